@@ -1,0 +1,1 @@
+"""Recipes: YAML in, frozen dataclasses with bound plugins out. Dicts stop here."""

@@ -1,0 +1,160 @@
+"""The nouns, all frozen. No file of the package is below this one, and importing it is cheap:
+torch is imported only where an index tensor is made.
+
+Shape legend, used in names everywhere:
+``G`` mini-groups of a set; ``B`` positions one mini-group owns along a dimension;
+``O, I`` rows and columns of a linear weight; ``T`` tokens; ``K`` candidates for the next cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Parameter name -> shape."""
+Widths = Mapping[str, int]
+"""Axis name -> number of units on it."""
+Scores = dict[str, "Tensor"]
+"""Group set name -> ``score_G`` in original unit order; ``inf`` where a unit is gone."""
+Plan = dict[str, list[int]]
+"""Group set name -> original numbers of the mini-groups to remove. Plain JSON."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One side of one parameter: dimension ``dim`` of ``param`` carries the axis ``name``.
+
+    Two sides with the same axis name shrink together. ``{i}`` in ``param`` and ``name`` stands for
+    the layer. ``block`` names how many positions one unit owns on this side (``"one"``, or a key of
+    ``Family.blocks``). ``when`` is a configuration flag that must be true (``!flag``: false) for
+    the parameter to exist.
+    """
+
+    param: str
+    dim: int
+    name: str
+    block: str = "one"
+    when: str = ""
+
+
+Config = Mapping[str, Any]
+"""A Hugging Face configuration as plain values."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the engine must know of an architecture, as data (``model/families.py``)."""
+
+    name: str
+    model_types: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    units: Mapping[str, Callable[[Config], int]]
+    """Axis kind -> how many units the configuration gives it."""
+    blocks: Mapping[str, Callable[[Config], int]]
+    """Block name -> positions per unit."""
+    resize: Callable[[Config, Widths], dict[str, Any]]
+    """Configuration fields of a model whose axis kinds have these widths, the same in all layers."""
+    norms: tuple[str, ...]
+    """Gains of the norms that average over the hidden axis (patterns with ``{i}``)."""
+    epsilon_field: str = "rms_norm_eps"
+    epsilon_attribute: str = "variance_epsilon"
+    containers: tuple[str, ...] = ()
+    """``model_type``s to export as, in order of preference: the first that accepts the shape."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """An ``Axis`` resolved for one layer: ``size = units * block`` positions."""
+
+    param: str
+    dim: int
+    name: str
+    block: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter's share: ``index_GB[g]`` are the positions along ``dim`` that unit ``g`` owns."""
+
+    param: str
+    dim: int
+    index_GB: Tensor
+
+
+@dataclass(frozen=True)
+class GroupSet:
+    """All mini-groups along one axis. ``group_params`` is what the first cut of one unit frees."""
+
+    name: str
+    kind: str
+    layer: int | None
+    size: int
+    members: tuple[Member, ...]
+    scope: str = "per_layer"
+    minimum: int = 1
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """The coupling of one model: which side of which parameter carries which axis, and how wide."""
+
+    family: Family
+    shapes: Shapes
+    sides: tuple[Side, ...]
+    widths: Widths
+    by_axis: Mapping[str, tuple[Side, ...]] = field(repr=False)
+
+    def axes(self, kind: str) -> list[str]:
+        """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""
+        return [name for name in self.by_axis if name.split(".")[0] == kind]
+
+    def sets(self, kind: str, *, scope: str = "per_layer", minimum: int = 1) -> Iterator[GroupSet]:
+        """The group sets of every axis of ``kind``; ``scope`` and ``minimum`` are passed on."""
+        import torch
+
+        for name in self.axes(kind):
+            size = self.widths[name]
+            index: dict[int, Tensor] = {}
+            for side in self.by_axis[name]:
+                if side.block not in index:
+                    positions = torch.arange(size * side.block, device="cpu")
+                    index[side.block] = positions.view(size, side.block)
+            members = tuple(Member(s.param, s.dim, index[s.block]) for s in self.by_axis[name])
+            layer = int(name.split(".")[1]) if "." in name else None
+            yield GroupSet(name, kind, layer, size, members, scope, minimum)
+
+    def count(self, widths: Widths | None = None) -> int:
+        """Parameters of the model if its axes had these widths (missing ones keep theirs)."""
+        wide = {**self.widths, **(widths or {})}
+        total: dict[str, int] = dict.fromkeys(self.shapes, 1)
+        for side in self.sides:
+            total[side.param] *= wide[side.name] * side.block
+        return sum(total.values())
+
+
+@dataclass(frozen=True)
+class Due:
+    """What a schedule asks for: remove so many mini-groups, or come down to so many parameters."""
+
+    groups: int | None = None
+    params: int | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One removal as it was decided: the plan, the saliency of what went, what is left."""
+
+    step: int
+    tokens: int
+    plan: Plan
+    saliency: Mapping[str, float]
+    """Kind -> lowest saliency of that kind when the decision was made (also of kinds not cut)."""
+    removed: Mapping[str, int]
+    """Kind -> mini-groups that went (a lockstep tuple counts once)."""
+    params: int
+    widths: Widths
