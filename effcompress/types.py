@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,6 +135,34 @@ class AxisMap:
         for side in self.sides:
             total[side.param] *= wide[side.name] * side.block
         return sum(total.values())
+
+
+class TextTokenizer(Protocol):
+    """What the data and evaluation rooms need of a tokenizer. No special tokens are ever added by
+    ``encode``: the one BOS and EOS policy lives in ``data/pack.py``.
+    """
+
+    bos_id: int | None
+    eos_id: int | None
+    adds_bos: bool
+    """Whether the tokenizer on its own begins a text with BOS."""
+    vocab_size: int
+    fingerprint: str
+    """Hash of everything that decides how text becomes tokens."""
+
+    def encode(self, texts: list[str]) -> list[list[int]]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences: ``ids_BT`` tokens, the domain of each row, and which sample it is."""
+
+    ids_BT: Tensor
+    domains: tuple[str, ...]
+    samples: tuple[tuple[str, int], ...]
+    """(domain, running number of the sample in that domain's stream) for each row."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a recipe says, as frozen dataclasses: one per YAML section. The JSON Schema, the reference
-in the docs and the checks of ``load`` all come from these classes; nothing else knows the keys.
+in the docs and the checks of ``recipe.load`` all come from these classes; nothing else knows the
+keys. It lies below the rooms so that each room can take its own section.
 
 Field metadata: ``help`` is the sentence users read; ``plugin`` names the registry kind of a
 ``Bound`` field; ``expert`` sorts a key last in the reference.
