@@ -8,6 +8,7 @@ Shape legend, used in names everywhere:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,7 +89,9 @@ class Member:
 
 @dataclass(frozen=True)
 class GroupSet:
-    """All mini-groups along one axis. ``group_params`` is what the first cut of one unit frees."""
+    """All mini-groups along one axis. In ``lockstep`` every set of a kind loses equally many, and
+    none is cut below ``minimum`` units.
+    """
 
     name: str
     kind: str
@@ -108,6 +111,7 @@ class AxisMap:
     sides: tuple[Side, ...]
     widths: Widths
     by_axis: Mapping[str, tuple[Side, ...]] = field(repr=False)
+    by_param: Mapping[str, tuple[Side, ...]] = field(repr=False)
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""
@@ -131,10 +135,16 @@ class AxisMap:
     def count(self, widths: Widths | None = None) -> int:
         """Parameters of the model if its axes had these widths (missing ones keep theirs)."""
         wide = {**self.widths, **(widths or {})}
-        total: dict[str, int] = dict.fromkeys(self.shapes, 1)
-        for side in self.sides:
-            total[side.param] *= wide[side.name] * side.block
-        return sum(total.values())
+        return sum(self._numel(param, wide) for param in self.shapes)
+
+    def freed(self, name: str, widths: Widths) -> int:
+        """Parameters that go with one unit of axis ``name`` in a model of these widths."""
+        params = {side.param for side in self.by_axis[name]}
+        return sum(self._numel(param, widths) // widths[name] for param in params)
+
+    def _numel(self, param: str, widths: Widths) -> int:
+        sizes = (widths[side.name] * side.block for side in self.by_param[param])
+        return math.prod(sizes)
 
 
 class TextTokenizer(Protocol):
@@ -184,5 +194,9 @@ class Cut:
     """Kind -> lowest saliency of that kind when the decision was made (also of kinds not cut)."""
     removed: Mapping[str, int]
     """Kind -> mini-groups that went (a lockstep tuple counts once)."""
+    scores: Mapping[str, list[float]]
+    """Group set name -> raw saliency of each mini-group in the plan."""
     params: int
+    """Parameters after the cut."""
     widths: Widths
+    """Widths of the pruned axes after the cut."""

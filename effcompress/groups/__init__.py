@@ -1,0 +1,6 @@
+"""Which weights must go together: named axes, resolved to rows of index tensors."""
+
+from effcompress.groups.axes import from_config, from_shapes, shapes_at
+from effcompress.groups.find import axes_of, find
+
+__all__ = ["axes_of", "find", "from_config", "from_shapes", "shapes_at"]

@@ -1,0 +1,1 @@
+"""Measuring what criteria need, and nothing else."""

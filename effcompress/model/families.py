@@ -1,0 +1,120 @@
+"""Architectures as data: which side of which parameter carries which axis.
+
+The whole coupling of a model is one sentence: two sides with the same axis name shrink together.
+A family lists its parameters once; sizes of a loaded model are read from its tensors
+(``groups/axes.py``), and sizes of a model that is not loaded from its configuration, by the same
+table, so that a recipe can be priced without importing torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from effcompress.errors import SourceError
+from effcompress.types import Axis, Config, Family, Widths
+
+LAYER = "model.layers.{i}."
+
+
+def linear(
+    module: str,
+    out: tuple[str, str] | str,
+    into: tuple[str, str] | str,
+    bias: str = "",
+) -> Iterator[Axis]:
+    """Axes of a linear layer: ``out`` and ``into`` are an axis name, or (axis name, block)."""
+    out_name, out_block = (out, "one") if isinstance(out, str) else out
+    in_name, in_block = (into, "one") if isinstance(into, str) else into
+    yield Axis(f"{module}.weight", 0, out_name, out_block)
+    yield Axis(f"{module}.weight", 1, in_name, in_block)
+    if bias:
+        yield Axis(f"{module}.bias", 0, out_name, out_block, when=bias)
+
+
+def head_dim(config: Config) -> int:
+    """Width of a head: stated, or hidden size over heads. Pruning never changes it."""
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def kv_heads(config: Config) -> int:
+    """KV heads; families without grouped queries have one per query head."""
+    return config.get("num_key_value_heads") or config["num_attention_heads"]
+
+
+def queries_per_kv(config: Config) -> int:
+    """Query heads that share one KV head."""
+    return config["num_attention_heads"] // kv_heads(config)
+
+
+def _resize_llama(config: Config, widths: Widths) -> dict[str, Any]:
+    kv = widths["attention"]
+    return {
+        "hidden_size": widths["hidden"],
+        "intermediate_size": widths["ffn"],
+        "num_attention_heads": kv * queries_per_kv(config),
+        "num_key_value_heads": kv,
+        # Never left to be derived: hidden size over heads is no longer the width of a head.
+        "head_dim": head_dim(config),
+    }
+
+
+_ATTENTION, _FFN = "attention.{i}", "ffn.{i}"
+
+LLAMA = Family(
+    name="llama",
+    model_types=("llama", "mistral"),
+    axes=(
+        Axis("model.embed_tokens.weight", 0, "vocab"),
+        Axis("model.embed_tokens.weight", 1, "hidden"),
+        Axis(LAYER + "input_layernorm.weight", 0, "hidden"),
+        *linear(LAYER + "self_attn.q_proj", (_ATTENTION, "query"), "hidden", "attention_bias"),
+        *linear(LAYER + "self_attn.k_proj", (_ATTENTION, "head"), "hidden", "attention_bias"),
+        *linear(LAYER + "self_attn.v_proj", (_ATTENTION, "head"), "hidden", "attention_bias"),
+        *linear(LAYER + "self_attn.o_proj", "hidden", (_ATTENTION, "query"), "attention_bias"),
+        Axis(LAYER + "post_attention_layernorm.weight", 0, "hidden"),
+        *linear(LAYER + "mlp.gate_proj", _FFN, "hidden", "mlp_bias"),
+        *linear(LAYER + "mlp.up_proj", _FFN, "hidden", "mlp_bias"),
+        *linear(LAYER + "mlp.down_proj", "hidden", _FFN, "mlp_bias"),
+        Axis("model.norm.weight", 0, "hidden"),
+        Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
+        Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
+    ),
+    units={
+        "vocab": lambda c: c["vocab_size"],
+        "hidden": lambda c: c["hidden_size"],
+        "attention": kv_heads,
+        "ffn": lambda c: c["intermediate_size"],
+    },
+    blocks={
+        "one": lambda _: 1,
+        "head": head_dim,
+        "query": lambda c: queries_per_kv(c) * head_dim(c),
+    },
+    resize=_resize_llama,
+    norms=(
+        LAYER + "input_layernorm.weight",
+        LAYER + "post_attention_layernorm.weight",
+        "model.norm.weight",
+    ),
+    containers=("llama", "mistral"),
+)
+
+FAMILIES = (LLAMA,)
+
+
+def family_of(config: Config) -> Family:
+    """The declared family of a configuration.
+
+    Raises SourceError naming the ``model_type`` when no family declares it.
+    """
+    model_type = config.get("model_type")
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = sorted(t for f in FAMILIES for t in f.model_types)
+    raise SourceError(
+        f"architecture '{model_type}' is not declared",
+        where="model",
+        fix=f"Declared: {', '.join(known)}. A declaration is a list of axes in model/families.py.",
+    )

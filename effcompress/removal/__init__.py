@@ -1,0 +1,1 @@
+"""The only mutations of weights by decision: mask, commit."""

@@ -1,0 +1,65 @@
+"""A commit proves itself: same logits, same ties, optimizer and model in agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from effcompress.errors import SurgeryError
+from effcompress.removal.optimizer import check_state
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, relative to the largest logit, in fp32."""
+
+
+@dataclass
+class Proof:
+    """What the self-test saw."""
+
+    max_logit_difference: float = field(default=0.0)
+
+
+@contextmanager
+def same_function(
+    module: nn.Module, ids_BT: Tensor, optimizer: Optimizer | None
+) -> Iterator[Proof]:
+    """Run a commit inside; raises SurgeryError if the model is not the same function afterwards."""
+    ties = _ties(module)
+    before = _logits(module, ids_BT)
+    proof = Proof()
+    yield proof
+    after = _logits(module, ids_BT)
+    proof.max_logit_difference = float((after - before).abs().max())
+    scale = float(before.abs().max())
+    if not proof.max_logit_difference <= TOLERANCE * max(scale, 1.0):
+        raise SurgeryError(
+            f"logits moved by {proof.max_logit_difference:.3g} (largest logit {scale:.3g}) when "
+            "masked units were cut out",
+            fix="This is a fault of effcompress or of the family's declaration; please report it.",
+        )
+    if _ties(module) != ties:
+        raise SurgeryError("tied weights came apart when the masked units were cut out")
+    if optimizer is not None:
+        check_state(optimizer, dict(module.named_parameters()))
+
+
+@torch.no_grad()
+def _logits(module: nn.Module, ids_BT: Tensor) -> Tensor:
+    training = module.training
+    module.eval()
+    logits = module(input_ids=ids_BT, use_cache=False).logits.float()
+    module.train(training)
+    return logits
+
+
+def _ties(module: nn.Module) -> list[tuple[str, ...]]:
+    """Names that share one Parameter object."""
+    names: dict[int, list[str]] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    return sorted(tuple(group) for group in names.values() if len(group) > 1)

@@ -1,0 +1,89 @@
+"""Saliency of mini-groups: the criterion's saliency of every weight, summed over what a mini-group
+owns in every parameter.
+
+A weight that belongs to two mini-groups (a row of one axis, a column of another) counts in both, so
+each parameter is read once, in blocks of rows that stay in the processor's cache, and summed along
+both dimensions. No tensor of the size of the model is ever made.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from effcompress.errors import PluginError, RunError
+from effcompress.registry import Bound
+from effcompress.types import GroupSet, Scores
+
+BLOCK_ELEMENTS = 1 << 18
+"""Elements scored at once: 1 MB in fp32, small enough to stay in cache between the passes."""
+
+
+class Stats(Protocol):
+    """Where the inputs of a criterion come from (``measure/stats.py``)."""
+
+    def shape(self, param: str) -> tuple[int, ...]: ...
+
+    def rows(self, param: str, start: int, stop: int) -> dict[str, Tensor]: ...
+
+
+@torch.no_grad()
+def score(sets: Sequence[GroupSet], criterion: Bound, stats: Stats) -> Scores:
+    """``{set: score_G}`` in fp32, in the physical order of the units.
+
+    Raises PluginError when the criterion changes the shape of the weight, RunError when a saliency
+    is not finite (naming the set).
+    """
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for s in sets:
+        for m in s.members:
+            wanted[m.param].add(m.dim)
+    along = {param: _sums(param, dims, criterion, stats) for param, dims in wanted.items()}
+    scores: Scores = {}
+    for s in sets:
+        total = torch.zeros(s.size)
+        for m in s.members:
+            total += along[m.param][m.dim][m.index_GB].sum(1)
+        if not bool(torch.isfinite(total).all()):
+            raise RunError(
+                f"criterion '{criterion.name}' gives a saliency that is not finite",
+                where=s.name,
+                fix="Lower the learning rate, or look at the loss of the last steps.",
+            )
+        scores[s.name] = total
+    return scores
+
+
+def _sums(param: str, dims: set[int], criterion: Bound, stats: Stats) -> dict[int, Tensor]:
+    """``{dim: [size of dim]}``: saliency summed over all other dimensions, on the CPU."""
+    shape = stats.shape(param)
+    rows_total = shape[0]
+    width = max(1, int(torch.tensor(shape[1:]).prod()))
+    step = max(1, BLOCK_ELEMENTS // width)
+    pieces: list[Tensor] = []
+    columns: Tensor | None = None
+    for start in range(0, rows_total, step):
+        inputs = stats.rows(param, start, min(start + step, rows_total))
+        saliency = criterion(**inputs)
+        if saliency.shape != inputs["weight"].shape:
+            raise PluginError(
+                f"criterion '{criterion.name}' returned shape {tuple(saliency.shape)} for a weight "
+                f"of shape {tuple(inputs['weight'].shape)}",
+                where=criterion.plugin.where,
+            )
+        saliency = saliency.float()
+        if 0 in dims:
+            pieces.append(saliency.flatten(1).sum(1) if saliency.dim() > 1 else saliency)
+        if 1 in dims:
+            part = saliency.sum(0)
+            columns = part if columns is None else columns.add_(part)
+    found: dict[int, Tensor] = {}
+    if 0 in dims:
+        found[0] = torch.cat(pieces).cpu()
+    if columns is not None:
+        found[1] = columns.cpu()
+    return found

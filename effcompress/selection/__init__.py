@@ -1,0 +1,1 @@
+"""What goes, when, and how much: decisions only."""

@@ -1,0 +1,111 @@
+"""What may still be cut without missing the target: arithmetic on widths, no tensors.
+
+A *line* is a queue of candidates: the sets of one kind in lockstep, or one set on its own. Taking
+from a line removes one mini-group from each of its sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+from effcompress.types import AxisMap, GroupSet, Widths
+
+TOLERANCE = 0.005
+"""A target is met within half a percent (design: ask for a size, get that size)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Sets that lose their next mini-group together."""
+
+    kind: str
+    sets: tuple[str, ...]
+    size: int
+    minimum: int
+
+
+def lines_of(sets: Iterable[GroupSet]) -> list[Line]:
+    """One line per lockstep kind, one per set otherwise, in the order of the sets."""
+    lines: dict[str, Line] = {}
+    for s in sets:
+        key = s.kind if s.scope == "lockstep" else s.name
+        before = lines[key].sets if key in lines else ()
+        lines[key] = Line(s.kind, (*before, s.name), s.size, s.minimum)
+    return list(lines.values())
+
+
+@final
+class Budget:
+    """Parameters now, the target, and for each line what its next removal frees."""
+
+    def __init__(self, axes: AxisMap, lines: list[Line], widths: Widths, target: int) -> None:
+        self.axes, self.lines, self.target = axes, lines, target
+        self.widths = {**axes.widths, **widths}
+        self.params = axes.count(self.widths)
+        self._freed: dict[int, int] = {}
+        self._neighbours = [self._sharing(line) for line in lines]
+
+    def freed(self, k: int) -> int:
+        """Parameters that the next removal from line ``k`` frees."""
+        if k not in self._freed:
+            self._freed[k] = sum(self.axes.freed(n, self.widths) for n in self.lines[k].sets)
+        return self._freed[k]
+
+    def removed(self, k: int) -> float:
+        """Share of line ``k``'s units that are gone."""
+        line = self.lines[k]
+        return 1.0 - self.widths[line.sets[0]] / line.size
+
+    def open(self) -> list[int]:
+        """Lines whose next removal comes nearer to the target without missing it."""
+        return [k for k in range(len(self.lines)) if self._allowed(k)]
+
+    def take(self, k: int) -> None:
+        """Remove one mini-group from every set of line ``k``."""
+        self.params -= self.freed(k)
+        for name in self.lines[k].sets:
+            self.widths[name] -= 1
+        for other in self._neighbours[k]:
+            self._freed.pop(other, None)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the size is within the tolerance of the target."""
+        return abs(self.params - self.target) <= TOLERANCE * self.target
+
+    def _allowed(self, k: int) -> bool:
+        line = self.lines[k]
+        if self.widths[line.sets[0]] <= line.minimum:
+            return False
+        after = self.params - self.freed(k)
+        nearer = abs(after - self.target) < abs(self.params - self.target)
+        return nearer and after >= self.target * (1 - TOLERANCE)
+
+    def _sharing(self, line: Line) -> list[int]:
+        """Lines with a parameter in common: their price changes when ``line`` shrinks."""
+        mine = {side.param for name in line.sets for side in self.axes.by_axis[name]}
+        return [
+            k
+            for k, other in enumerate(self.lines)
+            if other is not line
+            and any(side.param in mine for name in other.sets for side in self.axes.by_axis[name])
+        ]
+
+
+def simulate(budget: Budget, groups: int | None = None) -> dict[str, int]:
+    """Cut as a run without saliency would: always the line that has lost the smallest share.
+
+    ``groups`` limits how many mini-groups go. Returns kind -> mini-groups removed.
+    """
+    removed: dict[str, int] = {}
+    while groups is None or sum(removed.values()) < groups:
+        choices = budget.open()
+        if not choices:
+            break
+        k = min(choices, key=budget.removed)
+        budget.take(k)
+        kind = budget.lines[k].kind
+        removed[kind] = removed.get(kind, 0) + 1
+    return removed

@@ -1,0 +1,128 @@
+"""Scores and a budget -> Plan. Decides and touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from effcompress.errors import PluginError
+from effcompress.registry import Bound
+from effcompress.selection.budget import Budget, lines_of
+from effcompress.types import AxisMap, Due, GroupSet, Plan, Scores, Widths
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to remove, and what the decision was based on."""
+
+    plan: Plan
+    scores: dict[str, list[float]]
+    """Raw saliency of each mini-group in the plan."""
+    lowest: dict[str, float]
+    """Kind -> lowest saliency when the decision was made, as the selector compares it."""
+    removed: dict[str, int]
+    params: int
+    widths: Widths
+
+
+@dataclass(frozen=True)
+class _Queue:
+    """Candidates of one line, least salient first: ``total_J`` sums the j-th of every set."""
+
+    units: dict[str, list[int]]
+    raw: dict[str, list[float]]
+    total_J: Tensor
+    mean_J: Tensor
+    """Mean of the candidates from the j-th on: the ones still alive when it is next."""
+
+
+def choose(
+    sets: Sequence[GroupSet],
+    axes: AxisMap,
+    scores: Scores,
+    due: Due,
+    target: int,
+    selector: Bound,
+) -> Choice:
+    """The mini-groups to remove now.
+
+    ``sets`` and ``axes`` describe the parent (original units), ``scores[set]`` is ``[G]`` with inf
+    where a unit is gone. Stops at ``due``, and never passes ``target`` by more than 0.5 %.
+
+    Raises PluginError when the selector returns something else than one value per candidate.
+    """
+    lines = lines_of(sets)
+    queues = [_queue([scores[name] for name in line.sets], line.sets) for line in lines]
+    alive = {name: len(q.units[name]) for q in queues for name in q.units}
+    budget = Budget(axes, lines, alive, target)
+    taken = [0] * len(lines)
+    floor = target if due.params is None else max(target, due.params)
+    lowest: dict[str, float] | None = None
+    while due.groups is None or sum(taken) < due.groups:
+        choices = budget.open()
+        if not choices or (due.params is not None and budget.params <= floor):
+            break
+        # All lines are compared, for the record; only those that may be cut are cut.
+        left = [k for k, queue in enumerate(queues) if taken[k] < len(queue.total_J)]
+        value = dict(zip(left, _compare(left, queues, taken, budget, selector), strict=True))
+        if lowest is None:
+            lowest = _lowest(value, [line.kind for line in lines])
+        k = min(choices, key=value.__getitem__)
+        budget.take(k)
+        taken[k] += 1
+    plan: Plan = {}
+    raw: dict[str, list[float]] = {}
+    removed: dict[str, int] = {}
+    for line, queue, n in zip(lines, queues, taken, strict=True):
+        if n:
+            removed[line.kind] = removed.get(line.kind, 0) + n
+            for name in line.sets:
+                plan[name] = sorted(queue.units[name][:n])
+                chosen = dict(zip(queue.units[name][:n], queue.raw[name][:n], strict=True))
+                raw[name] = [chosen[unit] for unit in plan[name]]
+    widths = {name: budget.widths[name] for name in alive}
+    return Choice(plan, raw, lowest or {}, removed, budget.params, widths)
+
+
+def _queue(scores: list[Tensor], names: tuple[str, ...]) -> _Queue:
+    units: dict[str, list[int]] = {}
+    raw: dict[str, list[float]] = {}
+    ordered = []
+    for name, score_G in zip(names, scores, strict=True):
+        value, order = torch.sort(score_G.double(), stable=True)
+        alive = int(torch.isfinite(value).sum())
+        units[name] = order[:alive].tolist()
+        raw[name] = value[:alive].tolist()
+        ordered.append(value[:alive])
+    total_J = torch.stack(ordered).sum(0)
+    left = torch.arange(len(total_J), 0, -1)
+    mean_J = total_J.flip(0).cumsum(0).flip(0) / left
+    return _Queue(units, raw, total_J, mean_J)
+
+
+def _compare(
+    choices: list[int], queues: list[_Queue], taken: list[int], budget: Budget, selector: Bound
+) -> list[float]:
+    value_K = selector(
+        score_K=torch.stack([queues[k].total_J[taken[k]] for k in choices]),
+        mean_K=torch.stack([queues[k].mean_J[taken[k]] for k in choices]),
+        params_K=torch.tensor([budget.freed(k) for k in choices], dtype=torch.float64),
+        removed_K=torch.tensor([budget.removed(k) for k in choices], dtype=torch.float64),
+    )
+    if value_K.shape != (len(choices),) or bool(torch.isnan(value_K).any()):
+        raise PluginError(
+            f"selector '{selector.name}' must return one number for each of {len(choices)} "
+            f"candidates, got {tuple(value_K.shape)}",
+            where=selector.plugin.where,
+        )
+    return value_K.tolist()
+
+
+def _lowest(value: dict[int, float], kinds: list[str]) -> dict[str, float]:
+    lowest: dict[str, float] = {}
+    for k, v in value.items():
+        lowest[kinds[k]] = min(v, lowest.get(kinds[k], v))
+    return lowest

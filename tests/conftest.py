@@ -1,0 +1,93 @@
+"""Tiny models whose every size is different, so that no two axes can be mixed up by accident."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gqa_tied": {"num_attention_heads": 6, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    "gqa_untied": {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": False,
+    },
+    "mha_tied": {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    "mha_untied": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+def shape(name: str, **more: Any) -> dict[str, Any]:
+    """Configuration fields of a tiny Llama: hidden 48, FFN 40, 3 layers, heads of 8."""
+    return {
+        "model_type": "llama",
+        "vocab_size": 61,
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "attention_bias": False,
+        "mlp_bias": False,
+        **SHAPES[name],
+        **more,
+    }
+
+
+def tiny(name: str = "gqa_tied", dtype: torch.dtype = torch.float32, **more: Any) -> nn.Module:
+    """A random tiny model; gains and biases are random too, so that forgetting one shows."""
+    fields = shape(name, **more)
+    config = AutoConfig.for_model(**fields)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype)
+        for p in model.parameters():
+            if p.dim() == 1:
+                p.data.uniform_(0.5, 1.5)
+            else:
+                p.data.normal_(0, 0.2)
+    return model.eval()
+
+
+def tokens(batch: int = 2, length: int = 12, seed: int = 1, vocab: int = 61) -> torch.Tensor:
+    return torch.randint(0, vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+class ExactRMSNorm(nn.Module):
+    """RMSNorm in the dtype of its input: the library's computes in fp32, which hides differences."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.variance_epsilon = norm.variance_epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (
+            self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        )
+
+
+def with_exact_norms(
+    model: nn.Module, make: Callable[[nn.Module], nn.Module] = ExactRMSNorm
+) -> nn.Module:
+    """Exchange every RMSNorm; parameters keep their names."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                setattr(parent, name, make(child))
+    return model
+
+
+@pytest.fixture
+def clone() -> Callable[[nn.Module], nn.Module]:
+    return copy.deepcopy
