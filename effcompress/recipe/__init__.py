@@ -1,1 +1,16 @@
 """Recipes: YAML in, frozen dataclasses with bound plugins out. Dicts stop here."""
+
+from effcompress.recipe.json_schema import json_schema, type_words
+from effcompress.recipe.load import LoadedRecipe, load, load_plugins
+from effcompress.recipe.resolved import checked, plain, resolved
+
+__all__ = [
+    "LoadedRecipe",
+    "checked",
+    "json_schema",
+    "load",
+    "load_plugins",
+    "plain",
+    "resolved",
+    "type_words",
+]

@@ -17,9 +17,8 @@ def agree(module: nn.Module) -> None:
 
 
 def agree_config(module: nn.Module, fields: dict[str, Any]) -> None:
-    """Write configuration fields without the class's validation: between cuts a shape may be one
-    that only another container accepts (``model/containers.py``).
+    """Write configuration fields. They are not validated: between cuts a shape may be one that only
+    another container accepts (``model/containers.py``).
     """
-    config = module.config
     for key, value in fields.items():
-        vars(config)[key] = value
+        setattr(module.config, key, value)

@@ -1,0 +1,59 @@
+"""The result: an ordinary Hugging Face folder, or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from effcompress.errors import RunError
+
+
+def export(
+    skeleton: Any,
+    tensors: Mapping[str, Tensor],
+    save_tokenizer: Callable[[Path], None],
+    folder: Path,
+) -> int:
+    """Write the model into ``folder``: safetensors, configuration, generation config, tokenizer.
+
+    ``skeleton`` is a stock model on the meta device; ``tensors`` are its parameters by name.
+    Everything is written beside ``folder``'s other files under a temporary name and moved into
+    place with ``config.json`` last, so a folder that died half-way does not load as a model.
+    Returns the bytes written. Raises RunError when names or shapes disagree, or the disk is full.
+    """
+    _check(skeleton, tensors)
+    skeleton.load_state_dict(dict(tensors), strict=False, assign=True)
+    skeleton.tie_weights()
+    work = folder / f".exporting-{os.getpid()}"
+    for left in folder.glob(".exporting-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        skeleton.save_pretrained(work, safe_serialization=True)
+        save_tokenizer(work)
+        files = sorted(work.iterdir(), key=lambda f: f.name == "config.json")
+        size = sum(f.stat().st_size for f in files)
+        (folder / "config.json").unlink(missing_ok=True)
+        for file in files:
+            file.replace(folder / file.name)
+        work.rmdir()
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise RunError(f"the model cannot be written: {error}", where=str(folder)) from error
+    return size
+
+
+def _check(skeleton: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    wanted = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
+    given = {name: tuple(t.shape) for name, t in tensors.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise RunError(
+                f"shape {given.get(name)} does not fit the exported class, which wants "
+                f"{wanted.get(name)}",
+                where=name,
+            )

@@ -1,0 +1,95 @@
+"""Checkpoints: one folder each, complete or not there.
+
+``state.json`` holds everything that is no tensor, ``tensors.safetensors`` everything that is. The
+folder is written under a temporary name, flushed to disk, read back and then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from effcompress.errors import RunError
+
+FORMAT = 1
+TENSORS, STATE = "tensors.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint in memory."""
+
+    values: dict[str, Any]
+    """JSON values: step, tokens, positions, epsilons, the recipe's hash."""
+    tensors: dict[str, Tensor]
+    """Flat names, e.g. ``model/...``, ``exp_avg/...``, ``ledger/...``."""
+
+
+def save(folder: Path, step: int, saved: Saved, keep: int) -> Path:
+    """Write ``folder/step-<step>`` atomically, then delete all but the newest ``keep``.
+
+    Raises RunError when the disk is full or what was written cannot be read back; earlier
+    checkpoints stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    target = folder / f"step-{step:08d}"
+    work = folder / f".writing-{os.getpid()}"
+    try:
+        work.mkdir()
+        contiguous = {name: t.detach().contiguous() for name, t in saved.tensors.items()}
+        save_file(contiguous, work / TENSORS)
+        values = {"format": FORMAT, "bytes": (work / TENSORS).stat().st_size, **saved.values}
+        (work / STATE).write_text(json.dumps(values, indent=1), encoding="utf-8")
+        _flush(work / TENSORS, work / STATE, work)
+        _read_back(work, set(saved.tensors))
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise RunError(
+            f"the checkpoint of step {step} cannot be written: {error}",
+            where=str(folder),
+            fix="Free some space, then continue with --resume from the checkpoint before.",
+        ) from error
+    if target.exists():
+        shutil.rmtree(target)
+    work.rename(target)
+    _flush(folder)
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def steps(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process that died while writing left behind."""
+    for left in folder.glob(".writing-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _flush(*paths: Path) -> None:
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _read_back(work: Path, names: Mapping[str, Any] | set[str]) -> None:
+    with safe_open(work / TENSORS, framework="pt") as file:
+        missing = set(names) - set(file.keys())
+    if missing:
+        raise RunError(f"checkpoint lacks {sorted(missing)[0]}", where=str(work))

@@ -1,0 +1,86 @@
+"""The command line. It only parses, calls a room and prints; rooms are imported inside commands,
+so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from effcompress.cli import check, describe, look, run
+from effcompress.errors import EffcompressError
+
+_LINES = 3
+
+app = typer.Typer(
+    name="effcompress",
+    help="Make a small language model out of a big one, as a YAML recipe says.",
+    epilog="Start with: effcompress check recipes/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass
+class Options:
+    """What was said before the command."""
+
+    debug: bool = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"effcompress {version('effcompress')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback when something fails.")
+    ] = False,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    context.obj.debug = debug
+
+
+app.command("check")(check.check)
+app.command("plan")(look.plan)
+app.command("fetch")(look.fetch)
+app.command("run")(run.run)
+app.command("inspect")(look.inspect)
+app.command("eval")(look.evaluate)
+app.command("schema")(describe.schema)
+app.add_typer(describe.plugins, name="plugins")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0, 1 (a run failed), 2 (the input is wrong), 130 (interrupted).
+
+    Errors of the package are printed in at most three lines on standard error.
+    """
+    options = Options()
+    try:
+        app(argv, prog_name="effcompress", obj=options)
+    except EffcompressError as error:
+        if options.debug:
+            traceback.print_exception(error)
+        else:
+            lines = f"error: {error}".splitlines()[:_LINES]
+            typer.echo("\n".join(lines), err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,152 @@
+"""Commands that describe the tool: ``schema`` and ``plugins``."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from effcompress.cli.arguments import AsJson, print_json
+from effcompress.errors import PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from effcompress.registry import Knob, Plugin
+
+plugins = typer.Typer(
+    help="List the plugins, or show one with its knobs.",
+    no_args_is_help=True,
+)
+
+
+def schema(
+    plugins_of: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Include the plugin files that this recipe names.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from effcompress.recipe import json_schema, load_plugins
+
+    if plugins_of is not None:
+        load_plugins(plugins_of)
+    print_json(json_schema())
+
+
+@plugins.command("list")
+def list_(json: AsJson = False) -> None:
+    """List every plugin: kind, name and what it computes."""
+    from effcompress.registry import REGISTRY
+
+    found = REGISTRY.all()
+    if json:
+        print_json([_facts(plugin) for plugin in found])
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("kind", "name"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("what it does")
+    for plugin in found:
+        table.add_row(plugin.kind, Text(plugin.name), Text(_flat(plugin.summary)))
+    Console(highlight=False).print(table)
+
+
+@plugins.command("show")
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Name, or KIND/NAME where kinds share it.", show_default=False
+        ),
+    ],
+    json: AsJson = False,
+) -> None:
+    """Show one plugin: docstring, inputs, knobs, paper, file and line."""
+    plugin = _find(name)
+    if json:
+        print_json(_facts(plugin))
+        return
+    typer.echo("\n".join(_described(plugin)))
+
+
+def _find(name: str) -> Plugin:
+    from effcompress.registry import INPUTS, REGISTRY
+
+    kind, slash, rest = name.rpartition("/")
+    if slash and kind not in INPUTS:
+        raise PluginError(f"no kind of plugin named '{kind}'", fix=did_you_mean(kind, INPUTS))
+    if slash:
+        return REGISTRY.get(kind, rest)
+    everything = REGISTRY.all()
+    found = [plugin for plugin in everything if plugin.name == name]
+    if not found:
+        known = {plugin.name for plugin in everything}
+        raise PluginError(f"no plugin named '{name}'", fix=did_you_mean(name, known))
+    if len(found) > 1:
+        choices = " or ".join(f"{plugin.kind}/{name}" for plugin in found)
+        raise PluginError(f"'{name}' names {len(found)} plugins", fix=f"Write {choices}.")
+    return found[0]
+
+
+def _described(plugin: Plugin) -> list[str]:
+    facts = _facts(plugin)
+    lines = [f"{plugin.kind} {plugin.name}", ""]
+    lines += [f"  {line}".rstrip() for line in facts["doc"].splitlines()]
+    lines += ["", "inputs, from the engine:"]
+    lines += _columns([(name, said) for name, said in facts["inputs"].items()])
+    lines += ["", "knobs, from the recipe:"]
+    rows = [(name, _knob_words(knob)) for name, knob in facts["knobs"].items()]
+    lines += _columns(rows) or ["  none"]
+    return [*lines, "", f"paper  {plugin.paper}", f"file   {facts['file']}"]
+
+
+def _knob_words(knob: dict[str, Any]) -> str:
+    return knob["type"] + (", required" if knob["required"] else f", default {knob['default']}")
+
+
+def _columns(rows: list[tuple[str, str]]) -> list[str]:
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:{width}}  {said}" for name, said in rows]
+
+
+def _facts(plugin: Plugin) -> dict[str, Any]:
+    from effcompress.registry import INPUTS
+
+    return {
+        "kind": plugin.kind,
+        "name": plugin.name,
+        "doc": inspect.getdoc(plugin.function) or "",
+        "inputs": {name: INPUTS[plugin.kind][name] for name in plugin.needs},
+        "knobs": {name: _knob_facts(knob) for name, knob in plugin.knobs.items()},
+        "paper": plugin.paper,
+        "file": _relative(plugin.where),
+    }
+
+
+def _knob_facts(knob: Knob) -> dict[str, Any]:
+    from effcompress.recipe import plain, type_words
+
+    default = None if knob.required else plain(knob.default)
+    return {"type": type_words(knob.annotation), "required": knob.required, "default": default}
+
+
+def _relative(where: str) -> str:
+    """``file:line`` from the folder that holds the package, or else from the current folder."""
+    file, _, line = where.rpartition(":")
+    package = Path(__file__).parents[1]
+    start = package.parent if Path(file).is_relative_to(package) else Path.cwd()
+    return f"{os.path.relpath(file, start)}:{line}"
+
+
+def _flat(text: str) -> str:
+    return text.replace("``", "")

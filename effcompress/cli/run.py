@@ -1,0 +1,37 @@
+"""``effcompress run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from effcompress.cli.arguments import Offline, Overrides, RecipeFile
+
+
+def run(
+    recipe: RecipeFile,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Output folder. Default: runs/ and the name of the recipe."
+        ),
+    ] = None,
+    set_: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")
+    ] = False,
+    offline: Offline = False,
+) -> None:
+    """Run a recipe: prune, train, evaluate and export.
+
+    The export is loaded again in a fresh process before the run reports success.
+    """
+    from effcompress.recipe import load
+
+    loaded = load(recipe, set_ or ())
+    # After loading: a broken recipe should not wait for torch.
+    from effcompress.runner.run import run as run_recipe
+
+    run_recipe(loaded, output=output, resume=resume, offline=offline)

@@ -1,0 +1,289 @@
+"""The text of a run: every domain tokenised as far as the run needs, packed and fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from effcompress.data.documents import address
+from effcompress.data.pack import Windows, payload, shuffled, window_bos, windows_of
+from effcompress.data.sources import how_held_out, kind_of, training_source, validation_source
+from effcompress.data.stream import Stream, next_domain
+from effcompress.data.tokens import TokenStore
+from effcompress.errors import SourceError
+from effcompress.spec import DataSpec, DomainSpec
+from effcompress.types import TextTokenizer
+
+BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How the room reaches the world: whether it may, and whom it tells."""
+
+    offline: bool
+    progress: Callable[[str, float], None]
+    notice: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain with its tokens; ``train`` are the windows that training may read."""
+
+    name: str
+    spec: DomainSpec
+    source: str
+    share: float
+    store: TokenStore
+    train: Windows
+    heldout: Windows
+
+    def content(self) -> str:
+        """Hash of the tokens this run trains on and is evaluated on."""
+        digest = hashlib.sha256()
+        for tokens in (self.train.used, self.heldout.used):
+            digest.update(f"{len(tokens)} {tokens.dtype.str} ".encode())
+            for start in range(0, len(tokens), BLOCK):
+                digest.update(np.ascontiguousarray(tokens[start : start + BLOCK]).data)
+        return digest.hexdigest()[:32]
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "share": self.share,
+            "documents": self.store.documents("train", len(self.train.used)),
+            "tokens": len(self.train.used),
+            "heldout_documents": self.store.documents("heldout", len(self.heldout.used)),
+            "heldout_tokens": len(self.heldout.used),
+            "held_out": how_held_out(self.spec),
+            "content": self.content(),
+        }
+
+
+class Corpus:
+    """What ``prepare`` returns. All that is read from it depends on recipe, text and tokenizer
+    only, never on what happened to be in the cache.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        domains: Mapping[str, Domain],
+        tokenizer: TextTokenizer,
+        seed: int,
+        talk: Talk,
+    ) -> None:
+        self._spec, self._domains, self._seed, self._talk = spec, dict(domains), seed, talk
+        self._tokenizer = tokenizer.fingerprint
+        self.sequence_length = spec.sequence_length
+        self.bos = window_bos(spec.bos, tokenizer)
+        """The id every sequence begins with, or None."""
+        self.domains: tuple[str, ...] = tuple(self._domains)
+        self._summary: dict[str, Any] | None = None
+
+    def stream(self, seed: int | None = None) -> Stream:
+        """Training batches from the beginning; ``seed`` defaults to that of ``prepare``."""
+        return Stream(
+            {name: domain.train for name, domain in self._domains.items()},
+            {name: domain.share for name, domain in self._domains.items()},
+            seed=self._seed if seed is None else seed,
+            when_dry=self._spec.when_dry,
+            notice=self._talk.notice,
+        )
+
+    def calibration(self, sequences: int, seed: int | None = None) -> Tensor:
+        """``ids_NT`` (int64): ``sequences`` different windows of training text, mixed by weight.
+
+        Tokenises more if the run itself needs less. Raises ``SourceError`` naming a domain that
+        has too little text.
+        """
+        seed = self._seed if seed is None else seed
+        names = list(self._domains)
+        shares = [self._domains[name].share for name in names]
+        counts = [0] * len(names)
+        order: list[tuple[int, int]] = []
+        for _ in range(sequences):
+            chosen = next_domain(shares, counts)
+            order.append((chosen, counts[chosen]))
+            counts[chosen] += 1
+        pools = [self._pool(self._domains[name], n) for name, n in zip(names, counts, strict=True)]
+        rows = []
+        for chosen, number in order:
+            windows, key = pools[chosen], f"calibration {seed} {names[chosen]}"
+            rows.append(windows.take(shuffled(number, windows.count, key)))
+        return _stack(rows, self.sequence_length)
+
+    def _pool(self, domain: Domain, needed: int) -> Windows:
+        """The windows training may read, or the first ``needed`` if those are fewer."""
+        if needed <= domain.train.count:
+            return domain.train
+        size = payload(self.sequence_length, self.bos)
+        _ensure(domain.store, needed * size, 0, self._talk)
+        tokens = domain.store.tokens("train")
+        windows = windows_of(tokens, self.sequence_length, self.bos, needed)
+        if windows.count < needed:
+            raise SourceError(
+                f"calibration takes {needed} sequences of {self.sequence_length} tokens from this "
+                f"domain, which has text for {windows.count}",
+                where=address(domain.name),
+                fix="ask for fewer sequences, make them shorter or add text",
+            )
+        return windows
+
+    def heldout(self, domain: str, sequences: int) -> Tensor:
+        """``ids_NT`` (int64): the first ``sequences`` windows of the held-out text, or as many as
+        there are, with a notice. No training text among them.
+        """
+        one = self._domains[domain]
+        size = payload(self.sequence_length, self.bos)
+        if sequences > one.heldout.count:
+            _ensure(one.store, 0, sequences * size, self._talk)
+        windows = windows_of(one.store.tokens("heldout"), self.sequence_length, self.bos, sequences)
+        if windows.count < sequences:
+            self._talk.notice(
+                f"domain '{domain}': held-out text ({how_held_out(one.spec)}) for "
+                f"{windows.count} of the {sequences} sequences asked for"
+            )
+        return _stack([windows.take(n) for n in range(windows.count)], self.sequence_length)
+
+    def summary(self) -> dict[str, Any]:
+        """Per domain: source, share, documents, tokens, how held out, hash of the tokens used."""
+        if self._summary is None:  # hashing reads all tokens of the run
+            self._summary = {name: domain.summary() for name, domain in self._domains.items()}
+        return dict(self._summary)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two runs exactly if they read the same tokens in the same mixture."""
+        content = {name: (d["content"], d["share"]) for name, d in self.summary().items()}
+        facts = [content, self._tokenizer, self.sequence_length, self.bos, self._spec.when_dry]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def prepare(
+    spec: DataSpec,
+    tokenizer: TextTokenizer,
+    cache: Path,
+    *,
+    train_tokens: int,
+    heldout_sequences: int,
+    offline: bool,
+    seed: int,
+    progress: Callable[[str, float], None],
+    notice: Callable[[str], None],
+) -> Corpus:
+    """Make the text of a run ready to read, tokenising into ``cache`` what is not there yet.
+
+    ``train_tokens`` is all that training will read: steps * batch size * sequence length, BOS
+    included. ``heldout_sequences`` is per domain. ``progress`` gets a phrase and the share done,
+    ``notice`` a sentence the user should see.
+
+    Raises ``SourceError`` naming the domain for text that is missing, unreadable, too short or out
+    of reach when ``offline``, and ``RunError`` naming the folder if the cache cannot be written.
+    """
+    shares = _shares(spec)
+    bos = window_bos(spec.bos, tokenizer)
+    talk = Talk(offline, progress, notice)
+    samples = math.ceil(train_tokens / spec.sequence_length)
+    domains = {
+        name: _domain(spec, name, share, tokenizer, bos, cache, samples, heldout_sequences, talk)
+        for name, share in shares.items()
+    }
+    return Corpus(spec, domains, tokenizer, seed, talk)
+
+
+def _shares(spec: DataSpec) -> dict[str, float]:
+    if not spec.domains:
+        raise SourceError("no domain", where="data.domains", fix="name at least one text source")
+    if spec.sequence_length < 2:
+        raise SourceError("a sequence needs at least 2 tokens", where="data.sequence_length")
+    for name, domain in spec.domains.items():
+        if not (domain.weight > 0 and math.isfinite(domain.weight)):
+            raise SourceError(
+                f"weight {domain.weight} is not above zero",
+                where=address(name),
+                fix="give the domain a weight, or leave it out of the recipe",
+            )
+    total = math.fsum(domain.weight for domain in spec.domains.values())
+    return {name: domain.weight / total for name, domain in spec.domains.items()}
+
+
+def _domain(
+    spec: DataSpec,
+    name: str,
+    share: float,
+    tokenizer: TextTokenizer,
+    bos: int | None,
+    cache: Path,
+    samples: int,
+    heldout_sequences: int,
+    talk: Talk,
+) -> Domain:
+    own, length = spec.domains[name], spec.sequence_length
+    # A domain is never more than one sample ahead of its share (see `next_domain`).
+    wanted = math.ceil(share * samples) + 1
+    source = training_source(name, own)
+    validation = validation_source(name, own, source)
+    if source.remote and own.revision is None:
+        talk.notice(f"domain '{name}': {source.remote} has no `revision`, so its text may change")
+    store = TokenStore(cache, source, validation, tokenizer, own.holdout)
+    size = payload(length, bos)
+    _ensure(store, wanted * size, heldout_sequences * size, talk)
+    for remark in store.remarks():
+        talk.notice(remark)
+    train = windows_of(store.tokens("train"), length, bos, wanted)
+    heldout = windows_of(store.tokens("heldout"), length, bos, heldout_sequences)
+    if not train.count:
+        raise _too_short(name, len(store.tokens("train")), length, own)
+    if train.count < (due := math.floor(share * samples)):
+        then = "it will repeat" if spec.when_dry == "repeat" else "the run will stop there"
+        talk.notice(f"domain '{name}': text for {train.count} of {due} sequences; {then}")
+    return Domain(name, own, source.description, share, store, train, heldout)
+
+
+def _too_short(name: str, tokens: int, length: int, own: DomainSpec) -> SourceError:
+    if not tokens:
+        problem = "there is no training text"
+    else:
+        problem = f"{tokens} training tokens do not fill one sequence of {length}"
+    validated = own.validation or own.validation_split
+    hint = "" if validated else f" (holdout {own.holdout:.0%} is taken off first)"
+    return SourceError(
+        problem + hint,
+        where=address(name),
+        fix="add text, or make data.sequence_length shorter",
+    )
+
+
+def _ensure(store: TokenStore, train: int, heldout: int, talk: Talk) -> None:
+    store.ensure(train, heldout, offline=talk.offline, progress=talk.progress, notice=talk.notice)
+
+
+def _stack(rows: list[np.ndarray[Any, np.dtype[np.int64]]], length: int) -> Tensor:
+    if not rows:
+        return torch.zeros(0, length, dtype=torch.int64)
+    return torch.from_numpy(np.stack(rows))
+
+
+def needs(spec: DataSpec) -> list[dict[str, Any]]:
+    """The hub data sets a recipe reads: domain, hub, config, revision, splits. Plain JSON."""
+    return [
+        {
+            "domain": name,
+            "hub": domain.hub,
+            "config": domain.config,
+            "revision": domain.revision,
+            "splits": [s for s in (domain.split, domain.validation_split) if s],
+        }
+        for name, domain in spec.domains.items()
+        if kind_of(name, domain) == "hub"
+    ]

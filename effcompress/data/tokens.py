@@ -1,0 +1,188 @@
+"""Text to tokens, once: chunk by chunk, only as far as a run needs, from where the last run or the
+last crash left off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effcompress.data.documents import Record, Source, address, is_held_out, utf8
+from effcompress.data.folder import FORMAT, PARTS, Pass, Piece, TokenFolder, Tokens
+from effcompress.errors import SourceError
+from effcompress.types import TextTokenizer
+
+CHUNK_CHARACTERS = 1 << 20
+"""Text tokenised between two points that survive a crash: under a second of work."""
+CHUNK_RECORDS = 8192
+
+
+class TokenStore:
+    """The tokens of one domain: ``train`` and ``heldout``, each in the order of its source.
+
+    Every document is followed by EOS, if the tokenizer has one. What is cached is always a prefix
+    of what the source would give, so nothing a caller reads depends on how much was cached before.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        training: Source,
+        validation: Source | None,
+        tokenizer: TextTokenizer,
+        holdout: float,
+    ) -> None:
+        self._sources = {"training": training}
+        if validation is not None:
+            self._sources["validation"] = validation
+            holdout = 0.0
+        self._tokenizer, self._holdout = tokenizer, holdout
+        dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+        facts = {
+            "format": FORMAT,
+            "sources": {name: dict(source.identity) for name, source in self._sources.items()},
+            "tokenizer": tokenizer.fingerprint,
+            "eos": tokenizer.eos_id,
+            "holdout": holdout,
+            "dtype": dtype,
+        }
+        text = json.dumps(facts, sort_keys=True)
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        self._folder = TokenFolder(cache / "tokens" / self.key, facts, tuple(self._sources))
+
+    def ensure(
+        self,
+        train: int,
+        heldout: int,
+        *,
+        offline: bool,
+        progress: Callable[[str, float], None],
+        notice: Callable[[str], None],
+    ) -> None:
+        """Tokenise until there are ``train`` and ``heldout`` tokens or the source has no more.
+
+        ``progress`` gets a phrase and the share done, ``notice`` a sentence if a damaged cache is
+        rebuilt. Raises ``SourceError`` for text that cannot be read, or if the network is needed
+        and ``offline`` forbids it; ``RunError`` if the cache folder cannot be written.
+        """
+        domain = self._sources["training"].domain
+        if problem := self._folder.load():
+            notice(f"domain '{domain}': rebuilding {self._folder.path}: {problem}")
+        wanted = {"training": {"train": train}, "validation": {"heldout": heldout}}
+        if self._holdout > 0:
+            wanted["training"]["heldout"] = heldout
+        for name in self._sources:
+            if self._missing(name, wanted[name]):
+                self._advance(name, wanted[name], offline, progress)
+
+    def _missing(self, name: str, wanted: dict[str, int]) -> bool:
+        state = self._folder.passes[name]
+        return not state.done and any(state.tokens[part] < n for part, n in wanted.items())
+
+    def _advance(
+        self,
+        name: str,
+        wanted: dict[str, int],
+        offline: bool,
+        progress: Callable[[str, float], None],
+    ) -> None:
+        source = self._sources[name]
+        if source.remote and offline:
+            raise SourceError(
+                f"hub data set '{source.remote}' is not in the cache as far as this run needs it",
+                where=address(source.domain),
+                fix="run 'effcompress fetch RECIPE' where there is a network",
+            )
+        phrase = f"tokenising {source.domain}"
+        with closing(source.records(self._folder.passes[name].records)) as records:
+            while self._missing(name, wanted):
+                state, pieces = self._tokenise(name, _chunk(records))
+                self._folder.append(name, state, pieces)
+                have = self._folder.passes[name].tokens
+                progress(phrase, min(1.0, *(have[part] / n for part, n in wanted.items() if n)))
+        progress(phrase, 1.0)
+
+    def _tokenise(self, name: str, chunk: list[Record]) -> tuple[Pass, dict[str, Piece]]:
+        state = self._folder.passes[name]
+        if not chunk:
+            return replace(state, done=True), {}
+        full = [record for record in chunk if record.text.strip()]
+        empty = [record.where for record in chunk if not record.text.strip()]
+        sides = [self._side(name, record) for record in full]
+        arrays = [self._array(ids) for ids in self._tokenizer.encode([r.text for r in full])]
+        bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
+        inside = sum(int(np.count_nonzero(ids == bos)) for ids in arrays) if bos is not None else 0
+        if eos is not None:
+            arrays = [np.append(ids, eos) for ids in arrays]
+        pieces = {}
+        for part in PARTS:
+            mine = [ids for ids, side in zip(arrays, sides, strict=True) if side == part]
+            if mine:
+                pieces[part] = Piece(np.concatenate(mine), np.array([len(ids) for ids in mine]))
+        after = replace(
+            state,
+            records=state.records + len(chunk),
+            empty=state.empty + len(empty),
+            first_empty=state.first_empty or (empty[0] if empty else ""),
+            bos_inside=state.bos_inside + inside,
+        )
+        return after, pieces
+
+    def _side(self, name: str, record: Record) -> str:
+        """Which part a document belongs to."""
+        text = utf8(record)
+        held_out = name == "validation" or is_held_out(text, self._holdout)
+        return "heldout" if held_out else "train"
+
+    def _array(self, ids: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        array = np.asarray(ids, dtype=np.int64)
+        if array.size and not 0 <= int(array.max()) < self._tokenizer.vocab_size:
+            raise SourceError(
+                f"the tokenizer gave the id {array.max()}, but says that its vocabulary has "
+                f"{self._tokenizer.vocab_size} entries"
+            )
+        return array
+
+    def tokens(self, part: str) -> Tokens:
+        """The tokens of ``train`` or ``heldout`` there are, memory-mapped."""
+        return self._folder.tokens(part)
+
+    def documents(self, part: str, tokens: int) -> int:
+        """How many documents the first ``tokens`` tokens of a part touch."""
+        return self._folder.documents(part, tokens)
+
+    def remarks(self) -> list[str]:
+        """What a user should know about the text read so far, one sentence each."""
+        found = []
+        for name, state in self._folder.passes.items():
+            source = self._sources[name]
+            if state.empty:
+                found.append(
+                    f"domain '{source.domain}': {state.empty} of {state.records} {name} records "
+                    f"were empty and left out, the first at {state.first_empty}"
+                )
+            if state.bos_inside:
+                found.append(
+                    f"domain '{source.domain}': the {name} text spells the BOS token "
+                    f"{state.bos_inside} times; windows with it have more than one"
+                )
+        return found
+
+
+def _chunk(records: Generator[Record, None, None]) -> list[Record]:
+    chunk: list[Record] = []
+    size = 0
+    for record in islice(records, CHUNK_RECORDS):
+        chunk.append(record)
+        size += len(record.text)
+        if size >= CHUNK_CHARACTERS:
+            break
+    return chunk

@@ -1,0 +1,32 @@
+"""One greedy continuation: numbers say how much worse, a sentence says whether it still writes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from effcompress.types import TextTokenizer
+
+
+@torch.no_grad()
+def continuation(
+    module: nn.Module, tokenizer: TextTokenizer, prompt: str, new_tokens: int, bos: bool
+) -> str:
+    """Greedy text after ``prompt``, at most ``new_tokens`` tokens, with the cache."""
+    ids = tokenizer.encode([prompt])[0]
+    if bos and tokenizer.bos_id is not None:
+        ids = [tokenizer.bos_id, *ids]
+    device = next(module.parameters()).device
+    training = module.training
+    module.eval()
+    ids_1T = torch.tensor([ids], device=device)
+    out_1T = module.generate(
+        ids_1T,
+        attention_mask=torch.ones_like(ids_1T),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=tokenizer.eos_id if tokenizer.eos_id is not None else 0,
+    )
+    module.train(training)
+    return tokenizer.decode(out_1T[0, len(ids) :].tolist())

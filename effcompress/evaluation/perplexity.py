@@ -1,0 +1,49 @@
+"""Perplexity: exponential of the mean negative log-likelihood per predicted token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from effcompress.errors import RunError
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``loss`` in nats per token over ``tokens`` predicted tokens of ``sequences`` windows."""
+
+    loss: float
+    tokens: int
+    sequences: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+
+@torch.no_grad()
+def perplexity(module: nn.Module, ids_NT: Tensor, batch_size: int) -> Perplexity:
+    """Every window on its own: position ``t`` predicts ``t + 1``; windows do not overlap.
+
+    Log-likelihoods are computed in fp32 and added in fp64. Raises RunError if they are not finite.
+    """
+    training = module.training
+    module.eval()
+    device = next(module.parameters()).device
+    total, tokens = 0.0, 0
+    for ids_BT in ids_NT.split(batch_size):
+        ids_BT = ids_BT.to(device)
+        logits = module(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none"
+        )
+        total += float(losses.double().sum())
+        tokens += losses.numel()
+    module.train(training)
+    if not math.isfinite(total):
+        raise RunError("the held-out loss is not finite")
+    return Perplexity(total / tokens, tokens, ids_NT.shape[0])

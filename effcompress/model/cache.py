@@ -1,0 +1,174 @@
+"""Where fetched and converted models live, and how a file or a folder gets there whole or not at
+all. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from effcompress.errors import SourceError
+
+SUFFIX = ".partial"
+ABANDONED_AFTER = 2 * 24 * 3600
+"""Seconds without a change after which a leftover of another host counts as abandoned."""
+
+
+def cache_root() -> Path:
+    """``$EFFCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/effcompress``, else ``~/.cache/effcompress``.
+
+    The folder need not exist yet.
+    """
+    if own := os.environ.get("EFFCOMPRESS_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "effcompress"
+    return Path.home() / ".cache" / "effcompress"
+
+
+@contextmanager
+def atomically(target: Path) -> Iterator[Path]:
+    """A private path beside ``target``, to be made a file or a folder by the caller.
+
+    On success it is flushed to disk and renamed to ``target``, replacing what was there; on any
+    exception, Ctrl-C included, it is removed. What a killed process left behind in the same folder
+    is removed at the beginning.
+
+    Raises:
+        SourceError: the disk is full, or the folder cannot be written to.
+    """
+    _make_folder(target.parent)
+    _sweep(target.parent)
+    work = _private(target)
+    try:
+        yield work
+        _flush(work)
+        _put(work, target)
+    except BaseException as error:
+        freed = _remove(work)
+        if is_disk_full(error):
+            raise SourceError(
+                f"the disk is full; {freed / 1e6:.1f} MB of unfinished work were removed again",
+                where=str(target.parent),
+                fix="free some space, or set EFFCOMPRESS_CACHE to a folder on a bigger disk",
+            ) from error
+        raise
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether the error, or one that caused it, says that no space (or quota) is left.
+
+    Libraries written in Rust report it as text, not as an ``OSError`` with a number.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(
+            f"cannot make this folder: {error.strerror or error}",
+            where=str(folder),
+            fix="set EFFCOMPRESS_CACHE to a folder that you may write to",
+        ) from error
+
+
+def _host() -> str:
+    return re.sub(r"\W", "_", socket.gethostname()) or "host"
+
+
+def _private(target: Path) -> Path:
+    """A name that says whose work it is: ``.<target>.<host>.<pid>.<random>.partial``."""
+    name = f".{target.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}{SUFFIX}"
+    return target.parent / name
+
+
+def _sweep(folder: Path) -> None:
+    for leftover in folder.glob(f".*{SUFFIX}"):
+        if _abandoned(leftover):
+            _remove(leftover)
+
+
+def _abandoned(leftover: Path) -> bool:
+    parts = leftover.name.rsplit(".", 4)
+    if len(parts) != 5 or not parts[2].isdigit():
+        return False
+    if parts[1] == _host() and not _alive(int(parts[2])):
+        return True
+    # Another host of a shared folder, or a container that had another name: only its age tells.
+    try:
+        return time.time() - leftover.stat().st_mtime > ABANDONED_AFTER
+    except FileNotFoundError:
+        return False
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def _remove(path: Path) -> int:
+    """Removes a file or folder if it is there; returns the bytes that it took."""
+    size = 0
+    for file in _files(path):
+        with suppress(OSError):
+            size += file.stat().st_size
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    return size
+
+
+def _flush(path: Path) -> None:
+    for file in _files(path):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _put(work: Path, target: Path) -> None:
+    """Renames; a folder that is in the way goes aside first, since rename cannot replace it."""
+    if not work.is_dir():
+        work.replace(target)
+        return
+    while True:
+        aside = _private(target)
+        with suppress(FileNotFoundError):
+            target.rename(aside)
+        try:
+            work.rename(target)
+            break
+        except OSError as error:  # another process was faster: its folder goes aside in turn
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        finally:
+            _remove(aside)

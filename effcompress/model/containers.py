@@ -1,0 +1,73 @@
+"""A shape -> the stock class that accepts it.
+
+Some classes refuse shapes that their own arithmetic supports (Llama: a hidden size that is no
+multiple of the heads, although ``head_dim`` is explicit). A family names compatible containers with
+the same tensor names; the first that takes the shape is used, and the reason is told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from effcompress.errors import RunError
+from effcompress.types import Config, Family, Widths
+
+_BIASES = {"attention_bias", "mlp_bias"}
+
+
+@dataclass(frozen=True)
+class Container:
+    """A stock model on the meta device, and why it is this class."""
+
+    model_type: str
+    skeleton: nn.Module
+    why: str
+
+
+def container(family: Family, config: Config, widths: Widths, epsilon: float) -> Container:
+    """The stock model for widths per axis kind (``hidden``, ``ffn``, ``attention``).
+
+    Raises RunError with each class's own words when none accepts the shape.
+    """
+    own = config["model_type"]
+    fields = {**config, **family.resize(config, widths), family.epsilon_field: epsilon}
+    refused: dict[str, str] = {}
+    for model_type in dict.fromkeys((own, *family.containers)):
+        try:
+            built = AutoConfig.for_model(model_type, **_known(model_type, own, fields))
+            with torch.device("meta"):
+                skeleton = AutoModelForCausalLM.from_config(built, attn_implementation="sdpa")
+        except (ValueError, StrictDataclassError) as error:  # their own validation
+            refused[model_type] = (
+                str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
+            )
+            continue
+        why = "; ".join(f"{name} refuses the shape: {text}" for name, text in refused.items())
+        return Container(model_type, skeleton, why)
+    raise RunError(
+        "no stock class accepts the pruned shape: "
+        + "; ".join(f"{name}: {text}" for name, text in refused.items())
+    )
+
+
+def _known(model_type: str, own: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields another class understands. Raises ValueError if it cannot hold the model."""
+    if model_type == own:
+        return {k: v for k, v in fields.items() if k != "model_type"}
+    known = AutoConfig.for_model(model_type).to_dict().keys()
+    lost = [flag for flag in _BIASES if fields.get(flag) and flag not in known]
+    if lost:
+        raise ValueError(f"has no {lost[0]}")
+    kept = {k: v for k, v in fields.items() if k in known and k not in _NOT_CARRIED}
+    if "sliding_window" in known and "sliding_window" not in fields:
+        kept["sliding_window"] = None  # the class's default would window a model that has none
+    return kept
+
+
+_NOT_CARRIED = {"model_type", "architectures", "transformers_version"}

@@ -1,0 +1,120 @@
+"""A gguf file becomes a Hugging Face folder: fp32 safetensors, configuration, tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from effcompress.errors import SourceError
+from effcompress.model.silence import quietly
+
+QUANTIZER_ATTRIBUTES = ("hf_quantizer", "is_quantized", "quantization_method")
+
+
+def convert(gguf: Path, folder: Path, *, label: str) -> dict[str, Any]:
+    """Writes ``gguf``, dequantised to fp32, into the existing ``folder``.
+
+    ``label`` goes into the configuration as the model's name. Returns facts for the manifest:
+    ``dtype``, the type that most of the file's weights are stored in.
+
+    Raises:
+        SourceError: not a gguf file, a damaged one, or an architecture transformers cannot read.
+    """
+    with gguf.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise SourceError("this is not a gguf file", where=gguf.name)
+    try:
+        with quietly(), _no_bar():
+            dtype = _stored_as(gguf)
+            model, missing = _open(gguf)
+            if missing:
+                raise SourceError(
+                    f"the file lacks weights that the architecture has: {missing}", where=gguf.name
+                )
+            _forget_quantizer(model, label)
+            model.save_pretrained(folder)
+            _tokenizer(gguf).save_pretrained(folder)
+    except SourceError:
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise SourceError(
+            f"cannot be converted: {type(error).__name__}: {first}",
+            where=gguf.name,
+            fix="a damaged file, or an architecture that transformers cannot read from gguf",
+        ) from error
+    return {"dtype": dtype}
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """transformers' gguf reader draws a bar that ignores its own switch for bars."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    tqdm = getattr(reader, "tqdm", None)
+    if tqdm is None:
+        yield
+        return
+    reader.tqdm = partial(tqdm, disable=True)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        reader.tqdm = tqdm  # type: ignore[attr-defined]
+
+
+def _stored_as(gguf: Path) -> str:
+    """Name of the type most weights have, e.g. Q4_1."""
+    from gguf import GGUFReader
+
+    sizes: dict[str, int] = {}
+    for tensor in GGUFReader(gguf).tensors:
+        name = tensor.tensor_type.name
+        sizes[name] = sizes.get(name, 0) + int(tensor.n_elements)
+    return max(sizes, key=lambda name: sizes[name], default="unknown")
+
+
+def _open(gguf: Path) -> tuple[Any, list[str]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    extra: dict[str, Any] = {}
+    try:
+        # Newer transformers would leave some architectures packed in their blocks.
+        from transformers.utils.quantization_config import GgufConfig
+    except ImportError:
+        pass
+    else:
+        extra["quantization_config"] = GgufConfig(dequantize=True)
+    opened: Any = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent),
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        output_loading_info=True,
+        local_files_only=True,
+        **extra,
+    )
+    model, info = opened
+    return model, sorted(info["missing_keys"])
+
+
+def _forget_quantizer(model: Any, label: str) -> None:
+    """The weights are plain numbers by now, yet the model would still refuse to be saved."""
+    for attribute in QUANTIZER_ATTRIBUTES:
+        model.__dict__.pop(attribute, None)
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # Whoever made the gguf file wrote a working title here.
+    config.__dict__.pop("_model_name_or_path", None)
+    config._name_or_path = label
+
+
+def _tokenizer(gguf: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, local_files_only=True
+    )

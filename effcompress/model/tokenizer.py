@@ -1,0 +1,160 @@
+"""Tokenizers behind ``types.TextTokenizer``: one around transformers, one token per byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from effcompress.errors import SourceError
+from effcompress.model.fetch import tokenizer_folder
+from effcompress.model.hub import Progress
+from effcompress.model.silence import quietly
+from effcompress.model.source import tokenizer_kind
+
+SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
+"""Tokens that end a document in pretraining. Instruct models name another one (``<|im_end|>``,
+``<|eot_id|>``) as their EOS, which ends a turn of a conversation and is wrong between documents.
+"""
+BOS, EOS = "<|bos|>", "<|eos|>"
+
+
+class HFTokenizer:
+    """A transformers tokenizer (``backend``).
+
+    ``eos_id`` is the first of ``SEPARATORS`` that the vocabulary has, else the tokenizer's own EOS.
+    ``vocab_size`` counts added tokens, so it may exceed the rows of the model's embedding.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        vocab: dict[str, int] = backend.get_vocab()
+        separator = next((vocab[name] for name in SEPARATORS if name in vocab), None)
+        self.bos_id: int | None = backend.bos_token_id
+        self.eos_id: int | None = backend.eos_token_id if separator is None else separator
+        self.vocab_size: int = len(backend)
+        self.adds_bos: bool = self._begins_with_bos()
+        self.fingerprint: str = self._hash(vocab)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, nothing added and nothing cut. A lone surrogate, which is no
+        character, counts as ``?``.
+        """
+        if not texts:
+            return []
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        # `verbose` is what the warning about long sequences asks: packing cuts them later.
+        found = self.backend(
+            clean, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return [list(ids) for ids in found["input_ids"]]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ``ids``, special tokens left out."""
+        return self.backend.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes the files that ``AutoTokenizer`` loads."""
+        with quietly():
+            self.backend.save_pretrained(str(folder))
+
+    def _begins_with_bos(self) -> bool:
+        if self.bos_id is None:
+            return False
+        plain = self.backend("a", add_special_tokens=False)["input_ids"]
+        dressed = self.backend("a", add_special_tokens=True)["input_ids"]
+        return dressed[:1] == [self.bos_id] and plain[:1] != [self.bos_id]
+
+    def _hash(self, vocab: dict[str, int]) -> str:
+        rust = getattr(self.backend, "backend_tokenizer", None)
+        if rust is not None:
+            # Truncation and padding are the state of the last call, not of the tokenizer.
+            rust.no_truncation()
+            rust.no_padding()
+            text = rust.to_str()
+        else:
+            text = type(self.backend).__name__ + json.dumps(vocab, sort_keys=True)
+        special = [text, self.bos_id, self.eos_id, self.adds_bos]
+        return hashlib.sha256(json.dumps(special).encode()).hexdigest()
+
+
+class ByteTokenizer:
+    """One token per byte of UTF-8: ids 0 to 255, then BOS (256) and EOS (257)."""
+
+    bos_id: int | None = 256
+    eos_id: int | None = 257
+    adds_bos = False
+    vocab_size = 258
+    fingerprint = hashlib.sha256(b"effcompress bytes 1").hexdigest()
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """The bytes of each text; a lone surrogate, which is no character, counts as ``?``."""
+        return [list(text.encode("utf-8", "replace")) for text in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ``ids``; BOS and EOS are left out, broken UTF-8 becomes U+FFFD."""
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    def save(self, folder: Path) -> None:
+        """Writes a byte-level tokenizer that ``AutoTokenizer`` loads and that agrees with this."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        vocab = {character: byte for byte, character in enumerate(_byte_alphabet())}
+        rust = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+        rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        rust.decoder = decoders.ByteLevel()
+        # Text that spells out a special token is still text: every byte counts.
+        backend = PreTrainedTokenizerFast(
+            tokenizer_object=rust, bos_token=BOS, eos_token=EOS, split_special_tokens=True
+        )
+        with quietly():
+            backend.save_pretrained(str(folder))
+
+
+def _byte_alphabet() -> list[str]:
+    """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
+    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = iter(range(256, 512))
+    return [chr(byte if byte in plain else next(spare)) for byte in range(256)]
+
+
+def open_tokenizer(
+    name: str | None,
+    folder: Path | None,
+    *,
+    offline: bool,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> HFTokenizer | ByteTokenizer:
+    """The tokenizer a spec names (`bytes`, folder, hub id), else the one in the model's folder;
+    without either, bytes.
+
+    Raises:
+        SourceError: it is not here, or cannot be read.
+    """
+    kind = tokenizer_kind(name) if name else None
+    if kind == "bytes" or (kind is None and folder is None):
+        return ByteTokenizer()
+    if kind == "folder":
+        folder = Path(str(name)).expanduser()
+    elif kind == "hub":
+        folder = tokenizer_folder(str(name), offline=offline, progress=progress)
+    from transformers import AutoTokenizer
+
+    try:
+        with quietly():
+            backend = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise SourceError(
+            f"its tokenizer cannot be loaded: {type(error).__name__}: {first}",
+            where=str(folder),
+            fix="set model.tokenizer to `bytes`, a folder with tokenizer.json, or a hub id",
+        ) from error
+    return HFTokenizer(backend)

@@ -1,0 +1,158 @@
+"""A checked tree of plain values -> the frozen ``Recipe``, with the origin of every value."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from effcompress.errors import RecipeError, did_you_mean
+from effcompress.recipe.json_schema import hints, is_mapping, is_sequence, unwrap
+from effcompress.recipe.marks import Document, Key, Mark, dotted
+from effcompress.recipe.quantities import count, share
+from effcompress.registry import Bound, Registry
+from effcompress.spec import Recipe
+
+
+class Builder:
+    """Turns values into what annotations ask for, noting in ``origins`` where each came from."""
+
+    def __init__(self, document: Document, registry: Registry) -> None:
+        self.document, self.registry = document, registry
+        self.origins: dict[str, str] = {}
+
+    def recipe(self) -> Recipe:
+        """Raises RecipeError for what a schema cannot see: files that are not there, quantities
+        that are not whole or out of bounds once they are numbers.
+        """
+        return self._dataclass(Recipe, self.document.values, ())
+
+    def value(self, annotation: Any, value: Any, key: Key, metadata: Mapping[str, Any]) -> Any:
+        inner, tag, _ = unwrap(annotation)
+        if inner is Bound and value is not None:
+            return self._bound(value, key, metadata["plugin"])
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type) and value is not None:
+            return self._dataclass(inner, value, key)
+        if is_sequence(inner) and value is not None:
+            return self._sequence(inner, value, key, metadata)
+        if is_mapping(inner) and value is not None:
+            item = typing.get_args(inner)[1]
+            return {k: self.value(item, v, (*key, k), {}) for k, v in value.items()}
+        if inner is Any:
+            return self._anything(value, key)
+        self._note(key)
+        return None if value is None else self._scalar(inner, tag, value, key, metadata)
+
+    def _dataclass(self, cls: type, values: Mapping[str, Any], key: Key) -> Any:
+        built: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            at = (*key, field.name)
+            annotation = hints(cls)[field.name]
+            if field.name in values:
+                built[field.name] = self.value(annotation, values[field.name], at, field.metadata)
+            elif dataclasses.is_dataclass(field.default):
+                # Built from nothing instead of taken, so that each of its values has an origin.
+                built[field.name] = self._dataclass(type(field.default), {}, at)
+            else:
+                self._default(field.default, at)
+                built[field.name] = field.default
+        return cls(**built)
+
+    def _bound(self, value: Any, key: Key, kind: str) -> Bound:
+        given = {"name": value} if isinstance(value, str) else value
+        plugin = self.registry.get(kind, given["name"])
+        self._note((*key, "name"), written_at=key)
+        knobs: dict[str, Any] = {}
+        for name, knob in plugin.knobs.items():
+            at = (*key, name)
+            if name in given:
+                knobs[name] = self.value(knob.annotation, given[name], at, {})
+            else:
+                self._default(knob.default, at)
+                knobs[name] = knob.default
+        return Bound(plugin, knobs)
+
+    def _sequence(
+        self, inner: Any, value: Any, key: Key, metadata: Mapping[str, Any]
+    ) -> tuple[Any, ...] | list[Any]:
+        item = typing.get_args(inner)[0]
+        listed = value if isinstance(value, list) else [value]
+        if not listed:
+            self._note(key)
+        built = [self.value(item, v, (*key, i), metadata) for i, v in enumerate(listed)]
+        return built if typing.get_origin(inner) is list else tuple(built)
+
+    def _anything(self, value: Any, key: Key) -> Any:
+        if isinstance(value, dict) and value:
+            return {k: self._anything(v, (*key, k)) for k, v in value.items()}
+        if isinstance(value, list) and value:
+            return [self._anything(v, (*key, i)) for i, v in enumerate(value)]
+        self._note(key)
+        return value
+
+    def _scalar(
+        self, inner: Any, tag: str, value: Any, key: Key, metadata: Mapping[str, Any]
+    ) -> Any:
+        if tag == "path":
+            return self._path(value, key, folder="folder" in metadata)
+        if metadata.get("near_recipe"):
+            near = self._absolute(value, key)
+            return str(near) if near.is_dir() else value
+        try:
+            if tag:
+                value = {"count": count, "share": share}[tag](value)
+        except ValueError as error:
+            raise self._error(key, f"{dotted(key)}: {error}") from error
+        if inner is float and not math.isfinite(value):
+            raise self._error(key, f"{dotted(key)} is {value}, but must be a finite number")
+        self._check_bounds(value, key, metadata)
+        return inner(value) if inner in (int, float) else value
+
+    def _check_bounds(self, value: Any, key: Key, metadata: Mapping[str, Any]) -> None:
+        # The schema has seen numbers; `0%` and `0k` became numbers only now.
+        if "above" in metadata and value <= metadata["above"]:
+            raise self._error(key, f"{dotted(key)} must be more than {metadata['above']}")
+        if "below" in metadata and value >= metadata["below"]:
+            raise self._error(key, f"{dotted(key)} must be less than {metadata['below']}")
+        if "minimum" in metadata and value < metadata["minimum"]:
+            raise self._error(key, f"{dotted(key)} must be at least {metadata['minimum']}")
+
+    def _path(self, written: str, key: Key, *, folder: bool) -> Path:
+        path = self._absolute(written, key)
+        if path.is_dir() if folder else path.is_file():
+            return path
+        noun, mark = "folder" if folder else "file", self.document.mark(key)
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, near).partition("Known:")[0].strip()
+        looked = os.path.normpath(mark.folder / Path(written).parent)
+        raise self._error(
+            key,
+            f"{dotted(key)}: no {noun} '{written}' (looked in '{looked}')",
+            hint or f"Relative paths start at {_start(mark)}.",
+        )
+
+    def _absolute(self, written: str, key: Key) -> Path:
+        mark = self.document.mark(key)
+        return Path(os.path.abspath(mark.folder / Path(written).expanduser()))  # noqa: PTH100
+
+    def _error(self, key: Key, what: str, fix: str | None = None) -> RecipeError:
+        return RecipeError(what, where=self.document.mark(key).where, fix=fix)
+
+    def _note(self, key: Key, written_at: Key | None = None) -> None:
+        marks = self.document.marks
+        mark = marks.get(key) or marks.get(written_at or key[:-1])
+        self.origins[dotted(key)] = mark.origin if mark else "default"
+
+    def _default(self, value: Any, key: Key) -> None:
+        if isinstance(value, tuple | list) and value:
+            for index in range(len(value)):
+                self.origins[dotted((*key, index))] = "default"
+        self.origins[dotted(key)] = "default"
+
+
+def _start(mark: Mark) -> str:
+    return "the current folder" if mark.file is None else "the folder of the recipe file"

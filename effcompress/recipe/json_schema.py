@@ -1,0 +1,202 @@
+"""The recipe's JSON Schema, from the dataclasses of ``spec.py`` and the registered plugins.
+
+Every schema is kept free of alternatives where one ``type`` list will do, so that editors give
+short messages and ``explain.py`` finds the one thing that is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from effcompress.recipe.quantities import COUNT_PATTERN, COUNT_WORDS, SHARE_PATTERN, SHARE_WORDS
+from effcompress.registry import INPUTS, REGISTRY, Bound, Knob, Plugin, Registry
+from effcompress.spec import Recipe
+
+Schema = dict[str, Any]
+
+_BOUNDS = {
+    "minimum": "minimum",
+    "maximum": "maximum",
+    "above": "exclusiveMinimum",
+    "below": "exclusiveMaximum",
+}
+_SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
+
+
+def json_schema(registry: Registry = REGISTRY) -> Schema:
+    """The JSON Schema (2020-12) of a recipe as these plugins allow it; plain JSON."""
+    definitions: Schema = {kind: _plugin_schema(kind, registry) for kind in INPUTS}
+    schema = _dataclass_schema(Recipe, definitions)
+    schema["properties"]["include"] = {
+        "type": ["string", "array"],
+        "items": {"type": "string"},
+        "description": "recipe file(s) to start from, relative to this one; this one wins",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+@functools.cache
+def hints(cls: type) -> Mapping[str, Any]:
+    """Field name -> evaluated annotation, ``Annotated`` included."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def unwrap(annotation: Any) -> tuple[Any, str, bool]:
+    """Annotation -> the type inside, its tag (count, share, path or empty), is it optional."""
+    optional = False
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        rest = [a for a in typing.get_args(annotation) if a is not type(None)]
+        optional = len(rest) < len(typing.get_args(annotation))
+        annotation = rest[0] if len(rest) == 1 else Any
+    if typing.get_origin(annotation) is typing.Annotated:
+        inner, *tags = typing.get_args(annotation)
+        words = [tag for tag in tags if isinstance(tag, str)]
+        return inner, words[0] if words else "", optional
+    return annotation, "", optional
+
+
+def type_words(annotation: Any) -> str:
+    """An annotation as a recipe's reader would say it: ``l1 | l2``, ``int``, ``share or null``."""
+    inner, tag, optional = unwrap(annotation)
+    if typing.get_origin(inner) is Literal:
+        words = " | ".join(str(value) for value in typing.get_args(inner))
+    elif is_sequence(inner):
+        words = f"list of {type_words(typing.get_args(inner)[0])}"
+    else:
+        words = tag or getattr(inner, "__name__", str(inner))
+    return f"{words} or null" if optional else words
+
+
+def is_sequence(inner: Any) -> bool:
+    """Is it ``tuple[T, ...]`` or ``list[T]``?"""
+    return typing.get_origin(inner) in (tuple, list)
+
+
+def is_mapping(inner: Any) -> bool:
+    """Is it ``Mapping[str, T]``?"""
+    origin = typing.get_origin(inner)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _dataclass_schema(cls: type, definitions: Schema) -> Schema:
+    properties: Schema = {}
+    required: list[str] = []
+    for field in dataclasses.fields(cls):
+        one = _schema(hints(cls)[field.name], field.metadata, definitions)
+        properties[field.name] = {"description": field.metadata.get("help", ""), **one}
+        if field.default is dataclasses.MISSING:
+            required.append(field.name)
+        elif isinstance(field.default, bool | int | float | str):
+            properties[field.name]["default"] = field.default
+    return {
+        "type": "object",
+        "description": " ".join((cls.__doc__ or "").split()),
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _schema(annotation: Any, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
+    inner, tag, optional = unwrap(annotation)
+    schema = _inner_schema(inner, tag, metadata, definitions)
+    return _or_null(schema) if optional else schema
+
+
+def _inner_schema(inner: Any, tag: str, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
+    if inner is Bound:
+        return {"$ref": f"#/$defs/{metadata['plugin']}"}
+    if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+        if inner.__name__ not in definitions:
+            definitions[inner.__name__] = _dataclass_schema(inner, definitions)
+        return {"$ref": f"#/$defs/{inner.__name__}"}
+    if is_sequence(inner):
+        return _sequence_schema(inner, metadata, definitions)
+    if is_mapping(inner):
+        return _mapping_schema(inner, metadata, definitions)
+    if typing.get_origin(inner) is Literal:
+        return {"enum": list(typing.get_args(inner))}
+    return _scalar_schema(inner, tag, metadata)
+
+
+def _scalar_schema(inner: Any, tag: str, metadata: Mapping[str, Any]) -> Schema:
+    if inner not in _SCALARS:
+        return {}
+    bounds = {_BOUNDS[key]: metadata[key] for key in _BOUNDS if key in metadata}
+    if tag == "count":
+        words = {"pattern": COUNT_PATTERN, "patternErrorMessage": COUNT_WORDS}
+        return {"type": ["integer", "string"], "minimum": 0, **words, **bounds}
+    if tag == "share":
+        words = {"pattern": SHARE_PATTERN, "patternErrorMessage": SHARE_WORDS}
+        return {"type": ["number", "string"], "minimum": 0, "maximum": 1, **words, **bounds}
+    if "pattern" in metadata:
+        bounds |= {"pattern": metadata["pattern"], "patternErrorMessage": metadata["words"]}
+    return {"type": _SCALARS[inner], **bounds}
+
+
+def _sequence_schema(inner: Any, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
+    item = typing.get_args(inner)[0]
+    one_alone = unwrap(item)[1] == "path"
+    schema = {
+        "type": ["string", "array"] if one_alone else "array",
+        "items": _schema(item, metadata, definitions),
+    }
+    names = {"least": "minItems", "most": "maxItems"}
+    return schema | {names[key]: metadata[key] for key in names if key in metadata}
+
+
+def _mapping_schema(inner: Any, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
+    schema: Schema = {"type": "object"}
+    schema["additionalProperties"] = _schema(typing.get_args(inner)[1], {}, definitions)
+    if "least" in metadata:
+        schema["minProperties"] = metadata["least"]
+    if "pattern" in metadata:
+        words = {"pattern": metadata["pattern"], "patternErrorMessage": metadata["words"]}
+        schema["propertyNames"] = words
+    return schema
+
+
+def _or_null(schema: Schema) -> Schema:
+    if "$ref" in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    if "enum" in schema:
+        return {**schema, "enum": [*schema["enum"], None]}
+    if "type" not in schema:
+        return schema
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return {**schema, "type": [*kinds, "null"]}
+
+
+def _plugin_schema(kind: str, registry: Registry) -> Schema:
+    plugins = registry.all(kind)
+    bare = [p.name for p in plugins if not any(k.required for k in p.knobs.values())]
+    by_name = {"enum": bare, "description": f"a {kind} by its name, with default knobs"}
+    return {"title": kind, "anyOf": [by_name, *map(_knobs_schema, plugins)]}
+
+
+def _knobs_schema(plugin: Plugin) -> Schema:
+    knobs = {name: _knob_schema(knob) for name, knob in plugin.knobs.items()}
+    return {
+        "title": f"{plugin.kind} {plugin.name}",
+        "type": "object",
+        "description": plugin.summary,
+        "properties": {"name": {"const": plugin.name}, **knobs},
+        "required": ["name", *(name for name, knob in plugin.knobs.items() if knob.required)],
+        "additionalProperties": False,
+    }
+
+
+def _knob_schema(knob: Knob) -> Schema:
+    schema = _schema(knob.annotation, {}, {})
+    plain = isinstance(knob.default, bool | int | float | str)
+    return {**schema, "default": knob.default} if plain else schema

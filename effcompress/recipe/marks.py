@@ -1,0 +1,143 @@
+"""Where every value of a recipe comes from, through includes, merges and ``--set``.
+
+A ``Document`` is a tree of plain values with a ``Mark`` for each of its keys, so that an error,
+hours of work away from the YAML text, can still name a file and a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from effcompress.errors import RecipeError
+
+Key = tuple[str | int, ...]
+"""Path of a value in the tree: ``("prune", "space", 0, "minimum")``."""
+
+
+def dotted(key: Key) -> str:
+    """``prune.space.0.minimum``; the whole recipe is ``the recipe``."""
+    return ".".join(str(part) for part in key) or "the recipe"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The line that gave a value. ``given`` is the text after ``--set``; then there is no file."""
+
+    file: Path | None
+    line: int = 1
+    given: str = ""
+
+    @property
+    def where(self) -> str:
+        """The address for an error message."""
+        return f"--set {self.given}" if self.file is None else f"{self.file}:{self.line}"
+
+    @property
+    def origin(self) -> str:
+        """The address for the resolved recipe."""
+        return "--set" if self.file is None else f"{self.file}:{self.line}"
+
+    @property
+    def folder(self) -> Path:
+        """Where a relative path starts: the recipe's folder; the shell's for ``--set``."""
+        return Path() if self.file is None else self.file.parent
+
+
+@dataclass(frozen=True)
+class Document:
+    """Values as YAML gives them, and the mark of every key in them (of the whole under ``()``)."""
+
+    values: Any
+    marks: Mapping[Key, Mark]
+
+    def mark(self, key: Key) -> Mark:
+        """The mark of a value, or of the nearest thing around it that was written."""
+        while key not in self.marks:
+            key = key[:-1]
+        return self.marks[key]
+
+
+def merge(base: Document, over: Document) -> Document:
+    """``over`` laid on ``base``: mappings merge key by key, everything else is replaced.
+
+    A plugin with another ``name`` replaces the whole plugin: knobs of the one it replaces would
+    make no sense to it.
+    """
+    marks = dict(base.marks)
+    values = _merge(base.values, over.values, (), marks)
+    return Document(values, {**marks, **over.marks})
+
+
+def _merge(base: Any, over: Any, at: Key, marks: dict[Key, Mark]) -> Any:
+    both = isinstance(base, dict) and isinstance(over, dict)
+    if not both or (at and _other_plugin(base, over)):
+        _forget(marks, at)
+        return over
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = _merge(base[key], value, (*at, key), marks) if key in base else value
+    return merged
+
+
+def _other_plugin(base: dict[str, Any], over: dict[str, Any]) -> bool:
+    old, new = base.get("name"), over.get("name")
+    return isinstance(old, str) and isinstance(new, str) and old != new
+
+
+def _forget(marks: dict[Key, Mark], at: Key) -> None:
+    for key in [k for k in marks if k[: len(at)] == at and k]:
+        del marks[key]
+
+
+def assign(document: Document, key: str, new: Document) -> Document:
+    """``--set key=value``: ``new`` put at the dotted ``key``; its mark says what was typed.
+
+    Raises RecipeError: a list without that element, or a key inside a plain value. Whether the
+    key exists at all is the schema's question.
+    """
+    mark = new.marks[()]
+    path: list[str | int] = []
+    values = _put(document.values, key.split("."), new.values, path, mark)
+    at = tuple(path)
+    marks = dict(document.marks)
+    _forget(marks, at)
+    for length in range(1, len(at)):
+        marks.setdefault(at[:length], mark)
+    marks.update({(*at, *below): m for below, m in new.marks.items()})
+    return Document(values, marks)
+
+
+def _put(values: Any, keys: list[str], new: Any, path: list[str | int], mark: Mark) -> Any:
+    if not keys:
+        return new
+    if isinstance(values, list):
+        index = _index(values, keys[0], path, mark)
+        path.append(index)
+        changed = _put(values[index], keys[1:], new, path, mark)
+        return [*values[:index], changed, *values[index + 1 :]]
+    if isinstance(values, str):
+        values = {"name": values}  # a plugin by its bare name is about to get a knob
+    if values is not None and not isinstance(values, dict):
+        raise RecipeError(f"{dotted(tuple(path))} is {values!r}, it has no keys", where=mark.where)
+    here: dict[str, Any] = values or {}
+    count = _known_length(here, keys)
+    name = ".".join(keys[:count])
+    path.append(name)
+    return {**here, name: _put(here.get(name), keys[count:], new, path, mark)}
+
+
+def _known_length(values: Mapping[str, Any], keys: list[str]) -> int:
+    # Domain names may contain dots, so the longest key that exists is what was meant.
+    lengths = range(len(keys), 0, -1)
+    return next((n for n in lengths if ".".join(keys[:n]) in values), 1)
+
+
+def _index(values: list[Any], key: str, path: list[str | int], mark: Mark) -> int:
+    if key.isascii() and key.isdigit() and int(key) < len(values):
+        return int(key)
+    name = dotted(tuple(path))
+    fix = f"Its elements are {name}.0 to {name}.{len(values) - 1}." if values else "It is empty."
+    raise RecipeError(f"{name} is a list and has no element '{key}'", where=mark.where, fix=fix)

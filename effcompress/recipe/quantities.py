@@ -1,0 +1,65 @@
+"""Numbers as people write them: ``469M`` parameters, ``85%`` of them."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+COUNT_PATTERN = r"^[0-9]+(\.[0-9]+)?[kKMBT]?$"
+COUNT_WORDS = "a whole number such as 2000, 1.5k, 469M or 72B"
+SHARE_PATTERN = r"^(100(\.0+)?|[0-9]{1,2}(\.[0-9]+)?)%$"
+SHARE_WORDS = "a share from 0 to 1, or 0% to 100%"
+
+_FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_LOOSE_COUNT = re.compile(r"([0-9][0-9_, ]*(?:\.[0-9]+)?)\s*([kmbgt]?)", re.IGNORECASE)
+_LOOSE_SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:%|percent|pct)", re.IGNORECASE)
+
+
+def count(written: int | float | str) -> int:
+    """``1.5k`` -> 1500. Raises ValueError when it is no whole number or has another unit."""
+    if not isinstance(written, str):
+        if written != int(written):
+            raise ValueError(f"{written} is not whole")
+        return int(written)
+    if not re.search(COUNT_PATTERN, written):
+        raise ValueError(f"'{written}' is not {COUNT_WORDS}")
+    unit = written[-1] if written[-1].isalpha() else ""
+    number = Decimal(written.removesuffix(unit)) * _FACTORS[unit]
+    if number != int(number):
+        raise ValueError(f"'{written}' is {number.normalize():f}, which is not whole")
+    return int(number)
+
+
+def share(written: int | float | str) -> float:
+    """``85%`` -> 0.85. Raises ValueError when it is outside 0 to 1 or no number."""
+    if isinstance(written, str):
+        if not re.search(SHARE_PATTERN, written):
+            raise ValueError(f"'{written}' is not {SHARE_WORDS}")
+        return float(Decimal(written.removesuffix("%")) / 100)
+    if not 0 <= written <= 1:
+        raise ValueError(f"{written} is not {SHARE_WORDS}")
+    return float(written)
+
+
+def nearest_count(text: str) -> str | None:
+    """What somebody who wrote ``469 MB`` probably meant: ``469M``."""
+    found = _LOOSE_COUNT.match(text.strip())
+    if not found:
+        return None
+    unit = {"g": "B", "k": "k"}.get(found[2].lower(), found[2].upper())
+    guess = re.sub(r"[_, ]", "", found[1]) + unit
+    return guess if re.search(COUNT_PATTERN, guess) else None
+
+
+def nearest_share(value: int | float | str) -> str | None:
+    """What ``85``, ``85 %`` or ``0,85`` probably meant: ``85%``."""
+    if not isinstance(value, str):
+        return f"{value:g}%" if 1 < value <= 100 else None
+    found = _LOOSE_SHARE.match(value.strip())
+    guess = f"{found[1]}%" if found else value.strip().replace(",", ".")
+    if found:
+        return guess if re.search(SHARE_PATTERN, guess) else None
+    try:
+        return guess if guess != value and 0 <= float(guess) <= 1 else None
+    except ValueError:
+        return None

@@ -1,0 +1,100 @@
+"""The recipe written out: every value, and at the end of its line where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from effcompress.recipe.load import LoadedRecipe
+from effcompress.recipe.marks import Key, dotted
+from effcompress.recipe.yaml_text import scalar
+from effcompress.registry import Bound
+
+
+def resolved(loaded: LoadedRecipe) -> str:
+    """YAML that ``load`` reads back, from any folder, as an equal recipe: defaults and knobs are
+    written out and paths are absolute. Each line ends with the origin of its value.
+    """
+    lines = [f"# {loaded.path.name} with every value, and where it comes from"]
+    lines += _lines(plain(loaded.recipe), (), loaded.origins, "")
+    return "\n".join(lines) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """A recipe, or a part of one, as JSON values; a plugin is ``{name: ..., knobs}``."""
+    if isinstance(value, Bound):
+        return {"name": value.name, **{k: plain(v) for k, v in value.knobs.items()}}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def checked(loaded: LoadedRecipe) -> list[str]:
+    """What ``load`` has checked by succeeding, one sentence per kind of thing."""
+    recipe, origins = loaded.recipe, loaded.origins
+    written = sum(origin != "default" for origin in origins.values())
+    plugins = [f"{key} {bound.name}" for key, bound in _bound(recipe, "")]
+    files = sum(1 for _ in _paths(recipe))
+    lines = [f"{written} values are known keys, of the right type and in range"]
+    if files:
+        lines.append(f"{files} input {'file is' if files == 1 else 'files are'} there")
+    if plugins:
+        lines.append(f"{len(plugins)} plugins and their knobs: {', '.join(plugins)}")
+    if recipe.effcompress:
+        lines.append(f"the version of effcompress is {recipe.effcompress}")
+    return lines
+
+
+def _lines(value: Any, key: Key, origins: Mapping[str, str], indent: str) -> Iterator[str]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, inner in pairs:
+        head = f"{indent}{scalar(name)}:" if isinstance(value, dict) else f"{indent}-"
+        at = (*key, name)
+        if isinstance(inner, dict | list) and inner:
+            yield from _nested(head, inner, at, origins, indent)
+        else:
+            origin = origins.get(dotted(at), "default")
+            yield f"{head} {scalar(inner)}  # {origin}"
+
+
+def _nested(
+    head: str, inner: Any, at: Key, origins: Mapping[str, str], indent: str
+) -> Iterator[str]:
+    below = _lines(inner, at, origins, indent + "  ")
+    if head.endswith("-"):
+        # The first line of a list element shares the line of its dash.
+        yield f"{head} {next(below).lstrip()}"
+    else:
+        yield head
+    yield from below
+
+
+def _bound(value: Any, key: str) -> Iterator[tuple[str, Bound]]:
+    if isinstance(value, Bound):
+        yield key, value
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from _bound(inner, key)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _bound(getattr(value, field.name), field.name)
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _paths(inner)
+    elif isinstance(value, Mapping):
+        yield from _paths(list(value.values()))
+    elif isinstance(value, Bound):
+        yield from _paths(list(value.knobs.values()))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from _paths([getattr(value, f.name) for f in dataclasses.fields(value)])

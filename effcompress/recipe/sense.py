@@ -1,0 +1,165 @@
+"""What no schema can say: keys that exclude, need or contradict each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from effcompress.errors import RecipeError
+from effcompress.recipe.marks import Document, Key, dotted
+from effcompress.spec import DomainSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
+
+MODEL_SOURCES = ("hub", "folder", "gguf", "wheel", "random")
+DOMAIN_SOURCES = ("jsonl", "txt", "parquet", "hub", "stdlib")
+TARGETS = ("params", "keep")
+
+
+def check_version(document: Document) -> None:
+    """Refuse a recipe for other versions, before anything else in it is found strange."""
+    wanted = document.values.get("effcompress")
+    if not isinstance(wanted, str):
+        return
+    here = version("effcompress")
+    try:
+        fits = SpecifierSet(wanted).contains(here, prereleases=True)
+    except InvalidSpecifier as error:
+        problem = f"effcompress: '{wanted}' is no version specifier"
+        raise _error(document, ("effcompress",), problem, "E.g. effcompress: '>=0.1'.") from error
+    if not fits:
+        raise _error(
+            document,
+            ("effcompress",),
+            f"the recipe wants effcompress {wanted}, this is {here}",
+            f"pip install 'effcompress{wanted}'",
+        )
+
+
+def check_sense(recipe: Recipe, document: Document) -> None:
+    """Raises RecipeError for the first contradiction, at the line of the key that should change."""
+    _check_model(recipe.model, document)
+    for name, domain in recipe.data.domains.items():
+        _check_domain(domain, ("data", "domains", name), document)
+    if recipe.prune is None and recipe.train is None:
+        raise _error(
+            document, (), "the recipe neither prunes nor trains", "Add `prune:` or `train:`."
+        )
+    if recipe.prune is not None:
+        _check_prune(recipe.prune, recipe.train, document)
+    if recipe.train is not None:
+        _check_train(recipe.train, document)
+
+
+def _check_model(model: ModelSpec, document: Document) -> None:
+    _exactly_one(model, MODEL_SOURCES, ("model",), document, "E.g. `model: {hub: org/name}`.")
+    at = ("model",)
+    _needs(model, at, "wheel", "member", document, "the path of the .gguf file inside the wheel")
+    _needs(model, at, "random", "shape", document, "{model_type: llama, hidden_size: 64, ...}")
+    _only_with(model, at, "member", ("wheel",), document)
+    _only_with(model, at, "revision", ("hub",), document)
+    _only_with(model, at, "sha256", ("wheel", "gguf"), document)
+    if model.wheel and not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", model.wheel):
+        problem = f"model.wheel is '{model.wheel}', but must be name==version"
+        raise _error(document, (*at, "wheel"), problem, "E.g. wheel: some-model==1.0")
+
+
+def _check_domain(domain: DomainSpec, at: Key, document: Document) -> None:
+    fix = f"E.g. `{at[-1]}: {{jsonl: text.jsonl}}`."
+    _exactly_one(domain, DOMAIN_SOURCES, at, document, fix)
+    for key in ("config", "revision", "validation_split"):
+        _only_with(domain, at, key, ("hub",), document)
+    _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"), document)
+
+
+def _check_prune(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
+    at = ("prune",)
+    fix = "E.g. `target: {keep: 85%}` or `target: {params: 469M}`."
+    _exactly_one(prune.target, TARGETS, (*at, "target"), document, fix)
+    seen: dict[str, int] = {}
+    for index, space in enumerate(prune.space):
+        if space.name in seen:
+            problem = f"prune.space names '{space.name}' twice"
+            fix = f"Keep this one or prune.space.{seen[space.name]}."
+            raise _error(document, (*at, "space", index), problem, fix)
+        seen[space.name] = index
+    _check_measure(prune, train, document)
+
+
+def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
+    measures = {"grad", "hess"} & set(prune.criterion.needs)
+    if not measures or prune.measure.source != "training":
+        return
+    fix = "Write `measure: {source: calibration}` under prune."
+    name = prune.criterion.name
+    if train is None:
+        problem = f"prune.measure: '{name}' would measure on the training, but nothing is trained"
+        raise _error(document, ("prune", "measure", "source"), problem, fix)
+    if prune.schedule.name == "once" and prune.schedule.knobs.get("at", 0) == 0:
+        problem = f"prune.schedule 'once' cuts at step 0, where '{name}' has measured nothing yet"
+        raise _error(document, ("prune", "schedule"), problem, fix)
+
+
+def _check_train(train: TrainSpec, document: Document) -> None:
+    micro, rate = train.micro_batch_size, train.learning_rate
+    if micro is not None and train.batch_size % micro:
+        fits = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
+        nearest = min(fits, key=lambda n: abs(n - micro))
+        raise _error(
+            document,
+            ("train", "micro_batch_size"),
+            f"train.micro_batch_size {micro} does not divide train.batch_size {train.batch_size}",
+            f"Did you mean {nearest}?",
+        )
+    if rate.schedule == "trapezoidal" and rate.warmup + rate.decay > 1:
+        key = ("train", "learning_rate", "decay")
+        problem = "train.learning_rate: warmup and decay together take more than the whole training"
+        raise _error(document, key, problem, "Their sum must be at most 1.")
+
+
+def _exactly_one(
+    section: Any, names: Iterable[str], at: Key, document: Document, example: str
+) -> None:
+    given = [name for name in names if getattr(section, name)]
+    if len(given) == 1:
+        return
+    listed = ", ".join(names)
+    if not given:
+        problem = (
+            f"{dotted(at)} names no source" if at[-1] != "target" else f"{dotted(at)} is empty"
+        )
+        raise _error(document, at, f"{problem}; it takes exactly one of {listed}", example)
+    problem = f"{dotted(at)} has {' and '.join(given)}; it takes exactly one of {listed}"
+    first, *rest = sorted(given, key=lambda name: _line(document, (*at, name)))
+    files = {document.mark((*at, name)).file for name in given}
+    fix = f"Remove {' or '.join(given)}."
+    if len(files) > 1:
+        # A key that came by an include can only be taken back by giving it no value.
+        fix = f"To drop the included one, write `{first}: null`."
+    raise _error(document, (*at, rest[-1]), problem, fix)
+
+
+def _line(document: Document, key: Key) -> tuple[bool, int]:
+    mark = document.mark(key)
+    return mark.file is None, mark.line
+
+
+def _needs(section: Any, at: Key, key: str, needed: str, document: Document, example: str) -> None:
+    if getattr(section, key) and not getattr(section, needed):
+        full = dotted((*at, key))
+        problem = f"{full} needs {dotted((*at, needed))}"
+        raise _error(document, (*at, key), problem, f"Add `{needed}:` {example}.")
+
+
+def _only_with(
+    section: Any, at: Key, key: str, sources: tuple[str, ...], document: Document
+) -> None:
+    if getattr(section, key) and not any(getattr(section, source) for source in sources):
+        problem = f"{dotted((*at, key))} means something only with {' or '.join(sources)}"
+        raise _error(document, (*at, key), problem, f"Remove `{key}:`.")
+
+
+def _error(document: Document, key: Key, what: str, fix: str) -> RecipeError:
+    return RecipeError(what, where=document.mark(key).where, fix=fix)

@@ -1,0 +1,6 @@
+"""A run folder -> a page for people, and a model card. Reads files, never the model."""
+
+from effcompress.report.card import write_card
+from effcompress.report.page import write
+
+__all__ = ["write", "write_card"]

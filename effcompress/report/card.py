@@ -1,0 +1,131 @@
+"""The model card: what the model is, how good, where from, and what not to expect of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from pathlib import Path
+
+from effcompress.report import numbers, words
+from effcompress.report.gather import Record, gather
+from effcompress.report.page import replace
+
+NOUNS = {"attention": "attention heads", "ffn": "FFN channels", "hidden": "hidden channels"}
+LIMITS = """\
+- A research artefact. It has been tested on the texts named above and on nothing else.
+- Pruning and this training were done on plain text: if the source model was aligned or tuned to
+  follow instructions, this one has **not** been aligned again.
+- It has the gaps and the biases of the source model, and pruning may have made them worse in ways
+  that perplexity does not show."""
+
+
+def write_card(folder: Path, *, into: Path | None = None, base_model: str | None = None) -> Path:
+    """Write the model card of a run as ``README.md`` into the folder ``into`` (that of the model;
+    default: the run's own).
+    """
+    path = (into or folder) / "README.md"
+    replace(path, card(folder, base_model=base_model))
+    return path
+
+
+def card(folder: Path, *, base_model: str | None = None) -> str:
+    """The text of the model card. ``base_model`` is a hub id, where the source has one."""
+    record = gather(folder)
+    parts = [
+        _front(record, base_model or hub(record.recipe)),
+        f"# {record.name}\n\n{words.verdict(record)}",
+        _what(record),
+        f"## How to load it\n\n```python\n{words.load('path/to/this/folder')}\n```\n\n"
+        f"{words.container(record)} {words.proof(record)}",
+        _numbers(record),
+        _measured(record),
+        _provenance(record),
+        f"## Limits\n\n{LIMITS}",
+    ]
+    if said := words.status(record):
+        parts.insert(2, f"> **{said}**")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def hub(recipe: str) -> str | None:
+    """The hub id that the recipe starts from, if it names one."""
+    found = re.search(r"^model:\n(?:[ ]+.*\n)*?[ ]+hub:[ ]*([^\s#]+)", recipe, re.MULTILINE)
+    name = found[1].strip("\"'") if found else "null"
+    return None if name in ("null", "~") else name
+
+
+def _front(record: Record, base_model: str | None) -> str:
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    if base_model:
+        lines += [f"base_model: {json.dumps(base_model)}"]
+    tags = ["effcompress", "pruned", "text-generation"]
+    if record.tokens and record.cuts:
+        tags.append("pruning-aware-training")
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _what(record: Record) -> str:
+    source = escape(
+        str(record.run.get("model", "a model whose name was not recorded")), quote=False
+    )
+    gone = ""
+    if record.cuts:
+        shares = record.cuts[-1].share_removed
+        listed = [f"{numbers.percent(s)} of the {NOUNS.get(k, k)}" for k, s in shares.items()]
+        gone = f" Removed: {words.join(listed)}, in {len(record.cuts):,} cuts." if listed else ""
+    trained = (
+        f" It was trained on {record.tokens:,} tokens while and after it was pruned."
+        if record.tokens and record.cuts
+        else f" It was trained on {record.tokens:,} tokens."
+        if record.tokens
+        else " It was not trained afterwards."
+    )
+    lines = [f"- {key}: `{value}`" for key, value in words.method(record.recipe).items()]
+    method = "\n\nMethod, as the recipe puts it:\n\n" + "\n".join(lines) if lines else ""
+    return f"## What it is\n\nMade from {source}.{gone}{trained}{method}"
+
+
+def _numbers(record: Record) -> str:
+    before, after = record.params_before, record.params_after
+    if before is None or after is None:
+        return ""
+    change = numbers.percent(after / before - 1, sign=True)
+    rows = [f"| parameters | {before:,} | {after:,} | {change} |"]
+    for name, old, new in words.both(record):
+        now = "not measured" if new is None else numbers.decimal(new)
+        worse = "" if new is None or not old else numbers.percent(new / old - 1, sign=True)
+        rows.append(f"| perplexity, {_cell(name)} | {numbers.decimal(old)} | {now} | {worse} |")
+    head = "| | before | after | change |\n|---|---:|---:|---:|\n"
+    return "## Numbers\n\n" + head + "\n".join(rows) + f"\n\nSize: {words.target(record)}."
+
+
+def _measured(record: Record) -> str:
+    evaluation = record.after or record.before
+    if evaluation is None:
+        return ""
+    text = words.protocol(evaluation)
+    if not words.same_protocol(record):
+        text += " **Before and after used different protocols and must not be compared.**"
+    return f"## How it was measured\n\n{text}"
+
+
+def _provenance(record: Record) -> str:
+    run = record.run
+    versions = [
+        f"{name} {run[name]}" for name in ("effcompress", "torch", "transformers") if name in run
+    ]
+    lines = [
+        f"- Recipe: {record.name}, seed {run.get('seed', '?')}",
+        f"- Versions: {', '.join(versions) or 'not recorded'}",
+        f"- Device: {run.get('device', 'not recorded')}, started {run.get('started', '?')}",
+    ]
+    for name, data in (run.get("data") or {}).items():
+        amount = f"{data.get('documents', 0):,} documents, {data.get('tokens', 0):,} tokens"
+        lines.append(f"- Data, {name}: {amount}, hash `{data.get('hash', '')}`")
+    lines += [f"- Warning: {escape(text, quote=False)}" for text in dict.fromkeys(record.warnings)]
+    return "## Where it comes from\n\n" + "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,212 @@
+"""The page: one file that needs nothing else, for somebody with ten seconds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from effcompress.report import numbers, words
+from effcompress.report.gather import Evaluation, Record, gather
+from effcompress.report.pictures import alone, pictures
+from effcompress.report.style import PAGE
+
+
+def write(folder: Path, *, model: str = "model") -> Path:
+    """Write ``report.html`` and ``pictures/*.svg`` of a run folder; the page's path comes back.
+
+    ``model`` is the folder that the saved model lies in, as the page tells people to load it.
+    Only the record is read: the page can be made again years later, without the model.
+    """
+    record = gather(folder)
+    drawn = pictures(record)
+    (folder / "pictures").mkdir(exist_ok=True)
+    for name, svg in drawn.items():
+        replace(folder / "pictures" / f"{name}.svg", alone(svg))
+    replace(folder / "report.html", page(record, drawn, model))
+    return folder / "report.html"
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that no reader ever sees half of it."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)  # temporary files are private; a report is for others to read
+    Path(file.name).replace(path)
+
+
+def page(record: Record, drawn: dict[str, str], model: str) -> str:
+    """The HTML of the page."""
+    sections = [
+        _banner(record),
+        f"<header><h1>{escape(record.name)}</h1>{_subtitle(record)}</header>",
+        f'<p class="lead">{escape(words.verdict(record))}</p>',
+        f'<div class="cards">{"".join(_cards(record))}</div>',
+        _warnings(record),
+        _figures(drawn),
+        _generations(record),
+        _protocol(record),
+        _loading(record, model),
+        _details(record),
+        _recipe(record),
+        f"<footer>Made by effcompress {escape(str(record.run.get('effcompress', '')))} from the "
+        "record of the run.</footer>",
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(record.name)}: effcompress report</title><style>{PAGE}</style></head>\n"
+        f"<body><main>{chr(10).join(s for s in sections if s)}</main></body></html>\n"
+    )
+
+
+def _banner(record: Record) -> str:
+    said = words.status(record)
+    return f'<div class="banner {record.status}"><p>{escape(said)}</p></div>' if said else ""
+
+
+def _subtitle(record: Record) -> str:
+    run = record.run
+    parts = [str(run[key]) for key in ("model", "device") if run.get(key)]
+    if run.get("started"):
+        parts.append(str(run["started"]).replace("T", " ")[:16])
+    return f'<p class="sub">{escape(" · ".join(parts))}</p>'
+
+
+def _card(title: str, big: str, small: str = "", tone: str = "") -> str:
+    return (
+        f'<div class="card"><h3>{escape(title)}</h3><p class="big {tone}">{big}</p>'
+        f'<p class="small">{escape(small)}</p></div>'
+    )
+
+
+def _arrow(before: str, after: str) -> str:
+    return f'{escape(before)} <span class="to">{words.ARROW}</span> {escape(after)}'
+
+
+def _cards(record: Record) -> Iterator[str]:
+    before, after = record.params_before, record.params_after
+    if before and after:
+        change = numbers.percent(after / before - 1, sign=True)
+        big = _arrow(numbers.count(before), numbers.count(after))
+        yield _card("Parameters", big, f"{change}; {words.target(record)}")
+    if rows := "".join(_perplexities(record)):
+        yield f'<div class="card"><h3>Perplexity</h3><table class="rows">{rows}</table></div>'
+    wall = (record.end or {}).get("seconds")
+    if record.tokens:
+        last = f"{record.steps[-1].step:,} steps" if record.steps else ""
+        time = f"{last}, {numbers.duration(wall)} in all" if wall else last
+        yield _card("Trained on", f"{numbers.count(record.tokens)} tokens", time)
+    elif wall:
+        yield _card("Wall time", numbers.duration(wall), "without training")
+    if record.proof:
+        big, tone = ("Proven", "good") if record.proof.holds else ("Failed", "bad")
+        yield _card("Loads in plain transformers", big, words.proof(record), tone)
+    else:
+        yield _card("Loads in plain transformers", "Not proven", words.proof(record))
+
+
+def _perplexities(record: Record) -> Iterator[str]:
+    for name, before, after in words.both(record):
+        if after is None:
+            yield (
+                f"<tr><td>{escape(name)}</td><td>{numbers.decimal(before)}</td>"
+                '<td class="change">before only</td></tr>'
+            )
+            continue
+        change = numbers.percent(after / before - 1, sign=True) if before else ""
+        yield (
+            f"<tr><td>{escape(name)}</td><td>{numbers.decimal(before)} {words.ARROW} "
+            f'<span class="now">{numbers.decimal(after)}</span></td>'
+            f'<td class="change">{change}</td></tr>'
+        )
+
+
+def _warnings(record: Record) -> str:
+    said = list(dict.fromkeys(record.warnings))
+    if not words.same_protocol(record):
+        said.insert(0, "The evaluations before and after used different protocols: do not compare.")
+    if not said:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in said)
+    return f'<h2>Warnings</h2><div class="banner"><ul>{items}</ul></div>'
+
+
+def _figures(drawn: dict[str, str]) -> str:
+    if not drawn:
+        return ""
+    figures = "".join(f'<figure id="{name}">{svg}</figure>' for name, svg in drawn.items())
+    return f'<h2>What happened</h2><div class="grid">{figures}</div>'
+
+
+def _generations(record: Record) -> str:
+    cards = [
+        _said(title, evaluation)
+        for title, evaluation in (("Before", record.before), ("After", record.after))
+        if evaluation and (evaluation.prompt or evaluation.text)
+    ]
+    return f'<h2>In its own words</h2><div class="two">{"".join(cards)}</div>' if cards else ""
+
+
+def _said(title: str, evaluation: Evaluation) -> str:
+    text = evaluation.text.removeprefix(evaluation.prompt)
+    heading = f"{title}, {numbers.count(evaluation.params)} parameters"
+    return (
+        f'<div class="card"><h3>{heading}</h3><p class="said"><span class="prompt">'
+        f"{escape(evaluation.prompt)}</span>{escape(text)}</p></div>"
+    )
+
+
+def _protocol(record: Record) -> str:
+    evaluation = record.after or record.before
+    if evaluation is None:
+        return ""
+    extra = (
+        " The same protocol was used before and after."
+        if (record.before and record.after and words.same_protocol(record))
+        else ""
+    )
+    return (
+        f'<h2>How it was measured</h2><p class="words">'
+        f"{escape(words.protocol(evaluation) + extra)}</p>"
+    )
+
+
+def _loading(record: Record, model: str) -> str:
+    if record.export is None:
+        return ""
+    return (
+        f"<h2>How to load it</h2><pre>{escape(words.load(model))}</pre>"
+        f'<p class="words">Run this in the folder of this page. {escape(words.container(record))} '
+        f"{escape(words.proof(record))}</p>"
+    )
+
+
+def _details(record: Record) -> str:
+    run = record.run
+    rows = [
+        ("Seed", str(run.get("seed", ""))),
+        *((name, str(run.get(name, ""))) for name in ("effcompress", "torch", "transformers")),
+        ("Device", f"{run.get('device', '')}, {run.get('threads', '?')} threads"),
+        *((f"Prune: {key}", value) for key, value in words.method(record.recipe).items()),
+    ]
+    for name, data in (run.get("data") or {}).items():
+        amount = f"{data.get('documents', 0):,} documents, {data.get('tokens', 0):,} tokens"
+        rows.append((f"Data: {name}", f"{amount}, hash {data.get('hash', '')}"))
+    if record.commit_difference is not None:
+        difference = numbers.power(record.commit_difference)
+        rows.append(("Shortening the tensors", f"changed no logit by more than {difference}"))
+    body = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows if v)
+    return f'<h2>The run</h2><div class="card"><table class="rows">{body}</table></div>'
+
+
+def _recipe(record: Record) -> str:
+    if not record.recipe:
+        return ""
+    return (
+        "<details><summary>The recipe, with every default filled in</summary>"
+        f"<pre>{escape(record.recipe)}</pre></details>"
+    )

@@ -1,0 +1,192 @@
+"""Sentences about a record, shared by the page and the card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from effcompress.report import numbers
+from effcompress.report.gather import Evaluation, Record
+
+METHOD = ("target", "space", "criterion", "hessian", "measure", "selector", "schedule", "repair")
+ARROW = "\u2192"
+
+
+def status(record: Record) -> str | None:
+    """What a reader must know before believing any number, or nothing."""
+    if record.status == "success":
+        return None
+    if record.status == "failed":
+        reason = str((record.end or {}).get("reason") or "no reason was recorded").rstrip(".")
+        return f"This run failed: {reason}. What follows is what it recorded until then."
+    at = f" at step {record.steps[-1].step:,}" if record.steps else ""
+    total = record.run.get("total_tokens")
+    share = f" ({numbers.percent(record.tokens / total)} of the tokens)" if total else ""
+    return f"This run is not finished: its record ends{at}{share}. No number below is final."
+
+
+def verdict(record: Record) -> str:
+    """What came out, in a sentence or two."""
+    parts: list[str] = []
+    before, after = record.params_before, record.params_after
+    if before and after:
+        sizes = f"{numbers.count(before)} {ARROW} {numbers.count(after)} parameters"
+        if after < before:
+            parts.append(f"{numbers.percent(1 - after / before)} smaller: {sizes}.")
+        else:
+            parts.append(f"Nothing was removed: {numbers.count(after)} parameters.")
+    changes = {"rose": [], "fell": []}
+    for name, old, new in both(record):
+        if old and new is not None:
+            changes["rose" if new > old else "fell"].append(
+                f"by {numbers.percent(abs(new / old - 1))} on {name}"
+            )
+    moves = [f"{verb} {join(amounts)}" for verb, amounts in changes.items() if amounts]
+    if moves:
+        parts.append(f"Perplexity {', and '.join(moves)}.")
+    if record.proof and record.proof.holds:
+        parts.append("The saved model loads in plain transformers, which was proven.")
+    elif record.proof:
+        parts.append("The saved model did not pass its reload proof.")
+    return " ".join(parts) or "Nothing has been recorded yet."
+
+
+def both(record: Record) -> list[tuple[str, float, float | None]]:
+    """(domain, perplexity before, after); after is missing until it was measured."""
+    if record.before is None:
+        return []
+    later = record.after.domains if record.after else {}
+    return [
+        (name, score.perplexity, later[name].perplexity if name in later else None)
+        for name, score in record.before.domains.items()
+    ]
+
+
+def join(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def target(record: Record) -> str:
+    """How near the target the run came."""
+    if record.target is None or record.params_after is None:
+        return "no target size"
+    miss = record.params_after / record.target - 1
+    where = f"target {numbers.count(record.target)}"
+    if abs(miss) <= 0.005:
+        return f"{where}, met (off by {abs(miss) * 100:.2f} %)"
+    return f"{where}, missed by {numbers.percent(abs(miss))}" if record.end else where
+
+
+def protocol(evaluation: Evaluation) -> str:
+    """How perplexity was measured."""
+    said = dict(evaluation.protocol)
+    amount = [
+        f"{name} {score.sequences:,} sequences ({score.tokens:,} tokens)"
+        for name, score in evaluation.domains.items()
+    ]
+    length = said.pop("sequence_length", None)
+    said.pop("sequences", None)
+    text = (
+        "Perplexity is the exponential of the mean negative log-likelihood per token of held-out "
+        f"text: {join(amount)}"
+    )
+    text += f", cut into sequences of {length} tokens. " if length else ". "
+    rest = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in said.items()]
+    return text + (f"Settings: {'; '.join(rest)}." if rest else "")
+
+
+def same_protocol(record: Record) -> bool:
+    """Whether the two evaluations may be compared at all."""
+    if record.before is None or record.after is None:
+        return True
+    amounts = [
+        {name: (s.tokens, s.sequences) for name, s in e.domains.items()}
+        for e in (record.before, record.after)
+    ]
+    return record.before.protocol == record.after.protocol and amounts[0] == amounts[1]
+
+
+def load(path: str) -> str:
+    """Three lines that load the model from ``path``."""
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{path}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{path}")'
+    )
+
+
+def container(record: Record) -> str:
+    """Which stock class the model is saved as, and why if it is not its own."""
+    if record.export is None:
+        return "No model has been saved yet."
+    own = f"{record.export.container.capitalize()} model of transformers"
+    why = f": {record.export.why.rstrip('.')}." if record.export.why else "."
+    return (
+        f"It is saved as a stock {own}, {numbers.size(record.export.bytes)} on disk; no extra code "
+        f"is needed to load it. Why this class{why}"
+    )
+
+
+def proof(record: Record) -> str:
+    """What the reload showed."""
+    if record.proof is None:
+        return "The saved model has not been reloaded yet."
+    tokens = "the same tokens" if record.proof.tokens_equal else "different tokens"
+    cache = "with and without cache" if record.proof.cache_equal else "not the same with a cache"
+    return (
+        f"A fresh process loaded it: {tokens}, {cache}; "
+        f"largest difference of a logit {numbers.power(record.proof.max_logit_difference)}."
+    )
+
+
+def method(recipe: str) -> dict[str, str]:
+    """Key of the ``prune`` section -> what the recipe says there, on one line."""
+    section = _section(recipe.splitlines(), "prune")
+    found = {key: _flat(section, key) for key in METHOD}
+    return {key: value for key, value in found.items() if value not in ("", "null", "[]", "{}")}
+
+
+def _section(lines: list[str], key: str) -> list[str]:
+    """The lines below a key, without their common indent. The recipe stays text here: reading YAML
+    is another room's work, and a report must not fail over a file it only quotes.
+    """
+    for i, line in enumerate(lines):
+        match = re.match(rf"{re.escape(key)}:\s*(.*)$", line)
+        if not match:
+            continue
+        body = [_uncommented(match[1])] if _uncommented(match[1]) else []
+        inside: list[str] = []
+        for following in lines[i + 1 :]:
+            if following.strip() and not re.match(r"\s|- ", following):
+                break
+            if _uncommented(following).strip():
+                inside.append(_uncommented(following))
+        depth = min((len(x) - len(x.lstrip()) for x in inside), default=0)
+        return body + [x[depth:] for x in inside]
+    return []
+
+
+def _flat(section: list[str], key: str) -> str:
+    """``taylor2``, ``keep: 0.85`` or ``ffn, attention`` out of the lines below ``key``."""
+    lines = [line.strip() for line in _section(section, key)]
+    words = [line.removeprefix("- ") for line in lines]
+    text = ", ".join(words).replace(":,", ":")
+    return text.strip().strip("{}\"'")
+
+
+def _uncommented(line: str) -> str:
+    return re.sub(r"(^|\s)#.*$", "", line).rstrip()
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(_value(v) for v in value)
+    return (
+        {True: "yes", False: "no", None: "none"}.get(value, str(value))
+        if (value is None or isinstance(value, bool))
+        else str(value)
+    )

@@ -1,0 +1,143 @@
+"""One prune event: measured scores -> choice -> masked units -> (now and then) shorter tensors."""
+
+from __future__ import annotations
+
+import time
+
+from effcompress.data import Corpus
+from effcompress.errors import RunError
+from effcompress.log import Log
+from effcompress.measure.stats import TrainingStats, collect
+from effcompress.removal.commit import commit
+from effcompress.removal.mask import mask
+from effcompress.removal.selftest import same_function
+from effcompress.runner.state import RunState
+from effcompress.saliency.average import ScoreAverage
+from effcompress.saliency.score import score
+from effcompress.selection.budget import TOLERANCE
+from effcompress.selection.choose import Choice, choose
+from effcompress.spec import PruneSpec, TargetSpec
+from effcompress.types import Cut, Due, Scores
+
+
+def target_params(target: TargetSpec, start: int) -> int:
+    """Parameters wanted at the end."""
+    if target.params is not None:
+        return target.params
+    assert target.keep is not None, "recipe.load lets exactly one of params and keep through"
+    return round(target.keep * start)
+
+
+def observe(state: RunState, prune: PruneSpec) -> None:
+    """Take the saliency of this step's gradients into the running mean: no extra pass."""
+    if state.target_reached or prune.measure.source != "training":
+        return
+    stats = TrainingStats(state.module, prune.criterion.needs, prune.hessian)
+    state.average.update(score(state.sets, prune.criterion, stats), state.ledger.original)
+
+
+def due_now(state: RunState, prune: PruneSpec, total_tokens: int) -> Due | None:
+    """What the schedule asks for at this point. Nothing is due before anything was measured."""
+    if state.target_reached:
+        return None
+    if prune.measure.source == "training" and state.average.weight == 0.0:
+        return None
+    return prune.schedule(
+        step=state.step,
+        tokens=state.tokens,
+        total_tokens=total_tokens,
+        start_params=state.parent_params,
+        params=state.params,
+        target_params=target_params(prune.target, state.parent_params),
+        groups_cut=state.groups_cut,
+    )
+
+
+def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log: Log) -> None:
+    """Decide, mask, write down; commit when enough has gathered."""
+    target = target_params(prune.target, state.parent_params)
+    scores = state.ledger.original_order(_scores(state, prune, corpus))
+    assert prune.selector is not None, "recipe.load fills in the default selector"
+    choice = choose(state.parent_sets, state.parent, scores, due, target, prune.selector)
+    if choice.plan:
+        mask(
+            choice.plan,
+            state.sets,
+            state.parameters(),
+            state.ledger,
+            optimizer=state.optimizer,
+            norms=state.norms(),
+            repairs=prune.repair,
+        )
+        state.groups_cut += sum(choice.removed.values())
+        state.since_commit += sum(choice.removed.values())
+        _write_down(state, choice, log)
+    state.target_reached = not choice.plan or choice.params <= target
+    if state.target_reached or state.since_commit >= prune.commit_every:
+        commit_event(state, log)
+    if state.target_reached and abs(state.params - target) > TOLERANCE * target:
+        raise RunError(
+            f"pruning stopped at {state.params:,} parameters, the target is {target:,}",
+            fix="Nothing more may go: lower a `minimum`, or add a space under prune.space.",
+        )
+
+
+def commit_event(state: RunState, log: Log) -> None:
+    """Cut the masked units out of the tensors, with proof that nothing else changed."""
+    if not state.ledger.pending():
+        return
+    started = time.monotonic()
+    probe = state.probe_BT.to(next(state.module.parameters()).device)
+    with same_function(state.module, probe, state.optimizer) as proof:
+        commit(
+            state.sets,
+            state.parameters(),
+            state.ledger,
+            optimizer=state.optimizer,
+            norms=state.norms(),
+        )
+        state.refresh()
+    state.since_commit = 0
+    log.event(
+        "commit",
+        step=state.step,
+        params=state.params,
+        seconds=time.monotonic() - started,
+        max_logit_difference=proof.max_logit_difference,
+    )
+
+
+def _scores(state: RunState, prune: PruneSpec, corpus: Corpus) -> Scores:
+    if prune.measure.source == "training":
+        return state.average.read()
+    ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
+    stats = collect(state.module, ids_NT, prune.criterion.needs, prune.hessian)
+    now = ScoreAverage(state.ledger.sizes, decay=1.0)
+    now.update(score(state.sets, prune.criterion, stats), state.ledger.original)
+    return now.read()
+
+
+def _write_down(state: RunState, choice: Choice, log: Log) -> None:
+    cut = Cut(
+        step=state.step,
+        tokens=state.tokens,
+        plan=choice.plan,
+        saliency=choice.lowest,
+        removed=choice.removed,
+        scores=choice.scores,
+        params=choice.params,
+        widths=choice.widths,
+    )
+    log.plan(cut)
+    gone: dict[str, list[float]] = {}
+    for s in state.parent_sets:
+        gone.setdefault(s.kind, []).append(1.0 - choice.widths[s.name] / s.size)
+    log.event(
+        "cut",
+        step=state.step,
+        tokens=state.tokens,
+        params=choice.params,
+        removed=choice.removed,
+        share_removed={kind: sum(shares) / len(shares) for kind, shares in gone.items()},
+        saliency=choice.lowest,
+    )

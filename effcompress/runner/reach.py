@@ -1,0 +1,87 @@
+"""Can this recipe reach its target? Arithmetic on the configuration, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from effcompress import groups
+from effcompress.errors import RecipeError
+from effcompress.model.families import family_of
+from effcompress.model.source import config_of
+from effcompress.recipe import LoadedRecipe
+from effcompress.selection.budget import TOLERANCE, Budget, lines_of, simulate
+from effcompress.spec import PruneSpec, TargetSpec
+from effcompress.types import AxisMap, Config, GroupSet
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A recipe's model as numbers."""
+
+    config: Config
+    axes: AxisMap
+    sets: list[GroupSet]
+    start: int
+    target: int | None
+
+
+def priced(loaded: LoadedRecipe) -> Priced | None:
+    """Parameters now and wanted, from the configuration; None while no configuration is known."""
+    config = config_of(loaded.recipe.model)
+    if config is None:
+        return None
+    axes = groups.from_config(family_of(config), config)
+    prune = loaded.recipe.prune
+    sets = groups.find(axes, prune.space) if prune else []
+    start = axes.count()
+    return Priced(config, axes, sets, start, wanted(prune.target, start) if prune else None)
+
+
+def wanted(target: TargetSpec, start: int) -> int:
+    """Parameters wanted at the end."""
+    return target.params if target.params is not None else round((target.keep or 0.0) * start)
+
+
+def budget_of(price: Priced) -> Budget:
+    """The budget at the beginning of a run."""
+    assert price.target is not None
+    return Budget(price.axes, lines_of(price.sets), {}, price.target)
+
+
+def require_reachable(loaded: LoadedRecipe) -> Priced | None:
+    """Raises RecipeError, with the nearest sizes that can be had, if the target cannot be met."""
+    price = priced(loaded)
+    prune = loaded.recipe.prune
+    if price is None or prune is None or price.target is None:
+        return price
+    where = _where(loaded, prune)
+    if price.target > price.start * (1 + TOLERANCE):
+        raise RecipeError(
+            f"prune.target: {price.target:,} parameters, but the model has only {price.start:,}",
+            where=where,
+            fix="Name a smaller target, or a larger model.",
+        )
+    least = price.axes.count({s.name: s.minimum for s in price.sets})
+    if price.target < least * (1 - TOLERANCE):
+        kinds = ", ".join(bound.name for bound in prune.space)
+        raise RecipeError(
+            f"prune.target: {price.target:,} parameters cannot be reached by cutting {kinds}: "
+            f"{least:,} always remain",
+            where=where,
+            fix=f"Name at least {least:,}, or add to prune.space what else may go.",
+        )
+    budget = budget_of(price)
+    simulate(budget)
+    if not budget.reached:
+        below = budget.params - min(budget.freed(k) for k in range(len(budget.lines)))
+        raise RecipeError(
+            f"prune.target: {price.target:,} parameters lie between two sizes this model can have",
+            where=where,
+            fix=f"The nearest sizes are {below:,} and {budget.params:,}.",
+        )
+    return price
+
+
+def _where(loaded: LoadedRecipe, prune: PruneSpec) -> str:
+    key = "prune.target.params" if prune.target.params is not None else "prune.target.keep"
+    return loaded.origins.get(key, str(loaded.path))

@@ -1,0 +1,225 @@
+"""The story, top to bottom: the only file that names every room."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from effcompress import __version__, checkpoint, data, report, train
+from effcompress.checkpoint import Saved
+from effcompress.data import Corpus
+from effcompress.errors import EffcompressError, RunError
+from effcompress.log import Log, make_view
+from effcompress.model.cache import cache_root
+from effcompress.model.load import LoadedModel
+from effcompress.model.load import load as load_model
+from effcompress.recipe import LoadedRecipe
+from effcompress.runner.finish import evaluate, export_and_prove
+from effcompress.runner.folder import open_folder, output_folder
+from effcompress.runner.prune import (
+    commit_event,
+    due_now,
+    observe,
+    prune_event,
+    target_params,
+)
+from effcompress.runner.reach import require_reachable
+from effcompress.runner.state import RunState
+from effcompress.spec import Recipe
+from effcompress.types import Due
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run leaves: its folder, and the size and the perplexities of the result."""
+
+    folder: Path
+    params: int
+    perplexity: dict[str, float]
+
+
+def run(
+    loaded: LoadedRecipe,
+    *,
+    output: Path | None = None,
+    resume: bool = False,
+    offline: bool = False,
+) -> Report:
+    """Do what the recipe says and leave a proven model in the output folder.
+
+    Raises RecipeError or SourceError when the user's input cannot be used, RunError when the run
+    failed; a failed run can be continued with ``resume=True``.
+    """
+    require_reachable(loaded)
+    folder = output_folder(loaded, output)
+    open_folder(loaded, folder, resume)
+    log = Log(folder, view=make_view())
+    started = time.monotonic()
+    try:
+        return _story(loaded.recipe, folder, log, offline=offline, started=started)
+    except BaseException as error:
+        reason = str(error) if isinstance(error, EffcompressError) else repr(error)
+        log.event("end", status="failed", reason=reason, seconds=time.monotonic() - started)
+        raise
+    finally:
+        log.close()
+        if (folder / "metrics.jsonl").exists():
+            report.write(folder)
+
+
+def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: float) -> Report:
+    torch.manual_seed(recipe.seed)
+    log.phase("loading the model")
+    saved = checkpoint.newest(folder / "checkpoints", log.warn)
+    model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
+    total = total_tokens(recipe)
+    log.phase("preparing the text")
+    corpus = data.prepare(
+        recipe.data,
+        model.tokenizer,
+        cache_root(),
+        train_tokens=total,
+        heldout_sequences=recipe.evaluate.sequences,
+        offline=offline,
+        seed=recipe.seed,
+        progress=lambda what, share: log.note(f"{what} {share:.0%}"),
+        notice=log.warn,
+    )
+    state = RunState(recipe, model, corpus)
+    if saved is None:
+        log.rewind({})
+        _begin(state, model, corpus, total, log)
+    else:
+        _continue(state, saved, corpus, log)
+    _train_and_prune(state, corpus, total, folder, log)
+    export_and_prove(state, corpus, folder, log)
+    log.phase("evaluating the pruned model")
+    after = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
+    log.event("evaluation", when="after", params=state.params, **after)
+    seconds = state.seconds + time.monotonic() - started
+    log.event("end", status="success", seconds=seconds, params=state.params, widths=state.widths)
+    report.write_card(folder)
+    domains = after["domains"]
+    assert isinstance(domains, dict)
+    return Report(folder, state.params, {d: v["perplexity"] for d, v in domains.items()})
+
+
+def total_tokens(recipe: Recipe) -> int:
+    """Tokens that training reads: whole steps, at least what the recipe asks for."""
+    if recipe.train is None:
+        return 0
+    per_step = recipe.train.batch_size * recipe.data.sequence_length
+    return -(-recipe.train.tokens // per_step) * per_step
+
+
+def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log: Log) -> None:
+    """Write down where the run starts from, and measure the dense model."""
+    import transformers  # noqa: TID251  its version is part of the record
+
+    recipe = state.recipe
+    target = recipe.prune.target if recipe.prune else None
+    log.event(
+        "run",
+        name=recipe.name,
+        seed=recipe.seed,
+        effcompress=__version__,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        model=model.source,
+        params=state.params,
+        target_params=target_params(target, state.params) if target else None,
+        total_tokens=total,
+        widths=state.widths,
+        device=str(next(state.module.parameters()).device),
+        threads=torch.get_num_threads(),
+        data=corpus.summary(),
+    )
+    log.phase("evaluating the dense model")
+    before = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
+    log.event("evaluation", when="before", params=state.params, **before)
+
+
+def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
+    """Stand where the checkpoint stood, the record included."""
+    if saved.values["corpus"] != corpus.fingerprint:
+        raise RunError(
+            "the training text is not the one this run began with",
+            fix="Put the text back, or start afresh with --output.",
+        )
+    log.rewind(saved.values["log"])
+    state.restore(saved)
+    log.note(f"continuing at step {state.step}, {state.tokens:,} tokens")
+
+
+def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, log: Log) -> None:
+    """The one loop. One-shot pruning is the same loop with one event at token 0."""
+    recipe = state.recipe
+    log.phase("pruning and training" if recipe.prune else "training", total)
+    if state.step == 0:
+        _prune_if_due(state, corpus, total, log)
+    while state.tokens < total:
+        started = time.monotonic()
+        _train_step(state, total, log, started)
+        _prune_if_due(state, corpus, total, log)
+        state.seconds += time.monotonic() - started
+        if state.step % recipe.save.every == 0 or state.tokens >= total:
+            _save(state, corpus, folder, log)
+    if recipe.prune and not state.target_reached:
+        target = target_params(recipe.prune.target, state.parent_params)
+        log.warn(
+            f"the schedule left {state.params - target:,} parameters too many; cutting them now, "
+            "untrained: give train.tokens more, or the schedule more groups per event"
+        )
+        prune_event(state, recipe.prune, Due(params=target), corpus, log)
+    commit_event(state, log)
+    state.module.zero_grad(set_to_none=True)
+
+
+def _train_step(state: RunState, total: int, log: Log, started: float) -> None:
+    recipe, optimizer = state.recipe, state.optimizer
+    assert recipe.train is not None and optimizer is not None
+    state.module.train()
+    batch = state.stream.next(recipe.train.batch_size)
+    losses = train.backward(state.module, batch, recipe.train)
+    if recipe.prune:
+        observe(state, recipe.prune)
+    state.step += 1
+    state.tokens += batch.ids_BT.numel()
+    rate = train.learning_rate(recipe.train.learning_rate, state.tokens, total)
+    norm = train.update(state.module, optimizer, recipe.train, rate)
+    seconds = time.monotonic() - started
+    log.event(
+        "step",
+        step=state.step,
+        tokens=state.tokens,
+        loss=losses.loss,
+        domain_loss=losses.domain_loss,
+        learning_rate=rate,
+        grad_norm=norm,
+        params=state.params,
+        tokens_per_second=batch.ids_BT.numel() / seconds,
+        seconds=state.seconds + seconds,
+    )
+
+
+def _prune_if_due(state: RunState, corpus: Corpus, total: int, log: Log) -> None:
+    prune = state.recipe.prune
+    if prune is None:
+        return
+    due = due_now(state, prune, total)
+    if due is not None:
+        prune_event(state, prune, due, corpus, log)
+
+
+def _save(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
+    started = time.monotonic()
+    saved = state.snapshot(log.state())
+    saved.values["corpus"] = corpus.fingerprint
+    path = checkpoint.save(folder / "checkpoints", state.step, saved, state.recipe.save.keep)
+    size = sum(f.stat().st_size for f in path.iterdir())
+    log.event("checkpoint", step=state.step, seconds=time.monotonic() - started, bytes=size)

@@ -1,0 +1,74 @@
+"""One optimizer step, in two halves: between them the gradients are there for others to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from effcompress.errors import RunError
+from effcompress.spec import TrainSpec
+from effcompress.train.loss import autocast, by_domain, row_losses
+from effcompress.types import Batch
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a batch cost, in nats per token."""
+
+    loss: float
+    domain_loss: dict[str, float]
+
+
+def backward(module: nn.Module, batch: Batch, spec: TrainSpec) -> Losses:
+    """Accumulate the gradient of the mean loss over the batch, one micro-batch after another.
+
+    Raises RunError when the loss is not finite; the weights are as they were before the step.
+    """
+    device = next(module.parameters()).device
+    size = spec.micro_batch_size or spec.batch_size
+    rows: list[torch.Tensor] = []
+    count = batch.ids_BT.shape[0]
+    for ids_BT in batch.ids_BT.split(size):
+        with autocast(device, spec.precision):
+            loss_B = row_losses(module, ids_BT.to(device))
+        (loss_B.sum() / count).backward()
+        rows.append(loss_B.detach().float().cpu())
+    loss_B = torch.cat(rows)
+    loss = float(loss_B.mean())
+    if not torch.isfinite(loss_B).all():
+        domains = sorted(
+            {d for d, v in zip(batch.domains, loss_B, strict=True) if not v.isfinite()}
+        )
+        raise RunError(
+            f"the loss is {loss} (domains: {', '.join(domains)})",
+            fix="Resume from the last checkpoint with a lower train.learning_rate.peak.",
+        )
+    return Losses(loss, by_domain(loss_B, batch.domains))
+
+
+def update(module: nn.Module, optimizer: Optimizer, spec: TrainSpec, rate: float) -> float:
+    """Clip, step, and drop the gradients. Returns the norm of the gradient before clipping.
+
+    Raises RunError, before any weight changes, when the norm is not finite.
+    """
+    parameters = list(module.parameters())
+    norm = float(nn.utils.clip_grad_norm_(parameters, spec.clip))
+    if norm != norm or norm in (float("inf"), float("-inf")):
+        bad = [
+            name
+            for name, p in module.named_parameters()
+            if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+        ]
+        raise RunError(
+            f"the gradient is not finite (norm {norm})",
+            where=bad[0] if bad else None,
+            fix="Resume from the last checkpoint with a lower train.learning_rate.peak.",
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -1,0 +1,206 @@
+"""Where text comes from, and how a bad text is reported."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from effcompress.data import hub, needs
+from effcompress.data.files import files_source
+from effcompress.data.stdlib import stdlib_source
+from effcompress.errors import SourceError
+from effcompress.spec import DataSpec, DomainSpec
+
+
+def read(source, skip=0):
+    return [record.text for record in source.records(skip)]
+
+
+def test_jsonl_txt_and_parquet_give_the_same_documents(tmp_path, jsonl):
+    documents = ["one", "two\nlines", "träumen"]
+    txt, parquet = tmp_path / "a.txt", tmp_path / "a.parquet"
+    txt.write_text("\n\none\n\n\ntwo\nlines\n \nträumen\n", encoding="utf-8")
+    pq.write_table(pa.table({"text": documents, "other": [1, 2, 3]}), parquet)
+    for kind, path in (
+        ("jsonl", jsonl("a.jsonl", documents)),
+        ("txt", txt),
+        ("parquet", parquet),
+    ):
+        source = files_source("d", kind, (path,), "text")
+        assert read(source) == documents
+        assert read(source, skip=2) == documents[2:]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{not json", "not valid JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ('{"body": "x", "id": 1}', "no field 'text'; fields here: body, id"),
+        ('{"text": 3}', "field 'text' holds int"),
+    ],
+)
+def test_bad_jsonl_line_has_an_address(tmp_path, make, line, problem):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "good"}\n' + line + "\n")
+    with pytest.raises(SourceError) as caught:
+        make({"d": DomainSpec(jsonl=(path,))})
+    assert str(caught.value).startswith(f"{path}:2: {problem}")
+
+
+def test_bytes_that_are_not_utf8_and_half_characters_have_an_address(tmp_path, make):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(b"fine\n\n\xff\xfe\n")
+    with pytest.raises(SourceError, match=r"bad\.txt:3: not UTF-8"):
+        make({"d": DomainSpec(txt=(path,))})
+    path = tmp_path / "half.jsonl"
+    path.write_text('{"text": "\\ud800"}\n')
+    with pytest.raises(SourceError, match=r"half\.jsonl:1: .*not valid Unicode"):
+        make({"d": DomainSpec(jsonl=(path,))})
+
+
+def test_parquet_names_the_columns_there_are(tmp_path, make):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": ["x"], "id": [1]}), path)
+    with pytest.raises(SourceError, match="no field 'text'; fields here: body, id"):
+        make({"d": DomainSpec(parquet=(path,))})
+    path.write_text("not parquet at all, whatever its name says")
+    with pytest.raises(SourceError, match="not a readable parquet file"):
+        make({"d": DomainSpec(parquet=(path,))})
+
+
+def test_missing_and_empty_files_are_named(tmp_path, make):
+    with pytest.raises(SourceError, match=r"data\.domains\.d: .*nowhere\.txt: does not exist"):
+        make({"d": DomainSpec(txt=(tmp_path / "nowhere.txt",))})
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    with pytest.raises(SourceError, match=r"data\.domains\.d: .*empty\.txt is an empty file"):
+        make({"d": DomainSpec(txt=(empty,))})
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n \n")
+    with pytest.raises(SourceError, match=r"data\.domains\.d: there is no training text"):
+        make({"d": DomainSpec(txt=(blank,))})
+
+
+def test_empty_texts_are_counted_and_named(tmp_path, make, texts):
+    path = tmp_path / "gaps.jsonl"
+    lines = [json.dumps({"text": text}) for text in texts(50)]
+    path.write_text("\n".join([lines[0], "", '{"text": null}', '{"text": " "}', *lines[1:]]) + "\n")
+    make({"d": DomainSpec(jsonl=(path,))})
+    assert any("3 of 53" in n and "gaps.jsonl:2" in n for n in make.notices)
+
+
+def test_contradictory_domains(tmp_path, make, jsonl, texts):
+    path = jsonl("a.jsonl", texts(50))
+    for domain, problem in (
+        (DomainSpec(), "names no source"),
+        (DomainSpec(jsonl=(path,), stdlib="code"), "names several: jsonl, stdlib"),
+        (DomainSpec(stdlib="code", validation=(path,)), "domain is stdlib"),
+        (DomainSpec(jsonl=(path,), validation_split="test"), "needs a hub data set"),
+        (DomainSpec(jsonl=(path,), validation=(path,)), "same content as a training file"),
+        (DomainSpec(jsonl=(path,), weight=0.0), r"data\.domains\.d: weight 0\.0"),
+        (DomainSpec(hub="a/b", validation_split="train"), "both training and held-out"),
+    ):
+        with pytest.raises(SourceError, match=problem):
+            make({"d": domain})
+
+
+@pytest.mark.parametrize(("which", "words"), [("prose", "statement"), ("code", "def ")])
+def test_stdlib_gives_real_text_in_a_fixed_order(which, words):
+    source = stdlib_source("d", which)
+    documents = read(source)
+    assert len(documents) > 50
+    assert sum(map(len, documents)) > 200_000
+    assert sum(words in document for document in documents) > len(documents) / 4
+    assert read(stdlib_source("d", which), skip=7) == documents[7:]
+    wheres = [record.where for record in source.records(0)]
+    assert wheres == sorted(wheres)
+    assert not any({"test", "site-packages"} & set(where.split("/")) for where in wheres)
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    """hub.open_stream without the hub: real streaming of a local file, as the real one does."""
+    import datasets
+
+    calls = []
+
+    def install(paths):
+        def load_dataset(path, *, split, streaming, **options):
+            calls.append((path, split, options))
+            files = {split: str(paths[split])}
+            return load("json", data_files=files, split=split, streaming=streaming)
+
+        load = datasets.load_dataset
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return calls
+
+    return install
+
+
+def test_hub_streams_then_works_offline(make, jsonl, texts, fake_hub, monkeypatch):
+    calls = fake_hub(
+        {"train": jsonl("t.jsonl", texts(80)), "test": jsonl("v.jsonl", texts(9, "v"))}
+    )
+    domain = DomainSpec(hub="some/set", config="en", revision="abc", validation_split="test")
+    with pytest.raises(SourceError, match=r"'some/set'.*\n.*effcompress fetch RECIPE"):
+        make({"d": domain})
+    assert not calls
+    online = make({"d": domain}, offline=False)
+    assert calls == [
+        ("some/set", "train", {"name": "en", "revision": "abc"}),
+        ("some/set", "test", {"name": "en", "revision": "abc"}),
+    ]
+
+    def no_network(*_args, **_kwargs):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(hub, "open_stream", no_network)
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    offline = make({"d": domain})
+    assert offline.fingerprint == online.fingerprint
+    assert offline.heldout("d", 2).equal(online.heldout("d", 2))
+
+
+def test_hub_goes_on_from_where_it_was(make, jsonl, texts, fake_hub, tmp_path, monkeypatch):
+    from effcompress.data import tokens
+
+    monkeypatch.setattr(tokens, "CHUNK_CHARACTERS", 500)
+    fake_hub({"train": jsonl("t.jsonl", texts(200))})
+    domain = DomainSpec(hub="some/set")
+    make({"d": domain}, offline=False, train_tokens=500)
+    grown = make({"d": domain}, offline=False, train_tokens=8000)
+    assert any("no `revision`" in n for n in make.notices)
+    fresh = make({"d": domain}, offline=False, train_tokens=8000, cache=tmp_path / "other")
+    assert grown.fingerprint == fresh.fingerprint
+
+
+def test_hub_errors_name_the_data_set(make, monkeypatch):
+    def refuse(*_args):
+        raise ConnectionError("no route to host\nmore")
+
+    monkeypatch.setattr(hub, "open_stream", refuse)
+    with pytest.raises(SourceError, match=r"'some/set' .*cannot be read: no route to host\n"):
+        make({"d": DomainSpec(hub="some/set", revision="abc")}, offline=False)
+
+
+def test_needs_lists_hub_data_sets():
+    spec = DataSpec(
+        domains={
+            "web": DomainSpec(hub="some/set", config="en", revision="abc", validation_split="test"),
+            "code": DomainSpec(stdlib="code"),
+        }
+    )
+    assert needs(spec) == [
+        {
+            "domain": "web",
+            "hub": "some/set",
+            "config": "en",
+            "revision": "abc",
+            "splits": ["train", "test"],
+        }
+    ]

@@ -1,0 +1,64 @@
+"""gguf to Hugging Face: the folder is an ordinary one and says honestly where it comes from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from effcompress.errors import SourceError
+from effcompress.model.convert import convert
+
+
+def test_the_folder_loads_and_holds_the_weights_of_the_file(tiny_gguf, tmp_path):
+    from gguf import GGUFReader, dequantize
+    from transformers import AutoModelForCausalLM
+
+    facts = convert(tiny_gguf, tmp_path, label="tiny-model==1.0/x.gguf")
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert facts == {"dtype": "Q8_0"}
+    assert not any(info.values())
+    stored = {t.name: t for t in GGUFReader(tiny_gguf).tensors}["blk.1.ffn_down.weight"]
+    wanted = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy())
+    torch.testing.assert_close(model.model.layers[1].mlp.down_proj.weight.data, wanted)
+    assert (tmp_path / "generation_config.json").is_file()
+
+
+def test_the_configuration_is_plain(tiny_gguf, tmp_path):
+    convert(tiny_gguf, tmp_path, label="somewhere honest")
+    text = (tmp_path / "config.json").read_text()
+    config = json.loads(text)
+    assert "quantization_config" not in config
+    assert config["dtype"] == "float32"
+    assert "working title" not in text
+    assert str(tiny_gguf.parent) not in text
+
+
+def test_it_is_quiet(tiny_gguf, tmp_path, capfd):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    convert(tiny_gguf, tmp_path, label="x")
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_not_a_gguf_file(tmp_path):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(SourceError, match=r"x\.gguf: this is not a gguf file"):
+        convert(path, tmp_path, label="x")
+
+
+def test_a_truncated_file_is_an_error(tiny_gguf, tmp_path):
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(tiny_gguf.read_bytes()[:-4000])
+    with pytest.raises(SourceError, match=r"cut\.gguf: cannot be converted"):
+        convert(path, tmp_path, label="x")
+
+
+def test_a_missing_weight_is_an_error(make_gguf, tmp_path):
+    make_gguf(tmp_path / "x.gguf", leave_out="blk.1.ffn_down")
+    with pytest.raises(SourceError, match=r"lacks weights.*layers\.1\.mlp\.down_proj"):
+        convert(tmp_path / "x.gguf", tmp_path, label="x")

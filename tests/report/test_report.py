@@ -1,0 +1,229 @@
+"""The page and the card hold whatever a run did or did not do."""
+
+from __future__ import annotations
+
+import html.parser
+import importlib.util
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from effcompress.errors import RunError
+from effcompress.report import write, write_card
+from effcompress.report.card import card, hub
+from effcompress.report.gather import gather
+from effcompress.report.words import method
+
+_spec = importlib.util.spec_from_file_location("synthetic", Path(__file__).parent / "synthetic.py")
+synthetic = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(synthetic)
+VOID = {"meta", "img", "link"}
+
+
+class Checker(html.parser.HTMLParser):
+    """Every tag that opens also closes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def only(run, *kinds):
+    run.metrics = [event for event in run.metrics if event["event"] not in kinds]
+    return run
+
+
+def failed():
+    run = only(synthetic.full_run(40, 20), "end", "proof", "export")
+    run.metrics.append({"event": "end", "status": "failed", "seconds": 3.0, "params": 5,
+                        "widths": {}, "reason": "the <target> was missed"})  # fmt: skip
+    return run
+
+
+def recovered():
+    """All cuts before the first step: one-shot pruning, then recovery."""
+    run = synthetic.full_run(40, 20)
+    for event in run.metrics:
+        if event["event"] == "cut":
+            event["tokens"] = event["step"] = 0
+    return run
+
+
+def first(number):
+    run = synthetic.full_run(40, 20)
+    run.metrics = run.metrics[:number]
+    return run
+
+
+def worse():
+    run = synthetic.full_run(40, 20)
+    for event in run.metrics:
+        if event["event"] == "cut":
+            event["saliency"] = {"attention": 0.0, "experts": 1e-9}
+            event["share_removed"]["experts"] = 0.1
+    return run
+
+
+CASES = {
+    "whole": synthetic.full_run,
+    "no cuts": lambda: synthetic.full_run(40, 0),
+    "one-shot": lambda: synthetic.full_run(train=False),
+    "one-shot, one cut": lambda: synthetic.full_run(cuts=1, train=False),
+    "recovery": recovered,
+    "single step": lambda: synthetic.full_run(1, 1),
+    "two steps": lambda: synthetic.full_run(2, 1),
+    "nothing after": lambda: (
+        only(synthetic.full_run(40, 20), "end", "proof", "export") and first(60)
+    ),
+    "no evaluation": lambda: only(synthetic.full_run(40, 20), "evaluation"),
+    "failed": failed,
+    "only begun": lambda: first(1),
+    "empty": lambda: first(0),
+    "other kinds": worse,
+    "long": lambda: synthetic.full_run(6000, 4000),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_page_and_pictures_are_well_formed(case, tmp_path):
+    path = write(synthetic.save(tmp_path, CASES[case]()))
+    text = path.read_text("utf-8")
+    checker = Checker()
+    checker.feed(text)
+    assert not checker.open
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        ET.fromstring(svg)
+    for picture in (tmp_path / "pictures").iterdir():
+        ET.fromstring(picture.read_text("utf-8"))
+    links = set(re.findall(r"https?://[^\s\"'<)]+", text))
+    assert links <= {"http://www.w3.org/2000/svg"}
+    assert not {"script", "link", "img", "iframe"} & set(checker.seen)
+    assert "url(" not in text and "nan" not in re.sub(r"[a-z]{2,}nan|nan[a-z]", "", text)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "left a temporary file"
+    assert len(text) < 400_000
+    assert card(tmp_path).startswith("---\nlibrary_name: transformers\n")
+
+
+def test_the_headline_holds_what_came_out(tmp_path):
+    text = write(synthetic.save(tmp_path, synthetic.full_run())).read_text("utf-8")
+    assert "10.9 % smaller: 134.5M → 119.9M parameters." in text
+    assert "Perplexity rose by 9.0 % on prose and by 9.0 % on code." in text
+    for word in ("Proven", "1.2M tokens", "12 min 22 s", "Mistral", "from_pretrained(&quot;model"):
+        assert word in text
+    names = {p.stem for p in (tmp_path / "pictures").iterdir()}
+    assert names == {"parameters", "perplexity", "removed", "saliency", "loss", "left", "speed",
+                     "shape_attention", "shape_ffn", "learning_rate"}  # fmt: skip
+
+
+def test_text_is_escaped(tmp_path):
+    run = synthetic.full_run(10, 5)
+    run.metrics[0]["name"] = "<script>alert(1)</script>"
+    folder = synthetic.save(tmp_path, run)
+    (folder / "recipe.resolved.yaml").write_text("name: <img src=x>\n")
+    text = write(folder).read_text("utf-8")
+    assert "<script" not in text and "<img" not in text and "<b>From" not in text
+    assert "&lt;b&gt;From the first &amp; oldest" in text
+    assert "domain &lt;code&gt; ran out" in text and "domain &lt;code&gt;" in card(folder)
+
+
+def test_failed_and_unfinished_runs_say_so_first(tmp_path):
+    text = write(synthetic.save(tmp_path / "a", failed())).read_text("utf-8")
+    body = text.split("<main>")[1]
+    assert body.startswith('<div class="banner failed"><p>This run failed: the &lt;target&gt; was')
+    text = write(synthetic.save(tmp_path / "b", first(30))).read_text("utf-8")
+    assert "This run is not finished: its record ends at step" in text
+    assert "> **This run is not finished" in card(tmp_path / "b")
+
+
+def test_different_protocols_are_not_compared_in_silence(tmp_path):
+    run = synthetic.full_run(10, 5)
+    after = next(e for e in run.metrics if e.get("when") == "after")
+    after["protocol"]["sequence_length"] = 1024
+    folder = synthetic.save(tmp_path, run)
+    assert "do not compare" in write(folder).read_text("utf-8")
+    assert "must not be compared" in card(folder)
+
+
+def test_gather_forgives_a_half_line_at_the_end_only(tmp_path):
+    folder = synthetic.save(tmp_path, first(30))
+    path = folder / "metrics.jsonl"
+    whole = gather(folder)
+    path.write_text(path.read_text() + '{"event": "st')
+    assert gather(folder) == whole
+    path.write_text('{"event"\n' + path.read_text())
+    with pytest.raises(RunError, match=r"metrics\.jsonl:1: not JSON"):
+        gather(folder)
+    with pytest.raises(RunError, match="holds no run"):
+        gather(tmp_path / "elsewhere")
+    path.write_text('{"event": "step", "loss": 1}\n')
+    with pytest.raises(RunError, match="not one that this version reads"):
+        gather(folder)
+
+
+def test_widths_of_an_unfinished_run_come_from_its_plans(tmp_path):
+    run = only(synthetic.full_run(), "end")
+    assert gather(synthetic.save(tmp_path, run)).widths == run.widths
+
+
+def test_the_card_has_front_matter_and_everything_people_ask_for(tmp_path):
+    folder = synthetic.save(tmp_path / "run", synthetic.full_run())
+    (tmp_path / "model").mkdir()
+    path = write_card(folder, into=tmp_path / "model", base_model="someone/some-model")
+    assert path == tmp_path / "model" / "README.md"
+    text = path.read_text("utf-8")
+    _, front, body = text.split("---\n", 2)
+    assert 'base_model: "someone/some-model"' in front and "- pruned" in front
+    for word in (
+        "| parameters | 134,515,008 | 119,877,504 |",
+        "| perplexity, prose | 21.37 | 23.29 | +9.0 % |",
+        "AutoModelForCausalLM.from_pretrained",
+        "- criterion: `taylor2`",
+        "seed 0",
+        "## Limits",
+        "sequences of 512 tokens",
+    ):
+        assert word in body
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (synthetic.RECIPE, {"target": "keep: 0.85", "space": "ffn, attention, hidden"}),
+        ("prune:\n  criterion: {taylor2: {p: 2}}  # x\n", {"criterion": "taylor2: {p: 2"}),
+        ("prune:\n  space:\n  - ffn\n  - hidden\n  hessian: null\n", {"space": "ffn, hidden"}),
+        ("prune: null\ntrain:\n  target: x\n", {}),
+        ("", {}),
+    ],
+)  # fmt: skip
+def test_the_method_is_quoted_from_the_recipe(recipe, said):
+    found = method(recipe)
+    assert {key: found.get(key) for key in said} == said
+    assert said or not found
+
+
+def test_the_hub_id_is_found():
+    assert hub("name: x\nmodel:\n  revision: null\n  hub: a/b  # note\n") == "a/b"
+    assert hub("model:\n  hub: null\n") is None
+    assert hub("model:\n  wheel: a\ndata:\n  hub: c/d\n") is None
+
+
+def test_reports_are_rebuilt_the_same(tmp_path):
+    folder = synthetic.save(tmp_path, synthetic.full_run(20, 10))
+    once = write(folder).read_bytes()
+    assert write(folder).read_bytes() == once
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["event"] == "run"

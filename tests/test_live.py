@@ -1,0 +1,109 @@
+"""What people see while they wait."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from effcompress.live import LiveView, Status, clock_time, count, sparkline
+from effcompress.log import PlainView
+
+_spec = importlib.util.spec_from_file_location(
+    "synthetic", Path(__file__).parent / "report" / "synthetic.py"
+)
+synthetic = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(synthetic)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def panel(events: list[dict], width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    view = LiveView(io.StringIO(), console=console, clock=Clock())
+    view.status.phase = "prune and train"
+    view.restore(events)
+    console.print(view.render())
+    return console.file.getvalue()
+
+
+def test_the_panel_says_it_all_in_80_columns():
+    events = synthetic.full_run().metrics[:280]
+    text = panel(events)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "…" not in text
+    for word in ("quickstart", "prune and train", "125.2M -> 119.8M", "tokens/s", "of 1.2M"):
+        assert word in text
+    for word in ("heads 7.8%", "FFN 24 at step 134", "1.9e-07", "left", "elapsed"):
+        assert word in text
+
+
+@pytest.mark.parametrize("events", [[], [synthetic.run_event(target_params=None)]])
+def test_the_panel_stands_before_anything_happened(events):
+    assert "prune and train" in panel(events)
+
+
+def test_the_live_view_runs_and_leaves_results_standing():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    view = LiveView(io.StringIO(), console=console)
+    view.phase("everything", 1_200_000)
+    for event in synthetic.full_run(20, 10).metrics:
+        view.event(event)
+    view.note("nearly there")
+    view.beat()
+    view.close()
+    view.close()
+    text = console.file.getvalue()
+    for word in ("perplexity before: prose 21.37, code 9.82", "warning: domain <code>", "success"):
+        assert word in text
+
+
+def test_plain_lines_are_few_and_readable():
+    clock, out = Clock(), io.StringIO()
+    view = PlainView(out, clock=clock)
+    for event in synthetic.full_run().metrics:
+        if event.get("step") == 1 and event["event"] == "step":
+            view.phase("prune and train", 1_200_000)
+        view.event(event)
+        clock.now += 0.5
+    view.close()
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("quickstart: SmolLM-135M, 134.5M -> 119.8M parameters")
+    assert "== prune and train" in lines
+    cuts = [line for line in lines if line.startswith("cut ")]
+    assert 5 < len(cuts) < 0.5 * 512 / 10 + 5
+    taken = sum(
+        int(part.split()[-1])
+        for line in cuts
+        for part in line.split("|")[0].removeprefix("cut ").split(",")
+        if "FFN" in part
+    )
+    events = [e for e in synthetic.full_run().metrics if e["event"] == "cut"]
+    assert taken == sum(e["removed"].get("ffn", 0) for e in events), "a cut went untold"
+    assert lines[-1].startswith("success after 12:22")
+
+
+def test_time_left_comes_from_the_recent_rate():
+    status = Status(Clock())
+    status.update(synthetic.run_event(total_tokens=1000))
+    assert status.eta is None
+    for rate in (100.0, 50.0):
+        status.update({"event": "step", "step": 1, "tokens": 200, "loss": 1.0, "params": 5,
+                       "tokens_per_second": rate})  # fmt: skip
+    assert status.rate == pytest.approx(66.67, abs=0.01)
+    assert status.eta == pytest.approx(12.0, abs=0.01)
+
+
+def test_numbers_in_few_characters():
+    said = [count(n) for n in (0, 999, 1000, 134_515_008, 2e9, 3e12)]
+    assert said == ["0", "999", "1k", "134.5M", "2B", "3T"]
+    assert [clock_time(s) for s in (5, 65, 7389)] == ["0:05", "1:05", "2:03:09"]
+    assert sparkline([1.0], 5) == "" and sparkline([1, 2, 3, 4], 4)[-1] == "█"
