@@ -160,8 +160,8 @@ def story(event: Event) -> str | None:
         return f"warning: {event['text']}"
     if kind == "end":
         why = f": {event['reason']}" if event.get("reason") else ""
-        size = f"{count(event['params'])} parameters"
-        return f"{event['status']} after {clock_time(event['seconds'])}, {size}{why}"
+        size = f", {count(event['params'])} parameters" if event.get("params") else ""
+        return f"{event['status']} after {clock_time(event['seconds'])}{size}{why}"
     return None
 
 

@@ -200,7 +200,9 @@ class Pulse:
 
     def _run(self) -> None:
         due = time.monotonic() + self._interval
-        while not self._stop.wait(max(0.0, min(due, self._alarm()) - time.monotonic())):
+        now = time.monotonic()
+        # Never longer than one silence, so that a new one that begins meanwhile is not slept over.
+        while not self._stop.wait(max(0.0, min(due - now, self._alarm() - now, self._silence))):
             now = time.monotonic()
             if now >= self._alarm():
                 self._dumped = True

@@ -40,7 +40,7 @@ def test_the_panel_says_it_all_in_80_columns():
     text = panel(events)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "…" not in text
-    for word in ("quickstart", "prune and train", "125.2M -> 119.8M", "tokens/s", "of 1.2M"):
+    for word in ("quickstart", "prune and train", "125M -> 119.5M", "tokens/s", "of 1.2M"):
         assert word in text
     for word in ("heads 7.8%", "FFN 24 at step 134", "1.9e-07", "left", "elapsed"):
         assert word in text
@@ -76,7 +76,7 @@ def test_plain_lines_are_few_and_readable():
         clock.now += 0.5
     view.close()
     lines = out.getvalue().splitlines()
-    assert lines[0].startswith("quickstart: SmolLM-135M, 134.5M -> 119.8M parameters")
+    assert lines[0].startswith("quickstart: SmolLM-135M, 134.5M -> 119.5M parameters")
     assert "== prune and train" in lines
     cuts = [line for line in lines if line.startswith("cut ")]
     assert 5 < len(cuts) < 0.5 * 512 / 10 + 5
@@ -89,6 +89,13 @@ def test_plain_lines_are_few_and_readable():
     events = [e for e in synthetic.full_run().metrics if e["event"] == "cut"]
     assert taken == sum(e["removed"].get("ffn", 0) for e in events), "a cut went untold"
     assert lines[-1].startswith("success after 12:22")
+
+
+def test_an_end_before_anything_was_measured_is_told():
+    out = io.StringIO()
+    view = PlainView(out)
+    view.event({"event": "end", "status": "failed", "seconds": 3.0, "reason": "no text"})
+    assert out.getvalue() == "failed after 0:03: no text\n"
 
 
 def test_time_left_comes_from_the_recent_rate():

@@ -36,8 +36,16 @@ def step(number: int, **changes) -> dict:
 
 
 def cut(number: int) -> Cut:
-    plan = {"ffn.0": [3, 4]}
-    return Cut(number, number * 100, plan, {"ffn": 1e-7}, {"ffn": 2}, 900, {"ffn.0": 6})
+    return Cut(
+        step=number,
+        tokens=number * 100,
+        plan={"ffn.0": [3, 4]},
+        saliency={"ffn": 1e-7},
+        removed={"ffn": 2},
+        scores={"ffn.0": [1e-7, 2e-7]},
+        params=900,
+        widths={"ffn.0": 6},
+    )
 
 
 @pytest.fixture
@@ -137,7 +145,7 @@ def test_watchdog_dumps_once_in_a_silence(tmp_path, capsys):
     assert said.count("Nothing has happened") == 1
     assert "'evaluate'" in said and "test_watchdog_dumps_once" in said
     log.note("awake")
-    time.sleep(0.3)
+    time.sleep(0.6)
     log.close()
     assert capsys.readouterr().err.count("Nothing has happened") == 1
 

@@ -7,7 +7,8 @@ how much of them counts.
 There are no locks. What stands at a given position of a file is a function of the key alone, so
 all writers write the same bytes to the same places, files never shrink, and bytes behind what the
 manifest counts are harmless: the next writer puts the same bytes there. The manifest is replaced
-whole, after the bytes it counts are on the disk.
+whole, after the bytes it counts are on the disk. A writer killed just before leaves its unpublished
+manifest behind; the next one to come sweeps it away.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ class TokenFolder:
         """Take over what the disk has. Returns why it is of no use, or None if it is, or if there
         is nothing yet.
         """
+        with suppress(OSError):  # tidying only; reading from a folder one may not write is fine
+            for left_behind in self.path.glob(".manifest-*"):
+                left_behind.unlink(missing_ok=True)
         found, problem = self._on_disk()
         if problem:
             self.passes = {name: Pass() for name in self.passes}
@@ -148,13 +152,22 @@ class TokenFolder:
             "facts": self.facts,
             "passes": {name: asdict(state) for name, state in passes.items()},
         }
+        # Somebody who just came may have swept our file away before it got its name.
+        while not self._replace(json.dumps(manifest, indent=1)):
+            pass
+
+    def _replace(self, text: str) -> bool:
         private = self.path / f".manifest-{secrets.token_hex(8)}"
         try:
             with private.open("w", encoding="utf-8") as file:
-                json.dump(manifest, file, indent=1)
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            private.replace(self.path / "manifest.json")
+            try:
+                private.replace(self.path / "manifest.json")
+            except FileNotFoundError:
+                return False
+            return True
         finally:
             private.unlink(missing_ok=True)
 

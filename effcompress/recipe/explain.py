@@ -108,6 +108,7 @@ def _out_of_range(it: Violation) -> Words:
 
 def _bad_text(it: Violation) -> Words:
     guess, pattern = None, it.expected
+    example = {COUNT_PATTERN: "E.g. 469M.", SHARE_PATTERN: "E.g. 85% or 0.85."}.get(pattern, "")
     if pattern == COUNT_PATTERN:
         guess = nearest_count(it.value)
     elif pattern == SHARE_PATTERN:
@@ -119,7 +120,7 @@ def _bad_text(it: Violation) -> Words:
     what = f"{dotted(it.key)} is {it.value!r}, but must be {it.schema['patternErrorMessage']}"
     if it.key[-1] == it.value:
         what = f"{dotted(it.key)}: a name takes {it.schema['patternErrorMessage']}"
-    return what, f"Did you mean {guess}?" if guess else ""
+    return what, f"Did you mean {guess}?" if guess else example
 
 
 def _wrong_length(it: Violation) -> Words:

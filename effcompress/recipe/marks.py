@@ -105,9 +105,21 @@ def assign(document: Document, key: str, new: Document) -> Document:
     marks = dict(document.marks)
     _forget(marks, at)
     for length in range(1, len(at)):
+        if isinstance(_at(document.values, at[:length]), str):
+            marks[(*at[:length], "name")] = marks[at[:length]]
+            marks[at[:length]] = mark
         marks.setdefault(at[:length], mark)
     marks.update({(*at, *below): m for below, m in new.marks.items()})
     return Document(values, marks)
+
+
+def _at(values: Any, key: Key) -> Any:
+    for part in key:
+        if isinstance(values, list) and isinstance(part, int):
+            values = values[part]
+        else:
+            values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def _put(values: Any, keys: list[str], new: Any, path: list[str | int], mark: Mark) -> Any:

@@ -54,7 +54,7 @@ def nearest_count(text: str) -> str | None:
 def nearest_share(value: int | float | str) -> str | None:
     """What ``85``, ``85 %`` or ``0,85`` probably meant: ``85%``."""
     if not isinstance(value, str):
-        return f"{value:g}%" if 1 < value <= 100 else None
+        return f"{value:g}%" if 2 <= value <= 100 else None
     found = _LOOSE_SHARE.match(value.strip())
     guess = f"{found[1]}%" if found else value.strip().replace(",", ".")
     if found:

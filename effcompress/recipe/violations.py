@@ -53,23 +53,29 @@ def _leaves(error: ValidationError) -> Iterator[ValidationError]:
     branches: dict[Any, list[ValidationError]] = {}
     for inner in error.context or ():
         branches.setdefault(inner.relative_schema_path[0], []).append(inner)
-    meant = [inner for inner in branches.values() if not any(map(_misses, inner))]
-    if error.validator != "anyOf" or not meant:
+    if error.validator != "anyOf":
         yield error
         return
-    for inner in meant[0]:
+    meant = [inner for inner in branches.values() if not any(map(_misses, inner))]
+    schema: Any = error.schema
+    if not meant and "title" in schema:
+        yield error  # a plugin that nobody knows
+        return
+    # An optional section with the wrong type: the section is the first alternative, null the last.
+    for inner in (meant or list(branches.values()))[0]:
         yield from _leaves(inner)
 
 
 def _misses(error: ValidationError) -> bool:
     """Does this error say that its alternative was not the one meant?"""
     instance: Any = error.instance
+    schema: Any = error.schema
     if error.validator == "const":
         return True
     if error.relative_path:
         return False
     if error.validator == "required":
-        return "name" not in instance
+        return "name" in schema["properties"] and "name" not in instance
     return error.validator == "type" or (
         error.validator == "enum" and not isinstance(instance, str)
     )
@@ -80,8 +86,8 @@ def _violations(leaf: ValidationError) -> Iterator[Violation]:
     rule, expected = str(leaf.validator), leaf.validator_value
     value: Any = leaf.instance
     schema: Any = leaf.schema
-    parent: Any = leaf if rule == "anyOf" else leaf.parent
-    choices = parent.schema if parent is not None and "title" in parent.schema else None
+    chosen: Any = leaf if rule == "anyOf" else leaf.parent if not leaf.relative_path else None
+    choices = chosen.schema if chosen is not None and "title" in chosen.schema else None
     if rule == "additionalProperties":
         for name in value:
             if name not in schema["properties"]:

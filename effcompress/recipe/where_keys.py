@@ -23,6 +23,8 @@ def suggest_key(key: Key, known_here: list[str], schema: dict[str, Any], typed: 
     if typed:
         return _for_typed(typed, everywhere)
     same = [path for path in everywhere if path[-1] == word]
+    below = [path for path in same if path[: len(key) - 1] == key[:-1]]
+    same = below or same
     if same:
         places = " or ".join(".".join(path) for path in same[:3])
         return f"It belongs at {places}."

@@ -196,7 +196,7 @@ def _in_words(error: yaml.MarkedYAMLError, reader: _Reader) -> RecipeError:
     mark = error.problem_mark or error.context_mark
     where = reader.mark(mark.line if mark else 0).where
     for sign, words, fix in _WORDS:
-        if sign in problem:
+        if sign in f"{error.context} {problem}":
             return RecipeError(f"not YAML: {words}", where=where, fix=fix)
     return RecipeError(
         f"not YAML: {problem}",

@@ -97,7 +97,8 @@ def _numbers(record: Record) -> str:
         worse = "" if new is None or not old else numbers.percent(new / old - 1, sign=True)
         rows.append(f"| perplexity, {_cell(name)} | {numbers.decimal(old)} | {now} | {worse} |")
     head = "| | before | after | change |\n|---|---:|---:|---:|\n"
-    return "## Numbers\n\n" + head + "\n".join(rows) + f"\n\nSize: {words.target(record)}."
+    size = f"Size: {words.target(record)}. {words.padding(record)}".strip()
+    return "## Numbers\n\n" + head + "\n".join(rows) + f"\n\n{size}"
 
 
 def _measured(record: Record) -> str:

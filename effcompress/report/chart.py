@@ -115,7 +115,7 @@ def _grid(chart: Chart, x: Scale, y: Scale) -> list[str]:
     for value, label in zip(levels, chart.y_labels(levels), strict=True):
         out.append(f'<path class="grid" d="M{LEFT} {y(value):.1f}H{right}"/>')
         out.append(text(LEFT - 7, y(value) + 4, label, "tick", "end"))
-    places = ticks(x.low, x.high, 4)
+    places = [v for v in ticks(x.low, x.high, 4) if v == int(v)]
     for value, label in zip(places, numbers.counts(places), strict=True):
         out.append(f'<path class="axis" d="M{x(value):.1f} {floor}v4"/>')
         out.append(text(x(value), floor + 17, label, "tick", "middle"))

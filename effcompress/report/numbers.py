@@ -57,7 +57,7 @@ def power(value: float) -> str:
 
 def percent(share: float, *, sign: bool = False) -> str:
     """``8.1 %``, with a plus or a true minus if ``sign``."""
-    digits = 0 if abs(share) >= 9.995 else 1
+    digits = 0 if abs(share) >= 9.995 else 2 if 0 < abs(share) < 0.001 else 1
     return _signed(f"{share * 100:{'+' if sign else ''}.{digits}f}") + " %"
 
 
@@ -90,7 +90,7 @@ def size(number: float) -> str:
 
 
 def _apart(values: Sequence[float], size: float) -> list[tuple[str, float]]:
-    for digits in range(7):
+    for digits in range(13):
         labels = [_signed(f"{v / size:.{digits}f}") for v in values]
         close = all(
             abs(round(v / size, digits) - v / size) <= 1e-6 * max(1e-9, abs(v / size))
@@ -98,7 +98,7 @@ def _apart(values: Sequence[float], size: float) -> list[tuple[str, float]]:
         )
         if close and len(set(labels)) == len(set(values)):
             return list(zip(labels, values, strict=True))
-    return [(_signed(f"{v / size:.3g}"), v) for v in values]
+    return [(_signed(f"{v / size:.12g}"), v) for v in values]
 
 
 def _signed(text: str) -> str:

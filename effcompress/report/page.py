@@ -13,10 +13,11 @@ from effcompress.report.pictures import alone, pictures
 from effcompress.report.style import PAGE
 
 
-def write(folder: Path, *, model: str = "model") -> Path:
+def write(folder: Path, *, model: str | None = None) -> Path:
     """Write ``report.html`` and ``pictures/*.svg`` of a run folder; the page's path comes back.
 
-    ``model`` is the folder that the saved model lies in, as the page tells people to load it.
+    ``model`` is the path that the page tells people to load the model from; default: the run folder
+    (``runs/<name>``), because that is where the model is saved.
     Only the record is read: the page can be made again years later, without the model.
     """
     record = gather(folder)
@@ -24,8 +25,14 @@ def write(folder: Path, *, model: str = "model") -> Path:
     (folder / "pictures").mkdir(exist_ok=True)
     for name, svg in drawn.items():
         replace(folder / "pictures" / f"{name}.svg", alone(svg))
-    replace(folder / "report.html", page(record, drawn, model))
+    replace(folder / "report.html", page(record, drawn, model or _shown(folder)))
     return folder / "report.html"
+
+
+def _shown(folder: Path) -> str:
+    """The folder as people name it. Never the whole path: a report travels."""
+    parts = folder.resolve().parts
+    return "/".join(parts[-2:]) if parts[-2:-1] == ("runs",) else parts[-1]
 
 
 def replace(path: Path, text: str) -> None:
@@ -43,7 +50,7 @@ def page(record: Record, drawn: dict[str, str], model: str) -> str:
     sections = [
         _banner(record),
         f"<header><h1>{escape(record.name)}</h1>{_subtitle(record)}</header>",
-        f'<p class="lead">{escape(words.verdict(record))}</p>',
+        f'<p class="lead">{escape(words.verdict(record)).replace(" %", "&nbsp;%")}</p>',
         f'<div class="cards">{"".join(_cards(record))}</div>',
         _warnings(record),
         _figures(drawn),
@@ -97,7 +104,8 @@ def _cards(record: Record) -> Iterator[str]:
         yield f'<div class="card"><h3>Perplexity</h3><table class="rows">{rows}</table></div>'
     wall = (record.end or {}).get("seconds")
     if record.tokens:
-        last = f"{record.steps[-1].step:,} steps" if record.steps else ""
+        number = record.steps[-1].step if record.steps else 0
+        last = f"{number:,} step{'' if number == 1 else 's'}"
         time = f"{last}, {numbers.duration(wall)} in all" if wall else last
         yield _card("Trained on", f"{numbers.count(record.tokens)} tokens", time)
     elif wall:
@@ -180,8 +188,8 @@ def _loading(record: Record, model: str) -> str:
         return ""
     return (
         f"<h2>How to load it</h2><pre>{escape(words.load(model))}</pre>"
-        f'<p class="words">Run this in the folder of this page. {escape(words.container(record))} '
-        f"{escape(words.proof(record))}</p>"
+        f'<p class="words">The model lies in the folder of this page. '
+        f"{escape(words.container(record))} {escape(words.proof(record))}</p>"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from effcompress.report import bars, numbers
@@ -10,6 +11,8 @@ from effcompress.report.chart import Chart, Line, draw
 from effcompress.report.gather import Record
 from effcompress.report.style import PICTURE
 
+AIR = 14
+"""Room around a picture that stands alone."""
 KINDS = {"attention": "heads", "ffn": "FFN", "hidden": "hidden"}
 LONG = {
     "attention": "Attention heads (key/value groups)",
@@ -37,7 +40,10 @@ def pictures(record: Record) -> dict[str, str]:
 def alone(svg: str) -> str:
     """A picture as a file of its own: with its style inside, and a ground to stand on."""
     opening, rest = svg.split(">", 1)
-    ground = '<rect class="ground" width="100%" height="100%"/>'
+    width, height = (float(n) for n in re.findall(r'viewBox="0 0 (\S+) (\S+)"', opening)[0])
+    box = f'viewBox="{-AIR} {-AIR} {width + 2 * AIR:g} {height + 2 * AIR:g}"'
+    opening = re.sub(r'viewBox="[^"]*"', box, opening)
+    ground = f'<rect class="ground" x="{-AIR}" y="{-AIR}" width="100%" height="100%"/>'
     return f"{opening}><style>{PICTURE}</style>{ground}{rest}\n"
 
 

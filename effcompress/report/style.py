@@ -58,10 +58,10 @@ h2{{font-size:20px;margin:40px 0 14px;letter-spacing:-.01em}}
 .card,figure{{background:var(--ground);border:1px solid var(--rule);border-radius:12px;margin:0;
 padding:18px 20px;min-width:0;break-inside:avoid}}
 .card h3{{font-size:13px;font-weight:600;color:var(--soft);margin:0 0 6px}}
-.big{{font-size:23px;white-space:nowrap;line-height:1.2;
+.big{{font-size:21px;white-space:nowrap;line-height:1.2;
 font-weight:680;letter-spacing:-.02em;margin:0 0 4px;
 font-variant-numeric:tabular-nums}}
-.big .to{{color:var(--soft);font-weight:400;padding:0 3px}}
+.big .to{{color:var(--soft);font-weight:400}}
 .good{{color:var(--good)}}.bad{{color:var(--bad)}}
 .rows{{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}}
 .rows td,.rows th{{padding:3px 10px 3px 0;text-align:left;vertical-align:top;font-weight:400;

@@ -36,6 +36,8 @@ def verdict(record: Record) -> str:
             parts.append(f"{numbers.percent(1 - after / before)} smaller: {sizes}.")
         else:
             parts.append(f"Nothing was removed: {numbers.count(after)} parameters.")
+    if said := padding(record):
+        parts.append(said)
     changes = {"rose": [], "fell": []}
     for name, old, new in both(record):
         if old and new is not None:
@@ -50,6 +52,19 @@ def verdict(record: Record) -> str:
     elif record.proof:
         parts.append("The saved model did not pass its reload proof.")
     return " ".join(parts) or "Nothing has been recorded yet."
+
+
+def padding(record: Record) -> str:
+    """What the saved file holds beyond the model, if anything: zeros save neither disk nor time."""
+    if record.export is None or not record.params_after:
+        return ""
+    zeros = record.export.parameters - record.params_after
+    if zeros <= 0:
+        return ""
+    return (
+        f"The saved file holds {numbers.count(record.export.parameters)} parameters: "
+        f"{numbers.count(zeros)} of them are zeros that fill up narrower layers."
+    )
 
 
 def both(record: Record) -> list[tuple[str, float, float | None]]:
@@ -86,13 +101,15 @@ def protocol(evaluation: Evaluation) -> str:
         f"{name} {score.sequences:,} sequences ({score.tokens:,} tokens)"
         for name, score in evaluation.domains.items()
     ]
-    length = said.pop("sequence_length", None)
-    said.pop("sequences", None)
+    window, stride = said.pop("window", None), said.pop("stride", None)
     text = (
         "Perplexity is the exponential of the mean negative log-likelihood per token of held-out "
         f"text: {join(amount)}"
     )
-    text += f", cut into sequences of {length} tokens. " if length else ". "
+    if window:
+        apart = "that do not overlap" if stride == window else f"every {stride} tokens"
+        text += f", in windows of {window} tokens {apart}"
+    text += ". "
     rest = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in said.items()]
     return text + (f"Settings: {'; '.join(rest)}." if rest else "")
 

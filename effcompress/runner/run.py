@@ -29,6 +29,7 @@ from effcompress.runner.prune import (
 )
 from effcompress.runner.reach import require_reachable
 from effcompress.runner.state import RunState
+from effcompress.runner.timeline import total_tokens
 from effcompress.spec import Recipe
 from effcompress.types import Due
 
@@ -106,14 +107,6 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     domains = after["domains"]
     assert isinstance(domains, dict)
     return Report(folder, state.params, {d: v["perplexity"] for d, v in domains.items()})
-
-
-def total_tokens(recipe: Recipe) -> int:
-    """Tokens that training reads: whole steps, at least what the recipe asks for."""
-    if recipe.train is None:
-        return 0
-    per_step = recipe.train.batch_size * recipe.data.sequence_length
-    return -(-recipe.train.tokens // per_step) * per_step
 
 
 def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log: Log) -> None:

@@ -6,7 +6,7 @@ from a line removes one mini-group from each of its sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -94,17 +94,24 @@ class Budget:
         ]
 
 
-def simulate(budget: Budget, groups: int | None = None) -> dict[str, int]:
-    """Cut as a run without saliency would: always the line that has lost the smallest share.
+def simulate(
+    budget: Budget,
+    groups: int | None = None,
+    prefer: Callable[[Budget, int], float] = Budget.removed,
+    params: int | None = None,
+) -> dict[str, int]:
+    """Cut as a run without saliency would: always the line that ``prefer`` ranks lowest (by
+    default the one that has lost the smallest share).
 
-    ``groups`` limits how many mini-groups go. Returns kind -> mini-groups removed.
+    ``groups`` limits how many mini-groups go, ``params`` says at which size to stop before the
+    target. Returns kind -> mini-groups removed.
     """
     removed: dict[str, int] = {}
     while groups is None or sum(removed.values()) < groups:
         choices = budget.open()
-        if not choices:
+        if not choices or (params is not None and budget.params <= params):
             break
-        k = min(choices, key=budget.removed)
+        k = min(choices, key=lambda k: prefer(budget, k))
         budget.take(k)
         kind = budget.lines[k].kind
         removed[kind] = removed.get(kind, 0) + 1

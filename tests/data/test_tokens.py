@@ -183,6 +183,27 @@ def test_damaged_cache_is_rebuilt_and_said_so(make, jsonl, texts, tmp_path, dama
     assert not [n for n in make.notices if "rebuilding" in n]
 
 
+def test_manifests_left_behind_are_swept_and_a_swept_writer_tries_again(
+    make, jsonl, texts, tmp_path, monkeypatch
+):
+    domain = {"d": DomainSpec(jsonl=(jsonl("a.jsonl", texts(100)),))}
+    replace, tries = Path.replace, []
+
+    def swept_once(self, target):
+        tries.append(self)
+        if len(tries) == 1:
+            self.unlink()
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", swept_once)
+    good = make(domain).fingerprint
+    assert len(tries) >= 2
+    folder = only_folder(tmp_path / "cache")
+    (folder / ".manifest-0123").write_text("{")
+    assert make(domain).fingerprint == good
+    assert not list(folder.glob(".manifest-*"))
+
+
 def test_full_disk_leaves_nothing_half_counted(make, jsonl, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "CHUNK_CHARACTERS", 1000)
     domain = {"d": DomainSpec(jsonl=(jsonl("a.jsonl", texts(100)),))}

@@ -106,7 +106,7 @@ def test_shape_is_compared_with_defaults_too(hf_folder, tmp_path):
     ("change", "words"),
     [
         ({"hiden_size": 8}, "did you mean 'hidden_size'"),
-        ({"model_type": "lama"}, "no model_type 'lama'"),
+        ({"model_type": "llamma"}, "no model_type 'llamma'"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"vocab_size": 100}, "258 tokens, the model's vocabulary 100"),
     ],

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,16 +23,18 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bytes")
-    ByteTokenizer().save(folder)
-    opened = open_tokenizer(str(folder), None, offline=True)
+@functools.cache
+def exported() -> HFTokenizer:
+    """What transformers makes of the files that a byte tokenizer writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        ByteTokenizer().save(Path(folder))
+        opened = open_tokenizer(folder, None, offline=True)
     assert isinstance(opened, HFTokenizer)
     return opened
 
 
-def test_bytes_and_their_export_agree(saved):
+def test_bytes_and_their_export_agree():
+    saved = exported()
     ours = ByteTokenizer()
     assert saved.encode(TEXTS) == ours.encode(TEXTS) == [list(t.encode()) for t in TEXTS]
     assert (saved.bos_id, saved.eos_id, saved.vocab_size) == (256, 257, 258)
@@ -41,20 +47,11 @@ def test_bytes_and_their_export_agree(saved):
 
 @given(st.text(max_size=40))
 def test_bytes_agree_on_any_text(text):
-    """Once per process: the export of a byte tokenizer, opened by transformers."""
-    assert EXPORTED.encode([text]) == ByteTokenizer().encode([text])
+    assert exported().encode([text]) == ByteTokenizer().encode([text])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _exported(saved):
-    global EXPORTED
-    EXPORTED = saved
-
-
-EXPORTED: HFTokenizer
-
-
-def test_lone_surrogates_do_not_stop_a_run(saved):
+def test_lone_surrogates_do_not_stop_a_run():
+    saved = exported()
     assert saved.encode(["a\ud800b"]) == ByteTokenizer().encode(["a\ud800b"]) == [[97, 63, 98]]
     assert saved.encode([]) == []
 

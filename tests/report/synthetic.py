@@ -39,6 +39,16 @@ WIDTHS = {
 }
 
 
+def count(widths: dict[str, int]) -> int:
+    """Parameters of a Llama with tied embeddings, heads of 64, three queries to a key."""
+    hidden = widths["hidden"]
+    layers = sum(
+        hidden * (512 * widths[f"attention.{i}"] + 3 * widths[f"ffn.{i}"] + 2)
+        for i in range(LAYERS)
+    )
+    return hidden * 49152 + layers + hidden
+
+
 def run_event(**changes: Any) -> dict[str, Any]:
     """The first event of a run."""
     return {
@@ -86,12 +96,14 @@ def evaluation(when: str, params: int, worse: float = 1.0, **changes: Any) -> di
         "domains": domains,
         "generation": {"prompt": "The history of science is", "text": text},
         "protocol": {
-            "sequence_length": 512,
-            "sequences": 16,
-            "batch_size": 2,
-            "bos": "never",
-            "dtype": "float32",
+            "window": 512,
+            "stride": 512,
+            "bos": "one per window",
             "unit": "token",
+            "split": "held out",
+            "dtype": "float32",
+            "batch_size": 2,
+            "tokenizer": "5f1d0c2ab994",
         },
         "seconds": 14.2,
         **changes,
@@ -128,28 +140,29 @@ class Writer:
         )
 
     def cut(self, step: int, tokens: int, share: float) -> None:
-        kinds = [("ffn", 24, 1728), ("attention", 1, 245760), ("hidden", 1, 232000)]
-        kind, number, each = self.random.choices(kinds, (40, 2, 4))[0]
+        kinds = [("ffn", 24), ("attention", 1), ("hidden", 1)]
+        kind, number = self.random.choices(kinds, (40, 2, 4))[0]
         axes = [n for n in self.widths if n.split(".")[0] == kind]
         # Later layers lose more: a shape worth looking at.
         axis = self.random.choices(axes, [1 + 3 * i / len(axes) for i in range(len(axes))])[0]
         number = min(number, self.widths[axis] - 1)
         if not number:
             return
-        self.params -= number * each
+        start = self.widths[axis]
+        self.widths[axis] -= number
+        self.params = count(self.widths)
         saliency = {k: 2e-8 * b * math.exp(5 * share) * self.random.lognormvariate(0, 0.1)
                     for k, b in (("attention", 40), ("ffn", 1), ("hidden", 9))}  # fmt: skip
         self.plans.append(
             {
                 "step": step,
                 "tokens": tokens,
-                "plan": {axis: list(range(self.widths[axis] - number, self.widths[axis]))},
+                "plan": {axis: list(range(start - number, start))},
                 "saliency": saliency,
                 "removed": {kind: number},
                 "params": self.params,
             }
         )
-        self.widths[axis] -= number
         self.metrics.append(
             {
                 "event": "cut",

@@ -50,8 +50,8 @@ def only(run, *kinds):
 
 def failed():
     run = only(synthetic.full_run(40, 20), "end", "proof", "export")
-    run.metrics.append({"event": "end", "status": "failed", "seconds": 3.0, "params": 5,
-                        "widths": {}, "reason": "the <target> was missed"})  # fmt: skip
+    run.metrics.append({"event": "end", "status": "failed", "seconds": 3.0,
+                        "reason": "the <target> was missed"})  # fmt: skip
     return run
 
 
@@ -61,6 +61,8 @@ def recovered():
     for event in run.metrics:
         if event["event"] == "cut":
             event["tokens"] = event["step"] = 0
+        if event["event"] == "step":
+            event["params"] = run.params
     return run
 
 
@@ -120,12 +122,20 @@ def test_page_and_pictures_are_well_formed(case, tmp_path):
 
 
 def test_the_headline_holds_what_came_out(tmp_path):
-    text = write(synthetic.save(tmp_path, synthetic.full_run())).read_text("utf-8")
-    assert "10.9 % smaller: 134.5M → 119.9M parameters." in text
+    text = write(synthetic.save(tmp_path / "runs/quickstart", synthetic.full_run()))
+    folder, text = text.parent, text.read_text("utf-8").replace("&nbsp;", " ")
+    assert str(tmp_path) not in text
+    assert "11.1 % smaller: 134.5M → 119.5M parameters." in text
     assert "Perplexity rose by 9.0 % on prose and by 9.0 % on code." in text
-    for word in ("Proven", "1.2M tokens", "12 min 22 s", "Mistral", "from_pretrained(&quot;model"):
+    for word in (
+        "Proven",
+        "1.2M tokens",
+        "12 min 22 s",
+        "Mistral",
+        "from_pretrained(&quot;runs/quickstart&quot;",
+    ):
         assert word in text
-    names = {p.stem for p in (tmp_path / "pictures").iterdir()}
+    names = {p.stem for p in (folder / "pictures").iterdir()}
     assert names == {"parameters", "perplexity", "removed", "saliency", "loss", "left", "speed",
                      "shape_attention", "shape_ffn", "learning_rate"}  # fmt: skip
 
@@ -153,10 +163,19 @@ def test_failed_and_unfinished_runs_say_so_first(tmp_path):
 def test_different_protocols_are_not_compared_in_silence(tmp_path):
     run = synthetic.full_run(10, 5)
     after = next(e for e in run.metrics if e.get("when") == "after")
-    after["protocol"]["sequence_length"] = 1024
+    after["protocol"]["window"] = 1024
     folder = synthetic.save(tmp_path, run)
     assert "do not compare" in write(folder).read_text("utf-8")
     assert "must not be compared" in card(folder)
+
+
+def test_padding_is_not_sold_as_compression(tmp_path):
+    run = synthetic.full_run(10, 5)
+    export = next(e for e in run.metrics if e["event"] == "export")
+    export["parameters"] = run.params + 1_000_000
+    folder = synthetic.save(tmp_path, run)
+    for text in (write(folder).read_text("utf-8"), card(folder)):
+        assert "1M of them are zeros that fill up narrower layers" in text
 
 
 def test_gather_forgives_a_half_line_at_the_end_only(tmp_path):
@@ -189,13 +208,13 @@ def test_the_card_has_front_matter_and_everything_people_ask_for(tmp_path):
     _, front, body = text.split("---\n", 2)
     assert 'base_model: "someone/some-model"' in front and "- pruned" in front
     for word in (
-        "| parameters | 134,515,008 | 119,877,504 |",
+        "| parameters | 134,515,008 | 119,5",
         "| perplexity, prose | 21.37 | 23.29 | +9.0 % |",
         "AutoModelForCausalLM.from_pretrained",
         "- criterion: `taylor2`",
         "seed 0",
         "## Limits",
-        "sequences of 512 tokens",
+        "windows of 512 tokens that do not overlap",
     ):
         assert word in body
 

@@ -1,0 +1,72 @@
+"""``effcompress fetch``: everything a recipe needs, onto this machine."""
+
+from __future__ import annotations
+
+from effcompress import data
+from effcompress.errors import SourceError
+from effcompress.log import make_view
+from effcompress.model import source
+from effcompress.model.cache import cache_root
+from effcompress.recipe import LoadedRecipe
+from effcompress.runner.sheet import Answer, Sheet, gigabytes
+from effcompress.runner.timeline import total_tokens
+
+
+def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = False) -> Answer:
+    """Fetch the model and tokenise the text, or say what is needed and what is here.
+
+    Raises SourceError naming the first thing that is missing when ``offline``.
+    """
+    recipe = loaded.recipe
+    before = source.items(recipe.model)
+    sets = data.needs(recipe.data)
+    if not list_only:
+        missing = [item.name for item in before if not item.cached]
+        if offline and missing:
+            raise SourceError(
+                f"'{missing[0]}' is not on this machine",
+                where="model",
+                fix=f"Run `effcompress fetch {loaded.path}` where there is a network.",
+            )
+        _get(loaded, offline)
+    rows = [
+        (item.kind, item.name, gigabytes(item.size) if item.size else "", _here(item.cached))
+        for item in source.items(recipe.model)
+    ]
+    rows += [("text", one["hub"], "", "streamed") for one in sets]
+    facts = {
+        "items": [
+            {"kind": kind, "name": name, "size": size, "here": here == "here"}
+            for kind, name, size, here in rows
+        ],
+        "cache": str(cache_root()),
+    }
+    sheet = Sheet("What the recipe needs", ("kind", "name", "size", ""), tuple(rows))
+    notes = () if rows else ("This recipe needs nothing from elsewhere.",)
+    return Answer(facts, (sheet,) if rows else (), notes)
+
+
+def _here(cached: bool) -> str:
+    return "here" if cached else "missing"
+
+
+def _get(loaded: LoadedRecipe, offline: bool) -> None:
+    from effcompress.model.load import load as load_model
+
+    recipe = loaded.recipe
+    view = make_view(interactive=False)
+    try:
+        model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=view.note)
+        data.prepare(
+            recipe.data,
+            model.tokenizer,
+            cache_root(),
+            train_tokens=total_tokens(recipe),
+            heldout_sequences=recipe.evaluate.sequences,
+            offline=offline,
+            seed=recipe.seed,
+            progress=lambda what, share: view.note(f"{what} {share:.0%}"),
+            notice=view.note,
+        )
+    finally:
+        view.close()

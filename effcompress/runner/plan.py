@@ -1,0 +1,178 @@
+"""``effcompress plan``: size, cost and final shape of a run, before it runs."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from effcompress.errors import SourceError
+from effcompress.model.source import label_of
+from effcompress.recipe import LoadedRecipe
+from effcompress.runner.cost import H100_FLOPS, UTILISATION, Memory, flops_per_token, memory
+from effcompress.runner.price import price
+from effcompress.runner.reach import Priced, priced
+from effcompress.runner.sheet import Answer, Sheet, gigabytes, short
+from effcompress.runner.timeline import Point, Timeline, play, total_tokens
+from effcompress.spec import Recipe
+
+ROWS = 10
+DEVICES = (1, 8)
+
+
+def plan(loaded: LoadedRecipe) -> Answer:
+    """Parameters over tokens, final shape, memory per device, FLOPs and GPU-hours.
+
+    Raises SourceError when nothing is known of the model, RecipeError when the target is out of
+    reach.
+    """
+    found = priced(loaded)
+    if found is None:
+        raise SourceError(
+            "the model's configuration is not known here",
+            where=label_of(loaded.recipe.model),
+            fix="Run `effcompress fetch RECIPE`, or write its configuration under model.shape.",
+        )
+    recipe = loaded.recipe
+    notes = price(loaded).lines
+    timeline = play(recipe, found) if recipe.prune else _still(recipe, found)
+    data: dict[str, Any] = {
+        "name": recipe.name,
+        "model": label_of(recipe.model),
+        "params": found.start,
+        "target_params": found.target,
+        "final": _shape(found, timeline.points[-1]),
+        "timeline": [_row(found, p) for p in _thinned(timeline)],
+    }
+    sheets = [_over_tokens(found, timeline), _final_shape(found, timeline)]
+    if recipe.train:
+        costs = _costs(recipe, found, timeline)
+        data |= costs
+        sheets += [_memory_sheet(recipe, found, data), _cost_sheet(costs)]
+    return Answer(data, tuple(sheets), tuple(notes))
+
+
+def _still(recipe: Recipe, found: Priced) -> Timeline:
+    widths = dict(found.axes.widths)
+    ends = (Point(0, 0, found.start, widths), Point(0, total_tokens(recipe), found.start, widths))
+    return Timeline(ends, True, 0)
+
+
+def _thinned(timeline: Timeline) -> list[Point]:
+    """About ``ROWS`` points, evenly over the sizes, both ends included."""
+    points = timeline.points
+    first, last = points[0].params, points[-1].params
+    chosen = [points[0]]
+    for k in range(1, ROWS):
+        size = first + (last - first) * k / (ROWS - 1)
+        nearest = next((p for p in points if p.params <= size), points[-1])
+        if nearest.tokens > chosen[-1].tokens:
+            chosen.append(nearest)
+    if chosen[-1] != points[-1] and points[-1].tokens > chosen[-1].tokens:
+        chosen.append(points[-1])
+    return chosen
+
+
+def _shape(found: Priced, point: Point) -> dict[str, Any]:
+    """Configuration fields at a point; a list where layers differ."""
+    kinds: dict[str, list[int]] = {}
+    for name, width in point.widths.items():
+        kinds.setdefault(name.split(".")[0], []).append(width)
+    family, config = found.axes.family, found.config
+    if all(len(set(widths)) == 1 for widths in kinds.values()):
+        resized = family.resize(config, {kind: widths[0] for kind, widths in kinds.items()})
+        return {**resized, "num_hidden_layers": config["num_hidden_layers"]}
+    return dict(kinds)
+
+
+def _row(found: Priced, point: Point) -> dict[str, Any]:
+    return {
+        "step": point.step,
+        "tokens": point.tokens,
+        "params": point.params,
+        "shape": _shape(found, point),
+    }
+
+
+def _over_tokens(found: Priced, timeline: Timeline) -> Sheet:
+    rows = []
+    for p in _thinned(timeline):
+        cells = [short(p.tokens), f"{p.step:,}", short(p.params), f"{p.params / found.start:.1%}"]
+        for kind in ("attention", "ffn", "hidden"):
+            widths = sorted({p.widths[name] for name in found.axes.axes(kind)})
+            low, high = widths[0], widths[-1]
+            cells.append(f"{low}" if low == high else f"{low}-{high}")
+        rows.append(tuple(cells))
+    columns = ("tokens", "step", "parameters", "of start", "KV heads", "FFN", "hidden")
+    return Sheet("Size over tokens (if kinds shrink in proportion)", columns, tuple(rows))
+
+
+def _final_shape(found: Priced, timeline: Timeline) -> Sheet:
+    before = _shape(found, timeline.points[0])
+    after = _shape(found, timeline.points[-1])
+    rows = [(key, str(before.get(key, "-")), _brief(value)) for key, value in after.items()]
+    rows.append(("parameters", f"{found.start:,}", f"{timeline.points[-1].params:,}"))
+    return Sheet("Shape", ("", "source", "result"), tuple(rows))
+
+
+def _brief(value: Any) -> str:
+    return f"{min(value)} to {max(value)}" if isinstance(value, list) else str(value)
+
+
+def _costs(recipe: Recipe, found: Priced, timeline: Timeline) -> dict[str, Any]:
+    """FLOPs integrated over the shrinking model, and what that means in GPU-hours."""
+    length = recipe.data.sequence_length
+    total, points = 0.0, timeline.points
+    for here, there in itertools.pairwise(points):
+        per_token = flops_per_token(found.axes, found.config, here.widths, length)
+        total += per_token * (there.tokens - here.tokens)
+    dense = flops_per_token(found.axes, found.config, {}, length) * points[-1].tokens
+    hours = total / (H100_FLOPS * UTILISATION) / 3600
+    return {
+        "tokens": points[-1].tokens,
+        "flops": total,
+        "flops_if_not_pruned": dense,
+        "h100_hours": hours,
+        "assumed": {"peak_flops": H100_FLOPS, "utilisation": UTILISATION},
+        "memory_bytes": {
+            f"{devices} x {'sharded' if sharded else 'replicated'}": {
+                **vars(memory(found.axes, found.config, recipe, devices, sharded)),
+                "total": memory(found.axes, found.config, recipe, devices, sharded).total,
+            }
+            for devices in DEVICES
+            for sharded in ((False, True) if devices > 1 else (False,))
+        },
+    }
+
+
+def _memory_sheet(recipe: Recipe, found: Priced, data: dict[str, Any]) -> Sheet:
+    rows = []
+    for name, parts in data["memory_bytes"].items():
+        held = Memory(**{k: v for k, v in parts.items() if k != "total"})
+        states = held.weights + held.gradients + held.moments + held.compute_copy
+        rows.append(
+            (
+                name,
+                gigabytes(states),
+                gigabytes(held.activations),
+                gigabytes(held.logits),
+                gigabytes(held.total),
+            )
+        )
+    assert recipe.train is not None
+    rows_per_device = recipe.train.micro_batch_size or "all"
+    title = f"Memory per device at the start (micro-batch: {rows_per_device} sequences)"
+    columns = ("devices", "weights to moments", "activations", "logits", "total")
+    return Sheet(title, columns, tuple(rows))
+
+
+def _cost_sheet(costs: dict[str, Any]) -> Sheet:
+    saved = 1 - costs["flops"] / costs["flops_if_not_pruned"]
+    hours = costs["h100_hours"]
+    rows = (
+        ("tokens", short(costs["tokens"])),
+        ("training FLOPs", f"{costs['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
+        ("H100 hours", f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"),
+        ("assuming", f"{H100_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} utilisation"),
+        ("days on 8 H100", f"{hours / 8 / 24:,.1f}"),
+    )
+    return Sheet("Cost", ("", ""), rows)

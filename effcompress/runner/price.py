@@ -1,0 +1,64 @@
+"""``effcompress check``: does the recipe add up? Loads no weights and imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from effcompress.errors import RecipeError
+from effcompress.recipe import LoadedRecipe
+from effcompress.runner.reach import Priced, require_reachable
+from effcompress.runner.timeline import Timeline, fastest, play
+from effcompress.spec import Recipe
+
+
+@dataclass(frozen=True)
+class Price:
+    """What was priced: ``lines`` in words, ``data`` as JSON."""
+
+    lines: list[str]
+    data: dict[str, Any]
+
+
+def price(loaded: LoadedRecipe) -> Price:
+    """Price a recipe.
+
+    Raises RecipeError when the target cannot be reached, by any choice or within the tokens.
+    """
+    found = require_reachable(loaded)
+    if found is None:
+        return Price(["model: its configuration is not known here; nothing was priced"], {})
+    recipe = loaded.recipe
+    lines = [f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named"]
+    data: dict[str, Any] = {"params": found.start, "target_params": found.target}
+    if found.target is None:
+        return Price([*lines, f"size: {found.start:,} parameters, nothing is cut"], data)
+    share = 1 - found.target / found.start
+    lines.append(f"target: {found.start:,} -> {found.target:,} parameters (-{share:.1%}), in reach")
+    timeline = _on_time(loaded, recipe, found)
+    data["ends_at"] = timeline.points[-1].params
+    data["reached_at_tokens"] = timeline.points[-2].tokens if timeline.reached else None
+    if timeline.reached:
+        lines.append(
+            f"schedule: reaches it after {timeline.points[-2].tokens:,} tokens and "
+            f"{timeline.groups:,} mini-groups, if kinds shrink in proportion"
+        )
+    else:
+        lines.append(
+            "schedule: reaches it only if saliency prefers large mini-groups; else the rest is cut "
+            "when the tokens are used up"
+        )
+    return Price(lines, data)
+
+
+def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: Priced) -> Timeline:
+    timeline = play(recipe, found)
+    if not timeline.reached and not play(recipe, found, fastest).reached:
+        end = timeline.points[-1]
+        raise RecipeError(
+            f"prune.schedule: {timeline.groups:,} mini-groups within the tokens leave "
+            f"{end.params:,} parameters; the target is {found.target:,}",
+            where=loaded.origins.get("prune.schedule", str(loaded.path)),
+            fix="Cut more often (every), more at a time (groups), or train on more tokens.",
+        )
+    return timeline

@@ -1,0 +1,38 @@
+"""What a reading command answers: facts for machines, tables for people. The command line draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table. Cells are text; numbers are right-aligned by the reader."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``data`` is JSON; ``sheets`` and ``notes`` say the same for people."""
+
+    data: Mapping[str, Any]
+    sheets: tuple[Sheet, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def short(count: float) -> str:
+    """469,000,000 -> 469M; 1.5e12 -> 1.5T."""
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= scale:
+            return f"{count / scale:.4g}{letter}"
+    return f"{count:.0f}"
+
+
+def gigabytes(count: float) -> str:
+    """Bytes -> GB with one decimal (1 GB = 1e9 bytes)."""
+    return f"{count / 1e9:.1f} GB"

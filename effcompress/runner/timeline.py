@@ -1,0 +1,82 @@
+"""The schedule, played on widths alone: what a run will do if kinds shrink in proportion.
+
+Which kind really goes is decided by saliency during the run; the recipe's schedule and target are
+followed to the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from effcompress.runner.reach import Priced, budget_of
+from effcompress.selection.budget import Budget, simulate
+from effcompress.spec import Recipe
+
+
+@dataclass(frozen=True)
+class Point:
+    """The model after an optimizer step at which something was cut (and at the ends)."""
+
+    step: int
+    tokens: int
+    params: int
+    widths: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Points in order, and whether the target was met by the schedule."""
+
+    points: tuple[Point, ...]
+    reached: bool
+    groups: int
+    """Mini-groups cut (a lockstep tuple counts once)."""
+
+
+def tokens_per_step(recipe: Recipe) -> int:
+    """Tokens of one optimizer step."""
+    return recipe.train.batch_size * recipe.data.sequence_length if recipe.train else 0
+
+
+def total_tokens(recipe: Recipe) -> int:
+    """Tokens that training reads: whole steps, at least what the recipe asks for."""
+    per_step = tokens_per_step(recipe)
+    return -(-recipe.train.tokens // per_step) * per_step if recipe.train else 0
+
+
+def fastest(budget: Budget, k: int) -> float:
+    """Prefer the line whose next removal frees most."""
+    return -budget.freed(k)
+
+
+def play(
+    recipe: Recipe, price: Priced, prefer: Callable[[Budget, int], float] = Budget.removed
+) -> Timeline:
+    """Follow the schedule from the first step to the last."""
+    prune, per_step, total = recipe.prune, tokens_per_step(recipe), total_tokens(recipe)
+    assert prune is not None and price.target is not None
+    budget = budget_of(price)
+    points = [Point(0, 0, budget.params, dict(budget.widths))]
+    cut = step = 0
+    first = 1 if prune.measure.source == "training" else 0
+    last = total // per_step if per_step else 0
+    for step in range(first, last + 1):
+        due = prune.schedule(
+            step=step,
+            tokens=step * per_step,
+            total_tokens=total,
+            start_params=price.start,
+            params=budget.params,
+            target_params=price.target,
+            groups_cut=cut,
+        )
+        if due is None:
+            continue
+        taken = sum(simulate(budget, due.groups, prefer, due.params).values())
+        cut += taken
+        points.append(Point(step, step * per_step, budget.params, dict(budget.widths)))
+        if not taken or budget.params <= price.target:
+            break
+    points.append(Point(last, total, budget.params, dict(budget.widths)))
+    return Timeline(tuple(points), budget.reached, cut)

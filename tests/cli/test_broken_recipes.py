@@ -1,0 +1,308 @@
+"""Every way to get a recipe wrong that we could think of, and what the user is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.recipe.toys import RECIPE, write
+
+
+def edit(*pairs: str) -> str:
+    """RECIPE with each odd argument replaced by the even one after it."""
+    text = RECIPE
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+SPACE = "  space:\n    - ffn\n    - {name: attention, scope: lockstep, minimum: 2}\n"
+DATA = RECIPE[RECIPE.index("data:") : RECIPE.index("prune:")]
+MODEL = "{hub: org/toy}"
+TARGET = "{keep: 85%}"
+CRITERION = "{name: taylor, order: first}"
+SCHEDULE = "{name: continuous, every: 4}"
+
+# id -> (recipe, line, words of the message)
+BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    # keys
+    "typo at the top": (edit("train:", "trian:"), 15, ("unknown key trian", "'train'")),
+    "typo below": (edit("  tokens:", "  tokns:"), 16, ("train.tokns", "'tokens'")),
+    "typo in a domain": (edit("weight: 2", "wieght: 2"), 5, ("web.wieght", "'weight'")),
+    "typo three levels down": (
+        edit("    peak:", "    paek:"),
+        18,
+        ("train.learning_rate.paek", "'peak'"),
+    ),
+    "key too high": (edit("name: toy", "tokens: 2M"), 1, ("It belongs at train.tokens.",)),
+    "key too deep": (edit("  tokens:", "  seed: 1\n  tokens:"), 16, ("belongs at seed",)),
+    "key in another section": (
+        edit("  target:", "  precision: bf16\n  target:"),
+        9,
+        ("prune.precision", "train.precision"),
+    ),
+    "keep beside target": (
+        edit(f"  target: {TARGET}", "  keep: 85%"),
+        9,
+        ("prune.keep", "at prune.target.keep."),
+    ),
+    "knob outside its plugin": (
+        edit("  target:", "  order: first\n  target:"),
+        9,
+        ("prune.order", "prune.criterion.order"),
+    ),
+    "include below the top": (edit("  tokens:", "  include: x\n  tokens:"), 16, ("at include",)),
+    "nothing like it": (edit("name: toy", "zzz: 1"), 1, ("unknown key zzz", "Known:")),
+    "key twice": (edit("  tokens: 1.5k", "  tokens: 1\n  tokens: 2"), 17, ("twice", "line 16")),
+    "key that YAML reads as true": (edit("name: toy", "on: toy"), 1, ("is true", "'on':")),
+    # types
+    "text for a mapping": (edit(TARGET, "469M"), 9, ("prune.target", "Its keys: params, keep.")),
+    "number for text": (edit("name: toy", "name: 12"), 1, ("name", "'12'")),
+    "text for a number": (
+        edit("weight: 2", "weight: much"),
+        5,
+        ("data.domains.web.weight", "a number"),
+    ),
+    "text for a whole number": (
+        edit("tokens: 1.5k", "tokens: 1k\n  batch_size: big"),
+        17,
+        ("whole",),
+    ),
+    "fraction for a whole number": (edit("name: toy", "seed: 1.5"), 1, ("seed", "whole number")),
+    "list for a scalar": (edit("name: toy", "seed: [1]"), 1, ("seed is a list",)),
+    "scalar for a list": (edit(SPACE, "  space: ffn\n"), 10, ("Write [ffn].",)),
+    "word for true": (
+        edit("name: toy", "model: {random: maybe}", f"model: {MODEL}\n", ""),
+        1,
+        ("true or false",),
+    ),
+    "no value": (edit("tokens: 1.5k", "tokens:"), 16, ("train.tokens has no value",)),
+    "one of a few words": (
+        edit("tokens: 1.5k", "tokens: 1k\n  precision: fp16"),
+        17,
+        ("train.precision", "'bf16'"),
+    ),
+    "yaml's own boolean for a word": (
+        edit("name: toy", "name: no"),
+        1,
+        ("name is false", "must be letters"),
+    ),
+    # quantities and ranges
+    "unit of bytes": (edit("tokens: 1.5k", "tokens: 469 MB"), 16, ("'469 MB'", "469M")),
+    "count that is not whole": (edit("tokens: 1.5k", "tokens: 1.2345k"), 16, ("1234.5",)),
+    "negative tokens": (edit("tokens: 1.5k", "tokens: -5"), 16, ("at least 1",)),
+    "no tokens": (edit("tokens: 1.5k", "tokens: 0k"), 16, ("at least 1",)),
+    "more than all": (edit(TARGET, "{keep: 120%}"), 9, ("prune.target.keep", "100%")),
+    "percent without its sign": (edit(TARGET, "{keep: 85}"), 9, ("at most 1", "85%")),
+    "keep nothing": (edit(TARGET, "{keep: 0%}"), 9, ("more than 0",)),
+    "batch of none": (edit("tokens: 1.5k", "tokens: 1k\n  batch_size: 0"), 17, ("at least 1",)),
+    "decay above one": (
+        edit("  target:", "  measure: {decay: 1.5}\n  target:"),
+        9,
+        ("prune.measure.decay",),
+    ),
+    "short sequences": (
+        edit("data:\n", "data:\n  sequence_length: 4\n"),
+        4,
+        ("data.sequence_length", "at least 8"),
+    ),
+    "negative seed": (edit("name: toy", "seed: -1"), 1, ("seed", "at least 0")),
+    "infinite rate": (edit("peak: 3e-4", "peak: .inf"), 18, ("finite",)),
+    "three betas": (
+        edit("tokens: 1.5k", "tokens: 1k\n  betas: [0.9, 0.9, 0.9]"),
+        17,
+        ("train.betas", "exactly 2"),
+    ),
+    "micro batch": (
+        edit("tokens: 1.5k", "tokens: 1k\n  micro_batch_size: 3"),
+        17,
+        ("does not divide", "Did you mean 2?"),
+    ),
+    "warmup and decay": (edit("peak: 3e-4", "warmup: 0.9"), 17, ("warmup and decay",)),
+    # what must be there
+    "no model": (edit(f"model: {MODEL}\n", ""), 1, ("model is missing", "Add `model:`")),
+    "no data": (edit(DATA, ""), 1, ("data is missing",)),
+    "no domains": (edit(DATA, "data: {domains: {}}\n"), 3, ("data.domains is empty",)),
+    "no target": (edit(f"  target: {TARGET}\n", ""), 8, ("prune.target is missing",)),
+    "no tokens key": (edit("  tokens: 1.5k\n", ""), 15, ("train.tokens is missing",)),
+    "empty target": (edit(TARGET, "{}"), 9, ("exactly one of params, keep", "keep: 85%")),
+    "two targets": (edit(TARGET, "{keep: 85%, params: 1k}"), 9, ("params and keep",)),
+    "neither prunes nor trains": (RECIPE[: RECIPE.index("prune:")], 1, ("neither", "`train:`")),
+    # model and domains
+    "no model source": (edit(MODEL, "{}"), 2, ("hub, folder, gguf, wheel, random",)),
+    "two model sources": (edit(MODEL, "{hub: a/b, random: true}"), 2, ("hub and random",)),
+    "wheel without member": (edit(MODEL, "{wheel: toy==1.0}"), 2, ("model.member",)),
+    "wheel without version": (
+        edit(MODEL, "{wheel: toy, member: a.gguf}"),
+        2,
+        ("model.wheel", "name==version"),
+    ),
+    "random without shape": (edit(MODEL, "{random: true}"), 2, ("model.shape", "model_type")),
+    "revision of no hub": (
+        edit(MODEL, "{random: true, shape: {a: 1}, revision: x}"),
+        2,
+        ("model.revision", "only with hub"),
+    ),
+    "checksum": (edit(MODEL, "{wheel: a==1, member: b, sha256: abc}"), 2, ("64 hexadecimal",)),
+    "no domain source": (edit("jsonl: web.jsonl, ", ""), 5, ("jsonl, txt, parquet, hub, stdlib",)),
+    "two domain sources": (
+        edit("jsonl: web.jsonl", "jsonl: web.jsonl, stdlib: code"),
+        5,
+        ("jsonl and stdlib",),
+    ),
+    "stdlib of another kind": (edit("jsonl: web.jsonl", "stdlib: docs"), 5, ("prose",)),
+    # files
+    "missing input": (
+        edit("web.jsonl", "wbe.jsonl"),
+        5,
+        ("'wbe.jsonl'", "'web.jsonl'", "looked in"),
+    ),
+    "missing folder": (edit(MODEL, "{folder: out/model}"), 2, ("no folder 'out/model'",)),
+    "missing plugin file": (edit("name: toy", "plugins: [mine.py]"), 1, ("no file 'mine.py'",)),
+    "missing include": (edit("name: toy", "include: base.yaml"), 1, ("no file 'base.yaml'",)),
+    "include of itself": (edit("name: toy", "include: recipe.yaml"), 1, ("each other",)),
+    "include of a number": (edit("name: toy", "include: 3"), 1, ("include is the number 3",)),
+    # names
+    "name with a slash": (edit("name: toy", "name: a/b"), 1, ("name is 'a/b'", "a-b")),
+    "name that climbs": (edit("name: toy", "name: ../x"), 1, ("name is '../x'", "..")),
+    "domain name": (edit("    web:", "    the web:"), 5, ("the web", "Did you mean the-web?")),
+    # plugins
+    "unknown criterion": (edit("name: taylor,", "name: tailor,"), 13, ("'tailor'", "'taylor'")),
+    "unknown bare plugin": (edit("    - ffn\n", "    - fnn\n"), 11, ("space named 'fnn'", "'ffn'")),
+    "unknown knob": (edit("minimum: 2", "minimun: 2"), 12, ("no knob 'minimun'", "'minimum'")),
+    "knob of a knobless plugin": (
+        edit("  target:", "  repair: [{name: norm_gain, a: 1}]\n  target:"),
+        9,
+        ("prune.repair.0.a", "no knobs"),
+    ),
+    "wrong type of a knob": (edit("every: 4", "every: often"), 14, ("every", "whole number")),
+    "wrong word for a knob": (
+        edit("order: first", "order: third"),
+        13,
+        ("'third'", "first, second"),
+    ),
+    "required knob": (edit(CRITERION, "picky"), 13, ("needs the knob factor", "{name: picky")),
+    "plugin without a name": (edit(SCHEDULE, "{every: 4}"), 14, ("has no `name`",)),
+    "plugin by its own key": (
+        edit(SPACE, "  space: [{ffn: per_layer}]\n"),
+        10,
+        ("has no `name`", "{name: ffn}"),
+    ),
+    "plugin that is a number": (edit(SCHEDULE, "4"), 14, ("is the number 4", "continuous")),
+    "empty space": (edit(SPACE, "  space: []\n"), 10, ("prune.space is empty",)),
+    "space twice": (edit("name: attention", "name: ffn"), 12, ("'ffn' twice",)),
+    "once before anything is measured": (edit(SCHEDULE, "once"), 14, ("source: calibration",)),
+    "measuring on no training": (
+        RECIPE[: RECIPE.index("train:")],
+        8,
+        ("nothing is trained", "calibration"),
+    ),
+    # versions
+    "other version": (edit("name: toy", "effcompress: '>=99'"), 1, ("wants effcompress >=99",)),
+    "no version": (edit("name: toy", "effcompress: latest"), 1, ("'latest'", ">=0.1")),
+    # YAML itself
+    "tab": (edit("  tokens:", "\ttokens:"), 16, ("tab", "spaces")),
+    "colon in text": (edit("name: toy", "name: a: b"), 1, ("':'", "quotes")),
+    "open bracket": (edit("hub: org/toy}", "hub: org/toy"), 3, ("not YAML",)),
+    "open quote": ("name: 'toy\n", 2, ("open at the end",)),
+    "unknown tag": (edit("name: toy", "name: !x toy"), 1, ("not YAML",)),
+    "two documents": (RECIPE + "---\na: 1\n", 19, ("second document",)),
+    "control character": (edit("name: toy", "name: \x01"), 1, ("not YAML",)),
+    "empty": ("", 1, ("empty", "`model:`")),
+    "only comments": ("# nothing\n", 1, ("empty",)),
+    "a list": ("- model\n", 1, ("mapping", "a list")),
+    "a word": ("model\n", 1, ("mapping", "'model'")),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "words"), BROKEN.values(), ids=BROKEN)
+def test_broken_recipe(effcompress, tmp_path, text, line, words):
+    write(tmp_path, text)
+    code, out, err = effcompress("run", "recipe.yaml")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: recipe.yaml:{line}: "), err
+    assert len(err.splitlines()) <= 3
+    for word in words:
+        assert word in err, err
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trian.tokens=5", ("unknown key trian.tokens", "--set train.tokens=")),
+        ("train.tokns=5", ("train.tokns", "--set train.tokens=")),
+        ("tokens=5", ("--set train.tokens=",)),
+        ("train.tokens", ("key=value",)),
+        ("train..tokens=1", ("key=value",)),
+        ("train.tokens=many", ("train.tokens", "whole number")),
+        ("train.tokens.x=1", ("train.tokens",)),
+        ("prune.space.7.minimum=1", ("no element '7'", "prune.space.1")),
+        ("prune.space.0.minimun=1", ("no knob 'minimun'", "'minimum'")),
+        ("train.tokens=[", ("not YAML",)),
+        ("include=x.yaml", ("by the recipe",)),
+    ],
+)
+def test_broken_override(effcompress, tmp_path, override, words):
+    write(tmp_path)
+    code, _, err = effcompress("run", "recipe.yaml", "--set", override)
+    assert code == 2
+    assert err.startswith(f"error: --set {override}: "), err
+    assert len(err.splitlines()) <= 3
+    for word in words:
+        assert word in err, err
+
+
+def test_a_mistake_in_an_included_file_names_that_file(effcompress, tmp_path):
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts", edit("  tokens:", "  tokns:"), "base.yaml")
+    write(tmp_path, "include: parts/base.yaml\n")
+    code, _, err = effcompress("run", "recipe.yaml")
+    assert code == 2
+    assert err.startswith("error: parts/base.yaml:16: unknown key train.tokns"), err
+
+
+def test_includes_in_a_circle(effcompress, tmp_path):
+    write(tmp_path, "include: b.yaml\n", "a.yaml")
+    write(tmp_path, "seed: 1\ninclude: [a.yaml]\n", "b.yaml")
+    code, _, err = effcompress("run", "a.yaml")
+    assert code == 2
+    assert err.startswith("error: b.yaml:2: ") and "a.yaml -> b.yaml -> a.yaml" in err
+
+
+def test_not_utf8(effcompress, tmp_path):
+    write(tmp_path).write_bytes(b"name: toy\nmodel: \xff\n")
+    code, _, err = effcompress("run", "recipe.yaml")
+    assert code == 2
+    assert err.startswith("error: recipe.yaml:2: ") and "UTF-8" in err
+
+
+def test_missing_recipe_suggests_its_neighbour(effcompress, tmp_path):
+    write(tmp_path)
+    code, _, err = effcompress("run", "recpie.yaml")
+    assert code == 2
+    assert err.startswith("error: recpie.yaml: ") and "'recipe.yaml'" in err
+
+
+def test_a_folder_is_no_recipe(effcompress):
+    code, _, err = effcompress("run", ".")
+    assert code == 2 and "folder" in err
+
+
+def test_a_broken_recipe_is_refused_within_three_seconds(tmp_path):
+    write(tmp_path, edit("  tokens:", "  tokns:", CRITERION, "magnitude"))
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "effcompress", "run", "recipe.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert time.monotonic() - start < 3
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: recipe.yaml:16: unknown key train.tokns")
+    assert "Traceback" not in done.stderr

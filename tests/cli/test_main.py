@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from effcompress.errors import RunError, SourceError
+from tests.recipe.toys import write
+
+
+class Answer:
+    """What the runner's commands give back."""
+
+    def __init__(self, **data) -> None:
+        self.data = data
+        self.lines = [f"{key} is {value}" for key, value in data.items()]
+
+    def render(self) -> str:
+        return f"rendered {self.data}"
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """Stand-ins for the runner's modules: record the call, answer with what was set."""
+    calls: list[tuple[str, tuple, dict]] = []
+    answers: dict[str, object] = {}
+
+    def stand_in(module: str, name: str) -> None:
+        def function(*args, **keywords):
+            calls.append((name, args, keywords))
+            answer = answers.get(name, Answer(size=3))
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        fake = types.ModuleType(module)
+        setattr(fake, name, function)
+        monkeypatch.setitem(sys.modules, module, fake)
+
+    stand_in("effcompress.runner", "run")
+    for name in ("price", "plan", "inspect", "fetch", "evaluate"):
+        stand_in(f"effcompress.runner.{name}", name)
+    return types.SimpleNamespace(calls=calls, answers=answers)
+
+
+def test_run_passes_everything_on(effcompress, runner, tmp_path):
+    write(tmp_path)
+    words = (
+        "--output",
+        "out",
+        "--set",
+        "seed=1",
+        "--set",
+        "train.tokens=9",
+        "--resume",
+        "--offline",
+    )
+    assert effcompress("run", "recipe.yaml", *words)[0] == 0
+    [(_, (loaded,), keywords)] = runner.calls
+    assert keywords == {"output": Path("out"), "resume": True, "offline": True}
+    assert (loaded.recipe.seed, loaded.recipe.train.tokens) == (1, 9)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("plan", "recipe.yaml"), ("plan", {})),
+        (("inspect", "recipe.yaml"), ("inspect", {})),
+        (("fetch", "recipe.yaml", "--list"), ("fetch", {"offline": False, "list_only": True})),
+        (("eval", "recipe.yaml", "--offline"), ("evaluate", {"offline": True})),
+    ],
+)
+def test_commands_that_look(effcompress, runner, tmp_path, words, expected):
+    write(tmp_path)
+    assert effcompress(*words)[:2] == (0, "rendered {'size': 3}\n")
+    code, out, _ = effcompress(*words, "--json")
+    assert (code, json.loads(out)) == (0, {"size": 3})
+    name, (loaded,), keywords = runner.calls[0]
+    assert (name, keywords) == expected
+    assert loaded.recipe.name == "toy"
+
+
+@pytest.mark.parametrize("command", ["inspect", "eval"])
+def test_a_folder_goes_to_the_runner_as_it_is(effcompress, runner, tmp_path, command):
+    (tmp_path / "model").mkdir()
+    assert effcompress(command, "model")[0] == 0
+    assert runner.calls[0][1] == (Path("model"),)
+
+
+def test_check_lists_what_was_checked(effcompress, runner, tmp_path):
+    write(tmp_path)
+    code, out, err = effcompress("check", "recipe.yaml")
+    assert (code, err) == (0, "")
+    assert out.startswith("recipe.yaml: ok\n  - ")
+    assert "  - 3 input files are there\n" in out
+    assert "  - size is 3\n" in out
+
+
+def test_check_reports_all_before_it_fails(effcompress, runner, tmp_path):
+    write(tmp_path)
+    write(tmp_path, "nmae: x\n", "bad.yaml")
+    code, out, err = effcompress("check", "bad.yaml", "recipe.yaml")
+    assert code == 2
+    assert out.startswith("bad.yaml: failed\nrecipe.yaml: ok\n")
+    assert "error: bad.yaml:1: unknown key nmae" in err
+    assert err.endswith("1 of 2 recipes failed\n")
+
+
+def test_check_as_json(effcompress, runner, tmp_path):
+    write(tmp_path)
+    runner.answers["price"] = SourceError("gone", where="recipe.yaml:2", fix="look")
+    code, out, err = effcompress("check", "recipe.yaml", "--json")
+    report = json.loads(out)
+    assert (code, err, report["ok"]) == (2, "", False)
+    assert report["recipes"][0]["error"] == {
+        "what": "gone",
+        "where": "recipe.yaml:2",
+        "fix": "look",
+    }
+    # What did succeed before it failed was checked and is said.
+    assert report["recipes"][0]["checked"]
+
+
+def test_a_failed_run_exits_with_one_and_three_lines(effcompress, runner, tmp_path):
+    write(tmp_path)
+    runner.answers["run"] = RunError("it\nis\nvery\nlong", where="step 3", fix="Go on.")
+    code, _, err = effcompress("run", "recipe.yaml")
+    assert code == 1
+    assert err.splitlines()[0] == "error: step 3: it" and len(err.splitlines()) == 3
+
+
+def test_debug_shows_the_traceback(effcompress, runner, tmp_path):
+    write(tmp_path)
+    runner.answers["run"] = RunError("it failed")
+    code, _, err = effcompress("--debug", "run", "recipe.yaml")
+    assert code == 1
+    assert err.startswith("Traceback") and "RunError: it failed" in err
+
+
+def test_interrupted(effcompress, runner, tmp_path):
+    write(tmp_path)
+    runner.answers["run"] = KeyboardInterrupt()
+    assert effcompress("run", "recipe.yaml")[0] == 130
+
+
+@pytest.mark.parametrize("words", [("bogus",), ("run",), ("run", "x.yaml", "--bogus")])
+def test_unknown_words_are_the_users_mistake(effcompress, words):
+    assert effcompress(*words)[0] == 2
+
+
+COMMANDS = ["run", "check", "plan", "inspect", "fetch", "eval", "schema", "plugins"]
+
+
+@pytest.mark.parametrize("words", [(), *((c,) for c in COMMANDS), ("plugins", "show")])
+def test_help_fits_eighty_columns_and_cuts_no_sentence(effcompress, words):
+    code, out, _ = effcompress(*words, "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "..." not in out.replace("[ARGS]...", "").replace("}...", "")
+
+
+def test_version(effcompress):
+    code, out, _ = effcompress("--version")
+    assert code == 0 and out.startswith("effcompress 0.")
+
+
+def test_schema(effcompress):
+    code, out, _ = effcompress("schema")
+    assert code == 0
+    assert json.loads(out)["properties"]["train"]["description"]
+
+
+def test_schema_with_the_plugins_of_a_recipe(effcompress, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from effcompress.registry import criterion\n\n"
+        '@criterion("mine")\ndef mine(weight, *, power: float = 2.0):\n    return weight\n'
+    )
+    write(tmp_path, "plugins: [mine.py]\n")
+    code, out, _ = effcompress("schema", "--plugins-of", "recipe.yaml")
+    assert code == 0
+    assert "mine" in json.loads(out)["$defs"]["criterion"]["anyOf"][0]["enum"]
+    assert "mine.py:3" in effcompress("plugins", "show", "mine")[1]
+
+
+def test_plugins_list(effcompress):
+    code, out, _ = effcompress("plugins", "list")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert any(line.split()[:2] == ["criterion", "taylor"] for line in out.splitlines())
+    names = [
+        (p["kind"], p["name"]) for p in json.loads(effcompress("plugins", "list", "--json")[1])
+    ]
+    assert ("space", "ffn") in names
+
+
+def test_plugins_show(effcompress):
+    code, out, _ = effcompress("plugins", "show", "criterion/taylor")
+    assert code == 0
+    assert "Second line." in out
+    assert "grad    [O, I] its gradient, mean over the batch" in out
+    assert "order  first | second, default first" in out
+    assert "a paper" in out and "toys.py:" in out and "\nfile   /" not in out
+    facts = json.loads(effcompress("plugins", "show", "picky", "--json")[1])
+    assert facts["knobs"]["factor"] == {"type": "float", "required": True, "default": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("tailor", "'taylor'"), ("criterium/taylor", "'criterion'"), ("criterion/tailor", "'taylor'")],
+)
+def test_plugins_show_of_an_unknown_name(effcompress, name, hint):
+    code, _, err = effcompress("plugins", "show", name)
+    assert code == 2 and hint in err and len(err.splitlines()) <= 3
+
+
+def test_help_imports_no_heavy_package():
+    code = (
+        "import sys\nfrom effcompress.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as done:\n    assert done.code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'jsonschema', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: effcompress")

@@ -1,0 +1,113 @@
+"""Plugins and recipes for tests: nothing here depends on the built-in plugins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from effcompress.registry import Registry
+from effcompress.spec import Count, Share
+
+RECIPE = """\
+name: toy
+model: {hub: org/toy}
+data:
+  domains:
+    web: {jsonl: web.jsonl, weight: 2}
+    notes:
+      txt: [a.txt, b.txt]
+prune:
+  target: {keep: 85%}
+  space:
+    - ffn
+    - {name: attention, scope: lockstep, minimum: 2}
+  criterion: {name: taylor, order: first}
+  schedule: {name: continuous, every: 4}
+train:
+  tokens: 1.5k
+  learning_rate:
+    peak: 3e-4
+"""
+
+
+def _weight(weight: Any) -> None:
+    """The weight."""
+
+
+def _taylor(weight: Any, grad: Any, *, order: Literal["first", "second"] = "first") -> None:
+    """First or second order.
+
+    Second line.
+    """
+
+
+def _second(weight: Any, hess: Any, *, alpha: Share = 0.5) -> None:
+    """Uses the Hessian."""
+
+
+def _picky(weight: Any, *, factor: float) -> None:
+    """Has a knob without default."""
+
+
+def _fisher(grad: Any) -> None:
+    """Squares."""
+
+
+def _ffn(axes: Any, *, scope: Literal["lockstep", "per_layer"] = "per_layer", minimum: int = 1):
+    """Channels."""
+
+
+def _hidden(axes: Any, *, minimum: int = 1) -> None:
+    """Residual channels."""
+
+
+def _once(step: int, *, at: Count = 0) -> None:
+    """All at once."""
+
+
+def _continuous(tokens: int, *, every: int = 8, start: Count = 0, groups: int = 1) -> None:
+    """Little by little."""
+
+
+def _least_salient(score_K: Any, *, normalise: bool = False) -> None:
+    """The least."""
+
+
+def _norm_gain(gain: Any) -> None:
+    """Keeps the output."""
+
+
+def registry() -> Registry:
+    """A registry of its own with toy plugins under the built-in names."""
+    toys = Registry()
+    for kind, name, function in (
+        ("criterion", "magnitude", _weight),
+        ("criterion", "taylor", _taylor),
+        ("criterion", "second", _second),
+        ("criterion", "picky", _picky),
+        ("hessian", "fisher_diag", _fisher),
+        ("space", "ffn", _ffn),
+        ("space", "attention", _ffn),
+        ("space", "hidden", _hidden),
+        ("schedule", "once", _once),
+        ("schedule", "continuous", _continuous),
+        ("selector", "least_salient", _least_salient),
+        ("repair", "norm_gain", _norm_gain),
+        ("repair", "bias", _weight_free),
+    ):
+        # Two kinds may share a name; here two names share a function, which `add` allows.
+        toys.add(kind, name, function, "a paper")
+    return toys
+
+
+def _weight_free(epsilon: float) -> None:
+    """Another repair."""
+
+
+def write(folder: Path, text: str = RECIPE, name: str = "recipe.yaml") -> Path:
+    """A recipe file, and beside it every input file that RECIPE names."""
+    for file in ("web.jsonl", "a.txt", "b.txt"):
+        (folder / file).write_text("text\n", encoding="utf-8")
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
