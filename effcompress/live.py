@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, TextIO, final
 
-from rich.console import Console, RenderableType  # noqa: TID251
-from rich.live import Live  # noqa: TID251
-from rich.panel import Panel  # noqa: TID251
-from rich.progress_bar import ProgressBar  # noqa: TID251
-from rich.table import Table  # noqa: TID251
-from rich.text import Text  # noqa: TID251
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 Event = Mapping[str, Any]
 SHORT = {"attention": "heads", "ffn": "FFN", "hidden": "hidden"}

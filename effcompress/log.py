@@ -68,6 +68,7 @@ class Log:
             "plan": cut.plan,
             "saliency": cut.saliency,
             "removed": cut.removed,
+            "scores": cut.scores,
             "params": cut.params,
         }
         self._write("plans", _plain(line, "", f"plan at step {cut.step}"))

@@ -1,12 +1,17 @@
-"""Arguments and options that several commands share, and how their results are printed."""
+"""Arguments and options that several commands share, and how their answers are printed."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from effcompress.runner.sheet import Answer, Sheet
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="Recipe file (.yaml).", show_default=False)
@@ -24,24 +29,45 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what is already here.")]
 
 
-class Result(Protocol):
-    """What a runner's command gives back: the facts, and how people see them."""
-
-    data: dict[str, Any]
-
-    def render(self) -> Any: ...
-
-
-def show(result: Result, as_json: bool) -> None:
-    """Print a result on standard output, as a rich renderable or as JSON."""
+def show(answer: Answer, as_json: bool) -> None:
+    """Print an answer on standard output: its tables and notes, or its data as JSON."""
     if as_json:
-        print_json(result.data)
+        print_json(answer.data)
         return
     from rich.console import Console
+    from rich.text import Text
 
-    Console(highlight=False).print(result.render())
+    console = Console(highlight=False)
+    for number, sheet in enumerate(answer.sheets):
+        if number:
+            console.print()
+        console.print(Text(sheet.title, style="bold"))
+        console.print(_table(sheet))
+    if answer.sheets and answer.notes:
+        console.print()
+    for note in answer.notes:
+        console.print(Text(note))
 
 
 def print_json(data: Any) -> None:
     """Indented JSON on standard output; paths become text."""
     typer.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
+
+
+def _table(sheet: Sheet) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for number, column in enumerate(sheet.columns):
+        cells = [row[number] for row in sheet.rows]
+        table.add_column(Text(column), justify="right" if _are_numbers(cells) else "left")
+    for row in sheet.rows:
+        # As Text: a cell such as "[hidden]" is no markup.
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _are_numbers(cells: list[str]) -> bool:
+    written = [cell for cell in cells if cell.strip()]
+    return bool(written) and all(cell.lstrip("-+~ ")[:1].isdigit() for cell in written)

@@ -75,7 +75,12 @@ def run(
 def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: float) -> Report:
     torch.manual_seed(recipe.seed)
     log.phase("loading the model")
-    saved = checkpoint.newest(folder / "checkpoints", log.warn)
+    damaged: list[str] = []
+    saved = checkpoint.newest(folder / "checkpoints", damaged.append)
+    # The record goes back to where the checkpoint stood, before anything is added to it.
+    log.rewind(saved.values["log"] if saved else {})
+    for text in damaged:
+        log.warn(text)
     model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
     total = total_tokens(recipe)
     log.phase("preparing the text")
@@ -88,11 +93,11 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
         offline=offline,
         seed=recipe.seed,
         progress=lambda what, share: log.note(f"{what} {share:.0%}"),
-        notice=log.warn,
+        # A run that is continued has these in its record already.
+        notice=log.note if saved else log.warn,
     )
     state = RunState(recipe, model, corpus)
     if saved is None:
-        log.rewind({})
         _begin(state, model, corpus, total, log)
     else:
         _continue(state, saved, corpus, log)
@@ -144,7 +149,6 @@ def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
             "the training text is not the one this run began with",
             fix="Put the text back, or start afresh with --output.",
         )
-    log.rewind(saved.values["log"])
     state.restore(saved)
     log.note(f"continuing at step {state.step}, {state.tokens:,} tokens")
 

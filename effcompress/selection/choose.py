@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -124,5 +125,6 @@ def _compare(
 def _lowest(value: dict[int, float], kinds: list[str]) -> dict[str, float]:
     lowest: dict[str, float] = {}
     for k, v in value.items():
-        lowest[kinds[k]] = min(v, lowest.get(kinds[k], v))
+        if math.isfinite(v):  # a kind whose last units are left may be priceless
+            lowest[kinds[k]] = min(v, lowest.get(kinds[k], v))
     return lowest

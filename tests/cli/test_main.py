@@ -9,30 +9,38 @@ from pathlib import Path
 import pytest
 
 from effcompress.errors import RunError, SourceError
+from effcompress.runner.sheet import Answer, Sheet
 from tests.recipe.toys import write
 
 
-class Answer:
-    """What the runner's commands give back."""
+SHEET = Sheet("Sizes", ("what", "many"), (("[hidden]", "1,234"), ("ffn", "5")))
+ANSWER = Answer({"size": 3}, (SHEET, SHEET), ("A note [of] two words.",))
+DRAWN = """\
+Sizes
+what       many
+[hidden]  1,234
+ffn           5
 
-    def __init__(self, **data) -> None:
-        self.data = data
-        self.lines = [f"{key} is {value}" for key, value in data.items()]
+Sizes
+what       many
+[hidden]  1,234
+ffn           5
 
-    def render(self) -> str:
-        return f"rendered {self.data}"
+A note [of] two words.
+"""
+PRICE = types.SimpleNamespace(lines=["size is 3"], data={"size": 3})
 
 
 @pytest.fixture
 def runner(monkeypatch):
     """Stand-ins for the runner's modules: record the call, answer with what was set."""
     calls: list[tuple[str, tuple, dict]] = []
-    answers: dict[str, object] = {}
+    answers: dict[str, object] = {"price": PRICE}
 
     def stand_in(module: str, name: str) -> None:
         def function(*args, **keywords):
             calls.append((name, args, keywords))
-            answer = answers.get(name, Answer(size=3))
+            answer = answers.get(name, ANSWER)
             if isinstance(answer, BaseException):
                 raise answer
             return answer
@@ -41,8 +49,7 @@ def runner(monkeypatch):
         setattr(fake, name, function)
         monkeypatch.setitem(sys.modules, module, fake)
 
-    stand_in("effcompress.runner", "run")
-    for name in ("price", "plan", "inspect", "fetch", "evaluate"):
+    for name in ("run", "price", "plan", "inspect", "fetch", "evaluate"):
         stand_in(f"effcompress.runner.{name}", name)
     return types.SimpleNamespace(calls=calls, answers=answers)
 
@@ -76,7 +83,9 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
 )
 def test_commands_that_look(effcompress, runner, tmp_path, words, expected):
     write(tmp_path)
-    assert effcompress(*words)[:2] == (0, "rendered {'size': 3}\n")
+    code, out, _ = effcompress(*words)
+    assert code == 0
+    assert [line.rstrip() for line in out.splitlines()] == DRAWN.splitlines()
     code, out, _ = effcompress(*words, "--json")
     assert (code, json.loads(out)) == (0, {"size": 3})
     name, (loaded,), keywords = runner.calls[0]
