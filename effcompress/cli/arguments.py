@@ -58,10 +58,13 @@ def _table(sheet: Sheet) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    headed = any(sheet.columns)
+    table = Table(box=None, pad_edge=False, header_style="dim", show_header=headed)
     for number, column in enumerate(sheet.columns):
         cells = [row[number] for row in sheet.rows]
-        table.add_column(Text(column), justify="right" if _are_numbers(cells) else "left")
+        right = number > 0 and _are_numbers(cells)
+        # Folded, not cut off: a name that is half there cannot be copied.
+        table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
     for row in sheet.rows:
         # As Text: a cell such as "[hidden]" is no markup.
         table.add_row(*map(Text, row))

@@ -161,7 +161,7 @@ class _Reader:
         for name, value in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):
             if name.tag == _MERGE:
                 for part in reversed(value.value if _is_list(value) else [value]):
-                    result.update(self.value(part, at) or {})
+                    result.update(self._merged(part, at))
                 continue
             key, line = self._name(name, at), name.start_mark.line
             if key in own:
@@ -174,6 +174,14 @@ class _Reader:
             self.marks[(*at, key)] = self.mark(line)
             result[key] = self.value(value, (*at, key))
         return result
+
+    def _merged(self, node: yaml.Node, at: Key) -> dict[str, Any]:
+        values = self.value(node, at)
+        if isinstance(values, dict):
+            return values
+        where = self.mark(node.start_mark.line).where
+        problem = f"'<<' takes a mapping, this is {kind(values)}"
+        raise RecipeError(problem, where=where, fix="E.g. `<<: *anchor`.")
 
     def _name(self, node: yaml.Node, at: Key) -> str:
         key = self.loader.construct_object(node, deep=True)

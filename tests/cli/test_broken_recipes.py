@@ -209,6 +209,8 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "colon in text": (edit("name: toy", "name: a: b"), 1, ("':'", "quotes")),
     "open bracket": (edit("hub: org/toy}", "hub: org/toy"), 3, ("not YAML",)),
     "open quote": ("name: 'toy\n", 2, ("open at the end",)),
+    "merge of a number": (edit("name: toy", "<<: 3"), 1, ("'<<' takes a mapping",)),
+    "alias of itself": (edit("name: toy", "name: &a [*a]"), 1, ("contains itself",)),
     "unknown tag": (edit("name: toy", "name: !x toy"), 1, ("not YAML",)),
     "two documents": (RECIPE + "---\na: 1\n", 19, ("second document",)),
     "control character": (edit("name: toy", "name: \x01"), 1, ("not YAML",)),

@@ -12,7 +12,6 @@ from effcompress.errors import RunError, SourceError
 from effcompress.runner.sheet import Answer, Sheet
 from tests.recipe.toys import write
 
-
 SHEET = Sheet("Sizes", ("what", "many"), (("[hidden]", "1,234"), ("ffn", "5")))
 ANSWER = Answer({"size": 3}, (SHEET, SHEET), ("A note [of] two words.",))
 DRAWN = """\

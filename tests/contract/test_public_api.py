@@ -1,0 +1,64 @@
+"""The public names are a decision: adding or dropping one means editing this list."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import effcompress
+
+NAMES = [
+    "AxisMap",
+    "Count",
+    "CoverageError",
+    "Due",
+    "EffcompressError",
+    "GroupSet",
+    "Member",
+    "Plan",
+    "PluginError",
+    "RecipeError",
+    "Report",
+    "RunError",
+    "Scores",
+    "Share",
+    "SourceError",
+    "SurgeryError",
+    "__version__",
+    "criterion",
+    "hessian",
+    "load_recipe",
+    "repair",
+    "run",
+    "schedule",
+    "selector",
+    "space",
+]
+
+COMMANDS = ["check", "eval", "fetch", "inspect", "plan", "plugins", "run", "schema"]
+
+
+def test_public_names() -> None:
+    assert sorted(effcompress.__all__) == sorted(NAMES)
+    for name in NAMES:
+        assert getattr(effcompress, name) is not None
+
+
+def test_run_is_a_function_even_after_its_module_was_imported() -> None:
+    import effcompress.runner.run
+
+    assert callable(effcompress.run)
+
+
+def test_commands() -> None:
+    from typer.main import get_command
+
+    from effcompress.cli import app
+
+    assert sorted(get_command(app).commands) == COMMANDS
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import sys, effcompress, effcompress.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

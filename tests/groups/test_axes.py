@@ -1,0 +1,110 @@
+"""Axes: prices from configurations equal those from tensors, and nothing is skipped quietly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from effcompress import groups
+from effcompress.errors import CoverageError
+from effcompress.model.families import LLAMA, family_of
+from tests.conftest import SHAPES, shape, tiny
+
+LLAMA_7B = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "tie_word_embeddings": False,
+}
+LLAMA_3_8B = {
+    **LLAMA_7B,
+    "vocab_size": 128256,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+}
+
+
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_configuration_and_tensors_give_the_same_map(name: str, biases: bool) -> None:
+    config = shape(name, attention_bias=biases, mlp_bias=biases)
+    model = tiny(name, attention_bias=biases, mlp_bias=biases)
+    from_tensors = groups.axes_of(model, LLAMA, config)
+    from_config = groups.from_config(LLAMA, config)
+    assert from_tensors.shapes == dict(from_config.shapes)
+    assert from_tensors.widths == from_config.widths
+    assert from_config.count() == sum(p.numel() for p in model.parameters())
+
+
+def test_exact_counts_of_published_cuts() -> None:
+    """LLM-Pruner's 20 % and 50 % LLaMA-7B and its 20 % Llama-3-8B, as logged by its users."""
+
+    def cut(config: dict, layers: range, ffn: int, kv: int) -> int:
+        axes = groups.from_config(family_of(config), config)
+        wide = {f"ffn.{i}": axes.widths[f"ffn.{i}"] - ffn for i in layers}
+        wide |= {f"attention.{i}": axes.widths[f"attention.{i}"] - kv for i in layers}
+        return axes.count(wide)
+
+    assert groups.from_config(LLAMA, LLAMA_7B).count() == 6_738_415_616
+    assert cut(LLAMA_7B, range(4, 30), 2752, 8) == 5_422_977_024
+    assert cut(LLAMA_7B, range(3, 31), 6605, 19) == 3_350_188_032
+    assert groups.from_config(LLAMA, LLAMA_3_8B).count() == 8_030_261_248
+    assert cut(LLAMA_3_8B, range(4, 30), 3584, 2) == 6_612_586_496
+
+
+def test_freed_is_the_difference_of_counts() -> None:
+    axes = groups.from_config(LLAMA, shape("gqa_untied"))
+    for name in ("hidden", "ffn.1", "attention.2"):
+        fewer = axes.count({name: axes.widths[name] - 1})
+        assert axes.freed(name, axes.widths) == axes.count() - fewer
+
+
+def test_shapes_at_widths() -> None:
+    axes = groups.from_config(LLAMA, shape("gqa_tied"))
+    shapes = groups.shapes_at(axes, {"attention.1": 2, "hidden": 40})
+    assert shapes["model.layers.1.self_attn.q_proj.weight"] == (2 * 2 * 8, 40)
+    assert shapes["model.layers.0.self_attn.o_proj.weight"] == (40, 48)
+
+
+def test_a_renamed_module_is_an_error_with_its_path() -> None:
+    model = tiny("gqa_tied")
+    layer = model.model.layers[1]
+    layer.mlp.gate_projection = layer.mlp.gate_proj
+    del layer.mlp.gate_proj
+    with pytest.raises(CoverageError) as error:
+        groups.axes_of(model, LLAMA, shape("gqa_tied"))
+    assert "model.layers.1.mlp.gate_projection.weight" in str(error.value)
+    assert "model.layers.1.mlp.gate_proj.weight" in str(error.value)
+
+
+def test_sides_that_disagree_are_an_error() -> None:
+    model = tiny("gqa_tied")
+    model.model.layers[2].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(39, 48))
+    with pytest.raises(CoverageError, match=r"39 units on axis 'ffn\.2'"):
+        groups.axes_of(model, LLAMA, shape("gqa_tied"))
+
+
+def test_a_position_without_a_unit_is_an_error() -> None:
+    model = tiny("gqa_tied")
+    model.model.layers[0].self_attn.k_proj.weight = torch.nn.Parameter(torch.zeros(23, 48))
+    with pytest.raises(CoverageError, match="no multiple of the 8"):
+        groups.axes_of(model, LLAMA, shape("gqa_tied"))
+
+
+def test_a_missing_axis_is_an_error() -> None:
+    model = tiny("gqa_tied")
+    model.model.norm.weight = torch.nn.Parameter(torch.zeros(1, 48))
+    with pytest.raises(CoverageError, match="2 dimensions"):
+        groups.axes_of(model, LLAMA, shape("gqa_tied"))
+
+
+def test_meta_device() -> None:
+    config = AutoConfig.for_model(**LLAMA_3_8B)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert groups.axes_of(model, LLAMA, LLAMA_3_8B).count() == 8_030_261_248

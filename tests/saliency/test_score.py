@@ -1,0 +1,94 @@
+"""Scores against plain sums over the weights a mini-group owns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from effcompress import groups
+from effcompress.errors import PluginError, RunError
+from effcompress.measure.stats import TrainingStats
+from effcompress.model.families import LLAMA
+from effcompress.registry import REGISTRY, Bound, Plugin
+from effcompress.saliency import score as module
+from effcompress.saliency.score import score
+from effcompress.types import GroupSet
+from tests.conftest import shape, tiny, tokens
+
+FISHER = Bound(REGISTRY.get("hessian", "fisher_diag"))
+
+
+def measured(name: str = "gqa_untied") -> tuple[nn.Module, list[GroupSet]]:
+    model = tiny(name)
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    axes = groups.axes_of(model, LLAMA, shape(name))
+    kinds = ("ffn", "attention", "hidden")
+    return model, groups.find(axes, [Bound(REGISTRY.get("space", k)) for k in kinds])
+
+
+def by_hand(model: nn.Module, s: GroupSet, saliency) -> Tensor:
+    """Double-precision loop over units and members."""
+    params = dict(model.named_parameters())
+    total = torch.zeros(s.size, dtype=torch.float64)
+    for g in range(s.size):
+        for m in s.members:
+            p = params[m.param]
+            value = saliency(p.detach().double(), p.grad.double())
+            total[g] += value.index_select(m.dim, m.index_GB[g]).sum()
+    return total
+
+
+FORMULAS = {
+    "magnitude": lambda w, g: w.abs(),
+    "taylor": lambda w, g: (w * g).abs(),
+    "taylor_second": lambda w, g: w**2 * g**2 / 2,
+    "taylor_mixed": lambda w, g: (w * g - w**2 * g**2 / 2).abs(),
+}
+
+
+@pytest.mark.parametrize("block", [1 << 18, 100])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_scores_equal_sums_over_members(
+    name: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
+    model, sets = measured()
+    criterion = Bound(REGISTRY.get("criterion", name))
+    scores = score(sets, criterion, TrainingStats(model, criterion.needs, FISHER))
+    for s in sets:
+        expected = by_hand(model, s, FORMULAS[name])
+        torch.testing.assert_close(scores[s.name].double(), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_random_is_seeded() -> None:
+    model, sets = measured()
+    criterion = Bound(REGISTRY.get("criterion", "random"))
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        found.append(score(sets, criterion, TrainingStats(model, (), None)))
+    assert torch.equal(found[0]["hidden"], found[1]["hidden"])
+
+
+def plugin(function) -> Bound:
+    return Bound(Plugin("criterion", "bad", function, ("weight",), {}, "test", "here.py:1"))
+
+
+def test_a_criterion_that_changes_the_shape_is_named() -> None:
+    model, sets = measured()
+    with pytest.raises(PluginError, match=r"here\.py:1: criterion 'bad' returned shape \(\)"):
+        score(sets, plugin(lambda w: w.sum()), TrainingStats(model, (), None))
+
+
+def test_a_saliency_that_is_not_finite_is_named() -> None:
+    model, sets = measured()
+    with pytest.raises(RunError, match=r"ffn\.0: criterion 'bad'"):
+        score(sets, plugin(lambda w: w / 0), TrainingStats(model, (), None))
+
+
+def test_memory_does_not_grow_with_a_graph() -> None:
+    model, sets = measured()
+    criterion = Bound(REGISTRY.get("criterion", "taylor"))
+    for value in score(sets, criterion, TrainingStats(model, ("grad",), None)).values():
+        assert not value.requires_grad

@@ -1,0 +1,86 @@
+"""Arithmetic of what may still go."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from effcompress import groups
+from effcompress.model.families import LLAMA
+from effcompress.registry import REGISTRY, Bound
+from effcompress.selection.budget import TOLERANCE, Budget, lines_of, simulate
+from tests.conftest import shape
+
+BIG = shape("gqa_tied", vocab_size=512, hidden_size=96, intermediate_size=400)
+
+
+def budget(target: float, scope: str = "lockstep", **knobs: int) -> Budget:
+    axes = groups.from_config(LLAMA, BIG)
+    space = [
+        Bound(REGISTRY.get("space", "attention"), {"scope": scope}),
+        Bound(REGISTRY.get("space", "ffn"), {"scope": scope, **knobs}),
+        Bound(REGISTRY.get("space", "hidden")),
+    ]
+    sets = groups.find(axes, space)
+    return Budget(axes, lines_of(sets), {}, round(target * axes.count()))
+
+
+def test_lockstep_kinds_are_one_line_each() -> None:
+    lines = budget(0.5).lines
+    assert [(line.kind, len(line.sets)) for line in lines] == [
+        ("attention", 3),
+        ("ffn", 3),
+        ("hidden", 1),
+    ]
+    assert len(budget(0.5, "per_layer").lines) == 7
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    target=st.floats(0.35, 0.98),
+    scope=st.sampled_from(["lockstep", "per_layer"]),
+    order=st.lists(st.integers(0, 6), max_size=60),
+)
+def test_any_order_of_cuts_is_priced_exactly_and_meets_the_target(
+    target: float, scope: str, order: list[int]
+) -> None:
+    b = budget(target, scope)
+    for k in order:
+        if k in b.open():
+            b.take(k)
+            assert b.params == b.axes.count(b.widths)
+    simulate(b)
+    assert b.params == b.axes.count(b.widths)
+    assert b.params >= b.target * (1 - TOLERANCE)
+    assert b.reached
+
+
+def test_minimum_is_kept() -> None:
+    b = budget(0.3, minimum=300)
+    simulate(b)
+    assert min(b.widths[f"ffn.{i}"] for i in range(3)) == 300
+
+
+def test_simulate_is_proportional_and_counts() -> None:
+    b = budget(0.6)
+    removed = simulate(b, groups=200)
+    assert sum(removed.values()) <= 200
+    shares = [b.removed(k) for k in range(3)]
+    assert max(shares) - min(shares) <= 1 / 3 + 1e-9  # a third: the coarsest unit
+
+
+def test_stops_at_an_intermediate_size() -> None:
+    b = budget(0.5)
+    wanted = round(0.8 * b.params)
+    simulate(b, params=wanted)
+    assert wanted - b.freed(0) <= b.params <= wanted
+
+
+def test_a_large_unit_does_not_overshoot() -> None:
+    b = budget(0.98)  # a head in every layer is more than 2 %
+    assert b.params - b.freed(0) < b.target * (1 - TOLERANCE)
+    assert 0 not in b.open()
+    simulate(b)
+    assert b.widths["attention.0"] == 3
+    assert b.params == pytest.approx(b.target, rel=TOLERANCE)

@@ -1,0 +1,107 @@
+"""Choosing: exact units on hand-made scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from effcompress import groups
+from effcompress.errors import PluginError
+from effcompress.model.families import LLAMA
+from effcompress.registry import REGISTRY, Bound, Plugin
+from effcompress.selection.choose import choose
+from effcompress.types import Due
+from tests.conftest import shape
+
+RAW = Bound(REGISTRY.get("selector", "least_salient"), {"normalise": "raw"})
+AXES = groups.from_config(LLAMA, shape("gqa_tied"))
+
+
+def setup(scope: str = "lockstep"):
+    space = [
+        Bound(REGISTRY.get("space", "attention"), {"scope": scope}),
+        Bound(REGISTRY.get("space", "ffn"), {"scope": scope}),
+        Bound(REGISTRY.get("space", "hidden")),
+    ]
+    sets = groups.find(AXES, space)
+    scores = {s.name: 100.0 + torch.arange(s.size, dtype=torch.float32) for s in sets}
+    return sets, scores
+
+
+def test_lockstep_takes_the_least_salient_of_every_layer() -> None:
+    sets, scores = setup()
+    for i, unit in enumerate((7, 3, 11)):
+        scores[f"ffn.{i}"][unit] = 1.0 + i
+    found = choose(sets, AXES, scores, Due(groups=1), 1000, RAW)
+    assert found.plan == {"ffn.0": [7], "ffn.1": [3], "ffn.2": [11]}
+    assert found.scores == {"ffn.0": [1.0], "ffn.1": [2.0], "ffn.2": [3.0]}
+    assert found.removed == {"ffn": 1}
+    assert found.lowest == {"attention": 300.0, "ffn": 6.0, "hidden": 100.0}
+    assert found.params == AXES.count(found.widths)
+
+
+def test_per_layer_takes_one_set_alone() -> None:
+    sets, scores = setup("per_layer")
+    scores["ffn.1"][5] = 1.0
+    found = choose(sets, AXES, scores, Due(groups=1), 1000, RAW)
+    assert found.plan == {"ffn.1": [5]}
+
+
+def test_type_and_channel_together() -> None:
+    sets, scores = setup()
+    scores["hidden"][40] = 2.0
+    for i in range(3):
+        scores[f"attention.{i}"][i] = 1.0
+    found = choose(sets, AXES, scores, Due(groups=2), 1000, RAW)
+    assert found.plan == {
+        "hidden": [40],
+        "attention.0": [0],
+        "attention.1": [1],
+        "attention.2": [2],
+    }
+
+
+def test_dead_units_are_never_chosen_again() -> None:
+    sets, scores = setup()
+    for i in range(3):
+        scores[f"ffn.{i}"][:10] = torch.inf
+    found = choose(
+        sets, AXES, scores, Due(groups=1), 1000, Bound(REGISTRY.get("selector", "proportional"))
+    )
+    assert all(units[0] >= 10 for name, units in found.plan.items() if name.startswith("ffn"))
+    assert found.widths["ffn.0"] in (29, 30)
+
+
+def test_normalisations_by_hand() -> None:
+    least = REGISTRY.get("selector", "least_salient")
+    inputs = {
+        "score_K": torch.tensor([6.0, 4.0]),
+        "params_K": torch.tensor([300.0, 100.0]),
+        "mean_K": torch.tensor([60.0, 5.0]),
+    }
+    wanted = {"raw": [6, 4], "per_parameter": [0.02, 0.04], "per_kind": [0.1, 0.8]}
+    for how, value in wanted.items():
+        got = Bound(least, {"normalise": how})(**inputs)
+        assert got.tolist() == pytest.approx(value)
+
+
+def test_due_params_stops_at_the_size_and_never_below_the_target() -> None:
+    sets, scores = setup()
+    start = AXES.count()
+    found = choose(sets, AXES, scores, Due(params=start - 3000), start // 2, RAW)
+    assert start - 3000 - 400 < found.params <= start - 3000
+    end = choose(sets, AXES, scores, Due(params=0), start // 2, RAW)
+    assert end.params == pytest.approx(start // 2, rel=0.005)
+
+
+def test_same_scores_same_plan() -> None:
+    sets, scores = setup()
+    plans = [choose(sets, AXES, scores, Due(groups=9), 1000, RAW).plan for _ in range(2)]
+    assert plans[0] == plans[1]
+
+
+def test_a_selector_that_returns_nonsense_is_named() -> None:
+    sets, scores = setup()
+    bad = Plugin("selector", "bad", lambda score_K: score_K[:1], ("score_K",), {}, "t", "s.py:3")
+    with pytest.raises(PluginError, match=r"s\.py:3: selector 'bad' must return one number"):
+        choose(sets, AXES, scores, Due(groups=1), 1000, Bound(bad))
