@@ -64,7 +64,7 @@ def tokens(batch: int = 2, length: int = 12, seed: int = 1, vocab: int = 61) -> 
 
 
 class ExactRMSNorm(nn.Module):
-    """RMSNorm in the dtype of its input: the library's computes in fp32, which hides differences."""
+    """RMSNorm in the dtype of its input: the library's computes in fp32 and hides differences."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()

@@ -79,10 +79,9 @@ def test_state_follows_the_survivors_bit_for_bit(name: str, kind: str) -> None:
         n: {k: v.clone() for k, v in run.optimizer.state[p].items()}
         for n, p in run.params().items()
     }
+    gone = PLANS[kind]
     keep = {
-        (m.param, m.dim): m.index_GB[
-            [g for g in range(s.size) if g not in PLANS[kind].get(s.name, [])]
-        ]
+        (m.param, m.dim): m.index_GB[[g for g in range(s.size) if g not in gone.get(s.name, [])]]
         for s in run.sets
         for m in s.members
     }
