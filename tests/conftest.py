@@ -50,13 +50,13 @@ def tiny(name: str = "gqa_tied", dtype: torch.dtype = torch.float32, **more: Any
     config = AutoConfig.for_model(**fields)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         for p in model.parameters():
             if p.dim() == 1:
                 p.data.uniform_(0.5, 1.5)
             else:
                 p.data.normal_(0, 0.2)
-    return model.eval()
+    return model.to(dtype).eval()
 
 
 def tokens(batch: int = 2, length: int = 12, seed: int = 1, vocab: int = 61) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -54,9 +55,11 @@ def update(module: nn.Module, optimizer: Optimizer, spec: TrainSpec, rate: float
 
     Raises RunError, before any weight changes, when the norm is not finite.
     """
-    parameters = list(module.parameters())
-    norm = float(nn.utils.clip_grad_norm_(parameters, spec.clip))
-    if norm != norm or norm in (float("inf"), float("-inf")):
+    parameters = [p for p in module.parameters() if p.grad is not None]
+    norm_0 = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = float(norm_0)
+    # Before scaling: a factor of nan would spread to every gradient and hide where it came from.
+    if not math.isfinite(norm):
         bad = [
             name
             for name, p in module.named_parameters()
@@ -67,6 +70,7 @@ def update(module: nn.Module, optimizer: Optimizer, spec: TrainSpec, rate: float
             where=bad[0] if bad else None,
             fix="Resume from the last checkpoint with a lower train.learning_rate.peak.",
         )
+    nn.utils.clip_grads_with_norm_(parameters, spec.clip, norm_0)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

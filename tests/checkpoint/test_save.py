@@ -1,0 +1,77 @@
+"""Checkpoints are complete or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from effcompress.checkpoint import Saved, newest, save, steps
+from effcompress.checkpoint import save as verb
+from effcompress.errors import RunError
+
+
+def saved(step: int) -> Saved:
+    return Saved(
+        {"step": step}, {"model/a": torch.full((3, 2), float(step)), "rng": torch.arange(4)}
+    )
+
+
+def no_warning(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_round_trip_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, saved(step), keep=2)
+    assert [p.name for p in steps(tmp_path)] == ["step-00000002", "step-00000003"]
+    found = newest(tmp_path, no_warning)
+    assert found is not None and found.values["step"] == 3
+    assert torch.equal(found.tensors["model/a"], torch.full((3, 2), 3.0))
+    assert found.tensors["model/a"].data_ptr() % 64 == 0
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert newest(tmp_path / "none", no_warning) is None
+
+
+@pytest.mark.parametrize("damage", ["truncate", "scramble", "state", "missing"])
+def test_a_damaged_newest_falls_back_and_says_so(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, 1, saved(1), keep=2)
+    path = save(tmp_path, 2, saved(2), keep=2)
+    tensors = path / "tensors.safetensors"
+    if damage == "truncate":
+        os.truncate(tensors, tensors.stat().st_size - 5)
+    if damage == "scramble":
+        tensors.write_bytes(b"\xff" * tensors.stat().st_size)
+    if damage == "state":
+        (path / "state.json").write_text("{")
+    if damage == "missing":
+        tensors.unlink()
+    said: list[str] = []
+    found = newest(tmp_path, said.append)
+    assert found is not None and found.values["step"] == 1
+    assert len(said) == 1 and "step-00000002 is damaged" in said[0]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, saved(1), keep=2)
+    module = __import__("sys").modules[verb.__module__]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(RunError, match=r"step 2 cannot be written.*No space left"):
+        save(tmp_path, 2, saved(2), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001"]
+
+
+def test_leftovers_of_a_dead_writer_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".writing-999999").mkdir()
+    save(tmp_path, 1, saved(1), keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

@@ -1,0 +1,49 @@
+"""Calibration statistics against one backward per sequence, added up in fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from effcompress.errors import RunError
+from effcompress.measure.stats import TrainingStats, collect
+from effcompress.registry import REGISTRY, Bound
+from tests.conftest import tiny, tokens
+
+FISHER = Bound(REGISTRY.get("hessian", "fisher_diag"))
+
+
+def test_mean_gradient_and_fisher() -> None:
+    model, reference = tiny(), tiny(dtype=torch.float64)
+    ids = tokens(3)
+    stats = collect(model, ids, ("weight", "grad", "hess"), FISHER)
+    grads: dict[str, list[torch.Tensor]] = {}
+    for row in ids:
+        reference.zero_grad()
+        reference(input_ids=row[None], labels=row[None]).loss.backward()
+        for name, p in reference.named_parameters():
+            grads.setdefault(name, []).append(p.grad.clone())
+    for name, values in grads.items():
+        found = stats.rows(name, 0, stats.shape(name)[0])
+        mean = torch.stack(values).mean(0)
+        fisher = torch.stack(values).square().mean(0)
+        torch.testing.assert_close(found["grad"].double(), mean, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found["hess"].double(), fisher, rtol=1e-3, atol=1e-5)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_nothing_is_measured_that_nobody_needs() -> None:
+    model = tiny()
+    model.forward = None  # a pass would fail
+    found = collect(model, tokens(), ("weight",), None).rows("model.norm.weight", 0, 4)
+    assert set(found) == {"weight"} and found["weight"].shape == (4,)
+
+
+def test_training_stats_read_the_gradients_that_are_there() -> None:
+    model = tiny()
+    stats = TrainingStats(model, ("weight", "grad", "hess"), FISHER)
+    with pytest.raises(RunError, match=r"model\.norm\.weight: no gradient"):
+        stats.rows("model.norm.weight", 0, 4)
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    rows = stats.rows("model.layers.0.mlp.up_proj.weight", 3, 5)
+    assert torch.equal(rows["hess"], rows["grad"].square()) and rows["grad"].shape == (2, 48)
