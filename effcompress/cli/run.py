@@ -31,7 +31,10 @@ def run(
     from effcompress.recipe import load
 
     loaded = load(recipe, set_ or ())
-    # After loading: a broken recipe should not wait for torch.
+    from effcompress.runner.preflight import preflight
+
+    preflight(loaded, offline=offline)
+    # Only now: what can be refused should not wait for torch.
     from effcompress.runner.run import run as run_recipe
 
     run_recipe(loaded, output=output, resume=resume, offline=offline)

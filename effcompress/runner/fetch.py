@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from effcompress import data
-from effcompress.errors import SourceError
 from effcompress.log import make_view
 from effcompress.model import source
 from effcompress.model.cache import cache_root
 from effcompress.recipe import LoadedRecipe
+from effcompress.runner.preflight import require_here
 from effcompress.runner.sheet import Answer, Sheet, gigabytes
 from effcompress.runner.timeline import total_tokens
 
@@ -18,16 +18,10 @@ def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = Fals
     Raises SourceError naming the first thing that is missing when ``offline``.
     """
     recipe = loaded.recipe
-    before = source.items(recipe.model)
     sets = data.needs(recipe.data)
     if not list_only:
-        missing = [item.name for item in before if not item.cached]
-        if offline and missing:
-            raise SourceError(
-                f"'{missing[0]}' is not on this machine",
-                where="model",
-                fix=f"Run `effcompress fetch {loaded.path}` where there is a network.",
-            )
+        if offline:
+            require_here(loaded)
         _get(loaded, offline)
     rows = [
         (item.kind, item.name, gigabytes(item.size) if item.size else "", _here(item.cached))

@@ -12,6 +12,7 @@ from effcompress import checkpoint, evaluation, groups
 from effcompress.data import Corpus
 from effcompress.log import Log
 from effcompress.model.containers import container
+from effcompress.model.silence import quietly
 from effcompress.runner.state import RunState
 from effcompress.spec import EvaluateSpec
 from effcompress.types import TextTokenizer
@@ -66,7 +67,8 @@ def export_and_prove(state: RunState, corpus: Corpus, folder: Path, log: Log) ->
     norms = state.norms()
     built = container(state.family, state.config, uniform, norms[0].epsilon)
     built.skeleton.generation_config = state.module.generation_config
-    size = checkpoint.export(built.skeleton, params, state.tokenizer.save, folder)
+    with quietly():
+        size = checkpoint.export(built.skeleton, params, state.tokenizer.save, folder)
     total = sum(p.numel() for p in params.values())
     why = built.why
     if padding:

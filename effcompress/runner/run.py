@@ -20,6 +20,7 @@ from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner.finish import evaluate, export_and_prove
 from effcompress.runner.folder import open_folder, output_folder
+from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import (
     commit_event,
     due_now,
@@ -27,7 +28,6 @@ from effcompress.runner.prune import (
     prune_event,
     target_params,
 )
-from effcompress.runner.reach import require_reachable
 from effcompress.runner.state import RunState
 from effcompress.runner.timeline import total_tokens
 from effcompress.spec import Recipe
@@ -55,7 +55,7 @@ def run(
     Raises RecipeError or SourceError when the user's input cannot be used, RunError when the run
     failed; a failed run can be continued with ``resume=True``.
     """
-    require_reachable(loaded)
+    preflight(loaded, offline=offline)
     folder = output_folder(loaded, output)
     open_folder(loaded, folder, resume)
     log = Log(folder, view=make_view())
@@ -150,6 +150,8 @@ def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
             fix="Put the text back, or start afresh with --output.",
         )
     state.restore(saved)
+    # The record in the checkpoint ends just before the checkpoint itself is noted.
+    log.event("checkpoint", step=state.step, seconds=0.0, bytes=saved.values["bytes"])
     log.note(f"continuing at step {state.step}, {state.tokens:,} tokens")
 
 
@@ -218,5 +220,5 @@ def _save(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
     saved = state.snapshot(log.state())
     saved.values["corpus"] = corpus.fingerprint
     path = checkpoint.save(folder / "checkpoints", state.step, saved, state.recipe.save.keep)
-    size = sum(f.stat().st_size for f in path.iterdir())
+    size = (path / checkpoint.TENSORS).stat().st_size
     log.event("checkpoint", step=state.step, seconds=time.monotonic() - started, bytes=size)

@@ -1,0 +1,199 @@
+"""Whole runs on toys: pruned while training, proven, recorded; one-shot; per layer; plugins."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from effcompress import load_recipe, run
+from effcompress.errors import RecipeError, RunError
+from tests.runner.toys import events, recipe
+
+
+def test_prunes_while_training_and_proves_the_result(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = run(load_recipe(recipe(tmp_path)), output=out)
+    (begin,), (end,), (proof,) = (events(out, k) for k in ("run", "end", "proof"))
+    assert end["status"] == "success" and end["params"] == found.params
+    assert found.params == pytest.approx(0.7 * begin["params"], rel=0.005)
+    assert proof["max_logit_difference"] <= 1e-5 and proof["tokens_equal"] and proof["cache_equal"]
+    cut = events(out, "cut")
+    kinds = {kind for c in cut for kind in c["removed"]}
+    assert kinds == {"attention", "ffn", "hidden"}
+    assert cut[0]["tokens"] == 256 and len(cut) > 3  # one after another, not at once
+    assert all(c["max_logit_difference"] < 1e-3 for c in events(out, "commit"))
+    before, after = events(out, "evaluation")
+    assert set(before["domains"]) == set(after["domains"]) == {"letters", "numbers"}
+    assert before["protocol"] == after["protocol"]
+    # It learned, pruning and all.
+    assert after["domains"]["letters"]["loss"] < before["domains"]["letters"]["loss"] - 0.5
+
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert sum(p.numel() for p in model.parameters()) == found.params
+    assert len(AutoTokenizer.from_pretrained(out)) == 258
+    for name in ("recipe.yaml", "recipe.resolved.yaml", "plans.jsonl", "report.html", "README.md"):
+        assert (out / name).stat().st_size > 100, name
+    plans = [json.loads(line) for line in (out / "plans.jsonl").read_text().splitlines()]
+    removed = {name: 0 for p in plans for name in p["plan"]}
+    for p in plans:
+        for name, units in p["plan"].items():
+            removed[name] += len(units)
+            assert len(p["scores"][name]) == len(units)
+    assert {n: begin["widths"][n] - k for n, k in removed.items()} == {
+        n: end["widths"][n] for n in removed
+    }
+
+
+def test_same_result_twice(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    for name in ("one", "two"):
+        run(load_recipe(path), output=tmp_path / name)
+    one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "taylor_second", "taylor_mixed"])
+def test_one_shot_without_training(tmp_path: Path, criterion: str) -> None:
+    path = recipe(
+        tmp_path,
+        criterion=criterion,
+        selector="least_salient",
+        schedule="once",
+        measure="{source: calibration, sequences: 4}",
+        kv=4,
+        tied="false",
+    )
+    text = path.read_text()
+    start, stop = text.index("train:"), text.index("evaluate:")
+    path.write_text(text[:start] + text[stop:])
+    found = run(load_recipe(path), output=tmp_path / "out")
+    (begin,) = events(tmp_path / "out", "run")
+    assert found.params == pytest.approx(0.7 * begin["params"], rel=0.005)
+    assert len(events(tmp_path / "out", "cut")) == 1
+    assert events(tmp_path / "out", "step") == []
+
+
+def test_random_saliency_in_a_loop_follows_the_seed(tmp_path: Path) -> None:
+    path = recipe(tmp_path, criterion="random")
+    plans = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(load_recipe(path, [f"seed={seed}"]), output=tmp_path / name)
+        plans.append((tmp_path / name / "plans.jsonl").read_text())
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_per_layer_widths_are_padded_into_a_stock_class(tmp_path: Path) -> None:
+    path = recipe(tmp_path, scope="per_layer", selector="least_salient", kv=4)
+    out = tmp_path / "out"
+    found = run(load_recipe(path), output=out)
+    (export,), (end,) = events(out, "export"), events(out, "end")
+    widths = {w for n, w in end["widths"].items() if n.startswith("ffn")}
+    assert len(widths) == 2, "the toy's layers should differ; the test says nothing otherwise"
+    assert export["parameters"] > found.params and "padded" in export["why"]
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert sum(p.numel() for p in model.parameters()) == export["parameters"]
+
+
+def test_a_criterion_of_the_users_own(tmp_path: Path) -> None:
+    plugin = (
+        "from torch import Tensor\n"
+        "\n"
+        "from effcompress import criterion\n"
+        "\n"
+        "\n"
+        '@criterion("last_first")\n'
+        "def last_first(weight: Tensor, grad: Tensor, *, power: float = 1.0) -> Tensor:\n"
+        '    """Weights that hardly move."""\n'
+        "    return (weight * grad).abs().pow(power)\n"
+    )
+    assert len(plugin.splitlines()) <= 12
+    (tmp_path / "mine.py").write_text(plugin)
+    path = recipe(
+        tmp_path, extra="plugins: [mine.py]\n", criterion="{name: last_first, power: 0.5}"
+    )
+    run(load_recipe(path), output=tmp_path / "out")
+    assert "last_first" in (tmp_path / "out" / "recipe.resolved.yaml").read_text()
+    assert "power: 0.5" in (tmp_path / "out" / "recipe.resolved.yaml").read_text()
+
+
+def test_training_without_pruning(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    text = path.read_text()
+    path.write_text(text[: text.index("prune:")] + text[text.index("train:") :])
+    found = run(load_recipe(path), output=tmp_path / "out")
+    assert found.params == events(tmp_path / "out", "run")[0]["params"]
+    assert events(tmp_path / "out", "cut") == []
+
+
+def test_tokens_run_out_before_the_target(tmp_path: Path) -> None:
+    # In proportion the schedule stops short; only large mini-groups alone would have got there.
+    path = recipe(tmp_path, schedule="{name: continuous, every: 2, start: 256, groups: 1}")
+    found = run(load_recipe(path), output=tmp_path / "out")
+    (begin,) = events(tmp_path / "out", "run")
+    assert found.params == pytest.approx(0.7 * begin["params"], rel=0.005)
+    assert any("cutting them now" in w["text"] for w in events(tmp_path / "out", "warning"))
+
+
+def test_a_folder_with_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    path = recipe(tmp_path, tokens=512, schedule="{name: once, at: 256}")
+    run(load_recipe(path), output=tmp_path / "out")
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(RecipeError, match="holds a run already"):
+        run(load_recipe(path), output=tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"train\.tokens was 512, is 1024"):
+        run(load_recipe(path, ["train.tokens=1024"]), output=tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_failed_run_says_so_and_can_be_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from effcompress.runner import run as story
+
+    path, out = recipe(tmp_path), tmp_path / "out"
+    real = story.prune_event
+
+    def breaks(state, *rest):
+        if state.step == 9:
+            raise RunError("the roof is on fire")
+        real(state, *rest)
+
+    monkeypatch.setattr(story, "prune_event", breaks)
+    with pytest.raises(RunError):
+        run(load_recipe(path), output=out)
+    assert events(out, "end")[-1]["status"] == "failed"
+    assert "roof" in (out / "report.html").read_text()
+    monkeypatch.undo()
+    monkeypatch.setenv("EFFCOMPRESS_CACHE", str(tmp_path / "cache"))
+    run(load_recipe(path), output=out, resume=True)
+    run(load_recipe(path), output=tmp_path / "whole")
+    for name in ("model.safetensors", "plans.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [e["status"] for e in events(out, "end")] == ["success"]
+
+
+def test_a_run_whose_proof_fails_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from effcompress.checkpoint import proof
+
+    monkeypatch.setattr(proof, "TOLERANCE", -1.0)
+    with pytest.raises(RunError, match="not the trained one"):
+        run(load_recipe(recipe(tmp_path, tokens=512)), output=tmp_path / "out")
+    assert events(tmp_path / "out", "end")[-1]["status"] == "failed"
+
+
+def test_memory_of_saliency_keeps_no_graph(tmp_path: Path) -> None:
+    import gc
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # touching every object touches deprecated ones
+        run(load_recipe(recipe(tmp_path)), output=tmp_path / "out")
+        gc.collect()
+        alive = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.grad_fn]
+    assert alive == []
