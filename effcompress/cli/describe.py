@@ -30,12 +30,18 @@ def schema(
             show_default=False,
         ),
     ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the reference page instead.")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from effcompress.recipe import json_schema, load_plugins
+    from effcompress.recipe import json_schema, load_plugins, reference
 
     if plugins_of is not None:
         load_plugins(plugins_of)
+    if markdown:
+        typer.echo(reference(), nl=False)
+        return
     print_json(json_schema())
 
 

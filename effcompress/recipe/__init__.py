@@ -2,6 +2,7 @@
 
 from effcompress.recipe.json_schema import json_schema, type_words
 from effcompress.recipe.load import LoadedRecipe, load, load_plugins
+from effcompress.recipe.reference import reference
 from effcompress.recipe.resolved import checked, plain, resolved
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "load",
     "load_plugins",
     "plain",
+    "reference",
     "resolved",
     "type_words",
 ]

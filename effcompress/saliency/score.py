@@ -35,7 +35,7 @@ class Stats(Protocol):
 def score(sets: Sequence[GroupSet], criterion: Bound, stats: Stats) -> Scores:
     """``{set: score_G}`` in fp32, in the physical order of the units.
 
-    Raises PluginError when the criterion changes the shape of the weight, RunError when a saliency
+    Raises PluginError when the criterion returns another shape or changes its inputs, RunError when a saliency
     is not finite (naming the set).
     """
     wanted: dict[str, set[int]] = defaultdict(set)
@@ -68,7 +68,12 @@ def _sums(param: str, dims: set[int], criterion: Bound, stats: Stats) -> dict[in
     columns: Tensor | None = None
     for start in range(0, rows_total, step):
         inputs = stats.rows(param, start, min(start + step, rows_total))
+        before = inputs["weight"]._version
         saliency = criterion(**inputs)
+        if inputs["weight"]._version != before:
+            raise PluginError(
+                f"criterion '{criterion.name}' changes its inputs", where=criterion.plugin.where
+            )
         if saliency.shape != inputs["weight"].shape:
             raise PluginError(
                 f"criterion '{criterion.name}' returned shape {tuple(saliency.shape)} for a weight "

@@ -87,6 +87,12 @@ def test_a_saliency_that_is_not_finite_is_named() -> None:
         score(sets, plugin(lambda w: w / 0), TrainingStats(model, (), None))
 
 
+def test_a_criterion_that_changes_its_inputs_is_named() -> None:
+    model, sets = measured()
+    with pytest.raises(PluginError, match=r"here\.py:1: criterion 'bad' changes its inputs"):
+        score(sets, plugin(lambda w: w.abs_()), TrainingStats(model, (), None))
+
+
 def test_memory_does_not_grow_with_a_graph() -> None:
     model, sets = measured()
     criterion = Bound(REGISTRY.get("criterion", "taylor"))
