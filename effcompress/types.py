@@ -191,7 +191,7 @@ class Cut:
     tokens: int
     plan: Plan
     saliency: Mapping[str, float]
-    """Kind -> lowest saliency of that kind when the decision was made (also of kinds not cut)."""
+    """Kind -> lowest saliency per freed parameter then (also of kinds that were not cut)."""
     removed: Mapping[str, int]
     """Kind -> mini-groups that went (a lockstep tuple counts once)."""
     scores: Mapping[str, list[float]]

@@ -38,7 +38,10 @@ def export(
         files = sorted(work.iterdir(), key=lambda f: f.name == "config.json")
         size = sum(f.stat().st_size for f in files)
         (folder / "config.json").unlink(missing_ok=True)
+        mask = os.umask(0)
+        os.umask(mask)
         for file in files:
+            file.chmod(0o666 & ~mask)  # safetensors files come private
             file.replace(folder / file.name)
         work.rmdir()
     except OSError as error:

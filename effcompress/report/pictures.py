@@ -132,7 +132,7 @@ def _saliency(record: Record) -> str:
     title, lines = _by_kind(record, "saliency", start=False)
     if not lines:
         return ""
-    unit = "lowest of each kind, as compared; logarithmic"
+    unit = "lowest of each kind, per parameter it frees; logarithmic"
     end = float(record.tokens) if title == "tokens" else None
     labels, told = numbers.powers, numbers.power
     return draw(Chart("Saliency", unit, lines, title, labels, told, log=True, x_end=end))

@@ -99,7 +99,7 @@ def _padded(
     state: RunState, params: dict[str, Tensor], widest: dict[str, int]
 ) -> dict[str, Tensor]:
     """The same function with equal layers: zeros behind the last unit of every narrower one."""
-    wide = {name: widest[name.split(".")[0]] for name in state.parent.widths}
+    wide = {name: widest[name.split(".")[0]] for name in state.widths}
     shapes = groups.shapes_at(state.parent, wide)
     found: dict[str, Tensor] = {}
     for name, tensor in params.items():

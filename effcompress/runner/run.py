@@ -101,12 +101,13 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
         _begin(state, model, corpus, total, log)
     else:
         _continue(state, saved, corpus, log)
+    before = state.seconds
     _train_and_prune(state, corpus, total, folder, log)
     export_and_prove(state, corpus, folder, log)
     log.phase("evaluating the pruned model")
     after = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
     log.event("evaluation", when="after", params=state.params, **after)
-    seconds = state.seconds + time.monotonic() - started
+    seconds = before + time.monotonic() - started
     log.event("end", status="success", seconds=seconds, params=state.params, widths=state.widths)
     report.write_card(folder)
     domains = after["domains"]
@@ -135,7 +136,10 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
         widths=state.widths,
         device=str(next(state.module.parameters()).device),
         threads=torch.get_num_threads(),
-        data=corpus.summary(),
+        data={
+            name: {"documents": d["documents"], "tokens": d["tokens"], "hash": d["content"]}
+            for name, d in corpus.summary().items()
+        },
     )
     log.phase("evaluating the dense model")
     before = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)

@@ -62,8 +62,9 @@ class RunState:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Units alive on every axis, those that may not be cut included."""
-        return {**self.parent.widths, **self.ledger.widths()}
+        """Units alive on every axis that can be cut, whether the recipe does or not."""
+        wide = {**self.parent.widths, **self.ledger.widths()}
+        return {name: width for name, width in wide.items() if name != "vocab"}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by name; a tied one once."""

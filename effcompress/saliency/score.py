@@ -35,8 +35,8 @@ class Stats(Protocol):
 def score(sets: Sequence[GroupSet], criterion: Bound, stats: Stats) -> Scores:
     """``{set: score_G}`` in fp32, in the physical order of the units.
 
-    Raises PluginError when the criterion returns another shape or changes its inputs, RunError when a saliency
-    is not finite (naming the set).
+    Raises PluginError when the criterion returns another shape or changes its inputs, RunError when
+    a saliency is not finite (naming the set).
     """
     wanted: dict[str, set[int]] = defaultdict(set)
     for s in sets:

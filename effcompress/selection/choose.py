@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from effcompress.errors import PluginError
 from effcompress.registry import Bound
-from effcompress.selection.budget import Budget, lines_of
+from effcompress.selection.budget import Budget, Line, lines_of
 from effcompress.types import AxisMap, Due, GroupSet, Plan, Scores, Widths
 
 
@@ -23,7 +22,7 @@ class Choice:
     scores: dict[str, list[float]]
     """Raw saliency of each mini-group in the plan."""
     lowest: dict[str, float]
-    """Kind -> lowest saliency when the decision was made, as the selector compares it."""
+    """Kind -> lowest saliency per freed parameter when the decision was made."""
     removed: dict[str, int]
     params: int
     widths: Widths
@@ -59,33 +58,37 @@ def choose(
     queues = [_queue([scores[name] for name in line.sets], line.sets) for line in lines]
     alive = {name: len(q.units[name]) for q in queues for name in q.units}
     budget = Budget(axes, lines, alive, target)
+    lowest = _lowest(queues, budget)
     taken = [0] * len(lines)
-    floor = target if due.params is None else max(target, due.params)
-    lowest: dict[str, float] | None = None
     while due.groups is None or sum(taken) < due.groups:
         choices = budget.open()
-        if not choices or (due.params is not None and budget.params <= floor):
+        if not choices or (due.params is not None and budget.params <= due.params):
             break
-        # All lines are compared, for the record; only those that may be cut are cut.
-        left = [k for k, queue in enumerate(queues) if taken[k] < len(queue.total_J)]
-        value = dict(zip(left, _compare(left, queues, taken, budget, selector), strict=True))
-        if lowest is None:
-            lowest = _lowest(value, [line.kind for line in lines])
-        k = min(choices, key=value.__getitem__)
+        value_K = _compare(choices, queues, taken, budget, selector)
+        k = choices[int(value_K.argmin())]
         budget.take(k)
         taken[k] += 1
-    plan: Plan = {}
-    raw: dict[str, list[float]] = {}
     removed: dict[str, int] = {}
-    for line, queue, n in zip(lines, queues, taken, strict=True):
+    for line, n in zip(lines, taken, strict=True):
         if n:
             removed[line.kind] = removed.get(line.kind, 0) + n
-            for name in line.sets:
-                plan[name] = sorted(queue.units[name][:n])
-                chosen = dict(zip(queue.units[name][:n], queue.raw[name][:n], strict=True))
-                raw[name] = [chosen[unit] for unit in plan[name]]
+    plan, raw = _taken(lines, queues, taken)
     widths = {name: budget.widths[name] for name in alive}
-    return Choice(plan, raw, lowest or {}, removed, budget.params, widths)
+    return Choice(plan, raw, lowest, removed, budget.params, widths)
+
+
+def _taken(
+    lines: Sequence[Line], queues: list[_Queue], taken: list[int]
+) -> tuple[Plan, dict[str, list[float]]]:
+    """The first ``taken[k]`` units of every set of line ``k``, and their raw saliency."""
+    plan: Plan = {}
+    raw: dict[str, list[float]] = {}
+    for line, queue, n in zip(lines, queues, taken, strict=True):
+        for name in line.sets if n else ():
+            chosen = dict(zip(queue.units[name][:n], queue.raw[name][:n], strict=True))
+            plan[name] = sorted(chosen)
+            raw[name] = [chosen[unit] for unit in plan[name]]
+    return plan, raw
 
 
 def _queue(scores: list[Tensor], names: tuple[str, ...]) -> _Queue:
@@ -106,7 +109,7 @@ def _queue(scores: list[Tensor], names: tuple[str, ...]) -> _Queue:
 
 def _compare(
     choices: list[int], queues: list[_Queue], taken: list[int], budget: Budget, selector: Bound
-) -> list[float]:
+) -> Tensor:
     value_K = selector(
         score_K=torch.stack([queues[k].total_J[taken[k]] for k in choices]),
         mean_K=torch.stack([queues[k].mean_J[taken[k]] for k in choices]),
@@ -119,12 +122,16 @@ def _compare(
             f"candidates, got {tuple(value_K.shape)}",
             where=selector.plugin.where,
         )
-    return value_K.tolist()
+    return value_K
 
 
-def _lowest(value: dict[int, float], kinds: list[str]) -> dict[str, float]:
+def _lowest(queues: list[_Queue], budget: Budget) -> dict[str, float]:
+    """Per kind, the lowest saliency of a candidate for each parameter that it frees: one scale for
+    all kinds, whatever the selector compares.
+    """
     lowest: dict[str, float] = {}
-    for k, v in value.items():
-        if math.isfinite(v):  # a kind whose last units are left may be priceless
-            lowest[kinds[k]] = min(v, lowest.get(kinds[k], v))
+    for k, (line, queue) in enumerate(zip(budget.lines, queues, strict=True)):
+        if len(queue.total_J):
+            value = float(queue.total_J[0]) / budget.freed(k)
+            lowest[line.kind] = min(value, lowest.get(line.kind, value))
     return lowest

@@ -36,7 +36,9 @@ def test_lockstep_takes_the_least_salient_of_every_layer() -> None:
     assert found.plan == {"ffn.0": [7], "ffn.1": [3], "ffn.2": [11]}
     assert found.scores == {"ffn.0": [1.0], "ffn.1": [2.0], "ffn.2": [3.0]}
     assert found.removed == {"ffn": 1}
-    assert found.lowest == {"attention": 300.0, "ffn": 6.0, "hidden": 100.0}
+    freed = {k: sum(AXES.freed(n, AXES.widths) for n in AXES.axes(k)) for k in found.lowest}
+    raw = {"attention": 300.0, "ffn": 6.0, "hidden": 100.0}
+    assert found.lowest == pytest.approx({k: raw[k] / freed[k] for k in raw})
     assert found.params == AXES.count(found.widths)
 
 

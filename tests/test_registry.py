@@ -1,0 +1,102 @@
+"""Plugins: the signature is the contract, and every mistake has an address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from effcompress.errors import PluginError
+from effcompress.registry import REGISTRY, Bound, Registry
+
+
+def named(weight, grad, *, power: float = 1.0, kind: str = "a"):
+    """Says something. And more."""
+    return weight * grad * power
+
+
+def test_the_signature_gives_needs_and_knobs() -> None:
+    plugin = Registry().add("criterion", "named", named, "arXiv:1")
+    assert plugin.needs == ("weight", "grad")
+    assert {k: (v.annotation, v.default) for k, v in plugin.knobs.items()} == {
+        "power": (float, 1.0),
+        "kind": (str, "a"),
+    }
+    assert plugin.summary == "Says something. And more."
+    assert Bound(plugin, {"power": 3.0})(weight=2.0, grad=5.0, hess="not wanted") == 30.0
+
+
+def test_an_input_nobody_injects_is_refused_at_import() -> None:
+    def bad(wieght):
+        return wieght
+
+    with pytest.raises(PluginError, match="cannot inject 'wieght'") as error:
+        Registry().add("criterion", "bad", bad, "new")
+    assert "did you mean 'weight'?" in str(error.value)
+    assert error.value.where and Path(__file__).name in error.value.where
+
+
+def test_a_knob_needs_a_type() -> None:
+    def bad(weight, *, alpha=1):
+        return weight
+
+    with pytest.raises(PluginError, match="knob 'alpha' has no type"):
+        Registry().add("criterion", "bad", bad, "new")
+
+
+def test_a_clash_names_both_places() -> None:
+    registry = Registry()
+    registry.add("criterion", "named", named, "new")
+
+    def other(weight):
+        return weight
+
+    with pytest.raises(PluginError, match="exists already, from .*test_registry") as error:
+        registry.add("criterion", "named", other, "new")
+    assert error.value.where != registry.get("criterion", "named").where
+    registry.add("criterion", "named", named, "new")  # the same function again is no clash
+    registry.add("hessian", "named", lambda grad: grad, "new")  # another kind is no clash
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(PluginError, match="did you mean 'taylor'"):
+        REGISTRY.get("criterion", "taylr")
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "words"),
+    [
+        ("import torch\nx = 1 / 0\n", 2, "ZeroDivisionError"),
+        ("def f(:\n", 1, "SyntaxError"),
+        ("import nowhere_to_be_found\n", 1, "ModuleNotFoundError"),
+        ("raise SystemExit(3)\n", 1, "SystemExit"),
+    ],
+)
+def test_a_file_that_fails_to_import_names_file_and_line(
+    tmp_path: Path, source: str, line: int, words: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    with pytest.raises(PluginError, match=words) as error:
+        Registry().load_file(file)
+    assert error.value.where == f"{file}:{line}"
+    assert len(str(error.value).splitlines()) <= 3
+
+
+def test_an_entry_point_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    from effcompress import registry
+
+    class Entry:
+        name, value = "broken", "broken.module"
+
+        def load(self):
+            raise ImportError("no such thing")
+
+    fresh = Registry()
+    monkeypatch.setattr(registry, "REGISTRY", fresh)
+    monkeypatch.setattr(registry, "BUILTIN_MODULES", ())
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry()])
+    with pytest.raises(PluginError, match="broken = broken.module"):
+        fresh.all()
