@@ -51,7 +51,7 @@ def test_a_clash_names_both_places() -> None:
     def other(weight):
         return weight
 
-    with pytest.raises(PluginError, match="exists already, from .*test_registry") as error:
+    with pytest.raises(PluginError, match=r"exists already, from .*test_registry") as error:
         registry.add("criterion", "named", other, "new")
     assert error.value.where != registry.get("criterion", "named").where
     registry.add("criterion", "named", named, "new")  # the same function again is no clash
@@ -98,5 +98,5 @@ def test_an_entry_point_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "REGISTRY", fresh)
     monkeypatch.setattr(registry, "BUILTIN_MODULES", ())
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry()])
-    with pytest.raises(PluginError, match="broken = broken.module"):
+    with pytest.raises(PluginError, match=r"broken = broken\.module"):
         fresh.all()

@@ -45,8 +45,13 @@ class HFTokenizer:
             return []
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         # `verbose` is what the warning about long sequences asks: packing cuts them later.
+        # Text that spells out a special token is still text: BOS and EOS come from packing alone.
         found = self.backend(
-            clean, add_special_tokens=False, return_attention_mask=False, verbose=False
+            clean,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
         )
         return [list(ids) for ids in found["input_ids"]]
 
@@ -77,7 +82,7 @@ class HFTokenizer:
             text = rust.to_str()
         else:
             text = type(self.backend).__name__ + json.dumps(vocab, sort_keys=True)
-        special = [text, self.bos_id, self.eos_id, self.adds_bos]
+        special = [text, self.bos_id, self.eos_id, self.adds_bos, "special tokens split"]
         return hashlib.sha256(json.dumps(special).encode()).hexdigest()
 
 

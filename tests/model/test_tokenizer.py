@@ -114,3 +114,9 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 def test_bytes_are_the_default_without_a_folder():
     assert isinstance(open_tokenizer(None, None, offline=True), ByteTokenizer)
     assert isinstance(open_tokenizer("bytes", None, offline=True), ByteTokenizer)
+
+
+def test_text_that_spells_a_special_token_is_text() -> None:
+    backend = hf(["<s>", "</s>"], bos_token="<s>", eos_token="</s>")
+    found = HFTokenizer(backend).encode(["a <s> a"])[0]
+    assert backend.bos_token_id not in found
