@@ -7,12 +7,15 @@ from torch import nn
 
 from effcompress.types import TextTokenizer
 
+REPETITION_PENALTY = 1.2
+"""Small models repeat themselves under plain greedy decoding, pruned or not (arXiv:1909.05858)."""
+
 
 @torch.no_grad()
 def continuation(
     module: nn.Module, tokenizer: TextTokenizer, prompt: str, new_tokens: int, bos: bool
 ) -> str:
-    """Greedy text after ``prompt``, at most ``new_tokens`` tokens, with the cache."""
+    """Greedy text after ``prompt`` with a repetition penalty, at most ``new_tokens`` tokens."""
     ids = tokenizer.encode([prompt])[0]
     if bos and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]
@@ -25,6 +28,7 @@ def continuation(
         attention_mask=torch.ones_like(ids_1T),
         max_new_tokens=new_tokens,
         do_sample=False,
+        repetition_penalty=REPETITION_PENALTY,
         use_cache=True,
         pad_token_id=tokenizer.eos_id if tokenizer.eos_id is not None else 0,
     )

@@ -46,7 +46,8 @@ def evaluate(
         "split": "held out",
         "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
         "batch_size": spec.batch_size,
-        "tokenizer": tokenizer.fingerprint,
+        "tokenizer": tokenizer.fingerprint[:12],
+        "continuation": f"greedy, repetition penalty {evaluation.REPETITION_PENALTY}",
     }
     return {
         "domains": domains,
