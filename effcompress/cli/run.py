@@ -37,4 +37,9 @@ def run(
     # Only now: what can be refused should not wait for torch.
     from effcompress.runner.run import run as run_recipe
 
-    run_recipe(loaded, output=output, resume=resume, offline=offline)
+    done = run_recipe(loaded, output=output, resume=resume, offline=offline)
+    for domain, value in done.perplexity.items():
+        typer.echo(f"perplexity  {domain} {value:.2f}")
+    typer.echo(f"parameters  {done.params:,}")
+    typer.echo(f"model       {done.folder}")
+    typer.echo(f"report      {done.folder / 'report.html'}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from effcompress.errors import SourceError
+import os
+
+from effcompress.errors import RunError, SourceError
 from effcompress.model import source
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner.reach import require_reachable
@@ -10,8 +12,13 @@ from effcompress.runner.reach import require_reachable
 
 def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
     """Raises RecipeError for a target out of reach, SourceError for a model that is not here when
-    ``offline``.
+    ``offline``, RunError when a launcher started several processes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunError(
+            "a run is one process; several were started (WORLD_SIZE is above 1)",
+            fix="Start it with plain `effcompress run`.",
+        )
     require_reachable(loaded)
     if offline:
         require_here(loaded)

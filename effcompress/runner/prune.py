@@ -87,7 +87,7 @@ def commit_event(state: RunState, log: Log) -> None:
     if not state.ledger.pending():
         return
     started = time.monotonic()
-    probe = state.probe_BT.to(next(state.module.parameters()).device)
+    probe = state.probe_BT.to(state.device)
     with same_function(state.module, probe, state.optimizer) as proof:
         commit(
             state.sets,

@@ -134,7 +134,7 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
         target_params=target_params(target, state.params) if target else None,
         total_tokens=total,
         widths=state.widths,
-        device=str(next(state.module.parameters()).device),
+        device=str(state.device),
         threads=torch.get_num_threads(),
         data={
             name: {"documents": d["documents"], "tokens": d["tokens"], "hash": d["content"]}

@@ -30,7 +30,8 @@ class RunState:
     """Model, optimizer, position in the data, what is gone, what was measured."""
 
     def __init__(self, recipe: Recipe, model: LoadedModel, corpus: Corpus) -> None:
-        self.module: nn.Module = model.module
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module: nn.Module = model.module.to(self.device)
         self.tokenizer = model.tokenizer
         self.config = model.config
         self.family = family_of(model.config)
@@ -107,7 +108,9 @@ class RunState:
             "epsilons": [norm.epsilon for norm in self.norms()],
             "log": log_position,
         }
-        tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+        tensors: dict[str, Tensor] = {"rng/cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         for name, p in self.parameters().items():
             tensors[f"model/{name}"] = p.detach()
             if self.optimizer is not None:
@@ -130,7 +133,10 @@ class RunState:
             params = self.parameters()
             for key, value in _under("optimizer/", tensors).items():
                 field, _, name = key.partition("/")
-                self.optimizer.state[params[name]][field] = value
+                p = params[name]
+                # AdamW keeps its step count on the CPU, whatever the parameter's device.
+                placed = value.to(p.device) if value.shape == p.shape else value
+                self.optimizer.state[p][field] = placed
         for norm, epsilon in zip(self.norms(), values["epsilons"], strict=True):
             norm.epsilon = epsilon
         self.ledger.load_state_dict(_under("ledger/", tensors))
@@ -138,7 +144,9 @@ class RunState:
             {"values": _under("saliency/", tensors), "weight": values["saliency_weight"]}
         )
         self.refresh()
-        torch.set_rng_state(tensors["rng"])
+        torch.set_rng_state(tensors["rng/cpu"])
+        if self.device.type == "cuda" and "rng/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
