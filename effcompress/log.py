@@ -7,12 +7,10 @@ the field.
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import math
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -23,6 +21,7 @@ from typing import IO, Any, TextIO, final
 
 from effcompress.errors import RunError
 from effcompress.live import Event, LiveView, Status, View, removed, story
+from effcompress.pulse import Pulse
 from effcompress.types import Cut
 
 __all__ = ["Log", "PlainView", "View", "make_view"]
@@ -125,8 +124,12 @@ class Log:
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
         file = self._files[name]
-        file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        file.flush()
+        try:
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.flush()
+        except OSError as error:
+            where = str(self.folder / f"{name}.jsonl")
+            raise RunError(f"the record cannot be written: {error}", where=where) from error
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -169,64 +172,6 @@ def _plain(value: Any, path: str, where: str) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{where}: '{path}' is a {type(value).__name__}, which JSON cannot say")
-
-
-@final
-class Pulse:
-    """Calls ``beat`` every ``interval`` seconds, and dumps the stacks of all threads once after
-    ``silence`` seconds in which nobody called ``alive``.
-    """
-
-    def __init__(
-        self, beat: Callable[[], None], phase: Callable[[], str], interval: float, silence: float
-    ) -> None:
-        self._beat, self._phase = beat, phase
-        self._interval, self._silence = interval, silence
-        self._stop = threading.Event()
-        self._last, self._dumped = time.monotonic(), False
-        self._thread: threading.Thread | None = None
-
-    def alive(self) -> None:
-        """Something happened. The first call starts the thread."""
-        self._last, self._dumped = time.monotonic(), False
-        if self._thread is None and not self._stop.is_set():
-            self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread. Nothing beats afterwards."""
-        self._stop.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def _run(self) -> None:
-        due = time.monotonic() + self._interval
-        now = time.monotonic()
-        # Never longer than one silence, so that a new one that begins meanwhile is not slept over.
-        while not self._stop.wait(max(0.0, min(due - now, self._alarm() - now, self._silence))):
-            now = time.monotonic()
-            if now >= self._alarm():
-                self._dumped = True
-                self._dump(now - self._last)
-            if now >= due:
-                self._beat()
-                due = now + self._interval
-
-    def _alarm(self) -> float:
-        return float("inf") if self._dumped else self._last + self._silence
-
-    def _dump(self, seconds: float) -> None:
-        # By way of a file: faulthandler writes past sys.stderr, into whatever a live panel is
-        # drawing there, and sys.stderr need not be a real file at all.
-        with tempfile.TemporaryFile() as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-            file.seek(0)
-            stacks = file.read().decode(errors="replace")
-        sys.stderr.write(
-            f"\nNothing has happened for {seconds:.0f} s in phase '{self._phase()}'. "
-            f"Where every thread is:\n{stacks}\n"
-        )
-        sys.stderr.flush()
 
 
 @final

@@ -22,6 +22,8 @@ Count = Annotated[int, "count"]
 """A whole number; recipes may write 469M, 72B, 1.5k."""
 Share = Annotated[float, "share"]
 """A number from 0 to 1; recipes may write 85%."""
+Positive = Annotated[int, "positive"]
+"""A whole number from 1 on."""
 InputPath = Annotated[Path, "path"]
 """A file or folder to read; relative to the recipe file that names it."""
 
@@ -184,8 +186,13 @@ class EvaluateSpec:
 
     sequences: int = _key("held-out sequences per domain", 16, minimum=1)
     batch_size: int = _key("sequences per forward pass", 2, minimum=1)
-    prompt: str = _key("text to continue, once with each model", "The history of science is")
-    new_tokens: int = _key("tokens to continue it by", 48, minimum=0)
+    prompt: str = _key(
+        "text to continue, once with each model",
+        "The history of science is",
+        pattern=r"\S",
+        words="text with at least one word",
+    )
+    new_tokens: int = _key("tokens to continue it by", 48, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +210,9 @@ class Recipe:
     model: ModelSpec = _key("the source model")
     data: DataSpec = _key("the text")
     name: str = _key("name of the run; its output goes to runs/<name>", "run", **_NAME)
+    device: Literal["auto", "cpu", "cuda"] = _key(
+        "where to compute; auto: a GPU if there is one", "auto"
+    )
     seed: int = _key("seed of everything random", 0, minimum=0, maximum=2**32 - 1)
     effcompress: str | None = _key("versions this recipe is for, e.g. '>=0.1'", None)
     plugins: tuple[InputPath, ...] = _key("plugin files to load, relative to the recipe", ())

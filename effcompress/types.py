@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Family:
     """Block name -> positions per unit."""
     resize: Callable[[Config, Widths], dict[str, Any]]
     """Configuration fields of a model with these widths per axis kind, the same in all layers."""
+    required: tuple[str, ...]
+    """Configuration fields that must be there, positive whole numbers all."""
     norms: tuple[str, ...]
     """Gains of the norms that average over the hidden axis (patterns with ``{i}``)."""
     epsilon_field: str = "rms_norm_eps"
@@ -97,9 +100,21 @@ class GroupSet:
     kind: str
     layer: int | None
     size: int
-    members: tuple[Member, ...]
+    sides: tuple[Side, ...]
     scope: str = "per_layer"
     minimum: int = 1
+
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        """Index tensors of every side; made when asked for, so that pricing needs no torch."""
+        import torch
+
+        index: dict[int, Tensor] = {}
+        for side in self.sides:
+            if side.block not in index:
+                positions = torch.arange(self.size * side.block, device="cpu")
+                index[side.block] = positions.view(self.size, side.block)
+        return tuple(Member(side.param, side.dim, index[side.block]) for side in self.sides)
 
 
 @dataclass(frozen=True)
@@ -118,31 +133,24 @@ class AxisMap:
         return [name for name in self.by_axis if name.split(".")[0] == kind]
 
     def sets(self, kind: str, *, scope: str = "per_layer", minimum: int = 1) -> Iterator[GroupSet]:
-        """The group sets of every axis of ``kind``; ``scope`` and ``minimum`` are passed on."""
-        import torch
-
+        """The group sets of every axis of ``kind``; a ``minimum`` above the width cuts nothing."""
         for name in self.axes(kind):
-            size = self.widths[name]
-            index: dict[int, Tensor] = {}
-            for side in self.by_axis[name]:
-                if side.block not in index:
-                    positions = torch.arange(size * side.block, device="cpu")
-                    index[side.block] = positions.view(size, side.block)
-            members = tuple(Member(s.param, s.dim, index[s.block]) for s in self.by_axis[name])
             layer = int(name.split(".")[1]) if "." in name else None
-            yield GroupSet(name, kind, layer, size, members, scope, minimum)
+            sides, size = self.by_axis[name], self.widths[name]
+            yield GroupSet(name, kind, layer, size, sides, scope, min(minimum, size))
 
     def count(self, widths: Widths | None = None) -> int:
         """Parameters of the model if its axes had these widths (missing ones keep theirs)."""
         wide = {**self.widths, **(widths or {})}
-        return sum(self._numel(param, wide) for param in self.shapes)
+        return sum(self.numel(param, wide) for param in self.shapes)
 
     def freed(self, name: str, widths: Widths) -> int:
         """Parameters that go with one unit of axis ``name`` in a model of these widths."""
         params = {side.param for side in self.by_axis[name]}
-        return sum(self._numel(param, widths) // widths[name] for param in params)
+        return sum(self.numel(param, widths) // widths[name] for param in params)
 
-    def _numel(self, param: str, widths: Widths) -> int:
+    def numel(self, param: str, widths: Widths) -> int:
+        """Elements of one parameter in a model of these widths."""
         sizes = (widths[side.name] * side.block for side in self.by_param[param])
         return math.prod(sizes)
 

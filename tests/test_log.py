@@ -70,6 +70,7 @@ def test_events_and_plans_are_on_disk_at_once(log, tmp_path):
             "plan": {"ffn.0": [3, 4]},
             "saliency": {"ffn": 1e-7},
             "removed": {"ffn": 2},
+            "scores": {"ffn.0": [1e-7, 2e-7]},
             "params": 900,
         }
     ]

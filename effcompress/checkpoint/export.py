@@ -43,10 +43,10 @@ def export(
         for file in files:
             file.chmod(0o666 & ~mask)  # safetensors files come private
             file.replace(folder / file.name)
-        work.rmdir()
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
+    except (OSError, ValueError) as error:
         raise RunError(f"the model cannot be written: {error}", where=str(folder)) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return size
 
 

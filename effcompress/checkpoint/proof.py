@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -59,18 +60,19 @@ def prove(folder: Path, module: nn.Module, ids_BT: Tensor) -> Proof:
 @torch.no_grad()
 def _expected(module: nn.Module, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
     training = module.training
+    if next(module.parameters()).device.type != "cpu":
+        # The fresh process computes on the CPU; another device rounds differently.
+        module = copy.deepcopy(module).cpu()
     module.eval()
-    device = next(module.parameters()).device
-    ids = ids_BT.to(device)
-    logits_BTV = module(input_ids=ids, use_cache=False).logits.float().cpu()
-    row = ids[:1]
+    logits_BTV = module(input_ids=ids_BT, use_cache=False).logits.float()
+    row = ids_BT[:1]
     for _ in range(script.NEW_TOKENS):
         step = module(input_ids=row, use_cache=False).logits[:, -1].float()
         for banned in _stops(module):
             step[:, banned] = -torch.inf
         row = torch.cat([row, step.argmax(-1, keepdim=True)], dim=1)
     module.train(training)
-    return logits_BTV, row[0, ids.shape[1] :].cpu()
+    return logits_BTV, row[0, ids_BT.shape[1] :]
 
 
 def _stops(module: Any) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 NEW_TOKENS = 16
 
@@ -28,6 +28,9 @@ def main(folder: str, source: str, target: str) -> None:
         raise SystemExit(f"the folder does not load cleanly: {wrong}")
     AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model.eval()
+    # Greedy and nothing else: what the folder's generation config prefers is not what is proven.
+    stop = model.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=stop)
     found = {}
     with torch.no_grad():
         found["logits_BTV"] = model(input_ids=ids_BT).logits.contiguous()

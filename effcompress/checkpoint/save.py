@@ -29,9 +29,9 @@ class Saved:
     """A checkpoint in memory."""
 
     values: dict[str, Any]
-    """JSON values: step, tokens, positions, epsilons, the recipe's hash."""
+    """JSON values: step, tokens, positions in data and record, epsilons, hash of the text."""
     tensors: dict[str, Tensor]
-    """Flat names, e.g. ``model/...``, ``exp_avg/...``, ``ledger/...``."""
+    """Flat names: ``model/NAME``, ``optimizer/FIELD/NAME``, ``ledger/...``, ``saliency/SET``."""
 
 
 def save(folder: Path, step: int, saved: Saved, keep: int) -> Path:
@@ -63,6 +63,9 @@ def save(folder: Path, step: int, saved: Saved, keep: int) -> Path:
         shutil.rmtree(target)
     work.rename(target)
     _flush(folder)
+    # Newer ones than this were damaged, or this run would have continued from them.
+    for newer in (p for p in steps(folder) if p.name > target.name):
+        shutil.rmtree(newer)
     for old in steps(folder)[:-keep]:
         shutil.rmtree(old)
     return target

@@ -84,3 +84,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines = f"error: {error}".splitlines()[:_LINES]
             typer.echo("\n".join(lines), err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if options.debug:
+            traceback.print_exception(error)
+        else:
+            name = f"{error.filename}: " if error.filename else ""
+            typer.echo(f"error: {name}{error.strerror or error}", err=True)
+        sys.exit(1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
 
 from effcompress.types import TextTokenizer
 
@@ -13,9 +14,9 @@ REPETITION_PENALTY = 1.2
 
 @torch.no_grad()
 def continuation(
-    module: nn.Module, tokenizer: TextTokenizer, prompt: str, new_tokens: int, bos: bool
+    module: Any, tokenizer: TextTokenizer, prompt: str, new_tokens: int, bos: bool
 ) -> str:
-    """Greedy text after ``prompt`` with a repetition penalty, at most ``new_tokens`` tokens."""
+    """Greedy text of a transformers model after ``prompt`` with a repetition penalty, at most ``new_tokens`` tokens."""
     ids = tokenizer.encode([prompt])[0]
     if bos and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from effcompress.errors import RunError
+from effcompress.errors import PluginError, RunError
 from effcompress.registry import Bound
 
 
@@ -36,7 +36,7 @@ class TrainingStats:
             found["grad"] = p.grad[start:stop]
         if "hess" in self._needs:
             assert self._hessian is not None, "recipe.load binds a hessian to criteria that need it"
-            found["hess"] = self._hessian(**found)
+            found["hess"] = _estimate(self._hessian, found)
         return found
 
 
@@ -76,6 +76,8 @@ def collect(
     if not wanted:
         return CalibrationStats(module, grads, hess)
     count = ids_NT.shape[0]
+    training = module.training
+    module.eval()  # dropout would add noise, and use up the run's random numbers
     for ids_T in ids_NT:
         module.zero_grad(set_to_none=True)
         row = ids_T[None].to(next(module.parameters()).device)
@@ -87,11 +89,24 @@ def collect(
                 grad = p.grad.float()
                 if "hess" in wanted:
                     assert hessian is not None
-                    _add(hess, name, hessian(weight=p.detach(), grad=grad), count)
+                    here = {"weight": p.detach(), "grad": grad}
+                    _add(hess, name, _estimate(hessian, here), count)
                 if "grad" in wanted:
                     _add(grads, name, grad, count)
     module.zero_grad(set_to_none=True)
+    module.train(training)
     return CalibrationStats(module, grads, hess)
+
+
+def _estimate(hessian: Bound, inputs: dict[str, Tensor]) -> Tensor:
+    """The plugin's diagonal Hessian; PluginError if it changes what it was given."""
+    before = {name: t._version for name, t in inputs.items()}
+    value = hessian(**inputs)
+    for name, t in inputs.items():
+        if t._version != before[name]:
+            where = hessian.plugin.where
+            raise PluginError(f"hessian '{hessian.name}' changes its {name}", where=where)
+    return value
 
 
 def _add(into: dict[str, Tensor], name: str, value: Tensor, count: int) -> None:

@@ -92,6 +92,13 @@ LLAMA = Family(
         "query": lambda c: queries_per_kv(c) * head_dim(c),
     },
     resize=_resize_llama,
+    required=(
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    ),
     norms=(
         LAYER + "input_layernorm.weight",
         LAYER + "post_attention_layernorm.weight",
@@ -118,3 +125,26 @@ def family_of(config: Config) -> Family:
         where="model",
         fix=f"Declared: {', '.join(known)}. A declaration is a list of axes in model/families.py.",
     )
+
+
+def require_sane(family: Family, config: Config) -> None:
+    """Raises SourceError naming the first field of a configuration that cannot be meant."""
+    optional = [
+        name for name in ("num_key_value_heads", "head_dim") if config.get(name) is not None
+    ]
+    for name in (*family.required, *optional):
+        value = config.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            said = "is missing" if name not in config else f"is {value!r}, not a number above 0"
+            raise SourceError(f"{name} {said}", where="model.shape")
+    heads, kv = config["num_attention_heads"], kv_heads(config)
+    if heads % kv:
+        raise SourceError(
+            f"{heads} query heads cannot share {kv} KV heads evenly", where="model.shape"
+        )
+    if not config.get("head_dim") and config["hidden_size"] % heads:
+        raise SourceError(
+            f"hidden_size {config['hidden_size']} is no multiple of {heads} heads, and no head_dim "
+            "is given",
+            where="model.shape",
+        )

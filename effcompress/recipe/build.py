@@ -103,7 +103,7 @@ class Builder:
             near = self._absolute(value, key)
             return str(near) if near.is_dir() else value
         try:
-            if tag:
+            if tag in ("count", "share"):
                 value = {"count": count, "share": share}[tag](value)
         except ValueError as error:
             raise self._error(key, f"{dotted(key)}: {error}") from error

@@ -139,6 +139,8 @@ def _scalar_schema(inner: Any, tag: str, metadata: Mapping[str, Any]) -> Schema:
     if tag == "share":
         words = {"pattern": SHARE_PATTERN, "patternErrorMessage": SHARE_WORDS}
         return {"type": ["number", "string"], "minimum": 0, "maximum": 1, **words, **bounds}
+    if tag == "positive":
+        return {"type": "integer", "minimum": 1}
     if "pattern" in metadata:
         bounds |= {"pattern": metadata["pattern"], "patternErrorMessage": metadata["words"]}
     return {"type": _SCALARS[inner], **bounds}

@@ -23,7 +23,7 @@ def flops_per_token(axes: AxisMap, config: Config, widths: Widths, length: int) 
     masked away), and the backward costs twice the forward.
     """
     wide = {**axes.widths, **widths}
-    weights = sum(_numel(axes, p, wide) for p in _multiplied(axes))
+    weights = sum(axes.numel(p, wide) for p in _multiplied(axes))
     query = axes.family.blocks["query"](config)
     heads = sum(wide[name] * query for name in axes.axes("attention"))
     attention = 2 * 2 * heads * length / 2
@@ -67,7 +67,7 @@ def memory(axes: AxisMap, config: Config, recipe: Recipe, devices: int, sharded:
     rows = recipe.train.micro_batch_size or max(1, recipe.train.batch_size // devices)
     tokens = rows * recipe.data.sequence_length
     value = 2 if bf16 else 4
-    matrices = sum(_numel(axes, p, axes.widths) for p in _multiplied(axes))
+    matrices = sum(axes.numel(p, axes.widths) for p in _multiplied(axes))
     return Memory(
         weights=4 * params / share,
         gradients=4 * params / share,
@@ -102,10 +102,3 @@ def _multiplied(axes: AxisMap) -> list[str]:
     tables = [p for p in matrices if any(side.name == "vocab" for side in axes.by_param[p])]
     looked_up = tables[0] if len(tables) > 1 else None
     return [p for p in matrices if p != looked_up]
-
-
-def _numel(axes: AxisMap, param: str, widths: Widths) -> int:
-    total = 1
-    for side in axes.by_param[param]:
-        total *= widths[side.name] * side.block
-    return total

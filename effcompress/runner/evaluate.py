@@ -40,7 +40,8 @@ def evaluate(target: LoadedRecipe | Path, *, offline: bool = False) -> Answer:
 def _measure(loaded: LoadedRecipe, spec: ModelSpec, offline: bool) -> Answer:
     # Late: the imports of torch and transformers take seconds that a wrong path should not cost.
     from effcompress.model.load import load as load_model
-    from effcompress.runner.finish import evaluate as measure
+    from effcompress.runner.measurement import evaluate as measure
+    from effcompress.runner.state import device_of
 
     one = loaded.recipe
     view = make_view(interactive=False)
@@ -57,7 +58,8 @@ def _measure(loaded: LoadedRecipe, spec: ModelSpec, offline: bool) -> Answer:
             progress=lambda what, share: view.note(f"{what} {share:.0%}"),
             notice=view.note,
         )
-        found: dict[str, Any] = measure(model.module, model.tokenizer, corpus, one.evaluate)
+        module = model.module.to(device_of(one))
+        found: dict[str, Any] = measure(module, model.tokenizer, corpus, one.evaluate)
     finally:
         view.close()
     params = sum(p.numel() for p in model.module.parameters())

@@ -9,8 +9,6 @@ from effcompress.errors import RecipeError
 from effcompress.recipe import LoadedRecipe
 
 RESOLVED = "recipe.resolved.yaml"
-MARKS = ("metrics.jsonl", "config.json", "checkpoints")
-"""What shows that a run has begun here."""
 
 
 def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
@@ -21,24 +19,45 @@ def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
 def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
     """Make the folder, or check that it is this recipe's run.
 
-    Raises RecipeError: something is there and ``--resume`` was not given, or the run there was made
-    from a recipe that says something else.
+    A run that died before its first checkpoint has nothing to lose and is begun anew.
+
+    Raises RecipeError: the folder holds something that is no run, or a run and ``--resume`` was not
+    given, or the run there was made from a recipe that says something else.
     """
-    begun = [mark for mark in MARKS if (folder / mark).exists()]
-    if begun and not resume:
-        raise RecipeError(
-            "the folder holds a run already",
-            where=str(folder),
-            fix=f"Continue it with --resume, or choose another: --output {folder}-2",
-        )
     resolved = recipes.resolved(loaded)
     stored = folder / RESOLVED
-    if resume and stored.exists():
-        _same_recipe(stored.read_text(encoding="utf-8"), resolved, folder)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(loaded.source, encoding="utf-8")
-    stored.write_text(resolved, encoding="utf-8")
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError("this is a file, not a folder", where=str(folder), fix=_elsewhere(folder))
+    if folder.exists() and any(folder.iterdir()):
+        if not stored.is_file():
+            raise RecipeError(
+                "the folder is not empty, and what is in it is no run of effcompress",
+                where=str(folder),
+                fix=_elsewhere(folder),
+            )
+        begun = any((folder / "checkpoints").glob("step-*")) or (folder / "config.json").exists()
+        if begun and not resume:
+            raise RecipeError(
+                "the folder holds a run already",
+                where=str(folder),
+                fix=f"Continue it with --resume. {_elsewhere(folder)}",
+            )
+        if begun:
+            _same_recipe(stored.read_text(encoding="utf-8"), resolved, folder)
+            return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(loaded.source, encoding="utf-8")
+        stored.write_text(resolved, encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(
+            f"the output folder cannot be made: {error.strerror}", where=str(folder)
+        ) from error
+
+
+def _elsewhere(folder: Path) -> str:
+    name = folder.resolve().name or "runs/mine"
+    return f"Another folder: --output {folder.parent / name}-2"
 
 
 def _same_recipe(before: str, now: str, folder: Path) -> None:

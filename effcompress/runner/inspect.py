@@ -7,7 +7,7 @@ from pathlib import Path
 
 from effcompress import groups
 from effcompress.errors import SourceError
-from effcompress.model.families import family_of
+from effcompress.model.families import family_of, require_sane
 from effcompress.model.source import config_of, label_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner.sheet import Answer, Sheet, short
@@ -22,6 +22,7 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
     """
     name, config = _config(target)
     family = family_of(config)
+    require_sane(family, config)
     axes = groups.from_config(family, config)
     rows, kinds = [], {}
     for kind in family.units:

@@ -12,7 +12,7 @@ from effcompress.runner.cost import H100_FLOPS, UTILISATION, Memory, flops_per_t
 from effcompress.runner.price import price
 from effcompress.runner.reach import Priced, priced
 from effcompress.runner.sheet import Answer, Sheet, gigabytes, short
-from effcompress.runner.timeline import Point, Timeline, play, total_tokens
+from effcompress.runner.timeline import Point, Timeline, total_tokens
 from effcompress.spec import Recipe
 
 ROWS = 10
@@ -33,8 +33,8 @@ def plan(loaded: LoadedRecipe) -> Answer:
             fix="Run `effcompress fetch RECIPE`, or write its configuration under model.shape.",
         )
     recipe = loaded.recipe
-    notes = price(loaded).lines
-    timeline = play(recipe, found) if recipe.prune else _still(recipe, found)
+    price_ = price(loaded)
+    timeline = price_.timeline or _still(recipe, found)
     data: dict[str, Any] = {
         "name": recipe.name,
         "model": label_of(recipe.model),
@@ -48,7 +48,7 @@ def plan(loaded: LoadedRecipe) -> Answer:
         costs = _costs(recipe, found, timeline)
         data |= costs
         sheets += [_memory_sheet(recipe, found, data), _cost_sheet(costs)]
-    return Answer(data, tuple(sheets), tuple(notes))
+    return Answer(data, tuple(sheets), tuple(price_.lines))
 
 
 def _still(recipe: Recipe, found: Priced) -> Timeline:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 
-from effcompress.errors import RunError, SourceError
+from effcompress.errors import RecipeError, SourceError
 from effcompress.model import source
 from effcompress.recipe import LoadedRecipe
-from effcompress.runner.reach import require_reachable
+from effcompress.runner.price import price
 
 
 def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
-    """Raises RecipeError for a target out of reach, SourceError for a model that is not here when
-    ``offline``, RunError when a launcher started several processes.
+    """Raises RecipeError for a target out of reach or a launcher that started several processes,
+    SourceError for a model that is not here when ``offline``.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RunError(
-            "a run is one process; several were started (WORLD_SIZE is above 1)",
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise RecipeError(
+            f"a run is one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}",
             fix="Start it with plain `effcompress run`.",
         )
-    require_reachable(loaded)
+    price(loaded)
     if offline:
         require_here(loaded)
 

@@ -18,6 +18,7 @@ class Price:
 
     lines: list[str]
     data: dict[str, Any]
+    timeline: Timeline | None = None
 
 
 def price(loaded: LoadedRecipe) -> Price:
@@ -48,7 +49,12 @@ def price(loaded: LoadedRecipe) -> Price:
             "schedule: reaches it only if saliency prefers large mini-groups; else the rest is cut "
             "when the tokens are used up"
         )
-    return Price(lines, data)
+    if any(s.scope == "per_layer" for s in found.sets):
+        lines.append(
+            "export: layers may differ in width; the folder is then padded with zeros to the "
+            "widest layer, and larger than the target"
+        )
+    return Price(lines, data, timeline)
 
 
 def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: Priced) -> Timeline:

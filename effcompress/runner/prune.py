@@ -11,26 +11,25 @@ from effcompress.measure.stats import TrainingStats, collect
 from effcompress.removal.commit import commit
 from effcompress.removal.mask import mask
 from effcompress.removal.selftest import same_function
+from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import ScoreAverage
 from effcompress.saliency.score import score
 from effcompress.selection.budget import TOLERANCE
 from effcompress.selection.choose import Choice, choose
-from effcompress.spec import PruneSpec, TargetSpec
+from effcompress.selection.schedules import ask
+from effcompress.spec import PruneSpec
 from effcompress.types import Cut, Due, Scores
 
 
-def target_params(target: TargetSpec, start: int) -> int:
-    """Parameters wanted at the end."""
-    if target.params is not None:
-        return target.params
-    assert target.keep is not None, "recipe.load lets exactly one of params and keep through"
-    return round(target.keep * start)
+def needs_gradients(prune: PruneSpec) -> bool:
+    """Whether the criterion must wait for a measurement; one of weights alone never does."""
+    return bool({"grad", "hess"} & set(prune.criterion.needs))
 
 
 def observe(state: RunState, prune: PruneSpec) -> None:
     """Take the saliency of this step's gradients into the running mean: no extra pass."""
-    if state.target_reached or prune.measure.source != "training":
+    if state.target_reached or prune.measure.source != "training" or not needs_gradients(prune):
         return
     stats = TrainingStats(state.module, prune.criterion.needs, prune.hessian)
     state.average.update(score(state.sets, prune.criterion, stats), state.ledger.original)
@@ -40,22 +39,24 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int) -> Due | None:
     """What the schedule asks for at this point. Nothing is due before anything was measured."""
     if state.target_reached:
         return None
-    if prune.measure.source == "training" and state.average.weight == 0.0:
+    rides = prune.measure.source == "training" and needs_gradients(prune)
+    if rides and state.average.weight == 0.0:
         return None
-    return prune.schedule(
+    return ask(
+        prune.schedule,
         step=state.step,
         tokens=state.tokens,
         total_tokens=total_tokens,
         start_params=state.parent_params,
         params=state.params,
-        target_params=target_params(prune.target, state.parent_params),
+        target_params=wanted(prune.target, state.parent_params),
         groups_cut=state.groups_cut,
     )
 
 
 def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log: Log) -> None:
     """Decide, mask, write down; commit when enough has gathered."""
-    target = target_params(prune.target, state.parent_params)
+    target = wanted(prune.target, state.parent_params)
     scores = state.ledger.original_order(_scores(state, prune, corpus))
     assert prune.selector is not None, "recipe.load fills in the default selector"
     choice = choose(state.parent_sets, state.parent, scores, due, target, prune.selector)
@@ -72,7 +73,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
         state.groups_cut += sum(choice.removed.values())
         state.since_commit += sum(choice.removed.values())
         _write_down(state, choice, log)
-    state.target_reached = not choice.plan or choice.params <= target
+    state.target_reached = choice.exhausted or choice.params <= target
     if state.target_reached or state.since_commit >= prune.commit_every:
         commit_event(state, log)
     if state.target_reached and abs(state.params - target) > TOLERANCE * target:
@@ -108,10 +109,14 @@ def commit_event(state: RunState, log: Log) -> None:
 
 
 def _scores(state: RunState, prune: PruneSpec, corpus: Corpus) -> Scores:
-    if prune.measure.source == "training":
+    """Saliency in original order: the running mean of training, or measured now."""
+    if not needs_gradients(prune):
+        stats = TrainingStats(state.module, (), None)
+    elif prune.measure.source == "training":
         return state.average.read()
-    ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
-    stats = collect(state.module, ids_NT, prune.criterion.needs, prune.hessian)
+    else:
+        ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
+        stats = collect(state.module, ids_NT, prune.criterion.needs, prune.hessian)
     now = ScoreAverage(state.ledger.sizes, decay=1.0)
     now.update(score(state.sets, prune.criterion, stats), state.ledger.original)
     return now.read()

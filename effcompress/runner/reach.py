@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from effcompress import groups
 from effcompress.errors import RecipeError
-from effcompress.model.families import family_of
+from effcompress.model.families import family_of, require_sane
 from effcompress.model.source import config_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.selection.budget import TOLERANCE, Budget, lines_of, simulate
@@ -30,7 +30,9 @@ def priced(loaded: LoadedRecipe) -> Priced | None:
     config = config_of(loaded.recipe.model)
     if config is None:
         return None
-    axes = groups.from_config(family_of(config), config)
+    family = family_of(config)
+    require_sane(family, config)
+    axes = groups.from_config(family, config)
     prune = loaded.recipe.prune
     sets = groups.find(axes, prune.space) if prune else []
     start = axes.count()
@@ -84,4 +86,5 @@ def require_reachable(loaded: LoadedRecipe) -> Priced | None:
 
 def _where(loaded: LoadedRecipe, prune: PruneSpec) -> str:
     key = "prune.target.params" if prune.target.params is not None else "prune.target.keep"
-    return loaded.origins.get(key, str(loaded.path))
+    origin = loaded.origins.get(key, str(loaded.path))
+    return f"--set {key}" if origin == "--set" else origin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from dataclasses import dataclass
@@ -18,16 +19,17 @@ from effcompress.model.cache import cache_root
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
-from effcompress.runner.finish import evaluate, export_and_prove
+from effcompress.runner.export import export_and_prove
 from effcompress.runner.folder import open_folder, output_folder
+from effcompress.runner.measurement import evaluate
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import (
     commit_event,
     due_now,
     observe,
     prune_event,
-    target_params,
 )
+from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
 from effcompress.runner.timeline import total_tokens
 from effcompress.spec import Recipe
@@ -61,15 +63,19 @@ def run(
     log = Log(folder, view=make_view())
     started = time.monotonic()
     try:
-        return _story(loaded.recipe, folder, log, offline=offline, started=started)
-    except BaseException as error:
-        reason = str(error) if isinstance(error, EffcompressError) else repr(error)
-        log.event("end", status="failed", reason=reason, seconds=time.monotonic() - started)
-        raise
-    finally:
+        done = _story(loaded.recipe, folder, log, offline=offline, started=started)
         log.close()
-        if (folder / "metrics.jsonl").exists():
+        report.write(folder)
+    except BaseException as error:
+        # Whatever else fails now (a full disk, say) must not hide what failed first.
+        with contextlib.suppress(EffcompressError, OSError):
+            reason = str(error) if isinstance(error, EffcompressError) else repr(error)
+            log.event("end", status="failed", reason=reason, seconds=time.monotonic() - started)
+        with contextlib.suppress(EffcompressError, OSError):
+            log.close()
             report.write(folder)
+        raise
+    return done
 
 
 def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: float) -> Report:
@@ -83,19 +89,7 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
         log.warn(text)
     model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
     total = total_tokens(recipe)
-    log.phase("preparing the text")
-    corpus = data.prepare(
-        recipe.data,
-        model.tokenizer,
-        cache_root(),
-        train_tokens=total,
-        heldout_sequences=recipe.evaluate.sequences,
-        offline=offline,
-        seed=recipe.seed,
-        progress=lambda what, share: log.note(f"{what} {share:.0%}"),
-        # A run that is continued has these in its record already.
-        notice=log.note if saved else log.warn,
-    )
+    corpus = _text(recipe, model, total, log, offline=offline, resumed=saved is not None)
     state = RunState(recipe, model, corpus)
     if saved is None:
         _begin(state, model, corpus, total, log)
@@ -115,6 +109,29 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     return Report(folder, state.params, {d: v["perplexity"] for d, v in domains.items()})
 
 
+def _text(
+    recipe: Recipe, model: LoadedModel, total: int, log: Log, *, offline: bool, resumed: bool
+) -> Corpus:
+    """Make the text ready. What preparing has to say is in the record of a resumed run already;
+    what the stream says later (a domain that runs dry) is not.
+    """
+    log.phase("preparing the text")
+    say = log.note if resumed else log.warn
+    corpus = data.prepare(
+        recipe.data,
+        model.tokenizer,
+        cache_root(),
+        train_tokens=total,
+        heldout_sequences=recipe.evaluate.sequences,
+        offline=offline,
+        seed=recipe.seed,
+        progress=lambda what, share: log.note(f"{what} {share:.0%}"),
+        notice=lambda text: say(text),
+    )
+    say = log.warn
+    return corpus
+
+
 def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log: Log) -> None:
     """Write down where the run starts from, and measure the dense model."""
     import transformers  # noqa: TID251  its version is part of the record
@@ -131,7 +148,7 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model=model.source,
         params=state.params,
-        target_params=target_params(target, state.params) if target else None,
+        target_params=wanted(target, state.params) if target else None,
         total_tokens=total,
         widths=state.widths,
         device=str(state.device),
@@ -156,6 +173,8 @@ def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
     state.restore(saved)
     # The record in the checkpoint ends just before the checkpoint itself is noted.
     log.event("checkpoint", step=state.step, seconds=0.0, bytes=saved.values["bytes"])
+    if saved.values["threads"] != torch.get_num_threads():
+        log.note("another number of threads than before: results may differ in the last digits")
     log.note(f"continuing at step {state.step}, {state.tokens:,} tokens")
 
 
@@ -173,7 +192,7 @@ def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, 
         if state.step % recipe.save.every == 0 or state.tokens >= total:
             _save(state, corpus, folder, log)
     if recipe.prune and not state.target_reached:
-        target = target_params(recipe.prune.target, state.parent_params)
+        target = wanted(recipe.prune.target, state.parent_params)
         log.warn(
             f"the schedule left {state.params - target:,} parameters too many; cutting them now, "
             "untrained: give train.tokens more, or the schedule more groups per event"
@@ -223,6 +242,7 @@ def _save(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
     started = time.monotonic()
     saved = state.snapshot(log.state())
     saved.values["corpus"] = corpus.fingerprint
+    saved.values["threads"] = torch.get_num_threads()
     path = checkpoint.save(folder / "checkpoints", state.step, saved, state.recipe.save.keep)
     size = (path / checkpoint.TENSORS).stat().st_size
     log.event("checkpoint", step=state.step, seconds=time.monotonic() - started, bytes=size)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from effcompress import groups
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
+from effcompress.errors import RecipeError
 from effcompress.model.families import family_of
 from effcompress.model.load import LoadedModel
 from effcompress.removal.ledger import Ledger
@@ -25,12 +26,21 @@ PROBE_TOKENS = 48
 """Length of the sequences on which a commit proves itself."""
 
 
+def device_of(recipe: Recipe) -> torch.device:
+    """Where a recipe computes."""
+    if recipe.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("device: cuda, but torch sees no GPU here", fix="Write `device: auto`.")
+    return torch.device(recipe.device)
+
+
 @final
 class RunState:
     """Model, optimizer, position in the data, what is gone, what was measured."""
 
     def __init__(self, recipe: Recipe, model: LoadedModel, corpus: Corpus) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_of(recipe)
         self.module: nn.Module = model.module.to(self.device)
         self.tokenizer = model.tokenizer
         self.config = model.config
@@ -134,9 +144,11 @@ class RunState:
             for key, value in _under("optimizer/", tensors).items():
                 field, _, name = key.partition("/")
                 p = params[name]
-                # AdamW keeps its step count on the CPU, whatever the parameter's device.
-                placed = value.to(p.device) if value.shape == p.shape else value
-                self.optimizer.state[p][field] = placed
+                # Only the fused AdamW keeps its step count beside the parameter.
+                beside = value.shape == p.shape or bool(
+                    self.recipe.train and self.recipe.train.fused
+                )
+                self.optimizer.state[p][field] = value.to(p.device) if beside else value
         for norm, epsilon in zip(self.norms(), values["epsilons"], strict=True):
             norm.epsilon = epsilon
         self.ledger.load_state_dict(_under("ledger/", tensors))

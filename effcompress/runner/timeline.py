@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from effcompress.runner.reach import Priced, budget_of
 from effcompress.selection.budget import Budget, simulate
+from effcompress.selection.schedules import ask
 from effcompress.spec import Recipe
 
 
@@ -59,10 +60,12 @@ def play(
     budget = budget_of(price)
     points = [Point(0, 0, budget.params, dict(budget.widths))]
     cut = step = 0
-    first = 1 if prune.measure.source == "training" else 0
+    measures = bool({"grad", "hess"} & set(prune.criterion.needs))
+    first = 1 if measures and prune.measure.source == "training" else 0
     last = total // per_step if per_step else 0
     for step in range(first, last + 1):
-        due = prune.schedule(
+        due = ask(
+            prune.schedule,
             step=step,
             tokens=step * per_step,
             total_tokens=total,
@@ -75,8 +78,10 @@ def play(
             continue
         taken = sum(simulate(budget, due.groups, prefer, due.params).values())
         cut += taken
+        if not taken:
+            continue
         points.append(Point(step, step * per_step, budget.params, dict(budget.widths)))
-        if not taken or budget.params <= price.target:
+        if budget.params <= price.target or not budget.open():
             break
     points.append(Point(last, total, budget.params, dict(budget.widths)))
     return Timeline(tuple(points), budget.reached, cut)

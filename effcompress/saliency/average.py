@@ -32,7 +32,8 @@ class ScoreAverage:
             self.values[name].index_add_(0, original[name], score_G, alpha=new)
 
     def read(self) -> Scores:
-        """Mean scores, original order. Raises ZeroDivisionError before the first update."""
+        """Mean scores, original order. Only after the first ``update``."""
+        assert self.weight > 0.0, "nothing was measured yet"
         return {name: value / self.weight for name, value in self.values.items()}
 
     def state_dict(self) -> dict[str, Any]:

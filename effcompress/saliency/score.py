@@ -58,6 +58,30 @@ def score(sets: Sequence[GroupSet], criterion: Bound, stats: Stats) -> Scores:
     return scores
 
 
+def _ask(criterion: Bound, inputs: dict[str, Tensor]) -> Tensor:
+    """The criterion's answer, held to its contract."""
+    where = criterion.plugin.where
+    # Views share their base's counter, so this sees a change of weights or gradients too.
+    before = {name: t._version for name, t in inputs.items()}
+    try:
+        saliency = criterion(**inputs)
+    except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PluginError(f"criterion '{criterion.name}' fails: {said}", where=where) from error
+    changed = [name for name, t in inputs.items() if t._version != before[name]]
+    if changed:
+        raise PluginError(f"criterion '{criterion.name}' changes its {changed[0]}", where=where)
+    shape = tuple(inputs["weight"].shape)
+    if not isinstance(saliency, Tensor) or tuple(saliency.shape) != shape:
+        got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
+        raise PluginError(
+            f"criterion '{criterion.name}' returned {got} for a weight of shape {shape}",
+            where=where,
+            fix="A criterion returns one number per weight, in the weight's shape.",
+        )
+    return saliency
+
+
 def _sums(param: str, dims: set[int], criterion: Bound, stats: Stats) -> dict[int, Tensor]:
     """``{dim: [size of dim]}``: saliency summed over all other dimensions, on the CPU."""
     shape = stats.shape(param)
@@ -68,18 +92,7 @@ def _sums(param: str, dims: set[int], criterion: Bound, stats: Stats) -> dict[in
     columns: Tensor | None = None
     for start in range(0, rows_total, step):
         inputs = stats.rows(param, start, min(start + step, rows_total))
-        before = inputs["weight"]._version
-        saliency = criterion(**inputs)
-        if inputs["weight"]._version != before:
-            raise PluginError(
-                f"criterion '{criterion.name}' changes its inputs", where=criterion.plugin.where
-            )
-        if saliency.shape != inputs["weight"].shape:
-            raise PluginError(
-                f"criterion '{criterion.name}' returned shape {tuple(saliency.shape)} for a weight "
-                f"of shape {tuple(inputs['weight'].shape)}",
-                where=criterion.plugin.where,
-            )
+        saliency = _ask(criterion, inputs)
         saliency = saliency.float()
         if 0 in dims:
             pieces.append(saliency.flatten(1).sum(1) if saliency.dim() > 1 else saliency)

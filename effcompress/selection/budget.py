@@ -6,6 +6,7 @@ from a line removes one mini-group from each of its sets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import final
@@ -44,13 +45,17 @@ class Budget:
         self.axes, self.lines, self.target = axes, lines, target
         self.widths = {**axes.widths, **widths}
         self.params = axes.count(self.widths)
+        self._prices = [_price(axes, line) for line in lines]
         self._freed: dict[int, int] = {}
-        self._neighbours = [self._sharing(line) for line in lines]
 
     def freed(self, k: int) -> int:
         """Parameters that the next removal from line ``k`` frees."""
         if k not in self._freed:
-            self._freed[k] = sum(self.axes.freed(n, self.widths) for n in self.lines[k].sets)
+            widths = self.widths
+            self._freed[k] = sum(
+                factor * math.prod(widths[name] for name in names)
+                for names, factor in self._prices[k].items()
+            )
         return self._freed[k]
 
     def removed(self, k: int) -> float:
@@ -67,8 +72,10 @@ class Budget:
         self.params -= self.freed(k)
         for name in self.lines[k].sets:
             self.widths[name] -= 1
-        for other in self._neighbours[k]:
-            self._freed.pop(other, None)
+        gone = set(self.lines[k].sets)
+        for other, price in enumerate(self._prices):
+            if any(not gone.isdisjoint(names) for names in price):
+                self._freed.pop(other, None)
 
     @property
     def reached(self) -> bool:
@@ -83,15 +90,20 @@ class Budget:
         nearer = abs(after - self.target) < abs(self.params - self.target)
         return nearer and after >= self.target * (1 - TOLERANCE)
 
-    def _sharing(self, line: Line) -> list[int]:
-        """Lines with a parameter in common: their price changes when ``line`` shrinks."""
-        mine = {side.param for name in line.sets for side in self.axes.by_axis[name]}
-        return [
-            k
-            for k, other in enumerate(self.lines)
-            if other is not line
-            and any(side.param in mine for name in other.sets for side in self.axes.by_axis[name])
-        ]
+
+def _price(axes: AxisMap, line: Line) -> dict[tuple[str, ...], int]:
+    """What one removal from a line frees, as a polynomial in the widths of the *other* axes:
+    ``{names: factor}`` stands for the sum of ``factor * product of widths[names]``.
+    """
+    terms: dict[tuple[str, ...], int] = {}
+    for name in line.sets:
+        for param in dict.fromkeys(side.param for side in axes.by_axis[name]):
+            sides = axes.by_param[param]
+            names = tuple(side.name for side in sides if side.name != name)
+            assert len(names) == len(sides) - 1, f"{param} carries {name} twice"
+            factor = math.prod(side.block for side in sides)
+            terms[names] = terms.get(names, 0) + factor
+    return terms
 
 
 def simulate(

@@ -26,6 +26,8 @@ class Choice:
     removed: dict[str, int]
     params: int
     widths: Widths
+    exhausted: bool
+    """Nothing more may go: the target is met, or every line is at its minimum."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def choose(
             removed[line.kind] = removed.get(line.kind, 0) + n
     plan, raw = _taken(lines, queues, taken)
     widths = {name: budget.widths[name] for name in alive}
-    return Choice(plan, raw, lowest, removed, budget.params, widths)
+    return Choice(plan, raw, lowest, removed, budget.params, widths, not budget.open())
 
 
 def _taken(

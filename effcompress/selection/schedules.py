@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from effcompress.registry import schedule
-from effcompress.spec import Count
+from typing import Any
+
+from effcompress.errors import PluginError
+from effcompress.registry import Bound, schedule
+from effcompress.spec import Count, Positive
 from effcompress.types import Due
 
 
@@ -15,7 +18,19 @@ def once(tokens: int, params: int, target_params: int, *, at: Count = 0) -> Due 
 
 @schedule("continuous", paper="arXiv:2502.06663")
 def continuous(
-    step: int, tokens: int, *, every: int = 1, start: Count = 0, groups: int = 1
+    step: int, tokens: int, *, every: Positive = 1, start: Count = 0, groups: Positive = 1
 ) -> Due | None:
     """``groups`` mini-groups every ``every`` steps, once ``start`` tokens have been trained on."""
     return Due(groups=groups) if tokens >= start and step % every == 0 else None
+
+
+def ask(bound: Bound, **place: Any) -> Due | None:
+    """What a schedule says at a place in the run. Raises PluginError if it is not an answer."""
+    due = bound(**place)
+    if due is None or (isinstance(due, Due) and (due.groups is None) != (due.params is None)):
+        return due
+    raise PluginError(
+        f"schedule '{bound.name}' returned {due!r}",
+        where=bound.plugin.where,
+        fix="Return Due(groups=...), Due(params=...) or None.",
+    )

@@ -14,6 +14,8 @@ from effcompress import load_recipe, run
 from effcompress.errors import RecipeError, RunError
 from tests.runner.toys import events, recipe
 
+SHORT = {"tokens": 512, "schedule": "{name: once, at: 256}"}
+
 
 def test_prunes_while_training_and_proves_the_result(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -140,7 +142,7 @@ def test_tokens_run_out_before_the_target(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_a_run_is_never_overwritten(tmp_path: Path) -> None:
-    path = recipe(tmp_path, tokens=512, schedule="{name: once, at: 256}")
+    path = recipe(tmp_path, **SHORT)
     run(load_recipe(path), output=tmp_path / "out")
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
     with pytest.raises(RecipeError, match="holds a run already"):
@@ -184,7 +186,7 @@ def test_a_run_whose_proof_fails_is_no_success(
 
     monkeypatch.setattr(proof, "TOLERANCE", -1.0)
     with pytest.raises(RunError, match="not the trained one"):
-        run(load_recipe(recipe(tmp_path, tokens=512)), output=tmp_path / "out")
+        run(load_recipe(recipe(tmp_path, **SHORT)), output=tmp_path / "out")
     assert events(tmp_path / "out", "end")[-1]["status"] == "failed"
 
 
@@ -197,3 +199,119 @@ def test_memory_of_saliency_keeps_no_graph(tmp_path: Path) -> None:
         gc.collect()
         alive = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.grad_fn]
     assert alive == []
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    path = recipe(tmp_path, **SHORT)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "README.md").write_text("precious")
+    for resume in (False, True):
+        with pytest.raises(RecipeError, match="is no run of effcompress"):
+            run(load_recipe(path), output=mine, resume=resume)
+    assert [f.name for f in mine.iterdir()] == ["README.md"]
+    with pytest.raises(RecipeError, match="a file, not a folder"):
+        run(load_recipe(path), output=mine / "README.md")
+
+
+def test_a_run_that_died_early_may_be_begun_anew(tmp_path: Path) -> None:
+    path, out = recipe(tmp_path, **SHORT), tmp_path / "out"
+    out.mkdir()
+    (out / "recipe.resolved.yaml").write_text("name: something else\n")
+    (out / "metrics.jsonl").write_text('{"event": "run"')
+    assert run(load_recipe(path), output=out).params > 0
+
+
+def test_a_schedule_may_wait_at_a_size(tmp_path: Path) -> None:
+    """A decision to cut nothing is not the end: sizes that come down slowly have many of those."""
+    (tmp_path / "linear.py").write_text(
+        "from effcompress import Due, schedule\n\n\n"
+        '@schedule("linear")\n'
+        "def linear(\n"
+        "    tokens: int, total_tokens: int, start_params: int, target_params: int\n"
+        ") -> Due:\n"
+        '    """A straight line from the first token to three quarters."""\n'
+        "    share = min(1.0, tokens / (0.75 * total_tokens))\n"
+        "    return Due(params=round(start_params + share * (target_params - start_params)))\n"
+    )
+    path = recipe(tmp_path, extra="plugins: [linear.py]\n", schedule="linear")
+    found = run(load_recipe(path), output=tmp_path / "out")
+    (begin,) = events(tmp_path / "out", "run")
+    assert found.params == pytest.approx(0.7 * begin["params"], rel=0.005)
+    assert not events(tmp_path / "out", "warning")
+
+
+def test_weights_alone_need_no_measurement(tmp_path: Path) -> None:
+    path = recipe(tmp_path, criterion="magnitude", schedule="once", selector="least_salient")
+    text = path.read_text()
+    path.write_text(text[: text.index("train:")] + text[text.index("evaluate:") :])
+    found = run(load_recipe(path), output=tmp_path / "out")
+    assert found.params == pytest.approx(
+        0.7 * events(tmp_path / "out", "run")[0]["params"], rel=0.005
+    )
+
+
+def test_a_shape_that_no_class_accepts_is_padded(tmp_path: Path) -> None:
+    """Llama with biases has no other container: odd hidden sizes get zero channels."""
+    path = recipe(tmp_path, **{**SHORT, "kv": 4})
+    sets = ["prune.space=[hidden]", "prune.target={keep: 90%}", "model.shape.attention_bias=true"]
+    out = tmp_path / "out"
+    found = run(load_recipe(path, sets), output=out)
+    (export,), (end,), (proof,) = (events(out, k) for k in ("export", "end", "proof"))
+    assert end["widths"]["hidden"] % 4, "the toy's hidden size should be odd; change the target"
+    assert "became" in export["why"] and export["parameters"] > found.params
+    assert proof["max_logit_difference"] <= 1e-5
+
+
+def test_generation_settings_do_not_disturb_the_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from effcompress.runner import state
+
+    class Fussy(state.RunState):
+        def __init__(self, *inputs) -> None:
+            super().__init__(*inputs)
+            self.module.generation_config.repetition_penalty = 1.3
+            self.module.generation_config.no_repeat_ngram_size = 2
+
+    from effcompress.runner import run as story
+
+    monkeypatch.setattr(story, "RunState", Fussy)
+    run(load_recipe(recipe(tmp_path, **SHORT)), output=tmp_path / "out")
+    kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert kept["repetition_penalty"] == 1.3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"criterion": "random"},
+        {"criterion": "taylor_mixed", "scope": "per_layer", "kv": 4, "tied": "false"},
+        {"measure": "{source: calibration, sequences: 3}"},
+    ],
+    ids=["random", "per_layer", "calibration"],
+)
+def test_a_run_that_failed_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
+) -> None:
+    from effcompress.runner import run as story
+
+    path = recipe(tmp_path, **{"selector": "least_salient", **changes})
+    sets = ["data.when_dry=repeat", "train.tokens=3840", "prune.schedule.groups=2"]
+    run(load_recipe(path, sets), output=tmp_path / "whole")
+    real = story._train_step
+
+    def breaks(state, *rest):
+        if state.step == 10:
+            raise RunError("interrupted")
+        real(state, *rest)
+
+    monkeypatch.setattr(story, "_train_step", breaks)
+    with pytest.raises(RunError, match="interrupted"):
+        run(load_recipe(path, sets), output=tmp_path / "out")
+    monkeypatch.setattr(story, "_train_step", real)
+    run(load_recipe(path, sets), output=tmp_path / "out", resume=True)
+    for name in ("model.safetensors", "plans.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    texts = [[w["text"] for w in events(tmp_path / n, "warning")] for n in ("whole", "out")]
+    assert texts[0] == texts[1]

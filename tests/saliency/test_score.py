@@ -77,7 +77,7 @@ def plugin(function) -> Bound:
 
 def test_a_criterion_that_changes_the_shape_is_named() -> None:
     model, sets = measured()
-    with pytest.raises(PluginError, match=r"here\.py:1: criterion 'bad' returned shape \(\)"):
+    with pytest.raises(PluginError, match=r"here\.py:1: criterion 'bad' returned \(\)"):
         score(sets, plugin(lambda w: w.sum()), TrainingStats(model, (), None))
 
 
@@ -87,10 +87,32 @@ def test_a_saliency_that_is_not_finite_is_named() -> None:
         score(sets, plugin(lambda w: w / 0), TrainingStats(model, (), None))
 
 
-def test_a_criterion_that_changes_its_inputs_is_named() -> None:
+@pytest.mark.parametrize("name", ["weight", "grad", "hess"])
+def test_a_criterion_that_changes_its_inputs_is_named(name: str) -> None:
+    def spoils(weight, grad, hess):
+        {"weight": weight, "grad": grad, "hess": hess}[name].mul_(0)
+        return weight.abs()
+
+    needs = ("weight", "grad", "hess")
+    bad = Bound(Plugin("criterion", "bad", spoils, needs, {}, "test", "here.py:1"))
     model, sets = measured()
-    with pytest.raises(PluginError, match=r"here\.py:1: criterion 'bad' changes its inputs"):
-        score(sets, plugin(lambda w: w.abs_()), TrainingStats(model, (), None))
+    with pytest.raises(PluginError, match=rf"here\.py:1: criterion 'bad' changes its {name}"):
+        score(sets, bad, TrainingStats(model, needs, FISHER))
+
+
+def test_a_hessian_that_changes_the_gradient_is_named() -> None:
+    spoils = Plugin("hessian", "bad", lambda grad: grad.zero_(), ("grad",), {}, "test", "h.py:1")
+    model, sets = measured()
+    criterion = Bound(REGISTRY.get("criterion", "taylor_second"))
+    with pytest.raises(PluginError, match=r"h\.py:1: hessian 'bad' changes its grad"):
+        score(sets, criterion, TrainingStats(model, criterion.needs, Bound(spoils)))
+
+
+@pytest.mark.parametrize("function", [lambda w: 1.0, lambda w: w @ w @ w, lambda w: w.nothing])
+def test_a_criterion_that_fails_or_returns_no_tensor_is_named(function) -> None:
+    model, sets = measured()
+    with pytest.raises(PluginError, match=r"here\.py:1: criterion 'bad' (fails|returned)"):
+        score(sets, plugin(function), TrainingStats(model, (), None))
 
 
 def test_memory_does_not_grow_with_a_graph() -> None:

@@ -1,0 +1,112 @@
+"""The model of a run as an ordinary Hugging Face folder, and the proof of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from effcompress import checkpoint, groups
+from effcompress.data import Corpus
+from effcompress.errors import RunError
+from effcompress.log import Log
+from effcompress.model.containers import Container, container
+from effcompress.model.silence import quietly
+from effcompress.runner.state import RunState
+
+PROOF_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A stock class and the parameters to put into it, padded where the class wants more."""
+
+    built: Container
+    params: dict[str, Tensor]
+    why: str
+
+    @property
+    def count(self) -> int:
+        return sum(p.numel() for p in self.params.values())
+
+
+def export_and_prove(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
+    """Write the model as a stock Hugging Face folder and have a fresh process agree to it."""
+    log.phase("exporting")
+    stock = as_stock(state)
+    stock.built.skeleton.generation_config = state.module.generation_config
+    with quietly():
+        size = checkpoint.export(stock.built.skeleton, stock.params, state.tokenizer.save, folder)
+    log.event(
+        "export",
+        container=stock.built.model_type,
+        why=stock.why,
+        parameters=stock.count,
+        bytes=size,
+    )
+    log.phase("proving the export in a fresh process")
+    ids_BT = corpus.calibration(2, state.recipe.seed)[:, :PROOF_TOKENS]
+    proof = checkpoint.prove(folder, state.module, ids_BT)
+    log.event(
+        "proof",
+        max_logit_difference=proof.max_logit_difference,
+        tokens_equal=proof.tokens_equal,
+        cache_equal=proof.cache_equal,
+        seconds=proof.seconds,
+    )
+
+
+def as_stock(state: RunState) -> Stock:
+    """The same function in a class that plain transformers has.
+
+    Layers of different width are padded with zeros to the widest. Where every class refuses the
+    hidden size, it is padded to the next multiple of the heads: zero channels, with the norms'
+    gains and epsilons scaled so that their mean over more channels changes nothing.
+    """
+    widest = _widest(state.widths)
+    alive = widest["hidden"]
+    epsilon = state.norms()[0].epsilon
+    why: list[str] = []
+    try:
+        built = container(state.family, state.config, widest, epsilon)
+    except RunError as error:
+        heads = state.family.resize(state.config, widest)["num_attention_heads"]
+        widest["hidden"] = -(-alive // heads) * heads
+        epsilon *= alive / widest["hidden"]
+        built = container(state.family, state.config, widest, epsilon)
+        why.append(f"hidden size {alive} became {widest['hidden']}: {error.what}")
+    params = _padded(state, widest, alive)
+    zeros = sum(p.numel() for p in params.values()) - state.params
+    if zeros:
+        why.append(f"padded with {zeros:,} zeros, because not every layer has the same width")
+    return Stock(built, params, "; ".join([*why, built.why] if built.why else why))
+
+
+def _widest(widths: dict[str, int]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, width in widths.items():
+        kind = name.split(".")[0]
+        found[kind] = max(width, found.get(kind, 0))
+    return found
+
+
+@torch.no_grad()
+def _padded(state: RunState, widest: dict[str, int], alive: int) -> dict[str, Tensor]:
+    """Parameters on the CPU, with zeros behind the last unit of whatever is narrower."""
+    wide = {name: widest[name.split(".")[0]] for name in state.widths}
+    shapes = groups.shapes_at(state.parent, wide)
+    scale = (alive / widest["hidden"]) ** 0.5
+    gains = {id(norm.gain) for norm in state.norms()}
+    found: dict[str, Tensor] = {}
+    for name, p in state.parameters().items():
+        tensor = p.detach().cpu()
+        if id(p) in gains and scale != 1.0:
+            tensor = (tensor.double() * scale).to(tensor.dtype)
+        if tuple(tensor.shape) != shapes[name]:
+            room = tensor.new_zeros(shapes[name])
+            room[tuple(slice(0, n) for n in tensor.shape)] = tensor
+            tensor = room
+        found[name] = tensor
+    return found
