@@ -16,7 +16,7 @@ REPETITION_PENALTY = 1.2
 def continuation(
     module: Any, tokenizer: TextTokenizer, prompt: str, new_tokens: int, bos: bool
 ) -> str:
-    """Greedy text of a transformers model after ``prompt`` with a repetition penalty, at most ``new_tokens`` tokens."""
+    """Greedy text of a transformers model after ``prompt``, with a repetition penalty."""
     ids = tokenizer.encode([prompt])[0]
     if bos and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]
