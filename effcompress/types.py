@@ -67,6 +67,8 @@ class Family:
     """Gains of the norms that average over the hidden axis (patterns with ``{i}``)."""
     epsilon_field: str = "rms_norm_eps"
     epsilon_attribute: str = "variance_epsilon"
+    fixed: tuple[str, ...] = ("vocab", "head_dim")
+    """Axis kinds that no removal touches."""
     containers: tuple[str, ...] = ()
     """``model_type``s to export as, in order of preference: the first that accepts the shape."""
 

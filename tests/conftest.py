@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 SHAPES: dict[str, dict[str, Any]] = {
     "gqa_tied": {"num_attention_heads": 6, "num_key_value_heads": 3, "tie_word_embeddings": True},
     "gqa_untied": {
@@ -39,6 +40,7 @@ def shape(name: str, **more: Any) -> dict[str, Any]:
         "max_position_embeddings": 128,
         "attention_bias": False,
         "mlp_bias": False,
+        "pad_token_id": None,
         **SHAPES[name],
         **more,
     }

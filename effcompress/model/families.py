@@ -29,7 +29,8 @@ def linear(
     yield Axis(f"{module}.weight", 0, out_name, out_block)
     yield Axis(f"{module}.weight", 1, in_name, in_block)
     if bias:
-        yield Axis(f"{module}.bias", 0, out_name, out_block, when=bias)
+        when = "" if bias == "always" else bias
+        yield Axis(f"{module}.bias", 0, out_name, out_block, when=when)
 
 
 def head_dim(config: Config) -> int:
@@ -61,53 +62,98 @@ def _resize_llama(config: Config, widths: Widths) -> dict[str, Any]:
 
 _ATTENTION, _FFN = "attention.{i}", "ffn.{i}"
 
-LLAMA = Family(
-    name="llama",
-    model_types=("llama", "mistral"),
-    axes=(
-        Axis("model.embed_tokens.weight", 0, "vocab"),
-        Axis("model.embed_tokens.weight", 1, "hidden"),
-        Axis(LAYER + "input_layernorm.weight", 0, "hidden"),
-        *linear(LAYER + "self_attn.q_proj", (_ATTENTION, "query"), "hidden", "attention_bias"),
-        *linear(LAYER + "self_attn.k_proj", (_ATTENTION, "head"), "hidden", "attention_bias"),
-        *linear(LAYER + "self_attn.v_proj", (_ATTENTION, "head"), "hidden", "attention_bias"),
-        *linear(LAYER + "self_attn.o_proj", "hidden", (_ATTENTION, "query"), "attention_bias"),
-        Axis(LAYER + "post_attention_layernorm.weight", 0, "hidden"),
-        *linear(LAYER + "mlp.gate_proj", _FFN, "hidden", "mlp_bias"),
-        *linear(LAYER + "mlp.up_proj", _FFN, "hidden", "mlp_bias"),
-        *linear(LAYER + "mlp.down_proj", "hidden", _FFN, "mlp_bias"),
-        Axis("model.norm.weight", 0, "hidden"),
-        Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
-        Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
-    ),
-    units={
-        "vocab": lambda c: c["vocab_size"],
-        "hidden": lambda c: c["hidden_size"],
-        "attention": kv_heads,
-        "ffn": lambda c: c["intermediate_size"],
-    },
-    blocks={
-        "one": lambda _: 1,
-        "head": head_dim,
-        "query": lambda c: queries_per_kv(c) * head_dim(c),
-    },
-    resize=_resize_llama,
-    required=(
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-    ),
-    norms=(
-        LAYER + "input_layernorm.weight",
-        LAYER + "post_attention_layernorm.weight",
-        "model.norm.weight",
-    ),
+
+def _decoder(
+    name: str,
+    model_types: tuple[str, ...],
+    *,
+    qkv_bias: str = "",
+    o_bias: str = "",
+    mlp_bias: str = "",
+    more: tuple[Axis, ...] = (),
+    containers: tuple[str, ...] = (),
+) -> Family:
+    """A decoder of Llama's shape: norm, q/k/v/o, norm, gate/up/down. ``more`` adds what the family
+    has beside; a bias is a configuration flag, ``always`` or nothing.
+    """
+    return Family(
+        name=name,
+        model_types=model_types,
+        axes=(
+            Axis("model.embed_tokens.weight", 0, "vocab"),
+            Axis("model.embed_tokens.weight", 1, "hidden"),
+            Axis(LAYER + "input_layernorm.weight", 0, "hidden"),
+            *linear(LAYER + "self_attn.q_proj", (_ATTENTION, "query"), "hidden", qkv_bias),
+            *linear(LAYER + "self_attn.k_proj", (_ATTENTION, "head"), "hidden", qkv_bias),
+            *linear(LAYER + "self_attn.v_proj", (_ATTENTION, "head"), "hidden", qkv_bias),
+            *linear(LAYER + "self_attn.o_proj", "hidden", (_ATTENTION, "query"), o_bias),
+            Axis(LAYER + "post_attention_layernorm.weight", 0, "hidden"),
+            *linear(LAYER + "mlp.gate_proj", _FFN, "hidden", mlp_bias),
+            *linear(LAYER + "mlp.up_proj", _FFN, "hidden", mlp_bias),
+            *linear(LAYER + "mlp.down_proj", "hidden", _FFN, mlp_bias),
+            *more,
+            Axis("model.norm.weight", 0, "hidden"),
+            Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
+            Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
+        ),
+        units={
+            "vocab": lambda c: c["vocab_size"],
+            "hidden": lambda c: c["hidden_size"],
+            "attention": kv_heads,
+            "ffn": lambda c: c["intermediate_size"],
+            "head_dim": head_dim,
+        },
+        blocks={
+            "one": lambda _: 1,
+            "head": head_dim,
+            "query": lambda c: queries_per_kv(c) * head_dim(c),
+        },
+        resize=_resize_llama,
+        required=(
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        ),
+        norms=(
+            LAYER + "input_layernorm.weight",
+            LAYER + "post_attention_layernorm.weight",
+            "model.norm.weight",
+        ),
+        containers=containers,
+    )
+
+
+LLAMA = _decoder(
+    "llama",
+    ("llama", "mistral"),
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
+    mlp_bias="mlp_bias",
     containers=("llama", "mistral"),
 )
+QWEN2 = _decoder("qwen2", ("qwen2",), qkv_bias="always")
+QWEN3 = _decoder(
+    "qwen3",
+    ("qwen3",),
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
+    # Norms within each head, shared by all heads: no unit of ours owns any of it.
+    more=(
+        Axis(LAYER + "self_attn.q_norm.weight", 0, "head_dim"),
+        Axis(LAYER + "self_attn.k_norm.weight", 0, "head_dim"),
+    ),
+)
+SMOLLM3 = _decoder(
+    "smollm3",
+    ("smollm3",),
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
+    mlp_bias="mlp_bias",
+)
 
-FAMILIES = (LLAMA,)
+FAMILIES = (LLAMA, QWEN2, QWEN3, SMOLLM3)
 
 
 def family_of(config: Config) -> Family:

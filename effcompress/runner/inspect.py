@@ -27,7 +27,7 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
     rows, kinds = [], {}
     for kind in family.units:
         names = axes.axes(kind)
-        if kind == "vocab":
+        if kind in family.fixed or not names:
             continue
         widths = sorted({axes.widths[n] for n in names})
         freed = axes.freed(names[0], axes.widths)
@@ -51,7 +51,7 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
         ),
         _coupling(axes),
     )
-    notes = (f"Not pruned: {', '.join(fixed)} ({short(axes.widths['vocab'])} tokens).",)
+    notes = ("Not pruned: " + ", ".join(f"{n} ({short(axes.widths[n])})" for n in fixed) + ".",)
     return Answer(data, sheets, notes)
 
 
@@ -59,6 +59,8 @@ def _coupling(axes: AxisMap) -> Sheet:
     """Which sides shrink together, for the first axis of every kind."""
     rows = []
     for kind in axes.family.units:
+        if not axes.axes(kind):
+            continue
         first = axes.axes(kind)[0]
         sides = [f"{s.param} dim {s.dim}" for s in axes.by_axis[first]]
         for i, side in enumerate(sides[:8]):

@@ -75,7 +75,8 @@ class RunState:
     def widths(self) -> dict[str, int]:
         """Units alive on every axis that can be cut, whether the recipe does or not."""
         wide = {**self.parent.widths, **self.ledger.widths()}
-        return {name: width for name, width in wide.items() if name != "vocab"}
+        fixed = self.family.fixed
+        return {name: width for name, width in wide.items() if name.split(".")[0] not in fixed}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by name; a tied one once."""

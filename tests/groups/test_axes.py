@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effcompress import groups
 from effcompress.errors import CoverageError
 from effcompress.model.families import LLAMA, family_of
-from tests.conftest import SHAPES, shape, tiny
+from tests.conftest import FAMILIES, SHAPES, shape, tiny
 
 LLAMA_7B = {
     "model_type": "llama",
@@ -31,11 +31,17 @@ LLAMA_3_8B = {
 
 @pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
-def test_configuration_and_tensors_give_the_same_map(name: str, biases: bool) -> None:
-    config = shape(name, attention_bias=biases, mlp_bias=biases)
-    model = tiny(name, attention_bias=biases, mlp_bias=biases)
-    from_tensors = groups.axes_of(model, LLAMA, config)
-    from_config = groups.from_config(LLAMA, config)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_configuration_and_tensors_give_the_same_map(
+    model_type: str, name: str, biases: bool
+) -> None:
+    more = {"model_type": model_type}
+    if model_type != "mistral":  # it has no such flags
+        more |= {"attention_bias": biases, "mlp_bias": biases}
+    config, model = shape(name, **more), tiny(name, **more)
+    family = family_of(config)
+    from_tensors = groups.axes_of(model, family, config)
+    from_config = groups.from_config(family, config)
     assert from_tensors.shapes == dict(from_config.shapes)
     assert from_tensors.widths == from_config.widths
     assert from_config.count() == sum(p.numel() for p in model.parameters())

@@ -319,3 +319,14 @@ def test_a_run_that_failed_goes_on_as_if_nothing_had_happened(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     texts = [[w["text"] for w in events(tmp_path / n, "warning")] for n in ("whole", "out")]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3", "smollm3"])
+def test_every_declared_family_is_pruned_and_proven(tmp_path: Path, model_type: str) -> None:
+    path = recipe(tmp_path, **SHORT)
+    out = tmp_path / "out"
+    run(load_recipe(path, [f"model.shape.model_type={model_type}"]), output=out)
+    (export,), (proof,), (cut,) = (events(out, k) for k in ("export", "proof", "cut"))
+    assert export["container"] == model_type and export["why"] == ""
+    assert proof["max_logit_difference"] <= 1e-5
+    assert set(cut["removed"]) == {"attention", "ffn", "hidden"}
