@@ -28,7 +28,10 @@ from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokeniz
 from effcompress.spec import ModelSpec
 
 # Accepted by every configuration although no default configuration has them as attributes.
-_ALWAYS_KNOWN = frozenset({"model_type", "rope_theta", "rope_scaling", "torch_dtype", "dtype"})
+# `head_dim` is honoured by every modelling file, declared by the configuration or not.
+_ALWAYS_KNOWN = frozenset(
+    {"model_type", "rope_theta", "rope_scaling", "torch_dtype", "dtype", "head_dim"}
+)
 
 
 @dataclass(frozen=True)
