@@ -110,7 +110,13 @@ def _random(config: Mapping[str, Any], seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]), quietly():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs for good
-        return AutoModelForCausalLM.from_config(built, dtype=torch.float32)
+        try:
+            return AutoModelForCausalLM.from_config(built, dtype=torch.float32)
+        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SourceError(
+                f"transformers cannot build this model: {said}", where="model.shape"
+            ) from error
 
 
 def _configuration(config: Mapping[str, Any], *, strict: bool) -> Any:

@@ -180,3 +180,10 @@ def test_the_real_model():
     with torch.no_grad():
         best = int(module(ids).logits[0, -1].argmax())
     assert tokenizer.decode([best]) == " Paris"
+
+
+def test_a_shape_that_transformers_cannot_build_is_named():
+    shape = {"model_type": "smollm3", "hidden_size": 32, "num_attention_heads": 4}
+    spec = ModelSpec(random=True, shape={**shape, "num_hidden_layers": 1, "vocab_size": 258})
+    with pytest.raises(SourceError, match="cannot build this model: Padding_idx"):
+        load(spec)

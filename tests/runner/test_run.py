@@ -325,7 +325,8 @@ def test_a_run_that_failed_goes_on_as_if_nothing_had_happened(
 def test_every_declared_family_is_pruned_and_proven(tmp_path: Path, model_type: str) -> None:
     path = recipe(tmp_path, **SHORT)
     out = tmp_path / "out"
-    run(load_recipe(path, [f"model.shape.model_type={model_type}"]), output=out)
+    sets = [f"model.shape.model_type={model_type}", "model.shape.pad_token_id=null"]
+    run(load_recipe(path, sets), output=out)
     (export,), (proof,), (cut,) = (events(out, k) for k in ("export", "proof", "cut"))
     assert export["container"] == model_type and export["why"] == ""
     assert proof["max_logit_difference"] <= 1e-5
