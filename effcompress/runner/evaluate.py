@@ -6,10 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from effcompress import data, recipe
+from effcompress import recipe
 from effcompress.errors import SourceError
 from effcompress.log import make_view
-from effcompress.model.cache import cache_root
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner.folder import RESOLVED
 from effcompress.runner.sheet import Answer, Sheet
@@ -42,21 +41,19 @@ def _measure(loaded: LoadedRecipe, spec: ModelSpec, offline: bool) -> Answer:
     from effcompress.model.load import load as load_model
     from effcompress.runner.measurement import evaluate as measure
     from effcompress.runner.state import device_of
+    from effcompress.runner.text import corpus_of
 
     one = loaded.recipe
     view = make_view(interactive=False)
     try:
         model = load_model(spec, seed=one.seed, offline=offline, progress=view.note)
-        corpus = data.prepare(
-            one.data,
+        corpus = corpus_of(
+            one,
             model.tokenizer,
-            cache_root(),
-            train_tokens=0,
-            heldout_sequences=one.evaluate.sequences,
             offline=offline,
-            seed=one.seed,
-            progress=lambda what, share: view.note(f"{what} {share:.0%}"),
+            say=view.note,
             notice=view.note,
+            training=False,
         )
         module = model.module.to(device_of(one))
         found: dict[str, Any] = measure(module, model.tokenizer, corpus, one.evaluate)

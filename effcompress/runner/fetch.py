@@ -9,7 +9,7 @@ from effcompress.model.cache import cache_root
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner.preflight import require_here
 from effcompress.runner.sheet import Answer, Sheet, gigabytes
-from effcompress.runner.timeline import total_tokens
+from effcompress.runner.text import corpus_of
 
 
 def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = False) -> Answer:
@@ -51,16 +51,6 @@ def _get(loaded: LoadedRecipe, offline: bool) -> None:
     view = make_view(interactive=False)
     try:
         model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=view.note)
-        data.prepare(
-            recipe.data,
-            model.tokenizer,
-            cache_root(),
-            train_tokens=total_tokens(recipe),
-            heldout_sequences=recipe.evaluate.sequences,
-            offline=offline,
-            seed=recipe.seed,
-            progress=lambda what, share: view.note(f"{what} {share:.0%}"),
-            notice=view.note,
-        )
+        corpus_of(recipe, model.tokenizer, offline=offline, say=view.note, notice=view.note)
     finally:
         view.close()

@@ -22,6 +22,8 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
     price(loaded)
     if offline:
         require_here(loaded)
+        if any(domain.hub for domain in loaded.recipe.data.domains.values()):
+            _require_text(loaded)
 
 
 def require_here(loaded: LoadedRecipe) -> None:
@@ -33,3 +35,22 @@ def require_here(loaded: LoadedRecipe) -> None:
             where="model",
             fix=f"Run `effcompress fetch {loaded.path}` where there is a network.",
         )
+
+
+def _require_text(loaded: LoadedRecipe) -> None:
+    """Raises SourceError naming a hub data set of which too few tokens are here. Takes the
+    tokenizer, but not the weights.
+    """
+    from effcompress.model.cache import cache_root
+    from effcompress.model.fetch import ensure
+    from effcompress.model.tokenizer import open_tokenizer
+    from effcompress.runner.text import corpus_of
+
+    recipe = loaded.recipe
+    folder = ensure(recipe.model, cache_root(), offline=True)
+    tokenizer = open_tokenizer(recipe.model.tokenizer, folder, offline=True)
+    corpus_of(recipe, tokenizer, offline=True, say=_nothing, notice=_nothing)
+
+
+def _nothing(_: str) -> None:
+    """Whoever runs next says it again."""

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import torch
 
-from effcompress import __version__, checkpoint, data, report, train
+from effcompress import __version__, checkpoint, report, train
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.errors import EffcompressError, RunError
 from effcompress.log import Log, make_view
-from effcompress.model.cache import cache_root
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
@@ -31,6 +30,7 @@ from effcompress.runner.prune import (
 )
 from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
+from effcompress.runner.text import corpus_of
 from effcompress.runner.timeline import total_tokens
 from effcompress.spec import Recipe
 from effcompress.types import Due
@@ -89,7 +89,7 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
         log.warn(text)
     model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
     total = total_tokens(recipe)
-    corpus = _text(recipe, model, total, log, offline=offline, resumed=saved is not None)
+    corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
     state = RunState(recipe, model, corpus)
     if saved is None:
         _begin(state, model, corpus, total, log)
@@ -109,26 +109,16 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     return Report(folder, state.params, {d: v["perplexity"] for d, v in domains.items()})
 
 
-def _text(
-    recipe: Recipe, model: LoadedModel, total: int, log: Log, *, offline: bool, resumed: bool
-) -> Corpus:
+def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resumed: bool) -> Corpus:
     """Make the text ready. What preparing has to say is in the record of a resumed run already;
     what the stream says later (a domain that runs dry) is not.
     """
     log.phase("preparing the text")
-    say = log.note if resumed else log.warn
-    corpus = data.prepare(
-        recipe.data,
-        model.tokenizer,
-        cache_root(),
-        train_tokens=total,
-        heldout_sequences=recipe.evaluate.sequences,
-        offline=offline,
-        seed=recipe.seed,
-        progress=lambda what, share: log.note(f"{what} {share:.0%}"),
-        notice=lambda text: say(text),
+    tell = log.note if resumed else log.warn
+    corpus = corpus_of(
+        recipe, model.tokenizer, offline=offline, say=log.note, notice=lambda text: tell(text)
     )
-    say = log.warn
+    tell = log.warn
     return corpus
 
 

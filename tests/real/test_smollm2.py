@@ -36,18 +36,22 @@ def test_shape_and_quality(smol: LoadedModel, corpus: data.Corpus) -> None:
     assert 12 < found < 25
 
 
-def test_the_loud_channel_is_never_cut(smol: LoadedModel, corpus: data.Corpus) -> None:
-    """One hidden channel carries almost all energy of the residual stream; without it the model is
-    destroyed. The default criterion and selector must keep it even when two thirds of all hidden
-    channels go.
-    """
-    ids_NT = corpus.calibration(8, 0)
+def loud_channel(smol: LoadedModel, ids_NT: torch.Tensor) -> int:
+    """The hidden channel that carries almost all energy of the residual stream."""
     with torch.no_grad():
-        states = smol.module.eval()(ids_NT[:2], output_hidden_states=True).hidden_states
+        states = smol.module.eval()(ids_NT, output_hidden_states=True).hidden_states
         energy = torch.stack([s.float().square().mean((0, 1)) for s in states[1:-1]]).mean(0)
     share, loud = (energy / energy.sum()).max(0)
     assert share > 0.9
+    return int(loud)
 
+
+def test_the_loud_channel_is_never_cut(smol: LoadedModel, corpus: data.Corpus) -> None:
+    """Without it the model is destroyed. The default criterion and selector must keep it even when
+    two thirds of all hidden channels go.
+    """
+    ids_NT = corpus.calibration(8, 0)
+    loud = loud_channel(smol, ids_NT[:2])
     smol.module.train()
     criterion = Bound(REGISTRY.get("criterion", "taylor"))
     axes = groups.axes_of(smol.module, family_of(smol.config), smol.config)
@@ -57,13 +61,15 @@ def test_the_loud_channel_is_never_cut(smol: LoadedModel, corpus: data.Corpus) -
     selector = Bound(REGISTRY.get("selector", "least_salient"))
     found = choose(sets, axes, scores, Due(params=target), target, selector)
     assert len(found.plan["hidden"]) >= 380
-    assert int(loud) not in found.plan["hidden"]
+    assert loud not in found.plan["hidden"]
     # Magnitude alone would have been no help: this is what measuring buys.
     rank = int((scores["hidden"] > scores["hidden"][loud]).sum())
     assert rank < 192, f"the loud channel is only number {rank} of 576 by saliency"
 
 
-def test_the_quickstart_in_small(quickstart: LoadedRecipe, tmp_path: Path) -> None:
+def test_the_quickstart_in_small(
+    quickstart: LoadedRecipe, smol: LoadedModel, corpus: data.Corpus, tmp_path: Path
+) -> None:
     sets = ["train.tokens=2048", "evaluate.sequences=2", "evaluate.new_tokens=12"]
     sets += ["prune.schedule={name: continuous, every: 1, start: 1k, groups: 20}"]
     sets += ["prune.commit_every=20"]
@@ -74,6 +80,9 @@ def test_the_quickstart_in_small(quickstart: LoadedRecipe, tmp_path: Path) -> No
     by_kind = {e["event"]: e for e in events}
     assert by_kind["end"]["status"] == "success"
     assert by_kind["proof"]["max_logit_difference"] <= 1e-5
+    plans = [json.loads(line)["plan"] for line in (out / "plans.jsonl").read_text().splitlines()]
+    gone = {unit for plan in plans for unit in plan.get("hidden", [])}
+    assert gone and loud_channel(smol, corpus.calibration(2, 0)) not in gone
     kinds = {k for e in events if e["event"] == "cut" for k in e["removed"]}
     assert kinds == {"attention", "ffn", "hidden"}
     model = AutoModelForCausalLM.from_pretrained(out)

