@@ -33,8 +33,9 @@ class Axis:
 
     Two sides with the same axis name shrink together. ``{i}`` in ``param`` and ``name`` stands for
     the layer. ``block`` names how many positions one unit owns on this side (``"one"``, or a key of
-    ``Family.blocks``). ``when`` is a configuration flag that must be true (``!flag``: false) for
-    the parameter to exist.
+    ``Family.blocks``). Several axes on one dimension are segments, one behind the other, in the
+    order of the declaration (fused projections). ``when`` is a configuration flag that must be true
+    (``!flag``: false) for the parameter to exist.
     """
 
     param: str
@@ -65,22 +66,33 @@ class Family:
     """Configuration fields that must be there, positive whole numbers all."""
     norms: tuple[str, ...]
     """Gains of the norms that average over the hidden axis (patterns with ``{i}``)."""
+    gain_offset: float = 0.0
+    """What the norms add to their stored gain (Gemma: 1)."""
+    scaled_embedding: str = ""
+    """An embedding whose output the class multiplies by the root of the hidden size."""
+    final_norm: str = "model.norm.weight"
     epsilon_field: str = "rms_norm_eps"
     epsilon_attribute: str = "variance_epsilon"
     fixed: tuple[str, ...] = ("vocab", "head_dim")
     """Axis kinds that no removal touches."""
+    attention: str = "model.layers.{i}.self_attn"
+    """The attention module of a layer."""
+    adapt: Callable[[Any, Config, int], None] | None = None
+    """For classes whose attention keeps its own count of heads: given the module, the parent's
+    configuration and the layer's KV heads, make them agree."""
     containers: tuple[str, ...] = ()
     """``model_type``s to export as, in order of preference: the first that accepts the shape."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """An ``Axis`` resolved for one layer: ``size = units * block`` positions."""
+    """An ``Axis`` resolved for one layer: ``units * block`` positions from ``start`` on."""
 
     param: str
     dim: int
     name: str
     block: int
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,12 +123,14 @@ class GroupSet:
         """Index tensors of every side; made when asked for, so that pricing needs no torch."""
         import torch
 
-        index: dict[int, Tensor] = {}
+        index: dict[tuple[int, int], Tensor] = {}
         for side in self.sides:
-            if side.block not in index:
-                positions = torch.arange(self.size * side.block, device="cpu")
-                index[side.block] = positions.view(self.size, side.block)
-        return tuple(Member(side.param, side.dim, index[side.block]) for side in self.sides)
+            key = (side.start, side.block)
+            if key not in index:
+                stop = side.start + self.size * side.block
+                positions = torch.arange(side.start, stop, device="cpu")
+                index[key] = positions.view(self.size, side.block)
+        return tuple(Member(s.param, s.dim, index[s.start, s.block]) for s in self.sides)
 
 
 @dataclass(frozen=True)
@@ -149,12 +163,15 @@ class AxisMap:
     def freed(self, name: str, widths: Widths) -> int:
         """Parameters that go with one unit of axis ``name`` in a model of these widths."""
         params = {side.param for side in self.by_axis[name]}
-        return sum(self.numel(param, widths) // widths[name] for param in params)
+        fewer = {**widths, name: widths[name] - 1}
+        return sum(self.numel(param, widths) - self.numel(param, fewer) for param in params)
 
     def numel(self, param: str, widths: Widths) -> int:
         """Elements of one parameter in a model of these widths."""
-        sizes = (widths[side.name] * side.block for side in self.by_param[param])
-        return math.prod(sizes)
+        sizes: dict[int, int] = {}
+        for side in self.by_param[param]:
+            sizes[side.dim] = sizes.get(side.dim, 0) + widths[side.name] * side.block
+        return math.prod(sizes.values())
 
 
 class TextTokenizer(Protocol):

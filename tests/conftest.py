@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3")
 SHAPES: dict[str, dict[str, Any]] = {
     "gqa_tied": {"num_attention_heads": 6, "num_key_value_heads": 3, "tie_word_embeddings": True},
     "gqa_untied": {
@@ -52,7 +52,7 @@ def tiny(name: str = "gqa_tied", dtype: torch.dtype = torch.float32, **more: Any
     config = AutoConfig.for_model(**fields)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config)
         for p in model.parameters():
             if p.dim() == 1:
                 p.data.uniform_(0.5, 1.5)
@@ -71,12 +71,14 @@ class ExactRMSNorm(nn.Module):
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.weight = norm.weight
-        self.variance_epsilon = norm.variance_epsilon
+        # Gemma stores the gain less one, and calls its epsilon differently.
+        self.offset = 0.0 if hasattr(norm, "variance_epsilon") else 1.0
+        self.attribute = "variance_epsilon" if hasattr(norm, "variance_epsilon") else "eps"
+        setattr(self, self.attribute, getattr(norm, self.attribute))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (
-            self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
-        )
+        mean = x.square().mean(-1, keepdim=True)
+        return (self.weight + self.offset) * x * torch.rsqrt(mean + getattr(self, self.attribute))
 
 
 def with_exact_norms(

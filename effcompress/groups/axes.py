@@ -9,6 +9,8 @@ The same resolution serves a loaded model (shapes read from its tensors) and a c
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
 
 from effcompress.errors import CoverageError, did_you_mean
 from effcompress.types import Axis, AxisMap, Config, Family, Shapes, Side, Widths
@@ -16,14 +18,9 @@ from effcompress.types import Axis, AxisMap, Config, Family, Shapes, Side, Width
 
 def from_config(family: Family, config: Config) -> AxisMap:
     """The map of a model that is not loaded. Imports no torch."""
-    widths: dict[str, int] = {}
     sides = _sides(family, config)
-    for side in sides:
-        widths[side.name] = family.units[side.name.split(".")[0]](config)
-    shapes: dict[str, list[int]] = defaultdict(list)
-    for side in sorted(sides, key=lambda s: s.dim):
-        shapes[side.param].append(widths[side.name] * side.block)
-    return _assemble(family, {k: tuple(v) for k, v in shapes.items()}, sides, widths)
+    widths = {s.name: family.units[s.name.split(".")[0]](config) for s in sides}
+    return _assemble(family, _shapes(sides, widths), sides, widths)
 
 
 def from_shapes(family: Family, config: Config, shapes: Shapes) -> AxisMap:
@@ -42,44 +39,69 @@ def from_shapes(family: Family, config: Config, shapes: Shapes) -> AxisMap:
     _check_cover(family, shapes, declared)
     widths: dict[str, int] = {}
     first: dict[str, Side] = {}
-    for side in sides:
-        size = shapes[side.param][side.dim]
-        units, rest = divmod(size, side.block)
+    for (param, dim), segments in _dimensions(sides).items():
+        names = {side.name for side in segments}
+        if len(names) > 1:
+            continue  # several axes share this dimension; each is known from another one
+        (name,) = names
+        block = sum(side.block for side in segments)
+        units, rest = divmod(shapes[param][dim], block)
         if rest:
             raise CoverageError(
-                f"dimension {side.dim} has {size} positions, no multiple of the {side.block} that "
-                f"one unit of axis '{side.name}' owns",
-                where=side.param,
+                f"dimension {dim} has {shapes[param][dim]} positions, no multiple of the {block} "
+                f"that one unit of axis '{name}' owns",
+                where=param,
             )
-        if widths.setdefault(side.name, units) != units:
+        if widths.setdefault(name, units) != units:
             raise CoverageError(
-                f"{units} units on axis '{side.name}', but {first[side.name].param} has "
-                f"{widths[side.name]}",
-                where=side.param,
+                f"{units} units on axis '{name}', but {first[name].param} has {widths[name]}",
+                where=param,
             )
-        first.setdefault(side.name, side)
+        first.setdefault(name, segments[0])
+    for param, shape in _shapes(sides, widths).items():
+        if shape != tuple(shapes[param]):
+            raise CoverageError(
+                f"shape {tuple(shapes[param])}, but its axes add up to {shape}", where=param
+            )
     return _assemble(family, dict(shapes), sides, widths)
 
 
 def shapes_at(axes: AxisMap, widths: Widths) -> dict[str, tuple[int, ...]]:
     """Parameter shapes of the model if its axes had these widths (missing ones keep theirs)."""
-    wide = {**axes.widths, **widths}
-    shapes = {name: list(shape) for name, shape in axes.shapes.items()}
-    for side in axes.sides:
-        shapes[side.param][side.dim] = wide[side.name] * side.block
-    return {name: tuple(shape) for name, shape in shapes.items()}
+    return _shapes(axes.sides, {**axes.widths, **widths})
+
+
+def _dimensions(sides: Iterable[Side]) -> dict[tuple[str, int], list[Side]]:
+    """(parameter, dimension) -> its segments, in order."""
+    found: dict[tuple[str, int], list[Side]] = defaultdict(list)
+    for side in sides:
+        found[side.param, side.dim].append(side)
+    return found
+
+
+def _shapes(sides: Iterable[Side], widths: Widths) -> dict[str, tuple[int, ...]]:
+    sizes: dict[str, dict[int, int]] = defaultdict(dict)
+    for (param, dim), segments in _dimensions(sides).items():
+        sizes[param][dim] = sum(widths[side.name] * side.block for side in segments)
+    return {param: tuple(size for _, size in sorted(s.items())) for param, s in sizes.items()}
 
 
 def _assemble(family: Family, shapes: Shapes, sides: tuple[Side, ...], widths: Widths) -> AxisMap:
     by_axis: dict[str, list[Side]] = defaultdict(list)
     by_param: dict[str, list[Side]] = defaultdict(list)
+    ends: dict[tuple[str, int], int] = defaultdict(int)
+    placed: list[Side] = []
     for side in sides:
+        key = (side.param, side.dim)
+        placed.append(replace(side, start=ends[key]))
+        ends[key] += widths[side.name] * side.block
+    for side in placed:
         by_axis[side.name].append(side)
         by_param[side.param].append(side)
     return AxisMap(
         family,
         shapes,
-        sides,
+        tuple(placed),
         widths,
         by_axis={k: tuple(v) for k, v in by_axis.items()},
         by_param={k: tuple(v) for k, v in by_param.items()},

@@ -42,7 +42,7 @@ def container(family: Family, config: Config, widths: Widths, epsilon: float) ->
         try:
             built = AutoConfig.for_model(model_type, **_known(model_type, own, fields))
             with torch.device("meta"):
-                skeleton = AutoModelForCausalLM.from_config(built, attn_implementation="sdpa")
+                skeleton = AutoModelForCausalLM.from_config(built)
         except (ValueError, StrictDataclassError) as error:  # their own validation
             refused[model_type] = (
                 str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")

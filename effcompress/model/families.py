@@ -8,6 +8,7 @@ table, so that a recipe can be priced without importing torch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,14 @@ def _resize_llama(config: Config, widths: Widths) -> dict[str, Any]:
 _ATTENTION, _FFN = "attention.{i}", "ffn.{i}"
 
 
+def _separate(qkv_bias: str, mlp_bias: str) -> Iterator[Axis]:
+    yield from linear(LAYER + "self_attn.q_proj", (_ATTENTION, "query"), "hidden", qkv_bias)
+    yield from linear(LAYER + "self_attn.k_proj", (_ATTENTION, "head"), "hidden", qkv_bias)
+    yield from linear(LAYER + "self_attn.v_proj", (_ATTENTION, "head"), "hidden", qkv_bias)
+    yield from linear(LAYER + "mlp.gate_proj", _FFN, "hidden", mlp_bias)
+    yield from linear(LAYER + "mlp.up_proj", _FFN, "hidden", mlp_bias)
+
+
 def _decoder(
     name: str,
     model_types: tuple[str, ...],
@@ -70,8 +79,11 @@ def _decoder(
     qkv_bias: str = "",
     o_bias: str = "",
     mlp_bias: str = "",
+    projections: tuple[Axis, ...] = (),
     more: tuple[Axis, ...] = (),
+    more_norms: tuple[str, ...] = (),
     containers: tuple[str, ...] = (),
+    **traits: Any,
 ) -> Family:
     """A decoder of Llama's shape: norm, q/k/v/o, norm, gate/up/down. ``more`` adds what the family
     has beside; a bias is a configuration flag, ``always`` or nothing.
@@ -83,15 +95,12 @@ def _decoder(
             Axis("model.embed_tokens.weight", 0, "vocab"),
             Axis("model.embed_tokens.weight", 1, "hidden"),
             Axis(LAYER + "input_layernorm.weight", 0, "hidden"),
-            *linear(LAYER + "self_attn.q_proj", (_ATTENTION, "query"), "hidden", qkv_bias),
-            *linear(LAYER + "self_attn.k_proj", (_ATTENTION, "head"), "hidden", qkv_bias),
-            *linear(LAYER + "self_attn.v_proj", (_ATTENTION, "head"), "hidden", qkv_bias),
+            *(projections or _separate(qkv_bias, mlp_bias)),
             *linear(LAYER + "self_attn.o_proj", "hidden", (_ATTENTION, "query"), o_bias),
             Axis(LAYER + "post_attention_layernorm.weight", 0, "hidden"),
-            *linear(LAYER + "mlp.gate_proj", _FFN, "hidden", mlp_bias),
-            *linear(LAYER + "mlp.up_proj", _FFN, "hidden", mlp_bias),
             *linear(LAYER + "mlp.down_proj", "hidden", _FFN, mlp_bias),
             *more,
+            *(Axis(norm, 0, "hidden") for norm in more_norms),
             Axis("model.norm.weight", 0, "hidden"),
             Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
             Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
@@ -119,9 +128,11 @@ def _decoder(
         norms=(
             LAYER + "input_layernorm.weight",
             LAYER + "post_attention_layernorm.weight",
+            *more_norms,
             "model.norm.weight",
         ),
         containers=containers,
+        **traits,
     )
 
 
@@ -134,17 +145,6 @@ LLAMA = _decoder(
     containers=("llama", "mistral"),
 )
 QWEN2 = _decoder("qwen2", ("qwen2",), qkv_bias="always")
-QWEN3 = _decoder(
-    "qwen3",
-    ("qwen3",),
-    qkv_bias="attention_bias",
-    o_bias="attention_bias",
-    # Norms within each head, shared by all heads: no unit of ours owns any of it.
-    more=(
-        Axis(LAYER + "self_attn.q_norm.weight", 0, "head_dim"),
-        Axis(LAYER + "self_attn.k_norm.weight", 0, "head_dim"),
-    ),
-)
 SMOLLM3 = _decoder(
     "smollm3",
     ("smollm3",),
@@ -153,7 +153,56 @@ SMOLLM3 = _decoder(
     mlp_bias="mlp_bias",
 )
 
-FAMILIES = (LLAMA, QWEN2, QWEN3, SMOLLM3)
+_QK_NORM = (
+    Axis(LAYER + "self_attn.q_norm.weight", 0, "head_dim"),
+    Axis(LAYER + "self_attn.k_norm.weight", 0, "head_dim"),
+)
+"""Norms within each head, shared by all heads: no unit of ours owns any of it."""
+QWEN3 = _decoder(
+    "qwen3", ("qwen3",), qkv_bias="attention_bias", o_bias="attention_bias", more=_QK_NORM
+)
+_GEMMA: dict[str, Any] = {
+    "qkv_bias": "attention_bias",
+    "o_bias": "attention_bias",
+    # The blocks are wrapped in norms on both sides.
+    "more_norms": (
+        LAYER + "pre_feedforward_layernorm.weight",
+        LAYER + "post_feedforward_layernorm.weight",
+    ),
+    "gain_offset": 1.0,
+    "scaled_embedding": "model.embed_tokens.weight",
+    "epsilon_attribute": "eps",
+}
+GEMMA2 = _decoder("gemma2", ("gemma2",), **_GEMMA)
+GEMMA3 = _decoder("gemma3", ("gemma3_text",), more=_QK_NORM, **_GEMMA)
+
+
+def _adapt_phi3(attention: Any, config: Config, heads: int) -> None:
+    # It slices q, k and v apart by counts: one of its own, one of a configuration that all layers
+    # share. A copy lets layers differ.
+    attention.num_key_value_heads = heads
+    attention.config = copy.copy(attention.config)
+    attention.config.num_key_value_heads = heads
+    attention.config.num_attention_heads = heads * queries_per_kv(config)
+
+
+PHI3 = _decoder(
+    "phi3",
+    ("phi3",),
+    projections=(
+        # One matrix each: all queries, then all keys, then all values; all gates, then all ups.
+        Axis(LAYER + "self_attn.qkv_proj.weight", 0, _ATTENTION, "query"),
+        Axis(LAYER + "self_attn.qkv_proj.weight", 0, _ATTENTION, "head"),
+        Axis(LAYER + "self_attn.qkv_proj.weight", 0, _ATTENTION, "head"),
+        Axis(LAYER + "self_attn.qkv_proj.weight", 1, "hidden"),
+        Axis(LAYER + "mlp.gate_up_proj.weight", 0, _FFN),
+        Axis(LAYER + "mlp.gate_up_proj.weight", 0, _FFN),
+        Axis(LAYER + "mlp.gate_up_proj.weight", 1, "hidden"),
+    ),
+    adapt=_adapt_phi3,
+)
+
+FAMILIES = (LLAMA, QWEN2, QWEN3, SMOLLM3, GEMMA2, GEMMA3, PHI3)
 
 
 def family_of(config: Config) -> Family:

@@ -33,19 +33,24 @@ def commit(
     ``sets`` describe the model as it physically is. Returns the names of the parameters that were
     shortened. The model computes the same function before and after.
     """
-    cuts: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    stays: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for s in sets:
-        if bool(ledger.alive[s.name].all()):
+        dead = ~ledger.alive[s.name]
+        if not bool(dead.any()):
             continue
         keep = ledger.compact(s.name)
         for m in s.members:
-            cuts[m.param][m.dim] = m.index_GB[keep].flatten()
+            # A dimension may be shared by several segments: each takes out what is its own.
+            every = torch.ones(params[m.param].shape[m.dim], dtype=torch.bool)
+            alive = stays[m.param].setdefault(m.dim, every)
+            alive[m.index_GB[dead].flatten()] = False
         if s.kind == "hidden":
             for norm in norms:
                 shorten(norm, s.size, len(keep))
-    for name, keep_by_dim in cuts.items():
-        shrink(params[name], keep_by_dim, optimizer, name)
-    return list(cuts)
+    for name, by_dim in stays.items():
+        kept = {dim: alive.nonzero().flatten() for dim, alive in by_dim.items()}
+        shrink(params[name], kept, optimizer, name)
+    return list(stays)
 
 
 def shrink(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from effcompress.registry import Bound
 from effcompress.types import Family
@@ -20,16 +20,28 @@ from effcompress.types import Family
 
 @final
 class Norm:
-    """A norm over the hidden axis: its gain and its epsilon, wherever the module keeps it."""
+    """A norm over the hidden axis: its gain and its epsilon, wherever the module keeps it.
 
-    def __init__(self, module: nn.Module, attribute: str) -> None:
-        self.module, self.attribute = module, attribute
+    Some classes store the gain less an ``offset`` (Gemma: the gain is one plus the weight).
+    """
+
+    def __init__(self, module: nn.Module, attribute: str, offset: float = 0.0) -> None:
+        self.module, self.attribute, self.offset = module, attribute, offset
 
     @property
     def gain(self) -> nn.Parameter:
         gain = self.module.weight
         assert isinstance(gain, nn.Parameter)
         return gain
+
+    def effective(self) -> Tensor:
+        """The gain that multiplies, in fp64."""
+        return self.gain.detach().double() + self.offset
+
+    def store(self, gain: Tensor) -> None:
+        """Set the gain that multiplies."""
+        with torch.no_grad():
+            self.gain.copy_(gain - self.offset)
 
     @property
     def epsilon(self) -> float:
@@ -45,23 +57,24 @@ def norms(module: nn.Module, family: Family, layers: int) -> Iterator[Norm]:
     for pattern in family.norms:
         for i in range(layers) if "{i}" in pattern else (0,):
             path = pattern.replace("{i}", str(i)).removesuffix(".weight")
-            yield Norm(module.get_submodule(path), family.epsilon_attribute)
+            attribute = family.epsilon_attribute
+            yield Norm(module.get_submodule(path), attribute, family.gain_offset)
 
 
 @torch.no_grad()
 def narrow(norm: Norm, physical: int, before: int, after: int, repairs: Sequence[Bound]) -> None:
     """Go from ``before`` to ``after`` living channels, with the repairs that the recipe names."""
-    gain = norm.gain.double() * (physical / before) ** 0.5
+    gain = norm.effective() * (physical / before) ** 0.5
     epsilon = norm.epsilon * physical / before
     for repair in repairs:
         gain, epsilon = repair(gain=gain, epsilon=epsilon, before=before, after=after)
     # In fp64 and back: a repair that undoes the factors leaves the stored gain bit for bit.
-    norm.gain.copy_(gain * (after / physical) ** 0.5)
+    norm.store(gain * (after / physical) ** 0.5)
     norm.epsilon = epsilon * after / physical
 
 
 @torch.no_grad()
 def shorten(norm: Norm, physical: int, alive: int) -> None:
     """The stored values for a norm whose physical width becomes ``alive``."""
-    norm.gain.copy_(norm.gain.double() * (physical / alive) ** 0.5)
+    norm.store(norm.effective() * (physical / alive) ** 0.5)
     norm.epsilon = norm.epsilon * physical / alive

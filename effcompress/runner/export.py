@@ -15,6 +15,7 @@ from effcompress.log import Log
 from effcompress.model.containers import Container, container
 from effcompress.model.silence import quietly
 from effcompress.runner.state import RunState
+from effcompress.types import AxisMap
 
 PROOF_TOKENS = 64
 
@@ -95,18 +96,52 @@ def _widest(widths: dict[str, int]) -> dict[str, int]:
 @torch.no_grad()
 def _padded(state: RunState, widest: dict[str, int], alive: int) -> dict[str, Tensor]:
     """Parameters on the CPU, with zeros behind the last unit of whatever is narrower."""
+    now = groups.axes_of(state.module, state.family, state.config)
     wide = {name: widest[name.split(".")[0]] for name in state.widths}
-    shapes = groups.shapes_at(state.parent, wide)
-    scale = (alive / widest["hidden"]) ** 0.5
-    gains = {id(norm.gain) for norm in state.norms()}
+    shapes = groups.shapes_at(now, wide)
+    then = groups.from_shapes(state.family, state.config, shapes)
+    factors = _factors(state, widest, alive)
+    offsets = {id(norm.gain): norm.offset for norm in state.norms()}
     found: dict[str, Tensor] = {}
     for name, p in state.parameters().items():
-        tensor = p.detach().cpu()
-        if id(p) in gains and scale != 1.0:
-            tensor = (tensor.double() * scale).to(tensor.dtype)
+        tensor, offset = p.detach().cpu(), offsets.get(id(p), 0.0)
+        if name in factors:
+            tensor = ((tensor.double() + offset) * factors[name] - offset).to(tensor.dtype)
         if tuple(tensor.shape) != shapes[name]:
             room = tensor.new_zeros(shapes[name])
-            room[tuple(slice(0, n) for n in tensor.shape)] = tensor
+            places = [_places(now, then, name, dim) for dim in range(tensor.dim())]
+            room[torch.meshgrid(*places, indexing="ij")] = tensor
             tensor = room
         found[name] = tensor
+    return found
+
+
+def _places(now: AxisMap, then: AxisMap, param: str, dim: int) -> Tensor:
+    """Where each position of ``dim`` goes when segments grow at their ends."""
+    pairs = zip(now.by_param[param], then.by_param[param], strict=True)
+    return torch.cat(
+        [
+            torch.arange(new.start, new.start + now.widths[old.name] * old.block)
+            for old, new in pairs
+            if old.dim == dim
+        ]
+    )
+
+
+def _factors(state: RunState, widest: dict[str, int], alive: int) -> dict[str, float]:
+    """Parameter -> what its (effective) value must be multiplied by.
+
+    Norms over more channels than are alive; and where the class multiplies the embedding by the
+    root of the hidden size (the parent's in memory, the new one after loading), the ratio of the
+    two, with its inverse in the last norm if the embedding is also the output matrix.
+    """
+    scale = (alive / widest["hidden"]) ** 0.5
+    gains = {id(norm.gain) for norm in state.norms()}
+    found = {n: scale for n, p in state.parameters().items() if id(p) in gains and scale != 1.0}
+    if state.family.scaled_embedding:
+        ratio = (state.config["hidden_size"] / widest["hidden"]) ** 0.5
+        found[state.family.scaled_embedding] = ratio
+        if state.config.get("tie_word_embeddings"):
+            last = state.family.final_norm
+            found[last] = found.get(last, 1.0) / ratio
     return found

@@ -15,7 +15,7 @@ from effcompress.errors import RecipeError
 from effcompress.model.families import family_of
 from effcompress.model.load import LoadedModel
 from effcompress.removal.ledger import Ledger
-from effcompress.removal.modules import agree, agree_config
+from effcompress.removal.modules import adapt, agree, agree_config
 from effcompress.removal.norms import Norm, norms
 from effcompress.saliency.average import ScoreAverage
 from effcompress.spec import Recipe
@@ -92,8 +92,9 @@ class RunState:
         uniform = self.uniform_widths()
         if uniform is not None:
             agree_config(self.module, self.family.resize(self.config, uniform))
+        axes = groups.axes_of(self.module, self.family, self.config)
+        adapt(self.module, self.family, self.config, axes.widths)
         if self.recipe.prune:
-            axes = groups.axes_of(self.module, self.family, self.config)
             self.sets = groups.find(axes, self.recipe.prune.space)
 
     def uniform_widths(self) -> dict[str, int] | None:

@@ -6,12 +6,13 @@ from a line removes one mini-group from each of its sets.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import final
 
-from effcompress.types import AxisMap, GroupSet, Widths
+from effcompress.types import AxisMap, GroupSet, Side, Widths
 
 TOLERANCE = 0.005
 """A target is met within half a percent (design: ask for a size, get that size)."""
@@ -98,11 +99,17 @@ def _price(axes: AxisMap, line: Line) -> dict[tuple[str, ...], int]:
     terms: dict[tuple[str, ...], int] = {}
     for name in line.sets:
         for param in dict.fromkeys(side.param for side in axes.by_axis[name]):
-            sides = axes.by_param[param]
-            names = tuple(side.name for side in sides if side.name != name)
-            assert len(names) == len(sides) - 1, f"{param} carries {name} twice"
-            factor = math.prod(side.block for side in sides)
-            terms[names] = terms.get(names, 0) + factor
+            by_dim: dict[int, list[Side]] = {}
+            for side in axes.by_param[param]:
+                by_dim.setdefault(side.dim, []).append(side)
+            own = [dim for dim, sides in by_dim.items() if name in {s.name for s in sides}]
+            assert len(own) == 1, f"{param} carries {name} on {len(own)} dimensions"
+            block = sum(side.block for side in by_dim.pop(own[0]) if side.name == name)
+            # A dimension of several segments is a sum of widths: one term for each choice.
+            for choice in itertools.product(*by_dim.values()):
+                names = tuple(side.name for side in choice)
+                factor = block * math.prod(side.block for side in choice)
+                terms[names] = terms.get(names, 0) + factor
     return terms
 
 

@@ -18,7 +18,7 @@ from effcompress.registry import REGISTRY, Bound
 from effcompress.removal.commit import commit
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.mask import mask
-from effcompress.removal.modules import agree
+from effcompress.removal.modules import adapt, agree
 from effcompress.removal.norms import norms
 from tests.conftest import (
     FAMILIES,
@@ -54,12 +54,13 @@ class LiveNorm(nn.Module):
         live[dead] = 0
         ratio = D / float(live.sum()) if corrected else 1.0
         self.register_buffer("live", live)
-        self.weight = nn.Parameter(norm.weight.detach() * ratio**0.5)
-        self.eps = norm.variance_epsilon * ratio
+        exact = ExactRMSNorm(norm)
+        self.gain = (norm.weight.detach() + exact.offset) * ratio**0.5
+        self.eps = getattr(norm, exact.attribute) * ratio
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = (x.square() * self.live).sum(-1, keepdim=True) / self.live.sum()
-        return self.weight * x * torch.rsqrt(mean + self.eps) * self.live
+        return self.gain * x * torch.rsqrt(mean + self.eps) * self.live
 
 
 def reference(
@@ -121,6 +122,7 @@ def test_masking_equals_removing(
     commit(sets, params, ledger, norms=the_norms)
     agree(model)
     after = groups.axes_of(model, family, config)
+    adapt(model, family, config, after.widths)
     torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-9)
     assert {n: after.widths[n] for n in plan} == {
         n: axes.widths[n] - len(units) for n, units in plan.items()

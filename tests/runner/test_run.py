@@ -321,7 +321,9 @@ def test_a_run_that_failed_goes_on_as_if_nothing_had_happened(
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize(
+    "model_type", ["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3"]
+)
 def test_every_declared_family_is_pruned_and_proven(tmp_path: Path, model_type: str) -> None:
     path = recipe(tmp_path, **SHORT)
     out = tmp_path / "out"
