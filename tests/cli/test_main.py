@@ -48,13 +48,17 @@ def runner(monkeypatch):
         setattr(fake, name, function)
         monkeypatch.setitem(sys.modules, module, fake)
 
-    for name in ("run", "price", "plan", "inspect", "fetch", "evaluate"):
+    for name in ("run", "preflight", "price", "plan", "inspect", "fetch", "evaluate"):
         stand_in(f"effcompress.runner.{name}", name)
     return types.SimpleNamespace(calls=calls, answers=answers)
 
 
 def test_run_passes_everything_on(effcompress, runner, tmp_path):
     write(tmp_path)
+    folder = Path("out")
+    runner.answers["run"] = types.SimpleNamespace(
+        folder=folder, params=1234, perplexity={"prose": 12.345}
+    )
     words = (
         "--output",
         "out",
@@ -65,8 +69,11 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
         "--resume",
         "--offline",
     )
-    assert effcompress("run", "recipe.yaml", *words)[0] == 0
-    [(_, (loaded,), keywords)] = runner.calls
+    code, out, _ = effcompress("run", "recipe.yaml", *words)
+    assert code == 0
+    assert "prose 12.35" in out and "1,234" in out and str(folder / "report.html") in out
+    (checked, _, first), (ran, (loaded,), keywords) = runner.calls
+    assert (checked, first, ran) == ("preflight", {"offline": True}, "run")
     assert keywords == {"output": Path("out"), "resume": True, "offline": True}
     assert (loaded.recipe.seed, loaded.recipe.train.tokens) == (1, 9)
 
