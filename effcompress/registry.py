@@ -77,6 +77,7 @@ class Knob:
 
     @property
     def required(self) -> bool:
+        """Whether a recipe must give it."""
         return self.default is inspect.Parameter.empty
 
 
@@ -107,10 +108,12 @@ class Bound:
 
     @property
     def name(self) -> str:
+        """The plugin's name."""
         return self.plugin.name
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """What must be injected."""
         return self.plugin.needs
 
     def __call__(self, **available: Any) -> Any:

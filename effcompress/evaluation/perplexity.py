@@ -22,6 +22,7 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
+        """``exp(loss)``, at most 1e304."""
         return math.exp(min(self.loss, 700.0))
 
 

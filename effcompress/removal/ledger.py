@@ -71,6 +71,7 @@ class Ledger:
         return found | {f"alive.{n}": t for n, t in self.alive.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """What ``state_dict`` gave."""
         for name in self.sizes:
             self.original[name] = state[f"original.{name}"].clone()
             self.alive[name] = state[f"alive.{name}"].clone()

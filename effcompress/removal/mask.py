@@ -17,7 +17,7 @@ from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.norms import Norm, narrow
 from effcompress.removal.optimizer import moments
-from effcompress.types import GroupSet, Plan
+from effcompress.types import GroupSet, Member, Plan
 
 
 @torch.no_grad()
@@ -47,17 +47,8 @@ def mask(
         positions = ledger.positions(name, units)
         chosen = by_name[name]
         for member in chosen.members:
-            p = params[member.param]
-            if p.grad is not None:
-                raise SurgeryError(
-                    "removal happens between optimizer steps, but a gradient is alive",
-                    where=member.param,
-                    fix="Call optimizer.zero_grad(set_to_none=True) first.",
-                )
-            index = member.index_GB[positions].flatten().to(p.device)
-            _zero(p, member.dim, index)
-            for moment in moments(optimizer, p):
-                _zero(moment, member.dim, index)
+            index = member.index_GB[positions].flatten()
+            _silence(member, params[member.param], index, optimizer)
         before = int(ledger.alive[name].sum())
         ledger.bury(name, positions)
         if chosen.kind == "hidden":
@@ -65,5 +56,14 @@ def mask(
                 narrow(norm, chosen.size, before, before - len(units), repairs)
 
 
-def _zero(tensor: Tensor, dim: int, index: Tensor) -> None:
-    tensor.index_fill_(dim, index, 0.0)
+def _silence(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer | None) -> None:
+    """Zero positions of one parameter and of its optimizer state."""
+    if p.grad is not None:
+        raise SurgeryError(
+            "removal happens between optimizer steps, but a gradient is alive",
+            where=member.param,
+            fix="Call optimizer.zero_grad(set_to_none=True) first.",
+        )
+    index = index.to(p.device)
+    for tensor in (p, *moments(optimizer, p)):
+        tensor.index_fill_(member.dim, index, 0.0)

@@ -30,6 +30,7 @@ class Norm:
 
     @property
     def gain(self) -> nn.Parameter:
+        """The parameter, as the class stores it."""
         gain = self.module.weight
         assert isinstance(gain, nn.Parameter)
         return gain
@@ -45,6 +46,7 @@ class Norm:
 
     @property
     def epsilon(self) -> float:
+        """What the norm adds to the mean square."""
         return float(getattr(self.module, self.attribute))
 
     @epsilon.setter

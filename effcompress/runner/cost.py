@@ -43,6 +43,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """Sum of all parts."""
         return (
             self.weights
             + self.gradients

@@ -30,6 +30,7 @@ class Stock:
 
     @property
     def count(self) -> int:
+        """Parameters of the folder, padding included."""
         return sum(p.numel() for p in self.params.values())
 
 

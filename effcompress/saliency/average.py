@@ -37,9 +37,11 @@ class ScoreAverage:
         return {name: value / self.weight for name, value in self.values.items()}
 
     def state_dict(self) -> dict[str, Any]:
+        """Values and their weight, for a checkpoint."""
         return {"values": self.values, "weight": self.weight}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave."""
         self.weight = float(state["weight"])
         for name, value in state["values"].items():
             self.values[name].copy_(value)
