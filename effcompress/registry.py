@@ -45,7 +45,7 @@ INPUTS: dict[str, dict[str, str]] = {
     "selector": {
         "score_K": "[K] saliency of each candidate: the least salient unit of its set(s)",
         "params_K": "[K] parameters the candidate's removal frees",
-        "mean_K": "[K] mean saliency of the units alive in the candidate's set(s)",
+        "mean_K": "[K] mean saliency of equally many units alive in the candidate's set(s)",
         "removed_K": "[K] share of the candidate's kind removed so far, 0 to 1",
     },
     "repair": {

@@ -106,8 +106,8 @@ class Member:
 
 @dataclass(frozen=True)
 class GroupSet:
-    """All mini-groups along one axis. In ``lockstep`` every set of a kind loses equally many, and
-    none is cut below ``minimum`` units.
+    """All mini-groups along one axis. In ``lockstep`` every set of a kind loses equally many; none
+    is cut below ``minimum`` units, and none to a width that is no multiple of ``round_to``.
     """
 
     name: str
@@ -117,6 +117,7 @@ class GroupSet:
     sides: tuple[Side, ...]
     scope: str = "per_layer"
     minimum: int = 1
+    round_to: int = 1
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
@@ -148,12 +149,14 @@ class AxisMap:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""
         return [name for name in self.by_axis if name.split(".")[0] == kind]
 
-    def sets(self, kind: str, *, scope: str = "per_layer", minimum: int = 1) -> Iterator[GroupSet]:
+    def sets(
+        self, kind: str, *, scope: str = "per_layer", minimum: int = 1, round_to: int = 1
+    ) -> Iterator[GroupSet]:
         """The group sets of every axis of ``kind``; a ``minimum`` above the width cuts nothing."""
         for name in self.axes(kind):
             layer = int(name.split(".")[1]) if "." in name else None
             sides, size = self.by_axis[name], self.widths[name]
-            yield GroupSet(name, kind, layer, size, sides, scope, min(minimum, size))
+            yield GroupSet(name, kind, layer, size, sides, scope, min(minimum, size), round_to)
 
     def count(self, widths: Widths | None = None) -> int:
         """Parameters of the model if its axes had these widths (missing ones keep theirs)."""

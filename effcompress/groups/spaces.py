@@ -12,10 +12,16 @@ from effcompress.types import AxisMap, GroupSet
 
 @space("ffn", paper="arXiv:2502.06663, type II")
 def ffn(
-    axes: AxisMap, *, scope: Literal["lockstep", "per_layer"] = "lockstep", minimum: Positive = 1
+    axes: AxisMap,
+    *,
+    scope: Literal["lockstep", "per_layer"] = "lockstep",
+    minimum: Positive = 1,
+    round_to: Positive = 1,
 ) -> Iterator[GroupSet]:
-    """One channel of a feed-forward block: its gate and up rows and its down column."""
-    yield from axes.sets("ffn", scope=scope, minimum=minimum)
+    """One channel of a feed-forward block: its gate and up rows and its down column. With
+    ``round_to`` channels go in blocks, so that every width on the way is a multiple of it.
+    """
+    yield from axes.sets("ffn", scope=scope, minimum=minimum, round_to=round_to)
 
 
 @space("attention", paper="arXiv:2502.06663, type I")
@@ -31,6 +37,8 @@ def attention(
 
 
 @space("hidden", paper="arXiv:2502.06663, type III")
-def hidden(axes: AxisMap, *, minimum: Positive = 1) -> Iterator[GroupSet]:
-    """One channel of the residual stream, through every layer, norm and projection."""
-    yield from axes.sets("hidden", scope="lockstep", minimum=minimum)
+def hidden(axes: AxisMap, *, minimum: Positive = 1, round_to: Positive = 1) -> Iterator[GroupSet]:
+    """One channel of the residual stream, through every layer, norm and projection. With
+    ``round_to`` channels go in blocks, so that every width on the way is a multiple of it.
+    """
+    yield from axes.sets("hidden", scope="lockstep", minimum=minimum, round_to=round_to)

@@ -26,6 +26,7 @@ class Line:
     sets: tuple[str, ...]
     size: int
     minimum: int
+    round_to: int = 1
 
 
 def lines_of(sets: Iterable[GroupSet]) -> list[Line]:
@@ -34,7 +35,7 @@ def lines_of(sets: Iterable[GroupSet]) -> list[Line]:
     for s in sets:
         key = s.kind if s.scope == "lockstep" else s.name
         before = lines[key].sets if key in lines else ()
-        lines[key] = Line(s.kind, (*before, s.name), s.size, s.minimum)
+        lines[key] = Line(s.kind, (*before, s.name), s.size, s.minimum, s.round_to)
     return list(lines.values())
 
 
@@ -49,11 +50,18 @@ class Budget:
         self._prices = [_price(axes, line) for line in lines]
         self._freed: dict[int, int] = {}
 
+    def block(self, k: int) -> int:
+        """Units that go at once from every set of line ``k``: one, or as many as lead to the next
+        multiple of its ``round_to``.
+        """
+        line = self.lines[k]
+        return self.widths[line.sets[0]] % line.round_to or line.round_to
+
     def freed(self, k: int) -> int:
         """Parameters that the next removal from line ``k`` frees."""
         if k not in self._freed:
             widths = self.widths
-            self._freed[k] = sum(
+            self._freed[k] = self.block(k) * sum(
                 factor * math.prod(widths[name] for name in names)
                 for names, factor in self._prices[k].items()
             )
@@ -69,10 +77,12 @@ class Budget:
         return [k for k in range(len(self.lines)) if self._allowed(k)]
 
     def take(self, k: int) -> None:
-        """Remove one mini-group from every set of line ``k``."""
+        """Remove the next block from every set of line ``k``."""
+        block = self.block(k)
         self.params -= self.freed(k)
+        self._freed.pop(k)
         for name in self.lines[k].sets:
-            self.widths[name] -= 1
+            self.widths[name] -= block
         gone = set(self.lines[k].sets)
         for other, price in enumerate(self._prices):
             if any(not gone.isdisjoint(names) for names in price):
@@ -85,7 +95,7 @@ class Budget:
 
     def _allowed(self, k: int) -> bool:
         line = self.lines[k]
-        if self.widths[line.sets[0]] <= line.minimum:
+        if self.widths[line.sets[0]] - self.block(k) < line.minimum:
             return False
         after = self.params - self.freed(k)
         nearer = abs(after - self.target) < abs(self.params - self.target)

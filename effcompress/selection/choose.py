@@ -62,18 +62,16 @@ def choose(
     budget = Budget(axes, lines, alive, target)
     lowest = _lowest(queues, budget)
     taken = [0] * len(lines)
-    while due.groups is None or sum(taken) < due.groups:
+    removed: dict[str, int] = {}
+    while due.groups is None or sum(removed.values()) < due.groups:
         choices = budget.open()
         if not choices or (due.params is not None and budget.params <= due.params):
             break
         value_K = _compare(choices, queues, taken, budget, selector)
         k = choices[int(value_K.argmin())]
+        taken[k] += budget.block(k)
         budget.take(k)
-        taken[k] += 1
-    removed: dict[str, int] = {}
-    for line, n in zip(lines, taken, strict=True):
-        if n:
-            removed[line.kind] = removed.get(line.kind, 0) + n
+        removed[lines[k].kind] = removed.get(lines[k].kind, 0) + 1
     plan, raw = _taken(lines, queues, taken)
     widths = {name: budget.widths[name] for name in alive}
     return Choice(plan, raw, lowest, removed, budget.params, widths, not budget.open())
@@ -113,8 +111,10 @@ def _compare(
     choices: list[int], queues: list[_Queue], taken: list[int], budget: Budget, selector: Bound
 ) -> Tensor:
     value_K = selector(
-        score_K=torch.stack([queues[k].total_J[taken[k]] for k in choices]),
-        mean_K=torch.stack([queues[k].mean_J[taken[k]] for k in choices]),
+        score_K=torch.stack(
+            [queues[k].total_J[taken[k] : taken[k] + budget.block(k)].sum() for k in choices]
+        ),
+        mean_K=torch.stack([queues[k].mean_J[taken[k]] * budget.block(k) for k in choices]),
         params_K=torch.tensor([budget.freed(k) for k in choices], dtype=torch.float64),
         removed_K=torch.tensor([budget.removed(k) for k in choices], dtype=torch.float64),
     )
@@ -133,7 +133,8 @@ def _lowest(queues: list[_Queue], budget: Budget) -> dict[str, float]:
     """
     lowest: dict[str, float] = {}
     for k, (line, queue) in enumerate(zip(budget.lines, queues, strict=True)):
-        if len(queue.total_J):
-            value = float(queue.total_J[0]) / budget.freed(k)
+        block = budget.block(k)
+        if len(queue.total_J) >= block:
+            value = float(queue.total_J[:block].sum()) / budget.freed(k)
             lowest[line.kind] = min(value, lowest.get(line.kind, value))
     return lowest

@@ -84,3 +84,21 @@ def test_a_large_unit_does_not_overshoot() -> None:
     simulate(b)
     assert b.widths["attention.0"] == 3
     assert b.params == pytest.approx(b.target, rel=TOLERANCE)
+
+
+@settings(max_examples=20, deadline=None)
+@given(target=st.floats(0.5, 0.95), multiple=st.sampled_from([4, 8, 16]))
+def test_round_to_keeps_every_width_on_the_way_a_multiple(target: float, multiple: int) -> None:
+    axes = groups.from_config(LLAMA, {**BIG, "intermediate_size": 403})
+    space = [
+        Bound(REGISTRY.get("space", "ffn"), {"round_to": multiple}),
+        Bound(REGISTRY.get("space", "hidden"), {"round_to": 2}),
+    ]
+    sets = groups.find(axes, space)
+    b = Budget(axes, lines_of(sets), {}, round(target * axes.count()))
+    while b.open():
+        b.take(min(b.open(), key=b.removed))
+        assert b.params == axes.count(b.widths)
+        assert b.widths["ffn.0"] == 403 or b.widths["ffn.0"] % multiple == 0
+        assert b.widths["hidden"] % 2 == 0
+    assert b.params >= b.target * (1 - TOLERANCE)

@@ -103,3 +103,18 @@ def test_a_selector_that_returns_nonsense_is_named() -> None:
     bad = Plugin("selector", "bad", lambda score_K: score_K[:1], ("score_K",), {}, "t", "s.py:3")
     with pytest.raises(PluginError, match=r"s\.py:3: selector 'bad' must return one number"):
         choose(sets, AXES, scores, Due(groups=1), 1000, Bound(bad))
+
+
+def test_blocks_are_compared_as_blocks() -> None:
+    space = [
+        Bound(REGISTRY.get("space", "ffn"), {"round_to": 16}),
+        Bound(REGISTRY.get("space", "hidden")),
+    ]
+    sets = groups.find(AXES, space)
+    scores = {s.name: torch.full((s.size,), 10.0) for s in sets}
+    scores["hidden"][5] = 200.0  # a block of 8 FFN channels in 3 layers sums to 240
+    scores["hidden"][:5] = scores["hidden"][6:] = 300.0
+    found = choose(sets, AXES, scores, Due(groups=2), 1000, RAW)
+    assert found.removed == {"hidden": 1, "ffn": 1}
+    assert [len(found.plan[f"ffn.{i}"]) for i in range(3)] == [8, 8, 8]  # 40 -> 32
+    assert found.plan["hidden"] == [5] and found.widths["ffn.1"] == 32
