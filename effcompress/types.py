@@ -8,19 +8,26 @@ Shape legend, used in names everywhere:
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from effcompress.architecture import WHOLE as WHOLE
+from effcompress.architecture import Axis as Axis
+from effcompress.architecture import Config as Config
+from effcompress.architecture import Depth as Depth
+from effcompress.architecture import Family as Family
+from effcompress.architecture import Sublayer as Sublayer
+from effcompress.architecture import Widths as Widths
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Parameter name -> shape."""
-Widths = Mapping[str, int]
-"""Axis name -> number of units on it."""
 Scores = dict[str, "Tensor"]
 """Group set name -> ``score_G`` in original unit order; ``inf`` where a unit is gone."""
 Plan = dict[str, list[int]]
@@ -28,76 +35,41 @@ Plan = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One side of one parameter: dimension ``dim`` of ``param`` carries the axis ``name``.
+class Segment:
+    """An ``Axis`` resolved for one layer: a stretch of one dimension, from ``start`` on, that is
+    the product of its axes ``names``, outer to inner, times ``block`` positions.
+    """
 
-    Two sides with the same axis name shrink together. ``{i}`` in ``param`` and ``name`` stands for
-    the layer. ``block`` names how many positions one unit owns on this side (``"one"``, or a key of
-    ``Family.blocks``). Several axes on one dimension are segments, one behind the other, in the
-    order of the declaration (fused projections). ``when`` is a configuration flag that must be true
-    (``!flag``: false) for the parameter to exist.
+    param: str
+    dim: int
+    names: tuple[str, ...]
+    block: int
+    start: int = 0
+
+    def length(self, widths: Widths) -> int:
+        """Positions it takes in a model of these widths."""
+        return math.prod(widths[name] for name in self.names) * self.block
+
+
+@dataclass(frozen=True)
+class Side:
+    """What an axis owns of a segment: its unit ``u`` has the positions
+    ``start + (o * size + u) * inner + r`` for all ``o < outer`` and ``r < inner``.
     """
 
     param: str
     dim: int
     name: str
-    block: str = "one"
-    when: str = ""
-
-
-Config = Mapping[str, Any]
-"""A Hugging Face configuration as plain values."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the engine must know of an architecture, as data (``model/families.py``)."""
-
-    name: str
-    model_types: tuple[str, ...]
-    axes: tuple[Axis, ...]
-    units: Mapping[str, Callable[[Config], int]]
-    """Axis kind -> how many units the configuration gives it."""
-    blocks: Mapping[str, Callable[[Config], int]]
-    """Block name -> positions per unit."""
-    resize: Callable[[Config, Widths], dict[str, Any]]
-    """Configuration fields of a model with these widths per axis kind, the same in all layers."""
-    required: tuple[str, ...]
-    """Configuration fields that must be there, positive whole numbers all."""
-    norms: tuple[str, ...]
-    """Gains of the norms that average over the hidden axis (patterns with ``{i}``)."""
-    gain_offset: float = 0.0
-    """What the norms add to their stored gain (Gemma: 1)."""
-    scaled_embedding: str = ""
-    """An embedding whose output the class multiplies by the root of the hidden size."""
-    final_norm: str = "model.norm.weight"
-    epsilon_field: str = "rms_norm_eps"
-    epsilon_attribute: str = "variance_epsilon"
-    fixed: tuple[str, ...] = ("vocab", "head_dim")
-    """Axis kinds that no removal touches."""
-    attention: str = "model.layers.{i}.self_attn"
-    """The attention module of a layer."""
-    adapt: Callable[[Any, Config, int], None] | None = None
-    """For classes whose attention keeps its own count of heads: given the module, the parent's
-    configuration and the layer's KV heads, make them agree."""
-    containers: tuple[str, ...] = ()
-    """``model_type``s to export as, in order of preference: the first that accepts the shape."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """An ``Axis`` resolved for one layer: ``units * block`` positions from ``start`` on."""
-
-    param: str
-    dim: int
-    name: str
-    block: int
     start: int = 0
+    outer: int = 1
+    inner: int = 1
 
 
 @dataclass(frozen=True)
 class Member:
-    """One parameter's share: unit ``g`` owns the positions ``index_GB[g]`` along ``dim``."""
+    """One parameter's share: unit ``g`` owns the positions ``index_GB[g]`` along ``dim``, or, where
+    ``dim`` is ``WHOLE``, all of it (then there is one unit).
+    """
 
     param: str
     dim: int
@@ -106,8 +78,12 @@ class Member:
 
 @dataclass(frozen=True)
 class GroupSet:
-    """All mini-groups along one axis. In ``lockstep`` every set of a kind loses equally many; none
-    is cut below ``minimum`` units, and none to a width that is no multiple of ``round_to``.
+    """All mini-groups along one axis.
+
+    In ``lockstep`` every set of a kind loses equally many; ``per_layer`` each set competes on its
+    own; ``global`` the sets of a kind are one pool, from which the least salient goes first. None
+    is cut below ``minimum`` units, nor to a width that is no multiple of ``round_to``; a pool keeps
+    at least ``floor`` units.
     """
 
     name: str
@@ -118,20 +94,23 @@ class GroupSet:
     scope: str = "per_layer"
     minimum: int = 1
     round_to: int = 1
+    floor: int = 0
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
         """Index tensors of every side; made when asked for, so that pricing needs no torch."""
         import torch
 
-        index: dict[tuple[int, int], Tensor] = {}
+        index: dict[tuple[int, int, int], Tensor] = {}
         for side in self.sides:
-            key = (side.start, side.block)
+            key = (side.start, side.outer, side.inner)
             if key not in index:
-                stop = side.start + self.size * side.block
-                positions = torch.arange(side.start, stop, device="cpu")
-                index[key] = positions.view(self.size, side.block)
-        return tuple(Member(s.param, s.dim, index[s.start, s.block]) for s in self.sides)
+                shape = (side.outer, self.size, side.inner)
+                positions = torch.arange(math.prod(shape), device="cpu").view(shape) + side.start
+                index[key] = positions.transpose(0, 1).reshape(self.size, -1)
+        return tuple(
+            Member(s.param, s.dim, index[s.start, s.outer, s.inner]) for s in self.sides
+        )
 
 
 @dataclass(frozen=True)
@@ -140,23 +119,48 @@ class AxisMap:
 
     family: Family
     shapes: Shapes
-    sides: tuple[Side, ...]
+    depth: Depth
+    segments: tuple[Segment, ...]
     widths: Widths
+    """Units of every axis, and 1 for every layer and sublayer."""
     by_axis: Mapping[str, tuple[Side, ...]] = field(repr=False)
-    by_param: Mapping[str, tuple[Side, ...]] = field(repr=False)
+    by_param: Mapping[str, tuple[Segment, ...]] = field(repr=False)
+    gates: Mapping[str, tuple[str, ...]] = field(repr=False)
+    """Parameter -> the layer and the sublayer it lives and dies with."""
+    floors: Widths = field(default_factory=dict)
+    """Axis kind -> units that must stay."""
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""
         return [name for name in self.by_axis if name.split(".")[0] == kind]
 
     def sets(
-        self, kind: str, *, scope: str = "per_layer", minimum: int = 1, round_to: int = 1
+        self,
+        kind: str,
+        *,
+        scope: str = "per_layer",
+        minimum: int = 1,
+        round_to: int = 1,
+        floor: int = 0,
+        skip_layers: Iterable[int] = (),
     ) -> Iterator[GroupSet]:
-        """The group sets of every axis of ``kind``; a ``minimum`` above the width cuts nothing."""
+        """The group sets of every axis of ``kind``; a ``minimum`` above the width cuts nothing.
+        ``skip_layers`` are left whole (negative: from the end).
+        """
+        last = max(self.depth.layers, default=-1) + 1
+        skipped = {i + last if i < 0 else i for i in skip_layers}
+        minimum = max(minimum, self.floors.get(kind, 0))
         for name in self.axes(kind):
             layer = int(name.split(".")[1]) if "." in name else None
+            if layer in skipped:
+                continue
             sides, size = self.by_axis[name], self.widths[name]
-            yield GroupSet(name, kind, layer, size, sides, scope, min(minimum, size), round_to)
+            least = min(minimum, size)
+            yield GroupSet(name, kind, layer, size, sides, scope, least, round_to, floor)
+
+    def living(self, name: str, widths: Widths) -> bool:
+        """Whether anything of an axis is left in a model of these widths."""
+        return any(self.numel(side.param, {**self.widths, **widths}) for side in self.by_axis[name])
 
     def count(self, widths: Widths | None = None) -> int:
         """Parameters of the model if its axes had these widths (missing ones keep theirs)."""
@@ -172,9 +176,19 @@ class AxisMap:
     def numel(self, param: str, widths: Widths) -> int:
         """Elements of one parameter in a model of these widths."""
         sizes: dict[int, int] = {}
-        for side in self.by_param[param]:
-            sizes[side.dim] = sizes.get(side.dim, 0) + widths[side.name] * side.block
-        return math.prod(sizes.values())
+        for segment in self.by_param[param]:
+            sizes[segment.dim] = sizes.get(segment.dim, 0) + segment.length(widths)
+        return math.prod(sizes.values()) * math.prod(widths[gate] for gate in self.gates[param])
+
+    def terms(self, param: str) -> Iterator[tuple[tuple[str, ...], int]]:
+        """``numel`` as a polynomial: (names of axes, factor), to be multiplied and added up."""
+        by_dim: dict[int, list[Segment]] = {}
+        for segment in self.by_param[param]:
+            by_dim.setdefault(segment.dim, []).append(segment)
+        for choice in itertools.product(*by_dim.values()):
+            names = [name for segment in choice for name in segment.names]
+            factor = math.prod(segment.block for segment in choice)
+            yield (*names, *self.gates[param]), factor
 
 
 class TextTokenizer(Protocol):

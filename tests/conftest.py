@@ -11,7 +11,36 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3")
+GROUPED = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "olmo2",
+    "mixtral",
+    "qwen3_moe",
+)
+"""Families that may share a KV head among queries."""
+PLAIN = ("gpt_neox", "opt", "gpt2")
+FAMILIES = (*GROUPED, *PLAIN)
+OWN: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 28,
+        "mlp_only_layers": [1],
+    },
+    "gpt_neox": {"hidden_dropout": 0.0},
+    "opt": {"ffn_dim": 40, "word_embed_proj_dim": 48, "dropout": 0.0},
+    "gpt2": {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_inner": 40, "n_positions": 128}
+    | {f"{part}_pdrop": 0.0 for part in ("resid", "embd", "attn")},
+}
+_GPT2_NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SHAPES: dict[str, dict[str, Any]] = {
     "gqa_tied": {"num_attention_heads": 6, "num_key_value_heads": 3, "tie_word_embeddings": True},
     "gqa_untied": {
@@ -30,7 +59,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def shape(name: str, **more: Any) -> dict[str, Any]:
     """Configuration fields of a tiny Llama: hidden 48, FFN 40, 3 layers, heads of 8."""
-    return {
+    fields = {
         "model_type": "llama",
         "vocab_size": 61,
         "hidden_size": 48,
@@ -41,9 +70,18 @@ def shape(name: str, **more: Any) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "pad_token_id": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
         **SHAPES[name],
-        **more,
     }
+    model_type = more.get("model_type", "llama")
+    if model_type in PLAIN:
+        fields |= {"num_attention_heads": 6}
+        gone = {"num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"}
+        gone |= {*_GPT2_NAMES, "max_position_embeddings"} if model_type == "gpt2" else set()
+        gone |= {"intermediate_size"} if model_type == "opt" else set()
+        fields = {key: value for key, value in fields.items() if key not in gone}
+    return fields | OWN.get(model_type, {}) | more
 
 
 def tiny(name: str = "gqa_tied", dtype: torch.dtype = torch.float32, **more: Any) -> nn.Module:

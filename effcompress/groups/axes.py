@@ -8,125 +8,165 @@ The same resolution serves a loaded model (shapes read from its tensors) and a c
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from effcompress.errors import CoverageError, did_you_mean
-from effcompress.types import Axis, AxisMap, Config, Family, Shapes, Side, Widths
+from effcompress.groups.solve import widths_of
+from effcompress.types import (
+    WHOLE,
+    Axis,
+    AxisMap,
+    Config,
+    Depth,
+    Family,
+    Segment,
+    Shapes,
+    Side,
+    Widths,
+)
+
+Gates = Mapping[str, tuple[str, ...]]
+
+
+def full_depth(family: Family, config: Config) -> Depth:
+    """All layers of a configuration."""
+    return Depth(tuple(range(family.read(config, "num_hidden_layers"))))
 
 
 def from_config(family: Family, config: Config) -> AxisMap:
     """The map of a model that is not loaded. Imports no torch."""
-    sides = _sides(family, config)
-    widths = {s.name: family.units[s.name.split(".")[0]](config) for s in sides}
-    return _assemble(family, _shapes(sides, widths), sides, widths)
+    depth = full_depth(family, config)
+    segments, gates = _resolve(family, config, depth)
+    widths: dict[str, int] = {}
+    for name in dict.fromkeys(name for s in segments for name in s.names):
+        kind, _, layer = name.partition(".")
+        widths[name] = family.units[kind](config, int(layer or 0))
+    return _assemble(family, config, depth, _shapes(segments, widths), segments, gates, widths)
 
 
-def from_shapes(family: Family, config: Config, shapes: Shapes) -> AxisMap:
+def from_shapes(
+    family: Family, config: Config, shapes: Shapes, depth: Depth | None = None
+) -> AxisMap:
     """The map of a model with these parameter shapes.
 
     ``config`` says only what shapes cannot (width of a head, number of layers, ties, biases), and
-    may be the parent's: widths come from ``shapes``.
+    may be the parent's: widths come from ``shapes``. ``depth`` says which of its layers are there.
 
     Raises CoverageError: a parameter the family does not declare, a declared one that is missing,
     a dimension without an axis, or sides of one axis that differ in width.
     """
-    sides = _sides(family, config)
+    depth = depth or full_depth(family, config)
+    segments, gates = _resolve(family, config, depth)
     declared: dict[str, set[int]] = defaultdict(set)
-    for side in sides:
-        declared[side.param].add(side.dim)
+    for segment in segments:
+        declared[segment.param].add(segment.dim)
     _check_cover(family, shapes, declared)
-    widths: dict[str, int] = {}
-    first: dict[str, Side] = {}
-    for (param, dim), segments in _dimensions(sides).items():
-        names = {side.name for side in segments}
-        if len(names) > 1:
-            continue  # several axes share this dimension; each is known from another one
-        (name,) = names
-        block = sum(side.block for side in segments)
-        units, rest = divmod(shapes[param][dim], block)
-        if rest:
-            raise CoverageError(
-                f"dimension {dim} has {shapes[param][dim]} positions, no multiple of the {block} "
-                f"that one unit of axis '{name}' owns",
-                where=param,
-            )
-        if widths.setdefault(name, units) != units:
-            raise CoverageError(
-                f"{units} units on axis '{name}', but {first[name].param} has {widths[name]}",
-                where=param,
-            )
-        first.setdefault(name, segments[0])
-    for param, shape in _shapes(sides, widths).items():
+    widths = widths_of(segments, shapes)
+    for param, shape in _shapes(segments, widths).items():
         if shape != tuple(shapes[param]):
             raise CoverageError(
                 f"shape {tuple(shapes[param])}, but its axes add up to {shape}", where=param
             )
-    return _assemble(family, dict(shapes), sides, widths)
+    return _assemble(family, config, depth, dict(shapes), segments, gates, widths)
 
 
 def shapes_at(axes: AxisMap, widths: Widths) -> dict[str, tuple[int, ...]]:
     """Parameter shapes of the model if its axes had these widths (missing ones keep theirs)."""
-    return _shapes(axes.sides, {**axes.widths, **widths})
+    return _shapes(axes.segments, {**axes.widths, **widths})
 
 
-def _dimensions(sides: Iterable[Side]) -> dict[tuple[str, int], list[Side]]:
-    """(parameter, dimension) -> its segments, in order."""
-    found: dict[tuple[str, int], list[Side]] = defaultdict(list)
-    for side in sides:
-        found[side.param, side.dim].append(side)
-    return found
-
-
-def _shapes(sides: Iterable[Side], widths: Widths) -> dict[str, tuple[int, ...]]:
-    sizes: dict[str, dict[int, int]] = defaultdict(dict)
-    for (param, dim), segments in _dimensions(sides).items():
-        sizes[param][dim] = sum(widths[side.name] * side.block for side in segments)
+def _shapes(segments: Iterable[Segment], widths: Widths) -> dict[str, tuple[int, ...]]:
+    sizes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for segment in segments:
+        sizes[segment.param][segment.dim] += segment.length(widths)
     return {param: tuple(size for _, size in sorted(s.items())) for param, s in sizes.items()}
 
 
-def _assemble(family: Family, shapes: Shapes, sides: tuple[Side, ...], widths: Widths) -> AxisMap:
-    by_axis: dict[str, list[Side]] = defaultdict(list)
-    by_param: dict[str, list[Side]] = defaultdict(list)
+def _assemble(
+    family: Family,
+    config: Config,
+    depth: Depth,
+    shapes: Shapes,
+    segments: tuple[Segment, ...],
+    gates: Gates,
+    widths: Widths,
+) -> AxisMap:
     ends: dict[tuple[str, int], int] = defaultdict(int)
-    placed: list[Side] = []
-    for side in sides:
-        key = (side.param, side.dim)
-        placed.append(replace(side, start=ends[key]))
-        ends[key] += widths[side.name] * side.block
-    for side in placed:
-        by_axis[side.name].append(side)
-        by_param[side.param].append(side)
+    by_param: dict[str, list[Segment]] = defaultdict(list)
+    by_axis: dict[str, list[Side]] = defaultdict(list)
+    for segment in segments:
+        key = (segment.param, segment.dim)
+        by_param[segment.param].append(replace(segment, start=ends[key]))
+        ends[key] += segment.length(widths)
+    for placed in by_param.values():
+        for segment in placed:
+            for side in _sides(segment, widths):
+                by_axis[side.name].append(side)
+    for param in by_param:
+        for gate in gates[param]:
+            by_axis[gate].append(Side(param, WHOLE, gate))
     return AxisMap(
         family,
         shapes,
-        tuple(placed),
-        widths,
+        depth,
+        tuple(segment for placed in by_param.values() for segment in placed),
+        {**widths, **{gate: 1 for names in gates.values() for gate in names}},
         by_axis={k: tuple(v) for k, v in by_axis.items()},
         by_param={k: tuple(v) for k, v in by_param.items()},
+        gates=gates,
+        floors={kind: floor(config) for kind, floor in family.floors.items()},
     )
 
 
-def _sides(family: Family, config: Config) -> tuple[Side, ...]:
+def _sides(segment: Segment, widths: Widths) -> Iterable[Side]:
+    for k, name in enumerate(segment.names):
+        outer = math.prod(widths[n] for n in segment.names[:k])
+        inner = math.prod(widths[n] for n in segment.names[k + 1 :]) * segment.block
+        yield Side(segment.param, segment.dim, name, segment.start, outer, inner)
+
+
+def _resolve(
+    family: Family, config: Config, depth: Depth
+) -> tuple[tuple[Segment, ...], dict[str, tuple[str, ...]]]:
+    """The declaration for each layer that is there, and what each parameter lives and dies with."""
     blocks = {name: block(config) for name, block in family.blocks.items()}
-    resolved: list[Side] = []
+    segments: list[Segment] = []
+    gates: dict[str, tuple[str, ...]] = {}
     for axis in family.axes:
-        if not _exists(axis, config):
-            continue
-        layers = range(config["num_hidden_layers"]) if "{i}" in axis.param else (None,)
-        for i in layers:
-            param = axis.param if i is None else axis.param.replace("{i}", str(i))
-            name = axis.name if i is None else axis.name.replace("{i}", str(i))
-            resolved.append(Side(param, axis.dim, name, blocks[axis.block]))
-    return tuple(resolved)
+        places = list(enumerate(depth.layers)) if "{i}" in axis.param else [(0, 0)]
+        for j, i in places:
+            # Tensors are called by where the layer is now, axes by its number in the parent.
+            lives_with = _gates(family, axis.param, i)
+            if not depth.absent.isdisjoint(lives_with) or not _exists(family, axis, config, i):
+                continue
+            param = axis.param.replace("{i}", str(j))
+            names = tuple(axis.name.replace("{i}", str(i)).split("/"))
+            segments.append(Segment(param, axis.dim, names, blocks[axis.block]))
+            gates[param] = lives_with
+    return tuple(segments), gates
 
 
-def _exists(axis: Axis, config: Config) -> bool:
+def _gates(family: Family, pattern: str, layer: int) -> tuple[str, ...]:
+    if "{i}" not in pattern:
+        return ()
+    inside = pattern.removeprefix(family.layer + ".")
+    found = [f"layer.{layer}"]
+    for kind, sublayer in family.sublayers.items():
+        if any(inside.startswith(module + ".") for module in sublayer.modules):
+            found.append(f"{kind}.{layer}")
+    return tuple(found)
+
+
+def _exists(family: Family, axis: Axis, config: Config, layer: int) -> bool:
     if not axis.when:
         return True
     flag = axis.when.removeprefix("!")
-    return bool(config.get(flag, False)) != axis.when.startswith("!")
+    derived = family.flags.get(flag)
+    value = derived(config, layer) if derived else bool(config.get(flag, False))
+    return value != axis.when.startswith("!")
 
 
 def _check_cover(family: Family, shapes: Shapes, declared: dict[str, set[int]]) -> None:

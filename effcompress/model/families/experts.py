@@ -1,0 +1,135 @@
+"""Mixtures of experts: the experts of a layer are 3-D parameters, a router row belongs to each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from effcompress.model.families.llama import (
+    FFN,
+    LAYER,
+    QK_NORM,
+    attention,
+    decoder,
+    gated,
+    resize,
+    shares,
+    units,
+)
+from effcompress.types import Axis, Config, Widths
+
+EXPERT, EXPERT_FFN = "expert.{i}", "expert_ffn.{i}"
+
+
+def _mixture(when: str = "") -> tuple[Axis, ...]:
+    """Router and experts. A channel of ``expert_ffn`` is the same one in all experts of the layer,
+    since one tensor holds them.
+    """
+    gate_up, down = LAYER + "mlp.experts.gate_up_proj", LAYER + "mlp.experts.down_proj"
+    return (
+        Axis(LAYER + "mlp.gate.weight", 0, EXPERT, when=when),
+        Axis(LAYER + "mlp.gate.weight", 1, "hidden", when=when),
+        Axis(gate_up, 0, EXPERT, when=when),
+        Axis(gate_up, 1, EXPERT_FFN, when=when),
+        Axis(gate_up, 1, EXPERT_FFN, when=when),
+        Axis(gate_up, 2, "hidden", when=when),
+        Axis(down, 0, EXPERT, when=when),
+        Axis(down, 1, "hidden", when=when),
+        Axis(down, 2, EXPERT_FFN, when=when),
+    )
+
+
+def _attributes(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
+    found = shares(config, widths)
+    if "expert" not in widths:
+        return found
+    sizes = {"num_experts": widths["expert"], "hidden_dim": widths["hidden"]}
+    return {
+        **found,
+        "mlp.gate": sizes,
+        "mlp.experts": {**sizes, "intermediate_dim": widths["expert_ffn"]},
+    }
+
+
+_TRAITS: dict[str, Any] = {
+    "attributes": _attributes,
+    "router": LAYER + "mlp.gate",
+    # A router that sends each token to k experts needs k.
+    "floors": {"expert": lambda c: c["num_experts_per_tok"]},
+    # An expert of zeros would still be chosen by the router.
+    "rigid": ("expert",),
+}
+
+
+def _resize_mixtral(config: Config, widths: Widths) -> dict[str, Any]:
+    return {
+        **resize(config, {**widths, "ffn": widths["expert_ffn"]}),
+        "num_local_experts": widths["expert"],
+    }
+
+
+MIXTRAL = decoder(
+    "mixtral",
+    ("mixtral",),
+    blocks=(*attention("", ""), *_mixture()),
+    units=units(
+        expert=lambda c, _: c["num_local_experts"],
+        expert_ffn=lambda c, _: c["intermediate_size"],
+    ),
+    resize=_resize_mixtral,
+    **_TRAITS,
+)
+
+
+def experts_of(config: Config) -> int:
+    """Experts per layer, whatever the configuration calls them."""
+    return config.get("num_local_experts") or config["num_experts"]
+
+
+def sparse(config: Config, layer: int) -> bool:
+    """Whether a layer of Qwen3-MoE is a mixture."""
+    return layer not in (config.get("mlp_only_layers") or ()) and (
+        (layer + 1) % (config.get("decoder_sparse_step") or 1) == 0
+    )
+
+
+def _resize_qwen3_moe(config: Config, widths: Widths) -> dict[str, Any]:
+    dense = widths.get("ffn", config["intermediate_size"])
+    found = resize(config, {**widths, "ffn": dense})
+    if "expert" in widths:
+        found |= {
+            "moe_intermediate_size": widths["expert_ffn"],
+            _experts_field(config): widths["expert"],
+        }
+    return found
+
+
+def _experts_field(config: Config) -> str:
+    return "num_local_experts" if "num_local_experts" in config else "num_experts"
+
+
+def _kept_qwen3_moe(config: Config, layers: tuple[int, ...]) -> dict[str, Any]:
+    # The stock pattern counts layers; without some of them it must be written out.
+    return {
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [j for j, i in enumerate(layers) if not sparse(config, i)],
+    }
+
+
+QWEN3_MOE = decoder(
+    "qwen3_moe",
+    ("qwen3_moe",),
+    blocks=(
+        *attention("attention_bias", "attention_bias"),
+        *gated("", FFN, when="!sparse"),
+        *_mixture(when="sparse"),
+    ),
+    more=QK_NORM,
+    units=units(
+        expert=lambda c, _: experts_of(c),
+        expert_ffn=lambda c, _: c["moe_intermediate_size"],
+    ),
+    flags={"sparse": sparse},
+    resize=_resize_qwen3_moe,
+    depth_fields=_kept_qwen3_moe,
+    **_TRAITS,
+)

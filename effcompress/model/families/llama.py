@@ -1,0 +1,223 @@
+"""Decoders of Llama's shape: root-mean-square norms, q/k/v/o, gate/up/down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from effcompress.model.families.sizes import (
+    biased,
+    head_dim,
+    kv_heads,
+    linear,
+    per_layer,
+    queries_per_kv,
+)
+from effcompress.types import Axis, Config, Family, Sublayer, Widths
+
+LAYER = "model.layers.{i}."
+ATTENTION, FFN = "attention.{i}", "ffn.{i}"
+QUERY = (ATTENTION + "/query.{i}", "head")
+"""Query rows: KV heads, each with its query heads, each ``head_dim`` wide."""
+HEAD = (ATTENTION, "head")
+BLOCKS = {"one": lambda _: 1, "head": head_dim}
+QK_NORM = (
+    Axis(LAYER + "self_attn.q_norm.weight", 0, "head_dim"),
+    Axis(LAYER + "self_attn.k_norm.weight", 0, "head_dim"),
+)
+"""Norms within each head, shared by all heads: no unit of ours owns any of it."""
+
+
+def attention(qkv_bias: str, o_bias: str) -> Iterator[Axis]:
+    """q, k, v, o; a bias is a configuration flag, ``always`` or nothing."""
+    for name, rows in (("q_proj", QUERY), ("k_proj", HEAD), ("v_proj", HEAD)):
+        yield from _maybe(LAYER + f"self_attn.{name}", rows, "hidden", qkv_bias)
+    yield from _maybe(LAYER + "self_attn.o_proj", "hidden", QUERY, o_bias)
+
+
+def gated(bias: str, ffn: str = FFN, when: str = "") -> Iterator[Axis]:
+    """gate, up, down."""
+    for name in ("gate_proj", "up_proj"):
+        yield from _when(_maybe(LAYER + f"mlp.{name}", ffn, "hidden", bias), when)
+    yield from _when(_maybe(LAYER + "mlp.down_proj", "hidden", ffn, bias), when)
+
+
+def _maybe(module: str, out: Any, into: Any, bias: str) -> Iterator[Axis]:
+    if bias:
+        return biased(module, out, into, "" if bias == "always" else bias)
+    return linear(module, out, into)
+
+
+def _when(axes: Iterator[Axis], when: str) -> Iterator[Axis]:
+    for axis in axes:
+        yield Axis(axis.param, axis.dim, axis.name, axis.block, when or axis.when)
+
+
+def resize(config: Config, widths: Widths) -> dict[str, Any]:
+    """Configuration fields for these widths per kind, the same in all layers."""
+    return {
+        "hidden_size": widths["hidden"],
+        "intermediate_size": widths["ffn"],
+        "num_attention_heads": widths["attention"] * widths["query"],
+        "num_key_value_heads": widths["attention"],
+        # Never left to be derived: hidden size over heads is no longer the width of a head.
+        "head_dim": head_dim(config),
+    }
+
+
+def shares(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
+    """An attention repeats each KV head for so many query heads."""
+    return {"self_attn": {"num_key_value_groups": widths["query"]}}
+
+
+def decoder(
+    name: str,
+    model_types: tuple[str, ...],
+    *,
+    qkv_bias: str = "",
+    o_bias: str = "",
+    mlp_bias: str = "",
+    blocks: tuple[Axis, ...] = (),
+    more: tuple[Axis, ...] = (),
+    before: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
+    after: tuple[str, str] | tuple[()] = (),
+    **traits: Any,
+) -> Family:
+    """A decoder. ``blocks`` replaces attention and feed-forward, ``more`` adds to them; ``before``
+    and ``after`` are the norms around the attention and the feed-forward block.
+    """
+    norms = tuple(LAYER + norm + ".weight" for norm in (*before, *after) if norm)
+    own = blocks or (*attention(qkv_bias, o_bias), *gated(mlp_bias))
+    around = tuple(zip(before, after or ("", ""), strict=True))
+    parts = {"attention_block": ("self_attn", 2), "mlp_block": ("mlp", 1)}
+    traits.setdefault("units", units())
+    return Family(
+        name=name,
+        model_types=model_types,
+        axes=(
+            Axis("model.embed_tokens.weight", 0, "vocab"),
+            Axis("model.embed_tokens.weight", 1, "hidden"),
+            *own,
+            *more,
+            *(Axis(norm, 0, "hidden") for norm in norms),
+            Axis("model.norm.weight", 0, "hidden"),
+            Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
+            Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
+        ),
+        blocks=BLOCKS,
+        required=(
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        ),
+        norms=(*norms, *traits.pop("head_norms", ()), "model.norm.weight"),
+        sublayers={
+            kind: Sublayer(module, outputs, tuple(norm for norm in pair if norm))
+            for (kind, (module, outputs)), pair in zip(parts.items(), around, strict=True)
+        },
+        **{
+            "resize": resize,
+            "attributes": shares,
+            "depth_fields": per_layer("layer_types", "no_rope_layers"),
+            **traits,
+        },
+    )
+
+
+def units(**more: Any) -> dict[str, Any]:
+    """How many units each kind of axis has."""
+    return {
+        "vocab": lambda c, _: c["vocab_size"],
+        "hidden": lambda c, _: c["hidden_size"],
+        "attention": lambda c, _: kv_heads(c),
+        "query": lambda c, _: queries_per_kv(c),
+        "ffn": lambda c, _: c["intermediate_size"],
+        "head_dim": lambda c, _: head_dim(c),
+        **more,
+    }
+
+
+LLAMA = decoder(
+    "llama",
+    ("llama", "mistral"),
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
+    mlp_bias="mlp_bias",
+    containers=("llama", "mistral"),
+)
+QWEN2 = decoder("qwen2", ("qwen2",), qkv_bias="always")
+SMOLLM3 = decoder(
+    "smollm3",
+    ("smollm3",),
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
+    mlp_bias="mlp_bias",
+)
+QWEN3 = decoder(
+    "qwen3", ("qwen3",), qkv_bias="attention_bias", o_bias="attention_bias", more=QK_NORM
+)
+_GEMMA: dict[str, Any] = {
+    "qkv_bias": "attention_bias",
+    "o_bias": "attention_bias",
+    # The blocks are wrapped in norms on both sides.
+    "before": ("input_layernorm", "pre_feedforward_layernorm"),
+    "after": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "gain_offset": 1.0,
+    "scaled_embedding": "model.embed_tokens.weight",
+    "epsilon_attribute": "eps",
+}
+GEMMA2 = decoder("gemma2", ("gemma2",), **_GEMMA)
+GEMMA3 = decoder("gemma3", ("gemma3_text",), more=QK_NORM, **_GEMMA)
+_ACROSS_HEADS = (
+    "queries and keys pass a norm across all heads: without some of them the others are scaled anew"
+)
+OLMO2 = decoder(
+    "olmo2",
+    ("olmo2",),
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
+    # The norms stand behind the blocks, and there are none in front.
+    before=("", ""),
+    after=("post_attention_layernorm", "post_feedforward_layernorm"),
+    more=(
+        Axis(LAYER + "self_attn.q_norm.weight", 0, *QUERY),
+        Axis(LAYER + "self_attn.k_norm.weight", 0, *HEAD),
+    ),
+    head_norms=(LAYER + "self_attn.q_norm.weight", LAYER + "self_attn.k_norm.weight"),
+    approximate={"attention": _ACROSS_HEADS, "query": _ACROSS_HEADS},
+)
+
+
+def _phi3_attributes(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
+    # It slices q, k and v apart by counts: some of its own, some of a configuration that all
+    # layers share.
+    kv, per_kv = widths["attention"], widths["query"]
+    return {
+        "self_attn": {
+            "num_key_value_groups": per_kv,
+            "num_key_value_heads": kv,
+            "config.num_key_value_heads": kv,
+            "config.num_attention_heads": kv * per_kv,
+        }
+    }
+
+
+PHI3 = decoder(
+    "phi3",
+    ("phi3",),
+    blocks=(
+        # One matrix each: all queries, then all keys, then all values; all gates, then all ups.
+        Axis(LAYER + "self_attn.qkv_proj.weight", 0, *QUERY),
+        Axis(LAYER + "self_attn.qkv_proj.weight", 0, *HEAD),
+        Axis(LAYER + "self_attn.qkv_proj.weight", 0, *HEAD),
+        Axis(LAYER + "self_attn.qkv_proj.weight", 1, "hidden"),
+        *linear(LAYER + "self_attn.o_proj", "hidden", QUERY),
+        Axis(LAYER + "mlp.gate_up_proj.weight", 0, FFN),
+        Axis(LAYER + "mlp.gate_up_proj.weight", 0, FFN),
+        Axis(LAYER + "mlp.gate_up_proj.weight", 1, "hidden"),
+        *linear(LAYER + "mlp.down_proj", "hidden", FFN),
+    ),
+    attributes=_phi3_attributes,
+)
