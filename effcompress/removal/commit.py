@@ -7,7 +7,7 @@ stay valid; the results are contiguous, so no fused kernel ever meets a narrowed
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,42 +15,50 @@ from torch.optim import Optimizer
 
 from effcompress.errors import SurgeryError
 from effcompress.removal.ledger import Ledger
-from effcompress.removal.norms import Norm, shorten
-from effcompress.types import GroupSet
+from effcompress.removal.norms import norms, shorten
+from effcompress.types import WHOLE, AxisMap, GroupSet
 
 
 @torch.no_grad()
 def commit(
     sets: Sequence[GroupSet],
-    params: Mapping[str, nn.Parameter],
+    module: nn.Module,
+    axes: AxisMap,
     ledger: Ledger,
     *,
     optimizer: Optimizer | None = None,
-    norms: Iterable[Norm] = (),
 ) -> list[str]:
     """Cut every dead unit out of weights and moments, in original order.
 
-    ``sets`` describe the model as it physically is. Returns the names of the parameters that were
-    shortened. The model computes the same function before and after.
+    ``sets`` and ``axes`` describe the model as it physically is. Layers and blocks that are dead
+    keep their tensors; ``removal/depth.py`` takes them out. Returns the names of the parameters
+    that were shortened. The model computes the same function before and after.
     """
+    params = dict(module.named_parameters())
+    widths = {**axes.widths, **ledger.widths()}
+    for norm in norms(module, axes):
+        if length := norm.length(widths):
+            shorten(norm, length)
     stays: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    gone: set[str] = set()
     for s in sets:
         dead = ~ledger.alive[s.name]
         if not bool(dead.any()):
             continue
-        keep = ledger.compact(s.name)
         for m in s.members:
+            if m.dim == WHOLE:
+                gone.add(m.param)
+                continue
             # A dimension may be shared by several segments: each takes out what is its own.
             every = torch.ones(params[m.param].shape[m.dim], dtype=torch.bool)
             alive = stays[m.param].setdefault(m.dim, every)
             alive[m.index_GB[dead].flatten()] = False
-        if s.kind == "hidden":
-            for norm in norms:
-                shorten(norm, s.size, len(keep))
-    for name, by_dim in stays.items():
-        kept = {dim: alive.nonzero().flatten() for dim, alive in by_dim.items()}
+        ledger.compact(s.name)
+    shortened = [name for name in stays if name not in gone]
+    for name in shortened:
+        kept = {dim: alive.nonzero().flatten() for dim, alive in stays[name].items()}
         shrink(params[name], kept, optimizer, name)
-    return list(stays)
+    return shortened
 
 
 def shrink(

@@ -1,12 +1,14 @@
 """Removing by zeroing: the removal itself, mathematically. Changes no shape, takes milliseconds.
 
 Weights, biases and optimizer moments of a mini-group become zero and stay zero: no gradient reaches
-them, and weight decay keeps zero at zero. Norms count living channels only (``removal/norms.py``).
+them, and weight decay keeps zero at zero. (The one exception: the bias of a block that is masked
+whole would learn again, so layers and blocks are committed at once.) Norms count living channels
+only (``removal/norms.py``), routers living experts only (``removal/routers.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,46 +16,62 @@ from torch.optim import Optimizer
 
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
+from effcompress.removal import routers
 from effcompress.removal.ledger import Ledger
-from effcompress.removal.norms import Norm, narrow
+from effcompress.removal.norms import narrow, norms
 from effcompress.removal.optimizer import moments
-from effcompress.types import GroupSet, Member, Plan
+from effcompress.types import WHOLE, AxisMap, GroupSet, Member, Plan
 
 
 @torch.no_grad()
 def mask(
     plan: Plan,
     sets: Sequence[GroupSet],
-    params: Mapping[str, nn.Parameter],
+    module: nn.Module,
+    axes: AxisMap,
     ledger: Ledger,
     *,
     optimizer: Optimizer | None = None,
-    norms: Iterable[Norm] = (),
     repairs: Sequence[Bound] = (),
 ) -> None:
     """Zero the mini-groups of a plan in place and enter them in the ledger.
 
-    ``sets`` describe the model as it physically is; the plan names original units.
+    ``sets`` and ``axes`` describe the model as it physically is; the plan names original units.
 
     Raises SurgeryError: a set of the plan that is not there, a unit that is gone, or gradients that
     are still alive (they belong to weights that change here).
     """
     by_name = {s.name: s for s in sets}
+    params = dict(module.named_parameters())
+    the_norms = list(norms(module, axes))
     for name, units in plan.items():
         if name not in by_name:
             raise SurgeryError(
                 "the plan names a group set that the model does not have", where=name
             )
         positions = ledger.positions(name, units)
-        chosen = by_name[name]
-        for member in chosen.members:
+        for member in by_name[name].members:
             index = member.index_GB[positions].flatten()
             _silence(member, params[member.param], index, optimizer)
-        before = int(ledger.alive[name].sum())
+        before = {**axes.widths, **ledger.widths()}
         ledger.bury(name, positions)
-        if chosen.kind == "hidden":
-            for norm in norms:
-                narrow(norm, chosen.size, before, before - len(units), repairs)
+        after = {**before, name: before[name] - len(units)}
+        for norm in the_norms:
+            if name in norm.segment.names:
+                narrow(norm, norm.length(before), norm.length(after), repairs)
+    attend(module, axes, ledger)
+
+
+def attend(module: nn.Module, axes: AxisMap, ledger: Ledger) -> None:
+    """Tell the modules that must know it which units are alive: centred norms, routers."""
+    if axes.family.centred and "hidden" in ledger.alive:
+        for norm in norms(module, axes):
+            norm.attend(ledger.alive["hidden"])
+    for j, i in enumerate(axes.depth.layers):
+        alive_G = ledger.alive.get(f"expert.{i}")
+        if alive_G is not None and f"expert.{i}" in axes.by_axis:
+            path = axes.family.router.replace("{i}", str(j))
+            routers.attend(module.get_submodule(path), alive_G)
 
 
 def _silence(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer | None) -> None:
@@ -66,4 +84,7 @@ def _silence(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimize
         )
     index = index.to(p.device)
     for tensor in (p, *moments(optimizer, p)):
-        tensor.index_fill_(member.dim, index, 0.0)
+        if member.dim == WHOLE:
+            tensor.zero_()
+        else:
+            tensor.index_fill_(member.dim, index, 0.0)

@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import nn
 
-from effcompress.types import Config, Family, Widths
+from effcompress.types import AxisMap, Config
 
 
 def agree(module: nn.Module) -> None:
     """Set ``in_features``, ``num_embeddings`` and the like from the weights' shapes."""
     for child in module.modules():
+        weight: Any = getattr(child, "weight", None)
         if isinstance(child, nn.Linear):
-            child.out_features, child.in_features = child.weight.shape
+            child.out_features, child.in_features = weight.shape
         elif isinstance(child, nn.Embedding):
-            child.num_embeddings, child.embedding_dim = child.weight.shape
+            child.num_embeddings, child.embedding_dim = weight.shape
+        elif isinstance(child, nn.LayerNorm) and weight is not None:
+            child.normalized_shape = tuple(weight.shape)
+        elif type(child).__name__ == "Conv1D":  # the library's own, rows are inputs
+            stored: Any = child
+            stored.nx, stored.nf = weight.shape
 
 
-def adapt(module: nn.Module, family: Family, config: Config, widths: Widths) -> None:
-    """Tell attentions that keep their own count of heads how many their tensors have now.
+def adapt(module: nn.Module, axes: AxisMap, config: Config) -> None:
+    """Tell modules what they remember about their sizes besides their tensors.
 
-    ``widths`` are physical, those of the tensors; ``config`` is the parent's.
+    ``axes`` are those of the tensors; ``config`` is the parent's.
     """
-    if family.adapt is None:
-        return
-    for i in range(config["num_hidden_layers"]):
-        attention = module.get_submodule(family.attention.replace("{i}", str(i)))
-        family.adapt(attention, config, widths[f"attention.{i}"])
+    for path, values in attributes(axes, config).items():
+        target: Any = module.get_submodule(path)
+        for name, value in values.items():
+            if name.startswith("config."):
+                target.config = copy.copy(target.config)  # all layers share one; these may differ
+                setattr(target.config, name.removeprefix("config."), value)
+            else:
+                setattr(target, name, value)
+
+
+def attributes(axes: AxisMap, config: Config) -> dict[str, dict[str, Any]]:
+    """Module path -> attribute -> value, for every module that is there."""
+    family, found = axes.family, {}
+    for j, i in enumerate(axes.depth.layers):
+        widths = layer_widths(axes, i)
+        for inside, values in family.attributes(config, widths).items():
+            if not _absent(axes, i, inside):
+                found[f"{family.layer.replace('{i}', str(j))}.{inside}"] = dict(values)
+    return found
+
+
+def layer_widths(axes: AxisMap, layer: int) -> dict[str, int]:
+    """Width per axis kind in one layer (by its number in the parent)."""
+    found: dict[str, int] = {}
+    for name, width in axes.widths.items():
+        kind, _, number = name.partition(".")
+        if not number or int(number) == layer:
+            found[kind] = width
+    return found
+
+
+def _absent(axes: AxisMap, layer: int, inside: str) -> bool:
+    return any(
+        f"{kind}.{layer}" in axes.depth.absent and inside.split(".")[0] == sublayer.silent
+        for kind, sublayer in axes.family.sublayers.items()
+    )
 
 
 def agree_config(module: nn.Module, fields: dict[str, Any]) -> None:

@@ -1,32 +1,61 @@
-"""Norms over the hidden axis. Their meaning is fixed: they average over the living channels.
+"""Norms over an axis that can be cut. Their meaning is fixed: they average over the living channels.
 
 A stock RMSNorm over ``P`` physical channels of which ``A`` are alive and the rest zero computes
 ``x w / sqrt(sum / P + e)``. Averaging over the living is ``x g / sqrt(sum / A + d)``. Both are the
 same function when ``w = g sqrt(A / P)`` and ``e = d A / P``, so the stored gain and epsilon are
 kept at these values: no module is replaced, and shortening ``P`` to ``A`` changes no logit.
+
+A LayerNorm also subtracts a mean, which no gain can mend. While channels of its are masked, it runs
+as ``LiveLayerNorm``; gain and epsilon stay what they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from effcompress.registry import Bound
-from effcompress.types import Family
+from effcompress.types import AxisMap, Segment, Widths
+
+
+class LiveLayerNorm(nn.LayerNorm):
+    """Mean and variance over the living channels; the others give zero."""
+
+    live: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``input`` [..., P]."""
+        live = self.live.to(input.device, input.dtype)
+        count = live.sum()
+        mean = (input * live).sum(-1, keepdim=True) / count
+        centred = (input - mean) * live
+        scale = torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + self.eps)
+        out = centred * scale
+        if self.weight is not None:
+            out = out * self.weight
+        return out if self.bias is None else out + self.bias
 
 
 @final
 class Norm:
-    """A norm over the hidden axis: its gain and its epsilon, wherever the module keeps it.
+    """A norm: its gain and its epsilon, wherever the module keeps it, and what it averages over.
 
     Some classes store the gain less an ``offset`` (Gemma: the gain is one plus the weight).
+    ``physical`` is the length of its gain.
     """
 
-    def __init__(self, module: nn.Module, attribute: str, offset: float = 0.0) -> None:
-        self.module, self.attribute, self.offset = module, attribute, offset
+    def __init__(self, path: str, module: nn.Module, axes: AxisMap) -> None:
+        family = axes.family
+        self.path, self.module = path, module
+        self.attribute, self.offset = family.epsilon_attribute, family.gain_offset
+        self.centred = family.centred
+        # A LayerNorm without gain has no entry in the map; it is over the residual stream.
+        plain = Segment(f"{path}.weight", 0, ("hidden",), 1)
+        self.segment = axes.by_param.get(f"{path}.weight", (plain,))[0]
+        self.physical = self.segment.length(axes.widths)
 
     @property
     def gain(self) -> nn.Parameter:
@@ -53,30 +82,53 @@ class Norm:
     def epsilon(self, value: float) -> None:
         setattr(self.module, self.attribute, value)
 
+    def length(self, widths: Widths) -> int:
+        """Channels it averages over in a model of these widths."""
+        return self.segment.length(widths)
 
-def norms(module: nn.Module, family: Family, layers: int) -> Iterator[Norm]:
-    """The norms that the family declares, in order."""
-    for pattern in family.norms:
-        for i in range(layers) if "{i}" in pattern else (0,):
-            path = pattern.replace("{i}", str(i)).removesuffix(".weight")
-            attribute = family.epsilon_attribute
-            yield Norm(module.get_submodule(path), attribute, family.gain_offset)
+    def attend(self, alive_G: Tensor) -> None:
+        """Centred norms: average over the channels that are alive, and no others."""
+        module: Any = self.module
+        if bool(alive_G.all()):
+            if isinstance(module, LiveLayerNorm):
+                module.__class__ = nn.LayerNorm
+                del module.live
+        else:
+            module.__class__ = LiveLayerNorm
+            module.live = alive_G.clone()
+
+
+def norms(module: nn.Module, axes: AxisMap) -> Iterator[Norm]:
+    """The norms that the family declares and the model has, in order."""
+    for pattern in axes.family.norms:
+        for j in range(len(axes.depth.layers)) if "{i}" in pattern else (0,):
+            path = pattern.replace("{i}", str(j)).removesuffix(".weight")
+            try:
+                found = module.get_submodule(path)
+            except AttributeError:
+                continue  # OPT without a final norm
+            if hasattr(found, axes.family.epsilon_attribute):  # else a block that is gone
+                yield Norm(path, found, axes)
 
 
 @torch.no_grad()
-def narrow(norm: Norm, physical: int, before: int, after: int, repairs: Sequence[Bound]) -> None:
+def narrow(norm: Norm, before: int, after: int, repairs: Sequence[Bound]) -> None:
     """Go from ``before`` to ``after`` living channels, with the repairs that the recipe names."""
-    gain = norm.effective() * (physical / before) ** 0.5
-    epsilon = norm.epsilon * physical / before
+    if norm.centred:
+        return
+    gain = norm.effective() * (norm.physical / before) ** 0.5
+    epsilon = norm.epsilon * norm.physical / before
     for repair in repairs:
         gain, epsilon = repair(gain=gain, epsilon=epsilon, before=before, after=after)
     # In fp64 and back: a repair that undoes the factors leaves the stored gain bit for bit.
-    norm.store(gain * (after / physical) ** 0.5)
-    norm.epsilon = epsilon * after / physical
+    norm.store(gain * (after / norm.physical) ** 0.5)
+    norm.epsilon = epsilon * after / norm.physical
 
 
 @torch.no_grad()
-def shorten(norm: Norm, physical: int, alive: int) -> None:
+def shorten(norm: Norm, alive: int) -> None:
     """The stored values for a norm whose physical width becomes ``alive``."""
-    norm.store(norm.effective() * (physical / alive) ** 0.5)
-    norm.epsilon = norm.epsilon * physical / alive
+    if norm.centred or alive == norm.physical:
+        return
+    norm.store(norm.effective() * (norm.physical / alive) ** 0.5)
+    norm.epsilon = norm.epsilon * norm.physical / alive

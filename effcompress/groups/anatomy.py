@@ -1,0 +1,141 @@
+"""What a model says about itself without being traced: layers, embedding, heads, norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from effcompress.errors import CoverageError
+from effcompress.types import Shapes
+
+Place = tuple[str, int]
+"""A parameter's name and a dimension of it."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What is known of a small model besides its couplings."""
+
+    model_type: str
+    shapes: Shapes
+    layer: str
+    layers: int
+    embedding: str
+    """The input embedding's weight."""
+    sizes: Mapping[str, int]
+    """Kinds of dimensions that are never cut (``vocab``, ``positions``) -> size."""
+    head_dim: int | None
+    """Width of a head, where the configuration tells it."""
+    queries: int
+    """Query heads per KV head."""
+
+    def pattern(self, param: str) -> str:
+        """``layers.0.mlp.up.weight`` -> ``layers.{i}.mlp.up.weight``."""
+        before, after = self.layer.split("{i}")
+        number, dot, rest = param.removeprefix(before).partition(".")
+        inside = param.startswith(before) and number.isdigit() and dot and not after
+        return f"{before}{{i}}.{rest}" if inside else param
+
+    def layer_of(self, param: str) -> int | None:
+        """The layer a parameter belongs to."""
+        if self.pattern(param) == param:
+            return None
+        return int(param.removeprefix(self.layer.split("{i}")[0]).partition(".")[0])
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What a module that normalises does: found by trying, not by its name."""
+
+    gain: str
+    """Its parameter."""
+    attribute: str
+    """Where it keeps its epsilon."""
+    epsilon: float
+    centred: bool
+    """It subtracts the mean."""
+    offset: float
+    """What it adds to the stored gain."""
+    stock: bool
+    """It is exactly ``nn.LayerNorm``."""
+
+
+def anatomy_of(module: nn.Module) -> Anatomy:
+    """Raises CoverageError when there is no list of layers or no input embedding."""
+    config: Any = module.config
+    names = {id(p): name for name, p in module.named_parameters()}
+    embedding: Any = module.get_input_embeddings()  # type: ignore[operator]
+    if embedding is None or id(getattr(embedding, "weight", None)) not in names:
+        raise CoverageError("the model has no input embedding", where=config.model_type)
+    heads = getattr(config, "num_attention_heads", None)
+    kv = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    vocab, _ = embedding.weight.shape
+    path, layers = _layers(module)
+    return Anatomy(
+        config.model_type,
+        {name: tuple(p.shape) for name, p in module.named_parameters()},
+        f"{path}.{{i}}",
+        layers,
+        names[id(embedding.weight)],
+        {"vocab": vocab} | ({"positions": positions} if positions else {}),
+        head_dim_of(config),
+        heads // (kv or heads) if heads else 1,
+    )
+
+
+def head_dim_of(config: Any) -> int | None:
+    """Width of a head, where a configuration object has heads."""
+    stated = getattr(config, "head_dim", None)
+    heads, hidden = (getattr(config, n, None) for n in ("num_attention_heads", "hidden_size"))
+    return stated or (hidden // heads if heads and hidden else None)
+
+
+def _layers(module: nn.Module) -> tuple[str, int]:
+    """Path and length of the list of layers: the one with most parameters."""
+    lists = {
+        path: (sum(p.numel() for p in child.parameters()), len(child))
+        for path, child in module.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child) > 1
+    }
+    if not lists:
+        raise CoverageError("the model has no list of layers", where=type(module).__name__)
+    path = max(lists, key=lambda p: (lists[p][0], -len(p)))
+    return path, lists[path][1]
+
+
+def norms_of(module: nn.Module) -> Iterator[Norm]:
+    """Every module with a gain and an epsilon that normalises the last dimension."""
+    for path, child in module.named_modules():
+        gain: Any = getattr(child, "weight", None)
+        attribute = next((n for n in vars(child) if "eps" in n and _is_epsilon(child, n)), None)
+        if attribute is None or not isinstance(gain, nn.Parameter) or gain.dim() != 1:
+            continue
+        if (seen := _behaviour(child, gain)) is not None:
+            epsilon = float(getattr(child, attribute))
+            stock = type(child) is nn.LayerNorm
+            yield Norm(f"{path}.weight", attribute, epsilon, *seen, stock)
+
+
+def _is_epsilon(child: nn.Module, name: str) -> bool:
+    value = getattr(child, name)
+    return isinstance(value, float) and 0 < value < 0.1
+
+
+@torch.no_grad()
+def _behaviour(norm: Any, gain: nn.Parameter) -> tuple[bool, float] | None:
+    """Whether it is centred, and its offset; None when it is no norm over its gain's length."""
+    x_H = 3 * torch.randn(1, 1, len(gain), generator=torch.Generator().manual_seed(0)) + 1
+    y_H = norm(x_H)
+    if y_H.shape != x_H.shape or not torch.allclose(norm(5 * x_H), y_H, atol=1e-3, rtol=1e-3):
+        return None
+    centred = torch.allclose(norm(x_H + 5), y_H, atol=1e-3, rtol=1e-3)
+    stored = gain.clone()
+    gain.zero_()
+    without = norm(x_H) - norm(-x_H)  # a bias cancels
+    gain.copy_(stored)
+    return centred, 1.0 if float(without.abs().max()) > 1e-3 else 0.0

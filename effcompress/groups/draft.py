@@ -1,0 +1,136 @@
+"""A family as plain data: what tracing proposes, what a run can keep in a file, and what a person
+can paste as a declaration.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from effcompress.types import Axis, Config, Family, Widths
+
+Product = tuple[str, ...]
+"""Axis kinds and block names, to be multiplied: ``("attention", "query", "head")``."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A proposed family of one configuration. Numbers in ``blocks`` and ``widths`` are those of
+    that model, structure is everything else.
+    """
+
+    model_type: str
+    layer: str
+    """The path of a layer, with ``{i}``."""
+    axes: tuple[Axis, ...]
+    kept: tuple[str, ...]
+    """Axis kinds that nothing may cut."""
+    blocks: Mapping[str, int] = field(default_factory=lambda: {"one": 1})
+    """Block name -> positions per unit."""
+    widths: Widths = field(default_factory=dict)
+    """Axis name -> units."""
+    fields: Mapping[str, Product] = field(default_factory=dict)
+    """Configuration field -> what it holds."""
+    attributes: Mapping[str, Mapping[str, Product]] = field(default_factory=dict)
+    """Module of a layer -> attribute -> what it remembers."""
+    norms: tuple[str, ...] = ()
+    centred: bool = False
+    gain_offset: float = 0.0
+    epsilon_attribute: str = ""
+    epsilon_field: str = ""
+    final_norm: str = ""
+    scaled_embedding: str = ""
+    approximate: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Usual name of a configuration field -> what this architecture calls it."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """All axis kinds, in order of appearance."""
+        names = (name for axis in self.axes for name in axis.name.split("/"))
+        return tuple(dict.fromkeys(name.split(".")[0] for name in names))
+
+    def to_json(self) -> str:
+        """All of it, for a file; ``draft_from_json`` reads it."""
+        return json.dumps(asdict(self))
+
+
+def draft_from_json(text: str) -> Draft:
+    """What ``Draft.to_json`` wrote."""
+    data: dict[str, Any] = json.loads(text)
+    data["axes"] = tuple(Axis(**axis) for axis in data["axes"])
+    data["fields"] = {name: tuple(product) for name, product in data["fields"].items()}
+    data["attributes"] = {
+        path: {name: tuple(product) for name, product in held.items()}
+        for path, held in data["attributes"].items()
+    }
+    data["kept"], data["norms"] = tuple(data["kept"]), tuple(data["norms"])
+    return Draft(**data)
+
+
+def family_from(draft: Draft) -> Family:
+    """The family that the engine works with."""
+    return Family(
+        name=draft.model_type,
+        model_types=(draft.model_type,),
+        axes=draft.axes,
+        units={kind: _units(draft, kind) for kind in draft.kinds},
+        blocks={name: _constant(size) for name, size in draft.blocks.items()},
+        resize=lambda _, widths: _resize(draft, widths),
+        required=(),
+        norms=draft.norms,
+        layer=draft.layer,
+        attributes=lambda _, widths: _remembered(draft, widths),
+        centred=draft.centred,
+        gain_offset=draft.gain_offset,
+        scaled_embedding=draft.scaled_embedding,
+        final_norm=draft.final_norm,
+        epsilon_field=draft.epsilon_field,
+        epsilon_attribute=draft.epsilon_attribute,
+        fixed=draft.kept,
+        approximate=draft.approximate,
+        no_depth=lambda _: "the architecture was traced, and tracing finds no layers that can go",
+        aliases=draft.aliases,
+    )
+
+
+def value(product: Iterable[str], widths: Widths, blocks: Mapping[str, int]) -> int:
+    """A product of widths per axis kind and of blocks. KeyError for a kind that is not there."""
+    return math.prod(widths[name] if name in widths else blocks[name] for name in product)
+
+
+def per_kind(widths: Widths, layer: int) -> dict[str, int]:
+    """Widths by axis name -> widths by kind, in one layer."""
+    found: dict[str, int] = {}
+    for name, width in widths.items():
+        kind, _, number = name.partition(".")
+        if not number or int(number) == layer:
+            found[kind] = width
+    return found
+
+
+def _units(draft: Draft, kind: str) -> Any:
+    def units(_config: Config, layer: int) -> int:
+        found = draft.widths.get(f"{kind}.{layer}")
+        return draft.widths[kind] if found is None else found
+
+    return units
+
+
+def _constant(size: int) -> Any:
+    return lambda _config: size
+
+
+def _resize(draft: Draft, widths: Widths) -> dict[str, Any]:
+    known = {**per_kind(draft.widths, 0), **widths}
+    return {name: value(product, known, draft.blocks) for name, product in draft.fields.items()}
+
+
+def _remembered(draft: Draft, widths: Widths) -> dict[str, dict[str, Any]]:
+    return {
+        path: {name: value(product, widths, draft.blocks) for name, product in held.items()}
+        for path, held in draft.attributes.items()
+    }

@@ -1,0 +1,238 @@
+"""What torch-pruning says goes together, as sets of positions. The only file that imports it.
+
+It is right on much and wrong on some, it may name positions that do not exist, and on some models it
+never returns. So every question has a time limit, an answer with an impossible position is thrown
+away whole, and what is left is a proposal, never a fact (``groups/verify.py``).
+
+It is asked in a process of its own: the time limit is a signal, and the graph it builds keeps every
+weight alive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+SECONDS_PER_QUESTION = 0.5
+"""Of this process's own time. An answer takes a millisecond on a small model; what takes this long
+would take for ever.
+"""
+
+Place = tuple[str, int]
+"""A parameter's name and a dimension of it."""
+Coupled = dict[Place, tuple[int, ...]]
+"""What goes together: positions along each dimension, in order."""
+
+
+class TracingTimeout(Exception):
+    """A question that was not answered in time."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Sets of positions that go together, one for each smallest set; and what gave no answer."""
+
+    coupled: tuple[Coupled, ...]
+    silent: Mapping[str, str]
+    """Path of a module -> why its rows could not be followed."""
+    matrices: frozenset[Place]
+    """Dimensions of linear layers and embeddings: what couplings run through. The other
+    parameters follow them.
+    """
+
+
+class Graph:
+    """The dependency graph of a small model."""
+
+    def __init__(self, module: nn.Module, ids_BT: torch.Tensor) -> None:
+        """Raises whatever the model or torch-pruning raise."""
+        from torch_pruning.dependency import DependencyGraph
+
+        self.module = module
+        # A tied weight has one name; the modules that share it are nodes of their own.
+        self._names = {id(p): name for name, p in module.named_parameters()}
+        self._shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        self._graph: Any = DependencyGraph()
+        with _muted(), _plainly():
+            self._graph.build_dependency(
+                module,
+                {"input_ids": ids_BT, "use_cache": False},
+                output_transform=lambda output: output.logits,
+                verbose=False,
+            )
+        self.matrices = frozenset(
+            place
+            for _, child, _ in self.sources()
+            for side in ("out", "in")
+            for place in self._places(child, side)
+        )
+
+    def sources(self) -> Iterator[tuple[str, nn.Module, int]]:
+        """Path, module and width of everything whose outputs can be followed."""
+        for path, child in self.module.named_modules():
+            if child in self._graph.module2node:
+                if isinstance(child, nn.Linear):
+                    yield path, child, child.weight.shape[0]
+                elif isinstance(child, nn.Embedding):
+                    yield path, child, child.weight.shape[1]
+
+    def together(
+        self, source: nn.Module, positions: Sequence[int], *, side: str = "out"
+    ) -> Coupled:
+        """What goes with these outputs (``side="in"``: inputs) of a module of ``sources``.
+
+        Raises TracingTimeout, ValueError for an impossible position, or what torch-pruning raises.
+        """
+        pruner = self._graph.get_pruner_of_module(source)
+        how = pruner.prune_out_channels if side == "out" else pruner.prune_in_channels
+        with _muted(), _at_most(SECONDS_PER_QUESTION):
+            group = self._graph.get_pruning_group(source, how, list(positions))
+        found: dict[Place, set[int]] = {}
+        for dependency, indices in group:
+            node = dependency.target
+            which = "in" if "in_channels" in dependency.handler.__name__ else "out"
+            for place in self._places(node.module, which, node.pruning_dim):
+                found.setdefault(place, set()).update(indices)
+        return {place: at for place, some in found.items() if (at := self._possible(place, some))}
+
+    def _places(self, module: Any, side: str, dim: int = -1) -> Iterator[Place]:
+        if isinstance(module, nn.Parameter):
+            if id(module) in self._names:
+                yield self._names[id(module)], dim % module.dim()
+        elif isinstance(module, nn.Linear):
+            yield self._names[id(module.weight)], 0 if side == "out" else 1
+            if side == "out" and module.bias is not None:
+                yield self._names[id(module.bias)], 0
+        elif isinstance(module, nn.Embedding):
+            yield self._names[id(module.weight)], 1
+        elif isinstance(module, nn.Module):  # norms with a module of their own
+            for p in module.parameters(recurse=False):
+                if p.dim() == 1:
+                    yield self._names[id(p)], 0
+
+    def _possible(self, place: Place, positions: Iterable[int]) -> tuple[int, ...]:
+        """The positions in order. A parameter that is no matrix may have been taken for something
+        else (gains of a head, shared by all heads): it is left out.
+        """
+        size = self._shapes[place[0]][place[1]]
+        if all(0 <= position < size for position in positions):
+            return tuple(sorted(positions))
+        if place not in self.matrices:
+            return ()
+        raise ValueError(f"an answer names positions that {place[0]} does not have")
+
+
+def trace(module: nn.Module, ids_BT: torch.Tensor) -> Trace:
+    """Ask for every output of every source, and merge the answers that share a position of a
+    matrix. Raises what ``Graph`` raises.
+    """
+    graph = Graph(module, ids_BT)
+    answers: list[Coupled] = []
+    silent: dict[str, str] = {}
+    for path, source, width in graph.sources():
+        try:
+            answers += [graph.together(source, [k]) for k in range(width)]
+        except TracingTimeout:
+            silent[path] = "torch-pruning does not come back"
+        except Exception as error:  # noqa: BLE001 (it has no errors of its own)
+            silent[path] = f"torch-pruning: {type(error).__name__}: {error}"
+    return Trace(tuple(_merged(answers, graph.matrices)), silent, graph.matrices)
+
+
+def _merged(answers: Sequence[Coupled], matrices: frozenset[Place]) -> Iterator[Coupled]:
+    """Union of what shares a position of a matrix; other parameters join, but do not unite."""
+    owner: dict[tuple[Place, int], int] = {}
+    parent = list(range(len(answers)))
+
+    def root(k: int) -> int:
+        while parent[k] != k:
+            parent[k] = parent[parent[k]]
+            k = parent[k]
+        return k
+
+    for k, answer in enumerate(answers):
+        for place in answer.keys() & matrices:
+            for position in answer[place]:
+                parent[root(k)] = root(owner.setdefault((place, position), k))
+    merged: dict[int, dict[Place, set[int]]] = {}
+    for k, answer in enumerate(answers):
+        held = merged.setdefault(root(k), {})
+        for place, positions in answer.items():
+            held.setdefault(place, set()).update(positions)
+    for held in merged.values():
+        yield {place: tuple(sorted(positions)) for place, positions in held.items()}
+
+
+class _Inside(torch.autograd.Function):
+    """A concatenation that torch-pruning sees as an element-wise operation."""
+
+    @staticmethod
+    def forward(ctx: Any, dim: int, *parts: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
+        return _CAT(parts, dim)
+
+
+_CAT, _CHUNK, _SPLIT = torch.cat, torch.Tensor.chunk, torch.Tensor.split
+
+
+def _cat(parts: Any, dim: int = 0, **more: Any) -> torch.Tensor:
+    parts = tuple(parts)
+    if not more and parts[0].dim() == 4 and dim % 4 == 3:
+        return _Inside.apply(dim, *parts)
+    return _CAT(parts, dim, **more)
+
+
+def _chunk(whole: torch.Tensor, chunks: int, dim: int = 0) -> tuple[torch.Tensor, ...]:
+    return _split(whole, -(-whole.shape[dim] // chunks), dim)
+
+
+def _split(whole: torch.Tensor, size: Any, dim: int = 0) -> tuple[torch.Tensor, ...]:
+    if dim % whole.dim() != whole.dim() - 1:
+        return _SPLIT(whole, size, dim)
+    width = whole.shape[-1]
+    sizes = [min(size, width - k) for k in range(0, width, size)] if isinstance(size, int) else size
+    ends = list(itertools.accumulate(sizes))
+    return tuple(whole[..., b - n : b] for n, b in zip(sizes, ends, strict=True))
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Say some things in the words that torch-pruning understands.
+
+    Rotary embeddings concatenate inside each head: it takes that for a concatenation of features,
+    and the positions of one answer then grow without end. It loses its way in pieces of the last
+    dimension, but not in slices of it.
+    """
+    torch.cat, torch.Tensor.chunk, torch.Tensor.split = _cat, _chunk, _split  # type: ignore
+    try:
+        yield
+    finally:
+        torch.cat, torch.Tensor.chunk, torch.Tensor.split = _CAT, _CHUNK, _SPLIT
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    def stop(_number: int, _frame: Any) -> None:
+        raise TracingTimeout
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

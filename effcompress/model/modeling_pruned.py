@@ -1,0 +1,146 @@
+"""A causal language model whose layers have widths of their own.
+
+This file belongs to the folder that it lies in and needs torch and transformers, nothing else. The
+sizes in config.json are those of the parent, because the width of a head, the rotary tables and the
+scale of the embedding follow from them; `pruned` in config.json says what is smaller or gone.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.pytorch_utils import Conv1D
+
+PARENT = "llama"
+
+
+class Silent(nn.Module):
+    """A block that is gone: zeros like its input [B, T, H], and None for further outputs."""
+
+    def __init__(self, outputs: int, layer_idx: int) -> None:
+        super().__init__()
+        self.outputs, self.layer_idx = outputs, layer_idx
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
+        if cache is not None:  # the model asks single layers how many tokens were seen
+            seen = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
+            cache.update(seen, seen, self.layer_idx)
+        zeros = torch.zeros_like(hidden)
+        return zeros if self.outputs == 1 else (zeros, *[None] * (self.outputs - 1))
+
+
+class Own:
+    """A module's view of the configuration: some values are its own. The rest is looked up when it
+    is asked for, because the model may be told later to compute attention in another way.
+    """
+
+    def __init__(self, shared: Any, **own: Any) -> None:
+        self.__dict__.update(own, shared=shared)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shared" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.shared, name)
+
+
+def silent(outputs: int, layer_idx: int) -> nn.Module:
+    """What stands for a module that is gone; with 0 outputs it passes on what it gets."""
+    return Silent(outputs, layer_idx) if outputs else nn.Identity()
+
+
+def prune(model: Any, pruned: dict[str, Any]) -> None:
+    """Give a new model of the parent's sizes the stored ones, on whatever device it is.
+
+    Raises ValueError naming the parameter if the model has one that `pruned` does not speak of, or
+    that is smaller than it should be; AttributeError if it lacks one.
+    """
+    layers = next(
+        m
+        for m in model.modules()
+        if isinstance(m, nn.ModuleList) and len(m) == model.config.num_hidden_layers
+    )
+    for i, parts in pruned["absent"].items():
+        for path, outputs in parts:
+            _put(layers[int(i)], path, silent(outputs, int(i)))
+    for name, shape in pruned["shapes"].items():
+        _put(model, name, _cut(name, model.get_parameter(name), shape))
+    model.tie_weights()
+    if unknown := [n for n, _ in model.named_parameters() if n not in pruned["shapes"]]:
+        raise ValueError(f"config.json has no shape for {unknown[0]}")
+    for path, values in pruned["attributes"].items():
+        _remember(model.get_submodule(path), values)
+    for path, epsilon in pruned["epsilons"].items():
+        norm = model.get_submodule(path)
+        setattr(norm, "variance_epsilon" if hasattr(norm, "variance_epsilon") else "eps", epsilon)
+    for module in model.modules():
+        _agree(module)
+
+
+def _put(root: nn.Module, name: str, value: Any) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(path), leaf, value)
+
+
+def _cut(name: str, old: nn.Parameter, shape: list[int]) -> nn.Parameter:
+    # The first part of the parent's: freshly drawn values stay freshly drawn.
+    new = old.detach()[tuple(slice(0, n) for n in shape)].clone()
+    if list(new.shape) != list(shape):
+        raise ValueError(f"{name}: the parent has {list(old.shape)}, too small for {list(shape)}")
+    return nn.Parameter(new, requires_grad=old.requires_grad)
+
+
+def _remember(module: Any, values: dict[str, Any]) -> None:
+    own = {k.removeprefix("config."): v for k, v in values.items() if k.startswith("config.")}
+    if own:
+        module.config = Own(module.config, **own)
+    for name in values.keys() - {f"config.{k}" for k in own}:
+        setattr(module, name, values[name])
+
+
+def _agree(module: Any) -> None:
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape
+    elif isinstance(module, nn.LayerNorm) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, Conv1D):
+        module.nx, module.nf = weight.shape
+    experts = [p for p in module.parameters(recurse=False) if p.dim() == 3]
+    # Grouped kernels want rows of 16 bytes, which are 8 numbers of the narrowest type in use.
+    if hasattr(module, "config") and any(p.shape[-1] % 8 for p in experts):
+        module.config = Own(module.config, _experts_implementation="eager")
+
+
+@functools.cache
+def make(parent: str) -> tuple[Any, Any]:
+    """Configuration class and model class for one of the architectures that transformers has."""
+    config = CONFIG_MAPPING[parent]
+
+    class PrunedConfig(config):
+        model_type = f"pruned_{parent}"
+        pruned: dict | None = None
+
+    class PrunedForCausalLM(MODEL_FOR_CAUSAL_LM_MAPPING[config]):
+        config_class = PrunedConfig
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            if config.pruned:
+                prune(self, config.pruned)
+
+    for made in (PrunedConfig, PrunedForCausalLM):
+        made.__qualname__ = made.__name__
+    return PrunedConfig, PrunedForCausalLM
+
+
+PrunedConfig, PrunedForCausalLM = make(PARENT)

@@ -1,0 +1,474 @@
+"""Layers with widths of their own: the class that is shipped, against its parent with zeros in the
+holes, and against itself in a fresh process that has transformers and nothing of us.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from effcompress.errors import SourceError
+from effcompress.model import modeling_pruned
+from effcompress.model.exact import (
+    FILE,
+    PER_LAYER,
+    exact_config,
+    exact_skeleton,
+    is_exact,
+    modelling_source,
+    open_exact,
+)
+from effcompress.model.families import family_of
+from effcompress.types import Axis, Family
+from tests.conftest import shape, tokens
+
+CASES = {
+    **{f"llama_{name}": ("llama", name) for name in ("gqa_untied", "mha_tied", "mha_untied")},
+    "llama": ("llama", "gqa_tied"),
+    "mistral": ("mistral", "gqa_untied"),
+    "qwen2": ("qwen2", "gqa_tied"),
+    "qwen3": ("qwen3", "gqa_tied"),
+    "smollm3": ("smollm3", "gqa_tied"),
+    "gemma2": ("gemma2", "gqa_tied"),
+    "gemma3_text": ("gemma3_text", "gqa_tied"),
+    "phi3": ("phi3", "gqa_untied"),
+    "olmo2": ("olmo2", "gqa_untied"),
+    "mixtral": ("mixtral", "gqa_untied"),
+    "qwen3_moe": ("qwen3_moe", "gqa_tied"),
+    "gpt_neox": ("gpt_neox", "mha_untied"),
+    "opt": ("opt", "mha_tied"),
+    "gpt2": ("gpt2", "mha_tied"),
+}
+ABSENT = {0: "attention_block", 2: "mlp_block"}
+NEW_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pruned model as data: the parent's configuration, what differs, the values."""
+
+    parent: dict[str, Any]
+    pruned: dict[str, Any]
+    per_layer: dict[str, list[int]]
+    values: dict[str, Tensor]
+    places: dict[str, list[Tensor]]
+    """Parameter -> for each dimension, where in the parent its positions were."""
+    shrunk: dict[str, float]
+    """Gain of a norm -> channels left over channels before."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return exact_config(self.parent, self.pruned, self.per_layer)
+
+
+def make_case(name: str, *, rigid: bool, **more: Any) -> Case:
+    """Random widths, an odd hidden size, a layer without attention, one without feed-forward.
+    ``rigid``: also the sizes that no zeros can fill up in the parent.
+    """
+    model_type, kind = CASES[name]
+    fields = shape(kind, model_type=model_type, **more)
+    if "rms_norm_eps" in AutoConfig.for_model(model_type).to_dict():
+        fields["rms_norm_eps"] = 1e-2  # large enough to be seen
+    parent = json.loads(AutoConfig.for_model(**fields).to_json_string(use_diff=False))
+    family = family_of(parent)
+    layers = range(family.read(parent, "num_hidden_layers"))
+    full, left = _widths(family, parent, layers, random.Random(name), rigid)  # noqa: S311
+    places: dict[str, list[list[Tensor]]] = {}
+    starts: dict[tuple[str, int], int] = {}
+    for axis, i in itertools.product(family.axes, layers):
+        if not _exists(family, parent, axis, i) or ("{i}" not in axis.param and i):
+            continue
+        param, names = axis.param.replace("{i}", str(i)), axis.name.replace("{i}", str(i))
+        block = family.blocks[axis.block](parent)
+        wide = [*(full[n] for n in names.split("/")), block]
+        kept = [*(left[n] for n in names.split("/")), block]
+        start = starts.get((param, axis.dim), 0)
+        starts[param, axis.dim] = start + torch.Size(wide).numel()
+        where = torch.arange(torch.Size(wide).numel()).view(wide)[tuple(map(slice, kept))]
+        dims = places.setdefault(param, [])
+        dims.extend([] for _ in range(axis.dim + 1 - len(dims)))
+        dims[axis.dim].append(where.flatten() + start)
+    found = {param: [torch.cat(dim) for dim in dims] for param, dims in places.items()}
+    return _assemble(family, parent, layers, left, found, starts)
+
+
+def _widths(
+    family: Family, parent: dict[str, Any], layers: range, rng: random.Random, rigid: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    full: dict[str, int] = {}
+    left: dict[str, int] = {}
+    kept = {*family.fixed, *(() if rigid else family.rigid)}
+    for kind, i in itertools.product(family.units, layers):
+        try:
+            units = family.units[kind](parent, i)
+        except KeyError:
+            continue  # an axis that this configuration does not have
+        least = family.floors[kind](parent) if kind in family.floors else units // 2
+        for name in (kind, f"{kind}.{i}"):
+            full[name] = units
+            left[name] = units if kind in kept else rng.randint(max(least, 1), units)
+    left["hidden"] = full["hidden"] if "hidden" in kept else 47
+    return full, left
+
+
+def _exists(family: Family, config: dict[str, Any], axis: Axis, layer: int) -> bool:
+    flag = axis.when.removeprefix("!")
+    known = family.flags[flag](config, layer) if flag in family.flags else config.get(flag)
+    return not flag or bool(known) != axis.when.startswith("!")
+
+
+def _assemble(
+    family: Family,
+    parent: dict[str, Any],
+    layers: range,
+    left: dict[str, int],
+    places: dict[str, list[Tensor]],
+    starts: dict[tuple[str, int], int],
+) -> Case:
+    absent, gone, attributes = {}, [], {}
+    for i in layers:
+        path = family.layer.replace("{i}", str(i))
+        kinds = {n.split(".")[0]: w for n, w in left.items() if n.split(".")[-1] in (str(i), n)}
+        if not any(p.startswith(f"{path}.mlp.experts") for p in places):
+            kinds = {n: w for n, w in kinds.items() if not n.startswith("expert")}
+        attributes |= {f"{path}.{p}": v for p, v in family.attributes(parent, kinds).items()}
+        if i in ABSENT:
+            part = family.sublayers[ABSENT[i]]
+            absent[i] = [[part.silent, part.outputs], *([t, 0] for t in part.through)]
+            gone += [f"{path}.{p}" for p in part.modules]
+    alive = {n: p for n, p in places.items() if not _within(n, gone)}
+    gains = [n for n in alive if any(_matches(n, pattern) for pattern in family.norms)]
+    shrunk = {n: len(alive[n][0]) / starts[n, 0] for n in gains if not family.centred}
+    pruned = {
+        "shapes": {n: [len(dim) for dim in dims] for n, dims in alive.items()},
+        "absent": absent,
+        "attributes": {p: v for p, v in attributes.items() if not _within(p + ".", gone)},
+        "epsilons": {n.removesuffix(".weight"): 1e-2 / s for n, s in shrunk.items() if s != 1},
+    }
+    draw = torch.Generator().manual_seed(3)
+    values = {
+        n: torch.rand(s, generator=draw) + 0.5 if len(s) == 1 else torch.randn(s, generator=draw) / 5
+        for n, s in pruned["shapes"].items()
+    }
+    per_layer = {"intermediate_size": [left.get(f"ffn.{i}", 1) for i in layers]}
+    return Case(parent, pruned, per_layer, values, places, shrunk)
+
+
+def _within(name: str, modules: list[str]) -> bool:
+    return any(name.startswith(module + ".") for module in modules)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    head, _, tail = pattern.partition("{i}")
+    return name.startswith(head) and name.endswith(tail)
+
+
+def built(case: Case) -> Any:
+    """The model on the CPU, by the packaged class."""
+    config_class, model_class = modeling_pruned.make(case.parent["model_type"])
+    with torch.random.fork_rng():
+        model = model_class(config_class.from_dict(case.config)).eval()
+    _fill(model, case.values)
+    if case.parent["model_type"] == "gemma2":
+        model.set_attn_implementation("eager")
+    return model
+
+
+def _fill(model: Any, values: dict[str, Tensor]) -> None:
+    found = model.load_state_dict(values, strict=False, assign=True)
+    assert not found.unexpected_keys
+    model.tie_weights()
+
+
+def in_parent(case: Case) -> Any:
+    """The parent with the same values, and zeros where something is gone."""
+    with torch.random.fork_rng():
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**case.parent)).eval()
+    offset = family_of(case.parent).gain_offset
+    for name, p in model.named_parameters():
+        p.data.zero_()
+        if name in case.values:
+            value = (case.values[name] + offset) * case.shrunk.get(name, 1.0) ** 0.5
+            value = value - offset if name in case.shrunk else case.values[name]
+            p.data[torch.meshgrid(*case.places[name], indexing="ij")] = value
+    return model
+
+
+def write(case: Case, folder: Path) -> None:
+    """The folder as the export writes it: from shapes alone, then the values."""
+    skeleton: Any = exact_skeleton(case.config)
+    assert {n: list(p.shape) for n, p in skeleton.named_parameters()} == case.pruned["shapes"]
+    _fill(skeleton, case.values)
+    skeleton.save_pretrained(folder)
+    (folder / FILE).write_text(modelling_source(case.parent["model_type"]))
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=tokens(), use_cache=False).logits
+
+
+def greedy(model: Any, **how: Any) -> Tensor:
+    row = tokens()[:1]
+    return model.generate(
+        row,
+        attention_mask=torch.ones_like(row),
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+        **how,
+    )[0, row.shape[1] :]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_its_parent_with_zeros_in_the_holes(name: str) -> None:
+    case = make_case(name, rigid=False)
+    want, got = logits(in_parent(case)), logits(built(case))
+    assert want.abs().max() > 0.5
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
+
+
+SCRIPT = """
+import os, sys, torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+root, new_tokens = sys.argv[1], int(sys.argv[2])
+ids = load_file(f"{root}/ids.safetensors")["ids"]
+found = {}
+def open_(folder, **how):
+    return AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True, **how)
+for name in sorted(os.listdir(f"{root}/models")):
+    folder = f"{root}/models/{name}/model"
+    model, info = open_(folder, **({"attn_implementation": "eager"} if name == "gemma2" else {}))
+    assert not any(info.values()), (name, info)
+    with torch.no_grad():
+        found[f"{name}/logits"] = model(input_ids=ids, use_cache=False).logits
+        for key, how in {"dynamic": {}, "static": {"cache_implementation": "static"},
+                         "none": {"use_cache": False}}.items():
+            found[f"{name}/{key}"] = model.generate(
+                ids[:1], attention_mask=torch.ones_like(ids[:1]), max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **how,
+            )[0, ids.shape[1]:].contiguous()
+        if name in ("llama", "gpt_neox", "mixtral", "phi3"):  # whoever trains on saves again
+            model.save_pretrained(f"{root}/again/{name}")
+            again, info = open_(f"{root}/again/{name}")
+            assert not any(info.values()), (name, info)
+            found[f"{name}/again"] = again(input_ids=ids, use_cache=False).logits
+try:
+    open_(f"{root}/truncated")
+except Exception as error:
+    print("truncated:", type(error).__name__, error)
+assert not [m for m in sys.modules if m.split(".")[0] == "effcompress"]
+save_file({k: v.contiguous() for k, v in found.items()}, f"{root}/found.safetensors")
+"""
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What a process without effcompress made of the folders."""
+
+    root: Path
+    cases: dict[str, Case]
+    found: dict[str, Tensor]
+    said: str
+
+    def folder(self, name: str) -> Path:
+        return self.root / "models" / name / "model"
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
+    root = tmp_path_factory.mktemp("exact")
+    cases = {name: make_case(name, rigid=True) for name in CASES}
+    for name, case in cases.items():
+        write(case, root / "models" / name / "model")
+    shutil.copytree(root / "models" / "llama" / "model", root / "truncated")
+    _truncate(root / "truncated")
+    save_file({"ids": tokens()}, root / "ids.safetensors")
+    (root / "script.py").write_text(SCRIPT)
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(root / "modules"),
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    command = [sys.executable, "-I", str(root / "script.py"), str(root), str(NEW_TOKENS)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Fresh(root, cases, load_file(root / "found.safetensors"), done.stdout)
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_fresh_process_says_the_same(fresh: Fresh, name: str) -> None:
+    model = built(fresh.cases[name])
+    found = {key: fresh.found[f"{name}/{key}"] for key in ("logits", "dynamic", "static", "none")}
+    assert float((found["logits"] - logits(model)).abs().max()) <= 1e-5
+    expected = greedy(model, use_cache=False)
+    assert len(set(expected.tolist())) > 1
+    for key in ("dynamic", "static", "none"):
+        assert found[key].tolist() == expected.tolist(), key
+    if f"{name}/again" in fresh.found:
+        assert torch.equal(fresh.found[f"{name}/again"], fresh.found[f"{name}/logits"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_opens_through_the_packaged_class(fresh: Fresh, name: str) -> None:
+    folder, case = fresh.folder(name), fresh.cases[name]
+    model: Any = open_exact(folder)
+    if name == "gemma2":
+        model.set_attn_implementation("eager")
+    assert type(model).__module__ == modeling_pruned.__name__
+    assert {n: list(p.shape) for n, p in model.named_parameters()} == case.pruned["shapes"]
+    assert all(torch.equal(p, case.values[n]) for n, p in model.named_parameters())
+    assert float((logits(model) - logits(built(case))).abs().max()) <= 1e-5
+    assert is_exact(json.loads((folder / "config.json").read_text()))
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert tied == case.parent["tie_word_embeddings"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_trains(name: str) -> None:
+    model = built(make_case(name, rigid=True)).train()
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+
+
+def test_plain_transformers_refuses_without_trust(fresh: Fresh) -> None:
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoModelForCausalLM.from_pretrained(fresh.folder("llama"), trust_remote_code=False)
+
+
+def test_damage_is_loud(fresh: Fresh, tmp_path: Path) -> None:
+    assert fresh.said.startswith("truncated: SafetensorError")
+    with pytest.raises(SourceError, match=r"has \d+ bytes instead of"):
+        open_exact(fresh.root / "truncated")
+    shutil.copytree(fresh.folder("llama"), tmp_path / "m")
+    (tmp_path / "m" / "config.json").unlink()
+    with pytest.raises(SourceError, match=r"config.json is missing"):
+        open_exact(tmp_path / "m")
+
+
+def _changed(fresh: Fresh, name: str, to: Path, change: Any) -> Path:
+    shutil.copytree(fresh.folder(name), to)
+    config = json.loads((to / "config.json").read_text())
+    change(config["pruned"])
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p["shapes"].update({"model.norm.weight": [46]}), "mismatched keys model.norm"),
+        (lambda p: p["shapes"].update({"model.norm.weight": [49]}), "too small for"),
+        (lambda p: p["shapes"].pop("model.norm.weight"), "no shape for model.norm.weight"),
+        (lambda p: p["shapes"].update({"model.other": [3]}), "other"),
+        (lambda p: p.update(absent={}), "config.json has no shape for"),
+        (lambda p: p.update(parent="../../evil"), "no causal language model"),
+        (lambda p: p.pop("epsilons"), "epsilons"),
+        (lambda p: p["attributes"].update({"model": {"forward": "x"}}), "'forward' is no size"),
+        (lambda p: p["attributes"].update({"model": {"__class__": 1}}), "'__class__' is no size"),
+    ],
+)
+def test_a_config_that_lies_is_refused(fresh: Fresh, tmp_path: Path, change: Any, said: str) -> None:
+    with pytest.raises(SourceError, match=said):
+        open_exact(_changed(fresh, "llama", tmp_path / "m", change))
+
+
+def test_code_in_the_folder_is_not_ours_to_run(fresh: Fresh, tmp_path: Path) -> None:
+    shutil.copytree(fresh.folder("llama"), tmp_path / "m")
+    (tmp_path / "m" / FILE).write_text("raise SystemExit('executed')\n")
+    open_exact(tmp_path / "m")
+
+
+def test_the_parents_size_is_never_allocated(tmp_path: Path) -> None:
+    case = make_case("llama", rigid=True, intermediate_size=40)
+    huge = Case({**case.parent, "intermediate_size": 10**10}, *_rest(case))
+    write(huge, tmp_path)
+    assert torch.equal(logits(open_exact(tmp_path)), logits(built(case)))
+
+
+def _rest(case: Case) -> list[Any]:
+    return [case.pruned, case.per_layer, case.values, case.places, case.shrunk]
+
+
+def test_what_changes_in_the_configuration_later_reaches_every_module(fresh: Fresh) -> None:
+    model: Any = open_exact(fresh.folder("phi3"))
+    before = logits(model)
+    model.set_attn_implementation("eager")
+    attention = model.model.layers[1].self_attn
+    assert attention.config._attn_implementation == "eager"
+    assert attention.config.num_attention_heads != model.config.num_attention_heads
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-5)
+    assert torch.equal(logits(copy.deepcopy(model)), logits(model))
+
+
+def test_experts_of_whole_rows_keep_their_kernels() -> None:
+    case = make_case("mixtral", rigid=False)
+    parent = {**case.parent, "hidden_size": 48, "intermediate_size": 40}
+    config = AutoConfig.for_model(**parent)
+    plain = AutoModelForCausalLM.from_config(config)
+    shapes = {n: list(p.shape) for n, p in plain.named_parameters()}
+    for name in list(shapes):
+        if name.endswith("layers.1.mlp.experts.down_proj"):
+            shapes[name][2] = 39
+        if name.endswith("layers.1.mlp.experts.gate_up_proj"):
+            shapes[name][1] = 78
+    skeleton: Any = exact_skeleton(exact_config(parent, {"shapes": shapes}, {}))
+    used = [x.mlp.experts.config._experts_implementation for x in skeleton.model.layers]
+    assert used == ["grouped_mm", "eager", "grouped_mm"]
+
+
+def test_the_shipped_file_stands_alone() -> None:
+    text = modelling_source("gpt_neox")
+    assert 'PARENT = "gpt_neox"' in text
+    roots = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            roots.add((node.module or "").split(".")[0])
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+    assert roots == {"__future__", "functools", "typing", "torch", "transformers"}
+    with pytest.raises(SourceError, match="no causal language model"):
+        modelling_source('llama"\nimport os#')
+
+
+def test_widths_are_recorded_for_other_readers() -> None:
+    case = make_case("llama", rigid=True)
+    widths = {"intermediate_size": [40, 33, 17], "num_key_value_heads": [3, 2, 3]}
+    config = exact_config(case.parent, case.pruned, widths)
+    assert config[PER_LAYER] == {
+        "0": {"skip": ["attention"]},
+        "1": {"intermediate_size": 33, "num_key_value_heads": 2},
+        "2": {"intermediate_size": 17, "skip": ["mlp"]},
+    }
+    with pytest.raises(ValueError, match="layers"):
+        exact_config(case.parent, case.pruned, {**widths, "num_key_value_heads": [3]})
+
+
+def test_a_pruned_parent_may_be_pruned_again() -> None:
+    case = make_case("llama", rigid=True)
+    assert exact_config(case.config, case.pruned, case.per_layer) == case.config
