@@ -134,13 +134,21 @@ class Family:
     no_depth: Callable[[Config], str] = _possible
     """Why layers cannot go in this configuration; empty when they can."""
     pad: Callable[[Config, Widths], dict[str, int]] | None = None
-    """The nearest widths, none smaller, that the stock class accepts."""
+    """The nearest widths, none smaller, that the stock class accepts; only what changes."""
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    """Axis kind -> what the stock class's kernels want its width to be a multiple of."""
     rigid: tuple[str, ...] = ()
     """Axis kinds that no zeros can fill up: a wider class would compute something else."""
+    defaults: Mapping[str, Config] = field(default_factory=dict)
+    """``model_type`` -> configuration fields that files leave out when they have these values."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Usual name of a configuration field -> what this family's files call it."""
     containers: tuple[str, ...] = ()
     """``model_type``s to export as, in order of preference: the first that accepts the shape."""
+
+    def complete(self, config: Config) -> dict[str, Any]:
+        """A configuration with what its file left out."""
+        return {**self.defaults.get(config.get("model_type", ""), {}), **config}
 
     def read(self, config: Config, name: str) -> Any:
         """A field of a configuration by its usual name; KeyError when it is not there."""

@@ -204,6 +204,18 @@ class SaveSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """The model folder at the end."""
+
+    form: Literal["auto", "uniform", "padded", "exact"] = _key(
+        "uniform: a stock class, all layers with the same widths; padded: a stock class, with zeros "
+        "where layers are narrower; exact: the shapes as they are, with the class's file in the "
+        "folder; auto: the first of these that is possible",
+        "auto",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run."""
 
@@ -220,3 +232,4 @@ class Recipe:
     train: TrainSpec | None = _key("training; without it the run only prunes", None)
     evaluate: EvaluateSpec = _key("evaluation before and after", EvaluateSpec())
     save: SaveSpec = _key("checkpoints", SaveSpec())
+    export: ExportSpec = _key("the model folder at the end", ExportSpec())

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
+from effcompress.architecture import DEPTH as DEPTH
 from effcompress.architecture import WHOLE as WHOLE
 from effcompress.architecture import Axis as Axis
 from effcompress.architecture import Config as Config
@@ -129,6 +130,8 @@ class AxisMap:
     """Parameter -> the layer and the sublayer it lives and dies with."""
     floors: Widths = field(default_factory=dict)
     """Axis kind -> units that must stay."""
+    no_depth: str = ""
+    """Why no layer can go; empty when they can."""
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""

@@ -18,8 +18,10 @@ def export(
     tensors: Mapping[str, Tensor],
     save_tokenizer: Callable[[Path], None],
     folder: Path,
+    files: Mapping[str, str] | None = None,
 ) -> int:
-    """Write the model into ``folder``: safetensors, configuration, generation config, tokenizer.
+    """Write the model into ``folder``: safetensors, configuration, generation config, tokenizer,
+    and further text ``files`` by name.
 
     ``skeleton`` is a stock model on the meta device; ``tensors`` are its parameters by name.
     Everything is written beside ``folder``'s other files under a temporary name and moved into
@@ -35,6 +37,8 @@ def export(
     try:
         skeleton.save_pretrained(work, safe_serialization=True)
         save_tokenizer(work)
+        for name, text in (files or {}).items():
+            (work / name).write_text(text, encoding="utf-8")
         files = sorted(work.iterdir(), key=lambda f: f.name == "config.json")
         size = sum(f.stat().st_size for f in files)
         (folder / "config.json").unlink(missing_ok=True)

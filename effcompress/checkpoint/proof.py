@@ -33,8 +33,10 @@ class Proof:
     seconds: float
 
 
-def prove(folder: Path, module: nn.Module, ids_BT: Tensor) -> Proof:
-    """Raises RunError unless a fresh process loads ``folder`` cleanly and gives the same logits
+def prove(
+    folder: Path, module: nn.Module, ids_BT: Tensor, *, own_class: bool = False
+) -> Proof:
+    """``own_class``: the folder brings its class, and the fresh process may run it. Raises RunError unless a fresh process loads ``folder`` cleanly and gives the same logits
     (1e-5 in fp32) and the same greedy tokens, with and without cache, as ``module`` in memory.
     """
     started = time.monotonic()
@@ -43,7 +45,7 @@ def prove(folder: Path, module: nn.Module, ids_BT: Tensor) -> Proof:
     with tempfile.TemporaryDirectory(prefix="effcompress-proof-") as work:
         source, target = Path(work, "in.safetensors"), Path(work, "out.safetensors")
         save_file({"ids_BT": ids_BT.contiguous()}, source)
-        _fresh_process(folder, source, target)
+        _fresh_process(folder, source, target, own_class)
         found = {name: t.clone() for name, t in load_file(target).items()}
     difference = float((found["logits_BTV"] - logits_BTV).abs().max())
     tokens_equal = torch.equal(found["cached_T"], greedy_T)
@@ -81,10 +83,17 @@ def _stops(module: Any) -> list[int]:
     return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
 
 
-def _fresh_process(folder: Path, source: Path, target: Path) -> None:
+def _fresh_process(folder: Path, source: Path, target: Path, own_class: bool) -> None:
     # -I: no environment, no current directory on the path; only what is installed.
     command = [sys.executable, "-I", str(script.__file__), str(folder), str(source), str(target)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    command += ["own-class"] if own_class else []
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        # A copy of the folder's class of its own, never one that an earlier run has left.
+        "HF_MODULES_CACHE": str(target.parent / "modules"),
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0 or not target.exists():
         lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -1,7 +1,8 @@
 """Load a folder as any user would and write down what the model says.
 
-Run as a script in a fresh, isolated process: ``python -I prove.py FOLDER INPUT OUTPUT``. It imports
-transformers and nothing of effcompress, and refuses to go on if that was imported all the same.
+Run as a script in a fresh, isolated process: ``python -I prove.py FOLDER INPUT OUTPUT
+[own-class]``. It imports transformers and nothing of effcompress, and refuses to go on if that was
+imported all the same. With ``own-class`` the class that lies in the folder may run.
 INPUT and OUTPUT are safetensors files: ``ids_BT`` in; ``logits_BTV``, ``cached_T``, ``uncached_T``
 out.
 """
@@ -16,11 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 NEW_TOKENS = 16
 
 
-def main(folder: str, source: str, target: str) -> None:
+def main(folder: str, source: str, target: str, own_class: str = "") -> None:
     """Compute logits and greedy tokens with and without cache."""
     ids_BT = load_file(source)["ids_BT"]
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        folder,
+        dtype=torch.float32,
+        output_loading_info=True,
+        local_files_only=True,
+        trust_remote_code=bool(own_class),
     )
     model, info = loaded
     wrong = {key: value for key, value in info.items() if value}

@@ -1,6 +1,6 @@
 """Which weights must go together: named axes, resolved to rows of index tensors."""
 
-from effcompress.groups.axes import from_config, from_shapes, shapes_at
-from effcompress.groups.find import axes_of, find
+from effcompress.groups.axes import from_config, from_shapes, full_depth, shapes_at
+from effcompress.groups.find import axes_of, find, left
 
-__all__ = ["axes_of", "find", "from_config", "from_shapes", "shapes_at"]
+__all__ = ["axes_of", "find", "from_config", "from_shapes", "full_depth", "left", "shapes_at"]

@@ -36,14 +36,26 @@ def full_depth(family: Family, config: Config) -> Depth:
     return Depth(tuple(range(family.read(config, "num_hidden_layers"))))
 
 
-def from_config(family: Family, config: Config) -> AxisMap:
-    """The map of a model that is not loaded. Imports no torch."""
-    depth = full_depth(family, config)
+def from_config(
+    family: Family,
+    config: Config,
+    *,
+    depth: Depth | None = None,
+    kinds: Widths | None = None,
+) -> AxisMap:
+    """The map of a model that is not loaded. Imports no torch.
+
+    ``depth`` says which of the configuration's layers are there, ``kinds`` how many units per axis
+    kind where that is not what the configuration says.
+    """
+    config = family.complete(config)
+    depth = depth or full_depth(family, config)
     segments, gates = _resolve(family, config, depth)
     widths: dict[str, int] = {}
     for name in dict.fromkeys(name for s in segments for name in s.names):
         kind, _, layer = name.partition(".")
-        widths[name] = family.units[kind](config, int(layer or 0))
+        given = (kinds or {}).get(kind)
+        widths[name] = family.units[kind](config, int(layer or 0)) if given is None else given
     return _assemble(family, config, depth, _shapes(segments, widths), segments, gates, widths)
 
 
@@ -58,6 +70,7 @@ def from_shapes(
     Raises CoverageError: a parameter the family does not declare, a declared one that is missing,
     a dimension without an axis, or sides of one axis that differ in width.
     """
+    config = family.complete(config)
     depth = depth or full_depth(family, config)
     segments, gates = _resolve(family, config, depth)
     declared: dict[str, set[int]] = defaultdict(set)
@@ -118,6 +131,7 @@ def _assemble(
         by_param={k: tuple(v) for k, v in by_param.items()},
         gates=gates,
         floors={kind: floor(config) for kind, floor in family.floors.items()},
+        no_depth=family.no_depth(config),
     )
 
 

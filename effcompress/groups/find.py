@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from effcompress.errors import CoverageError
 from effcompress.groups.axes import from_shapes
 from effcompress.registry import Bound
-from effcompress.types import AxisMap, Config, Family, GroupSet
+from effcompress.types import AxisMap, Config, Depth, Family, GroupSet
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def axes_of(module: nn.Module, family: Family, config: Config) -> AxisMap:
-    """The axis map of a model as it stands (on any device, meta included).
+def axes_of(
+    module: nn.Module, family: Family, config: Config, depth: Depth | None = None
+) -> AxisMap:
+    """The axis map of a model as it stands (on any device, meta included). ``depth`` says which of
+    the configuration's layers it has; by default all.
 
     A tied weight is one parameter and appears once, under its first name.
     """
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
-    return from_shapes(family, config, shapes)
+    return from_shapes(family, config, shapes, depth)
 
 
 def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
@@ -32,12 +36,25 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
     for bound in space:
         sets = list(bound(axes=axes))
         if not sets:
+            kinds = dict.fromkeys(name.split(".")[0] for name in axes.by_axis)
+            there = [kind for kind in kinds if kind not in axes.family.fixed]
             raise CoverageError(
                 f"space '{bound.name}' finds nothing to prune in family '{axes.family.name}'",
-                fix=f"Axes of this family: {', '.join(sorted(axes.family.units))}.",
+                fix=f"Axes of this model: {', '.join(there)}.",
             )
         for s in sets:
             if s.name in found:
                 raise CoverageError(f"two spaces claim the axis '{s.name}'", where=bound.name)
             found[s.name] = s
     return list(found.values())
+
+
+def left(sets: Sequence[GroupSet], axes: AxisMap) -> list[GroupSet]:
+    """What is left of a parent's group sets in a smaller model: constraints stay, sides and sizes
+    are those of ``axes``.
+    """
+    return [
+        replace(s, size=axes.widths[s.name], sides=axes.by_axis[s.name])
+        for s in sets
+        if s.name in axes.by_axis
+    ]

@@ -2,38 +2,73 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
+from effcompress.errors import CoverageError
 from effcompress.registry import space
 from effcompress.spec import Positive
 from effcompress.types import AxisMap, GroupSet
+
+Scope = Literal["lockstep", "per_layer", "global"]
+"""Every layer loses equally many; each layer for itself; all layers are one pool."""
 
 
 @space("ffn", paper="arXiv:2502.06663, type II")
 def ffn(
     axes: AxisMap,
     *,
-    scope: Literal["lockstep", "per_layer"] = "lockstep",
+    scope: Scope = "lockstep",
     minimum: Positive = 1,
     round_to: Positive = 1,
+    serve_tp: Positive = 1,
+    skip_layers: tuple[int, ...] = (),
 ) -> Iterator[GroupSet]:
-    """One channel of a feed-forward block: its gate and up rows and its down column. With
-    ``round_to`` channels go in blocks, so that every width on the way is a multiple of it.
+    """One channel of a feed-forward block: its gate and up rows and its down column; in a mixture,
+    the same channel of all experts of the layer. With ``round_to`` channels go in blocks, so that
+    every width on the way is a multiple of it, and of the ``serve_tp`` devices that will share it.
     """
-    yield from axes.sets("ffn", scope=scope, minimum=minimum, round_to=round_to)
+    multiple = math.lcm(round_to, serve_tp)
+    for kind in ("ffn", "expert_ffn"):
+        yield from axes.sets(
+            kind, scope=scope, minimum=minimum, round_to=multiple, skip_layers=skip_layers
+        )
 
 
 @space("attention", paper="arXiv:2502.06663, type I")
 def attention(
     axes: AxisMap,
     *,
-    scope: Literal["lockstep", "per_layer"] = "lockstep",
-    unit: Literal["kv_group"] = "kv_group",
+    scope: Scope = "lockstep",
+    unit: Literal["kv_group", "q_per_group", "head"] = "kv_group",
     minimum: Positive = 1,
+    serve_tp: Positive = 1,
+    skip_layers: tuple[int, ...] = (),
 ) -> Iterator[GroupSet]:
-    """One KV head with all its query heads: rows of q, k, v and columns of o."""
-    yield from axes.sets("attention", scope=scope, minimum=minimum)
+    """Heads: ``kv_group`` is a KV head with all its query heads (rows of q, k, v, columns of o),
+    ``q_per_group`` the same query head out of every group of a layer (KV heads stay), ``head`` a
+    head of its own in models that share none. ``serve_tp`` devices will share the heads evenly.
+    """
+    shares = max((axes.widths[name] for name in axes.axes("query")), default=1)
+    if unit == "head" and shares > 1:
+        raise CoverageError(
+            f"attention.unit: head, but {shares} query heads share a KV head in this model",
+            fix="Write `unit: kv_group` or `unit: q_per_group`.",
+        )
+    kind, multiple = "attention", serve_tp
+    if unit == "q_per_group":
+        if shares == 1:
+            raise CoverageError(
+                "attention.unit: q_per_group, but every query head has a KV head of its own here",
+                fix="Write `unit: head`.",
+            )
+        kind = "query"
+        kv = math.gcd(*(axes.widths[name] for name in axes.axes("attention")))
+        multiple = serve_tp // math.gcd(kv, serve_tp)
+    yield from axes.sets(
+        kind, scope=scope, minimum=minimum, round_to=multiple, skip_layers=skip_layers
+    )
 
 
 @space("hidden", paper="arXiv:2502.06663, type III")
@@ -42,3 +77,54 @@ def hidden(axes: AxisMap, *, minimum: Positive = 1, round_to: Positive = 1) -> I
     ``round_to`` channels go in blocks, so that every width on the way is a multiple of it.
     """
     yield from axes.sets("hidden", scope="lockstep", minimum=minimum, round_to=round_to)
+
+
+@space("expert", paper="arXiv:2510.13999")
+def expert(
+    axes: AxisMap,
+    *,
+    scope: Scope = "lockstep",
+    minimum: Positive = 1,
+    serve_tp: Positive = 1,
+    skip_layers: tuple[int, ...] = (),
+) -> Iterator[GroupSet]:
+    """One expert of a mixture and its row of the router. As many as a token is sent to always
+    stay. ``serve_tp`` devices will share the experts evenly.
+    """
+    yield from axes.sets(
+        "expert", scope=scope, minimum=minimum, round_to=serve_tp, skip_layers=skip_layers
+    )
+
+
+@space("layer", paper="arXiv:2403.03853")
+def layer(
+    axes: AxisMap, *, minimum: Positive = 1, skip_layers: tuple[int, ...] = ()
+) -> Iterator[GroupSet]:
+    """One whole layer. ``minimum`` layers stay."""
+    yield from _modules(axes, "layer", minimum, skip_layers)
+
+
+@space("attention_block", paper="arXiv:2406.15786")
+def attention_block(
+    axes: AxisMap, *, minimum: Positive = 1, skip_layers: tuple[int, ...] = ()
+) -> Iterator[GroupSet]:
+    """The attention of one layer with its norms; the feed-forward stays. ``minimum`` stay."""
+    yield from _modules(axes, "attention_block", minimum, skip_layers)
+
+
+@space("mlp_block", paper="arXiv:2406.15786")
+def mlp_block(
+    axes: AxisMap, *, minimum: Positive = 1, skip_layers: tuple[int, ...] = ()
+) -> Iterator[GroupSet]:
+    """The feed-forward block (or mixture) of one layer with its norms; the attention stays.
+    ``minimum`` stay.
+    """
+    yield from _modules(axes, "mlp_block", minimum, skip_layers)
+
+
+def _modules(
+    axes: AxisMap, kind: str, minimum: int, skip_layers: tuple[int, ...]
+) -> Iterator[GroupSet]:
+    if axes.no_depth:
+        raise CoverageError(f"no {kind} can go here: {axes.no_depth}", where=axes.family.name)
+    yield from axes.sets(kind, scope="global", minimum=0, floor=minimum, skip_layers=skip_layers)

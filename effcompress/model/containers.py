@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress.errors import RunError
-from effcompress.types import Config, Family, Widths
+from effcompress.types import Config, Family, Shapes
 
 _BIASES = {"attention_bias", "mlp_bias"}
 
@@ -30,19 +30,20 @@ class Container:
     why: str
 
 
-def container(family: Family, config: Config, widths: Widths, epsilon: float) -> Container:
-    """The stock model for widths per axis kind (``hidden``, ``ffn``, ``attention``).
+def container(family: Family, fields: Config, shapes: Shapes) -> Container:
+    """The stock model with these configuration fields (``model_type`` among them), whose
+    parameters must have these shapes.
 
     Raises RunError with each class's own words when none accepts the shape.
     """
-    own = config["model_type"]
-    fields = {**config, **family.resize(config, widths), family.epsilon_field: epsilon}
+    own = fields["model_type"]
     refused: dict[str, str] = {}
     for model_type in dict.fromkeys((own, *family.containers)):
         try:
-            built = AutoConfig.for_model(model_type, **_known(model_type, own, fields))
+            built = AutoConfig.for_model(model_type, **_known(model_type, own, dict(fields)))
             with torch.device("meta"):
-                skeleton = AutoModelForCausalLM.from_config(built)
+                skeleton = AutoModelForCausalLM.from_config(built, dtype=torch.float32)
+            _require(skeleton, shapes)
         except (ValueError, StrictDataclassError) as error:  # their own validation
             refused[model_type] = (
                 str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
@@ -54,6 +55,17 @@ def container(family: Family, config: Config, widths: Widths, epsilon: float) ->
         "no stock class accepts the pruned shape: "
         + "; ".join(f"{name}: {text}" for name, text in refused.items())
     )
+
+
+def _require(skeleton: nn.Module, shapes: Shapes) -> None:
+    """Raises ValueError if the class would make something else of the configuration."""
+    built = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
+    for name in [*shapes, *built]:
+        if built.get(name) != shapes.get(name):
+            raise ValueError(
+                f"it derives {built.get(name, 'nothing')} for {name}, "
+                f"not {shapes.get(name, 'nothing')}"
+            )
 
 
 def _known(model_type: str, own: str, fields: dict[str, Any]) -> dict[str, Any]:

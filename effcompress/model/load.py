@@ -13,9 +13,11 @@ from torch import nn
 
 from effcompress.errors import SourceError, did_you_mean
 from effcompress.model.cache import cache_root
+from effcompress.model.exact import open_exact
 from effcompress.model.fetch import ensure
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import read_manifest, read_object
+from effcompress.model.lineage import depth_of, is_pruned, parent_of
 from effcompress.model.silence import quietly
 from effcompress.model.source import (
     BYTES,
@@ -26,6 +28,7 @@ from effcompress.model.source import (
 )
 from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokenizer
 from effcompress.spec import ModelSpec
+from effcompress.types import Depth
 
 # Accepted by every configuration although no default configuration has them as attributes.
 # `head_dim` is honoured by every modelling file, declared by the configuration or not.
@@ -48,6 +51,10 @@ class LoadedModel:
     config: dict[str, Any]
     source: str
     dtype: str
+    depth: Depth | None = None
+    """Of a model pruned before, with widths per layer: the blocks it lacks. ``config`` is then its
+    parent's.
+    """
 
 
 def load(
@@ -79,16 +86,18 @@ def load(
         module: Any = _random(config_of(spec, cache) or {}, seed)
         source, dtype = f"{label_of(spec)} weights, seed {seed}", "float32"
     else:
-        module = _pretrained(folder, spec, label_of(spec))
+        pruned = is_pruned(read_object(folder / "config.json") or {})
+        module = open_exact(folder) if pruned else _pretrained(folder, spec, label_of(spec))
         source, dtype = _describe(spec, folder)
     module.config._name_or_path = label_of(spec)  # not the folder of the cache
-    config = json.loads(module.config.to_json_string(use_diff=False))
+    stored = json.loads(module.config.to_json_string(use_diff=False))
+    config, depth = parent_of(stored), depth_of(stored)
     if kind != "random":
         require_agreement(spec.shape or {}, config, label_of(spec))
     if kind == "random" or spec.tokenizer:
         _require_room(tokenizer, config, spec)
     module.config.use_cache = False
-    return LoadedModel(_ready(module), tokenizer, config, source, dtype)
+    return LoadedModel(_ready(module), tokenizer, config, source, dtype, depth)
 
 
 def skeleton(config: Mapping[str, Any]) -> nn.Module:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from typing import Any
 
 from torch import nn
 
-from effcompress.types import AxisMap, Config
+from effcompress.types import AxisMap, Config, Family
 
 
 def agree(module: nn.Module) -> None:
@@ -23,6 +24,19 @@ def agree(module: nn.Module) -> None:
         elif type(child).__name__ == "Conv1D":  # the library's own, rows are inputs
             stored: Any = child
             stored.nx, stored.nf = weight.shape
+        _plain_if_odd(child)
+
+
+KERNEL = 8
+"""Grouped kernels for experts want rows of 16 bytes, which are 8 numbers of the narrowest type."""
+
+
+def _plain_if_odd(module: Any) -> None:
+    """Experts whose rows no grouped kernel takes go one by one."""
+    experts = [p for p in module.parameters(recurse=False) if p.dim() == 3]
+    if hasattr(module, "config") and any(p.shape[-1] % KERNEL for p in experts):
+        module.config = copy.copy(module.config)  # all layers share one; these may differ
+        module.config._experts_implementation = "eager"
 
 
 def adapt(module: nn.Module, axes: AxisMap, config: Config) -> None:
@@ -44,7 +58,8 @@ def attributes(axes: AxisMap, config: Config) -> dict[str, dict[str, Any]]:
     """Module path -> attribute -> value, for every module that is there."""
     family, found = axes.family, {}
     for j, i in enumerate(axes.depth.layers):
-        widths = layer_widths(axes, i)
+        # A block that is gone has no widths, and its modules are not asked for.
+        widths = defaultdict(int, layer_widths(axes, i))
         for inside, values in family.attributes(config, widths).items():
             if not _absent(axes, i, inside):
                 found[f"{family.layer.replace('{i}', str(j))}.{inside}"] = dict(values)
@@ -66,6 +81,13 @@ def _absent(axes: AxisMap, layer: int, inside: str) -> bool:
         f"{kind}.{layer}" in axes.depth.absent and inside.split(".")[0] == sublayer.silent
         for kind, sublayer in axes.family.sublayers.items()
     )
+
+
+def depth_fields(family: Family, config: Config, layers: tuple[int, ...]) -> dict[str, Any]:
+    """Configuration fields when only these layers of ``config`` are kept."""
+    fields = {family.aliases.get("num_hidden_layers", "num_hidden_layers"): len(layers)}
+    more = family.depth_fields
+    return {**fields, **(more(config, layers) if more else {})}
 
 
 def agree_config(module: nn.Module, fields: dict[str, Any]) -> None:

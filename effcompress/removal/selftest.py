@@ -30,10 +30,10 @@ def same_function(
 ) -> Iterator[Proof]:
     """Run a commit inside; raises SurgeryError if the model is not the same function afterwards."""
     ties = _ties(module)
-    before = _logits(module, ids_BT)
+    before = logits_of(module, ids_BT)
     proof = Proof()
     yield proof
-    after = _logits(module, ids_BT)
+    after = logits_of(module, ids_BT)
     proof.max_logit_difference = float((after - before).abs().max())
     scale = float(before.abs().max())
     if not proof.max_logit_difference <= TOLERANCE * max(scale, 1.0):
@@ -49,7 +49,8 @@ def same_function(
 
 
 @torch.no_grad()
-def _logits(module: nn.Module, ids_BT: Tensor) -> Tensor:
+def logits_of(module: nn.Module, ids_BT: Tensor) -> Tensor:
+    """Logits in fp32, in evaluation mode, without cache; the mode is put back."""
     training = module.training
     module.eval()
     logits = module(input_ids=ids_BT, use_cache=False).logits.float()

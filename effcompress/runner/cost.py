@@ -23,10 +23,9 @@ def flops_per_token(axes: AxisMap, config: Config, widths: Widths, length: int) 
     masked away), and the backward costs twice the forward.
     """
     wide = {**axes.widths, **widths}
-    weights = sum(axes.numel(p, wide) for p in _multiplied(axes))
-    query = axes.family.blocks["query"](config)
-    heads = sum(wide[name] * query for name in axes.axes("attention"))
-    attention = 2 * 2 * heads * length / 2
+    weights = sum(axes.numel(p, wide) * _used(axes, config, wide, p) for p in _multiplied(axes))
+    rows = sum(_query_rows(axes, config, wide, i) for i in axes.depth.layers)
+    attention = 2 * 2 * rows * length / 2
     return 3.0 * (2.0 * weights + attention)
 
 
@@ -87,19 +86,45 @@ def _activations(axes: AxisMap, config: Config, value: int) -> float:
     values; q, k, v before and after the rotation and the attention output; gate, its activation,
     up and their product.
     """
-    family, wide = axes.family, axes.widths
-    query, head = family.blocks["query"](config), family.blocks["head"](config)
-    hidden = wide["hidden"]
+    wide, head = axes.widths, axes.family.blocks["head"](config)
     total = 0.0
-    for attention, ffn in zip(axes.axes("attention"), axes.axes("ffn"), strict=True):
-        heads = 2 * wide[attention] * (query + head) + wide[attention] * (query + head)
-        total += value * (2 * hidden + heads + 4 * wide[ffn]) + 2 * hidden * (4 + value)
+    for i in axes.depth.layers:
+        query = _query_rows(axes, config, wide, i)
+        key = wide.get(f"attention.{i}", 0) * head
+        ffn = wide.get(f"ffn.{i}", 0) + _routed(config) * wide.get(f"expert_ffn.{i}", 0)
+        total += value * (2 * wide["hidden"] + 3 * (query + key) + 4 * ffn)
+        total += 2 * wide["hidden"] * (4 + value)
     return total
+
+
+def _query_rows(axes: AxisMap, config: Config, wide: Widths, layer: int) -> int:
+    """Query heads of a layer times their width; none where the layer or its attention is gone."""
+    heads = wide.get(f"attention.{layer}", 0) * wide.get(f"query.{layer}", 1)
+    there = wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
+    return heads * there * axes.family.blocks["head"](config)
+
+
+def _routed(config: Config) -> int:
+    """Experts that a token is sent to."""
+    return config.get("num_experts_per_tok") or 0
+
+
+def _used(axes: AxisMap, config: Config, wide: Widths, param: str) -> float:
+    """Share of a parameter that one token meets: of experts, those that it is sent to."""
+    experts = [n for s in axes.by_param[param] for n in s.names if n.startswith("expert.")]
+    if not experts or len(axes.shapes[param]) < 3:
+        return 1.0
+    return min(1.0, _routed(config) / max(1, wide[experts[0]]))
 
 
 def _multiplied(axes: AxisMap) -> list[str]:
     """Matrices that take part in a product; an embedding that is only looked up does not."""
     matrices = [p for p, shape in axes.shapes.items() if len(shape) > 1]
-    tables = [p for p in matrices if any(side.name == "vocab" for side in axes.by_param[p])]
-    looked_up = tables[0] if len(tables) > 1 else None
-    return [p for p in matrices if p != looked_up]
+
+    def carries(param: str, kind: str) -> bool:
+        return any(kind in s.names for s in axes.by_param[param])
+
+    tables = [p for p in matrices if carries(p, "vocab")]
+    looked_up = {tables[0]} if len(tables) > 1 else set[str]()
+    looked_up |= {p for p in matrices if carries(p, "positions")}
+    return [p for p in matrices if p not in looked_up]

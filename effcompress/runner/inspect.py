@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from effcompress import groups
 from effcompress.errors import SourceError
-from effcompress.model.families import family_of, require_sane
 from effcompress.model.source import config_of, label_of
 from effcompress.recipe import LoadedRecipe
+from effcompress.runner.mapped import mapped
 from effcompress.runner.sheet import Answer, Sheet, short
-from effcompress.types import AxisMap, Config
+from effcompress.types import DEPTH, AxisMap, Config
 
 
 def inspect(target: LoadedRecipe | Path) -> Answer:
@@ -21,46 +21,91 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
     known of the model or its architecture.
     """
     name, config = _config(target)
-    family = family_of(config)
-    require_sane(family, config)
-    axes = groups.from_config(family, config)
-    rows, kinds = [], {}
-    for kind in family.units:
-        names = axes.axes(kind)
-        if kind in family.fixed or not names:
-            continue
-        widths = sorted({axes.widths[n] for n in names})
-        freed = axes.freed(names[0], axes.widths)
-        width = str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
-        rows.append((kind, str(len(names)), width, f"{freed:,}", f"{freed * len(names):,}"))
-        kinds[kind] = {"sets": len(names), "units": widths, "params_per_unit": freed}
-    fixed = sorted(set(axes.widths) - {n for k in kinds for n in axes.axes(k)})
+    axes = mapped(config).axes
+    family = axes.family
+    kinds = {kind: _kind(axes, kind) for kind in _kinds(axes)}
+    never = _never(axes)
     data = {
         "model": name,
         "family": family.name,
         "params": axes.count(),
         "kinds": kinds,
-        "not_pruned": fixed,
+        "not_pruned": never,
+        "approximate": {k: why for k, why in family.approximate.items() if k in kinds},
         "axes": {axis: axes.widths[axis] for axis in axes.widths},
     }
+    rows = [
+        (
+            kind,
+            str(facts["sets"]),
+            _range(facts["units"]),
+            f"{facts['mini_groups']:,}",
+            _range(facts["params_per_unit"]),
+        )
+        for kind, facts in kinds.items()
+    ]
     sheets = (
         Sheet(
             f"{name}: family {family.name}, {axes.count():,} parameters",
-            ("kind", "sets", "units", "one frees", "one per set frees"),
+            ("kind", "sets", "units in each", "mini-groups", "parameters of one"),
             tuple(rows),
         ),
         _coupling(axes),
     )
-    notes = ("Not pruned: " + ", ".join(f"{n} ({short(axes.widths[n])})" for n in fixed) + ".",)
-    return Answer(data, sheets, notes)
+    notes = [f"Not pruned: {name}: {why}." for name, why in never.items()]
+    notes += [f"Not exact: {kind}: {why}." for kind, why in data["approximate"].items()]
+    return Answer(data, sheets, tuple(notes))
+
+
+def _kinds(axes: AxisMap) -> list[str]:
+    """Kinds of mini-groups that this model has, widths before depths."""
+    there = dict.fromkeys(name.split(".")[0] for name in axes.by_axis)
+    wanted = [k for k in there if k not in axes.family.fixed and k not in DEPTH]
+    # With one query head per KV head there is no slot to take.
+    slots = any(axes.widths[name] > 1 for name in axes.axes("query"))
+    depth = () if axes.no_depth else tuple(k for k in DEPTH if k in there)
+    return [k for k in wanted if k != "query" or slots] + [*depth]
+
+
+def _kind(axes: AxisMap, kind: str) -> dict[str, Any]:
+    names = axes.axes(kind)
+    sizes = [axes.widths[n] for n in names]
+    freed = [axes.freed(n, axes.widths) for n in names]
+    return {
+        "sets": len(names),
+        "units": sorted(set(sizes)),
+        "mini_groups": sum(sizes),
+        "params_per_unit": sorted(set(freed)),
+    }
+
+
+def _never(axes: AxisMap) -> dict[str, str]:
+    """What cannot be pruned -> why."""
+    reasons = {
+        "vocab": "one row per token of the tokenizer",
+        "positions": "one row per position that the model was trained for",
+        "head_dim": "rotations and norms within a head need all of it",
+        "embedding": "another width than the residual stream, tied to the vocabulary",
+    }
+    found = {}
+    for kind in axes.family.fixed:
+        if names := axes.axes(kind):
+            width = short(axes.widths[names[0]])
+            found[f"{kind} ({width})"] = reasons.get(kind, "the declaration says so")
+    if axes.no_depth:
+        found["layer"] = axes.no_depth
+    return found
+
+
+def _range(values: list[int]) -> str:
+    first, last = f"{values[0]:,}", f"{values[-1]:,}"
+    return first if first == last else f"{first} to {last}"
 
 
 def _coupling(axes: AxisMap) -> Sheet:
     """Which sides shrink together, for the first axis of every kind."""
     rows = []
-    for kind in axes.family.units:
-        if not axes.axes(kind):
-            continue
+    for kind in (k for k in axes.family.units if axes.axes(k)):
         first = axes.axes(kind)[0]
         sides = [f"{s.param} dim {s.dim}" for s in axes.by_axis[first]]
         for i, side in enumerate(sides[:8]):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from effcompress.data import Corpus
 from effcompress.errors import RunError
 from effcompress.log import Log
 from effcompress.measure.stats import TrainingStats, collect
-from effcompress.removal.commit import commit
-from effcompress.removal.mask import mask
 from effcompress.removal.selftest import same_function
+from effcompress.runner.approximate import removed_alone, split
 from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import ScoreAverage
@@ -19,7 +19,7 @@ from effcompress.selection.budget import TOLERANCE
 from effcompress.selection.choose import Choice, choose
 from effcompress.selection.schedules import ask
 from effcompress.spec import PruneSpec
-from effcompress.types import Cut, Due, Scores
+from effcompress.types import DEPTH, Cut, Due, Plan, Scores
 
 
 def needs_gradients(prune: PruneSpec) -> bool:
@@ -32,7 +32,8 @@ def observe(state: RunState, prune: PruneSpec) -> None:
     if state.target_reached or prune.measure.source != "training" or not needs_gradients(prune):
         return
     stats = TrainingStats(state.module, prune.criterion.needs, prune.hessian)
-    state.average.update(score(state.sets, prune.criterion, stats), state.ledger.original)
+    scores = score(state.pruned.sets, prune.criterion, stats)
+    state.average.update(scores, state.pruned.ledger.original)
 
 
 def due_now(state: RunState, prune: PruneSpec, total_tokens: int) -> Due | None:
@@ -57,24 +58,19 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int) -> Due | None:
 def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log: Log) -> None:
     """Decide, mask, write down; commit when enough has gathered."""
     target = wanted(prune.target, state.parent_params)
-    scores = state.ledger.original_order(_scores(state, prune, corpus))
+    pruned = state.pruned
+    scores = pruned.ledger.original_order(_scores(state, prune, corpus))
     assert prune.selector is not None, "recipe.load fills in the default selector"
-    choice = choose(state.parent_sets, state.parent, scores, due, target, prune.selector)
+    choice = choose(pruned.parent_sets, pruned.parent, scores, due, target, prune.selector)
     if choice.plan:
-        mask(
-            choice.plan,
-            state.sets,
-            state.parameters(),
-            state.ledger,
-            optimizer=state.optimizer,
-            norms=state.norms(),
-            repairs=prune.repair,
-        )
+        _mask(state, prune, choice.plan, log)
         state.groups_cut += sum(choice.removed.values())
         state.since_commit += sum(choice.removed.values())
         _write_down(state, choice, log)
     state.target_reached = choice.exhausted or choice.params <= target
-    if state.target_reached or state.since_commit >= prune.commit_every:
+    # A block that is masked whole would learn its last bias again: it goes at once.
+    whole = any(name.split(".")[0] in DEPTH for name in choice.plan)
+    if state.target_reached or whole or state.since_commit >= prune.commit_every:
         commit_event(state, log)
     if state.target_reached and abs(state.params - target) > TOLERANCE * target:
         raise RunError(
@@ -85,19 +81,12 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
 
 def commit_event(state: RunState, log: Log) -> None:
     """Cut the masked units out of the tensors, with proof that nothing else changed."""
-    if not state.ledger.pending():
+    if not state.pruned.ledger.pending():
         return
     started = time.monotonic()
     probe = state.probe_BT.to(state.device)
     with same_function(state.module, probe, state.optimizer) as proof:
-        commit(
-            state.sets,
-            state.parameters(),
-            state.ledger,
-            optimizer=state.optimizer,
-            norms=state.norms(),
-        )
-        state.refresh()
+        state.pruned.commit(state.optimizer)
     state.since_commit = 0
     log.event(
         "commit",
@@ -106,6 +95,18 @@ def commit_event(state: RunState, log: Log) -> None:
         seconds=time.monotonic() - started,
         max_logit_difference=proof.max_logit_difference,
     )
+
+
+def _mask(state: RunState, prune: PruneSpec, plan: Plan, log: Log) -> None:
+    """Where a removal changes more than what the units did, say by how much (on the probe)."""
+    pruned = state.pruned
+    how: Any = {"optimizer": state.optimizer, "repairs": prune.repair}
+    inexact, exact = split(pruned.family, plan)
+    if inexact:
+        with removed_alone(pruned, inexact, state.probe_BT.to(state.device)) as seen:
+            pruned.mask(inexact, **how)
+        log.event("approximate", step=state.step, sets=[*inexact], max_logit_difference=seen[0])
+    pruned.mask(exact, **how)
 
 
 def _scores(state: RunState, prune: PruneSpec, corpus: Corpus) -> Scores:
@@ -117,8 +118,9 @@ def _scores(state: RunState, prune: PruneSpec, corpus: Corpus) -> Scores:
     else:
         ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
         stats = collect(state.module, ids_NT, prune.criterion.needs, prune.hessian)
-    now = ScoreAverage(state.ledger.sizes, decay=1.0)
-    now.update(score(state.sets, prune.criterion, stats), state.ledger.original)
+    now = ScoreAverage(state.pruned.ledger.sizes, decay=1.0)
+    scores = score(state.pruned.sets, prune.criterion, stats)
+    now.update(scores, state.pruned.ledger.original)
     return now.read()
 
 
@@ -135,7 +137,7 @@ def _write_down(state: RunState, choice: Choice, log: Log) -> None:
     )
     log.plan(cut)
     gone: dict[str, list[float]] = {}
-    for s in state.parent_sets:
+    for s in state.pruned.parent_sets:
         gone.setdefault(s.kind, []).append(1.0 - choice.widths[s.name] / s.size)
     log.event(
         "cut",

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from effcompress import groups
 from effcompress.errors import RecipeError
-from effcompress.model.families import family_of, require_sane
 from effcompress.model.source import config_of
 from effcompress.recipe import LoadedRecipe
-from effcompress.selection.budget import TOLERANCE, Budget, lines_of, simulate
+from effcompress.runner.mapped import mapped
+from effcompress.selection.budget import TOLERANCE, Budget, least, lines_of, simulate
 from effcompress.spec import PruneSpec, TargetSpec
 from effcompress.types import AxisMap, Config, GroupSet
 
@@ -30,13 +30,12 @@ def priced(loaded: LoadedRecipe) -> Priced | None:
     config = config_of(loaded.recipe.model)
     if config is None:
         return None
-    family = family_of(config)
-    require_sane(family, config)
-    axes = groups.from_config(family, config)
+    found = mapped(config)
+    axes = found.axes
     prune = loaded.recipe.prune
     sets = groups.find(axes, prune.space) if prune else []
     start = axes.count()
-    return Priced(config, axes, sets, start, wanted(prune.target, start) if prune else None)
+    return Priced(found.config, axes, sets, start, wanted(prune.target, start) if prune else None)
 
 
 def wanted(target: TargetSpec, start: int) -> int:
@@ -63,19 +62,19 @@ def require_reachable(loaded: LoadedRecipe) -> Priced | None:
             where=where,
             fix="Name a smaller target, or a larger model.",
         )
-    least = price.axes.count({s.name: s.minimum for s in price.sets})
-    if price.target < least * (1 - TOLERANCE):
+    lowest = least(price.axes, price.sets)
+    if price.target < lowest * (1 - TOLERANCE):
         kinds = ", ".join(bound.name for bound in prune.space)
         raise RecipeError(
             f"prune.target: {price.target:,} parameters cannot be reached by cutting {kinds}: "
-            f"{least:,} always remain",
+            f"{lowest:,} always remain",
             where=where,
-            fix=f"Name at least {least:,}, or add to prune.space what else may go.",
+            fix=f"Name at least {lowest:,}, or add to prune.space what else may go.",
         )
     budget = budget_of(price)
     simulate(budget)
     if not budget.reached:
-        below = budget.params - min(budget.freed(k) for k in range(len(budget.lines)))
+        below = budget.params - min(f for k in range(len(budget.lines)) if (f := budget.freed(k)))
         raise RecipeError(
             f"prune.target: {price.target:,} parameters lie between two sizes this model can have",
             where=where,

@@ -102,7 +102,7 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     after = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
     log.event("evaluation", when="after", params=state.params, **after)
     seconds = before + time.monotonic() - started
-    log.event("end", status="success", seconds=seconds, params=state.params, widths=state.widths)
+    log.event("end", status="success", seconds=seconds, params=state.params, widths=state.pruned.widths)
     report.write_card(folder)
     domains = after["domains"]
     assert isinstance(domains, dict)
@@ -140,7 +140,7 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
         params=state.params,
         target_params=wanted(target, state.params) if target else None,
         total_tokens=total,
-        widths=state.widths,
+        widths=state.pruned.widths,
         device=str(state.device),
         threads=torch.get_num_threads(),
         data={
@@ -181,7 +181,9 @@ def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, 
         state.seconds += time.monotonic() - started
         if state.step % recipe.save.every == 0 or state.tokens >= total:
             _save(state, corpus, folder, log)
+    unsaved = state.step == 0 or state.pruned.ledger.pending()
     if recipe.prune and not state.target_reached:
+        unsaved = True
         target = wanted(recipe.prune.target, state.parent_params)
         log.warn(
             f"the schedule left {state.params - target:,} parameters too many; cutting them now, "
@@ -189,6 +191,8 @@ def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, 
         )
         prune_event(state, recipe.prune, Due(params=target), corpus, log)
     commit_event(state, log)
+    if unsaved:  # `effcompress export` starts from the last checkpoint
+        _save(state, corpus, folder, log)
     state.module.zero_grad(set_to_none=True)
 
 

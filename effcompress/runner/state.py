@@ -8,19 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress import groups
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
 from effcompress.errors import RecipeError
-from effcompress.model.families import family_of
 from effcompress.model.load import LoadedModel
-from effcompress.removal.ledger import Ledger
-from effcompress.removal.modules import adapt, agree, agree_config
-from effcompress.removal.norms import Norm, norms
+from effcompress.removal.depth import forget
+from effcompress.runner.pruned import PrunedModel
 from effcompress.saliency.average import ScoreAverage
 from effcompress.spec import Recipe
 from effcompress.train import optimizer
-from effcompress.types import AxisMap, GroupSet
 
 PROBE_TOKENS = 48
 """Length of the sequences on which a commit proves itself."""
@@ -37,24 +33,20 @@ def device_of(recipe: Recipe) -> torch.device:
 
 @final
 class RunState:
-    """Model, optimizer, position in the data, what is gone, what was measured."""
+    """Model, optimizer, position in the data, what was measured."""
 
     def __init__(self, recipe: Recipe, model: LoadedModel, corpus: Corpus) -> None:
         self.device = device_of(recipe)
-        self.module: nn.Module = model.module.to(self.device)
         self.tokenizer = model.tokenizer
-        self.config = model.config
-        self.family = family_of(model.config)
         self.recipe = recipe
         self.stream: Stream = corpus.stream(recipe.seed)
-        self.parent: AxisMap = groups.axes_of(self.module, self.family, self.config)
-        self.parent_params = self.parent.count()
         space = recipe.prune.space if recipe.prune else ()
-        self.parent_sets: list[GroupSet] = groups.find(self.parent, space)
-        self.sets = self.parent_sets
-        self.ledger = Ledger({s.name: s.size for s in self.parent_sets})
+        self.pruned = PrunedModel(
+            model.module.to(self.device), model.config, space, depth=model.depth
+        )
+        self.parent_params = self.pruned.parent.count()
         decay = recipe.prune.measure.decay if recipe.prune else 0.0
-        self.average = ScoreAverage(self.ledger.sizes, decay)
+        self.average = ScoreAverage(self.pruned.ledger.sizes, decay)
         self.optimizer: Optimizer | None = (
             optimizer(self.module, recipe.train) if recipe.train else None
         )
@@ -67,44 +59,14 @@ class RunState:
         self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
 
     @property
-    def params(self) -> int:
-        """Parameters of the model as a function: masked units do not count."""
-        return self.parent.count(self.ledger.widths())
+    def module(self) -> nn.Module:
+        """The model itself."""
+        return self.pruned.module
 
     @property
-    def widths(self) -> dict[str, int]:
-        """Units alive on every axis that can be cut, whether the recipe does or not."""
-        wide = {**self.parent.widths, **self.ledger.widths()}
-        fixed = self.family.fixed
-        return {name: width for name, width in wide.items() if name.split(".")[0] not in fixed}
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters by name; a tied one once."""
-        return dict(self.module.named_parameters())
-
-    def norms(self) -> list[Norm]:
-        """Norms over the hidden axis."""
-        return list(norms(self.module, self.family, self.config["num_hidden_layers"]))
-
-    def refresh(self) -> None:
-        """After shapes changed: modules, configuration and group sets follow the tensors."""
-        agree(self.module)
-        uniform = self.uniform_widths()
-        if uniform is not None:
-            agree_config(self.module, self.family.resize(self.config, uniform))
-        axes = groups.axes_of(self.module, self.family, self.config)
-        adapt(self.module, self.family, self.config, axes.widths)
-        if self.recipe.prune:
-            self.sets = groups.find(axes, self.recipe.prune.space)
-
-    def uniform_widths(self) -> dict[str, int] | None:
-        """Width per axis kind, or None when layers differ."""
-        found: dict[str, set[int]] = {}
-        for name, width in self.widths.items():
-            found.setdefault(name.split(".")[0], set()).add(width)
-        if any(len(widths) > 1 for widths in found.values()):
-            return None
-        return {kind: widths.pop() for kind, widths in found.items()}
+    def params(self) -> int:
+        """Parameters of the model as a function: masked units do not count."""
+        return self.pruned.params
 
     def snapshot(self, log_position: dict[str, int]) -> Saved:
         """All of it, as JSON values and flat tensors. Tensors are not copied."""
@@ -117,18 +79,18 @@ class RunState:
             "seconds": self.seconds,
             "stream": self.stream.state_dict(),
             "saliency_weight": self.average.weight,
-            "epsilons": [norm.epsilon for norm in self.norms()],
+            **self.pruned.state(),
             "log": log_position,
         }
         tensors: dict[str, Tensor] = {"rng/cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, p in self.parameters().items():
+        for name, p in self.pruned.parameters().items():
             tensors[f"model/{name}"] = p.detach()
             if self.optimizer is not None:
                 for key, value in self.optimizer.state.get(p, {}).items():
                     tensors[f"optimizer/{key}/{name}"] = value
-        tensors |= {f"ledger/{k}": t for k, t in self.ledger.state_dict().items()}
+        tensors |= {f"ledger/{k}": t for k, t in self.pruned.ledger.state_dict().items()}
         tensors |= {f"saliency/{k}": t for k, t in self.average.values.items()}
         return Saved(values, tensors)
 
@@ -138,11 +100,10 @@ class RunState:
         for key in ("step", "tokens", "groups_cut", "since_commit", "target_reached", "seconds"):
             setattr(self, key, values[key])
         self.stream.load_state_dict(values["stream"])
-        for name, p in self.parameters().items():
-            stored = nn.Parameter(tensors[f"model/{name}"].to(p.device, p.dtype))
-            torch.utils.swap_tensors(p, stored)
+        self.pruned.restore(values, _under("model/", tensors), _under("ledger/", tensors))
         if self.optimizer is not None:
-            params = self.parameters()
+            forget(self.optimizer, self.module)
+            params = self.pruned.parameters()
             for key, value in _under("optimizer/", tensors).items():
                 field, _, name = key.partition("/")
                 p = params[name]
@@ -151,13 +112,9 @@ class RunState:
                     self.recipe.train and self.recipe.train.fused
                 )
                 self.optimizer.state[p][field] = value.to(p.device) if beside else value
-        for norm, epsilon in zip(self.norms(), values["epsilons"], strict=True):
-            norm.epsilon = epsilon
-        self.ledger.load_state_dict(_under("ledger/", tensors))
         self.average.load_state_dict(
             {"values": _under("saliency/", tensors), "weight": values["saliency_weight"]}
         )
-        self.refresh()
         torch.set_rng_state(tensors["rng/cpu"])
         if self.device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)

@@ -3,11 +3,12 @@ owns in every parameter.
 
 A weight that belongs to two mini-groups (a row of one axis, a column of another) counts in both, so
 each parameter is read once, in blocks of rows that stay in the processor's cache, and summed along
-both dimensions. No tensor of the size of the model is ever made.
+every dimension. No tensor of the size of the model is ever made.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Protocol
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from effcompress.errors import PluginError, RunError
 from effcompress.registry import Bound
-from effcompress.types import GroupSet, Scores
+from effcompress.types import WHOLE, GroupSet, Scores
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements scored at once: 1 MB in fp32, small enough to stay in cache between the passes."""
@@ -83,25 +84,28 @@ def _ask(criterion: Bound, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _sums(param: str, dims: set[int], criterion: Bound, stats: Stats) -> dict[int, Tensor]:
-    """``{dim: [size of dim]}``: saliency summed over all other dimensions, on the CPU."""
+    """``{dim: [size of dim]}``: saliency summed over all other dimensions, on the CPU; under
+    ``WHOLE`` the sum of everything, ``[1]``.
+    """
     shape = stats.shape(param)
-    rows_total = shape[0]
-    width = max(1, int(torch.tensor(shape[1:]).prod()))
+    width = max(1, math.prod(shape[1:]))
     step = max(1, BLOCK_ELEMENTS // width)
     pieces: list[Tensor] = []
-    columns: Tensor | None = None
-    for start in range(0, rows_total, step):
-        inputs = stats.rows(param, start, min(start + step, rows_total))
-        saliency = _ask(criterion, inputs)
-        saliency = saliency.float()
+    sums: dict[int, Tensor] = {}
+    for start in range(0, shape[0], step):
+        inputs = stats.rows(param, start, min(start + step, shape[0]))
+        saliency = _ask(criterion, inputs).float()
         if 0 in dims:
             pieces.append(saliency.flatten(1).sum(1) if saliency.dim() > 1 else saliency)
-        if 1 in dims:
-            part = saliency.sum(0)
-            columns = part if columns is None else columns.add_(part)
-    found: dict[int, Tensor] = {}
-    if 0 in dims:
-        found[0] = torch.cat(pieces).cpu()
-    if columns is not None:
-        found[1] = columns.cpu()
-    return found
+        for dim in dims - {0}:
+            part = _sum(saliency, dim)
+            sums[dim] = sums[dim].add_(part) if dim in sums else part
+    found = {dim: total.cpu() for dim, total in sums.items()}
+    return {**found, 0: torch.cat(pieces).cpu()} if pieces else found
+
+
+def _sum(saliency: Tensor, dim: int) -> Tensor:
+    """Over all dimensions but ``dim``; a new tensor."""
+    if dim == WHOLE:
+        return saliency.sum().reshape(1)
+    return saliency.sum([d for d in range(saliency.dim()) if d != dim])

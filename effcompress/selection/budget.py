@@ -1,18 +1,18 @@
 """What may still be cut without missing the target: arithmetic on widths, no tensors.
 
 A *line* is a queue of candidates: the sets of one kind in lockstep, or one set on its own. Taking
-from a line removes one mini-group from each of its sets.
+from a line removes one mini-group from each of its sets. The lines of a *pool* (scope ``global``)
+share the count of what must stay and of what is gone.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
-from effcompress.types import AxisMap, GroupSet, Side, Widths
+from effcompress.types import AxisMap, GroupSet, Widths
 
 TOLERANCE = 0.005
 """A target is met within half a percent (design: ask for a size, get that size)."""
@@ -27,6 +27,9 @@ class Line:
     size: int
     minimum: int
     round_to: int = 1
+    pool: str = ""
+    floor: int = 0
+    """Units that stay in the pool."""
 
 
 def lines_of(sets: Iterable[GroupSet]) -> list[Line]:
@@ -34,8 +37,13 @@ def lines_of(sets: Iterable[GroupSet]) -> list[Line]:
     lines: dict[str, Line] = {}
     for s in sets:
         key = s.kind if s.scope == "lockstep" else s.name
-        before = lines[key].sets if key in lines else ()
-        lines[key] = Line(s.kind, (*before, s.name), s.size, s.minimum, s.round_to)
+        names: tuple[str, ...] = (s.name,)
+        if key in lines:  # the narrowest first: it decides what may still go
+            before = lines[key].sets
+            names = (*before, s.name) if s.size >= lines[key].size else (s.name, *before)
+        size = min(s.size, lines[key].size) if key in lines else s.size
+        pool = s.kind if s.scope == "global" else ""
+        lines[key] = Line(s.kind, names, size, s.minimum, s.round_to, pool, s.floor)
     return list(lines.values())
 
 
@@ -49,6 +57,8 @@ class Budget:
         self.params = axes.count(self.widths)
         self._prices = [_price(axes, line) for line in lines]
         self._freed: dict[int, int] = {}
+        pools = {line.pool for line in lines if line.pool}
+        self._pools = {p: [k for k, line in enumerate(lines) if line.pool == p] for p in pools}
 
     def block(self, k: int) -> int:
         """Units that go at once from every set of line ``k``: one, or as many as lead to the next
@@ -68,9 +78,22 @@ class Budget:
         return self._freed[k]
 
     def removed(self, k: int) -> float:
-        """Share of line ``k``'s units that are gone."""
+        """Share of the units of line ``k`` that are gone; in a pool, of the pool's."""
+        line = self.lines[k]
+        if not line.pool:
+            return self.share(k)
+        sizes = sum(self.lines[j].size for j in self._pools[line.pool])
+        return 1.0 - self.left(line.pool) / sizes
+
+    def share(self, k: int) -> float:
+        """Share of the units of line ``k`` alone that are gone."""
         line = self.lines[k]
         return 1.0 - self.widths[line.sets[0]] / line.size
+
+    def left(self, pool: str) -> int:
+        """Units of a pool that are there and do something."""
+        lines = [k for k in self._pools[pool] if self.freed(k) > 0]
+        return sum(self.widths[self.lines[k].sets[0]] for k in lines)
 
     def open(self) -> list[int]:
         """Lines whose next removal comes nearer to the target without missing it."""
@@ -94,12 +117,14 @@ class Budget:
         return abs(self.params - self.target) <= TOLERANCE * self.target
 
     def _allowed(self, k: int) -> bool:
-        line = self.lines[k]
-        if self.widths[line.sets[0]] - self.block(k) < line.minimum:
+        line, block, freed = self.lines[k], self.block(k), self.freed(k)
+        if freed <= 0 or self.widths[line.sets[0]] - block < line.minimum:
             return False
-        after = self.params - self.freed(k)
+        after = self.params - freed
         nearer = abs(after - self.target) < abs(self.params - self.target)
-        return nearer and after >= self.target * (1 - TOLERANCE)
+        if not nearer or after < self.target * (1 - TOLERANCE):
+            return False
+        return not line.floor or self.left(line.pool) - block >= line.floor
 
 
 def _price(axes: AxisMap, line: Line) -> dict[tuple[str, ...], int]:
@@ -109,18 +134,41 @@ def _price(axes: AxisMap, line: Line) -> dict[tuple[str, ...], int]:
     terms: dict[tuple[str, ...], int] = {}
     for name in line.sets:
         for param in dict.fromkeys(side.param for side in axes.by_axis[name]):
-            by_dim: dict[int, list[Side]] = {}
-            for side in axes.by_param[param]:
-                by_dim.setdefault(side.dim, []).append(side)
-            own = [dim for dim, sides in by_dim.items() if name in {s.name for s in sides}]
-            assert len(own) == 1, f"{param} carries {name} on {len(own)} dimensions"
-            block = sum(side.block for side in by_dim.pop(own[0]) if side.name == name)
-            # A dimension of several segments is a sum of widths: one term for each choice.
-            for choice in itertools.product(*by_dim.values()):
-                names = tuple(side.name for side in choice)
-                factor = block * math.prod(side.block for side in choice)
-                terms[names] = terms.get(names, 0) + factor
+            for names, factor in axes.terms(param):
+                if name in names:
+                    others = tuple(n for n in names if n != name)
+                    assert len(others) == len(names) - 1, f"{param} is quadratic in {name}"
+                    terms[others] = terms.get(others, 0) + factor
     return terms
+
+
+def least(axes: AxisMap, sets: Iterable[GroupSet]) -> int:
+    """Parameters that always remain: every set at its minimum, every pool at its floor (met by what
+    costs least).
+    """
+    sets = list(sets)
+    widths = {**axes.widths, **{s.name: s.minimum for s in sets}}
+    for s in sets:
+        if s.floor and s is next(t for t in sets if t.kind == s.kind):
+            pool = [t for t in sets if t.kind == s.kind]
+            widths |= _filled(axes, pool, widths)
+    return axes.count(widths)
+
+
+def _filled(axes: AxisMap, pool: list[GroupSet], widths: Mapping[str, int]) -> dict[str, int]:
+    """Widths of a pool's sets when ``floor`` units stay in it, the cheapest ones."""
+
+    def price(s: GroupSet) -> int:
+        one = {**widths, s.name: widths[s.name] + 1}
+        return axes.count(one)
+
+    found = {s.name: s.minimum for s in pool}
+    missing = pool[0].floor - sum(found.values())
+    for s in sorted(pool, key=price):
+        more = max(0, min(s.size - s.minimum, missing))
+        found[s.name] += more
+        missing -= more
+    return found
 
 
 def simulate(
@@ -140,7 +188,7 @@ def simulate(
         choices = budget.open()
         if not choices or (params is not None and budget.params <= params):
             break
-        k = min(choices, key=lambda k: prefer(budget, k))
+        k = min(choices, key=lambda k: (prefer(budget, k), budget.share(k)))
         budget.take(k)
         kind = budget.lines[k].kind
         removed[kind] = removed.get(kind, 0) + 1

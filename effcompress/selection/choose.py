@@ -10,8 +10,8 @@ from torch import Tensor
 
 from effcompress.errors import PluginError
 from effcompress.registry import Bound
-from effcompress.selection.budget import Budget, Line, lines_of
-from effcompress.types import AxisMap, Due, GroupSet, Plan, Scores, Widths
+from effcompress.selection.budget import Budget, lines_of
+from effcompress.types import DEPTH, AxisMap, Due, GroupSet, Plan, Scores, Widths
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,17 @@ def choose(
 
     Raises PluginError when the selector returns something else than one value per candidate.
     """
-    lines = lines_of(sets)
+    # What went with its layer is neither a candidate nor counted.
+    lines = lines_of(s for s in sets if bool(torch.isfinite(scores[s.name]).any()))
     queues = [_queue([scores[name] for name in line.sets], line.sets) for line in lines]
-    alive = {name: len(q.units[name]) for q in queues for name in q.units}
+    alive = dict.fromkeys((s.name for s in sets), 0)
+    alive |= {name: len(q.units[name]) for q in queues for name in q.units}
     budget = Budget(axes, lines, alive, target)
     lowest = _lowest(queues, budget)
     taken = [0] * len(lines)
     removed: dict[str, int] = {}
     while due.groups is None or sum(removed.values()) < due.groups:
-        choices = budget.open()
+        choices = _first_of_pools(budget.open(), queues, taken, budget)
         if not choices or (due.params is not None and budget.params <= due.params):
             break
         value_K = _compare(choices, queues, taken, budget, selector)
@@ -72,19 +74,44 @@ def choose(
         taken[k] += budget.block(k)
         budget.take(k)
         removed[lines[k].kind] = removed.get(lines[k].kind, 0) + 1
-    plan, raw = _taken(lines, queues, taken)
-    widths = {name: budget.widths[name] for name in alive}
+    plan, raw = _taken(budget, queues, taken)
+    widths = {name: budget.widths[name] * axes.living(name, budget.widths) for name in alive}
     return Choice(plan, raw, lowest, removed, budget.params, widths, not budget.open())
 
 
+def _first_of_pools(
+    choices: list[int], queues: list[_Queue], taken: list[int], budget: Budget
+) -> list[int]:
+    """Only the least salient of a pool is a candidate."""
+
+    def value(k: int) -> float:
+        return float(_next(queues, taken, budget, k)) / budget.freed(k)
+
+    first: dict[str, int] = {}
+    for k in choices:
+        pool = budget.lines[k].pool or f"line {k}"
+        if pool not in first or value(k) < value(first[pool]):
+            first[pool] = k
+    return list(first.values())
+
+
+def _next(queues: list[_Queue], taken: list[int], budget: Budget, k: int) -> Tensor:
+    """Saliency of the next block of line ``k``."""
+    return queues[k].total_J[taken[k] : taken[k] + budget.block(k)].sum()
+
+
 def _taken(
-    lines: Sequence[Line], queues: list[_Queue], taken: list[int]
+    budget: Budget, queues: list[_Queue], taken: list[int]
 ) -> tuple[Plan, dict[str, list[float]]]:
-    """The first ``taken[k]`` units of every set of line ``k``, and their raw saliency."""
+    """The first ``taken[k]`` units of every set of line ``k``, and their raw saliency. What lay in
+    a layer that goes as well is not named.
+    """
     plan: Plan = {}
     raw: dict[str, list[float]] = {}
-    for line, queue, n in zip(lines, queues, taken, strict=True):
+    for line, queue, n in zip(budget.lines, queues, taken, strict=True):
         for name in line.sets if n else ():
+            if line.kind not in DEPTH and not budget.axes.living(name, budget.widths):
+                continue
             chosen = dict(zip(queue.units[name][:n], queue.raw[name][:n], strict=True))
             plan[name] = sorted(chosen)
             raw[name] = [chosen[unit] for unit in plan[name]]
@@ -101,7 +128,8 @@ def _queue(scores: list[Tensor], names: tuple[str, ...]) -> _Queue:
         units[name] = order[:alive].tolist()
         raw[name] = value[:alive].tolist()
         ordered.append(value[:alive])
-    total_J = torch.stack(ordered).sum(0)
+    shortest = min(len(value) for value in ordered)
+    total_J = torch.stack([value[:shortest] for value in ordered]).sum(0)
     left = torch.arange(len(total_J), 0, -1)
     mean_J = total_J.flip(0).cumsum(0).flip(0) / left
     return _Queue(units, raw, total_J, mean_J)
@@ -111,9 +139,7 @@ def _compare(
     choices: list[int], queues: list[_Queue], taken: list[int], budget: Budget, selector: Bound
 ) -> Tensor:
     value_K = selector(
-        score_K=torch.stack(
-            [queues[k].total_J[taken[k] : taken[k] + budget.block(k)].sum() for k in choices]
-        ),
+        score_K=torch.stack([_next(queues, taken, budget, k) for k in choices]),
         mean_K=torch.stack([queues[k].mean_J[taken[k]] * budget.block(k) for k in choices]),
         params_K=torch.tensor([budget.freed(k) for k in choices], dtype=torch.float64),
         removed_K=torch.tensor([budget.removed(k) for k in choices], dtype=torch.float64),
@@ -134,7 +160,7 @@ def _lowest(queues: list[_Queue], budget: Budget) -> dict[str, float]:
     lowest: dict[str, float] = {}
     for k, (line, queue) in enumerate(zip(budget.lines, queues, strict=True)):
         block = budget.block(k)
-        if len(queue.total_J) >= block:
+        if len(queue.total_J) >= block and budget.freed(k) > 0:
             value = float(queue.total_J[:block].sum()) / budget.freed(k)
             lowest[line.kind] = min(value, lowest.get(line.kind, value))
     return lowest

@@ -1,132 +1,164 @@
-"""The golden test: a masked mini-group and a removed one are the same function, in fp64.
-
-The reference is independent of the engine: it zeroes weights by module name and, for hidden
-channels, averages each norm over the kept channels only.
+"""The golden test: a masked mini-group and a removed one are the same function, in fp64, and both
+are what ``by_hand`` says; for every family, kind of mini-group and scope.
 """
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from effcompress import groups
-from effcompress.model.families import family_of
 from effcompress.registry import REGISTRY, Bound
-from effcompress.removal.commit import commit
-from effcompress.removal.ledger import Ledger
-from effcompress.removal.mask import mask
-from effcompress.removal.modules import adapt, agree
-from effcompress.removal.norms import norms
-from tests.conftest import (
-    FAMILIES,
-    SHAPES,
-    ExactRMSNorm,
-    shape,
-    tiny,
-    tokens,
-    with_exact_norms,
-)
+from effcompress.runner.pruned import PrunedModel
+from tests.conftest import FAMILIES, GROUPED, SHAPES, shape, tiny, tokens, with_exact_norms
+from tests.contract.by_hand import Plan, reference
 
-D, LAYERS = 48, 3
+LAYERS = range(3)
+MIXTURES = {"mixtral": LAYERS, "qwen3_moe": (0, 2)}
+"""Family -> layers that are a mixture of experts."""
+SPACES: dict[str, dict[str, Any]] = {
+    "ffn": {},
+    "attention": {},
+    "query": {"unit": "q_per_group"},
+    "hidden": {},
+    "expert": {},
+    "layer": {},
+    "attention_block": {},
+    "mlp_block": {},
+}
 
 
-def plan_for(kind: str, scope: str, kv: int) -> dict[str, list[int]]:
-    """About a third of the units; per layer: a different number in each."""
-    if kind == "hidden":
-        return {"hidden": list(range(0, D, 3))}
-    size = kv if kind == "attention" else 40
+def kinds_of(model_type: str) -> list[str]:
+    """What a family has."""
+    lacks = set() if model_type in MIXTURES else {"expert"}
+    lacks |= set() if model_type in GROUPED else {"query"}
+    return [kind for kind in SPACES if kind not in lacks]
+
+
+CASES = [
+    (model_type, kind, scope)
+    for model_type in FAMILIES
+    for kind in kinds_of(model_type)
+    for scope in ("lockstep", "per_layer")
+    # One residual stream, and layers that differ by nature.
+    if scope == "per_layer" or kind not in ("hidden", "layer", "attention_block", "mlp_block")
+]
+
+
+def space(kind: str) -> list[Bound]:
+    """The pruning space in which a kind may go."""
+    name = "attention" if kind == "query" else kind
+    return [Bound(REGISTRY.get("space", name), SPACES[kind])]
+
+
+def plan_for(pruned: PrunedModel, kind: str, scope: str) -> Plan:
+    """About a third of the units; per layer: another number in each."""
+    if kind in ("layer", "attention_block", "mlp_block"):
+        return {f"{kind}.0": [0]} if kind == "attention_block" else {f"{kind}.1": [0]}
     plan = {}
-    for i in range(LAYERS):
-        n = max(1, size // 3) if scope == "lockstep" else min(size - 1, i + 1)
-        plan[f"{kind}.{i}"] = sorted((i + k) % size for k in range(n))
+    for n, s in enumerate(pruned.sets):
+        most = s.size - s.minimum
+        count = min(most, max(1, s.size // 3) if scope == "lockstep" else n + 1)
+        plan[s.name] = sorted((n + 2 * k) % s.size for k in range(count))
+    if kind == "hidden":
+        plan["hidden"] = list(range(0, 48, 3))
     return plan
 
 
-class LiveNorm(nn.Module):
-    """Mean square over living channels; gain and epsilon corrected or not."""
+@pytest.fixture(autouse=True)
+def _no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routers of the library round to fp32 on their way; that would hide differences."""
+    softmax, float_ = torch.nn.functional.softmax, torch.Tensor.float
 
-    def __init__(self, norm: nn.Module, dead: list[int], corrected: bool) -> None:
-        super().__init__()
-        live = torch.ones(D, dtype=torch.float64)
-        live[dead] = 0
-        ratio = D / float(live.sum()) if corrected else 1.0
-        self.register_buffer("live", live)
-        exact = ExactRMSNorm(norm)
-        self.gain = (norm.weight.detach() + exact.offset) * ratio**0.5
-        self.eps = getattr(norm, exact.attribute) * ratio
+    def plain(x: torch.Tensor, dim: int = -1, dtype: Any = None, **more: Any) -> torch.Tensor:
+        return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **more)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = (x.square() * self.live).sum(-1, keepdim=True) / self.live.sum()
-        return self.gain * x * torch.rsqrt(mean + self.eps) * self.live
+    monkeypatch.setattr(torch.nn.functional, "softmax", plain)
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else float_(x)
+    )
 
 
-def reference(
-    model: nn.Module, plan: dict[str, list[int]], kind: str, corrected: bool
-) -> nn.Module:
-    """Mask by hand."""
-    model = copy.deepcopy(model)
-    h, r = 8, model.config.num_attention_heads // model.config.num_key_value_heads
-    with torch.no_grad():
-        for i, layer in enumerate(model.model.layers):
-            for u in plan.get(f"ffn.{i}", []):
-                layer.mlp.down_proj.weight[:, u] = 0
-            for u in plan.get(f"attention.{i}", []):
-                layer.self_attn.o_proj.weight[:, u * r * h : (u + 1) * r * h] = 0
-        if kind == "hidden":
-            dead = plan["hidden"]
-            model.model.embed_tokens.weight[:, dead] = 0
-            for layer in model.model.layers:
-                layer.self_attn.o_proj.weight[dead] = 0
-                layer.mlp.down_proj.weight[dead] = 0
-
-            def live(norm: nn.Module) -> nn.Module:
-                over_hidden = norm.weight.numel() == D  # the others work within a head
-                return LiveNorm(norm, dead, corrected) if over_hidden else ExactRMSNorm(norm)
-
-            return with_exact_norms(model, live)
-    return with_exact_norms(model)
+@torch.no_grad()
+def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    return model(ids, use_cache=False).logits
 
 
-@pytest.mark.parametrize("corrected", [True, False], ids=["norm_gain", "no_repair"])
-@pytest.mark.parametrize("scope", ["lockstep", "per_layer"])
-@pytest.mark.parametrize("kind", ["ffn", "attention", "hidden"])
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_masking_equals_removing(
-    model_type: str, name: str, kind: str, scope: str, corrected: bool
-) -> None:
-    if kind == "hidden" and scope == "per_layer":
-        scope = "lockstep"  # one residual stream: there is nothing per layer about it
+@pytest.mark.parametrize(("model_type", "kind", "scope"), CASES)
+def test_masking_equals_removing(model_type: str, kind: str, scope: str) -> None:
+    name = "mha_untied" if kind == "attention" and scope == "lockstep" else "gqa_tied"
+    corrected = kind == "hidden"
     model = tiny(name, torch.float64, model_type=model_type)
-    config = shape(name, model_type=model_type)
+    if model_type in MIXTURES:
+        model.set_experts_implementation("eager")  # grouped kernels know no fp64
+    pruned = PrunedModel(model, shape(name, model_type=model_type), space(kind))
+    plan = plan_for(pruned, kind, scope)
     ids = tokens()
-    plan = plan_for(kind, scope, config["num_key_value_heads"])
-    expected = reference(model, plan, kind, corrected)(ids).logits
-
+    expected = logits(reference(model, model_type, plan, corrected), ids)
     with_exact_norms(model)
-    family = family_of(config)
-    knobs = {} if kind == "hidden" else {"scope": scope}
-    space = [Bound(REGISTRY.get("space", kind), knobs)]
-    axes = groups.axes_of(model, family, config)
-    sets = groups.find(axes, space)
-    ledger = Ledger({s.name: s.size for s in sets})
-    repairs = [Bound(REGISTRY.get("repair", "norm_gain"))] if corrected else []
-    params = dict(model.named_parameters())
-    the_norms = list(norms(model, family, LAYERS))
+    before = logits(model, ids)
 
-    mask(plan, sets, params, ledger, norms=the_norms, repairs=repairs)
-    torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-9)
-    commit(sets, params, ledger, norms=the_norms)
-    agree(model)
-    after = groups.axes_of(model, family, config)
-    adapt(model, family, config, after.widths)
-    torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-9)
-    assert {n: after.widths[n] for n in plan} == {
-        n: axes.widths[n] - len(units) for n, units in plan.items()
-    }
-    assert sum(p.numel() for p in model.parameters()) == axes.count(ledger.widths())
-    if config["tie_word_embeddings"]:
-        assert model.lm_head.weight is model.model.embed_tokens.weight
+    repairs = [Bound(REGISTRY.get("repair", "norm_gain"))] if corrected else []
+    pruned.mask(plan, repairs=repairs)
+    assert float((logits(model, ids) - before).abs().max()) > 1e-3
+    torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=1e-9)
+    pruned.commit()
+    torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=1e-9)
+    assert sum(p.numel() for p in model.parameters()) == pruned.params
+    assert not pruned.ledger.pending()
+    if shape(name, model_type=model_type).get("tie_word_embeddings"):
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    works(model, ids)
+
+
+def works(model: nn.Module, ids: torch.Tensor) -> None:
+    """Forward, backward and generation with a cache, with both ways to compute attention."""
+    found = []
+    for how in ("eager", "sdpa") if model._supports_sdpa else ("eager",):
+        model.set_attn_implementation(how)
+        found.append(logits(model, ids))
+    torch.testing.assert_close(found[0], found[-1], rtol=0, atol=1e-9)
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    made = [
+        model.generate(
+            ids[:1],
+            attention_mask=torch.ones_like(ids[:1]),
+            max_new_tokens=6,
+            min_new_tokens=6,
+            do_sample=False,
+            use_cache=cache,
+            pad_token_id=0,
+        )
+        for cache in (True, False)
+    ]
+    assert torch.equal(made[0], made[1])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("corrected", [True, False], ids=["norm_gain", "no_repair"])
+def test_all_at_once(name: str, corrected: bool) -> None:
+    """Heads, channels, hidden channels and a layer in one plan, tied or not, shared heads or not."""
+    model = tiny(name, torch.float64)
+    kinds = ["ffn", "attention", "hidden", "layer"]
+    pruned = PrunedModel(model, shape(name), [space(kind)[0] for kind in kinds])
+    plan = {"hidden": [1, 40], "layer.1": [0], "ffn.0": [3], "ffn.2": [0, 39], "attention.2": [1]}
+    ids = tokens()
+    expected = logits(reference(model, "llama", plan, corrected), ids)
+    with_exact_norms(model)
+    repairs = [Bound(REGISTRY.get("repair", "norm_gain"))] if corrected else []
+    pruned.mask(plan, repairs=repairs)
+    torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=1e-9)
+    pruned.commit()
+    torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=1e-9)
+    assert pruned.depth.layers == (0, 2) and model.config.num_hidden_layers == 2
+    # The next cut speaks of original numbers still.
+    then = {"hidden": [0], "ffn.2": [20], "attention.0": [0]}
+    both = {n: sorted({*plan.get(n, []), *then.get(n, [])}) for n in {*plan, *then}}
+    if not corrected:
+        whole = tiny(name, torch.float64)
+        expected = logits(reference(with_exact_norms(whole), "llama", both), ids)
+        pruned.mask(then)
+        torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=1e-9)

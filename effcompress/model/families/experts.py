@@ -50,8 +50,19 @@ def _attributes(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
     }
 
 
+KERNEL = 8
+"""Grouped kernels want rows of 16 bytes: 8 numbers of the narrowest type in use."""
+
+
+def _pad(config: Config, widths: Widths) -> dict[str, int]:
+    kinds = [kind for kind in ("hidden", "expert_ffn") if kind in widths]
+    return {kind: -(-widths[kind] // KERNEL) * KERNEL for kind in kinds}
+
+
 _TRAITS: dict[str, Any] = {
     "attributes": _attributes,
+    "pad": _pad,
+    "multiples": {"hidden": KERNEL, "expert_ffn": KERNEL},
     "router": LAYER + "mlp.gate",
     # A router that sends each token to k experts needs k.
     "floors": {"expert": lambda c: c["num_experts_per_tok"]},
@@ -76,6 +87,9 @@ MIXTRAL = decoder(
         expert_ffn=lambda c, _: c["intermediate_size"],
     ),
     resize=_resize_mixtral,
+    defaults={
+        "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
+    },
     **_TRAITS,
 )
 
@@ -129,6 +143,13 @@ QWEN3_MOE = decoder(
         expert_ffn=lambda c, _: c["moe_intermediate_size"],
     ),
     flags={"sparse": sparse},
+    defaults={
+        "qwen3_moe": {
+            "num_key_value_heads": 4,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+        }
+    },
     resize=_resize_qwen3_moe,
     depth_fields=_kept_qwen3_moe,
     **_TRAITS,

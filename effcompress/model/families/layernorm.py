@@ -24,7 +24,16 @@ def _head_dim(config: Config, hidden: str, heads: str) -> int:
     return config.get("head_dim") or config[hidden] // config[heads]
 
 
+def _pad(config: Config, widths: Widths) -> dict[str, int]:
+    """The stock classes derive the width of a head: as many heads as that makes."""
+    hidden, heads = ("n_embd", "n_head") if "n_embd" in config else _NAMES
+    fitting, rest = divmod(widths["hidden"], _head_dim(config, hidden, heads))
+    return {} if rest or fitting < widths["attention"] else {"attention": fitting}
+
+
+_NAMES = ("hidden_size", "num_attention_heads")
 _CENTRED: dict[str, Any] = {
+    "pad": _pad,
     "centred": True,
     "epsilon_attribute": "eps",
     # Zeros would move the mean that a LayerNorm subtracts.
@@ -85,6 +94,7 @@ NEOX = Family(
     final_norm="gpt_neox.final_layer_norm.weight",
     epsilon_field="layer_norm_eps",
     fixed=("vocab",),
+    defaults={"gpt_neox": {"attention_bias": True}},
     **_CENTRED,
 )
 
@@ -175,6 +185,14 @@ OPT = Family(
     epsilon_field="",
     fixed=("vocab", "positions", "embedding"),
     no_depth=_opt_no_depth,
+    defaults={
+        "opt": {
+            "tie_word_embeddings": True,
+            "enable_bias": True,
+            "layer_norm_elementwise_affine": True,
+            "do_layer_norm_before": True,
+        }
+    },
     aliases={"intermediate_size": "ffn_dim"},
     **_CENTRED,
 )
@@ -246,6 +264,7 @@ GPT2 = Family(
     epsilon_field="layer_norm_epsilon",
     fixed=("vocab", "positions"),
     no_depth=_gpt2_no_depth,
+    defaults={"gpt2": {"tie_word_embeddings": True}},
     aliases={
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layer",

@@ -65,6 +65,12 @@ def resize(config: Config, widths: Widths) -> dict[str, Any]:
     }
 
 
+def pad(config: Config, widths: Widths) -> dict[str, int]:
+    """Some classes want the hidden size to be a multiple of the heads."""
+    heads = widths["attention"] * widths["query"]
+    return {"hidden": -(-widths["hidden"] // heads) * heads}
+
+
 def shares(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
     """An attention repeats each KV head for so many query heads."""
     return {"self_attn": {"num_key_value_groups": widths["query"]}}
@@ -120,6 +126,7 @@ def decoder(
         **{
             "resize": resize,
             "attributes": shares,
+            "pad": pad,
             "depth_fields": per_layer("layer_types", "no_rope_layers"),
             **traits,
         },
@@ -145,18 +152,27 @@ LLAMA = decoder(
     qkv_bias="attention_bias",
     o_bias="attention_bias",
     mlp_bias="mlp_bias",
+    defaults={"mistral": {"num_key_value_heads": 8}},
     containers=("llama", "mistral"),
 )
-QWEN2 = decoder("qwen2", ("qwen2",), qkv_bias="always")
+QWEN2 = decoder(
+    "qwen2", ("qwen2",), qkv_bias="always", defaults={"qwen2": {"num_key_value_heads": 32}}
+)
 SMOLLM3 = decoder(
     "smollm3",
     ("smollm3",),
     qkv_bias="attention_bias",
     o_bias="attention_bias",
     mlp_bias="mlp_bias",
+    defaults={"smollm3": {"tie_word_embeddings": True, "num_key_value_heads": 4}},
 )
 QWEN3 = decoder(
-    "qwen3", ("qwen3",), qkv_bias="attention_bias", o_bias="attention_bias", more=QK_NORM
+    "qwen3",
+    ("qwen3",),
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
+    more=QK_NORM,
+    defaults={"qwen3": {"num_key_value_heads": 32, "head_dim": 128}},
 )
 _GEMMA: dict[str, Any] = {
     "qkv_bias": "attention_bias",
@@ -167,6 +183,10 @@ _GEMMA: dict[str, Any] = {
     "gain_offset": 1.0,
     "scaled_embedding": "model.embed_tokens.weight",
     "epsilon_attribute": "eps",
+    "defaults": {
+        model_type: {"tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 256}
+        for model_type in ("gemma2", "gemma3_text")
+    },
 }
 GEMMA2 = decoder("gemma2", ("gemma2",), **_GEMMA)
 GEMMA3 = decoder("gemma3", ("gemma3_text",), more=QK_NORM, **_GEMMA)

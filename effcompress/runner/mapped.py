@@ -1,0 +1,31 @@
+"""A configuration -> its family and axis map, whether it is an ordinary model's or a pruned one's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from effcompress import groups
+from effcompress.model.families import family_of, require_sane
+from effcompress.model.lineage import depth_of, parent_of, shapes_of
+from effcompress.types import AxisMap, Config
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """``config`` is the one that the axes were resolved with (a pruned model's parent's)."""
+
+    config: Config
+    axes: AxisMap
+
+
+def mapped(config: Config) -> Mapped:
+    """Raises SourceError when nothing declares the architecture or a field cannot be meant,
+    CoverageError when stored shapes contradict the declaration. Imports no torch.
+    """
+    family = family_of(parent_of(config))
+    plain = family.complete(parent_of(config))
+    require_sane(family, plain)
+    shapes, depth = shapes_of(config), depth_of(config)
+    if shapes is None:
+        return Mapped(plain, groups.from_config(family, plain))
+    return Mapped(plain, groups.from_shapes(family, plain, shapes, depth))
