@@ -17,7 +17,7 @@ from effcompress.model.families import LLAMA
 from effcompress.model.tokenizer import ByteTokenizer
 from tests.conftest import shape, tiny, tokens
 
-WIDTHS = {"hidden": 48, "ffn": 40, "attention": 3}
+WIDTHS = {"hidden": 48, "ffn": 40, "attention": 3, "query": 2}
 
 
 def exported(folder: Path, **widths: int) -> nn.Module:
@@ -26,7 +26,8 @@ def exported(folder: Path, **widths: int) -> nn.Module:
     config = shape("gqa_tied", vocab_size=258)
     fields = LLAMA.resize(config, wide)
     model = tiny("gqa_tied", **{**config, **fields})
-    built = container(LLAMA, model.config.to_dict(), wide, 1e-5)
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    built = container(LLAMA, {**model.config.to_dict(), "rms_norm_eps": 1e-5}, shapes)
     for module in model.modules():
         if hasattr(module, "variance_epsilon"):
             module.variance_epsilon = 1e-5
@@ -75,7 +76,8 @@ def test_missing_tensor_fails(tmp_path: Path) -> None:
 
 
 def test_a_shape_that_does_not_fit_the_class_is_named(tmp_path: Path) -> None:
-    built = container(LLAMA, tiny("gqa_tied").config.to_dict(), WIDTHS, 1e-5)
+    shapes = {n: tuple(p.shape) for n, p in tiny("gqa_tied").named_parameters()}
+    built = container(LLAMA, tiny("gqa_tied").config.to_dict(), shapes)
     params = {n: p.detach() for n, p in tiny("gqa_tied").named_parameters()}
     params["model.norm.weight"] = torch.zeros(47)
     with pytest.raises(RunError, match=r"model\.norm\.weight: shape \(47,\)"):

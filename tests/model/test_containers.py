@@ -6,15 +6,24 @@ import pytest
 import torch
 
 from effcompress.errors import RunError
-from effcompress.model.containers import container
-from effcompress.model.families import LLAMA
+from effcompress import groups
+from effcompress.model.containers import Container, container
+from effcompress.model.families import GPT2, LLAMA
+from effcompress.types import Family
 from tests.conftest import tiny, tokens
+
+SAME = {"hidden": 48, "ffn": 40, "attention": 3, "query": 2}
+
+
+def stock(config: dict, widths: dict[str, int], family: Family = LLAMA) -> Container:
+    """The container of a shape given by its widths."""
+    shapes = groups.from_config(family, config, kinds=widths).shapes
+    return container(family, {**config, **family.resize(config, widths)}, shapes)
 
 
 def test_llama_stays_llama_when_it_accepts_the_shape() -> None:
-    found = container(
-        LLAMA, tiny().config.to_dict(), {"hidden": 44, "ffn": 33, "attention": 2}, 1e-5
-    )
+    config = {**tiny().config.to_dict(), "rms_norm_eps": 1e-5}
+    found = stock(config, {"hidden": 44, "ffn": 33, "attention": 2, "query": 2})
     assert found.model_type == "llama" and found.why == ""
     config = found.skeleton.config
     assert (config.hidden_size, config.head_dim, config.num_attention_heads) == (44, 8, 4)
@@ -23,21 +32,14 @@ def test_llama_stays_llama_when_it_accepts_the_shape() -> None:
 
 def test_mistral_takes_what_llama_refuses_and_computes_the_same() -> None:
     source = tiny()
-    widths = {"hidden": 47, "ffn": 40, "attention": 3}
-    found = container(LLAMA, source.config.to_dict(), widths, 1e-6)
+    own = source.config.to_dict()
+    found = stock(own, {**SAME, "hidden": 47})
     assert found.model_type == "mistral"
     assert "llama refuses the shape" in found.why and "not a multiple" in found.why
     config = found.skeleton.config
     assert config.sliding_window is None and config.rope_parameters == source.config.rope_parameters
-    same = container(
-        LLAMA, {**source.config.to_dict(), "model_type": "llama"}, {**widths, "hidden": 48}, 1e-6
-    )
-    twin = container(
-        LLAMA,
-        {**same.skeleton.config.to_dict(), "model_type": "mistral"},
-        {**widths, "hidden": 48},
-        1e-6,
-    )
+    same = stock({**own, "model_type": "llama"}, SAME)
+    twin = stock({**same.skeleton.config.to_dict(), "model_type": "mistral"}, SAME)
     state = {n: p.detach() for n, p in source.named_parameters()}
     for skeleton in (same.skeleton, twin.skeleton):
         built = type(skeleton)(skeleton.config).eval()
@@ -50,4 +52,11 @@ def test_mistral_takes_what_llama_refuses_and_computes_the_same() -> None:
 def test_biases_do_not_fit_into_mistral() -> None:
     source = tiny(attention_bias=True)
     with pytest.raises(RunError, match="mistral: has no attention_bias"):
-        container(LLAMA, source.config.to_dict(), {"hidden": 47, "ffn": 40, "attention": 3}, 1e-6)
+        stock(source.config.to_dict(), {**SAME, "hidden": 47})
+
+
+def test_a_class_that_derives_other_shapes_is_refused_in_words() -> None:
+    config = tiny("mha_tied", model_type="gpt2").config.to_dict()
+    widths = {"hidden": 45, "ffn": 40, "attention": 5}
+    with pytest.raises(RunError, match=r"gpt2: it derives \(135, 45\)|gpt2: it derives"):
+        stock(config, widths, GPT2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from effcompress.errors import SourceError
-from effcompress.model.families import FAMILIES, family_of, head_dim
+from effcompress.model.families import FAMILIES, family_of
+from effcompress.model.families.sizes import head_dim
 
 
 def test_head_dim_is_stated_or_derived() -> None:
@@ -15,8 +16,8 @@ def test_head_dim_is_stated_or_derived() -> None:
 
 def test_resize_always_writes_head_dim() -> None:
     config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
-    fields = family_of(config).resize(config, {"hidden": 60, "ffn": 7, "attention": 3})
-    assert fields["head_dim"] == 16 and fields["num_attention_heads"] == 3
+    fields = family_of(config).resize(config, {"hidden": 60, "ffn": 7, "attention": 3, "query": 2})
+    assert fields["head_dim"] == 16 and fields["num_attention_heads"] == 6
 
 
 def test_an_unknown_architecture_is_named() -> None:

@@ -8,17 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from effcompress import groups
 from effcompress.errors import SurgeryError
-from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
-from effcompress.removal.commit import commit
-from effcompress.removal.ledger import Ledger
-from effcompress.removal.mask import mask
-from effcompress.removal.modules import agree
-from effcompress.removal.norms import norms
 from effcompress.removal.optimizer import check_state
 from effcompress.removal.selftest import same_function
+from effcompress.runner.pruned import PrunedModel
+from effcompress.types import GroupSet
 from tests.conftest import SHAPES, shape, tiny, tokens
 
 PLANS = {
@@ -32,19 +27,19 @@ GAIN = [Bound(REGISTRY.get("repair", "norm_gain"))]
 class Training:
     """A tiny model with AdamW, and everything a cut needs."""
 
-    def __init__(self, name: str, fused: bool = False) -> None:
+    def __init__(self, name: str, fused: bool = False, kinds: tuple[str, ...] = ()) -> None:
         self.config = shape(name)
         self.model = tiny(name).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-3, fused=fused, foreach=not fused
         )
-        self.find()
-        self.ledger = Ledger({s.name: s.size for s in self.sets})
+        space = [Bound(REGISTRY.get("space", k)) for k in (*PLANS, *kinds)]
+        self.pruned = PrunedModel(self.model, self.config, space)
+        self.ledger = self.pruned.ledger
 
-    def find(self) -> None:
-        axes = groups.axes_of(self.model, LLAMA, self.config)
-        space = [Bound(REGISTRY.get("space", k)) for k in PLANS]
-        self.sets = groups.find(axes, space)
+    @property
+    def sets(self) -> list[GroupSet]:
+        return self.pruned.sets
 
     def params(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters())
@@ -58,14 +53,10 @@ class Training:
         return float(loss.detach())
 
     def mask(self, kind: str) -> None:
-        how = {"optimizer": self.optimizer, "norms": list(norms(self.model, LLAMA, 3))}
-        mask(PLANS[kind], self.sets, self.params(), self.ledger, repairs=GAIN, **how)
+        self.pruned.mask(PLANS[kind], optimizer=self.optimizer, repairs=GAIN)
 
     def commit(self) -> None:
-        how = {"optimizer": self.optimizer, "norms": list(norms(self.model, LLAMA, 3))}
-        commit(self.sets, self.params(), self.ledger, **how)
-        agree(self.model)
-        self.find()
+        self.pruned.commit(self.optimizer)
 
 
 @pytest.mark.parametrize("kind", PLANS)
@@ -155,6 +146,23 @@ def test_cuts_compose() -> None:
     assert out.shape == (1, ids.shape[1] + 4)
 
 
+def test_a_layer_goes_with_its_moments() -> None:
+    run = Training("gqa_tied", kinds=("layer", "mlp_block"))
+    run.step(0)
+    run.pruned.mask({"layer.1": [0], "mlp_block.2": [0]}, optimizer=run.optimizer)
+    with same_function(run.model, tokens(), run.optimizer) as proof:
+        run.commit()
+    assert proof.max_logit_difference < 1e-4
+    assert run.model.config.num_hidden_layers == 2
+    held = {id(p) for g in run.optimizer.param_groups for p in g["params"]}
+    assert held == {id(p) for p in run.params().values()}
+    assert len(run.optimizer.state) == len(held)
+    before = {n: p.detach().clone() for n, p in run.params().items()}
+    assert not any("layers.1.mlp" in name for name in before)
+    run.step(1)
+    assert all(not torch.equal(p, before[n]) for n, p in run.params().items())
+
+
 def test_a_living_gradient_is_refused() -> None:
     run = Training("gqa_tied")
     ids = tokens()
@@ -179,7 +187,7 @@ def test_a_unit_cannot_go_twice_nor_an_unknown_set() -> None:
     with pytest.raises(SurgeryError, match=r"ffn\.0: mini-group 0 was removed before"):
         run.mask("ffn")
     with pytest.raises(SurgeryError, match="does not have"):
-        mask({"ffn.9": [0]}, run.sets, run.params(), run.ledger)
+        run.pruned.mask({"ffn.9": [0]})
 
 
 def test_selftest_catches_a_wrong_cut() -> None:
