@@ -118,6 +118,10 @@ class Family:
     """What the norms add to their stored gain (Gemma: 1)."""
     scaled_embedding: str = ""
     """An embedding whose output the class multiplies by the root of the hidden size."""
+    fed_by: Mapping[str, str] = field(default_factory=dict)
+    """Norm within a block -> the linear layer whose output it normalises (patterns of modules). All
+    norms of a class share one epsilon; where these need another one, their input is scaled.
+    """
     final_norm: str = "model.norm.weight"
     epsilon_field: str = "rms_norm_eps"
     epsilon_attribute: str = "variance_epsilon"

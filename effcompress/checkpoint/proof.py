@@ -85,8 +85,9 @@ def _stops(module: Any) -> list[int]:
 
 def _fresh_process(folder: Path, source: Path, target: Path, own_class: bool) -> None:
     # -I: no environment, no current directory on the path; only what is installed.
-    command = [sys.executable, "-I", str(script.__file__), str(folder), str(source), str(target)]
-    command += ["own-class"] if own_class else []
+    classes = "own-class" if own_class else "stock"
+    paths = [str(folder), str(source), str(target)]
+    command = [sys.executable, "-I", str(script.__file__), classes, *paths]
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

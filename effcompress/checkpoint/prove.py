@@ -1,8 +1,9 @@
 """Load a folder as any user would and write down what the model says.
 
-Run as a script in a fresh, isolated process: ``python -I prove.py FOLDER INPUT OUTPUT
-[own-class]``. It imports transformers and nothing of effcompress, and refuses to go on if that was
-imported all the same. With ``own-class`` the class that lies in the folder may run.
+Run as a script in a fresh, isolated process: ``python -I prove.py stock FOLDER INPUT OUTPUT`` (more
+such triples may follow). It imports transformers and nothing of effcompress, and refuses to go on if
+that was imported all the same. With ``own-class`` instead of ``stock`` the class that lies in the
+folder may run.
 INPUT and OUTPUT are safetensors files: ``ids_BT`` in; ``logits_BTV``, ``cached_T``, ``uncached_T``
 out.
 """
@@ -17,7 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 NEW_TOKENS = 16
 
 
-def main(folder: str, source: str, target: str, own_class: str = "") -> None:
+def main(classes: str, *paths: str) -> None:
+    """Look at one folder after the other."""
+    for k in range(0, len(paths), 3):
+        look(*paths[k : k + 3], own_class=classes == "own-class")
+
+
+def look(folder: str, source: str, target: str, *, own_class: bool) -> None:
     """Compute logits and greedy tokens with and without cache."""
     ids_BT = load_file(source)["ids_BT"]
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -25,7 +32,7 @@ def main(folder: str, source: str, target: str, own_class: str = "") -> None:
         dtype=torch.float32,
         output_loading_info=True,
         local_files_only=True,
-        trust_remote_code=bool(own_class),
+        trust_remote_code=own_class,
     )
     model, info = loaded
     wrong = {key: value for key, value in info.items() if value}

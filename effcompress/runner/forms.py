@@ -20,6 +20,7 @@ from effcompress.errors import RunError
 from effcompress.model import exact
 from effcompress.model.containers import Container, container
 from effcompress.removal.modules import attributes, depth_fields, layer_widths
+from effcompress.removal.norms import Norm
 from effcompress.runner.pruned import PrunedModel, uniform_widths, widest
 from effcompress.types import AxisMap, Depth, Widths
 
@@ -166,22 +167,24 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
         **depth_fields(family, config, now.depth.layers),
         **family.resize(config, widths),
     }
+    first = pruned.norms()[0]
+    epsilon = first.epsilon * _stretch(first, now, then)
     if family.epsilon_field:
-        first = pruned.norms()[0]
-        fields[family.epsilon_field] = first.epsilon * _stretch(first.segment.length, now, then)
+        fields[family.epsilon_field] = epsilon
     built = container(family, fields, then.shapes)
-    return built, _filled(pruned, then)
+    return built, _filled(pruned, then, {**_factors(pruned, then), **_fed(pruned, then, epsilon)})
 
 
-def _stretch(length: Any, now: AxisMap, then: AxisMap) -> float:
-    """Channels now over channels then."""
-    return length(now.widths) / length(then.widths)
+def _stretch(norm: Norm, now: AxisMap, then: AxisMap) -> float:
+    """Channels that a norm averages over now, over those then."""
+    return norm.length(now.widths) / norm.length(then.widths)
 
 
 @torch.no_grad()
-def _filled(pruned: PrunedModel, then: AxisMap) -> dict[str, Tensor]:
-    """Parameters on the CPU, with zeros behind the last unit of whatever is narrower."""
-    factors = _factors(pruned, then)
+def _filled(
+    pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Parameters on the CPU, multiplied, with zeros behind the last unit of whatever is narrower."""
     offsets = {id(norm.gain): norm.offset for norm in pruned.norms()}
     held, found = pruned.parameters(), dict[str, Tensor]()
     for name, shape in then.shapes.items():
@@ -222,7 +225,7 @@ def _factors(pruned: PrunedModel, then: AxisMap) -> dict[str, float]:
     """
     family, config = pruned.family, pruned.config
     found = {
-        f"{norm.path}.weight": _stretch(norm.segment.length, pruned.axes, then) ** 0.5
+        f"{norm.path}.weight": _stretch(norm, pruned.axes, then) ** 0.5
         for norm in pruned.norms()
         if not family.centred
     }
@@ -231,4 +234,23 @@ def _factors(pruned: PrunedModel, then: AxisMap) -> dict[str, float]:
         found[family.scaled_embedding] = ratio
         if config.get("tie_word_embeddings"):
             found[family.final_norm] = found.get(family.final_norm, 1.0) / ratio
+    return found
+
+
+def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]:
+    """Linear layers in front of norms whose epsilon is not the class's one: ``g s x / sqrt(s^2 m +
+    e)`` is ``g x / sqrt(m + e / s^2)``, so the factor ``s`` makes up for it.
+    """
+    found: dict[str, float] = {}
+    own = {norm.path: norm.epsilon * _stretch(norm, pruned.axes, then) for norm in pruned.norms()}
+    held = pruned.parameters()
+    for pattern, feeds in pruned.family.fed_by.items():
+        for j in range(len(pruned.depth.layers)):
+            path, linear = pattern.replace("{i}", str(j)), feeds.replace("{i}", str(j))
+            if f"{path}.weight" not in held:
+                continue
+            norm = pruned.module.get_submodule(path)
+            value = own.get(path, getattr(norm, pruned.family.epsilon_attribute))
+            for name in (f"{linear}.weight", f"{linear}.bias"):
+                found[name] = (epsilon / value) ** 0.5
     return found

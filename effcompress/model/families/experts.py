@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from effcompress.model.families.llama import (
+    FED,
     FFN,
     LAYER,
     QK_NORM,
@@ -138,6 +139,7 @@ QWEN3_MOE = decoder(
         *_mixture(when="sparse"),
     ),
     more=QK_NORM,
+    fed_by=FED,
     units=units(
         expert=lambda c, _: experts_of(c),
         expert_ffn=lambda c, _: c["moe_intermediate_size"],

@@ -26,6 +26,7 @@ QK_NORM = (
     Axis(LAYER + "self_attn.k_norm.weight", 0, "head_dim"),
 )
 """Norms within each head, shared by all heads: no unit of ours owns any of it."""
+FED = {LAYER + f"self_attn.{x}_norm": LAYER + f"self_attn.{x}_proj" for x in "qk"}
 
 
 def attention(qkv_bias: str, o_bias: str) -> Iterator[Axis]:
@@ -172,6 +173,7 @@ QWEN3 = decoder(
     qkv_bias="attention_bias",
     o_bias="attention_bias",
     more=QK_NORM,
+    fed_by=FED,
     defaults={"qwen3": {"num_key_value_heads": 32, "head_dim": 128}},
 )
 _GEMMA: dict[str, Any] = {
@@ -189,7 +191,7 @@ _GEMMA: dict[str, Any] = {
     },
 }
 GEMMA2 = decoder("gemma2", ("gemma2",), **_GEMMA)
-GEMMA3 = decoder("gemma3", ("gemma3_text",), more=QK_NORM, **_GEMMA)
+GEMMA3 = decoder("gemma3", ("gemma3_text",), more=QK_NORM, fed_by=FED, **_GEMMA)
 _ACROSS_HEADS = (
     "queries and keys pass a norm across all heads: without some of them the others are scaled anew"
 )
@@ -206,6 +208,7 @@ OLMO2 = decoder(
         Axis(LAYER + "self_attn.k_norm.weight", 0, *HEAD),
     ),
     head_norms=(LAYER + "self_attn.q_norm.weight", LAYER + "self_attn.k_norm.weight"),
+    fed_by=FED,
     approximate={"attention": _ACROSS_HEADS, "query": _ACROSS_HEADS},
 )
 
