@@ -159,7 +159,7 @@ def _attention(
         own, theirs = f"blk.{block}.{_ATTENTION[part]}", f"{prefix}self_attn.{part}_proj"
         for entry in _linear(source, own, theirs, shape, present):
             heads = turned.get(part)
-            found.append(_interleaved(entry, heads) if heads else entry)
+            found.append(interleaved(entry, heads) if heads else entry)
     return found
 
 
@@ -195,7 +195,7 @@ def _linear(
     return found
 
 
-def _interleaved(entry: Entry, heads: int) -> Entry:
+def interleaved(entry: Entry, heads: int) -> Entry:
     """llama.cpp rotates neighbouring channels of a head, transformers one of each half."""
 
     def values() -> torch.Tensor:

@@ -137,8 +137,8 @@ def _special(backend: Any, config: Mapping[str, Any]) -> dict[str, int]:
         token = ids[0] if own is None and ids else own
         if token is not None and token >= 0:
             found[role] = int(token)
-        if role == "eos" and (more := [i for i in ids if i is not None and i != token]):
-            found["eot"] = int(more[0])
+        if role == "eos" and len(ids) > 1:
+            found |= {"eot": int(i) for i in ids if i != token}
     return found
 
 
