@@ -19,8 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from effcompress.kinds import of
+
 Event = Mapping[str, Any]
-SHORT = {"attention": "heads", "ffn": "FFN", "hidden": "hidden"}
 
 
 class View(Protocol):
@@ -134,7 +135,7 @@ class Status:
 
 def removed(kinds: Mapping[str, int]) -> str:
     """``FFN 2, hidden 1``."""
-    return ", ".join(f"{SHORT.get(kind, kind)} {n}" for kind, n in kinds.items() if n) or "nothing"
+    return ", ".join(f"{of(kind).short} {n}" for kind, n in kinds.items() if n) or "nothing"
 
 
 def story(event: Event) -> str | None:
@@ -152,10 +153,17 @@ def story(event: Event) -> str | None:
         scores = ", ".join(f"{n} {d['perplexity']:.2f}" for n, d in event["domains"].items())
         return f"perplexity {event['when']}: {scores}"
     if kind == "export":
-        return f"saved as a {event['container']} model, {count(event['parameters'])} parameters"
+        form = event.get("form", "uniform")
+        told = f" ({form})" if form != "uniform" else ""
+        return (
+            f"saved as a {event['container']} model{told}, {count(event['parameters'])} parameters"
+        )
     if kind == "proof":
         difference = event["max_logit_difference"]
         return f"reloaded by itself: largest difference of a logit {difference:.1e}"
+    if kind == "approximate":
+        moved, sets = event["max_logit_difference"], ", ".join(event["sets"][:3])
+        return f"not exact: without {sets} logits differ by {moved:.1e} from their mere absence"
     if kind == "warning":
         return f"warning: {event['text']}"
     if kind == "end":
@@ -288,7 +296,7 @@ def _rows(status: Status, width: int) -> Iterator[tuple[str, RenderableType]]:
         yield "loss", loss
     if status.cut:
         shares = status.cut.get("share_removed", {}).items()
-        yield "removed", Text("   ".join(f"{SHORT.get(k, k)} {s:.1%}" for k, s in shares))
+        yield "removed", Text("   ".join(f"{of(k).short} {s:.1%}" for k, s in shares))
         yield "last cut", Text(f"{status.last_cut()} at step {status.cut['step']}")
         lowest = status.cut.get("saliency", {}).items()
-        yield "saliency", Text("   ".join(f"{SHORT.get(k, k)} {s:.1e}" for k, s in lowest))
+        yield "saliency", Text("   ".join(f"{of(k).short} {s:.1e}" for k, s in lowest))

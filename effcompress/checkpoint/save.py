@@ -33,6 +33,10 @@ class Saved:
     tensors: dict[str, Tensor]
     """Flat names: ``model/NAME``, ``optimizer/FIELD/NAME``, ``ledger/...``, ``saliency/SET``."""
 
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with ``prefix``, without it."""
+        return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
+
 
 def save(folder: Path, step: int, saved: Saved, keep: int) -> Path:
     """Write ``folder/step-<step>`` atomically, then delete all but the newest ``keep``.

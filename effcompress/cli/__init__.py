@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from effcompress.cli import check, describe, look, run
+from effcompress.cli import check, describe, export, look, run
 from effcompress.errors import EffcompressError
 
 _LINES = 3
@@ -65,6 +65,7 @@ app.command("fetch")(look.fetch)
 app.command("run")(run.run)
 app.command("inspect")(look.inspect)
 app.command("eval")(look.evaluate)
+app.command("export")(export.export)
 app.command("schema")(describe.schema)
 app.add_typer(describe.plugins, name="plugins")
 

@@ -7,11 +7,11 @@ import re
 from html import escape
 from pathlib import Path
 
+from effcompress.kinds import of
 from effcompress.report import numbers, words
 from effcompress.report.gather import Record, gather
 from effcompress.report.page import replace
 
-NOUNS = {"attention": "attention heads", "ffn": "FFN channels", "hidden": "hidden channels"}
 LIMITS = """\
 - A research artefact. It has been tested on the texts named above and on nothing else.
 - Pruning and this training were done on plain text: if the source model was aligned or tuned to
@@ -36,7 +36,7 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
         _front(record, base_model or hub(record.recipe)),
         f"# {record.name}\n\n{words.verdict(record)}",
         _what(record),
-        f"## How to load it\n\n```python\n{words.load('path/to/this/folder')}\n```\n\n"
+        f"## How to load it\n\n```python\n{words.load(record, 'path/to/this/folder')}\n```\n\n"
         f"{words.container(record)} {words.proof(record)}",
         _numbers(record),
         _measured(record),
@@ -72,7 +72,7 @@ def _what(record: Record) -> str:
     gone = ""
     if record.cuts:
         shares = record.cuts[-1].share_removed
-        listed = [f"{numbers.percent(s)} of the {NOUNS.get(k, k)}" for k, s in shares.items()]
+        listed = [f"{numbers.percent(s)} of the {of(k).plural}" for k, s in shares.items()]
         gone = f" Removed: {words.join(listed)}, in {len(record.cuts):,} cuts." if listed else ""
     trained = (
         f" It was trained on {record.tokens:,} tokens while and after it was pruned."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Export:
-    """What was saved: ``container`` is the stock class, ``why`` it is that one."""
+    """What was saved: ``container`` is the class, ``why`` it is that one, ``form`` how it was done
+    (``runner/forms.py``).
+    """
 
     container: str
     why: str
     parameters: int
     bytes: int
+    form: str = "uniform"
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,13 @@ def _record(lines: list[dict[str, Any]], plans: list[dict[str, Any]], recipe: st
 
 def _pick(kind: Any, line: Line) -> Any:
     """The fields that the dataclass ``kind`` wants of an event."""
-    return kind(**{name: line[name] for name in kind.__dataclass_fields__})
+    wanted = kind.__dataclass_fields__
+    # Records of earlier versions lack what has a default now.
+    return kind(**{name: line[name] for name in wanted if name in line or _required(wanted[name])})
+
+
+def _required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _evaluation(line: Line) -> Evaluation:

@@ -187,7 +187,7 @@ def _loading(record: Record, model: str) -> str:
     if record.export is None:
         return ""
     return (
-        f"<h2>How to load it</h2><pre>{escape(words.load(model))}</pre>"
+        f"<h2>How to load it</h2><pre>{escape(words.load(record, model))}</pre>"
         f'<p class="words">The model lies in the folder of this page. '
         f"{escape(words.container(record))} {escape(words.proof(record))}</p>"
     )

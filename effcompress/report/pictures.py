@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from effcompress.kinds import KINDS, of
 from effcompress.report import bars, numbers
 from effcompress.report.axes import Point, smooth
 from effcompress.report.chart import Chart, Line, draw
@@ -13,12 +14,8 @@ from effcompress.report.style import PICTURE
 
 AIR = 14
 """Room around a picture that stands alone."""
-KINDS = {"attention": "heads", "ffn": "FFN", "hidden": "hidden"}
-LONG = {
-    "attention": "Attention heads (key/value groups)",
-    "ffn": "FFN channels",
-    "hidden": "Hidden channels",
-}
+USUAL = ("attention", "ffn", "hidden")
+"""Kinds with a colour of their own; shown even when they were left alone."""
 
 
 def pictures(record: Record) -> dict[str, str]:
@@ -48,17 +45,21 @@ def alone(svg: str) -> str:
 
 
 def tone(kind: str, others: tuple[str, ...] = ()) -> str:
-    """Colour class of a kind; kinds of plugins share the spare ones."""
-    if kind in KINDS:
+    """Colour class of a kind; the less usual ones share two."""
+    if kind in USUAL:
         return kind
     return ("spare", "spare2")[others.index(kind) % 2 if kind in others else 0]
 
 
 def kinds(record: Record) -> list[str]:
-    """Kinds of mini-groups in the record, the usual ones first."""
-    found = dict.fromkeys(name.split(".")[0] for name in record.started_widths)
-    found |= dict.fromkeys(kind for cut in record.cuts for kind in cut.share_removed)
-    return sorted(found, key=lambda kind: [*KINDS, kind].index(kind))
+    """Kinds of mini-groups in the record, the usual ones first; of the others, those that lost
+    something.
+    """
+    widths = record.started_widths
+    found = {k for k in (n.split(".")[0] for n in widths) if k in USUAL}
+    found |= {name.split(".")[0] for cut in record.cuts for name in cut.share_removed}
+    order = [*KINDS, *sorted(found - KINDS.keys())]
+    return sorted(found, key=order.index)
 
 
 def _over(record: Record) -> tuple[str, dict[int, float]]:
@@ -113,8 +114,8 @@ def _by_kind(record: Record, field: str, *, start: bool) -> tuple[str, list[Line
         if start and record.tokens and title == "tokens":
             points.append((float(record.tokens), points[-1][1]))
         if points:
-            others = tuple(k for k in present if k not in KINDS)
-            lines.append(Line(KINDS.get(kind, kind), points, tone(kind, others), steps=start))
+            others = tuple(k for k in present if k not in USUAL)
+            lines.append(Line(of(kind).short, points, tone(kind, others), steps=start))
     return title, lines
 
 
@@ -200,7 +201,7 @@ def _shapes(record: Record) -> Iterator[tuple[str, str]]:
         names.sort(key=lambda name: int(name.rsplit(".", 1)[1]))
         before = [record.started_widths[name] for name in names]
         after = [record.widths.get(name, had) for name, had in zip(names, before, strict=True)]
-        title = LONG.get(kind, kind)
+        title = of(kind).title
         short, _, detail = title.partition(" (")
         unit = "per layer" + (f", {detail.rstrip(')')}" if detail else "")
         yield f"shape_{kind}", bars.layers(short, unit, before, after, tone(kind))
@@ -213,7 +214,7 @@ def _left(record: Record) -> str:
         had = sum(record.started_widths[n] for n in names)
         has = sum(record.widths.get(n, record.started_widths[n]) for n in names)
         if names:
-            rows.append((LONG.get(kind, kind), had, has, tone(kind)))
+            rows.append((of(kind).title, had, has, tone(kind)))
     if record.params_before and record.params_after:
         rows.append(("Parameters", record.params_before, record.params_after, "after"))
     return bars.left("What is left", "outline: before, filled: after", rows) if rows else ""

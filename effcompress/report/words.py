@@ -63,7 +63,7 @@ def padding(record: Record) -> str:
         return ""
     return (
         f"The saved file holds {numbers.count(record.export.parameters)} parameters: "
-        f"{numbers.count(zeros)} of them are zeros that fill up narrower layers."
+        f"{numbers.count(zeros)} of them are zeros that fill up what is narrower or gone."
     )
 
 
@@ -125,19 +125,27 @@ def same_protocol(record: Record) -> bool:
     return record.before.protocol == record.after.protocol and amounts[0] == amounts[1]
 
 
-def load(path: str) -> str:
+def load(record: Record, path: str) -> str:
     """Three lines that load the model from ``path``."""
+    own = ", trust_remote_code=True" if record.export and record.export.form == "exact" else ""
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{path}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{path}"{own})\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{path}")'
     )
 
 
 def container(record: Record) -> str:
-    """Which stock class the model is saved as, and why if it is not its own."""
+    """Which class the model is saved as, and why if it is not its own."""
     if record.export is None:
         return "No model has been saved yet."
+    if record.export.form == "exact":
+        why = f" Why: {record.export.why.rstrip('.')}." if record.export.why else ""
+        return (
+            f"It is saved with its shapes as they are, {numbers.size(record.export.bytes)} on disk; "
+            "a small class lies in the folder, so plain transformers needs "
+            f"`trust_remote_code=True`.{why}"
+        )
     own = f"{record.export.container.capitalize()} model of transformers"
     why = f": {record.export.why.rstrip('.')}." if record.export.why else "."
     return (

@@ -19,9 +19,10 @@ from effcompress import groups
 from effcompress.errors import RunError
 from effcompress.model import exact
 from effcompress.model.containers import Container, container
-from effcompress.removal.modules import attributes, depth_fields, layer_widths
+from effcompress.removal.modules import attributes, depth_fields
 from effcompress.removal.norms import Norm
 from effcompress.runner.pruned import PrunedModel, uniform_widths, widest
+from effcompress.runner.shape import per_layer
 from effcompress.types import AxisMap, Depth, Widths
 
 Name = Literal["uniform", "padded", "exact"]
@@ -135,14 +136,11 @@ def _absent(axes: AxisMap) -> dict[str, list[list[Any]]]:
 
 def _per_layer(pruned: PrunedModel) -> dict[str, list[int]]:
     """Configuration fields that speak of widths within a layer -> one value per layer."""
-    axes, found = pruned.axes, dict[str, list[int]]()
-    wide = widest(axes)
-    own = pruned.family.resize(pruned.config, {**wide, "hidden": -1})
-    for i in axes.depth.layers:
-        fields = pruned.family.resize(pruned.config, {**wide, **layer_widths(axes, i)})
-        for name in (n for n, size in own.items() if size != -1 and "head_dim" not in n):
-            found.setdefault(name, []).append(fields[name])
-    return found
+    axes, config = pruned.axes, pruned.config
+    most = {**widest(axes), "hidden": -1}
+    everywhere = {field for field, v in pruned.family.resize(config, most).items() if v == -1}
+    fields = per_layer(axes, config, {})
+    return {f: v for f, v in fields.items() if f not in everywhere and "head_dim" not in f}
 
 
 def _difference(axes: AxisMap) -> str:

@@ -11,6 +11,7 @@ from effcompress.recipe import LoadedRecipe
 from effcompress.runner.cost import H100_FLOPS, UTILISATION, Memory, flops_per_token, memory
 from effcompress.runner.price import price
 from effcompress.runner.reach import Priced, priced
+from effcompress.runner.shape import living_layers, living_widths, shape
 from effcompress.runner.sheet import Answer, Sheet, gigabytes, short
 from effcompress.runner.timeline import Point, Timeline, total_tokens
 from effcompress.spec import Recipe
@@ -40,7 +41,7 @@ def plan(loaded: LoadedRecipe) -> Answer:
         "model": label_of(recipe.model),
         "params": found.start,
         "target_params": found.target,
-        "final": _shape(found, timeline.points[-1]),
+        "final": shape(found.axes, found.config, timeline.points[-1].widths),
         "timeline": [_row(found, p) for p in _thinned(timeline)],
     }
     sheets = [_over_tokens(found, timeline), _final_shape(found, timeline)]
@@ -72,50 +73,51 @@ def _thinned(timeline: Timeline) -> list[Point]:
     return chosen
 
 
-def _shape(found: Priced, point: Point) -> dict[str, Any]:
-    """Configuration fields at a point; a list where layers differ."""
-    kinds: dict[str, list[int]] = {}
-    for name, width in point.widths.items():
-        kinds.setdefault(name.split(".")[0], []).append(width)
-    family, config = found.axes.family, found.config
-    if all(len(set(widths)) == 1 for widths in kinds.values()):
-        resized = family.resize(config, {kind: widths[0] for kind, widths in kinds.items()})
-        return {**resized, "num_hidden_layers": config["num_hidden_layers"]}
-    return dict(kinds)
-
-
 def _row(found: Priced, point: Point) -> dict[str, Any]:
     return {
         "step": point.step,
         "tokens": point.tokens,
         "params": point.params,
-        "shape": _shape(found, point),
+        "shape": shape(found.axes, found.config, point.widths),
     }
 
 
+COLUMNS = {
+    "attention": "KV heads",
+    "query": "queries each",
+    "ffn": "FFN",
+    "hidden": "hidden",
+    "expert": "experts",
+    "expert_ffn": "expert FFN",
+}
+
+
 def _over_tokens(found: Priced, timeline: Timeline) -> Sheet:
+    cut = {s.kind for s in found.sets}
+    kinds = [k for k in COLUMNS if k in cut or (k in ("attention", "hidden", "ffn"))]
+    kinds = [k for k in kinds if found.axes.axes(k)]
     rows = []
     for p in _thinned(timeline):
         cells = [short(p.tokens), f"{p.step:,}", short(p.params), f"{p.params / found.start:.1%}"]
-        for kind in ("attention", "ffn", "hidden"):
-            widths = sorted({p.widths[name] for name in found.axes.axes(kind)})
-            low, high = widths[0], widths[-1]
-            cells.append(f"{low}" if low == high else f"{low}-{high}")
-        rows.append(tuple(cells))
-    columns = ("tokens", "step", "parameters", "of start", "KV heads", "FFN", "hidden")
+        cells += [_brief(living_widths(found.axes, p.widths, kind)) for kind in kinds]
+        rows.append((*cells, str(len(living_layers(found.axes, p.widths)))))
+    columns = ("tokens", "step", "parameters", "share", *(COLUMNS[k] for k in kinds), "layers")
     return Sheet("Size over tokens (if kinds shrink in proportion)", columns, tuple(rows))
 
 
 def _final_shape(found: Priced, timeline: Timeline) -> Sheet:
-    before = _shape(found, timeline.points[0])
-    after = _shape(found, timeline.points[-1])
+    before = shape(found.axes, found.config, timeline.points[0].widths)
+    after = shape(found.axes, found.config, timeline.points[-1].widths)
     rows = [(key, str(before.get(key, "-")), _brief(value)) for key, value in after.items()]
     rows.append(("parameters", f"{found.start:,}", f"{timeline.points[-1].params:,}"))
     return Sheet("Shape", ("", "source", "result"), tuple(rows))
 
 
 def _brief(value: Any) -> str:
-    return f"{min(value)} to {max(value)}" if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    low, high = min(value), max(value)
+    return f"{low}" if low == high else f"{low}-{high}"
 
 
 def _costs(recipe: Recipe, found: Priced, timeline: Timeline) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from effcompress.recipe import LoadedRecipe
 from effcompress.runner.reach import Priced, require_reachable
 from effcompress.runner.timeline import Timeline, fastest, play
 from effcompress.spec import Recipe
+from effcompress.types import GroupSet
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,17 @@ def price(loaded: LoadedRecipe) -> Price:
             "schedule: reaches it only if saliency prefers large mini-groups; else the rest is cut "
             "when the tokens are used up"
         )
-    if any(s.scope == "per_layer" for s in found.sets):
+    if recipe.export.form == "auto" and _may_differ(found.sets):
         lines.append(
-            "export: layers may differ in width; the folder is then padded with zeros to the "
-            "widest layer, and larger than the target"
+            "export: layers may differ in the end; the folder is then padded with zeros to the "
+            "widest layer, and larger than the target (export.form: exact keeps the shapes)"
         )
     return Price(lines, data, timeline)
+
+
+def _may_differ(sets: list[GroupSet]) -> bool:
+    """Whether layers can end with different shapes; whole layers that go leave equal ones."""
+    return any(s.scope != "lockstep" and s.kind != "layer" for s in sets)
 
 
 def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: Priced) -> Timeline:

@@ -100,11 +100,11 @@ class RunState:
         for key in ("step", "tokens", "groups_cut", "since_commit", "target_reached", "seconds"):
             setattr(self, key, values[key])
         self.stream.load_state_dict(values["stream"])
-        self.pruned.restore(values, _under("model/", tensors), _under("ledger/", tensors))
+        self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
         if self.optimizer is not None:
             forget(self.optimizer, self.module)
             params = self.pruned.parameters()
-            for key, value in _under("optimizer/", tensors).items():
+            for key, value in saved.part("optimizer/").items():
                 field, _, name = key.partition("/")
                 p = params[name]
                 # Only the fused AdamW keeps its step count beside the parameter.
@@ -113,12 +113,8 @@ class RunState:
                 )
                 self.optimizer.state[p][field] = value.to(p.device) if beside else value
         self.average.load_state_dict(
-            {"values": _under("saliency/", tensors), "weight": values["saliency_weight"]}
+            {"values": saved.part("saliency/"), "weight": values["saliency_weight"]}
         )
         torch.set_rng_state(tensors["rng/cpu"])
         if self.device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,33 @@
+"""What people call the kinds of mini-groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``short`` for a table or a live line, ``plural`` in a sentence, ``title`` over a picture."""
+
+    short: str
+    plural: str
+    title: str
+
+
+KINDS = {
+    "attention": Kind("heads", "attention heads", "Attention heads (key/value groups)"),
+    "query": Kind("queries", "query heads per group", "Query heads (per key/value head)"),
+    "ffn": Kind("FFN", "FFN channels", "FFN channels"),
+    "hidden": Kind("hidden", "hidden channels", "Hidden channels"),
+    "expert": Kind("experts", "experts", "Experts"),
+    "expert_ffn": Kind("expert FFN", "FFN channels of experts", "FFN channels of experts"),
+    "layer": Kind("layers", "layers", "Layers"),
+    "attention_block": Kind("attn blocks", "attention blocks", "Attention blocks"),
+    "mlp_block": Kind("FFN blocks", "feed-forward blocks", "Feed-forward blocks"),
+}
+"""The usual ones, in the order in which they are shown; plugins may bring others."""
+
+
+def of(kind: str) -> Kind:
+    """A kind's words; a plugin's kind goes by its own name."""
+    return KINDS.get(kind, Kind(kind, kind, kind))

@@ -1,0 +1,38 @@
+"""Configuration -> family: the declared one, or one that was traced and proven.
+
+Run as a program it is the process in which tracing happens.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+
+from effcompress.errors import SourceError
+from effcompress.groups.trace import SECONDS, serve, trace_family
+from effcompress.model.families import family_of
+from effcompress.types import Config, Family
+
+
+def family_for(config: Config, *, timeout: float = SECONDS) -> Family:
+    """The family of a configuration. An architecture that is not declared is traced, once for each
+    configuration, which takes some seconds.
+
+    Raises CoverageError as ``groups.trace.trace_family`` does; SourceError when the model cannot be
+    built.
+    """
+    try:
+        return family_of(config)
+    except SourceError:
+        return _traced(json.dumps(dict(config), sort_keys=True, default=str), timeout)
+
+
+@functools.cache
+def _traced(config: str, timeout: float) -> Family:
+    return trace_family(json.loads(config), entry="effcompress.runner.trace", timeout=timeout)
+
+
+if __name__ == "__main__":
+    from effcompress.model.small import build
+
+    serve(build)
