@@ -32,6 +32,8 @@ class Anatomy:
     """Width of a head, where the configuration tells it."""
     queries: int
     """Query heads per KV head."""
+    aliases: Mapping[str, str]
+    """Usual name of a configuration field -> what this architecture calls it."""
 
     def pattern(self, param: str) -> str:
         """``layers.0.mlp.up.weight`` -> ``layers.{i}.mlp.up.weight``."""
@@ -85,6 +87,7 @@ def anatomy_of(module: nn.Module) -> Anatomy:
         {"vocab": vocab} | ({"positions": positions} if positions else {}),
         head_dim_of(config),
         heads // (kv or heads) if heads else 1,
+        dict(getattr(config, "attribute_map", {})),
     )
 
 

@@ -1,19 +1,21 @@
-"""A family as plain data: what tracing proposes, what a run can keep in a file, and what a person
-can paste as a declaration.
+"""A family as plain data: what tracing proposes, what goes from one process to another, and what a
+person can paste as a declaration.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from effcompress.types import Axis, Config, Family, Widths
 
 Product = tuple[str, ...]
 """Axis kinds and block names, to be multiplied: ``("attention", "query", "head")``."""
+
+NO_DEPTH = "the architecture is not declared, and tracing does not find out which layers can go"
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Draft:
     axes: tuple[Axis, ...]
     kept: tuple[str, ...]
     """Axis kinds that nothing may cut."""
-    blocks: Mapping[str, int] = field(default_factory=lambda: {"one": 1})
-    """Block name -> positions per unit."""
+    blocks: Mapping[str, int]
+    """``one``, ``head``, ``head_3``, ... -> positions per unit."""
     widths: Widths = field(default_factory=dict)
     """Axis name -> units."""
     fields: Mapping[str, Product] = field(default_factory=dict)
@@ -42,10 +44,13 @@ class Draft:
     epsilon_attribute: str = ""
     epsilon_field: str = ""
     final_norm: str = ""
-    scaled_embedding: str = ""
     approximate: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Usual name of a configuration field -> what this architecture calls it."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration fields that the file may have left out."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Axis kind or module -> why nothing of it can be cut."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -53,8 +58,13 @@ class Draft:
         names = (name for axis in self.axes for name in axis.name.split("/"))
         return tuple(dict.fromkeys(name.split(".")[0] for name in names))
 
+    def with_heads(self, head: int) -> Draft:
+        """The same structure with heads of another width."""
+        times = {name: int(name.partition("_")[2] or 1) for name in self.blocks if name != "one"}
+        return replace(self, blocks={"one": 1} | {name: n * head for name, n in times.items()})
+
     def to_json(self) -> str:
-        """All of it, for a file; ``draft_from_json`` reads it."""
+        """All of it, for another process; ``draft_from_json`` reads it."""
         return json.dumps(asdict(self))
 
 
@@ -86,13 +96,15 @@ def family_from(draft: Draft) -> Family:
         attributes=lambda _, widths: _remembered(draft, widths),
         centred=draft.centred,
         gain_offset=draft.gain_offset,
-        scaled_embedding=draft.scaled_embedding,
         final_norm=draft.final_norm,
         epsilon_field=draft.epsilon_field,
         epsilon_attribute=draft.epsilon_attribute,
         fixed=draft.kept,
         approximate=draft.approximate,
-        no_depth=lambda _: "the architecture was traced, and tracing finds no layers that can go",
+        # Zeros would move the mean that a LayerNorm subtracts.
+        rigid=("hidden",) if draft.centred else (),
+        no_depth=lambda _: NO_DEPTH,
+        defaults={draft.model_type: draft.defaults},
         aliases=draft.aliases,
     )
 
@@ -112,7 +124,7 @@ def per_kind(widths: Widths, layer: int) -> dict[str, int]:
     return found
 
 
-def _units(draft: Draft, kind: str) -> Any:
+def _units(draft: Draft, kind: str) -> Callable[[Config, int], int]:
     def units(_config: Config, layer: int) -> int:
         found = draft.widths.get(f"{kind}.{layer}")
         return draft.widths[kind] if found is None else found
@@ -120,7 +132,7 @@ def _units(draft: Draft, kind: str) -> Any:
     return units
 
 
-def _constant(size: int) -> Any:
+def _constant(size: int) -> Callable[[Config], int]:
     return lambda _config: size
 
 

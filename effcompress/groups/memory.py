@@ -14,8 +14,13 @@ from torch import nn
 from effcompress.groups.draft import Draft, Product, per_kind, value
 from effcompress.types import AxisMap, Config, Widths
 
-# Tensors tell these modules their sizes (``removal/modules.py``).
+# These modules are told their sizes by their tensors.
 _FOLLOW_TENSORS = (nn.Linear, nn.Embedding, nn.LayerNorm)
+_HEADS: tuple[Product, ...] = (
+    ("attention", "query"),
+    ("attention", "query", "head"),
+    ("attention", "head"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,17 +37,25 @@ class Sized:
         """Widths per axis kind, in the first layer."""
         return per_kind(self.axes.widths, 0)
 
+    def holds(self, product: Product) -> int:
+        """A product of widths and blocks in this model."""
+        return value(product, self.widths, self.blocks)
+
 
 def fields(draft: Draft, models: Sequence[Sized]) -> dict[str, Product]:
     """Configuration field -> the product of widths and blocks that it holds in every model."""
     found: dict[str, Product] = {}
-    for product in _products(draft, ("head",)):
-        sizes = [value(product, model.widths, model.blocks) for model in models]
+    for product in _products(draft):
+        sizes = [model.holds(product) for model in models]
+        if set(sizes) == {1}:
+            continue  # too many things are one
         for name in models[0].config:
             held = [model.config.get(name) for model in models]
             if held == sizes and not any(isinstance(size, bool) for size in held):
                 found.setdefault(name, product)
-    if found and "head" in draft.blocks:
+    shared: Any = models[0].module.config
+    derived = isinstance(getattr(type(shared), "head_dim", None), property)
+    if found and "head" in draft.blocks and not derived:
         # Never left to be derived: hidden size over heads is no longer the width of a head.
         found.setdefault("head_dim", ("head",))
     return found
@@ -52,29 +65,20 @@ def attributes(draft: Draft, models: Sequence[Sized]) -> dict[str, dict[str, Pro
     """Module of a layer -> attribute -> what it holds in every model."""
     found: dict[str, dict[str, Product]] = {}
     layers = [model.module.get_submodule(draft.layer.replace("{i}", "0")) for model in models]
-    products = [p for p in _products(draft, ()) if not set(p) <= draft.blocks.keys()]
     for path, child in layers[0].named_modules():
         if isinstance(child, _FOLLOW_TENSORS) or not path:
             continue
         alike = [layer.get_submodule(path) for layer in layers]
+        # The hidden size is often that of all heads: within the attention the heads are meant.
+        products = list(_products(draft, heads_first=_attends(draft, path)))
         for name, held in vars(child).items():
             if not isinstance(held, int) or isinstance(held, bool) or name.startswith("_"):
                 continue
             sizes = [getattr(other, name, None) for other in alike]
             for product in products:
-                if sizes == [value(product, m.widths, m.blocks) for m in models]:
+                if sizes == [model.holds(product) for model in models]:
                     found.setdefault(path, {}).setdefault(name, product)
     return found
-
-
-def configurations(draft: Draft) -> dict[str, dict[str, Product]]:
-    """For classes that read a configuration while they run: fields of the one that each module of
-    a layer holds.
-    """
-    return {
-        path: {f"config.{name}": product for name, product in draft.fields.items()}
-        for path in ("",)
-    }
 
 
 def epsilon_field(config: Config, epsilon: float) -> str:
@@ -82,12 +86,16 @@ def epsilon_field(config: Config, epsilon: float) -> str:
     return next((n for n, held in config.items() if "eps" in n and held == epsilon), "")
 
 
-def _products(draft: Draft, more: tuple[str, ...]) -> Iterator[Product]:
-    """Products to look for, plain ones first."""
-    kinds = [kind for kind in draft.kinds if kind not in draft.kept or kind == "query"]
-    single: list[Any] = [(kind,) for kind in kinds]
-    heads = [("attention", "query"), ("attention", "query", "head"), ("attention", "head")]
-    blocks = [(name,) for name in more if name in draft.blocks]
-    for product in itertools.chain(single, heads, blocks):
+def _attends(draft: Draft, path: str) -> bool:
+    inside = f"{draft.layer}.{path}."
+    return any(a.param.startswith(inside) and a.name.startswith("attention") for a in draft.axes)
+
+
+def _products(draft: Draft, *, heads_first: bool = False) -> Iterator[Product]:
+    """Products to look for, in order; a size of a kind that nothing cuts is no use."""
+    kinds = {kind for kind in draft.kinds if kind in ("hidden", "attention", "query", "ffn")}
+    single: list[Product] = [(kind,) for kind in draft.kinds if kind in kinds]
+    both = (_HEADS, single) if heads_first else (single, _HEADS)
+    for product in itertools.chain(*both):
         if all(name in kinds or name in draft.blocks for name in product):
             yield product

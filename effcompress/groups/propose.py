@@ -69,21 +69,15 @@ def _alternatives(
     anatomy: Anatomy,
 ) -> Iterator[tuple[Candidate, ...]]:
     everywhere = set(range(anatomy.layers))
-    inner: list[dict[int | None, tuple[Coupled, ...]]] = []
     for look, by_layer in found.items():
         sets = {layer: _ordered(held, anatomy) for layer, held in by_layer.items()}
         if None in sets and (anatomy.embedding, 1) in {(p, dim) for p, dim, _ in look}:
             yield (Candidate(HIDDEN, 1, sets),)
         elif set(sets) == everywhere and len({len(s) for s in sets.values()}) == 1:
-            inner.append(sets)
-    # The widest is the feed-forward block; what else there is may be a shared expert.
-    inner.sort(key=lambda sets: -len(sets[0]))
-    for k, sets in enumerate(inner):
-        several = "" if k == 0 else f"_{k + 1}"
-        heads = anatomy.head_dim and len(sets[0]) % anatomy.head_dim == 0
-        as_channels = Candidate(FFN + several, 1, sets)
-        as_heads = Candidate(ATTENTION + several, anatomy.head_dim or 1, sets)
-        yield (as_channels, as_heads) if heads else (as_channels,)
+            as_channels = Candidate(FFN, 1, sets)
+            head = anatomy.head_dim or 0
+            heads = head and len(sets[0]) % head == 0
+            yield (as_channels, Candidate(ATTENTION, head, sets)) if heads else (as_channels,)
 
 
 def _ordered(sets: Sequence[Coupled], anatomy: Anatomy) -> tuple[Coupled, ...]:
@@ -115,9 +109,9 @@ def assemble(chosen: Sequence[Candidate], matrices: frozenset[Place], anatomy: A
             place = (param, dim)
             runs = _runs(labels[place], size, place, torn, matrices)
             axes += _named(runs, place, anatomy, blocks)
-    draft = Draft(anatomy.model_type, anatomy.layer, tuple(axes), (), blocks)
-    cut = {candidate.kind for candidate in chosen}
-    return replace(draft, kept=tuple(kind for kind in draft.kinds if kind not in cut))
+    aliases = anatomy.aliases
+    draft = Draft(anatomy.model_type, anatomy.layer, tuple(axes), (), blocks, aliases=aliases)
+    return replace(draft, kept=draft.kinds)
 
 
 def _runs(
@@ -171,7 +165,7 @@ def _named(
             yield Axis(pattern, dim, _kept_name(place, length, anatomy, suffix, rest))
         elif kind == HIDDEN and length == 1:
             yield Axis(pattern, dim, kind)
-        elif kind.startswith(FFN) and length == 1:
+        elif kind == FFN and length == 1:
             yield Axis(pattern, dim, kind + suffix)
         else:
             yield Axis(pattern, dim, *_heads(kind, length, place, anatomy, blocks))
@@ -183,7 +177,7 @@ def _heads(
     """Axis name and block of a run of heads."""
     head = anatomy.head_dim or 0
     times, rest = divmod(length, head) if head else (0, 1)
-    if rest or not kind.startswith(ATTENTION):
+    if rest or kind != ATTENTION:
         raise Irregular(f"{place[0]}: units of {length} positions on dimension {place[1]}")
     if times == 1:
         return f"{kind}.{{i}}", "head"

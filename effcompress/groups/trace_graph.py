@@ -1,7 +1,7 @@
 """What torch-pruning says goes together, as sets of positions. The only file that imports it.
 
-It is right on much and wrong on some, it may name positions that do not exist, and on some models it
-never returns. So every question has a time limit, an answer with an impossible position is thrown
+It is right on much and wrong on some, it may name positions that do not exist, and on some models
+it never returns. So every question has a time limit, an answer with an impossible position is thrown
 away whole, and what is left is a proposal, never a fact (``groups/verify.py``).
 
 It is asked in a process of its own: the time limit is a signal, and the graph it builds keeps every
@@ -13,13 +13,15 @@ from __future__ import annotations
 import itertools
 import signal
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from effcompress.errors import CoverageError
 
 SECONDS_PER_QUESTION = 0.5
 """Of this process's own time. An answer takes a millisecond on a small model; what takes this long
@@ -54,7 +56,7 @@ class Graph:
 
     def __init__(self, module: nn.Module, ids_BT: torch.Tensor) -> None:
         """Raises whatever the model or torch-pruning raise."""
-        from torch_pruning.dependency import DependencyGraph
+        from torch_pruning.dependency import DependencyGraph  # noqa: TID251
 
         self.module = module
         # A tied weight has one name; the modules that share it are nodes of their own.
@@ -130,21 +132,42 @@ class Graph:
         raise ValueError(f"an answer names positions that {place[0]} does not have")
 
 
-def trace(module: nn.Module, ids_BT: torch.Tensor) -> Trace:
+def trace(
+    module: nn.Module, ids_BT: torch.Tensor, tell: Callable[[str], None] = lambda _: None
+) -> Trace:
     """Ask for every output of every source, and merge the answers that share a position of a
-    matrix. Raises what ``Graph`` raises.
+    matrix. ``tell`` takes the path of each source before it is asked.
+
+    Raises CoverageError when no graph can be made.
     """
-    graph = Graph(module, ids_BT)
+    try:
+        graph = Graph(module, ids_BT)
+    except ImportError as error:
+        raise CoverageError(
+            "an architecture that is not declared is traced with torch-pruning, which is missing",
+            fix="pip install 'effcompress[trace]'",
+        ) from error
+    except Exception as error:
+        raise CoverageError(f"no graph: {_first_line(error)}", where=_name(module)) from error
     answers: list[Coupled] = []
     silent: dict[str, str] = {}
     for path, source, width in graph.sources():
+        tell(path)
         try:
             answers += [graph.together(source, [k]) for k in range(width)]
         except TracingTimeout:
             silent[path] = "torch-pruning does not come back"
         except Exception as error:  # noqa: BLE001 (it has no errors of its own)
-            silent[path] = f"torch-pruning: {type(error).__name__}: {error}"
+            silent[path] = f"torch-pruning: {_first_line(error)}"
     return Trace(tuple(_merged(answers, graph.matrices)), silent, graph.matrices)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__
 
 
 def _merged(answers: Sequence[Coupled], matrices: frozenset[Place]) -> Iterator[Coupled]:
@@ -175,7 +198,7 @@ class _Inside(torch.autograd.Function):
     """A concatenation that torch-pruning sees as an element-wise operation."""
 
     @staticmethod
-    def forward(ctx: Any, dim: int, *parts: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
+    def forward(ctx: Any, dim: int, *parts: torch.Tensor) -> torch.Tensor:
         return _CAT(parts, dim)
 
 
@@ -210,11 +233,12 @@ def _plainly() -> Iterator[None]:
     and the positions of one answer then grow without end. It loses its way in pieces of the last
     dimension, but not in slices of it.
     """
-    torch.cat, torch.Tensor.chunk, torch.Tensor.split = _cat, _chunk, _split  # type: ignore
+    own: Any = torch  # plain functions stand in for builtin ones
+    own.cat, own.Tensor.chunk, own.Tensor.split = _cat, _chunk, _split
     try:
         yield
     finally:
-        torch.cat, torch.Tensor.chunk, torch.Tensor.split = _CAT, _CHUNK, _SPLIT
+        own.cat, own.Tensor.chunk, own.Tensor.split = _CAT, _CHUNK, _SPLIT
 
 
 @contextmanager

@@ -56,15 +56,19 @@ def build(config: Mapping[str, Any], size: Size) -> nn.Module:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    fields = dict(config) if size == "given" else shrink(config, size)
+    fields = dict(config)
     model_type = str(fields.pop("model_type", None))
     try:
         with quietly():
-            built = AutoConfig.for_model(model_type, **fields)
+            built: Any = AutoConfig.for_model(model_type, **fields)
+            if size != "given":  # the file may leave sizes out
+                fields = shrink(built.to_dict(), size)
+                built = AutoConfig.for_model(fields.pop("model_type"), **fields)
             built.use_cache = False
             module: Any = AutoModelForCausalLM.from_config(built, attn_implementation="eager")
     except Exception as error:  # every architecture has its own way to refuse
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        said = line.partition(". ")[0]  # then follows what it does know, hundreds of names
         raise SourceError(
             f"transformers cannot build '{model_type}' ({size}): {said}", where="model"
         ) from error

@@ -1,0 +1,215 @@
+"""Proof of a proposed family on a small model: its axes cover everything once, and the model
+without some units computes what it computes with these units set to zero.
+
+Written without the engine's own removal, which it is the measure of.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effcompress.errors import SourceError
+from effcompress.groups.axes import from_shapes
+from effcompress.groups.draft import Draft, family_from, per_kind
+from effcompress.types import AxisMap, Config
+
+EQUAL, SEEN = 1e-5, 1e-3
+"""Parts of the largest logit: what rounding may do, and what a removal must do to be seen (some
+classes normalise in fp32 whatever the model is in).
+"""
+Dead = Mapping[str, Tensor]
+"""Axis name -> units to remove."""
+
+
+Rebuild = Callable[[Config], nn.Module]
+"""A model of exactly these sizes. Raises SourceError when the class refuses them."""
+
+
+class Unproven(Exception):
+    """Why a kind of units cannot be removed as proposed."""
+
+
+def cover(draft: Draft, config: Config, module: nn.Module) -> AxisMap:
+    """The map of a model of any size. Raises CoverageError naming a parameter that the proposal
+    reaches twice, partly or not at all.
+    """
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    return from_shapes(family_from(draft), config, shapes)
+
+
+@torch.no_grad()
+def prove(draft: Draft, config: Config, module: nn.Module, kind: str, ids_BT: Tensor) -> None:
+    """Masking equals removing, for as many units in every layer and for different numbers of them.
+
+    ``module`` is in fp64 and stays as it is. Raises Unproven; CoverageError as ``cover`` does.
+    """
+    axes = cover(draft, config, module)
+    if not (names := axes.axes(kind)):
+        raise Unproven("no parameter has it")
+    if min(axes.widths[name] for name in names) < 2:
+        raise Unproven("there is only one unit")
+    before = _logits(module, ids_BT)
+    for uneven in (False, True) if len(names) > 1 else (False,):
+        dead = dict(_some(axes, names, uneven=uneven))
+        masked = _logits(_masked(module, axes, kind, dead), ids_BT)
+        removed = _logits(_removed(draft, config, module, axes, kind, dead, uneven), ids_BT)
+        scale = float(before.abs().max())
+        if not float((masked - before).abs().max()) > SEEN * scale:
+            raise Unproven("the units do nothing that can be seen")
+        apart = float((masked - removed).abs().max())
+        if not apart <= EQUAL * scale:
+            raise Unproven(f"masked and removed differ by {apart:.2g} (largest logit {scale:.2g})")
+
+
+@torch.no_grad()
+def rebuild(
+    draft: Draft, config: Config, module: nn.Module, kind: str, ids_BT: Tensor, build: Rebuild
+) -> None:
+    """The stock class, if it takes the smaller sizes at all, computes the same with them: some
+    scale by a size (embeddings by the root of the hidden size). Raises Unproven.
+    """
+    axes = cover(draft, config, module)
+    dead = dict(_some(axes, axes.axes(kind), uneven=False))
+    removed: Any = _removed(draft, config, module, axes, kind, dead, False)
+    try:
+        fresh = build({**config, **_sizes(draft, removed)})
+    except SourceError:
+        return  # layers of any size have a class of our own
+    params = dict(removed.named_parameters())
+    if {n: p.shape for n, p in fresh.named_parameters()} != {n: p.shape for n, p in params.items()}:
+        return
+    fresh = fresh.double()
+    for name, p in fresh.named_parameters():
+        p.copy_(params[name])
+    for path, norm in _norms(fresh, axes):
+        attribute = axes.family.epsilon_attribute
+        setattr(norm, attribute, getattr(removed.get_submodule(path), attribute))
+    wanted = _logits(removed, ids_BT)
+    apart, scale = float((_logits(fresh, ids_BT) - wanted).abs().max()), float(wanted.abs().max())
+    if not apart <= EQUAL * scale:
+        raise Unproven("built at a smaller size, the class computes something else")
+
+
+def _sizes(draft: Draft, module: Any) -> dict[str, Any]:
+    return {name: getattr(module.config, name) for name in draft.fields}
+
+
+def _logits(module: Any, ids_BT: Tensor) -> Tensor:
+    try:
+        found: Tensor = module(input_ids=ids_BT, use_cache=False).logits
+    except Exception as error:  # a smaller model that disagrees with itself, mostly
+        said = next(iter(str(error).strip().splitlines()), "")
+        raise Unproven(f"the model fails: {type(error).__name__}: {said}") from error
+    return found
+
+
+def _some(axes: AxisMap, names: Sequence[str], *, uneven: bool) -> Iterator[tuple[str, Tensor]]:
+    for k, name in enumerate(names):
+        width = axes.widths[name]
+        count = min(width - 1, max(1, width // 8) + (k % 2 if uneven else 0))
+        units = random.Random(name).sample(range(width), count)  # noqa: S311 (no secret)
+        yield name, torch.tensor(sorted(units))
+
+
+def _positions(axes: AxisMap, kind: str, dead: Dead) -> dict[str, dict[int, Tensor]]:
+    """Parameter -> dimension -> positions that are not removed."""
+    stays: dict[str, dict[int, Tensor]] = {}
+    for group in axes.sets(kind):
+        for member in group.members:
+            size = axes.shapes[member.param][member.dim]
+            every = torch.ones(size, dtype=torch.bool)
+            alive = stays.setdefault(member.param, {}).setdefault(member.dim, every)
+            alive[member.index_GB[dead[group.name]].flatten()] = False
+    return {param: {d: a.nonzero().flatten() for d, a in s.items()} for param, s in stays.items()}
+
+
+def _masked(module: nn.Module, axes: AxisMap, kind: str, dead: Dead) -> nn.Module:
+    masked = copy.deepcopy(module)
+    stays = _positions(axes, kind, dead)
+    for param, p in masked.named_parameters():
+        for dim, kept in stays.get(param, {}).items():
+            gone = torch.ones(p.shape[dim], dtype=torch.bool)
+            gone[kept] = False
+            p.index_fill_(dim, gone.nonzero().flatten(), 0.0)
+    if axes.family.centred:
+        for path, child in _norms(masked, axes):
+            if kept_at := stays.get(f"{path}.weight"):
+                child.register_forward_hook(_living(kept_at[0]))
+    return masked
+
+
+def _living(kept: Tensor) -> Callable[..., Tensor]:
+    """A LayerNorm's mean and variance are those of the channels that are left."""
+
+    def hook(norm: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        bias = None if norm.bias is None else norm.bias[kept]
+        weight, living = norm.weight[kept], args[0][..., kept]
+        found = nn.functional.layer_norm(living, (len(kept),), weight, bias, norm.eps)
+        return torch.zeros_like(output).index_copy(-1, kept, found)
+
+    return hook
+
+
+def _removed(
+    draft: Draft,
+    config: Config,
+    module: nn.Module,
+    axes: AxisMap,
+    kind: str,
+    dead: Dead,
+    uneven: bool,
+) -> nn.Module:
+    removed = copy.deepcopy(module)
+    stays = _positions(axes, kind, dead)
+    for path, child in _norms(removed, axes):
+        kept_at = stays.get(f"{path}.weight")
+        if kept_at and not axes.family.centred:
+            _rescale(child, axes, len(child.weight) / len(kept_at[0]))
+    for param, p in removed.named_parameters():
+        for dim, kept in stays.get(param, {}).items():
+            p.data = p.data.index_select(dim, kept)
+    smaller = cover(draft, config, removed)
+    _agree(removed, smaller, config, in_config=not uneven)
+    return removed
+
+
+def _agree(removed: nn.Module, smaller: AxisMap, config: Config, *, in_config: bool) -> None:
+    """What modules and the configuration remember of their sizes."""
+    for child in removed.modules():
+        if isinstance(child, nn.LayerNorm) and child.elementwise_affine:
+            child.normalized_shape = tuple(child.weight.shape)
+        elif type(child).__name__ == "Conv1D":  # the library's own
+            conv: Any = child
+            conv.nf = conv.weight.shape[1]
+    for i in smaller.depth.layers:
+        layer = removed.get_submodule(smaller.family.layer.replace("{i}", str(i)))
+        values = smaller.family.attributes(config, per_kind(smaller.widths, i))
+        for inside, held in values.items():
+            _remember(layer.get_submodule(inside), held)
+    if in_config:
+        _remember(removed.config, smaller.family.resize(config, per_kind(smaller.widths, 0)))
+
+
+def _remember(target: Any, values: Mapping[str, Any]) -> None:
+    for name, number in values.items():
+        setattr(target, name, number)
+
+
+def _norms(module: nn.Module, axes: AxisMap) -> Iterator[tuple[str, Any]]:
+    for pattern in axes.family.norms:
+        for i in axes.depth.layers if "{i}" in pattern else (0,):
+            path = pattern.replace("{i}", str(i)).removesuffix(".weight")
+            yield path, module.get_submodule(path)
+
+
+def _rescale(norm: Any, axes: AxisMap, ratio: float) -> None:
+    """What is left has the mean square of the whole, of which the rest was zero."""
+    offset, attribute = axes.family.gain_offset, axes.family.epsilon_attribute
+    norm.weight.copy_((norm.weight + offset) * ratio**0.5 - offset)
+    setattr(norm, attribute, getattr(norm, attribute) * ratio)
