@@ -1,7 +1,8 @@
-"""Folders whose layers have widths of their own: the configuration they need and how one is opened.
+"""Folders whose layers have widths of their own: the configuration they need and how to open one.
 
-Such a folder brings its class along (``modeling_pruned.py``) for readers who have transformers only.
-This package has the same file and uses its own copy: what lies in a folder is never executed.
+Such a folder brings its class along (``modeling_pruned.py``) for readers that only have
+transformers. This package has the same file and uses its own copy: what lies in a folder is never
+executed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ PER_LAYER = "pruned_per_layer_config"
 """Widths in the layout of transformers' ``per_layer_config``. That key itself is not written: no
 modelling file that we export reads it, and what it names can then no longer be read from the rest.
 """
+_DROPPED = ("transformers_version", PER_LAYER)
 _PARTS = ("shapes", "absent", "attributes", "epsilons")
 _LINE = 'PARENT = "llama"\n'
 
@@ -46,7 +48,7 @@ def exact_config(
     """
     inner = parent_config.get("pruned") or {}
     parent = str(inner.get("parent") or parent_config["model_type"])
-    fields = {k: v for k, v in parent_config.items() if k not in ("transformers_version", PER_LAYER)}
+    fields = {k: v for k, v in parent_config.items() if k not in _DROPPED}
     absent = {str(i): parts for i, parts in (pruned.get("absent") or {}).items()}
     found = {
         **fields,

@@ -70,10 +70,13 @@ def prune(model: Any, pruned: dict[str, Any]) -> None:
     for i, parts in pruned["absent"].items():
         for path, outputs in parts:
             _put(layers[int(i)], path, silent(outputs, int(i)))
-    for name, shape in pruned["shapes"].items():
+    shapes = dict(pruned["shapes"])
+    for name, source in model.all_tied_weights_keys.items():  # not yet tied while weights are read
+        shapes.update({name: shapes[source]} if source in shapes else {})
+    for name, shape in shapes.items():
         _put(model, name, _cut(name, model.get_parameter(name), shape))
     model.tie_weights()
-    if unknown := [n for n, _ in model.named_parameters() if n not in pruned["shapes"]]:
+    if unknown := [n for n, _ in model.named_parameters() if n not in shapes]:
         raise ValueError(f"config.json has no shape for {unknown[0]}")
     for path, values in pruned["attributes"].items():
         _remember(model.get_submodule(path), values)
