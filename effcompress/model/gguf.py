@@ -39,12 +39,13 @@ def why_not(config: Mapping[str, Any]) -> str:
     if model_type not in MODEL_TYPES:
         known = " and ".join(MODEL_TYPES)
         return f"gguf files are written for {known} models, not for '{model_type}'"
-    if (act := config.get("hidden_act", "silu")) not in ("silu", "swish"):
+    if (act := config.get("hidden_act") or "silu") not in ("silu", "swish"):
         return f"llama.cpp computes {model_type} models with silu, not with '{act}'"
     rope = rope_of(config)
     if (kind := rope_kind(rope)) not in ("default", "linear", "llama3"):
         return f"rope of the kind '{kind}' is not written to gguf; default, linear and llama3 are"
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+    share = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if share != 1.0:
         return f"llama.cpp rotates whole heads of {model_type} models, this one rotates a part"
     return ""
 
@@ -65,7 +66,8 @@ def write_gguf(
 
     ``config`` is the content of config.json, ``tensors`` have transformers' names and are read one
     at a time; vectors stay F32. ``layers`` has one entry per layer of these names: layers that are
-    gone are left out of the file. Without a ``tokenizer_folder`` the file speaks of token ids only.
+    gone are left out of the file. Without a ``tokenizer_folder`` the file speaks of token ids only;
+    of SentencePiece, llama.cpp also adds the first space after every special token inside a text.
     The context is that of the sliding window if there is one: beyond it llama.cpp would attend to
     more than the model does.
 

@@ -132,13 +132,14 @@ def _special(backend: Any, config: Mapping[str, Any]) -> dict[str, int]:
     found: dict[str, int] = {}
     for role in ("bos", "eos", "pad", "unk"):
         stated = config.get(f"{role}_token_id")
-        ids = stated if isinstance(stated, list) else [stated]
+        ids: list[Any] = stated if isinstance(stated, list) else [stated]
         own = getattr(backend, f"{role}_token_id", None)
         token = ids[0] if own is None and ids else own
         if token is not None and token >= 0:
             found[role] = int(token)
-        if role == "eos" and len(ids) > 1:
-            found |= {"eot": int(i) for i in ids if i != token}
+        others = [i for i in ids if i != token]
+        if role == "eos" and len(ids) > 1 and others:
+            found["eot"] = int(others[0])
     return found
 
 

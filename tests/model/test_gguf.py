@@ -1,10 +1,7 @@
-"""llama.cpp itself opens the files: its logits and its tokens are compared with transformers'."""
+"""llama.cpp itself opens the files: its logits are compared with those of transformers."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,85 +9,25 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGUFReader
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from effcompress import load_recipe
 from effcompress.errors import SourceError
-from effcompress.model import gguf
 from effcompress.model.gguf import LayerWidths, why_not, write_gguf
-from effcompress.model.gguf_tokenizer import _LLAMA3
-from effcompress.model.tokenizer import ByteTokenizer
-
-FFN, HEADS, KV, HEAD, HIDDEN, ROWS = 40, 6, 3, 8, 54, 61
-FULL = LayerWidths(FFN, HEADS, KV)
-IDS = [3, 5, 1, 60, 22, 17, 9, 2, 33, 40]
-READER = Path(__file__).parent / "read_by_llama_cpp.py"
-TEXTS = [
-    "Hello world, it's 2024!  x\n\n  y 12345 tail ",
-    "na\u00efve caf\u00e9 \u2014 \u6f22\u5b57 \U0001f642\ttabs",
-    "",
-    " a  b   ",
-    "don't DON'T 123,456.78 the theory of this thing",
-]
-
-
-def tiny(**more: Any) -> nn.Module:
-    """A random model whose gains and biases are random too, so that forgetting one shows."""
-    fields = {
-        "model_type": "llama",
-        "vocab_size": ROWS,
-        "hidden_size": HIDDEN,
-        "intermediate_size": FFN,
-        "num_hidden_layers": 3,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV,
-        "head_dim": HEAD,
-        "max_position_embeddings": 128,
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-3,  # large enough that a wrong one shows
-        **more,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
-        for p in model.parameters():
-            p.data.uniform_(0.5, 1.5) if p.dim() == 1 else p.data.normal_(0, 0.2)
-    return model.eval()
-
-
-def write(
-    path: Path,
-    model: Any,
-    layers: Sequence[LayerWidths] = (FULL,) * 3,
-    tensors: dict[str, torch.Tensor] | None = None,
-    folder: Path | None = None,
-    dtype: gguf.DType = "F32",
-    **config: Any,
-) -> int:
-    fields = {**model.config.to_dict(), **config}
-    held = model.state_dict() if tensors is None else tensors
-    hidden, eps = model.config.hidden_size, model.config.rms_norm_eps
-    return write_gguf(path, fields, layers, hidden, eps, held, folder, dtype=dtype, name="Tiny")
-
-
-def ask(path: Path, ids: list[int] = IDS, texts: Sequence[str] = ()) -> dict[str, Any]:
-    """What llama.cpp says about a file."""
-    answer = path.with_suffix(".json")
-    question = json.dumps({"path": str(path), "ids": ids, "texts": list(texts)})
-    command = [sys.executable, str(READER), str(answer)]
-    done = subprocess.run(command, input=question, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(answer.read_text())
-
-
-def difference(found: dict[str, Any], model: Any, ids: list[int] = IDS) -> float:
-    """Largest logit difference, token by token and with the whole prompt at once."""
-    with torch.no_grad():
-        expected = model(torch.tensor([ids])).logits[0]
-    steps = (torch.tensor(found["steps"]) - expected).abs().max()
-    return float(max(steps, (torch.tensor(found["last"]) - expected[-1]).abs().max()))
-
+from effcompress.model.load import load
+from tests.model.by_llama_cpp import (
+    FFN,
+    FULL,
+    HEAD,
+    HEADS,
+    HIDDEN,
+    KV,
+    TEXTS,
+    ask,
+    difference,
+    logits_of,
+    tiny,
+    write,
+)
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -167,18 +104,13 @@ def test_widths_per_layer(case: str, tmp_path: Path) -> None:
     architecture, widths = PRUNED[case]
     layers = [LayerWidths(*w) for w in widths]
     model = tiny()
-    whole = ask_expected(model)
+    whole = logits_of(model)
     tensors = masked(model, layers)
     write(tmp_path / "m.gguf", model, layers, tensors)
     found = ask(tmp_path / "m.gguf")
     assert found["meta"]["general.architecture"] == architecture
     assert difference(found, model) < 3e-5
-    assert (ask_expected(model) - whole).abs().max() > 0.1, "the case does not prune anything"
-
-
-def ask_expected(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(torch.tensor([IDS])).logits
+    assert (logits_of(model) - whole).abs().max() > 0.1, "the case does not prune anything"
 
 
 @pytest.mark.parametrize("widths", [(40, 6, 3), (33, 4, 2)])
@@ -283,144 +215,29 @@ def test_nothing_half_written_when_a_value_does_not_fit(tmp_path: Path) -> None:
         write(tmp_path / "m.gguf", model)
 
 
-def corpus() -> list[str]:
-    text = "the theory of this thing that they then thought through 12 345 2024 it's don't "
-    return [text[i:] + text[:i] + "\n" + TEXTS[0] for i in range(40)]
-
-
-def byte_level(way: str) -> Tokenizer:
-    rust = Tokenizer(models.BPE(ignore_merges=way == "llama-bpe"))
-    regex = way != "llama-bpe"
-    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex)
-    steps: list[Any] = [last]
-    if way == "smollm":
-        steps = [pre_tokenizers.Digits(individual_digits=True), last]
-    if way == "llama-bpe":
-        from tokenizers import Regex
-
-        steps = [pre_tokenizers.Split(Regex(_LLAMA3), "isolated"), last]
-    rust.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else last
-    rust.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"]
+@pytest.mark.real
+def test_a_real_model(tmp_path: Path) -> None:
+    """Two of its layers lose a block each and one loses channels."""
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "quickstart.yaml").recipe
+    loaded = load(recipe.model, seed=0)
+    model: Any = loaded.module.eval()
+    layers = [LayerWidths(1536, 9, 3)] * 30
+    tensors = {k: v.clone() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    for i, gone, last in ((10, "self_attn", "o"), (20, "mlp", "down")):
+        layers[i] = LayerWidths(1536, 0, 0) if gone == "self_attn" else LayerWidths(0, 9, 3)
+        model.get_parameter(f"model.layers.{i}.{gone}.{last}_proj.weight").data.zero_()
+        tensors = {k: v for k, v in tensors.items() if f"layers.{i}.{gone}" not in k}
+    layers[15] = LayerWidths(1000, 9, 3)
+    model.model.layers[15].mlp.down_proj.weight.data[:, 1000:] = 0
+    for part in ("gate", "up", "down"):
+        name = f"model.layers.15.mlp.{part}_proj.weight"
+        tensors[name] = tensors[name][:, :1000] if part == "down" else tensors[name][:1000]
+    loaded.tokenizer.backend.save_pretrained(tmp_path / "t")
+    path, eps = tmp_path / "m.gguf", loaded.config["rms_norm_eps"]
+    write_gguf(
+        path, loaded.config, layers, 576, eps, tensors, tmp_path / "t", dtype="F32", name="Real"
     )
-    rust.train_from_iterator(corpus(), trainer)
-    return rust
-
-
-def sentencepiece() -> Tokenizer:
-    """As Llama 2's: spaces are characters, what is unknown is bytes, all joins in token order."""
-    rust = Tokenizer(models.BPE())
-    rust.normalizer = normalizers.Replace(" ", "\u2581")
-    specials = ["<unk>", "<s>", "</s>", *[f"<0x{b:02X}>" for b in range(256)]]
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=specials)
-    rust.train_from_iterator(corpus(), trainer)
-    vocab = dict(sorted(rust.get_vocab().items(), key=lambda item: item[1]))
-    joins = [
-        (text[:i], text[i:])
-        for text in vocab
-        if text not in specials
-        for i in range(1, len(text))
-        if text[:i] in vocab and text[i:] in vocab
-    ]
-    model = models.BPE(vocab=vocab, merges=joins, byte_fallback=True, unk_token="<unk>")
-    rust = Tokenizer(model)
-    rust.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    )
-    rust.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback()])
-    return rust
-
-
-def saved(rust: Tokenizer, folder: Path, **more: Any) -> Any:
-    names = {"bos_token": "<s>", "eos_token": "</s>", **more}
-    PreTrainedTokenizerFast(tokenizer_object=rust, **names).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("way", ["gpt-2", "smollm", "llama-bpe", "default"])
-def test_tokenizers_agree(way: str, tmp_path: Path) -> None:
-    rust = sentencepiece() if way == "default" else byte_level(way)
-    texts = ["{% for m in messages %}{{ m.content }}{% endfor %}"]
-    backend = saved(rust, tmp_path / "t", chat_template=texts[0])
-    model = tiny(vocab_size=len(backend) + 3)
-    write(tmp_path / "m.gguf", model, folder=tmp_path / "t")
-    found = ask(tmp_path / "m.gguf", texts=TEXTS)
-    meta = found["meta"]
-    assert found["tokens"] == [backend(text)["input_ids"] for text in TEXTS]
-    assert max(map(len, found["tokens"])) > 20
-    assert (meta["tokenizer.ggml.pre"], meta["tokenizer.chat_template"]) == (way, texts[0])
-    assert meta["tokenizer.ggml.bos_token_id"] == str(backend.bos_token_id)
-    assert meta["tokenizer.ggml.eos_token_id"] == str(backend.eos_token_id)
-
-
-def test_bos_before_every_text(tmp_path: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    rust = byte_level("smollm")
-    rust.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    backend = saved(rust, tmp_path / "t")
-    model = tiny(vocab_size=len(backend))
-    write(tmp_path / "m.gguf", model, folder=tmp_path / "t")
-    found = ask(tmp_path / "m.gguf", texts=TEXTS)["tokens"]
-    assert found == [backend(text)["input_ids"] for text in TEXTS]
-    assert found[0][0] == backend.bos_token_id
-
-
-def test_bytes_as_tokens(tmp_path: Path) -> None:
-    ByteTokenizer().save(tmp_path / "t")
-    write(tmp_path / "m.gguf", tiny(vocab_size=258), folder=tmp_path / "t")
-    found = ask(tmp_path / "m.gguf", texts=TEXTS)
-    assert found["tokens"] == [list(text.encode()) for text in TEXTS]
-
-
-def lowercased() -> Tokenizer:
-    rust = byte_level("smollm")
-    rust.normalizer = normalizers.Lowercase()
-    return rust
-
-
-def split_otherwise() -> Tokenizer:
-    rust = byte_level("smollm")
-    rust.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    return rust
-
-
-def joins_missing() -> Tokenizer:
-    rust = sentencepiece()
-    plan = json.loads(rust.to_str())
-    made = ["".join(m) for m in plan["model"]["merges"]]
-    twice = next(i for i, text in enumerate(made) if made.count(text) > 1)
-    plan["model"]["merges"].pop(twice)
-    return Tokenizer.from_str(json.dumps(plan))
-
-
-def of_words() -> Tokenizer:
-    words = {"<s>": 0, "</s>": 1, "a": 2}
-    return Tokenizer(models.WordLevel(vocab=words, unk_token="<s>"))
-
-
-@pytest.mark.parametrize(
-    ("make", "word"),
-    [
-        (lowercased, "Lowercase"),
-        (split_otherwise, "no name there"),
-        (joins_missing, "not merged"),
-        (of_words, "WordLevel"),
-    ],
-)
-def test_other_tokenizers_are_refused(make, word: str, tmp_path: Path) -> None:
-    saved(make(), tmp_path / "t")
-    model = tiny(vocab_size=600)
-    with pytest.raises(SourceError, match=rf"{word}[\s\S]*without a tokenizer"):
-        write(tmp_path / "m.gguf", model, folder=tmp_path / "t")
-    assert not (tmp_path / "m.gguf").exists()
-
-
-def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
-    saved(byte_level("gpt-2"), tmp_path / "t")
-    with pytest.raises(SourceError, match=r"3\d\d tokens, the embedding 61 rows"):
-        write(tmp_path / "m.gguf", tiny(), folder=tmp_path / "t")
+    ids = loaded.tokenizer.encode(["The capital of France is Paris, that of Italy"])[0]
+    found = ask(path, ids, TEXTS)
+    assert difference(found, model, ids) < 2e-3
+    assert found["tokens"] == loaded.tokenizer.encode(TEXTS)
