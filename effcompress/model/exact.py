@@ -185,9 +185,9 @@ def _per_layer(
         for i, width in enumerate(widths):
             if fields.get(name) != width:
                 found[i][name] = width
-    for i, parts in absent.items():
+    for layer, parts in absent.items():
         gone = {{1: "mlp", 2: "attention"}[outputs] for _, outputs in parts if outputs}
-        found.setdefault(int(i), {})["skip"] = sorted(gone)
+        found.setdefault(int(layer), {})["skip"] = sorted(gone)
     digits = len(str(max(found, default=0)))
     return {str(i).zfill(digits): values for i, values in sorted(found.items()) if values}
 

@@ -109,7 +109,7 @@ def _remember(module: Any, values: dict[str, Any]) -> None:
 
 
 def _agree(module: Any) -> None:
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.Embedding):
@@ -127,13 +127,14 @@ def _agree(module: Any) -> None:
 @functools.cache
 def make(parent: str) -> tuple[Any, Any]:
     """Configuration class and model class for one of the architectures that transformers has."""
-    config = CONFIG_MAPPING[parent]
+    config: Any = CONFIG_MAPPING[parent]
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config]
 
     class PrunedConfig(config):
         model_type = f"pruned_{parent}"
         pruned: dict | None = None
 
-    class PrunedForCausalLM(MODEL_FOR_CAUSAL_LM_MAPPING[config]):
+    class PrunedForCausalLM(stock):
         config_class = PrunedConfig
 
         def __init__(self, config: Any) -> None:
