@@ -21,7 +21,7 @@ IDS = [3, 5, 1, 60, 22, 17, 9, 2, 33, 40]
 READER = Path(__file__).parent / "read_by_llama_cpp.py"
 TEXTS = [
     "Hello world, it's 2024!  x\n\n  y 12345 tail ",
-    "na\u00efve caf\u00e9 \u2014 \u6f22\u5b57 \U0001f642\ttabs",
+    "na\u00efve \u00e9t\u00e9 \u2014 \u6f22\u5b57 \U0001f642\ttabs",
     "",
     " a  b   ",
     "don't DON'T 123,456.78 the theory of this thing",

@@ -239,5 +239,5 @@ def test_a_real_model(tmp_path: Path) -> None:
     )
     ids = loaded.tokenizer.encode(["The capital of France is Paris, that of Italy"])[0]
     found = ask(path, ids, TEXTS)
-    assert difference(found, model, ids) < 2e-3
+    assert difference(found, model, ids) < 5e-4
     assert found["tokens"] == loaded.tokenizer.encode(TEXTS)

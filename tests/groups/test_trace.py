@@ -1,0 +1,255 @@
+"""Architectures that nobody declared: traced, proven and cut by the engine, or refused with a place
+and a declaration to start from.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from effcompress import groups
+from effcompress.errors import CoverageError, SourceError
+from effcompress.groups import search, trace_graph
+from effcompress.groups.declaration import declaration
+from effcompress.groups.draft import Draft, draft_from_json, family_from
+from effcompress.groups.trace import trace_family
+from effcompress.groups.verify import Unproven, cover, prove
+from effcompress.model.families import family_of
+from effcompress.model.small import build
+from effcompress.registry import REGISTRY, Bound
+from effcompress.runner.pruned import PrunedModel
+from effcompress.runner.trace import family_for
+from effcompress.types import Axis, Family
+from tests.conftest import shape, tiny, tokens
+
+STARCODER2 = {"model_type": "starcoder2", "hidden_size": 48, "intermediate_size": 40}
+STARCODER2 |= {"num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3}
+STARCODER2 |= {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2}
+DOWN = "model.layers.{i}.mlp.c_proj.weight"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@functools.cache
+def draft(model_type: str) -> Draft:
+    """Traced in this process; sizes are the small model's where it is Starcoder."""
+    config = STARCODER2 if model_type == "starcoder2" else {"model_type": model_type}
+    return search.propose(config, build)
+
+
+def proven(draft: Draft) -> list[str]:
+    return sorted(kind for kind in draft.kinds if kind not in draft.kept)
+
+
+def cut(config: dict[str, Any], family: Family, plan: dict[str, list[int]]) -> None:
+    """The engine masks and removes, and both are the same function."""
+    built = AutoConfig.for_model(**config).to_dict()
+    model = build(built, "given").double()
+    for p in model.parameters():
+        p.data.uniform_(0.5, 1.5) if p.dim() == 1 else p.data.normal_(0, 0.2)
+    spaces = [Bound(REGISTRY.get("space", kind), {}) for kind in ("ffn", "attention", "hidden")]
+    pruned = PrunedModel(model, config, spaces, family=family)
+    before = pruned.params
+    pruned.mask(plan)
+    with torch.no_grad():
+        masked = model(input_ids=tokens(), use_cache=False).logits
+        pruned.commit()
+        removed = model(input_ids=tokens(), use_cache=False).logits
+    torch.testing.assert_close(removed, masked, rtol=0, atol=1e-4)
+    assert sum(p.numel() for p in model.parameters()) == pruned.params < before
+
+
+def test_an_undeclared_architecture_works_from_end_to_end() -> None:
+    family = family_for(STARCODER2, timeout=100)
+    assert family is family_for(dict(STARCODER2), timeout=100)  # traced once
+    assert not {"ffn", "attention", "query", "hidden"} & set(family.fixed)
+    axes = groups.from_config(family, STARCODER2)
+    assert [axes.widths[n] for n in ("hidden", "ffn.2", "attention.0", "query.0")] == [48, 40, 3, 2]
+    plan = {"ffn.0": [3], "ffn.2": [0, 39], "attention.1": [1], "hidden": [0, 7, 40]}
+    cut(STARCODER2, family, plan)
+    cut(STARCODER2, family, {f"attention.{i}": [2] for i in range(3)})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kinds"),
+    [
+        ("stablelm", ["attention", "ffn", "hidden"]),
+        ("glm", ["attention", "ffn", "hidden", "query"]),  # gate and up in one matrix
+        ("exaone4", ["attention", "ffn", "hidden"]),  # norms within each head
+        ("falcon", ["attention", "ffn", "hidden"]),  # one KV head, in one matrix with the queries
+        ("gemma", ["attention", "ffn"]),
+        ("olmoe", ["attention"]),
+    ],
+)
+def test_what_can_be_proven_is_kept(model_type: str, kinds: list[str]) -> None:
+    found = draft(model_type)
+    assert proven(found) == kinds
+    assert draft_from_json(found.to_json()) == found
+    assert {"ffn", "attention", "hidden"} - set(kinds) <= found.left_out.keys()
+
+
+def test_a_reason_is_kept_for_what_is_left_out() -> None:
+    said = draft("gemma").left_out["hidden"]
+    assert "built at a smaller size, the class computes something else" in said
+    assert "does not come back" in draft("olmoe").left_out["model.embed_tokens"]
+
+
+def test_the_engine_cuts_a_traced_model_with_fused_queries() -> None:
+    config = {"model_type": "falcon", "hidden_size": 48, "num_hidden_layers": 3}
+    config |= {"num_attention_heads": 6, "vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2}
+    family = family_from(search.propose(config, build))
+    cut(config, family, {"attention.0": [0], "attention.2": [1, 5], "ffn.1": [7], "hidden": [9]})
+
+
+def test_declared_families_are_not_traced() -> None:
+    config = shape("gqa_tied")
+    assert family_for(config, timeout=0) is family_of(config)
+
+
+def test_what_cannot_be_followed_is_named_with_a_declaration() -> None:
+    with pytest.raises(CoverageError, match="proves neither heads nor feed-forward") as caught:
+        family_for({"model_type": "mamba"}, timeout=100)
+    assert caught.value.where == "backbone.layers.0.mixer.in_proj"
+    text = (caught.value.fix or "").partition("\n")[2]
+    assert "Axis('backbone.layers.{i}.mixer.in_proj.weight', 1, 'hidden')" in text
+    ast.parse(text)
+
+
+def test_no_end_is_an_error_that_names_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endless.py").write_text(
+        "import json, time\n"
+        "print(json.dumps({'declaration': 'X = Family()'}))\n"
+        "print(json.dumps({'at': 'model.layers.0.self_attn'}), flush=True)\n"
+        "print('{\"at', end='', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(CoverageError, match="gave no answer in 5 s") as caught:
+        trace_family(STARCODER2, entry="endless", timeout=5)
+    assert caught.value.where == "model.layers.0.self_attn"
+    assert "X = Family()" in (caught.value.fix or "")
+
+
+def test_a_process_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dying.py").write_text("raise SystemExit('no memory')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(CoverageError, match="ended without an answer: no memory"):
+        trace_family(STARCODER2, entry="dying", timeout=60)
+
+
+def test_a_question_without_end_leaves_out_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two query heads per KV head and rotary embeddings as they are written.
+    monkeypatch.setattr(trace_graph, "_plainly", nullcontext)
+    monkeypatch.setattr(trace_graph, "SECONDS_PER_QUESTION", 0.2)
+    model = tiny("gqa_untied", num_hidden_layers=2)
+    model.set_attn_implementation("eager")
+    traced = trace_graph.trace(model, tokens(1, 7))
+    assert "model.layers.0.self_attn.k_proj" in traced.silent
+    assert "does not come back" in traced.silent["model.layers.0.self_attn.k_proj"]
+
+
+def test_models_that_cannot_be_built_are_a_source_error() -> None:
+    with pytest.raises(SourceError, match="cannot build 'no_such_model'"):
+        search.propose({"model_type": "no_such_model"}, build)
+
+
+# --------------------------------------------------------------- proposals that are not true
+
+
+def other(axes: Sequence[Axis], param: str, dim: int, *instead: Axis) -> tuple[Axis, ...]:
+    found = []
+    for axis in axes:
+        found += instead if (axis.param, axis.dim) == (param, dim) else [axis]
+    return tuple(found)
+
+
+@functools.cache
+def subject() -> tuple[dict[str, Any], torch.nn.Module]:
+    model = build(STARCODER2, "given").double()
+    for p in model.parameters():
+        p.data.uniform_(0.5, 1.5) if p.dim() == 1 else p.data.normal_(0, 0.2)
+    return model.config.to_dict(), model  # type: ignore[union-attr, operator]
+
+
+def test_the_truth_passes() -> None:
+    config, model = subject()
+    for kind in proven(draft("starcoder2")):
+        prove(draft("starcoder2"), config, model, kind, tokens())
+
+
+def test_overlap_is_refused_by_name() -> None:
+    true = draft("starcoder2")
+    twice = (Axis(DOWN, 1, "ffn.{i}"), Axis(DOWN, 1, "ffn.{i}"))
+    lie = replace(true, axes=other(true.axes, DOWN, 1, *twice))
+    with pytest.raises(CoverageError) as caught:
+        cover(lie, *subject())
+    assert caught.value.where in (DOWN.replace("{i}", "0"), "model.layers.0.mlp.c_fc.weight")
+
+
+def test_a_parameter_without_axes_is_refused_by_name() -> None:
+    true = draft("starcoder2")
+    lie = replace(true, axes=other(other(true.axes, DOWN, 0), DOWN, 1))
+    with pytest.raises(CoverageError, match="no axis") as caught:
+        cover(lie, *subject())
+    assert caught.value.where == DOWN.replace("{i}", "0")
+
+
+def test_a_missing_side_is_found_out() -> None:
+    true = draft("starcoder2")
+    lie = replace(true, axes=other(true.axes, DOWN, 1, Axis(DOWN, 1, "elsewhere.{i}")))
+    with pytest.raises(Unproven, match="the model fails"):
+        prove(lie, *subject(), "ffn", tokens())
+
+
+def test_the_wrong_heads_are_found_out() -> None:
+    """Shapes fit and the smaller model runs, but its queries have changed their KV heads."""
+    true, query = draft("starcoder2"), "model.layers.{i}.self_attn.q_proj.weight"
+    mixed = Axis(query, 0, "query.{i}/attention.{i}", "head")
+    lie = replace(true, axes=other(true.axes, query, 0, mixed))
+    with pytest.raises(Unproven, match="masked and removed differ"):
+        prove(lie, *subject(), "attention", tokens())
+
+
+def test_a_tracer_that_lies_about_everything_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = search.trace
+
+    def lying(*args: Any) -> trace_graph.Trace:
+        traced = true(*args)
+        torn = [
+            {p: at for p, at in one.items() if "c_proj" not in p[0] and "o_proj" not in p[0]}
+            for one in traced.coupled
+        ]
+        return replace(traced, coupled=tuple(torn))
+
+    monkeypatch.setattr(search, "trace", lying)
+    with pytest.raises(CoverageError, match="neither heads nor feed-forward channels") as caught:
+        search.propose(STARCODER2, build)
+    assert (caught.value.where or "").startswith("model.layers.0.")
+
+
+def test_the_declaration_can_be_pasted() -> None:
+    """As it is printed it is a family, and the same one."""
+    true = draft("starcoder2")
+    names: dict[str, Any] = {"Family": Family, "Axis": Axis}
+    exec(declaration(true), names)
+    config = subject()[0]
+    pasted = groups.from_config(names["STARCODER2"], config)
+    traced = groups.from_config(family_from(true), config)
+    assert pasted.widths == traced.widths and pasted.shapes == traced.shapes

@@ -1,0 +1,49 @@
+"""Small models of any architecture: the structure stays, every size becomes another number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from effcompress.errors import SourceError
+from effcompress.model.small import build, shrink
+
+
+def heads(model: Any) -> tuple[int, int]:
+    return model.config.num_attention_heads, model.config.num_key_value_heads
+
+
+@pytest.mark.parametrize(
+    ("given", "small"), [((32, 8), (12, 4)), ((32, 32), (12, 12)), ((32, 1), (12, 1))]
+)
+def test_how_heads_are_shared_stays(given: tuple[int, int], small: tuple[int, int]) -> None:
+    config = {"model_type": "llama"}
+    config |= {"num_attention_heads": given[0], "num_key_value_heads": given[1]}
+    assert heads(build(config, "small")) == small
+
+
+def test_sizes_that_the_file_leaves_out_become_small_too() -> None:
+    small, other = (build({"model_type": "starcoder2"}, size) for size in ("small", "other"))
+    assert sum(p.numel() for p in small.parameters()) < 200_000
+    shapes = [{tuple(p.shape) for p in model.parameters()} for model in (small, other)]
+    assert shapes[0].isdisjoint(shapes[1])
+
+
+def test_sizes_as_given_on_any_device() -> None:
+    with torch.device("meta"):
+        model = build({"model_type": "llama", "hidden_size": 2048}, "given")
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    assert embedding.weight.shape == (32000, 2048) and embedding.weight.is_meta
+
+
+def test_lists_with_an_entry_for_each_layer_follow_the_layers() -> None:
+    config = {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"], "eos_token_id": 50_000}
+    found = shrink(config, "small")
+    assert found["layer_types"] == ["a", "b"] and found["eos_token_id"] < 61
+
+
+def test_refusals_are_told_in_the_words_of_the_class() -> None:
+    with pytest.raises(SourceError, match="cannot build 'no_such' .*: Unrecognized"):
+        build({"model_type": "no_such"}, "small")
