@@ -58,6 +58,9 @@ def _size(kind: str, holds: dict[Product, str]) -> str:
 
 
 def _block(name: str, holds: dict[Product, str]) -> str:
-    head = f"c[{holds['head',]!r}]" if ("head",) in holds else "..."
+    hidden = holds.get(("hidden",))
+    heads = holds.get(("attention", "query")) or holds.get(("attention",))
+    derived = f" or c[{hidden!r}] // c[{heads!r}]" if hidden and heads else ""
+    head = f"(c.get('head_dim'){derived})" if derived else "..."
     times = name.partition("_")[2]
     return f"{times} * {head}" if times else head

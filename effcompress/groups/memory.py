@@ -4,7 +4,6 @@ modules. Found by value in models of different sizes, so that no coincidence pas
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,8 @@ from effcompress.types import AxisMap, Config, Widths
 
 # These modules are told their sizes by their tensors.
 _FOLLOW_TENSORS = (nn.Linear, nn.Embedding, nn.LayerNorm)
-_HEADS: tuple[Product, ...] = (
-    ("attention", "query"),
-    ("attention", "query", "head"),
-    ("attention", "head"),
-)
+_QUERIES: Product = ("attention", "query")
+_ACROSS: tuple[Product, ...] = (("attention", "query", "head"), ("attention", "head"))
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,7 @@ def attributes(draft: Draft, models: Sequence[Sized]) -> dict[str, dict[str, Pro
         if isinstance(child, _FOLLOW_TENSORS) or not path:
             continue
         alike = [layer.get_submodule(path) for layer in layers]
-        # The hidden size is often that of all heads: within the attention the heads are meant.
-        products = list(_products(draft, heads_first=_attends(draft, path)))
+        products = list(_products(draft, across=_attends(draft, path)))
         for name, held in vars(child).items():
             if not isinstance(held, int) or isinstance(held, bool) or name.startswith("_"):
                 continue
@@ -91,11 +86,14 @@ def _attends(draft: Draft, path: str) -> bool:
     return any(a.param.startswith(inside) and a.name.startswith("attention") for a in draft.axes)
 
 
-def _products(draft: Draft, *, heads_first: bool = False) -> Iterator[Product]:
-    """Products to look for, in order; a size of a kind that nothing cuts is no use."""
+def _products(draft: Draft, *, across: bool = False) -> Iterator[Product]:
+    """Products to look for, in order; a size of a kind that nothing cuts is no use.
+
+    The hidden size is often that of all heads together: within the attention the heads are meant
+    (``across``), elsewhere they never are.
+    """
     kinds = {kind for kind in draft.kinds if kind in ("hidden", "attention", "query", "ffn")}
     single: list[Product] = [(kind,) for kind in draft.kinds if kind in kinds]
-    both = (_HEADS, single) if heads_first else (single, _HEADS)
-    for product in itertools.chain(*both):
+    for product in (*(_ACROSS if across else ()), *single, _QUERIES):
         if all(name in kinds or name in draft.blocks for name in product):
             yield product

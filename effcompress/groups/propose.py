@@ -82,7 +82,8 @@ def _alternatives(
 
 def _ordered(sets: Sequence[Coupled], anatomy: Anatomy) -> tuple[Coupled, ...]:
     """In order of position where each has the fewest: that is where units lie side by side."""
-    narrow = min(sets[0], key=lambda place: (len(sets[0][place]), len(anatomy.shapes[place[0]])))
+    wide = [place for place in sets[0] if len(anatomy.shapes[place[0]]) > 1]
+    narrow = min(wide, key=lambda place: len(sets[0][place]))
     return tuple(sorted(sets, key=lambda one: min(one.get(narrow, (0,)))))
 
 
@@ -93,8 +94,10 @@ def assemble(chosen: Sequence[Candidate], matrices: frozenset[Place], anatomy: A
     """
     labels: dict[Place, dict[int, tuple[str, int]]] = defaultdict(dict)
     torn: set[Place] = set()
+    totals: dict[str, int] = {}
     for candidate in chosen:
         for _, unit, coupled in candidate.units():
+            totals[candidate.kind] = max(totals.get(candidate.kind, 0), unit + 1)
             for place, positions in coupled.items():
                 for position in positions:
                     mine = (candidate.kind, unit)
@@ -107,7 +110,7 @@ def assemble(chosen: Sequence[Candidate], matrices: frozenset[Place], anatomy: A
             continue  # all layers are like the first; ``verify`` makes sure
         for dim, size in enumerate(shape):
             place = (param, dim)
-            runs = _runs(labels[place], size, place, torn, matrices)
+            runs = _runs(labels[place], size, place, None if place in torn else totals, matrices)
             axes += _named(runs, place, anatomy, blocks)
     aliases = anatomy.aliases
     draft = Draft(anatomy.model_type, anatomy.layer, tuple(axes), (), blocks, aliases=aliases)
@@ -118,20 +121,22 @@ def _runs(
     labels: Mapping[int, tuple[str, int]],
     size: int,
     place: Place,
-    torn: set[Place],
+    totals: Mapping[str, int] | None,
     matrices: frozenset[Place],
 ) -> list[Run]:
     try:
-        if place in torn:
+        if totals is None:
             raise Irregular(f"{place[0]}: two units own one position of dimension {place[1]}")
-        return list(_parse([labels.get(position) for position in range(size)], place))
+        return list(_parse([labels.get(position) for position in range(size)], totals, place))
     except Irregular:
         if place in matrices:
             raise
         return [Run(None, size)]  # it follows no axis: shared by all units
 
 
-def _parse(labels: Sequence[tuple[str, int] | None], place: Place) -> Iterator[Run]:
+def _parse(
+    labels: Sequence[tuple[str, int] | None], totals: Mapping[str, int], place: Place
+) -> Iterator[Run]:
     start = 0
     while start < len(labels):
         first = labels[start]
@@ -143,8 +148,7 @@ def _parse(labels: Sequence[tuple[str, int] | None], place: Place) -> Iterator[R
             start += length
             continue
         kind, unit = first
-        total = 1 + max(other[1] for other in labels if other and other[0] == kind)
-        wanted = [(kind, u) for u in range(total) for _ in range(length)]
+        wanted = [(kind, u) for u in range(totals[kind]) for _ in range(length)]
         if unit != 0 or list(labels[start : start + len(wanted)]) != wanted:
             raise Irregular(
                 f"{place[0]}: dimension {place[1]} is no row of units of equal size ('{kind}')"

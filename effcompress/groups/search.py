@@ -120,6 +120,8 @@ class Search:
         draft = self._complete(self._assembled(chosen))
         faults = {kind: self._unproven(draft, kind) for kind in KINDS if kind in draft.kinds}
         proven = [kind for kind, why in faults.items() if not why]
+        absent = {kind for kind in KINDS if kind != QUERY} - faults.keys()
+        left_out |= dict.fromkeys(sorted(absent), "nothing that could be followed is one")
         return replace(
             draft,
             kept=tuple(kind for kind in draft.kinds if kind not in proven),

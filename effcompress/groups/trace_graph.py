@@ -1,8 +1,8 @@
 """What torch-pruning says goes together, as sets of positions. The only file that imports it.
 
 It is right on much and wrong on some, it may name positions that do not exist, and on some models
-it never returns. So every question has a time limit, an answer with an impossible position is thrown
-away whole, and what is left is a proposal, never a fact (``groups/verify.py``).
+it never returns. So every question has a time limit, an answer with an impossible position is
+thrown away whole, and what is left is a proposal, never a fact (``groups/verify.py``).
 
 It is asked in a process of its own: the time limit is a signal, and the graph it builds keeps every
 weight alive.
@@ -10,6 +10,7 @@ weight alive.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import signal
 import warnings
@@ -86,17 +87,18 @@ class Graph:
                 elif isinstance(child, nn.Embedding):
                     yield path, child, child.weight.shape[1]
 
-    def together(
-        self, source: nn.Module, positions: Sequence[int], *, side: str = "out"
-    ) -> Coupled:
-        """What goes with these outputs (``side="in"``: inputs) of a module of ``sources``.
+    def rows(self, source: Any) -> Place:
+        """Where the outputs of a module of ``sources`` are."""
+        return self._names[id(source.weight)], 0 if isinstance(source, nn.Linear) else 1
+
+    def together(self, source: nn.Module, position: int) -> Coupled:
+        """What goes with this output of a module of ``sources``.
 
         Raises TracingTimeout, ValueError for an impossible position, or what torch-pruning raises.
         """
         pruner = self._graph.get_pruner_of_module(source)
-        how = pruner.prune_out_channels if side == "out" else pruner.prune_in_channels
         with _muted(), _at_most(SECONDS_PER_QUESTION):
-            group = self._graph.get_pruning_group(source, how, list(positions))
+            group = self._graph.get_pruning_group(source, pruner.prune_out_channels, [position])
         found: dict[Place, set[int]] = {}
         for dependency, indices in group:
             node = dependency.target
@@ -135,8 +137,8 @@ class Graph:
 def trace(
     module: nn.Module, ids_BT: torch.Tensor, tell: Callable[[str], None] = lambda _: None
 ) -> Trace:
-    """Ask for every output of every source, and merge the answers that share a position of a
-    matrix. ``tell`` takes the path of each source before it is asked.
+    """Ask for every output of every source that no earlier answer named, and merge the answers
+    that share a position of a matrix. ``tell`` takes the path of each source before it is asked.
 
     Raises CoverageError when no graph can be made.
     """
@@ -150,11 +152,17 @@ def trace(
     except Exception as error:
         raise CoverageError(f"no graph: {_first_line(error)}", where=_name(module)) from error
     answers: list[Coupled] = []
+    named: dict[Place, set[int]] = {}
     silent: dict[str, str] = {}
     for path, source, width in graph.sources():
         tell(path)
         try:
-            answers += [graph.together(source, [k]) for k in range(width)]
+            rows = graph.rows(source)
+            for k in range(width):
+                if k not in named.get(rows, ()):
+                    answers.append(graph.together(source, k))
+                    for place, positions in answers[-1].items():
+                        named.setdefault(place, set()).update(positions)
         except TracingTimeout:
             silent[path] = "torch-pruning does not come back"
         except Exception as error:  # noqa: BLE001 (it has no errors of its own)
@@ -250,13 +258,26 @@ def _muted() -> Iterator[None]:
 
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    def stop(_number: int, _frame: Any) -> None:
+    """Raises TracingTimeout when this process has worked longer. Cleaning up after others does not
+    count, and what is raised while something is taken down would be lost: then a little later.
+    """
+
+    def stop(_number: int, frame: Any) -> None:
+        while frame is not None:
+            if frame.f_code.co_name == "__del__":
+                return
+            frame = frame.f_back
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         raise TracingTimeout
 
+    collecting = gc.isenabled()
+    gc.disable()
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds / 10)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+        if collecting:
+            gc.enable()

@@ -72,6 +72,8 @@ def build(config: Mapping[str, Any], size: Size) -> nn.Module:
         raise SourceError(
             f"transformers cannot build '{model_type}' ({size}): {said}", where="model"
         ) from error
+    if getattr(module, "_can_set_experts_implementation", lambda: False)():
+        module.set_experts_implementation("eager")  # grouped kernels know no fp64
     return module.float().eval()
 
 

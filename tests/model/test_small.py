@@ -45,5 +45,5 @@ def test_lists_with_an_entry_for_each_layer_follow_the_layers() -> None:
 
 
 def test_refusals_are_told_in_the_words_of_the_class() -> None:
-    with pytest.raises(SourceError, match="cannot build 'no_such' .*: Unrecognized"):
+    with pytest.raises(SourceError, match=r"cannot build 'no_such' .*: Unrecognized"):
         build({"model_type": "no_such"}, "small")
