@@ -25,6 +25,7 @@ TEXTS = [
     "",
     " a  b   ",
     "don't DON'T 123,456.78 the theory of this thing",
+    "the end</s>",
 ]
 
 

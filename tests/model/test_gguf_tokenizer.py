@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from effcompress.errors import SourceError
 from effcompress.model.convert import convert
-from effcompress.model.gguf_tokenizer import _LLAMA3
+from effcompress.model.gguf_tokenizer import (
+    _LLAMA3,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+)
 from effcompress.model.tokenizer import ByteTokenizer
 from tests.model.by_llama_cpp import TEXTS, ask, tiny, write
 
@@ -92,6 +100,37 @@ def test_tokenizers_agree(way: str, tmp_path: Path) -> None:
     assert (meta["tokenizer.ggml.pre"], meta["tokenizer.chat_template"]) == (way, texts[0])
     assert meta["tokenizer.ggml.bos_token_id"] == str(backend.bos_token_id)
     assert meta["tokenizer.ggml.eos_token_id"] == str(backend.eos_token_id)
+
+
+@pytest.mark.parametrize("first", ["ab", "bc"])
+def test_joins_happen_in_order(first: str, tmp_path: Path) -> None:
+    texts = ["<unk>", "<s>", "</s>", *[f"<0x{b:02X}>" for b in range(256)], *"abc"]
+    texts += sorted(("ab", "bc"), key=lambda text: text != first)
+    vocab = {text: i for i, text in enumerate(texts)}
+    joins = [(text[0], text[1]) for text in texts[-2:]]
+    rust = Tokenizer(models.BPE(vocab=vocab, merges=joins, byte_fallback=True, unk_token="<unk>"))
+    rust.normalizer = normalizers.Replace(" ", "\u2581")
+    backend = saved(rust, tmp_path / "t")
+    write(tmp_path / "m.gguf", tiny(vocab_size=len(texts)), folder=tmp_path / "t")
+    asked = ["abc", "aabcc", "\u00e9"]
+    found = ask(tmp_path / "m.gguf", texts=asked)["tokens"]
+    assert found == [backend(text)["input_ids"] for text in asked]
+    assert vocab[first] in found[0]
+
+
+def test_kinds_of_tokens_and_ends(tmp_path: Path) -> None:
+    backend = saved(sentencepiece(), tmp_path / "t")
+    rows = len(backend) + 2
+    model = tiny(vocab_size=rows, eos_token_id=[backend.eos_token_id, 7])
+    write(tmp_path / "m.gguf", model, folder=tmp_path / "t")
+    fields = GGUFReader(tmp_path / "m.gguf").fields
+    types = fields["tokenizer.ggml.token_type"].contents()
+    assert types[:3] == [UNKNOWN, CONTROL, CONTROL]
+    assert types[3:259] == [BYTE] * 256
+    assert set(types[259:-2]) == {NORMAL}
+    assert types[-2:] == [UNUSED] * 2
+    ends = [fields[f"tokenizer.ggml.{end}_token_id"].contents() for end in ("eos", "eot")]
+    assert ends == [backend.eos_token_id, 7]
 
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
