@@ -1,4 +1,4 @@
-"""What the engine must know of an architecture, as data: the declarations are in ``model/families``,
+"""What the engine must know of an architecture, as data. Declarations are in ``model/families``,
 their resolution for one model is in ``types.py``. Importing it costs nothing.
 """
 

@@ -109,9 +109,7 @@ class GroupSet:
                 shape = (side.outer, self.size, side.inner)
                 positions = torch.arange(math.prod(shape), device="cpu").view(shape) + side.start
                 index[key] = positions.transpose(0, 1).reshape(self.size, -1)
-        return tuple(
-            Member(s.param, s.dim, index[s.start, s.outer, s.inner]) for s in self.sides
-        )
+        return tuple(Member(s.param, s.dim, index[s.start, s.outer, s.inner]) for s in self.sides)
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class AxisMap:
     by_param: Mapping[str, tuple[Segment, ...]] = field(repr=False)
     gates: Mapping[str, tuple[str, ...]] = field(repr=False)
     """Parameter -> the layer and the sublayer it lives and dies with."""
-    floors: Widths = field(default_factory=dict)
+    floors: Widths = field(default_factory=dict[str, int])
     """Axis kind -> units that must stay."""
     no_depth: str = ""
     """Why no layer can go; empty when they can."""

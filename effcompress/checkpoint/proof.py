@@ -33,11 +33,10 @@ class Proof:
     seconds: float
 
 
-def prove(
-    folder: Path, module: nn.Module, ids_BT: Tensor, *, own_class: bool = False
-) -> Proof:
-    """``own_class``: the folder brings its class, and the fresh process may run it. Raises RunError unless a fresh process loads ``folder`` cleanly and gives the same logits
+def prove(folder: Path, module: nn.Module, ids_BT: Tensor, *, own_class: bool = False) -> Proof:
+    """Raises RunError unless a fresh process loads ``folder`` cleanly and gives the same logits
     (1e-5 in fp32) and the same greedy tokens, with and without cache, as ``module`` in memory.
+    With ``own_class`` the process may run the class that the folder brings.
     """
     started = time.monotonic()
     ids_BT = ids_BT.cpu()

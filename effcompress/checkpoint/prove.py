@@ -1,9 +1,9 @@
 """Load a folder as any user would and write down what the model says.
 
 Run as a script in a fresh, isolated process: ``python -I prove.py stock FOLDER INPUT OUTPUT`` (more
-such triples may follow). It imports transformers and nothing of effcompress, and refuses to go on if
-that was imported all the same. With ``own-class`` instead of ``stock`` the class that lies in the
-folder may run.
+such triples may follow). It imports transformers and nothing of effcompress, and refuses to go on
+if that was imported all the same. With ``own-class`` instead of ``stock`` the class that lies in
+the folder may run.
 INPUT and OUTPUT are safetensors files: ``ids_BT`` in; ``logits_BTV``, ``cached_T``, ``uncached_T``
 out.
 """

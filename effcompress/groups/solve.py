@@ -44,7 +44,7 @@ def _plain(dimensions: Dimensions, shapes: Shapes) -> dict[str, int]:
     for (param, dim), held in dimensions.items():
         if len({s.names for s in held}) > 1 or len(held[0].names) > 1:
             continue
-        (name,) = held[0].names
+        name = held[0].names[0]
         block = sum(s.block for s in held)
         units, rest = divmod(shapes[param][dim], block)
         if rest:

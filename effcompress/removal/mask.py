@@ -8,7 +8,7 @@ only (``removal/norms.py``), routers living experts only (``removal/routers.py``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn

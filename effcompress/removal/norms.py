@@ -1,4 +1,4 @@
-"""Norms over an axis that can be cut. Their meaning is fixed: they average over the living channels.
+"""Norms over an axis that can be cut. Their meaning is fixed: they average over living channels.
 
 A stock RMSNorm over ``P`` physical channels of which ``A`` are alive and the rest zero computes
 ``x w / sqrt(sum / P + e)``. Averaging over the living is ``x g / sqrt(sum / A + d)``. Both are the
@@ -90,7 +90,7 @@ class Norm:
         """Centred norms: average over the channels that are alive, and no others."""
         module: Any = self.module
         if bool(alive_G.all()):
-            if isinstance(module, LiveLayerNorm):
+            if type(self.module) is LiveLayerNorm:
                 module.__class__ = nn.LayerNorm
                 del module.live
         else:

@@ -142,8 +142,8 @@ def container(record: Record) -> str:
     if record.export.form == "exact":
         why = f" Why: {record.export.why.rstrip('.')}." if record.export.why else ""
         return (
-            f"It is saved with its shapes as they are, {numbers.size(record.export.bytes)} on disk; "
-            "a small class lies in the folder, so plain transformers needs "
+            f"It is saved with its shapes as they are, {numbers.size(record.export.bytes)} on "
+            "disk; a small class lies in the folder, so plain transformers needs "
             f"`trust_remote_code=True`.{why}"
         )
     own = f"{record.export.container.capitalize()} model of transformers"

@@ -1,4 +1,4 @@
-"""The same function in a class that others can load: the parameters to store, and where to put them.
+"""The same function in a class that others can load: which parameters to store, and where.
 
 ``uniform``: a stock class, every layer with the same widths. ``padded``: a stock class, with zeros
 where a layer is narrower or a block is gone. ``exact``: the pruned shapes as they are, in a class
@@ -158,7 +158,9 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
     now, family, config = pruned.axes, pruned.family, pruned.config
     for kind, multiple in family.multiples.items():
         if widths.get(kind, 0) % multiple:
-            raise RunError(f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it")
+            raise RunError(
+                f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it"
+            )
     then = groups.from_config(family, config, depth=Depth(now.depth.layers), kinds=widths)
     fields = {
         **config,
@@ -179,10 +181,8 @@ def _stretch(norm: Norm, now: AxisMap, then: AxisMap) -> float:
 
 
 @torch.no_grad()
-def _filled(
-    pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]
-) -> dict[str, Tensor]:
-    """Parameters on the CPU, multiplied, with zeros behind the last unit of whatever is narrower."""
+def _filled(pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]) -> dict[str, Tensor]:
+    """Parameters on the CPU, multiplied, with zeros behind the last unit of what is narrower."""
     offsets = {id(norm.gain): norm.offset for norm in pruned.norms()}
     held, found = pruned.parameters(), dict[str, Tensor]()
     for name, shape in then.shapes.items():
@@ -248,7 +248,7 @@ def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]
             if f"{path}.weight" not in held:
                 continue
             norm = pruned.module.get_submodule(path)
-            value = own.get(path, getattr(norm, pruned.family.epsilon_attribute))
+            value = own.get(path) or float(getattr(norm, pruned.family.epsilon_attribute))
             for name in (f"{linear}.weight", f"{linear}.bias"):
                 found[name] = (epsilon / value) ** 0.5
     return found

@@ -1,4 +1,4 @@
-"""A configuration -> its family and axis map, whether it is an ordinary model's or a pruned one's."""
+"""A configuration -> its family and axis map, be it an ordinary model's or a pruned one's."""
 
 from __future__ import annotations
 

@@ -96,7 +96,9 @@ class PrunedModel:
     def commit(self, optimizer: Optimizer | None = None) -> None:
         """Make the tensors as short, and the model as shallow, as the function is."""
         commit(self.sets, self.module, self.axes, self.ledger, optimizer=optimizer)
-        gone = [s.name for s in self.sets if s.kind in DEPTH and not self.ledger.alive[s.name].any()]
+        gone = [
+            s.name for s in self.sets if s.kind in DEPTH and not self.ledger.alive[s.name].any()
+        ]
         if gone:
             self._cut_depth(self.depth.without(gone))
             if optimizer is not None:

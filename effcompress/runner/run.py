@@ -102,7 +102,9 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     after = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
     log.event("evaluation", when="after", params=state.params, **after)
     seconds = before + time.monotonic() - started
-    log.event("end", status="success", seconds=seconds, params=state.params, widths=state.pruned.widths)
+    log.event(
+        "end", status="success", seconds=seconds, params=state.params, widths=state.pruned.widths
+    )
     report.write_card(folder)
     domains = after["domains"]
     assert isinstance(domains, dict)

@@ -8,7 +8,17 @@ from pathlib import Path
 import effcompress
 
 ROOT = Path(effcompress.__file__).parent
-BASE = ["architecture", "types", "errors", "registry", "spec", "kinds", "pulse", "live", "log"]  # in import order
+BASE = [
+    "architecture",
+    "types",
+    "errors",
+    "registry",
+    "spec",
+    "kinds",
+    "pulse",
+    "live",
+    "log",
+]  # in import order
 TOP = {"runner", "cli", "__init__", "__main__"}
 
 

@@ -140,7 +140,7 @@ def works(model: nn.Module, ids: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("corrected", [True, False], ids=["norm_gain", "no_repair"])
 def test_all_at_once(name: str, corrected: bool) -> None:
-    """Heads, channels, hidden channels and a layer in one plan, tied or not, shared heads or not."""
+    """All kinds and a layer in one plan; tied or not, heads shared or not."""
     model = tiny(name, torch.float64)
     kinds = ["ffn", "attention", "hidden", "layer"]
     pruned = PrunedModel(model, shape(name), [space(kind)[0] for kind in kinds])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effcompress.errors import RunError
 from effcompress import groups
+from effcompress.errors import RunError
 from effcompress.model.containers import Container, container
 from effcompress.model.families import GPT2, LLAMA
 from effcompress.types import Family

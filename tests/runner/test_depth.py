@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from effcompress import load_recipe, run
 from effcompress.errors import RunError, SourceError
-from effcompress.runner.convert import export
+from effcompress.runner.convert import As, export
 from effcompress.runner.evaluate import evaluate
 from effcompress.runner.inspect import inspect
 from tests.runner.toys import events, recipe
@@ -81,7 +81,7 @@ def test_resumed_in_the_middle_it_is_the_same(done: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("form", ["padded", "exact"])
-def test_other_forms_after_the_fact(done: Path, tmp_path: Path, form: str) -> None:
+def test_other_forms_after_the_fact(done: Path, tmp_path: Path, form: As) -> None:
     answer = export(done / "out", form, output=tmp_path / form)
     assert answer.data["max_logit_difference"] <= 1e-5
     exact = AutoModelForCausalLM.from_pretrained(done / "out", trust_remote_code=True)

@@ -1,5 +1,5 @@
-"""Every family x {width, depth, both} x {uniform, padded, exact}: written as a folder, loaded again in
-a fresh process that has transformers only, and found to be the same model.
+"""Every family x {width, depth, both} x {uniform, padded, exact}: written as a folder, loaded again
+in a fresh process that has transformers only, and found to be the same model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from effcompress.errors import RunError
 from effcompress.model.silence import quietly
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.forms import NAMES, Form, form
+from effcompress.runner.forms import NAMES, Form, Name, form
 from effcompress.runner.pruned import PrunedModel
 from tests.conftest import FAMILIES, PLAIN, shape, tiny, tokens
 
@@ -118,7 +118,7 @@ def expected(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_folder_is_the_same_model_again(name: str, tmp_path: Path) -> None:
+def test_every_folder_is_the_same_model_again(name: Name, tmp_path: Path) -> None:
     ids = tokens(vocab=258)
     save_file({"ids_BT": ids}, tmp_path / "ids")
     wanted: dict[Path, tuple[torch.Tensor, torch.Tensor]] = {}

@@ -1,5 +1,5 @@
-"""Families with LayerNorm and biases: GPT-NeoX (Pythia), OPT, GPT-2. They derive the width of a head
-from hidden size and heads, so their stock classes hold few of the shapes that pruning finds.
+"""Families with LayerNorm and biases: GPT-NeoX (Pythia), OPT, GPT-2. They derive the width of a
+head from hidden size and heads, so their stock classes hold few of the shapes that pruning finds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ NEOX = Family(
         *_norm(_NEOX + "input_layernorm"),
         *_norm(_NEOX + "post_attention_layernorm"),
         # Rows head by head: each head's queries, keys and values stand together.
-        *biased(_NEOX + "attention.query_key_value", (ATTENTION, "qkv"), "hidden", "attention_bias"),
+        *biased(
+            _NEOX + "attention.query_key_value", (ATTENTION, "qkv"), "hidden", "attention_bias"
+        ),
         *biased(_NEOX + "attention.dense", "hidden", HEAD, "attention_bias"),
         *biased(_NEOX + "mlp.dense_h_to_4h", FFN, "hidden"),
         *biased(_NEOX + "mlp.dense_4h_to_h", "hidden", FFN),

@@ -1,4 +1,4 @@
-"""Sizes that a configuration states in one way or another, and the parts every family is made of."""
+"""Sizes that a configuration states in one way or another, and the parts families are made of."""
 
 from __future__ import annotations
 
