@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from effcompress.groups.draft import Draft, Product
+from effcompress.groups.draft import NO_DEPTH, Draft, Product
+
+Held = Mapping[Product, str]
+"""What is held -> the configuration field that holds it."""
 
 
 def declaration(draft: Draft) -> str:
     """Python source of a ``Family``. Sizes are read from the configuration where a field holds
     them; the others are ``...``, to be filled in.
     """
-    return "\n".join(_lines(draft))
+    return "\n".join(
+        [
+            *(f"# {what}: {why}" for what, why in draft.left_out.items()),
+            f"{draft.model_type.upper()} = Family(",
+            f"    name={draft.model_type!r},",
+            f"    model_types=({draft.model_type!r},),",
+            *_sizes(draft),
+            *_memory(draft),
+            *_traits(draft),
+            ")",
+        ]
+    )
 
 
-def _lines(draft: Draft) -> Iterator[str]:
-    holds = {product: name for name, product in draft.fields.items()}
-    yield f"{draft.model_type.upper()} = Family("
-    yield f"    name={draft.model_type!r},"
-    yield f"    model_types=({draft.model_type!r},),"
+def _sizes(draft: Draft) -> Iterator[str]:
+    held = {product: name for name, product in draft.fields.items()}
     yield "    axes=("
     for axis in draft.axes:
         block = f", {axis.block!r}" if axis.block != "one" else ""
@@ -26,41 +37,65 @@ def _lines(draft: Draft) -> Iterator[str]:
     yield "    ),"
     yield "    units={"
     for kind in draft.kinds:
-        yield f"        {kind!r}: lambda c, _: {_size(kind, holds)},"
+        yield f"        {kind!r}: lambda c, _: {_units(kind, held)},"
     yield "    },"
     yield "    blocks={"
     for name in draft.blocks:
-        size = "1" if name == "one" else _block(name, holds)
-        yield f"        {name!r}: lambda c: {size},"
+        yield f"        {name!r}: lambda c: {_block(name, held)},"
     yield "    },"
-    yield "    resize=lambda _, w: {"
-    for field, product in draft.fields.items():
-        if not set(product) & draft.blocks.keys():
-            yield f"        {field!r}: {' * '.join(f'w[{kind!r}]' for kind in product)},"
+
+
+def _memory(draft: Draft) -> Iterator[str]:
+    held = {product: name for name, product in draft.fields.items()}
+    yield "    resize=lambda c, w: {"
+    for name, product in draft.fields.items():
+        yield f"        {name!r}: {_times(product, draft, held)},"
     yield "    },"
+    yield "    attributes=lambda c, w: {"
+    for path, remembered in draft.attributes.items():
+        yield f"        {path!r}: {{"
+        for name, product in remembered.items():
+            yield f"            {name!r}: {_times(product, draft, held)},"
+        yield "        },"
+    yield "    },"
+
+
+def _traits(draft: Draft) -> Iterator[str]:
     yield "    required=(),"
     yield f"    norms={draft.norms!r},"
     yield f"    layer={draft.layer!r},"
-    for trait in ("centred", "gain_offset", "epsilon_attribute", "epsilon_field", "final_norm"):
-        if (value := getattr(draft, trait)) or trait.startswith(("eps", "final")):
+    if draft.centred:
+        yield "    centred=True,"
+        yield "    rigid=('hidden',),"
+    for trait in ("gain_offset", "approximate", "aliases"):
+        if value := getattr(draft, trait):
             yield f"    {trait}={value!r},"
+    for trait in ("epsilon_attribute", "epsilon_field", "final_norm"):
+        yield f"    {trait}={getattr(draft, trait)!r},"
     yield f"    fixed={draft.kept!r},"
-    yield ")"
+    yield f"    no_depth=lambda c: {NO_DEPTH!r},"
 
 
-def _size(kind: str, holds: dict[Product, str]) -> str:
-    if (kind,) in holds:
-        return f"c[{holds[kind,]!r}]"
-    heads, kv = holds.get(("attention", "query")), holds.get(("attention",))
+def _times(product: Product, draft: Draft, held: Held) -> str:
+    return " * ".join(_block(n, held) if n in draft.blocks else f"w[{n!r}]" for n in product)
+
+
+def _units(kind: str, held: Held) -> str:
+    if (kind,) in held:
+        return f"c[{held[kind,]!r}]"
+    heads, kv = held.get(("attention", "query")), held.get(("attention",))
     if kind == "query" and heads and kv:
         return f"c[{heads!r}] // c[{kv!r}]"
     return "c['vocab_size']" if kind == "vocab" else "..."
 
 
-def _block(name: str, holds: dict[Product, str]) -> str:
-    hidden = holds.get(("hidden",))
-    heads = holds.get(("attention", "query")) or holds.get(("attention",))
-    derived = f" or c[{hidden!r}] // c[{heads!r}]" if hidden and heads else ""
-    head = f"(c.get('head_dim'){derived})" if derived else "..."
+def _block(name: str, held: Held) -> str:
+    if name == "one":
+        return "1"
+    hidden = held.get(("hidden",))
+    heads = held.get(("attention", "query")) or held.get(("attention",))
+    if not hidden or not heads:
+        return "..."
+    head = f"(c.get('head_dim') or c[{hidden!r}] // c[{heads!r}])"
     times = name.partition("_")[2]
     return f"{times} * {head}" if times else head

@@ -34,6 +34,10 @@ from tests.conftest import shape, tiny, tokens
 STARCODER2 = {"model_type": "starcoder2", "hidden_size": 48, "intermediate_size": 40}
 STARCODER2 |= {"num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3}
 STARCODER2 |= {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2}
+FALCON = {"model_type": "falcon", "hidden_size": 48, "num_hidden_layers": 3, "vocab_size": 61}
+FALCON |= {"num_attention_heads": 6, "bos_token_id": 1, "eos_token_id": 2}
+SOURCES = {"starcoder2": STARCODER2, "falcon": FALCON}
+SOURCES |= {name: {"model_type": name} for name in ("stablelm", "glm", "exaone4", "gemma", "olmoe")}
 DOWN = "model.layers.{i}.mlp.c_proj.weight"
 
 
@@ -47,9 +51,8 @@ def _one_thread() -> Iterator[None]:
 
 @functools.cache
 def draft(model_type: str) -> Draft:
-    """Traced in this process; sizes are the small model's where it is Starcoder."""
-    config = STARCODER2 if model_type == "starcoder2" else {"model_type": model_type}
-    return search.propose(config, build)
+    """Traced in this process."""
+    return search.propose(SOURCES[model_type], build)
 
 
 def proven(draft: Draft) -> list[str]:
@@ -110,10 +113,8 @@ def test_a_reason_is_kept_for_what_is_left_out() -> None:
 
 
 def test_the_engine_cuts_a_traced_model_with_fused_queries() -> None:
-    config = {"model_type": "falcon", "hidden_size": 48, "num_hidden_layers": 3}
-    config |= {"num_attention_heads": 6, "vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2}
-    family = family_from(search.propose(config, build))
-    cut(config, family, {"attention.0": [0], "attention.2": [1, 5], "ffn.1": [7], "hidden": [9]})
+    family = family_from(draft("falcon"))
+    cut(FALCON, family, {"attention.0": [0], "attention.2": [1, 5], "ffn.1": [7], "hidden": [9]})
 
 
 def test_declared_families_are_not_traced() -> None:
@@ -244,12 +245,22 @@ def test_a_tracer_that_lies_about_everything_is_refused(monkeypatch: pytest.Monk
     assert (caught.value.where or "").startswith("model.layers.0.")
 
 
-def test_the_declaration_can_be_pasted() -> None:
+@pytest.mark.parametrize("model_type", ["starcoder2", "stablelm"])
+def test_the_declaration_can_be_pasted(model_type: str) -> None:
     """As it is printed it is a family, and the same one."""
-    true = draft("starcoder2")
+    true = draft(model_type)
     names: dict[str, Any] = {"Family": Family, "Axis": Axis}
     exec(declaration(true), names)
-    config = subject()[0]
-    pasted = groups.from_config(names["STARCODER2"], config)
-    traced = groups.from_config(family_from(true), config)
-    assert pasted.widths == traced.widths and pasted.shapes == traced.shapes
+    pasted, traced = names[model_type.upper()], family_from(true)
+    config = AutoConfig.for_model(**SOURCES[model_type]).to_dict()
+    maps = [groups.from_config(family, config) for family in (pasted, traced)]
+    assert maps[0].widths == maps[1].widths and maps[0].shapes == maps[1].shapes
+    widths = {"hidden": 30, "attention": 2, "query": 3, "ffn": 7}
+    assert pasted.attributes(config, widths) == traced.attributes(config, widths)
+    assert pasted.attributes(config, widths)["self_attn"]
+    assert pasted.resize(config, widths) == traced.resize(config, widths)
+
+
+def test_reasons_stand_above_the_declaration() -> None:
+    first = declaration(draft("gemma")).partition("\n")[0]
+    assert first == "# hidden: built at a smaller size, the class computes something else"
