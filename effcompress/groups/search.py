@@ -69,20 +69,18 @@ def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
     """
     small, other = (_probe(build, config, size) for size in ("small", "other"))
     given = _probe(build, config, "given")
-    nothing = assemble((), frozenset(), small.anatomy)
-    tell({"declaration": declaration(nothing)})
+    draft = assemble((), frozenset(), small.anatomy)
+    tell({"declaration": declaration(draft)})
     ids_BT = _tokens(small)
     traced = trace(small.module, ids_BT, lambda path: tell({"at": path}))
-    search = Search(small, other, traced, ids_BT, build)
-    draft = search.run()
-    proven = [kind for kind in draft.kinds if kind not in draft.kept]
-    if not {ATTENTION, FFN} & set(proven):
-        raise _refused(draft)
     try:
+        draft = Search(small, other, traced, ids_BT, build).run()
         sized = given.fits(draft)
     except CoverageError as error:  # layers that are not alike, for example
         error.fix = paste(declaration(draft))
         raise
+    if not {ATTENTION, FFN} & set(draft.kinds) - set(draft.kept):
+        raise _refused(draft)
     return replace(
         draft.with_heads(given.anatomy.head_dim or 1),
         widths=dict(sized.axes.widths),

@@ -59,14 +59,16 @@ def trace_draft(config: Config, *, entry: str, timeout: float = SECONDS) -> Draf
             fix=paste(said["declaration"]) if "declaration" in said else None,
         ) from late
     said = _said(done.stdout)
+    start = paste(said["declaration"]) if "declaration" in said else None
     if error := said.get("error"):
-        raise _ERRORS[error["kind"]](error["what"], where=error["where"], fix=error["fix"])
+        kind = _ERRORS[error["kind"]]
+        raise kind(error["what"], where=error["where"], fix=error["fix"] or start)
     if "draft" not in said:
         last = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit code {done.returncode}")
         raise CoverageError(
             f"tracing '{config.get('model_type')}' ended without an answer: {last}",
             where=said.get("at") or "model",
-            fix=paste(said["declaration"]) if "declaration" in said else None,
+            fix=start,
         )
     return draft_from_json(said["draft"])
 

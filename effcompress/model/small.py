@@ -93,7 +93,15 @@ def shrink(config: Mapping[str, Any], size: Size) -> dict[str, Any]:
     for name, value in config.items():
         if name.endswith("_token_id") and _is_size(value) and value >= sizes["vocab_size"]:
             found[name] = 1
-    return found
+    return {name: _halved(name, value) for name, value in found.items()}
+
+
+def _halved(name: str, value: Any) -> Any:
+    """Where a part of each head is rotated, half of it: other parts of a small head are odd."""
+    if isinstance(value, Mapping):
+        return {inner: _halved(inner, held) for inner, held in value.items()}
+    partial = name == "partial_rotary_factor" and isinstance(value, float) and value < 1
+    return 0.5 if partial else value
 
 
 def _stated(config: Mapping[str, Any], usual: str) -> int | None:

@@ -131,6 +131,14 @@ def test_what_cannot_be_followed_is_named_with_a_declaration() -> None:
     ast.parse(text)
 
 
+def test_a_parameter_that_no_axis_reaches_is_named() -> None:
+    config = {"model_type": "stablelm", "qk_layernorm": True}  # one norm for each head, in a list
+    with pytest.raises(CoverageError, match="this parameter") as caught:
+        search.propose(config, build)
+    assert "_layernorm.norms." in (caught.value.where or "")
+    assert "STABLELM = Family(" in (caught.value.fix or "")
+
+
 def test_no_end_is_an_error_that_names_the_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,11 @@ def test_lists_with_an_entry_for_each_layer_follow_the_layers() -> None:
     assert found["layer_types"] == ["a", "b"] and found["eos_token_id"] < 61
 
 
+def test_a_part_of_a_head_that_is_rotated_stays_a_part() -> None:
+    model = build({"model_type": "phi", "partial_rotary_factor": 0.4}, "small")
+    assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 61)
+
+
 def test_refusals_are_told_in_the_words_of_the_class() -> None:
     with pytest.raises(SourceError, match=r"cannot build 'no_such' .*: Unrecognized"):
         build({"model_type": "no_such"}, "small")
