@@ -208,7 +208,7 @@ class ExportSpec:
     """The model folder at the end."""
 
     form: Literal["auto", "uniform", "padded", "exact"] = _key(
-        "uniform: a stock class, all layers with the same widths; padded: a stock class, with zeros "
+        "uniform: a stock class, layers of the same widths; padded: a stock class, with zeros "
         "where layers are narrower; exact: the shapes as they are, with the class's file in the "
         "folder; auto: the first of these that is possible",
         "auto",

@@ -39,12 +39,12 @@ def export(
         save_tokenizer(work)
         for name, text in (files or {}).items():
             (work / name).write_text(text, encoding="utf-8")
-        files = sorted(work.iterdir(), key=lambda f: f.name == "config.json")
-        size = sum(f.stat().st_size for f in files)
+        made = sorted(work.iterdir(), key=lambda f: f.name == "config.json")
+        size = sum(f.stat().st_size for f in made)
         (folder / "config.json").unlink(missing_ok=True)
         mask = os.umask(0)
         os.umask(mask)
-        for file in files:
+        for file in made:
             file.chmod(0o666 & ~mask)  # safetensors files come private
             file.replace(folder / file.name)
     except (OSError, ValueError) as error:

@@ -42,9 +42,10 @@ def _plain(dimensions: Dimensions, shapes: Shapes) -> dict[str, int]:
     widths: dict[str, int] = {}
     first: dict[str, Segment] = {}
     for (param, dim), held in dimensions.items():
-        if len({s.names for s in held}) > 1 or len(held[0].names) > 1:
+        names = {s.names for s in held}
+        if len(names) > 1 or len(held[0].names) > 1:
             continue
-        name = held[0].names[0]
+        name = "".join(held[0].names)  # there is one
         block = sum(s.block for s in held)
         units, rest = divmod(shapes[param][dim], block)
         if rest:

@@ -114,14 +114,14 @@ def _agree(module: Any) -> None:
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = weight.shape
-    elif isinstance(module, nn.LayerNorm) and weight is not None:
-        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.normalized_shape if weight is None else weight.shape)
     elif isinstance(module, Conv1D):
         module.nx, module.nf = weight.shape
     experts = [p for p in module.parameters(recurse=False) if p.dim() == 3]
     # Grouped kernels want rows of 16 bytes, which are 8 numbers of the narrowest type in use.
     if hasattr(module, "config") and any(p.shape[-1] % 8 for p in experts):
-        module.config = Own(module.config, _experts_implementation="eager")
+        _remember(module, {"config._experts_implementation": "eager"})
 
 
 @functools.cache

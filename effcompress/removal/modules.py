@@ -19,11 +19,11 @@ def agree(module: nn.Module) -> None:
             child.out_features, child.in_features = weight.shape
         elif isinstance(child, nn.Embedding):
             child.num_embeddings, child.embedding_dim = weight.shape
-        elif isinstance(child, nn.LayerNorm) and weight is not None:
+        elif isinstance(child, nn.LayerNorm) and isinstance(weight, nn.Parameter):
             child.normalized_shape = tuple(weight.shape)
         elif type(child).__name__ == "Conv1D":  # the library's own, rows are inputs
             stored: Any = child
-            stored.nx, stored.nf = weight.shape
+            stored.nx, stored.nf = stored.weight.shape
         _plain_if_odd(child)
 
 

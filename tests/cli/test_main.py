@@ -167,7 +167,7 @@ def test_unknown_words_are_the_users_mistake(effcompress, words):
     assert effcompress(*words)[0] == 2
 
 
-COMMANDS = ["run", "check", "plan", "inspect", "fetch", "eval", "schema", "plugins"]
+COMMANDS = ["run", "check", "plan", "inspect", "fetch", "eval", "export", "schema", "plugins"]
 
 
 @pytest.mark.parametrize("words", [(), *((c,) for c in COMMANDS), ("plugins", "show")])

@@ -35,7 +35,7 @@ NAMES = [
     "space",
 ]
 
-COMMANDS = ["check", "eval", "fetch", "inspect", "plan", "plugins", "run", "schema"]
+COMMANDS = ["check", "eval", "export", "fetch", "inspect", "plan", "plugins", "run", "schema"]
 
 
 def test_public_names() -> None:

@@ -1,0 +1,191 @@
+"""Removing one FFN channel per layer, one KV group per layer, one hidden channel: time and memory.
+
+    python benchmarks/surgery.py [--model 135m|1.7b]
+
+Ours moves AdamW's state too; torch-pruning does the same cut on the bare model. A removal is a mask
+now and a commit (shorter tensors) every so many removals; both are timed, and the sum as it is paid
+on average. The floor of a removal is what goes, written once; that of a commit is what is kept,
+read and written once; both over the bandwidth of a plain copy, measured here. Every case runs in a
+fresh process on random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from effcompress.registry import REGISTRY, Bound
+from effcompress.runner.pruned import PrunedModel
+
+MODELS: dict[str, dict[str, Any]] = {
+    "135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "1.7b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+}
+# In fp32 the larger one does not fit into 24 GB together with its moments.
+DTYPES = {"135m": torch.float32, "1.7b": torch.bfloat16}
+KINDS = ("ffn", "attention", "hidden")
+EVERY = 64
+"""Removals between two commits, as in recipes/efficientllm_469m.yaml; of KV groups, all but one."""
+TIMEOUT = 900
+
+
+def build(name: str) -> tuple[dict[str, Any], Any]:
+    shape = {"model_type": "llama", "vocab_size": 49152, "head_dim": 64, "tie_word_embeddings": True}
+    config = {**shape, **MODELS[name]}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**config), dtype=DTYPES[name], attn_implementation="eager"
+    )
+    return config, model
+
+
+def peak() -> float:
+    """Most memory this process ever had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def bandwidth() -> float:
+    """Bytes per second of a copy, read and written bytes both counted."""
+    source = torch.ones(1 << 27)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - started)
+    return 2 * source.numel() * 4 / min(seconds)
+
+
+def ours(name: str, kind: str) -> dict[str, float]:
+    config, model = build(name)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    for p in model.parameters():
+        optimizer.state[p] = {
+            "step": torch.tensor(1.0),
+            "exp_avg": torch.rand_like(p),
+            "exp_avg_sq": torch.rand_like(p),
+        }
+    pruned = PrunedModel(model, config, [Bound(REGISTRY.get("space", kind), {"minimum": 1})])
+    size = next(p.element_size() for p in model.parameters())
+    rate = bandwidth()
+    before, masks = pruned.params, []
+    rounds = min(EVERY, min(s.size for s in pruned.sets) - 1)
+    for unit in range(rounds):
+        started = time.perf_counter()
+        pruned.mask({s.name: [unit] for s in pruned.sets}, optimizer=optimizer)
+        masks.append(time.perf_counter() - started)
+    held, started = peak(), time.perf_counter()
+    pruned.commit(optimizer)
+    commit = time.perf_counter() - started
+    touched = pruned.params if kind == "hidden" else _touched(pruned)
+    return {
+        "mask": statistics.median(masks),
+        "commit": commit,
+        "every": rounds,
+        "average": statistics.mean(masks) + commit / rounds,
+        "floor_mask": 3 * size * (before - pruned.params) / rounds / rate,
+        "floor_commit": 2 * 3 * size * touched / rate,
+        "extra_bytes": peak() - held,
+        "bandwidth": rate,
+    }
+
+
+def _touched(pruned: PrunedModel) -> int:
+    """Elements of the parameters that became shorter."""
+    names = {side.param for s in pruned.sets for side in s.sides}
+    return sum(p.numel() for name, p in pruned.parameters().items() if name in names)
+
+
+def theirs(name: str, kind: str) -> dict[str, float]:
+    import torch_pruning as tp
+
+    config, model = build(name)
+    example = {"input_ids": torch.zeros(1, 8, dtype=torch.long), "use_cache": False}
+    graph = tp.DependencyGraph().build_dependency(
+        model, example_inputs=example, output_transform=lambda out: out.logits
+    )
+    layers = model.model.layers
+    heads = 64 * config["num_attention_heads"] // config["num_key_value_heads"]
+    seconds = []
+    held = peak()
+    for _ in range(2):
+        started = time.perf_counter()
+        if kind == "hidden":
+            how = tp.prune_embedding_out_channels
+            graph.get_pruning_group(model.model.embed_tokens, how, [0]).prune()
+        for layer in layers if kind != "hidden" else ():
+            if kind == "ffn":
+                root, how, at = layer.mlp.gate_proj, tp.prune_linear_out_channels, [0]
+            else:
+                root, how = layer.self_attn.o_proj, tp.prune_linear_in_channels
+                at = list(range(heads))
+            graph.get_pruning_group(root, how, at).prune()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": min(seconds), "extra_bytes": peak() - held}
+
+
+def fresh(*words: str) -> dict[str, float] | str:
+    """One case in a process of its own; a word when it fails."""
+    command = [sys.executable, __file__, *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        return type(error).__name__
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", choices=MODELS)
+    parser.add_argument("--case", nargs=2, metavar=("WHO", "KIND"))
+    chosen = parser.parse_args()
+    if chosen.case:
+        who, kind = chosen.case
+        torch.set_num_threads(2)
+        print(json.dumps({"ours": ours, "theirs": theirs}[who](chosen.model, kind)))
+        return
+    for name in [chosen.model] if chosen.model else MODELS:
+        print(f"{name}, {str(DTYPES[name]).removeprefix('torch.')}, milliseconds")
+        print("kind        mask  floor  commit  floor  every  average  torch-pruning  ratio  memory")
+        for kind in KINDS:
+            us, them = (fresh("--model", name, "--case", who, kind) for who in ("ours", "theirs"))
+            print(_row(kind, us, them), flush=True)
+
+
+def _row(kind: str, us: dict[str, float] | str, them: dict[str, float] | str) -> str:
+    if isinstance(us, str):
+        return f"{kind:10} {us}"
+    ms = {key: 1e3 * value for key, value in us.items()}
+    row = (
+        f"{kind:10}{ms['mask']:6.1f} {ms['floor_mask']:6.2f} {ms['commit']:7.0f} "
+        f"{ms['floor_commit']:6.0f} {us['every']:6.0f} {ms['average']:8.1f}"
+    )
+    if isinstance(them, str):
+        return f"{row}  {them:>13}"
+    ratio = them["seconds"] / us["average"]
+    memory = f"{us['extra_bytes'] / 1e9:.2f}/{them['extra_bytes'] / 1e9:.2f} GB"
+    return f"{row} {1e3 * them['seconds']:14.0f} {ratio:5.0f}x  {memory}"
+
+
+if __name__ == "__main__":
+    main()
