@@ -51,8 +51,8 @@ TIMEOUT = 900
 
 
 def build(name: str) -> tuple[dict[str, Any], Any]:
-    shape = {"model_type": "llama", "vocab_size": 49152, "head_dim": 64, "tie_word_embeddings": True}
-    config = {**shape, **MODELS[name]}
+    config = {"model_type": "llama", "vocab_size": 49152, "head_dim": 64, **MODELS[name]}
+    config["tie_word_embeddings"] = True
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**config), dtype=DTYPES[name], attn_implementation="eager"
     )
@@ -166,7 +166,7 @@ def main() -> None:
         return
     for name in [chosen.model] if chosen.model else MODELS:
         print(f"{name}, {str(DTYPES[name]).removeprefix('torch.')}, milliseconds")
-        print("kind        mask  floor  commit  floor  every  average  torch-pruning  ratio  memory")
+        print("kind        mask  floor  commit  floor  every  average  torch-pruning  ratio  extra")
         for kind in KINDS:
             us, them = (fresh("--model", name, "--case", who, kind) for who in ("ours", "theirs"))
             print(_row(kind, us, them), flush=True)

@@ -143,6 +143,10 @@ class Family:
     """Axis kind -> what the stock class's kernels want its width to be a multiple of."""
     rigid: tuple[str, ...] = ()
     """Axis kinds that no zeros can fill up: a wider class would compute something else."""
+    traced: bool = False
+    """Nobody declared it: a tracer proposed it, and it was proven on a small model."""
+    unreached: Mapping[str, str] = field(default_factory=dict)
+    """What a tracer could not follow or prove -> why; nothing of it is cut."""
     defaults: Mapping[str, Config] = field(default_factory=dict)
     """``model_type`` -> configuration fields that files leave out when they have these values."""
     aliases: Mapping[str, str] = field(default_factory=dict)

@@ -106,6 +106,8 @@ def family_from(draft: Draft) -> Family:
         no_depth=lambda _: NO_DEPTH,
         defaults={draft.model_type: draft.defaults},
         aliases=draft.aliases,
+        traced=True,
+        unreached=draft.left_out,
     )
 
 

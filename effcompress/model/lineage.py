@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effcompress.errors import SourceError
-from effcompress.model.families import family_of
-from effcompress.types import Config, Depth, Shapes
+from effcompress.types import Config, Depth, Family, Shapes
 
 _OWN = ("pruned", "auto_map", "architectures", "pruned_per_layer_config")
 
@@ -29,15 +28,13 @@ def parent_of(config: Config) -> dict[str, Any]:
     return {**plain, "model_type": config["pruned"].get("parent")}
 
 
-def depth_of(config: Config) -> Depth | None:
+def depth_of(family: Family, config: Config) -> Depth | None:
     """Which of the layers in the configuration's count lack a block; None for ordinary models.
 
     Raises SourceError if a module is said to be absent that the family does not know as a block.
     """
     if not is_pruned(config):
         return None
-    parent = parent_of(config)
-    family = family_of(parent)
     known = {part.silent: kind for kind, part in family.sublayers.items()}
     absent: set[str] = set()
     for layer, parts in (config["pruned"].get("absent") or {}).items():
@@ -46,7 +43,7 @@ def depth_of(config: Config) -> Depth | None:
                 raise SourceError(f"'{path}' is no block", where="config.json: pruned.absent")
             if outputs:
                 absent.add(f"{known[path]}.{layer}")
-    layers = range(family.read(parent, "num_hidden_layers"))
+    layers = range(family.read(config, "num_hidden_layers"))
     return Depth(tuple(layers), frozenset(absent))
 
 

@@ -17,7 +17,7 @@ from effcompress.model.exact import open_exact
 from effcompress.model.fetch import ensure
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import read_manifest, read_object
-from effcompress.model.lineage import depth_of, is_pruned, parent_of
+from effcompress.model.lineage import is_pruned
 from effcompress.model.silence import quietly
 from effcompress.model.source import (
     BYTES,
@@ -28,7 +28,6 @@ from effcompress.model.source import (
 )
 from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokenizer
 from effcompress.spec import ModelSpec
-from effcompress.types import Depth
 
 # Accepted by every configuration although no default configuration has them as attributes.
 # `head_dim` is honoured by every modelling file, declared by the configuration or not.
@@ -51,10 +50,6 @@ class LoadedModel:
     config: dict[str, Any]
     source: str
     dtype: str
-    depth: Depth | None = None
-    """Of a model pruned before, with widths per layer: the blocks it lacks. ``config`` is then its
-    parent's.
-    """
 
 
 def load(
@@ -90,14 +85,13 @@ def load(
         module = open_exact(folder) if pruned else _pretrained(folder, spec, label_of(spec))
         source, dtype = _describe(spec, folder)
     module.config._name_or_path = label_of(spec)  # not the folder of the cache
-    stored = json.loads(module.config.to_json_string(use_diff=False))
-    config, depth = parent_of(stored), depth_of(stored)
+    config = json.loads(module.config.to_json_string(use_diff=False))
     if kind != "random":
         require_agreement(spec.shape or {}, config, label_of(spec))
     if kind == "random" or spec.tokenizer:
         _require_room(tokenizer, config, spec)
     module.config.use_cache = False
-    return LoadedModel(_ready(module), tokenizer, config, source, dtype, depth)
+    return LoadedModel(_ready(module), tokenizer, config, source, dtype)
 
 
 def skeleton(config: Mapping[str, Any]) -> nn.Module:

@@ -5,6 +5,7 @@ torch nor transformers, so that checking a recipe stays fast.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import re
@@ -231,3 +232,15 @@ def _same(said: Any, real: Any) -> bool:
             return False
         return math.isclose(said, real, rel_tol=1e-6)
     return bool(said == real)
+
+
+def is_known(model_type: str) -> bool:
+    """Whether transformers has modelling code for this ``model_type``, by the look of its folders:
+    importing it takes seconds that a misspelt recipe should not cost.
+    """
+    found = importlib.util.find_spec("transformers")
+    where = Path((found and found.origin) or "").parent / "models"
+    name = model_type.replace("-", "_")
+    return name.isidentifier() and any(
+        (where / n).is_dir() for n in (name, name.removesuffix("_text"))
+    )

@@ -35,12 +35,14 @@ class Ledger:
 
     def positions(self, name: str, units: Iterable[int]) -> Tensor:
         """Physical positions of original units. Raises SurgeryError if one is gone already."""
-        where = {int(unit): g for g, unit in enumerate(self.original[name].tolist())}
-        wanted = list(units)
-        gone = [u for u in wanted if u not in where or not bool(self.alive[name][where[u]])]
-        if gone:
-            raise SurgeryError(f"mini-group {gone[0]} was removed before", where=name)
-        return torch.tensor([where[u] for u in wanted], dtype=torch.long)
+        held_G, alive_G = self.original[name], self.alive[name]  # units stay in order
+        wanted = torch.tensor(list(units), dtype=torch.long)
+        at = torch.searchsorted(held_G, wanted).clamp(max=max(0, len(held_G) - 1))
+        there = (held_G[at] == wanted) & alive_G[at] if len(held_G) else wanted < wanted
+        if not bool(there.all()):
+            gone = int(wanted[~there][0])
+            raise SurgeryError(f"mini-group {gone} was removed before", where=name)
+        return at
 
     def bury(self, name: str, positions: Tensor) -> None:
         """Mark physical positions as dead."""

@@ -76,7 +76,7 @@ def restored(loaded: LoadedRecipe, model: LoadedModel, saved: Saved) -> PrunedMo
     """The pruned model that a checkpoint holds, its masked units cut out."""
     prune = loaded.recipe.prune
     space = prune.space if prune else ()
-    pruned = PrunedModel(model.module, model.config, space, depth=model.depth)
+    pruned = PrunedModel(model.module, model.config, space)
     pruned.restore(saved.values, saved.part("model/"), saved.part("ledger/"))
     if pruned.ledger.pending():
         pruned.commit()

@@ -23,18 +23,37 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
     name, config = _config(target)
     axes = mapped(config).axes
     family = axes.family
-    kinds = {kind: _kind(axes, kind) for kind in _kinds(axes)}
+    kinds = {kind: _kind(axes, kind) for kind in kinds_of(axes)}
     never = _never(axes)
     data = {
         "model": name,
         "family": family.name,
+        "traced": family.traced,
         "params": axes.count(),
         "kinds": kinds,
         "not_pruned": never,
         "approximate": {k: why for k, why in family.approximate.items() if k in kinds},
         "axes": {axis: axes.widths[axis] for axis in axes.widths},
     }
-    rows = [
+    sheets = (
+        Sheet(
+            f"{name}: family {family.name}, {axes.count():,} parameters",
+            ("kind", "sets", "units in each", "mini-groups", "parameters of one"),
+            _rows(kinds),
+        ),
+        _coupling(axes),
+    )
+    notes = [f"Not pruned: {name}: {why}." for name, why in never.items()]
+    notes += [f"Not exact: {kind}: {why}." for kind, why in data["approximate"].items()]
+    if family.traced:
+        notes.append(
+            "The architecture is not declared: this was traced, and proven on a small model."
+        )
+    return Answer(data, sheets, tuple(notes))
+
+
+def _rows(kinds: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
         (
             kind,
             str(facts["sets"]),
@@ -43,21 +62,10 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
             _range(facts["params_per_unit"]),
         )
         for kind, facts in kinds.items()
-    ]
-    sheets = (
-        Sheet(
-            f"{name}: family {family.name}, {axes.count():,} parameters",
-            ("kind", "sets", "units in each", "mini-groups", "parameters of one"),
-            tuple(rows),
-        ),
-        _coupling(axes),
     )
-    notes = [f"Not pruned: {name}: {why}." for name, why in never.items()]
-    notes += [f"Not exact: {kind}: {why}." for kind, why in data["approximate"].items()]
-    return Answer(data, sheets, tuple(notes))
 
 
-def _kinds(axes: AxisMap) -> list[str]:
+def kinds_of(axes: AxisMap) -> list[str]:
     """Kinds of mini-groups that this model has, widths before depths."""
     there = dict.fromkeys(name.split(".")[0] for name in axes.by_axis)
     wanted = [k for k in there if k not in axes.family.fixed and k not in DEPTH]
@@ -94,7 +102,7 @@ def _never(axes: AxisMap) -> dict[str, str]:
             found[f"{kind} ({width})"] = reasons.get(kind, "the declaration says so")
     if axes.no_depth:
         found["layer"] = axes.no_depth
-    return found
+    return {**found, **axes.family.unreached}
 
 
 def _range(values: list[int]) -> str:

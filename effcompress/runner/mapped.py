@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from effcompress import groups
-from effcompress.model.families import family_of, require_sane
+from effcompress.model.families import require_sane
 from effcompress.model.lineage import depth_of, parent_of, shapes_of
+from effcompress.runner.trace import family_for
 from effcompress.types import AxisMap, Config
 
 
@@ -19,13 +20,14 @@ class Mapped:
 
 
 def mapped(config: Config) -> Mapped:
-    """Raises SourceError when nothing declares the architecture or a field cannot be meant,
-    CoverageError when stored shapes contradict the declaration. Imports no torch.
+    """Raises SourceError when nobody knows the architecture or a field cannot be meant,
+    CoverageError when stored shapes contradict the declaration, or tracing an undeclared
+    architecture fails. Imports no torch.
     """
-    family = family_of(parent_of(config))
+    family = family_for(parent_of(config))
     plain = family.complete(parent_of(config))
     require_sane(family, plain)
-    shapes, depth = shapes_of(config), depth_of(config)
+    shapes, depth = shapes_of(config), depth_of(family, config)
     if shapes is None:
         return Mapped(plain, groups.from_config(family, plain))
     return Mapped(plain, groups.from_shapes(family, plain, shapes, depth))

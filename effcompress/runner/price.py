@@ -7,6 +7,7 @@ from typing import Any
 
 from effcompress.errors import RecipeError
 from effcompress.recipe import LoadedRecipe
+from effcompress.runner.inspect import kinds_of as found_kinds
 from effcompress.runner.reach import Priced, require_reachable
 from effcompress.runner.timeline import Timeline, fastest, play
 from effcompress.spec import Recipe
@@ -32,6 +33,9 @@ def price(loaded: LoadedRecipe) -> Price:
         return Price(["model: its configuration is not known here; nothing was priced"], {})
     recipe = loaded.recipe
     lines = [f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named"]
+    if found.axes.family.traced:
+        kinds = ", ".join(found_kinds(found.axes))
+        lines.append(f"architecture: not declared; traced, and proven on a small model: {kinds}")
     data: dict[str, Any] = {"params": found.start, "target_params": found.target}
     if found.target is None:
         return Price([*lines, f"size: {found.start:,} parameters, nothing is cut"], data)

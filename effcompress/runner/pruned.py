@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from effcompress import groups
-from effcompress.model.families import family_of
+from effcompress.model.lineage import depth_of, parent_of
 from effcompress.model.modeling_pruned import silent
 from effcompress.registry import Bound
 from effcompress.removal.commit import commit
@@ -21,6 +21,7 @@ from effcompress.removal.ledger import Ledger
 from effcompress.removal.mask import attend, mask
 from effcompress.removal.modules import adapt, agree, agree_config, depth_fields
 from effcompress.removal.norms import Norm, norms
+from effcompress.runner.trace import family_for
 from effcompress.types import DEPTH, AxisMap, Config, Depth, Family, GroupSet, Plan
 
 
@@ -37,16 +38,15 @@ class PrunedModel:
         space: Sequence[Bound] = (),
         *,
         family: Family | None = None,
-        depth: Depth | None = None,
     ) -> None:
-        """``config`` is the configuration of ``module`` as plain values, or, where ``depth`` says
-        what is missing of it, of its parent.
+        """``config`` is the configuration of ``module`` as plain values; that of a model pruned
+        before says itself what it lacks. An architecture that nobody declared is traced.
         """
         self.module = module
-        self.config = config
-        self.family = family or family_of(config)
-        self.depth = depth or groups.full_depth(self.family, config)
-        self.parent: AxisMap = groups.axes_of(module, self.family, config, self.depth)
+        self.config = parent_of(config)
+        self.family = family or family_for(self.config)
+        self.depth = depth_of(self.family, config) or groups.full_depth(self.family, self.config)
+        self.parent: AxisMap = groups.axes_of(module, self.family, self.config, self.depth)
         self.parent_sets: list[GroupSet] = groups.find(self.parent, space) if space else []
         self.axes = self.parent
         self.sets = self.parent_sets

@@ -41,9 +41,7 @@ class RunState:
         self.recipe = recipe
         self.stream: Stream = corpus.stream(recipe.seed)
         space = recipe.prune.space if recipe.prune else ()
-        self.pruned = PrunedModel(
-            model.module.to(self.device), model.config, space, depth=model.depth
-        )
+        self.pruned = PrunedModel(model.module.to(self.device), model.config, space)
         self.parent_params = self.pruned.parent.count()
         decay = recipe.prune.measure.decay if recipe.prune else 0.0
         self.average = ScoreAverage(self.pruned.ledger.sizes, decay)
