@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,3 +134,15 @@ def with_exact_norms(
 @pytest.fixture
 def clone() -> Callable[[nn.Module], nn.Module]:
     return copy.deepcopy
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-families", help="write docs/families.md from the tests' results")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if path := config.getoption("--write-families"):
+        from tests.families_page import page
+
+        passed = terminalreporter.stats.get("passed", [])
+        Path(path).write_text(page(dict(report.user_properties) for report in passed))

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from effcompress.cli import check, describe, export, look, run
-from effcompress.errors import EffcompressError
+from effcompress.errors import CoverageError, EffcompressError
 
 _LINES = 3
 
@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.debug:
             traceback.print_exception(error)
         else:
-            lines = f"error: {error}".splitlines()[:_LINES]
+            # A declaration to start from is more than a line; all else is short.
+            most = None if isinstance(error, CoverageError) else _LINES
+            lines = f"error: {error}".splitlines()[:most]
             typer.echo("\n".join(lines), err=True)
         sys.exit(error.exit_code)
     except OSError as error:

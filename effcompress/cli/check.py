@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from effcompress.cli.arguments import AsJson, Overrides, print_json
-from effcompress.errors import EffcompressError
+from effcompress.errors import CoverageError, EffcompressError
 
 
 def check(
@@ -47,7 +47,8 @@ def _report(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         priced = price(loaded)
     except EffcompressError as error:
         said = {"what": error.what, "where": error.where, "fix": error.fix}
-        return {**report, "ok": False, "error": said, "message": str(error)}
+        lines = str(error).splitlines()[: None if isinstance(error, CoverageError) else 3]
+        return {**report, "ok": False, "error": said, "message": "\n".join(lines)}
     report["checked"] += priced.lines
     return {**report, "price": priced.data}
 
@@ -57,5 +58,4 @@ def _print(report: dict[str, Any]) -> None:
     for line in report["checked"]:
         typer.echo(f"  - {line}")
     if not report["ok"]:
-        lines = f"error: {report['message']}".splitlines()[:3]
-        typer.echo("\n".join(lines), err=True)
+        typer.echo(f"error: {report['message']}", err=True)

@@ -113,8 +113,23 @@ def _forget_quantizer(model: Any, label: str) -> None:
 
 
 def _tokenizer(gguf: Path) -> Any:
+    from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
+    found: Any = AutoTokenizer.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, local_files_only=True
     )
+    if _splitting(gguf) == "smollm":
+        # transformers reads the vocabulary and forgets that these take digits one by one.
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        found.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
+    return found
+
+
+def _splitting(gguf: Path) -> str:
+    """What the file says of how text is split before it becomes tokens."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    return str(field.contents()) if field else ""

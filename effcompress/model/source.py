@@ -22,7 +22,7 @@ from effcompress.spec import ModelSpec
 
 Kind = Literal["hub", "folder", "gguf", "wheel", "random"]
 FETCH_LINE = "effcompress fetch RECIPE"
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the conversion changes, so that folders of an older effcompress are made anew."""
 BYTES = "bytes"
 BYTE_CONFIG = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 257}

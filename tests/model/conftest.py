@@ -43,14 +43,14 @@ def _metadata(writer, tokens: list[str]) -> None:
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_merges(["t h"])
+    writer.add_token_merges(["t h", "1 2"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
 
 
 def _weights() -> dict[str, tuple[int, ...]]:
     head = HIDDEN // HEADS
-    shapes: dict[str, tuple[int, ...]] = {"token_embd": (259, HIDDEN), "output_norm": (HIDDEN,)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (260, HIDDEN), "output_norm": (HIDDEN,)}
     for i in range(LAYERS):
         shapes |= {
             f"blk.{i}.attn_norm": (HIDDEN,),
@@ -66,14 +66,16 @@ def _weights() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write_gguf(path: Path, *, leave_out: str = "") -> None:
-    """A two-layer Llama with Q8_0 matrices; token 258 is the merge of t and h."""
+def write_gguf(path: Path, *, leave_out: str = "", pre: str = "") -> None:
+    """A two-layer Llama with Q8_0 matrices; tokens 258 and 259 are the merges of t and h, 1 and 2."""
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
     writer = GGUFWriter(str(path), "llama")
-    tokens = [*_byte_alphabet(), "<|im_start|>", "<|endoftext|>", "th"]
+    tokens = [*_byte_alphabet(), "<|im_start|>", "<|endoftext|>", "th", "12"]
     _metadata(writer, tokens)
-    writer.add_token_types([1] * 256 + [3] * 2 + [1])
+    if pre:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_types([1] * 256 + [3] * 2 + [1] * 2)
     rng = np.random.default_rng(0)
     for name, shape in _weights().items():
         if name == leave_out:

@@ -44,6 +44,18 @@ def test_it_is_quiet(tiny_gguf, tmp_path, capfd):
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
+@pytest.mark.parametrize(("pre", "wanted"), [("", [259]), ("smollm", [49, 50])])
+def test_digits_are_split_as_the_file_says(make_gguf, tmp_path, pre, wanted):
+    from transformers import AutoTokenizer
+
+    make_gguf(tmp_path / "x.gguf", pre=pre)
+    convert(tmp_path / "x.gguf", tmp_path, label="x")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("12", add_special_tokens=False)["input_ids"] == wanted
+    assert tokenizer("th", add_special_tokens=False)["input_ids"] == [258]
+    assert tokenizer.decode(wanted) == "12"
+
+
 def test_not_a_gguf_file(tmp_path):
     path = tmp_path / "x.gguf"
     path.write_bytes(b"PK\x03\x04")

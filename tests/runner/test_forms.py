@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,10 @@ def expected(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_folder_is_the_same_model_again(name: Name, tmp_path: Path) -> None:
+def test_every_folder_is_the_same_model_again(
+    name: Name, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    found: list[tuple[str, str, str, float | str]] = []
     ids = tokens(vocab=258)
     save_file({"ids_BT": ids}, tmp_path / "ids")
     wanted: dict[Path, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -127,6 +131,7 @@ def test_every_folder_is_the_same_model_again(name: Name, tmp_path: Path) -> Non
         if reason := IMPOSSIBLE.get((model_type, change, name)):
             with pytest.raises(RunError, match=reason):
                 form(pruned, name)
+            found.append((model_type, change, name, reason))
             continue
         folder = tmp_path / f"{model_type}-{change}"
         folder.mkdir()
@@ -137,11 +142,13 @@ def test_every_folder_is_the_same_model_again(name: Name, tmp_path: Path) -> Non
         seen = load_file(folder / "seen.safetensors")
         difference = float((seen["logits_BTV"] - logits).abs().max())
         assert difference <= 1e-5, f"{folder.name}: {difference}"
+        found.append((*folder.name.split("-"), name, difference))
         assert torch.equal(seen["cached_T"], greedy), folder.name
         assert torch.equal(seen["uncached_T"], greedy), folder.name
         config = json.loads((folder / "config.json").read_text())
         derived = ("gpt_neox", "opt", "gpt2")
         assert config.get("head_dim") == 8 or folder.name.startswith(derived)
+    record_property("forms", found)
 
 
 def test_auto_takes_the_plainest_form_that_is_possible() -> None:

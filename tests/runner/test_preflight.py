@@ -58,7 +58,7 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         ("model.shape.hidden_size=abc", "hidden_size is 'abc'"),
         ("model.shape.num_key_value_heads=3", "cannot share 3 KV heads"),
         ("model.shape={model_type: llama, hidden_size: 32}", "is missing"),
-        ("model.shape.model_type=mamba", "'mamba' is not declared"),
+        ("model.shape.model_type=llamma", "'llamma' is not declared"),
     ],
 )
 def test_shapes_that_cannot_be_meant(tmp_path: Path, change: str, message: str) -> None:

@@ -1,0 +1,24 @@
+"""docs/families.md is the page that the tests write, for the families and kinds they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conftest import FAMILIES
+from tests.contract.test_mask_equals_removal import CASES
+from tests.families_page import EXPORTS, HEAD, KINDS, NAMES
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+
+
+def test_the_page_is_current() -> None:
+    text = PAGE.read_text()
+    assert text.startswith(HEAD) and EXPORTS in text
+    assert set(NAMES) == set(FAMILIES)
+    rows = {line.split("|")[1].strip(" `"): line for line in text.splitlines() if "| `" in line}
+    first = text[: text.index(EXPORTS)]
+    rows = {line.split("|")[1].strip(" `"): line for line in first.splitlines() if "| `" in line}
+    for family in FAMILIES:
+        cells = [cell.strip() for cell in rows[family].split("|")[3:-1]]
+        filled = {kind for kind, cell in zip(KINDS, cells, strict=True) if cell}
+        assert filled == {kind for name, kind, _ in CASES if name == family}, family

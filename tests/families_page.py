@@ -1,0 +1,113 @@
+"""docs/families.md out of what the tests saw: what can be cut from each family, how exactly, and in
+which forms the result can be had. Written by
+
+    pytest tests/contract/test_mask_equals_removal.py tests/runner/test_forms.py \
+        --write-families docs/families.md
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+NAMES = {
+    "llama": "Llama 1 to 3, SmolLM",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2, Qwen2.5",
+    "qwen3": "Qwen3",
+    "smollm3": "SmolLM3",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 (text)",
+    "phi3": "Phi-3",
+    "olmo2": "OLMo 2",
+    "mixtral": "Mixtral",
+    "qwen3_moe": "Qwen3-MoE",
+    "gpt_neox": "GPT-NeoX, Pythia",
+    "opt": "OPT",
+    "gpt2": "GPT-2",
+}
+KINDS = {
+    "ffn": "FFN channel",
+    "attention": "KV group or head",
+    "query": "query slot",
+    "hidden": "hidden channel",
+    "expert": "expert",
+    "layer": "layer",
+    "attention_block": "attention block",
+    "mlp_block": "FFN block",
+}
+HEAD = """\
+# Families
+
+Generated from the results of the tests, not written by hand:
+
+```bash
+pytest tests/contract/test_mask_equals_removal.py tests/runner/test_forms.py \\
+    --write-families docs/families.md
+```
+
+## What can be cut
+
+Tiny random models in fp64, every kind with equal and with different numbers per layer. A cell is the
+largest difference of a logit between the model with the mini-groups masked by hand (an independent
+reference) and the same model with shorter tensors; afterwards backward, and generation with and
+without cache, work with eager and sdpa attention. An empty cell: the family has no such mini-group.
+`*`: exact for the model that results, whose norms average over what is left; but the removal changes
+more than what the removed units did (a norm spans all heads), and the run says by how much.
+
+"""
+EXPORTS = """
+## What the result can be saved as
+
+Fresh process, plain transformers, fp32: the largest difference of a logit over pruned width, depth and
+both; the greedy tokens are equal with and without cache. `uniform`: stock class, layers of equal
+widths. `padded`: stock class, zeros where layers are narrower or gone. `exact`: the shapes as they are.
+Widths are uneven and the hidden size odd in the last two columns; where LayerNorm subtracts a mean, no
+zeros can be added to it.
+
+"""
+
+
+def page(results: Iterable[Mapping[str, Any]]) -> str:
+    """Markdown. ``results`` are the properties that the two tests recorded."""
+    cuts: dict[tuple[str, str], float] = defaultdict(float)
+    marks: set[tuple[str, str]] = set()
+    forms: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
+    for found in results:
+        if "kind" in found:
+            key = (found["family"], found["kind"])
+            cuts[key] = max(cuts[key], found["difference"])
+            marks |= {key} if found["approximate"] else set()
+        for family, change, name, difference in found.get("forms", ()):
+            forms[family, name].append((change, difference))
+    lines = [f"| `model_type` | | {' | '.join(KINDS.values())} |", "|---" * (2 + len(KINDS)) + "|"]
+    for family, title in NAMES.items():
+        cells = [_cut(cuts.get((family, k)), (family, k) in marks) for k in KINDS]
+        lines.append(f"| `{family}` | {title} | {' | '.join(cells)} |")
+    told = ["| `model_type` | uniform | padded | exact |", "|---|---|---|---|"]
+    for family in NAMES:
+        cells = [_form(forms[family, name]) for name in ("uniform", "padded", "exact")]
+        told.append(f"| `{family}` | {' | '.join(cells)} |")
+    return f"{HEAD}{_joined(lines)}{EXPORTS}{_joined(told)}"
+
+
+def _joined(lines: list[str]) -> str:
+    return "\n".join(lines) + "\n"
+
+
+def _cut(difference: float | None, mark: bool) -> str:
+    return "" if difference is None else f"{_power(difference)}{'*' if mark else ''}"
+
+
+def _form(found: list[tuple[str, Any]]) -> str:
+    possible = [d for _, d in found if not isinstance(d, str)]
+    refused = [change for change, d in found if isinstance(d, str)]
+    said = _power(max(possible)) if possible else ""
+    if not refused:
+        return said
+    return f"{said}; not {' nor '.join(refused)}".removeprefix("; ")
+
+
+def _power(value: float) -> str:
+    return f"{value:.0e}".replace("e-0", "e-") if value else "0"
