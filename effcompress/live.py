@@ -153,17 +153,14 @@ def story(event: Event) -> str | None:
         scores = ", ".join(f"{n} {d['perplexity']:.2f}" for n, d in event["domains"].items())
         return f"perplexity {event['when']}: {scores}"
     if kind == "export":
-        form = event.get("form", "uniform")
-        told = f" ({form})" if form != "uniform" else ""
-        return (
-            f"saved as a {event['container']} model{told}, {count(event['parameters'])} parameters"
-        )
+        kind_of = f"{event['container']} model, {event.get('form', 'uniform')}"
+        return f"saved as a {kind_of}, {count(event['parameters'])} parameters"
     if kind == "proof":
         difference = event["max_logit_difference"]
         return f"reloaded by itself: largest difference of a logit {difference:.1e}"
     if kind == "approximate":
         moved, sets = event["max_logit_difference"], ", ".join(event["sets"][:3])
-        return f"not exact: without {sets} logits differ by {moved:.1e} from their mere absence"
+        return f"not exact: removing {sets} rescales what stays; logits move by {moved:.1e} more"
     if kind == "warning":
         return f"warning: {event['text']}"
     if kind == "end":

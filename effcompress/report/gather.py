@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import RunError
+from effcompress.kinds import of
 
 Line = Mapping[str, Any]
 
@@ -205,12 +206,28 @@ def _record(lines: list[dict[str, Any]], plans: list[dict[str, Any]], recipe: st
         after=evaluations.get("after"),
         export=export[-1] if export else None,
         proof=proof[-1] if proof else None,
-        warnings=tuple(e["text"] for e in by_kind.get("warning", [])),
+        warnings=(
+            *(e["text"] for e in by_kind.get("warning", [])),
+            *_approximate(by_kind.get("approximate", [])),
+        ),
         commit_difference=max((d for d in differences if d is not None), default=None),
         end=end,
         widths=(end or {}).get("widths") or _widths(run.get("widths") or {}, plans),
         recipe=recipe,
     )
+
+
+def _approximate(events: list[dict[str, Any]]) -> list[str]:
+    """One sentence about removals that changed more than what the removed units did."""
+    if not events:
+        return []
+    moved = max(e["max_logit_difference"] for e in events)
+    kinds = dict.fromkeys(name.split(".")[0] for e in events for name in e["sets"])
+    named = ", ".join(of(kind).plural for kind in kinds)
+    return [
+        f"Removing {named} rescaled what stays, because a norm spans all of them: logits moved by "
+        f"up to {moved:.2g} more than by their absence alone."
+    ]
 
 
 def _pick(kind: Any, line: Line) -> Any:

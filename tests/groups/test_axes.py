@@ -63,6 +63,17 @@ def test_exact_counts_of_published_cuts() -> None:
     assert cut(LLAMA_3_8B, range(4, 30), 3584, 2) == 6_612_586_496
 
 
+def test_exact_count_of_torch_prunings_half_llama() -> None:
+    """Torch-Pruning's Llama-3.1-8B at 50 %: half of the hidden and FFN channels and of the query
+    heads of each group, all KV heads.
+    """
+    axes = groups.from_config(LLAMA, LLAMA_3_8B)
+    half = {name: width // 2 for name, width in axes.widths.items() if width > 1}
+    kept = {n: w for n, w in half.items() if n.split(".")[0] in ("hidden", "ffn", "query")}
+    assert kept["hidden"] == 2048 and kept["query.0"] == 2
+    assert axes.count(kept) == 2_337_409_024
+
+
 def test_freed_is_the_difference_of_counts() -> None:
     axes = groups.from_config(LLAMA, shape("gqa_untied"))
     for name in ("hidden", "ffn.1", "attention.2"):

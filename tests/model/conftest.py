@@ -67,7 +67,7 @@ def _weights() -> dict[str, tuple[int, ...]]:
 
 
 def write_gguf(path: Path, *, leave_out: str = "", pre: str = "") -> None:
-    """A two-layer Llama with Q8_0 matrices; tokens 258 and 259 are the merges of t and h, 1 and 2."""
+    """A two-layer Llama with Q8_0 matrices; token 258 merges t and h, token 259 merges 1 and 2."""
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
     writer = GGUFWriter(str(path), "llama")

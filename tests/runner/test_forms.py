@@ -164,3 +164,20 @@ def test_what_cannot_be_had_is_said() -> None:
         form(cut("llama", "width", "padded"), "uniform")
     with pytest.raises(RunError, match="layers differ: attention_block of layer 0 is gone"):
         form(cut("llama", "depth", "padded"), "uniform")
+
+
+def test_what_is_not_the_model_fails_loudly(tmp_path: Path) -> None:
+    pruned, other = cut("llama", "both", "exact"), cut("llama", "both", "exact")
+    for p in other.module.parameters():
+        p.data += 0.01
+    ids = tokens(vocab=258)
+    for folder, model in (("own", pruned), ("foreign", other)):
+        (tmp_path / folder).mkdir()
+        write(model, form(model, "exact"), tmp_path / folder)
+    checkpoint.prove(tmp_path / "own", pruned.module, ids, own_class=True)
+    with pytest.raises(RunError, match="logits differ by"):
+        checkpoint.prove(tmp_path / "foreign", pruned.module, ids, own_class=True)
+    weights = tmp_path / "own" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 100)
+    with pytest.raises(RunError, match="does not load in a fresh process"):
+        checkpoint.prove(tmp_path / "own", pruned.module, ids, own_class=True)

@@ -21,6 +21,13 @@ QUERY = (ATTENTION + "/query.{i}", "head")
 """Query rows: KV heads, each with its query heads, each ``head_dim`` wide."""
 HEAD = (ATTENTION, "head")
 BLOCKS = {"one": lambda _: 1, "head": head_dim}
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 QK_NORM = (
     Axis(LAYER + "self_attn.q_norm.weight", 0, "head_dim"),
     Axis(LAYER + "self_attn.k_norm.weight", 0, "head_dim"),
@@ -101,24 +108,9 @@ def decoder(
     return Family(
         name=name,
         model_types=model_types,
-        axes=(
-            Axis("model.embed_tokens.weight", 0, "vocab"),
-            Axis("model.embed_tokens.weight", 1, "hidden"),
-            *own,
-            *more,
-            *(Axis(norm, 0, "hidden") for norm in norms),
-            Axis("model.norm.weight", 0, "hidden"),
-            Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
-            Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
-        ),
+        axes=_whole((*own, *more, *(Axis(norm, 0, "hidden") for norm in norms))),
         blocks=BLOCKS,
-        required=(
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-        ),
+        required=REQUIRED,
         norms=(*norms, *traits.pop("head_norms", ()), "model.norm.weight"),
         sublayers={
             kind: Sublayer(module, outputs, tuple(norm for norm in pair if norm))
@@ -131,6 +123,18 @@ def decoder(
             "depth_fields": per_layer("layer_types", "no_rope_layers"),
             **traits,
         },
+    )
+
+
+def _whole(layers: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The layers between embedding and output matrix."""
+    return (
+        Axis("model.embed_tokens.weight", 0, "vocab"),
+        Axis("model.embed_tokens.weight", 1, "hidden"),
+        *layers,
+        Axis("model.norm.weight", 0, "hidden"),
+        Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
+        Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
     )
 
 
