@@ -87,7 +87,6 @@ def ours(name: str, kind: str) -> dict[str, float]:
         }
     pruned = PrunedModel(model, config, [Bound(REGISTRY.get("space", kind), {"minimum": 1})])
     size = next(p.element_size() for p in model.parameters())
-    rate = bandwidth()
     before, masks = pruned.params, []
     rounds = min(EVERY, min(s.size for s in pruned.sets) - 1)
     for unit in range(rounds):
@@ -96,7 +95,7 @@ def ours(name: str, kind: str) -> dict[str, float]:
         masks.append(time.perf_counter() - started)
     held, started = peak(), time.perf_counter()
     pruned.commit(optimizer)
-    commit = time.perf_counter() - started
+    commit, extra, rate = time.perf_counter() - started, peak() - held, bandwidth()
     touched = pruned.params if kind == "hidden" else _touched(pruned)
     return {
         "mask": statistics.median(masks),
@@ -105,7 +104,7 @@ def ours(name: str, kind: str) -> dict[str, float]:
         "average": statistics.mean(masks) + commit / rounds,
         "floor_mask": 3 * size * (before - pruned.params) / rounds / rate,
         "floor_commit": 2 * 3 * size * touched / rate,
-        "extra_bytes": peak() - held,
+        "extra_bytes": extra,
         "bandwidth": rate,
     }
 

@@ -38,7 +38,7 @@ def look(folder: str, source: str, target: str, *, own_class: bool) -> None:
     wrong = {key: value for key, value in info.items() if value}
     if wrong:
         raise SystemExit(f"the folder does not load cleanly: {wrong}")
-    AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=own_class)
     model.eval()
     # Greedy and nothing else: what the folder's generation config prefers is not what is proven.
     stop = model.generation_config.eos_token_id

@@ -27,15 +27,16 @@ class LiveLayerNorm(nn.LayerNorm):
     live: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        """``input`` [..., P]."""
-        live = self.live.to(input.device, input.dtype)
+        """``input`` [..., P]; sums in fp32 at least, the result in the type of the gain."""
+        wide = input if input.dtype == torch.float64 else input.float()
+        live = self.live.to(wide.device, wide.dtype)
         count = live.sum()
-        mean = (input * live).sum(-1, keepdim=True) / count
-        centred = (input - mean) * live
-        scale = torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + self.eps)
-        out = centred * scale
-        if self.weight is not None:
-            out = out * self.weight
+        mean = (wide * live).sum(-1, keepdim=True) / count
+        centred = (wide - mean) * live
+        out = centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + self.eps)
+        if self.weight is None:
+            return out.to(input.dtype)
+        out = out.to(self.weight.dtype) * self.weight
         return out if self.bias is None else out + self.bias
 
 

@@ -52,7 +52,7 @@ h2{{font-size:20px;margin:40px 0 14px;letter-spacing:-.01em}}
 .lead{{font-size:21px;line-height:1.45;margin:18px 0 26px;max-width:62ch}}
 .cards,.grid,.two{{display:grid;gap:16px}}
 .cards{{grid-template-columns:1.15fr 1.3fr .95fr 1.1fr}}
-@media(max-width:940px){{.cards{{grid-template-columns:1fr 1fr}}}}
+@media(max-width:1080px){{.cards{{grid-template-columns:1fr 1fr}}}}
 @media(max-width:560px){{.cards{{grid-template-columns:1fr}}}}
 .grid,.two{{grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr))}}
 .card,figure{{background:var(--ground);border:1px solid var(--rule);border-radius:12px;margin:0;

@@ -131,7 +131,7 @@ def load(record: Record, path: str) -> str:
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f'model = AutoModelForCausalLM.from_pretrained("{path}"{own})\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{path}")'
+        f'tokenizer = AutoTokenizer.from_pretrained("{path}"{own})'
     )
 
 
