@@ -147,7 +147,7 @@ def trace(
     except ImportError as error:
         raise CoverageError(
             "an architecture that is not declared is traced with torch-pruning, which is missing",
-            fix="pip install 'effcompress[trace]'",
+            fix="pip install torch-pruning",
         ) from error
     except Exception as error:
         raise CoverageError(f"no graph: {_first_line(error)}", where=_name(module)) from error
