@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,22 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
             if s.name in found:
                 raise CoverageError(f"two spaces claim the axis '{s.name}'", where=bound.name)
             found[s.name] = s
+    _check_steps(found.values())
     return list(found.values())
+
+
+def _check_steps(sets: Iterable[GroupSet]) -> None:
+    """In lockstep one block goes from every set, so that they reach multiples together or never."""
+    rests: dict[str, set[int]] = defaultdict(set)
+    for s in sets:
+        if s.scope == "lockstep":
+            rests[s.kind].add(s.size % s.round_to)
+    for kind, found in rests.items():
+        if len(found) > 1:
+            raise CoverageError(
+                f"{kind}: layers that differ in width cannot reach multiples in lockstep",
+                fix="Write `scope: per_layer`.",
+            )
 
 
 def left(sets: Sequence[GroupSet], axes: AxisMap) -> list[GroupSet]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from effcompress.errors import CoverageError
 from effcompress.registry import space
@@ -31,8 +31,8 @@ def ffn(
     """
     multiple = math.lcm(round_to, serve_tp)
     for kind in ("ffn", "expert_ffn"):
-        yield from axes.sets(
-            kind, scope=scope, minimum=minimum, round_to=multiple, skip_layers=skip_layers
+        yield from _sets(
+            axes, kind, scope=scope, minimum=minimum, round_to=multiple, skip_layers=skip_layers
         )
 
 
@@ -66,8 +66,8 @@ def attention(
         kind = "query"
         kv = math.gcd(*(axes.widths[name] for name in axes.axes("attention")))
         multiple = serve_tp // math.gcd(kv, serve_tp)
-    yield from axes.sets(
-        kind, scope=scope, minimum=minimum, round_to=multiple, skip_layers=skip_layers
+    yield from _sets(
+        axes, kind, scope=scope, minimum=minimum, round_to=multiple, skip_layers=skip_layers
     )
 
 
@@ -91,8 +91,8 @@ def expert(
     """One expert of a mixture and its row of the router. As many as a token is sent to always
     stay. ``serve_tp`` devices will share the experts evenly.
     """
-    yield from axes.sets(
-        "expert", scope=scope, minimum=minimum, round_to=serve_tp, skip_layers=skip_layers
+    yield from _sets(
+        axes, "expert", scope=scope, minimum=minimum, round_to=serve_tp, skip_layers=skip_layers
     )
 
 
@@ -127,4 +127,14 @@ def _modules(
 ) -> Iterator[GroupSet]:
     if axes.no_depth:
         raise CoverageError(f"no {kind} can go here: {axes.no_depth}", where=axes.family.name)
-    yield from axes.sets(kind, scope="global", minimum=0, floor=minimum, skip_layers=skip_layers)
+    yield from _sets(axes, kind, scope="global", minimum=0, floor=minimum, skip_layers=skip_layers)
+
+
+def _sets(
+    axes: AxisMap, kind: str, *, skip_layers: tuple[int, ...], **how: Any
+) -> Iterator[GroupSet]:
+    layers = len(axes.depth.layers)
+    for i in skip_layers:
+        if not -layers <= i < layers:
+            raise CoverageError(f"skip_layers names {i}, but the model has {layers} layers")
+    yield from axes.sets(kind, skip_layers=skip_layers, **how)

@@ -32,11 +32,18 @@ KERNEL = 8
 
 
 def _plain_if_odd(module: Any) -> None:
-    """Experts whose rows no grouped kernel takes go one by one."""
+    """Experts whose rows no grouped kernel takes go one by one. Decided by the shapes alone, so
+    that a resumed run decides the same.
+    """
     experts = [p for p in module.parameters(recurse=False) if p.dim() == 3]
-    if hasattr(module, "config") and any(p.shape[-1] % KERNEL for p in experts):
+    if not experts or not hasattr(module, "config"):
+        return
+    stock = getattr(module, "stock_experts", module.config._experts_implementation)
+    odd = any(p.shape[-1] % KERNEL for p in experts)
+    if odd or hasattr(module, "stock_experts"):
+        module.stock_experts = stock
         module.config = copy.copy(module.config)  # all layers share one; these may differ
-        module.config._experts_implementation = "eager"
+        module.config._experts_implementation = "eager" if odd else stock
 
 
 def adapt(module: nn.Module, axes: AxisMap, config: Config) -> None:
@@ -77,10 +84,13 @@ def layer_widths(axes: AxisMap, layer: int) -> dict[str, int]:
 
 
 def _absent(axes: AxisMap, layer: int, inside: str) -> bool:
-    return any(
-        f"{kind}.{layer}" in axes.depth.absent and inside.split(".")[0] == sublayer.silent
+    gone = [
+        module
         for kind, sublayer in axes.family.sublayers.items()
-    )
+        if f"{kind}.{layer}" in axes.depth.absent
+        for module in sublayer.modules
+    ]
+    return any(inside == module or inside.startswith(f"{module}.") for module in gone)
 
 
 def depth_fields(family: Family, config: Config, layers: tuple[int, ...]) -> dict[str, Any]:

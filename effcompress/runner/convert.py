@@ -131,7 +131,7 @@ def _gguf(pruned: PrunedModel, model: LoadedModel, target: Path, dtype: DType, n
             config,
             layers,
             axes.widths["hidden"],
-            pruned.norms()[0].epsilon,
+            pruned.norms()[0].epsilon,  # Llama and Mistral have norms
             tensors,
             Path(words),
             dtype=dtype,

@@ -77,7 +77,7 @@ def _uniform(pruned: PrunedModel) -> Form:
 
 def _padded(pruned: PrunedModel) -> Form:
     now, why = pruned.axes, list[str]()
-    wide = widest(now)
+    wide = {**widest(pruned.parent), **widest(now)}  # of what is gone everywhere, the parent's
     for kind in now.family.rigid:
         if any(now.widths[name] != wide[kind] for name in now.axes(kind)):
             raise RunError(
@@ -137,9 +137,9 @@ def _absent(axes: AxisMap) -> dict[str, list[list[Any]]]:
 def _per_layer(pruned: PrunedModel) -> dict[str, list[int]]:
     """Configuration fields that speak of widths within a layer -> one value per layer."""
     axes, config = pruned.axes, pruned.config
-    most = {**widest(axes), "hidden": -1}
+    most = {**widest(pruned.parent), **widest(axes), "hidden": -1}
     everywhere = {field for field, v in pruned.family.resize(config, most).items() if v == -1}
-    fields = per_layer(axes, config, {})
+    fields = per_layer(axes, config, {}, widest(pruned.parent))
     return {f: v for f, v in fields.items() if f not in everywhere and "head_dim" not in f}
 
 
@@ -167,12 +167,14 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
         **depth_fields(family, config, now.depth.layers),
         **family.resize(config, widths),
     }
-    first = pruned.norms()[0]
-    epsilon = first.epsilon * _stretch(first, now, then)
-    if family.epsilon_field:
-        fields[family.epsilon_field] = epsilon
-    built = container(family, fields, then.shapes)
-    return built, _filled(pruned, then, {**_factors(pruned, then), **_fed(pruned, then, epsilon)})
+    factors = _factors(pruned, then)
+    # A traced family may have no norm over anything that can be cut; then no epsilon changed.
+    for first in pruned.norms()[:1]:
+        epsilon = first.epsilon * _stretch(first, now, then)
+        if family.epsilon_field:
+            fields[family.epsilon_field] = epsilon
+        factors |= _fed(pruned, then, epsilon)
+    return container(family, fields, then.shapes), _filled(pruned, then, factors)
 
 
 def _stretch(norm: Norm, now: AxisMap, then: AxisMap) -> float:

@@ -74,7 +74,8 @@ def require_reachable(loaded: LoadedRecipe) -> Priced | None:
     budget = budget_of(price)
     simulate(budget)
     if not budget.reached:
-        below = budget.params - min(f for k in range(len(budget.lines)) if (f := budget.freed(k)))
+        movable = [k for k in range(len(budget.lines)) if budget.movable(k)]
+        below = budget.params - min((budget.freed(k) for k in movable), default=0)
         raise RecipeError(
             f"prune.target: {price.target:,} parameters lie between two sizes this model can have",
             where=where,

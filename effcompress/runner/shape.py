@@ -20,22 +20,29 @@ def living_layers(axes: AxisMap, widths: Widths) -> list[int]:
     return [i for i in axes.depth.layers if wide[f"layer.{i}"]]
 
 
-def per_layer(axes: AxisMap, config: Config, widths: Widths) -> dict[str, list[Any]]:
-    """Configuration fields that depend on widths -> one value for each layer that is there."""
+def per_layer(
+    axes: AxisMap, config: Config, widths: Widths, parent: Widths | None = None
+) -> dict[str, list[Any]]:
+    """Configuration fields that depend on widths -> one value for each layer that is there.
+    ``parent``: widths per axis kind of what no layer has any more.
+    """
     wide = {**axes.widths, **widths}
-    most: dict[str, int] = {}
+    most = dict(parent or {})
+    for name, width in axes.widths.items():
+        most.setdefault(name.split(".")[0], width)
+    living: dict[str, int] = {}
     by_layer: dict[int, dict[str, int]] = defaultdict(dict)
     for name, width in wide.items():
         kind, _, layer = name.partition(".")
         if kind in DEPTH or not axes.living(name, wide):
             continue
-        most[kind] = max(width, most.get(kind, 0))
+        living[kind] = max(width, living.get(kind, 0))
         if layer:
             by_layer[int(layer)][kind] = width
     found: dict[str, list[Any]] = {}
     for i in living_layers(axes, wide):
         # What a layer lacks altogether (a block that is gone) is told by the others.
-        for field, value in axes.family.resize(config, {**most, **by_layer[i]}).items():
+        for field, value in axes.family.resize(config, {**most, **living, **by_layer[i]}).items():
             found.setdefault(field, []).append(value)
     return found
 

@@ -111,20 +111,37 @@ class Budget:
             if any(not gone.isdisjoint(names) for names in price):
                 self._freed.pop(other, None)
 
+    def movable(self, k: int) -> bool:
+        """Whether line ``k`` has a mini-group to give, whatever the target."""
+        line = self.lines[k]
+        return self.freed(k) > 0 and self.widths[line.sets[0]] - self.block(k) >= line.minimum
+
     @property
     def reached(self) -> bool:
         """Whether the size is within the tolerance of the target."""
         return abs(self.params - self.target) <= TOLERANCE * self.target
 
     def _allowed(self, k: int) -> bool:
-        line, block, freed = self.lines[k], self.block(k), self.freed(k)
-        if freed <= 0 or self.widths[line.sets[0]] - block < line.minimum:
+        if not self.movable(k):
             return False
+        line, block, freed = self.lines[k], self.block(k), self.freed(k)
         after = self.params - freed
         nearer = abs(after - self.target) < abs(self.params - self.target)
         if not nearer or after < self.target * (1 - TOLERANCE):
             return False
-        return not line.floor or self.left(line.pool) - block >= line.floor
+        if line.floor and self.left(line.pool) - block < line.floor:
+            return False
+        return line.kind != "layer" or self._floors_hold(line.sets[0])
+
+    def _floors_hold(self, layer: str) -> bool:
+        """Whether every pool keeps what it must when this layer takes its blocks along."""
+        after = {**self.widths, layer: 0}
+        for pool, lines in self._pools.items():
+            names = [self.lines[k].sets[0] for k in lines if pool != "layer"]
+            left = sum(after[name] for name in names if self.axes.living(name, after))
+            if names and left < self.lines[lines[0]].floor:
+                return False
+        return True
 
 
 def _price(axes: AxisMap, line: Line) -> dict[tuple[str, ...], int]:

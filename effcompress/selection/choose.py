@@ -57,7 +57,8 @@ def choose(
     Raises PluginError when the selector returns something else than one value per candidate.
     """
     # What went with its layer is neither a candidate nor counted.
-    lines = lines_of(s for s in sets if bool(torch.isfinite(scores[s.name]).any()))
+    there = {s.name: int(torch.isfinite(scores[s.name]).sum()) for s in sets}
+    lines = lines_of(s for s in sets if axes.living(s.name, there))
     queues = [_queue([scores[name] for name in line.sets], line.sets) for line in lines]
     alive = dict.fromkeys((s.name for s in sets), 0)
     alive |= {name: len(q.units[name]) for q in queues for name in q.units}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from effcompress import groups
@@ -63,6 +65,28 @@ def test_layers_are_one_pool_with_a_floor() -> None:
     assert removed == {"layer": 2}
     assert b.params == least(of, sets) == of.count({"layer.0": 0, "layer.1": 0})
     assert b.removed(0) == pytest.approx(1 / 3)
+
+
+def test_a_layer_does_not_take_the_last_block_of_its_kind_along() -> None:
+    of = axes(num_hidden_layers=4)
+    sets = [*find(of, "attention_block"), *find(of, "layer")]
+    gone = {f"attention_block.{i}": 0 for i in (1, 2, 3)}
+    b = Budget(of, lines_of(sets), gone, 1)
+    assert [b.lines[k].sets[0] for k in b.open()] == ["layer.1", "layer.2", "layer.3"]
+
+
+def test_layers_that_differ_cannot_reach_multiples_together() -> None:
+    of = axes()
+    uneven = replace(of, widths={**of.widths, "ffn.1": 38})
+    with pytest.raises(CoverageError, match="ffn: layers that differ in width"):
+        find(uneven, "ffn", round_to=4)
+    assert len(find(uneven, "ffn", round_to=4, scope="per_layer")) == 3
+
+
+def test_skipping_a_layer_that_is_not_there_is_an_error() -> None:
+    for i in (3, -4):
+        with pytest.raises(CoverageError, match=f"skip_layers names {i}, but the model has 3"):
+            find(axes(), "ffn", skip_layers=(i,))
 
 
 def test_experts_stay_as_many_as_a_token_is_sent_to() -> None:

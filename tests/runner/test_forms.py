@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress import checkpoint
 from effcompress.errors import RunError
@@ -181,3 +182,28 @@ def test_what_is_not_the_model_fails_loudly(tmp_path: Path) -> None:
     os.truncate(weights, weights.stat().st_size - 100)
     with pytest.raises(RunError, match="does not load in a fresh process"):
         checkpoint.prove(tmp_path / "own", pruned.module, ids, own_class=True)
+
+
+@pytest.mark.parametrize("kind", ["attention_block", "mlp_block"])
+def test_a_model_without_any_block_of_a_kind_can_be_had(kind: str) -> None:
+    config, model = shape("gqa_tied"), tiny("gqa_tied")
+    pruned = PrunedModel(model, config, [Bound(REGISTRY.get("space", kind))])
+    pruned.mask({f"{kind}.{i}": [0] for i in range(3)})
+    pruned.commit()
+    padded, exact = form(pruned, "padded"), form(pruned, "exact")
+    assert padded.count == sum(p.numel() for p in tiny("gqa_tied").parameters())
+    assert exact.count == pruned.params
+
+
+def test_a_traced_family_without_norms_over_what_is_cut() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 61}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    built = AutoConfig.for_model("cohere", **sizes, **heads, bos_token_id=1, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(built).eval()
+    config = json.loads(built.to_json_string(use_diff=False))
+    pruned = PrunedModel(model, config, [Bound(REGISTRY.get("space", "ffn"))])
+    assert pruned.family.traced and pruned.norms() == []
+    pruned.mask({"ffn.0": [1], "ffn.1": [2]})
+    pruned.commit()
+    made = form(pruned, "uniform")
+    assert made.model_type == "cohere" and made.count == pruned.params

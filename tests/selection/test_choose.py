@@ -118,3 +118,22 @@ def test_blocks_are_compared_as_blocks() -> None:
     assert found.removed == {"hidden": 1, "ffn": 1}
     assert [len(found.plan[f"ffn.{i}"]) for i in range(3)] == [8, 8, 8]  # 40 -> 32
     assert found.plan["hidden"] == [5] and found.widths["ffn.1"] == 32
+
+
+def test_what_went_with_its_layer_no_longer_counts() -> None:
+    """Layer 0 is gone; the others go on in lockstep, by their own widths, down to the minimum."""
+    space = [
+        Bound(REGISTRY.get("space", "ffn"), {"minimum": 8}),
+        Bound(REGISTRY.get("space", "layer"), {"minimum": 2}),
+    ]
+    sets = groups.find(AXES, space)
+    scores = {s.name: 100.0 + torch.arange(s.size, dtype=torch.float32) for s in sets}
+    for i in range(3):
+        scores[f"layer.{i}"] += 1e6
+    scores["layer.0"][:] = torch.inf
+    for i in (1, 2):  # 10 of 40 are left in the living layers, all 40 in the dead one
+        scores[f"ffn.{i}"][:30] = torch.inf
+    found = choose(sets, AXES, scores, Due(groups=9), 1000, RAW)
+    assert found.plan == {"ffn.1": [30, 31], "ffn.2": [30, 31]}
+    assert found.widths["ffn.0"] == 0
+    assert found.params == AXES.count(found.widths)

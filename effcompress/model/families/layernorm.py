@@ -119,6 +119,14 @@ def _opt_no_depth(config: Config) -> str:
     return "the residual stream itself is normalised in every layer (do_layer_norm_before: false)"
 
 
+def _opt_attributes(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {"self_attn": {"num_heads": widths["attention"]}}
+    if not config.get("layer_norm_elementwise_affine", True):  # no gain tells their length
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            found[norm] = {"normalized_shape": [widths["hidden"]]}
+    return found
+
+
 OPT = Family(
     name="opt",
     model_types=("opt",),
@@ -182,7 +190,7 @@ OPT = Family(
         "mlp_block": Sublayer("fc2", 1, ("final_layer_norm", "fc1")),
     },
     flags={"projected": _projected, "final_norm": _has_final_norm},
-    attributes=lambda _, w: {"self_attn": {"num_heads": w["attention"]}},
+    attributes=_opt_attributes,
     final_norm="model.decoder.final_layer_norm.weight",
     epsilon_field="",
     fixed=("vocab", "positions", "embedding"),

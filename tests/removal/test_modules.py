@@ -1,0 +1,39 @@
+"""Modules agree with their tensors, by the shapes alone."""
+
+from __future__ import annotations
+
+import torch
+
+from effcompress.registry import REGISTRY, Bound
+from effcompress.runner.pruned import PrunedModel
+from tests.conftest import shape, tiny, tokens
+
+
+def pruned(kind: str, **more: object) -> PrunedModel:
+    config, model = shape("gqa_tied", **more), tiny("gqa_tied", **more)
+    return PrunedModel(model, config, [Bound(REGISTRY.get("space", kind))])
+
+
+def test_the_way_of_experts_follows_from_their_shape() -> None:
+    """Whatever the widths were in between: a resumed run knows only those of now."""
+    model = pruned("ffn", model_type="qwen3_moe", moe_intermediate_size=16)
+    experts = model.module.get_submodule("model.layers.0.mlp.experts")
+    stock = experts.config._experts_implementation
+    assert stock != "eager"
+    for units, wanted in (([0], "eager"), (range(1, 8), stock), ([8], "eager")):
+        model.mask({"expert_ffn.0": list(units)})
+        model.commit()
+        assert experts.config._experts_implementation == wanted
+    other = model.module.get_submodule("model.layers.2.mlp.experts")
+    assert other.config._experts_implementation == stock
+
+
+def test_norms_without_gain_know_their_length() -> None:
+    more = {"layer_norm_elementwise_affine": False, "_remove_final_layer_norm": True}
+    model = pruned("hidden", model_type="opt", **more)
+    model.mask({"hidden": [0, 5, 9]})
+    with torch.no_grad():
+        masked = model.module(tokens(), use_cache=False).logits
+        model.commit()
+        cut = model.module(tokens(), use_cache=False).logits
+    torch.testing.assert_close(cut, masked, rtol=1e-4, atol=1e-4)
