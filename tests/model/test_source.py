@@ -51,7 +51,7 @@ def test_the_real_configuration_wins_once_it_is_here(shelf, tmp_path, tiny_shape
     folder = fetch(shelf.spec(), tmp_path)
     config = config_of(shelf.spec(shape={**tiny_shape, "rms_norm_eps": 1e-5}), tmp_path)
     assert config is not None
-    assert config["vocab_size"] == 259
+    assert config["vocab_size"] == 260
     (item,) = items(shelf.spec(), tmp_path)
     assert item.cached and item.where == folder
     assert item.size == sum(path.stat().st_size for path in folder.iterdir())

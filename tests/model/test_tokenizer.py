@@ -61,7 +61,7 @@ def test_the_tokenizer_of_a_gguf_file(tiny_gguf, tmp_path):
     convert(tiny_gguf, tmp_path / "a", label="x")
     one = open_tokenizer(None, tmp_path / "a", offline=True)
     assert one.encode(["the"]) == [[258, ord("e")]]
-    assert (one.bos_id, one.eos_id, one.vocab_size) == (256, 257, 259)
+    assert (one.bos_id, one.eos_id, one.vocab_size) == (256, 257, 260)
     one.save(tmp_path / "b")
     again = open_tokenizer(str(tmp_path / "b"), None, offline=True)
     assert again.fingerprint == one.fingerprint
