@@ -14,6 +14,9 @@ Widths = Mapping[str, int]
 WHOLE = -1
 """Instead of a dimension: all of the parameter, which goes as one piece (a layer, a block)."""
 
+EXPERT_ROW = 8
+"""Grouped kernels for experts want rows of 16 bytes: 8 numbers of the narrowest type in use."""
+
 DEPTH = ("layer", "attention_block", "mlp_block")
 """Kinds whose units are modules, not positions; every layer has one unit of each."""
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from effcompress.architecture import DEPTH as DEPTH
+from effcompress.architecture import EXPERT_ROW as EXPERT_ROW
 from effcompress.architecture import WHOLE as WHOLE
 from effcompress.architecture import Axis as Axis
 from effcompress.architecture import Config as Config
@@ -33,6 +34,16 @@ Scores = dict[str, "Tensor"]
 """Group set name -> ``score_G`` in original unit order; ``inf`` where a unit is gone."""
 Plan = dict[str, list[int]]
 """Group set name -> original numbers of the mini-groups to remove. Plain JSON."""
+
+
+def in_layer(widths: Widths, layer: int) -> dict[str, int]:
+    """Widths by axis name -> widths by kind, as one layer (its number in the parent) has them."""
+    found: dict[str, int] = {}
+    for name, width in widths.items():
+        kind, _, number = name.partition(".")
+        if not number or int(number) == layer:
+            found[kind] = width
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from effcompress.types import Axis, Config, Family, Widths
+from effcompress.types import Axis, Config, Family, Widths, in_layer
 
 Product = tuple[str, ...]
 """Axis kinds and block names, to be multiplied: ``("attention", "query", "head")``."""
@@ -116,16 +116,6 @@ def value(product: Iterable[str], widths: Widths, blocks: Mapping[str, int]) -> 
     return math.prod(widths[name] if name in widths else blocks[name] for name in product)
 
 
-def per_kind(widths: Widths, layer: int) -> dict[str, int]:
-    """Widths by axis name -> widths by kind, in one layer."""
-    found: dict[str, int] = {}
-    for name, width in widths.items():
-        kind, _, number = name.partition(".")
-        if not number or int(number) == layer:
-            found[kind] = width
-    return found
-
-
 def _units(draft: Draft, kind: str) -> Callable[[Config, int], int]:
     def units(_config: Config, layer: int) -> int:
         found = draft.widths.get(f"{kind}.{layer}")
@@ -139,7 +129,7 @@ def _constant(size: int) -> Callable[[Config], int]:
 
 
 def _resize(draft: Draft, widths: Widths) -> dict[str, Any]:
-    known = {**per_kind(draft.widths, 0), **widths}
+    known = {**in_layer(draft.widths, 0), **widths}
     return {name: value(product, known, draft.blocks) for name, product in draft.fields.items()}
 
 

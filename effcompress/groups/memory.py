@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from effcompress.groups.draft import Draft, Product, per_kind, value
-from effcompress.types import AxisMap, Config, Widths
+from effcompress.groups.draft import Draft, Product, value
+from effcompress.types import AxisMap, Config, Widths, in_layer
 
 # These modules are told their sizes by their tensors.
 _FOLLOW_TENSORS = (nn.Linear, nn.Embedding, nn.LayerNorm)
@@ -31,7 +31,7 @@ class Sized:
     @property
     def widths(self) -> Widths:
         """Widths per axis kind, in the first layer."""
-        return per_kind(self.axes.widths, 0)
+        return in_layer(self.axes.widths, 0)
 
     def holds(self, product: Product) -> int:
         """A product of widths and blocks in this model."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from effcompress.errors import SourceError
 from effcompress.groups.axes import from_shapes
-from effcompress.groups.draft import Draft, family_from, per_kind
-from effcompress.types import AxisMap, Config
+from effcompress.groups.draft import Draft, family_from
+from effcompress.types import AxisMap, Config, in_layer
 
 EQUAL, SEEN = 1e-5, 1e-3
 """Parts of the largest logit: what rounding may do, and what a removal must do to be seen (some
@@ -189,11 +189,11 @@ def _agree(removed: nn.Module, smaller: AxisMap, config: Config, *, in_config: b
             conv.nf = conv.weight.shape[1]
     for i in smaller.depth.layers:
         layer = removed.get_submodule(smaller.family.layer.replace("{i}", str(i)))
-        values = smaller.family.attributes(config, per_kind(smaller.widths, i))
+        values = smaller.family.attributes(config, in_layer(smaller.widths, i))
         for inside, held in values.items():
             _remember(layer.get_submodule(inside), held)
     if in_config:
-        _remember(removed.config, smaller.family.resize(config, per_kind(smaller.widths, 0)))
+        _remember(removed.config, smaller.family.resize(config, in_layer(smaller.widths, 0)))
 
 
 def _remember(target: Any, values: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from effcompress.errors import SourceError
 from effcompress.model import modeling_pruned
 from effcompress.model.integrity import folder_flaw, read_object
+from effcompress.model.lineage import is_pruned
 from effcompress.model.silence import quietly
 
 FILE = "modeling_pruned.py"
@@ -96,12 +97,6 @@ def modelling_source(parent: str) -> str:
     return text.replace(_LINE, f'PARENT = "{parent}"\n')
 
 
-def is_exact(config: Mapping[str, Any]) -> bool:
-    """Whether the content of a config.json is that of a folder with widths per layer."""
-    named = config.get("architectures") == ["PrunedForCausalLM"]
-    return named and isinstance(config.get("pruned"), Mapping)
-
-
 def open_exact(folder: Path) -> nn.Module:
     """The model of such a folder in fp32, in evaluation mode, through the packaged class; neither
     the folder's own file nor any other code of it is executed.
@@ -113,7 +108,7 @@ def open_exact(folder: Path) -> nn.Module:
     if flaw := folder_flaw(folder):
         raise SourceError(flaw, where=str(folder))
     config = read_object(folder / "config.json") or {}
-    if not is_exact(config):
+    if not is_pruned(config):
         raise SourceError("config.json is not that of a pruned model", where=str(folder))
     try:
         built, model_class = _classes(config)

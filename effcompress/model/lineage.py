@@ -17,7 +17,8 @@ _OWN = ("pruned", "auto_map", "architectures", "pruned_per_layer_config")
 
 def is_pruned(config: Config) -> bool:
     """Whether it is that of a folder with widths per layer."""
-    return isinstance(config.get("pruned"), Mapping)
+    named = config.get("architectures") == ["PrunedForCausalLM"]
+    return named and isinstance(config.get("pruned"), Mapping)
 
 
 def parent_of(config: Config) -> dict[str, Any]:

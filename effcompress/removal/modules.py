@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from effcompress.types import AxisMap, Config, Family
+from effcompress.types import EXPERT_ROW, AxisMap, Config, Family, in_layer
 
 
 def agree(module: nn.Module) -> None:
@@ -27,10 +27,6 @@ def agree(module: nn.Module) -> None:
         _plain_if_odd(child)
 
 
-KERNEL = 8
-"""Grouped kernels for experts want rows of 16 bytes, which are 8 numbers of the narrowest type."""
-
-
 def _plain_if_odd(module: Any) -> None:
     """Experts whose rows no grouped kernel takes go one by one. Decided by the shapes alone, so
     that a resumed run decides the same.
@@ -39,7 +35,7 @@ def _plain_if_odd(module: Any) -> None:
     if not experts or not hasattr(module, "config"):
         return
     stock = getattr(module, "stock_experts", module.config._experts_implementation)
-    odd = any(p.shape[-1] % KERNEL for p in experts)
+    odd = any(p.shape[-1] % EXPERT_ROW for p in experts)
     if odd or hasattr(module, "stock_experts"):
         module.stock_experts = stock
         module.config = copy.copy(module.config)  # all layers share one; these may differ
@@ -66,20 +62,10 @@ def attributes(axes: AxisMap, config: Config) -> dict[str, dict[str, Any]]:
     family, found = axes.family, {}
     for j, i in enumerate(axes.depth.layers):
         # A block that is gone has no widths, and its modules are not asked for.
-        widths = defaultdict(int, layer_widths(axes, i))
+        widths = defaultdict(int, in_layer(axes.widths, i))
         for inside, values in family.attributes(config, widths).items():
             if not _absent(axes, i, inside):
                 found[f"{family.layer.replace('{i}', str(j))}.{inside}"] = dict(values)
-    return found
-
-
-def layer_widths(axes: AxisMap, layer: int) -> dict[str, int]:
-    """Width per axis kind in one layer (by its number in the parent)."""
-    found: dict[str, int] = {}
-    for name, width in axes.widths.items():
-        kind, _, number = name.partition(".")
-        if not number or int(number) == layer:
-            found[kind] = width
     return found
 
 

@@ -112,9 +112,9 @@ def _cards(record: Record) -> Iterator[str]:
         yield _card("Wall time", numbers.duration(wall), "without training")
     if record.proof:
         big, tone = ("Proven", "good") if record.proof.holds else ("Failed", "bad")
-        yield _card("Loads in plain transformers", big, words.proof(record), tone)
+        yield _card(f"Loads in {words.loader(record)}", big, words.proof(record), tone)
     else:
-        yield _card("Loads in plain transformers", "Not proven", words.proof(record))
+        yield _card(f"Loads in {words.loader(record)}", "Not proven", words.proof(record))
 
 
 def _perplexities(record: Record) -> Iterator[str]:

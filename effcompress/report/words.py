@@ -48,10 +48,16 @@ def verdict(record: Record) -> str:
     if moves:
         parts.append(f"Perplexity {', and '.join(moves)}.")
     if record.proof and record.proof.holds:
-        parts.append("The saved model loads in plain transformers, which was proven.")
+        parts.append(f"The saved model loads in {loader(record)}, which was proven.")
     elif record.proof:
         parts.append("The saved model did not pass its reload proof.")
     return " ".join(parts) or "Nothing has been recorded yet."
+
+
+def loader(record: Record) -> str:
+    """What opens the saved model."""
+    own = record.export is not None and record.export.form == "exact"
+    return "transformers with the class that it brings" if own else "plain transformers"
 
 
 def padding(record: Record) -> str:

@@ -16,12 +16,13 @@ from effcompress.model.gguf import LayerWidths, why_not, write_gguf
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
-from effcompress.removal.modules import depth_fields, layer_widths
+from effcompress.removal.modules import depth_fields
 from effcompress.runner.export import PROOF_TOKENS, prove, write
 from effcompress.runner.folder import RESOLVED
 from effcompress.runner.forms import Form, form
 from effcompress.runner.pruned import PrunedModel
 from effcompress.runner.sheet import Answer, Sheet
+from effcompress.types import in_layer
 
 As = Literal["uniform", "padded", "exact", "gguf"]
 DType = Literal["F32", "F16"]
@@ -49,7 +50,7 @@ def export(
     try:
         spec = loaded.recipe.model
         model = load_model(spec, seed=loaded.recipe.seed, offline=offline, progress=view.note)
-        pruned = restored(loaded, model, saved)
+        pruned = _restored(loaded, model, saved)
         if name == "gguf":
             return _gguf(pruned, model, target, dtype, loaded.recipe.name)
         made = form(pruned, name)
@@ -72,7 +73,7 @@ def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
     return recipe.load(resolved), saved
 
 
-def restored(loaded: LoadedRecipe, model: LoadedModel, saved: Saved) -> PrunedModel:
+def _restored(loaded: LoadedRecipe, model: LoadedModel, saved: Saved) -> PrunedModel:
     """The pruned model that a checkpoint holds, its masked units cut out."""
     prune = loaded.recipe.prune
     space = prune.space if prune else ()
@@ -119,7 +120,7 @@ def _gguf(pruned: PrunedModel, model: LoadedModel, target: Path, dtype: DType, n
     config = {**pruned.config, **depth_fields(family, pruned.config, axes.depth.layers)}
     layers = []
     for i in axes.depth.layers:
-        wide = layer_widths(axes, i)
+        wide = in_layer(axes.widths, i)
         kv = wide.get("attention", 0)
         layers.append(LayerWidths(wide.get("ffn", 0), kv * wide.get("query", 0), kv))
     tensors = {n: p.detach().cpu() for n, p in pruned.parameters().items()}

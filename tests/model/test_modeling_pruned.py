@@ -34,11 +34,11 @@ from effcompress.model.exact import (
     PER_LAYER,
     exact_config,
     exact_skeleton,
-    is_exact,
     modelling_source,
     open_exact,
 )
 from effcompress.model.families import family_of
+from effcompress.model.lineage import is_pruned
 from effcompress.removal.modules import attributes
 from effcompress.types import DEPTH, AxisMap, Depth, Family, Widths
 from tests.conftest import shape, tokens
@@ -306,7 +306,7 @@ def test_it_opens_through_the_packaged_class(fresh: Fresh, name: str) -> None:
     assert {n: list(p.shape) for n, p in model.named_parameters()} == case.pruned["shapes"]
     assert all(torch.equal(p, case.values[n]) for n, p in model.named_parameters())
     assert float((logits(model) - logits(built(case))).abs().max()) <= 1e-5
-    assert is_exact(json.loads((folder / "config.json").read_text()))
+    assert is_pruned(json.loads((folder / "config.json").read_text()))
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert tied == case.parent["tie_word_embeddings"]
 

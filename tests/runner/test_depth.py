@@ -50,6 +50,8 @@ def test_layers_and_blocks_go_and_the_record_says_so(done: Path) -> None:
     assert made["form"] == "exact" and made["parameters"] == end["params"]
     report = (out / "report.html").read_text()
     assert "trust_remote_code=True" in report and "Layers" in report
+    assert "loads in transformers with the class that it brings" in report
+    assert "in plain transformers, which was proven" not in report
 
 
 def test_the_folder_is_loaded_by_transformers_and_by_us(done: Path) -> None:

@@ -16,7 +16,7 @@ from effcompress.model.families.llama import (
     shares,
     units,
 )
-from effcompress.types import Axis, Config, Widths
+from effcompress.types import EXPERT_ROW, Axis, Config, Widths
 
 EXPERT, EXPERT_FFN = "expert.{i}", "expert_ffn.{i}"
 
@@ -51,19 +51,15 @@ def _attributes(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
     }
 
 
-KERNEL = 8
-"""Grouped kernels want rows of 16 bytes: 8 numbers of the narrowest type in use."""
-
-
 def _pad(config: Config, widths: Widths) -> dict[str, int]:
     kinds = [kind for kind in ("hidden", "expert_ffn") if kind in widths]
-    return {kind: -(-widths[kind] // KERNEL) * KERNEL for kind in kinds}
+    return {kind: -(-widths[kind] // EXPERT_ROW) * EXPERT_ROW for kind in kinds}
 
 
 _TRAITS: dict[str, Any] = {
     "attributes": _attributes,
     "pad": _pad,
-    "multiples": {"hidden": KERNEL, "expert_ffn": KERNEL},
+    "multiples": {"hidden": EXPERT_ROW, "expert_ffn": EXPERT_ROW},
     "router": LAYER + "mlp.gate",
     # A router that sends each token to k experts needs k.
     "floors": {"expert": lambda c: c["num_experts_per_tok"]},
