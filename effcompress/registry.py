@@ -53,6 +53,9 @@ INPUTS: dict[str, dict[str, str]] = {
         "epsilon": "its epsilon",
         "before": "hidden channels before the cut",
         "after": "hidden channels after the cut",
+        "weight": "[O, I] a linear layer that loses inputs (all that read the same tensor, stacked)",
+        "gram": "[I, I] running mean of x x^T over the tokens that it read",
+        "gone": "[p] which of the inputs go",
     },
 }
 """Kind -> what may be injected into its functions, and what that is."""

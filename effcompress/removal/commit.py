@@ -27,12 +27,12 @@ def commit(
     ledger: Ledger,
     *,
     optimizer: Optimizer | None = None,
-) -> list[str]:
+) -> dict[str, dict[int, Tensor]]:
     """Cut every dead unit out of weights and moments, in original order.
 
     ``sets`` and ``axes`` describe the model as it physically is. Layers and blocks that are dead
-    keep their tensors; ``removal/depth.py`` takes them out. Returns the names of the parameters
-    that were shortened. The model computes the same function before and after.
+    keep their tensors; ``removal/depth.py`` takes them out. Returns, for each parameter that was
+    shortened, the positions kept along each dimension. The model computes the same function before and after.
     """
     params = dict(module.named_parameters())
     widths = {**axes.widths, **ledger.widths()}
@@ -54,11 +54,14 @@ def commit(
             alive = stays[m.param].setdefault(m.dim, every)
             alive[m.index_GB[dead].flatten()] = False
         ledger.compact(s.name)
-    shortened = [name for name in stays if name not in gone]
-    for name in shortened:
-        kept = {dim: alive.nonzero().flatten() for dim, alive in stays[name].items()}
-        shrink(params[name], kept, optimizer, name)
-    return shortened
+    kept = {
+        name: {dim: alive.nonzero().flatten() for dim, alive in dims.items()}
+        for name, dims in stays.items()
+        if name not in gone
+    }
+    for name, keep in kept.items():
+        shrink(params[name], keep, optimizer, name)
+    return kept
 
 
 def shrink(

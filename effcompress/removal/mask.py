@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal import routers
+from effcompress.removal.compensate import Inputs, compensate, for_norms
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.norms import narrow, norms
 from effcompress.removal.optimizer import moments
@@ -33,10 +34,12 @@ def mask(
     *,
     optimizer: Optimizer | None = None,
     repairs: Sequence[Bound] = (),
+    inputs: Inputs | None = None,
 ) -> None:
     """Zero the mini-groups of a plan in place and enter them in the ledger.
 
     ``sets`` and ``axes`` describe the model as it physically is; the plan names original units.
+    With ``inputs``, what the linear layers read, the repairs update the weights that stay.
 
     Raises SurgeryError: a set of the plan that is not there, a unit that is gone, or gradients that
     are still alive (they belong to weights that change here).
@@ -44,11 +47,14 @@ def mask(
     by_name = {s.name: s for s in sets}
     params = dict(module.named_parameters())
     the_norms = list(norms(module, axes))
-    for name, units in plan.items():
+    for name in plan:
         if name not in by_name:
             raise SurgeryError(
                 "the plan names a group set that the model does not have", where=name
             )
+    if inputs is not None:
+        compensate(plan, sets, module, ledger, inputs, repairs)
+    for name, units in plan.items():
         positions = ledger.positions(name, units)
         for member in by_name[name].members:
             index = member.index_GB[positions].flatten()
@@ -58,7 +64,7 @@ def mask(
         after = {**before, name: before[name] - len(units)}
         for norm in the_norms:
             if name in norm.segment.names:
-                narrow(norm, norm.length(before), norm.length(after), repairs)
+                narrow(norm, norm.length(before), norm.length(after), for_norms(repairs))
     attend(module, axes, ledger)
 
 

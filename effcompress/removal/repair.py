@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from effcompress.registry import repair
+from effcompress.spec import Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,3 +19,45 @@ def norm_gain(gain: Tensor, epsilon: float, before: int, after: int) -> tuple[Te
     by its root and epsilon by itself restores the output exactly.
     """
     return gain * (before / after) ** 0.5, epsilon * before / after
+
+
+@repair("obs_update", paper="optimal brain surgeon; arXiv:2502.06663, variant B")
+def obs_update(
+    weight: Tensor, gram: Tensor, gone: Tensor, *, damp: float = 0.01, tries: Positive = 8
+) -> Tensor:
+    """Let the inputs that stay make up for those that go, by least squares on what was read.
+
+    With ``H = gram + damp mean(diag gram) I`` and the removed columns ``p``,
+    ``dW = -W_p (Hinv_pp)^-1 Hinv_p``: the change of least output error in which ``W_p`` becomes
+    zero. In fp64. While ``H`` is not positive definite the damping grows tenfold, at most ``tries``
+    times; the weight is returned unchanged if that does not help (nothing was read, or no number).
+    The output error never exceeds that of removing alone: both are candidates of the minimisation,
+    and damping punishes only the larger change.
+    """
+    factor = _factor(gram, damp, tries)
+    if factor is None:
+        return weight
+    unit_Ip = gram.new_zeros(gram.shape[0], gone.numel()).double()
+    unit_Ip[gone, list(range(gone.numel()))] = 1.0
+    inverse_Ip = unit_Ip.cholesky_solve(factor)
+    removed_Op = weight[:, gone].double()
+    change_OI = removed_Op @ inverse_Ip[gone].inverse() @ inverse_Ip.T
+    new = (weight.double() - change_OI).to(weight.dtype)
+    new[:, gone] = 0.0
+    return new
+
+
+def _factor(gram: Tensor, damp: float, tries: int) -> Tensor | None:
+    """Cholesky factor of the damped Gram matrix, in fp64; None when there is none."""
+    import torch
+
+    size = float(gram.diagonal().mean())
+    if not 0.0 < size < float("inf"):
+        return None
+    for attempt in range(tries):
+        damped = gram.double()
+        damped.diagonal().add_(damp * size * 10.0**attempt)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            return factor
+    return None

@@ -16,6 +16,7 @@ from effcompress.model.lineage import depth_of, parent_of
 from effcompress.model.modeling_pruned import silent
 from effcompress.registry import Bound
 from effcompress.removal.commit import commit
+from effcompress.removal.compensate import Inputs
 from effcompress.removal.depth import cut_depth, forget
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.mask import attend, mask
@@ -80,7 +81,12 @@ class PrunedModel:
         return list(norms(self.module, self.axes))
 
     def mask(
-        self, plan: Plan, *, optimizer: Optimizer | None = None, repairs: Sequence[Bound] = ()
+        self,
+        plan: Plan,
+        *,
+        optimizer: Optimizer | None = None,
+        repairs: Sequence[Bound] = (),
+        inputs: Inputs | None = None,
     ) -> None:
         """Remove mini-groups (original numbers) as a function. Raises SurgeryError."""
         mask(
@@ -91,11 +97,18 @@ class PrunedModel:
             self.ledger,
             optimizer=optimizer,
             repairs=repairs,
+            inputs=inputs,
         )
 
-    def commit(self, optimizer: Optimizer | None = None) -> None:
-        """Make the tensors as short, and the model as shallow, as the function is."""
-        commit(self.sets, self.module, self.axes, self.ledger, optimizer=optimizer)
+    def commit(self, optimizer: Optimizer | None = None, inputs: Inputs | None = None) -> None:
+        """Make the tensors as short, and the model as shallow, as the function is; what was
+        measured of the linear layers' ``inputs`` with them.
+        """
+        kept = commit(self.sets, self.module, self.axes, self.ledger, optimizer=optimizer)
+        if inputs is not None:
+            for param, dim in inputs.params.items():
+                if dim in kept.get(param, {}):
+                    inputs.shorten(param, kept[param][dim])
         gone = [
             s.name for s in self.sets if s.kind in DEPTH and not self.ledger.alive[s.name].any()
         ]

@@ -1,0 +1,138 @@
+"""Second moments of what linear layers read, while training runs anyway: the local Hessian.
+
+For a linear layer ``y = W x`` the squared error of its output under a change ``dW`` is
+``tr(dW H dW^T)`` with ``H = E[x x^T]``, the same for every row of ``W``. Layers that read the same
+tensor (q, k and v; gate and up) have the same ``H``, which is then kept once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from effcompress.types import AxisMap, GroupSet
+
+LINEAR = {"Linear": 1, "Conv1D": 0}
+"""Class of a layer -> the dimension of its weight that its inputs run along."""
+
+
+def readers(module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> dict[str, int]:
+    """Weights of linear layers within blocks that lose inputs when something of ``sets`` goes,
+    and the dimension that their inputs run along. Embeddings and the head are none.
+    """
+    prefix = axes.family.layer.partition("{i}")[0]
+    shrinking = {(m.param, m.dim) for s in sets for m in s.sides}
+    found: dict[str, int] = {}
+    for path, child in module.named_modules():
+        dim, param = LINEAR.get(type(child).__name__), f"{path}.weight"
+        if dim is not None and path.startswith(prefix) and (param, dim) in shrinking:
+            found[param] = dim
+    return found
+
+
+@final
+class Grams:
+    """Running mean of ``x x^T`` over tokens, ``[I, I]`` in fp32 per distinct input.
+
+    ``tokens`` per forward pass are taken, evenly spread over it and other ones every time;
+    ``decay`` is the weight of the past per forward pass. A removed input's row and column are zero.
+    """
+
+    def __init__(
+        self, module: nn.Module, params: Mapping[str, int], tokens: int, decay: float
+    ) -> None:
+        self.params = dict(params)
+        self.tokens, self.decay = tokens, decay
+        self.owner: dict[str, str] = {}
+        """Weight -> the weight under whose name its inputs are kept."""
+        self.values: dict[str, Tensor] = {}
+        self.weights: dict[str, float] = {}
+        self.passes = 0
+        self._listening = False
+        self._last: tuple[Tensor, str] | None = None
+        for param in self.params:
+            linear = module.get_submodule(param.removesuffix(".weight"))
+            linear.register_forward_pre_hook(self._hook(param))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take in what the layers read meanwhile."""
+        self._listening = True
+        try:
+            yield
+        finally:
+            self._listening, self._last = False, None
+        self.passes += 1
+
+    def read(self, param: str) -> Tensor | None:
+        """The mean so far; None before anything was read."""
+        owner = self.owner.get(param)
+        return None if owner is None else self.values[owner] / self.weights[owner]
+
+    @torch.no_grad()
+    def silence(self, param: str, gone: Tensor) -> None:
+        """Inputs at these positions no longer exist."""
+        if (owner := self.owner.get(param)) is not None:
+            index = gone.to(self.values[owner].device)
+            self.values[owner].index_fill_(0, index, 0.0).index_fill_(1, index, 0.0)
+
+    @torch.no_grad()
+    def shorten(self, param: str, keep: Tensor) -> None:
+        """Keep only these positions, once the weight has been shortened to them."""
+        if self.owner.get(param) == param:
+            value = self.values[param]
+            index = keep.to(value.device)
+            self.values[param] = value.index_select(0, index).index_select(1, index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, for a checkpoint: JSON values and tensors."""
+        return {
+            "owner": self.owner,
+            "weights": self.weights,
+            "passes": self.passes,
+            "values": self.values,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave."""
+        self.owner, self.weights = dict(state["owner"]), dict(state["weights"])
+        self.passes, self.values = state["passes"], dict(state["values"])
+
+    def _hook(self, param: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            if self._listening:
+                self._take(param, args[0])
+
+        return hook
+
+    @torch.no_grad()
+    def _take(self, param: str, x: Tensor) -> None:
+        # The object itself is compared: the library hands q, k and v the very same tensor.
+        if self._last is not None and self._last[0] is x:
+            self.owner[param] = self._last[1]
+            return
+        self._last = (x, param)
+        self.owner[param] = param
+        gram = _gram(self._some(x.detach().flatten(0, -2)))
+        past, new = (1.0, 1.0) if self.decay >= 1.0 else (self.decay, 1.0 - self.decay)
+        if param in self.values:
+            self.values[param].mul_(past).add_(gram, alpha=new)
+        else:
+            self.values[param] = gram.mul_(new)
+        self.weights[param] = past * self.weights.get(param, 0.0) + new
+
+    def _some(self, x_TI: Tensor) -> Tensor:
+        """``tokens`` rows, evenly spread; where they begin moves on with every pass."""
+        stride = x_TI.shape[0] // self.tokens
+        return x_TI if stride <= 1 else x_TI[self.passes % stride :: stride][: self.tokens]
+
+
+def _gram(x_TI: Tensor) -> Tensor:
+    """Mean of the outer products, in fp32 whatever the precision of the pass."""
+    with torch.autocast(x_TI.device.type, enabled=False):
+        x = x_TI.float()
+        return (x.T @ x).div_(x.shape[0])

@@ -1,0 +1,108 @@
+"""Before inputs of a linear layer go, the inputs that stay take over what they can (variant B).
+
+Layers that read the same tensor are updated together: their rows share one Hessian. What lies on
+the output side of a removal (rows) has nothing to take over: each row stands alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from effcompress.errors import PluginError
+from effcompress.registry import Bound
+from effcompress.removal.ledger import Ledger
+from effcompress.types import GroupSet, Plan
+
+
+class Inputs(Protocol):
+    """Second moments of what linear layers read (``measure/grams.py``)."""
+
+    params: dict[str, int]
+    owner: dict[str, str]
+
+    def read(self, param: str) -> Tensor | None: ...
+
+    def silence(self, param: str, gone: Tensor) -> None: ...
+
+    def shorten(self, param: str, keep: Tensor) -> None: ...
+
+
+def for_norms(repairs: Sequence[Bound]) -> list[Bound]:
+    """Repairs of a norm's gain."""
+    return [repair for repair in repairs if "gain" in repair.needs]
+
+
+def for_linears(repairs: Sequence[Bound]) -> list[Bound]:
+    """Repairs of a linear layer's weight."""
+    return [repair for repair in repairs if "weight" in repair.needs]
+
+
+@torch.no_grad()
+def compensate(
+    plan: Plan,
+    sets: Sequence[GroupSet],
+    module: nn.Module,
+    ledger: Ledger,
+    inputs: Inputs,
+    repairs: Sequence[Bound],
+) -> None:
+    """Update every linear layer that is about to lose inputs by this plan; nothing is removed yet.
+
+    Raises PluginError when a repair returns another shape.
+    """
+    params = dict(module.named_parameters())
+    together: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for param, gone in _gone(plan, sets, ledger, inputs.params).items():
+        key = (inputs.owner.get(param, param), tuple(gone))
+        together[key].append(param)
+    for (owner, positions), names in together.items():
+        gone = torch.tensor(positions)
+        gram_II = inputs.read(owner)
+        if gram_II is not None:
+            for repair in for_linears(repairs):
+                weights = {n: _rows(params[n].detach(), inputs.params[n]) for n in names}
+                _repair(repair, weights, gram_II, gone)
+        inputs.silence(owner, gone)
+
+
+def _gone(
+    plan: Plan, sets: Sequence[GroupSet], ledger: Ledger, watched: Mapping[str, int]
+) -> dict[str, list[int]]:
+    """Weight -> the positions along its inputs that this plan removes."""
+    gone: dict[str, set[int]] = defaultdict(set)
+    by_name = {s.name: s for s in sets}
+    for name, units in plan.items():
+        positions = ledger.positions(name, units)
+        for member in by_name[name].members:
+            if watched.get(member.param) == member.dim:
+                gone[member.param].update(member.index_GB[positions].flatten().tolist())
+    return {param: sorted(positions) for param, positions in gone.items()}
+
+
+def _rows(weight: Tensor, dim: int) -> Tensor:
+    """The weight as ``[O, I]``; a view."""
+    return weight if dim == 1 else weight.T
+
+
+def _repair(
+    repair: Bound, weights: Mapping[str, Tensor], gram_II: Tensor, gone: Tensor
+) -> None:
+    """One repair of all rows that read the same input; writes into the weights."""
+    stacked_OI = torch.cat(list(weights.values()))
+    new_OI = repair(weight=stacked_OI, gram=gram_II, gone=gone.to(gram_II.device))
+    if not isinstance(new_OI, Tensor) or new_OI.shape != stacked_OI.shape:
+        got = tuple(new_OI.shape) if isinstance(new_OI, Tensor) else type(new_OI).__name__
+        raise PluginError(
+            f"repair '{repair.name}' returned {got} for a weight of shape "
+            f"{tuple(stacked_OI.shape)}",
+            where=repair.plugin.where,
+            fix="A repair of a linear layer returns the weight, changed, in its shape.",
+        )
+    parts = new_OI.split([w.shape[0] for w in weights.values()])
+    for weight, part in zip(weights.values(), parts, strict=True):
+        weight.copy_(part)
