@@ -31,6 +31,7 @@ INPUTS: dict[str, dict[str, str]] = {
     "hessian": {
         "weight": "[O, I] the parameter",
         "grad": "[O, I] its gradient on one batch; the engine averages over batches",
+        "second_moment": "[O, I] AdamW's running mean of its squared gradient, bias corrected",
     },
     "space": {"axes": "AxisMap of the model: named axes with their widths"},
     "schedule": {
@@ -53,7 +54,7 @@ INPUTS: dict[str, dict[str, str]] = {
         "epsilon": "its epsilon",
         "before": "hidden channels before the cut",
         "after": "hidden channels after the cut",
-        "weight": "[O, I] a linear layer that loses inputs (all that read the same tensor, stacked)",
+        "weight": "[O, I] of a linear layer that loses inputs (all that share them, stacked)",
         "gram": "[I, I] running mean of x x^T over the tokens that it read",
         "gone": "[p] which of the inputs go",
     },

@@ -121,10 +121,22 @@ class MeasureSpec:
         "training: ride on the training backward; calibration: extra passes before each cut",
         "training",
     )
-    decay: Share = _key(
-        "training: weight of the past in the running mean of the saliency", 0.9, below=1
+    average: Literal["decay", "window", "between_cuts"] = _key(
+        "training: how the saliency of steps is averaged. decay: running mean; window: plain mean "
+        "over the last `window` steps; between_cuts: plain mean over all steps since the last cut",
+        "decay",
     )
+    decay: Share = _key(
+        "average: decay: weight of the past in the running mean of the saliency", 0.9, below=1
+    )
+    window: int = _key("average: window: number of steps", 16, minimum=1)
     sequences: int = _key("calibration: number of sequences", 32, minimum=1)
+    gram_tokens: int = _key(
+        "repairs that use what layers read: tokens taken from each forward pass", 128, minimum=1
+    )
+    gram_decay: Share = _key(
+        "repairs that use what layers read: weight of the past per forward pass", 0.95, below=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

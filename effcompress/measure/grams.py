@@ -54,9 +54,17 @@ class Grams:
         self.passes = 0
         self._listening = False
         self._last: tuple[Tensor, str] | None = None
-        for param in self.params:
-            linear = module.get_submodule(param.removesuffix(".weight"))
-            linear.register_forward_pre_hook(self._hook(param))
+        self._hooks = [
+            module.get_submodule(param.removesuffix(".weight")).register_forward_pre_hook(
+                self._hook(param)
+            )
+            for param in self.params
+        ]
+
+    def close(self) -> None:
+        """Stop listening for good."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -88,19 +96,28 @@ class Grams:
             index = keep.to(value.device)
             self.values[param] = value.index_select(0, index).index_select(1, index)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, for a checkpoint: JSON values and tensors."""
-        return {
-            "owner": self.owner,
-            "weights": self.weights,
-            "passes": self.passes,
-            "values": self.values,
-        }
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat tensors, for a checkpoint."""
+        found = {f"gram/{name}": value for name, value in self.values.items()}
+        for name, weight in self.weights.items():
+            found[f"weight/{name}"] = torch.tensor(weight, dtype=torch.float64)
+        names = list(self.params)
+        for name, owner in self.owner.items():
+            found[f"owner/{name}"] = torch.tensor(names.index(owner))
+        return found | {"passes": torch.tensor(self.passes)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """What ``state_dict`` gave."""
-        self.owner, self.weights = dict(state["owner"]), dict(state["weights"])
-        self.passes, self.values = state["passes"], dict(state["values"])
+        names = list(self.params)
+        for key, value in state.items():
+            kind, _, name = key.partition("/")
+            if kind == "gram":
+                self.values[name] = value
+            elif kind == "weight":
+                self.weights[name] = float(value)
+            elif kind == "owner":
+                self.owner[name] = names[int(value)]
+        self.passes = int(state["passes"])
 
     def _hook(self, param: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:

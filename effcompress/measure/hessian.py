@@ -14,3 +14,9 @@ if TYPE_CHECKING:
 def fisher_diag(grad: Tensor) -> Tensor:
     """``g^2``: the diagonal of the empirical Fisher matrix."""
     return grad.square()
+
+
+@hessian("adam", paper="AdamW's second moment")
+def adam(second_moment: Tensor) -> Tensor:
+    """AdamW's running mean of ``g^2``: the same diagonal, averaged over steps already and free."""
+    return second_moment

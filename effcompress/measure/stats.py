@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from effcompress.errors import PluginError, RunError
+from effcompress.measure.grams import Grams
 from effcompress.registry import Bound
 
 
 class TrainingStats:
-    """Reads the gradients that training's own backward left on the parameters: no extra pass.
+    """Reads the gradients that training's own backward left on the parameters, and the moments of
+    its optimizer: no extra pass.
 
-    The Hessian is estimated from this batch alone; averaging over steps happens on the scores.
+    The Hessian is estimated from this batch alone, or is the optimizer's; averaging over steps
+    happens on the scores.
     """
 
-    def __init__(self, module: nn.Module, needs: Iterable[str], hessian: Bound | None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        needs: Iterable[str],
+        hessian: Bound | None,
+        optimizer: Optimizer | None = None,
+    ) -> None:
         self._params = dict(module.named_parameters())
-        self._needs = set(needs)
-        self._hessian = hessian
+        self._needs = from_training(needs, hessian)
+        self._hessian = hessian if "hess" in needs else None
+        self._moments = SecondMoments(optimizer) if "second_moment" in self._needs else None
 
     def shape(self, param: str) -> tuple[int, ...]:
         """Shape of a parameter."""
@@ -30,14 +42,46 @@ class TrainingStats:
         """The inputs for rows ``start:stop``, each ``[stop - start, ...]``."""
         p = self._params[param]
         found = {"weight": p.detach()[start:stop]}
-        if self._needs & {"grad", "hess"}:
+        if "grad" in self._needs:
             if p.grad is None:
                 raise RunError("no gradient reached this parameter", where=param)
             found["grad"] = p.grad[start:stop]
-        if "hess" in self._needs:
-            assert self._hessian is not None, "recipe.load binds a hessian to criteria that need it"
+        if self._moments is not None:
+            found["second_moment"] = self._moments.rows(p, param, start, stop)
+        if self._hessian is not None:
             found["hess"] = _estimate(self._hessian, found)
         return found
+
+
+def from_training(needs: Iterable[str], hessian: Bound | None) -> set[str]:
+    """What a criterion and its Hessian together take from training, besides the weight."""
+    found = set(needs)
+    if "hess" in found:
+        assert hessian is not None, "recipe.load binds a hessian to criteria that need it"
+        found |= set(hessian.needs)
+    return found & {"grad", "second_moment"}
+
+
+class SecondMoments:
+    """AdamW's running mean of squared gradients, without the bias of its beginning at zero."""
+
+    def __init__(self, optimizer: Optimizer | None) -> None:
+        if optimizer is None:
+            raise RunError(
+                "the Hessian comes from the optimizer, but nothing is trained here",
+                fix="Write `hessian: fisher_diag`, or add a train section.",
+            )
+        self._optimizer = optimizer
+        self._beta2 = {
+            id(p): group["betas"][1] for group in optimizer.param_groups for p in group["params"]
+        }
+
+    def rows(self, p: nn.Parameter, name: str, start: int, stop: int) -> Tensor:
+        """``[stop - start, ...]``; RunError before the optimizer's first step."""
+        state = self._optimizer.state.get(p, {})
+        if "exp_avg_sq" not in state:
+            raise RunError("the optimizer has made no step yet", where=name)
+        return state["exp_avg_sq"][start:stop] / (1.0 - self._beta2[id(p)] ** float(state["step"]))
 
 
 class CalibrationStats:
@@ -63,39 +107,54 @@ class CalibrationStats:
 
 
 def collect(
-    module: nn.Module, ids_NT: Tensor, needs: Iterable[str], hessian: Bound | None
+    module: nn.Module,
+    ids_NT: Tensor,
+    needs: Iterable[str],
+    hessian: Bound | None,
+    grams: Grams | None = None,
 ) -> CalibrationStats:
     """Mean gradient (and mean per-sequence Hessian) of the next-token loss over ``ids_NT``.
 
-    One sequence per backward, as the Fisher matrix is defined on single samples. Parameters end
-    with ``grad`` None. Without a need for gradients no pass is made.
+    One sequence per backward, as the Fisher matrix is defined on single samples. ``grams`` listen
+    meanwhile. Parameters end with ``grad`` None. Without a need for gradients there is no backward,
+    and without ``grams`` either no pass at all.
     """
     wanted = set(needs) & {"grad", "hess"}
-    grads: dict[str, Tensor] = {}
-    hess: dict[str, Tensor] = {}
-    if not wanted:
-        return CalibrationStats(module, grads, hess)
-    count = ids_NT.shape[0]
+    found: dict[str, dict[str, Tensor]] = {"grad": {}, "hess": {}}
     training = module.training
     module.eval()  # dropout would add noise, and use up the run's random numbers
-    for ids_T in ids_NT:
+    for ids_T in ids_NT if wanted or grams else ():
         module.zero_grad(set_to_none=True)
         row = ids_T[None].to(next(module.parameters()).device)
-        module(input_ids=row, labels=row, use_cache=False).loss.backward()
-        with torch.no_grad():
-            for name, p in module.named_parameters():
-                if p.grad is None:
-                    raise RunError("no gradient reached this parameter", where=name)
-                grad = p.grad.float()
-                if "hess" in wanted:
-                    assert hessian is not None
-                    here = {"weight": p.detach(), "grad": grad}
-                    _add(hess, name, _estimate(hessian, here), count)
-                if "grad" in wanted:
-                    _add(grads, name, grad, count)
+        with grams.listening() if grams else nullcontext(), torch.set_grad_enabled(bool(wanted)):
+            loss = module(input_ids=row, labels=row, use_cache=False).loss
+        if wanted:
+            loss.backward()
+            _take_in(module, wanted, hessian, found, ids_NT.shape[0])
     module.zero_grad(set_to_none=True)
     module.train(training)
-    return CalibrationStats(module, grads, hess)
+    return CalibrationStats(module, found["grad"], found["hess"])
+
+
+@torch.no_grad()
+def _take_in(
+    module: nn.Module,
+    wanted: set[str],
+    hessian: Bound | None,
+    found: dict[str, dict[str, Tensor]],
+    count: int,
+) -> None:
+    """Add one sequence's gradient and Hessian to their means over ``count``."""
+    for name, p in module.named_parameters():
+        if p.grad is None:
+            raise RunError("no gradient reached this parameter", where=name)
+        grad = p.grad.float()
+        if "hess" in wanted:
+            assert hessian is not None
+            here = {"weight": p.detach(), "grad": grad}
+            _add(found["hess"], name, _estimate(hessian, here), count)
+        if "grad" in wanted:
+            _add(found["grad"], name, grad, count)
 
 
 def _estimate(hessian: Bound, inputs: dict[str, Tensor]) -> Tensor:

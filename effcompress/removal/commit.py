@@ -32,7 +32,8 @@ def commit(
 
     ``sets`` and ``axes`` describe the model as it physically is. Layers and blocks that are dead
     keep their tensors; ``removal/depth.py`` takes them out. Returns, for each parameter that was
-    shortened, the positions kept along each dimension. The model computes the same function before and after.
+    shortened, the positions kept along each dimension. The model computes the same
+    function before and after.
     """
     params = dict(module.named_parameters())
     widths = {**axes.widths, **ledger.widths()}

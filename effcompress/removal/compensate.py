@@ -89,9 +89,7 @@ def _rows(weight: Tensor, dim: int) -> Tensor:
     return weight if dim == 1 else weight.T
 
 
-def _repair(
-    repair: Bound, weights: Mapping[str, Tensor], gram_II: Tensor, gone: Tensor
-) -> None:
+def _repair(repair: Bound, weights: Mapping[str, Tensor], gram_II: Tensor, gone: Tensor) -> None:
     """One repair of all rows that read the same input; writes into the weights."""
     stacked_OI = torch.cat(list(weights.values()))
     new_OI = repair(weight=stacked_OI, gram=gram_II, gone=gone.to(gram_II.device))

@@ -55,7 +55,7 @@ def _factor(gram: Tensor, damp: float, tries: int) -> Tensor | None:
     if not 0.0 < size < float("inf"):
         return None
     for attempt in range(tries):
-        damped = gram.double()
+        damped = gram.to(torch.float64, copy=True)
         damped.diagonal().add_(damp * size * 10.0**attempt)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from effcompress.data import Corpus
 from effcompress.errors import RunError
 from effcompress.log import Log
-from effcompress.measure.stats import TrainingStats, collect
+from effcompress.measure.grams import Grams, readers
+from effcompress.measure.stats import TrainingStats, collect, from_training
+from effcompress.removal.compensate import for_linears
 from effcompress.removal.selftest import same_function
 from effcompress.runner.approximate import removed_alone, split
 from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
-from effcompress.saliency.average import ScoreAverage
+from effcompress.saliency.average import in_original_order
 from effcompress.saliency.score import score
 from effcompress.selection.budget import TOLERANCE
 from effcompress.selection.choose import Choice, choose
@@ -22,16 +26,29 @@ from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, Plan, Scores
 
 
-def needs_gradients(prune: PruneSpec) -> bool:
-    """Whether the criterion must wait for a measurement; one of weights alone never does."""
-    return bool({"grad", "hess"} & set(prune.criterion.needs))
+def averages(prune: PruneSpec) -> bool:
+    """Whether saliency is taken in step by step: it needs gradients, and training's are used. One
+    of weights and the optimizer's moments alone is computed when a cut is due.
+    """
+    riding = prune.measure.source == "training"
+    return riding and "grad" in from_training(prune.criterion.needs, prune.hessian)
+
+
+@contextmanager
+def listening(state: RunState) -> Iterator[None]:
+    """While pruning goes on, keep account of what layers read, if a repair uses that."""
+    if state.grams is None or state.target_reached:
+        yield
+    else:
+        with state.grams.listening():
+            yield
 
 
 def observe(state: RunState, prune: PruneSpec) -> None:
-    """Take the saliency of this step's gradients into the running mean: no extra pass."""
-    if state.target_reached or prune.measure.source != "training" or not needs_gradients(prune):
+    """Take the saliency of this step's gradients into the mean: no extra pass."""
+    if state.target_reached or not averages(prune):
         return
-    stats = TrainingStats(state.module, prune.criterion.needs, prune.hessian)
+    stats = TrainingStats(state.module, prune.criterion.needs, prune.hessian, state.optimizer)
     scores = score(state.pruned.sets, prune.criterion, stats)
     state.average.update(scores, state.pruned.ledger.original)
 
@@ -40,8 +57,7 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int) -> Due | None:
     """What the schedule asks for at this point. Nothing is due before anything was measured."""
     if state.target_reached:
         return None
-    rides = prune.measure.source == "training" and needs_gradients(prune)
-    if rides and state.average.weight == 0.0:
+    if averages(prune) and state.average.weight == 0.0:
         return None
     return ask(
         prune.schedule,
@@ -59,11 +75,14 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
     """Decide, mask, write down; commit when enough has gathered."""
     target = wanted(prune.target, state.parent_params)
     pruned = state.pruned
-    scores = pruned.ledger.original_order(_scores(state, prune, corpus))
+    scores, inputs = _measured(state, prune, corpus)
     assert prune.selector is not None, "recipe.load fills in the default selector"
+    if inputs is not None and inputs is not state.grams:
+        inputs.close()  # all of calibration was heard
     choice = choose(pruned.parent_sets, pruned.parent, scores, due, target, prune.selector)
     if choice.plan:
-        _mask(state, prune, choice.plan, log)
+        _mask(state, prune, choice.plan, inputs, log)
+        state.average.cut()
         state.groups_cut += sum(choice.removed.values())
         state.since_commit += sum(choice.removed.values())
         _write_down(state, choice, log)
@@ -86,7 +105,10 @@ def commit_event(state: RunState, log: Log) -> None:
     started = time.monotonic()
     probe = state.probe_BT.to(state.device)
     with same_function(state.module, probe, state.optimizer) as proof:
-        state.pruned.commit(state.optimizer)
+        layers = state.pruned.depth
+        state.pruned.commit(state.optimizer, state.grams)
+    if state.pruned.depth != layers:
+        state.watch()  # layers have other numbers now
     state.since_commit = 0
     log.event(
         "commit",
@@ -97,10 +119,10 @@ def commit_event(state: RunState, log: Log) -> None:
     )
 
 
-def _mask(state: RunState, prune: PruneSpec, plan: Plan, log: Log) -> None:
+def _mask(state: RunState, prune: PruneSpec, plan: Plan, inputs: Grams | None, log: Log) -> None:
     """Where a removal changes more than what the units did, say by how much (on the probe)."""
     pruned = state.pruned
-    how: Any = {"optimizer": state.optimizer, "repairs": prune.repair}
+    how: Any = {"optimizer": state.optimizer, "repairs": prune.repair, "inputs": inputs}
     inexact, exact = split(pruned.family, plan)
     if inexact:
         with removed_alone(pruned, inexact, state.probe_BT.to(state.device)) as seen:
@@ -109,19 +131,28 @@ def _mask(state: RunState, prune: PruneSpec, plan: Plan, log: Log) -> None:
     pruned.mask(exact, **how)
 
 
-def _scores(state: RunState, prune: PruneSpec, corpus: Corpus) -> Scores:
-    """Saliency in original order: the running mean of training, or measured now."""
-    if not needs_gradients(prune):
-        stats = TrainingStats(state.module, (), None)
-    elif prune.measure.source == "training":
-        return state.average.read()
+def _measured(state: RunState, prune: PruneSpec, corpus: Corpus) -> tuple[Scores, Grams | None]:
+    """Saliency in original order, and what layers read: as training went on, or measured now."""
+    ledger, criterion = state.pruned.ledger, prune.criterion
+    if averages(prune):
+        return ledger.original_order(state.average.read()), state.grams
+    grams, stats = state.grams, None
+    if prune.measure.source == "training":
+        stats = TrainingStats(state.module, criterion.needs, prune.hessian, state.optimizer)
     else:
+        grams = _calibration_grams(state, prune)
         ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
-        stats = collect(state.module, ids_NT, prune.criterion.needs, prune.hessian)
-    now = ScoreAverage(state.pruned.ledger.sizes, decay=1.0)
-    scores = score(state.pruned.sets, prune.criterion, stats)
-    now.update(scores, state.pruned.ledger.original)
-    return now.read()
+        stats = collect(state.module, ids_NT, criterion.needs, prune.hessian, grams)
+    scores = score(state.pruned.sets, criterion, stats)
+    return ledger.original_order(in_original_order(scores, ledger.original, ledger.sizes)), grams
+
+
+def _calibration_grams(state: RunState, prune: PruneSpec) -> Grams | None:
+    """Of all calibration tokens, every time anew."""
+    if not for_linears(prune.repair):
+        return None
+    params = readers(state.module, state.pruned.axes, state.pruned.sets)
+    return Grams(state.module, params, tokens=1 << 62, decay=1.0)
 
 
 def _write_down(state: RunState, choice: Choice, log: Log) -> None:

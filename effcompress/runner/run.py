@@ -25,6 +25,7 @@ from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import (
     commit_event,
     due_now,
+    listening,
     observe,
     prune_event,
 )
@@ -203,7 +204,8 @@ def _train_step(state: RunState, total: int, log: Log, started: float) -> None:
     assert recipe.train is not None and optimizer is not None
     state.module.train()
     batch = state.stream.next(recipe.train.batch_size)
-    losses = train.backward(state.module, batch, recipe.train)
+    with listening(state):
+        losses = train.backward(state.module, batch, recipe.train)
     if recipe.prune:
         observe(state, recipe.prune)
     state.step += 1

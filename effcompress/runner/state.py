@@ -11,11 +11,13 @@ from torch.optim import Optimizer
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
 from effcompress.errors import RecipeError
+from effcompress.measure.grams import Grams, readers
 from effcompress.model.load import LoadedModel
+from effcompress.removal.compensate import for_linears
 from effcompress.removal.depth import forget
 from effcompress.runner.pruned import PrunedModel
 from effcompress.saliency.average import ScoreAverage
-from effcompress.spec import Recipe
+from effcompress.spec import MeasureSpec, Recipe
 from effcompress.train import optimizer
 
 PROBE_TOKENS = 48
@@ -43,8 +45,8 @@ class RunState:
         space = recipe.prune.space if recipe.prune else ()
         self.pruned = PrunedModel(model.module.to(self.device), model.config, space)
         self.parent_params = self.pruned.parent.count()
-        decay = recipe.prune.measure.decay if recipe.prune else 0.0
-        self.average = ScoreAverage(self.pruned.ledger.sizes, decay)
+        measure = recipe.prune.measure if recipe.prune else MeasureSpec()
+        self.average = ScoreAverage(self.pruned.ledger.sizes, measure)
         self.optimizer: Optimizer | None = (
             optimizer(self.module, recipe.train) if recipe.train else None
         )
@@ -55,6 +57,8 @@ class RunState:
         self.target_reached = False
         self.seconds = 0.0
         self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
+        self.grams: Grams | None = None
+        self.watch()
 
     @property
     def module(self) -> nn.Module:
@@ -66,6 +70,17 @@ class RunState:
         """Parameters of the model as a function: masked units do not count."""
         return self.pruned.params
 
+    def watch(self) -> None:
+        """Where a repair uses what layers read in training: listen to the layers that are there."""
+        if self.grams is not None:
+            self.grams.close()
+        self.grams = None
+        prune = self.recipe.prune
+        if prune and for_linears(prune.repair) and prune.measure.source == "training":
+            how = prune.measure
+            params = readers(self.module, self.pruned.axes, self.pruned.sets)
+            self.grams = Grams(self.module, params, how.gram_tokens, how.gram_decay)
+
     def snapshot(self, log_position: dict[str, int]) -> Saved:
         """All of it, as JSON values and flat tensors. Tensors are not copied."""
         values: dict[str, Any] = {
@@ -76,7 +91,6 @@ class RunState:
             "target_reached": self.target_reached,
             "seconds": self.seconds,
             "stream": self.stream.state_dict(),
-            "saliency_weight": self.average.weight,
             **self.pruned.state(),
             "log": log_position,
         }
@@ -89,7 +103,9 @@ class RunState:
                 for key, value in self.optimizer.state.get(p, {}).items():
                     tensors[f"optimizer/{key}/{name}"] = value
         tensors |= {f"ledger/{k}": t for k, t in self.pruned.ledger.state_dict().items()}
-        tensors |= {f"saliency/{k}": t for k, t in self.average.values.items()}
+        tensors |= {f"saliency/{k}": t for k, t in self.average.state_dict().items()}
+        if self.grams is not None:
+            tensors |= {f"inputs/{k}": t for k, t in self.grams.state_dict().items()}
         return Saved(values, tensors)
 
     def restore(self, saved: Saved) -> None:
@@ -110,9 +126,10 @@ class RunState:
                     self.recipe.train and self.recipe.train.fused
                 )
                 self.optimizer.state[p][field] = value.to(p.device) if beside else value
-        self.average.load_state_dict(
-            {"values": saved.part("saliency/"), "weight": values["saliency_weight"]}
-        )
+        self.average.load_state_dict(saved.part("saliency/"))
+        self.watch()
+        if self.grams is not None:
+            self.grams.load_state_dict(saved.part("inputs/"))
         torch.set_rng_state(tensors["rng/cpu"])
         if self.device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)

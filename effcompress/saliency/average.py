@@ -1,4 +1,4 @@
-"""Running mean of saliency over training steps, one number per mini-group.
+"""Mean of saliency over training steps, one number per mini-group.
 
 Kept in the original order of the units, so that a cut never has to renumber it.
 """
@@ -6,42 +6,86 @@ Kept in the original order of the units, so that a cut never has to renumber it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
+from effcompress.spec import MeasureSpec
 from effcompress.types import Scores
+
+
+def in_original_order(
+    scores: Scores, original: Mapping[str, Tensor], sizes: Mapping[str, int]
+) -> Scores:
+    """Scores of physical units at the places of the original ones; zero where nothing is left."""
+    found: Scores = {name: torch.zeros(size) for name, size in sizes.items()}
+    for name, score_G in scores.items():
+        found[name].index_add_(0, original[name], score_G)
+    return found
 
 
 @final
 class ScoreAverage:
-    """Exponential mean, bias corrected; ``decay`` is the weight of the past (1: plain mean)."""
+    """The mean that ``measure.average`` asks for.
 
-    def __init__(self, sizes: Mapping[str, int], decay: float) -> None:
-        self.decay = decay
+    ``decay``: exponential, bias corrected. ``window``: of the last ``window`` steps.
+    ``between_cuts``: of all steps since the last cut.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], spec: MeasureSpec) -> None:
+        self.spec = spec
         self.values: Scores = {name: torch.zeros(size) for name, size in sizes.items()}
         self.weight = 0.0
+        self._recent: list[Scores] = []
 
     def update(self, scores: Scores, original: Mapping[str, Tensor]) -> None:
         """Take in one step's scores; ``original[set]`` maps physical to original units."""
-        past, new = (1.0, 1.0) if self.decay >= 1.0 else (self.decay, 1.0 - self.decay)
+        now = in_original_order(scores, original, {n: len(v) for n, v in self.values.items()})
+        past, new = 1.0, 1.0
+        if self.spec.average == "decay":
+            past, new = self.spec.decay, 1.0 - self.spec.decay
         self.weight = past * self.weight + new
-        for name, score_G in scores.items():
-            self.values[name].mul_(past)
-            self.values[name].index_add_(0, original[name], score_G, alpha=new)
+        for name, value in self.values.items():
+            value.mul_(past).add_(now[name], alpha=new)
+        if self.spec.average == "window":
+            self._recent.append(now)
+            if len(self._recent) > self.spec.window:
+                self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        """Summed anew: taking the oldest away from the sum would let rounding errors grow."""
+        del self._recent[0]
+        self.weight = float(len(self._recent))
+        for name, value in self.values.items():
+            torch.sum(torch.stack([scores[name] for scores in self._recent]), 0, out=value)
+
+    def cut(self) -> None:
+        """Something was removed."""
+        if self.spec.average == "between_cuts":
+            self.weight = 0.0
+            for value in self.values.values():
+                value.zero_()
 
     def read(self) -> Scores:
         """Mean scores, original order. Only after the first ``update``."""
         assert self.weight > 0.0, "nothing was measured yet"
         return {name: value / self.weight for name, value in self.values.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Values and their weight, for a checkpoint."""
-        return {"values": self.values, "weight": self.weight}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat tensors, for a checkpoint."""
+        found = {f"mean/{name}": value for name, value in self.values.items()}
+        for name in self.values if self._recent else ():
+            found[f"recent/{name}"] = torch.stack([scores[name] for scores in self._recent])
+        return found | {"weight": torch.tensor(self.weight, dtype=torch.float64)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """What ``state_dict`` gave."""
         self.weight = float(state["weight"])
-        for name, value in state["values"].items():
-            self.values[name].copy_(value)
+        for name, value in self.values.items():
+            value.copy_(state[f"mean/{name}"])
+        recent = {
+            name: state[f"recent/{name}"] for name in self.values if f"recent/{name}" in state
+        }
+        count = len(next(iter(recent.values()))) if recent else 0
+        self._recent = [{n: rows[i].clone() for n, rows in recent.items()} for i in range(count)]

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from effcompress.saliency.average import ScoreAverage
+from effcompress.spec import MeasureSpec
 
 ALL = {"a": torch.arange(3)}
 
 
 def test_decay_by_hand() -> None:
-    average = ScoreAverage({"a": 3}, decay=0.5)
+    average = ScoreAverage({"a": 3}, MeasureSpec(decay=0.5))
     average.update({"a": torch.tensor([1.0, 2, 3])}, ALL)
     assert average.read()["a"].tolist() == [1, 2, 3]  # bias corrected
     average.update({"a": torch.tensor([4.0, 2, 0])}, ALL)
@@ -19,14 +20,14 @@ def test_decay_by_hand() -> None:
 
 
 def test_plain_mean() -> None:
-    average = ScoreAverage({"a": 3}, decay=1.0)
+    average = ScoreAverage({"a": 3}, MeasureSpec(average="between_cuts"))
     for k in range(4):
         average.update({"a": torch.full((3,), float(k))}, ALL)
     assert average.read()["a"].tolist() == [1.5, 1.5, 1.5]
 
 
 def test_units_keep_their_original_number_after_a_cut() -> None:
-    average = ScoreAverage({"a": 3}, decay=0.5)
+    average = ScoreAverage({"a": 3}, MeasureSpec(decay=0.5))
     average.update({"a": torch.tensor([1.0, 2, 3])}, ALL)
     average.update({"a": torch.tensor([1.0, 3.0])}, {"a": torch.tensor([0, 2])})
     value = average.read()["a"]
@@ -34,7 +35,29 @@ def test_units_keep_their_original_number_after_a_cut() -> None:
 
 
 def test_state_round_trip() -> None:
-    one, two = ScoreAverage({"a": 3}, 0.9), ScoreAverage({"a": 3}, 0.9)
+    one, two = ScoreAverage({"a": 3}, MeasureSpec(decay=0.9)), ScoreAverage({"a": 3}, MeasureSpec(decay=0.9))
     one.update({"a": torch.tensor([1.0, 2, 3])}, ALL)
     two.load_state_dict(one.state_dict())
     assert torch.equal(one.read()["a"], two.read()["a"])
+
+
+def test_window_forgets_what_is_older() -> None:
+    average = ScoreAverage({"a": 3}, MeasureSpec(average="window", window=2))
+    for k in (1.0, 5.0, 9.0):
+        average.update({"a": torch.full((3,), k)}, ALL)
+    assert average.read()["a"].tolist() == [7, 7, 7]
+    again = ScoreAverage({"a": 3}, MeasureSpec(average="window", window=2))
+    again.load_state_dict({k: v.clone() for k, v in average.state_dict().items()})
+    for one in (average, again):
+        one.update({"a": torch.full((3,), 3.0)}, ALL)
+        assert one.read()["a"].tolist() == [6, 6, 6]
+
+
+def test_between_cuts_begins_anew() -> None:
+    average = ScoreAverage({"a": 3}, MeasureSpec(average="between_cuts"))
+    average.update({"a": torch.full((3,), 8.0)}, ALL)
+    average.cut()
+    assert average.weight == 0
+    for k in (1.0, 2.0):
+        average.update({"a": torch.full((3,), k)}, ALL)
+    assert average.read()["a"].tolist() == [1.5, 1.5, 1.5]
