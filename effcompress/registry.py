@@ -27,6 +27,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "weight": "[O, I] (or [O]) the parameter",
         "grad": "[O, I] its gradient, mean over the batch",
         "hess": "[O, I] diagonal Hessian from the recipe's `hessian`",
+        "mask_grad": "[T, G] derivative of the loss with respect to a mask on each mini-group, for "
+        "every token; alone, and then the criterion returns [G]",
     },
     "hessian": {
         "weight": "[O, I] the parameter",
@@ -241,6 +243,12 @@ def _contract(
                 where=where,
                 fix=f"{did_you_mean(p.name, INPUTS[kind])} Put a recipe knob after '*'.",
             )
+    if "mask_grad" in needs and len(needs) > 1:
+        raise PluginError(
+            f"{kind} '{name}': mask_grad is per mini-group, {needs[0]} per weight",
+            where=where,
+            fix="Take mask_grad alone.",
+        )
     return tuple(needs), knobs
 
 

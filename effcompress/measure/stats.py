@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from effcompress.errors import PluginError, RunError
-from effcompress.measure.grams import Grams
 from effcompress.registry import Bound
 
 
@@ -59,7 +58,7 @@ def from_training(needs: Iterable[str], hessian: Bound | None) -> set[str]:
     if "hess" in found:
         assert hessian is not None, "recipe.load binds a hessian to criteria that need it"
         found |= set(hessian.needs)
-    return found & {"grad", "second_moment"}
+    return found & {"grad", "second_moment", "mask_grad"}
 
 
 class SecondMoments:
@@ -111,26 +110,31 @@ def collect(
     ids_NT: Tensor,
     needs: Iterable[str],
     hessian: Bound | None,
-    grams: Grams | None = None,
+    listening: Sequence[AbstractContextManager[None]] = (),
 ) -> CalibrationStats:
     """Mean gradient (and mean per-sequence Hessian) of the next-token loss over ``ids_NT``.
 
-    One sequence per backward, as the Fisher matrix is defined on single samples. ``grams`` listen
-    meanwhile. Parameters end with ``grad`` None. Without a need for gradients there is no backward,
-    and without ``grams`` either no pass at all.
+    One sequence per backward, as the Fisher matrix is defined on single samples. ``listening`` is
+    entered for all passes together. Parameters end with ``grad`` None. Without a need for gradients
+    there is no backward, and without anyone who listens either no pass at all.
     """
     wanted = set(needs) & {"grad", "hess"}
+    backward = bool(wanted) or "mask_grad" in needs
     found: dict[str, dict[str, Tensor]] = {"grad": {}, "hess": {}}
     training = module.training
     module.eval()  # dropout would add noise, and use up the run's random numbers
-    for ids_T in ids_NT if wanted or grams else ():
-        module.zero_grad(set_to_none=True)
-        row = ids_T[None].to(next(module.parameters()).device)
-        with grams.listening() if grams else nullcontext(), torch.set_grad_enabled(bool(wanted)):
-            loss = module(input_ids=row, labels=row, use_cache=False).loss
-        if wanted:
-            loss.backward()
-            _take_in(module, wanted, hessian, found, ids_NT.shape[0])
+    with ExitStack() as stack:
+        for context in listening:
+            stack.enter_context(context)
+        for ids_T in ids_NT if backward or listening else ():
+            module.zero_grad(set_to_none=True)
+            row = ids_T[None].to(next(module.parameters()).device)
+            with torch.set_grad_enabled(backward):
+                loss = module(input_ids=row, labels=row, use_cache=False).loss
+            if backward:
+                loss.backward()
+            if wanted:
+                _take_in(module, wanted, hessian, found, ids_NT.shape[0])
     module.zero_grad(set_to_none=True)
     module.train(training)
     return CalibrationStats(module, found["grad"], found["hess"])

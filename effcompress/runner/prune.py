@@ -3,54 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from effcompress.data import Corpus
 from effcompress.errors import RunError
 from effcompress.log import Log
-from effcompress.measure.grams import Grams, readers
-from effcompress.measure.stats import TrainingStats, collect, from_training
-from effcompress.removal.compensate import for_linears
+from effcompress.measure.grams import Grams
 from effcompress.removal.selftest import same_function
 from effcompress.runner.approximate import removed_alone, split
+from effcompress.runner.measured import averages, measured
 from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
-from effcompress.saliency.average import in_original_order
-from effcompress.saliency.score import score
 from effcompress.selection.budget import TOLERANCE
 from effcompress.selection.choose import Choice, choose
 from effcompress.selection.schedules import ask
 from effcompress.spec import PruneSpec
-from effcompress.types import DEPTH, Cut, Due, Plan, Scores
-
-
-def averages(prune: PruneSpec) -> bool:
-    """Whether saliency is taken in step by step: it needs gradients, and training's are used. One
-    of weights and the optimizer's moments alone is computed when a cut is due.
-    """
-    riding = prune.measure.source == "training"
-    return riding and "grad" in from_training(prune.criterion.needs, prune.hessian)
-
-
-@contextmanager
-def listening(state: RunState) -> Iterator[None]:
-    """While pruning goes on, keep account of what layers read, if a repair uses that."""
-    if state.grams is None or state.target_reached:
-        yield
-    else:
-        with state.grams.listening():
-            yield
-
-
-def observe(state: RunState, prune: PruneSpec) -> None:
-    """Take the saliency of this step's gradients into the mean: no extra pass."""
-    if state.target_reached or not averages(prune):
-        return
-    stats = TrainingStats(state.module, prune.criterion.needs, prune.hessian, state.optimizer)
-    scores = score(state.pruned.sets, prune.criterion, stats)
-    state.average.update(scores, state.pruned.ledger.original)
+from effcompress.types import DEPTH, Cut, Due, Plan
 
 
 def due_now(state: RunState, prune: PruneSpec, total_tokens: int) -> Due | None:
@@ -75,10 +43,8 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
     """Decide, mask, write down; commit when enough has gathered."""
     target = wanted(prune.target, state.parent_params)
     pruned = state.pruned
-    scores, inputs = _measured(state, prune, corpus)
+    scores, inputs = measured(state, prune, corpus)
     assert prune.selector is not None, "recipe.load fills in the default selector"
-    if inputs is not None and inputs is not state.grams:
-        inputs.close()  # all of calibration was heard
     choice = choose(pruned.parent_sets, pruned.parent, scores, due, target, prune.selector)
     if choice.plan:
         _mask(state, prune, choice.plan, inputs, log)
@@ -107,8 +73,7 @@ def commit_event(state: RunState, log: Log) -> None:
     with same_function(state.module, probe, state.optimizer) as proof:
         layers = state.pruned.depth
         state.pruned.commit(state.optimizer, state.grams)
-    if state.pruned.depth != layers:
-        state.watch()  # layers have other numbers now
+    state.watch(anew=state.pruned.depth != layers)  # other tensors, or layers of other numbers
     state.since_commit = 0
     log.event(
         "commit",
@@ -129,30 +94,6 @@ def _mask(state: RunState, prune: PruneSpec, plan: Plan, inputs: Grams | None, l
             pruned.mask(inexact, **how)
         log.event("approximate", step=state.step, sets=[*inexact], max_logit_difference=seen[0])
     pruned.mask(exact, **how)
-
-
-def _measured(state: RunState, prune: PruneSpec, corpus: Corpus) -> tuple[Scores, Grams | None]:
-    """Saliency in original order, and what layers read: as training went on, or measured now."""
-    ledger, criterion = state.pruned.ledger, prune.criterion
-    if averages(prune):
-        return ledger.original_order(state.average.read()), state.grams
-    grams, stats = state.grams, None
-    if prune.measure.source == "training":
-        stats = TrainingStats(state.module, criterion.needs, prune.hessian, state.optimizer)
-    else:
-        grams = _calibration_grams(state, prune)
-        ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
-        stats = collect(state.module, ids_NT, criterion.needs, prune.hessian, grams)
-    scores = score(state.pruned.sets, criterion, stats)
-    return ledger.original_order(in_original_order(scores, ledger.original, ledger.sizes)), grams
-
-
-def _calibration_grams(state: RunState, prune: PruneSpec) -> Grams | None:
-    """Of all calibration tokens, every time anew."""
-    if not for_linears(prune.repair):
-        return None
-    params = readers(state.module, state.pruned.axes, state.pruned.sets)
-    return Grams(state.module, params, tokens=1 << 62, decay=1.0)
 
 
 def _write_down(state: RunState, choice: Choice, log: Log) -> None:

@@ -20,15 +20,10 @@ from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner.export import export_and_prove
 from effcompress.runner.folder import open_folder, output_folder
+from effcompress.runner.measured import listening, observe
 from effcompress.runner.measurement import evaluate
 from effcompress.runner.preflight import preflight
-from effcompress.runner.prune import (
-    commit_event,
-    due_now,
-    listening,
-    observe,
-    prune_event,
-)
+from effcompress.runner.prune import commit_event, due_now, prune_event
 from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
 from effcompress.runner.text import corpus_of

@@ -12,6 +12,7 @@ from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
 from effcompress.errors import RecipeError
 from effcompress.measure.grams import Grams, readers
+from effcompress.measure.taps import MaskGradients
 from effcompress.model.load import LoadedModel
 from effcompress.removal.compensate import for_linears
 from effcompress.removal.depth import forget
@@ -19,6 +20,7 @@ from effcompress.runner.pruned import PrunedModel
 from effcompress.saliency.average import ScoreAverage
 from effcompress.spec import MeasureSpec, Recipe
 from effcompress.train import optimizer
+from effcompress.types import Scores
 
 PROBE_TOKENS = 48
 """Length of the sequences on which a commit proves itself."""
@@ -58,6 +60,9 @@ class RunState:
         self.seconds = 0.0
         self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
         self.grams: Grams | None = None
+        self.taps: MaskGradients | None = None
+        self.mask_scores: Scores = {}
+        """Of the step that is under way."""
         self.watch()
 
     @property
@@ -70,16 +75,23 @@ class RunState:
         """Parameters of the model as a function: masked units do not count."""
         return self.pruned.params
 
-    def watch(self) -> None:
-        """Where a repair uses what layers read in training: listen to the layers that are there."""
-        if self.grams is not None:
-            self.grams.close()
-        self.grams = None
+    def watch(self, *, anew: bool = True) -> None:
+        """Listen in training to what a repair or the criterion uses of it. ``anew``: also where
+        moments of inputs were kept; they begin again.
+        """
         prune = self.recipe.prune
-        if prune and for_linears(prune.repair) and prune.measure.source == "training":
-            how = prune.measure
-            params = readers(self.module, self.pruned.axes, self.pruned.sets)
+        if prune is None or prune.measure.source != "training":
+            return
+        model, how = self.pruned, prune.measure
+        if for_linears(prune.repair) and anew:
+            if self.grams is not None:
+                self.grams.close()
+            params = readers(self.module, model.axes, model.sets)
             self.grams = Grams(self.module, params, how.gram_tokens, how.gram_decay)
+        if "mask_grad" in prune.criterion.needs:
+            if self.taps is not None:
+                self.taps.close()
+            self.taps = MaskGradients(self.module, model.axes, model.sets)
 
     def snapshot(self, log_position: dict[str, int]) -> Saved:
         """All of it, as JSON values and flat tensors. Tensors are not copied."""

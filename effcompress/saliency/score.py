@@ -49,18 +49,35 @@ def score(sets: Sequence[GroupSet], criterion: Bound, stats: Stats) -> Scores:
         total = torch.zeros(s.size)
         for m in s.members:
             total += along[m.param][m.dim][m.index_GB].sum(1)
-        if not bool(torch.isfinite(total).all()):
-            raise RunError(
-                f"criterion '{criterion.name}' gives a saliency that is not finite",
-                where=s.name,
-                fix="Lower the learning rate, or look at the loss of the last steps.",
-            )
+        _require_finite(total, criterion, s.name)
         scores[s.name] = total
     return scores
 
 
-def _ask(criterion: Bound, inputs: dict[str, Tensor]) -> Tensor:
-    """The criterion's answer, held to its contract."""
+@torch.no_grad()
+def score_masks(criterion: Bound, name: str, mask_grad_TG: Tensor) -> Tensor:
+    """``score_G`` of one set from one micro-batch, in fp32 on the CPU; to be added up over them.
+
+    Raises PluginError when the criterion returns something else or changes its input, RunError
+    when a saliency is not finite (naming the set).
+    """
+    count = (mask_grad_TG.shape[1],)
+    score_G = _ask(criterion, {"mask_grad": mask_grad_TG}, count).float().cpu()
+    _require_finite(score_G, criterion, name)
+    return score_G
+
+
+def _require_finite(score_G: Tensor, criterion: Bound, name: str) -> None:
+    if not bool(torch.isfinite(score_G).all()):
+        raise RunError(
+            f"criterion '{criterion.name}' gives a saliency that is not finite",
+            where=name,
+            fix="Lower the learning rate, or look at the loss of the last steps.",
+        )
+
+
+def _ask(criterion: Bound, inputs: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    """The criterion's answer, held to its contract: a tensor of this shape, inputs unchanged."""
     where = criterion.plugin.where
     # Views share their base's counter, so this sees a change of weights or gradients too.
     before = {name: t._version for name, t in inputs.items()}
@@ -72,13 +89,13 @@ def _ask(criterion: Bound, inputs: dict[str, Tensor]) -> Tensor:
     changed = [name for name, t in inputs.items() if t._version != before[name]]
     if changed:
         raise PluginError(f"criterion '{criterion.name}' changes its {changed[0]}", where=where)
-    shape = tuple(inputs["weight"].shape)
     if not isinstance(saliency, Tensor) or tuple(saliency.shape) != shape:
         got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
         raise PluginError(
-            f"criterion '{criterion.name}' returned {got} for a weight of shape {shape}",
+            f"criterion '{criterion.name}' returned {got} where {shape} was expected",
             where=where,
-            fix="A criterion returns one number per weight, in the weight's shape.",
+            fix="A criterion returns one number per weight, in the weight's shape (with mask_grad: "
+            "one per mini-group).",
         )
     return saliency
 
@@ -94,7 +111,7 @@ def _sums(param: str, dims: set[int], criterion: Bound, stats: Stats) -> dict[in
     sums: dict[int, Tensor] = {}
     for start in range(0, shape[0], step):
         inputs = stats.rows(param, start, min(start + step, shape[0]))
-        saliency = _ask(criterion, inputs).float()
+        saliency = _ask(criterion, inputs, tuple(inputs["weight"].shape)).float()
         if 0 in dims:
             pieces.append(saliency.flatten(1).sum(1) if saliency.dim() > 1 else saliency)
         for dim in dims - {0}:

@@ -1,0 +1,131 @@
+"""The derivative of the loss with respect to a mask on every mini-group, token by token.
+
+Multiply what a mini-group does by a mask ``m`` that is 1. Where its values are ``v`` and the
+backward brings ``dL/dv`` for them, the token's ``dL/dm`` is ``sum v dL/dv`` over the positions of
+the mini-group. Training's backward computes both factors anyway. The mask sits where the effect of
+the mini-group is one tensor: at the input of the one layer that reads it (the down projection for
+an FFN channel, the output projection for a head), else at the outputs of all that write it (the
+embedding and the blocks' last projections for a channel of the residual stream).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from effcompress.errors import CoverageError
+from effcompress.measure.grams import LINEAR
+from effcompress.types import WHOLE, AxisMap, GroupSet
+
+Take = Callable[[str, Tensor], None]
+"""Gets the name of a group set and its ``mask_grad_TG``."""
+
+
+@final
+class MaskGradients:
+    """Hooks on a model as it physically is; make a new one when its tensors were shortened.
+
+    Raises CoverageError for mini-groups that are no positions of a linear layer or an embedding
+    (layers, blocks, experts).
+    """
+
+    def __init__(self, module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> None:
+        self._taps: dict[str, int] = {}
+        self._take: Take | None = None
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._hooks: list[Any] = []
+        modules = dict(module.named_modules())
+        for path, reads, found in _places(modules, axes, sets):
+            for s, _ in found:
+                self._taps[s.name] = self._taps.get(s.name, 0) + 1
+            self._hooks.append(self._listen(modules[path], reads, found))
+
+    def close(self) -> None:
+        """Stop listening for good."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @contextmanager
+    def listening(self, take: Take) -> Iterator[None]:
+        """Hand over ``mask_grad_TG`` of every set in the backward of each micro-batch."""
+        self._take = take
+        try:
+            yield
+        finally:
+            self._take = None
+            self._sums.clear()
+
+    def _listen(self, module: nn.Module, reads: bool, found: list[tuple[GroupSet, Tensor]]) -> Any:
+        def catch(value: Any) -> None:
+            if self._take is None or not value.requires_grad or not torch.is_grad_enabled():
+                return
+            kept = value.detach()
+            value.register_hook(lambda grad: self._arrived(kept, grad, found))
+
+        if reads:
+            return module.register_forward_pre_hook(lambda _m, args: catch(args[0]))
+        return module.register_forward_hook(lambda _m, _args, out: catch(out))
+
+    @torch.no_grad()
+    def _arrived(self, value: Tensor, grad: Tensor, found: list[tuple[GroupSet, Tensor]]) -> None:
+        effect_TI = value.flatten(0, -2).float() * grad.flatten(0, -2)
+        for s, index_GB in found:
+            effect_TG = _by_unit(effect_TI, index_GB)
+            earlier, count = self._sums.pop(s.name, (None, 0))
+            if earlier is not None:
+                effect_TG = effect_TG + earlier
+            if count + 1 < self._taps[s.name]:
+                self._sums[s.name] = (effect_TG, count + 1)
+            elif self._take is not None:
+                self._take(s.name, effect_TG)
+
+
+def _places(
+    modules: dict[str, nn.Module], axes: AxisMap, sets: Sequence[GroupSet]
+) -> list[tuple[str, bool, list[tuple[GroupSet, Tensor]]]]:
+    """(module, whether its input is meant, the sets there with their positions)."""
+    found: dict[tuple[str, bool], list[tuple[GroupSet, Tensor]]] = defaultdict(list)
+    prefix = axes.family.layer.partition("{i}")[0]
+    for s in sets:
+        readers, writers = [], []
+        for m in s.members:
+            path = m.param.removesuffix(".weight")
+            name = type(modules[path]).__name__ if path in modules else ""
+            reads = LINEAR.get(name) if m.dim != WHOLE else None
+            if reads == m.dim and path.startswith(prefix):
+                readers.append((path, m.index_GB))
+            elif (reads is not None and reads != m.dim) or _looks_up(name, m.param, axes, m.dim):
+                writers.append((path, m.index_GB))
+        places = readers if len(readers) == 1 else writers
+        if not places:
+            raise CoverageError(
+                f"the mini-groups of '{s.name}' are no channels, so no mask gradient exists",
+                fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
+            )
+        for path, index_GB in places:
+            found[path, len(readers) == 1].append((s, index_GB))
+    return [(path, reads, here) for (path, reads), here in found.items()]
+
+
+def _looks_up(name: str, param: str, axes: AxisMap, dim: int) -> bool:
+    """The table of the tokens; one of positions gives the same row to all sequences."""
+    carries = {n for segment in axes.by_param[param] for n in segment.names}
+    return name == "Embedding" and dim == 1 and "positions" not in carries
+
+
+def _by_unit(effect_TI: Tensor, index_GB: Tensor) -> Tensor:
+    """Sum over the positions of each unit, ``[T, G]``."""
+    units, each = index_GB.shape
+    if units * each == effect_TI.shape[1] and _in_order(index_GB):
+        return effect_TI if each == 1 else effect_TI.view(-1, units, each).sum(-1)
+    return effect_TI[:, index_GB.to(effect_TI.device)].sum(-1)
+
+
+def _in_order(index_GB: Tensor) -> bool:
+    flat = index_GB.flatten()
+    return bool((flat == torch.arange(len(flat))).all())

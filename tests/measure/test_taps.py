@@ -1,0 +1,124 @@
+"""Mask gradients against autograd through masks that are really there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from effcompress.errors import CoverageError
+from effcompress.measure.taps import MaskGradients
+from effcompress.registry import REGISTRY, Bound
+from effcompress.runner.pruned import PrunedModel
+from tests.conftest import tiny, tokens
+
+
+def pruned(*names: str, family: str = "", **knobs: Any) -> PrunedModel:
+    model = tiny("gqa_tied", torch.float64, **({"model_type": family} if family else {}))
+    space = [Bound(REGISTRY.get("space", name), knobs) for name in names]
+    return PrunedModel(model, model.config.to_dict(), space)
+
+
+def measure(model: PrunedModel, ids: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    taps = MaskGradients(model.module, model.axes, model.sets)
+    with taps.listening(lambda name, effect: found.__setitem__(name, effect)):
+        model.module(input_ids=ids, labels=ids).loss.backward()
+    model.module.zero_grad(set_to_none=True)
+    taps.close()
+    return found
+
+
+def by_masks(model: PrunedModel, ids: Tensor, kind: str) -> Tensor:
+    """d loss / d mask, per token and unit of the first set of a kind: masks as leaves of the graph
+    on the input of the down or output projection.
+    """
+    layer = model.module.model.layers[0]
+    linear = {"ffn": layer.mlp.down_proj, "attention": layer.self_attn.o_proj}[kind]
+    s = next(s for s in model.sets if s.kind == kind)
+    mask = torch.ones(ids.numel(), s.size, dtype=torch.float64, requires_grad=True)
+    each = linear.in_features // s.size
+
+    def apply(_m: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0] * mask.repeat_interleave(each, 1).view(args[0].shape),)
+
+    handle = linear.register_forward_pre_hook(apply)
+    loss = model.module(input_ids=ids, labels=ids).loss
+    handle.remove()
+    (grad,) = torch.autograd.grad(loss, mask)
+    return grad
+
+
+@pytest.mark.parametrize("kind", ["ffn", "attention"])
+def test_channels_and_heads(kind: str) -> None:
+    model, ids = pruned("ffn", "attention"), tokens(2)
+    found = measure(model, ids)[f"{kind}.0"]
+    want = by_masks(model, ids, kind)
+    torch.testing.assert_close(found.double(), want, rtol=1e-4, atol=1e-8)
+
+
+def test_hidden_channel() -> None:
+    """A mask on everything that is written into the residual stream: autograd on scaled writers."""
+    model, ids = pruned("hidden"), tokens(2)
+    found = measure(model, ids)["hidden"]
+    size = model.sets[0].size
+    mask = torch.ones(ids.numel(), size, dtype=torch.float64, requires_grad=True)
+
+    def apply(_m: Any, _args: Any, out: Tensor) -> Tensor:
+        return out * mask.view(out.shape)
+
+    inner = model.module.model
+    writers = [inner.embed_tokens]
+    writers += [w for la in inner.layers for w in (la.mlp.down_proj, la.self_attn.o_proj)]
+    handles = [w.register_forward_hook(apply) for w in writers]
+    loss = model.module(input_ids=ids, labels=ids).loss
+    for handle in handles:
+        handle.remove()
+    (want,) = torch.autograd.grad(loss, mask)
+    torch.testing.assert_close(found.double(), want, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2", "gpt_neox", "opt", "gemma2"])
+def test_other_families(family: str) -> None:
+    """The sum over tokens is the derivative by the scale of the unit's weights on one side."""
+    model, ids = pruned("ffn", "attention", family=family), tokens(2)
+    found = measure(model, ids)
+    model.module(input_ids=ids, labels=ids).loss.backward()
+    params = dict(model.module.named_parameters())
+    for s in model.sets:
+        reader = [m for m in s.members if _reads(model, m.param) == m.dim]
+        (m,) = reader
+        p = params[m.param]
+        assert p.grad is not None
+        other = 1 - m.dim
+        want = (p * p.grad).sum(other)[m.index_GB].sum(1)
+        torch.testing.assert_close(found[s.name].sum(0).double(), want, rtol=1e-3, atol=1e-7)
+
+
+def _reads(model: PrunedModel, param: str) -> int | None:
+    module = model.module.get_submodule(param.rpartition(".")[0])
+    name = type(module).__name__
+    if param.endswith(".bias") or name not in ("Linear", "Conv1D"):
+        return None
+    return 1 if name == "Linear" else 0
+
+
+def test_micro_batches_arrive_one_by_one() -> None:
+    model, ids = pruned("hidden"), tokens(4)
+    seen: list[Tensor] = []
+    taps = MaskGradients(model.module, model.axes, model.sets)
+    with taps.listening(lambda _name, effect: seen.append(effect)):
+        for half in ids.split(2):
+            model.module(input_ids=half, labels=half).loss.backward()
+    assert len(seen) == 2
+    model.module(input_ids=ids, labels=ids).loss.backward()
+    assert len(seen) == 2  # nobody listens
+
+
+@pytest.mark.parametrize("space", ["layer", "mlp_block"])
+def test_modules_have_no_mask_here(space: str) -> None:
+    model = pruned(space)
+    with pytest.raises(CoverageError, match="no channels"):
+        MaskGradients(model.module, model.axes, model.sets)
