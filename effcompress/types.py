@@ -95,7 +95,9 @@ class GroupSet:
     In ``lockstep`` every set of a kind loses equally many; ``per_layer`` each set competes on its
     own; ``global`` the sets of a kind are one pool, from which the least salient goes first. None
     is cut below ``minimum`` units, nor to a width that is no multiple of ``round_to``; a pool keeps
-    at least ``floor`` units.
+    at least ``floor`` units. A width that is cut at all ends on a multiple of ``finish_on``. They
+    are candidates while the share of the model's parameters that is gone lies in
+    ``[after, until)``.
     """
 
     name: str
@@ -107,6 +109,14 @@ class GroupSet:
     minimum: int = 1
     round_to: int = 1
     floor: int = 0
+    finish_on: int = 1
+    after: float = 0.0
+    until: float = 1.0
+
+    @property
+    def multiple(self) -> int:
+        """What its width is a multiple of in the end, once anything of it was cut."""
+        return math.lcm(self.round_to, self.finish_on)
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
@@ -154,6 +164,9 @@ class AxisMap:
         minimum: int = 1,
         round_to: int = 1,
         floor: int = 0,
+        finish_on: int = 1,
+        after: float = 0.0,
+        until: float = 1.0,
         skip_layers: Iterable[int] = (),
     ) -> Iterator[GroupSet]:
         """The group sets of every axis of ``kind``; a ``minimum`` above the width cuts nothing.
@@ -167,8 +180,20 @@ class AxisMap:
             if layer in skipped:
                 continue
             sides, size = self.by_axis[name], self.widths[name]
-            least = min(minimum, size)
-            yield GroupSet(name, kind, layer, size, sides, scope, least, round_to, floor)
+            yield GroupSet(
+                name,
+                kind,
+                layer,
+                size,
+                sides,
+                scope=scope,
+                minimum=min(minimum, size),
+                round_to=round_to,
+                floor=floor,
+                finish_on=finish_on,
+                after=after,
+                until=until,
+            )
 
     def living(self, name: str, widths: Widths) -> bool:
         """Whether anything of an axis is left in a model of these widths."""

@@ -56,7 +56,7 @@ def _check_steps(sets: Iterable[GroupSet]) -> None:
     rests: dict[str, set[int]] = defaultdict(set)
     for s in sets:
         if s.scope == "lockstep":
-            rests[s.kind].add(s.size % s.round_to)
+            rests[s.kind].add(s.size % s.multiple)
     for kind, found in rests.items():
         if len(found) > 1:
             raise CoverageError(

@@ -9,7 +9,8 @@ from effcompress.errors import RecipeError
 from effcompress.model.source import config_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner.mapped import mapped
-from effcompress.selection.budget import TOLERANCE, Budget, least, lines_of, simulate
+from effcompress.selection.budget import TOLERANCE, Budget, simulate
+from effcompress.selection.lines import least, lines_of
 from effcompress.spec import PruneSpec, TargetSpec
 from effcompress.types import AxisMap, Config, GroupSet
 
@@ -74,14 +75,25 @@ def require_reachable(loaded: LoadedRecipe) -> Priced | None:
     budget = budget_of(price)
     simulate(budget)
     if not budget.reached:
-        movable = [k for k in range(len(budget.lines)) if budget.movable(k)]
-        below = budget.params - min((budget.freed(k) for k in movable), default=0)
-        raise RecipeError(
-            f"prune.target: {price.target:,} parameters lie between two sizes this model can have",
-            where=where,
-            fix=f"The nearest sizes are {below:,} and {budget.params:,}.",
-        )
+        raise _missed(budget, where)
     return price
+
+
+def _missed(budget: Budget, where: str) -> RecipeError:
+    """What to say of a target that cutting in proportion does not meet."""
+    gone = 1 - budget.params / budget.start
+    if budget.next_size == budget.params and (shut := budget.out_of_range):
+        return RecipeError(
+            f"prune.target: {budget.target:,} parameters, but at {budget.params:,} "
+            f"({gone:.1%} gone) `after` and `until` leave no kind that may go",
+            where=where,
+            fix=f"Widen `after` or `until` of {', '.join(shut)} under prune.space.",
+        )
+    return RecipeError(
+        f"prune.target: {budget.target:,} parameters lie between two sizes this model can have",
+        where=where,
+        fix=f"The nearest sizes are {budget.next_size:,} and {budget.params:,}.",
+    )
 
 
 def _where(loaded: LoadedRecipe, prune: PruneSpec) -> str:

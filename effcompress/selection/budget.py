@@ -1,50 +1,27 @@
 """What may still be cut without missing the target: arithmetic on widths, no tensors.
 
-A *line* is a queue of candidates: the sets of one kind in lockstep, or one set on its own. Taking
-from a line removes one mini-group from each of its sets. The lines of a *pool* (scope ``global``)
-share the count of what must stay and of what is gone.
+Two sizes are kept: the one *now*, and the one with all promises *kept*. Once a unit of a block has
+gone, the rest of the block (down to the next multiple of ``finish_on``) is promised. A block is
+begun only if the size with all promises kept does not miss the target; then nothing that happens
+in between can. Without ``finish_on`` the two are the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import final
 
-from effcompress.types import AxisMap, GroupSet, Widths
+from effcompress.selection.lines import Line
+from effcompress.selection.sizes import Sizes
+from effcompress.types import AxisMap, Widths
 
 TOLERANCE = 0.005
 """A target is met within half a percent (design: ask for a size, get that size)."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """Sets that lose their next mini-group together."""
-
-    kind: str
-    sets: tuple[str, ...]
-    size: int
-    minimum: int
-    round_to: int = 1
-    pool: str = ""
-    floor: int = 0
-    """Units that stay in the pool."""
-
-
-def lines_of(sets: Iterable[GroupSet]) -> list[Line]:
-    """One line per lockstep kind, one per set otherwise, in the order of the sets."""
-    lines: dict[str, Line] = {}
-    for s in sets:
-        key = s.kind if s.scope == "lockstep" else s.name
-        names: tuple[str, ...] = (s.name,)
-        if key in lines:  # the narrowest first: it decides what may still go
-            before = lines[key].sets
-            names = (*before, s.name) if s.size >= lines[key].size else (s.name, *before)
-        size = min(s.size, lines[key].size) if key in lines else s.size
-        pool = s.kind if s.scope == "global" else ""
-        lines[key] = Line(s.kind, names, size, s.minimum, s.round_to, pool, s.floor)
-    return list(lines.values())
+NEAR = 4
+"""Within so many of the largest blocks from the target, only what can still lead there is begun."""
+TRIES = 300
+"""Sizes looked at to find out; a way that is longer is taken to be there."""
 
 
 @final
@@ -53,29 +30,44 @@ class Budget:
 
     def __init__(self, axes: AxisMap, lines: list[Line], widths: Widths, target: int) -> None:
         self.axes, self.lines, self.target = axes, lines, target
-        self.widths = {**axes.widths, **widths}
-        self.params = axes.count(self.widths)
-        self._prices = [_price(axes, line) for line in lines]
-        self._freed: dict[int, int] = {}
+        self.start = axes.count()
+        self.units: dict[str, int] = dict.fromkeys((line.kind for line in lines), 0)
+        """Kind -> units taken so far (a lockstep tuple counts once)."""
+        self._now = Sizes(axes, lines, widths)
+        self._kept = self._now.copy()
         pools = {line.pool for line in lines if line.pool}
         self._pools = {p: [k for k, line in enumerate(lines) if line.pool == p] for p in pools}
+        self._new: tuple[list[int], list[int]] | None = None
+        self._ends: dict[int, bool] = {}
+        """Size -> whether the target can be met from there."""
+        for k, line in enumerate(lines):
+            begun = self._now.width(k) < line.size and self._now.unit(k) > 0
+            if rest := self._now.width(k) % line.multiple if begun else 0:
+                self._kept.take(k, rest)
+
+    @property
+    def params(self) -> int:
+        """Parameters now."""
+        return self._now.params
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Widths now."""
+        return self._now.widths
 
     def block(self, k: int) -> int:
         """Units that go at once from every set of line ``k``: one, or as many as lead to the next
         multiple of its ``round_to``.
         """
-        line = self.lines[k]
-        return self.widths[line.sets[0]] % line.round_to or line.round_to
+        return self._now.block(k, self.lines[k].round_to)
 
     def freed(self, k: int) -> int:
         """Parameters that the next removal from line ``k`` frees."""
-        if k not in self._freed:
-            widths = self.widths
-            self._freed[k] = self.block(k) * sum(
-                factor * math.prod(widths[name] for name in names)
-                for names, factor in self._prices[k].items()
-            )
-        return self._freed[k]
+        return self.block(k) * self._now.unit(k)
+
+    def promised(self, k: int) -> int:
+        """Units of line ``k`` that will go because others of their block went."""
+        return self._now.width(k) - self._kept.width(k) if self._now.unit(k) else 0
 
     def removed(self, k: int) -> float:
         """Share of the units of line ``k`` that are gone; in a pool, of the pool's."""
@@ -83,59 +75,121 @@ class Budget:
         if not line.pool:
             return self.share(k)
         sizes = sum(self.lines[j].size for j in self._pools[line.pool])
-        return 1.0 - self.left(line.pool) / sizes
+        return 1.0 - self._left(line.pool, self._now) / sizes
 
     def share(self, k: int) -> float:
         """Share of the units of line ``k`` alone that are gone."""
-        line = self.lines[k]
-        return 1.0 - self.widths[line.sets[0]] / line.size
-
-    def left(self, pool: str) -> int:
-        """Units of a pool that are there and do something."""
-        lines = [k for k in self._pools[pool] if self.freed(k) > 0]
-        return sum(self.widths[self.lines[k].sets[0]] for k in lines)
+        return 1.0 - self._now.width(k) / self.lines[k].size
 
     def open(self) -> list[int]:
-        """Lines whose next removal comes nearer to the target without missing it."""
-        return [k for k in range(len(self.lines)) if self._allowed(k)]
+        """Lines whose next removal keeps a promise, or begins a block that brings the size with
+        all promises kept nearer to the target, without missing it.
+        """
+        fit, leading = (
+            [k for k in found if self._in_range(k, self._now)] for found in self._beginnings()
+        )
+        return [k for k in range(len(self.lines)) if self.promised(k) or k in (leading or fit)]
 
     def take(self, k: int) -> None:
         """Remove the next block from every set of line ``k``."""
-        block = self.block(k)
-        self.params -= self.freed(k)
-        self._freed.pop(k)
-        for name in self.lines[k].sets:
-            self.widths[name] -= block
-        gone = set(self.lines[k].sets)
-        for other, price in enumerate(self._prices):
-            if any(not gone.isdisjoint(names) for names in price):
-                self._freed.pop(other, None)
+        if not self.promised(k):
+            self._kept.take(k, self._stride(k, self._kept))
+            self._new = None
+        self.units[self.lines[k].kind] += self.block(k)
+        self._now.take(k, self.block(k))
 
-    def movable(self, k: int) -> bool:
-        """Whether line ``k`` has a mini-group to give, whatever the target."""
-        line = self.lines[k]
-        return self.freed(k) > 0 and self.widths[line.sets[0]] - self.block(k) >= line.minimum
+    def satisfies(self, params: int | None) -> bool:
+        """Whether a schedule that asked for this size has it; the target includes all promises."""
+        if params is None or self.params > params:
+            return False
+        return params > self.target or not self.promises
+
+    @property
+    def promises(self) -> bool:
+        """Whether anything is promised."""
+        return any(self.promised(k) for k in range(len(self.lines)))
 
     @property
     def reached(self) -> bool:
-        """Whether the size is within the tolerance of the target."""
-        return abs(self.params - self.target) <= TOLERANCE * self.target
+        """Whether the size is within the tolerance of the target, and all promises are kept."""
+        return self._met(self._now) and not self.promises
 
-    def _allowed(self, k: int) -> bool:
-        if not self.movable(k):
+    @property
+    def next_size(self) -> int:
+        """The largest size below this one, whatever the target."""
+        kept = self._kept
+        movable = [k for k in range(len(self.lines)) if self._movable(k, kept)]
+        in_range = [k for k in movable if self._in_range(k, kept)]
+        return kept.params - min((self._frees(k, kept) for k in in_range), default=0)
+
+    @property
+    def out_of_range(self) -> list[str]:
+        """Kinds that have mini-groups to give, but not at this size."""
+        now, lines = self._now, self.lines
+        shut = [k for k in range(len(lines)) if not self._in_range(k, now)]
+        return [*dict.fromkeys(lines[k].kind for k in shut if self._movable(k, self._kept))]
+
+    def _beginnings(self) -> tuple[list[int], list[int]]:
+        """Lines of which a block may be begun, and those of them after which the target can still
+        be met; as far as sizes with all promises kept tell.
+        """
+        if self._new is None:
+            kept = self._kept
+            fit = leading = [k for k in range(len(self.lines)) if self._fits(k, kept)]
+            largest = max((self._frees(k, kept) for k in fit), default=0)
+            if len(fit) > 1 and kept.params - self.target <= NEAR * largest:
+                tries = (iter(range(TRIES)) for _ in fit)
+                ways = zip(fit, tries, strict=True)
+                leading = [k for k, left in ways if self._leads_there(self._after(k, kept), left)]
+            self._new = fit, leading
+        return self._new
+
+    def _stride(self, k: int, sizes: Sizes) -> int:
+        """Units of line ``k`` that are promised when the first of them goes."""
+        return sizes.block(k, self.lines[k].multiple)
+
+    def _frees(self, k: int, sizes: Sizes) -> int:
+        return self._stride(k, sizes) * sizes.unit(k)
+
+    def _after(self, k: int, sizes: Sizes) -> Sizes:
+        after = sizes.copy()
+        after.take(k, self._stride(k, sizes))
+        return after
+
+    def _met(self, sizes: Sizes) -> bool:
+        return abs(sizes.params - self.target) <= TOLERANCE * self.target
+
+    def _in_range(self, k: int, sizes: Sizes) -> bool:
+        gone = 1.0 - sizes.params / self.start
+        return self.lines[k].after <= gone < self.lines[k].until
+
+    def _movable(self, k: int, sizes: Sizes) -> bool:
+        """Whether line ``k`` has a block to give, whatever the target."""
+        line = self.lines[k]
+        return sizes.unit(k) > 0 and sizes.width(k) - self._stride(k, sizes) >= line.minimum
+
+    def _fits(self, k: int, sizes: Sizes) -> bool:
+        """Whether the next block of line ``k`` brings the size nearer without missing the target,
+        and leaves its pool what must stay.
+        """
+        if not self._movable(k, sizes):
             return False
-        line, block, freed = self.lines[k], self.block(k), self.freed(k)
-        after = self.params - freed
-        nearer = abs(after - self.target) < abs(self.params - self.target)
+        line, after = self.lines[k], sizes.params - self._frees(k, sizes)
+        nearer = abs(after - self.target) < abs(sizes.params - self.target)
         if not nearer or after < self.target * (1 - TOLERANCE):
             return False
-        if line.floor and self.left(line.pool) - block < line.floor:
+        left = self._left(line.pool, sizes) if line.floor else 0
+        if line.floor and left - self._stride(k, sizes) < line.floor:
             return False
-        return line.kind != "layer" or self._floors_hold(line.sets[0])
+        return line.kind != "layer" or self._floors_hold(line.sets[0], sizes)
 
-    def _floors_hold(self, layer: str) -> bool:
+    def _left(self, pool: str, sizes: Sizes) -> int:
+        """Units of a pool that are there and do something."""
+        return sum(sizes.width(k) for k in self._pools[pool] if sizes.unit(k) > 0)
+
+    def _floors_hold(self, layer: str, sizes: Sizes) -> bool:
         """Whether every pool keeps what it must when this layer takes its blocks along."""
-        after = {**self.widths, layer: 0}
+        after = {**sizes.widths, layer: 0}
         for pool, lines in self._pools.items():
             names = [self.lines[k].sets[0] for k in lines if pool != "layer"]
             left = sum(after[name] for name in names if self.axes.living(name, after))
@@ -143,49 +197,34 @@ class Budget:
                 return False
         return True
 
+    def _leads_there(self, sizes: Sizes, tries: Iterator[int]) -> bool:
+        """Whether blocks of some kind lead from these sizes to the target. Ways of many small
+        blocks are not walked (``_bridged``).
+        """
+        if self._met(sizes):
+            return True
+        if sizes.params not in self._ends:
+            lines = range(len(self.lines))
+            here = [k for k in lines if self._in_range(k, sizes) and self._fits(k, sizes)]
+            if any(self._bridged(k, sizes) for k in here):
+                return True
+            if next(tries, None) is None:
+                return True
+            # One line of each price: equal layers of a pool are not tried one after the other.
+            prices = {self._frees(k, sizes): k for k in here}
+            ways = (prices[price] for price in sorted(prices, reverse=True))
+            found = any(self._leads_there(self._after(k, sizes), tries) for k in ways)
+            self._ends[sizes.params] = found
+        return self._ends[sizes.params]
 
-def _price(axes: AxisMap, line: Line) -> dict[tuple[str, ...], int]:
-    """What one removal from a line frees, as a polynomial in the widths of the *other* axes:
-    ``{names: factor}`` stands for the sum of ``factor * product of widths[names]``.
-    """
-    terms: dict[tuple[str, ...], int] = {}
-    for name in line.sets:
-        for param in dict.fromkeys(side.param for side in axes.by_axis[name]):
-            for names, factor in axes.terms(param):
-                if name in names:
-                    others = tuple(n for n in names if n != name)
-                    assert len(others) == len(names) - 1, f"{param} is quadratic in {name}"
-                    terms[others] = terms.get(others, 0) + factor
-    return terms
-
-
-def least(axes: AxisMap, sets: Iterable[GroupSet]) -> int:
-    """Parameters that always remain: every set at its minimum, every pool at its floor (met by what
-    costs least).
-    """
-    sets = list(sets)
-    widths = {**axes.widths, **{s.name: s.minimum for s in sets}}
-    for s in sets:
-        if s.floor and s is next(t for t in sets if t.kind == s.kind):
-            pool = [t for t in sets if t.kind == s.kind]
-            widths |= _filled(axes, pool, widths)
-    return axes.count(widths)
-
-
-def _filled(axes: AxisMap, pool: list[GroupSet], widths: Mapping[str, int]) -> dict[str, int]:
-    """Widths of a pool's sets when ``floor`` units stay in it, the cheapest ones."""
-
-    def price(s: GroupSet) -> int:
-        one = {**widths, s.name: widths[s.name] + 1}
-        return axes.count(one)
-
-    found = {s.name: s.minimum for s in pool}
-    missing = pool[0].floor - sum(found.values())
-    for s in sorted(pool, key=price):
-        more = max(0, min(s.size - s.minimum, missing))
-        found[s.name] += more
-        missing -= more
-    return found
+    def _bridged(self, k: int, sizes: Sizes) -> bool:
+        """Whether line ``k`` alone leads to the target, by blocks too small to miss it."""
+        line, unit = self.lines[k], sizes.unit(k)
+        if line.multiple * unit > 2 * TOLERANCE * self.target or line.floor:
+            return False
+        lowest = math.ceil(line.minimum / line.multiple) * line.multiple
+        enough = (sizes.width(k) - lowest) * unit >= sizes.params - self.target
+        return enough and line.until > 1 - self.target / self.start
 
 
 def simulate(
@@ -203,7 +242,7 @@ def simulate(
     removed: dict[str, int] = {}
     while groups is None or sum(removed.values()) < groups:
         choices = budget.open()
-        if not choices or (params is not None and budget.params <= params):
+        if not choices or budget.satisfies(params):
             break
         k = min(choices, key=lambda k: (prefer(budget, k), budget.share(k)))
         budget.take(k)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from effcompress.errors import PluginError
 from effcompress.registry import Bound
-from effcompress.selection.budget import Budget, lines_of
+from effcompress.selection.budget import Budget
+from effcompress.selection.lines import lines_of
 from effcompress.types import DEPTH, AxisMap, Due, GroupSet, Plan, Scores, Widths
 
 
@@ -24,10 +25,13 @@ class Choice:
     lowest: dict[str, float]
     """Kind -> lowest saliency per freed parameter when the decision was made."""
     removed: dict[str, int]
+    """Kind -> mini-groups in the plan (a lockstep tuple or a block counts once)."""
+    units: dict[str, int]
+    """The same in units: a block counts as many as it has."""
     params: int
     widths: Widths
     exhausted: bool
-    """Nothing more may go: the target is met, or every line is at its minimum."""
+    """Nothing more may go: the target is met, or no line has anything to give."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def choose(
     removed: dict[str, int] = {}
     while due.groups is None or sum(removed.values()) < due.groups:
         choices = _first_of_pools(budget.open(), queues, taken, budget)
-        if not choices or (due.params is not None and budget.params <= due.params):
+        if not choices or budget.satisfies(due.params):
             break
         value_K = _compare(choices, queues, taken, budget, selector)
         k = choices[int(value_K.argmin())]
@@ -77,7 +81,8 @@ def choose(
         removed[lines[k].kind] = removed.get(lines[k].kind, 0) + 1
     plan, raw = _taken(budget, queues, taken)
     widths = {name: budget.widths[name] * axes.living(name, budget.widths) for name in alive}
-    return Choice(plan, raw, lowest, removed, budget.params, widths, not budget.open())
+    done = not budget.open()
+    return Choice(plan, raw, lowest, removed, budget.units, budget.params, widths, done)
 
 
 def _first_of_pools(

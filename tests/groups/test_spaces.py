@@ -10,7 +10,8 @@ from effcompress import groups
 from effcompress.errors import CoverageError
 from effcompress.model.families import family_of
 from effcompress.registry import REGISTRY, Bound
-from effcompress.selection.budget import Budget, least, lines_of, simulate
+from effcompress.selection.budget import Budget, simulate
+from effcompress.selection.lines import least, lines_of
 from effcompress.types import AxisMap, GroupSet
 from tests.conftest import shape
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from effcompress import groups
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
-from effcompress.selection.budget import TOLERANCE, Budget, lines_of, simulate
+from effcompress.selection.budget import TOLERANCE, Budget, simulate
+from effcompress.selection.lines import lines_of
 from tests.conftest import shape
 
 BIG = shape("gqa_tied", vocab_size=512, hidden_size=96, intermediate_size=400)
