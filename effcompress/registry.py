@@ -43,7 +43,11 @@ INPUTS: dict[str, dict[str, str]] = {
         "start_params": "parameters before the first cut",
         "params": "parameters now",
         "target_params": "parameters wanted at the end",
-        "groups_cut": "mini-groups cut so far (a lockstep tuple counts once)",
+        "groups_cut": "mini-groups cut so far (a lockstep tuple or a block counts once)",
+        "removed": "kind -> units cut so far (a lockstep tuple counts once, a block all it has)",
+        "positions": "kind -> columns that a unit owns in the projection back into the stream",
+        "prune_from": "tokens at which the pruning stage begins (0 without stages)",
+        "prune_until": "tokens at which the pruning stage ends (all tokens without stages)",
     },
     "selector": {
         "score_K": "[K] saliency of each candidate: the least salient unit of its set(s)",

@@ -174,10 +174,24 @@ class LearningRateSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSpec:
-    """The optimizer and its budget."""
+class StagesSpec:
+    """Training in three parts, one after the other, under one learning-rate curve."""
 
-    tokens: Count = _key("tokens to train on, pruning included", minimum=1)
+    warmup: Count = _key("tokens before pruning begins; saliency is measured already", 0)
+    pruning: Count = _key("tokens of pruning-aware training", minimum=1)
+    continued: Count = _key("tokens of training at the final size", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """The optimizer and its budget: exactly one of tokens, stages."""
+
+    tokens: Count | None = _key("tokens to train on, pruning included", None, minimum=1)
+    stages: StagesSpec | None = _key(
+        "tokens by stage; the schedule then prunes in the pruning stage, and what remains to be "
+        "cut when it ends is cut there",
+        None,
+    )
     batch_size: int = _key("sequences per optimizer step", 8, minimum=1)
     micro_batch_size: int | None = _key(
         "sequences per forward pass; default: all of them", None, minimum=1

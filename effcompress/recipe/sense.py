@@ -16,6 +16,7 @@ from effcompress.spec import DomainSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
 MODEL_SOURCES = ("hub", "folder", "gguf", "wheel", "random")
 DOMAIN_SOURCES = ("jsonl", "txt", "parquet", "hub", "stdlib")
 TARGETS = ("params", "keep")
+BUDGETS = ("tokens", "stages")
 
 
 def check_version(document: Document) -> None:
@@ -89,10 +90,26 @@ def _check_prune(prune: PruneSpec, train: TrainSpec | None, document: Document) 
             raise _error(document, (*at, "space", index), problem, fix)
         seen[space.name] = index
     _check_measure(prune, train, document)
+    if train is not None:
+        _check_times(prune, train, document)
+
+
+def _check_times(prune: PruneSpec, train: TrainSpec, document: Document) -> None:
+    """Tokens that a schedule names lie within the training, and in order."""
+    knobs = prune.schedule.knobs
+    total = sum(vars(train.stages).values()) if train.stages else train.tokens or 0
+    for key in ("at", "start", "end"):
+        if (knobs.get(key) or 0) > total:
+            problem = f"prune.schedule.{key} is {knobs[key]:,} tokens, training ends at {total:,}"
+            raise _error(document, ("prune", "schedule", key), problem, "Name fewer tokens.")
+    start, end = knobs.get("start"), knobs.get("end")
+    if start is not None and end is not None and end <= start:
+        problem = f"prune.schedule ends at {end:,} tokens and starts at {start:,}"
+        raise _error(document, ("prune", "schedule", "end"), problem, "The end comes later.")
 
 
 def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
-    measures = {"grad", "hess"} & set(prune.criterion.needs)
+    measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
     if not measures or prune.measure.source != "training":
         return
     fix = "Write `measure: {source: calibration}` under prune."
@@ -100,12 +117,16 @@ def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document
     if train is None:
         problem = f"prune.measure: '{name}' would measure on the training, but nothing is trained"
         raise _error(document, ("prune", "measure", "source"), problem, fix)
-    if prune.schedule.name == "once" and prune.schedule.knobs.get("at", 0) == 0:
+    begin = train.stages.warmup if train.stages else 0
+    at_once = prune.schedule.name == "once"
+    if at_once and (prune.schedule.knobs.get("at") if "at" in prune.schedule.knobs else begin) == 0:
         problem = f"prune.schedule 'once' cuts at step 0, where '{name}' has measured nothing yet"
         raise _error(document, ("prune", "schedule"), problem, fix)
 
 
 def _check_train(train: TrainSpec, document: Document) -> None:
+    fix = "E.g. `tokens: 2M`, or `stages: {warmup: 10k, pruning: 1M, continued: 1M}`."
+    _exactly_one(train, BUDGETS, ("train",), document, fix)
     micro, rate = train.micro_batch_size, train.learning_rate
     if micro is not None and train.batch_size % micro:
         fits = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
@@ -130,10 +151,9 @@ def _exactly_one(
         return
     listed = ", ".join(names)
     if not given:
-        problem = (
-            f"{dotted(at)} names no source" if at[-1] != "target" else f"{dotted(at)} is empty"
-        )
-        raise _error(document, at, f"{problem}; it takes exactly one of {listed}", example)
+        lacks = {"target": "is empty", "train": "has no budget"}.get(str(at[-1]), "names no source")
+        problem = f"{dotted(at)} {lacks}; it takes exactly one of {listed}"
+        raise _error(document, at, problem, example)
     problem = f"{dotted(at)} has {' and '.join(given)}; it takes exactly one of {listed}"
     first, *rest = sorted(given, key=lambda name: _line(document, (*at, name)))
     files = {document.mark((*at, name)).file for name in given}

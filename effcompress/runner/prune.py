@@ -14,6 +14,7 @@ from effcompress.runner.approximate import removed_alone, split
 from effcompress.runner.measured import averages, measured
 from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
+from effcompress.runner.timeline import pruning_stage
 from effcompress.selection.budget import TOLERANCE
 from effcompress.selection.choose import Choice, choose
 from effcompress.selection.schedules import ask
@@ -21,12 +22,22 @@ from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, Plan
 
 
-def due_now(state: RunState, prune: PruneSpec, total_tokens: int) -> Due | None:
-    """What the schedule asks for at this point. Nothing is due before anything was measured."""
+def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> Due | None:
+    """What the schedule asks for at this point; all that remains, once the pruning stage is over.
+    Nothing is due before anything was measured.
+    """
     if state.target_reached:
         return None
+    begin, end = pruning_stage(state.recipe)
     if averages(prune) and state.average.weight == 0.0:
         return None
+    target = wanted(prune.target, state.parent_params)
+    if end < total_tokens and state.tokens >= end:
+        log.warn(
+            f"the pruning stage ends with {state.params - target:,} parameters too many; cutting "
+            "them now: give train.stages.pruning more tokens, or the schedule more groups per event"
+        )
+        return Due(params=target)
     return ask(
         prune.schedule,
         step=state.step,
@@ -34,8 +45,12 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int) -> Due | None:
         total_tokens=total_tokens,
         start_params=state.parent_params,
         params=state.params,
-        target_params=wanted(prune.target, state.parent_params),
+        target_params=target,
         groups_cut=state.groups_cut,
+        removed=state.removed,
+        positions=state.positions,
+        prune_from=begin,
+        prune_until=end,
     )
 
 
@@ -50,9 +65,11 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
         _mask(state, prune, choice.plan, inputs, log)
         state.average.cut()
         state.groups_cut += sum(choice.removed.values())
+        for kind, units in choice.units.items():
+            state.removed[kind] = state.removed.get(kind, 0) + units
         state.since_commit += sum(choice.removed.values())
         _write_down(state, choice, log)
-    state.target_reached = choice.exhausted or choice.params <= target
+    state.target_reached = choice.exhausted
     # A block that is masked whole would learn its last bias again: it goes at once.
     whole = any(name.split(".")[0] in DEPTH for name in choice.plan)
     if state.target_reached or whole or state.since_commit >= prune.commit_every:

@@ -27,7 +27,7 @@ from effcompress.runner.prune import commit_event, due_now, prune_event
 from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
 from effcompress.runner.text import corpus_of
-from effcompress.runner.timeline import total_tokens
+from effcompress.runner.timeline import stage_at, total_tokens
 from effcompress.spec import Recipe
 from effcompress.types import Due
 
@@ -171,10 +171,13 @@ def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, 
     recipe = state.recipe
     log.phase("pruning and training" if recipe.prune else "training", total)
     if state.step == 0:
+        _tell_stage(state, "", log)
         _prune_if_due(state, corpus, total, log)
     while state.tokens < total:
         started = time.monotonic()
+        stage = stage_at(recipe, state.tokens)
         _train_step(state, total, log, started)
+        _tell_stage(state, stage, log)
         _prune_if_due(state, corpus, total, log)
         state.seconds += time.monotonic() - started
         if state.step % recipe.save.every == 0 or state.tokens >= total:
@@ -192,6 +195,15 @@ def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, 
     if unsaved:  # `effcompress export` starts from the last checkpoint
         _save(state, corpus, folder, log)
     state.module.zero_grad(set_to_none=True)
+
+
+def _tell_stage(state: RunState, before: str, log: Log) -> None:
+    """Where the recipe has stages: write down which one begins here."""
+    train_spec = state.recipe.train
+    now = stage_at(state.recipe, state.tokens)
+    if train_spec is not None and train_spec.stages is not None and now and now != before:
+        log.event("stage", name=now, step=state.step, tokens=state.tokens)
+        log.note(f"stage: {now}")
 
 
 def _train_step(state: RunState, total: int, log: Log, started: float) -> None:
@@ -226,7 +238,7 @@ def _prune_if_due(state: RunState, corpus: Corpus, total: int, log: Log) -> None
     prune = state.recipe.prune
     if prune is None:
         return
-    due = due_now(state, prune, total)
+    due = due_now(state, prune, total, log)
     if due is not None:
         prune_event(state, prune, due, corpus, log)
 

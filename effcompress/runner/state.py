@@ -18,10 +18,21 @@ from effcompress.removal.compensate import for_linears
 from effcompress.removal.depth import forget
 from effcompress.runner.pruned import PrunedModel
 from effcompress.saliency.average import ScoreAverage
+from effcompress.selection.lines import positions
 from effcompress.spec import MeasureSpec, Recipe
 from effcompress.train import optimizer
 from effcompress.types import Scores
 
+COUNTERS = (
+    "step",
+    "tokens",
+    "groups_cut",
+    "removed",
+    "since_commit",
+    "target_reached",
+    "seconds",
+)
+"""Where a run is; plain JSON values."""
 PROBE_TOKENS = 48
 """Length of the sequences on which a commit proves itself."""
 
@@ -55,6 +66,8 @@ class RunState:
         self.step = 0
         self.tokens = 0
         self.groups_cut = 0
+        self.removed: dict[str, int] = {}
+        self.positions = positions(self.pruned.parent, self.pruned.parent_sets)
         self.since_commit = 0
         self.target_reached = False
         self.seconds = 0.0
@@ -96,12 +109,7 @@ class RunState:
     def snapshot(self, log_position: dict[str, int]) -> Saved:
         """All of it, as JSON values and flat tensors. Tensors are not copied."""
         values: dict[str, Any] = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "groups_cut": self.groups_cut,
-            "since_commit": self.since_commit,
-            "target_reached": self.target_reached,
-            "seconds": self.seconds,
+            **{key: getattr(self, key) for key in COUNTERS},
             "stream": self.stream.state_dict(),
             **self.pruned.state(),
             "log": log_position,
@@ -123,7 +131,15 @@ class RunState:
     def restore(self, saved: Saved) -> None:
         """The state that ``snapshot`` saw, bit for bit; shapes come from the checkpoint."""
         values, tensors = saved.values, saved.tensors
-        for key in ("step", "tokens", "groups_cut", "since_commit", "target_reached", "seconds"):
+        for key in (
+            "step",
+            "tokens",
+            "groups_cut",
+            "removed",
+            "since_commit",
+            "target_reached",
+            "seconds",
+        ):
             setattr(self, key, values[key])
         self.stream.load_state_dict(values["stream"])
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from effcompress.runner.reach import Priced, budget_of
 from effcompress.selection.budget import Budget, simulate
+from effcompress.selection.lines import positions
 from effcompress.selection.schedules import ask
 from effcompress.spec import Recipe
+from effcompress.types import Due
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,39 @@ def tokens_per_step(recipe: Recipe) -> int:
     return recipe.train.batch_size * recipe.data.sequence_length if recipe.train else 0
 
 
+def stages_of(recipe: Recipe) -> dict[str, int]:
+    """Stage -> tokens at which it ends; empty stages are left out. Without stages in the recipe,
+    everything is the pruning stage (or training, where nothing is pruned).
+    """
+    train = recipe.train
+    if train is None:
+        return {}
+    if train.stages is None:
+        return {"pruning" if recipe.prune else "training": train.tokens or 0}
+    ends: dict[str, int] = {}
+    for name, tokens in vars(train.stages).items():
+        if tokens:
+            ends[name] = max(ends.values(), default=0) + tokens
+    return ends
+
+
+def stage_at(recipe: Recipe, tokens: int) -> str:
+    """The stage under way when so many tokens are behind; empty when all are."""
+    return next((name for name, end in stages_of(recipe).items() if tokens < end), "")
+
+
+def pruning_stage(recipe: Recipe) -> tuple[int, int]:
+    """Tokens at which the pruning stage begins and ends."""
+    stages = recipe.train.stages if recipe.train else None
+    begin = stages.warmup if stages else 0
+    return begin, (begin + stages.pruning if stages else total_tokens(recipe))
+
+
 def total_tokens(recipe: Recipe) -> int:
     """Tokens that training reads: whole steps, at least what the recipe asks for."""
     per_step = tokens_per_step(recipe)
-    return -(-recipe.train.tokens // per_step) * per_step if recipe.train else 0
+    asked = max(stages_of(recipe).values(), default=0)
+    return -(-asked // per_step) * per_step if per_step else 0
 
 
 def fastest(budget: Budget, k: int) -> float:
@@ -58,9 +89,11 @@ def play(
     prune, per_step, total = recipe.prune, tokens_per_step(recipe), total_tokens(recipe)
     assert prune is not None and price.target is not None
     budget = budget_of(price)
+    begin, end = pruning_stage(recipe)
+    spans = positions(price.axes, price.sets)
     points = [Point(0, 0, budget.params, dict(budget.widths))]
     cut = step = 0
-    measures = bool({"grad", "hess"} & set(prune.criterion.needs))
+    measures = bool({"grad", "hess", "mask_grad"} & set(prune.criterion.needs))
     first = 1 if measures and prune.measure.source == "training" else 0
     last = total // per_step if per_step else 0
     for step in range(first, last + 1):
@@ -73,15 +106,21 @@ def play(
             params=budget.params,
             target_params=price.target,
             groups_cut=cut,
+            removed=budget.units,
+            positions=spans,
+            prune_from=begin,
+            prune_until=end,
         )
-        if due is None:
+        over = end < total and step * per_step >= end
+        if due is None and not over:
             continue
+        due = Due(params=price.target) if due is None or over else due
         taken = sum(simulate(budget, due.groups, prefer, due.params).values())
         cut += taken
         if not taken:
             continue
         points.append(Point(step, step * per_step, budget.params, dict(budget.widths)))
-        if budget.params <= price.target or not budget.open():
+        if not budget.open():
             break
     points.append(Point(last, total, budget.params, dict(budget.widths)))
     return Timeline(tuple(points), budget.reached, cut)

@@ -1,7 +1,13 @@
-"""Built-in schedules: when is something due, and how much. Pure functions of where the run is."""
+"""Built-in schedules: when is something due, and how much. Pure functions of where the run is.
+
+``start`` and ``end`` are tokens; without them the pruning stage's own borders hold. Whatever the
+schedule, what remains when the stage ends is cut there.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from effcompress.errors import PluginError
@@ -11,17 +17,118 @@ from effcompress.types import Due
 
 
 @schedule("once", paper="post-training pruning")
-def once(tokens: int, params: int, target_params: int, *, at: Count = 0) -> Due | None:
+def once(
+    tokens: int, params: int, target_params: int, prune_from: int, *, at: Count | None = None
+) -> Due | None:
     """Everything in one event, after ``at`` tokens."""
-    return Due(params=target_params) if tokens >= at and params > target_params else None
+    begun = tokens >= (prune_from if at is None else at)
+    return Due(params=target_params) if begun and params > target_params else None
 
 
 @schedule("continuous", paper="arXiv:2502.06663")
 def continuous(
-    step: int, tokens: int, *, every: Positive = 1, start: Count = 0, groups: Positive = 1
+    step: int,
+    tokens: int,
+    prune_from: int,
+    *,
+    every: Positive = 1,
+    start: Count | None = None,
+    groups: Positive = 1,
 ) -> Due | None:
     """``groups`` mini-groups every ``every`` steps, once ``start`` tokens have been trained on."""
-    return Due(groups=groups) if tokens >= start and step % every == 0 else None
+    begun = tokens >= (prune_from if start is None else start)
+    return Due(groups=groups) if begun and step % every == 0 else None
+
+
+@schedule("cost_aware", paper="arXiv:2502.06663, rate read off the figures")
+def cost_aware(
+    step: int,
+    tokens: int,
+    prune_from: int,
+    removed: Mapping[str, int],
+    positions: Mapping[str, int],
+    *,
+    every: Positive = 1,
+    start: Count | None = None,
+    ffn: Positive = 1,
+    hidden: Positive = 2,
+    attention: Positive | None = None,
+    query: Positive | None = None,
+) -> Due | None:
+    """One mini-group, then a pause of ``every`` steps times its cost, so that the model recovers
+    for as long as what went would have taken channel by channel.
+
+    An FFN channel costs ``ffn``, a channel of the residual stream ``hidden``, heads (and experts,
+    blocks, layers) by default as much as they have columns in the projection back into the stream:
+    a head its width, a KV group that of all its query heads. The next cut is due once ``every``
+    times the cost of all that went is behind.
+    """
+    begin = prune_from if start is None else start
+    if tokens < begin:
+        return None
+    cost = {**positions, "ffn": ffn, "expert_ffn": ffn, "hidden": hidden}
+    cost |= {k: v for k, v in (("attention", attention), ("query", query)) if v is not None}
+    spent = every * sum(cost.get(kind, 1) * units for kind, units in removed.items())
+    first = math.ceil(begin * step / tokens) if tokens else 0
+    return Due(groups=1) if step - first >= spent else None
+
+
+@schedule("constant_rate", paper="arXiv:2502.06663")
+def constant_rate(
+    step: int,
+    tokens: int,
+    start_params: int,
+    target_params: int,
+    prune_from: int,
+    prune_until: int,
+    *,
+    every: Positive = 1,
+    start: Count | None = None,
+    end: Count | None = None,
+) -> Due | None:
+    """Parameters fall in proportion to the tokens, from ``start`` to ``end``, in a cut every
+    ``every`` steps.
+    """
+    begin, stop = prune_from if start is None else start, prune_until if end is None else end
+    share = _share(tokens, begin, stop)
+    return _down_to(share, share, step, every, start_params, target_params)
+
+
+@schedule("cubic", paper="arXiv:1710.01878")
+def cubic(
+    step: int,
+    tokens: int,
+    start_params: int,
+    target_params: int,
+    prune_from: int,
+    prune_until: int,
+    *,
+    every: Positive = 1,
+    start: Count | None = None,
+    end: Count | None = None,
+) -> Due | None:
+    """As ``constant_rate``, but fast first and slow at the end: ``(1 - t)^3`` of what is to go is
+    left when the share ``t`` of the tokens is behind.
+    """
+    begin, stop = prune_from if start is None else start, prune_until if end is None else end
+    share = _share(tokens, begin, stop)
+    gone = None if share is None else 1.0 - (1.0 - share) ** 3
+    return _down_to(share, gone, step, every, start_params, target_params)
+
+
+def _share(tokens: int, start: int, end: int) -> float | None:
+    """Share of the way from ``start`` to ``end``; None before it begins."""
+    if tokens < start:
+        return None
+    return min(1.0, (tokens - start) / (end - start)) if end > start else 1.0
+
+
+def _down_to(
+    share: float | None, gone: float | None, step: int, every: int, first: int, last: int
+) -> Due | None:
+    if share is None or gone is None or (share < 1.0 and step % every):
+        return None
+    return Due(params=round(first - (first - last) * gone))
 
 
 def ask(bound: Bound, **place: Any) -> Due | None:

@@ -13,7 +13,15 @@ PLACE = {
     "params": 100,
     "target_params": 50,
     "groups_cut": 0,
+    "removed": {},
+    "positions": {"attention": 24, "ffn": 1, "hidden": 1},
+    "prune_from": 0,
+    "prune_until": 1000,
 }
+
+
+def bound(name: str, **knobs: object) -> Bound:
+    return Bound(REGISTRY.get("schedule", name), knobs)
 
 
 def test_once_is_due_until_the_target_is_met() -> None:
@@ -28,3 +36,51 @@ def test_continuous_every_n_steps_from_a_token() -> None:
     due = [s for s in range(20) if every(**{**PLACE, "step": s, "tokens": 10 * s})]
     assert due == [9, 12, 15, 18]
     assert every(**{**PLACE, "step": 9, "tokens": 90}) == Due(groups=2)
+
+
+def test_stage_borders_hold_unless_knobs_say_otherwise() -> None:
+    stage = {**PLACE, "prune_from": 100, "prune_until": 300, "step": 10}
+    for name in ("once", "continuous", "cost_aware", "constant_rate", "cubic"):
+        assert bound(name)(**{**stage, "tokens": 99}) is None
+        assert bound(name)(**{**stage, "tokens": 100}) is not None
+    assert bound("continuous", start=0)(**{**stage, "tokens": 50}) == Due(groups=1)
+
+
+def test_cost_law() -> None:
+    """The next cut comes when every * (1 ffn + 2 hidden + 24 heads) steps are behind."""
+    schedule, removed = (
+        bound("cost_aware", every=2, start=30),
+        {"attention": 0, "ffn": 0, "hidden": 0},
+    )
+    kinds = ["ffn", "hidden", "attention", "ffn", "ffn"]
+    due: list[int] = []
+    for step in range(200):
+        if schedule(**{**PLACE, "step": step, "tokens": 10 * step, "removed": removed}) is None:
+            continue
+        due.append(step)
+        if len(due) > len(kinds):
+            break
+        removed[kinds[len(due) - 1]] += 1
+    assert due == [3, 3 + 2, 3 + 2 + 4, 3 + 2 + 4 + 48, 3 + 2 + 4 + 48 + 2, 3 + 2 + 4 + 48 + 4]
+
+
+def test_costs_can_be_named() -> None:
+    schedule = bound("cost_aware", attention=5, hidden=3)
+    place = {**PLACE, "tokens": 10, "removed": {"attention": 2, "hidden": 1}}
+    assert [bool(schedule(**{**place, "step": step})) for step in (12, 13)] == [False, True]
+
+
+def test_constant_rate_is_a_line_and_cubic_is_cubic() -> None:
+    for tokens in (0, 130, 500, 770, 1000):
+        place = {**PLACE, "step": tokens // 10, "tokens": tokens}
+        line = bound("constant_rate", start=0, end=800)(**place)
+        assert line == Due(params=round(100 - 50 * min(1, tokens / 800)))
+        curve = bound("cubic", start=0, end=800)(**place)
+        assert curve == Due(params=round(50 + 50 * (1 - min(1, tokens / 800)) ** 3))
+
+
+def test_end_is_exact_whatever_the_step() -> None:
+    place = {**PLACE, "step": 81, "tokens": 810}
+    for name in ("constant_rate", "cubic"):
+        assert bound(name, every=10, end=800)(**place) == Due(params=50)
+        assert bound(name, every=10, end=900)(**place) is None
