@@ -46,7 +46,8 @@ def test_sizes_follow_the_curve(tmp_path: Path, name: str) -> None:
     found = cuts(tmp_path, f"{{name: {name}, every: 3, start: 256, end: 2048}}", tokens=2560)
     (begin,) = events(tmp_path / "out", "run")
     first, last = begin["params"], begin["target_params"]
-    largest = max(a["params"] - b["params"] for a, b in itertools.pairwise(found))
+    sizes = [first, *(cut["params"] for cut in found)]
+    largest = max(a - b for a, b in itertools.pairwise(sizes))
     for cut in found:
         share = min(1.0, (cut["tokens"] - 256) / (2048 - 256))
         left = 1 - share if name == "constant_rate" else (1 - share) ** 3
