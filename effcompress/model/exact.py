@@ -86,6 +86,22 @@ def exact_skeleton(config: Mapping[str, Any]) -> nn.Module:
         raise _refused(error, "model") from error
 
 
+def new_exact(config: Mapping[str, Any]) -> nn.Module:
+    """The same in memory, in fp32, drawn from the global random state as the parent's class draws;
+    its norms are new as well.
+
+    Raises:
+        SourceError: the parent is unknown, or what is stored does not fit it.
+    """
+    try:
+        built, model_class = _classes(config)
+        return model_class._from_config(built, dtype=torch.float32)
+    except SourceError:
+        raise
+    except Exception as error:  # every architecture has its own way to refuse
+        raise _refused(error, "model") from error
+
+
 def modelling_source(parent: str) -> str:
     """The text of ``modeling_pruned.py`` for a folder whose parent has this ``model_type``.
 

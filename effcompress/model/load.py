@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ from torch import nn
 
 from effcompress.errors import SourceError, did_you_mean
 from effcompress.model.cache import cache_root
-from effcompress.model.exact import open_exact
+from effcompress.model.exact import new_exact, open_exact
 from effcompress.model.fetch import ensure
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import read_manifest, read_object
 from effcompress.model.lineage import is_pruned
+from effcompress.model.padding import require_unpadded
 from effcompress.model.silence import quietly
 from effcompress.model.source import (
     BYTES,
     config_of,
+    from_scratch,
     kind_of,
     label_of,
+    origin_of,
     require_agreement,
 )
 from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokenizer
@@ -64,11 +67,10 @@ def load(
     the global random state is left alone.
 
     Raises:
-        SourceError: it cannot be fetched, is not whole, contradicts `shape`, or its weights do not
-            fit its architecture exactly.
+        SourceError: it cannot be fetched, is not whole, contradicts `shape`, its weights do not
+            fit its architecture exactly, or its architecture cannot be told from its weights.
     """
     cache = cache or cache_root()
-    kind = kind_of(spec)
     folder = ensure(spec, cache, offline=offline, progress=progress)
     tokenizer = open_tokenizer(
         spec.tokenizer,
@@ -77,18 +79,20 @@ def load(
         trust_remote_code=spec.trust_remote_code,
         progress=progress,
     )
-    if folder is None:
-        module: Any = _random(config_of(spec, cache) or {}, seed)
-        source, dtype = f"{label_of(spec)} weights, seed {seed}", "float32"
+    if folder is None or spec.random:
+        module: Any = _random(spec, cache, folder, seed)
+        words = f"{label_of(spec)}, seed {seed}"
+        source = words if from_scratch(spec) else f"{label_of(spec)} weights, seed {seed}"
+        dtype = "float32"
     else:
         pruned = is_pruned(read_object(folder / "config.json") or {})
         module = open_exact(folder) if pruned else _pretrained(folder, spec, label_of(spec))
         source, dtype = _describe(spec, folder)
     module.config._name_or_path = label_of(spec)  # not the folder of the cache
     config = json.loads(module.config.to_json_string(use_diff=False))
-    if kind != "random":
+    if not spec.random:
         require_agreement(spec.shape or {}, config, label_of(spec))
-    if kind == "random" or spec.tokenizer:
+    if spec.random or spec.tokenizer:
         _require_room(tokenizer, config, spec)
     module.config.use_cache = False
     return LoadedModel(_ready(module), tokenizer, config, source, dtype)
@@ -100,21 +104,34 @@ def skeleton(config: Mapping[str, Any]) -> nn.Module:
     Raises:
         SourceError: transformers does not know the `model_type`, or a field is not valid.
     """
-    built = _configuration(config, strict=False)
+    built = _configuration(config)
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]), torch.device("meta"), quietly():
         return AutoModelForCausalLM.from_config(built, dtype=torch.float32)
 
 
-def _random(config: Mapping[str, Any], seed: int) -> nn.Module:
-    built = _configuration(config, strict=True)
+def _random(spec: ModelSpec, cache: Path, folder: Path | None, seed: int) -> nn.Module:
+    """The model that ``spec`` describes, initialised as the library initialises its class."""
+    config = config_of(spec, cache)
+    if config is None:
+        raise SourceError("its config.json cannot be read", where=f"model: {origin_of(spec)}")
+    if is_pruned(config):
+        return _drawn(lambda: new_exact(config), seed)
+    typed = config if folder is None else spec.shape or {}
+    built = _configuration(config, typed=[key for key in typed if key != "model_type"])
     from transformers import AutoModelForCausalLM
 
+    if spec.folder and folder is not None:
+        require_unpadded(folder, built.vocab_size)
+    return _drawn(lambda: AutoModelForCausalLM.from_config(built, dtype=torch.float32), seed)
+
+
+def _drawn(build: Callable[[], Any], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]), quietly():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs for good
         try:
-            return AutoModelForCausalLM.from_config(built, dtype=torch.float32)
+            return build()
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SourceError(
@@ -122,17 +139,16 @@ def _random(config: Mapping[str, Any], seed: int) -> nn.Module:
             ) from error
 
 
-def _configuration(config: Mapping[str, Any], *, strict: bool) -> Any:
-    """A configuration object. ``strict`` refuses fields the architecture does not have: they were
-    typed by hand, and transformers would keep a misspelt one without a word.
+def _configuration(config: Mapping[str, Any], *, typed: Iterable[str] = ()) -> Any:
+    """A configuration object. Of the fields ``typed`` by hand, those that the architecture does not
+    have are refused: transformers would keep a misspelt one without a word.
     """
     from transformers import AutoConfig
 
     fields = dict(config)
     model_type = fields.pop("model_type", None)
     try:
-        if strict:
-            _require_known(AutoConfig.for_model(str(model_type)), fields)
+        _require_known(AutoConfig.for_model(str(model_type)), typed)
         return AutoConfig.for_model(str(model_type), **fields)
     except SourceError:
         raise
@@ -143,7 +159,7 @@ def _configuration(config: Mapping[str, Any], *, strict: bool) -> Any:
         raise SourceError(lines, where="model.shape") from error
 
 
-def _require_known(default: Any, fields: Mapping[str, Any]) -> None:
+def _require_known(default: Any, fields: Iterable[str]) -> None:
     known = {*default.to_dict(), *default.attribute_map, *_ALWAYS_KNOWN}
     for field in fields:
         if field not in known and not hasattr(default, field):
@@ -200,11 +216,11 @@ def _describe(spec: ModelSpec, folder: Path) -> tuple[str, str]:
 
 
 def _require_room(tokenizer: Any, config: Mapping[str, Any], spec: ModelSpec) -> None:
-    rows = config.get("vocab_size")
+    rows, own = config.get("vocab_size"), kind_of(spec) == "random"
     if isinstance(rows, int) and tokenizer.vocab_size > rows:
         raise SourceError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {rows}",
-            where=f"model.tokenizer: {spec.tokenizer or BYTES}",
+            where=f"model.tokenizer: {spec.tokenizer or (BYTES if own else 'the source')}",
             fix="name the model's own tokenizer, or give a random model a larger vocab_size",
         )
 

@@ -1,5 +1,7 @@
 """Where a model comes from and what is known of it before anything is fetched. Imports neither
 torch nor transformers, so that checking a recipe stays fast.
+
+``random`` beside a source takes everything of it but the weights (``model/scratch.py``).
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effcompress.errors import SourceError
-from effcompress.model import hub
+from effcompress.model import hub, scratch
 from effcompress.model.cache import cache_root
 from effcompress.model.integrity import folder_flaw, manifest_flaw, read_object
+from effcompress.model.lineage import is_pruned
 from effcompress.spec import ModelSpec
 
 Kind = Literal["hub", "folder", "gguf", "wheel", "random"]
@@ -46,7 +49,7 @@ class Item:
 
 
 def kind_of(spec: ModelSpec) -> Kind:
-    """Which of the five sources the spec names.
+    """Which source the spec names; ``random`` where it names nothing but ``random``.
 
     Raises:
         SourceError: none, more than one, or one that lacks a key it needs.
@@ -56,28 +59,41 @@ def kind_of(spec: ModelSpec) -> Kind:
         "folder": spec.folder,
         "gguf": spec.gguf,
         "wheel": spec.wheel,
-        "random": spec.random,
     }
     kinds: list[Kind] = [kind for kind, value in named.items() if value]
+    if not kinds and spec.random:
+        kinds = ["random"]
     if len(kinds) != 1:
         said = " and ".join(kinds) if kinds else "none"
         raise SourceError(
-            f"a model needs exactly one of {', '.join(named)}; found {said}", where="model"
+            f"a model needs exactly one of {', '.join(named)} (or random); found {said}",
+            where="model",
         )
     if spec.wheel and not _PINNED.fullmatch(spec.wheel):
         raise SourceError(
             f"'{spec.wheel}' does not pin a package", where="model.wheel", fix="name==version"
         )
-    if spec.random and not (spec.shape or {}).get("model_type"):
+    if kinds[0] == "random" and not (spec.shape or {}).get("model_type"):
         raise SourceError(
             "a random model needs `shape` with a `model_type`",
             where="model.shape",
-            fix="shape: {model_type: llama, hidden_size: 64, ...}",
+            fix="shape: {model_type: llama, hidden_size: 64, ...}, or a source beside `random`",
         )
     return kinds[0]
 
 
+def from_scratch(spec: ModelSpec) -> bool:
+    """Whether the source's weights are not wanted, only its configuration and its tokenizer."""
+    return spec.random and kind_of(spec) != "random"
+
+
 def label_of(spec: ModelSpec) -> str:
+    """The model in words."""
+    origin = origin_of(spec)
+    return scratch.words(spec.shape or {}, origin) if from_scratch(spec) else origin
+
+
+def origin_of(spec: ModelSpec) -> str:
     """The source in words, without the folder a file lies in."""
     kind = kind_of(spec)
     if kind == "wheel":
@@ -117,10 +133,17 @@ def gguf_file(spec: ModelSpec) -> Path:
 
 
 def local_folder(spec: ModelSpec) -> Path:
-    """The local folder of the spec, or SourceError if it is not a whole Hugging Face folder."""
+    """The local folder of the spec, or SourceError if it is not a whole Hugging Face folder.
+
+    Where the weights are not wanted, they may be absent.
+    """
     path = Path(str(spec.folder)).expanduser()
     if not path.is_dir():
         raise SourceError("there is no such folder", where=f"model.folder: {path}")
+    if from_scratch(spec):
+        if read_object(path / "config.json") is None:
+            raise SourceError("config.json is missing or damaged", where=f"model.folder: {path}")
+        return path
     if flaw := folder_flaw(path):
         raise SourceError(
             flaw, where=f"model.folder: {path}", fix="a folder needs config.json and *.safetensors"
@@ -168,18 +191,25 @@ def _model_item(spec: ModelSpec, cache: Path) -> Item | None:
     if kind == "folder":
         at, whole = local_folder(spec), True
     elif kind == "hub":
-        at = hub.cached_snapshot(str(spec.hub), spec.revision, code=spec.trust_remote_code)
-        whole = at is not None and folder_flaw(at) is None
+        at = cached_hub(spec)
+        whole = at is not None and (from_scratch(spec) or folder_flaw(at) is None)
     else:
         at = converted_at(spec, cache)
         whole = manifest_flaw(at) is None
     size = sum(f.stat().st_size for f in at.iterdir() if f.is_file()) if at and whole else None
-    return Item(label_of(spec), "model", size, whole, at)
+    return Item(origin_of(spec), "model", size, whole, at)
+
+
+def cached_hub(spec: ModelSpec) -> Path | None:
+    """The folder of the hub model if what is wanted of it is here, without asking the network."""
+    weights, code = not from_scratch(spec), spec.trust_remote_code
+    return hub.cached_snapshot(str(spec.hub), spec.revision, weights=weights, code=code)
 
 
 def config_of(spec: ModelSpec, cache: Path | None = None) -> dict[str, Any] | None:
     """The model's configuration as plain values: `shape`, overlaid with the real configuration
-    where that is on this machine already. None if neither is known. Never touches the network.
+    where that is on this machine already; from scratch, the real one under `shape`. None if too
+    little is known. Never touches the network.
 
     Raises:
         SourceError: `shape` and the real configuration disagree, or a local file is missing.
@@ -189,6 +219,10 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> dict[str, Any] | No
     if kind == "random":
         return {**(BYTE_CONFIG if spec.tokenizer in (None, BYTES) else {}), **shape}
     real = _real_config(spec, kind, cache or cache_root())
+    if from_scratch(spec):
+        # A few sizes to change say nothing yet; a `shape` that names its class is meant whole.
+        known = real or (shape if "model_type" in shape else None)
+        return scratch.architecture(known, shape, origin_of(spec)) if known else None
     if real is None:
         return shape or None
     require_agreement(shape, real, label_of(spec))
@@ -196,13 +230,21 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> dict[str, Any] | No
 
 
 def _real_config(spec: ModelSpec, kind: Kind, cache: Path) -> dict[str, Any] | None:
+    found = _real_file(spec, kind, cache, "config.json")
+    if found is None or not from_scratch(spec) or is_pruned(found):
+        return found
+    return _real_file(spec, kind, cache, scratch.RECORD) or found
+
+
+def _real_file(spec: ModelSpec, kind: Kind, cache: Path, name: str) -> dict[str, Any] | None:
+    """A file of JSON beside the weights, if it is here."""
     if kind == "folder":
-        return read_object(local_folder(spec) / "config.json")
+        return read_object(local_folder(spec) / name)
     if kind == "hub":
-        path = hub.cached_file(str(spec.hub), spec.revision, "config.json")
+        path = hub.cached_file(str(spec.hub), spec.revision, name)
         return read_object(path) if path else None
     at = converted_at(spec, cache)
-    return read_object(at / "config.json") if manifest_flaw(at) is None else None
+    return read_object(at / name) if manifest_flaw(at) is None else None
 
 
 def require_agreement(shape: Mapping[str, Any], real: Mapping[str, Any], name: str) -> None:

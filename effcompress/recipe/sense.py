@@ -13,7 +13,7 @@ from effcompress.errors import RecipeError
 from effcompress.recipe.marks import Document, Key, dotted
 from effcompress.spec import DomainSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
 
-MODEL_SOURCES = ("hub", "folder", "gguf", "wheel", "random")
+MODEL_SOURCES = ("hub", "folder", "gguf", "wheel")
 DOMAIN_SOURCES = ("jsonl", "txt", "parquet", "hub", "stdlib")
 TARGETS = ("params", "keep")
 BUDGETS = ("tokens", "stages")
@@ -55,10 +55,14 @@ def check_sense(recipe: Recipe, document: Document) -> None:
 
 
 def _check_model(model: ModelSpec, document: Document) -> None:
-    _exactly_one(model, MODEL_SOURCES, ("model",), document, "E.g. `model: {hub: org/name}`.")
     at = ("model",)
+    alone = not any(getattr(model, source) for source in MODEL_SOURCES)
+    sources = (*MODEL_SOURCES, "random") if alone else MODEL_SOURCES
+    _exactly_one(model, sources, at, document, "E.g. `model: {hub: org/name}`.")
     _needs(model, at, "wheel", "member", document, "the path of the .gguf file inside the wheel")
-    _needs(model, at, "random", "shape", document, "{model_type: llama, hidden_size: 64, ...}")
+    if alone:
+        example = "{model_type: llama, hidden_size: 64, ...}, or name a source beside it"
+        _needs(model, at, "random", "shape", document, example)
     _only_with(model, at, "member", ("wheel",), document)
     _only_with(model, at, "revision", ("hub",), document)
     _only_with(model, at, "sha256", ("wheel", "gguf"), document)

@@ -7,6 +7,7 @@ whose one file is shipped with the folder.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from effcompress import groups
 from effcompress.errors import RunError
-from effcompress.model import exact
+from effcompress.model import exact, scratch
 from effcompress.model.containers import Container, container
 from effcompress.removal.modules import attributes, depth_fields
 from effcompress.removal.norms import Norm
@@ -72,7 +73,12 @@ def _uniform(pruned: PrunedModel) -> Form:
             fix="Export as `padded` (stock class, zeros added) or as `exact`.",
         )
     built, params = _stock(pruned, widths)
-    return Form("uniform", built.model_type, built.skeleton, params, built.why)
+    stored: Any = built.skeleton
+    config = json.loads(stored.config.to_json_string(use_diff=False))
+    config.pop(pruned.family.epsilon_field, None)  # the parent may leave it to the class
+    healthy = {f: v for f, v in pruned.config.items() if f == pruned.family.epsilon_field}
+    files = {scratch.RECORD: scratch.record({**config, **healthy})}
+    return Form("uniform", built.model_type, built.skeleton, params, built.why, files)
 
 
 def _padded(pruned: PrunedModel) -> Form:
@@ -99,29 +105,34 @@ def _padded(pruned: PrunedModel) -> Form:
     if uniform_widths(now) is None:
         why.append(f"layers differ: {_difference(now)}")
     why += [built.why] if built.why else []
-    return Form("padded", built.model_type, built.skeleton, params, "; ".join(why))
+    files = {scratch.RECORD: scratch.record(_exact_config(pruned, {}))}
+    return Form("padded", built.model_type, built.skeleton, params, "; ".join(why), files)
 
 
 def _exact(pruned: PrunedModel) -> Form:
-    axes, config, family = pruned.axes, pruned.config, pruned.family
-    plain = config.get(family.epsilon_field)
+    axes, config = pruned.axes, pruned.config
+    plain = config.get(pruned.family.epsilon_field)
     told = {norm.path: norm.epsilon for norm in pruned.norms() if norm.epsilon != plain}
-    parent = {**config, **depth_fields(family, config, axes.depth.layers)}
-    fields = exact.exact_config(
-        parent,
-        {
-            "shapes": {name: list(shape) for name, shape in axes.shapes.items()},
-            "absent": _absent(axes),
-            "attributes": attributes(axes, config),
-            "epsilons": told,
-        },
-        _per_layer(pruned),
-    )
+    fields = _exact_config(pruned, told)
     why = "" if uniform_widths(axes) else f"layers differ: {_difference(axes)}"
     params = {name: p.detach().cpu() for name, p in pruned.parameters().items()}
     files = {exact.FILE: exact.modelling_source(config["model_type"])}
     skeleton = exact.exact_skeleton(fields)
     return Form("exact", fields["model_type"], skeleton, params, why, files)
+
+
+def _exact_config(pruned: PrunedModel, epsilons: Mapping[str, float]) -> dict[str, Any]:
+    axes, config = pruned.axes, pruned.config
+    return exact.exact_config(
+        {**config, **depth_fields(pruned.family, config, axes.depth.layers)},
+        {
+            "shapes": {name: list(shape) for name, shape in axes.shapes.items()},
+            "absent": _absent(axes),
+            "attributes": attributes(axes, config),
+            "epsilons": epsilons,
+        },
+        _per_layer(pruned),
+    )
 
 
 def _absent(axes: AxisMap) -> dict[str, list[list[Any]]]:

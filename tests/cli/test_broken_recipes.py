@@ -134,14 +134,23 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "neither prunes nor trains": (RECIPE[: RECIPE.index("prune:")], 1, ("neither", "`train:`")),
     # model and domains
     "no model source": (edit(MODEL, "{}"), 2, ("hub, folder, gguf, wheel, random",)),
-    "two model sources": (edit(MODEL, "{hub: a/b, random: true}"), 2, ("hub and random",)),
+    "two model sources": (edit(MODEL, "{hub: a/b, wheel: toy==1.0}"), 2, ("hub and wheel",)),
+    "two sources of a random model": (
+        edit(MODEL, "{hub: a/b, wheel: toy==1.0, random: true}"),
+        2,
+        ("hub and wheel", "hub, folder, gguf, wheel", "Remove"),
+    ),
     "wheel without member": (edit(MODEL, "{wheel: toy==1.0}"), 2, ("model.member",)),
     "wheel without version": (
         edit(MODEL, "{wheel: toy, member: a.gguf}"),
         2,
         ("model.wheel", "name==version"),
     ),
-    "random without shape": (edit(MODEL, "{random: true}"), 2, ("model.shape", "model_type")),
+    "random without shape": (
+        edit(MODEL, "{random: true}"),
+        2,
+        ("model.shape", "a source beside it"),
+    ),
     "revision of no hub": (
         edit(MODEL, "{random: true, shape: {a: 1}, revision: x}"),
         2,

@@ -17,7 +17,7 @@ from effcompress.spec import ModelSpec
     ("keys", "words"),
     [
         ({}, "found none"),
-        ({"hub": "a/b", "random": True}, "found hub and random"),
+        ({"hub": "a/b", "wheel": "c==1", "random": True}, "found hub and wheel"),
         ({"wheel": "numpy"}, "name==version"),
         ({"wheel": "--index-url=x==1"}, "name==version"),
         ({"random": True}, "model_type"),

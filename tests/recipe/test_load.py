@@ -130,11 +130,11 @@ def test_later_includes_win_and_another_plugin_replaces_the_whole(tmp_path):
 
 def test_included_source_can_be_taken_back(tmp_path):
     write(tmp_path, RECIPE, "one.yaml")
-    text = "include: one.yaml\nmodel: {random: true, shape: {model_type: llama}}\n"
-    with pytest.raises(RecipeError, match=r"hub and random.*\n.*`hub: null`"):
+    text = "include: one.yaml\nmodel: {wheel: toy==1.0, member: a.gguf}\n"
+    with pytest.raises(RecipeError, match=r"hub and wheel.*\n.*`hub: null`"):
         _raise_as_text(tmp_path, text)
-    text = text.replace("random: true", "random: true, hub: null")
-    assert loaded(tmp_path, text).recipe.model.random is True
+    text = text.replace("{wheel", "{hub: null, wheel")
+    assert loaded(tmp_path, text).recipe.model.wheel == "toy==1.0"
 
 
 def _raise_as_text(folder: Path, text: str) -> None:

@@ -1,0 +1,110 @@
+"""A source's architecture without its weights: what ``random: true`` beside a source means. Imports
+neither torch nor transformers.
+
+What a folder's config.json cannot say lies beside it in ``RECORD``, written with every export into
+a stock class: the shapes before zeros were added, and the epsilon of norms whose gains are 1 (that
+of a pruned model makes up for channels that are gone).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from effcompress.errors import SourceError
+from effcompress.model.families import FAMILIES
+from effcompress.model.lineage import is_pruned
+from effcompress.types import Config
+
+RECORD = "effcompress-architecture.json"
+"""File of an exported folder: the configuration to start from scratch with."""
+_WEIGHTS_OWN = ("quantization_config",)
+_ROPE = ("rope_theta", "rope_type")
+
+
+def record(config: Config) -> str:
+    """The text of ``RECORD``."""
+    return json.dumps(config, indent=2) + "\n"
+
+
+def architecture(config: Config, shape: Config, name: str) -> dict[str, Any]:
+    """The configuration of the model to initialise: that of the source, under the fields of
+    ``shape``. ``name`` is the source in words.
+
+    Raises:
+        SourceError: a field of ``shape`` cannot be laid over this configuration.
+    """
+    plain = {key: value for key, value in config.items() if key not in _WEIGHTS_OWN}
+    own = {_alias(config, key): value for key, value in shape.items()}
+    changed = {key: value for key, value in own.items() if _held(plain, key) != value}
+    if is_pruned(plain):
+        _refuse_any(changed, name)
+        return {**plain, "pruned": {**plain["pruned"], "epsilons": {}}}
+    if "model_type" in changed:
+        raise SourceError(
+            f"{name} is a {plain.get('model_type')}, and `shape` cannot make it another class",
+            where="model.shape.model_type",
+            fix="write the whole configuration under `shape`, without a source, to start from it",
+        )
+    fitted = _per_layer(plain, changed, name)
+    return _laid_over({**plain, **fitted}, changed)
+
+
+def words(shape: Config, name: str) -> str:
+    """The model in words: ``random weights, shape of NAME with hidden_size 512``."""
+    said = ", ".join(f"{key} {json.dumps(value)}" for key, value in shape.items())
+    return f"random weights, shape of {name}" + (f" with {said}" if said else "")
+
+
+def _alias(config: Config, field: str) -> str:
+    """What files of this architecture call a field by its usual name (``n_embd`` in GPT-2's)."""
+    found = (f for f in FAMILIES if config.get("model_type") in f.model_types)
+    return next((f.aliases.get(field, field) for f in found), field)
+
+
+def _held(config: Config, field: str) -> Any:
+    rope = config.get("rope_parameters")
+    if field in _ROPE and isinstance(rope, Mapping) and field in rope:
+        return rope[field]
+    return config.get(field, _ABSENT)
+
+
+_ABSENT = object()
+
+
+def _refuse_any(changed: Config, name: str) -> None:
+    for field in changed:
+        raise SourceError(
+            f"{name} records the shape of every parameter, and `shape` cannot scale those",
+            where=f"model.shape.{field}",
+            fix=f"remove `{field}`, or take a source whose layers are all alike",
+        )
+
+
+def _per_layer(config: Config, changed: Config, name: str) -> dict[str, list[Any]]:
+    """Lists with one entry per layer, for fewer layers: their beginning."""
+    field = _alias(config, "num_hidden_layers")
+    before, after = config.get(field), changed.get(field)
+    if before is None or after is None:
+        return {}
+    found: dict[str, list[Any]] = {}
+    for key, value in config.items():
+        if not isinstance(value, list) or len(value) != before or key in changed:
+            continue
+        if after > before:
+            raise SourceError(
+                f"{name} has {before} entries in {key}, one per layer, for {after} layers",
+                where=f"model.shape.{field}",
+                fix=f"write `{key}` under `shape` as well",
+            )
+        found[key] = value[:after]
+    return found
+
+
+def _laid_over(config: Config, changed: Config) -> dict[str, Any]:
+    result, rope = {**config, **changed}, config.get("rope_parameters")
+    for field in _ROPE:
+        if field in changed and isinstance(rope, Mapping) and field in rope:
+            result["rope_parameters"] = {**result["rope_parameters"], field: result.pop(field)}
+    return result
