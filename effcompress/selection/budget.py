@@ -14,7 +14,7 @@ from typing import final
 
 from effcompress.selection.lines import Line
 from effcompress.selection.sizes import Sizes
-from effcompress.types import AxisMap, Widths
+from effcompress.types import DEPTH, AxisMap, Widths
 
 TOLERANCE = 0.005
 """A target is met within half a percent (design: ask for a size, get that size)."""
@@ -34,13 +34,20 @@ class Budget:
         self.units: dict[str, int] = dict.fromkeys((line.kind for line in lines), 0)
         """Kind -> units taken so far (a lockstep tuple counts once)."""
         self._now = Sizes(axes, lines, widths)
-        self._kept = self._now.copy()
+        promising = any(line.multiple != line.round_to for line in lines)
+        self._kept = self._now.copy() if promising else self._now
         pools = {line.pool for line in lines if line.pool}
         self._pools = {p: [k for k, line in enumerate(lines) if line.pool == p] for p in pools}
+        self._sizes = {p: sum(lines[k].size for k in members) for p, members in self._pools.items()}
+        self._shares: dict[str, float] = {}
+        self._ranged = any(line.after > 0 or line.until < 1 for line in lines)
+        self._steady = not any(line.floor or line.kind in DEPTH for line in lines)
+        """No line's room depends on what another loses."""
+        self._all_fit: list[int] | None = None
         self._new: tuple[list[int], list[int]] | None = None
         self._ends: dict[int, bool] = {}
         """Size -> whether the target can be met from there."""
-        for k, line in enumerate(lines):
+        for k, line in enumerate(lines if promising else ()):
             begun = self._now.width(k) < line.size and self._now.unit(k) > 0
             if rest := self._now.width(k) % line.multiple if begun else 0:
                 self._kept.take(k, rest)
@@ -74,8 +81,10 @@ class Budget:
         line = self.lines[k]
         if not line.pool:
             return self.share(k)
-        sizes = sum(self.lines[j].size for j in self._pools[line.pool])
-        return 1.0 - self._left(line.pool, self._now) / sizes
+        if line.pool not in self._shares:
+            left = self._left(line.pool, self._now)
+            self._shares[line.pool] = 1.0 - left / self._sizes[line.pool]
+        return self._shares[line.pool]
 
     def share(self, k: int) -> float:
         """Share of the units of line ``k`` alone that are gone."""
@@ -85,18 +94,27 @@ class Budget:
         """Lines whose next removal keeps a promise, or begins a block that brings the size with
         all promises kept nearer to the target, without missing it.
         """
-        fit, leading = (
-            [k for k in found if self._in_range(k, self._now)] for found in self._beginnings()
-        )
+        fit, leading = self._beginnings()
+        if self._ranged:
+            fit, leading = (
+                [k for k in found if self._in_range(k, self._now)] for found in (fit, leading)
+            )
+        if self._now.params == self._kept.params:  # nothing is promised
+            return list(leading or fit)
         return [k for k in range(len(self.lines)) if self.promised(k) or k in (leading or fit)]
 
     def take(self, k: int) -> None:
         """Remove the next block from every set of line ``k``."""
-        if not self.promised(k):
+        block, begun = self.block(k), not self.promised(k)
+        if begun and self._kept is not self._now:
             self._kept.take(k, self._stride(k, self._kept))
+        self._now.take(k, block)
+        if begun:
             self._new = None
-        self.units[self.lines[k].kind] += self.block(k)
-        self._now.take(k, self.block(k))
+            if self._all_fit and not self._movable(k, self._kept):
+                self._all_fit.remove(k)
+        self._shares.clear()
+        self.units[self.lines[k].kind] += block
 
     def satisfies(self, params: int | None) -> bool:
         """Whether a schedule that asked for this size has it; the target includes all promises."""
@@ -135,7 +153,8 @@ class Budget:
         """
         if self._new is None:
             kept = self._kept
-            fit = leading = [k for k in range(len(self.lines)) if self._fits(k, kept)]
+            fit = self._fitting()
+            leading = fit
             largest = max((self._frees(k, kept) for k in fit), default=0)
             if len(fit) > 1 and kept.params - self.target <= NEAR * largest:
                 tries = (iter(range(TRIES)) for _ in fit)
@@ -143,6 +162,18 @@ class Budget:
                 leading = [k for k, left in ways if self._leads_there(self._after(k, kept), left)]
             self._new = fit, leading
         return self._new
+
+    def _fitting(self) -> list[int]:
+        """Lines whose next block fits. Far from the target all that can move do, which is kept up
+        from cut to cut: a pool of all layers' channels has tens of thousands of them.
+        """
+        kept = self._kept
+        if self._steady:
+            if self._all_fit is None:
+                self._all_fit = [k for k in range(len(self.lines)) if self._movable(k, kept)]
+            if all(self._frees(k, kept) <= kept.params - self.target for k in self._all_fit):
+                return list(self._all_fit)
+        return [k for k in range(len(self.lines)) if self._fits(k, kept)]
 
     def _stride(self, k: int, sizes: Sizes) -> int:
         """Units of line ``k`` that are promised when the first of them goes."""
@@ -205,9 +236,12 @@ class Budget:
             return True
         if sizes.params not in self._ends:
             lines = range(len(self.lines))
-            here = [k for k in lines if self._in_range(k, sizes) and self._fits(k, sizes)]
-            if any(self._bridged(k, sizes) for k in here):
+            if any(
+                self._bridged(k, sizes) and self._in_range(k, sizes) and self._fits(k, sizes)
+                for k in lines
+            ):
                 return True
+            here = [k for k in lines if self._in_range(k, sizes) and self._fits(k, sizes)]
             if next(tries, None) is None:
                 return True
             # One line of each price: equal layers of a pool are not tried one after the other.

@@ -21,11 +21,15 @@ class Sizes:
         self.params = axes.count(self.widths)
         self._prices = [_price(axes, line) for line in lines]
         self._unit: dict[int, int] = {}
+        self._touched = [
+            [j for j, price in enumerate(self._prices) if _names(price) & set(line.sets)]
+            for line in lines
+        ]
 
     def copy(self) -> Sizes:
         """The same state, on its own from now on."""
         new = Sizes.__new__(Sizes)
-        new.lines, new._prices = self.lines, self._prices
+        new.lines, new._prices, new._touched = self.lines, self._prices, self._touched
         new.widths, new.params, new._unit = dict(self.widths), self.params, dict(self._unit)
         return new
 
@@ -51,12 +55,15 @@ class Sizes:
     def take(self, k: int, units: int) -> None:
         """Remove units from every set of line ``k``."""
         self.params -= units * self.unit(k)
-        gone = set(self.lines[k].sets)
-        for name in gone:
+        for name in self.lines[k].sets:
             self.widths[name] -= units
-        for other, price in enumerate(self._prices):
-            if any(not gone.isdisjoint(names) for names in price):
-                self._unit.pop(other, None)
+        for other in self._touched[k]:
+            self._unit.pop(other, None)
+
+
+def _names(price: Price) -> set[str]:
+    """Everything whose width the price depends on."""
+    return {name for names in price for name in names}
 
 
 def _price(axes: AxisMap, line: Line) -> Price:

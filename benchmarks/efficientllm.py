@@ -1,0 +1,201 @@
+"""The evidence: EfficientLLM-A and -B beside once-and-train baselines, equal tokens for all.
+
+    python benchmarks/efficientllm.py CORPUS [--size 100M] [--seed 0] [--rows A B ...]
+    python benchmarks/efficientllm.py CORPUS --table
+
+``CORPUS`` is a folder of ``<domain>/{train,validation}.jsonl`` with a field ``text``. Every row is
+a recipe of this repository with a few values set otherwise (``ROWS``), run by the command line as a
+user would; a row that was interrupted goes on where it stopped. Results are kept as one line each
+in ``docs/results/efficientllm.csv``; rows that are there are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results" / "efficientllm.csv"
+RUNS = ROOT / "runs" / "efficientllm"
+
+ONCE = (
+    "prune.measure={source: calibration, sequences: 32}",
+    "prune.schedule={name: once, at: 0}",
+)
+TAYLOR = ("prune.criterion=taylor",)
+BY_HAND = (
+    "prune.space=[{name: attention}, {name: ffn}, hidden]",
+    "prune.selector=proportional",
+)
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "dense, trained": ("a", ("prune=null",)),
+    "A": ("a", ()),
+    "B": ("b", ()),
+    "LLM-Pruner once": ("a", (*TAYLOR, *ONCE)),
+    "LLM-Pruner in the loop": ("a", TAYLOR),
+    "A's saliency, once": ("a", ONCE),
+    "magnitude once": ("a", ("prune.criterion=magnitude", *ONCE)),
+    "random once": ("a", ("prune.criterion=random", *ONCE)),
+    "scaled by hand": ("a", (*TAYLOR, *ONCE, *BY_HAND)),
+}
+"""Name -> (variant of the recipe, values set otherwise)."""
+FIELDS = ("size", "tokens", "seed", "row", "params", "minutes", "steps_per_second")
+
+
+def command(row: str, size: str, seed: int, tokens: int, corpus: Path) -> list[str]:
+    """The command line of a row; what it prints is what a user would type."""
+    variant, sets = ROWS[row]
+    recipe = ROOT / "recipes" / f"efficientllm_small_{size.lower()}_{variant}.yaml"
+    domains = {
+        folder.name: {
+            "jsonl": str(folder / "train.jsonl"),
+            "validation": str(folder / "validation.jsonl"),
+        }
+        for folder in sorted(corpus.resolve().iterdir())
+        if (folder / "train.jsonl").exists()
+    }
+    every = [f"seed={seed}", f"data.domains={json.dumps(domains)}", *sets]
+    if tokens != 60_000:
+        warmup, pruning = (tokens * share // 100 for share in (10, 30 if size == "100M" else 40))
+        rest = tokens - warmup - pruning
+        every.append(f"train.stages={{warmup: {warmup}, pruning: {pruning}, continued: {rest}}}")
+    out = folder_of(row, size, seed, tokens)
+    parts = [sys.executable, "-m", "effcompress", "run", str(recipe), "--output", str(out)]
+    parts += [part for value in every for part in ("--set", value)]
+    return [*parts, "--resume"] if (out / "checkpoints").exists() else parts
+
+
+def folder_of(row: str, size: str, seed: int, tokens: int) -> Path:
+    """Where a row's run lies."""
+    name = "".join(c if c.isalnum() else "_" for c in row)
+    return RUNS / f"{size}_{tokens}_{name}_{seed}"
+
+
+def result(folder: Path) -> dict[str, float]:
+    """Perplexity per domain, before and after, and what the run took."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    after = next(e for e in events if e["event"] == "evaluation" and e["when"] == "after")
+    before = next(e for e in events if e["event"] == "evaluation" and e["when"] == "before")
+    end = next(e for e in events if e["event"] == "end")
+    steps = [e for e in events if e["event"] == "step"]
+    found = {d: v["perplexity"] for d, v in after["domains"].items()}
+    dense = {f"dense {d}": v["perplexity"] for d, v in before["domains"].items()}
+    return {
+        "params": end["params"],
+        "minutes": round(end["seconds"] / 60, 1),
+        "steps_per_second": round(len(steps) / max(1e-9, steps[-1]["seconds"]), 3),
+        **{name: round(value, 3) for name, value in {**found, **dense}.items()},
+    }
+
+
+def run(row: str, size: str, seed: int, tokens: int, corpus: Path) -> None:
+    """Run one row to its end and write its line."""
+    folder = folder_of(row, size, seed, tokens)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_suffix(".log")
+    with log.open("a") as out:
+        done = subprocess.run(command(row, size, seed, tokens, corpus), stdout=out, stderr=out)
+    if done.returncode:
+        print(f"{row} (seed {seed}, {size}): failed, see {log}", flush=True)
+        return
+    found = result(folder)
+    line = {"size": size, "tokens": tokens, "seed": seed, "row": row, **found}
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as out:
+        writer = csv.DictWriter(out, fieldnames=list(line))
+        if new:
+            writer.writeheader()
+        writer.writerow(line)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    print(f"{row} (seed {seed}, {size}): {mean_of(line):.2f}", flush=True)
+
+
+def mean_of(line: dict[str, object], prefix: str = "") -> float:
+    """Geometric mean of the domains' perplexities."""
+    values = [float(str(line[f"{prefix}{d}"])) for d in domains_of(line)]
+    return math.exp(statistics.mean(math.log(value) for value in values))
+
+
+def domains_of(line: dict[str, object]) -> list[str]:
+    """Names of the domains in a line."""
+    return [k for k in line if f"dense {k}" in line]
+
+
+def read() -> list[dict[str, object]]:
+    """All lines so far."""
+    if not RESULTS.exists():
+        return []
+    with RESULTS.open(newline="") as lines:
+        return [dict(line) for line in csv.DictReader(lines)]
+
+
+def table() -> None:
+    """Markdown, one table per size and budget: mean and spread over seeds."""
+    groups: dict[tuple[str, str], dict[str, list[dict[str, object]]]] = {}
+    for line in read():
+        key = (str(line["size"]), str(line["tokens"]))
+        groups.setdefault(key, defaultdict(list))[str(line["row"])].append(line)
+    for (size, tokens), rows in groups.items():
+        first = next(iter(rows.values()))[0]
+        domains = domains_of(first)
+        print(f"\n### To {size} with {int(tokens):,} tokens\n")
+        print(f"| row | parameters | mean | spread | seeds | {' | '.join(domains)} | minutes |")
+        print("|---|---|---|---|---|" + "---|" * (len(domains) + 1))
+        dense = " | ".join(f"{float(str(first[f'dense {d}'])):.2f}" for d in domains)
+        print(
+            f"| dense, untrained | 134.5M | {mean_of(first, 'dense '):.2f} | - | - | {dense} | - |"
+        )
+        for row, lines in sorted(rows.items(), key=lambda item: _mean(item[1])):
+            each = [mean_of(line) for line in lines]
+            spread = f"{statistics.stdev(each):.2f}" if len(each) > 1 else "-"
+            cells = " | ".join(
+                f"{statistics.mean(float(str(line[d])) for line in lines):.2f}" for d in domains
+            )
+            params = statistics.mean(float(str(line["params"])) for line in lines) / 1e6
+            minutes = statistics.mean(float(str(line["minutes"])) for line in lines)
+            print(
+                f"| {row} | {params:.1f}M | {statistics.mean(each):.2f} | {spread} | {len(each)} | "
+                f"{cells} | {minutes:.0f} |"
+            )
+
+
+def _mean(lines: list[dict[str, object]]) -> float:
+    return statistics.mean(mean_of(line) for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--size", choices=["100M", "68M"], default="100M")
+    parser.add_argument("--tokens", type=int, default=60_000)
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
+    parser.add_argument("--table", action="store_true", help="print the tables; run nothing")
+    options = parser.parse_args()
+    if options.table:
+        table()
+        return
+    there = {(x["size"], x["tokens"], x["seed"], x["row"]) for x in read()}
+    jobs = [
+        (row, options.size, seed, options.tokens, options.corpus)
+        for seed in options.seed
+        for row in options.rows
+        if (options.size, str(options.tokens), str(seed), row) not in there
+    ]
+    with ThreadPoolExecutor(options.at_once) as pool:
+        list(pool.map(lambda job: run(*job), jobs))
+
+
+if __name__ == "__main__":
+    main()
