@@ -81,9 +81,8 @@ def load(
     )
     if folder is None or spec.random:
         module: Any = _random(spec, cache, folder, seed)
-        words = f"{label_of(spec)}, seed {seed}"
-        source = words if from_scratch(spec) else f"{label_of(spec)} weights, seed {seed}"
-        dtype = "float32"
+        what = "" if from_scratch(spec) else " weights"
+        source, dtype = f"{label_of(spec)}{what}, seed {seed}", "float32"
     else:
         pruned = is_pruned(read_object(folder / "config.json") or {})
         module = open_exact(folder) if pruned else _pretrained(folder, spec, label_of(spec))

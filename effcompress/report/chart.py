@@ -1,8 +1,11 @@
-"""A line chart as an SVG, made from nothing but the numbers."""
+"""A line chart as an SVG, and its points as a table, made from nothing but the numbers."""
 
 from __future__ import annotations
 
+import csv
+import io
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,8 +13,10 @@ from html import escape
 from effcompress.report import numbers
 from effcompress.report.axes import Point, Scale, log_ticks, some, span, thin, ticks
 
-WIDTH, HEIGHT = 460, 270
-LEFT, TOP, BOTTOM = 52, 40, 42
+WIDTH, HEIGHT = 460, 290
+LEFT, TOP, BOTTOM = 68, 40, 42
+LEGEND, STAGES = 18, 26
+"""Heights of a row of the legend, and of the names of stages, above the drawing."""
 SPOTS = 60
 """Places along a chart that tell their numbers when pointed at."""
 
@@ -20,11 +25,14 @@ Labels = Callable[[Sequence[float]], list[str]]
 
 @dataclass(frozen=True)
 class Line:
-    """One course of numbers. ``tone`` is a colour class; ``steps`` keeps a value until the next."""
+    """One course of numbers. ``label`` stands at its end, ``name`` in the legend; ``tone`` is a
+    colour class (and a pattern of dashes); ``steps`` keeps a value until the next.
+    """
 
     label: str
     points: Sequence[Point]
     tone: str
+    name: str = ""
     steps: bool = False
     faint: bool = False
     told: bool = True
@@ -33,20 +41,23 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over one axis. ``marks`` are places on it where something happened; ``goal`` is a level
-    to reach, with its label. ``tell`` writes one value, ``y_labels`` the ticks.
+    """Lines over one axis. ``marks`` are places on it where something happened; ``stages`` begin at
+    theirs; ``goal`` is a level to reach, with its label. ``tell`` writes one value, ``y_labels``
+    the ticks. Titles of axes say the unit.
     """
 
     title: str
     unit: str
     lines: Sequence[Line]
     x_title: str
+    y_title: str
     y_labels: Labels
     tell: Callable[[float], str]
     log: bool = False
     zero: bool = False
     marks: Sequence[float] = ()
     marks_label: str = ""
+    stages: Sequence[tuple[str, float]] = ()
     goal: tuple[str, float] | None = None
     x_end: float | None = None
     """Where the axis ends, if not where the lines do: pictures over tokens share one axis."""
@@ -57,6 +68,12 @@ class Chart:
         names = [line.label for line in self.lines if line.told] + [self.marks_label]
         longest = max(len(name) for name in names)
         return WIDTH - (18 if not longest else 20 + 6.6 * longest)
+
+    @property
+    def top(self) -> float:
+        """Where the drawing begins: below the legend and the names of stages."""
+        rows = max((row for _, row, _ in _placed(self)), default=-1) + 1
+        return TOP + LEGEND * rows + STAGES * bool(self.stages)
 
 
 def draw(chart: Chart) -> str:
@@ -73,17 +90,43 @@ def draw(chart: Chart) -> str:
         max(xs) if chart.x_end is None else chart.x_end,
     )
     x = Scale(first, last if last > first else first + 1, LEFT, chart.right)
-    y = Scale(low, high, HEIGHT - BOTTOM, TOP, chart.log)
+    y = Scale(low, high, HEIGHT - BOTTOM, chart.top, chart.log)
     inner = [
         head(chart.title, chart.unit),
+        *_legend(chart),
         *_grid(chart, x, y),
+        *_stages(chart, x),
         *_marks(chart, x),
         *_goal(chart, y),
         *(_course(line, x, y) for line in chart.lines),
         *_names(chart, x, y),
         *_spots(chart, x, y),
     ]
-    return frame("".join(inner), WIDTH, HEIGHT, f"{chart.title}, {chart.unit}")
+    return frame("".join(inner), WIDTH, HEIGHT, ", ".join(filter(None, (chart.title, chart.unit))))
+
+
+def table(chart: Chart) -> str:
+    """The points of all lines as CSV, not thinned: one row per place, one column per line.
+
+    Where a line has several points at one place (cuts of one step), so many rows have that place.
+    """
+    cells: dict[tuple[float, int], dict[int, float]] = {}
+    for column, line in enumerate(chart.lines):
+        seen: Counter[float] = Counter()
+        for place, value in line.points:
+            cells.setdefault((place, seen[place]), {})[column] = value
+            seen[place] += 1
+    names = [line.name or line.label for line in chart.lines]
+    # A label that is a value (the final size) names no column.
+    several = len(names) > 1
+    header = [f"{n or 'each'} ({chart.y_title})" if several else chart.y_title for n in names]
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow([chart.x_title, *header])
+    for (place, _), row in sorted(cells.items()):
+        values = [row.get(column) for column in range(len(names))]
+        writer.writerow([f"{place:.12g}", *("" if v is None else f"{v:.9g}" for v in values)])
+    return written.getvalue()
 
 
 def frame(inner: str, width: float, height: float, label: str) -> str:
@@ -104,7 +147,7 @@ def text(x: float, y: float, words: str, classes: str = "", anchor: str = "start
 
 def head(title: str, unit: str) -> str:
     """Title and unit of a picture, in its upper left corner."""
-    rest = f'<tspan dx="8" class="unit">{escape(unit)}</tspan>'
+    rest = f'<tspan dx="8" class="unit">{escape(unit)}</tspan>' if unit else ""
     return f'<text x="0" y="15" class="title">{escape(title)}{rest}</text>'
 
 
@@ -121,6 +164,49 @@ def _grid(chart: Chart, x: Scale, y: Scale) -> list[str]:
         out.append(text(x(value), floor + 17, label, "tick", "middle"))
     out.append(f'<path class="axis" d="M{LEFT} {floor}H{right}"/>')
     out.append(text((LEFT + right) / 2, HEIGHT - 6, chart.x_title, "unit", "middle"))
+    middle = (chart.top + floor) / 2
+    out.append(
+        f'<text transform="translate(11 {middle:.1f}) rotate(-90)" class="unit" '
+        f'text-anchor="middle">{escape(chart.y_title)}</text>'
+    )
+    return out
+
+
+def _legend(chart: Chart) -> list[str]:
+    out: list[str] = []
+    for line, row, x in _placed(chart):
+        y = TOP - 4 + LEGEND * row
+        out.append(f'<path class="line {line.tone}" d="M{x:.1f} {y - 4}h26"/>')
+        out.append(text(x + 33, y, line.name, "tick"))
+    return out
+
+
+def _placed(chart: Chart) -> list[tuple[Line, int, float]]:
+    """Line, row of the legend, place in it: as many in a row as its width takes."""
+    found: list[tuple[Line, int, float]] = []
+    x, row = float(LEFT), 0
+    for line in chart.lines:
+        wide = 33 + 6.3 * len(line.name)
+        if x > LEFT and x + wide > WIDTH:
+            x, row = float(LEFT), row + 1
+        if line.name:
+            found.append((line, row, x))
+            x += wide + 14
+    return found
+
+
+def _stages(chart: Chart, x: Scale) -> list[str]:
+    """A border where each stage begins, and its name behind it, lower where two are close."""
+    out: list[str] = []
+    free = 0.0
+    low = False
+    for name, begin in chart.stages:
+        place, low = x(begin), x(begin) < free and not low
+        y = chart.top - STAGES + (21 if low else 9)
+        free = place + 6.3 * len(name) + 10
+        if begin > x.low:
+            out.append(f'<path class="border" d="M{place:.1f} {y - 9:.1f}V{HEIGHT - BOTTOM}"/>')
+        out.append(text(place + 4, y, name, "tick stage"))
     return out
 
 
@@ -190,8 +276,9 @@ def _spots(chart: Chart, x: Scale, y: Scale) -> list[str]:
             for line, value in known
         )
         out.append(
-            f'<g class="spot"><rect x="{x(place) - width / 2:.1f}" y="{TOP}" width="{width:.1f}" '
-            f'height="{HEIGHT - TOP - BOTTOM}"/>{dots}<title>{escape(title)}</title></g>'
+            f'<g class="spot"><rect x="{x(place) - width / 2:.1f}" y="{chart.top:g}" '
+            f'width="{width:.1f}" height="{HEIGHT - chart.top - BOTTOM:g}"/>{dots}'
+            f"<title>{escape(title)}</title></g>"
         )
     return out
 

@@ -39,6 +39,14 @@ class Removal:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of the training (warmup, pruning, continued) and the tokens at which it began."""
+
+    name: str
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Score:
     """One domain's perplexity."""
 
@@ -94,6 +102,8 @@ class Record:
     """The ``run`` event as it is: names, versions, data. Empty if the run never got that far."""
     steps: tuple[Step, ...] = ()
     cuts: tuple[Removal, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    """In their order; empty where the recipe names none."""
     before: Evaluation | None = None
     after: Evaluation | None = None
     export: Export | None = None
@@ -202,6 +212,7 @@ def _record(lines: list[dict[str, Any]], plans: list[dict[str, Any]], recipe: st
         run=run,
         steps=tuple(_pick(Step, e) for e in by_kind.get("step", [])),
         cuts=tuple(_pick(Removal, e) for e in by_kind.get("cut", [])),
+        stages=tuple(_pick(Stage, e) for e in by_kind.get("stage", [])),
         before=evaluations.get("before"),
         after=evaluations.get("after"),
         export=export[-1] if export else None,

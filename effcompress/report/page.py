@@ -9,12 +9,13 @@ from pathlib import Path
 
 from effcompress.report import numbers, words
 from effcompress.report.gather import Evaluation, Record, gather
-from effcompress.report.pictures import alone, pictures
+from effcompress.report.pictures import Picture, alone, pictures
 from effcompress.report.style import PAGE
 
 
 def write(folder: Path, *, model: str | None = None) -> Path:
-    """Write ``report.html`` and ``pictures/*.svg`` of a run folder; the page's path comes back.
+    """Write ``report.html``, ``pictures/*.svg`` and their points (``pictures/*.csv``) of a run
+    folder; the page's path comes back.
 
     ``model`` is the path that the page tells people to load the model from; default: the run folder
     (``runs/<name>``), because that is where the model is saved.
@@ -23,8 +24,10 @@ def write(folder: Path, *, model: str | None = None) -> Path:
     record = gather(folder)
     drawn = pictures(record)
     (folder / "pictures").mkdir(exist_ok=True)
-    for name, svg in drawn.items():
-        replace(folder / "pictures" / f"{name}.svg", alone(svg))
+    for name, picture in drawn.items():
+        replace(folder / "pictures" / f"{name}.svg", alone(picture.svg))
+        if picture.table:
+            replace(folder / "pictures" / f"{name}.csv", picture.table)
     replace(folder / "report.html", page(record, drawn, model or _shown(folder)))
     return folder / "report.html"
 
@@ -45,7 +48,7 @@ def replace(path: Path, text: str) -> None:
     Path(file.name).replace(path)
 
 
-def page(record: Record, drawn: dict[str, str], model: str) -> str:
+def page(record: Record, drawn: dict[str, Picture], model: str) -> str:
     """The HTML of the page."""
     sections = [
         _banner(record),
@@ -143,10 +146,10 @@ def _warnings(record: Record) -> str:
     return f'<h2>Warnings</h2><div class="banner"><ul>{items}</ul></div>'
 
 
-def _figures(drawn: dict[str, str]) -> str:
+def _figures(drawn: dict[str, Picture]) -> str:
     if not drawn:
         return ""
-    figures = "".join(f'<figure id="{name}">{svg}</figure>' for name, svg in drawn.items())
+    figures = "".join(f'<figure id="{name}">{one.svg}</figure>' for name, one in drawn.items())
     return f'<h2>What happened</h2><div class="grid">{figures}</div>'
 
 

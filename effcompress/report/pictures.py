@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from effcompress.kinds import KINDS, of
 from effcompress.report import bars, numbers
 from effcompress.report.axes import Point, smooth
-from effcompress.report.chart import Chart, Line, draw
+from effcompress.report.chart import Chart, Line, draw, table
 from effcompress.report.gather import Record
 from effcompress.report.style import PICTURE
 
 AIR = 14
 """Room around a picture that stands alone."""
+TOKENS = "tokens trained on"
 USUAL = ("attention", "ffn", "hidden")
 """Kinds with a colour of their own; shown even when they were left alone."""
 
 
-def pictures(record: Record) -> dict[str, str]:
-    """Name -> ``<svg>``, in reading order; only those the record has numbers for."""
-    drawn = {
+@dataclass(frozen=True)
+class Picture:
+    """``svg`` is an element for a page, ``table`` the points of its lines as CSV, if it has any."""
+
+    svg: str
+    table: str = ""
+
+
+def pictures(record: Record) -> dict[str, Picture]:
+    """Name -> picture, in reading order; only those the record has numbers for."""
+    drawn: dict[str, Chart | str | None] = {
         "parameters": _parameters(record),
         "perplexity": _perplexity(record),
         "removed": _removed(record),
@@ -31,7 +41,11 @@ def pictures(record: Record) -> dict[str, str]:
         "speed": _speed(record),
         "learning_rate": _learning_rate(record),
     }
-    return {name: svg for name, svg in drawn.items() if svg}
+    return {
+        name: Picture(draw(it), table(it)) if isinstance(it, Chart) else Picture(it)
+        for name, it in drawn.items()
+        if it
+    }
 
 
 def alone(svg: str) -> str:
@@ -66,16 +80,23 @@ def _over(record: Record) -> tuple[str, dict[int, float]]:
     """The axis that cuts are drawn over, and the place of each: tokens, or the running number where
     no training lies between them.
     """
-    if record.tokens and len({cut.tokens for cut in record.cuts}) > 1:
-        return "tokens", {i: cut.tokens for i, cut in enumerate(record.cuts)}
+    places = {cut.tokens for cut in record.cuts}
+    alone = len(record.cuts) == 1 and places != {0}
+    if record.tokens and (len(places) > 1 or alone):
+        return TOKENS, {i: cut.tokens for i, cut in enumerate(record.cuts)}
     return "removals", {i: i + 1.0 for i in range(len(record.cuts))}
 
 
-def _parameters(record: Record) -> str:
+def _stages(record: Record, title: str = TOKENS) -> list[tuple[str, float]]:
+    """Where the stages begin, on an axis over tokens."""
+    return [(s.name, float(s.tokens)) for s in record.stages] if title == TOKENS else []
+
+
+def _parameters(record: Record) -> Chart | None:
     start = record.params_before
     if start is None or record.params_after is None:
-        return ""
-    title = "tokens" if record.tokens else "removals"
+        return None
+    title = TOKENS if record.tokens else "removals"
     course = [(0.0, float(start))]
     if record.tokens:
         course += sorted(
@@ -87,16 +108,16 @@ def _parameters(record: Record) -> str:
         course += [(i + 1.0, float(cut.params)) for i, cut in enumerate(record.cuts)]
     target = (f"target {numbers.count(record.target)}", record.target) if record.target else None
     line = Line(numbers.count(record.params_after), course, "after", steps=True)
-    return draw(
-        Chart(
-            "Parameters",
-            f"over {title}",
-            [line],
-            title,
-            numbers.counts,
-            lambda value: f"{value:,.0f}",
-            goal=target,
-        )
+    return Chart(
+        "Parameters",
+        "of the model as a function",
+        [line],
+        title,
+        "parameters",
+        numbers.counts,
+        lambda value: f"{value:,.0f}",
+        stages=_stages(record, title),
+        goal=target,
     )
 
 
@@ -111,75 +132,104 @@ def _by_kind(record: Record, field: str, *, start: bool) -> tuple[str, list[Line
             value = getattr(cut, field).get(kind)
             if value is not None and (start or value > 0):
                 points.append((places[i], float(value)))
-        if start and record.tokens and title == "tokens":
+        if start and record.tokens and title == TOKENS:
             points.append((float(record.tokens), points[-1][1]))
         if points:
             others = tuple(k for k in present if k not in USUAL)
-            lines.append(Line(of(kind).short, points, tone(kind, others), steps=start))
+            words = of(kind)
+            lines.append(Line(words.short, points, tone(kind, others), words.plural, steps=start))
     return title, lines
 
 
-def _removed(record: Record) -> str:
+def _removed(record: Record) -> Chart | None:
     if not record.cuts:
-        return ""
+        return None
     title, lines = _by_kind(record, "share_removed", start=True)
-    told = numbers.percent
-    return draw(
-        Chart("Removed", "share of each kind", lines, title, numbers.percents, told, zero=True)
+    return Chart(
+        "Pruning ratio",
+        "share of each kind that is gone",
+        lines,
+        title,
+        "share removed",
+        numbers.percents,
+        numbers.percent,
+        zero=True,
+        stages=_stages(record, title),
     )
 
 
-def _saliency(record: Record) -> str:
+def _saliency(record: Record) -> Chart | None:
     title, lines = _by_kind(record, "saliency", start=False)
     if not lines:
-        return ""
-    unit = "lowest of each kind, per parameter it frees; logarithmic"
-    end = float(record.tokens) if title == "tokens" else None
-    labels, told = numbers.powers, numbers.power
-    return draw(Chart("Saliency", unit, lines, title, labels, told, log=True, x_end=end))
+        return None
+    return Chart(
+        "Saliency",
+        "lowest of each kind at every cut; logarithmic",
+        lines,
+        title,
+        "saliency per freed parameter",
+        numbers.powers,
+        numbers.power,
+        log=True,
+        stages=_stages(record, title),
+        x_end=float(record.tokens) if title == TOKENS else None,
+    )
 
 
-def _loss(record: Record) -> str:
+def _loss(record: Record) -> Chart | None:
     if not record.steps:
-        return ""
+        return None
     raw = [(float(s.tokens), s.loss) for s in record.steps]
     lines = [Line("", raw, "loss", faint=True, told=False), Line("smoothed", smooth(raw), "loss")]
     if len(raw) < 3:
         lines = [Line("", raw, "loss")]
     places = [float(cut.tokens) for cut in record.cuts]
-    return draw(
-        Chart(
-            "Training loss",
-            "nats per token",
-            lines,
-            "tokens",
-            numbers.plain,
-            numbers.decimal,
-            marks=places,
-            marks_label="cuts" if places else "",
-        )
+    return Chart(
+        "Training loss",
+        "",
+        lines,
+        TOKENS,
+        "nats per token",
+        numbers.plain,
+        numbers.decimal,
+        marks=places,
+        marks_label="cuts" if places else "",
+        stages=_stages(record),
     )
 
 
-def _speed(record: Record) -> str:
+def _speed(record: Record) -> Chart | None:
     rates = [(float(s.tokens), s.tokens_per_second) for s in record.steps]
     if not rates:
-        return ""
-    lines = [Line("", rates, "speed", faint=True, told=False), Line("", smooth(rates), "speed")]
-    told = numbers.count
-    return draw(
-        Chart(
-            "Training speed", "tokens per second", lines, "tokens", numbers.counts, told, zero=True
-        )
+        return None
+    raw = Line("", rates, "speed", faint=True, told=False)
+    return Chart(
+        "Training speed",
+        "",
+        [raw, Line("smoothed", smooth(rates), "speed")],
+        TOKENS,
+        "tokens per second",
+        numbers.counts,
+        numbers.count,
+        zero=True,
     )
 
 
-def _learning_rate(record: Record) -> str:
+def _learning_rate(record: Record) -> Chart | None:
     if not record.steps:
-        return ""
+        return None
     line = Line("", [(float(s.tokens), s.learning_rate) for s in record.steps], "rate")
-    labels, told = numbers.rates, numbers.small
-    return draw(Chart("Learning rate", "", [line], "tokens", labels, told, zero=True))
+    return Chart(
+        "Learning rate",
+        "",
+        [line],
+        TOKENS,
+        "learning rate",
+        numbers.rates,
+        numbers.small,
+        zero=True,
+        stages=_stages(record),
+    )
 
 
 def _perplexity(record: Record) -> str:

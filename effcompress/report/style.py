@@ -24,6 +24,9 @@ _SHAPES = """.pic{font-family:ui-sans-serif,system-ui,"Segoe UI",Roboto,"Helveti
 .pic path{fill:none}.pic .grid{stroke:var(--grid)}.pic .axis{stroke:var(--soft);opacity:.6}
 .pic .line{stroke:currentColor;stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}
 .pic .line.faint{stroke-width:1;opacity:.32}
+.pic .line.attention{stroke-dasharray:8 4}.pic .line.hidden{stroke-dasharray:.1 4.6}
+.pic .line.spare{stroke-dasharray:10 4 .1 4}.pic .line.spare2{stroke-dasharray:4 5}
+.pic .border{stroke:var(--soft);stroke-width:1;opacity:.75}.pic .stage{font-style:italic}
 .pic .mark{stroke:var(--soft);opacity:.5;stroke-width:.8}
 .pic .goal{stroke:var(--soft);stroke-width:1.3;stroke-dasharray:5 4}
 .pic .dot{fill:currentColor;stroke:var(--ground);stroke-width:1.5}
