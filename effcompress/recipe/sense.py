@@ -114,6 +114,12 @@ def _check_times(prune: PruneSpec, train: TrainSpec, document: Document) -> None
 
 def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
     measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
+    moments = "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs
+    if moments and (train is None or prune.measure.source != "training"):
+        assert prune.hessian is not None
+        problem = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"
+        fix = "Write `hessian: fisher_diag`, or `measure: {source: training}` and `train:`."
+        raise _error(document, ("prune", "hessian"), problem, fix)
     if not measures or prune.measure.source != "training":
         return
     fix = "Write `measure: {source: calibration}` under prune."

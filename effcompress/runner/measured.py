@@ -30,6 +30,20 @@ def averages(prune: PruneSpec) -> bool:
     return prune.measure.source == "training" and bool({"grad", "mask_grad"} & needs)
 
 
+def ready(state: RunState, prune: PruneSpec) -> bool:
+    """Whether what the criterion takes from training is there: gradients were taken in, the
+    optimizer has moments.
+    """
+    if prune.measure.source != "training":
+        return True
+    return _has_moments(state, prune) and (not averages(prune) or state.average.weight > 0.0)
+
+
+def _has_moments(state: RunState, prune: PruneSpec) -> bool:
+    needed = "second_moment" in from_training(prune.criterion.needs, prune.hessian)
+    return not needed or (state.optimizer is not None and bool(state.optimizer.state))
+
+
 @contextmanager
 def listening(state: RunState) -> Iterator[None]:
     """While pruning goes on: keep account of what layers read and of the gradients of masks, if a
@@ -48,7 +62,7 @@ def listening(state: RunState) -> Iterator[None]:
 
 def observe(state: RunState, prune: PruneSpec) -> None:
     """Take the saliency of this step's gradients into the mean: no extra pass."""
-    if state.target_reached or not averages(prune):
+    if state.target_reached or not averages(prune) or not _has_moments(state, prune):
         return
     if state.taps is not None:
         scores = state.mask_scores

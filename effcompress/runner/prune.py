@@ -11,7 +11,7 @@ from effcompress.log import Log
 from effcompress.measure.grams import Grams
 from effcompress.removal.selftest import same_function
 from effcompress.runner.approximate import removed_alone, split
-from effcompress.runner.measured import averages, measured
+from effcompress.runner.measured import measured, ready
 from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
 from effcompress.runner.timeline import pruning_stage
@@ -29,7 +29,7 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
     if state.target_reached:
         return None
     begin, end = pruning_stage(state.recipe)
-    if averages(prune) and state.average.weight == 0.0:
+    if not ready(state, prune):
         return None
     target = wanted(prune.target, state.parent_params)
     if end < total_tokens and state.tokens >= end:

@@ -80,7 +80,7 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         1,
         ("true or false",),
     ),
-    "no value": (edit("tokens: 1.5k", "tokens:"), 16, ("train.tokens has no value",)),
+    "no value": (edit("tokens: 1.5k", "tokens:"), 15, ("train has no budget", "stages")),
     "one of a few words": (
         edit("tokens: 1.5k", "tokens: 1k\n  precision: fp16"),
         17,
@@ -128,7 +128,17 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "no data": (edit(DATA, ""), 1, ("data is missing",)),
     "no domains": (edit(DATA, "data: {domains: {}}\n"), 3, ("data.domains is empty",)),
     "no target": (edit(f"  target: {TARGET}\n", ""), 8, ("prune.target is missing",)),
-    "no tokens key": (edit("  tokens: 1.5k\n", ""), 15, ("train.tokens is missing",)),
+    "no tokens key": (edit("  tokens: 1.5k\n", ""), 15, ("train has no budget", "tokens: 2M")),
+    "tokens and stages": (
+        edit("tokens: 1.5k", "tokens: 1.5k\n  stages: {pruning: 1k}"),
+        17,
+        ("train has tokens and stages", "Remove"),
+    ),
+    "pruning begins after the end": (
+        edit(SCHEDULE, "{name: continuous, start: 2k}"),
+        14,
+        ("prune.schedule.start is 2,000 tokens", "ends at 1,500"),
+    ),
     "empty target": (edit(TARGET, "{}"), 9, ("exactly one of params, keep", "keep: 85%")),
     "two targets": (edit(TARGET, "{keep: 85%, params: 1k}"), 9, ("params and keep",)),
     "neither prunes nor trains": (RECIPE[: RECIPE.index("prune:")], 1, ("neither", "`train:`")),
