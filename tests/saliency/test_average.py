@@ -35,7 +35,7 @@ def test_units_keep_their_original_number_after_a_cut() -> None:
 
 
 def test_state_round_trip() -> None:
-    one, two = ScoreAverage({"a": 3}, MeasureSpec(decay=0.9)), ScoreAverage({"a": 3}, MeasureSpec(decay=0.9))
+    one, two = (ScoreAverage({"a": 3}, MeasureSpec(decay=0.9)) for _ in range(2))
     one.update({"a": torch.tensor([1.0, 2, 3])}, ALL)
     two.load_state_dict(one.state_dict())
     assert torch.equal(one.read()["a"], two.read()["a"])

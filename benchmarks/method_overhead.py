@@ -1,0 +1,117 @@
+"""What EfficientLLM costs a training step: A over plain training, B over A.
+
+    python benchmarks/method_overhead.py [--rounds 3] [--every 8]
+
+One process takes turns between plain steps, steps of variant A and steps of variant B on
+SmolLM2-135M (512 tokens, fp32, AdamW), so that a drifting machine slows all three. A and B measure
+at every step and cut every ``--every`` steps what the small recipe cuts in as many (its pruning
+stage spread over its steps), commits included; a round is ``--every`` steps of each. Ratios are of
+sums over rounds; the median step without a cut is printed beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from effcompress import data, load_recipe, train
+from effcompress.log import Log, make_view
+from effcompress.model.cache import cache_root
+from effcompress.model.load import load
+from effcompress.runner.measured import listening, observe
+from effcompress.runner.prune import commit_event, prune_event
+from effcompress.runner.state import RunState
+from effcompress.types import Due
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SETS = (
+    "data.sequence_length=512",
+    "train.batch_size=1",
+    "train.precision=fp32",
+    "prune.commit_every=1000000",
+)
+"""Tensors keep their length until the end, else A and B would win by being smaller."""
+PER_STEP = 750_000
+"""Parameters cut per step: 34.5M within a stage of 46 steps, as the small recipe does."""
+
+
+def prepare(variant: str, tokens: int) -> tuple[RunState, data.Corpus]:
+    """The small recipe's model and text, at 512 tokens a step."""
+    recipe = load_recipe(RECIPES / f"efficientllm_small_100m_{variant}.yaml", SETS).recipe
+    model = load(recipe.model, seed=0)
+    corpus = data.prepare(
+        recipe.data,
+        model.tokenizer,
+        cache_root(),
+        train_tokens=tokens,
+        heldout_sequences=1,
+        offline=False,
+        seed=0,
+        progress=lambda what, share: None,
+        notice=lambda text: None,
+    )
+    return RunState(recipe, model, corpus), corpus
+
+
+def step(state: RunState, corpus: data.Corpus, log: Log, *, prunes: bool, cut: int) -> float:
+    """Seconds of one step; ``cut`` parameters go at its end."""
+    spec, prune = state.recipe.train, state.recipe.prune
+    assert spec and prune and state.optimizer
+    batch = state.stream.next(spec.batch_size)
+    started = time.perf_counter()
+    if prunes:
+        with listening(state):
+            train.backward(state.module, batch, spec)
+        observe(state, prune)
+    else:
+        train.backward(state.module, batch, spec)
+    train.update(state.module, state.optimizer, spec, 1e-5)
+    if cut:
+        prune_event(state, prune, Due(params=state.params - cut), corpus, log)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--every", type=int, default=8)
+    options = parser.parse_args()
+    steps = options.rounds * options.every
+    arms = {
+        name: prepare(variant, 512 * (steps + 2))
+        for name, variant in (("plain", "a"), ("A", "a"), ("B", "b"))
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    cuts: dict[str, list[float]] = {name: [] for name in arms}
+    with TemporaryDirectory() as folder:
+        log = Log(Path(folder), view=make_view(interactive=False))
+        for name, (state, corpus) in arms.items():  # the first steps allocate
+            step(state, corpus, log, prunes=name != "plain", cut=0)
+        for number in range(1, steps + 1):
+            last = number % options.every == 0
+            for name, (state, corpus) in arms.items():
+                prunes = name != "plain"
+                cut = PER_STEP * options.every if prunes and last else 0
+                taken = step(state, corpus, log, prunes=prunes, cut=cut)
+                seconds[name].append(taken)
+                (cuts if last else {}).get(name, []).append(taken)
+        total = {name: sum(values) for name, values in seconds.items()}
+        for name in ("A", "B"):
+            started = time.perf_counter()
+            commit_event(arms[name][0], log)
+            total[name] += time.perf_counter() - started
+        log.close()
+    for name, values in seconds.items():
+        print(
+            f"{name}: {total[name] / steps:.3f} s a step, median {statistics.median(values):.3f}, "
+            f"with a cut {statistics.mean(cuts[name]):.3f}, {arms[name][0].params:,} parameters"
+        )
+    print(f"A over plain: {total['A'] / total['plain']:.3f}")
+    print(f"B over A: {total['B'] / total['A']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
