@@ -44,7 +44,12 @@ def price(loaded: LoadedRecipe) -> Price:
     timeline = _on_time(loaded, recipe, found)
     data["ends_at"] = timeline.points[-1].params
     data["reached_at_tokens"] = timeline.points[-2].tokens if timeline.reached else None
-    if timeline.reached:
+    if timeline.rest:
+        lines.append(
+            f"schedule: may leave {timeline.rest:,} parameters to be cut at once when the pruning "
+            "stage ends, if kinds shrink in proportion"
+        )
+    elif timeline.reached:
         lines.append(
             f"schedule: reaches it after {timeline.points[-2].tokens:,} tokens and "
             f"{timeline.groups:,} mini-groups, if kinds shrink in proportion"

@@ -35,6 +35,8 @@ class Timeline:
     reached: bool
     groups: int
     """Mini-groups cut (a lockstep tuple counts once)."""
+    rest: int = 0
+    """Parameters that the schedule leaves too many, cut when the pruning stage ends."""
 
 
 def tokens_per_step(recipe: Recipe) -> int:
@@ -92,7 +94,7 @@ def play(
     begin, end = pruning_stage(recipe)
     spans = positions(price.axes, price.sets)
     points = [Point(0, 0, budget.params, dict(budget.widths))]
-    cut = step = 0
+    cut = step = rest = 0
     measures = bool({"grad", "hess", "mask_grad"} & set(prune.criterion.needs))
     first = 1 if measures and prune.measure.source == "training" else 0
     last = total // per_step if per_step else 0
@@ -114,7 +116,8 @@ def play(
         over = end < total and step * per_step >= end
         if due is None and not over:
             continue
-        due = Due(params=price.target) if due is None or over else due
+        if due is None or over:
+            due, rest = Due(params=price.target), budget.params - price.target
         taken = sum(simulate(budget, due.groups, prefer, due.params).values())
         cut += taken
         if not taken:
@@ -123,4 +126,4 @@ def play(
         if not budget.open():
             break
     points.append(Point(last, total, budget.params, dict(budget.widths)))
-    return Timeline(tuple(points), budget.reached, cut)
+    return Timeline(tuple(points), budget.reached, cut, rest)
