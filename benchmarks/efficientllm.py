@@ -36,6 +36,8 @@ BY_HAND = (
     "prune.space=[{name: attention}, {name: ffn}, hidden]",
     "prune.selector=proportional",
 )
+SCRATCH = ("prune=null", "train.learning_rate.peak=1e-3")
+"""Fresh weights learn faster at a higher rate than those that must not forget."""
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dense, trained": ("a", ("prune=null",)),
     "A": ("a", ()),
@@ -45,9 +47,21 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "A's saliency, once": ("a", ONCE),
     "magnitude once": ("a", ("prune.criterion=magnitude", *ONCE)),
     "random once": ("a", ("prune.criterion=random", *ONCE)),
-    "scaled by hand": ("a", (*TAYLOR, *ONCE, *BY_HAND)),
+    "scaled by hand, once": ("a", (*TAYLOR, *ONCE, *BY_HAND)),
+    "from scratch, A's shape": ("a", SCRATCH),
+    "from scratch, scaled by hand": ("a", SCRATCH),
 }
 """Name -> (variant of the recipe, values set otherwise)."""
+HAND = {
+    "100M": {"hidden_size": 480, "intermediate_size": 1248},
+    "68M": {
+        "hidden_size": 384,
+        "intermediate_size": 1072,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    },
+}
+"""The source's shape made smaller in proportion, in the family's own manner."""
 FIELDS = ("size", "tokens", "seed", "row", "params", "minutes", "steps_per_second")
 
 
@@ -64,6 +78,12 @@ def command(row: str, size: str, seed: int, tokens: int, corpus: Path) -> list[s
         if (folder / "train.jsonl").exists()
     }
     every = [f"seed={seed}", f"data.domains={json.dumps(domains)}", *sets]
+    if row == "from scratch, A's shape":
+        found = folder_of("A", size, seed, tokens)
+        every.append(f"model={{folder: {json.dumps(str(found))}, random: true}}")
+    if row == "from scratch, scaled by hand":
+        every += [f"model.shape.{key}={value}" for key, value in HAND[size].items()]
+        every.append("model.random=true")
     if tokens != 60_000:
         warmup, pruning = (tokens * share // 100 for share in (10, 30 if size == "100M" else 40))
         rest = tokens - warmup - pruning
