@@ -43,6 +43,12 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
                 f"space '{bound.name}' finds nothing to prune in family '{axes.family.name}'",
                 fix=f"Axes of this model: {', '.join(there)}.",
             )
+        if sets[0].after >= sets[0].until:
+            raise CoverageError(
+                f"space '{bound.name}': after {sets[0].after:.0%} is not below until "
+                f"{sets[0].until:.0%}, so nothing of it may ever go",
+                fix="Name a smaller `after` or a larger `until`.",
+            )
         for s in sets:
             if s.name in found:
                 raise CoverageError(f"two spaces claim the axis '{s.name}'", where=bound.name)
