@@ -1,0 +1,72 @@
+"""The second-order update in every family: no layer's output error grows by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from effcompress.measure.grams import Grams, readers
+from effcompress.registry import REGISTRY, Bound
+from effcompress.runner.pruned import PrunedModel
+from tests.conftest import FAMILIES, tiny, tokens
+
+UPDATE = Bound(REGISTRY.get("repair", "obs_update"), {"damp": 1e-6})
+EXPERTS = ("mixtral", "qwen3_moe")
+
+
+def read_by(module: nn.Module, ids: Tensor, params: list[str]) -> dict[str, Tensor]:
+    """What the layers read, ``[T, I]``."""
+    found: dict[str, Tensor] = {}
+    handles = []
+    for param in params:
+        linear = module.get_submodule(param.removesuffix(".weight"))
+
+        def keep(_m: Any, args: tuple[Tensor, ...], param: str = param) -> None:
+            found[param] = args[0].detach().flatten(0, -2)
+
+        handles.append(linear.register_forward_pre_hook(keep))
+    module(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("space", ["ffn", "attention", "hidden"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_output_error_grows(family: str, space: str) -> None:
+    if space == "ffn" and family == "mixtral":
+        pytest.skip("experts are no linear layers")
+    ids = tokens(8, 16)
+    bound = Bound(REGISTRY.get("space", space))
+    weights: dict[bool, dict[str, Tensor]] = {}
+    dense: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
+    for update in (False, True):
+        # Grouped kernels for experts take no fp64.
+        dtype = torch.float32 if family in EXPERTS else torch.float64
+        made = tiny("gqa_tied", dtype, model_type=family)
+        model = PrunedModel(made, made.config.to_dict(), [bound])
+        params = readers(model.module, model.axes, model.sets)
+        assert params
+        inputs = read_by(model.module, ids, list(params))
+        dense = {p: model.parameters()[p].detach().clone() for p in params}
+        grams = Grams(model.module, params, 1 << 30, 1.0)
+        with grams.listening():
+            model.module(input_ids=ids)
+        plan = {s.name: [0, s.size - 1] if s.size > 2 else [0] for s in model.sets}
+        model.mask(plan, repairs=[UPDATE] if update else [], inputs=grams)
+        weights[update] = {p: model.parameters()[p].detach().clone() for p in params}
+        model.commit(inputs=grams)  # what was read follows
+    better = 0
+    for param, dim in params.items():
+        errors = {}
+        for update, changed in weights.items():
+            change = changed[param] - dense[param]
+            rows = change if dim == 1 else change.T
+            errors[update] = float((inputs[param] @ rows.T).square().sum())
+        assert errors[True] <= errors[False] * (1 + 1e-5)
+        better += errors[True] < 0.9 * errors[False]
+    assert better >= len(params) // 2
