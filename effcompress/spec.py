@@ -142,7 +142,7 @@ class MeasureSpec:
         "repairs that use what layers read: tokens taken from each forward pass", 128, minimum=1
     )
     gram_decay: Share = _key(
-        "repairs that use what layers read: weight of the past per forward pass", 0.95, below=1
+        "repairs that use what layers read: weight of the past per optimizer step", 0.95, below=1
     )
 
 

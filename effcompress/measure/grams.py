@@ -39,7 +39,8 @@ class Grams:
     """Running mean of ``x x^T`` over tokens, ``[I, I]`` in fp32 per distinct input.
 
     ``tokens`` per forward pass are taken, evenly spread over it and other ones every time;
-    ``decay`` is the weight of the past per forward pass. A removed input's row and column are zero.
+    ``decay`` is the weight of the past per step, whatever its number of micro-batches. A removed
+    input's row and column are zero.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Grams:
         """Weight -> the weight under whose name its inputs are kept."""
         self.values: dict[str, Tensor] = {}
         self.weights: dict[str, float] = {}
-        self.passes = 0
+        self.passes: dict[str, int] = {}
         self._listening = False
         self._last: tuple[Tensor, str] | None = None
         self._hooks = [
@@ -68,13 +69,16 @@ class Grams:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take in what the layers read meanwhile."""
+        """Take in what the layers read in one step."""
+        if self.decay < 1.0:
+            for owner, value in self.values.items():
+                value.mul_(self.decay)
+                self.weights[owner] *= self.decay
         self._listening = True
         try:
             yield
         finally:
             self._listening, self._last = False, None
-        self.passes += 1
 
     def read(self, param: str) -> Tensor | None:
         """The mean so far; None before anything was read."""
@@ -104,7 +108,7 @@ class Grams:
         names = list(self.params)
         for name, owner in self.owner.items():
             found[f"owner/{name}"] = torch.tensor(names.index(owner))
-        return found | {"passes": torch.tensor(self.passes)}
+        return found | {f"passes/{name}": torch.tensor(n) for name, n in self.passes.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """What ``state_dict`` gave."""
@@ -115,9 +119,10 @@ class Grams:
                 self.values[name] = value
             elif kind == "weight":
                 self.weights[name] = float(value)
+            elif kind == "passes":
+                self.passes[name] = int(value)
             elif kind == "owner":
                 self.owner[name] = names[int(value)]
-        self.passes = int(state["passes"])
 
     def _hook(self, param: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -134,18 +139,19 @@ class Grams:
             return
         self._last = (x, param)
         self.owner[param] = param
-        gram = _gram(self._some(x.detach().flatten(0, -2)))
-        past, new = (1.0, 1.0) if self.decay >= 1.0 else (self.decay, 1.0 - self.decay)
+        gram = _gram(self._some(param, x.detach().flatten(0, -2)))
         if param in self.values:
-            self.values[param].mul_(past).add_(gram, alpha=new)
+            self.values[param].add_(gram)
         else:
-            self.values[param] = gram.mul_(new)
-        self.weights[param] = past * self.weights.get(param, 0.0) + new
+            self.values[param] = gram
+        self.weights[param] = self.weights.get(param, 0.0) + 1.0
 
-    def _some(self, x_TI: Tensor) -> Tensor:
+    def _some(self, param: str, x_TI: Tensor) -> Tensor:
         """``tokens`` rows, evenly spread; where they begin moves on with every pass."""
+        number = self.passes.get(param, 0)
+        self.passes[param] = number + 1
         stride = x_TI.shape[0] // self.tokens
-        return x_TI if stride <= 1 else x_TI[self.passes % stride :: stride][: self.tokens]
+        return x_TI if stride <= 1 else x_TI[number % stride :: stride][: self.tokens]
 
 
 def _gram(x_TI: Tensor) -> Tensor:

@@ -18,5 +18,7 @@ def fisher_diag(grad: Tensor) -> Tensor:
 
 @hessian("adam", paper="AdamW's second moment")
 def adam(second_moment: Tensor) -> Tensor:
-    """AdamW's running mean of ``g^2``: the same diagonal, averaged over steps already and free."""
+    """AdamW's running mean of ``g^2``: the same diagonal, averaged over steps already and free. The
+    optimizer sees clipped gradients, so steps with a large norm count less.
+    """
     return second_moment

@@ -32,13 +32,7 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
     if not ready(state, prune):
         return None
     target = wanted(prune.target, state.parent_params)
-    if end < total_tokens and state.tokens >= end:
-        log.warn(
-            f"the pruning stage ends with {state.params - target:,} parameters too many; cutting "
-            "them now: give train.stages.pruning more tokens, or the schedule more groups per event"
-        )
-        return Due(params=target)
-    return ask(
+    due = ask(
         prune.schedule,
         step=state.step,
         tokens=state.tokens,
@@ -52,6 +46,13 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
         prune_from=begin,
         prune_until=end,
     )
+    if end < total_tokens and state.tokens >= end and (due is None or due.params != target):
+        log.warn(
+            f"the pruning stage ends with {state.params - target:,} parameters too many; cutting "
+            "them now: give train.stages.pruning more tokens, or the schedule more groups per event"
+        )
+        return Due(params=target)
+    return due
 
 
 def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log: Log) -> None:

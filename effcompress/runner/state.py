@@ -131,15 +131,7 @@ class RunState:
     def restore(self, saved: Saved) -> None:
         """The state that ``snapshot`` saw, bit for bit; shapes come from the checkpoint."""
         values, tensors = saved.values, saved.tensors
-        for key in (
-            "step",
-            "tokens",
-            "groups_cut",
-            "removed",
-            "since_commit",
-            "target_reached",
-            "seconds",
-        ):
+        for key in COUNTERS:
             setattr(self, key, values[key])
         self.stream.load_state_dict(values["stream"])
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))

@@ -116,7 +116,7 @@ def play(
         over = end < total and step * per_step >= end
         if due is None and not over:
             continue
-        if due is None or over:
+        if due is None or (over and due.params != price.target):
             due, rest = Due(params=price.target), budget.params - price.target
         taken = sum(simulate(budget, due.groups, prefer, due.params).values())
         cut += taken

@@ -80,7 +80,7 @@ def test_subsample_takes_other_tokens_every_time() -> None:
     first, second = (part.T @ part / 8 for part in parts)
     found = grams.read(name)
     assert found is not None and not torch.allclose(first, second)
-    want = (0.25 * first + 0.5 * second) / 0.75
+    want = (0.5 * first + second) / 1.5
     torch.testing.assert_close(found.double(), want, rtol=1e-4, atol=1e-6)
 
 
