@@ -175,6 +175,13 @@ class Budget:
                 return list(self._all_fit)
         return [k for k in range(len(self.lines)) if self._fits(k, kept)]
 
+    def _hopeful(self, k: int) -> bool:
+        """Whether the target can be met once the next block of line ``k`` has gone."""
+        try:
+            return self._leads_there(self._after(k, self._kept), iter(range(TRIES)))
+        except StopIteration:
+            return True
+
     def _stride(self, k: int, sizes: Sizes) -> int:
         """Units of line ``k`` that are promised when the first of them goes."""
         return sizes.block(k, self.lines[k].multiple)
@@ -230,24 +237,21 @@ class Budget:
 
     def _leads_there(self, sizes: Sizes, tries: Iterator[int]) -> bool:
         """Whether blocks of some kind lead from these sizes to the target. Ways of many small
-        blocks are not walked (``_bridged``).
+        blocks are not walked (``_bridged``). Raises StopIteration when ``tries`` are used up.
         """
         if self._met(sizes):
             return True
         if sizes.params not in self._ends:
             lines = range(len(self.lines))
-            if any(
-                self._bridged(k, sizes) and self._in_range(k, sizes) and self._fits(k, sizes)
-                for k in lines
-            ):
-                return True
             here = [k for k in lines if self._in_range(k, sizes) and self._fits(k, sizes)]
-            if next(tries, None) is None:
+            if any(self._bridged(k, sizes) for k in here):
                 return True
+            next(tries)
             # One line of each price: equal layers of a pool are not tried one after the other.
-            prices = {self._frees(k, sizes): k for k in here}
-            ways = (prices[price] for price in sorted(prices, reverse=True))
-            found = any(self._leads_there(self._after(k, sizes), tries) for k in ways)
+            ways = {self._frees(k, sizes): k for k in here}
+            found = False
+            for price in sorted(ways, reverse=True):
+                found = found or self._leads_there(self._after(ways[price], sizes), tries)
             self._ends[sizes.params] = found
         return self._ends[sizes.params]
 
