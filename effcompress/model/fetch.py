@@ -19,7 +19,7 @@ from effcompress.errors import SourceError
 from effcompress.model import hub
 from effcompress.model.cache import atomically, cache_root
 from effcompress.model.hub import Progress
-from effcompress.model.integrity import manifest_flaw, sha256_of, write_manifest
+from effcompress.model.integrity import folder_flaw, manifest_flaw, sha256_of, write_manifest
 from effcompress.model.source import (
     FETCH_LINE,
     LAYOUT,
@@ -42,11 +42,10 @@ def fetch(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Path | None:
-    """The model's folder, ready to load, and the tokenizer if the spec names another one. From
-    scratch, no weights are fetched where the source has them in files of their own.
+    """The model's folder, ready to load, and the tokenizer if the spec names another one.
 
     What the cache holds is compared with its checksums; a damaged folder is fetched again.
-    Returns None for a random model without a source. ``progress`` receives lines of text.
+    Returns None for a random model. ``progress`` receives lines of text.
 
     Raises:
         SourceError: anything that keeps the source from being here, with what to do about it.

@@ -79,28 +79,17 @@ def folder_flaw(folder: Path) -> str | None:
     return next((flaw for name in sorted(wanted) if (flaw := _tensor_flaw(folder / name))), None)
 
 
-def header_of(path: Path) -> tuple[int, dict[str, Any]]:
-    """A safetensors file's header: where its tensors begin (bytes), and name -> entry with
-    ``dtype``, ``shape`` and ``data_offsets`` (bytes from there). Raises ValueError if it has none.
-    """
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length + 8 > path.stat().st_size:
-            raise ValueError("truncated")
-        header = json.loads(stream.read(length))
-    return 8 + length, {name: entry for name, entry in header.items() if name[:2] != "__"}
-
-
 def _tensor_flaw(path: Path) -> str | None:
     """A safetensors file says in its header how long it is: 8 bytes, JSON, then the tensors."""
     size = path.stat().st_size
     with path.open("rb") as stream:
-        if int.from_bytes(stream.read(8), "little") + 8 > size:
+        length = int.from_bytes(stream.read(8), "little")
+        if length + 8 > size:
             return f"{path.name} is truncated ({size} bytes)"
-    try:
-        start, header = header_of(path)
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return f"{path.name} is damaged (its header cannot be read)"
-    expected = start + max(ends, default=0)
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return f"{path.name} is damaged (its header cannot be read)"
+    expected = 8 + length + max(ends, default=0)
     return f"{path.name} has {size} bytes instead of {expected}" if size != expected else None

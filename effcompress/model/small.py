@@ -7,13 +7,12 @@ is another number, so that none can be taken for another one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from effcompress.errors import SourceError
 from effcompress.model.silence import quietly
-
-if TYPE_CHECKING:  # the names of sizes are asked for where torch is not imported
-    from torch import nn
 
 Size = Literal["given", "small", "other"]
 """As the configuration says; small; small in other numbers."""

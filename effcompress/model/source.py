@@ -20,7 +20,6 @@ from effcompress.errors import SourceError
 from effcompress.model import hub, scratch
 from effcompress.model.cache import cache_root
 from effcompress.model.integrity import folder_flaw, manifest_flaw, read_object
-from effcompress.model.scratch import fresh_config, require_true_shapes
 from effcompress.model.lineage import is_pruned
 from effcompress.spec import ModelSpec
 
@@ -152,14 +151,6 @@ def local_folder(spec: ModelSpec) -> Path:
     return path
 
 
-def flaw_of(folder: Path, spec: ModelSpec) -> str | None:
-    """What keeps a Hugging Face folder from being used as the spec's source, or None."""
-    if not spec.random:
-        return folder_flaw(folder)
-    known = read_object(folder / "config.json") is not None
-    return None if known else "config.json is missing or damaged"
-
-
 def tokenizer_kind(name: str) -> Literal["bytes", "folder", "hub"]:
     """What `tokenizer` of a spec names.
 
@@ -238,13 +229,22 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> dict[str, Any] | No
     return {**shape, **real}
 
 
-def _config_file(spec: ModelSpec, kind: Kind, cache: Path) -> Path | None:
+def _real_config(spec: ModelSpec, kind: Kind, cache: Path) -> dict[str, Any] | None:
+    found = _real_file(spec, kind, cache, "config.json")
+    if found is None or not from_scratch(spec) or is_pruned(found):
+        return found
+    return _real_file(spec, kind, cache, scratch.RECORD) or found
+
+
+def _real_file(spec: ModelSpec, kind: Kind, cache: Path, name: str) -> dict[str, Any] | None:
+    """A file of JSON beside the weights, if it is here."""
     if kind == "folder":
-        return local_folder(spec) / "config.json"
+        return read_object(local_folder(spec) / name)
     if kind == "hub":
-        return hub.cached_file(str(spec.hub), spec.revision, "config.json")
+        path = hub.cached_file(str(spec.hub), spec.revision, name)
+        return read_object(path) if path else None
     at = converted_at(spec, cache)
-    return at / "config.json" if manifest_flaw(at) is None else None
+    return read_object(at / name) if manifest_flaw(at) is None else None
 
 
 def require_agreement(shape: Mapping[str, Any], real: Mapping[str, Any], name: str) -> None:
@@ -259,8 +259,7 @@ def require_agreement(shape: Mapping[str, Any], real: Mapping[str, Any], name: s
             raise SourceError(
                 f"`shape` says {field}: {json.dumps(said)}, {name} has {json.dumps(known[field])}",
                 where=f"model.shape.{field}",
-                fix="correct `shape`, or leave it out once the model is fetched; `random: true` makes a "
-                "new model of that shape",
+                fix="correct `shape`, or leave it out once the model is fetched",
             )
 
 
