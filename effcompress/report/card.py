@@ -49,10 +49,15 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
 
 
 def hub(recipe: str) -> str | None:
-    """The hub id that the recipe starts from, if it names one."""
-    found = re.search(r"^model:\n(?:[ ]+.*\n)*?[ ]+hub:[ ]*([^\s#]+)", recipe, re.MULTILINE)
-    name = found[1].strip("\"'") if found else "null"
-    return None if name in ("null", "~") else name
+    """The hub id whose weights the recipe starts from, if it names one; from scratch there is none,
+    whatever the architecture was taken from.
+    """
+    found = re.search(r"^model:\n((?:[ ]+.*\n?)*)", recipe, re.MULTILINE)
+    keys = dict(
+        re.findall(r"^[ ]+(hub|random):[ ]*([^\s#]+)", found[1], re.MULTILINE) if found else ()
+    )
+    name = keys.get("hub", "null").strip("\"'")
+    return None if name in ("null", "~") or keys.get("random") == "true" else name
 
 
 def _front(record: Record, base_model: str | None) -> str:

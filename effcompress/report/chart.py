@@ -166,7 +166,7 @@ def _grid(chart: Chart, x: Scale, y: Scale) -> list[str]:
     out.append(text((LEFT + right) / 2, HEIGHT - 6, chart.x_title, "unit", "middle"))
     middle = (chart.top + floor) / 2
     out.append(
-        f'<text transform="translate(11 {middle:.1f}) rotate(-90)" class="unit" '
+        f'<text transform="translate(2 {middle:.1f}) rotate(-90)" class="unit" '
         f'text-anchor="middle">{escape(chart.y_title)}</text>'
     )
     return out

@@ -239,6 +239,8 @@ def test_the_hub_id_is_found():
     assert hub("name: x\nmodel:\n  revision: null\n  hub: a/b  # note\n") == "a/b"
     assert hub("model:\n  hub: null\n") is None
     assert hub("model:\n  wheel: a\ndata:\n  hub: c/d\n") is None
+    assert hub("model:\n  hub: a/b\n  random: true  # note\n") is None, "none of its weights"
+    assert hub("model:\n  hub: a/b\n  random: false") == "a/b"
 
 
 def test_reports_are_rebuilt_the_same(tmp_path):
