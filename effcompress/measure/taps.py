@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from effcompress.errors import CoverageError
 from effcompress.measure.grams import LINEAR
-from effcompress.types import WHOLE, AxisMap, GroupSet
+from effcompress.types import WHOLE, AxisMap, GroupSet, Member
 
 Take = Callable[[str, Tensor], None]
 """Gets the name of a group set and its ``mask_grad_TG``."""
@@ -31,7 +31,7 @@ class MaskGradients:
     """Hooks on a model as it physically is; make a new one when its tensors were shortened.
 
     Raises CoverageError for mini-groups that are no positions of a linear layer or an embedding
-    (layers, blocks, experts).
+    (layers, blocks, experts and what experts write into).
     """
 
     def __init__(self, module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> None:
@@ -99,12 +99,14 @@ def _places(
             reads = LINEAR.get(name) if m.dim != WHOLE else None
             if reads == m.dim and path.startswith(prefix):
                 readers.append((path, m.index_GB))
-            elif (reads is not None and reads != m.dim) or _looks_up(name, m.param, axes, m.dim):
+            elif (reads is not None and reads != m.dim) or _looks_up(modules.get(path), axes, m):
                 writers.append((path, m.index_GB))
         places = readers if len(readers) == 1 else writers
-        if not places:
+        experts = any(len(axes.shapes[m.param]) > 2 for m in s.members)
+        if not places or experts:
             raise CoverageError(
-                f"the mini-groups of '{s.name}' are no channels, so no mask gradient exists",
+                f"no one tensor holds what the mini-groups of '{s.name}' do, so masks on them "
+                "have no gradient here",
                 fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
             )
         for path, index_GB in places:
@@ -112,10 +114,10 @@ def _places(
     return [(path, reads, here) for (path, reads), here in found.items()]
 
 
-def _looks_up(name: str, param: str, axes: AxisMap, dim: int) -> bool:
+def _looks_up(module: nn.Module | None, axes: AxisMap, m: Member) -> bool:
     """The table of the tokens; one of positions gives the same row to all sequences."""
-    carries = {n for segment in axes.by_param[param] for n in segment.names}
-    return name == "Embedding" and dim == 1 and "positions" not in carries
+    carries = {n for segment in axes.by_param[m.param] for n in segment.names}
+    return isinstance(module, nn.Embedding) and m.dim == 1 and "positions" not in carries
 
 
 def _by_unit(effect_TI: Tensor, index_GB: Tensor) -> Tensor:

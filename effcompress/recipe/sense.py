@@ -101,10 +101,12 @@ def _check_prune(prune: PruneSpec, train: TrainSpec | None, document: Document) 
 def _check_times(prune: PruneSpec, train: TrainSpec, document: Document) -> None:
     """Tokens that a schedule names lie within the training, and in order."""
     knobs = prune.schedule.knobs
-    total = sum(vars(train.stages).values()) if train.stages else train.tokens or 0
+    stages = train.stages
+    total = stages.warmup + stages.pruning if stages else train.tokens or 0
+    what = "the pruning stage" if stages else "training"
     for key in ("at", "start", "end"):
         if (knobs.get(key) or 0) > total:
-            problem = f"prune.schedule.{key} is {knobs[key]:,} tokens, training ends at {total:,}"
+            problem = f"prune.schedule.{key} is {knobs[key]:,} tokens, {what} ends at {total:,}"
             raise _error(document, ("prune", "schedule", key), problem, "Name fewer tokens.")
     start, end = knobs.get("start"), knobs.get("end")
     if start is not None and end is not None and end <= start:
@@ -114,16 +116,17 @@ def _check_times(prune: PruneSpec, train: TrainSpec, document: Document) -> None
 
 def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
     measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
+    reads = [repair.name for repair in prune.repair if "gram" in repair.needs]
     moments = "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs
     if moments and (train is None or prune.measure.source != "training"):
         assert prune.hessian is not None
         problem = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"
         fix = "Write `hessian: fisher_diag`, or `measure: {source: training}` and `train:`."
         raise _error(document, ("prune", "hessian"), problem, fix)
-    if not measures or prune.measure.source != "training":
+    if not (measures or reads) or prune.measure.source != "training":
         return
     fix = "Write `measure: {source: calibration}` under prune."
-    name = prune.criterion.name
+    name = prune.criterion.name if measures else reads[0]
     if train is None:
         problem = f"prune.measure: '{name}' would measure on the training, but nothing is trained"
         raise _error(document, ("prune", "measure", "source"), problem, fix)

@@ -55,14 +55,14 @@ def commit(
             alive = stays[m.param].setdefault(m.dim, every)
             alive[m.index_GB[dead].flatten()] = False
         ledger.compact(s.name)
-    kept = {
-        name: {dim: alive.nonzero().flatten() for dim, alive in dims.items()}
-        for name, dims in stays.items()
-        if name not in gone
-    }
+    kept = {name: _kept(dims) for name, dims in stays.items() if name not in gone}
     for name, keep in kept.items():
         shrink(params[name], keep, optimizer, name)
     return kept
+
+
+def _kept(dims: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    return {dim: alive.nonzero().flatten() for dim, alive in dims.items()}
 
 
 def shrink(

@@ -47,11 +47,8 @@ def mask(
     by_name = {s.name: s for s in sets}
     params = dict(module.named_parameters())
     the_norms = list(norms(module, axes))
-    for name in plan:
-        if name not in by_name:
-            raise SurgeryError(
-                "the plan names a group set that the model does not have", where=name
-            )
+    for name in plan.keys() - by_name.keys():
+        raise SurgeryError("the plan names a group set that the model does not have", where=name)
     if inputs is not None:
         compensate(plan, sets, module, ledger, inputs, repairs)
     for name, units in plan.items():

@@ -27,10 +27,11 @@ def obs_update(
 ) -> Tensor:
     """Let the inputs that stay make up for those that go, by least squares on what was read.
 
-    With ``H = gram + damp mean(diag gram) I`` and the removed columns ``p``,
-    ``dW = -W_p (Hinv_pp)^-1 Hinv_p``: the change of least output error in which ``W_p`` becomes
-    zero. In fp64. While ``H`` is not positive definite the damping grows tenfold, at most ``tries``
-    times; the weight is returned unchanged if that does not help (nothing was read, or no number).
+    ``H = gram + damp m I``, with ``m`` the mean of the positive diagonal entries. For the removed
+    columns ``p``, ``dW = -W_p (Hinv_pp)^-1 Hinv_p`` is the change of least output error in which
+    ``W_p`` becomes zero. In fp64. While ``H`` is not positive definite the damping grows tenfold,
+    at most ``tries`` times; the weight is returned unchanged if that does not help (nothing was
+    read, or no number).
     The output error never exceeds that of removing alone: both are candidates of the minimisation,
     and damping punishes only the larger change.
     """
@@ -51,7 +52,8 @@ def _factor(gram: Tensor, damp: float, tries: int) -> Tensor | None:
     """Cholesky factor of the damped Gram matrix, in fp64; None when there is none."""
     import torch
 
-    size = float(gram.diagonal().mean())
+    read = gram.diagonal() > 0  # dead inputs do not make the others' damping smaller
+    size = float(gram.diagonal()[read].mean())
     if not 0.0 < size < float("inf"):
         return None
     for attempt in range(tries):

@@ -31,12 +31,14 @@ def averages(prune: PruneSpec) -> bool:
 
 
 def ready(state: RunState, prune: PruneSpec) -> bool:
-    """Whether what the criterion takes from training is there: gradients were taken in, the
-    optimizer has moments.
+    """Whether what criterion and repairs take from training is there: gradients were taken in,
+    layers were listened to, the optimizer has moments.
     """
     if prune.measure.source != "training":
         return True
-    return _has_moments(state, prune) and (not averages(prune) or state.average.weight > 0.0)
+    heard = state.grams is None or bool(state.grams.values)
+    scored = not averages(prune) or state.average.weight > 0.0
+    return heard and scored and _has_moments(state, prune)
 
 
 def _has_moments(state: RunState, prune: PruneSpec) -> bool:

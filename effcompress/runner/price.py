@@ -44,27 +44,30 @@ def price(loaded: LoadedRecipe) -> Price:
     timeline = _on_time(loaded, recipe, found)
     data["ends_at"] = timeline.points[-1].params
     data["reached_at_tokens"] = timeline.points[-2].tokens if timeline.reached else None
-    if timeline.rest:
-        lines.append(
-            f"schedule: may leave {timeline.rest:,} parameters to be cut at once when the pruning "
-            "stage ends, if kinds shrink in proportion"
-        )
-    elif timeline.reached:
-        lines.append(
-            f"schedule: reaches it after {timeline.points[-2].tokens:,} tokens and "
-            f"{timeline.groups:,} mini-groups, if kinds shrink in proportion"
-        )
-    else:
-        lines.append(
-            "schedule: reaches it only if saliency prefers large mini-groups; else the rest is cut "
-            "when the tokens are used up"
-        )
+    lines.append(_when(timeline))
     if recipe.export.form == "auto" and _may_differ(found.sets):
         lines.append(
             "export: layers may differ in the end; the folder is then padded with zeros to the "
             "widest layer, and larger than the target (export.form: exact keeps the shapes)"
         )
     return Price(lines, data, timeline)
+
+
+def _when(timeline: Timeline) -> str:
+    if timeline.rest:
+        return (
+            f"schedule: may leave {timeline.rest:,} parameters to be cut at once when the pruning "
+            "stage ends, if kinds shrink in proportion"
+        )
+    if timeline.reached:
+        return (
+            f"schedule: reaches it after {timeline.points[-2].tokens:,} tokens and "
+            f"{timeline.groups:,} mini-groups, if kinds shrink in proportion"
+        )
+    return (
+        "schedule: reaches it only if saliency prefers large mini-groups; else the rest is cut "
+        "when the tokens are used up"
+    )
 
 
 def _may_differ(sets: list[GroupSet]) -> bool:

@@ -75,10 +75,13 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
     whole = any(name.split(".")[0] in DEPTH for name in choice.plan)
     if state.target_reached or whole or state.since_commit >= prune.commit_every:
         commit_event(state, log)
+    if state.target_reached:
+        state.watch()  # nobody listens any more
     if state.target_reached and abs(state.params - target) > TOLERANCE * target:
         raise RunError(
             f"pruning stopped at {state.params:,} parameters, the target is {target:,}",
-            fix="Nothing more may go: lower a `minimum`, or add a space under prune.space.",
+            fix="Nothing more may go: lower a `minimum`, a `finish_on` or a `round_to`, widen "
+            "`after` or `until`, or add a space under prune.space.",
         )
 
 

@@ -12,7 +12,7 @@ from effcompress.runner.mapped import mapped
 from effcompress.selection.budget import TOLERANCE, Budget, simulate
 from effcompress.selection.lines import least, lines_of
 from effcompress.spec import PruneSpec, TargetSpec
-from effcompress.types import AxisMap, Config, GroupSet
+from effcompress.types import DEPTH, AxisMap, Config, GroupSet
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def require_reachable(loaded: LoadedRecipe) -> Priced | None:
     prune = loaded.recipe.prune
     if price is None or prune is None or price.target is None:
         return price
+    _require_masks(loaded, prune, price)
     where = _where(loaded, prune)
     if price.target > price.start * (1 + TOLERANCE):
         raise RecipeError(
@@ -77,6 +78,20 @@ def require_reachable(loaded: LoadedRecipe) -> Priced | None:
     if not budget.reached:
         raise _missed(budget, where)
     return price
+
+
+def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, price: Priced) -> None:
+    """Masks have gradients where one tensor holds what a mini-group does (``measure/taps.py``)."""
+    if "mask_grad" not in prune.criterion.needs:
+        return
+    for s in price.sets:
+        if s.kind in DEPTH or any(len(price.axes.shapes[side.param]) > 2 for side in s.sides):
+            raise RecipeError(
+                f"prune.criterion: '{prune.criterion.name}' takes gradients of masks, which "
+                f"'{s.name}' has not: layers, blocks, experts and what experts write into",
+                where=loaded.origins.get("prune.criterion", str(loaded.path)),
+                fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
+            )
 
 
 def _missed(budget: Budget, where: str) -> RecipeError:

@@ -95,6 +95,12 @@ class RunState:
         prune = self.recipe.prune
         if prune is None or prune.measure.source != "training":
             return
+        if self.target_reached:
+            for listener in (self.grams, self.taps):
+                if listener is not None:
+                    listener.close()
+            self.grams = self.taps = None
+            return
         model, how = self.pruned, prune.measure
         if for_linears(prune.repair) and anew:
             if self.grams is not None:
@@ -149,7 +155,8 @@ class RunState:
         self.average.load_state_dict(saved.part("saliency/"))
         self.watch()
         if self.grams is not None:
-            self.grams.load_state_dict(saved.part("inputs/"))
+            held = saved.part("inputs/").items()
+            self.grams.load_state_dict({k: t.to(self.device) for k, t in held})
         torch.set_rng_state(tensors["rng/cpu"])
         if self.device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)

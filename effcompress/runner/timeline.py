@@ -13,7 +13,7 @@ from effcompress.runner.reach import Priced, budget_of
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.lines import positions
 from effcompress.selection.schedules import ask
-from effcompress.spec import Recipe
+from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 
 
@@ -84,6 +84,13 @@ def fastest(budget: Budget, k: int) -> float:
     return -budget.freed(k)
 
 
+def _first_step(prune: PruneSpec) -> int:
+    """Nothing can be cut before the step after which there is a measurement."""
+    needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
+    measures = bool({"grad", "hess", "mask_grad", "gram"} & needs)
+    return int(measures and prune.measure.source == "training")
+
+
 def play(
     recipe: Recipe, price: Priced, prefer: Callable[[Budget, int], float] = Budget.removed
 ) -> Timeline:
@@ -95,10 +102,8 @@ def play(
     spans = positions(price.axes, price.sets)
     points = [Point(0, 0, budget.params, dict(budget.widths))]
     cut = step = rest = 0
-    measures = bool({"grad", "hess", "mask_grad"} & set(prune.criterion.needs))
-    first = 1 if measures and prune.measure.source == "training" else 0
     last = total // per_step if per_step else 0
-    for step in range(first, last + 1):
+    for step in range(_first_step(prune), last + 1):
         due = ask(
             prune.schedule,
             step=step,
@@ -118,10 +123,9 @@ def play(
             continue
         if due is None or (over and due.params != price.target):
             due, rest = Due(params=price.target), budget.params - price.target
-        taken = sum(simulate(budget, due.groups, prefer, due.params).values())
-        cut += taken
-        if not taken:
+        if not (taken := sum(simulate(budget, due.groups, prefer, due.params).values())):
             continue
+        cut += taken
         points.append(Point(step, step * per_step, budget.params, dict(budget.widths)))
         if not budget.open():
             break

@@ -37,13 +37,17 @@ class ScoreAverage:
         self.spec = spec
         self.values: Scores = {name: torch.zeros(size) for name, size in sizes.items()}
         self.weight = 0.0
+        self._over = False
+        """What is held ends with a cut: the next step begins anew."""
         self._recent: list[Scores] = []
 
     def update(self, scores: Scores, original: Mapping[str, Tensor]) -> None:
         """Take in one step's scores; ``original[set]`` maps physical to original units."""
         now = in_original_order(scores, original, {n: len(v) for n, v in self.values.items()})
         past, new = 1.0, 1.0
-        if self.spec.average == "decay":
+        if self._over:
+            past, self._over = 0.0, False
+        elif self.spec.average == "decay":
             past, new = self.spec.decay, 1.0 - self.spec.decay
         self.weight = past * self.weight + new
         for name, value in self.values.items():
@@ -61,11 +65,8 @@ class ScoreAverage:
             torch.sum(torch.stack([scores[name] for scores in self._recent]), 0, out=value)
 
     def cut(self) -> None:
-        """Something was removed."""
-        if self.spec.average == "between_cuts":
-            self.weight = 0.0
-            for value in self.values.values():
-                value.zero_()
+        """Something was removed. What is known stays until more is: a run may end here."""
+        self._over = self.spec.average == "between_cuts"
 
     def read(self) -> Scores:
         """Mean scores, original order. Only after the first ``update``."""
@@ -77,11 +78,12 @@ class ScoreAverage:
         found = {f"mean/{name}": value for name, value in self.values.items()}
         for name in self.values if self._recent else ():
             found[f"recent/{name}"] = torch.stack([scores[name] for scores in self._recent])
+        found["over"] = torch.tensor(self._over)
         return found | {"weight": torch.tensor(self.weight, dtype=torch.float64)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """What ``state_dict`` gave."""
-        self.weight = float(state["weight"])
+        self.weight, self._over = float(state["weight"]), bool(state["over"])
         for name, value in self.values.items():
             value.copy_(state[f"mean/{name}"])
         recent = {

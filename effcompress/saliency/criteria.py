@@ -54,7 +54,7 @@ def mask_fisher(mask_grad: Tensor) -> Tensor:
 
 @criterion("mask_taylor", paper="arXiv:2305.11627, eq. 4 (vector-wise)")
 def mask_taylor(mask_grad: Tensor) -> Tensor:
-    """``|dL/dm|``: first-order change of the loss when a mini-group goes; tokens of a micro-batch may
-    cancel.
+    """``|dL/dm|``: first-order change of the loss when a mini-group goes; tokens of one micro-batch
+    may cancel.
     """
     return mask_grad.sum(0).abs_()

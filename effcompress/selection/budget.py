@@ -157,9 +157,7 @@ class Budget:
             leading = fit
             largest = max((self._frees(k, kept) for k in fit), default=0)
             if len(fit) > 1 and kept.params - self.target <= NEAR * largest:
-                tries = (iter(range(TRIES)) for _ in fit)
-                ways = zip(fit, tries, strict=True)
-                leading = [k for k, left in ways if self._leads_there(self._after(k, kept), left)]
+                leading = [k for k in fit if self._hopeful(k)]
             self._new = fit, leading
         return self._new
 
@@ -176,7 +174,9 @@ class Budget:
         return [k for k in range(len(self.lines)) if self._fits(k, kept)]
 
     def _hopeful(self, k: int) -> bool:
-        """Whether the target can be met once the next block of line ``k`` has gone."""
+        """Whether the target can be met once the next block of line ``k`` has gone, or too many
+        ways would have to be looked at.
+        """
         try:
             return self._leads_there(self._after(k, self._kept), iter(range(TRIES)))
         except StopIteration:
@@ -246,7 +246,7 @@ class Budget:
             here = [k for k in lines if self._in_range(k, sizes) and self._fits(k, sizes)]
             if any(self._bridged(k, sizes) for k in here):
                 return True
-            next(tries)
+            next(tries)  # what was not looked at to the end is not remembered
             # One line of each price: equal layers of a pool are not tried one after the other.
             ways = {self._frees(k, sizes): k for k in here}
             found = False

@@ -120,5 +120,5 @@ def test_micro_batches_arrive_one_by_one() -> None:
 @pytest.mark.parametrize("space", ["layer", "mlp_block"])
 def test_modules_have_no_mask_here(space: str) -> None:
     model = pruned(space)
-    with pytest.raises(CoverageError, match="no channels"):
+    with pytest.raises(CoverageError, match="no one tensor"):
         MaskGradients(model.module, model.axes, model.sets)

@@ -31,7 +31,8 @@ def reference(weight_OI: Tensor, gram_II: Tensor, gone: list[int]) -> np.ndarray
     ``min |(W - V) X|^2 + lambda |W - V|^2`` with ``V[:, gone] = 0``, by normal equations.
     """
     w, h = weight_OI.numpy().astype(np.float64), gram_II.numpy().astype(np.float64)
-    damped = h + DAMP * np.trace(h) / len(h) * np.eye(len(h))
+    size = np.diag(h)[np.diag(h) > 0].mean()
+    damped = h + DAMP * size * np.eye(len(h))
     stay = [i for i in range(w.shape[1]) if i not in gone]
     new = np.zeros_like(w)
     new[:, stay] = np.linalg.solve(damped[np.ix_(stay, stay)], damped[stay] @ w.T).T

@@ -57,7 +57,7 @@ def test_between_cuts_begins_anew() -> None:
     average = ScoreAverage({"a": 3}, MeasureSpec(average="between_cuts"))
     average.update({"a": torch.full((3,), 8.0)}, ALL)
     average.cut()
-    assert average.weight == 0
+    assert average.read()["a"].tolist() == [8, 8, 8]  # a run may end here
     for k in (1.0, 2.0):
         average.update({"a": torch.full((3,), k)}, ALL)
     assert average.read()["a"].tolist() == [1.5, 1.5, 1.5]

