@@ -9,8 +9,9 @@ from effcompress.errors import RecipeError
 from effcompress.model.source import config_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner.mapped import mapped
-from effcompress.selection.budget import TOLERANCE, Budget, simulate
+from effcompress.selection.budget import TOLERANCE, Budget
 from effcompress.selection.lines import least, lines_of
+from effcompress.selection.simulate import simulate
 from effcompress.spec import PruneSpec, TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet
 

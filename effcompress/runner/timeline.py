@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from effcompress.runner.reach import Priced, budget_of
-from effcompress.selection.budget import Budget, simulate
+from effcompress.selection.budget import Budget
 from effcompress.selection.lines import positions
 from effcompress.selection.schedules import ask
+from effcompress.selection.simulate import simulate
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 

@@ -9,7 +9,7 @@ in between can. Without ``finish_on`` the two are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import final
 
 from effcompress.selection.lines import Line
@@ -19,9 +19,10 @@ from effcompress.types import DEPTH, AxisMap, Widths
 TOLERANCE = 0.005
 """A target is met within half a percent (design: ask for a size, get that size)."""
 NEAR = 4
-"""Within so many of the largest blocks from the target, only what can still lead there is begun."""
-TRIES = 300
-"""Sizes looked at to find out; a way that is longer is taken to be there."""
+"""Within so many of the largest blocks from the target, and where no kind leads there by small
+blocks, only what can still lead there is begun."""
+TRIES = 10_000
+"""Blocks looked at to find out; a way that is longer is taken to be there."""
 
 
 @final
@@ -45,8 +46,8 @@ class Budget:
         """No line's room depends on what another loses."""
         self._all_fit: list[int] | None = None
         self._new: tuple[list[int], list[int]] | None = None
-        self._ends: dict[int, bool] = {}
-        """Size -> whether the target can be met from there."""
+        self._ends: dict[tuple[int, ...], bool] = {}
+        """State -> whether the target can be met from there."""
         for k, line in enumerate(lines if promising else ()):
             begun = self._now.width(k) < line.size and self._now.unit(k) > 0
             if rest := self._now.width(k) % line.multiple if begun else 0:
@@ -156,8 +157,13 @@ class Budget:
             fit = self._fitting()
             leading = fit
             largest = max((self._frees(k, kept) for k in fit), default=0)
-            if len(fit) > 1 and kept.params - self.target <= NEAR * largest:
-                leading = [k for k in fit if self._hopeful(k)]
+            near = kept.params - self.target <= NEAR * largest
+            if len(fit) > 1 and (near or not self._bridged(fit, kept)):
+                # One line of each kind and price stands for all: a pool has many that are alike.
+                alike = {k: (self._frees(k, kept), self.lines[k].kind) for k in fit}
+                first = {like: k for k, like in reversed(alike.items())}
+                hopeful = {like: self._hopeful(k) for like, k in first.items()}
+                leading = [k for k in fit if hopeful[alike[k]]]
             self._new = fit, leading
         return self._new
 
@@ -178,7 +184,8 @@ class Budget:
         ways would have to be looked at.
         """
         try:
-            return self._leads_there(self._after(k, self._kept), iter(range(TRIES)))
+            tries = iter(range(TRIES // len(self.lines)))
+            return self._leads_there(self._after(k, self._kept), tries)
         except StopIteration:
             return True
 
@@ -241,49 +248,36 @@ class Budget:
         """
         if self._met(sizes):
             return True
-        if sizes.params not in self._ends:
+        state = self._state(sizes)
+        if state not in self._ends:
             lines = range(len(self.lines))
             here = [k for k in lines if self._in_range(k, sizes) and self._fits(k, sizes)]
-            if any(self._bridged(k, sizes) for k in here):
+            if self._bridged(here, sizes):
                 return True
             next(tries)  # what was not looked at to the end is not remembered
-            # One line of each price: equal layers of a pool are not tried one after the other.
-            ways = {self._frees(k, sizes): k for k in here}
+            ways = {(self._frees(k, sizes), self.lines[k].kind): k for k in here}
             found = False
-            for price in sorted(ways, reverse=True):
-                found = found or self._leads_there(self._after(ways[price], sizes), tries)
-            self._ends[sizes.params] = found
-        return self._ends[sizes.params]
+            for way in sorted(ways, reverse=True):
+                found = found or self._leads_there(self._after(ways[way], sizes), tries)
+            self._ends[state] = found
+        return self._ends[state]
 
-    def _bridged(self, k: int, sizes: Sizes) -> bool:
-        """Whether line ``k`` alone leads to the target, by blocks too small to miss it."""
-        line, unit = self.lines[k], sizes.unit(k)
-        if line.multiple * unit > 2 * TOLERANCE * self.target or line.floor:
-            return False
-        lowest = math.ceil(line.minimum / line.multiple) * line.multiple
-        enough = (sizes.width(k) - lowest) * unit >= sizes.params - self.target
-        return enough and line.until > 1 - self.target / self.start
+    def _state(self, sizes: Sizes) -> tuple[int, ...]:
+        """What tells sizes apart: parameters, and units of every kind (four blocks of 64 channels
+        can weigh what three heads do). Which layers of a pool are narrow makes no difference.
+        """
+        left = dict.fromkeys(self.units, 0)
+        for k, line in enumerate(self.lines):
+            left[line.kind] += sizes.width(k)
+        return (sizes.params, *left.values())
 
-
-def simulate(
-    budget: Budget,
-    groups: int | None = None,
-    prefer: Callable[[Budget, int], float] = Budget.removed,
-    params: int | None = None,
-) -> dict[str, int]:
-    """Cut as a run without saliency would: always the line that ``prefer`` ranks lowest (by
-    default the one that has lost the smallest share).
-
-    ``groups`` limits how many mini-groups go, ``params`` says at which size to stop before the
-    target. Returns kind -> mini-groups removed.
-    """
-    removed: dict[str, int] = {}
-    while groups is None or sum(removed.values()) < groups:
-        choices = budget.open()
-        if not choices or budget.satisfies(params):
-            break
-        k = min(choices, key=lambda k: (prefer(budget, k), budget.share(k)))
-        budget.take(k)
-        kind = budget.lines[k].kind
-        removed[kind] = removed.get(kind, 0) + 1
-    return removed
+    def _bridged(self, fit: list[int], sizes: Sizes) -> bool:
+        """Whether one kind alone leads to the target, by blocks too small to miss it."""
+        room = dict.fromkeys(self.units, 0)
+        for k in fit:
+            line, unit = self.lines[k], sizes.unit(k)
+            small = line.multiple * unit <= 2 * TOLERANCE * self.target and not line.floor
+            if small and line.until > 1 - self.target / self.start:
+                lowest = math.ceil(line.minimum / line.multiple) * line.multiple
+                room[line.kind] += (sizes.width(k) - lowest) * unit
+        return max(room.values()) >= sizes.params - self.target

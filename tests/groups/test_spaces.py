@@ -10,8 +10,9 @@ from effcompress import groups
 from effcompress.errors import CoverageError
 from effcompress.model.families import family_of
 from effcompress.registry import REGISTRY, Bound
-from effcompress.selection.budget import Budget, simulate
+from effcompress.selection.budget import Budget
 from effcompress.selection.lines import least, lines_of
+from effcompress.selection.simulate import simulate
 from effcompress.types import AxisMap, GroupSet
 from tests.conftest import shape
 

@@ -13,8 +13,9 @@ from effcompress import groups
 from effcompress.errors import CoverageError
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
-from effcompress.selection.budget import Budget, simulate
+from effcompress.selection.budget import Budget
 from effcompress.selection.lines import lines_of, positions
+from effcompress.selection.simulate import simulate
 from tests.conftest import shape
 
 BIG = shape("gqa_tied", vocab_size=512, hidden_size=96, intermediate_size=400)
@@ -76,6 +77,51 @@ def test_widths_end_on_multiples_in_any_order(
     assert not b.promises and ones > 0
     # Blocks are coarse on a toy: the size is met, or the next block would pass it.
     assert b.reached or b.target < b.params < b.target + 2 * multiple * 3 * 3 * 96
+
+
+def random_space(rng: random.Random, scope: str) -> list[Bound]:
+    spaces: dict[str, dict[str, Any]] = {
+        "attention": {"scope": scope},
+        "ffn": {
+            "scope": scope,
+            "finish_on": rng.choice([4, 16, 64]),
+            "round_to": rng.choice([1, 4]),
+        },
+        "hidden": {"finish_on": rng.choice([1, 8, 16])},
+    }
+    if rng.random() < 0.3:
+        spaces["layer"] = {}
+    return [Bound(REGISTRY.get("space", name), knobs) for name, knobs in spaces.items()]
+
+
+@pytest.mark.parametrize("scope", ["lockstep", "per_layer", "global"])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_what_can_be_met_is_met_in_any_order_on_any_shape(scope: str, seed: int) -> None:
+    """Blocks of several percent, kinds in lopsided orders, the budget made anew now and then as it
+    is for every cut: where cutting in proportion meets the target, every order does.
+    """
+    rng = random.Random(seed)
+    kv = rng.randint(1, 6)
+    sizes = {"hidden_size": rng.randint(48, 200), "intermediate_size": rng.randint(60, 500)}
+    heads = {"num_attention_heads": kv * rng.randint(1, 3), "num_key_value_heads": kv}
+    layers = {"num_hidden_layers": rng.randint(2, 5), "vocab_size": rng.choice([61, 512, 2000])}
+    axes = groups.from_config(LLAMA, {**BIG, **sizes, **heads, **layers})
+    sets = groups.find(axes, random_space(rng, scope))
+    target = round(rng.uniform(0.3, 0.97) * axes.count())
+    in_proportion = Budget(axes, lines_of(sets), {}, target)
+    simulate(in_proportion)
+    b = Budget(axes, lines_of(sets), {}, target)
+    weights = [rng.random() ** 3 + 1e-9 for _ in b.lines]
+    while choices := b.open():
+        b.take(rng.choices(choices, [weights[k] for k in choices])[0])
+        if rng.random() < 0.05:
+            b = Budget(axes, lines_of(sets), b.widths, target)
+    assert b.params == axes.count(b.widths)
+    for s in sets:
+        width = b.widths[s.name]
+        assert width in (0, s.size) or width % s.multiple == 0 or not axes.living(s.name, b.widths)
+    assert b.reached or not in_proportion.reached
 
 
 def test_a_width_that_is_not_cut_may_be_odd() -> None:
