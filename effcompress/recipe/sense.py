@@ -48,10 +48,10 @@ def check_sense(recipe: Recipe, document: Document) -> None:
         raise _error(
             document, (), "the recipe neither prunes nor trains", "Add `prune:` or `train:`."
         )
-    if recipe.prune is not None:
-        _check_prune(recipe.prune, recipe.train, document)
     if recipe.train is not None:
         _check_train(recipe.train, document)
+    if recipe.prune is not None:
+        _check_prune(recipe.prune, recipe.train, document)
 
 
 def _check_model(model: ModelSpec, document: Document) -> None:
@@ -109,9 +109,15 @@ def _check_times(prune: PruneSpec, train: TrainSpec, document: Document) -> None
             problem = f"prune.schedule.{key} is {knobs[key]:,} tokens, {what} ends at {total:,}"
             raise _error(document, ("prune", "schedule", key), problem, "Name fewer tokens.")
     start, end = knobs.get("start"), knobs.get("end")
-    if start is not None and end is not None and end <= start:
+    start = _begin(train) if start is None else start
+    if end is not None and end <= start:
         problem = f"prune.schedule ends at {end:,} tokens and starts at {start:,}"
         raise _error(document, ("prune", "schedule", "end"), problem, "The end comes later.")
+
+
+def _begin(train: TrainSpec) -> int:
+    """Tokens at which the pruning stage begins."""
+    return train.stages.warmup if train.stages else 0
 
 
 def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
@@ -130,9 +136,8 @@ def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document
     if train is None:
         problem = f"prune.measure: '{name}' would measure on the training, but nothing is trained"
         raise _error(document, ("prune", "measure", "source"), problem, fix)
-    begin = train.stages.warmup if train.stages else 0
-    at_once = prune.schedule.name == "once"
-    if at_once and (prune.schedule.knobs.get("at") if "at" in prune.schedule.knobs else begin) == 0:
+    at = prune.schedule.knobs.get("at")
+    if prune.schedule.name == "once" and (_begin(train) if at is None else at) == 0:
         problem = f"prune.schedule 'once' cuts at step 0, where '{name}' has measured nothing yet"
         raise _error(document, ("prune", "schedule"), problem, fix)
 

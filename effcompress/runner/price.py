@@ -77,12 +77,18 @@ def _may_differ(sets: list[GroupSet]) -> bool:
 
 def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: Priced) -> Timeline:
     timeline = play(recipe, found)
-    if not timeline.reached and not play(recipe, found, fastest).reached:
-        end = timeline.points[-1]
-        raise RecipeError(
-            f"prune.schedule: {timeline.groups:,} mini-groups within the tokens leave "
-            f"{end.params:,} parameters; the target is {found.target:,}",
-            where=loaded.origins.get("prune.schedule", str(loaded.path)),
-            fix="Cut more often (every), more at a time (groups), or train on more tokens.",
-        )
-    return timeline
+    if _met(timeline) or _met(play(recipe, found, fastest)):
+        return timeline
+    left = timeline.points[-1].params + timeline.rest
+    origin = loaded.origins.get("prune.schedule.name", str(loaded.path))
+    raise RecipeError(
+        f"prune.schedule: too few mini-groups within the {'stage' if timeline.rest else 'tokens'} "
+        f"leave {left:,} parameters; the target is {found.target:,}",
+        where="--set prune.schedule" if origin == "--set" else origin,
+        fix="Cut more often (every), more at a time (groups), or train on more tokens.",
+    )
+
+
+def _met(timeline: Timeline) -> bool:
+    """Whether the schedule itself meets the target."""
+    return timeline.reached and not timeline.rest

@@ -47,12 +47,23 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
         prune_until=end,
     )
     if end < total_tokens and state.tokens >= end and (due is None or due.params != target):
-        log.warn(
-            f"the pruning stage ends with {state.params - target:,} parameters too many; cutting "
-            "them now: give train.stages.pruning more tokens, or the schedule more groups per event"
-        )
+        log.warn(remainder(state, prune))
         return Due(params=target)
+    if due and due.params and due.params > target and state.params <= due.params:
+        return None  # small enough already: nothing to measure and to compare
     return due
+
+
+def remainder(state: RunState, prune: PruneSpec) -> str:
+    """What to say where the pruning stage ends before the schedule did."""
+    train = state.recipe.train
+    left = state.params - wanted(prune.target, state.parent_params)
+    what = f"{left:,} parameters too many" if left > 0 else "blocks that are not finished"
+    key = "train.stages.pruning" if train and train.stages else "train.tokens"
+    return (
+        f"the pruning stage ends with {what}; cutting them now: give {key} more tokens, or the "
+        "schedule more groups per event"
+    )
 
 
 def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log: Log) -> None:

@@ -23,7 +23,7 @@ from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.measured import listening, observe
 from effcompress.runner.measurement import evaluate
 from effcompress.runner.preflight import preflight
-from effcompress.runner.prune import commit_event, due_now, prune_event
+from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
 from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
 from effcompress.runner.text import corpus_of
@@ -169,7 +169,7 @@ def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
 def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, log: Log) -> None:
     """The one loop. One-shot pruning is the same loop with one event at token 0."""
     recipe = state.recipe
-    log.phase("pruning and training" if recipe.prune else "training", total)
+    log.phase(_phase(recipe, stage_at(recipe, state.tokens)), total)
     if state.step == 0:
         _tell_stage(state, "", log)
         _prune_if_due(state, corpus, total, log)
@@ -185,11 +185,8 @@ def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, 
     unsaved = state.step == 0 or state.pruned.ledger.pending()
     if recipe.prune and not state.target_reached:
         unsaved = True
+        log.warn(remainder(state, recipe.prune))
         target = wanted(recipe.prune.target, state.parent_params)
-        log.warn(
-            f"the schedule left {state.params - target:,} parameters too many; cutting them now, "
-            "untrained: give train.tokens more, or the schedule more groups per event"
-        )
         prune_event(state, recipe.prune, Due(params=target), corpus, log)
     commit_event(state, log)
     if unsaved:  # `effcompress export` starts from the last checkpoint
@@ -198,12 +195,20 @@ def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, 
 
 
 def _tell_stage(state: RunState, before: str, log: Log) -> None:
-    """Where the recipe has stages: write down which one begins here."""
+    """Where the recipe has stages: say which one begins here."""
     train_spec = state.recipe.train
     now = stage_at(state.recipe, state.tokens)
     if train_spec is not None and train_spec.stages is not None and now and now != before:
         log.event("stage", name=now, step=state.step, tokens=state.tokens)
-        log.note(f"stage: {now}")
+        if before:
+            log.phase(_phase(state.recipe, now))
+
+
+def _phase(recipe: Recipe, stage: str) -> str:
+    if recipe.prune is None:
+        return "training"
+    words = {"warmup": "training before pruning", "continued": "training after pruning"}
+    return words.get(stage, "pruning and training")
 
 
 def _train_step(state: RunState, total: int, log: Log, started: float) -> None:

@@ -37,7 +37,8 @@ class Timeline:
     groups: int
     """Mini-groups cut (a lockstep tuple counts once)."""
     rest: int = 0
-    """Parameters that the schedule leaves too many, cut when the pruning stage ends."""
+    """Parameters that the schedule leaves too many, cut when the pruning stage ends and training
+    goes on."""
 
 
 def tokens_per_step(recipe: Recipe) -> int:
@@ -122,10 +123,12 @@ def play(
         over = end < total and step * per_step >= end
         if due is None and not over:
             continue
+        left = 0
         if due is None or (over and due.params != price.target):
-            due, rest = Due(params=price.target), budget.params - price.target
+            due, left = Due(params=price.target), budget.params - price.target
         if not (taken := sum(simulate(budget, due.groups, prefer, due.params).values())):
             continue
+        rest = max(left, 0)
         cut += taken
         points.append(Point(step, step * per_step, budget.params, dict(budget.widths)))
         if not budget.open():

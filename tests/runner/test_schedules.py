@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from effcompress import load_recipe, run
+from effcompress.errors import EffcompressError, RunError
+from effcompress.runner.price import price
 from tests.runner.toys import events, recipe
 
 PER_STEP = 4 * 32
@@ -75,3 +77,78 @@ def test_stages(tmp_path: Path) -> None:
     assert any("pruning stage ends" in e["text"] for e in events(out, "warning"))
     assert events(out, "step")[-1]["tokens"] == 512 + 1024 + 640
     assert found[-1]["params"] == pytest.approx(events(out, "run")[0]["target_params"], rel=0.005)
+
+
+STAGES = [
+    "train.tokens=null",
+    "train.stages={warmup: 512, pruning: 1280, continued: 512}",
+    "prune.schedule={name: constant_rate}",
+    "prune.space=[{name: attention, until: 20%}, {name: ffn, finish_on: 8, scope: per_layer}, "
+    "{name: hidden, finish_on: 4, after: 10%}]",
+    "save.every=3",
+]
+
+
+def test_resume_in_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken off once before, twice while and once after pruning: the same plan, the same record,
+    the same weights; and the widths end on their multiples.
+    """
+    from effcompress.runner import run as story
+
+    loaded = load_recipe(recipe(tmp_path, selector="least_salient"), STAGES)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(loaded, output=whole)
+    real, breaks = story._train_step, [16, 11, 7, 3]
+
+    def breaks_off(state, *rest):
+        if breaks and state.step == breaks[-1]:
+            breaks.pop()
+            raise RunError("interrupted")
+        real(state, *rest)
+
+    monkeypatch.setattr(story, "_train_step", breaks_off)
+    for _ in range(4):
+        with pytest.raises(RunError, match="interrupted"):
+            run(loaded, output=broken, resume=broken.exists())
+    run(loaded, output=broken, resume=True)
+    for name in ("model.safetensors", "plans.jsonl", "config.json"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
+    for kind in ("stage", "cut", "warning"):
+        assert events(broken, kind) == events(whole, kind), kind
+    assert [e["tokens"] for e in events(whole, "stage")] == [0, 512, 1792]
+    cut = events(whole, "cut")
+    assert min(c["tokens"] for c in cut) > 512 and max(c["tokens"] for c in cut) <= 1792
+    end, begin = events(whole, "end")[0], events(whole, "run")[0]
+    assert end["params"] == pytest.approx(begin["target_params"], rel=0.005)
+    assert all(end["widths"][f"ffn.{i}"] % 8 == 0 for i in range(2))
+    assert end["widths"]["hidden"] % 4 == 0
+
+
+def test_kinds_wait_inside_one_event(tmp_path: Path) -> None:
+    """Everything at once, and still the stream only goes when a tenth is gone."""
+    sets = ["prune.space=[{name: ffn, until: 10%}, {name: hidden, after: 10%}]"]
+    path = recipe(tmp_path, schedule="{name: once, at: 256}", tokens=512)
+    run(load_recipe(path, sets), output=tmp_path / "out")
+    (cut,), (begin,) = events(tmp_path / "out", "cut"), events(tmp_path / "out", "run")
+    one = 2 * 3 * 32 / begin["params"]  # an FFN channel of both layers
+    gone = cut["removed"]["ffn"] * one
+    assert 0.1 <= gone < 0.1 + one and cut["removed"]["hidden"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("prune.schedule=once", "measured nothing yet"),
+        ("prune.schedule={name: cubic, end: 512}", "ends at 512 tokens and starts at 512"),
+        ("prune.schedule={name: continuous, start: 2k}", "the pruning stage ends at 1,792"),
+        ("prune.schedule={name: continuous, every: 9}", "too few mini-groups within the stage"),
+        ("prune.space.0.after=20%", "is not below until"),
+        ("train.tokens=2k", "exactly one of tokens, stages"),
+        ("train.stages=null", "exactly one of tokens, stages"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, change: str, message: str) -> None:
+    warm = "train.stages.warmup=0" if "once" in change else "seed=0"
+    with pytest.raises(EffcompressError, match=message) as error:
+        price(load_recipe(recipe(tmp_path), [*STAGES, warm, change]))
+    assert error.value.fix and len(str(error.value).splitlines()) <= 3
