@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from effcompress import data, load_recipe, train
+from step_overhead import prepare
+
+from effcompress import data, train
 from effcompress.log import Log, make_view
-from effcompress.model.cache import cache_root
-from effcompress.model.load import load
 from effcompress.runner.measured import listening, observe
 from effcompress.runner.prune import commit_event, prune_event
 from effcompress.runner.state import RunState
@@ -38,22 +38,9 @@ PER_STEP = 750_000
 """Parameters cut per step: 34.5M within a stage of 46 steps, as the small recipe does."""
 
 
-def prepare(variant: str, tokens: int) -> tuple[RunState, data.Corpus]:
-    """The small recipe's model and text, at 512 tokens a step."""
-    recipe = load_recipe(RECIPES / f"efficientllm_small_100m_{variant}.yaml", SETS).recipe
-    model = load(recipe.model, seed=0)
-    corpus = data.prepare(
-        recipe.data,
-        model.tokenizer,
-        cache_root(),
-        train_tokens=tokens,
-        heldout_sequences=1,
-        offline=False,
-        seed=0,
-        progress=lambda what, share: None,
-        notice=lambda text: None,
-    )
-    return RunState(recipe, model, corpus), corpus
+def recipe_of(variant: str) -> Path:
+    """The small recipe of variant a or b."""
+    return RECIPES / f"efficientllm_small_100m_{variant}.yaml"
 
 
 def step(state: RunState, corpus: data.Corpus, log: Log, *, prunes: bool, cut: int) -> float:
@@ -81,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     steps = options.rounds * options.every
     arms = {
-        name: prepare(variant, 512 * (steps + 2))
+        name: prepare(512 * (steps + 2), recipe_of(variant), SETS)
         for name, variant in (("plain", "a"), ("A", "a"), ("B", "b"))
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}

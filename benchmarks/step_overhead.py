@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +24,8 @@ from effcompress import data, load_recipe, train
 from effcompress.log import Log, make_view
 from effcompress.model.cache import cache_root
 from effcompress.model.load import load
-from effcompress.runner.prune import commit_event, observe, prune_event
+from effcompress.runner.measured import observe
+from effcompress.runner.prune import commit_event, prune_event
 from effcompress.runner.state import RunState
 from effcompress.types import Due
 
@@ -38,9 +40,11 @@ SETS = (
 COMMIT_EVERY = 64
 
 
-def prepare(tokens: int) -> tuple[RunState, data.Corpus]:
-    """The quickstart's model and text, at 512 tokens a step."""
-    recipe = load_recipe(RECIPE, SETS).recipe
+def prepare(
+    tokens: int, path: Path = RECIPE, sets: Sequence[str] = SETS
+) -> tuple[RunState, data.Corpus]:
+    """A recipe's model and text (by default the quickstart's), at 512 tokens a step."""
+    recipe = load_recipe(path, sets).recipe
     model = load(recipe.model, seed=0)
     corpus = data.prepare(
         recipe.data,

@@ -89,8 +89,7 @@ def constant_rate(
     """Parameters fall in proportion to the tokens, from ``start`` to ``end``, in a cut every
     ``every`` steps.
     """
-    begin, stop = prune_from if start is None else start, prune_until if end is None else end
-    share = _share(tokens, begin, stop)
+    share = _share(tokens, start, end, prune_from, prune_until)
     return _down_to(share, share, step, every, start_params, target_params)
 
 
@@ -110,17 +109,19 @@ def cubic(
     """As ``constant_rate``, but fast first and slow at the end: ``(1 - t)^3`` of what is to go is
     left when the share ``t`` of the tokens is behind.
     """
-    begin, stop = prune_from if start is None else start, prune_until if end is None else end
-    share = _share(tokens, begin, stop)
+    share = _share(tokens, start, end, prune_from, prune_until)
     gone = None if share is None else 1.0 - (1.0 - share) ** 3
     return _down_to(share, gone, step, every, start_params, target_params)
 
 
-def _share(tokens: int, start: int, end: int) -> float | None:
-    """Share of the way from ``start`` to ``end``; None before it begins."""
-    if tokens < start:
+def _share(
+    tokens: int, start: int | None, end: int | None, prune_from: int, prune_until: int
+) -> float | None:
+    """Share of the way from ``start`` to ``end``, by default the stage's; None before it begins."""
+    begin, stop = prune_from if start is None else start, prune_until if end is None else end
+    if tokens < begin:
         return None
-    return min(1.0, (tokens - start) / (end - start)) if end > start else 1.0
+    return min(1.0, (tokens - begin) / (stop - begin)) if stop > begin else 1.0
 
 
 def _down_to(
