@@ -45,6 +45,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "LLM-Pruner once": ("a", (*TAYLOR, *ONCE)),
     "LLM-Pruner in the loop": ("a", TAYLOR),
     "A's saliency, once": ("a", ONCE),
+    "B's saliency and update, once": ("b", ONCE),
     "magnitude once": ("a", ("prune.criterion=magnitude", *ONCE)),
     "random once": ("a", ("prune.criterion=random", *ONCE)),
     "scaled by hand, once": ("a", (*TAYLOR, *ONCE, *BY_HAND)),
