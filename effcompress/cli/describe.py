@@ -86,7 +86,8 @@ def show(
 
 
 def _find(name: str) -> Plugin:
-    from effcompress.registry import INPUTS, REGISTRY
+    from effcompress.inputs import INPUTS
+    from effcompress.registry import REGISTRY
 
     kind, slash, rest = name.rpartition("/")
     if slash and kind not in INPUTS:
@@ -126,7 +127,7 @@ def _columns(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def _facts(plugin: Plugin) -> dict[str, Any]:
-    from effcompress.registry import INPUTS
+    from effcompress.inputs import INPUTS
 
     return {
         "kind": plugin.kind,

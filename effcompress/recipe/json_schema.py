@@ -1,4 +1,4 @@
-"""The recipe's JSON Schema, from the dataclasses of ``spec.py`` and the registered plugins.
+"""The recipe's JSON Schema, from the dataclasses of ``spec/`` and the registered plugins.
 
 Every schema is kept free of alternatives where one ``type`` list will do, so that editors give
 short messages and ``explain.py`` finds the one thing that is wrong.
@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from effcompress.inputs import INPUTS
 from effcompress.recipe.quantities import COUNT_PATTERN, COUNT_WORDS, SHARE_PATTERN, SHARE_WORDS
-from effcompress.registry import INPUTS, REGISTRY, Bound, Knob, Plugin, Registry
+from effcompress.registry import REGISTRY, Bound, Knob, Plugin, Registry
 from effcompress.spec import Recipe
 
 Schema = dict[str, Any]

@@ -12,6 +12,7 @@ BASE = [
     "architecture",
     "types",
     "errors",
+    "inputs",
     "registry",
     "spec",
     "kinds",

@@ -1,0 +1,48 @@
+"""What the engine can inject into plugins: the positional parameters of their signatures."""
+
+from __future__ import annotations
+
+INPUTS: dict[str, dict[str, str]] = {
+    "criterion": {
+        "weight": "[O, I] (or [O]) the parameter",
+        "grad": "[O, I] its gradient, mean over the batch",
+        "hess": "[O, I] diagonal Hessian from the recipe's `hessian`",
+        "mask_grad": "[T, G] derivative of the loss with respect to a mask on each mini-group, for "
+        "every token; alone, and then the criterion returns [G]",
+    },
+    "hessian": {
+        "weight": "[O, I] the parameter",
+        "grad": "[O, I] its gradient on one batch; the engine averages over batches",
+        "second_moment": "[O, I] AdamW's running mean of its squared gradient, bias corrected",
+    },
+    "space": {"axes": "AxisMap of the model: named axes with their widths"},
+    "schedule": {
+        "step": "optimizer steps done",
+        "tokens": "tokens trained on",
+        "total_tokens": "tokens the run will train on",
+        "start_params": "parameters before the first cut",
+        "params": "parameters now",
+        "target_params": "parameters wanted at the end",
+        "groups_cut": "mini-groups cut so far (a lockstep tuple or a block counts once)",
+        "removed": "kind -> units cut so far (a lockstep tuple counts once, a block all it has)",
+        "positions": "kind -> columns that a unit owns in the projection back into the stream",
+        "prune_from": "tokens at which the pruning stage begins (0 without stages)",
+        "prune_until": "tokens at which the pruning stage ends (all tokens without stages)",
+    },
+    "selector": {
+        "score_K": "[K] saliency of each candidate: the least salient unit of its set(s)",
+        "params_K": "[K] parameters the candidate's removal frees",
+        "mean_K": "[K] mean saliency of equally many units alive in the candidate's set(s)",
+        "removed_K": "[K] share of the candidate's kind removed so far, 0 to 1",
+    },
+    "repair": {
+        "gain": "[hidden] effective gain of a norm over the hidden axis",
+        "epsilon": "its epsilon",
+        "before": "hidden channels before the cut",
+        "after": "hidden channels after the cut",
+        "weight": "[O, I] of a linear layer that loses inputs (all that share them, stacked)",
+        "gram": "[I, I] running mean of x x^T over the tokens that it read",
+        "gone": "[p] which of the inputs go",
+    },
+}
+"""Kind -> what may be injected into its functions, and what that is."""

@@ -1,0 +1,64 @@
+"""What is cut, and how it is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from effcompress.registry import Bound
+from effcompress.spec.key import Count, Share, key
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """How much must remain: exactly one of params, keep. Met within 0.5 %."""
+
+    params: Count | None = key("parameters at the end, e.g. 469M", None, minimum=1)
+    keep: Share | None = key("share of the parameters to keep, e.g. 85%", None, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSpec:
+    """What the saliency is measured on."""
+
+    source: Literal["training", "calibration"] = key(
+        "training: ride on the training backward; calibration: extra passes before each cut",
+        "training",
+    )
+    average: Literal["decay", "window", "between_cuts"] = key(
+        "training: how the saliency of steps is averaged. decay: running mean; window: plain mean "
+        "over the last `window` steps; between_cuts: plain mean over all steps since the last cut",
+        "decay",
+    )
+    decay: Share = key(
+        "average: decay: weight of the past in the running mean of the saliency", 0.9, below=1
+    )
+    window: int = key("average: window: number of steps", 16, minimum=1)
+    sequences: int = key("calibration: number of sequences", 32, minimum=1)
+    gram_tokens: int = key(
+        "repairs that use what layers read: tokens taken from each forward pass", 128, minimum=1
+    )
+    gram_decay: Share = key(
+        "repairs that use what layers read: weight of the past per optimizer step", 0.95, below=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSpec:
+    """What is cut, by which saliency, when, down to what size."""
+
+    target: TargetSpec = key("the size to reach")
+    space: tuple[Bound, ...] = key("kinds of mini-groups that may go", plugin="space", least=1)
+    criterion: Bound = key("saliency of a weight", plugin="criterion")
+    hessian: Bound | None = key(
+        "diagonal Hessian, for criteria that use one", None, plugin="hessian"
+    )
+    measure: MeasureSpec = key("where gradients and Hessian come from", MeasureSpec())
+    selector: Bound | None = key(
+        "how candidates of different kinds compare", None, plugin="selector"
+    )
+    schedule: Bound = key("when, and how many", plugin="schedule")
+    repair: tuple[Bound, ...] = key("corrections of what remains", (), plugin="repair")
+    commit_every: int = key(
+        "removals between two physical shortenings of the tensors", 16, minimum=1
+    )

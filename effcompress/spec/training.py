@@ -1,0 +1,54 @@
+"""Training and its budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from effcompress.spec.key import Count, Share, key
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateSpec:
+    """Learning rate over tokens."""
+
+    peak: float = key("highest learning rate", 3e-4, above=0)
+    schedule: Literal["trapezoidal", "cosine", "constant"] = key(
+        "trapezoidal: warm up, stay, go down linearly at the end", "trapezoidal"
+    )
+    warmup: Share = key("share of the tokens that the warm-up takes", 0.02)
+    decay: Share = key("trapezoidal: share of the tokens that the way down takes", 0.2)
+    floor: Share = key("lowest learning rate at the end, as a share of the peak", 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesSpec:
+    """Training in three parts, one after the other, under one learning-rate curve."""
+
+    warmup: Count = key("tokens before pruning begins; saliency is measured already", 0)
+    pruning: Count = key("tokens of pruning-aware training", minimum=1)
+    continued: Count = key("tokens of training at the final size", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """The optimizer and its budget: exactly one of tokens, stages."""
+
+    tokens: Count | None = key("tokens to train on, pruning included", None, minimum=1)
+    stages: StagesSpec | None = key(
+        "tokens by stage; the schedule then prunes in the pruning stage, and what remains to be "
+        "cut when it ends is cut there",
+        None,
+    )
+    batch_size: int = key("sequences per optimizer step", 8, minimum=1)
+    micro_batch_size: int | None = key(
+        "sequences per forward pass; default: all of them", None, minimum=1
+    )
+    learning_rate: LearningRateSpec = key("learning rate over tokens", LearningRateSpec())
+    weight_decay: float = key("AdamW weight decay, on matrices only", 0.1, minimum=0)
+    betas: tuple[float, ...] = key(
+        "AdamW betas", (0.9, 0.95), expert=True, least=2, most=2, minimum=0, below=1
+    )
+    clip: float = key("largest norm of the gradient", 1.0, above=0)
+    precision: Literal["fp32", "bf16"] = key("bf16: autocast over fp32 master weights", "fp32")
+    fused: bool = key("fused AdamW kernel", False, expert=True)
