@@ -15,7 +15,7 @@ from effcompress.spec import DomainSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
 
 MODEL_SOURCES = ("hub", "folder", "gguf", "wheel")
 DOMAIN_SOURCES = ("jsonl", "txt", "parquet", "hub", "stdlib")
-TARGETS = ("params", "keep")
+TARGETS = ("params", "keep", "shape")
 BUDGETS = ("tokens", "stages")
 
 
@@ -84,7 +84,7 @@ def _check_domain(domain: DomainSpec, at: Key, document: Document) -> None:
 
 def _check_prune(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
     at = ("prune",)
-    fix = "E.g. `target: {keep: 85%}` or `target: {params: 469M}`."
+    fix = "E.g. `target: {keep: 85%}`, `target: {params: 469M}`."
     _exactly_one(prune.target, TARGETS, (*at, "target"), document, fix)
     seen: dict[str, int] = {}
     for index, space in enumerate(prune.space):

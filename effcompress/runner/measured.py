@@ -70,7 +70,7 @@ def observe(state: RunState, prune: PruneSpec) -> None:
         scores = state.mask_scores
     else:
         stats = TrainingStats(state.module, prune.criterion.needs, prune.hessian, state.optimizer)
-        scores = score(state.pruned.sets, prune.criterion, stats)
+        scores = score(state.pruned.sets, prune.criterion, stats, prune.reduce)
     state.average.update(scores, state.pruned.ledger.original)
 
 
@@ -81,7 +81,8 @@ def measured(state: RunState, prune: PruneSpec, corpus: Corpus) -> tuple[Scores,
         return ledger.original_order(state.average.read()), state.grams
     if prune.measure.source == "training":
         stats = TrainingStats(state.module, criterion.needs, prune.hessian, state.optimizer)
-        scores, grams = score(state.pruned.sets, criterion, stats), state.grams
+        scores = score(state.pruned.sets, criterion, stats, prune.reduce)
+        grams = state.grams
     else:
         scores, grams = _calibrated(state, prune, corpus)
     return ledger.original_order(in_original_order(scores, ledger.original, ledger.sizes)), grams
@@ -105,7 +106,7 @@ def _calibrated(state: RunState, prune: PruneSpec, corpus: Corpus) -> tuple[Scor
     for listener in (grams, taps):
         if listener is not None:
             listener.close()
-    return found if taps is not None else score(sets, criterion, stats), grams
+    return found if taps is not None else score(sets, criterion, stats, prune.reduce), grams
 
 
 def _adds(scores: Scores, criterion: Bound) -> Take:

@@ -12,7 +12,6 @@ from effcompress.measure.grams import Grams
 from effcompress.removal.selftest import same_function
 from effcompress.runner.approximate import removed_alone, split
 from effcompress.runner.measured import measured, ready
-from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
 from effcompress.runner.timeline import pruning_stage
 from effcompress.selection.budget import TOLERANCE
@@ -31,7 +30,7 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
     begin, end = pruning_stage(state.recipe)
     if not ready(state, prune):
         return None
-    target = wanted(prune.target, state.parent_params)
+    target = state.target_params
     due = ask(
         prune.schedule,
         step=state.step,
@@ -57,7 +56,7 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
 def remainder(state: RunState, prune: PruneSpec) -> str:
     """What to say where the pruning stage ends before the schedule did."""
     train = state.recipe.train
-    left = state.params - wanted(prune.target, state.parent_params)
+    left = state.params - state.target_params
     what = f"{left:,} parameters too many" if left > 0 else "blocks that are not finished"
     key = "train.stages.pruning" if train and train.stages else "train.tokens"
     return (
@@ -68,7 +67,7 @@ def remainder(state: RunState, prune: PruneSpec) -> str:
 
 def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log: Log) -> None:
     """Decide, mask, write down; commit when enough has gathered."""
-    target = wanted(prune.target, state.parent_params)
+    target = state.target_params
     pruned = state.pruned
     scores, inputs = measured(state, prune, corpus)
     assert prune.selector is not None, "recipe.load fills in the default selector"

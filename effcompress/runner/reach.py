@@ -9,10 +9,11 @@ from effcompress.errors import RecipeError
 from effcompress.model.source import config_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner.mapped import mapped
+from effcompress.runner.target import bounded, target_of
 from effcompress.selection.budget import TOLERANCE, Budget
 from effcompress.selection.lines import least, lines_of
 from effcompress.selection.simulate import simulate
-from effcompress.spec import PruneSpec, TargetSpec
+from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet
 
 
@@ -35,14 +36,8 @@ def priced(loaded: LoadedRecipe) -> Priced | None:
     found = mapped(config)
     axes = found.axes
     prune = loaded.recipe.prune
-    sets = groups.find(axes, prune.space) if prune else []
-    start = axes.count()
-    return Priced(found.config, axes, sets, start, wanted(prune.target, start) if prune else None)
-
-
-def wanted(target: TargetSpec, start: int) -> int:
-    """Parameters wanted at the end."""
-    return target.params if target.params is not None else round((target.keep or 0.0) * start)
+    sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []
+    return Priced(found.config, axes, sets, axes.count(), target_of(prune, axes, sets))
 
 
 def budget_of(price: Priced) -> Budget:
@@ -113,6 +108,7 @@ def _missed(budget: Budget, where: str) -> RecipeError:
 
 
 def _where(loaded: LoadedRecipe, prune: PruneSpec) -> str:
-    key = "prune.target.params" if prune.target.params is not None else "prune.target.keep"
+    given = [name for name, value in vars(prune.target).items() if value is not None]
+    key = f"prune.target.{given[0]}"
     origin = loaded.origins.get(key, str(loaded.path))
     return f"--set {key}" if origin == "--set" else origin

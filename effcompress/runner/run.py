@@ -24,7 +24,6 @@ from effcompress.runner.measured import listening, observe
 from effcompress.runner.measurement import evaluate
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
-from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
 from effcompress.runner.text import corpus_of
 from effcompress.runner.timeline import stage_at, total_tokens
@@ -125,7 +124,6 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
     import transformers  # noqa: TID251  its version is part of the record
 
     recipe = state.recipe
-    target = recipe.prune.target if recipe.prune else None
     log.event(
         "run",
         name=recipe.name,
@@ -136,7 +134,7 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model=model.source,
         params=state.params,
-        target_params=wanted(target, state.params) if target else None,
+        target_params=state.target_params if recipe.prune else None,
         total_tokens=total,
         widths=state.pruned.widths,
         device=str(state.device),
@@ -186,8 +184,7 @@ def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, 
     if recipe.prune and not state.target_reached:
         unsaved = True
         log.warn(remainder(state, recipe.prune))
-        target = wanted(recipe.prune.target, state.parent_params)
-        prune_event(state, recipe.prune, Due(params=target), corpus, log)
+        prune_event(state, recipe.prune, Due(params=state.target_params), corpus, log)
     commit_event(state, log)
     if unsaved:  # `effcompress export` starts from the last checkpoint
         _save(state, corpus, folder, log)

@@ -17,6 +17,7 @@ from effcompress.model.load import LoadedModel
 from effcompress.removal.compensate import for_linears
 from effcompress.removal.depth import forget
 from effcompress.runner.pruned import PrunedModel
+from effcompress.runner.target import target_of
 from effcompress.saliency.average import ScoreAverage
 from effcompress.selection.lines import positions
 from effcompress.spec import MeasureSpec, Recipe
@@ -55,10 +56,17 @@ class RunState:
         self.tokenizer = model.tokenizer
         self.recipe = recipe
         self.stream: Stream = corpus.stream(recipe.seed)
-        space = recipe.prune.space if recipe.prune else ()
-        self.pruned = PrunedModel(model.module.to(self.device), model.config, space)
+        prune = recipe.prune
+        self.pruned = PrunedModel(
+            model.module.to(self.device),
+            model.config,
+            prune.space if prune else (),
+            target=prune.target if prune else None,
+        )
         self.parent_params = self.pruned.parent.count()
-        measure = recipe.prune.measure if recipe.prune else MeasureSpec()
+        wanted = target_of(prune, self.pruned.parent, self.pruned.parent_sets)
+        self.target_params = self.parent_params if wanted is None else wanted
+        measure = prune.measure if prune else MeasureSpec()
         self.average = ScoreAverage(self.pruned.ledger.sizes, measure)
         self.optimizer: Optimizer | None = (
             optimizer(self.module, recipe.train) if recipe.train else None

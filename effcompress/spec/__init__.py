@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effcompress.spec.key import NAME, Count, InputPath, Positive, Share, key
-from effcompress.spec.pruning import MeasureSpec, PruneSpec, TargetSpec
+from effcompress.spec.pruning import MeasureSpec, PruneSpec, ReduceSpec, TargetSpec
 from effcompress.spec.results import EvaluateSpec, ExportSpec, SaveSpec
 from effcompress.spec.source import ModelSpec
 from effcompress.spec.text import DataSpec, DomainSpec
@@ -34,6 +34,7 @@ __all__ = [
     "Positive",
     "PruneSpec",
     "Recipe",
+    "ReduceSpec",
     "SaveSpec",
     "Share",
     "StagesSpec",
