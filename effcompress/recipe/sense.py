@@ -10,6 +10,7 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from effcompress.errors import RecipeError
+from effcompress.inputs import FORWARD
 from effcompress.recipe.marks import Document, Key, dotted
 from effcompress.spec import DomainSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
 
@@ -122,16 +123,22 @@ def _begin(train: TrainSpec) -> int:
 
 def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
     measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
-    reads = [repair.name for repair in prune.repair if "gram" in repair.needs]
+    reads = [r.name for r in prune.repair if {"gram", "mean"}.intersection(r.needs)]
     moments = "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs
     if moments and (train is None or prune.measure.source != "training"):
         assert prune.hessian is not None
         problem = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"
         fix = "Write `hessian: fisher_diag`, or `measure: {source: training}` and `train:`."
         raise _error(document, ("prune", "hessian"), problem, fix)
-    if not (measures or reads) or prune.measure.source != "training":
+    if prune.measure.source != "training":
         return
     fix = "Write `measure: {source: calibration}` under prune."
+    for bound in (prune.criterion, prune.selector):
+        if bound and (FORWARD | {"influence_K"}).intersection(bound.needs):
+            problem = f"prune.measure: '{bound.name}' measures on calibration text, not on training"
+            raise _error(document, ("prune", "measure", "source"), problem, fix)
+    if not (measures or reads):
+        return
     name = prune.criterion.name if measures else reads[0]
     if train is None:
         problem = f"prune.measure: '{name}' would measure on the training, but nothing is trained"

@@ -69,11 +69,20 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
     """Decide, mask, write down; commit when enough has gathered."""
     target = state.target_params
     pruned = state.pruned
-    scores, inputs = measured(state, prune, corpus)
+    found = measured(state, prune, corpus)
+    state.influence.add(found.influence)
     assert prune.selector is not None, "recipe.load fills in the default selector"
-    choice = choose(pruned.parent_sets, pruned.parent, scores, due, target, prune.selector)
+    choice = choose(
+        pruned.parent_sets,
+        pruned.parent,
+        found.scores,
+        due,
+        target,
+        prune.selector,
+        state.influence.normalised(),
+    )
     if choice.plan:
-        _mask(state, prune, choice.plan, inputs, log)
+        _mask(state, prune, choice.plan, found.inputs, log)
         state.average.cut()
         state.groups_cut += sum(choice.removed.values())
         for kind, units in choice.units.items():

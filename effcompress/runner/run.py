@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +15,12 @@ from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.errors import EffcompressError, RunError
 from effcompress.log import Log, make_view
+from effcompress.model.biases import add_biases, biased
+from effcompress.model.lineage import parent_of
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
+from effcompress.removal.repairs import for_biases
 from effcompress.runner.export import export_and_prove
 from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.measured import listening, observe
@@ -27,6 +30,7 @@ from effcompress.runner.prune import commit_event, due_now, prune_event, remaind
 from effcompress.runner.state import RunState
 from effcompress.runner.text import corpus_of
 from effcompress.runner.timeline import stage_at, total_tokens
+from effcompress.runner.trace import family_for
 from effcompress.spec import Recipe
 from effcompress.types import Due
 
@@ -83,6 +87,8 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     for text in damaged:
         log.warn(text)
     model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
+    if recipe.prune and for_biases(recipe.prune.repair):
+        model = with_biases(model, log)
     total = total_tokens(recipe)
     corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
     state = RunState(recipe, model, corpus)
@@ -104,6 +110,16 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     domains = after["domains"]
     assert isinstance(domains, dict)
     return Report(folder, state.params, {d: v["perplexity"] for d, v in domains.items()})
+
+
+def with_biases(model: LoadedModel, log: Log) -> LoadedModel:
+    """A place for repairs to write to; the function stays."""
+    plain = parent_of(model.config)
+    family = family_for(plain)
+    config = {**model.config, **biased(family, plain)}
+    if added := add_biases(model.module, family, config):
+        log.note(f"{added:,} biases added, all zero: a repair writes into them")
+    return replace(model, config=config)
 
 
 def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resumed: bool) -> Corpus:

@@ -14,11 +14,12 @@ from effcompress.errors import RecipeError
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
 from effcompress.model.load import LoadedModel
-from effcompress.removal.compensate import for_linears
 from effcompress.removal.depth import forget
+from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.pruned import PrunedModel
 from effcompress.runner.target import target_of
 from effcompress.saliency.average import ScoreAverage
+from effcompress.saliency.influence import InfluenceMean
 from effcompress.selection.lines import positions
 from effcompress.spec import MeasureSpec, Recipe
 from effcompress.train import optimizer
@@ -82,6 +83,7 @@ class RunState:
         self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
         self.grams: Grams | None = None
         self.taps: MaskGradients | None = None
+        self.influence = InfluenceMean()
         self.mask_scores: Scores = {}
         """Of the step that is under way."""
         self.watch()
@@ -114,7 +116,8 @@ class RunState:
             if self.grams is not None:
                 self.grams.close()
             params = readers(self.module, model.axes, model.sets)
-            self.grams = Grams(self.module, params, how.gram_tokens, how.gram_decay)
+            second = need_second_moments(prune.repair)
+            self.grams = Grams(self.module, params, how.gram_tokens, how.gram_decay, second=second)
         if "mask_grad" in prune.criterion.needs:
             if self.taps is not None:
                 self.taps.close()
@@ -126,6 +129,7 @@ class RunState:
             **{key: getattr(self, key) for key in COUNTERS},
             "stream": self.stream.state_dict(),
             **self.pruned.state(),
+            "influence": self.influence.state_dict(),
             "log": log_position,
         }
         tensors: dict[str, Tensor] = {"rng/cpu": torch.get_rng_state()}
@@ -148,6 +152,7 @@ class RunState:
         for key in COUNTERS:
             setattr(self, key, values[key])
         self.stream.load_state_dict(values["stream"])
+        self.influence.load_state_dict(values["influence"])
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
         if self.optimizer is not None:
             forget(self.optimizer, self.module)

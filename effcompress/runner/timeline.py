@@ -89,7 +89,7 @@ def fastest(budget: Budget, k: int) -> float:
 def _first_step(prune: PruneSpec) -> int:
     """Nothing can be cut before the step after which there is a measurement."""
     needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
-    measures = bool({"grad", "hess", "mask_grad", "gram"} & needs)
+    measures = bool({"grad", "hess", "mask_grad", "gram", "mean"} & needs)
     return int(measures and prune.measure.source == "training")
 
 
