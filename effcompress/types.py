@@ -258,10 +258,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Due:
-    """What a schedule asks for: remove so many mini-groups, or come down to so many parameters."""
+    """What a schedule asks for: remove so many mini-groups, or come down to so many parameters.
+    ``again``: and ask once more when that is done, before anything is trained, until the target.
+    """
 
     groups: int | None = None
     params: int | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)

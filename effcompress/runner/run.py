@@ -256,9 +256,10 @@ def _prune_if_due(state: RunState, corpus: Corpus, total: int, log: Log) -> None
     prune = state.recipe.prune
     if prune is None:
         return
-    due = due_now(state, prune, total, log)
-    if due is not None:
+    again = True
+    while again and (due := due_now(state, prune, total, log)) is not None:
         prune_event(state, prune, due, corpus, log)
+        again = due.again
 
 
 def _save(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:

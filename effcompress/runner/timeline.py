@@ -126,7 +126,10 @@ def play(
         left = 0
         if due is None or (over and due.params != price.target):
             due, left = Due(params=price.target), budget.params - price.target
-        if not (taken := sum(simulate(budget, due.groups, prefer, due.params).values())):
+        taken = sum(simulate(budget, due.groups, prefer, due.params).values())
+        if due.again:
+            taken += sum(simulate(budget, None, prefer, price.target).values())
+        if not taken:
             continue
         rest = max(left, 0)
         cut += taken
