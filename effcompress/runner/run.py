@@ -21,6 +21,7 @@ from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
 from effcompress.removal.repairs import for_biases
+from effcompress.runner import recovery
 from effcompress.runner.export import export_and_prove
 from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.measured import listening, observe
@@ -97,7 +98,7 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     else:
         _continue(state, saved, corpus, log)
     before = state.seconds
-    _train_and_prune(state, corpus, total, folder, log)
+    _train_and_prune(state, corpus, total, folder, log, offline=offline)
     export_and_prove(state, corpus, folder, log)
     log.phase("evaluating the pruned model")
     after = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
@@ -180,13 +181,16 @@ def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
     log.note(f"continuing at step {state.step}, {state.tokens:,} tokens")
 
 
-def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, log: Log) -> None:
+def _train_and_prune(
+    state: RunState, corpus: Corpus, total: int, folder: Path, log: Log, *, offline: bool
+) -> None:
     """The one loop. One-shot pruning is the same loop with one event at token 0."""
     recipe = state.recipe
     log.phase(_phase(recipe, stage_at(recipe, state.tokens)), total)
     if state.step == 0:
         _tell_stage(state, "", log)
         _prune_if_due(state, corpus, total, log)
+    recovery.begin(state, log, offline=offline)
     while state.tokens < total:
         started = time.monotonic()
         stage = stage_at(recipe, state.tokens)
@@ -196,7 +200,8 @@ def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, 
         state.seconds += time.monotonic() - started
         if state.step % recipe.save.every == 0 or state.tokens >= total:
             _save(state, corpus, folder, log)
-    unsaved = state.step == 0 or state.pruned.ledger.pending()
+    unsaved = state.step == 0 or state.pruned.ledger.pending() or state.lora is not None
+    recovery.end(state)
     if recipe.prune and not state.target_reached:
         unsaved = True
         log.warn(remainder(state, recipe.prune))
@@ -218,6 +223,8 @@ def _tell_stage(state: RunState, before: str, log: Log) -> None:
 
 
 def _phase(recipe: Recipe, stage: str) -> str:
+    if recipe.recover is not None:
+        return "recovering"
     if recipe.prune is None:
         return "training"
     words = {"warmup": "training before pruning", "continued": "training after pruning"}
@@ -226,23 +233,25 @@ def _phase(recipe: Recipe, stage: str) -> str:
 
 def _train_step(state: RunState, total: int, log: Log, started: float) -> None:
     recipe, optimizer = state.recipe, state.optimizer
-    assert recipe.train is not None and optimizer is not None
+    spec = recipe.loop
+    assert spec is not None and optimizer is not None
     state.module.train()
-    batch = state.stream.next(recipe.train.batch_size)
+    batch = state.stream.next(spec.batch_size)
     with listening(state):
-        losses = train.backward(state.module, batch, recipe.train)
+        losses = train.backward(state.module, batch, spec, state.objective)
     if recipe.prune:
         observe(state, recipe.prune)
     state.step += 1
     state.tokens += batch.ids_BT.numel()
-    rate = train.learning_rate(recipe.train.learning_rate, state.tokens, total)
-    norm = train.update(state.module, optimizer, recipe.train, rate)
+    rate = train.learning_rate(spec.learning_rate, state.tokens, total)
+    norm = train.update(state.module, optimizer, spec, rate)
     seconds = time.monotonic() - started
     log.event(
         "step",
         step=state.step,
         tokens=state.tokens,
         loss=losses.loss,
+        **({} if state.objective is train.next_token else {"objective": losses.objective}),
         domain_loss=losses.domain_loss,
         learning_rate=rate,
         grad_norm=norm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -21,8 +22,9 @@ from effcompress.runner.target import target_of
 from effcompress.saliency.average import ScoreAverage
 from effcompress.saliency.influence import InfluenceMean
 from effcompress.selection.lines import positions
-from effcompress.spec import MeasureSpec, Recipe
-from effcompress.train import optimizer
+from effcompress.spec import LoraSpec, MeasureSpec, Recipe
+from effcompress.train import Objective, next_token, optimizer
+from effcompress.train.lora import Lora, is_update, plain_name, updates
 from effcompress.types import Scores
 
 COUNTERS = (
@@ -70,7 +72,7 @@ class RunState:
         measure = prune.measure if prune else MeasureSpec()
         self.average = ScoreAverage(self.pruned.ledger.sizes, measure)
         self.optimizer: Optimizer | None = (
-            optimizer(self.module, recipe.train) if recipe.train else None
+            optimizer(self.module, recipe.loop) if recipe.loop else None
         )
         self.step = 0
         self.tokens = 0
@@ -84,6 +86,9 @@ class RunState:
         self.grams: Grams | None = None
         self.taps: MaskGradients | None = None
         self.influence = InfluenceMean()
+        self.lora: Lora | None = None
+        """Attached in recovery; what is trained then are its updates alone."""
+        self.objective: Objective = next_token
         self.mask_scores: Scores = {}
         """Of the step that is under way."""
         self.watch()
@@ -97,6 +102,27 @@ class RunState:
     def params(self) -> int:
         """Parameters of the model as a function: masked units do not count."""
         return self.pruned.params
+
+    def attach(self, paths: Sequence[str]) -> None:
+        """Train low-rank updates of these linear layers from now on."""
+        recover = self.recipe.recover
+        assert recover is not None
+        self.lora = Lora(self.module, paths, recover.lora or LoraSpec())
+        self.optimizer = optimizer(self.module, recover)
+
+    def merge(self) -> None:
+        """What low-rank updates learned becomes part of the weights."""
+        if self.lora is None:
+            return
+        self.lora.merge()
+        self.lora = None
+        self.module.requires_grad_(True)
+        assert self.recipe.loop is not None
+        self.optimizer = optimizer(self.module, self.recipe.loop)
+
+    def reset_objective(self) -> None:
+        """Train on the text itself again."""
+        self.objective = next_token
 
     def watch(self, *, anew: bool = True) -> None:
         """Listen in training to what a repair or the criterion uses of it. ``anew``: also where
@@ -130,13 +156,15 @@ class RunState:
             "stream": self.stream.state_dict(),
             **self.pruned.state(),
             "influence": self.influence.state_dict(),
+            "lora": [] if self.lora is None else self.lora.paths,
             "log": log_position,
         }
         tensors: dict[str, Tensor] = {"rng/cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         for name, p in self.pruned.parameters().items():
-            tensors[f"model/{name}"] = p.detach()
+            kind = "lora" if is_update(name) else "model"
+            tensors[f"{kind}/{plain_name(name)}"] = p.detach()
             if self.optimizer is not None:
                 for key, value in self.optimizer.state.get(p, {}).items():
                     tensors[f"optimizer/{key}/{name}"] = value
@@ -154,6 +182,11 @@ class RunState:
         self.stream.load_state_dict(values["stream"])
         self.influence.load_state_dict(values["influence"])
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
+        if values["lora"]:
+            self.attach(values["lora"])
+            held = updates(self.module)
+            for name, value in saved.part("lora/").items():
+                held[name].data.copy_(value)
         if self.optimizer is not None:
             forget(self.optimizer, self.module)
             params = self.pruned.parameters()
@@ -161,9 +194,7 @@ class RunState:
                 field, _, name = key.partition("/")
                 p = params[name]
                 # Only the fused AdamW keeps its step count beside the parameter.
-                beside = value.shape == p.shape or bool(
-                    self.recipe.train and self.recipe.train.fused
-                )
+                beside = value.shape == p.shape or bool(self.recipe.loop and self.recipe.loop.fused)
                 self.optimizer.state[p][field] = value.to(p.device) if beside else value
         self.average.load_state_dict(saved.part("saliency/"))
         self.watch()

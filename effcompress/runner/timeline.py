@@ -43,7 +43,7 @@ class Timeline:
 
 def tokens_per_step(recipe: Recipe) -> int:
     """Tokens of one optimizer step."""
-    return recipe.train.batch_size * recipe.data.sequence_length if recipe.train else 0
+    return recipe.loop.batch_size * recipe.data.sequence_length if recipe.loop else 0
 
 
 def stages_of(recipe: Recipe) -> dict[str, int]:
@@ -51,6 +51,8 @@ def stages_of(recipe: Recipe) -> dict[str, int]:
     everything is the pruning stage (or training, where nothing is pruned).
     """
     train = recipe.train
+    if recipe.recover is not None:
+        return {"recovery": recipe.recover.tokens}
     if train is None:
         return {}
     if train.stages is None:

@@ -10,33 +10,41 @@ from torch import nn
 from torch.optim import Optimizer
 
 from effcompress.errors import RunError
-from effcompress.spec import TrainSpec
-from effcompress.train.loss import autocast, by_domain, row_losses
+from effcompress.spec import LoopSpec
+from effcompress.train.loss import Objective, autocast, by_domain, next_token
 from effcompress.types import Batch
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a batch cost, in nats per token."""
+    """What a batch cost, in nats per token; ``objective`` is what was trained on, if it is not the
+    next-token loss.
+    """
 
     loss: float
     domain_loss: dict[str, float]
+    objective: float
 
 
-def backward(module: nn.Module, batch: Batch, spec: TrainSpec) -> Losses:
-    """Accumulate the gradient of the mean loss over the batch, one micro-batch after another.
+def backward(
+    module: nn.Module, batch: Batch, spec: LoopSpec, objective: Objective = next_token
+) -> Losses:
+    """Accumulate the gradient of the mean objective over the batch, one micro-batch after another.
 
     Raises RunError when the loss is not finite; the weights are as they were before the step.
     """
     device = next(module.parameters()).device
     size = spec.micro_batch_size or spec.batch_size
     rows: list[torch.Tensor] = []
+    trained = 0.0
     count = batch.ids_BT.shape[0]
     for ids_BT in batch.ids_BT.split(size):
         with autocast(device, spec.precision):
-            loss_B = row_losses(module, ids_BT.to(device))
-        (loss_B.sum() / count).backward()
-        rows.append(loss_B.detach().float().cpu())
+            found = objective(module, ids_BT.to(device))
+        mean = found.objective.sum() / count
+        mean.backward()
+        trained += float(mean.detach())
+        rows.append(found.text.float().cpu())
     loss_B = torch.cat(rows)
     loss = float(loss_B.mean())
     if not torch.isfinite(loss_B).all():
@@ -47,10 +55,10 @@ def backward(module: nn.Module, batch: Batch, spec: TrainSpec) -> Losses:
             f"the loss is {loss} (domains: {', '.join(domains)})",
             fix="Resume from the last checkpoint with a lower train.learning_rate.peak.",
         )
-    return Losses(loss, by_domain(loss_B, batch.domains))
+    return Losses(loss, by_domain(loss_B, batch.domains), trained)
 
 
-def update(module: nn.Module, optimizer: Optimizer, spec: TrainSpec, rate: float) -> float:
+def update(module: nn.Module, optimizer: Optimizer, spec: LoopSpec, rate: float) -> float:
     """Clip, step, and drop the gradients. Returns the norm of the gradient before clipping.
 
     Raises RunError, before any weight changes, when the norm is not finite.
