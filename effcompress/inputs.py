@@ -49,6 +49,14 @@ INPUTS: dict[str, dict[str, str]] = {
         "influence_K": "[K] influence of the candidate's layer, mean over all cuts so far, brought "
         "to mean 0 over layers and largest magnitude 1 (0 for what belongs to no layer)",
     },
+    "refit": {
+        "weight": "[O, I] of a linear layer that writes into the residual stream",
+        "gram": "[I, I] mean of x x^T over the tokens that it reads in the pruned model",
+        "cross": "[O, I] mean of t x^T, where t is what it should put out (less its bias) for the "
+        "stream to be the source model's",
+        "mean": "[I] mean of x; the refit then returns the weight and what its bias gains",
+        "target_mean": "[O] mean of t",
+    },
     "repair": {
         "gain": "[hidden] effective gain of a norm over the hidden axis",
         "epsilon": "its epsilon",

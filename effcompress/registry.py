@@ -31,6 +31,7 @@ BUILTIN_MODULES = (
     "effcompress.selection.schedules",
     "effcompress.selection.selectors",
     "effcompress.removal.repair",
+    "effcompress.removal.refit",
 )
 
 
@@ -178,6 +179,7 @@ space = _decorator("space")
 schedule = _decorator("schedule")
 selector = _decorator("selector")
 repair = _decorator("repair")
+refit = _decorator("refit")
 
 
 def _where(function: Callable[..., Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from effcompress.registry import Bound
+from effcompress.spec import PruneSpec
 
 
 def for_norms(repairs: Sequence[Bound]) -> list[Bound]:
@@ -20,6 +21,11 @@ def for_linears(repairs: Sequence[Bound]) -> list[Bound]:
 def for_biases(repairs: Sequence[Bound]) -> list[Bound]:
     """Those of them that change biases, too."""
     return [repair for repair in for_linears(repairs) if "mean" in repair.needs]
+
+
+def for_streams(prune: PruneSpec) -> bool:
+    """Whether its refit changes biases."""
+    return prune.refit is not None and "mean" in prune.refit.needs
 
 
 def need_second_moments(repairs: Sequence[Bound]) -> bool:

@@ -12,6 +12,7 @@ from effcompress.measure.grams import Grams
 from effcompress.removal.selftest import same_function
 from effcompress.runner.approximate import removed_alone, split
 from effcompress.runner.measured import measured, ready
+from effcompress.runner.refit import refit_event
 from effcompress.runner.state import RunState
 from effcompress.runner.timeline import pruning_stage
 from effcompress.selection.budget import TOLERANCE
@@ -102,6 +103,8 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
             fix="Nothing more may go: lower a `minimum`, a `finish_on` or a `round_to`, widen "
             "`after` or `until`, or add a space under prune.space.",
         )
+    if state.target_reached:
+        refit_event(state, prune, corpus, log)
 
 
 def commit_event(state: RunState, log: Log) -> None:

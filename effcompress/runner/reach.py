@@ -11,7 +11,7 @@ from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
 from effcompress.recipe import LoadedRecipe
-from effcompress.removal.repairs import for_biases
+from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.runner.mapped import mapped
 from effcompress.runner.target import bounded, target_of
 from effcompress.runner.trace import family_for
@@ -39,7 +39,7 @@ def priced(loaded: LoadedRecipe) -> Priced | None:
     if config is None:
         return None
     prune = loaded.recipe.prune
-    if prune and for_biases(prune.repair):
+    if prune and (for_biases(prune.repair) or for_streams(prune)):
         config = biased(family_for(parent_of(config)), config)
     found = mapped(config)
     axes = found.axes

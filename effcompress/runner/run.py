@@ -20,7 +20,7 @@ from effcompress.model.lineage import parent_of
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
-from effcompress.removal.repairs import for_biases
+from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.runner import recovery
 from effcompress.runner.export import export_and_prove
 from effcompress.runner.folder import open_folder, output_folder
@@ -88,7 +88,8 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     for text in damaged:
         log.warn(text)
     model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
-    if recipe.prune and for_biases(recipe.prune.repair):
+    prune = recipe.prune
+    if prune and (for_biases(prune.repair) or for_streams(prune)):
         model = with_biases(model, log)
     total = total_tokens(recipe)
     corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)

@@ -81,6 +81,13 @@ class PruneSpec:
     )
     schedule: Bound = key("when, and how many", plugin="schedule")
     repair: tuple[Bound, ...] = key("corrections of what remains", (), plugin="repair")
+    refit: Bound | None = key(
+        "once the target is reached: fit the projections into the residual stream anew, one after "
+        "another, so that the stream is again the source model's (calibration text; the source "
+        "model is loaded a second time)",
+        None,
+        plugin="refit",
+    )
     commit_every: int = key(
         "removals between two physical shortenings of the tensors", 16, minimum=1
     )

@@ -366,3 +366,21 @@ def test_adapt_pruner_follows_its_rates(tmp_path: Path) -> None:
     assert sum(abs(closest[name] - removed[name]) for name in removed) <= 1, (closest, removed)
     for name, units in plan.items():
         assert units == sorted(scores[name].argsort()[: len(units)].tolist())
+
+
+@pytest.mark.parametrize("refit", ["least_squares", "least_squares_bias"])
+def test_refit_brings_the_model_back(refit: str, tmp_path: Path) -> None:
+    """Loss on the calibration text itself, with and without."""
+    losses = {}
+    for name, more in (("with", f"refit: {refit}"), ("without", "")):
+        (tmp_path / name).mkdir()
+        _, source, ids = kept(tmp_path / name, criterion="taylor", more=more)
+        path = tmp_path / name / "run"
+        pruned = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True).double()
+        with torch.no_grad():
+            wanted = torch.stack([source(input_ids=i[None]).logits for i in ids]).log_softmax(-1)
+            found = torch.stack([pruned(input_ids=i[None]).logits for i in ids]).log_softmax(-1)
+        losses[name] = float((wanted.exp() * (wanted - found)).sum(-1).mean())
+        assert events(path, "end")[-1]["status"] == "success"
+        assert len(events(path, "refit")) == (name == "with")
+    assert losses["with"] < 0.8 * losses["without"]
