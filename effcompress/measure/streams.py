@@ -127,7 +127,7 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
 
 
 def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | None:
-    """The weight by which a part of a block adds to the stream; None for experts (there are many)."""
+    """The weight by which a part of a block adds to the stream; None where experts do."""
     silent = f"{block.path}.{axes.family.sublayers[part].silent}."
     found = [
         side.param
