@@ -248,12 +248,15 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed sequences: ``ids_BT`` tokens, the domain of each row, and which sample it is."""
+    """Packed sequences: ``ids_BT`` tokens, the domain of each row, which sample it is, and which
+    tokens are trained on (None: all).
+    """
 
     ids_BT: Tensor
     domains: tuple[str, ...]
     samples: tuple[tuple[str, int], ...]
     """(domain, running number of the sample in that domain's stream) for each row."""
+    trained_BT: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ def _check_domain(domain: DomainSpec, at: Key, document: Document) -> None:
     for key in ("config", "revision", "validation_split"):
         _only_with(domain, at, key, ("hub",), document)
     _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"), document)
+    _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"), document)
     if not (domain.holdout or domain.validation or domain.validation_split):
         problem = f"{dotted(at)} holds no text out, so nothing could be evaluated"
         raise _error(document, (*at, "holdout"), problem, "E.g. `holdout: 5%`.")

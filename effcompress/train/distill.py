@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from effcompress.errors import RunError
 from effcompress.spec import DistillSpec
-from effcompress.train.loss import RowLoss, cross_entropy
+from effcompress.train.loss import RowLoss, cross_entropy, over_tokens
 
 
 @final
@@ -32,7 +32,9 @@ class Distillation:
         self.teacher = teacher.eval().requires_grad_(False)
         self.spec, self.layers, self.channels = spec, layers, channels
 
-    def __call__(self, module: nn.Module, ids_BT: Tensor) -> RowLoss:
+    def __call__(
+        self, module: nn.Module, ids_BT: Tensor, trained_BT: Tensor | None = None
+    ) -> RowLoss:
         """Raises RunError when the vocabularies differ."""
         hidden = self.spec.hidden_weight > 0
         with torch.no_grad():
@@ -42,8 +44,8 @@ class Distillation:
             raise RunError(
                 f"the teacher has {said.logits.shape[-1]} tokens, the model {own.logits.shape[-1]}"
             )
-        text_B = cross_entropy(own.logits, ids_BT)
-        objective_B = divergence(said.logits, own.logits, self.spec.temperature)
+        text_B = cross_entropy(own.logits, ids_BT, trained_BT)
+        objective_B = divergence(said.logits, own.logits, self.spec.temperature, trained_BT)
         if self.spec.text_weight:
             objective_B = objective_B + self.spec.text_weight * text_B
         if hidden:
@@ -66,11 +68,13 @@ class Distillation:
         return torch.stack(far).mean(0)
 
 
-def divergence(teacher_BTV: Tensor, student_BTV: Tensor, temperature: float) -> Tensor:
+def divergence(
+    teacher_BTV: Tensor, student_BTV: Tensor, temperature: float, trained_BT: Tensor | None = None
+) -> Tensor:
     """``T^2 KL(teacher || student)`` of the distributions of the next tokens, mean over the tokens
     of each row, ``[B]``, in fp32.
     """
     theirs = functional.log_softmax(teacher_BTV[:, :-1].float() / temperature, dim=-1)
     own = functional.log_softmax(student_BTV[:, :-1].float() / temperature, dim=-1)
     each_BT = functional.kl_div(own, theirs, reduction="none", log_target=True).sum(-1)
-    return temperature**2 * each_BT.mean(1)
+    return temperature**2 * over_tokens(each_BT, trained_BT)

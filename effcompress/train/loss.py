@@ -20,22 +20,32 @@ class RowLoss:
     text: Tensor
 
 
-Objective = Callable[[nn.Module, Tensor], RowLoss]
-"""A model and ``ids_BT`` -> the loss of each row."""
+Objective = Callable[[nn.Module, Tensor, Tensor | None], RowLoss]
+"""A model, ``ids_BT`` and ``trained_BT`` (None: all) -> the loss of each row."""
 
 
-def next_token(module: nn.Module, ids_BT: Tensor) -> RowLoss:
+def next_token(module: nn.Module, ids_BT: Tensor, trained_BT: Tensor | None = None) -> RowLoss:
     """Mean cross-entropy of each sequence's next tokens."""
-    loss_B = cross_entropy(module(input_ids=ids_BT, use_cache=False).logits, ids_BT)
+    loss_B = cross_entropy(module(input_ids=ids_BT, use_cache=False).logits, ids_BT, trained_BT)
     return RowLoss(loss_B, loss_B.detach())
 
 
-def cross_entropy(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
+def cross_entropy(logits_BTV: Tensor, ids_BT: Tensor, trained_BT: Tensor | None = None) -> Tensor:
     """Mean next-token cross-entropy of each sequence, ``[B]``; keeps the graph."""
     losses = functional.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none"
     )
-    return losses.view(ids_BT.shape[0], -1).mean(1)
+    return over_tokens(losses.view(ids_BT.shape[0], -1), trained_BT)
+
+
+def over_tokens(each_BT: Tensor, trained_BT: Tensor | None) -> Tensor:
+    """Mean over the predicted tokens of each row that are trained on, ``[B]``; 0 where none is.
+    ``each_BT`` is one shorter: the first token is not predicted.
+    """
+    if trained_BT is None:
+        return each_BT.mean(1)
+    weight_BT = trained_BT[:, 1:].to(each_BT.dtype)
+    return (each_BT * weight_BT).sum(1) / weight_BT.sum(1).clamp(min=1.0)
 
 
 def by_domain(loss_B: Tensor, domains: tuple[str, ...]) -> dict[str, float]:

@@ -37,25 +37,41 @@ def backward(
     size = spec.micro_batch_size or spec.batch_size
     rows: list[torch.Tensor] = []
     trained = 0.0
-    count = batch.ids_BT.shape[0]
-    for ids_BT in batch.ids_BT.split(size):
+    # A row without a token that is trained on (all of it prompt) counts for nothing.
+    used_B = torch.ones(len(batch.ids_BT), dtype=torch.bool)
+    if batch.trained_BT is not None:
+        used_B = batch.trained_BT[:, 1:].any(1)
+    count = max(1, int(used_B.sum()))
+    for start in range(0, len(batch.ids_BT), size):
+        ids_BT, trained_BT = _part(batch, start, size, device)
         with autocast(device, spec.precision):
-            found = objective(module, ids_BT.to(device))
+            found = objective(module, ids_BT, trained_BT)
         mean = found.objective.sum() / count
         mean.backward()
         trained += float(mean.detach())
         rows.append(found.text.float().cpu())
-    loss_B = torch.cat(rows)
-    loss = float(loss_B.mean())
+    loss_B = torch.cat(rows)[used_B]
+    domains = tuple(d for d, used in zip(batch.domains, used_B.tolist(), strict=True) if used)
+    loss = float(loss_B.mean()) if len(loss_B) else 0.0
     if not torch.isfinite(loss_B).all():
-        domains = sorted(
-            {d for d, v in zip(batch.domains, loss_B, strict=True) if not v.isfinite()}
-        )
+        bad = sorted({d for d, v in zip(domains, loss_B, strict=True) if not v.isfinite()})
         raise RunError(
-            f"the loss is {loss} (domains: {', '.join(domains)})",
+            f"the loss is {loss} (domains: {', '.join(bad)})",
             fix="Resume from the last checkpoint with a lower train.learning_rate.peak.",
         )
-    return Losses(loss, by_domain(loss_B, batch.domains), trained)
+    return Losses(loss, by_domain(loss_B, domains), trained)
+
+
+def _part(
+    batch: Batch, start: int, size: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A micro-batch, on the device."""
+    rows = slice(start, start + size)
+    trained_BT = batch.trained_BT
+    return (
+        batch.ids_BT[rows].to(device),
+        None if trained_BT is None else trained_BT[rows].to(device),
+    )
 
 
 def update(module: nn.Module, optimizer: Optimizer, spec: LoopSpec, rate: float) -> float:
