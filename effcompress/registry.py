@@ -30,6 +30,9 @@ BUILTIN_MODULES = (
     "effcompress.selection.schedules",
     "effcompress.selection.selectors",
     "effcompress.removal.repair",
+    "effcompress.sparsity.magnitude",
+    "effcompress.sparsity.wanda",
+    "effcompress.sparsity.sparsegpt",
 )
 
 
@@ -177,6 +180,7 @@ space = _decorator("space")
 schedule = _decorator("schedule")
 selector = _decorator("selector")
 repair = _decorator("repair")
+sparsifier = _decorator("sparsifier")
 
 
 def _where(function: Callable[..., Any]) -> str:

@@ -11,7 +11,14 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from effcompress.errors import RecipeError
 from effcompress.recipe.marks import Document, Key, dotted
-from effcompress.spec import DomainSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
+from effcompress.spec import (
+    DomainSpec,
+    ModelSpec,
+    PruneSpec,
+    Recipe,
+    SparsifySpec,
+    TrainSpec,
+)
 
 MODEL_SOURCES = ("hub", "folder", "gguf", "wheel")
 DOMAIN_SOURCES = ("jsonl", "txt", "parquet", "hub", "stdlib")
@@ -44,14 +51,15 @@ def check_sense(recipe: Recipe, document: Document) -> None:
     _check_model(recipe.model, document)
     for name, domain in recipe.data.domains.items():
         _check_domain(domain, ("data", "domains", name), document)
-    if recipe.prune is None and recipe.train is None:
-        raise _error(
-            document, (), "the recipe neither prunes nor trains", "Add `prune:` or `train:`."
-        )
+    if recipe.prune is None and recipe.sparsify is None and recipe.train is None:
+        problem = "the recipe neither prunes nor trains, nor makes zeros"
+        raise _error(document, (), problem, "Add `prune:`, `sparsify:` or `train:`.")
     if recipe.train is not None:
         _check_train(recipe.train, document)
     if recipe.prune is not None:
         _check_prune(recipe.prune, recipe.train, document)
+    if recipe.sparsify is not None:
+        _check_sparsify(recipe.sparsify, recipe, document)
 
 
 def _check_model(model: ModelSpec, document: Document) -> None:
@@ -142,6 +150,27 @@ def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document
         raise _error(document, ("prune", "schedule"), problem, fix)
 
 
+def _check_sparsify(sparsify: SparsifySpec, recipe: Recipe, document: Document) -> None:
+    at = ("sparsify",)
+    fix = "E.g. `sparsity: 50%` or `pattern: 2:4`."
+    _exactly_one(sparsify, ("sparsity", "pattern"), at, document, fix)
+    name, knobs = sparsify.method.name, sparsify.method.knobs
+    if sparsify.true_sequential and not {"input_norm", "gram"} & set(sparsify.method.needs):
+        problem = f"sparsify.true_sequential: '{name}' looks at no inputs"
+        raise _error(document, (*at, "true_sequential"), problem, "Remove it.")
+    if sparsify.pattern and knobs.get("alpha_search"):
+        problem = "sparsify.method.alpha_search lets rows lose different shares, a pattern does not"
+        raise _error(document, (*at, "method", "alpha_search"), problem, "Keep one of the two.")
+    if recipe.prune is not None:
+        schedule, train = recipe.prune.schedule, recipe.train
+        begin = _begin(train) if train else 0
+        first = begin if schedule.knobs.get("at") is None else schedule.knobs["at"]
+        if schedule.name != "once" or first:
+            problem = "sparsify: zeros are made before training, but pruning goes on after that"
+            fix = "Write `schedule: {name: once, at: 0}` under prune, or drop one of the sections."
+            raise _error(document, ("prune", "schedule"), problem, fix)
+
+
 def _check_train(train: TrainSpec, document: Document) -> None:
     fix = "E.g. `tokens: 2M`, or `stages: {warmup: 10k, pruning: 1M, continued: 1M}`."
     _exactly_one(train, BUDGETS, ("train",), document, fix)
@@ -169,7 +198,8 @@ def _exactly_one(
         return
     listed = ", ".join(names)
     if not given:
-        lacks = {"target": "is empty", "train": "has no budget"}.get(str(at[-1]), "names no source")
+        words = {"target": "is empty", "train": "has no budget", "sparsify": "names no share"}
+        lacks = words.get(str(at[-1]), "names no source")
         problem = f"{dotted(at)} {lacks}; it takes exactly one of {listed}"
         raise _error(document, at, problem, example)
     problem = f"{dotted(at)} has {' and '.join(given)}; it takes exactly one of {listed}"

@@ -18,6 +18,7 @@ from effcompress.spec.key import NAME, Count, InputPath, Positive, Share, key
 from effcompress.spec.pruning import MeasureSpec, PruneSpec, TargetSpec
 from effcompress.spec.results import EvaluateSpec, ExportSpec, SaveSpec
 from effcompress.spec.source import ModelSpec
+from effcompress.spec.sparsifying import Pattern, SparsifySpec
 from effcompress.spec.text import DataSpec, DomainSpec
 from effcompress.spec.training import LearningRateSpec, StagesSpec, TrainSpec
 
@@ -31,11 +32,13 @@ __all__ = [
     "LearningRateSpec",
     "MeasureSpec",
     "ModelSpec",
+    "Pattern",
     "Positive",
     "PruneSpec",
     "Recipe",
     "SaveSpec",
     "Share",
+    "SparsifySpec",
     "StagesSpec",
     "TargetSpec",
     "TrainSpec",
@@ -55,8 +58,9 @@ class Recipe:
     seed: int = key("seed of everything random", 0, minimum=0, maximum=2**32 - 1)
     effcompress: str | None = key("versions this recipe is for, e.g. '>=0.1'", None)
     plugins: tuple[InputPath, ...] = key("plugin files to load, relative to the recipe", ())
-    prune: PruneSpec | None = key("pruning; without it the run only trains", None)
-    train: TrainSpec | None = key("training; without it the run only prunes", None)
+    prune: PruneSpec | None = key("pruning: a smaller model", None)
+    sparsify: SparsifySpec | None = key("zeros in a model of the same shape, after pruning", None)
+    train: TrainSpec | None = key("training; without it pruning and zeros are all", None)
     evaluate: EvaluateSpec = key("evaluation before and after", EvaluateSpec())
     save: SaveSpec = key("checkpoints", SaveSpec())
     export: ExportSpec = key("the model folder at the end", ExportSpec())
