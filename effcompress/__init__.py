@@ -13,8 +13,16 @@ from effcompress.errors import (
     SourceError,
     SurgeryError,
 )
-from effcompress.registry import criterion, hessian, repair, schedule, selector, space
-from effcompress.spec import Count, Share
+from effcompress.registry import (
+    criterion,
+    hessian,
+    repair,
+    schedule,
+    selector,
+    space,
+    sparsifier,
+)
+from effcompress.spec import Count, Pattern, Share
 from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ __all__ = [
     "EffcompressError",
     "GroupSet",
     "Member",
+    "Pattern",
     "Plan",
     "PluginError",
     "RecipeError",
@@ -49,6 +58,7 @@ __all__ = [
     "schedule",
     "selector",
     "space",
+    "sparsifier",
 ]
 
 

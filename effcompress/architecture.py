@@ -106,6 +106,8 @@ class Family:
     """Gains of the norms that average over an axis that can be cut (patterns with ``{i}``)."""
     layer: str = "model.layers.{i}"
     """The path of a layer."""
+    inputs: int = 1
+    """The dimension of a linear layer's weight that its inputs run along (GPT-2: 0)."""
     sublayers: Mapping[str, Sublayer] = field(default_factory=dict)
     """``attention_block`` and ``mlp_block``, where they can go on their own."""
     flags: Mapping[str, Callable[[Config, int], bool]] = field(default_factory=dict)

@@ -67,6 +67,14 @@ INPUTS: dict[str, dict[str, str]] = {
         "mean": "[I] running mean of x; the repair then returns the weight and what its bias gains",
         "gone": "[p] which of the inputs go",
     },
+    "sparsifier": {
+        "weight": "[O, I] of a linear layer",
+        "input_norm": "[I] root of the mean over tokens of x^2",
+        "gram": "[I, I] mean of x x^T over the tokens that it reads",
+        "sparsity": "share of zeros wanted, between 0 and 1",
+        "pattern": "Pattern(kept, of): of every `of` consecutive inputs of a row `kept` stay; "
+        "None: zeros may lie anywhere",
+    },
 }
 """Kind -> what may be injected into its functions, and what that is."""
 

@@ -1,6 +1,6 @@
 """What a run looks like while it runs, and the panel that shows it on a terminal.
 
-This panel and the plain lines in ``log.py`` draw from the same ``Status`` and ``story``.
+This panel and the plain lines in ``log.py`` draw from the same ``Status`` and ``story.py``.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, TextIO, final
+from typing import Protocol, TextIO, final
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -20,8 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from effcompress.kinds import of
-
-Event = Mapping[str, Any]
+from effcompress.story import Event, clock_time, count, removed, story
 
 
 class View(Protocol):
@@ -30,6 +30,8 @@ class View(Protocol):
     def event(self, event: Event) -> None: ...
 
     def phase(self, name: str, total_tokens: int | None = None) -> None: ...
+
+    def progress(self, unit: str, done: int, total: int) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -40,19 +42,23 @@ class View(Protocol):
     def close(self) -> None: ...
 
 
-def count(value: float) -> str:
-    """``134.5M``, ``30k``, ``512``."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size * 0.9995:
-            return f"{value / size:.1f}".removesuffix(".0") + unit
-    return f"{value:.0f}"
+@dataclass(frozen=True)
+class Progress:
+    """So many of ``total`` units of a phase are done, after so many ``seconds`` of it."""
 
+    unit: str
+    done: int
+    total: int
+    seconds: float
 
-def clock_time(seconds: float) -> str:
-    """``1:05`` or ``2:03:09``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+    @property
+    def eta(self) -> float | None:
+        """Seconds left, if units take equally long."""
+        return self.seconds / self.done * (self.total - self.done) if self.done else None
+
+    def __str__(self) -> str:
+        left = "" if self.eta is None else f", {clock_time(self.eta)} left"
+        return f"{self.unit} {self.done} of {self.total}{left}"
 
 
 @final
@@ -63,6 +69,8 @@ class Status:
         self.clock = clock
         self.started = clock()
         self.phase = "start"
+        self.progress: Progress | None = None
+        self._phase_began = self.started
         self.total_tokens: int | None = None
         self.run: Event = {}
         self.step: Event = {}
@@ -83,6 +91,15 @@ class Status:
         elif kind == "cut":
             self.cut = event
 
+    def enter(self, phase: str, total_tokens: int | None) -> None:
+        """A new part of the run begins."""
+        self.phase, self.progress, self._phase_began = phase, None, self.clock()
+        self.total_tokens = total_tokens or self.total_tokens
+
+    def advance(self, unit: str, done: int, total: int) -> None:
+        """Part of a phase is done."""
+        self.progress = Progress(unit, done, total, self.clock() - self._phase_began)
+
     @property
     def params(self) -> int | None:
         """Parameters now."""
@@ -101,7 +118,9 @@ class Status:
 
     @property
     def eta(self) -> float | None:
-        """Seconds left, from the tokens left."""
+        """Seconds left, from the tokens left (or from what is left of a phase)."""
+        if self.progress is not None:
+            return self.progress.eta
         if not self.rate or not self.total_tokens:
             return None
         return max(0, self.total_tokens - self.step["tokens"]) / self.rate
@@ -120,6 +139,8 @@ class Status:
     def line(self) -> str:
         """Everything in one line of plain text."""
         parts = [f"[{clock_time(self.elapsed)}] {self.phase}"]
+        if self.progress is not None:
+            return f"{parts[0]} | {self.progress}"
         if self.step:
             of = f" of {count(self.total_tokens)}" if self.total_tokens else ""
             parts.append(f"step {self.step['step']}, {count(self.step['tokens'])}{of} tokens")
@@ -131,43 +152,6 @@ class Status:
         if self.eta is not None:
             parts.append(f"{clock_time(self.eta)} left")
         return " | ".join(parts)
-
-
-def removed(kinds: Mapping[str, int]) -> str:
-    """``FFN 2, hidden 1``."""
-    return ", ".join(f"{of(kind).short} {n}" for kind, n in kinds.items() if n) or "nothing"
-
-
-def story(event: Event) -> str | None:
-    """The events that deserve a line of their own, as that line."""
-    kind = event["event"]
-    if kind == "run":
-        target = event.get("target_params")
-        goal = f" -> {count(target)}" if target else ""
-        return (
-            f"{event['name']}: {event['model']}, {count(event['params'])}{goal} parameters, "
-            f"{count(event.get('total_tokens') or 0)} tokens, seed {event['seed']}, "
-            f"{event['device']}"
-        )
-    if kind == "evaluation":
-        scores = ", ".join(f"{n} {d['perplexity']:.2f}" for n, d in event["domains"].items())
-        return f"perplexity {event['when']}: {scores}"
-    if kind == "export":
-        kind_of = f"{event['container']} model, {event.get('form', 'uniform')}"
-        return f"saved as a {kind_of}, {count(event['parameters'])} parameters"
-    if kind == "proof":
-        difference = event["max_logit_difference"]
-        return f"reloaded by itself: largest difference of a logit {difference:.1e}"
-    if kind == "approximate":
-        moved, sets = event["max_logit_difference"], ", ".join(event["sets"][:3])
-        return f"not exact: removing {sets} rescales what stays; logits move by {moved:.1e} more"
-    if kind == "warning":
-        return f"warning: {event['text']}"
-    if kind == "end":
-        why = f": {event['reason']}" if event.get("reason") else ""
-        size = f", {count(event['params'])} parameters" if event.get("params") else ""
-        return f"{event['status']} after {clock_time(event['seconds'])}{size}{why}"
-    return None
 
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -212,8 +196,12 @@ class LiveView:
     def phase(self, name: str, total_tokens: int | None = None) -> None:
         """A new part of the run begins."""
         self._begin()
-        self.status.phase = name
-        self.status.total_tokens = total_tokens or self.status.total_tokens
+        self.status.enter(name, total_tokens)
+
+    def progress(self, unit: str, done: int, total: int) -> None:
+        """Part of a phase is done."""
+        self._begin()
+        self.status.advance(unit, done, total)
 
     def note(self, text: str) -> None:
         """Show a remark above the panel."""
@@ -279,6 +267,9 @@ def _rows(status: Status, width: int) -> Iterator[tuple[str, RenderableType]]:
         yield "parameters", _bar(share, f"{status.size()} ({now / before - 1:.1%})", width, "blue")
     elif now:
         yield "parameters", Text(count(now))
+    if (part := status.progress) is not None:
+        yield part.unit, _bar(part.done / part.total, f"{part.done} of {part.total}", width, "cyan")
+        return
     step, total = status.step, status.total_tokens
     if step and total:
         share = step["tokens"] / total

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import IO, Any, TextIO, final
 
 from effcompress.errors import RunError
-from effcompress.live import Event, LiveView, Status, View, removed, story
+from effcompress.live import LiveView, Status, View
 from effcompress.pulse import Pulse
+from effcompress.story import Event, removed, story
 from effcompress.types import Cut
 
 __all__ = ["Log", "PlainView", "View", "make_view"]
@@ -77,6 +78,11 @@ class Log:
         self._phase = name
         self._pulse.alive()
         self.view.phase(name, total_tokens)
+
+    def progress(self, unit: str, done: int, total: int) -> None:
+        """So many of ``total`` units of this phase are done; the record need not keep that."""
+        self._pulse.alive()
+        self.view.progress(unit, done, total)
 
     def note(self, text: str) -> None:
         """Tell the reader something that the record need not keep."""
@@ -191,6 +197,7 @@ class PlainView:
         self._lock = threading.RLock()
         self._cuts: Counter[str] = Counter()
         self._cuts_every, self._cuts_shown = cuts_every, clock()
+        self._progress_shown = clock()
 
     def event(self, event: Event) -> None:
         """Take in one event and print what it is worth."""
@@ -208,9 +215,17 @@ class PlainView:
         """A new part of the run begins."""
         with self._lock:
             self._show_cuts()
-            self._status.phase = name
-            self._status.total_tokens = total_tokens or self._status.total_tokens
+            self._status.enter(name, total_tokens)
+            self._progress_shown = self._clock()
             self._print(f"== {name}")
+
+    def progress(self, unit: str, done: int, total: int) -> None:
+        """Part of a phase is done; said now and then."""
+        with self._lock:
+            self._status.advance(unit, done, total)
+            if self._clock() - self._progress_shown >= self._cuts_every:
+                self._progress_shown = self._clock()
+                self._print(str(self._status.progress))
 
     def note(self, text: str) -> None:
         """Print a remark."""

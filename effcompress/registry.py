@@ -32,6 +32,9 @@ BUILTIN_MODULES = (
     "effcompress.selection.selectors",
     "effcompress.removal.repair",
     "effcompress.removal.refit",
+    "effcompress.sparsity.magnitude",
+    "effcompress.sparsity.wanda",
+    "effcompress.sparsity.sparsegpt",
 )
 
 
@@ -180,6 +183,7 @@ schedule = _decorator("schedule")
 selector = _decorator("selector")
 repair = _decorator("repair")
 refit = _decorator("refit")
+sparsifier = _decorator("sparsifier")
 
 
 def _where(function: Callable[..., Any]) -> str:

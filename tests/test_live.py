@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from effcompress.live import LiveView, Status, clock_time, count, sparkline
+from effcompress.live import LiveView, Status, sparkline
 from effcompress.log import PlainView
+from effcompress.story import clock_time, count
 
 _spec = importlib.util.spec_from_file_location(
     "synthetic", Path(__file__).parent / "report" / "synthetic.py"

@@ -41,5 +41,9 @@ def run(
     for domain, value in done.perplexity.items():
         typer.echo(f"perplexity  {domain} {value:.2f}")
     typer.echo(f"parameters  {done.params:,}")
+    if done.sparse:
+        shares = (done.zeroed / done.sparse, done.zeroed / done.params)
+        of = "{:.1%} of the linear layers, {:.1%} of all".format(*shares).replace("%", " %")
+        typer.echo(f"            removed: {done.removed:,}, weights zeroed: {done.zeroed:,} ({of})")
     typer.echo(f"model       {done.folder}")
     typer.echo(f"report      {done.folder / 'report.html'}")

@@ -19,6 +19,7 @@ from effcompress.spec import (
     PruneSpec,
     Recipe,
     RecoverSpec,
+    SparsifySpec,
     TrainSpec,
 )
 
@@ -53,16 +54,17 @@ def check_sense(recipe: Recipe, document: Document) -> None:
     _check_model(recipe.model, document)
     for name, domain in recipe.data.domains.items():
         _check_domain(domain, ("data", "domains", name), document)
-    if recipe.prune is None and recipe.train is None:
-        raise _error(
-            document, (), "the recipe neither prunes nor trains", "Add `prune:` or `train:`."
-        )
+    if recipe.prune is None and recipe.sparsify is None and recipe.loop is None:
+        problem = "the recipe neither prunes nor trains, nor makes zeros"
+        raise _error(document, (), problem, "Add `prune:`, `sparsify:` or `train:`.")
     if recipe.recover is not None:
         _check_recover(recipe, recipe.recover, document)
     if recipe.train is not None:
         _check_train(recipe.train, document)
     if recipe.prune is not None:
         _check_prune(recipe.prune, recipe.train, document)
+    if recipe.sparsify is not None:
+        _check_sparsify(recipe.sparsify, recipe, document)
 
 
 def _check_model(model: ModelSpec, document: Document) -> None:
@@ -116,8 +118,14 @@ def _check_recover(recipe: Recipe, recover: RecoverSpec, document: Document) -> 
         problem = "the recipe has train and recover: pruning is a part of training, or before it"
         raise _error(document, at, problem, "Remove one of the two.")
     _check_loop(recover, at, document)
+    if recipe.prune is None and recipe.sparsify is None:
+        problem = "recover trains what was pruned, but nothing is"
+        raise _error(document, at, problem, "Add `prune:`, or write `train:`.")
+    if recipe.sparsify is not None and recover.method == "lora":
+        problem = "low-rank updates, once merged, would fill the zeros of sparsify"
+        raise _error(document, (*at, "method"), problem, "Write `method: full` or `distill`.")
     schedule = recipe.prune.schedule if recipe.prune else None
-    if schedule is None or schedule.name != "once" or schedule.knobs.get("at"):
+    if schedule is not None and (schedule.name != "once" or schedule.knobs.get("at")):
         problem = "recover trains what was cut before, but prune.schedule cuts later"
         fix = "Write `schedule: {name: once, at: 0}` under prune, or `train:` in place of recover."
         raise _error(document, ("prune", "schedule"), problem, fix)
@@ -179,6 +187,27 @@ def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document
         raise _error(document, ("prune", "schedule"), problem, fix)
 
 
+def _check_sparsify(sparsify: SparsifySpec, recipe: Recipe, document: Document) -> None:
+    at = ("sparsify",)
+    fix = "E.g. `sparsity: 50%` or `pattern: 2:4`."
+    _exactly_one(sparsify, ("sparsity", "pattern"), at, document, fix)
+    name, knobs = sparsify.method.name, sparsify.method.knobs
+    if sparsify.true_sequential and not {"input_norm", "gram"} & set(sparsify.method.needs):
+        problem = f"sparsify.true_sequential: '{name}' looks at no inputs"
+        raise _error(document, (*at, "true_sequential"), problem, "Remove it.")
+    if sparsify.pattern and knobs.get("alpha_search"):
+        problem = "sparsify.method.alpha_search lets rows lose different shares, a pattern does not"
+        raise _error(document, (*at, "method", "alpha_search"), problem, "Keep one of the two.")
+    if recipe.prune is not None:
+        schedule, train = recipe.prune.schedule, recipe.train
+        begin = _begin(train) if train else 0
+        first = begin if schedule.knobs.get("at") is None else schedule.knobs["at"]
+        if schedule.name != "once" or first:
+            problem = "sparsify: zeros are made before training, but pruning goes on after that"
+            fix = "Write `schedule: {name: once, at: 0}` under prune, or drop one of the sections."
+            raise _error(document, ("prune", "schedule"), problem, fix)
+
+
 def _check_train(train: TrainSpec, document: Document) -> None:
     fix = "E.g. `tokens: 2M`, or `stages: {warmup: 10k, pruning: 1M, continued: 1M}`."
     _exactly_one(train, BUDGETS, ("train",), document, fix)
@@ -210,7 +239,8 @@ def _exactly_one(
         return
     listed = ", ".join(names)
     if not given:
-        lacks = {"target": "is empty", "train": "has no budget"}.get(str(at[-1]), "names no source")
+        words = {"target": "is empty", "train": "has no budget", "sparsify": "names no share"}
+        lacks = words.get(str(at[-1]), "names no source")
         problem = f"{dotted(at)} {lacks}; it takes exactly one of {listed}"
         raise _error(document, at, problem, example)
     problem = f"{dotted(at)} has {' and '.join(given)}; it takes exactly one of {listed}"

@@ -1,7 +1,8 @@
 """YAML text -> ``Document``. The only place that parses or writes YAML.
 
-The values are those of ``yaml.safe_load`` with two differences that spare users a surprise:
-``3e-4`` is a number (YAML 1.1 wants ``3.0e-4``) and ``2024-01-31`` stays text.
+The values are those of ``yaml.safe_load`` with three differences that spare users a surprise:
+``3e-4`` is a number (YAML 1.1 wants ``3.0e-4``), ``2024-01-31`` stays text, and so does ``2:4``
+(YAML 1.1 reads 124: two hours and four minutes in minutes).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from effcompress.recipe.marks import Document, Key, Mark, dotted
 _FLOAT = "tag:yaml.org,2002:float"
 _MERGE = "tag:yaml.org,2002:merge"
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_INT = "tag:yaml.org,2002:int"
+_WHOLE = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
 _EXPONENT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -53,6 +56,12 @@ for _class in (_Loader, _Dumper):
         for first, pairs in _class.yaml_implicit_resolvers.items()
     }
     _class.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
+# Only reading: what is written stays in quotes, for readers that count in sixties.
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != _INT]
+    for first, pairs in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, _WHOLE, list("-+0123456789"))
 
 
 def read_file(path: Path) -> tuple[str, Document]:
@@ -67,7 +76,7 @@ def read_file(path: Path) -> tuple[str, Document]:
         raise RecipeError(
             "the file is empty",
             where=f"{path}:1",
-            fix="A recipe has at least `model:`, `data:` and one of `prune:`, `train:`.",
+            fix="A recipe has `model:`, `data:` and `prune:`, `sparsify:` or `train:`.",
         )
     if not isinstance(document.values, dict):
         raise RecipeError(

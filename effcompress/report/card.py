@@ -65,7 +65,9 @@ def _front(record: Record, base_model: str | None) -> str:
     if base_model:
         lines += [f"base_model: {json.dumps(base_model)}"]
     tags = ["effcompress", "pruned", "text-generation"]
-    if record.tokens and record.cuts and "recovery" not in words.method(record.recipe):
+    if record.sparsified:
+        tags.append("sparse")
+    if record.tokens and record.cuts and not words.method(record.recipe, "recover"):
         tags.append("pruning-aware-training")
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
@@ -79,7 +81,10 @@ def _what(record: Record) -> str:
         shares = record.cuts[-1].share_removed
         listed = [f"{numbers.percent(s)} of the {of(k).plural}" for k, s in shares.items()]
         gone = f" Removed: {words.join(listed)}, in {len(record.cuts):,} cuts." if listed else ""
-    after = "after" if "recovery" in words.method(record.recipe) else "while and after"
+    after = "after" if words.method(record.recipe, "recover") else "while and after"
+    if zeros := words.zeroed(record):
+        assert record.sparsified is not None
+        gone += f" {zeros}, by {record.sparsified.how}."
     trained = (
         f" It was trained on {record.tokens:,} tokens {after} it was pruned."
         if record.tokens and record.cuts
@@ -87,7 +92,11 @@ def _what(record: Record) -> str:
         if record.tokens
         else " It was not trained afterwards."
     )
-    lines = [f"- {key}: `{value}`" for key, value in words.method(record.recipe).items()]
+    lines = [
+        f"- {key if section == 'prune' else f'{section}.{key}'}: `{value}`"
+        for section in words.METHOD
+        for key, value in words.method(record.recipe, section).items()
+    ]
     method = "\n\nMethod, as the recipe puts it:\n\n" + "\n".join(lines) if lines else ""
     return f"## What it is\n\nMade from {source}.{gone}{trained}{method}"
 
@@ -98,6 +107,8 @@ def _numbers(record: Record) -> str:
         return ""
     change = numbers.percent(after / before - 1, sign=True)
     rows = [f"| parameters | {before:,} | {after:,} | {change} |"]
+    if record.sparsified:
+        rows.append(f"| of them zero, in linear layers | | {record.sparsified.zeroed:,} | |")
     for name, old, new in words.both(record):
         now = "not measured" if new is None else numbers.decimal(new)
         worse = "" if new is None or not old else numbers.percent(new / old - 1, sign=True)

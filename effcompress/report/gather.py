@@ -10,6 +10,7 @@ from typing import Any
 
 from effcompress.errors import RunError
 from effcompress.kinds import of
+from effcompress.report.sparsity import Sparsified
 
 Line = Mapping[str, Any]
 
@@ -104,6 +105,7 @@ class Record:
     cuts: tuple[Removal, ...] = ()
     stages: tuple[Stage, ...] = ()
     """In their order; empty where the recipe names none."""
+    sparsified: Sparsified | None = None
     before: Evaluation | None = None
     after: Evaluation | None = None
     export: Export | None = None
@@ -213,6 +215,7 @@ def _record(lines: list[dict[str, Any]], plans: list[dict[str, Any]], recipe: st
         steps=tuple(_pick(Step, e) for e in by_kind.get("step", [])),
         cuts=tuple(_pick(Removal, e) for e in by_kind.get("cut", [])),
         stages=tuple(_pick(Stage, e) for e in by_kind.get("stage", [])),
+        sparsified=next((_pick(Sparsified, e) for e in by_kind.get("sparsify", [])), None),
         before=evaluations.get("before"),
         after=evaluations.get("after"),
         export=export[-1] if export else None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from effcompress.report import numbers, words
 from effcompress.report.gather import Evaluation, Record, gather
 from effcompress.report.pictures import Picture, alone, pictures
+from effcompress.report.sparsity import shares
 from effcompress.report.style import PAGE
 
 
@@ -103,6 +104,9 @@ def _cards(record: Record) -> Iterator[str]:
         change = numbers.percent(after / before - 1, sign=True)
         big = _arrow(numbers.count(before), numbers.count(after))
         yield _card("Parameters", big, f"{change}; {words.target(record)}")
+    if after and (made := record.sparsified):
+        small = f"{shares(made, after)}; {made.how}"
+        yield _card("Weights zeroed", numbers.count(made.zeroed), small)
     if rows := "".join(_perplexities(record)):
         yield f'<div class="card"><h3>Perplexity</h3><table class="rows">{rows}</table></div>'
     wall = (record.end or {}).get("seconds")
@@ -203,13 +207,16 @@ def _details(record: Record) -> str:
         *((name, str(run.get(name, ""))) for name in ("effcompress", "torch", "transformers")),
         ("Device", f"{run.get('device', '')}, {run.get('threads', '?')} threads"),
         *(
-            (f"Prune: {key}" if key != "recovery" else "Recovery", value)
-            for key, value in words.method(record.recipe).items()
+            (f"{section.capitalize()}: {key.replace('_', ' ')}", value)
+            for section in words.METHOD
+            for key, value in words.method(record.recipe, section).items()
         ),
     ]
     for name, data in (run.get("data") or {}).items():
         amount = f"{data.get('documents', 0):,} documents, {data.get('tokens', 0):,} tokens"
         rows.append((f"Data: {name}", f"{amount}, hash {data.get('hash', '')}"))
+    if record.sparsified is not None:
+        rows.append(("Making zeros took", record.sparsified.cost))
     if record.commit_difference is not None:
         difference = numbers.power(record.commit_difference)
         rows.append(("Shortening the tensors", f"changed no logit by more than {difference}"))

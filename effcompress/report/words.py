@@ -8,8 +8,24 @@ from typing import Any
 
 from effcompress.report import numbers
 from effcompress.report.gather import Evaluation, Record
+from effcompress.report.sparsity import shares
 
-METHOD = ("target", "space", "criterion", "hessian", "measure", "selector", "schedule", "repair")
+METHOD = {
+    "prune": (
+        "target",
+        "space",
+        "criterion",
+        "hessian",
+        "measure",
+        "selector",
+        "schedule",
+        "repair",
+        "refit",
+    ),
+    "recover": ("method", "tokens", "lora", "distill"),
+    "sparsify": ("method", "sparsity", "pattern", "sequences", "true_sequential", "skip_layers"),
+}
+"""Section of a recipe -> its keys that tell the method."""
 ARROW = "\u2192"
 
 
@@ -32,7 +48,9 @@ def verdict(record: Record) -> str:
     before, after = record.params_before, record.params_after
     if before and after:
         sizes = f"{numbers.count(before)} {ARROW} {numbers.count(after)} parameters"
-        if after < before:
+        if zeros := zeroed(record):
+            parts.append(f"{zeros}; {numbers.count(after)} parameters.")
+        elif after < before:
             parts.append(f"{numbers.percent(1 - after / before)} smaller: {sizes}.")
         else:
             parts.append(f"Nothing was removed: {numbers.count(after)} parameters.")
@@ -52,6 +70,18 @@ def verdict(record: Record) -> str:
     elif record.proof:
         parts.append("The saved model did not pass its reload proof.")
     return " ".join(parts) or "Nothing has been recorded yet."
+
+
+def zeroed(record: Record) -> str:
+    """``Parameters removed: 0, weights zeroed: 53.1M (...)``; empty where no zeros were made."""
+    before, after, made = record.params_before, record.params_after, record.sparsified
+    if not (before and after and made):
+        return ""
+    gone = numbers.count(before - after)
+    return (
+        f"Parameters removed: {gone}, weights zeroed: {numbers.count(made.zeroed)} "
+        f"({shares(made, after)})"
+    )
 
 
 def loader(record: Record) -> str:
@@ -172,13 +202,10 @@ def proof(record: Record) -> str:
     )
 
 
-def method(recipe: str) -> dict[str, str]:
-    """Key of the ``prune`` section -> what the recipe says there, on one line; and how the model
-    recovered, where that came after.
-    """
-    section = _section(recipe.splitlines(), "prune")
-    found = {key: _flat(section, key) for key in METHOD}
-    found["recovery"] = _flat(_section(recipe.splitlines(), "recover"), "method")
+def method(recipe: str, name: str = "prune") -> dict[str, str]:
+    """Key of the section ``name`` -> what the recipe says there, on one line."""
+    section = _section(recipe.splitlines(), name)
+    found = {key: _flat(section, key) for key in METHOD[name]}
     return {key: value for key, value in found.items() if value not in ("", "null", "[]", "{}")}
 
 

@@ -44,7 +44,11 @@ def plan(loaded: LoadedRecipe) -> Answer:
         "final": shape(found.axes, found.config, timeline.points[-1].widths),
         "timeline": [_row(found, p) for p in _thinned(timeline)],
     }
-    sheets = [_over_tokens(found, timeline), _final_shape(found, timeline)]
+    sheets = [_final_shape(found, timeline, price_.data.get("zeroed"))]
+    if recipe.prune:
+        sheets.insert(0, _over_tokens(found, timeline))
+    if "zeroed" in price_.data:
+        data["zeroed"] = price_.data["zeroed"]
     if recipe.loop:
         costs = _costs(recipe, found, timeline)
         data |= costs
@@ -105,11 +109,13 @@ def _over_tokens(found: Priced, timeline: Timeline) -> Sheet:
     return Sheet("Size over tokens (if kinds shrink in proportion)", columns, tuple(rows))
 
 
-def _final_shape(found: Priced, timeline: Timeline) -> Sheet:
+def _final_shape(found: Priced, timeline: Timeline, zeroed: int | None) -> Sheet:
     before = shape(found.axes, found.config, timeline.points[0].widths)
     after = shape(found.axes, found.config, timeline.points[-1].widths)
     rows = [(key, str(before.get(key, "-")), _brief(value)) for key, value in after.items()]
     rows.append(("parameters", f"{found.start:,}", f"{timeline.points[-1].params:,}"))
+    if zeroed is not None:
+        rows.append(("of them zero", "0", f"{zeroed:,}"))
     return Sheet("Shape", ("", "source", "result"), tuple(rows))
 
 

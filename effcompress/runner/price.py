@@ -10,8 +10,9 @@ from effcompress.recipe import LoadedRecipe
 from effcompress.runner.inspect import kinds_of as found_kinds
 from effcompress.runner.reach import Priced, require_reachable
 from effcompress.runner.timeline import Timeline, fastest, play
+from effcompress.runner.zeros import expected
 from effcompress.spec import Recipe
-from effcompress.types import GroupSet
+from effcompress.types import GroupSet, Widths
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,40 @@ def price(loaded: LoadedRecipe) -> Price:
         lines.append(f"architecture: not declared; traced, and proven on a small model: {kinds}")
     data: dict[str, Any] = {"params": found.start, "target_params": found.target}
     if found.target is None:
-        return Price([*lines, f"size: {found.start:,} parameters, nothing is cut"], data)
+        lines.append(f"size: {found.start:,} parameters, nothing is cut")
+        return Price([*lines, *_zeros(loaded, found, found.axes.widths, data)], data)
     share = 1 - found.target / found.start
     lines.append(f"target: {found.start:,} -> {found.target:,} parameters (-{share:.1%}), in reach")
     timeline = _on_time(loaded, recipe, found)
     data["ends_at"] = timeline.points[-1].params
     data["reached_at_tokens"] = timeline.points[-2].tokens if timeline.reached else None
     lines.append(_when(timeline))
+    lines += _zeros(loaded, found, timeline.points[-1].widths, data)
     if recipe.export.form == "auto" and _may_differ(found.sets):
         lines.append(
             "export: layers may differ in the end; the folder is then padded with zeros to the "
             "widest layer, and larger than the target (export.form: exact keeps the shapes)"
         )
     return Price(lines, data, timeline)
+
+
+def _zeros(loaded: LoadedRecipe, found: Priced, widths: Widths, data: dict[str, Any]) -> list[str]:
+    """What `sparsify` will do, once pruning is over; also into ``data``."""
+    spec = loaded.recipe.sparsify
+    counts = expected(loaded, found.axes, widths)
+    if spec is None or counts is None:
+        return []
+    weights, zeroed = counts
+    data["zeroed"] = zeroed
+    wanted = (
+        f"in the pattern {spec.pattern}"
+        if spec.pattern
+        else f"{100 * spec.share:.4g} % of each layer"
+    )
+    return [
+        f"sparsify: {spec.method.name} makes about {zeroed:,} of {weights:,} weights in linear "
+        f"layers zero, {wanted}; no parameter is removed by it"
+    ]
 
 
 def _when(timeline: Timeline) -> str:

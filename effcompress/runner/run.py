@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,21 +28,15 @@ from effcompress.runner.measured import listening, observe
 from effcompress.runner.measurement import evaluate
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
+from effcompress.runner.result import Report, result
+from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.state import RunState
 from effcompress.runner.text import corpus_of
 from effcompress.runner.timeline import stage_at, total_tokens
 from effcompress.runner.trace import family_for
+from effcompress.sparsity.hold import hold
 from effcompress.spec import Recipe
 from effcompress.types import Due
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run leaves: its folder, and the size and the perplexities of the result."""
-
-    folder: Path
-    params: int
-    perplexity: dict[str, float]
 
 
 def run(
@@ -104,14 +98,17 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     log.phase("evaluating the pruned model")
     after = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
     log.event("evaluation", when="after", params=state.params, **after)
-    seconds = before + time.monotonic() - started
+    done = result(state, folder, after["domains"])
     log.event(
-        "end", status="success", seconds=seconds, params=state.params, widths=state.pruned.widths
+        "end",
+        status="success",
+        seconds=before + time.monotonic() - started,
+        params=state.params,
+        widths=state.pruned.widths,
+        zeroed=done.zeroed,
     )
     report.write_card(folder)
-    domains = after["domains"]
-    assert isinstance(domains, dict)
-    return Report(folder, state.params, {d: v["perplexity"] for d, v in domains.items()})
+    return done
 
 
 def with_biases(model: LoadedModel, log: Log) -> LoadedModel:
@@ -187,10 +184,17 @@ def _train_and_prune(
 ) -> None:
     """The one loop. One-shot pruning is the same loop with one event at token 0."""
     recipe = state.recipe
-    log.phase(_phase(recipe, stage_at(recipe, state.tokens)), total)
-    if state.step == 0:
+    dense = recipe.sparsify is not None and not state.sparse
+    if recipe.prune or not dense:
+        log.phase(_phase(recipe, stage_at(recipe, state.tokens)), total)
+    if state.step == 0 and not state.sparse:
         _tell_stage(state, "", log)
         _prune_if_due(state, corpus, total, log)
+    if recipe.sparsify is not None and dense:
+        sparsify_event(state, recipe.sparsify, corpus, log)
+        if total:
+            _save(state, corpus, folder, log)
+            log.phase("training with zeros", total)
     recovery.begin(state, log, offline=offline)
     while state.tokens < total:
         started = time.monotonic()
@@ -224,6 +228,8 @@ def _tell_stage(state: RunState, before: str, log: Log) -> None:
 
 
 def _phase(recipe: Recipe, stage: str) -> str:
+    if recipe.sparsify is not None and recipe.prune is not None:
+        return "pruning"
     if recipe.recover is not None:
         return "recovering"
     if recipe.prune is None:
@@ -242,6 +248,7 @@ def _train_step(state: RunState, total: int, log: Log, started: float) -> None:
         losses = train.backward(state.module, batch, spec, state.objective)
     if recipe.prune:
         observe(state, recipe.prune)
+    hold(state.module, state.zeros)
     state.step += 1
     state.tokens += batch.ids_BT.numel()
     rate = train.learning_rate(spec.learning_rate, state.tokens, total)

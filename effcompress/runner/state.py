@@ -34,6 +34,7 @@ COUNTERS = (
     "removed",
     "since_commit",
     "target_reached",
+    "sparse",
     "seconds",
 )
 """Where a run is; plain JSON values."""
@@ -81,6 +82,10 @@ class RunState:
         self.positions = positions(self.pruned.parent, self.pruned.parent_sets)
         self.since_commit = 0
         self.target_reached = False
+        self.sparse: list[str] = []
+        """Weights in which zeros were made."""
+        self.zeros: dict[str, Tensor] = {}
+        """Where they are, as bools; only where training has to keep them."""
         self.seconds = 0.0
         self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
         self.grams: Grams | None = None
@@ -170,6 +175,7 @@ class RunState:
                     tensors[f"optimizer/{key}/{name}"] = value
         tensors |= {f"ledger/{k}": t for k, t in self.pruned.ledger.state_dict().items()}
         tensors |= {f"saliency/{k}": t for k, t in self.average.state_dict().items()}
+        tensors |= {f"zeros/{k}": t for k, t in self.zeros.items()}
         if self.grams is not None:
             tensors |= {f"inputs/{k}": t for k, t in self.grams.state_dict().items()}
         return Saved(values, tensors)
@@ -178,7 +184,7 @@ class RunState:
         """The state that ``snapshot`` saw, bit for bit; shapes come from the checkpoint."""
         values, tensors = saved.values, saved.tensors
         for key in COUNTERS:
-            setattr(self, key, values[key])
+            setattr(self, key, values.get(key, getattr(self, key)))  # older ones lack some
         self.stream.load_state_dict(values["stream"])
         self.influence.load_state_dict(values["influence"])
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
@@ -197,6 +203,7 @@ class RunState:
                 beside = value.shape == p.shape or bool(self.recipe.loop and self.recipe.loop.fused)
                 self.optimizer.state[p][field] = value.to(p.device) if beside else value
         self.average.load_state_dict(saved.part("saliency/"))
+        self.zeros = {k: t.to(self.device) for k, t in saved.part("zeros/").items()}
         self.watch()
         if self.grams is not None:
             held = saved.part("inputs/").items()

@@ -18,6 +18,7 @@ from effcompress.spec.key import NAME, Count, InputPath, Positive, Share, key
 from effcompress.spec.pruning import MeasureSpec, PruneSpec, ReduceSpec, TargetSpec
 from effcompress.spec.results import EvaluateSpec, ExportSpec, SaveSpec
 from effcompress.spec.source import ModelSpec
+from effcompress.spec.sparsifying import Pattern, SparsifySpec
 from effcompress.spec.text import DataSpec, DomainSpec
 from effcompress.spec.training import (
     DistillSpec,
@@ -42,6 +43,7 @@ __all__ = [
     "LoraSpec",
     "MeasureSpec",
     "ModelSpec",
+    "Pattern",
     "Positive",
     "PruneSpec",
     "Recipe",
@@ -49,6 +51,7 @@ __all__ = [
     "ReduceSpec",
     "SaveSpec",
     "Share",
+    "SparsifySpec",
     "StagesSpec",
     "TargetSpec",
     "TrainSpec",
@@ -68,8 +71,9 @@ class Recipe:
     seed: int = key("seed of everything random", 0, minimum=0, maximum=2**32 - 1)
     effcompress: str | None = key("versions this recipe is for, e.g. '>=0.1'", None)
     plugins: tuple[InputPath, ...] = key("plugin files to load, relative to the recipe", ())
-    prune: PruneSpec | None = key("pruning; without it the run only trains", None)
-    train: TrainSpec | None = key("training; without it the run only prunes", None)
+    prune: PruneSpec | None = key("pruning: a smaller model", None)
+    sparsify: SparsifySpec | None = key("zeros in a model of the same shape, after pruning", None)
+    train: TrainSpec | None = key("training; without it pruning and zeros are all", None)
     recover: RecoverSpec | None = key("training of what was pruned at once", None)
     evaluate: EvaluateSpec = key("evaluation before and after", EvaluateSpec())
     save: SaveSpec = key("checkpoints", SaveSpec())

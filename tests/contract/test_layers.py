@@ -16,6 +16,7 @@ BASE = [
     "registry",
     "spec",
     "kinds",
+    "story",
     "pulse",
     "live",
     "log",

@@ -15,6 +15,7 @@ NAMES = [
     "EffcompressError",
     "GroupSet",
     "Member",
+    "Pattern",
     "Plan",
     "PluginError",
     "RecipeError",
@@ -33,6 +34,7 @@ NAMES = [
     "schedule",
     "selector",
     "space",
+    "sparsifier",
 ]
 
 COMMANDS = ["check", "eval", "export", "fetch", "inspect", "plan", "plugins", "run", "schema"]

@@ -252,4 +252,5 @@ def test_reports_are_rebuilt_the_same(tmp_path):
 
 def test_recovery_is_told() -> None:
     recipe = "prune:\n  criterion: taylor\nrecover:\n  tokens: 1000\n  method: lora\n"
-    assert method(recipe) == {"criterion": "taylor", "recovery": "lora"}
+    assert method(recipe) == {"criterion": "taylor"}
+    assert method(recipe, "recover") == {"method": "lora", "tokens": "1000"}

@@ -238,6 +238,7 @@ def _gpt2_no_depth(config: Config) -> str:
 GPT2 = Family(
     name="gpt2",
     model_types=("gpt2",),
+    inputs=0,
     axes=(
         Axis("transformer.wte.weight", 0, "vocab"),
         Axis("transformer.wte.weight", 1, "hidden"),

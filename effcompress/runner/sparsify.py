@@ -1,0 +1,168 @@
+"""Zeros in the linear layers of a model, block by block, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effcompress.data import Corpus, digest
+from effcompress.errors import RunError
+from effcompress.log import Log
+from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
+from effcompress.measure.grams import Grams
+from effcompress.measure.squares import Squares
+from effcompress.runner.meter import Meter
+from effcompress.runner.state import RunState
+from effcompress.runner.zeros import skipped_layers
+from effcompress.sparsity.apply import reads_inputs, require_pattern, sparsified
+from effcompress.spec import SparsifySpec
+
+ALL_TOKENS = 1 << 62
+
+
+def sparsify_event(state: RunState, spec: SparsifySpec, corpus: Corpus, log: Log) -> None:
+    """Make zeros as the recipe says and write down how many; the state remembers where.
+
+    Raises RunError when pruning is not over, or a layer's inputs do not fit the pattern;
+    PluginError for a method that does not keep its word.
+    """
+    if state.recipe.prune is not None and not state.target_reached:
+        raise RunError(
+            "pruning did not reach its target, so nothing was made sparse",
+            fix="Write `schedule: {name: once, at: 0}` under prune.",
+        )
+    meter = Meter(state.device)
+    log.phase("making zeros")
+    layers = _wanted(state, spec, log)
+    params = dict(state.module.named_parameters())
+    turns = _turns(state, spec, layers, corpus, log)
+    for done, (layer, block) in enumerate(turns, start=1):
+        _block(params, layer, block, state, spec)
+        log.progress("block", done, len(layers))
+    _write_down(state, spec, layers, params, meter, log)
+
+
+def _wanted(state: RunState, spec: SparsifySpec, log: Log) -> dict[int, Layer]:
+    """Block number -> the blocks to work on; what of them stays dense is said."""
+    numbers = state.pruned.depth.layers
+    skipped = skipped_layers(spec, state.pruned.parent)
+    found: dict[int, Layer] = {}
+    params = dict(state.module.named_parameters())
+    for layer in layers_of(state.module, state.pruned.family.layer):
+        if numbers[layer.number] in skipped or not layer.linears:
+            continue
+        found[layer.number] = layer
+        for param, dim in layer.linears.items():
+            require_pattern(spec.n_of_m, tuple(params[param].shape), dim, param)
+    others = [name for layer in found.values() for name in layer.others]
+    if others:
+        left = sum(params[name].numel() for name in others)
+        log.warn(
+            f"{left:,} weights of experts and routers stay dense (the first is {others[0]}): they "
+            "have no single input"
+        )
+    if not found:
+        raise RunError("no linear layer is left to make zeros in", where="sparsify.skip_layers")
+    return found
+
+
+def _turns(
+    state: RunState, spec: SparsifySpec, layers: Mapping[int, Layer], corpus: Corpus, log: Log
+) -> Iterator[tuple[Layer, Block | None]]:
+    """The blocks to work on, each with what it reads at that time if the method asks for it."""
+    if not reads_inputs(spec.method):
+        for layer in layers.values():
+            yield layer, None
+        return
+    ids_NT = corpus.calibration(spec.sequences, state.recipe.seed)
+    log.event(
+        "calibration",
+        step=state.step,
+        sequences=ids_NT.shape[0],
+        tokens=ids_NT.numel(),
+        hash=digest(ids_NT),
+    )
+    last = max(layers)
+    for block in blockwise(state.module, state.pruned.family.layer, ids_NT):
+        if block.number in layers:
+            yield layers[block.number], block
+        if block.number == last:
+            return
+
+
+def _block(
+    params: Mapping[str, nn.Parameter],
+    layer: Layer,
+    block: Block | None,
+    state: RunState,
+    spec: SparsifySpec,
+) -> None:
+    """Make the zeros of one block."""
+    together = [list(layer.linears)]
+    if block is not None and spec.true_sequential:
+        together = block.readers()
+    for names in together:
+        moments = _moments(state, spec, layer, block, names)
+        for name in names:
+            # Stored as [I, O], a weight is worked on as [O, I].
+            transposed = layer.linears[name] == 0
+            weight = params[name].detach()
+            weight_OI = weight.T if transposed else weight
+            moment = moments.read(name) if moments is not None else None
+            if moments is not None and moment is None:
+                raise RunError("nothing went through this layer", where=name)
+            new_OI = sparsified(spec.method, weight_OI, moment, spec.share, spec.n_of_m, name)
+            with torch.no_grad():
+                params[name].copy_(new_OI.T if transposed else new_OI)
+            state.sparse.append(name)
+            if state.recipe.train is not None:  # training must know where
+                state.zeros[name] = params[name].detach() == 0
+
+
+def _moments(
+    state: RunState, spec: SparsifySpec, layer: Layer, block: Block | None, names: list[str]
+) -> Grams | Squares | None:
+    """What these layers read, over all calibration sequences; nobody listens afterwards."""
+    if block is None:
+        return None
+    dims = {name: layer.linears[name] for name in names}
+    if "gram" in spec.method.needs:
+        moments = Grams(state.module, dims, ALL_TOKENS, 1.0)
+    else:
+        moments = Squares(state.module, dims)
+    with moments.listening():
+        block.run()
+    moments.close()
+    return moments
+
+
+def _write_down(
+    state: RunState,
+    spec: SparsifySpec,
+    layers: Mapping[int, Layer],
+    params: Mapping[str, Tensor],
+    meter: Meter,
+    log: Log,
+) -> None:
+    numbers = state.pruned.depth.layers
+    rows: list[dict[str, Any]] = []
+    for layer in layers.values():
+        held = [params[name] for name in layer.linears]
+        zeroed = sum(int((p == 0).sum()) for p in held)
+        weights = sum(p.numel() for p in held)
+        rows.append({"layer": numbers[layer.number], "weights": weights, "zeroed": zeroed})
+    log.event(
+        "sparsify",
+        step=state.step,
+        method=spec.method.name,
+        sparsity=spec.share,
+        pattern=spec.pattern,
+        params=state.params,
+        weights=sum(row["weights"] for row in rows),
+        zeroed=sum(row["zeroed"] for row in rows),
+        layers=rows,
+        **vars(meter.read()),
+    )

@@ -1,0 +1,1 @@
+"""Zeros within the weights of linear layers: which, what makes up for them, and that they stay."""

@@ -1,0 +1,88 @@
+"""Ask a sparsifier for one layer's new weight, and believe nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from effcompress.errors import PluginError, RunError
+from effcompress.registry import Bound
+from effcompress.spec import Pattern
+
+INPUTS = frozenset({"input_norm", "gram"})
+"""What only passes over text can tell."""
+SLACK = 0.005
+"""Share of zeros that a method may stay below what was asked for (rounding, searches)."""
+
+
+def reads_inputs(method: Bound) -> bool:
+    """Whether the method looks at what layers read."""
+    return bool(INPUTS.intersection(method.needs))
+
+
+def require_pattern(pattern: Pattern | None, shape: tuple[int, ...], dim: int, where: str) -> None:
+    """Raises RunError when the inputs along ``dim`` do not divide into groups."""
+    if pattern is not None and shape[dim] % pattern.of:
+        raise RunError(
+            f"{shape[dim]} inputs do not divide into groups of {pattern.of}",
+            where=where,
+            fix="Write `sparsity:` instead of `pattern:`, list the layer under "
+            f"`skip_layers:`, or prune with `round_to: {pattern.of}`.",
+        )
+
+
+@torch.no_grad()
+def sparsified(
+    method: Bound,
+    weight_OI: Tensor,
+    moment: Tensor | None,
+    sparsity: float,
+    pattern: Pattern | None,
+    where: str,
+) -> Tensor:
+    """The new weight, ``[O, I]``. ``moment``: ``[I, I]`` mean of ``x x^T``, or ``[I]`` of ``x^2``.
+
+    Raises PluginError for a result of another shape, with too few zeros or none of the pattern,
+    RunError for inputs or results that are not finite.
+    """
+    available: dict[str, object] = {"weight": weight_OI, "sparsity": sparsity, "pattern": pattern}
+    if moment is not None:
+        if not bool(torch.isfinite(moment).all()):
+            raise RunError("what this layer reads is not finite", where=where)
+        available["gram"] = moment
+        square_I = moment.diagonal() if moment.dim() == 2 else moment
+        available["input_norm"] = square_I.clamp(min=0).sqrt()
+    before = weight_OI._version
+    new_OI = method(**available)
+    _require(method, weight_OI, new_OI, changed=weight_OI._version != before)
+    if not bool(torch.isfinite(new_OI).all()):
+        raise RunError(f"'{method.name}' made a weight that is not finite", where=where)
+    _require_zeros(method, new_OI, sparsity, pattern)
+    return new_OI
+
+
+def _require(method: Bound, weight_OI: Tensor, new_OI: object, *, changed: bool) -> None:
+    said = f"sparsifier '{method.name}'"
+    if changed:
+        raise PluginError(f"{said} changes its weight", where=method.plugin.where)
+    if not isinstance(new_OI, Tensor) or new_OI.shape != weight_OI.shape:
+        got = tuple(new_OI.shape) if isinstance(new_OI, Tensor) else type(new_OI).__name__
+        raise PluginError(
+            f"{said} returned {got} for a weight of shape {tuple(weight_OI.shape)}",
+            where=method.plugin.where,
+            fix="A sparsifier returns the weight, with zeros, in its shape.",
+        )
+
+
+def _require_zeros(method: Bound, new_OI: Tensor, sparsity: float, pattern: Pattern | None) -> None:
+    zero_OI = new_OI == 0
+    problem = ""
+    if float(zero_OI.double().mean()) < sparsity - SLACK - 1 / new_OI.shape[1]:
+        share = float(zero_OI.double().mean())
+        problem = f"left {share:.1%} zeros where {sparsity:.1%} were asked for"
+    elif pattern is not None:
+        groups = zero_OI.reshape(-1, pattern.of).sum(1)
+        if int(groups.min()) < pattern.zeros:
+            problem = f"left a group that is not {pattern}"
+    if problem:
+        raise PluginError(f"sparsifier '{method.name}' {problem}", where=method.plugin.where)

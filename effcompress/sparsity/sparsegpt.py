@@ -1,0 +1,143 @@
+"""SparseGPT: zeros column by column, and the columns behind take over what they can.
+
+``B`` columns of one block; the weight is held as ``[I, O]``, so that a column is contiguous.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from effcompress.errors import RunError
+from effcompress.registry import sparsifier
+from effcompress.sparsity.choose import chosen, lowest, whole
+from effcompress.spec import Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from effcompress.spec import Pattern
+
+
+@sparsifier("sparsegpt", paper="arXiv:2301.00774")
+def sparsegpt(
+    weight: Tensor,
+    gram: Tensor,
+    sparsity: float,
+    pattern: Pattern | None,
+    *,
+    mask: Literal["own", "wanda", "magnitude"] = "own",
+    block: Positive = 128,
+    damp: float = 0.01,
+    tries: Positive = 8,
+) -> Tensor:
+    """Column by column: what a zero takes from the output, the columns behind it make up for.
+
+    The optimal brain surgeon, from left to right.
+    ``H = gram + damp m I`` with ``m`` the mean of the positive diagonal entries (the scale of the
+    second moments does not matter), ``H^-1 = U^T U`` with ``U`` upper triangular. ``mask: own``:
+    before each ``block`` of columns those with the least ``w^2 / U_jj^2`` are chosen, all of its
+    rows together; with a pattern, at every ``of``-th column for each row, from weights as updated
+    by then. ``wanda`` and ``magnitude`` choose everything at the beginning, as those methods do. A
+    weight ``w_j`` that goes changes the columns behind it by ``- w_j / U_jj * U_j``.
+
+    An input that is always zero loses its weights. ``U`` is made in fp64, the columns are worked
+    through in fp32 (fp64 if the weight is). While ``H`` is not positive definite the damping grows
+    tenfold, ``tries`` times at most; RunError if that does not help. (Others then go on with the
+    identity, which is magnitude pruning under another name.)
+    """
+    import torch
+
+    dead_I = gram.diagonal() <= 0
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    factor_II = _upper(gram, dead_I, damp, tries).to(dtype)
+    work_IO = weight.T.to(dtype, copy=True).contiguous()
+    work_IO[dead_I] = 0.0
+    gone_IO = torch.zeros_like(work_IO, dtype=torch.bool)
+    if mask != "own":
+        gone_IO = _as_before(mask, weight, gram, sparsity, pattern).T.contiguous()
+    inputs = work_IO.shape[0]
+    if pattern is not None:
+        block = -(-block // pattern.of) * pattern.of  # no group lies in two blocks
+    for start in range(0, inputs, block):
+        stop = min(start + block, inputs)
+        if mask == "own" and pattern is None:
+            gone_IO[start:stop] = _lowest(work_IO, factor_II, start, stop, sparsity)
+        error_BO = _columns(
+            work_IO, factor_II, gone_IO, start, stop, pattern if mask == "own" else None
+        )
+        work_IO[stop:] -= factor_II[start:stop, stop:].T @ error_BO
+    return work_IO.T.to(weight.dtype)
+
+
+def _lowest(work_IO: Tensor, factor_II: Tensor, start: int, stop: int, sparsity: float) -> Tensor:
+    """``[B, O]`` bool: the least errors of a block, its rows and columns together. Blocks take as
+    many as make the layer's share exact.
+    """
+    score_BO = _errors(work_IO[start:stop], factor_II.diagonal()[start:stop])
+    rows = score_BO.shape[1]
+    zeros = whole(rows * stop, sparsity) - whole(rows * start, sparsity)
+    return lowest(score_BO.reshape(1, -1), zeros).view_as(score_BO)
+
+
+def _columns(
+    work_IO: Tensor,
+    factor_II: Tensor,
+    gone_IO: Tensor,
+    start: int,
+    stop: int,
+    pattern: Pattern | None,
+) -> Tensor:
+    """Work through the columns of one block, in place; ``[B, O]``, their errors over ``U_jj``."""
+    import torch
+
+    error_BO = torch.zeros_like(work_IO[start:stop])
+    for j in range(start, stop):
+        if pattern is not None and j % pattern.of == 0:
+            group = slice(j, j + pattern.of)
+            score_OM = _errors(work_IO[group], factor_II.diagonal()[group]).T
+            gone_IO[group] = lowest(score_OM, pattern.zeros).T
+        error_O = error_BO[j - start]
+        torch.mul(work_IO[j], gone_IO[j], out=error_O)
+        error_O.div_(factor_II[j, j])
+        work_IO[j:stop].addr_(factor_II[j, j:stop], error_O, alpha=-1.0)
+        work_IO[j].masked_fill_(gone_IO[j], 0.0)  # what is left of rounding
+    return error_BO
+
+
+def _errors(work_BO: Tensor, diagonal_B: Tensor) -> Tensor:
+    """``w^2 / U_jj^2``: twice what the output loses, at least."""
+    return (work_BO / diagonal_B[:, None]).square()
+
+
+def _as_before(
+    mask: str, weight: Tensor, gram: Tensor, sparsity: float, pattern: Pattern | None
+) -> Tensor:
+    """``[O, I]`` bool: what Wanda (per row) or magnitude (per layer) would choose."""
+    if mask == "magnitude":
+        return chosen(weight.abs(), sparsity, pattern, "layer")
+    score_OI = weight.abs().float() * gram.diagonal().clamp(min=0).sqrt()
+    return chosen(score_OI, sparsity, pattern, "row")
+
+
+def _upper(gram: Tensor, dead_I: Tensor, damp: float, tries: int) -> Tensor:
+    """``U`` in fp64: upper triangular, ``U^T U`` the inverse of the damped matrix.
+
+    With rows and columns in reverse, a lower Cholesky factor becomes the upper ``R`` of
+    ``H = R R^T``; then ``U = R^-1``. So the inverse itself is never formed.
+    """
+    import torch
+
+    size = 1.0 if bool(dead_I.all()) else float(gram.diagonal()[~dead_I].double().mean())
+    for attempt in range(tries):
+        damped_II = gram.to(torch.float64, copy=True)
+        damped_II.diagonal()[dead_I] = size
+        damped_II.diagonal().add_(damp * size * 10.0**attempt)
+        factor_II, failed = torch.linalg.cholesky_ex(damped_II.flip(0, 1))
+        if not int(failed):
+            eye_II = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+            return torch.linalg.solve_triangular(factor_II.flip(0, 1), eye_II, upper=True)
+    raise RunError(
+        "the second moments of a linear layer's inputs are not positive definite, whatever the "
+        "damping",
+        fix="More calibration text (sparsify.sequences), or a larger `damp`.",
+    )
