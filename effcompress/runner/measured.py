@@ -9,13 +9,15 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 
-from effcompress.data import Corpus
+from effcompress.data import Corpus, digest
+from effcompress.log import Log
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
 from effcompress.registry import Bound
 from effcompress.removal.compensate import for_linears
 from effcompress.runner.state import RunState
+from effcompress.runner.timeline import reads_text
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.score import score, score_masks
 from effcompress.spec import PruneSpec
@@ -74,7 +76,9 @@ def observe(state: RunState, prune: PruneSpec) -> None:
     state.average.update(scores, state.pruned.ledger.original)
 
 
-def measured(state: RunState, prune: PruneSpec, corpus: Corpus) -> tuple[Scores, Grams | None]:
+def measured(
+    state: RunState, prune: PruneSpec, corpus: Corpus, log: Log
+) -> tuple[Scores, Grams | None]:
     """Saliency in original order, and what layers read: as training went on, or measured now."""
     ledger, criterion = state.pruned.ledger, prune.criterion
     if averages(prune):
@@ -83,12 +87,14 @@ def measured(state: RunState, prune: PruneSpec, corpus: Corpus) -> tuple[Scores,
         stats = TrainingStats(state.module, criterion.needs, prune.hessian, state.optimizer)
         scores, grams = score(state.pruned.sets, criterion, stats), state.grams
     else:
-        scores, grams = _calibrated(state, prune, corpus)
+        scores, grams = _calibrated(state, prune, corpus, log)
     return ledger.original_order(in_original_order(scores, ledger.original, ledger.sizes)), grams
 
 
-def _calibrated(state: RunState, prune: PruneSpec, corpus: Corpus) -> tuple[Scores, Grams | None]:
-    """From passes over the calibration text, all of its tokens."""
+def _calibrated(
+    state: RunState, prune: PruneSpec, corpus: Corpus, log: Log
+) -> tuple[Scores, Grams | None]:
+    """From passes over the calibration text, all of its tokens; which they were is written down."""
     sets, criterion = state.pruned.sets, prune.criterion
     grams = taps = None
     found: Scores = {}
@@ -101,6 +107,14 @@ def _calibrated(state: RunState, prune: PruneSpec, corpus: Corpus) -> tuple[Scor
         taps = MaskGradients(state.module, state.pruned.axes, sets)
         listen.append(taps.listening(_adds(found, criterion)))
     ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
+    if reads_text(prune):
+        log.event(
+            "calibration",
+            step=state.step,
+            sequences=ids_NT.shape[0],
+            tokens=ids_NT.numel(),
+            hash=digest(ids_NT),
+        )
     stats = collect(state.module, ids_NT, criterion.needs, prune.hessian, listen)
     for listener in (grams, taps):
         if listener is not None:

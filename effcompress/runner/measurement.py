@@ -7,7 +7,7 @@ import time
 from torch import nn
 
 from effcompress import evaluation
-from effcompress.data import Corpus
+from effcompress.data import Corpus, digest
 from effcompress.spec import EvaluateSpec
 from effcompress.types import TextTokenizer
 
@@ -26,6 +26,7 @@ def evaluate(
             "loss": found.loss,
             "tokens": found.tokens,
             "sequences": found.sequences,
+            "hash": digest(ids_NT),
         }
     text = evaluation.continuation(
         module, tokenizer, spec.prompt, spec.new_tokens, corpus.bos is not None

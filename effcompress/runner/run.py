@@ -15,6 +15,7 @@ from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.errors import EffcompressError, RunError
 from effcompress.log import Log, make_view
+from effcompress.model.fingerprint import fingerprint
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
@@ -27,7 +28,7 @@ from effcompress.runner.prune import commit_event, due_now, prune_event, remaind
 from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
 from effcompress.runner.text import corpus_of
-from effcompress.runner.timeline import stage_at, total_tokens
+from effcompress.runner.timeline import reads_text, stage_at, total_tokens
 from effcompress.spec import Recipe
 from effcompress.types import Due
 
@@ -135,20 +136,34 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
         transformers=transformers.__version__,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model=model.source,
+        model_hash=fingerprint(state.module),
         params=state.params,
         target_params=wanted(target, state.params) if target else None,
         total_tokens=total,
         widths=state.pruned.widths,
         device=str(state.device),
         threads=torch.get_num_threads(),
+        measures=_measures(recipe),
         data={
-            name: {"documents": d["documents"], "tokens": d["tokens"], "hash": d["content"]}
+            name: {
+                "documents": d["documents"],
+                "tokens": d["tokens"],
+                "hash": d["content"],
+                "share": d["share"],
+                "source": d["source"],
+            }
             for name, d in corpus.summary().items()
         },
     )
     log.phase("evaluating the dense model")
     before = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
     log.event("evaluation", when="before", params=state.params, **before)
+
+
+def _measures(recipe: Recipe) -> str:
+    """Which text decides what is cut and repaired."""
+    prune = recipe.prune
+    return prune.measure.source if prune is not None and reads_text(prune) else "nothing"
 
 
 def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
@@ -235,6 +250,7 @@ def _train_step(state: RunState, total: int, log: Log, started: float) -> None:
         grad_norm=norm,
         params=state.params,
         tokens_per_second=batch.ids_BT.numel() / seconds,
+        flops=state.flops_per_token * batch.ids_BT.numel(),
         seconds=state.seconds + seconds,
     )
 

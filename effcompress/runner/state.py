@@ -16,6 +16,7 @@ from effcompress.measure.taps import MaskGradients
 from effcompress.model.load import LoadedModel
 from effcompress.removal.compensate import for_linears
 from effcompress.removal.depth import forget
+from effcompress.runner.cost import flops_per_token
 from effcompress.runner.pruned import PrunedModel
 from effcompress.saliency.average import ScoreAverage
 from effcompress.selection.lines import positions
@@ -74,6 +75,7 @@ class RunState:
         self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
         self.grams: Grams | None = None
         self.taps: MaskGradients | None = None
+        self._flops: tuple[int, float] | None = None
         self.mask_scores: Scores = {}
         """Of the step that is under way."""
         self.watch()
@@ -87,6 +89,17 @@ class RunState:
     def params(self) -> int:
         """Parameters of the model as a function: masked units do not count."""
         return self.pruned.params
+
+    @property
+    def flops_per_token(self) -> float:
+        """Forward and backward operations per token of the model as a function."""
+        if self._flops is None or self._flops[0] != self.params:
+            pruned, length = self.pruned, self.recipe.data.sequence_length
+            per_token = flops_per_token(
+                pruned.parent, pruned.config, pruned.ledger.widths(), length
+            )
+            self._flops = (self.params, per_token)
+        return self._flops[1]
 
     def watch(self, *, anew: bool = True) -> None:
         """Listen in training to what a repair or the criterion uses of it. ``anew``: also where

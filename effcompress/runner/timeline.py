@@ -18,6 +18,10 @@ from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 
 
+WITHOUT_TEXT = {"weight", "gain", "epsilon", "before", "after", "gone"}
+"""Inputs of criteria and repairs that are known without reading any text."""
+
+
 @dataclass(frozen=True)
 class Point:
     """The model after an optimizer step at which something was cut (and at the ends)."""
@@ -86,11 +90,16 @@ def fastest(budget: Budget, k: int) -> float:
     return -budget.freed(k)
 
 
+def reads_text(prune: PruneSpec) -> bool:
+    """Whether criterion or repairs use anything that only text gives (training's or calibration's).
+    """
+    needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
+    return bool(needs - WITHOUT_TEXT)
+
+
 def _first_step(prune: PruneSpec) -> int:
     """Nothing can be cut before the step after which there is a measurement."""
-    needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
-    measures = bool({"grad", "hess", "mask_grad", "gram"} & needs)
-    return int(measures and prune.measure.source == "training")
+    return int(reads_text(prune) and prune.measure.source == "training")
 
 
 def play(
