@@ -2,7 +2,8 @@
 into sequences, mix domains by weight.
 
 ``prepare`` makes a ``Corpus`` ready; a ``Stream`` of it gives training batches and can be resumed
-anywhere; ``digest`` says which tokens they were; ``needs`` lists what a recipe fetches from the hub.
+anywhere; ``digest`` says which tokens they were; ``needs`` lists what a recipe fetches from the
+hub.
 """
 
 from effcompress.data.corpus import Corpus, needs, prepare

@@ -17,7 +17,6 @@ from effcompress.selection.simulate import simulate
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 
-
 WITHOUT_TEXT = {"weight", "gain", "epsilon", "before", "after", "gone"}
 """Inputs of criteria and repairs that are known without reading any text."""
 
@@ -91,8 +90,7 @@ def fastest(budget: Budget, k: int) -> float:
 
 
 def reads_text(prune: PruneSpec) -> bool:
-    """Whether criterion or repairs use anything that only text gives (training's or calibration's).
-    """
+    """Whether criterion or repairs use anything that only text gives (training's or calibration's)."""
     needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
     return bool(needs - WITHOUT_TEXT)
 
