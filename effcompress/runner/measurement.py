@@ -17,7 +17,7 @@ def evaluate(
 ) -> dict[str, object]:
     """Perplexity per domain and one continuation, with the protocol that makes them comparable."""
     started = time.monotonic()
-    domains: dict[str, dict[str, float | int]] = {}
+    domains: dict[str, dict[str, float | int | str]] = {}
     for domain in corpus.domains:
         ids_NT = corpus.heldout(domain, spec.sequences)
         found = evaluation.perplexity(module, ids_NT, spec.batch_size)

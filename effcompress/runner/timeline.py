@@ -90,7 +90,7 @@ def fastest(budget: Budget, k: int) -> float:
 
 
 def reads_text(prune: PruneSpec) -> bool:
-    """Whether criterion or repairs use anything that only text gives (training's or calibration's)."""
+    """Whether criterion or repairs use what only text gives (training's or calibration's)."""
     needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
     return bool(needs - WITHOUT_TEXT)
 
