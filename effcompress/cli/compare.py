@@ -28,8 +28,8 @@ def compare(
     seeds: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N,...",
-            help="Run every recipe once with each of these. Default: its own seed.",
+            metavar="LIST",
+            help="Run every recipe with each, e.g. 0,1,2. Default: its own seed.",
             show_default=False,
         ),
     ] = None,

@@ -13,6 +13,8 @@ WIDTH, HEIGHT = 940, 430
 LEFT, TOP, RIGHT, BOTTOM = 76, 40, 24, 46
 LETTER, LINE = 6.7, 14.0
 """Width of a letter, height of a line of text."""
+FINE = 4
+"""Steps in which a name is moved by the height of a line."""
 DOT = 4.5
 SHAPES = ("circle", "square", "diamond", "triangle")
 
@@ -151,10 +153,10 @@ def _free(wide: float, at: tuple[float, float], taken: Sequence[Box]) -> tuple[P
     """
     x, y = at
     found: list[tuple[Place, str, Box]] = []
-    for step in range(12):
+    for step in range(25 * FINE):
         for rise in dict.fromkeys((-step, step)):
             away = 10 if not step else 22
-            top = y + 4 + rise * LINE
+            top = y + 4 + rise * LINE / FINE
             for anchor, left in (("start", x + away), ("end", x - away)):
                 first = left if anchor == "start" else left - wide
                 box = (first - 1, top - LINE + 3, first + wide + 1, top + 3)

@@ -35,7 +35,18 @@ NAMES = [
     "space",
 ]
 
-COMMANDS = ["check", "eval", "export", "fetch", "inspect", "plan", "plugins", "run", "schema"]
+COMMANDS = [
+    "check",
+    "compare",
+    "eval",
+    "export",
+    "fetch",
+    "inspect",
+    "plan",
+    "plugins",
+    "run",
+    "schema",
+]
 
 
 def test_public_names() -> None:

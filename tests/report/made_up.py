@@ -35,7 +35,7 @@ def facts(seed: int = 0, quality: float = 2.0, **changes: Any) -> Facts:
         params=TARGET + 12_345,
         target=TARGET,
         measures="calibration",
-        calibration=frozenset({Tokens(f"{seed:016x}", 16384)}),
+        calibration=frozenset({Tokens(f"{seed:x}" * 16, 16384)}),
         trained=1_000_000,
         shares={"prose": 0.5, "code": 0.5},
         text={"prose": "dd" * 16, "code": "ee" * 16},

@@ -59,6 +59,8 @@ class Facts:
     prune_seconds: float | None = None
     prune_memory: int | None = None
     """Peak in bytes while pruning."""
+    started: str | None = None
+    """ISO time."""
     seconds: float | None = None
     losses: tuple[tuple[int, float], ...] = ()
     """(tokens, training loss) of every step."""
@@ -161,6 +163,7 @@ def _facts(record: Record, lines: Sequence[Line], plans: Sequence[Line]) -> Fact
         tasks_after=_tasks(after),
         flops=sum(e["flops"] for e in steps) if all("flops" in e for e in steps) else None,
         **_cost(lines, pruned=bool(plans)),
+        started=run.get("started"),
         seconds=(record.end or {}).get("seconds"),
         losses=tuple((s.tokens, s.loss) for s in record.steps),
         layers=_touched(plans, record),

@@ -183,7 +183,6 @@ def differences(methods: Sequence[Method]) -> Found:
             yield label, flag
     yield from _other_text(methods, flagged)
     yield from _other_dense(methods, flagged)
-    yield from _other_seeds(methods)
     for label, names in missing.items():
         said = f"does not record {', '.join(names)}, so that cannot be checked"
         yield label, Flag("not recorded", said, unfair=False)
@@ -261,36 +260,3 @@ def _other_dense(methods: Sequence[Method], flagged: Mapping[str, set[str]]) -> 
                 said = f"measured another perplexity of the dense model than {label}"
                 yield m.label, Flag("dense", f"{said}: {', '.join(moved)}")
                 break
-
-
-def _other_seeds(methods: Sequence[Method]) -> Found:
-    seeds = {m.label: tuple(sorted({a.seed for a in m.attempts})) for m in methods}
-    if not seeds:
-        return
-    usual = Counter(seeds.values()).most_common(1)[0][0]
-    for label, own in seeds.items():
-        if own != usual:
-            ours, theirs = (", ".join(map(str, some)) for some in (own, usual))
-            yield label, Flag("seeds", f"has seeds {ours}; the others {theirs}", unfair=False)
-
-
-def zeroed(method: Method) -> Flag | None:
-    """Weights that are zero take as much room and time as any other."""
-    most = max((f.zeroed for f in method.done), default=0)
-    if not most:
-        return None
-    params = max(f.params for f in method.done)
-    said = (
-        f"has {most:,} weights that are zero but still there: file, memory and speed are those of "
-        f"{params:,} parameters"
-    )
-    return Flag("zeroed", said, unfair=False)
-
-
-def failed(method: Method) -> Flag | None:
-    """Seeds that gave nothing, where others did."""
-    reasons = [f"seed {a.seed}: {a.reason}" for a in method.attempts if not a.done]
-    if not reasons or not method.done:
-        return None
-    of = f"{len(reasons)} of {len(method.attempts)} runs"
-    return Flag("failed", f"has no result of {of} ({'; '.join(reasons)})", unfair=False)

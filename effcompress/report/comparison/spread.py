@@ -32,7 +32,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     # Squares of what a broken model scores would overflow.
     scale = max(abs(v) for v in known) or 1.0
     deviation = scale * statistics.stdev(v / scale for v in known)
-    return Spread(scale * statistics.fmean(v / scale for v in known), deviation, len(known))
+    return Spread(statistics.fmean(known), deviation, len(known))
 
 
 def geometric_mean(values: Iterable[float]) -> float:
