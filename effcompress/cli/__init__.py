@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from effcompress.cli import check, describe, export, look, run
+from effcompress.cli import check, compare, describe, export, look, run
 from effcompress.errors import CoverageError, EffcompressError
 
 _LINES = 3
@@ -63,6 +63,7 @@ app.command("check")(check.check)
 app.command("plan")(look.plan)
 app.command("fetch")(look.fetch)
 app.command("run")(run.run)
+app.command("compare")(compare.compare)
 app.command("inspect")(look.inspect)
 app.command("eval")(look.evaluate)
 app.command("export")(export.export)

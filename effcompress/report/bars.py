@@ -1,4 +1,6 @@
-"""Bars: perplexity of each domain, width of each layer, what is left of each kind."""
+"""Bars: perplexity of each domain, width of each layer, what is left of each kind, one value
+of each.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +85,19 @@ def left(title: str, unit: str, rows: Sequence[tuple[str, int, int, str]]) -> st
         )
     height = max(HEIGHT, TOP + 4 + len(rows) * 54)
     return frame("".join(inner), WIDTH, height, f"{title}, {unit}")
+
+
+def lying(title: str, unit: str, values: Sequence[tuple[str, float, str, str]]) -> str:
+    """One bar for each (name, value, value in words, tone), below each other."""
+    side = 12 + 6.9 * max(len(name) for name, *_ in values)
+    room = 14 + 6.6 * max(len(said) for _, _, said, _ in values)
+    x = Scale(0, max(value for _, value, *_ in values) or 1.0, side, WIDTH - room)
+    inner = [head(title, unit)]
+    for i, (name, value, said, tone) in enumerate(values):
+        y = TOP + i * 25
+        inner.append(text(side - 10, y + 14, name, f"name {tone}", "end"))
+        inner.append(_lying(x, y, value, said, f"fill {tone}"))
+    return frame("".join(inner), WIDTH, TOP + 25 * len(values) + 6, f"{title}, {unit}")
 
 
 def _lying(x: Scale, y: float, value: float, label: str, tone: str, change: str = "") -> str:

@@ -14,6 +14,7 @@ DARK = """--ground:#1b1d22;--paper:#131417;--ink:#eceae6;--soft:#a2a6b0;--rule:#
 _TONES = {
     **{name: name for name in ("after", "attention", "ffn", "hidden", "spare", "spare2")},
     "loss": "after",
+    "dense": "ink",
     "speed": "hidden",
     "rate": "spare",
 }
@@ -31,6 +32,9 @@ _SHAPES = """.pic{font-family:ui-sans-serif,system-ui,"Segoe UI",Roboto,"Helveti
 .pic .goal{stroke:var(--soft);stroke-width:1.3;stroke-dasharray:5 4}
 .pic .dot{fill:currentColor;stroke:var(--ground);stroke-width:1.5}
 .pic .outline{fill:var(--grid);stroke:var(--soft);stroke-opacity:.55;stroke-width:.8}
+.pic .again{stroke-width:1.1}.pic .shape{fill:currentColor;stroke:var(--ground);stroke-width:1.5}
+.pic .error{stroke:currentColor;stroke-width:1.3;opacity:.7}
+.pic .lead{stroke:var(--soft);stroke-width:.7;opacity:.7}
 .pic .fill{fill:currentColor}.pic .ground{fill:var(--ground)}
 .pic .spot rect{fill:transparent}.pic .spot .dot{opacity:0}
 .pic .spot:hover .dot{opacity:1}.pic .spot:hover rect{fill:var(--soft);fill-opacity:.1}

@@ -9,8 +9,9 @@ from typing import final
 
 from torch import Tensor
 
-from effcompress.data import Corpus
+from effcompress.data import Corpus, digest
 from effcompress.inputs import BACKWARD, FORWARD
+from effcompress.log import Log
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.influence import Influence
 from effcompress.measure.inputs import InputStats
@@ -19,6 +20,7 @@ from effcompress.measure.taps import MaskGradients, Take
 from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.state import RunState
+from effcompress.runner.timeline import reads_text
 from effcompress.saliency.inputs import OF_LAYERS, score_inputs
 from effcompress.saliency.score import score, score_masks
 from effcompress.spec import PruneSpec
@@ -42,10 +44,20 @@ def wants_influence(prune: PruneSpec) -> bool:
     return "influence" in prune.criterion.needs or "influence_K" in prune.selector.needs
 
 
-def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus) -> Measured:
-    """All tokens of the calibration text; ``scores`` are in physical order."""
+def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
+    """All tokens of the calibration text, whose hash is written down; ``scores`` are in physical
+    order.
+    """
     with _listeners(state, prune) as ears:
         ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
+        if reads_text(prune):
+            log.event(
+                "calibration",
+                step=state.step,
+                sequences=ids_NT.shape[0],
+                tokens=ids_NT.numel(),
+                hash=digest(ids_NT),
+            )
         needs = BACKWARD.intersection(prune.criterion.needs)
         stats = collect(state.module, ids_NT, needs, prune.hessian, ears.contexts)
     sets, criterion = state.pruned.sets, prune.criterion

@@ -35,15 +35,14 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
                 where=str(folder),
                 fix=_elsewhere(folder),
             )
-        begun = any((folder / "checkpoints").glob("step-*")) or (folder / "config.json").exists()
-        if begun and not resume:
+        if begun(folder) and not resume:
             raise RecipeError(
                 "the folder holds a run already",
                 where=str(folder),
                 fix=f"Continue it with --resume. {_elsewhere(folder)}",
             )
-        if begun:
-            _same_recipe(stored.read_text(encoding="utf-8"), resolved, folder)
+        if begun(folder):
+            same_recipe(stored.read_text(encoding="utf-8"), resolved, folder)
             return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,13 +54,21 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
         ) from error
 
 
+def begun(folder: Path) -> bool:
+    """Whether the folder holds something of a run that would be lost: a checkpoint or a model."""
+    return any((folder / "checkpoints").glob("step-*")) or (folder / "config.json").exists()
+
+
 def _elsewhere(folder: Path) -> str:
     name = folder.resolve().name or "runs/mine"
     return f"Another folder: --output {folder.parent / name}-2"
 
 
-def _same_recipe(before: str, now: str, folder: Path) -> None:
-    old, new = _values(before), _values(now)
+def same_recipe(before: str, now: str, folder: Path) -> None:
+    """Raises RecipeError with the first value that two resolved recipes do not have in common;
+    ``folder`` is where the former ran.
+    """
+    old, new = values(before), values(now)
     for key in [*old, *new]:
         if old.get(key) != new.get(key):
             raise RecipeError(
@@ -72,7 +79,7 @@ def _same_recipe(before: str, now: str, folder: Path) -> None:
             )
 
 
-def _values(resolved: str) -> dict[str, str]:
+def values(resolved: str) -> dict[str, str]:
     """Dotted key -> value as written, without the comments that tell origins."""
     found: dict[str, str] = {}
     path: list[tuple[int, str]] = []

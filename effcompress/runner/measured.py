@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from effcompress.data import Corpus
+from effcompress.log import Log
 from effcompress.measure.stats import TrainingStats, from_training
 from effcompress.runner.calibrated import Measured, adds, calibrated
 from effcompress.runner.state import RunState
@@ -69,7 +70,7 @@ def observe(state: RunState, prune: PruneSpec) -> None:
     state.average.update(scores, state.pruned.ledger.original)
 
 
-def measured(state: RunState, prune: PruneSpec, corpus: Corpus) -> Measured:
+def measured(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
     """Saliency in original order, and what else is known: as training went on, or measured now."""
     ledger, criterion = state.pruned.ledger, prune.criterion
     if averages(prune):
@@ -78,6 +79,6 @@ def measured(state: RunState, prune: PruneSpec, corpus: Corpus) -> Measured:
         stats = TrainingStats(state.module, criterion.needs, prune.hessian, state.optimizer)
         now = Measured(score(state.pruned.sets, criterion, stats, prune.reduce), state.grams)
     else:
-        now = calibrated(state, prune, corpus)
+        now = calibrated(state, prune, corpus, log)
     scores = in_original_order(now.scores, ledger.original, ledger.sizes)
     return replace(now, scores=ledger.original_order(scores))

@@ -7,7 +7,7 @@ import time
 from torch import nn
 
 from effcompress import evaluation
-from effcompress.data import Corpus
+from effcompress.data import Corpus, digest
 from effcompress.spec import EvaluateSpec
 from effcompress.types import TextTokenizer
 
@@ -17,7 +17,7 @@ def evaluate(
 ) -> dict[str, object]:
     """Perplexity per domain and one continuation, with the protocol that makes them comparable."""
     started = time.monotonic()
-    domains: dict[str, dict[str, float | int]] = {}
+    domains: dict[str, dict[str, float | int | str]] = {}
     for domain in corpus.domains:
         ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
         found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT)
@@ -26,6 +26,7 @@ def evaluate(
             "loss": found.loss,
             "tokens": found.tokens,
             "sequences": found.sequences,
+            "hash": digest(ids_NT),
         }
     text = evaluation.continuation(
         module, tokenizer, spec.prompt, spec.new_tokens, corpus.bos is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from effcompress.data import Corpus
@@ -12,6 +11,7 @@ from effcompress.measure.grams import Grams
 from effcompress.removal.selftest import same_function
 from effcompress.runner.approximate import removed_alone, split
 from effcompress.runner.measured import measured, ready
+from effcompress.runner.meter import Meter, Spent
 from effcompress.runner.refit import refit_event
 from effcompress.runner.state import RunState
 from effcompress.runner.timeline import pruning_stage
@@ -70,7 +70,8 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
     """Decide, mask, write down; commit when enough has gathered."""
     target = state.target_params
     pruned = state.pruned
-    found = measured(state, prune, corpus)
+    meter = Meter(state.device)
+    found = measured(state, prune, corpus, log)
     state.influence.add(found.influence)
     assert prune.selector is not None, "recipe.load fills in the default selector"
     choice = choose(
@@ -89,7 +90,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
         for kind, units in choice.units.items():
             state.removed[kind] = state.removed.get(kind, 0) + units
         state.since_commit += sum(choice.removed.values())
-        _write_down(state, choice, log)
+        _write_down(state, choice, meter.read(), log)
     state.target_reached = choice.exhausted
     # A block that is masked whole would learn its last bias again: it goes at once.
     whole = any(name.split(".")[0] in DEPTH for name in choice.plan)
@@ -111,7 +112,7 @@ def commit_event(state: RunState, log: Log) -> None:
     """Cut the masked units out of the tensors, with proof that nothing else changed."""
     if not state.pruned.ledger.pending():
         return
-    started = time.monotonic()
+    meter = Meter(state.device)
     probe = state.probe_BT.to(state.device)
     with same_function(state.module, probe, state.optimizer) as proof:
         layers = state.pruned.depth
@@ -122,7 +123,7 @@ def commit_event(state: RunState, log: Log) -> None:
         "commit",
         step=state.step,
         params=state.params,
-        seconds=time.monotonic() - started,
+        **vars(meter.read()),
         max_logit_difference=proof.max_logit_difference,
     )
 
@@ -139,7 +140,7 @@ def _mask(state: RunState, prune: PruneSpec, plan: Plan, inputs: Grams | None, l
     pruned.mask(exact, **how)
 
 
-def _write_down(state: RunState, choice: Choice, log: Log) -> None:
+def _write_down(state: RunState, choice: Choice, spent: Spent, log: Log) -> None:
     cut = Cut(
         step=state.step,
         tokens=state.tokens,
@@ -162,4 +163,5 @@ def _write_down(state: RunState, choice: Choice, log: Log) -> None:
         removed=choice.removed,
         share_removed={kind: sum(shares) / len(shares) for kind, shares in gone.items()},
         saliency=choice.lowest,
+        **vars(spent),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,12 +14,9 @@ from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.errors import EffcompressError, RunError
 from effcompress.log import Log, make_view
-from effcompress.model.biases import add_biases, biased
-from effcompress.model.lineage import parent_of
+from effcompress.model.fingerprint import fingerprint
 from effcompress.model.load import LoadedModel
-from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
-from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.runner import recovery
 from effcompress.runner.export import export_and_prove
 from effcompress.runner.folder import open_folder, output_folder
@@ -29,11 +25,11 @@ from effcompress.runner.measurement import evaluate
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
 from effcompress.runner.result import Report, result
+from effcompress.runner.source import load_source
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.state import RunState
 from effcompress.runner.text import corpus_of
-from effcompress.runner.timeline import stage_at, total_tokens
-from effcompress.runner.trace import family_for
+from effcompress.runner.timeline import reads_text, stage_at, total_tokens
 from effcompress.sparsity.hold import hold
 from effcompress.spec import Recipe
 from effcompress.types import Due
@@ -81,10 +77,7 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     log.rewind(saved.values["log"] if saved else {})
     for text in damaged:
         log.warn(text)
-    model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
-    prune = recipe.prune
-    if prune and (for_biases(prune.repair) or for_streams(prune)):
-        model = with_biases(model, log)
+    model = load_source(recipe, log, offline=offline)
     total = total_tokens(recipe)
     corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
     state = RunState(recipe, model, corpus)
@@ -109,16 +102,6 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     )
     report.write_card(folder)
     return done
-
-
-def with_biases(model: LoadedModel, log: Log) -> LoadedModel:
-    """A place for repairs to write to; the function stays."""
-    plain = parent_of(model.config)
-    family = family_for(plain)
-    config = {**model.config, **biased(family, plain)}
-    if added := add_biases(model.module, family, config):
-        log.note(f"{added:,} biases added, all zero: a repair writes into them")
-    return replace(model, config=config)
 
 
 def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resumed: bool) -> Corpus:
@@ -148,20 +131,34 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
         transformers=transformers.__version__,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model=model.source,
+        model_hash=fingerprint(state.module),
         params=state.params,
         target_params=state.target_params if recipe.prune else None,
         total_tokens=total,
         widths=state.pruned.widths,
         device=str(state.device),
         threads=torch.get_num_threads(),
+        measures=_measures(recipe),
         data={
-            name: {"documents": d["documents"], "tokens": d["tokens"], "hash": d["content"]}
+            name: {
+                "documents": d["documents"],
+                "tokens": d["tokens"],
+                "hash": d["content"],
+                "share": d["share"],
+                "source": d["source"],
+            }
             for name, d in corpus.summary().items()
         },
     )
     log.phase("evaluating the dense model")
     before = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
     log.event("evaluation", when="before", params=state.params, **before)
+
+
+def _measures(recipe: Recipe) -> str:
+    """Which text decides what is cut and repaired."""
+    prune = recipe.prune
+    return prune.measure.source if prune is not None and reads_text(prune) else "nothing"
 
 
 def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
@@ -265,6 +262,7 @@ def _train_step(state: RunState, total: int, log: Log, started: float) -> None:
         grad_norm=norm,
         params=state.params,
         tokens_per_second=batch.ids_BT.numel() / seconds,
+        flops=state.flops_per_token * batch.ids_BT.numel(),
         seconds=state.seconds + seconds,
     )
 

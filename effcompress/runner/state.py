@@ -17,6 +17,7 @@ from effcompress.measure.taps import MaskGradients
 from effcompress.model.load import LoadedModel
 from effcompress.removal.depth import forget
 from effcompress.removal.repairs import for_linears, need_second_moments
+from effcompress.runner.cost import flops_per_token
 from effcompress.runner.pruned import PrunedModel
 from effcompress.runner.target import target_of
 from effcompress.saliency.average import ScoreAverage
@@ -94,6 +95,7 @@ class RunState:
         self.lora: Lora | None = None
         """Attached in recovery; what is trained then are its updates alone."""
         self.objective: Objective = next_token
+        self._flops: tuple[int, float] | None = None
         self.mask_scores: Scores = {}
         """Of the step that is under way."""
         self.watch()
@@ -128,6 +130,17 @@ class RunState:
     def reset_objective(self) -> None:
         """Train on the text itself again."""
         self.objective = next_token
+
+    @property
+    def flops_per_token(self) -> float:
+        """Forward and backward operations per token of the model as a function."""
+        if self._flops is None or self._flops[0] != self.params:
+            pruned, length = self.pruned, self.recipe.data.sequence_length
+            per_token = flops_per_token(
+                pruned.parent, pruned.config, pruned.ledger.widths(), length
+            )
+            self._flops = (self.params, per_token)
+        return self._flops[1]
 
     def watch(self, *, anew: bool = True) -> None:
         """Listen in training to what a repair or the criterion uses of it. ``anew``: also where

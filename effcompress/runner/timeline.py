@@ -17,6 +17,19 @@ from effcompress.selection.simulate import simulate
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 
+WITHOUT_TEXT = {
+    "weight",
+    "gain",
+    "epsilon",
+    "before",
+    "after",
+    "gone",
+    "kind",
+    "layer",
+    "positions",
+}
+"""Inputs of criteria and repairs that are known without reading any text."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -88,11 +101,16 @@ def fastest(budget: Budget, k: int) -> float:
     return -budget.freed(k)
 
 
+def reads_text(prune: PruneSpec) -> bool:
+    """Whether criterion or repairs use what only text gives (training's or calibration's)."""
+    needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
+    selects = prune.selector is not None and "influence_K" in prune.selector.needs
+    return selects or bool(needs - WITHOUT_TEXT)
+
+
 def _first_step(prune: PruneSpec) -> int:
     """Nothing can be cut before the step after which there is a measurement."""
-    needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
-    measures = bool({"grad", "hess", "mask_grad", "gram", "mean"} & needs)
-    return int(measures and prune.measure.source == "training")
+    return int(reads_text(prune) and prune.measure.source == "training")
 
 
 def play(

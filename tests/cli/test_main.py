@@ -167,7 +167,8 @@ def test_unknown_words_are_the_users_mistake(effcompress, words):
     assert effcompress(*words)[0] == 2
 
 
-COMMANDS = ["run", "check", "plan", "inspect", "fetch", "eval", "export", "schema", "plugins"]
+COMMANDS = ["run", "check", "plan", "compare", "inspect", "fetch", "eval", "export"]
+COMMANDS += ["schema", "plugins"]
 
 
 @pytest.mark.parametrize("words", [(), *((c,) for c in COMMANDS), ("plugins", "show")])

@@ -37,7 +37,18 @@ NAMES = [
     "sparsifier",
 ]
 
-COMMANDS = ["check", "eval", "export", "fetch", "inspect", "plan", "plugins", "run", "schema"]
+COMMANDS = [
+    "check",
+    "compare",
+    "eval",
+    "export",
+    "fetch",
+    "inspect",
+    "plan",
+    "plugins",
+    "run",
+    "schema",
+]
 
 
 def test_public_names() -> None:

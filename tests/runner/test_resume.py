@@ -25,8 +25,8 @@ def start(path: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
 
 
 def record(out: Path) -> list[dict]:
-    """The record without what a clock measured."""
-    clock = {"seconds", "tokens_per_second", "started"}
+    """The record without what a clock or the system measured."""
+    clock = {"seconds", "tokens_per_second", "started", "memory_bytes"}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in clock} for line in lines]
 

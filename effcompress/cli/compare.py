@@ -1,0 +1,136 @@
+"""``effcompress compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from effcompress.cli.arguments import AsJson, Offline, Overrides, print_json
+from effcompress.errors import RecipeError
+
+if TYPE_CHECKING:
+    from effcompress.report.comparison import Comparison, Grid
+
+_GAP = 2
+
+
+def compare(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RECIPE_OR_RUN",
+            help="Recipe files (.yaml) and folders of runs.",
+            show_default=False,
+        ),
+    ],
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Run every recipe with each, e.g. 0,1,2. Default: its own seed.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Output folder. Default: comparisons/ and a name made of theirs."
+        ),
+    ] = None,
+    set_: Overrides = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Runs at the same time, each a process. 0: no processes; one that dies ends all.",
+        ),
+    ] = 1,
+    offline: Offline = False,
+    json: AsJson = False,
+) -> None:
+    """Run recipes, and put the results side by side.
+
+    What has run before is not run again: the same command continues.
+    --set holds for all recipes.
+    """
+    from effcompress.cli.progress import make_progress
+    from effcompress.report.comparison import plain
+    from effcompress.runner.compare import compare as compare_all
+
+    page, found = compare_all(
+        targets,
+        progress=make_progress(plain=not jobs),
+        seeds=_numbers(seeds),
+        overrides=set_ or (),
+        output=output,
+        at_once=jobs,
+        offline=offline,
+    )
+    if json:
+        print_json(plain(found))
+    else:
+        _show(found, page)
+    if not any(row.done for row in found.rows if row.size is not None):
+        raise typer.Exit(1)
+
+
+def _numbers(seeds: str | None) -> list[int]:
+    """``0,1,2`` -> numbers, each once."""
+    words = [word.strip() for word in (seeds or "").split(",") if word.strip()]
+    if not all(word.isdecimal() and int(word) < 2**32 for word in words):
+        raise RecipeError(
+            f"'{seeds}' is no list of seeds", where="--seeds", fix="Write e.g. --seeds 0,1,2."
+        )
+    return list(dict.fromkeys(int(word) for word in words))
+
+
+def _show(found: Comparison, page: Path) -> None:
+    """Conditions, as much of the table as the terminal is wide, footnotes, where the rest is."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from effcompress.report.comparison import brief
+
+    console = Console(highlight=False)
+    lines = Table.grid(padding=(0, _GAP))
+    for title, words in found.conditions:
+        lines.add_row(Text(title, style="dim"), Text(words))
+    console.print(lines)
+    console.print()
+    shown, left = fitting(brief(found), console.width)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, _GAP, 0, 0))
+    for number, title in enumerate(shown.header):
+        table.add_column(Text(title), justify="right" if number else "left", overflow="fold")
+    for row, cells in zip(found.rows, shown.rows, strict=True):
+        style = {"best": "bold"}.get(row.mark, "italic" if row.size is None else "")
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    console.print(table)
+    console.print()
+    for letter, words in found.notes:
+        console.print(Text(f"[{letter}] {words}"))
+    for row in found.rows:
+        if row.reason:
+            console.print(Text(f"{row.label}: {row.reason}", style="red"))
+    for claim in found.claims:
+        console.print(Text(claim))
+    if left:
+        console.print(Text(f"In the files also: {', '.join(left)}.", style="dim"))
+    typer.echo(f"page  {page}")
+    typer.echo(f"data  {page.with_suffix('.json')}, .csv, .md")
+
+
+def fitting(grid: Grid, width: int) -> tuple[Grid, list[str]]:
+    """As many of the first columns as fit, and the titles of the others."""
+    widths = [
+        max(len(title), *(len(row[k]) for row in grid.rows)) for k, title in enumerate(grid.header)
+    ]
+    taken, used = 1, widths[0]
+    while taken < len(widths) and used + _GAP + widths[taken] <= width:
+        used += _GAP + widths[taken]
+        taken += 1
+    cut = type(grid)(grid.header[:taken], tuple(row[:taken] for row in grid.rows))
+    return cut, list(grid.header[taken:])

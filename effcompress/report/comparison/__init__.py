@@ -1,0 +1,49 @@
+"""Several runs side by side: read their records, flag what keeps them from being compared, say who
+is best and who is tied, and write it down.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from effcompress.report.comparison.facts import Attempt, Method, read
+from effcompress.report.comparison.page import page
+from effcompress.report.comparison.pictures import pictures
+from effcompress.report.comparison.rows import Comparison, compare
+from effcompress.report.comparison.tables import (
+    Grid,
+    as_json,
+    brief,
+    comma_separated,
+    markdown,
+    plain,
+)
+from effcompress.report.page import replace
+
+__all__ = [
+    "Attempt",
+    "Comparison",
+    "Grid",
+    "Method",
+    "brief",
+    "compare",
+    "plain",
+    "read",
+    "write",
+]
+
+FILES = ("comparison.json", "comparison.csv", "comparison.md", "comparison.html")
+"""What ``write`` leaves."""
+
+
+def write(folder: Path, comparison: Comparison) -> Path:
+    """Write all ``FILES`` into ``folder``; the page's path comes back."""
+    texts = (
+        as_json(comparison),
+        comma_separated(comparison),
+        markdown(comparison),
+        page(comparison, pictures(comparison)),
+    )
+    for name, text in zip(FILES, texts, strict=True):
+        replace(folder / name, text)
+    return folder / FILES[-1]

@@ -1,0 +1,240 @@
+"""The columns of a comparison: what each is, of a method and of the dense model, and how it is
+written.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from effcompress.report import numbers
+from effcompress.report.comparison.facts import Facts
+from effcompress.report.comparison.spread import Spread, geometric_mean
+
+Number = Callable[[Facts], float | None]
+QUALITY = "perplexity"
+"""Key of the column that methods are ranked by."""
+HUGE = 1e6
+EQUAL = 1e-9
+"""A smaller share of the mean is no spread: all seeds gave the same."""
+PLUS_MINUS = "\u00b1"
+
+
+@dataclass(frozen=True)
+class Column:
+    """``of`` gives a run's number, ``dense`` that of the model it started from. ``brief`` is the
+    title where there is little room; ``help`` one sentence. ``write`` writes a mean, ``spreads``
+    says whether the deviation is written too.
+    """
+
+    key: str
+    title: str
+    brief: str
+    help: str
+    of: Number
+    dense: Number
+    write: Callable[[float], str]
+    spreads: bool = False
+
+    def cell(self, value: Spread | None) -> str:
+        """What is written for a value; nothing where it is not known."""
+        if value is None:
+            return ""
+        text = self.write(value.mean)
+        if self.spreads and value.deviation and value.deviation > EQUAL * abs(value.mean):
+            text += f" {PLUS_MINUS} {self.write(value.deviation)}"
+        return text
+
+
+def perplexity(value: float) -> str:
+    """``23.41``; a power of ten where there are too many digits."""
+    return numbers.power(value) if abs(value) >= HUGE else numbers.decimal(value)
+
+
+def share(value: float) -> str:
+    """``45.3 %``."""
+    return f"{100 * value:.1f} %"
+
+
+def operations(value: float) -> str:
+    """``1.2·10¹⁵``."""
+    return numbers.power(value)
+
+
+def amount(value: float) -> str:
+    """``113.01M``, ``18.79k``, ``512``: enough digits to see half a percent."""
+    size, unit = next(((s, u) for s, u in numbers.UNITS if abs(value) >= s), (1.0, ""))
+    return (
+        f"{value / size:.0f}" if size == 1 else f"{value / size:.2f}".rstrip("0").rstrip(".") + unit
+    )
+
+
+def nothing(_: Facts) -> float:
+    """What the dense model has of what only pruning brings."""
+    return 0.0
+
+
+def unknown(_: Facts) -> None:
+    """What the dense model has of what only runs have."""
+
+
+def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
+    """Those that somebody has a number for; of the sizes and of perplexity, always all."""
+    known = list(facts)
+    return (*_size(), *_quality(known), *_spent())
+
+
+def _size() -> list[Column]:
+    found = [
+        Column(
+            "params",
+            "parameters",
+            "params",
+            "parameters of the result (a tied embedding counts once)",
+            lambda f: f.params,
+            lambda f: f.dense_params,
+            amount,
+        ),
+        Column(
+            "removed",
+            "removed",
+            "removed",
+            "parameters that are gone: the file is smaller and the model faster",
+            lambda f: f.dense_params - f.params,
+            nothing,
+            amount,
+        ),
+    ]
+    zeroed = Column(
+        "zeroed",
+        "zeroed",
+        "zeroed",
+        "weights that are zero but still there: file and speed are unchanged",
+        lambda f: f.zeroed,
+        nothing,
+        amount,
+    )
+    return [*found, zeroed]
+
+
+def _quality(known: list[Facts]) -> list[Column]:
+    found = [
+        Column(
+            QUALITY,
+            "perplexity",
+            "perplexity",
+            "of held-out text, per token: the geometric mean over the domains; lower is better",
+            lambda f: _mean(f.after),
+            lambda f: _mean(f.before),
+            perplexity,
+            spreads=True,
+        )
+    ]
+    domains = _names(f.after or f.before for f in known)
+    for name in domains if len(domains) > 1 else ():
+        found.append(
+            Column(
+                f"{QUALITY}/{name}",
+                name,
+                name,
+                f"perplexity of held-out text of the domain {name}",
+                lambda f, name=name: (f.after or {}).get(name),
+                lambda f, name=name: (f.before or {}).get(name),
+                perplexity,
+                spreads=True,
+            )
+        )
+    tasks = _names(f.tasks_after or f.tasks_before for f in known)
+    if tasks:
+        found.append(
+            Column(
+                "accuracy",
+                "accuracy",
+                "acc",
+                f"mean over the {len(tasks)} zero-shot tasks; higher is better",
+                lambda f: _average(f.tasks_after, tasks),
+                lambda f: _average(f.tasks_before, tasks),
+                share,
+                spreads=True,
+            )
+        )
+    for name in tasks if len(tasks) > 1 else ():
+        found.append(
+            Column(
+                f"accuracy/{name}",
+                name,
+                name,
+                f"accuracy in the zero-shot task {name}",
+                lambda f, name=name: (f.tasks_after or {}).get(name),
+                lambda f, name=name: (f.tasks_before or {}).get(name),
+                share,
+            )
+        )
+    return found
+
+
+def _spent() -> list[Column]:
+    return [
+        Column(
+            "trained",
+            "training tokens",
+            "tokens",
+            "tokens trained on after (or while) pruning",
+            lambda f: f.trained,
+            nothing,
+            amount,
+        ),
+        Column(
+            "flops",
+            "training FLOPs",
+            "FLOPs",
+            "operations of training, forward and backward, counted at the size of every step",
+            lambda f: f.flops,
+            nothing,
+            operations,
+        ),
+        Column(
+            "prune_seconds",
+            "pruning time",
+            "prune",
+            "seconds spent on measuring, choosing and removing; saliency that rides on training is "
+            "part of training",
+            lambda f: f.prune_seconds,
+            unknown,
+            numbers.duration,
+        ),
+        Column(
+            "prune_memory",
+            "pruning memory",
+            "memory",
+            "peak while pruning: of the process on a CPU, of the device on a GPU",
+            lambda f: f.prune_memory,
+            unknown,
+            numbers.size,
+        ),
+        Column(
+            "seconds",
+            "wall time",
+            "time",
+            "of the whole run: evaluation, training, export and its proof included",
+            lambda f: f.seconds,
+            unknown,
+            numbers.duration,
+        ),
+    ]
+
+
+def _mean(domains: Mapping[str, float] | None) -> float | None:
+    return geometric_mean(domains.values()) if domains else None
+
+
+def _average(tasks: Mapping[str, float] | None, all_of: list[str]) -> float | None:
+    """Nothing where a task is missing: means over different tasks are not comparable."""
+    if not tasks or any(name not in tasks for name in all_of):
+        return None
+    return statistics.fmean(tasks[name] for name in all_of)
+
+
+def _names(found: Iterable[Mapping[str, float] | None]) -> list[str]:
+    return list(dict.fromkeys(name for one in found for name in one or ()))

@@ -1,0 +1,262 @@
+"""What keeps two methods from being compared, as a flag for each that differs from the others.
+
+What most methods have in common is the usual; of equally many, what comes first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from effcompress.report import numbers
+from effcompress.report.comparison.facts import CALIBRATION, Facts, Method, Tokens
+
+SAME_SIZE = 0.005
+"""Parameters that count as equal."""
+SAME_DENSE = 1e-3
+"""Perplexities of one dense model by one protocol that count as equal (threads and kernels round
+differently)."""
+SHOWN = 8
+"""Digits of a hash that people are shown."""
+_OF_THE_TEXT = ("continuation",)
+"""Of the protocol: what perplexity does not depend on."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """``kind`` is one word; ``words`` say of a method what differs, without its name. A method
+    with an ``unfair`` flag is shown, but not ranked.
+    """
+
+    kind: str
+    words: str
+    unfair: bool = True
+
+
+Found = Iterator[tuple[str, Flag]]
+Value = Hashable
+NOT_RECORDED, DOES_NOT_APPLY = "not recorded", "does not apply"
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that all methods must have in common. ``of`` gives it, or one of the two words
+    above; ``words`` say how one differs from the usual. ``by_seed``: seeds may change it.
+    """
+
+    kind: str
+    name: str
+    of: Callable[[Facts], Value]
+    words: Callable[[Facts, Facts], str]
+    by_seed: bool = False
+    unfair: bool = True
+
+
+def short(hash: str | None) -> str:
+    """A hash as people are shown it."""
+    return hash[:SHOWN] if hash else "not recorded"
+
+
+def tokens(some: Mapping[str, Tokens]) -> str:
+    """``letters 93 tokens (hash 1f2e3d4c), ...``."""
+    return ", ".join(f"{n} {t.number:,} tokens (hash {short(t.hash)})" for n, t in some.items())
+
+
+def mixture(shares: Mapping[str, float]) -> str:
+    """``letters 33.3 %, numbers 66.7 %``."""
+    return ", ".join(f"{name} {numbers.percent(share)}" for name, share in shares.items())
+
+
+def protocol(facts: Facts) -> dict[str, Any]:
+    """How perplexity was measured."""
+    return {k: v for k, v in (facts.protocol or {}).items() if k not in _OF_THE_TEXT}
+
+
+def _protocol(facts: Facts) -> Value:
+    return tuple(sorted((k, str(v)) for k, v in protocol(facts).items())) or NOT_RECORDED
+
+
+def _other_protocol(one: Facts, usual: Facts) -> str:
+    a, b = protocol(one), protocol(usual)
+    parts = [
+        f"{key.replace('_', ' ')} {a.get(key, 'not stated')} instead of {b.get(key, 'not stated')}"
+        for key in dict.fromkeys((*b, *a))
+        if a.get(key) != b.get(key)
+    ]
+    return f"was evaluated by another protocol: {', '.join(parts)}"
+
+
+def _heldout(facts: Facts) -> Value:
+    found = facts.heldout or {}
+    if not found or any(t.hash is None for t in found.values()):
+        return NOT_RECORDED
+    return tuple(sorted((name, t.hash, t.number) for name, t in found.items()))
+
+
+def _other_heldout(one: Facts, usual: Facts) -> str:
+    a, b = dict(one.heldout or {}), dict(usual.heldout or {})
+    ours = {name: t for name, t in a.items() if b.get(name) != t}
+    theirs = {name: t for name, t in b.items() if a.get(name) != t}
+    return (
+        f"was evaluated on other held-out text: {tokens(ours) or 'none'} instead of "
+        f"{tokens(theirs) or 'none'}"
+    )
+
+
+def _calibration(facts: Facts) -> Value:
+    if facts.measures is None:
+        return NOT_RECORDED
+    return facts.calibration if facts.measures == CALIBRATION else DOES_NOT_APPLY
+
+
+def calibration(facts: Facts) -> str:
+    """``4,096 (hash 1f2e3d4c)``."""
+    said = sorted(facts.calibration, key=lambda t: (t.number, t.hash or ""))
+    return ", ".join(f"{t.number:,} (hash {short(t.hash)})" for t in said) or "none"
+
+
+def _shares(facts: Facts) -> Value:
+    if facts.shares is None:
+        return NOT_RECORDED
+    return tuple(sorted((name, round(share, 9)) for name, share in facts.shares.items()))
+
+
+def _environment(facts: Facts) -> Value:
+    return tuple(sorted((facts.environment or {}).items())) or NOT_RECORDED
+
+
+def _other_environment(one: Facts, usual: Facts) -> str:
+    a, b = one.environment or {}, usual.environment or {}
+    parts = [f"{key} {a.get(key)} instead of {b.get(key)}" for key in b if a.get(key) != b.get(key)]
+    return f"ran elsewhere ({', '.join(parts)}): do not compare times and memory"
+
+
+CHECKS = (
+    Check(
+        "checkpoint",
+        "the weights it starts from",
+        lambda f: f.source_hash or NOT_RECORDED,
+        lambda a, b: (
+            f"starts from other weights: {a.source} (hash {short(a.source_hash)}) instead of "
+            f"{b.source} (hash {short(b.source_hash)})"
+        ),
+        by_seed=True,
+    ),
+    Check("protocol", "its evaluation protocol", _protocol, _other_protocol),
+    Check("held-out", "its held-out tokens", _heldout, _other_heldout),
+    Check(
+        "calibration",
+        "its calibration tokens",
+        _calibration,
+        lambda a, b: (
+            f"was calibrated on other tokens: {calibration(a)} instead of {calibration(b)}"
+        ),
+        by_seed=True,
+    ),
+    Check(
+        "training",
+        "its training tokens",
+        lambda f: f.trained,
+        lambda a, b: f"was trained on {a.trained:,} tokens instead of {b.trained:,}",
+    ),
+    Check(
+        "mixture",
+        "its mixture of text",
+        _shares,
+        lambda a, b: (
+            f"reads another mixture: {mixture(a.shares or {})} instead of {mixture(b.shares or {})}"
+        ),
+    ),
+    Check("environment", "where it ran", _environment, _other_environment, unfair=False),
+)
+
+
+def differences(methods: Sequence[Method]) -> Found:
+    """(label, flag) for everything in which finished runs of a method differ from the usual."""
+    missing: dict[str, list[str]] = {}
+    flagged: dict[str, set[str]] = {}
+    for check in CHECKS:
+        for label, flag in _unusual(methods, check, missing):
+            flagged.setdefault(label, set()).add(check.kind)
+            yield label, flag
+    yield from _other_text(methods, flagged)
+    yield from _other_dense(methods, flagged)
+    for label, names in missing.items():
+        said = f"does not record {', '.join(names)}, so that cannot be checked"
+        yield label, Flag("not recorded", said, unfair=False)
+
+
+def _unusual(methods: Sequence[Method], check: Check, missing: dict[str, list[str]]) -> Found:
+    everything = [(m.label, facts) for m in methods for facts in m.done]
+    said: set[str] = set()
+    for label, facts in everything:
+        if label in said:
+            continue
+        value = check.of(facts)
+        if value == NOT_RECORDED:
+            said.add(label)
+            missing.setdefault(label, []).append(check.name)
+        if value in (NOT_RECORDED, DOES_NOT_APPLY):
+            continue
+        peers = [(n, f) for n, f in everything if not check.by_seed or f.seed == facts.seed]
+        if len({n for n, _ in peers}) < 2:  # no other has this seed: all of theirs will do
+            peers = everything
+        usual = _usual(check.of, peers)
+        if usual is not None and check.of(usual) != value:
+            theirs = [check.of(f) for n, f in peers if n != label]
+            if peers is everything and check.by_seed and value in theirs:
+                continue
+            said.add(label)
+            yield label, Flag(check.kind, check.words(facts, usual), check.unfair)
+
+
+def _usual(of: Callable[[Facts], Value], peers: Sequence[tuple[str, Facts]]) -> Facts | None:
+    """Facts with the value that most methods have: one vote for each method."""
+    votes = Counter[Value]()
+    first: dict[Value, Facts] = {}
+    for label, value in dict.fromkeys((label, of(facts)) for label, facts in peers):
+        if value not in (NOT_RECORDED, DOES_NOT_APPLY):
+            votes[value] += 1
+            first.setdefault(value, next(f for n, f in peers if n == label and of(f) == value))
+    return first[votes.most_common(1)[0][0]] if votes else None
+
+
+def _other_text(methods: Sequence[Method], flagged: Mapping[str, set[str]]) -> Found:
+    """Other text in the same amounts: what the hashes of all text show, once nothing else that
+    changes them differs.
+    """
+    changes = {"training", "mixture", "held-out", "protocol"}
+    alike = [m for m in methods if not changes & flagged.get(m.label, set())]
+
+    def of(facts: Facts) -> Value:
+        return tuple(sorted(facts.text.items())) if facts.text else NOT_RECORDED
+
+    def words(one: Facts, usual: Facts) -> str:
+        ours, theirs = one.text or {}, usual.text or {}
+        named = ", ".join(name for name in ours if ours[name] != theirs.get(name))
+        return f"reads other text in {named}"
+
+    yield from _unusual(alike, Check("text", "its text", of, words), {})
+
+
+def _other_dense(methods: Sequence[Method], flagged: Mapping[str, set[str]]) -> Found:
+    """One dense model, one protocol, one text: every run must have measured the same."""
+    changes = {"checkpoint", "protocol", "held-out"}
+    seen: dict[int, tuple[str, Facts]] = {}
+    for m in methods:
+        if changes & flagged.get(m.label, set()):
+            continue
+        for facts in m.done:
+            label, first = seen.setdefault(facts.seed, (m.label, facts))
+            moved = [
+                f"{domain} {numbers.decimal(value)} instead of {numbers.decimal(had)}"
+                for domain, value in (facts.before or {}).items()
+                if (had := (first.before or {}).get(domain)) is not None
+                and abs(value / had - 1) > SAME_DENSE
+            ]
+            if moved:
+                said = f"measured another perplexity of the dense model than {label}"
+                yield m.label, Flag("dense", f"{said}: {', '.join(moved)}")
+                break

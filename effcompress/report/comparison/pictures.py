@@ -1,0 +1,143 @@
+"""The pictures of a comparison."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from effcompress.report import bars, numbers
+from effcompress.report.axes import Point, smooth
+from effcompress.report.chart import Chart, Labels, Line, draw
+from effcompress.report.comparison import columns
+from effcompress.report.comparison.columns import QUALITY, Column
+from effcompress.report.comparison.rows import Comparison, Row
+from effcompress.report.scatter import SHAPES, Scatter, Spot
+from effcompress.report.scatter import draw as draw_scatter
+
+TONES = ("after", "attention", "hidden", "spare", "spare2")
+"""Colours of methods, in turn."""
+LINES = 12
+"""Lines that one chart can name beside their ends."""
+FAR = 2.5
+"""Values this many times apart are drawn on a logarithmic axis."""
+
+
+def pictures(comparison: Comparison) -> dict[str, str]:
+    """Name -> ``<svg>``, in reading order; only those that there are numbers for."""
+    drawn = {
+        "parameters": _quality_over(comparison, "params", numbers.counts),
+        "operations": _quality_over(comparison, "flops", _operations, zero=True),
+        "loss": _loss(comparison),
+        "prune_seconds": _bars(comparison, "prune_seconds"),
+        "prune_memory": _bars(comparison, "prune_memory"),
+    }
+    return {name: svg for name, svg in drawn.items() if svg}
+
+
+def look(comparison: Comparison, row: Row) -> tuple[str, str]:
+    """Colour and shape of a row, the same in all pictures."""
+    if row.size is None:
+        return "dense", SHAPES[0]
+    number = [r.label for r in comparison.rows if r.size is not None].index(row.label)
+    return TONES[number % len(TONES)], SHAPES[number // len(TONES) % len(SHAPES)]
+
+
+def _column(comparison: Comparison, key: str) -> Column:
+    return next(c for c in comparison.columns if c.key == key)
+
+
+def _quality_over(comparison: Comparison, key: str, labels: Labels, *, zero: bool = False) -> str:
+    """Perplexity over another column; nothing where that column is zero for all."""
+    over, quality = _column(comparison, key), _column(comparison, QUALITY)
+    spots = [
+        _spot(comparison, row, over, quality)
+        for row in comparison.rows
+        if key in row.values and QUALITY in row.values
+    ]
+    if len(spots) < 2 or not any(s.x for s in spots):
+        return ""
+    values = [s.y for s in spots]
+    log = max(values) / min(values) > FAR
+    axis: Labels = numbers.powers if max(values) >= columns.HUGE else numbers.plain
+    return draw_scatter(
+        Scatter(
+            f"Perplexity over {over.title}",
+            "lower is better; bars: standard deviation over the seeds"
+            if any(s.error for s in spots)
+            else "lower is better",
+            spots,
+            over.title,
+            "perplexity (logarithmic)" if log else "perplexity",
+            labels,
+            axis,
+            log=log,
+            zero=zero,
+        )
+    )
+
+
+def _spot(comparison: Comparison, row: Row, over: Column, quality: Column) -> Spot:
+    tone, shape = look(comparison, row)
+    x, y = row.values[over.key], row.values[QUALITY]
+    told = f"{row.label}\n{over.title} {over.cell(x)}\nperplexity {quality.cell(y)}"
+    return Spot(row.label, x.mean, y.mean, tone, told, shape, y.deviation)
+
+
+def _operations(values: Sequence[float]) -> list[str]:
+    return [numbers.power(v) if v else "0" for v in values]
+
+
+def _loss(comparison: Comparison) -> str:
+    """Training loss over tokens, one line per method, the mean of its seeds."""
+    lines: list[Line] = []
+    for row in comparison.rows:
+        course = _mean_course(row)
+        if row.size is not None and len(course) > 1:
+            tone, shape = look(comparison, row)
+            again = "" if shape == SHAPES[0] else " again"
+            lines.append(Line(row.label, smooth(course), f"{tone}{again}"))
+    if not lines:
+        return ""
+    more = f" of the best {LINES}" if len(lines) > LINES else ""
+    return draw(
+        Chart(
+            f"Training loss{more}",
+            "smoothed, mean of the seeds",
+            lines[:LINES],
+            "tokens trained on",
+            "nats per token",
+            numbers.plain,
+            numbers.decimal,
+        )
+    )
+
+
+def _mean_course(row: Row) -> list[Point]:
+    """Point by point where all seeds have the same tokens; else the first seed's."""
+    courses = [facts.losses for facts in row.done if facts.losses]
+    if not courses:
+        return []
+    places = [tokens for tokens, _ in courses[0]]
+    alike = [c for c in courses if [tokens for tokens, _ in c] == places]
+    means = (
+        statistics.fmean(losses) for losses in zip(*([y for _, y in c] for c in alike), strict=True)
+    )
+    return [(float(tokens), loss) for tokens, loss in zip(places, means, strict=True)]
+
+
+def _bars(comparison: Comparison, key: str) -> str:
+    column = _column(comparison, key)
+    rows = [row for row in comparison.rows if key in row.values]
+    if not any(row.values[key].mean for row in rows):
+        return ""
+    values = [
+        (
+            row.label,
+            row.values[key].mean,
+            column.write(row.values[key].mean),
+            look(comparison, row)[0],
+        )
+        for row in rows
+    ]
+    unit = "the sum of all events" if key == "prune_seconds" else "peak"
+    return bars.lying(column.title[0].upper() + column.title[1:], unit, values)

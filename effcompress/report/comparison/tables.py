@@ -1,0 +1,193 @@
+"""A comparison as files that machines and other pages read: JSON, CSV, Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from effcompress.report.comparison.columns import QUALITY, Column
+from effcompress.report.comparison.facts import Attempt
+from effcompress.report.comparison.rows import Comparison, Row
+from effcompress.report.comparison.spread import BEST, TIED
+
+FORMAT = 1
+CALIBRATION = "calibration"
+MARKS = {BEST: "best", TIED: "tied", "": ""}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The table as text: ``header`` and ``rows`` of cells, the first of which is the method."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def written(comparison: Comparison) -> tuple[Column, ...]:
+    """Columns of the table for people: those that say something of somebody. That weights were
+    zeroed is one of them only where some were.
+    """
+    found = []
+    for column in comparison.columns:
+        values = [
+            row.values[column.key].mean for row in comparison.rows if column.key in row.values
+        ]
+        if any(values) or column.key in ("params", "removed", "trained", QUALITY):
+            found.append(column)
+    return tuple(found)
+
+
+def grid(comparison: Comparison) -> Grid:
+    """Every row and every written column; a method without a result has its reason in the second
+    cell, and nothing else.
+    """
+    columns = written(comparison)
+    header = ("method", *(c.title for c in columns), "calibration tokens", "runs")
+    return Grid(header, tuple(_cells(row, columns) for row in comparison.rows))
+
+
+ORDER = ("params", QUALITY, "prune_seconds", "prune_memory", "seconds", "accuracy")
+"""Columns that a narrow table shows first."""
+
+
+def brief(comparison: Comparison) -> Grid:
+    """The table for a terminal: short titles, what matters most first, reasons left to the reader
+    of ``Row.reason``.
+    """
+    found = written(comparison)
+    first = [c for key in ORDER for c in found if c.key == key]
+    columns = (*first, *(c for c in found if c.key not in ORDER))
+    rows = []
+    for row in comparison.rows:
+        cells = [c.cell(row.values.get(c.key)) for c in columns]
+        if row.reason:
+            cells = ["" if row.size is None else "failed", *("" for _ in cells[1:])]
+        rows.append((name(row), *cells))
+    return Grid(("method", *(c.brief for c in columns)), tuple(rows))
+
+
+def name(row: Row) -> str:
+    """Label, letters of footnotes, mark: ``taylor [a, b] (tied)``."""
+    letters = f" [{', '.join(row.notes)}]" if row.notes else ""
+    return f"{row.label}{letters}" + (f" ({MARKS[row.mark]})" if row.mark else "")
+
+
+def _cells(row: Row, columns: tuple[Column, ...]) -> tuple[str, ...]:
+    cells = [column.cell(row.values.get(column.key)) for column in columns]
+    runs = str(len(row.done)) if row.size is not None else ""
+    if row.reason:
+        why = row.reason if row.size is None else f"failed: {row.reason}"
+        cells = [why, *("" for _ in cells[1:])]
+        runs = "0"
+    return (name(row), *cells, row.calibration, runs)
+
+
+def markdown(comparison: Comparison) -> str:
+    """A GitHub page: conditions, table, footnotes. The best is bold."""
+    table = grid(comparison)
+    lines = [f"# {comparison.name}", ""]
+    lines += [f"- **{title}**: {_literal(words)}" for title, words in comparison.conditions]
+    lines += [
+        "",
+        _line(table.header),
+        _line("---" if k == 0 else "---:" for k in range(len(table.header))),
+    ]
+    for row, cells in zip(comparison.rows, table.rows, strict=True):
+        shown = [_literal(cell) for cell in cells]
+        if row.mark == BEST:
+            quality = 1 + [c.key for c in written(comparison)].index(QUALITY)
+            shown[0], shown[quality] = f"**{shown[0]}**", f"**{shown[quality]}**"
+        lines.append(_line(shown))
+    lines += ["", *(f"{_literal(claim)}\n" for claim in comparison.claims)]
+    lines += [f"- \\[{letter}\\] {_literal(words)}" for letter, words in comparison.notes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _literal(text: str) -> str:
+    """Text that Markdown takes for what it is."""
+    for sign in "\\`*_[]<>|":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def comma_separated(comparison: Comparison) -> str:
+    """One line per row; for every column its mean and its standard deviation, in base units."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    keys = [column.key for column in comparison.columns]
+    head = [f"{key}{part}" for key in keys for part in ("", " sd")]
+    writer.writerow(["method", "size", "mark", "notes", "runs", *head, CALIBRATION, "reason"])
+    for row in comparison.rows:
+        cells: list[Any] = []
+        for key in keys:
+            value = row.values.get(key)
+            cells += ["", ""] if value is None else [value.mean, value.deviation]
+        size = "" if row.size is None else round(comparison.sizes[row.size].params)
+        own = [row.label, size, row.mark, " ".join(row.notes), len(row.done)]
+        writer.writerow([*own, *cells, row.calibration, row.reason])
+    return out.getvalue()
+
+
+def plain(comparison: Comparison) -> dict[str, Any]:
+    """Everything as JSON values, every run's facts included."""
+    return {
+        "format": FORMAT,
+        "name": comparison.name,
+        "claims": [*comparison.claims],
+        "conditions": dict(comparison.conditions),
+        "notes": dict(comparison.notes),
+        "columns": {c.key: {"title": c.title, "help": c.help} for c in comparison.columns},
+        "sizes": [asdict(size) for size in comparison.sizes],
+        "rows": [_plain_row(row) for row in comparison.rows],
+    }
+
+
+def as_json(comparison: Comparison) -> str:
+    """``plain`` as text."""
+    return json.dumps(plain(comparison), indent=1, ensure_ascii=False) + "\n"
+
+
+def _plain_row(row: Row) -> dict[str, Any]:
+    return {
+        "method": row.label,
+        "size": row.size,
+        "mark": row.mark,
+        "notes": [*row.notes],
+        "reason": row.reason,
+        "calibration": row.calibration,
+        "values": {key: asdict(value) for key, value in row.values.items()},
+        "runs": [*_plain_runs(row)],
+    }
+
+
+def _plain_runs(row: Row) -> Iterator[dict[str, Any]]:
+    for attempt in row.attempts:
+        yield {
+            "seed": attempt.seed,
+            "folder": attempt.folder,
+            "reason": attempt.reason,
+            "facts": None if attempt.facts is None else _plain_facts(attempt),
+        }
+
+
+def _plain_facts(attempt: Attempt) -> dict[str, Any]:
+    """All but the losses of the steps, which are in the run's own folder."""
+    assert attempt.facts is not None
+    facts = {**vars(attempt.facts)}
+    del facts["losses"]
+    facts["calibration"] = [
+        asdict(t) for t in sorted(facts["calibration"], key=lambda t: str(t.hash))
+    ]
+    if facts["heldout"] is not None:
+        facts["heldout"] = {domain: asdict(t) for domain, t in facts["heldout"].items()}
+    if facts["layers"] is not None:
+        facts["layers"] = sorted(facts["layers"])
+    return facts

@@ -1,0 +1,186 @@
+"""Who takes part in a comparison: recipes, each with every seed, and runs that are there already.
+All of it is checked before anything runs; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from effcompress import recipe as recipes
+from effcompress.errors import RecipeError, SourceError
+from effcompress.recipe import LoadedRecipe
+from effcompress.runner.folder import RESOLVED, begun, same_recipe, values
+from effcompress.runner.preflight import preflight
+
+RUNS, LOGS = "runs", "logs"
+"""Folders of a comparison: of the runs, and of what they printed."""
+OWN = ("seed", "name")
+"""What runs of one method may differ in."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe with one seed, to be run into ``folder``; ``log`` takes what it prints."""
+
+    label: str
+    seed: int
+    loaded: LoadedRecipe
+    overrides: tuple[str, ...]
+    folder: Path
+    log: Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method: the jobs of a recipe, or the folders of runs."""
+
+    label: str
+    jobs: tuple[Job, ...] = ()
+    folders: tuple[Path, ...] = ()
+
+
+def enter(
+    targets: Sequence[Path], seeds: Sequence[int], overrides: Sequence[str], *, offline: bool
+) -> list[Entry]:
+    """The entries that recipes (files) and runs (folders) make, their jobs without folders yet.
+
+    Raises RecipeError or SourceError for the first recipe that cannot run or folder that holds no
+    run, and for a target that is named twice.
+    """
+    _once(targets)
+    labels = _labels(targets)
+    found: list[Entry] = []
+    for target, label in zip(targets, labels, strict=True):
+        if target.is_dir():
+            found.append(_of_run(target, label))
+            continue
+        loaded = recipes.load(target, overrides)
+        own = tuple(seeds) or (loaded.recipe.seed,)
+        jobs = [_with_seed(loaded, seed, label, tuple(overrides)) for seed in own]
+        found.append(Entry(label, tuple(jobs)))
+    for entry in found:  # after all were read: this takes longer
+        if entry.jobs:
+            preflight(entry.jobs[0].loaded, offline=offline)
+    return _together(found)
+
+
+def place(entries: Sequence[Entry], output: Path) -> list[Entry]:
+    """The entries with a folder below ``output`` for every job.
+
+    Raises RecipeError: ``output`` holds something else, or a run there was made from a recipe that
+    says something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise RecipeError("this is a file, not a folder", where=str(output), fix="Name a folder.")
+    ours = (output / RUNS).is_dir() or (output / "comparison.json").is_file()
+    if output.is_dir() and any(output.iterdir()) and not ours:
+        raise RecipeError(
+            "the folder is not empty, and what is in it is no comparison",
+            where=str(output),
+            fix="Name another folder with --output.",
+        )
+    placed = [replace(e, jobs=tuple(_placed(job, output) for job in e.jobs)) for e in entries]
+    for job in (job for entry in placed for job in entry.jobs):
+        require_same(job)
+    return placed
+
+
+def require_same(job: Job) -> None:
+    """Raises RecipeError if what ran in the job's folder came from a recipe with other values."""
+    stored = job.folder / RESOLVED
+    if stored.is_file() and begun(job.folder):
+        now = recipes.resolved(job.loaded)
+        same_recipe(stored.read_text(encoding="utf-8"), now, job.folder)
+
+
+def name_of(entries: Sequence[Entry]) -> str:
+    """What a comparison is called after: ``taylor-vs-random``, ``taylor-vs-8-more``."""
+    labels = [re.sub(r"[^A-Za-z0-9._-]+", "-", entry.label) for entry in entries]
+    if len(labels) > 3:
+        labels = [labels[0], f"{len(labels) - 1}-more"]
+    return "-vs-".join(labels)
+
+
+def _once(targets: Sequence[Path]) -> None:
+    counted = Counter(target.resolve() for target in targets)
+    for target in targets:
+        if counted[target.resolve()] > 1:
+            raise RecipeError(
+                "named twice", where=str(target), fix="Name every recipe and every run once."
+            )
+
+
+def _labels(targets: Sequence[Path]) -> list[str]:
+    """Names of files and folders; with that of the folder above where two are equal."""
+    labels = [_stem(target) for target in targets]
+    counted = Counter(labels)
+    paths = [target.resolve() for target in targets]
+    longer = [
+        f"{path.parent.name}-{label}" if counted[label] > 1 else label
+        for path, label in zip(paths, labels, strict=True)
+    ]
+    for label, number in Counter(longer).items():
+        if number > 1:
+            raise RecipeError(
+                f"{number} of these would be called '{label}'", fix="Rename one of the files."
+            )
+    return longer
+
+
+def _stem(target: Path) -> str:
+    path = target.resolve()
+    return path.name if target.is_dir() else path.stem
+
+
+def _with_seed(loaded: LoadedRecipe, seed: int, label: str, overrides: tuple[str, ...]) -> Job:
+    if seed != loaded.recipe.seed:
+        overrides = (*overrides, f"seed={seed}")
+        loaded = replace(
+            loaded,
+            recipe=replace(loaded.recipe, seed=seed),
+            origins={**loaded.origins, "seed": "--set"},
+        )
+    return Job(label, seed, loaded, overrides, Path(), Path())
+
+
+def _placed(job: Job, output: Path) -> Job:
+    name = f"{job.label}_{job.seed}"
+    return replace(job, folder=output / RUNS / name, log=output / LOGS / f"{name}.log")
+
+
+def _of_run(folder: Path, label: str) -> Entry:
+    if not (folder / "metrics.jsonl").is_file():
+        raise SourceError(
+            "this folder holds no run: metrics.jsonl is missing",
+            where=str(folder),
+            fix="Name the folder of a run, e.g. runs/quickstart, or a recipe.",
+        )
+    return Entry(label, folders=(folder,))
+
+
+def _together(entries: Sequence[Entry]) -> list[Entry]:
+    """Runs of one recipe with different seeds become one entry, under the name of the first."""
+    merged: dict[str, Entry] = {}
+    for entry in entries:
+        key = _recipe_of(entry.folders[0]) if entry.folders else None
+        key = f"run {key}" if key else f"entry {entry.label}"
+        first = merged.get(key, Entry(entry.label))
+        merged[key] = replace(
+            first,
+            jobs=(*first.jobs, *entry.jobs),
+            folders=(*first.folders, *entry.folders),
+        )
+    return [*merged.values()]
+
+
+def _recipe_of(folder: Path) -> str | None:
+    """What the recipe of a run says, but for its seed and its name."""
+    resolved = folder / RESOLVED
+    if not resolved.is_file():
+        return None
+    said = values(resolved.read_text(encoding="utf-8"))
+    return repr(sorted((key, value) for key, value in said.items() if key not in OWN))

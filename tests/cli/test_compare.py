@@ -1,0 +1,195 @@
+"""What people see of a comparison: while it runs, and at its end."""
+
+from __future__ import annotations
+
+import io
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from effcompress.cli.compare import fitting
+from effcompress.cli.progress import Course, PanelProgress, PlainProgress, make_progress
+from effcompress.errors import RecipeError
+from effcompress.report.comparison import Grid, compare
+from tests.report.made_up import failed, method
+
+
+def job(label: str, seed: int = 0) -> Any:
+    return types.SimpleNamespace(label=label, seed=seed)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+JOBS = [job("taylor"), job("taylor", 1), job("random"), job("random", 1)]
+STEP = {
+    "event": "step",
+    "step": 3,
+    "tokens": 512,
+    "loss": 5.25,
+    "params": 9,
+    "tokens_per_second": 1,
+}
+RUN = {"event": "run", "params": 26848, "target_params": 18794, "total_tokens": 2048}
+
+
+def test_time_left_comes_from_what_has_ended() -> None:
+    clock = Clock()
+    course = Course(clock)
+    course.begin(JOBS, JOBS[:1], 1)
+    course.start(JOBS[1])
+    assert course.eta is None and course.left() == ""
+    clock.now = 60
+    course.end(JOBS[1], 60.0, "")
+    assert (course.place(), course.eta) == ("[2/4]", 120.0)
+    course.start(JOBS[2])
+    clock.now = 70
+    assert course.eta == 110.0 and course.left() == ", about 1:50 left"
+    course.at_once = 2
+    assert course.eta == 55.0
+    course.end(JOBS[2], 20.0, "boom")
+    course.end(JOBS[3], 10.0, "")
+    assert course.left() == "" and course.failed == 1
+
+
+def test_plain_lines() -> None:
+    clock, out = Clock(), io.StringIO()
+    said = PlainProgress(out, clock)
+    said.begin(JOBS, JOBS[:1], 1)
+    said.started(JOBS[1])
+    said.beat()
+    said.event(JOBS[1], RUN)
+    clock.now = 21
+    said.beat()
+    said.event(JOBS[1], STEP)
+    said.beat()
+    clock.now = 42
+    said.beat()
+    said.ended(JOBS[1], 42.0, "")
+    said.started(JOBS[2])
+    said.ended(JOBS[2], 3.0, "it broke\n  here")
+    said.close()
+    assert out.getvalue().splitlines() == [
+        "4 runs, 1 of them done before",
+        "[1/4] taylor, seed 1: started",
+        "[1/4] taylor, seed 1: 26.8k -> 18.8k parameters, 0:21",
+        "[1/4] taylor, seed 1: 512 of 2k tokens, loss 5.250, 0:42",
+        "[2/4] taylor, seed 1: done after 0:42, about 1:24 left",
+        "[2/4] random, seed 0: started",
+        "[3/4] random, seed 0: failed after 0:03: it broke here, about 0:22 left",
+    ]
+
+
+def test_the_panel_stands_in_80_columns() -> None:
+    clock = Clock()
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    view = PanelProgress(console, clock)
+    view.begin(JOBS, [], 2)
+    for one in JOBS[:2]:
+        view.started(one)
+    view.event(JOBS[0], RUN)
+    view.event(JOBS[0], STEP)
+    view.ended(JOBS[1], 9.0, "a reason")
+    view.beat()
+    drawn = Console(file=io.StringIO(), width=80, color_system=None)
+    drawn.print(view.render())
+    view.close()
+    text = drawn.file.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "1 of 4 runs, 1 failed, about" in text
+    assert "taylor, seed 0: 512 of 2k tokens, loss 5.250" in text
+    assert "taylor, seed 1: failed after 0:09: a reason" in console.file.getvalue()
+
+
+def test_a_file_gets_plain_lines() -> None:
+    assert isinstance(make_progress(stream=io.StringIO()), PlainProgress)
+
+
+def test_columns_that_do_not_fit_are_named() -> None:
+    grid = Grid(("method", "params", "time"), (("taylor_second", "113M", "5 min"),))
+    assert fitting(grid, 80) == (grid, [])
+    cut, left = fitting(grid, 22)
+    assert (cut.header, cut.rows, left) == (
+        ("method", "params"),
+        (("taylor_second", "113M"),),
+        ["time"],
+    )
+    assert fitting(grid, 5)[1] == ["params", "time"]
+
+
+@pytest.fixture
+def comparing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A stand-in for the runner: keeps how it was called, answers with ``found``."""
+    methods = [
+        method("taylor", 1.62),
+        method("a_method_with_a_rather_long_name", 1.615),
+        method("other", 1.2, trained=9),
+        failed("broken", "RuntimeError: no [red]way[/red]"),
+    ]
+    answer: dict[str, Any] = {"found": compare("x", methods)}
+
+    def stand_in(targets: list[Path], **how: Any) -> Any:
+        answer["called"] = {"targets": targets, **how}
+        if isinstance(answer["found"], BaseException):
+            raise answer["found"]
+        return Path("out/comparison.html"), answer["found"]
+
+    monkeypatch.setattr("effcompress.runner.compare.compare", stand_in)
+    monkeypatch.setenv("COLUMNS", "80")
+    return answer
+
+
+def test_the_table_fits_80_columns(effcompress, comparing) -> None:
+    code, out, _ = effcompress("compare", "a.yaml", "runs/b")
+    assert code == 0
+    assert max(len(line) for line in out.splitlines()) <= 80
+    for word in (
+        "SmolLM2-135M, hash of the weights cccccccc",
+        "a_method_with_a_rather_long_name (best)",
+        "taylor (tied)",
+        "other [a]",
+        "[a] Was trained on 9 tokens instead of 1,000,000.",
+        "broken: RuntimeError: no [red]way[/red]",
+        "In the files also:",
+        "page  out/comparison.html",
+    ):
+        assert word in " ".join(out.split("\n")), word
+
+
+def test_options_reach_the_runner(effcompress, comparing) -> None:
+    words = ("--seeds", "2, 0,2", "--set", "train.tokens=9", "--jobs", "0", "--output", "out")
+    code, out, _ = effcompress("compare", "a.yaml", "b.yaml", *words, "--offline", "--json")
+    assert code == 0 and json.loads(out)["rows"][0]["method"] == "dense"
+    called = comparing["called"]
+    assert called.pop("progress") is not None
+    assert called == {
+        "targets": [Path("a.yaml"), Path("b.yaml")],
+        "seeds": [2, 0],
+        "overrides": ["train.tokens=9"],
+        "output": Path("out"),
+        "at_once": 0,
+        "offline": True,
+    }
+
+
+@pytest.mark.parametrize("seeds", ["a", "0,-1", "1.5", "4294967296"])
+def test_seeds_that_are_none(effcompress, comparing, seeds: str) -> None:
+    code, _, err = effcompress("compare", "a.yaml", "--seeds", seeds)
+    assert code == 2 and "--seeds" in err and "0,1,2" in err
+    assert "called" not in comparing
+
+
+def test_exit_codes(effcompress, comparing) -> None:
+    comparing["found"] = compare("x", [failed("a", "no"), failed("b", "no")])
+    code, out, _ = effcompress("compare", "a.yaml", "b.yaml")
+    assert code == 1 and "a: no" in out
+    comparing["found"] = RecipeError("changed", where="out/runs/a_0")
+    assert effcompress("compare", "a.yaml")[0] == 2

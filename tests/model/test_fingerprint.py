@@ -1,0 +1,22 @@
+"""Equal hashes exactly for equal weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from effcompress.model.fingerprint import fingerprint
+from tests.conftest import tiny
+
+
+def test_a_hash_says_which_weights() -> None:
+    model = tiny()
+    same = fingerprint(model)
+    assert len(same) == 16 and same == fingerprint(copy.deepcopy(model))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1e-6
+    assert fingerprint(other) != same
+    assert fingerprint(tiny(dtype=torch.float64)) != same
+    assert fingerprint(tiny("gqa_untied")) != same

@@ -1,0 +1,457 @@
+"""Arithmetic, flags, sizes and files of comparisons, on made-up facts."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from effcompress.report import comparison, scatter
+from effcompress.report.comparison import compare, write
+from effcompress.report.comparison.facts import Attempt, Facts, Method, Tokens
+from effcompress.report.comparison.flags import differences
+from effcompress.report.comparison.pictures import pictures
+from effcompress.report.comparison.remarks import remarks
+from effcompress.report.comparison.sizes import sizes, unequal
+from effcompress.report.comparison.spread import (
+    Spread,
+    geometric_mean,
+    marks,
+    spread,
+    tied,
+)
+from effcompress.report.comparison.tables import brief, comma_separated, markdown, plain
+from tests.report.made_up import DENSE, HELDOUT, PROTOCOL, TARGET, facts, failed, method
+
+# spread
+
+
+def test_mean_and_sample_deviation() -> None:
+    found = spread([2.0, None, 4.0, 9.0])
+    assert found is not None
+    assert (found.mean, found.number) == (5.0, 3)
+    assert found.deviation == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
+    assert found.error == pytest.approx(found.deviation / math.sqrt(3))
+    assert spread([3.0]) == Spread(3.0, None, 1) and spread([None]) is None
+    huge = spread([1e304, 3e304])
+    assert huge is not None and huge.deviation == pytest.approx(math.sqrt(2) * 1e304)
+
+
+def test_domains_count_alike() -> None:
+    assert geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
+    assert geometric_mean([1e200, 1e-200]) == pytest.approx(1.0)
+
+
+def test_a_tie_is_twice_the_combined_standard_error() -> None:
+    one, n = Spread(10.0, 0.3, 9), 9
+    # errors 0.1 and 0.1: combined 0.1414, so 0.2828 apart is the border
+    assert tied(one, Spread(10.28, 0.3, n)) is True
+    assert tied(one, Spread(10.29, 0.3, n)) is False
+    assert tied(one, Spread(10.0, None, 1)) is None
+    exact = Spread(5.0, 0.0, 3)
+    assert tied(exact, exact) is True and tied(exact, Spread(5.0001, 0.0, 3)) is False
+
+
+def test_marks() -> None:
+    a, b, c = Spread(10.0, 0.3, 9), Spread(10.2, 0.3, 9), Spread(11.0, 0.3, 9)
+    single = Spread(1.0, None, 1)
+    assert marks([c, b, None, a, single]) == ["", "tied", "", "best", ""]
+    assert marks([a, single]) == ["", ""], "one alone is not best of anything"
+    assert marks([single, single]) == ["", ""]
+
+
+# flags
+
+OTHER_CHECKPOINT = {"source": "SmolLM2-360M", "source_hash": "ff" * 8}
+# kind -> (how the odd one differs, words of the flag, whether it is kept from being ranked)
+ODD: dict[str, tuple[dict, tuple[str, ...], bool]] = {
+    "checkpoint": (OTHER_CHECKPOINT, ("SmolLM2-360M (hash ffffffff)", "cccccccc"), True),
+    "protocol": (
+        {"protocol": {**PROTOCOL, "window": 2048, "bos": "one per window"}},
+        ("window 2048 instead of 512", "bos one per window instead of none"),
+        True,
+    ),
+    "held-out": (
+        {"heldout": {**HELDOUT, "code": Tokens("12" * 8, 4088)}},
+        ("code 4,088 tokens (hash 12121212) instead of code 8,176", "bbbbbbbb"),
+        True,
+    ),
+    "calibration": (
+        {"calibration": frozenset({Tokens("34" * 8, 2048)})},
+        ("2,048 (hash 34343434) instead of 16,384 (hash 00000000)",),
+        True,
+    ),
+    "training": ({"trained": 2_000_000}, ("2,000,000 tokens instead of 1,000,000",), True),
+    "mixture": (
+        {"shares": {"prose": 0.9, "code": 0.1}},
+        ("prose 90.0 %, code 10.0 % instead of prose 50.0 %",),
+        True,
+    ),
+    "text": ({"text": {"prose": "dd" * 16, "code": "99" * 16}}, ("other text in code",), True),
+    "dense": (
+        {"before": {"prose": 21.37, "code": 9.92}},
+        ("than usual_1: code 9.92 instead of 9.82",),
+        True,
+    ),
+    "parameters": ({"params": TARGET + 700_000}, ("0.6 % more than the 113,000,000",), True),
+    "environment": (
+        {"environment": {"device": "cuda", "threads": "2", "torch": "2.13.0"}},
+        ("device cuda instead of cpu", "times and memory"),
+        False,
+    ),
+    "zeroed": (
+        {"zeroed": 1234, "params": DENSE},
+        ("1,234 weights that are zero", "134,515,008"),
+        False,
+    ),
+}
+
+
+def flagged(methods: list[Method]) -> dict[str, list]:
+    found: dict[str, list] = {m.label: [] for m in methods}
+    all_flags = (*differences(methods), *unequal(methods, sizes(methods)), *remarks(methods))
+    for label, flag in all_flags:
+        found[label].append(flag)
+    return found
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_every_difference_is_flagged_and_only_where_it_is(kind: str) -> None:
+    changes, words, unfair = ODD[kind]
+    methods = [method("usual_1", 2.0), method("odd", 2.0, **changes), method("usual_2", 2.1)]
+    found = flagged(methods)
+    assert not found["usual_1"] and not found["usual_2"]
+    (flag,) = [f for f in found["odd"] if f.kind != "alone"]
+    assert (flag.kind, flag.unfair) == (kind, unfair)
+    for word in words:
+        assert word in flag.words
+    row = next(r for r in compare("x", methods).rows if r.label == "odd")
+    assert row.notes and row.unfair == unfair
+    assert not (unfair and row.mark)
+
+
+def test_alike_methods_have_no_flags() -> None:
+    assert not any(flagged([method("a"), method("b", 2.2), method("c", 1.9)]).values())
+
+
+def test_what_does_not_concern_a_method_is_not_held_against_it() -> None:
+    """No text, or that of training, in place of calibration; the words of the continuation."""
+    free = {"measures": "nothing", "calibration": frozenset()}
+    rides = {"measures": "training", "calibration": frozenset()}
+    other = {**PROTOCOL, "continuation": "greedy"}
+    methods = [method("a"), method("b", **free), method("c", **rides), method("d", protocol=other)]
+    assert not any(flagged(methods).values())
+    said = dict(compare("x", methods).conditions)["calibration"]
+    assert said == (
+        "16,384 tokens, hash 00000000 (seed 0), 11111111 (seed 1), 22222222 (seed 2); measured on "
+        "the text of training: c; none needed: b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"source_hash": None}, "the weights it starts from"),
+        ({"protocol": None}, "its evaluation protocol"),
+        ({"heldout": {"prose": Tokens(None, 9), "code": Tokens(None, 9)}}, "its held-out tokens"),
+        ({"measures": None}, "its calibration tokens"),
+        ({"shares": None}, "its mixture of text"),
+    ],
+)
+def test_a_record_that_does_not_say_is_told_so(changes: dict, name: str) -> None:
+    found = flagged([method("a"), method("old", **changes), method("b")])
+    (flag,) = found["old"]
+    assert flag.kind == "not recorded" and name in flag.words and not flag.unfair
+    assert not found["a"] and not found["b"]
+
+
+def test_seeds_may_change_weights_and_calibration_but_not_within_a_seed() -> None:
+    def random(label: str, shift: int = 0) -> Method:
+        runs = [
+            Attempt(s, "", facts(s, source_hash=f"{s + shift:x}" * 16), target=TARGET)
+            for s in (0, 1)
+        ]
+        return Method(label, tuple(runs))
+
+    assert not any(flagged([random("a"), random("b")]).values())
+    found = flagged([random("a"), random("b"), random("c", shift=5)])
+    assert [f.kind for f in found["c"]] == ["checkpoint"] and not found["a"]
+
+
+def test_other_seeds_are_told_but_the_same_weights_are_no_other() -> None:
+    found = flagged([method("a"), method("b"), method("late", seeds=(7,))])
+    kinds = [f.kind for f in found["late"]]
+    assert kinds == ["calibration", "seeds"], "its calibration was drawn with another seed"
+    assert "has seeds 7; the others 0, 1, 2" in found["late"][1].words
+    assert not found["a"]
+
+
+def test_of_two_that_differ_the_first_is_the_usual() -> None:
+    found = flagged([method("a"), method("b", trained=5)])
+    assert not found["a"] and [f.kind for f in found["b"]] == ["training"]
+
+
+def test_runs_at_the_same_time_are_told() -> None:
+    def at(label: str, *begins: str) -> Method:
+        day = "2026-01-01T{}+00:00"
+        runs = [
+            Attempt(s, "", facts(s, started=day.format(t), seconds=60.0), target=TARGET)
+            for s, t in enumerate(begins)
+        ]
+        return Method(label, tuple(runs))
+
+    apart = [at("a", "10:00:00", "10:01:00"), at("b", "10:01:59", "10:05:00")]
+    assert [f.kind for f in flagged(apart)["b"]] == []
+    close = [at("a", "10:00:00", "10:01:00"), at("b", "10:01:30", "10:05:00")]
+    assert [f.kind for f in flagged(close)["b"]] == ["together"]
+    assert [f.kind for f in flagged(close)["a"]] == ["together"]
+
+
+def test_a_seed_that_failed_is_told_and_the_others_count() -> None:
+    whole, part = method("a"), method("b")
+    runs = (*part.attempts[:2], Attempt(2, "runs/b_2", None, "killed by SIGKILL", TARGET))
+    methods = [whole, Method("b", runs)]
+    (flag,) = flagged(methods)["b"]
+    assert flag.words == "has no result of 1 of 3 runs (seed 2: killed by SIGKILL)"
+    row = next(r for r in compare("x", methods).rows if r.label == "b")
+    assert row.values["perplexity"].number == 2 and not row.reason
+
+
+# sizes
+
+
+def sized(label: str, target: int | None, params: int, **changes: object) -> Method:
+    one = method(label, seeds=(0, 1), target=target, params=params, **changes)
+    runs = tuple(dataclasses.replace(a, target=target) for a in one.attempts)
+    return Method(label, runs)
+
+
+def test_methods_meet_at_the_size_they_were_asked_for() -> None:
+    methods = [
+        sized("a", 113_000_000, 113_400_000),
+        sized("b", 113_000_000, 112_600_000),
+        sized("c", None, 113_100_000),
+        sized("d", 94_000_000, 94_100_000),
+        sized("e", 94_000_000, 93_900_000),
+        sized("near", 110_000_000, 110_000_000),
+        sized("zeros", None, DENSE, zeroed=DENSE // 2),
+        failed("lost", "x"),
+    ]
+    found = sizes(methods)
+    assert [(s.params, sorted(s.labels)) for s in found] == [
+        (113_000_000, ["a", "b", "c", "lost", "near"]),
+        (94_000_000, ["d", "e"]),
+        (DENSE - DENSE // 2, ["zeros"]),
+    ]
+    flags = list(unequal(methods, found))
+    assert [(label, f.kind) for label, f in flags] == [("near", "parameters"), ("zeros", "alone")]
+    assert "2.7 % fewer than the 113,000,000 parameters" in flags[0][1].words
+    assert found[2].words == f"{DENSE - DENSE // 2:,} weights that are not zero"
+
+
+def test_best_is_said_for_each_size() -> None:
+    methods = [
+        sized("a", 113_000_000, 113_000_000, quality=2.0),
+        sized("b", 113_000_000, 113_000_000, quality=4.0),
+        sized("c", 94_000_000, 94_000_000, quality=3.0),
+        sized("d", 94_000_000, 94_000_000, quality=9.0),
+    ]
+    found = compare("x", methods)
+    assert [(r.label, r.mark) for r in found.rows if r.size is not None] == [
+        ("a", "best"),
+        ("b", ""),
+        ("c", "best"),
+        ("d", ""),
+    ]
+    assert found.claims[1] == "At 94,000,000 parameters: the lowest perplexity is that of c."
+
+
+# the whole
+
+
+def many() -> list[Method]:
+    accuracy = {"piqa": 0.5, "arc": 0.25}
+    return [
+        method("taylor", 1.62, tasks_after=accuracy, tasks_before={"piqa": 0.7, "arc": 0.35}),
+        method("taylor_mixed", 1.615, tasks_after={"piqa": 0.5}),
+        method("magnitude", 3.1, measures="nothing", calibration=frozenset()),
+        method("odd | <b>", 1.2, trained=9),
+        failed("broken", "RuntimeError: no <i> way", seeds=(0, 1, 2)),
+    ]
+
+
+def test_the_dense_model_is_the_first_row() -> None:
+    dense = compare("x", many()).rows[0]
+    assert (dense.label, dense.size, dense.mark) == ("dense", None, "")
+    assert dense.values["params"].mean == DENSE
+    assert dense.values["removed"].mean == 0
+    assert dense.values["perplexity"].mean == pytest.approx(math.sqrt(21.37 * 9.82))
+    assert dense.values["accuracy"].mean == pytest.approx(0.525)
+    nobody = compare("x", [failed("a", "no"), failed("b", "no")])
+    assert nobody.rows[0].reason == "no run got as far as measuring it"
+    assert nobody.claims[0].startswith("None is called best: fewer than two")
+
+
+def test_who_measured_another_dense_model_has_a_row_for_it() -> None:
+    methods = [method("a"), method("b"), method("c", **OTHER_CHECKPOINT, dense_params=7)]
+    dense = [row for row in compare("x", methods).rows if row.size is None]
+    assert [(row.label, row.values["params"].mean) for row in dense] == [
+        ("dense", DENSE),
+        ("dense (c)", 7),
+    ]
+
+
+def test_rows_are_sorted_and_ties_are_marked() -> None:
+    found = compare("x", many())
+    said = [(r.label, r.mark) for r in found.rows[1:]]
+    assert [label for label, _ in said] == [
+        "odd | <b>",
+        "taylor_mixed",
+        "taylor",
+        "magnitude",
+        "broken",
+    ]
+    assert dict(said)["odd | <b>"] == "" and set(dict(said).values()) == {"", "best", "tied"}
+    assert dict(said)["magnitude"] == ""
+    (claim,) = found.claims
+    assert "Not ranked, because of what their footnotes say: odd | <b>." in claim
+
+
+def test_one_seed_claims_nothing() -> None:
+    found = compare("x", [method("a", 1.0, seeds=(0,)), method("b", 9.0, seeds=(0,))])
+    assert not any(row.mark for row in found.rows)
+    assert found.claims == (
+        "None is called best: of single runs the spread is not known. Give several --seeds.",
+    )
+    text = markdown(found)
+    assert "±" not in text and "**1" not in text
+
+
+def test_accuracy_is_a_mean_over_all_tasks_or_nothing() -> None:
+    rows = {r.label: r.values for r in compare("x", many()).rows}
+    assert rows["taylor"]["accuracy"].mean == pytest.approx(0.375)
+    assert "accuracy" not in rows["taylor_mixed"], "it lacks a task"
+    assert rows["taylor_mixed"]["accuracy/piqa"].mean == 0.5
+
+
+def test_the_seven_conditions() -> None:
+    said = dict(compare("x", many()).conditions)
+    assert list(said) == [
+        "checkpoint",
+        "calibration",
+        "parameters",
+        "layers",
+        "recovery",
+        "evaluation",
+        "seeds",
+    ]
+    assert said["checkpoint"] == "SmolLM2-135M, hash of the weights cccccccc"
+    assert said["parameters"] == "113,000,000, within 0.5 %"
+    assert said["layers"] == "all 30 lose something"
+    assert said["recovery"].startswith("1,000,000 tokens of prose 50.0 %, code 50.0 %; otherwise")
+    assert "window 512, stride 512, bos none" in said["evaluation"]
+    assert said["seeds"] == "0, 1, 2"
+    few = [*many(), method("skips", layers=frozenset(range(3, 28)))]
+    assert dict(compare("x", few).conditions)["layers"] == (
+        "all 30 lose something; 25 of 30 in skips"
+    )
+
+
+def test_markdown() -> None:
+    text = markdown(compare("x", many()))
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    best = [line for line in table if "**" in line]
+    assert len(best) == 1 and best[0].startswith("| **taylor")
+    assert "failed: RuntimeError: no \\<i\\> way" in text
+    assert "\\[a\\] Was trained on 9 tokens instead of 1,000,000." in text
+
+
+def test_csv_has_base_units_and_deviations() -> None:
+    rows = list(csv.DictReader(io.StringIO(comma_separated(compare("x", many())))))
+    one = next(row for row in rows if row["method"] == "taylor")
+    assert float(one["params"]) == TARGET + 12_345 and one["size"] == str(TARGET)
+    assert float(one["prune_seconds"]) == pytest.approx(20 * 1.62 + 1)
+    assert float(one["prune_seconds sd"]) == pytest.approx(1.0)
+    assert rows[-1]["reason"] == "RuntimeError: no <i> way" and rows[-1]["perplexity"] == ""
+    assert rows[0]["method"] == "dense"
+
+
+def test_json_has_every_run() -> None:
+    data = json.loads(json.dumps(plain(compare("x", many()))))
+    taylor = next(row for row in data["rows"] if row["method"] == "taylor")
+    assert [run["seed"] for run in taylor["runs"]] == [0, 1, 2]
+    assert taylor["runs"][1]["facts"]["calibration"] == [{"hash": f"{1:x}" * 16, "number": 16384}]
+    assert taylor["runs"][0]["facts"]["layers"] == [*range(30)]
+    assert taylor["values"]["perplexity"]["number"] == 3
+    assert data["columns"]["zeroed"]["help"]
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    page = write(tmp_path, compare("<one> & two", many()))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(comparison.FILES)
+    text = page.read_text()
+    assert "&lt;one&gt; &amp; two" in text and "<i>" not in text and "<b>odd" not in text
+    assert not re.findall(r'(?:src|href)="(?!runs/)[^"]*"', text)
+    assert 'href="runs/taylor_0/report.html"' in text
+    for word in ("best", "tied", "twice the combined standard error", "Was trained on 9 tokens"):
+        assert word in text
+    for svg in re.findall(r"<svg.*?</svg>", text, re.S):
+        ET.fromstring(svg)
+
+
+def test_zeroed_is_a_column_where_some_are() -> None:
+    assert "zeroed" not in brief(compare("x", many())).header
+    zeros = method("zeros", params=DENSE, zeroed=DENSE // 2)
+    assert "zeroed" in brief(compare("x", [*many(), zeros])).header
+
+
+# pictures
+
+
+def test_pictures_are_those_there_are_numbers_for() -> None:
+    drawn = pictures(compare("x", many()))
+    assert list(drawn) == ["parameters", "operations", "loss", "prune_seconds", "prune_memory"]
+    still = {"flops": 0.0, "losses": (), "prune_seconds": None, "prune_memory": None}
+    plain_ = pictures(compare("x", [method("a", **still), method("b", 3.0, **still)]))
+    assert list(plain_) == ["parameters"]
+    assert pictures(compare("x", [failed("a", "no")])) == {}
+
+
+def boxes(svg: str) -> list[tuple[float, float, float, float]]:
+    """Where the names stand, by the same widths of letters that placed them."""
+    found = []
+    for x, y, anchor, name in re.findall(
+        r'<text x="(\S+)" y="(\S+)" class="name [^"]*" text-anchor="(\w+)">([^<]*)<', svg
+    ):
+        wide = len(name) * scatter.LETTER
+        left = float(x) - (wide if anchor == "end" else 0)
+        found.append((left, float(y) - 10, left + wide, float(y)))
+    return found
+
+
+def test_names_of_points_do_not_lie_on_each_other() -> None:
+    methods = [method(f"a_long_name_{k}", 2.0 + k / 50) for k in range(14)]
+    drawn = boxes(pictures(compare("x", methods))["parameters"])
+    assert len(drawn) == 15
+    for i, a in enumerate(drawn):
+        assert a[0] >= 0 and a[2] <= scatter.WIDTH
+        for b in drawn[i + 1 :]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
+
+
+def test_enormous_perplexities_are_drawn_and_written() -> None:
+    found = compare("x", [method("a", 1e40), method("b", 2.0)])
+    assert "·10" in markdown(found) and pictures(found)["parameters"]
+
+
+def test_facts_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Facts().seed = 3  # type: ignore[misc]

@@ -1,0 +1,87 @@
+"""What a run writes down so that others can be compared with it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from effcompress import load_recipe
+from effcompress.checkpoint import Proof
+from effcompress.data import digest
+from effcompress.model.load import load as load_model
+from effcompress.runner.plan import plan
+from effcompress.runner.run import run
+from effcompress.runner.text import corpus_of
+from tests.runner.toys import events, recipe
+
+CALIBRATION = "{source: calibration, sequences: 4}"
+QUICK = {"tokens": 1280, "schedule": "{name: continuous, start: 256, groups: 3}"}
+
+
+@pytest.fixture(autouse=True)
+def proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves a process per run; the proof has tests of its own."""
+    yes = Proof(0.0, tokens_equal=True, cache_equal=True, seconds=0.0)
+    monkeypatch.setattr("effcompress.checkpoint.prove", lambda *_, **__: yes)
+
+
+def ran(folder: Path, name: str, *sets: str, **changes: object) -> Path:
+    out = folder / name
+    run(load_recipe(recipe(folder, **{**QUICK, **changes}), sets), output=out)
+    return out
+
+
+def test_tokens_and_weights_are_named_by_their_hashes(tmp_path: Path) -> None:
+    out = ran(tmp_path, "out", tokens=256, schedule="once", measure=CALIBRATION)
+    loaded = load_recipe(tmp_path / "toy.yaml")
+    tokenizer = load_model(loaded.recipe.model).tokenizer
+    nothing = {"say": lambda _: None, "notice": lambda _: None}
+    corpus = corpus_of(loaded.recipe, tokenizer, offline=True, **nothing)
+    (calibration,) = events(out, "calibration")
+    ids_NT = corpus.calibration(4, loaded.recipe.seed)
+    assert (calibration["sequences"], calibration["tokens"]) == (4, 4 * 32)
+    assert calibration["hash"] == digest(ids_NT)
+    for evaluation in events(out, "evaluation"):
+        hashes = {name: d["hash"] for name, d in evaluation["domains"].items()}
+        assert hashes == {n: digest(corpus.heldout(n, 3)) for n in ("letters", "numbers")}
+    (begun,) = events(out, "run")
+    assert begun["measures"] == "calibration"
+    assert {n: d["share"] for n, d in begun["data"].items()} == pytest.approx(
+        {"letters": 1 / 3, "numbers": 2 / 3}
+    )
+    (same,) = events(ran(tmp_path, "same", criterion="magnitude"), "run")
+    (other,) = events(ran(tmp_path, "other", "seed=1", criterion="magnitude"), "run")
+    assert begun["model_hash"] == same["model_hash"] != other["model_hash"]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "measure", "expected"),
+    [
+        ("magnitude", CALIBRATION, "nothing"),
+        ("taylor", CALIBRATION, "calibration"),
+        ("taylor", "{source: training}", "training"),
+    ],
+)
+def test_which_text_decides(tmp_path: Path, criterion: str, measure: str, expected: str) -> None:
+    out = ran(tmp_path, "out", criterion=criterion, measure=measure)
+    assert events(out, "run")[0]["measures"] == expected
+    assert bool(events(out, "calibration")) == (expected == "calibration")
+
+
+def test_cuts_say_what_they_cost(tmp_path: Path) -> None:
+    out = ran(tmp_path, "out")
+    for event in (*events(out, "cut"), *events(out, "commit")):
+        assert event["seconds"] > 0
+        assert event["memory_bytes"] > 1 << 24
+
+
+def test_operations_are_those_of_the_plan(tmp_path: Path) -> None:
+    """In lockstep and by turns, as the plan assumes, the run's operations are the plan's."""
+    out = ran(tmp_path, "out")
+    steps = events(out, "step")
+    planned = plan(load_recipe(tmp_path / "toy.yaml")).data
+    assert sum(step["flops"] for step in steps) == pytest.approx(planned["flops"], rel=1e-9)
+    falls = [b["flops"] <= a["flops"] for a, b in itertools.pairwise(steps)]
+    assert all(falls) and steps[-1]["flops"] < 0.8 * steps[0]["flops"]
