@@ -64,7 +64,11 @@ def _zeros(loaded: LoadedRecipe, found: Priced, widths: Widths, data: dict[str, 
         return []
     weights, zeroed = counts
     data["zeroed"] = zeroed
-    wanted = f"in the pattern {spec.pattern}" if spec.pattern else f"{100 * spec.share:.4g} % of each layer"
+    wanted = (
+        f"in the pattern {spec.pattern}"
+        if spec.pattern
+        else f"{100 * spec.share:.4g} % of each layer"
+    )
     return [
         f"sparsify: {spec.method.name} makes about {zeroed:,} of {weights:,} weights in linear "
         f"layers zero, {wanted}; no parameter is removed by it"
