@@ -139,7 +139,7 @@ def test_zeros_are_told_apart_from_what_is_gone():
                 "weights": 1000, "zeroed": 500, "params": 2000})  # fmt: skip
     view.event({"event": "end", "status": "success", "seconds": 3, "params": 2000, "zeroed": 500})
     assert out.getvalue().splitlines() == [
-        "wanda 2:4: parameters removed: 0, weights zeroed: 500 (50.0 % of the linear layers, "
+        "wanda 2:4: parameters removed: 0, weights zeroed: 500 (50.0 % of linear layers, "
         "25.0 % of all)",
         "success after 0:03, 2k parameters, 500 of them zero",
     ]

@@ -134,9 +134,7 @@ def sparse():
 
 def test_zeros_are_not_sold_as_fewer_parameters(tmp_path):
     folder = synthetic.save(tmp_path, sparse())
-    said = (
-        "Parameters removed: 0, weights zeroed: 53.1M (50.0 % of the linear layers, 39.5 % of all)"
-    )
+    said = "Parameters removed: 0, weights zeroed: 53.1M (50.0 % of linear layers, 39.5 % of all)"
     text, body = write(folder).read_text("utf-8").replace("&nbsp;", " "), card(folder)
     for page in (text, body):
         assert said in page and "smaller" not in page

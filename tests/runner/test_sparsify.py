@@ -104,7 +104,7 @@ def test_zeros_alone(
     assert bool(events(out, "calibration")) == (method != "magnitude")
     for text in ((out / "README.md").read_text(), (out / "report.html").read_text()):
         said = text.replace("&nbsp;", " ")
-        assert "Parameters removed: 0, weights zeroed:" in said and "of the linear layers" in said
+        assert "Parameters removed: 0, weights zeroed:" in said and "of linear layers" in said
 
 
 @pytest.mark.usefixtures("unproven")
