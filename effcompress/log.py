@@ -197,7 +197,6 @@ class PlainView:
         self._lock = threading.RLock()
         self._cuts: Counter[str] = Counter()
         self._cuts_every, self._cuts_shown = cuts_every, clock()
-        self._progress_shown = clock()
 
     def event(self, event: Event) -> None:
         """Take in one event and print what it is worth."""
@@ -216,16 +215,12 @@ class PlainView:
         with self._lock:
             self._show_cuts()
             self._status.enter(name, total_tokens)
-            self._progress_shown = self._clock()
             self._print(f"== {name}")
 
     def progress(self, unit: str, done: int, total: int) -> None:
-        """Part of a phase is done; said now and then."""
+        """Part of a phase is done; the heartbeat says so."""
         with self._lock:
             self._status.advance(unit, done, total)
-            if self._clock() - self._progress_shown >= self._cuts_every:
-                self._progress_shown = self._clock()
-                self._print(str(self._status.progress))
 
     def note(self, text: str) -> None:
         """Print a remark."""

@@ -31,10 +31,10 @@ def removed(kinds: Mapping[str, int]) -> str:
 
 
 def zeroed(event: Event) -> str:
-    """``weights zeroed: 53.1M (50.0 % of the linear layers, 39.5 % of all)``."""
+    """``weights zeroed: 53.1M (50.0 % of linear layers, 39.5 % of all)``."""
     layers = event["zeroed"] / max(1, event["weights"])
     every = event["zeroed"] / max(1, event["params"])
-    shares = f"{layers:.1%} of the linear layers, {every:.1%} of all".replace("%", " %")
+    shares = f"{layers:.1%} of linear layers, {every:.1%} of all".replace("%", " %")
     return f"weights zeroed: {count(event['zeroed'])} ({shares})"
 
 

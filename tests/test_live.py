@@ -110,6 +110,41 @@ def test_time_left_comes_from_the_recent_rate():
     assert status.eta == pytest.approx(12.0, abs=0.01)
 
 
+def test_a_phase_of_so_many_parts_says_what_is_left():
+    clock = Clock()
+    out, console = io.StringIO(), Console(file=io.StringIO(), width=80, color_system=None)
+    plain, live = PlainView(out, clock=clock), LiveView(io.StringIO(), console=console, clock=clock)
+    for view in (plain, live):
+        view.event(synthetic.run_event(target_params=None, total_tokens=0))
+    clock.now = 5.0
+    plain.phase("making zeros")
+    live.phase("making zeros")
+    clock.now = 25.0
+    for view in (plain, live):
+        view.progress("block", 10, 30)
+    plain.beat()
+    assert out.getvalue().splitlines()[-1] == "[0:25] making zeros | block 10 of 30, 0:40 left"
+    console.print(live.render())
+    live.close()
+    text = console.file.getvalue()
+    assert "10 of 30" in text and "0:40 left" in text and "making zeros" in text
+    plain.phase("training", 100)
+    assert plain._status.progress is None
+
+
+def test_zeros_are_told_apart_from_what_is_gone():
+    out = io.StringIO()
+    view = PlainView(out)
+    view.event({"event": "sparsify", "method": "wanda", "sparsity": 0.5, "pattern": "2:4",
+                "weights": 1000, "zeroed": 500, "params": 2000})  # fmt: skip
+    view.event({"event": "end", "status": "success", "seconds": 3, "params": 2000, "zeroed": 500})
+    assert out.getvalue().splitlines() == [
+        "wanda 2:4: parameters removed: 0, weights zeroed: 500 (50.0 % of linear layers, "
+        "25.0 % of all)",
+        "success after 0:03, 2k parameters, 500 of them zero",
+    ]
+
+
 def test_numbers_in_few_characters():
     said = [count(n) for n in (0, 999, 1000, 134_515_008, 2e9, 3e12)]
     assert said == ["0", "999", "1k", "134.5M", "2B", "3T"]

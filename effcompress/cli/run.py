@@ -42,8 +42,7 @@ def run(
         typer.echo(f"perplexity  {domain} {value:.2f}")
     typer.echo(f"parameters  {done.params:,}")
     if done.sparse:
-        shares = (done.zeroed / done.sparse, done.zeroed / done.params)
-        of = "{:.1%} of the linear layers, {:.1%} of all".format(*shares).replace("%", " %")
-        typer.echo(f"            removed: {done.removed:,}, weights zeroed: {done.zeroed:,} ({of})")
+        of = f"{100 * done.zeroed / done.sparse:.1f} % of linear layers"
+        typer.echo(f"parameters removed: {done.removed:,}, weights zeroed: {done.zeroed:,} ({of})")
     typer.echo(f"model       {done.folder}")
     typer.echo(f"report      {done.folder / 'report.html'}")

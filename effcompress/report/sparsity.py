@@ -32,6 +32,6 @@ class Sparsified:
 
 
 def shares(sparsified: Sparsified, params: int) -> str:
-    """``50.0 % of the linear layers, 39.5 % of all``."""
+    """``50.0 % of linear layers, 39.5 % of all``."""
     layers = numbers.percent(sparsified.zeroed / max(1, sparsified.weights))
-    return f"{layers} of the linear layers, {numbers.percent(sparsified.zeroed / params)} of all"
+    return f"{layers} of linear layers, {numbers.percent(sparsified.zeroed / params)} of all"

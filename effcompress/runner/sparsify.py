@@ -104,6 +104,8 @@ def _block(
     together = [list(layer.linears)]
     if block is not None and spec.true_sequential:
         together = block.readers()
+        if unread := layer.linears.keys() - {name for names in together for name in names}:
+            raise RunError("nothing went through this layer", where=min(unread))
     for names in together:
         moments = _moments(state, spec, layer, block, names)
         for name in names:

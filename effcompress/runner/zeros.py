@@ -32,7 +32,7 @@ def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, 
         there = f"layers are 0 to {max(axes.depth.layers, default=-1)}"
         raise RecipeError(
             f"sparsify.skip_layers: {f'no layer {min(unknown)}' if unknown else 'nothing is left'}",
-            where=loaded.origins.get("sparsify.skip_layers.0", str(loaded.path)),
+            where=_where(loaded, "sparsify.skip_layers.0"),
             fix=f"The {there}; negative numbers count from the end.",
         )
     if loaded.recipe.prune is None:  # what pruning leaves is held against the pattern later
@@ -50,10 +50,15 @@ def _require_groups(
             raise RecipeError(
                 f"sparsify.pattern: the {axes.shapes[param][dim]} inputs of {param} do not divide "
                 f"into groups of {pattern.of}",
-                where=loaded.origins.get("sparsify.pattern", str(loaded.path)),
+                where=_where(loaded, "sparsify.pattern"),
                 fix=f"Write `sparsity: {spec.share:.0%}` instead, or leave layers out by "
                 "`skip_layers`.",
             )
+
+
+def _where(loaded: LoadedRecipe, key: str) -> str:
+    origin = loaded.origins.get(key, str(loaded.path))
+    return f"--set {key}" if origin == "--set" else origin
 
 
 def _linears(axes: AxisMap, spec: SparsifySpec) -> Iterator[str]:

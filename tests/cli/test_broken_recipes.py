@@ -20,6 +20,11 @@ def edit(*pairs: str) -> str:
     return text
 
 
+def zeros(section: str) -> str:
+    """A recipe that makes zeros and nothing else."""
+    return RECIPE[: RECIPE.index("prune:")] + f"sparsify: {section}\n"
+
+
 SPACE = "  space:\n    - ffn\n    - {name: attention, scope: lockstep, minimum: 2}\n"
 DATA = RECIPE[RECIPE.index("data:") : RECIPE.index("prune:")]
 MODEL = "{hub: org/toy}"
@@ -142,6 +147,40 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "empty target": (edit(TARGET, "{}"), 9, ("exactly one of params, keep", "keep: 85%")),
     "two targets": (edit(TARGET, "{keep: 85%, params: 1k}"), 9, ("params and keep",)),
     "neither prunes nor trains": (RECIPE[: RECIPE.index("prune:")], 1, ("neither", "`train:`")),
+    # zeros
+    "no share of zeros": (zeros("{method: wanda}"), 8, ("exactly one of sparsity, pattern",)),
+    "two shares of zeros": (
+        zeros("{method: wanda, sparsity: 50%, pattern: 2:4}"),
+        8,
+        ("sparsity and pattern", "Remove"),
+    ),
+    "zeros everywhere": (zeros("{method: wanda, sparsity: 100%}"), 8, ("less than 1",)),
+    "pattern that nobody knows": (
+        zeros("{method: wanda, pattern: 2:8}"),
+        8,
+        ("'2:8'", "2:4", "4:8"),
+    ),
+    "no method": (zeros("{sparsity: 50%}"), 8, ("sparsify.method is missing",)),
+    "unknown method": (
+        zeros("{method: wander, sparsity: 50%}"),
+        8,
+        ("no sparsifier named 'wander'", "'wanda'"),
+    ),
+    "inputs for a method that reads none": (
+        zeros("{method: magnitude, sparsity: 50%, true_sequential: true}"),
+        8,
+        ("true_sequential", "'magnitude' looks at no inputs"),
+    ),
+    "rows of other shares in a pattern": (
+        zeros("{method: {name: wanda, alpha_search: true}, pattern: 2:4}"),
+        8,
+        ("alpha_search",),
+    ),
+    "zeros while pruning goes on": (
+        RECIPE + "sparsify: {method: wanda, sparsity: 50%}\n",
+        14,
+        ("before training", "{name: once, at: 0}"),
+    ),
     # model and domains
     "no model source": (edit(MODEL, "{}"), 2, ("hub, folder, gguf, wheel, random",)),
     "two model sources": (edit(MODEL, "{hub: a/b, wheel: toy==1.0}"), 2, ("hub and wheel",)),

@@ -57,7 +57,12 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
     write(tmp_path)
     folder = Path("out")
     runner.answers["run"] = types.SimpleNamespace(
-        folder=folder, params=1234, perplexity={"prose": 12.345}
+        folder=folder,
+        params=1234,
+        perplexity={"prose": 12.345},
+        removed=0,
+        sparse=1000,
+        zeroed=500,
     )
     words = (
         "--output",
@@ -71,7 +76,13 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
     )
     code, out, _ = effcompress("run", "recipe.yaml", *words)
     assert code == 0
-    assert "prose 12.35" in out and "1,234" in out and str(folder / "report.html") in out
+    zeros = "parameters removed: 0, weights zeroed: 500 (50.0 % of linear layers)\n"
+    assert (
+        "prose 12.35" in out
+        and "1,234" in out
+        and zeros in out
+        and str(folder / "report.html") in out
+    )
     (checked, _, first), (ran, (loaded,), keywords) = runner.calls
     assert (checked, first, ran) == ("preflight", {"offline": True}, "run")
     assert keywords == {"output": Path("out"), "resume": True, "offline": True}

@@ -3,11 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from effcompress.errors import PluginError, RecipeError
 from effcompress.recipe import LoadedRecipe, checked, load, load_plugins
+from effcompress.recipe.yaml_text import parse
 from effcompress.registry import REGISTRY
-from effcompress.spec import EvaluateSpec, MeasureSpec, SaveSpec
+from effcompress.spec import EvaluateSpec, MeasureSpec, Pattern, SaveSpec
 from tests.recipe.toys import RECIPE, registry, write
 
 
@@ -161,6 +163,33 @@ def test_yaml_anchors_and_merge_keys(tmp_path):
     domains = loaded(tmp_path, text).recipe.data.domains
     assert domains["more"].jsonl == domains["web"].jsonl
     assert (domains["web"].weight, domains["more"].weight) == (2.0, 3.0)
+
+
+ZEROS = RECIPE[: RECIPE.index("prune:")]
+
+
+@pytest.mark.parametrize("written", ["pattern: 2:4", "pattern: '2:4'", "{pattern: 2:4}"])
+def test_a_pattern_is_no_time_of_day(tmp_path, written):
+    inner = written.strip("{}")
+    text = ZEROS + f"sparsify:\n  method: wanda\n  {inner}\n"
+    if written.startswith("{"):
+        text = ZEROS + f"sparsify: {{method: wanda, {inner}}}\n"
+    sparsify = loaded(tmp_path, text).recipe.sparsify
+    assert sparsify is not None and sparsify.n_of_m == Pattern(2, 4)
+    assert (sparsify.n_of_m.zeros, sparsify.share, str(sparsify.n_of_m)) == (2, 0.5, "2:4")
+
+
+def test_a_share_of_zeros(tmp_path):
+    sparsify = loaded(
+        tmp_path, ZEROS + "sparsify: {method: wanda, sparsity: 60%}\n"
+    ).recipe.sparsify
+    assert sparsify is not None and sparsify.n_of_m is None
+    assert sparsify.share == 0.6 and sparsify.sequences == 128
+
+
+@pytest.mark.parametrize("number", ["12", "-3", "+7", "0", "010", "0x1F", "0b11", "1_000"])
+def test_whole_numbers_are_those_of_yaml(number):
+    assert parse(f"x: {number}", None).values == yaml.safe_load(f"x: {number}")
 
 
 def test_dates_stay_text_and_a_byte_order_mark_is_skipped(tmp_path):

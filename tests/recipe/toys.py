@@ -77,6 +77,14 @@ def _norm_gain(gain: Any) -> None:
     """Keeps the output."""
 
 
+def _smallest(weight: Any, sparsity: float) -> None:
+    """The smallest."""
+
+
+def _wanda(weight: Any, input_norm: Any, *, alpha_search: bool = False) -> None:
+    """By inputs."""
+
+
 def registry() -> Registry:
     """A registry of its own with toy plugins under the built-in names."""
     toys = Registry()
@@ -94,6 +102,8 @@ def registry() -> Registry:
         ("selector", "least_salient", _least_salient),
         ("repair", "norm_gain", _norm_gain),
         ("repair", "bias", _weight_free),
+        ("sparsifier", "magnitude", _smallest),
+        ("sparsifier", "wanda", _wanda),
     ):
         # Two kinds may share a name; here two names share a function, which `add` allows.
         toys.add(kind, name, function, "a paper")

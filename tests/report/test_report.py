@@ -97,6 +97,7 @@ CASES = {
     "only begun": lambda: first(1),
     "empty": lambda: first(0),
     "other kinds": worse,
+    "zeros": lambda: sparse(),
     "long": lambda: synthetic.full_run(6000, 4000),
 }
 
@@ -119,6 +120,27 @@ def test_page_and_pictures_are_well_formed(case, tmp_path):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "left a temporary file"
     assert len(text) < 400_000
     assert card(tmp_path).startswith("---\nlibrary_name: transformers\n")
+
+
+def sparse():
+    """Zeros by Wanda, nothing cut, nothing trained."""
+    run = only(synthetic.full_run(0, 0, train=False))
+    made = {"event": "sparsify", "step": 0, "method": "wanda", "sparsity": 0.5, "pattern": "2:4",
+            "params": 134_515_008, "weights": 106_168_320, "zeroed": 53_084_160, "layers": [],
+            "seconds": 75.0, "memory_bytes": 2_100_000_000}  # fmt: skip
+    run.metrics.insert(2, made)
+    return run
+
+
+def test_zeros_are_not_sold_as_fewer_parameters(tmp_path):
+    folder = synthetic.save(tmp_path, sparse())
+    said = "Parameters removed: 0, weights zeroed: 53.1M (50.0 % of linear layers, 39.5 % of all)"
+    text, body = write(folder).read_text("utf-8").replace("&nbsp;", " "), card(folder)
+    for page in (text, body):
+        assert said in page and "smaller" not in page
+    assert "Weights zeroed" in text and "wanda, 2:4" in text
+    assert "1 min 15 s, 2.1 GB at the peak" in text
+    assert "- sparse\n" in body and "| of them zero, in linear layers | | 53,084,160 | |" in body
 
 
 def test_the_headline_holds_what_came_out(tmp_path):
@@ -233,6 +255,11 @@ def test_the_method_is_quoted_from_the_recipe(recipe, said):
     found = method(recipe)
     assert {key: found.get(key) for key in said} == said
     assert said or not found
+
+
+def test_the_method_of_zeros_is_quoted_too():
+    recipe = "prune: null\nsparsify:\n  method:\n    name: wanda\n    per: row\n  pattern: 2:4\n"
+    assert method(recipe, "sparsify") == {"method": "name: wanda, per: row", "pattern": "2:4"}
 
 
 def test_the_hub_id_is_found():
