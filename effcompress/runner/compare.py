@@ -32,6 +32,7 @@ def compare(
 
     Raises RecipeError or SourceError before anything runs.
     """
+    progress.checking(sum(not target.is_dir() for target in targets))
     entries = enter(targets, seeds, overrides, offline=offline)
     name = output.resolve().name if output else name_of(entries)
     folder = output or COMPARISONS / name

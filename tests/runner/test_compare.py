@@ -41,6 +41,9 @@ class Watch:
     def __init__(self) -> None:
         self.said: list[tuple[Any, ...]] = []
 
+    def checking(self, number: int) -> None:
+        """Nothing."""
+
     def begin(self, jobs: Any, done: Any, at_once: int) -> None:
         self.said.append(("begin", len(jobs), len(done)))
 
