@@ -9,6 +9,17 @@ INPUTS: dict[str, dict[str, str]] = {
         "hess": "[O, I] diagonal Hessian from the recipe's `hessian`",
         "mask_grad": "[T, G] derivative of the loss with respect to a mask on each mini-group, for "
         "every token; alone, and then the criterion returns [G]",
+        "input_mean": "[I] mean over tokens of what a linear layer reads, for every one that reads "
+        "the mini-groups; the criterion then returns [O, I] or [I]. None for layers and blocks",
+        "input_norm": "[I] root of the mean of its square",
+        "input_variance": "[I] its variance",
+        "input_abs": "[I] root of the sum over sequences of the squared mean magnitude",
+        "input_fluctuation": "[I] FLAP's running estimate of the variance",
+        "influence": "[1] 1 - cosine of the residual stream before and after, for layers and "
+        "blocks; the criterion then returns [1]. None for others",
+        "kind": "kind of the mini-groups (attention, ffn, ...)",
+        "layer": "number of their layer; -1 where they belong to none",
+        "positions": "inputs that a mini-group owns there (a head: its width)",
     },
     "hessian": {
         "weight": "[O, I] the parameter",
@@ -34,6 +45,17 @@ INPUTS: dict[str, dict[str, str]] = {
         "params_K": "[K] parameters the candidate's removal frees",
         "mean_K": "[K] mean saliency of equally many units alive in the candidate's set(s)",
         "removed_K": "[K] share of the candidate's kind removed so far, 0 to 1",
+        "share_K": "[K] share of the candidate's own set(s) that is gone once it is removed",
+        "influence_K": "[K] influence of the candidate's layer, mean over all cuts so far, brought "
+        "to mean 0 over layers and largest magnitude 1 (0 for what belongs to no layer)",
+    },
+    "refit": {
+        "weight": "[O, I] of a linear layer that writes into the residual stream",
+        "gram": "[I, I] mean of x x^T over the tokens that it reads in the pruned model",
+        "cross": "[O, I] mean of t x^T, where t is what it should put out (less its bias) for the "
+        "stream to be the source model's",
+        "mean": "[I] mean of x; the refit then returns the weight and what its bias gains",
+        "target_mean": "[O] mean of t",
     },
     "repair": {
         "gain": "[hidden] effective gain of a norm over the hidden axis",
@@ -42,7 +64,25 @@ INPUTS: dict[str, dict[str, str]] = {
         "after": "hidden channels after the cut",
         "weight": "[O, I] of a linear layer that loses inputs (all that share them, stacked)",
         "gram": "[I, I] running mean of x x^T over the tokens that it read",
+        "mean": "[I] running mean of x; the repair then returns the weight and what its bias gains",
         "gone": "[p] which of the inputs go",
     },
 }
 """Kind -> what may be injected into its functions, and what that is."""
+
+BACKWARD = frozenset({"grad", "hess", "mask_grad"})
+"""What criteria take from a backward pass."""
+FORWARD = frozenset(
+    {
+        "input_mean",
+        "input_norm",
+        "input_variance",
+        "input_abs",
+        "input_fluctuation",
+        "influence",
+        "kind",
+        "layer",
+        "positions",
+    }
+)
+"""What criteria take from forward passes over calibration text, set by set."""

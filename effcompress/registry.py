@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import PluginError, did_you_mean
-from effcompress.inputs import INPUTS
+from effcompress.inputs import BACKWARD, FORWARD, INPUTS
 
 ENTRY_POINTS = "effcompress.plugins"
 
 BUILTIN_MODULES = (
     "effcompress.saliency.criteria",
+    "effcompress.saliency.activations",
     "effcompress.measure.hessian",
     "effcompress.groups.spaces",
     "effcompress.selection.schedules",
     "effcompress.selection.selectors",
     "effcompress.removal.repair",
+    "effcompress.removal.refit",
 )
 
 
@@ -177,6 +179,7 @@ space = _decorator("space")
 schedule = _decorator("schedule")
 selector = _decorator("selector")
 repair = _decorator("repair")
+refit = _decorator("refit")
 
 
 def _where(function: Callable[..., Any]) -> str:
@@ -208,6 +211,13 @@ def _contract(
             f"{kind} '{name}': mask_grad is per mini-group, {needs[0]} per weight",
             where=where,
             fix="Take mask_grad alone.",
+        )
+    forward, backward = FORWARD.intersection(needs), BACKWARD.intersection(needs)
+    if kind == "criterion" and forward and backward:
+        raise PluginError(
+            f"{kind} '{name}': {min(forward)} is measured layer by layer, {min(backward)} is not",
+            where=where,
+            fix="Take one of the two.",
         )
     return tuple(needs), knobs
 

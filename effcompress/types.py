@@ -248,20 +248,26 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed sequences: ``ids_BT`` tokens, the domain of each row, and which sample it is."""
+    """Packed sequences: ``ids_BT`` tokens, the domain of each row, which sample it is, and which
+    tokens are trained on (None: all).
+    """
 
     ids_BT: Tensor
     domains: tuple[str, ...]
     samples: tuple[tuple[str, int], ...]
     """(domain, running number of the sample in that domain's stream) for each row."""
+    trained_BT: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Due:
-    """What a schedule asks for: remove so many mini-groups, or come down to so many parameters."""
+    """What a schedule asks for: remove so many mini-groups, or come down to so many parameters.
+    ``again``: and ask once more when that is done, before anything is trained, until the target.
+    """
 
     groups: int | None = None
     params: int | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)

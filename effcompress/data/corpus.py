@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from effcompress.data.documents import address
-from effcompress.data.pack import Windows, payload, shuffled, window_bos, windows_of
+from effcompress.data.pack import Windows, payload, shuffled, unmarked, window_bos, windows_of
 from effcompress.data.sources import how_held_out, kind_of, training_source, validation_source
 from effcompress.data.stream import Stream, next_domain
 from effcompress.data.tokens import TokenStore
@@ -120,7 +120,7 @@ class Corpus:
         for chosen, number in order:
             windows, key = pools[chosen], f"calibration {seed} {names[chosen]}"
             rows.append(windows.take(shuffled(number, windows.count, key)))
-        return _stack(rows, self.sequence_length)
+        return _stack(rows, self.sequence_length)[0]
 
     def _pool(self, domain: Domain, needed: int) -> Windows:
         """The windows training may read, or the first ``needed`` if those are fewer."""
@@ -143,6 +143,10 @@ class Corpus:
         """``ids_NT`` (int64): the first ``sequences`` windows of the held-out text, or as many as
         there are, with a notice. No training text among them.
         """
+        return self.heldout_trained(domain, sequences)[0]
+
+    def heldout_trained(self, domain: str, sequences: int) -> tuple[Tensor, Tensor]:
+        """The same, and which of the tokens are no prompt, ``[N, T]``."""
         one = self._domains[domain]
         size = payload(self.sequence_length, self.bos)
         if sequences > one.heldout.count:
@@ -153,7 +157,8 @@ class Corpus:
                 f"domain '{domain}': held-out text ({how_held_out(one.spec)}) for "
                 f"{windows.count} of the {sequences} sequences asked for"
             )
-        return _stack([windows.take(n) for n in range(windows.count)], self.sequence_length)
+        rows = [windows.take(n) for n in range(windows.count)]
+        return _stack(rows, self.sequence_length)
 
     def summary(self) -> dict[str, Any]:
         """Per domain: source, share, documents, tokens, how held out, hash of the tokens used."""
@@ -268,10 +273,12 @@ def _ensure(store: TokenStore, train: int, heldout: int, talk: Talk) -> None:
     store.ensure(train, heldout, offline=talk.offline, progress=talk.progress, notice=talk.notice)
 
 
-def _stack(rows: list[np.ndarray[Any, np.dtype[np.int64]]], length: int) -> Tensor:
+def _stack(rows: list[np.ndarray[Any, np.dtype[np.int64]]], length: int) -> tuple[Tensor, Tensor]:
+    """``[N, T]`` tokens, and which of them are trained on."""
     if not rows:
-        return torch.zeros(0, length, dtype=torch.int64)
-    return torch.from_numpy(np.stack(rows))
+        return torch.zeros(0, length, dtype=torch.int64), torch.zeros(0, length, dtype=torch.bool)
+    ids_NT, trained_NT = unmarked(np.stack(rows))
+    return torch.from_numpy(ids_NT), torch.from_numpy(trained_NT)
 
 
 def needs(spec: DataSpec) -> list[dict[str, Any]]:

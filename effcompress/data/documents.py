@@ -5,6 +5,7 @@ that changes whenever the text could.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,11 +15,38 @@ from effcompress.errors import SourceError
 
 class Record(NamedTuple):
     """One document and its address (``file:line``). ``text`` may be empty: it is then counted and
-    left out, so that a position in the source stays a plain number of records.
+    left out, so that a position in the source stays a plain number of records. ``prompt`` stands
+    in front of it and is not trained on.
     """
 
     text: str
     where: str
+    prompt: str = ""
+
+
+class Fields(NamedTuple):
+    """What to take of a row: the field of the text, and what to write in front (None: nothing)."""
+
+    text: str
+    prompt: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """All fields that are read."""
+        return list(dict.fromkeys((self.text, *BRACES.findall(self.prompt or ""))))
+
+
+BRACES = re.compile(r"\{(\w+)\}")
+"""A field in a prompt. Nothing but a name may stand there: no attribute is ever looked up."""
+
+
+def record_of(row: Mapping[str, Any], fields: Fields, where: str) -> Record:
+    """One row as a document. Raises ``SourceError`` as ``text_of`` does."""
+    text = text_of(row, fields.text, where)
+    if fields.prompt is None:
+        return Record(text, where)
+    prompt = BRACES.sub(lambda match: text_of(row, match[1], where), fields.prompt)
+    return Record(text, where, prompt)
 
 
 @dataclass(frozen=True)
@@ -51,7 +79,8 @@ def text_of(row: Mapping[str, Any], field: str, where: str) -> str:
         raise SourceError(
             f"no field '{field}'; fields here: {there}",
             where=where,
-            fix="name the field that holds the text with `text:` in the domain",
+            fix="name the field that holds the text with `text:` in the domain, and those of "
+            "`prompt:` in braces",
         )
     value = row[field]
     if value is None:
@@ -62,11 +91,11 @@ def text_of(row: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def utf8(record: Record) -> bytes:
-    """The text as UTF-8. Raises ``SourceError`` for half characters (lone surrogates), which JSON
-    can spell and no tokenizer accepts.
+    """Prompt and text as UTF-8. Raises ``SourceError`` for half characters (lone surrogates), which
+    JSON can spell and no tokenizer accepts.
     """
     try:
-        return record.text.encode("utf-8")
+        return (record.prompt + record.text).encode("utf-8")
     except UnicodeEncodeError as error:
         raise SourceError(f"the text is not valid Unicode ({error})", where=record.where) from error
 

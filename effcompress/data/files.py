@@ -12,14 +12,14 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from effcompress.data.documents import Record, Source, address, text_of
+from effcompress.data.documents import Fields, Record, Source, address, record_of, text_of
 from effcompress.errors import SourceError
 
-Reader = Callable[[Path, str], Iterator[Record]]
-"""(file, text field) -> its records."""
+Reader = Callable[[Path, Fields], Iterator[Record]]
+"""(file, what to take of a row) -> its records."""
 
 
-def files_source(domain: str, kind: str, paths: tuple[Path, ...], field: str) -> Source:
+def files_source(domain: str, kind: str, paths: tuple[Path, ...], fields: Fields) -> Source:
     """The documents of ``paths`` in the order given; ``kind`` is jsonl, txt or parquet.
 
     Reads every file once to hash it. Raises ``SourceError`` naming a file that is missing,
@@ -28,11 +28,13 @@ def files_source(domain: str, kind: str, paths: tuple[Path, ...], field: str) ->
     contents = [_sha256(path, domain) for path in paths]
     identity: dict[str, object] = {"kind": kind, "sha256": contents}
     if kind != "txt":
-        identity["text"] = field
+        identity["text"] = fields.text
+    if fields.prompt is not None:
+        identity["prompt"] = fields.prompt
     reader = READERS[kind]
 
     def records(skip: int) -> Generator[Record, None, None]:
-        every = (record for path in paths for record in _guarded(reader, path, field))
+        every = (record for path in paths for record in _guarded(reader, path, fields))
         yield from islice(every, skip, None)
 
     description = f"{kind}: {', '.join(path.name for path in paths)}"
@@ -60,9 +62,9 @@ def _unreadable(path: Path, domain: str, error: OSError) -> SourceError:
     )
 
 
-def _guarded(reader: Reader, path: Path, field: str) -> Iterator[Record]:
+def _guarded(reader: Reader, path: Path, fields: Fields) -> Iterator[Record]:
     try:
-        yield from reader(path, field)
+        yield from reader(path, fields)
     except OSError as error:
         raise SourceError(f"cannot be read: {error}", where=str(path)) from error
 
@@ -78,7 +80,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, str]]:
             raise SourceError(f"not UTF-8 text ({error})", where=where) from error
 
 
-def _jsonl(path: Path, field: str) -> Iterator[Record]:
+def _jsonl(path: Path, fields: Fields) -> Iterator[Record]:
     with path.open("rb") as file:
         for line, where in _lines(file, path):
             if not line.strip():
@@ -93,10 +95,10 @@ def _jsonl(path: Path, field: str) -> Iterator[Record]:
                 raise SourceError(
                     f"expected a JSON object, found {type(row).__name__}", where=where
                 )
-            yield Record(text_of(row, field, where), where)
+            yield record_of(row, fields, where)
 
 
-def _txt(path: Path, _field: str) -> Iterator[Record]:
+def _txt(path: Path, _fields: Fields) -> Iterator[Record]:
     with path.open("rb") as file:
         held: list[str] = []
         start = ""
@@ -111,18 +113,18 @@ def _txt(path: Path, _field: str) -> Iterator[Record]:
             yield Record("".join(held).rstrip("\r\n"), start)
 
 
-def _parquet(path: Path, field: str) -> Iterator[Record]:
+def _parquet(path: Path, fields: Fields) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path) as file:
             # One look at the names says more than the error pyarrow gives for a missing column.
             names = dict.fromkeys(file.schema_arrow.names)
-            text_of(names, field, str(path))
+            for name in fields.names:
+                text_of(names, name, str(path))
             row = 0
-            for batch in file.iter_batches(batch_size=256, columns=[field]):
-                for value in batch.column(0).to_pylist():
+            for batch in file.iter_batches(batch_size=256, columns=fields.names):
+                for values in batch.to_pylist():
                     row += 1
-                    where = f"{path}:row {row}"
-                    yield Record(text_of({field: value}, field, where), where)
+                    yield record_of(values, fields, f"{path}:row {row}")
     except pa.ArrowException as error:
         raise SourceError(f"not a readable parquet file: {error}", where=str(path)) from error
 

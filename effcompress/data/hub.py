@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from effcompress.data.documents import Record, Source, address, text_of
+from effcompress.data.documents import Fields, Record, Source, address, record_of
 from effcompress.errors import SourceError
 from effcompress.spec import DomainSpec
 
@@ -26,13 +26,16 @@ def hub_source(domain: str, spec: DomainSpec, split: str) -> Source:
         "split": split,
         "text": spec.text,
     }
+    if spec.prompt is not None:
+        identity["prompt"] = spec.prompt
+    fields = Fields(spec.text, spec.prompt)
 
     def records(skip: int) -> Generator[Record, None, None]:
         where = f"{hub}[{split}]"
         rows = _rows(domain, hub, spec.config, split, spec.revision, skip)
         for number, row in enumerate(rows, start=skip + 1):
             at = f"{where}:row {number}"
-            yield Record(text_of(row, spec.text, at), at)
+            yield record_of(row, fields, at)
 
     pinned = f"@{spec.revision}" if spec.revision else ""
     name = f"{hub}{pinned}" + (f" ({spec.config})" if spec.config else "")

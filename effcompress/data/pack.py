@@ -28,6 +28,16 @@ def window_bos(policy: Literal["auto", "always", "never"], tokenizer: TextTokeni
     return tokenizer.bos_id if wanted else None
 
 
+def marked(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tokens that are read but not trained on: their complements, all below zero."""
+    return ~ids
+
+
+def unmarked(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The tokens, and which of them are trained on."""
+    return np.where(ids < 0, ~ids, ids), ids >= 0
+
+
 def payload(length: int, bos: int | None) -> int:
     """Tokens of text in a window of ``length`` tokens."""
     return length - (bos is not None)
@@ -50,7 +60,7 @@ class Windows:
         return self.tokens[: self.count * payload(self.length, self.bos)]
 
     def take(self, number: int) -> NDArray[np.int64]:
-        """``ids_T`` of window ``number``."""
+        """``ids_T`` of window ``number``; tokens of prompts are ``marked``."""
         assert 0 <= number < self.count, f"window {number} of {self.count}"
         size = payload(self.length, self.bos)
         text = self.tokens[number * size : (number + 1) * size].astype(np.int64)

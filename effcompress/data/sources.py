@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from effcompress.data.documents import Source, address
+from effcompress.data.documents import Fields, Source, address
 from effcompress.data.files import files_source
 from effcompress.data.hub import hub_source
 from effcompress.data.stdlib import stdlib_source
@@ -41,7 +41,7 @@ def training_source(domain: str, spec: DomainSpec) -> Source:
         return hub_source(domain, spec, spec.split)
     if spec.stdlib:
         return stdlib_source(domain, spec.stdlib)
-    return files_source(domain, kind, getattr(spec, kind), spec.text)
+    return files_source(domain, kind, getattr(spec, kind), Fields(spec.text, spec.prompt))
 
 
 def validation_source(domain: str, spec: DomainSpec, training: Source) -> Source | None:
@@ -58,7 +58,7 @@ def validation_source(domain: str, spec: DomainSpec, training: Source) -> Source
         return hub_source(domain, spec, spec.validation_split)
     if not spec.validation:
         return None
-    source = files_source(domain, kind, spec.validation, spec.text)
+    source = files_source(domain, kind, spec.validation, Fields(spec.text, spec.prompt))
     both = set(source.identity["sha256"]) & set(training.identity["sha256"])
     if both:
         raise SourceError(

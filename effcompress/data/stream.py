@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from effcompress.data.pack import Windows, shuffled
+from effcompress.data.pack import Windows, shuffled, unmarked
 from effcompress.errors import RunError
 from effcompress.types import Batch
 
@@ -68,9 +68,14 @@ class Stream:
         except RunError:
             self._counts = before
             raise
-        ids_BT = torch.from_numpy(np.stack([ids for _, _, ids in drawn]))
+        ids_BT, trained_BT = unmarked(np.stack([ids for _, _, ids in drawn]))
         samples = tuple((name, number) for name, number, _ in drawn)
-        return Batch(ids_BT, tuple(name for name, _ in samples), samples)
+        return Batch(
+            torch.from_numpy(ids_BT),
+            tuple(name for name, _ in samples),
+            samples,
+            None if trained_BT.all() else torch.from_numpy(trained_BT),
+        )
 
     def _draw(self) -> tuple[str, int, np.ndarray[Any, np.dtype[np.int64]]]:
         shares = [self._shares[name] for name in self._names]

@@ -17,6 +17,7 @@ import numpy as np
 
 from effcompress.data.documents import Record, Source, address, is_held_out, utf8
 from effcompress.data.folder import FORMAT, PARTS, Pass, Piece, TokenFolder, Tokens
+from effcompress.data.pack import marked
 from effcompress.errors import SourceError
 from effcompress.types import TextTokenizer
 
@@ -45,7 +46,10 @@ class TokenStore:
             self._sources["validation"] = validation
             holdout = 0.0
         self._tokenizer, self._holdout = tokenizer, holdout
+        # Tokens of prompts are stored as their complement (`pack.marked`), which needs a sign.
+        prompted = "prompt" in training.identity
         dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+        dtype = "<i4" if prompted else dtype
         facts = {
             "format": FORMAT,
             "sources": {name: dict(source.identity) for name, source in self._sources.items()},
@@ -118,6 +122,10 @@ class TokenStore:
         empty = [record.where for record in chunk if not record.text.strip()]
         sides = [self._side(name, record) for record in full]
         arrays = [self._array(ids) for ids in self._tokenizer.encode([r.text for r in full])]
+        if any(record.prompt for record in full):
+            prompts = self._tokenizer.encode([r.prompt for r in full])
+            before = [marked(self._array(ids)) for ids in prompts]
+            arrays = [np.concatenate(pair) for pair in zip(before, arrays, strict=True)]
         bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
         inside = sum(int(np.count_nonzero(ids == bos)) for ids in arrays) if bos is not None else 0
         if eos is not None:

@@ -27,8 +27,11 @@ class Perplexity:
 
 
 @torch.no_grad()
-def perplexity(module: nn.Module, ids_NT: Tensor, batch_size: int) -> Perplexity:
+def perplexity(
+    module: nn.Module, ids_NT: Tensor, batch_size: int, counted_NT: Tensor | None = None
+) -> Perplexity:
     """Every window on its own: position ``t`` predicts ``t + 1``; windows do not overlap.
+    ``counted_NT``: which tokens are to be predicted (None: all but the first of each window).
 
     Log-likelihoods are computed in fp32 and added in fp64. Raises RunError if they are not finite.
     """
@@ -36,15 +39,19 @@ def perplexity(module: nn.Module, ids_NT: Tensor, batch_size: int) -> Perplexity
     module.eval()
     device = next(module.parameters()).device
     total, tokens = 0.0, 0
-    for ids_BT in ids_NT.split(batch_size):
-        ids_BT = ids_BT.to(device)
+    if counted_NT is None:
+        counted_NT = torch.ones_like(ids_NT, dtype=torch.bool)
+    batches = zip(ids_NT.split(batch_size), counted_NT.split(batch_size), strict=True)
+    for ids_BT, counted_BT in batches:
+        ids_BT, counted_BT = ids_BT.to(device), counted_BT.to(device)
         logits = module(input_ids=ids_BT, use_cache=False).logits[:, :-1]
         losses = functional.cross_entropy(
             logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none"
         )
-        total += float(losses.double().sum())
-        tokens += losses.numel()
+        counted = counted_BT[:, 1:].flatten()
+        total += float(losses.double()[counted].sum())
+        tokens += int(counted.sum())
     module.train(training)
     if not math.isfinite(total):
         raise RunError("the held-out loss is not finite")
-    return Perplexity(total / tokens, tokens, ids_NT.shape[0])
+    return Perplexity(total / max(1, tokens), tokens, ids_NT.shape[0])

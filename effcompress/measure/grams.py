@@ -44,13 +44,22 @@ class Grams:
     """
 
     def __init__(
-        self, module: nn.Module, params: Mapping[str, int], tokens: int, decay: float
+        self,
+        module: nn.Module,
+        params: Mapping[str, int],
+        tokens: int,
+        decay: float,
+        *,
+        second: bool = True,
     ) -> None:
+        """``second``: whether the matrices are wanted, or only the means."""
         self.params = dict(params)
+        self.second = second
         self.tokens, self.decay = tokens, decay
         self.owner: dict[str, str] = {}
         """Weight -> the weight under whose name its inputs are kept."""
         self.values: dict[str, Tensor] = {}
+        self.means: dict[str, Tensor] = {}
         self.weights: dict[str, float] = {}
         self.passes: dict[str, int] = {}
         self._listening = False
@@ -71,8 +80,10 @@ class Grams:
     def listening(self) -> Iterator[None]:
         """Take in what the layers read in one step."""
         if self.decay < 1.0:
-            for owner, value in self.values.items():
-                value.mul_(self.decay)
+            for owner, mean in self.means.items():
+                mean.mul_(self.decay)
+                if owner in self.values:
+                    self.values[owner].mul_(self.decay)
                 self.weights[owner] *= self.decay
         self._listening = True
         try:
@@ -81,28 +92,39 @@ class Grams:
             self._listening, self._last = False, None
 
     def read(self, param: str) -> Tensor | None:
-        """The mean so far; None before anything was read."""
+        """``[I, I]``, the mean so far; None before anything was read, or without ``second``."""
         owner = self.owner.get(param)
-        return None if owner is None else self.values[owner] / self.weights[owner]
+        found = None if owner is None else self.values.get(owner)
+        return None if owner is None or found is None else found / self.weights[owner]
+
+    def mean(self, param: str) -> Tensor | None:
+        """``[I]``, the mean of what was read; None before anything was."""
+        owner = self.owner.get(param)
+        return None if owner is None else self.means[owner] / self.weights[owner]
 
     @torch.no_grad()
     def silence(self, param: str, gone: Tensor) -> None:
         """Inputs at these positions no longer exist."""
         if (owner := self.owner.get(param)) is not None:
-            index = gone.to(self.values[owner].device)
-            self.values[owner].index_fill_(0, index, 0.0).index_fill_(1, index, 0.0)
+            index = gone.to(self.means[owner].device)
+            self.means[owner].index_fill_(0, index, 0.0)
+            if owner in self.values:
+                self.values[owner].index_fill_(0, index, 0.0).index_fill_(1, index, 0.0)
 
     @torch.no_grad()
     def shorten(self, param: str, keep: Tensor) -> None:
         """Keep only these positions, once the weight has been shortened to them."""
         if self.owner.get(param) == param:
-            value = self.values[param]
-            index = keep.to(value.device)
-            self.values[param] = value.index_select(0, index).index_select(1, index)
+            index = keep.to(self.means[param].device)
+            self.means[param] = self.means[param].index_select(0, index)
+            if param in self.values:
+                value = self.values[param]
+                self.values[param] = value.index_select(0, index).index_select(1, index)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors, for a checkpoint."""
         found = {f"gram/{name}": value for name, value in self.values.items()}
+        found |= {f"mean/{name}": value for name, value in self.means.items()}
         for name, weight in self.weights.items():
             found[f"weight/{name}"] = torch.tensor(weight, dtype=torch.float64)
         names = list(self.params)
@@ -117,6 +139,8 @@ class Grams:
             kind, _, name = key.partition("/")
             if kind == "gram":
                 self.values[name] = value
+            elif kind == "mean":
+                self.means[name] = value
             elif kind == "weight":
                 self.weights[name] = float(value)
             elif kind == "passes":
@@ -139,11 +163,10 @@ class Grams:
             return
         self._last = (x, param)
         self.owner[param] = param
-        gram = _gram(self._some(param, x.detach().flatten(0, -2)))
-        if param in self.values:
-            self.values[param].add_(gram)
-        else:
-            self.values[param] = gram
+        some_TI = self._some(param, x.detach().flatten(0, -2))
+        _add(self.means, param, some_TI.float().mean(0))
+        if self.second:
+            _add(self.values, param, _gram(some_TI))
         self.weights[param] = self.weights.get(param, 0.0) + 1.0
 
     def _some(self, param: str, x_TI: Tensor) -> Tensor:
@@ -152,6 +175,13 @@ class Grams:
         self.passes[param] = number + 1
         stride = x_TI.shape[0] // self.tokens
         return x_TI if stride <= 1 else x_TI[number % stride :: stride][: self.tokens]
+
+
+def _add(into: dict[str, Tensor], name: str, value: Tensor) -> None:
+    if name in into:
+        into[name].add_(value)
+    else:
+        into[name] = value
 
 
 def _gram(x_TI: Tensor) -> Tensor:

@@ -10,12 +10,21 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from effcompress.errors import RecipeError
+from effcompress.inputs import FORWARD
 from effcompress.recipe.marks import Document, Key, dotted
-from effcompress.spec import DomainSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
+from effcompress.spec import (
+    DomainSpec,
+    LoopSpec,
+    ModelSpec,
+    PruneSpec,
+    Recipe,
+    RecoverSpec,
+    TrainSpec,
+)
 
 MODEL_SOURCES = ("hub", "folder", "gguf", "wheel")
 DOMAIN_SOURCES = ("jsonl", "txt", "parquet", "hub", "stdlib")
-TARGETS = ("params", "keep")
+TARGETS = ("params", "keep", "shape")
 BUDGETS = ("tokens", "stages")
 
 
@@ -48,6 +57,8 @@ def check_sense(recipe: Recipe, document: Document) -> None:
         raise _error(
             document, (), "the recipe neither prunes nor trains", "Add `prune:` or `train:`."
         )
+    if recipe.recover is not None:
+        _check_recover(recipe, recipe.recover, document)
     if recipe.train is not None:
         _check_train(recipe.train, document)
     if recipe.prune is not None:
@@ -77,6 +88,7 @@ def _check_domain(domain: DomainSpec, at: Key, document: Document) -> None:
     for key in ("config", "revision", "validation_split"):
         _only_with(domain, at, key, ("hub",), document)
     _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"), document)
+    _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"), document)
     if not (domain.holdout or domain.validation or domain.validation_split):
         problem = f"{dotted(at)} holds no text out, so nothing could be evaluated"
         raise _error(document, (*at, "holdout"), problem, "E.g. `holdout: 5%`.")
@@ -84,7 +96,7 @@ def _check_domain(domain: DomainSpec, at: Key, document: Document) -> None:
 
 def _check_prune(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
     at = ("prune",)
-    fix = "E.g. `target: {keep: 85%}` or `target: {params: 469M}`."
+    fix = "E.g. `target: {keep: 85%}`, `target: {params: 469M}`."
     _exactly_one(prune.target, TARGETS, (*at, "target"), document, fix)
     seen: dict[str, int] = {}
     for index, space in enumerate(prune.space):
@@ -96,6 +108,25 @@ def _check_prune(prune: PruneSpec, train: TrainSpec | None, document: Document) 
     _check_measure(prune, train, document)
     if train is not None:
         _check_times(prune, train, document)
+
+
+def _check_recover(recipe: Recipe, recover: RecoverSpec, document: Document) -> None:
+    at = ("recover",)
+    if recipe.train is not None:
+        problem = "the recipe has train and recover: pruning is a part of training, or before it"
+        raise _error(document, at, problem, "Remove one of the two.")
+    _check_loop(recover, at, document)
+    schedule = recipe.prune.schedule if recipe.prune else None
+    if schedule is None or schedule.name != "once" or schedule.knobs.get("at"):
+        problem = "recover trains what was cut before, but prune.schedule cuts later"
+        fix = "Write `schedule: {name: once, at: 0}` under prune, or `train:` in place of recover."
+        raise _error(document, ("prune", "schedule"), problem, fix)
+    if recover.lora is not None and recover.method != "lora":
+        problem = f"recover.lora means nothing to method {recover.method}"
+        raise _error(document, (*at, "lora"), problem, "Write `method: lora`, or remove it.")
+    if recover.distill is not None and recover.method == "full":
+        problem = "recover.distill means nothing to method full"
+        raise _error(document, (*at, "distill"), problem, "Write `method: distill`, or remove it.")
 
 
 def _check_times(prune: PruneSpec, train: TrainSpec, document: Document) -> None:
@@ -122,16 +153,22 @@ def _begin(train: TrainSpec) -> int:
 
 def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
     measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
-    reads = [repair.name for repair in prune.repair if "gram" in repair.needs]
+    reads = [r.name for r in prune.repair if {"gram", "mean"}.intersection(r.needs)]
     moments = "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs
     if moments and (train is None or prune.measure.source != "training"):
         assert prune.hessian is not None
         problem = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"
         fix = "Write `hessian: fisher_diag`, or `measure: {source: training}` and `train:`."
         raise _error(document, ("prune", "hessian"), problem, fix)
-    if not (measures or reads) or prune.measure.source != "training":
+    if prune.measure.source != "training":
         return
     fix = "Write `measure: {source: calibration}` under prune."
+    for bound in (prune.criterion, prune.selector):
+        if bound and (FORWARD | {"influence_K"}).intersection(bound.needs):
+            problem = f"prune.measure: '{bound.name}' measures on calibration text, not on training"
+            raise _error(document, ("prune", "measure", "source"), problem, fix)
+    if not (measures or reads):
+        return
     name = prune.criterion.name if measures else reads[0]
     if train is None:
         problem = f"prune.measure: '{name}' would measure on the training, but nothing is trained"
@@ -145,19 +182,23 @@ def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document
 def _check_train(train: TrainSpec, document: Document) -> None:
     fix = "E.g. `tokens: 2M`, or `stages: {warmup: 10k, pruning: 1M, continued: 1M}`."
     _exactly_one(train, BUDGETS, ("train",), document, fix)
-    micro, rate = train.micro_batch_size, train.learning_rate
-    if micro is not None and train.batch_size % micro:
-        fits = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
+    _check_loop(train, ("train",), document)
+
+
+def _check_loop(loop: LoopSpec, at: Key, document: Document) -> None:
+    micro, rate, name = loop.micro_batch_size, loop.learning_rate, dotted(at)
+    if micro is not None and loop.batch_size % micro:
+        fits = [n for n in range(1, loop.batch_size + 1) if loop.batch_size % n == 0]
         nearest = min(fits, key=lambda n: abs(n - micro))
         raise _error(
             document,
-            ("train", "micro_batch_size"),
-            f"train.micro_batch_size {micro} does not divide train.batch_size {train.batch_size}",
+            (*at, "micro_batch_size"),
+            f"{name}.micro_batch_size {micro} does not divide {name}.batch_size {loop.batch_size}",
             f"Did you mean {nearest}?",
         )
     if rate.schedule == "trapezoidal" and rate.warmup + rate.decay > 1:
-        key = ("train", "learning_rate", "decay")
-        problem = "train.learning_rate: warmup and decay together take more than the whole training"
+        key = (*at, "learning_rate", "decay")
+        problem = f"{name}.learning_rate: warmup and decay together take more than the training"
         raise _error(document, key, problem, "Their sum must be at most 1.")
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from effcompress.errors import PluginError
+from effcompress.errors import PluginError, SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
+from effcompress.removal.repairs import for_linears
 from effcompress.types import GroupSet, Plan
 
 
@@ -27,19 +29,11 @@ class Inputs(Protocol):
 
     def read(self, param: str) -> Tensor | None: ...
 
+    def mean(self, param: str) -> Tensor | None: ...
+
     def silence(self, param: str, gone: Tensor) -> None: ...
 
     def shorten(self, param: str, keep: Tensor) -> None: ...
-
-
-def for_norms(repairs: Sequence[Bound]) -> list[Bound]:
-    """Repairs of a norm's gain."""
-    return [repair for repair in repairs if "gain" in repair.needs]
-
-
-def for_linears(repairs: Sequence[Bound]) -> list[Bound]:
-    """Repairs of a linear layer's weight."""
-    return [repair for repair in repairs if "weight" in repair.needs]
 
 
 @torch.no_grad()
@@ -62,11 +56,11 @@ def compensate(
         together[key].append(param)
     for (owner, positions), names in together.items():
         gone = torch.tensor(positions)
-        gram_II = inputs.read(owner)
-        if gram_II is not None:
-            for repair in for_linears(repairs):
-                weights = {n: _rows(params[n].detach(), inputs.params[n]) for n in names}
-                _repair(repair, weights, gram_II, gone)
+        read = _Read(inputs.read(owner), inputs.mean(owner), gone)
+        for repair in for_linears(repairs) if read.mean_I is not None else ():
+            weights = {n: _rows(params[n].detach(), inputs.params[n]) for n in names}
+            biases = [params.get(n.removesuffix("weight") + "bias") for n in names]
+            _repair(repair, weights, biases, read)
         inputs.silence(owner, gone)
 
 
@@ -89,10 +83,24 @@ def _rows(weight: Tensor, dim: int) -> Tensor:
     return weight if dim == 1 else weight.T
 
 
-def _repair(repair: Bound, weights: Mapping[str, Tensor], gram_II: Tensor, gone: Tensor) -> None:
-    """One repair of all rows that read the same input; writes into the weights."""
+@dataclass(frozen=True)
+class _Read:
+    """What was read, and which of it goes."""
+
+    gram_II: Tensor | None
+    mean_I: Tensor | None
+    gone: Tensor
+
+
+def _repair(
+    repair: Bound, weights: Mapping[str, Tensor], biases: Sequence[Tensor | None], read: _Read
+) -> None:
+    """One repair of all rows that read the same input; writes into weights and biases."""
     stacked_OI = torch.cat(list(weights.values()))
-    new_OI = repair(weight=stacked_OI, gram=gram_II, gone=gone.to(gram_II.device))
+    assert read.mean_I is not None
+    gone = read.gone.to(read.mean_I.device)
+    found = repair(weight=stacked_OI, gram=read.gram_II, mean=read.mean_I, gone=gone)
+    new_OI, more_O = found if isinstance(found, tuple) else (found, None)
     if not isinstance(new_OI, Tensor) or new_OI.shape != stacked_OI.shape:
         got = tuple(new_OI.shape) if isinstance(new_OI, Tensor) else type(new_OI).__name__
         raise PluginError(
@@ -101,6 +109,11 @@ def _repair(repair: Bound, weights: Mapping[str, Tensor], gram_II: Tensor, gone:
             where=repair.plugin.where,
             fix="A repair of a linear layer returns the weight, changed, in its shape.",
         )
-    parts = new_OI.split([w.shape[0] for w in weights.values()])
-    for weight, part in zip(weights.values(), parts, strict=True):
+    rows = [w.shape[0] for w in weights.values()]
+    for weight, part in zip(weights.values(), new_OI.split(rows), strict=True):
         weight.copy_(part)
+    if more_O is not None:
+        for name, bias, part in zip(weights, biases, more_O.split(rows), strict=True):
+            if bias is None:
+                raise SurgeryError(f"repair '{repair.name}' has no bias to write to", where=name)
+            bias.add_(part)

@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal import routers
-from effcompress.removal.compensate import Inputs, compensate, for_norms
+from effcompress.removal.compensate import Inputs, compensate
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.norms import narrow, norms
 from effcompress.removal.optimizer import moments
+from effcompress.removal.repairs import for_norms
 from effcompress.types import WHOLE, AxisMap, GroupSet, Member, Plan
 
 

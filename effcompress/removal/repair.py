@@ -48,6 +48,34 @@ def obs_update(
     return new
 
 
+@repair("bias_mean", paper="arXiv:2312.11983, sec. 4.3")
+def bias_mean(weight: Tensor, mean: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
+    """The bias takes over what the inputs that go add on average: ``W_p mean_p``."""
+    return weight, weight[:, gone] @ mean[gone].to(weight.dtype)
+
+
+@repair("obs_bias", paper="new")
+def obs_bias(
+    weight: Tensor,
+    gram: Tensor,
+    mean: Tensor,
+    gone: Tensor,
+    *,
+    damp: float = 0.01,
+    tries: Positive = 8,
+) -> tuple[Tensor, Tensor]:
+    """As ``obs_update`` for what varies, with the covariance in the Gram matrix's place; the bias
+    takes over the mean, so that the mean of the output does not change at all. Least squares with
+    an intercept: never worse than ``obs_update`` or ``bias_mean`` on what was read.
+    """
+    covariance_II = gram.double() - mean.double().outer(mean.double())
+    new = obs_update(weight, covariance_II, gone, damp=damp, tries=tries)
+    if new is weight:  # nothing was read: the mean alone
+        return bias_mean(weight, mean, gone)
+    change_OI = weight.double() - new.double()
+    return new, (change_OI @ mean.double()).to(weight.dtype)
+
+
 def _factor(gram: Tensor, damp: float, tries: int) -> Tensor | None:
     """Cholesky factor of the damped Gram matrix, in fp64; None when there is none."""
     import torch

@@ -65,7 +65,7 @@ def _front(record: Record, base_model: str | None) -> str:
     if base_model:
         lines += [f"base_model: {json.dumps(base_model)}"]
     tags = ["effcompress", "pruned", "text-generation"]
-    if record.tokens and record.cuts:
+    if record.tokens and record.cuts and "recovery" not in words.method(record.recipe):
         tags.append("pruning-aware-training")
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
@@ -79,8 +79,9 @@ def _what(record: Record) -> str:
         shares = record.cuts[-1].share_removed
         listed = [f"{numbers.percent(s)} of the {of(k).plural}" for k, s in shares.items()]
         gone = f" Removed: {words.join(listed)}, in {len(record.cuts):,} cuts." if listed else ""
+    after = "after" if "recovery" in words.method(record.recipe) else "while and after"
     trained = (
-        f" It was trained on {record.tokens:,} tokens while and after it was pruned."
+        f" It was trained on {record.tokens:,} tokens {after} it was pruned."
         if record.tokens and record.cuts
         else f" It was trained on {record.tokens:,} tokens."
         if record.tokens

@@ -202,7 +202,10 @@ def _details(record: Record) -> str:
         ("Seed", str(run.get("seed", ""))),
         *((name, str(run.get(name, ""))) for name in ("effcompress", "torch", "transformers")),
         ("Device", f"{run.get('device', '')}, {run.get('threads', '?')} threads"),
-        *((f"Prune: {key}", value) for key, value in words.method(record.recipe).items()),
+        *(
+            (f"Prune: {key}" if key != "recovery" else "Recovery", value)
+            for key, value in words.method(record.recipe).items()
+        ),
     ]
     for name, data in (run.get("data") or {}).items():
         amount = f"{data.get('documents', 0):,} documents, {data.get('tokens', 0):,} tokens"

@@ -173,9 +173,12 @@ def proof(record: Record) -> str:
 
 
 def method(recipe: str) -> dict[str, str]:
-    """Key of the ``prune`` section -> what the recipe says there, on one line."""
+    """Key of the ``prune`` section -> what the recipe says there, on one line; and how the model
+    recovered, where that came after.
+    """
     section = _section(recipe.splitlines(), "prune")
     found = {key: _flat(section, key) for key in METHOD}
+    found["recovery"] = _flat(_section(recipe.splitlines(), "recover"), "method")
     return {key: value for key, value in found.items() if value not in ("", "null", "[]", "{}")}
 
 

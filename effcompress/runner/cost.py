@@ -60,11 +60,12 @@ def memory(axes: AxisMap, config: Config, recipe: Recipe, devices: int, sharded:
     products. ``devices`` share the global batch; ``sharded`` also spreads weights, gradients and
     moments over them. Saliency needs one number per mini-group, which does not show here.
     """
-    assert recipe.train is not None
+    loop = recipe.loop
+    assert loop is not None
     params = axes.count()
-    bf16 = recipe.train.precision == "bf16"
+    bf16 = loop.precision == "bf16"
     share = devices if sharded else 1
-    rows = recipe.train.micro_batch_size or max(1, recipe.train.batch_size // devices)
+    rows = loop.micro_batch_size or max(1, loop.batch_size // devices)
     tokens = rows * recipe.data.sequence_length
     value = 2 if bf16 else 4
     matrices = sum(axes.numel(p, axes.widths) for p in _multiplied(axes))

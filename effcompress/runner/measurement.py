@@ -19,8 +19,8 @@ def evaluate(
     started = time.monotonic()
     domains: dict[str, dict[str, float | int | str]] = {}
     for domain in corpus.domains:
-        ids_NT = corpus.heldout(domain, spec.sequences)
-        found = evaluation.perplexity(module, ids_NT, spec.batch_size)
+        ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
+        found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT)
         domains[domain] = {
             "perplexity": found.perplexity,
             "loss": found.loss,

@@ -45,7 +45,7 @@ def plan(loaded: LoadedRecipe) -> Answer:
         "timeline": [_row(found, p) for p in _thinned(timeline)],
     }
     sheets = [_over_tokens(found, timeline), _final_shape(found, timeline)]
-    if recipe.train:
+    if recipe.loop:
         costs = _costs(recipe, found, timeline)
         data |= costs
         sheets += [_memory_sheet(recipe, found, data), _cost_sheet(costs)]
@@ -160,8 +160,8 @@ def _memory_sheet(recipe: Recipe, found: Priced, data: dict[str, Any]) -> Sheet:
                 gigabytes(held.total),
             )
         )
-    assert recipe.train is not None
-    rows_per_device = recipe.train.micro_batch_size or "all"
+    assert recipe.loop is not None
+    rows_per_device = recipe.loop.micro_batch_size or "all"
     title = f"Memory per device at the start (micro-batch: {rows_per_device} sequences)"
     columns = ("devices", "weights to moments", "activations", "logits", "total")
     return Sheet(title, columns, tuple(rows))

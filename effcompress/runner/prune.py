@@ -12,7 +12,7 @@ from effcompress.removal.selftest import same_function
 from effcompress.runner.approximate import removed_alone, split
 from effcompress.runner.measured import measured, ready
 from effcompress.runner.meter import Meter, Spent
-from effcompress.runner.reach import wanted
+from effcompress.runner.refit import refit_event
 from effcompress.runner.state import RunState
 from effcompress.runner.timeline import pruning_stage
 from effcompress.selection.budget import TOLERANCE
@@ -31,7 +31,7 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
     begin, end = pruning_stage(state.recipe)
     if not ready(state, prune):
         return None
-    target = wanted(prune.target, state.parent_params)
+    target = state.target_params
     due = ask(
         prune.schedule,
         step=state.step,
@@ -57,7 +57,7 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
 def remainder(state: RunState, prune: PruneSpec) -> str:
     """What to say where the pruning stage ends before the schedule did."""
     train = state.recipe.train
-    left = state.params - wanted(prune.target, state.parent_params)
+    left = state.params - state.target_params
     what = f"{left:,} parameters too many" if left > 0 else "blocks that are not finished"
     key = "train.stages.pruning" if train and train.stages else "train.tokens"
     return (
@@ -68,14 +68,23 @@ def remainder(state: RunState, prune: PruneSpec) -> str:
 
 def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log: Log) -> None:
     """Decide, mask, write down; commit when enough has gathered."""
-    target = wanted(prune.target, state.parent_params)
+    target = state.target_params
     pruned = state.pruned
     meter = Meter(state.device)
-    scores, inputs = measured(state, prune, corpus, log)
+    found = measured(state, prune, corpus, log)
+    state.influence.add(found.influence)
     assert prune.selector is not None, "recipe.load fills in the default selector"
-    choice = choose(pruned.parent_sets, pruned.parent, scores, due, target, prune.selector)
+    choice = choose(
+        pruned.parent_sets,
+        pruned.parent,
+        found.scores,
+        due,
+        target,
+        prune.selector,
+        state.influence.normalised(),
+    )
     if choice.plan:
-        _mask(state, prune, choice.plan, inputs, log)
+        _mask(state, prune, choice.plan, found.inputs, log)
         state.average.cut()
         state.groups_cut += sum(choice.removed.values())
         for kind, units in choice.units.items():
@@ -95,6 +104,8 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
             fix="Nothing more may go: lower a `minimum`, a `finish_on` or a `round_to`, widen "
             "`after` or `until`, or add a space under prune.space.",
         )
+    if state.target_reached:
+        refit_event(state, prune, corpus, log)
 
 
 def commit_event(state: RunState, log: Log) -> None:

@@ -22,7 +22,9 @@ from effcompress.removal.ledger import Ledger
 from effcompress.removal.mask import attend, mask
 from effcompress.removal.modules import adapt, agree, agree_config, depth_fields
 from effcompress.removal.norms import Norm, norms
+from effcompress.runner.target import bounded
 from effcompress.runner.trace import family_for
+from effcompress.spec import TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, Depth, Family, GroupSet, Plan
 
 
@@ -38,10 +40,12 @@ class PrunedModel:
         config: Config,
         space: Sequence[Bound] = (),
         *,
+        target: TargetSpec | None = None,
         family: Family | None = None,
     ) -> None:
         """``config`` is the configuration of ``module`` as plain values; that of a model pruned
-        before says itself what it lacks. An architecture that nobody declared is traced.
+        before says itself what it lacks. A ``target`` may bound what the space gives. An
+        architecture that nobody declared is traced.
         """
         self.module = module
         self.config = parent_of(config)
@@ -49,6 +53,8 @@ class PrunedModel:
         self.depth = depth_of(self.family, config) or groups.full_depth(self.family, self.config)
         self.parent: AxisMap = groups.axes_of(module, self.family, self.config, self.depth)
         self.parent_sets: list[GroupSet] = groups.find(self.parent, space) if space else []
+        if target is not None:
+            self.parent_sets = bounded(self.parent_sets, target)
         self.axes = self.parent
         self.sets = self.parent_sets
         self.ledger = Ledger({s.name: s.size for s in self.parent_sets})

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 from effcompress import groups
 from effcompress.errors import RecipeError
+from effcompress.inputs import FORWARD
+from effcompress.model.biases import biased
+from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
 from effcompress.recipe import LoadedRecipe
+from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.runner.mapped import mapped
+from effcompress.runner.target import bounded, target_of
+from effcompress.runner.trace import family_for
 from effcompress.selection.budget import TOLERANCE, Budget
 from effcompress.selection.lines import least, lines_of
 from effcompress.selection.simulate import simulate
-from effcompress.spec import PruneSpec, TargetSpec
+from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet
 
 
@@ -32,17 +38,13 @@ def priced(loaded: LoadedRecipe) -> Priced | None:
     config = config_of(loaded.recipe.model)
     if config is None:
         return None
+    prune = loaded.recipe.prune
+    if prune and (for_biases(prune.repair) or for_streams(prune)):
+        config = biased(family_for(parent_of(config)), config)
     found = mapped(config)
     axes = found.axes
-    prune = loaded.recipe.prune
-    sets = groups.find(axes, prune.space) if prune else []
-    start = axes.count()
-    return Priced(found.config, axes, sets, start, wanted(prune.target, start) if prune else None)
-
-
-def wanted(target: TargetSpec, start: int) -> int:
-    """Parameters wanted at the end."""
-    return target.params if target.params is not None else round((target.keep or 0.0) * start)
+    sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []
+    return Priced(found.config, axes, sets, axes.count(), target_of(prune, axes, sets))
 
 
 def budget_of(price: Priced) -> Budget:
@@ -58,6 +60,7 @@ def require_reachable(loaded: LoadedRecipe) -> Priced | None:
     if price is None or prune is None or price.target is None:
         return price
     _require_masks(loaded, prune, price)
+    _require_inputs(loaded, prune, price)
     where = _where(loaded, prune)
     if price.target > price.start * (1 + TOLERANCE):
         raise RecipeError(
@@ -95,6 +98,21 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, price: Priced) -> Non
             )
 
 
+def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, price: Priced) -> None:
+    """Criteria of what layers read know nothing of whole layers, unless they say so."""
+    needs = FORWARD.intersection(prune.criterion.needs)
+    depth = bool({"influence", "layer"} & needs)
+    width = any(need.startswith("input_") for need in needs)
+    for s in price.sets if needs else ():
+        if not (depth if s.kind in DEPTH else width):
+            raise RecipeError(
+                f"prune.criterion: '{prune.criterion.name}' says nothing of '{s.name}': it is one "
+                + ("of inputs" if s.kind in DEPTH else "of layers"),
+                where=loaded.origins.get("prune.criterion.name", str(loaded.path)),
+                fix="Use another criterion (minitron knows both), or leave this space out.",
+            )
+
+
 def _missed(budget: Budget, where: str) -> RecipeError:
     """What to say of a target that cutting in proportion does not meet."""
     gone = 1 - budget.params / budget.start
@@ -113,6 +131,7 @@ def _missed(budget: Budget, where: str) -> RecipeError:
 
 
 def _where(loaded: LoadedRecipe, prune: PruneSpec) -> str:
-    key = "prune.target.params" if prune.target.params is not None else "prune.target.keep"
+    given = [name for name, value in vars(prune.target).items() if value is not None]
+    key = f"prune.target.{given[0]}"
     origin = loaded.origins.get(key, str(loaded.path))
     return f"--set {key}" if origin == "--set" else origin

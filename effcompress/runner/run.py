@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,20 +15,24 @@ from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.errors import EffcompressError, RunError
 from effcompress.log import Log, make_view
+from effcompress.model.biases import add_biases, biased
 from effcompress.model.fingerprint import fingerprint
+from effcompress.model.lineage import parent_of
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
 from effcompress.recipe import LoadedRecipe
+from effcompress.removal.repairs import for_biases, for_streams
+from effcompress.runner import recovery
 from effcompress.runner.export import export_and_prove
 from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.measured import listening, observe
 from effcompress.runner.measurement import evaluate
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
-from effcompress.runner.reach import wanted
 from effcompress.runner.state import RunState
-from effcompress.runner.text import corpus_of
-from effcompress.runner.timeline import reads_text, stage_at, total_tokens
+from effcompress.runner.text import corpus_of, described
+from effcompress.runner.timeline import measures, stage_at, total_tokens
+from effcompress.runner.trace import family_for
 from effcompress.spec import Recipe
 from effcompress.types import Due
 
@@ -85,6 +89,9 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     for text in damaged:
         log.warn(text)
     model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
+    prune = recipe.prune
+    if prune and (for_biases(prune.repair) or for_streams(prune)):
+        model = with_biases(model, log)
     total = total_tokens(recipe)
     corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
     state = RunState(recipe, model, corpus)
@@ -93,7 +100,7 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     else:
         _continue(state, saved, corpus, log)
     before = state.seconds
-    _train_and_prune(state, corpus, total, folder, log)
+    _train_and_prune(state, corpus, total, folder, log, offline=offline)
     export_and_prove(state, corpus, folder, log)
     log.phase("evaluating the pruned model")
     after = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
@@ -106,6 +113,16 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     domains = after["domains"]
     assert isinstance(domains, dict)
     return Report(folder, state.params, {d: v["perplexity"] for d, v in domains.items()})
+
+
+def with_biases(model: LoadedModel, log: Log) -> LoadedModel:
+    """A place for repairs to write to; the function stays."""
+    plain = parent_of(model.config)
+    family = family_for(plain)
+    config = {**model.config, **biased(family, plain)}
+    if added := add_biases(model.module, family, config):
+        log.note(f"{added:,} biases added, all zero: a repair writes into them")
+    return replace(model, config=config)
 
 
 def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resumed: bool) -> Corpus:
@@ -126,7 +143,6 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
     import transformers  # noqa: TID251  its version is part of the record
 
     recipe = state.recipe
-    target = recipe.prune.target if recipe.prune else None
     log.event(
         "run",
         name=recipe.name,
@@ -138,32 +154,17 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
         model=model.source,
         model_hash=fingerprint(state.module),
         params=state.params,
-        target_params=wanted(target, state.params) if target else None,
+        target_params=state.target_params if recipe.prune else None,
         total_tokens=total,
         widths=state.pruned.widths,
         device=str(state.device),
         threads=torch.get_num_threads(),
-        measures=_measures(recipe),
-        data={
-            name: {
-                "documents": d["documents"],
-                "tokens": d["tokens"],
-                "hash": d["content"],
-                "share": d["share"],
-                "source": d["source"],
-            }
-            for name, d in corpus.summary().items()
-        },
+        measures=measures(recipe),
+        data=described(corpus),
     )
     log.phase("evaluating the dense model")
     before = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
     log.event("evaluation", when="before", params=state.params, **before)
-
-
-def _measures(recipe: Recipe) -> str:
-    """Which text decides what is cut and repaired."""
-    prune = recipe.prune
-    return prune.measure.source if prune is not None and reads_text(prune) else "nothing"
 
 
 def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
@@ -181,13 +182,16 @@ def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
     log.note(f"continuing at step {state.step}, {state.tokens:,} tokens")
 
 
-def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, log: Log) -> None:
+def _train_and_prune(
+    state: RunState, corpus: Corpus, total: int, folder: Path, log: Log, *, offline: bool
+) -> None:
     """The one loop. One-shot pruning is the same loop with one event at token 0."""
     recipe = state.recipe
     log.phase(_phase(recipe, stage_at(recipe, state.tokens)), total)
     if state.step == 0:
         _tell_stage(state, "", log)
         _prune_if_due(state, corpus, total, log)
+    recovery.begin(state, log, offline=offline)
     while state.tokens < total:
         started = time.monotonic()
         stage = stage_at(recipe, state.tokens)
@@ -197,12 +201,12 @@ def _train_and_prune(state: RunState, corpus: Corpus, total: int, folder: Path, 
         state.seconds += time.monotonic() - started
         if state.step % recipe.save.every == 0 or state.tokens >= total:
             _save(state, corpus, folder, log)
-    unsaved = state.step == 0 or state.pruned.ledger.pending()
+    unsaved = state.step == 0 or state.pruned.ledger.pending() or state.lora is not None
+    recovery.end(state)
     if recipe.prune and not state.target_reached:
         unsaved = True
         log.warn(remainder(state, recipe.prune))
-        target = wanted(recipe.prune.target, state.parent_params)
-        prune_event(state, recipe.prune, Due(params=target), corpus, log)
+        prune_event(state, recipe.prune, Due(params=state.target_params), corpus, log)
     commit_event(state, log)
     if unsaved:  # `effcompress export` starts from the last checkpoint
         _save(state, corpus, folder, log)
@@ -220,6 +224,8 @@ def _tell_stage(state: RunState, before: str, log: Log) -> None:
 
 
 def _phase(recipe: Recipe, stage: str) -> str:
+    if recipe.recover is not None:
+        return "recovering"
     if recipe.prune is None:
         return "training"
     words = {"warmup": "training before pruning", "continued": "training after pruning"}
@@ -228,23 +234,25 @@ def _phase(recipe: Recipe, stage: str) -> str:
 
 def _train_step(state: RunState, total: int, log: Log, started: float) -> None:
     recipe, optimizer = state.recipe, state.optimizer
-    assert recipe.train is not None and optimizer is not None
+    spec = recipe.loop
+    assert spec is not None and optimizer is not None
     state.module.train()
-    batch = state.stream.next(recipe.train.batch_size)
+    batch = state.stream.next(spec.batch_size)
     with listening(state):
-        losses = train.backward(state.module, batch, recipe.train)
+        losses = train.backward(state.module, batch, spec, state.objective)
     if recipe.prune:
         observe(state, recipe.prune)
     state.step += 1
     state.tokens += batch.ids_BT.numel()
-    rate = train.learning_rate(recipe.train.learning_rate, state.tokens, total)
-    norm = train.update(state.module, optimizer, recipe.train, rate)
+    rate = train.learning_rate(spec.learning_rate, state.tokens, total)
+    norm = train.update(state.module, optimizer, spec, rate)
     seconds = time.monotonic() - started
     log.event(
         "step",
         step=state.step,
         tokens=state.tokens,
         loss=losses.loss,
+        **({} if state.objective is train.next_token else {"objective": losses.objective}),
         domain_loss=losses.domain_loss,
         learning_rate=rate,
         grad_norm=norm,
@@ -259,9 +267,10 @@ def _prune_if_due(state: RunState, corpus: Corpus, total: int, log: Log) -> None
     prune = state.recipe.prune
     if prune is None:
         return
-    due = due_now(state, prune, total, log)
-    if due is not None:
+    again = True
+    while again and (due := due_now(state, prune, total, log)) is not None:
         prune_event(state, prune, due, corpus, log)
+        again = due.again
 
 
 def _save(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -14,15 +15,18 @@ from effcompress.errors import RecipeError
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
 from effcompress.model.load import LoadedModel
-from effcompress.removal.compensate import for_linears
 from effcompress.removal.depth import forget
+from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.cost import flops_per_token
 from effcompress.runner.pruned import PrunedModel
+from effcompress.runner.target import target_of
 from effcompress.saliency.average import ScoreAverage
+from effcompress.saliency.influence import InfluenceMean
 from effcompress.selection.lines import positions
-from effcompress.spec import MeasureSpec, Recipe
-from effcompress.train import optimizer
-from effcompress.types import Scores
+from effcompress.spec import LoraSpec, MeasureSpec, Recipe
+from effcompress.train import Objective, next_token, optimizer
+from effcompress.train.lora import Lora, is_update, plain_name, updates
+from effcompress.types import Scores, Widths
 
 COUNTERS = (
     "step",
@@ -56,13 +60,20 @@ class RunState:
         self.tokenizer = model.tokenizer
         self.recipe = recipe
         self.stream: Stream = corpus.stream(recipe.seed)
-        space = recipe.prune.space if recipe.prune else ()
-        self.pruned = PrunedModel(model.module.to(self.device), model.config, space)
+        prune = recipe.prune
+        self.pruned = PrunedModel(
+            model.module.to(self.device),
+            model.config,
+            prune.space if prune else (),
+            target=prune.target if prune else None,
+        )
         self.parent_params = self.pruned.parent.count()
-        measure = recipe.prune.measure if recipe.prune else MeasureSpec()
+        wanted = target_of(prune, self.pruned.parent, self.pruned.parent_sets)
+        self.target_params = self.parent_params if wanted is None else wanted
+        measure = prune.measure if prune else MeasureSpec()
         self.average = ScoreAverage(self.pruned.ledger.sizes, measure)
         self.optimizer: Optimizer | None = (
-            optimizer(self.module, recipe.train) if recipe.train else None
+            optimizer(self.module, recipe.loop) if recipe.loop else None
         )
         self.step = 0
         self.tokens = 0
@@ -76,6 +87,10 @@ class RunState:
         self.grams: Grams | None = None
         self.taps: MaskGradients | None = None
         self._flops: tuple[int, float] | None = None
+        self.influence = InfluenceMean()
+        self.lora: Lora | None = None
+        """Attached in recovery; what is trained then are its updates alone."""
+        self.objective: Objective = next_token
         self.mask_scores: Scores = {}
         """Of the step that is under way."""
         self.watch()
@@ -92,14 +107,40 @@ class RunState:
 
     @property
     def flops_per_token(self) -> float:
-        """Forward and backward operations per token of the model as a function."""
+        """Operations of training per token: forward and backward of the model as a function,
+        without gradients of weights where low-rank updates are trained, and the teacher's forward.
+        """
         if self._flops is None or self._flops[0] != self.params:
-            pruned, length = self.pruned, self.recipe.data.sequence_length
-            per_token = flops_per_token(
-                pruned.parent, pruned.config, pruned.ledger.widths(), length
-            )
-            self._flops = (self.params, per_token)
-        return self._flops[1]
+            widths = self.pruned.ledger.widths()
+            self._flops = (self.params, self._flops_at(widths))
+        forward = self._flops[1] / 3
+        taught = self._flops_at({}) / 3 if self.objective is not next_token else 0.0
+        return (3 if self.lora is None else 2) * forward + taught
+
+    def _flops_at(self, widths: Widths) -> float:
+        pruned, length = self.pruned, self.recipe.data.sequence_length
+        return flops_per_token(pruned.parent, pruned.config, widths, length)
+
+    def attach(self, paths: Sequence[str]) -> None:
+        """Train low-rank updates of these linear layers from now on."""
+        recover = self.recipe.recover
+        assert recover is not None
+        self.lora = Lora(self.module, paths, recover.lora or LoraSpec())
+        self.optimizer = optimizer(self.module, recover)
+
+    def merge(self) -> None:
+        """What low-rank updates learned becomes part of the weights."""
+        if self.lora is None:
+            return
+        self.lora.merge()
+        self.lora = None
+        self.module.requires_grad_(True)
+        assert self.recipe.loop is not None
+        self.optimizer = optimizer(self.module, self.recipe.loop)
+
+    def reset_objective(self) -> None:
+        """Train on the text itself again."""
+        self.objective = next_token
 
     def watch(self, *, anew: bool = True) -> None:
         """Listen in training to what a repair or the criterion uses of it. ``anew``: also where
@@ -119,7 +160,8 @@ class RunState:
             if self.grams is not None:
                 self.grams.close()
             params = readers(self.module, model.axes, model.sets)
-            self.grams = Grams(self.module, params, how.gram_tokens, how.gram_decay)
+            second = need_second_moments(prune.repair)
+            self.grams = Grams(self.module, params, how.gram_tokens, how.gram_decay, second=second)
         if "mask_grad" in prune.criterion.needs:
             if self.taps is not None:
                 self.taps.close()
@@ -131,13 +173,16 @@ class RunState:
             **{key: getattr(self, key) for key in COUNTERS},
             "stream": self.stream.state_dict(),
             **self.pruned.state(),
+            "influence": self.influence.state_dict(),
+            "lora": [] if self.lora is None else self.lora.paths,
             "log": log_position,
         }
         tensors: dict[str, Tensor] = {"rng/cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         for name, p in self.pruned.parameters().items():
-            tensors[f"model/{name}"] = p.detach()
+            kind = "lora" if is_update(name) else "model"
+            tensors[f"{kind}/{plain_name(name)}"] = p.detach()
             if self.optimizer is not None:
                 for key, value in self.optimizer.state.get(p, {}).items():
                     tensors[f"optimizer/{key}/{name}"] = value
@@ -153,7 +198,13 @@ class RunState:
         for key in COUNTERS:
             setattr(self, key, values[key])
         self.stream.load_state_dict(values["stream"])
+        self.influence.load_state_dict(values["influence"])
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
+        if values["lora"]:
+            self.attach(values["lora"])
+            held = updates(self.module)
+            for name, value in saved.part("lora/").items():
+                held[name].data.copy_(value)
         if self.optimizer is not None:
             forget(self.optimizer, self.module)
             params = self.pruned.parameters()
@@ -161,9 +212,7 @@ class RunState:
                 field, _, name = key.partition("/")
                 p = params[name]
                 # Only the fused AdamW keeps its step count beside the parameter.
-                beside = value.shape == p.shape or bool(
-                    self.recipe.train and self.recipe.train.fused
-                )
+                beside = value.shape == p.shape or bool(self.recipe.loop and self.recipe.loop.fused)
                 self.optimizer.state[p][field] = value.to(p.device) if beside else value
         self.average.load_state_dict(saved.part("saliency/"))
         self.watch()

@@ -17,7 +17,10 @@ from effcompress.selection.simulate import simulate
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 
-WITHOUT_TEXT = {"weight", "gain", "epsilon", "before", "after", "gone"}
+WITHOUT_TEXT = {
+    *("weight", "kind", "layer", "positions"),
+    *("gain", "epsilon", "before", "after", "gone"),
+}
 """Inputs of criteria and repairs that are known without reading any text."""
 
 
@@ -46,7 +49,7 @@ class Timeline:
 
 def tokens_per_step(recipe: Recipe) -> int:
     """Tokens of one optimizer step."""
-    return recipe.train.batch_size * recipe.data.sequence_length if recipe.train else 0
+    return recipe.loop.batch_size * recipe.data.sequence_length if recipe.loop else 0
 
 
 def stages_of(recipe: Recipe) -> dict[str, int]:
@@ -54,6 +57,8 @@ def stages_of(recipe: Recipe) -> dict[str, int]:
     everything is the pruning stage (or training, where nothing is pruned).
     """
     train = recipe.train
+    if recipe.recover is not None:
+        return {"recovery": recipe.recover.tokens}
     if train is None:
         return {}
     if train.stages is None:
@@ -95,6 +100,12 @@ def reads_text(prune: PruneSpec) -> bool:
     return bool(needs - WITHOUT_TEXT)
 
 
+def measures(recipe: Recipe) -> str:
+    """Which text decides what is cut and repaired: ``training``, ``calibration`` or ``nothing``."""
+    prune = recipe.prune
+    return prune.measure.source if prune is not None and reads_text(prune) else "nothing"
+
+
 def _first_step(prune: PruneSpec) -> int:
     """Nothing can be cut before the step after which there is a measurement."""
     return int(reads_text(prune) and prune.measure.source == "training")
@@ -133,7 +144,10 @@ def play(
         left = 0
         if due is None or (over and due.params != price.target):
             due, left = Due(params=price.target), budget.params - price.target
-        if not (taken := sum(simulate(budget, due.groups, prefer, due.params).values())):
+        taken = sum(simulate(budget, due.groups, prefer, due.params).values())
+        if due.again:
+            taken += sum(simulate(budget, None, prefer, price.target).values())
+        if not taken:
             continue
         rest = max(left, 0)
         cut += taken

@@ -27,9 +27,11 @@ def magnitude(weight: Tensor, *, norm: Literal["l1", "l2"] = "l1") -> Tensor:
 
 
 @criterion("taylor", paper="arXiv:2305.11627, eq. 4")
-def taylor(weight: Tensor, grad: Tensor) -> Tensor:
-    """``|w g|``: first-order change of the loss when the weight becomes zero."""
-    return (weight * grad).abs_()
+def taylor(weight: Tensor, grad: Tensor, *, signed: bool = False) -> Tensor:
+    """``|w g|``: first-order change of the loss when the weight becomes zero; ``signed``: ``w g``,
+    for a ``reduce`` that takes the magnitude of whole channels.
+    """
+    return weight * grad if signed else (weight * grad).abs_()
 
 
 @criterion("taylor_second", paper="arXiv:2305.11627, eq. 3")

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from effcompress.errors import PluginError, RunError
 from effcompress.registry import Bound
+from effcompress.saliency.reduce import reduce as over_members
+from effcompress.spec import ReduceSpec
 from effcompress.types import WHOLE, GroupSet, Scores
 
 BLOCK_ELEMENTS = 1 << 18
@@ -33,7 +35,12 @@ class Stats(Protocol):
 
 
 @torch.no_grad()
-def score(sets: Sequence[GroupSet], criterion: Bound, stats: Stats) -> Scores:
+def score(
+    sets: Sequence[GroupSet],
+    criterion: Bound,
+    stats: Stats,
+    reduce: ReduceSpec = ReduceSpec(),  # noqa: B008  frozen
+) -> Scores:
     """``{set: score_G}`` in fp32, in the physical order of the units.
 
     Raises PluginError when the criterion returns another shape or changes its inputs, RunError when
@@ -46,9 +53,7 @@ def score(sets: Sequence[GroupSet], criterion: Bound, stats: Stats) -> Scores:
     along = {param: _sums(param, dims, criterion, stats) for param, dims in wanted.items()}
     scores: Scores = {}
     for s in sets:
-        total = torch.zeros(s.size)
-        for m in s.members:
-            total += along[m.param][m.dim][m.index_GB].sum(1)
+        total = over_members([along[m.param][m.dim][m.index_GB] for m in s.members], reduce)
         _require_finite(total, criterion, s.name)
         scores[s.name] = total
     return scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from effcompress.errors import PluginError
 from effcompress.registry import Bound
 from effcompress.selection.budget import Budget
-from effcompress.selection.lines import lines_of
+from effcompress.selection.lines import Line, lines_of
 from effcompress.types import DEPTH, AxisMap, Due, GroupSet, Plan, Scores, Widths
 
 
@@ -52,11 +52,13 @@ def choose(
     due: Due,
     target: int,
     selector: Bound,
+    influence: Mapping[int, float] | None = None,
 ) -> Choice:
     """The mini-groups to remove now.
 
     ``sets`` and ``axes`` describe the parent (original units), ``scores[set]`` is ``[G]`` with inf
     where a unit is gone. Stops at ``due``, and never passes ``target`` by more than 0.5 %.
+    ``influence``: of every layer, for selectors that use it.
 
     Raises PluginError when the selector returns something else than one value per candidate.
     """
@@ -74,7 +76,7 @@ def choose(
         choices = _first_of_pools(budget.open(), queues, taken, budget)
         if not choices or budget.satisfies(due.params):
             break
-        value_K = _compare(choices, queues, taken, budget, selector)
+        value_K = _compare(choices, queues, taken, budget, selector, influence or {})
         k = choices[int(value_K.argmin())]
         taken[k] += budget.block(k)
         budget.take(k)
@@ -142,13 +144,26 @@ def _queue(scores: list[Tensor], names: tuple[str, ...]) -> _Queue:
 
 
 def _compare(
-    choices: list[int], queues: list[_Queue], taken: list[int], budget: Budget, selector: Bound
+    choices: list[int],
+    queues: list[_Queue],
+    taken: list[int],
+    budget: Budget,
+    selector: Bound,
+    influence: Mapping[int, float],
 ) -> Tensor:
+    lines = [budget.lines[k] for k in choices]
     value_K = selector(
         score_K=torch.stack([_next(queues, taken, budget, k) for k in choices]),
         mean_K=torch.stack([queues[k].mean_J[taken[k]] * budget.block(k) for k in choices]),
         params_K=torch.tensor([budget.freed(k) for k in choices], dtype=torch.float64),
         removed_K=torch.tensor([budget.removed(k) for k in choices], dtype=torch.float64),
+        share_K=torch.tensor(
+            [budget.share(k) + budget.block(k) / budget.lines[k].size for k in choices],
+            dtype=torch.float64,
+        ),
+        influence_K=torch.tensor(
+            [influence.get(_layer(line), 0.0) for line in lines], dtype=torch.float64
+        ),
     )
     if value_K.shape != (len(choices),) or bool(torch.isnan(value_K).any()):
         raise PluginError(
@@ -157,6 +172,12 @@ def _compare(
             where=selector.plugin.where,
         )
     return value_K
+
+
+def _layer(line: Line) -> int:
+    """Number of the layer that a line's one set lies in; -1 for several, or none."""
+    number = line.sets[0].partition(".")[2]
+    return int(number) if number and len(line.sets) == 1 else -1
 
 
 def _lowest(queues: list[_Queue], budget: Budget) -> dict[str, float]:

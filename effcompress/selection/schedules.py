@@ -18,11 +18,25 @@ from effcompress.types import Due
 
 @schedule("once", paper="post-training pruning")
 def once(
-    tokens: int, params: int, target_params: int, prune_from: int, *, at: Count | None = None
+    tokens: int,
+    start_params: int,
+    params: int,
+    target_params: int,
+    prune_from: int,
+    *,
+    at: Count | None = None,
+    rounds: Positive = 1,
 ) -> Due | None:
-    """Everything in one event, after ``at`` tokens."""
-    begun = tokens >= (prune_from if at is None else at)
-    return Due(params=target_params) if begun and params > target_params else None
+    """Everything after ``at`` tokens: in one event, or in ``rounds`` of equally many parameters
+    between which saliency is measured anew and nothing is trained.
+    """
+    if tokens < (prune_from if at is None else at) or params <= target_params:
+        return None
+    each = (start_params - target_params) / rounds
+    done = math.floor((start_params - params + 1) / each)  # a size is a whole number
+    if done >= rounds - 1:
+        return Due(params=target_params)
+    return Due(params=round(start_params - (done + 1) * each), again=True)
 
 
 @schedule("continuous", paper="arXiv:2502.06663")

@@ -15,25 +15,38 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effcompress.spec.key import NAME, Count, InputPath, Positive, Share, key
-from effcompress.spec.pruning import MeasureSpec, PruneSpec, TargetSpec
+from effcompress.spec.pruning import MeasureSpec, PruneSpec, ReduceSpec, TargetSpec
 from effcompress.spec.results import EvaluateSpec, ExportSpec, SaveSpec
 from effcompress.spec.source import ModelSpec
 from effcompress.spec.text import DataSpec, DomainSpec
-from effcompress.spec.training import LearningRateSpec, StagesSpec, TrainSpec
+from effcompress.spec.training import (
+    DistillSpec,
+    LearningRateSpec,
+    LoopSpec,
+    LoraSpec,
+    RecoverSpec,
+    StagesSpec,
+    TrainSpec,
+)
 
 __all__ = [
     "Count",
     "DataSpec",
+    "DistillSpec",
     "DomainSpec",
     "EvaluateSpec",
     "ExportSpec",
     "InputPath",
     "LearningRateSpec",
+    "LoopSpec",
+    "LoraSpec",
     "MeasureSpec",
     "ModelSpec",
     "Positive",
     "PruneSpec",
     "Recipe",
+    "RecoverSpec",
+    "ReduceSpec",
     "SaveSpec",
     "Share",
     "StagesSpec",
@@ -57,6 +70,12 @@ class Recipe:
     plugins: tuple[InputPath, ...] = key("plugin files to load, relative to the recipe", ())
     prune: PruneSpec | None = key("pruning; without it the run only trains", None)
     train: TrainSpec | None = key("training; without it the run only prunes", None)
+    recover: RecoverSpec | None = key("training of what was pruned at once", None)
     evaluate: EvaluateSpec = key("evaluation before and after", EvaluateSpec())
     save: SaveSpec = key("checkpoints", SaveSpec())
     export: ExportSpec = key("the model folder at the end", ExportSpec())
+
+    @property
+    def loop(self) -> LoopSpec | None:
+        """How the run trains, in pruning or after it; None if it does not."""
+        return self.train or self.recover

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +12,16 @@ from effcompress.spec.key import Count, Share, key
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec:
-    """How much must remain: exactly one of params, keep. Met within 0.5 %."""
+    """How much must remain: exactly one of params, keep (met within 0.5 %), shape (met exactly)."""
 
     params: Count | None = key("parameters at the end, e.g. 469M", None, minimum=1)
     keep: Share | None = key("share of the parameters to keep, e.g. 85%", None, above=0)
+    shape: Mapping[str, int] | None = key(
+        "units left of each kind of the space, in every layer that may lose some, e.g. "
+        "{attention: 2, ffn: 1024}; `layer`: layers left in all",
+        None,
+        least=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +51,27 @@ class MeasureSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReduceSpec:
+    """How the saliency of weights becomes that of a mini-group; for criteria of weights."""
+
+    channel: Literal["sum", "abs"] = key(
+        "a row or column of one matrix: sum of its weights' saliency, or the magnitude of that sum",
+        "sum",
+    )
+    members: Literal["sum", "mean", "max", "prod", "last"] = key(
+        "over the matrices that a mini-group goes through; last: only the last of them counts",
+        "sum",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneSpec:
     """What is cut, by which saliency, when, down to what size."""
 
     target: TargetSpec = key("the size to reach")
     space: tuple[Bound, ...] = key("kinds of mini-groups that may go", plugin="space", least=1)
     criterion: Bound = key("saliency of a weight", plugin="criterion")
+    reduce: ReduceSpec = key("from weights to mini-groups", ReduceSpec(), expert=True)
     hessian: Bound | None = key(
         "diagonal Hessian, for criteria that use one", None, plugin="hessian"
     )
@@ -59,6 +81,13 @@ class PruneSpec:
     )
     schedule: Bound = key("when, and how many", plugin="schedule")
     repair: tuple[Bound, ...] = key("corrections of what remains", (), plugin="repair")
+    refit: Bound | None = key(
+        "once the target is reached: fit the projections into the residual stream anew, one after "
+        "another, so that the stream is again the source model's (calibration text; the source "
+        "model is loaded a second time)",
+        None,
+        plugin="refit",
+    )
     commit_every: int = key(
         "removals between two physical shortenings of the tensors", 16, minimum=1
     )

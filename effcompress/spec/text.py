@@ -25,6 +25,11 @@ class DomainSpec:
         None,
     )
     text: str = key("field that holds the text (jsonl, parquet, hub)", "text")
+    prompt: str | None = key(
+        "instruction data: text in front of every document, with fields of its record in braces, "
+        "e.g. '### {instruction}\\n'; it is read, but neither trained on nor evaluated",
+        None,
+    )
     weight: float = key("share of the training tokens, relative to the other domains", 1.0, above=0)
     validation: tuple[InputPath, ...] = key("held-out file(s) of the same format", ())
     validation_split: str | None = key("held-out split of a hub data set", None)

@@ -1,6 +1,16 @@
 """One optimizer step after another."""
 
+from effcompress.train.loss import Objective, RowLoss, next_token
 from effcompress.train.optimizer import learning_rate, optimizer
 from effcompress.train.step import Losses, backward, update
 
-__all__ = ["Losses", "backward", "learning_rate", "optimizer", "update"]
+__all__ = [
+    "Losses",
+    "Objective",
+    "RowLoss",
+    "backward",
+    "learning_rate",
+    "next_token",
+    "optimizer",
+    "update",
+]

@@ -7,13 +7,14 @@ import math
 from torch import nn
 from torch.optim import AdamW
 
-from effcompress.spec import LearningRateSpec, TrainSpec
+from effcompress.spec import LearningRateSpec, LoopSpec
 
 
-def optimizer(module: nn.Module, spec: TrainSpec) -> AdamW:
-    """AdamW in two groups: matrices decay, gains and biases do not."""
-    matrices = [p for p in module.parameters() if p.dim() > 1]
-    vectors = [p for p in module.parameters() if p.dim() <= 1]
+def optimizer(module: nn.Module, spec: LoopSpec) -> AdamW:
+    """AdamW over what is trained, in two groups: matrices decay, gains and biases do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() > 1]
+    vectors = [p for p in trained if p.dim() <= 1]
     groups = [
         {"params": matrices, "weight_decay": spec.weight_decay},
         {"params": vectors, "weight_decay": 0.0},

@@ -10,47 +10,71 @@ from torch import nn
 from torch.optim import Optimizer
 
 from effcompress.errors import RunError
-from effcompress.spec import TrainSpec
-from effcompress.train.loss import autocast, by_domain, row_losses
+from effcompress.spec import LoopSpec
+from effcompress.train.loss import Objective, autocast, by_domain, next_token
 from effcompress.types import Batch
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a batch cost, in nats per token."""
+    """What a batch cost, in nats per token; ``objective`` is what was trained on, if it is not the
+    next-token loss.
+    """
 
     loss: float
     domain_loss: dict[str, float]
+    objective: float
 
 
-def backward(module: nn.Module, batch: Batch, spec: TrainSpec) -> Losses:
-    """Accumulate the gradient of the mean loss over the batch, one micro-batch after another.
+def backward(
+    module: nn.Module, batch: Batch, spec: LoopSpec, objective: Objective = next_token
+) -> Losses:
+    """Accumulate the gradient of the mean objective over the batch, one micro-batch after another.
 
     Raises RunError when the loss is not finite; the weights are as they were before the step.
     """
     device = next(module.parameters()).device
     size = spec.micro_batch_size or spec.batch_size
     rows: list[torch.Tensor] = []
-    count = batch.ids_BT.shape[0]
-    for ids_BT in batch.ids_BT.split(size):
+    trained = 0.0
+    # A row without a token that is trained on (all of it prompt) counts for nothing.
+    used_B = torch.ones(len(batch.ids_BT), dtype=torch.bool)
+    if batch.trained_BT is not None:
+        used_B = batch.trained_BT[:, 1:].any(1)
+    count = max(1, int(used_B.sum()))
+    for start in range(0, len(batch.ids_BT), size):
+        ids_BT, trained_BT = _part(batch, start, size, device)
         with autocast(device, spec.precision):
-            loss_B = row_losses(module, ids_BT.to(device))
-        (loss_B.sum() / count).backward()
-        rows.append(loss_B.detach().float().cpu())
-    loss_B = torch.cat(rows)
-    loss = float(loss_B.mean())
+            found = objective(module, ids_BT, trained_BT)
+        mean = found.objective.sum() / count
+        mean.backward()
+        trained += float(mean.detach())
+        rows.append(found.text.float().cpu())
+    loss_B = torch.cat(rows)[used_B]
+    domains = tuple(d for d, used in zip(batch.domains, used_B.tolist(), strict=True) if used)
+    loss = float(loss_B.mean()) if len(loss_B) else 0.0
     if not torch.isfinite(loss_B).all():
-        domains = sorted(
-            {d for d, v in zip(batch.domains, loss_B, strict=True) if not v.isfinite()}
-        )
+        bad = sorted({d for d, v in zip(domains, loss_B, strict=True) if not v.isfinite()})
         raise RunError(
-            f"the loss is {loss} (domains: {', '.join(domains)})",
+            f"the loss is {loss} (domains: {', '.join(bad)})",
             fix="Resume from the last checkpoint with a lower train.learning_rate.peak.",
         )
-    return Losses(loss, by_domain(loss_B, batch.domains))
+    return Losses(loss, by_domain(loss_B, domains), trained)
 
 
-def update(module: nn.Module, optimizer: Optimizer, spec: TrainSpec, rate: float) -> float:
+def _part(
+    batch: Batch, start: int, size: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A micro-batch, on the device."""
+    rows = slice(start, start + size)
+    trained_BT = batch.trained_BT
+    return (
+        batch.ids_BT[rows].to(device),
+        None if trained_BT is None else trained_BT[rows].to(device),
+    )
+
+
+def update(module: nn.Module, optimizer: Optimizer, spec: LoopSpec, rate: float) -> float:
     """Clip, step, and drop the gradients. Returns the norm of the gradient before clipping.
 
     Raises RunError, before any weight changes, when the norm is not finite.

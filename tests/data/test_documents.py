@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from effcompress.data import hub, needs
+from effcompress.data.documents import Fields
 from effcompress.data.files import files_source
 from effcompress.data.stdlib import stdlib_source
 from effcompress.errors import SourceError
@@ -30,7 +31,7 @@ def test_jsonl_txt_and_parquet_give_the_same_documents(tmp_path, jsonl):
         ("txt", txt),
         ("parquet", parquet),
     ):
-        source = files_source("d", kind, (path,), "text")
+        source = files_source("d", kind, (path,), Fields("text"))
         assert read(source) == documents
         assert read(source, skip=2) == documents[2:]
 

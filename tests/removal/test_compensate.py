@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from effcompress.removal.repair import obs_update
+from effcompress.removal.repair import bias_mean, obs_bias, obs_update
 
 DAMP = 0.01
 
@@ -101,3 +101,48 @@ def test_fp32_weights_and_moments() -> None:
     want = torch.from_numpy(reference(weight.float(), gram, [0, 1]))
     assert new.dtype == torch.float32
     assert float((new - want).norm() / want.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("gone", [[5], [3, 4, 17]])
+@pytest.mark.parametrize("kind", ["independent", "correlated", "dead inputs", "few samples"])
+def test_with_an_intercept(kind: str, gone: list[int]) -> None:
+    """Ridge regression of the old output on the inputs that stay and a constant, which is not
+    punished; by augmented normal equations.
+    """
+    weight, x = problem(kind, seed=3)
+    x = x + torch.arange(x.shape[1], dtype=torch.float64) / 20 * (x.abs().sum(0) > 0)
+    mean, gram = x.mean(0), x.T @ x / len(x)
+    new, more = obs_bias(weight, gram, mean, torch.tensor(gone), damp=DAMP)
+    centred = x - mean
+    cov = (centred.T @ centred / len(x)).numpy()
+    size = np.diag(cov)[np.diag(cov) > 1e-12].mean()
+    stay = [i for i in range(x.shape[1]) if i not in gone]
+    ones = np.ones((len(x), 1))
+    design = np.hstack([x.numpy()[:, stay], ones])
+    ridge = DAMP * size * np.eye(len(stay) + 1)
+    ridge[-1, -1] = 0.0
+    prior = np.vstack([weight.numpy()[:, stay].T, np.zeros((1, len(weight)))])
+    normal = design.T @ design / len(x) + ridge
+    wanted = np.linalg.solve(normal, design.T @ (x @ weight.T).numpy() / len(x) + ridge @ prior)
+    found = np.vstack([new.numpy()[:, stay].T, more.numpy()[None]])
+    assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 1e-6
+    assert not new[:, gone].any()
+
+
+def test_the_mean_of_the_output_stays() -> None:
+    weight, x = problem("correlated", seed=4)
+    x = x + 0.7
+    mean, gram = x.mean(0), x.T @ x / len(x)
+    gone = torch.tensor([2, 9, 30])
+    before = weight @ mean
+    for new, more in (
+        bias_mean(weight, mean, gone),
+        obs_bias(weight, gram, mean, gone),
+    ):
+        left = new.clone()
+        left[:, gone] = 0.0
+        torch.testing.assert_close(left @ mean + more, before)
+    by_hand = bias_mean(
+        torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([5.0, 0.5, -1.0]), gone=torch.tensor([0, 2])
+    )
+    assert by_hand[1].tolist() == [1 * 5 + 3 * -1]

@@ -248,3 +248,8 @@ def test_reports_are_rebuilt_the_same(tmp_path):
     once = write(folder).read_bytes()
     assert write(folder).read_bytes() == once
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["event"] == "run"
+
+
+def test_recovery_is_told() -> None:
+    recipe = "prune:\n  criterion: taylor\nrecover:\n  tokens: 1000\n  method: lora\n"
+    assert method(recipe) == {"criterion": "taylor", "recovery": "lora"}

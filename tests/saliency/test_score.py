@@ -13,6 +13,7 @@ from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound, Plugin
 from effcompress.saliency import score as module
 from effcompress.saliency.score import score
+from effcompress.spec import ReduceSpec
 from effcompress.types import GroupSet
 from tests.conftest import shape, tiny, tokens
 
@@ -120,3 +121,58 @@ def test_memory_does_not_grow_with_a_graph() -> None:
     criterion = Bound(REGISTRY.get("criterion", "taylor"))
     for value in score(sets, criterion, TrainingStats(model, ("grad",), None)).values():
         assert not value.requires_grad
+
+
+def reduced_by_hand(model: nn.Module, s: GroupSet, channel: str, members: str) -> Tensor:
+    """Position by position, the longer matrices folded by the unit they belong to, in fp64."""
+    params = dict(model.named_parameters())
+    each = min(m.index_GB.shape[1] for m in s.members)
+    total = torch.zeros(s.size, dtype=torch.float64)
+    for g in range(s.size):
+        for b in range(each):
+            values = []
+            for m in s.members:
+                p = params[m.param]
+                product = p.detach().double() * p.grad.double()
+                value = torch.zeros((), dtype=torch.float64)
+                for position in m.index_GB[g][b::each]:
+                    one = product.select(m.dim, int(position)).sum()
+                    value += one.abs() if channel == "abs" else one
+                values.append(value)
+            stacked = torch.stack(values)
+            over = {"mean": stacked.mean(), "max": stacked.max(), "prod": stacked.prod()}
+            total[g] += {**over, "sum": stacked.sum(), "last": stacked[-1]}[members]
+    return total
+
+
+@pytest.mark.parametrize("members", ["sum", "mean", "max", "prod", "last"])
+@pytest.mark.parametrize("channel", ["sum", "abs"])
+def test_reductions(channel: str, members: str) -> None:
+    model, sets = measured()
+    criterion = Bound(REGISTRY.get("criterion", "taylor"), {"signed": True})
+    spec = ReduceSpec(channel=channel, members=members)  # type: ignore[arg-type]
+    scores = score(sets, criterion, TrainingStats(model, criterion.needs, None), spec)
+    for s in sets:
+        expected = reduced_by_hand(model, s, channel, members)
+        torch.testing.assert_close(scores[s.name].double(), expected, rtol=2e-4, atol=1e-9)
+
+
+def test_a_query_head_counts_for_its_own_group() -> None:
+    """LLM-Pruner's published code puts the score of query head 1 on KV head 1 (two KV heads with
+    two query heads each); here it belongs to KV head 0.
+    """
+    model, sets = measured()
+    heads = next(s for s in sets if s.kind == "attention")
+    with torch.no_grad():
+        params = dict(model.named_parameters())
+        for m in heads.members:
+            params[m.param].zero_()
+        queries = max(heads.members, key=lambda m: m.index_GB.shape[1] if m.dim == 0 else 0)
+        width = min(m.index_GB.shape[1] for m in heads.members)
+        params[queries.param][width : 2 * width] = 1.0  # query head 1
+    criterion = Bound(REGISTRY.get("criterion", "magnitude"))
+    for members in ("sum", "mean", "max"):
+        spec = ReduceSpec(members=members)  # type: ignore[arg-type]
+        found = score([heads], criterion, TrainingStats(model, criterion.needs, None), spec)
+        assert found[heads.name][0] > 0.0
+        assert not found[heads.name][1:].any()

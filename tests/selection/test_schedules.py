@@ -84,3 +84,22 @@ def test_end_is_exact_whatever_the_step() -> None:
     for name in ("constant_rate", "cubic"):
         assert bound(name, every=10, end=800)(**place) == Due(params=50)
         assert bound(name, every=10, end=900)(**place) is None
+
+
+def test_once_in_rounds_ends_at_the_target_in_equal_steps() -> None:
+    """Also where mini-groups overshoot a round's size, or land on it but for rounding."""
+    bound = Bound(REGISTRY.get("schedule", "once"), {"at": None, "rounds": 3})
+    for overshoot in (0, 1, 7, 60):
+        params, asked = 1000, []
+        while (
+            due := bound(
+                tokens=0, start_params=1000, params=params, target_params=800, prune_from=0
+            )
+        ) is not None:
+            assert due.params is not None and due.params < params
+            asked.append(due.params)
+            assert due.again == (due.params > 800)
+            params = max(800, due.params - overshoot)
+        assert params == 800 and len(asked) <= 3
+        if overshoot == 0:
+            assert asked == [933, 867, 800]

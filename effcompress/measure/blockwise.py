@@ -1,0 +1,240 @@
+"""One block after another, with all calibration sequences: what each block reads is what the blocks
+in front of it, as they are by then, have made. Beside the model only one tensor per sequence is
+held, and what the caller keeps of one block.
+
+    for block in blockwise(module, family.layer, ids_NT):
+        grams = Grams(module, block.linears, tokens, 1.0)
+        with grams.listening():
+            block.run()
+        ...  # change the block's weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from effcompress.errors import RunError
+from effcompress.measure.grams import LINEAR
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A block of the model as it stands: its number and path now, the weights of its linear layers
+    (name -> the dimension that inputs run along), and its other weights of two or more dimensions
+    (experts, routers), which have no single input.
+    """
+
+    number: int
+    path: str
+    linears: Mapping[str, int]
+    others: tuple[str, ...]
+
+
+def layers_of(module: nn.Module, pattern: str) -> list[Layer]:
+    """All blocks, in order. ``pattern`` is their path, with ``{i}`` for the number."""
+    container = module.get_submodule(pattern.partition(".{i}")[0])
+    found = []
+    for number in range(len(list(container.children()))):
+        path = pattern.replace("{i}", str(number))
+        block = module.get_submodule(path)
+        linears = {
+            f"{path}.{name}.weight": LINEAR[type(child).__name__]
+            for name, child in block.named_modules()
+            if type(child).__name__ in LINEAR
+        }
+        named = [(f"{path}.{name}", p) for name, p in block.named_parameters()]
+        others = tuple(name for name, p in named if p.dim() > 1 and name not in linears)
+        found.append(Layer(number, path, linears, others))
+    return found
+
+
+@final
+class Block:
+    """A block whose turn it is."""
+
+    def __init__(self, layer: Layer, module: nn.Module, call: _Call, inputs: list[Tensor]) -> None:
+        self.number, self.path, self.linears = layer.number, layer.path, layer.linears
+        self._module, self._call, self._inputs = module, call, inputs
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Send all sequences through it as it is now, for whoever listens."""
+        for x_1TD in self._inputs:
+            self._call(self._module, x_1TD)
+
+    @torch.no_grad()
+    def once(self) -> None:
+        """Send the first sequence through it."""
+        self._call(self._module, self._inputs[0])
+
+    @torch.no_grad()
+    def readers(self) -> list[list[str]]:
+        """Its linear layers in the order in which they compute; those that read the same tensor
+        together (q, k and v; o; gate and up; down).
+        """
+        seen: list[tuple[Tensor, list[str]]] = []
+
+        def hook(param: str) -> Any:
+            def listen(_module: nn.Module, args: tuple[Any, ...]) -> None:
+                for x, params in seen:
+                    if x is args[0]:
+                        params.append(param)
+                        return
+                seen.append((args[0], [param]))
+
+            return listen
+
+        handles = []
+        for param in self.linears:
+            path = param.removeprefix(f"{self.path}.").removesuffix(".weight")
+            linear = self._module.get_submodule(path)
+            handles.append(linear.register_forward_pre_hook(hook(param)))
+        try:
+            self._call(self._module, self._inputs[0])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [params for _, params in seen]
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Put what it makes in the place of what it read."""
+        for n, x_1TD in enumerate(self._inputs):
+            self._inputs[n] = self._call(self._module, x_1TD)
+
+
+def blockwise(module: nn.Module, pattern: str, ids_NT: Tensor) -> Iterator[Block]:
+    """Every block in its turn; when the next is asked for, this one, as it then is, has made the
+    next one's inputs. ``ids_NT``: sequences of one length, without padding.
+
+    Every block is called as the model itself calls it: what it gets beside the residual stream
+    (masks, which differ between the layers of some families, rotations, positions) is caught on the
+    way through the dense model. Raises RunError if that depends on the text, or if a block does not
+    read just what the one before it made: such a model cannot be taken block by block.
+    """
+    layers = layers_of(module, pattern)
+    training = module.training
+    module.eval()  # dropout would make every pass another one
+    try:
+        calls, inputs = _caught(module, layers, ids_NT)
+        for layer, call in zip(layers, calls, strict=True):
+            block = Block(layer, module.get_submodule(layer.path), call, inputs)
+            yield block
+            if layer is not layers[-1]:
+                block.advance()
+    finally:
+        module.train(training)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a block is given beside the residual stream."""
+
+    args: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    def __call__(self, block: nn.Module, x_1TD: Tensor) -> Tensor:
+        """The residual stream behind the block."""
+        return _stream(block(x_1TD, *self.args, **self.named))
+
+
+class _Seen(Exception):
+    """The forward has come as far as anybody needs it."""
+
+
+@torch.no_grad()
+def _caught(
+    module: nn.Module, layers: list[Layer], ids_NT: Tensor
+) -> tuple[list[_Call], list[Tensor]]:
+    """How each block is called, and the first one's input for every sequence, ``[1, T, D]``.
+
+    Two sequences go through the whole dense model, the others up to the first block.
+    """
+    device = next(module.parameters()).device
+    calls: list[_Call] = []
+    inputs: list[Tensor] = []
+    for n, ids_T in enumerate(ids_NT):
+        through = layers if n < 2 else layers[:1]
+        found, x_1TD = _pass(module, through, ids_T[None].to(device))
+        inputs.append(x_1TD)
+        calls = calls or found
+        for layer, one, other in zip(layers, calls, found, strict=False):
+            if not _same((one.args, one.named), (other.args, other.named)):
+                raise RunError(
+                    "this block is given something that depends on the text, besides the residual "
+                    "stream; such a model cannot be taken block by block",
+                    where=layer.path,
+                )
+    return calls, inputs
+
+
+def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor) -> tuple[list[_Call], Tensor]:
+    """One forward pass up to the last of ``layers``: their calls, and the input of the first."""
+    calls: list[_Call] = []
+    stream: list[Tensor] = []
+    whole = len(layers) > 1
+
+    def before(_block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x, rest, others = _split(args, named)
+        layer = layers[len(calls)]
+        if stream and not (x is stream[-1] or torch.equal(x, stream[-1])):
+            raise RunError(
+                "this block does not read what the one before it made; such a model cannot be "
+                "taken block by block",
+                where=layer.path,
+            )
+        calls.append(_Call(rest, others))
+        if not stream:
+            stream.append(x)
+        if not whole:
+            raise _Seen
+
+    def after(_block: nn.Module, _args: Any, out: Any) -> None:
+        stream[1:] = [_stream(out)]
+        if len(calls) == len(layers):
+            raise _Seen
+
+    handles = []
+    for layer in layers:
+        block = module.get_submodule(layer.path)
+        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(block.register_forward_hook(after))
+    try:
+        module(input_ids=ids_1T, use_cache=False)
+    except _Seen:
+        return calls, stream[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    raise RunError("the model did not run all of its blocks", where=layers[-1].path)
+
+
+def _split(
+    args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The residual stream, and the rest of what a block was called with."""
+    if args:
+        return args[0], args[1:], dict(named)
+    rest = dict(named)
+    return rest.pop("hidden_states"), (), rest
+
+
+def _stream(out: Any) -> Tensor:
+    """Blocks return the residual stream alone, or first in a tuple."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, tuple | list):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(_same(a, b) for a, b in pairs)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_same(v, other[k]) for k, v in one.items())
+    return bool(one == other)

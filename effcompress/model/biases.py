@@ -1,0 +1,70 @@
+"""Biases, all zero, where an architecture has a place for them: repairs may write into them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from effcompress.errors import CoverageError
+from effcompress.types import Config, Family
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def flags(family: Family) -> tuple[str, ...]:
+    """Configuration flags that give linear layers a bias."""
+    found = (axis.when for axis in family.axes if axis.param.endswith(".bias"))
+    return tuple(dict.fromkeys(flag for flag in found if flag and flag not in family.flags))
+
+
+def biased(family: Family, config: Config) -> dict[str, Any]:
+    """The configuration with all biases that its class knows. Raises CoverageError when a layer
+    that writes into the residual stream has none even then.
+    """
+    new = {**config, **dict.fromkeys(flags(family), True)}
+    complete = family.complete(new)
+    names = {axis.param for axis in family.axes if _there(axis.when, complete)}
+    for axis in family.axes:
+        # What writes into the stream: a matrix in a layer whose rows are hidden channels.
+        writes = axis.param.endswith("proj.weight") or axis.param.endswith("_out.weight")
+        if axis.dim == 0 and axis.name == "hidden" and writes and "{i}" in axis.param:
+            bias = axis.param.removesuffix("weight") + "bias"
+            if bias not in names:
+                raise CoverageError(
+                    f"class '{family.name}' has no place for a bias here",
+                    where=axis.param.removesuffix(".weight"),
+                    fix="Use a repair that needs none (obs_update).",
+                )
+    return new
+
+
+def _there(when: str, config: Config) -> bool:
+    return not when or bool(config.get(when.removeprefix("!"))) != when.startswith("!")
+
+
+def add_biases(module: nn.Module, family: Family, config: Config) -> int:
+    """Give linear layers the zero biases that ``config`` (a ``biased`` one) says they have; returns
+    how many parameters that adds. The function of the model does not change.
+    """
+    import torch
+    from torch import nn as layers
+
+    added = 0
+    patterns = [
+        re.compile(re.escape(axis.param.removesuffix(".bias")).replace(r"\{i\}", r"\d+"))
+        for axis in family.axes
+        if axis.param.endswith(".bias") and _there(axis.when, family.complete(config))
+    ]
+    for path, layer in module.named_modules():
+        if layer._parameters.get("weight") is None or layer._parameters.get("bias") is not None:
+            continue
+        if any(pattern.fullmatch(path) for pattern in patterns):
+            weight = layer.get_parameter("weight")
+            bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+            layer.register_parameter("bias", layers.Parameter(bias))
+            added += bias.numel()
+    held: Any = module
+    for flag in flags(family):
+        setattr(held.config, flag, True)
+    return added

@@ -1,0 +1,124 @@
+"""What extra passes over calibration text say of a model as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import final
+
+from torch import Tensor
+
+from effcompress.data import Corpus, digest
+from effcompress.inputs import BACKWARD, FORWARD
+from effcompress.log import Log
+from effcompress.measure.grams import Grams, readers
+from effcompress.measure.influence import Influence
+from effcompress.measure.inputs import InputStats
+from effcompress.measure.stats import collect
+from effcompress.measure.taps import MaskGradients, Take
+from effcompress.registry import Bound
+from effcompress.removal.repairs import for_linears, need_second_moments
+from effcompress.runner.state import RunState
+from effcompress.saliency.inputs import OF_LAYERS, score_inputs
+from effcompress.saliency.score import score, score_masks
+from effcompress.spec import PruneSpec
+from effcompress.types import Scores
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``scores`` by set, what the linear layers read, and the influence of layers and blocks, where
+    somebody asks for them.
+    """
+
+    scores: Scores
+    inputs: Grams | None = None
+    influence: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def wants_influence(prune: PruneSpec) -> bool:
+    """Whether criterion or selector use how much layers turn the stream."""
+    assert prune.selector is not None, "recipe.load fills in the default selector"
+    return "influence" in prune.criterion.needs or "influence_K" in prune.selector.needs
+
+
+def calibration_text(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Tensor:
+    """``ids_NT``; which tokens they are is written down."""
+    ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
+    log.event(
+        "calibration",
+        step=state.step,
+        sequences=ids_NT.shape[0],
+        tokens=ids_NT.numel(),
+        hash=digest(ids_NT),
+    )
+    return ids_NT
+
+
+def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
+    """All tokens of the calibration text; ``scores`` are in physical order."""
+    with _listeners(state, prune) as ears:
+        needs = BACKWARD.intersection(prune.criterion.needs)
+        if needs or ears.contexts:
+            ids_NT = calibration_text(state, prune, corpus, log)
+        else:  # nobody will read any
+            ids_NT = state.probe_BT[:0]
+        stats = collect(state.module, ids_NT, needs, prune.hessian, ears.contexts)
+    sets, criterion = state.pruned.sets, prune.criterion
+    influence = ears.influence.read() if ears.influence else {}
+    if ears.masks is not None:
+        scores = ears.found
+    elif FORWARD.intersection(criterion.needs):
+        scores = score_inputs(sets, criterion, ears.read, influence)
+    else:
+        scores = score(sets, criterion, stats, prune.reduce)
+    return Measured(scores, ears.grams, influence)
+
+
+@final
+class _Ears:
+    """Who listens to the passes."""
+
+    def __init__(self, state: RunState, prune: PruneSpec) -> None:
+        module, axes, sets = state.module, state.pruned.axes, state.pruned.sets
+        needs = set(prune.criterion.needs)
+        self.found: Scores = {}
+        self.grams = self.masks = self.influence = None
+        self.contexts: list[AbstractContextManager[None]] = []
+        params = readers(module, axes, sets)
+        self.read = InputStats(module, params)
+        if FORWARD.intersection(needs) - OF_LAYERS:
+            self.contexts.append(self.read.listening())
+        if for_linears(prune.repair):
+            second = need_second_moments(prune.repair)
+            self.grams = Grams(module, params, tokens=1 << 62, decay=1.0, second=second)
+            self.contexts.append(self.grams.listening())
+        if "mask_grad" in needs:
+            self.masks = MaskGradients(module, axes, sets)
+            self.contexts.append(self.masks.listening(adds(self.found, prune.criterion)))
+        if wants_influence(prune):
+            self.influence = Influence(module, axes)
+            self.contexts.append(self.influence.listening())
+
+
+@contextmanager
+def _listeners(state: RunState, prune: PruneSpec) -> Iterator[_Ears]:
+    ears = _Ears(state, prune)
+    try:
+        yield ears
+    finally:
+        for ear in (ears.read, ears.grams, ears.masks, ears.influence):
+            if ear is not None:
+                ear.close()
+
+
+def adds(scores: Scores, criterion: Bound) -> Take:
+    """Score the mask gradients of a micro-batch and add them to those before."""
+
+    def take(name: str, mask_grad_TG: Tensor) -> None:
+        score_G = score_masks(criterion, name, mask_grad_TG)
+        before = scores.get(name)
+        scores[name] = score_G if before is None else before + score_G
+
+    return take

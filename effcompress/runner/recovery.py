@@ -1,0 +1,69 @@
+"""Training of what was pruned at once: what is trained, and on what."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from effcompress.log import Log
+from effcompress.measure.grams import LINEAR
+from effcompress.model.load import load as load_model
+from effcompress.runner.state import RunState
+from effcompress.spec import DistillSpec, RecoverSpec
+from effcompress.train.distill import Distillation
+from effcompress.types import AxisMap
+
+
+def begin(state: RunState, log: Log, *, offline: bool) -> None:
+    """After the cut, and wherever a run goes on later: attach updates, call the teacher.
+
+    Raises RunError when peft is not installed.
+    """
+    recover = state.recipe.recover
+    if recover is None:
+        return
+    if recover.method == "lora" and state.lora is None:
+        state.attach(linears(state.module, state.pruned.axes))
+    spec = teacher_of(recover)
+    if spec is not None:
+        state.objective = _teacher(state, spec, log, offline=offline)
+
+
+def end(state: RunState) -> None:
+    """Updates become part of the weights; whoever taught is dismissed."""
+    state.merge()
+    state.reset_objective()
+
+
+def teacher_of(recover: RecoverSpec) -> DistillSpec | None:
+    """The knobs of the teacher; None where the text itself is trained on."""
+    if recover.method == "distill":
+        return recover.distill or DistillSpec()
+    return recover.distill
+
+
+def linears(module: nn.Module, axes: AxisMap) -> list[str]:
+    """Paths of the linear layers within the blocks."""
+    prefix = axes.family.layer.partition("{i}")[0]
+    return [
+        path
+        for path, child in module.named_modules()
+        if path.startswith(prefix) and type(child).__name__ in LINEAR
+    ]
+
+
+def _teacher(state: RunState, spec: DistillSpec, log: Log, *, offline: bool) -> Distillation:
+    """The source model again, as it was."""
+    recipe, pruned = state.recipe, state.pruned
+    log.note("loading the source model as the teacher")
+    rng = torch.get_rng_state()
+    source = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
+    torch.set_rng_state(rng)  # a resumed run loads it at another moment
+    dtype = torch.bfloat16 if spec.teacher == "bf16" else torch.float32
+    teacher = source.module.to(state.device, dtype)
+    parent = pruned.parent.depth.layers
+    layers = tuple(parent.index(i) for i in pruned.depth.layers)
+    channels = pruned.ledger.original.get("hidden")
+    if channels is not None:
+        channels = channels.to(state.device)
+    return Distillation(teacher, spec, layers, channels)

@@ -1,0 +1,42 @@
+"""Influence of layers over all cuts so far, made comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+
+@final
+class InfluenceMean:
+    """Plain mean over the cuts at which it was measured, by original number of the layer."""
+
+    def __init__(self) -> None:
+        self._totals: dict[int, float] = {}
+        self._counts: dict[int, int] = {}
+
+    def add(self, influence: Mapping[str, float]) -> None:
+        """One measurement: ``layer.3`` -> influence (blocks are left out)."""
+        for name, value in influence.items():
+            kind, _, number = name.partition(".")
+            if kind == "layer":
+                i = int(number)
+                self._totals[i] = self._totals.get(i, 0.0) + value
+                self._counts[i] = self._counts.get(i, 0) + 1
+
+    def normalised(self) -> dict[int, float]:
+        """Mean 0 over the layers, largest magnitude 1 (arXiv:2502.03460, sec. 3)."""
+        means = {i: total / self._counts[i] for i, total in self._totals.items()}
+        if not means:
+            return {}
+        centre = sum(means.values()) / len(means)
+        most = max(abs(value - centre) for value in means.values()) or 1.0
+        return {i: (value - centre) / most for i, value in means.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON, for a checkpoint."""
+        return {str(i): [total, self._counts[i]] for i, total in self._totals.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave."""
+        self._totals = {int(i): float(total) for i, (total, _) in state.items()}
+        self._counts = {int(i): int(count) for i, (_, count) in state.items()}

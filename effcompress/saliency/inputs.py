@@ -1,0 +1,128 @@
+"""Saliency of mini-groups from what the linear layers that read them read, and of layers from how
+much they turn the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from effcompress.errors import CoverageError, PluginError, RunError
+from effcompress.inputs import FORWARD
+from effcompress.registry import Bound
+from effcompress.types import DEPTH, GroupSet, Member, Scores
+
+OF_LAYERS = frozenset({"kind", "layer", "positions", "influence"})
+
+
+class Read(Protocol):
+    """What linear layers read (``measure/inputs.py``)."""
+
+    params: dict[str, int]
+    owner: dict[str, str]
+
+    def read(self, param: str) -> dict[str, Tensor]: ...
+
+    def weight(self, param: str) -> Tensor: ...
+
+
+@torch.no_grad()
+def score_inputs(
+    sets: Sequence[GroupSet], criterion: Bound, read: Read, influence: Mapping[str, float]
+) -> Scores:
+    """``{set: score_G}`` in fp32 on the CPU, in the physical order of the units.
+
+    Raises CoverageError where no linear layer reads the mini-groups, PluginError when the criterion
+    returns another shape, RunError when a saliency is not finite.
+    """
+    scores: Scores = {}
+    for s in sets:
+        score_G = (
+            _of_depth(s, criterion, influence)
+            if s.kind in DEPTH
+            else _of_readers(s, criterion, read)
+        )
+        if not bool(torch.isfinite(score_G).all()):
+            raise RunError(
+                f"criterion '{criterion.name}' gives a saliency that is not finite", where=s.name
+            )
+        scores[s.name] = score_G
+    return scores
+
+
+def _of_depth(s: GroupSet, criterion: Bound, influence: Mapping[str, float]) -> Tensor:
+    given: dict[str, Any] = dict.fromkeys(FORWARD)
+    given |= {"kind": s.kind, "layer": s.layer, "positions": 1, "weight": None}
+    if s.name in influence:
+        given["influence"] = torch.tensor([influence[s.name]])
+    found = torch.as_tensor(_ask(criterion, given, s), dtype=torch.float32)
+    _require(found.numel() == 1, criterion, found, "[1]")
+    return found.reshape(1).cpu()
+
+
+def _of_readers(s: GroupSet, criterion: Bound, read: Read) -> Tensor:
+    total = torch.zeros(s.size)
+    for m in _readers(s, criterion, read):
+        given: dict[str, Any] = {**dict.fromkeys(FORWARD), **read.read(m.param)}
+        weight_OI = read.weight(m.param)
+        given |= {"kind": s.kind, "layer": -1 if s.layer is None else s.layer}
+        given |= {"positions": m.index_GB.shape[1], "weight": weight_OI.float()}
+        found = _ask(criterion, given, s)
+        fits = isinstance(found, Tensor) and tuple(found.shape) in (
+            tuple(weight_OI.shape),
+            tuple(weight_OI.shape[1:]),
+        )
+        _require(fits, criterion, found, f"{tuple(weight_OI.shape)}, or one number per column,")
+        found_I = found.sum(0) if found.dim() == 2 else found
+        total += found_I.float().cpu()[m.index_GB].sum(1)
+    return total
+
+
+def _readers(s: GroupSet, criterion: Bound, read: Read) -> Iterator[Member]:
+    """Layers that read the mini-groups; of those that read the same tensor only one, if the weight
+    plays no part.
+    """
+    found = [m for m in s.members if read.params.get(m.param) == m.dim]
+    if not found:
+        raise CoverageError(
+            f"no linear layer reads the mini-groups of '{s.name}' alone",
+            fix="Use a criterion of weights (taylor, magnitude), or leave this space out.",
+        )
+    seen: set[str] = set()
+    for m in found:
+        owner = m.param if "weight" in criterion.needs else read.owner[m.param]
+        if owner not in seen:
+            seen.add(owner)
+            yield m
+
+
+def _ask(criterion: Bound, given: dict[str, Any], s: GroupSet) -> Any:
+    """The criterion's answer. One that takes inputs and influence gets one of them; one that takes
+    only what this kind has not could say nothing.
+    """
+    measured = [need for need in criterion.needs if need not in ("kind", "layer", "positions")]
+    if measured and all(given[need] is None for need in measured):
+        raise PluginError(
+            f"criterion '{criterion.name}' takes {measured[-1]}, which '{s.kind}' has not",
+            where=criterion.plugin.where,
+            fix="Use another criterion, or leave this space out.",
+        )
+    try:
+        return criterion(**given)
+    except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PluginError(
+            f"criterion '{criterion.name}' fails: {said}", where=criterion.plugin.where
+        ) from error
+
+
+def _require(fits: bool, criterion: Bound, found: Any, expected: str) -> None:
+    if not fits:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise PluginError(
+            f"criterion '{criterion.name}' returned {got} where {expected} was expected",
+            where=criterion.plugin.where,
+        )

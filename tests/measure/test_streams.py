@@ -1,0 +1,123 @@
+"""Two models side by side: against the streams that the classes themselves carry."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from effcompress.errors import RunError
+from effcompress.measure.streams import Moments, follow
+from effcompress.registry import REGISTRY, Bound
+from effcompress.removal.refit import least_squares, least_squares_bias
+from effcompress.runner.pruned import PrunedModel
+from tests.conftest import FAMILIES, tiny, tokens
+
+NORMS_BEHIND = ("gemma2", "gemma3_text", "olmo2")
+OTHERS = [name for name in FAMILIES if name not in NORMS_BEHIND]
+
+
+def made(model_type: str, *spaces: str) -> tuple[PrunedModel, torch.nn.Module]:
+    name = "mha_tied" if model_type in ("gpt_neox", "opt", "gpt2") else "gqa_tied"
+    model = tiny(name, model_type=model_type)
+    space = [Bound(REGISTRY.get("space", s)) for s in spaces]
+    return PrunedModel(model, model.config.to_dict(), space), copy.deepcopy(model)
+
+
+def led(
+    small: PrunedModel, large: torch.nn.Module, ids: Tensor, change: object = None
+) -> dict[str, Moments]:
+    found: dict[str, Moments] = {}
+
+    def keep(name: str, moments: Moments) -> None:
+        found[name] = moments
+        if change is not None:
+            change(small.parameters()[name], moments)  # type: ignore[operator]
+
+    channels = small.ledger.original.get("hidden")
+    steps = follow(large, small.module, small.axes, small.parent, ids, channels, keep)
+    assert len(list(steps)) == len(small.depth.layers)
+    return found
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_the_same_model_has_nothing_to_learn(model_type: str) -> None:
+    """What a projection should put out is what it puts out: cross = W gram."""
+    small, large = made(model_type, "ffn")
+    found = led(small, large, tokens(3, seed=1))
+    experts = model_type in ("mixtral", "qwen3_moe")
+    assert len(found) >= (3 if experts else 6)
+    for name, moments in found.items():
+        weight = small.parameters()[name].detach().double()
+        weight = weight.T if model_type == "gpt2" else weight
+        scale = float(moments.cross.abs().max())
+        torch.testing.assert_close(weight @ moments.gram, moments.cross, rtol=0, atol=2e-5 * scale)
+        torch.testing.assert_close(
+            weight @ moments.mean, moments.target_mean, rtol=0, atol=2e-5 * scale + 1e-6
+        )
+
+
+@pytest.mark.parametrize("model_type", NORMS_BEHIND)
+def test_a_norm_behind_the_projection_is_refused(model_type: str) -> None:
+    small, large = made(model_type, "ffn")
+    with pytest.raises(RunError, match="not the output of one linear layer"):
+        led(small, large, tokens(2, seed=1))
+
+
+def states(model: torch.nn.Module, ids: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return list(model(input_ids=ids, output_hidden_states=True).hidden_states)
+
+
+@pytest.mark.parametrize("spaces", [("ffn",), ("ffn", "hidden"), ("layer",)])
+def test_the_stream_comes_back(spaces: tuple[str, ...]) -> None:
+    """Refit on the text itself: the stream in front of the last layers is nearer to the source's,
+    and each weight is the ridge regression that an independent solver finds.
+    """
+    small, large = made("llama", *spaces)
+    plan = {s.name: [*range(0, s.size, 3)] for s in small.sets if s.kind != "layer"}
+    if "layer" in spaces:
+        plan = {"layer.1": [0]}
+    small.mask(plan, repairs=[Bound(REGISTRY.get("repair", "norm_gain"))])
+    small.commit()
+    ids = tokens(12, seed=2)
+    kept = small.ledger.original.get("hidden")
+
+    def distance() -> float:
+        own, theirs = states(small.module, ids), states(large, ids)
+        last = len(small.depth.layers) - 1
+        target = theirs[small.depth.layers[last]]
+        return float((own[last] - (target if kept is None else target[..., kept])).norm())
+
+    before = distance()
+
+    def change(weight: Tensor, m: Moments) -> None:
+        old = weight.detach().clone().double()
+        new = least_squares(old, m.gram, m.cross, damp=0.02)
+        size = 0.02 * float(m.gram.diagonal().mean())
+        eye = torch.eye(len(m.gram), dtype=torch.float64)
+        wanted = torch.linalg.solve(m.gram + size * eye, (m.cross + size * old).T).T
+        assert float((new - wanted).norm() / wanted.norm()) < 1e-8
+        weight.data.copy_(new)
+
+    led(small, large, ids, change)
+    assert distance() < 0.8 * before
+
+
+def test_an_intercept_is_not_punished() -> None:
+    make = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 5, generator=make, dtype=torch.float64) + 2.0
+    weight = torch.randn(3, 5, generator=make, dtype=torch.float64)
+    t = x @ torch.randn(5, 3, generator=make, dtype=torch.float64) + 7.0
+    n = len(x)
+    new, more = least_squares_bias(weight, x.T @ x / n, t.T @ x / n, x.mean(0), t.mean(0), damp=0.1)
+    centred = x - x.mean(0)
+    size = 0.1 * float(centred.square().mean())
+    ridge = size * torch.eye(6, dtype=torch.float64)
+    ridge[-1, -1] = 0.0
+    design = torch.cat([x, torch.ones(n, 1, dtype=torch.float64)], 1)
+    prior = torch.cat([weight, torch.zeros(3, 1, dtype=torch.float64)], 1)
+    wanted = torch.linalg.solve(design.T @ design / n + ridge, design.T @ t / n + ridge @ prior.T).T
+    torch.testing.assert_close(torch.cat([new, more[:, None]], 1), wanted)

@@ -1,0 +1,57 @@
+"""Distillation against plain formulas in fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from effcompress.spec import DistillSpec
+from effcompress.train.distill import Distillation, divergence
+from effcompress.train.loss import next_token
+from tests.conftest import tiny, tokens
+
+
+def by_hand(theirs: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """sum p (log p - log q), one row and one token at a time."""
+    rows = []
+    for row in range(len(theirs)):
+        total = 0.0
+        for t in range(theirs.shape[1] - 1):
+            p = torch.softmax(theirs[row, t].double() / temperature, -1)
+            q = torch.softmax(own[row, t].double() / temperature, -1)
+            total += float((p * (p.log() - q.log())).sum())
+        rows.append(temperature**2 * total / (theirs.shape[1] - 1))
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_divergence(temperature: float) -> None:
+    make = torch.Generator().manual_seed(0)
+    theirs, own = (torch.randn(3, 5, 11, generator=make) for _ in range(2))
+    found = divergence(theirs, own, temperature)
+    torch.testing.assert_close(found.double(), by_hand(theirs, own, temperature), rtol=1e-5, atol=0)
+    assert not divergence(own, own, temperature).any()
+
+
+def test_terms_add_up_and_only_the_student_learns() -> None:
+    teacher, student, ids = tiny(), tiny(), tokens(2, seed=3)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.mul_(
+                1.0 + 0.3 * torch.rand(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+            )
+    layers = tuple(range(teacher.config.num_hidden_layers))
+    plain = Distillation(teacher, DistillSpec(), layers, None)(student, ids)
+    spec = DistillSpec(text_weight=0.5, hidden_weight=2.0)
+    whole = Distillation(teacher, spec, layers, None)(student, ids)
+    text = next_token(student, ids).text
+    assert float(plain.objective.detach().min()) > 0.01
+    torch.testing.assert_close(whole.text, text)
+    states = [m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student)]
+    far = [1 - torch.cosine_similarity(*pair, dim=-1).mean(1) for pair in zip(*states, strict=True)]
+    hidden = torch.stack(far[1:]).mean(0)
+    torch.testing.assert_close(whole.objective, plain.objective + 0.5 * text + 2.0 * hidden)
+    whole.objective.sum().backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is not None for p in student.parameters())
