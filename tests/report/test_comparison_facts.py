@@ -99,9 +99,14 @@ def test_what_a_run_that_did_not_end_well_leaves(tmp_path: Path) -> None:
     stopped = read(folder, seed=0, shown="x")
     assert stopped.reason == "it has not been run to its end" and stopped.facts is not None
     assert stopped.target == json.loads(lines[0])["target_params"]
-    end = {"event": "end", "status": "failed", "reason": "a\n  b", "seconds": 1.0}
+    end = {
+        "event": "end",
+        "status": "failed",
+        "reason": "/home/a/x.py:3: a\n  '/b/c'",
+        "seconds": 1.0,
+    }
     record.write_text("".join([*lines[:-1], json.dumps(end) + "\n"]))
-    assert read(folder, seed=0, shown="x").reason == "a b"
+    assert read(folder, seed=0, shown="x").reason == "x.py:3: a 'c'"
     assert read(folder, seed=0, shown="x", reason="killed").reason == "killed"
     record.write_text("")
     assert read(folder, seed=0, shown="x").reason == "it has not been run to its end"

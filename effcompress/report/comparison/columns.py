@@ -70,6 +70,11 @@ def amount(value: float) -> str:
     )
 
 
+def elapsed(value: float) -> str:
+    """``84 ms``, ``5 min 1 s``."""
+    return f"{1000 * value:.0f} ms" if 0 < value < 0.95 else numbers.duration(value)
+
+
 def nothing(_: Facts) -> float:
     """What the dense model has of what only pruning brings."""
     return 0.0
@@ -202,7 +207,7 @@ def _spent() -> list[Column]:
             "part of training",
             lambda f: f.prune_seconds,
             unknown,
-            numbers.duration,
+            elapsed,
         ),
         Column(
             "prune_memory",
@@ -220,7 +225,7 @@ def _spent() -> list[Column]:
             "of the whole run: evaluation, training, export and its proof included",
             lambda f: f.seconds,
             unknown,
-            numbers.duration,
+            elapsed,
         ),
     ]
 

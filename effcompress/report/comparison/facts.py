@@ -13,8 +13,8 @@ from effcompress.report import words
 from effcompress.report.gather import Record, gather, read_lines
 
 Line = Mapping[str, Any]
-_ABOVE = re.compile(r"(?<!\S)(/[^\s/]+)*/(?=[^\s/]+)")
-"""Folders above the last part of an absolute path: a comparison travels."""
+_ABOVE = re.compile(r"""(?<![^\s'"(])(/[^\s/]+)*/(?=[^\s/]+)""")
+"""Folders above the last part of an absolute path: a comparison travels, logs do not."""
 NOTHING, TRAINING, CALIBRATION = "nothing", "training", "calibration"
 """What saliency and repairs are taken from."""
 
@@ -128,7 +128,7 @@ def read(
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return _ABOVE.sub("", " ".join(text.split()))
 
 
 def _facts(record: Record, lines: Sequence[Line], plans: Sequence[Line]) -> Facts:
