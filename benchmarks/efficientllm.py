@@ -54,7 +54,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Name -> (variant of the recipe, values set otherwise)."""
 HAND = {
-    "100M": {"hidden_size": 480, "intermediate_size": 1248},
+    "100M": {"hidden_size": 477, "intermediate_size": 1264},
     "68M": {
         "hidden_size": 384,
         "intermediate_size": 1072,

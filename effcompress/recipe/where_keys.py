@@ -19,7 +19,8 @@ def suggest_key(key: Key, known_here: list[str], schema: dict[str, Any], typed: 
     comes last.
     """
     word = str(key[-1])
-    everywhere = sorted(set(_all_keys(schema)), key=lambda path: _distance(path, key))
+    # Keys as near as each other stay in the order of the sections.
+    everywhere = sorted(dict.fromkeys(_all_keys(schema)), key=lambda path: _distance(path, key))
     if typed:
         return _for_typed(typed, everywhere)
     same = [path for path in everywhere if path[-1] == word]
@@ -45,14 +46,14 @@ def _for_typed(typed: str, everywhere: list[tuple[str, ...]]) -> str:
     return f"Did you mean --set {near[0]}=...?" if near else "`effcompress schema` lists all keys."
 
 
-def _distance(path: tuple[str, ...], key: Key) -> tuple[int, tuple[str, ...]]:
+def _distance(path: tuple[str, ...], key: Key) -> int:
     """Places below the section in which the key stands are nearer than places elsewhere."""
     shared = 0
     for ours, theirs in zip(path, key[:-1], strict=False):
         if ours not in (str(theirs), _NAMED):
             break
         shared += 1
-    return len(path) - 2 * shared, path
+    return len(path) - 2 * shared
 
 
 def _all_keys(schema: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -38,7 +38,11 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         18,
         ("train.learning_rate.paek", "'peak'"),
     ),
-    "key too high": (edit("name: toy", "tokens: 2M"), 1, ("It belongs at train.tokens.",)),
+    "key too high": (
+        edit("name: toy", "tokens: 2M"),
+        1,
+        ("It belongs at train.tokens or recover.tokens.",),
+    ),
     "key too deep": (edit("  tokens:", "  seed: 1\n  tokens:"), 16, ("belongs at seed",)),
     "key in another section": (
         edit("  target:", "  precision: bf16\n  target:"),
@@ -60,7 +64,11 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "key twice": (edit("  tokens: 1.5k", "  tokens: 1\n  tokens: 2"), 17, ("twice", "line 16")),
     "key that YAML reads as true": (edit("name: toy", "on: toy"), 1, ("is true", "'on':")),
     # types
-    "text for a mapping": (edit(TARGET, "469M"), 9, ("prune.target", "Its keys: params, keep.")),
+    "text for a mapping": (
+        edit(TARGET, "469M"),
+        9,
+        ("prune.target", "Its keys: params, keep, shape."),
+    ),
     "number for text": (edit("name: toy", "name: 12"), 1, ("name", "'12'")),
     "text for a number": (
         edit("weight: 2", "weight: much"),
