@@ -155,13 +155,7 @@ def _facts(record: Record, lines: Sequence[Line], plans: Sequence[Line]) -> Fact
         trained=record.tokens,
         shares=_each(data, "share"),
         text=_each(data, "hash"),
-        protocol=(after or before or {}).get("protocol"),
-        heldout=_heldout(after or before),
-        before=_perplexities(before),
-        after=_perplexities(after),
-        tasks_before=_tasks(before),
-        tasks_after=_tasks(after),
-        tasks_protocol=((after or before or {}).get("tasks") or {}).get("protocol"),
+        **_quality(before, after),
         flops=sum(e["flops"] for e in steps) if all("flops" in e for e in steps) else None,
         **_cost(lines, pruned=bool(plans)),
         started=run.get("started"),
@@ -175,6 +169,20 @@ def _facts(record: Record, lines: Sequence[Line], plans: Sequence[Line]) -> Fact
         },
         method=words.method(record.recipe),
     )
+
+
+def _quality(before: Line | None, after: Line | None) -> dict[str, Any]:
+    """What was measured, and how."""
+    latest = after or before or {}
+    return {
+        "protocol": latest.get("protocol"),
+        "heldout": _heldout(after or before),
+        "before": _perplexities(before),
+        "after": _perplexities(after),
+        "tasks_before": _tasks(before),
+        "tasks_after": _tasks(after),
+        "tasks_protocol": (latest.get("tasks") or {}).get("protocol"),
+    }
 
 
 def _each(data: Mapping[str, Line], key: str) -> dict[str, Any] | None:
