@@ -16,38 +16,44 @@ if TYPE_CHECKING:
 _GAP = 2
 
 
+Targets = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RECIPE_OR_RUN",
+        help="Recipe files (.yaml) and folders of runs.",
+        show_default=False,
+    ),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Run every recipe with each, e.g. 0,1,2. Default: its own seed.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Output folder. Default: comparisons/ and a name made of theirs."
+    ),
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Runs at the same time, each a process. 0: no processes; one that dies ends all.",
+    ),
+]
+
+
 def compare(
-    targets: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RECIPE_OR_RUN",
-            help="Recipe files (.yaml) and folders of runs.",
-            show_default=False,
-        ),
-    ],
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Run every recipe with each, e.g. 0,1,2. Default: its own seed.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Output folder. Default: comparisons/ and a name made of theirs."
-        ),
-    ] = None,
+    targets: Targets,
+    seeds: Seeds = None,
+    output: Output = None,
     set_: Overrides = None,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            help="Runs at the same time, each a process. 0: no processes; one that dies ends all.",
-        ),
-    ] = 1,
+    jobs: Jobs = 1,
     offline: Offline = False,
     json: AsJson = False,
 ) -> None:

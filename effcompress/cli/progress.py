@@ -111,12 +111,22 @@ def outcome(job: Job, seconds: float, reason: str) -> str:
     return f"{named(job)}: failed after {after}: {' '.join(reason.split())}"
 
 
+def to_check(number: int) -> str:
+    """What is said while nothing runs yet: schedules of large models take seconds to play."""
+    return f"checking {number} recipe{'' if number == 1 else 's'}"
+
+
 @final
 class PlainProgress:
     """Lines of text, for a log file."""
 
     def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
         self._stream, self._course, self._said = stream, Course(clock), clock()
+
+    def checking(self, number: int) -> None:
+        """Say that recipes are checked."""
+        if number:
+            self._say(to_check(number))
 
     def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None:
         """Say how much there is to do."""
@@ -162,6 +172,11 @@ class PanelProgress:
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self._console, self._course = console, Course(clock)
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4)
+
+    def checking(self, number: int) -> None:
+        """Say that recipes are checked."""
+        if number:
+            self._console.print(Text(to_check(number), style="dim"))
 
     def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None:
         """Start to draw."""

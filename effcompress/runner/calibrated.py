@@ -20,7 +20,6 @@ from effcompress.measure.taps import MaskGradients, Take
 from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.state import RunState
-from effcompress.runner.timeline import reads_text
 from effcompress.saliency.inputs import OF_LAYERS, score_inputs
 from effcompress.saliency.score import score, score_masks
 from effcompress.spec import PruneSpec
@@ -44,21 +43,27 @@ def wants_influence(prune: PruneSpec) -> bool:
     return "influence" in prune.criterion.needs or "influence_K" in prune.selector.needs
 
 
+def calibration_text(state: RunState, sequences: int, corpus: Corpus, log: Log) -> Tensor:
+    """``ids_NT``; which tokens they are is written down."""
+    ids_NT = corpus.calibration(sequences, state.recipe.seed)
+    log.event(
+        "calibration",
+        step=state.step,
+        sequences=ids_NT.shape[0],
+        tokens=ids_NT.numel(),
+        hash=digest(ids_NT),
+    )
+    return ids_NT
+
+
 def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
-    """All tokens of the calibration text, whose hash is written down; ``scores`` are in physical
-    order.
-    """
+    """All tokens of the calibration text; ``scores`` are in physical order."""
     with _listeners(state, prune) as ears:
-        ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
-        if reads_text(prune):
-            log.event(
-                "calibration",
-                step=state.step,
-                sequences=ids_NT.shape[0],
-                tokens=ids_NT.numel(),
-                hash=digest(ids_NT),
-            )
         needs = BACKWARD.intersection(prune.criterion.needs)
+        if needs or ears.contexts:
+            ids_NT = calibration_text(state, prune.measure.sequences, corpus, log)
+        else:  # nobody will read any
+            ids_NT = state.probe_BT[:0]
         stats = collect(state.module, ids_NT, needs, prune.hessian, ears.contexts)
     sets, criterion = state.pruned.sets, prune.criterion
     influence = ears.influence.read() if ears.influence else {}

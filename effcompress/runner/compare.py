@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,12 +33,15 @@ def compare(
 
     Raises RecipeError or SourceError before anything runs.
     """
+    progress.checking(sum(not target.is_dir() for target in targets))
     entries = enter(targets, seeds, overrides, offline=offline)
     name = output.resolve().name if output else name_of(entries)
     folder = output or COMPARISONS / name
     entries = place(entries, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [job for entry in entries for job in entry.jobs]
+    # Every method's first seed before anybody's second: half of it is a comparison, too.
+    rounds = itertools.zip_longest(*(entry.jobs for entry in entries))
+    jobs = [job for some in rounds for job in some if job is not None]
     failed: dict[Path, str] = {}
     try:
         failed |= run_all(jobs, at_once, progress, offline=offline)

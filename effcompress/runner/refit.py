@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,8 @@ from effcompress.measure.blockwise import LINEAR
 from effcompress.measure.streams import Moments, follow
 from effcompress.model.load import load as load_model
 from effcompress.registry import Bound
+from effcompress.runner.calibrated import calibration_text
+from effcompress.runner.meter import Meter
 from effcompress.runner.state import RunState
 from effcompress.spec import PruneSpec
 
@@ -27,7 +27,7 @@ def refit_event(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> 
     """
     if prune.refit is None:
         return
-    started = time.monotonic()
+    meter = Meter(state.device)
     pruned, recipe = state.pruned, state.recipe
     rng = torch.get_rng_state()
     # It was loaded when the run began, so it is on this machine.
@@ -35,7 +35,7 @@ def refit_event(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> 
     torch.set_rng_state(rng)
     large = source.module.to(state.device).eval()
     channels = pruned.ledger.original.get("hidden")
-    ids_NT = corpus.calibration(prune.measure.sequences, recipe.seed)
+    ids_NT = calibration_text(state, prune.measure.sequences, corpus, log)
     change = _Change(state, prune.refit)
     training = state.module.training
     for path in follow(
@@ -52,7 +52,7 @@ def refit_event(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> 
     log.event(
         "refit",
         step=state.step,
-        seconds=time.monotonic() - started,
+        **vars(meter.read()),
         weights=change.count,
         change=change.relative,
     )

@@ -28,8 +28,8 @@ from effcompress.runner.result import Report, result
 from effcompress.runner.source import load_source
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.state import RunState
-from effcompress.runner.text import corpus_of
-from effcompress.runner.timeline import reads_text, stage_at, total_tokens
+from effcompress.runner.text import corpus_of, described
+from effcompress.runner.timeline import measures, stage_at, total_tokens
 from effcompress.sparsity.hold import hold
 from effcompress.spec import Recipe
 from effcompress.types import Due
@@ -138,27 +138,12 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
         widths=state.pruned.widths,
         device=str(state.device),
         threads=torch.get_num_threads(),
-        measures=_measures(recipe),
-        data={
-            name: {
-                "documents": d["documents"],
-                "tokens": d["tokens"],
-                "hash": d["content"],
-                "share": d["share"],
-                "source": d["source"],
-            }
-            for name, d in corpus.summary().items()
-        },
+        measures=measures(recipe),
+        data=described(corpus),
     )
     log.phase("evaluating the dense model")
     before = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
     log.event("evaluation", when="before", params=state.params, **before)
-
-
-def _measures(recipe: Recipe) -> str:
-    """Which text decides what is cut and repaired."""
-    prune = recipe.prune
-    return prune.measure.source if prune is not None and reads_text(prune) else "nothing"
 
 
 def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from effcompress.data import Corpus, digest
+from effcompress.data import Corpus
 from effcompress.errors import RunError
 from effcompress.log import Log
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
 from effcompress.measure.grams import Grams
 from effcompress.measure.squares import Squares
+from effcompress.runner.calibrated import calibration_text
 from effcompress.runner.meter import Meter
 from effcompress.runner.state import RunState
 from effcompress.runner.zeros import skipped_layers
@@ -77,14 +78,7 @@ def _turns(
         for layer in layers.values():
             yield layer, None
         return
-    ids_NT = corpus.calibration(spec.sequences, state.recipe.seed)
-    log.event(
-        "calibration",
-        step=state.step,
-        sequences=ids_NT.shape[0],
-        tokens=ids_NT.numel(),
-        hash=digest(ids_NT),
-    )
+    ids_NT = calibration_text(state, spec.sequences, corpus, log)
     last = max(layers)
     for block in blockwise(state.module, state.pruned.family.layer, ids_NT):
         if block.number in layers:

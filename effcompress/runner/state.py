@@ -26,7 +26,7 @@ from effcompress.selection.lines import positions
 from effcompress.spec import LoraSpec, MeasureSpec, Recipe
 from effcompress.train import Objective, next_token, optimizer
 from effcompress.train.lora import Lora, is_update, plain_name, updates
-from effcompress.types import Scores
+from effcompress.types import Scores, Widths
 
 COUNTERS = (
     "step",
@@ -91,11 +91,11 @@ class RunState:
         self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
         self.grams: Grams | None = None
         self.taps: MaskGradients | None = None
+        self._flops: tuple[int, float] | None = None
         self.influence = InfluenceMean()
         self.lora: Lora | None = None
         """Attached in recovery; what is trained then are its updates alone."""
         self.objective: Objective = next_token
-        self._flops: tuple[int, float] | None = None
         self.mask_scores: Scores = {}
         """Of the step that is under way."""
         self.watch()
@@ -109,6 +109,22 @@ class RunState:
     def params(self) -> int:
         """Parameters of the model as a function: masked units do not count."""
         return self.pruned.params
+
+    @property
+    def flops_per_token(self) -> float:
+        """Operations of training per token: forward and backward of the model as a function,
+        without gradients of weights where low-rank updates are trained, and the teacher's forward.
+        """
+        if self._flops is None or self._flops[0] != self.params:
+            widths = self.pruned.ledger.widths()
+            self._flops = (self.params, self._flops_at(widths))
+        forward = self._flops[1] / 3
+        taught = self._flops_at({}) / 3 if self.objective is not next_token else 0.0
+        return (3 if self.lora is None else 2) * forward + taught
+
+    def _flops_at(self, widths: Widths) -> float:
+        pruned, length = self.pruned, self.recipe.data.sequence_length
+        return flops_per_token(pruned.parent, pruned.config, widths, length)
 
     def attach(self, paths: Sequence[str]) -> None:
         """Train low-rank updates of these linear layers from now on."""
@@ -130,17 +146,6 @@ class RunState:
     def reset_objective(self) -> None:
         """Train on the text itself again."""
         self.objective = next_token
-
-    @property
-    def flops_per_token(self) -> float:
-        """Forward and backward operations per token of the model as a function."""
-        if self._flops is None or self._flops[0] != self.params:
-            pruned, length = self.pruned, self.recipe.data.sequence_length
-            per_token = flops_per_token(
-                pruned.parent, pruned.config, pruned.ledger.widths(), length
-            )
-            self._flops = (self.params, per_token)
-        return self._flops[1]
 
     def watch(self, *, anew: bool = True) -> None:
         """Listen in training to what a repair or the criterion uses of it. ``anew``: also where

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from effcompress import data
 from effcompress.data import Corpus
@@ -10,6 +11,18 @@ from effcompress.model.cache import cache_root
 from effcompress.runner.timeline import total_tokens
 from effcompress.spec import Recipe
 from effcompress.types import TextTokenizer
+
+
+def described(corpus: Corpus) -> dict[str, dict[str, Any]]:
+    """Of every domain what the record keeps: amounts, share of the mixture, source, and the hash of
+    all tokens that the run trains on and is evaluated on.
+    """
+    names = {"documents": "documents", "tokens": "tokens", "hash": "content"}
+    names |= {"share": "share", "source": "source"}
+    return {
+        domain: {key: facts[name] for key, name in names.items()}
+        for domain, facts in corpus.summary().items()
+    }
 
 
 def corpus_of(

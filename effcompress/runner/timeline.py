@@ -14,19 +14,13 @@ from effcompress.selection.budget import Budget
 from effcompress.selection.lines import positions
 from effcompress.selection.schedules import ask
 from effcompress.selection.simulate import simulate
+from effcompress.sparsity.apply import reads_inputs
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 
 WITHOUT_TEXT = {
-    "weight",
-    "gain",
-    "epsilon",
-    "before",
-    "after",
-    "gone",
-    "kind",
-    "layer",
-    "positions",
+    *("weight", "kind", "layer", "positions"),
+    *("gain", "epsilon", "before", "after", "gone"),
 }
 """Inputs of criteria and repairs that are known without reading any text."""
 
@@ -106,6 +100,18 @@ def reads_text(prune: PruneSpec) -> bool:
     needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
     selects = prune.selector is not None and "influence_K" in prune.selector.needs
     return selects or bool(needs - WITHOUT_TEXT)
+
+
+def measures(recipe: Recipe) -> str:
+    """Which text decides what goes and what makes up for it: ``training``, ``calibration`` or
+    ``nothing``.
+    """
+    prune, sparsify = recipe.prune, recipe.sparsify
+    if prune is not None and reads_text(prune):
+        return prune.measure.source
+    refits = prune is not None and prune.refit is not None
+    zeros = sparsify is not None and reads_inputs(sparsify.method)
+    return "calibration" if refits or zeros else "nothing"
 
 
 def _first_step(prune: PruneSpec) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def test_time_left_comes_from_what_has_ended() -> None:
 def test_plain_lines() -> None:
     clock, out = Clock(), io.StringIO()
     said = PlainProgress(out, clock)
+    said.checking(2)
     said.begin(JOBS, JOBS[:1], 1)
     said.started(JOBS[1])
     said.beat()
@@ -78,6 +80,7 @@ def test_plain_lines() -> None:
     said.ended(JOBS[2], 3.0, "it broke\n  here")
     said.close()
     assert out.getvalue().splitlines() == [
+        "checking 2 recipes",
         "4 runs, 1 of them done before",
         "[1/4] taylor, seed 1: started",
         "[1/4] taylor, seed 1: 26.8k -> 18.8k parameters, 0:21",
@@ -142,7 +145,10 @@ def comparing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise answer["found"]
         return Path("out/comparison.html"), answer["found"]
 
-    monkeypatch.setattr("effcompress.runner.compare.compare", stand_in)
+    # A whole module in its place: the real one would register the built-in plugins.
+    fake = types.ModuleType("effcompress.runner.compare")
+    fake.compare = stand_in  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
     monkeypatch.setenv("COLUMNS", "80")
     return answer
 

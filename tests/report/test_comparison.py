@@ -1,4 +1,4 @@
-"""Arithmetic, flags, sizes and files of comparisons, on made-up facts."""
+"""Arithmetic, rows, files and pictures of comparisons, on made-up facts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ import pytest
 
 from effcompress.report import comparison, scatter
 from effcompress.report.comparison import compare, write
-from effcompress.report.comparison.facts import Attempt, Facts, Method, Tokens
-from effcompress.report.comparison.flags import differences
+from effcompress.report.comparison.facts import Facts, Method
 from effcompress.report.comparison.pictures import pictures
-from effcompress.report.comparison.remarks import remarks
-from effcompress.report.comparison.sizes import sizes, unequal
 from effcompress.report.comparison.spread import (
     Spread,
     geometric_mean,
@@ -28,7 +25,7 @@ from effcompress.report.comparison.spread import (
     tied,
 )
 from effcompress.report.comparison.tables import brief, comma_separated, markdown, plain
-from tests.report.made_up import DENSE, HELDOUT, PROTOCOL, TARGET, facts, failed, method
+from tests.report.made_up import DENSE, TARGET, failed, method
 
 # spread
 
@@ -67,220 +64,17 @@ def test_marks() -> None:
     assert marks([single, single]) == ["", ""]
 
 
-# flags
-
-OTHER_CHECKPOINT = {"source": "SmolLM2-360M", "source_hash": "ff" * 8}
-# kind -> (how the odd one differs, words of the flag, whether it is kept from being ranked)
-ODD: dict[str, tuple[dict, tuple[str, ...], bool]] = {
-    "checkpoint": (OTHER_CHECKPOINT, ("SmolLM2-360M (hash ffffffff)", "cccccccc"), True),
-    "protocol": (
-        {"protocol": {**PROTOCOL, "window": 2048, "bos": "one per window"}},
-        ("window 2048 instead of 512", "bos one per window instead of none"),
-        True,
-    ),
-    "held-out": (
-        {"heldout": {**HELDOUT, "code": Tokens("12" * 8, 4088)}},
-        ("code 4,088 tokens (hash 12121212) instead of code 8,176", "bbbbbbbb"),
-        True,
-    ),
-    "calibration": (
-        {"calibration": frozenset({Tokens("34" * 8, 2048)})},
-        ("2,048 (hash 34343434) instead of 16,384 (hash 00000000)",),
-        True,
-    ),
-    "training": ({"trained": 2_000_000}, ("2,000,000 tokens instead of 1,000,000",), True),
-    "mixture": (
-        {"shares": {"prose": 0.9, "code": 0.1}},
-        ("prose 90.0 %, code 10.0 % instead of prose 50.0 %",),
-        True,
-    ),
-    "text": ({"text": {"prose": "dd" * 16, "code": "99" * 16}}, ("other text in code",), True),
-    "dense": (
-        {"before": {"prose": 21.37, "code": 9.92}},
-        ("than usual_1: code 9.92 instead of 9.82",),
-        True,
-    ),
-    "parameters": ({"params": TARGET + 700_000}, ("0.6 % more than the 113,000,000",), True),
-    "environment": (
-        {"environment": {"device": "cuda", "threads": "2", "torch": "2.13.0"}},
-        ("device cuda instead of cpu", "times and memory"),
-        False,
-    ),
-    "zeroed": (
-        {"zeroed": 1234, "params": DENSE},
-        ("1,234 weights that are zero", "134,515,008"),
-        False,
-    ),
-}
-
-
-def flagged(methods: list[Method]) -> dict[str, list]:
-    found: dict[str, list] = {m.label: [] for m in methods}
-    all_flags = (*differences(methods), *unequal(methods, sizes(methods)), *remarks(methods))
-    for label, flag in all_flags:
-        found[label].append(flag)
-    return found
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_every_difference_is_flagged_and_only_where_it_is(kind: str) -> None:
-    changes, words, unfair = ODD[kind]
-    methods = [method("usual_1", 2.0), method("odd", 2.0, **changes), method("usual_2", 2.1)]
-    found = flagged(methods)
-    assert not found["usual_1"] and not found["usual_2"]
-    (flag,) = [f for f in found["odd"] if f.kind != "alone"]
-    assert (flag.kind, flag.unfair) == (kind, unfair)
-    for word in words:
-        assert word in flag.words
-    row = next(r for r in compare("x", methods).rows if r.label == "odd")
-    assert row.notes and row.unfair == unfair
-    assert not (unfair and row.mark)
-
-
-def test_alike_methods_have_no_flags() -> None:
-    assert not any(flagged([method("a"), method("b", 2.2), method("c", 1.9)]).values())
-
-
-def test_what_does_not_concern_a_method_is_not_held_against_it() -> None:
-    """No text, or that of training, in place of calibration; the words of the continuation."""
-    free = {"measures": "nothing", "calibration": frozenset()}
-    rides = {"measures": "training", "calibration": frozenset()}
-    other = {**PROTOCOL, "continuation": "greedy"}
-    methods = [method("a"), method("b", **free), method("c", **rides), method("d", protocol=other)]
-    assert not any(flagged(methods).values())
-    said = dict(compare("x", methods).conditions)["calibration"]
-    assert said == (
-        "16,384 tokens, hash 00000000 (seed 0), 11111111 (seed 1), 22222222 (seed 2); measured on "
-        "the text of training: c; none needed: b"
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({"source_hash": None}, "the weights it starts from"),
-        ({"protocol": None}, "its evaluation protocol"),
-        ({"heldout": {"prose": Tokens(None, 9), "code": Tokens(None, 9)}}, "its held-out tokens"),
-        ({"measures": None}, "its calibration tokens"),
-        ({"shares": None}, "its mixture of text"),
-    ],
-)
-def test_a_record_that_does_not_say_is_told_so(changes: dict, name: str) -> None:
-    found = flagged([method("a"), method("old", **changes), method("b")])
-    (flag,) = found["old"]
-    assert flag.kind == "not recorded" and name in flag.words and not flag.unfair
-    assert not found["a"] and not found["b"]
-
-
-def test_seeds_may_change_weights_and_calibration_but_not_within_a_seed() -> None:
-    def random(label: str, shift: int = 0) -> Method:
-        runs = [
-            Attempt(s, "", facts(s, source_hash=f"{s + shift:x}" * 16), target=TARGET)
-            for s in (0, 1)
-        ]
-        return Method(label, tuple(runs))
-
-    assert not any(flagged([random("a"), random("b")]).values())
-    found = flagged([random("a"), random("b"), random("c", shift=5)])
-    assert [f.kind for f in found["c"]] == ["checkpoint"] and not found["a"]
-
-
-def test_other_seeds_are_told_but_the_same_weights_are_no_other() -> None:
-    found = flagged([method("a"), method("b"), method("late", seeds=(7,))])
-    kinds = [f.kind for f in found["late"]]
-    assert kinds == ["calibration", "seeds"], "its calibration was drawn with another seed"
-    assert "has seeds 7; the others 0, 1, 2" in found["late"][1].words
-    assert not found["a"]
-
-
-def test_of_two_that_differ_the_first_is_the_usual() -> None:
-    found = flagged([method("a"), method("b", trained=5)])
-    assert not found["a"] and [f.kind for f in found["b"]] == ["training"]
-
-
-def test_runs_at_the_same_time_are_told() -> None:
-    def at(label: str, *begins: str) -> Method:
-        day = "2026-01-01T{}+00:00"
-        runs = [
-            Attempt(s, "", facts(s, started=day.format(t), seconds=60.0), target=TARGET)
-            for s, t in enumerate(begins)
-        ]
-        return Method(label, tuple(runs))
-
-    apart = [at("a", "10:00:00", "10:01:00"), at("b", "10:01:59", "10:05:00")]
-    assert [f.kind for f in flagged(apart)["b"]] == []
-    close = [at("a", "10:00:00", "10:01:00"), at("b", "10:01:30", "10:05:00")]
-    assert [f.kind for f in flagged(close)["b"]] == ["together"]
-    assert [f.kind for f in flagged(close)["a"]] == ["together"]
-
-
-def test_a_seed_that_failed_is_told_and_the_others_count() -> None:
-    whole, part = method("a"), method("b")
-    runs = (*part.attempts[:2], Attempt(2, "runs/b_2", None, "killed by SIGKILL", TARGET))
-    methods = [whole, Method("b", runs)]
-    (flag,) = flagged(methods)["b"]
-    assert flag.words == "has no result of 1 of 3 runs (seed 2: killed by SIGKILL)"
-    row = next(r for r in compare("x", methods).rows if r.label == "b")
-    assert row.values["perplexity"].number == 2 and not row.reason
-
-
-# sizes
-
-
-def sized(label: str, target: int | None, params: int, **changes: object) -> Method:
-    one = method(label, seeds=(0, 1), target=target, params=params, **changes)
-    runs = tuple(dataclasses.replace(a, target=target) for a in one.attempts)
-    return Method(label, runs)
-
-
-def test_methods_meet_at_the_size_they_were_asked_for() -> None:
-    methods = [
-        sized("a", 113_000_000, 113_400_000),
-        sized("b", 113_000_000, 112_600_000),
-        sized("c", None, 113_100_000),
-        sized("d", 94_000_000, 94_100_000),
-        sized("e", 94_000_000, 93_900_000),
-        sized("near", 110_000_000, 110_000_000),
-        sized("zeros", None, DENSE, zeroed=DENSE // 2),
-        failed("lost", "x"),
-    ]
-    found = sizes(methods)
-    assert [(s.params, sorted(s.labels)) for s in found] == [
-        (113_000_000, ["a", "b", "c", "lost", "near"]),
-        (94_000_000, ["d", "e"]),
-        (DENSE - DENSE // 2, ["zeros"]),
-    ]
-    flags = list(unequal(methods, found))
-    assert [(label, f.kind) for label, f in flags] == [("near", "parameters"), ("zeros", "alone")]
-    assert "2.7 % fewer than the 113,000,000 parameters" in flags[0][1].words
-    assert found[2].words == f"{DENSE - DENSE // 2:,} weights that are not zero"
-
-
-def test_best_is_said_for_each_size() -> None:
-    methods = [
-        sized("a", 113_000_000, 113_000_000, quality=2.0),
-        sized("b", 113_000_000, 113_000_000, quality=4.0),
-        sized("c", 94_000_000, 94_000_000, quality=3.0),
-        sized("d", 94_000_000, 94_000_000, quality=9.0),
-    ]
-    found = compare("x", methods)
-    assert [(r.label, r.mark) for r in found.rows if r.size is not None] == [
-        ("a", "best"),
-        ("b", ""),
-        ("c", "best"),
-        ("d", ""),
-    ]
-    assert found.claims[1] == "At 94,000,000 parameters: the lowest perplexity is that of c."
-
-
 # the whole
 
 
 def many() -> list[Method]:
     accuracy = {"piqa": 0.5, "arc": 0.25}
+    limit = {"tasks_protocol": {"limit": 100}}
     return [
-        method("taylor", 1.62, tasks_after=accuracy, tasks_before={"piqa": 0.7, "arc": 0.35}),
-        method("taylor_mixed", 1.615, tasks_after={"piqa": 0.5}),
+        method(
+            "taylor", 1.62, tasks_after=accuracy, tasks_before={"piqa": 0.7, "arc": 0.35}, **limit
+        ),
+        method("taylor_mixed", 1.615, tasks_after={"piqa": 0.5}, **limit),
         method("magnitude", 3.1, measures="nothing", calibration=frozenset()),
         method("odd | <b>", 1.2, trained=9),
         failed("broken", "RuntimeError: no <i> way", seeds=(0, 1, 2)),
@@ -300,7 +94,11 @@ def test_the_dense_model_is_the_first_row() -> None:
 
 
 def test_who_measured_another_dense_model_has_a_row_for_it() -> None:
-    methods = [method("a"), method("b"), method("c", **OTHER_CHECKPOINT, dense_params=7)]
+    methods = [
+        method("a"),
+        method("b"),
+        method("c", source="other", source_hash="ff" * 8, dense_params=7),
+    ]
     dense = [row for row in compare("x", methods).rows if row.size is None]
     assert [(row.label, row.values["params"].mean) for row in dense] == [
         ("dense", DENSE),

@@ -11,9 +11,12 @@ from effcompress import load_recipe
 from effcompress.checkpoint import Proof
 from effcompress.data import digest
 from effcompress.model.load import load as load_model
+from effcompress.runner.cost import flops_per_token
 from effcompress.runner.plan import plan
+from effcompress.runner.reach import priced
 from effcompress.runner.run import run
 from effcompress.runner.text import corpus_of
+from tests.runner.test_recover import written
 from tests.runner.toys import events, recipe
 
 CALIBRATION = "{source: calibration, sequences: 4}"
@@ -85,3 +88,20 @@ def test_operations_are_those_of_the_plan(tmp_path: Path) -> None:
     assert sum(step["flops"] for step in steps) == pytest.approx(planned["flops"], rel=1e-9)
     falls = [b["flops"] <= a["flops"] for a, b in itertools.pairwise(steps)]
     assert all(falls) and steps[-1]["flops"] < 0.8 * steps[0]["flops"]
+
+
+def test_operations_of_recovery(tmp_path: Path) -> None:
+    """Low-rank updates need no gradients of weights; a teacher adds its forward pass."""
+    found = {}
+    for method in ("full", "lora", "distill"):
+        path = written(tmp_path / method, method)
+        out = tmp_path / f"{method}_out"
+        run(load_recipe(path, ["recover.tokens=128"]), output=out)
+        (step,) = events(out, "step")
+        found[method] = step["flops"]
+    axes = priced(load_recipe(path))
+    assert axes is not None
+    dense = flops_per_token(axes.axes, axes.config, {}, 32) * 128
+    assert found["lora"] == pytest.approx(found["full"] * 2 / 3)
+    assert found["distill"] == pytest.approx(found["full"] + dense / 3)
+    assert found["full"] < 0.8 * dense

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runner.toys import recipe
+from tests.runner.toys import recipe, repeatable
 
 
 def start(path: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -26,9 +26,7 @@ def start(path: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
 
 def record(out: Path) -> list[dict]:
     """The record without what a clock or the system measured."""
-    clock = {"seconds", "tokens_per_second", "started", "memory_bytes"}
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+    return repeatable(map(json.loads, (out / "metrics.jsonl").read_text().splitlines()))
 
 
 @pytest.mark.timeout(600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 RECIPE = """\
@@ -63,6 +64,12 @@ def recipe(folder: Path, extra: str = "", **changes: object) -> Path:
     path = folder / "toy.yaml"
     path.write_text(RECIPE.format(**{**DEFAULTS, **changes}) + extra)
     return path
+
+
+def repeatable(lines: Iterable[dict]) -> list[dict]:
+    """Events without what a clock or the system measured."""
+    measured = {"seconds", "tokens_per_second", "started", "memory_bytes"}
+    return [{k: v for k, v in line.items() if k not in measured} for line in lines]
 
 
 def events(folder: Path, kind: str) -> list[dict]:

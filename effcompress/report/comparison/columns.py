@@ -70,6 +70,11 @@ def amount(value: float) -> str:
     )
 
 
+def elapsed(value: float) -> str:
+    """``84 ms``, ``5 min 1 s``."""
+    return f"{1000 * value:.0f} ms" if 0 < value < 0.95 else numbers.duration(value)
+
+
 def nothing(_: Facts) -> float:
     """What the dense model has of what only pruning brings."""
     return 0.0
@@ -79,34 +84,26 @@ def unknown(_: Facts) -> None:
     """What the dense model has of what only runs have."""
 
 
-def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
-    """Those that somebody has a number for; of the sizes and of perplexity, always all."""
-    known = list(facts)
-    return (*_size(), *_quality(known), *_spent())
-
-
-def _size() -> list[Column]:
-    found = [
-        Column(
-            "params",
-            "parameters",
-            "params",
-            "parameters of the result (a tied embedding counts once)",
-            lambda f: f.params,
-            lambda f: f.dense_params,
-            amount,
-        ),
-        Column(
-            "removed",
-            "removed",
-            "removed",
-            "parameters that are gone: the file is smaller and the model faster",
-            lambda f: f.dense_params - f.params,
-            nothing,
-            amount,
-        ),
-    ]
-    zeroed = Column(
+SIZE = (
+    Column(
+        "params",
+        "parameters",
+        "params",
+        "parameters of the result (a tied embedding counts once)",
+        lambda f: f.params,
+        lambda f: f.dense_params,
+        amount,
+    ),
+    Column(
+        "removed",
+        "removed",
+        "removed",
+        "parameters that are gone: the file is smaller and the model faster",
+        lambda f: f.dense_params - f.params,
+        nothing,
+        amount,
+    ),
+    Column(
         "zeroed",
         "zeroed",
         "zeroed",
@@ -114,12 +111,64 @@ def _size() -> list[Column]:
         lambda f: f.zeroed,
         nothing,
         amount,
-    )
-    return [*found, zeroed]
+    ),
+)
+SPENT = (
+    Column(
+        "trained",
+        "training tokens",
+        "tokens",
+        "tokens trained on after (or while) pruning",
+        lambda f: f.trained,
+        nothing,
+        amount,
+    ),
+    Column(
+        "flops",
+        "training FLOPs",
+        "FLOPs",
+        "operations of training, forward and backward, counted at the size of every step",
+        lambda f: f.flops,
+        nothing,
+        operations,
+    ),
+    Column(
+        "prune_seconds",
+        "pruning time",
+        "prune",
+        "spent on measuring, choosing and removing; saliency that rides on training is part of "
+        "training",
+        lambda f: f.prune_seconds,
+        unknown,
+        elapsed,
+    ),
+    Column(
+        "prune_memory",
+        "pruning memory",
+        "memory",
+        "peak while pruning: of the process on a CPU, of the device on a GPU",
+        lambda f: f.prune_memory,
+        unknown,
+        numbers.size,
+    ),
+    Column(
+        "seconds",
+        "wall time",
+        "time",
+        "of the whole run: evaluation, training, export and its proof included",
+        lambda f: f.seconds,
+        unknown,
+        elapsed,
+    ),
+)
 
 
-def _quality(known: list[Facts]) -> list[Column]:
-    found = [
+def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
+    """All that there can be; which domains and tasks there are is the runs' to say."""
+    known = list(facts)
+    domains = _names(f.after or f.before for f in known)
+    tasks = _names(f.tasks_after or f.tasks_before for f in known)
+    quality = [
         Column(
             QUALITY,
             "perplexity",
@@ -131,98 +180,48 @@ def _quality(known: list[Facts]) -> list[Column]:
             spreads=True,
         )
     ]
-    domains = _names(f.after or f.before for f in known)
-    for name in domains if len(domains) > 1 else ():
-        found.append(
-            Column(
-                f"{QUALITY}/{name}",
-                name,
-                name,
-                f"perplexity of held-out text of the domain {name}",
-                lambda f, name=name: (f.after or {}).get(name),
-                lambda f, name=name: (f.before or {}).get(name),
-                perplexity,
-                spreads=True,
-            )
-        )
-    tasks = _names(f.tasks_after or f.tasks_before for f in known)
-    if tasks:
-        found.append(
-            Column(
-                "accuracy",
-                "accuracy",
-                "acc",
-                f"mean over the {len(tasks)} zero-shot tasks; higher is better",
-                lambda f: _average(f.tasks_after, tasks),
-                lambda f: _average(f.tasks_before, tasks),
-                share,
-                spreads=True,
-            )
-        )
-    for name in tasks if len(tasks) > 1 else ():
-        found.append(
-            Column(
-                f"accuracy/{name}",
-                name,
-                name,
-                f"accuracy in the zero-shot task {name}",
-                lambda f, name=name: (f.tasks_after or {}).get(name),
-                lambda f, name=name: (f.tasks_before or {}).get(name),
-                share,
-            )
-        )
-    return found
+    quality += map(_of_domain, domains if len(domains) > 1 else ())
+    quality += [_of_tasks(tasks)] if tasks else []
+    quality += map(_of_task, tasks if len(tasks) > 1 else ())
+    return (*SIZE, *quality, *SPENT)
 
 
-def _spent() -> list[Column]:
-    return [
-        Column(
-            "trained",
-            "training tokens",
-            "tokens",
-            "tokens trained on after (or while) pruning",
-            lambda f: f.trained,
-            nothing,
-            amount,
-        ),
-        Column(
-            "flops",
-            "training FLOPs",
-            "FLOPs",
-            "operations of training, forward and backward, counted at the size of every step",
-            lambda f: f.flops,
-            nothing,
-            operations,
-        ),
-        Column(
-            "prune_seconds",
-            "pruning time",
-            "prune",
-            "seconds spent on measuring, choosing and removing; saliency that rides on training is "
-            "part of training",
-            lambda f: f.prune_seconds,
-            unknown,
-            numbers.duration,
-        ),
-        Column(
-            "prune_memory",
-            "pruning memory",
-            "memory",
-            "peak while pruning: of the process on a CPU, of the device on a GPU",
-            lambda f: f.prune_memory,
-            unknown,
-            numbers.size,
-        ),
-        Column(
-            "seconds",
-            "wall time",
-            "time",
-            "of the whole run: evaluation, training, export and its proof included",
-            lambda f: f.seconds,
-            unknown,
-            numbers.duration,
-        ),
-    ]
+def _of_domain(name: str) -> Column:
+    return Column(
+        f"{QUALITY}/{name}",
+        name,
+        name,
+        f"perplexity of held-out text of the domain {name}",
+        lambda f: (f.after or {}).get(name),
+        lambda f: (f.before or {}).get(name),
+        perplexity,
+        spreads=True,
+    )
+
+
+def _of_tasks(names: list[str]) -> Column:
+    return Column(
+        "accuracy",
+        "accuracy",
+        "acc",
+        f"mean over the {len(names)} zero-shot tasks; higher is better",
+        lambda f: _average(f.tasks_after, names),
+        lambda f: _average(f.tasks_before, names),
+        share,
+        spreads=True,
+    )
+
+
+def _of_task(name: str) -> Column:
+    return Column(
+        f"accuracy/{name}",
+        name,
+        name,
+        f"accuracy in the zero-shot task {name}",
+        lambda f: (f.tasks_after or {}).get(name),
+        lambda f: (f.tasks_before or {}).get(name),
+        share,
+    )
 
 
 def _mean(domains: Mapping[str, float] | None) -> float | None:

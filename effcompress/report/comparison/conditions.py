@@ -95,7 +95,7 @@ def _parameters(sizes: Sequence[Size], found: Found) -> str:
 
 
 def _layers(methods: Sequence[Method]) -> str:
-    """Which layers lost something, in how many of the runs' own words."""
+    """How many layers lost something (seeds may choose others)."""
     said: dict[str, list[str]] = {}
     for method in methods:
         touched = {f.layers for f in method.done}
@@ -105,8 +105,9 @@ def _layers(methods: Sequence[Method]) -> str:
         if None in touched:
             text = "not recorded"
         else:
-            ever = frozenset[int]().union(*(t for t in touched if t is not None))
-            text = f"all {every}" if len(ever) == every else f"{len(ever)} of {every}"
+            counts = sorted({len(t) for t in touched if t is not None})
+            some = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+            text = f"all {every}" if counts == [every] else f"{some} of {every}"
         said.setdefault(text, []).append(method.label)
     if not said:
         return "not known: no run ended well"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from effcompress.report import words
 from effcompress.report.gather import Record, gather, read_lines
 
 Line = Mapping[str, Any]
-_ABOVE = re.compile(r"(?<!\S)(/[^\s/]+)*/(?=[^\s/]+)")
-"""Folders above the last part of an absolute path: a comparison travels."""
+_ABOVE = re.compile(r"""(?<![^\s'"(])(/[^\s/]+)*/(?=[^\s/]+)""")
+"""Folders above the last part of an absolute path: a comparison travels, logs do not."""
 NOTHING, TRAINING, CALIBRATION = "nothing", "training", "calibration"
 """What saliency and repairs are taken from."""
 
@@ -55,6 +54,7 @@ class Facts:
     after: Mapping[str, float] | None = None
     tasks_before: Mapping[str, float] | None = None
     tasks_after: Mapping[str, float] | None = None
+    tasks_protocol: Mapping[str, Any] | None = None
     flops: float | None = None
     prune_seconds: float | None = None
     prune_memory: int | None = None
@@ -128,7 +128,7 @@ def read(
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return _ABOVE.sub("", " ".join(text.split()))
 
 
 def _facts(record: Record, lines: Sequence[Line], plans: Sequence[Line]) -> Facts:
@@ -148,25 +148,20 @@ def _facts(record: Record, lines: Sequence[Line], plans: Sequence[Line]) -> Fact
         params=record.params_after or 0,
         target=record.target,
         zeroed=int((record.end or {}).get("zeroed") or 0),
-        measures=run.get("measures"),
+        measures=CALIBRATION if "calibration" in by_kind else run.get("measures"),
         calibration=frozenset(
             Tokens(e["hash"], e["tokens"]) for e in by_kind.get("calibration", [])
         ),
         trained=record.tokens,
         shares=_each(data, "share"),
         text=_each(data, "hash"),
-        protocol=(after or before or {}).get("protocol"),
-        heldout=_heldout(after or before),
-        before=_perplexities(before),
-        after=_perplexities(after),
-        tasks_before=_tasks(before),
-        tasks_after=_tasks(after),
+        **_quality(before, after),
         flops=sum(e["flops"] for e in steps) if all("flops" in e for e in steps) else None,
         **_cost(lines, pruned=bool(plans)),
         started=run.get("started"),
         seconds=(record.end or {}).get("seconds"),
         losses=tuple((s.tokens, s.loss) for s in record.steps),
-        layers=_touched(plans, record),
+        layers=_touched(plans, by_kind.get("sparsify", []), record),
         all_layers=len(_layers(record)),
         environment={
             key: str(run.get(key, "?"))
@@ -174,6 +169,20 @@ def _facts(record: Record, lines: Sequence[Line], plans: Sequence[Line]) -> Fact
         },
         method=words.method(record.recipe),
     )
+
+
+def _quality(before: Line | None, after: Line | None) -> dict[str, Any]:
+    """What was measured, and how."""
+    latest = after or before or {}
+    return {
+        "protocol": latest.get("protocol"),
+        "heldout": _heldout(after or before),
+        "before": _perplexities(before),
+        "after": _perplexities(after),
+        "tasks_before": _tasks(before),
+        "tasks_after": _tasks(after),
+        "tasks_protocol": (latest.get("tasks") or {}).get("protocol"),
+    }
 
 
 def _each(data: Mapping[str, Line], key: str) -> dict[str, Any] | None:
@@ -194,14 +203,9 @@ def _perplexities(evaluation: Line | None) -> dict[str, float] | None:
 
 
 def _tasks(evaluation: Line | None) -> dict[str, float] | None:
-    """Task -> its one number; a task whose number goes by another name than these is left out."""
-    found: dict[str, float] = {}
-    for name, scores in ((evaluation or {}).get("tasks") or {}).items():
-        for key in ("value", "acc_norm", "acc"):
-            if isinstance(scores.get(key), int | float):
-                found[name] = float(scores[key])
-                break
-    return found or None
+    """Task -> accuracy, 0 to 1."""
+    found = ((evaluation or {}).get("tasks") or {}).get("scores") or {}
+    return {name: float(score["value"]) for name, score in found.items()} or None
 
 
 def _cost(lines: Sequence[Line], *, pruned: bool) -> dict[str, Any]:
@@ -217,19 +221,22 @@ def _cost(lines: Sequence[Line], *, pruned: bool) -> dict[str, Any]:
 
 
 def _layers(record: Record) -> set[int]:
-    names = itertools.chain(record.started_widths)
-    return {int(n.split(".")[1]) for n in names if n.split(".")[0] == "layer"}
+    names = (name.split(".") for name in record.started_widths)
+    return {int(name[1]) for name in names if name[0] == "layer"}
 
 
-def _touched(plans: Sequence[Line], record: Record) -> frozenset[int] | None:
+def _touched(
+    plans: Sequence[Line], sparsified: Sequence[Line], record: Record
+) -> frozenset[int] | None:
     """Layers that lost something; what belongs to no layer (the residual stream) goes through all.
 
-    None where weights were zeroed and no plan says which.
+    None where weights were zeroed and nothing says where.
     """
-    if not plans and (record.end or {}).get("zeroed"):
+    if not plans and not sparsified and (record.end or {}).get("zeroed"):
         return None
     names = {name for line in plans for name, units in line["plan"].items() if units}
     numbers = [name.split(".")[1:2] for name in names]
     if any(not n for n in numbers):
         return frozenset(_layers(record))
-    return frozenset(int(n[0]) for n in numbers)
+    zeroed = (row["layer"] for line in sparsified for row in line["layers"] if row["zeroed"])
+    return frozenset((*(int(n[0]) for n in numbers), *zeroed))

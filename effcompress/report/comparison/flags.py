@@ -79,13 +79,7 @@ def _protocol(facts: Facts) -> Value:
 
 
 def _other_protocol(one: Facts, usual: Facts) -> str:
-    a, b = protocol(one), protocol(usual)
-    parts = [
-        f"{key.replace('_', ' ')} {a.get(key, 'not stated')} instead of {b.get(key, 'not stated')}"
-        for key in dict.fromkeys((*b, *a))
-        if a.get(key) != b.get(key)
-    ]
-    return f"was evaluated by another protocol: {', '.join(parts)}"
+    return f"was evaluated by another protocol: {_instead(protocol(one), protocol(usual))}"
 
 
 def _heldout(facts: Facts) -> Value:
@@ -117,6 +111,28 @@ def calibration(facts: Facts) -> str:
     return ", ".join(f"{t.number:,} (hash {short(t.hash)})" for t in said) or "none"
 
 
+def _tasks(facts: Facts) -> Value:
+    if facts.tasks_after is None:
+        return DOES_NOT_APPLY
+    said = {k: str(v) for k, v in (facts.tasks_protocol or {}).items()}
+    return tuple(sorted(said.items())) or NOT_RECORDED
+
+
+def _other_tasks(one: Facts, usual: Facts) -> str:
+    a, b = one.tasks_protocol or {}, usual.tasks_protocol or {}
+    return f"solved its tasks by another protocol, {_instead(a, b)}: do not compare accuracies"
+
+
+def _instead(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """``window 2048 instead of 512, ...``: where two mappings differ."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {ours.get(key, 'not stated')} instead of "
+        f"{theirs.get(key, 'not stated')}"
+        for key in dict.fromkeys((*theirs, *ours))
+        if ours.get(key) != theirs.get(key)
+    )
+
+
 def _shares(facts: Facts) -> Value:
     if facts.shares is None:
         return NOT_RECORDED
@@ -128,9 +144,8 @@ def _environment(facts: Facts) -> Value:
 
 
 def _other_environment(one: Facts, usual: Facts) -> str:
-    a, b = one.environment or {}, usual.environment or {}
-    parts = [f"{key} {a.get(key)} instead of {b.get(key)}" for key in b if a.get(key) != b.get(key)]
-    return f"ran elsewhere ({', '.join(parts)}): do not compare times and memory"
+    said = _instead(one.environment or {}, usual.environment or {})
+    return f"ran elsewhere ({said}): do not compare times and memory"
 
 
 CHECKS = (
@@ -169,6 +184,7 @@ CHECKS = (
             f"reads another mixture: {mixture(a.shares or {})} instead of {mixture(b.shares or {})}"
         ),
     ),
+    Check("tasks", "how it solved its tasks", _tasks, _other_tasks, unfair=False),
     Check("environment", "where it ran", _environment, _other_environment, unfair=False),
 )
 

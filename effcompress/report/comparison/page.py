@@ -13,8 +13,8 @@ from effcompress.report.comparison.tables import grid, written
 from effcompress.report.style import PAGE
 
 STYLE = """.wide{overflow-x:auto}.compared{border-collapse:collapse;width:100%;
-font-variant-numeric:tabular-nums;font-size:15px}
-.compared th,.compared td{padding:6px 0 6px 18px;text-align:right;white-space:nowrap;
+font-variant-numeric:tabular-nums;font-size:14px}
+.compared th,.compared td{padding:6px 0 6px 13px;text-align:right;white-space:nowrap;
 border-bottom:1px solid var(--rule)}
 .compared th{color:var(--soft);font-weight:600;font-size:13px;vertical-align:bottom;
 white-space:normal}
