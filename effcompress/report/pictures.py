@@ -11,6 +11,7 @@ from effcompress.report import bars, numbers
 from effcompress.report.axes import Point, smooth
 from effcompress.report.chart import Chart, Line, draw, table
 from effcompress.report.gather import Record
+from effcompress.report.sparsity import picture
 from effcompress.report.style import PICTURE
 
 AIR = 14
@@ -29,15 +30,20 @@ class Picture:
 
 
 def pictures(record: Record) -> dict[str, Picture]:
-    """Name -> picture, in reading order; only those the record has numbers for."""
+    """Name -> picture, in reading order; only those the record has numbers for. Where zeros were
+    made and nothing was cut, those of shapes would show nothing.
+    """
+    made = record.sparsified
+    shaped = made is None or bool(record.cuts)
     drawn: dict[str, Chart | str | None] = {
-        "parameters": _parameters(record),
+        "parameters": _parameters(record) if shaped else None,
+        "zeros": picture(made) if made else None,
         "perplexity": _perplexity(record),
         "removed": _removed(record),
         "saliency": _saliency(record),
         "loss": _loss(record),
-        "left": _left(record),
-        **dict(_shapes(record)),
+        "left": _left(record) if shaped else None,
+        **(dict(_shapes(record)) if shaped else {}),
         "speed": _speed(record),
         "learning_rate": _learning_rate(record),
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from effcompress.report import numbers
+from effcompress.report import bars, numbers
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Sparsified:
     zeroed: int
     seconds: float
     memory_bytes: int | None = None
+    layers: Sequence[Mapping[str, int]] = ()
+    """``layer`` (its number in the source model), ``weights`` and ``zeroed`` of each."""
 
     @property
     def how(self) -> str:
@@ -29,6 +32,18 @@ class Sparsified:
         """``42 s, 1.9 GB at the peak``."""
         held = f", {numbers.size(self.memory_bytes)} at the peak" if self.memory_bytes else ""
         return f"{numbers.duration(self.seconds)}{held}"
+
+
+def picture(sparsified: Sparsified) -> str | None:
+    """Weights of each layer that are not zero."""
+    if not sparsified.layers:
+        return None
+    had = [0] * (1 + max(row["layer"] for row in sparsified.layers))
+    has = [*had]
+    for row in sparsified.layers:
+        had[row["layer"]] = row["weights"]
+        has[row["layer"]] = row["weights"] - row["zeroed"]
+    return bars.layers("Weights that are not zero", "per layer, linear layers", had, has, "after")
 
 
 def shares(sparsified: Sparsified, params: int) -> str:

@@ -183,10 +183,10 @@ def container(record: Record) -> str:
             f"`trust_remote_code=True`.{why}"
         )
     own = f"{record.export.container.capitalize()} model of transformers"
-    why = f": {record.export.why.rstrip('.')}." if record.export.why else "."
+    why = f" Why this class: {record.export.why.rstrip('.')}." if record.export.why else ""
     return (
         f"It is saved as a stock {own}, {numbers.size(record.export.bytes)} on disk; no extra code "
-        f"is needed to load it. Why this class{why}"
+        f"is needed to load it.{why}"
     )
 
 

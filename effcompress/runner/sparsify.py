@@ -144,10 +144,11 @@ def _write_down(
     log: Log,
 ) -> None:
     numbers = state.pruned.depth.layers
-    rows: list[dict[str, Any]] = []
-    for layer in layers.values():
+    rows: list[dict[str, Any]] = []  # of all layers; those that stayed dense have no zeros
+    for layer in layers_of(state.module, state.pruned.family.layer):
         held = [params[name] for name in layer.linears]
-        zeroed = sum(int((p == 0).sum()) for p in held)
+        made = layer.number in layers
+        zeroed = sum(int((p == 0).sum()) for p in held) if made else 0
         weights = sum(p.numel() for p in held)
         rows.append({"layer": numbers[layer.number], "weights": weights, "zeroed": zeroed})
     log.event(
@@ -157,7 +158,7 @@ def _write_down(
         sparsity=spec.share,
         pattern=spec.pattern,
         params=state.params,
-        weights=sum(row["weights"] for row in rows),
+        weights=sum(params[name].numel() for name in state.sparse),
         zeroed=sum(row["zeroed"] for row in rows),
         layers=rows,
         **vars(meter.read()),

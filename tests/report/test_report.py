@@ -126,7 +126,9 @@ def sparse():
     """Zeros by Wanda, nothing cut, nothing trained."""
     run = only(synthetic.full_run(0, 0, train=False))
     made = {"event": "sparsify", "step": 0, "method": "wanda", "sparsity": 0.5, "pattern": "2:4",
-            "params": 134_515_008, "weights": 106_168_320, "zeroed": 53_084_160, "layers": [],
+            "params": 134_515_008, "weights": 106_168_320, "zeroed": 53_084_160,
+            "layers": [{"layer": n, "weights": 3_538_944, "zeroed": 1_769_472 * (n > 0)}
+                       for n in range(31)],
             "seconds": 75.0, "memory_bytes": 2_100_000_000}  # fmt: skip
     run.metrics.insert(2, made)
     return run
@@ -140,6 +142,10 @@ def test_zeros_are_not_sold_as_fewer_parameters(tmp_path):
         assert said in page and "smaller" not in page
     assert "Weights zeroed" in text and "wanda, 2:4" in text
     assert "1 min 15 s, 2.1 GB at the peak" in text
+    names = {p.stem for p in (folder / "pictures").glob("*.svg")}
+    assert names == {"zeros", "perplexity"}, "shapes did not change"
+    assert "layer 0: 3,538,944 of 3,538,944 (100.0 % kept)" in text
+    assert "layer 30: 1,769,472 of 3,538,944 (50.0 % kept)" in text
     assert "- sparse\n" in body and "| of them zero, in linear layers | | 53,084,160 | |" in body
 
 

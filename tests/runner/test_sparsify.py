@@ -195,7 +195,8 @@ def test_layers_that_are_skipped_stay_dense(tmp_path: Path) -> None:
     for name, weight in stored(out).items():
         assert bool((weight == 0).any()) == (".layers.0." in name)
     (made,) = events(out, "sparsify")
-    assert [row["layer"] for row in made["layers"]] == [0]
+    assert [bool(row["zeroed"]) for row in made["layers"]] == [True, False]
+    assert made["weights"] == made["layers"][0]["weights"] == 2 * made["zeroed"]
 
 
 @pytest.mark.parametrize(
