@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from effcompress.cli import check, describe, export, look, run
+from effcompress.cli import check, describe, export, look, measure, run
 from effcompress.errors import CoverageError, EffcompressError
 
 _LINES = 3
@@ -64,7 +64,7 @@ app.command("plan")(look.plan)
 app.command("fetch")(look.fetch)
 app.command("run")(run.run)
 app.command("inspect")(look.inspect)
-app.command("eval")(look.evaluate)
+app.command("eval")(measure.evaluate)
 app.command("export")(export.export)
 app.command("schema")(describe.schema)
 app.add_typer(describe.plugins, name="plugins")

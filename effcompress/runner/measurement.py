@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from torch import nn
 
 from effcompress import evaluation
 from effcompress.data import Corpus
+from effcompress.runner import tasks
 from effcompress.spec import EvaluateSpec
 from effcompress.types import TextTokenizer
 
 
 def evaluate(
-    module: nn.Module, tokenizer: TextTokenizer, corpus: Corpus, spec: EvaluateSpec
+    module: nn.Module,
+    tokenizer: TextTokenizer,
+    corpus: Corpus,
+    spec: EvaluateSpec,
+    *,
+    offline: bool,
+    say: Callable[[str], None],
 ) -> dict[str, object]:
-    """Perplexity per domain and one continuation, with the protocol that makes them comparable."""
+    """Perplexity per domain, one continuation and, where the recipe has tasks, their scores, each
+    with the protocol that makes them comparable. ``say`` hears of progress.
+
+    Raises RecipeError or SourceError for tasks that cannot be measured here.
+    """
     started = time.monotonic()
     domains: dict[str, dict[str, float | int]] = {}
     for domain in corpus.domains:
         ids_NT = corpus.heldout(domain, spec.sequences)
-        found = evaluation.perplexity(module, ids_NT, spec.batch_size)
+        one = evaluation.perplexity(module, ids_NT, spec.batch_size)
         domains[domain] = {
-            "perplexity": found.perplexity,
-            "loss": found.loss,
-            "tokens": found.tokens,
-            "sequences": found.sequences,
+            "perplexity": one.perplexity,
+            "loss": one.loss,
+            "tokens": one.tokens,
+            "sequences": one.sequences,
         }
     text = evaluation.continuation(
         module, tokenizer, spec.prompt, spec.new_tokens, corpus.bos is not None
@@ -41,9 +53,13 @@ def evaluate(
         "tokenizer": tokenizer.fingerprint[:12],
         "continuation": f"greedy, repetition penalty {evaluation.REPETITION_PENALTY}",
     }
-    return {
+    found: dict[str, object] = {
         "domains": domains,
         "generation": {"prompt": spec.prompt, "text": text},
         "protocol": protocol,
-        "seconds": time.monotonic() - started,
     }
+    if spec.tasks is not None:
+        found["tasks"] = tasks.solve(
+            module, tokenizer, spec.tasks, bos=corpus.bos, offline=offline, say=say
+        )
+    return {**found, "seconds": time.monotonic() - started}

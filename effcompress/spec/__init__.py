@@ -18,6 +18,7 @@ from effcompress.spec.key import NAME, Count, InputPath, Positive, Share, key
 from effcompress.spec.pruning import MeasureSpec, PruneSpec, TargetSpec
 from effcompress.spec.results import EvaluateSpec, ExportSpec, SaveSpec
 from effcompress.spec.source import ModelSpec
+from effcompress.spec.tasks import TasksSpec
 from effcompress.spec.text import DataSpec, DomainSpec
 from effcompress.spec.training import LearningRateSpec, StagesSpec, TrainSpec
 
@@ -38,6 +39,7 @@ __all__ = [
     "Share",
     "StagesSpec",
     "TargetSpec",
+    "TasksSpec",
     "TrainSpec",
 ]
 

