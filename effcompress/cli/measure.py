@@ -32,7 +32,7 @@ def evaluate(
     tasks: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,NAME,...",
+            metavar="NAME,NAME",
             help="Tasks to solve as well, e.g. arc_easy,boolq. Default: those of the recipe.",
             show_default=False,
         ),
@@ -104,7 +104,7 @@ def bench(
         ),
     ] = None,
     batch: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Sequences at once; several sizes in turn.")
+        str, typer.Option(metavar="N,N", help="Sequences at once; several sizes in turn.")
     ] = "1,8",
     prompt: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to read.")] = 128,
     new: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens to write.")] = 64,
@@ -121,7 +121,7 @@ def bench(
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Measure speed, memory and size, the dense model beside the pruned one.
+    """Measure speed, memory and size of models side by side.
 
     They take turns in every round: trust the ratios more than the rates.
     """

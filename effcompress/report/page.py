@@ -105,6 +105,8 @@ def _cards(record: Record) -> Iterator[str]:
         yield _card("Parameters", big, f"{change}; {words.target(record)}")
     if rows := "".join(_perplexities(record)):
         yield f'<div class="card"><h3>Perplexity</h3><table class="rows">{rows}</table></div>'
+    if rows := "".join(_accuracies(record)):
+        yield f'<div class="card"><h3>Tasks, % right</h3><table class="rows">{rows}</table></div>'
     wall = (record.end or {}).get("seconds")
     if record.tokens:
         number = record.steps[-1].step if record.steps else 0
@@ -132,6 +134,16 @@ def _perplexities(record: Record) -> Iterator[str]:
         yield (
             f"<tr><td>{escape(name)}</td><td>{numbers.decimal(before)} {words.ARROW} "
             f'<span class="now">{numbers.decimal(after)}</span></td>'
+            f'<td class="change">{change}</td></tr>'
+        )
+
+
+def _accuracies(record: Record) -> Iterator[str]:
+    for row in words.tasks(record):
+        now = f'{words.ARROW} <span class="now">{row.after}</span>' if row.after else ""
+        change = row.change or "before only"
+        yield (
+            f"<tr><td>{escape(row.name)}</td><td>{row.before} {now}</td>"
             f'<td class="change">{change}</td></tr>'
         )
 

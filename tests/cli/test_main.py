@@ -84,7 +84,10 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
         (("plan", "recipe.yaml"), ("plan", {})),
         (("inspect", "recipe.yaml"), ("inspect", {})),
         (("fetch", "recipe.yaml", "--list"), ("fetch", {"offline": False, "list_only": True})),
-        (("eval", "recipe.yaml", "--offline"), ("evaluate", {"offline": True})),
+        (
+            ("eval", "recipe.yaml", "--offline"),
+            ("evaluate", {"offline": True, "overrides": []}),
+        ),
     ],
 )
 def test_commands_that_look(effcompress, runner, tmp_path, words, expected):
@@ -167,7 +170,8 @@ def test_unknown_words_are_the_users_mistake(effcompress, words):
     assert effcompress(*words)[0] == 2
 
 
-COMMANDS = ["run", "check", "plan", "inspect", "fetch", "eval", "export", "schema", "plugins"]
+COMMANDS = ["run", "check", "plan", "inspect", "fetch", "eval", "bench", "export"]
+COMMANDS += ["schema", "plugins"]
 
 
 @pytest.mark.parametrize("words", [(), *((c,) for c in COMMANDS), ("plugins", "show")])
