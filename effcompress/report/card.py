@@ -103,8 +103,8 @@ def _numbers(record: Record) -> str:
         rows.append(f"| perplexity, {_cell(name)} | {numbers.decimal(old)} | {now} | {worse} |")
     for row in words.tasks(record):
         now = row.after or "not measured"
-        change = f"{row.change} points" if row.change else ""
-        rows.append(f"| accuracy in percent, {_cell(row.name)} | {row.before} | {now} | {change} |")
+        change = words.change(row) if row.change else ""
+        rows.append(f"| right answers in %, {_cell(row.name)} | {row.before} | {now} | {change} |")
     head = "| | before | after | change |\n|---|---:|---:|---:|\n"
     size = f"Size: {words.target(record)}. {words.padding(record)}".strip()
     return "## Numbers\n\n" + head + "\n".join(rows) + f"\n\n{size}"

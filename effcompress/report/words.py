@@ -48,9 +48,9 @@ def verdict(record: Record) -> str:
     if moves:
         parts.append(f"Perplexity {', and '.join(moves)}.")
     parts += [
-        f"Accuracy in percent, {row.name}: {row.before} {ARROW} {row.after}."
+        f"Right answers ({row.name}): {row.before} {ARROW} {row.after} %."
         for row in tasks(record)[:1]
-        if row.name.startswith("mean of") and row.before and row.after
+        if row.before and row.after
     ]
     if record.proof and record.proof.holds:
         parts.append(f"The saved model loads in {loader(record)}, which was proven.")
@@ -93,6 +93,11 @@ def tasks(record: Record) -> list[solved.Row]:
     """Tasks before and after, the mean first."""
     old, new = record.before, record.after
     return solved.rows(old.solved if old else None, new.solved if new else None)
+
+
+def change(row: solved.Row) -> str:
+    """How much more is right, in points."""
+    return f"{row.change} points" if row.change else "measured once"
 
 
 def join(parts: Sequence[str]) -> str:
