@@ -125,8 +125,7 @@ def bench(
 
     They take turns in every round: trust the ratios more than the rates.
     """
-    batches = _batches(batch)
-    looked_at = recipe_or_folder(target)
+    batches, looked_at = _batches(batch), recipe_or_folder(target)
     beside = None if against is None else recipe_or_folder(against)
     from effcompress.runner.bench import Workload
     from effcompress.runner.bench import bench as bench_target

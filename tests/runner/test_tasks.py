@@ -88,7 +88,7 @@ def test_eval_of_a_recipe(
     show(found, as_json=False)
     drawn = capsys.readouterr().out
     assert max(map(len, drawn.splitlines())) <= 80
-    assert "mean of 3 tasks" in drawn and "4 of 12" in drawn
+    assert "mean of 3 tasks" in drawn and "4/12" in drawn
 
 
 def test_without_tasks_the_harness_is_not_needed(
