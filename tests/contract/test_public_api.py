@@ -35,7 +35,8 @@ NAMES = [
     "space",
 ]
 
-COMMANDS = ["check", "eval", "export", "fetch", "inspect", "plan", "plugins", "run", "schema"]
+COMMANDS = ["bench", "check", "eval", "export", "fetch", "inspect", "plan", "plugins", "run"]
+COMMANDS += ["schema"]
 
 
 def test_public_names() -> None:
