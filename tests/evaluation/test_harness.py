@@ -30,7 +30,7 @@ PAIRS = [
     ("blanks at the end  ", "count into the answer"),
     ("", "nothing before"),
     ("long " * 60, "too long for the model"),
-    ("caf\u00e9 \u2603", " \u00fc"),
+    ("\u00e9t\u00e9 \u2603", " \u00fc"),
 ]
 
 
