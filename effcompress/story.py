@@ -51,7 +51,9 @@ def story(event: Event) -> str | None:
         )
     if kind == "evaluation":
         scores = ", ".join(f"{n} {d['perplexity']:.2f}" for n, d in event["domains"].items())
-        return f"perplexity {event['when']}: {scores}"
+        mean = (event.get("tasks") or {}).get("mean")
+        solved = f"; {mean['value']:.1%} right, mean of {mean['of']}" if mean else ""
+        return f"perplexity {event['when']}: {scores}{solved}"
     if kind == "export":
         kind_of = f"{event['container']} model, {event.get('form', 'uniform')}"
         return f"saved as a {kind_of}, {count(event['parameters'])} parameters"

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from effcompress.cli import check, compare, describe, export, look, run
+from effcompress.cli import check, compare, describe, export, look, measure, run
 from effcompress.errors import CoverageError, EffcompressError
 
 _LINES = 3
@@ -65,7 +65,8 @@ app.command("fetch")(look.fetch)
 app.command("run")(run.run)
 app.command("compare")(compare.compare)
 app.command("inspect")(look.inspect)
-app.command("eval")(look.evaluate)
+app.command("eval")(measure.evaluate)
+app.command("bench")(measure.bench)
 app.command("export")(export.export)
 app.command("schema")(describe.schema)
 app.add_typer(describe.plugins, name="plugins")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from effcompress.recipe import LoadedRecipe
     from effcompress.runner.sheet import Answer, Sheet
 
 RecipeFile = Annotated[
@@ -27,6 +29,13 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what is already here.")]
+
+
+def recipe_or_folder(target: Path, overrides: Sequence[str] = ()) -> LoadedRecipe | Path:
+    """What an argument that takes both names: a folder as it is, a recipe checked."""
+    from effcompress.recipe import load
+
+    return target if target.is_dir() else load(target, overrides)
 
 
 def show(answer: Answer, as_json: bool) -> None:

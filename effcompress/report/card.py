@@ -113,6 +113,10 @@ def _numbers(record: Record) -> str:
         now = "not measured" if new is None else numbers.decimal(new)
         worse = "" if new is None or not old else numbers.percent(new / old - 1, sign=True)
         rows.append(f"| perplexity, {_cell(name)} | {numbers.decimal(old)} | {now} | {worse} |")
+    for row in words.tasks(record):
+        now = row.after or "not measured"
+        change = words.change(row) if row.change else ""
+        rows.append(f"| right answers in %, {_cell(row.name)} | {row.before} | {now} | {change} |")
     head = "| | before | after | change |\n|---|---:|---:|---:|\n"
     size = f"Size: {words.target(record)}. {words.padding(record)}".strip()
     return "## Numbers\n\n" + head + "\n".join(rows) + f"\n\n{size}"

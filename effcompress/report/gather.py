@@ -10,6 +10,7 @@ from typing import Any
 
 from effcompress.errors import RunError
 from effcompress.kinds import of
+from effcompress.report.solved import Solved, solved_of
 from effcompress.report.sparsity import Sparsified
 
 Line = Mapping[str, Any]
@@ -59,13 +60,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one model scored, and how it continued the prompt."""
+    """What one model scored, how it continued the prompt, and the tasks it solved."""
 
     params: int
     domains: Mapping[str, Score]
     prompt: str
     text: str
     protocol: Mapping[str, Any]
+    solved: Solved | None = None
+    """Tasks, where the recipe has some."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,7 @@ def _evaluation(line: Line) -> Evaluation:
         words.get("prompt", ""),
         words.get("text", ""),
         line.get("protocol") or {},
+        solved_of(line),
     )
 
 

@@ -61,6 +61,16 @@ def percent(share: float, *, sign: bool = False) -> str:
     return _signed(f"{share * 100:{'+' if sign else ''}.{digits}f}") + " %"
 
 
+def points(share: float) -> str:
+    """A difference of shares in percentage points: ``+1.2``."""
+    return _signed(f"{share * 100:+.1f}")
+
+
+def with_error(share: float, stderr: float | None) -> str:
+    """A share and its standard error, in percent: ``55.0 \u00b1 11.1``."""
+    return f"{share * 100:.1f}" + ("" if stderr is None else f" \u00b1 {stderr * 100:.1f}")
+
+
 def decimal(value: float) -> str:
     """A perplexity or a loss: ``21.37``, ``1,204``."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{1 if value >= 100 else 2}f}"

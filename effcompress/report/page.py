@@ -10,6 +10,7 @@ from pathlib import Path
 from effcompress.report import numbers, words
 from effcompress.report.gather import Evaluation, Record, gather
 from effcompress.report.pictures import Picture, alone, pictures
+from effcompress.report.solved import Row
 from effcompress.report.sparsity import shares
 from effcompress.report.style import PAGE
 
@@ -58,6 +59,7 @@ def page(record: Record, drawn: dict[str, Picture], model: str) -> str:
         f'<div class="cards">{"".join(_cards(record))}</div>',
         _warnings(record),
         _figures(drawn),
+        _tasks(record),
         _generations(record),
         _protocol(record),
         _loading(record, model),
@@ -98,6 +100,10 @@ def _arrow(before: str, after: str) -> str:
     return f'{escape(before)} <span class="to">{words.ARROW}</span> {escape(after)}'
 
 
+def _two(row: Row) -> str:
+    return _arrow(row.before, row.after) if row.change else escape(row.before or row.after)
+
+
 def _cards(record: Record) -> Iterator[str]:
     before, after = record.params_before, record.params_after
     if before and after:
@@ -109,6 +115,8 @@ def _cards(record: Record) -> Iterator[str]:
         yield _card("Weights zeroed", numbers.count(made.zeroed), small)
     if rows := "".join(_perplexities(record)):
         yield f'<div class="card"><h3>Perplexity</h3><table class="rows">{rows}</table></div>'
+    for row in words.tasks(record)[:1]:
+        yield _card("Answers right, %", _two(row), f"{row.name}; {words.change(row)}")
     wall = (record.end or {}).get("seconds")
     if record.tokens:
         number = record.steps[-1].step if record.steps else 0
@@ -155,6 +163,16 @@ def _figures(drawn: dict[str, Picture]) -> str:
         return ""
     figures = "".join(f'<figure id="{name}">{one.svg}</figure>' for name, one in drawn.items())
     return f'<h2>What happened</h2><div class="grid">{figures}</div>'
+
+
+def _tasks(record: Record) -> str:
+    body = "".join(
+        f"<tr><th>{escape(row.name)}</th><td>{_two(row)}</td>"
+        f'<td class="change">{escape(words.change(row))}</td></tr>'
+        for row in words.tasks(record)
+    )
+    card = f'<div class="card"><table class="rows">{body}</table></div>'
+    return f"<h2>Tasks: answers right, in percent</h2>{card}" if body else ""
 
 
 def _generations(record: Record) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effcompress.report import numbers
+from effcompress.report import numbers, solved
 from effcompress.report.gather import Evaluation, Record
 from effcompress.report.sparsity import shares
 
@@ -65,6 +65,11 @@ def verdict(record: Record) -> str:
     moves = [f"{verb} {join(amounts)}" for verb, amounts in changes.items() if amounts]
     if moves:
         parts.append(f"Perplexity {', and '.join(moves)}.")
+    parts += [
+        f"Right answers ({row.name}): {row.before} {ARROW} {row.after} %."
+        for row in tasks(record)[:1]
+        if row.before and row.after
+    ]
     if record.proof and record.proof.holds:
         parts.append(f"The saved model loads in {loader(record)}, which was proven.")
     elif record.proof:
@@ -114,6 +119,17 @@ def both(record: Record) -> list[tuple[str, float, float | None]]:
     ]
 
 
+def tasks(record: Record) -> list[solved.Row]:
+    """Tasks before and after, the mean first."""
+    old, new = record.before, record.after
+    return solved.rows(old.solved if old else None, new.solved if new else None)
+
+
+def change(row: solved.Row) -> str:
+    """How much more is right, in points."""
+    return f"{row.change} points" if row.change else "measured once"
+
+
 def join(parts: Sequence[str]) -> str:
     """``a, b and c``."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
@@ -131,7 +147,7 @@ def target(record: Record) -> str:
 
 
 def protocol(evaluation: Evaluation) -> str:
-    """How perplexity was measured."""
+    """How perplexity was measured, and tasks if there are any."""
     said = dict(evaluation.protocol)
     amount = [
         f"{name} {score.sequences:,} sequences ({score.tokens:,} tokens)"
@@ -147,7 +163,8 @@ def protocol(evaluation: Evaluation) -> str:
         text += f", in windows of {window} tokens {apart}"
     text += ". "
     rest = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in said.items()]
-    return text + (f"Settings: {'; '.join(rest)}." if rest else "")
+    text += f"Settings: {'; '.join(rest)}. " if rest else ""
+    return (text + (solved.protocol(evaluation.solved) if evaluation.solved else "")).rstrip()
 
 
 def same_protocol(record: Record) -> bool:
@@ -158,7 +175,8 @@ def same_protocol(record: Record) -> bool:
         {name: (s.tokens, s.sequences) for name, s in e.domains.items()}
         for e in (record.before, record.after)
     ]
-    return record.before.protocol == record.after.protocol and amounts[0] == amounts[1]
+    settings = [(e.protocol, e.solved and e.solved.protocol) for e in (record.before, record.after)]
+    return settings[0] == settings[1] and amounts[0] == amounts[1]
 
 
 def load(record: Record, path: str) -> str:

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effcompress import recipe
-from effcompress.errors import SourceError
 from effcompress.log import make_view
 from effcompress.recipe import LoadedRecipe
-from effcompress.runner.folder import RESOLVED
-from effcompress.runner.sheet import Answer, Sheet
+from effcompress.runner import tasks
+from effcompress.runner.folder import opened
+from effcompress.runner.sheet import Answer, Sheet, with_error
 from effcompress.spec import ModelSpec
 
 
-def evaluate(target: LoadedRecipe | Path, *, offline: bool = False) -> Answer:
-    """Perplexity per domain and one continuation, by the protocol of the recipe.
+def evaluate(
+    target: LoadedRecipe | Path, *, overrides: Sequence[str] = (), offline: bool = False
+) -> Answer:
+    """Perplexity per domain, one continuation and the tasks of the recipe, by its protocol.
 
-    ``target`` is a recipe (its source model is measured) or the folder of a run (its result).
+    ``target`` is a recipe (its source model is measured) or the folder of a run (its result; there
+    ``overrides`` are laid over the recipe of the run).
     Raises SourceError when the folder holds no run.
     """
-    if isinstance(target, Path):
-        resolved = target / RESOLVED
-        if not resolved.is_file() or not (target / "config.json").is_file():
-            raise SourceError(
-                "this folder holds no finished run",
-                where=str(target),
-                fix="Name a recipe or a run.",
-            )
-        loaded = recipe.load(resolved)
-        spec = ModelSpec(folder=target)
-    else:
-        loaded, spec = target, target.recipe.model
+    loaded, spec = opened(target, overrides)
+    tasks.require_harness(loaded.recipe.evaluate.tasks)
     return _measure(loaded, spec, offline)
 
 
@@ -56,19 +49,56 @@ def _measure(loaded: LoadedRecipe, spec: ModelSpec, offline: bool) -> Answer:
             training=False,
         )
         module = model.module.to(device_of(one))
-        found: dict[str, Any] = measure(module, model.tokenizer, corpus, one.evaluate)
+        found: dict[str, Any] = measure(
+            module, model.tokenizer, corpus, one.evaluate, offline=offline, say=view.note
+        )
     finally:
         view.close()
     params = sum(p.numel() for p in model.module.parameters())
+    title = f"{model.source}: {params:,} parameters"
+    solved = found.get("tasks")
+    sheets = (_perplexities(title, found), *([_accuracies(solved)] if solved else []))
+    facts = {"model": model.source, "params": params, **found}
+    return Answer(facts | {"spec": dataclasses.asdict(spec)}, sheets, tuple(_notes(found)))
+
+
+def _perplexities(title: str, found: dict[str, Any]) -> Sheet:
     rows = tuple(
         (domain, f"{v['perplexity']:.3f}", f"{v['loss']:.4f}", f"{v['tokens']:,}")
         for domain, v in found["domains"].items()
     )
-    title = f"{model.source}: {params:,} parameters"
-    sheet = Sheet(title, ("domain", "perplexity", "nats per token", "tokens"), rows)
-    notes = (
-        ", ".join(f"{key} {value}" for key, value in found["protocol"].items()),
-        f"{found['generation']['prompt']}{found['generation']['text']}",
-    )
-    facts = {"model": model.source, "params": params, **found}
-    return Answer(facts | {"spec": dataclasses.asdict(spec)}, (sheet,), notes)
+    return Sheet(title, ("domain", "perplexity", "nats per token", "tokens"), rows)
+
+
+def _accuracies(solved: dict[str, Any]) -> Sheet:
+    """A star marks the number that counts into the mean."""
+    rows = []
+    for name, score in solved["scores"].items():
+        both = [
+            with_error(score[m], score[f"{m}_stderr"]) + ("*" if m == score["metric"] else " ")
+            if m in score
+            else ""
+            for m in ("acc", "acc_norm")
+        ]
+        amount = f"{score['examples']:,}/{score['of']:,}"
+        rows.append((name, *both, amount, score["split"], score["version"]))
+    if mean := solved["mean"]:
+        value = with_error(mean["value"], mean["stderr"])
+        rows.append((f"mean of {mean['of']}", f"{value}*", "", "", "", ""))
+    columns = ("task", "acc %", "acc_norm %", "examples", "split", "ver.")
+    return Sheet(f"Tasks, {solved['protocol']['harness']}", columns, tuple(rows))
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    notes = [_said(found["protocol"])]
+    if solved := found.get("tasks"):
+        notes.append(f"tasks: {_said(solved['protocol'])}")
+        notes.append("* is the number that the mean takes; after \u00b1 stands one standard error")
+        if cut := solved["protocol"]["shortened"]:
+            notes.append(f"{cut} requests were too long and lost their beginning")
+    return [*notes, f"{found['generation']['prompt']}{found['generation']['text']}"]
+
+
+def _said(protocol: dict[str, Any]) -> str:
+    said = {key: "none" if value is None else value for key, value in protocol.items()}
+    return ", ".join(f"{key} {value}" for key, value in said.items())

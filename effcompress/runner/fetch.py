@@ -7,13 +7,15 @@ from effcompress.log import make_view
 from effcompress.model import source
 from effcompress.model.cache import cache_root
 from effcompress.recipe import LoadedRecipe
+from effcompress.runner import tasks
 from effcompress.runner.preflight import require_here
 from effcompress.runner.sheet import Answer, Sheet, gigabytes
 from effcompress.runner.text import corpus_of
 
 
 def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = False) -> Answer:
-    """Fetch the model and tokenise the text, or say what is needed and what is here.
+    """Fetch the model and the data of tasks and tokenise the text, or say what is needed and what
+    is here.
 
     Raises SourceError naming the first thing that is missing when ``offline``.
     """
@@ -25,9 +27,11 @@ def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = Fals
         _get(loaded, offline)
     rows = [
         (item.kind, item.name, gigabytes(item.size) if item.size else "", _here(item.cached))
-        for item in source.items(recipe.model)
+        for item in [*source.items(recipe.model), *tasks.items(recipe.evaluate.tasks)]
     ]
     rows += [("text", one["hub"], "", "streamed") for one in sets]
+    if (solved := recipe.evaluate.tasks) and not solved.wheel:
+        rows += [("tasks", name, "", "from the hub") for name in solved.names]
     facts = {
         "items": [
             {"kind": kind, "name": name, "size": size, "here": here == "here"}
@@ -52,5 +56,7 @@ def _get(loaded: LoadedRecipe, offline: bool) -> None:
     try:
         model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=view.note)
         corpus_of(recipe, model.tokenizer, offline=offline, say=view.note, notice=view.note)
+        if recipe.evaluate.tasks is not None:
+            tasks.fetch(recipe.evaluate.tasks, offline=offline, say=view.note)
     finally:
         view.close()

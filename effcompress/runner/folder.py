@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from effcompress import recipe as recipes
-from effcompress.errors import RecipeError
+from effcompress.errors import RecipeError, SourceError
 from effcompress.recipe import LoadedRecipe
+from effcompress.spec import ModelSpec
 
 RESOLVED = "recipe.resolved.yaml"
 
@@ -14,6 +16,26 @@ RESOLVED = "recipe.resolved.yaml"
 def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
     """``--output``, or ``runs/<name>`` below the current folder (names cannot leave it)."""
     return output if output is not None else Path("runs") / loaded.recipe.name
+
+
+def opened(
+    target: LoadedRecipe | Path, overrides: Sequence[str] = ()
+) -> tuple[LoadedRecipe, ModelSpec]:
+    """A recipe and the model that is meant by it: of a recipe its source; of the folder of a run
+    the result of that run, under its own recipe with ``overrides`` laid over it.
+
+    Raises SourceError when the folder holds no finished run.
+    """
+    if not isinstance(target, Path):
+        return target, target.recipe.model
+    resolved = target / RESOLVED
+    if not resolved.is_file() or not (target / "config.json").is_file():
+        raise SourceError(
+            "this folder holds no finished run",
+            where=str(target),
+            fix="Name a recipe or a run.",
+        )
+    return recipes.load(resolved, overrides), ModelSpec(folder=target)
 
 
 def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:

@@ -3,48 +3,69 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from torch import nn
 
 from effcompress import evaluation
 from effcompress.data import Corpus, digest
+from effcompress.runner import tasks
 from effcompress.spec import EvaluateSpec
 from effcompress.types import TextTokenizer
 
 
 def evaluate(
-    module: nn.Module, tokenizer: TextTokenizer, corpus: Corpus, spec: EvaluateSpec
+    module: nn.Module,
+    tokenizer: TextTokenizer,
+    corpus: Corpus,
+    spec: EvaluateSpec,
+    *,
+    offline: bool,
+    say: Callable[[str], None],
 ) -> dict[str, object]:
-    """Perplexity per domain and one continuation, with the protocol that makes them comparable."""
+    """Perplexity per domain, one continuation and, where the recipe has tasks, their scores, each
+    with the protocol that makes them comparable. ``say`` hears of progress.
+
+    Raises RecipeError or SourceError for tasks that cannot be measured here.
+    """
     started = time.monotonic()
-    domains: dict[str, dict[str, float | int | str]] = {}
-    for domain in corpus.domains:
-        ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
-        found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT)
-        domains[domain] = {
-            "perplexity": found.perplexity,
-            "loss": found.loss,
-            "tokens": found.tokens,
-            "sequences": found.sequences,
-            "hash": digest(ids_NT),
-        }
+    solved: dict[str, object] = {}
+    if spec.tasks is not None:  # first: a name that nobody knows should not cost a measurement
+        solved["tasks"] = tasks.solve(
+            module, tokenizer, spec.tasks, bos=corpus.bos, offline=offline, say=say
+        )
+    domains = {domain: _perplexity(module, corpus, domain, spec) for domain in corpus.domains}
     text = evaluation.continuation(
         module, tokenizer, spec.prompt, spec.new_tokens, corpus.bos is not None
     )
-    protocol = {
-        "window": corpus.sequence_length,
-        "stride": corpus.sequence_length,
-        "bos": "one per window" if corpus.bos is not None else "none",
-        "unit": "token",
-        "split": "held out",
-        "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
-        "batch_size": spec.batch_size,
-        "tokenizer": tokenizer.fingerprint[:12],
-        "continuation": f"greedy, repetition penalty {evaluation.REPETITION_PENALTY}",
-    }
     return {
         "domains": domains,
         "generation": {"prompt": spec.prompt, "text": text},
-        "protocol": protocol,
+        "protocol": {
+            "window": corpus.sequence_length,
+            "stride": corpus.sequence_length,
+            "bos": "one per window" if corpus.bos is not None else "none",
+            "unit": "token",
+            "split": "held out",
+            "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
+            "batch_size": spec.batch_size,
+            "tokenizer": tokenizer.fingerprint[:12],
+            "continuation": f"greedy, repetition penalty {evaluation.REPETITION_PENALTY}",
+        },
+        **solved,
         "seconds": time.monotonic() - started,
+    }
+
+
+def _perplexity(
+    module: nn.Module, corpus: Corpus, domain: str, spec: EvaluateSpec
+) -> dict[str, float | int | str]:
+    ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
+    found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT)
+    return {
+        "perplexity": found.perplexity,
+        "loss": found.loss,
+        "tokens": found.tokens,
+        "sequences": found.sequences,
+        "hash": digest(ids_NT),
     }

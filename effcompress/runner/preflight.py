@@ -7,12 +7,13 @@ import os
 from effcompress.errors import RecipeError, SourceError
 from effcompress.model import source
 from effcompress.recipe import LoadedRecipe
+from effcompress.runner import tasks
 from effcompress.runner.price import price
 
 
 def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
-    """Raises RecipeError for a target out of reach or a launcher that started several processes,
-    SourceError for a model that is not here when ``offline``.
+    """Raises RecipeError for a target out of reach, a launcher that started several processes or
+    tasks without the harness, SourceError for what is not here when ``offline``.
     """
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise RecipeError(
@@ -20,6 +21,7 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
             fix="Start it with plain `effcompress run`.",
         )
     price(loaded)
+    tasks.require_harness(loaded.recipe.evaluate.tasks)
     if offline:
         require_here(loaded)
         if any(domain.hub for domain in loaded.recipe.data.domains.values()):
@@ -27,12 +29,15 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
 
 
 def require_here(loaded: LoadedRecipe) -> None:
-    """Raises SourceError naming the first thing of the model that would have to be fetched."""
-    missing = [item.name for item in source.items(loaded.recipe.model) if not item.cached]
-    if missing:
+    """Raises SourceError naming the first thing that would have to be fetched: of the model, or of
+    the tasks.
+    """
+    recipe = loaded.recipe
+    wanted = [*source.items(recipe.model), *tasks.items(recipe.evaluate.tasks)]
+    if missing := [item for item in wanted if not item.cached]:
         raise SourceError(
-            f"'{missing[0]}' is not on this machine",
-            where="model",
+            f"'{missing[0].name}' is not on this machine",
+            where=tasks.HERE if missing[0].kind == "tasks" else "model",
             fix=f"Run `effcompress fetch {loaded.path}` where there is a network.",
         )
 

@@ -82,14 +82,14 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
     state = RunState(recipe, model, corpus)
     if saved is None:
-        _begin(state, model, corpus, total, log)
+        _begin(state, model, corpus, total, log, offline=offline)
     else:
         _continue(state, saved, corpus, log)
     before = state.seconds
     _train_and_prune(state, corpus, total, folder, log, offline=offline)
     export_and_prove(state, corpus, folder, log)
     log.phase("evaluating the pruned model")
-    after = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
+    after = _evaluate(state, corpus, log, offline)
     log.event("evaluation", when="after", params=state.params, **after)
     done = result(state, folder, after["domains"])
     log.event(
@@ -117,7 +117,9 @@ def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resume
     return corpus
 
 
-def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log: Log) -> None:
+def _begin(
+    state: RunState, model: LoadedModel, corpus: Corpus, total: int, log: Log, *, offline: bool
+) -> None:
     """Write down where the run starts from, and measure the dense model."""
     import transformers  # noqa: TID251  its version is part of the record
 
@@ -142,8 +144,13 @@ def _begin(state: RunState, model: LoadedModel, corpus: Corpus, total: int, log:
         data=described(corpus),
     )
     log.phase("evaluating the dense model")
-    before = evaluate(state.module, state.tokenizer, corpus, recipe.evaluate)
+    before = _evaluate(state, corpus, log, offline)
     log.event("evaluation", when="before", params=state.params, **before)
+
+
+def _evaluate(state: RunState, corpus: Corpus, log: Log, offline: bool) -> dict[str, object]:
+    spec = state.recipe.evaluate
+    return evaluate(state.module, state.tokenizer, corpus, spec, offline=offline, say=log.note)
 
 
 def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:

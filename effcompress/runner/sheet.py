@@ -36,3 +36,8 @@ def short(count: float) -> str:
 def gigabytes(count: float) -> str:
     """Bytes -> GB with one decimal (1 GB = 1e9 bytes)."""
     return f"{count / 1e9:.1f} GB"
+
+
+def with_error(value: float, stderr: float | None) -> str:
+    """A share and its standard error in percent, of equal width: ``55.0 \u00b1 11.4``."""
+    return f"{value * 100:.1f}" + ("" if stderr is None else f" \u00b1 {stderr * 100:4.1f}")

@@ -19,6 +19,7 @@ from effcompress.spec.pruning import MeasureSpec, PruneSpec, ReduceSpec, TargetS
 from effcompress.spec.results import EvaluateSpec, ExportSpec, SaveSpec
 from effcompress.spec.source import ModelSpec
 from effcompress.spec.sparsifying import Pattern, SparsifySpec
+from effcompress.spec.tasks import TasksSpec
 from effcompress.spec.text import DataSpec, DomainSpec
 from effcompress.spec.training import (
     DistillSpec,
@@ -54,6 +55,7 @@ __all__ = [
     "SparsifySpec",
     "StagesSpec",
     "TargetSpec",
+    "TasksSpec",
     "TrainSpec",
 ]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effcompress.spec.key import key
+from effcompress.spec.tasks import TasksSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class EvaluateSpec:
         words="text with at least one word",
     )
     new_tokens: int = key("tokens to continue it by", 48, minimum=1)
+    tasks: TasksSpec | None = key("tasks to solve; without it none", None)
 
 
 @dataclass(frozen=True, kw_only=True)

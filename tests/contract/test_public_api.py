@@ -37,18 +37,8 @@ NAMES = [
     "sparsifier",
 ]
 
-COMMANDS = [
-    "check",
-    "compare",
-    "eval",
-    "export",
-    "fetch",
-    "inspect",
-    "plan",
-    "plugins",
-    "run",
-    "schema",
-]
+COMMANDS = ["bench", "check", "compare", "eval", "export", "fetch", "inspect", "plan", "plugins"]
+COMMANDS += ["run", "schema"]
 
 
 def test_public_names() -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from effcompress import checkpoint
+from effcompress.data.pack import windows_of
 from effcompress.errors import RunError
 from effcompress.evaluation import continuation, perplexity
+from effcompress.model.exact import open_exact
 from effcompress.model.tokenizer import ByteTokenizer
-from tests.conftest import tiny, tokens
+from effcompress.registry import REGISTRY, Bound
+from effcompress.runner.forms import form
+from effcompress.runner.pruned import PrunedModel
+from tests.conftest import shape, tiny, tokens
 
 
 def reference(model: torch.nn.Module, ids_NT: torch.Tensor) -> float:
@@ -65,3 +72,54 @@ def test_continuation_is_greedy_and_repeatable() -> None:
         if row[-1] == model.generation_config.eos_token_id:
             break
     assert one == tokenizer.decode(row[start:])
+
+
+def pruned(model_type: str) -> PrunedModel:
+    """A tiny model with masked units in every kind, each layer another number."""
+    config = shape("gqa_tied", model_type=model_type)
+    space = [Bound(REGISTRY.get("space", name)) for name in ("ffn", "attention", "hidden")]
+    found = PrunedModel(tiny(model_type=model_type), config, space)
+    plan = {s.name: list(range(1, min(s.size, 2 + (s.layer or 0)))) for s in found.sets}
+    found.mask(plan, repairs=[Bound(REGISTRY.get("repair", "norm_gain"))])
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
+def test_masked_and_exact_models_agree_with_the_reference(
+    model_type: str, batch_size: int, tmp_path: Path
+) -> None:
+    one, ids = pruned(model_type), tokens(7, 19)
+    with torch.no_grad():
+        masked = reference(one.module.eval(), ids)
+        assert perplexity(one.module, ids, batch_size).perplexity == pytest.approx(masked, rel=1e-6)
+        one.commit()
+        made = form(one, "exact")
+        checkpoint.export(made.skeleton, made.params, ByteTokenizer().save, tmp_path, made.files)
+        opened = open_exact(tmp_path)
+        exact = reference(opened, ids)
+    assert perplexity(opened, ids, batch_size).perplexity == pytest.approx(exact, rel=1e-6)
+    # The cut itself changes rounding only.
+    assert exact == pytest.approx(masked, rel=1e-4)
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+def test_windows_that_begin_with_bos(bos: int | None) -> None:
+    """BOS is context and nothing that is predicted; each window has it once."""
+    model, text = tiny().eval(), tokens(1, 30)[0]
+    windows = windows_of(text.numpy(), 6, bos, 100)
+    ids = torch.stack([torch.from_numpy(windows.take(k)) for k in range(windows.count)])
+    size = 6 if bos is None else 5
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, 30 - size + 1, size):
+            own = text[start : start + size].tolist()
+            context = [] if bos is None else [bos]
+            for at in range(0 if bos is not None else 1, size):
+                read = torch.tensor([[*context, *own[:at]]])
+                z = model(input_ids=read).logits[0, -1].double()
+                total += float(torch.logsumexp(z, 0) - z[own[at]])
+                count += 1
+    found = perplexity(model, ids, 4)
+    assert found.tokens == count
+    assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-6)

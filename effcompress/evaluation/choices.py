@@ -1,0 +1,118 @@
+"""How likely a model finds continuations of contexts, in batches of similar length.
+
+``B`` sequences of a batch, ``T`` tokens, ``C`` tokens of a continuation, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from effcompress.errors import RunError
+
+Pair = tuple[list[int], list[int]]
+"""Tokens of a context (one at least) and of its continuation (one at least)."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """``total`` is the log-probability of a continuation in nats; ``greedy`` says whether each of
+    its tokens was the likeliest; ``cut`` how many tokens were left out on the left.
+    """
+
+    total: float
+    greedy: bool
+    cut: int
+
+
+@dataclass
+class _Row:
+    """One sequence to run, and the continuations that end it (index of the pair, tokens)."""
+
+    ids: tuple[int, ...]
+    ends: list[tuple[int, list[int]]]
+    cut: int
+
+    @property
+    def first(self) -> int:
+        """The first position whose prediction is asked for."""
+        return len(self.ids) - max(len(tokens) for _, tokens in self.ends)
+
+
+@torch.no_grad()
+def likelihoods(
+    module: nn.Module,
+    pairs: Sequence[Pair],
+    *,
+    batch_size: int,
+    max_length: int | None,
+    progress: Callable[[float], None],
+) -> list[Likelihood]:
+    """One likelihood per pair, in their order.
+
+    What is longer than ``max_length`` tokens loses its beginning. Pairs that differ in their last
+    token alone share one row. Batches depend on the pairs only, so the same call gives the same
+    numbers. Log-likelihoods are computed in fp32 and added in fp64. ``progress`` gets the share
+    done.
+
+    Raises:
+        RunError: a likelihood is not finite.
+    """
+    rows = _rows(pairs, max_length)
+    found: list[Likelihood | None] = [None] * len(pairs)
+    training = module.training
+    module.eval()
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        logits, offset = _logits(module, batch)
+        for row, logits_TV in zip(batch, logits, strict=True):
+            for index, tokens in row.ends:
+                last = len(row.ids) - offset
+                found[index] = _read(logits_TV[last - len(tokens) : last], tokens, row.cut)
+        progress(min(1.0, (start + batch_size) / len(rows)))
+    module.train(training)
+    return [one for one in found if one is not None]
+
+
+def _rows(pairs: Sequence[Pair], max_length: int | None) -> list[_Row]:
+    """Longest first: what does not fit into memory fails at once."""
+    rows: dict[tuple[int, ...], _Row] = {}
+    for index, (context, continuation) in enumerate(pairs):
+        assert context and continuation
+        whole = [*context, *continuation]
+        kept = whole if max_length is None else whole[-(max_length + 1) :]
+        tokens = continuation[-(len(kept) - 1) :]
+        ids = tuple(kept[:-1])  # nobody asks what follows the last token
+        row = rows.setdefault(ids, _Row(ids, [], len(whole) - len(kept)))
+        row.ends.append((index, tokens))
+    return sorted(rows.values(), key=lambda row: (-len(row.ids), row.ids))
+
+
+def _logits(module: nn.Module, batch: list[_Row]) -> tuple[Tensor, int]:
+    """``[B, T, V]`` from position ``offset`` on. Zeros behind the end of a row are not masked: in a
+    causal model nothing before them sees them.
+    """
+    device = next(module.parameters()).device
+    ids_BT = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True).to(device)
+    offset, keep = min(row.first for row in batch), {}
+    if "logits_to_keep" in inspect.signature(module.forward).parameters:
+        keep = {"logits_to_keep": ids_BT.shape[1] - offset}
+    run: Any = module
+    logits = run(input_ids=ids_BT, use_cache=False, **keep).logits
+    return logits, ids_BT.shape[1] - logits.shape[1]
+
+
+def _read(logits_CV: Tensor, tokens: list[int], cut: int) -> Likelihood:
+    told_C = torch.tensor(tokens, device=logits_CV.device)
+    likely_CV = logits_CV.float().log_softmax(-1)
+    total = float(likely_CV.gather(1, told_C[:, None]).double().sum())
+    if not math.isfinite(total):
+        raise RunError("the likelihood of an answer is not finite")
+    return Likelihood(total, bool((likely_CV.argmax(-1) == told_C).all()), cut)

@@ -1,0 +1,99 @@
+"""How fast models read a prompt and write on, side by side.
+
+``B`` sequences, ``T`` tokens of the prompt, ``N`` new tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PHASES = ("prefill", "decode")
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds for the prompt up to the first new token, and for the tokens after that one."""
+
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some rounds, and their lowest and highest."""
+
+    median: float
+    low: float
+    high: float
+
+
+@torch.no_grad()
+def write_on(module: nn.Module, prompt_BT: Tensor, new: int, clock: Clock) -> tuple[Tensor, Timing]:
+    """``new`` greedy tokens ``[B, N]`` after the prompt, with the KV cache, nothing ends early.
+
+    A loop of our own, because ``generate`` also spends time on what is not the model.
+    """
+    run: Any = module
+    keep = {}
+    if "logits_to_keep" in inspect.signature(module.forward).parameters:
+        keep = {"logits_to_keep": 1}  # as `generate` does: one row of the vocabulary
+    started = _now(prompt_BT.device, clock)
+    out = run(input_ids=prompt_BT, use_cache=True, **keep)
+    token_B1 = out.logits[:, -1].argmax(-1, keepdim=True)
+    read = _now(prompt_BT.device, clock)
+    tokens = [token_B1]
+    for _ in range(new - 1):
+        cache = out.past_key_values
+        out = run(input_ids=tokens[-1], past_key_values=cache, use_cache=True, **keep)
+        tokens.append(out.logits[:, -1].argmax(-1, keepdim=True))
+    written = _now(prompt_BT.device, clock)
+    return torch.cat(tokens, 1), Timing(read - started, written - read)
+
+
+def _now(device: torch.device, clock: Clock) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock()
+
+
+def race(
+    sides: Mapping[str, nn.Module],
+    prompt_BT: Tensor,
+    new: int,
+    rounds: int,
+    clock: Clock = time.perf_counter,
+) -> dict[str, list[Timing]]:
+    """Every side in every round, one after the other, so that a machine that slows down slows all
+    of them; a round before the first is not counted. Same prompt for all.
+    """
+    found: dict[str, list[Timing]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, module in sides.items():
+            timing = write_on(module.eval(), prompt_BT, new, clock)[1]
+            if turn:
+                found[name].append(timing)
+    return found
+
+
+def rate(timings: Sequence[Timing], phase: str, tokens: int) -> Spread:
+    """Tokens per second of one phase, in which each round handled ``tokens``."""
+    return _spread([tokens / getattr(one, phase) for one in timings])
+
+
+def speed_up(these: Sequence[Timing], against: Sequence[Timing], phase: str) -> Spread:
+    """How many times as fast, round by round: what slowed a whole round cancels."""
+    pairs = zip(these, against, strict=True)
+    return _spread([getattr(b, phase) / getattr(a, phase) for a, b in pairs])
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))

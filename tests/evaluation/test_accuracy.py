@@ -1,0 +1,57 @@
+"""Which number of a task counts, and the mean of some, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from effcompress.evaluation.accuracy import Measured, TaskScore, mean_of
+from effcompress.spec.tasks import SEVEN
+
+
+def score(name: str, acc: float, norm: float | None = None, stderr: float | None = 0.1):
+    metrics = {"acc": Measured(acc, stderr)}
+    if norm is not None:
+        metrics["acc_norm"] = Measured(norm, stderr)
+    return TaskScore(name, metrics, 10, 20, "validation", 0, "1.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("arc_easy", "acc"),
+        ("arc_challenge", "acc_norm"),
+        ("boolq", "acc"),
+        ("hellaswag", "acc_norm"),
+        ("openbookqa", "acc_norm"),
+        ("piqa", "acc"),
+        ("winogrande", "acc"),
+        ("sciq", "acc"),
+    ],
+)
+def test_the_number_that_counts(name: str, metric: str) -> None:
+    facts = score(name, 0.25, 0.75).facts()
+    assert (facts["metric"], facts["value"]) == (metric, facts[metric])
+    assert {facts["acc"], facts["acc_norm"]} == {0.25, 0.75}
+
+
+def test_a_task_without_accuracy_shows_what_it_has() -> None:
+    odd = TaskScore("odd", {"f1": Measured(0.5, None)}, 10, 10, "test", 0, "1")
+    assert (odd.metric, odd.facts()["stderr"]) == ("f1", None)
+
+
+def test_the_mean_of_the_seven_leaves_others_out() -> None:
+    scores = [score(name, 0.1 * k, 0.1 * k) for k, name in enumerate(SEVEN)]
+    mean = mean_of([*scores, score("sciq", 1.0)])
+    assert mean is not None
+    assert (mean.value, mean.words) == (pytest.approx(0.3), "seven tasks")
+    assert mean.stderr == pytest.approx(math.sqrt(7 * 0.01) / 7)
+    assert mean.tasks == SEVEN
+
+
+def test_the_mean_of_others_says_how_many() -> None:
+    mean = mean_of([score("boolq", 0.2), score("sciq", 0.6, stderr=None)])
+    assert mean is not None
+    assert (mean.value, mean.stderr, mean.words) == (pytest.approx(0.4), None, "2 tasks")
+    assert mean_of([score("boolq", 0.2)]) is None
