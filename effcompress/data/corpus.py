@@ -89,6 +89,7 @@ class Corpus:
         """The id every sequence begins with, or None."""
         self.domains: tuple[str, ...] = tuple(self._domains)
         self._summary: dict[str, Any] | None = None
+        self._told: set[str] = set()
 
     def stream(self, seed: int | None = None) -> Stream:
         """Training batches from the beginning; ``seed`` defaults to that of ``prepare``."""
@@ -152,7 +153,8 @@ class Corpus:
         if sequences > one.heldout.count:
             _ensure(one.store, 0, sequences * size, self._talk)
         windows = windows_of(one.store.tokens("heldout"), self.sequence_length, self.bos, sequences)
-        if windows.count < sequences:
+        if windows.count < sequences and domain not in self._told:
+            self._told.add(domain)
             self._talk.notice(
                 f"domain '{domain}': held-out text ({how_held_out(one.spec)}) for "
                 f"{windows.count} of the {sequences} sequences asked for"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from effcompress.recipe import LoadedRecipe
 from effcompress.runner import recovery
 from effcompress.runner.export import export_and_prove
 from effcompress.runner.folder import open_folder, output_folder
+from effcompress.runner.known import description, measured_once
 from effcompress.runner.measured import listening, observe
 from effcompress.runner.measurement import evaluate
 from effcompress.runner.preflight import preflight
@@ -123,7 +125,7 @@ def _begin(
     """Write down where the run starts from, and measure the dense model."""
     import transformers  # noqa: TID251  its version is part of the record
 
-    recipe = state.recipe
+    recipe, hashed = state.recipe, fingerprint(state.module)
     log.event(
         "run",
         name=recipe.name,
@@ -133,7 +135,7 @@ def _begin(
         transformers=transformers.__version__,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model=model.source,
-        model_hash=fingerprint(state.module),
+        model_hash=hashed,
         params=state.params,
         target_params=state.target_params if recipe.prune else None,
         total_tokens=total,
@@ -144,7 +146,13 @@ def _begin(
         data=described(corpus),
     )
     log.phase("evaluating the dense model")
-    before = _evaluate(state, corpus, log, offline)
+    pruned, tokens = state.pruned, state.tokenizer.fingerprint
+    before = measured_once(
+        partial(_evaluate, state, corpus, log, offline),
+        description(pruned.module, hashed, pruned.config, tokens, corpus, recipe.evaluate),
+    )
+    if before.get("known"):
+        log.note("the dense model is known from an earlier run: not measured again")
     log.event("evaluation", when="before", params=state.params, **before)
 
 

@@ -29,6 +29,11 @@ def facts(folder: Path) -> Facts:
     assert found.done and found.facts is not None, found.reason
     return found.facts
 
+SPARSIFY = {
+    "event": "sparsify", "method": "wanda", "sparsity": 0.5, "pattern": None, "weights": 18,
+    "zeroed": 4, "seconds": 1.0, "memory_bytes": None, "layers": [],
+}  # fmt: skip
+
 
 def test_a_record_of_an_earlier_version(tmp_path: Path) -> None:
     """It has no hashes and no operations; that is unknown, not zero."""
@@ -47,7 +52,7 @@ def test_cost_is_that_of_all_events_which_say_both(tmp_path: Path) -> None:
     more = [
         {"event": "cut", "step": 9, "tokens": 9, "params": 5, "removed": {}, "share_removed": {},
          "saliency": {}, "seconds": 1.5, "memory_bytes": 700},
-        {"event": "sparsify", "seconds": 2.0, "memory_bytes": 900, "layers": [], "zeroed": 0},
+        {**SPARSIFY, "seconds": 2.0, "memory_bytes": 900},
         {"event": "commit", "max_logit_difference": 0.0, "seconds": 0.25, "memory_bytes": None},
         {"event": "checkpoint", "step": 9, "seconds": 50.0, "bytes": 5},
     ]  # fmt: skip
@@ -84,7 +89,7 @@ def test_layers_that_lost_something(tmp_path: Path) -> None:
     assert layers([{"ffn.1": [3]}, {"ffn.0": []}]) == {1}
     assert layers([{"ffn.1": [3]}, {"hidden": [3]}]) == {0, 1}
     rows = [{"layer": 0, "weights": 9, "zeroed": 0}, {"layer": 1, "weights": 9, "zeroed": 4}]
-    assert layers([], {"event": "sparsify", "layers": rows}, zeroed=4) == {1}
+    assert layers([], {**SPARSIFY, "layers": rows}, zeroed=4) == {1}
     assert layers([], zeroed=4) is None
 
 

@@ -332,6 +332,35 @@ def test_flap_ranks_everything_together_and_mends_biases(tmp_path: Path) -> None
         torch.testing.assert_close(bias.double(), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_flap_with_shares_of_its_own_for_heads_and_channels(tmp_path: Path) -> None:
+    """UL-MM: the same numbers in every layer. AL-MM: heads first, ranked over all layers, until
+    their share is gone, then channels.
+    """
+    shape = "[{name: attention, scope: per_layer}, {name: ffn, scope: per_layer}]"
+    plan, model, ids = kept(tmp_path, criterion="flap", space=shape)
+    scores = flap_scores(model, ids)
+    for name, score in scores.items():
+        went = score.argsort()[: len(score) - (2 if name.startswith("att") else 25)]
+        assert plan[name] == sorted(went.tolist()), name
+    (tmp_path / "b").mkdir()
+    spaces = "[{name: attention, scope: global, until: 5%}, {name: ffn, scope: global, after: 5%}]"
+    more = "selector: {name: least_salient, normalise: raw}"
+    plan, _, _ = kept(
+        tmp_path / "b", criterion="flap", space=spaces, target="params: 21000", more=more
+    )
+    gone = {(name, unit) for name, units in plan.items() for unit in units}
+    for kind, wanted in (("attention", 3), ("ffn", None)):  # 576 of 24,840 parameters a head
+        ranked = sorted(
+            (float(score), name, unit)
+            for name, value in scores.items()
+            for unit, score in enumerate(value)
+            if name.startswith(kind)
+        )
+        of_kind = {(name, unit) for name, unit in gone if name.startswith(kind)}
+        assert of_kind == {(name, unit) for _, name, unit in ranked[: wanted or len(of_kind)]}
+        assert of_kind
+
+
 def test_adapt_pruner_follows_its_rates(tmp_path: Path) -> None:
     """All layers stand at the share ``s_l = t (1 - A n_l)`` of one progress ``t``, rounded down to
     whole units; within a layer the least salient went.

@@ -166,7 +166,7 @@ def test_a_run_that_failed_goes_on_bit_for_bit(
     assert made == [1]
     for name in ("model.safetensors", "plans.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    clock = {"seconds", "tokens_per_second", "started", "memory_bytes"}
+    clock = {"seconds", "tokens_per_second", "started", "memory_bytes", "known"}
     records = []
     for name in ("whole", "out"):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()

@@ -67,8 +67,8 @@ def recipe(folder: Path, extra: str = "", **changes: object) -> Path:
 
 
 def repeatable(lines: Iterable[dict]) -> list[dict]:
-    """Events without what a clock or the system measured."""
-    measured = {"seconds", "tokens_per_second", "started", "memory_bytes"}
+    """Events without what a clock or the system measured, or was there already."""
+    measured = {"seconds", "tokens_per_second", "started", "memory_bytes", "known"}
     return [{k: v for k, v in line.items() if k not in measured} for line in lines]
 
 

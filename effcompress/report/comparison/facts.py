@@ -159,7 +159,7 @@ def _facts(record: Record, lines: Sequence[Line], plans: Sequence[Line]) -> Fact
         flops=sum(e["flops"] for e in steps) if all("flops" in e for e in steps) else None,
         **_cost(lines, pruned=bool(plans)),
         started=run.get("started"),
-        seconds=(record.end or {}).get("seconds"),
+        seconds=_wall(record.end, before),
         losses=tuple((s.tokens, s.loss) for s in record.steps),
         layers=_touched(plans, by_kind.get("sparsify", []), record),
         all_layers=len(_layers(record)),
@@ -169,6 +169,14 @@ def _facts(record: Record, lines: Sequence[Line], plans: Sequence[Line]) -> Fact
         },
         method=words.method(record.recipe),
     )
+
+
+def _wall(end: Line | None, before: Line | None) -> float | None:
+    """As if every run had measured the dense model itself."""
+    if end is None:
+        return None
+    known = before is not None and before.get("known")
+    return end["seconds"] + (before["seconds"] if before is not None and known else 0.0)
 
 
 def _quality(before: Line | None, after: Line | None) -> dict[str, Any]:
