@@ -29,6 +29,7 @@ def facts(folder: Path) -> Facts:
     assert found.done and found.facts is not None, found.reason
     return found.facts
 
+
 SPARSIFY = {
     "event": "sparsify", "method": "wanda", "sparsity": 0.5, "pattern": None, "weights": 18,
     "zeroed": 4, "seconds": 1.0, "memory_bytes": None, "layers": [],
