@@ -25,7 +25,7 @@ from effcompress.pulse import Pulse
 from effcompress.story import Event, removed, story
 from effcompress.types import Cut
 
-__all__ = ["Log", "PlainView", "View", "make_view"]
+__all__ = ["Log", "NoView", "PlainView", "View", "make_view"]
 
 
 def make_view(stream: TextIO | None = None, interactive: bool | None = None) -> View:
@@ -45,12 +45,20 @@ class Log:
     """Writes the record of one run into ``folder`` and shows it in ``view``."""
 
     def __init__(
-        self, folder: Path, *, view: View, heartbeat: float = 20.0, silence: float = 300.0
+        self,
+        folder: Path,
+        *,
+        view: View,
+        heartbeat: float = 20.0,
+        silence: float = 300.0,
+        keep: bool = True,
     ) -> None:
+        """``keep=False``: check what comes, and leave writing to another process."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.view, self._phase = folder, view, "start"
         self._pulse = Pulse(view.beat, lambda: self._phase, heartbeat, silence)
-        self._files = {name: _open(folder / f"{name}.jsonl") for name in ("metrics", "plans")}
+        kept = ("metrics", "plans") if keep else ()
+        self._files = {name: _open(folder / f"{name}.jsonl") for name in kept}
 
     def event(self, event: str, **fields: Any) -> None:
         """Append one line to ``metrics.jsonl`` and show it. NaN and infinity raise ``RunError``."""
@@ -118,6 +126,8 @@ class Log:
         for name, file in self._files.items():
             file.truncate(state.get(name, 0))
             file.seek(0, os.SEEK_END)
+        if not self._files:
+            return
         kept = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
         self.view.restore([json.loads(line) for line in kept.splitlines()])
 
@@ -129,7 +139,9 @@ class Log:
             file.close()
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
-        file = self._files[name]
+        file = self._files.get(name)
+        if file is None:
+            return
         try:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             file.flush()
@@ -178,6 +190,19 @@ def _plain(value: Any, path: str, where: str) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{where}: '{path}' is a {type(value).__name__}, which JSON cannot say")
+
+
+@final
+class NoView:
+    """Shows nothing: for all processes of a run but one."""
+
+    def event(self, event: Event) -> None: ...
+    def phase(self, name: str, total_tokens: int | None = None) -> None: ...
+    def progress(self, unit: str, done: int, total: int) -> None: ...
+    def note(self, text: str) -> None: ...
+    def restore(self, events: Iterable[Event]) -> None: ...
+    def close(self) -> None: ...
+    def beat(self) -> None: ...
 
 
 @final

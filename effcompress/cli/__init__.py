@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from effcompress.cli import check, compare, describe, export, look, measure, run
+from effcompress.cli.arguments import process
 from effcompress.errors import CoverageError, EffcompressError
 
 _LINES = 3
@@ -86,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             # A declaration to start from is more than a line; all else is short.
             most = None if isinstance(error, CoverageError) else _LINES
-            lines = f"error: {error}".splitlines()[:most]
+            who = f"process {process()}: " if process() else ""
+            lines = f"{who}error: {error}".splitlines()[:most]
             typer.echo("\n".join(lines), err=True)
         sys.exit(error.exit_code)
     except OSError as error:

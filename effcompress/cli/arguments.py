@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,13 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+
+
+def process() -> int:
+    """Number of this process among those that a launcher started together; 0 on its own."""
+    return int(os.environ.get("RANK") or 0) if (os.environ.get("WORLD_SIZE") or "1") != "1" else 0
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what is already here.")]
 

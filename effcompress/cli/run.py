@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from effcompress.cli.arguments import Offline, Overrides, RecipeFile
+from effcompress.cli.arguments import Offline, Overrides, RecipeFile, process
 
 
 def run(
@@ -38,6 +38,8 @@ def run(
     from effcompress.runner.run import run as run_recipe
 
     done = run_recipe(loaded, output=output, resume=resume, offline=offline)
+    if process():  # one of them says it
+        return
     for domain, value in done.perplexity.items():
         typer.echo(f"perplexity  {domain} {value:.2f}")
     typer.echo(f"parameters  {done.params:,}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from effcompress.distributed import ALONE, World
 from effcompress.errors import RunError
 
 
@@ -28,12 +30,17 @@ class Perplexity:
 
 @torch.no_grad()
 def perplexity(
-    module: nn.Module, ids_NT: Tensor, batch_size: int, counted_NT: Tensor | None = None
+    module: nn.Module,
+    ids_NT: Tensor,
+    batch_size: int,
+    counted_NT: Tensor | None = None,
+    world: World = ALONE,
 ) -> Perplexity:
     """Every window on its own: position ``t`` predicts ``t + 1``; windows do not overlap.
     ``counted_NT``: which tokens are to be predicted (None: all but the first of each window).
 
-    Log-likelihoods are computed in fp32 and added in fp64. Raises RunError if they are not finite.
+    Log-likelihoods are computed in fp32 and added in fp64. The processes of ``world`` take batches
+    in turn. Raises RunError if they are not finite.
     """
     training = module.training
     module.eval()
@@ -42,7 +49,7 @@ def perplexity(
     if counted_NT is None:
         counted_NT = torch.ones_like(ids_NT, dtype=torch.bool)
     batches = zip(ids_NT.split(batch_size), counted_NT.split(batch_size), strict=True)
-    for ids_BT, counted_BT in batches:
+    for ids_BT, counted_BT in islice(batches, world.rank, None, world.size):
         ids_BT, counted_BT = ids_BT.to(device), counted_BT.to(device)
         logits = module(input_ids=ids_BT, use_cache=False).logits[:, :-1]
         losses = functional.cross_entropy(
@@ -52,6 +59,8 @@ def perplexity(
         total += float(losses.double()[counted].sum())
         tokens += int(counted.sum())
     module.train(training)
+    total, counted_all = world.sums([total, tokens])
+    tokens = int(counted_all)
     if not math.isfinite(total):
         raise RunError("the held-out loss is not finite")
     return Perplexity(total / max(1, tokens), tokens, ids_NT.shape[0])

@@ -14,6 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed import ALONE, World
 from effcompress.types import AxisMap, GroupSet
 
 LINEAR = {"Linear": 1, "Conv1D": 0}
@@ -51,8 +52,12 @@ class Grams:
         decay: float,
         *,
         second: bool = True,
+        world: World = ALONE,
     ) -> None:
-        """``second``: whether the matrices are wanted, or only the means."""
+        """``second``: whether the matrices are wanted, or only the means. ``world``: who listens to
+        other rows of the same steps; reading adds theirs, so all have to read the same, in turn.
+        """
+        self.world = world
         self.params = dict(params)
         self.second = second
         self.tokens, self.decay = tokens, decay
@@ -95,12 +100,16 @@ class Grams:
         """``[I, I]``, the mean so far; None before anything was read, or without ``second``."""
         owner = self.owner.get(param)
         found = None if owner is None else self.values.get(owner)
-        return None if owner is None or found is None else found / self.weights[owner]
+        return None if owner is None or found is None else self._over_all(owner, found)
 
     def mean(self, param: str) -> Tensor | None:
         """``[I]``, the mean of what was read; None before anything was."""
         owner = self.owner.get(param)
-        return None if owner is None else self.means[owner] / self.weights[owner]
+        return None if owner is None else self._over_all(owner, self.means[owner])
+
+    def _over_all(self, owner: str, own: Tensor) -> Tensor:
+        (weight,) = self.world.sums([self.weights[owner]])
+        return self.world.total({owner: own})[owner] / weight
 
     @torch.no_grad()
     def silence(self, param: str, gone: Tensor) -> None:
@@ -120,6 +129,22 @@ class Grams:
             if param in self.values:
                 value = self.values[param]
                 self.values[param] = value.index_select(0, index).index_select(1, index)
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """What all processes heard, in equal parts to each: their sums stay as they are."""
+        world = self.world
+        if world.size == 1:
+            return
+        held = {f"gram/{name}": value for name, value in self.values.items()}
+        held |= {f"mean/{name}": value for name, value in self.means.items()}
+        for key, value in world.total(held).items():
+            kind, _, name = key.partition("/")
+            (self.values if kind == "gram" else self.means)[name] = value / world.size
+        weights = world.sums(list(self.weights.values()))
+        self.weights = {
+            name: weight / world.size for name, weight in zip(self.weights, weights, strict=True)
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors, for a checkpoint."""

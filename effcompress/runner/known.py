@@ -19,6 +19,7 @@ from torch import nn
 
 import effcompress
 from effcompress.data import Corpus, digest
+from effcompress.distributed import ALONE, World
 from effcompress.errors import SourceError
 from effcompress.model.cache import atomically, cache_root
 from effcompress.spec import EvaluateSpec
@@ -29,7 +30,9 @@ PACKAGES = ("torch", "transformers", "tokenizers", "lm-eval")
 
 
 def measured_once(
-    measure: Callable[[], dict[str, object]], of: Mapping[str, object] | None
+    measure: Callable[[], dict[str, object]],
+    of: Mapping[str, object] | None,
+    world: World = ALONE,
 ) -> dict[str, object]:
     """What ``measure`` found for a model, tokens and code with this description before, with
     ``known: true``; else what it finds now, kept for the next run. ``of=None``: always now.
@@ -40,12 +43,20 @@ def measured_once(
         return measure()
     name = hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()
     path = cache_root() / FOLDER / f"{name[:32]}.json"
-    with suppress(OSError, ValueError):
-        return {**json.loads(path.read_text(encoding="utf-8")), "known": True}
+    if before := world.agree(lambda: _read(path)):
+        return {**before, "known": True}
     found = measure()
+    if not world.main:
+        return found
     with suppress(OSError, SourceError), atomically(path) as work:
         work.write_text(json.dumps(found), encoding="utf-8")
     return found
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return None
 
 
 def description(

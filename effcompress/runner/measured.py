@@ -63,7 +63,7 @@ def observe(state: RunState, prune: PruneSpec) -> None:
     if state.target_reached or not averages(prune) or not _has_moments(state, prune):
         return
     if state.taps is not None:
-        scores = state.mask_scores
+        scores = state.world.total(state.mask_scores)
     else:
         stats = TrainingStats(state.module, prune.criterion.needs, prune.hessian, state.optimizer)
         scores = score(state.pruned.sets, prune.criterion, stats, prune.reduce)

@@ -9,6 +9,7 @@ from torch import nn
 
 from effcompress import evaluation
 from effcompress.data import Corpus, digest
+from effcompress.distributed import ALONE, World
 from effcompress.runner import tasks
 from effcompress.spec import EvaluateSpec
 from effcompress.types import TextTokenizer
@@ -22,6 +23,7 @@ def evaluate(
     *,
     offline: bool,
     say: Callable[[str], None],
+    world: World = ALONE,
 ) -> dict[str, object]:
     """Perplexity per domain, one continuation and, where the recipe has tasks, their scores, each
     with the protocol that makes them comparable. ``say`` hears of progress.
@@ -34,7 +36,9 @@ def evaluate(
         solved["tasks"] = tasks.solve(
             module, tokenizer, spec.tasks, bos=corpus.bos, offline=offline, say=say
         )
-    domains = {domain: _perplexity(module, corpus, domain, spec) for domain in corpus.domains}
+    domains = {
+        domain: _perplexity(module, corpus, domain, spec, world) for domain in corpus.domains
+    }
     text = evaluation.continuation(
         module, tokenizer, spec.prompt, spec.new_tokens, corpus.bos is not None
     )
@@ -58,10 +62,10 @@ def evaluate(
 
 
 def _perplexity(
-    module: nn.Module, corpus: Corpus, domain: str, spec: EvaluateSpec
+    module: nn.Module, corpus: Corpus, domain: str, spec: EvaluateSpec, world: World
 ) -> dict[str, float | int | str]:
     ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
-    found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT)
+    found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)
     return {
         "perplexity": found.perplexity,
         "loss": found.loss,

@@ -12,20 +12,28 @@ from effcompress.runner.price import price
 
 
 def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
-    """Raises RecipeError for a target out of reach, a launcher that started several processes or
+    """Raises RecipeError for a target out of reach, a batch that the processes cannot share or
     tasks without the harness, SourceError for what is not here when ``offline``.
     """
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise RecipeError(
-            f"a run is one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}",
-            fix="Start it with plain `effcompress run`.",
-        )
     price(loaded)
+    _require_shares(loaded)
     tasks.require_harness(loaded.recipe.evaluate.tasks)
     if offline:
         require_here(loaded)
         if any(domain.hub for domain in loaded.recipe.data.domains.values()):
             _require_text(loaded)
+
+
+def _require_shares(loaded: LoadedRecipe) -> None:
+    """Each of the processes that were launched together computes equally many rows."""
+    size, loop = int(os.environ.get("WORLD_SIZE") or 1), loaded.recipe.loop
+    if loop is not None and loop.batch_size % size:
+        key = "recover" if loaded.recipe.recover is not None else "train"
+        raise RecipeError(
+            f"{key}.batch_size {loop.batch_size} is the batch of all processes, and {size} of them "
+            "cannot share it equally",
+            fix=f"Write {key}.batch_size: {-(-loop.batch_size // size) * size}.",
+        )
 
 
 def require_here(loaded: LoadedRecipe) -> None:

@@ -74,14 +74,12 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
     found = measured(state, prune, corpus, log)
     state.influence.add(found.influence)
     assert prune.selector is not None, "recipe.load fills in the default selector"
-    choice = choose(
-        pruned.parent_sets,
-        pruned.parent,
-        found.scores,
-        due,
-        target,
-        prune.selector,
-        state.influence.normalised(),
+    selector, influence = prune.selector, state.influence.normalised()
+    # Decided once: scores that differ in the last digit must not lead to other models.
+    choice = state.world.agree(
+        lambda: choose(
+            pruned.parent_sets, pruned.parent, found.scores, due, target, selector, influence
+        )
     )
     if choice.plan:
         _mask(state, prune, choice.plan, found.inputs, log)
@@ -114,6 +112,7 @@ def commit_event(state: RunState, log: Log) -> None:
         return
     meter = Meter(state.device)
     probe = state.probe_BT.to(state.device)
+    state.part_company()
     with same_function(state.module, probe, state.optimizer) as proof:
         layers = state.pruned.depth
         state.pruned.commit(state.optimizer, state.grams)

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from effcompress import __version__, checkpoint, report, train
+from effcompress import checkpoint, report, train
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
+from effcompress.distributed import World, joined
 from effcompress.errors import EffcompressError, RunError
-from effcompress.log import Log, make_view
-from effcompress.model.fingerprint import fingerprint
+from effcompress.log import Log, NoView, make_view
 from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner import recovery
+from effcompress.runner.begin import begin, evaluated
 from effcompress.runner.export import export_and_prove
 from effcompress.runner.folder import open_folder, output_folder
-from effcompress.runner.known import description, measured_once
 from effcompress.runner.measured import listening, observe
-from effcompress.runner.measurement import evaluate
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
 from effcompress.runner.result import Report, result
 from effcompress.runner.source import load_source
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.state import RunState
-from effcompress.runner.text import corpus_of, described
-from effcompress.runner.timeline import measures, stage_at, total_tokens
+from effcompress.runner.text import corpus_of
+from effcompress.runner.timeline import stage_at, total_tokens
 from effcompress.sparsity.hold import hold
 from effcompress.spec import Recipe
 from effcompress.types import Due
@@ -51,13 +48,20 @@ def run(
     """
     preflight(loaded, offline=offline)
     folder = output_folder(loaded, output)
-    open_folder(loaded, folder, resume)
-    log = Log(folder, view=make_view())
+    with joined() as world:
+        world.agree(lambda: open_folder(loaded, folder, resume))
+        return _recorded(loaded.recipe, folder, world, offline=offline)
+
+
+def _recorded(recipe: Recipe, folder: Path, world: World, *, offline: bool) -> Report:
+    """The story with its record and its report; how it ended is always in them."""
+    log = Log(folder, view=make_view() if world.main else NoView(), keep=world.main)
     started = time.monotonic()
     try:
-        done = _story(loaded.recipe, folder, log, offline=offline, started=started)
+        done = _story(recipe, folder, log, world, offline=offline, started=started)
         log.close()
-        report.write(folder)
+        if world.main:
+            report.write(folder)
     except BaseException as error:
         # Whatever else fails now (a full disk, say) must not hide what failed first.
         with contextlib.suppress(EffcompressError, OSError):
@@ -65,12 +69,15 @@ def run(
             log.event("end", status="failed", reason=reason, seconds=time.monotonic() - started)
         with contextlib.suppress(EffcompressError, OSError):
             log.close()
-            report.write(folder)
+            if world.main:
+                report.write(folder)
         raise
     return done
 
 
-def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: float) -> Report:
+def _story(
+    recipe: Recipe, folder: Path, log: Log, world: World, *, offline: bool, started: float
+) -> Report:
     torch.manual_seed(recipe.seed)
     log.phase("loading the model")
     damaged: list[str] = []
@@ -79,19 +86,20 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
     log.rewind(saved.values["log"] if saved else {})
     for text in damaged:
         log.warn(text)
-    model = load_source(recipe, log, offline=offline)
+    with world.main_first():  # fetches, converts and tokenises; the others find it done
+        model = load_source(recipe, log, offline=offline)
+        corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
     total = total_tokens(recipe)
-    corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
-    state = RunState(recipe, model, corpus)
+    state = RunState(recipe, model, corpus, world)
     if saved is None:
-        _begin(state, model, corpus, total, log, offline=offline)
+        begin(state, model, corpus, total, log, offline=offline)
     else:
         _continue(state, saved, corpus, log)
     before = state.seconds
     _train_and_prune(state, corpus, total, folder, log, offline=offline)
-    export_and_prove(state, corpus, folder, log)
+    world.agree(lambda: export_and_prove(state, corpus, folder, log))
     log.phase("evaluating the pruned model")
-    after = _evaluate(state, corpus, log, offline)
+    after = evaluated(state, corpus, log, offline)
     log.event("evaluation", when="after", params=state.params, **after)
     done = result(state, folder, after["domains"])
     log.event(
@@ -102,7 +110,8 @@ def _story(recipe: Recipe, folder: Path, log: Log, *, offline: bool, started: fl
         widths=state.pruned.widths,
         zeroed=done.zeroed,
     )
-    report.write_card(folder)
+    if world.main:
+        report.write_card(folder)
     return done
 
 
@@ -117,48 +126,6 @@ def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resume
     )
     tell = log.warn
     return corpus
-
-
-def _begin(
-    state: RunState, model: LoadedModel, corpus: Corpus, total: int, log: Log, *, offline: bool
-) -> None:
-    """Write down where the run starts from, and measure the dense model."""
-    import transformers  # noqa: TID251  its version is part of the record
-
-    recipe, hashed = state.recipe, fingerprint(state.module)
-    log.event(
-        "run",
-        name=recipe.name,
-        seed=recipe.seed,
-        effcompress=__version__,
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        model=model.source,
-        model_hash=hashed,
-        params=state.params,
-        target_params=state.target_params if recipe.prune else None,
-        total_tokens=total,
-        widths=state.pruned.widths,
-        device=str(state.device),
-        threads=torch.get_num_threads(),
-        measures=measures(recipe),
-        data=described(corpus),
-    )
-    log.phase("evaluating the dense model")
-    pruned, tokens = state.pruned, state.tokenizer.fingerprint
-    before = measured_once(
-        partial(_evaluate, state, corpus, log, offline),
-        description(pruned.module, hashed, pruned.config, tokens, corpus, recipe.evaluate),
-    )
-    if before.get("known"):
-        log.note("the dense model is known from an earlier run: not measured again")
-    log.event("evaluation", when="before", params=state.params, **before)
-
-
-def _evaluate(state: RunState, corpus: Corpus, log: Log, offline: bool) -> dict[str, object]:
-    spec = state.recipe.evaluate
-    return evaluate(state.module, state.tokenizer, corpus, spec, offline=offline, say=log.note)
 
 
 def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
@@ -242,7 +209,7 @@ def _train_step(state: RunState, total: int, log: Log, started: float) -> None:
     state.module.train()
     batch = state.stream.next(spec.batch_size)
     with listening(state):
-        losses = train.backward(state.module, batch, spec, state.objective)
+        losses = train.backward(state.trainee, batch, spec, state.objective, state.world)
     if recipe.prune:
         observe(state, recipe.prune)
     hold(state.module, state.zeros)
@@ -282,6 +249,11 @@ def _save(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
     saved = state.snapshot(log.state())
     saved.values["corpus"] = corpus.fingerprint
     saved.values["threads"] = torch.get_num_threads()
-    path = checkpoint.save(folder / "checkpoints", state.step, saved, state.recipe.save.keep)
-    size = (path / checkpoint.TENSORS).stat().st_size
+    size = state.world.agree(lambda: _written(folder, state, saved))
     log.event("checkpoint", step=state.step, seconds=time.monotonic() - started, bytes=size)
+
+
+def _written(folder: Path, state: RunState, saved: Saved) -> int:
+    """Bytes of the checkpoint."""
+    path = checkpoint.save(folder / "checkpoints", state.step, saved, state.recipe.save.keep)
+    return (path / checkpoint.TENSORS).stat().st_size

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
+from effcompress.distributed import ALONE, World
 from effcompress.errors import RecipeError
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
@@ -56,7 +57,10 @@ def device_of(recipe: Recipe) -> torch.device:
 class RunState:
     """Model, optimizer, position in the data, what was measured."""
 
-    def __init__(self, recipe: Recipe, model: LoadedModel, corpus: Corpus) -> None:
+    def __init__(
+        self, recipe: Recipe, model: LoadedModel, corpus: Corpus, world: World = ALONE
+    ) -> None:
+        self.world = world
         self.device = device_of(recipe)
         self.tokenizer = model.tokenizer
         self.recipe = recipe
@@ -96,6 +100,7 @@ class RunState:
         self.lora: Lora | None = None
         """Attached in recovery; what is trained then are its updates alone."""
         self.objective: Objective = next_token
+        self._replicas: nn.Module | None = None
         self.mask_scores: Scores = {}
         """Of the step that is under way."""
         self.watch()
@@ -104,6 +109,17 @@ class RunState:
     def module(self) -> nn.Module:
         """The model itself."""
         return self.pruned.module
+
+    @property
+    def trainee(self) -> nn.Module:
+        """What the training step runs: the model, joined with those of the other processes."""
+        if self._replicas is None:
+            self._replicas = self.world.replicate(self.module)
+        return self._replicas
+
+    def part_company(self) -> None:
+        """Before tensors change their shapes, or others are trained: the joint is made anew."""
+        self._replicas = None
 
     @property
     def params(self) -> int:
@@ -130,6 +146,7 @@ class RunState:
         """Train low-rank updates of these linear layers from now on."""
         recover = self.recipe.recover
         assert recover is not None
+        self.part_company()
         self.lora = Lora(self.module, paths, recover.lora or LoraSpec())
         self.optimizer = optimizer(self.module, recover)
 
@@ -137,6 +154,7 @@ class RunState:
         """What low-rank updates learned becomes part of the weights."""
         if self.lora is None:
             return
+        self.part_company()
         self.lora.merge()
         self.lora = None
         self.module.requires_grad_(True)
@@ -166,14 +184,19 @@ class RunState:
                 self.grams.close()
             params = readers(self.module, model.axes, model.sets)
             second = need_second_moments(prune.repair)
-            self.grams = Grams(self.module, params, how.gram_tokens, how.gram_decay, second=second)
+            moments: Any = {"second": second, "world": self.world}
+            self.grams = Grams(self.module, params, how.gram_tokens, how.gram_decay, **moments)
         if "mask_grad" in prune.criterion.needs:
             if self.taps is not None:
                 self.taps.close()
             self.taps = MaskGradients(self.module, model.axes, model.sets)
 
     def snapshot(self, log_position: dict[str, int]) -> Saved:
-        """All of it, as JSON values and flat tensors. Tensors are not copied."""
+        """All of it, as JSON values and flat tensors. Tensors are not copied. To be called by all
+        processes: what each has heard of its own rows is shared first.
+        """
+        if self.grams is not None:
+            self.grams.share()
         values: dict[str, Any] = {
             **{key: getattr(self, key) for key in COUNTERS},
             "stream": self.stream.state_dict(),

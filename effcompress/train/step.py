@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from effcompress.distributed import ALONE, World, unsynchronised
 from effcompress.errors import RunError
 from effcompress.spec import LoopSpec
 from effcompress.train.loss import Objective, autocast, by_domain, next_token
@@ -27,14 +29,21 @@ class Losses:
 
 
 def backward(
-    module: nn.Module, batch: Batch, spec: LoopSpec, objective: Objective = next_token
+    module: nn.Module,
+    batch: Batch,
+    spec: LoopSpec,
+    objective: Objective = next_token,
+    world: World = ALONE,
 ) -> Losses:
     """Accumulate the gradient of the mean objective over the batch, one micro-batch after another.
+    Of ``batch``, the same everywhere, each process of ``world`` computes its own rows; the losses
+    are those of the whole batch, and so is the gradient if ``module`` is a replica.
 
     Raises RunError when the loss is not finite; the weights are as they were before the step.
     """
     device = next(module.parameters()).device
-    size = spec.micro_batch_size or spec.batch_size
+    own = world.part(len(batch.ids_BT))
+    size = min(spec.micro_batch_size or spec.batch_size, own.stop - own.start)
     rows: list[torch.Tensor] = []
     trained = 0.0
     # A row without a token that is trained on (all of it prompt) counts for nothing.
@@ -42,15 +51,19 @@ def backward(
     if batch.trained_BT is not None:
         used_B = batch.trained_BT[:, 1:].any(1)
     count = max(1, int(used_B.sum()))
-    for start in range(0, len(batch.ids_BT), size):
-        ids_BT, trained_BT = _part(batch, start, size, device)
-        with autocast(device, spec.precision):
-            found = objective(module, ids_BT, trained_BT)
-        mean = found.objective.sum() / count
-        mean.backward()
+    for start in range(own.start, own.stop, size):
+        stop = min(start + size, own.stop)
+        ids_BT, trained_BT = _part(batch, start, stop, device)
+        # Gradients are exchanged once, in the backward of the last.
+        with unsynchronised(module) if stop < own.stop else nullcontext():
+            with autocast(device, spec.precision):
+                found = objective(module, ids_BT, trained_BT)
+            mean = found.objective.sum() / count
+            mean.backward()
         trained += float(mean.detach())
-        rows.append(found.text.float().cpu())
-    loss_B = torch.cat(rows)[used_B]
+        rows.append(found.text.float())
+    loss_B = world.cat(torch.cat(rows)).cpu()[used_B]
+    (trained,) = world.sums([trained])
     domains = tuple(d for d, used in zip(batch.domains, used_B.tolist(), strict=True) if used)
     loss = float(loss_B.mean()) if len(loss_B) else 0.0
     if not torch.isfinite(loss_B).all():
@@ -63,10 +76,10 @@ def backward(
 
 
 def _part(
-    batch: Batch, start: int, size: int, device: torch.device
+    batch: Batch, start: int, stop: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A micro-batch, on the device."""
-    rows = slice(start, start + size)
+    rows = slice(start, stop)
     trained_BT = batch.trained_BT
     return (
         batch.ids_BT[rows].to(device),

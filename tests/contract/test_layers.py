@@ -13,6 +13,7 @@ BASE = [
     "types",
     "errors",
     "inputs",
+    "distributed",
     "registry",
     "spec",
     "kinds",

@@ -45,9 +45,11 @@ def test_offline_names_hub_text_before_any_weights(tmp_path: Path) -> None:
     preflight(load_recipe(toy(tmp_path)), offline=True)
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="one process"):
+    preflight(load_recipe(toy(tmp_path)), offline=False)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(RecipeError, match=r"(?s)batch_size 4 is the batch of all.*batch_size: 6"):
         preflight(load_recipe(toy(tmp_path)), offline=False)
 
 

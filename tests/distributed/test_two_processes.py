@@ -1,0 +1,168 @@
+"""Two processes over gloo do what one does: same cuts, same losses, same model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from effcompress import load_recipe, run
+from tests.runner.toys import events, recipe, repeatable
+
+WORKER = Path(__file__).with_name("worker.py")
+OBS = ["prune.repair=[norm_gain, obs_update]"]
+ONCE = ["prune.measure={source: calibration, sequences: 6}", "prune.schedule={name: once, at: 0}"]
+SHORT = ["train.tokens=512"]
+TRAINING = {
+    "taylor": [],
+    "taylor_second": ["prune.hessian=adam_second_moment"],
+    "taylor_mixed": ["prune.hessian=fisher_diag"],
+    "magnitude": [],
+    "random": [],
+    "mask_fisher": ["prune.space=[{name: attention}, {name: ffn}]"],
+    "mask_taylor": ["prune.space=[{name: attention}, {name: ffn}]", "train.micro_batch_size=2"],
+}
+CALIBRATION = {
+    "taylor": [],
+    "wanda": ["prune.space=[{name: attention}, {name: ffn}]"],
+    "flap": ["prune.space=[{name: attention}, {name: ffn}]", "export.form=exact"],
+    "minitron": ["prune.space=[{name: ffn}, hidden]"],
+    "block_influence": ["prune.space=[layer]", "prune.target={shape: {layer: 1}}"],
+    "depth_order": ["prune.space=[layer]", "prune.target={shape: {layer: 1}}"],
+}
+
+
+def together(jobs: Sequence[dict[str, Any]], folder: Path, processes: int = 2) -> tuple[int, str]:
+    """(exit code, standard error) of that many processes that run these jobs."""
+    listed = folder / "jobs.json"
+    listed.write_text(json.dumps(jobs, default=str))
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, *start, str(WORKER), str(listed)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    return done.returncode, done.stderr
+
+
+def plans(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "plans.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k in ("step", "plan")} for x in lines]
+
+
+def losses(folder: Path) -> list[float]:
+    return [e["loss"] for e in events(folder, "step")]
+
+
+def logits(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(input_ids=torch.arange(48).reshape(2, 24)).logits
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    torch.set_num_threads(1)
+
+
+def test_sixty_steps_with_cuts_of_all_kinds(tmp_path: Path) -> None:
+    """Saliency as training goes on and the local update (variant B), accumulation on one side."""
+    path = recipe(tmp_path, tokens=7680, schedule="{name: continuous, every: 2}")
+    cases = {"a": [], "b": OBS, "accumulated": ["train.micro_batch_size=1"]}
+    for name, sets in cases.items():
+        run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
+    jobs = [{"recipe": path, "output": tmp_path / f"two_{n}", "set": s} for n, s in cases.items()]
+    code, said = together(jobs, tmp_path)
+    assert code == 0, said
+    for name in cases:
+        one, two = tmp_path / f"one_{name}", tmp_path / f"two_{name}"
+        assert len(losses(two)) == 60
+        assert plans(one) == plans(two), name
+        kinds = {key.split(".")[0] for line in plans(two) for key in line["plan"]}
+        assert kinds == {"attention", "ffn", "hidden"}
+        assert losses(two) == pytest.approx(losses(one), abs=1e-4), name
+        torch.testing.assert_close(logits(one), logits(two), atol=1e-3, rtol=0)
+        for kind in ("evaluation", "end"):  # one record, of the main process
+            assert len(events(one, kind)) == len(events(two, kind))
+        assert events(two, "run")[0]["processes"] == 2
+
+
+def test_every_criterion_chooses_what_it_chooses_alone(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    cases = {}
+    for source, table, common in (
+        ("t", TRAINING, SHORT),
+        ("c", CALIBRATION, ["train=null", *ONCE]),
+    ):
+        for name, sets in table.items():
+            repair = ["prune.repair=[]"]
+            cases[f"{source}_{name}"] = [f"prune.criterion={name}", *common, *repair, *sets]
+    for name, sets in cases.items():
+        run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
+    jobs = [{"recipe": path, "output": tmp_path / f"two_{n}", "set": s} for n, s in cases.items()]
+    code, said = together(jobs, tmp_path)
+    assert code == 0, said
+    for name in cases:
+        one, two = plans(tmp_path / f"one_{name}"), plans(tmp_path / f"two_{name}")
+        assert one and one == two, name
+
+
+def test_resumed_by_two_and_by_one(tmp_path: Path) -> None:
+    """From a checkpoint of two: by two bit for bit, by one within rounding."""
+    path = recipe(tmp_path)
+    sets = [*OBS, "save={every: 4, keep: 50}"]
+    whole = tmp_path / "whole"
+    code, said = together([{"recipe": path, "output": whole, "set": sets}], tmp_path)
+    assert code == 0, said
+    for name in ("by_two", "by_one"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in ("recipe.yaml", "recipe.resolved.yaml", "metrics.jsonl", "plans.jsonl"):
+            shutil.copy(whole / file, folder / file)
+        shutil.copytree(whole / "checkpoints/step-00000008", folder / "checkpoints/step-00000008")
+    job = {"recipe": path, "output": tmp_path / "by_two", "set": sets, "resume": True}
+    code, said = together([job], tmp_path)
+    assert code == 0, said
+    run(load_recipe(path, sets), output=tmp_path / "by_one", resume=True)
+    for file in ("model.safetensors", "plans.jsonl", "config.json"):
+        assert (whole / file).read_bytes() == (tmp_path / "by_two" / file).read_bytes(), file
+    for kind in ("step", "cut", "commit", "evaluation"):
+        assert repeatable(events(whole, kind)) == repeatable(events(tmp_path / "by_two", kind))
+    assert plans(whole) == plans(tmp_path / "by_one")
+    assert losses(tmp_path / "by_one") == pytest.approx(losses(whole), abs=1e-4)
+
+
+def test_one_that_dies_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    code, said = together([{"recipe": path, "output": whole}], tmp_path)
+    assert code == 0, said
+    code, said = together([{"recipe": path, "output": hurt, "dies": 11}], tmp_path)
+    assert code != 0 and not (hurt / "config.json").exists()
+    code, said = together([{"recipe": path, "output": hurt, "resume": True}], tmp_path)
+    assert code == 0, said
+    for file in ("model.safetensors", "plans.jsonl"):
+        assert (whole / file).read_bytes() == (hurt / file).read_bytes(), file
+
+
+def test_an_error_of_the_main_process_is_everyones(tmp_path: Path) -> None:
+    """Nobody waits for somebody who is gone."""
+    path = recipe(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("all of it")
+    code, said = together([{"recipe": path, "output": tmp_path / "taken"}], tmp_path)
+    assert code != 0
+    assert said.count("what is in it is no run of effcompress") == 2
+    assert sorted(p.name for p in (tmp_path / "taken").iterdir()) == ["thesis.txt"]
