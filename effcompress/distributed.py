@@ -125,7 +125,7 @@ class World:
             return module
         device = next(module.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
-        still = {_BUFFERS: False}  # they are the same everywhere and nobody changes them
+        still: Any = {_BUFFERS: False}  # they are the same everywhere and nobody changes them
         replicas = DistributedDataParallel(module, device_ids=ids, **still)
         replicas.register_comm_hook(None, _summed)
         return replicas
@@ -144,6 +144,7 @@ def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
 @contextmanager
 def joined() -> Iterator[World]:
     """The world that launched this process (``torchrun``, ``accelerate launch``), or nobody else.
+    Whoever has joined before stays joined afterwards.
 
     Raises RunError when the others cannot be reached.
     """
@@ -154,6 +155,9 @@ def joined() -> Iterator[World]:
     world = World(
         int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     )
+    if dist.is_initialized():
+        yield world
+        return
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(world.local_rank)
