@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from effcompress.distributed import ALONE, World
 from effcompress.types import AxisMap
 
 
@@ -22,7 +23,9 @@ class Influence:
     behind the block belongs to it). The stream is ``[B, T, hidden]``, before and after.
     """
 
-    def __init__(self, module: nn.Module, axes: AxisMap) -> None:
+    def __init__(self, module: nn.Module, axes: AxisMap, world: World = ALONE) -> None:
+        """``world``: who hears other sequences; what is read is of all of them."""
+        self._world = world
         self._totals: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
         self._listening = False
@@ -60,7 +63,10 @@ class Influence:
 
     def read(self) -> dict[str, float]:
         """``layer.3``, ``attention_block.3``, ... -> its influence."""
-        return {name: float(t) / self._tokens[name] for name, t in self._totals.items()}
+        names = sorted(self._totals)
+        totals = self._world.sums([float(self._totals[name]) for name in names])
+        tokens = self._world.sums([self._tokens[name] for name in names])
+        return {name: t / n for name, t, n in zip(names, totals, tokens, strict=True)}
 
     def _remember(self, name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, out: Any) -> None:

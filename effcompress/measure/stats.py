@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from effcompress.distributed import ALONE, World
 from effcompress.errors import PluginError, RunError
 from effcompress.registry import Bound
 
@@ -111,12 +112,15 @@ def collect(
     needs: Iterable[str],
     hessian: Bound | None,
     listening: Sequence[AbstractContextManager[None]] = (),
+    world: World = ALONE,
 ) -> CalibrationStats:
     """Mean gradient (and mean per-sequence Hessian) of the next-token loss over ``ids_NT``.
 
     One sequence per backward, as the Fisher matrix is defined on single samples. ``listening`` is
     entered for all passes together. Parameters end with ``grad`` None. Without a need for gradients
-    there is no backward, and without anyone who listens either no pass at all.
+    there is no backward, and without anyone who listens either no pass at all. The processes of
+    ``world`` take sequences in turn, each at least one; gradient and Hessian are of all of them,
+    what listeners heard is of their own.
     """
     wanted = set(needs) & {"grad", "hess"}
     backward = bool(wanted) or "mask_grad" in needs
@@ -126,7 +130,7 @@ def collect(
     with ExitStack() as stack:
         for context in listening:
             stack.enter_context(context)
-        for ids_T in ids_NT if backward or listening else ():
+        for ids_T in ids_NT[world.rank :: world.size] if backward or listening else ():
             module.zero_grad(set_to_none=True)
             row = ids_T[None].to(next(module.parameters()).device)
             with torch.set_grad_enabled(backward):
@@ -137,7 +141,7 @@ def collect(
                 _take_in(module, wanted, hessian, found, ids_NT.shape[0])
     module.zero_grad(set_to_none=True)
     module.train(training)
-    return CalibrationStats(module, found["grad"], found["hess"])
+    return CalibrationStats(module, world.total(found["grad"]), world.total(found["hess"]))
 
 
 @torch.no_grad()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
 from effcompress.data import Corpus, digest
+from effcompress.distributed import ALONE
 from effcompress.inputs import BACKWARD, FORWARD
 from effcompress.log import Log
 from effcompress.measure.grams import Grams, readers
@@ -64,11 +65,11 @@ def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> M
             ids_NT = calibration_text(state, prune.measure.sequences, corpus, log)
         else:  # nobody will read any
             ids_NT = state.probe_BT[:0]
-        stats = collect(state.module, ids_NT, needs, prune.hessian, ears.contexts)
+        stats = collect(state.module, ids_NT, needs, prune.hessian, ears.contexts, ears.world)
     sets, criterion = state.pruned.sets, prune.criterion
     influence = ears.influence.read() if ears.influence else {}
     if ears.masks is not None:
-        scores = ears.found
+        scores = ears.world.total(ears.found)
     elif FORWARD.intersection(criterion.needs):
         scores = score_inputs(sets, criterion, ears.read, influence)
     else:
@@ -84,21 +85,27 @@ class _Ears:
         module, axes, sets = state.module, state.pruned.axes, state.pruned.sets
         needs = set(prune.criterion.needs)
         self.found: Scores = {}
+        reads = bool(FORWARD.intersection(needs) - OF_LAYERS)
+        # What layers read is kept by a recursion over the sequences in their order, so then every
+        # process reads all of them.
+        alone = reads or prune.measure.sequences < state.world.size
+        self.world = ALONE if alone else state.world
         self.grams = self.masks = self.influence = None
         self.contexts: list[AbstractContextManager[None]] = []
         params = readers(module, axes, sets)
         self.read = InputStats(module, params)
-        if FORWARD.intersection(needs) - OF_LAYERS:
+        if reads:
             self.contexts.append(self.read.listening())
         if for_linears(prune.repair):
             second = need_second_moments(prune.repair)
-            self.grams = Grams(module, params, tokens=1 << 62, decay=1.0, second=second)
+            how: Any = {"second": second, "world": self.world}
+            self.grams = Grams(module, params, tokens=1 << 62, decay=1.0, **how)
             self.contexts.append(self.grams.listening())
         if "mask_grad" in needs:
             self.masks = MaskGradients(module, axes, sets)
             self.contexts.append(self.masks.listening(adds(self.found, prune.criterion)))
         if wants_influence(prune):
-            self.influence = Influence(module, axes)
+            self.influence = Influence(module, axes, self.world)
             self.contexts.append(self.influence.listening())
 
 

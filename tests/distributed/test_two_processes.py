@@ -33,7 +33,10 @@ TRAINING = {
     "mask_taylor": ["prune.space=[{name: attention}, {name: ffn}]", "train.micro_batch_size=2"],
 }
 CALIBRATION = {
-    "taylor": [],
+    "taylor": ["prune.repair=[norm_gain, obs_update]"],
+    "taylor_mixed": ["prune.hessian=fisher_diag"],
+    "mask_fisher": ["prune.space=[{name: attention}, {name: ffn}]"],
+    "mask_taylor": ["prune.space=[{name: attention}, {name: ffn}]"],
     "wanda": ["prune.space=[{name: attention}, {name: ffn}]"],
     "flap": ["prune.space=[{name: attention}, {name: ffn}]", "export.form=exact"],
     "minitron": ["prune.space=[{name: ffn}, hidden]"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from effcompress.recipe import load
-from effcompress.runner import run as story
+from effcompress.runner import begin as story
 from effcompress.runner.measurement import evaluate
 from effcompress.runner.run import run
 from tests.runner.toys import events, recipe, repeatable
