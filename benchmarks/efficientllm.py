@@ -1,6 +1,7 @@
 """The evidence: EfficientLLM-A and -B beside once-and-train baselines, equal tokens for all.
 
     python benchmarks/efficientllm.py CORPUS [--size 100M] [--seed 0] [--rows A B ...]
+                                      [--tokens 60000] [--precision bf16]
     python benchmarks/efficientllm.py CORPUS --table
 
 ``CORPUS`` is a folder of ``<domain>/{train,validation}.jsonl`` with a field ``text``. Every row is
@@ -21,6 +22,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -63,11 +65,31 @@ HAND = {
     },
 }
 """The source's shape made smaller in proportion, in the family's own manner."""
-FIELDS = ("size", "tokens", "seed", "row", "params", "minutes", "steps_per_second")
 
 
-def command(row: str, size: str, seed: int, tokens: int, corpus: Path) -> list[str]:
+@dataclass(frozen=True)
+class Job:
+    """A run: which row, and what is the same for a whole table. ``precision`` is what the recipes
+    say (bf16), or fp32 for processors that are slow at bf16.
+    """
+
+    row: str
+    size: str
+    tokens: int
+    seed: int
+    precision: str = "bf16"
+
+    def line(self) -> dict[str, object]:
+        """Its first cells."""
+        return {key: str(value) for key, value in asdict(self).items()}
+
+
+FIRST = [*Job("", "", 0, 0).line()]
+
+
+def command(job: Job, corpus: Path) -> list[str]:
     """The command line of a row; what it prints is what a user would type."""
+    size, tokens, row = job.size, job.tokens, job.row
     variant, sets = ROWS[row]
     recipe = ROOT / "recipes" / f"efficientllm_small_{size.lower()}_{variant}.yaml"
     domains = {
@@ -78,27 +100,29 @@ def command(row: str, size: str, seed: int, tokens: int, corpus: Path) -> list[s
         for folder in sorted(corpus.resolve().iterdir())
         if (folder / "train.jsonl").exists()
     }
-    every = [f"seed={seed}", f"data.domains={json.dumps(domains)}", *sets]
+    every = [f"seed={job.seed}", f"data.domains={json.dumps(domains)}", *sets]
     if row == "from scratch, A's shape":
-        found = folder_of("A", size, seed, tokens)
+        found = folder_of(replace(job, row="A"))
         every.append(f"model={{folder: {json.dumps(str(found))}, random: true}}")
     if row == "from scratch, scaled by hand":
         every += [f"model.shape.{key}={value}" for key, value in HAND[size].items()]
         every.append("model.random=true")
+    if job.precision != "bf16":
+        every.append(f"train.precision={job.precision}")
     if tokens != 60_000:
         warmup, pruning = (tokens * share // 100 for share in (10, 30 if size == "100M" else 40))
         rest = tokens - warmup - pruning
         every.append(f"train.stages={{warmup: {warmup}, pruning: {pruning}, continued: {rest}}}")
-    out = folder_of(row, size, seed, tokens)
+    out = folder_of(job)
     parts = [sys.executable, "-m", "effcompress", "run", str(recipe), "--output", str(out)]
     parts += [part for value in every for part in ("--set", value)]
     return [*parts, "--resume"] if (out / "checkpoints").exists() else parts
 
 
-def folder_of(row: str, size: str, seed: int, tokens: int) -> Path:
+def folder_of(job: Job) -> Path:
     """Where a row's run lies."""
-    name = "".join(c if c.isalnum() else "_" for c in row)
-    return RUNS / f"{size}_{tokens}_{name}_{seed}"
+    name = "".join(c if c.isalnum() else "_" for c in job.row)
+    return RUNS / f"{job.size}_{job.tokens}_{name}_{job.seed}_{job.precision}"
 
 
 def result(folder: Path) -> dict[str, float]:
@@ -119,18 +143,17 @@ def result(folder: Path) -> dict[str, float]:
     }
 
 
-def run(row: str, size: str, seed: int, tokens: int, corpus: Path) -> None:
+def run(job: Job, corpus: Path) -> None:
     """Run one row to its end and write its line."""
-    folder = folder_of(row, size, seed, tokens)
+    folder, what = folder_of(job), f"{job.row} (seed {job.seed}, {job.size})"
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     with log.open("a") as out:
-        done = subprocess.run(command(row, size, seed, tokens, corpus), stdout=out, stderr=out)
+        done = subprocess.run(command(job, corpus), stdout=out, stderr=out)
     if done.returncode:
-        print(f"{row} (seed {seed}, {size}): failed, see {log}", flush=True)
+        print(f"{what}: failed, see {log}", flush=True)
         return
-    found = result(folder)
-    line = {"size": size, "tokens": tokens, "seed": seed, "row": row, **found}
+    line: dict[str, object] = {**job.line(), **result(folder)}
     new = not RESULTS.exists()
     with RESULTS.open("a", newline="") as out:
         writer = csv.DictWriter(out, fieldnames=list(line))
@@ -138,7 +161,7 @@ def run(row: str, size: str, seed: int, tokens: int, corpus: Path) -> None:
             writer.writeheader()
         writer.writerow(line)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    print(f"{row} (seed {seed}, {size}): {mean_of(line):.2f}", flush=True)
+    print(f"{what}: {mean_of(line):.2f}", flush=True)
 
 
 def mean_of(line: dict[str, object], prefix: str = "") -> float:
@@ -200,6 +223,7 @@ def main() -> None:
     parser.add_argument("--size", choices=["100M", "68M"], default="100M")
     parser.add_argument("--tokens", type=int, default=60_000)
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     parser.add_argument("--table", action="store_true", help="print the tables; run nothing")
@@ -207,15 +231,16 @@ def main() -> None:
     if options.table:
         table()
         return
-    there = {(x["size"], x["tokens"], x["seed"], x["row"]) for x in read()}
+    there = [{key: line[key] for key in FIRST} for line in read()]
     jobs = [
-        (row, options.size, seed, options.tokens, options.corpus)
+        job
         for seed in options.seed
         for row in options.rows
-        if (options.size, str(options.tokens), str(seed), row) not in there
+        for job in [Job(row, options.size, options.tokens, seed, options.precision)]
+        if job.line() not in there
     ]
     with ThreadPoolExecutor(options.at_once) as pool:
-        list(pool.map(lambda job: run(*job), jobs))
+        list(pool.map(lambda job: run(job, options.corpus), jobs))
 
 
 if __name__ == "__main__":
