@@ -25,6 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from corpus import domains
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "efficientllm.csv"
 RUNS = ROOT / "runs" / "efficientllm"
@@ -92,15 +94,7 @@ def command(job: Job, corpus: Path) -> list[str]:
     size, tokens, row = job.size, job.tokens, job.row
     variant, sets = ROWS[row]
     recipe = ROOT / "recipes" / f"efficientllm_small_{size.lower()}_{variant}.yaml"
-    domains = {
-        folder.name: {
-            "jsonl": str(folder / "train.jsonl"),
-            "validation": str(folder / "validation.jsonl"),
-        }
-        for folder in sorted(corpus.resolve().iterdir())
-        if (folder / "train.jsonl").exists()
-    }
-    every = [f"seed={job.seed}", f"data.domains={json.dumps(domains)}", *sets]
+    every = [f"seed={job.seed}", f"data.domains={json.dumps(domains(corpus))}", *sets]
     if row == "from scratch, A's shape":
         found = folder_of(replace(job, row="A"))
         every.append(f"model={{folder: {json.dumps(str(found))}, random: true}}")
@@ -184,18 +178,20 @@ def read() -> list[dict[str, object]]:
 
 
 def table() -> None:
-    """Markdown, one table per size and budget: mean and spread over seeds."""
+    """Markdown, one table per size and budget: mean and spread over seeds. Where a seed was run in
+    both precisions, bf16 counts.
+    """
     groups: dict[tuple[str, str], dict[str, list[dict[str, object]]]] = {}
-    for line in read():
+    for line in _each_once(read()):
         key = (str(line["size"]), str(line["tokens"]))
         groups.setdefault(key, defaultdict(list))[str(line["row"])].append(line)
     for (size, tokens), rows in groups.items():
         first = next(iter(rows.values()))[0]
-        domains = domains_of(first)
+        names = domains_of(first)
         print(f"\n### To {size} with {int(tokens):,} tokens\n")
-        print(f"| row | parameters | mean | spread | seeds | {' | '.join(domains)} | minutes |")
-        print("|---|---|---|---|---|" + "---|" * (len(domains) + 1))
-        dense = " | ".join(f"{float(str(first[f'dense {d}'])):.2f}" for d in domains)
+        print(f"| row | parameters | mean | spread | seeds | {' | '.join(names)} | minutes |")
+        print("|---|---|---|---|---|" + "---|" * (len(names) + 1))
+        dense = " | ".join(f"{float(str(first[f'dense {d}'])):.2f}" for d in names)
         print(
             f"| dense, untrained | 134.5M | {mean_of(first, 'dense '):.2f} | - | - | {dense} | - |"
         )
@@ -203,7 +199,7 @@ def table() -> None:
             each = [mean_of(line) for line in lines]
             spread = f"{statistics.stdev(each):.2f}" if len(each) > 1 else "-"
             cells = " | ".join(
-                f"{statistics.mean(float(str(line[d])) for line in lines):.2f}" for d in domains
+                f"{statistics.mean(float(str(line[d])) for line in lines):.2f}" for d in names
             )
             params = statistics.mean(float(str(line["params"])) for line in lines) / 1e6
             minutes = statistics.mean(float(str(line["minutes"])) for line in lines)
@@ -211,6 +207,13 @@ def table() -> None:
                 f"| {row} | {params:.1f}M | {statistics.mean(each):.2f} | {spread} | {len(each)} | "
                 f"{cells} | {minutes:.0f} |"
             )
+
+
+def _each_once(lines: list[dict[str, object]]) -> list[dict[str, object]]:
+    found: dict[tuple[object, ...], dict[str, object]] = {}
+    for line in sorted(lines, key=lambda line: str(line["precision"])):
+        found.setdefault(tuple(line[key] for key in FIRST if key != "precision"), line)
+    return [line for line in lines if line in found.values()]
 
 
 def _mean(lines: list[dict[str, object]]) -> float:

@@ -24,6 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from corpus import domains
+
 from effcompress.report.comparison.facts import Facts, read
 
 ROOT = Path(__file__).parents[1]
@@ -86,15 +88,7 @@ def rows_of(size: str) -> dict[str, tuple[str, list[str]]]:
 def command(row: str, size: str, corpus: Path) -> list[str]:
     """The command line of a row; what it prints is what a user would type."""
     name, sets = rows_of(size)[row]
-    domains = {
-        folder.name: {
-            "jsonl": str(folder / "train.jsonl"),
-            "validation": str(folder / "validation.jsonl"),
-        }
-        for folder in sorted(corpus.resolve().iterdir())
-        if (folder / "train.jsonl").exists()
-    }
-    every = [f"name={row}", f"data.domains={json.dumps(domains)}", *sets]
+    every = [f"name={row}", f"data.domains={json.dumps(domains(corpus))}", *sets]
     parts = [sys.executable, "-m", "effcompress", "run", str(RECIPES / f"{name}.yaml")]
     parts += ["--output", str(RUNS / size / row)]
     parts += [part for value in every for part in ("--set", value)]
@@ -155,15 +149,15 @@ def table() -> None:
     for line in lines():
         sizes[line["size"]].append(line)
     for size, found in sizes.items():
-        domains = [name for name in found[0] if f"dense {name}" in found[0]]
+        names = [name for name in found[0] if f"dense {name}" in found[0]]
         print(f"\n### {'To ' + size if size != 'zeros' else 'Zeros, all parameters stay'}\n")
-        print(f"| method | parameters | zeroed | mean | {' | '.join(domains)} | pruning | peak |")
-        print("|---|---|---|---|" + "---|" * (len(domains) + 2))
-        dense = {name: float(found[0][f"dense {name}"]) for name in domains}
+        print(f"| method | parameters | zeroed | mean | {' | '.join(names)} | pruning | peak |")
+        print("|---|---|---|---|" + "---|" * (len(names) + 2))
+        dense = {name: float(found[0][f"dense {name}"]) for name in names}
         cells = " | ".join(f"{value:.2f}" for value in dense.values())
         print(f"| dense | 134.5M | - | {mean(dense):.2f} | {cells} | - | - |")
         for line in sorted(found, key=lambda line: float(line["mean"])):
-            values = " | ".join(f"{float(line[name]):.2f}" for name in domains)
+            values = " | ".join(f"{float(line[name]):.2f}" for name in names)
             zeroed = f"{int(line['zeroed']) / 1e6:.1f}M" if int(line["zeroed"]) else "-"
             memory = f"{int(line['prune_memory']) / 1e9:.2f} GB" if line["prune_memory"] else "-"
             print(
