@@ -84,6 +84,10 @@ class World:
         dist.all_reduce(total)
         return total.tolist()
 
+    def any(self, here: bool) -> bool:
+        """Whether it is so in one of the processes at least."""
+        return self.sums([float(here)])[0] > 0
+
     def agree(self, decide: Callable[[], T]) -> T:
         """What the main process decides, on all of them; so is the error that it meets."""
         if self.size == 1:

@@ -60,6 +60,20 @@ class RunError(EffcompressError):
     """A run that cannot go on, or whose result failed its proof."""
 
 
+class NotFinite(RunError):
+    """A number of training is not finite. The weights are as they were before that step."""
+
+
+class Stopped(EffcompressError):
+    """A run ended because somebody asked for it, and can go on: no failure.
+
+    The exit code is 0, as schedulers want it; after Ctrl-C it is 130, so that a shell does not go
+    on with what stands behind ``&&``.
+    """
+
+    exit_code = 0
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"Did you mean 'taylor'? "`` or an empty string, then the list of what is known."""
     names = sorted(known)

@@ -103,7 +103,8 @@ class Status:
     @property
     def params(self) -> int | None:
         """Parameters now."""
-        latest = max(self.step, self.cut, key=lambda event: event.get("step", -1))
+        # Of one step, the cut comes after it.
+        latest = max(self.cut, self.step, key=lambda event: event.get("step", -1))
         return latest.get("params", self.run.get("params"))
 
     @property

@@ -21,7 +21,8 @@ from typing import IO, Any, TextIO, final
 
 from effcompress.errors import RunError
 from effcompress.live import LiveView, Status, View
-from effcompress.pulse import Pulse
+from effcompress.now import NowFile
+from effcompress.pulse import STACKS, Pulse, patience
 from effcompress.story import Event, removed, story
 from effcompress.types import Cut
 
@@ -50,13 +51,17 @@ class Log:
         *,
         view: View,
         heartbeat: float = 20.0,
-        silence: float = 300.0,
+        silence: float | None = None,
         keep: bool = True,
     ) -> None:
-        """``keep=False``: check what comes, and leave writing to another process."""
+        """``keep=False``: check what comes, and leave writing to another process. ``silence``:
+        seconds after which the watchdog speaks, by default from ``EFFCOMPRESS_SILENCE``.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.view, self._phase = folder, view, "start"
-        self._pulse = Pulse(view.beat, lambda: self._phase, heartbeat, silence)
+        silence = patience() if silence is None else silence
+        self._now = NowFile(folder if keep else None, heartbeat)
+        self._pulse = Pulse(self._beat, lambda: self._phase, heartbeat, silence, folder / STACKS)
         kept = ("metrics", "plans") if keep else ()
         self._files = {name: _open(folder / f"{name}.jsonl") for name in kept}
 
@@ -65,6 +70,7 @@ class Log:
         line = {"event": event, **fields}
         clean = _plain(line, "", _address(line))
         self._write("metrics", clean)
+        self._now.event(clean)
         self._pulse.alive()
         self.view.event(clean)
 
@@ -84,11 +90,18 @@ class Log:
     def phase(self, name: str, total_tokens: int | None = None) -> None:
         """A new part of the run begins; ``total_tokens`` is what it works through, if known."""
         self._phase = name
+        self._now.phase(name)
         self._pulse.alive()
         self.view.phase(name, total_tokens)
 
+    @property
+    def doing(self) -> str:
+        """Name of the phase."""
+        return self._phase
+
     def progress(self, unit: str, done: int, total: int) -> None:
         """So many of ``total`` units of this phase are done; the record need not keep that."""
+        self._now.progress(unit, done, total)
         self._pulse.alive()
         self.view.progress(unit, done, total)
 
@@ -134,9 +147,14 @@ class Log:
     def close(self) -> None:
         """Close the files and give the terminal back. Closing twice does nothing."""
         self._pulse.stop()
+        self._now.close()
         self.view.close()
         for file in self._files.values():
             file.close()
+
+    def _beat(self) -> None:
+        self._now.beat(self._pulse.silent)
+        self.view.beat()
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
         file = self._files.get(name)
@@ -183,8 +201,8 @@ def _plain(value: Any, path: str, where: str) -> Any:
             raise RunError(
                 f"'{path}' is {float(value)}; the record takes finite numbers only",
                 where=where,
-                fix="Resume from the last checkpoint with a lower learning rate, or look at the "
-                "data or the plugin that this number comes from.",
+                fix="Look at the text or the plugin that this number comes from; --resume goes on "
+                "from the newest checkpoint.",
             )
         return float(value)
     if isinstance(value, Path):

@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 import faulthandler
+import os
+import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import final
+
+from effcompress.errors import RecipeError
+
+STACKS = "stacks.txt"
+VARIABLE = "EFFCOMPRESS_SILENCE"
+SILENCE = 300.0
+"""Seconds in which nothing happens, after which a run says where it stands."""
+
+
+def patience() -> float:
+    """Seconds, from ``EFFCOMPRESS_SILENCE``. Raises RecipeError when that is no number."""
+    given = os.environ.get(VARIABLE, "")
+    try:
+        seconds = float(given or SILENCE)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < threading.TIMEOUT_MAX:
+        raise RecipeError(f"{VARIABLE} is '{given}'", fix="Write seconds, e.g. 300.")
+    return seconds
 
 
 @final
 class Pulse:
     """Calls ``beat`` every ``interval`` seconds, and dumps the stacks of all threads once after
-    ``silence`` seconds in which nobody called ``alive``.
+    ``silence`` seconds in which nobody called ``alive``: to standard error and to ``stacks``.
     """
 
     def __init__(
-        self, beat: Callable[[], None], phase: Callable[[], str], interval: float, silence: float
+        self,
+        beat: Callable[[], None],
+        phase: Callable[[], str],
+        interval: float,
+        silence: float,
+        stacks: Path,
     ) -> None:
-        self._beat, self._phase = beat, phase
+        self._beat, self._phase, self._stacks = beat, phase, stacks
         self._interval, self._silence = interval, silence
         self._stop = threading.Event()
         self._last, self._dumped = time.monotonic(), False
@@ -32,6 +60,11 @@ class Pulse:
         if self._thread is None and not self._stop.is_set():
             self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
             self._thread.start()
+
+    @property
+    def silent(self) -> float:
+        """Seconds since something happened."""
+        return time.monotonic() - self._last
 
     def stop(self) -> None:
         """End the thread. Nothing beats afterwards."""
@@ -62,8 +95,21 @@ class Pulse:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             stacks = file.read().decode(errors="replace")
-        sys.stderr.write(
-            f"\nNothing has happened for {seconds:.0f} s in phase '{self._phase()}'. "
-            f"Where every thread is:\n{stacks}\n"
-        )
+        what = f"Nothing has happened for {seconds:.0f} s in phase '{self._phase()}'."
+        kept = self._keep(f"{what}\n{stacks}\n")
+        sys.stderr.write(f"\n{what} Where every thread is{kept}:\n{stacks}\n")
         sys.stderr.flush()
+
+    def _keep(self, text: str) -> str:
+        """Where it is to be found, for the reader."""
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        head = f"{date}, process {os.getpid()} on {socket.gethostname()}"
+        try:
+            # One write, as several processes of a run may be silent at the same time.
+            with self._stacks.open("ab", buffering=0) as file:
+                file.write(
+                    f"{date}, process {os.getpid()} on {socket.gethostname()}: {text}".encode()
+                )
+        except OSError:  # on standard error it stands anyway
+            return ""
+        return f" (also in {self._stacks}; look at the main thread, the last one)"

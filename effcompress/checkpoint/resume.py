@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from effcompress.checkpoint.save import FORMAT, STATE, TENSORS, Saved, steps
+from effcompress.checkpoint.save import FORMAT, STATE, TENSORS, Saved, sha256, steps
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
@@ -30,6 +30,9 @@ def _read(path: Path) -> Saved:
     size = (path / TENSORS).stat().st_size
     if size != values["bytes"]:
         raise ValueError(f"{TENSORS} has {size} bytes, not {values['bytes']}")
+    # Checkpoints of earlier versions have no hash.
+    if "sha256" in values and sha256(path / TENSORS) != values["sha256"]:
+        raise ValueError(f"{TENSORS} is not what was written")
     tensors: dict[str, torch.Tensor] = {}
     with safe_open(path / TENSORS, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  safe_open is no mapping

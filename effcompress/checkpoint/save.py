@@ -1,11 +1,13 @@
 """Checkpoints: one folder each, complete or not there.
 
 ``state.json`` holds everything that is no tensor, ``tensors.safetensors`` everything that is. The
-folder is written under a temporary name, flushed to disk, read back and then renamed.
+folder is written under a temporary name, read back and compared, flushed to disk and then renamed.
+A hash of the tensors tells later whether they are still what was written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from effcompress import fault
 from effcompress.errors import RunError
 
 FORMAT = 1
@@ -52,10 +56,12 @@ def save(folder: Path, step: int, saved: Saved, keep: int) -> Path:
         work.mkdir()
         contiguous = {name: t.detach().contiguous() for name, t in saved.tensors.items()}
         save_file(contiguous, work / TENSORS)
-        values = {"format": FORMAT, "bytes": (work / TENSORS).stat().st_size, **saved.values}
+        fault.point("save.tensors")
+        _read_back(work / TENSORS, contiguous)
+        written = {"bytes": (work / TENSORS).stat().st_size, "sha256": sha256(work / TENSORS)}
+        values = {"format": FORMAT, **written, **saved.values}
         (work / STATE).write_text(json.dumps(values, indent=1), encoding="utf-8")
         _flush(work / TENSORS, work / STATE, work)
-        _read_back(work, set(saved.tensors))
     except (OSError, SafetensorError) as error:
         shutil.rmtree(work, ignore_errors=True)
         raise RunError(
@@ -65,8 +71,10 @@ def save(folder: Path, step: int, saved: Saved, keep: int) -> Path:
         ) from error
     if target.exists():
         shutil.rmtree(target)
+    fault.point("save.rename")
     work.rename(target)
     _flush(folder)
+    fault.point("save.renamed")
     # Newer ones than this were damaged, or this run would have continued from them.
     for newer in (p for p in steps(folder) if p.name > target.name):
         shutil.rmtree(newer)
@@ -78,6 +86,19 @@ def save(folder: Path, step: int, saved: Saved, keep: int) -> Path:
 def steps(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def sha256(path: Path) -> str:
+    """Of a file, without holding it in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Also where both are not numbers."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
 def _sweep(folder: Path) -> None:
@@ -95,8 +116,9 @@ def _flush(*paths: Path) -> None:
             os.close(handle)
 
 
-def _read_back(work: Path, names: Mapping[str, Any] | set[str]) -> None:
-    with safe_open(work / TENSORS, framework="pt") as file:
-        missing = set(names) - set(file.keys())
-    if missing:
-        raise RunError(f"checkpoint lacks {sorted(missing)[0]}", where=str(work))
+def _read_back(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises OSError unless the file says bit for bit what is in memory."""
+    with safe_open(path, framework="pt") as file:
+        for name, tensor in tensors.items():
+            if not same_bits(file.get_tensor(name), tensor.cpu()):
+                raise OSError(f"{name} reads back as something else")

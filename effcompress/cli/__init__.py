@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from effcompress.cli import check, compare, describe, export, look, measure, run
+from effcompress.cli import check, compare, describe, export, look, measure, run, status
 from effcompress.cli.arguments import process
-from effcompress.errors import CoverageError, EffcompressError
+from effcompress.errors import CoverageError, EffcompressError, Stopped
 
 _LINES = 3
 
@@ -64,6 +64,7 @@ app.command("check")(check.check)
 app.command("plan")(look.plan)
 app.command("fetch")(look.fetch)
 app.command("run")(run.run)
+app.command("status")(status.status)
 app.command("compare")(compare.compare)
 app.command("inspect")(look.inspect)
 app.command("eval")(measure.evaluate)
@@ -88,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             # A declaration to start from is more than a line; all else is short.
             most = None if isinstance(error, CoverageError) else _LINES
             who = f"process {process()}: " if process() else ""
-            lines = f"{who}error: {error}".splitlines()[:most]
+            what = "stopped" if isinstance(error, Stopped) else "error"
+            lines = f"{who}{what}: {error}".splitlines()[:most]
             typer.echo("\n".join(lines), err=True)
         sys.exit(error.exit_code)
     except OSError as error:

@@ -17,14 +17,31 @@ from effcompress.cli.arguments import (
 )
 
 
-def plan(recipe: RecipeFile, set_: Overrides = None, json: AsJson = False) -> None:
-    """Show what a recipe will do: sizes, tokens, memory. Loads no weights."""
+def plan(
+    recipe: RecipeFile,
+    set_: Overrides = None,
+    json: AsJson = False,
+    processes: Annotated[
+        int,
+        typer.Option(min=1, envvar="WORLD_SIZE", help="Processes that share the batch."),
+    ] = 1,
+    flops_per_second: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            help="What one process reaches, e.g. 4e14: adds the time of a step.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show what a recipe will do: sizes, tokens, memory, messages. Loads no weights."""
     from effcompress.recipe import load
 
     loaded = load(recipe, set_ or ())
+    from effcompress.runner.bill import Launch
     from effcompress.runner.plan import plan as plan_recipe
 
-    show(plan_recipe(loaded), json)
+    show(plan_recipe(loaded, Launch(processes, flops_per_second)), json)
 
 
 def inspect(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.distributed import ALONE, World
+from effcompress.errors import NotFinite
 from effcompress.types import AxisMap, GroupSet
 
 LINEAR = {"Linear": 1, "Conv1D": 0}
@@ -97,7 +98,10 @@ class Grams:
             self._listening, self._last = False, None
 
     def read(self, param: str) -> Tensor | None:
-        """``[I, I]``, the mean so far; None before anything was read, or without ``second``."""
+        """``[I, I]``, the mean so far; None before anything was read, or without ``second``.
+
+        Raises NotFinite when it is not.
+        """
         owner = self.owner.get(param)
         found = None if owner is None else self.values.get(owner)
         return None if owner is None or found is None else self._over_all(owner, found)
@@ -109,7 +113,22 @@ class Grams:
 
     def _over_all(self, owner: str, own: Tensor) -> Tensor:
         (weight,) = self.world.sums([self.weights[owner]])
-        return self.world.total({owner: own})[owner] / weight
+        found = self.world.total({owner: own})[owner] / weight
+        if not bool(torch.isfinite(found.sum())):
+            raise NotFinite("what this layer reads is not finite", where=owner)
+        return found
+
+    def forget_unfinite(self) -> list[str]:
+        """Begin anew with the layers of which one process, at least, heard something that is not
+        finite. To be called by all; returns the names.
+        """
+        owners = sorted(self.means)
+        spoilt = [not _finite(self.means[o], self.values.get(o)) for o in owners]
+        bad = [o for o, n in zip(owners, self.world.sums(spoilt), strict=True) if n]
+        for owner in bad:
+            del self.means[owner], self.weights[owner]
+            self.values.pop(owner, None)
+        return bad
 
     @torch.no_grad()
     def silence(self, param: str, gone: Tensor) -> None:
@@ -207,6 +226,10 @@ def _add(into: dict[str, Tensor], name: str, value: Tensor) -> None:
         into[name].add_(value)
     else:
         into[name] = value
+
+
+def _finite(*tensors: Tensor | None) -> bool:
+    return all(bool(torch.isfinite(t.sum())) for t in tensors if t is not None)
 
 
 def _gram(x_TI: Tensor) -> Tensor:

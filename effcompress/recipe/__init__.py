@@ -1,5 +1,6 @@
 """Recipes: YAML in, frozen dataclasses with bound plugins out. Dicts stop here."""
 
+from effcompress.recipe.installed import require_trackers
 from effcompress.recipe.json_schema import json_schema, type_words
 from effcompress.recipe.load import LoadedRecipe, load, load_plugins
 from effcompress.recipe.reference import reference
@@ -13,6 +14,7 @@ __all__ = [
     "load_plugins",
     "plain",
     "reference",
+    "require_trackers",
     "resolved",
     "type_words",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from effcompress.recipe.installed import require_trackers
 from effcompress.recipe.load import LoadedRecipe
 from effcompress.recipe.marks import Key, dotted
 from effcompress.recipe.yaml_text import scalar
@@ -36,7 +37,12 @@ def plain(value: Any) -> Any:
 
 
 def checked(loaded: LoadedRecipe) -> list[str]:
-    """What ``load`` has checked by succeeding, one sentence per kind of thing."""
+    """What ``load`` has checked by succeeding, and what only a run needs, one sentence per kind of
+    thing.
+
+    Raises RecipeError for a tracker that is not installed.
+    """
+    require_trackers(loaded)
     recipe, origins = loaded.recipe, loaded.origins
     written = sum(origin != "default" for origin in origins.values())
     plugins = [f"{key} {bound.name}" for key, bound in _bound(recipe, "")]
@@ -46,6 +52,8 @@ def checked(loaded: LoadedRecipe) -> list[str]:
         lines.append(f"{files} input {'file is' if files == 1 else 'files are'} there")
     if plugins:
         lines.append(f"{len(plugins)} plugins and their knobs: {', '.join(plugins)}")
+    if recipe.track:
+        lines.append(f"trackers are installed: {', '.join(recipe.track.to)}")
     if recipe.effcompress:
         lines.append(f"the version of effcompress is {recipe.effcompress}")
     return lines

@@ -36,6 +36,9 @@ def status(record: Record) -> str | None:
     if record.status == "failed":
         reason = str((record.end or {}).get("reason") or "no reason was recorded").rstrip(".")
         return f"This run failed: {reason}. What follows is what it recorded until then."
+    if record.status == "stopped":
+        reason = str((record.end or {}).get("reason")).partition("\n")[0]
+        return f"This run was stopped {reason}. What follows is what it recorded until then."
     at = f" at step {record.steps[-1].step:,}" if record.steps else ""
     total = record.run.get("total_tokens")
     share = f" ({numbers.percent(record.tokens / total)} of the tokens)" if total else ""

@@ -22,7 +22,7 @@ from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.state import RunState
 from effcompress.saliency.inputs import OF_LAYERS, score_inputs
-from effcompress.saliency.score import score, score_masks
+from effcompress.saliency.score import require_finite, score, score_masks
 from effcompress.spec import PruneSpec
 from effcompress.types import Scores
 
@@ -70,6 +70,7 @@ def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> M
     influence = ears.influence.read() if ears.influence else {}
     if ears.masks is not None:
         scores = ears.world.total(ears.found)
+        require_finite(scores, criterion)
     elif FORWARD.intersection(criterion.needs):
         scores = score_inputs(sets, criterion, ears.read, influence)
     else:
@@ -124,7 +125,7 @@ def adds(scores: Scores, criterion: Bound) -> Take:
     """Score the mask gradients of a micro-batch and add them to those before."""
 
     def take(name: str, mask_grad_TG: Tensor) -> None:
-        score_G = score_masks(criterion, name, mask_grad_TG)
+        score_G = score_masks(criterion, mask_grad_TG)
         before = scores.get(name)
         scores[name] = score_G if before is None else before + score_G
 

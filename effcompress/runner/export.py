@@ -40,6 +40,7 @@ def export_and_prove(state: RunState, corpus: Corpus, folder: Path, log: Log) ->
     log.event(
         "proof",
         max_logit_difference=proof.max_logit_difference,
+        tolerance=proof.tolerance,
         tokens_equal=proof.tokens_equal,
         cache_equal=proof.cache_equal,
         seconds=proof.seconds,

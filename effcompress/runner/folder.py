@@ -102,7 +102,9 @@ def same_recipe(before: str, now: str, folder: Path) -> None:
 
 
 def values(resolved: str) -> dict[str, str]:
-    """Dotted key -> value as written, without the comments that tell origins."""
+    """Dotted key -> value as written, without comments and without ``track``: a run is the same
+    whoever looks at it.
+    """
     found: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     items: dict[str, int] = {}
@@ -122,6 +124,6 @@ def values(resolved: str) -> dict[str, str]:
             body, indent = body[2:], indent + 2
         key, _, value = body.partition(":")
         path.append((indent, key))
-        if value.strip():
+        if value.strip() and path[0][1] != "track":
             found[".".join(name for _, name in path)] = value.strip()
     return found

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, final
 
-from effcompress.errors import EffcompressError
+from effcompress.errors import EffcompressError, Stopped
 from effcompress.runner.contest import Job, require_same
+from effcompress.runner.stopping import Stopping, grace
 
+MARGIN = 10.0
+"""Seconds beyond the grace time that a process gets to write its report."""
 POLL = 0.1
 """Seconds between two looks at the processes."""
-PATIENCE = 10.0
-"""Seconds that a process gets to end when it is asked to."""
 IN_PROCESS = 0
 """As a number of processes: none but this one."""
 
@@ -106,7 +107,8 @@ def run_all(
         if at_once == IN_PROCESS:
             _here(waiting, progress, failed, offline)
         else:
-            _processes(waiting, at_once, progress, failed, offline)
+            with Stopping().listening():  # so that no process is left behind
+                _processes(waiting, at_once, progress, failed, offline)
     finally:
         progress.close()
     return failed
@@ -121,6 +123,8 @@ def _here(waiting: deque[Job], progress: Progress, failed: dict[Path, str], offl
         reason = ""
         try:
             run(job.loaded, output=job.folder, resume=True, offline=offline)
+        except Stopped:  # the others should not begin
+            raise
         except EffcompressError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  a plugin may raise anything; others go on
@@ -156,6 +160,8 @@ def _processes(
             progress.beat()
             time.sleep(POLL)
     finally:
+        for one in running:  # all at once: each takes its time for a checkpoint
+            one.process.terminate()
         for one in running:
             _stop(one)
 
@@ -187,9 +193,8 @@ def _start(job: Job, at_once: int, offline: bool) -> Running:
 
 
 def _stop(one: Running) -> None:
-    one.process.terminate()
     try:
-        one.process.wait(PATIENCE)
+        one.process.wait(grace() + MARGIN)
     except subprocess.TimeoutExpired:
         one.process.kill()
         one.process.wait()
@@ -209,7 +214,7 @@ def _reason(one: Running, code: int) -> str:
     """Why a process failed: its error, else its last words; empty where it did not."""
     one.output.close()
     if code == 0:
-        return ""
+        return "" if finished(one.job) else "stopped by a signal; the same command goes on"
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (often: not enough memory)" if name == "SIGKILL" else ""

@@ -14,7 +14,7 @@ from effcompress.measure.stats import TrainingStats, from_training
 from effcompress.runner.calibrated import Measured, adds, calibrated
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
-from effcompress.saliency.score import score
+from effcompress.saliency.score import require_finite, score
 from effcompress.spec import PruneSpec
 
 
@@ -64,6 +64,7 @@ def observe(state: RunState, prune: PruneSpec) -> None:
         return
     if state.taps is not None:
         scores = state.world.total(state.mask_scores)
+        require_finite(scores, prune.criterion)
     else:
         stats = TrainingStats(state.module, prune.criterion.needs, prune.hessian, state.optimizer)
         scores = score(state.pruned.sets, prune.criterion, stats, prune.reduce)

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from effcompress.errors import SourceError
 from effcompress.model.source import label_of
 from effcompress.recipe import LoadedRecipe
-from effcompress.runner.cost import H100_FLOPS, UTILISATION, Memory, flops_per_token, memory
+from effcompress.runner.bill import Launch, bill
 from effcompress.runner.price import price
 from effcompress.runner.reach import Priced, priced
 from effcompress.runner.shape import living_layers, living_widths, shape
-from effcompress.runner.sheet import Answer, Sheet, gigabytes, short
+from effcompress.runner.sheet import Answer, Sheet, short
 from effcompress.runner.timeline import Point, Timeline, total_tokens
 from effcompress.spec import Recipe
 
 ROWS = 10
-DEVICES = (1, 8)
 
 
-def plan(loaded: LoadedRecipe) -> Answer:
-    """Parameters over tokens, final shape, memory per device, FLOPs and GPU-hours.
+def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:  # noqa: B008  frozen
+    """Parameters over tokens, final shape, memory and messages of each process, FLOPs, GPU-hours.
 
     Raises SourceError when nothing is known of the model, RecipeError when the target is out of
-    reach.
+    reach or the processes cannot share the batch.
     """
     found = priced(loaded)
     if found is None:
@@ -49,10 +47,9 @@ def plan(loaded: LoadedRecipe) -> Answer:
         sheets.insert(0, _over_tokens(found, timeline))
     if "zeroed" in price_.data:
         data["zeroed"] = price_.data["zeroed"]
-    if recipe.loop:
-        costs = _costs(recipe, found, timeline)
-        data |= costs
-        sheets += [_memory_sheet(recipe, found, data), _cost_sheet(costs)]
+    costs, tables = bill(recipe, found, timeline, launch)
+    data |= costs
+    sheets += tables
     return Answer(data, tuple(sheets), tuple(price_.lines))
 
 
@@ -124,63 +121,3 @@ def _brief(value: Any) -> str:
         return str(value)
     low, high = min(value), max(value)
     return f"{low}" if low == high else f"{low}-{high}"
-
-
-def _costs(recipe: Recipe, found: Priced, timeline: Timeline) -> dict[str, Any]:
-    """FLOPs integrated over the shrinking model, and what that means in GPU-hours."""
-    length = recipe.data.sequence_length
-    total, points = 0.0, timeline.points
-    for here, there in itertools.pairwise(points):
-        per_token = flops_per_token(found.axes, found.config, here.widths, length)
-        total += per_token * (there.tokens - here.tokens)
-    dense = flops_per_token(found.axes, found.config, {}, length) * points[-1].tokens
-    hours = total / (H100_FLOPS * UTILISATION) / 3600
-    return {
-        "tokens": points[-1].tokens,
-        "flops": total,
-        "flops_if_not_pruned": dense,
-        "h100_hours": hours,
-        "assumed": {"peak_flops": H100_FLOPS, "utilisation": UTILISATION},
-        "memory_bytes": {
-            f"{devices} x {'sharded' if sharded else 'replicated'}": {
-                **vars(memory(found.axes, found.config, recipe, devices, sharded)),
-                "total": memory(found.axes, found.config, recipe, devices, sharded).total,
-            }
-            for devices in DEVICES
-            for sharded in ((False, True) if devices > 1 else (False,))
-        },
-    }
-
-
-def _memory_sheet(recipe: Recipe, found: Priced, data: dict[str, Any]) -> Sheet:
-    rows = []
-    for name, parts in data["memory_bytes"].items():
-        held = Memory(**{k: v for k, v in parts.items() if k != "total"})
-        states = held.weights + held.gradients + held.moments + held.compute_copy
-        rows.append(
-            (
-                name,
-                gigabytes(states),
-                gigabytes(held.activations),
-                gigabytes(held.logits),
-                gigabytes(held.total),
-            )
-        )
-    assert recipe.loop is not None
-    rows_per_device = recipe.loop.micro_batch_size or "all"
-    title = f"Memory per device at the start (micro-batch: {rows_per_device} sequences)"
-    columns = ("devices", "weights to moments", "activations", "logits", "total")
-    return Sheet(title, columns, tuple(rows))
-
-
-def _cost_sheet(costs: dict[str, Any]) -> Sheet:
-    saved = 1 - costs["flops"] / costs["flops_if_not_pruned"]
-    hours = costs["h100_hours"]
-    rows = (
-        ("tokens", short(costs["tokens"])),
-        ("training FLOPs", f"{costs['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
-        ("H100 hours", f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"),
-        ("assuming", f"{H100_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} utilisation"),
-        ("days on 8 H100", f"{hours / 8 / 24:,.1f}"),
-    )
-    return Sheet("Cost", ("", ""), rows)

@@ -6,15 +6,17 @@ import os
 
 from effcompress.errors import RecipeError, SourceError
 from effcompress.model import source
-from effcompress.recipe import LoadedRecipe
+from effcompress.recipe import LoadedRecipe, require_trackers
 from effcompress.runner import tasks
 from effcompress.runner.price import price
 
 
 def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
-    """Raises RecipeError for a target out of reach, a batch that the processes cannot share or
-    tasks without the harness, SourceError for what is not here when ``offline``.
+    """Raises RecipeError for a target out of reach, a batch that the processes cannot share, tasks
+    without the harness or a tracker that is not installed, SourceError for what is not here when
+    ``offline``.
     """
+    require_trackers(loaded)
     price(loaded)
     _require_shares(loaded)
     tasks.require_harness(loaded.recipe.evaluate.tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from effcompress import fault
 from effcompress.data import Corpus
 from effcompress.errors import RunError
 from effcompress.log import Log
@@ -83,6 +84,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
     )
     if choice.plan:
         _mask(state, prune, choice.plan, found.inputs, log)
+        fault.point("cut")
         state.average.cut()
         state.groups_cut += sum(choice.removed.values())
         for kind, units in choice.units.items():
@@ -116,6 +118,7 @@ def commit_event(state: RunState, log: Log) -> None:
     with same_function(state.module, probe, state.optimizer) as proof:
         layers = state.pruned.depth
         state.pruned.commit(state.optimizer, state.grams)
+        fault.point("commit")
     state.watch(anew=state.pruned.depth != layers)  # other tensors, or layers of other numbers
     state.since_commit = 0
     log.event(

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from effcompress import checkpoint, report, train
+from effcompress import checkpoint, fault, report
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.distributed import World, joined
-from effcompress.errors import EffcompressError, RunError
+from effcompress.errors import EffcompressError, RunError, Stopped
 from effcompress.log import Log, NoView, make_view
 from effcompress.model.load import LoadedModel
-from effcompress.recipe import LoadedRecipe
+from effcompress.recipe import LoadedRecipe, plain
 from effcompress.runner import recovery
 from effcompress.runner.begin import begin, evaluated
 from effcompress.runner.export import export_and_prove
+from effcompress.runner.failures import named
 from effcompress.runner.folder import open_folder, output_folder
-from effcompress.runner.measured import listening, observe
+from effcompress.runner.keep import keeper
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
 from effcompress.runner.result import Report, result
 from effcompress.runner.source import load_source
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.state import RunState
+from effcompress.runner.step import train_step
+from effcompress.runner.stopping import Stopping, grace
 from effcompress.runner.text import corpus_of
 from effcompress.runner.timeline import stage_at, total_tokens
-from effcompress.sparsity.hold import hold
 from effcompress.spec import Recipe
+from effcompress.track import watch
 from effcompress.types import Due
 
 
@@ -44,39 +48,56 @@ def run(
     """Do what the recipe says and leave a proven model in the output folder.
 
     Raises RecipeError or SourceError when the user's input cannot be used, RunError when the run
-    failed; a failed run can be continued with ``resume=True``.
+    failed, Stopped when a signal ended it; what ended early can be continued with ``resume=True``.
     """
     preflight(loaded, offline=offline)
     folder = output_folder(loaded, output)
-    with joined() as world:
+    stopping = Stopping(grace())
+    with joined() as world, stopping.listening():
         world.agree(lambda: open_folder(loaded, folder, resume))
-        return _recorded(loaded.recipe, folder, world, offline=offline)
+        return _recorded(loaded.recipe, folder, world, stopping, offline=offline)
 
 
-def _recorded(recipe: Recipe, folder: Path, world: World, *, offline: bool) -> Report:
+def _recorded(
+    recipe: Recipe, folder: Path, world: World, stopping: Stopping, *, offline: bool
+) -> Report:
     """The story with its record and its report; how it ended is always in them."""
     log = Log(folder, view=make_view() if world.main else NoView(), keep=world.main)
+    if world.main:
+        watch(log, recipe, plain(recipe), offline=offline)
     started = time.monotonic()
+    stopping.say = log.note
     try:
-        done = _story(recipe, folder, log, world, offline=offline, started=started)
+        done = _story(recipe, folder, log, world, stopping, offline=offline, started=started)
         log.close()
         if world.main:
             report.write(folder)
     except BaseException as error:
+        known = named(error, log.doing, recipe)
         # Whatever else fails now (a full disk, say) must not hide what failed first.
         with contextlib.suppress(EffcompressError, OSError):
-            reason = str(error) if isinstance(error, EffcompressError) else repr(error)
-            log.event("end", status="failed", reason=reason, seconds=time.monotonic() - started)
+            status = "stopped" if isinstance(error, Stopped) else "failed"
+            reason = repr(error) if known is None else str(known)
+            log.event("end", status=status, reason=reason, seconds=time.monotonic() - started)
         with contextlib.suppress(EffcompressError, OSError):
             log.close()
             if world.main:
                 report.write(folder)
-        raise
+        if known is None or known is error:
+            raise
+        raise known from error
     return done
 
 
 def _story(
-    recipe: Recipe, folder: Path, log: Log, world: World, *, offline: bool, started: float
+    recipe: Recipe,
+    folder: Path,
+    log: Log,
+    world: World,
+    stopping: Stopping,
+    *,
+    offline: bool,
+    started: float,
 ) -> Report:
     torch.manual_seed(recipe.seed)
     log.phase("loading the model")
@@ -96,7 +117,8 @@ def _story(
     else:
         _continue(state, saved, corpus, log)
     before = state.seconds
-    _train_and_prune(state, corpus, total, folder, log, offline=offline)
+    keep = keeper(state, corpus, folder, log)
+    _train_and_prune(state, corpus, total, log, stopping, keep, offline=offline)
     world.agree(lambda: export_and_prove(state, corpus, folder, log))
     log.phase("evaluating the pruned model")
     after = evaluated(state, corpus, log, offline)
@@ -144,9 +166,16 @@ def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
 
 
 def _train_and_prune(
-    state: RunState, corpus: Corpus, total: int, folder: Path, log: Log, *, offline: bool
+    state: RunState,
+    corpus: Corpus,
+    total: int,
+    log: Log,
+    stopping: Stopping,
+    keep: Callable[[], None],
+    *,
+    offline: bool,
 ) -> None:
-    """The one loop. One-shot pruning is the same loop with one event at token 0."""
+    """What comes before the loop and after it. One-shot pruning is an event at token 0."""
     recipe = state.recipe
     dense = recipe.sparsify is not None and not state.sparse
     if recipe.prune or not dense:
@@ -157,18 +186,10 @@ def _train_and_prune(
     if recipe.sparsify is not None and dense:
         sparsify_event(state, recipe.sparsify, corpus, log)
         if total:
-            _save(state, corpus, folder, log)
+            keep()
             log.phase("training with zeros", total)
     recovery.begin(state, log, offline=offline)
-    while state.tokens < total:
-        started = time.monotonic()
-        stage = stage_at(recipe, state.tokens)
-        _train_step(state, total, log, started)
-        _tell_stage(state, stage, log)
-        _prune_if_due(state, corpus, total, log)
-        state.seconds += time.monotonic() - started
-        if state.step % recipe.save.every == 0 or state.tokens >= total:
-            _save(state, corpus, folder, log)
+    _loop(state, corpus, total, log, stopping, keep)
     unsaved = state.step == 0 or state.pruned.ledger.pending() or state.lora is not None
     recovery.end(state)
     if recipe.prune and not state.target_reached:
@@ -177,8 +198,36 @@ def _train_and_prune(
         prune_event(state, recipe.prune, Due(params=state.target_params), corpus, log)
     commit_event(state, log)
     if unsaved:  # `effcompress export` starts from the last checkpoint
-        _save(state, corpus, folder, log)
+        keep()
     state.module.zero_grad(set_to_none=True)
+
+
+def _loop(
+    state: RunState,
+    corpus: Corpus,
+    total: int,
+    log: Log,
+    stopping: Stopping,
+    keep: Callable[[], None],
+) -> None:
+    """The one loop. It ends early, with a checkpoint, where a signal asks for it."""
+    recipe = state.recipe
+    with stopping.patient():
+        while state.tokens < total:
+            started = time.monotonic()
+            stage = stage_at(recipe, state.tokens)
+            learned = train_step(state, total, log, started, keep)
+            fault.point("step")
+            _tell_stage(state, stage, log)
+            if learned:
+                _prune_if_due(state, corpus, total, log)
+            state.seconds += time.monotonic() - started
+            asked = state.world.any(bool(stopping.asked))
+            if asked or state.step % recipe.save.every == 0 or state.tokens >= total:
+                keep()
+            if asked:
+                where = f" behind step {state.step}, with a checkpoint"
+                raise stopping.stopped(stopping.asked or "SIGTERM", where)
 
 
 def _tell_stage(state: RunState, before: str, log: Log) -> None:
@@ -202,38 +251,6 @@ def _phase(recipe: Recipe, stage: str) -> str:
     return words.get(stage, "pruning and training")
 
 
-def _train_step(state: RunState, total: int, log: Log, started: float) -> None:
-    recipe, optimizer = state.recipe, state.optimizer
-    spec = recipe.loop
-    assert spec is not None and optimizer is not None
-    state.module.train()
-    batch = state.stream.next(spec.batch_size)
-    with listening(state):
-        losses = train.backward(state.trainee, batch, spec, state.objective, state.world)
-    if recipe.prune:
-        observe(state, recipe.prune)
-    hold(state.module, state.zeros)
-    state.step += 1
-    state.tokens += batch.ids_BT.numel()
-    rate = train.learning_rate(spec.learning_rate, state.tokens, total)
-    norm = train.update(state.module, optimizer, spec, rate)
-    seconds = time.monotonic() - started
-    log.event(
-        "step",
-        step=state.step,
-        tokens=state.tokens,
-        loss=losses.loss,
-        **({} if state.objective is train.next_token else {"objective": losses.objective}),
-        domain_loss=losses.domain_loss,
-        learning_rate=rate,
-        grad_norm=norm,
-        params=state.params,
-        tokens_per_second=batch.ids_BT.numel() / seconds,
-        flops=state.flops_per_token * batch.ids_BT.numel(),
-        seconds=state.seconds + seconds,
-    )
-
-
 def _prune_if_due(state: RunState, corpus: Corpus, total: int, log: Log) -> None:
     prune = state.recipe.prune
     if prune is None:
@@ -242,18 +259,3 @@ def _prune_if_due(state: RunState, corpus: Corpus, total: int, log: Log) -> None
     while again and (due := due_now(state, prune, total, log)) is not None:
         prune_event(state, prune, due, corpus, log)
         again = due.again
-
-
-def _save(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
-    started = time.monotonic()
-    saved = state.snapshot(log.state())
-    saved.values["corpus"] = corpus.fingerprint
-    saved.values["threads"] = torch.get_num_threads()
-    size = state.world.agree(lambda: _written(folder, state, saved))
-    log.event("checkpoint", step=state.step, seconds=time.monotonic() - started, bytes=size)
-
-
-def _written(folder: Path, state: RunState, saved: Saved) -> int:
-    """Bytes of the checkpoint."""
-    path = checkpoint.save(folder / "checkpoints", state.step, saved, state.recipe.save.keep)
-    return (path / checkpoint.TENSORS).stat().st_size

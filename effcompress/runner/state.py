@@ -36,6 +36,7 @@ COUNTERS = (
     "removed",
     "since_commit",
     "target_reached",
+    "left_out",
     "sparse",
     "seconds",
 )
@@ -87,6 +88,8 @@ class RunState:
         self.positions = positions(self.pruned.parent, self.pruned.parent_sets)
         self.since_commit = 0
         self.target_reached = False
+        self.left_out = 0
+        """Steps in a row whose numbers were not finite."""
         self.sparse: list[str] = []
         """Weights in which zeros were made."""
         self.zeros: dict[str, Tensor] = {}

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from effcompress.errors import CoverageError, PluginError, RunError
+from effcompress.errors import CoverageError, PluginError
 from effcompress.inputs import FORWARD
 from effcompress.registry import Bound
+from effcompress.saliency.score import require_finite
 from effcompress.types import DEPTH, GroupSet, Member, Scores
 
 OF_LAYERS = frozenset({"kind", "layer", "positions", "influence"})
@@ -36,20 +37,16 @@ def score_inputs(
     """``{set: score_G}`` in fp32 on the CPU, in the physical order of the units.
 
     Raises CoverageError where no linear layer reads the mini-groups, PluginError when the criterion
-    returns another shape, RunError when a saliency is not finite.
+    returns another shape, NotFinite when a saliency is not.
     """
     scores: Scores = {}
     for s in sets:
-        score_G = (
+        scores[s.name] = (
             _of_depth(s, criterion, influence)
             if s.kind in DEPTH
             else _of_readers(s, criterion, read)
         )
-        if not bool(torch.isfinite(score_G).all()):
-            raise RunError(
-                f"criterion '{criterion.name}' gives a saliency that is not finite", where=s.name
-            )
-        scores[s.name] = score_G
+    require_finite(scores, criterion)
     return scores
 
 

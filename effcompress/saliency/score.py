@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from effcompress.errors import PluginError, RunError
+from effcompress.errors import NotFinite, PluginError
 from effcompress.registry import Bound
 from effcompress.saliency.reduce import reduce as over_members
 from effcompress.spec import ReduceSpec
@@ -43,8 +43,8 @@ def score(
 ) -> Scores:
     """``{set: score_G}`` in fp32, in the physical order of the units.
 
-    Raises PluginError when the criterion returns another shape or changes its inputs, RunError when
-    a saliency is not finite (naming the set).
+    Raises PluginError when the criterion returns another shape or changes its inputs, NotFinite
+    when a saliency is not (naming the set).
     """
     wanted: dict[str, set[int]] = defaultdict(set)
     for s in sets:
@@ -54,31 +54,31 @@ def score(
     scores: Scores = {}
     for s in sets:
         total = over_members([along[m.param][m.dim][m.index_GB] for m in s.members], reduce)
-        _require_finite(total, criterion, s.name)
         scores[s.name] = total
+    require_finite(scores, criterion)
     return scores
 
 
 @torch.no_grad()
-def score_masks(criterion: Bound, name: str, mask_grad_TG: Tensor) -> Tensor:
+def score_masks(criterion: Bound, mask_grad_TG: Tensor) -> Tensor:
     """``score_G`` of one set from one micro-batch, in fp32 on the CPU; to be added up over them.
 
-    Raises PluginError when the criterion returns something else or changes its input, RunError
-    when a saliency is not finite (naming the set).
+    Raises PluginError when the criterion returns something else or changes its input. Whether the
+    sum is finite is asked when it is complete (``require_finite``): processes see different rows,
+    and one must not stop alone.
     """
-    count = (mask_grad_TG.shape[1],)
-    score_G = _ask(criterion, {"mask_grad": mask_grad_TG}, count).float().cpu()
-    _require_finite(score_G, criterion, name)
-    return score_G
+    return _ask(criterion, {"mask_grad": mask_grad_TG}, (mask_grad_TG.shape[1],)).float().cpu()
 
 
-def _require_finite(score_G: Tensor, criterion: Bound, name: str) -> None:
-    if not bool(torch.isfinite(score_G).all()):
-        raise RunError(
-            f"criterion '{criterion.name}' gives a saliency that is not finite",
-            where=name,
-            fix="Lower the learning rate, or look at the loss of the last steps.",
-        )
+def require_finite(scores: Scores, criterion: Bound) -> None:
+    """Raises NotFinite, with the name of the set, when a saliency is not."""
+    for name, score_G in scores.items():
+        if not bool(torch.isfinite(score_G).all()):
+            raise NotFinite(
+                f"criterion '{criterion.name}' gives a saliency that is not finite",
+                where=name,
+                fix="Look at the loss of the last steps and at the criterion.",
+            )
 
 
 def _ask(criterion: Bound, inputs: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:

@@ -21,6 +21,7 @@ from effcompress.spec.source import ModelSpec
 from effcompress.spec.sparsifying import Pattern, SparsifySpec
 from effcompress.spec.tasks import TasksSpec
 from effcompress.spec.text import DataSpec, DomainSpec
+from effcompress.spec.tracking import TrackSpec
 from effcompress.spec.training import (
     DistillSpec,
     LearningRateSpec,
@@ -56,6 +57,7 @@ __all__ = [
     "StagesSpec",
     "TargetSpec",
     "TasksSpec",
+    "TrackSpec",
     "TrainSpec",
 ]
 
@@ -80,6 +82,7 @@ class Recipe:
     evaluate: EvaluateSpec = key("evaluation before and after", EvaluateSpec())
     save: SaveSpec = key("checkpoints", SaveSpec())
     export: ExportSpec = key("the model folder at the end", ExportSpec())
+    track: TrackSpec | None = key("trackers that are shown the run; without it none", None)
 
     @property
     def loop(self) -> LoopSpec | None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from effcompress.distributed import ALONE, World, unsynchronised
-from effcompress.errors import RunError
+from effcompress.errors import NotFinite
 from effcompress.spec import LoopSpec
 from effcompress.train.loss import Objective, autocast, by_domain, next_token
 from effcompress.types import Batch
@@ -39,7 +39,7 @@ def backward(
     Of ``batch``, the same everywhere, each process of ``world`` computes its own rows; the losses
     are those of the whole batch, and so is the gradient if ``module`` is a replica.
 
-    Raises RunError when the loss is not finite; the weights are as they were before the step.
+    Raises NotFinite when the loss is not; the weights are as they were before the step.
     """
     device = next(module.parameters()).device
     own = world.part(len(batch.ids_BT))
@@ -68,10 +68,7 @@ def backward(
     loss = float(loss_B.mean()) if len(loss_B) else 0.0
     if not torch.isfinite(loss_B).all():
         bad = sorted({d for d, v in zip(domains, loss_B, strict=True) if not v.isfinite()})
-        raise RunError(
-            f"the loss is {loss} (domains: {', '.join(bad)})",
-            fix="Resume from the last checkpoint with a lower train.learning_rate.peak.",
-        )
+        raise NotFinite(f"the loss is not finite (domains: {', '.join(bad)})")
     return Losses(loss, by_domain(loss_B, domains), trained)
 
 
@@ -90,7 +87,7 @@ def _part(
 def update(module: nn.Module, optimizer: Optimizer, spec: LoopSpec, rate: float) -> float:
     """Clip, step, and drop the gradients. Returns the norm of the gradient before clipping.
 
-    Raises RunError, before any weight changes, when the norm is not finite.
+    Raises NotFinite, before any weight changes, when the norm is not.
     """
     parameters = [p for p in module.parameters() if p.grad is not None]
     norm_0 = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -102,11 +99,7 @@ def update(module: nn.Module, optimizer: Optimizer, spec: LoopSpec, rate: float)
             for name, p in module.named_parameters()
             if p.grad is not None and not bool(torch.isfinite(p.grad).all())
         ]
-        raise RunError(
-            f"the gradient is not finite (norm {norm})",
-            where=bad[0] if bad else None,
-            fix="Resume from the last checkpoint with a lower train.learning_rate.peak.",
-        )
+        raise NotFinite("the gradient is not finite", where=bad[0] if bad else None)
     nn.utils.clip_grads_with_norm_(parameters, spec.clip, norm_0)
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from effcompress.checkpoint import export, prove
+from effcompress.checkpoint import export, proof, prove
 from effcompress.errors import RunError
 from effcompress.model.containers import container
 from effcompress.model.families import LLAMA
@@ -52,6 +52,24 @@ def test_changed_weights_fail(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     weights = {k: v.clone() for k, v in load_file(file).items()}
     weights["model.norm.weight"][3] += 0.01
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(RunError, match="logits differ by"):
+        prove(tmp_path, model, tokens(2, 10))
+
+
+def test_rounding_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels in another order: the same function, other sums. One weight: another function."""
+    model = exported(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = {k: v.clone() for k, v in load_file(file).items()}
+    for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+        key = f"model.layers.0.mlp.{name}.weight"
+        weights[key] = weights[key].flip(dim).contiguous()
+    save_file(weights, file, metadata={"format": "pt"})
+    monkeypatch.setattr(proof, "TOLERANCE", 0.0)
+    shown = prove(tmp_path, model, tokens(2, 10))
+    assert 0 < shown.max_logit_difference <= shown.tolerance < 1e-5
+    weights["model.layers.0.mlp.down_proj.weight"][0, 0] += 0.01
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(RunError, match="logits differ by"):
         prove(tmp_path, model, tokens(2, 10))

@@ -37,7 +37,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert newest(tmp_path / "none", no_warning) is None
 
 
-@pytest.mark.parametrize("damage", ["truncate", "scramble", "state", "missing"])
+@pytest.mark.parametrize("damage", ["truncate", "scramble", "flip", "state", "missing"])
 def test_a_damaged_newest_falls_back_and_says_so(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 1, saved(1), keep=2)
     path = save(tmp_path, 2, saved(2), keep=2)
@@ -46,6 +46,10 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path: Path, damage: str) ->
         os.truncate(tensors, tensors.stat().st_size - 5)
     if damage == "scramble":
         tensors.write_bytes(b"\xff" * tensors.stat().st_size)
+    if damage == "flip":
+        content = bytearray(tensors.read_bytes())
+        content[-1] ^= 1
+        tensors.write_bytes(content)
     if damage == "state":
         (path / "state.json").write_text("{")
     if damage == "missing":
@@ -69,6 +73,29 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with pytest.raises(RunError, match=r"step 2 cannot be written.*No space left"):
         save(tmp_path, 2, saved(2), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001"]
+
+
+def test_what_reads_back_as_something_else_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, saved(1), keep=2)
+    module = __import__("sys").modules[verb.__module__]
+    real = module.save_file
+
+    def lies(tensors, path):
+        real({**tensors, "rng": torch.zeros(4, dtype=torch.int64)}, path)
+
+    monkeypatch.setattr(module, "save_file", lies)
+    with pytest.raises(RunError, match="step 2 cannot be written: rng reads back as something"):
+        save(tmp_path, 2, saved(2), keep=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_numbers_that_are_none_are_kept_as_they_are(tmp_path: Path) -> None:
+    odd = {"none": torch.tensor([torch.nan, torch.inf]), "empty": torch.zeros(0, 3)}
+    save(tmp_path, 1, Saved({}, {**odd, "flag": torch.tensor(True)}), keep=1)
+    found = newest(tmp_path, no_warning)
+    assert found is not None and bool(found.tensors["none"].isnan()[0])
 
 
 def test_leftovers_of_a_dead_writer_are_swept(tmp_path: Path) -> None:

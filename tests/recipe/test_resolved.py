@@ -19,6 +19,7 @@ OTHERS = {
     "only training": RECIPE[: RECIPE.index("prune:")] + RECIPE[RECIPE.index("train:") :],
     "awkward text": RECIPE + 'evaluate: {prompt: "a: #b\\n  3e-4 \\u00e9 \\"q\\""}\n',
     "zeros": RECIPE[: RECIPE.index("prune:")] + "sparsify: {method: wanda, pattern: 2:4}\n",
+    "tracked": RECIPE + "track: {to: [wandb, tensorboard], project: toys}\n",
     "no repair": RECIPE.replace("  target:", "  repair: []\n  target:"),
 }
 

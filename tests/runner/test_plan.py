@@ -32,8 +32,9 @@ def test_the_469m_plan() -> None:
     # 6 N T of the source model, attention included, bounds the shrinking model's cost from above.
     assert 0.3 * data["flops_if_not_pruned"] < data["flops"] < data["flops_if_not_pruned"]
     assert data["flops_if_not_pruned"] == pytest.approx(6 * 1.711e9 * 122.6e9, rel=0.25)
-    one, eight = (data["memory_bytes"][k] for k in ("1 x replicated", "8 x sharded"))
-    assert one["weights"] == 4 * 1_711_376_384 and eight["weights"] == one["weights"] / 8
+    update = data["memory_bytes"]["update"]
+    assert update["weights"] == update["gradients"] == 4 * 1_711_376_384
+    assert update["moments"] == 2 * update["weights"] and update["buckets"] == 0
 
 
 def test_flops_by_hand(tmp_path: Path) -> None:

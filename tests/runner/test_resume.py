@@ -15,11 +15,25 @@ import pytest
 
 from tests.runner.toys import recipe, repeatable
 
+INSIDE = [
+    "cut:2",
+    "save.tensors:1",
+    "commit:1",
+    "save.rename:1",
+    "save.renamed:1",
+    "export:2",
+]
+"""Where a kill is most likely to leave something half done; with the time it comes there."""
 
-def start(path: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+
+def start(path: Path, out: Path, *more: str, fault: str = "") -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "effcompress", "run", str(path), "--output", str(out), *more]
     # One thread for all: the order of sums must not depend on how busy the machine is.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    temporary = out.with_suffix(".tmp")
+    temporary.mkdir(exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    if fault:
+        environment["EFFCOMPRESS_FAULT"] = f"{fault}:kill"
     with out.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
@@ -29,28 +43,42 @@ def record(out: Path) -> list[dict]:
     return repeatable(map(json.loads, (out / "metrics.jsonl").read_text().splitlines()))
 
 
-@pytest.mark.timeout(600)
+def shared_memory() -> set[str]:
+    place = Path("/dev/shm")
+    return {p.name for p in place.iterdir()} if place.is_dir() else set()
+
+
+def kill_at_random(process: subprocess.Popen[bytes], out: Path, rng: random.Random) -> None:
+    """Some time within the next steps."""
+    metrics = out / "metrics.jsonl"
+    wanted = rng.randrange(1, 6) + (metrics.read_text().count('"grad_norm"') if out.exists() else 0)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count('"grad_norm"') >= wanted:
+            time.sleep(rng.random() * 0.05)
+            process.send_signal(signal.SIGKILL)
+            return
+        time.sleep(0.005)
+
+
+@pytest.mark.timeout(900)
 def test_kill_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
     path, whole, killed = recipe(tmp_path), tmp_path / "whole", tmp_path / "killed"
+    before = shared_memory()
     assert start(path, whole).wait() == 0, whole.with_suffix(".log").read_text()
-    rng, kills = random.Random(os.environ.get("EFFCOMPRESS_KILL_SEED", "7")), 0
-    for _ in range(8):
-        process = start(path, killed, *(["--resume"] if killed.exists() else []))
-        metrics, wanted = killed / "metrics.jsonl", rng.randrange(2, 19)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            steps = metrics.read_text().count('"grad_norm"') if metrics.exists() else 0
-            if steps >= wanted:
-                time.sleep(rng.random() * 0.05)
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.005)
-        if process.wait() == 0:
-            break
-    if not (killed / "config.json").exists():
-        assert start(path, killed, "--resume").wait() == 0, killed.with_suffix(".log").read_text()
-    assert kills >= 2
+    seed = os.environ.get("EFFCOMPRESS_KILL_SEED", "7")
+    rng, deaths = random.Random(seed), 0
+    faults = ["", "", *INSIDE[:3], "", "", *INSIDE[3:]]
+    for fault in faults:
+        more = ["--resume"] if killed.exists() else []
+        process = start(path, killed, *more, fault=fault)
+        if not fault:
+            kill_at_random(process, killed, rng)
+        assert process.wait() in (0, -signal.SIGKILL), killed.with_suffix(".log").read_text()
+        assert not fault or process.returncode == -signal.SIGKILL, f"{fault} was not reached"
+        deaths += process.returncode != 0
+    assert deaths == len(faults) >= 10
+    assert start(path, killed, "--resume").wait() == 0, killed.with_suffix(".log").read_text()
     for name in ("model.safetensors", "plans.jsonl", "config.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert record(whole) == record(killed)
@@ -58,3 +86,5 @@ def test_kill_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
         f.name for f in killed.rglob(".*") if f.name.startswith((".writing", ".exporting"))
     ]
     assert leftovers == []
+    assert shared_memory() <= before
+    assert [*killed.with_suffix(".tmp").iterdir()] == []

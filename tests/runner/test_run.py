@@ -185,6 +185,7 @@ def test_a_run_whose_proof_fails_is_no_success(
     from effcompress.checkpoint import proof
 
     monkeypatch.setattr(proof, "TOLERANCE", -1.0)
+    monkeypatch.setattr(proof, "rounding", lambda *_: -1.0)
     with pytest.raises(RunError, match="not the trained one"):
         run(load_recipe(recipe(tmp_path, **SHORT)), output=tmp_path / "out")
     assert events(tmp_path / "out", "end")[-1]["status"] == "failed"
@@ -303,17 +304,17 @@ def test_a_run_that_failed_goes_on_as_if_nothing_had_happened(
     path = recipe(tmp_path, **{"selector": "least_salient", **changes})
     sets = ["data.when_dry=repeat", "train.tokens=3840", "prune.schedule.groups=2"]
     run(load_recipe(path, sets), output=tmp_path / "whole")
-    real = story._train_step
+    real = story.train_step
 
     def breaks(state, *rest):
         if state.step == 10:
             raise RunError("interrupted")
-        real(state, *rest)
+        return real(state, *rest)
 
-    monkeypatch.setattr(story, "_train_step", breaks)
+    monkeypatch.setattr(story, "train_step", breaks)
     with pytest.raises(RunError, match="interrupted"):
         run(load_recipe(path, sets), output=tmp_path / "out")
-    monkeypatch.setattr(story, "_train_step", real)
+    monkeypatch.setattr(story, "train_step", real)
     run(load_recipe(path, sets), output=tmp_path / "out", resume=True)
     for name in ("model.safetensors", "plans.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

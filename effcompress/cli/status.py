@@ -1,0 +1,169 @@
+"""``effcompress status``: how a run stands, whether it runs or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from effcompress.cli.arguments import AsJson, print_json, show
+from effcompress.story import clock_time, count, removed
+
+if TYPE_CHECKING:
+    from effcompress.runner.sheet import Sheet
+    from effcompress.runner.status import Risk, RunStatus
+
+_WIDTH = 80
+
+
+def status(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of a run, or of several (a comparison).",
+            show_default=False,
+        ),
+    ],
+    json: AsJson = False,
+) -> None:
+    """Show how a run stands: what it does, how far it is, what to type if it died.
+
+    Reads its folder only, so it answers at once and from any machine that sees the folder.
+    """
+    from effcompress.runner.sheet import Answer
+    from effcompress.runner.status import is_run, runs_in
+    from effcompress.runner.status import status as status_of
+
+    if not is_run(folder):
+        found = [status_of(run) for run in runs_in(folder)]
+        show(Answer({"runs": [asdict(run) for run in found]}, (_several(found),)), json)
+        return
+    run = status_of(folder)
+    if json:
+        print_json(asdict(run))
+        return
+    show(Answer({}, (_one(run),), tuple(_notes(run))), False)
+    for line in _command(run.next):  # as it is, however long: it is there to be copied
+        typer.echo(line)
+
+
+def _one(run: RunStatus) -> Sheet:
+    from effcompress.runner.sheet import Sheet
+
+    rows = [*_process(run), *_training(run), *_safety(run)]
+    return Sheet(f"{run.name}: {run.state}", ("", ""), tuple(rows))
+
+
+def _process(run: RunStatus) -> Iterator[tuple[str, str]]:
+    """Who does it, and what."""
+    now = run.now
+    if run.reason:
+        yield "reason", run.reason
+    if now is not None and run.state in ("running", "died"):
+        yield "process", f"{now.pid} on {now.host}{_for(run, run.seconds)}"
+        yield "phase", f"{now.phase}{_for(run, run.phase_seconds)}"
+        if now.total:
+            yield "", f"{now.unit} {now.done} of {now.total}"
+    if run.silence is not None:
+        beat = ""
+        if run.state == "running" and run.heartbeat is not None:
+            beat = f", heartbeat {_time(run.heartbeat)} ago"
+        yield "last event", f"{_time(run.silence)} ago{beat}"
+    if run.stacks is not None:
+        yield "stuck?", f"where every thread is: {run.stacks}"
+
+
+def _for(run: RunStatus, seconds: float | None) -> str:
+    return f", for {_time(seconds)}" if run.state == "running" and seconds is not None else ""
+
+
+def _training(run: RunStatus) -> Iterator[tuple[str, str]]:
+    """How far it is."""
+    if run.step is not None and run.tokens is not None:
+        total = run.total_tokens
+        of = f" of {count(total)} ({run.tokens / total:.0%})" if total else ""
+        speed = f" at {count(run.tokens_per_second)} tokens/s" if run.tokens_per_second else ""
+        yield "step", f"{run.step:,}, loss {run.loss:.3f}"
+        yield "tokens", f"{count(run.tokens)}{of}{speed}"
+    if run.params is not None:
+        yield "parameters", _size(run)
+    if run.cut:
+        yield "last cut", f"{removed(run.cut)} at step {run.cut_step}"
+    if run.seconds_left is not None:
+        yield "time left", f"about {_time(run.seconds_left)}"
+
+
+def _size(run: RunStatus) -> str:
+    """``134.5M, now 121.2M, target 119.5M``."""
+    sizes = [count(run.params_before or 0), f"now {count(run.params or 0)}"]
+    if run.target_params:
+        sizes.append(f"target {count(run.target_params)}")
+    return ", ".join(sizes)
+
+
+def _safety(run: RunStatus) -> Iterator[tuple[str, str]]:
+    """What is kept, and what is not."""
+    if (kept := run.checkpoint) is not None:
+        from effcompress.runner.sheet import size
+
+        yield "checkpoint", f"step {kept.step:,}, {_time(kept.seconds)} ago, {size(kept.bytes)}"
+    if run.risk is not None:
+        yield "at risk" if run.state == "running" else "lost", _risk(run.risk, kept is not None)
+    if run.warnings:
+        yield "warnings", f"{run.warnings:,}"
+    if run.report is not None and run.state != "running":
+        yield "report", str(run.report)
+
+
+def _risk(risk: Risk, kept: bool) -> str:
+    if not risk.steps:
+        return "nothing"
+    spent = "" if risk.seconds is None else f", {_time(risk.seconds)} of work"
+    steps = "1 step" if risk.steps == 1 else f"{risk.steps:,} steps"
+    return f"{steps}{' behind it' if kept else ', all there are'}{spent}"
+
+
+def _notes(run: RunStatus) -> Iterator[str]:
+    for text in run.last_warnings:
+        yield f"warning: {text}"
+
+
+def _command(words: str) -> list[str]:
+    """In lines that a shell reads as one."""
+    if not words:
+        return []
+    if len(words) <= _WIDTH - 2:
+        return ["", f"  {words}"]
+    first, option, rest = words.partition(" --output ")
+    return ["", f"  {first} \\", f"    {option.strip()} {rest}"] if option else ["", f"  {words}"]
+
+
+def _several(runs: list[RunStatus]) -> Sheet:
+    from effcompress.runner.sheet import Sheet
+
+    rows = []
+    for run in runs:
+        share = f"{run.tokens / run.total_tokens:.0%}" if run.tokens and run.total_tokens else "-"
+        rows.append(
+            (
+                run.folder.name,
+                run.state,
+                "-" if run.step is None else f"{run.step:,}",
+                share,
+                "-" if run.params is None else count(run.params),
+                "-" if run.loss is None else f"{run.loss:.3f}",
+                "-" if run.seconds_left is None else _time(run.seconds_left),
+                str(run.warnings),
+            )
+        )
+    columns = ("run", "state", "step", "tokens", "parameters", "loss", "left", "warnings")
+    return Sheet(f"{len(runs)} runs", columns, tuple(rows))
+
+
+def _time(seconds: float) -> str:
+    """``1:05``, ``2:03:09``, ``3 days``."""
+    return clock_time(seconds) if seconds < 2 * 86400 else f"{seconds / 86400:.0f} days"

@@ -1,0 +1,182 @@
+"""``now.json``: what a run does at this moment, for whoever looks from outside.
+
+It is replaced as a whole, so that nobody reads half of it, and it stays when the process is gone:
+then it holds the last words.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, final
+
+NAME = "now.json"
+MISSED = 6
+"""So many heartbeats may be missing before a process that cannot be asked counts as dead."""
+OFTEN = 2.0
+"""Seconds between two writes, where only the progress of a phase changed."""
+
+
+@dataclass(frozen=True)
+class Now:
+    """What ``now.json`` says. Times are UTC, as ISO 8601."""
+
+    pid: int
+    host: str
+    system: str
+    """Which start of the system, and which of its sets of processes, ``pid`` belongs to."""
+    born: int | None
+    """When the process began, by the system's own count: a later one with this pid is another."""
+    started: str
+    """When this process took up the run."""
+    heartbeat: float
+    """Seconds between two writes at most."""
+    written: str
+    active: str
+    """When something last happened; the heartbeat goes on without that."""
+    phase: str = "start"
+    phase_since: str = ""
+    unit: str | None = None
+    done: int | None = None
+    total: int | None = None
+    step: int | None = None
+    tokens: int | None = None
+    open: bool = True
+    """False once the process has let go of the run, whether or not it lives on."""
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last sign of the process."""
+        return since(self.written)
+
+    @property
+    def same_system(self) -> bool:
+        """Whether this process can ask the system about that one."""
+        return (self.host, self.system) == (socket.gethostname(), _system())
+
+    def alive(self) -> bool:
+        """Whether the process is still there: asked of the system, or, of another one, guessed from
+        the heartbeat.
+        """
+        if self.same_system and self.born is not None:
+            return _born(self.pid) == self.born
+        beats = self.silence < MISSED * self.heartbeat
+        return beats and (not self.same_system or _exists(self.pid))
+
+
+def read(folder: Path) -> Now | None:
+    """What the run in ``folder`` last said of itself; None where it said nothing."""
+    with suppress(OSError, ValueError, TypeError):
+        said = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        known = {field.name for field in fields(Now)}
+        return Now(**{key: value for key, value in said.items() if key in known})
+    return None
+
+
+def since(moment: str) -> float:
+    """Seconds since then, never less than none: clocks of two machines may differ."""
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+
+
+@final
+class NowFile:
+    """Keeps ``now.json`` in ``folder`` true; without a folder, it keeps nothing.
+
+    A disk that is full does not matter here: whoever needs the space says so.
+    """
+
+    def __init__(self, folder: Path | None, heartbeat: float) -> None:
+        self._folder, self._lock, self._written = folder, threading.Lock(), 0.0
+        pid, time_ = os.getpid(), _moment()
+        self._now = Now(
+            pid=pid,
+            host=socket.gethostname(),
+            system=_system(),
+            born=_born(pid),
+            started=time_,
+            heartbeat=heartbeat,
+            written=time_,
+            active=time_,
+        )
+
+    def phase(self, name: str) -> None:
+        """A new part of the run begins."""
+        self._learn(phase=name, phase_since=_moment(), unit=None, done=None, total=None)
+        self._write()
+
+    def progress(self, unit: str, done: int, total: int) -> None:
+        """So many of ``total`` units of the phase are done."""
+        self._learn(unit=unit, done=done, total=total)
+        if time.monotonic() - self._written >= OFTEN:
+            self._write()
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Take in what stands in the record now."""
+        if event["event"] == "step":  # goes along with the next heartbeat
+            self._learn(step=event["step"], tokens=event["tokens"])
+        elif event["event"] == "end":
+            self.close()
+
+    def beat(self, silent: float) -> None:
+        """The process is there; nothing has happened for so many seconds."""
+        self._write(silent)
+
+    def close(self) -> None:
+        """The process has nothing more to do with this run."""
+        self._learn(open=False)
+        self._write()
+
+    def _learn(self, **changes: Any) -> None:
+        with self._lock:  # the heartbeat comes from another thread
+            self._now = replace(self._now, **changes)
+
+    def _write(self, silent: float = 0.0) -> None:
+        if self._folder is None:
+            return
+        with self._lock:
+            self._written = time.monotonic()
+            self._now = replace(self._now, written=_moment(), active=_moment(silent))
+            work = self._folder / f".{NAME}"
+            with suppress(OSError):
+                work.write_text(json.dumps(asdict(self._now), indent=1) + "\n", encoding="utf-8")
+                work.replace(self._folder / NAME)
+
+
+def _moment(ago: float = 0.0) -> str:
+    return datetime.fromtimestamp(time.time() - ago, UTC).isoformat(timespec="milliseconds")
+
+
+def _system() -> str:
+    """Empty where the system does not say."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return ""
+
+
+def _born(pid: int) -> int | None:
+    """None where there is no such process (or only a dead one) or the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        # Behind the name, which may hold blanks and brackets: state is the 3rd field of all.
+        rest = stat.rpartition(")")[2].split()
+        return None if rest[0] in ("Z", "X") else int(rest[19])
+    return None
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True

@@ -1,0 +1,90 @@
+"""One step of training, or the decision to do without it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from effcompress import train
+from effcompress.errors import NotFinite, RunError
+from effcompress.log import Log
+from effcompress.runner.measured import listening, observe
+from effcompress.runner.state import RunState
+from effcompress.sparsity.hold import hold
+from effcompress.spec import LoopSpec
+from effcompress.train import Losses
+from effcompress.types import Batch
+
+
+def train_step(
+    state: RunState, total: int, log: Log, started: float, save: Callable[[], None]
+) -> bool:
+    """Learn from the next batch; whether that could be done. A step whose numbers are not finite is
+    left out: weights and moments stay, the text has passed.
+
+    Raises RunError after more of them in a row than ``bad_steps``; before that, ``save`` keeps the
+    weights as they are, with the position behind the text that did it.
+    """
+    spec = state.recipe.loop
+    assert spec is not None
+    batch = state.stream.next(spec.batch_size)
+    state.step += 1
+    state.tokens += batch.ids_BT.numel()
+    rate = train.learning_rate(spec.learning_rate, state.tokens, total)
+    try:
+        losses, norm = _learn(state, batch, spec, rate)
+    except NotFinite as error:
+        _leave_out(state, spec, error, log, save)
+        return False
+    state.left_out = 0
+    seconds = time.monotonic() - started
+    log.event(
+        "step",
+        step=state.step,
+        tokens=state.tokens,
+        loss=losses.loss,
+        **({} if state.objective is train.next_token else {"objective": losses.objective}),
+        domain_loss=losses.domain_loss,
+        learning_rate=rate,
+        grad_norm=norm,
+        params=state.params,
+        tokens_per_second=batch.ids_BT.numel() / seconds,
+        flops=state.flops_per_token * batch.ids_BT.numel(),
+        seconds=state.seconds + seconds,
+    )
+    return True
+
+
+def _learn(state: RunState, batch: Batch, spec: LoopSpec, rate: float) -> tuple[Losses, float]:
+    """Losses, and the norm of the gradient."""
+    prune, optimizer = state.recipe.prune, state.optimizer
+    assert optimizer is not None
+    state.module.train()
+    with listening(state):
+        losses = train.backward(state.trainee, batch, spec, state.objective, state.world)
+    if prune:
+        observe(state, prune)
+    hold(state.module, state.zeros)
+    return losses, train.update(state.module, optimizer, spec, rate)
+
+
+def _leave_out(
+    state: RunState, spec: LoopSpec, error: NotFinite, log: Log, save: Callable[[], None]
+) -> None:
+    state.module.zero_grad(set_to_none=True)
+    heard = state.grams.forget_unfinite() if state.grams is not None else []
+    state.left_out += 1
+    again = f"; what {heard[0]} and {len(heard) - 1} others read is heard anew" if heard else ""
+    where = f"{error.where}: " if error.where else ""
+    if state.left_out <= spec.bad_steps:
+        log.warn(f"step {state.step} is left out: {where}{error.what}{again}")
+        return
+    steps = f"step {state.step}" if state.left_out == 1 else f"{state.left_out} steps in a row"
+    state.left_out = 0  # whoever resumes has as many again
+    save()
+    raise RunError(
+        f"{steps} cannot be used: {error.what}",
+        where=error.where,
+        fix="The weights are as they were before, and saved: --resume goes on with the text behind "
+        "them. If that does not help, start afresh (--output) with a lower learning rate.",
+    )

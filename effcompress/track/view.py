@@ -1,0 +1,163 @@
+"""A view that shows trackers what it is told, behind the view that people look at."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar, final
+
+from effcompress.live import View
+from effcompress.log import Log
+from effcompress.spec import Recipe
+from effcompress.story import Event
+from effcompress.track.curves import Value, curves, settings
+from effcompress.track.trackers import OPEN, PATIENCE, Opened, Place
+
+T = TypeVar("T")
+LONGEST = 2.0 * PATIENCE
+"""Seconds after which a tracker that is to begin or to end is left alone."""
+
+
+def watch(log: Log, recipe: Recipe, plain: Mapping[str, Any], *, offline: bool) -> None:
+    """Let the recipe's trackers see what ``log`` is told from here on; ``plain`` is the recipe as
+    JSON values. For the main process.
+    """
+    spec = recipe.track
+    if spec is not None:
+        place = Place(log.folder, recipe.name, spec.project, offline)
+        log.view = Watched(log.view, spec.to, place, plain, log.warn)
+
+
+@final
+class Watched:
+    """Passes everything on to ``view``. What is worth a curve is gathered by optimizer step and
+    goes to the trackers when the next step begins, so that every curve has one point per step.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        names: Iterable[str],
+        place: Place,
+        plain: Mapping[str, Any],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.view, self._place, self._plain, self._warn = view, place, plain, warn
+        self._names = [*dict.fromkeys(names)]
+        self._open: dict[str, Opened] = {}
+        self._begun = False
+        self._step = 0
+        self._values: dict[str, Value] = {}
+
+    def event(self, event: Event) -> None:
+        """Show one event."""
+        self.view.event(event)
+        if not self._begun:
+            self._begin(None)
+        self._take(event)
+
+    def restore(self, events: Iterable[Event]) -> None:
+        """Begin. What an earlier part of the run left in the record goes to trackers that do not
+        have it yet.
+        """
+        kept = [*events]
+        self.view.restore(kept)
+        self._begin(max((e.get("step", 0) for e in kept), default=None))
+        if self._open:
+            for event in kept:
+                self._take(event)
+
+    def close(self) -> None:
+        """Show what is still to be shown, and end."""
+        self._show()
+        # The record may have ended: what fails now is only said.
+        self._warn = self.view.note
+        for name, opened in [*self._open.items()]:
+            self._try(name, lambda opened=opened: _within(LONGEST, opened.tracker.finish))
+        self._open = {}
+        self.view.close()
+
+    def phase(self, name: str, total_tokens: int | None = None) -> None:
+        """Only people see phases."""
+        self.view.phase(name, total_tokens)
+
+    def progress(self, unit: str, done: int, total: int) -> None:
+        """Only people see this."""
+        self.view.progress(unit, done, total)
+
+    def note(self, text: str) -> None:
+        """Only people read notes."""
+        self.view.note(text)
+
+    def beat(self) -> None:
+        """Only people need to see that somebody is there."""
+        self.view.beat()
+
+    def _begin(self, step: int | None) -> None:
+        self._begun = True
+        place = replace(self._place, step=step)
+        for name in self._names:
+            opened = self._try(name, lambda name=name: _within(LONGEST, lambda: OPEN[name](place)))
+            if opened is not None:
+                self._open[name] = opened
+                if opened.note:
+                    self.view.note(opened.note)
+
+    def _take(self, event: Event) -> None:
+        step = event.get("step", self._step)
+        if step != self._step:
+            self._show()
+            self._step = step
+        if event["event"] == "run":
+            self._configure(event)
+        found = curves(event)
+        if "warning" in found and "warning" in self._values:
+            found["warning"] = f"{self._values['warning']}\n\n{found['warning']}"
+        self._values |= found
+
+    def _configure(self, run: Event) -> None:
+        values = settings(self._plain, run)
+        for name, opened in [*self._open.items()]:
+            self._try(name, lambda opened=opened: opened.configure(values))
+
+    def _show(self) -> None:
+        values, self._values = self._values, {}
+        for name, opened in [*self._open.items()]:
+            if values and self._step >= opened.since:
+                self._try(name, lambda opened=opened: opened.tracker.log(values, step=self._step))
+
+    def _try(self, name: str, call: Callable[[], T]) -> T | None:
+        """A tracker that fails is told nothing more, and the reader once."""
+        try:
+            # Some talk on stdout, which is for the result.
+            with contextlib.redirect_stdout(sys.stderr):
+                return call()
+        except Exception as error:  # noqa: BLE001  it may be anything, and the run must go on
+            self._open.pop(name, None)
+            said = next(iter(str(error).splitlines()), "") or type(error).__name__
+            self._warn(f"{name} is shown nothing more, the run goes on without it: {said}")
+        return None
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """What ``call`` returns or raises; TimeoutError if that takes longer: it is left behind."""
+    done: list[T] = []
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            done.append(call())
+        except Exception as error:  # noqa: BLE001  raised again below, by who waits
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="tracker", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not done:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    return done[0]

@@ -1,0 +1,88 @@
+"""One of several processes: counts the bytes of a step, of a cut and of joining again.
+
+    torchrun --nproc-per-node 2 counting.py recipe.yaml output.json
+
+``output.json``: what -> kind of collective -> bytes that the main process handed to it; ``touched``
+and ``groups`` of the cut, bytes of the model's buffers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from effcompress import load_recipe, train
+from effcompress.distributed import joined
+from effcompress.log import Log, NoView
+from effcompress.runner.measured import listening, observe
+from effcompress.runner.prune import commit_event, prune_event
+from effcompress.runner.source import load_source
+from effcompress.runner.state import RunState
+from effcompress.runner.text import corpus_of
+from effcompress.types import Due
+
+here: Counter[str] = Counter()
+
+
+def counts(kind: str, real: Callable[..., Any], tensors: Callable[..., list[Any]]) -> Any:
+    def counting(*args: Any, **how: Any) -> Any:
+        here[kind] += sum(t.nbytes for t in tensors(*args))
+        return real(*args, **how)
+
+    return counting
+
+
+def main(path: Path, output: Path) -> None:
+    dist.all_reduce = counts("all_reduce", dist.all_reduce, lambda t, *_: [t])
+    dist.all_gather = counts("all_gather", dist.all_gather, lambda _, t, *rest: [t])
+    c10d.broadcast = counts("decision", c10d.broadcast, lambda t, *_: [t])
+    coalesced = dist._broadcast_coalesced
+    dist._broadcast_coalesced = counts("broadcast", coalesced, lambda _, ts, *rest: ts)
+    recipe = load_recipe(path).recipe
+    with joined() as world:
+        log = Log(path.parent, view=NoView(), keep=world.main)
+        model = load_source(recipe, log, offline=True)
+        quiet: Any = {"offline": True, "say": log.note, "notice": log.note}
+        corpus = corpus_of(recipe, model.tokenizer, **quiet)
+        state = RunState(recipe, model, corpus, world)
+        assert recipe.train and recipe.prune and state.optimizer
+        said: dict[str, Any] = {"buffers": sum(t.nbytes for t in state.module.buffers())}
+
+        def step() -> None:
+            batch = state.stream.next(recipe.train.batch_size)
+            with listening(state):
+                train.backward(state.trainee, batch, recipe.train, world=world)
+            observe(state, recipe.prune)
+            train.update(state.module, state.optimizer, recipe.train, 1e-3)
+            world.any(False)
+
+        def cut() -> None:
+            prune_event(state, recipe.prune, Due(params=state.params - 2000), corpus, log)
+
+        step()  # joins the replicas
+        for name, do in {"step": step, "cut": cut}.items():
+            here.clear()
+            do()
+            said[name] = dict(here)
+        dead = {name: int((~alive).sum()) for name, alive in state.pruned.ledger.alive.items()}
+        said |= {"touched": [n for n, gone in dead.items() if gone], "groups": sum(dead.values())}
+        here.clear()
+        commit_event(state, log)
+        said["surgery"] = dict(here)
+        assert state.trainee is not state.module
+        said["commit"] = dict(here)
+        said["params"] = sum(p.numel() for p in state.module.parameters())
+        log.close()
+        if world.main:
+            output.write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
