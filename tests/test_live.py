@@ -110,6 +110,14 @@ def test_time_left_comes_from_the_recent_rate():
     assert status.eta == pytest.approx(12.0, abs=0.01)
 
 
+def test_a_cut_comes_after_the_step_of_its_number():
+    status = Status(Clock())
+    status.update({"event": "step", "step": 4, "tokens": 9, "loss": 1.0, "params": 100,
+                   "tokens_per_second": 1.0})  # fmt: skip
+    status.update({"event": "cut", "step": 4, "removed": {"ffn": 1}, "params": 90})
+    assert status.params == 90
+
+
 def test_a_phase_of_so_many_parts_says_what_is_left():
     clock = Clock()
     out, console = io.StringIO(), Console(file=io.StringIO(), width=80, color_system=None)

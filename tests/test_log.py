@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from effcompress.errors import RunError
+from effcompress.errors import RecipeError, RunError
 from effcompress.log import Log, PlainView, make_view
+from effcompress.pulse import SILENCE, patience
 from effcompress.types import Cut
 
 
@@ -149,6 +151,42 @@ def test_watchdog_dumps_once_in_a_silence(tmp_path, capsys):
     time.sleep(0.6)
     log.close()
     assert capsys.readouterr().err.count("Nothing has happened") == 1
+
+
+def test_what_the_watchdog_saw_stays_in_the_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("EFFCOMPRESS_SILENCE", "0.15")
+    for phase in ("evaluate", "export"):
+        log = Log(tmp_path, view=PlainView(io.StringIO()))
+        log.phase(phase)
+        time.sleep(0.4)
+        log.close()
+    kept = (tmp_path / "stacks.txt").read_text()
+    first, second = (line for line in kept.splitlines() if "Nothing has happened" in line)
+    assert "in phase 'evaluate'" in first and "in phase 'export'" in second
+    assert time.strftime("%Y-%m-", time.gmtime()) in first and f"process {os.getpid()}" in first
+    assert kept.count("test_what_the_watchdog_saw_stays") == 2
+    assert str(tmp_path / "stacks.txt") in capsys.readouterr().err
+
+
+def test_a_watchdog_without_a_folder_still_speaks(tmp_path, capsys):
+    log = Log(tmp_path / "gone", view=PlainView(io.StringIO()), silence=0.15, keep=False)
+    (tmp_path / "gone").rmdir()
+    log.phase("evaluate")
+    time.sleep(0.4)
+    log.close()
+    said = capsys.readouterr().err
+    assert "test_a_watchdog_without_a_folder" in said and "stacks.txt" not in said
+
+
+def test_the_silence_is_a_number_of_seconds(monkeypatch):
+    monkeypatch.delenv("EFFCOMPRESS_SILENCE", raising=False)
+    assert patience() == SILENCE == 300
+    monkeypatch.setenv("EFFCOMPRESS_SILENCE", "12.5")
+    assert patience() == 12.5
+    for bad in ("soon", "0", "-3", "nan", "inf"):
+        monkeypatch.setenv("EFFCOMPRESS_SILENCE", bad)
+        with pytest.raises(RecipeError, match=f"EFFCOMPRESS_SILENCE is '{bad}'"):
+            patience()
 
 
 def test_closing_twice_is_harmless_and_leaves_no_thread(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, final
 
+from effcompress.errors import Stopped
 from effcompress.live import View
 from effcompress.log import Log
 from effcompress.spec import Recipe
@@ -135,6 +136,8 @@ class Watched:
             # Some talk on stdout, which is for the result.
             with contextlib.redirect_stdout(sys.stderr):
                 return call()
+        except Stopped:
+            raise
         except Exception as error:  # noqa: BLE001  it may be anything, and the run must go on
             self._open.pop(name, None)
             said = next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -167,6 +167,25 @@ def test_one_that_dies_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
         assert (whole / file).read_bytes() == (hurt / file).read_bytes(), file
 
 
+def test_what_happens_to_one_is_everyones(tmp_path: Path) -> None:
+    """One is asked to stop, so both do, at the same step; one computes what is no number, so both
+    leave the step out, and the layers of both are heard anew.
+    """
+    path = recipe(tmp_path)
+    jobs = [
+        {"recipe": path, "output": tmp_path / "out", "set": OBS, "asked": 6},
+        {"recipe": path, "output": tmp_path / "out", "set": OBS, "resume": True, "spoils": 4},
+    ]
+    _, said = together(jobs, tmp_path)
+    for rank in (0, 1):
+        assert f"process {rank}: by SIGTERM behind step 6, with a checkpoint" in said, said
+    (warning,) = [w["text"] for w in events(tmp_path / "out", "warning") if "left" in w["text"]]
+    assert warning.startswith("step 10 is left out: the loss is not finite")
+    assert "heard anew" in warning
+    assert events(tmp_path / "out", "end")[-1]["status"] == "success"
+    assert "nan" not in (tmp_path / "out" / "metrics.jsonl").read_text().lower()
+
+
 def test_an_error_of_the_main_process_is_everyones(tmp_path: Path) -> None:
     """Nobody waits for somebody who is gone."""
     path = recipe(tmp_path)

@@ -2,16 +2,19 @@
 
     torchrun --nproc-per-node 2 worker.py jobs.json
 
-``jobs.json``: ``[{recipe, output, resume, set, dies, bare}]``; ``dies``: the step in which the last
-process kills itself; ``bare``: without an export and its proof. Failures are said on standard
-error, and the next job goes on.
+``jobs.json``: ``[{recipe, output, resume, set, dies, asked, spoils, bare}]``; ``dies``: the step in
+which the last process kills itself; ``asked``: the step in which it alone gets SIGTERM; ``spoils``:
+the step in which it alone computes what is no number; ``bare``: without an export and its proof.
+Failures are said on standard error, and the next job goes on.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from effcompress import load_recipe, run, train
@@ -25,8 +28,10 @@ def main(path: Path) -> int:
     with joined():  # once: another meeting needs other addresses
         for job in json.loads(path.read_text()):
             loaded = load_recipe(job["recipe"], job.get("set", []))
-            if job.get("dies") and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
-                _die_in(job["dies"])
+            if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+                before_update(job.get("dies"), lambda: os._exit(9))
+                before_update(job.get("asked"), lambda: os.kill(os.getpid(), signal.SIGTERM))
+                spoil(job.get("spoils"))
             if job.get("bare"):
                 story.export_and_prove = lambda *_: None
             try:
@@ -37,18 +42,37 @@ def main(path: Path) -> int:
     return min(failed, 1)
 
 
-def _die_in(step: int) -> None:
-    """Kill this process in the middle of a step: after the backward, before the update."""
+def before_update(step: int | None, act: Callable[[], object]) -> None:
+    """Do something in the middle of a step: after the backward, before the update."""
     update, calls = train.update, 0
 
-    def deadly(*given):
+    def acting(*given):
         nonlocal calls
         calls += 1
         if calls == step:
-            os._exit(9)
+            act()
         return update(*given)
 
-    train.update = deadly
+    train.update = acting
+
+
+def spoil(step: int | None) -> None:
+    """A layer hands on what is no number, here alone."""
+    backward, calls = train.backward, 0
+
+    def spoilt(module, *rest):
+        nonlocal calls
+        calls += 1
+        if calls != step:
+            return backward(module, *rest)
+        layer = next(m for n, m in module.named_modules() if n.endswith("layers.0"))
+        hook = layer.register_forward_hook(lambda _m, _a, out: out * float("nan"))
+        try:
+            return backward(module, *rest)
+        finally:
+            hook.remove()
+
+    train.backward = spoilt
 
 
 if __name__ == "__main__":
