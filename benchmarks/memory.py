@@ -1,6 +1,6 @@
 """Memory of training that prunes, measured beside what `effcompress plan` says of it.
 
-    python benchmarks/memory.py [--tokens 512] [--steps 2]
+    python benchmarks/memory.py [--tokens 512] [--steps 3]
 
 SmolLM2-135M, fp32, AdamW, batches of two sequences. Plain training, variant A and variant B run in
 fresh processes, the first and the last also in two over gloo. Each forgets its high-water mark
@@ -122,6 +122,7 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
     phase("checkpoint", keeper(state, corpus, folder, log))
     if prune:
         phase("cut", cut)
+    _ = state.trainee  # a run trains on behind its last cut, with the replicas joined again
     if state.world.main:
         phase("export", lambda: exported(state, folder, form))
     log.close()
@@ -149,7 +150,7 @@ def compare(arm: str, processes: int, tokens: int, steps: int) -> dict[str, int]
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--worker", choices=[*ARMS])
     options = parser.parse_args(given)
     tokens, steps = options.tokens, options.steps

@@ -143,7 +143,7 @@ def bytes_of(state: Any, corpus: Any, log: Any, path: Path, sets: list[str]) -> 
         commit_event(state, log)
     assert not here, here
     with counted() as here:
-        state.trainee  # noqa: B018  joins them again
+        _ = state.trainee  # joins them again
     here["broadcast"] -= buffers  # tables of the rotation, a few hundred bytes
     report("commit", here, traffic.per_commit(found, state.pruned.widths), world)
 
@@ -155,6 +155,8 @@ def report(what: str, here: Counter[str], said: list[Any], world: Any) -> None:
         guess["decision" if message.what == "decision" else message.collective] += message.bytes
     for kind in sorted(here | guess):
         equal = "equal" if here[kind] == guess[kind] else "differs"
+        if kind == "decision":
+            equal = "an estimate"
         if world.main:
             sizes = f"{here[kind]:>13,} measured {guess[kind]:>13,} by formula"
             print(f"{what:7}{kind:11}{sizes}, {equal}")
@@ -179,7 +181,7 @@ def seconds_of(state: Any, corpus: Any, log: Any, rounds: int) -> None:
             seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
     commit_event(state, log)
-    state.trainee  # noqa: B018
+    _ = state.trainee
     commit = time.perf_counter() - started
     if not state.world.main:
         return

@@ -41,7 +41,7 @@ def plan(
     from effcompress.runner.bill import Launch
     from effcompress.runner.plan import plan as plan_recipe
 
-    show(plan_recipe(loaded, Launch(processes, flops_per_second)), json)
+    show(plan_recipe(loaded, launch=Launch(processes, flops_per_second)), json)
 
 
 def inspect(

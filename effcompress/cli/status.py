@@ -30,7 +30,7 @@ def status(
     ],
     json: AsJson = False,
 ) -> None:
-    """Show how a run stands: what it does, how far it is, what to type if it died.
+    """Show how far a run is, whether it runs or died.
 
     Reads its folder only, so it answers at once and from any machine that sees the folder.
     """

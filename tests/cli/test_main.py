@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from effcompress.errors import RunError, SourceError
+from effcompress.runner.bill import Launch
 from effcompress.runner.sheet import Answer, Sheet
 from tests.recipe.toys import write
 
@@ -92,7 +93,7 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("plan", "recipe.yaml"), ("plan", {})),
+        (("plan", "recipe.yaml"), ("plan", {"launch": Launch()})),
         (("inspect", "recipe.yaml"), ("inspect", {})),
         (("fetch", "recipe.yaml", "--list"), ("fetch", {"offline": False, "list_only": True})),
         (

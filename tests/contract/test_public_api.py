@@ -38,7 +38,11 @@ NAMES = [
 ]
 
 COMMANDS = ["bench", "check", "compare", "eval", "export", "fetch", "inspect", "plan", "plugins"]
-COMMANDS += ["run", "schema"]
+COMMANDS += [
+    "run",
+    "schema",
+    "status",
+]
 
 
 def test_public_names() -> None:
