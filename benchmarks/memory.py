@@ -86,7 +86,7 @@ def work(arm: str, tokens: int, steps: int) -> None:
 
     path, sets = recipe_of(arm, tokens)
     with joined() as world, TemporaryDirectory() as folder:
-        state, corpus = phase("loading", lambda: prepare(2 * tokens * (steps + 1), path, sets))
+        state, corpus = phase("loading", lambda: prepare(2 * tokens * (steps + 2), path, sets))
         state.world = world
         state.watch()
         train_and_cut(state, corpus, steps, Path(folder), phase)
@@ -122,7 +122,8 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
     phase("checkpoint", keeper(state, corpus, folder, log))
     if prune:
         phase("cut", cut)
-    _ = state.trainee  # a run trains on behind its last cut, with the replicas joined again
+        backward()  # these recipes train on behind the last cut, with the replicas joined again
+        train.update(state.module, state.optimizer, spec, 1e-5)
     if state.world.main:
         phase("export", lambda: exported(state, folder, form))
     log.close()

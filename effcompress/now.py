@@ -74,7 +74,7 @@ class Now:
 
 def read(folder: Path) -> Now | None:
     """What the run in ``folder`` last said of itself; None where it said nothing."""
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError, TypeError, AttributeError):
         said = json.loads((folder / NAME).read_text(encoding="utf-8"))
         known = {field.name for field in fields(Now)}
         return Now(**{key: value for key, value in said.items() if key in known})

@@ -107,9 +107,7 @@ class Pulse:
         try:
             # One write, as several processes of a run may be silent at the same time.
             with self._stacks.open("ab", buffering=0) as file:
-                file.write(
-                    f"{date}, process {os.getpid()} on {socket.gethostname()}: {text}".encode()
-                )
+                file.write(f"{head}: {text}".encode())
         except OSError:  # on standard error it stands anyway
             return ""
         return f" (also in {self._stacks}; look at the main thread, the last one)"

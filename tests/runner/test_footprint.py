@@ -166,6 +166,27 @@ def test_what_options_change(tmp_path: Path) -> None:
     assert 0 < half["backward"].copies < weights / 2
 
 
+def test_masks_on_the_stream_keep_what_blocks_add_to_it(tmp_path: Path) -> None:
+    masks = "prune.criterion=mask_fisher"
+    _, plain, _ = of(tmp_path, masks, "prune.space=[ffn]")
+    _, stream, _ = of(tmp_path, masks, "prune.space=[ffn, hidden]")
+    more = stream["backward"].activations - plain["backward"].activations
+    # The embedding and four blocks, and a sum over them that is made anew with each.
+    assert more == 4 * 32 * (5 * 4 * 32 + 2 * 4 * 32)
+
+
+def test_only_a_padded_export_is_a_copy(tmp_path: Path) -> None:
+    own = "prune.space=[{name: ffn, scope: per_layer}]"
+    found, padded, weights = of(tmp_path, own, "export.form=padded")
+    assert padded["export"].working == weights
+    for sets in (("export.form=exact", own), ("prune.space=[ffn]",)):
+        assert of(tmp_path, *sets)[1]["export"].working == 0
+    loaded = load_recipe(recipe(tmp_path), [own, "export.form=padded"])
+    uneven = memory(found, loaded.recipe, {"ffn.0": 10, "ffn.1": 40})["export"]
+    assert uneven.working == 4 * found.axes.count({"ffn.0": 40, "ffn.1": 40})
+    assert uneven.weights == 4 * found.axes.count({"ffn.0": 10, "ffn.1": 40})
+
+
 def test_a_reader_for_each_gram_matrix(tmp_path: Path) -> None:
     """Bytes of the matrices and index tensors that a model really makes."""
     loaded = load_recipe(recipe(tmp_path), ["prune.repair=[norm_gain, obs_update]"])
