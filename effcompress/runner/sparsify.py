@@ -18,7 +18,8 @@ from effcompress.runner.calibrated import calibration_text
 from effcompress.runner.meter import Meter
 from effcompress.runner.state import RunState
 from effcompress.runner.zeros import skipped_layers
-from effcompress.sparsity.apply import reads_inputs, require_pattern, sparsified
+from effcompress.sparsity.apply import require_pattern, sparsified
+from effcompress.sparsity.needs import reads_inputs
 from effcompress.spec import SparsifySpec
 
 ALL_TOKENS = 1 << 62

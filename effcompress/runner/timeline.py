@@ -14,7 +14,7 @@ from effcompress.selection.budget import Budget
 from effcompress.selection.lines import positions
 from effcompress.selection.schedules import ask
 from effcompress.selection.simulate import simulate
-from effcompress.sparsity.apply import reads_inputs
+from effcompress.sparsity.needs import reads_inputs
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 

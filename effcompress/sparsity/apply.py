@@ -9,15 +9,8 @@ from effcompress.errors import PluginError, RunError
 from effcompress.registry import Bound
 from effcompress.spec import Pattern
 
-INPUTS = frozenset({"input_norm", "gram"})
-"""What only passes over text can tell."""
 SLACK = 0.005
 """Share of zeros that a method may stay below what was asked for (rounding, searches)."""
-
-
-def reads_inputs(method: Bound) -> bool:
-    """Whether the method looks at what layers read."""
-    return bool(INPUTS.intersection(method.needs))
 
 
 def require_pattern(pattern: Pattern | None, shape: tuple[int, ...], dim: int, where: str) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from effcompress.errors import SourceError
 from effcompress.now import NAME, NowFile
+from effcompress.runner.lately import BLOCK
 from effcompress.runner.status import runs_in, status
 from tests.runner.toys import recipe
 
@@ -44,6 +48,14 @@ def made(folder: Path, *events: dict) -> Path:
     return folder
 
 
+def dead(folder: Path) -> Path:
+    """The folder, after what was this process is gone."""
+    NowFile(folder, 20.0).phase("training")
+    said = json.loads((folder / NAME).read_text())
+    (folder / NAME).write_text(json.dumps({**said, "born": 1}))
+    return folder
+
+
 def effcompress(*words: str, fault: str = "") -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
@@ -73,6 +85,116 @@ def test_a_run_that_died_and_went_on(tmp_path: Path) -> None:
     assert (found.state, found.next, found.risk) == ("finished", "", None)
     said = json.loads(effcompress("status", str(out), "--json").stdout)
     assert said["state"] == "finished" and said["report"].endswith("report.html")
+
+
+def test_a_real_run_under_way_that_is_killed(tmp_path: Path) -> None:
+    out = tmp_path / "out of the way"
+    words = ["-m", "effcompress", "run", str(recipe(tmp_path)), "--output", str(out)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "EFFCOMPRESS_FAULT": "step:6:hang",
+        "EFFCOMPRESS_SILENCE": "1",
+    }
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *words], stdout=log, stderr=log, env=environment
+        )
+    try:
+        deadline = time.monotonic() + 200
+        while not (found := status(out)).step == 6 or found.stacks is None:
+            assert process.poll() is None and time.monotonic() < deadline, found
+            time.sleep(0.05)
+        assert (found.state, found.next) == ("running", "")
+        assert found.now is not None and found.now.pid == process.pid
+        assert found.now.phase == "pruning and training" and "_hang" in found.stacks.read_text()
+        shown = effcompress("status", str(out)).stdout
+        assert shown.startswith("toy: running\n") and "stuck?" in shown and "at risk" in shown
+        assert all(len(line) <= 80 for line in shown.splitlines())
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    found = status(out)
+    assert (found.state, found.step, found.stacks) == ("died", 6, None)
+    assert shlex.split(found.next)[-2] == str(out), "it can be pasted, blanks and all"
+
+
+def test_a_run_taken_up_again_that_died_at_once(tmp_path: Path) -> None:
+    """Its record still ends as it did before."""
+    end = {"event": "end", "status": "failed", "reason": "boom", "seconds": 1.0}
+    folder = made(tmp_path / "run", RUN, step(1), end)
+    assert status(folder).state == "failed"
+    now = NowFile(folder, 20.0)
+    now.phase("loading the model")
+    assert status(folder).state == "running"
+    assert status(dead(folder)).state == "died"
+
+
+def test_a_run_that_ended_in_a_process_that_lives(tmp_path: Path) -> None:
+    end = {"event": "end", "status": "success", "seconds": 1.0, "params": 700}
+    folder = made(tmp_path / "run", RUN, step(1), end)
+    now = NowFile(folder, 20.0)
+    now.event(end)
+    found = status(folder)
+    assert (found.state, found.params, found.seconds_left) == ("finished", 700, None)
+
+
+def test_what_a_phase_of_so_many_parts_has_left(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run", RUN)
+    now = NowFile(folder, 20.0)
+    now.phase("making zeros")
+    now.progress("block", 3, 4)
+    now.beat(0.0)
+    time.sleep(0.3)
+    found = status(folder)
+    assert found.seconds_left is not None and 0.1 <= found.seconds_left < 5
+    assert "block 3 of 4" in effcompress("status", str(folder)).stdout
+
+
+def test_a_run_that_did_not_begin(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.resolved.yaml").write_text("name: toy\n")
+    assert status(folder).state == "not started"
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    dead(made(tmp_path / "runs" / "taylor_0", RUN, step(5)))
+    NowFile(made(tmp_path / "runs" / "random_0", RUN, step(10)), 20.0).phase("training")
+    shown = effcompress("status", str(tmp_path)).stdout.splitlines()
+    assert [line.split()[:4] for line in shown[2:]] == [
+        ["random_0", "running", "10", "50%"],
+        ["taylor_0", "died", "5", "25%"],
+    ]
+    said = json.loads(effcompress("status", str(tmp_path), "--json").stdout)
+    assert [run["state"] for run in said["runs"]] == ["running", "died"]
+
+
+def test_a_long_record_is_read_at_once_and_without_torch(tmp_path: Path) -> None:
+    cut = {"event": "cut", "step": 9, "removed": {"ffn": 3}, "params": 850}
+    warnings = [{"event": "warning", "text": str(k)} for k in range(5)]
+    folder = made(tmp_path / "run", RUN, *warnings, cut)
+    filler = {"domain_loss": {"prose": 2.5, "code": 1.5}, "learning_rate": 1e-3, "flops": 1e15}
+    with (folder / "metrics.jsonl").open("a") as file:
+        for k in range(10, 300_010):
+            file.write(json.dumps({**step(k), **filler}) + "\n")
+            if k == 200_000:
+                file.write(json.dumps({**warnings[0], "text": "late"}) + "\n")
+    assert (folder / "metrics.jsonl").stat().st_size > 10 * BLOCK
+    began = time.process_time()
+    found = status(folder)
+    assert time.process_time() - began < 1
+    assert (found.step, found.params, found.cut, found.cut_step) == (300_009, 900, {"ffn": 3}, 9)
+    assert (found.warnings, found.last_warnings) == (6, ("3", "4", "late"))
+    assert (found.name, found.params_before) == ("toy", 1000)
+    code = (
+        "import sys; from effcompress.cli import main\n"
+        "try: main(['status', sys.argv[1]])\n"
+        "except SystemExit as e: assert not e.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, stdout=subprocess.PIPE)
 
 
 def test_a_run_under_way(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import effcompress
 
@@ -69,3 +70,18 @@ def test_importing_the_package_is_cheap() -> None:
     code = "import sys, effcompress, effcompress.cli; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_recipe_is_priced_without_torch() -> None:
+    """It takes seconds to import, and a recipe that is refused should not wait for it."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom effcompress.recipe import load\n"
+        "from effcompress.runner.plan import plan\n"
+        "from effcompress.runner.preflight import preflight\n"
+        "for name in ('quickstart.yaml', 'baselines/wanda_50.yaml'):\n"
+        "    loaded = load(Path(sys.argv[1], name), ())\n"
+        "    preflight(loaded, offline=False)\n    plan(loaded)\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    recipes = Path(__file__).parents[2] / "recipes"
+    assert subprocess.run([sys.executable, "-c", code, str(recipes)]).returncode == 0
