@@ -102,7 +102,7 @@ def test_a_real_run_under_way_that_is_killed(tmp_path: Path) -> None:
         )
     try:
         deadline = time.monotonic() + 200
-        while not (found := status(out)).step == 6 or found.stacks is None:
+        while (found := status(out)).step != 6 or found.stacks is None:
             assert process.poll() is None and time.monotonic() < deadline, found
             time.sleep(0.05)
         assert (found.state, found.next) == ("running", "")
