@@ -62,7 +62,7 @@ class RunStatus:
     heartbeat: float | None
     """Since the last sign that the process is there."""
     stacks: Path | None
-    """Where the watchdog wrote down where the run stands, if nothing has happened since."""
+    """Where the watchdog wrote down where the run stood, if nothing has happened since."""
     step: int | None
     tokens: int | None
     total_tokens: int | None
@@ -127,7 +127,7 @@ def status(folder: Path) -> RunStatus:
         phase_seconds=since(now.phase_since) if now and now.phase_since else None,
         silence=silence,
         heartbeat=now.silence if now else None,
-        stacks=_stacks(folder, silence) if state == "running" else None,
+        stacks=_stacks(folder, silence) if state in ("running", "died") else None,
         step=seen.step.get("step"),
         tokens=seen.step.get("tokens"),
         total_tokens=seen.total_tokens,
