@@ -188,16 +188,16 @@ def test_an_interrupted_comparison_continues(
     from effcompress.runner import run as story
 
     paths = recipes(tmp_path, "taylor", "random")
-    real, count = story._train_step, iter(range(1000))
+    real, count = story.train_step, iter(range(1000))
 
-    def step(*args: object, **more: object) -> None:
+    def step(*args: object, **more: object) -> bool:
         if next(count) == 13:  # in the second of four runs, which take 8 steps each
             raise KeyboardInterrupt
-        real(*args, **more)
+        return real(*args, **more)
 
     sets = ["save.every=2"]
     with monkeypatch.context() as patch:
-        patch.setattr(story, "_train_step", step)
+        patch.setattr(story, "train_step", step)
         with pytest.raises(KeyboardInterrupt):
             here(paths, tmp_path / "out", seeds=(0, 1), overrides=sets)
     partial = json.loads((tmp_path / "out/comparison.json").read_text())

@@ -164,14 +164,14 @@ def test_b_is_the_same_twice_and_resumes(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         from effcompress.runner import run as story
 
-        real, count = story._train_step, itertools.count()
+        real, count = story.train_step, itertools.count()
 
-        def step(*args: object, **more: object) -> None:
+        def step(*args: object, **more: object) -> bool:
             if next(count) == 12:
                 raise KeyboardInterrupt
-            real(*args, **more)
+            return real(*args, **more)
 
-        patch.setattr(story, "_train_step", step)
+        patch.setattr(story, "train_step", step)
         run(half, output=tmp_path / "part")
     run(half, output=tmp_path / "part", resume=True)
     one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "part"))
@@ -192,17 +192,18 @@ def test_memory_is_flat(tmp_path: Path) -> None:
         "prune.schedule={name: constant_rate, every: 10}",
     ]
     alive: list[int] = []
-    real = story._train_step
+    real = story.train_step
 
-    def step(state, *args: object, **more: object) -> None:
-        real(state, *args, **more)
+    def step(state, *args: object, **more: object) -> bool:
+        learned = real(state, *args, **more)
         if state.step % 100 == 50:
             gc.collect()
             tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
             alive.append(sum(t.numel() * t.element_size() for t in tensors))
+        return learned
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(story, "_train_step", step)
+        patch.setattr(story, "train_step", step)
         run(load_recipe(path, sets), output=tmp_path / "out")
     assert len(alive) >= 5
     assert alive[-1] <= alive[1] * 1.02

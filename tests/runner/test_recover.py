@@ -54,15 +54,15 @@ def test_it_recovers_and_goes_on_where_it_stopped(
     names = load_file(whole / "model.safetensors")
     assert not [name for name in names if "lora" in name or "base_layer" in name]
 
-    stopped, step = tmp_path / "stopped", story._train_step
+    stopped, step = tmp_path / "stopped", story.train_step
 
-    def dies(state: object, *rest: object) -> None:
+    def dies(state: object, *rest: object) -> bool:
         if state.step == 6:  # type: ignore[attr-defined]
             raise RunError("the power fails")
-        step(state, *rest)  # type: ignore[arg-type]
+        return step(state, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(story, "_train_step", dies)
+        patch.setattr(story, "train_step", dies)
         with pytest.raises(RunError, match="power"):
             run(load_recipe(path), output=stopped)
     run(load_recipe(path), output=stopped, resume=True)

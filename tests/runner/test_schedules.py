@@ -98,15 +98,15 @@ def test_resume_in_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     loaded = load_recipe(recipe(tmp_path, selector="least_salient"), STAGES)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(loaded, output=whole)
-    real, breaks = story._train_step, [16, 11, 7, 3]
+    real, breaks = story.train_step, [16, 11, 7, 3]
 
     def breaks_off(state, *rest):
         if breaks and state.step == breaks[-1]:
             breaks.pop()
             raise RunError("interrupted")
-        real(state, *rest)
+        return real(state, *rest)
 
-    monkeypatch.setattr(story, "_train_step", breaks_off)
+    monkeypatch.setattr(story, "train_step", breaks_off)
     for _ in range(4):
         with pytest.raises(RunError, match="interrupted"):
             run(loaded, output=broken, resume=broken.exists())

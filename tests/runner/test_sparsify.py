@@ -146,22 +146,22 @@ def test_a_run_that_failed_goes_on_bit_for_bit(
 ) -> None:
     path = sparse(tmp_path, "sparsegpt", "sparsity: 50%", train=True, prune=True)
     run(load_recipe(path), output=tmp_path / "whole")
-    real, made = story._train_step, []
+    real, made = story.train_step, []
 
-    def breaks(state: Any, *rest: Any) -> None:
+    def breaks(state: Any, *rest: Any) -> bool:
         if state.step == step:
             raise RunError("interrupted")
-        real(state, *rest)
+        return real(state, *rest)
 
     def once(*inputs: Any) -> None:
         made.append(1)
         sparsify_event(*inputs)
 
     monkeypatch.setattr(story, "sparsify_event", once)
-    monkeypatch.setattr(story, "_train_step", breaks)
+    monkeypatch.setattr(story, "train_step", breaks)
     with pytest.raises(RunError, match="interrupted"):
         run(load_recipe(path), output=tmp_path / "out")
-    monkeypatch.setattr(story, "_train_step", real)
+    monkeypatch.setattr(story, "train_step", real)
     run(load_recipe(path), output=tmp_path / "out", resume=True)
     assert made == [1]
     for name in ("model.safetensors", "plans.jsonl"):
