@@ -329,12 +329,16 @@ def test_commands_are_those_that_one_would_type(tmp_path: Path, monkeypatch) -> 
         ("", 1, "exit code 1"),
         ("anything", -11, "killed by SIGSEGV"),
         ("anything", 0, ""),
+        ("stopped", 0, "stopped by a signal; the same command goes on"),
     ],
 )  # fmt: skip
 def test_the_reason_of_a_process(tmp_path: Path, printed: str, code: int, reason: str) -> None:
     log = tmp_path / "x.log"
     log.write_text(printed)
-    job: Any = type("Job", (), {"log": log})
+    status = "success" if printed == "anything" else "stopped"
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"event": "end", "status": status}) + "\n")
+    (tmp_path / "config.json").touch()
+    job: Any = type("Job", (), {"log": log, "folder": tmp_path})
     one: Any = type("Running", (), {"job": job, "output": log.open("rb")})
     assert jobs_file._reason(one, code) == reason
 
