@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from effcompress.distributed import ALONE, World
+from effcompress.distributed import ALONE, World, in_step
 from effcompress.errors import RunError
 
 
@@ -48,8 +47,11 @@ def perplexity(
     total, tokens = 0.0, 0
     if counted_NT is None:
         counted_NT = torch.ones_like(ids_NT, dtype=torch.bool)
-    batches = zip(ids_NT.split(batch_size), counted_NT.split(batch_size), strict=True)
-    for ids_BT, counted_BT in islice(batches, world.rank, None, world.size):
+    batches = [*zip(ids_NT.split(batch_size), counted_NT.split(batch_size), strict=True)]
+    if in_step(module):  # one that is left without a batch runs one that does not count
+        empty = (batches[-1][0], torch.zeros_like(batches[-1][1]))
+        batches += [empty] * (-len(batches) % world.size)
+    for ids_BT, counted_BT in batches[world.rank :: world.size]:
         ids_BT, counted_BT = ids_BT.to(device), counted_BT.to(device)
         logits = module(input_ids=ids_BT, use_cache=False).logits[:, :-1]
         losses = functional.cross_entropy(

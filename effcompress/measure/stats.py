@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import ALONE, World
+from effcompress.distributed import ALONE, World, first_row, is_shared, own
 from effcompress.errors import PluginError, RunError
 from effcompress.registry import Bound
 
@@ -28,7 +28,9 @@ class TrainingStats:
         needs: Iterable[str],
         hessian: Bound | None,
         optimizer: Optimizer | None = None,
+        world: World = ALONE,
     ) -> None:
+        self._world = world
         self._params = dict(module.named_parameters())
         self._needs = from_training(needs, hessian)
         self._hessian = hessian if "hess" in needs else None
@@ -38,16 +40,28 @@ class TrainingStats:
         """Shape of a parameter."""
         return tuple(self._params[param].shape)
 
+    def held(self, param: str) -> range:
+        """The rows that this process has: all, unless they are shared out."""
+        start = first_row(p := self._params[param].detach())
+        return range(start, start + own(p).shape[0])
+
+    def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Over the rows of all processes."""
+        shared = any(is_shared(p) for p in self._params.values())
+        return self._world.total(sums) if shared else dict(sums)
+
     def rows(self, param: str, start: int, stop: int) -> dict[str, Tensor]:
         """The inputs for rows ``start:stop``, each ``[stop - start, ...]``."""
         p = self._params[param]
-        found = {"weight": p.detach()[start:stop]}
+        first = first_row(p)
+        here = slice(start - first, stop - first)
+        found = {"weight": own(p.detach())[here]}
         if "grad" in self._needs:
             if p.grad is None:
                 raise RunError("no gradient reached this parameter", where=param)
-            found["grad"] = p.grad[start:stop]
+            found["grad"] = own(p.grad)[here]
         if self._moments is not None:
-            found["second_moment"] = self._moments.rows(p, param, start, stop)
+            found["second_moment"] = self._moments.rows(p, param, here)
         if self._hessian is not None:
             found["hess"] = _estimate(self._hessian, found)
         return found
@@ -76,12 +90,13 @@ class SecondMoments:
             id(p): group["betas"][1] for group in optimizer.param_groups for p in group["params"]
         }
 
-    def rows(self, p: nn.Parameter, name: str, start: int, stop: int) -> Tensor:
-        """``[stop - start, ...]``; RunError before the optimizer's first step."""
+    def rows(self, p: nn.Parameter, name: str, here: slice) -> Tensor:
+        """Of the rows ``here`` in this process; RunError before the optimizer's first step."""
         state = self._optimizer.state.get(p, {})
         if "exp_avg_sq" not in state:
             raise RunError("the optimizer has made no step yet", where=name)
-        return state["exp_avg_sq"][start:stop] / (1.0 - self._beta2[id(p)] ** float(state["step"]))
+        corrected = 1.0 - self._beta2[id(p)] ** float(state["step"])
+        return own(state["exp_avg_sq"])[here] / corrected
 
 
 class CalibrationStats:
@@ -96,6 +111,14 @@ class CalibrationStats:
     def shape(self, param: str) -> tuple[int, ...]:
         """Shape of a parameter."""
         return tuple(self._params[param].shape)
+
+    def held(self, param: str) -> range:
+        """All rows."""
+        return range(self._params[param].shape[0])
+
+    def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """They are complete."""
+        return dict(sums)
 
     def rows(self, param: str, start: int, stop: int) -> dict[str, Tensor]:
         """The inputs for rows ``start:stop``, each ``[stop - start, ...]``."""

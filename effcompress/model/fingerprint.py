@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import nn
 
+from effcompress.distributed import whole
+
 
 def fingerprint(module: nn.Module) -> str:
     """16 hexadecimal digits: equal exactly if all parameters have the same names, shapes, types and
@@ -15,9 +17,10 @@ def fingerprint(module: nn.Module) -> str:
     """
     said = hashlib.sha256()
     for name, p in module.named_parameters():
-        if name.endswith(".bias") and not p.detach().any():
+        value = whole(p.detach())
+        if name.endswith(".bias") and not value.any():
             continue
         said.update(f"{name} {p.dtype} {tuple(p.shape)} ".encode())
-        flat = p.detach().cpu().contiguous().reshape(-1)
+        flat = value.cpu().contiguous().reshape(-1)
         said.update(flat.view(torch.uint8).numpy().data)
     return said.hexdigest()[:16]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from effcompress.distributed import select
 from effcompress.errors import SurgeryError
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.norms import norms, shorten
@@ -82,8 +83,8 @@ def shrink(
     state = optimizer.state[p] if optimizer is not None and p in optimizer.state else {}
     for key, value in state.items():
         if torch.is_tensor(value) and value.dim() > 0 and value.shape == old:
-            state[key] = _select(value, keep)
-    shorter = nn.Parameter(_select(p.detach(), keep), requires_grad=p.requires_grad)
+            state[key] = select(value, keep)
+    shorter = nn.Parameter(select(p.detach(), keep), requires_grad=p.requires_grad)
     try:
         torch.utils.swap_tensors(p, shorter)
     except RuntimeError as error:
@@ -92,9 +93,3 @@ def shrink(
             where=name,
             fix="Drop every loss and output of the last step before cutting.",
         ) from error
-
-
-def _select(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
-    for dim, index in keep.items():
-        tensor = tensor.index_select(dim, index.to(tensor.device))
-    return tensor.contiguous()

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed import whole, write_back
 from effcompress.errors import PluginError, SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
@@ -57,10 +58,8 @@ def compensate(
     for (owner, positions), names in together.items():
         gone = torch.tensor(positions)
         read = _Read(inputs.read(owner), inputs.mean(owner), gone)
-        for repair in for_linears(repairs) if read.mean_I is not None else ():
-            weights = {n: _rows(params[n].detach(), inputs.params[n]) for n in names}
-            biases = [params.get(n.removesuffix("weight") + "bias") for n in names]
-            _repair(repair, weights, biases, read)
+        if read.mean_I is not None and (asked := for_linears(repairs)):
+            _repair_all(asked, names, params, inputs.params, read)
         inputs.silence(owner, gone)
 
 
@@ -90,6 +89,28 @@ class _Read:
     gram_II: Tensor | None
     mean_I: Tensor | None
     gone: Tensor
+
+
+def _repair_all(
+    repairs: Sequence[Bound],
+    names: Sequence[str],
+    params: Mapping[str, nn.Parameter],
+    dims: Mapping[str, int],
+    read: _Read,
+) -> None:
+    """Every repair of layers that read the same input. Where rows are shared out these few weights
+    are gathered for it.
+    """
+    held = [params[name].detach() for name in names]
+    found = [params.get(name.removesuffix("weight") + "bias") for name in names]
+    wholes = [whole(weight) for weight in held]
+    biases = [None if bias is None else whole(bias.detach()) for bias in found]
+    weights = {n: _rows(w, dims[n]) for n, w in zip(names, wholes, strict=True)}
+    for repair in repairs:
+        _repair(repair, weights, biases, read)
+    for tensor, value in zip([*held, *found], [*wholes, *biases], strict=True):
+        if tensor is not None and value is not None:
+            write_back(tensor.detach(), value)
 
 
 def _repair(

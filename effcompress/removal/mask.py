@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from effcompress.distributed import fill
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal import routers
@@ -86,9 +87,8 @@ def _silence(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimize
             where=member.param,
             fix="Call optimizer.zero_grad(set_to_none=True) first.",
         )
-    index = index.to(p.device)
     for tensor in (p, *moments(optimizer, p)):
         if member.dim == WHOLE:
             tensor.zero_()
         else:
-            tensor.index_fill_(member.dim, index, 0.0)
+            fill(tensor, member.dim, index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -28,19 +28,24 @@ class Proof:
 
 @contextmanager
 def same_function(
-    module: nn.Module, ids_BT: Tensor, optimizer: Optimizer | None
+    module: nn.Module,
+    ids_BT: Tensor,
+    optimizer: Optimizer | None,
+    callable_form: Callable[[], nn.Module] | None = None,
 ) -> Iterator[Proof]:
-    """Run a commit inside; raises SurgeryError if the model is not the same function afterwards."""
-    ties = _ties(module)
-    before = logits_of(module, ids_BT)
+    """Run a commit inside; raises SurgeryError if the model is not the same function afterwards.
+    ``callable_form`` gives what to call, now and afterwards, where that is not ``module`` itself.
+    """
+    ties, to_call = _ties(module), callable_form or (lambda: module)
+    before = logits_of(to_call(), ids_BT)
     proof = Proof()
     yield proof
-    after = logits_of(module, ids_BT)
+    after = logits_of(to_call(), ids_BT)
     proof.max_logit_difference = float((after - before).abs().max())
     scale = float(before.abs().max())
     allowed = TOLERANCE * max(scale, 1.0)
     if not proof.max_logit_difference <= allowed and not (
-        proof.max_logit_difference <= ROUNDINGS * rounding(module, ids_BT, after)
+        proof.max_logit_difference <= ROUNDINGS * rounding(to_call(), ids_BT, after)
     ):
         raise SurgeryError(
             f"logits moved by {proof.max_logit_difference:.3g} (largest logit {scale:.3g}) when "

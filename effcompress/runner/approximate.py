@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from effcompress.distributed import fill, own
 from effcompress.removal.selftest import logits_of
 from effcompress.runner.pruned import PrunedModel
 from effcompress.types import Family, Plan
@@ -24,18 +25,21 @@ def split(family: Family, plan: Plan) -> tuple[Plan, Plan]:
 
 
 @contextmanager
-def removed_alone(pruned: PrunedModel, plan: Plan, ids_BT: Tensor) -> Iterator[list[float]]:
+def removed_alone(
+    pruned: PrunedModel, plan: Plan, ids_BT: Tensor, to_call: nn.Module
+) -> Iterator[list[float]]:
     """Run the removal of ``plan`` inside; afterwards the yielded list has the largest difference of
-    a logit from the model in which the same units merely contribute nothing.
+    a logit from the model in which the same units merely contribute nothing. ``to_call``: the
+    module of ``pruned``, or what stands for it where its parameters are shared out.
     """
     seen: list[float] = []
-    alone = _silenced(pruned, plan, ids_BT)
+    alone = _silenced(pruned, plan, ids_BT, to_call)
     yield seen
-    seen.append(float((logits_of(pruned.module, ids_BT) - alone).abs().max()))
+    seen.append(float((logits_of(to_call, ids_BT) - alone).abs().max()))
 
 
 @torch.no_grad()
-def _silenced(pruned: PrunedModel, plan: Plan, ids_BT: Tensor) -> Tensor:
+def _silenced(pruned: PrunedModel, plan: Plan, ids_BT: Tensor, to_call: nn.Module) -> Tensor:
     """Logits when nothing reads the units' output (columns of zeros); the weights are put back."""
     params, kept = pruned.parameters(), {}
     by_name = {s.name: s for s in pruned.sets}
@@ -44,9 +48,9 @@ def _silenced(pruned: PrunedModel, plan: Plan, ids_BT: Tensor) -> Tensor:
         for member in by_name[name].members:
             if member.dim == 1:
                 p = params[member.param]
-                kept.setdefault(member.param, p.detach().clone())
-                p.index_fill_(1, member.index_GB[positions].flatten().to(p.device), 0.0)
-    logits = logits_of(pruned.module, ids_BT)
+                kept.setdefault(member.param, own(p.detach()).clone())
+                fill(p.detach(), 1, member.index_GB[positions].flatten())
+    logits = logits_of(to_call, ids_BT)
     for param, value in kept.items():
-        params[param].copy_(value)
+        own(params[param].detach()).copy_(value)
     return logits

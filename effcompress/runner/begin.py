@@ -61,4 +61,4 @@ def begin(
 def evaluated(state: RunState, corpus: Corpus, log: Log, offline: bool) -> dict[str, object]:
     """Of the model as it is, by the recipe's protocol."""
     spec, how = state.recipe.evaluate, {"offline": offline, "say": log.note}
-    return evaluate(state.module, state.tokenizer, corpus, spec, **how, world=state.world)
+    return evaluate(state.to_call, state.tokenizer, corpus, spec, **how, world=state.world)

@@ -66,9 +66,14 @@ def observe(state: RunState, prune: PruneSpec) -> None:
         scores = state.world.total(state.mask_scores)
         require_finite(scores, prune.criterion)
     else:
-        stats = TrainingStats(state.module, prune.criterion.needs, prune.hessian, state.optimizer)
+        stats = _stats(state, prune)
         scores = score(state.pruned.sets, prune.criterion, stats, prune.reduce)
     state.average.update(scores, state.pruned.ledger.original)
+
+
+def _stats(state: RunState, prune: PruneSpec) -> TrainingStats:
+    needs, world = prune.criterion.needs, state.world
+    return TrainingStats(state.module, needs, prune.hessian, state.optimizer, world)
 
 
 def measured(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
@@ -77,7 +82,7 @@ def measured(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Mea
     if averages(prune):
         return Measured(ledger.original_order(state.average.read()), state.grams)
     if prune.measure.source == "training":
-        stats = TrainingStats(state.module, criterion.needs, prune.hessian, state.optimizer)
+        stats = _stats(state, prune)
         now = Measured(score(state.pruned.sets, criterion, stats, prune.reduce), state.grams)
     else:
         now = calibrated(state, prune, corpus, log)

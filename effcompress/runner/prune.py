@@ -114,8 +114,8 @@ def commit_event(state: RunState, log: Log) -> None:
         return
     meter = Meter(state.device)
     probe = state.probe_BT.to(state.device)
-    state.part_company()
-    with same_function(state.module, probe, state.optimizer) as proof:
+    with same_function(state.module, probe, state.optimizer, lambda: state.to_call) as proof:
+        state.part_company()
         layers = state.pruned.depth
         state.pruned.commit(state.optimizer, state.grams)
         fault.point("commit")
@@ -134,9 +134,10 @@ def _mask(state: RunState, prune: PruneSpec, plan: Plan, inputs: Grams | None, l
     """Where a removal changes more than what the units did, say by how much (on the probe)."""
     pruned = state.pruned
     how: Any = {"optimizer": state.optimizer, "repairs": prune.repair, "inputs": inputs}
+    probe = state.probe_BT.to(state.device)
     inexact, exact = split(pruned.family, plan)
     if inexact:
-        with removed_alone(pruned, inexact, state.probe_BT.to(state.device)) as seen:
+        with removed_alone(pruned, inexact, probe, state.to_call) as seen:
             pruned.mask(inexact, **how)
         log.event("approximate", step=state.step, sets=[*inexact], max_logit_difference=seen[0])
     pruned.mask(exact, **how)

@@ -119,7 +119,8 @@ def _story(
     before = state.seconds
     keep = keeper(state, corpus, folder, log)
     _train_and_prune(state, corpus, total, log, stopping, keep, offline=offline)
-    world.agree(lambda: export_and_prove(state, corpus, folder, log))
+    with state.gathered():
+        world.agree(lambda: export_and_prove(state, corpus, folder, log))
     log.phase("evaluating the pruned model")
     after = evaluated(state, corpus, log, offline)
     log.event("evaluation", when="after", params=state.params, **after)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
-from effcompress.distributed import ALONE, World
+from effcompress.distributed import ALONE, Shards, World, shared_out, whole
 from effcompress.errors import RecipeError
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
@@ -73,6 +74,12 @@ class RunState:
             prune.space if prune else (),
             target=prune.target if prune else None,
         )
+        shard = recipe.distributed.mode == "shard" and world.size > 1
+        self.shards: Shards | None = None
+        """Where parameters are shared out over the processes."""
+        if shard:
+            layers = self.pruned.family.layer.partition(".{i}")[0]
+            self.shards = Shards(self.module, layers, world.size)
         self.parent_params = self.pruned.parent.count()
         wanted = target_of(prune, self.pruned.parent, self.pruned.parent_sets)
         self.target_params = self.parent_params if wanted is None else wanted
@@ -103,7 +110,7 @@ class RunState:
         self.lora: Lora | None = None
         """Attached in recovery; what is trained then are its updates alone."""
         self.objective: Objective = next_token
-        self._replicas: nn.Module | None = None
+        self._joined: nn.Module | None = None
         self.mask_scores: Scores = {}
         """Of the step that is under way."""
         self.watch()
@@ -116,13 +123,28 @@ class RunState:
     @property
     def trainee(self) -> nn.Module:
         """What the training step runs: the model, joined with those of the other processes."""
-        if self._replicas is None:
-            self._replicas = self.world.replicate(self.module)
-        return self._replicas
+        if self._joined is None:
+            joins = self.shards.join if self.shards else lambda: self.world.replicate(self.module)
+            self._joined = joins()
+        return self._joined
+
+    @property
+    def to_call(self) -> nn.Module:
+        """What any other pass runs: the model itself, wherever it is whole."""
+        return self.trainee if self.shards else self.module
 
     def part_company(self) -> None:
         """Before tensors change their shapes, or others are trained: the joint is made anew."""
-        self._replicas = None
+        self._joined = None
+        if self.shards:
+            self.shards.part()
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """The main process has the whole model in ``module``, wherever it was before."""
+        self.part_company()
+        with self.shards.gathered(self.world.main) if self.shards else nullcontext():
+            yield
 
     @property
     def params(self) -> int:
@@ -213,10 +235,10 @@ class RunState:
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         for name, p in self.pruned.parameters().items():
             kind = "lora" if is_update(name) else "model"
-            tensors[f"{kind}/{plain_name(name)}"] = p.detach()
+            tensors[f"{kind}/{plain_name(name)}"] = self._for_main(p.detach())
             if self.optimizer is not None:
                 for key, value in self.optimizer.state.get(p, {}).items():
-                    tensors[f"optimizer/{key}/{name}"] = value
+                    tensors[f"optimizer/{key}/{name}"] = self._for_main(value)
         tensors |= {f"ledger/{k}": t for k, t in self.pruned.ledger.state_dict().items()}
         tensors |= {f"saliency/{k}": t for k, t in self.average.state_dict().items()}
         tensors |= {f"zeros/{k}": t for k, t in self.zeros.items()}
@@ -224,11 +246,17 @@ class RunState:
             tensors |= {f"inputs/{k}": t for k, t in self.grams.state_dict().items()}
         return Saved(values, tensors)
 
+    def _for_main(self, tensor: Tensor) -> Tensor:
+        """All of it in the main process, which writes checkpoints; one tensor after the other."""
+        full = whole(tensor)
+        return full if full is tensor or self.world.main else tensor
+
     def restore(self, saved: Saved) -> None:
         """The state that ``snapshot`` saw, bit for bit; shapes come from the checkpoint."""
         values, tensors = saved.values, saved.tensors
         for key in COUNTERS:
             setattr(self, key, values.get(key, getattr(self, key)))  # older ones lack some
+        self.part_company()
         self.stream.load_state_dict(values["stream"])
         self.influence.load_state_dict(values["influence"])
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
@@ -245,7 +273,9 @@ class RunState:
                 p = params[name]
                 # Only the fused AdamW keeps its step count beside the parameter.
                 beside = value.shape == p.shape or bool(self.recipe.loop and self.recipe.loop.fused)
-                self.optimizer.state[p][field] = value.to(p.device) if beside else value
+                value = value.to(p.device) if beside else value
+                same = value.shape == p.shape
+                self.optimizer.state[p][field] = shared_out(value, p) if same else value
         self.average.load_state_dict(saved.part("saliency/"))
         self.zeros = {k: t.to(self.device) for k, t in saved.part("zeros/").items()}
         self.watch()

@@ -65,7 +65,7 @@ def _learn(state: RunState, batch: Batch, spec: LoopSpec, rate: float) -> tuple[
     if prune:
         observe(state, prune)
     hold(state.module, state.zeros)
-    return losses, train.update(state.module, optimizer, spec, rate)
+    return losses, train.update(state.module, optimizer, spec, rate, state.world)
 
 
 def _leave_out(

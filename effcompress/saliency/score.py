@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -31,6 +31,10 @@ class Stats(Protocol):
 
     def shape(self, param: str) -> tuple[int, ...]: ...
 
+    def held(self, param: str) -> range: ...
+
+    def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
     def rows(self, param: str, start: int, stop: int) -> dict[str, Tensor]: ...
 
 
@@ -50,10 +54,14 @@ def score(
     for s in sets:
         for m in s.members:
             wanted[m.param].add(m.dim)
-    along = {param: _sums(param, dims, criterion, stats) for param, dims in wanted.items()}
+    sums: dict[str, Tensor] = {}
+    for param, dims in wanted.items():
+        for dim, here in _sums(param, dims, criterion, stats).items():
+            sums[f"{param} {dim}"] = here
+    along = stats.total(sums)
     scores: Scores = {}
     for s in sets:
-        total = over_members([along[m.param][m.dim][m.index_GB] for m in s.members], reduce)
+        total = over_members([along[f"{m.param} {m.dim}"][m.index_GB] for m in s.members], reduce)
         scores[s.name] = total
     require_finite(scores, criterion)
     return scores
@@ -109,13 +117,13 @@ def _sums(param: str, dims: set[int], criterion: Bound, stats: Stats) -> dict[in
     """``{dim: [size of dim]}``: saliency summed over all other dimensions, on the CPU; under
     ``WHOLE`` the sum of everything, ``[1]``.
     """
-    shape = stats.shape(param)
+    shape, held = stats.shape(param), stats.held(param)
     width = max(1, math.prod(shape[1:]))
     step = max(1, BLOCK_ELEMENTS // width)
     pieces: list[Tensor] = []
     sums: dict[int, Tensor] = {}
-    for start in range(0, shape[0], step):
-        inputs = stats.rows(param, start, min(start + step, shape[0]))
+    for start in range(held.start, held.stop, step):
+        inputs = stats.rows(param, start, min(start + step, held.stop))
         saliency = _ask(criterion, inputs, tuple(inputs["weight"].shape)).float()
         if 0 in dims:
             pieces.append(saliency.flatten(1).sum(1) if saliency.dim() > 1 else saliency)
@@ -123,7 +131,22 @@ def _sums(param: str, dims: set[int], criterion: Bound, stats: Stats) -> dict[in
             part = _sum(saliency, dim)
             sums[dim] = sums[dim].add_(part) if dim in sums else part
     found = {dim: total.cpu() for dim, total in sums.items()}
-    return {**found, 0: torch.cat(pieces).cpu()} if pieces else found
+    if pieces:
+        found[0] = torch.cat(pieces).cpu()
+    return found if len(held) == shape[0] else _among_all(found, dims, shape, held)
+
+
+def _among_all(
+    sums: Mapping[int, Tensor], dims: set[int], shape: tuple[int, ...], held: range
+) -> dict[int, Tensor]:
+    """Sums over the rows ``held``, as summands of those over all: zeros where others have rows."""
+    found = {dim: torch.zeros(1 if dim == WHOLE else shape[dim]) for dim in dims}
+    for dim, here in sums.items():
+        if dim == 0:
+            found[0][held.start : held.stop] = here
+        else:
+            found[dim] = here
+    return found
 
 
 def _sum(saliency: Tensor, dim: int) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from effcompress.spec.distributing import DistributedSpec
 from effcompress.spec.key import NAME, Count, InputPath, Positive, Share, key
 from effcompress.spec.pruning import MeasureSpec, PruneSpec, ReduceSpec, TargetSpec
 from effcompress.spec.results import EvaluateSpec, ExportSpec, SaveSpec
@@ -36,6 +37,7 @@ __all__ = [
     "Count",
     "DataSpec",
     "DistillSpec",
+    "DistributedSpec",
     "DomainSpec",
     "EvaluateSpec",
     "ExportSpec",
@@ -79,6 +81,9 @@ class Recipe:
     sparsify: SparsifySpec | None = key("zeros in a model of the same shape, after pruning", None)
     train: TrainSpec | None = key("training; without it pruning and zeros are all", None)
     recover: RecoverSpec | None = key("training of what was pruned at once", None)
+    distributed: DistributedSpec = key(
+        "several processes, where the launcher starts them", DistributedSpec()
+    )
     evaluate: EvaluateSpec = key("evaluation before and after", EvaluateSpec())
     save: SaveSpec = key("checkpoints", SaveSpec())
     export: ExportSpec = key("the model folder at the end", ExportSpec())

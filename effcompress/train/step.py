@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import ALONE, World, unsynchronised
+from effcompress.distributed import ALONE, World, is_shared, own, unsynchronised
 from effcompress.errors import NotFinite
 from effcompress.spec import LoopSpec
 from effcompress.train.loss import Objective, autocast, by_domain, next_token
@@ -84,25 +85,40 @@ def _part(
     )
 
 
-def update(module: nn.Module, optimizer: Optimizer, spec: LoopSpec, rate: float) -> float:
-    """Clip, step, and drop the gradients. Returns the norm of the gradient before clipping.
+def update(
+    module: nn.Module, optimizer: Optimizer, spec: LoopSpec, rate: float, world: World = ALONE
+) -> float:
+    """Clip, step, and drop the gradients. Returns the norm of the gradient before clipping, of all
+    rows where they are shared out over the processes of ``world``.
 
     Raises NotFinite, before any weight changes, when the norm is not.
     """
     parameters = [p for p in module.parameters() if p.grad is not None]
-    norm_0 = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    norm = float(norm_0)
+    shared = any(is_shared(p) for p in parameters)
+    grads = [own(p.grad) for p in parameters if p.grad is not None]
+    norm_0 = nn.utils.get_total_norm(grads)
+    norm = world.sums([float(norm_0) ** 2])[0] ** 0.5 if shared else float(norm_0)
     # Before scaling: a factor of nan would spread to every gradient and hide where it came from.
     if not math.isfinite(norm):
         bad = [
             name
             for name, p in module.named_parameters()
-            if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+            if p.grad is not None and not bool(torch.isfinite(own(p.grad)).all())
         ]
         raise NotFinite("the gradient is not finite", where=bad[0] if bad else None)
-    nn.utils.clip_grads_with_norm_(parameters, spec.clip, norm_0)
+    if shared:
+        _scale(grads, min(1.0, spec.clip / (norm + 1e-6)))
+    else:
+        nn.utils.clip_grads_with_norm_(parameters, spec.clip, norm_0)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _scale(grads: Sequence[Tensor], factor: float) -> None:
+    """What torch's clipping does, for which gradients may not be shared out."""
+    if factor < 1.0:
+        for grad in grads:
+            grad.mul_(factor)

@@ -1,4 +1,4 @@
-"""The one door to other processes: who takes part, who decides, and what is added up.
+"""Who takes part, who decides, and what is added up.
 
 Every process runs the whole story. They read the same global batch and each computes its own rows;
 gradients are summed in the backward pass; what people see and what lands on the disk is the main
@@ -142,7 +142,21 @@ def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
     """A backward whose gradients stay where they are: all but the last of a batch."""
     if isinstance(module, DistributedDataParallel):
         return cast(AbstractContextManager[None], module.no_sync())
-    return nullcontext()
+    return _unshared(module) if in_step(module) else nullcontext()
+
+
+@contextmanager
+def _unshared(module: Any) -> Iterator[None]:
+    module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        module.set_requires_gradient_sync(True)
+
+
+def in_step(module: nn.Module) -> bool:
+    """Whether a forward pass needs all processes: what one runs, the others must run too."""
+    return hasattr(module, "set_requires_gradient_sync")  # an FSDPModule
 
 
 @contextmanager

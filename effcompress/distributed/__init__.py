@@ -1,0 +1,33 @@
+"""The one door to other processes: who takes part, who decides, and what is added up
+(``world.py``); parameters of which every process holds some rows (``rows.py``, ``shards.py``).
+"""
+
+from effcompress.distributed.rows import (
+    fill,
+    first_row,
+    is_shared,
+    own,
+    select,
+    shared_out,
+    whole,
+    write_back,
+)
+from effcompress.distributed.shards import Shards
+from effcompress.distributed.world import ALONE, World, in_step, joined, unsynchronised
+
+__all__ = [
+    "ALONE",
+    "Shards",
+    "World",
+    "fill",
+    "first_row",
+    "in_step",
+    "is_shared",
+    "joined",
+    "own",
+    "select",
+    "shared_out",
+    "unsynchronised",
+    "whole",
+    "write_back",
+]
