@@ -11,6 +11,7 @@ from effcompress.runner import traffic
 from effcompress.runner.cost import H100_FLOPS, UTILISATION, flops_per_token
 from effcompress.runner.memory import memory, trained
 from effcompress.runner.reach import Priced
+from effcompress.runner.shares import shards_of
 from effcompress.runner.sheet import Sheet, duration, short, size
 from effcompress.runner.timeline import Timeline, tokens_per_step
 from effcompress.runner.traffic import Message
@@ -62,7 +63,8 @@ def bill(
 def _memory(
     recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch
 ) -> dict[str, dict[str, Any]]:
-    phases = memory(found, recipe, timeline.points[-1].widths, launch.processes)
+    shards = shards_of(recipe, launch.processes)
+    phases = memory(found, recipe, timeline.points[-1].widths, launch.processes, shards)
     held = {phase: {**vars(held), "total": held.total} for phase, held in phases.items()}
     return {"memory_bytes": held}
 
@@ -123,15 +125,17 @@ def _messages(
 ) -> dict[str, list[Message]]:
     """Of the first step, of a cut out of every layer and of a commit then."""
     widths = timeline.points[-1].widths if recipe.recover is not None else {}
-    count = trained(found, recipe, widths)
+    count, shards = trained(found, recipe, widths), shards_of(recipe, launch.processes)
     step = traffic.per_step(found, recipe, widths, launch.processes, count)
     messages = {"step": step}
     if recipe.prune is not None:
         cuts = max(1, len(timeline.points) - 2)
-        messages["cut"] = traffic.per_cut(
-            found, recipe.prune, found.axes.widths, max(1, timeline.groups // cuts)
-        )
-        messages["commit"] = traffic.per_commit(found, found.axes.widths)
+        each = max(1, timeline.groups // cuts)
+        wide = found.axes.widths
+        messages["cut"] = traffic.per_cut(found, recipe.prune, wide, each, shards=shards)
+        messages["commit"] = traffic.per_commit(found, wide, shards=shards)
+    if shards > 1:
+        messages["checkpoint"] = traffic.per_checkpoint(found, found.axes.widths, shards)
     return messages
 
 

@@ -14,7 +14,9 @@ Bytes that the run itself asks for; Python, torch and the tokenizer come on top 
 - export: of a padded form the larger copy.
 
 Saliency is read off weights and gradients in blocks, so it costs a number per mini-group and their
-index tensors. Replicas hold every gradient a second time, in the buckets that are exchanged.
+index tensors. Replicas hold every gradient a second time, in the buckets that are exchanged. Where
+parameters are shared out, two layers and what lies outside of them are whole at a time, and in the
+main process the model is whole for a checkpoint (with moments) and for the export.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from effcompress.runner.activations import LOGITS, Activations, activations, cop
 from effcompress.runner.cost import multiplied
 from effcompress.runner.listened import grams_of, index_bytes
 from effcompress.runner.reach import Priced
+from effcompress.runner.shares import at_once
 from effcompress.spec import LoopSpec, LoraSpec, PruneSpec, Recipe
 from effcompress.types import Widths
 
@@ -51,6 +54,7 @@ class Held:
     grams: float = 0.0
     saliency: float = 0.0
     buckets: float = 0.0
+    gathered: float = 0.0
     working: float = 0.0
 
     @property
@@ -64,8 +68,7 @@ def memory(
 ) -> dict[str, Held]:
     """Phase -> bytes of one of ``processes``; ``final`` are the widths that the run ends with.
 
-    ``shards`` divides weights, gradients, moments and copies: what sharding would make of it, which
-    is not built.
+    ``shards``: among how many of them weights, gradients and moments are shared out.
     """
     need = _Need(found, recipe, {**found.axes.widths, **final}, processes, shards)
     return dict(need.phases())
@@ -107,8 +110,15 @@ class _Need:
         if prune is not None and not once:
             yield "cut", self._event(prune)
         kept = self._standing(there, training=True)
-        yield "checkpoint", replace(kept, working=kept.total - kept.buckets)
-        yield "export", replace(self._standing(self.final), working=self._padding())
+        if self.shards > 1:
+            kept = replace(kept, gathered=(kept.weights + kept.moments) * self.shards)
+        written = kept.gathered or kept.weights + kept.moments
+        listened = kept.grams + kept.saliency
+        yield "checkpoint", replace(kept, working=written + listened)
+        last = self._standing(self.final)
+        if self.shards > 1:
+            last = replace(last, gathered=last.weights * self.shards)
+        yield "export", replace(last, working=self._padding())
 
     def _file(self) -> float:
         """The mapped file of the weights, in what it stores them."""
@@ -123,8 +133,10 @@ class _Need:
         spec, axes = self.recipe.evaluate, self.found.axes
         tokens = spec.batch_size * self.recipe.data.sequence_length
         logits = LOGITS * axes.widths["vocab"] * tokens
-        before = Held(weights=FP32 * axes.count() / self.shards, logits=logits)
-        after = replace(self._standing(self.final), logits=logits)
+        weights, whole = FP32 * axes.count() / self.shards, self._whole(axes.widths)
+        before = Held(weights=weights, logits=logits, gathered=whole)
+        whole = self._whole(self.final)
+        after = replace(self._standing(self.final), logits=logits, gathered=whole)
         return max(before, after, key=lambda held: held.total)
 
     def _standing(self, wide: Widths, *, training: bool = False) -> Held:
@@ -142,6 +154,10 @@ class _Need:
             grams=self._grams(wide) if rides else 0.0,
             saliency=self._saliency() if prune is not None else 0.0,
         )
+
+    def _whole(self, wide: Widths) -> float:
+        """What is gathered at a time in a forward pass."""
+        return FP32 * at_once(self.found.axes, wide) if self.shards > 1 else 0.0
 
     def _teacher(self) -> float:
         recover = self.recipe.recover
@@ -178,12 +194,18 @@ class _Need:
         begins = replace(
             standing,
             gradients=gradients if rows < own else 0.0,
-            copies=2 * copied(axes, wide) / self.shards if bf16 else 0.0,
+            copies=2 * copied(axes, wide) if bf16 else 0.0,
             activations=tokens * (kept.blocks + self._listened(wide, 2 if bf16 else 4)),
             logits=tokens * kept.logits,
         )
+        # Whole layers have whole gradients. What is not exchanged yet was summed up unshared.
+        whole, carried = self._whole(wide), self.shards if rows < own else 1
+        begins = replace(begins, gathered=whole, gradients=begins.gradients * carried)
         ends = replace(
-            standing, gradients=gradients, working=self._embedding(wide, bf16, rows < own)
+            standing,
+            gradients=gradients * carried,
+            working=self._embedding(wide, bf16, rows < own) * self.shards,
+            gathered=2 * whole,
         )
         return max(begins, ends, key=lambda held: held.total)
 

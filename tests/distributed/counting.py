@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
+from torch.distributed.tensor import DTensor
 
 from effcompress import load_recipe, train
-from effcompress.distributed import joined
+from effcompress.distributed import in_step, joined
 from effcompress.log import Log, NoView
 from effcompress.runner.measured import listening, observe
 from effcompress.runner.prune import commit_event, prune_event
@@ -29,22 +31,41 @@ from effcompress.runner.text import corpus_of
 from effcompress.types import Due
 
 here: Counter[str] = Counter()
+alive: list[weakref.ref[Any]] = []
 
 
 def counts(kind: str, real: Callable[..., Any], tensors: Callable[..., list[Any]]) -> Any:
     def counting(*args: Any, **how: Any) -> Any:
-        here[kind] += sum(t.nbytes for t in tensors(*args))
+        here[kind] += sum(t.nbytes for t in tensors(*args, **how))
         return real(*args, **how)
 
     return counting
 
 
+def gathered(tensor: Any) -> Any:
+    """Note how many bytes of whole tensors are alive with this one."""
+    alive.append(weakref.ref(tensor))
+    here["whole"] = max(here["whole"], sum(t.nbytes for ref in alive if (t := ref()) is not None))
+    return tensor
+
+
+def handed(_: Any = None, given: Any = None, **how: Any) -> list[Any]:
+    """What FSDP2 hands to a collective, by place or by name."""
+    return [how["input"] if given is None else given]
+
+
 def main(path: Path, output: Path) -> None:
-    dist.all_reduce = counts("all_reduce", dist.all_reduce, lambda t, *_: [t])
-    dist.all_gather = counts("all_gather", dist.all_gather, lambda _, t, *rest: [t])
-    c10d.broadcast = counts("decision", c10d.broadcast, lambda t, *_: [t])
+    dist.all_reduce = counts("all_reduce", dist.all_reduce, lambda t, *_, **how: [t])
+    dist.all_gather = counts("all_gather", dist.all_gather, lambda _, t, *rest, **how: [t])
+    for name in ("all_gather", "reduce_scatter"):
+        names = (f"{name}_single", f"{name}_into_tensor", f"{name}_tensor")  # the first: torch 2.13
+        used = next(n for n in names if hasattr(dist, n))
+        setattr(dist, used, counts(name, getattr(dist, used), handed))
+    full = counts("all_gather", DTensor.full_tensor, lambda t, **how: [t.to_local()])
+    DTensor.full_tensor = lambda t, **how: gathered(full(t, **how))
+    c10d.broadcast = counts("decision", c10d.broadcast, lambda t, *_, **how: [t])
     coalesced = dist._broadcast_coalesced
-    dist._broadcast_coalesced = counts("broadcast", coalesced, lambda _, ts, *rest: ts)
+    dist._broadcast_coalesced = counts("broadcast", coalesced, lambda _, ts, *rest, **how: ts)
     recipe = load_recipe(path).recipe
     with joined() as world:
         log = Log(path.parent, view=NoView(), keep=world.main)
@@ -60,7 +81,7 @@ def main(path: Path, output: Path) -> None:
             with listening(state):
                 train.backward(state.trainee, batch, recipe.train, world=world)
             observe(state, recipe.prune)
-            train.update(state.module, state.optimizer, recipe.train, 1e-3)
+            train.update(state.module, state.optimizer, recipe.train, 1e-3, world)
             world.any(False)
 
         def cut() -> None:
@@ -78,6 +99,13 @@ def main(path: Path, output: Path) -> None:
         said["surgery"] = dict(here)
         assert state.trainee is not state.module
         said["commit"] = dict(here)
+        if state.shards:
+            own = [p.to_local().numel() for p in state.module.parameters()]
+            largest = max(p.nbytes for p in state.module.parameters())
+            said |= {"own": sum(own), "shared": in_step(state.trainee), "largest": largest}
+            here.clear()
+            state.snapshot({})
+            said["checkpoint"] = dict(here)
         said["params"] = sum(p.numel() for p in state.module.parameters())
         log.close()
         if world.main:

@@ -12,7 +12,8 @@ import pytest
 
 from effcompress import load_recipe
 from effcompress.runner.reach import priced
-from effcompress.runner.traffic import Message, per_commit, per_cut, per_step
+from effcompress.runner.shares import losing_rows, share
+from effcompress.runner.traffic import Message, per_checkpoint, per_commit, per_cut, per_step
 from tests.runner.toys import recipe
 
 COUNTING = Path(__file__).with_name("counting.py")
@@ -27,12 +28,9 @@ def by_collective(said: list[Message]) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("criterion", "space"),
-    [("taylor", WIDE), ("mask_fisher", WIDE.replace(", hidden", ""))],
-)
-def test_bytes_of_a_step_a_cut_and_a_commit(tmp_path: Path, criterion: str, space: str) -> None:
-    path = recipe(tmp_path, criterion=criterion)
+def counted(tmp_path: Path, criterion: str, space: str, more: str = "") -> tuple[Path, dict]:
+    """The recipe, and what ``counting.py`` said."""
+    path = recipe(tmp_path, more, criterion=criterion)
     text = path.read_text()
     start = text.index("  space: ")
     space_line = text[start : text.index("\n", start)]
@@ -53,7 +51,15 @@ def test_bytes_of_a_step_a_cut_and_a_commit(tmp_path: Path, criterion: str, spac
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(output.read_text())
+    return path, json.loads(output.read_text())
+
+
+@pytest.mark.parametrize(
+    ("criterion", "space"),
+    [("taylor", WIDE), ("mask_fisher", WIDE.replace(", hidden", ""))],
+)
+def test_bytes_of_a_step_a_cut_and_a_commit(tmp_path: Path, criterion: str, space: str) -> None:
+    path, said = counted(tmp_path, criterion, space)
     loaded = load_recipe(path)
     found, prune = priced(loaded), loaded.recipe.prune
     assert found is not None and prune is not None
@@ -68,3 +74,30 @@ def test_bytes_of_a_step_a_cut_and_a_commit(tmp_path: Path, criterion: str, spac
     every = by_collective(per_cut(found, prune, {}, said["groups"]))
     assert every["all_reduce"] >= said["cut"]["all_reduce"]
     assert [m.bytes for m in per_commit(found, {})] == [4 * found.start]
+
+
+def test_bytes_where_parameters_are_shared_out(tmp_path: Path) -> None:
+    path, said = counted(tmp_path, "taylor", WIDE, "distributed: {mode: shard}\n")
+    loaded = load_recipe(path)
+    found, prune = priced(loaded), loaded.recipe.prune
+    assert found is not None and prune is not None
+    assert said["shared"]
+    saved = said["checkpoint"]
+    largest = 4 * max(found.axes.numel(p, found.axes.widths) for p in found.axes.shapes)
+    assert saved.pop("whole") >= 4 * said["params"]
+    assert said["params"] / 2 <= said["own"] == saved["all_gather"] / 12
+    assert said["own"] < said["params"] * 0.51
+    assert said["step"] == by_collective(per_step(found, loaded.recipe, {}, 2, found.start))
+    said["cut"].pop("decision")
+    assert 0 < said["cut"].pop("whole") <= largest
+    touched = said["touched"]
+    assert said["cut"] == by_collective(per_cut(found, prune, {}, 1, touched, shards=2))
+    before = share(found.axes, {}, 2)
+    rows = share(found.axes, {}, 2, losing_rows(found, touched))
+    proof = before + said["own"]  # as it was before, and as it is then
+    assert said["surgery"].pop("whole") <= largest  # nobody ever holds more than one weight
+    assert said["surgery"] == {"all_gather": 4 * (3 * rows + proof)}
+    planned = by_collective(per_commit(found, {}, touched, shards=2))["all_gather"]
+    assert planned == 4 * (3 * rows + 2 * before)
+    (message,) = per_checkpoint(found, {}, 2)
+    assert message.bytes == 12 * before

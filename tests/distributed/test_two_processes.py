@@ -129,10 +129,11 @@ def test_every_criterion_chooses_what_it_chooses_alone(
         assert one and one == two, name
 
 
-def test_resumed_by_two_and_by_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["replicate", "shard"])
+def test_resumed_by_two_and_by_one(tmp_path: Path, mode: str) -> None:
     """From a checkpoint of two: by two bit for bit, by one within rounding."""
     path = recipe(tmp_path)
-    sets = [*OBS, "save={every: 4, keep: 50}"]
+    sets = [*OBS, "save={every: 4, keep: 50}", f"distributed.mode={mode}"]
     whole = tmp_path / "whole"
     code, said = together([{"recipe": path, "output": whole, "set": sets}], tmp_path)
     assert code == 0, said
@@ -167,14 +168,15 @@ def test_one_that_dies_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
         assert (whole / file).read_bytes() == (hurt / file).read_bytes(), file
 
 
-def test_what_happens_to_one_is_everyones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["replicate", "shard"])
+def test_what_happens_to_one_is_everyones(tmp_path: Path, mode: str) -> None:
     """One is asked to stop, so both do, at the same step; one computes what is no number, so both
     leave the step out, and the layers of both are heard anew.
     """
-    path = recipe(tmp_path)
+    path, sets = recipe(tmp_path), [*OBS, f"distributed.mode={mode}"]
     jobs = [
-        {"recipe": path, "output": tmp_path / "out", "set": OBS, "asked": 6},
-        {"recipe": path, "output": tmp_path / "out", "set": OBS, "resume": True, "spoils": 4},
+        {"recipe": path, "output": tmp_path / "out", "set": sets, "asked": 6},
+        {"recipe": path, "output": tmp_path / "out", "set": sets, "resume": True, "spoils": 4},
     ]
     _, said = together(jobs, tmp_path)
     for rank in (0, 1):
