@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from effcompress import load_recipe, run
+from effcompress.errors import RecipeError
+from effcompress.runner.bill import Launch
+from effcompress.runner.plan import plan
 from tests.distributed.test_two_processes import OBS, logits, losses, plans, together
 from tests.runner.toys import events, recipe
 
@@ -49,3 +52,52 @@ def test_sixty_steps_with_cuts_of_all_kinds(tmp_path: Path) -> None:
                 assert other["tokens"] == found["tokens"]
         norms = [[e["grad_norm"] for e in events(f, "step")] for f in (one, two)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (["prune.measure={source: calibration}"], "shard: calibration needs the whole model"),
+        (["prune.refit=least_squares"], "shard: refit needs"),
+        (["evaluate.tasks={names: [arc_easy]}"], "shard: tasks are measured by one process"),
+        (
+            [
+                "train=null",
+                "recover={tokens: 512, batch_size: 4, method: lora}",
+                "prune.measure={source: calibration}",
+                "prune.schedule={name: once, at: 0}",
+            ],
+            "shard: recover.method lora needs",
+        ),
+        (
+            ["prune=null", "sparsify={method: magnitude, sparsity: 50%}"],
+            "shard: sparsify needs",
+        ),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused(tmp_path: Path, sets: list[str], says: str) -> None:
+    path = recipe(tmp_path)
+    load_recipe(path, [*SHARD])
+    with pytest.raises(RecipeError, match=says) as caught:
+        load_recipe(path, [*sets, *SHARD])
+    assert caught.value.fix
+
+
+def test_plan_of_shares(tmp_path: Path) -> None:
+    path = recipe(tmp_path, tokens=7680)
+    whole = plan(load_recipe(path, SHARD), Launch(1)).data
+    both, each = (plan(load_recipe(path, s), Launch(2)).data for s in ([], SHARD))
+    assert whole["memory_bytes"] == plan(load_recipe(path), Launch(1)).data["memory_bytes"]
+    for phase in ("update", "cut"):
+        for part in ("weights", "moments", "gradients"):
+            half = both["memory_bytes"][phase][part] / 2
+            assert each["memory_bytes"][phase][part] == half, (phase, part)
+        assert each["memory_bytes"][phase]["buckets"] == 0
+    passes = each["memory_bytes"]["backward"]
+    layers_and_more = 4 * each["params"]  # a toy of two layers is whole at a time
+    assert passes["gathered"] in (layers_and_more, 2 * layers_and_more)
+    saved = each["memory_bytes"]["checkpoint"]
+    assert saved["gathered"] == 12 * each["params"]
+    said = each["communicated_bytes"]
+    assert said["step"]["gradients"] == said["step"]["weights"] >= 4 * each["params"]
+    assert said["checkpoint"]["weights, moments"] >= 6 * each["params"]
