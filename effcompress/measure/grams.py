@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from effcompress.distributed import ALONE, World
 from effcompress.errors import NotFinite
+from effcompress.recompute import recomputing
 from effcompress.types import AxisMap, GroupSet
 
 LINEAR = {"Linear": 1, "Conv1D": 0}
@@ -194,7 +195,7 @@ class Grams:
 
     def _hook(self, param: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            if self._listening:
+            if self._listening and not recomputing():
                 self._take(param, args[0])
 
         return hook

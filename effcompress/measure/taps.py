@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from effcompress.errors import CoverageError
 from effcompress.measure.grams import LINEAR
+from effcompress.recompute import recomputing
 from effcompress.types import WHOLE, AxisMap, GroupSet, Member
 
 Take = Callable[[str, Tensor], None]
@@ -64,6 +65,8 @@ class MaskGradients:
         def catch(value: Any) -> None:
             if self._take is None or not value.requires_grad or not torch.is_grad_enabled():
                 return
+            if recomputing():
+                return  # the first pass has hung its hook on
             kept = value.detach()
             value.register_hook(lambda grad: self._arrived(kept, grad, found))
 

@@ -45,12 +45,22 @@ class Activations:
 
 
 def activations(
-    axes: AxisMap, config: Config, widths: Widths, length: int, *, bf16: bool
+    axes: AxisMap,
+    config: Config,
+    widths: Widths,
+    length: int,
+    *,
+    bf16: bool,
+    recompute: bool = False,
 ) -> Activations:
-    """Bytes per token of a model of these widths, on sequences of ``length`` tokens."""
+    """Bytes per token of a model of these widths, on sequences of ``length`` tokens. With
+    ``recompute`` what every layer reads, and all that one of them keeps.
+    """
     shape = _Shape(axes, config, {**axes.widths, **widths}, length, 2 if bf16 else 4)
     hidden = shape.wide["hidden"]
-    blocks = sum(shape.layer(j, i) for j, i in enumerate(axes.depth.layers))
+    layers = [shape.layer(j, i) for j, i in enumerate(axes.depth.layers)]
+    alive = sum(size > 0 for size in layers)
+    blocks = max(layers, default=0.0) + 4 * alive * hidden if recompute else sum(layers)
     behind = hidden * (shape.norm + shape.value)
     capped = shape.value if config.get("final_logit_softcapping") else 0
     return Activations(blocks + behind, shape.wide["vocab"] * (LOGITS + capped))

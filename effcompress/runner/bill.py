@@ -111,6 +111,8 @@ def _costs(recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch) ->
     }
     if launch.flops_per_second:
         rate = launch.flops_per_second * launch.processes
+        if recipe.loop and recipe.loop.recompute:  # forward, forward again, backward of two
+            rate *= 3 / 4
         step = tokens_per_step(recipe)
         found_["seconds"] = {
             "first_step": first * step / rate,

@@ -180,16 +180,17 @@ class _Need:
         units = sum(s.size for s in self.found.sets)
         return FP32 * units * (2 + window) + index_bytes(self.found.sets)
 
-    def _kept(self, wide: Widths, *, bf16: bool) -> Activations:
-        length = self.recipe.data.sequence_length
-        return activations(self.found.axes, self.found.config, wide, length, bf16=bf16)
+    def _kept(self, wide: Widths, *, bf16: bool, recompute: bool = False) -> Activations:
+        of = (self.found.axes, self.found.config, wide, self.recipe.data.sequence_length)
+        return activations(*of, bf16=bf16, recompute=recompute)
 
     def _backward(self, loop: LoopSpec, wide: Widths) -> Held:
         axes, bf16 = self.found.axes, loop.precision == "bf16"
         own = max(1, loop.batch_size // self.processes)
         rows = min(loop.micro_batch_size or own, own)
         tokens = rows * self.recipe.data.sequence_length
-        kept, standing = self._kept(wide, bf16=bf16), self._standing(wide, training=True)
+        kept = self._kept(wide, bf16=bf16, recompute=loop.recompute)
+        standing = self._standing(wide, training=True)
         gradients = FP32 * trained(self.found, self.recipe, wide) / self.shards
         begins = replace(
             standing,

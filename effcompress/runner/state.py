@@ -17,6 +17,7 @@ from effcompress.errors import RecipeError
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
 from effcompress.model.load import LoadedModel
+from effcompress.recompute import recompute_layers
 from effcompress.removal.depth import forget
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.cost import flops_per_token
@@ -80,6 +81,8 @@ class RunState:
         if shard:
             layers = self.pruned.family.layer.partition(".{i}")[0]
             self.shards = Shards(self.module, layers, world.size)
+        if recipe.loop and recipe.loop.recompute:
+            recompute_layers(self.module)
         self.parent_params = self.pruned.parent.count()
         wanted = target_of(prune, self.pruned.parent, self.pruned.parent_sets)
         self.target_params = self.parent_params if wanted is None else wanted

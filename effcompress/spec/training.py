@@ -45,6 +45,11 @@ class LoopSpec:
     )
     clip: float = key("largest norm of the gradient", 1.0, above=0)
     precision: Literal["fp32", "bf16"] = key("bf16: autocast over fp32 master weights", "fp32")
+    recompute: bool = key(
+        "keep only what each layer reads and compute it once more in the backward: less memory, a "
+        "third more compute",
+        False,
+    )
     bad_steps: int = key(
         "steps in a row that are left out because loss, gradient or saliency is not finite; one "
         "more, and the run stops",

@@ -26,7 +26,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def test_sixty_steps_with_cuts_of_all_kinds(tmp_path: Path) -> None:
     path = recipe(tmp_path, tokens=7680, schedule="{name: continuous, every: 2}")
     adam = ["prune.criterion=taylor_second", "prune.hessian=adam"]
-    cases = {"a": [], "b": OBS, "accumulated": [*adam, "train.micro_batch_size=1"]}
+    cases = {
+        "a": [],
+        "b": OBS,
+        "accumulated": [*adam, "train.micro_batch_size=1", "train.recompute=true"],
+    }
     for name, sets in cases.items():
         run(load_recipe(path, [*sets, *SHARD]), output=tmp_path / f"one_{name}")
     jobs = [
