@@ -27,7 +27,13 @@ TRAINING = ("backward", "update", "cut")
 TARGET = 128_500_000
 """Parameters after the one cut, which is then the last."""
 SIZE = f"prune.target={{params: {TARGET}}}"
-ARMS = {"plain": ("a", ["prune=null"]), "A": ("a", [SIZE]), "B": ("b", [SIZE])}
+ARMS = {
+    "plain": ("a", ["prune=null"]),
+    "A": ("a", [SIZE]),
+    "B": ("b", [SIZE]),
+    "A, recomputed": ("a", [SIZE, "train.recompute=true"]),
+    "A, shared out": ("a", [SIZE, "distributed.mode=shard"]),
+}
 
 
 def recipe_of(arm: str, tokens: int) -> tuple[Path, list[str]]:
@@ -86,9 +92,9 @@ def work(arm: str, tokens: int, steps: int) -> None:
 
     path, sets = recipe_of(arm, tokens)
     with joined() as world, TemporaryDirectory() as folder:
-        state, corpus = phase("loading", lambda: prepare(2 * tokens * (steps + 2), path, sets))
-        state.world = world
-        state.watch()
+        state, corpus = phase(
+            "loading", lambda: prepare(2 * tokens * (steps + 2), path, sets, world)
+        )
         train_and_cut(state, corpus, steps, Path(folder), phase)
         if world.main:
             print(json.dumps(found))
@@ -118,21 +124,24 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
 
     for _ in range(steps):
         phase("backward", backward)
-        phase("update", lambda: train.update(state.module, state.optimizer, spec, 1e-5))
+        phase(
+            "update", lambda: train.update(state.module, state.optimizer, spec, 1e-5, state.world)
+        )
     phase("checkpoint", keeper(state, corpus, folder, log))
     if prune:
         phase("cut", cut)
         backward()  # these recipes train on behind the last cut, with the replicas joined again
-        train.update(state.module, state.optimizer, spec, 1e-5)
-    if state.world.main:
-        phase("export", lambda: exported(state, folder, form))
+        train.update(state.module, state.optimizer, spec, 1e-5, state.world)
+    phase("export", lambda: exported(state, folder, form))
     log.close()
 
 
 def exported(state: Any, folder: Path, form: Any) -> None:
     from effcompress.runner.export import write
 
-    write(form(state.pruned, "exact"), state.pruned, state.tokenizer, folder)
+    with state.gathered():
+        if state.world.main:
+            write(form(state.pruned, "exact"), state.pruned, state.tokenizer, folder)
 
 
 def compare(arm: str, processes: int, tokens: int, steps: int) -> dict[str, int]:
@@ -158,8 +167,8 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.worker:
         work(options.worker, tokens, steps)
         return
-    one = {arm: compare(arm, 1, tokens, steps) for arm in ARMS}
-    for arm in ("plain", "B"):
+    one = {arm: compare(arm, 1, tokens, steps) for arm in [*ARMS][:4]}
+    for arm in ("plain", "B", "A, shared out"):
         compare(arm, 2, tokens, steps)
     peak = {arm: max(found.get(name, 0) for name in TRAINING) for arm, found in one.items()}
     print(f"\npeak of training, A over plain: {peak['A'] / peak['plain']:.3f}")

@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from effcompress import data, load_recipe, train
+from effcompress.distributed import ALONE, World
 from effcompress.log import Log, make_view
 from effcompress.model.cache import cache_root
 from effcompress.model.load import load
@@ -41,7 +42,10 @@ COMMIT_EVERY = 64
 
 
 def prepare(
-    tokens: int, path: Path = RECIPE, sets: Sequence[str] = SETS
+    tokens: int,
+    path: Path = RECIPE,
+    sets: Sequence[str] = SETS,
+    world: World = ALONE,
 ) -> tuple[RunState, data.Corpus]:
     """A recipe's model and text (by default the quickstart's), at 512 tokens a step."""
     recipe = load_recipe(path, sets).recipe
@@ -57,7 +61,7 @@ def prepare(
         progress=lambda what, share: None,
         notice=lambda text: None,
     )
-    return RunState(recipe, model, corpus), corpus
+    return RunState(recipe, model, corpus, world), corpus
 
 
 def step(state: RunState, corpus: data.Corpus, log: Log, pruning: bool) -> float:

@@ -248,7 +248,8 @@ class _Need:
         if calibrates:
             standing = replace(standing, grams=self._grams(axes.widths))
         again = FP32 * axes.count() if prune.refit is not None else 0.0
-        least = replace(standing, working=max(again, self._solves(prune), self._commit()))
+        working = max(again, self._solves(prune), self._commit())
+        least = replace(standing, gathered=self._whole(axes.widths), working=working)
         if not calibrates:
             return least
         return max(least, *self._calibrated(prune, standing), key=lambda held: held.total)
