@@ -33,6 +33,7 @@ NVLINK, NETWORK, MEMORY = 450e9, 50e9, 3.35e12
 """Bytes per second and GPU: NVLink of an H100 one way, a 400 Gbit/s network card, HBM3; data
 sheets.
 """
+SHARD = "distributed.mode=shard"
 SOURCES = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
            "num_attention_heads": 32, "num_key_value_heads": 32},
@@ -203,25 +204,28 @@ def launch(variant: str, rounds: int, tokens: int) -> None:
 
 def computed() -> None:
     """Tables of docs/scale.md, by the arithmetic of `effcompress plan`."""
-    print("| source | processes | states | B: Gram | activations | data parallel | sharded |")
-    print("|---|---|---|---|---|---|---|")
+    print("| source | processes | states | B: Gram | activations", end=" | ")
+    print("data parallel | sharded | recomputed |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in SOURCES:
         for processes in (8, 64, 512):
             print(memory_row(name, processes))
-    print("\n| source | processes | per step | B: per cut | commit | NVLink | network |")
-    print("|---|---|---|---|---|---|---|")
-    for name in SOURCES:
-        for processes in (8, 64, 512):
-            print(traffic_row(name, processes))
+    for sets in ((), (SHARD,)):
+        print(*sets)
+        print("| source | processes | per step | B: per cut | commit | NVLink | network |")
+        print("|---|---|---|---|---|---|---|")
+        for name in SOURCES:
+            for processes in (8, 64, 512):
+                print(traffic_row(name, processes, *sets))
 
 
-def sized(name: str) -> tuple[Any, Any]:
+def sized(name: str, *more: str) -> tuple[Any, Any]:
     """A source of this size under the recipe of variant B, one sequence at a time."""
     from effcompress import load_recipe
     from effcompress.runner.reach import priced
 
     sets = [f"model.shape.{key}={value}" for key, value in SOURCES[name].items()]
-    sets += ["prune.target={keep: 50%}", "train.micro_batch_size=1", "train.fused=true"]
+    sets += ["prune.target={keep: 50%}", "train.micro_batch_size=1", "train.fused=true", *more]
     recipe = load_recipe(RECIPES / "efficientllm_1b_b.yaml", sets)
     return priced(recipe), recipe.recipe
 
@@ -233,24 +237,25 @@ def memory_row(name: str, processes: int) -> str:
     found, recipe = sized(name)
     whole = memory(found, recipe, {}, processes)
     shards = memory(found, recipe, {}, processes, processes)
-    training = {k: max((h["backward"], h["update"]), key=lambda p: p.total)
-                for k, h in (("whole", whole), ("shards", shards))}  # fmt: skip
+    again = memory(found, sized(name, "train.recompute=true")[1], {}, processes, processes)
+    training = [max(h["backward"].total, h["update"].total) for h in (whole, shards, again)]
     length = recipe.data.sequence_length
     row = activations(found.axes, found.config, {}, length, bf16=True)
     grams = whole["update"].grams
     cells = [4 * 4 * found.start, grams, length * (row.blocks + row.logits)]
-    cells += [training["whole"].total, training["shards"].total]
+    cells += training
     said = " | ".join(f"{cell / 1e9:,.0f}" for cell in cells)
     return f"| {name} | {processes} | {said} |"
 
 
-def traffic_row(name: str, processes: int) -> str:
+def traffic_row(name: str, processes: int, *sets: str) -> str:
     from effcompress.runner import traffic
 
-    found, recipe = sized(name)
+    found, recipe = sized(name, *sets)
+    shards = processes if sets else 1
     step_ = traffic.per_step(found, recipe, {}, processes, found.start)
-    cut = traffic.per_cut(found, recipe.prune, {}, 1)
-    commit = traffic.per_commit(found, {})
+    cut = traffic.per_cut(found, recipe.prune, {}, 1, shards=shards)
+    commit = traffic.per_commit(found, {}, shards=shards)
     sent = [sum(m.sent(processes) for m in said) for said in (step_, cut, commit)]
     cells = [f"{b / 1e9:,.1f}" for b in sent]
     for rate in (NVLINK, NETWORK):

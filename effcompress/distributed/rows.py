@@ -50,16 +50,18 @@ def whole(tensor: Tensor) -> Tensor:
     return cast("DTensor", tensor.detach()).full_tensor()
 
 
-def on_mesh(value: Tensor, mesh: DeviceMesh) -> DTensor:
-    """A tensor that every process has, shared out: each keeps a copy of its rows. No message."""
+def on_mesh(value: Tensor, mesh: DeviceMesh, device: torch.device) -> DTensor:
+    """A tensor that every process has, shared out: each keeps a copy of its rows, on ``device``. No
+    message.
+    """
     rows = share(value.shape[0], mesh.get_local_rank(), mesh.size())
-    local = value.detach()[rows].clone(memory_format=torch.contiguous_format)
+    local = value.detach()[rows].to(device, copy=True).contiguous()
     return _placed(local, value.shape, mesh)
 
 
 def shared_out(value: Tensor, like: Tensor) -> Tensor:
     """``value``, which every process has, laid out as ``like`` is. No message."""
-    return on_mesh(value, like.device_mesh) if is_shared(like) else value
+    return on_mesh(value, like.device_mesh, like.device) if is_shared(like) else value
 
 
 @torch.no_grad()

@@ -25,19 +25,23 @@ from effcompress.distributed.rows import on_mesh, whole
 class Shards:
     """The shared-out state of one model. ``layers`` is the path of its list of layers."""
 
-    def __init__(self, module: nn.Module, layers: str, size: int) -> None:
-        """Share the parameters out; each process keeps its rows of what it has now."""
+    def __init__(self, module: nn.Module, layers: str, size: int, device: torch.device) -> None:
+        """Share the parameters out; each process keeps its rows, on ``device``, of what it has now
+        wherever that lies.
+        """
         from torch.distributed.device_mesh import init_device_mesh
 
-        device = next(module.parameters()).device
         self._mesh = init_device_mesh(device.type, (size,))
         self._module = module
         self._layers = layers
         self._plain: list[nn.Module] | None = None
         """The model's own layers, while copies stand in for them."""
         for p, places in _places(module).values():
-            shared = nn.Parameter(on_mesh(p, self._mesh), requires_grad=p.requires_grad)
+            shared = nn.Parameter(on_mesh(p, self._mesh, device), requires_grad=p.requires_grad)
             _put(shared, places)
+        for part in module.modules():
+            for name, buffer in [*part.named_buffers(recurse=False)]:
+                setattr(part, name, buffer.to(device))
 
     def join(self) -> nn.Module:
         """The model as something to call: forward gathers one layer after the other, backward

@@ -142,16 +142,8 @@ def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
     """A backward whose gradients stay where they are: all but the last of a batch."""
     if isinstance(module, DistributedDataParallel):
         return cast(AbstractContextManager[None], module.no_sync())
-    return _unshared(module) if in_step(module) else nullcontext()
-
-
-@contextmanager
-def _unshared(module: Any) -> Iterator[None]:
-    module.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        module.set_requires_gradient_sync(True)
+    # Gradients of shared-out weights leave at once: those of a whole model are not to gather here.
+    return nullcontext()
 
 
 def in_step(module: nn.Module) -> bool:

@@ -192,19 +192,19 @@ class _Need:
         kept = self._kept(wide, bf16=bf16, recompute=loop.recompute)
         standing = self._standing(wide, training=True)
         gradients = FP32 * trained(self.found, self.recipe, wide) / self.shards
+        brief = self.shards > 1 and loop.recompute  # neither gathered nor cast weights last
         begins = replace(
             standing,
             gradients=gradients if rows < own else 0.0,
-            copies=2 * copied(axes, wide) if bf16 else 0.0,
+            copies=0.0 if brief or not bf16 else 2 * copied(axes, wide),
             activations=tokens * (kept.blocks + self._listened(wide, 2 if bf16 else 4)),
             logits=tokens * kept.logits,
         )
-        # Whole layers have whole gradients. What is not exchanged yet was summed up unshared.
-        whole, carried = self._whole(wide), self.shards if rows < own else 1
-        begins = replace(begins, gathered=whole, gradients=begins.gradients * carried)
+        whole = self._whole(wide)  # in the backward their gradients are, too
+        begins = replace(begins, gathered=whole)
         ends = replace(
             standing,
-            gradients=gradients * carried,
+            gradients=gradients,
             working=self._embedding(wide, bf16, rows < own) * self.shards,
             gathered=2 * whole,
         )

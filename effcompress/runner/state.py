@@ -69,18 +69,19 @@ class RunState:
         self.recipe = recipe
         self.stream: Stream = corpus.stream(recipe.seed)
         prune = recipe.prune
+        shard = recipe.distributed.mode == "shard" and world.size > 1
         self.pruned = PrunedModel(
-            model.module.to(self.device),
+            # Rows are dealt out from the host's memory: a device need not hold all of them.
+            model.module if shard else model.module.to(self.device),
             model.config,
             prune.space if prune else (),
             target=prune.target if prune else None,
         )
-        shard = recipe.distributed.mode == "shard" and world.size > 1
         self.shards: Shards | None = None
         """Where parameters are shared out over the processes."""
         if shard:
             layers = self.pruned.family.layer.partition(".{i}")[0]
-            self.shards = Shards(self.module, layers, world.size)
+            self.shards = Shards(self.module, layers, world.size, self.device)
         if recipe.loop and recipe.loop.recompute:
             recompute_layers(self.module)
         self.parent_params = self.pruned.parent.count()

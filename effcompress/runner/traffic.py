@@ -76,7 +76,7 @@ def _learns(prune: PruneSpec) -> bool:
 
 
 def _sharing(found: Priced, recipe: Recipe, widths: Widths, processes: int) -> list[Message]:
-    """Weights are gathered for each forward and each backward, gradients leave once."""
+    """Weights are gathered for each forward and each backward, gradients leave after each."""
     loop = recipe.loop
     assert loop is not None
     own = loop.batch_size // processes
@@ -84,7 +84,7 @@ def _sharing(found: Priced, recipe: Recipe, widths: Widths, processes: int) -> l
     here = FP32 * share(found.axes, widths, processes)
     return [
         Message("weights", "all_gather", 2 * passes * here),
-        Message("gradients", "reduce_scatter", processes * here),
+        Message("gradients", "reduce_scatter", passes * processes * here),
     ]
 
 

@@ -56,6 +56,11 @@ def by_domain(loss_B: Tensor, domains: tuple[str, ...]) -> dict[str, float]:
     return {domain: sum(values) / len(values) for domain, values in sorted(found.items())}
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast region of a precision: ``bf16`` computes in bfloat16, weights stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+def autocast(device: torch.device, precision: str, *, cached: bool = True) -> torch.autocast:
+    """The autocast region of a precision: ``bf16`` computes in bfloat16, weights stay fp32; their
+    casts are kept until it ends, unless ``cached`` is false.
+    """
+    bf16 = precision == "bf16"
+    return torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=bf16 and cached
+    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import ALONE, World, is_shared, own, unsynchronised
+from effcompress.distributed import ALONE, World, in_step, is_shared, own, unsynchronised
 from effcompress.errors import NotFinite
 from effcompress.spec import LoopSpec
 from effcompress.train.loss import Objective, autocast, by_domain, next_token
@@ -55,9 +55,9 @@ def backward(
     for start in range(own.start, own.stop, size):
         stop = min(start + size, own.stop)
         ids_BT, trained_BT = _part(batch, start, stop, device)
-        # Gradients are exchanged once, in the backward of the last.
+        # Replicas exchange gradients once, in the backward of the last.
         with unsynchronised(module) if stop < own.stop else nullcontext():
-            with autocast(device, spec.precision):
+            with autocast(device, spec.precision, cached=not in_step(module)):
                 found = objective(module, ids_BT, trained_BT)
             mean = found.objective.sum() / count
             mean.backward()

@@ -15,6 +15,7 @@ BASE = [
     "fault",
     "inputs",
     "distributed",
+    "recompute",
     "registry",
     "spec",
     "kinds",
