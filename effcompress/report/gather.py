@@ -26,6 +26,8 @@ class Step:
     learning_rate: float
     params: int
     tokens_per_second: float
+    flops: float = 0.0
+    """Operations; 0 in records of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class Record:
     warnings: tuple[str, ...] = ()
     commit_difference: float | None = None
     """Largest change of a logit when masked weights were physically removed."""
+    cutting_seconds: float = 0.0
+    """What cuts and commits took."""
     end: Line | None = None
     widths: Mapping[str, int] = field(default_factory=dict)
     """Axis -> units now."""
@@ -228,6 +232,9 @@ def _record(lines: list[dict[str, Any]], plans: list[dict[str, Any]], recipe: st
             *_approximate(by_kind.get("approximate", [])),
         ),
         commit_difference=max((d for d in differences if d is not None), default=None),
+        cutting_seconds=sum(
+            e.get("seconds") or 0.0 for kind in ("cut", "commit") for e in by_kind.get(kind, [])
+        ),
         end=end,
         widths=(end or {}).get("widths") or _widths(run.get("widths") or {}, plans),
         recipe=recipe,

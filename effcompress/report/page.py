@@ -12,6 +12,7 @@ from effcompress.report.gather import Evaluation, Record, gather
 from effcompress.report.pictures import Picture, alone, pictures
 from effcompress.report.solved import Row
 from effcompress.report.sparsity import shares
+from effcompress.report.speed import speed, told
 from effcompress.report.style import PAGE
 
 
@@ -114,7 +115,8 @@ def _cards(record: Record) -> Iterator[str]:
         small = f"{shares(made, after)}; {made.how}"
         yield _card("Weights zeroed", numbers.count(made.zeroed), small)
     if rows := "".join(_perplexities(record)):
-        yield f'<div class="card"><h3>Perplexity</h3><table class="rows">{rows}</table></div>'
+        title = "<h3>Perplexity</h3>"
+        yield f'<div class="card tall">{title}<table class="rows">{rows}</table></div>'
     for row in words.tasks(record)[:1]:
         yield _card("Answers right, %", _two(row), f"{row.name}; {words.change(row)}")
     wall = (record.end or {}).get("seconds")
@@ -125,6 +127,9 @@ def _cards(record: Record) -> Iterator[str]:
         yield _card("Trained on", f"{numbers.count(record.tokens)} tokens", time)
     elif wall:
         yield _card("Wall time", numbers.duration(wall), "without training")
+    if found := speed(record):
+        big = _arrow(numbers.count(found.before), numbers.count(found.after))
+        yield _card("Tokens per second", big, told(found))
     if record.proof:
         big, tone = ("Proven", "good") if record.proof.holds else ("Failed", "bad")
         yield _card(f"Loads in {words.loader(record)}", big, words.proof(record), tone)

@@ -12,6 +12,7 @@ from effcompress.report.axes import Point, smooth
 from effcompress.report.chart import Chart, Line, draw, table
 from effcompress.report.gather import Record
 from effcompress.report.sparsity import picture
+from effcompress.report.speed import expected
 from effcompress.report.style import PICTURE
 
 AIR = 14
@@ -208,11 +209,16 @@ def _speed(record: Record) -> Chart | None:
     rates = [(float(s.tokens), s.tokens_per_second) for s in record.steps]
     if not rates:
         return None
-    raw = Line("", rates, "speed", faint=True, told=False)
+    lines = [
+        Line("", rates, "speed", faint=True, told=False),
+        Line("smoothed", smooth(rates), "speed"),
+    ]
+    if predicted := expected(record):
+        lines.append(Line("by FLOPs", predicted, "goal"))
     return Chart(
         "Training speed",
         "",
-        [raw, Line("smoothed", smooth(rates), "speed")],
+        lines,
         TOKENS,
         "tokens per second",
         numbers.counts,

@@ -30,6 +30,7 @@ _SHAPES = """.pic{font-family:ui-sans-serif,system-ui,"Segoe UI",Roboto,"Helveti
 .pic .border{stroke:var(--soft);stroke-width:1;opacity:.75}.pic .stage{font-style:italic}
 .pic .mark{stroke:var(--soft);opacity:.5;stroke-width:.8}
 .pic .goal{stroke:var(--soft);stroke-width:1.3;stroke-dasharray:5 4}
+.pic text.goal{stroke:none;fill:var(--soft)}
 .pic .dot{fill:currentColor;stroke:var(--ground);stroke-width:1.5}
 .pic .outline{fill:var(--grid);stroke:var(--soft);stroke-opacity:.55;stroke-width:.8}
 .pic .again{stroke-width:1.1}.pic .shape{fill:currentColor;stroke:var(--ground);stroke-width:1.5}
@@ -58,8 +59,8 @@ h2{{font-size:20px;margin:40px 0 14px;letter-spacing:-.01em}}
 .sub,.small{{color:var(--soft);margin:0}}.small{{font-size:14px}}
 .lead{{font-size:21px;line-height:1.45;margin:18px 0 26px;max-width:62ch}}
 .cards,.grid,.two{{display:grid;gap:16px}}
-.cards{{grid-template-columns:1.15fr 1.3fr .95fr 1.1fr}}
-@media(max-width:1080px){{.cards{{grid-template-columns:1fr 1fr}}}}
+.cards{{grid-template-columns:1fr 1.5fr 1fr}}.tall{{grid-row:span 2}}
+@media(max-width:1080px){{.cards{{grid-template-columns:1fr 1.3fr}}}}
 @media(max-width:560px){{.cards{{grid-template-columns:1fr}}}}
 .grid,.two{{grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr))}}
 .card,figure{{background:var(--ground);border:1px solid var(--rule);border-radius:12px;margin:0;
