@@ -5,7 +5,8 @@
 
 Two processes over gloo, one thread each, train SmolLM2-135M (fp32, AdamW, two sequences a step).
 Blocks of four plain steps and of four steps of variant A with a cut at their end take turns in one
-run; a ratio is that of a block over the plain one before it, and the median is printed. Every byte
+run; a ratio is that of a block over the plain one before it, and the median is printed; then the same
+with parameters shared out. Every byte
 that torch's collectives get is counted and compared with ``runner/traffic.py``, for A and for B.
 ``--computed`` measures nothing: it prints the arithmetic of docs/scale.md.
 """
@@ -91,7 +92,7 @@ def step(state: Any, *, prunes: bool) -> None:
         observe(state, prune)
     else:
         train.backward(state.trainee, batch, spec, world=state.world)
-    train.update(state.module, state.optimizer, spec, 1e-5)
+    train.update(state.module, state.optimizer, spec, 1e-5, state.world)
     state.world.any(False)  # whether somebody was asked to stop
 
 
@@ -104,16 +105,18 @@ def work(variant: str, rounds: int, tokens: int) -> None:
     from effcompress.log import Log, NoView
 
     torch.set_num_threads(1)
-    path = RECIPES / f"efficientllm_small_100m_{variant}.yaml"
+    path = RECIPES / f"efficientllm_small_100m_{variant.replace('shared', 'a')}.yaml"
     sets = [f"data.sequence_length={tokens}", "train.batch_size=2", "train.precision=fp32"]
     sets += ["train.fused=false", "prune.commit_every=1000000"]
+    sets += [SHARD] * (variant == "shared")
     with joined() as world, TemporaryDirectory() as folder:
         log = Log(Path(folder), view=NoView())
-        state, corpus = prepare(2 * tokens * (2 * BLOCK * rounds + 8), path, sets)
-        state.world = world
-        state.watch()
-        bytes_of(state, corpus, log, path, sets)
-        if variant == "a":
+        state, corpus = prepare(2 * tokens * (2 * BLOCK * rounds + 8), path, sets, world)
+        if variant == "shared":  # tests/distributed/test_traffic.py counts its bytes
+            step(state, prunes=True)
+        else:
+            bytes_of(state, corpus, log, path, sets)
+        if variant != "b":
             seconds_of(state, corpus, log, rounds)
         log.close()
 
@@ -270,14 +273,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--computed", action="store_true")
-    parser.add_argument("--worker", choices=["a", "b"])
+    parser.add_argument("--worker", choices=["a", "b", "shared"])
     options = parser.parse_args()
     if options.computed:
         computed()
     elif options.worker:
         work(options.worker, options.rounds, options.tokens)
     else:
-        for variant in ("a", "b"):
+        for variant in ("a", "b", "shared"):
             launch(variant, options.rounds, options.tokens)
 
 
