@@ -5,9 +5,9 @@
 
 Two processes over gloo, one thread each, train SmolLM2-135M (fp32, AdamW, two sequences a step).
 Blocks of four plain steps and of four steps of variant A with a cut at their end take turns in one
-run; a ratio is that of a block over the plain one before it, and the median is printed; then the same
-with parameters shared out. Every byte
-that torch's collectives get is counted and compared with ``runner/traffic.py``, for A and for B.
+run; a ratio is that of a block over the plain one before it, and the median is printed. The same
+follows with parameters shared out. Every byte that torch's collectives get is counted and compared
+with ``runner/traffic.py``, for A and for B.
 ``--computed`` measures nothing: it prints the arithmetic of docs/scale.md.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,11 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+
+import effcompress
+from effcompress.registry import REGISTRY
+
+PACKAGE = str(Path(effcompress.__file__).parent)
 
 GROUPED = (
     "llama",
@@ -56,6 +61,19 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def plugin_files_go_with_their_test() -> Iterator[None]:
+    """What recipes of a test load is not there for the next, whatever the order of tests."""
+    before = {kind: set(known) for kind, known in REGISTRY._plugins.items()}
+    loaded = set(REGISTRY._loaded)
+    yield
+    for kind, known in REGISTRY._plugins.items():
+        for name in known.keys() - before[kind]:
+            if not known[name].where.startswith(PACKAGE):
+                del known[name]
+    REGISTRY._loaded &= loaded | {"builtins"}
 
 
 def shape(name: str, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from effcompress.measure.stats import from_training
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.listened import grams_of
 from effcompress.runner.reach import Priced
@@ -72,7 +71,8 @@ def per_step(
 
 def _learns(prune: PruneSpec) -> bool:
     """Whether saliency is taken in at every step (``runner/measured.py``)."""
-    return "grad" in from_training(prune.criterion.needs, prune.hessian)
+    hessian = prune.hessian.needs if prune.hessian and "hess" in prune.criterion.needs else ()
+    return "grad" in {*prune.criterion.needs, *hessian}  # no torch is loaded to price a recipe
 
 
 def _sharing(found: Priced, recipe: Recipe, widths: Widths, processes: int) -> list[Message]:
