@@ -3,7 +3,7 @@
 """
 
 from effcompress.distributed.rows import (
-    fill,
+    clear,
     first_row,
     is_shared,
     own,
@@ -19,7 +19,7 @@ __all__ = [
     "ALONE",
     "Shards",
     "World",
-    "fill",
+    "clear",
     "first_row",
     "in_step",
     "is_shared",

@@ -73,14 +73,14 @@ def write_back(tensor: Tensor, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def fill(tensor: Tensor, dim: int, index: Tensor, value: float = 0.0) -> None:
-    """``index_fill_`` along ``dim``, each process in its own rows: no message."""
+def clear(tensor: Tensor, dim: int, index: Tensor) -> None:
+    """Zeros at positions along ``dim``, each process in its own rows: no message."""
     here = own(tensor)
     index = index.to(here.device)
     if is_shared(tensor) and dim == 0:
         index = index - first_row(tensor)
         index = index[(index >= 0) & (index < here.shape[0])]
-    here.index_fill_(dim, index, value)
+    here.index_fill_(dim, index, 0.0)
 
 
 def select(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:

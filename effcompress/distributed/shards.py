@@ -4,8 +4,7 @@ computes (FSDP2, ``fully_shard``).
 FSDP2 cannot change a shape and cannot be taken off a module again. So it never sees the model's own
 layers: it is put on shallow copies, which share everything inside, and a cut throws those away.
 What lasts are the parameters, tensors shared out by rows; the optimizer holds them, surgery changes
-them, and joining hands them to fresh copies. Nothing is gathered for that, and no process ever
-holds the whole model.
+them, and joining hands them to fresh copies. Nothing is gathered for that.
 """
 
 from __future__ import annotations

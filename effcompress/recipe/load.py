@@ -13,6 +13,7 @@ from effcompress.recipe.include import gather
 from effcompress.recipe.json_schema import json_schema
 from effcompress.recipe.marks import Document
 from effcompress.recipe.sense import check_sense, check_version
+from effcompress.recipe.sharded import check_sharded
 from effcompress.registry import REGISTRY, Registry
 from effcompress.spec import InputPath, Recipe
 
@@ -48,6 +49,7 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry = REGISTR
     builder = Builder(document, registry)
     recipe = builder.recipe()
     check_sense(recipe, document)
+    check_sharded(recipe, document)
     return LoadedRecipe(recipe, Path(path), source, builder.origins)
 
 

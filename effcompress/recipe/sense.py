@@ -12,7 +12,6 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.inputs import FORWARD
 from effcompress.recipe.marks import Document, Key, dotted
-from effcompress.recipe.sharded import check_sharded
 from effcompress.spec import (
     DomainSpec,
     LoopSpec,
@@ -70,7 +69,6 @@ def check_sense(recipe: Recipe, document: Document) -> None:
         _check_sparsify(recipe.sparsify, recipe, document)
     if recipe.evaluate.tasks is not None:
         _check_tasks(recipe.evaluate.tasks, document)
-    check_sharded(recipe, document)
 
 
 def _check_model(model: ModelSpec, document: Document) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import fill
+from effcompress.distributed import clear
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal import routers
@@ -91,4 +91,4 @@ def _silence(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimize
         if member.dim == WHOLE:
             tensor.zero_()
         else:
-            fill(tensor, member.dim, index)
+            clear(tensor, member.dim, index)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import fill, own
+from effcompress.distributed import clear, own
 from effcompress.removal.selftest import logits_of
 from effcompress.runner.pruned import PrunedModel
 from effcompress.types import Family, Plan
@@ -49,7 +49,7 @@ def _silenced(pruned: PrunedModel, plan: Plan, ids_BT: Tensor, to_call: nn.Modul
             if member.dim == 1:
                 p = params[member.param]
                 kept.setdefault(member.param, own(p.detach()).clone())
-                fill(p.detach(), 1, member.index_GB[positions].flatten())
+                clear(p.detach(), 1, member.index_GB[positions].flatten())
     logits = logits_of(to_call, ids_BT)
     for param, value in kept.items():
         own(params[param].detach()).copy_(value)

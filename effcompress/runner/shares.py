@@ -38,7 +38,7 @@ def at_once(axes: AxisMap, widths: Widths) -> int:
     inside: dict[str, int] = {}
     outside = 0
     for param in axes.shapes:
-        layer = next(iter(axes.gates[param]), "") if axes.gates[param] else ""
+        layer = next(iter(axes.gates[param]), "")
         if layer:
             inside[layer] = inside.get(layer, 0) + axes.numel(param, wide)
         else:

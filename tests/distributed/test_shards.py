@@ -11,7 +11,7 @@ from effcompress import load_recipe, run
 from effcompress.errors import RecipeError
 from effcompress.runner.bill import Launch
 from effcompress.runner.plan import plan
-from tests.distributed.test_two_processes import OBS, logits, losses, plans, together
+from tests.distributed.test_two_processes import OBS, assert_same_run, together
 from tests.runner.toys import events, recipe
 
 SHARD = ["distributed.mode=shard"]
@@ -41,14 +41,7 @@ def test_sixty_steps_with_cuts_of_all_kinds(tmp_path: Path) -> None:
     assert code == 0, said
     for name in cases:
         one, two = tmp_path / f"one_{name}", tmp_path / f"two_{name}"
-        assert len(losses(two)) == 60
-        assert plans(one) == plans(two), name
-        kinds = {key.split(".")[0] for line in plans(two) for key in line["plan"]}
-        assert kinds == {"attention", "ffn", "hidden"}
-        assert losses(two) == pytest.approx(losses(one), abs=1e-4), name
-        torch.testing.assert_close(logits(one), logits(two), atol=1e-3, rtol=0)
-        for kind in ("evaluation", "commit", "end"):
-            assert len(events(one, kind)) == len(events(two, kind))
+        assert_same_run(one, two)
         for before, after in zip(events(one, "evaluation"), events(two, "evaluation"), strict=True):
             for domain, found in before["domains"].items():
                 other = after["domains"][domain]
