@@ -6,10 +6,13 @@ Whoever listens to layers hears each of them twice then, and asks ``recomputing`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, final
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from effcompress.errors import RunError
 
@@ -49,6 +52,11 @@ def recompute_layers(module: nn.Module) -> None:
             f"{type(module).__name__} cannot recompute its layers: {error}",
             fix="Write `recompute: false` under train.",
         ) from error
+
+
+def recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same pass, computed once more in the backward."""
+    return partial(checkpoint, forward, use_reentrant=False, context_fn=_contexts)
 
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

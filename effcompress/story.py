@@ -63,6 +63,8 @@ def story(event: Event) -> str | None:
     if kind == "approximate":
         moved, sets = event["max_logit_difference"], ", ".join(event["sets"][:3])
         return f"not exact: removing {sets} rescales what stays; logits move by {moved:.1e} more"
+    if kind == "compiled":
+        return f"layers compiled, {event['graphs']} graphs so far"
     if kind == "sparsify":
         wanted = event["pattern"] or f"{event['sparsity']:.4g}"
         return f"{event['method']} {wanted}: parameters removed: 0, {zeroed(event)}"

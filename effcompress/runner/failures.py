@@ -11,6 +11,7 @@ from effcompress.spec import Recipe
 
 _NO_MEMORY = ("allocate memory", "out of memory", "not enough memory")
 """What a RuntimeError of torch says on a CPU, where there is no class for it."""
+_COMPILING = ("torch._dynamo", "torch._inductor")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -20,6 +21,13 @@ def named(error: BaseException, phase: str, recipe: Recipe) -> EffcompressError 
         return error
     if _out_of_memory(error):
         return RunError(f"not enough memory while {phase}", fix=_smaller(recipe))
+    if type(error).__module__.startswith(_COMPILING):
+        inner = getattr(error, "inner_exception", error)
+        said = [line for line in str(inner).splitlines() if line.strip()] or [repr(inner)]
+        return RunError(
+            f"layers cannot be compiled: {said[0].strip()}",
+            fix="Write `compile: false`, and --resume goes on without.",
+        )
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return RunError(
             f"the disk is full, noticed while {phase}",

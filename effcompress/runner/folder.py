@@ -76,6 +76,10 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
         ) from error
 
 
+HOW = {f"{section}.{key}" for section in ("train", "recover") for key in ("recompute", "compile")}
+"""Keys that a run may be continued with, whatever they were before."""
+
+
 def begun(folder: Path) -> bool:
     """Whether the folder holds something of a run that would be lost: a checkpoint or a model."""
     return any((folder / "checkpoints").glob("step-*")) or (folder / "config.json").exists()
@@ -102,8 +106,8 @@ def same_recipe(before: str, now: str, folder: Path) -> None:
 
 
 def values(resolved: str) -> dict[str, str]:
-    """Dotted key -> value as written, without comments and without ``track``: a run is the same
-    whoever looks at it.
+    """Dotted key -> value as written, without comments and without what changes no run but for
+    rounding: who looks at it, and how layers are computed.
     """
     found: dict[str, str] = {}
     path: list[tuple[int, str]] = []
@@ -124,6 +128,7 @@ def values(resolved: str) -> dict[str, str]:
             body, indent = body[2:], indent + 2
         key, _, value = body.partition(":")
         path.append((indent, key))
-        if value.strip() and path[0][1] != "track":
-            found[".".join(name for _, name in path)] = value.strip()
+        dotted = ".".join(name for _, name in path)
+        if value.strip() and not dotted.startswith("track.") and dotted not in HOW:
+            found[dotted] = value.strip()
     return found

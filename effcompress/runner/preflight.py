@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 from effcompress.errors import RecipeError, SourceError
 from effcompress.model import source
@@ -19,6 +20,7 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
     require_trackers(loaded)
     price(loaded)
     _require_shares(loaded)
+    _require_compiler(loaded)
     tasks.require_harness(loaded.recipe.evaluate.tasks)
     if offline:
         require_here(loaded)
@@ -36,6 +38,22 @@ def _require_shares(loaded: LoadedRecipe) -> None:
             "cannot share it equally",
             fix=f"Write {key}.batch_size: {-(-loop.batch_size // size) * size}.",
         )
+
+
+def _require_compiler(loaded: LoadedRecipe) -> None:
+    """What torch compiles for a CPU, and what starts kernels on a GPU, is C++."""
+    loop = loaded.recipe.loop
+    if loop is not None and loop.compile and not any(map(shutil.which, _compilers())):
+        key = "recover" if loaded.recipe.recover is not None else "train"
+        raise RecipeError(
+            f"{key}.compile needs a C++ compiler, and there is none here",
+            fix=f"Install one (g++, clang++), name it in $CXX, or write {key}.compile: false.",
+        )
+
+
+def _compilers() -> list[str]:
+    own = os.environ.get("CXX")
+    return [own] if own else ["g++", "c++", "clang++", "cl"]
 
 
 def require_here(loaded: LoadedRecipe) -> None:

@@ -16,6 +16,7 @@ from effcompress.distributed import ALONE, Shards, World, shared_out, whole
 from effcompress.errors import RecipeError
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
+from effcompress.model.cache import cache_root
 from effcompress.model.load import LoadedModel
 from effcompress.recompute import recompute_layers
 from effcompress.removal.depth import forget
@@ -28,6 +29,7 @@ from effcompress.saliency.influence import InfluenceMean
 from effcompress.selection.lines import positions
 from effcompress.spec import LoraSpec, MeasureSpec, Recipe
 from effcompress.train import Objective, next_token, optimizer
+from effcompress.train.compiled import CompiledLayers
 from effcompress.train.lora import Lora, is_update, plain_name, updates
 from effcompress.types import Scores, Widths
 
@@ -77,11 +79,11 @@ class RunState:
             prune.space if prune else (),
             target=prune.target if prune else None,
         )
+        self._layers = self.pruned.family.layer.partition(".{i}")[0]
         self.shards: Shards | None = None
         """Where parameters are shared out over the processes."""
         if shard:
-            layers = self.pruned.family.layer.partition(".{i}")[0]
-            self.shards = Shards(self.module, layers, world.size, self.device)
+            self.shards = Shards(self.module, self._layers, world.size, self.device)
         if recipe.loop and recipe.loop.recompute:
             recompute_layers(self.module)
         self.parent_params = self.pruned.parent.count()
@@ -115,6 +117,7 @@ class RunState:
         """Attached in recovery; what is trained then are its updates alone."""
         self.objective: Objective = next_token
         self._joined: nn.Module | None = None
+        self.compiled = CompiledLayers(cache_root() / "compiled")
         self.mask_scores: Scores = {}
         """Of the step that is under way."""
         self.watch()
@@ -133,6 +136,11 @@ class RunState:
         return self._joined
 
     @property
+    def layers(self) -> list[nn.Module]:
+        """Those that ``trainee`` calls, once it was asked for."""
+        return [*self.module.get_submodule(self._layers)]
+
+    @property
     def to_call(self) -> nn.Module:
         """What any other pass runs: the model itself, wherever it is whole."""
         return self.trainee if self.shards else self.module
@@ -140,6 +148,7 @@ class RunState:
     def part_company(self) -> None:
         """Before tensors change their shapes, or others are trained: the joint is made anew."""
         self._joined = None
+        self.compiled.forget()
         if self.shards:
             self.shards.part()
 

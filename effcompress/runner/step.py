@@ -8,6 +8,7 @@ from collections.abc import Callable
 from effcompress import train
 from effcompress.errors import NotFinite, RunError
 from effcompress.log import Log
+from effcompress.runner.compiled import compiled
 from effcompress.runner.measured import listening, observe
 from effcompress.runner.state import RunState
 from effcompress.sparsity.hold import hold
@@ -32,7 +33,7 @@ def train_step(
     state.tokens += batch.ids_BT.numel()
     rate = train.learning_rate(spec.learning_rate, state.tokens, total)
     try:
-        losses, norm = _learn(state, batch, spec, rate)
+        losses, norm = _learn(state, batch, spec, rate, log)
     except NotFinite as error:
         _leave_out(state, spec, error, log, save)
         return False
@@ -55,13 +56,16 @@ def train_step(
     return True
 
 
-def _learn(state: RunState, batch: Batch, spec: LoopSpec, rate: float) -> tuple[Losses, float]:
+def _learn(
+    state: RunState, batch: Batch, spec: LoopSpec, rate: float, log: Log
+) -> tuple[Losses, float]:
     """Losses, and the norm of the gradient."""
     prune, optimizer = state.recipe.prune, state.optimizer
     assert optimizer is not None
     state.module.train()
-    with listening(state):
-        losses = train.backward(state.trainee, batch, spec, state.objective, state.world)
+    trainee = state.trainee
+    with listening(state), compiled(state, log):
+        losses = train.backward(trainee, batch, spec, state.objective, state.world)
     if prune:
         observe(state, prune)
     hold(state.module, state.zeros)

@@ -50,6 +50,11 @@ class LoopSpec:
         "third more compute",
         False,
     )
+    compile: bool = key(
+        "layers as compiled code (torch.compile) wherever they are trained and no repair or "
+        "criterion listens to them; minutes at the beginning, faster steps",
+        False,
+    )
     bad_steps: int = key(
         "steps in a row that are left out because loss, gradient or saliency is not finite; one "
         "more, and the run stops",

@@ -11,8 +11,8 @@ from effcompress import load_recipe, run
 from effcompress.errors import RecipeError
 from effcompress.runner.bill import Launch
 from effcompress.runner.plan import plan
-from tests.distributed.test_two_processes import OBS, assert_same_run, together
-from tests.runner.toys import events, recipe
+from tests.distributed.test_two_processes import OBS, assert_same_run, losses, together
+from tests.runner.toys import events, plans, recipe
 
 SHARD = ["distributed.mode=shard"]
 
@@ -49,6 +49,24 @@ def test_sixty_steps_with_cuts_of_all_kinds(tmp_path: Path) -> None:
                 assert other["tokens"] == found["tokens"]
         norms = [[e["grad_norm"] for e in events(f, "step")] for f in (one, two)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_layers(tmp_path: Path) -> None:
+    """Replicas and shares, with commits in between."""
+    path = recipe(tmp_path, tokens=1280, schedule="{name: continuous, every: 1, groups: 2}")
+    sets = ["prune.target={keep: 90%}", "prune.commit_every=4"]
+    run(load_recipe(path, sets), output=tmp_path / "one")
+    code = [*sets, "train.compile=true"]
+    cases = {"replicas": code, "shares": [*code, *SHARD, "train.recompute=true"]}
+    jobs = [{"recipe": path, "output": tmp_path / n, "set": s} for n, s in cases.items()]
+    status, said = together(jobs, tmp_path)
+    assert status == 0, said
+    for name in cases:
+        assert plans(tmp_path / name) == plans(tmp_path / "one"), name
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-4), name
+        assert len(events(tmp_path / name, "commit")) > 1
+        assert events(tmp_path / name, "compiled")[-1]["graphs"] <= 2, name
 
 
 @pytest.mark.parametrize(

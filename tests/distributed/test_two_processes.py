@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from effcompress import load_recipe, run
 from effcompress.runner import run as story
-from tests.runner.toys import events, recipe, repeatable
+from tests.runner.toys import events, plans, recipe, repeatable
 
 WORKER = Path(__file__).with_name("worker.py")
 OBS = ["prune.repair=[norm_gain, obs_update]"]
@@ -58,11 +58,6 @@ def together(jobs: Sequence[dict[str, Any]], folder: Path, processes: int = 2) -
         timeout=280,
     )
     return done.returncode, done.stderr
-
-
-def plans(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "plans.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k in ("step", "plan")} for x in lines]
 
 
 def losses(folder: Path) -> list[float]:

@@ -76,3 +76,9 @@ def events(folder: Path, kind: str) -> list[dict]:
     """Events of one kind from a run's record."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [e for e in map(json.loads, lines) if e["event"] == kind]
+
+
+def plans(folder: Path) -> list[dict]:
+    """What was cut and when, without saliency, which rounding changes."""
+    lines = (folder / "plans.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k in ("step", "plan")} for x in lines]
