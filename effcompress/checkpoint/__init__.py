@@ -3,6 +3,6 @@
 from effcompress.checkpoint.export import export
 from effcompress.checkpoint.proof import Proof, prove
 from effcompress.checkpoint.resume import newest
-from effcompress.checkpoint.save import TENSORS, Saved, save, steps
+from effcompress.checkpoint.save import Saved, save, size, steps
 
-__all__ = ["TENSORS", "Proof", "Saved", "export", "newest", "prove", "save", "steps"]
+__all__ = ["Proof", "Saved", "export", "newest", "prove", "save", "size", "steps"]

@@ -1,79 +1,140 @@
 """Checkpoints: one folder each, complete or not there.
 
-``state.json`` holds everything that is no tensor, ``tensors.safetensors`` everything that is. The
-folder is written under a temporary name, read back and compared, flushed to disk and then renamed.
-A hash of the tensors tells later whether they are still what was written.
+``state.json`` holds everything that is no tensor, ``tensors.safetensors`` every tensor that the
+main process has; where parameters are shared out over processes, each writes its own rows into a
+file of its own. The folder is written under a temporary name, read back and compared, flushed to
+disk and then renamed. Hashes tell later whether the files are still what was written.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from effcompress import fault
+from effcompress.checkpoint.files import flush, write
+from effcompress.distributed import ALONE, World
 from effcompress.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint in memory."""
+    """A checkpoint in memory, or one whose tensors are read when they are asked for."""
 
     values: dict[str, Any]
     """JSON values: step, tokens, positions in data and record, epsilons, hash of the text."""
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     """Flat names: ``model/NAME``, ``optimizer/FIELD/NAME``, ``ledger/...``, ``saliency/SET``."""
-
-    def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with ``prefix``, without it."""
-        return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
-
-
-def save(folder: Path, step: int, saved: Saved, keep: int) -> Path:
-    """Write ``folder/step-<step>`` atomically, then delete all but the newest ``keep``.
-
-    Raises RunError when the disk is full or what was written cannot be read back; earlier
-    checkpoints stay.
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of tensors that are shared out over processes: the rows that are here, before saving. Read
+    again, they are among ``tensors``, whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+
+    def part(self, prefix: str) -> Mapping[str, Tensor]:
+        """The tensors whose names begin with ``prefix``, without it."""
+        return _Part(self.tensors, prefix)
+
+
+@final
+class _Part(Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
+        self._tensors, self._prefix = tensors, prefix
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        held = (name for name in self._tensors if name.startswith(self._prefix))
+        return (name.removeprefix(self._prefix) for name in held)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def save(folder: Path, step: int, saved: Saved, keep: int, world: World = ALONE) -> Path:
+    """Write ``folder/step-<step>`` atomically, then delete all but the newest ``keep``. To be
+    called by all processes of ``world``, for which ``folder`` is the same.
+
+    Raises RunError when the disk is full or what was written cannot be read back, in whichever
+    process; earlier checkpoints stay.
+    """
     target = folder / f"step-{step:08d}"
+    work = world.agree(lambda: _begin(folder, step))
+    try:
+        files = world.each(lambda: _own_files(work, step, saved, world))
+        found = {name: said for each in files for name, said in each.items()}
+        return world.agree(lambda: _publish(work, target, saved.values, found, keep))
+    except RunError:
+        if world.main:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def steps(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def size(path: Path) -> int:
+    """Bytes of a checkpoint's tensors."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def _begin(folder: Path, step: int) -> Path:
+    """An empty folder to write into; what a process that died while writing left behind goes."""
     work = folder / f".writing-{os.getpid()}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".writing-*"):
+            shutil.rmtree(left, ignore_errors=True)
         work.mkdir()
-        contiguous = {name: t.detach().contiguous() for name, t in saved.tensors.items()}
-        save_file(contiguous, work / TENSORS)
-        fault.point("save.tensors")
-        _read_back(work / TENSORS, contiguous)
-        written = {"bytes": (work / TENSORS).stat().st_size, "sha256": sha256(work / TENSORS)}
-        values = {"format": FORMAT, **written, **saved.values}
-        (work / STATE).write_text(json.dumps(values, indent=1), encoding="utf-8")
-        _flush(work / TENSORS, work / STATE, work)
+    except OSError as error:
+        raise _unwritten(folder, step, error) from error
+    return work
+
+
+def _own_files(work: Path, step: int, saved: Saved, world: World) -> dict[str, dict[str, Any]]:
+    """Write what this process has to; sizes and hashes by name."""
+    mine: dict[str, Mapping[str, Tensor]] = {TENSORS: saved.tensors} if world.main else {}
+    if saved.rows:
+        mine[f"rows-{world.rank:05d}-of-{world.size:05d}.safetensors"] = saved.rows
+    try:
+        return {name: write(work / name, tensors) for name, tensors in mine.items()}
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(work, ignore_errors=True)
-        raise RunError(
-            f"the checkpoint of step {step} cannot be written: {error}",
-            where=str(folder),
-            fix="Free some space, then continue with --resume from the checkpoint before.",
-        ) from error
+        raise _unwritten(work.parent, step, error) from error
+
+
+def _publish(
+    work: Path,
+    target: Path,
+    values: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Any]],
+    keep: int,
+) -> Path:
+    folder = target.parent
+    try:
+        total = sum(said["bytes"] for said in files.values())
+        said = {"format": FORMAT, "bytes": total, "files": files, **values}
+        (work / STATE).write_text(json.dumps(said, indent=1), encoding="utf-8")
+        flush(work / STATE, work)
+    except OSError as error:
+        raise _unwritten(folder, values["step"], error) from error
     if target.exists():
         shutil.rmtree(target)
     fault.point("save.rename")
     work.rename(target)
-    _flush(folder)
+    flush(folder)
     fault.point("save.renamed")
     # Newer ones than this were damaged, or this run would have continued from them.
     for newer in (p for p in steps(folder) if p.name > target.name):
@@ -83,42 +144,9 @@ def save(folder: Path, step: int, saved: Saved, keep: int) -> Path:
     return target
 
 
-def steps(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
-
-
-def sha256(path: Path) -> str:
-    """Of a file, without holding it in memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Also where both are not numbers."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a process that died while writing left behind."""
-    for left in folder.glob(".writing-*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _flush(*paths: Path) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _read_back(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises OSError unless the file says bit for bit what is in memory."""
-    with safe_open(path, framework="pt") as file:
-        for name, tensor in tensors.items():
-            if not same_bits(file.get_tensor(name), tensor.cpu()):
-                raise OSError(f"{name} reads back as something else")
+def _unwritten(folder: Path, step: int, error: Exception) -> RunError:
+    return RunError(
+        f"the checkpoint of step {step} cannot be written: {error}",
+        where=str(folder),
+        fix="Free some space, then continue with --resume from the checkpoint before.",
+    )

@@ -104,6 +104,22 @@ class World:
             raise said[1]
         return cast(T, said[0])
 
+    def each(self, here: Callable[[], T]) -> list[T]:
+        """What every process finds, in their order, on all of them; so is the first error."""
+        if self.size == 1:
+            return [here()]
+        said: list[Any] = [None] * self.size
+        try:
+            found: T = here()
+        except Exception as error:
+            dist.all_gather_object(said, (None, _told(error)))
+            raise
+        dist.all_gather_object(said, (found, None))
+        for _, error in said:
+            if error is not None:
+                raise error
+        return [found for found, _ in said]
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The main process alone, then the others: for what is fetched or converted once. An error
@@ -206,4 +222,4 @@ def _told(error: Exception) -> Exception:
     """The same sentence for the others: what cannot be sent becomes a RunError."""
     if isinstance(error, EffcompressError):
         return error
-    return RunError(f"the main process failed: {error!r}")
+    return RunError(f"another process failed: {error!r}")

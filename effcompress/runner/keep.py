@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from effcompress import checkpoint
-from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.log import Log
 from effcompress.runner.state import RunState
@@ -26,11 +25,7 @@ def _keep(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
     saved = state.snapshot(log.state())
     saved.values["corpus"] = corpus.fingerprint
     saved.values["threads"] = torch.get_num_threads()
-    size = state.world.agree(lambda: _written(folder, state, saved))
-    log.event("checkpoint", step=state.step, seconds=time.monotonic() - started, bytes=size)
-
-
-def _written(folder: Path, state: RunState, saved: Saved) -> int:
-    """Bytes of the checkpoint."""
-    path = checkpoint.save(folder / "checkpoints", state.step, saved, state.recipe.save.keep)
-    return (path / checkpoint.TENSORS).stat().st_size
+    keep = state.recipe.save.keep
+    path = checkpoint.save(folder / "checkpoints", state.step, saved, keep, state.world)
+    size, seconds = checkpoint.size(path), time.monotonic() - started
+    log.event("checkpoint", step=state.step, seconds=seconds, bytes=size)

@@ -102,7 +102,7 @@ def _story(
     torch.manual_seed(recipe.seed)
     log.phase("loading the model")
     damaged: list[str] = []
-    saved = checkpoint.newest(folder / "checkpoints", damaged.append)
+    saved = checkpoint.newest(folder / "checkpoints", damaged.append, world)
     # The record goes back to where the checkpoint stood, before anything is added to it.
     log.rewind(saved.values["log"] if saved else {})
     for text in damaged:

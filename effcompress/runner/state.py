@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
-from effcompress.distributed import ALONE, Shards, World, shared_out, whole
+from effcompress.distributed import ALONE, Shards, World, is_shared, own, shared_out
 from effcompress.errors import RecipeError
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
@@ -138,7 +138,8 @@ class RunState:
     @property
     def layers(self) -> list[nn.Module]:
         """Those that ``trainee`` calls, once it was asked for."""
-        return [*self.module.get_submodule(self._layers)]
+        held: Any = self.module.get_submodule(self._layers)
+        return [*held]
 
     @property
     def to_call(self) -> nn.Module:
@@ -248,21 +249,17 @@ class RunState:
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         for name, p in self.pruned.parameters().items():
             kind = "lora" if is_update(name) else "model"
-            tensors[f"{kind}/{plain_name(name)}"] = self._for_main(p.detach())
+            tensors[f"{kind}/{plain_name(name)}"] = p.detach()
             if self.optimizer is not None:
                 for key, value in self.optimizer.state.get(p, {}).items():
-                    tensors[f"optimizer/{key}/{name}"] = self._for_main(value)
+                    tensors[f"optimizer/{key}/{name}"] = value
         tensors |= {f"ledger/{k}": t for k, t in self.pruned.ledger.state_dict().items()}
         tensors |= {f"saliency/{k}": t for k, t in self.average.state_dict().items()}
         tensors |= {f"zeros/{k}": t for k, t in self.zeros.items()}
         if self.grams is not None:
             tensors |= {f"inputs/{k}": t for k, t in self.grams.state_dict().items()}
-        return Saved(values, tensors)
-
-    def _for_main(self, tensor: Tensor) -> Tensor:
-        """All of it in the main process, which writes checkpoints; one tensor after the other."""
-        full = whole(tensor)
-        return full if full is tensor or self.world.main else tensor
+        rows = {name: own(t) for name, t in tensors.items() if is_shared(t)}
+        return Saved(values, {n: t for n, t in tensors.items() if n not in rows}, rows)
 
     def restore(self, saved: Saved) -> None:
         """The state that ``snapshot`` saw, bit for bit; shapes come from the checkpoint."""

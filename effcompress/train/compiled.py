@@ -1,7 +1,8 @@
 """Layers as compiled code while they are trained (``torch.compile``): the only door to it.
 
-Layers differ in their sizes, and sizes change at every commit. So graphs are made for sizes that are
-not known yet, those of weights among them: one serves layers of all widths, before and after a cut.
+Layers differ in their sizes, and sizes change at every commit. So graphs are made for sizes that
+are not known yet, those of weights among them: one serves layers of all widths, before and after a
+cut.
 Whatever saw a weight while a graph was made refers to it from then on, and nothing may refer to a
 tensor that is shortened. So compiled code gets stand-ins: other tensors of the same memory.
 """
@@ -67,7 +68,7 @@ class CompiledLayers:
 
         return forward
 
-    def _made(self, graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
+    def _made(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         from torch._dynamo import lookup_backend
 
         made = graph.forward
@@ -101,7 +102,7 @@ class _Same(torch.autograd.Function):
 
 
 @contextmanager
-def _instead(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def _instead(layer: Any, forward: Callable[..., Any]) -> Iterator[None]:
     """``forward`` in place of the layer's own. Recomputing is on the outside of compiled code."""
     again = getattr(layer, "gradient_checkpointing", False)
     if again:
@@ -119,7 +120,9 @@ def _instead(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 def _any_size() -> list[Any]:
     """Settings under which a graph assumes nothing of sizes, not even that two are equal."""
     from torch._dynamo import config
-    from torch.fx.experimental import _config as sizes
+    from torch.fx.experimental import _config
+
+    sizes: Any = _config
 
     return [
         config.patch(

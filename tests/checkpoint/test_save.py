@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from effcompress.checkpoint import Saved, newest, save, steps
-from effcompress.checkpoint import save as verb
+from effcompress.checkpoint import Saved, files, newest, save, steps
 from effcompress.errors import RunError
 
 
@@ -64,7 +64,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1, saved(1), keep=2)
-    module = __import__("sys").modules[verb.__module__]
+    module = files
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -79,7 +79,7 @@ def test_what_reads_back_as_something_else_is_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1, saved(1), keep=2)
-    module = __import__("sys").modules[verb.__module__]
+    module = files
     real = module.save_file
 
     def lies(tensors, path):
@@ -96,6 +96,30 @@ def test_numbers_that_are_none_are_kept_as_they_are(tmp_path: Path) -> None:
     save(tmp_path, 1, Saved({}, {**odd, "flag": torch.tensor(True)}), keep=1)
     found = newest(tmp_path, no_warning)
     assert found is not None and bool(found.tensors["none"].isnan()[0])
+
+
+def test_what_earlier_versions_wrote_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, saved(1), keep=1)
+    values = json.loads((path / "state.json").read_text())
+    (said,) = values.pop("files").values()
+    for old in ({**values, **said, "format": 1}, {**values, "bytes": said["bytes"], "format": 1}):
+        (path / "state.json").write_text(json.dumps(old))
+        found = newest(tmp_path, no_warning)
+        assert found is not None and found.values["step"] == 1
+    (path / "state.json").write_text(json.dumps({**old, "bytes": 7}))
+    said_: list[str] = []
+    assert newest(tmp_path, said_.append) is None
+    assert "not 7" in said_[0]
+
+
+def test_rows_in_several_files_are_one_tensor(tmp_path: Path) -> None:
+    for rank, rows in enumerate((range(0, 3), range(3, 6), range(6, 7), range(0))):
+        files.write(tmp_path / f"rows-{rank}", {"a": torch.tensor([*rows]).reshape(-1, 1)})
+    files.write(tmp_path / "other", {"b": torch.ones(2)})
+    found = files.Stored(sorted(tmp_path.iterdir()))
+    assert sorted(found) == ["a", "b"]
+    assert torch.equal(found["a"], torch.arange(7).reshape(-1, 1))
+    assert torch.equal(Saved({}, found).part("b")[""], torch.ones(2))
 
 
 def test_leftovers_of_a_dead_writer_are_swept(tmp_path: Path) -> None:

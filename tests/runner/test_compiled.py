@@ -108,7 +108,7 @@ def test_one_graph_too_many_runs_uncompiled(
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     loaded = load_recipe(recipe(tmp_path), [*LITTLE, "train.compile=true"])
-    with pytest.raises(RecipeError, match="train.compile needs a C\\+\\+ compiler") as caught:
+    with pytest.raises(RecipeError, match=r"train\.compile needs a C\+\+ compiler") as caught:
         preflight(loaded, offline=True)
     assert "train.compile: false" in str(caught.value)
 
@@ -118,6 +118,6 @@ def test_what_cannot_be_compiled_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         raise ValueError("no such instruction")
 
     monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda _: broken)
-    with pytest.raises(RunError, match="layers cannot be compiled: .*no such") as caught:
+    with pytest.raises(RunError, match=r"layers cannot be compiled: .*no such") as caught:
         run(load_recipe(recipe(tmp_path), [*LITTLE, "train.compile=true"]), output=tmp_path / "run")
     assert "--resume" in str(caught.value)

@@ -1,0 +1,95 @@
+"""One file of tensors: written, read back, hashed, flushed; read again one tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from effcompress import fault
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Size and hash of what is on the disk now.
+
+    Raises OSError or SafetensorError when the disk is full or says something else than memory.
+    """
+    contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}
+    save_file(contiguous, path)
+    fault.point("save.tensors")
+    _read_back(path, contiguous)
+    flush(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def check(path: Path, said: Mapping[str, Any]) -> None:
+    """Raises OSError or ValueError unless the file is what ``write`` said it was."""
+    size = path.stat().st_size
+    if size != said["bytes"]:
+        raise ValueError(f"{path.name} has {size} bytes, not {said['bytes']}")
+    # Checkpoints of earlier versions have no hash.
+    if "sha256" in said and sha256(path) != said["sha256"]:
+        raise ValueError(f"{path.name} is not what was written")
+
+
+@final
+class Stored(Mapping[str, Tensor]):
+    """Tensors in files, read when they are asked for and not kept. What is in several files is one
+    tensor, the rows of each file behind those of the file before.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._where: dict[str, list[Any]] = {}
+        for path in paths:
+            file = safe_open(path, framework="pt")
+            for name in file.keys():  # noqa: SIM118  safe_open is no mapping
+                self._where.setdefault(name, []).append(file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = [file.get_tensor(name) for file in self._where[name]]
+        # A copy in aligned memory: kernels may round differently on other addresses.
+        return torch.cat(parts) if len(parts) > 1 else parts[0].clone().contiguous()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
+def sha256(path: Path) -> str:
+    """Of a file, without holding it in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Also where both are not numbers."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
+def flush(*paths: Path) -> None:
+    """Onto the disk itself; a folder's list of names too."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _read_back(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises OSError unless the file says bit for bit what is in memory."""
+    with safe_open(path, framework="pt") as file:
+        for name, tensor in tensors.items():
+            if not same_bits(file.get_tensor(name), tensor.cpu()):
+                raise OSError(f"{name} reads back as something else")
