@@ -105,7 +105,7 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
     from effcompress import train
     from effcompress.log import Log, NoView
     from effcompress.runner.forms import form
-    from effcompress.runner.keep import keeper
+    from effcompress.runner.keep import Keeper
     from effcompress.runner.measured import listening, observe
     from effcompress.runner.prune import prune_event
     from effcompress.types import Due
@@ -127,7 +127,7 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
         phase(
             "update", lambda: train.update(state.module, state.optimizer, spec, 1e-5, state.world)
         )
-    phase("checkpoint", keeper(state, corpus, folder, log))
+    phase("checkpoint", Keeper(state, corpus, folder, log).now)
     if prune:
         phase("cut", cut)
         backward()  # these recipes train on behind the last cut, with the replicas joined again

@@ -3,6 +3,18 @@
 from effcompress.checkpoint.export import export
 from effcompress.checkpoint.proof import Proof, prove
 from effcompress.checkpoint.resume import newest
-from effcompress.checkpoint.save import Saved, save, size, steps
+from effcompress.checkpoint.save import Saved, Writing, begin, publish, save, size, steps
 
-__all__ = ["Proof", "Saved", "export", "newest", "prove", "save", "size", "steps"]
+__all__ = [
+    "Proof",
+    "Saved",
+    "Writing",
+    "begin",
+    "export",
+    "newest",
+    "prove",
+    "publish",
+    "save",
+    "size",
+    "steps",
+]

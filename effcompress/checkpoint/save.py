@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -62,6 +62,18 @@ class _Part(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
+@dataclass(frozen=True)
+class Writing:
+    """A checkpoint under way. ``written`` gives sizes and hashes of this process's files by name,
+    and waits for them.
+    """
+
+    work: Path
+    step: int
+    values: Mapping[str, Any]
+    written: Callable[[], dict[str, dict[str, Any]]]
+
+
 def save(folder: Path, step: int, saved: Saved, keep: int, world: World = ALONE) -> Path:
     """Write ``folder/step-<step>`` atomically, then delete all but the newest ``keep``. To be
     called by all processes of ``world``, for which ``folder`` is the same.
@@ -69,12 +81,24 @@ def save(folder: Path, step: int, saved: Saved, keep: int, world: World = ALONE)
     Raises RunError when the disk is full or what was written cannot be read back, in whichever
     process; earlier checkpoints stay.
     """
-    target = folder / f"step-{step:08d}"
-    work = world.agree(lambda: _begin(folder, step))
+    return publish(begin(folder, step, saved, world), keep, world)
+
+
+def begin(folder: Path, step: int, saved: Saved, world: World = ALONE) -> Writing:
+    """Make room for it. Its tensors are written when ``written`` is called, in any thread."""
+    work = world.agree(lambda: _room(folder, step))
+    return Writing(work, step, saved.values, lambda: _own_files(work, step, saved, world))
+
+
+def publish(writing: Writing, keep: int, world: World = ALONE) -> Path:
+    """Once all processes have written what is theirs, the checkpoint is there. Raises as ``save``
+    does.
+    """
+    work = writing.work
     try:
-        files = world.each(lambda: _own_files(work, step, saved, world))
+        files = world.each(writing.written)
         found = {name: said for each in files for name, said in each.items()}
-        return world.agree(lambda: _publish(work, target, saved.values, found, keep))
+        return world.agree(lambda: _move(writing, found, keep))
     except RunError:
         if world.main:
             shutil.rmtree(work, ignore_errors=True)
@@ -91,7 +115,7 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
-def _begin(folder: Path, step: int) -> Path:
+def _room(folder: Path, step: int) -> Path:
     """An empty folder to write into; what a process that died while writing left behind goes."""
     work = folder / f".writing-{os.getpid()}"
     try:
@@ -115,21 +139,16 @@ def _own_files(work: Path, step: int, saved: Saved, world: World) -> dict[str, d
         raise _unwritten(work.parent, step, error) from error
 
 
-def _publish(
-    work: Path,
-    target: Path,
-    values: Mapping[str, Any],
-    files: Mapping[str, Mapping[str, Any]],
-    keep: int,
-) -> Path:
-    folder = target.parent
+def _move(writing: Writing, files: Mapping[str, Mapping[str, Any]], keep: int) -> Path:
+    work, folder = writing.work, writing.work.parent
+    target = folder / f"step-{writing.step:08d}"
     try:
         total = sum(said["bytes"] for said in files.values())
-        said = {"format": FORMAT, "bytes": total, "files": files, **values}
+        said = {"format": FORMAT, "bytes": total, "files": files, **writing.values}
         (work / STATE).write_text(json.dumps(said, indent=1), encoding="utf-8")
         flush(work / STATE, work)
     except OSError as error:
-        raise _unwritten(folder, values["step"], error) from error
+        raise _unwritten(folder, writing.step, error) from error
     if target.exists():
         shutil.rmtree(target)
     fault.point("save.rename")

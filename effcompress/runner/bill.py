@@ -136,8 +136,6 @@ def _messages(
         wide = found.axes.widths
         messages["cut"] = traffic.per_cut(found, recipe.prune, wide, each, shards=shards)
         messages["commit"] = traffic.per_commit(found, wide, shards=shards)
-    if shards > 1:
-        messages["checkpoint"] = traffic.per_checkpoint(found, found.axes.widths, shards)
     return messages
 
 

@@ -76,7 +76,8 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
         ) from error
 
 
-HOW = {f"{section}.{key}" for section in ("train", "recover") for key in ("recompute", "compile")}
+_LOOPS = ("train", "recover")
+HOW = {f"{loop}.{key}" for loop in _LOOPS for key in ("recompute", "compile")} | {"save.background"}
 """Keys that a run may be continued with, whatever they were before."""
 
 

@@ -42,7 +42,8 @@ PROBE = 48
 @dataclass(frozen=True)
 class Held:
     """Bytes of one process at one moment, by what they hold. ``copies``: weights in the compute
-    dtype; ``working``: what is there for a moment only (roots of moments, mapped files, solves).
+    dtype; ``saving``: what is written in the background, copied to the host's memory; ``working``:
+    what is there for a moment only (roots of moments, mapped files, solves).
     """
 
     weights: float = 0.0
@@ -55,6 +56,7 @@ class Held:
     saliency: float = 0.0
     buckets: float = 0.0
     gathered: float = 0.0
+    saving: float = 0.0
     working: float = 0.0
 
     @property
@@ -110,11 +112,7 @@ class _Need:
         if prune is not None and not once:
             yield "cut", self._event(prune)
         kept = self._standing(there, training=True)
-        if self.shards > 1:
-            kept = replace(kept, gathered=(kept.weights + kept.moments) * self.shards)
-        written = kept.gathered or kept.weights + kept.moments
-        listened = kept.grams + kept.saliency
-        yield "checkpoint", replace(kept, working=written + listened)
+        yield "checkpoint", replace(kept, working=kept.total - kept.buckets - kept.saving)
         last = self._standing(self.final)
         if self.shards > 1:
             last = replace(last, gathered=last.weights * self.shards)
@@ -147,13 +145,15 @@ class _Need:
         distil = self.recipe.recover and self.recipe.recover.method == "distill"
         teacher = self._teacher() if training and distil else 0.0
         rides = training and prune is not None and prune.measure.source == "training"
-        return Held(
+        held = Held(
             weights=weights + teacher,
             moments=2 * learned if loop else 0.0,
             buckets=learned if loop and self.processes > 1 and self.shards == 1 else 0.0,
             grams=self._grams(wide) if rides else 0.0,
             saliency=self._saliency() if prune is not None else 0.0,
         )
+        aside = held.total - teacher - held.buckets if self.recipe.save.background else 0.0
+        return replace(held, saving=aside if training and loop else 0.0)
 
     def _whole(self, wide: Widths) -> float:
         """What is gathered at a time in a forward pass."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from effcompress.runner.begin import begin, evaluated
 from effcompress.runner.export import export_and_prove
 from effcompress.runner.failures import named
 from effcompress.runner.folder import open_folder, output_folder
-from effcompress.runner.keep import keeper
+from effcompress.runner.keep import Keeper
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
 from effcompress.runner.result import Report, result
@@ -117,8 +116,8 @@ def _story(
     else:
         _continue(state, saved, corpus, log)
     before = state.seconds
-    keep = keeper(state, corpus, folder, log)
-    _train_and_prune(state, corpus, total, log, stopping, keep, offline=offline)
+    with Keeper(state, corpus, folder, log) as keep:
+        _train_and_prune(state, corpus, total, log, stopping, keep, offline=offline)
     with state.gathered():
         world.agree(lambda: export_and_prove(state, corpus, folder, log))
     log.phase("evaluating the pruned model")
@@ -172,7 +171,7 @@ def _train_and_prune(
     total: int,
     log: Log,
     stopping: Stopping,
-    keep: Callable[[], None],
+    keep: Keeper,
     *,
     offline: bool,
 ) -> None:
@@ -187,7 +186,7 @@ def _train_and_prune(
     if recipe.sparsify is not None and dense:
         sparsify_event(state, recipe.sparsify, corpus, log)
         if total:
-            keep()
+            keep.now()
             log.phase("training with zeros", total)
     recovery.begin(state, log, offline=offline)
     _loop(state, corpus, total, log, stopping, keep)
@@ -199,7 +198,7 @@ def _train_and_prune(
         prune_event(state, recipe.prune, Due(params=state.target_params), corpus, log)
     commit_event(state, log)
     if unsaved:  # `effcompress export` starts from the last checkpoint
-        keep()
+        keep.now()
     state.module.zero_grad(set_to_none=True)
 
 
@@ -209,7 +208,7 @@ def _loop(
     total: int,
     log: Log,
     stopping: Stopping,
-    keep: Callable[[], None],
+    keep: Keeper,
 ) -> None:
     """The one loop. It ends early, with a checkpoint, where a signal asks for it."""
     recipe = state.recipe
@@ -217,15 +216,18 @@ def _loop(
         while state.tokens < total:
             started = time.monotonic()
             stage = stage_at(recipe, state.tokens)
-            learned = train_step(state, total, log, started, keep)
+            learned = train_step(state, total, log, started, keep.now)
             fault.point("step")
             _tell_stage(state, stage, log)
             if learned:
                 _prune_if_due(state, corpus, total, log)
             state.seconds += time.monotonic() - started
             asked = state.world.any(bool(stopping.asked))
-            if asked or state.step % recipe.save.every == 0 or state.tokens >= total:
-                keep()
+            keep.look()
+            if asked or state.tokens >= total:
+                keep.now()
+            elif state.step % recipe.save.every == 0:
+                keep.due()
             if asked:
                 where = f" behind step {state.step}, with a checkpoint"
                 raise stopping.stopped(stopping.asked or "SIGTERM", where)

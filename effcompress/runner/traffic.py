@@ -135,9 +135,3 @@ def per_commit(
             Message("proof", "all_gather", FP32 * proof),
         ]
     return [Message("weights", "broadcast", FP32 * found.axes.count(widths))]
-
-
-def per_checkpoint(found: Priced, widths: Widths, shards: int) -> list[Message]:
-    """The main process collects the shares of weights and moments."""
-    here = share(found.axes, widths, shards)
-    return [Message("weights, moments", "all_gather", 3 * FP32 * here)]

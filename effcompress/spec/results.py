@@ -31,6 +31,9 @@ class SaveSpec:
 
     every: int = key("optimizer steps between two checkpoints", 100, minimum=1)
     keep: int = key("checkpoints kept", 2, minimum=1)
+    background: bool = key(
+        "copy everything into the host's memory and write while training goes on", False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

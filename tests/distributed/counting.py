@@ -106,6 +106,8 @@ def main(path: Path, output: Path) -> None:
             here.clear()
             state.snapshot({})
             said["checkpoint"] = dict(here)
+            with state.gathered():
+                said["whole model"] = dict(here)
         said["params"] = sum(p.numel() for p in state.module.parameters())
         log.close()
         if world.main:

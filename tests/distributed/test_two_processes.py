@@ -137,6 +137,9 @@ def test_resumed_by_two_and_by_one(tmp_path: Path, mode: str) -> None:
     whole = tmp_path / "whole"
     code, said = together([{"recipe": path, "output": whole, "set": sets}], tmp_path)
     assert code == 0, said
+    held = sorted(f.name for f in (whole / "checkpoints/step-00000008").glob("*.safetensors"))
+    rows = [f"rows-0000{rank}-of-00002.safetensors" for rank in (0, 1)]
+    assert held == [*(rows if mode == "shard" else []), "tensors.safetensors"]
     for name in ("by_two", "by_one"):
         folder = tmp_path / name
         folder.mkdir()
@@ -186,6 +189,21 @@ def test_what_happens_to_one_is_everyones(tmp_path: Path, mode: str) -> None:
     assert "heard anew" in warning
     assert events(tmp_path / "out", "end")[-1]["status"] == "success"
     assert "nan" not in (tmp_path / "out" / "metrics.jsonl").read_text().lower()
+
+
+def test_one_that_cannot_write_stops_all(tmp_path: Path) -> None:
+    """The disk of one is full; the checkpoint before stays, and the run goes on from it."""
+    path, sets = recipe(tmp_path), ["distributed.mode=shard", "save={every: 4, keep: 50}"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    job = {"recipe": path, "output": out, "set": sets}
+    jobs = [{**job, "full": 2}, {**job, "output": whole}, {**job, "resume": True}]
+    _, said = together(jobs, tmp_path)
+    for rank in (0, 1):
+        where = f"process {rank}: {out / 'checkpoints'}: the checkpoint of step 8 cannot be written"
+        assert where in said, said
+    for file in ("model.safetensors", "plans.jsonl"):
+        assert (whole / file).read_bytes() == (out / file).read_bytes(), file
+    assert not [*(out / "checkpoints").glob(".writing-*")]
 
 
 def test_an_error_of_the_main_process_is_everyones(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
     torchrun --nproc-per-node 2 worker.py jobs.json
 
-``jobs.json``: ``[{recipe, output, resume, set, dies, asked, spoils, bare}]``; ``dies``: the step in
-which the last process kills itself; ``asked``: the step in which it alone gets SIGTERM; ``spoils``:
-the step in which it alone computes what is no number; ``bare``: without an export and its proof.
+``jobs.json``: ``[{recipe, output, resume, set, dies, asked, spoils, full, bare}]``; ``dies``: the
+step in which the last process kills itself; ``asked``: the step in which it alone gets SIGTERM;
+``spoils``: the step in which it alone computes what is no number; ``full``: the number of the
+checkpoint for which it alone has no space; ``bare``: without an export and its proof.
 Failures are said on standard error, and the next job goes on.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -32,6 +34,7 @@ def main(path: Path) -> int:
                 before_update(job.get("dies"), lambda: os._exit(9))
                 before_update(job.get("asked"), lambda: os.kill(os.getpid(), signal.SIGTERM))
                 spoil(job.get("spoils"))
+                fill(job.get("full"))
             if job.get("bare"):
                 story.export_and_prove = lambda *_: None
             try:
@@ -73,6 +76,21 @@ def spoil(step: int | None) -> None:
             hook.remove()
 
     train.backward = spoilt
+
+
+def fill(number: int | None) -> None:
+    """No space for what is written next but ``number``."""
+    module = importlib.import_module("effcompress.checkpoint.save")  # a function has the name too
+    write, calls = module.write, 0
+
+    def writing(*given):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise OSError(28, "No space left on device")
+        return write(*given)
+
+    module.write = writing
 
 
 if __name__ == "__main__":

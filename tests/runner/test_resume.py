@@ -89,3 +89,26 @@ def test_kill_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
     assert shared_memory() <= before
     left = [p.name for p in killed.with_suffix(".tmp").iterdir()]
     assert not [name for name in left if not name.startswith("torchinductor_")]  # torch's cache
+
+
+@pytest.mark.timeout(600)
+def test_in_the_background_it_is_the_same_run(tmp_path: Path) -> None:
+    """Weights are written while training changes them, and while a run is killed."""
+    path, whole, killed = recipe(tmp_path), tmp_path / "whole", tmp_path / "killed"
+    assert start(path, whole).wait() == 0, whole.with_suffix(".log").read_text()
+    more = ["--set", "save.background=true"]
+    for fault in ["save.tensors:1", "save.tensors:2", "save.rename:1", "save.renamed:1"]:
+        again = ["--resume"] if killed.exists() else []
+        process = start(path, killed, *more, *again, fault=fault)
+        assert process.wait() == -signal.SIGKILL, f"{fault} was not reached"
+    assert start(path, killed, *more, "--resume").wait() == 0, killed.with_suffix(
+        ".log"
+    ).read_text()
+    for name in ("model.safetensors", "plans.jsonl", "config.json"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    # When a checkpoint is there depends on how fast the disk is.
+    kept = [[e for e in record(out) if e["event"] != "checkpoint"] for out in (whole, killed)]
+    assert kept[0] == kept[1]
+    assert not [*(killed / "checkpoints").glob(".writing-*")]
+    steps = [sorted(p.name for p in (out / "checkpoints").iterdir()) for out in (whole, killed)]
+    assert steps[0] == steps[1]
