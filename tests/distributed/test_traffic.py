@@ -84,7 +84,7 @@ def test_bytes_where_parameters_are_shared_out(tmp_path: Path) -> None:
     assert said["shared"]
     largest = 4 * max(found.axes.numel(p, found.axes.widths) for p in found.axes.shapes)
     assert {*said["checkpoint"]} <= {"all_reduce"}  # what layers read, never a weight
-    assert said["whole model"]["whole"] == largest  # the counter can tell
+    assert said["whole model"]["whole"] >= largest  # the counter can tell
     assert said["params"] / 2 <= said["own"] < said["params"] * 0.51
     assert said["step"] == by_collective(per_step(found, loaded.recipe, {}, 2, found.start))
     said["cut"].pop("decision")
