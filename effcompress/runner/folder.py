@@ -130,6 +130,6 @@ def values(resolved: str) -> dict[str, str]:
         key, _, value = body.partition(":")
         path.append((indent, key))
         dotted = ".".join(name for _, name in path)
-        if value.strip() and not dotted.startswith("track.") and dotted not in HOW:
+        if value.strip() and path[0][1] != "track" and dotted not in HOW:
             found[dotted] = value.strip()
     return found

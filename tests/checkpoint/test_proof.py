@@ -68,7 +68,7 @@ def test_rounding_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     save_file(weights, file, metadata={"format": "pt"})
     monkeypatch.setattr(proof, "TOLERANCE", 0.0)
     shown = prove(tmp_path, model, tokens(2, 10))
-    assert 0 < shown.max_logit_difference <= shown.tolerance < 1e-5
+    assert 0 < shown.max_logit_difference <= shown.tolerance < 2e-5
     weights["model.layers.0.mlp.down_proj.weight"][0, 0] += 0.01
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(RunError, match="logits differ by"):
