@@ -16,7 +16,6 @@ from torch import Tensor
 from effcompress import checkpoint
 from effcompress.checkpoint import Saved, Writing
 from effcompress.data import Corpus
-from effcompress.errors import RunError
 from effcompress.log import Log
 from effcompress.runner.state import RunState
 
@@ -51,7 +50,7 @@ class Keeper:
         if kind is None:
             self.settle()
         elif self._state.world.size == 1:  # of several, others may be gone
-            with suppress(RunError, OSError):  # what failed first is what is told
+            with suppress(Exception):  # what failed first is what is told
                 self.settle()
         self._thread.shutdown()
 
