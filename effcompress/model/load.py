@@ -45,7 +45,8 @@ class LoadedModel:
 
     ``module`` is in fp32, in training mode, its cache switched off; ``config`` is the
     configuration as it was loaded (plain JSON values); ``source`` says in words where the weights
-    come from; ``dtype`` is what they were stored in there (``bfloat16``, ``Q4_1``, ...).
+    come from; ``dtype`` is what they were stored in there (``bfloat16``, ``Q4_1``, ...);
+    ``added_params`` counts zero biases that the source does not have and a repair writes into.
     """
 
     module: nn.Module
@@ -53,6 +54,7 @@ class LoadedModel:
     config: dict[str, Any]
     source: str
     dtype: str
+    added_params: int = 0
 
 
 def load(

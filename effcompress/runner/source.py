@@ -32,4 +32,4 @@ def _with_biases(model: LoadedModel, log: Log) -> LoadedModel:
     config = {**model.config, **biased(family, plain)}
     if added := add_biases(model.module, family, config):
         log.note(f"{added:,} biases added, all zero: a repair writes into them")
-    return replace(model, config=config)
+    return replace(model, config=config, added_params=added)

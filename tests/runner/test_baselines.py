@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from effcompress import load_recipe, run
 from effcompress.model.load import load as load_model
+from effcompress.report.gather import gather
+from effcompress.runner.status import status
 from effcompress.runner.text import corpus_of
 from tests.runner.toys import events, texts
 
@@ -323,6 +325,9 @@ def test_flap_ranks_everything_together_and_mends_biases(tmp_path: Path) -> None
     end = events(tmp_path / "run", "end")[-1]
     assert end["status"] == "success" and abs(end["params"] / target - 1) < 0.005
     pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "run", trust_remote_code=True)
+    # The dense model is the source: biases it has none of are not among what was removed.
+    assert gather(tmp_path / "run").params_before == sum(p.numel() for p in model.parameters())
+    assert status(tmp_path / "run").params_before == gather(tmp_path / "run").params_before
     seen = forward(model, ids)
     for i in range(LAYERS):
         weight, mean = writers(model, i)[f"ffn.{i}"], torch.cat(seen[f"ffn.{i}"]).mean(0)
