@@ -94,3 +94,5 @@ FORWARD = frozenset(
     }
 )
 """What criteria take from forward passes over calibration text, set by set."""
+READ = FORWARD - {"influence", "kind", "layer", "positions"}
+"""What of it is read by linear layers."""

@@ -12,6 +12,7 @@ from effcompress.recipe.explain import first_error
 from effcompress.recipe.include import gather
 from effcompress.recipe.json_schema import json_schema
 from effcompress.recipe.marks import Document
+from effcompress.recipe.propagated import check_propagated
 from effcompress.recipe.sense import check_sense, check_version
 from effcompress.recipe.sharded import check_sharded
 from effcompress.registry import REGISTRY, Registry
@@ -50,6 +51,7 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry = REGISTR
     recipe = builder.recipe()
     check_sense(recipe, document)
     check_sharded(recipe, document)
+    check_propagated(recipe, document)
     return LoadedRecipe(recipe, Path(path), source, builder.origins)
 
 

@@ -13,6 +13,7 @@ from effcompress.removal.selftest import same_function
 from effcompress.runner.approximate import removed_alone, split
 from effcompress.runner.measured import measured, ready
 from effcompress.runner.meter import Meter, Spent
+from effcompress.runner.propagated import propagated
 from effcompress.runner.refit import refit_event
 from effcompress.runner.state import RunState
 from effcompress.runner.timeline import pruning_stage
@@ -20,7 +21,7 @@ from effcompress.selection.budget import TOLERANCE
 from effcompress.selection.choose import Choice, choose
 from effcompress.selection.schedules import ask
 from effcompress.spec import PruneSpec
-from effcompress.types import DEPTH, Cut, Due, Plan
+from effcompress.types import DEPTH, Cut, Due, Plan, Scores
 
 
 def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> Due | None:
@@ -70,18 +71,11 @@ def remainder(state: RunState, prune: PruneSpec) -> str:
 def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log: Log) -> None:
     """Decide, mask, write down; commit when enough has gathered."""
     target = state.target_params
-    pruned = state.pruned
     meter = Meter(state.device)
     found = measured(state, prune, corpus, log)
     state.influence.add(found.influence)
-    assert prune.selector is not None, "recipe.load fills in the default selector"
-    selector, influence = prune.selector, state.influence.normalised()
     # Decided once: scores that differ in the last digit must not lead to other models.
-    choice = state.world.agree(
-        lambda: choose(
-            pruned.parent_sets, pruned.parent, found.scores, due, target, selector, influence
-        )
-    )
+    choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, corpus, log))
     if choice.plan:
         _mask(state, prune, choice.plan, found.inputs, log)
         fault.point("cut")
@@ -106,6 +100,22 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
         )
     if state.target_reached:
         refit_event(state, prune, corpus, log)
+
+
+def _chosen(
+    state: RunState, prune: PruneSpec, due: Due, scores: Scores, corpus: Corpus, log: Log
+) -> Choice:
+    pruned, selector = state.pruned, prune.selector
+    assert selector is not None, "recipe.load fills in the default selector"
+    influence = state.influence.normalised()
+    choice = choose(
+        pruned.parent_sets, pruned.parent, scores, due, state.target_params, selector, influence
+    )
+    if not prune.measure.propagate or not choice.plan:
+        return choice
+    # The tokens that were measured before, and written down then.
+    ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
+    return propagated(state, prune, choice, ids_NT, log)
 
 
 def commit_event(state: RunState, log: Log) -> None:

@@ -42,6 +42,11 @@ class MeasureSpec:
     )
     window: int = key("average: window: number of steps", 16, minimum=1)
     sequences: int = key("calibration: number of sequences", 32, minimum=1)
+    propagate: bool = key(
+        "calibration, criteria of what layers read: every layer reads what those in front of it, "
+        "already pruned, put out. How many go is decided on the model as it was",
+        False,
+    )
     gram_tokens: int = key(
         "repairs that use what layers read: tokens taken from each forward pass", 128, minimum=1
     )
