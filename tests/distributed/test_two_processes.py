@@ -116,6 +116,8 @@ def test_every_criterion_chooses_what_it_chooses_alone(
         for name, sets in table.items():
             repair = ["prune.repair=[]"]
             cases[f"{source}_{name}"] = [f"prune.criterion={name}", *common, *repair, *sets]
+    # Layer by layer on what pruned layers hand on: by the main process, for both.
+    cases["c_propagated"] = [*cases["c_wanda"], "prune.measure.propagate=true"]
     for name, sets in cases.items():
         run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
     jobs = [
