@@ -133,8 +133,7 @@ class Record:
     @property
     def params_before(self) -> int | None:
         """Parameters of the source model, without biases that were added for a repair."""
-        params = self.run.get("params")
-        return None if params is None else params - self.run.get("added_params", 0)
+        return self.run.get("source_params", self.run.get("params"))
 
     @property
     def params_after(self) -> int | None:

@@ -37,7 +37,7 @@ def begin(
         model=model.source,
         model_hash=hashed,
         params=state.params,
-        added_params=model.added_params,
+        source_params=state.params - model.added_params,
         target_params=state.target_params if recipe.prune else None,
         total_tokens=total,
         widths=state.pruned.widths,

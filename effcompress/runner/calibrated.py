@@ -11,7 +11,7 @@ from torch import Tensor
 
 from effcompress.data import Corpus, digest
 from effcompress.distributed import ALONE
-from effcompress.inputs import BACKWARD, FORWARD
+from effcompress.inputs import BACKWARD, FORWARD, READ
 from effcompress.log import Log
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.influence import Influence
@@ -21,7 +21,7 @@ from effcompress.measure.taps import MaskGradients, Take
 from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.state import RunState
-from effcompress.saliency.inputs import OF_LAYERS, score_inputs
+from effcompress.saliency.inputs import score_inputs
 from effcompress.saliency.score import require_finite, score, score_masks
 from effcompress.spec import PruneSpec
 from effcompress.types import Scores
@@ -86,7 +86,7 @@ class _Ears:
         module, axes, sets = state.module, state.pruned.axes, state.pruned.sets
         needs = set(prune.criterion.needs)
         self.found: Scores = {}
-        reads = bool(FORWARD.intersection(needs) - OF_LAYERS)
+        reads = bool(READ & needs)
         # What layers read is kept by a recursion over the sequences in their order, so then every
         # process reads all of them.
         alone = reads or prune.measure.sequences < state.world.size

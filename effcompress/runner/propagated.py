@@ -18,7 +18,7 @@ from effcompress.measure.inputs import InputStats
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
-from effcompress.selection.choose import Choice
+from effcompress.selection.choose import Choice, least_salient
 from effcompress.spec import PruneSpec
 from effcompress.types import GroupSet, Scores
 
@@ -35,19 +35,19 @@ def propagated(
     ``score_inputs`` does.
     """
     pruned, plan, raw = state.pruned, dict(choice.plan), dict(choice.scores)
-    waiting = {s.name: s for s in pruned.sets if s.name in plan}
-    layers = len(pruned.depth.layers)
+    waiting = [s for s in pruned.sets if s.name in plan]
+    params = readers(state.module, pruned.axes, waiting)
     with ExitStack() as stack:
         for block in blockwise(state.module, pruned.family.layer, ids_NT):
-            sets = [s for s in waiting.values() if _within(s, block)]
-            for s, score_G in _scored(state, prune, block, sets):
-                units, raw[s.name] = _least(score_G, len(plan[s.name]))
-                plan[s.name] = units
-                at = pruned.ledger.positions(s.name, units)
-                for handle in _silence(state.module, s, at, _readers(state, [s])):
+            sets = [s for s in waiting if _within(s, block)]
+            scores = _scored(state, prune, block, sets, params) if sets else {}
+            for s in sets:
+                plan[s.name], raw[s.name] = least_salient(scores[s.name], len(plan[s.name]))
+                at = pruned.ledger.positions(s.name, plan[s.name])
+                for handle in _silence(state.module, s, at, params):
                     stack.callback(handle.remove)
-                del waiting[s.name]
-            log.progress("layer", block.number + 1, layers)
+            waiting = [s for s in waiting if s not in sets]
+            log.progress("layer", block.number + 1, len(pruned.depth.layers))
             if not waiting:
                 break
     return replace(choice, plan=plan, scores=raw)
@@ -57,35 +57,25 @@ def _within(s: GroupSet, block: Block) -> bool:
     return any(side.param.startswith(f"{block.path}.") for side in s.sides)
 
 
-def _readers(state: RunState, sets: Sequence[GroupSet]) -> dict[str, int]:
-    """Weights that read the mini-groups, and the dimension of their inputs."""
-    return readers(state.module, state.pruned.axes, sets)
-
-
 def _scored(
-    state: RunState, prune: PruneSpec, block: Block, sets: Sequence[GroupSet]
-) -> list[tuple[GroupSet, Tensor]]:
-    """Every set with its scores in original order, inf where a unit is gone."""
-    if not sets:
-        return []
-    read = InputStats(state.module, _readers(state, sets))
+    state: RunState,
+    prune: PruneSpec,
+    block: Block,
+    sets: Sequence[GroupSet],
+    params: Mapping[str, int],
+) -> Scores:
+    """In original order, inf where a unit is gone."""
+    here = {name: dim for name, dim in params.items() if name in block.linears}
+    read = InputStats(state.module, here)
     try:
         with read.listening():
             block.run()
     finally:
         read.close()
     ledger = state.pruned.ledger
-    found: Scores = score_inputs(sets, prune.criterion, read, {})
-    sizes: Mapping[str, int] = {s.name: ledger.sizes[s.name] for s in sets}
-    scores = ledger.original_order(in_original_order(found, ledger.original, sizes))
-    return [(s, scores[s.name]) for s in sets]
-
-
-def _least(score_G: Tensor, count: int) -> tuple[list[int], list[float]]:
-    """The ``count`` least salient units in order, and their scores; of equals those in front."""
-    value_G = score_G.double()
-    units = sorted(value_G.argsort(stable=True)[:count].tolist())
-    return units, value_G[units].tolist()
+    found = score_inputs(sets, prune.criterion, read, {})
+    sizes = {s.name: ledger.sizes[s.name] for s in sets}
+    return ledger.original_order(in_original_order(found, ledger.original, sizes))
 
 
 def _silence(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from effcompress import now as moment
 from effcompress.errors import SourceError, did_you_mean
@@ -133,7 +133,7 @@ def status(folder: Path) -> RunStatus:
         total_tokens=seen.total_tokens,
         tokens_per_second=seen.rate,
         loss=seen.step.get("loss"),
-        params_before=_dense(record.run),
+        params_before=record.run.get("source_params", record.run.get("params")),
         params=record.end.get("params") or seen.params,
         target_params=record.run.get("target_params"),
         cut_step=record.cut.get("step"),
@@ -234,9 +234,3 @@ def _folders(place: Path) -> list[Path]:
     with suppress(OSError):
         return sorted(path for path in place.iterdir() if path.is_dir())
     return []
-
-
-def _dense(run: Mapping[str, Any]) -> int | None:
-    """Parameters of the source, without biases that were added for a repair."""
-    params = run.get("params")
-    return None if params is None else params - run.get("added_params", 0)

@@ -16,8 +16,6 @@ from effcompress.registry import Bound
 from effcompress.saliency.score import require_finite
 from effcompress.types import DEPTH, GroupSet, Member, Scores
 
-OF_LAYERS = frozenset({"kind", "layer", "positions", "influence"})
-
 
 class Read(Protocol):
     """What linear layers read (``measure/inputs.py``)."""

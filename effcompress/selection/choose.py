@@ -126,16 +126,28 @@ def _taken(
     return plan, raw
 
 
+def least_salient(score_G: Tensor, count: int) -> tuple[list[int], list[float]]:
+    """The ``count`` least salient units of one set in their order, and their raw saliency."""
+    units, value = _ranked(score_G)
+    chosen = dict(zip(units[:count], value[:count].tolist(), strict=True))
+    return sorted(chosen), [chosen[unit] for unit in sorted(chosen)]
+
+
+def _ranked(score_G: Tensor) -> tuple[list[int], Tensor]:
+    """Units alive, least salient first (of equals those in front), and their saliency in fp64."""
+    value, order = torch.sort(score_G.double(), stable=True)
+    alive = int(torch.isfinite(value).sum())
+    return order[:alive].tolist(), value[:alive]
+
+
 def _queue(scores: list[Tensor], names: tuple[str, ...]) -> _Queue:
     units: dict[str, list[int]] = {}
     raw: dict[str, list[float]] = {}
     ordered = []
     for name, score_G in zip(names, scores, strict=True):
-        value, order = torch.sort(score_G.double(), stable=True)
-        alive = int(torch.isfinite(value).sum())
-        units[name] = order[:alive].tolist()
-        raw[name] = value[:alive].tolist()
-        ordered.append(value[:alive])
+        units[name], value = _ranked(score_G)
+        raw[name] = value.tolist()
+        ordered.append(value)
     shortest = min(len(value) for value in ordered)
     total_J = torch.stack([value[:shortest] for value in ordered]).sum(0)
     left = torch.arange(len(total_J), 0, -1)
