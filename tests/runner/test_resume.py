@@ -24,6 +24,9 @@ INSIDE = [
     "export:2",
 ]
 """Where a kill is most likely to leave something half done; with the time it comes there."""
+LEASH = "save.tensors:2:hang"
+"""Where a run waits that is to be killed at random: on a busy machine the kill may come late, and
+the run would have passed what is to be met later."""
 
 
 def start(path: Path, out: Path, *more: str, fault: str = "") -> subprocess.Popen[bytes]:
@@ -33,7 +36,7 @@ def start(path: Path, out: Path, *more: str, fault: str = "") -> subprocess.Pope
     temporary.mkdir(exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
     if fault:
-        environment["EFFCOMPRESS_FAULT"] = f"{fault}:kill"
+        environment["EFFCOMPRESS_FAULT"] = fault if fault == LEASH else f"{fault}:kill"
     with out.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
@@ -51,33 +54,33 @@ def shared_memory() -> set[str]:
 def kill_at_random(process: subprocess.Popen[bytes], out: Path, rng: random.Random) -> None:
     """Some time within the next steps."""
     metrics = out / "metrics.jsonl"
-    wanted = rng.randrange(1, 6) + (metrics.read_text().count('"grad_norm"') if out.exists() else 0)
+    wanted = rng.randrange(1, 5) + (metrics.read_text().count('"grad_norm"') if out.exists() else 0)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if metrics.exists() and metrics.read_text().count('"grad_norm"') >= wanted:
             time.sleep(rng.random() * 0.05)
-            process.send_signal(signal.SIGKILL)
-            return
+            break
         time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.timeout(900)
 def test_kill_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
-    path, whole, killed = recipe(tmp_path), tmp_path / "whole", tmp_path / "killed"
+    path = recipe(tmp_path, tokens=5120)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     before = shared_memory()
     assert start(path, whole).wait() == 0, whole.with_suffix(".log").read_text()
     seed = os.environ.get("EFFCOMPRESS_KILL_SEED", "7")
-    rng, deaths = random.Random(seed), 0
-    faults = ["", "", *INSIDE[:3], "", "", *INSIDE[3:]]
+    rng = random.Random(seed)
+    cut, save, commit, *later = INSIDE
+    faults = ["", cut, "", commit, save, "", "", *later]
     for fault in faults:
         more = ["--resume"] if killed.exists() else []
-        process = start(path, killed, *more, fault=fault)
+        process = start(path, killed, *more, fault=fault or LEASH)
         if not fault:
             kill_at_random(process, killed, rng)
         assert process.wait() in (0, -signal.SIGKILL), killed.with_suffix(".log").read_text()
-        assert not fault or process.returncode == -signal.SIGKILL, f"{fault} was not reached"
-        deaths += process.returncode != 0
-    assert deaths == len(faults) >= 10
+        assert process.returncode == -signal.SIGKILL, f"{fault or LEASH} was not reached"
     assert start(path, killed, "--resume").wait() == 0, killed.with_suffix(".log").read_text()
     for name in ("model.safetensors", "plans.jsonl", "config.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
