@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import effcompress
 from effcompress.registry import REGISTRY
+
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", max_examples=300)
+settings.load_profile("same")  # others with `pytest --hypothesis-profile explore`
 
 PACKAGE = str(Path(effcompress.__file__).parent)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import final
+from typing import Any, final
 
 from effcompress.selection.lines import Line
 from effcompress.selection.sizes import Sizes
@@ -21,8 +21,16 @@ TOLERANCE = 0.005
 NEAR = 4
 """Within so many of the largest blocks from the target, and where no kind leads there by small
 blocks, only what can still lead there is begun."""
-TRIES = 10_000
+TRIES = 50_000
 """Blocks looked at to find out; a way that is longer is taken to be there."""
+
+
+def _beside(lines: list[Line]) -> dict[int, list[int]]:
+    """Line -> all lines of its layer, where layers or blocks may go and take them along."""
+    numbers = [line.sets[0].partition(".")[2] if len(line.sets) == 1 else "" for line in lines]
+    whole = {number for line, number in zip(lines, numbers, strict=True) if line.kind in DEPTH}
+    near = {n: [k for k, number in enumerate(numbers) if number == n] for n in whole - {""}}
+    return {k: near.get(number, []) for k, number in enumerate(numbers)}
 
 
 @final
@@ -42,6 +50,7 @@ class Budget:
         self._sizes = {p: sum(lines[k].size for k in members) for p, members in self._pools.items()}
         self._shares: dict[str, float] = {}
         self._ranged = any(line.after > 0 or line.until < 1 for line in lines)
+        self._beside = _beside(lines)
         self._steady = not any(line.floor or line.kind in DEPTH for line in lines)
         """No line's room depends on what another loses."""
         self._all_fit: list[int] | None = None
@@ -159,8 +168,8 @@ class Budget:
             largest = max((self._frees(k, kept) for k in fit), default=0)
             near = kept.params - self.target <= NEAR * largest
             if len(fit) > 1 and (near or not self._bridged(fit, kept)):
-                # One line of each kind and price stands for all: a pool has many that are alike.
-                alike = {k: (self._frees(k, kept), self.lines[k].kind) for k in fit}
+                # One line stands for all that are alike: a pool has many.
+                alike = {k: self._alike(k, kept) for k in fit}
                 first = {like: k for k, like in reversed(alike.items())}
                 hopeful = {like: self._hopeful(k) for like, k in first.items()}
                 leading = [k for k in fit if hopeful[alike[k]]]
@@ -255,21 +264,31 @@ class Budget:
             if self._bridged(here, sizes):
                 return True
             next(tries)  # what was not looked at to the end is not remembered
-            ways = {(self._frees(k, sizes), self.lines[k].kind): k for k in here}
+            ways = {self._alike(k, sizes): k for k in here}
             found = False
             for way in sorted(ways, reverse=True):
                 found = found or self._leads_there(self._after(ways[way], sizes), tries)
             self._ends[state] = found
         return self._ends[state]
 
-    def _state(self, sizes: Sizes) -> tuple[int, ...]:
+    def _alike(self, k: int, sizes: Sizes) -> tuple[Any, ...]:
+        """What lines have in common that lead equally far: price, kind, and the layer around."""
+        return (self._frees(k, sizes), self.lines[k].kind, self._around(k, sizes))
+
+    def _around(self, k: int, sizes: Sizes) -> tuple[tuple[int, int], ...]:
+        """Widths and prices in the layer of line ``k``, where that layer may go whole."""
+        return tuple((sizes.width(j), sizes.unit(j)) for j in self._beside[k])
+
+    def _state(self, sizes: Sizes) -> tuple[Any, ...]:
         """What tells sizes apart: parameters, and units of every kind (four blocks of 64 channels
-        can weigh what three heads do). Which layers of a pool are narrow makes no difference.
+        can weigh what three heads do). Which layers are narrow makes no difference, but where
+        layers may go whole it does which widths are together in one.
         """
         left = dict.fromkeys(self.units, 0)
         for k, line in enumerate(self.lines):
             left[line.kind] += sizes.width(k)
-        return (sizes.params, *left.values())
+        layers = sorted(self._around(k, sizes) for k, near in self._beside.items() if near[:1] == [k])
+        return (sizes.params, *left.values(), *layers)
 
     def _bridged(self, fit: list[int], sizes: Sizes) -> bool:
         """Whether one kind alone leads to the target, by blocks too small to miss it."""

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from effcompress import groups
@@ -97,6 +97,7 @@ def random_space(rng: random.Random, scope: str) -> list[Bound]:
 @pytest.mark.parametrize("scope", ["lockstep", "per_layer", "global"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))
+@example(seed=15688)  # layers may go whole: heads of equal price lead differently far
 def test_what_can_be_met_is_met_in_any_order_on_any_shape(scope: str, seed: int) -> None:
     """Blocks of several percent, kinds in lopsided orders, the budget made anew now and then as it
     is for every cut: where cutting in proportion meets the target, every order does.
