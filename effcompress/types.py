@@ -262,12 +262,14 @@ class Batch:
 @dataclass(frozen=True)
 class Due:
     """What a schedule asks for: remove so many mini-groups, or come down to so many parameters.
-    ``again``: and ask once more when that is done, before anything is trained, until the target.
+    ``again``: and ask once more when that is done, before anything is trained. ``stage``: when it
+    changes, what selectors are told of shares and influence begins anew.
     """
 
     groups: int | None = None
     params: int | None = None
     again: bool = False
+    stage: int = 0
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
     target = state.target_params
     meter = Meter(state.device)
     found = measured(state, prune, corpus, log)
+    state.influence.begin(due.stage, state.pruned.ledger.widths())
     state.influence.add(found.influence)
     # Decided once: scores that differ in the last digit must not lead to other models.
     choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, corpus, log))
@@ -107,9 +108,15 @@ def _chosen(
 ) -> Choice:
     pruned, selector = state.pruned, prune.selector
     assert selector is not None, "recipe.load fills in the default selector"
-    influence = state.influence.normalised()
     choice = choose(
-        pruned.parent_sets, pruned.parent, scores, due, state.target_params, selector, influence
+        pruned.parent_sets,
+        pruned.parent,
+        scores,
+        due,
+        state.target_params,
+        selector,
+        state.influence.normalised(),
+        state.influence.begun,
     )
     if not prune.measure.propagate or not choice.plan:
         return choice

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from effcompress.runner.reach import Priced, budget_of
 from effcompress.selection.budget import Budget
@@ -126,41 +127,50 @@ def play(
     prune, per_step, total = recipe.prune, tokens_per_step(recipe), total_tokens(recipe)
     assert prune is not None and price.target is not None
     budget = budget_of(price)
-    begin, end = pruning_stage(recipe)
-    spans = positions(price.axes, price.sets)
+    due_at = _asking(recipe, price, budget)
+    _, end = pruning_stage(recipe)
     points = [Point(0, 0, budget.params, dict(budget.widths))]
     cut = step = rest = 0
     last = total // per_step if per_step else 0
     for step in range(_first_step(prune), last + 1):
-        due = ask(
-            prune.schedule,
-            step=step,
-            tokens=step * per_step,
-            total_tokens=total,
-            start_params=price.start,
-            params=budget.params,
-            target_params=price.target,
-            groups_cut=cut,
-            removed=budget.units,
-            positions=spans,
-            prune_from=begin,
-            prune_until=end,
-        )
+        due = due_at(step, cut)
         over = end < total and step * per_step >= end
         if due is None and not over:
             continue
-        left = 0
+        left, before = 0, cut
         if due is None or (over and due.params != price.target):
             due, left = Due(params=price.target), budget.params - price.target
-        taken = sum(simulate(budget, due.groups, prefer, due.params).values())
-        if due.again:
-            taken += sum(simulate(budget, None, prefer, price.target).values())
-        if not taken:
+        while due is not None:
+            taken = sum(simulate(budget, due.groups, prefer, due.params).values())
+            cut += taken
+            due = due_at(step, cut) if due.again and taken else None
+        if cut == before:
             continue
         rest = max(left, 0)
-        cut += taken
         points.append(Point(step, step * per_step, budget.params, dict(budget.widths)))
         if not budget.open():
             break
     points.append(Point(last, total, budget.params, dict(budget.widths)))
     return Timeline(tuple(points), budget.reached, cut, rest)
+
+
+def _asking(recipe: Recipe, price: Priced, budget: Budget) -> Callable[[int, int], Due | None]:
+    """(Step, mini-groups cut so far) -> what the schedule asks for, at the budget's size then."""
+    prune, per_step = recipe.prune, tokens_per_step(recipe)
+    assert prune is not None and price.target is not None
+    begin, end = pruning_stage(recipe)
+    fixed: dict[str, Any] = {
+        "total_tokens": total_tokens(recipe),
+        "start_params": price.start,
+        "target_params": price.target,
+        "removed": budget.units,
+        "positions": positions(price.axes, price.sets),
+        "prune_from": begin,
+        "prune_until": end,
+    }
+
+    def due_at(step: int, cut: int) -> Due | None:
+        place = {"step": step, "tokens": step * per_step, "params": budget.params}
+        return ask(prune.schedule, **fixed, **place, groups_cut=cut)
+
+    return due_at

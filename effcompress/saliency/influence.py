@@ -1,18 +1,31 @@
-"""Influence of layers over all cuts so far, made comparable."""
+"""Influence of layers over the cuts so far, made comparable."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, final
 
+from effcompress.types import Widths
+
 
 @final
 class InfluenceMean:
-    """Plain mean over the cuts at which it was measured, by original number of the layer."""
+    """Plain mean over the cuts at which it was measured, by original number of the layer; over
+    those of the schedule's stage, where it counts stages.
+    """
 
     def __init__(self) -> None:
+        self.begun: Widths = {}
+        """Widths when the stage began; empty in the first one: all there was."""
+        self._stage = 0
         self._totals: dict[int, float] = {}
         self._counts: dict[int, int] = {}
+
+    def begin(self, stage: int, widths: Widths) -> None:
+        """A cut of this stage comes: a new one forgets those before, and begins with ``widths``."""
+        if stage != self._stage:
+            self._totals, self._counts = {}, {}
+            self._stage, self.begun = stage, dict(widths)
 
     def add(self, influence: Mapping[str, float]) -> None:
         """One measurement: ``layer.3`` -> influence (blocks are left out)."""
@@ -34,9 +47,11 @@ class InfluenceMean:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON, for a checkpoint."""
-        return {str(i): [total, self._counts[i]] for i, total in self._totals.items()}
+        layers = {str(i): [total, self._counts[i]] for i, total in self._totals.items()}
+        return {"stage": self._stage, "begun": dict(self.begun), "layers": layers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What ``state_dict`` gave."""
-        self._totals = {int(i): float(total) for i, (total, _) in state.items()}
-        self._counts = {int(i): int(count) for i, (_, count) in state.items()}
+        self._stage, self.begun = int(state["stage"]), dict(state["begun"])
+        self._totals = {int(i): float(total) for i, (total, _) in state["layers"].items()}
+        self._counts = {int(i): int(count) for i, (_, count) in state["layers"].items()}

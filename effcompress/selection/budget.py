@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, final
 
-from effcompress.selection.lines import Line
+from effcompress.selection.lines import Line, beside
 from effcompress.selection.sizes import Sizes
 from effcompress.types import DEPTH, AxisMap, Widths
 
@@ -23,14 +23,6 @@ NEAR = 4
 blocks, only what can still lead there is begun."""
 TRIES = 50_000
 """Blocks looked at to find out; a way that is longer is taken to be there."""
-
-
-def _beside(lines: list[Line]) -> dict[int, list[int]]:
-    """Line -> all lines of its layer, where layers or blocks may go and take them along."""
-    numbers = [line.sets[0].partition(".")[2] if len(line.sets) == 1 else "" for line in lines]
-    whole = {number for line, number in zip(lines, numbers, strict=True) if line.kind in DEPTH}
-    near = {n: [k for k, number in enumerate(numbers) if number == n] for n in whole - {""}}
-    return {k: near.get(number, []) for k, number in enumerate(numbers)}
 
 
 @final
@@ -50,7 +42,7 @@ class Budget:
         self._sizes = {p: sum(lines[k].size for k in members) for p, members in self._pools.items()}
         self._shares: dict[str, float] = {}
         self._ranged = any(line.after > 0 or line.until < 1 for line in lines)
-        self._beside = _beside(lines)
+        self._beside = beside(lines)
         self._steady = not any(line.floor or line.kind in DEPTH for line in lines)
         """No line's room depends on what another loses."""
         self._all_fit: list[int] | None = None
@@ -287,7 +279,8 @@ class Budget:
         left = dict.fromkeys(self.units, 0)
         for k, line in enumerate(self.lines):
             left[line.kind] += sizes.width(k)
-        layers = sorted(self._around(k, sizes) for k, near in self._beside.items() if near[:1] == [k])
+        firsts = (k for k, near in self._beside.items() if near[:1] == [k])
+        layers = sorted(self._around(k, sizes) for k in firsts)
         return (sizes.params, *left.values(), *layers)
 
     def _bridged(self, fit: list[int], sizes: Sizes) -> bool:

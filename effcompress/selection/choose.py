@@ -53,12 +53,14 @@ def choose(
     target: int,
     selector: Bound,
     influence: Mapping[int, float] | None = None,
+    begun: Widths | None = None,
 ) -> Choice:
     """The mini-groups to remove now.
 
     ``sets`` and ``axes`` describe the parent (original units), ``scores[set]`` is ``[G]`` with inf
     where a unit is gone. Stops at ``due``, and never passes ``target`` by more than 0.5 %.
-    ``influence``: of every layer, for selectors that use it.
+    ``influence``: of every layer, ``begun``: what shares are shares of (default: all units), for
+    selectors that use them.
 
     Raises PluginError when the selector returns something else than one value per candidate.
     """
@@ -76,7 +78,7 @@ def choose(
         choices = _first_of_pools(budget.open(), queues, taken, budget)
         if not choices or budget.satisfies(due.params):
             break
-        value_K = _compare(choices, queues, taken, budget, selector, influence or {})
+        value_K = _compare(choices, queues, taken, budget, selector, influence or {}, begun or {})
         k = choices[int(value_K.argmin())]
         taken[k] += budget.block(k)
         budget.take(k)
@@ -162,6 +164,7 @@ def _compare(
     budget: Budget,
     selector: Bound,
     influence: Mapping[int, float],
+    begun: Widths,
 ) -> Tensor:
     lines = [budget.lines[k] for k in choices]
     value_K = selector(
@@ -170,8 +173,7 @@ def _compare(
         params_K=torch.tensor([budget.freed(k) for k in choices], dtype=torch.float64),
         removed_K=torch.tensor([budget.removed(k) for k in choices], dtype=torch.float64),
         share_K=torch.tensor(
-            [budget.share(k) + budget.block(k) / budget.lines[k].size for k in choices],
-            dtype=torch.float64,
+            [_share_after(budget, k, begun) for k in choices], dtype=torch.float64
         ),
         influence_K=torch.tensor(
             [influence.get(_layer(line), 0.0) for line in lines], dtype=torch.float64
@@ -184,6 +186,13 @@ def _compare(
             where=selector.plugin.where,
         )
     return value_K
+
+
+def _share_after(budget: Budget, k: int, begun: Widths) -> float:
+    """Share of what line ``k`` began with that is gone once its next block is."""
+    line = budget.lines[k]
+    name = line.sets[0]
+    return 1.0 - (budget.widths[name] - budget.block(k)) / begun.get(name, line.size)
 
 
 def _layer(line: Line) -> int:

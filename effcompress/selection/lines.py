@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from effcompress.types import AxisMap, GroupSet, in_layer
+from effcompress.types import DEPTH, AxisMap, GroupSet, in_layer
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,14 @@ def lines_of(sets: Iterable[GroupSet]) -> list[Line]:
             until=s.until,
         )
     return list(lines.values())
+
+
+def beside(lines: list[Line]) -> dict[int, list[int]]:
+    """Line -> all lines of its layer, where layers or blocks may go and take them along."""
+    numbers = [line.sets[0].partition(".")[2] if len(line.sets) == 1 else "" for line in lines]
+    whole = {number for line, number in zip(lines, numbers, strict=True) if line.kind in DEPTH}
+    near = {n: [k for k, number in enumerate(numbers) if number == n] for n in whole - {""}}
+    return {k: near.get(number, []) for k, number in enumerate(numbers)}
 
 
 def positions(axes: AxisMap, sets: Iterable[GroupSet]) -> dict[str, int]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from effcompress.errors import PluginError
 from effcompress.registry import Bound, schedule
@@ -32,11 +33,56 @@ def once(
     """
     if tokens < (prune_from if at is None else at) or params <= target_params:
         return None
-    each = (start_params - target_params) / rounds
-    done = math.floor((start_params - params + 1) / each)  # a size is a whole number
+    return _next_round(start_params, target_params, params, rounds)
+
+
+@schedule("interleaved", paper="arXiv:2502.03460, Adapt-Accel")
+def interleaved(
+    tokens: int,
+    start_params: int,
+    params: int,
+    target_params: int,
+    prune_from: int,
+    prune_until: int,
+    *,
+    stages: Positive = 10,
+    shards: Literal["linear", "equal"] = "linear",
+    rounds: Positive = 1,
+    restart: bool = False,
+    start: Count | None = None,
+    end: Count | None = None,
+) -> Due | None:
+    """Cut, train, cut, train: ``stages`` cuts of equally many parameters, each in ``rounds``
+    between which saliency is measured anew, and each in front of its shard of the tokens from
+    ``start`` to ``end``. Shards grow with their number (linear: the i-th of I has
+    ``2 i / (I (I + 1))`` of the tokens) or do not (equal).
+
+    ``restart``: as published, shares and influence count from the beginning of a stage. A KV group
+    then hardly ever falls due, since a stage's share of a layer is less than one.
+    """
+    begin, stop = prune_from if start is None else start, prune_until if end is None else end
+    if tokens < begin or params <= target_params:
+        return None
+    growing = shards == "linear"
+    # Shards in front of the i-th hold weights[i - 1] of weights[-1]; whole numbers, so exact.
+    weights = [i * (i + 1) if growing else i for i in range(stages + 1)]
+    behind = (tokens - begin) * weights[-1]
+    stage = max(i for i in range(1, stages + 1) if behind >= (stop - begin) * weights[i - 1])
+    span = start_params - target_params
+    first, last = (start_params - span * i // stages for i in (stage - 1, stage))
+    if params <= last:
+        return None
+    due = _next_round(first, last, params, rounds)
+    return replace(due, stage=stage) if restart else due
+
+
+def _next_round(first: int, last: int, params: int, rounds: int) -> Due:
+    """The next of ``rounds`` steps of equally many parameters from one size to another."""
+    each = max(1.0, (first - last) / rounds)
+    done = math.floor((first - params + 1) / each)  # a size is a whole number
     if done >= rounds - 1:
-        return Due(params=target_params)
-    return Due(params=round(start_params - (done + 1) * each), again=True)
+        return Due(params=last)
+    return Due(params=round(first - (done + 1) * each), again=True)
 
 
 @schedule("continuous", paper="arXiv:2502.06663")

@@ -137,7 +137,7 @@ def fisher(model: Any, ids_NT: Tensor) -> dict[str, Tensor]:
 
 def heads_first(columns: Tensor) -> Tensor:
     """``[K * r * h]`` -> ``[K]``."""
-    return columns.view(KV, QUERIES * WIDE).sum(1)
+    return columns.view(-1, QUERIES * WIDE).sum(1)
 
 
 def of_weights(
@@ -158,7 +158,7 @@ def of_weights(
         a, m = "self_attn.", "mlp."
         heads = heads_first(sums[a + "q_proj"]) + heads_first(sums[a + "o_proj"])
         for n in "kv":
-            heads = heads + sums[f"{a}{n}_proj"].view(KV, WIDE).sum(1)
+            heads = heads + sums[f"{a}{n}_proj"].view(-1, WIDE).sum(1)
         ffn = sums[m + "gate_proj"] + sums[m + "up_proj"] + sums[m + "down_proj"]
         found[f"attention.{i}"] = heads / (4 if mean else 1)
         found[f"ffn.{i}"] = ffn / (3 if mean else 1)

@@ -40,7 +40,7 @@ def test_continuous_every_n_steps_from_a_token() -> None:
 
 def test_stage_borders_hold_unless_knobs_say_otherwise() -> None:
     stage = {**PLACE, "prune_from": 100, "prune_until": 300, "step": 10}
-    for name in ("once", "continuous", "cost_aware", "constant_rate", "cubic"):
+    for name in ("once", "continuous", "cost_aware", "constant_rate", "cubic", "interleaved"):
         assert bound(name)(**{**stage, "tokens": 99}) is None
         assert bound(name)(**{**stage, "tokens": 100}) is not None
     assert bound("continuous", start=0)(**{**stage, "tokens": 50}) == Due(groups=1)
@@ -103,3 +103,29 @@ def test_once_in_rounds_ends_at_the_target_in_equal_steps() -> None:
         assert params == 800 and len(asked) <= 3
         if overshoot == 0:
             assert asked == [933, 867, 800]
+
+
+def test_interleaved_cuts_in_front_of_every_shard() -> None:
+    """Four stages from 100 to 60; 1000 tokens in shards of 1, 2, 3 and 4 tenths."""
+    place = {**PLACE, "target_params": 60}
+    linear = bound("interleaved", stages=4)
+    borders = {0: 90, 99: 90, 100: 80, 299: 80, 300: 70, 599: 70, 600: 60, 1000: 60}
+    for tokens, params in borders.items():
+        assert linear(**{**place, "tokens": tokens, "params": params + 10}) == Due(params=params)
+        assert linear(**{**place, "tokens": tokens, "params": params}) is None
+    equal = bound("interleaved", stages=4, shards="equal", start=200, end=600)
+    assert equal(**{**place, "tokens": 199}) is None
+    for tokens, params in {200: 90, 299: 90, 300: 80, 400: 70, 500: 60}.items():
+        assert equal(**{**place, "tokens": tokens, "params": params + 9}) == Due(params=params)
+
+
+def test_a_stage_in_rounds() -> None:
+    place = {**PLACE, "target_params": 60, "tokens": 100, "params": 90}
+    rounds = bound("interleaved", stages=4, rounds=2, restart=True)
+    assert rounds(**place) == Due(params=85, again=True, stage=2)
+    assert rounds(**{**place, "params": 85}) == Due(params=80, stage=2)
+    # What an earlier stage left comes first.
+    assert rounds(**{**place, "params": 100}) == Due(params=95, again=True, stage=2)
+    late = bound("interleaved", stages=4)(**{**place, "params": 100})
+    assert late == Due(params=90, again=True)
+    assert bound("interleaved", stages=90)(**{**place, "params": 61}) is None
