@@ -118,6 +118,13 @@ def test_every_criterion_chooses_what_it_chooses_alone(
             cases[f"{source}_{name}"] = [f"prune.criterion={name}", *common, *repair, *sets]
     # Layer by layer on what pruned layers hand on: by the main process, for both.
     cases["c_propagated"] = [*cases["c_wanda"], "prune.measure.propagate=true"]
+    per_layer = [f"{{name: {kind}, scope: per_layer}}" for kind in ("attention", "ffn")]
+    cases["c_interleaved"] = [
+        *("train.tokens=1280", "prune.criterion=taylor", "prune.selector=adaptive", ONCE[0]),
+        "prune.schedule={name: interleaved, stages: 3, restart: true}",
+        f"prune.space=[{', '.join(per_layer)}]",
+        "prune.repair=[]",
+    ]
     for name, sets in cases.items():
         run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
     jobs = [
