@@ -131,8 +131,10 @@ class PlainProgress:
     def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None:
         """Say how much there is to do."""
         self._course.begin(jobs, done, at_once)
+        if not jobs:
+            return  # folders alone: nothing runs
         before = f", {len(done)} of them done before" if done else ""
-        self._say(f"{len(jobs)} runs{before}")
+        self._say(f"{len(jobs)} run{'' if len(jobs) == 1 else 's'}{before}")
 
     def started(self, job: Job) -> None:
         """Say what begins."""

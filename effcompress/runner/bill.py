@@ -8,7 +8,7 @@ from typing import Any
 
 from effcompress.errors import RecipeError
 from effcompress.runner import traffic
-from effcompress.runner.cost import H100_FLOPS, UTILISATION, flops_per_token
+from effcompress.runner.cost import H100_FLOPS, UTILISATION, Flops
 from effcompress.runner.memory import memory, trained
 from effcompress.runner.reach import Priced
 from effcompress.runner.shares import shards_of
@@ -93,15 +93,11 @@ def _short(count: float) -> str:
 
 def _costs(recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch) -> dict[str, Any]:
     """Operations integrated over the shrinking model, and what that means in time."""
-    length = recipe.data.sequence_length
+    flops = Flops(found.axes, found.config, recipe.data.sequence_length)
     total, points = 0.0, timeline.points
     for here, there in itertools.pairwise(points):
-        per_token = flops_per_token(found.axes, found.config, here.widths, length)
-        total += per_token * (there.tokens - here.tokens)
-    first, last = (
-        flops_per_token(found.axes, found.config, widths, length)
-        for widths in ({}, points[-1].widths)
-    )
+        total += flops.per_token(here.widths) * (there.tokens - here.tokens)
+    first, last = flops.per_token({}), flops.per_token(points[-1].widths)
     found_: dict[str, Any] = {
         "tokens": points[-1].tokens,
         "flops": total,

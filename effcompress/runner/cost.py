@@ -5,6 +5,9 @@ The formulas are those of ``docs/cost.md``; each term is named so that it can be
 
 from __future__ import annotations
 
+import math
+from typing import final
+
 from effcompress.types import AxisMap, Config, Widths
 
 H100_FLOPS = 989e12
@@ -13,17 +16,43 @@ UTILISATION = 0.40
 """Share of the peak that well-tuned training of models of this size reaches."""
 
 
-def flops_per_token(axes: AxisMap, config: Config, widths: Widths, length: int) -> float:
-    """Forward and backward operations per token.
-
-    Two per weight of every matrix product, two products per attended pair (half of the pairs are
-    masked away), and the backward costs twice the forward.
+@final
+class Flops:
+    """Operations per token of a model of any widths. What does not depend on them is worked out
+    once: a plan asks for thousands of sizes.
     """
-    wide = {**axes.widths, **widths}
-    weights = sum(axes.numel(p, wide) * _used(axes, config, wide, p) for p in multiplied(axes))
-    rows = sum(query_rows(axes, config, wide, i) for i in axes.depth.layers)
-    attention = 2 * 2 * rows * length / 2
-    return 3.0 * (2.0 * weights + attention)
+
+    def __init__(self, axes: AxisMap, config: Config, length: int) -> None:
+        self._axes, self._config, self._length = axes, config, length
+        self._factors: dict[tuple[str, tuple[str, ...]], int] = {}
+        """(Experts of which a token meets some, axes) -> factor: what matrices have in common is
+        added up."""
+        for param in multiplied(axes):
+            experts = _experts(axes, param)
+            for names, factor in axes.terms(param):
+                key = (experts, tuple(sorted(names)))
+                self._factors[key] = self._factors.get(key, 0) + factor
+
+    def per_token(self, widths: Widths) -> float:
+        """Forward and backward operations.
+
+        Two per weight of every matrix product, two products per attended pair (half of the pairs
+        are masked away), and the backward costs twice the forward.
+        """
+        axes, config = self._axes, self._config
+        wide = {**axes.widths, **widths}
+        weights = 0.0
+        for (experts, names), factor in self._factors.items():
+            met = min(1.0, routed(config) / max(1, wide[experts])) if experts else 1.0
+            weights += met * factor * math.prod(wide[name] for name in names)
+        rows = sum(query_rows(axes, config, wide, i) for i in axes.depth.layers)
+        attention = 2 * 2 * rows * self._length / 2
+        return 3.0 * (2.0 * weights + attention)
+
+
+def flops_per_token(axes: AxisMap, config: Config, widths: Widths, length: int) -> float:
+    """The same for one size."""
+    return Flops(axes, config, length).per_token(widths)
 
 
 def query_rows(axes: AxisMap, config: Config, wide: Widths, layer: int) -> int:
@@ -38,12 +67,12 @@ def routed(config: Config) -> int:
     return config.get("num_experts_per_tok") or 0
 
 
-def _used(axes: AxisMap, config: Config, wide: Widths, param: str) -> float:
-    """Share of a parameter that one token meets: of experts, those that it is sent to."""
+def _experts(axes: AxisMap, param: str) -> str:
+    """The experts that a parameter is divided into, of which a token meets those that it is sent
+    to; empty for others.
+    """
     experts = [n for s in axes.by_param[param] for n in s.names if n.startswith("expert.")]
-    if not experts or len(axes.shapes[param]) < 3:
-        return 1.0
-    return min(1.0, routed(config) / max(1, wide[experts[0]]))
+    return experts[0] if experts and len(axes.shapes[param]) > 2 else ""
 
 
 def multiplied(axes: AxisMap) -> list[str]:
