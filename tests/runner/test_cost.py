@@ -1,0 +1,39 @@
+"""Operations by arithmetic on widths, against those that torch counts while a model runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from effcompress.registry import REGISTRY, Bound
+from effcompress.runner.cost import Flops
+from effcompress.runner.pruned import PrunedModel
+from tests.conftest import FAMILIES, tiny, tokens
+
+
+def counted(model: torch.nn.Module) -> float:
+    """Operations of a token in a forward pass of 2 x 12; all 12 x 12 pairs are multiplied."""
+    ids_BT = tokens(2, 12)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=ids_BT)
+    return counter.get_total_flops() / ids_BT.numel()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_are_those_that_are_counted(family: str) -> None:
+    """Before and after a cut of the stream, of half a layer's channels and of a head."""
+    model = tiny(model_type=family, attn_implementation="eager")
+    model.config._experts_implementation = "eager"  # fused kernels of experts are not counted
+    space = [Bound(REGISTRY.get("space", kind)) for kind in ("attention", "ffn", "hidden")]
+    config = model.config.to_dict()
+    pruned = PrunedModel(model, config, space)
+    # Causal attention costs half the pairs: those of twice the length are all of them.
+    flops = Flops(pruned.parent, config, 24)
+    assert flops.per_token({}) == 3 * counted(model)
+    repairs = [Bound(REGISTRY.get("repair", "norm_gain"))]
+    plan = {"hidden": [3, 5], "attention.0": [1], "ffn.1": [*range(7)]}
+    known = {s.name for s in pruned.sets}
+    pruned.mask({name: units for name, units in plan.items() if name in known}, repairs=repairs)
+    pruned.commit()
+    assert flops.per_token(pruned.ledger.widths()) == 3 * counted(pruned.module)
