@@ -52,6 +52,7 @@ class InfluenceMean:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What ``state_dict`` gave."""
-        self._stage, self.begun = int(state["stage"]), dict(state["begun"])
-        self._totals = {int(i): float(total) for i, (total, _) in state["layers"].items()}
-        self._counts = {int(i): int(count) for i, (_, count) in state["layers"].items()}
+        self._stage, self.begun = int(state.get("stage", 0)), dict(state.get("begun", {}))
+        layers = state.get("layers", state)  # older checkpoints have nothing else
+        self._totals = {int(i): float(total) for i, (total, _) in layers.items()}
+        self._counts = {int(i): int(count) for i, (_, count) in layers.items()}
