@@ -17,9 +17,9 @@ from effcompress.runner.propagated import propagated
 from effcompress.runner.refit import refit_event
 from effcompress.runner.state import RunState
 from effcompress.runner.timeline import pruning_stage
-from effcompress.selection.budget import TOLERANCE
 from effcompress.selection.choose import Choice, choose
 from effcompress.selection.schedules import ask
+from effcompress.selection.ways import TOLERANCE
 from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, Plan, Scores
 

@@ -15,9 +15,10 @@ from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.runner.mapped import mapped
 from effcompress.runner.target import bounded, target_of
 from effcompress.runner.trace import family_for
-from effcompress.selection.budget import TOLERANCE, Budget
+from effcompress.selection.budget import Budget
 from effcompress.selection.lines import least, lines_of
 from effcompress.selection.simulate import simulate
+from effcompress.selection.ways import TOLERANCE
 from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet
 
