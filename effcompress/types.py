@@ -263,7 +263,7 @@ class Batch:
 class Due:
     """What a schedule asks for: remove so many mini-groups, or come down to so many parameters.
     ``again``: and ask once more when that is done, before anything is trained. ``stage``: when it
-    changes, what selectors are told of shares and influence begins anew.
+    changes, ``share_K`` and ``influence_K`` of selectors begin anew.
     """
 
     groups: int | None = None

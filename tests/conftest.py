@@ -17,8 +17,8 @@ import effcompress
 from effcompress.registry import REGISTRY
 
 settings.register_profile("same", derandomize=True)
-settings.register_profile("explore", max_examples=300)
-settings.load_profile("same")  # others with `pytest --hypothesis-profile explore`
+settings.register_profile("explore")
+settings.load_profile("same")  # other examples with `pytest --hypothesis-profile explore`
 
 PACKAGE = str(Path(effcompress.__file__).parent)
 

@@ -10,6 +10,7 @@ from typing import Any
 from effcompress.recipe.build import Builder
 from effcompress.recipe.explain import first_error
 from effcompress.recipe.include import gather
+from effcompress.recipe.interleaved import check_interleaved
 from effcompress.recipe.json_schema import json_schema
 from effcompress.recipe.marks import Document
 from effcompress.recipe.propagated import check_propagated
@@ -52,6 +53,7 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry = REGISTR
     check_sense(recipe, document)
     check_sharded(recipe, document)
     check_propagated(recipe, document)
+    check_interleaved(recipe, document)
     return LoadedRecipe(recipe, Path(path), source, builder.origins)
 
 

@@ -127,8 +127,7 @@ def _messages(
     step = traffic.per_step(found, recipe, widths, launch.processes, count)
     messages = {"step": step}
     if recipe.prune is not None:
-        cuts = max(1, len(timeline.points) - 2)
-        each = max(1, timeline.groups // cuts)
+        each = max(1, timeline.groups // max(1, timeline.cuts))
         wide = found.axes.widths
         messages["cut"] = traffic.per_cut(found, recipe.prune, wide, each, shards=shards)
         messages["commit"] = traffic.per_commit(found, wide, shards=shards)

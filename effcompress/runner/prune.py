@@ -48,7 +48,8 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
         prune_from=begin,
         prune_until=end,
     )
-    if end < total_tokens and state.tokens >= end and (due is None or due.params != target):
+    goes_there = due is not None and (due.again or due.params == target)
+    if end < total_tokens and state.tokens >= end and not goes_there:
         log.warn(remainder(state, prune))
         return Due(params=target)
     if due and due.params and due.params > target and state.params <= due.params:

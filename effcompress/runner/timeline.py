@@ -44,6 +44,8 @@ class Timeline:
     reached: bool
     groups: int
     """Mini-groups cut (a lockstep tuple counts once)."""
+    cuts: int = 0
+    """Cuts that they went in; several may lie at one point."""
     rest: int = 0
     """Parameters that the schedule leaves too many, cut when the pruning stage ends and training
     goes on."""
@@ -130,7 +132,7 @@ def play(
     due_at = _asking(recipe, price, budget)
     _, end = pruning_stage(recipe)
     points = [Point(0, 0, budget.params, dict(budget.widths))]
-    cut = step = rest = 0
+    cut = cuts = step = rest = 0
     last = total // per_step if per_step else 0
     for step in range(_first_step(prune), last + 1):
         due = due_at(step, cut)
@@ -138,11 +140,12 @@ def play(
         if due is None and not over:
             continue
         left, before = 0, cut
-        if due is None or (over and due.params != price.target):
+        if due is None or (over and not due.again and due.params != price.target):
             due, left = Due(params=price.target), budget.params - price.target
         while due is not None:
             taken = sum(simulate(budget, due.groups, prefer, due.params).values())
             cut += taken
+            cuts += taken > 0
             due = due_at(step, cut) if due.again and taken else None
         if cut == before:
             continue
@@ -151,7 +154,7 @@ def play(
         if not budget.open():
             break
     points.append(Point(last, total, budget.params, dict(budget.widths)))
-    return Timeline(tuple(points), budget.reached, cut, rest)
+    return Timeline(tuple(points), budget.reached, cut, cuts, rest)
 
 
 def _asking(recipe: Recipe, price: Priced, budget: Budget) -> Callable[[int, int], Due | None]:

@@ -16,7 +16,7 @@ class InfluenceMean:
 
     def __init__(self) -> None:
         self.begun: Widths = {}
-        """Widths when the stage began; empty in the first one: all there was."""
+        """Widths when the stage began; empty where no stages are counted: all there was."""
         self._stage = 0
         self._totals: dict[int, float] = {}
         self._counts: dict[int, int] = {}

@@ -74,7 +74,7 @@ def draw_plan(data: Any, pruned: PrunedModel) -> Plan:
     return plan
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(config=configs(), data=st.data())
 def test_cuts_compose_and_replay(config: dict[str, Any], data: Any) -> None:
     pruned, meta = build(config, "cpu"), build(config, "meta")

@@ -11,6 +11,8 @@ from effcompress.runner.cost import Flops
 from effcompress.runner.pruned import PrunedModel
 from tests.conftest import FAMILIES, tiny, tokens
 
+MIXTURES = ("mixtral", "qwen3_moe")
+
 
 def counted(model: torch.nn.Module) -> float:
     """Operations of a token in a forward pass of 2 x 12; all 12 x 12 pairs are multiplied."""
@@ -22,18 +24,23 @@ def counted(model: torch.nn.Module) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_operations_are_those_that_are_counted(family: str) -> None:
-    """Before and after a cut of the stream, of half a layer's channels and of a head."""
+    """Before and after a cut of everything that has a width: channels of the stream, of one layer's
+    FFN or experts, a head, whole experts.
+    """
     model = tiny(model_type=family, attn_implementation="eager")
     model.config._experts_implementation = "eager"  # fused kernels of experts are not counted
-    space = [Bound(REGISTRY.get("space", kind)) for kind in ("attention", "ffn", "hidden")]
+    mixed = family in MIXTURES
+    kinds = ["attention", "hidden", "ffn", *(["expert"] if mixed else [])]
+    space = [Bound(REGISTRY.get("space", kind)) for kind in kinds]
     config = model.config.to_dict()
     pruned = PrunedModel(model, config, space)
     # Causal attention costs half the pairs: those of twice the length are all of them.
     flops = Flops(pruned.parent, config, 24)
     assert flops.per_token({}) == 3 * counted(model)
-    repairs = [Bound(REGISTRY.get("repair", "norm_gain"))]
-    plan = {"hidden": [3, 5], "attention.0": [1], "ffn.1": [*range(7)]}
-    known = {s.name for s in pruned.sets}
-    pruned.mask({name: units for name, units in plan.items() if name in known}, repairs=repairs)
+    plan = {"hidden": [3, 5], "attention.0": [1]}
+    plan |= {s.name: [0, 2] for s in pruned.sets if s.kind in {"expert", "expert_ffn", "ffn"}}
+    cut = {name.split(".")[0] for name in plan}
+    assert cut >= {"attention", "hidden"} | ({"expert", "expert_ffn"} if mixed else {"ffn"})
+    pruned.mask(plan, repairs=[Bound(REGISTRY.get("repair", "norm_gain"))])
     pruned.commit()
     assert flops.per_token(pruned.ledger.widths()) == 3 * counted(pruned.module)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from effcompress import fault, load_recipe, run
-from effcompress.errors import RunError
+from effcompress.errors import RecipeError, RunError
 from effcompress.runner import prune as prune_module
 from effcompress.runner.price import price
 from tests.runner.test_baselines import FFN, KV, LAYERS, influences, taylor, write_model
@@ -163,7 +163,7 @@ def test_the_plan_knows_when_it_is_cut(tmp_path: Path) -> None:
 def test_resumed_between_two_cuts_it_is_the_same_run(
     restart: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a stage began with, and the influence heard in it, lie in the checkpoint."""
+    """Killed between two rounds, it begins the stage again from the newest checkpoint."""
     path = write(tmp_path, restart=restart, every=1)
     run(load_recipe(path), output=tmp_path / "whole")
     monkeypatch.setattr(fault, "_seen", Counter())
@@ -174,3 +174,31 @@ def test_resumed_between_two_cuts_it_is_the_same_run(
     run(load_recipe(path), output=tmp_path / "again", resume=True)
     for name in ("plans.jsonl", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_rounds_that_fall_on_the_end_of_the_stage_are_the_schedules(tmp_path: Path) -> None:
+    """They are no remainder to be cut at once, with a warning."""
+    stages = "train={stages: {pruning: 144, continued: 96}, batch_size: 2}"
+    late = ["prune.schedule={name: once, at: 144, rounds: 3}", stages]
+    loaded = load_recipe(write(tmp_path), late)
+    timeline = price(loaded).timeline
+    assert timeline is not None and timeline.reached and timeline.rest == 0
+    assert timeline.cuts == 3
+    run(loaded, output=tmp_path / "run")
+    assert len(plans(tmp_path / "run")) == 3
+    assert not events(tmp_path / "run", "warning")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["train=null"], "cuts between shards of training, but there is none"),
+        (["prune.schedule.stages=60"], "the last of 60 shards has 31 tokens, an optimizer step 48"),
+        (["prune.schedule={name: interleaved, stages: 21, shards: equal}"], "45 tokens"),
+        (["train={stages: {warmup: 900, pruning: 96}, batch_size: 2}"], "38 tokens"),
+    ],
+)
+def test_without_training_behind_the_last_cut(more: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=said) as caught:
+        load_recipe(write(tmp_path), more)
+    assert caught.value.where

@@ -26,3 +26,8 @@ def test_it_is_read_back_also_from_older_checkpoints() -> None:
     assert again.normalised() == mean.normalised() and again.begun == mean.begun == {}
     old.load_state_dict({"0": [0.4, 2], "1": [0.5, 2], "2": [0.4, 2]})
     assert old.normalised() == pytest.approx(mean.normalised())
+    mean.begin(2, {"ffn.0": 7})
+    mean.add({"layer.0": 0.3, "layer.1": 0.1})
+    again.load_state_dict(mean.state_dict())
+    again.begin(2, {"ffn.0": 5})  # the same stage: nothing begins
+    assert again.begun == {"ffn.0": 7} and again.normalised() == mean.normalised() != {}
