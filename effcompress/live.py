@@ -70,7 +70,7 @@ class Status:
         self.started = clock()
         self.phase = "start"
         self.progress: Progress | None = None
-        self._phase_began = self.started
+        self._unit_began = self.started
         self.total_tokens: int | None = None
         self.run: Event = {}
         self.step: Event = {}
@@ -85,20 +85,22 @@ class Status:
             self.run = event
             self.total_tokens = event.get("total_tokens") or self.total_tokens
         elif kind == "step":
-            self.step = event
+            self.step, self.progress = event, None
             self.losses.append(event["loss"])
             self.rates.append(event["tokens_per_second"])
         elif kind == "cut":
-            self.cut = event
+            self.cut, self.progress = event, None
 
     def enter(self, phase: str, total_tokens: int | None) -> None:
         """A new part of the run begins."""
-        self.phase, self.progress, self._phase_began = phase, None, self.clock()
+        self.phase, self.progress, self._unit_began = phase, None, self.clock()
         self.total_tokens = total_tokens or self.total_tokens
 
     def advance(self, unit: str, done: int, total: int) -> None:
-        """Part of a phase is done."""
-        self.progress = Progress(unit, done, total, self.clock() - self._phase_began)
+        """Part of a phase is done; with none ``done``, it begins within the phase."""
+        if not done:
+            self._unit_began = self.clock()
+        self.progress = Progress(unit, done, total, self.clock() - self._unit_began)
 
     @property
     def params(self) -> int | None:

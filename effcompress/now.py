@@ -25,6 +25,10 @@ OFTEN = 2.0
 """Seconds between two writes, where only the progress of a phase changed."""
 
 
+NO_UNIT = {"unit": None, "done": None, "total": None}
+"""Where a phase has no parts, or those of a measurement are behind."""
+
+
 @dataclass(frozen=True)
 class Now:
     """What ``now.json`` says. Times are UTC, as ISO 8601."""
@@ -44,6 +48,8 @@ class Now:
     """When something last happened; the heartbeat goes on without that."""
     phase: str = "start"
     phase_since: str = ""
+    unit_since: str = ""
+    """When the first of ``total`` units of the phase began."""
     unit: str | None = None
     done: int | None = None
     total: int | None = None
@@ -109,11 +115,13 @@ class NowFile:
 
     def phase(self, name: str) -> None:
         """A new part of the run begins."""
-        self._learn(phase=name, phase_since=_moment(), unit=None, done=None, total=None)
+        self._learn(phase=name, phase_since=_moment(), unit_since=_moment(), **NO_UNIT)
         self._write()
 
     def progress(self, unit: str, done: int, total: int) -> None:
         """So many of ``total`` units of the phase are done."""
+        if not done:
+            self._learn(unit_since=_moment())
         self._learn(unit=unit, done=done, total=total)
         if time.monotonic() - self._written >= OFTEN:
             self._write()
@@ -121,7 +129,9 @@ class NowFile:
     def event(self, event: Mapping[str, Any]) -> None:
         """Take in what stands in the record now."""
         if event["event"] == "step":  # goes along with the next heartbeat
-            self._learn(step=event["step"], tokens=event["tokens"])
+            self._learn(step=event["step"], tokens=event["tokens"], **NO_UNIT)
+        elif event["event"] == "cut":
+            self._learn(**NO_UNIT)
         elif event["event"] == "end":
             self.close()
 

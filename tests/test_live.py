@@ -158,3 +158,19 @@ def test_numbers_in_few_characters():
     assert said == ["0", "999", "1k", "134.5M", "2B", "3T"]
     assert [clock_time(s) for s in (5, 65, 7389)] == ["0:05", "1:05", "2:03:09"]
     assert sparkline([1.0], 5) == "" and sparkline([1, 2, 3, 4], 4)[-1] == "█"
+
+
+def test_what_is_measured_between_two_steps_shows_until_the_next_event():
+    clock = Clock()
+    status = Status(clock)
+    status.enter("pruning and training", 1000)
+    clock.now = 100.0
+    status.update({"event": "step", "step": 1, "tokens": 10, "loss": 1.0, "tokens_per_second": 1})
+    status.advance("calibration sequence", 0, 8)
+    clock.now = 106.0
+    status.advance("calibration sequence", 2, 8)
+    assert status.line() == (
+        "[1:46] pruning and training | calibration sequence 2 of 8, 0:18 left"
+    ), "six seconds for two, not all of the phase"
+    status.update({"event": "cut", "step": 1, "removed": {"ffn": 2}, "params": 9})
+    assert "step 1" in status.line() and "sequence" not in status.line()

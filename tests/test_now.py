@@ -59,6 +59,22 @@ def test_a_phase_is_there_at_once_and_the_rest_with_the_heartbeat(tmp_path: Path
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_measurement_ends_with_the_cut_it_was_for(tmp_path: Path) -> None:
+    now = NowFile(tmp_path, heartbeat=20.0)
+    now.phase("pruning and training")
+    began = said(tmp_path).unit_since
+    time.sleep(0.01)
+    now.progress("calibration sequence", 0, 8)
+    now.progress("calibration sequence", 1, 8)
+    now.beat(0.0)
+    during = said(tmp_path)
+    assert (during.done, during.total) == (1, 8) and during.unit_since > began
+    assert during.phase_since < during.unit_since
+    now.event({"event": "cut"})
+    now.beat(0.0)
+    assert said(tmp_path).unit is None
+
+
 def test_progress_is_written_now_and_then_and_ends_with_its_phase(tmp_path: Path) -> None:
     now = NowFile(tmp_path, heartbeat=20.0)
     now.phase("making zeros")

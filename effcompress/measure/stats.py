@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import torch
@@ -136,6 +136,7 @@ def collect(
     hessian: Bound | None,
     listening: Sequence[AbstractContextManager[None]] = (),
     world: World = ALONE,
+    tell: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> CalibrationStats:
     """Mean gradient (and mean per-sequence Hessian) of the next-token loss over ``ids_NT``.
 
@@ -143,7 +144,8 @@ def collect(
     entered for all passes together. Parameters end with ``grad`` None. Without a need for gradients
     there is no backward, and without anyone who listens either no pass at all. The processes of
     ``world`` take sequences in turn, each at least one; gradient and Hessian are of all of them,
-    what listeners heard is of their own.
+    what listeners heard is of their own. ``tell`` hears how many of its sequences this process has
+    read.
     """
     wanted = set(needs) & {"grad", "hess"}
     backward = bool(wanted) or "mask_grad" in needs
@@ -153,7 +155,9 @@ def collect(
     with ExitStack() as stack:
         for context in listening:
             stack.enter_context(context)
-        for ids_T in ids_NT[world.rank :: world.size] if backward or listening else ():
+        own_NT = ids_NT[world.rank :: world.size] if backward or listening else ids_NT[:0]
+        for number, ids_T in enumerate(own_NT):
+            tell(number, len(own_NT))
             module.zero_grad(set_to_none=True)
             row = ids_T[None].to(next(module.parameters()).device)
             with torch.set_grad_enabled(backward):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, final
 
 from torch import Tensor
@@ -65,7 +66,8 @@ def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> M
             ids_NT = calibration_text(state, prune.measure.sequences, corpus, log)
         else:  # nobody will read any
             ids_NT = state.probe_BT[:0]
-        stats = collect(state.module, ids_NT, needs, prune.hessian, ears.contexts, ears.world)
+        how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": ears.world}
+        stats = collect(state.module, ids_NT, needs, prune.hessian, ears.contexts, **how)
     sets, criterion = state.pruned.sets, prune.criterion
     influence = ears.influence.read() if ears.influence else {}
     if ears.masks is not None:

@@ -175,7 +175,9 @@ def _seen(now: Now | None, record: Lately) -> Status:
         if event:
             seen.update(event)
     if now is not None and now.unit and now.done is not None and now.total is not None:
-        seen.progress = Progress(now.unit, now.done, now.total, since(now.phase_since))
+        seen.progress = Progress(
+            now.unit, now.done, now.total, since(now.unit_since or now.phase_since)
+        )
     return seen
 
 

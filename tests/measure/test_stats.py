@@ -16,7 +16,10 @@ FISHER = Bound(REGISTRY.get("hessian", "fisher_diag"))
 def test_mean_gradient_and_fisher() -> None:
     model, reference = tiny(), tiny(dtype=torch.float64)
     ids = tokens(3)
-    stats = collect(model, ids, ("weight", "grad", "hess"), FISHER)
+    told: list[tuple[int, int]] = []
+    needs = ("weight", "grad", "hess")
+    stats = collect(model, ids, needs, FISHER, tell=lambda *counts: told.append(counts))
+    assert told == [(0, 3), (1, 3), (2, 3)]
     grads: dict[str, list[torch.Tensor]] = {}
     for row in ids:
         reference.zero_grad()
