@@ -30,10 +30,8 @@ ROWS = {
     "shortgpt": ("shortgpt", "full"),
     "adapt_pruner": ("adapt_pruner", "full"),
     "adapt_accel": ("adapt_accel", "between"),
-    "adapt_accel_restart": ("adapt_accel", "between"),
 }
 """Row -> (recipe, how it is trained afterwards; or that it is between cuts)."""
-OWN = {"adapt_accel_restart": ["prune.schedule.restart=true"]}
 SHAPES = {"minitron": {"ffn": 1216, "hidden": 552}, "shortgpt": {"layer": 24}}
 RATES = {"full": 1e-4, "distill": 1e-4, "lora": 1e-3, "between": 1e-4}
 """Peak learning rates."""
@@ -45,7 +43,7 @@ def command(row: str, corpus: Path, tokens: int) -> list[str]:
     rate = {"peak": RATES[method], "warmup": 0.1}
     loop = {"tokens": tokens, "batch_size": 4, "learning_rate": rate}
     training = {"train": loop} if method == "between" else {"recover": {**loop, "method": method}}
-    sets = [f"name={row}", f"data.domains={json.dumps(domains(corpus))}", *OWN.get(row, [])]
+    sets = [f"name={row}", f"data.domains={json.dumps(domains(corpus))}"]
     sets += [f"{section}={json.dumps(values)}" for section, values in training.items()]
     sets += [f"prune.target.shape.{kind}={n}" for kind, n in SHAPES.get(row, {}).items()]
     parts = [
