@@ -14,6 +14,8 @@ from effcompress.runner.plan import plan
 from tests.distributed.test_two_processes import OBS, assert_same_run, losses, together
 from tests.runner.toys import events, plans, recipe
 
+pytestmark = pytest.mark.timeout(900)  # a machine may be busy with more than this
+
 SHARD = ["distributed.mode=shard"]
 
 

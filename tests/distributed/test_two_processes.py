@@ -19,6 +19,8 @@ from effcompress import load_recipe, run
 from effcompress.runner import run as story
 from tests.runner.toys import events, plans, recipe, repeatable
 
+pytestmark = pytest.mark.timeout(900)  # a machine may be busy with more than this
+
 WORKER = Path(__file__).with_name("worker.py")
 OBS = ["prune.repair=[norm_gain, obs_update]"]
 ONCE = ["prune.measure={source: calibration, sequences: 6}", "prune.schedule={name: once, at: 0}"]
@@ -55,7 +57,7 @@ def together(jobs: Sequence[dict[str, Any]], folder: Path, processes: int = 2) -
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
     return done.returncode, done.stderr
 
