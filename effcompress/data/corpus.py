@@ -23,6 +23,8 @@ from effcompress.errors import SourceError
 from effcompress.spec import DataSpec, DomainSpec
 from effcompress.types import TextTokenizer
 
+CHOICE = 8
+"""Windows out of which one of calibration is drawn: another seed is to read other text."""
 BLOCK = 1 << 24
 
 
@@ -124,13 +126,13 @@ class Corpus:
         return _stack(rows, self.sequence_length)[0]
 
     def _pool(self, domain: Domain, needed: int) -> Windows:
-        """The windows training may read, or the first ``needed`` if those are fewer."""
+        """The windows training may read; where those do not suffice, ``CHOICE`` for each needed."""
         if needed <= domain.train.count:
             return domain.train
         size = payload(self.sequence_length, self.bos)
-        _ensure(domain.store, needed * size, 0, self._talk)
+        _ensure(domain.store, CHOICE * needed * size, 0, self._talk)
         tokens = domain.store.tokens("train")
-        windows = windows_of(tokens, self.sequence_length, self.bos, needed)
+        windows = windows_of(tokens, self.sequence_length, self.bos, CHOICE * needed)
         if windows.count < needed:
             raise SourceError(
                 f"calibration takes {needed} sequences of {self.sequence_length} tokens from this "

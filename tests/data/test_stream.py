@@ -218,6 +218,8 @@ def test_calibration_is_training_text_mixed_by_weight(make, three):
 def test_calibration_without_training(make, three):
     corpus = make(three, train_tokens=0)
     assert corpus.calibration(30).shape == (30, 32)
+    one, other = ({tuple(row.tolist()) for row in corpus.calibration(9, seed)} for seed in (1, 2))
+    assert len(one) == 9 and len(one & other) < 9, "another seed draws other text"
     with pytest.raises(SourceError, match=r"data\.domains\.a: calibration takes"):
         corpus.calibration(5000)
 
