@@ -19,8 +19,8 @@ def check_interleaved(recipe: Recipe, document: Document) -> None:
         problem = "prune.schedule: 'interleaved' cuts between shards of training, but there is none"
         fix = "Add `train:`, or write `schedule: {name: once, at: 0, rounds: 10}`."
         raise RecipeError(problem, where=where, fix=fix)
-    knobs = prune.schedule.knobs
-    stages = int(knobs.get("stages") or 10)
+    known, knobs = prune.schedule.plugin.knobs, prune.schedule.knobs
+    stages = int(knobs.get("stages", known["stages"].default))
     begin = train.stages.warmup if train.stages else 0
     until = begin + train.stages.pruning if train.stages else train.tokens or 0
     start, end = knobs.get("start"), knobs.get("end")
