@@ -20,10 +20,10 @@ from typing import Any
 from step_overhead import prepare
 
 from effcompress import train
-from effcompress.log import Log, NoView
-from effcompress.runner.compiled import compiled
-from effcompress.runner.measured import observe
+from effcompress.record.log import Log, NoView
+from effcompress.runner.measuring import observe
 from effcompress.runner.prune import commit_event, prune_event
+from effcompress.runner.step import compiled
 from effcompress.types import Due
 
 SETS = (

@@ -60,8 +60,8 @@ def measured(arm: str, tokens: int, steps: int, processes: int) -> dict[str, int
 def predicted(arm: str, tokens: int, processes: int) -> dict[str, dict[str, float]]:
     """Phase -> part -> bytes, by `effcompress plan`."""
     from effcompress import load_recipe
-    from effcompress.runner.bill import Launch
-    from effcompress.runner.plan import plan
+    from effcompress.estimate.costs import Launch
+    from effcompress.estimate.forecast import plan
 
     path, sets = recipe_of(arm, tokens)
     return plan(load_recipe(path, sets), Launch(processes)).data["memory_bytes"]
@@ -75,7 +75,7 @@ def work(arm: str, tokens: int, steps: int) -> None:
 
     import effcompress.runner.run  # noqa: F401
     from effcompress.distributed import joined
-    from effcompress.runner.meter import Meter
+    from effcompress.runner.resources import Meter
 
     here = torch.device("cpu")
     (torch.ones(64, 64, requires_grad=True) @ torch.ones(64, 64)).sum().backward()
@@ -103,10 +103,10 @@ def work(arm: str, tokens: int, steps: int) -> None:
 def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any) -> None:
     """The phases of a run, one after another."""
     from effcompress import train
-    from effcompress.log import Log, NoView
-    from effcompress.runner.forms import form
-    from effcompress.runner.keep import Keeper
-    from effcompress.runner.measured import listening, observe
+    from effcompress.export.forms import form
+    from effcompress.record.log import Log, NoView
+    from effcompress.runner.checkpoints import Keeper
+    from effcompress.runner.measuring import listening, observe
     from effcompress.runner.prune import prune_event
     from effcompress.types import Due
 
@@ -137,7 +137,7 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
 
 
 def exported(state: Any, folder: Path, form: Any) -> None:
-    from effcompress.runner.export import write
+    from effcompress.export.write import write
 
     with state.gathered():
         if state.world.main:

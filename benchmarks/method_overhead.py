@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from step_overhead import prepare
 
 from effcompress import data, train
-from effcompress.log import Log, make_view
-from effcompress.runner.measured import listening, observe
+from effcompress.record.log import Log, make_view
+from effcompress.runner.measuring import listening, observe
 from effcompress.runner.prune import commit_event, prune_event
 from effcompress.runner.state import RunState
 from effcompress.types import Due

@@ -7,7 +7,7 @@ Two processes over gloo, one thread each, train SmolLM2-135M (fp32, AdamW, two s
 Blocks of four plain steps and of four steps of variant A with a cut at their end take turns in one
 run; a ratio is that of a block over the plain one before it, and the median is printed. The same
 follows with parameters shared out. Every byte that torch's collectives get is counted and compared
-with ``runner/traffic.py``, for A and for B.
+with ``estimate/communication.py``, for A and for B.
 ``--computed`` measures nothing: it prints the arithmetic of docs/scale.md.
 """
 
@@ -82,7 +82,7 @@ def counted() -> Iterator[Counter[str]]:
 def step(state: Any, *, prunes: bool) -> None:
     """One training step, as a run makes it."""
     from effcompress import train
-    from effcompress.runner.measured import listening, observe
+    from effcompress.runner.measuring import listening, observe
 
     spec, prune = state.recipe.train, state.recipe.prune
     batch = state.stream.next(spec.batch_size)
@@ -102,7 +102,7 @@ def work(variant: str, rounds: int, tokens: int) -> None:
     from step_overhead import prepare
 
     from effcompress.distributed import joined
-    from effcompress.log import Log, NoView
+    from effcompress.record.log import Log, NoView
 
     torch.set_num_threads(1)
     path = RECIPES / f"efficientllm_small_100m_{variant.replace('shared', 'a')}.yaml"
@@ -124,9 +124,9 @@ def work(variant: str, rounds: int, tokens: int) -> None:
 def bytes_of(state: Any, corpus: Any, log: Any, path: Path, sets: list[str]) -> None:
     """Count a step, a cut and what comes of a commit, and hold them to the formulas."""
     from effcompress import load_recipe
-    from effcompress.runner import traffic
+    from effcompress.estimate import communication as traffic
+    from effcompress.estimate.feasibility import priced
     from effcompress.runner.prune import commit_event, prune_event
-    from effcompress.runner.reach import priced
     from effcompress.types import Due
 
     loaded = load_recipe(path, sets)
@@ -225,7 +225,7 @@ def computed() -> None:
 def sized(name: str, *more: str) -> tuple[Any, Any]:
     """A source of this size under the recipe of variant B, one sequence at a time."""
     from effcompress import load_recipe
-    from effcompress.runner.reach import priced
+    from effcompress.estimate.feasibility import priced
 
     sets = [f"model.shape.{key}={value}" for key, value in SOURCES[name].items()]
     sets += ["prune.target={keep: 50%}", "train.micro_batch_size=1", "train.fused=true", *more]
@@ -234,8 +234,8 @@ def sized(name: str, *more: str) -> tuple[Any, Any]:
 
 
 def memory_row(name: str, processes: int) -> str:
-    from effcompress.runner.activations import activations
-    from effcompress.runner.memory import memory
+    from effcompress.estimate.activations import activations
+    from effcompress.estimate.memory import memory
 
     found, recipe = sized(name)
     whole = memory(found, recipe, {}, processes)
@@ -252,7 +252,7 @@ def memory_row(name: str, processes: int) -> str:
 
 
 def traffic_row(name: str, processes: int, *sets: str) -> str:
-    from effcompress.runner import traffic
+    from effcompress.estimate import communication as traffic
 
     found, recipe = sized(name, *sets)
     shards = processes if sets else 1

@@ -22,10 +22,10 @@ from tempfile import TemporaryDirectory
 
 from effcompress import data, load_recipe, train
 from effcompress.distributed import ALONE, World
-from effcompress.log import Log, make_view
 from effcompress.model.cache import cache_root
 from effcompress.model.load import load
-from effcompress.runner.measured import observe
+from effcompress.record.log import Log, make_view
+from effcompress.runner.measuring import observe
 from effcompress.runner.prune import commit_event, prune_event
 from effcompress.runner.state import RunState
 from effcompress.types import Due

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import PluginError, did_you_mean
-from effcompress.inputs import BACKWARD, FORWARD, INPUTS
+from effcompress.injectable import BACKWARD, FORWARD, INPUTS
 
 ENTRY_POINTS = "effcompress.plugins"
 

@@ -1,7 +1,7 @@
 """docs/families.md out of what the tests saw: what can be cut from each family, how exactly, and in
 which forms the result can be had. Written by
 
-    pytest tests/contract/test_mask_equals_removal.py tests/runner/test_forms.py \
+    pytest tests/contract/test_mask_equals_removal.py tests/export/test_forms.py \
         --write-families docs/families.md
 """
 
@@ -43,7 +43,7 @@ HEAD = """\
 Generated from the results of the tests, not written by hand:
 
 ```bash
-pytest tests/contract/test_mask_equals_removal.py tests/runner/test_forms.py \\
+pytest tests/contract/test_mask_equals_removal.py tests/export/test_forms.py \\
     --write-families docs/families.md
 ```
 

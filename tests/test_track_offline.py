@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from effcompress.log import Log, PlainView
+from effcompress.record.log import Log, PlainView
 from effcompress.spec import TrackSpec
 from effcompress.track import watch
 from tests.runner.toys import events

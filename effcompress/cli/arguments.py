@@ -13,8 +13,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from effcompress.answer import Answer, Sheet
     from effcompress.recipe import LoadedRecipe
-    from effcompress.runner.sheet import Answer, Sheet
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="Recipe file (.yaml).", show_default=False)

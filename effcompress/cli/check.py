@@ -42,7 +42,7 @@ def _report(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         loaded = load(path, overrides)
         report["checked"] += checked(loaded)
-        from effcompress.runner.price import price
+        from effcompress.estimate.check import price
 
         priced = price(loaded)
     except EffcompressError as error:

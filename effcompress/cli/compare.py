@@ -63,8 +63,8 @@ def compare(
     --set holds for all recipes.
     """
     from effcompress.cli.progress import make_progress
+    from effcompress.compare.compare import compare as compare_all
     from effcompress.report.comparison import plain
-    from effcompress.runner.compare import compare as compare_all
 
     page, found = compare_all(
         targets,

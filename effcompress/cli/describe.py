@@ -86,7 +86,7 @@ def show(
 
 
 def _find(name: str) -> Plugin:
-    from effcompress.inputs import INPUTS
+    from effcompress.injectable import INPUTS
     from effcompress.registry import REGISTRY
 
     kind, slash, rest = name.rpartition("/")
@@ -127,7 +127,7 @@ def _columns(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def _facts(plugin: Plugin) -> dict[str, Any]:
-    from effcompress.inputs import INPUTS
+    from effcompress.injectable import INPUTS
 
     return {
         "kind": plugin.kind,

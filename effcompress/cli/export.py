@@ -52,7 +52,7 @@ def export(
 
     Folders are loaded again in a fresh process before success is reported.
     """
-    from effcompress.runner.convert import export as export_run
+    from effcompress.commands.export import export as export_run
 
     done = export_run(run, form.value, output=output, dtype=dtype.value, offline=offline)
     show(done, json)

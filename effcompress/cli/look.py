@@ -38,8 +38,8 @@ def plan(
     from effcompress.recipe import load
 
     loaded = load(recipe, set_ or ())
-    from effcompress.runner.bill import Launch
-    from effcompress.runner.plan import plan as plan_recipe
+    from effcompress.estimate.costs import Launch
+    from effcompress.estimate.forecast import plan as plan_recipe
 
     show(plan_recipe(loaded, launch=Launch(processes, flops_per_second)), json)
 
@@ -57,7 +57,7 @@ def inspect(
 ) -> None:
     """Show a model's axes, its mini-groups and their sizes."""
     looked_at = recipe_or_folder(target)
-    from effcompress.runner.inspect import inspect as inspect_target
+    from effcompress.estimate.inspect import inspect as inspect_target
 
     show(inspect_target(looked_at), json)
 
@@ -77,6 +77,6 @@ def fetch(
     from effcompress.recipe import load
 
     loaded = load(recipe)
-    from effcompress.runner.fetch import fetch as fetch_recipe
+    from effcompress.commands.fetch import fetch as fetch_recipe
 
     show(fetch_recipe(loaded, offline=offline, list_only=list_only), json)

@@ -63,7 +63,7 @@ def evaluate(
     """
     overrides = [*(set_ or ()), *_tasks(tasks, limit, shots, task_data)]
     looked_at = recipe_or_folder(target, overrides)
-    from effcompress.runner.evaluate import evaluate as evaluate_target
+    from effcompress.commands.evaluate import evaluate as evaluate_target
 
     show(evaluate_target(looked_at, overrides=overrides, offline=offline), json)
 
@@ -127,8 +127,8 @@ def bench(
     """
     batches, looked_at = _batches(batch), recipe_or_folder(target)
     beside = None if against is None else recipe_or_folder(against)
-    from effcompress.runner.bench import Workload
-    from effcompress.runner.bench import bench as bench_target
+    from effcompress.commands.bench import Workload
+    from effcompress.commands.bench import bench as bench_target
 
     load = Workload(batches, prompt, new, repeats, threads or 0, dtype.value)
     show(bench_target(looked_at, load, against=beside, offline=offline), json)

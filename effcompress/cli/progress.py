@@ -14,11 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from effcompress.live import Status, clock_time, count
+from effcompress.record.panel import Status, clock_time, count
 
 if TYPE_CHECKING:
-    from effcompress.runner.contest import Job
-    from effcompress.runner.jobs import Progress
+    from effcompress.compare.entries import Job
+    from effcompress.compare.processes import Progress
 
 HEARTBEAT = 20.0
 """Seconds between two plain lines about what is under way."""

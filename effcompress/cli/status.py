@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from effcompress.cli.arguments import AsJson, print_json, show
-from effcompress.story import clock_time, count, removed
+from effcompress.record.sentences import clock_time, count, removed
 
 if TYPE_CHECKING:
-    from effcompress.runner.sheet import Sheet
-    from effcompress.runner.status import Risk, RunStatus
+    from effcompress.answer import Sheet
+    from effcompress.record.status import Risk, RunStatus
 
 _WIDTH = 80
 
@@ -34,9 +34,9 @@ def status(
 
     Reads its folder only, so it answers at once and from any machine that sees the folder.
     """
-    from effcompress.runner.sheet import Answer
-    from effcompress.runner.status import is_run, runs_in
-    from effcompress.runner.status import status as status_of
+    from effcompress.answer import Answer
+    from effcompress.record.status import is_run, runs_in
+    from effcompress.record.status import status as status_of
 
     if not is_run(folder):
         found = [status_of(run) for run in runs_in(folder)]
@@ -52,7 +52,7 @@ def status(
 
 
 def _one(run: RunStatus) -> Sheet:
-    from effcompress.runner.sheet import Sheet
+    from effcompress.answer import Sheet
 
     rows = [*_process(run), *_training(run), *_safety(run)]
     return Sheet(f"{run.name}: {run.state}", ("", ""), tuple(rows))
@@ -108,7 +108,7 @@ def _size(run: RunStatus) -> str:
 def _safety(run: RunStatus) -> Iterator[tuple[str, str]]:
     """What is kept, and what is not."""
     if (kept := run.checkpoint) is not None:
-        from effcompress.runner.sheet import size
+        from effcompress.answer import size
 
         yield "checkpoint", f"step {kept.step:,}, {_time(kept.seconds)} ago, {size(kept.bytes)}"
     if run.risk is not None:
@@ -143,7 +143,7 @@ def _command(words: str) -> list[str]:
 
 
 def _several(runs: list[RunStatus]) -> Sheet:
-    from effcompress.runner.sheet import Sheet
+    from effcompress.answer import Sheet
 
     rows = []
     for run in runs:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from effcompress.errors import CoverageError, did_you_mean
-from effcompress.groups.solve import widths_of
+from effcompress.groups.tracing.solve import widths_of
 from effcompress.types import (
     WHOLE,
     Axis,

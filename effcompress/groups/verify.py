@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from effcompress.errors import SourceError
 from effcompress.groups.axes import from_shapes
-from effcompress.groups.draft import Draft, family_from
+from effcompress.groups.tracing.draft import Draft, family_from
 from effcompress.types import AxisMap, Config, in_layer
 
 EQUAL, SEEN = 1e-5, 1e-3

@@ -102,7 +102,7 @@ class InputStats:
             self._listening, self._last = False, None
 
     def read(self, param: str) -> dict[str, Tensor]:
-        """``[I]`` each: ``input_mean``, ``input_norm``, ... (``effcompress/inputs.py``)."""
+        """``[I]`` each: ``input_mean``, ``input_norm``, ... (``effcompress/injectable.py``)."""
         return self._sums[self.owner[param]].read()
 
     def weight(self, param: str) -> Tensor:

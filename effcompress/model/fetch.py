@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from effcompress.errors import SourceError
-from effcompress.model import hub, wheel
+from effcompress.model import hub
+from effcompress.model.assets import wheel
 from effcompress.model.cache import atomically, cache_root
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import folder_flaw, manifest_flaw, write_manifest

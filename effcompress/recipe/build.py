@@ -12,8 +12,8 @@ from typing import Any
 
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.json_schema import hints, is_mapping, is_sequence, unwrap
-from effcompress.recipe.marks import Document, Key, Mark, dotted
 from effcompress.recipe.quantities import count, share
+from effcompress.recipe.source_map import Document, Key, Mark, dotted
 from effcompress.registry import Bound, Registry
 from effcompress.spec import Recipe
 

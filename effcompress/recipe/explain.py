@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from effcompress.errors import RecipeError, did_you_mean
-from effcompress.recipe.marks import Document, dotted
+from effcompress.recipe.key_suggestions import suggest_key
 from effcompress.recipe.quantities import COUNT_PATTERN, SHARE_PATTERN, nearest_count, nearest_share
+from effcompress.recipe.source_map import Document, dotted
 from effcompress.recipe.violations import Violation, worst
-from effcompress.recipe.where_keys import suggest_key
 from effcompress.recipe.yaml_text import kind, scalar
 
 Words = tuple[str, str]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import RecipeError, did_you_mean
-from effcompress.recipe.marks import Document, Mark, assign, merge
+from effcompress.recipe.source_map import Document, Mark, assign, merge
 from effcompress.recipe.yaml_text import kind, parse, read_file
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from effcompress.errors import RecipeError
-from effcompress.recipe.marks import Document
+from effcompress.recipe.source_map import Document
 from effcompress.spec import Recipe
 
 

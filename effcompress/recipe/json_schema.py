@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from effcompress.inputs import INPUTS
+from effcompress.injectable import INPUTS
 from effcompress.recipe.quantities import COUNT_PATTERN, COUNT_WORDS, SHARE_PATTERN, SHARE_WORDS
 from effcompress.registry import REGISTRY, Bound, Knob, Plugin, Registry
 from effcompress.spec import Recipe

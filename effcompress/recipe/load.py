@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.recipe.build import Builder
+from effcompress.recipe.cross_checks import check_sense, check_version
 from effcompress.recipe.explain import first_error
 from effcompress.recipe.include import gather
 from effcompress.recipe.interleaved import check_interleaved
 from effcompress.recipe.json_schema import json_schema
-from effcompress.recipe.marks import Document
 from effcompress.recipe.propagated import check_propagated
-from effcompress.recipe.sense import check_sense, check_version
 from effcompress.recipe.sharded import check_sharded
+from effcompress.recipe.source_map import Document
 from effcompress.registry import REGISTRY, Registry
 from effcompress.spec import InputPath, Recipe
 

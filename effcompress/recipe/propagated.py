@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from effcompress.errors import RecipeError
-from effcompress.inputs import BACKWARD, READ
-from effcompress.recipe.marks import Document, Key
+from effcompress.injectable import BACKWARD, READ
+from effcompress.recipe.source_map import Document, Key
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import DEPTH
 

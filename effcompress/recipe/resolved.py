@@ -9,7 +9,7 @@ from typing import Any
 
 from effcompress.recipe.installed import require_trackers
 from effcompress.recipe.load import LoadedRecipe
-from effcompress.recipe.marks import Key, dotted
+from effcompress.recipe.source_map import Key, dotted
 from effcompress.recipe.yaml_text import scalar
 from effcompress.registry import Bound
 

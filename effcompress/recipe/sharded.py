@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from effcompress.errors import RecipeError
-from effcompress.recipe.marks import Document, Key
+from effcompress.recipe.source_map import Document, Key
 from effcompress.spec import Recipe
 
 FIX = "Write `distributed: {mode: replicate}`"

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import ValidationError
 
-from effcompress.recipe.marks import Document, Key
+from effcompress.recipe.source_map import Document, Key
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from effcompress.errors import RecipeError, did_you_mean
-from effcompress.recipe.marks import Document, Key, Mark, dotted
+from effcompress.recipe.source_map import Document, Key, Mark, dotted
 
 _FLOAT = "tag:yaml.org,2002:float"
 _MERGE = "tag:yaml.org,2002:merge"

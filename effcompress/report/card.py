@@ -7,7 +7,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from effcompress.kinds import of
+from effcompress.record.kind_labels import of
 from effcompress.report import numbers, words
 from effcompress.report.gather import Record, gather
 from effcompress.report.page import replace

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import RunError
-from effcompress.kinds import of
+from effcompress.record.kind_labels import of
 from effcompress.report.solved import Solved, solved_of
 from effcompress.report.sparsity import Sparsified
 
@@ -76,7 +76,7 @@ class Evaluation:
 @dataclass(frozen=True)
 class Export:
     """What was saved: ``container`` is the class, ``why`` it is that one, ``form`` how it was done
-    (``runner/forms.py``).
+    (``export/forms.py``).
     """
 
     container: str

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from effcompress.kinds import KINDS, of
+from effcompress.record.kind_labels import KINDS, of
 from effcompress.report import bars, numbers
 from effcompress.report.axes import Point, smooth
 from effcompress.report.chart import Chart, Line, draw, table

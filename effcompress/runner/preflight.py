@@ -6,10 +6,10 @@ import os
 import shutil
 
 from effcompress.errors import RecipeError, SourceError
+from effcompress.estimate.check import price
 from effcompress.model import source
 from effcompress.recipe import LoadedRecipe, require_trackers
 from effcompress.runner import tasks
-from effcompress.runner.price import price
 
 
 def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
@@ -77,7 +77,7 @@ def _require_text(loaded: LoadedRecipe) -> None:
     from effcompress.model.cache import cache_root
     from effcompress.model.fetch import ensure
     from effcompress.model.tokenizer import open_tokenizer
-    from effcompress.runner.text import corpus_of
+    from effcompress.runner.corpus import corpus_of
 
     recipe = loaded.recipe
     folder = ensure(recipe.model, cache_root(), offline=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from effcompress.log import Log
 from effcompress.measure.grams import LINEAR
 from effcompress.model.load import load as load_model
+from effcompress.record.log import Log
 from effcompress.runner.state import RunState
 from effcompress.spec import DistillSpec, RecoverSpec
 from effcompress.train.distill import Distillation

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from effcompress.data import Corpus
 from effcompress.errors import PluginError, SurgeryError
-from effcompress.log import Log
 from effcompress.measure.blockwise import LINEAR
 from effcompress.measure.streams import Moments, follow
 from effcompress.model.load import load as load_model
+from effcompress.record.log import Log
 from effcompress.registry import Bound
-from effcompress.runner.calibrated import calibration_text
-from effcompress.runner.meter import Meter
+from effcompress.runner.measuring import calibration_text
+from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
 from effcompress.spec import PruneSpec
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,28 +16,57 @@ from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.distributed import World, joined
 from effcompress.errors import EffcompressError, RunError, Stopped
-from effcompress.log import Log, NoView, make_view
+from effcompress.estimate.schedule import stage_at, total_tokens
+from effcompress.export.write import export_and_prove
 from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe, plain
+from effcompress.record.log import Log, NoView, make_view
 from effcompress.runner import recovery
-from effcompress.runner.begin import begin, evaluated
-from effcompress.runner.export import export_and_prove
+from effcompress.runner.checkpoints import Keeper
+from effcompress.runner.corpus import corpus_of
 from effcompress.runner.failures import named
 from effcompress.runner.folder import open_folder, output_folder
-from effcompress.runner.keep import Keeper
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
-from effcompress.runner.result import Report, result
-from effcompress.runner.source import load_source
+from effcompress.runner.signals import Stopping, grace
+from effcompress.runner.source_model import load_source
 from effcompress.runner.sparsify import sparsify_event
+from effcompress.runner.start import begin, evaluated
 from effcompress.runner.state import RunState
 from effcompress.runner.step import train_step
-from effcompress.runner.stopping import Stopping, grace
-from effcompress.runner.text import corpus_of
-from effcompress.runner.timeline import stage_at, total_tokens
+from effcompress.sparsity.hold import count, require_held
 from effcompress.spec import Recipe
 from effcompress.track import watch
 from effcompress.types import Due
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run leaves: its folder, and the size and the perplexities of the result."""
+
+    folder: Path
+    params: int
+    perplexity: dict[str, float]
+    removed: int = 0
+    """Parameters that the source model had more."""
+    zeroed: int = 0
+    """Zeros in the linear layers that the recipe made sparse."""
+    sparse: int = 0
+    """All weights of those layers."""
+
+
+def result(state: RunState, folder: Path, domains: Any) -> Report:
+    """``domains``: name -> what its evaluation found. Raises RunError if a zero is gone."""
+    require_held(state.module, state.zeros)
+    held: Mapping[str, Any] = state.pruned.parameters()
+    return Report(
+        folder,
+        state.params,
+        {name: found["perplexity"] for name, found in domains.items()},
+        removed=state.parent_params - state.params,
+        zeroed=count(state.module, state.sparse),
+        sparse=sum(held[name].numel() for name in state.sparse),
+    )
 
 
 def run(

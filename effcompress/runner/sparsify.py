@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from effcompress.data import Corpus
 from effcompress.errors import RunError
-from effcompress.log import Log
+from effcompress.estimate.sparsity import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
 from effcompress.measure.grams import Grams
 from effcompress.measure.squares import Squares
-from effcompress.runner.calibrated import calibration_text
-from effcompress.runner.meter import Meter
+from effcompress.record.log import Log
+from effcompress.runner.measuring import calibration_text
+from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
-from effcompress.runner.zeros import skipped_layers
 from effcompress.sparsity.apply import require_pattern, sparsified
 from effcompress.sparsity.needs import reads_inputs
 from effcompress.spec import SparsifySpec

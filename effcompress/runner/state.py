@@ -14,19 +14,19 @@ from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
 from effcompress.distributed import ALONE, Shards, World, is_shared, own, shared_out
 from effcompress.errors import RecipeError
+from effcompress.estimate.flops import flops_per_token
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
 from effcompress.model.cache import cache_root
 from effcompress.model.load import LoadedModel
+from effcompress.network.pruned_model import PrunedModel
+from effcompress.network.target import target_of
 from effcompress.recompute import recompute_layers
 from effcompress.removal.depth import forget
 from effcompress.removal.repairs import for_linears, need_second_moments
-from effcompress.runner.cost import flops_per_token
-from effcompress.runner.pruned import PrunedModel
-from effcompress.runner.target import target_of
 from effcompress.saliency.average import ScoreAverage
 from effcompress.saliency.influence import InfluenceMean
-from effcompress.selection.lines import positions
+from effcompress.selection.candidates import positions
 from effcompress.spec import LoraSpec, MeasureSpec, Recipe
 from effcompress.train import Objective, next_token, optimizer
 from effcompress.train.compiled import CompiledLayers

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from effcompress import train
 from effcompress.errors import NotFinite, RunError
-from effcompress.log import Log
-from effcompress.runner.compiled import compiled
-from effcompress.runner.measured import listening, observe
+from effcompress.record.log import Log
+from effcompress.runner.measuring import listening, observe
 from effcompress.runner.state import RunState
 from effcompress.sparsity.hold import hold
 from effcompress.spec import LoopSpec
 from effcompress.train import Losses
+from effcompress.train.compiled import GRAPHS
 from effcompress.types import Batch
+
+
+@contextmanager
+def compiled(state: RunState, log: Log) -> Iterator[None]:
+    """While training computes its gradients, where the recipe wants it and nobody listens to the
+    layers: what listens is Python, which compiled code does not run.
+    """
+    spec = state.recipe.loop
+    if spec is None or not spec.compile or state.grams is not None or state.taps is not None:
+        yield
+        return
+    code, before = state.compiled, state.compiled.graphs
+    with code.running(state.layers):
+        yield
+    if code.graphs > before:
+        log.event("compiled", step=state.step, graphs=code.graphs)
+    if before <= GRAPHS < code.graphs:
+        log.warn(f"{GRAPHS} graphs are compiled; layers that fit none of them run uncompiled")
 
 
 def train_step(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import RecipeError
-from effcompress.model import wheel
+from effcompress.model.assets import wheel
 from effcompress.model.cache import cache_root
 from effcompress.model.integrity import manifest_flaw
 from effcompress.model.source import Item

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from effcompress.errors import CoverageError, PluginError
-from effcompress.inputs import FORWARD
+from effcompress.injectable import FORWARD
 from effcompress.registry import Bound
 from effcompress.saliency.score import require_finite
 from effcompress.types import DEPTH, GroupSet, Member, Scores

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import final
 
-from effcompress.selection.lines import Line
+from effcompress.selection.candidates import Line
+from effcompress.selection.reachability import Ways
 from effcompress.selection.sizes import Sizes
-from effcompress.selection.ways import Ways
 from effcompress.types import DEPTH, AxisMap, Widths
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from effcompress.errors import PluginError
 from effcompress.registry import Bound
 from effcompress.selection.budget import Budget
-from effcompress.selection.lines import Line, lines_of
+from effcompress.selection.candidates import Line, lines_of
 from effcompress.types import DEPTH, AxisMap, Due, GroupSet, Plan, Scores, Widths
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import final
 
-from effcompress.selection.lines import Line
+from effcompress.selection.candidates import Line
 from effcompress.types import AxisMap, Widths
 
 Price = dict[tuple[str, ...], int]

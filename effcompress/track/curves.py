@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from effcompress.story import Event
+from effcompress.record.sentences import Event
 
 Setting = str | int | float | bool | None
 Value = str | int | float

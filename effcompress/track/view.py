@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any, TypeVar, final
 
 from effcompress.errors import Stopped
-from effcompress.live import View
-from effcompress.log import Log
+from effcompress.record.log import Log
+from effcompress.record.panel import View
+from effcompress.record.sentences import Event
 from effcompress.spec import Recipe
-from effcompress.story import Event
 from effcompress.track.curves import Value, curves, settings
 from effcompress.track.trackers import OPEN, PATIENCE, Opened, Place
 

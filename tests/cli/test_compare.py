@@ -146,7 +146,7 @@ def comparing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return Path("out/comparison.html"), answer["found"]
 
     # A whole module in its place: the real one would register the built-in plugins.
-    fake = types.ModuleType("effcompress.runner.compare")
+    fake = types.ModuleType("effcompress.compare.compare")
     fake.compare = stand_in  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     monkeypatch.setenv("COLUMNS", "80")

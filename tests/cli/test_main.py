@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from effcompress.answer import Answer, Sheet
 from effcompress.errors import RunError, SourceError
-from effcompress.runner.bill import Launch
-from effcompress.runner.sheet import Answer, Sheet
+from effcompress.estimate.costs import Launch
 from tests.recipe.toys import write
 
 SHEET = Sheet("Sizes", ("what", "many"), (("[hidden]", "1,234"), ("ffn", "5")))

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from effcompress.errors import SourceError
-from effcompress.now import NAME, NowFile
-from effcompress.runner.lately import BLOCK
-from effcompress.runner.status import runs_in, status
+from effcompress.record.status import runs_in, status
+from effcompress.record.status_file import NAME, NowFile
+from effcompress.record.tail import BLOCK
 from tests.runner.toys import recipe
 
 RUN = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.pruned import PrunedModel
 from tests.conftest import FAMILIES, GROUPED, SHAPES, shape, tiny, tokens, with_exact_norms
 from tests.contract.by_hand import Plan, reference
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.pruned import PrunedModel
 from effcompress.types import DEPTH, Plan
 from tests.conftest import FAMILIES, PLAIN, shape
 

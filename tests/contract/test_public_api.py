@@ -76,7 +76,7 @@ def test_a_recipe_is_priced_without_torch() -> None:
     """It takes seconds to import, and a recipe that is refused should not wait for it."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom effcompress.recipe import load\n"
-        "from effcompress.runner.plan import plan\n"
+        "from effcompress.estimate.forecast import plan\n"
         "from effcompress.runner.preflight import preflight\n"
         "for name in ('quickstart.yaml', 'baselines/wanda_50.yaml'):\n"
         "    loaded = load(Path(sys.argv[1], name), ())\n"

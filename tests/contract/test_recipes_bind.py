@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from effcompress import load_recipe
-from effcompress.runner.price import price
+from effcompress.estimate.check import price
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(p for p in FOLDER.rglob("*.yaml") if p.parent.name != "parts")

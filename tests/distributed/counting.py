@@ -22,12 +22,12 @@ from torch.distributed.tensor import DTensor
 
 from effcompress import load_recipe, train
 from effcompress.distributed import in_step, joined
-from effcompress.log import Log, NoView
-from effcompress.runner.measured import listening, observe
+from effcompress.record.log import Log, NoView
+from effcompress.runner.corpus import corpus_of
+from effcompress.runner.measuring import listening, observe
 from effcompress.runner.prune import commit_event, prune_event
-from effcompress.runner.source import load_source
+from effcompress.runner.source_model import load_source
 from effcompress.runner.state import RunState
-from effcompress.runner.text import corpus_of
 from effcompress.types import Due
 
 here: Counter[str] = Counter()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from effcompress import load_recipe
-from effcompress.runner.reach import priced
-from effcompress.runner.shares import losing_rows, share
-from effcompress.runner.traffic import Message, per_commit, per_cut, per_step
+from effcompress.estimate.communication import Message, per_commit, per_cut, per_step
+from effcompress.estimate.feasibility import priced
+from effcompress.estimate.shards import losing_rows, share
 from tests.runner.toys import recipe
 
 COUNTING = Path(__file__).with_name("counting.py")

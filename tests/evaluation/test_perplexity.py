@@ -12,11 +12,11 @@ from effcompress import checkpoint
 from effcompress.data.pack import windows_of
 from effcompress.errors import RunError
 from effcompress.evaluation import continuation, perplexity
+from effcompress.export.forms import form
 from effcompress.model.exact import open_exact
 from effcompress.model.tokenizer import ByteTokenizer
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.forms import form
-from effcompress.runner.pruned import PrunedModel
 from tests.conftest import shape, tiny, tokens
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from effcompress.groups import trace_graph
 from effcompress.groups.axes import from_shapes
-from effcompress.groups.trace_graph import Place, Trace, trace
+from effcompress.groups.tracing import graph as trace_graph
+from effcompress.groups.tracing.graph import Place, Trace, trace
 from effcompress.model.families import family_of
 from effcompress.types import AxisMap
 from tests.conftest import PLAIN, shape, tiny, tokens

@@ -11,7 +11,7 @@ from effcompress.errors import CoverageError
 from effcompress.model.families import family_of
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget
-from effcompress.selection.lines import least, lines_of
+from effcompress.selection.candidates import least, lines_of
 from effcompress.selection.simulate import simulate
 from effcompress.types import AxisMap, GroupSet
 from tests.conftest import shape

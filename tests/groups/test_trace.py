@@ -18,16 +18,17 @@ from transformers import AutoConfig
 
 from effcompress import groups
 from effcompress.errors import CoverageError, SourceError
-from effcompress.groups import search, trace_graph
-from effcompress.groups.declaration import declaration
-from effcompress.groups.draft import Draft, draft_from_json, family_from
-from effcompress.groups.trace import trace_family
+from effcompress.groups.tracing import graph as trace_graph
+from effcompress.groups.tracing import search
+from effcompress.groups.tracing.declaration import declaration
+from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
+from effcompress.groups.tracing.trace import trace_family
 from effcompress.groups.verify import Unproven, cover, prove
 from effcompress.model.families import family_of
 from effcompress.model.small import build
+from effcompress.network.family import family_for
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.pruned import PrunedModel
-from effcompress.runner.trace import family_for
 from effcompress.types import Axis, Family
 from tests.conftest import shape, tiny, tokens
 

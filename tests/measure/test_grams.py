@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.measure.grams import Grams, readers
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.pruned import PrunedModel
 from tests.conftest import tiny, tokens
 
 SPACES = ("ffn", "attention", "hidden")

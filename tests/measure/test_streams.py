@@ -10,9 +10,9 @@ from torch import Tensor
 
 from effcompress.errors import RunError
 from effcompress.measure.streams import Moments, follow
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from effcompress.removal.refit import least_squares, least_squares_bias
-from effcompress.runner.pruned import PrunedModel
 from tests.conftest import FAMILIES, tiny, tokens
 
 NORMS_BEHIND = ("gemma2", "gemma3_text", "olmo2")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from effcompress.errors import CoverageError
 from effcompress.measure.taps import MaskGradients
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.pruned import PrunedModel
 from tests.conftest import tiny, tokens
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from effcompress.model.gguf import DType, LayerWidths, write_gguf
+from effcompress.model.gguf.write import DType, LayerWidths, write_gguf
 
 FFN, HEADS, KV, HEAD, HIDDEN, ROWS = 40, 6, 3, 8, 54, 61
 FULL = LayerWidths(FFN, HEADS, KV)

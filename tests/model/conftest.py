@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from effcompress.errors import SourceError
-from effcompress.model import wheel as wheel_room
+from effcompress.model.assets import wheel as wheel_room
 from effcompress.model.tokenizer import ByteTokenizer, _byte_alphabet
 from effcompress.spec import ModelSpec
 

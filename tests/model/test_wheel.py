@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from effcompress.errors import SourceError
-from effcompress.model import wheel
+from effcompress.model.assets import wheel
 from effcompress.model.integrity import MANIFEST
 from tests.model.conftest import MEMBER
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from effcompress.errors import SurgeryError
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from effcompress.removal.optimizer import check_state
 from effcompress.removal.selftest import same_function
-from effcompress.runner.pruned import PrunedModel
 from effcompress.types import GroupSet
 from tests.conftest import SHAPES, shape, tiny, tokens
 

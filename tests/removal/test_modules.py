@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.pruned import PrunedModel
 from tests.conftest import shape, tiny, tokens
 
 

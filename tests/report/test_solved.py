@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from effcompress.live import story
+from effcompress.record.panel import story
 from effcompress.report.card import card
 from effcompress.report.page import write
 from effcompress.report.solved import Row, rows, solved_of

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from effcompress import load_recipe, run
 from effcompress.model.load import load as load_model
+from effcompress.record.status import status
 from effcompress.report.gather import gather
-from effcompress.runner.status import status
-from effcompress.runner.text import corpus_of
+from effcompress.runner.corpus import corpus_of
 from tests.runner.toys import events, texts
 
 LAYERS, HIDDEN, FFN, QUERIES, KV, WIDE = 4, 24, 40, 2, 3, 4

@@ -10,7 +10,7 @@ import torch
 
 from effcompress import load_recipe, run, train
 from effcompress.errors import RecipeError, RunError
-from effcompress.runner import compiled as runner_compiled
+from effcompress.runner import step as runner_compiled
 from effcompress.runner.preflight import preflight
 from effcompress.train import compiled
 from tests.runner.toys import events, plans, recipe

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from effcompress import load_recipe, run
+from effcompress.commands.evaluate import evaluate
+from effcompress.commands.export import As, export
 from effcompress.errors import RunError, SourceError
-from effcompress.runner.convert import As, export
-from effcompress.runner.evaluate import evaluate
-from effcompress.runner.inspect import inspect
+from effcompress.estimate.inspect import inspect
 from tests.runner.toys import events, recipe
 
 SPACE = "[{name: ffn, scope: global}, {name: layer, minimum: 2}, attention_block, hidden]"

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from effcompress import fault, load_recipe, run
 from effcompress.errors import RecipeError, RunError
+from effcompress.estimate.check import price
 from effcompress.runner import prune as prune_module
-from effcompress.runner.price import price
 from tests.runner.test_baselines import FFN, KV, LAYERS, influences, taylor, write_model
 from tests.runner.toys import events, texts
 

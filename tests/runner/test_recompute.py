@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from effcompress import load_recipe, run
 from effcompress.errors import RunError
+from effcompress.estimate.activations import activations
 from effcompress.groups import axes_of, full_depth
 from effcompress.model.families import family_of
 from effcompress.recompute import recompute_layers, recomputing
 from effcompress.runner import run as story
-from effcompress.runner.activations import activations
 from tests.runner.toys import events, recipe, repeatable
 
 B = ["prune.repair=[norm_gain, obs_update]"]

@@ -10,12 +10,12 @@ import pytest
 from effcompress import load_recipe
 from effcompress.checkpoint import Proof
 from effcompress.data import digest
+from effcompress.estimate.feasibility import priced
+from effcompress.estimate.flops import flops_per_token
+from effcompress.estimate.forecast import plan
 from effcompress.model.load import load as load_model
-from effcompress.runner.cost import flops_per_token
-from effcompress.runner.plan import plan
-from effcompress.runner.reach import priced
+from effcompress.runner.corpus import corpus_of
 from effcompress.runner.run import run
-from effcompress.runner.text import corpus_of
 from tests.runner.test_recover import written
 from tests.runner.toys import events, recipe
 

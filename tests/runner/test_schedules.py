@@ -9,7 +9,7 @@ import pytest
 
 from effcompress import load_recipe, run
 from effcompress.errors import EffcompressError, RunError
-from effcompress.runner.price import price
+from effcompress.estimate.check import price
 from tests.runner.toys import events, recipe, repeatable
 
 PER_STEP = 4 * 32

@@ -10,12 +10,12 @@ import torch
 
 from effcompress.cli import main
 from effcompress.errors import SourceError
+from effcompress.export.forms import NAMES, Name, form
 from effcompress.model.load import load
 from effcompress.model.scratch import RECORD
+from effcompress.network.axis_map import mapped
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.recipe import load as load_recipe
-from effcompress.runner.forms import NAMES, Name, form
-from effcompress.runner.mapped import mapped
-from effcompress.runner.pruned import PrunedModel
 from effcompress.runner.run import run
 from effcompress.spec import ModelSpec
 from tests.runner.test_forms import cut, write

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from effcompress import load_recipe, run
 from effcompress.checkpoint import Proof
 from effcompress.errors import RecipeError, RunError
+from effcompress.export import write as export
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner import export
 from effcompress.runner import run as story
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.spec import SparsifySpec
@@ -272,7 +272,7 @@ class State:
     """What an event needs of a run."""
 
     def __init__(self, module: Any) -> None:
-        from effcompress.runner.pruned import PrunedModel
+        from effcompress.network.pruned_model import PrunedModel
 
         self.module = module
         self.pruned = PrunedModel(module, module.config.to_dict())

@@ -14,11 +14,11 @@ import pytest
 
 from effcompress import load_recipe, run
 from effcompress.cli.arguments import show
+from effcompress.commands.evaluate import evaluate
+from effcompress.commands.fetch import fetch
 from effcompress.errors import RecipeError, SourceError
-from effcompress.model import wheel as wheel_room
+from effcompress.model.assets import wheel as wheel_room
 from effcompress.runner import tasks as tasks_room
-from effcompress.runner.evaluate import evaluate
-from effcompress.runner.fetch import fetch
 from effcompress.runner.preflight import preflight
 from effcompress.spec.tasks import SEVEN
 from tests.evaluation import toy_tasks

@@ -10,9 +10,9 @@ from effcompress import groups
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget
-from effcompress.selection.lines import lines_of
+from effcompress.selection.candidates import lines_of
+from effcompress.selection.reachability import TOLERANCE
 from effcompress.selection.simulate import simulate
-from effcompress.selection.ways import TOLERANCE
 from tests.conftest import shape
 
 BIG = shape("gqa_tied", vocab_size=512, hidden_size=96, intermediate_size=400)

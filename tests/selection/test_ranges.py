@@ -14,7 +14,7 @@ from effcompress.errors import CoverageError
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget
-from effcompress.selection.lines import lines_of, positions
+from effcompress.selection.candidates import lines_of, positions
 from effcompress.selection.simulate import simulate
 from tests.conftest import shape
 

@@ -1,0 +1,104 @@
+"""``effcompress eval``: the evaluation of a run again, or of a recipe's source model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from effcompress.answer import Answer, Sheet, with_error
+from effcompress.recipe import LoadedRecipe
+from effcompress.record.log import make_view
+from effcompress.runner import tasks
+from effcompress.runner.folder import opened
+from effcompress.spec import ModelSpec
+
+
+def evaluate(
+    target: LoadedRecipe | Path, *, overrides: Sequence[str] = (), offline: bool = False
+) -> Answer:
+    """Perplexity per domain, one continuation and the tasks of the recipe, by its protocol.
+
+    ``target`` is a recipe (its source model is measured) or the folder of a run (its result; there
+    ``overrides`` are laid over the recipe of the run).
+    Raises SourceError when the folder holds no run.
+    """
+    loaded, spec = opened(target, overrides)
+    tasks.require_harness(loaded.recipe.evaluate.tasks)
+    return _measure(loaded, spec, offline)
+
+
+def _measure(loaded: LoadedRecipe, spec: ModelSpec, offline: bool) -> Answer:
+    # Late: the imports of torch and transformers take seconds that a wrong path should not cost.
+    from effcompress.model.load import load as load_model
+    from effcompress.runner.corpus import corpus_of
+    from effcompress.runner.evaluation import evaluate as measure
+    from effcompress.runner.state import device_of
+
+    one = loaded.recipe
+    view = make_view(interactive=False)
+    try:
+        model = load_model(spec, seed=one.seed, offline=offline, progress=view.note)
+        corpus = corpus_of(
+            one,
+            model.tokenizer,
+            offline=offline,
+            say=view.note,
+            notice=view.note,
+            training=False,
+        )
+        module = model.module.to(device_of(one))
+        found: dict[str, Any] = measure(
+            module, model.tokenizer, corpus, one.evaluate, offline=offline, say=view.note
+        )
+    finally:
+        view.close()
+    params = sum(p.numel() for p in model.module.parameters())
+    title = f"{model.source}: {params:,} parameters"
+    solved = found.get("tasks")
+    sheets = (_perplexities(title, found), *([_accuracies(solved)] if solved else []))
+    facts = {"model": model.source, "params": params, **found}
+    return Answer(facts | {"spec": dataclasses.asdict(spec)}, sheets, tuple(_notes(found)))
+
+
+def _perplexities(title: str, found: dict[str, Any]) -> Sheet:
+    rows = tuple(
+        (domain, f"{v['perplexity']:.3f}", f"{v['loss']:.4f}", f"{v['tokens']:,}")
+        for domain, v in found["domains"].items()
+    )
+    return Sheet(title, ("domain", "perplexity", "nats per token", "tokens"), rows)
+
+
+def _accuracies(solved: dict[str, Any]) -> Sheet:
+    """A star marks the number that counts into the mean."""
+    rows = []
+    for name, score in solved["scores"].items():
+        both = [
+            with_error(score[m], score[f"{m}_stderr"]) + ("*" if m == score["metric"] else " ")
+            if m in score
+            else ""
+            for m in ("acc", "acc_norm")
+        ]
+        amount = f"{score['examples']:,}/{score['of']:,}"
+        rows.append((name, *both, amount, score["split"], score["version"]))
+    if mean := solved["mean"]:
+        value = with_error(mean["value"], mean["stderr"])
+        rows.append((f"mean of {mean['of']}", f"{value}*", "", "", "", ""))
+    columns = ("task", "acc %", "acc_norm %", "examples", "split", "ver.")
+    return Sheet(f"Tasks, {solved['protocol']['harness']}", columns, tuple(rows))
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    notes = [_said(found["protocol"])]
+    if solved := found.get("tasks"):
+        notes.append(f"tasks: {_said(solved['protocol'])}")
+        notes.append("* is the number that the mean takes; after \u00b1 stands one standard error")
+        if cut := solved["protocol"]["shortened"]:
+            notes.append(f"{cut} requests were too long and lost their beginning")
+    return [*notes, f"{found['generation']['prompt']}{found['generation']['text']}"]
+
+
+def _said(protocol: dict[str, Any]) -> str:
+    said = {key: "none" if value is None else value for key, value in protocol.items()}
+    return ", ".join(f"{key} {value}" for key, value in said.items())

@@ -1,0 +1,145 @@
+"""``effcompress export``: the model of a run in another form, from its newest checkpoint."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from effcompress import checkpoint, recipe
+from effcompress.answer import Answer, Sheet
+from effcompress.checkpoint import Proof, Saved
+from effcompress.errors import SourceError
+from effcompress.export.forms import Form, form
+from effcompress.export.write import PROOF_TOKENS, prove, write
+from effcompress.model.gguf.write import LayerWidths, why_not, write_gguf
+from effcompress.model.load import LoadedModel
+from effcompress.model.load import load as load_model
+from effcompress.network.pruned_model import PrunedModel
+from effcompress.recipe import LoadedRecipe
+from effcompress.record.log import make_view
+from effcompress.removal.modules import depth_fields
+from effcompress.runner.folder import RESOLVED
+from effcompress.types import in_layer
+
+As = Literal["uniform", "padded", "exact", "gguf"]
+DType = Literal["F32", "F16"]
+
+
+def export(
+    run: Path,
+    name: As,
+    *,
+    output: Path | None = None,
+    dtype: DType = "F32",
+    offline: bool = False,
+) -> Answer:
+    """Write the model of a run once more, as ``name``, into ``output`` (by default a folder or file
+    in the run's own).
+
+    Raises SourceError when ``run`` is no run or the output exists, RunError when the form cannot be
+    had or the fresh process does not agree.
+    """
+    loaded, saved = _opened(run)
+    target = output or run / (f"{loaded.recipe.name}.gguf" if name == "gguf" else f"export-{name}")
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise SourceError("this exists already", where=str(target), fix="Name another --output.")
+    view = make_view(interactive=False)
+    try:
+        spec = loaded.recipe.model
+        model = load_model(spec, seed=loaded.recipe.seed, offline=offline, progress=view.note)
+        pruned = _restored(loaded, model, saved)
+        if name == "gguf":
+            return _gguf(pruned, model, target, dtype, loaded.recipe.name)
+        made = form(pruned, name)
+        target.mkdir(parents=True, exist_ok=True)
+        size = write(made, pruned, model.tokenizer, target)
+        view.note("proving it in a fresh process")
+        return _told(made, size, target, prove(made, pruned, _probe(pruned), target))
+    finally:
+        view.close()
+
+
+def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
+    resolved, warnings = run / RESOLVED, list[str]()
+    if not resolved.is_file():
+        raise SourceError("this folder holds no run", where=str(run), fix="E.g. runs/quickstart.")
+    saved = checkpoint.newest(run / "checkpoints", warnings.append)
+    if saved is None:
+        said = warnings[-1] if warnings else "there is none"
+        raise SourceError(f"no checkpoint to export from: {said}", where=str(run))
+    return recipe.load(resolved), saved
+
+
+def _restored(loaded: LoadedRecipe, model: LoadedModel, saved: Saved) -> PrunedModel:
+    """The pruned model that a checkpoint holds, its masked units cut out."""
+    prune = loaded.recipe.prune
+    space = prune.space if prune else ()
+    pruned = PrunedModel(model.module, model.config, space)
+    pruned.restore(saved.values, saved.part("model/"), saved.part("ledger/"))
+    if pruned.ledger.pending():
+        pruned.commit()
+    return pruned
+
+
+def _probe(pruned: PrunedModel) -> torch.Tensor:
+    """Random tokens, the same every time."""
+    vocab = pruned.axes.widths["vocab"]
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocab, (2, PROOF_TOKENS), generator=draw)
+
+
+def _told(made: Form, size: int, target: Path, proof: Proof) -> Answer:
+    data = {
+        "form": made.name,
+        "model_type": made.model_type,
+        "parameters": made.count,
+        "bytes": size,
+        "why": made.why,
+        "output": str(target),
+        "max_logit_difference": proof.max_logit_difference,
+    }
+    rows = [
+        ("class", made.model_type),
+        ("parameters", f"{made.count:,}"),
+        ("bytes", f"{size:,}"),
+        ("largest difference of a logit", f"{proof.max_logit_difference:.1e}"),
+    ]
+    notes = (made.why,) if made.why else ()
+    if made.name == "exact":
+        notes += ("Load it with trust_remote_code=True: the folder brings its own small class.",)
+    return Answer(data, (Sheet(str(target), ("", ""), tuple(rows)),), notes)
+
+
+def _gguf(pruned: PrunedModel, model: LoadedModel, target: Path, dtype: DType, name: str) -> Answer:
+    if why := why_not(pruned.config):
+        raise SourceError(why, where="--as gguf")
+    axes, family = pruned.axes, pruned.family
+    config = {**pruned.config, **depth_fields(family, pruned.config, axes.depth.layers)}
+    layers = []
+    for i in axes.depth.layers:
+        wide = in_layer(axes.widths, i)
+        kv = wide.get("attention", 0)
+        layers.append(LayerWidths(wide.get("ffn", 0), kv * wide.get("query", 0), kv))
+    tensors = {n: p.detach().cpu() for n, p in pruned.parameters().items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="effcompress-tokenizer-") as words:
+        model.tokenizer.save(Path(words))
+        size = write_gguf(
+            target,
+            config,
+            layers,
+            axes.widths["hidden"],
+            pruned.norms()[0].epsilon,  # Llama and Mistral have norms
+            tensors,
+            Path(words),
+            dtype=dtype,
+            name=name,
+        )
+    data = {"form": "gguf", "bytes": size, "dtype": dtype, "output": str(target)}
+    rows = (("bytes", f"{size:,}"), ("numbers", dtype))
+    odd = [w for w in (axes.widths["hidden"], *(layer.ffn for layer in layers)) if w % 32]
+    notes = ("To quantise it, widths must be multiples of 32: prune with `round_to: 32`.",)
+    return Answer(data, (Sheet(str(target), ("", ""), rows),), notes if odd else ())

@@ -1,0 +1,62 @@
+"""``effcompress fetch``: everything a recipe needs, onto this machine."""
+
+from __future__ import annotations
+
+from effcompress import data
+from effcompress.answer import Answer, Sheet, gigabytes
+from effcompress.model import source
+from effcompress.model.cache import cache_root
+from effcompress.recipe import LoadedRecipe
+from effcompress.record.log import make_view
+from effcompress.runner import tasks
+from effcompress.runner.corpus import corpus_of
+from effcompress.runner.preflight import require_here
+
+
+def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = False) -> Answer:
+    """Fetch the model and the data of tasks and tokenise the text, or say what is needed and what
+    is here.
+
+    Raises SourceError naming the first thing that is missing when ``offline``.
+    """
+    recipe = loaded.recipe
+    sets = data.needs(recipe.data)
+    if not list_only:
+        if offline:
+            require_here(loaded)
+        _get(loaded, offline)
+    rows = [
+        (item.kind, item.name, gigabytes(item.size) if item.size else "", _here(item.cached))
+        for item in [*source.items(recipe.model), *tasks.items(recipe.evaluate.tasks)]
+    ]
+    rows += [("text", one["hub"], "", "streamed") for one in sets]
+    if (solved := recipe.evaluate.tasks) and not solved.wheel:
+        rows += [("tasks", name, "", "from the hub") for name in solved.names]
+    facts = {
+        "items": [
+            {"kind": kind, "name": name, "size": size, "here": here == "here"}
+            for kind, name, size, here in rows
+        ],
+        "cache": str(cache_root()),
+    }
+    sheet = Sheet("What the recipe needs", ("kind", "name", "size", ""), tuple(rows))
+    notes = () if rows else ("This recipe needs nothing from elsewhere.",)
+    return Answer(facts, (sheet,) if rows else (), notes)
+
+
+def _here(cached: bool) -> str:
+    return "here" if cached else "missing"
+
+
+def _get(loaded: LoadedRecipe, offline: bool) -> None:
+    from effcompress.model.load import load as load_model
+
+    recipe = loaded.recipe
+    view = make_view(interactive=False)
+    try:
+        model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=view.note)
+        corpus_of(recipe, model.tokenizer, offline=offline, say=view.note, notice=view.note)
+        if recipe.evaluate.tasks is not None:
+            tasks.fetch(recipe.evaluate.tasks, offline=offline, say=view.note)
+    finally:
+        view.close()

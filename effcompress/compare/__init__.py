@@ -1,0 +1,1 @@
+"""Several recipes and seeds, run side by side and put into one table."""

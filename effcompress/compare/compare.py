@@ -1,0 +1,76 @@
+"""``effcompress compare``: run what has not run, and put it side by side."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from effcompress.compare.entries import Entry, Job, enter, name_of, place
+from effcompress.compare.processes import Progress, run_all
+from effcompress.estimate.feasibility import priced
+from effcompress.report import comparison
+from effcompress.report.comparison import Attempt, Comparison, Method
+
+COMPARISONS = Path("comparisons")
+
+
+def compare(
+    targets: Sequence[Path],
+    *,
+    progress: Progress,
+    seeds: Sequence[int] = (),
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+    at_once: int = 1,
+    offline: bool = False,
+) -> tuple[Path, Comparison]:
+    """Compare recipes (files) and runs (folders); the page's path and all that it shows.
+
+    Every recipe runs once for each of ``seeds`` (none: its own), under ``overrides``, into a folder
+    of its own below ``output`` (default: ``comparisons/`` and a name made from theirs). What ran
+    before is not run again. What failed has its reason where its result would be.
+
+    Raises RecipeError or SourceError before anything runs.
+    """
+    progress.checking(sum(not target.is_dir() for target in targets))
+    entries = enter(targets, seeds, overrides, offline=offline)
+    name = output.resolve().name if output else name_of(entries)
+    folder = output or COMPARISONS / name
+    entries = place(entries, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Every method's first seed before anybody's second: half of it is a comparison, too.
+    rounds = itertools.zip_longest(*(entry.jobs for entry in entries))
+    jobs = [job for some in rounds for job in some if job is not None]
+    failed: dict[Path, str] = {}
+    try:
+        failed |= run_all(jobs, at_once, progress, offline=offline)
+    finally:
+        # Also of an interrupted comparison, as far as it got.
+        found = comparison.compare(name, [_method(entry, folder, failed) for entry in entries])
+        page = comparison.write(folder, found)
+    return page, found
+
+
+def _method(entry: Entry, output: Path, failed: Mapping[Path, str]) -> Method:
+    attempts = [_ran(job, output, failed.get(job.folder, "")) for job in entry.jobs]
+    attempts += [_given(folder) for folder in entry.folders]
+    return Method(entry.label, tuple(attempts))
+
+
+def _ran(job: Job, output: Path, reason: str) -> Attempt:
+    """What became of a job."""
+    shown = job.folder.relative_to(output).as_posix()
+    attempt = comparison.read(job.folder, seed=job.seed, shown=shown, reason=reason)
+    if attempt.done or attempt.target:
+        return attempt
+    known = priced(job.loaded)  # it failed before it could say what was asked for
+    target = known.target if known else None
+    return Attempt(attempt.seed, attempt.folder, attempt.facts, attempt.reason, target)
+
+
+def _given(folder: Path) -> Attempt:
+    """A run that was there. Never the whole path: a page travels."""
+    attempt = comparison.read(folder, seed=0, shown=folder.resolve().name)
+    seed = attempt.facts.seed if attempt.facts else 0
+    return Attempt(seed, attempt.folder, attempt.facts, attempt.reason, attempt.target)

@@ -1,0 +1,229 @@
+"""Runs the jobs of a comparison: each in a process of its own, so that one that dies (or that the
+system kills for its memory) takes nothing else along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol, final
+
+from effcompress.compare.entries import Job, require_same
+from effcompress.errors import EffcompressError, Stopped
+from effcompress.runner.signals import Stopping, grace
+
+MARGIN = 10.0
+"""Seconds beyond the grace time that a process gets to write its report."""
+POLL = 0.1
+"""Seconds between two looks at the processes."""
+IN_PROCESS = 0
+"""As a number of processes: none but this one."""
+
+
+class Progress(Protocol):
+    """Who watches. ``reason`` is empty where a job ended well."""
+
+    def checking(self, number: int) -> None: ...
+
+    def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None: ...
+
+    def started(self, job: Job) -> None: ...
+
+    def event(self, job: Job, event: Mapping[str, Any]) -> None: ...
+
+    def ended(self, job: Job, seconds: float, reason: str) -> None: ...
+
+    def beat(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job under way."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+    tail: Tail
+    started: float
+
+
+@final
+class Tail:
+    """The lines that a growing file gained since one last looked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Whole new lines, as JSON. A file that became shorter is read again."""
+        try:
+            with self._path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._offset:
+                    self._offset = 0
+                file.seek(self._offset)
+                new = file.read()
+        except FileNotFoundError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            with suppress(json.JSONDecodeError):
+                yield json.loads(line)
+
+
+def finished(job: Job) -> bool:
+    """Whether the job's run ended well already."""
+    last: dict[str, Any] = {}
+    for last in Tail(job.folder / "metrics.jsonl").read():  # noqa: B007  only the last one counts
+        pass
+    return last.get("status") == "success" and (job.folder / "config.json").is_file()
+
+
+def run_all(
+    jobs: Sequence[Job], at_once: int, progress: Progress, *, offline: bool
+) -> dict[Path, str]:
+    """Run what has not run; folder -> why it failed, for those that failed now.
+
+    Unfinished runs continue from their newest checkpoint. ``at_once`` processes at the same time;
+    0: none, everything in this one.
+    """
+    done = [job for job in jobs if finished(job)]
+    waiting = deque(job for job in jobs if job not in done)
+    progress.begin(jobs, done, at_once)
+    failed: dict[Path, str] = {}
+    try:
+        if at_once == IN_PROCESS:
+            _here(waiting, progress, failed, offline)
+        else:
+            with Stopping().listening():  # so that no process is left behind
+                _processes(waiting, at_once, progress, failed, offline)
+    finally:
+        progress.close()
+    return failed
+
+
+def _here(waiting: deque[Job], progress: Progress, failed: dict[Path, str], offline: bool) -> None:
+    from effcompress.runner.run import run
+
+    for job in waiting:
+        progress.started(job)
+        started = time.monotonic()
+        reason = ""
+        try:
+            run(job.loaded, output=job.folder, resume=True, offline=offline)
+        except Stopped:  # the others should not begin
+            raise
+        except EffcompressError as error:
+            reason = str(error)
+        except Exception as error:  # noqa: BLE001  a plugin may raise anything; others go on
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            failed[job.folder] = reason
+        progress.ended(job, time.monotonic() - started, reason)
+
+
+def _processes(
+    waiting: deque[Job],
+    at_once: int,
+    progress: Progress,
+    failed: dict[Path, str],
+    offline: bool,
+) -> None:
+    running: list[Running] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(_start(waiting.popleft(), at_once, offline))
+                progress.started(running[-1].job)
+            for one in running.copy():
+                code = one.process.poll()  # before the record is read, so that its end is in it
+                for event in one.tail.read():
+                    progress.event(one.job, event)
+                if code is not None:
+                    running.remove(one)
+                    reason = _reason(one, code) or _changed(one.job)
+                    if reason:
+                        failed[one.job.folder] = reason
+                    progress.ended(one.job, time.monotonic() - one.started, reason)
+            progress.beat()
+            time.sleep(POLL)
+    finally:
+        for one in running:  # all at once: each takes its time for a checkpoint
+            one.process.terminate()
+        for one in running:
+            _stop(one)
+
+
+def command(job: Job, *, offline: bool) -> list[str]:
+    """What is typed to run a job."""
+    # As in this process: whether modules of the current folder come first.
+    here = {"", str(Path.cwd())} & set(sys.path)
+    words = [sys.executable, *([] if here else ["-P"]), "-m", "effcompress", "run"]
+    words += [str(job.loaded.path), "--output", str(job.folder), "--resume"]
+    words += ["--offline"] if offline else []
+    return [*words, *(word for one in job.overrides for word in ("--set", one))]
+
+
+def _start(job: Job, at_once: int, offline: bool) -> Running:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    if at_once > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+    output = job.log.open("wb")
+    process = subprocess.Popen(
+        command(job, offline=offline),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=environment,
+    )
+    return Running(job, process, output, Tail(job.folder / "metrics.jsonl"), time.monotonic())
+
+
+def _stop(one: Running) -> None:
+    try:
+        one.process.wait(grace() + MARGIN)
+    except subprocess.TimeoutExpired:
+        one.process.kill()
+        one.process.wait()
+    one.output.close()
+
+
+def _changed(job: Job) -> str:
+    """What to say where the recipe changed between the check and the start of its process."""
+    try:
+        require_same(job)
+    except EffcompressError as error:
+        return str(error)
+    return ""
+
+
+def _reason(one: Running, code: int) -> str:
+    """Why a process failed: its error, else its last words; empty where it did not."""
+    one.output.close()
+    if code == 0:
+        return "" if finished(one.job) else "stopped by a signal; the same command goes on"
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (often: not enough memory)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    lines = one.job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [line for line in lines if line.strip()]
+    at = max((k for k, line in enumerate(said) if line.startswith("error: ")), default=None)
+    if at is not None:
+        return " ".join(line.strip() for line in said[at:]).removeprefix("error: ")
+    last = said[-1].strip() if said else f"exit code {code}"
+    # A traceback ends with the name of the exception.
+    return last if re.match(r"\S", last) else f"exit code {code}"

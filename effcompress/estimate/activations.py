@@ -1,0 +1,162 @@
+"""What the forward pass of training keeps for its backward, by arithmetic on a configuration.
+
+Autograd keeps the inputs of every operation that needs them. Per token of a layer, with hidden
+width ``h``, ``Q`` and ``K`` the widths of all query and all KV heads, ``F`` that of the
+feed-forward block, and ``v`` bytes of a number in the compute dtype (4; under bf16 autocast 2,
+where the residual stream stays fp32):
+
+- a root-mean-square norm: its input and the normalised values, ``2 h`` in fp32 (autocast or not); a
+  LayerNorm keeps its input alone; a norm within or across heads ``(Q + K) (4 + v)``;
+- what the layers behind a norm read: ``h v``, in fp32 once for all of them (they share the tensor),
+  under autocast once for each (every one casts its own copy);
+- attention: queries and keys as rotated, values, output, ``(2 Q + 2 K) v``; fused projections keep
+  their whole output alive for the values; where scores are capped, the eager kernel keeps capped
+  scores and probabilities, 8 bytes per head and position, and repeats keys and values: ``4 Q v``;
+- feed-forward: gate, its activation, up, their product, ``4 F v``; without a gate ``2 F v`` (relu,
+  which keeps its output only: ``F v``; gelu_new, a chain of five: ``5 F v``);
+- experts, whose grouped products autocast leaves in fp32: ``4 F`` numbers and their gathered inputs
+  and outputs, ``2 h``, for each expert of a token.
+
+Behind the layers the last norm and the input of the output matrix, and the logits: those of the
+model, the copy that leaves the last position out and the log-softmax; in the backward the
+log-softmax and the gradients of and into it. Either is three numbers in fp32 for each word of the
+vocabulary. Masks of dropout are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from effcompress.estimate.flops import multiplied, query_rows, routed
+from effcompress.types import AxisMap, Config, Widths
+
+LOGITS = 12
+"""Bytes for each word of the vocabulary and token, at the peak."""
+_FFN = {"relu": 1, "gelu_new": 5}
+"""Activation without a gate -> tensors of the feed-forward width; 2 for others."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes per token: of the layers, and of what lies behind them up to the loss."""
+
+    blocks: float
+    logits: float
+
+
+def activations(
+    axes: AxisMap,
+    config: Config,
+    widths: Widths,
+    length: int,
+    *,
+    bf16: bool,
+    recompute: bool = False,
+) -> Activations:
+    """Bytes per token of a model of these widths, on sequences of ``length`` tokens. With
+    ``recompute`` what every layer reads, and all that one of them keeps.
+    """
+    shape = _Shape(axes, config, {**axes.widths, **widths}, length, 2 if bf16 else 4)
+    hidden = shape.wide["hidden"]
+    layers = [shape.layer(j, i) for j, i in enumerate(axes.depth.layers)]
+    alive = sum(size > 0 for size in layers)
+    blocks = max(layers, default=0.0) + 4 * alive * hidden if recompute else sum(layers)
+    behind = hidden * (shape.norm + shape.value)
+    capped = shape.value if config.get("final_logit_softcapping") else 0
+    return Activations(blocks + behind, shape.wide["vocab"] * (LOGITS + capped))
+
+
+def copied(axes: AxisMap, widths: Widths) -> int:
+    """Weights that bf16 autocast casts once per forward pass, and keeps for the backward."""
+    wide = {**axes.widths, **widths}
+    return sum(axes.numel(p, wide) for p in multiplied(axes) if len(axes.shapes[p]) == 2)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    axes: AxisMap
+    config: Config
+    wide: Widths
+    length: int
+    value: int
+
+    @property
+    def norm(self) -> int:
+        """Bytes per channel of a norm over the residual stream."""
+        return 4 if self.axes.family.centred else 8
+
+    def layer(self, number: int, layer: int) -> float:
+        """``layer`` by its number in the parent, ``number`` by today's."""
+        wide, gate = self.wide, f"layer.{layer}"
+        if not wide[gate]:
+            return 0.0
+        params = [p for p, gates in self.axes.gates.items() if gate in gates]
+        params = [p for p in params if self.axes.numel(p, wide)]
+        return (
+            self._stream(params, number)
+            + self._attention(params, layer)
+            + self._feed_forward(params, layer)
+        )
+
+    def _stream(self, params: list[str], number: int) -> float:
+        """Norms of the residual stream, and what reads them."""
+        family, inputs = self.axes.family, self.axes.family.inputs
+        gains = {pattern.replace("{i}", str(number)) for pattern in family.norms}
+        norms = sum(p in gains and self._names(p, 0) == [("hidden",)] for p in params)
+        readers = [p for p in params if self._matrix(p) and ("hidden",) in self._names(p, inputs)]
+        distinct = {p.rsplit(".", 2)[0] for p in readers}
+        copies = len(readers) if self.value == 2 else len(distinct)
+        return self.wide["hidden"] * (norms * self.norm + copies * self.value)
+
+    def _attention(self, params: list[str], layer: int) -> float:
+        query = query_rows(self.axes, self.config, self.wide, layer)
+        if not query:
+            return 0.0
+        axis = f"attention.{layer}"
+        head = self.axes.family.blocks["head"](self.config)
+        key = self.wide[axis] * head
+        writers = self._writers(params, axis)
+        fused = sum(self._length(p, 1 - self.axes.family.inputs) for p in writers)
+        rotated = not self.axes.axes("positions")
+        if self.config.get("attn_logit_softcapping"):
+            kept = 4 * query * self.value + 8 * (query // head) * self.length
+        elif len(writers) > 1:
+            kept = (2 * query + 2 * key) * self.value
+        else:
+            kept = (fused + query + (query + key if rotated else 0)) * self.value
+        names = {n for p in params if not self._matrix(p) for n in self._names(p, 0)}
+        gains = [p for p in params if p.endswith("norm.weight") and axis in str(self._names(p, 0))]
+        normed = query + key if ("head_dim",) in names or gains else 0
+        return kept + normed * (4 + self.value)
+
+    def _feed_forward(self, params: list[str], layer: int) -> float:
+        wide = self.wide
+        ffn, expert = wide.get(f"ffn.{layer}", 0), wide.get(f"expert_ffn.{layer}", 0)
+        writers = self._writers(params, f"ffn.{layer}")
+        written = sum(self._length(p, 1 - self.axes.family.inputs) for p in writers)
+        tensors = 4 if written > ffn else self._ungated()
+        chosen = min(routed(self.config), wide.get(f"expert.{layer}", 0))
+        experts = chosen * (4 * expert + 2 * wide["hidden"])
+        return self.value * tensors * ffn * bool(writers) + 4 * experts
+
+    def _ungated(self) -> int:
+        names = ("hidden_act", "activation_function", "activation")
+        return _FFN.get(next((self.config[n] for n in names if n in self.config), ""), 2)
+
+    def _matrix(self, param: str) -> bool:
+        return len(self.axes.shapes[param]) == 2
+
+    def _names(self, param: str, dim: int) -> list[tuple[str, ...]]:
+        return [s.names for s in self.axes.by_param[param] if s.dim == dim]
+
+    def _length(self, param: str, dim: int) -> int:
+        return sum(s.length(self.wide) for s in self.axes.by_param[param] if s.dim == dim)
+
+    def _writers(self, params: list[str], axis: str) -> list[str]:
+        """Matrices whose outputs lie on an axis."""
+        out = 1 - self.axes.family.inputs
+        return [
+            p
+            for p in params
+            if self._matrix(p) and any(axis in names for names in self._names(p, out))
+        ]

@@ -1,0 +1,116 @@
+"""``effcompress check``: does the recipe add up? Loads no weights and imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from effcompress.errors import RecipeError
+from effcompress.estimate.feasibility import Priced, require_reachable
+from effcompress.estimate.inspect import kinds_of as found_kinds
+from effcompress.estimate.schedule import Timeline, fastest, play
+from effcompress.estimate.sparsity import expected
+from effcompress.recipe import LoadedRecipe
+from effcompress.spec import Recipe
+from effcompress.types import GroupSet, Widths
+
+
+@dataclass(frozen=True)
+class Price:
+    """What was priced: ``lines`` in words, ``data`` as JSON."""
+
+    lines: list[str]
+    data: dict[str, Any]
+    timeline: Timeline | None = None
+
+
+def price(loaded: LoadedRecipe) -> Price:
+    """Price a recipe.
+
+    Raises RecipeError when the target cannot be reached, by any choice or within the tokens.
+    """
+    found = require_reachable(loaded)
+    if found is None:
+        return Price(["model: its configuration is not known here; nothing was priced"], {})
+    recipe = loaded.recipe
+    lines = [f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named"]
+    if found.axes.family.traced:
+        kinds = ", ".join(found_kinds(found.axes))
+        lines.append(f"architecture: not declared; traced, and proven on a small model: {kinds}")
+    data: dict[str, Any] = {"params": found.start, "target_params": found.target}
+    if found.target is None:
+        lines.append(f"size: {found.start:,} parameters, nothing is cut")
+        return Price([*lines, *_zeros(loaded, found, found.axes.widths, data)], data)
+    share = 1 - found.target / found.start
+    lines.append(f"target: {found.start:,} -> {found.target:,} parameters (-{share:.1%}), in reach")
+    timeline = _on_time(loaded, recipe, found)
+    data["ends_at"] = timeline.points[-1].params
+    data["reached_at_tokens"] = timeline.points[-2].tokens if timeline.reached else None
+    lines.append(_when(timeline))
+    lines += _zeros(loaded, found, timeline.points[-1].widths, data)
+    if recipe.export.form == "auto" and _may_differ(found.sets):
+        lines.append(
+            "export: layers may differ in the end; the folder is then padded with zeros to the "
+            "widest layer, and larger than the target (export.form: exact keeps the shapes)"
+        )
+    return Price(lines, data, timeline)
+
+
+def _zeros(loaded: LoadedRecipe, found: Priced, widths: Widths, data: dict[str, Any]) -> list[str]:
+    """What `sparsify` will do, once pruning is over; also into ``data``."""
+    spec = loaded.recipe.sparsify
+    counts = expected(loaded, found.axes, widths)
+    if spec is None or counts is None:
+        return []
+    weights, zeroed = counts
+    data["zeroed"] = zeroed
+    wanted = (
+        f"in the pattern {spec.pattern}"
+        if spec.pattern
+        else f"{100 * spec.share:.4g} % of each layer"
+    )
+    return [
+        f"sparsify: {spec.method.name} makes about {zeroed:,} of {weights:,} weights in linear "
+        f"layers zero, {wanted}; no parameter is removed by it"
+    ]
+
+
+def _when(timeline: Timeline) -> str:
+    if timeline.rest:
+        return (
+            f"schedule: may leave {timeline.rest:,} parameters to be cut at once when the pruning "
+            "stage ends, if kinds shrink in proportion"
+        )
+    if timeline.reached:
+        return (
+            f"schedule: reaches it after {timeline.points[-2].tokens:,} tokens and "
+            f"{timeline.groups:,} mini-groups, if kinds shrink in proportion"
+        )
+    return (
+        "schedule: reaches it only if saliency prefers large mini-groups; else the rest is cut "
+        "when the tokens are used up"
+    )
+
+
+def _may_differ(sets: list[GroupSet]) -> bool:
+    """Whether layers can end with different shapes; whole layers that go leave equal ones."""
+    return any(s.scope != "lockstep" and s.kind != "layer" for s in sets)
+
+
+def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: Priced) -> Timeline:
+    timeline = play(recipe, found)
+    if _met(timeline) or _met(play(recipe, found, fastest)):
+        return timeline
+    left = timeline.points[-1].params + timeline.rest
+    origin = loaded.origins.get("prune.schedule.name", str(loaded.path))
+    raise RecipeError(
+        f"prune.schedule: too few mini-groups within the {'stage' if timeline.rest else 'tokens'} "
+        f"leave {left:,} parameters; the target is {found.target:,}",
+        where="--set prune.schedule" if origin == "--set" else origin,
+        fix="Cut more often (every), more at a time (groups), or train on more tokens.",
+    )
+
+
+def _met(timeline: Timeline) -> bool:
+    """Whether the schedule itself meets the target."""
+    return timeline.reached and not timeline.rest

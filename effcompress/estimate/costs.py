@@ -1,0 +1,162 @@
+"""What a run costs, as facts and as tables: operations, time, memory and messages."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from effcompress.answer import Sheet, duration, short, size
+from effcompress.errors import RecipeError
+from effcompress.estimate import communication as traffic
+from effcompress.estimate.communication import Message
+from effcompress.estimate.feasibility import Priced
+from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
+from effcompress.estimate.memory import memory, trained
+from effcompress.estimate.schedule import Timeline, tokens_per_step
+from effcompress.estimate.shards import shards_of
+from effcompress.spec import Recipe
+
+PARTS = {"copies": "bf16 copies", "grams": "Gram matrices"}
+"""How parts are called; others by their names."""
+UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run would be started: ``processes`` that share its batch, each at so many operations
+    per second (None: not known).
+    """
+
+    processes: int = 1
+    flops_per_second: float | None = None
+
+
+def bill(
+    recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch
+) -> tuple[dict[str, Any], list[Sheet]]:
+    """JSON values, and the same as tables.
+
+    Raises RecipeError when the processes cannot share the batch.
+    """
+    loop = recipe.loop
+    if loop is not None and loop.batch_size % launch.processes:
+        raise RecipeError(
+            f"{launch.processes} processes cannot share a batch of {loop.batch_size} equally",
+            where="--processes",
+            fix="Name a number that divides it.",
+        )
+    data = {"processes": launch.processes, **_memory(recipe, found, timeline, launch)}
+    sheets = [_memory_sheet(data, launch)]
+    if loop is not None:
+        data |= _costs(recipe, found, timeline, launch)
+        if launch.processes > 1:
+            messages = _messages(recipe, found, timeline, launch)
+            data["communicated_bytes"] = {
+                when: {m.what: m.bytes for m in said} for when, said in messages.items()
+            }
+            sheets.append(_traffic_sheet(messages, launch.processes))
+        sheets.append(_cost_sheet(data, launch))
+    return data, sheets
+
+
+def _memory(
+    recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch
+) -> dict[str, dict[str, Any]]:
+    shards = shards_of(recipe, launch.processes)
+    phases = memory(found, recipe, timeline.points[-1].widths, launch.processes, shards)
+    held = {phase: {**vars(held), "total": held.total} for phase, held in phases.items()}
+    return {"memory_bytes": held}
+
+
+def _memory_sheet(data: dict[str, Any], launch: Launch) -> Sheet:
+    """Parts that nowhere hold anything are left out."""
+    held: dict[str, dict[str, float]] = data["memory_bytes"]
+    most = max(parts["total"] for parts in held.values())
+    scale, unit = next((u for u in UNITS if most >= u[0]), UNITS[-1])
+    rows = [
+        (PARTS.get(part, part), *(_short(parts[part] / scale) for parts in held.values()))
+        for part in next(iter(held.values()))
+        if any(parts[part] for parts in held.values())
+    ]
+    several = f" of each of {launch.processes} processes" if launch.processes > 1 else ""
+    title = f"Memory{several} at the peak of each phase ({unit}, beside Python and its libraries)"
+    return Sheet(title, ("", *held), tuple(rows))
+
+
+def _short(count: float) -> str:
+    """Three digits, none behind the point from 100 on."""
+    if not count:
+        return "-"
+    return f"{count:.0f}" if count >= 100 else f"{count:.3g}" if count >= 0.01 else "< 0.01"
+
+
+def _costs(recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch) -> dict[str, Any]:
+    """Operations integrated over the shrinking model, and what that means in time."""
+    flops = Flops(found.axes, found.config, recipe.data.sequence_length)
+    total, points = 0.0, timeline.points
+    for here, there in itertools.pairwise(points):
+        total += flops.per_token(here.widths) * (there.tokens - here.tokens)
+    first, last = flops.per_token({}), flops.per_token(points[-1].widths)
+    found_: dict[str, Any] = {
+        "tokens": points[-1].tokens,
+        "flops": total,
+        "flops_if_not_pruned": first * points[-1].tokens,
+        "h100_hours": total / (H100_FLOPS * UTILISATION) / 3600,
+        "assumed": {"peak_flops": H100_FLOPS, "utilisation": UTILISATION},
+    }
+    if launch.flops_per_second:
+        rate = launch.flops_per_second * launch.processes
+        if recipe.loop and recipe.loop.recompute:  # forward, forward again, backward of two
+            rate *= 3 / 4
+        step = tokens_per_step(recipe)
+        found_["seconds"] = {
+            "first_step": first * step / rate,
+            "last_step": last * step / rate,
+            "all_steps": total / rate,
+        }
+    return found_
+
+
+def _messages(
+    recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch
+) -> dict[str, list[Message]]:
+    """Of the first step, of a cut out of every layer and of a commit then."""
+    widths = timeline.points[-1].widths if recipe.recover is not None else {}
+    count, shards = trained(found, recipe, widths), shards_of(recipe, launch.processes)
+    step = traffic.per_step(found, recipe, widths, launch.processes, count)
+    messages = {"step": step}
+    if recipe.prune is not None:
+        each = max(1, timeline.groups // max(1, timeline.cuts))
+        wide = found.axes.widths
+        messages["cut"] = traffic.per_cut(found, recipe.prune, wide, each, shards=shards)
+        messages["commit"] = traffic.per_commit(found, wide, shards=shards)
+    return messages
+
+
+def _traffic_sheet(messages: dict[str, list[Message]], processes: int) -> Sheet:
+    rows = [
+        (f"per {when}", m.what, m.collective, size(m.bytes), size(m.sent(processes)))
+        for when, said in messages.items()
+        for m in said
+    ]
+    title = f"Communicated by each of {processes} processes"
+    return Sheet(title, ("", "what", "collective", "bytes", "sent on a ring"), tuple(rows))
+
+
+def _cost_sheet(costs: dict[str, Any], launch: Launch) -> Sheet:
+    saved = 1 - costs["flops"] / costs["flops_if_not_pruned"]
+    hours = costs["h100_hours"]
+    rows = [
+        ("tokens", short(costs["tokens"])),
+        ("training FLOPs", f"{costs['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
+        ("H100 hours", f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"),
+        ("assuming", f"{H100_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} utilisation"),
+        ("days on 8 H100", f"{hours / 8 / 24:,.1f}"),
+    ]
+    if "seconds" in costs:
+        seconds, rate = costs["seconds"], launch.flops_per_second
+        said = f"{launch.processes} x {rate:.3g} FLOP/s, arithmetic alone"
+        steps = f"{duration(seconds['first_step'])}, at the end {duration(seconds['last_step'])}"
+        rows += [(f"a step at {said}", steps), ("all steps", duration(seconds["all_steps"]))]
+    return Sheet("Cost", ("", ""), tuple(rows))

@@ -1,0 +1,123 @@
+"""``effcompress plan``: size, cost and final shape of a run, before it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from effcompress.answer import Answer, Sheet, short
+from effcompress.errors import SourceError
+from effcompress.estimate.check import price
+from effcompress.estimate.costs import Launch, bill
+from effcompress.estimate.feasibility import Priced, priced
+from effcompress.estimate.schedule import Point, Timeline, total_tokens
+from effcompress.model.source import label_of
+from effcompress.network.shapes import living_layers, living_widths, shape
+from effcompress.recipe import LoadedRecipe
+from effcompress.spec import Recipe
+
+ROWS = 10
+
+
+def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:  # noqa: B008  frozen
+    """Parameters over tokens, final shape, memory and messages of each process, FLOPs, GPU-hours.
+
+    Raises SourceError when nothing is known of the model, RecipeError when the target is out of
+    reach or the processes cannot share the batch.
+    """
+    found = priced(loaded)
+    if found is None:
+        raise SourceError(
+            "the model's configuration is not known here",
+            where=label_of(loaded.recipe.model),
+            fix="Run `effcompress fetch RECIPE`, or write its configuration under model.shape.",
+        )
+    recipe = loaded.recipe
+    price_ = price(loaded)
+    timeline = price_.timeline or _still(recipe, found)
+    data: dict[str, Any] = {
+        "name": recipe.name,
+        "model": label_of(recipe.model),
+        "params": found.start,
+        "target_params": found.target,
+        "final": shape(found.axes, found.config, timeline.points[-1].widths),
+        "timeline": [_row(found, p) for p in _thinned(timeline)],
+    }
+    sheets = [_final_shape(found, timeline, price_.data.get("zeroed"))]
+    if recipe.prune:
+        sheets.insert(0, _over_tokens(found, timeline))
+    if "zeroed" in price_.data:
+        data["zeroed"] = price_.data["zeroed"]
+    costs, tables = bill(recipe, found, timeline, launch)
+    data |= costs
+    sheets += tables
+    return Answer(data, tuple(sheets), tuple(price_.lines))
+
+
+def _still(recipe: Recipe, found: Priced) -> Timeline:
+    widths = dict(found.axes.widths)
+    ends = (Point(0, 0, found.start, widths), Point(0, total_tokens(recipe), found.start, widths))
+    return Timeline(ends, True, 0)
+
+
+def _thinned(timeline: Timeline) -> list[Point]:
+    """About ``ROWS`` points, evenly over the sizes, both ends included."""
+    points = timeline.points
+    first, last = points[0].params, points[-1].params
+    chosen = [points[0]]
+    for k in range(1, ROWS):
+        size = first + (last - first) * k / (ROWS - 1)
+        nearest = next((p for p in points if p.params <= size), points[-1])
+        if nearest.tokens > chosen[-1].tokens:
+            chosen.append(nearest)
+    if chosen[-1] != points[-1] and points[-1].tokens > chosen[-1].tokens:
+        chosen.append(points[-1])
+    return chosen
+
+
+def _row(found: Priced, point: Point) -> dict[str, Any]:
+    return {
+        "step": point.step,
+        "tokens": point.tokens,
+        "params": point.params,
+        "shape": shape(found.axes, found.config, point.widths),
+    }
+
+
+COLUMNS = {
+    "attention": "KV heads",
+    "query": "queries each",
+    "ffn": "FFN",
+    "hidden": "hidden",
+    "expert": "experts",
+    "expert_ffn": "expert FFN",
+}
+
+
+def _over_tokens(found: Priced, timeline: Timeline) -> Sheet:
+    cut = {s.kind for s in found.sets}
+    kinds = [k for k in COLUMNS if k in cut or (k in ("attention", "hidden", "ffn"))]
+    kinds = [k for k in kinds if found.axes.axes(k)]
+    rows = []
+    for p in _thinned(timeline):
+        cells = [short(p.tokens), f"{p.step:,}", short(p.params), f"{p.params / found.start:.1%}"]
+        cells += [_brief(living_widths(found.axes, p.widths, kind)) for kind in kinds]
+        rows.append((*cells, str(len(living_layers(found.axes, p.widths)))))
+    columns = ("tokens", "step", "parameters", "share", *(COLUMNS[k] for k in kinds), "layers")
+    return Sheet("Size over tokens (if kinds shrink in proportion)", columns, tuple(rows))
+
+
+def _final_shape(found: Priced, timeline: Timeline, zeroed: int | None) -> Sheet:
+    before = shape(found.axes, found.config, timeline.points[0].widths)
+    after = shape(found.axes, found.config, timeline.points[-1].widths)
+    rows = [(key, str(before.get(key, "-")), _brief(value)) for key, value in after.items()]
+    rows.append(("parameters", f"{found.start:,}", f"{timeline.points[-1].params:,}"))
+    if zeroed is not None:
+        rows.append(("of them zero", "0", f"{zeroed:,}"))
+    return Sheet("Shape", ("", "source", "result"), tuple(rows))
+
+
+def _brief(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    low, high = min(value), max(value)
+    return f"{low}" if low == high else f"{low}-{high}"

@@ -1,0 +1,139 @@
+"""``effcompress inspect``: a model's axes and its mini-groups, from its configuration alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from effcompress.answer import Answer, Sheet, short
+from effcompress.errors import SourceError
+from effcompress.model.source import config_of, label_of
+from effcompress.network.axis_map import mapped
+from effcompress.recipe import LoadedRecipe
+from effcompress.types import DEPTH, AxisMap, Config
+
+
+def inspect(target: LoadedRecipe | Path) -> Answer:
+    """Family, axes, mini-groups of every kind: how many, and how many parameters one frees.
+
+    ``target`` is a recipe, or a folder with a ``config.json``. Raises SourceError when nothing is
+    known of the model or its architecture.
+    """
+    name, config = _config(target)
+    axes = mapped(config).axes
+    family = axes.family
+    kinds = {kind: _kind(axes, kind) for kind in kinds_of(axes)}
+    never = _never(axes)
+    data = {
+        "model": name,
+        "family": family.name,
+        "traced": family.traced,
+        "params": axes.count(),
+        "kinds": kinds,
+        "not_pruned": never,
+        "approximate": {k: why for k, why in family.approximate.items() if k in kinds},
+        "axes": {axis: axes.widths[axis] for axis in axes.widths},
+    }
+    sheets = (
+        Sheet(
+            f"{name}: family {family.name}, {axes.count():,} parameters",
+            ("kind", "sets", "units in each", "mini-groups", "parameters of one"),
+            _rows(kinds),
+        ),
+        _coupling(axes),
+    )
+    notes = [f"Not pruned: {name}: {why}." for name, why in never.items()]
+    notes += [f"Not exact: {kind}: {why}." for kind, why in data["approximate"].items()]
+    if family.traced:
+        notes.append(
+            "The architecture is not declared: this was traced, and proven on a small model."
+        )
+    return Answer(data, sheets, tuple(notes))
+
+
+def _rows(kinds: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (
+            kind,
+            str(facts["sets"]),
+            _range(facts["units"]),
+            f"{facts['mini_groups']:,}",
+            _range(facts["params_per_unit"]),
+        )
+        for kind, facts in kinds.items()
+    )
+
+
+def kinds_of(axes: AxisMap) -> list[str]:
+    """Kinds of mini-groups that this model has, widths before depths."""
+    there = dict.fromkeys(name.split(".")[0] for name in axes.by_axis)
+    wanted = [k for k in there if k not in axes.family.fixed and k not in DEPTH]
+    # With one query head per KV head there is no slot to take.
+    slots = any(axes.widths[name] > 1 for name in axes.axes("query"))
+    depth = () if axes.no_depth else tuple(k for k in DEPTH if k in there)
+    return [k for k in wanted if k != "query" or slots] + [*depth]
+
+
+def _kind(axes: AxisMap, kind: str) -> dict[str, Any]:
+    names = axes.axes(kind)
+    sizes = [axes.widths[n] for n in names]
+    freed = [axes.freed(n, axes.widths) for n in names]
+    return {
+        "sets": len(names),
+        "units": sorted(set(sizes)),
+        "mini_groups": sum(sizes),
+        "params_per_unit": sorted(set(freed)),
+    }
+
+
+def _never(axes: AxisMap) -> dict[str, str]:
+    """What cannot be pruned -> why."""
+    reasons = {
+        "vocab": "one row per token of the tokenizer",
+        "positions": "one row per position that the model was trained for",
+        "head_dim": "rotations and norms within a head need all of it",
+        "embedding": "another width than the residual stream, tied to the vocabulary",
+    }
+    found = {}
+    for kind in axes.family.fixed:
+        if names := axes.axes(kind):
+            width = short(axes.widths[names[0]])
+            found[f"{kind} ({width})"] = reasons.get(kind, "the declaration says so")
+    if axes.no_depth:
+        found["layer"] = axes.no_depth
+    return {**found, **axes.family.unreached}
+
+
+def _range(values: list[int]) -> str:
+    first, last = f"{values[0]:,}", f"{values[-1]:,}"
+    return first if first == last else f"{first} to {last}"
+
+
+def _coupling(axes: AxisMap) -> Sheet:
+    """Which sides shrink together, for the first axis of every kind."""
+    rows = []
+    for kind in (k for k in axes.family.units if axes.axes(k)):
+        first = axes.axes(kind)[0]
+        sides = [f"{s.param} dim {s.dim}" for s in axes.by_axis[first]]
+        for i, side in enumerate(sides[:8]):
+            rows.append((first if i == 0 else "", side))
+        if len(sides) > 8:
+            rows.append(("", f"... and {len(sides) - 8} more"))
+    return Sheet("Sides that shrink together", ("axis", "parameter side"), tuple(rows))
+
+
+def _config(target: LoadedRecipe | Path) -> tuple[str, Config]:
+    if isinstance(target, Path):
+        file = target / "config.json"
+        if not file.is_file():
+            raise SourceError("there is no config.json here", where=str(target))
+        return target.name, json.loads(file.read_text(encoding="utf-8"))
+    config = config_of(target.recipe.model)
+    if config is None:
+        raise SourceError(
+            "the model's configuration is not known here",
+            where=label_of(target.recipe.model),
+            fix="Run `effcompress fetch RECIPE` first.",
+        )
+    return label_of(target.recipe.model), config

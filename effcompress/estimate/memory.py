@@ -1,0 +1,300 @@
+"""Peak memory of a run, phase by phase and part by part, by arithmetic on a recipe.
+
+Bytes that the run itself asks for; Python, torch and the tokenizer come on top (see
+``docs/scale.md``, which also says what was measured). For each phase the moment of its peak:
+
+- loading: the weights, and the file that they are read from, mapped;
+- evaluation: logits of one batch in fp32, their copy and their log-softmax; no gradients;
+- backward: when it begins everything that the forward kept is there, and the gradients of earlier
+  micro-batches; when it ends all gradients are, and a tied embedding's twice or thrice. The larger
+  of the two moments counts;
+- update: AdamW by ``foreach`` makes the roots of all second moments at once, the fused one none;
+- cut: what is measured for it, repairs, and the commit's new tensor and logits;
+- checkpoint: what was written is read back from a mapped file, whose pages count until then;
+- export: of a padded form the larger copy.
+
+Saliency is read off weights and gradients in blocks, so it costs a number per mini-group and their
+index tensors. Replicas hold every gradient a second time, in the buckets that are exchanged. Where
+parameters are shared out, two layers and what lies outside of them are whole at a time, and in the
+main process the model is whole for a checkpoint (with moments) and for the export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+from effcompress.estimate.activations import LOGITS, Activations, activations, copied
+from effcompress.estimate.feasibility import Priced
+from effcompress.estimate.flops import multiplied
+from effcompress.estimate.gram_sizes import grams_of, index_bytes
+from effcompress.estimate.shards import at_once
+from effcompress.injectable import BACKWARD
+from effcompress.removal.repairs import for_linears, need_second_moments
+from effcompress.spec import LoopSpec, LoraSpec, PruneSpec, Recipe
+from effcompress.types import Widths
+
+FP32 = 4
+PROBE = 48
+"""Tokens on which a commit proves itself (``runner/state.py``)."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of one process at one moment, by what they hold. ``copies``: weights in the compute
+    dtype; ``saving``: what is written in the background, copied to the host's memory; ``working``:
+    what is there for a moment only (roots of moments, mapped files, solves).
+    """
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    moments: float = 0.0
+    copies: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    grams: float = 0.0
+    saliency: float = 0.0
+    buckets: float = 0.0
+    gathered: float = 0.0
+    saving: float = 0.0
+    working: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Sum of all parts."""
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+def memory(
+    found: Priced, recipe: Recipe, final: Widths, processes: int = 1, shards: int = 1
+) -> dict[str, Held]:
+    """Phase -> bytes of one of ``processes``; ``final`` are the widths that the run ends with.
+
+    ``shards``: among how many of them weights, gradients and moments are shared out.
+    """
+    need = _Need(found, recipe, {**found.axes.widths, **final}, processes, shards)
+    return dict(need.phases())
+
+
+def trained(found: Priced, recipe: Recipe, widths: Widths) -> int:
+    """Parameters that the optimizer has: all, or those of low-rank updates of every matrix in the
+    layers.
+    """
+    recover, axes = recipe.recover, found.axes
+    if recover is None or recover.method != "lora":
+        return axes.count(widths)
+    rank, wide = (recover.lora or LoraSpec()).rank, {**axes.widths, **widths}
+    within = [p for p in multiplied(axes) if axes.gates[p] and axes.numel(p, wide)]
+    return rank * sum(s.length(wide) for p in within for s in axes.by_param[p])
+
+
+@dataclass(frozen=True)
+class _Need:
+    found: Priced
+    recipe: Recipe
+    final: Widths
+    processes: int
+    shards: int
+
+    def phases(self) -> Iterator[tuple[str, Held]]:
+        """In the order of a run."""
+        recipe, prune, loop = self.recipe, self.recipe.prune, self.recipe.loop
+        axes = self.found.axes
+        once = prune is not None and recipe.train is None
+        there = self.final if recipe.recover is not None else axes.widths
+        yield "loading", Held(weights=FP32 * axes.count(), working=self._file())
+        yield "evaluation", self._evaluation()
+        if prune is not None and once:
+            yield "cut", self._event(prune)
+        if loop is not None:
+            yield "backward", self._backward(loop, there)
+            yield "update", self._update(loop, there)
+        if prune is not None and not once:
+            yield "cut", self._event(prune)
+        kept = self._standing(there, training=True)
+        yield "checkpoint", replace(kept, working=kept.total - kept.buckets - kept.saving)
+        last = self._standing(self.final)
+        if self.shards > 1:
+            last = replace(last, gathered=last.weights * self.shards)
+        yield "export", replace(last, working=self._padding())
+
+    def _file(self) -> float:
+        """The mapped file of the weights, in what it stores them."""
+        if self.recipe.model.random:
+            return 0.0
+        config = self.found.config
+        stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        return (2 if "16" in stored else 4) * self.found.axes.count()
+
+    def _evaluation(self) -> Held:
+        """Before the first step there are no moments; after the last the model is smaller."""
+        spec, axes = self.recipe.evaluate, self.found.axes
+        tokens = spec.batch_size * self.recipe.data.sequence_length
+        logits = LOGITS * axes.widths["vocab"] * tokens
+        weights, whole = FP32 * axes.count() / self.shards, self._whole(axes.widths)
+        before = Held(weights=weights, logits=logits, gathered=whole)
+        whole = self._whole(self.final)
+        after = replace(self._standing(self.final), logits=logits, gathered=whole)
+        return max(before, after, key=lambda held: held.total)
+
+    def _standing(self, wide: Widths, *, training: bool = False) -> Held:
+        """Between steps: weights, moments, buckets, what is measured on the way."""
+        prune, weights = self.recipe.prune, FP32 * self.found.axes.count(wide) / self.shards
+        learned = FP32 * trained(self.found, self.recipe, wide) / self.shards
+        loop = self.recipe.loop is not None
+        distil = self.recipe.recover and self.recipe.recover.method == "distill"
+        teacher = self._teacher() if training and distil else 0.0
+        rides = training and prune is not None and prune.measure.source == "training"
+        held = Held(
+            weights=weights + teacher,
+            moments=2 * learned if loop else 0.0,
+            buckets=learned if loop and self.processes > 1 and self.shards == 1 else 0.0,
+            grams=self._grams(wide) if rides else 0.0,
+            saliency=self._saliency() if prune is not None else 0.0,
+        )
+        aside = held.total - teacher - held.buckets if self.recipe.save.background else 0.0
+        return replace(held, saving=aside if training and loop else 0.0)
+
+    def _whole(self, wide: Widths) -> float:
+        """What is gathered at a time in a forward pass."""
+        return FP32 * at_once(self.found.axes, wide) if self.shards > 1 else 0.0
+
+    def _teacher(self) -> float:
+        recover = self.recipe.recover
+        half = recover is None or recover.distill is None or recover.distill.teacher == "bf16"
+        return (2 if half else 4) * self.found.axes.count()
+
+    def _grams(self, wide: Widths) -> float:
+        prune = self.recipe.prune
+        if prune is None or not for_linears(prune.repair):
+            return 0.0
+        second = need_second_moments(prune.repair)
+        listed = grams_of(self.found.axes, self.found.sets, wide)
+        return sum(FP32 * (g.inputs + second * g.inputs**2) for g in listed)
+
+    def _saliency(self) -> float:
+        """The mean, the step's own scores, those of a window; and the index tensors."""
+        prune = self.recipe.prune
+        assert prune is not None
+        window = prune.measure.window if prune.measure.average == "window" else 0
+        units = sum(s.size for s in self.found.sets)
+        return FP32 * units * (2 + window) + index_bytes(self.found.sets)
+
+    def _kept(self, wide: Widths, *, bf16: bool, recompute: bool = False) -> Activations:
+        of = (self.found.axes, self.found.config, wide, self.recipe.data.sequence_length)
+        return activations(*of, bf16=bf16, recompute=recompute)
+
+    def _backward(self, loop: LoopSpec, wide: Widths) -> Held:
+        axes, bf16 = self.found.axes, loop.precision == "bf16"
+        own = max(1, loop.batch_size // self.processes)
+        rows = min(loop.micro_batch_size or own, own)
+        tokens = rows * self.recipe.data.sequence_length
+        kept = self._kept(wide, bf16=bf16, recompute=loop.recompute)
+        standing = self._standing(wide, training=True)
+        gradients = FP32 * trained(self.found, self.recipe, wide) / self.shards
+        brief = self.shards > 1 and loop.recompute  # neither gathered nor cast weights last
+        begins = replace(
+            standing,
+            gradients=gradients if rows < own else 0.0,
+            copies=0.0 if brief or not bf16 else 2 * copied(axes, wide),
+            activations=tokens * (kept.blocks + self._listened(wide, 2 if bf16 else 4)),
+            logits=tokens * kept.logits,
+        )
+        whole = self._whole(wide)  # in the backward their gradients are, too
+        begins = replace(begins, gathered=whole)
+        ends = replace(
+            standing,
+            gradients=gradients,
+            working=self._embedding(wide, bf16, rows < own) * self.shards,
+            gathered=2 * whole,
+        )
+        return max(begins, ends, key=lambda held: held.total)
+
+    def _listened(self, wide: Widths, value: int) -> float:
+        """Masks on the residual stream keep what every block adds to it, and sum over the blocks;
+        masks on what a layer reads keep nothing more.
+        """
+        prune, axes = self.recipe.prune, self.found.axes
+        if prune is None or "mask_grad" not in prune.criterion.needs:
+            return 0.0
+        if not any(s.kind == "hidden" for s in self.found.sets):
+            return 0.0
+        blocks = 1 + 2 * len(axes.depth.layers)
+        return {**axes.widths, **wide}["hidden"] * (blocks * value + 2 * FP32)
+
+    def _embedding(self, wide: Widths, bf16: bool, carried: bool) -> float:
+        """A tied embedding's gradients from both its ends, beside their sum; one that is added to
+        those of earlier micro-batches is there once more.
+        """
+        axes, full = self.found.axes, {**self.found.axes.widths, **wide}
+        tables = [p for p in axes.shapes if "vocab" in str(axes.by_param[p])]
+        matrices = [p for p in tables if len(axes.shapes[p]) == 2]
+        tied = len(matrices) == 1
+        times = (1 if bf16 else 2) * tied + carried
+        return FP32 * axes.numel(matrices[0], full) * times / self.shards
+
+    def _update(self, loop: LoopSpec, wide: Widths) -> Held:
+        learned = FP32 * trained(self.found, self.recipe, wide) / self.shards
+        standing = self._standing(wide, training=True)
+        return replace(standing, gradients=learned, working=0.0 if loop.fused else learned)
+
+    def _event(self, prune: PruneSpec) -> Held:
+        """Measuring, then repairing, then shortening: never two of them at once."""
+        axes = self.found.axes
+        standing = self._standing(axes.widths, training=True)
+        if self.recipe.train is None:
+            standing = replace(standing, moments=0.0, buckets=0.0)
+        calibrates = prune.measure.source == "calibration"
+        if calibrates:
+            standing = replace(standing, grams=self._grams(axes.widths))
+        again = FP32 * axes.count() if prune.refit is not None else 0.0
+        working = max(again, self._solves(prune), self._commit())
+        least = replace(standing, gathered=self._whole(axes.widths), working=working)
+        if not calibrates:
+            return least
+        return max(least, *self._calibrated(prune, standing), key=lambda held: held.total)
+
+    def _calibrated(self, prune: PruneSpec, standing: Held) -> tuple[Held, Held]:
+        """One sequence at a time, in fp32, with the means over the sequences beside it."""
+        tokens, needs = self.recipe.data.sequence_length, set(prune.criterion.needs)
+        kept, axes = self._kept(self.found.axes.widths, bf16=False), self.found.axes
+        means = FP32 * axes.count() * len(needs & {"grad", "hess"})
+        backward = bool(BACKWARD & needs)
+        begins = replace(
+            standing,
+            gradients=means,
+            activations=tokens * kept.blocks if backward else 0.0,
+            logits=tokens * kept.logits,
+        )
+        grad = FP32 * axes.count() if backward else 0.0
+        tied = self._embedding(axes.widths, False, False) if backward else 0.0
+        return begins, replace(standing, gradients=means + grad, working=tied)
+
+    def _solves(self, prune: PruneSpec) -> float:
+        """A repair with second moments: the mean in fp32, the damped matrix and its factor in fp64,
+        and the stacked weight as it is, in fp64, its change and the result.
+        """
+        if not need_second_moments(prune.repair):
+            return 0.0
+        listed = grams_of(self.found.axes, self.found.sets, self.found.axes.widths)
+        return max((20 * g.inputs**2 + 32 * g.inputs * g.outputs for g in listed), default=0.0)
+
+    def _commit(self) -> float:
+        """Logits before, after and their difference, and one tensor in its new length."""
+        axes = self.found.axes
+        largest = max(axes.numel(p, axes.widths) for p in axes.shapes)
+        return FP32 * max(3 * PROBE * axes.widths["vocab"], largest)
+
+    def _padding(self) -> float:
+        """Where layers may differ, the padded form is a copy as wide as the widest layer."""
+        prune, form = self.recipe.prune, self.recipe.export.form
+        lockstep = prune is None or all(s.scope == "lockstep" for s in self.found.sets)
+        if form in ("uniform", "exact") or (form == "auto" and lockstep):
+            return 0.0
+        kinds = {s.kind for s in self.found.sets}
+        widest = {
+            name: max((self.final[n] for n in self.found.axes.axes(kind)), default=0)
+            for kind in kinds
+            for name in self.found.axes.axes(kind)
+        }
+        return FP32 * self.found.axes.count({**self.final, **widest})

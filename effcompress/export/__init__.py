@@ -1,0 +1,1 @@
+"""The pruned model in a form that other software loads."""

@@ -1,0 +1,267 @@
+"""The same function in a class that others can load: which parameters to store, and where.
+
+``uniform``: a stock class, every layer with the same widths. ``padded``: a stock class, with zeros
+where a layer is narrower or a block is gone. ``exact``: the pruned shapes as they are, in a class
+whose one file is shipped with the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from effcompress import groups
+from effcompress.errors import RunError
+from effcompress.model import exact, scratch
+from effcompress.model.containers import Container, container
+from effcompress.network.pruned_model import PrunedModel, uniform_widths, widest
+from effcompress.network.shapes import per_layer
+from effcompress.removal.modules import attributes, depth_fields
+from effcompress.removal.norms import Norm
+from effcompress.types import AxisMap, Depth, Widths
+
+Name = Literal["uniform", "padded", "exact"]
+NAMES: tuple[Name, ...] = get_args(Name)
+"""In the order in which ``auto`` tries them."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model class without weights, and the parameters that belong into it."""
+
+    name: Name
+    model_type: str
+    skeleton: nn.Module
+    params: dict[str, Tensor]
+    why: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Further files of the folder: name -> text."""
+
+    @property
+    def count(self) -> int:
+        """Parameters of the folder, padding included."""
+        return sum(p.numel() for p in self.params.values())
+
+
+def form(pruned: PrunedModel, name: Name | Literal["auto"]) -> Form:
+    """The model as ``name``; ``auto``: the first that is possible.
+
+    Raises RunError saying why it cannot be had. Masked units must be committed.
+    """
+    makers = {"uniform": _uniform, "padded": _padded, "exact": _exact}
+    if name != "auto":
+        return makers[name](pruned)
+    for candidate in NAMES[:-1]:
+        try:
+            return makers[candidate](pruned)
+        except RunError:
+            continue
+    return _exact(pruned)
+
+
+def _uniform(pruned: PrunedModel) -> Form:
+    widths = uniform_widths(pruned.axes)
+    if widths is None:
+        raise RunError(
+            f"layers differ: {_difference(pruned.axes)}",
+            fix="Export as `padded` (stock class, zeros added) or as `exact`.",
+        )
+    built, params = _stock(pruned, widths)
+    stored: Any = built.skeleton
+    config = json.loads(stored.config.to_json_string(use_diff=False))
+    config.pop(pruned.family.epsilon_field, None)  # the parent may leave it to the class
+    healthy = {f: v for f, v in pruned.config.items() if f == pruned.family.epsilon_field}
+    files = {scratch.RECORD: scratch.record({**config, **healthy})}
+    return Form("uniform", built.model_type, built.skeleton, params, built.why, files)
+
+
+def _padded(pruned: PrunedModel) -> Form:
+    now, why = pruned.axes, list[str]()
+    wide = {**widest(pruned.parent), **widest(now)}  # of what is gone everywhere, the parent's
+    for kind in now.family.rigid:
+        if any(now.widths[name] != wide[kind] for name in now.axes(kind)):
+            raise RunError(
+                f"layers differ in '{kind}', and no zeros can fill that up without another result",
+                fix="Export as `exact`.",
+            )
+    try:
+        built, params = _stock(pruned, wide)
+    except RunError as error:
+        more = now.family.pad(pruned.config, wide) if now.family.pad else {}
+        grown = {kind: size for kind, size in more.items() if size != wide[kind]}
+        if not grown or not grown.keys().isdisjoint(now.family.rigid):
+            raise RunError(error.what, fix="Export as `exact`.") from error
+        built, params = _stock(pruned, {**wide, **more})
+        changed = ", ".join(f"{kind} {wide[kind]} became {grown[kind]}" for kind in grown)
+        why.append(f"{changed}: {error.what}")
+    if zeros := sum(p.numel() for p in params.values()) - pruned.params:
+        why.append(f"padded with {zeros:,} zeros")
+    if uniform_widths(now) is None:
+        why.append(f"layers differ: {_difference(now)}")
+    why += [built.why] if built.why else []
+    files = {scratch.RECORD: scratch.record(_exact_config(pruned, {}))}
+    return Form("padded", built.model_type, built.skeleton, params, "; ".join(why), files)
+
+
+def _exact(pruned: PrunedModel) -> Form:
+    axes, config = pruned.axes, pruned.config
+    plain = config.get(pruned.family.epsilon_field)
+    told = {norm.path: norm.epsilon for norm in pruned.norms() if norm.epsilon != plain}
+    fields = _exact_config(pruned, told)
+    why = "" if uniform_widths(axes) else f"layers differ: {_difference(axes)}"
+    params = {name: p.detach().cpu() for name, p in pruned.parameters().items()}
+    files = {exact.FILE: exact.modelling_source(config["model_type"])}
+    skeleton = exact.exact_skeleton(fields)
+    return Form("exact", fields["model_type"], skeleton, params, why, files)
+
+
+def _exact_config(pruned: PrunedModel, epsilons: Mapping[str, float]) -> dict[str, Any]:
+    axes, config = pruned.axes, pruned.config
+    return exact.exact_config(
+        {**config, **depth_fields(pruned.family, config, axes.depth.layers)},
+        {
+            "shapes": {name: list(shape) for name, shape in axes.shapes.items()},
+            "absent": _absent(axes),
+            "attributes": attributes(axes, config),
+            "epsilons": epsilons,
+        },
+        _per_layer(pruned),
+    )
+
+
+def _absent(axes: AxisMap) -> dict[str, list[list[Any]]]:
+    found: dict[str, list[list[Any]]] = {}
+    for j, i in enumerate(axes.depth.layers):
+        for kind, part in axes.family.sublayers.items():
+            if f"{kind}.{i}" in axes.depth.absent:
+                parts = [[part.silent, part.outputs], *([name, 0] for name in part.through)]
+                found.setdefault(str(j), []).extend(parts)
+    return found
+
+
+def _per_layer(pruned: PrunedModel) -> dict[str, list[int]]:
+    """Configuration fields that speak of widths within a layer -> one value per layer."""
+    axes, config = pruned.axes, pruned.config
+    most = {**widest(pruned.parent), **widest(axes), "hidden": -1}
+    everywhere = {field for field, v in pruned.family.resize(config, most).items() if v == -1}
+    fields = per_layer(axes, config, {}, widest(pruned.parent))
+    return {f: v for f, v in fields.items() if f not in everywhere and "head_dim" not in f}
+
+
+def _difference(axes: AxisMap) -> str:
+    if axes.depth.absent:
+        return f"{sorted(axes.depth.absent)[0].replace('.', ' of layer ')} is gone"
+    for kind, width in widest(axes).items():
+        for name in axes.axes(kind):
+            if axes.widths[name] != width:
+                return f"{axes.widths[name]} units on axis '{name}', {width} on another '{kind}'"
+    return ""
+
+
+def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Tensor]]:
+    """A stock class for these widths per axis kind, and its parameters. Raises RunError."""
+    now, family, config = pruned.axes, pruned.family, pruned.config
+    for kind, multiple in family.multiples.items():
+        if widths.get(kind, 0) % multiple:
+            raise RunError(
+                f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it"
+            )
+    then = groups.from_config(family, config, depth=Depth(now.depth.layers), kinds=widths)
+    fields = {
+        **config,
+        **depth_fields(family, config, now.depth.layers),
+        **family.resize(config, widths),
+    }
+    factors = _factors(pruned, then)
+    # A traced family may have no norm over anything that can be cut; then no epsilon changed.
+    for first in pruned.norms()[:1]:
+        epsilon = first.epsilon * _stretch(first, now, then)
+        if family.epsilon_field:
+            fields[family.epsilon_field] = epsilon
+        factors |= _fed(pruned, then, epsilon)
+    return container(family, fields, then.shapes), _filled(pruned, then, factors)
+
+
+def _stretch(norm: Norm, now: AxisMap, then: AxisMap) -> float:
+    """Channels that a norm averages over now, over those then."""
+    return norm.length(now.widths) / norm.length(then.widths)
+
+
+@torch.no_grad()
+def _filled(pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]) -> dict[str, Tensor]:
+    """Parameters on the CPU, multiplied, with zeros behind the last unit of what is narrower."""
+    offsets = {id(norm.gain): norm.offset for norm in pruned.norms()}
+    held, found = pruned.parameters(), dict[str, Tensor]()
+    for name, shape in then.shapes.items():
+        if name not in held:  # a block that is gone
+            found[name] = torch.zeros(shape)
+            continue
+        p = held[name]
+        tensor, offset = p.detach().cpu(), offsets.get(id(p), 0.0)
+        if factors.get(name, 1.0) != 1.0:
+            tensor = ((tensor.double() + offset) * factors[name] - offset).to(tensor.dtype)
+        if tuple(tensor.shape) != tuple(shape):
+            room = tensor.new_zeros(shape)
+            places = [_places(pruned.axes, then, name, dim) for dim in range(tensor.dim())]
+            room[torch.meshgrid(*places, indexing="ij")] = tensor
+            tensor = room
+        found[name] = tensor
+    return found
+
+
+def _places(now: AxisMap, then: AxisMap, param: str, dim: int) -> Tensor:
+    """Where each position of ``dim`` goes when every axis grows at its end."""
+    places = []
+    for old, new in zip(now.by_param[param], then.by_param[param], strict=True):
+        if old.dim == dim:
+            wide = [*(then.widths[name] for name in new.names), new.block]
+            kept = [slice(now.widths[name]) for name in old.names]
+            grid = torch.arange(math.prod(wide)).view(wide)
+            places.append(grid[tuple(kept)].flatten() + new.start)
+    return torch.cat(places)
+
+
+def _factors(pruned: PrunedModel, then: AxisMap) -> dict[str, float]:
+    """Parameter -> what its (effective) value must be multiplied by.
+
+    Norms over more channels than are alive; and where the class multiplies the embedding by the
+    root of the hidden size (the parent's in memory, the new one after loading), the ratio of the
+    two, with its inverse in the last norm if the embedding is also the output matrix.
+    """
+    family, config = pruned.family, pruned.config
+    found = {
+        f"{norm.path}.weight": _stretch(norm, pruned.axes, then) ** 0.5
+        for norm in pruned.norms()
+        if not family.centred
+    }
+    if family.scaled_embedding:
+        ratio = (family.read(config, "hidden_size") / then.widths["hidden"]) ** 0.5
+        found[family.scaled_embedding] = ratio
+        if config.get("tie_word_embeddings"):
+            found[family.final_norm] = found.get(family.final_norm, 1.0) / ratio
+    return found
+
+
+def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]:
+    """Linear layers in front of norms whose epsilon is not the class's one: ``g s x / sqrt(s^2 m +
+    e)`` is ``g x / sqrt(m + e / s^2)``, so the factor ``s`` makes up for it.
+    """
+    found: dict[str, float] = {}
+    own = {norm.path: norm.epsilon * _stretch(norm, pruned.axes, then) for norm in pruned.norms()}
+    held = pruned.parameters()
+    for pattern, feeds in pruned.family.fed_by.items():
+        for j in range(len(pruned.depth.layers)):
+            path, linear = pattern.replace("{i}", str(j)), feeds.replace("{i}", str(j))
+            if f"{path}.weight" not in held:
+                continue
+            norm = pruned.module.get_submodule(path)
+            value = own.get(path) or float(getattr(norm, pruned.family.epsilon_attribute))
+            for name in (f"{linear}.weight", f"{linear}.bias"):
+                found[name] = (epsilon / value) ** 0.5
+    return found

@@ -1,0 +1,1 @@
+"""Named axes of an architecture that is not declared, proposed by tracing."""

@@ -1,0 +1,260 @@
+"""An architecture that nobody declared -> a proven proposal. Runs in a process of its own, because
+the tracer may not come back (``groups/tracing/trace.py``).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from effcompress.errors import CoverageError
+from effcompress.groups import size_fields as memory
+from effcompress.groups.tracing.anatomy import Anatomy, Norm, anatomy_of, norms_of
+from effcompress.groups.tracing.declaration import declaration
+from effcompress.groups.tracing.draft import Draft
+from effcompress.groups.tracing.graph import Trace, trace
+from effcompress.groups.tracing.propose import (
+    ATTENTION,
+    FFN,
+    HIDDEN,
+    QUERY,
+    Candidate,
+    Irregular,
+    assemble,
+    candidates,
+)
+from effcompress.groups.verify import Unproven, cover, prove, rebuild
+from effcompress.types import Config
+
+KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
+_DEFAULTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
+_ACROSS = "a norm goes across its units: without some of them the others are scaled anew"
+Tell = Callable[[Mapping[str, str]], None]
+"""Takes what is known so far: ``declaration``, and ``at``, the module that is asked about."""
+
+
+class Build(Protocol):
+    """A random model of an architecture: as given, small, or small in other numbers."""
+
+    def __call__(
+        self, config: Config, size: Literal["given", "small", "other"], /
+    ) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A random model of some size and what it says about itself."""
+
+    module: nn.Module
+    config: dict[str, Any]
+    anatomy: Anatomy
+
+    def fits(self, draft: Draft) -> memory.Sized:
+        """The model as the draft sees it. Raises CoverageError."""
+        mine = draft.with_heads(self.anatomy.head_dim or 1)
+        return memory.Sized(
+            self.config, self.module, cover(mine, self.config, self.module), mine.blocks
+        )
+
+
+def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
+    """A family in which every kind that can be cut has been proven.
+
+    Raises CoverageError when there is none; SourceError when the model cannot be built.
+    """
+    small, other = (_probe(build, config, size) for size in ("small", "other"))
+    given = _probe(build, config, "given")
+    draft = assemble((), frozenset(), small.anatomy)
+    tell({"declaration": declaration(draft)})
+    ids_BT = _tokens(small)
+    traced = trace(small.module, ids_BT, lambda path: tell({"at": path}))
+    try:
+        draft = Search(small, other, traced, ids_BT, build).run()
+        sized = given.fits(draft)
+    except CoverageError as error:  # layers that are not alike, for example
+        error.fix = paste(declaration(draft))
+        raise
+    if not {ATTENTION, FFN} & set(draft.kinds) - set(draft.kept):
+        raise _refused(draft)
+    return replace(
+        draft.with_heads(given.anatomy.head_dim or 1),
+        widths=dict(sized.axes.widths),
+        defaults=_defaults(draft, given.config),
+    )
+
+
+class Search:
+    """Tries what each coupling may be, and keeps what proves itself."""
+
+    def __init__(
+        self, small: Probe, other: Probe, traced: Trace, ids_BT: torch.Tensor, build: Build
+    ) -> None:
+        self.small, self.other, self.traced, self.ids_BT = small, other, traced, ids_BT
+        self.build = lambda config: build(config, "given")
+        self.exact = copy.deepcopy(small.module).double()
+        self.norms = list(norms_of(small.module))
+
+    def run(self) -> Draft:
+        """The best draft: everything that cannot be cut is in ``kept``, with reasons."""
+        left_out = self._silent()
+        chosen: list[Candidate] = []
+        for alternatives in self._candidates():
+            taken = {candidate.kind for candidate in chosen}
+            reasons: dict[str, str] = {}
+            for candidate in alternatives:
+                if candidate.kind not in taken and not (why := self._fault(candidate)):
+                    chosen.append(candidate)
+                    break
+                reasons[candidate.kind] = why if candidate.kind not in taken else "a second one"
+            else:
+                left_out[self._place(alternatives[0])] = "; ".join(
+                    f"as {kind}: {why}" for kind, why in reasons.items()
+                )
+        draft = self._complete(self._assembled(chosen))
+        faults = {kind: self._unproven(draft, kind) for kind in KINDS if kind in draft.kinds}
+        proven = [kind for kind, why in faults.items() if not why]
+        absent = {kind for kind in KINDS if kind != QUERY} - faults.keys()
+        left_out |= dict.fromkeys(sorted(absent), "nothing that could be followed is one")
+        return replace(
+            draft,
+            kept=tuple(kind for kind in draft.kinds if kind not in proven),
+            left_out=left_out | {kind: why for kind, why in faults.items() if why},
+            approximate={k: why for k, why in draft.approximate.items() if k in proven},
+        )
+
+    def _silent(self) -> dict[str, str]:
+        """Modules that could not be followed, each in the first layer it is in."""
+        first: dict[str, str] = {}
+        for path in self.traced.silent:
+            first.setdefault(self.small.anatomy.pattern(path), path)
+        return {path: self.traced.silent[path] for path in first.values()}
+
+    def _candidates(self) -> list[tuple[Candidate, ...]]:
+        return candidates(self.traced.coupled, self.traced.matrices, self.small.anatomy)
+
+    def _assembled(self, chosen: Sequence[Candidate]) -> Draft:
+        return assemble(chosen, self.traced.matrices, self.small.anatomy)
+
+    def _fault(self, candidate: Candidate) -> str:
+        """Why a candidate is none when it is alone. For the residual stream it is enough that it
+        can be written down.
+        """
+        try:
+            draft = self._complete(self._assembled([candidate]))
+        except (Irregular, CoverageError) as error:
+            return str(error)
+        if candidate.kind == HIDDEN or not (why := self._unproven(draft, candidate.kind)):
+            return ""
+        # With one KV head there is still the choice of query heads.
+        return why if QUERY not in draft.kinds or self._unproven(draft, QUERY) else ""
+
+    def _place(self, candidate: Candidate) -> str:
+        """The first matrix of what may be an axis."""
+        one = next(iter(candidate.sets.values()))[0]
+        return min(param for param, _ in one if len(self.small.anatomy.shapes[param]) > 1)
+
+    def _unproven(self, draft: Draft, kind: str) -> str:
+        try:
+            prove(draft, self.small.config, self.exact, kind, self.ids_BT)
+            rebuild(draft, self.small.config, self.exact, kind, self.ids_BT, self.build)
+        except (Unproven, CoverageError) as error:
+            return str(error)
+        return ""
+
+    def _complete(self, draft: Draft) -> Draft:
+        """With what the model remembers of its sizes, and what its norms average over."""
+        models = [probe.fits(draft) for probe in (self.small, self.other)]
+        draft = replace(
+            draft,
+            fields=memory.fields(draft, models),
+            attributes=memory.attributes(draft, models),
+        )
+        over = dict(_averages(draft, self.norms, self.small.anatomy))
+        if not over:
+            return draft
+        norm = next(n for n in self.norms if self.small.anatomy.pattern(n.gain) in over)
+        final = [p for p, kinds in over.items() if "{i}" not in p and kinds == (HIDDEN,)]
+        return replace(
+            draft,
+            norms=tuple(over),
+            centred=norm.centred,
+            gain_offset=norm.offset,
+            epsilon_attribute=norm.attribute,
+            epsilon_field=memory.epsilon_field(self.small.config, norm.epsilon),
+            final_norm=final[-1] if final else "",
+            approximate={k: _ACROSS for kinds in over.values() for k in kinds if k != HIDDEN},
+        )
+
+
+def _averages(
+    draft: Draft, norms: Sequence[Norm], anatomy: Anatomy
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Norms over something that can be cut: pattern of the gain -> axis kinds. All must be of one
+    sort, the first; the proofs fail where another matters.
+    """
+    kinds = {axis.param: _kinds(axis.name) for axis in draft.axes if axis.dim == 0}
+    first: Norm | None = None
+    for norm in norms:
+        pattern = anatomy.pattern(norm.gain)
+        over = kinds.get(pattern, ())
+        if not set(over) & set(KINDS) or (norm.centred and (over != (HIDDEN,) or not norm.stock)):
+            continue
+        first = first or norm
+        same = (first.centred, first.offset, first.attribute)
+        if (norm.centred, norm.offset, norm.attribute) == same:
+            yield pattern, over
+
+
+def _kinds(name: str) -> tuple[str, ...]:
+    return tuple(part.split(".")[0] for part in name.split("/"))
+
+
+def _probe(build: Build, config: Config, size: Literal["given", "small", "other"]) -> Probe:
+    torch.manual_seed(0)
+    with torch.device("meta" if size == "given" else "cpu"):
+        module = build(config, size)
+    if size != "given":
+        _scatter(module.parameters())
+    made: Any = module
+    return Probe(module, made.config.to_dict(), anatomy_of(module))
+
+
+@torch.no_grad()
+def _scatter(params: Iterable[nn.Parameter]) -> None:
+    """Values that show everything: fresh models have zero biases and equal gains."""
+    for p in params:
+        p.uniform_(0.5, 1.5) if p.dim() == 1 else p.normal_(0, 0.2)
+
+
+def _tokens(probe: Probe) -> torch.Tensor:
+    vocab = probe.anatomy.sizes["vocab"]
+    return torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def _defaults(draft: Draft, config: Config) -> dict[str, Any]:
+    wanted = {draft.aliases.get(name, name) for name in (*_DEFAULTS, *draft.fields)}
+    return {name: config[name] for name in sorted(wanted) if config.get(name) is not None}
+
+
+def _refused(draft: Draft) -> CoverageError:
+    """Names the first module that could not be followed, or a matrix that no proof reaches."""
+    where = next(iter(draft.left_out), "")
+    if not where or where in KINDS:
+        inside = (axis.param for axis in draft.axes if axis.dim == 1 and "{i}" in axis.param)
+        where = next(inside, draft.layer).replace("{i}", "0")
+    first = draft.left_out.get(where, "nothing leads through it")
+    return CoverageError(
+        f"tracing '{draft.model_type}' proves neither heads nor feed-forward channels: {first}",
+        where=where,
+        fix=paste(declaration(draft)),
+    )
+
+
+def paste(text: str) -> str:
+    """What to do with a declaration."""
+    return f"Declare it in effcompress/model/families; this is a start:\n{text}"

@@ -1,0 +1,1 @@
+"""Model weights that a Python package carries."""

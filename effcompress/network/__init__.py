@@ -1,0 +1,1 @@
+"""A configuration or a module, together with its named axes."""

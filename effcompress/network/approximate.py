@@ -1,0 +1,56 @@
+"""Removals that are not exact: how far the logits are from what removing the units alone gives.
+
+OLMo2 normalises queries and keys across all heads. Without some of the heads, the others are scaled
+anew; that is what the smaller model is, and it is told, in figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from effcompress.distributed import clear, own
+from effcompress.network.pruned_model import PrunedModel
+from effcompress.removal.selftest import logits_of
+from effcompress.types import Family, Plan
+
+
+def split(family: Family, plan: Plan) -> tuple[Plan, Plan]:
+    """The part of a plan that is approximate in this family, and the rest."""
+    inexact = {n: units for n, units in plan.items() if n.split(".")[0] in family.approximate}
+    return inexact, {n: units for n, units in plan.items() if n not in inexact}
+
+
+@contextmanager
+def removed_alone(
+    pruned: PrunedModel, plan: Plan, ids_BT: Tensor, to_call: nn.Module
+) -> Iterator[list[float]]:
+    """Run the removal of ``plan`` inside; afterwards the yielded list has the largest difference of
+    a logit from the model in which the same units merely contribute nothing. ``to_call``: the
+    module of ``pruned``, or what stands for it where its parameters are shared out.
+    """
+    seen: list[float] = []
+    alone = _silenced(pruned, plan, ids_BT, to_call)
+    yield seen
+    seen.append(float((logits_of(to_call, ids_BT) - alone).abs().max()))
+
+
+@torch.no_grad()
+def _silenced(pruned: PrunedModel, plan: Plan, ids_BT: Tensor, to_call: nn.Module) -> Tensor:
+    """Logits when nothing reads the units' output (columns of zeros); the weights are put back."""
+    params, kept = pruned.parameters(), {}
+    by_name = {s.name: s for s in pruned.sets}
+    for name in plan:
+        positions = pruned.ledger.positions(name, plan[name])
+        for member in by_name[name].members:
+            if member.dim == 1:
+                p = params[member.param]
+                kept.setdefault(member.param, own(p.detach()).clone())
+                clear(p.detach(), 1, member.index_GB[positions].flatten())
+    logits = logits_of(to_call, ids_BT)
+    for param, value in kept.items():
+        own(params[param].detach()).copy_(value)
+    return logits

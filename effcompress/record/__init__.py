@@ -1,0 +1,1 @@
+"""What a run says of itself: events, the record, its views, a heartbeat and `status`."""

@@ -1,0 +1,106 @@
+"""Checkpoints of a run: when one is due, everything goes in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from effcompress import checkpoint
+from effcompress.checkpoint import Saved, Writing
+from effcompress.data import Corpus
+from effcompress.record.log import Log
+from effcompress.runner.state import RunState
+
+
+@dataclass(frozen=True)
+class _Pending:
+    writing: Writing
+    done: Future[Any]
+    seconds: float
+    """That training stood still for it."""
+
+
+@final
+class Keeper:
+    """Writes checkpoints and says so in the record. All processes call the same, in turn.
+
+    In the background, if the recipe wants it: tensors are copied to the host's memory, and while a
+    thread writes them training goes on; the checkpoint is there once all processes have written.
+    """
+
+    def __init__(self, state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
+        self._state, self._corpus, self._log = state, corpus, log
+        self._folder = folder / "checkpoints"
+        self._spec = state.recipe.save
+        self._pending: _Pending | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.settle()
+        elif self._state.world.size == 1:  # of several, others may be gone
+            with suppress(Exception):  # what failed first is what is told
+                self.settle()
+        self._thread.shutdown()
+
+    def now(self) -> None:
+        """A checkpoint that is there on return. Raises RunError when it cannot be written."""
+        self.settle()
+        started = time.monotonic()
+        world = self._state.world
+        writing = checkpoint.begin(self._folder, self._state.step, self._snapshot(), world)
+        self._publish(writing, started)
+
+    def due(self) -> None:
+        """A checkpoint of this moment, sooner or later. Raises RunError when this one, or the one
+        before, cannot be written.
+        """
+        if not self._spec.background:
+            self.now()
+            return
+        self.settle()
+        started = time.monotonic()
+        state, saved = self._state, self._snapshot()
+        copies = replace(saved, tensors=_copied(saved.tensors), rows=_copied(saved.rows))
+        writing = checkpoint.begin(self._folder, state.step, copies, state.world)
+        done = self._thread.submit(writing.written)
+        writing = replace(writing, written=done.result)
+        self._pending = _Pending(writing, done, time.monotonic() - started)
+
+    def look(self) -> None:
+        """Whether one that is under way has been written meanwhile; then it is there."""
+        if self._pending and not self._state.world.any(not self._pending.done.done()):
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the one under way, if any. Raises RunError when it cannot be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._publish(pending.writing, time.monotonic() - pending.seconds)
+
+    def _snapshot(self) -> Saved:
+        saved = self._state.snapshot(self._log.state())
+        saved.values["corpus"] = self._corpus.fingerprint
+        saved.values["threads"] = torch.get_num_threads()
+        return saved
+
+    def _publish(self, writing: Writing, started: float) -> None:
+        path = checkpoint.publish(writing, self._spec.keep, self._state.world)
+        size = checkpoint.size(path) if self._state.world.main else 0
+        seconds = time.monotonic() - started
+        self._log.event("checkpoint", step=writing.step, seconds=seconds, bytes=size)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}

@@ -1,0 +1,209 @@
+"""What is known of the mini-groups and of the layers' inputs when a cut is due: taken from training
+as it goes on, or from extra passes over calibration text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, final
+
+from torch import Tensor
+
+from effcompress.data import Corpus, digest
+from effcompress.distributed import ALONE
+from effcompress.injectable import BACKWARD, FORWARD, READ
+from effcompress.measure.grams import Grams, readers
+from effcompress.measure.influence import Influence
+from effcompress.measure.inputs import InputStats
+from effcompress.measure.stats import TrainingStats, collect, from_training
+from effcompress.measure.taps import MaskGradients, Take
+from effcompress.record.log import Log
+from effcompress.registry import Bound
+from effcompress.removal.repairs import for_linears, need_second_moments
+from effcompress.runner.state import RunState
+from effcompress.saliency.average import in_original_order
+from effcompress.saliency.inputs import score_inputs
+from effcompress.saliency.score import require_finite, score, score_masks
+from effcompress.spec import PruneSpec
+from effcompress.types import Scores
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``scores`` by set, what the linear layers read, and the influence of layers and blocks, where
+    somebody asks for them.
+    """
+
+    scores: Scores
+    inputs: Grams | None = None
+    influence: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def wants_influence(prune: PruneSpec) -> bool:
+    """Whether criterion or selector use how much layers turn the stream."""
+    assert prune.selector is not None, "recipe.load fills in the default selector"
+    return "influence" in prune.criterion.needs or "influence_K" in prune.selector.needs
+
+
+def calibration_text(state: RunState, sequences: int, corpus: Corpus, log: Log) -> Tensor:
+    """``ids_NT``; which tokens they are is written down."""
+    ids_NT = corpus.calibration(sequences, state.recipe.seed)
+    log.event(
+        "calibration",
+        step=state.step,
+        sequences=ids_NT.shape[0],
+        tokens=ids_NT.numel(),
+        hash=digest(ids_NT),
+    )
+    return ids_NT
+
+
+def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
+    """All tokens of the calibration text; ``scores`` are in physical order."""
+    with _listeners(state, prune) as ears:
+        needs = BACKWARD.intersection(prune.criterion.needs)
+        if needs or ears.contexts:
+            ids_NT = calibration_text(state, prune.measure.sequences, corpus, log)
+        else:  # nobody will read any
+            ids_NT = state.probe_BT[:0]
+        how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": ears.world}
+        stats = collect(state.module, ids_NT, needs, prune.hessian, ears.contexts, **how)
+    sets, criterion = state.pruned.sets, prune.criterion
+    influence = ears.influence.read() if ears.influence else {}
+    if ears.masks is not None:
+        scores = ears.world.total(ears.found)
+        require_finite(scores, criterion)
+    elif FORWARD.intersection(criterion.needs):
+        scores = score_inputs(sets, criterion, ears.read, influence)
+    else:
+        scores = score(sets, criterion, stats, prune.reduce)
+    return Measured(scores, ears.grams, influence)
+
+
+@final
+class _Ears:
+    """Who listens to the passes."""
+
+    def __init__(self, state: RunState, prune: PruneSpec) -> None:
+        module, axes, sets = state.module, state.pruned.axes, state.pruned.sets
+        needs = set(prune.criterion.needs)
+        self.found: Scores = {}
+        reads = bool(READ & needs)
+        # What layers read is kept by a recursion over the sequences in their order, so then every
+        # process reads all of them.
+        alone = reads or prune.measure.sequences < state.world.size
+        self.world = ALONE if alone else state.world
+        self.grams = self.masks = self.influence = None
+        self.contexts: list[AbstractContextManager[None]] = []
+        params = readers(module, axes, sets)
+        self.read = InputStats(module, params)
+        if reads:
+            self.contexts.append(self.read.listening())
+        if for_linears(prune.repair):
+            second = need_second_moments(prune.repair)
+            how: Any = {"second": second, "world": self.world}
+            self.grams = Grams(module, params, tokens=1 << 62, decay=1.0, **how)
+            self.contexts.append(self.grams.listening())
+        if "mask_grad" in needs:
+            self.masks = MaskGradients(module, axes, sets)
+            self.contexts.append(self.masks.listening(adds(self.found, prune.criterion)))
+        if wants_influence(prune):
+            self.influence = Influence(module, axes, self.world)
+            self.contexts.append(self.influence.listening())
+
+
+@contextmanager
+def _listeners(state: RunState, prune: PruneSpec) -> Iterator[_Ears]:
+    ears = _Ears(state, prune)
+    try:
+        yield ears
+    finally:
+        for ear in (ears.read, ears.grams, ears.masks, ears.influence):
+            if ear is not None:
+                ear.close()
+
+
+def adds(scores: Scores, criterion: Bound) -> Take:
+    """Score the mask gradients of a micro-batch and add them to those before."""
+
+    def take(name: str, mask_grad_TG: Tensor) -> None:
+        score_G = score_masks(criterion, mask_grad_TG)
+        before = scores.get(name)
+        scores[name] = score_G if before is None else before + score_G
+
+    return take
+
+
+def averages(prune: PruneSpec) -> bool:
+    """Whether saliency is taken in step by step: it needs gradients, and training's are used. One
+    of weights and the optimizer's moments alone is computed when a cut is due.
+    """
+    needs = from_training(prune.criterion.needs, prune.hessian)
+    return prune.measure.source == "training" and bool({"grad", "mask_grad"} & needs)
+
+
+def ready(state: RunState, prune: PruneSpec) -> bool:
+    """Whether what criterion and repairs take from training is there: gradients were taken in,
+    layers were listened to, the optimizer has moments.
+    """
+    if prune.measure.source != "training":
+        return True
+    heard = state.grams is None or bool(state.grams.means)
+    scored = not averages(prune) or state.average.weight > 0.0
+    return heard and scored and _has_moments(state, prune)
+
+
+def _has_moments(state: RunState, prune: PruneSpec) -> bool:
+    needed = "second_moment" in from_training(prune.criterion.needs, prune.hessian)
+    return not needed or (state.optimizer is not None and bool(state.optimizer.state))
+
+
+@contextmanager
+def listening(state: RunState) -> Iterator[None]:
+    """While pruning goes on: keep account of what layers read and of the gradients of masks, if a
+    repair or the criterion uses them.
+    """
+    state.mask_scores = {}
+    with ExitStack() as stack:
+        if not state.target_reached:
+            if state.grams is not None:
+                stack.enter_context(state.grams.listening())
+            if state.taps is not None and state.recipe.prune is not None:
+                take = adds(state.mask_scores, state.recipe.prune.criterion)
+                stack.enter_context(state.taps.listening(take))
+        yield
+
+
+def observe(state: RunState, prune: PruneSpec) -> None:
+    """Take the saliency of this step's gradients into the mean: no extra pass."""
+    if state.target_reached or not averages(prune) or not _has_moments(state, prune):
+        return
+    if state.taps is not None:
+        scores = state.world.total(state.mask_scores)
+        require_finite(scores, prune.criterion)
+    else:
+        stats = _stats(state, prune)
+        scores = score(state.pruned.sets, prune.criterion, stats, prune.reduce)
+    state.average.update(scores, state.pruned.ledger.original)
+
+
+def _stats(state: RunState, prune: PruneSpec) -> TrainingStats:
+    needs, world = prune.criterion.needs, state.world
+    return TrainingStats(state.module, needs, prune.hessian, state.optimizer, world)
+
+
+def measured(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
+    """Saliency in original order, and what else is known: as training went on, or measured now."""
+    ledger, criterion = state.pruned.ledger, prune.criterion
+    if averages(prune):
+        return Measured(ledger.original_order(state.average.read()), state.grams)
+    if prune.measure.source == "training":
+        stats = _stats(state, prune)
+        now = Measured(score(state.pruned.sets, criterion, stats, prune.reduce), state.grams)
+    else:
+        now = calibrated(state, prune, corpus, log)
+    scores = in_original_order(now.scores, ledger.original, ledger.sizes)
+    return replace(now, scores=ledger.original_order(scores))

@@ -1,0 +1,153 @@
+"""``effcompress bench``: every form of a folder writes on, and the answer has all its numbers. No
+test looks at how fast anything was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from effcompress import checkpoint, load_recipe
+from effcompress.cli.arguments import show
+from effcompress.commands import bench as bench_room
+from effcompress.commands import memory_probe as footprint_room
+from effcompress.commands.bench import Workload, bench
+from effcompress.commands.memory_probe import Job, footprint
+from effcompress.errors import RecipeError, RunError, SourceError
+from effcompress.evaluation.speed import write_on
+from effcompress.export.forms import Name, form
+from effcompress.model.load import load
+from effcompress.model.tokenizer import ByteTokenizer
+from effcompress.network.pruned_model import PrunedModel
+from effcompress.recipe import resolved
+from effcompress.runner.folder import RESOLVED
+from effcompress.spec import ModelSpec
+from tests.conftest import tokens
+from tests.runner.test_forms import cut
+from tests.runner.toys import recipe as toy
+
+SMALL = Workload(batches=(1, 3), prompt=6, new=4, repeats=2)
+
+
+@pytest.mark.parametrize("name", ["uniform", "padded", "exact"])
+@pytest.mark.parametrize("change", ["width", "both"])
+def test_a_folder_of_any_form_writes_what_the_pruned_model_writes(
+    name: Name, change: str, tmp_path: Path
+) -> None:
+    pruned = cut("llama", change, name)
+    made, prompt = form(pruned, name), tokens(2, 7, vocab=258)
+    checkpoint.export(made.skeleton, made.params, ByteTokenizer().save, tmp_path, made.files)
+    opened = load(ModelSpec(folder=tmp_path)).module
+    expected = prompt
+    with torch.no_grad():
+        for _ in range(5):  # without a cache, in the model that was cut in memory
+            logits = pruned.module.eval()(input_ids=expected, use_cache=False).logits[:, -1]
+            expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], 1)
+    assert write_on(opened.eval(), prompt, 5, lambda: 0.0)[0].tolist() == expected[:, 7:].tolist()
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Stands for the process that measures memory."""
+    jobs: list[Job] = []
+
+    def answer(job: Job) -> dict[int, int | None]:
+        jobs.append(job)
+        return {batch: 10**6 * len(jobs) for batch in job.batches}
+
+    monkeypatch.setattr(bench_room, "footprint", answer)
+    return jobs
+
+
+def finished(folder: Path) -> Path:
+    """What a run of the toy recipe would leave, as far as `bench` reads it."""
+    loaded, out = load_recipe(toy(folder)), folder / "out"
+    source = load(loaded.recipe.model)
+    pruned = PrunedModel(source.module, source.config, loaded.recipe.prune.space)
+    pruned.mask({s.name: [0, 1] for s in pruned.sets if s.kind == "ffn"})
+    pruned.commit()
+    made = form(pruned, "auto")
+    out.mkdir()
+    checkpoint.export(made.skeleton, made.params, ByteTokenizer().save, out, made.files)
+    (out / RESOLVED).write_text(resolved(loaded))
+    return out
+
+
+def test_a_run_beside_its_source(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_process: list[Job],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = finished(tmp_path)
+    threads = torch.get_num_threads()
+    found = bench(out, SMALL)
+    assert torch.get_num_threads() == threads
+    dense, pruned = found.data["sides"]["dense"], found.data["sides"]["pruned"]
+    assert pruned["params"] < dense["params"] and dense["bytes"] is None
+    assert pruned["bytes"] == (out / "model.safetensors").stat().st_size
+    assert (dense["peak_memory"], pruned["peak_memory"]) == (
+        {1: 10**6, 3: 10**6},
+        {1: 2 * 10**6, 3: 2 * 10**6},
+    )
+    assert [(s["batch"], s["phase"]) for s in found.data["speeds"]] == [
+        (batch, phase) for batch in (1, 3) for phase in ("prefill", "decode")
+    ]
+    for one in found.data["speeds"]:
+        for spread in (*one["rates"].values(), one["speed_up"]):
+            assert 0 < spread["low"] <= spread["median"] <= spread["high"]
+    assert [job.spec.folder for job in no_process] == [None, out]
+    capsys.readouterr()
+    show(found, as_json=False)
+    drawn = capsys.readouterr().out
+    assert max(map(len, drawn.splitlines())) <= 80
+    assert "times as fast" in drawn and "peak memory at batch 3, MB" in drawn
+
+
+def test_a_recipe_alone_and_beside_another(tmp_path: Path, no_process: list[Job]) -> None:
+    path = toy(tmp_path)
+    alone = bench(load_recipe(path), SMALL)
+    assert [*alone.data["sides"]] == ["dense"]
+    assert all(one["speed_up"] is None for one in alone.data["speeds"])
+    other = load_recipe(path, ["name=other", "model.shape.intermediate_size=128"])
+    both = bench(load_recipe(path), SMALL, against=other)
+    assert [*both.data["sides"]] == ["other", "toy"]
+    same = bench(load_recipe(path), SMALL, against=load_recipe(path))
+    assert [*same.data["sides"]] == ["toy (1)", "toy (2)"]
+
+
+def test_too_many_tokens_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"100 \+ 64 tokens do not fit.* has 128 positions"):
+        bench(load_recipe(toy(tmp_path)), Workload(prompt=100))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no finished run"):
+        bench(tmp_path, SMALL)
+
+
+def job(tmp_path: Path, **changes: object) -> Job:
+    spec = load_recipe(toy(tmp_path)).recipe.model
+    how = {"seed": 0, "batches": (1, 64), "prompt": 100, "new": 4, "threads": 1}
+    return Job(**{"spec": spec, "device": "cpu", "dtype": "float32", **how, **changes})
+
+
+def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    found = footprint(job(tmp_path))
+    assert [*found] == [1, 64]
+    small, large = found.values()
+    if small is not None and large is not None:  # what the system does not tell stays empty
+        # Attention over 64 x 100 tokens alone: scores of 4 heads, activations of 2 layers.
+        assert large - small > 10**6 and small > 26_848 * 4
+
+
+def test_a_process_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho Traceback >&2\necho 'MemoryError: too big' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(footprint_room.sys, "executable", str(fake))
+    with pytest.raises(RunError, match="memory failed: MemoryError: too big"):
+        footprint(job(tmp_path))

@@ -1,0 +1,176 @@
+"""What people see while they wait."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from effcompress.record.log import PlainView
+from effcompress.record.panel import LiveView, Status, sparkline
+from effcompress.record.sentences import clock_time, count
+
+_spec = importlib.util.spec_from_file_location(
+    "synthetic", Path(__file__).parents[1] / "report" / "synthetic.py"
+)
+synthetic = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(synthetic)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def panel(events: list[dict], width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    view = LiveView(io.StringIO(), console=console, clock=Clock())
+    view.status.phase = "prune and train"
+    view.restore(events)
+    console.print(view.render())
+    return console.file.getvalue()
+
+
+def test_the_panel_says_it_all_in_80_columns():
+    events = synthetic.full_run().metrics[:280]
+    text = panel(events)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "…" not in text
+    for word in ("quickstart", "prune and train", "125M -> 119.5M", "tokens/s", "of 1.2M"):
+        assert word in text
+    for word in ("heads 7.8%", "FFN 24 at step 134", "1.9e-07", "left", "elapsed"):
+        assert word in text
+
+
+@pytest.mark.parametrize("events", [[], [synthetic.run_event(target_params=None)]])
+def test_the_panel_stands_before_anything_happened(events):
+    assert "prune and train" in panel(events)
+
+
+def test_the_live_view_runs_and_leaves_results_standing():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    view = LiveView(io.StringIO(), console=console)
+    view.phase("everything", 1_200_000)
+    for event in synthetic.full_run(20, 10).metrics:
+        view.event(event)
+    view.note("nearly there")
+    view.beat()
+    view.close()
+    view.close()
+    text = console.file.getvalue()
+    for word in ("perplexity before: prose 21.37, code 9.82", "warning: domain <code>", "success"):
+        assert word in text
+
+
+def test_plain_lines_are_few_and_readable():
+    clock, out = Clock(), io.StringIO()
+    view = PlainView(out, clock=clock)
+    for event in synthetic.full_run().metrics:
+        if event.get("step") == 1 and event["event"] == "step":
+            view.phase("prune and train", 1_200_000)
+        view.event(event)
+        clock.now += 0.5
+    view.close()
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("quickstart: SmolLM-135M, 134.5M -> 119.5M parameters")
+    assert "== prune and train" in lines
+    cuts = [line for line in lines if line.startswith("cut ")]
+    assert 5 < len(cuts) < 0.5 * 512 / 10 + 5
+    taken = sum(
+        int(part.split()[-1])
+        for line in cuts
+        for part in line.split("|")[0].removeprefix("cut ").split(",")
+        if "FFN" in part
+    )
+    events = [e for e in synthetic.full_run().metrics if e["event"] == "cut"]
+    assert taken == sum(e["removed"].get("ffn", 0) for e in events), "a cut went untold"
+    assert lines[-1].startswith("success after 12:22")
+
+
+def test_an_end_before_anything_was_measured_is_told():
+    out = io.StringIO()
+    view = PlainView(out)
+    view.event({"event": "end", "status": "failed", "seconds": 3.0, "reason": "no text"})
+    assert out.getvalue() == "failed after 0:03: no text\n"
+
+
+def test_time_left_comes_from_the_recent_rate():
+    status = Status(Clock())
+    status.update(synthetic.run_event(total_tokens=1000))
+    assert status.eta is None
+    for rate in (100.0, 50.0):
+        status.update({"event": "step", "step": 1, "tokens": 200, "loss": 1.0, "params": 5,
+                       "tokens_per_second": rate})  # fmt: skip
+    assert status.rate == pytest.approx(66.67, abs=0.01)
+    assert status.eta == pytest.approx(12.0, abs=0.01)
+
+
+def test_a_cut_comes_after_the_step_of_its_number():
+    status = Status(Clock())
+    status.update({"event": "step", "step": 4, "tokens": 9, "loss": 1.0, "params": 100,
+                   "tokens_per_second": 1.0})  # fmt: skip
+    status.update({"event": "cut", "step": 4, "removed": {"ffn": 1}, "params": 90})
+    assert status.params == 90
+
+
+def test_a_phase_of_so_many_parts_says_what_is_left():
+    clock = Clock()
+    out, console = io.StringIO(), Console(file=io.StringIO(), width=80, color_system=None)
+    plain, live = PlainView(out, clock=clock), LiveView(io.StringIO(), console=console, clock=clock)
+    for view in (plain, live):
+        view.event(synthetic.run_event(target_params=None, total_tokens=0))
+    clock.now = 5.0
+    plain.phase("making zeros")
+    live.phase("making zeros")
+    clock.now = 25.0
+    for view in (plain, live):
+        view.progress("block", 10, 30)
+    plain.beat()
+    assert out.getvalue().splitlines()[-1] == "[0:25] making zeros | block 10 of 30, 0:40 left"
+    console.print(live.render())
+    live.close()
+    text = console.file.getvalue()
+    assert "10 of 30" in text and "0:40 left" in text and "making zeros" in text
+    plain.phase("training", 100)
+    assert plain._status.progress is None
+
+
+def test_zeros_are_told_apart_from_what_is_gone():
+    out = io.StringIO()
+    view = PlainView(out)
+    view.event({"event": "sparsify", "method": "wanda", "sparsity": 0.5, "pattern": "2:4",
+                "weights": 1000, "zeroed": 500, "params": 2000})  # fmt: skip
+    view.event({"event": "end", "status": "success", "seconds": 3, "params": 2000, "zeroed": 500})
+    assert out.getvalue().splitlines() == [
+        "wanda 2:4: parameters removed: 0, weights zeroed: 500 (50.0 % of linear layers, "
+        "25.0 % of all)",
+        "success after 0:03, 2k parameters, 500 of them zero",
+    ]
+
+
+def test_numbers_in_few_characters():
+    said = [count(n) for n in (0, 999, 1000, 134_515_008, 2e9, 3e12)]
+    assert said == ["0", "999", "1k", "134.5M", "2B", "3T"]
+    assert [clock_time(s) for s in (5, 65, 7389)] == ["0:05", "1:05", "2:03:09"]
+    assert sparkline([1.0], 5) == "" and sparkline([1, 2, 3, 4], 4)[-1] == "█"
+
+
+def test_what_is_measured_between_two_steps_shows_until_the_next_event():
+    clock = Clock()
+    status = Status(clock)
+    status.enter("pruning and training", 1000)
+    clock.now = 100.0
+    status.update({"event": "step", "step": 1, "tokens": 10, "loss": 1.0, "tokens_per_second": 1})
+    status.advance("calibration sequence", 0, 8)
+    clock.now = 106.0
+    status.advance("calibration sequence", 2, 8)
+    assert status.line() == (
+        "[1:46] pruning and training | calibration sequence 2 of 8, 0:18 left"
+    ), "six seconds for two, not all of the phase"
+    status.update({"event": "cut", "step": 1, "removed": {"ffn": 2}, "params": 9})
+    assert "step 1" in status.line() and "sequence" not in status.line()
