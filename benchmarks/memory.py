@@ -105,7 +105,7 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
     from effcompress import train
     from effcompress.export.forms import form
     from effcompress.record.log import Log, NoView
-    from effcompress.runner.checkpoints import Keeper
+    from effcompress.runner.checkpoints import CheckpointWriter
     from effcompress.runner.measuring import listening, observe
     from effcompress.runner.prune import prune_event
     from effcompress.types import Due
@@ -115,7 +115,7 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
     def backward() -> None:
         batch = state.stream.next(spec.batch_size)
         with listening(state):
-            train.backward(state.trainee, batch, spec, world=state.world)
+            train.backward(state.train_module, batch, spec, world=state.world)
         if prune:
             observe(state, prune)
 
@@ -127,7 +127,7 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
         phase(
             "update", lambda: train.update(state.module, state.optimizer, spec, 1e-5, state.world)
         )
-    phase("checkpoint", Keeper(state, corpus, folder, log).now)
+    phase("checkpoint", CheckpointWriter(state, corpus, folder, log).now)
     if prune:
         phase("cut", cut)
         backward()  # these recipes train on behind the last cut, with the replicas joined again

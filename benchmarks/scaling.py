@@ -88,10 +88,10 @@ def step(state: Any, *, prunes: bool) -> None:
     batch = state.stream.next(spec.batch_size)
     if prunes:
         with listening(state):
-            train.backward(state.trainee, batch, spec, world=state.world)
+            train.backward(state.train_module, batch, spec, world=state.world)
         observe(state, prune)
     else:
-        train.backward(state.trainee, batch, spec, world=state.world)
+        train.backward(state.train_module, batch, spec, world=state.world)
     train.update(state.module, state.optimizer, spec, 1e-5, state.world)
     state.world.any(False)  # whether somebody was asked to stop
 
@@ -125,12 +125,12 @@ def bytes_of(state: Any, corpus: Any, log: Any, path: Path, sets: list[str]) -> 
     """Count a step, a cut and what comes of a commit, and hold them to the formulas."""
     from effcompress import load_recipe
     from effcompress.estimate import communication as traffic
-    from effcompress.estimate.feasibility import priced
+    from effcompress.estimate.feasibility import sized_model
     from effcompress.runner.prune import commit_event, prune_event
     from effcompress.types import Due
 
     loaded = load_recipe(path, sets)
-    found, world = priced(loaded), state.world
+    found, world = sized_model(loaded), state.world
     assert found is not None
     buffers = sum(t.nbytes for t in state.module.buffers())
     step(state, prunes=True)  # joins the replicas
@@ -147,7 +147,7 @@ def bytes_of(state: Any, corpus: Any, log: Any, path: Path, sets: list[str]) -> 
         commit_event(state, log)
     assert not here, here
     with counted() as here:
-        _ = state.trainee  # joins them again
+        _ = state.train_module  # joins them again
     here["broadcast"] -= buffers  # tables of the rotation, a few hundred bytes
     report("commit", here, traffic.per_commit(found, state.pruned.widths), world)
 
@@ -185,7 +185,7 @@ def seconds_of(state: Any, corpus: Any, log: Any, rounds: int) -> None:
             seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
     commit_event(state, log)
-    _ = state.trainee
+    _ = state.train_module
     commit = time.perf_counter() - started
     if not state.world.main:
         return
@@ -225,12 +225,12 @@ def computed() -> None:
 def sized(name: str, *more: str) -> tuple[Any, Any]:
     """A source of this size under the recipe of variant B, one sequence at a time."""
     from effcompress import load_recipe
-    from effcompress.estimate.feasibility import priced
+    from effcompress.estimate.feasibility import sized_model
 
     sets = [f"model.shape.{key}={value}" for key, value in SOURCES[name].items()]
     sets += ["prune.target={keep: 50%}", "train.micro_batch_size=1", "train.fused=true", *more]
     recipe = load_recipe(RECIPES / "efficientllm_1b_b.yaml", sets)
-    return priced(recipe), recipe.recipe
+    return sized_model(recipe), recipe.recipe
 
 
 def memory_row(name: str, processes: int) -> str:

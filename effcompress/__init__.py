@@ -22,7 +22,7 @@ from effcompress.registry import (
     space,
     sparsifier,
 )
-from effcompress.spec import Count, Pattern, Share
+from effcompress.spec import Count, Fraction, Pattern
 from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = [
     "CoverageError",
     "Due",
     "EffcompressError",
+    "Fraction",
     "GroupSet",
     "Member",
     "Pattern",
@@ -46,7 +47,6 @@ __all__ = [
     "Report",
     "RunError",
     "Scores",
-    "Share",
     "SourceError",
     "SurgeryError",
     "__version__",

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """One table. Cells are text; numbers are right-aligned by the reader."""
 
     title: str
@@ -22,7 +22,7 @@ class Answer:
     """``data`` is JSON; ``sheets`` and ``notes`` say the same for people."""
 
     data: Mapping[str, Any]
-    sheets: tuple[Sheet, ...] = ()
+    sheets: tuple[Table, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
 

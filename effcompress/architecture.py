@@ -27,17 +27,17 @@ class Axis:
 
     Two sides with the same axis name shrink together. ``{i}`` in ``param`` and ``name`` stands for
     the layer. A name may be a product of axes, outer to inner, joined by ``/`` (query rows: KV
-    heads, each with its query heads). ``block`` names how many positions one unit of the innermost
-    owns (``"one"``, or a key of ``Family.blocks``). Several axes on one dimension are segments, one
-    behind the other, in the order of the declaration (fused projections). ``when`` is a
-    configuration flag, or a key of ``Family.flags``, that must be true (``!flag``: false) for the
-    parameter to exist.
+    heads, each with its query heads). ``positions_per_unit`` names how many positions one unit of
+    the innermost owns (``"one"``, or a key of ``Family.blocks``). Several axes on one dimension are
+    segments, one behind the other, in the order of the declaration (fused projections). ``when``
+    is a configuration flag, or a key of ``Family.flags``, that must be true (``!flag``: false) for
+    the parameter to exist.
     """
 
     param: str
     dim: int
     name: str
-    block: str = "one"
+    positions_per_unit: str = "one"
     when: str = ""
 
 

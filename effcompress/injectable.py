@@ -45,7 +45,7 @@ INPUTS: dict[str, dict[str, str]] = {
         "params_K": "[K] parameters the candidate's removal frees",
         "mean_K": "[K] mean saliency of equally many units alive in the candidate's set(s)",
         "removed_K": "[K] share of the candidate's kind removed so far, 0 to 1",
-        "share_K": "[K] share of the candidate's own set(s) that is gone once it is removed; of "
+        "fraction_K": "[K] share of the candidate's own set(s) that is gone once it is removed; of "
         "what there was when the stage began, where the schedule counts stages",
         "influence_K": "[K] influence of the candidate's layer, mean over all cuts so far (over "
         "those of the stage, where the schedule counts stages), brought to mean 0 over layers and "

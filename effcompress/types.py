@@ -55,12 +55,12 @@ class Segment:
     param: str
     dim: int
     names: tuple[str, ...]
-    block: int
+    positions_per_unit: int
     start: int = 0
 
     def length(self, widths: Widths) -> int:
         """Positions it takes in a model of these widths."""
-        return math.prod(widths[name] for name in self.names) * self.block
+        return math.prod(widths[name] for name in self.names) * self.positions_per_unit
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class AxisMap:
             by_dim.setdefault(segment.dim, []).append(segment)
         for choice in itertools.product(*by_dim.values()):
             names = [name for segment in choice for name in segment.names]
-            factor = math.prod(segment.block for segment in choice)
+            factor = math.prod(segment.positions_per_unit for segment in choice)
             yield (*names, *self.gates[param]), factor
 
 
@@ -263,7 +263,7 @@ class Batch:
 class Due:
     """What a schedule asks for: remove so many mini-groups, or come down to so many parameters.
     ``again``: and ask once more when that is done, before anything is trained. ``stage``: when it
-    changes, ``share_K`` and ``influence_K`` of selectors begin anew.
+    changes, ``fraction_K`` and ``influence_K`` of selectors begin anew.
     """
 
     groups: int | None = None

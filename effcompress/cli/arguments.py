@@ -13,7 +13,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from effcompress.answer import Answer, Sheet
+    from effcompress.answer import Answer
+    from effcompress.answer import Table as Rows
     from effcompress.recipe import LoadedRecipe
 
 RecipeFile = Annotated[
@@ -71,7 +72,7 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
 
 
-def _table(sheet: Sheet) -> Table:
+def _table(sheet: Rows) -> Table:
     from rich.table import Table
     from rich.text import Text
 

@@ -42,9 +42,9 @@ def _report(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         loaded = load(path, overrides)
         report["checked"] += checked(loaded)
-        from effcompress.estimate.check import price
+        from effcompress.estimate.check import check
 
-        priced = price(loaded)
+        priced = check(loaded)
     except EffcompressError as error:
         said = {"what": error.what, "where": error.where, "fix": error.fix}
         lines = str(error).splitlines()[: None if isinstance(error, CoverageError) else 3]

@@ -152,7 +152,7 @@ class PlainProgress:
         self._say(f"{self._course.place()} {said}{self._course.left()}")
 
     def beat(self) -> None:
-        """Now and then: say what is under way."""
+        """StatusRecord and then: say what is under way."""
         if self._course.clock() - self._said < HEARTBEAT:
             return
         for name, status in self._course.running.items():

@@ -13,7 +13,7 @@ from effcompress.cli.arguments import AsJson, print_json, show
 from effcompress.record.sentences import clock_time, count, removed
 
 if TYPE_CHECKING:
-    from effcompress.answer import Sheet
+    from effcompress.answer import Table
     from effcompress.record.status import Risk, RunStatus
 
 _WIDTH = 80
@@ -51,11 +51,11 @@ def status(
         typer.echo(line)
 
 
-def _one(run: RunStatus) -> Sheet:
-    from effcompress.answer import Sheet
+def _one(run: RunStatus) -> Table:
+    from effcompress.answer import Table
 
     rows = [*_process(run), *_training(run), *_safety(run)]
-    return Sheet(f"{run.name}: {run.state}", ("", ""), tuple(rows))
+    return Table(f"{run.name}: {run.state}", ("", ""), tuple(rows))
 
 
 def _process(run: RunStatus) -> Iterator[tuple[str, str]]:
@@ -142,8 +142,8 @@ def _command(words: str) -> list[str]:
     return ["", f"  {first} \\", f"    {option.strip()} {rest}"] if option else ["", f"  {words}"]
 
 
-def _several(runs: list[RunStatus]) -> Sheet:
-    from effcompress.answer import Sheet
+def _several(runs: list[RunStatus]) -> Table:
+    from effcompress.answer import Table
 
     rows = []
     for run in runs:
@@ -161,7 +161,7 @@ def _several(runs: list[RunStatus]) -> Sheet:
             )
         )
     columns = ("run", "state", "step", "tokens", "parameters", "loss", "left", "warnings")
-    return Sheet(f"{len(runs)} runs", columns, tuple(rows))
+    return Table(f"{len(runs)} runs", columns, tuple(rows))
 
 
 def _time(seconds: float) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effcompress.answer import Answer, Sheet
+from effcompress.answer import Answer, Table
 from effcompress.commands.memory_probe import Job, footprint
 from effcompress.errors import RecipeError
 from effcompress.model.cache import cache_root
@@ -217,7 +217,7 @@ def _answer(facts: dict[str, Any]) -> Answer:
     return Answer(facts, (_rates(facts), _sizes(facts)), tuple(notes))
 
 
-def _rates(facts: dict[str, Any]) -> Sheet:
+def _rates(facts: dict[str, Any]) -> Table:
     sides = [*facts["sides"]]
     rows = []
     for one in facts["speeds"]:
@@ -226,7 +226,7 @@ def _rates(facts: dict[str, Any]) -> Sheet:
         rows.append((str(one["batch"]), one["phase"], *cells))
     columns = ["batch", "phase", *sides, *(["times as fast"] if len(sides) > 1 else [])]
     title = "Tokens per second: median (lowest-highest round)"
-    return Sheet(title, tuple(columns), tuple(rows))
+    return Table(title, tuple(columns), tuple(rows))
 
 
 def _range(spread: dict[str, float], said: Callable[[float], str]) -> str:
@@ -237,7 +237,7 @@ def _tokens(value: float) -> str:
     return f"{value / 1e3:,.0f}k" if value >= 1e4 else f"{value:,.{1 if value < 100 else 0}f}"
 
 
-def _sizes(facts: dict[str, Any]) -> Sheet:
+def _sizes(facts: dict[str, Any]) -> Table:
     sides = [*facts["sides"].values()]
     numbers: dict[str, list[int | None]] = {
         "parameters": [side["params"] for side in sides],
@@ -255,4 +255,4 @@ def _sizes(facts: dict[str, Any]) -> Sheet:
             cells.append(f"{after / before:.2f}" if before and after else "")
         rows.append((label, *cells))
     columns = ["", *facts["sides"], *(["ratio"] if len(sides) > 1 else [])]
-    return Sheet("Size", tuple(columns), tuple(rows))
+    return Table("Size", tuple(columns), tuple(rows))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effcompress.answer import Answer, Sheet, with_error
+from effcompress.answer import Answer, Table, with_error
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.log import make_view
 from effcompress.runner import tasks
@@ -62,15 +62,15 @@ def _measure(loaded: LoadedRecipe, spec: ModelSpec, offline: bool) -> Answer:
     return Answer(facts | {"spec": dataclasses.asdict(spec)}, sheets, tuple(_notes(found)))
 
 
-def _perplexities(title: str, found: dict[str, Any]) -> Sheet:
+def _perplexities(title: str, found: dict[str, Any]) -> Table:
     rows = tuple(
         (domain, f"{v['perplexity']:.3f}", f"{v['loss']:.4f}", f"{v['tokens']:,}")
         for domain, v in found["domains"].items()
     )
-    return Sheet(title, ("domain", "perplexity", "nats per token", "tokens"), rows)
+    return Table(title, ("domain", "perplexity", "nats per token", "tokens"), rows)
 
 
-def _accuracies(solved: dict[str, Any]) -> Sheet:
+def _accuracies(solved: dict[str, Any]) -> Table:
     """A star marks the number that counts into the mean."""
     rows = []
     for name, score in solved["scores"].items():
@@ -86,7 +86,7 @@ def _accuracies(solved: dict[str, Any]) -> Sheet:
         value = with_error(mean["value"], mean["stderr"])
         rows.append((f"mean of {mean['of']}", f"{value}*", "", "", "", ""))
     columns = ("task", "acc %", "acc_norm %", "examples", "split", "ver.")
-    return Sheet(f"Tasks, {solved['protocol']['harness']}", columns, tuple(rows))
+    return Table(f"Tasks, {solved['protocol']['harness']}", columns, tuple(rows))
 
 
 def _notes(found: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from effcompress import checkpoint, recipe
-from effcompress.answer import Answer, Sheet
+from effcompress.answer import Answer, Table
 from effcompress.checkpoint import Proof, Saved
 from effcompress.errors import SourceError
 from effcompress.export.forms import Form, form
@@ -110,7 +110,7 @@ def _told(made: Form, size: int, target: Path, proof: Proof) -> Answer:
     notes = (made.why,) if made.why else ()
     if made.name == "exact":
         notes += ("Load it with trust_remote_code=True: the folder brings its own small class.",)
-    return Answer(data, (Sheet(str(target), ("", ""), tuple(rows)),), notes)
+    return Answer(data, (Table(str(target), ("", ""), tuple(rows)),), notes)
 
 
 def _gguf(pruned: PrunedModel, model: LoadedModel, target: Path, dtype: DType, name: str) -> Answer:
@@ -142,4 +142,4 @@ def _gguf(pruned: PrunedModel, model: LoadedModel, target: Path, dtype: DType, n
     rows = (("bytes", f"{size:,}"), ("numbers", dtype))
     odd = [w for w in (axes.widths["hidden"], *(layer.ffn for layer in layers)) if w % 32]
     notes = ("To quantise it, widths must be multiples of 32: prune with `round_to: 32`.",)
-    return Answer(data, (Sheet(str(target), ("", ""), rows),), notes if odd else ())
+    return Answer(data, (Table(str(target), ("", ""), rows),), notes if odd else ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from effcompress import data
-from effcompress.answer import Answer, Sheet, gigabytes
+from effcompress.answer import Answer, Table, gigabytes
 from effcompress.model import source
 from effcompress.model.cache import cache_root
 from effcompress.recipe import LoadedRecipe
@@ -39,7 +39,7 @@ def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = Fals
         ],
         "cache": str(cache_root()),
     }
-    sheet = Sheet("What the recipe needs", ("kind", "name", "size", ""), tuple(rows))
+    sheet = Table("What the recipe needs", ("kind", "name", "size", ""), tuple(rows))
     notes = () if rows else ("This recipe needs nothing from elsewhere.",)
     return Answer(facts, (sheet,) if rows else (), notes)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from effcompress.compare.entries import Entry, Job, enter, name_of, place
 from effcompress.compare.processes import Progress, run_all
-from effcompress.estimate.feasibility import priced
+from effcompress.estimate.feasibility import sized_model
 from effcompress.report import comparison
 from effcompress.report.comparison import Attempt, Comparison, Method
 
@@ -64,7 +64,7 @@ def _ran(job: Job, output: Path, reason: str) -> Attempt:
     attempt = comparison.read(job.folder, seed=job.seed, shown=shown, reason=reason)
     if attempt.done or attempt.target:
         return attempt
-    known = priced(job.loaded)  # it failed before it could say what was asked for
+    known = sized_model(job.loaded)  # it failed before it could say what was asked for
     target = known.target if known else None
     return Attempt(attempt.seed, attempt.folder, attempt.facts, attempt.reason, target)
 

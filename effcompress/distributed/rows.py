@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # takes a second to import, and few runs need it
     from torch.distributed.tensor import DTensor
 
 
-def is_shared(tensor: Tensor) -> TypeGuard[DTensor]:
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether its rows are shared out."""
     return hasattr(tensor, "placements")
 
@@ -32,12 +32,12 @@ def share(count: int, rank: int, size: int) -> slice:
 
 def own(tensor: Tensor) -> Tensor:
     """The rows that are here, as an ordinary tensor of the same memory."""
-    return tensor.to_local() if is_shared(tensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def first_row(tensor: Tensor) -> int:
     """The number of the first row that is here."""
-    if not is_shared(tensor):
+    if not is_sharded(tensor):
         return 0
     mesh = tensor.device_mesh
     return share(tensor.shape[0], mesh.get_local_rank(), mesh.size()).start
@@ -45,7 +45,7 @@ def first_row(tensor: Tensor) -> int:
 
 def whole(tensor: Tensor) -> Tensor:
     """All rows. Where they are shared out, all processes must ask, and each gets a copy."""
-    if not is_shared(tensor):
+    if not is_sharded(tensor):
         return tensor
     return cast("DTensor", tensor.detach()).full_tensor()
 
@@ -59,15 +59,15 @@ def on_mesh(value: Tensor, mesh: DeviceMesh, device: torch.device) -> DTensor:
     return _placed(local, value.shape, mesh)
 
 
-def shared_out(value: Tensor, like: Tensor) -> Tensor:
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
     """``value``, which every process has, laid out as ``like`` is. No message."""
-    return on_mesh(value, like.device_mesh, like.device) if is_shared(like) else value
+    return on_mesh(value, like.device_mesh, like.device) if is_sharded(like) else value
 
 
 @torch.no_grad()
 def write_back(tensor: Tensor, value: Tensor) -> None:
     """After ``value = whole(tensor)`` was changed on all processes: here are its rows again."""
-    if is_shared(tensor):
+    if is_sharded(tensor):
         start, here = first_row(tensor), own(tensor)
         here.copy_(value[start : start + here.shape[0]])
 
@@ -77,7 +77,7 @@ def clear(tensor: Tensor, dim: int, index: Tensor) -> None:
     """Zeros at positions along ``dim``, each process in its own rows: no message."""
     here = own(tensor)
     index = index.to(here.device)
-    if is_shared(tensor) and dim == 0:
+    if is_sharded(tensor) and dim == 0:
         index = index - first_row(tensor)
         index = index[(index >= 0) & (index < here.shape[0])]
     here.index_fill_(dim, index, 0.0)
@@ -87,10 +87,10 @@ def select(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
     """``index_select`` along several dimensions, contiguous and laid out as before. Where rows are
     shared out and some of them go, this one tensor is gathered for a moment, and all must ask.
     """
-    if is_shared(tensor) and 0 not in keep:
+    if is_sharded(tensor) and 0 not in keep:
         local = _selected(tensor.to_local(), keep)
         return _placed(local, (tensor.shape[0], *local.shape[1:]), tensor.device_mesh)
-    return shared_out(_selected(whole(tensor), keep), tensor)
+    return shard_like(_selected(whole(tensor), keep), tensor)
 
 
 def _selected(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effcompress.errors import RecipeError
-from effcompress.estimate.feasibility import Priced, require_reachable
+from effcompress.estimate.feasibility import SizedModel, require_reachable
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.schedule import Timeline, fastest, play
 from effcompress.estimate.sparsity import expected
@@ -16,7 +16,7 @@ from effcompress.types import GroupSet, Widths
 
 
 @dataclass(frozen=True)
-class Price:
+class CheckResult:
     """What was priced: ``lines`` in words, ``data`` as JSON."""
 
     lines: list[str]
@@ -24,14 +24,14 @@ class Price:
     timeline: Timeline | None = None
 
 
-def price(loaded: LoadedRecipe) -> Price:
-    """Price a recipe.
+def check(loaded: LoadedRecipe) -> CheckResult:
+    """CheckResult a recipe.
 
     Raises RecipeError when the target cannot be reached, by any choice or within the tokens.
     """
     found = require_reachable(loaded)
     if found is None:
-        return Price(["model: its configuration is not known here; nothing was priced"], {})
+        return CheckResult(["model: its configuration is not known here; nothing was priced"], {})
     recipe = loaded.recipe
     lines = [f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named"]
     if found.axes.family.traced:
@@ -40,7 +40,7 @@ def price(loaded: LoadedRecipe) -> Price:
     data: dict[str, Any] = {"params": found.start, "target_params": found.target}
     if found.target is None:
         lines.append(f"size: {found.start:,} parameters, nothing is cut")
-        return Price([*lines, *_zeros(loaded, found, found.axes.widths, data)], data)
+        return CheckResult([*lines, *_zeros(loaded, found, found.axes.widths, data)], data)
     share = 1 - found.target / found.start
     lines.append(f"target: {found.start:,} -> {found.target:,} parameters (-{share:.1%}), in reach")
     timeline = _on_time(loaded, recipe, found)
@@ -53,10 +53,12 @@ def price(loaded: LoadedRecipe) -> Price:
             "export: layers may differ in the end; the folder is then padded with zeros to the "
             "widest layer, and larger than the target (export.form: exact keeps the shapes)"
         )
-    return Price(lines, data, timeline)
+    return CheckResult(lines, data, timeline)
 
 
-def _zeros(loaded: LoadedRecipe, found: Priced, widths: Widths, data: dict[str, Any]) -> list[str]:
+def _zeros(
+    loaded: LoadedRecipe, found: SizedModel, widths: Widths, data: dict[str, Any]
+) -> list[str]:
     """What `sparsify` will do, once pruning is over; also into ``data``."""
     spec = loaded.recipe.sparsify
     counts = expected(loaded, found.axes, widths)
@@ -97,7 +99,7 @@ def _may_differ(sets: list[GroupSet]) -> bool:
     return any(s.scope != "lockstep" and s.kind != "layer" for s in sets)
 
 
-def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: Priced) -> Timeline:
+def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: SizedModel) -> Timeline:
     timeline = play(recipe, found)
     if _met(timeline) or _met(play(recipe, found, fastest)):
         return timeline

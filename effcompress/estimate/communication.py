@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from effcompress.estimate.feasibility import Priced
+from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.gram_sizes import grams_of
 from effcompress.estimate.shards import losing_rows, repaired, scored, shards_of, share
 from effcompress.removal.repairs import for_linears, need_second_moments
@@ -47,7 +47,7 @@ class Message:
 
 
 def per_step(
-    found: Priced, recipe: Recipe, widths: Widths, processes: int, trained: int
+    found: SizedModel, recipe: Recipe, widths: Widths, processes: int, trained: int
 ) -> list[Message]:
     """Messages of one optimizer step; ``trained`` parameters have gradients."""
     loop, prune = recipe.loop, recipe.prune
@@ -75,7 +75,7 @@ def _learns(prune: PruneSpec) -> bool:
     return "grad" in {*prune.criterion.needs, *hessian}  # no torch is loaded to price a recipe
 
 
-def _sharing(found: Priced, recipe: Recipe, widths: Widths, processes: int) -> list[Message]:
+def _sharing(found: SizedModel, recipe: Recipe, widths: Widths, processes: int) -> list[Message]:
     """Weights are gathered for each forward and each backward, gradients leave after each."""
     loop = recipe.loop
     assert loop is not None
@@ -89,7 +89,7 @@ def _sharing(found: Priced, recipe: Recipe, widths: Widths, processes: int) -> l
 
 
 def per_cut(
-    found: Priced,
+    found: SizedModel,
     prune: PruneSpec,
     widths: Widths,
     groups: int,
@@ -121,7 +121,7 @@ def per_cut(
 
 
 def per_commit(
-    found: Priced, widths: Widths, touched: Collection[str] | None = None, shards: int = 1
+    found: SizedModel, widths: Widths, touched: Collection[str] | None = None, shards: int = 1
 ) -> list[Message]:
     """Replicas need no message; the next step begins with the main process's weights. Shares are
     dealt out anew where rows went, of weights and of both moments, and the proof gathers the model

@@ -6,11 +6,11 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from effcompress.answer import Sheet, duration, short, size
+from effcompress.answer import Table, duration, short, size
 from effcompress.errors import RecipeError
 from effcompress.estimate import communication as traffic
 from effcompress.estimate.communication import Message
-from effcompress.estimate.feasibility import Priced
+from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
 from effcompress.estimate.memory import memory, trained
 from effcompress.estimate.schedule import Timeline, tokens_per_step
@@ -32,9 +32,9 @@ class Launch:
     flops_per_second: float | None = None
 
 
-def bill(
-    recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch
-) -> tuple[dict[str, Any], list[Sheet]]:
+def costs(
+    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
+) -> tuple[dict[str, Any], list[Table]]:
     """JSON values, and the same as tables.
 
     Raises RecipeError when the processes cannot share the batch.
@@ -61,7 +61,7 @@ def bill(
 
 
 def _memory(
-    recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch
+    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
 ) -> dict[str, dict[str, Any]]:
     shards = shards_of(recipe, launch.processes)
     phases = memory(found, recipe, timeline.points[-1].widths, launch.processes, shards)
@@ -69,7 +69,7 @@ def _memory(
     return {"memory_bytes": held}
 
 
-def _memory_sheet(data: dict[str, Any], launch: Launch) -> Sheet:
+def _memory_sheet(data: dict[str, Any], launch: Launch) -> Table:
     """Parts that nowhere hold anything are left out."""
     held: dict[str, dict[str, float]] = data["memory_bytes"]
     most = max(parts["total"] for parts in held.values())
@@ -81,7 +81,7 @@ def _memory_sheet(data: dict[str, Any], launch: Launch) -> Sheet:
     ]
     several = f" of each of {launch.processes} processes" if launch.processes > 1 else ""
     title = f"Memory{several} at the peak of each phase ({unit}, beside Python and its libraries)"
-    return Sheet(title, ("", *held), tuple(rows))
+    return Table(title, ("", *held), tuple(rows))
 
 
 def _short(count: float) -> str:
@@ -91,7 +91,7 @@ def _short(count: float) -> str:
     return f"{count:.0f}" if count >= 100 else f"{count:.3g}" if count >= 0.01 else "< 0.01"
 
 
-def _costs(recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch) -> dict[str, Any]:
+def _costs(recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch) -> dict[str, Any]:
     """Operations integrated over the shrinking model, and what that means in time."""
     flops = Flops(found.axes, found.config, recipe.data.sequence_length)
     total, points = 0.0, timeline.points
@@ -119,7 +119,7 @@ def _costs(recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch) ->
 
 
 def _messages(
-    recipe: Recipe, found: Priced, timeline: Timeline, launch: Launch
+    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
 ) -> dict[str, list[Message]]:
     """Of the first step, of a cut out of every layer and of a commit then."""
     widths = timeline.points[-1].widths if recipe.recover is not None else {}
@@ -134,17 +134,17 @@ def _messages(
     return messages
 
 
-def _traffic_sheet(messages: dict[str, list[Message]], processes: int) -> Sheet:
+def _traffic_sheet(messages: dict[str, list[Message]], processes: int) -> Table:
     rows = [
         (f"per {when}", m.what, m.collective, size(m.bytes), size(m.sent(processes)))
         for when, said in messages.items()
         for m in said
     ]
     title = f"Communicated by each of {processes} processes"
-    return Sheet(title, ("", "what", "collective", "bytes", "sent on a ring"), tuple(rows))
+    return Table(title, ("", "what", "collective", "bytes", "sent on a ring"), tuple(rows))
 
 
-def _cost_sheet(costs: dict[str, Any], launch: Launch) -> Sheet:
+def _cost_sheet(costs: dict[str, Any], launch: Launch) -> Table:
     saved = 1 - costs["flops"] / costs["flops_if_not_pruned"]
     hours = costs["h100_hours"]
     rows = [
@@ -159,4 +159,4 @@ def _cost_sheet(costs: dict[str, Any], launch: Launch) -> Sheet:
         said = f"{launch.processes} x {rate:.3g} FLOP/s, arithmetic alone"
         steps = f"{duration(seconds['first_step'])}, at the end {duration(seconds['last_step'])}"
         rows += [(f"a step at {said}", steps), ("all steps", duration(seconds["all_steps"]))]
-    return Sheet("Cost", ("", ""), tuple(rows))
+    return Table("Cost", ("", ""), tuple(rows))

@@ -10,13 +10,13 @@ from effcompress.injectable import FORWARD
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
-from effcompress.network.axis_map import mapped
+from effcompress.network.axis_map import resolve_model
 from effcompress.network.family import family_for
 from effcompress.network.target import bounded, target_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.selection.budget import Budget
-from effcompress.selection.candidates import least, lines_of
+from effcompress.selection.candidates import candidates_of, least
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.selection.simulate import simulate
 from effcompress.spec import PruneSpec
@@ -24,7 +24,7 @@ from effcompress.types import DEPTH, AxisMap, Config, GroupSet
 
 
 @dataclass(frozen=True)
-class Priced:
+class SizedModel:
     """A recipe's model as numbers."""
 
     config: Config
@@ -34,7 +34,7 @@ class Priced:
     target: int | None
 
 
-def priced(loaded: LoadedRecipe) -> Priced | None:
+def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     """Parameters now and wanted, from the configuration; None while no configuration is known."""
     config = config_of(loaded.recipe.model)
     if config is None:
@@ -42,21 +42,21 @@ def priced(loaded: LoadedRecipe) -> Priced | None:
     prune = loaded.recipe.prune
     if prune and (for_biases(prune.repair) or for_streams(prune)):
         config = biased(family_for(parent_of(config)), config)
-    found = mapped(config)
+    found = resolve_model(config)
     axes = found.axes
     sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []
-    return Priced(found.config, axes, sets, axes.count(), target_of(prune, axes, sets))
+    return SizedModel(found.config, axes, sets, axes.count(), target_of(prune, axes, sets))
 
 
-def budget_of(price: Priced) -> Budget:
+def budget_of(price: SizedModel) -> Budget:
     """The budget at the beginning of a run."""
     assert price.target is not None
-    return Budget(price.axes, lines_of(price.sets), {}, price.target)
+    return Budget(price.axes, candidates_of(price.sets), {}, price.target)
 
 
-def require_reachable(loaded: LoadedRecipe) -> Priced | None:
+def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
     """Raises RecipeError, with the nearest sizes that can be had, if the target cannot be met."""
-    price = priced(loaded)
+    price = sized_model(loaded)
     prune = loaded.recipe.prune
     if price is None or prune is None or price.target is None:
         return price
@@ -85,7 +85,7 @@ def require_reachable(loaded: LoadedRecipe) -> Priced | None:
     return price
 
 
-def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, price: Priced) -> None:
+def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, price: SizedModel) -> None:
     """Masks have gradients where one tensor holds what a mini-group does (``measure/taps.py``)."""
     if "mask_grad" not in prune.criterion.needs:
         return
@@ -99,7 +99,7 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, price: Priced) -> Non
             )
 
 
-def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, price: Priced) -> None:
+def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, price: SizedModel) -> None:
     """Criteria of what layers read know nothing of whole layers, unless they say so."""
     needs = FORWARD.intersection(prune.criterion.needs)
     depth = bool({"influence", "layer"} & needs)

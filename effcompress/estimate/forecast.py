@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from effcompress.answer import Answer, Sheet, short
+from effcompress.answer import Answer, Table, short
 from effcompress.errors import SourceError
-from effcompress.estimate.check import price
-from effcompress.estimate.costs import Launch, bill
-from effcompress.estimate.feasibility import Priced, priced
+from effcompress.estimate.check import check
+from effcompress.estimate.costs import Launch, costs
+from effcompress.estimate.feasibility import SizedModel, sized_model
 from effcompress.estimate.schedule import Point, Timeline, total_tokens
 from effcompress.model.source import label_of
 from effcompress.network.shapes import living_layers, living_widths, shape
@@ -24,7 +24,7 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:  # noqa: B0
     Raises SourceError when nothing is known of the model, RecipeError when the target is out of
     reach or the processes cannot share the batch.
     """
-    found = priced(loaded)
+    found = sized_model(loaded)
     if found is None:
         raise SourceError(
             "the model's configuration is not known here",
@@ -32,8 +32,8 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:  # noqa: B0
             fix="Run `effcompress fetch RECIPE`, or write its configuration under model.shape.",
         )
     recipe = loaded.recipe
-    price_ = price(loaded)
-    timeline = price_.timeline or _still(recipe, found)
+    checked = check(loaded)
+    timeline = checked.timeline or _still(recipe, found)
     data: dict[str, Any] = {
         "name": recipe.name,
         "model": label_of(recipe.model),
@@ -42,18 +42,18 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:  # noqa: B0
         "final": shape(found.axes, found.config, timeline.points[-1].widths),
         "timeline": [_row(found, p) for p in _thinned(timeline)],
     }
-    sheets = [_final_shape(found, timeline, price_.data.get("zeroed"))]
+    listed = [_final_shape(found, timeline, checked.data.get("zeroed"))]
     if recipe.prune:
-        sheets.insert(0, _over_tokens(found, timeline))
-    if "zeroed" in price_.data:
-        data["zeroed"] = price_.data["zeroed"]
-    costs, tables = bill(recipe, found, timeline, launch)
-    data |= costs
-    sheets += tables
-    return Answer(data, tuple(sheets), tuple(price_.lines))
+        listed.insert(0, _over_tokens(found, timeline))
+    if "zeroed" in checked.data:
+        data["zeroed"] = checked.data["zeroed"]
+    figures, tables = costs(recipe, found, timeline, launch)
+    data |= figures
+    listed += tables
+    return Answer(data, tuple(listed), tuple(checked.lines))
 
 
-def _still(recipe: Recipe, found: Priced) -> Timeline:
+def _still(recipe: Recipe, found: SizedModel) -> Timeline:
     widths = dict(found.axes.widths)
     ends = (Point(0, 0, found.start, widths), Point(0, total_tokens(recipe), found.start, widths))
     return Timeline(ends, True, 0)
@@ -74,7 +74,7 @@ def _thinned(timeline: Timeline) -> list[Point]:
     return chosen
 
 
-def _row(found: Priced, point: Point) -> dict[str, Any]:
+def _row(found: SizedModel, point: Point) -> dict[str, Any]:
     return {
         "step": point.step,
         "tokens": point.tokens,
@@ -93,7 +93,7 @@ COLUMNS = {
 }
 
 
-def _over_tokens(found: Priced, timeline: Timeline) -> Sheet:
+def _over_tokens(found: SizedModel, timeline: Timeline) -> Table:
     cut = {s.kind for s in found.sets}
     kinds = [k for k in COLUMNS if k in cut or (k in ("attention", "hidden", "ffn"))]
     kinds = [k for k in kinds if found.axes.axes(k)]
@@ -103,17 +103,17 @@ def _over_tokens(found: Priced, timeline: Timeline) -> Sheet:
         cells += [_brief(living_widths(found.axes, p.widths, kind)) for kind in kinds]
         rows.append((*cells, str(len(living_layers(found.axes, p.widths)))))
     columns = ("tokens", "step", "parameters", "share", *(COLUMNS[k] for k in kinds), "layers")
-    return Sheet("Size over tokens (if kinds shrink in proportion)", columns, tuple(rows))
+    return Table("Size over tokens (if kinds shrink in proportion)", columns, tuple(rows))
 
 
-def _final_shape(found: Priced, timeline: Timeline, zeroed: int | None) -> Sheet:
+def _final_shape(found: SizedModel, timeline: Timeline, zeroed: int | None) -> Table:
     before = shape(found.axes, found.config, timeline.points[0].widths)
     after = shape(found.axes, found.config, timeline.points[-1].widths)
     rows = [(key, str(before.get(key, "-")), _brief(value)) for key, value in after.items()]
     rows.append(("parameters", f"{found.start:,}", f"{timeline.points[-1].params:,}"))
     if zeroed is not None:
         rows.append(("of them zero", "0", f"{zeroed:,}"))
-    return Sheet("Shape", ("", "source", "result"), tuple(rows))
+    return Table("Shape", ("", "source", "result"), tuple(rows))
 
 
 def _brief(value: Any) -> str:

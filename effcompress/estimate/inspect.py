@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from effcompress.answer import Answer, Sheet, short
+from effcompress.answer import Answer, Table, short
 from effcompress.errors import SourceError
 from effcompress.model.source import config_of, label_of
-from effcompress.network.axis_map import mapped
+from effcompress.network.axis_map import resolve_model
 from effcompress.recipe import LoadedRecipe
 from effcompress.types import DEPTH, AxisMap, Config
 
@@ -21,7 +21,7 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
     known of the model or its architecture.
     """
     name, config = _config(target)
-    axes = mapped(config).axes
+    axes = resolve_model(config).axes
     family = axes.family
     kinds = {kind: _kind(axes, kind) for kind in kinds_of(axes)}
     never = _never(axes)
@@ -36,7 +36,7 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
         "axes": {axis: axes.widths[axis] for axis in axes.widths},
     }
     sheets = (
-        Sheet(
+        Table(
             f"{name}: family {family.name}, {axes.count():,} parameters",
             ("kind", "sets", "units in each", "mini-groups", "parameters of one"),
             _rows(kinds),
@@ -110,7 +110,7 @@ def _range(values: list[int]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _coupling(axes: AxisMap) -> Sheet:
+def _coupling(axes: AxisMap) -> Table:
     """Which sides shrink together, for the first axis of every kind."""
     rows = []
     for kind in (k for k in axes.family.units if axes.axes(k)):
@@ -120,7 +120,7 @@ def _coupling(axes: AxisMap) -> Sheet:
             rows.append((first if i == 0 else "", side))
         if len(sides) > 8:
             rows.append(("", f"... and {len(sides) - 8} more"))
-    return Sheet("Sides that shrink together", ("axis", "parameter side"), tuple(rows))
+    return Table("Sides that shrink together", ("axis", "parameter side"), tuple(rows))
 
 
 def _config(target: LoadedRecipe | Path) -> tuple[str, Config]:

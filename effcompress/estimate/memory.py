@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 from effcompress.estimate.activations import LOGITS, Activations, activations, copied
-from effcompress.estimate.feasibility import Priced
+from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.flops import multiplied
 from effcompress.estimate.gram_sizes import grams_of, index_bytes
 from effcompress.estimate.shards import at_once
@@ -66,7 +66,7 @@ class Held:
 
 
 def memory(
-    found: Priced, recipe: Recipe, final: Widths, processes: int = 1, shards: int = 1
+    found: SizedModel, recipe: Recipe, final: Widths, processes: int = 1, shards: int = 1
 ) -> dict[str, Held]:
     """Phase -> bytes of one of ``processes``; ``final`` are the widths that the run ends with.
 
@@ -76,7 +76,7 @@ def memory(
     return dict(need.phases())
 
 
-def trained(found: Priced, recipe: Recipe, widths: Widths) -> int:
+def trained(found: SizedModel, recipe: Recipe, widths: Widths) -> int:
     """Parameters that the optimizer has: all, or those of low-rank updates of every matrix in the
     layers.
     """
@@ -90,7 +90,7 @@ def trained(found: Priced, recipe: Recipe, widths: Widths) -> int:
 
 @dataclass(frozen=True)
 class _Need:
-    found: Priced
+    found: SizedModel
     recipe: Recipe
     final: Widths
     processes: int

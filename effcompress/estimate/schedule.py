@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from effcompress.estimate.feasibility import Priced, budget_of
+from effcompress.estimate.feasibility import SizedModel, budget_of
 from effcompress.selection.budget import Budget
 from effcompress.selection.candidates import positions
 from effcompress.selection.schedules import ask
@@ -123,7 +123,7 @@ def _first_step(prune: PruneSpec) -> int:
 
 
 def play(
-    recipe: Recipe, price: Priced, prefer: Callable[[Budget, int], float] = Budget.removed
+    recipe: Recipe, price: SizedModel, prefer: Callable[[Budget, int], float] = Budget.removed
 ) -> Timeline:
     """Follow the schedule from the first step to the last."""
     prune, per_step, total = recipe.prune, tokens_per_step(recipe), total_tokens(recipe)
@@ -157,7 +157,7 @@ def play(
     return Timeline(tuple(points), budget.reached, cut, cuts, rest)
 
 
-def _asking(recipe: Recipe, price: Priced, budget: Budget) -> Callable[[int, int], Due | None]:
+def _asking(recipe: Recipe, price: SizedModel, budget: Budget) -> Callable[[int, int], Due | None]:
     """(Step, mini-groups cut so far) -> what the schedule asks for, at the budget's size then."""
     prune, per_step = recipe.prune, tokens_per_step(recipe)
     assert prune is not None and price.target is not None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from effcompress.estimate.feasibility import Priced
+from effcompress.estimate.feasibility import SizedModel
 from effcompress.spec import Recipe
 from effcompress.types import WHOLE, AxisMap, Widths
 
@@ -46,7 +46,7 @@ def at_once(axes: AxisMap, widths: Widths) -> int:
     return outside + sum(sorted(inside.values())[-2:])
 
 
-def scored(found: Priced, widths: Widths) -> int:
+def scored(found: SizedModel, widths: Widths) -> int:
     """Numbers in which the saliency of weights is added up over the rows of all processes: one for
     each position along each side of a parameter on which a mini-group lies.
     """
@@ -60,13 +60,13 @@ def scored(found: Priced, widths: Widths) -> int:
     )
 
 
-def losing_rows(found: Priced, touched: Collection[str] | None) -> set[str]:
+def losing_rows(found: SizedModel, touched: Collection[str] | None) -> set[str]:
     """Parameters that lose rows to cuts from the sets ``touched`` (None: all)."""
     sets = (s for s in found.sets if touched is None or s.name in touched)
     return {side.param for s in sets for side in s.sides if side.dim == 0}
 
 
-def repaired(found: Priced, touched: Collection[str] | None) -> Iterator[str]:
+def repaired(found: SizedModel, touched: Collection[str] | None) -> Iterator[str]:
     """Weights that lose inputs to cuts from the sets ``touched`` (None: all): a repair sees them
     whole.
     """

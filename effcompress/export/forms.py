@@ -220,7 +220,7 @@ def _places(now: AxisMap, then: AxisMap, param: str, dim: int) -> Tensor:
     places = []
     for old, new in zip(now.by_param[param], then.by_param[param], strict=True):
         if old.dim == dim:
-            wide = [*(then.widths[name] for name in new.names), new.block]
+            wide = [*(then.widths[name] for name in new.names), new.positions_per_unit]
             kept = [slice(now.widths[name]) for name in old.names]
             grid = torch.arange(math.prod(wide)).view(wide)
             places.append(grid[tuple(kept)].flatten() + new.start)

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from effcompress import checkpoint
 from effcompress.checkpoint import Proof
-from effcompress.data import Corpus
-from effcompress.export.forms import Form, form
+from effcompress.export.forms import Form, Name, form
 from effcompress.model.silence import quietly
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.record.log import Log
-from effcompress.runner.state import RunState
 
 PROOF_TOKENS = 64
+"""Length of the sequences on which an export is proven."""
 
 
-def export_and_prove(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
-    """Write the model in the form that the recipe asks for, and have a fresh process agree to it.
+def export_and_prove(
+    pruned: PrunedModel,
+    tokenizer: Any,
+    wanted: Name | Literal["auto"],
+    ids_BT: Tensor,
+    folder: Path,
+    log: Log,
+) -> None:
+    """Writes the model in the form ``wanted`` and proves it in a fresh process on ``ids_BT``.
 
-    Raises RunError when the form cannot be had, or the fresh process sees another model.
+    Raises RunError when the form cannot be had, or the fresh process computes other logits.
     """
     log.phase("exporting")
-    made = form(state.pruned, state.recipe.export.form)
-    size = write(made, state.pruned, state.tokenizer, folder)
+    made = form(pruned, wanted)
+    size = write(made, pruned, tokenizer, folder)
     log.event(
         "export",
         form=made.name,
@@ -36,7 +42,7 @@ def export_and_prove(state: RunState, corpus: Corpus, folder: Path, log: Log) ->
         bytes=size,
     )
     log.phase("proving the export in a fresh process")
-    proof = prove(made, state.pruned, probe(corpus, state.recipe.seed), folder)
+    proof = prove(made, pruned, ids_BT, folder)
     log.event(
         "proof",
         max_logit_difference=proof.max_logit_difference,
@@ -45,11 +51,6 @@ def export_and_prove(state: RunState, corpus: Corpus, folder: Path, log: Log) ->
         cache_equal=proof.cache_equal,
         seconds=proof.seconds,
     )
-
-
-def probe(corpus: Corpus, seed: int) -> Tensor:
-    """The text on which an export proves itself."""
-    return corpus.calibration(2, seed)[:, :PROOF_TOKENS]
 
 
 def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:

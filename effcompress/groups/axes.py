@@ -138,7 +138,7 @@ def _assemble(
 def _sides(segment: Segment, widths: Widths) -> Iterable[Side]:
     for k, name in enumerate(segment.names):
         outer = math.prod(widths[n] for n in segment.names[:k])
-        inner = math.prod(widths[n] for n in segment.names[k + 1 :]) * segment.block
+        inner = math.prod(widths[n] for n in segment.names[k + 1 :]) * segment.positions_per_unit
         yield Side(segment.param, segment.dim, name, segment.start, outer, inner)
 
 
@@ -158,7 +158,7 @@ def _resolve(
                 continue
             param = axis.param.replace("{i}", str(j))
             names = tuple(axis.name.replace("{i}", str(i)).split("/"))
-            segments.append(Segment(param, axis.dim, names, blocks[axis.block]))
+            segments.append(Segment(param, axis.dim, names, blocks[axis.positions_per_unit]))
             gates[param] = lives_with
     return tuple(segments), gates
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from effcompress.errors import CoverageError
 from effcompress.registry import space
-from effcompress.spec import Positive, Share
+from effcompress.spec import Fraction, Positive
 from effcompress.types import AxisMap, GroupSet
 
 Scope = Literal["lockstep", "per_layer", "global"]
@@ -29,8 +29,8 @@ def ffn(
     finish_on: Positive = 1,
     serve_tp: Positive = 1,
     skip_layers: tuple[int, ...] = (),
-    after: Share = 0.0,
-    until: Share = 1.0,
+    after: Fraction = 0.0,
+    until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """One channel of a feed-forward block: its gate and up rows and its down column; in a mixture,
     the same channel of all experts of the layer. With ``round_to`` channels go in blocks, so that
@@ -60,8 +60,8 @@ def attention(
     minimum: Positive = 1,
     serve_tp: Positive = 1,
     skip_layers: tuple[int, ...] = (),
-    after: Share = 0.0,
-    until: Share = 1.0,
+    after: Fraction = 0.0,
+    until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """Heads: ``kv_group`` is a KV head with all its query heads (rows of q, k, v, columns of o),
     ``q_per_group`` the same query head out of every group of a layer (KV heads stay), ``head`` a
@@ -106,8 +106,8 @@ def hidden(
     minimum: Positive = 1,
     round_to: Positive = 1,
     finish_on: Positive = 1,
-    after: Share = 0.0,
-    until: Share = 1.0,
+    after: Fraction = 0.0,
+    until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """One channel of the residual stream, through every layer, norm and projection. With
     ``round_to`` channels go in blocks, so that every width on the way is a multiple of it; with
@@ -132,8 +132,8 @@ def expert(
     minimum: Positive = 1,
     serve_tp: Positive = 1,
     skip_layers: tuple[int, ...] = (),
-    after: Share = 0.0,
-    until: Share = 1.0,
+    after: Fraction = 0.0,
+    until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """One expert of a mixture and its row of the router. As many as a token is sent to always
     stay. ``serve_tp`` devices will share the experts evenly.
@@ -156,8 +156,8 @@ def layer(
     *,
     minimum: Positive = 1,
     skip_layers: tuple[int, ...] = (),
-    after: Share = 0.0,
-    until: Share = 1.0,
+    after: Fraction = 0.0,
+    until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """One whole layer. ``minimum`` layers stay."""
     yield from _modules(axes, "layer", minimum, skip_layers, after, until)
@@ -169,8 +169,8 @@ def attention_block(
     *,
     minimum: Positive = 1,
     skip_layers: tuple[int, ...] = (),
-    after: Share = 0.0,
-    until: Share = 1.0,
+    after: Fraction = 0.0,
+    until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """The attention of one layer with its norms; the feed-forward stays. ``minimum`` stay."""
     yield from _modules(axes, "attention_block", minimum, skip_layers, after, until)
@@ -182,8 +182,8 @@ def mlp_block(
     *,
     minimum: Positive = 1,
     skip_layers: tuple[int, ...] = (),
-    after: Share = 0.0,
-    until: Share = 1.0,
+    after: Fraction = 0.0,
+    until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """The feed-forward block (or mixture) of one layer with its norms; the attention stays.
     ``minimum`` stay.

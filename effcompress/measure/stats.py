@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import ALONE, World, first_row, is_shared, own
+from effcompress.distributed import ALONE, World, first_row, is_sharded, own
 from effcompress.errors import PluginError, RunError
 from effcompress.registry import Bound
 
@@ -47,7 +47,7 @@ class TrainingStats:
 
     def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Over the rows of all processes."""
-        shared = any(is_shared(p) for p in self._params.values())
+        shared = any(is_sharded(p) for p in self._params.values())
         return self._world.total(sums) if shared else dict(sums)
 
     def rows(self, param: str, start: int, stop: int) -> dict[str, Tensor]:

@@ -12,14 +12,14 @@ from effcompress.types import AxisMap, Config
 
 
 @dataclass(frozen=True)
-class Mapped:
+class ResolvedModel:
     """``config`` is the one that the axes were resolved with (a pruned model's parent's)."""
 
     config: Config
     axes: AxisMap
 
 
-def mapped(config: Config) -> Mapped:
+def resolve_model(config: Config) -> ResolvedModel:
     """Raises SourceError when nobody knows the architecture or a field cannot be meant,
     CoverageError when stored shapes contradict the declaration, or tracing an undeclared
     architecture fails. Imports no torch.
@@ -29,5 +29,5 @@ def mapped(config: Config) -> Mapped:
     require_sane(family, plain)
     shapes, depth = shapes_of(config), depth_of(family, config)
     if shapes is None:
-        return Mapped(plain, groups.from_config(family, plain))
-    return Mapped(plain, groups.from_shapes(family, plain, shapes, depth))
+        return ResolvedModel(plain, groups.from_config(family, plain))
+    return ResolvedModel(plain, groups.from_shapes(family, plain, shapes, depth))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from effcompress import groups
-from effcompress.distributed import shared_out
+from effcompress.distributed import shard_like
 from effcompress.model.lineage import depth_of, parent_of
 from effcompress.model.modeling_pruned import silent
 from effcompress.network.family import family_for
@@ -163,7 +163,7 @@ class PrunedModel:
         held = state["depth"]
         self._cut_depth(Depth(tuple(held["layers"]), frozenset(held["absent"])))
         for name, p in self.parameters().items():
-            stored = nn.Parameter(shared_out(tensors[name].to(p.device, p.dtype), p))
+            stored = nn.Parameter(shard_like(tensors[name].to(p.device, p.dtype), p))
             torch.utils.swap_tensors(p, stored)
         self.ledger.load_state_dict(ledger)
         self.refresh()

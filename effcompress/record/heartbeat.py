@@ -35,7 +35,7 @@ def patience() -> float:
 
 
 @final
-class Pulse:
+class Heartbeat:
     """Calls ``beat`` every ``interval`` seconds, and dumps the stacks of all threads once after
     ``silence`` seconds in which nobody called ``alive``: to standard error and to ``stacks``.
     """

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import IO, Any, TextIO, final
 
 from effcompress.errors import RunError
-from effcompress.record.heartbeat import STACKS, Pulse, patience
+from effcompress.record.heartbeat import STACKS, Heartbeat, patience
 from effcompress.record.panel import LiveView, Status, View
-from effcompress.record.sentences import Event, removed, story
-from effcompress.record.status_file import NowFile
+from effcompress.record.sentences import Event, removed, sentence
+from effcompress.record.status_file import StatusFile
 from effcompress.types import Cut
 
 __all__ = ["Log", "NoView", "PlainView", "View", "make_view"]
@@ -60,8 +60,10 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.view, self._phase = folder, view, "start"
         silence = patience() if silence is None else silence
-        self._now = NowFile(folder if keep else None, heartbeat)
-        self._pulse = Pulse(self._beat, lambda: self._phase, heartbeat, silence, folder / STACKS)
+        self._now = StatusFile(folder if keep else None, heartbeat)
+        self._pulse = Heartbeat(
+            self._beat, lambda: self._phase, heartbeat, silence, folder / STACKS
+        )
         kept = ("metrics", "plans") if keep else ()
         self._files = {name: _open(folder / f"{name}.jsonl") for name in kept}
 
@@ -249,7 +251,7 @@ class PlainView:
                 self._cuts.update(event["removed"])
                 if self._clock() - self._cuts_shown >= self._cuts_every:
                     self._show_cuts()
-            elif text := story(event):
+            elif text := sentence(event):
                 self._show_cuts()
                 self._print(text)
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from effcompress.record.kind_labels import of
-from effcompress.record.sentences import Event, clock_time, count, removed, story
+from effcompress.record.sentences import Event, clock_time, count, removed, sentence
 
 
 class View(Protocol):
@@ -193,7 +193,7 @@ class LiveView:
         """Take in one event; results and warnings also get a line of their own."""
         self._begin()
         self.status.update(event)
-        if text := story(event):
+        if text := sentence(event):
             style = {"warning": "yellow", "end": "bold"}.get(event["event"], "")
             self._say(text, "bold red" if event.get("status") == "failed" else style)
 

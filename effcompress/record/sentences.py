@@ -38,7 +38,7 @@ def zeroed(event: Event) -> str:
     return f"weights zeroed: {count(event['zeroed'])} ({shares})"
 
 
-def story(event: Event) -> str | None:
+def sentence(event: Event) -> str | None:
     """The events that deserve a line of their own, as that line."""
     kind = event["event"]
     if kind == "run":

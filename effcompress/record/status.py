@@ -16,8 +16,8 @@ from effcompress.errors import SourceError, did_you_mean
 from effcompress.record import status_file as moment
 from effcompress.record.heartbeat import STACKS
 from effcompress.record.panel import Progress, Status
-from effcompress.record.status_file import Now, since
-from effcompress.record.tail import Lately, lately
+from effcompress.record.status_file import StatusRecord, since
+from effcompress.record.tail import RecordTail, read_tail
 
 State = Literal["not started", "running", "finished", "failed", "stopped", "died"]
 RECIPE, RECORD, REPORT, RUNS = "recipe.resolved.yaml", "metrics.jsonl", "report.html", "runs"
@@ -52,7 +52,7 @@ class RunStatus:
     state: State
     reason: str
     """Why it ended, unless it ended well."""
-    now: Now | None
+    now: StatusRecord | None
     """What it last said of itself: process, phase, progress."""
     seconds: float | None
     """Since the process took up the run."""
@@ -112,7 +112,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 def status(folder: Path) -> RunStatus:
     """How the run in ``folder`` stands; well under a second, however long its record is."""
-    now, record = moment.read(folder), lately(folder / RECORD)
+    now, record = moment.read(folder), read_tail(folder / RECORD)
     state, reason = _state(folder, now, record)
     seen = _seen(now, record)
     checkpoint = _checkpoint(folder)
@@ -148,7 +148,7 @@ def status(folder: Path) -> RunStatus:
     )
 
 
-def _state(folder: Path, now: Now | None, record: Lately) -> tuple[State, str]:
+def _state(folder: Path, now: StatusRecord | None, record: RecordTail) -> tuple[State, str]:
     """How it stands, and why."""
     end = record.end
     if now is None and not (folder / RECORD).is_file():
@@ -168,7 +168,7 @@ def _state(folder: Path, now: Now | None, record: Lately) -> tuple[State, str]:
     return "died", f"{who} is gone, and its record has no end"
 
 
-def _seen(now: Now | None, record: Lately) -> Status:
+def _seen(now: StatusRecord | None, record: RecordTail) -> Status:
     """What a panel would show by now."""
     seen = Status()
     for event in (record.run, *record.steps, record.cut):
@@ -186,7 +186,7 @@ def _left(seen: Status) -> float | None:
     return seen.eta if training or seen.progress is not None else None
 
 
-def _silence(folder: Path, now: Now | None) -> float | None:
+def _silence(folder: Path, now: StatusRecord | None) -> float | None:
     """What ``now.json`` knows is as old as a heartbeat; the record has every event at once."""
     known = [_age(folder / RECORD), since(now.active) if now else None]
     return min((seconds for seconds in known if seconds is not None), default=None)
@@ -213,7 +213,7 @@ def _checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def _risk(record: Lately, checkpoint: Checkpoint | None) -> Risk | None:
+def _risk(record: RecordTail, checkpoint: Checkpoint | None) -> Risk | None:
     if not record.steps:
         return None
     first, last = record.steps[0], record.steps[-1]

@@ -30,7 +30,7 @@ NO_UNIT = {"unit": None, "done": None, "total": None}
 
 
 @dataclass(frozen=True)
-class Now:
+class StatusRecord:
     """What ``now.json`` says. Times are UTC, as ISO 8601."""
 
     pid: int
@@ -78,12 +78,12 @@ class Now:
         return beats and (not self.same_system or _exists(self.pid))
 
 
-def read(folder: Path) -> Now | None:
+def read(folder: Path) -> StatusRecord | None:
     """What the run in ``folder`` last said of itself; None where it said nothing."""
     with suppress(OSError, ValueError, TypeError, AttributeError):
         said = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Now)}
-        return Now(**{key: value for key, value in said.items() if key in known})
+        known = {field.name for field in fields(StatusRecord)}
+        return StatusRecord(**{key: value for key, value in said.items() if key in known})
     return None
 
 
@@ -93,7 +93,7 @@ def since(moment: str) -> float:
 
 
 @final
-class NowFile:
+class StatusFile:
     """Keeps ``now.json`` in ``folder`` true; without a folder, it keeps nothing.
 
     A disk that is full does not matter here: whoever needs the space says so.
@@ -102,7 +102,7 @@ class NowFile:
     def __init__(self, folder: Path | None, heartbeat: float) -> None:
         self._folder, self._lock, self._written = folder, threading.Lock(), 0.0
         pid, time_ = os.getpid(), _moment()
-        self._now = Now(
+        self._now = StatusRecord(
             pid=pid,
             host=socket.gethostname(),
             system=_system(),

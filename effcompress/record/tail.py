@@ -16,7 +16,7 @@ KEPT = {"run": 1, "step": 20, "cut": 1, "warning": 3}
 
 
 @dataclass(frozen=True)
-class Lately:
+class RecordTail:
     """What ``metrics.jsonl`` said last. Events that are not there are empty."""
 
     run: dict[str, Any]
@@ -29,7 +29,7 @@ class Lately:
     last_warnings: tuple[str, ...]
 
 
-def lately(path: Path) -> Lately:
+def read_tail(path: Path) -> RecordTail:
     """Read a record block by block and parse only lines that matter. A last line that is only half
     there is left out, a file that is missing says nothing.
     """
@@ -52,7 +52,7 @@ def lately(path: Path) -> Lately:
                     found.extend(_last(whole, kind, KEPT[kind]))
     read = {kind: [e for e in map(_event, found) if e] for kind, found in lines.items()}
     end = _event(last)
-    return Lately(
+    return RecordTail(
         run=next(iter(read["run"]), {}),
         steps=tuple(read["step"]),
         cut=next(iter(read["cut"]), {}),

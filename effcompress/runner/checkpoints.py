@@ -29,7 +29,7 @@ class _Pending:
 
 
 @final
-class Keeper:
+class CheckpointWriter:
     """Writes checkpoints and says so in the record. All processes call the same, in turn.
 
     In the background, if the recipe wants it: tensors are copied to the host's memory, and while a
@@ -43,33 +43,33 @@ class Keeper:
         self._pending: _Pending | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> CheckpointWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
-            self.settle()
+            self.wait()
         elif self._state.world.size == 1:  # of several, others may be gone
             with suppress(Exception):  # what failed first is what is told
-                self.settle()
+                self.wait()
         self._thread.shutdown()
 
-    def now(self) -> None:
+    def save(self) -> None:
         """A checkpoint that is there on return. Raises RunError when it cannot be written."""
-        self.settle()
+        self.wait()
         started = time.monotonic()
         world = self._state.world
         writing = checkpoint.begin(self._folder, self._state.step, self._snapshot(), world)
         self._publish(writing, started)
 
-    def due(self) -> None:
+    def save_async(self) -> None:
         """A checkpoint of this moment, sooner or later. Raises RunError when this one, or the one
         before, cannot be written.
         """
         if not self._spec.background:
-            self.now()
+            self.save()
             return
-        self.settle()
+        self.wait()
         started = time.monotonic()
         state, saved = self._state, self._snapshot()
         copies = replace(saved, tensors=_copied(saved.tensors), rows=_copied(saved.rows))
@@ -78,12 +78,12 @@ class Keeper:
         writing = replace(writing, written=done.result)
         self._pending = _Pending(writing, done, time.monotonic() - started)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Whether one that is under way has been written meanwhile; then it is there."""
         if self._pending and not self._state.world.any(not self._pending.done.done()):
-            self.settle()
+            self.wait()
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait for the one under way, if any. Raises RunError when it cannot be written."""
         pending, self._pending = self._pending, None
         if pending is not None:

@@ -29,7 +29,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "lm-eval")
 """What takes part in a measurement besides our own code."""
 
 
-def measured_once(
+def evaluate_once(
     measure: Callable[[], dict[str, object]],
     of: Mapping[str, object] | None,
     world: World = ALONE,

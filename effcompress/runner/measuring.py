@@ -63,28 +63,28 @@ def calibration_text(state: RunState, sequences: int, corpus: Corpus, log: Log) 
 
 def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
     """All tokens of the calibration text; ``scores`` are in physical order."""
-    with _listeners(state, prune) as ears:
+    with _listeners(state, prune) as listeners:
         needs = BACKWARD.intersection(prune.criterion.needs)
-        if needs or ears.contexts:
+        if needs or listeners.contexts:
             ids_NT = calibration_text(state, prune.measure.sequences, corpus, log)
         else:  # nobody will read any
             ids_NT = state.probe_BT[:0]
-        how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": ears.world}
-        stats = collect(state.module, ids_NT, needs, prune.hessian, ears.contexts, **how)
+        how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": listeners.world}
+        stats = collect(state.module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
     sets, criterion = state.pruned.sets, prune.criterion
-    influence = ears.influence.read() if ears.influence else {}
-    if ears.masks is not None:
-        scores = ears.world.total(ears.found)
+    influence = listeners.influence.read() if listeners.influence else {}
+    if listeners.masks is not None:
+        scores = listeners.world.total(listeners.found)
         require_finite(scores, criterion)
     elif FORWARD.intersection(criterion.needs):
-        scores = score_inputs(sets, criterion, ears.read, influence)
+        scores = score_inputs(sets, criterion, listeners.read, influence)
     else:
         scores = score(sets, criterion, stats, prune.reduce)
-    return Measured(scores, ears.grams, influence)
+    return Measured(scores, listeners.grams, influence)
 
 
 @final
-class _Ears:
+class _Listeners:
     """Who listens to the passes."""
 
     def __init__(self, state: RunState, prune: PruneSpec) -> None:
@@ -116,14 +116,14 @@ class _Ears:
 
 
 @contextmanager
-def _listeners(state: RunState, prune: PruneSpec) -> Iterator[_Ears]:
-    ears = _Ears(state, prune)
+def _listeners(state: RunState, prune: PruneSpec) -> Iterator[_Listeners]:
+    listeners = _Listeners(state, prune)
     try:
-        yield ears
+        yield listeners
     finally:
-        for ear in (ears.read, ears.grams, ears.masks, ears.influence):
-            if ear is not None:
-                ear.close()
+        for listener in (listeners.read, listeners.grams, listeners.masks, listeners.influence):
+            if listener is not None:
+                listener.close()
 
 
 def adds(scores: Scores, criterion: Bound) -> Take:

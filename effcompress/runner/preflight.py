@@ -6,7 +6,7 @@ import os
 import shutil
 
 from effcompress.errors import RecipeError, SourceError
-from effcompress.estimate.check import price
+from effcompress.estimate.check import check
 from effcompress.model import source
 from effcompress.recipe import LoadedRecipe, require_trackers
 from effcompress.runner import tasks
@@ -18,7 +18,7 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
     ``offline``.
     """
     require_trackers(loaded)
-    price(loaded)
+    check(loaded)
     _require_shares(loaded)
     _require_compiler(loaded)
     tasks.require_harness(loaded.recipe.evaluate.tasks)

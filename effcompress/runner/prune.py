@@ -141,7 +141,7 @@ def commit_event(state: RunState, log: Log) -> None:
     meter = Meter(state.device)
     probe = state.probe_BT.to(state.device)
     with same_function(state.module, probe, state.optimizer, lambda: state.to_call) as proof:
-        state.part_company()
+        state.unwrap()
         layers = state.pruned.depth
         state.pruned.commit(state.optimizer, state.grams)
         fault.point("commit")

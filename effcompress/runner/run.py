@@ -17,12 +17,12 @@ from effcompress.data import Corpus
 from effcompress.distributed import World, joined
 from effcompress.errors import EffcompressError, RunError, Stopped
 from effcompress.estimate.schedule import stage_at, total_tokens
-from effcompress.export.write import export_and_prove
+from effcompress.export.write import PROOF_TOKENS, export_and_prove
 from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe, plain
 from effcompress.record.log import Log, NoView, make_view
 from effcompress.runner import recovery
-from effcompress.runner.checkpoints import Keeper
+from effcompress.runner.checkpoints import CheckpointWriter
 from effcompress.runner.corpus import corpus_of
 from effcompress.runner.failures import named
 from effcompress.runner.folder import open_folder, output_folder
@@ -99,7 +99,7 @@ def _recorded(
     started = time.monotonic()
     stopping.say = log.note
     try:
-        done = _story(recipe, folder, log, world, stopping, offline=offline, started=started)
+        done = _stages(recipe, folder, log, world, stopping, offline=offline, started=started)
         log.close()
         if world.main:
             report.write(folder)
@@ -120,7 +120,7 @@ def _recorded(
     return done
 
 
-def _story(
+def _stages(
     recipe: Recipe,
     folder: Path,
     log: Log,
@@ -148,10 +148,10 @@ def _story(
     else:
         _continue(state, saved, corpus, log)
     before = state.seconds
-    with Keeper(state, corpus, folder, log) as keep:
+    with CheckpointWriter(state, corpus, folder, log) as keep:
         _train_and_prune(state, corpus, total, log, stopping, keep, offline=offline)
     with state.gathered():
-        world.agree(lambda: export_and_prove(state, corpus, folder, log))
+        world.agree(lambda: _export(state, corpus, folder, log))
     log.phase("evaluating the pruned model")
     after = evaluated(state, corpus, log, offline)
     log.event("evaluation", when="after", params=state.params, **after)
@@ -167,6 +167,13 @@ def _story(
     if world.main:
         report.write_card(folder)
     return done
+
+
+def _export(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
+    """Writes the model and has a fresh process prove it."""
+    ids_BT = corpus.calibration(2, state.recipe.seed)[:, :PROOF_TOKENS]
+    wanted = state.recipe.export.form
+    export_and_prove(state.pruned, state.tokenizer, wanted, ids_BT, folder, log)
 
 
 def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resumed: bool) -> Corpus:
@@ -203,7 +210,7 @@ def _train_and_prune(
     total: int,
     log: Log,
     stopping: Stopping,
-    keep: Keeper,
+    keep: CheckpointWriter,
     *,
     offline: bool,
 ) -> None:
@@ -218,7 +225,7 @@ def _train_and_prune(
     if recipe.sparsify is not None and dense:
         sparsify_event(state, recipe.sparsify, corpus, log)
         if total:
-            keep.now()
+            keep.save()
             log.phase("training with zeros", total)
     recovery.begin(state, log, offline=offline)
     _loop(state, corpus, total, log, stopping, keep)
@@ -230,7 +237,7 @@ def _train_and_prune(
         prune_event(state, recipe.prune, Due(params=state.target_params), corpus, log)
     commit_event(state, log)
     if unsaved:  # `effcompress export` starts from the last checkpoint
-        keep.now()
+        keep.save()
     state.module.zero_grad(set_to_none=True)
 
 
@@ -240,7 +247,7 @@ def _loop(
     total: int,
     log: Log,
     stopping: Stopping,
-    keep: Keeper,
+    keep: CheckpointWriter,
 ) -> None:
     """The one loop. It ends early, with a checkpoint, where a signal asks for it."""
     recipe = state.recipe
@@ -248,18 +255,18 @@ def _loop(
         while state.tokens < total:
             started = time.monotonic()
             stage = stage_at(recipe, state.tokens)
-            learned = train_step(state, total, log, started, keep.now)
+            learned = train_step(state, total, log, started, keep.save)
             fault.point("step")
             _tell_stage(state, stage, log)
             if learned:
                 _prune_if_due(state, corpus, total, log)
             state.seconds += time.monotonic() - started
             asked = state.world.any(bool(stopping.asked))
-            keep.look()
+            keep.poll()
             if asked or state.tokens >= total:
-                keep.now()
+                keep.save()
             elif state.step % recipe.save.every == 0:
-                keep.due()
+                keep.save_async()
             if asked:
                 where = f" behind step {state.step}, with a checkpoint"
                 raise stopping.stopped(stopping.asked or "SIGTERM", where)

@@ -14,7 +14,7 @@ from effcompress.model.fingerprint import fingerprint
 from effcompress.model.load import LoadedModel
 from effcompress.record.log import Log
 from effcompress.runner.corpus import described
-from effcompress.runner.dense_cache import description, measured_once
+from effcompress.runner.dense_cache import description, evaluate_once
 from effcompress.runner.evaluation import evaluate
 from effcompress.runner.state import RunState
 
@@ -49,7 +49,7 @@ def begin(
     )
     log.phase("evaluating the dense model")
     pruned, tokens = state.pruned, state.tokenizer.fingerprint
-    before = measured_once(
+    before = evaluate_once(
         partial(evaluated, state, corpus, log, offline),
         description(pruned.module, hashed, pruned.config, tokens, corpus, recipe.evaluate),
         state.world,

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
-from effcompress.distributed import ALONE, Shards, World, is_shared, own, shared_out
+from effcompress.distributed import ALONE, Shards, World, is_sharded, own, shard_like
 from effcompress.errors import RecipeError
 from effcompress.estimate.flops import flops_per_token
 from effcompress.measure.grams import Grams, readers
@@ -128,7 +128,7 @@ class RunState:
         return self.pruned.module
 
     @property
-    def trainee(self) -> nn.Module:
+    def train_module(self) -> nn.Module:
         """What the training step runs: the model, joined with those of the other processes."""
         if self._joined is None:
             joins = self.shards.join if self.shards else lambda: self.world.replicate(self.module)
@@ -137,16 +137,16 @@ class RunState:
 
     @property
     def layers(self) -> list[nn.Module]:
-        """Those that ``trainee`` calls, once it was asked for."""
+        """Those that ``train_module`` calls, once it was asked for."""
         held: Any = self.module.get_submodule(self._layers)
         return [*held]
 
     @property
     def to_call(self) -> nn.Module:
         """What any other pass runs: the model itself, wherever it is whole."""
-        return self.trainee if self.shards else self.module
+        return self.train_module if self.shards else self.module
 
-    def part_company(self) -> None:
+    def unwrap(self) -> None:
         """Before tensors change their shapes, or others are trained: the joint is made anew."""
         self._joined = None
         self.compiled.forget()
@@ -156,7 +156,7 @@ class RunState:
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """The main process has the whole model in ``module``, wherever it was before."""
-        self.part_company()
+        self.unwrap()
         with self.shards.gathered(self.world.main) if self.shards else nullcontext():
             yield
 
@@ -185,7 +185,7 @@ class RunState:
         """Train low-rank updates of these linear layers from now on."""
         recover = self.recipe.recover
         assert recover is not None
-        self.part_company()
+        self.unwrap()
         self.lora = Lora(self.module, paths, recover.lora or LoraSpec())
         self.optimizer = optimizer(self.module, recover)
 
@@ -193,7 +193,7 @@ class RunState:
         """What low-rank updates learned becomes part of the weights."""
         if self.lora is None:
             return
-        self.part_company()
+        self.unwrap()
         self.lora.merge()
         self.lora = None
         self.module.requires_grad_(True)
@@ -258,7 +258,7 @@ class RunState:
         tensors |= {f"zeros/{k}": t for k, t in self.zeros.items()}
         if self.grams is not None:
             tensors |= {f"inputs/{k}": t for k, t in self.grams.state_dict().items()}
-        rows = {name: own(t) for name, t in tensors.items() if is_shared(t)}
+        rows = {name: own(t) for name, t in tensors.items() if is_sharded(t)}
         return Saved(values, {n: t for n, t in tensors.items() if n not in rows}, rows)
 
     def restore(self, saved: Saved) -> None:
@@ -266,7 +266,7 @@ class RunState:
         values, tensors = saved.values, saved.tensors
         for key in COUNTERS:
             setattr(self, key, values.get(key, getattr(self, key)))  # older ones lack some
-        self.part_company()
+        self.unwrap()
         self.stream.load_state_dict(values["stream"])
         self.influence.load_state_dict(values["influence"])
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
@@ -285,7 +285,7 @@ class RunState:
                 beside = value.shape == p.shape or bool(self.recipe.loop and self.recipe.loop.fused)
                 value = value.to(p.device) if beside else value
                 same = value.shape == p.shape
-                self.optimizer.state[p][field] = shared_out(value, p) if same else value
+                self.optimizer.state[p][field] = shard_like(value, p) if same else value
         self.average.load_state_dict(saved.part("saliency/"))
         self.zeros = {k: t.to(self.device) for k, t in saved.part("zeros/").items()}
         self.watch()

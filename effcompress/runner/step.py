@@ -82,9 +82,9 @@ def _learn(
     prune, optimizer = state.recipe.prune, state.optimizer
     assert optimizer is not None
     state.module.train()
-    trainee = state.trainee
+    train_module = state.train_module
     with listening(state), compiled(state, log):
-        losses = train.backward(trainee, batch, spec, state.objective, state.world)
+        losses = train.backward(train_module, batch, spec, state.objective, state.world)
     if prune:
         observe(state, prune)
     hold(state.module, state.zeros)

@@ -15,7 +15,7 @@ from effcompress.types import DEPTH, AxisMap, GroupSet, in_layer
 
 
 @dataclass(frozen=True)
-class Line:
+class Candidate:
     """Sets that lose their next mini-group together."""
 
     kind: str
@@ -33,16 +33,16 @@ class Line:
     """Share of the parameters that is gone while this is a candidate: ``[after, until)``."""
 
 
-def lines_of(sets: Iterable[GroupSet]) -> list[Line]:
+def candidates_of(sets: Iterable[GroupSet]) -> list[Candidate]:
     """One line per lockstep kind, one per set otherwise, in the order of the sets."""
-    lines: dict[str, Line] = {}
+    lines: dict[str, Candidate] = {}
     for s in sets:
         key = s.kind if s.scope == "lockstep" else s.name
         names: tuple[str, ...] = (s.name,)
         if key in lines:  # the narrowest first: it decides what may still go
             before = lines[key].sets
             names = (*before, s.name) if s.size >= lines[key].size else (s.name, *before)
-        lines[key] = Line(
+        lines[key] = Candidate(
             s.kind,
             names,
             size=min(s.size, lines[key].size) if key in lines else s.size,
@@ -57,8 +57,8 @@ def lines_of(sets: Iterable[GroupSet]) -> list[Line]:
     return list(lines.values())
 
 
-def beside(lines: list[Line]) -> dict[int, list[int]]:
-    """Line -> all lines of its layer, where layers or blocks may go and take them along."""
+def beside(lines: list[Candidate]) -> dict[int, list[int]]:
+    """Candidate -> all lines of its layer, where layers or blocks may go and take them along."""
     numbers = [line.sets[0].partition(".")[2] if len(line.sets) == 1 else "" for line in lines]
     whole = {number for line, number in zip(lines, numbers, strict=True) if line.kind in DEPTH}
     near = {n: [k for k, number in enumerate(numbers) if number == n] for n in whole - {""}}
@@ -97,7 +97,7 @@ def _columns(axes: AxisMap, s: GroupSet) -> int:
 
 def _head(axes: AxisMap, name: str) -> int:
     """Positions of one head; rows of a fused projection hold its queries, keys and values."""
-    blocks = [segment.block for segment in axes.segments if name in segment.names]
+    blocks = [segment.positions_per_unit for segment in axes.segments if name in segment.names]
     return min(blocks, default=1)
 
 

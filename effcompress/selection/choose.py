@@ -11,7 +11,7 @@ from torch import Tensor
 from effcompress.errors import PluginError
 from effcompress.registry import Bound
 from effcompress.selection.budget import Budget
-from effcompress.selection.candidates import Line, lines_of
+from effcompress.selection.candidates import Candidate, candidates_of
 from effcompress.types import DEPTH, AxisMap, Due, GroupSet, Plan, Scores, Widths
 
 
@@ -66,7 +66,7 @@ def choose(
     """
     # What went with its layer is neither a candidate nor counted.
     there = {s.name: int(torch.isfinite(scores[s.name]).sum()) for s in sets}
-    lines = lines_of(s for s in sets if axes.living(s.name, there))
+    lines = candidates_of(s for s in sets if axes.living(s.name, there))
     queues = [_queue([scores[name] for name in line.sets], line.sets) for line in lines]
     alive = dict.fromkeys((s.name for s in sets), 0)
     alive |= {name: len(q.units[name]) for q in queues for name in q.units}
@@ -80,7 +80,7 @@ def choose(
             break
         value_K = _compare(choices, queues, taken, budget, selector, influence or {}, begun or {})
         k = choices[int(value_K.argmin())]
-        taken[k] += budget.block(k)
+        taken[k] += budget.step(k)
         budget.take(k)
         removed[lines[k].kind] = removed.get(lines[k].kind, 0) + 1
     plan, raw = _taken(budget, queues, taken)
@@ -99,7 +99,7 @@ def _first_of_pools(
 
     first: dict[str, int] = {}
     for k in choices:
-        pool = budget.lines[k].pool or f"line {k}"
+        pool = budget.candidates[k].pool or f"line {k}"
         if pool not in first or value(k) < value(first[pool]):
             first[pool] = k
     return list(first.values())
@@ -107,7 +107,7 @@ def _first_of_pools(
 
 def _next(queues: list[_Queue], taken: list[int], budget: Budget, k: int) -> Tensor:
     """Saliency of the next block of line ``k``."""
-    return queues[k].total_J[taken[k] : taken[k] + budget.block(k)].sum()
+    return queues[k].total_J[taken[k] : taken[k] + budget.step(k)].sum()
 
 
 def _taken(
@@ -118,7 +118,7 @@ def _taken(
     """
     plan: Plan = {}
     raw: dict[str, list[float]] = {}
-    for line, queue, n in zip(budget.lines, queues, taken, strict=True):
+    for line, queue, n in zip(budget.candidates, queues, taken, strict=True):
         for name in line.sets if n else ():
             if line.kind not in DEPTH and not budget.axes.living(name, budget.widths):
                 continue
@@ -166,13 +166,13 @@ def _compare(
     influence: Mapping[int, float],
     begun: Widths,
 ) -> Tensor:
-    lines = [budget.lines[k] for k in choices]
+    lines = [budget.candidates[k] for k in choices]
     value_K = selector(
         score_K=torch.stack([_next(queues, taken, budget, k) for k in choices]),
-        mean_K=torch.stack([queues[k].mean_J[taken[k]] * budget.block(k) for k in choices]),
+        mean_K=torch.stack([queues[k].mean_J[taken[k]] * budget.step(k) for k in choices]),
         params_K=torch.tensor([budget.freed(k) for k in choices], dtype=torch.float64),
         removed_K=torch.tensor([budget.removed(k) for k in choices], dtype=torch.float64),
-        share_K=torch.tensor(
+        fraction_K=torch.tensor(
             [_share_after(budget, k, begun) for k in choices], dtype=torch.float64
         ),
         influence_K=torch.tensor(
@@ -190,12 +190,12 @@ def _compare(
 
 def _share_after(budget: Budget, k: int, begun: Widths) -> float:
     """Share of what line ``k`` began with that is gone once its next block is."""
-    line = budget.lines[k]
+    line = budget.candidates[k]
     name = line.sets[0]
-    return 1.0 - (budget.widths[name] - budget.block(k)) / begun.get(name, line.size)
+    return 1.0 - (budget.widths[name] - budget.step(k)) / begun.get(name, line.size)
 
 
-def _layer(line: Line) -> int:
+def _layer(line: Candidate) -> int:
     """Number of the layer that a line's one set lies in; -1 for several, or none."""
     number = line.sets[0].partition(".")[2]
     return int(number) if number and len(line.sets) == 1 else -1
@@ -206,8 +206,8 @@ def _lowest(queues: list[_Queue], budget: Budget) -> dict[str, float]:
     all kinds, whatever the selector compares.
     """
     lowest: dict[str, float] = {}
-    for k, (line, queue) in enumerate(zip(budget.lines, queues, strict=True)):
-        block = budget.block(k)
+    for k, (line, queue) in enumerate(zip(budget.candidates, queues, strict=True)):
+        block = budget.step(k)
         if len(queue.total_J) >= block and budget.freed(k) > 0:
             value = float(queue.total_J[:block].sum()) / budget.freed(k)
             lowest[line.kind] = min(value, lowest.get(line.kind, value))

@@ -1,4 +1,4 @@
-"""Ways from one size to the target: what may go next, and whether any order of blocks leads there.
+"""Whether any order of removals leads from one size to the target, and what may go next.
 
 Questions about ``Sizes``, asked of copies: nothing here changes what a run has.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, final
 
-from effcompress.selection.candidates import Line, beside
+from effcompress.selection.candidates import Candidate, beside
 from effcompress.selection.sizes import Sizes
 from effcompress.types import DEPTH, AxisMap
 
@@ -23,11 +23,11 @@ TRIES = 50_000
 
 
 @final
-class Ways:
+class Reachability:
     """What one line's next block changes, and what can still come of it."""
 
-    def __init__(self, axes: AxisMap, lines: list[Line], start: int, target: int) -> None:
-        self.axes, self.lines, self.start, self.target = axes, lines, start, target
+    def __init__(self, axes: AxisMap, lines: list[Candidate], start: int, target: int) -> None:
+        self.axes, self.candidates, self.start, self.target = axes, lines, start, target
         pools = {line.pool for line in lines if line.pool}
         self._pools = {p: [k for k, line in enumerate(lines) if line.pool == p] for p in pools}
         self.pool_sizes = {p: sum(lines[k].size for k in ks) for p, ks in self._pools.items()}
@@ -45,7 +45,7 @@ class Ways:
             return fit
         # One line stands for all of its price and kind, a pool has many, where what follows does
         # not depend on the layer; else for those with the same layer around.
-        price = {k: (self.frees(k, sizes), self.lines[k].kind) for k in fit}
+        price = {k: (self.frees(k, sizes), self.candidates[k].kind) for k in fit}
         clear = {like: self._clear(k, sizes) for like, k in _first(price).items()}
         rest = {k: self._alike(k, sizes) for k in fit if not clear[price[k]]}
         hopeful = {like: self._hopeful(k, sizes) for like, k in _first(rest).items()}
@@ -53,7 +53,7 @@ class Ways:
 
     def stride(self, k: int, sizes: Sizes) -> int:
         """Units of line ``k`` that are promised when the first of them goes."""
-        return sizes.block(k, self.lines[k].multiple)
+        return sizes.step(k, self.candidates[k].multiple)
 
     def frees(self, k: int, sizes: Sizes) -> int:
         """Parameters of that many."""
@@ -71,11 +71,11 @@ class Ways:
     def in_range(self, k: int, sizes: Sizes) -> bool:
         """Whether the kind of line ``k`` may go at this size."""
         gone = 1.0 - sizes.params / self.start
-        return self.lines[k].after <= gone < self.lines[k].until
+        return self.candidates[k].after <= gone < self.candidates[k].until
 
     def movable(self, k: int, sizes: Sizes) -> bool:
         """Whether line ``k`` has a block to give, whatever the target."""
-        line = self.lines[k]
+        line = self.candidates[k]
         return sizes.unit(k) > 0 and sizes.width(k) - self.stride(k, sizes) >= line.minimum
 
     def fits(self, k: int, sizes: Sizes) -> bool:
@@ -84,7 +84,7 @@ class Ways:
         """
         if not self.movable(k, sizes):
             return False
-        line, after = self.lines[k], sizes.params - self.frees(k, sizes)
+        line, after = self.candidates[k], sizes.params - self.frees(k, sizes)
         nearer = abs(after - self.target) < abs(sizes.params - self.target)
         if not nearer or after < self.target * (1 - TOLERANCE):
             return False
@@ -101,9 +101,9 @@ class Ways:
         """Whether every pool keeps what it must when this layer takes its blocks along."""
         after = {**sizes.widths, layer: 0}
         for pool, lines in self._pools.items():
-            names = [self.lines[k].sets[0] for k in lines if pool != "layer"]
+            names = [self.candidates[k].sets[0] for k in lines if pool != "layer"]
             left = sum(after[name] for name in names if self.axes.living(name, after))
-            if names and left < self.lines[lines[0]].floor:
+            if names and left < self.candidates[lines[0]].floor:
                 return False
         return True
 
@@ -112,7 +112,7 @@ class Ways:
         one kind lead to it, whichever line of this price and kind it was.
         """
         after = self._after(k, sizes)
-        if self.lines[k].kind in DEPTH:
+        if self.candidates[k].kind in DEPTH:
             return self.met(after)
         return self.met(after) or self.bridged(self._candidates(after), after)
 
@@ -121,14 +121,14 @@ class Ways:
         ways would have to be looked at.
         """
         try:
-            tries = iter(range(TRIES // len(self.lines)))
+            tries = iter(range(TRIES // len(self.candidates)))
             return self._leads_there(self._after(k, sizes), tries)
         except StopIteration:
             return True
 
     def _candidates(self, sizes: Sizes) -> list[int]:
         """Lines that may give a block at these sizes."""
-        lines = range(len(self.lines))
+        lines = range(len(self.candidates))
         return [k for k in lines if self.in_range(k, sizes) and self.fits(k, sizes)]
 
     def _leads_there(self, sizes: Sizes, tries: Iterator[int]) -> bool:
@@ -152,7 +152,7 @@ class Ways:
 
     def _alike(self, k: int, sizes: Sizes) -> tuple[Any, ...]:
         """What lines have in common that lead equally far: price, kind, and the layer around."""
-        return (self.frees(k, sizes), self.lines[k].kind, self._around(k, sizes))
+        return (self.frees(k, sizes), self.candidates[k].kind, self._around(k, sizes))
 
     def _around(self, k: int, sizes: Sizes) -> tuple[tuple[int, int], ...]:
         """Widths and prices in the layer of line ``k``, where that layer may go whole."""
@@ -164,7 +164,7 @@ class Ways:
         layers may go whole it does which widths are together in one.
         """
         left = dict.fromkeys(self._kinds, 0)
-        for k, line in enumerate(self.lines):
+        for k, line in enumerate(self.candidates):
             left[line.kind] += sizes.width(k)
         firsts = (k for k, near in self._beside.items() if near[:1] == [k])
         layers = sorted(self._around(k, sizes) for k in firsts)
@@ -174,7 +174,7 @@ class Ways:
         """Whether one kind alone leads to the target, by blocks too small to miss it."""
         room = dict.fromkeys(self._kinds, 0)
         for k in fit:
-            line, unit = self.lines[k], sizes.unit(k)
+            line, unit = self.candidates[k], sizes.unit(k)
             small = line.multiple * unit <= 2 * TOLERANCE * self.target and not line.floor
             if small and line.until > 1 - self.target / self.start:
                 lowest = math.ceil(line.minimum / line.multiple) * line.multiple

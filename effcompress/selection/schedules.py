@@ -57,9 +57,9 @@ def interleaved(
     ``start`` to ``end``. Shards grow with their number (linear: the i-th of I has
     ``2 i / (I (I + 1))`` of the tokens) or do not (equal).
 
-    ``restart``: as published, a selector's ``share_K`` and ``influence_K`` (those of ``adaptive``)
-    count from the beginning of a stage. A KV group then hardly ever falls due, since a stage's
-    share of a layer is less than one.
+    ``restart``: as published, a selector's ``fraction_K`` and ``influence_K`` (those of
+    ``adaptive``) count from the beginning of a stage. A KV group then hardly ever falls due,
+    since a stage's share of a layer is less than one.
     """
     begin, stop = prune_from if start is None else start, prune_until if end is None else end
     if tokens < begin or params <= target_params:

@@ -26,6 +26,6 @@ def simulate(
             break
         k = min(choices, key=lambda k: (prefer(budget, k), budget.share(k)))
         budget.take(k)
-        kind = budget.lines[k].kind
+        kind = budget.candidates[k].kind
         removed[kind] = removed.get(kind, 0) + 1
     return removed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import final
 
-from effcompress.selection.candidates import Line
+from effcompress.selection.candidates import Candidate
 from effcompress.types import AxisMap, Widths
 
 Price = dict[tuple[str, ...], int]
@@ -15,8 +15,8 @@ Price = dict[tuple[str, ...], int]
 class Sizes:
     """One state of a model whose lines are cut; ``copy`` it to try something."""
 
-    def __init__(self, axes: AxisMap, lines: list[Line], widths: Widths) -> None:
-        self.lines = lines
+    def __init__(self, axes: AxisMap, lines: list[Candidate], widths: Widths) -> None:
+        self.candidates = lines
         self.widths = {**axes.widths, **widths}
         self.params = axes.count(self.widths)
         self._prices = [_price(axes, line) for line in lines]
@@ -29,13 +29,13 @@ class Sizes:
     def copy(self) -> Sizes:
         """The same state, on its own from now on."""
         new = Sizes.__new__(Sizes)
-        new.lines, new._prices, new._touched = self.lines, self._prices, self._touched
+        new.candidates, new._prices, new._touched = self.candidates, self._prices, self._touched
         new.widths, new.params, new._unit = dict(self.widths), self.params, dict(self._unit)
         return new
 
     def width(self, k: int) -> int:
         """Units left in the narrowest set of line ``k``."""
-        return self.widths[self.lines[k].sets[0]]
+        return self.widths[self.candidates[k].sets[0]]
 
     def unit(self, k: int) -> int:
         """Parameters that one unit less of every set of line ``k`` frees; 0 where its layer is
@@ -48,14 +48,14 @@ class Sizes:
             )
         return self._unit[k]
 
-    def block(self, k: int, multiple: int) -> int:
+    def step(self, k: int, multiple: int) -> int:
         """Units from line ``k`` down to the next multiple."""
         return self.width(k) % multiple or multiple
 
     def take(self, k: int, units: int) -> None:
         """Remove units from every set of line ``k``."""
         self.params -= units * self.unit(k)
-        for name in self.lines[k].sets:
+        for name in self.candidates[k].sets:
             self.widths[name] -= units
         for other in self._touched[k]:
             self._unit.pop(other, None)
@@ -66,7 +66,7 @@ def _names(price: Price) -> set[str]:
     return {name for names in price for name in names}
 
 
-def _price(axes: AxisMap, line: Line) -> Price:
+def _price(axes: AxisMap, line: Candidate) -> Price:
     """What one removal from a line frees, as a polynomial in the widths of the *other* axes:
     ``{names: factor}`` stands for the sum of ``factor * product of widths[names]``.
     """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effcompress.spec.distributing import DistributedSpec
-from effcompress.spec.key import NAME, Count, InputPath, Positive, Share, key
+from effcompress.spec.key import NAME, Count, Fraction, InputPath, Positive, key
 from effcompress.spec.pruning import MeasureSpec, PruneSpec, ReduceSpec, TargetSpec
 from effcompress.spec.results import EvaluateSpec, ExportSpec, SaveSpec
 from effcompress.spec.source import ModelSpec
@@ -41,6 +41,7 @@ __all__ = [
     "DomainSpec",
     "EvaluateSpec",
     "ExportSpec",
+    "Fraction",
     "InputPath",
     "LearningRateSpec",
     "LoopSpec",
@@ -54,7 +55,6 @@ __all__ = [
     "RecoverSpec",
     "ReduceSpec",
     "SaveSpec",
-    "Share",
     "SparsifySpec",
     "StagesSpec",
     "TargetSpec",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 Count = Annotated[int, "count"]
 """A whole number; recipes may write 469M, 72B, 1.5k."""
-Share = Annotated[float, "share"]
+Fraction = Annotated[float, "share"]
 """A number from 0 to 1; recipes may write 85%."""
 Positive = Annotated[int, "positive"]
 """A whole number from 1 on."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effcompress.registry import Bound
-from effcompress.spec.key import Count, Share, key
+from effcompress.spec.key import Count, Fraction, key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class TargetSpec:
     """How much must remain: exactly one of params, keep (met within 0.5 %), shape (met exactly)."""
 
     params: Count | None = key("parameters at the end, e.g. 469M", None, minimum=1)
-    keep: Share | None = key("share of the parameters to keep, e.g. 85%", None, above=0)
+    keep: Fraction | None = key("share of the parameters to keep, e.g. 85%", None, above=0)
     shape: Mapping[str, int] | None = key(
         "units left of each kind of the space, in every layer that may lose some, e.g. "
         "{attention: 2, ffn: 1024}; `layer`: layers left in all",
@@ -37,7 +37,7 @@ class MeasureSpec:
         "over the last `window` steps; between_cuts: plain mean over all steps since the last cut",
         "decay",
     )
-    decay: Share = key(
+    decay: Fraction = key(
         "average: decay: weight of the past in the running mean of the saliency", 0.9, below=1
     )
     window: int = key("average: window: number of steps", 16, minimum=1)
@@ -50,7 +50,7 @@ class MeasureSpec:
     gram_tokens: int = key(
         "repairs that use what layers read: tokens taken from each forward pass", 128, minimum=1
     )
-    gram_decay: Share = key(
+    gram_decay: Fraction = key(
         "repairs that use what layers read: weight of the past per optimizer step", 0.95, below=1
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effcompress.registry import Bound
-from effcompress.spec.key import Share, key
+from effcompress.spec.key import Fraction, key
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SparsifySpec:
     method: Bound = key(
         "which weights become zero, and what the others do about it", plugin="sparsifier"
     )
-    sparsity: Share | None = key(
+    sparsity: Fraction | None = key(
         "share of zeros in every linear layer, e.g. 50%", None, above=0, below=1
     )
     pattern: Literal["2:4", "4:8"] | None = key(
@@ -55,6 +55,6 @@ class SparsifySpec:
 
     @property
     def share(self) -> float:
-        """Share of zeros, whichever way it was written."""
+        """Fraction of zeros, whichever way it was written."""
         wanted = self.n_of_m
         return wanted.zeros / wanted.of if wanted else self.sparsity or 0.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from effcompress.spec.key import NAME, InputPath, Share, key
+from effcompress.spec.key import NAME, Fraction, InputPath, key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,9 @@ class DomainSpec:
     weight: float = key("share of the training tokens, relative to the other domains", 1.0, above=0)
     validation: tuple[InputPath, ...] = key("held-out file(s) of the same format", ())
     validation_split: str | None = key("held-out split of a hub data set", None)
-    holdout: Share = key("share of documents held out when no validation is named", 0.05, below=1)
+    holdout: Fraction = key(
+        "share of documents held out when no validation is named", 0.05, below=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

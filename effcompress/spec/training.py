@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from effcompress.spec.key import Count, Share, key
+from effcompress.spec.key import Count, Fraction, key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +16,9 @@ class LearningRateSpec:
     schedule: Literal["trapezoidal", "cosine", "constant"] = key(
         "trapezoidal: warm up, stay, go down linearly at the end", "trapezoidal"
     )
-    warmup: Share = key("share of the tokens that the warm-up takes", 0.02)
-    decay: Share = key("trapezoidal: share of the tokens that the way down takes", 0.2)
-    floor: Share = key("lowest learning rate at the end, as a share of the peak", 0.0)
+    warmup: Fraction = key("share of the tokens that the warm-up takes", 0.02)
+    decay: Fraction = key("trapezoidal: share of the tokens that the way down takes", 0.2)
+    floor: Fraction = key("lowest learning rate at the end, as a share of the peak", 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class LoraSpec:
 
     rank: int = key("rank of an update", 8, minimum=1)
     alpha: float = key("an update is scaled by alpha / rank", 16.0, above=0)
-    dropout: Share = key("dropout in front of an update", 0.05, below=1)
+    dropout: Fraction = key("dropout in front of an update", 0.05, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)

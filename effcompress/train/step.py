@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import ALONE, World, in_step, is_shared, own, unsynchronised
+from effcompress.distributed import ALONE, World, in_step, is_sharded, own, unsynchronised
 from effcompress.errors import NotFinite
 from effcompress.spec import LoopSpec
 from effcompress.train.loss import Objective, autocast, by_domain, next_token
@@ -94,7 +94,7 @@ def update(
     Raises NotFinite, before any weight changes, when the norm is not.
     """
     parameters = [p for p in module.parameters() if p.grad is not None]
-    shared = any(is_shared(p) for p in parameters)
+    shared = any(is_sharded(p) for p in parameters)
     grads = [own(p.grad) for p in parameters if p.grad is not None]
     norm_0 = nn.utils.get_total_norm(grads)
     norm = world.sums([float(norm_0) ** 2])[0] ** 0.5 if shared else float(norm_0)

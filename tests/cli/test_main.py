@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from effcompress.answer import Answer, Sheet
+from effcompress.answer import Answer, Table
 from effcompress.errors import RunError, SourceError
 from effcompress.estimate.costs import Launch
 from tests.recipe.toys import write
 
-SHEET = Sheet("Sizes", ("what", "many"), (("[hidden]", "1,234"), ("ffn", "5")))
+SHEET = Table("Sizes", ("what", "many"), (("[hidden]", "1,234"), ("ffn", "5")))
 ANSWER = Answer({"size": 3}, (SHEET, SHEET), ("A note [of] two words.",))
 DRAWN = """\
 Sizes
@@ -35,7 +35,7 @@ PRICE = types.SimpleNamespace(lines=["size is 3"], data={"size": 3})
 def runner(monkeypatch):
     """Stand-ins for the runner's modules: record the call, answer with what was set."""
     calls: list[tuple[str, tuple, dict]] = []
-    answers: dict[str, object] = {"price": PRICE}
+    answers: dict[str, object] = {"check": PRICE}
 
     def stand_in(module: str, name: str) -> None:
         def function(*args, **keywords):
@@ -49,8 +49,11 @@ def runner(monkeypatch):
         setattr(fake, name, function)
         monkeypatch.setitem(sys.modules, module, fake)
 
-    for name in ("run", "preflight", "price", "plan", "inspect", "fetch", "evaluate"):
-        stand_in(f"effcompress.runner.{name}", name)
+    modules = {"run": "runner.run", "preflight": "runner.preflight", "check": "estimate.check"}
+    modules |= {"plan": "estimate.forecast", "inspect": "estimate.inspect"}
+    modules |= {"fetch": "commands.fetch", "evaluate": "commands.evaluate"}
+    for name, module in modules.items():
+        stand_in(f"effcompress.{module}", name)
     return types.SimpleNamespace(calls=calls, answers=answers)
 
 
@@ -160,7 +163,7 @@ def test_check_reports_all_before_it_fails(effcompress, runner, tmp_path):
 
 def test_check_as_json(effcompress, runner, tmp_path):
     write(tmp_path)
-    runner.answers["price"] = SourceError("gone", where="recipe.yaml:2", fix="look")
+    runner.answers["check"] = SourceError("gone", where="recipe.yaml:2", fix="look")
     code, out, err = effcompress("check", "recipe.yaml", "--json")
     report = json.loads(out)
     assert (code, err, report["ok"]) == (2, "", False)

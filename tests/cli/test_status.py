@@ -15,7 +15,7 @@ import pytest
 
 from effcompress.errors import SourceError
 from effcompress.record.status import runs_in, status
-from effcompress.record.status_file import NAME, NowFile
+from effcompress.record.status_file import NAME, StatusFile
 from effcompress.record.tail import BLOCK
 from tests.runner.toys import recipe
 
@@ -50,7 +50,7 @@ def made(folder: Path, *events: dict) -> Path:
 
 def dead(folder: Path) -> Path:
     """The folder, after what was this process is gone."""
-    NowFile(folder, 20.0).phase("training")
+    StatusFile(folder, 20.0).phase("training")
     said = json.loads((folder / NAME).read_text())
     (folder / NAME).write_text(json.dumps({**said, "born": 1}))
     return folder
@@ -125,7 +125,7 @@ def test_a_run_taken_up_again_that_died_at_once(tmp_path: Path) -> None:
     end = {"event": "end", "status": "failed", "reason": "boom", "seconds": 1.0}
     folder = made(tmp_path / "run", RUN, step(1), end)
     assert status(folder).state == "failed"
-    now = NowFile(folder, 20.0)
+    now = StatusFile(folder, 20.0)
     now.phase("loading the model")
     assert status(folder).state == "running"
     assert status(dead(folder)).state == "died"
@@ -134,7 +134,7 @@ def test_a_run_taken_up_again_that_died_at_once(tmp_path: Path) -> None:
 def test_a_run_that_ended_in_a_process_that_lives(tmp_path: Path) -> None:
     end = {"event": "end", "status": "success", "seconds": 1.0, "params": 700}
     folder = made(tmp_path / "run", RUN, step(1), end)
-    now = NowFile(folder, 20.0)
+    now = StatusFile(folder, 20.0)
     now.event(end)
     found = status(folder)
     assert (found.state, found.params, found.seconds_left) == ("finished", 700, None)
@@ -142,7 +142,7 @@ def test_a_run_that_ended_in_a_process_that_lives(tmp_path: Path) -> None:
 
 def test_what_a_phase_of_so_many_parts_has_left(tmp_path: Path) -> None:
     folder = made(tmp_path / "run", RUN)
-    now = NowFile(folder, 20.0)
+    now = StatusFile(folder, 20.0)
     now.phase("making zeros")
     now.progress("block", 3, 4)
     now.beat(0.0)
@@ -162,7 +162,7 @@ def test_a_run_that_did_not_begin(tmp_path: Path) -> None:
 def test_runs_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     dead(made(tmp_path / "runs" / "taylor_0", RUN, step(5)))
-    NowFile(made(tmp_path / "runs" / "random_0", RUN, step(10)), 20.0).phase("training")
+    StatusFile(made(tmp_path / "runs" / "random_0", RUN, step(10)), 20.0).phase("training")
     shown = effcompress("status", str(tmp_path)).stdout.splitlines()
     assert [line.split()[:4] for line in shown[2:]] == [
         ["random_0", "running", "10", "50%"],
@@ -200,7 +200,7 @@ def test_a_long_record_is_read_at_once_and_without_torch(tmp_path: Path) -> None
 
 def test_a_run_under_way(tmp_path: Path) -> None:
     folder = made(tmp_path / "run", RUN, *map(step, range(1, 11)))
-    NowFile(folder, 20.0).phase("pruning and training")  # by this process, which lives
+    StatusFile(folder, 20.0).phase("pruning and training")  # by this process, which lives
     found = status(folder)
     assert found.state == "running" and found.next == ""
     assert found.tokens_per_second == pytest.approx(64.0)
@@ -214,7 +214,7 @@ def test_a_run_under_way(tmp_path: Path) -> None:
 def test_another_process_of_that_number_is_not_the_run(tmp_path: Path, change: dict) -> None:
     """Also on another machine, whose heartbeat ended long ago."""
     folder = made(tmp_path / "run", RUN, step(1))
-    NowFile(folder, 20.0).phase("training")
+    StatusFile(folder, 20.0).phase("training")
     said = json.loads((folder / NAME).read_text())
     (folder / NAME).write_text(json.dumps({**said, **change}))
     assert status(folder).state == "died"

@@ -15,12 +15,12 @@ from effcompress.errors import RecipeError
 from effcompress.estimate.activations import activations, copied
 from effcompress.estimate.communication import Message, per_commit, per_cut, per_step
 from effcompress.estimate.costs import Launch
-from effcompress.estimate.feasibility import Priced, priced
+from effcompress.estimate.feasibility import SizedModel, sized_model
 from effcompress.estimate.forecast import plan
 from effcompress.estimate.gram_sizes import grams_of, index_bytes
 from effcompress.estimate.memory import Held, memory, trained
 from effcompress.measure.grams import Grams, readers
-from effcompress.network.axis_map import mapped
+from effcompress.network.axis_map import resolve_model
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.train.loss import autocast, next_token
 from tests.runner.toys import recipe
@@ -75,7 +75,7 @@ def kept(model_type: str, precision: str, **changes: Any) -> tuple[Any, int, int
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
     with hooks, autocast(torch.device("cpu"), precision):
         next_token(module, ids_BT)
-    found = mapped(json.loads(module.config.to_json_string(use_diff=False)))
+    found = resolve_model(json.loads(module.config.to_json_string(use_diff=False)))
     return found, *(sum(seen[kind].values()) for kind in ("layers", "copies", "logits"))
 
 
@@ -110,7 +110,7 @@ def test_activations_follow_the_shape(changes: dict[str, Any]) -> None:
 
 
 def test_activations_by_hand() -> None:
-    axes = mapped({**SMALL, "model_type": "llama", "tie_word_embeddings": True})
+    axes = resolve_model({**SMALL, "model_type": "llama", "tie_word_embeddings": True})
     one = 4 * (2 * 2 * 48 + 2 * 48 + 2 * 96 + 2 * 32 + 4 * 112)
     said = activations(axes.axes, axes.config, {}, LENGTH, bf16=False)
     assert said.blocks == 2 * one + 4 * (2 * 48 + 48)
@@ -122,10 +122,10 @@ def test_activations_by_hand() -> None:
     assert gone.blocks == half + 4 * 2 * 48 + 2 * 48
 
 
-def of(tmp_path: Path, *sets: str, processes: int = 1) -> tuple[Priced, dict[str, Held], int]:
+def of(tmp_path: Path, *sets: str, processes: int = 1) -> tuple[SizedModel, dict[str, Held], int]:
     """A toy's price, its memory by phase, and four bytes for each of its parameters."""
     loaded = load_recipe(recipe(tmp_path), sets)
-    found = priced(loaded)
+    found = sized_model(loaded)
     assert found is not None
     return found, memory(found, loaded.recipe, {}, processes), 4 * found.start
 
@@ -190,7 +190,7 @@ def test_only_a_padded_export_is_a_copy(tmp_path: Path) -> None:
 def test_a_reader_for_each_gram_matrix(tmp_path: Path) -> None:
     """Bytes of the matrices and index tensors that a model really makes."""
     loaded = load_recipe(recipe(tmp_path), ["prune.repair=[norm_gain, obs_update]"])
-    found = priced(loaded)
+    found = sized_model(loaded)
     assert found is not None and loaded.recipe.prune
     config = AutoConfig.for_model(**dict(found.config))
     module: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -215,7 +215,7 @@ def test_low_rank_updates_are_few(tmp_path: Path) -> None:
     sets = ["recover={method: lora, tokens: 256, batch_size: 2, lora: {rank: 2}}", "train=null"]
     sets += ["prune.measure={source: calibration, sequences: 2}", "prune.schedule={name: once}"]
     loaded = load_recipe(recipe(tmp_path), sets)
-    found = priced(loaded)
+    found = sized_model(loaded)
     assert found is not None
     square, narrow, ffn = 32 + 32, 32 + 16, 32 + 64
     assert trained(found, loaded.recipe, {}) == 2 * 2 * (2 * square + 2 * narrow + 3 * ffn)
@@ -228,7 +228,7 @@ def test_messages_by_hand(tmp_path: Path) -> None:
     sets = ["prune.repair=[norm_gain, obs_update]", "prune.criterion=mask_fisher"]
     sets += ["prune.space=[{name: attention}, {name: ffn}]"]
     loaded = load_recipe(recipe(tmp_path), sets)
-    found, prune = priced(loaded), loaded.recipe.prune
+    found, prune = sized_model(loaded), loaded.recipe.prune
     assert found is not None and prune is not None
     step = {m.what: m for m in per_step(found, loaded.recipe, {}, 2, found.start)}
     assert step["gradients"].bytes == 4 * found.start

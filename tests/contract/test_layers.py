@@ -43,7 +43,7 @@ def allowed(room: str) -> set[str]:
     before = {
         other for other in JOINS[: JOINS.index(room)] if tuple(sorted((room, other))) not in APART
     }
-    return {room, *BASE, *JOURNEY, *before}
+    return {room, *BASE, *JOURNEY, *before, "__version__"}
 
 
 def imported_rooms(file: Path) -> set[str]:

@@ -23,7 +23,7 @@ NAMES = [
     "Report",
     "RunError",
     "Scores",
-    "Share",
+    "Fraction",
     "SourceError",
     "SurgeryError",
     "__version__",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from effcompress import load_recipe
-from effcompress.estimate.check import price
+from effcompress.estimate.check import check
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(p for p in FOLDER.rglob("*.yaml") if p.parent.name != "parts")
@@ -23,7 +23,7 @@ def test_recipe_binds_and_its_target_is_in_reach(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         recipe = load_recipe(path)
-        found = price(recipe)
+        found = check(recipe)
     if recipe.recipe.prune:
         assert found.data["ends_at"] == pytest.approx(found.data["target_params"], rel=0.005)
     if recipe.recipe.sparsify:

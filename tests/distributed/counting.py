@@ -79,7 +79,7 @@ def main(path: Path, output: Path) -> None:
         def step() -> None:
             batch = state.stream.next(recipe.train.batch_size)
             with listening(state):
-                train.backward(state.trainee, batch, recipe.train, world=world)
+                train.backward(state.train_module, batch, recipe.train, world=world)
             observe(state, recipe.prune)
             train.update(state.module, state.optimizer, recipe.train, 1e-3, world)
             world.any(False)
@@ -97,12 +97,12 @@ def main(path: Path, output: Path) -> None:
         here.clear()
         commit_event(state, log)
         said["surgery"] = dict(here)
-        assert state.trainee is not state.module
+        assert state.train_module is not state.module
         said["commit"] = dict(here)
         if state.shards:
             own = [p.to_local().numel() for p in state.module.parameters()]
             largest = max(p.nbytes for p in state.module.parameters())
-            said |= {"own": sum(own), "shared": in_step(state.trainee), "largest": largest}
+            said |= {"own": sum(own), "shared": in_step(state.train_module), "largest": largest}
             here.clear()
             state.snapshot({})
             said["checkpoint"] = dict(here)

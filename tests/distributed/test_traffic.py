@@ -12,7 +12,7 @@ import pytest
 
 from effcompress import load_recipe
 from effcompress.estimate.communication import Message, per_commit, per_cut, per_step
-from effcompress.estimate.feasibility import priced
+from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.shards import losing_rows, share
 from tests.runner.toys import recipe
 
@@ -61,7 +61,7 @@ def counted(tmp_path: Path, criterion: str, space: str, more: str = "") -> tuple
 def test_bytes_of_a_step_a_cut_and_a_commit(tmp_path: Path, criterion: str, space: str) -> None:
     path, said = counted(tmp_path, criterion, space)
     loaded = load_recipe(path)
-    found, prune = priced(loaded), loaded.recipe.prune
+    found, prune = sized_model(loaded), loaded.recipe.prune
     assert found is not None and prune is not None
     assert said["step"] == by_collective(per_step(found, loaded.recipe, {}, 2, found.start))
     cut = per_cut(found, prune, {}, said["groups"], said["touched"])
@@ -79,7 +79,7 @@ def test_bytes_of_a_step_a_cut_and_a_commit(tmp_path: Path, criterion: str, spac
 def test_bytes_where_parameters_are_shared_out(tmp_path: Path) -> None:
     path, said = counted(tmp_path, "taylor", WIDE, "distributed: {mode: shard}\n")
     loaded = load_recipe(path)
-    found, prune = priced(loaded), loaded.recipe.prune
+    found, prune = sized_model(loaded), loaded.recipe.prune
     assert found is not None and prune is not None
     assert said["shared"]
     largest = 4 * max(found.axes.numel(p, found.axes.widths) for p in found.axes.shapes)

@@ -11,8 +11,8 @@ import pytest
 
 from effcompress import load_recipe
 from effcompress.errors import RecipeError
-from effcompress.estimate.check import price
-from effcompress.estimate.feasibility import priced
+from effcompress.estimate.check import check
+from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.forecast import plan
 from effcompress.estimate.schedule import play
 from tests.clock import computed_by_children
@@ -59,7 +59,7 @@ def test_flops_by_hand(tmp_path: Path) -> None:
 def test_targets_out_of_reach(tmp_path: Path, change: str, message: str) -> None:
     loaded = load_recipe(recipe(tmp_path), [change])
     with pytest.raises(RecipeError, match=message) as error:
-        price(loaded)
+        check(loaded)
     assert error.value.where and error.value.fix
     assert len(str(error.value).splitlines()) <= 3
 
@@ -68,13 +68,13 @@ def test_a_target_between_two_sizes_names_both(tmp_path: Path) -> None:
     space = "prune.space=[{name: attention, minimum: 1}]"
     loaded = load_recipe(recipe(tmp_path), [space, "prune.target={keep: 94%}"])
     with pytest.raises(RecipeError, match="between two sizes") as error:
-        price(loaded)
+        check(loaded)
     assert "nearest sizes are" in str(error.value.fix)
 
 
 def test_the_schedule_is_followed_to_the_step(tmp_path: Path) -> None:
     loaded = load_recipe(recipe(tmp_path))
-    found = priced(loaded)
+    found = sized_model(loaded)
     assert found is not None
     points = play(loaded.recipe, found).points
     cuts = [p.step for p in points[1:-1]]

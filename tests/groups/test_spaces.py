@@ -11,7 +11,7 @@ from effcompress.errors import CoverageError
 from effcompress.model.families import family_of
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget
-from effcompress.selection.candidates import least, lines_of
+from effcompress.selection.candidates import candidates_of, least
 from effcompress.selection.simulate import simulate
 from effcompress.types import AxisMap, GroupSet
 from tests.conftest import shape
@@ -47,7 +47,7 @@ def test_serving_on_several_devices_wants_multiples() -> None:
     assert {s.round_to for s in find(of, "attention", serve_tp=2)} == {2}
     # 3 KV heads on 2 devices: the query heads of each must make up for it.
     assert {s.round_to for s in find(axes(), "attention", unit="q_per_group", serve_tp=2)} == {2}
-    b = Budget(of, lines_of(find(of, "attention", serve_tp=2)), {}, 1)
+    b = Budget(of, candidates_of(find(of, "attention", serve_tp=2)), {}, 1)
     simulate(b)
     assert b.widths["attention.0"] == 2
 
@@ -62,7 +62,7 @@ def test_layers_are_one_pool_with_a_floor() -> None:
     of = axes(num_hidden_layers=6)
     sets = find(of, "layer", minimum=4)
     assert {(s.scope, s.minimum, s.floor, s.size) for s in sets} == {("global", 0, 4, 1)}
-    b = Budget(of, lines_of(sets), {}, 1)
+    b = Budget(of, candidates_of(sets), {}, 1)
     removed = simulate(b)
     assert removed == {"layer": 2}
     assert b.params == least(of, sets) == of.count({"layer.0": 0, "layer.1": 0})
@@ -73,8 +73,8 @@ def test_a_layer_does_not_take_the_last_block_of_its_kind_along() -> None:
     of = axes(num_hidden_layers=4)
     sets = [*find(of, "attention_block"), *find(of, "layer")]
     gone = {f"attention_block.{i}": 0 for i in (1, 2, 3)}
-    b = Budget(of, lines_of(sets), gone, 1)
-    assert [b.lines[k].sets[0] for k in b.open()] == ["layer.1", "layer.2", "layer.3"]
+    b = Budget(of, candidates_of(sets), gone, 1)
+    assert [b.candidates[k].sets[0] for k in b.open()] == ["layer.1", "layer.2", "layer.3"]
 
 
 def test_layers_that_differ_cannot_reach_multiples_together() -> None:

@@ -136,7 +136,7 @@ def _averages(family: Family, name: str) -> bool:
 def _places(full: AxisMap, left: Widths, param: str, dim: int) -> Tensor:
     found = []
     for segment in (s for s in full.by_param[param] if s.dim == dim):
-        wide = [*(full.widths[axis] for axis in segment.names), segment.block]
+        wide = [*(full.widths[axis] for axis in segment.names), segment.positions_per_unit]
         kept = tuple(slice(left[axis]) for axis in segment.names)
         found.append(torch.arange(math.prod(wide)).view(wide)[kept].flatten() + segment.start)
     return torch.cat(found)

@@ -12,7 +12,7 @@ from effcompress.model.families import family_of
 from effcompress.network.target import bounded, wanted
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget
-from effcompress.selection.candidates import lines_of
+from effcompress.selection.candidates import candidates_of
 from effcompress.selection.simulate import simulate
 from effcompress.spec import TargetSpec
 from effcompress.types import AxisMap, GroupSet
@@ -119,7 +119,7 @@ def test_every_kind_ends_on_its_width_whatever_is_preferred() -> None:
     sets = bounded(found, target)
     params = wanted(target, axes, sets)
     for prefer in (Budget.removed, lambda b, k: -b.freed(k), lambda b, k: b.freed(k)):
-        budget = Budget(axes, lines_of(sets), {}, params)
+        budget = Budget(axes, candidates_of(sets), {}, params)
         simulate(budget, prefer=prefer, params=params)
         assert budget.params == params
         left = {name: n for name, n in budget.widths.items() if axes.living(name, budget.widths)}

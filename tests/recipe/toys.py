@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effcompress.registry import Registry
-from effcompress.spec import Count, Share
+from effcompress.spec import Count, Fraction
 
 RECIPE = """\
 name: toy
@@ -41,7 +41,7 @@ def _taylor(weight: Any, grad: Any, *, order: Literal["first", "second"] = "firs
     """
 
 
-def _second(weight: Any, hess: Any, *, alpha: Share = 0.5) -> None:
+def _second(weight: Any, hess: Any, *, alpha: Fraction = 0.5) -> None:
     """Uses the Hessian."""
 
 

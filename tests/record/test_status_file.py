@@ -18,14 +18,14 @@ import pytest
 
 from effcompress.record import status_file as moment
 from effcompress.record.log import Log, PlainView
-from effcompress.record.status_file import MISSED, Now, NowFile, read
+from effcompress.record.status_file import MISSED, StatusFile, StatusRecord, read
 
 
 def log(folder: Path, **more) -> Log:
     return Log(folder, view=PlainView(io.StringIO()), **more)
 
 
-def said(folder: Path) -> Now:
+def said(folder: Path) -> StatusRecord:
     now = read(folder)
     assert now is not None
     return now
@@ -36,9 +36,9 @@ def ago(seconds: float) -> str:
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Now:
+def mine(tmp_path: Path) -> StatusRecord:
     """What this process says of itself."""
-    NowFile(tmp_path, heartbeat=20.0).phase("waiting")
+    StatusFile(tmp_path, heartbeat=20.0).phase("waiting")
     return said(tmp_path)
 
 
@@ -60,7 +60,7 @@ def test_a_phase_is_there_at_once_and_the_rest_with_the_heartbeat(tmp_path: Path
 
 
 def test_a_measurement_ends_with_the_cut_it_was_for(tmp_path: Path) -> None:
-    now = NowFile(tmp_path, heartbeat=20.0)
+    now = StatusFile(tmp_path, heartbeat=20.0)
     now.phase("pruning and training")
     began = said(tmp_path).unit_since
     time.sleep(0.01)
@@ -76,7 +76,7 @@ def test_a_measurement_ends_with_the_cut_it_was_for(tmp_path: Path) -> None:
 
 
 def test_progress_is_written_now_and_then_and_ends_with_its_phase(tmp_path: Path) -> None:
-    now = NowFile(tmp_path, heartbeat=20.0)
+    now = StatusFile(tmp_path, heartbeat=20.0)
     now.phase("making zeros")
     for k in range(100):
         now.progress("block", k, 100)
@@ -89,7 +89,7 @@ def test_progress_is_written_now_and_then_and_ends_with_its_phase(tmp_path: Path
 
 def test_progress_is_written_once_enough_time_has_passed(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(moment, "OFTEN", 0.0)
-    NowFile(tmp_path, heartbeat=20.0).progress("block", 5, 100)
+    StatusFile(tmp_path, heartbeat=20.0).progress("block", 5, 100)
     assert said(tmp_path).done == 5
 
 
@@ -111,7 +111,7 @@ def test_the_end_of_a_run_lets_go_before_the_process_does(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch) -> None:
-    now = NowFile(tmp_path, heartbeat=20.0)
+    now = StatusFile(tmp_path, heartbeat=20.0)
     now.phase("before")
 
     def full(*_given, **_more):
@@ -124,11 +124,12 @@ def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch) -> None:
 
 
 def test_a_reader_never_sees_half_of_it(tmp_path: Path) -> None:
-    now = NowFile(tmp_path, heartbeat=20.0)
+    now = StatusFile(tmp_path, heartbeat=20.0)
     now.phase("0")
     code = (
-        "import sys; from pathlib import Path; from effcompress.record.status_file import NowFile\n"
-        "now = NowFile(Path(sys.argv[1]), 20.0)\n"
+        "import sys; from pathlib import Path\n"
+        "from effcompress.record.status_file import StatusFile\n"
+        "now = StatusFile(Path(sys.argv[1]), 20.0)\n"
         "for k in range(1500): now.phase('x' * (k % 300))\n"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
@@ -143,14 +144,14 @@ def test_what_is_none_is_none(tmp_path: Path, text: str) -> None:
     assert read(tmp_path) is None
 
 
-def test_another_version_may_say_more(tmp_path: Path, mine: Now) -> None:
+def test_another_version_may_say_more(tmp_path: Path, mine: StatusRecord) -> None:
     words = json.loads((tmp_path / "now.json").read_text())
     (tmp_path / "now.json").write_text(json.dumps({**words, "mood": "fine"}))
     assert read(tmp_path) == mine
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not say")
-def test_another_process_with_the_same_pid_is_another(mine: Now) -> None:
+def test_another_process_with_the_same_pid_is_another(mine: StatusRecord) -> None:
     assert mine.alive()
     assert not replace(mine, born=(mine.born or 0) + 1).alive()
     assert replace(mine, written=ago(9999)).alive(), "it is there, however silent"
@@ -160,8 +161,8 @@ def test_another_process_with_the_same_pid_is_another(mine: Now) -> None:
 def test_a_dead_process_that_nobody_waited_for_is_dead(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from effcompress.record.status_file import NowFile\n"
-        "NowFile(Path(sys.argv[1]), 20.0).phase('waiting'); time.sleep(60)\n"
+        "from effcompress.record.status_file import StatusFile\n"
+        "StatusFile(Path(sys.argv[1]), 20.0).phase('waiting'); time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     while read(tmp_path) is None:
@@ -176,7 +177,7 @@ def test_a_dead_process_that_nobody_waited_for_is_dead(tmp_path: Path) -> None:
     assert not said(tmp_path).alive()
 
 
-def test_of_another_machine_only_the_heartbeat_is_known(mine: Now) -> None:
+def test_of_another_machine_only_the_heartbeat_is_known(mine: StatusRecord) -> None:
     there = replace(mine, host="elsewhere", pid=2**22 + 1)
     assert there.alive()
     assert replace(there, written=ago((MISSED - 1) * 20)).alive()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from effcompress.record.panel import story
+from effcompress.record.sentences import sentence
 from effcompress.report.card import card
 from effcompress.report.page import write
 from effcompress.report.solved import Row, rows, solved_of
@@ -75,4 +75,4 @@ def test_other_limits_are_other_protocols(tmp_path) -> None:
 
 def test_the_line_while_it_runs() -> None:
     event = {"event": "evaluation", "when": "after", "domains": {}, "tasks": tasks()}
-    assert "37.5% right, mean of 2 tasks" in (story(event) or "")
+    assert "37.5% right, mean of 2 tasks" in (sentence(event) or "")

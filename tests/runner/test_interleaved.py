@@ -17,7 +17,7 @@ from torch import Tensor
 
 from effcompress import fault, load_recipe, run
 from effcompress.errors import RecipeError, RunError
-from effcompress.estimate.check import price
+from effcompress.estimate.check import check
 from effcompress.runner import prune as prune_module
 from tests.runner.test_baselines import FFN, KV, LAYERS, influences, taylor, write_model
 from tests.runner.toys import events, texts
@@ -151,7 +151,7 @@ def test_the_plan_knows_when_it_is_cut(tmp_path: Path) -> None:
     path = write(tmp_path)
     run(load_recipe(path), output=tmp_path / "run")
     made = plans(tmp_path / "run")
-    timeline = price(load_recipe(path)).timeline
+    timeline = check(load_recipe(path)).timeline
     assert timeline is not None
     _, *points, _ = timeline.points
     assert [point.tokens for point in points] == SHARDS
@@ -181,7 +181,7 @@ def test_rounds_that_fall_on_the_end_of_the_stage_are_the_schedules(tmp_path: Pa
     stages = "train={stages: {pruning: 144, continued: 96}, batch_size: 2}"
     late = ["prune.schedule={name: once, at: 144, rounds: 3}", stages]
     loaded = load_recipe(write(tmp_path), late)
-    timeline = price(loaded).timeline
+    timeline = check(loaded).timeline
     assert timeline is not None and timeline.reached and timeline.rest == 0
     assert timeline.cuts == 3
     run(loaded, output=tmp_path / "run")

@@ -10,7 +10,7 @@ import pytest
 from effcompress import load_recipe
 from effcompress.checkpoint import Proof
 from effcompress.data import digest
-from effcompress.estimate.feasibility import priced
+from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.flops import flops_per_token
 from effcompress.estimate.forecast import plan
 from effcompress.model.load import load as load_model
@@ -99,7 +99,7 @@ def test_operations_of_recovery(tmp_path: Path) -> None:
         run(load_recipe(path, ["recover.tokens=128"]), output=out)
         (step,) = events(out, "step")
         found[method] = step["flops"]
-    axes = priced(load_recipe(path))
+    axes = sized_model(load_recipe(path))
     assert axes is not None
     dense = flops_per_token(axes.axes, axes.config, {}, 32) * 128
     assert found["lora"] == pytest.approx(found["full"] * 2 / 3)

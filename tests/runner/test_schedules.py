@@ -9,7 +9,7 @@ import pytest
 
 from effcompress import load_recipe, run
 from effcompress.errors import EffcompressError, RunError
-from effcompress.estimate.check import price
+from effcompress.estimate.check import check
 from tests.runner.toys import events, recipe, repeatable
 
 PER_STEP = 4 * 32
@@ -150,5 +150,5 @@ def test_kinds_wait_inside_one_event(tmp_path: Path) -> None:
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, change: str, message: str) -> None:
     warm = "train.stages.warmup=0" if "once" in change else "seed=0"
     with pytest.raises(EffcompressError, match=message) as error:
-        price(load_recipe(recipe(tmp_path), [*STAGES, warm, change]))
+        check(load_recipe(recipe(tmp_path), [*STAGES, warm, change]))
     assert error.value.fix and len(str(error.value).splitlines()) <= 3

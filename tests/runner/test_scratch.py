@@ -13,7 +13,7 @@ from effcompress.errors import SourceError
 from effcompress.export.forms import NAMES, Name, form
 from effcompress.model.load import load
 from effcompress.model.scratch import RECORD
-from effcompress.network.axis_map import mapped
+from effcompress.network.axis_map import resolve_model
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.recipe import load as load_recipe
 from effcompress.runner.run import run
@@ -43,7 +43,7 @@ def test_the_found_shape_is_initialised_anew_and_trains(
     loaded = load(ModelSpec(folder=tmp_path / "run", random=True), seed=3)
     module, config = loaded.module, loaded.config
     assert sum(p.numel() for p in module.parameters()) == pruned.params
-    assert mapped(config).axes.count() == pruned.params, "priced as it is"
+    assert resolve_model(config).axes.count() == pruned.params, "priced as it is"
     again = PrunedModel(module, config)
     shapes = {n: p.shape for n, p in again.parameters().items()}
     assert shapes == {n: p.shape for n, p in pruned.parameters().items()}

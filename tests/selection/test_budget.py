@@ -10,7 +10,7 @@ from effcompress import groups
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget
-from effcompress.selection.candidates import lines_of
+from effcompress.selection.candidates import candidates_of
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.selection.simulate import simulate
 from tests.conftest import shape
@@ -26,17 +26,17 @@ def budget(target: float, scope: str = "lockstep", **knobs: int) -> Budget:
         Bound(REGISTRY.get("space", "hidden")),
     ]
     sets = groups.find(axes, space)
-    return Budget(axes, lines_of(sets), {}, round(target * axes.count()))
+    return Budget(axes, candidates_of(sets), {}, round(target * axes.count()))
 
 
 def test_lockstep_kinds_are_one_line_each() -> None:
-    lines = budget(0.5).lines
+    lines = budget(0.5).candidates
     assert [(line.kind, len(line.sets)) for line in lines] == [
         ("attention", 3),
         ("ffn", 3),
         ("hidden", 1),
     ]
-    assert len(budget(0.5, "per_layer").lines) == 7
+    assert len(budget(0.5, "per_layer").candidates) == 7
 
 
 @settings(max_examples=30, deadline=None)
@@ -98,7 +98,7 @@ def test_round_to_keeps_every_width_on_the_way_a_multiple(target: float, multipl
         Bound(REGISTRY.get("space", "hidden"), {"round_to": 2}),
     ]
     sets = groups.find(axes, space)
-    b = Budget(axes, lines_of(sets), {}, round(target * axes.count()))
+    b = Budget(axes, candidates_of(sets), {}, round(target * axes.count()))
     while b.open():
         b.take(min(b.open(), key=b.removed))
         assert b.params == axes.count(b.widths)

@@ -14,7 +14,7 @@ from effcompress.errors import CoverageError
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget
-from effcompress.selection.candidates import lines_of, positions
+from effcompress.selection.candidates import candidates_of, positions
 from effcompress.selection.simulate import simulate
 from tests.conftest import shape
 
@@ -24,11 +24,11 @@ AXES = groups.from_config(LLAMA, BIG)
 
 def budget(target: float, **spaces: dict[str, Any]) -> Budget:
     space = [Bound(REGISTRY.get("space", name), knobs) for name, knobs in spaces.items()]
-    return Budget(AXES, lines_of(groups.find(AXES, space)), {}, round(target * AXES.count()))
+    return Budget(AXES, candidates_of(groups.find(AXES, space)), {}, round(target * AXES.count()))
 
 
 def kinds(b: Budget) -> set[str]:
-    return {b.lines[k].kind for k in b.open()}
+    return {b.candidates[k].kind for k in b.open()}
 
 
 def test_a_kind_waits_until_enough_is_gone() -> None:
@@ -66,7 +66,7 @@ def test_widths_end_on_multiples_in_any_order(
     while choices := b.open():
         before = b.params
         k = order.choice(choices)
-        assert b.block(k) == 1
+        assert b.step(k) == 1
         freed = b.freed(k)
         b.take(k)
         ones += 1
@@ -110,14 +110,14 @@ def test_what_can_be_met_is_met_in_any_order_on_any_shape(scope: str, seed: int)
     axes = groups.from_config(LLAMA, {**BIG, **sizes, **heads, **layers})
     sets = groups.find(axes, random_space(rng, scope))
     target = round(rng.uniform(0.3, 0.97) * axes.count())
-    in_proportion = Budget(axes, lines_of(sets), {}, target)
+    in_proportion = Budget(axes, candidates_of(sets), {}, target)
     simulate(in_proportion)
-    b = Budget(axes, lines_of(sets), {}, target)
-    weights = [rng.random() ** 3 + 1e-9 for _ in b.lines]
+    b = Budget(axes, candidates_of(sets), {}, target)
+    weights = [rng.random() ** 3 + 1e-9 for _ in b.candidates]
     while choices := b.open():
         b.take(rng.choices(choices, [weights[k] for k in choices])[0])
         if rng.random() < 0.05:
-            b = Budget(axes, lines_of(sets), b.widths, target)
+            b = Budget(axes, candidates_of(sets), b.widths, target)
     assert b.params == axes.count(b.widths)
     for s in sets:
         width = b.widths[s.name]
@@ -129,7 +129,7 @@ def test_a_width_that_is_not_cut_may_be_odd() -> None:
     odd = groups.from_config(LLAMA, {**BIG, "intermediate_size": 401})
     space = [Bound(REGISTRY.get("space", "ffn"), {"scope": "per_layer", "finish_on": 8})]
     target = odd.count({"ffn.0": 400})
-    b = Budget(odd, lines_of(groups.find(odd, space)), {}, target)
+    b = Budget(odd, candidates_of(groups.find(odd, space)), {}, target)
     simulate(b)
     assert sorted(b.widths[f"ffn.{i}"] for i in range(3)) == [400, 401, 401] or b.reached
 

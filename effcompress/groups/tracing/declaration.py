@@ -32,7 +32,7 @@ def _sizes(draft: Draft) -> Iterator[str]:
     held = {product: name for name, product in draft.fields.items()}
     yield "    axes=("
     for axis in draft.axes:
-        block = f", {axis.block!r}" if axis.block != "one" else ""
+        block = f", {axis.positions_per_unit!r}" if axis.positions_per_unit != "one" else ""
         yield f"        Axis({axis.param!r}, {axis.dim}, {axis.name!r}{block}),"
     yield "    ),"
     yield "    units={"

@@ -46,7 +46,7 @@ def _plain(dimensions: Dimensions, shapes: Shapes) -> dict[str, int]:
         if len(names) > 1 or len(held[0].names) > 1:
             continue
         name = "".join(held[0].names)  # there is one
-        block = sum(s.block for s in held)
+        block = sum(s.positions_per_unit for s in held)
         units, rest = divmod(shapes[param][dim], block)
         if rest:
             raise CoverageError(
@@ -68,7 +68,7 @@ def _products(dimensions: Dimensions, shapes: Shapes) -> dict[tuple[str, ...], i
     query heads of each).
     """
     return {
-        held[0].names: shapes[param][dim] // held[0].block
+        held[0].names: shapes[param][dim] // held[0].positions_per_unit
         for (param, dim), held in dimensions.items()
         if len(held) == 1 and len(held[0].names) > 1
     }
@@ -87,10 +87,10 @@ def _solve(
         if missing and (len(held) == 1 or segment.names not in products):
             unknown.update(missing)
             known = math.prod(found[n] for n in segment.names if n in found)
-            factor += known * segment.block
+            factor += known * segment.positions_per_unit
         elif missing:
-            left -= products[segment.names] * segment.block
+            left -= products[segment.names] * segment.positions_per_unit
         else:
-            left -= math.prod(found[n] for n in segment.names) * segment.block
+            left -= math.prod(found[n] for n in segment.names) * segment.positions_per_unit
     if len(unknown) == 1 and factor:
         found[unknown.pop()] = left // factor

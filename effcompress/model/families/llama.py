@@ -58,7 +58,7 @@ def _maybe(module: str, out: Any, into: Any, bias: str) -> Iterator[Axis]:
 
 def _when(axes: Iterator[Axis], when: str) -> Iterator[Axis]:
     for axis in axes:
-        yield Axis(axis.param, axis.dim, axis.name, axis.block, when or axis.when)
+        yield Axis(axis.param, axis.dim, axis.name, axis.positions_per_unit, when or axis.when)
 
 
 def resize(config: Config, widths: Widths) -> dict[str, Any]:
