@@ -117,8 +117,7 @@ def cut_depth(
     Every ``layer_idx`` is renumbered, because the KV cache is indexed by it. Modules that are
     already silent stay.
     """
-    path, _, _ = family.layer.partition(".{i}")
-    layers: Any = module.get_submodule(path)
+    layers: Any = module.get_submodule(family.layers)
     keep = [j for j, i in enumerate(before.layers) if i in set(after.layers)]
     kept = [layers[j] for j in keep]
     # In place: the model's forward holds this ModuleList, and hooks may.

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from effcompress.types import DEPTH, AxisMap, GroupSet, in_layer
+from effcompress.types import DEPTH, AxisMap, GroupSet, axis_layer, in_layer
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def candidates_of(sets: Iterable[GroupSet]) -> list[Candidate]:
 
 def beside(candidates: list[Candidate]) -> dict[int, list[int]]:
     """Returns candidate -> all candidates of its layer, where layers or blocks may go whole."""
-    numbers = [c.sets[0].partition(".")[2] if len(c.sets) == 1 else "" for c in candidates]
+    numbers = [axis_layer(c.sets[0]) if len(c.sets) == 1 else None for c in candidates]
     whole = {number for c, number in zip(candidates, numbers, strict=True) if c.kind in DEPTH}
-    near = {n: [k for k, number in enumerate(numbers) if number == n] for n in whole - {""}}
+    near = {n: [k for k, number in enumerate(numbers) if number == n] for n in whole - {None}}
     return {k: near.get(number, []) for k, number in enumerate(numbers)}
 
 
