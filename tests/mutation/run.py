@@ -199,8 +199,8 @@ def _fork(copy: Copy, tests: Sequence[str], output: Path) -> int:
         pytest = importlib.import_module("pytest")
         found = pytest.main([*PYTEST, *tests])
         code = int(found)
-    except BaseException:
-        traceback.print_exc()  # what cannot be run is told by its output, not by a second report
+    except Exception:  # noqa: BLE001  pytest itself failed: its output tells why
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -79,5 +79,7 @@ def test_a_layer_in_the_middle_answers_to_its_own_number() -> None:
     theirs, own = (
         m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student)
     )
-    far = [1 - torch.cosine_similarity(theirs[k], own[j], dim=-1).mean(1) for j, k in ((1, 2), (2, 3))]
+    far = [
+        1 - torch.cosine_similarity(theirs[k], own[j], dim=-1).mean(1) for j, k in ((1, 2), (2, 3))
+    ]
     torch.testing.assert_close(loss._hidden(theirs, own), torch.stack(far).mean(0))
