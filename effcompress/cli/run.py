@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from effcompress.cli.arguments import Offline, Overrides, RecipeFile, process
+from effcompress.cli.signals import stop_on_signals
 
 
 def run(
@@ -37,8 +38,11 @@ def run(
     # Only now: what can be refused should not wait for torch.
     from effcompress.runner.run import run as run_recipe
 
-    done = run_recipe(loaded, output=output, resume=resume, offline=offline)
-    if process():  # one of them says it
+    with stop_on_signals() as stopping:
+        done = run_recipe(
+            loaded, output=output, resume=resume, offline=offline, stopping=stopping
+        )
+    if process():  # rank 0 prints the result
         return
     for domain, value in done.perplexity.items():
         typer.echo(f"perplexity  {domain} {value:.2f}")

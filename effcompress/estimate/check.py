@@ -69,7 +69,7 @@ def _zeros(
     wanted = (
         f"in the pattern {spec.pattern}"
         if spec.pattern
-        else f"{100 * spec.share:.4g} % of each layer"
+        else f"{100 * spec.fraction:.4g} % of each layer"
     )
     return [
         f"sparsify: {spec.method.name} makes about {zeroed:,} of {weights:,} weights in linear "

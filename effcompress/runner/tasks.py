@@ -13,7 +13,7 @@ from effcompress.model.cache import cache_root
 from effcompress.model.integrity import manifest_flaw
 from effcompress.model.source import Item
 from effcompress.spec import TasksSpec
-from effcompress.spec.tasks import CARRIED
+from effcompress.spec.results import CARRIED
 
 if TYPE_CHECKING:
     from torch import nn

@@ -89,6 +89,7 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
     )
     (checked, _, first), (ran, (loaded,), keywords) = runner.calls
     assert (checked, first, ran) == ("preflight", {"offline": True}, "run")
+    assert keywords.pop("stopping") is not None
     assert keywords == {"output": Path("out"), "resume": True, "offline": True}
     assert (loaded.recipe.seed, loaded.recipe.train.tokens) == (1, 9)
 
