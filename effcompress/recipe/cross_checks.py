@@ -21,7 +21,6 @@ from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.spec import (
     DomainSpec,
     LoopSpec,
-    ModelSpec,
     PruneSpec,
     Recipe,
     RecoverSpec,
@@ -226,7 +225,10 @@ def _measure(prune: PruneSpec, train: TrainSpec | None) -> Rows:
         )
     if prune.measure.source != "training":
         return
-    source, fix = ("prune", "measure", "source"), "Write `measure: {source: calibration}` under prune."
+    source, fix = (
+        ("prune", "measure", "source"),
+        "Write `measure: {source: calibration}` under prune.",
+    )
     for bound in (prune.criterion, prune.selector):
         if bound is not None:
             yield Row(
@@ -336,9 +338,7 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
     shard, whole = "distributed.mode shard:", "needs the whole model in each process"
     prune, recover = recipe.prune, recipe.recover
     or_replicate = f"or write {REPLICATE}."
-    yield Row(
-        recipe.sparsify, ("sparsify",), f"{shard} sparsify {whole}", f"Write {REPLICATE}."
-    )
+    yield Row(recipe.sparsify, ("sparsify",), f"{shard} sparsify {whole}", f"Write {REPLICATE}.")
     if recover is not None:
         yield Row(
             recover.method != "full",

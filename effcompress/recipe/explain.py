@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import jsonschema
+from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError
 
 from effcompress.errors import RecipeError, did_you_mean
@@ -167,10 +167,12 @@ def _wrong_type(it: Violation) -> Words:
 
 def _with_quantities(rule: str) -> Callable[..., Iterator[ValidationError]]:
     """The JSON Schema keyword ``rule``, which compares numbers, also for ``0k`` and ``0%``."""
-    compare = jsonschema.Draft202012Validator.VALIDATORS[rule]
+    compare = Draft202012Validator.VALIDATORS[rule]
     read = {COUNT_PATTERN: count, FRACTION_PATTERN: fraction}
 
-    def check(validator: Any, bound: float, value: Any, schema: Schema) -> Iterator[ValidationError]:
+    def check(
+        validator: Any, bound: float, value: Any, schema: Schema
+    ) -> Iterator[ValidationError]:
         pattern = schema.get("pattern")
         if isinstance(value, str) and pattern in read:
             try:
@@ -182,8 +184,8 @@ def _with_quantities(rule: str) -> Callable[..., Iterator[ValidationError]]:
     return check
 
 
-_Validator = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator, {rule: _with_quantities(rule) for rule in _BOUND_WORDS}
+_Validator = validators.extend(
+    Draft202012Validator, {rule: _with_quantities(rule) for rule in _BOUND_WORDS}
 )
 
 
@@ -224,7 +226,7 @@ def _rank(violation: Violation, document: Document) -> tuple[int, bool, int]:
 
 
 def _leaves(error: ValidationError) -> Iterator[ValidationError]:
-    """Yields the errors of the alternative that was meant: the one whose type or plugin name fits."""
+    """Yields the errors of the alternative that was meant: whose type or plugin name fits."""
     branches: dict[Any, list[ValidationError]] = {}
     for inner in error.context or ():
         branches.setdefault(inner.relative_schema_path[0], []).append(inner)
@@ -325,9 +327,7 @@ def _all_keys(schema: Schema) -> Iterator[tuple[str, ...]]:
     yield from _below(schema, (), schema["$defs"])
 
 
-def _below(
-    schema: Schema, at: tuple[str, ...], definitions: Schema
-) -> Iterator[tuple[str, ...]]:
+def _below(schema: Schema, at: tuple[str, ...], definitions: Schema) -> Iterator[tuple[str, ...]]:
     if "$ref" in schema:
         yield from _below(definitions[schema["$ref"].rpartition("/")[2]], at, definitions)
     for alternative in schema.get("anyOf", ()):

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effcompress.injectable import INPUTS
-from effcompress.recipe.quantities import COUNT_PATTERN, COUNT_WORDS, FRACTION_PATTERN, FRACTION_WORDS
+from effcompress.recipe.quantities import (
+    COUNT_PATTERN,
+    COUNT_WORDS,
+    FRACTION_PATTERN,
+    FRACTION_WORDS,
+)
 from effcompress.registry import REGISTRY, Bound, Knob, Plugin, Registry
 from effcompress.spec import Recipe
 
@@ -31,7 +36,7 @@ _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Pat
 
 
 def json_schema(registry: Registry = REGISTRY) -> Schema:
-    """Returns the JSON Schema (2020-12) of recipes with the plugins of ``registry``, as plain JSON."""
+    """Returns the JSON Schema (2020-12) of recipes with the plugins of ``registry``."""
     definitions: Schema = {kind: _plugin_schema(kind, registry) for kind in INPUTS}
     schema = _dataclass_schema(Recipe, definitions)
     schema["properties"]["include"] = {
@@ -53,8 +58,8 @@ def hints(cls: type) -> Mapping[str, Any]:
 
 
 def unwrap(annotation: Any) -> tuple[Any, str, bool]:
-    """Splits an annotation into the inner type, its tag (count, fraction, path or empty), and whether
-    it is optional.
+    """Splits an annotation into the inner type, its tag (count, fraction, path or empty), and
+    whether it is optional.
     """
     optional = False
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -69,7 +74,7 @@ def unwrap(annotation: Any) -> tuple[Any, str, bool]:
 
 
 def type_words(annotation: Any) -> str:
-    """Describes an annotation for readers of recipes: ``l1 | l2``, ``int``, ``fraction or null``."""
+    """Describes an annotation in the words of the docs: ``l1 | l2``, ``fraction or null``."""
     inner, tag, optional = unwrap(annotation)
     if typing.get_origin(inner) is Literal:
         words = " | ".join(str(value) for value in typing.get_args(inner))

@@ -1,4 +1,4 @@
-"""Recipe file -> ``LoadedRecipe``: read with its includes and ``--set``, validate, bind plugins, check."""
+"""Loads a recipe: reads it with its includes and ``--set``, validates it, binds plugins, checks."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from effcompress.recipe.source_map import Document, Mark, assign, merge
 from effcompress.recipe.yaml_text import kind, parse, read_file
 from effcompress.registry import REGISTRY, Registry
 from effcompress.spec import InputPath, Recipe
+
 
 @dataclass(frozen=True)
 class LoadedRecipe:

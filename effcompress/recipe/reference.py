@@ -14,7 +14,7 @@ from effcompress.spec import Recipe
 
 
 def reference(registry: Registry = REGISTRY) -> str:
-    """Returns Markdown: every section of a recipe with its keys, then every plugin with its knobs."""
+    """Returns Markdown: all sections of a recipe with their keys, all plugins with their knobs."""
     lines = [
         "# Reference",
         "",

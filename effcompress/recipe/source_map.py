@@ -24,7 +24,7 @@ def dotted(key: Key) -> str:
 
 @dataclass(frozen=True)
 class Mark:
-    """The line a value was written on, or ``given``, the text after ``--set`` (``file`` is None)."""
+    """The line a value was written on; without a file, ``given`` is the text after ``--set``."""
 
     file: Path | None
     line: int = 1

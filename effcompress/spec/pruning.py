@@ -9,6 +9,7 @@ from typing import Literal
 from effcompress.registry import Bound
 from effcompress.spec.key import Count, Fraction, key
 
+
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec:
     """The size to reach: exactly one of params, keep (met within 0.5 %), shape (met exactly)."""
@@ -87,9 +88,9 @@ class PruneSpec:
     schedule: Bound = key("when, and how many", plugin="schedule")
     repair: tuple[Bound, ...] = key("corrections of what remains", (), plugin="repair")
     refit: Bound | None = key(
-        "once the target is reached: refit the projections into the residual stream one by one by "
-        "least squares, so that the stream matches the source model's on calibration text (the "
-        "source model is loaded a second time)",
+        "once the target is reached: refit the projections into the residual stream one by one, "
+        "so that the stream matches the source model's on calibration text (the source model is "
+        "loaded a second time)",
         None,
         plugin="refit",
     )

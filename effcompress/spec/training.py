@@ -7,6 +7,7 @@ from typing import Literal
 
 from effcompress.spec.key import Count, Fraction, key
 
+
 @dataclass(frozen=True, kw_only=True)
 class LearningRateSpec:
     """The learning rate as a function of tokens."""
