@@ -18,11 +18,11 @@ SECONDS = 300.0
 
 
 def family_for(config: Config, *, timeout: float = SECONDS) -> Family:
-    """The family of a configuration. An architecture that is not declared is traced, once for each
-    configuration, which takes some seconds.
+    """The family of a configuration. An architecture that is not declared is traced, which takes
+    some seconds; the result is cached per configuration.
 
-    Raises CoverageError as ``groups.trace.trace_family`` does; SourceError when transformers has no
-    such architecture or the model cannot be built.
+    Raises CoverageError as ``groups.tracing.trace.trace_family`` does; SourceError when
+    transformers has no such architecture or the model cannot be built.
     """
     try:
         return family_of(config)
