@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +21,6 @@ from effcompress.cli.arguments import (
 )
 from effcompress.errors import EffcompressError
 
-if TYPE_CHECKING:
-    from effcompress.answer import Json
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -31,12 +28,16 @@ class Verdict:
 
     recipe: Path
     checked: Sequence[str]
-    sizes: Mapping[str, Json]
+    sizes: Mapping[str, object]
     error: EffcompressError | None = None
 
-    def facts(self) -> dict[str, Json]:
+    def facts(self) -> dict[str, object]:
         """Plain JSON values."""
-        said = {"recipe": str(self.recipe), "ok": not self.error, "checked": [*self.checked]}
+        said: dict[str, object] = {
+            "recipe": str(self.recipe),
+            "ok": not self.error,
+            "checked": [*self.checked],
+        }
         if (error := self.error) is None:
             return {**said, "price": dict(self.sizes)}
         short = {"what": error.what, "where": error.where, "fix": error.fix}
