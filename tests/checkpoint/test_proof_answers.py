@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
@@ -54,10 +53,16 @@ def test_one_logit_too_far_is_none(prove_with: Callable[..., proof.Proof]) -> No
     assert prove_with(lambda a: a["logits_BTV"][1, 3, 7].add_(5e-6)).max_logit_difference > 0
 
 
-@pytest.mark.parametrize(("kinds", "said"), [
-    (("cached_T", "uncached_T"), "greedy tokens equal: False, with and without cache equal: True"),
-    (("uncached_T",), "greedy tokens equal: True, with and without cache equal: False"),
-])
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (
+            ("cached_T", "uncached_T"),
+            "greedy tokens equal: False, with and without cache equal: True",
+        ),
+        (("uncached_T",), "greedy tokens equal: True, with and without cache equal: False"),
+    ],
+)
 def test_one_other_token_is_none(
     prove_with: Callable[..., proof.Proof], kinds: tuple[str, ...], said: str
 ) -> None:
@@ -75,5 +80,5 @@ def test_rounding_excuses_twice_what_it_does(
     monkeypatch.setattr(proof, "rounding", lambda *_: 1e-4)
     found = prove_with(lambda a: a["logits_BTV"][0, 0, 0].add_(1.9e-4))
     assert found.tolerance == pytest.approx(2e-4)
-    with pytest.raises(RunError, match="rounding: up to 0.0002"):
+    with pytest.raises(RunError, match=r"rounding: up to 0\.0002"):
         prove_with(lambda a: a["logits_BTV"][0, 0, 0].add_(2.2e-4))
