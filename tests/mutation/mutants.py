@@ -808,7 +808,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a criterion measures on a training that does not exist",
     ),
     Mutant(
-        "effcompress/recipe/include.py",
+        "effcompress/recipe/load.py",
         "base = merge(base, _included(read_file(file)[1], file, (*chain, file)))",
         "base = merge(_included(read_file(file)[1], file, (*chain, file)), base)",
         ("tests/recipe/test_load.py",),
