@@ -59,7 +59,7 @@ def query_rows(axes: AxisMap, config: Config, wide: Widths, layer: int) -> int:
     """Query heads of a layer times their width; none where the layer or its attention is gone."""
     heads = wide.get(f"attention.{layer}", 0) * wide.get(f"query.{layer}", 1)
     there = wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
-    return heads * there * axes.family.blocks["head"](config)
+    return heads * there * axes.family.positions_per_unit["head"](config)
 
 
 def routed(config: Config) -> int:
