@@ -25,7 +25,7 @@ from effcompress.groups.tracing.trace import trace_family
 from effcompress.groups.tracing.verify import Unproven, cover, prove
 from effcompress.model.families import family_of
 from effcompress.model.small import build
-from effcompress.network.family import family_for
+from effcompress.network.axis_map import family_for
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from effcompress.types import Axis, Family
