@@ -227,3 +227,17 @@ def test_calibration_without_training(make, three):
 def test_windows_refuse_numbers_outside():
     with pytest.raises(AssertionError):
         Windows(np.zeros(8, dtype="<u2"), 4, None, 2).take(2)
+
+
+def test_another_mixture_of_the_same_tokens_is_another_fingerprint(jsonl, texts, make):
+    """Both read all of both domains; only the weights differ."""
+    paths = [jsonl(f"{tag}.jsonl", texts(20, tag)) for tag in "ab"]
+
+    def fingerprint(weight: float) -> str:
+        domains = {
+            path.stem: DomainSpec(jsonl=(path,), weight=w, holdout=0.2)
+            for path, w in zip(paths, (1.0, weight), strict=True)
+        }
+        return make(domains, train_tokens=1 << 20).fingerprint
+
+    assert fingerprint(1.0) == fingerprint(1.0) != fingerprint(2.0)
