@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol, final
 
 from effcompress.compare.entries import Job, require_same
 from effcompress.errors import EffcompressError, Stopped
+from effcompress.processes import end_all
 from effcompress.runner.signals import Stopping, grace
 
 MARGIN = 10.0
@@ -170,10 +171,10 @@ def _processes(
             progress.beat()
             time.sleep(POLL)
     finally:
-        for one in running:  # all at once: each takes its time for a checkpoint
-            one.process.terminate()
+        # All at the same time: each needs its grace time for a checkpoint.
+        end_all([one.process for one in running], grace() + MARGIN)
         for one in running:
-            _stop(one)
+            one.output.close()
 
 
 def command(job: Job, *, offline: bool) -> list[str]:
@@ -200,15 +201,6 @@ def _start(job: Job, at_once: int, offline: bool) -> Running:
         env=environment,
     )
     return Running(job, process, output, Tail(job.folder / "metrics.jsonl"), time.monotonic())
-
-
-def _stop(one: Running) -> None:
-    try:
-        one.process.wait(grace() + MARGIN)
-    except subprocess.TimeoutExpired:
-        one.process.kill()
-        one.process.wait()
-    one.output.close()
 
 
 def _changed(job: Job) -> str:
