@@ -40,7 +40,7 @@ def resident() -> int:
 
 
 def end_all(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Sends SIGTERM to all, and after ``seconds`` SIGKILL to those that are left and to all of their
+    """Sends SIGTERM to all, and after ``seconds`` SIGKILL to those left and to all of their
     descendants (a fresh process of the proof, say). Returns when all have ended.
     """
     for process in processes:
