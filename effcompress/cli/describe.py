@@ -1,4 +1,4 @@
-"""Commands that describe the tool: ``schema`` and ``plugins``."""
+"""Commands that describe recipes and plugins: ``schema`` and ``plugins``."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _knob_facts(knob: Knob) -> dict[str, Any]:
 
 
 def _relative(where: str) -> str:
-    """``file:line`` from the folder that holds the package, or else from the current folder."""
+    """Returns ``file:line``, relative to the package's parent or else to the current folder."""
     file, _, line = where.rpartition(":")
     package = Path(__file__).parents[1]
     start = package.parent if Path(file).is_relative_to(package) else Path.cwd()

@@ -118,7 +118,9 @@ class RunsProgress:
             total = self._task(task).total
             of = f" of {count(total)}" if total else ""
             note = f"{count(event['tokens'])}{of} tokens, loss {event['loss']:.3f}"
-            self.bars.update(task, completed=event["tokens"], note=note)
+            # A bar that is full stops its clock, but evaluation and export follow the last token.
+            done = min(event["tokens"], total - 1) if total else event["tokens"]
+            self.bars.update(task, completed=done, note=note)
 
     def ended(self, job: Job, seconds: float, reason: str) -> None:
         """Replaces the bar of a run by a line."""
@@ -160,8 +162,7 @@ class RunsProgress:
         if self._all is None:
             return
         running = [self._task(run) for run in self._runs.values()]
-        # Less than 1 until the process has ended: evaluation and export follow the last token.
-        part = sum(min(0.99, task.completed / task.total) for task in running if task.total)
+        part = sum(task.completed / task.total for task in running if task.total)
         said = f"{self._ended} of {self._number} runs"
         failed = f"{self._failed} failed" if self._failed else ""
         self.bars.update(self._all, completed=self._ended + part, description=said, note=failed)

@@ -1,4 +1,4 @@
-"""``effcompress bench``: how fast a model reads and writes, beside the one it came from."""
+"""``effcompress bench``: prefill and decode speed of a model, beside its source model."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Target = LoadedRecipe | Path
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked of the models: sequences at once, tokens to read and to write, rounds that
-    count, threads (0: as many as torch takes).
+    """What is measured: batch sizes, prompt tokens, tokens to generate, measured rounds, threads
+    (0: torch's default).
     """
 
     batches: tuple[int, ...] = (1, 8)
@@ -41,7 +41,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the models: what it is called in tables, where it is."""
+    """One of the models, by its name in tables; ``bytes``: weights on disk, None if random."""
 
     name: str
     source: str
@@ -49,7 +49,7 @@ class Side:
     bytes: int | None
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values; parameters include padding, and a tied one counts once."""
+        """Returns plain JSON values; parameters include padding, and tied ones count once."""
         params = sum(p.numel() for p in self.module.parameters())
         return {"model": self.source, "params": params, "bytes": self.bytes}
 
@@ -57,11 +57,11 @@ class Side:
 def bench(
     target: Target, load: Workload, *, against: Target | None = None, offline: bool = False
 ) -> Answer:
-    """Prefill and decode in tokens per second, peak memory, size on disk, parameters.
+    """Measures prefill and decode in tokens per second, peak memory, size on disk, parameters.
 
-    ``against`` is measured beside ``target`` and named first; of a run it is the run's own source
-    if nothing else is said, of a recipe nothing. Raises RecipeError where the models have fewer
-    positions than asked for, SourceError for a folder that holds no run.
+    ``against`` is measured beside ``target`` and listed first; by default the source model of a
+    run, and nothing for a recipe. Raises RecipeError where a model has fewer positions than the
+    workload needs, SourceError for a folder that holds no run.
     """
     import torch
 
@@ -80,7 +80,7 @@ def bench(
         ]
         timings = _race(sides, load, recipe.seed, device, view.note)
         described = {side.name: side.facts() for side in sides}
-        sides.clear()  # a process that loads them anew should find the room that they took
+        sides.clear()  # frees the memory for the process that loads the models again
         memory = _memory(named, load, recipe.seed, str(device))
     finally:
         torch.set_num_threads(before)
@@ -96,7 +96,7 @@ def bench(
 def _race(
     sides: Sequence[Side], load: Workload, seed: int, device: Any, say: Callable[[str], None]
 ) -> dict[int, dict[str, list[Timing]]]:
-    """Batch size -> side -> what each round took."""
+    """Returns batch size -> side -> times of each round."""
     from effcompress.evaluation.speed import race
 
     modules = {side.name: side.module for side in sides}
@@ -109,7 +109,7 @@ def _race(
 
 
 def _named(target: Target, against: Target | None) -> list[tuple[str, ModelSpec]]:
-    """What to measure, the reference first, by the names that the tables use."""
+    """Returns the models to measure by their names in tables, the reference first."""
     loaded, spec = opened(target)
     run = isinstance(target, Path)
     if against is None:
@@ -155,7 +155,7 @@ def _side(
 
 
 def _prompt(sides: Sequence[Side], batch: int, load: Workload, seed: int) -> Tensor:
-    """Tokens that all sides know; what they say does not matter to the time."""
+    """Random tokens ``[B, T]`` of the smallest vocabulary; their values do not affect the time."""
     import torch
 
     configs: list[Any] = [side.module.config for side in sides]
@@ -176,7 +176,7 @@ def _memory(
 
 
 def _speeds(load: Workload, timings: dict[int, dict[str, list[Timing]]]) -> list[dict[str, Any]]:
-    """One entry for each batch size and phase: rates by side, and the second side's speed-up."""
+    """Returns one entry per batch size and phase: rates by side, the second side's speed-up."""
     from effcompress.evaluation.speed import PHASES, rate, speed_up
 
     found: list[dict[str, Any]] = []
