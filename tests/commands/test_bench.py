@@ -23,6 +23,7 @@ from effcompress.model.load import load
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.recipe import resolved
+from effcompress.runner import resources
 from effcompress.runner.folder import RESOLVED
 from effcompress.spec import ModelSpec
 from tests.conftest import tokens
@@ -172,6 +173,6 @@ def test_rates_by_hand() -> None:
 
 
 def test_the_peak_is_the_weights_and_what_grew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(footprint_room, "_status", {"VmHWM": 5000}.__getitem__)
+    monkeypatch.setattr(resources, "high_water", lambda: 5000)
     assert footprint_room._peak("cpu", 4200, 300) == 300 + 800
     assert footprint_room._peak("cpu", None, 300) is None
