@@ -166,10 +166,11 @@ def test_rates_by_hand() -> None:
     """Two rows of 6 tokens read in 2 s; the first new token belongs to reading, 3 are left."""
     rounds = {"dense": [Timing(2.0, 4.0)], "pruned": [Timing(1.0, 2.0)]}
     read, wrote = bench_room._speeds(SMALL, {2: rounds})
-    assert (read["phase"], wrote["phase"]) == ("prefill", "decode")
-    assert read["rates"]["dense"]["median"] == 2 * 6 / 2.0
-    assert wrote["rates"]["dense"]["median"] == 2 * 3 / 4.0
-    assert read["speed_up"]["median"] == wrote["speed_up"]["median"] == 2.0
+    assert (read.phase, wrote.phase) == ("prefill", "decode")
+    assert read.rates["dense"].median == 2 * 6 / 2.0
+    assert wrote.rates["dense"].median == 2 * 3 / 4.0
+    for one in (read, wrote):
+        assert one.speed_up is not None and one.speed_up.median == 2.0
 
 
 def test_the_peak_is_the_weights_and_what_grew(monkeypatch: pytest.MonkeyPatch) -> None:
