@@ -49,6 +49,18 @@ def _picky(weight: Any, *, factor: float) -> None:
     """Has a knob without default."""
 
 
+def _inputs(weight: Any, input_norm: Any) -> None:
+    """Reads what layers read."""
+
+
+def _adam(second_moment: Any) -> None:
+    """Reads the optimizer."""
+
+
+def _refit(weight: Any, gram: Any, cross: Any) -> None:
+    """Fits anew."""
+
+
 def _fisher(grad: Any) -> None:
     """Squares."""
 
@@ -65,7 +77,9 @@ def _once(step: int, *, at: Count = 0) -> None:
     """All at once."""
 
 
-def _continuous(tokens: int, *, every: int = 8, start: Count = 0, groups: int = 1) -> None:
+def _continuous(
+    tokens: int, *, every: int = 8, start: Count = 0, end: Count | None = None, groups: int = 1
+) -> None:
     """Little by little."""
 
 
@@ -93,7 +107,10 @@ def registry() -> Registry:
         ("criterion", "taylor", _taylor),
         ("criterion", "second", _second),
         ("criterion", "picky", _picky),
+        ("criterion", "inputs", _inputs),
         ("hessian", "fisher_diag", _fisher),
+        ("hessian", "adam", _adam),
+        ("refit", "anew", _refit),
         ("space", "ffn", _ffn),
         ("space", "attention", _ffn),
         ("space", "hidden", _hidden),
