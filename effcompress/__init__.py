@@ -13,16 +13,21 @@ from effcompress.errors import (
     SourceError,
     SurgeryError,
 )
+from effcompress.algebra import damped_cholesky
 from effcompress.registry import (
     criterion,
     hessian,
+    reduction,
+    refit,
     repair,
     schedule,
     selector,
     space,
     sparsifier,
+    statistic,
 )
-from effcompress.spec import Count, Fraction, Pattern
+from effcompress.spec import Count, Fraction, Pattern, Positive
+from effcompress.sparsity.choose import lowest
 from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
 
 if TYPE_CHECKING:
@@ -42,6 +47,7 @@ __all__ = [
     "Member",
     "Pattern",
     "Plan",
+    "Positive",
     "PluginError",
     "RecipeError",
     "Report",
@@ -51,14 +57,19 @@ __all__ = [
     "SurgeryError",
     "__version__",
     "criterion",
+    "damped_cholesky",
     "hessian",
     "load_recipe",
+    "lowest",
+    "reduction",
+    "refit",
     "repair",
     "run",
     "schedule",
     "selector",
     "space",
     "sparsifier",
+    "statistic",
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from effcompress.errors import RecipeError, did_you_mean
-from effcompress.injectable import FORWARD
+from effcompress.recipe.plugin_checks import cuts_all_at_start
 from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.spec import (
     DomainSpec,
@@ -64,7 +64,7 @@ def check_sense(recipe: Recipe, document: Document) -> None:
     if recipe.train is not None:
         _check_train(recipe.train, document)
     if recipe.prune is not None:
-        _check_prune(recipe.prune, recipe.train, document)
+        _check_prune(recipe, recipe.prune, document)
     if recipe.sparsify is not None:
         _check_sparsify(recipe.sparsify, recipe, document)
     if recipe.evaluate.tasks is not None:
@@ -118,7 +118,7 @@ def _check_domain(domain: DomainSpec, at: Key, document: Document) -> None:
         raise _error(document, (*at, "holdout"), problem, "E.g. `holdout: 5%`.")
 
 
-def _check_prune(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
+def _check_prune(recipe: Recipe, prune: PruneSpec, document: Document) -> None:
     at = ("prune",)
     fix = "E.g. `target: {keep: 85%}`, `target: {params: 469M}`."
     _exactly_one(prune.target, TARGETS, (*at, "target"), document, fix)
@@ -129,9 +129,9 @@ def _check_prune(prune: PruneSpec, train: TrainSpec | None, document: Document) 
             fix = f"Keep this one or prune.space.{seen[space.name]}."
             raise _error(document, (*at, "space", index), problem, fix)
         seen[space.name] = index
-    _check_measure(prune, train, document)
-    if train is not None:
-        _check_times(prune, train, document)
+    _check_measure(recipe, prune, document)
+    if recipe.train is not None:
+        _check_times(prune, recipe.train, document)
 
 
 def _check_recover(recipe: Recipe, recover: RecoverSpec, document: Document) -> None:
@@ -146,8 +146,7 @@ def _check_recover(recipe: Recipe, recover: RecoverSpec, document: Document) -> 
     if recipe.sparsify is not None and recover.method == "lora":
         problem = "low-rank updates, once merged, would fill the zeros of sparsify"
         raise _error(document, (*at, "method"), problem, "Write `method: full` or `distill`.")
-    schedule = recipe.prune.schedule if recipe.prune else None
-    if schedule is not None and (schedule.name != "once" or schedule.knobs.get("at")):
+    if recipe.prune is not None and not cuts_all_at_start(recipe):
         problem = "recover trains what was cut before, but prune.schedule cuts later"
         fix = "Write `schedule: {name: once, at: 0}` under prune, or `train:` in place of recover."
         raise _error(document, ("prune", "schedule"), problem, fix)
@@ -181,7 +180,8 @@ def _begin(train: TrainSpec) -> int:
     return train.stages.warmup if train.stages else 0
 
 
-def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
+def _check_measure(recipe: Recipe, prune: PruneSpec, document: Document) -> None:
+    train = recipe.train
     measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
     reads = [r.name for r in prune.repair if {"gram", "mean"}.intersection(r.needs)]
     moments = "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs
@@ -194,7 +194,7 @@ def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document
         return
     fix = "Write `measure: {source: calibration}` under prune."
     for bound in (prune.criterion, prune.selector):
-        if bound and (FORWARD | {"influence_K"}).intersection(bound.needs):
+        if bound and bound.plugin.reads_forward:
             problem = f"prune.measure: '{bound.name}' measures on calibration text, not on training"
             raise _error(document, ("prune", "measure", "source"), problem, fix)
     if not (measures or reads):
@@ -203,9 +203,9 @@ def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document
     if train is None:
         problem = f"prune.measure: '{name}' would measure on the training, but nothing is trained"
         raise _error(document, ("prune", "measure", "source"), problem, fix)
-    at = prune.schedule.knobs.get("at")
-    if prune.schedule.name == "once" and (_begin(train) if at is None else at) == 0:
-        problem = f"prune.schedule 'once' cuts at step 0, where '{name}' has measured nothing yet"
+    if cuts_all_at_start(recipe):
+        schedule = prune.schedule.name
+        problem = f"prune.schedule '{schedule}' cuts at step 0, where '{name}' has measured nothing yet"
         raise _error(document, ("prune", "schedule"), problem, fix)
 
 
@@ -213,21 +213,17 @@ def _check_sparsify(sparsify: SparsifySpec, recipe: Recipe, document: Document) 
     at = ("sparsify",)
     fix = "E.g. `sparsity: 50%` or `pattern: 2:4`."
     _exactly_one(sparsify, ("sparsity", "pattern"), at, document, fix)
-    name, knobs = sparsify.method.name, sparsify.method.knobs
+    name = sparsify.method.name
     if sparsify.true_sequential and not {"input_norm", "gram"} & set(sparsify.method.needs):
         problem = f"sparsify.true_sequential: '{name}' looks at no inputs"
         raise _error(document, (*at, "true_sequential"), problem, "Remove it.")
-    if sparsify.pattern and knobs.get("alpha_search"):
-        problem = "sparsify.method.alpha_search lets rows lose different shares, a pattern does not"
-        raise _error(document, (*at, "method", "alpha_search"), problem, "Keep one of the two.")
-    if recipe.prune is not None:
-        schedule, train = recipe.prune.schedule, recipe.train
-        begin = _begin(train) if train else 0
-        first = begin if schedule.knobs.get("at") is None else schedule.knobs["at"]
-        if schedule.name != "once" or first:
-            problem = "sparsify: zeros are made before training, but pruning goes on after that"
-            fix = "Write `schedule: {name: once, at: 0}` under prune, or drop one of the sections."
-            raise _error(document, ("prune", "schedule"), problem, fix)
+    if found := sparsify.method.companion(sparsity=sparsify.share, pattern=sparsify.n_of_m):
+        problem, fix = found
+        raise _error(document, (*at, "method"), f"sparsify.method: {problem}", fix)
+    if recipe.prune is not None and not cuts_all_at_start(recipe):
+        problem = "sparsify: zeros are made before training, but pruning goes on after that"
+        fix = "Write `schedule: {name: once, at: 0}` under prune, or drop one of the sections."
+        raise _error(document, ("prune", "schedule"), problem, fix)
 
 
 def _check_train(train: TrainSpec, document: Document) -> None:

@@ -79,6 +79,8 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
 _LOOPS = ("train", "recover")
 HOW = {f"{loop}.{key}" for loop in _LOOPS for key in ("recompute", "compile")} | {"save.background"}
 """Keys that a run may be continued with, whatever they were before."""
+MOVED = {"prune.reduce.members": "prune.reduce.members.name"}
+"""Key in resolved recipes of older versions -> the same key now."""
 
 
 def begun(folder: Path) -> bool:
@@ -131,5 +133,5 @@ def values(resolved: str) -> dict[str, str]:
         path.append((indent, key))
         dotted = ".".join(name for _, name in path)
         if value.strip() and path[0][1] != "track" and dotted not in HOW:
-            found[dotted] = value.strip()
+            found[MOVED.get(dotted, dotted)] = value.strip()
     return found

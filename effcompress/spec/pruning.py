@@ -63,9 +63,10 @@ class ReduceSpec:
         "a row or column of one matrix: sum of its weights' saliency, or the magnitude of that sum",
         "sum",
     )
-    members: Literal["sum", "mean", "max", "prod", "last"] = key(
-        "over the matrices that a mini-group goes through; last: only the last of them counts",
-        "sum",
+    members: Bound | None = key(
+        "over the matrices that a mini-group goes through (default: their sum)",
+        None,
+        plugin="reduction",
     )
 
 
