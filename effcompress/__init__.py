@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from effcompress.algebra import damped_cholesky
 from effcompress.errors import (
     CoverageError,
     EffcompressError,
@@ -13,7 +14,6 @@ from effcompress.errors import (
     SourceError,
     SurgeryError,
 )
-from effcompress.algebra import damped_cholesky
 from effcompress.registry import (
     criterion,
     hessian,
@@ -26,8 +26,8 @@ from effcompress.registry import (
     sparsifier,
     statistic,
 )
-from effcompress.spec import Count, Fraction, Pattern, Positive
 from effcompress.sparsity.choose import lowest
+from effcompress.spec import Count, Fraction, Pattern, Positive
 from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ __all__ = [
     "Member",
     "Pattern",
     "Plan",
-    "Positive",
     "PluginError",
+    "Positive",
     "RecipeError",
     "Report",
     "RunError",

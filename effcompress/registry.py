@@ -240,7 +240,9 @@ class Registry:
             for module in BUILTIN_MODULES:
                 importlib.import_module(module)
             for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-                _import_or_say(lambda e=entry: e.load(), f"entry point {entry.name} = {entry.value}")
+                _import_or_say(
+                    lambda e=entry: e.load(), f"entry point {entry.name} = {entry.value}"
+                )
 
     def load_file(self, path: Path) -> None:
         """Runs one plugin file. Raises PluginError with the file's line when it fails to import."""

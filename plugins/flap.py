@@ -1,8 +1,8 @@
 """FLAP: fluctuation-based adaptive structured pruning (arXiv:2312.11983).
 
 An input channel that hardly varies can be replaced by its mean: the channel goes, and the bias of
-the layer that reads it takes over ``W[:, gone] mean[gone]`` (sec. 4.3). What is lost is the variance
-times the squared column, ``var(x_i) ||W[:, i]||^2`` (WIFV, eq. 5).
+the layer that reads it takes over ``W[:, gone] mean[gone]`` (sec. 4.3). What is lost is the
+variance times the squared column, ``var(x_i) ||W[:, i]||^2`` (WIFV, eq. 5).
 
 ``T`` tokens of one sequence, ``O, I`` outputs and inputs of a linear layer.
 """

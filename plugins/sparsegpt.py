@@ -1,7 +1,7 @@
 """SparseGPT: massive language models can be accurately pruned in one shot (arXiv:2301.00774).
 
-The optimal brain surgeon, column by column from left to right. With ``H = E[x x^T]`` of what a layer
-reads and ``H^-1 = U^T U``, ``U`` upper triangular, the error of removing ``w_j`` is
+The optimal brain surgeon, column by column from left to right. With ``H = E[x x^T]`` of what a
+layer reads and ``H^-1 = U^T U``, ``U`` upper triangular, the error of removing ``w_j`` is
 ``w_j^2 / U_jj^2``, and the columns behind it take over ``- w_j / U_jj * U_j``.
 
 ``O, I`` outputs and inputs, ``B`` columns of one block, ``M`` of one pattern. The weight is held as

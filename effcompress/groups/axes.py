@@ -26,6 +26,8 @@ from effcompress.types import (
     Shapes,
     Side,
     Widths,
+    axis_kind,
+    axis_layer,
 )
 
 Gates = Mapping[str, tuple[str, ...]]
@@ -53,9 +55,9 @@ def from_config(
     segments, gates = _resolve(family, config, depth)
     widths: dict[str, int] = {}
     for name in dict.fromkeys(name for s in segments for name in s.names):
-        kind, _, layer = name.partition(".")
+        kind, layer = axis_kind(name), axis_layer(name)
         given = (kinds or {}).get(kind)
-        widths[name] = family.units[kind](config, int(layer or 0)) if given is None else given
+        widths[name] = family.units[kind](config, layer or 0) if given is None else given
     return _assemble(family, config, depth, _shapes(segments, widths), segments, gates, widths)
 
 

@@ -19,6 +19,7 @@ from effcompress.errors import NotFinite
 from effcompress.measure.hooks import LINEAR, InputHooks
 from effcompress.types import AxisMap, GroupSet
 
+
 def readers(module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> dict[str, int]:
     """Weights of linear layers within blocks that lose inputs when something of ``sets`` goes,
     and the dimension that their inputs run along. Embeddings and the head are none.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from effcompress.types import DEPTH, AxisMap, Config, Widths
+from effcompress.types import DEPTH, AxisMap, Config, Widths, axis_kind, axis_layer
 
 
 def living_widths(axes: AxisMap, widths: Widths, kind: str) -> list[int]:
@@ -29,16 +29,16 @@ def per_layer(
     wide = {**axes.widths, **widths}
     most = dict(parent or {})
     for name, width in axes.widths.items():
-        most.setdefault(name.split(".")[0], width)
+        most.setdefault(axis_kind(name), width)
     living: dict[str, int] = {}
     by_layer: dict[int, dict[str, int]] = defaultdict(dict)
     for name, width in wide.items():
-        kind, _, layer = name.partition(".")
+        kind, layer = axis_kind(name), axis_layer(name)
         if kind in DEPTH or not axes.living(name, wide):
             continue
         living[kind] = max(width, living.get(kind, 0))
-        if layer:
-            by_layer[int(layer)][kind] = width
+        if layer is not None:
+            by_layer[layer][kind] = width
     found: dict[str, list[Any]] = {}
     for i in living_layers(axes, wide):
         # What a layer lacks altogether (a block that is gone) is told by the others.

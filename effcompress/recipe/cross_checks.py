@@ -205,7 +205,9 @@ def _check_measure(recipe: Recipe, prune: PruneSpec, document: Document) -> None
         raise _error(document, ("prune", "measure", "source"), problem, fix)
     if cuts_all_at_start(recipe):
         schedule = prune.schedule.name
-        problem = f"prune.schedule '{schedule}' cuts at step 0, where '{name}' has measured nothing yet"
+        problem = (
+            f"prune.schedule '{schedule}' cuts at step 0, where '{name}' has measured nothing yet"
+        )
         raise _error(document, ("prune", "schedule"), problem, fix)
 
 

@@ -1,6 +1,5 @@
-"""Whether the plugins of a recipe fit together and fit its training: said before anything is loaded.
-
-No plugin is known by name here. A schedule is asked by its own static check, and played on made-up
+"""Whether the plugins of a recipe fit together and fit its training, before anything is loaded. No
+plugin is known by name here. A schedule is asked by its own static check, and played on made-up
 sizes where it matters whether everything goes at once.
 """
 

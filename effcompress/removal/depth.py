@@ -24,8 +24,7 @@ def cut_depth(
     Whatever keeps the number of its layer (``layer_idx``) gets the new one. Modules that are
     already silent stay.
     """
-    path, _, _ = family.layer.partition(".{i}")
-    layers: Any = module.get_submodule(path)
+    layers: Any = module.get_submodule(family.layers)
     keep = [j for j, i in enumerate(before.layers) if i in set(after.layers)]
     kept = [layers[j] for j in keep]
     del layers[:]

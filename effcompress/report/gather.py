@@ -12,6 +12,7 @@ from effcompress.errors import RunError
 from effcompress.record.kind_labels import of
 from effcompress.report.solved import Solved, solved_of
 from effcompress.report.sparsity import Sparsified
+from effcompress.types import axis_kind
 
 Line = Mapping[str, Any]
 
@@ -246,7 +247,7 @@ def _approximate(events: list[dict[str, Any]]) -> list[str]:
     if not events:
         return []
     moved = max(e["max_logit_difference"] for e in events)
-    kinds = dict.fromkeys(name.split(".")[0] for e in events for name in e["sets"])
+    kinds = dict.fromkeys(axis_kind(name) for e in events for name in e["sets"])
     named = ", ".join(of(kind).plural for kind in kinds)
     return [
         f"Removing {named} rescaled what stays, because a norm spans all of them: logits moved by "

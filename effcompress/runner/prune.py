@@ -30,7 +30,7 @@ from effcompress.selection.choose import Choice, choose, least_salient
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.selection.schedules import ask
 from effcompress.spec import PruneSpec
-from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores
+from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind, axis_layer
 
 
 def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> Due | None:
@@ -97,7 +97,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
         _write_down(state, choice, meter.read(), log)
     state.target_reached = choice.exhausted
     # A block that is masked whole would learn its last bias again: it goes at once.
-    whole = any(name.split(".")[0] in DEPTH for name in choice.plan)
+    whole = any(axis_kind(name) in DEPTH for name in choice.plan)
     if state.target_reached or whole or state.since_commit >= prune.commit_every:
         commit_event(state, log)
     if state.target_reached:
@@ -147,7 +147,7 @@ def _observe(state: RunState, prune: PruneSpec, due: Due, found: Measured) -> No
     if selector.plugin.companion is None:
         return
     layers = {
-        name: {int(unit.partition(".")[2]): v for unit, v in values.items() if unit[:6] == "layer."}
+        name: {axis_layer(unit): v for unit, v in values.items() if axis_kind(unit) == "layer"}
         for name, values in found.of_layers.items()
     }
     new = selector.companion(state=state.selector_state, widths=widths, **layers)

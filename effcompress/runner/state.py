@@ -78,7 +78,7 @@ class RunState:
             prune.space if prune else (),
             target=prune.target if prune else None,
         )
-        self._layers = self.pruned.family.layer.partition(".{i}")[0]
+        self._layers = self.pruned.family.layers
         self.shards: Shards | None = None
         """Where parameters are shared out over the processes."""
         if shard:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from effcompress.types import DEPTH, AxisMap, GroupSet, in_layer
+from effcompress.types import DEPTH, AxisMap, GroupSet, axis_layer, in_layer
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def candidates_of(sets: Iterable[GroupSet]) -> list[Candidate]:
 
 def beside(lines: list[Candidate]) -> dict[int, list[int]]:
     """Candidate -> all lines of its layer, where layers or blocks may go and take them along."""
-    numbers = [line.sets[0].partition(".")[2] if len(line.sets) == 1 else "" for line in lines]
+    numbers = [axis_layer(line.sets[0]) if len(line.sets) == 1 else None for line in lines]
     whole = {number for line, number in zip(lines, numbers, strict=True) if line.kind in DEPTH}
-    near = {n: [k for k, number in enumerate(numbers) if number == n] for n in whole - {""}}
+    near = {n: [k for k, number in enumerate(numbers) if number == n] for n in whole - {None}}
     return {k: near.get(number, []) for k, number in enumerate(numbers)}
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from effcompress.measure.influence import Influence
+from effcompress.measure.inputs import InputStats
 from torch import Tensor
 
 from effcompress import groups
 from effcompress.measure.grams import readers
-from effcompress.measure.influence import Influence
-from effcompress.measure.inputs import InputStats
 from effcompress.model.families import family_of
 from tests.conftest import FAMILIES, SHAPES, tiny, tokens
 from tests.measure.test_grams import SPACES, pruned, seen

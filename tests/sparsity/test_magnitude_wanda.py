@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from effcompress.sparsity.wanda import wanda
 from torch import tensor
 
 from effcompress.sparsity.choose import chosen, lowest, whole
 from effcompress.sparsity.magnitude import magnitude
-from effcompress.sparsity.wanda import wanda
 from effcompress.spec import Pattern
 
 PATTERNS = (Pattern(2, 4), Pattern(4, 8))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from effcompress.types import Axis, Config, Family, Widths, in_layer
+from effcompress.types import Axis, Config, Family, Widths, axis_kind, in_layer
 
 Product = tuple[str, ...]
 """Axis kinds and block names, to be multiplied: ``("attention", "query", "head")``."""
@@ -56,7 +56,7 @@ class Draft:
     def kinds(self) -> tuple[str, ...]:
         """All axis kinds, in order of appearance."""
         names = (name for axis in self.axes for name in axis.name.split("/"))
-        return tuple(dict.fromkeys(name.split(".")[0] for name in names))
+        return tuple(dict.fromkeys(axis_kind(name) for name in names))
 
     def with_heads(self, head: int) -> Draft:
         """The same structure with heads of another width."""

@@ -29,7 +29,7 @@ from effcompress.groups.tracing.propose import (
     candidates,
 )
 from effcompress.groups.verify import Unproven, cover, prove, rebuild
-from effcompress.types import Config
+from effcompress.types import Config, axis_kind
 
 KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
 _DEFAULTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
@@ -211,7 +211,7 @@ def _averages(
 
 
 def _kinds(name: str) -> tuple[str, ...]:
-    return tuple(part.split(".")[0] for part in name.split("/"))
+    return tuple(axis_kind(part) for part in name.split("/"))
 
 
 def _probe(build: Build, config: Config, size: Literal["given", "small", "other"]) -> Probe:

@@ -11,6 +11,7 @@ from typing import Any
 from effcompress.errors import RunError
 from effcompress.report import words
 from effcompress.report.gather import Record, gather, read_lines
+from effcompress.types import axis_kind, axis_layer
 
 Line = Mapping[str, Any]
 _ABOVE = re.compile(r"""(?<![^\s'"(])(/[^\s/]+)*/(?=[^\s/]+)""")
@@ -229,8 +230,8 @@ def _cost(lines: Sequence[Line], *, pruned: bool) -> dict[str, Any]:
 
 
 def _layers(record: Record) -> set[int]:
-    names = (name.split(".") for name in record.started_widths)
-    return {int(name[1]) for name in names if name[0] == "layer"}
+    numbers = (axis_layer(n) for n in record.started_widths if axis_kind(n) == "layer")
+    return {number for number in numbers if number is not None}
 
 
 def _touched(
@@ -243,8 +244,8 @@ def _touched(
     if not plans and not sparsified and (record.end or {}).get("zeroed"):
         return None
     names = {name for line in plans for name, units in line["plan"].items() if units}
-    numbers = [name.split(".")[1:2] for name in names]
-    if any(not n for n in numbers):
+    numbers = {axis_layer(name) for name in names}
+    if None in numbers:
         return frozenset(_layers(record))
     zeroed = (row["layer"] for line in sparsified for row in line["layers"] if row["zeroed"])
-    return frozenset((*(int(n[0]) for n in numbers), *zeroed))
+    return frozenset((*(n for n in numbers if n is not None), *zeroed))
