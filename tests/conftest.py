@@ -13,14 +13,11 @@ from hypothesis import settings
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import effcompress
 from effcompress.registry import REGISTRY
 
 settings.register_profile("same", derandomize=True)
 settings.register_profile("explore")
 settings.load_profile("same")  # other examples with `pytest --hypothesis-profile explore`
-
-PACKAGE = str(Path(effcompress.__file__).parent)
 
 GROUPED = (
     "llama",
@@ -71,13 +68,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def plugin_files_go_with_their_test() -> Iterator[None]:
     """What recipes of a test load is not there for the next, whatever the order of tests."""
+    REGISTRY.load_builtins()
     before = {kind: set(known) for kind, known in REGISTRY._plugins.items()}
     loaded = set(REGISTRY._loaded)
     yield
     for kind, known in REGISTRY._plugins.items():
         for name in known.keys() - before[kind]:
-            if not known[name].where.startswith(PACKAGE):
-                del known[name]
+            del known[name]
     REGISTRY._loaded &= loaded | {"builtins"}
 
 

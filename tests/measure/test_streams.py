@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from effcompress.removal.refit import least_squares, least_squares_bias
+from effcompress_plugins.refit import least_squares, least_squares_bias
 from torch import Tensor
 
 from effcompress.errors import RunError

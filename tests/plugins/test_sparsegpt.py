@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from effcompress.sparsity.sparsegpt import sparsegpt
+from effcompress_plugins.sparsegpt import sparsegpt
 from torch import Tensor, tensor
 
 from effcompress.errors import RunError
