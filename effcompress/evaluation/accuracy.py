@@ -11,8 +11,8 @@ from effcompress.spec.tasks import SEVEN
 
 NORMALISED = frozenset({"arc_challenge", "hellaswag", "openbookqa"})
 """Tasks whose main number is ``acc_norm``, where the log-likelihood of an answer is divided by its
-length; of all others it is ``acc``. So LLM-Pruner's tables read (its issue 25), and those that
-compare with them.
+length; of all others it is ``acc``. The tables of arXiv:2305.11627 read so, and those that compare
+with them.
 """
 
 
