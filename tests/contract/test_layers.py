@@ -14,6 +14,7 @@ BASE = [
     "errors",
     "algebra",
     "fault",
+    "processes",
     "injectable",
     "distributed",
     "recompute",
