@@ -1016,7 +1016,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/record/log.py",
         "os.fsync(file.fileno())",
         "pass",
-        ("tests/record/test_log.py",),
+        ("tests/record/test_log.py::test_a_checkpoints_position_is_on_the_disk",),
         "a checkpoint may point past the end of the record",
     ),
     Mutant(
@@ -1369,14 +1369,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/report/gather.py",
         "max((d for d in differences if d is not None), default=None)",
         "min((d for d in differences if d is not None), default=None)",
-        ("tests/report/test_report.py",),
+        ("tests/report/test_report.py::test_a_proof_is_whole_or_none",),
         "the smallest difference of a commit is shown",
     ),
     Mutant(
         "effcompress/report/gather.py",
         "return self.tokens_equal and self.cache_equal",
         "return self.tokens_equal or self.cache_equal",
-        ("tests/report/test_report.py",),
+        ("tests/report/test_report.py::test_a_proof_is_whole_or_none",),
         "half a proof is shown as one",
     ),
     Mutant(
@@ -1390,14 +1390,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/report/numbers.py",
         "f\"{share * 100:{'+' if sign else ''}.{digits}f}\"",
         "f\"{share * 10:{'+' if sign else ''}.{digits}f}\"",
-        ("tests/report/test_report.py",),
+        ("tests/report/test_numbers.py",),
         "per cent are tenths",
     ),
     Mutant(
         "effcompress/report/numbers.py",
         'return f"{whole // 60} min {whole % 60} s"',
         'return f"{whole // 60} min {whole // 60} s"',
-        ("tests/report",),
+        ("tests/report/test_numbers.py",),
         "seconds of a duration are its minutes",
     ),
     Mutant(
@@ -1538,7 +1538,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/prune.py",
         "state.since_commit += sum(choice.removed.values())",
         "state.since_commit += 1",
-        ("tests/runner/test_run.py::test_prunes_while_training_and_proves_the_result",),
+        (("tests/runner/test_record.py::test_tensors_are_shortened_as_often_as_the_recipe_says"),),
         "commits come late",
     ),
     Mutant(
@@ -1557,11 +1557,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/prune.py",
         "gone.setdefault(s.kind, []).append(1.0 - choice.widths[s.name] / s.size)",
         "gone.setdefault(s.kind, []).append(choice.widths[s.name] / s.size)",
-        (
-            "tests/runner/test_run.py::test_prunes_while_training_and_proves_the_result",
-            "tests/runner/test_run.py::test_same_result_twice",
-            "tests/runner/test_record.py",
-        ),
+        ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "the record says what is left as what is gone",
     ),
     Mutant(
@@ -1596,10 +1592,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/run.py",
         "[:, :PROOF_TOKENS]",
         "[:, :1]",
-        (
-            "tests/export",
-            "tests/runner/test_run.py::test_prunes_while_training_and_proves_the_result",
-        ),
+        ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "a proof of a single token",
     ),
     Mutant(
@@ -1626,10 +1619,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/run.py",
         "elif state.step % recipe.save.every == 0:",
         "elif state.step % recipe.save.every == 1:",
-        (
-            "tests/runner/test_run.py::test_prunes_while_training_and_proves_the_result",
-            "tests/runner/test_run.py::test_a_failed_run_says_so_and_can_be_continued",
-        ),
+        ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "checkpoints come at other steps",
     ),
     Mutant(
@@ -1698,7 +1688,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/step.py",
         "state.tokens += batch.ids_BT.numel()",
         "state.tokens += batch.ids_BT.shape[0]",
-        ("tests/runner/test_run.py::test_prunes_while_training_and_proves_the_result",),
+        ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "sequences are counted as tokens",
     ),
     Mutant(
@@ -1708,10 +1698,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "rate = train.learning_rate(spec.learning_rate, state.tokens - "
             "batch.ids_BT.numel(), total)"
         ),
-        (
-            "tests/runner/test_run.py::test_prunes_while_training_and_proves_the_result",
-            "tests/runner/test_run.py::test_training_without_pruning",
-        ),
+        ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "the learning rate is one step late",
     ),
     Mutant(
