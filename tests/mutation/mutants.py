@@ -39,35 +39,40 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/answer.py",
         'return f"{count / scale:.4g}{letter}"',
         'return f"{count / scale:.1g}{letter}"',
-        ("tests/test_answer.py",),
+        ("tests/test_answer.py::test_counts[1500-1.5k]",),
         "sizes are rounded to one digit",
     ),
     Mutant(
         "effcompress/architecture.py",
         "return Depth(layers, (self.absent | names) & kept)",
         "return Depth(layers, self.absent & kept)",
-        ("tests/test_architecture.py",),
+        (
+            (
+                "tests/test_architecture.py::test_what_went_stays_away_and_layers_take_their_bl"
+                "ocks_along"
+            ),
+        ),
         "a block that went is still there after the next cut",
     ),
     Mutant(
         "effcompress/checkpoint/export.py",
         'made = sorted(work.iterdir(), key=lambda f: f.name == "config.json")',
         "made = sorted(work.iterdir())",
-        ("tests/checkpoint/test_export.py",),
+        ("tests/checkpoint/test_export.py::test_a_folder_that_dies_half_way_is_no_model",),
         "config.json is moved first, so half a model loads",
     ),
     Mutant(
         "effcompress/checkpoint/export.py",
         '(folder / "config.json").unlink(missing_ok=True)',
         "pass",
-        ("tests/checkpoint/test_export.py",),
+        ("tests/checkpoint/test_export.py::test_a_folder_that_dies_half_way_is_no_model",),
         "an old config.json beside new weights",
     ),
     Mutant(
         "effcompress/checkpoint/export.py",
         "if wanted.get(name) != given.get(name):",
         "if name in given and wanted.get(name) != given.get(name):",
-        ("tests/checkpoint/test_export.py",),
+        ("tests/checkpoint/test_export.py::test_names_and_shapes_must_be_those_of_the_class",),
         "a missing weight is exported as random numbers",
     ),
     Mutant(
@@ -100,14 +105,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/checkpoint/proof.py",
         "TOLERANCE = 1e-5",
         "TOLERANCE = 1e-2",
-        ("tests/checkpoint/test_proof_answers.py",),
+        ("tests/checkpoint/test_proof_answers.py::test_one_logit_too_far_is_none",),
         "the proof lets a thousandfold difference pass",
     ),
     Mutant(
         "effcompress/checkpoint/proof.py",
         'tokens_equal = torch.equal(found["cached_T"], greedy_T)',
         "tokens_equal = True",
-        ("tests/checkpoint/test_proof_answers.py",),
+        ("tests/checkpoint/test_proof_answers.py::test_one_other_token_is_none",),
         "the proof ignores the tokens",
     ),
     Mutant(
@@ -194,7 +199,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/cli/signals.py",
         "signal.signal(number, former)",
         "pass",
-        ("tests/runner/test_signals.py",),
+        ("tests/runner/test_signals.py::test_former_handlers_come_back",),
         "handlers of signals stay after a run",
     ),
     Mutant(
@@ -307,6 +312,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "two tokenizers have one fingerprint",
     ),
     Mutant(
+        "effcompress/data/corpus.py",
+        "seed = self._seed if seed is None else seed",
+        "seed = 0 if seed is None else seed",
+        ("tests/data/test_stream.py::test_the_seed_of_the_run_is_the_default",),
+        "calibration ignores the seed of the run",
+    ),
+    Mutant(
         "effcompress/data/documents.py",
         "return number < share * 2**64",
         "return number >= share * 2**64",
@@ -378,6 +390,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "a position in other text is taken",
     ),
     Mutant(
+        "effcompress/data/stream.py",
+        'key = f"train {self._seed} {name} {epoch}"',
+        'key = f"train {self._seed} {epoch}"',
+        ("tests/data/test_stream.py::test_domains_are_shuffled_independently",),
+        "all domains are read in one order",
+    ),
+    Mutant(
         "effcompress/data/tokens.py",
         '"tokenizer": tokenizer.fingerprint,',
         '"tokenizer": "",',
@@ -430,7 +449,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/distributed/world.py",
         "return self.sums([float(here)])[0] > 0",
         "return here",
-        ("tests/distributed/test_world.py",),
+        (
+            (
+                "tests/distributed/test_world.py::test_what_one_process_was_asked_all_were_aske"
+                "d[False]"
+            ),
+        ),
         "one process does not hear that another was asked to stop",
     ),
     Mutant(
@@ -535,7 +559,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/estimate/schedule.py",
         'return int(reads_text(prune) and prune.measure.source == "training")',
         "return 0",
-        ("tests/estimate/test_forecast.py::test_nothing_is_cut_before_it_was_measured",),
+        (
+            (
+                "tests/estimate/test_forecast.py::test_nothing_is_cut_before_it_was_measured[ta"
+                "ylor-1]"
+            ),
+        ),
         "the forecast cuts before anything is measured",
     ),
     Mutant(
@@ -636,14 +665,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/export/forms.py",
         "return norm.length(now.widths) / norm.length(then.widths)",
         "return 1.0",
-        ("tests/export",),
+        ("tests/export/test_forms.py::test_every_folder_is_the_same_model_again[padded]",),
         "padded norms average over zeros",
     ),
     Mutant(
         "effcompress/export/forms.py",
         "found[name] = (epsilon / value) ** 0.5",
         "found[name] = epsilon / value",
-        ("tests/export",),
+        ("tests/export/test_forms.py::test_every_folder_is_the_same_model_again[uniform]",),
         "the factor of fed layers lacks its root",
     ),
     Mutant(
@@ -899,6 +928,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "biases are left out of a fingerprint",
     ),
     Mutant(
+        "effcompress/model/load.py",
+        'said.update(f"{name} {p.dtype} {tuple(p.shape)} ".encode())',
+        'said.update(f"{name} {tuple(p.shape)} ".encode())',
+        ("tests/model/test_fingerprint.py",),
+        "types are left out of a fingerprint",
+    ),
+    Mutant(
         "effcompress/model/scratch.py",
         "if not (used.flatten(1).any(1).all() and used.any(0).all()):",
         "if False:",
@@ -914,7 +950,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "return self.axes.count()",
         (
             "tests/removal/test_cut_while_training.py::test_cuts_compose",
-            "tests/runner/test_run.py::test_prunes_while_training_and_proves_the_result",
+            "tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",
         ),
         "masked units count as parameters",
     ),
@@ -1300,7 +1336,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/report/comparison/flags.py",
         "dict.fromkeys((label, of(facts)) for label, facts in peers)",
         "[(label, of(facts)) for label, facts in peers]",
-        ("tests/report/test_comparison_flags.py",),
+        (
+            (
+                "tests/report/test_comparison_flags.py::test_each_method_has_one_vote_however_m"
+                "any_runs_it_has"
+            ),
+        ),
         "a method with many seeds outvotes the others",
     ),
     Mutant(
@@ -1309,6 +1350,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "",
         ("tests/report/test_comparison_flags.py",),
         "other held-out text is not flagged",
+    ),
+    Mutant(
+        "effcompress/report/comparison/flags.py",
+        "and abs(value / had - 1) > SAME_DENSE",
+        "and value / had - 1 > SAME_DENSE",
+        (
+            (
+                "tests/report/test_comparison_flags.py::test_a_better_dense_model_is_flagged_as"
+                "_well_as_a_worse_one"
+            ),
+        ),
+        "the dense flag of a comparison looks only upwards",
     ),
     Mutant(
         "effcompress/report/comparison/rows.py",
@@ -1468,8 +1521,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)",
         "found = evaluation.perplexity(module, ids_NT, spec.batch_size, None, world)",
         (
-            "tests/data/test_prompts.py",
-            "tests/runner/test_run.py::test_prunes_while_training_and_proves_the_result",
+            "tests/data/test_prompts.py::test_perplexity_counts_only_them",
+            "tests/runner/test_tasks.py",
         ),
         "prompts count into the perplexity",
     ),
@@ -1667,14 +1720,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/state.py",
         "return (3 if self.lora is None else 2) * forward + taught",
         "return 3 * forward + taught",
-        ("tests/train/test_lora.py",),
+        ("tests/runner/test_record.py::test_operations_of_recovery",),
         "LoRA's operations are those of full training",
     ),
     Mutant(
         "effcompress/runner/state.py",
         "taught = self._flops_at({}) / 3 if self.objective is not next_token else 0.0",
         "taught = 0.0",
-        ("tests/runner/test_record.py",),
+        ("tests/runner/test_record.py::test_operations_of_recovery",),
         "the teacher's forward costs nothing",
     ),
     Mutant(
@@ -2236,6 +2289,13 @@ MUTANTS: tuple[Mutant, ...] = (
         'limits.get("minimum", 1)',
         ("tests/groups/test_spaces.py",),
         "fewer experts stay than a token is sent to",
+    ),
+    Mutant(
+        "effcompress/types.py",
+        'limits["minimum"] = min(minimum, self.widths[name])',
+        'limits["minimum"] = minimum',
+        ("tests/groups/test_spaces.py",),
+        "a minimum above the width is kept",
     ),
     Mutant(
         "plugins/adapt_pruner.py",
