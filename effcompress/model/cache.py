@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from effcompress import processes
 from effcompress.errors import SourceError
 
 SUFFIX = ".partial"
@@ -108,7 +109,7 @@ def _abandoned(leftover: Path) -> bool:
     parts = leftover.name.rsplit(".", 4)
     if len(parts) != 5 or not parts[2].isdigit():
         return False
-    if parts[1] == _host() and not _alive(int(parts[2])):
+    if parts[1] == _host() and not processes.exists(int(parts[2])):
         return True
     # Another host (shared file system, or a renamed container): its processes cannot be seen from
     # here, so the age decides.
@@ -116,18 +117,6 @@ def _abandoned(leftover: Path) -> bool:
         return time.time() - leftover.stat().st_mtime > ABANDONED_AFTER
     except FileNotFoundError:
         return False
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # signal 0 would send Ctrl-C
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _files(path: Path) -> list[Path]:
