@@ -271,3 +271,5 @@ def test_a_fingerprint_depends_on_everything_that_is_read(make, three):
     found = {same, of(sequence_length=16), of(bos="always"), of(when_dry="stop"), of(heavier)}
     found |= {of(heldout_sequences=1), of({"a": three["a"], "b": three["b"]})}
     assert len(found) == 7
+    # All text is read, so that the hash of the tokens is the same: only the mixture differs.
+    assert of(train_tokens=10**6) != of(heavier, train_tokens=10**6)
