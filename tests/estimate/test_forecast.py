@@ -104,9 +104,7 @@ def test_training_ends_with_a_whole_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("criterion", "first"), [("taylor", 1), ("magnitude", 0)])
-def test_nothing_is_cut_before_it_was_measured(
-    tmp_path: Path, criterion: str, first: int
-) -> None:
+def test_nothing_is_cut_before_it_was_measured(tmp_path: Path, criterion: str, first: int) -> None:
     schedule = "{name: continuous, groups: 3}"
     loaded = load_recipe(recipe(tmp_path, schedule=schedule, criterion=criterion))
     found = sized_model(loaded)
