@@ -54,3 +54,22 @@ def test_terms_add_up_and_only_the_student_learns() -> None:
     whole.objective.sum().backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert all(p.grad is not None for p in student.parameters())
+
+
+def test_a_shallower_student_is_compared_with_the_layers_and_channels_it_descends_from() -> None:
+    """Layer j of the student with layer ``layers[j]`` of the teacher, the last with the last."""
+    teacher, student, ids = tiny(), tiny(num_hidden_layers=2, hidden_size=42), tokens(2, seed=5)
+    channels = torch.tensor([c for c in range(48) if c % 8])
+    found = Distillation(teacher, DistillSpec(hidden_weight=1.0), (1, 2), channels)(student, ids)
+    plain = Distillation(teacher, DistillSpec(), (1, 2), channels)(student, ids)
+    with torch.no_grad():
+        theirs, own = (
+            m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student)
+        )
+    assert len(theirs) == 4 and len(own) == 3  # the embedding and each layer
+    far = [
+        1 - torch.cosine_similarity(own[1], theirs[2][..., channels], dim=-1).mean(1),
+        1 - torch.cosine_similarity(own[2], theirs[3][..., channels], dim=-1).mean(1),
+    ]
+    hidden = (far[0] + far[1]) / 2
+    torch.testing.assert_close((found.objective - plain.objective).detach(), hidden)
