@@ -56,20 +56,42 @@ def test_terms_add_up_and_only_the_student_learns() -> None:
     assert all(p.grad is not None for p in student.parameters())
 
 
-def test_a_shallower_student_is_compared_with_the_layers_and_channels_it_descends_from() -> None:
-    """Layer j of the student with layer ``layers[j]`` of the teacher, the last with the last."""
-    teacher, student, ids = tiny(), tiny(num_hidden_layers=2, hidden_size=42), tokens(2, seed=5)
-    channels = torch.tensor([c for c in range(48) if c % 8])
-    found = Distillation(teacher, DistillSpec(hidden_weight=1.0), (1, 2), channels)(student, ids)
-    plain = Distillation(teacher, DistillSpec(), (1, 2), channels)(student, ids)
-    with torch.no_grad():
-        theirs, own = (
-            m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student)
-        )
-    assert len(theirs) == 4 and len(own) == 3  # the embedding and each layer
+def test_hidden_states_of_the_layers_and_channels_that_are_left() -> None:
+    """Layer 1 of three and six channels are gone: the student's second layer answers to the
+    teacher's third, behind the final norm, its first to the teacher's first.
+    """
+    teacher, student, ids = tiny(), tiny(num_hidden_layers=2, hidden_size=42), tokens(2, seed=3)
+    kept = torch.tensor([c for c in range(48) if c not in (0, 7, 8, 9, 30, 31)])
+    spec = DistillSpec(hidden_weight=2.0)
+    found = Distillation(teacher, spec, (0, 2), kept)(student, ids)
+    plain = Distillation(teacher, DistillSpec(), (0, 2), kept)(student, ids)
+    theirs, own = (
+        m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student)
+    )
+    pairs = [(theirs[1][..., kept], own[1]), (theirs[3][..., kept], own[2])]
+    far = [1 - torch.cosine_similarity(a, b, dim=-1).mean(1) for a, b in pairs]
+    torch.testing.assert_close(found.objective, plain.objective + 2.0 * torch.stack(far).mean(0))
+
+
+def test_a_layer_in_the_middle_answers_to_its_own_number() -> None:
+    teacher, student, ids = tiny(), tiny(num_hidden_layers=2), tokens(2, seed=3)
+    loss = Distillation(teacher, DistillSpec(hidden_weight=1.0), (1, 2), None)
+    theirs, own = (
+        m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student)
+    )
     far = [
-        1 - torch.cosine_similarity(own[1], theirs[2][..., channels], dim=-1).mean(1),
-        1 - torch.cosine_similarity(own[2], theirs[3][..., channels], dim=-1).mean(1),
+        1 - torch.cosine_similarity(theirs[k], own[j], dim=-1).mean(1) for j, k in ((1, 2), (2, 3))
     ]
-    hidden = (far[0] + far[1]) / 2
-    torch.testing.assert_close((found.objective - plain.objective).detach(), hidden)
+    torch.testing.assert_close(loss._hidden(theirs, own), torch.stack(far).mean(0))
+
+
+def test_the_last_layer_answers_to_the_end_of_the_teacher() -> None:
+    """Whichever layer it descends from: both are behind the final norm."""
+    teacher, student, ids = tiny(), tiny(num_hidden_layers=2), tokens(2, seed=3)
+    loss = Distillation(teacher, DistillSpec(hidden_weight=1.0), (0, 1), None)
+    theirs, own = (
+        m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student)
+    )
+    pairs = [(theirs[1], own[1]), (theirs[-1], own[-1])]
+    far = [1 - torch.cosine_similarity(a, b, dim=-1).mean(1) for a, b in pairs]
+    torch.testing.assert_close(loss._hidden(theirs, own), torch.stack(far).mean(0))
