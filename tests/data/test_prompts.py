@@ -137,3 +137,18 @@ def test_every_token_can_be_marked():
     again, trained = unmarked(marked(ids))
     assert again.tolist() == [0, 1, 258] and not trained.any()
     assert unmarked(ids)[1].all()
+
+
+def test_rows_of_prompts_alone_do_not_thin_out_the_gradient():
+    """Three rows learn as much beside a fourth that is all prompt as without it."""
+    ids = tokens(4, seed=2)
+    trained = torch.ones(ids.shape, dtype=torch.bool)
+    trained[3] = False
+    grads = []
+    for n in (3, 4):
+        model = tiny()
+        batch = Batch(ids[:n], ("a",) * n, (("a", 0),) * n, trained[:n])
+        backward(model, batch, TrainSpec(tokens=1, batch_size=n))
+        grads.append([p.grad for p in model.parameters()])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -302,3 +302,11 @@ def test_a_proof_is_whole_or_none(tmp_path):
         record = gather(tmp_path)
         assert record.proof is not None and record.proof.holds == (tokens and cache)
         assert record.commit_difference == 3e-5
+
+
+def test_the_change_of_the_size_is_a_part_of_what_there_was(tmp_path):
+    folder = synthetic.save(tmp_path / "run", synthetic.full_run())
+    found = re.search(r"\| parameters \| ([\d,]+) \| ([\d,]+) \| \u2212([\d.]+) % \|", card(folder))
+    before, after, change = (float(n.replace(",", "")) for n in found.groups())
+    assert change == pytest.approx(100 * (1 - after / before), abs=0.06)
+    assert change < 100 * (before / after - 1) - 0.5, "the toy tells both bases apart"
