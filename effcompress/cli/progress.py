@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO, final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TextIO, final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,7 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from effcompress.record.panel import Status, clock_time, count
+from effcompress.record.events import Event
+from effcompress.record.panel import Status
+from effcompress.record.readable import clock_time, count
 
 if TYPE_CHECKING:
     from effcompress.compare.entries import Job
@@ -56,7 +58,7 @@ class Course:
         """One more is under way."""
         self.running[named(job)] = Status(self.clock)
 
-    def event(self, job: Job, event: Mapping[str, Any]) -> None:
+    def event(self, job: Job, event: Event) -> None:
         """Something was written into a record."""
         if named(job) in self.running:
             self.running[named(job)].update(event)
@@ -95,7 +97,7 @@ def doing(status: Status) -> str:
     parts: list[str] = []
     if status.step:
         of = f" of {count(status.total_tokens)}" if status.total_tokens else ""
-        parts.append(f"{count(status.step['tokens'])}{of} tokens, loss {status.step['loss']:.3f}")
+        parts.append(f"{count(status.step.tokens)}{of} tokens, loss {status.step.loss:.3f}")
     elif status.run:
         parts.append(f"{status.size()} parameters")
     else:
@@ -141,7 +143,7 @@ class PlainProgress:
         self._course.start(job)
         self._say(f"{self._course.place()} {named(job)}: started")
 
-    def event(self, job: Job, event: Mapping[str, Any]) -> None:
+    def event(self, job: Job, event: Event) -> None:
         """Keep it for the next heartbeat."""
         self._course.event(job, event)
 
@@ -189,7 +191,7 @@ class PanelProgress:
         """One more line."""
         self._course.start(job)
 
-    def event(self, job: Job, event: Mapping[str, Any]) -> None:
+    def event(self, job: Job, event: Event) -> None:
         """The next redraw shows it."""
         self._course.event(job, event)
 

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from effcompress.answer import Table, duration, short, size
+from effcompress.answer import Table
 from effcompress.errors import RecipeError
 from effcompress.estimate import communication as traffic
 from effcompress.estimate.communication import Message
@@ -15,6 +15,7 @@ from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
 from effcompress.estimate.memory import memory, trained
 from effcompress.estimate.schedule import Timeline, tokens_per_step
 from effcompress.estimate.shards import shards_of
+from effcompress.record.readable import duration, exact_count, size
 from effcompress.spec import Recipe
 
 PARTS = {"copies": "bf16 copies", "grams": "Gram matrices"}
@@ -148,7 +149,7 @@ def _cost_sheet(costs: dict[str, Any], launch: Launch) -> Table:
     saved = 1 - costs["flops"] / costs["flops_if_not_pruned"]
     hours = costs["h100_hours"]
     rows = [
-        ("tokens", short(costs["tokens"])),
+        ("tokens", exact_count(costs["tokens"])),
         ("training FLOPs", f"{costs['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
         ("H100 hours", f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"),
         ("assuming", f"{H100_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} utilisation"),

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from effcompress.record.kind_labels import of
-from effcompress.report import numbers, words
+from effcompress.report import numbers, sparsity, words
 from effcompress.report.gather import Record, gather
 from effcompress.report.page import replace
 
@@ -73,9 +73,8 @@ def _front(record: Record, base_model: str | None) -> str:
 
 
 def _what(record: Record) -> str:
-    source = escape(
-        str(record.run.get("model", "a model whose name was not recorded")), quote=False
-    )
+    name = record.run.model if record.run else "a model whose name was not recorded"
+    source = escape(name, quote=False)
     gone = ""
     if record.cuts:
         shares = record.cuts[-1].share_removed
@@ -84,7 +83,7 @@ def _what(record: Record) -> str:
     after = "after" if words.method(record.recipe, "recover") else "while and after"
     if zeros := words.zeroed(record):
         assert record.sparsified is not None
-        gone += f" {zeros}, by {record.sparsified.how}."
+        gone += f" {zeros}, by {sparsity.how(record.sparsified)}."
     trained = (
         f" It was trained on {record.tokens:,} tokens {after} it was pruned."
         if record.tokens and record.cuts
@@ -134,17 +133,14 @@ def _measured(record: Record) -> str:
 
 def _provenance(record: Record) -> str:
     run = record.run
-    versions = [
-        f"{name} {run[name]}" for name in ("effcompress", "torch", "transformers") if name in run
-    ]
-    lines = [
-        f"- Recipe: {record.name}, seed {run.get('seed', '?')}",
-        f"- Versions: {', '.join(versions) or 'not recorded'}",
-        f"- Device: {run.get('device', 'not recorded')}, started {run.get('started', '?')}",
-    ]
-    for name, data in (run.get("data") or {}).items():
-        amount = f"{data.get('documents', 0):,} documents, {data.get('tokens', 0):,} tokens"
-        lines.append(f"- Data, {name}: {amount}, hash `{data.get('hash', '')}`")
+    lines = [f"- Recipe: {record.name}, seed {run.seed if run else '?'}"]
+    if run is not None:
+        versions = f"effcompress {run.effcompress}, torch {run.torch}"
+        lines.append(f"- Versions: {versions}, transformers {run.transformers}")
+        lines.append(f"- Device: {run.device}, started {run.started or '?'}")
+    for name, data in (run.data if run else {}).items():
+        amount = f"{data.documents:,} documents, {data.tokens:,} tokens"
+        lines.append(f"- Data, {name}: {amount}, hash `{data.hash or ''}`")
     lines += [f"- Warning: {escape(text, quote=False)}" for text in dict.fromkeys(record.warnings)]
     return "## Where it comes from\n\n" + "\n".join(lines)
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+from effcompress.record.events import Evaluation, Generation
 from effcompress.report import numbers, words
-from effcompress.report.gather import Evaluation, Record, gather
+from effcompress.report.gather import Record, gather
 from effcompress.report.pictures import Picture, alone, pictures
 from effcompress.report.solved import Row
-from effcompress.report.sparsity import shares
+from effcompress.report.sparsity import cost, fractions, how
 from effcompress.report.speed import speed, told
 from effcompress.report.style import PAGE
 
@@ -66,8 +67,8 @@ def page(record: Record, drawn: dict[str, Picture], model: str) -> str:
         _loading(record, model),
         _details(record),
         _recipe(record),
-        f"<footer>Made by effcompress {escape(str(record.run.get('effcompress', '')))} from the "
-        "record of the run.</footer>",
+        f"<footer>Made by effcompress {escape(record.run.effcompress if record.run else '')} from "
+        "the record of the run.</footer>",
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -84,9 +85,8 @@ def _banner(record: Record) -> str:
 
 def _subtitle(record: Record) -> str:
     run = record.run
-    parts = [str(run[key]) for key in ("model", "device") if run.get(key)]
-    if run.get("started"):
-        parts.append(str(run["started"]).replace("T", " ")[:16])
+    started = ((run and run.started) or "").replace("T", " ")[:16]
+    parts = [part for part in (run.model, run.device, started) if part] if run else []
     return f'<p class="sub">{escape(" · ".join(parts))}</p>'
 
 
@@ -112,14 +112,14 @@ def _cards(record: Record) -> Iterator[str]:
         big = _arrow(numbers.count(before), numbers.count(after))
         yield _card("Parameters", big, f"{change}; {words.target(record)}")
     if after and (made := record.sparsified):
-        small = f"{shares(made, after)}; {made.how}"
+        small = f"{fractions(made, after)}; {how(made)}"
         yield _card("Weights zeroed", numbers.count(made.zeroed), small)
     if rows := "".join(_perplexities(record)):
         title = "<h3>Perplexity</h3>"
         yield f'<div class="card tall">{title}<table class="rows">{rows}</table></div>'
     for row in words.tasks(record)[:1]:
         yield _card("Answers right, %", _two(row), f"{row.name}; {words.change(row)}")
-    wall = (record.end or {}).get("seconds")
+    wall = record.end and record.end.seconds
     if record.tokens:
         number = record.steps[-1].step if record.steps else 0
         last = f"{number:,} step{'' if number == 1 else 's'}"
@@ -184,17 +184,18 @@ def _generations(record: Record) -> str:
     cards = [
         _said(title, evaluation)
         for title, evaluation in (("Before", record.before), ("After", record.after))
-        if evaluation and (evaluation.prompt or evaluation.text)
+        if evaluation and evaluation.generation
     ]
     return f'<h2>In its own words</h2><div class="two">{"".join(cards)}</div>' if cards else ""
 
 
 def _said(title: str, evaluation: Evaluation) -> str:
-    text = evaluation.text.removeprefix(evaluation.prompt)
+    words_of = evaluation.generation or Generation()
+    text = words_of.text.removeprefix(words_of.prompt)
     heading = f"{title}, {numbers.count(evaluation.params)} parameters"
     return (
         f'<div class="card"><h3>{heading}</h3><p class="said"><span class="prompt">'
-        f"{escape(evaluation.prompt)}</span>{escape(text)}</p></div>"
+        f"{escape(words_of.prompt)}</span>{escape(text)}</p></div>"
     )
 
 
@@ -225,21 +226,30 @@ def _loading(record: Record, model: str) -> str:
 
 def _details(record: Record) -> str:
     run = record.run
+    facts = (
+        [
+            ("Seed", str(run.seed)),
+            ("effcompress", run.effcompress),
+            ("torch", run.torch),
+            ("transformers", run.transformers),
+            ("Device", f"{run.device}, {run.threads or '?'} threads"),
+        ]
+        if run
+        else []
+    )
     rows = [
-        ("Seed", str(run.get("seed", ""))),
-        *((name, str(run.get(name, ""))) for name in ("effcompress", "torch", "transformers")),
-        ("Device", f"{run.get('device', '')}, {run.get('threads', '?')} threads"),
+        *facts,
         *(
             (f"{section.capitalize()}: {key.replace('_', ' ')}", value)
             for section in words.METHOD
             for key, value in words.method(record.recipe, section).items()
         ),
     ]
-    for name, data in (run.get("data") or {}).items():
-        amount = f"{data.get('documents', 0):,} documents, {data.get('tokens', 0):,} tokens"
-        rows.append((f"Data: {name}", f"{amount}, hash {data.get('hash', '')}"))
+    for name, data in (run.data if run else {}).items():
+        amount = f"{data.documents:,} documents, {data.tokens:,} tokens"
+        rows.append((f"Data: {name}", f"{amount}, hash {data.hash or ''}"))
     if record.sparsified is not None:
-        rows.append(("Making zeros took", record.sparsified.cost))
+        rows.append(("Making zeros took", cost(record.sparsified)))
     if record.commit_difference is not None:
         difference = numbers.power(record.commit_difference)
         rows.append(("Shortening the tensors", f"changed no logit by more than {difference}"))

@@ -20,6 +20,7 @@ from effcompress.measure.influence import Influence
 from effcompress.measure.inputs import InputStats
 from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
+from effcompress.record.events import Calibration
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
@@ -52,11 +53,12 @@ def calibration_text(state: RunState, sequences: int, corpus: Corpus, log: Log) 
     """``ids_NT``; which tokens they are is written down."""
     ids_NT = corpus.calibration(sequences, state.recipe.seed)
     log.event(
-        "calibration",
-        step=state.step,
-        sequences=ids_NT.shape[0],
-        tokens=ids_NT.numel(),
-        hash=digest(ids_NT),
+        Calibration(
+            step=state.step,
+            sequences=ids_NT.shape[0],
+            tokens=ids_NT.numel(),
+            hash=digest(ids_NT),
+        )
     )
     return ids_NT
 
