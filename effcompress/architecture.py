@@ -21,6 +21,19 @@ DEPTH = ("layer", "attention_block", "mlp_block")
 """Kinds whose units are modules, not positions; every layer has one unit of each."""
 
 
+def axis_kind(name: str) -> str:
+    """Kind of an axis or a group set: ``ffn.3`` -> ``ffn``, ``hidden`` -> ``hidden``."""
+    return name.partition(".")[0]
+
+
+def axis_layer(name: str) -> int | None:
+    """Layer of an axis or a group set, by its number in the parent: ``ffn.3`` -> 3; None where it
+    belongs to no single layer (``hidden``).
+    """
+    number = name.partition(".")[2]
+    return int(number) if number else None
+
+
 @dataclass(frozen=True)
 class Axis:
     """One side of one parameter: dimension ``dim`` of ``param`` carries the axis ``name``.
@@ -158,6 +171,11 @@ class Family:
     """Usual name of a configuration field -> what this family's files call it."""
     containers: tuple[str, ...] = ()
     """``model_type``s to export as, in order of preference: the first that accepts the shape."""
+
+    @property
+    def layers(self) -> str:
+        """Path of the list of layers: ``model.layers``."""
+        return self.layer.partition(".{i}")[0]
 
     def complete(self, config: Config) -> dict[str, Any]:
         """A configuration with what its file left out."""

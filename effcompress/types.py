@@ -24,6 +24,8 @@ from effcompress.architecture import Depth as Depth
 from effcompress.architecture import Family as Family
 from effcompress.architecture import Sublayer as Sublayer
 from effcompress.architecture import Widths as Widths
+from effcompress.architecture import axis_kind as axis_kind
+from effcompress.architecture import axis_layer as axis_layer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +42,8 @@ def in_layer(widths: Widths, layer: int) -> dict[str, int]:
     """Widths by axis name -> widths by kind, as one layer (its number in the parent) has them."""
     found: dict[str, int] = {}
     for name, width in widths.items():
-        kind, _, number = name.partition(".")
-        if not number or int(number) == layer:
-            found[kind] = width
+        if axis_layer(name) in (None, layer):
+            found[axis_kind(name)] = width
     return found
 
 
@@ -154,7 +155,7 @@ class AxisMap:
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""
-        return [name for name in self.by_axis if name.split(".")[0] == kind]
+        return [name for name in self.by_axis if axis_kind(name) == kind]
 
     def sets(
         self,
@@ -176,7 +177,7 @@ class AxisMap:
         skipped = {i + last if i < 0 else i for i in skip_layers}
         minimum = max(minimum, self.floors.get(kind, 0))
         for name in self.axes(kind):
-            layer = int(name.split(".")[1]) if "." in name else None
+            layer = axis_layer(name)
             if layer in skipped:
                 continue
             sides, size = self.by_axis[name], self.widths[name]

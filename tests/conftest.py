@@ -11,10 +11,12 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, dynamic_module_utils
 
 import effcompress
+from effcompress.checkpoint import proof
 from effcompress.registry import REGISTRY
+from tests.proving import in_this_process
 
 settings.register_profile("same", derandomize=True)
 settings.register_profile("explore")
@@ -79,6 +81,22 @@ def plugin_files_go_with_their_test() -> Iterator[None]:
             if not known[name].where.startswith(PACKAGE):
                 del known[name]
     REGISTRY._loaded &= loaded | {"builtins"}
+
+
+@pytest.fixture(scope="session")
+def folders_classes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where transformers copies the classes of exported folders: not the user's cache."""
+    return str(tmp_path_factory.mktemp("modules"))
+
+
+@pytest.fixture(autouse=True)
+def proof_in_this_process(request: pytest.FixtureRequest, folders_classes: str) -> Iterator[None]:
+    """Exports are proven in the process of the tests, unless they are marked ``fresh_process``."""
+    with pytest.MonkeyPatch.context() as patch:  # its own: tests undo theirs
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", folders_classes)
+        if request.node.get_closest_marker("fresh_process") is None:
+            patch.setattr(proof, "in_fresh_process", in_this_process)
+        yield
 
 
 def shape(name: str, **more: Any) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The exported folder against the model in memory, through a process that knows nothing of us."""
+"""Compares an exported folder, loaded in a fresh process without effcompress, with the model in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -25,33 +27,31 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Proof:
-    """What the fresh process agreed to."""
+    """What the comparison with the fresh process found."""
 
     max_logit_difference: float
     tokens_equal: bool
     cache_equal: bool
     seconds: float
     tolerance: float = TOLERANCE
-    """What the difference was held to."""
+    """Largest difference that was accepted."""
 
 
 def prove(folder: Path, module: nn.Module, ids_BT: Tensor, *, own_class: bool = False) -> Proof:
-    """Raises RunError unless a fresh process loads ``folder`` cleanly and gives the same logits
-    (1e-5 in fp32, or what rounding does to this model) and the same greedy tokens, with and without
-    cache, as ``module`` in memory. With ``own_class`` the process may run the class that the folder
-    brings.
+    """Loads ``folder`` in a fresh process and compares its answers with those of ``module``.
+
+    Raises RunError unless the process loads the folder cleanly and gives the same logits for
+    ``ids_BT`` [B, T] (1e-5 in fp32, or what rounding does to this model) and the same greedy
+    tokens, with and without the cache. With ``own_class`` the process may run the class in the
+    folder.
     """
     started = time.monotonic()
     ids_BT = ids_BT.cpu()
     logits_BTV, greedy_T = _expected(module, ids_BT)
-    with tempfile.TemporaryDirectory(prefix="effcompress-proof-") as work:
-        source, target = Path(work, "in.safetensors"), Path(work, "out.safetensors")
-        save_file({"ids_BT": ids_BT.contiguous()}, source)
-        _fresh_process(folder, source, target, own_class)
-        found = {name: t.clone() for name, t in load_file(target).items()}
+    found = in_fresh_process(folder, ids_BT, own_class)
     difference = float((found["logits_BTV"] - logits_BTV).abs().max())
     tolerance = TOLERANCE
-    if difference > TOLERANCE:  # both are rounded, each its own way
+    if difference > TOLERANCE:  # both sides are rounded, each in its own order of sums
         tolerance = max(TOLERANCE, 2 * rounding(module, ids_BT))
     tokens_equal = torch.equal(found["cached_T"], greedy_T)
     cache_equal = torch.equal(found["cached_T"], found["uncached_T"])
@@ -68,9 +68,12 @@ def prove(folder: Path, module: nn.Module, ids_BT: Tensor, *, own_class: bool = 
 
 @torch.no_grad()
 def rounding(module: Any, ids_BT: Tensor) -> float:
-    """How far a rounding, up or down in every number that an embedding or a linear layer hands on,
-    moves a logit. A ruined model can make a thousand times of it what a good one does, and zeros
-    that fill up a matrix change the order of its sums.
+    """Returns how far a logit moves when every output of an embedding or a linear layer is rounded
+    up or down by half a unit in the last place (fp32).
+
+    The number depends on the model: a model that pruning has damaged can amplify rounding a
+    thousand times more than a good one, and padding a matrix with zeros changes the order of its
+    sums.
     """
     training = module.training
     device = next(module.parameters()).device
@@ -119,22 +122,34 @@ def _stops(module: Any) -> list[int]:
     return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
 
 
-def _fresh_process(folder: Path, source: Path, target: Path, own_class: bool) -> None:
-    # -I: no environment, no current directory on the path; only what is installed.
-    classes = "own-class" if own_class else "stock"
-    paths = [str(folder), str(source), str(target)]
-    command = [sys.executable, "-I", str(script.__file__), classes, *paths]
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        # A copy of the folder's class of its own, never one that an earlier run has left.
-        "HF_MODULES_CACHE": str(target.parent / "modules"),
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0 or not target.exists():
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RunError(
-            f"the exported model does not load in a fresh process: {lines[-1] if lines else '?'}",
-            where=str(folder),
-        )
+def in_fresh_process(folder: Path, ids_BT: Tensor, own_class: bool) -> dict[str, Tensor]:
+    """Runs `prove.py` in a process of its own and returns its answers (see `prove.answers`).
+
+    The only process boundary of a proof: tests that are not about it put `prove.answers` here.
+    Raises RunError with the process's last line when it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="effcompress-proof-") as work:
+        source, target = Path(work, "in.safetensors"), Path(work, "out.safetensors")
+        save_file({"ids_BT": ids_BT.contiguous()}, source)
+        # -I: no environment, no current directory on the path; only what is installed.
+        classes = "own-class" if own_class else "stock"
+        paths = [str(folder), str(source), str(target)]
+        command = [sys.executable, "-I", str(script.__file__), classes, *paths]
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            # The folder's class is copied here, so that no earlier version of it is imported.
+            "HF_MODULES_CACHE": str(Path(work, "modules")),
+        }
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode != 0 or not target.exists():
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise did_not_load(folder, lines[-1] if lines else "?")
+        return {name: t.clone() for name, t in load_file(target).items()}
+
+
+def did_not_load(folder: Path, why: str) -> RunError:
+    """The error of a folder that a fresh process cannot load."""
+    what = f"the exported model does not load in a fresh process: {why}"
+    return RunError(what, where=str(folder))

@@ -1,9 +1,9 @@
-"""Load a folder as any user would and write down what the model says.
+"""Load an exported folder as any user would, and write down what the model says.
 
 Run as a script in a fresh, isolated process: ``python -I prove.py stock FOLDER INPUT OUTPUT`` (more
-such triples may follow). It imports transformers and nothing of effcompress, and refuses to go on
-if that was imported all the same. With ``own-class`` instead of ``stock`` the class that lies in
-the folder may run.
+such triples may follow). The script imports transformers and nothing of effcompress, and exits with
+an error if effcompress was imported all the same. With ``own-class`` instead of ``stock`` the class
+in the folder may run (``trust_remote_code``).
 INPUT and OUTPUT are safetensors files: ``ids_BT`` in; ``logits_BTV``, ``cached_T``, ``uncached_T``
 out.
 """
@@ -19,14 +19,23 @@ NEW_TOKENS = 16
 
 
 def main(classes: str, *paths: str) -> None:
-    """Look at one folder after the other."""
+    """Answers for one (folder, input, output) triple after the other."""
     for k in range(0, len(paths), 3):
-        look(*paths[k : k + 3], own_class=classes == "own-class")
+        folder, source, target = paths[k : k + 3]
+        ids_BT = load_file(source)["ids_BT"]
+        found = answers(folder, ids_BT, own_class=classes == "own-class")
+        ours = sorted(m for m in sys.modules if m.split(".")[0] == "effcompress")
+        if ours:
+            raise SystemExit(f"not a fresh process: {ours[0]} is imported")
+        save_file(found, target)
 
 
-def look(folder: str, source: str, target: str, *, own_class: bool) -> None:
-    """Compute logits and greedy tokens with and without cache."""
-    ids_BT = load_file(source)["ids_BT"]
+def answers(folder: str, ids_BT: torch.Tensor, *, own_class: bool) -> dict[str, torch.Tensor]:
+    """Returns the folder's logits for ``ids_BT`` [B, T] as ``logits_BTV``, and its 16 greedy tokens
+    behind the first row, generated with the cache (``cached_T``) and without (``uncached_T``).
+
+    Exits with an error if weights are missing, left over or of another shape.
+    """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
@@ -40,7 +49,8 @@ def look(folder: str, source: str, target: str, *, own_class: bool) -> None:
         raise SystemExit(f"the folder does not load cleanly: {wrong}")
     AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=own_class)
     model.eval()
-    # Greedy and nothing else: what the folder's generation config prefers is not what is proven.
+    # Greedy and nothing else: the folder's own generation settings (a repetition penalty, say)
+    # would change the tokens that are compared.
     stop = model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=stop)
     found = {}
@@ -57,10 +67,7 @@ def look(folder: str, source: str, target: str, *, own_class: bool) -> None:
                 pad_token_id=0,
             )
             found[name] = out[0, ids_BT.shape[1] :].contiguous()
-    ours = sorted(m for m in sys.modules if m.split(".")[0] == "effcompress")
-    if ours:
-        raise SystemExit(f"not a fresh process: {ours[0]} is imported")
-    save_file(found, target)
+    return found
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from effcompress.model.source import config_of, label_of
 from effcompress.network.axis_map import resolve_model
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.readable import exact_count
-from effcompress.types import DEPTH, AxisMap, Config
+from effcompress.types import DEPTH, AxisMap, Config, axis_kind
 
 
 def inspect(target: LoadedRecipe | Path) -> Answer:
@@ -68,7 +68,7 @@ def _rows(kinds: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
 
 def kinds_of(axes: AxisMap) -> list[str]:
     """Kinds of mini-groups that this model has, widths before depths."""
-    there = dict.fromkeys(name.split(".")[0] for name in axes.by_axis)
+    there = dict.fromkeys(axis_kind(name) for name in axes.by_axis)
     wanted = [k for k in there if k not in axes.family.fixed and k not in DEPTH]
     # With one query head per KV head there is no slot to take.
     slots = any(axes.widths[name] > 1 for name in axes.axes("query"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from effcompress.errors import CoverageError
 from effcompress.groups.axes import from_shapes
 from effcompress.registry import Bound
-from effcompress.types import AxisMap, Config, Depth, Family, GroupSet
+from effcompress.types import AxisMap, Config, Depth, Family, GroupSet, axis_kind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,7 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
     for bound in space:
         sets = list(bound(axes=axes))
         if not sets:
-            kinds = dict.fromkeys(name.split(".")[0] for name in axes.by_axis)
+            kinds = dict.fromkeys(axis_kind(name) for name in axes.by_axis)
             there = [kind for kind in kinds if kind not in axes.family.fixed]
             raise CoverageError(
                 f"space '{bound.name}' finds nothing to prune in family '{axes.family.name}'",

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from effcompress.distributed import clear, own
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.removal.selftest import logits_of
-from effcompress.types import Family, Plan
+from effcompress.types import Family, Plan, axis_kind
 
 
 def split(family: Family, plan: Plan) -> tuple[Plan, Plan]:
     """The part of a plan that is approximate in this family, and the rest."""
-    inexact = {n: units for n, units in plan.items() if n.split(".")[0] in family.approximate}
+    inexact = {n: units for n, units in plan.items() if axis_kind(n) in family.approximate}
     return inexact, {n: units for n, units in plan.items() if n not in inexact}
 
 

@@ -15,18 +15,18 @@ from effcompress import groups
 from effcompress.distributed import shard_like
 from effcompress.model.lineage import depth_of, parent_of
 from effcompress.model.modeling_pruned import silent
-from effcompress.network.family import family_for
-from effcompress.network.target import bounded
+from effcompress.network.axis_map import family_for
+from effcompress.network.shapes import bounded
 from effcompress.registry import Bound
 from effcompress.removal.commit import commit
 from effcompress.removal.compensate import Inputs
-from effcompress.removal.depth import cut_depth, forget
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.mask import attend, mask
-from effcompress.removal.modules import adapt, agree, agree_config, depth_fields
+from effcompress.removal.modules import adapt, agree, agree_config, cut_depth, depth_fields
 from effcompress.removal.norms import Norm, norms
+from effcompress.removal.optimizer import forget
 from effcompress.spec import TargetSpec
-from effcompress.types import DEPTH, AxisMap, Config, Depth, Family, GroupSet, Plan
+from effcompress.types import DEPTH, AxisMap, Config, Depth, Family, GroupSet, Plan, axis_kind
 
 
 @final
@@ -76,7 +76,7 @@ class PrunedModel:
         return {
             name: width * self.parent.living(name, wide)
             for name, width in wide.items()
-            if name.split(".")[0] not in hidden
+            if axis_kind(name) not in hidden
         }
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -174,7 +174,7 @@ class PrunedModel:
 def uniform_widths(axes: AxisMap) -> dict[str, int] | None:
     """Width per axis kind, or None when layers differ or a block is missing."""
     found = widest(axes)
-    kinds = {name: name.split(".")[0] for name in axes.widths}
+    kinds = {name: axis_kind(name) for name in axes.widths}
     same = all(axes.widths[name] == found[kind] for name, kind in kinds.items() if kind in found)
     return found if same and not axes.depth.absent else None
 
@@ -183,7 +183,7 @@ def widest(axes: AxisMap) -> dict[str, int]:
     """Largest width per axis kind."""
     found: dict[str, int] = {}
     for name, width in axes.widths.items():
-        kind = name.split(".")[0]
+        kind = axis_kind(name)
         if kind not in DEPTH:
             found[kind] = max(width, found.get(kind, 0))
     return found

@@ -11,7 +11,7 @@ from effcompress.errors import RunError
 from effcompress.record import events
 from effcompress.record.events import Event
 from effcompress.record.kind_labels import of
-from effcompress.types import Cut
+from effcompress.types import Cut, axis_kind
 
 T = TypeVar("T")
 
@@ -150,7 +150,7 @@ def _approximate(found: Sequence[events.Approximate]) -> list[str]:
     if not found:
         return []
     moved = max(event.max_logit_difference for event in found)
-    kinds = dict.fromkeys(name.split(".")[0] for event in found for name in event.sets)
+    kinds = dict.fromkeys(axis_kind(name) for event in found for name in event.sets)
     named = ", ".join(of(kind).plural for kind in kinds)
     return [
         f"Removing {named} rescaled what stays, because a norm spans all of them: logits moved by "

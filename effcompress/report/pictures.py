@@ -14,6 +14,7 @@ from effcompress.report.gather import Record
 from effcompress.report.sparsity import picture
 from effcompress.report.speed import expected
 from effcompress.report.style import PICTURE
+from effcompress.types import axis_kind, axis_layer
 
 AIR = 14
 """Room around a picture that stands alone."""
@@ -77,8 +78,8 @@ def kinds(record: Record) -> list[str]:
     something.
     """
     widths = record.started_widths
-    found = {k for k in (n.split(".")[0] for n in widths) if k in USUAL}
-    found |= {name.split(".")[0] for cut in record.cuts for name in cut.share_removed}
+    found = {k for k in map(axis_kind, widths) if k in USUAL}
+    found |= {axis_kind(name) for cut in record.cuts for name in cut.share_removed}
     order = [*KINDS, *sorted(found - KINDS.keys())]
     return sorted(found, key=order.index)
 
@@ -260,7 +261,7 @@ def _shapes(record: Record) -> Iterator[tuple[str, str]]:
         names = [n for n in record.started_widths if n.startswith(f"{kind}.")]
         if not names:
             continue
-        names.sort(key=lambda name: int(name.rsplit(".", 1)[1]))
+        names.sort(key=lambda name: axis_layer(name) or 0)
         before = [record.started_widths[name] for name in names]
         after = [record.widths.get(name, had) for name, had in zip(names, before, strict=True)]
         title = of(kind).title
@@ -272,7 +273,7 @@ def _shapes(record: Record) -> Iterator[tuple[str, str]]:
 def _left(record: Record) -> str:
     rows: list[tuple[str, int, int, str]] = []
     for kind in kinds(record):
-        names = [n for n in record.started_widths if n.split(".")[0] == kind]
+        names = [n for n in record.started_widths if axis_kind(n) == kind]
         had = sum(record.started_widths[n] for n in names)
         has = sum(record.widths.get(n, record.started_widths[n]) for n in names)
         if names:

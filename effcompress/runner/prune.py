@@ -30,7 +30,7 @@ from effcompress.selection.choose import Choice, choose, least_salient
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.selection.schedules import ask
 from effcompress.spec import PruneSpec
-from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores
+from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind
 
 
 def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> Due | None:
@@ -98,7 +98,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
         _write_down(state, choice, meter.read(), log)
     state.target_reached = choice.exhausted
     # A block that is masked whole would learn its last bias again: it goes at once.
-    whole = any(name.split(".")[0] in DEPTH for name in choice.plan)
+    whole = any(axis_kind(name) in DEPTH for name in choice.plan)
     if state.target_reached or whole or state.since_commit >= prune.commit_every:
         commit_event(state, log)
     if state.target_reached:

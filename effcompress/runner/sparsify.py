@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from effcompress.data import Corpus
 from effcompress.errors import RunError
-from effcompress.estimate.sparsity import skipped_layers
+from effcompress.estimate.feasibility import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
 from effcompress.measure.grams import Grams
 from effcompress.measure.squares import Squares

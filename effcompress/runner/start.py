@@ -12,11 +12,10 @@ from effcompress import __version__
 from effcompress.data import Corpus
 from effcompress.estimate.schedule import measures
 from effcompress.model.biases import add_biases, biased
-from effcompress.model.fingerprint import fingerprint
 from effcompress.model.lineage import parent_of
-from effcompress.model.load import LoadedModel
+from effcompress.model.load import LoadedModel, fingerprint
 from effcompress.model.load import load as load_model
-from effcompress.network.family import family_for
+from effcompress.network.axis_map import family_for
 from effcompress.record.events import Evaluation, Run
 from effcompress.record.log import Log
 from effcompress.removal.repairs import for_biases, for_streams

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
-from effcompress.types import Widths
+from effcompress.types import Widths, axis_kind, axis_layer
 
 
 @final
@@ -30,9 +30,8 @@ class InfluenceMean:
     def add(self, influence: Mapping[str, float]) -> None:
         """One measurement: ``layer.3`` -> influence (blocks are left out)."""
         for name, value in influence.items():
-            kind, _, number = name.partition(".")
-            if kind == "layer":
-                i = int(number)
+            i = axis_layer(name)
+            if axis_kind(name) == "layer" and i is not None:
                 self._totals[i] = self._totals.get(i, 0.0) + value
                 self._counts[i] = self._counts.get(i, 0) + 1
 

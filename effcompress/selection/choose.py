@@ -12,7 +12,7 @@ from effcompress.errors import PluginError
 from effcompress.registry import Bound
 from effcompress.selection.budget import Budget
 from effcompress.selection.candidates import Candidate, candidates_of
-from effcompress.types import DEPTH, AxisMap, Due, GroupSet, Plan, Scores, Widths
+from effcompress.types import DEPTH, AxisMap, Due, GroupSet, Plan, Scores, Widths, axis_layer
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ def _share_after(budget: Budget, k: int, begun: Widths) -> float:
 
 def _layer(line: Candidate) -> int:
     """Number of the layer that a line's one set lies in; -1 for several, or none."""
-    number = line.sets[0].partition(".")[2]
-    return int(number) if number and len(line.sets) == 1 else -1
+    layer = axis_layer(line.sets[0]) if len(line.sets) == 1 else None
+    return -1 if layer is None else layer
 
 
 def _lowest(queues: list[_Queue], budget: Budget) -> dict[str, float]:

@@ -38,6 +38,7 @@ def exported(folder: Path, **widths: int) -> nn.Module:
     return model
 
 
+@pytest.mark.fresh_process
 def test_a_good_folder_is_proven(tmp_path: Path) -> None:
     model = exported(tmp_path / "out")
     proof = prove(tmp_path / "out", model, tokens(2, 10))
@@ -75,6 +76,7 @@ def test_rounding_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         prove(tmp_path, model, tokens(2, 10))
 
 
+@pytest.mark.fresh_process
 def test_truncated_file_fails(tmp_path: Path) -> None:
     model = exported(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -83,6 +85,7 @@ def test_truncated_file_fails(tmp_path: Path) -> None:
         prove(tmp_path, model, tokens(2, 10))
 
 
+@pytest.mark.fresh_process
 def test_missing_tensor_fails(tmp_path: Path) -> None:
     model = exported(tmp_path)
     file = tmp_path / "model.safetensors"

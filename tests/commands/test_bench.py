@@ -25,7 +25,7 @@ from effcompress.recipe import resolved
 from effcompress.runner.folder import RESOLVED
 from effcompress.spec import ModelSpec
 from tests.conftest import tokens
-from tests.runner.test_forms import cut
+from tests.export.test_forms import cut
 from tests.runner.toys import recipe as toy
 
 SMALL = Workload(batches=(1, 3), prompt=6, new=4, repeats=2)

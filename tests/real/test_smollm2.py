@@ -67,6 +67,7 @@ def test_the_loud_channel_is_never_cut(smol: LoadedModel, corpus: data.Corpus) -
     assert rank < 192, f"the loud channel is only number {rank} of 576 by saliency"
 
 
+@pytest.mark.fresh_process
 def test_the_quickstart_in_small(
     quickstart: LoadedRecipe, smol: LoadedModel, corpus: data.Corpus, tmp_path: Path
 ) -> None:

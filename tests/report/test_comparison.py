@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from effcompress.report import comparison, scatter
 from effcompress.report.comparison import compare, write
@@ -23,6 +24,7 @@ from effcompress.report.comparison.spread import (
     marks,
     spread,
     tied,
+    welch,
 )
 from effcompress.report.comparison.tables import brief, comma_separated, markdown, plain
 from tests.report.made_up import DENSE, TARGET, failed, method
@@ -46,12 +48,34 @@ def test_domains_count_alike() -> None:
     assert geometric_mean([1e200, 1e-200]) == pytest.approx(1.0)
 
 
-def test_a_tie_is_twice_the_combined_standard_error() -> None:
-    one, n = Spread(10.0, 0.3, 9), 9
-    # errors 0.1 and 0.1: combined 0.1414, so 0.2828 apart is the border
-    assert tied(one, Spread(10.28, 0.3, n)) is True
-    assert tied(one, Spread(10.29, 0.3, n)) is False
-    assert tied(one, Spread(10.0, None, 1)) is None
+SAMPLES = (
+    ([27.5, 21.0, 19.0, 23.6, 17.0], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0]),
+    ([10.0, 10.1, 10.2], [10.3, 10.5, 10.4]),
+    ([1.5, 1.6], [4.0, 9.0, 2.0]),
+    ([1e304, 3e304, 2e304], [7.0, 8.0, 9.0]),
+    ([5.0, 5.0 + 1e-6, 5.0], [5.1, 5.2, 5.4]),
+)
+
+
+@pytest.mark.parametrize(("one", "other"), SAMPLES)
+def test_welch_is_that_of_scipy(one: list[float], other: list[float]) -> None:
+    scale = max(one + other) if max(one) > 1e150 else 1.0  # scipy's own squares overflow
+    expected = stats.ttest_ind(
+        [v / scale for v in one], [v / scale for v in other], equal_var=False
+    )
+    a, b = spread(one), spread(other)
+    assert a is not None and b is not None
+    assert welch(a, b) == pytest.approx(expected.pvalue, rel=1e-9)
+    assert welch(b, a) == pytest.approx(expected.pvalue, rel=1e-9)
+
+
+def test_a_tie_is_what_welch_cannot_tell_apart_at_five_percent() -> None:
+    """The critical t of 4 degrees of freedom is 2.776 (any printed table), not 2."""
+    one = Spread(10.0, 0.3, 3)  # equal deviations: 2 * (3 - 1) degrees of freedom
+    combined = math.sqrt(2) * 0.3 / math.sqrt(3)
+    assert tied(one, Spread(10.0 + 2.77 * combined, 0.3, 3)) is True
+    assert tied(one, Spread(10.0 + 2.78 * combined, 0.3, 3)) is False
+    assert tied(one, Spread(10.0, None, 1)) is None and welch(Spread(9.0, None, 1), one) is None
     exact = Spread(5.0, 0.0, 3)
     assert tied(exact, exact) is True and tied(exact, Spread(5.0001, 0.0, 3)) is False
 
@@ -199,7 +223,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert "&lt;one&gt; &amp; two" in text and "<i>" not in text and "<b>odd" not in text
     assert not re.findall(r'(?:src|href)="(?!runs/)[^"]*"', text)
     assert 'href="runs/taylor_0/report.html"' in text
-    for word in ("best", "tied", "twice the combined standard error", "Was trained on 9 tokens"):
+    for word in ("best", "tied", "Welch", "Was trained on 9 tokens"):
         assert word in text
     for svg in re.findall(r"<svg.*?</svg>", text, re.S):
         ET.fromstring(svg)

@@ -17,6 +17,7 @@ from tests.runner.toys import events, recipe
 SHORT = {"tokens": 512, "schedule": "{name: once, at: 256}"}
 
 
+@pytest.mark.fresh_process
 def test_prunes_while_training_and_proves_the_result(tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = run(load_recipe(recipe(tmp_path)), output=out)
@@ -89,6 +90,7 @@ def test_random_saliency_in_a_loop_follows_the_seed(tmp_path: Path) -> None:
     assert plans[0] == plans[1] != plans[2]
 
 
+@pytest.mark.fresh_process
 def test_per_layer_widths_are_padded_into_a_stock_class(tmp_path: Path) -> None:
     path = recipe(tmp_path, scope="per_layer", selector="least_salient", kv=4)
     out = tmp_path / "out"

@@ -18,7 +18,7 @@ from effcompress.network.pruned_model import PrunedModel
 from effcompress.recipe import load as load_recipe
 from effcompress.runner.run import run
 from effcompress.spec import ModelSpec
-from tests.runner.test_forms import cut, write
+from tests.export.test_forms import cut, write
 from tests.runner.toys import events, recipe
 
 PARENT_EPSILON = {"llama": 1e-6, "gemma2": 1e-6, "phi3": 1e-5}

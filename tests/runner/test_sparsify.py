@@ -13,22 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from effcompress import load_recipe, run
-from effcompress.checkpoint import Proof
 from effcompress.errors import RecipeError, RunError
-from effcompress.export import write as export
 from effcompress.registry import REGISTRY, Bound
 from effcompress.runner import run as story
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.spec import SparsifySpec
 from tests.conftest import FAMILIES, tiny, tokens
 from tests.runner.toys import events, recipe
-
-
-@pytest.fixture
-def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the fresh process, which other tests have: it takes longer than all the rest."""
-    proof = Proof(0.0, True, True, 0.0)
-    monkeypatch.setattr(export, "prove", lambda *_inputs: proof)
 
 
 def sparse(
@@ -76,12 +67,8 @@ def stored(folder: Path) -> dict[str, Tensor]:
         ("{name: sparsegpt, mask: wanda}", "pattern: 4:8"),
     ],
 )
-def test_zeros_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, wanted: str
-) -> None:
+def test_zeros_alone(tmp_path: Path, method: str, wanted: str) -> None:
     out = tmp_path / "out"
-    if method != "sparsegpt":
-        monkeypatch.setattr(export, "prove", lambda *_inputs: Proof(0.0, True, True, 0.0))
     done = run(load_recipe(sparse(tmp_path, method, wanted)), output=out)
     weights = stored(out)
     assert len(weights) == 14
@@ -107,7 +94,6 @@ def test_zeros_alone(
         assert "Parameters removed: 0, weights zeroed:" in said and "of linear layers" in said
 
 
-@pytest.mark.usefixtures("unproven")
 def test_the_same_zeros_twice(tmp_path: Path) -> None:
     path = sparse(tmp_path, "sparsegpt", "sparsity: 50%")
     for name in ("one", "two"):
@@ -139,7 +125,6 @@ def test_zeros_survive_training_in_weights_and_moments(tmp_path: Path) -> None:
     assert after["domains"]["letters"]["loss"] < before["domains"]["letters"]["loss"] - 0.5
 
 
-@pytest.mark.usefixtures("unproven")
 @pytest.mark.parametrize("step", [0, 10])
 def test_a_run_that_failed_goes_on_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -174,6 +159,7 @@ def test_a_run_that_failed_goes_on_bit_for_bit(
     assert records[0] == records[1]
 
 
+@pytest.mark.fresh_process
 def test_pruned_first(tmp_path: Path) -> None:
     path = sparse(tmp_path, "sparsegpt", "sparsity: 50%", prune=True)
     out = tmp_path / "out"
@@ -187,7 +173,6 @@ def test_pruned_first(tmp_path: Path) -> None:
     assert "weights zeroed" in (out / "README.md").read_text()
 
 
-@pytest.mark.usefixtures("unproven")
 def test_layers_that_are_skipped_stay_dense(tmp_path: Path) -> None:
     path = sparse(tmp_path, "wanda", "sparsity: 50%, skip_layers: [-1]")
     out = tmp_path / "out"
@@ -219,7 +204,6 @@ def test_what_cannot_be_done_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("unproven")
 def test_a_method_of_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch import Tensor\n\n"

@@ -12,6 +12,7 @@ from effcompress.errors import RunError
 from effcompress.record.events import Cut, End, Evaluation, Run
 from effcompress.report import words
 from effcompress.report.gather import Record, gather
+from effcompress.types import axis_kind, axis_layer
 
 _ABOVE = re.compile(r"""(?<![^\s'"(])(/[^\s/]+)*/(?=[^\s/]+)""")
 """Folders above the last part of an absolute path: a comparison is shared, local paths are not."""
@@ -209,8 +210,8 @@ def _cost(record: Record) -> tuple[float | None, int | None]:
 
 
 def _layers(record: Record) -> set[int]:
-    names = (name.split(".") for name in record.started_widths)
-    return {int(name[1]) for name in names if name[0] == "layer"}
+    numbers = (axis_layer(n) for n in record.started_widths if axis_kind(n) == "layer")
+    return {number for number in numbers if number is not None}
 
 
 def _touched(record: Record) -> frozenset[int] | None:
@@ -221,8 +222,8 @@ def _touched(record: Record) -> frozenset[int] | None:
     if not record.plans and not made and record.end and record.end.zeroed:
         return None
     names = {name for cut in record.plans for name, units in cut.plan.items() if units}
-    numbers = [name.split(".")[1:2] for name in names]
-    if any(not n for n in numbers):
+    numbers = {axis_layer(name) for name in names}
+    if None in numbers:
         return frozenset(_layers(record))
     zeroed = (row.layer for row in (made.layers if made else ()) if row.zeroed)
-    return frozenset((*(int(n[0]) for n in numbers), *zeroed))
+    return frozenset((*(n for n in numbers if n is not None), *zeroed))

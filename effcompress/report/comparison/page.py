@@ -129,9 +129,11 @@ def _legend(comparison: Comparison) -> str:
         f"<tr><th>{escape(c.title)}</th><td>{escape(c.help)}</td></tr>" for c in written(comparison)
     )
     ties = (
-        "<p>Best is the lowest mean perplexity of a size. Tied with it is whoever is nearer than "
-        "twice the combined standard error of the two means. Rows whose footnotes touch quality "
-        "are shown but take no part, and neither do single runs.</p>"
+        "<p>Best is the lowest mean perplexity of a size. Tied with it is every method that "
+        "Welch's t test cannot tell from it at the 5 % level (two-sided, Welch-Satterthwaite "
+        "degrees of freedom; seeds count as independent, perplexities over seeds as normal, and "
+        "several methods are not corrected for). Rows whose footnotes touch quality are shown but "
+        "not ranked, and neither are single runs, whose spread is unknown.</p>"
     )
     return (
         f"<details><summary>What the columns mean</summary>{ties}"

@@ -1,4 +1,4 @@
-"""Means, spreads, and what may be said of two of them."""
+"""Mean and spread over seeds, and Welch's t test of two means."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from mpmath import betainc
+
+LEVEL = 0.05
+"""Significance level of the test for a tie."""
+BEST, TIED = "best", "tied"
 
 
 @dataclass(frozen=True)
@@ -23,39 +29,58 @@ class Spread:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Of the values that are known; None if none is."""
+    """Returns mean and sample standard deviation of the known values; None if none is known."""
     known = [float(v) for v in values if v is not None]
     if not known:
         return None
     if len(known) == 1:
         return Spread(known[0], None, 1)
-    # Squares of what a broken model scores would overflow.
+    # Squares of the perplexity of a broken model would overflow.
     scale = max(abs(v) for v in known) or 1.0
     deviation = scale * statistics.stdev(v / scale for v in known)
     return Spread(statistics.fmean(known), deviation, len(known))
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """``exp`` of the mean logarithm: every domain counts alike, whatever its scale."""
+    """``exp`` of the mean logarithm: every domain has the same weight, whatever its scale."""
     return math.exp(statistics.fmean(math.log(v) for v in values))
 
 
-def tied(one: Spread, other: Spread) -> bool | None:
-    """Whether two means are closer than twice their combined standard error (or equal); None where
-    one of them is a single value, of which nothing can be said.
+def welch(one: Spread, other: Spread) -> float | None:
+    """Returns the two-sided p value of Welch's t test for equal means; None where one side has a
+    single value, whose spread is unknown.
+
+    Source: B. L. Welch, Biometrika 34 (1947), with the Welch-Satterthwaite degrees of freedom.
     """
     if one.error is None or other.error is None:
         return None
-    difference = abs(one.mean - other.mean)
-    return difference == 0 or difference < 2 * math.hypot(one.error, other.error)
+    difference, combined = one.mean - other.mean, math.hypot(one.error, other.error)
+    if not difference or not combined:
+        return float(not difference)
+    t = difference / combined
+    # (s1²/n1 + s2²/n2)² / ((s1²/n1)²/(n1-1) + (s2²/n2)²/(n2-1)), in fractions of the combined
+    # variance: the fourth powers of a broken model's perplexities would overflow.
+    fractions = [((side.error or 0.0) / combined) ** 2 for side in (one, other)]
+    freedom = 1 / sum(
+        fraction**2 / (side.number - 1)
+        for fraction, side in zip(fractions, (one, other), strict=True)
+    )
+    # P(|T| > t) of Student's distribution is the regularized incomplete beta function
+    # I_x(freedom/2, 1/2) at x = freedom / (freedom + t²).
+    return float(betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
 
 
-BEST, TIED = "best", "tied"
+def tied(one: Spread, other: Spread) -> bool | None:
+    """Whether Welch's test at ``LEVEL`` finds no difference of two means; None where one side has a
+    single value.
+    """
+    p = welch(one, other)
+    return None if p is None else p >= LEVEL
 
 
 def marks(values: Sequence[Spread | None]) -> list[str]:
-    """For each: ``best`` (the lowest mean), ``tied`` with it, or nothing. Single values take no
-    part, and one alone is not best of anything.
+    """For each: ``best`` (the lowest mean), ``tied`` with it, or nothing. Single values are not
+    ranked; one ranked value alone is not called best.
     """
     ranked = [v for v in values if v is not None and v.error is not None]
     if len(ranked) < 2:
