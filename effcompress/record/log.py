@@ -69,10 +69,13 @@ class Log:
 
     def event(self, event: Event) -> None:
         """Appends one line to ``metrics.jsonl`` and shows it. NaN and infinity raise RunError."""
-        self._write("metrics", events.line(event))
-        self._status_file.event(event)
+        line = events.line(event)
+        self._write("metrics", line)
+        # Views get what a reader of the file gets: numbers of numpy, say, are Python's own in it.
+        written = events.parse(line)
+        self._status_file.event(written)
         self._heartbeat.alive()
-        self.view.event(event)
+        self.view.event(written)
 
     def plan(self, cut: Cut) -> None:
         """Appends one cut to ``plans.jsonl``: the units that went, and their saliency then."""

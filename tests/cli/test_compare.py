@@ -15,6 +15,7 @@ from rich.console import Console
 from effcompress.cli.compare import fitting
 from effcompress.cli.progress import Course, PanelProgress, PlainProgress, make_progress
 from effcompress.errors import RecipeError
+from effcompress.record import events
 from effcompress.report.comparison import Grid, compare
 from tests.report.made_up import failed, method
 
@@ -31,15 +32,16 @@ class Clock:
 
 
 JOBS = [job("taylor"), job("taylor", 1), job("random"), job("random", 1)]
-STEP = {
-    "event": "step",
-    "step": 3,
-    "tokens": 512,
-    "loss": 5.25,
-    "params": 9,
-    "tokens_per_second": 1,
-}
-RUN = {"event": "run", "params": 26848, "target_params": 18794, "total_tokens": 2048}
+STEP = events.Step(step=3, tokens=512, loss=5.25, learning_rate=1e-3, params=9, tokens_per_second=1)
+RUN = events.Run(
+    name="toy",
+    seed=0,
+    model="toy",
+    device="cpu",
+    params=26848,
+    target_params=18794,
+    total_tokens=2048,
+)
 
 
 def test_time_left_comes_from_what_has_ended() -> None:
