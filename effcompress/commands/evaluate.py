@@ -13,8 +13,8 @@ from effcompress.record import events
 from effcompress.record.events import Evaluation, Generation, Tasks, TaskScore
 from effcompress.record.log import make_view
 from effcompress.record.readable import with_error
-from effcompress.runner import tasks
 from effcompress.runner.folder import opened
+from effcompress.runner.preflight import require_harness
 from effcompress.spec import ModelSpec
 
 
@@ -28,7 +28,7 @@ def evaluate(
     Raises SourceError when the folder holds no run.
     """
     loaded, spec = opened(target, overrides)
-    tasks.require_harness(loaded.recipe.evaluate.tasks)
+    require_harness(loaded.recipe.evaluate.tasks)
     return _measure(loaded, spec, offline)
 
 

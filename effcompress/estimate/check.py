@@ -78,7 +78,7 @@ def _zeros(loaded: LoadedRecipe, found: SizedModel, widths: Widths, data: CheckD
     wanted = (
         f"in the pattern {spec.pattern}"
         if spec.pattern
-        else f"{100 * spec.share:.4g} % of each layer"
+        else f"{100 * spec.fraction:.4g} % of each layer"
     )
     return [
         f"sparsify: {spec.method.name} makes about {zeroed:,} of {weights:,} weights in linear "

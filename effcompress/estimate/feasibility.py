@@ -170,7 +170,7 @@ def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, 
     if loaded.recipe.prune is None:  # else the pattern is checked on the pruned shapes, in the run
         _require_groups(loaded, spec, axes, params)
     weights = sum(axes.numel(param, {**axes.widths, **widths}) for param in params)
-    return weights, round(weights * spec.share)
+    return weights, round(weights * spec.fraction)
 
 
 def _require_groups(
@@ -183,7 +183,7 @@ def _require_groups(
                 f"sparsify.pattern: the {axes.shapes[param][dim]} inputs of {param} do not divide "
                 f"into groups of {pattern.of}",
                 where=_where(loaded, "sparsify.pattern"),
-                fix=f"Write `sparsity: {spec.share:.0%}` instead, or leave layers out by "
+                fix=f"Write `sparsity: {spec.fraction:.0%}` instead, or leave layers out by "
                 "`skip_layers`.",
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from effcompress.record.events import Sparsify
-from effcompress.report import bars, numbers
+from effcompress.report import charts, numbers
 
 
 def how(made: Sparsify) -> str:
@@ -26,7 +26,7 @@ def picture(made: Sparsify) -> str | None:
     for row in made.layers:
         had[row.layer] = row.weights
         has[row.layer] = row.weights - row.zeroed
-    return bars.layers("Weights that are not zero", "per layer, linear layers", had, has, "after")
+    return charts.layers("Weights that are not zero", "per layer, linear layers", had, has, "after")
 
 
 def fractions(made: Sparsify, params: int) -> str:

@@ -111,7 +111,7 @@ def _block(
             moment = moments.read(name) if moments is not None else None
             if moments is not None and moment is None:
                 raise RunError("nothing went through this layer", where=name)
-            new_OI = sparsified(spec.method, weight_OI, moment, spec.share, spec.n_of_m, name)
+            new_OI = sparsified(spec.method, weight_OI, moment, spec.fraction, spec.n_of_m, name)
             with torch.no_grad():
                 params[name].copy_(new_OI.T if transposed else new_OI)
             state.sparse.append(name)
@@ -158,7 +158,7 @@ def _write_down(
         events.Sparsify(
             step=state.step,
             method=spec.method.name,
-            sparsity=spec.share,
+            sparsity=spec.fraction,
             pattern=spec.pattern,
             params=state.params,
             weights=sum(params[name].numel() for name in state.sparse),
