@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
+from effcompress import processes
 from effcompress.record import events
 from effcompress.record.events import Event
 
@@ -72,9 +73,9 @@ class StatusRecord:
     def alive(self) -> bool:
         """Whether the process still lives: by /proc on the same system, else by its heartbeat."""
         if self.same_system and self.born is not None:
-            return _born(self.pid) == self.born
+            return processes.born(self.pid) == self.born
         beats = self.silence < MISSED * self.heartbeat
-        return beats and (not self.same_system or _exists(self.pid))
+        return beats and (not self.same_system or processes.exists(self.pid))
 
 
 def read(folder: Path) -> StatusRecord | None:
@@ -105,7 +106,7 @@ class StatusFile:
             pid=pid,
             host=socket.gethostname(),
             system=_system(),
-            born=_born(pid),
+            born=processes.born(pid),
             started=time_,
             heartbeat=heartbeat,
             written=time_,
@@ -172,24 +173,3 @@ def _system() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     return ""
-
-
-def _born(pid: int) -> int | None:
-    """Start time of a living process in clock ticks; None where it is dead or /proc is missing."""
-    with suppress(OSError, ValueError, IndexError):
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        # The name, in brackets, may hold blanks and brackets itself: count fields behind the last
-        # one. State is field 3 of proc(5), start time field 22.
-        rest = stat.rpartition(")")[2].split()
-        return None if rest[0] in ("Z", "X") else int(rest[19])
-    return None
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's process
-        return True
-    return True

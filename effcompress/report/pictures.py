@@ -233,21 +233,22 @@ def _learning_rate(record: Record) -> Chart | None:
 
 
 def _perplexity(record: Record) -> str:
-    first = record.before or record.after
-    if first is None:
-        return ""
     rows: list[Bar] = []
-    for name, score in first.domains.items():
-        rows.append(Bar(name, score.perplexity, numbers.decimal(score.perplexity), None))
-        later = record.after.domains.get(name) if record.after and record.before else None
+    first = record.before or record.after
+    for name, score in first.domains.items() if first else ():
+        said = numbers.decimal(score.perplexity)
+        if record.before is None:
+            rows.append(Bar(f"{name}, after", score.perplexity, said, "after"))
+            continue
+        rows.append(Bar(f"{name}, before", score.perplexity, said, None))
+        later = record.after.domains.get(name) if record.after else None
         if later is None:
-            rows.append(Bar("", 0.0, "not measured", "after"))
+            rows.append(Bar(f"{name}, after", 0.0, "not measured", "after"))
             continue
         ratio = later.perplexity / score.perplexity if score.perplexity else 1.0
         said = f"{numbers.decimal(later.perplexity)}  {numbers.percent(ratio - 1, sign=True)}"
-        rows.append(Bar("", later.perplexity, said, "after"))
-    unit = "per token, lower is better; outline: before, filled: after"
-    return charts.bars("Perplexity", unit, rows) if rows else ""
+        rows.append(Bar(f"{name}, after", later.perplexity, said, "after"))
+    return charts.bars("Perplexity", "per token, lower is better", rows) if rows else ""
 
 
 def _shapes(record: Record) -> Iterator[tuple[str, str]]:
@@ -265,13 +266,19 @@ def _shapes(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _left(record: Record) -> str:
-    rows: list[tuple[str, int, int, str]] = []
+    rows: list[Bar] = []
     for kind in kinds(record):
         names = [n for n in record.started_widths if axis_kind(n) == kind]
         had = sum(record.started_widths[n] for n in names)
         has = sum(record.widths.get(n, record.started_widths[n]) for n in names)
         if names:
-            rows.append((of(kind).title, had, has, tone(kind)))
+            rows.append(_of(of(kind).title, had, has, tone(kind)))
     if record.params_before and record.params_after:
-        rows.append(("Parameters", record.params_before, record.params_after, "after"))
-    return charts.left("What is left", "outline: before, filled: after", rows) if rows else ""
+        rows.append(_of("Parameters", record.params_before, record.params_after, "after"))
+    return charts.bars("What is left", "outline: before, filled: after", rows) if rows else ""
+
+
+def _of(name: str, before: int, after: int, tone: str) -> Bar:
+    fraction = after / before if before else 1.0
+    said = f"{after:,} of {before:,}  ({numbers.percent(fraction)})"
+    return Bar(name, fraction, said, tone, full=1.0)

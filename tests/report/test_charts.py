@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effcompress.report import charts, numbers
-from effcompress.report.charts import Scale, smooth, some, span, thin
+from effcompress.report.charts import Scale, smooth, span, thin
 
 
 def test_numbers_as_people_read_them():
@@ -60,7 +60,6 @@ def test_thinning_keeps_the_ends_and_the_spike():
     kept = thin(points)
     assert len(kept) <= 400 and kept[0] == points[0] and kept[-1] == points[-1]
     assert (4321.0, 9.0) in kept and kept == sorted(kept)
-    assert len(some(points, 60)) == 60
 
 
 def test_smoothing_keeps_a_straight_line():

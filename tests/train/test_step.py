@@ -100,5 +100,9 @@ def test_learning_rate_by_hand() -> None:
     assert found == pytest.approx([0.5, 1, 1, 1, 0.55, 0.1])
     cosine = LearningRateSpec(peak=1.0, schedule="cosine", warmup=0.0, floor=0.0)
     assert [learning_rate(cosine, t, 100) for t in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
+    # Behind the warm-up the cosine begins at its peak; the floor is a fraction of the peak.
+    late = LearningRateSpec(peak=4.0, schedule="cosine", warmup=0.2, floor=0.1)
+    found = [learning_rate(late, t, 100) for t in (10, 20, 60, 100)]
+    assert found == pytest.approx([2.0, 4.0, 2.2, 0.4])
     constant = LearningRateSpec(peak=2.0, schedule="constant", warmup=0.5)
     assert [learning_rate(constant, t, 100) for t in (25, 50, 100)] == pytest.approx([1, 2, 2])
