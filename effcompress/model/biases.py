@@ -34,7 +34,7 @@ def biased(family: Family, config: Config) -> dict[str, Any]:
                 raise CoverageError(
                     f"class '{family.name}' has no place for a bias here",
                     where=axis.param.removesuffix(".weight"),
-                    fix="Use a repair that needs none (obs_update).",
+                    fix="Use a repair that takes no `mean` (`effcompress plugins list`).",
                 )
     return new
 

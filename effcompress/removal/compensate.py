@@ -1,8 +1,8 @@
 """Updates linear layers before they lose inputs, so that the inputs that stay compensate.
 
-This is the OBS update of variant B (docs/efficientllm.md). For the layer-wise squared error the
-Hessian of every output row is the same, the second moment ``E[x x^T]`` of the inputs, so layers
-that read the same tensor are stacked and updated together. Removed outputs (rows) need no update:
+How is up to repairs (``@repair`` of ``weight``). For the layer-wise squared error the Hessian of
+every output row is the same, the second moment ``E[x x^T]`` of the inputs, so layers that read the
+same tensor are stacked and updated together. Removed outputs (rows) need no update:
 rows do not interact in this error.
 """
 

@@ -7,7 +7,7 @@ from effcompress.report import charts, numbers
 
 
 def how(made: Sparsify) -> str:
-    """``sparsegpt, 2:4`` or ``wanda, 50.0 %``."""
+    """``magnitude, 2:4`` or ``magnitude, 50.0 %``."""
     return f"{made.method}, {made.pattern or numbers.percent(made.sparsity)}"
 
 

@@ -179,7 +179,7 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         8,
         ("true_sequential", "'magnitude' looks at no inputs"),
     ),
-    "rows of other shares in a pattern": (
+    "rows of other fractions in a pattern": (
         zeros("{method: {name: wanda, alpha_search: true}, pattern: 2:4}"),
         8,
         ("alpha_search",),

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ def test_time_left_counts_ended_runs_and_parts_of_runs() -> None:
     view.started(JOBS[2])
     view.event(JOBS[2], RUN)
     clock.now = 75
-    view.event(JOBS[2], {**STEP, "tokens": 1024})  # half of this run in 15 s
+    view.event(JOBS[2], replace(STEP, tokens=1024))  # half of this run in 15 s
     view.beat()  # a sample of the speed: 1.5 runs in 75 s
     clock.now = 90
     view.beat()
     assert out.getvalue().endswith("1k of 2k tokens, loss 5.250, 0:30, about 1:15 left\n")
-    view.event(JOBS[2], {**STEP, "tokens": 2048})
+    view.event(JOBS[2], replace(STEP, tokens=2048))
     view.ended(JOBS[2], 30.0, "boom")
     view.started(JOBS[3])
     view.ended(JOBS[3], 10.0, "")
