@@ -37,9 +37,10 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{seconds:.2g} s" if whole < 10 else f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
     if whole < 2 * 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
+        minutes = whole % 3600 // 60
+        return f"{whole // 3600} h" + (f" {minutes} min" if minutes else "")
     return f"{seconds / 86400:.3g} days"
 
 
