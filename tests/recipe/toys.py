@@ -50,6 +50,18 @@ def _picky(weight: Any, *, factor: float) -> None:
     """Has a knob without default."""
 
 
+def _inputs(weight: Any, input_norm: Any) -> None:
+    """Reads what layers read."""
+
+
+def _adam(second_moment: Any) -> None:
+    """Reads the optimizer."""
+
+
+def _refit(weight: Any, gram: Any, cross: Any) -> None:
+    """Fits anew."""
+
+
 def _fisher(grad: Any) -> None:
     """Squares."""
 
@@ -67,7 +79,9 @@ def _once(tokens: int, target_params: int, *, at: Count = 0) -> Due | None:
     return Due(params=target_params) if tokens >= at else None
 
 
-def _continuous(tokens: int, *, every: int = 8, start: Count = 0, groups: int = 1) -> None:
+def _continuous(
+    tokens: int, *, every: int = 8, start: Count = 0, end: Count | None = None, groups: int = 1
+) -> None:
     """Little by little."""
 
 
@@ -103,7 +117,10 @@ def registry() -> Registry:
         ("criterion", "taylor", _taylor),
         ("criterion", "second", _second),
         ("criterion", "picky", _picky),
+        ("criterion", "inputs", _inputs),
         ("hessian", "fisher_diag", _fisher),
+        ("hessian", "adam", _adam),
+        ("refit", "anew", _refit),
         ("space", "ffn", _ffn),
         ("space", "attention", _ffn),
         ("space", "hidden", _hidden),
