@@ -1010,6 +1010,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "a plugin inherits the knobs of another one",
     ),
     Mutant(
+        "effcompress/record/events.py",
+        "return self.tokens_equal and self.cache_equal",
+        "return self.tokens_equal or self.cache_equal",
+        ("tests/report/test_report.py::test_a_proof_is_whole_or_none",),
+        "half a proof is shown as one",
+    ),
+    Mutant(
         "effcompress/record/heartbeat.py",
         'return float("inf") if self._dumped else self._last + self._silence',
         "return self._last + self._silence",
@@ -1045,18 +1052,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "a checkpoint may point past the end of the record",
     ),
     Mutant(
+        "effcompress/record/readable.py",
+        "divmod(round(seconds), 60)",
+        "divmod(int(seconds), 59)",
+        ("tests/record/test_panel.py::test_plain_lines_are_few_and_readable",),
+        "minutes of 59 seconds",
+    ),
+    Mutant(
         "effcompress/record/sentences.py",
         "abs(value) >= size * 0.9995",
         "abs(value) >= size",
         ("tests/record/test_panel.py::test_numbers_in_few_characters",),
         "999,960 is called 1000k",
-    ),
-    Mutant(
-        "effcompress/record/sentences.py",
-        "divmod(round(seconds), 60)",
-        "divmod(int(seconds), 59)",
-        ("tests/record/test_panel.py::test_plain_lines_are_few_and_readable",),
-        "minutes of 59 seconds",
     ),
     Mutant(
         "effcompress/record/status.py",
@@ -1450,13 +1457,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "min((d for d in differences if d is not None), default=None)",
         ("tests/report/test_report.py::test_a_proof_is_whole_or_none",),
         "the smallest difference of a commit is shown",
-    ),
-    Mutant(
-        "effcompress/report/gather.py",
-        "return self.tokens_equal and self.cache_equal",
-        "return self.tokens_equal or self.cache_equal",
-        ("tests/report/test_report.py::test_a_proof_is_whole_or_none",),
-        "half a proof is shown as one",
     ),
     Mutant(
         "effcompress/report/gather.py",
