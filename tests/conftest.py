@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, dynamic_module_utils
 import effcompress
 from effcompress.checkpoint import proof
 from effcompress.registry import REGISTRY
-from tests.proving import in_this_process
+from tests import proving
 
 settings.register_profile("same", derandomize=True)
 settings.register_profile("explore")
@@ -83,19 +83,23 @@ def plugin_files_go_with_their_test() -> Iterator[None]:
     REGISTRY._loaded &= loaded | {"builtins"}
 
 
-@pytest.fixture(scope="session")
-def folders_classes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where transformers copies the classes of exported folders: not the user's cache."""
-    return str(tmp_path_factory.mktemp("modules"))
+@pytest.fixture(scope="session", autouse=True)
+def proofs_in_this_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports are proven in the process of the tests, unless a test is marked ``fresh_process``."""
+    # Where transformers copies the classes of exported folders: not the user's cache.
+    modules = str(tmp_path_factory.mktemp("modules"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", modules)
+        patch.setattr(proof, "in_fresh_process", proving.in_this_process)
+        yield
 
 
 @pytest.fixture(autouse=True)
-def proof_in_this_process(request: pytest.FixtureRequest, folders_classes: str) -> Iterator[None]:
-    """Exports are proven in the process of the tests, unless they are marked ``fresh_process``."""
-    with pytest.MonkeyPatch.context() as patch:  # its own: tests undo theirs
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", folders_classes)
-        if request.node.get_closest_marker("fresh_process") is None:
-            patch.setattr(proof, "in_fresh_process", in_this_process)
+def marked_ones_in_a_fresh_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker("fresh_process") is None:
+        yield
+        return
+    with proving.fresh_process():
         yield
 
 
