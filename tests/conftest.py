@@ -176,6 +176,12 @@ def with_exact_norms(
     return model
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What torch.compile made, for all tests of this process: each kernel is compiled once."""
+    return tmp_path_factory.mktemp("inductor")
+
+
 @pytest.fixture
 def clone() -> Callable[[nn.Module], nn.Module]:
     return copy.deepcopy
