@@ -245,7 +245,7 @@ def memory_row(name: str, processes: int) -> str:
     length = recipe.data.sequence_length
     row = activations(found.axes, found.config, {}, length, bf16=True)
     grams = whole["update"].grams
-    cells = [4 * 4 * found.start, grams, length * (row.blocks + row.logits)]
+    cells = [4 * 4 * found.start, grams, length * (row.layers + row.logits)]
     cells += training
     said = " | ".join(f"{cell / 1e9:,.0f}" for cell in cells)
     return f"| {name} | {processes} | {said} |"

@@ -1,16 +1,18 @@
-"""What a reading command answers: facts for machines, tables for people. The command line draws."""
+"""The answer of a command: JSON for programs, tables for people. ``cli/`` prints it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+"""A JSON value."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table. Cells are text; numbers are right-aligned by the reader."""
+    """One table. Cells are text; the command line right-aligns numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -19,11 +21,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Answer:
-    """``data`` is JSON; ``sheets`` and ``notes`` say the same for people."""
+    """``data`` for programs; ``sheets`` and ``notes`` show the same to people."""
 
-    data: Mapping[str, Any]
+    data: Mapping[str, Json]
     sheets: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def short(count: float) -> str:

@@ -14,8 +14,8 @@ from accelerate.state import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from effcompress import load_recipe, run
-from effcompress.recipe import installed
 from effcompress.runner import run as story
+from effcompress.runner.preflight import installed
 from effcompress.track import view
 from effcompress.track.trackers import OPEN, Opened, Place
 from tests.distributed.test_two_processes import together
@@ -230,5 +230,5 @@ def test_a_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "tracks_some").mkdir()
     (tmp_path / "tracks_some" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    here = {name: installed._here(name) for name in ("tracks_all", "tracks_some", "tracks_none")}
+    here = {name: installed(name) for name in ("tracks_all", "tracks_some", "tracks_none")}
     assert here == {"tracks_all": False, "tracks_some": True, "tracks_none": False}

@@ -2,8 +2,7 @@
 
 from effcompress.checkpoint.export import export
 from effcompress.checkpoint.proof import Proof, prove
-from effcompress.checkpoint.resume import newest
-from effcompress.checkpoint.save import Saved, Writing, begin, publish, save, size, steps
+from effcompress.checkpoint.save import Saved, Writing, begin, newest, publish, save, size, steps
 
 __all__ = [
     "Proof",

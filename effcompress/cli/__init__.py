@@ -1,5 +1,5 @@
-"""The command line. It only parses, calls a room and prints; rooms are imported inside commands,
-so that ``--help`` answers at once.
+"""The command line: parses arguments, calls a room and prints. Rooms are imported inside commands,
+so that ``--help`` does not wait for them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from typing import Annotated
 
 import typer
 
-from effcompress.cli import check, compare, describe, export, look, measure, run, status
-from effcompress.cli.arguments import process
-from effcompress.errors import CoverageError, EffcompressError, Stopped
-
-_LINES = 3
+from effcompress.cli import compare, describe, look, measure, run, status
+from effcompress.cli.arguments import error_lines, process
+from effcompress.errors import EffcompressError, Stopped
 
 app = typer.Typer(
     name="effcompress",
-    help="Make a small language model out of a big one, as a YAML recipe says.",
+    help="Prune a language model to a smaller one, as a YAML recipe says.",
     epilog="Start with: effcompress check recipes/quickstart.yaml",
     no_args_is_help=True,
     add_completion=False,
@@ -33,7 +31,7 @@ app = typer.Typer(
 
 @dataclass
 class Options:
-    """What was said before the command."""
+    """Options before the command."""
 
     debug: bool = False
 
@@ -60,7 +58,7 @@ def _options(
     context.obj.debug = debug
 
 
-app.command("check")(check.check)
+app.command("check")(look.check)
 app.command("plan")(look.plan)
 app.command("fetch")(look.fetch)
 app.command("run")(run.run)
@@ -69,13 +67,13 @@ app.command("compare")(compare.compare)
 app.command("inspect")(look.inspect)
 app.command("eval")(measure.evaluate)
 app.command("bench")(measure.bench)
-app.command("export")(export.export)
+app.command("export")(run.export)
 app.command("schema")(describe.schema)
 app.add_typer(describe.plugins, name="plugins")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0, 1 (a run failed), 2 (the input is wrong), 130 (interrupted).
+    """Runs one command and exits with 0, 1 (a run failed), 2 (wrong input) or 130 (interrupted).
 
     Errors of the package are printed in at most three lines on standard error.
     """
@@ -86,12 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.debug:
             traceback.print_exception(error)
         else:
-            # A declaration to start from is more than a line; all else is short.
-            most = None if isinstance(error, CoverageError) else _LINES
             who = f"process {process()}: " if process() else ""
             what = "stopped" if isinstance(error, Stopped) else "error"
-            lines = f"{who}{what}: {error}".splitlines()[:most]
-            typer.echo("\n".join(lines), err=True)
+            typer.echo("\n".join(error_lines(error, f"{who}{what}: ")), err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if options.debug:

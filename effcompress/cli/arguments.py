@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and how their answers are printed."""
+"""Arguments and options of several commands, and how answers and errors are printed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from effcompress.errors import CoverageError, EffcompressError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,30 +27,39 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Overrule one value, e.g. train.tokens=2M. May be repeated.",
+        help="Override one value, e.g. train.tokens=2M. May be repeated.",
         show_default=False,
     ),
 ]
 
 
 def process() -> int:
-    """Number of this process among those that a launcher started together; 0 on its own."""
+    """Returns the rank of this process; 0 where it runs alone."""
     return int(os.environ.get("RANK") or 0) if (os.environ.get("WORLD_SIZE") or "1") != "1" else 0
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Use only what is already here.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Use only files that are already on this machine.")
+]
 
 
 def recipe_or_folder(target: Path, overrides: Sequence[str] = ()) -> LoadedRecipe | Path:
-    """What an argument that takes both names: a folder as it is, a recipe checked."""
+    """Returns a folder as it is, and a recipe file loaded and checked."""
     from effcompress.recipe import load
 
     return target if target.is_dir() else load(target, overrides)
 
 
+def error_lines(error: EffcompressError, prefix: str = "") -> list[str]:
+    """Returns the lines that the command line prints of an error: three, or the whole declaration
+    that a CoverageError proposes.
+    """
+    return f"{prefix}{error}".splitlines()[: None if isinstance(error, CoverageError) else 3]
+
+
 def show(answer: Answer, as_json: bool) -> None:
-    """Print an answer on standard output: its tables and notes, or its data as JSON."""
+    """Prints the tables and notes of an answer, or its data as JSON, on standard output."""
     if as_json:
         print_json(answer.data)
         return
@@ -67,8 +78,8 @@ def show(answer: Answer, as_json: bool) -> None:
         console.print(Text(note))
 
 
-def print_json(data: Any) -> None:
-    """Indented JSON on standard output; paths become text."""
+def print_json(data: object) -> None:
+    """Prints indented JSON on standard output; paths become text."""
     typer.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
 
 
@@ -81,10 +92,10 @@ def _table(sheet: Rows) -> Table:
     for number, column in enumerate(sheet.columns):
         cells = [row[number] for row in sheet.rows]
         right = number > 0 and _are_numbers(cells)
-        # Folded, not cut off: a name that is half there cannot be copied.
+        # Folded rather than truncated, so that every name can be copied.
         table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
     for row in sheet.rows:
-        # As Text: a cell such as "[hidden]" is no markup.
+        # As Text, because rich would read a cell such as "[hidden]" as markup.
         table.add_row(*map(Text, row))
     return table
 

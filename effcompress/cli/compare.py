@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from effcompress.cli.arguments import AsJson, Offline, Overrides, print_json
+from effcompress.cli.signals import stop_on_signals
 from effcompress.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -66,15 +67,17 @@ def compare(
     from effcompress.compare.compare import compare as compare_all
     from effcompress.report.comparison import plain
 
-    page, found = compare_all(
-        targets,
-        progress=make_progress(plain=not jobs),
-        seeds=_numbers(seeds),
-        overrides=set_ or (),
-        output=output,
-        at_once=jobs,
-        offline=offline,
-    )
+    with stop_on_signals() as stopping:
+        page, found = compare_all(
+            targets,
+            progress=make_progress(plain=not jobs),
+            seeds=_numbers(seeds),
+            overrides=set_ or (),
+            output=output,
+            at_once=jobs,
+            offline=offline,
+            stopping=stopping,
+        )
     if json:
         print_json(plain(found))
     else:

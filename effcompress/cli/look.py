@@ -1,7 +1,9 @@
-"""Commands that look without running: ``plan``, ``inspect``, ``fetch``."""
+"""Commands that read a recipe without running it: ``check``, ``plan``, ``inspect``, ``fetch``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +14,80 @@ from effcompress.cli.arguments import (
     Offline,
     Overrides,
     RecipeFile,
+    error_lines,
+    print_json,
     recipe_or_folder,
     show,
 )
+from effcompress.errors import EffcompressError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of checking one recipe: what was checked, and its sizes or the first error."""
+
+    recipe: Path
+    checked: Sequence[str]
+    sizes: Mapping[str, object]
+    error: EffcompressError | None = None
+
+    def facts(self) -> dict[str, object]:
+        """Plain JSON values."""
+        said: dict[str, object] = {
+            "recipe": str(self.recipe),
+            "ok": not self.error,
+            "checked": [*self.checked],
+        }
+        if (error := self.error) is None:
+            return {**said, "price": dict(self.sizes)}
+        short = {"what": error.what, "where": error.where, "fix": error.fix}
+        return {**said, "error": short, "message": "\n".join(error_lines(error))}
+
+
+def check(
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(metavar="RECIPE", help="Recipe files (.yaml).", show_default=False),
+    ],
+    set_: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Check recipes without loading weights; list what was checked."""
+    verdicts: list[Verdict] = []
+    for path in recipes:
+        verdicts.append(_checked(path, set_ or ()))
+        if not json:
+            _print(verdicts[-1])
+    failed = sum(verdict.error is not None for verdict in verdicts)
+    if json:
+        print_json({"ok": not failed, "recipes": [verdict.facts() for verdict in verdicts]})
+    elif failed and len(verdicts) > 1:
+        typer.echo(f"{failed} of {len(verdicts)} recipes failed", err=True)
+    if failed:
+        raise typer.Exit(2)
+
+
+def _checked(path: Path, overrides: Sequence[str]) -> Verdict:
+    from effcompress.recipe import checked, load
+
+    lines: list[str] = []
+    try:
+        loaded = load(path, overrides)
+        lines += checked(loaded)
+        from effcompress.runner.preflight import preflight  # as `run` does
+
+        found = preflight(loaded, offline=False)
+    except EffcompressError as error:
+        return Verdict(path, lines, {}, error)
+    return Verdict(path, [*lines, *found.lines], found.data)
+
+
+def _print(verdict: Verdict) -> None:
+    typer.echo(f"{verdict.recipe}: {'failed' if verdict.error else 'ok'}")
+    for line in verdict.checked:
+        typer.echo(f"  - {line}")
+    if verdict.error is not None:
+        typer.echo("\n".join(error_lines(verdict.error, "error: ")), err=True)
 
 
 def plan(

@@ -72,7 +72,7 @@ def _tasks(
     names: str | None, limit: int | None, shots: int | None, data: TaskData | None
 ) -> list[str]:
     """The options as what they stand for, so that one set of checks holds for both."""
-    from effcompress.spec.tasks import CARRIER, CARRIER_SHA256
+    from effcompress.spec.results import CARRIER, CARRIER_SHA256
 
     found: dict[str, str | int | None] = {"limit": limit, "shots": shots}
     if names is not None:

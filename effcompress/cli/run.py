@@ -1,13 +1,15 @@
-"""``effcompress run``."""
+"""Commands that write a model: ``run`` and ``export``."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from effcompress.cli.arguments import Offline, Overrides, RecipeFile, process
+from effcompress.cli.arguments import AsJson, Offline, Overrides, RecipeFile, process, show
+from effcompress.cli.signals import stop_on_signals
 
 
 def run(
@@ -20,13 +22,14 @@ def run(
     ] = None,
     set_: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the folder.")
     ] = False,
     offline: Offline = False,
 ) -> None:
     """Run a recipe: prune, train, evaluate and export.
 
-    The export is loaded again in a fresh process before the run reports success.
+    The export is reloaded and compared in a fresh process before the run reports
+    success.
     """
     from effcompress.recipe import load
 
@@ -34,11 +37,12 @@ def run(
     from effcompress.runner.preflight import preflight
 
     preflight(loaded, offline=offline)
-    # Only now: what can be refused should not wait for torch.
+    # After preflight: a recipe that is refused should not wait for torch.
     from effcompress.runner.run import run as run_recipe
 
-    done = run_recipe(loaded, output=output, resume=resume, offline=offline)
-    if process():  # one of them says it
+    with stop_on_signals() as stopping:
+        done = run_recipe(loaded, output=output, resume=resume, offline=offline, stopping=stopping)
+    if process():  # rank 0 prints the result
         return
     for domain, value in done.perplexity.items():
         typer.echo(f"perplexity  {domain} {value:.2f}")
@@ -48,3 +52,51 @@ def run(
         typer.echo(f"parameters removed: {done.removed:,}, weights zeroed: {done.zeroed:,} ({of})")
     typer.echo(f"model       {done.folder}")
     typer.echo(f"report      {done.folder / 'report.html'}")
+
+
+class As(StrEnum):
+    """Forms of an exported model."""
+
+    uniform = "uniform"
+    padded = "padded"
+    exact = "exact"
+    gguf = "gguf"
+
+
+class DType(StrEnum):
+    """Number formats of a .gguf file."""
+
+    F32 = "F32"
+    F16 = "F16"
+
+
+def export(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)
+    ],
+    form: Annotated[
+        As,
+        typer.Option(
+            "--as",
+            help="uniform: a stock class; padded: a stock class, padded with zeros; exact: the "
+            "shapes as they are, with a modelling file; gguf: one file for llama.cpp.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Output. Default: in the folder of the run."),
+    ] = None,
+    dtype: Annotated[DType, typer.Option(help="gguf: 32-bit or 16-bit floats.")] = DType.F32,
+    offline: Offline = False,
+    json: AsJson = False,
+) -> None:
+    """Write the model of a run in another form.
+
+    Folders are reloaded and compared in a fresh process before the command reports
+    success.
+    """
+    from effcompress.commands.export import export as export_run
+
+    done = export_run(run, form.value, output=output, dtype=dtype.value, offline=offline)
+    show(done, json)

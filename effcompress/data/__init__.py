@@ -7,7 +7,7 @@ hub.
 """
 
 from effcompress.data.corpus import Corpus, needs, prepare
-from effcompress.data.digest import digest
+from effcompress.data.pack import digest
 from effcompress.data.stream import Stream
 
 __all__ = ["Corpus", "Stream", "digest", "needs", "prepare"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from effcompress.data.folder import Tokens
 from effcompress.errors import SourceError
 from effcompress.types import TextTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def window_bos(policy: Literal["auto", "always", "never"], tokenizer: TextTokenizer) -> int | None:
@@ -91,3 +94,11 @@ def shuffled(position: int, count: int, key: str) -> int:
         position = (left << half) | right
         if position < count:
             return position
+
+
+def digest(ids_NT: Tensor) -> str:
+    """16 hexadecimal digits: equal exactly if both the shape and all the tokens are."""
+    ids = ids_NT.detach().cpu().long().contiguous()
+    said = hashlib.sha256(f"{tuple(ids.shape)} ".encode())
+    said.update(ids.numpy().data)
+    return said.hexdigest()[:16]

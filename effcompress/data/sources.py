@@ -1,15 +1,40 @@
-"""From a domain of the recipe to the source of its training text and of its held-out text."""
+"""Where the text of a domain comes from: files, a hub data set, or the standard library."""
 
 from __future__ import annotations
 
-from effcompress.data.documents import Fields, Source, address
-from effcompress.data.files import files_source
-from effcompress.data.hub import hub_source
-from effcompress.data.stdlib import stdlib_source
+import hashlib
+import json
+import platform
+import sysconfig
+from collections.abc import Callable, Generator, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from effcompress.data.documents import Fields, Record, Source, address, record_of, text_of
 from effcompress.errors import SourceError
 from effcompress.spec import DomainSpec
 
 KINDS = ("jsonl", "txt", "parquet", "hub", "stdlib")
+Reader = Callable[[Path, Fields], Iterator[Record]]
+"""(file, what to take of a row) -> its records."""
+# Installed packages and tests are not the library; `encodings` is tables, `pydoc_data` is the prose
+# domain in quotes, and the `config-` folders and `_sysconfigdata` hold paths of one machine.
+LEFT_OUT = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "__pycache__",
+}
+LEFT_OUT_PREFIXES = ("config-", "_sysconfigdata")
 
 
 def kind_of(domain: str, spec: DomainSpec) -> str:
@@ -74,3 +99,235 @@ def how_held_out(spec: DomainSpec) -> str:
     if spec.validation:
         return "files: " + ", ".join(path.name for path in spec.validation)
     return f"{spec.holdout:.3%} of the documents, by hash of their text"
+
+
+def files_source(domain: str, kind: str, paths: tuple[Path, ...], fields: Fields) -> Source:
+    """The documents of ``paths`` in the order given; ``kind`` is jsonl, txt or parquet.
+
+    Reads every file once to hash it. Raises ``SourceError`` naming a file that is missing,
+    unreadable or empty.
+    """
+    contents = [_sha256(path, domain) for path in paths]
+    identity: dict[str, object] = {"kind": kind, "sha256": contents}
+    if kind != "txt":
+        identity["text"] = fields.text
+    if fields.prompt is not None:
+        identity["prompt"] = fields.prompt
+    reader = READERS[kind]
+
+    def records(skip: int) -> Generator[Record, None, None]:
+        every = (record for path in paths for record in _guarded(reader, path, fields))
+        yield from islice(every, skip, None)
+
+    description = f"{kind}: {', '.join(path.name for path in paths)}"
+    return Source(domain, description, identity, records)
+
+
+def _sha256(path: Path, domain: str) -> str:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    except OSError as error:
+        raise _unreadable(path, domain, error) from error
+    if not size:
+        raise SourceError(f"{path} is an empty file", where=address(domain))
+    return digest
+
+
+def _unreadable(path: Path, domain: str, error: OSError) -> SourceError:
+    problem = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+    return SourceError(
+        f"{path}: {problem}",
+        where=address(domain),
+        fix="paths are relative to the recipe file that names them",
+    )
+
+
+def _guarded(reader: Reader, path: Path, fields: Fields) -> Iterator[Record]:
+    try:
+        yield from reader(path, fields)
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error}", where=str(path)) from error
+
+
+def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, str]]:
+    """(line, file:line). Decoded one by one so that a bad byte has an address."""
+    for number, raw in enumerate(file, start=1):
+        where = f"{path}:{number}"
+        try:
+            # A byte order mark is allowed at the start of a file, and only there.
+            yield raw.decode("utf-8-sig" if number == 1 else "utf-8"), where
+        except UnicodeDecodeError as error:
+            raise SourceError(f"not UTF-8 text ({error})", where=where) from error
+
+
+def _jsonl(path: Path, fields: Fields) -> Iterator[Record]:
+    with path.open("rb") as file:
+        for line, where in _lines(file, path):
+            if not line.strip():
+                yield Record("", where)
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                problem = f"not valid JSON: {error.msg} (column {error.colno})"
+                raise SourceError(problem, where=where) from error
+            if not isinstance(row, dict):
+                raise SourceError(
+                    f"expected a JSON object, found {type(row).__name__}", where=where
+                )
+            yield record_of(row, fields, where)
+
+
+def _txt(path: Path, _fields: Fields) -> Iterator[Record]:
+    with path.open("rb") as file:
+        held: list[str] = []
+        start = ""
+        for line, where in _lines(file, path):
+            if line.strip():
+                start = start or where
+                held.append(line)
+            elif held:
+                yield Record("".join(held).rstrip("\r\n"), start)
+                held, start = [], ""
+        if held:
+            yield Record("".join(held).rstrip("\r\n"), start)
+
+
+def _parquet(path: Path, fields: Fields) -> Iterator[Record]:
+    try:
+        with pq.ParquetFile(path) as file:
+            # One look at the names says more than the error pyarrow gives for a missing column.
+            names = dict.fromkeys(file.schema_arrow.names)
+            for name in fields.names:
+                text_of(names, name, str(path))
+            row = 0
+            for batch in file.iter_batches(batch_size=256, columns=fields.names):
+                for values in batch.to_pylist():
+                    row += 1
+                    yield record_of(values, fields, f"{path}:row {row}")
+    except pa.ArrowException as error:
+        raise SourceError(f"not a readable parquet file: {error}", where=str(path)) from error
+
+
+READERS: dict[str, Reader] = {"jsonl": _jsonl, "txt": _txt, "parquet": _parquet}
+
+
+def hub_source(domain: str, spec: DomainSpec, split: str) -> Source:
+    """The documents of one split, in the order of the data set. Touches no network until read.
+
+    Reading raises ``SourceError`` naming the data set if it cannot be opened or breaks off, and
+    one naming the row if the text field is missing.
+    """
+    hub = spec.hub
+    assert hub is not None
+    identity = {
+        "kind": "hub",
+        "hub": hub,
+        "revision": spec.revision,
+        "config": spec.config,
+        "split": split,
+        "text": spec.text,
+    }
+    if spec.prompt is not None:
+        identity["prompt"] = spec.prompt
+    fields = Fields(spec.text, spec.prompt)
+
+    def records(skip: int) -> Generator[Record, None, None]:
+        where = f"{hub}[{split}]"
+        rows = _rows(domain, hub, spec.config, split, spec.revision, skip)
+        for number, row in enumerate(rows, start=skip + 1):
+            at = f"{where}:row {number}"
+            yield record_of(row, fields, at)
+
+    pinned = f"@{spec.revision}" if spec.revision else ""
+    name = f"{hub}{pinned}" + (f" ({spec.config})" if spec.config else "")
+    return Source(domain, f"hub: {name}, split {split}", identity, records, remote=hub)
+
+
+def _rows(
+    domain: str, hub: str, config: str | None, split: str, revision: str | None, skip: int
+) -> Iterator[dict[str, Any]]:
+    try:
+        yield from open_stream(hub, config, split, revision, skip)
+    except Exception as error:  # the libraries behind the hub share no base class of errors
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise SourceError(
+            f"hub data set '{hub}' (split '{split}') cannot be read: {reason}",
+            where=address(domain),
+            fix="check hub, config, split and revision, and the network; run again to go on",
+        ) from error
+
+
+def open_stream(
+    hub: str, config: str | None, split: str, revision: str | None, skip: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of a hub data set after the first ``skip``: the one place that asks the network."""
+    import datasets
+
+    stream = datasets.load_dataset(hub, name=config, split=split, revision=revision, streaming=True)
+    return iter(stream.skip(skip) if skip else stream)  # pyright: ignore[reportArgumentType]
+
+
+def stdlib_source(domain: str, which: Literal["prose", "code"]) -> Source:
+    """``prose``: the language reference that ``help()`` shows, one document per topic, by name.
+    ``code``: the modules of the standard library, one document each, by path.
+
+    Raises ``SourceError`` if this Python was installed without the files.
+    """
+    return _prose(domain) if which == "prose" else _code(domain)
+
+
+def _prose(domain: str) -> Source:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise SourceError(
+            "this Python was installed without pydoc_data.topics",
+            where=address(domain),
+            fix="use a complete Python, or name files of your own",
+        ) from error
+    names = sorted(topics)
+    content = hashlib.sha256("\0".join(topics[name] for name in names).encode()).hexdigest()
+
+    def records(skip: int) -> Generator[Record, None, None]:
+        for name in names[skip:]:
+            yield Record(topics[name], f"pydoc_data.topics:{name}")
+
+    version = platform.python_version()
+    identity = {"kind": "stdlib prose", "python": version, "sha256": content}
+    return Source(domain, f"reference manual of Python {version}", identity, records)
+
+
+def _code(domain: str) -> Source:
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = sorted(_modules(root), key=lambda path: path.relative_to(root).as_posix())
+    if not paths:
+        raise SourceError(
+            f"{root} holds no .py files",
+            where=address(domain),
+            fix="use a Python that carries its library as source, or name files of your own",
+        )
+    listing = hashlib.sha256()
+    for path in paths:
+        listing.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+
+    def records(skip: int) -> Generator[Record, None, None]:
+        for path in islice(paths, skip, None):
+            try:
+                text = path.read_text("utf-8")
+            except UnicodeDecodeError:
+                text = ""  # a few modules are in another encoding; counted among the empty ones
+            yield Record(text, path.relative_to(root).as_posix())
+
+    version = platform.python_version()
+    identity = {"kind": "stdlib code", "python": version, "files": listing.hexdigest()}
+    return Source(domain, f"standard library of Python {version}", identity, records)
+
+
+def _modules(root: Path) -> Iterator[Path]:
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).parts
+        if LEFT_OUT.isdisjoint(parts) and not any(p.startswith(LEFT_OUT_PREFIXES) for p in parts):
+            yield path

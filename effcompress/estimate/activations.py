@@ -1,4 +1,4 @@
-"""What the forward pass of training keeps for its backward, by arithmetic on a configuration.
+"""Computes what a forward pass keeps for its backward, from a configuration alone.
 
 Autograd keeps the inputs of every operation that needs them. Per token of a layer, with hidden
 width ``h``, ``Q`` and ``K`` the widths of all query and all KV heads, ``F`` that of the
@@ -9,7 +9,7 @@ where the residual stream stays fp32):
   LayerNorm keeps its input alone; a norm within or across heads ``(Q + K) (4 + v)``;
 - what the layers behind a norm read: ``h v``, in fp32 once for all of them (they share the tensor),
   under autocast once for each (every one casts its own copy);
-- attention: queries and keys as rotated, values, output, ``(2 Q + 2 K) v``; fused projections keep
+- attention: rotated queries and keys, values, output, ``(2 Q + 2 K) v``; fused projections keep
   their whole output alive for the values; where scores are capped, the eager kernel keeps capped
   scores and probabilities, 8 bytes per head and position, and repeats keys and values: ``4 Q v``;
 - feed-forward: gate, its activation, up, their product, ``4 F v``; without a gate ``2 F v`` (relu,
@@ -17,10 +17,10 @@ where the residual stream stays fp32):
 - experts, whose grouped products autocast leaves in fp32: ``4 F`` numbers and their gathered inputs
   and outputs, ``2 h``, for each expert of a token.
 
-Behind the layers the last norm and the input of the output matrix, and the logits: those of the
-model, the copy that leaves the last position out and the log-softmax; in the backward the
-log-softmax and the gradients of and into it. Either is three numbers in fp32 for each word of the
-vocabulary. Masks of dropout are not counted.
+After the layers: the last norm, the input of the output matrix, and the logits. In the forward
+these are the model's, the copy without the last position and the log-softmax; in the backward the
+log-softmax, its gradient and that of the logits. Both are three fp32 numbers per vocabulary entry.
+Dropout masks are not counted.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from effcompress.estimate.flops import multiplied, query_rows, routed
 from effcompress.types import AxisMap, Config, Widths
 
 LOGITS = 12
-"""Bytes for each word of the vocabulary and token, at the peak."""
+"""Bytes per vocabulary entry and token at the peak."""
 _FFN = {"relu": 1, "gelu_new": 5}
-"""Activation without a gate -> tensors of the feed-forward width; 2 for others."""
+"""Activation of an ungated feed-forward -> kept tensors of its width; 2 for others."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes per token: of the layers, and of what lies behind them up to the loss."""
+    """Bytes per token: of the layers, and of everything between them and the loss."""
 
-    blocks: float
+    layers: float
     logits: float
 
 
@@ -53,21 +53,21 @@ def activations(
     bf16: bool,
     recompute: bool = False,
 ) -> Activations:
-    """Bytes per token of a model of these widths, on sequences of ``length`` tokens. With
-    ``recompute`` what every layer reads, and all that one of them keeps.
+    """Returns bytes per token of a model of these widths, on sequences of ``length`` tokens. With
+    ``recompute`` (activation checkpointing): the input of every layer, and all of the largest one.
     """
     shape = _Shape(axes, config, {**axes.widths, **widths}, length, 2 if bf16 else 4)
     hidden = shape.wide["hidden"]
     layers = [shape.layer(j, i) for j, i in enumerate(axes.depth.layers)]
     alive = sum(size > 0 for size in layers)
-    blocks = max(layers, default=0.0) + 4 * alive * hidden if recompute else sum(layers)
+    kept = max(layers, default=0.0) + 4 * alive * hidden if recompute else sum(layers)
     behind = hidden * (shape.norm + shape.value)
     capped = shape.value if config.get("final_logit_softcapping") else 0
-    return Activations(blocks + behind, shape.wide["vocab"] * (LOGITS + capped))
+    return Activations(kept + behind, shape.wide["vocab"] * (LOGITS + capped))
 
 
 def copied(axes: AxisMap, widths: Widths) -> int:
-    """Weights that bf16 autocast casts once per forward pass, and keeps for the backward."""
+    """Returns the number of weights that bf16 autocast casts and caches until the backward ends."""
     wide = {**axes.widths, **widths}
     return sum(axes.numel(p, wide) for p in multiplied(axes) if len(axes.shapes[p]) == 2)
 
@@ -82,11 +82,13 @@ class _Shape:
 
     @property
     def norm(self) -> int:
-        """Bytes per channel of a norm over the residual stream."""
+        """Bytes per channel of a norm over the residual stream (LayerNorm 4, RMSNorm 8)."""
         return 4 if self.axes.family.centred else 8
 
     def layer(self, number: int, layer: int) -> float:
-        """``layer`` by its number in the parent, ``number`` by today's."""
+        """Returns bytes per token of one layer; ``layer`` is its number in the parent, ``number``
+        its present one.
+        """
         wide, gate = self.wide, f"layer.{layer}"
         if not wide[gate]:
             return 0.0
@@ -99,7 +101,7 @@ class _Shape:
         )
 
     def _stream(self, params: list[str], number: int) -> float:
-        """Norms of the residual stream, and what reads them."""
+        """Returns the norms over the residual stream and the inputs of the layers behind them."""
         family, inputs = self.axes.family, self.axes.family.inputs
         gains = {pattern.replace("{i}", str(number)) for pattern in family.norms}
         norms = sum(p in gains and self._names(p, 0) == [("hidden",)] for p in params)
@@ -153,7 +155,7 @@ class _Shape:
         return sum(s.length(self.wide) for s in self.axes.by_param[param] if s.dim == dim)
 
     def _writers(self, params: list[str], axis: str) -> list[str]:
-        """Matrices whose outputs lie on an axis."""
+        """Returns the matrices whose outputs lie on an axis."""
         out = 1 - self.axes.family.inputs
         return [
             p

@@ -1,33 +1,42 @@
-"""``effcompress check``: does the recipe add up? Loads no weights and imports no torch."""
+"""``effcompress check``: whether a recipe can be carried out. Loads no weights and no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from effcompress.errors import RecipeError
-from effcompress.estimate.feasibility import SizedModel, require_reachable
+from effcompress.estimate.feasibility import SizedModel, expected, require_reachable
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.schedule import Timeline, fastest, play
-from effcompress.estimate.sparsity import expected
 from effcompress.recipe import LoadedRecipe
 from effcompress.spec import Recipe
 from effcompress.types import GroupSet, Widths
 
 
+class CheckData(TypedDict, total=False):
+    """JSON values of a check; empty where the model's configuration is not known."""
+
+    params: int
+    target_params: int | None
+    ends_at: int
+    reached_at_tokens: int | None
+    zeroed: int
+
+
 @dataclass(frozen=True)
 class CheckResult:
-    """What was priced: ``lines`` in words, ``data`` as JSON."""
+    """The result: ``lines`` for people, ``data`` as JSON; no timeline where nothing is cut."""
 
     lines: list[str]
-    data: dict[str, Any]
+    data: CheckData
     timeline: Timeline | None = None
 
 
 def check(loaded: LoadedRecipe) -> CheckResult:
-    """CheckResult a recipe.
+    """Checks model, target and schedule of a recipe.
 
-    Raises RecipeError when the target cannot be reached, by any choice or within the tokens.
+    Raises RecipeError when no choice of removals, or not this schedule, reaches the target.
     """
     found = require_reachable(loaded)
     if found is None:
@@ -37,12 +46,14 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     if found.axes.family.traced:
         kinds = ", ".join(found_kinds(found.axes))
         lines.append(f"architecture: not declared; traced, and proven on a small model: {kinds}")
-    data: dict[str, Any] = {"params": found.start, "target_params": found.target}
+    data: CheckData = {"params": found.start, "target_params": found.target}
     if found.target is None:
         lines.append(f"size: {found.start:,} parameters, nothing is cut")
         return CheckResult([*lines, *_zeros(loaded, found, found.axes.widths, data)], data)
-    share = 1 - found.target / found.start
-    lines.append(f"target: {found.start:,} -> {found.target:,} parameters (-{share:.1%}), in reach")
+    fraction = 1 - found.target / found.start
+    lines.append(
+        f"target: {found.start:,} -> {found.target:,} parameters (-{fraction:.1%}), in reach"
+    )
     timeline = _on_time(loaded, recipe, found)
     data["ends_at"] = timeline.points[-1].params
     data["reached_at_tokens"] = timeline.points[-2].tokens if timeline.reached else None
@@ -56,10 +67,8 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     return CheckResult(lines, data, timeline)
 
 
-def _zeros(
-    loaded: LoadedRecipe, found: SizedModel, widths: Widths, data: dict[str, Any]
-) -> list[str]:
-    """What `sparsify` will do, once pruning is over; also into ``data``."""
+def _zeros(loaded: LoadedRecipe, found: SizedModel, widths: Widths, data: CheckData) -> list[str]:
+    """Describes what `sparsify` will do after pruning; also writes it into ``data``."""
     spec = loaded.recipe.sparsify
     counts = expected(loaded, found.axes, widths)
     if spec is None or counts is None:
@@ -69,7 +78,7 @@ def _zeros(
     wanted = (
         f"in the pattern {spec.pattern}"
         if spec.pattern
-        else f"{100 * spec.share:.4g} % of each layer"
+        else f"{100 * spec.fraction:.4g} % of each layer"
     )
     return [
         f"sparsify: {spec.method.name} makes about {zeroed:,} of {weights:,} weights in linear "
@@ -95,11 +104,16 @@ def _when(timeline: Timeline) -> str:
 
 
 def _may_differ(sets: list[GroupSet]) -> bool:
-    """Whether layers can end with different shapes; whole layers that go leave equal ones."""
+    """Returns whether layers can end with different shapes; removing whole layers leaves equal
+    ones.
+    """
     return any(s.scope != "lockstep" and s.kind != "layer" for s in sets)
 
 
 def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: SizedModel) -> Timeline:
+    """Returns the schedule's timeline. Raises RecipeError if it cannot end at the target even when
+    saliency prefers the largest mini-groups.
+    """
     timeline = play(recipe, found)
     if _met(timeline) or _met(play(recipe, found, fastest)):
         return timeline
@@ -114,5 +128,5 @@ def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: SizedModel) -> Timelin
 
 
 def _met(timeline: Timeline) -> bool:
-    """Whether the schedule itself meets the target."""
+    """Returns whether the schedule itself meets the target, before the stage ends."""
     return timeline.reached and not timeline.rest

@@ -1,42 +1,41 @@
-"""What the processes of a run send each other: bytes per step, per cut and per commit.
+"""Computes what the processes of a run send each other: bytes per step, per cut and per commit.
 
 Bytes are those that one process hands to a collective; ``sent`` is what leaves it on a ring: an
 all-reduce of ``b`` bytes among ``N`` sends ``2 (N - 1) / N b``, an all-gather of ``b`` each
 ``(N - 1) b``, a reduce-scatter of ``b`` ``(N - 1) / N b``, and a broadcast passes on ``b``.
-Gradients, and weights that are shared out, travel while the passes compute; everything else waits.
+Gradients and sharded weights travel while the passes compute; the processes wait for the rest.
 ``benchmarks/scaling.py`` counts the same bytes as they go out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from effcompress.estimate.feasibility import SizedModel
-from effcompress.estimate.gram_sizes import grams_of
-from effcompress.estimate.shards import losing_rows, repaired, scored, shards_of, share
+from effcompress.estimate.memory import grams_of
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.spec import PruneSpec, Recipe
-from effcompress.types import Widths
+from effcompress.types import WHOLE, AxisMap, Widths
 
 FP32, FP64 = 4, 8
 DECIDED = 12
-"""Bytes of a mini-group in a decision, about: its number and its saliency, pickled."""
+"""Approximate bytes of a mini-group in a decision: its number and its saliency, pickled."""
 NAMED = 80
-"""Bytes of a group set in a decision, about: its name, its width."""
+"""Approximate bytes of a group set in a decision: its name and its width."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """``bytes`` per process."""
+    """One collective; ``bytes`` per process."""
 
     what: str
     collective: Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
     bytes: int
 
     def sent(self, processes: int) -> float:
-        """Bytes that leave a process of a ring."""
+        """Returns the bytes that leave one process of a ring."""
         if self.collective == "all_reduce":
             return 2 * (processes - 1) / processes * self.bytes
         if self.collective == "all_gather":
@@ -49,39 +48,42 @@ class Message:
 def per_step(
     found: SizedModel, recipe: Recipe, widths: Widths, processes: int, trained: int
 ) -> list[Message]:
-    """Messages of one optimizer step; ``trained`` parameters have gradients."""
+    """Returns the messages of one optimizer step in which ``trained`` parameters get gradients."""
     loop, prune = recipe.loop, recipe.prune
     assert loop is not None
-    shared = shards_of(recipe, processes) > 1
-    said = _sharing(found, recipe, widths, processes) if shared else []
-    said += [
-        *([] if shared else [Message("gradients", "all_reduce", FP32 * trained)]),
+    sharded = shards_of(recipe, processes) > 1
+    messages = _sharded(found, recipe, widths, processes) if sharded else []
+    messages += [
+        *([] if sharded else [Message("gradients", "all_reduce", FP32 * trained)]),
         Message("losses", "all_gather", FP32 * (loop.batch_size // processes)),
-        # The objective, whether somebody was asked to stop, and the norm of a shared gradient.
-        Message("flags", "all_reduce", (2 + shared) * FP64),
+        # The objective, whether any process got a signal to stop, and the norm of a sharded
+        # gradient.
+        Message("flags", "all_reduce", (2 + sharded) * FP64),
     ]
     rides = prune is not None and prune.measure.source == "training"
     if prune is not None and rides and "mask_grad" in prune.criterion.needs:
         units = sum({**found.axes.widths, **widths}[s.name] for s in found.sets)
-        said.append(Message("saliency of masks", "all_reduce", FP32 * units))
-    elif prune is not None and rides and shared and _learns(prune):
-        said.append(Message("saliency of weights", "all_reduce", FP32 * scored(found, widths)))
-    return said
+        messages.append(Message("saliency of masks", "all_reduce", FP32 * units))
+    elif prune is not None and rides and sharded and _learns(prune):
+        messages.append(Message("saliency of weights", "all_reduce", FP32 * scored(found, widths)))
+    return messages
 
 
 def _learns(prune: PruneSpec) -> bool:
-    """Whether saliency is taken in at every step (``runner/measuring.py``)."""
+    """Returns whether saliency is measured at every step (``runner/measuring.py``)."""
     hessian = prune.hessian.needs if prune.hessian and "hess" in prune.criterion.needs else ()
-    return "grad" in {*prune.criterion.needs, *hessian}  # no torch is loaded to price a recipe
+    return "grad" in {*prune.criterion.needs, *hessian}
 
 
-def _sharing(found: SizedModel, recipe: Recipe, widths: Widths, processes: int) -> list[Message]:
-    """Weights are gathered for each forward and each backward, gradients leave after each."""
+def _sharded(found: SizedModel, recipe: Recipe, widths: Widths, processes: int) -> list[Message]:
+    """Returns the messages of FSDP2: weights are gathered for each forward and each backward
+    (``reshard_after_forward``), gradients are scattered after each backward.
+    """
     loop = recipe.loop
     assert loop is not None
     own = loop.batch_size // processes
     passes = -(-own // min(loop.micro_batch_size or own, own))
-    here = FP32 * share(found.axes, widths, processes)
+    here = FP32 * shard_elements(found.axes, widths, processes)
     return [
         Message("weights", "all_gather", 2 * passes * here),
         Message("gradients", "reduce_scatter", passes * processes * here),
@@ -96,42 +98,106 @@ def per_cut(
     touched: Collection[str] | None = None,
     shards: int = 1,
 ) -> list[Message]:
-    """Messages of a cut of ``groups`` mini-groups from the sets ``touched`` (None: from all): what
-    layers read is sent where they lose inputs. The decision is an estimate, the rest is exact.
+    """Returns the messages of a cut of ``groups`` mini-groups from the sets ``touched`` (None:
+    all). Input statistics are summed only for layers that lose inputs. The bytes of the decision
+    are an estimate, the others are exact.
     """
     axes, needs = found.axes, set(prune.criterion.needs)
     decided = DECIDED * groups + NAMED * len(found.sets) + 2 * FP64
-    said = [Message("decision", "broadcast", decided)]
+    messages = [Message("decision", "broadcast", decided)]
     if prune.measure.source == "calibration":
         means = len(needs & {"grad", "hess"})
-        said += [
+        messages += [
             Message("gradients of calibration", "all_reduce", FP32 * axes.count(widths))
         ] * means
     if for_linears(prune.repair):
         second = need_second_moments(prune.repair)
         every = grams_of(axes, found.sets, widths)
         listed = [g for g in every if touched is None or g.axes.intersection(touched)]
-        # Each with the number of steps that it is a mean of, and so are the means of the inputs.
+        # Each statistic comes with the number of steps that it is a mean of, in fp64.
         size = sum(FP32 * (g.inputs + second * g.inputs**2) + (1 + second) * FP64 for g in listed)
-        said.append(Message("what layers read", "all_reduce", size))
+        messages.append(Message("what layers read", "all_reduce", size))
         if shards > 1:
-            whole = share(axes, widths, shards, {*repaired(found, touched)})
-            said.append(Message("weights to repair", "all_gather", FP32 * whole))
-    return said
+            whole = shard_elements(axes, widths, shards, {*repaired(found, touched)})
+            messages.append(Message("weights to repair", "all_gather", FP32 * whole))
+    return messages
 
 
 def per_commit(
     found: SizedModel, widths: Widths, touched: Collection[str] | None = None, shards: int = 1
 ) -> list[Message]:
-    """Replicas need no message; the next step begins with the main process's weights. Shares are
-    dealt out anew where rows went, of weights and of both moments, and the proof gathers the model
-    twice (counted: as it was before).
+    """Returns the messages of a commit.
+
+    Replicated: the rebuilt DDP wrapper broadcasts rank 0's weights. Sharded: parameters that lost
+    rows are gathered and sharded again, weights and both moments, and the self-test gathers the
+    model twice (counted at its size before the commit).
     """
     if shards > 1:
-        rows = share(found.axes, widths, shards, losing_rows(found, touched))
-        proof = 2 * share(found.axes, widths, shards)
+        rows = shard_elements(found.axes, widths, shards, losing_rows(found, touched))
+        proof = 2 * shard_elements(found.axes, widths, shards)
         return [
             Message("what lost rows", "all_gather", 3 * FP32 * rows),
             Message("proof", "all_gather", FP32 * proof),
         ]
     return [Message("weights", "broadcast", FP32 * found.axes.count(widths))]
+
+
+def shards_of(recipe: Recipe, processes: int) -> int:
+    """Returns over how many processes parameters are sharded; 1 where they are replicated."""
+    return processes if recipe.distributed.mode == "shard" else 1
+
+
+def shard_elements(
+    axes: AxisMap, widths: Widths, processes: int, of: Collection[str] | None = None
+) -> int:
+    """Returns the elements that a process sends when the parameters ``of`` (None: all) are
+    gathered: its rows, padded to as many as rank 0 has.
+    """
+    wide = {**axes.widths, **widths}
+    return sum(_shard(axes, p, wide, processes) for p in axes.shapes if of is None or p in of)
+
+
+def _shard(axes: AxisMap, param: str, wide: Widths, processes: int) -> int:
+    rows = sum(s.length(wide) for s in axes.by_param[param] if s.dim == 0)
+    count = axes.numel(param, wide)
+    return -(-rows // processes) * (count // rows) if count else 0
+
+
+def scored(found: SizedModel, widths: Widths) -> int:
+    """Returns how many numbers sum weight saliency over the rows of all processes: one for each
+    position along each side of a parameter on which a mini-group lies.
+    """
+    wide, sides = {**found.axes.widths, **widths}, set[tuple[str, int]]()
+    for s in found.sets:
+        sides |= {(side.param, side.dim) for side in s.sides}
+    return sum(
+        1 if dim == WHOLE else _length(found.axes, param, dim, wide)
+        for param, dim in sides
+        if found.axes.numel(param, wide)
+    )
+
+
+def losing_rows(found: SizedModel, touched: Collection[str] | None) -> set[str]:
+    """Returns the parameters that lose rows to cuts from the sets ``touched`` (None: all)."""
+    sets = (s for s in found.sets if touched is None or s.name in touched)
+    return {side.param for s in sets for side in s.sides if side.dim == 0}
+
+
+def repaired(found: SizedModel, touched: Collection[str] | None) -> Iterator[str]:
+    """Yields the weights that lose inputs to cuts from the sets ``touched`` (None: all); a repair
+    gathers them.
+    """
+    for param in found.axes.shapes:
+        sides = (
+            side.dim
+            for s in found.sets
+            if touched is None or s.name in touched
+            for side in s.sides
+            if side.param == param
+        )
+        if 1 in sides:
+            yield param
+
+
+def _length(axes: AxisMap, param: str, dim: int, wide: Widths) -> int:
+    return sum(s.length(wide) for s in axes.by_param[param] if s.dim == dim)

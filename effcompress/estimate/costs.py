@@ -1,4 +1,4 @@
-"""What a run costs, as facts and as tables: operations, time, memory and messages."""
+"""Computes what a run costs: operations, time, memory and messages, as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from typing import Any
 
 from effcompress.answer import Table, duration, short, size
 from effcompress.errors import RecipeError
-from effcompress.estimate import communication as traffic
-from effcompress.estimate.communication import Message
+from effcompress.estimate.communication import Message, per_commit, per_cut, per_step, shards_of
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
 from effcompress.estimate.memory import memory, trained
 from effcompress.estimate.schedule import Timeline, tokens_per_step
-from effcompress.estimate.shards import shards_of
 from effcompress.spec import Recipe
 
 PARTS = {"copies": "bf16 copies", "grams": "Gram matrices"}
-"""How parts are called; others by their names."""
+"""Names of memory parts that differ from the field's own."""
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run would be started: ``processes`` that share its batch, each at so many operations
-    per second (None: not known).
+    """How a run would be started: the number of data-parallel processes, and the operations per
+    second of each (None: not known).
     """
 
     processes: int = 1
@@ -35,9 +33,9 @@ class Launch:
 def costs(
     recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
 ) -> tuple[dict[str, Any], list[Table]]:
-    """JSON values, and the same as tables.
+    """Returns JSON values, and the same as tables.
 
-    Raises RecipeError when the processes cannot share the batch.
+    Raises RecipeError when the batch does not divide among the processes.
     """
     loop = recipe.loop
     if loop is not None and loop.batch_size % launch.processes:
@@ -47,7 +45,7 @@ def costs(
             fix="Name a number that divides it.",
         )
     data = {"processes": launch.processes, **_memory(recipe, found, timeline, launch)}
-    sheets = [_memory_sheet(data, launch)]
+    tables = [_memory_table(data, launch)]
     if loop is not None:
         data |= _costs(recipe, found, timeline, launch)
         if launch.processes > 1:
@@ -55,9 +53,9 @@ def costs(
             data["communicated_bytes"] = {
                 when: {m.what: m.bytes for m in said} for when, said in messages.items()
             }
-            sheets.append(_traffic_sheet(messages, launch.processes))
-        sheets.append(_cost_sheet(data, launch))
-    return data, sheets
+            tables.append(_traffic_table(messages, launch.processes))
+        tables.append(_cost_table(data, launch))
+    return data, tables
 
 
 def _memory(
@@ -69,8 +67,8 @@ def _memory(
     return {"memory_bytes": held}
 
 
-def _memory_sheet(data: dict[str, Any], launch: Launch) -> Table:
-    """Parts that nowhere hold anything are left out."""
+def _memory_table(data: dict[str, Any], launch: Launch) -> Table:
+    """Returns the table of memory by phase, without parts that are zero in every phase."""
     held: dict[str, dict[str, float]] = data["memory_bytes"]
     most = max(parts["total"] for parts in held.values())
     scale, unit = next((u for u in UNITS if most >= u[0]), UNITS[-1])
@@ -85,20 +83,20 @@ def _memory_sheet(data: dict[str, Any], launch: Launch) -> Table:
 
 
 def _short(count: float) -> str:
-    """Three digits, none behind the point from 100 on."""
+    """Formats with three significant digits; integers from 100 on."""
     if not count:
         return "-"
     return f"{count:.0f}" if count >= 100 else f"{count:.3g}" if count >= 0.01 else "< 0.01"
 
 
 def _costs(recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch) -> dict[str, Any]:
-    """Operations integrated over the shrinking model, and what that means in time."""
+    """Returns the operations summed over the shrinking model, and the time that follows."""
     flops = Flops(found.axes, found.config, recipe.data.sequence_length)
     total, points = 0.0, timeline.points
     for here, there in itertools.pairwise(points):
         total += flops.per_token(here.widths) * (there.tokens - here.tokens)
     first, last = flops.per_token({}), flops.per_token(points[-1].widths)
-    found_: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "tokens": points[-1].tokens,
         "flops": total,
         "flops_if_not_pruned": first * points[-1].tokens,
@@ -107,34 +105,34 @@ def _costs(recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
     }
     if launch.flops_per_second:
         rate = launch.flops_per_second * launch.processes
-        if recipe.loop and recipe.loop.recompute:  # forward, forward again, backward of two
+        if recipe.loop and recipe.loop.recompute:  # a third forward: 4 units of work instead of 3
             rate *= 3 / 4
         step = tokens_per_step(recipe)
-        found_["seconds"] = {
+        figures["seconds"] = {
             "first_step": first * step / rate,
             "last_step": last * step / rate,
             "all_steps": total / rate,
         }
-    return found_
+    return figures
 
 
 def _messages(
     recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
 ) -> dict[str, list[Message]]:
-    """Of the first step, of a cut out of every layer and of a commit then."""
+    """Returns the messages of the first step, of an average cut, and of its commit."""
     widths = timeline.points[-1].widths if recipe.recover is not None else {}
     count, shards = trained(found, recipe, widths), shards_of(recipe, launch.processes)
-    step = traffic.per_step(found, recipe, widths, launch.processes, count)
+    step = per_step(found, recipe, widths, launch.processes, count)
     messages = {"step": step}
     if recipe.prune is not None:
         each = max(1, timeline.groups // max(1, timeline.cuts))
         wide = found.axes.widths
-        messages["cut"] = traffic.per_cut(found, recipe.prune, wide, each, shards=shards)
-        messages["commit"] = traffic.per_commit(found, wide, shards=shards)
+        messages["cut"] = per_cut(found, recipe.prune, wide, each, shards=shards)
+        messages["commit"] = per_commit(found, wide, shards=shards)
     return messages
 
 
-def _traffic_sheet(messages: dict[str, list[Message]], processes: int) -> Table:
+def _traffic_table(messages: dict[str, list[Message]], processes: int) -> Table:
     rows = [
         (f"per {when}", m.what, m.collective, size(m.bytes), size(m.sent(processes)))
         for when, said in messages.items()
@@ -144,18 +142,18 @@ def _traffic_sheet(messages: dict[str, list[Message]], processes: int) -> Table:
     return Table(title, ("", "what", "collective", "bytes", "sent on a ring"), tuple(rows))
 
 
-def _cost_sheet(costs: dict[str, Any], launch: Launch) -> Table:
-    saved = 1 - costs["flops"] / costs["flops_if_not_pruned"]
-    hours = costs["h100_hours"]
+def _cost_table(data: dict[str, Any], launch: Launch) -> Table:
+    saved = 1 - data["flops"] / data["flops_if_not_pruned"]
+    hours = data["h100_hours"]
     rows = [
-        ("tokens", short(costs["tokens"])),
-        ("training FLOPs", f"{costs['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
+        ("tokens", short(data["tokens"])),
+        ("training FLOPs", f"{data['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
         ("H100 hours", f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"),
         ("assuming", f"{H100_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} utilisation"),
         ("days on 8 H100", f"{hours / 8 / 24:,.1f}"),
     ]
-    if "seconds" in costs:
-        seconds, rate = costs["seconds"], launch.flops_per_second
+    if "seconds" in data:
+        seconds, rate = data["seconds"], launch.flops_per_second
         said = f"{launch.processes} x {rate:.3g} FLOP/s, arithmetic alone"
         steps = f"{duration(seconds['first_step'])}, at the end {duration(seconds['last_step'])}"
         rows += [(f"a step at {said}", steps), ("all steps", duration(seconds["all_steps"]))]

@@ -1,7 +1,11 @@
-"""Can this recipe reach its target? Arithmetic on the configuration, before anything is loaded."""
+"""Checks by arithmetic on the configuration whether a recipe's target can be reached.
+
+This is asked before weights are loaded or torch is imported.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from effcompress import groups
@@ -10,22 +14,20 @@ from effcompress.injectable import FORWARD
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
-from effcompress.network.axis_map import resolve_model
-from effcompress.network.family import family_for
-from effcompress.network.target import bounded, target_of
+from effcompress.network.axis_map import family_for, resolve_model
+from effcompress.network.shapes import bounded, target_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.removal.repairs import for_biases, for_streams
-from effcompress.selection.budget import Budget
+from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, least
 from effcompress.selection.reachability import TOLERANCE
-from effcompress.selection.simulate import simulate
-from effcompress.spec import PruneSpec
-from effcompress.types import DEPTH, AxisMap, Config, GroupSet
+from effcompress.spec import PruneSpec, SparsifySpec
+from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths
 
 
 @dataclass(frozen=True)
 class SizedModel:
-    """A recipe's model as numbers."""
+    """A recipe's model as numbers: its axes, group sets, parameters now and at the end."""
 
     config: Config
     axes: AxisMap
@@ -35,11 +37,12 @@ class SizedModel:
 
 
 def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
-    """Parameters now and wanted, from the configuration; None while no configuration is known."""
+    """Returns parameters now and wanted; None while the model's configuration is not known."""
     config = config_of(loaded.recipe.model)
     if config is None:
         return None
     prune = loaded.recipe.prune
+    # A repair that writes biases adds them to layers without: they count as parameters.
     if prune and (for_biases(prune.repair) or for_streams(prune)):
         config = biased(family_for(parent_of(config)), config)
     found = resolve_model(config)
@@ -48,49 +51,55 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     return SizedModel(found.config, axes, sets, axes.count(), target_of(prune, axes, sets))
 
 
-def budget_of(price: SizedModel) -> Budget:
-    """The budget at the beginning of a run."""
-    assert price.target is not None
-    return Budget(price.axes, candidates_of(price.sets), {}, price.target)
+def budget_of(sized: SizedModel) -> Budget:
+    """Returns the budget at the beginning of a run."""
+    assert sized.target is not None
+    return Budget(sized.axes, candidates_of(sized.sets), {}, sized.target)
 
 
 def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
-    """Raises RecipeError, with the nearest sizes that can be had, if the target cannot be met."""
-    price = sized_model(loaded)
+    """Returns the sized model of a recipe whose target can be met; None if its size is not known.
+
+    Raises RecipeError, with the nearest sizes that can be had, if it cannot.
+    """
+    sized = sized_model(loaded)
     prune = loaded.recipe.prune
-    if price is None or prune is None or price.target is None:
-        return price
-    _require_masks(loaded, prune, price)
-    _require_inputs(loaded, prune, price)
-    where = _where(loaded, prune)
-    if price.target > price.start * (1 + TOLERANCE):
+    if sized is None or prune is None or sized.target is None:
+        return sized
+    _require_masks(loaded, prune, sized)
+    _require_inputs(loaded, prune, sized)
+    given = [name for name, value in vars(prune.target).items() if value is not None]
+    where = _where(loaded, f"prune.target.{given[0]}")
+    if sized.target > sized.start * (1 + TOLERANCE):
         raise RecipeError(
-            f"prune.target: {price.target:,} parameters, but the model has only {price.start:,}",
+            f"prune.target: {sized.target:,} parameters, but the model has only {sized.start:,}",
             where=where,
             fix="Name a smaller target, or a larger model.",
         )
-    lowest = least(price.axes, price.sets)
-    if price.target < lowest * (1 - TOLERANCE):
+    lowest = least(sized.axes, sized.sets)
+    if sized.target < lowest * (1 - TOLERANCE):
         kinds = ", ".join(bound.name for bound in prune.space)
         raise RecipeError(
-            f"prune.target: {price.target:,} parameters cannot be reached by cutting {kinds}: "
+            f"prune.target: {sized.target:,} parameters cannot be reached by cutting {kinds}: "
             f"{lowest:,} always remain",
             where=where,
             fix=f"Name at least {lowest:,}, or add to prune.space what else may go.",
         )
-    budget = budget_of(price)
+    budget = budget_of(sized)
     simulate(budget)
     if not budget.reached:
         raise _missed(budget, where)
-    return price
+    return sized
 
 
-def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, price: SizedModel) -> None:
-    """Masks have gradients where one tensor holds what a mini-group does (``measure/taps.py``)."""
+def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
+    """Raises RecipeError where a mini-group has no mask gradient: no single tensor holds its
+    effect (``measure/taps.py``).
+    """
     if "mask_grad" not in prune.criterion.needs:
         return
-    for s in price.sets:
-        if s.kind in DEPTH or any(len(price.axes.shapes[side.param]) > 2 for side in s.sides):
+    for s in sized.sets:
+        if s.kind in DEPTH or any(len(sized.axes.shapes[side.param]) > 2 for side in s.sides):
             raise RecipeError(
                 f"prune.criterion: '{prune.criterion.name}' takes gradients of masks, which "
                 f"'{s.name}' has not: layers, blocks, experts and what experts write into",
@@ -99,12 +108,14 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, price: SizedModel) ->
             )
 
 
-def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, price: SizedModel) -> None:
-    """Criteria of what layers read know nothing of whole layers, unless they say so."""
+def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
+    """Raises RecipeError where a criterion of forward statistics has no score for a group set:
+    statistics of inputs rank widths, influence ranks layers.
+    """
     needs = FORWARD.intersection(prune.criterion.needs)
     depth = bool({"influence", "layer"} & needs)
     width = any(need.startswith("input_") for need in needs)
-    for s in price.sets if needs else ():
+    for s in sized.sets if needs else ():
         if not (depth if s.kind in DEPTH else width):
             raise RecipeError(
                 f"prune.criterion: '{prune.criterion.name}' says nothing of '{s.name}': it is one "
@@ -115,7 +126,7 @@ def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, price: SizedModel) -
 
 
 def _missed(budget: Budget, where: str) -> RecipeError:
-    """What to say of a target that cutting in proportion does not meet."""
+    """Returns the error for a target that lies between two sizes, or that ranges forbid."""
     gone = 1 - budget.params / budget.start
     if budget.next_size == budget.params and (shut := budget.out_of_range):
         return RecipeError(
@@ -131,8 +142,65 @@ def _missed(budget: Budget, where: str) -> RecipeError:
     )
 
 
-def _where(loaded: LoadedRecipe, prune: PruneSpec) -> str:
-    given = [name for name, value in vars(prune.target).items() if value is not None]
-    key = f"prune.target.{given[0]}"
+def skipped_layers(spec: SparsifySpec, parent: AxisMap) -> set[int]:
+    """Returns the layers that stay dense, by their numbers in the parent; -1 is the last."""
+    last = max(parent.depth.layers, default=-1) + 1
+    return {i + last if i < 0 else i for i in spec.skip_layers}
+
+
+def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, int] | None:
+    """Returns the weights that `sparsify` ranks and those it zeroes at these widths; None without
+    `sparsify`.
+
+    Raises RecipeError when all layers are skipped, a skipped layer does not exist, or inputs do not
+    divide into the groups of the pattern.
+    """
+    spec = loaded.recipe.sparsify
+    if spec is None:
+        return None
+    unknown = skipped_layers(spec, axes) - set(axes.depth.layers)
+    params = list(_linears(axes, spec))
+    if unknown or not params:
+        there = f"layers are 0 to {max(axes.depth.layers, default=-1)}"
+        raise RecipeError(
+            f"sparsify.skip_layers: {f'no layer {min(unknown)}' if unknown else 'nothing is left'}",
+            where=_where(loaded, "sparsify.skip_layers.0"),
+            fix=f"The {there}; negative numbers count from the end.",
+        )
+    if loaded.recipe.prune is None:  # else the pattern is checked on the pruned shapes, in the run
+        _require_groups(loaded, spec, axes, params)
+    weights = sum(axes.numel(param, {**axes.widths, **widths}) for param in params)
+    return weights, round(weights * spec.fraction)
+
+
+def _require_groups(
+    loaded: LoadedRecipe, spec: SparsifySpec, axes: AxisMap, params: list[str]
+) -> None:
+    pattern, dim = spec.n_of_m, axes.family.inputs
+    for param in params if pattern else ():
+        if pattern and axes.shapes[param][dim] % pattern.of:
+            raise RecipeError(
+                f"sparsify.pattern: the {axes.shapes[param][dim]} inputs of {param} do not divide "
+                f"into groups of {pattern.of}",
+                where=_where(loaded, "sparsify.pattern"),
+                fix=f"Write `sparsity: {spec.fraction:.0%}` instead, or leave layers out by "
+                "`skip_layers`.",
+            )
+
+
+def _where(loaded: LoadedRecipe, key: str) -> str:
     origin = loaded.origins.get(key, str(loaded.path))
     return f"--set {key}" if origin == "--set" else origin
+
+
+def _linears(axes: AxisMap, spec: SparsifySpec) -> Iterator[str]:
+    """Yields the linear layers that do not stay dense; experts and routers are not among them."""
+    before, after = axes.family.layer.split("{i}")
+    skipped = skipped_layers(spec, axes)
+    for j, i in enumerate(axes.depth.layers):
+        prefix = f"{before}{j}{after}."
+        router = axes.family.router.replace("{i}", str(j)) + ".weight"
+        for param, shape in axes.shapes.items():
+            inside = param.startswith(prefix) and i not in skipped
+            if inside and len(shape) == 2 and param != router:
+                yield param

@@ -1,4 +1,4 @@
-"""``effcompress plan``: size, cost and final shape of a run, before it runs."""
+"""``effcompress plan``: forecasts size, cost and final shape of a run, without torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ ROWS = 10
 
 
 def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:  # noqa: B008  frozen
-    """Parameters over tokens, final shape, memory and messages of each process, FLOPs, GPU-hours.
+    """Returns parameters over tokens, final shape, memory and messages per process, FLOPs, hours.
 
-    Raises SourceError when nothing is known of the model, RecipeError when the target is out of
-    reach or the processes cannot share the batch.
+    Raises:
+        SourceError: the model's configuration is not known.
+        RecipeError: the target is out of reach, or the batch does not divide among the processes.
     """
     found = sized_model(loaded)
     if found is None:
@@ -60,7 +61,7 @@ def _still(recipe: Recipe, found: SizedModel) -> Timeline:
 
 
 def _thinned(timeline: Timeline) -> list[Point]:
-    """About ``ROWS`` points, evenly over the sizes, both ends included."""
+    """Returns about ``ROWS`` points, evenly over the sizes, both ends included."""
     points = timeline.points
     first, last = points[0].params, points[-1].params
     chosen = [points[0]]
@@ -102,7 +103,7 @@ def _over_tokens(found: SizedModel, timeline: Timeline) -> Table:
         cells = [short(p.tokens), f"{p.step:,}", short(p.params), f"{p.params / found.start:.1%}"]
         cells += [_brief(living_widths(found.axes, p.widths, kind)) for kind in kinds]
         rows.append((*cells, str(len(living_layers(found.axes, p.widths)))))
-    columns = ("tokens", "step", "parameters", "share", *(COLUMNS[k] for k in kinds), "layers")
+    columns = ("tokens", "step", "parameters", "fraction", *(COLUMNS[k] for k in kinds), "layers")
     return Table("Size over tokens (if kinds shrink in proportion)", columns, tuple(rows))
 
 

@@ -1,22 +1,22 @@
-"""Peak memory of a run, phase by phase and part by part, by arithmetic on a recipe.
+"""Computes the peak memory of a run, by phase and by what holds it, from a recipe alone.
 
-Bytes that the run itself asks for; Python, torch and the tokenizer come on top (see
-``docs/scale.md``, which also says what was measured). For each phase the moment of its peak:
+Counted are bytes that the run allocates; Python, torch and the tokenizer come on top (see
+``docs/scale.md``, which also has measurements). For each phase the moment of its peak:
 
-- loading: the weights, and the file that they are read from, mapped;
+- loading: the weights, and the memory-mapped file that they are read from;
 - evaluation: logits of one batch in fp32, their copy and their log-softmax; no gradients;
-- backward: when it begins everything that the forward kept is there, and the gradients of earlier
-  micro-batches; when it ends all gradients are, and a tied embedding's twice or thrice. The larger
-  of the two moments counts;
-- update: AdamW by ``foreach`` makes the roots of all second moments at once, the fused one none;
-- cut: what is measured for it, repairs, and the commit's new tensor and logits;
-- checkpoint: what was written is read back from a mapped file, whose pages count until then;
-- export: of a padded form the larger copy.
+- backward: the larger of two moments. At its beginning: all activations that the forward kept and
+  the gradients of earlier micro-batches. At its end: all gradients, those of a tied embedding two
+  or three times;
+- update: AdamW with ``foreach`` materialises the roots of all second moments at once, fused none;
+- cut: statistics, repairs, and the commit's new tensor and logits;
+- checkpoint: the file is read back through a memory map, whose pages count as resident;
+- export: the larger copy of a padded form.
 
-Saliency is read off weights and gradients in blocks, so it costs a number per mini-group and their
-index tensors. Replicas hold every gradient a second time, in the buckets that are exchanged. Where
-parameters are shared out, two layers and what lies outside of them are whole at a time, and in the
-main process the model is whole for a checkpoint (with moments) and for the export.
+Saliency is computed from weights and gradients in chunks of rows, so it costs one number per
+mini-group and the index tensors. DDP holds every gradient a second time, in its buckets. Where
+parameters are sharded (FSDP2), two layers and everything outside the layers are gathered at a time,
+and on rank 0 the whole model for a checkpoint (with moments) and for the export.
 """
 
 from __future__ import annotations
@@ -27,23 +27,21 @@ from dataclasses import dataclass, fields, replace
 from effcompress.estimate.activations import LOGITS, Activations, activations, copied
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.flops import multiplied
-from effcompress.estimate.gram_sizes import grams_of, index_bytes
-from effcompress.estimate.shards import at_once
 from effcompress.injectable import BACKWARD
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.spec import LoopSpec, LoraSpec, PruneSpec, Recipe
-from effcompress.types import Widths
+from effcompress.types import AxisMap, GroupSet, Widths
 
 FP32 = 4
 PROBE = 48
-"""Tokens on which a commit proves itself (``runner/state.py``)."""
+"""Tokens on which a commit is tested (``runner/state.py``)."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of one process at one moment, by what they hold. ``copies``: weights in the compute
-    dtype; ``saving``: what is written in the background, copied to the host's memory; ``working``:
-    what is there for a moment only (roots of moments, mapped files, solves).
+    """Bytes of one process at one moment, by what they hold. ``copies``: weights cast to the
+    compute dtype; ``gathered``: unsharded parameters; ``saving``: the host copy that is written in
+    the background; ``working``: temporaries (roots of moments, memory maps, solves).
     """
 
     weights: float = 0.0
@@ -61,24 +59,25 @@ class Held:
 
     @property
     def total(self) -> float:
-        """Sum of all parts."""
+        """Bytes of all parts together."""
         return sum(getattr(self, f.name) for f in fields(self))
 
 
 def memory(
     found: SizedModel, recipe: Recipe, final: Widths, processes: int = 1, shards: int = 1
 ) -> dict[str, Held]:
-    """Phase -> bytes of one of ``processes``; ``final`` are the widths that the run ends with.
+    """Returns phase -> bytes of one of ``processes``; ``final`` are the widths at the end of the
+    run.
 
-    ``shards``: among how many of them weights, gradients and moments are shared out.
+    ``shards``: over how many processes weights, gradients and moments are sharded (1: replicated).
     """
     need = _Need(found, recipe, {**found.axes.widths, **final}, processes, shards)
     return dict(need.phases())
 
 
 def trained(found: SizedModel, recipe: Recipe, widths: Widths) -> int:
-    """Parameters that the optimizer has: all, or those of low-rank updates of every matrix in the
-    layers.
+    """Returns the number of parameters in the optimizer: all, or those of the LoRA updates of
+    every matrix in the layers, ``rank (inputs + outputs)`` each.
     """
     recover, axes = recipe.recover, found.axes
     if recover is None or recover.method != "lora":
@@ -97,7 +96,7 @@ class _Need:
     shards: int
 
     def phases(self) -> Iterator[tuple[str, Held]]:
-        """In the order of a run."""
+        """Yields the phases in the order of a run."""
         recipe, prune, loop = self.recipe, self.recipe.prune, self.recipe.loop
         axes = self.found.axes
         once = prune is not None and recipe.train is None
@@ -119,7 +118,7 @@ class _Need:
         yield "export", replace(last, working=self._padding())
 
     def _file(self) -> float:
-        """The mapped file of the weights, in what it stores them."""
+        """Returns the bytes of the memory-mapped weights, in the dtype that the file stores."""
         if self.recipe.model.random:
             return 0.0
         config = self.found.config
@@ -127,7 +126,7 @@ class _Need:
         return (2 if "16" in stored else 4) * self.found.axes.count()
 
     def _evaluation(self) -> Held:
-        """Before the first step there are no moments; after the last the model is smaller."""
+        """Returns the larger of the evaluations before (dense, no moments) and after (smaller)."""
         spec, axes = self.recipe.evaluate, self.found.axes
         tokens = spec.batch_size * self.recipe.data.sequence_length
         logits = LOGITS * axes.widths["vocab"] * tokens
@@ -138,7 +137,7 @@ class _Need:
         return max(before, after, key=lambda held: held.total)
 
     def _standing(self, wide: Widths, *, training: bool = False) -> Held:
-        """Between steps: weights, moments, buckets, what is measured on the way."""
+        """Returns what lasts between steps: weights, moments, buckets, running statistics."""
         prune, weights = self.recipe.prune, FP32 * self.found.axes.count(wide) / self.shards
         learned = FP32 * trained(self.found, self.recipe, wide) / self.shards
         loop = self.recipe.loop is not None
@@ -156,7 +155,7 @@ class _Need:
         return replace(held, saving=aside if training and loop else 0.0)
 
     def _whole(self, wide: Widths) -> float:
-        """What is gathered at a time in a forward pass."""
+        """Returns the bytes that are unsharded at a time in a forward pass."""
         return FP32 * at_once(self.found.axes, wide) if self.shards > 1 else 0.0
 
     def _teacher(self) -> float:
@@ -173,7 +172,7 @@ class _Need:
         return sum(FP32 * (g.inputs + second * g.inputs**2) for g in listed)
 
     def _saliency(self) -> float:
-        """The mean, the step's own scores, those of a window; and the index tensors."""
+        """Returns the running mean, the scores of a step and of a window, the index tensors."""
         prune = self.recipe.prune
         assert prune is not None
         window = prune.measure.window if prune.measure.average == "window" else 0
@@ -192,27 +191,27 @@ class _Need:
         kept = self._kept(wide, bf16=bf16, recompute=loop.recompute)
         standing = self._standing(wide, training=True)
         gradients = FP32 * trained(self.found, self.recipe, wide) / self.shards
-        brief = self.shards > 1 and loop.recompute  # neither gathered nor cast weights last
+        brief = self.shards > 1 and loop.recompute  # resharded after each layer, casts included
         begins = replace(
             standing,
             gradients=gradients if rows < own else 0.0,
             copies=0.0 if brief or not bf16 else 2 * copied(axes, wide),
-            activations=tokens * (kept.blocks + self._listened(wide, 2 if bf16 else 4)),
+            activations=tokens * (kept.layers + self._of_masks(wide, 2 if bf16 else 4)),
             logits=tokens * kept.logits,
         )
-        whole = self._whole(wide)  # in the backward their gradients are, too
+        whole = self._whole(wide)
         begins = replace(begins, gathered=whole)
         ends = replace(
             standing,
             gradients=gradients,
             working=self._embedding(wide, bf16, rows < own) * self.shards,
-            gathered=2 * whole,
+            gathered=2 * whole,  # a gathered layer's gradients are unsharded, too
         )
         return max(begins, ends, key=lambda held: held.total)
 
-    def _listened(self, wide: Widths, value: int) -> float:
-        """Masks on the residual stream keep what every block adds to it, and sum over the blocks;
-        masks on what a layer reads keep nothing more.
+    def _of_masks(self, wide: Widths, value: int) -> float:
+        """Returns bytes per token that mask gradients add. Masks on the residual stream keep what
+        every block adds to it and two running sums; masks on a layer's input keep nothing more.
         """
         prune, axes = self.recipe.prune, self.found.axes
         if prune is None or "mask_grad" not in prune.criterion.needs:
@@ -223,8 +222,8 @@ class _Need:
         return {**axes.widths, **wide}["hidden"] * (blocks * value + 2 * FP32)
 
     def _embedding(self, wide: Widths, bf16: bool, carried: bool) -> float:
-        """A tied embedding's gradients from both its ends, beside their sum; one that is added to
-        those of earlier micro-batches is there once more.
+        """Returns the extra gradients of a tied embedding: those of its two uses exist beside their
+        sum, and once more when they are added to those of earlier micro-batches (``carried``).
         """
         axes, full = self.found.axes, {**self.found.axes.widths, **wide}
         tables = [p for p in axes.shapes if "vocab" in str(axes.by_param[p])]
@@ -239,7 +238,7 @@ class _Need:
         return replace(standing, gradients=learned, working=0.0 if loop.fused else learned)
 
     def _event(self, prune: PruneSpec) -> Held:
-        """Measuring, then repairing, then shortening: never two of them at once."""
+        """Returns the peak of a cut: measure, then repair, then commit, never two at once."""
         axes = self.found.axes
         standing = self._standing(axes.widths, training=True)
         if self.recipe.train is None:
@@ -255,7 +254,9 @@ class _Need:
         return max(least, *self._calibrated(prune, standing), key=lambda held: held.total)
 
     def _calibrated(self, prune: PruneSpec, standing: Held) -> tuple[Held, Held]:
-        """One sequence at a time, in fp32, with the means over the sequences beside it."""
+        """Returns the backward of one calibration sequence in fp32: when it begins, when it ends.
+        The means over the sequences are there all the time.
+        """
         tokens, needs = self.recipe.data.sequence_length, set(prune.criterion.needs)
         kept, axes = self._kept(self.found.axes.widths, bf16=False), self.found.axes
         means = FP32 * axes.count() * len(needs & {"grad", "hess"})
@@ -263,7 +264,7 @@ class _Need:
         begins = replace(
             standing,
             gradients=means,
-            activations=tokens * kept.blocks if backward else 0.0,
+            activations=tokens * kept.layers if backward else 0.0,
             logits=tokens * kept.logits,
         )
         grad = FP32 * axes.count() if backward else 0.0
@@ -271,8 +272,9 @@ class _Need:
         return begins, replace(standing, gradients=means + grad, working=tied)
 
     def _solves(self, prune: PruneSpec) -> float:
-        """A repair with second moments: the mean in fp32, the damped matrix and its factor in fp64,
-        and the stacked weight as it is, in fp64, its change and the result.
+        """Returns the temporaries of a repair with second moments, the largest over all inputs: 20
+        bytes per ``I^2`` (the mean in fp32, the damped matrix and its factor in fp64), and 32 per
+        ``I O`` (the stacked weight in fp32 and fp64, its change and the result).
         """
         if not need_second_moments(prune.repair):
             return 0.0
@@ -280,13 +282,15 @@ class _Need:
         return max((20 * g.inputs**2 + 32 * g.inputs * g.outputs for g in listed), default=0.0)
 
     def _commit(self) -> float:
-        """Logits before, after and their difference, and one tensor in its new length."""
+        """Returns the larger of three sets of logits (before, after, difference) and one new
+        tensor.
+        """
         axes = self.found.axes
         largest = max(axes.numel(p, axes.widths) for p in axes.shapes)
         return FP32 * max(3 * PROBE * axes.widths["vocab"], largest)
 
     def _padding(self) -> float:
-        """Where layers may differ, the padded form is a copy as wide as the widest layer."""
+        """Returns the copy of a padded form, in which every layer is as wide as the widest."""
         prune, form = self.recipe.prune, self.recipe.export.form
         lockstep = prune is None or all(s.scope == "lockstep" for s in self.found.sets)
         if form in ("uniform", "exact") or (form == "auto" and lockstep):
@@ -298,3 +302,64 @@ class _Need:
             for name in self.found.axes.axes(kind)
         }
         return FP32 * self.found.axes.count({**self.final, **widest})
+
+
+def at_once(axes: AxisMap, widths: Widths) -> int:
+    """Returns the elements that are unsharded at a time in a pass: everything outside the layers,
+    and the two largest layers, since FSDP2 prefetches the next while one computes.
+    """
+    wide = {**axes.widths, **widths}
+    inside: dict[str, int] = {}
+    outside = 0
+    for param in axes.shapes:
+        layer = next(iter(axes.gates[param]), "")
+        if layer:
+            inside[layer] = inside.get(layer, 0) + axes.numel(param, wide)
+        else:
+            outside += axes.numel(param, wide)
+    return outside + sum(sorted(inside.values())[-2:])
+
+
+@dataclass(frozen=True)
+class Gram:
+    """One Gram matrix: [inputs, inputs], read by ``outputs`` rows in total. The inputs lie on
+    ``axes``; ``weight`` is the first weight that reads them.
+    """
+
+    weight: str
+    axes: frozenset[str]
+    inputs: int
+    outputs: int
+
+
+def grams_of(axes: AxisMap, sets: list[GroupSet], widths: Widths) -> list[Gram]:
+    """Returns one Gram matrix for each distinct input of linear layers that lose some inputs (the
+    rule of ``measure/grams.py``), without those of layers that are gone.
+    """
+    wide, inputs = {**axes.widths, **widths}, axes.family.inputs
+    shrinking = {side.param for s in sets for side in s.sides if side.dim == inputs}
+    prefix = axes.family.layer.partition("{i}")[0]
+    found: dict[tuple[str, tuple[tuple[str, ...], ...]], Gram] = {}
+    for param in axes.shapes:
+        plain = len(axes.shapes[param]) == 2 and param.endswith(".weight")
+        if param not in shrinking or not plain or not param.startswith(prefix):
+            continue
+        if not axes.numel(param, wide):
+            continue
+        read = [s for s in axes.by_param[param] if s.dim == inputs]
+        size = sum(s.length(wide) for s in read)
+        rows = axes.numel(param, wide) // size
+        names = frozenset(name for s in read for name in s.names)
+        key = (param.rsplit(".", 2)[0], tuple(s.names for s in read))
+        gram = found.get(key, Gram(param, names, size, 0))
+        found[key] = replace(gram, outputs=gram.outputs + rows)
+    return list(found.values())
+
+
+def index_bytes(sets: list[GroupSet]) -> int:
+    """Returns the bytes of the int64 index tensors of all mini-groups; equal sides share one."""
+    return sum(
+        8 * outer * s.size * inner
+        for s in sets
+        for _, outer, inner in {(side.start, side.outer, side.inner) for side in s.sides}
+    )

@@ -1,7 +1,7 @@
-"""The schedule, played on widths alone: what a run will do if kinds shrink in proportion.
+"""Simulates a recipe's schedule on widths alone: what a run will do if kinds shrink in proportion.
 
-Which kind really goes is decided by saliency during the run; the recipe's schedule and target are
-followed to the step.
+Saliency, which decides between kinds during the run, is not known here; schedule, stages and target
+are followed to the step.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from effcompress.estimate.feasibility import SizedModel, budget_of
-from effcompress.selection.budget import Budget
+from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import positions
 from effcompress.selection.schedules import ask
-from effcompress.selection.simulate import simulate
 from effcompress.sparsity.needs import reads_inputs
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
@@ -23,12 +22,12 @@ WITHOUT_TEXT = {
     *("weight", "kind", "layer", "positions"),
     *("gain", "epsilon", "before", "after", "gone"),
 }
-"""Inputs of criteria and repairs that are known without reading any text."""
+"""Inputs of criteria and repairs that need no text."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The model after an optimizer step at which something was cut (and at the ends)."""
+    """The model after an optimizer step at which something was cut, and at both ends."""
 
     step: int
     tokens: int
@@ -38,27 +37,27 @@ class Point:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Points in order, and whether the target was met by the schedule."""
+    """Points in order; ``reached``: the schedule met the target."""
 
     points: tuple[Point, ...]
     reached: bool
     groups: int
     """Mini-groups cut (a lockstep tuple counts once)."""
     cuts: int = 0
-    """Cuts that they went in; several may lie at one point."""
+    """Number of cuts; several may lie at one point."""
     rest: int = 0
-    """Parameters that the schedule leaves too many, cut when the pruning stage ends and training
-    goes on."""
+    """Parameters above the target that the schedule leaves; they are cut at once when the pruning
+    stage ends and training goes on."""
 
 
 def tokens_per_step(recipe: Recipe) -> int:
-    """Tokens of one optimizer step."""
+    """Returns the tokens of one optimizer step; 0 without training."""
     return recipe.loop.batch_size * recipe.data.sequence_length if recipe.loop else 0
 
 
 def stages_of(recipe: Recipe) -> dict[str, int]:
-    """Stage -> tokens at which it ends; empty stages are left out. Without stages in the recipe,
-    everything is the pruning stage (or training, where nothing is pruned).
+    """Returns stage -> tokens at which it ends, without empty stages. A recipe without stages has
+    one: ``pruning``, or ``training`` where nothing is pruned.
     """
     train = recipe.train
     if recipe.recover is not None:
@@ -75,38 +74,38 @@ def stages_of(recipe: Recipe) -> dict[str, int]:
 
 
 def stage_at(recipe: Recipe, tokens: int) -> str:
-    """The stage under way when so many tokens are behind; empty when all are."""
+    """Returns the stage that the next token belongs to; empty after the last."""
     return next((name for name, end in stages_of(recipe).items() if tokens < end), "")
 
 
 def pruning_stage(recipe: Recipe) -> tuple[int, int]:
-    """Tokens at which the pruning stage begins and ends."""
+    """Returns the tokens at which the pruning stage begins and ends."""
     stages = recipe.train.stages if recipe.train else None
     begin = stages.warmup if stages else 0
     return begin, (begin + stages.pruning if stages else total_tokens(recipe))
 
 
 def total_tokens(recipe: Recipe) -> int:
-    """Tokens that training reads: whole steps, at least what the recipe asks for."""
+    """Returns the tokens that training reads: the recipe's, rounded up to whole steps."""
     per_step = tokens_per_step(recipe)
     asked = max(stages_of(recipe).values(), default=0)
     return -(-asked // per_step) * per_step if per_step else 0
 
 
 def fastest(budget: Budget, k: int) -> float:
-    """Prefer the line whose next removal frees most."""
+    """Preference for ``simulate``: the candidate whose next step frees most goes first."""
     return -budget.freed(k)
 
 
 def reads_text(prune: PruneSpec) -> bool:
-    """Whether criterion or repairs use what only text gives (training's or calibration's)."""
+    """Returns whether criterion, repairs or selector need text, training or calibration."""
     needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
     selects = prune.selector is not None and "influence_K" in prune.selector.needs
     return selects or bool(needs - WITHOUT_TEXT)
 
 
 def measures(recipe: Recipe) -> str:
-    """Which text decides what goes and what makes up for it: ``training``, ``calibration`` or
+    """Returns the text that saliency, repairs and refits read: ``training``, ``calibration`` or
     ``nothing``.
     """
     prune, sparsify = recipe.prune, recipe.sparsify
@@ -118,18 +117,20 @@ def measures(recipe: Recipe) -> str:
 
 
 def _first_step(prune: PruneSpec) -> int:
-    """Nothing can be cut before the step after which there is a measurement."""
+    """Returns the first step that can cut: 1 where saliency comes from training, which needs a
+    gradient first; else 0.
+    """
     return int(reads_text(prune) and prune.measure.source == "training")
 
 
 def play(
-    recipe: Recipe, price: SizedModel, prefer: Callable[[Budget, int], float] = Budget.removed
+    recipe: Recipe, sized: SizedModel, prefer: Callable[[Budget, int], float] = Budget.removed
 ) -> Timeline:
-    """Follow the schedule from the first step to the last."""
+    """Follows the schedule from the first step to the last, as ``runner/prune.py`` does."""
     prune, per_step, total = recipe.prune, tokens_per_step(recipe), total_tokens(recipe)
-    assert prune is not None and price.target is not None
-    budget = budget_of(price)
-    due_at = _asking(recipe, price, budget)
+    assert prune is not None and sized.target is not None
+    budget = budget_of(sized)
+    due_at = _asking(recipe, sized, budget)
     _, end = pruning_stage(recipe)
     points = [Point(0, 0, budget.params, dict(budget.widths))]
     cut = cuts = step = rest = 0
@@ -140,8 +141,9 @@ def play(
         if due is None and not over:
             continue
         left, before = 0, cut
-        if due is None or (over and not due.again and due.params != price.target):
-            due, left = Due(params=price.target), budget.params - price.target
+        # The pruning stage is over: what the schedule has not cut goes at once, in one cut.
+        if due is None or (over and not due.again and due.params != sized.target):
+            due, left = Due(params=sized.target), budget.params - sized.target
         while due is not None:
             taken = sum(simulate(budget, due.groups, prefer, due.params).values())
             cut += taken
@@ -157,17 +159,17 @@ def play(
     return Timeline(tuple(points), budget.reached, cut, cuts, rest)
 
 
-def _asking(recipe: Recipe, price: SizedModel, budget: Budget) -> Callable[[int, int], Due | None]:
-    """(Step, mini-groups cut so far) -> what the schedule asks for, at the budget's size then."""
+def _asking(recipe: Recipe, sized: SizedModel, budget: Budget) -> Callable[[int, int], Due | None]:
+    """Returns a function (step, mini-groups cut so far) -> what the schedule asks for then."""
     prune, per_step = recipe.prune, tokens_per_step(recipe)
-    assert prune is not None and price.target is not None
+    assert prune is not None and sized.target is not None
     begin, end = pruning_stage(recipe)
     fixed: dict[str, Any] = {
         "total_tokens": total_tokens(recipe),
-        "start_params": price.start,
-        "target_params": price.target,
+        "start_params": sized.start,
+        "target_params": sized.target,
         "removed": budget.units,
-        "positions": positions(price.axes, price.sets),
+        "positions": positions(sized.axes, sized.sets),
         "prune_from": begin,
         "prune_until": end,
     }

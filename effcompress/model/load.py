@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from effcompress.distributed import whole
 from effcompress.errors import SourceError, did_you_mean
 from effcompress.model.cache import cache_root
 from effcompress.model.exact import new_exact, open_exact
@@ -18,7 +20,7 @@ from effcompress.model.fetch import ensure
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import read_manifest, read_object
 from effcompress.model.lineage import is_pruned
-from effcompress.model.padding import require_unpadded
+from effcompress.model.scratch import require_unpadded
 from effcompress.model.silence import quietly
 from effcompress.model.source import (
     BYTES,
@@ -238,3 +240,19 @@ def _ready(module: nn.Module) -> nn.Module:
     for buffer in module.buffers():
         buffer.data = buffer.data.clone()
     return module.train()
+
+
+def fingerprint(module: nn.Module) -> str:
+    """16 hexadecimal digits: equal exactly if all parameters have the same names, shapes, types and
+    values. A bias of zeros is as good as none: repairs make room for theirs that way. What the
+    configuration alone decides (a rotary base, say) is not part of it. Reads every weight once.
+    """
+    said = hashlib.sha256()
+    for name, p in module.named_parameters():
+        value = whole(p.detach())
+        if name.endswith(".bias") and not value.any():
+            continue
+        said.update(f"{name} {p.dtype} {tuple(p.shape)} ".encode())
+        flat = value.cpu().contiguous().reshape(-1)
+        said.update(flat.view(torch.uint8).numpy().data)
+    return said.hexdigest()[:16]

@@ -1,28 +1,40 @@
-"""A configuration -> its family and axis map, be it an ordinary model's or a pruned one's."""
+"""Resolves a configuration into its family and its axis map, for stock and pruned models alike.
+
+A family is declared in ``model/families`` or traced. Tracing runs this module as a program in a
+process of its own, because it builds a model and may hang or run out of memory.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 from dataclasses import dataclass
 
 from effcompress import groups
-from effcompress.model.families import require_sane
+from effcompress.errors import SourceError
+from effcompress.model.families import family_of, require_sane
 from effcompress.model.lineage import depth_of, parent_of, shapes_of
-from effcompress.network.family import family_for
-from effcompress.types import AxisMap, Config
+from effcompress.model.source import is_known
+from effcompress.types import AxisMap, Config, Family
+
+SECONDS = 300.0
+"""Time limit of a trace. Most models take seconds, most of them to start the process."""
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """``config`` is the one that the axes were resolved with (a pruned model's parent's)."""
+    """``config``: the one the axes were resolved with; for a pruned model its parent's."""
 
     config: Config
     axes: AxisMap
 
 
 def resolve_model(config: Config) -> ResolvedModel:
-    """Raises SourceError when nobody knows the architecture or a field cannot be meant,
-    CoverageError when stored shapes contradict the declaration, or tracing an undeclared
-    architecture fails. Imports no torch.
+    """Returns the axes of a configuration without importing torch (unless it must be traced).
+
+    Raises:
+        SourceError: the architecture is unknown, or a field has a value without a meaning.
+        CoverageError: stored shapes contradict the declaration, or tracing fails.
     """
     family = family_for(parent_of(config))
     plain = family.complete(parent_of(config))
@@ -31,3 +43,34 @@ def resolve_model(config: Config) -> ResolvedModel:
     if shapes is None:
         return ResolvedModel(plain, groups.from_config(family, plain))
     return ResolvedModel(plain, groups.from_shapes(family, plain, shapes, depth))
+
+
+def family_for(config: Config, *, timeout: float = SECONDS) -> Family:
+    """Returns the family of a configuration; traces an architecture that is not declared, once per
+    configuration and process.
+
+    Raises:
+        CoverageError: as ``groups.tracing.trace.trace_family`` does.
+        SourceError: transformers has no such architecture, or the model cannot be built.
+    """
+    try:
+        return family_of(config)
+    except SourceError:
+        if not is_known(str(config.get("model_type"))):
+            raise
+        return _traced(json.dumps(dict(config), sort_keys=True, default=str), timeout)
+
+
+@functools.cache
+def _traced(config: str, timeout: float) -> Family:
+    # Imported here, because it imports torch and `check` of a declared family must not.
+    from effcompress.groups.tracing.trace import trace_family
+
+    return trace_family(json.loads(config), entry="effcompress.network.axis_map", timeout=timeout)
+
+
+if __name__ == "__main__":
+    from effcompress.groups.tracing.trace import serve
+    from effcompress.model.small import build
+
+    serve(build)

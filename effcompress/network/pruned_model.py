@@ -15,16 +15,16 @@ from effcompress import groups
 from effcompress.distributed import shard_like
 from effcompress.model.lineage import depth_of, parent_of
 from effcompress.model.modeling_pruned import silent
-from effcompress.network.family import family_for
-from effcompress.network.target import bounded
+from effcompress.network.axis_map import family_for
+from effcompress.network.shapes import bounded
 from effcompress.registry import Bound
 from effcompress.removal.commit import commit
 from effcompress.removal.compensate import Inputs
-from effcompress.removal.depth import cut_depth, forget
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.mask import attend, mask
-from effcompress.removal.modules import adapt, agree, agree_config, depth_fields
+from effcompress.removal.modules import adapt, agree, agree_config, cut_depth, depth_fields
 from effcompress.removal.norms import Norm, norms
+from effcompress.removal.optimizer import forget
 from effcompress.spec import TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, Depth, Family, GroupSet, Plan, axis_kind
 

@@ -1,10 +1,9 @@
-"""Recipes: YAML in, frozen dataclasses with bound plugins out. Dicts stop here."""
+"""Reads recipes: from YAML to frozen dataclasses with bound plugins."""
 
-from effcompress.recipe.installed import require_trackers
 from effcompress.recipe.json_schema import json_schema, type_words
 from effcompress.recipe.load import LoadedRecipe, load, load_plugins
 from effcompress.recipe.reference import reference
-from effcompress.recipe.resolved import checked, plain, resolved
+from effcompress.recipe.resolved import checked, plain, resolved, values
 
 __all__ = [
     "LoadedRecipe",
@@ -14,7 +13,7 @@ __all__ = [
     "load_plugins",
     "plain",
     "reference",
-    "require_trackers",
     "resolved",
     "type_words",
+    "values",
 ]

@@ -1,4 +1,4 @@
-"""A checked tree of plain values -> the frozen ``Recipe``, with the origin of every value."""
+"""Converts validated YAML values into the frozen ``Recipe``, with the origin of every value."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.json_schema import hints, is_mapping, is_sequence, unwrap
-from effcompress.recipe.quantities import count, share
+from effcompress.recipe.quantities import count, fraction
 from effcompress.recipe.source_map import Document, Key, Mark, dotted
 from effcompress.registry import Bound, Registry
 from effcompress.spec import Recipe
 
 
 class Builder:
-    """Turns values into what annotations ask for, noting in ``origins`` where each came from."""
+    """Converts values to the annotated types and records in ``origins`` where each came from."""
 
     def __init__(self, document: Document, registry: Registry) -> None:
         self.document, self.registry = document, registry
         self.origins: dict[str, str] = {}
 
     def recipe(self) -> Recipe:
-        """Raises RecipeError for what a schema cannot see: files that are not there, quantities
-        that are not whole or out of bounds once they are numbers.
+        """Builds the whole recipe. Raises RecipeError for what a schema cannot express: missing
+        files, counts that are not whole (``1.2345k``), numbers that are not finite.
         """
         return self._dataclass(Recipe, self.document.values, ())
 
@@ -55,7 +55,7 @@ class Builder:
             if field.name in values:
                 built[field.name] = self.value(annotation, values[field.name], at, field.metadata)
             elif dataclasses.is_dataclass(field.default):
-                # Built from nothing instead of taken, so that each of its values has an origin.
+                # Built from {} rather than taken as it is, so that each value gets an origin.
                 built[field.name] = self._dataclass(type(field.default), {}, at)
             else:
                 self._default(field.default, at)
@@ -103,23 +103,13 @@ class Builder:
             near = self._absolute(value, key)
             return str(near) if near.is_dir() else value
         try:
-            if tag in ("count", "share"):
-                value = {"count": count, "share": share}[tag](value)
+            if tag in ("count", "fraction"):
+                value = {"count": count, "fraction": fraction}[tag](value)
         except ValueError as error:
             raise self._error(key, f"{dotted(key)}: {error}") from error
         if inner is float and not math.isfinite(value):
             raise self._error(key, f"{dotted(key)} is {value}, but must be a finite number")
-        self._check_bounds(value, key, metadata)
         return inner(value) if inner in (int, float) else value
-
-    def _check_bounds(self, value: Any, key: Key, metadata: Mapping[str, Any]) -> None:
-        # The schema has seen numbers; `0%` and `0k` became numbers only now.
-        if "above" in metadata and value <= metadata["above"]:
-            raise self._error(key, f"{dotted(key)} must be more than {metadata['above']}")
-        if "below" in metadata and value >= metadata["below"]:
-            raise self._error(key, f"{dotted(key)} must be less than {metadata['below']}")
-        if "minimum" in metadata and value < metadata["minimum"]:
-            raise self._error(key, f"{dotted(key)} must be at least {metadata['minimum']}")
 
     def _path(self, written: str, key: Key, *, folder: bool) -> Path:
         path = self._absolute(written, key)

@@ -1,11 +1,17 @@
-"""What no schema can say: keys that exclude, need or contradict each other."""
+"""Checks that the recipe's text alone decides and no schema can express: keys that exclude, need or
+contradict each other.
+
+Each function below is a part of one table. A row says when a recipe is refused, which key the error
+points at, what is wrong and what to type instead. Checks that need the model's axes are in
+``estimate/``, those that need this machine in ``runner/preflight.py``.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
-from typing import Any
+from typing import NamedTuple
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
@@ -15,7 +21,6 @@ from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.spec import (
     DomainSpec,
     LoopSpec,
-    ModelSpec,
     PruneSpec,
     Recipe,
     RecoverSpec,
@@ -23,277 +28,400 @@ from effcompress.spec import (
     TasksSpec,
     TrainSpec,
 )
-from effcompress.spec.tasks import CARRIED, CARRIER
+from effcompress.spec.results import CARRIED, CARRIER
 
 MODEL_SOURCES = ("hub", "folder", "gguf", "wheel")
 DOMAIN_SOURCES = ("jsonl", "txt", "parquet", "hub", "stdlib")
 TARGETS = ("params", "keep", "shape")
 BUDGETS = ("tokens", "stages")
+REPLICATE = "`distributed: {mode: replicate}`"
+
+
+class Row(NamedTuple):
+    """One check. ``refused``: whether this recipe fails it; ``key``: the key to change; ``what`` is
+    wrong; ``fix``: what to type instead.
+    """
+
+    refused: object
+    key: Key
+    what: str
+    fix: str
+
+
+Rows = Iterator[Row]
+
+
+def check_recipe(recipe: Recipe, document: Document) -> None:
+    """Raises RecipeError for the first row that refuses the recipe, at the line of its key."""
+    for check in CHECKS:
+        for row in check(recipe, document):
+            if row.refused:
+                where = document.mark(row.key).where
+                raise RecipeError(row.what, where=where, fix=row.fix)
 
 
 def check_version(document: Document) -> None:
-    """Refuse a recipe for other versions, before anything else in it is found strange."""
+    """Raises RecipeError when the recipe asks for other versions of effcompress. Called before the
+    schema is applied, because a newer recipe may have keys that this version does not know.
+    """
     wanted = document.values.get("effcompress")
     if not isinstance(wanted, str):
         return
-    here = version("effcompress")
+    here, where = version("effcompress"), document.mark(("effcompress",)).where
     try:
         fits = SpecifierSet(wanted).contains(here, prereleases=True)
     except InvalidSpecifier as error:
-        problem = f"effcompress: '{wanted}' is no version specifier"
-        raise _error(document, ("effcompress",), problem, "E.g. effcompress: '>=0.1'.") from error
+        what = f"effcompress: '{wanted}' is no version specifier"
+        raise RecipeError(what, where=where, fix="E.g. effcompress: '>=0.1'.") from error
     if not fits:
-        raise _error(
-            document,
-            ("effcompress",),
-            f"the recipe wants effcompress {wanted}, this is {here}",
-            f"pip install 'effcompress{wanted}'",
+        what = f"the recipe wants effcompress {wanted}, this is {here}"
+        raise RecipeError(what, where=where, fix=f"pip install 'effcompress{wanted}'")
+
+
+def _sources(recipe: Recipe, document: Document) -> Rows:
+    model, at = recipe.model, ("model",)
+    alone = not any(getattr(model, source) for source in MODEL_SOURCES)
+    sources = (*MODEL_SOURCES, "random") if alone else MODEL_SOURCES
+    yield from _exactly_one(model, sources, at, document, "E.g. `model: {hub: org/name}`.")
+    yield _needs(model, at, "wheel", "member", "the path of the .gguf file inside the wheel")
+    example = "{model_type: llama, hidden_size: 64, ...}, or name a source beside it"
+    if alone:
+        yield _needs(model, at, "random", "shape", example)
+    yield _only_with(model, at, "member", ("wheel",))
+    yield _only_with(model, at, "revision", ("hub",))
+    yield _only_with(model, at, "sha256", ("wheel", "gguf"))
+    yield _wheel(model.wheel, at, "some-model==1.0")
+    for name, domain in recipe.data.domains.items():
+        yield from _domain(domain, ("data", "domains", name), document)
+
+
+def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
+    fix = f"E.g. `{at[-1]}: {{jsonl: text.jsonl}}`."
+    yield from _exactly_one(domain, DOMAIN_SOURCES, at, document, fix)
+    for key in ("config", "revision", "validation_split"):
+        yield _only_with(domain, at, key, ("hub",))
+    yield _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"))
+    yield _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"))
+    yield Row(
+        not (domain.holdout or domain.validation or domain.validation_split),
+        (*at, "holdout"),
+        f"{dotted(at)} holds no text out, so nothing could be evaluated",
+        "E.g. `holdout: 5%`.",
+    )
+
+
+def _sections(recipe: Recipe, _: Document) -> Rows:
+    yield Row(
+        recipe.prune is None and recipe.sparsify is None and recipe.loop is None,
+        (),
+        "the recipe neither prunes nor trains, nor makes zeros",
+        "Add `prune:`, `sparsify:` or `train:`.",
+    )
+
+
+def _recover(recipe: Recipe, _: Document) -> Rows:
+    recover, at = recipe.recover, ("recover",)
+    if recover is None:
+        return
+    yield Row(
+        recipe.train,
+        at,
+        "the recipe has train and recover: pruning is a part of training, or before it",
+        "Remove one of the two.",
+    )
+    yield from _loop(recover, at)
+    yield Row(
+        recipe.prune is None and recipe.sparsify is None,
+        at,
+        "recover trains what was pruned, but nothing is",
+        "Add `prune:`, or write `train:`.",
+    )
+    yield Row(
+        recipe.sparsify and recover.method == "lora",
+        (*at, "method"),
+        "low-rank updates, once merged, would fill the zeros of sparsify",
+        "Write `method: full` or `distill`.",
+    )
+    yield Row(
+        recipe.prune and not _cuts_before_training(recipe.prune, None),
+        ("prune", "schedule"),
+        "recover trains what was cut before, but prune.schedule cuts later",
+        "Write `schedule: {name: once, at: 0}` under prune, or `train:` in place of recover.",
+    )
+    yield from _methods(recover, at)
+
+
+def _methods(recover: RecoverSpec, at: Key) -> Rows:
+    yield Row(
+        recover.lora and recover.method != "lora",
+        (*at, "lora"),
+        f"recover.lora means nothing to method {recover.method}",
+        "Write `method: lora`, or remove it.",
+    )
+    yield Row(
+        recover.distill and recover.method == "full",
+        (*at, "distill"),
+        "recover.distill means nothing to method full",
+        "Write `method: distill`, or remove it.",
+    )
+
+
+def _train(recipe: Recipe, document: Document) -> Rows:
+    train, at = recipe.train, ("train",)
+    if train is None:
+        return
+    fix = "E.g. `tokens: 2M`, or `stages: {warmup: 10k, pruning: 1M, continued: 1M}`."
+    yield from _exactly_one(train, BUDGETS, at, document, fix)
+    yield from _loop(train, at)
+
+
+def _loop(loop: LoopSpec, at: Key) -> Rows:
+    name, size, rate = dotted(at), loop.batch_size, loop.learning_rate
+    micro = loop.micro_batch_size or size
+    fits = [n for n in range(1, size + 1) if size % n == 0]
+    yield Row(
+        size % micro,
+        (*at, "micro_batch_size"),
+        f"{name}.micro_batch_size {micro} does not divide {name}.batch_size {size}",
+        f"Did you mean {min(fits, key=lambda n: abs(n - micro))}?",
+    )
+    yield Row(
+        rate.schedule == "trapezoidal" and rate.warmup + rate.decay > 1,
+        (*at, "learning_rate", "decay"),
+        f"{name}.learning_rate: warmup and decay together take more than the training",
+        "Their sum must be at most 1.",
+    )
+
+
+def _prune(recipe: Recipe, document: Document) -> Rows:
+    prune, at = recipe.prune, ("prune",)
+    if prune is None:
+        return
+    fix = "E.g. `target: {keep: 85%}`, `target: {params: 469M}`."
+    yield from _exactly_one(prune.target, TARGETS, (*at, "target"), document, fix)
+    names = [space.name for space in prune.space]
+    for index, name in enumerate(names):
+        first = names.index(name)
+        yield Row(
+            first < index,
+            (*at, "space", index),
+            f"prune.space names '{name}' twice",
+            f"Keep this one or prune.space.{first}.",
+        )
+    yield from _measure(prune, recipe.train)
+    if recipe.train is not None:
+        yield from _times(prune, recipe.train)
+
+
+def _measure(prune: PruneSpec, train: TrainSpec | None) -> Rows:
+    """Does what the plugins ask for exist where the recipe measures it?"""
+    measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
+    if "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs:
+        yield Row(
+            train is None or prune.measure.source != "training",
+            ("prune", "hessian"),
+            f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training",
+            "Write `hessian: fisher_diag`, or `measure: {source: training}` and `train:`.",
+        )
+    if prune.measure.source != "training":
+        return
+    source, fix = (
+        ("prune", "measure", "source"),
+        "Write `measure: {source: calibration}` under prune.",
+    )
+    for bound in (prune.criterion, prune.selector):
+        if bound is not None:
+            yield Row(
+                (FORWARD | {"influence_K"}).intersection(bound.needs),
+                source,
+                f"prune.measure: '{bound.name}' measures on calibration text, not on training",
+                fix,
+            )
+    reads = [r.name for r in prune.repair if {"gram", "mean"}.intersection(r.needs)]
+    for name in [prune.criterion.name] if measures else reads[:1]:
+        yield Row(
+            train is None,
+            source,
+            f"prune.measure: '{name}' would measure on the training, but nothing is trained",
+            fix,
+        )
+        yield Row(
+            _cuts_before_training(prune, train),
+            ("prune", "schedule"),
+            f"prune.schedule 'once' cuts at step 0, where '{name}' has measured nothing yet",
+            fix,
         )
 
 
-def check_sense(recipe: Recipe, document: Document) -> None:
-    """Raises RecipeError for the first contradiction, at the line of the key that should change."""
-    _check_model(recipe.model, document)
-    for name, domain in recipe.data.domains.items():
-        _check_domain(domain, ("data", "domains", name), document)
-    if recipe.prune is None and recipe.sparsify is None and recipe.loop is None:
-        problem = "the recipe neither prunes nor trains, nor makes zeros"
-        raise _error(document, (), problem, "Add `prune:`, `sparsify:` or `train:`.")
-    if recipe.recover is not None:
-        _check_recover(recipe, recipe.recover, document)
-    if recipe.train is not None:
-        _check_train(recipe.train, document)
-    if recipe.prune is not None:
-        _check_prune(recipe.prune, recipe.train, document)
-    if recipe.sparsify is not None:
-        _check_sparsify(recipe.sparsify, recipe, document)
-    if recipe.evaluate.tasks is not None:
-        _check_tasks(recipe.evaluate.tasks, document)
-
-
-def _check_model(model: ModelSpec, document: Document) -> None:
-    at = ("model",)
-    alone = not any(getattr(model, source) for source in MODEL_SOURCES)
-    sources = (*MODEL_SOURCES, "random") if alone else MODEL_SOURCES
-    _exactly_one(model, sources, at, document, "E.g. `model: {hub: org/name}`.")
-    _needs(model, at, "wheel", "member", document, "the path of the .gguf file inside the wheel")
-    if alone:
-        example = "{model_type: llama, hidden_size: 64, ...}, or name a source beside it"
-        _needs(model, at, "random", "shape", document, example)
-    _only_with(model, at, "member", ("wheel",), document)
-    _only_with(model, at, "revision", ("hub",), document)
-    _only_with(model, at, "sha256", ("wheel", "gguf"), document)
-    _check_wheel(model.wheel, at, document, "some-model==1.0")
-
-
-def _check_wheel(wheel: str | None, at: Key, document: Document, example: str) -> None:
-    if wheel and not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", wheel):
-        problem = f"{dotted(at)}.wheel is '{wheel}', but must be name==version"
-        raise _error(document, (*at, "wheel"), problem, f"E.g. wheel: {example}")
-
-
-def _check_tasks(tasks: TasksSpec, document: Document) -> None:
-    at = ("evaluate", "tasks")
-    _check_wheel(tasks.wheel, at, document, CARRIER)
-    _only_with(tasks, at, "sha256", ("wheel",), document)
-    for index, name in enumerate(tasks.names):
-        key = (*at, "names", index)
-        if name in tasks.names[:index]:
-            problem = f"{dotted((*at, 'names'))} has '{name}' twice"
-            raise _error(document, key, problem, "Keep one of them.")
-        if tasks.wheel and name not in CARRIED:
-            problem = f"{dotted(key)}: the wheel carries no data of '{name}'"
-            raise _error(document, key, problem, did_you_mean(name, CARRIED))
-
-
-def _check_domain(domain: DomainSpec, at: Key, document: Document) -> None:
-    fix = f"E.g. `{at[-1]}: {{jsonl: text.jsonl}}`."
-    _exactly_one(domain, DOMAIN_SOURCES, at, document, fix)
-    for key in ("config", "revision", "validation_split"):
-        _only_with(domain, at, key, ("hub",), document)
-    _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"), document)
-    _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"), document)
-    if not (domain.holdout or domain.validation or domain.validation_split):
-        problem = f"{dotted(at)} holds no text out, so nothing could be evaluated"
-        raise _error(document, (*at, "holdout"), problem, "E.g. `holdout: 5%`.")
-
-
-def _check_prune(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
-    at = ("prune",)
-    fix = "E.g. `target: {keep: 85%}`, `target: {params: 469M}`."
-    _exactly_one(prune.target, TARGETS, (*at, "target"), document, fix)
-    seen: dict[str, int] = {}
-    for index, space in enumerate(prune.space):
-        if space.name in seen:
-            problem = f"prune.space names '{space.name}' twice"
-            fix = f"Keep this one or prune.space.{seen[space.name]}."
-            raise _error(document, (*at, "space", index), problem, fix)
-        seen[space.name] = index
-    _check_measure(prune, train, document)
-    if train is not None:
-        _check_times(prune, train, document)
-
-
-def _check_recover(recipe: Recipe, recover: RecoverSpec, document: Document) -> None:
-    at = ("recover",)
-    if recipe.train is not None:
-        problem = "the recipe has train and recover: pruning is a part of training, or before it"
-        raise _error(document, at, problem, "Remove one of the two.")
-    _check_loop(recover, at, document)
-    if recipe.prune is None and recipe.sparsify is None:
-        problem = "recover trains what was pruned, but nothing is"
-        raise _error(document, at, problem, "Add `prune:`, or write `train:`.")
-    if recipe.sparsify is not None and recover.method == "lora":
-        problem = "low-rank updates, once merged, would fill the zeros of sparsify"
-        raise _error(document, (*at, "method"), problem, "Write `method: full` or `distill`.")
-    schedule = recipe.prune.schedule if recipe.prune else None
-    if schedule is not None and (schedule.name != "once" or schedule.knobs.get("at")):
-        problem = "recover trains what was cut before, but prune.schedule cuts later"
-        fix = "Write `schedule: {name: once, at: 0}` under prune, or `train:` in place of recover."
-        raise _error(document, ("prune", "schedule"), problem, fix)
-    if recover.lora is not None and recover.method != "lora":
-        problem = f"recover.lora means nothing to method {recover.method}"
-        raise _error(document, (*at, "lora"), problem, "Write `method: lora`, or remove it.")
-    if recover.distill is not None and recover.method == "full":
-        problem = "recover.distill means nothing to method full"
-        raise _error(document, (*at, "distill"), problem, "Write `method: distill`, or remove it.")
-
-
-def _check_times(prune: PruneSpec, train: TrainSpec, document: Document) -> None:
+def _times(prune: PruneSpec, train: TrainSpec) -> Rows:
     """Tokens that a schedule names lie within the training, and in order."""
-    knobs = prune.schedule.knobs
-    stages = train.stages
+    knobs, at, stages = prune.schedule.knobs, ("prune", "schedule"), train.stages
     total = stages.warmup + stages.pruning if stages else train.tokens or 0
     what = "the pruning stage" if stages else "training"
     for key in ("at", "start", "end"):
-        if (knobs.get(key) or 0) > total:
-            problem = f"prune.schedule.{key} is {knobs[key]:,} tokens, {what} ends at {total:,}"
-            raise _error(document, ("prune", "schedule", key), problem, "Name fewer tokens.")
+        tokens = knobs.get(key) or 0
+        yield Row(
+            tokens > total,
+            (*at, key),
+            f"prune.schedule.{key} is {tokens:,} tokens, {what} ends at {total:,}",
+            "Name fewer tokens.",
+        )
     start, end = knobs.get("start"), knobs.get("end")
     start = _begin(train) if start is None else start
-    if end is not None and end <= start:
-        problem = f"prune.schedule ends at {end:,} tokens and starts at {start:,}"
-        raise _error(document, ("prune", "schedule", "end"), problem, "The end comes later.")
+    if end is not None:
+        what = f"prune.schedule ends at {end:,} tokens and starts at {start:,}"
+        yield Row(end <= start, (*at, "end"), what, "The end comes later.")
 
 
-def _begin(train: TrainSpec) -> int:
+def _begin(train: TrainSpec | None) -> int:
     """Tokens at which the pruning stage begins."""
-    return train.stages.warmup if train.stages else 0
+    return train.stages.warmup if train and train.stages else 0
 
 
-def _check_measure(prune: PruneSpec, train: TrainSpec | None, document: Document) -> None:
-    measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
-    reads = [r.name for r in prune.repair if {"gram", "mean"}.intersection(r.needs)]
-    moments = "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs
-    if moments and (train is None or prune.measure.source != "training"):
-        assert prune.hessian is not None
-        problem = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"
-        fix = "Write `hessian: fisher_diag`, or `measure: {source: training}` and `train:`."
-        raise _error(document, ("prune", "hessian"), problem, fix)
-    if prune.measure.source != "training":
-        return
-    fix = "Write `measure: {source: calibration}` under prune."
-    for bound in (prune.criterion, prune.selector):
-        if bound and (FORWARD | {"influence_K"}).intersection(bound.needs):
-            problem = f"prune.measure: '{bound.name}' measures on calibration text, not on training"
-            raise _error(document, ("prune", "measure", "source"), problem, fix)
-    if not (measures or reads):
-        return
-    name = prune.criterion.name if measures else reads[0]
-    if train is None:
-        problem = f"prune.measure: '{name}' would measure on the training, but nothing is trained"
-        raise _error(document, ("prune", "measure", "source"), problem, fix)
+def _cuts_before_training(prune: PruneSpec, train: TrainSpec | None) -> bool:
+    """Whether the schedule cuts once, at token 0."""
     at = prune.schedule.knobs.get("at")
-    if prune.schedule.name == "once" and (_begin(train) if at is None else at) == 0:
-        problem = f"prune.schedule 'once' cuts at step 0, where '{name}' has measured nothing yet"
-        raise _error(document, ("prune", "schedule"), problem, fix)
+    return prune.schedule.name == "once" and (_begin(train) if at is None else at) == 0
 
 
-def _check_sparsify(sparsify: SparsifySpec, recipe: Recipe, document: Document) -> None:
-    at = ("sparsify",)
+def _sparsify(recipe: Recipe, document: Document) -> Rows:
+    spec, at = recipe.sparsify, ("sparsify",)
+    if spec is None:
+        return
     fix = "E.g. `sparsity: 50%` or `pattern: 2:4`."
-    _exactly_one(sparsify, ("sparsity", "pattern"), at, document, fix)
-    name, knobs = sparsify.method.name, sparsify.method.knobs
-    if sparsify.true_sequential and not {"input_norm", "gram"} & set(sparsify.method.needs):
-        problem = f"sparsify.true_sequential: '{name}' looks at no inputs"
-        raise _error(document, (*at, "true_sequential"), problem, "Remove it.")
-    if sparsify.pattern and knobs.get("alpha_search"):
-        problem = "sparsify.method.alpha_search lets rows lose different shares, a pattern does not"
-        raise _error(document, (*at, "method", "alpha_search"), problem, "Keep one of the two.")
-    if recipe.prune is not None:
-        schedule, train = recipe.prune.schedule, recipe.train
-        begin = _begin(train) if train else 0
-        first = begin if schedule.knobs.get("at") is None else schedule.knobs["at"]
-        if schedule.name != "once" or first:
-            problem = "sparsify: zeros are made before training, but pruning goes on after that"
-            fix = "Write `schedule: {name: once, at: 0}` under prune, or drop one of the sections."
-            raise _error(document, ("prune", "schedule"), problem, fix)
+    yield from _exactly_one(spec, ("sparsity", "pattern"), at, document, fix)
+    yield from _sparsifier(spec, at)
+    yield Row(
+        recipe.prune and not _cuts_before_training(recipe.prune, recipe.train),
+        ("prune", "schedule"),
+        "sparsify: zeros are made before training, but pruning goes on after that",
+        "Write `schedule: {name: once, at: 0}` under prune, or drop one of the sections.",
+    )
 
 
-def _check_train(train: TrainSpec, document: Document) -> None:
-    fix = "E.g. `tokens: 2M`, or `stages: {warmup: 10k, pruning: 1M, continued: 1M}`."
-    _exactly_one(train, BUDGETS, ("train",), document, fix)
-    _check_loop(train, ("train",), document)
+def _sparsifier(spec: SparsifySpec, at: Key) -> Rows:
+    yield Row(
+        spec.true_sequential and not {"input_norm", "gram"} & set(spec.method.needs),
+        (*at, "true_sequential"),
+        f"sparsify.true_sequential: '{spec.method.name}' looks at no inputs",
+        "Remove it.",
+    )
+    yield Row(
+        spec.pattern and spec.method.knobs.get("alpha_search"),
+        (*at, "method", "alpha_search"),
+        "sparsify.method.alpha_search lets rows lose different fractions, a pattern does not",
+        "Keep one of the two.",
+    )
 
 
-def _check_loop(loop: LoopSpec, at: Key, document: Document) -> None:
-    micro, rate, name = loop.micro_batch_size, loop.learning_rate, dotted(at)
-    if micro is not None and loop.batch_size % micro:
-        fits = [n for n in range(1, loop.batch_size + 1) if loop.batch_size % n == 0]
-        nearest = min(fits, key=lambda n: abs(n - micro))
-        raise _error(
-            document,
-            (*at, "micro_batch_size"),
-            f"{name}.micro_batch_size {micro} does not divide {name}.batch_size {loop.batch_size}",
-            f"Did you mean {nearest}?",
+def _tasks(recipe: Recipe, _: Document) -> Rows:
+    tasks, at = recipe.evaluate.tasks, ("evaluate", "tasks")
+    if tasks is None:
+        return
+    yield _wheel(tasks.wheel, at, CARRIER)
+    yield _only_with(tasks, at, "sha256", ("wheel",))
+    yield from _task_names(tasks, (*at, "names"))
+
+
+def _task_names(tasks: TasksSpec, at: Key) -> Rows:
+    for index, name in enumerate(tasks.names):
+        key, twice = (*at, index), name in tasks.names[:index]
+        yield Row(twice, key, f"{dotted(at)} has '{name}' twice", "Keep one of them.")
+        what = f"{dotted(key)}: the wheel carries no data of '{name}'"
+        yield Row(tasks.wheel and name not in CARRIED, key, what, did_you_mean(name, CARRIED))
+
+
+def _sharded(recipe: Recipe, _: Document) -> Rows:
+    """What needs the whole model in one process is not available under FSDP2."""
+    if recipe.distributed.mode != "shard":
+        return
+    shard, whole = "distributed.mode shard:", "needs the whole model in each process"
+    prune, recover = recipe.prune, recipe.recover
+    or_replicate = f"or write {REPLICATE}."
+    yield Row(recipe.sparsify, ("sparsify",), f"{shard} sparsify {whole}", f"Write {REPLICATE}.")
+    if recover is not None:
+        yield Row(
+            recover.method != "full",
+            ("recover", "method"),
+            f"{shard} recover.method {recover.method} {whole}",
+            f"Write `method: full`, {or_replicate}",
         )
-    if rate.schedule == "trapezoidal" and rate.warmup + rate.decay > 1:
-        key = (*at, "learning_rate", "decay")
-        problem = f"{name}.learning_rate: warmup and decay together take more than the training"
-        raise _error(document, key, problem, "Their sum must be at most 1.")
+    yield Row(
+        recipe.evaluate.tasks,
+        ("evaluate", "tasks"),
+        f"{shard} tasks are measured by one process alone",
+        "Remove it, and measure the result with `effcompress eval`.",
+    )
+    yield Row(
+        prune and prune.measure.source != "training",
+        ("prune", "measure"),
+        f"{shard} calibration {whole}",
+        f"Write `measure: {{source: training}}` and `train:`, {or_replicate}",
+    )
+    yield Row(
+        prune and prune.refit, ("prune", "refit"), f"{shard} refit {whole}", f"Write {REPLICATE}."
+    )
+
+
+CHECKS: tuple[Callable[[Recipe, Document], Rows], ...] = (
+    _sources,
+    _sections,
+    _recover,
+    _train,
+    _prune,
+    _sparsify,
+    _tasks,
+    _sharded,
+)
+"""In this order: the first mistake is reported alone."""
+
+
+def _wheel(wheel: str | None, at: Key, example: str) -> Row:
+    return Row(
+        wheel and not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", wheel),
+        (*at, "wheel"),
+        f"{dotted(at)}.wheel is '{wheel}', but must be name==version",
+        f"E.g. wheel: {example}",
+    )
+
+
+def _needs(section: object, at: Key, key: str, needed: str, example: str) -> Row:
+    return Row(
+        getattr(section, key) and not getattr(section, needed),
+        (*at, key),
+        f"{dotted((*at, key))} needs {dotted((*at, needed))}",
+        f"Add `{needed}:` {example}.",
+    )
+
+
+def _only_with(section: object, at: Key, key: str, sources: tuple[str, ...]) -> Row:
+    return Row(
+        getattr(section, key) and not any(getattr(section, source) for source in sources),
+        (*at, key),
+        f"{dotted((*at, key))} means something only with {' or '.join(sources)}",
+        f"Remove `{key}:`.",
+    )
 
 
 def _exactly_one(
-    section: Any, names: Iterable[str], at: Key, document: Document, example: str
-) -> None:
+    section: object, names: Iterable[str], at: Key, document: Document, example: str
+) -> Rows:
     given = [name for name in names if getattr(section, name)]
-    if len(given) == 1:
-        return
     listed = ", ".join(names)
-    if not given:
-        words = {"target": "is empty", "train": "has no budget", "sparsify": "names no share"}
-        lacks = words.get(str(at[-1]), "names no source")
-        problem = f"{dotted(at)} {lacks}; it takes exactly one of {listed}"
-        raise _error(document, at, problem, example)
-    problem = f"{dotted(at)} has {' and '.join(given)}; it takes exactly one of {listed}"
-    first, *rest = sorted(given, key=lambda name: _line(document, (*at, name)))
-    files = {document.mark((*at, name)).file for name in given}
+    words = {"target": "is empty", "train": "has no budget", "sparsify": "names no fraction"}
+    lacks = words.get(str(at[-1]), "names no source")
+    yield Row(not given, at, f"{dotted(at)} {lacks}; it takes exactly one of {listed}", example)
+    if len(given) < 2:
+        return
+    first, *_, last = sorted(given, key=lambda name: _line(document, (*at, name)))
     fix = f"Remove {' or '.join(given)}."
-    if len(files) > 1:
+    if len({document.mark((*at, name)).file for name in given}) > 1:
         # A key that came by an include can only be taken back by giving it no value.
         fix = f"To drop the included one, write `{first}: null`."
-    raise _error(document, (*at, rest[-1]), problem, fix)
+    what = f"{dotted(at)} has {' and '.join(given)}; it takes exactly one of {listed}"
+    yield Row(True, (*at, last), what, fix)
 
 
 def _line(document: Document, key: Key) -> tuple[bool, int]:
     mark = document.mark(key)
     return mark.file is None, mark.line
-
-
-def _needs(section: Any, at: Key, key: str, needed: str, document: Document, example: str) -> None:
-    if getattr(section, key) and not getattr(section, needed):
-        full = dotted((*at, key))
-        problem = f"{full} needs {dotted((*at, needed))}"
-        raise _error(document, (*at, key), problem, f"Add `{needed}:` {example}.")
-
-
-def _only_with(
-    section: Any, at: Key, key: str, sources: tuple[str, ...], document: Document
-) -> None:
-    if getattr(section, key) and not any(getattr(section, source) for source in sources):
-        problem = f"{dotted((*at, key))} means something only with {' or '.join(sources)}"
-        raise _error(document, (*at, key), problem, f"Remove `{key}:`.")
-
-
-def _error(document: Document, key: Key, what: str, fix: str) -> RecipeError:
-    return RecipeError(what, where=document.mark(key).where, fix=fix)

@@ -1,15 +1,31 @@
-"""A violation of the schema in our words: the key, its line, what to type instead."""
+"""What the JSON Schema finds wrong, as one error: the key, its line, what to type instead.
+
+A validator reports every alternative that failed. ``worst`` picks the one thing the user has to
+change, ``first_error`` says it in words, and ``suggest_key`` finds where a misplaced key belongs.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from jsonschema import Draft202012Validator, validators
+from jsonschema.exceptions import ValidationError
+
 from effcompress.errors import RecipeError, did_you_mean
-from effcompress.recipe.key_suggestions import suggest_key
-from effcompress.recipe.quantities import COUNT_PATTERN, SHARE_PATTERN, nearest_count, nearest_share
-from effcompress.recipe.source_map import Document, dotted
-from effcompress.recipe.violations import Violation, worst
+from effcompress.recipe.json_schema import Schema
+from effcompress.recipe.quantities import (
+    COUNT_PATTERN,
+    FRACTION_PATTERN,
+    count,
+    fraction,
+    nearest_count,
+    nearest_fraction,
+)
+from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.recipe.yaml_text import kind, scalar
 
 Words = tuple[str, str]
@@ -31,8 +47,8 @@ _TYPE_WORDS = {
 }
 
 
-def first_error(document: Document, schema: dict[str, Any]) -> RecipeError | None:
-    """The most telling thing that the schema finds wrong, or None."""
+def first_error(document: Document, schema: Schema) -> RecipeError | None:
+    """Returns the most specific violation of the schema as an error, or None."""
     violation = worst(document, schema)
     if violation is None:
         return None
@@ -57,7 +73,7 @@ def _words(it: Violation) -> Words:
     return _wrong_type(it)
 
 
-def _unknown(it: Violation, document: Document, schema: dict[str, Any]) -> Words:
+def _unknown(it: Violation, document: Document, schema: Schema) -> Words:
     word, title = str(it.key[-1]), it.schema.get("title", "")
     known = [name for name in it.schema["properties"] if not (title and name == "name")]
     if title:
@@ -81,7 +97,7 @@ def _choice(it: Violation) -> Words:
     return f"{dotted(it.key)} is {kind(it.value)}", did_you_mean(str(it.value), known)
 
 
-def _unknown_plugin(it: Violation, choices: dict[str, Any]) -> Words:
+def _unknown_plugin(it: Violation, choices: Schema) -> Words:
     title, name, value = choices["title"], dotted(it.key), it.value
     plugins = {b["properties"]["name"]["const"]: b for b in choices["anyOf"][1:]}
     if isinstance(value, str) and value in plugins:
@@ -99,7 +115,8 @@ def _unknown_plugin(it: Violation, choices: dict[str, Any]) -> Words:
 
 
 def _out_of_range(it: Violation) -> Words:
-    guess = nearest_share(it.value) if it.schema.get("pattern") == SHARE_PATTERN else None
+    is_fraction = it.schema.get("pattern") == FRACTION_PATTERN and not isinstance(it.value, str)
+    guess = nearest_fraction(it.value) if is_fraction else None
     said = it.schema.get("description", "")
     fix = f"{dotted(it.key)}: {said}." if said else ""
     what = f"{dotted(it.key)} is {it.value}, but must be {_BOUND_WORDS[it.rule]} {it.expected}"
@@ -108,13 +125,13 @@ def _out_of_range(it: Violation) -> Words:
 
 def _bad_text(it: Violation) -> Words:
     guess, pattern = None, it.expected
-    example = {COUNT_PATTERN: "E.g. 469M.", SHARE_PATTERN: "E.g. 85% or 0.85."}.get(pattern, "")
+    example = {COUNT_PATTERN: "E.g. 469M.", FRACTION_PATTERN: "E.g. 85% or 0.85."}.get(pattern, "")
     if pattern == COUNT_PATTERN:
         guess = nearest_count(it.value)
-    elif pattern == SHARE_PATTERN:
-        guess = nearest_share(it.value)
+    elif pattern == FRACTION_PATTERN:
+        guess = nearest_fraction(it.value)
     else:
-        # Names: what is left when the signs that are not allowed become dashes.
+        # A name: replace the characters that are not allowed by dashes.
         mended = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", it.value)).strip(".-")
         guess = mended if re.search(pattern, mended) else None
     what = f"{dotted(it.key)} is {it.value!r}, but must be {it.schema['patternErrorMessage']}"
@@ -146,3 +163,181 @@ def _wrong_type(it: Violation) -> Words:
     if kinds == ["string"] and flat:
         return what, f"Put it in quotes: '{value}'."
     return what, f"{name}: {said}." if said else ""
+
+
+def _with_quantities(rule: str) -> Callable[..., Iterator[ValidationError]]:
+    """The JSON Schema keyword ``rule``, which compares numbers, also for ``0k`` and ``0%``."""
+    compare = Draft202012Validator.VALIDATORS[rule]
+    read = {COUNT_PATTERN: count, FRACTION_PATTERN: fraction}
+
+    def check(
+        validator: Any, bound: float, value: Any, schema: Schema
+    ) -> Iterator[ValidationError]:
+        pattern = schema.get("pattern")
+        if isinstance(value, str) and pattern in read:
+            try:
+                value = read[pattern](value)
+            except ValueError:
+                return  # the pattern reports it
+        yield from compare(validator, bound, value, schema)
+
+    return check
+
+
+_Validator = validators.extend(
+    Draft202012Validator, {rule: _with_quantities(rule) for rule in _BOUND_WORDS}
+)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """``value`` at ``key`` violates ``rule`` (a JSON Schema keyword) of ``schema``. For a plugin's
+    name, ``choices`` is the schema with all plugins of its kind.
+    """
+
+    key: Key
+    rule: str
+    value: Any
+    expected: Any
+    schema: Schema
+    choices: Schema | None = None
+
+
+def worst(document: Document, schema: Schema) -> Violation | None:
+    """Returns the most specific violation, or None.
+
+    An unknown key comes first (a misspelt key is also a missing one), a missing key last; among
+    equals, the one written first, ``--set`` before files.
+    """
+    validator = _Validator(schema)
+    found = [
+        violation
+        for error in validator.iter_errors(document.values)
+        for leaf in _leaves(error)
+        for violation in _violations(leaf)
+    ]
+    return min(found, key=lambda violation: _rank(violation, document), default=None)
+
+
+def _rank(violation: Violation, document: Document) -> tuple[int, bool, int]:
+    order = {"additionalProperties": 0, "required": 2}.get(violation.rule, 1)
+    mark = document.mark(violation.key)
+    return order, mark.file is not None, mark.line
+
+
+def _leaves(error: ValidationError) -> Iterator[ValidationError]:
+    """Yields the errors of the alternative that was meant: whose type or plugin name fits."""
+    branches: dict[Any, list[ValidationError]] = {}
+    for inner in error.context or ():
+        branches.setdefault(inner.relative_schema_path[0], []).append(inner)
+    if error.validator != "anyOf":
+        yield error
+        return
+    meant = [inner for inner in branches.values() if not any(map(_misses, inner))]
+    schema: Any = error.schema
+    if not meant and "title" in schema:
+        yield error  # an unknown plugin
+        return
+    # An optional section with the wrong type: the section is the first alternative, null the last.
+    for inner in (meant or list(branches.values()))[0]:
+        yield from _leaves(inner)
+
+
+def _misses(error: ValidationError) -> bool:
+    """Whether this error shows that its alternative was not the one meant."""
+    instance: Any = error.instance
+    schema: Any = error.schema
+    if error.validator == "const":
+        return True
+    if error.relative_path:
+        return False
+    if error.validator == "required":
+        return "name" in schema["properties"] and "name" not in instance
+    return error.validator == "type" or (
+        error.validator == "enum" and not isinstance(instance, str)
+    )
+
+
+def _violations(leaf: ValidationError) -> Iterator[Violation]:
+    at: Key = tuple(leaf.absolute_path)
+    rule, expected = str(leaf.validator), leaf.validator_value
+    value: Any = leaf.instance
+    schema: Any = leaf.schema
+    chosen: Any = leaf if rule == "anyOf" else leaf.parent if not leaf.relative_path else None
+    choices = chosen.schema if chosen is not None and "title" in chosen.schema else None
+    if rule == "additionalProperties":
+        for name in value:
+            if name not in schema["properties"]:
+                yield Violation((*at, name), rule, value, expected, schema)
+    elif "propertyNames" in leaf.absolute_schema_path:
+        yield Violation((*at, str(value)), rule, value, expected, schema)
+    else:
+        yield Violation(at, rule, value, expected, schema, choices)
+
+
+_NAMED = "<name>"
+
+
+def suggest_key(key: Key, known_here: list[str], schema: Schema, typed: str) -> str:
+    """Suggests what to write instead of the unknown ``key``; ``typed`` is the dotted key after
+    ``--set``, or empty.
+
+    The same word at another level wins over a similar word at this level; a similar word elsewhere
+    comes last.
+    """
+    word = str(key[-1])
+    # The sort is stable: keys at the same distance stay in the order of the sections.
+    everywhere = sorted(dict.fromkeys(_all_keys(schema)), key=lambda path: _distance(path, key))
+    if typed:
+        return _for_typed(typed, everywhere)
+    same = [path for path in everywhere if path[-1] == word]
+    below = [path for path in same if path[: len(key) - 1] == key[:-1]]
+    same = below or same
+    if same:
+        places = " or ".join(".".join(path) for path in same[:3])
+        return f"It belongs at {places}."
+    if difflib.get_close_matches(word, known_here, n=1, cutoff=0.55):
+        return did_you_mean(word, known_here)
+    near = difflib.get_close_matches(word, [path[-1] for path in everywhere], n=1, cutoff=0.75)
+    if near:
+        place = next(path for path in everywhere if path[-1] == near[0])
+        return f"Did you mean {'.'.join(place)}?"
+    return did_you_mean(word, known_here)
+
+
+def _for_typed(typed: str, everywhere: list[tuple[str, ...]]) -> str:
+    names = [".".join(path) for path in everywhere]
+    word = typed.rpartition(".")[2]
+    same = [name for name in names if name.rpartition(".")[2] == word]
+    near = difflib.get_close_matches(typed, names, n=1, cutoff=0.7) or same
+    return f"Did you mean --set {near[0]}=...?" if near else "`effcompress schema` lists all keys."
+
+
+def _distance(path: tuple[str, ...], key: Key) -> int:
+    """Steps between two keys in the tree of sections."""
+    common = 0
+    for ours, theirs in zip(path, key[:-1], strict=False):
+        if ours not in (str(theirs), _NAMED):
+            break
+        common += 1
+    return len(path) - 2 * common
+
+
+def _all_keys(schema: Schema) -> Iterator[tuple[str, ...]]:
+    yield from _below(schema, (), schema["$defs"])
+
+
+def _below(schema: Schema, at: tuple[str, ...], definitions: Schema) -> Iterator[tuple[str, ...]]:
+    if "$ref" in schema:
+        yield from _below(definitions[schema["$ref"].rpartition("/")[2]], at, definitions)
+    for alternative in schema.get("anyOf", ()):
+        yield from _below(alternative, at, definitions)
+    for name, one in schema.get("properties", {}).items():
+        if name == "name" and at:
+            continue  # every plugin has a `name`; no misplaced `name` belongs there
+        yield (*at, name)
+        yield from _below(one, (*at, name), definitions)
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield from _below(schema["additionalProperties"], (*at, _NAMED), definitions)
+    if isinstance(schema.get("items"), dict):
+        yield from _below(schema["items"], (*at, "0"), definitions)

@@ -1,7 +1,7 @@
 """The recipe's JSON Schema, from the dataclasses of ``spec/`` and the registered plugins.
 
-Every schema is kept free of alternatives where one ``type`` list will do, so that editors give
-short messages and ``explain.py`` finds the one thing that is wrong.
+Alternatives (``anyOf``) are used only where a ``type`` list will not do, so that editors give short
+messages and ``explain.py`` can find the one thing that is wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effcompress.injectable import INPUTS
-from effcompress.recipe.quantities import COUNT_PATTERN, COUNT_WORDS, SHARE_PATTERN, SHARE_WORDS
+from effcompress.recipe.quantities import (
+    COUNT_PATTERN,
+    COUNT_WORDS,
+    FRACTION_PATTERN,
+    FRACTION_WORDS,
+)
 from effcompress.registry import REGISTRY, Bound, Knob, Plugin, Registry
 from effcompress.spec import Recipe
 
@@ -31,7 +36,7 @@ _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Pat
 
 
 def json_schema(registry: Registry = REGISTRY) -> Schema:
-    """The JSON Schema (2020-12) of a recipe as these plugins allow it; plain JSON."""
+    """Returns the JSON Schema (2020-12) of recipes with the plugins of ``registry``."""
     definitions: Schema = {kind: _plugin_schema(kind, registry) for kind in INPUTS}
     schema = _dataclass_schema(Recipe, definitions)
     schema["properties"]["include"] = {
@@ -48,12 +53,14 @@ def json_schema(registry: Registry = REGISTRY) -> Schema:
 
 @functools.cache
 def hints(cls: type) -> Mapping[str, Any]:
-    """Field name -> evaluated annotation, ``Annotated`` included."""
+    """Returns field name -> evaluated annotation, ``Annotated`` included."""
     return typing.get_type_hints(cls, include_extras=True)
 
 
 def unwrap(annotation: Any) -> tuple[Any, str, bool]:
-    """Annotation -> the type inside, its tag (count, share, path or empty), is it optional."""
+    """Splits an annotation into the inner type, its tag (count, fraction, path or empty), and
+    whether it is optional.
+    """
     optional = False
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         rest = [a for a in typing.get_args(annotation) if a is not type(None)]
@@ -67,7 +74,7 @@ def unwrap(annotation: Any) -> tuple[Any, str, bool]:
 
 
 def type_words(annotation: Any) -> str:
-    """An annotation as a recipe's reader would say it: ``l1 | l2``, ``int``, ``share or null``."""
+    """Describes an annotation in the words of the docs: ``l1 | l2``, ``fraction or null``."""
     inner, tag, optional = unwrap(annotation)
     if typing.get_origin(inner) is Literal:
         words = " | ".join(str(value) for value in typing.get_args(inner))
@@ -79,12 +86,12 @@ def type_words(annotation: Any) -> str:
 
 
 def is_sequence(inner: Any) -> bool:
-    """Is it ``tuple[T, ...]`` or ``list[T]``?"""
+    """Whether it is ``tuple[T, ...]`` or ``list[T]``."""
     return typing.get_origin(inner) in (tuple, list)
 
 
 def is_mapping(inner: Any) -> bool:
-    """Is it ``Mapping[str, T]``?"""
+    """Whether it is ``Mapping[str, T]``."""
     origin = typing.get_origin(inner)
     return isinstance(origin, type) and issubclass(origin, Mapping)
 
@@ -137,8 +144,8 @@ def _scalar_schema(inner: Any, tag: str, metadata: Mapping[str, Any]) -> Schema:
     if tag == "count":
         words = {"pattern": COUNT_PATTERN, "patternErrorMessage": COUNT_WORDS}
         return {"type": ["integer", "string"], "minimum": 0, **words, **bounds}
-    if tag == "share":
-        words = {"pattern": SHARE_PATTERN, "patternErrorMessage": SHARE_WORDS}
+    if tag == "fraction":
+        words = {"pattern": FRACTION_PATTERN, "patternErrorMessage": FRACTION_WORDS}
         return {"type": ["number", "string"], "minimum": 0, "maximum": 1, **words, **bounds}
     if tag == "positive":
         return {"type": "integer", "minimum": 1}

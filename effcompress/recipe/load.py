@@ -1,28 +1,29 @@
-"""Recipe file -> ``LoadedRecipe``: gather, validate, bind, check sense; in this order."""
+"""Loads a recipe: reads it with its includes and ``--set``, validates it, binds plugins, checks."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.build import Builder
-from effcompress.recipe.cross_checks import check_sense, check_version
+from effcompress.recipe.cross_checks import check_recipe, check_version
 from effcompress.recipe.explain import first_error
-from effcompress.recipe.include import gather
 from effcompress.recipe.interleaved import check_interleaved
 from effcompress.recipe.json_schema import json_schema
 from effcompress.recipe.propagated import check_propagated
-from effcompress.recipe.sharded import check_sharded
-from effcompress.recipe.source_map import Document
+from effcompress.recipe.source_map import Document, Mark, assign, merge
+from effcompress.recipe.yaml_text import kind, parse, read_file
 from effcompress.registry import REGISTRY, Registry
 from effcompress.spec import InputPath, Recipe
 
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe that makes sense, and where each of its values comes from.
+    """A checked recipe, and where each of its values comes from.
 
     ``source`` is the text of ``path`` as written (without what it includes). ``origins`` maps
     dotted keys to ``file:line``, ``--set`` or ``default``.
@@ -35,11 +36,11 @@ class LoadedRecipe:
 
 
 def load(path: Path, overrides: Sequence[str] = (), registry: Registry = REGISTRY) -> LoadedRecipe:
-    """Read a recipe, lay ``overrides`` (``key=value``) over it, and bind its plugins.
+    """Reads a recipe, applies ``overrides`` (``key=value``), and binds its plugins.
 
-    Loads no weights and no text; it only looks whether the files named are there. Raises
-    RecipeError with ``file:line`` (or ``--set ...``) for anything that cannot be meant, and
-    PluginError for a plugin file that cannot be imported.
+    Loads no weights and no text; of input files only the existence is checked. Raises RecipeError
+    with ``file:line`` (or ``--set ...``) for an invalid recipe, and PluginError for a plugin file
+    that cannot be imported.
     """
     source, document = gather(Path(path), overrides)
     check_version(document)
@@ -50,15 +51,14 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry = REGISTR
     document = _fill_defaults(document, registry)
     builder = Builder(document, registry)
     recipe = builder.recipe()
-    check_sense(recipe, document)
-    check_sharded(recipe, document)
+    check_recipe(recipe, document)
     check_propagated(recipe, document)
     check_interleaved(recipe, document)
     return LoadedRecipe(recipe, Path(path), source, builder.origins)
 
 
 def load_plugins(path: Path, registry: Registry = REGISTRY) -> None:
-    """Load only the plugin files that a recipe names; the rest of it may still be unfinished."""
+    """Loads only the plugin files that a recipe names; the rest of it need not be valid."""
     _, document = gather(Path(path), ())
     _load_plugin_files(document, registry)
 
@@ -67,15 +67,15 @@ def _load_plugin_files(document: Document, registry: Registry) -> None:
     written = document.values.get("plugins", [])
     listed = [written] if isinstance(written, str) else written
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        return  # the schema says it better
+        return  # the schema reports it
     builder = Builder(document, registry)
     for index, name in enumerate(listed):
         registry.load_file(builder.value(InputPath, name, ("plugins", index), {}))
 
 
 def _fill_defaults(document: Document, registry: Registry) -> Document:
-    """Name the plugins that a recipe need not name: selector, repair and, for a criterion that
-    asks for ``hess``, the Hessian.
+    """Adds the plugins that a recipe need not name: selector, repair and, for a criterion that
+    takes ``hess``, the Hessian.
     """
     prune = document.values.get("prune")
     if prune is None:
@@ -84,7 +84,7 @@ def _fill_defaults(document: Document, registry: Registry) -> Document:
     if _needs_hessian(prune["criterion"], registry):
         wanted["hessian"] = "fisher_diag"
     wanted = {key: name for key, name in wanted.items() if prune.get(key) is None}
-    # `selector: null` asks for the default; that line is then not where the value comes from.
+    # `selector: null` asks for the default; the value's origin is then not that line.
     unset = {("prune", key) for key in wanted}
     marks = {key: mark for key, mark in document.marks.items() if key not in unset}
     filled = {"repair": ["norm_gain"], **prune, **wanted}
@@ -94,3 +94,77 @@ def _fill_defaults(document: Document, registry: Registry) -> Document:
 def _needs_hessian(criterion: Any, registry: Registry) -> bool:
     name = criterion if isinstance(criterion, str) else criterion["name"]
     return "hess" in registry.get("criterion", name).needs
+
+
+def gather(path: Path, overrides: Sequence[str]) -> tuple[str, Document]:
+    """Returns the text of the recipe as written, and its values after includes and ``--set``.
+
+    Included files come first, in order; the including file overrides them, ``--set`` overrides all.
+    Raises RecipeError: as ``read_file``, for a missing include and for a cycle of includes.
+    """
+    text, document = read_file(path)
+    document = _included(document, path, (path,))
+    for override in overrides:
+        document = _set(document, override)
+    return text, document
+
+
+def _included(document: Document, path: Path, chain: tuple[Path, ...]) -> Document:
+    if "include" not in document.values:
+        return document
+    names = document.values["include"]
+    mark = document.mark(("include",))
+    own = {key: value for key, value in document.values.items() if key != "include"}
+    marks = {key: m for key, m in document.marks.items() if key[:1] != ("include",)}
+    base = Document({}, {(): mark})
+    for name in _names(names, mark):
+        # Normalised, so that messages show a path without `..`.
+        file = Path(os.path.normpath(path.parent / name))
+        _refuse_cycle(file, chain, mark)
+        _refuse_missing(file, name, mark)
+        base = merge(base, _included(read_file(file)[1], file, (*chain, file)))
+    return merge(base, Document(own, marks))
+
+
+def _names(names: Any, mark: Mark) -> list[str]:
+    listed = [names] if isinstance(names, str) else names
+    if isinstance(listed, list) and all(isinstance(name, str) for name in listed):
+        return listed
+    raise RecipeError(
+        f"include is {kind(names)}, but must be a file name or a list of them",
+        where=mark.where,
+        fix="E.g. `include: common.yaml`, relative to this file.",
+    )
+
+
+def _refuse_cycle(file: Path, chain: tuple[Path, ...], mark: Mark) -> None:
+    if file.resolve() in [seen.resolve() for seen in chain]:
+        names = " -> ".join(p.name for p in (*chain, file))
+        fix = "Take one of these includes out."
+        raise RecipeError(f"include: files include each other: {names}", where=mark.where, fix=fix)
+
+
+def _refuse_missing(file: Path, name: str, mark: Mark) -> None:
+    if file.is_file():
+        return
+    folder = file.parent
+    near = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
+    raise RecipeError(
+        f"include: no file '{name}' (looked in '{folder}')",
+        where=mark.where,
+        fix=did_you_mean(file.name, near) if near else "Paths are relative to this file.",
+    )
+
+
+def _set(document: Document, override: str) -> Document:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise RecipeError(
+            "--set takes key=value", where=f"--set {override}", fix="E.g. --set train.tokens=2M"
+        )
+    if key.split(".")[0] == "include":
+        raise RecipeError(
+            "files are included by the recipe, not by --set", where=f"--set {override}"
+        )
+    return assign(document, key, parse(text, None, override))

@@ -1,4 +1,4 @@
-"""Numbers as people write them: ``469M`` parameters, ``85%`` of them."""
+"""Counts (``469M``) and fractions (``85%``) as recipes write them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from decimal import Decimal
 
 COUNT_PATTERN = r"^[0-9]+(\.[0-9]+)?[kKMBT]?$"
 COUNT_WORDS = "a whole number such as 2000, 1.5k, 469M or 72B"
-SHARE_PATTERN = r"^(100(\.0+)?|[0-9]{1,2}(\.[0-9]+)?)%$"
-SHARE_WORDS = "a share from 0 to 1, or 0% to 100%"
+FRACTION_PATTERN = r"^(100(\.0+)?|[0-9]{1,2}(\.[0-9]+)?)%$"
+FRACTION_WORDS = "a fraction from 0 to 1, or 0% to 100%"
 
 _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _LOOSE_COUNT = re.compile(r"([0-9][0-9_, ]*(?:\.[0-9]+)?)\s*([kmbgt]?)", re.IGNORECASE)
-_LOOSE_SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:%|percent|pct)", re.IGNORECASE)
+_LOOSE_FRACTION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:%|percent|pct)", re.IGNORECASE)
 
 
 def count(written: int | float | str) -> int:
-    """``1.5k`` -> 1500. Raises ValueError when it is no whole number or has another unit."""
+    """Reads ``1.5k`` as 1500. Raises ValueError when it is no whole number or has another unit."""
     if not isinstance(written, str):
         if written != int(written):
             raise ValueError(f"{written} is not whole")
@@ -30,19 +30,19 @@ def count(written: int | float | str) -> int:
     return int(number)
 
 
-def share(written: int | float | str) -> float:
-    """``85%`` -> 0.85. Raises ValueError when it is outside 0 to 1 or no number."""
+def fraction(written: int | float | str) -> float:
+    """Reads ``85%`` as 0.85. Raises ValueError when it is outside 0 to 1 or no number."""
     if isinstance(written, str):
-        if not re.search(SHARE_PATTERN, written):
-            raise ValueError(f"'{written}' is not {SHARE_WORDS}")
+        if not re.search(FRACTION_PATTERN, written):
+            raise ValueError(f"'{written}' is not {FRACTION_WORDS}")
         return float(Decimal(written.removesuffix("%")) / 100)
     if not 0 <= written <= 1:
-        raise ValueError(f"{written} is not {SHARE_WORDS}")
+        raise ValueError(f"{written} is not {FRACTION_WORDS}")
     return float(written)
 
 
 def nearest_count(text: str) -> str | None:
-    """What somebody who wrote ``469 MB`` probably meant: ``469M``."""
+    """Guesses what ``469 MB`` was meant to be: ``469M``; None without a guess."""
     found = _LOOSE_COUNT.match(text.strip())
     if not found:
         return None
@@ -51,14 +51,14 @@ def nearest_count(text: str) -> str | None:
     return guess if re.search(COUNT_PATTERN, guess) else None
 
 
-def nearest_share(value: int | float | str) -> str | None:
-    """What ``85``, ``85 %`` or ``0,85`` probably meant: ``85%``."""
+def nearest_fraction(value: int | float | str) -> str | None:
+    """Guesses what ``85``, ``85 %`` or ``0,85`` was meant to be: ``85%``; None without a guess."""
     if not isinstance(value, str):
         return f"{value:g}%" if 2 <= value <= 100 else None
-    found = _LOOSE_SHARE.match(value.strip())
+    found = _LOOSE_FRACTION.match(value.strip())
     guess = f"{found[1]}%" if found else value.strip().replace(",", ".")
     if found:
-        return guess if re.search(SHARE_PATTERN, guess) else None
+        return guess if re.search(FRACTION_PATTERN, guess) else None
     try:
         return guess if guess != value and 0 <= float(guess) <= 1 else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""The recipe written out: every value, and at the end of its line where it comes from."""
+"""The resolved recipe: every value, and at the end of its line the value's origin."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from effcompress.recipe.installed import require_trackers
 from effcompress.recipe.load import LoadedRecipe
 from effcompress.recipe.source_map import Key, dotted
-from effcompress.recipe.yaml_text import scalar
+from effcompress.recipe.yaml_text import parse, scalar
 from effcompress.registry import Bound
 
 
 def resolved(loaded: LoadedRecipe) -> str:
-    """YAML that ``load`` reads back, from any folder, as an equal recipe: defaults and knobs are
-    written out and paths are absolute. Each line ends with the origin of its value.
+    """Writes YAML that ``load`` reads back, from any folder, as an equal recipe: defaults and knobs
+    are written out and paths are absolute. Each line ends with the origin of its value.
     """
     lines = [f"# {loaded.path.name} with every value, and where it comes from"]
     lines += _lines(plain(loaded.recipe), (), loaded.origins, "")
@@ -24,7 +23,7 @@ def resolved(loaded: LoadedRecipe) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A recipe, or a part of one, as JSON values; a plugin is ``{name: ..., knobs}``."""
+    """Converts a recipe, or a part of one, to JSON values; a plugin is ``{name: ..., knobs}``."""
     if isinstance(value, Bound):
         return {"name": value.name, **{k: plain(v) for k, v in value.knobs.items()}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -36,13 +35,24 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def checked(loaded: LoadedRecipe) -> list[str]:
-    """What ``load`` has checked by succeeding, and what only a run needs, one sentence per kind of
-    thing.
+def values(resolved: str) -> dict[str, str]:
+    """Reads a resolved recipe into dotted key -> value, as text; empty lists and mappings too."""
+    found: dict[str, str] = {}
 
-    Raises RecipeError for a tracker that is not installed.
-    """
-    require_trackers(loaded)
+    def collect(value: Any, key: Key) -> None:
+        if isinstance(value, dict | list) and value:
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            for name, inner in pairs:
+                collect(inner, (*key, name))
+        else:
+            found[dotted(key)] = scalar(value)
+
+    collect(parse(resolved, None).values, ())
+    return found
+
+
+def checked(loaded: LoadedRecipe) -> list[str]:
+    """Lists what ``load`` has checked by succeeding, one sentence each."""
     recipe, origins = loaded.recipe, loaded.origins
     written = sum(origin != "default" for origin in origins.values())
     plugins = [f"{key} {bound.name}" for key, bound in _bound(recipe, "")]
@@ -52,8 +62,6 @@ def checked(loaded: LoadedRecipe) -> list[str]:
         lines.append(f"{files} input {'file is' if files == 1 else 'files are'} there")
     if plugins:
         lines.append(f"{len(plugins)} plugins and their knobs: {', '.join(plugins)}")
-    if recipe.track:
-        lines.append(f"trackers are installed: {', '.join(recipe.track.to)}")
     if recipe.effcompress:
         lines.append(f"the version of effcompress is {recipe.effcompress}")
     return lines

@@ -1,7 +1,7 @@
-"""Where every value of a recipe comes from, through includes, merges and ``--set``.
+"""Tracks the source of every value of a recipe through includes, merges and ``--set``.
 
-A ``Document`` is a tree of plain values with a ``Mark`` for each of its keys, so that an error,
-hours of work away from the YAML text, can still name a file and a line.
+A ``Document`` is a tree of plain values with a ``Mark`` for each of its keys, so that every later
+error can name a file and a line.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from effcompress.errors import RecipeError
 
 Key = tuple[str | int, ...]
-"""Path of a value in the tree: ``("prune", "space", 0, "minimum")``."""
+"""Path of a value in the tree, e.g. ``("prune", "space", 0, "minimum")``."""
 
 
 def dotted(key: Key) -> str:
-    """``prune.space.0.minimum``; the whole recipe is ``the recipe``."""
+    """Joins a key with dots: ``prune.space.0.minimum``; the empty key is ``the recipe``."""
     return ".".join(str(part) for part in key) or "the recipe"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """The line that gave a value. ``given`` is the text after ``--set``; then there is no file."""
+    """The line a value was written on; without a file, ``given`` is the text after ``--set``."""
 
     file: Path | None
     line: int = 1
@@ -42,29 +42,29 @@ class Mark:
 
     @property
     def folder(self) -> Path:
-        """Where a relative path starts: the recipe's folder; the shell's for ``--set``."""
+        """The folder that relative paths start at: the recipe's; the current one for ``--set``."""
         return Path() if self.file is None else self.file.parent
 
 
 @dataclass(frozen=True)
 class Document:
-    """Values as YAML gives them, and the mark of every key in them (of the whole under ``()``)."""
+    """Plain values, and the mark of every key in them (of the document itself under ``()``)."""
 
     values: Any
     marks: Mapping[Key, Mark]
 
     def mark(self, key: Key) -> Mark:
-        """The mark of a value, or of the nearest thing around it that was written."""
+        """Returns the mark of a key, or of its nearest written parent."""
         while key not in self.marks:
             key = key[:-1]
         return self.marks[key]
 
 
 def merge(base: Document, over: Document) -> Document:
-    """``over`` laid on ``base``: mappings merge key by key, everything else is replaced.
+    """Merges ``over`` into ``base``: mappings key by key, everything else is replaced.
 
-    A plugin with another ``name`` replaces the whole plugin: knobs of the one it replaces would
-    make no sense to it.
+    A plugin with another ``name`` replaces the whole plugin: the knobs of the former one are not
+    its own.
     """
     marks = dict(base.marks)
     values = _merge(base.values, over.values, (), marks)
@@ -93,10 +93,10 @@ def _forget(marks: dict[Key, Mark], at: Key) -> None:
 
 
 def assign(document: Document, key: str, new: Document) -> Document:
-    """``--set key=value``: ``new`` put at the dotted ``key``; its mark says what was typed.
+    """Applies ``--set key=value``: puts ``new`` at the dotted ``key``, marked with what was typed.
 
-    Raises RecipeError: a list without that element, or a key inside a plain value. Whether the
-    key exists at all is the schema's question.
+    Raises RecipeError for a list without that element and for a key inside a plain value. Whether
+    the key is known is checked by the schema.
     """
     mark = new.marks[()]
     path: list[str | int] = []
@@ -131,7 +131,7 @@ def _put(values: Any, keys: list[str], new: Any, path: list[str | int], mark: Ma
         changed = _put(values[index], keys[1:], new, path, mark)
         return [*values[:index], changed, *values[index + 1 :]]
     if isinstance(values, str):
-        values = {"name": values}  # a plugin by its bare name is about to get a knob
+        values = {"name": values}  # a plugin named without knobs gets one
     if values is not None and not isinstance(values, dict):
         raise RecipeError(f"{dotted(tuple(path))} is {values!r}, it has no keys", where=mark.where)
     here: dict[str, Any] = values or {}
@@ -142,7 +142,7 @@ def _put(values: Any, keys: list[str], new: Any, path: list[str | int], mark: Ma
 
 
 def _known_length(values: Mapping[str, Any], keys: list[str]) -> int:
-    # Domain names may contain dots, so the longest key that exists is what was meant.
+    # Domain names may contain dots: the longest existing key wins.
     lengths = range(len(keys), 0, -1)
     return next((n for n in lengths if ".".join(keys[:n]) in values), 1)
 

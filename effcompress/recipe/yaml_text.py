@@ -1,6 +1,6 @@
-"""YAML text -> ``Document``. The only place that parses or writes YAML.
+"""Parses YAML text into a ``Document``. The only module that reads or writes YAML.
 
-The values are those of ``yaml.safe_load`` with three differences that spare users a surprise:
+The values are those of ``yaml.safe_load`` with three differences:
 ``3e-4`` is a number (YAML 1.1 wants ``3.0e-4``), ``2024-01-31`` stays text, and so does ``2:4``
 (YAML 1.1 reads 124: two hours and four minutes in minutes).
 """
@@ -56,7 +56,7 @@ for _class in (_Loader, _Dumper):
         for first, pairs in _class.yaml_implicit_resolvers.items()
     }
     _class.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
-# Only reading: what is written stays in quotes, for readers that count in sixties.
+# Only for reading: written values keep their quotes, for other YAML 1.1 readers.
 _Loader.yaml_implicit_resolvers = {
     first: [pair for pair in pairs if pair[0] != _INT]
     for first, pairs in _Loader.yaml_implicit_resolvers.items()
@@ -65,10 +65,10 @@ _Loader.add_implicit_resolver(_INT, _WHOLE, list("-+0123456789"))
 
 
 def read_file(path: Path) -> tuple[str, Document]:
-    """The text of a recipe file and the document it spells, a mapping.
+    """Returns the text of a recipe file and its document, a mapping.
 
-    Raises RecipeError with ``file:line``: missing or unreadable file, not UTF-8, bad YAML, a key
-    written twice, no content, not a mapping.
+    Raises RecipeError with ``file:line`` for a missing or unreadable file, text that is not UTF-8,
+    invalid YAML, a duplicate key, an empty file, and for a document that is not a mapping.
     """
     text = _text(path)
     document = parse(text, path)
@@ -88,7 +88,7 @@ def read_file(path: Path) -> tuple[str, Document]:
 
 
 def parse(text: str, file: Path | None, given: str = "") -> Document:
-    """The values in ``text`` with their marks; ``given`` instead of a file for ``--set``."""
+    """Parses ``text`` with the mark of every key; ``given`` instead of a file for ``--set``."""
     reader = _Reader(file, given)
     try:
         loader = _Loader(text)
@@ -108,7 +108,7 @@ def parse(text: str, file: Path | None, given: str = "") -> Document:
 
 
 def scalar(value: Any) -> str:
-    """One value as one line of YAML that ``parse`` reads back as the same value."""
+    """Writes one value as one line of YAML that ``parse`` reads back as the same value."""
     style = '"' if isinstance(value, str) and not (value.isprintable() and value.strip()) else None
     text = yaml.dump(
         value, Dumper=_Dumper, default_style=style, width=2**31, allow_unicode=True
@@ -117,7 +117,7 @@ def scalar(value: Any) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in a reader's words."""
+    """Describes the type of a value for error messages."""
     if value is None:
         return "nothing"
     if isinstance(value, dict):
@@ -130,7 +130,7 @@ def kind(value: Any) -> str:
 
 
 class _Reader:
-    """Walks YAML nodes once, building values and marks side by side."""
+    """Walks YAML nodes once, building values and marks."""
 
     def __init__(self, file: Path | None, given: str) -> None:
         self.file, self.given = file, given
@@ -166,7 +166,7 @@ class _Reader:
     def _mapping(self, node: yaml.MappingNode, at: Key) -> dict[str, Any]:
         result: dict[str, Any] = {}
         own: dict[str, int] = {}
-        # `<<` first: what is written in the mapping itself wins over what it merges in.
+        # `<<` first: keys of the mapping itself override merged ones.
         for name, value in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):
             if name.tag == _MERGE:
                 for part in reversed(value.value if _is_list(value) else [value]):

@@ -1,7 +1,8 @@
-"""Masked units -> shorter tensors. The only code that shortens a weight.
+"""Shortens the tensors of masked units. No other code shortens a weight.
 
 ``torch.utils.swap_tensors`` keeps the Python object, so parameter groups, optimizer state and ties
-stay valid; the results are contiguous, so no fused kernel ever meets a narrowed view.
+stay valid. The results are contiguous copies, never narrowed views: fused optimizers and kernels
+assume dense strides, and a view would keep the memory of the full tensor alive.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from effcompress.distributed import select
 from effcompress.errors import SurgeryError
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.norms import norms, shorten
+from effcompress.removal.optimizer import moments, require_no_gradient
 from effcompress.types import WHOLE, AxisMap, GroupSet
 
 
@@ -29,15 +31,17 @@ def commit(
     *,
     optimizer: Optimizer | None = None,
 ) -> dict[str, dict[int, Tensor]]:
-    """Cut every dead unit out of weights and moments, in original order.
+    """Cuts every dead unit out of weights and moments, keeping the order of those that stay.
 
-    ``sets`` and ``axes`` describe the model as it physically is. Layers and blocks that are dead
-    keep their tensors; ``removal/depth.py`` takes them out. Returns, for each parameter that was
-    shortened, the positions kept along each dimension. The model computes the same
-    function before and after.
+    ``sets`` and ``axes`` describe the model as it physically is. Dead layers and blocks keep their
+    tensors; ``modules.cut_depth`` removes them as modules. The model computes the same function
+    before and after.
+
+    Returns parameter -> dimension -> positions kept, for each parameter that was shortened.
     """
     params = dict(module.named_parameters())
     widths = {**axes.widths, **ledger.widths()}
+    # Gains first: their factors need the physical length, which shrinking changes.
     for norm in norms(module, axes):
         if length := norm.length(widths):
             shorten(norm, length)
@@ -51,41 +55,37 @@ def commit(
             if m.dim == WHOLE:
                 gone.add(m.param)
                 continue
-            # A dimension may be shared by several segments: each takes out what is its own.
+            # Several segments may lie on one dimension (fused qkv): each clears its own positions.
             every = torch.ones(params[m.param].shape[m.dim], dtype=torch.bool)
             alive = stays[m.param].setdefault(m.dim, every)
             alive[m.index_GB[dead].flatten()] = False
         ledger.compact(s.name)
-    kept = {name: _kept(dims) for name, dims in stays.items() if name not in gone}
+    kept = {
+        name: {dim: alive.nonzero().flatten() for dim, alive in dims.items()}
+        for name, dims in stays.items()
+        if name not in gone
+    }
     for name, keep in kept.items():
         shrink(params[name], keep, optimizer, name)
     return kept
 
 
-def _kept(dims: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    return {dim: alive.nonzero().flatten() for dim, alive in dims.items()}
-
-
 def shrink(
     p: nn.Parameter, keep: Mapping[int, Tensor], optimizer: Optimizer | None, name: str
 ) -> None:
-    """Keep only the given positions along each dimension, of ``p`` and of its optimizer state.
+    """Keeps only the given positions along each dimension of ``p`` and of its optimizer moments.
 
-    Raises SurgeryError when a gradient is alive, or when something still refers to the tensor.
+    Raises SurgeryError when a gradient is alive, or when something else refers to the tensor.
     """
-    if p.grad is not None:
-        raise SurgeryError(
-            "removal happens between optimizer steps, but a gradient is alive",
-            where=name,
-            fix="Call optimizer.zero_grad(set_to_none=True) first.",
-        )
-    old = p.shape
-    state = optimizer.state[p] if optimizer is not None and p in optimizer.state else {}
-    for key, value in state.items():
-        if torch.is_tensor(value) and value.dim() > 0 and value.shape == old:
-            state[key] = select(value, keep)
+    require_no_gradient(p, name)
+    # Listed first: replacing entries while iterating over the state is not allowed. The state's key
+    # is the Parameter object, which survives the swap below.
+    for key, value in [*moments(optimizer, p)]:
+        assert optimizer is not None
+        optimizer.state[p][key] = select(value, keep)
     shorter = nn.Parameter(select(p.detach(), keep), requires_grad=p.requires_grad)
     try:
+        # Fails while autograd nodes or weak references hold the tensor, as a loss of the last step.
         torch.utils.swap_tensors(p, shorter)
     except RuntimeError as error:
         raise SurgeryError(

@@ -1,7 +1,9 @@
-"""Before inputs of a linear layer go, the inputs that stay take over what they can (variant B).
+"""Updates linear layers before they lose inputs, so that the inputs that stay compensate.
 
-Layers that read the same tensor are updated together: their rows share one Hessian. What lies on
-the output side of a removal (rows) has nothing to take over: each row stands alone.
+This is the OBS update of variant B (docs/efficientllm.md). For the layer-wise squared error the
+Hessian of every output row is the same, the second moment ``E[x x^T]`` of the inputs, so layers
+that read the same tensor are stacked and updated together. Removed outputs (rows) need no update:
+rows do not interact in this error.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ from effcompress.types import GroupSet, Plan
 
 
 class Inputs(Protocol):
-    """Second moments of what linear layers read (``measure/grams.py``)."""
+    """First and second moments of what linear layers read (implemented by ``measure/grams.py``).
+
+    ``params``: weight -> its input dimension. ``owner``: weight -> the weight under which the
+    statistics of a shared input are kept.
+    """
 
     params: dict[str, int]
     owner: dict[str, str]
@@ -46,11 +52,12 @@ def compensate(
     inputs: Inputs,
     repairs: Sequence[Bound],
 ) -> None:
-    """Update every linear layer that is about to lose inputs by this plan; nothing is removed yet.
+    """Updates every linear layer that is about to lose inputs by this plan; removes nothing yet.
 
     Raises PluginError when a repair returns another shape.
     """
     params = dict(module.named_parameters())
+    # Layers with the same input lose the same positions, unless only one of them is in the plan.
     together: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for param, gone in _gone(plan, sets, ledger, inputs.params).items():
         key = (inputs.owner.get(param, param), tuple(gone))
@@ -60,13 +67,14 @@ def compensate(
         read = _Read(inputs.read(owner), inputs.mean(owner), gone)
         if read.mean_I is not None and (asked := for_linears(repairs)):
             _repair_all(asked, names, params, inputs.params, read)
+        # From now on these inputs are zero; the statistics must not pair them with later ones.
         inputs.silence(owner, gone)
 
 
 def _gone(
     plan: Plan, sets: Sequence[GroupSet], ledger: Ledger, watched: Mapping[str, int]
 ) -> dict[str, list[int]]:
-    """Weight -> the positions along its inputs that this plan removes."""
+    """Returns weight -> the positions along its inputs that this plan removes."""
     gone: dict[str, set[int]] = defaultdict(set)
     by_name = {s.name: s for s in sets}
     for name, units in plan.items():
@@ -78,13 +86,13 @@ def _gone(
 
 
 def _rows(weight: Tensor, dim: int) -> Tensor:
-    """The weight as ``[O, I]``; a view."""
+    """Returns a view of the weight as [O, I]; Conv1D stores [I, O]."""
     return weight if dim == 1 else weight.T
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What was read, and which of it goes."""
+    """Statistics of one shared input: second moment, mean, and the positions that go."""
 
     gram_II: Tensor | None
     mean_I: Tensor | None
@@ -98,8 +106,8 @@ def _repair_all(
     dims: Mapping[str, int],
     read: _Read,
 ) -> None:
-    """Every repair of layers that read the same input. Where rows are shared out these few weights
-    are gathered for it.
+    """Applies every repair to the layers that read one input. Sharded weights are gathered for it
+    and written back.
     """
     held = [params[name].detach() for name in names]
     found = [params.get(name.removesuffix("weight") + "bias") for name in names]
@@ -116,7 +124,7 @@ def _repair_all(
 def _repair(
     repair: Bound, weights: Mapping[str, Tensor], biases: Sequence[Tensor | None], read: _Read
 ) -> None:
-    """One repair of all rows that read the same input; writes into weights and biases."""
+    """Applies one repair to all rows that read the same input; writes into weights and biases."""
     stacked_OI = torch.cat(list(weights.values()))
     assert read.mean_I is not None
     gone = read.gone.to(read.mean_I.device)

@@ -1,5 +1,8 @@
-"""The one owner of what is gone: for every axis, which physical position holds which original unit,
-and whether that unit is alive. Plans speak of original units, tensors of physical positions.
+"""Records which units are gone. No other state says so.
+
+For every axis: which original unit each physical position holds, and whether it is alive. Plans,
+scores and ``plans.jsonl`` use original numbers, tensors physical positions; the two differ after
+the first commit.
 """
 
 from __future__ import annotations
@@ -26,17 +29,18 @@ class Ledger:
         }
 
     def widths(self) -> dict[str, int]:
-        """Units alive on each axis: the widths of the model as a function."""
+        """Returns the number of living units per axis: the widths of the model as a function."""
         return {name: int(alive.sum()) for name, alive in self.alive.items()}
 
     def pending(self) -> bool:
-        """Whether masked units still take up space."""
+        """Returns whether masked units still take up space: a commit would shorten tensors."""
         return any(not bool(alive.all()) for alive in self.alive.values())
 
     def positions(self, name: str, units: Iterable[int]) -> Tensor:
-        """Physical positions of original units. Raises SurgeryError if one is gone already."""
-        held_G, alive_G = self.original[name], self.alive[name]  # units stay in order
+        """Returns the physical positions of original units; SurgeryError if one is gone already."""
+        held_G, alive_G = self.original[name], self.alive[name]
         wanted = torch.tensor(list(units), dtype=torch.long)
+        # Cuts keep the order, so `original` is sorted and a binary search finds each unit.
         at = torch.searchsorted(held_G, wanted).clamp(max=max(0, len(held_G) - 1))
         there = (held_G[at] == wanted) & alive_G[at] if len(held_G) else wanted < wanted
         if not bool(there.all()):
@@ -45,20 +49,19 @@ class Ledger:
         return at
 
     def bury(self, name: str, positions: Tensor) -> None:
-        """Mark physical positions as dead."""
+        """Marks physical positions as dead."""
         self.alive[name][positions] = False
 
     def compact(self, name: str) -> Tensor:
-        """Forget the dead units of an axis; returns the physical positions kept, in order."""
+        """Drops the dead units of an axis; returns the physical positions kept, in order."""
         keep = self.alive[name].nonzero().flatten()
         self.original[name] = self.original[name][keep]
         self.alive[name] = torch.ones(len(keep), dtype=torch.bool)
         return keep
 
     def original_order(self, scores: Scores) -> Scores:
-        """Scores of original units in original order, ``inf`` where a unit is gone.
-
-        ``scores[axis]`` is in original order too, but says nothing of who is dead.
+        """Returns scores [G of the parent] per axis with ``inf`` where a unit is gone, so that no
+        selector picks it. ``scores`` is in original order, too.
         """
         marked: Scores = {}
         for name, score_G in scores.items():
@@ -68,12 +71,12 @@ class Ledger:
         return marked
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Flat tensors, for a checkpoint."""
+        """Returns flat tensors for a checkpoint."""
         found = {f"original.{n}": t for n, t in self.original.items()}
         return found | {f"alive.{n}": t for n, t in self.alive.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """What ``state_dict`` gave."""
+        """Loads what ``state_dict`` returned."""
         for name in self.sizes:
             self.original[name] = state[f"original.{name}"].clone()
             self.alive[name] = state[f"alive.{name}"].clone()

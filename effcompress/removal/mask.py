@@ -1,14 +1,19 @@
-"""Removing by zeroing: the removal itself, mathematically. Changes no shape, takes milliseconds.
+"""Removes mini-groups by zeroing them: mathematically the removal itself, without a new shape.
 
-Weights, biases and optimizer moments of a mini-group become zero and stay zero: no gradient reaches
-them, and weight decay keeps zero at zero. (The one exception: the bias of a block that is masked
-whole would learn again, so layers and blocks are committed at once.) Norms count living channels
-only (``removal/norms.py``), routers living experts only (``removal/routers.py``).
+Weights, biases and optimizer moments of a mini-group become zero and stay zero: what it computes is
+multiplied by zeros on both sides, so no gradient reaches it, AdamW's update of zero moments is
+zero, and decoupled weight decay keeps zero at zero. One exception: the last bias of a block that is
+masked whole still gets a gradient, so layers and blocks are committed at once.
+
+Two kinds of module would notice a masked unit and are told which units are alive. Norms average
+over living channels only (``norms.py``). Routers choose among living experts only: a router row of
+zeros has logit 0, not minus infinity, and would still be chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +22,10 @@ from torch.optim import Optimizer
 from effcompress.distributed import clear
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
-from effcompress.removal import routers
 from effcompress.removal.compensate import Inputs, compensate
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.norms import narrow, norms
-from effcompress.removal.optimizer import moments
+from effcompress.removal.optimizer import moments, require_no_gradient
 from effcompress.removal.repairs import for_norms
 from effcompress.types import WHOLE, AxisMap, GroupSet, Member, Plan
 
@@ -38,26 +42,27 @@ def mask(
     repairs: Sequence[Bound] = (),
     inputs: Inputs | None = None,
 ) -> None:
-    """Zero the mini-groups of a plan in place and enter them in the ledger.
+    """Zeroes the mini-groups of a plan in place and marks them dead in the ledger.
 
     ``sets`` and ``axes`` describe the model as it physically is; the plan names original units.
-    With ``inputs``, what the linear layers read, the repairs update the weights that stay.
+    With ``inputs`` (statistics of what linear layers read) the repairs update weights that stay.
 
-    Raises SurgeryError: a set of the plan that is not there, a unit that is gone, or gradients that
-    are still alive (they belong to weights that change here).
+    Raises SurgeryError for a set that the model does not have, a unit that is gone already, or a
+    gradient that is still alive.
     """
     by_name = {s.name: s for s in sets}
     params = dict(module.named_parameters())
     the_norms = list(norms(module, axes))
     for name in plan.keys() - by_name.keys():
         raise SurgeryError("the plan names a group set that the model does not have", where=name)
+    # Before anything is zeroed: a repair reads the columns that are about to go.
     if inputs is not None:
         compensate(plan, sets, module, ledger, inputs, repairs)
     for name, units in plan.items():
         positions = ledger.positions(name, units)
         for member in by_name[name].members:
             index = member.index_GB[positions].flatten()
-            _silence(member, params[member.param], index, optimizer)
+            _zero(member, params[member.param], index, optimizer)
         before = {**axes.widths, **ledger.widths()}
         ledger.bury(name, positions)
         after = {**before, name: before[name] - len(units)}
@@ -68,7 +73,7 @@ def mask(
 
 
 def attend(module: nn.Module, axes: AxisMap, ledger: Ledger) -> None:
-    """Tell the modules that must know it which units are alive: centred norms, routers."""
+    """Passes the living channels to centred norms and the living experts to routers."""
     if axes.family.centred and "hidden" in ledger.alive:
         for norm in norms(module, axes):
             norm.attend(ledger.alive["hidden"])
@@ -76,19 +81,56 @@ def attend(module: nn.Module, axes: AxisMap, ledger: Ledger) -> None:
         alive_G = ledger.alive.get(f"expert.{i}")
         if alive_G is not None and f"expert.{i}" in axes.by_axis:
             path = axes.family.router.replace("{i}", str(j))
-            routers.attend(module.get_submodule(path), alive_G)
+            route_among(module.get_submodule(path), alive_G)
 
 
-def _silence(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer | None) -> None:
-    """Zero positions of one parameter and of its optimizer state."""
-    if p.grad is not None:
-        raise SurgeryError(
-            "removal happens between optimizer steps, but a gradient is alive",
-            where=member.param,
-            fix="Call optimizer.zero_grad(set_to_none=True) first.",
-        )
-    for tensor in (p, *moments(optimizer, p)):
+def _zero(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer | None) -> None:
+    """Zeroes positions of one parameter and of its optimizer moments."""
+    require_no_gradient(p, member.param)
+    for tensor in (p, *(moment for _, moment in moments(optimizer, p))):
         if member.dim == WHOLE:
             tensor.zero_()
         else:
             clear(tensor, member.dim, index)
+
+
+_LIVE: dict[type[nn.Module], type[nn.Module]] = {}
+"""Stock router class -> its subclass that routes among living experts."""
+
+
+def route_among(router: nn.Module, alive_G: Tensor) -> None:
+    """Restricts a router to the living experts ``alive_G`` [G], or restores its stock class.
+
+    The class of the object is exchanged, so that hooks, parameters and module paths stay.
+    """
+    module: Any = router
+    stock = getattr(type(router), "stock", type(router))
+    if bool(alive_G.all()):
+        if type(router) is not stock:
+            module.__class__ = stock
+            del module.alive_A
+        return
+    module.__class__ = _LIVE.setdefault(stock, _live(stock))
+    module.alive_A = alive_G.nonzero().flatten()
+
+
+def _live(stock: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Live{stock.__name__}", (stock,), {"stock": stock, "forward": _forward(stock)})
+
+
+def _forward(stock: type[nn.Module]) -> Callable[..., Any]:
+    def forward(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs the stock router on the living rows; expert numbers stay the physical ones."""
+        live, alive_A = type(self), self.alive_A.to(self.weight.device)
+        # The stock class for one call, or functional_call would come back to this forward.
+        self.__class__ = stock
+        try:
+            rows = {"weight": self.weight[alive_A]}
+            logits_TA, score_TK, index_TK = torch.func.functional_call(self, rows, (hidden,))
+        finally:
+            self.__class__ = live
+        shape = (logits_TA.shape[0], self.weight.shape[0])
+        logits_TE = logits_TA.new_full(shape, -torch.inf).index_copy(1, alive_A, logits_TA)
+        return logits_TE, score_TK, alive_A[index_TK]
+
+    return forward

@@ -1,18 +1,23 @@
-"""Modules and configuration agree with the tensors again."""
+"""Makes modules and configuration agree with the tensors after shapes or depth changed.
+
+Modules remember sizes besides their tensors (``in_features``, ``num_heads``, ``layer_idx``), and
+forward passes, ``save_pretrained`` and kernels read those.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from effcompress.types import EXPERT_ROW, AxisMap, Config, Family, in_layer
+from effcompress.types import EXPERT_ROW, AxisMap, Config, Depth, Family, in_layer
 
 
 def agree(module: nn.Module) -> None:
-    """Set ``in_features``, ``num_embeddings`` and the like from the weights' shapes."""
+    """Sets ``in_features``, ``num_embeddings`` and the like from the weights' shapes."""
     for child in module.modules():
         weight: Any = getattr(child, "weight", None)
         if isinstance(child, nn.Linear):
@@ -21,15 +26,19 @@ def agree(module: nn.Module) -> None:
             child.num_embeddings, child.embedding_dim = weight.shape
         elif isinstance(child, nn.LayerNorm) and isinstance(weight, nn.Parameter):
             child.normalized_shape = tuple(weight.shape)
-        elif type(child).__name__ == "Conv1D":  # the library's own, rows are inputs
+        elif (
+            type(child).__name__ == "Conv1D"
+        ):  # transformers' own (GPT-2): the weight is [inputs, outputs]
             stored: Any = child
             stored.nx, stored.nf = stored.weight.shape
         _plain_if_odd(child)
 
 
 def _plain_if_odd(module: Any) -> None:
-    """Experts whose rows no grouped kernel takes go one by one. Decided by the shapes alone, so
-    that a resumed run decides the same.
+    """Switches experts to the eager loop where a grouped kernel would refuse their rows.
+
+    Grouped matrix products want rows that are multiples of 16 bytes. The decision reads shapes
+    alone, so that a resumed run decides the same.
     """
     experts = [p for p in module.parameters(recurse=False) if p.dim() == 3]
     if not experts or not hasattr(module, "config"):
@@ -38,12 +47,12 @@ def _plain_if_odd(module: Any) -> None:
     odd = any(p.shape[-1] % EXPERT_ROW for p in experts)
     if odd or hasattr(module, "stock_experts"):
         module.stock_experts = stock
-        module.config = copy.copy(module.config)  # all layers share one; these may differ
+        module.config = copy.copy(module.config)  # one object for all layers; these may differ
         module.config._experts_implementation = "eager" if odd else stock
 
 
 def adapt(module: nn.Module, axes: AxisMap, config: Config) -> None:
-    """Tell modules what they remember about their sizes besides their tensors.
+    """Sets the attributes in which modules keep sizes that their tensors do not show.
 
     ``axes`` are those of the tensors; ``config`` is the parent's.
     """
@@ -51,17 +60,17 @@ def adapt(module: nn.Module, axes: AxisMap, config: Config) -> None:
         target: Any = module.get_submodule(path)
         for name, value in values.items():
             if name.startswith("config."):
-                target.config = copy.copy(target.config)  # all layers share one; these may differ
+                target.config = copy.copy(target.config)  # one object for all layers
                 setattr(target.config, name.removeprefix("config."), value)
             else:
                 setattr(target, name, value)
 
 
 def attributes(axes: AxisMap, config: Config) -> dict[str, dict[str, Any]]:
-    """Module path -> attribute -> value, for every module that is there."""
+    """Returns module path -> attribute -> value, for every module that is there."""
     family, found = axes.family, {}
     for j, i in enumerate(axes.depth.layers):
-        # A block that is gone has no widths, and its modules are not asked for.
+        # 0 for the widths of a block that is gone; its modules are skipped below.
         widths = defaultdict(int, in_layer(axes.widths, i))
         for inside, values in family.attributes(config, widths).items():
             if not _absent(axes, i, inside):
@@ -80,15 +89,53 @@ def _absent(axes: AxisMap, layer: int, inside: str) -> bool:
 
 
 def depth_fields(family: Family, config: Config, layers: tuple[int, ...]) -> dict[str, Any]:
-    """Configuration fields when only these layers of ``config`` are kept."""
+    """Returns the configuration fields of a model that keeps only these layers of ``config``."""
     fields = {family.aliases.get("num_hidden_layers", "num_hidden_layers"): len(layers)}
     more = family.depth_fields
     return {**fields, **(more(config, layers) if more else {})}
 
 
 def agree_config(module: nn.Module, fields: dict[str, Any]) -> None:
-    """Write configuration fields. They are not validated: between cuts a shape may be one that only
-    another container accepts (``model/containers.py``).
+    """Writes configuration fields without validating them: between cuts a shape may be one that
+    only another container class accepts (``model/containers.py``).
     """
     for key, value in fields.items():
         setattr(module.config, key, value)
+
+
+Silent = Callable[[int, int], nn.Module]
+"""(number of returned values, layer number) -> a module in place of one that is gone; with 0 values
+it returns its input.
+"""
+
+
+def cut_depth(
+    module: nn.Module, family: Family, before: Depth, after: Depth, silent: Silent
+) -> None:
+    """Removes layers from the model and puts ``silent`` modules where blocks are gone.
+
+    Every ``layer_idx`` is renumbered, because the KV cache is indexed by it. Modules that are
+    already silent stay.
+    """
+    layers: Any = module.get_submodule(family.layers)
+    keep = [j for j, i in enumerate(before.layers) if i in set(after.layers)]
+    kept = [layers[j] for j in keep]
+    # In place: the model's forward holds this ModuleList, and hooks may.
+    del layers[:]
+    layers.extend(kept)
+    for j, i in enumerate(after.layers):
+        for part in layers[j].modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = j
+        for kind, sublayer in family.sublayers.items():
+            if f"{kind}.{i}" in after.absent - before.absent:
+                _replace(layers[j], sublayer.silent, silent(sublayer.outputs, j))
+                for name in sublayer.through:
+                    _replace(layers[j], name, silent(0, j))
+
+
+def _replace(layer: nn.Module, name: str, new: nn.Module) -> None:
+    path, _, leaf = name.rpartition(".")
+    parent = layer.get_submodule(path)
+    new.train(parent.training)
+    setattr(parent, leaf, new)

@@ -1,12 +1,12 @@
-"""Norms over an axis that can be cut. Their meaning is fixed: they average over living channels.
+"""Norms over an axis that can be cut: they average over living channels, masked or committed.
 
 A stock RMSNorm over ``P`` physical channels of which ``A`` are alive and the rest zero computes
 ``x w / sqrt(sum / P + e)``. Averaging over the living is ``x g / sqrt(sum / A + d)``. Both are the
 same function when ``w = g sqrt(A / P)`` and ``e = d A / P``, so the stored gain and epsilon are
 kept at these values: no module is replaced, and shortening ``P`` to ``A`` changes no logit.
 
-A LayerNorm also subtracts a mean, which no gain can mend. While channels of its are masked, it runs
-as ``LiveLayerNorm``; gain and epsilon stay what they are.
+A LayerNorm also subtracts a mean, which no gain can undo. While some of its channels are masked it
+runs as ``LiveLayerNorm``; gain and epsilon are unchanged.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from effcompress.types import AxisMap, Segment, Widths
 
 
 class LiveLayerNorm(nn.LayerNorm):
-    """Mean and variance over the living channels; the others give zero."""
+    """A LayerNorm with mean and variance over the living channels; the others return zero."""
 
     live: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        """``input`` [..., P]; sums in fp32 at least, the result in the type of the gain."""
+        """Normalises ``input`` [..., P]; sums in fp32 or fp64, returns the dtype of the gain."""
         wide = input if input.dtype == torch.float64 else input.float()
         live = self.live.to(wide.device, wide.dtype)
         count = live.sum()
         mean = (wide * live).sum(-1, keepdim=True) / count
+        # Again times live: a masked channel is -mean here, not zero.
         centred = (wide - mean) * live
         out = centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + self.eps)
         if self.weight is None:
@@ -42,10 +43,10 @@ class LiveLayerNorm(nn.LayerNorm):
 
 @final
 class Norm:
-    """A norm: its gain and its epsilon, wherever the module keeps it, and what it averages over.
+    """One norm module: its gain, its epsilon and the axes it averages over.
 
-    Some classes store the gain less an ``offset`` (Gemma: the gain is one plus the weight).
-    ``physical`` is the length of its gain.
+    Some classes store the gain less an ``offset`` (Gemma multiplies by one plus the weight).
+    ``physical`` is the stored length of the gain.
     """
 
     def __init__(self, path: str, module: nn.Module, axes: AxisMap) -> None:
@@ -53,30 +54,30 @@ class Norm:
         self.path, self.module = path, module
         self.attribute, self.offset = family.epsilon_attribute, family.gain_offset
         self.centred = family.centred
-        # A LayerNorm without gain has no entry in the map; it is over the residual stream.
+        # A LayerNorm without gain has no parameter in the map; it is over the residual stream.
         plain = Segment(f"{path}.weight", 0, ("hidden",), 1)
         self.segment = axes.by_param.get(f"{path}.weight", (plain,))[0]
         self.physical = self.segment.length(axes.widths)
 
     @property
     def gain(self) -> nn.Parameter:
-        """The parameter, as the class stores it."""
+        """The gain as the class stores it, [P]."""
         gain = self.module.weight
         assert isinstance(gain, nn.Parameter)
         return gain
 
     def effective(self) -> Tensor:
-        """The gain that multiplies, in fp64."""
+        """Returns the gain that multiplies, offset included, in fp64 [P]."""
         return self.gain.detach().double() + self.offset
 
     def store(self, gain: Tensor) -> None:
-        """Set the gain that multiplies."""
+        """Stores the gain that multiplies; subtracts the offset."""
         with torch.no_grad():
             self.gain.copy_(gain - self.offset)
 
     @property
     def epsilon(self) -> float:
-        """What the norm adds to the mean square."""
+        """The constant added to the mean square."""
         return float(getattr(self.module, self.attribute))
 
     @epsilon.setter
@@ -84,11 +85,11 @@ class Norm:
         setattr(self.module, self.attribute, value)
 
     def length(self, widths: Widths) -> int:
-        """Channels it averages over in a model of these widths."""
+        """Returns how many channels it averages over in a model of these widths."""
         return self.segment.length(widths)
 
     def attend(self, alive_G: Tensor) -> None:
-        """Centred norms: average over the channels that are alive, and no others."""
+        """Makes a LayerNorm average over the channels ``alive_G`` [P], or restores its class."""
         module: Any = self.module
         if bool(alive_G.all()):
             if type(self.module) is LiveLayerNorm:
@@ -100,7 +101,7 @@ class Norm:
 
 
 def norms(module: nn.Module, axes: AxisMap) -> Iterator[Norm]:
-    """The norms that the family declares and the model has, in order."""
+    """Yields the norms that the family declares and the model has, in order."""
     for pattern in axes.family.norms:
         for j in range(len(axes.depth.layers)) if "{i}" in pattern else (0,):
             path = pattern.replace("{i}", str(j)).removesuffix(".weight")
@@ -108,15 +109,23 @@ def norms(module: nn.Module, axes: AxisMap) -> Iterator[Norm]:
                 found = module.get_submodule(path)
             except AttributeError:
                 continue  # OPT without a final norm
-            if hasattr(found, axes.family.epsilon_attribute):  # else a block that is gone
+            if hasattr(
+                found, axes.family.epsilon_attribute
+            ):  # else the silent module of a block that is gone
                 yield Norm(path, found, axes)
 
 
 @torch.no_grad()
 def narrow(norm: Norm, before: int, after: int, repairs: Sequence[Bound]) -> None:
-    """Go from ``before`` to ``after`` living channels, with the repairs that the recipe names."""
+    """Keeps a norm's function when it goes from ``before`` to ``after`` living channels.
+
+    Without a repair the effective gain ``g`` and epsilon ``d`` are unchanged, so the norm now
+    divides by the mean over fewer channels. A repair may change both: ``norm_gain`` multiplies
+    ``g`` by ``sqrt(after / before)``, which keeps the scale of the channels that stay.
+    """
     if norm.centred:
         return
+    # Stored w -> effective g = w sqrt(P / A), and e -> d = e P / A, with A = before.
     gain = norm.effective() * (norm.physical / before) ** 0.5
     epsilon = norm.epsilon * norm.physical / before
     for repair in repairs:
@@ -128,7 +137,7 @@ def narrow(norm: Norm, before: int, after: int, repairs: Sequence[Bound]) -> Non
 
 @torch.no_grad()
 def shorten(norm: Norm, alive: int) -> None:
-    """The stored values for a norm whose physical width becomes ``alive``."""
+    """Rescales stored gain and epsilon for a norm whose physical width becomes ``alive``."""
     if norm.centred or alive == norm.physical:
         return
     norm.store(norm.effective() * (norm.physical / alive) ** 0.5)

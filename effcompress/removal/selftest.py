@@ -1,4 +1,4 @@
-"""A commit proves itself: same logits, same ties, optimizer and model in agreement."""
+"""Self-test of a commit: same logits, same ties, optimizer and model in agreement."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from effcompress.removal.optimizer import check_state
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit, in fp32."""
 ROUNDINGS = 30.0
-"""Where that is exceeded: largest difference as a multiple of what one rounding does."""
+"""Above that tolerance: largest difference as a multiple of the effect of one rounding."""
 
 
 @dataclass
 class Proof:
-    """What the self-test saw."""
+    """Result of the self-test; filled in when the commit is done."""
 
     max_logit_difference: float = field(default=0.0)
 
@@ -33,8 +33,10 @@ def same_function(
     optimizer: Optimizer | None,
     callable_form: Callable[[], nn.Module] | None = None,
 ) -> Iterator[Proof]:
-    """Run a commit inside; raises SurgeryError if the model is not the same function afterwards.
-    ``callable_form`` gives what to call, now and afterwards, where that is not ``module`` itself.
+    """Runs a commit inside; raises SurgeryError if the model is not the same function afterwards.
+
+    ``callable_form`` returns the wrapper to call where ``module`` itself cannot run (FSDP2). It is
+    asked before and after, because the commit drops the wrapper and a new one is built.
     """
     ties, to_call = _ties(module), callable_form or (lambda: module)
     before = logits_of(to_call(), ids_BT)
@@ -44,6 +46,7 @@ def same_function(
     proof.max_logit_difference = float((after - before).abs().max())
     scale = float(before.abs().max())
     allowed = TOLERANCE * max(scale, 1.0)
+    # `not <=` instead of `>`: a difference of nan must fail.
     if not proof.max_logit_difference <= allowed and not (
         proof.max_logit_difference <= ROUNDINGS * rounding(to_call(), ids_BT, after)
     ):
@@ -60,8 +63,10 @@ def same_function(
 
 @torch.no_grad()
 def rounding(module: nn.Module, ids_BT: Tensor, logits: Tensor) -> float:
-    """By how much logits move when every number of the embedding is rounded the other way: a model
-    that pruning broke blows rounding errors up by a thousand, and shorter sums round otherwise.
+    """Returns how far logits move when every number of the embedding moves by one fp32 rounding.
+
+    A model that pruning broke amplifies rounding errors a thousandfold, and shorter sums round
+    differently, so a fixed tolerance would reject commits that are exact.
     """
     embedding: nn.Module = module.get_input_embeddings()  # type: ignore[operator]
     flip = torch.Generator().manual_seed(0)
@@ -79,7 +84,7 @@ def rounding(module: nn.Module, ids_BT: Tensor, logits: Tensor) -> float:
 
 @torch.no_grad()
 def logits_of(module: nn.Module, ids_BT: Tensor) -> Tensor:
-    """Logits in fp32, in evaluation mode, without cache; the mode is put back."""
+    """Returns logits [B, T, V] in fp32, in evaluation mode, without cache; restores the mode."""
     training = module.training
     module.eval()
     logits = module(input_ids=ids_BT, use_cache=False).logits.float()
@@ -88,7 +93,7 @@ def logits_of(module: nn.Module, ids_BT: Tensor) -> Tensor:
 
 
 def _ties(module: nn.Module) -> list[tuple[str, ...]]:
-    """Names that share one Parameter object."""
+    """Returns the groups of names that share one Parameter object (tied weights)."""
     names: dict[int, list[str]] = {}
     for name, p in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)

@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import json
 import re
-from html import escape
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from effcompress.record.kind_labels import of
 from effcompress.report import numbers, words
 from effcompress.report.gather import Record, gather
-from effcompress.report.page import replace
+from effcompress.report.render import render, replace
+from effcompress.report.solved import Row
 
-LIMITS = """\
-- A research artefact. It has been tested on the texts named above and on nothing else.
-- Pruning and this training were done on plain text: if the source model was aligned or tuned to
-  follow instructions, this one has **not** been aligned again.
-- It has the gaps and the biases of the source model, and pruning may have made them worse in ways
-  that perplexity does not show."""
+
+@dataclass(frozen=True)
+class Card:
+    """What ``card.md.jinja`` shows; what is empty is left out. ``base_model`` is JSON, which YAML
+    reads too.
+    """
+
+    base_model: str
+    tags: Sequence[str]
+    name: str
+    banner: str
+    verdict: str
+    source: str
+    made: str
+    method: Sequence[tuple[str, str]]
+    load: str
+    container: str
+    proof: str
+    numbers: Sequence[Row]
+    size: str
+    protocol: str
+    same_protocol: bool
+    seed: str
+    versions: str
+    device: str
+    started: str
+    data: Sequence[words.Data]
+    warnings: Sequence[str]
 
 
 def write_card(folder: Path, *, into: Path | None = None, base_model: str | None = None) -> Path:
-    """Write the model card of a run as ``README.md`` into the folder ``into`` (that of the model;
-    default: the run's own).
+    """Writes the model card of a run as ``README.md`` into the folder ``into`` (that of the model;
+    default: the run's own); returns its path.
     """
     path = (into or folder) / "README.md"
     replace(path, card(folder, base_model=base_model))
@@ -30,27 +54,46 @@ def write_card(folder: Path, *, into: Path | None = None, base_model: str | None
 
 
 def card(folder: Path, *, base_model: str | None = None) -> str:
-    """The text of the model card. ``base_model`` is a hub id, where the source has one."""
+    """Returns the text of the model card. ``base_model`` is a hub id, where the source has one."""
     record = gather(folder)
-    parts = [
-        _front(record, base_model or hub(record.recipe)),
-        f"# {record.name}\n\n{words.verdict(record)}",
-        _what(record),
-        f"## How to load it\n\n```python\n{words.load(record, 'path/to/this/folder')}\n```\n\n"
-        f"{words.container(record)} {words.proof(record)}",
-        _numbers(record),
-        _measured(record),
-        _provenance(record),
-        f"## Limits\n\n{LIMITS}",
+    run, evaluation = record.run, record.after or record.before
+    name = base_model or hub(record.recipe)
+    versions = [
+        f"{key} {run[key]}" for key in ("effcompress", "torch", "transformers") if key in run
     ]
-    if said := words.status(record):
-        parts.insert(2, f"> **{said}**")
-    return "\n\n".join(part for part in parts if part) + "\n"
+    view = Card(
+        base_model=json.dumps(name) if name else "",
+        tags=_tags(record),
+        name=record.name,
+        banner=words.status(record) or "",
+        verdict=words.verdict(record),
+        source=str(run.get("model", "a model whose name was not recorded")),
+        made=_made(record),
+        method=[
+            (key if section == "prune" else f"{section}.{key}", value)
+            for section in words.METHOD
+            for key, value in words.method(record.recipe, section).items()
+        ],
+        load=words.load(record, "path/to/this/folder"),
+        container=words.container(record),
+        proof=words.proof(record),
+        numbers=[*_numbers(record)],
+        size=f"Size: {words.target(record)}. {words.padding(record)}".strip(),
+        protocol=words.protocol(evaluation) if evaluation else "",
+        same_protocol=words.same_protocol(record),
+        seed=str(run.get("seed", "?")),
+        versions=", ".join(versions) or "not recorded",
+        device=str(run.get("device", "not recorded")),
+        started=str(run.get("started", "?")),
+        data=words.data(record),
+        warnings=[*dict.fromkeys(record.warnings)],
+    )
+    return render("card.md.jinja", card=view)
 
 
 def hub(recipe: str) -> str | None:
-    """The hub id whose weights the recipe starts from, if it names one; from scratch there is none,
-    whatever the architecture was taken from.
+    """Returns the hub id whose weights the recipe starts from, if it names one; None for random
+    weights, whatever the architecture was taken from.
     """
     found = re.search(r"^model:\n((?:[ ]+.*\n?)*)", recipe, re.MULTILINE)
     keys = dict(
@@ -60,94 +103,44 @@ def hub(recipe: str) -> str | None:
     return None if name in ("null", "~") or keys.get("random") == "true" else name
 
 
-def _front(record: Record, base_model: str | None) -> str:
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if base_model:
-        lines += [f"base_model: {json.dumps(base_model)}"]
+def _tags(record: Record) -> list[str]:
     tags = ["effcompress", "pruned", "text-generation"]
     if record.sparsified:
         tags.append("sparse")
     if record.tokens and record.cuts and not words.method(record.recipe, "recover"):
         tags.append("pruning-aware-training")
-    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+    return tags
 
 
-def _what(record: Record) -> str:
-    source = escape(
-        str(record.run.get("model", "a model whose name was not recorded")), quote=False
-    )
-    gone = ""
+def _made(record: Record) -> str:
+    """What was removed, zeroed and trained, in sentences with a space before each."""
+    said = ""
     if record.cuts:
-        shares = record.cuts[-1].share_removed
-        listed = [f"{numbers.percent(s)} of the {of(k).plural}" for k, s in shares.items()]
-        gone = f" Removed: {words.join(listed)}, in {len(record.cuts):,} cuts." if listed else ""
+        fractions = record.cuts[-1].share_removed
+        listed = [f"{numbers.percent(s)} of the {of(k).plural}" for k, s in fractions.items()]
+        said = f" Removed: {words.join(listed)}, in {len(record.cuts):,} cuts." if listed else ""
+    if (zeros := words.zeroed(record)) and record.sparsified:
+        said += f" {zeros}, by {record.sparsified.how}."
+    if not record.tokens:
+        return f"{said} It was not trained afterwards."
     after = "after" if words.method(record.recipe, "recover") else "while and after"
-    if zeros := words.zeroed(record):
-        assert record.sparsified is not None
-        gone += f" {zeros}, by {record.sparsified.how}."
-    trained = (
-        f" It was trained on {record.tokens:,} tokens {after} it was pruned."
-        if record.tokens and record.cuts
-        else f" It was trained on {record.tokens:,} tokens."
-        if record.tokens
-        else " It was not trained afterwards."
-    )
-    lines = [
-        f"- {key if section == 'prune' else f'{section}.{key}'}: `{value}`"
-        for section in words.METHOD
-        for key, value in words.method(record.recipe, section).items()
-    ]
-    method = "\n\nMethod, as the recipe puts it:\n\n" + "\n".join(lines) if lines else ""
-    return f"## What it is\n\nMade from {source}.{gone}{trained}{method}"
+    when = f" {after} it was pruned" if record.cuts else ""
+    return f"{said} It was trained on {record.tokens:,} tokens{when}."
 
 
-def _numbers(record: Record) -> str:
+def _numbers(record: Record) -> Iterator[Row]:
     before, after = record.params_before, record.params_after
     if before is None or after is None:
-        return ""
+        return
     change = numbers.percent(after / before - 1, sign=True)
-    rows = [f"| parameters | {before:,} | {after:,} | {change} |"]
+    yield Row("parameters", f"{before:,}", f"{after:,}", change)
     if record.sparsified:
-        rows.append(f"| of them zero, in linear layers | | {record.sparsified.zeroed:,} | |")
-    for name, old, new in words.both(record):
-        now = "not measured" if new is None else numbers.decimal(new)
-        worse = "" if new is None or not old else numbers.percent(new / old - 1, sign=True)
-        rows.append(f"| perplexity, {_cell(name)} | {numbers.decimal(old)} | {now} | {worse} |")
-    for row in words.tasks(record):
+        yield Row("of them zero, in linear layers", "", f"{record.sparsified.zeroed:,}", "")
+    for row in words.perplexities(record):
         now = row.after or "not measured"
-        change = words.change(row) if row.change else ""
-        rows.append(f"| right answers in %, {_cell(row.name)} | {row.before} | {now} | {change} |")
-    head = "| | before | after | change |\n|---|---:|---:|---:|\n"
-    size = f"Size: {words.target(record)}. {words.padding(record)}".strip()
-    return "## Numbers\n\n" + head + "\n".join(rows) + f"\n\n{size}"
-
-
-def _measured(record: Record) -> str:
-    evaluation = record.after or record.before
-    if evaluation is None:
-        return ""
-    text = words.protocol(evaluation)
-    if not words.same_protocol(record):
-        text += " **Before and after used different protocols and must not be compared.**"
-    return f"## How it was measured\n\n{text}"
-
-
-def _provenance(record: Record) -> str:
-    run = record.run
-    versions = [
-        f"{name} {run[name]}" for name in ("effcompress", "torch", "transformers") if name in run
-    ]
-    lines = [
-        f"- Recipe: {record.name}, seed {run.get('seed', '?')}",
-        f"- Versions: {', '.join(versions) or 'not recorded'}",
-        f"- Device: {run.get('device', 'not recorded')}, started {run.get('started', '?')}",
-    ]
-    for name, data in (run.get("data") or {}).items():
-        amount = f"{data.get('documents', 0):,} documents, {data.get('tokens', 0):,} tokens"
-        lines.append(f"- Data, {name}: {amount}, hash `{data.get('hash', '')}`")
-    lines += [f"- Warning: {escape(text, quote=False)}" for text in dict.fromkeys(record.warnings)]
-    return "## Where it comes from\n\n" + "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+        change = row.change if row.after else ""
+        yield Row(f"perplexity, {row.name}", row.before, now, change)
+    for row in words.tasks(record):
+        both = row.before and row.after
+        now = row.after or "not measured"
+        yield Row(f"right answers in %, {row.name}", row.before, now, row.change if both else "")

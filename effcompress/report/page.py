@@ -1,24 +1,70 @@
-"""The page: one file that needs nothing else, for somebody with ten seconds."""
+"""The report of a run: one HTML file that needs nothing else, its pictures and their points."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from effcompress.report import numbers, words
+from effcompress.report.charts import alone
 from effcompress.report.gather import Evaluation, Record, gather
-from effcompress.report.pictures import Picture, alone, pictures
+from effcompress.report.pictures import Picture, pictures
+from effcompress.report.render import render, replace
 from effcompress.report.solved import Row
 from effcompress.report.sparsity import shares
 from effcompress.report.speed import speed, told
-from effcompress.report.style import PAGE
+
+
+@dataclass(frozen=True)
+class Card:
+    """One of the cards at the top: a number (``before`` and ``after``) or ``rows`` of them;
+    ``tone`` is ``good``, ``bad`` or nothing.
+    """
+
+    title: str
+    after: str = ""
+    small: str = ""
+    tone: str = ""
+    before: str = ""
+    rows: Sequence[Row] = ()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The prompt and how one model continued it."""
+
+    title: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """What ``report.html.jinja`` shows; what is empty is left out."""
+
+    name: str
+    status: str
+    banner: str
+    subtitle: str
+    verdict: str
+    cards: Sequence[Card]
+    warnings: Sequence[str]
+    pictures: Mapping[str, str]
+    tasks: Sequence[Row]
+    generations: Sequence[Generation]
+    protocol: str
+    load: str
+    container: str
+    proof: str
+    details: Sequence[tuple[str, str]]
+    recipe: str
+    version: str
 
 
 def write(folder: Path, *, model: str | None = None) -> Path:
-    """Write ``report.html``, ``pictures/*.svg`` and their points (``pictures/*.csv``) of a run
-    folder; the page's path comes back.
+    """Writes ``report.html``, ``pictures/*.svg`` and their points (``pictures/*.csv``) of a run
+    folder; returns the page's path.
 
     ``model`` is the path that the page tells people to load the model from; default: the run folder
     (``runs/<name>``), because that is where the model is saved.
@@ -36,50 +82,39 @@ def write(folder: Path, *, model: str | None = None) -> Path:
 
 
 def _shown(folder: Path) -> str:
-    """The folder as people name it. Never the whole path: a report travels."""
+    """The folder without what is above ``runs/``: a report is passed on."""
     parts = folder.resolve().parts
     return "/".join(parts[-2:]) if parts[-2:-1] == ("runs",) else parts[-1]
 
 
-def replace(path: Path, text: str) -> None:
-    """Write a file so that no reader ever sees half of it."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)  # temporary files are private; a report is for others to read
-    Path(file.name).replace(path)
-
-
-def page(record: Record, drawn: dict[str, Picture], model: str) -> str:
-    """The HTML of the page."""
-    sections = [
-        _banner(record),
-        f"<header><h1>{escape(record.name)}</h1>{_subtitle(record)}</header>",
-        f'<p class="lead">{escape(words.verdict(record)).replace(" %", "&nbsp;%")}</p>',
-        f'<div class="cards">{"".join(_cards(record))}</div>',
-        _warnings(record),
-        _figures(drawn),
-        _tasks(record),
-        _generations(record),
-        _protocol(record),
-        _loading(record, model),
-        _details(record),
-        _recipe(record),
-        f"<footer>Made by effcompress {escape(str(record.run.get('effcompress', '')))} from the "
-        "record of the run.</footer>",
-    ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(record.name)}: effcompress report</title><style>{PAGE}</style></head>\n"
-        f"<body><main>{chr(10).join(s for s in sections if s)}</main></body></html>\n"
+def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
+    """Returns the HTML of the page."""
+    run = record.run
+    evaluation = record.after or record.before
+    view = Page(
+        name=record.name,
+        status=record.status,
+        banner=words.status(record) or "",
+        subtitle=_subtitle(record),
+        verdict=words.verdict(record).replace(" %", "\u00a0%"),
+        cards=[*_cards(record)],
+        warnings=_warnings(record),
+        pictures={name: picture.svg for name, picture in drawn.items()},
+        tasks=words.tasks(record),
+        generations=[
+            _generation(title, one)
+            for title, one in (("Before", record.before), ("After", record.after))
+            if one and (one.prompt or one.text)
+        ],
+        protocol=_protocol(record, evaluation) if evaluation else "",
+        load=words.load(record, model) if record.export else "",
+        container=words.container(record),
+        proof=words.proof(record),
+        details=[(name, said) for name, said in _details(record) if said],
+        recipe=record.recipe,
+        version=str(run.get("effcompress", "")),
     )
-
-
-def _banner(record: Record) -> str:
-    said = words.status(record)
-    return f'<div class="banner {record.status}"><p>{escape(said)}</p></div>' if said else ""
+    return render("report.html.jinja", page=view)
 
 
 def _subtitle(record: Record) -> str:
@@ -87,170 +122,72 @@ def _subtitle(record: Record) -> str:
     parts = [str(run[key]) for key in ("model", "device") if run.get(key)]
     if run.get("started"):
         parts.append(str(run["started"]).replace("T", " ")[:16])
-    return f'<p class="sub">{escape(" · ".join(parts))}</p>'
+    return " · ".join(parts)
 
 
-def _card(title: str, big: str, small: str = "", tone: str = "") -> str:
-    return (
-        f'<div class="card"><h3>{escape(title)}</h3><p class="big {tone}">{big}</p>'
-        f'<p class="small">{escape(small)}</p></div>'
-    )
-
-
-def _arrow(before: str, after: str) -> str:
-    return f'{escape(before)} <span class="to">{words.ARROW}</span> {escape(after)}'
-
-
-def _two(row: Row) -> str:
-    return _arrow(row.before, row.after) if row.change else escape(row.before or row.after)
-
-
-def _cards(record: Record) -> Iterator[str]:
+def _cards(record: Record) -> Iterator[Card]:
     before, after = record.params_before, record.params_after
     if before and after:
-        change = numbers.percent(after / before - 1, sign=True)
-        big = _arrow(numbers.count(before), numbers.count(after))
-        yield _card("Parameters", big, f"{change}; {words.target(record)}")
+        small = f"{numbers.percent(after / before - 1, sign=True)}; {words.target(record)}"
+        yield Card("Parameters", numbers.count(after), small, before=numbers.count(before))
     if after and (made := record.sparsified):
         small = f"{shares(made, after)}; {made.how}"
-        yield _card("Weights zeroed", numbers.count(made.zeroed), small)
-    if rows := "".join(_perplexities(record)):
-        title = "<h3>Perplexity</h3>"
-        yield f'<div class="card tall">{title}<table class="rows">{rows}</table></div>'
+        yield Card("Weights zeroed", numbers.count(made.zeroed), small)
+    if rows := words.perplexities(record):
+        yield Card("Perplexity", rows=rows)
     for row in words.tasks(record)[:1]:
-        yield _card("Answers right, %", _two(row), f"{row.name}; {words.change(row)}")
+        small = f"{row.name}; {row.change}"
+        yield Card("Answers right, %", row.after, small, before=row.before)
     wall = (record.end or {}).get("seconds")
     if record.tokens:
         number = record.steps[-1].step if record.steps else 0
         last = f"{number:,} step{'' if number == 1 else 's'}"
         time = f"{last}, {numbers.duration(wall)} in all" if wall else last
-        yield _card("Trained on", f"{numbers.count(record.tokens)} tokens", time)
+        yield Card("Trained on", f"{numbers.count(record.tokens)} tokens", time)
     elif wall:
-        yield _card("Wall time", numbers.duration(wall), "without training")
+        yield Card("Wall time", numbers.duration(wall), "without training")
     if found := speed(record):
-        big = _arrow(numbers.count(found.before), numbers.count(found.after))
-        yield _card("Tokens per second", big, told(found))
+        rates = numbers.count(found.before), numbers.count(found.after)
+        yield Card("Tokens per second", rates[1], told(found), before=rates[0])
+    said, tone = "Not proven", ""
     if record.proof:
-        big, tone = ("Proven", "good") if record.proof.holds else ("Failed", "bad")
-        yield _card(f"Loads in {words.loader(record)}", big, words.proof(record), tone)
-    else:
-        yield _card(f"Loads in {words.loader(record)}", "Not proven", words.proof(record))
+        said, tone = ("Proven", "good") if record.proof.holds else ("Failed", "bad")
+    yield Card(f"Loads in {words.loader(record)}", said, words.proof(record), tone)
 
 
-def _perplexities(record: Record) -> Iterator[str]:
-    for name, before, after in words.both(record):
-        if after is None:
-            yield (
-                f"<tr><td>{escape(name)}</td><td>{numbers.decimal(before)}</td>"
-                '<td class="change">before only</td></tr>'
-            )
-            continue
-        change = numbers.percent(after / before - 1, sign=True) if before else ""
-        yield (
-            f"<tr><td>{escape(name)}</td><td>{numbers.decimal(before)} {words.ARROW} "
-            f'<span class="now">{numbers.decimal(after)}</span></td>'
-            f'<td class="change">{change}</td></tr>'
-        )
-
-
-def _warnings(record: Record) -> str:
-    said = list(dict.fromkeys(record.warnings))
+def _warnings(record: Record) -> list[str]:
+    said = [*dict.fromkeys(record.warnings)]
     if not words.same_protocol(record):
         said.insert(0, "The evaluations before and after used different protocols: do not compare.")
-    if not said:
-        return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in said)
-    return f'<h2>Warnings</h2><div class="banner"><ul>{items}</ul></div>'
+    return said
 
 
-def _figures(drawn: dict[str, Picture]) -> str:
-    if not drawn:
-        return ""
-    figures = "".join(f'<figure id="{name}">{one.svg}</figure>' for name, one in drawn.items())
-    return f'<h2>What happened</h2><div class="grid">{figures}</div>'
-
-
-def _tasks(record: Record) -> str:
-    body = "".join(
-        f"<tr><th>{escape(row.name)}</th><td>{_two(row)}</td>"
-        f'<td class="change">{escape(words.change(row))}</td></tr>'
-        for row in words.tasks(record)
-    )
-    card = f'<div class="card"><table class="rows">{body}</table></div>'
-    return f"<h2>Tasks: answers right, in percent</h2>{card}" if body else ""
-
-
-def _generations(record: Record) -> str:
-    cards = [
-        _said(title, evaluation)
-        for title, evaluation in (("Before", record.before), ("After", record.after))
-        if evaluation and (evaluation.prompt or evaluation.text)
-    ]
-    return f'<h2>In its own words</h2><div class="two">{"".join(cards)}</div>' if cards else ""
-
-
-def _said(title: str, evaluation: Evaluation) -> str:
-    text = evaluation.text.removeprefix(evaluation.prompt)
-    heading = f"{title}, {numbers.count(evaluation.params)} parameters"
-    return (
-        f'<div class="card"><h3>{heading}</h3><p class="said"><span class="prompt">'
-        f"{escape(evaluation.prompt)}</span>{escape(text)}</p></div>"
+def _generation(title: str, evaluation: Evaluation) -> Generation:
+    return Generation(
+        f"{title}, {numbers.count(evaluation.params)} parameters",
+        evaluation.prompt,
+        evaluation.text.removeprefix(evaluation.prompt),
     )
 
 
-def _protocol(record: Record) -> str:
-    evaluation = record.after or record.before
-    if evaluation is None:
-        return ""
-    extra = (
-        " The same protocol was used before and after."
-        if (record.before and record.after and words.same_protocol(record))
-        else ""
-    )
-    return (
-        f'<h2>How it was measured</h2><p class="words">'
-        f"{escape(words.protocol(evaluation) + extra)}</p>"
-    )
+def _protocol(record: Record, evaluation: Evaluation) -> str:
+    both = record.before and record.after and words.same_protocol(record)
+    extra = " The same protocol was used before and after." if both else ""
+    return words.protocol(evaluation) + extra
 
 
-def _loading(record: Record, model: str) -> str:
-    if record.export is None:
-        return ""
-    return (
-        f"<h2>How to load it</h2><pre>{escape(words.load(record, model))}</pre>"
-        f'<p class="words">The model lies in the folder of this page. '
-        f"{escape(words.container(record))} {escape(words.proof(record))}</p>"
-    )
-
-
-def _details(record: Record) -> str:
+def _details(record: Record) -> Iterator[tuple[str, str]]:
     run = record.run
-    rows = [
-        ("Seed", str(run.get("seed", ""))),
-        *((name, str(run.get(name, ""))) for name in ("effcompress", "torch", "transformers")),
-        ("Device", f"{run.get('device', '')}, {run.get('threads', '?')} threads"),
-        *(
-            (f"{section.capitalize()}: {key.replace('_', ' ')}", value)
-            for section in words.METHOD
-            for key, value in words.method(record.recipe, section).items()
-        ),
-    ]
-    for name, data in (run.get("data") or {}).items():
-        amount = f"{data.get('documents', 0):,} documents, {data.get('tokens', 0):,} tokens"
-        rows.append((f"Data: {name}", f"{amount}, hash {data.get('hash', '')}"))
+    yield "Seed", str(run.get("seed", ""))
+    yield from ((key, str(run.get(key, ""))) for key in ("effcompress", "torch", "transformers"))
+    yield "Device", f"{run.get('device', '')}, {run.get('threads', '?')} threads"
+    for section in words.METHOD:
+        for key, value in words.method(record.recipe, section).items():
+            yield f"{section.capitalize()}: {key.replace('_', ' ')}", value
+    for data in words.data(record):
+        yield f"Data: {data.name}", f"{data.amount}, hash {data.hash}"
     if record.sparsified is not None:
-        rows.append(("Making zeros took", record.sparsified.cost))
+        yield "Making zeros took", record.sparsified.cost
     if record.commit_difference is not None:
         difference = numbers.power(record.commit_difference)
-        rows.append(("Shortening the tensors", f"changed no logit by more than {difference}"))
-    body = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows if v)
-    return f'<h2>The run</h2><div class="card"><table class="rows">{body}</table></div>'
-
-
-def _recipe(record: Record) -> str:
-    if not record.recipe:
-        return ""
-    return (
-        "<details><summary>The recipe, with every default filled in</summary>"
-        f"<pre>{escape(record.recipe)}</pre></details>"
-    )
+        yield "Shortening the tensors", f"changed no logit by more than {difference}"

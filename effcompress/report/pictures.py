@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from effcompress.record.kind_labels import KINDS, of
-from effcompress.report import bars, numbers
-from effcompress.report.axes import Point, smooth
-from effcompress.report.chart import Chart, Line, draw, table
+from effcompress.report import charts, numbers
+from effcompress.report.charts import Bar, Chart, Line, Point, draw, smooth, table
 from effcompress.report.gather import Record
 from effcompress.report.sparsity import picture
 from effcompress.report.speed import expected
-from effcompress.report.style import PICTURE
 from effcompress.types import axis_kind, axis_layer
 
-AIR = 14
-"""Room around a picture that stands alone."""
 TOKENS = "tokens trained on"
 USUAL = ("attention", "ffn", "hidden")
 """Kinds with a colour of their own; shown even when they were left alone."""
@@ -54,16 +49,6 @@ def pictures(record: Record) -> dict[str, Picture]:
         for name, it in drawn.items()
         if it
     }
-
-
-def alone(svg: str) -> str:
-    """A picture as a file of its own: with its style inside, and a ground to stand on."""
-    opening, rest = svg.split(">", 1)
-    width, height = (float(n) for n in re.findall(r'viewBox="0 0 (\S+) (\S+)"', opening)[0])
-    box = f'viewBox="{-AIR} {-AIR} {width + 2 * AIR:g} {height + 2 * AIR:g}"'
-    opening = re.sub(r'viewBox="[^"]*"', box, opening)
-    ground = f'<rect class="ground" x="{-AIR}" y="{-AIR}" width="100%" height="100%"/>'
-    return f"{opening}><style>{PICTURE}</style>{ground}{rest}\n"
 
 
 def tone(kind: str, others: tuple[str, ...] = ()) -> str:
@@ -115,15 +100,16 @@ def _parameters(record: Record) -> Chart | None:
     else:
         course += [(i + 1.0, float(cut.params)) for i, cut in enumerate(record.cuts)]
     target = (f"target {numbers.count(record.target)}", record.target) if record.target else None
-    line = Line(numbers.count(record.params_after), course, "after", steps=True)
+    line = Line(numbers.count(record.params_after), course, "after")
     return Chart(
         "Parameters",
         "of the model as a function",
         [line],
         title,
         "parameters",
-        numbers.counts,
+        charts.COUNT,
         lambda value: f"{value:,.0f}",
+        steps=True,
         stages=_stages(record, title),
         goal=target,
     )
@@ -145,7 +131,7 @@ def _by_kind(record: Record, field: str, *, start: bool) -> tuple[str, list[Line
         if points:
             others = tuple(k for k in present if k not in USUAL)
             words = of(kind)
-            lines.append(Line(words.short, points, tone(kind, others), words.plural, steps=start))
+            lines.append(Line(words.short, points, tone(kind, others), words.plural))
     return title, lines
 
 
@@ -155,13 +141,14 @@ def _removed(record: Record) -> Chart | None:
     title, lines = _by_kind(record, "share_removed", start=True)
     return Chart(
         "Pruning ratio",
-        "share of each kind that is gone",
+        "fraction of each kind that is gone",
         lines,
         title,
-        "share removed",
-        numbers.percents,
+        "fraction removed",
+        charts.PERCENT,
         numbers.percent,
         zero=True,
+        steps=True,
         stages=_stages(record, title),
     )
 
@@ -176,7 +163,7 @@ def _saliency(record: Record) -> Chart | None:
         lines,
         title,
         "saliency per freed parameter",
-        numbers.powers,
+        charts.POWER,
         numbers.power,
         log=True,
         stages=_stages(record, title),
@@ -198,7 +185,7 @@ def _loss(record: Record) -> Chart | None:
         lines,
         TOKENS,
         "nats per token",
-        numbers.plain,
+        charts.PLAIN,
         numbers.decimal,
         marks=places,
         marks_label="cuts" if places else "",
@@ -222,7 +209,7 @@ def _speed(record: Record) -> Chart | None:
         lines,
         TOKENS,
         "tokens per second",
-        numbers.counts,
+        charts.COUNT,
         numbers.count,
         zero=True,
     )
@@ -238,7 +225,7 @@ def _learning_rate(record: Record) -> Chart | None:
         [line],
         TOKENS,
         "learning rate",
-        numbers.rates,
+        charts.POWER,
         numbers.small,
         zero=True,
         stages=_stages(record),
@@ -249,11 +236,18 @@ def _perplexity(record: Record) -> str:
     first = record.before or record.after
     if first is None:
         return ""
-    values: dict[str, bars.Pair] = {}
+    rows: list[Bar] = []
     for name, score in first.domains.items():
+        rows.append(Bar(name, score.perplexity, numbers.decimal(score.perplexity), None))
         later = record.after.domains.get(name) if record.after and record.before else None
-        values[name] = (score.perplexity, later.perplexity if later else None)
-    return bars.pairs("Perplexity", "per token, lower is better", values) if values else ""
+        if later is None:
+            rows.append(Bar("", 0.0, "not measured", "after"))
+            continue
+        ratio = later.perplexity / score.perplexity if score.perplexity else 1.0
+        said = f"{numbers.decimal(later.perplexity)}  {numbers.percent(ratio - 1, sign=True)}"
+        rows.append(Bar("", later.perplexity, said, "after"))
+    unit = "per token, lower is better; outline: before, filled: after"
+    return charts.bars("Perplexity", unit, rows) if rows else ""
 
 
 def _shapes(record: Record) -> Iterator[tuple[str, str]]:
@@ -267,7 +261,7 @@ def _shapes(record: Record) -> Iterator[tuple[str, str]]:
         title = of(kind).title
         short, _, detail = title.partition(" (")
         unit = "per layer" + (f", {detail.rstrip(')')}" if detail else "")
-        yield f"shape_{kind}", bars.layers(short, unit, before, after, tone(kind))
+        yield f"shape_{kind}", charts.layers(short, unit, before, after, tone(kind))
 
 
 def _left(record: Record) -> str:
@@ -280,4 +274,4 @@ def _left(record: Record) -> str:
             rows.append((of(kind).title, had, has, tone(kind)))
     if record.params_before and record.params_after:
         rows.append(("Parameters", record.params_before, record.params_after, "after"))
-    return bars.left("What is left", "outline: before, filled: after", rows) if rows else ""
+    return charts.left("What is left", "outline: before, filled: after", rows) if rows else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from effcompress.report import bars, numbers
+from effcompress.report import charts, numbers
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def picture(sparsified: Sparsified) -> str | None:
     for row in sparsified.layers:
         had[row["layer"]] = row["weights"]
         has[row["layer"]] = row["weights"] - row["zeroed"]
-    return bars.layers("Weights that are not zero", "per layer, linear layers", had, has, "after")
+    return charts.layers("Weights that are not zero", "per layer, linear layers", had, has, "after")
 
 
 def shares(sparsified: Sparsified, params: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from effcompress.report import numbers, solved
@@ -111,6 +112,39 @@ def padding(record: Record) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Data:
+    """One domain of the data: documents and tokens in words, and the hash of its text."""
+
+    name: str
+    amount: str
+    hash: str
+
+
+def data(record: Record) -> list[Data]:
+    """Returns the domains that the run read."""
+    return [
+        Data(
+            name,
+            f"{one.get('documents', 0):,} documents, {one.get('tokens', 0):,} tokens",
+            str(one.get("hash", "")),
+        )
+        for name, one in (record.run.get("data") or {}).items()
+    ]
+
+
+def perplexities(record: Record) -> list[solved.Row]:
+    """Returns a row for each domain; ``after`` is empty where it was not measured."""
+    found = []
+    for name, before, after in both(record):
+        now = "" if after is None else numbers.decimal(after)
+        change = "before only" if after is None else ""
+        if after is not None and before:
+            change = numbers.percent(after / before - 1, sign=True)
+        found.append(solved.Row(name, numbers.decimal(before), now, change))
+    return found
+
+
 def both(record: Record) -> list[tuple[str, float, float | None]]:
     """(domain, perplexity before, after); after is missing until it was measured."""
     if record.before is None:
@@ -123,14 +157,13 @@ def both(record: Record) -> list[tuple[str, float, float | None]]:
 
 
 def tasks(record: Record) -> list[solved.Row]:
-    """Tasks before and after, the mean first."""
+    """Returns tasks before and after, the mean first; ``change`` is in points."""
     old, new = record.before, record.after
-    return solved.rows(old.solved if old else None, new.solved if new else None)
-
-
-def change(row: solved.Row) -> str:
-    """How much more is right, in points."""
-    return f"{row.change} points" if row.change else "measured once"
+    rows = solved.rows(old.solved if old else None, new.solved if new else None)
+    return [
+        replace(row, change=f"{row.change} points" if row.change else "measured once")
+        for row in rows
+    ]
 
 
 def join(parts: Sequence[str]) -> str:

@@ -92,8 +92,8 @@ def _elsewhere(folder: Path) -> str:
 
 
 def same_recipe(before: str, now: str, folder: Path) -> None:
-    """Raises RecipeError with the first value that two resolved recipes do not have in common;
-    ``folder`` is where the former ran.
+    """Raises RecipeError with the first value in which two resolved recipes differ; ``folder`` is
+    the folder of the earlier run. Keys that do not change the result may differ.
     """
     old, new = values(before), values(now)
     for key in [*old, *new]:
@@ -107,29 +107,8 @@ def same_recipe(before: str, now: str, folder: Path) -> None:
 
 
 def values(resolved: str) -> dict[str, str]:
-    """Dotted key -> value as written, without comments and without what changes no run but for
-    rounding: who looks at it, and how layers are computed.
+    """Reads a resolved recipe into dotted key -> value, without the keys in which two processes of
+    one run may differ: trackers, and how layers are computed.
     """
-    found: dict[str, str] = {}
-    path: list[tuple[int, str]] = []
-    items: dict[str, int] = {}
-    for line in resolved.splitlines():
-        text = line.partition("  # ")[0].rstrip()
-        body = text.lstrip(" ")
-        if not body or body.startswith("#"):
-            continue
-        indent = len(text) - len(body)
-        while path and path[-1][0] >= indent:
-            path.pop()
-        parent = ".".join(name for _, name in path)
-        if body.startswith("- "):
-            number = items.get(f"{parent}@{indent}", 0)
-            items[f"{parent}@{indent}"] = number + 1
-            path.append((indent, str(number)))
-            body, indent = body[2:], indent + 2
-        key, _, value = body.partition(":")
-        path.append((indent, key))
-        dotted = ".".join(name for _, name in path)
-        if value.strip() and path[0][1] != "track" and dotted not in HOW:
-            found[dotted] = value.strip()
-    return found
+    said = recipes.values(resolved)
+    return {k: v for k, v in said.items() if k.partition(".")[0] != "track" and k not in HOW}

@@ -1,65 +1,110 @@
-"""What can be known to fail before torch is imported, a folder is made, or a byte is fetched."""
+"""What can be known to fail before torch is imported, a folder is made, or a byte is fetched.
+
+Checks that depend on this machine: installed packages, a compiler, the number of processes, and
+files when there is no network. ``run`` and ``check`` both call ``preflight``.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 
 from effcompress.errors import RecipeError, SourceError
-from effcompress.estimate.check import check
+from effcompress.estimate.check import CheckResult, check
 from effcompress.model import source
-from effcompress.recipe import LoadedRecipe, require_trackers
+from effcompress.recipe import LoadedRecipe
 from effcompress.runner import tasks
+from effcompress.spec import LoopSpec, TasksSpec
 
 
-def preflight(loaded: LoadedRecipe, *, offline: bool) -> None:
-    """Raises RecipeError for a target out of reach, a batch that the processes cannot share, tasks
-    without the harness or a tracker that is not installed, SourceError for what is not here when
-    ``offline``.
+def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
+    """Checks that this machine can run the recipe and that its target can be reached.
+
+    Raises RecipeError for a missing tracker, harness or compiler, for a batch that cannot be
+    divided among the processes and for an unreachable target; SourceError for a model, text or
+    task data that is not on this machine when ``offline``.
     """
-    require_trackers(loaded)
-    check(loaded)
-    _require_shares(loaded)
-    _require_compiler(loaded)
-    tasks.require_harness(loaded.recipe.evaluate.tasks)
+    machine = list(_machine(loaded))
+    result = check(loaded)
     if offline:
         require_here(loaded)
         if any(domain.hub for domain in loaded.recipe.data.domains.values()):
             _require_text(loaded)
+    return CheckResult([*machine, *result.lines], result.data, result.timeline)
 
 
-def _require_shares(loaded: LoadedRecipe) -> None:
-    """Each of the processes that were launched together computes equally many rows."""
-    size, loop = int(os.environ.get("WORLD_SIZE") or 1), loaded.recipe.loop
-    if loop is not None and loop.batch_size % size:
-        key = "recover" if loaded.recipe.recover is not None else "train"
+def _machine(loaded: LoadedRecipe) -> Iterator[str]:
+    """Checks packages, processes and compiler; yields a line for each that the recipe needs."""
+    recipe, section = loaded.recipe, "recover" if loaded.recipe.recover is not None else "train"
+    if recipe.track is not None:
+        _require_trackers(loaded)
+        yield f"trackers are installed: {', '.join(recipe.track.to)}"
+    if recipe.evaluate.tasks is not None:
+        require_harness(recipe.evaluate.tasks)
+        yield "the lm-evaluation-harness is installed"
+    if recipe.loop is not None:
+        _require_equal_batches(recipe.loop, section)
+        if recipe.loop.compile:
+            _require_compiler(section)
+            yield "a C++ compiler is there"
+
+
+def _require_trackers(loaded: LoadedRecipe) -> None:
+    """Imports none of them: some start threads or read credentials when imported."""
+    spec = loaded.recipe.track
+    for index, name in enumerate(spec.to if spec is not None else ()):
+        if not installed(name):
+            key = f"track.to.{index}"
+            raise RecipeError(
+                f"{key}: {name} is not installed",
+                where=loaded.origins.get(key),
+                fix=f"pip install {name}, or take it out of track.to.",
+            )
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported. A mere folder cannot (``find_spec`` takes it for a
+    namespace package): W&B leaves one called wandb wherever it runs.
+    """
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
+
+
+def require_harness(spec: TasksSpec | None) -> None:
+    """Raises RecipeError where tasks are asked for and the lm-evaluation-harness is missing."""
+    if spec is not None and not installed("lm_eval"):
         raise RecipeError(
-            f"{key}.batch_size {loop.batch_size} is the batch of all processes, and {size} of them "
-            "cannot share it equally",
-            fix=f"Write {key}.batch_size: {-(-loop.batch_size // size) * size}.",
+            "tasks are scored by the lm-evaluation-harness, which is not installed",
+            where=tasks.HERE,
+            fix="pip install 'effcompress[tasks]'",
         )
 
 
-def _require_compiler(loaded: LoadedRecipe) -> None:
-    """What torch compiles for a CPU, and what starts kernels on a GPU, is C++."""
-    loop = loaded.recipe.loop
-    if loop is not None and loop.compile and not any(map(shutil.which, _compilers())):
-        key = "recover" if loaded.recipe.recover is not None else "train"
+def _require_equal_batches(loop: LoopSpec, section: str) -> None:
+    """Each process that the launcher started computes equally many rows of a batch."""
+    size = int(os.environ.get("WORLD_SIZE") or 1)
+    if loop.batch_size % size:
         raise RecipeError(
-            f"{key}.compile needs a C++ compiler, and there is none here",
-            fix=f"Install one (g++, clang++), name it in $CXX, or write {key}.compile: false.",
+            f"{section}.batch_size {loop.batch_size} is the batch of all processes, and {size} of "
+            "them cannot share it equally",
+            fix=f"Write {section}.batch_size: {-(-loop.batch_size // size) * size}.",
         )
 
 
-def _compilers() -> list[str]:
+def _require_compiler(section: str) -> None:
+    """torch.compile emits C++: CPU kernels, and the code that launches kernels on a GPU."""
     own = os.environ.get("CXX")
-    return [own] if own else ["g++", "c++", "clang++", "cl"]
+    if not any(map(shutil.which, [own] if own else ["g++", "c++", "clang++", "cl"])):
+        raise RecipeError(
+            f"{section}.compile needs a C++ compiler, and there is none here",
+            fix=f"Install one (g++, clang++), name it in $CXX, or write {section}.compile: false.",
+        )
 
 
 def require_here(loaded: LoadedRecipe) -> None:
-    """Raises SourceError naming the first thing that would have to be fetched: of the model, or of
-    the tasks.
-    """
+    """Raises SourceError naming the first item of the model or the tasks that is not cached."""
     recipe = loaded.recipe
     wanted = [*source.items(recipe.model), *tasks.items(recipe.evaluate.tasks)]
     if missing := [item for item in wanted if not item.cached]:
@@ -71,7 +116,7 @@ def require_here(loaded: LoadedRecipe) -> None:
 
 
 def _require_text(loaded: LoadedRecipe) -> None:
-    """Raises SourceError naming a hub data set of which too few tokens are here. Takes the
+    """Raises SourceError naming a hub data set of which too few tokens are cached. Loads the
     tokenizer, but not the weights.
     """
     from effcompress.model.cache import cache_root
@@ -82,8 +127,8 @@ def _require_text(loaded: LoadedRecipe) -> None:
     recipe = loaded.recipe
     folder = ensure(recipe.model, cache_root(), offline=True)
     tokenizer = open_tokenizer(recipe.model.tokenizer, folder, offline=True)
-    corpus_of(recipe, tokenizer, offline=True, say=_nothing, notice=_nothing)
+    corpus_of(recipe, tokenizer, offline=True, say=_discard, notice=_discard)
 
 
-def _nothing(_: str) -> None:
-    """Whoever runs next says it again."""
+def _discard(_: str) -> None:
+    """Progress is discarded; the run reports it again."""

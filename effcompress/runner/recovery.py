@@ -10,7 +10,7 @@ from effcompress.model.load import load as load_model
 from effcompress.record.log import Log
 from effcompress.runner.state import RunState
 from effcompress.spec import DistillSpec, RecoverSpec
-from effcompress.train.distill import Distillation
+from effcompress.train.loss import Distillation
 from effcompress.types import AxisMap
 
 

@@ -28,7 +28,7 @@ from effcompress.runner.failures import named
 from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
-from effcompress.runner.signals import Stopping, grace
+from effcompress.runner.signals import Stopping
 from effcompress.runner.source_model import load_source
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.start import begin, evaluated
@@ -75,16 +75,19 @@ def run(
     output: Path | None = None,
     resume: bool = False,
     offline: bool = False,
+    stopping: Stopping | None = None,
 ) -> Report:
-    """Do what the recipe says and leave a proven model in the output folder.
+    """Runs a recipe and leaves a proven model in the output folder.
 
+    Installs no signal handlers; ``stopping`` is asked between steps whether to end early (the
+    command line forwards SIGTERM and Ctrl-C to it).
     Raises RecipeError or SourceError when the user's input cannot be used, RunError when the run
-    failed, Stopped when a signal ended it; what ended early can be continued with ``resume=True``.
+    failed, Stopped when it was asked to stop. An interrupted run continues with ``resume=True``.
     """
     preflight(loaded, offline=offline)
     folder = output_folder(loaded, output)
-    stopping = Stopping(grace())
-    with joined() as world, stopping.listening():
+    stopping = stopping or Stopping()
+    with joined() as world:
         world.agree(lambda: open_folder(loaded, folder, resume))
         return _recorded(loaded.recipe, folder, world, stopping, offline=offline)
 

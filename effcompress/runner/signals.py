@@ -1,4 +1,8 @@
-"""Asked to stop: by Ctrl-C, or by a scheduler that wants its machine back."""
+"""The request to stop that a run honours at the end of a step.
+
+Nothing here installs a signal handler: a Python program that calls ``run()`` keeps its own. The
+command line forwards SIGTERM and SIGINT to a ``Stopping`` (``cli/signals.py``).
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import final
 
 from effcompress.errors import RecipeError, RunError, Stopped
 
 VARIABLE = "EFFCOMPRESS_GRACE"
 GRACE = 60.0
-"""Seconds after a request in which a step may end and a checkpoint be written."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Seconds that the current step and its checkpoint may take after a request."""
 
 
 def grace() -> float:
-    """Seconds, from ``EFFCOMPRESS_GRACE``. Raises RecipeError when that is no number."""
+    """Reads the grace time in seconds from ``EFFCOMPRESS_GRACE``. Raises RecipeError when that is
+    not a number of seconds.
+    """
     given = os.environ.get(VARIABLE, "")
     try:
         seconds = float(given or GRACE)
@@ -32,15 +36,16 @@ def grace() -> float:
 
 @final
 class Stopping:
-    """What has been asked of this process so far.
+    """Holds the request to stop of one process.
 
-    Between steps of training a request waits for the end of the step (``patient``), so that a
-    checkpoint loses nothing. Anywhere else nothing is lost by stopping at once, with ``Stopped``
-    raised in the main thread; so does a second request, and one that waited longer than the grace
-    time.
+    Within ``patient()`` (the training loop) a first request is only noted in ``asked``, and the
+    loop ends behind the current step with a checkpoint. Everywhere else a request raises
+    ``Stopped`` at once, because no unsaved step is lost. So does a second request, and, as a
+    RunError, a step that takes longer than the grace time.
     """
 
     def __init__(self, seconds: float = GRACE, say: Callable[[str], None] | None = None) -> None:
+        """``seconds``: the grace time; ``say`` shows a line to the user."""
         self.asked = ""
         """Name of the signal, once there was one."""
         self.say = say
@@ -48,32 +53,19 @@ class Stopping:
         self._timer: threading.Timer | None = None
 
     @contextmanager
-    def listening(self) -> Iterator[Stopping]:
-        """Take requests until the end of the block. Does nothing outside of the main thread, which
-        alone gets signals.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {number: signal.signal(number, self._heard) for number in SIGNALS}
-        try:
-            yield self
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
     def patient(self) -> Iterator[None]:
-        """Requests wait for whoever looks at ``asked``."""
+        """Within this context the caller looks at ``asked`` between steps."""
         self._patient = True
         try:
             yield
         finally:
             self._patient = False
 
-    def _heard(self, number: int, _frame: FrameType | None) -> None:
+    def request(self, number: int) -> None:
+        """Takes the signal ``number``, in the main thread, where signal handlers run.
+
+        Raises Stopped (or RunError after the grace time) unless the request can wait.
+        """
         name = signal.Signals(number).name
         if self._patient and not self.asked:
             self.asked = name
@@ -87,25 +79,35 @@ class Stopping:
             )
         raise self.stopped(name)
 
+    def close(self) -> None:
+        """Cancels the timer of the grace time."""
+        if self._timer is not None:
+            self._timer.cancel()
+
     @staticmethod
     def stopped(name: str, where: str = "") -> Stopped:
-        """What to raise for this signal."""
+        """Returns the error that ends a run after the signal ``name``."""
         error = Stopped(f"by {name}{where}", fix="The same command with --resume goes on.")
         error.exit_code = 130 if name == "SIGINT" else 0
         return error
 
     @staticmethod
     def _later(seconds: float, do: Callable[..., None], *given: object) -> threading.Timer:
-        # In a thread: what a signal handler prints may meet a half-printed line of its own thread.
+        # From another thread: a handler runs between two bytecodes of the main thread, possibly in
+        # the middle of a print, and a second print there would corrupt or deadlock the stream.
         timer = threading.Timer(seconds, do, given)
         timer.daemon = True
         timer.start()
         return timer
 
     def _tell(self, name: str) -> None:
+        words = "Finishing this step, then saving a checkpoint."
+        # A scheduler's SIGTERM has no key to press.
+        words += " Press Ctrl-C again to quit now" if name == "SIGINT" else f" ({name})"
         if self.say is not None:
-            self.say(f"{name}: this step ends, then a checkpoint is written (again: at once)")
+            self.say(words)
 
     def _too_long(self, number: int) -> None:
         self._overdue = True
+        # A signal, not an exception of this thread: only that interrupts the main thread's step.
         os.kill(os.getpid(), number)

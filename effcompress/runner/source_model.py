@@ -8,7 +8,7 @@ from effcompress.model.biases import add_biases, biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
-from effcompress.network.family import family_for
+from effcompress.network.axis_map import family_for
 from effcompress.record.log import Log
 from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.spec import Recipe

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from effcompress.data import Corpus
 from effcompress.errors import RunError
-from effcompress.estimate.sparsity import skipped_layers
+from effcompress.estimate.feasibility import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
 from effcompress.measure.grams import Grams
 from effcompress.measure.squares import Squares
@@ -111,7 +111,7 @@ def _block(
             moment = moments.read(name) if moments is not None else None
             if moments is not None and moment is None:
                 raise RunError("nothing went through this layer", where=name)
-            new_OI = sparsified(spec.method, weight_OI, moment, spec.share, spec.n_of_m, name)
+            new_OI = sparsified(spec.method, weight_OI, moment, spec.fraction, spec.n_of_m, name)
             with torch.no_grad():
                 params[name].copy_(new_OI.T if transposed else new_OI)
             state.sparse.append(name)
@@ -156,7 +156,7 @@ def _write_down(
         "sparsify",
         step=state.step,
         method=spec.method.name,
-        sparsity=spec.share,
+        sparsity=spec.fraction,
         pattern=spec.pattern,
         params=state.params,
         weights=sum(params[name].numel() for name in state.sparse),

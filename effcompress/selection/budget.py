@@ -1,13 +1,15 @@
-"""What may still be cut without missing the target: arithmetic on widths, no tensors.
+"""Tracks what may still be cut without missing the target. Arithmetic on widths, no tensors.
 
-Two sizes are kept: the one *now*, and the one with all promises *kept*. Once a unit of a block has
-gone, the rest of the block (down to the next multiple of ``finish_on``) is promised. A block is
-begun only if the size with all promises kept does not miss the target; then nothing that happens
-in between can. Without ``finish_on`` the two are the same.
+A *step* is what goes at once from a candidate (``round_to`` units), a *stride* what must go once
+it was begun (down to the next multiple of ``finish_on``). Two sizes are tracked: the one *now*, and
+the one with all promises *kept*, where the rest of every stride that was begun is gone, too. A
+stride is begun only if the kept size does not miss the target; then no order of later cuts can.
+Without ``finish_on`` the two sizes are the same object.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 from effcompress.selection.candidates import Candidate
@@ -18,26 +20,29 @@ from effcompress.types import DEPTH, AxisMap, Widths
 
 @final
 class Budget:
-    """Parameters now, the target, and for each line what its next removal frees."""
+    """Parameters now, the target, and for each candidate what its next step frees."""
 
-    def __init__(self, axes: AxisMap, lines: list[Candidate], widths: Widths, target: int) -> None:
-        self.axes, self.candidates, self.target = axes, lines, target
+    def __init__(
+        self, axes: AxisMap, candidates: list[Candidate], widths: Widths, target: int
+    ) -> None:
+        self.axes, self.candidates, self.target = axes, candidates, target
         self.start = axes.count()
-        self.units: dict[str, int] = dict.fromkeys((line.kind for line in lines), 0)
+        self.units: dict[str, int] = dict.fromkeys((c.kind for c in candidates), 0)
         """Kind -> units taken so far (a lockstep tuple counts once)."""
-        self._now = Sizes(axes, lines, widths)
-        promising = any(line.multiple != line.round_to for line in lines)
+        self._now = Sizes(axes, candidates, widths)
+        promising = any(c.multiple != c.round_to for c in candidates)
         self._kept = self._now.copy() if promising else self._now
-        self._reach = Reachability(axes, lines, self.start, target)
-        self._shares: dict[str, float] = {}
-        self._ranged = any(line.after > 0 or line.until < 1 for line in lines)
-        self._steady = not any(line.floor or line.kind in DEPTH for line in lines)
-        """No line's room depends on what another loses."""
+        self._reach = Reachability(axes, candidates, self.start, target)
+        self._fractions: dict[str, float] = {}
+        self._ranged = any(c.after > 0 or c.until < 1 for c in candidates)
+        self._steady = not any(c.floor or c.kind in DEPTH for c in candidates)
+        """Whether no candidate's room depends on what another loses: no pools, no depth."""
         self._all_fit: list[int] | None = None
         self._new: tuple[list[int], list[int]] | None = None
-        for k, line in enumerate(lines if promising else ()):
-            begun = self._now.width(k) < line.size and self._now.unit(k) > 0
-            if rest := self._now.width(k) % line.multiple if begun else 0:
+        # A resumed or pruned model may lie within a stride: its rest is promised from the start.
+        for k, c in enumerate(candidates if promising else ()):
+            begun = self._now.width(k) < c.size and self._now.unit(k) > 0
+            if rest := self._now.width(k) % c.multiple if begun else 0:
                 self._kept.take(k, rest)
 
     @property
@@ -51,36 +56,36 @@ class Budget:
         return self._now.widths
 
     def step(self, k: int) -> int:
-        """Units that go at once from every set of line ``k``: one, or as many as lead to the next
-        multiple of its ``round_to``.
+        """Returns the units that go at once from every set of candidate ``k``: one, or as many as
+        lead to the next multiple of its ``round_to``.
         """
         return self._now.step(k, self.candidates[k].round_to)
 
     def freed(self, k: int) -> int:
-        """Parameters that the next removal from line ``k`` frees."""
+        """Returns the parameters that the next step of candidate ``k`` frees."""
         return self.step(k) * self._now.unit(k)
 
     def promised(self, k: int) -> int:
-        """Units of line ``k`` that will go because others of their block went."""
+        """Returns the units of candidate ``k`` that will go because their stride was begun."""
         return self._now.width(k) - self._kept.width(k) if self._now.unit(k) else 0
 
     def removed(self, k: int) -> float:
-        """Share of the units of line ``k`` that are gone; in a pool, of the pool's."""
-        line = self.candidates[k]
-        if not line.pool:
-            return self.share(k)
-        if line.pool not in self._shares:
-            left = self._reach.left(line.pool, self._now)
-            self._shares[line.pool] = 1.0 - left / self._reach.pool_sizes[line.pool]
-        return self._shares[line.pool]
+        """Returns the removed fraction of the units of candidate ``k``, or of its pool's."""
+        c = self.candidates[k]
+        if not c.pool:
+            return self._fraction(k)
+        if c.pool not in self._fractions:
+            left = self._reach.left(c.pool, self._now)
+            self._fractions[c.pool] = 1.0 - left / self._reach.pool_sizes[c.pool]
+        return self._fractions[c.pool]
 
-    def share(self, k: int) -> float:
-        """Share of the units of line ``k`` alone that are gone."""
+    def _fraction(self, k: int) -> float:
+        """Returns the removed fraction of the units of candidate ``k`` alone."""
         return 1.0 - self._now.width(k) / self.candidates[k].size
 
     def open(self) -> list[int]:
-        """Lines whose next removal keeps a promise, or begins a block that brings the size with
-        all promises kept nearer to the target, without missing it.
+        """Returns the candidates whose next step keeps a promise, or begins a stride that brings
+        the kept size nearer to the target without missing it.
         """
         fit, leading = self._beginnings()
         if self._ranged:
@@ -92,37 +97,39 @@ class Budget:
         return [k for k in range(len(self.candidates)) if self.promised(k) or k in (leading or fit)]
 
     def take(self, k: int) -> None:
-        """Remove the next block from every set of line ``k``."""
-        block, begun = self.step(k), not self.promised(k)
+        """Removes the next step from every set of candidate ``k``."""
+        units, begun = self.step(k), not self.promised(k)
         if begun and self._kept is not self._now:
             self._kept.take(k, self._reach.stride(k, self._kept))
-        self._now.take(k, block)
+        self._now.take(k, units)
         if begun:
             self._new = None
             if self._all_fit and not self._reach.movable(k, self._kept):
                 self._all_fit.remove(k)
-        self._shares.clear()
-        self.units[self.candidates[k].kind] += block
+        self._fractions.clear()
+        self.units[self.candidates[k].kind] += units
 
     def satisfies(self, params: int | None) -> bool:
-        """Whether a schedule that asked for this size has it; the target includes all promises."""
+        """Returns whether the size asked for by a schedule is met; at the target itself only once
+        all promises are kept.
+        """
         if params is None or self.params > params:
             return False
         return params > self.target or not self.promises
 
     @property
     def promises(self) -> bool:
-        """Whether anything is promised."""
+        """Whether any stride is begun and not finished."""
         return any(self.promised(k) for k in range(len(self.candidates)))
 
     @property
     def reached(self) -> bool:
-        """Whether the size is within the tolerance of the target, and all promises are kept."""
+        """Whether the size is within the tolerance of the target and all promises are kept."""
         return self._reach.met(self._now) and not self.promises
 
     @property
     def next_size(self) -> int:
-        """The largest size below this one, whatever the target."""
+        """The largest size below this one that can be had, whatever the target."""
         kept = self._kept
         movable = [k for k in range(len(self.candidates)) if self._reach.movable(k, kept)]
         in_range = [k for k in movable if self._reach.in_range(k, kept)]
@@ -130,14 +137,15 @@ class Budget:
 
     @property
     def out_of_range(self) -> list[str]:
-        """Kinds that have mini-groups to give, but not at this size."""
-        now, lines = self._now, self.candidates
-        shut = [k for k in range(len(lines)) if not self._reach.in_range(k, now)]
-        return [*dict.fromkeys(lines[k].kind for k in shut if self._reach.movable(k, self._kept))]
+        """Kinds that have mini-groups left but are outside their ``after`` and ``until``."""
+        now, all_ = self._now, self.candidates
+        shut = [k for k in range(len(all_)) if not self._reach.in_range(k, now)]
+        return [*dict.fromkeys(all_[k].kind for k in shut if self._reach.movable(k, self._kept))]
 
     def _beginnings(self) -> tuple[list[int], list[int]]:
-        """Lines of which a block may be begun, and those of them after which the target can still
-        be met; as far as sizes with all promises kept tell.
+        """Returns the candidates of which a stride may be begun, and those of them after which the
+        target can still be met. Both follow from the kept size, so steps within a stride do not
+        invalidate them.
         """
         if self._new is None:
             fit = self._fitting()
@@ -145,8 +153,8 @@ class Budget:
         return self._new
 
     def _fitting(self) -> list[int]:
-        """Lines whose next block fits. Far from the target all that can move do, which is kept up
-        from cut to cut: a pool of all layers' channels has tens of thousands of them.
+        """Returns the candidates whose next stride fits. Far from the target every movable one
+        does; that list is updated from cut to cut, because there may be tens of thousands.
         """
         kept = self._kept
         if self._steady:
@@ -157,3 +165,27 @@ class Budget:
             if all(self._reach.frees(k, kept) <= kept.params - self.target for k in self._all_fit):
                 return list(self._all_fit)
         return [k for k in range(len(self.candidates)) if self._reach.fits(k, kept)]
+
+
+def simulate(
+    budget: Budget,
+    groups: int | None = None,
+    prefer: Callable[[Budget, int], float] = Budget.removed,
+    params: int | None = None,
+) -> dict[str, int]:
+    """Cuts a budget down without saliency: always the candidate that ``prefer`` ranks lowest, by
+    default the one with the smallest removed fraction.
+
+    ``groups`` limits how many mini-groups go, ``params`` is a size to stop at before the target.
+    Returns kind -> mini-groups removed.
+    """
+    removed: dict[str, int] = {}
+    while groups is None or sum(removed.values()) < groups:
+        choices = budget.open()
+        if not choices or budget.satisfies(params):
+            break
+        k = min(choices, key=lambda k: (prefer(budget, k), budget._fraction(k)))
+        budget.take(k)
+        kind = budget.candidates[k].kind
+        removed[kind] = removed.get(kind, 0) + 1
+    return removed

@@ -1,8 +1,8 @@
-"""Group sets -> lines: who loses a mini-group together, within what limits. No tensors.
+"""Turns group sets into candidates: sets that lose mini-groups together, and their limits.
 
-A *line* is a queue of candidates: the sets of one kind in lockstep, or one set on its own. Taking
-from a line removes one mini-group from each of its sets. The lines of a *pool* (scope ``global``)
-share the count of what must stay and of what is gone.
+A *candidate* is all sets of one kind in lockstep, or one set on its own. Taking from it removes one
+mini-group from each of its sets. The candidates of a *pool* (scope ``global``) have one floor and
+one removed fraction in common. Arithmetic on names and widths; no tensors.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ class Candidate:
     round_to: int = 1
     pool: str = ""
     floor: int = 0
-    """Units that stay in the pool."""
+    """Units that stay in the pool at least."""
     multiple: int = 1
-    """What the width is a multiple of in the end, once anything of it was cut."""
+    """The width is a multiple of this at the end, once anything was cut (``finish_on``)."""
     after: float = 0.0
     until: float = 1.0
-    """Share of the parameters that is gone while this is a candidate: ``[after, until)``."""
+    """May be cut while the removed fraction of all parameters is in ``[after, until)``."""
 
 
 def candidates_of(sets: Iterable[GroupSet]) -> list[Candidate]:
-    """One line per lockstep kind, one per set otherwise, in the order of the sets."""
-    lines: dict[str, Candidate] = {}
+    """Returns one candidate per lockstep kind, one per set otherwise, in the order of the sets."""
+    candidates: dict[str, Candidate] = {}
     for s in sets:
         key = s.kind if s.scope == "lockstep" else s.name
         names: tuple[str, ...] = (s.name,)
-        if key in lines:  # the narrowest first: it decides what may still go
-            before = lines[key].sets
-            names = (*before, s.name) if s.size >= lines[key].size else (s.name, *before)
-        lines[key] = Candidate(
+        if key in candidates:  # the narrowest set first: it limits how far all of them may go
+            before = candidates[key].sets
+            names = (*before, s.name) if s.size >= candidates[key].size else (s.name, *before)
+        candidates[key] = Candidate(
             s.kind,
             names,
-            size=min(s.size, lines[key].size) if key in lines else s.size,
+            size=min(s.size, candidates[key].size) if key in candidates else s.size,
             minimum=s.minimum,
             round_to=s.round_to,
             pool=s.kind if s.scope == "global" else "",
@@ -54,21 +54,21 @@ def candidates_of(sets: Iterable[GroupSet]) -> list[Candidate]:
             after=s.after,
             until=s.until,
         )
-    return list(lines.values())
+    return list(candidates.values())
 
 
-def beside(lines: list[Candidate]) -> dict[int, list[int]]:
-    """Candidate -> all lines of its layer, where layers or blocks may go and take them along."""
-    numbers = [axis_layer(line.sets[0]) if len(line.sets) == 1 else None for line in lines]
-    whole = {number for line, number in zip(lines, numbers, strict=True) if line.kind in DEPTH}
+def beside(candidates: list[Candidate]) -> dict[int, list[int]]:
+    """Returns candidate -> all candidates of its layer, where layers or blocks may go whole."""
+    numbers = [axis_layer(c.sets[0]) if len(c.sets) == 1 else None for c in candidates]
+    whole = {number for c, number in zip(candidates, numbers, strict=True) if c.kind in DEPTH}
     near = {n: [k for k, number in enumerate(numbers) if number == n] for n in whole - {None}}
     return {k: near.get(number, []) for k, number in enumerate(numbers)}
 
 
 def positions(axes: AxisMap, sets: Iterable[GroupSet]) -> dict[str, int]:
-    """Kind -> columns of the projections back into the residual stream that one mini-group owns, in
-    the widest layer: those of its query heads for a head, its channels for an expert, all of both
-    for blocks and layers, 1 for a channel.
+    """Returns kind -> columns of the projections into the residual stream that one mini-group owns,
+    in the widest layer: those of its query heads for a KV head, its channels for an expert, all of
+    both for blocks and layers, 1 for a channel.
     """
     found: dict[str, int] = {}
     for s in sets:
@@ -96,14 +96,16 @@ def _columns(axes: AxisMap, s: GroupSet) -> int:
 
 
 def _head(axes: AxisMap, name: str) -> int:
-    """Positions of one head; rows of a fused projection hold its queries, keys and values."""
-    blocks = [segment.positions_per_unit for segment in axes.segments if name in segment.names]
-    return min(blocks, default=1)
+    """Returns the positions of one head. The smallest segment counts: a fused projection holds
+    queries, keys and values of a head in one.
+    """
+    lengths = [segment.positions_per_unit for segment in axes.segments if name in segment.names]
+    return min(lengths, default=1)
 
 
 def least(axes: AxisMap, sets: Iterable[GroupSet]) -> int:
-    """Parameters that always remain: every set as narrow as it may be, every pool at its floor (met
-    by what costs least).
+    """Returns the parameters that always remain: every set at its narrowest, every pool at its
+    floor, which its cheapest units meet.
     """
     sets = list(sets)
     widths = {**axes.widths, **{s.name: _narrowest(s) for s in sets}}
@@ -115,20 +117,20 @@ def least(axes: AxisMap, sets: Iterable[GroupSet]) -> int:
 
 
 def _narrowest(s: GroupSet) -> int:
-    """The smallest width that is allowed, whatever the target."""
+    """Returns the smallest width allowed, whatever the target."""
     return min(s.size, math.ceil(s.minimum / s.multiple) * s.multiple)
 
 
 def _filled(axes: AxisMap, pool: list[GroupSet], widths: Mapping[str, int]) -> dict[str, int]:
-    """Widths of a pool's sets when ``floor`` units stay in it, the cheapest ones."""
+    """Returns the widths of a pool's sets when its ``floor`` cheapest units stay."""
 
-    def price(s: GroupSet) -> int:
+    def cost(s: GroupSet) -> int:
         one = {**widths, s.name: widths[s.name] + 1}
         return axes.count(one)
 
     found = {s.name: s.minimum for s in pool}
     missing = pool[0].floor - sum(found.values())
-    for s in sorted(pool, key=price):
+    for s in sorted(pool, key=cost):
         more = max(0, min(s.size - s.minimum, missing))
         found[s.name] += more
         missing -= more

@@ -1,4 +1,9 @@
-"""Widths, the size they give, and what one unit less of a line would free: integers, kept exact."""
+"""Widths, parameter counts and what the next unit of a candidate would free, as exact integers.
+
+A parameter count is a polynomial in the widths, linear in each of them. So the parameters that one
+unit frees are a polynomial in the *other* widths, and a size can be kept up to date by subtraction
+instead of being counted anew: a pool of all layers' channels has tens of thousands of candidates.
+"""
 
 from __future__ import annotations
 
@@ -8,52 +13,53 @@ from typing import final
 from effcompress.selection.candidates import Candidate
 from effcompress.types import AxisMap, Widths
 
-Price = dict[tuple[str, ...], int]
+Cost = dict[tuple[str, ...], int]
+"""``{names: factor}`` stands for the sum of ``factor * product of widths[names]``."""
 
 
 @final
 class Sizes:
-    """One state of a model whose lines are cut; ``copy`` it to try something."""
+    """The widths of a model at one moment. ``copy`` it to try a removal."""
 
-    def __init__(self, axes: AxisMap, lines: list[Candidate], widths: Widths) -> None:
-        self.candidates = lines
+    def __init__(self, axes: AxisMap, candidates: list[Candidate], widths: Widths) -> None:
+        self.candidates = candidates
         self.widths = {**axes.widths, **widths}
         self.params = axes.count(self.widths)
-        self._prices = [_price(axes, line) for line in lines]
+        self._costs = [_cost(axes, c) for c in candidates]
         self._unit: dict[int, int] = {}
         self._touched = [
-            [j for j, price in enumerate(self._prices) if _names(price) & set(line.sets)]
-            for line in lines
+            [j for j, cost in enumerate(self._costs) if _names(cost) & set(c.sets)]
+            for c in candidates
         ]
 
     def copy(self) -> Sizes:
-        """The same state, on its own from now on."""
+        """Returns an independent copy; the polynomials are shared."""
         new = Sizes.__new__(Sizes)
-        new.candidates, new._prices, new._touched = self.candidates, self._prices, self._touched
+        new.candidates, new._costs, new._touched = self.candidates, self._costs, self._touched
         new.widths, new.params, new._unit = dict(self.widths), self.params, dict(self._unit)
         return new
 
     def width(self, k: int) -> int:
-        """Units left in the narrowest set of line ``k``."""
+        """Returns the units left in the narrowest set of candidate ``k``."""
         return self.widths[self.candidates[k].sets[0]]
 
     def unit(self, k: int) -> int:
-        """Parameters that one unit less of every set of line ``k`` frees; 0 where its layer is
-        gone. Does not depend on the line's own widths.
+        """Returns the parameters that one unit less of every set of candidate ``k`` frees; 0 where
+        its layer is gone. Cached: it changes only when another candidate's widths do.
         """
         if k not in self._unit:
             self._unit[k] = sum(
                 factor * math.prod(self.widths[name] for name in names)
-                for names, factor in self._prices[k].items()
+                for names, factor in self._costs[k].items()
             )
         return self._unit[k]
 
     def step(self, k: int, multiple: int) -> int:
-        """Units from line ``k`` down to the next multiple."""
+        """Returns the units from the width of candidate ``k`` down to the next multiple."""
         return self.width(k) % multiple or multiple
 
     def take(self, k: int, units: int) -> None:
-        """Remove units from every set of line ``k``."""
+        """Removes units from every set of candidate ``k``."""
         self.params -= units * self.unit(k)
         for name in self.candidates[k].sets:
             self.widths[name] -= units
@@ -61,17 +67,17 @@ class Sizes:
             self._unit.pop(other, None)
 
 
-def _names(price: Price) -> set[str]:
-    """Everything whose width the price depends on."""
-    return {name for names in price for name in names}
+def _names(cost: Cost) -> set[str]:
+    """Returns every axis whose width the cost depends on."""
+    return {name for names in cost for name in names}
 
 
-def _price(axes: AxisMap, line: Candidate) -> Price:
-    """What one removal from a line frees, as a polynomial in the widths of the *other* axes:
-    ``{names: factor}`` stands for the sum of ``factor * product of widths[names]``.
+def _cost(axes: AxisMap, candidate: Candidate) -> Cost:
+    """Returns what one unit of a candidate frees: the derivative of the count by its width, summed
+    over its sets.
     """
-    terms: Price = {}
-    for name in line.sets:
+    terms: Cost = {}
+    for name in candidate.sets:
         for param in dict.fromkeys(side.param for side in axes.by_axis[name]):
             for names, factor in axes.terms(param):
                 if name in names:

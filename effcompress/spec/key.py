@@ -1,4 +1,4 @@
-"""Types of values that recipes write, and how a field says what it is."""
+"""Annotated types of recipe values, and ``key``, which declares a field of a section."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 Count = Annotated[int, "count"]
 """A whole number; recipes may write 469M, 72B, 1.5k."""
-Fraction = Annotated[float, "share"]
+Fraction = Annotated[float, "fraction"]
 """A number from 0 to 1; recipes may write 85%."""
 Positive = Annotated[int, "positive"]
 """A whole number from 1 on."""
@@ -24,7 +24,9 @@ SHA256 = {"pattern": "^[0-9a-fA-F]{64}$", "words": "64 hexadecimal digits"}
 
 
 def key(help: str, default: Any = ..., **metadata: Any) -> Any:
-    """A field of a section: the sentence users read, its default, what the checks hold it to."""
+    """Declares a field of a section: its help text, its default, and the bounds it is checked
+    against (``metadata``, see ``effcompress.spec``).
+    """
     metadata["help"] = help
     if default is ...:
         return field(metadata=metadata)

@@ -1,8 +1,7 @@
 """One optimizer step after another."""
 
 from effcompress.train.loss import Objective, RowLoss, next_token
-from effcompress.train.optimizer import learning_rate, optimizer
-from effcompress.train.step import Losses, backward, update
+from effcompress.train.step import Losses, backward, learning_rate, optimizer, update
 
 __all__ = [
     "Losses",

@@ -175,7 +175,7 @@ def test_options_reach_the_runner(effcompress, comparing) -> None:
     code, out, _ = effcompress("compare", "a.yaml", "b.yaml", *words, "--offline", "--json")
     assert code == 0 and json.loads(out)["rows"][0]["method"] == "dense"
     called = comparing["called"]
-    assert called.pop("progress") is not None
+    assert called.pop("progress") is not None and called.pop("stopping") is not None
     assert called == {
         "targets": [Path("a.yaml"), Path("b.yaml")],
         "seeds": [2, 0],

@@ -28,14 +28,14 @@ ffn           5
 
 A note [of] two words.
 """
-PRICE = types.SimpleNamespace(lines=["size is 3"], data={"size": 3})
+CHECKED = types.SimpleNamespace(lines=["size is 3"], data={"size": 3})
 
 
 @pytest.fixture
 def runner(monkeypatch):
     """Stand-ins for the runner's modules: record the call, answer with what was set."""
     calls: list[tuple[str, tuple, dict]] = []
-    answers: dict[str, object] = {"check": PRICE}
+    answers: dict[str, object] = {"preflight": CHECKED}
 
     def stand_in(module: str, name: str) -> None:
         def function(*args, **keywords):
@@ -49,7 +49,7 @@ def runner(monkeypatch):
         setattr(fake, name, function)
         monkeypatch.setitem(sys.modules, module, fake)
 
-    modules = {"run": "runner.run", "preflight": "runner.preflight", "check": "estimate.check"}
+    modules = {"run": "runner.run", "preflight": "runner.preflight"}
     modules |= {"plan": "estimate.forecast", "inspect": "estimate.inspect"}
     modules |= {"fetch": "commands.fetch", "evaluate": "commands.evaluate"}
     for name, module in modules.items():
@@ -89,6 +89,7 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
     )
     (checked, _, first), (ran, (loaded,), keywords) = runner.calls
     assert (checked, first, ran) == ("preflight", {"offline": True}, "run")
+    assert keywords.pop("stopping") is not None
     assert keywords == {"output": Path("out"), "resume": True, "offline": True}
     assert (loaded.recipe.seed, loaded.recipe.train.tokens) == (1, 9)
 
@@ -163,7 +164,7 @@ def test_check_reports_all_before_it_fails(effcompress, runner, tmp_path):
 
 def test_check_as_json(effcompress, runner, tmp_path):
     write(tmp_path)
-    runner.answers["check"] = SourceError("gone", where="recipe.yaml:2", fix="look")
+    runner.answers["preflight"] = SourceError("gone", where="recipe.yaml:2", fix="look")
     code, out, err = effcompress("check", "recipe.yaml", "--json")
     report = json.loads(out)
     assert (code, err, report["ok"]) == (2, "", False)

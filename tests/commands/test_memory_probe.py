@@ -17,8 +17,7 @@ from effcompress.estimate.communication import Message, per_commit, per_cut, per
 from effcompress.estimate.costs import Launch
 from effcompress.estimate.feasibility import SizedModel, sized_model
 from effcompress.estimate.forecast import plan
-from effcompress.estimate.gram_sizes import grams_of, index_bytes
-from effcompress.estimate.memory import Held, memory, trained
+from effcompress.estimate.memory import Held, grams_of, index_bytes, memory, trained
 from effcompress.measure.grams import Grams, readers
 from effcompress.network.axis_map import resolve_model
 from effcompress.network.pruned_model import PrunedModel
@@ -85,7 +84,7 @@ def test_activations_are_what_autograd_keeps(family: str, precision: str) -> Non
     found, layers, copies, _ = kept(family, precision)
     bf16 = precision == "bf16"
     said = activations(found.axes, found.config, {}, LENGTH, bf16=bf16)
-    assert said.blocks * ROWS * LENGTH == pytest.approx(layers, rel=0.10)
+    assert said.layers * ROWS * LENGTH == pytest.approx(layers, rel=0.10)
     assert copies == (2 * copied(found.axes, {}) if bf16 else 0)
 
 
@@ -104,7 +103,7 @@ def test_activations_are_what_autograd_keeps(family: str, precision: str) -> Non
 def test_activations_follow_the_shape(changes: dict[str, Any]) -> None:
     found, layers, _, logits = kept("llama", "fp32", **changes)
     said = activations(found.axes, found.config, {}, LENGTH, bf16=False)
-    assert said.blocks * ROWS * LENGTH == pytest.approx(layers, rel=0.04)
+    assert said.layers * ROWS * LENGTH == pytest.approx(layers, rel=0.04)
     # Of the three numbers at the peak, the log-softmax is what is kept; the last token has none.
     assert said.logits / 3 * ROWS * (LENGTH - 1) == logits
 
@@ -113,13 +112,13 @@ def test_activations_by_hand() -> None:
     axes = resolve_model({**SMALL, "model_type": "llama", "tie_word_embeddings": True})
     one = 4 * (2 * 2 * 48 + 2 * 48 + 2 * 96 + 2 * 32 + 4 * 112)
     said = activations(axes.axes, axes.config, {}, LENGTH, bf16=False)
-    assert said.blocks == 2 * one + 4 * (2 * 48 + 48)
+    assert said.layers == 2 * one + 4 * (2 * 48 + 48)
     assert said.logits == 12 * VOCAB
     half = 4 * 2 * 2 * 48 + 2 * (5 * 48 + 2 * 96 + 2 * 32 + 4 * 112)
     said = activations(axes.axes, axes.config, {}, LENGTH, bf16=True)
-    assert said.blocks == 2 * half + 4 * 2 * 48 + 2 * 48
+    assert said.layers == 2 * half + 4 * 2 * 48 + 2 * 48
     gone = activations(axes.axes, axes.config, {"layer.1": 0}, LENGTH, bf16=True)
-    assert gone.blocks == half + 4 * 2 * 48 + 2 * 48
+    assert gone.layers == half + 4 * 2 * 48 + 2 * 48
 
 
 def of(tmp_path: Path, *sets: str, processes: int = 1) -> tuple[SizedModel, dict[str, Held], int]:
@@ -140,7 +139,7 @@ def test_phases_by_hand(tmp_path: Path) -> None:
     said = activations(found.axes, found.config, {}, 32, bf16=False)
     backward = held["backward"]
     assert backward.gradients == 0 and backward.moments == 2 * weights
-    assert backward.activations == 4 * 32 * said.blocks
+    assert backward.activations == 4 * 32 * said.layers
     assert backward.logits == 4 * 32 * 12 * 258
     assert held["evaluation"].logits == 2 * 32 * 12 * 258
     assert held["cut"].working == 4 * 3 * 48 * 258 > embedding

@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from effcompress.data import hub, needs
+from effcompress.data import needs, sources
 from effcompress.data.documents import Fields
-from effcompress.data.files import files_source
-from effcompress.data.stdlib import stdlib_source
+from effcompress.data.sources import files_source, stdlib_source
 from effcompress.errors import SourceError
 from effcompress.spec import DataSpec, DomainSpec
 
@@ -125,7 +124,7 @@ def test_stdlib_gives_real_text_in_a_fixed_order(which, words):
 
 @pytest.fixture
 def fake_hub(monkeypatch):
-    """hub.open_stream without the hub: real streaming of a local file, as the real one does."""
+    """sources.open_stream without the hub: real streaming of a local file, as the real one does."""
     import datasets
 
     calls = []
@@ -160,7 +159,7 @@ def test_hub_streams_then_works_offline(make, jsonl, texts, fake_hub, monkeypatc
     def no_network(*_args, **_kwargs):
         raise AssertionError("asked the network")
 
-    monkeypatch.setattr(hub, "open_stream", no_network)
+    monkeypatch.setattr(sources, "open_stream", no_network)
     monkeypatch.setattr(socket, "create_connection", no_network)
     offline = make({"d": domain})
     assert offline.fingerprint == online.fingerprint
@@ -184,7 +183,7 @@ def test_hub_errors_name_the_data_set(make, monkeypatch):
     def refuse(*_args):
         raise ConnectionError("no route to host\nmore")
 
-    monkeypatch.setattr(hub, "open_stream", refuse)
+    monkeypatch.setattr(sources, "open_stream", refuse)
     with pytest.raises(SourceError, match=r"'some/set' .*cannot be read: no route to host\n"):
         make({"d": DomainSpec(hub="some/set", revision="abc")}, offline=False)
 

@@ -15,7 +15,7 @@ from effcompress.errors import SourceError
 from effcompress.evaluation import perplexity
 from effcompress.spec import DistillSpec, DomainSpec, TrainSpec
 from effcompress.train import backward
-from effcompress.train.distill import divergence
+from effcompress.train.loss import divergence
 from effcompress.types import Batch
 from tests.conftest import tiny, tokens
 

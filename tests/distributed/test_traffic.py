@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 
 from effcompress import load_recipe
-from effcompress.estimate.communication import Message, per_commit, per_cut, per_step
+from effcompress.estimate.communication import (
+    Message,
+    losing_rows,
+    per_commit,
+    per_cut,
+    per_step,
+    shard_elements,
+)
 from effcompress.estimate.feasibility import sized_model
-from effcompress.estimate.shards import losing_rows, share
 from tests import warm
 from tests.distributed import counting
 from tests.runner.toys import recipe
@@ -82,8 +88,8 @@ def test_bytes_where_parameters_are_shared_out(tmp_path: Path) -> None:
     assert 0 < said["cut"].pop("whole") <= largest
     touched = said["touched"]
     assert said["cut"] == by_collective(per_cut(found, prune, {}, 1, touched, shards=2))
-    before = share(found.axes, {}, 2)
-    rows = share(found.axes, {}, 2, losing_rows(found, touched))
+    before = shard_elements(found.axes, {}, 2)
+    rows = shard_elements(found.axes, {}, 2, losing_rows(found, touched))
     proof = before + said["own"]  # as it was before, and as it is then
     assert said["surgery"].pop("whole") <= largest  # nobody ever holds more than one weight
     assert said["surgery"] == {"all_gather": 4 * (3 * rows + proof)}

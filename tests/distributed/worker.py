@@ -23,6 +23,7 @@ from pathlib import Path
 from torch import _dynamo as dynamo
 
 from effcompress import load_recipe, run, train
+from effcompress.cli.signals import stop_on_signals
 from effcompress.distributed import joined
 from effcompress.errors import EffcompressError
 from effcompress.runner import run as story
@@ -43,8 +44,10 @@ def main(path: Path) -> int:
                 dynamo.lookup_backend = lambda _, made=made: made
             if job.get("bare"):
                 story.export_and_prove = lambda *_: None
+            resume = job.get("resume", False)
             try:
-                run(loaded, output=Path(job["output"]), resume=job.get("resume", False))
+                with stop_on_signals() as stopping:
+                    run(loaded, output=Path(job["output"]), resume=resume, stopping=stopping)
             except EffcompressError as error:
                 failed += 1
                 print(f"process {os.environ['RANK']}: {error}", file=sys.stderr)

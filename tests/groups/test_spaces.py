@@ -10,9 +10,8 @@ from effcompress import groups
 from effcompress.errors import CoverageError
 from effcompress.model.families import family_of
 from effcompress.registry import REGISTRY, Bound
-from effcompress.selection.budget import Budget
+from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, least
-from effcompress.selection.simulate import simulate
 from effcompress.types import AxisMap, GroupSet
 from tests.conftest import shape
 

@@ -20,13 +20,12 @@ from effcompress import groups
 from effcompress.errors import CoverageError, SourceError
 from effcompress.groups.tracing import graph as trace_graph
 from effcompress.groups.tracing import search
-from effcompress.groups.tracing.declaration import declaration
-from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
+from effcompress.groups.tracing.draft import Draft, declaration, draft_from_json, family_from
 from effcompress.groups.tracing.trace import trace_family
-from effcompress.groups.verify import Unproven, cover, prove
+from effcompress.groups.tracing.verify import Unproven, cover, prove
 from effcompress.model.families import family_of
 from effcompress.model.small import build
-from effcompress.network.family import family_for
+from effcompress.network.axis_map import family_for
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from effcompress.types import Axis, Family

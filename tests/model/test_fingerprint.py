@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from effcompress.model.fingerprint import fingerprint
+from effcompress.model.load import fingerprint
 from tests.conftest import tiny
 
 

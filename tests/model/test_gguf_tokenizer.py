@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from effcompress.errors import SourceError
-from effcompress.model.convert import convert
+from effcompress.model.gguf.read import convert
 from effcompress.model.gguf.vocabulary import (
     _LLAMA3,
     BYTE,

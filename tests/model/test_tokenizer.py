@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effcompress.errors import SourceError
-from effcompress.model.convert import convert
+from effcompress.model.gguf.read import convert
 from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokenizer
 
 TEXTS = [

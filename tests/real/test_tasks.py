@@ -14,7 +14,7 @@ from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner import tasks
 from effcompress.spec import TasksSpec
-from effcompress.spec.tasks import CARRIER, CARRIER_SHA256
+from effcompress.spec.results import CARRIER, CARRIER_SHA256
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 

@@ -176,15 +176,15 @@ def test_a_pattern_is_no_time_of_day(tmp_path, written):
         text = ZEROS + f"sparsify: {{method: wanda, {inner}}}\n"
     sparsify = loaded(tmp_path, text).recipe.sparsify
     assert sparsify is not None and sparsify.n_of_m == Pattern(2, 4)
-    assert (sparsify.n_of_m.zeros, sparsify.share, str(sparsify.n_of_m)) == (2, 0.5, "2:4")
+    assert (sparsify.n_of_m.zeros, sparsify.fraction, str(sparsify.n_of_m)) == (2, 0.5, "2:4")
 
 
-def test_a_share_of_zeros(tmp_path):
+def test_a_fraction_of_zeros(tmp_path):
     sparsify = loaded(
         tmp_path, ZEROS + "sparsify: {method: wanda, sparsity: 60%}\n"
     ).recipe.sparsify
     assert sparsify is not None and sparsify.n_of_m is None
-    assert sparsify.share == 0.6 and sparsify.sequences == 128
+    assert sparsify.fraction == 0.6 and sparsify.sequences == 128
 
 
 @pytest.mark.parametrize("number", ["12", "-3", "+7", "0", "010", "0x1F", "0b11", "1_000"])

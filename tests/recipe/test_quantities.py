@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effcompress.recipe.quantities import count, nearest_count, nearest_share, share
+from effcompress.recipe.quantities import count, fraction, nearest_count, nearest_fraction
 
 
 @pytest.mark.parametrize(
@@ -26,16 +26,16 @@ def test_units_multiply_exactly(number, unit):
     assert count(f"{number}{unit[0]}") == number * unit[1]
 
 
-def test_shares():
-    assert share("85%") == 0.85
-    assert share("12.5%") == 0.125
-    assert share(1) == 1.0
+def test_fractions():
+    assert fraction("85%") == 0.85
+    assert fraction("12.5%") == 0.125
+    assert fraction(1) == 1.0
 
 
 @pytest.mark.parametrize("written", ["120%", "85 %", "0.5", -0.1, 1.5])
-def test_no_shares(written):
+def test_no_fractions(written):
     with pytest.raises(ValueError):
-        share(written)
+        fraction(written)
 
 
 def test_what_was_probably_meant():
@@ -43,7 +43,7 @@ def test_what_was_probably_meant():
     assert nearest_count("1,000") == "1000"
     assert nearest_count("2GB") == "2B"
     assert nearest_count("many") is None
-    assert nearest_share(85) == "85%"
-    assert nearest_share("85 percent") == "85%"
-    assert nearest_share("0,85") == "0.85"
-    assert nearest_share("120%") is None
+    assert nearest_fraction(85) == "85%"
+    assert nearest_fraction("85 percent") == "85%"
+    assert nearest_fraction("0,85") == "0.85"
+    assert nearest_fraction("120%") is None

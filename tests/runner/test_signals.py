@@ -8,12 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from effcompress import load_recipe, run
+from effcompress.cli.signals import SIGNALS, stop_on_signals
 from effcompress.errors import RecipeError, RunError, Stopped
 from effcompress.report.gather import gather
 from effcompress.report.words import status
+from effcompress.runner import run as run_room
 from effcompress.runner.signals import Stopping, grace
 from tests import warm
 from tests.runner.toys import events, recipe
@@ -48,7 +52,7 @@ def test_a_scheduler_gets_a_checkpoint_and_a_zero(tmp_path: Path) -> None:
 
 
 def test_outside_of_the_loop_it_stops_at_once() -> None:
-    with Stopping().listening(), pytest.raises(Stopped) as caught:
+    with stop_on_signals(), pytest.raises(Stopped) as caught:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert caught.value.exit_code == 0
@@ -56,10 +60,13 @@ def test_outside_of_the_loop_it_stops_at_once() -> None:
 
 def test_in_the_loop_it_waits_and_a_second_request_does_not() -> None:
     said: list[str] = []
-    with Stopping(say=said.append).listening() as stopping, stopping.patient():
+    with stop_on_signals(Stopping(say=said.append)) as stopping, stopping.patient():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.2)
-        assert stopping.asked == "SIGINT" and "checkpoint" in said[0]
+        assert stopping.asked == "SIGINT"
+        assert said == [
+            "Finishing this step, then saving a checkpoint. Press Ctrl-C again to quit now"
+        ]
         with pytest.raises(Stopped) as caught:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
@@ -67,17 +74,53 @@ def test_in_the_loop_it_waits_and_a_second_request_does_not() -> None:
 
 
 def test_a_step_that_does_not_end_is_no_success() -> None:
-    with Stopping(0.1).listening() as stopping, stopping.patient():
+    with stop_on_signals(Stopping(0.1)) as stopping, stopping.patient():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(RunError, match=r"no step ended within 0\.1 s"):
             time.sleep(5)
 
 
-def test_what_listened_before_listens_again() -> None:
-    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    with Stopping().listening():
-        assert signal.getsignal(signal.SIGTERM) != before[0]
-    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+def test_former_handlers_come_back() -> None:
+    before = handlers()
+    with stop_on_signals():
+        assert not set(handlers()) & set(before)
+    assert handlers() == before
+
+
+def test_a_run_in_process_leaves_the_signal_handlers_alone(tmp_path: Path, monkeypatch) -> None:
+    """A program that calls ``effcompress.run`` keeps its own handlers, during and after the run."""
+    before, seen = handlers(), list[list[object]]()
+    real = run_room.train_step
+
+    def step(*given: Any, **more: Any) -> bool:
+        seen.append(handlers())
+        return real(*given, **more)
+
+    monkeypatch.setattr(run_room, "train_step", step)
+    run(load_recipe(recipe(tmp_path)), output=tmp_path / "out")
+    assert seen and all(one == before for one in seen)
+    assert handlers() == before
+
+
+def test_a_run_in_process_can_be_asked_to_stop(tmp_path: Path, monkeypatch) -> None:
+    """Without any signal: the caller's own ``Stopping`` ends the run behind the current step."""
+    stopping, real, calls = Stopping(), run_room.train_step, list[int]()
+
+    def step(*given: Any, **more: Any) -> bool:
+        calls.append(len(calls) + 1)
+        if len(calls) == 3:
+            stopping.request(signal.SIGTERM)
+        return real(*given, **more)
+
+    monkeypatch.setattr(run_room, "train_step", step)
+    with pytest.raises(Stopped, match="behind step 3, with a checkpoint"):
+        run(load_recipe(recipe(tmp_path)), output=tmp_path / "out", stopping=stopping)
+    stopping.close()
+    assert events(tmp_path / "out", "checkpoint")[-1]["step"] == 3
 
 
 def test_the_grace_time_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from effcompress import groups
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
-from effcompress.selection.budget import Budget
+from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of
 from effcompress.selection.reachability import TOLERANCE
-from effcompress.selection.simulate import simulate
 from tests.conftest import shape
 
 BIG = shape("gqa_tied", vocab_size=512, hidden_size=96, intermediate_size=400)

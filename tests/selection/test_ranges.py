@@ -13,9 +13,8 @@ from effcompress import groups
 from effcompress.errors import CoverageError
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
-from effcompress.selection.budget import Budget
+from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, positions
-from effcompress.selection.simulate import simulate
 from tests.conftest import shape
 
 BIG = shape("gqa_tied", vocab_size=512, hidden_size=96, intermediate_size=400)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from effcompress.spec import DistillSpec
-from effcompress.train.distill import Distillation, divergence
-from effcompress.train.loss import next_token
+from effcompress.train.loss import Distillation, divergence, next_token
 from tests.conftest import tiny, tokens
 
 

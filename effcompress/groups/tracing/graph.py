@@ -2,7 +2,7 @@
 
 It is right on much and wrong on some, it may name positions that do not exist, and on some models
 it never returns. So every question has a time limit, an answer with an impossible position is
-thrown away whole, and what is left is a proposal, never a fact (``groups/verify.py``).
+thrown away whole, and what is left is a proposal, never a fact (``groups/tracing/verify.py``).
 
 It is asked in a process of its own: the time limit is a signal, and the graph it builds keeps every
 weight alive.

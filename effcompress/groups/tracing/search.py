@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from effcompress.errors import CoverageError
-from effcompress.groups import size_fields as memory
+from effcompress.groups.tracing import size_fields
 from effcompress.groups.tracing.anatomy import Anatomy, Norm, anatomy_of, norms_of
-from effcompress.groups.tracing.declaration import declaration
-from effcompress.groups.tracing.draft import Draft
+from effcompress.groups.tracing.draft import Draft, declaration
 from effcompress.groups.tracing.graph import Trace, trace
 from effcompress.groups.tracing.propose import (
     ATTENTION,
@@ -28,7 +27,7 @@ from effcompress.groups.tracing.propose import (
     assemble,
     candidates,
 )
-from effcompress.groups.verify import Unproven, cover, prove, rebuild
+from effcompress.groups.tracing.verify import Unproven, cover, prove, rebuild
 from effcompress.types import Config, axis_kind
 
 KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
@@ -54,10 +53,10 @@ class Probe:
     config: dict[str, Any]
     anatomy: Anatomy
 
-    def fits(self, draft: Draft) -> memory.Sized:
+    def fits(self, draft: Draft) -> size_fields.Sized:
         """The model as the draft sees it. Raises CoverageError."""
         mine = draft.with_heads(self.anatomy.head_dim or 1)
-        return memory.Sized(
+        return size_fields.Sized(
             self.config, self.module, cover(mine, self.config, self.module), mine.blocks
         )
 
@@ -171,8 +170,8 @@ class Search:
         models = [probe.fits(draft) for probe in (self.small, self.other)]
         draft = replace(
             draft,
-            fields=memory.fields(draft, models),
-            attributes=memory.attributes(draft, models),
+            fields=size_fields.fields(draft, models),
+            attributes=size_fields.attributes(draft, models),
         )
         over = dict(_averages(draft, self.norms, self.small.anatomy))
         if not over:
@@ -185,7 +184,7 @@ class Search:
             centred=norm.centred,
             gain_offset=norm.offset,
             epsilon_attribute=norm.attribute,
-            epsilon_field=memory.epsilon_field(self.small.config, norm.epsilon),
+            epsilon_field=size_fields.epsilon_field(self.small.config, norm.epsilon),
             final_norm=final[-1] if final else "",
             approximate={k: _ACROSS for kinds in over.values() for k in kinds if k != HIDDEN},
         )

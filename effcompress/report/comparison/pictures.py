@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 
-from effcompress.report import bars, numbers
-from effcompress.report.axes import Point, smooth
-from effcompress.report.chart import Chart, Labels, Line, draw
+from effcompress.report import charts, numbers
+from effcompress.report.charts import SHAPES, Bar, Chart, Line, Point, Scatter, Spot, draw, smooth
 from effcompress.report.comparison import columns
 from effcompress.report.comparison.columns import QUALITY, Column
 from effcompress.report.comparison.rows import Comparison, Row
-from effcompress.report.scatter import SHAPES, Scatter, Spot
-from effcompress.report.scatter import draw as draw_scatter
 
 TONES = ("after", "attention", "hidden", "spare", "spare2")
 """Colours of methods, in turn."""
@@ -25,8 +21,8 @@ FAR = 2.5
 def pictures(comparison: Comparison) -> dict[str, str]:
     """Name -> ``<svg>``, in reading order; only those that there are numbers for."""
     drawn = {
-        "parameters": _quality_over(comparison, "params", numbers.counts),
-        "operations": _quality_over(comparison, "flops", _operations, zero=True),
+        "parameters": _quality_over(comparison, "params", charts.COUNT),
+        "operations": _quality_over(comparison, "flops", charts.POWER, zero=True),
         "loss": _loss(comparison),
         "prune_seconds": _bars(comparison, "prune_seconds"),
         "prune_memory": _bars(comparison, "prune_memory"),
@@ -46,7 +42,7 @@ def _column(comparison: Comparison, key: str) -> Column:
     return next(c for c in comparison.columns if c.key == key)
 
 
-def _quality_over(comparison: Comparison, key: str, labels: Labels, *, zero: bool = False) -> str:
+def _quality_over(comparison: Comparison, key: str, labels: str, *, zero: bool = False) -> str:
     """Perplexity over another column; nothing where that column is zero for all."""
     over, quality = _column(comparison, key), _column(comparison, QUALITY)
     spots = [
@@ -58,8 +54,8 @@ def _quality_over(comparison: Comparison, key: str, labels: Labels, *, zero: boo
         return ""
     values = [s.y for s in spots]
     log = max(values) / min(values) > FAR
-    axis: Labels = numbers.powers if max(values) >= columns.HUGE else numbers.plain
-    return draw_scatter(
+    axis = charts.POWER if max(values) >= columns.HUGE else charts.PLAIN
+    return charts.scatter(
         Scatter(
             f"Perplexity over {over.title}",
             "lower is better; bars: standard deviation over the seeds"
@@ -83,10 +79,6 @@ def _spot(comparison: Comparison, row: Row, over: Column, quality: Column) -> Sp
     return Spot(row.label, x.mean, y.mean, tone, told, shape, y.deviation)
 
 
-def _operations(values: Sequence[float]) -> list[str]:
-    return [numbers.power(v) if v else "0" for v in values]
-
-
 def _loss(comparison: Comparison) -> str:
     """Training loss over tokens, one line per method, the mean of its seeds."""
     lines: list[Line] = []
@@ -94,8 +86,7 @@ def _loss(comparison: Comparison) -> str:
         course = _mean_course(row)
         if row.size is not None and len(course) > 1:
             tone, shape = look(comparison, row)
-            again = "" if shape == SHAPES[0] else " again"
-            lines.append(Line(row.label, smooth(course), f"{tone}{again}"))
+            lines.append(Line(row.label, smooth(course), tone, thin=shape != SHAPES[0]))
     if not lines:
         return ""
     more = f" of the best {LINES}" if len(lines) > LINES else ""
@@ -106,7 +97,7 @@ def _loss(comparison: Comparison) -> str:
             lines[:LINES],
             "tokens trained on",
             "nats per token",
-            numbers.plain,
+            charts.PLAIN,
             numbers.decimal,
         )
     )
@@ -130,14 +121,10 @@ def _bars(comparison: Comparison, key: str) -> str:
     rows = [row for row in comparison.rows if key in row.values]
     if not any(row.values[key].mean for row in rows):
         return ""
-    values = [
-        (
-            row.label,
-            row.values[key].mean,
-            column.write(row.values[key].mean),
-            look(comparison, row)[0],
-        )
+    bars = [
+        Bar(row.label, mean, column.write(mean), look(comparison, row)[0])
         for row in rows
+        for mean in (row.values[key].mean,)
     ]
     unit = "the sum of all events" if key == "prune_seconds" else "peak"
-    return bars.lying(column.title[0].upper() + column.title[1:], unit, values)
+    return charts.bars(column.title[0].upper() + column.title[1:], unit, bars)

@@ -12,11 +12,11 @@ from typing import Any
 from effcompress.report.comparison.columns import QUALITY, Column
 from effcompress.report.comparison.facts import Attempt
 from effcompress.report.comparison.rows import Comparison, Row
-from effcompress.report.comparison.spread import BEST, TIED
+from effcompress.report.comparison.spread import BEST
+from effcompress.report.render import render
 
 FORMAT = 1
 CALIBRATION = "calibration"
-MARKS = {BEST: "best", TIED: "tied", "": ""}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def brief(comparison: Comparison) -> Grid:
 def name(row: Row) -> str:
     """Label, letters of footnotes, mark: ``taylor [a, b] (tied)``."""
     letters = f" [{', '.join(row.notes)}]" if row.notes else ""
-    return f"{row.label}{letters}" + (f" ({MARKS[row.mark]})" if row.mark else "")
+    return f"{row.label}{letters}" + (f" ({row.mark})" if row.mark else "")
 
 
 def _cells(row: Row, columns: tuple[Column, ...]) -> tuple[str, ...]:
@@ -87,35 +87,25 @@ def _cells(row: Row, columns: tuple[Column, ...]) -> tuple[str, ...]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """A GitHub page: conditions, table, footnotes. The best is bold."""
+    """Returns a page for GitHub: conditions, table, footnotes. The best is bold."""
     table = grid(comparison)
-    lines = [f"# {comparison.name}", ""]
-    lines += [f"- **{title}**: {_literal(words)}" for title, words in comparison.conditions]
-    lines += [
-        "",
-        _line(table.header),
-        _line("---" if k == 0 else "---:" for k in range(len(table.header))),
+    quality = 1 + [c.key for c in written(comparison)].index(QUALITY)
+    rows = [
+        {"cells": cells, "bold": (0, quality) if row.mark == BEST else ()}
+        for row, cells in zip(comparison.rows, table.rows, strict=True)
     ]
-    for row, cells in zip(comparison.rows, table.rows, strict=True):
-        shown = [_literal(cell) for cell in cells]
-        if row.mark == BEST:
-            quality = 1 + [c.key for c in written(comparison)].index(QUALITY)
-            shown[0], shown[quality] = f"**{shown[0]}**", f"**{shown[quality]}**"
-        lines.append(_line(shown))
-    lines += ["", *(f"{_literal(claim)}\n" for claim in comparison.claims)]
-    lines += [f"- \\[{letter}\\] {_literal(words)}" for letter, words in comparison.notes]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _literal(text: str) -> str:
-    """Text that Markdown takes for what it is."""
-    for sign in "\\`*_[]<>|":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    return (
+        render(
+            "comparison.md.jinja",
+            name=comparison.name,
+            conditions=comparison.conditions,
+            header=table.header,
+            rows=rows,
+            claims=comparison.claims,
+            notes=comparison.notes,
+        ).rstrip()
+        + "\n"
+    )
 
 
 def comma_separated(comparison: Comparison) -> str:

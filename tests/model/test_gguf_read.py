@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from effcompress.errors import SourceError
-from effcompress.model.convert import convert
+from effcompress.model.gguf.read import convert
 
 
 def test_the_folder_loads_and_holds_the_weights_of_the_file(tiny_gguf, tmp_path):

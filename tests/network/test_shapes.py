@@ -9,11 +9,10 @@ import pytest
 from effcompress import groups
 from effcompress.errors import CoverageError
 from effcompress.model.families import family_of
-from effcompress.network.target import bounded, wanted
+from effcompress.network.shapes import bounded, wanted
 from effcompress.registry import REGISTRY, Bound
-from effcompress.selection.budget import Budget
+from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of
-from effcompress.selection.simulate import simulate
 from effcompress.spec import TargetSpec
 from effcompress.types import AxisMap, GroupSet
 

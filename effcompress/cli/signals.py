@@ -1,0 +1,33 @@
+"""The command line's signal handlers: SIGTERM and SIGINT become a request to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from effcompress.runner.signals import Stopping, grace
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def stop_on_signals(stopping: Stopping | None = None) -> Iterator[Stopping]:
+    """Forwards SIGTERM and SIGINT to ``stopping`` and puts the former handlers back at the end.
+    Call it in the main thread, the only one that receives signals.
+
+    Raises RecipeError when ``EFFCOMPRESS_GRACE`` is not a number of seconds.
+    """
+    stopping = stopping or Stopping(grace())
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        stopping.request(number)
+
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield stopping
+    finally:
+        stopping.close()
+        for number, former in before.items():
+            signal.signal(number, former)

@@ -1,0 +1,51 @@
+"""Fills the templates of ``templates/``: pages, cards and pictures of their own."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+
+def _literal(text: str) -> Markup:
+    """Text that Markdown shows as it is, in a table too."""
+    return Markup(re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text))  # noqa: S704 (escaped right here)
+
+
+def _code(text: str) -> Markup:
+    """A code span of Markdown, with more backticks than the text has in a row."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    air = " " if len(fence) > 1 else ""
+    return Markup(f"{fence}{air}{text}{air}{fence}")  # noqa: S704 (code spans show HTML as text)
+
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("effcompress.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters |= {"literal": _literal, "code": _code}
+
+
+def render(template: str, **names: Any) -> str:
+    """Returns a template with its names filled in; HTML in them is escaped. Raises
+    ``jinja2.UndefinedError`` where the template asks for a name that is not given.
+    """
+    return _TEMPLATES.get_template(template).render(**names)
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file atomically, readable for everyone."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)  # temporary files are private
+    Path(file.name).replace(path)
