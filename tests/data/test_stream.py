@@ -227,3 +227,16 @@ def test_calibration_without_training(make, three):
 def test_windows_refuse_numbers_outside():
     with pytest.raises(AssertionError):
         Windows(np.zeros(8, dtype="<u2"), 4, None, 2).take(2)
+
+
+def test_calibration_reads_what_may_be_trained_on_and_nothing_held_out(make, jsonl, texts):
+    """Also where more is asked for than training itself needs."""
+    domain = DomainSpec(jsonl=(jsonl("a.jsonl", texts(300)),), holdout=0.5)
+    corpus = make({"d": domain}, heldout_sequences=20, train_tokens=512)
+    held = corpus.heldout("d", 20).flatten().tolist()
+    known = {tuple(held[k : k + 12]) for k in range(len(held))}
+    for sequences in (4, 60):
+        rows = corpus.calibration(sequences).tolist()
+        assert len({tuple(row) for row in rows}) == sequences
+        for row in rows:
+            assert not known & {tuple(row[k : k + 12]) for k in range(len(row) - 11)}

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 worker.py jobs.json
 
-``jobs.json``: ``[{recipe, output, resume, set, dies, asked, spoils, full, bare, backend}]``; ``dies``: the
+``jobs.json``: ``[{recipe, output, resume, set, ...}]`` with, where wanted, ``dies``: the
 step in which the last process kills itself; ``asked``: the step in which it alone gets SIGTERM;
 ``spoils``: the step in which it alone computes what is no number; ``full``: the number of the
 checkpoint for which it alone has no space; ``bare``: without an export and its proof;

@@ -49,6 +49,20 @@ def test_a_record_of_an_earlier_version(tmp_path: Path) -> None:
     assert found.seconds == 742.0 and found.method["criterion"] == "taylor2"
 
 
+def test_a_dense_evaluation_that_was_known_is_part_of_the_time(tmp_path: Path) -> None:
+    """Runs that found it in the cache are not ahead of the one that measured it."""
+
+    def seconds(folder: Path, **known: bool) -> float | None:
+        run = synthetic.full_run(20, 10)
+        before = next(e for e in run.metrics if e["event"] == "evaluation")
+        assert before["when"] == "before"
+        before |= {"seconds": 40.0, **known}
+        return facts(synthetic.save(folder, run)).seconds
+
+    assert seconds(tmp_path / "measured") == 742.0
+    assert seconds(tmp_path / "known", known=True) == 742.0 + 40.0
+
+
 def test_cost_is_that_of_all_events_which_say_both(tmp_path: Path) -> None:
     more = [
         {"event": "cut", "step": 9, "tokens": 9, "params": 5, "removed": {}, "share_removed": {},
