@@ -1,5 +1,6 @@
-"""What the engine must know of an architecture, as data. Declarations are in ``model/families``,
-their resolution for one model is in ``types.py``. Importing it costs nothing.
+"""An architecture as data: named axes on the dimensions of its parameters, and the sizes and module
+paths that depend on them. Declarations are in ``model/families``; ``groups/axes.py`` resolves them
+for one model to an ``AxisMap`` (``types.py``). Imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ Widths = Mapping[str, int]
 """Axis name (or kind) -> number of units on it."""
 
 WHOLE = -1
-"""Instead of a dimension: all of the parameter, which goes as one piece (a layer, a block)."""
+"""In place of a dimension: the whole parameter, removed as one piece (with its layer or block)."""
 
 EXPERT_ROW = 8
-"""Grouped kernels for experts want rows of 16 bytes: 8 numbers of the narrowest type in use."""
+"""Grouped GEMM kernels for experts need rows of 16 bytes: 8 numbers of the narrowest type, bf16."""
 
 DEPTH = ("layer", "attention_block", "mlp_block")
-"""Kinds whose units are modules, not positions; every layer has one unit of each."""
+"""Axis kinds whose one unit per layer is a module, not a position along a dimension."""
 
 
 def axis_kind(name: str) -> str:
@@ -36,15 +37,15 @@ def axis_layer(name: str) -> int | None:
 
 @dataclass(frozen=True)
 class Axis:
-    """One side of one parameter: dimension ``dim`` of ``param`` carries the axis ``name``.
+    """Declares that dimension ``dim`` of parameter ``param`` carries the axis ``name``.
 
-    Two sides with the same axis name shrink together. ``{i}`` in ``param`` and ``name`` stands for
+    Dimensions with the same axis name shrink together. ``{i}`` in ``param`` and ``name`` stands for
     the layer. A name may be a product of axes, outer to inner, joined by ``/`` (query rows: KV
-    heads, each with its query heads). ``positions_per_unit`` names how many positions one unit of
-    the innermost owns (``"one"``, or a key of ``Family.blocks``). Several axes on one dimension are
-    segments, one behind the other, in the order of the declaration (fused projections). ``when``
-    is a configuration flag, or a key of ``Family.flags``, that must be true (``!flag``: false) for
-    the parameter to exist.
+    heads, each with its query heads). ``positions_per_unit`` is a key of
+    ``Family.positions_per_unit``: how many positions one unit of the innermost axis owns. Several
+    axes declared on one dimension are segments of it, in the order of the declaration (fused
+    projections). ``when`` is a configuration flag, or a key of ``Family.flags``, that must be true
+    (``!flag``: false) for the parameter to exist.
     """
 
     param: str
@@ -55,14 +56,20 @@ class Axis:
 
 
 Config = Mapping[str, Any]
-"""A Hugging Face configuration as plain values."""
+"""A Hugging Face configuration (the content of a config.json) as plain values."""
+Fields = dict[str, Any]
+"""Configuration fields to set, as plain values."""
+ModuleSizes = dict[str, dict[str, int | list[int]]]
+"""Path of a module in its layer -> attribute -> value; ``config.x`` stands for field ``x`` of a
+configuration that the module has to itself.
+"""
 
 
 @dataclass(frozen=True)
 class Sublayer:
-    """A part of a layer that can go on its own: ``silent`` adds nothing to the residual stream any
-    more (a module that returns ``outputs`` values), ``through`` pass on what they get. Paths are
-    relative to the layer.
+    """A part of a layer that can be removed on its own. The module ``silent`` (which returns
+    ``outputs`` values) is replaced by one that returns zeros, so that it adds nothing to the
+    residual stream; the modules ``through`` become identities. Paths are relative to the layer.
     """
 
     silent: str
@@ -71,28 +78,28 @@ class Sublayer:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Everything whose parameters go."""
+        """Modules whose parameters are removed."""
         return (self.silent, *self.through)
 
 
 @dataclass(frozen=True)
 class Depth:
-    """What of the parent's depth is there: the original numbers of the layers, in order, and the
-    sublayers that are missing in them (``attention_block.3``, by original number).
+    """Layers that a model has: their numbers in the parent, in order, and the sublayers removed
+    from them (``attention_block.3``, by number in the parent).
     """
 
     layers: tuple[int, ...]
     absent: frozenset[str] = frozenset()
 
     def without(self, gone: Iterable[str]) -> Depth:
-        """After ``layer.3``, ``mlp_block.7``, ... have gone as well."""
+        """Returns the depth after ``layer.3``, ``mlp_block.7``, ... are removed as well."""
         names = frozenset(gone)
         layers = tuple(i for i in self.layers if f"layer.{i}" not in names)
         kept = {f"{kind}.{i}" for kind in DEPTH for i in layers}
         return Depth(layers, (self.absent | names) & kept)
 
 
-def _nothing(_config: Config, _widths: Widths) -> dict[str, dict[str, Any]]:
+def _nothing(_config: Config, _widths: Widths) -> ModuleSizes:
     return {}
 
 
@@ -102,73 +109,71 @@ def _possible(_config: Config) -> str:
 
 @dataclass(frozen=True)
 class Family:
-    """What the engine must know of an architecture, as data (``model/families.py``)."""
+    """The declaration of an architecture (``model/families``)."""
 
     name: str
     model_types: tuple[str, ...]
     axes: tuple[Axis, ...]
     units: Mapping[str, Callable[[Config, int], int]]
-    """Axis kind -> how many units the configuration gives it (in this layer)."""
-    blocks: Mapping[str, Callable[[Config], int]]
-    """Block name -> positions per unit."""
-    resize: Callable[[Config, Widths], dict[str, Any]]
+    """Axis kind -> how many units the configuration gives it in a layer."""
+    positions_per_unit: Mapping[str, Callable[[Config], int]]
+    """Name used in ``Axis.positions_per_unit`` -> how many positions."""
+    resize: Callable[[Config, Widths], Fields]
     """Configuration fields of a model with these widths per axis kind, the same in all layers."""
     required: tuple[str, ...]
-    """Configuration fields that must be there, positive whole numbers all."""
+    """Configuration fields that must be present, as positive integers."""
     norms: tuple[str, ...]
     """Gains of the norms that average over an axis that can be cut (patterns with ``{i}``)."""
     layer: str = "model.layers.{i}"
     """The path of a layer."""
     inputs: int = 1
-    """The dimension of a linear layer's weight that its inputs run along (GPT-2: 0)."""
+    """The input dimension of a linear layer's weight (GPT-2's Conv1D: 0)."""
     sublayers: Mapping[str, Sublayer] = field(default_factory=dict)
-    """``attention_block`` and ``mlp_block``, where they can go on their own."""
+    """``attention_block`` and ``mlp_block``, where they can be removed on their own."""
     flags: Mapping[str, Callable[[Config, int], bool]] = field(default_factory=dict)
-    """Conditions for ``Axis.when`` that are no plain configuration flag."""
-    attributes: Callable[[Config, Widths], Mapping[str, Mapping[str, Any]]] = _nothing
-    """What modules of a layer remember about their sizes besides their tensors: path in the layer
-    -> attribute -> value, for the widths per axis kind of that layer. ``config.x`` stands for a
-    configuration of the module's own.
-    """
+    """Conditions for ``Axis.when`` that are computed from the configuration, per layer."""
+    attributes: Callable[[Config, Widths], ModuleSizes] = _nothing
+    """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
     centred: bool = False
-    """The norms are LayerNorms: they subtract the mean of what they average over."""
+    """Whether the norms are LayerNorms: they subtract the mean of what they average over."""
     gain_offset: float = 0.0
     """What the norms add to their stored gain (Gemma: 1)."""
     scaled_embedding: str = ""
     """An embedding whose output the class multiplies by the root of the hidden size."""
     fed_by: Mapping[str, str] = field(default_factory=dict)
-    """Norm within a block -> the linear layer whose output it normalises (patterns of modules). All
-    norms of a class share one epsilon; where these need another one, their input is scaled.
+    """Norm within attention -> the linear layer whose output it normalises (patterns of modules).
+    A stock class has one epsilon for all norms; where these need another one, the linear layer's
+    weights are scaled instead.
     """
     final_norm: str = "model.norm.weight"
     epsilon_field: str = "rms_norm_eps"
     epsilon_attribute: str = "variance_epsilon"
     router: str = ""
-    """The module that sends tokens to experts (pattern)."""
+    """The router of a mixture of experts (pattern)."""
     floors: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)
-    """Axis kind -> units that must stay whatever the recipe says (experts per token)."""
+    """Axis kind -> minimum width, whatever the recipe says (experts: as many as per token)."""
     fixed: tuple[str, ...] = ("vocab", "head_dim")
     """Axis kinds that no removal touches."""
     approximate: Mapping[str, str] = field(default_factory=dict)
-    """Axis kind -> why a removal changes more than what the removed units did."""
-    depth_fields: Callable[[Config, tuple[int, ...]], dict[str, Any]] | None = None
-    """Configuration fields beside the usual ones when only these layers are kept."""
+    """Axis kind -> why a removal changes more than the removed units' own contribution."""
+    depth_fields: Callable[[Config, tuple[int, ...]], Fields] | None = None
+    """Further configuration fields of a model that keeps only these layers (lists per layer)."""
     no_depth: Callable[[Config], str] = _possible
-    """Why layers cannot go in this configuration; empty when they can."""
+    """Why layers cannot be removed in this configuration; empty when they can."""
     pad: Callable[[Config, Widths], dict[str, int]] | None = None
     """The nearest widths, none smaller, that the stock class accepts; only what changes."""
     multiples: Mapping[str, int] = field(default_factory=dict)
-    """Axis kind -> what the stock class's kernels want its width to be a multiple of."""
+    """Axis kind -> multiple that the stock class's kernels require of its width."""
     rigid: tuple[str, ...] = ()
-    """Axis kinds that no zeros can fill up: a wider class would compute something else."""
+    """Axis kinds that cannot be padded with zeros: the wider model computes something else."""
     traced: bool = False
-    """Nobody declared it: a tracer proposed it, and it was proven on a small model."""
+    """Whether the family was traced and proven on a small model instead of declared."""
     unreached: Mapping[str, str] = field(default_factory=dict)
-    """What a tracer could not follow or prove -> why; nothing of it is cut."""
+    """Axis kind or module that tracing could not follow or prove -> why; it is never cut."""
     defaults: Mapping[str, Config] = field(default_factory=dict)
-    """``model_type`` -> configuration fields that files leave out when they have these values."""
+    """``model_type`` -> default values of configuration fields that a config.json may leave out."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Usual name of a configuration field -> what this family's files call it."""
+    """Usual name of a configuration field -> its name in this family's configurations."""
     containers: tuple[str, ...] = ()
     """``model_type``s to export as, in order of preference: the first that accepts the shape."""
 
@@ -177,10 +182,10 @@ class Family:
         """Path of the list of layers: ``model.layers``."""
         return self.layer.partition(".{i}")[0]
 
-    def complete(self, config: Config) -> dict[str, Any]:
-        """A configuration with what its file left out."""
+    def complete(self, config: Config) -> Fields:
+        """Returns the configuration with the defaults that its file leaves out."""
         return {**self.defaults.get(config.get("model_type", ""), {}), **config}
 
     def read(self, config: Config, name: str) -> Any:
-        """A field of a configuration by its usual name; KeyError when it is not there."""
+        """Reads a field by its usual name. Raises KeyError when it is missing."""
         return config[self.aliases.get(name, name)]

@@ -1,4 +1,4 @@
-"""What went wrong, where, and what to type instead.
+"""Errors that users meet: what went wrong, where, and what to type instead.
 
 The command line prints ``str(error)`` (at most three lines) and exits with ``exit_code``:
 2 when the user's input is wrong, 1 when a run failed.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class EffcompressError(Exception):
-    """The one error family a user meets.
+    """Base class of all errors that are shown without a traceback.
 
     ``what`` is one sentence, ``where`` an address (``file:line``, a dotted module path, a plugin),
     ``fix`` what to type or do instead.
@@ -29,7 +29,7 @@ class EffcompressError(Exception):
 
 
 class RecipeError(EffcompressError, ValueError):
-    """A recipe says something that cannot be meant. ``where`` is ``file:line``."""
+    """A recipe has an invalid key or value. ``where`` is ``file:line``."""
 
     exit_code = 2
 
@@ -41,41 +41,41 @@ class PluginError(EffcompressError, ValueError):
 
 
 class SourceError(EffcompressError, ValueError):
-    """A model or a text that the recipe names is missing, unreadable or not what it says."""
+    """A model or a text that the recipe names is missing, unreadable or invalid."""
 
     exit_code = 2
 
 
 class CoverageError(EffcompressError, ValueError):
-    """A parameter the family's declaration does not reach, or one it names and nobody has."""
+    """A family's declaration misses a parameter, or names one that the model does not have."""
 
     exit_code = 2
 
 
 class SurgeryError(EffcompressError):
-    """A cut that would leave model, optimizer and configuration in disagreement."""
+    """A cut would leave model, optimizer and configuration in disagreement."""
 
 
 class RunError(EffcompressError):
-    """A run that cannot go on, or whose result failed its proof."""
+    """A run cannot continue, or its result failed the proof."""
 
 
 class NotFinite(RunError):
-    """A number of training is not finite. The weights are as they were before that step."""
+    """A loss or gradient is not finite. The weights are those before that step."""
 
 
 class Stopped(EffcompressError):
-    """A run ended because somebody asked for it, and can go on: no failure.
+    """A signal stopped the run after a checkpoint; ``--resume`` continues it. Not a failure.
 
-    The exit code is 0, as schedulers want it; after Ctrl-C it is 130, so that a shell does not go
-    on with what stands behind ``&&``.
+    The exit code is 0 after SIGTERM, which job schedulers expect, and 130 after Ctrl-C, so that a
+    shell does not run what follows ``&&``.
     """
 
     exit_code = 0
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"Did you mean 'taylor'? "`` or an empty string, then the list of what is known."""
+    """Returns a fix such as ``did you mean 'taylor'? Known: magnitude, taylor.``"""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.55)
     hint = f"did you mean '{close[0]}'? " if close else ""

@@ -1,9 +1,9 @@
-"""Faults on purpose: how the tests prove that a run survives what the code cannot prevent.
+"""Fault injection for tests: kills, full disks and hangs at named points.
 
     EFFCOMPRESS_FAULT=save.tensors:2:kill effcompress run recipe.yaml
 
-does to the run, when it comes to the point ``save.tensors`` for the second time, what ``kill``
-says. Without the variable a point costs one comparison.
+runs the action ``kill`` when the run reaches the point ``save.tensors`` for the second time.
+Without the variable a point costs one look-up.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _seen: Counter[str] = Counter()
 
 
 def point(name: str) -> None:
-    """A place where a fault can be asked for.
+    """Runs the action that the variable names for this point, if any.
 
-    Raises RunError when what the variable says is no fault.
+    Raises RunError when the variable is not of the form POINT:N:ACTION.
     """
     asked = os.environ.get(VARIABLE)
     if not asked:

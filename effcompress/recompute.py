@@ -1,7 +1,7 @@
-"""Layers that keep nothing but their input and are computed once more in the backward pass
-(activation checkpointing, arXiv:1604.06174): less memory for a third more compute.
+"""Activation checkpointing (arXiv:1604.06174): layers keep only their input and run their forward
+again in the backward pass. Less memory, a third more compute.
 
-Whoever listens to layers hears each of them twice then, and asks ``recomputing``.
+Forward hooks run twice per layer then. Hooks that measure skip the second pass by ``recomputing``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from effcompress.errors import RunError
 
 @final
 class _Again(AbstractContextManager[None]):
-    """Open while a layer is computed once more; nested, if ever. A backward pass runs in threads of
-    its own on GPUs, while the one that asked for it waits: one flag for all is right.
+    """Context of a recomputation. The flag is global, not thread-local: on GPUs the backward runs
+    in autograd's own threads, while the thread that called it waits.
     """
 
     depth = 0
@@ -33,17 +33,17 @@ class _Again(AbstractContextManager[None]):
 
 
 def recomputing() -> bool:
-    """Whether the forward pass that runs now is one that was there before."""
+    """Returns whether the forward pass that is running is a recomputation."""
     return _Again.depth > 0
 
 
 def recompute_layers(module: nn.Module) -> None:
-    """Let the layers of a Hugging Face model do so wherever it is trained.
+    """Enables activation checkpointing for the layers of a Hugging Face model in training mode.
 
-    Raises RunError for an architecture that cannot.
+    Raises RunError for an architecture that does not support it.
     """
     model: Any = module
-    newer = "activation_checkpointing_enable"  # the other name is going to be removed
+    newer = "activation_checkpointing_enable"  # transformers is renaming the method
     name = newer if hasattr(module, newer) else "gradient_checkpointing_enable"
     try:
         getattr(model, name)({"use_reentrant": False, "context_fn": _contexts})
@@ -55,7 +55,7 @@ def recompute_layers(module: nn.Module) -> None:
 
 
 def recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same pass, computed once more in the backward."""
+    """Returns ``forward`` with activation checkpointing."""
     return partial(checkpoint, forward, use_reentrant=False, context_fn=_contexts)
 
 

@@ -18,9 +18,18 @@ from effcompress.checkpoint import proof
 from effcompress.registry import REGISTRY
 from tests import proving
 
-settings.register_profile("same", derandomize=True)
-settings.register_profile("explore")
-settings.load_profile("same")  # other examples with `pytest --hypothesis-profile explore`
+# The same examples every time; all of the slow properties' with `--hypothesis-profile full`, others
+# with `explore`.
+settings.register_profile("same", derandomize=True, max_examples=50)
+settings.register_profile("full", derandomize=True, max_examples=100)
+settings.register_profile("explore", max_examples=100)
+settings.load_profile("same")
+
+
+def examples(full: int) -> settings:
+    """For slow properties: ``full`` examples in the profiles `full` and `explore`, else a third."""
+    all_of_them = settings.default.max_examples >= 100
+    return settings(max_examples=full if all_of_them else max(1, full // 3), deadline=None)
 
 PACKAGE = str(Path(effcompress.__file__).parent)
 
@@ -189,6 +198,18 @@ def clone() -> Callable[[nn.Module], nn.Module]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-families", help="write docs/families.md from the tests' results")
+
+
+SLOWEST = ("distributed", "real/test_smollm2", "test_compiled", "test_resume", "test_forms")
+"""Files that take long begin first: none of them is to run alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        found = (n for n, part in enumerate(SLOWEST) if part in item.nodeid)
+        return next(found, len(SLOWEST))
+
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

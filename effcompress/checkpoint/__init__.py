@@ -1,4 +1,4 @@
-"""Writing down everything, reading it back, and proving the result."""
+"""Writes and reads checkpoints, exports the model and proves the export."""
 
 from effcompress.checkpoint.export import export
 from effcompress.checkpoint.proof import Proof, prove

@@ -1,4 +1,4 @@
-"""The result: an ordinary Hugging Face folder, or nothing."""
+"""Writes the model as a Hugging Face folder, completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ def export(
     folder: Path,
     files: Mapping[str, str] | None = None,
 ) -> int:
-    """Write the model into ``folder``: safetensors, configuration, generation config, tokenizer,
+    """Writes the model into ``folder``: safetensors, configuration, generation config, tokenizer,
     and further text ``files`` by name.
 
     ``skeleton`` is a stock model on the meta device; ``tensors`` are its parameters by name.
-    Everything is written beside ``folder``'s other files under a temporary name and moved into
-    place with ``config.json`` last, so a folder that died half-way does not load as a model.
+    Files are written under a temporary folder and moved into place with ``config.json`` last, so
+    after an interruption the folder does not load as a model.
     Returns the bytes written. Raises RunError when names or shapes disagree, or the disk is full.
     """
     _check(skeleton, tensors)
+    # assign: meta tensors cannot be copied into. Not strict: a tied output matrix has no entry.
     skeleton.load_state_dict(dict(tensors), strict=False, assign=True)
     skeleton.tie_weights()
     work = folder / f".exporting-{os.getpid()}"
@@ -47,7 +48,7 @@ def export(
         os.umask(mask)
         for file in made:
             fault.point("export")
-            file.chmod(0o666 & ~mask)  # safetensors files come private
+            file.chmod(0o666 & ~mask)  # safetensors writes them as 0600, whatever the umask
             file.replace(folder / file.name)
     except (OSError, ValueError) as error:
         raise RunError(f"the model cannot be written: {error}", where=str(folder)) from error

@@ -1,4 +1,4 @@
-"""One file of tensors: written, read back, hashed, flushed; read again one tensor at a time."""
+"""Files of tensors: written, read back, hashed and flushed to disk; read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NotRequired, TypedDict, final
 
 import torch
 from safetensors import safe_open
@@ -16,10 +16,17 @@ from torch import Tensor
 from effcompress import fault
 
 
-def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Size and hash of what is on the disk now.
+class FileFacts(TypedDict):
+    """What a checkpoint records of one file. Those of format 1 have no ``sha256``."""
 
-    Raises OSError or SafetensorError when the disk is full or says something else than memory.
+    bytes: int
+    sha256: NotRequired[str]
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
+    """Writes a file, compares it with memory, flushes it; returns its size and hash.
+
+    Raises OSError or SafetensorError when the disk is full or the file differs from memory.
     """
     contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}
     save_file(contiguous, path)
@@ -29,20 +36,19 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def check(path: Path, said: Mapping[str, Any]) -> None:
-    """Raises OSError or ValueError unless the file is what ``write`` said it was."""
+def check(path: Path, said: FileFacts) -> None:
+    """Raises OSError or ValueError unless the file has the recorded size and hash."""
     size = path.stat().st_size
     if size != said["bytes"]:
         raise ValueError(f"{path.name} has {size} bytes, not {said['bytes']}")
-    # Checkpoints of earlier versions have no hash.
     if "sha256" in said and sha256(path) != said["sha256"]:
         raise ValueError(f"{path.name} is not what was written")
 
 
 @final
 class Stored(Mapping[str, Tensor]):
-    """Tensors in files, read when they are asked for and not kept. What is in several files is one
-    tensor, the rows of each file behind those of the file before.
+    """Tensors in files, read on access and not cached. A tensor that is in several files is
+    sharded by rows, in the order of the files.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -54,7 +60,8 @@ class Stored(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         parts = [file.get_tensor(name) for file in self._where[name]]
-        # A copy in aligned memory: kernels may round differently on other addresses.
+        # A copy in aligned memory: vectorised kernels may round differently on other addresses, and
+        # a resumed run must repeat the interrupted one bit for bit.
         return torch.cat(parts) if len(parts) > 1 else parts[0].clone().contiguous()
 
     def __iter__(self) -> Iterator[str]:
@@ -65,20 +72,20 @@ class Stored(Mapping[str, Tensor]):
 
 
 def sha256(path: Path) -> str:
-    """Of a file, without holding it in memory."""
+    """Returns the hash of a file without loading it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Also where both are not numbers."""
+    """Returns whether two tensors are equal bit for bit, nan included."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
 def flush(*paths: Path) -> None:
-    """Onto the disk itself; a folder's list of names too."""
+    """Flushes files to disk (fsync); a folder's entries too, so that a rename is durable."""
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -88,7 +95,7 @@ def flush(*paths: Path) -> None:
 
 
 def _read_back(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises OSError unless the file says bit for bit what is in memory."""
+    """Raises OSError unless the file equals memory bit for bit."""
     with safe_open(path, framework="pt") as file:
         for name, tensor in tensors.items():
             if not same_bits(file.get_tensor(name), tensor.cpu()):

@@ -1,9 +1,10 @@
-"""Checkpoints: one folder each, complete or not there.
+"""Writes and reads checkpoints: one folder each, complete or absent.
 
-``state.json`` holds everything that is no tensor, ``tensors.safetensors`` every tensor that the
-main process has; where parameters are shared out over processes, each writes its own rows into a
-file of its own. The folder is written under a temporary name, read back and compared, flushed to
-disk and then renamed. Hashes tell later whether the files are still what was written.
+``state.json`` holds everything that is no tensor, ``tensors.safetensors`` every tensor of rank 0;
+sharded parameters are written by every rank into a file of its own. The folder is written under a
+temporary name, read back and compared, flushed to disk, and then renamed: a rename is atomic, so a
+``kill -9`` at any moment leaves the old checkpoint or the new one. Hashes show later whether the
+files are still what was written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from effcompress import fault
-from effcompress.checkpoint.files import Stored, check, flush, write
+from effcompress.checkpoint.files import FileFacts, Stored, check, flush, write
 from effcompress.distributed import ALONE, World
 from effcompress.errors import RunError
 
@@ -30,19 +31,19 @@ TENSORS, STATE = "tensors.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint in memory, or one whose tensors are read when they are asked for."""
+    """A checkpoint in memory, or one on disk whose tensors are read on access."""
 
     values: dict[str, Any]
     """JSON values: step, tokens, positions in data and record, epsilons, hash of the text."""
     tensors: Mapping[str, Tensor]
     """Flat names: ``model/NAME``, ``optimizer/FIELD/NAME``, ``ledger/...``, ``saliency/SET``."""
     rows: Mapping[str, Tensor] = field(default_factory=dict)
-    """Of tensors that are shared out over processes: the rows that are here, before saving. Read
-    again, they are among ``tensors``, whole.
+    """This rank's rows of sharded tensors, for saving. Read again, they are among ``tensors``,
+    whole.
     """
 
     def part(self, prefix: str) -> Mapping[str, Tensor]:
-        """The tensors whose names begin with ``prefix``, without it."""
+        """Returns a view of the tensors whose names begin with ``prefix``, without the prefix."""
         return _Part(self.tensors, prefix)
 
 
@@ -64,34 +65,34 @@ class _Part(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Writing:
-    """A checkpoint under way. ``written`` gives sizes and hashes of this process's files by name,
-    and waits for them.
+    """A checkpoint being written. ``written`` writes this rank's files and returns their facts by
+    name; it may run in any thread.
     """
 
     work: Path
     step: int
     values: Mapping[str, Any]
-    written: Callable[[], dict[str, dict[str, Any]]]
+    written: Callable[[], dict[str, FileFacts]]
 
 
 def save(folder: Path, step: int, saved: Saved, keep: int, world: World = ALONE) -> Path:
-    """Write ``folder/step-<step>`` atomically, then delete all but the newest ``keep``. To be
-    called by all processes of ``world``, for which ``folder`` is the same.
+    """Writes ``folder/step-<step>`` atomically, then deletes all but the newest ``keep``. A
+    collective: all ranks of ``world`` call it with the same ``folder``.
 
-    Raises RunError when the disk is full or what was written cannot be read back, in whichever
-    process; earlier checkpoints stay.
+    Raises RunError on every rank when the disk is full or a file cannot be read back on one of
+    them; earlier checkpoints stay.
     """
     return publish(begin(folder, step, saved, world), keep, world)
 
 
 def begin(folder: Path, step: int, saved: Saved, world: World = ALONE) -> Writing:
-    """Make room for it. Its tensors are written when ``written`` is called, in any thread."""
+    """Creates the temporary folder. Tensors are written when ``Writing.written`` is called."""
     work = world.agree(lambda: _room(folder, step))
     return Writing(work, step, saved.values, lambda: _own_files(work, step, saved, world))
 
 
 def publish(writing: Writing, keep: int, world: World = ALONE) -> Path:
-    """Once all processes have written what is theirs, the checkpoint is there. Raises as ``save``
+    """Waits until all ranks have written their files, then renames the folder. Raises as ``save``
     does.
     """
     work = writing.work
@@ -106,17 +107,17 @@ def publish(writing: Writing, keep: int, world: World = ALONE) -> Path:
 
 
 def steps(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Returns the complete checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
 def size(path: Path) -> int:
-    """Bytes of a checkpoint's tensors."""
+    """Returns the bytes of a checkpoint's tensors."""
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
 def _room(folder: Path, step: int) -> Path:
-    """An empty folder to write into; what a process that died while writing left behind goes."""
+    """Creates an empty folder to write into; deletes those that a killed process left behind."""
     work = folder / f".writing-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,8 +129,8 @@ def _room(folder: Path, step: int) -> Path:
     return work
 
 
-def _own_files(work: Path, step: int, saved: Saved, world: World) -> dict[str, dict[str, Any]]:
-    """Write what this process has to; sizes and hashes by name."""
+def _own_files(work: Path, step: int, saved: Saved, world: World) -> dict[str, FileFacts]:
+    """Writes this rank's files; returns their sizes and hashes by name."""
     mine: dict[str, Mapping[str, Tensor]] = {TENSORS: saved.tensors} if world.main else {}
     if saved.rows:
         mine[f"rows-{world.rank:05d}-of-{world.size:05d}.safetensors"] = saved.rows
@@ -139,7 +140,7 @@ def _own_files(work: Path, step: int, saved: Saved, world: World) -> dict[str, d
         raise _unwritten(work.parent, step, error) from error
 
 
-def _move(writing: Writing, files: Mapping[str, Mapping[str, Any]], keep: int) -> Path:
+def _move(writing: Writing, files: Mapping[str, FileFacts], keep: int) -> Path:
     work, folder = writing.work, writing.work.parent
     target = folder / f"step-{writing.step:08d}"
     try:
@@ -155,7 +156,8 @@ def _move(writing: Writing, files: Mapping[str, Mapping[str, Any]], keep: int) -
     work.rename(target)
     flush(folder)
     fault.point("save.renamed")
-    # Newer ones than this were damaged, or this run would have continued from them.
+    # Newer ones are damaged, else this run would have resumed from them. Deleted after the rename:
+    # at no moment is there no readable checkpoint.
     for newer in (p for p in steps(folder) if p.name > target.name):
         shutil.rmtree(newer)
     for old in steps(folder)[:-keep]:
@@ -172,8 +174,8 @@ def _unwritten(folder: Path, step: int, error: Exception) -> RunError:
 
 
 def newest(folder: Path, warn: Callable[[str], None], world: World = ALONE) -> Saved | None:
-    """The newest checkpoint that can be read; damaged ones are named and passed over. The main
-    process of ``world`` looks for it, all read it.
+    """Returns the newest checkpoint that can be read, None without one; warns of damaged ones and
+    passes over them. Rank 0 chooses, all ranks read it.
     """
     path = world.agree(lambda: _sound(folder, warn))
     return None if path is None else _opened(path)
@@ -200,8 +202,8 @@ def _values(path: Path) -> dict[str, Any]:
     return values
 
 
-def _files(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is said of each file. Earlier versions wrote one, and said it among the values."""
+def _files(values: dict[str, Any]) -> dict[str, FileFacts]:
+    """Returns the facts of each file. Format 1 has one file and its facts among the values."""
     return values.get("files", {TENSORS: values})
 
 

@@ -101,5 +101,5 @@ def _table(sheet: Rows) -> Table:
 
 
 def _are_numbers(cells: list[str]) -> bool:
-    written = [cell for cell in cells if cell.strip()]
-    return bool(written) and all(cell.lstrip("-+~ ")[:1].isdigit() for cell in written)
+    written = [cell for cell in cells if cell.strip(" -")]
+    return bool(written) and all(cell.lstrip("-+~< ")[:1].isdigit() for cell in written)

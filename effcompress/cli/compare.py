@@ -29,14 +29,14 @@ Seeds = Annotated[
     str | None,
     typer.Option(
         metavar="LIST",
-        help="Run every recipe with each, e.g. 0,1,2. Default: its own seed.",
+        help="Run every recipe with each seed, e.g. 0,1,2. Default: its own seed.",
         show_default=False,
     ),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Output folder. Default: comparisons/ and a name made of theirs."
+        metavar="DIR", help="Output folder. Default: comparisons/ and the names of the targets."
     ),
 ]
 Jobs = Annotated[
@@ -44,7 +44,8 @@ Jobs = Annotated[
     typer.Option(
         metavar="N",
         min=0,
-        help="Runs at the same time, each a process. 0: no processes; one that dies ends all.",
+        help="Runs at the same time, one process each. 0: all in this process, where a "
+        "crash of one run ends the comparison.",
     ),
 ]
 
@@ -58,10 +59,10 @@ def compare(
     offline: Offline = False,
     json: AsJson = False,
 ) -> None:
-    """Run recipes, and put the results side by side.
+    """Run recipes and compare the results in one table.
 
-    What has run before is not run again: the same command continues.
-    --set holds for all recipes.
+    Finished runs are not repeated: the same command continues a comparison.
+    --set applies to all recipes.
     """
     from effcompress.cli.progress import make_progress
     from effcompress.compare.compare import compare as compare_all
@@ -87,7 +88,7 @@ def compare(
 
 
 def _numbers(seeds: str | None) -> list[int]:
-    """``0,1,2`` -> numbers, each once."""
+    """Parses ``0,1,2``, without duplicates. Raises RecipeError for anything else."""
     words = [word.strip() for word in (seeds or "").split(",") if word.strip()]
     if not all(word.isdecimal() and int(word) < 2**32 for word in words):
         raise RecipeError(
@@ -97,7 +98,7 @@ def _numbers(seeds: str | None) -> list[int]:
 
 
 def _show(found: Comparison, page: Path) -> None:
-    """Conditions, as much of the table as the terminal is wide, footnotes, where the rest is."""
+    """Prints conditions, the columns that fit the terminal, footnotes, and the file paths."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -133,7 +134,7 @@ def _show(found: Comparison, page: Path) -> None:
 
 
 def fitting(grid: Grid, width: int) -> tuple[Grid, list[str]]:
-    """As many of the first columns as fit, and the titles of the others."""
+    """Returns the first columns that fit into ``width`` characters, and the other titles."""
     widths = [
         max(len(title), *(len(row[k]) for row in grid.rows)) for k, title in enumerate(grid.header)
     ]

@@ -1,11 +1,13 @@
-"""Commands that describe the tool: ``schema`` and ``plugins``."""
+"""Commands that describe recipes and plugins: ``schema`` and ``plugins``."""
 
 from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +15,7 @@ from effcompress.cli.arguments import AsJson, print_json
 from effcompress.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
+    from effcompress.answer import Json
     from effcompress.registry import Knob, Plugin
 
 plugins = typer.Typer(
@@ -52,7 +55,7 @@ def list_(json: AsJson = False) -> None:
 
     found = REGISTRY.all()
     if json:
-        print_json([_facts(plugin) for plugin in found])
+        print_json([asdict(_facts(plugin)) for plugin in found])
         return
     from rich.console import Console
     from rich.table import Table
@@ -78,11 +81,11 @@ def show(
     json: AsJson = False,
 ) -> None:
     """Show one plugin: docstring, inputs, knobs, paper, file and line."""
-    plugin = _find(name)
+    facts = _facts(_find(name))
     if json:
-        print_json(_facts(plugin))
+        print_json(asdict(facts))
         return
-    typer.echo("\n".join(_described(plugin)))
+    typer.echo("\n".join(_described(facts)))
 
 
 def _find(name: str) -> Plugin:
@@ -105,50 +108,67 @@ def _find(name: str) -> Plugin:
     return found[0]
 
 
-def _described(plugin: Plugin) -> list[str]:
-    facts = _facts(plugin)
-    lines = [f"{plugin.kind} {plugin.name}", ""]
-    lines += [f"  {line}".rstrip() for line in facts["doc"].splitlines()]
-    lines += ["", "inputs, from the engine:"]
-    lines += _columns([(name, said) for name, said in facts["inputs"].items()])
-    lines += ["", "knobs, from the recipe:"]
-    rows = [(name, _knob_words(knob)) for name, knob in facts["knobs"].items()]
-    lines += _columns(rows) or ["  none"]
-    return [*lines, "", f"paper  {plugin.paper}", f"file   {facts['file']}"]
+@dataclass(frozen=True)
+class KnobFacts:
+    """A knob as ``plugins show --json`` prints it."""
+
+    type: str
+    required: bool
+    default: Json
+
+    def __str__(self) -> str:
+        return self.type + (", required" if self.required else f", default {self.default}")
 
 
-def _knob_words(knob: dict[str, Any]) -> str:
-    return knob["type"] + (", required" if knob["required"] else f", default {knob['default']}")
+@dataclass(frozen=True)
+class PluginFacts:
+    """A plugin as ``plugins list --json`` and ``plugins show --json`` print it."""
+
+    kind: str
+    name: str
+    doc: str
+    inputs: Mapping[str, str]
+    knobs: Mapping[str, KnobFacts]
+    paper: str
+    file: str
 
 
-def _columns(rows: list[tuple[str, str]]) -> list[str]:
-    width = max((len(name) for name, _ in rows), default=0)
-    return [f"  {name:{width}}  {said}" for name, said in rows]
-
-
-def _facts(plugin: Plugin) -> dict[str, Any]:
+def _facts(plugin: Plugin) -> PluginFacts:
     from effcompress.injectable import INPUTS
 
-    return {
-        "kind": plugin.kind,
-        "name": plugin.name,
-        "doc": inspect.getdoc(plugin.function) or "",
-        "inputs": {name: INPUTS[plugin.kind][name] for name in plugin.needs},
-        "knobs": {name: _knob_facts(knob) for name, knob in plugin.knobs.items()},
-        "paper": plugin.paper,
-        "file": _relative(plugin.where),
-    }
+    return PluginFacts(
+        plugin.kind,
+        plugin.name,
+        inspect.getdoc(plugin.function) or "",
+        {name: INPUTS[plugin.kind][name] for name in plugin.needs},
+        {name: _knob(knob) for name, knob in plugin.knobs.items()},
+        plugin.paper,
+        _relative(plugin.where),
+    )
 
 
-def _knob_facts(knob: Knob) -> dict[str, Any]:
+def _knob(knob: Knob) -> KnobFacts:
     from effcompress.recipe import plain, type_words
 
     default = None if knob.required else plain(knob.default)
-    return {"type": type_words(knob.annotation), "required": knob.required, "default": default}
+    return KnobFacts(type_words(knob.annotation), knob.required, default)
+
+
+def _described(facts: PluginFacts) -> list[str]:
+    lines = [f"{facts.kind} {facts.name}", ""]
+    lines += [f"  {line}".rstrip() for line in facts.doc.splitlines()]
+    lines += ["", "inputs, from the engine:", *_columns(facts.inputs)]
+    lines += ["", "knobs, from the recipe:", *(_columns(facts.knobs) or ["  none"])]
+    return [*lines, "", f"paper  {facts.paper}", f"file   {facts.file}"]
+
+
+def _columns(rows: Mapping[str, object]) -> list[str]:
+    width = max((len(name) for name in rows), default=0)
+    return [f"  {name:{width}}  {said}" for name, said in rows.items()]
 
 
 def _relative(where: str) -> str:
-    """``file:line`` from the folder that holds the package, or else from the current folder."""
+    """Returns ``file:line``, relative to the package's parent or else to the current folder."""
     file, _, line = where.rpartition(":")
     package = Path(__file__).parents[1]
     start = package.parent if Path(file).is_relative_to(package) else Path.cwd()

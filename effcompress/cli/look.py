@@ -96,18 +96,18 @@ def plan(
     json: AsJson = False,
     processes: Annotated[
         int,
-        typer.Option(min=1, envvar="WORLD_SIZE", help="Processes that share the batch."),
+        typer.Option(min=1, envvar="WORLD_SIZE", help="Processes that divide the batch."),
     ] = 1,
     flops_per_second: Annotated[
         float | None,
         typer.Option(
             min=1.0,
-            help="What one process reaches, e.g. 4e14: adds the time of a step.",
+            help="FLOP/s that one process reaches, e.g. 4e14: adds the time of a step.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Show what a recipe will do: sizes, tokens, memory, messages. Loads no weights."""
+    """Forecast sizes, tokens, memory and messages of a run. Loads no weights."""
     from effcompress.recipe import load
 
     loaded = load(recipe, set_ or ())

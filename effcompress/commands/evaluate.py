@@ -1,4 +1,4 @@
-"""``effcompress eval``: the evaluation of a run again, or of a recipe's source model."""
+"""``effcompress eval``: evaluates the result of a run, or a recipe's source model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from effcompress.spec import ModelSpec
 def evaluate(
     target: LoadedRecipe | Path, *, overrides: Sequence[str] = (), offline: bool = False
 ) -> Answer:
-    """Perplexity per domain, one continuation and the tasks of the recipe, by its protocol.
+    """Measures perplexity per domain, one continuation and the recipe's tasks, by its protocol.
 
-    ``target`` is a recipe (its source model is measured) or the folder of a run (its result; there
-    ``overrides`` are laid over the recipe of the run).
-    Raises SourceError when the folder holds no run.
+    ``target`` is a recipe (its source model is evaluated) or the folder of a run (its result, with
+    ``overrides`` applied to the recipe of the run). Raises SourceError when the folder holds no
+    run, RecipeError for tasks without the harness.
     """
     loaded, spec = opened(target, overrides)
     require_harness(loaded.recipe.evaluate.tasks)
@@ -30,7 +30,7 @@ def evaluate(
 
 
 def _measure(loaded: LoadedRecipe, spec: ModelSpec, offline: bool) -> Answer:
-    # Late: the imports of torch and transformers take seconds that a wrong path should not cost.
+    # Imported here: torch and transformers take seconds, which a wrong path should not cost.
     from effcompress.model.load import load as load_model
     from effcompress.runner.corpus import corpus_of
     from effcompress.runner.evaluation import evaluate as measure

@@ -1,4 +1,4 @@
-"""``effcompress export``: the model of a run in another form, from its newest checkpoint."""
+"""``effcompress export``: writes the model of a run in another form, from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ def export(
     dtype: DType = "F32",
     offline: bool = False,
 ) -> Answer:
-    """Write the model of a run once more, as ``name``, into ``output`` (by default a folder or file
-    in the run's own).
+    """Writes the model of a run in the form ``name`` to ``output`` (default: in the run's folder).
 
-    Raises SourceError when ``run`` is no run or the output exists, RunError when the form cannot be
-    had or the fresh process does not agree.
+    Raises SourceError when ``run`` is no run or the output exists, RunError when the form is not
+    possible or the proof in a fresh process fails.
     """
     loaded, saved = _opened(run)
     target = output or run / (f"{loaded.recipe.name}.gguf" if name == "gguf" else f"export-{name}")
@@ -74,7 +73,7 @@ def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
 
 
 def _restored(loaded: LoadedRecipe, model: LoadedModel, saved: Saved) -> PrunedModel:
-    """The pruned model that a checkpoint holds, its masked units cut out."""
+    """Restores the pruned model of a checkpoint and removes its masked units."""
     prune = loaded.recipe.prune
     space = prune.space if prune else ()
     pruned = PrunedModel(model.module, model.config, space)
@@ -85,7 +84,7 @@ def _restored(loaded: LoadedRecipe, model: LoadedModel, saved: Saved) -> PrunedM
 
 
 def _probe(pruned: PrunedModel) -> torch.Tensor:
-    """Random tokens, the same every time."""
+    """Random tokens ``[2, PROOF_TOKENS]`` with a fixed seed."""
     vocab = pruned.axes.widths["vocab"]
     draw = torch.Generator().manual_seed(0)
     return torch.randint(0, vocab, (2, PROOF_TOKENS), generator=draw)

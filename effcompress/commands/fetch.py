@@ -1,4 +1,4 @@
-"""``effcompress fetch``: everything a recipe needs, onto this machine."""
+"""``effcompress fetch``: downloads everything a recipe needs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from effcompress.runner.preflight import require_harness, require_here
 
 
 def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = False) -> Answer:
-    """Fetch the model and the data of tasks and tokenise the text, or say what is needed and what
-    is here.
+    """Fetches the model and the data of tasks and tokenises the text, or only lists what is needed
+    and what is cached (``list_only``).
 
     Raises SourceError naming the first thing that is missing when ``offline``.
     """

@@ -1,7 +1,7 @@
-"""Peak memory of writing on with one model, measured in a process of its own.
+"""Peak memory of generation with one model, measured in a process of its own.
 
-``python -m effcompress.commands.memory_probe`` reads a ``Job`` as JSON and
-answers bytes by batch size.
+``python -m effcompress.commands.memory_probe`` reads a ``Job`` as JSON and prints bytes by batch
+size.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import Any
 from effcompress.errors import RunError
 from effcompress.spec import ModelSpec
 
-_STATUS, _PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-# So that memory that is given back counts as given back.
+# glibc returns freed memory to the system at once, so that the peak is that of live tensors.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to load and how much to let it write; ``device`` and ``dtype`` by torch's names."""
+    """The model, the batch sizes, and tokens to read (``prompt``) and to generate (``new``);
+    ``device`` and ``dtype`` by torch's names.
+    """
 
     spec: ModelSpec
     seed: int
@@ -37,8 +38,8 @@ class Job:
 
 
 def footprint(job: Job) -> dict[int, int | None]:
-    """Batch size -> bytes at the peak: on a GPU, what torch allocated; on a CPU, the parameters and
-    by how much the resident memory grew (None where the system does not tell).
+    """Returns batch size -> bytes at the peak: on a GPU, torch's allocations; on a CPU, the
+    parameters plus the growth of resident memory (None where the system does not say).
 
     Raises RunError with the last line of the process if it fails.
     """
@@ -58,7 +59,7 @@ def footprint(job: Job) -> dict[int, int | None]:
 
 
 def main() -> None:
-    """Answer the job on standard input."""
+    """Runs the job on standard input."""
     said: dict[str, Any] = json.loads(sys.stdin.read())
     spec = said["spec"]
     for key in ("folder", "gguf"):
@@ -85,20 +86,23 @@ def _measure(job: Job) -> dict[int, int | None]:
         write_on(module, ids_BT, new, lambda: 0.0)
         return _peak(job.device, before, weights)
 
-    run(1, 2, 2)  # so that what is loaded or set up once does not count
+    run(1, 2, 2)  # warm-up: lazily loaded libraries are not counted
     return {batch: run(batch, job.prompt, job.new) for batch in job.batches}
 
 
 def _begin(device: str) -> int | None:
-    """Forget the peak so far; the memory now, None where the system does not tell."""
+    """Resets the peak and returns the memory now; None where the system cannot."""
     import torch
+
+    from effcompress.processes import resident
+    from effcompress.runner.resources import reset_peak
 
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return 0
     try:
-        _PEAK.write_text("5", encoding="ascii")
-        return _status("VmRSS")
+        reset_peak()
+        return resident()
     except OSError:
         return None
 
@@ -106,17 +110,12 @@ def _begin(device: str) -> int | None:
 def _peak(device: str, before: int | None, weights: int) -> int | None:
     import torch
 
+    from effcompress.runner.resources import high_water
+
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
-    return None if before is None else weights + _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    """A size in the kernel's account of this process, in bytes."""
-    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {field}")
+    peak = high_water()
+    return None if before is None or peak is None else weights + peak - before
 
 
 if __name__ == "__main__":

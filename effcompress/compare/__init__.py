@@ -1,1 +1,1 @@
-"""Several recipes and seeds, run side by side and put into one table."""
+"""Comparisons: several recipes and seeds, run and put into one table."""

@@ -1,4 +1,4 @@
-"""``effcompress compare``: run what has not run, and put it side by side."""
+"""``effcompress compare``: runs what has not run yet and writes the comparison."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def compare(
     offline: bool = False,
     stopping: Stopping | None = None,
 ) -> tuple[Path, Comparison]:
-    """Compare recipes (files) and runs (folders); the page's path and all that it shows.
+    """Compares recipes (files) and runs (folders); returns the page's path and its content.
 
-    Every recipe runs once for each of ``seeds`` (none: its own), under ``overrides``, into a folder
-    of its own below ``output`` (default: ``comparisons/`` and a name made from theirs). What ran
-    before is not run again. What failed has its reason where its result would be.
+    Every recipe runs once for each of ``seeds`` (none: its own), with ``overrides``, into a folder
+    of its own below ``output`` (default: ``comparisons/`` and the names of the targets).
+    Finished runs are not repeated. A failed run shows its reason in place of its result.
 
-    Raises RecipeError or SourceError before anything runs.
+    Raises RecipeError or SourceError before anything runs, Stopped when ``stopping`` is asked.
     """
     progress.checking(sum(not target.is_dir() for target in targets))
     entries = enter(targets, seeds, overrides, offline=offline)
@@ -41,14 +41,14 @@ def compare(
     folder = output or COMPARISONS / name
     entries = place(entries, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Every method's first seed before anybody's second: half of it is a comparison, too.
+    # The first seed of all methods before the second of any: a comparison cut short is still fair.
     rounds = itertools.zip_longest(*(entry.jobs for entry in entries))
     jobs = [job for some in rounds for job in some if job is not None]
     failed: dict[Path, str] = {}
     try:
         failed |= run_all(jobs, at_once, progress, offline=offline, stopping=stopping)
     finally:
-        # Also of an interrupted comparison, as far as it got.
+        # In `finally`: an interrupted comparison writes its page, too.
         found = comparison.compare(name, [_method(entry, folder, failed) for entry in entries])
         page = comparison.write(folder, found)
     return page, found
@@ -61,18 +61,18 @@ def _method(entry: Entry, output: Path, failed: Mapping[Path, str]) -> Method:
 
 
 def _ran(job: Job, output: Path, reason: str) -> Attempt:
-    """What became of a job."""
+    """Reads the result of a job."""
     shown = job.folder.relative_to(output).as_posix()
     attempt = comparison.read(job.folder, seed=job.seed, shown=shown, reason=reason)
     if attempt.done or attempt.target:
         return attempt
-    known = sized_model(job.loaded)  # it failed before it could say what was asked for
+    known = sized_model(job.loaded)  # it failed before its target was recorded
     target = known.target if known else None
     return Attempt(attempt.seed, attempt.folder, attempt.facts, attempt.reason, target)
 
 
 def _given(folder: Path) -> Attempt:
-    """A run that was there. Never the whole path: a page travels."""
+    """Reads an existing run. Only the folder's name is shown: the page may be sent elsewhere."""
     attempt = comparison.read(folder, seed=0, shown=folder.resolve().name)
     seed = attempt.facts.seed if attempt.facts else 0
     return Attempt(seed, attempt.folder, attempt.facts, attempt.reason, attempt.target)

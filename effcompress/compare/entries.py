@@ -1,5 +1,6 @@
-"""Who takes part in a comparison: recipes, each with every seed, and runs that are there already.
-All of it is checked before anything runs; nothing here imports torch.
+"""Resolves the targets of a comparison into jobs (a recipe with one seed) and existing runs.
+
+Everything is checked before anything runs; nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from effcompress.runner.folder import RESOLVED, begun, same_recipe, values
 from effcompress.runner.preflight import preflight
 
 RUNS, LOGS = "runs", "logs"
-"""Folders of a comparison: of the runs, and of what they printed."""
+"""Folders of a comparison: runs, and the output that they printed."""
 OWN = ("seed", "name")
-"""What runs of one method may differ in."""
+"""Keys in which the runs of one method may differ."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One recipe with one seed, to be run into ``folder``; ``log`` takes what it prints."""
+    """One recipe with one seed, to be run into ``folder``; ``log`` receives its output."""
 
     label: str
     seed: int
@@ -36,7 +37,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method: the jobs of a recipe, or the folders of runs."""
+    """A method: the jobs of a recipe, or folders of existing runs."""
 
     label: str
     jobs: tuple[Job, ...] = ()
@@ -46,10 +47,10 @@ class Entry:
 def enter(
     targets: Sequence[Path], seeds: Sequence[int], overrides: Sequence[str], *, offline: bool
 ) -> list[Entry]:
-    """The entries that recipes (files) and runs (folders) make, their jobs without folders yet.
+    """Resolves recipes (files) and runs (folders) into entries, whose jobs have no folders yet.
 
-    Raises RecipeError or SourceError for the first recipe that cannot run or folder that holds no
-    run, and for a target that is named twice.
+    Raises RecipeError or SourceError for the first recipe that cannot run, for a folder that holds
+    no run, and for a target that is named twice.
     """
     _once(targets)
     labels = _labels(targets)
@@ -62,17 +63,16 @@ def enter(
         own = tuple(seeds) or (loaded.recipe.seed,)
         jobs = [_with_seed(loaded, seed, label, tuple(overrides)) for seed in own]
         found.append(Entry(label, tuple(jobs)))
-    for entry in found:  # after all were read: this takes longer
+    for entry in found:  # after all recipes were read, because this takes longer
         if entry.jobs:
             preflight(entry.jobs[0].loaded, offline=offline)
     return _together(found)
 
 
 def place(entries: Sequence[Entry], output: Path) -> list[Entry]:
-    """The entries with a folder below ``output`` for every job.
+    """Gives every job a folder below ``output``.
 
-    Raises RecipeError: ``output`` holds something else, or a run there was made from a recipe that
-    says something else.
+    Raises RecipeError when ``output`` holds something else, or a run of a different recipe.
     """
     if output.exists() and not output.is_dir():
         raise RecipeError("this is a file, not a folder", where=str(output), fix="Name a folder.")
@@ -90,7 +90,7 @@ def place(entries: Sequence[Entry], output: Path) -> list[Entry]:
 
 
 def require_same(job: Job) -> None:
-    """Raises RecipeError if what ran in the job's folder came from a recipe with other values."""
+    """Raises RecipeError if the run in the job's folder has a recipe with other values."""
     stored = job.folder / RESOLVED
     if stored.is_file() and begun(job.folder):
         now = recipes.resolved(job.loaded)
@@ -98,7 +98,7 @@ def require_same(job: Job) -> None:
 
 
 def name_of(entries: Sequence[Entry]) -> str:
-    """What a comparison is called after: ``taylor-vs-random``, ``taylor-vs-8-more``."""
+    """Names a comparison: ``taylor-vs-random``, ``taylor-vs-8-more``."""
     labels = [re.sub(r"[^A-Za-z0-9._-]+", "-", entry.label) for entry in entries]
     if len(labels) > 3:
         labels = [labels[0], f"{len(labels) - 1}-more"]
@@ -115,7 +115,7 @@ def _once(targets: Sequence[Path]) -> None:
 
 
 def _labels(targets: Sequence[Path]) -> list[str]:
-    """Names of files and folders; with that of the folder above where two are equal."""
+    """Returns the names of files and folders, with the parent folder's where two are equal."""
     labels = [_stem(target) for target in targets]
     counted = Counter(labels)
     paths = [target.resolve() for target in targets]
@@ -163,7 +163,7 @@ def _of_run(folder: Path, label: str) -> Entry:
 
 
 def _together(entries: Sequence[Entry]) -> list[Entry]:
-    """Runs of one recipe with different seeds become one entry, under the name of the first."""
+    """Merges runs of one recipe with different seeds into one entry, named like the first."""
     merged: dict[str, Entry] = {}
     for entry in entries:
         key = _recipe_of(entry.folders[0]) if entry.folders else None
@@ -178,7 +178,7 @@ def _together(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _recipe_of(folder: Path) -> str | None:
-    """What the recipe of a run says, but for its seed and its name."""
+    """Returns a key of a run's recipe without its seed and name; None for a run without recipe."""
     resolved = folder / RESOLVED
     if not resolved.is_file():
         return None

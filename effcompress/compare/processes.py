@@ -1,5 +1,5 @@
-"""Runs the jobs of a comparison: each in a process of its own, so that one that dies (or that the
-system kills for its memory) takes nothing else along.
+"""Runs the jobs of a comparison, each in a process of its own, so that a crash (or a kill for
+memory) of one does not affect the others.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from typing import IO, Any, Protocol, final
 
 from effcompress.compare.entries import Job, require_same
 from effcompress.errors import EffcompressError, Stopped
+from effcompress.processes import end_all
 from effcompress.runner.signals import Stopping, grace
 
 MARGIN = 10.0
-"""Seconds beyond the grace time that a process gets to write its report."""
+"""Seconds beyond the grace time in which a process may write its report."""
 POLL = 0.1
-"""Seconds between two looks at the processes."""
+"""Seconds between two polls of the processes."""
 IN_PROCESS = 0
-"""As a number of processes: none but this one."""
+"""Number of processes that means: run everything in this one."""
 
 
 class Progress(Protocol):
-    """Who watches. ``reason`` is empty where a job ended well."""
+    """Receives the progress of a comparison. ``reason`` is empty where a job succeeded."""
 
     def checking(self, number: int) -> None: ...
 
@@ -50,7 +51,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Running:
-    """A job under way."""
+    """A job and its process."""
 
     job: Job
     process: subprocess.Popen[bytes]
@@ -84,7 +85,7 @@ class Tail:
 
 
 def finished(job: Job) -> bool:
-    """Whether the job's run ended well already."""
+    """Whether the job has a successful run already."""
     last: dict[str, Any] = {}
     for last in Tail(job.folder / "metrics.jsonl").read():  # noqa: B007  only the last one counts
         pass
@@ -99,10 +100,10 @@ def run_all(
     offline: bool,
     stopping: Stopping | None = None,
 ) -> dict[Path, str]:
-    """Run what has not run; folder -> why it failed, for those that failed now.
+    """Runs all jobs that are not finished; returns folder -> reason of those that failed now.
 
-    Unfinished runs continue from their newest checkpoint. ``at_once`` processes at the same time;
-    0: none, everything in this one.
+    Unfinished runs continue from their newest checkpoint. ``at_once``: processes at the same time;
+    0: everything in this one, where ``stopping`` is handed on to the runs.
     """
     done = [job for job in jobs if finished(job)]
     waiting = deque(job for job in jobs if job not in done)
@@ -133,7 +134,7 @@ def _here(
         reason = ""
         try:
             run(job.loaded, output=job.folder, resume=True, offline=offline, stopping=stopping)
-        except Stopped:  # the others should not begin
+        except Stopped:  # the remaining jobs must not begin
             raise
         except EffcompressError as error:
             reason = str(error)
@@ -158,7 +159,9 @@ def _processes(
                 running.append(_start(waiting.popleft(), at_once, offline))
                 progress.started(running[-1].job)
             for one in running.copy():
-                code = one.process.poll()  # before the record is read, so that its end is in it
+                code = (
+                    one.process.poll()
+                )  # before the record is read, so that its last event is seen
                 for event in one.tail.read():
                     progress.event(one.job, event)
                 if code is not None:
@@ -170,15 +173,15 @@ def _processes(
             progress.beat()
             time.sleep(POLL)
     finally:
-        for one in running:  # all at once: each takes its time for a checkpoint
-            one.process.terminate()
+        # All at the same time: each needs its grace time for a checkpoint.
+        end_all([one.process for one in running], grace() + MARGIN)
         for one in running:
-            _stop(one)
+            one.output.close()
 
 
 def command(job: Job, *, offline: bool) -> list[str]:
-    """What is typed to run a job."""
-    # As in this process: whether modules of the current folder come first.
+    """Returns the command line of a job."""
+    # -P where this process does not import from the current folder either.
     here = {"", str(Path.cwd())} & set(sys.path)
     words = [sys.executable, *([] if here else ["-P"]), "-m", "effcompress", "run"]
     words += [str(job.loaded.path), "--output", str(job.folder), "--resume"]
@@ -202,17 +205,8 @@ def _start(job: Job, at_once: int, offline: bool) -> Running:
     return Running(job, process, output, Tail(job.folder / "metrics.jsonl"), time.monotonic())
 
 
-def _stop(one: Running) -> None:
-    try:
-        one.process.wait(grace() + MARGIN)
-    except subprocess.TimeoutExpired:
-        one.process.kill()
-        one.process.wait()
-    one.output.close()
-
-
 def _changed(job: Job) -> str:
-    """What to say where the recipe changed between the check and the start of its process."""
+    """Returns an error where the recipe changed after it was checked, else an empty string."""
     try:
         require_same(job)
     except EffcompressError as error:
@@ -221,7 +215,7 @@ def _changed(job: Job) -> str:
 
 
 def _reason(one: Running, code: int) -> str:
-    """Why a process failed: its error, else its last words; empty where it did not."""
+    """Returns why a process failed: its error, else its last line; empty where it succeeded."""
     one.output.close()
     if code == 0:
         return "" if finished(one.job) else "stopped by a signal; the same command goes on"

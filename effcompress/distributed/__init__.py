@@ -1,5 +1,5 @@
-"""The one door to other processes: who takes part, who decides, and what is added up
-(``world.py``); parameters of which every process holds some rows (``rows.py``, ``shards.py``).
+"""The only user of ``torch.distributed``: ranks, collectives and DDP (``world.py``), operations on
+tensors that may be sharded by rows (``rows.py``), FSDP2 wrapping (``shards.py``).
 """
 
 from effcompress.distributed.rows import (
@@ -13,7 +13,7 @@ from effcompress.distributed.rows import (
     write_back,
 )
 from effcompress.distributed.shards import Shards
-from effcompress.distributed.world import ALONE, World, in_step, joined, unsynchronised
+from effcompress.distributed.world import ALONE, World, joined, needs_all_ranks, unsynchronised
 
 __all__ = [
     "ALONE",
@@ -21,9 +21,9 @@ __all__ = [
     "World",
     "clear",
     "first_row",
-    "in_step",
     "is_sharded",
     "joined",
+    "needs_all_ranks",
     "own",
     "select",
     "shard_like",

@@ -1,8 +1,8 @@
-"""A tensor of which every process holds some rows, or an ordinary one: whoever changes weights asks
-here and need not know which it is.
+"""Operations on a tensor that may be sharded by rows (DTensor) or ordinary.
 
-Rows are dealt out in equal blocks, as ``torch.chunk`` does: of ``n`` rows the process ``r`` of
-``W`` has those from ``r ceil(n / W)`` on; the last ones may have none.
+Code that changes weights uses these functions and needs no case for either. Rows are sharded as
+``torch.chunk`` does: of ``n`` rows rank ``r`` of ``W`` holds those from ``r ceil(n / W)`` on, at
+most ``ceil(n / W)``; the last ranks may hold none.
 """
 
 from __future__ import annotations
@@ -19,54 +19,54 @@ if TYPE_CHECKING:  # takes a second to import, and few runs need it
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether its rows are shared out."""
-    return hasattr(tensor, "placements")
+    """Returns whether the tensor's rows are sharded."""
+    return hasattr(tensor, "placements")  # isinstance would import DTensor for every run
 
 
-def share(count: int, rank: int, size: int) -> slice:
-    """The rows of ``count`` that process ``rank`` of ``size`` holds."""
+def shard_rows(count: int, rank: int, size: int) -> slice:
+    """Returns the rows of ``count`` that ``rank`` of ``size`` holds."""
     each = -(-count // size)
     start = min(rank * each, count)
     return slice(start, min(start + each, count))
 
 
 def own(tensor: Tensor) -> Tensor:
-    """The rows that are here, as an ordinary tensor of the same memory."""
+    """Returns this rank's rows as an ordinary tensor of the same memory."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def first_row(tensor: Tensor) -> int:
-    """The number of the first row that is here."""
+    """Returns the number of the first row that this rank holds."""
     if not is_sharded(tensor):
         return 0
     mesh = tensor.device_mesh
-    return share(tensor.shape[0], mesh.get_local_rank(), mesh.size()).start
+    return shard_rows(tensor.shape[0], mesh.get_local_rank(), mesh.size()).start
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All rows. Where they are shared out, all processes must ask, and each gets a copy."""
+    """Returns all rows. For a sharded tensor this is an all-gather that every rank must enter."""
     if not is_sharded(tensor):
         return tensor
     return cast("DTensor", tensor.detach()).full_tensor()
 
 
 def on_mesh(value: Tensor, mesh: DeviceMesh, device: torch.device) -> DTensor:
-    """A tensor that every process has, shared out: each keeps a copy of its rows, on ``device``. No
-    message.
+    """Shards a tensor that every rank holds whole: each keeps a copy of its rows, on ``device``.
+    Sends nothing.
     """
-    rows = share(value.shape[0], mesh.get_local_rank(), mesh.size())
+    rows = shard_rows(value.shape[0], mesh.get_local_rank(), mesh.size())
     local = value.detach()[rows].to(device, copy=True).contiguous()
     return _placed(local, value.shape, mesh)
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """``value``, which every process has, laid out as ``like`` is. No message."""
+    """Returns ``value``, which every rank holds whole, sharded as ``like`` is. Sends nothing."""
     return on_mesh(value, like.device_mesh, like.device) if is_sharded(like) else value
 
 
 @torch.no_grad()
 def write_back(tensor: Tensor, value: Tensor) -> None:
-    """After ``value = whole(tensor)`` was changed on all processes: here are its rows again."""
+    """Writes ``value``, a changed ``whole(tensor)``, back into the rows that this rank holds."""
     if is_sharded(tensor):
         start, here = first_row(tensor), own(tensor)
         here.copy_(value[start : start + here.shape[0]])
@@ -74,7 +74,7 @@ def write_back(tensor: Tensor, value: Tensor) -> None:
 
 @torch.no_grad()
 def clear(tensor: Tensor, dim: int, index: Tensor) -> None:
-    """Zeros at positions along ``dim``, each process in its own rows: no message."""
+    """Zeroes positions ``index`` along ``dim``, each rank in its own rows. Sends nothing."""
     here = own(tensor)
     index = index.to(here.device)
     if is_sharded(tensor) and dim == 0:
@@ -84,8 +84,10 @@ def clear(tensor: Tensor, dim: int, index: Tensor) -> None:
 
 
 def select(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
-    """``index_select`` along several dimensions, contiguous and laid out as before. Where rows are
-    shared out and some of them go, this one tensor is gathered for a moment, and all must ask.
+    """Selects positions along several dimensions; the result is contiguous and sharded as before.
+
+    If rows of a sharded tensor go, it is gathered and sharded again, because the remaining rows no
+    longer lie on the ranks that ``torch.chunk`` would choose; every rank must enter.
     """
     if is_sharded(tensor) and 0 not in keep:
         local = _selected(tensor.to_local(), keep)
@@ -102,6 +104,7 @@ def _selected(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
 def _placed(local: Tensor, shape: tuple[int, ...] | torch.Size, mesh: DeviceMesh) -> DTensor:
     from torch.distributed.tensor import DTensor, Shard
 
+    # With shape and stride given, from_local does not ask the other ranks for theirs.
     stride = torch.empty(shape, device="meta").stride()
     laid = DTensor.from_local(
         local, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride

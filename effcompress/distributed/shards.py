@@ -1,10 +1,11 @@
-"""Parameters, gradients and moments shared out over the processes, a layer whole only while it
-computes (FSDP2, ``fully_shard``).
+"""Shards parameters, gradients and optimizer moments over processes (FSDP2, ``fully_shard``).
 
-FSDP2 cannot change a shape and cannot be taken off a module again. So it never sees the model's own
-layers: it is put on shallow copies, which share everything inside, and a cut throws those away.
-What lasts are the parameters, tensors shared out by rows; the optimizer holds them, surgery changes
-them, and joining hands them to fresh copies. Nothing is gathered for that.
+``fully_shard`` changes the class of a module in place, keeps the shapes it saw, and cannot be
+undone. A cut changes shapes, so the obvious order (unshard, slice, reshard) would gather the whole
+model on every rank. Instead FSDP2 is applied to shallow copies of the layers, which are dropped
+before a cut; the model's own modules never see it. What lasts are the parameters, DTensors sharded
+by rows: the optimizer holds them, surgery changes them, and the next ``wrap`` passes the same
+objects to fresh copies. Nothing is gathered for that.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from effcompress.distributed.rows import on_mesh, whole
 
 @final
 class Shards:
-    """The shared-out state of one model. ``layers`` is the path of its list of layers."""
+    """The sharded parameters of one model. ``layers`` is the path of its list of layers."""
 
     def __init__(self, module: nn.Module, layers: str, size: int, device: torch.device) -> None:
-        """Share the parameters out; each process keeps its rows, on ``device``, of what it has now
-        wherever that lies.
+        """Shards the parameters in place: each rank keeps its rows, on ``device``. Buffers are
+        replicated.
         """
         from torch.distributed.device_mesh import init_device_mesh
 
@@ -34,7 +35,7 @@ class Shards:
         self._module = module
         self._layers = layers
         self._plain: list[nn.Module] | None = None
-        """The model's own layers, while copies stand in for them."""
+        """The model's own layers while the wrapped copies are in their place."""
         for p, places in _places(module).values():
             shared = nn.Parameter(on_mesh(p, self._mesh, device), requires_grad=p.requires_grad)
             _put(shared, places)
@@ -42,35 +43,38 @@ class Shards:
             for name, buffer in [*part.named_buffers(recurse=False)]:
                 setattr(part, name, buffer.to(device))
 
-    def join(self) -> nn.Module:
-        """The model as something to call: forward gathers one layer after the other, backward
-        leaves each process the *sum* of all gradients, of its own rows. To be parted before any
-        tensor changes its shape.
+    def wrap(self) -> nn.Module:
+        """Returns an FSDP2 module to call: forward gathers one layer after the other, backward
+        leaves each rank the *sum* of all gradients for its own rows. ``unwrap`` before any tensor
+        changes its shape.
         """
         # Takes a second to import, and few runs need it.
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
-        assert self._plain is None, "joined already"
+        assert self._plain is None, "wrapped already"
         layers = self._list()
         self._plain = [*layers]
         for j, layer in enumerate(self._plain):
             layers[j] = _copied(layer)
         root = _copied(self._module)
         held = [*_places(root).values()]
-        for p, places in held:  # shards of its own making would cost a second copy
+        # fully_shard would shard what it finds, a second copy of every weight. It finds parameters
+        # without memory instead, and gets the existing shards when it is done.
+        for p, places in held:
             _put(nn.Parameter(_meta(p), requires_grad=p.requires_grad), places)
         for unit in (*layers, root):
             fully_shard(unit, mesh=self._mesh, reshard_after_forward=True)
             assert isinstance(unit, FSDPModule)
-            # The default is the mean, but losses are divided by the rows of the global batch.
+            # The default divides by the number of ranks, but losses are divided by the rows of the
+            # global batch already.
             unit.set_force_sum_reduction_for_comms(True)
             unit.set_gradient_divide_factor(1.0)
         for p, places in held:
             _put(p, places)
         return root
 
-    def part(self) -> None:
-        """The model's own layers are back; parameters stay shared out."""
+    def unwrap(self) -> None:
+        """Puts the model's own layers back; parameters stay sharded."""
         if self._plain is not None:
             layers = self._list()
             for j, layer in enumerate(self._plain):
@@ -79,10 +83,10 @@ class Shards:
 
     @contextmanager
     def gathered(self, here: bool) -> Iterator[None]:
-        """The model with whole parameters where ``here`` is true, one process say; for the others
-        they stay as they are. All must enter; the model is parted.
+        """Gathers the model inside, on ranks where ``here`` is true; the others send their rows
+        and keep them. Every rank must enter. Unwraps the model.
         """
-        self.part()
+        self.unwrap()
         held = [*_places(self._module).values()]
         for p, places in held:
             full = whole(p)
@@ -102,7 +106,7 @@ _Places = list[tuple[nn.Module, str]]
 
 
 def _places(module: nn.Module) -> dict[int, tuple[nn.Parameter, _Places]]:
-    """Every parameter with the modules and names that it has there; a tied one has several."""
+    """Returns every parameter with its (module, name) pairs; a tied parameter has several."""
     found: dict[int, tuple[nn.Parameter, _Places]] = {}
     for part in module.modules():
         for name, p in part.named_parameters(recurse=False):
@@ -120,9 +124,11 @@ def _meta(p: Tensor) -> Tensor:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """Another module with the same parameters, the same modules inside, the same hooks."""
+    """Returns a shallow copy: the same parameters, submodules and hooks in dicts of its own."""
     new = copy.copy(module)
     for key, value in vars(module).items():
-        if isinstance(value, dict):  # or both would go on sharing the lists themselves
+        if isinstance(
+            value, dict
+        ):  # parameters, submodules, hooks: entries are replaced in one only
             new.__dict__[key] = value.copy()
     return new

@@ -1,8 +1,8 @@
-"""Who takes part, who decides, and what is added up.
+"""The processes of a run: ranks, collectives, and the DDP wrapper.
 
-Every process runs the whole story. They read the same global batch and each computes its own rows;
-gradients are summed in the backward pass; what people see and what lands on the disk is the main
-process's. A decision is made once and told to the others.
+Every rank runs the same program on the same global batch and computes its own rows of it. Gradients
+are summed in the backward pass. Rank 0 alone prints and writes. A decision is made on rank 0 and
+broadcast, never repeated on each rank: sums in another order could decide otherwise.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from effcompress.errors import EffcompressError, RunError
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)
-"""How long a process waits for another before it gives up: evaluation and export of a large model
-are the main process's alone. One that dies is noticed at once by whoever launched them.
+"""Timeout of a collective. Long, because the others wait while rank 0 evaluates and exports alone;
+a rank that dies is noticed at once by the launcher (torchrun).
 """
 _BUFFERS = next(
     name
@@ -36,7 +36,7 @@ _BUFFERS = next(
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. ``local_rank`` counts those on the same machine."""
+    """Rank and number of processes; ``local_rank`` counts those on the same machine."""
 
     rank: int = 0
     size: int = 1
@@ -44,16 +44,16 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that decides, writes and talks."""
+        """Whether this is rank 0, which decides, writes and prints."""
         return self.rank == 0
 
-    def part(self, count: int) -> slice:
-        """This process's share of ``count`` rows; ``count`` is a multiple of ``size``."""
+    def own_rows(self, count: int) -> slice:
+        """Returns this rank's slice of ``count`` rows; ``count`` is a multiple of ``size``."""
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def cat(self, own_N: Tensor) -> Tensor:
-        """The tensors of all processes, of the same shape on each, one behind the other."""
+        """Returns the tensors of all ranks, of equal shape, concatenated in rank order."""
         if self.size == 1:
             return own_N
         parts = [torch.empty_like(own_N) for _ in range(self.size)]
@@ -61,10 +61,11 @@ class World:
         return torch.cat(parts)
 
     def total(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over all processes, by name; one message for each type of number."""
+        """Returns the sums over all ranks, by name: one all-reduce for each dtype."""
         if self.size == 1:
             return dict(tensors)
         found: dict[str, Tensor] = {}
+        # Sorted names: every rank must lay out the flat buffer alike.
         for dtype in sorted({t.dtype for t in tensors.values()}, key=str):
             named = {name: t for name, t in sorted(tensors.items()) if t.dtype == dtype}
             flat = torch.cat([t.reshape(-1) for t in named.values()])
@@ -77,7 +78,7 @@ class World:
         return {name: found[name] for name in tensors}
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Sums over all processes, in fp64."""
+        """Returns the sums over all ranks, in fp64."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -85,11 +86,13 @@ class World:
         return total.tolist()
 
     def any(self, here: bool) -> bool:
-        """Whether it is so in one of the processes at least."""
+        """Returns whether ``here`` is true on one rank at least."""
         return self.sums([float(here)])[0] > 0
 
     def agree(self, decide: Callable[[], T]) -> T:
-        """What the main process decides, on all of them; so is the error that it meets."""
+        """Returns on every rank what ``decide`` returns on rank 0; its error is raised on every
+        rank.
+        """
         if self.size == 1:
             return decide()
         said: list[Any] = [None, None]
@@ -105,7 +108,7 @@ class World:
         return cast(T, said[0])
 
     def each(self, here: Callable[[], T]) -> list[T]:
-        """What every process finds, in their order, on all of them; so is the first error."""
+        """Returns on every rank what all ranks found, in rank order; raises the first error."""
         if self.size == 1:
             return [here()]
         said: list[Any] = [None] * self.size
@@ -122,8 +125,8 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process alone, then the others: for what is fetched or converted once. An error
-        of the main process is everyone's.
+        """Runs the body on rank 0, then on the others: for what is fetched or converted once. An
+        error of rank 0 is raised on every rank.
         """
         if self.size == 1 or not self.main:
             self.agree(_nothing)
@@ -137,15 +140,16 @@ class World:
         self.agree(_nothing)
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """A module whose backward leaves the *sum* of all processes' gradients. It begins with the
-        main process's weights everywhere. To be made anew when a tensor changes its shape: it holds
-        on to the shapes that it was made with.
+        """Returns a DDP wrapper whose backward leaves the *sum* of all ranks' gradients.
+
+        Building it broadcasts rank 0's weights. Its buckets keep the shapes that it was built with,
+        so it must be dropped before a tensor changes its shape and built again afterwards.
         """
         if self.size == 1:
             return module
         device = next(module.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
-        still: Any = {_BUFFERS: False}  # they are the same everywhere and nobody changes them
+        still: Any = {_BUFFERS: False}  # rotary tables: equal on all ranks and never changed
         replicas = DistributedDataParallel(module, device_ids=ids, **still)
         replicas.register_comm_hook(None, _summed)
         return replicas
@@ -155,24 +159,24 @@ ALONE = World()
 
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
-    """A backward whose gradients stay where they are: all but the last of a batch."""
+    """Returns a context in which DDP exchanges no gradients: all micro-batches but the last."""
     if isinstance(module, DistributedDataParallel):
         return cast(AbstractContextManager[None], module.no_sync())
-    # Gradients of shared-out weights leave at once: those of a whole model are not to gather here.
+    # FSDP2 scatters gradients after every micro-batch: unsharded ones would fill the memory.
     return nullcontext()
 
 
-def in_step(module: nn.Module) -> bool:
-    """Whether a forward pass needs all processes: what one runs, the others must run too."""
+def needs_all_ranks(module: nn.Module) -> bool:
+    """Returns whether a forward pass is a collective that every rank must enter (FSDP2)."""
     return hasattr(module, "set_requires_gradient_sync")  # an FSDPModule
 
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The world that launched this process (``torchrun``, ``accelerate launch``), or nobody else.
-    Whoever has joined before stays joined afterwards.
+    """Joins the process group of the launcher (``torchrun``, ``accelerate launch``); ``ALONE``
+    without one. A group that existed before is used and not destroyed.
 
-    Raises RunError when the others cannot be reached.
+    Raises RunError when the other processes cannot be reached, or one of them stops.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -196,7 +200,7 @@ def joined() -> Iterator[World]:
         ) from error
     try:
         yield world
-    except RuntimeError as error:  # ours are none
+    except RuntimeError as error:  # errors of effcompress are not RuntimeErrors
         if not isinstance(error, dist.DistError) and "peer" not in str(error):
             raise
         raise RunError(
@@ -207,8 +211,8 @@ def joined() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _summed(_state, bucket):  # torch reads annotations here, and strings are none to it
-    # The default divides by the number of processes, but losses are divided by the rows of the
+def _summed(_state, bucket):  # no annotations: torch inspects them, and here they are strings
+    # DDP's default hook divides by the number of ranks, but losses are divided by the rows of the
     # global batch already.
     work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
@@ -219,7 +223,7 @@ def _nothing() -> None:
 
 
 def _told(error: Exception) -> Exception:
-    """The same sentence for the others: what cannot be sent becomes a RunError."""
+    """Returns the error to broadcast: others than our own become a RunError, as not all pickle."""
     if isinstance(error, EffcompressError):
         return error
     return RunError(f"another process failed: {error!r}")

@@ -115,7 +115,7 @@ class _Shape:
         if not query:
             return 0.0
         axis = f"attention.{layer}"
-        head = self.axes.family.blocks["head"](self.config)
+        head = self.axes.family.positions_per_unit["head"](self.config)
         key = self.wide[axis] * head
         writers = self._writers(params, axis)
         fused = sum(self._length(p, 1 - self.axes.family.inputs) for p in writers)

@@ -60,7 +60,7 @@ def query_rows(axes: AxisMap, config: Config, wide: Widths, layer: int) -> int:
     """Returns query heads times head width of a layer; 0 where it or its attention is gone."""
     heads = wide.get(f"attention.{layer}", 0) * wide.get(f"query.{layer}", 1)
     there = wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
-    return heads * there * axes.family.blocks["head"](config)
+    return heads * there * axes.family.positions_per_unit["head"](config)
 
 
 def routed(config: Config) -> int:

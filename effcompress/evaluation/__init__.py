@@ -1,4 +1,4 @@
-"""The same measurements before and after."""
+"""Measurements of a model, the same before and after pruning."""
 
 from effcompress.evaluation.generate import REPETITION_PENALTY, continuation
 from effcompress.evaluation.perplexity import Perplexity, perplexity

@@ -1,4 +1,4 @@
-"""What solving tasks gives: one score per task, and their mean."""
+"""Scores of tasks: the main metric of each, and their mean."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from effcompress.spec.results import SEVEN
 
 NORMALISED = frozenset({"arc_challenge", "hellaswag", "openbookqa"})
-"""Tasks whose main number is ``acc_norm``, where the log-likelihood of an answer is divided by its
-length; of all others it is ``acc``. So LLM-Pruner's tables read (its issue 25), and those that
-compare with them.
+"""Tasks whose main metric is ``acc_norm`` (the log-likelihood of an answer divided by its length);
+of all others it is ``acc``. This is the choice of LLM-Pruner's tables (its issue 25), and of papers
+that compare with them.
 """
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One metric and its standard error (None where the harness gives none)."""
+class Metric:
+    """One metric of a task and its standard error (None where the harness has none)."""
 
     value: float
     stderr: float | None
@@ -26,12 +26,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a task gave: ``metrics`` as the harness names them, over ``examples`` of the ``of`` that
-    the split has; ``version`` is the task's.
+    """The result of one task: ``metrics`` by the harness's names, over ``examples`` of ``of`` in
+    the split; ``version`` is the task's.
     """
 
     name: str
-    metrics: Mapping[str, Measured]
+    metrics: Mapping[str, Metric]
     examples: int
     of: int
     split: str
@@ -40,19 +40,19 @@ class TaskScore:
 
     @property
     def metric(self) -> str:
-        """Name of the main number."""
+        """Name of the main metric."""
         for wanted in ("acc_norm", "acc") if self.name in NORMALISED else ("acc",):
             if wanted in self.metrics:
                 return wanted
         return next(iter(self.metrics))
 
     @property
-    def main(self) -> Measured:
-        """The number that tables show and means are taken of."""
+    def main(self) -> Metric:
+        """The metric that tables show and means are taken of."""
         return self.metrics[self.metric]
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         numbers = {
             key: value
             for name, measured in self.metrics.items()
@@ -65,7 +65,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Mean:
-    """The unweighted mean of the main numbers of ``tasks``, with its standard error."""
+    """The unweighted mean of the main metrics of ``tasks``, with its standard error."""
 
     value: float
     stderr: float | None
@@ -73,13 +73,15 @@ class Mean:
 
     @property
     def words(self) -> str:
-        """What it is the mean of."""
+        """What it is the mean of, in words."""
         return "seven tasks" if set(self.tasks) == set(SEVEN) else f"{len(self.tasks)} tasks"
 
 
 def mean_of(scores: Sequence[TaskScore]) -> Mean | None:
-    """The mean of the seven tasks of the papers where all were measured (others do not count into
-    it), else of all; None of fewer than two. Errors of tasks are independent.
+    """Returns the mean of the papers' seven tasks where all were evaluated (others do not count),
+    else of all tasks; None of fewer than two.
+
+    Tasks have different questions, so their errors are independent and variances add.
     """
     seven = [score for score in scores if score.name in SEVEN]
     taken = seven if len(seven) == len(SEVEN) else list(scores)

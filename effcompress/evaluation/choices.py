@@ -1,4 +1,4 @@
-"""How likely a model finds continuations of contexts, in batches of similar length.
+"""Computes the log-likelihood of continuations given contexts, in batches of similar length.
 
 ``B`` sequences of a batch, ``T`` tokens, ``C`` tokens of a continuation, ``V`` vocabulary.
 """
@@ -34,7 +34,7 @@ class Likelihood:
 
 @dataclass
 class _Row:
-    """One sequence to run, and the continuations that end it (index of the pair, tokens)."""
+    """One sequence to run, and the continuations that it ends with (index of the pair, tokens)."""
 
     ids: tuple[int, ...]
     ends: list[tuple[int, list[int]]]
@@ -42,7 +42,7 @@ class _Row:
 
     @property
     def first(self) -> int:
-        """The first position whose prediction is asked for."""
+        """The first position whose prediction is needed."""
         return len(self.ids) - max(len(tokens) for _, tokens in self.ends)
 
 
@@ -55,11 +55,11 @@ def likelihoods(
     max_length: int | None,
     progress: Callable[[float], None],
 ) -> list[Likelihood]:
-    """One likelihood per pair, in their order.
+    """Returns one likelihood per pair, in their order.
 
-    What is longer than ``max_length`` tokens loses its beginning. Pairs that differ in their last
-    token alone share one row. Batches depend on the pairs only, so the same call gives the same
-    numbers. Log-likelihoods are computed in fp32 and added in fp64. ``progress`` gets the share
+    Pairs longer than ``max_length`` tokens are cut on the left. Pairs that differ only in their
+    last token are one row. Batches depend on the pairs only, so the same call gives the same
+    numbers. Log-likelihoods are computed in fp32 and added in fp64. ``progress`` gets the fraction
     done.
 
     Raises:
@@ -82,22 +82,22 @@ def likelihoods(
 
 
 def _rows(pairs: Sequence[Pair], max_length: int | None) -> list[_Row]:
-    """Longest first: what does not fit into memory fails at once."""
+    """Returns the rows, longest first: what does not fit into memory fails at once."""
     rows: dict[tuple[int, ...], _Row] = {}
     for index, (context, continuation) in enumerate(pairs):
         assert context and continuation
         whole = [*context, *continuation]
         kept = whole if max_length is None else whole[-(max_length + 1) :]
         tokens = continuation[-(len(kept) - 1) :]
-        ids = tuple(kept[:-1])  # nobody asks what follows the last token
+        ids = tuple(kept[:-1])  # the prediction after the last token is not needed
         row = rows.setdefault(ids, _Row(ids, [], len(whole) - len(kept)))
         row.ends.append((index, tokens))
     return sorted(rows.values(), key=lambda row: (-len(row.ids), row.ids))
 
 
 def _logits(module: nn.Module, batch: list[_Row]) -> tuple[Tensor, int]:
-    """``[B, T, V]`` from position ``offset`` on. Zeros behind the end of a row are not masked: in a
-    causal model nothing before them sees them.
+    """Returns logits [B, T, V] from position ``offset`` on. Right padding needs no mask: in a
+    causal model no position before it attends to it.
     """
     device = next(module.parameters()).device
     ids_BT = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True).to(device)

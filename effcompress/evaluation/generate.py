@@ -1,4 +1,4 @@
-"""One greedy continuation: numbers say how much worse, a sentence says whether it still writes."""
+"""Generates one greedy continuation of a prompt, an example of text beside the perplexity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPETITION_PENALTY = 1.2
 def continuation(
     module: Any, tokenizer: TextTokenizer, prompt: str, new_tokens: int, bos: bool
 ) -> str:
-    """Greedy text of a transformers model after ``prompt``, with a repetition penalty."""
+    """Returns the greedy continuation of ``prompt``, with a repetition penalty."""
     ids = tokenizer.encode([prompt])[0]
     if bos and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]

@@ -1,4 +1,4 @@
-"""The one door to the lm-evaluation-harness: it asks, a model in memory answers, it counts.
+"""Evaluates a model in memory with the lm-evaluation-harness. The only user of ``lm_eval``.
 
 Importing this module needs the extra ``effcompress[tasks]``.
 """
@@ -25,12 +25,12 @@ from lm_eval.evaluator import evaluate
 from torch import nn
 
 from effcompress.errors import RunError, SourceError
-from effcompress.evaluation.accuracy import Measured, TaskScore
+from effcompress.evaluation.accuracy import Metric, TaskScore
 from effcompress.evaluation.choices import likelihoods
 from effcompress.types import TextTokenizer
 
 SHOTS_SEED = 1234
-"""The harness's own default."""
+"""Seed of the few-shot examples; the harness's own default."""
 DEFINITIONS: Mapping[str, str] = {
     "arc_easy": "arc/arc_easy.yaml",
     "arc_challenge": "arc/arc_challenge.yaml",
@@ -41,7 +41,7 @@ DEFINITIONS: Mapping[str, str] = {
     "winogrande": "winogrande/default.yaml",
     "sciq": "sciq/sciq.yaml",
 }
-"""Where the harness defines the usual tasks: to look a name up, it reads all of its 14,000."""
+"""Definitions of the usual tasks: without them the harness reads all of its 14,000 files."""
 _LOCAL: Mapping[str, Mapping[str, str]] = {
     # The harness expects the form that SuperGLUE gives it: `label`, 0 or 1.
     "boolq": {"doc_to_target": "{{answer|int}}"},
@@ -50,8 +50,9 @@ _SPLIT = "validation"
 
 
 class Adapter(TemplateLM):
-    """A module and a tokenizer, as the harness talks to models. It answers how likely texts are;
-    ``bos`` begins every context if there is one, ``cut`` counts requests that were too long.
+    """The harness's model interface over a module and a tokenizer. Answers likelihood requests
+    only; ``bos`` is put before every context if not None, ``cut`` counts requests that were too
+    long.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Adapter(TemplateLM):
         *,
         bos: int | None,
         batch_size: int,
-        progress: Callable[[float], None] = lambda share: None,
+        progress: Callable[[float], None] = lambda fraction: None,
     ) -> None:
         super().__init__()
         self.module, self.text, self.bos = module, tokenizer, bos
@@ -71,7 +72,7 @@ class Adapter(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text without a context, as the harness has it: BOS, else EOS."""
+        """The context of a text without one, by the harness's rule: BOS, else EOS."""
         for found in (self.text.bos_id, self.text.eos_id):
             if found is not None:
                 return found
@@ -83,12 +84,12 @@ class Adapter(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Tokens of a text; BOS in front unless it is refused."""
+        """Returns the tokens of a text, after BOS unless ``add_special_tokens`` is False."""
         ids = self.text.encode([string])[0]
         return ids if self.bos is None or add_special_tokens is False else [self.bos, *ids]
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """The harness's own splitting of texts into tokens, without its progress bar."""
+        """Uses the harness's tokenisation of context and continuation, without its progress bar."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
@@ -103,11 +104,11 @@ class Adapter(TemplateLM):
         return [(one.total, one.greedy) for one in found]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """Not answered: perplexity is measured without the harness."""
+        """Raises SourceError: perplexity is measured without the harness."""
         raise _unanswered("the likelihood of whole texts")
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Not answered."""
+        """Raises SourceError."""
         raise _unanswered("generated text")
 
 
@@ -121,8 +122,8 @@ def _unanswered(what: str) -> SourceError:
 
 @dataclass(frozen=True)
 class Solved:
-    """Scores in the order of the tasks, how they came about, and how many requests were too long
-    for the model.
+    """Scores in the order of the tasks, the harness's version, and the number of requests that were
+    too long for the model.
     """
 
     scores: tuple[TaskScore, ...]
@@ -139,7 +140,7 @@ def solve(
     shots: int,
     offline: bool = False,
 ) -> Solved:
-    """Let the model solve tasks.
+    """Evaluates tasks.
 
     ``files`` maps each task to an Arrow file with its validation split; None: the harness's own
     data, from the hub. Few-shot examples come from the split that the task trains on; of local
@@ -154,7 +155,7 @@ def solve(
         for task in tasks.values():
             if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
                 raise _unanswered("generated text or the likelihood of whole texts")
-            if task.get_config("num_fewshot") != 0:  # where it is 0, the task is made for none
+            if task.get_config("num_fewshot") != 0:  # 0 in a definition: a zero-shot task
                 task.set_config(key="num_fewshot", value=shots)
             task.set_fewshot_seed(seed=SHOTS_SEED)
         found: Any = evaluate(adapter, loaded, limit=limit, log_samples=False)
@@ -163,7 +164,7 @@ def solve(
 
 
 def prepare(names: Sequence[str], *, offline: bool) -> None:
-    """Get the data that the harness takes from the hub. Raises SourceError as ``solve``."""
+    """Downloads the data that the harness takes from the hub. Raises SourceError as ``solve``."""
     with _silent(offline), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         _load(names, None, Path(scratch))
 
@@ -184,7 +185,7 @@ def _load(names: Sequence[str], files: Mapping[str, Path] | None, scratch: Path)
         wanted.append(_local(name, path, files[name], scratch) if files else str(path or name))
     try:
         return manager.load(wanted)
-    except Exception as error:  # data sets fail in more ways than there are classes of errors
+    except Exception as error:  # data sets raise errors of many unrelated classes
         first = (str(error).strip().splitlines() or [""])[0]
         raise SourceError(
             f"the data of {', '.join(names)} cannot be had: {type(error).__name__}: {first}",
@@ -195,7 +196,7 @@ def _load(names: Sequence[str], files: Mapping[str, Path] | None, scratch: Path)
 
 
 def _local(name: str, definition: Path | None, file: Path, scratch: Path) -> str:
-    """The harness's own definition, over other data. JSON is YAML as well."""
+    """Writes a definition that includes the harness's own, over ``file``. JSON is valid YAML."""
     data = {"data_files": {_SPLIT: str(file)}, "cache_dir": str(scratch / "data")}
     changed = {
         "include": str(definition),
@@ -203,8 +204,8 @@ def _local(name: str, definition: Path | None, file: Path, scratch: Path) -> str
         "dataset_name": None,
         "dataset_kwargs": data,
         "training_split": None,
-        # Twice: the harness leaves the question out of its own examples where they share the split
-        # that is tested.
+        # Training and test split alike: the harness leaves the question itself out of the few-shot
+        # examples where both are the same split.
         "validation_split": _SPLIT,
         "test_split": _SPLIT,
         "fewshot_split": _SPLIT,
@@ -216,13 +217,13 @@ def _local(name: str, definition: Path | None, file: Path, scratch: Path) -> str
 
 
 def _score(name: str, task: Any, found: Any) -> TaskScore:
-    metrics: dict[str, Measured] = {}
+    metrics: dict[str, Metric] = {}
     for key, value in found["results"][name].items():
         metric, _, kind = key.partition(",")
         if kind and not metric.endswith("_stderr") and isinstance(value, int | float):
             error = found["results"][name].get(f"{metric}_stderr,{kind}")
             known = isinstance(error, int | float)
-            metrics.setdefault(metric, Measured(float(value), float(error) if known else None))
+            metrics.setdefault(metric, Metric(float(value), float(error) if known else None))
     amount = found["n-samples"][name]
     split = task.get_config("test_split") or task.get_config("validation_split")
     return TaskScore(
@@ -238,8 +239,8 @@ def _score(name: str, task: Any, found: Any) -> TaskScore:
 
 @contextlib.contextmanager
 def _silent(offline: bool) -> Iterator[None]:
-    """Without the harness's bars and remarks (what matters of them is in the result), and without
-    the network where that is not wanted.
+    """Silences the harness's progress bars and warnings, and forbids the network if ``offline``;
+    restores all settings.
     """
     speaker = logging.getLogger("lm_eval")
     level, bars = speaker.level, datasets.are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""Perplexity: exponential of the mean negative log-likelihood per predicted token."""
+"""Computes perplexity: exp of the mean negative log-likelihood per predicted token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from effcompress.distributed import ALONE, World, in_step
+from effcompress.distributed import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
 
 
@@ -35,11 +35,11 @@ def perplexity(
     counted_NT: Tensor | None = None,
     world: World = ALONE,
 ) -> Perplexity:
-    """Every window on its own: position ``t`` predicts ``t + 1``; windows do not overlap.
-    ``counted_NT``: which tokens are to be predicted (None: all but the first of each window).
+    """Evaluates windows ``ids_NT`` independently: position ``t`` predicts ``t + 1``, no overlap.
+    ``counted_NT``: the tokens whose prediction counts (None: all but the first of each window).
 
-    Log-likelihoods are computed in fp32 and added in fp64. The processes of ``world`` take batches
-    in turn. Raises RunError if they are not finite.
+    Log-likelihoods are computed in fp32 and added in fp64. The ranks of ``world`` take batches in
+    turn. Raises RunError if the loss is not finite.
     """
     training = module.training
     module.eval()
@@ -48,7 +48,7 @@ def perplexity(
     if counted_NT is None:
         counted_NT = torch.ones_like(ids_NT, dtype=torch.bool)
     batches = [*zip(ids_NT.split(batch_size), counted_NT.split(batch_size), strict=True)]
-    if in_step(module):  # one that is left without a batch runs one that does not count
+    if needs_all_ranks(module):  # ranks without a last batch run one in which no token counts
         empty = (batches[-1][0], torch.zeros_like(batches[-1][1]))
         batches += [empty] * (-len(batches) % world.size)
     for ids_BT, counted_BT in batches[world.rank :: world.size]:

@@ -1,4 +1,4 @@
-"""How fast models read a prompt and write on, side by side.
+"""Times prefill and decode of several models side by side.
 
 ``B`` sequences, ``T`` tokens of the prompt, ``N`` new tokens.
 """
@@ -38,9 +38,8 @@ class Spread:
 
 @torch.no_grad()
 def write_on(module: nn.Module, prompt_BT: Tensor, new: int, clock: Clock) -> tuple[Tensor, Timing]:
-    """``new`` greedy tokens ``[B, N]`` after the prompt, with the KV cache, nothing ends early.
-
-    A loop of our own, because ``generate`` also spends time on what is not the model.
+    """Generates ``new`` greedy tokens [B, N] with the KV cache and without early stopping; returns
+    them with their timing. ``generate`` is not used, because it spends time outside the model.
     """
     run: Any = module
     keep = {}
@@ -61,7 +60,7 @@ def write_on(module: nn.Module, prompt_BT: Tensor, new: int, clock: Clock) -> tu
 
 def _now(device: torch.device, clock: Clock) -> float:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)  # kernels run asynchronously; the clock must not
     return clock()
 
 
@@ -72,8 +71,8 @@ def race(
     rounds: int,
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[Timing]]:
-    """Every side in every round, one after the other, so that a machine that slows down slows all
-    of them; a round before the first is not counted. Same prompt for all.
+    """Times every model once per round, in turn, so that a machine that slows down slows all of
+    them. One warm-up round before the first is not counted. The prompt is the same for all.
     """
     found: dict[str, list[Timing]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -85,12 +84,12 @@ def race(
 
 
 def rate(timings: Sequence[Timing], phase: str, tokens: int) -> Spread:
-    """Tokens per second of one phase, in which each round handled ``tokens``."""
+    """Returns the tokens per second of one phase, in which each round processed ``tokens``."""
     return _spread([tokens / getattr(one, phase) for one in timings])
 
 
 def speed_up(these: Sequence[Timing], against: Sequence[Timing], phase: str) -> Spread:
-    """How many times as fast, round by round: what slowed a whole round cancels."""
+    """Returns the ratio of times within each round: what slowed a whole round cancels."""
     pairs = zip(these, against, strict=True)
     return _spread([getattr(b, phase) / getattr(a, phase) for a, b in pairs])
 

@@ -1,8 +1,8 @@
-"""The same function in a class that others can load: which parameters to store, and where.
+"""Chooses a model class that other software loads, and the parameters to store in it.
 
 ``uniform``: a stock class, every layer with the same widths. ``padded``: a stock class, with zeros
 where a layer is narrower or a block is gone. ``exact``: the pruned shapes as they are, in a class
-whose one file is shipped with the folder.
+whose one modelling file lies in the folder. All compute the same function as the model in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMES: tuple[Name, ...] = get_args(Name)
 
 @dataclass(frozen=True)
 class Form:
-    """A model class without weights, and the parameters that belong into it."""
+    """A model class on the meta device, and the parameters to store in it."""
 
     name: Name
     model_type: str
@@ -41,7 +41,7 @@ class Form:
     params: dict[str, Tensor]
     why: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Further files of the folder: name -> text."""
+    """Further text files of the folder by name."""
 
     @property
     def count(self) -> int:
@@ -50,9 +50,9 @@ class Form:
 
 
 def form(pruned: PrunedModel, name: Name | Literal["auto"]) -> Form:
-    """The model as ``name``; ``auto``: the first that is possible.
+    """Returns the model in the form ``name``; ``auto`` takes the first that is possible.
 
-    Raises RunError saying why it cannot be had. Masked units must be committed.
+    Raises RunError with the reason if it is not possible. Masked units must be committed before.
     """
     makers = {"uniform": _uniform, "padded": _padded, "exact": _exact}
     if name != "auto":
@@ -75,7 +75,9 @@ def _uniform(pruned: PrunedModel) -> Form:
     built, params = _stock(pruned, widths)
     stored: Any = built.skeleton
     config = json.loads(stored.config.to_json_string(use_diff=False))
-    config.pop(pruned.family.epsilon_field, None)  # the parent may leave it to the class
+    config.pop(
+        pruned.family.epsilon_field, None
+    )  # set only where the parent's own configuration has it
     healthy = {f: v for f, v in pruned.config.items() if f == pruned.family.epsilon_field}
     files = {scratch.RECORD: scratch.record({**config, **healthy})}
     return Form("uniform", built.model_type, built.skeleton, params, built.why, files)
@@ -83,7 +85,10 @@ def _uniform(pruned: PrunedModel) -> Form:
 
 def _padded(pruned: PrunedModel) -> Form:
     now, why = pruned.axes, list[str]()
-    wide = {**widest(pruned.parent), **widest(now)}  # of what is gone everywhere, the parent's
+    wide = {
+        **widest(pruned.parent),
+        **widest(now),
+    }  # the parent's width for kinds that are gone in all layers
     for kind in now.family.rigid:
         if any(now.widths[name] != wide[kind] for name in now.axes(kind)):
             raise RunError(
@@ -146,9 +151,10 @@ def _absent(axes: AxisMap) -> dict[str, list[list[Any]]]:
 
 
 def _per_layer(pruned: PrunedModel) -> dict[str, list[int]]:
-    """Configuration fields that speak of widths within a layer -> one value per layer."""
+    """Returns configuration fields of widths within a layer, with one value per layer."""
     axes, config = pruned.axes, pruned.config
     most = {**widest(pruned.parent), **widest(axes), "hidden": -1}
+    # Fields that change when the hidden width does belong to the whole model: -1 marks them.
     everywhere = {field for field, v in pruned.family.resize(config, most).items() if v == -1}
     fields = per_layer(axes, config, {}, widest(pruned.parent))
     return {f: v for f, v in fields.items() if f not in everywhere and "head_dim" not in f}
@@ -165,7 +171,7 @@ def _difference(axes: AxisMap) -> str:
 
 
 def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Tensor]]:
-    """A stock class for these widths per axis kind, and its parameters. Raises RunError."""
+    """Returns a stock class for these widths per axis kind, and its parameters. Raises RunError."""
     now, family, config = pruned.axes, pruned.family, pruned.config
     for kind, multiple in family.multiples.items():
         if widths.get(kind, 0) % multiple:
@@ -179,7 +185,8 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
         **family.resize(config, widths),
     }
     factors = _factors(pruned, then)
-    # A traced family may have no norm over anything that can be cut; then no epsilon changed.
+    # All norms of a class have one epsilon: the first norm's. A traced family may have no norm over
+    # an axis that can be cut; then no epsilon changed.
     for first in pruned.norms()[:1]:
         epsilon = first.epsilon * _stretch(first, now, then)
         if family.epsilon_field:
@@ -189,13 +196,15 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
 
 
 def _stretch(norm: Norm, now: AxisMap, then: AxisMap) -> float:
-    """Channels that a norm averages over now, over those then."""
+    """Returns the ratio of channels that a norm averages over now and in the exported class."""
     return norm.length(now.widths) / norm.length(then.widths)
 
 
 @torch.no_grad()
 def _filled(pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]) -> dict[str, Tensor]:
-    """Parameters on the CPU, multiplied, with zeros behind the last unit of what is narrower."""
+    """Returns parameters on the CPU, multiplied by their factors and padded with zeros at the end
+    of each narrower axis.
+    """
     offsets = {id(norm.gain): norm.offset for norm in pruned.norms()}
     held, found = pruned.parameters(), dict[str, Tensor]()
     for name, shape in then.shapes.items():
@@ -216,7 +225,10 @@ def _filled(pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]) ->
 
 
 def _places(now: AxisMap, then: AxisMap, param: str, dim: int) -> Tensor:
-    """Where each position of ``dim`` goes when every axis grows at its end."""
+    """Returns the new index of each position of ``dim`` when every axis grows at its end.
+
+    A dimension may be a product of axes, so the new indices are not a plain range.
+    """
     places = []
     for old, new in zip(now.by_param[param], then.by_param[param], strict=True):
         if old.dim == dim:
@@ -228,11 +240,12 @@ def _places(now: AxisMap, then: AxisMap, param: str, dim: int) -> Tensor:
 
 
 def _factors(pruned: PrunedModel, then: AxisMap) -> dict[str, float]:
-    """Parameter -> what its (effective) value must be multiplied by.
+    """Returns parameter -> factor of its effective value.
 
-    Norms over more channels than are alive; and where the class multiplies the embedding by the
-    root of the hidden size (the parent's in memory, the new one after loading), the ratio of the
-    two, with its inverse in the last norm if the embedding is also the output matrix.
+    A norm that averages over ``P`` channels of which ``A`` are not padding needs ``sqrt(A / P)``.
+    Where the class multiplies the embedding by the root of the hidden size (Gemma: the parent's
+    size in memory, the new one after loading), the embedding needs the ratio of the two, and the
+    last norm its inverse if the embedding is also the output matrix.
     """
     family, config = pruned.family, pruned.config
     found = {
@@ -249,8 +262,10 @@ def _factors(pruned: PrunedModel, then: AxisMap) -> dict[str, float]:
 
 
 def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]:
-    """Linear layers in front of norms whose epsilon is not the class's one: ``g s x / sqrt(s^2 m +
-    e)`` is ``g x / sqrt(m + e / s^2)``, so the factor ``s`` makes up for it.
+    """Returns factors of linear layers in front of norms whose epsilon is not the class's one.
+
+    ``g s x / sqrt(s^2 m + e)`` equals ``g x / sqrt(m + e / s^2)``: scaling the layer by ``s``
+    changes the norm's epsilon from ``e`` to ``e / s^2``.
     """
     found: dict[str, float] = {}
     own = {norm.path: norm.epsilon * _stretch(norm, pruned.axes, then) for norm in pruned.norms()}

@@ -1,4 +1,4 @@
-"""The model of a run as a Hugging Face folder, and the proof of it."""
+"""Writes a model as a Hugging Face folder and proves it in a fresh process."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def export_and_prove(
 
 
 def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:
-    """Write the folder; returns its bytes."""
+    """Writes the folder; returns its bytes."""
     skeleton: Any = made.skeleton
     skeleton.generation_config = pruned.module.generation_config
     with quietly():
@@ -62,5 +62,5 @@ def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:
 
 
 def prove(made: Form, pruned: PrunedModel, ids_BT: Tensor, folder: Path) -> Proof:
-    """Raises RunError unless a fresh process agrees; only `exact` needs the folder's own class."""
+    """Compares the folder in a fresh process; only `exact` may run the folder's own class."""
     return checkpoint.prove(folder, pruned.module, ids_BT, own_class=made.name == "exact")

@@ -1,4 +1,4 @@
-"""Which weights must go together: named axes, resolved to rows of index tensors."""
+"""Coupled structures: named axes of a model, resolved to groups of index tensors."""
 
 from effcompress.groups.axes import from_config, from_shapes, full_depth, shapes_at
 from effcompress.groups.find import axes_of, find, left

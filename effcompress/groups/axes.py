@@ -1,9 +1,10 @@
-"""Family and shapes -> AxisMap. Every dimension of every parameter must carry a named axis, and
-every axis must be equally wide on all its sides: what the table does not reach is an error that
-names the parameter, never a smaller cut.
+"""Resolves a family's declaration for one model: Family and shapes -> AxisMap.
 
-The same resolution serves a loaded model (shapes read from its tensors) and a configuration
-(shapes computed from the table), so prices and cuts cannot disagree.
+Every dimension of every parameter must carry a named axis, and an axis must have one width on all
+its dimensions. A parameter that the declaration does not cover raises an error; none is left out.
+
+A loaded model (shapes of its tensors) and a configuration (sizes it states) are resolved by the
+same code, so that the sizes which ``plan`` computes are those that a cut produces.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from effcompress.types import (
 )
 
 Gates = Mapping[str, tuple[str, ...]]
-"""Parameter -> the layer and the sublayer it is removed with."""
+"""Parameter -> the layer and the sublayer (axes of width 1) that it is removed with."""
 Dimensions = dict[tuple[str, int], list[Segment]]
 """(parameter, dimension) -> the segments on it, in order."""
 
 
 def full_depth(family: Family, config: Config) -> Depth:
-    """All layers of a configuration."""
+    """Returns all layers of a configuration."""
     return Depth(tuple(range(family.read(config, "num_hidden_layers"))))
 
 
@@ -47,10 +48,10 @@ def from_config(
     depth: Depth | None = None,
     kinds: Widths | None = None,
 ) -> AxisMap:
-    """The map of a model that is not loaded. Imports no torch.
+    """Resolves a model that is not loaded. Imports no torch.
 
-    ``depth`` says which of the configuration's layers are there, ``kinds`` how many units per axis
-    kind where that is not what the configuration says.
+    ``depth``: the layers that are left (default: all). ``kinds``: widths per axis kind that replace
+    those of the configuration.
     """
     config = family.complete(config)
     depth = depth or full_depth(family, config)
@@ -66,13 +67,13 @@ def from_config(
 def from_shapes(
     family: Family, config: Config, shapes: Shapes, depth: Depth | None = None
 ) -> AxisMap:
-    """The map of a model with these parameter shapes.
+    """Resolves a model with these parameter shapes.
 
-    ``config`` says only what shapes cannot (width of a head, number of layers, ties, biases), and
-    may be the parent's: widths come from ``shapes``. ``depth`` says which of its layers are there.
+    Widths come from ``shapes``; ``config`` gives what shapes do not show (width of a head, number
+    of layers, ties, biases) and may be the parent's. ``depth``: the layers that are left.
 
-    Raises CoverageError: a parameter the family does not declare, a declared one that is missing,
-    a dimension without an axis, or sides of one axis that differ in width.
+    Raises CoverageError: a parameter that the family does not declare, a declared one that is
+    missing, a dimension without an axis, or an axis with two widths.
     """
     config = family.complete(config)
     depth = depth or full_depth(family, config)
@@ -91,7 +92,7 @@ def from_shapes(
 
 
 def shapes_at(axes: AxisMap, widths: Widths) -> dict[str, tuple[int, ...]]:
-    """Parameter shapes of the model if its axes had these widths (missing ones keep theirs)."""
+    """Parameter shapes of the model with these widths (missing axes keep theirs)."""
     return _shapes(axes.segments, {**axes.widths, **widths})
 
 
@@ -140,6 +141,8 @@ def _assemble(
 
 
 def _sides(segment: Segment, widths: Widths) -> Iterable[Side]:
+    # A segment is laid out as [names[0], names[1], ..., positions_per_unit], row-major: what stands
+    # before an axis repeats it (outer), what stands behind it belongs to each of its units (inner).
     for k, name in enumerate(segment.names):
         outer = math.prod(widths[n] for n in segment.names[:k])
         inner = math.prod(widths[n] for n in segment.names[k + 1 :]) * segment.positions_per_unit
@@ -149,21 +152,22 @@ def _sides(segment: Segment, widths: Widths) -> Iterable[Side]:
 def _resolve(
     family: Family, config: Config, depth: Depth
 ) -> tuple[tuple[Segment, ...], dict[str, tuple[str, ...]]]:
-    """The declaration for each layer that is there, and what each parameter lives and dies with."""
-    blocks = {name: block(config) for name, block in family.blocks.items()}
+    """Instantiates the declaration for every layer that is left; also returns the gates."""
+    per_unit = {name: size(config) for name, size in family.positions_per_unit.items()}
     segments: list[Segment] = []
     gates: dict[str, tuple[str, ...]] = {}
     for axis in family.axes:
         places = list(enumerate(depth.layers)) if "{i}" in axis.param else [(0, 0)]
         for j, i in places:
-            # Tensors are called by where the layer is now, axes by its number in the parent.
-            lives_with = _gates(family, axis.param, i)
-            if not depth.absent.isdisjoint(lives_with) or not _exists(family, axis, config, i):
+            # Parameters are named by the layer's present index j, axes by its number i in the
+            # parent, so that plans stay valid after layers are removed.
+            gated_by = _gates(family, axis.param, i)
+            if not depth.absent.isdisjoint(gated_by) or not _exists(family, axis, config, i):
                 continue
             param = axis.param.replace("{i}", str(j))
             names = tuple(axis.name.replace("{i}", str(i)).split("/"))
-            segments.append(Segment(param, axis.dim, names, blocks[axis.positions_per_unit]))
-            gates[param] = lives_with
+            segments.append(Segment(param, axis.dim, names, per_unit[axis.positions_per_unit]))
+            gates[param] = gated_by
     return tuple(segments), gates
 
 
@@ -214,13 +218,14 @@ def _check_cover(family: Family, shapes: Shapes, declared: dict[str, set[int]]) 
 
 
 def widths_of(segments: Iterable[Segment], shapes: Shapes) -> dict[str, int]:
-    """Units of every axis.
+    """Solves for the width of every axis, given the sizes of the dimensions that it is on.
 
-    A dimension that carries one axis gives its width at once. One that carries several (fused
-    projections, query heads within KV heads) gives the last unknown when the others are known.
+    A dimension with one axis gives its width at once. One with several (fused projections, query
+    heads within KV heads) gives the last unknown width once the others are known; repeated until
+    nothing is unknown.
 
-    Raises CoverageError: a size that is no multiple of what a unit owns, two sides of an axis that
-    differ, or an axis that no dimension determines.
+    Raises CoverageError: a size that is no multiple of what a unit owns, an axis with two widths,
+    or an axis whose width no dimension determines.
     """
     dimensions: Dimensions = defaultdict(list)
     for segment in segments:
@@ -239,7 +244,7 @@ def widths_of(segments: Iterable[Segment], shapes: Shapes) -> dict[str, int]:
 
 
 def _plain(dimensions: Dimensions, shapes: Shapes) -> dict[str, int]:
-    """Widths of the axes that have a dimension of their own."""
+    """Widths of the axes that have a dimension to themselves."""
     widths: dict[str, int] = {}
     first: dict[str, Segment] = {}
     for (param, dim), held in dimensions.items():
@@ -247,11 +252,12 @@ def _plain(dimensions: Dimensions, shapes: Shapes) -> dict[str, int]:
         if len(names) > 1 or len(held[0].names) > 1:
             continue
         name = "".join(held[0].names)  # there is one
-        block = sum(s.positions_per_unit for s in held)
-        units, rest = divmod(shapes[param][dim], block)
+        # Several segments of one axis (gate and up in one matrix) are one unit together.
+        owned = sum(s.positions_per_unit for s in held)
+        units, rest = divmod(shapes[param][dim], owned)
         if rest:
             raise CoverageError(
-                f"dimension {dim} has {shapes[param][dim]} positions, no multiple of the {block} "
+                f"dimension {dim} has {shapes[param][dim]} positions, no multiple of the {owned} "
                 f"that one unit of axis '{name}' owns",
                 where=param,
             )
@@ -265,8 +271,8 @@ def _plain(dimensions: Dimensions, shapes: Shapes) -> dict[str, int]:
 
 
 def _products(dimensions: Dimensions, shapes: Shapes) -> dict[tuple[str, ...], int]:
-    """Products of widths that have a dimension of their own (output projection: KV heads times
-    query heads of each).
+    """Products of widths that have a dimension to themselves (the input of the output projection:
+    KV heads times query heads of each).
     """
     return {
         held[0].names: shapes[param][dim] // held[0].positions_per_unit
@@ -281,7 +287,9 @@ def _solve(
     found: dict[str, int],
     products: dict[tuple[str, ...], int],
 ) -> None:
-    """Find the one axis that is still unknown on a dimension of ``size``, if there is just one."""
+    """Solves a dimension of ``size`` for its one unknown width, if there is just one:
+    ``size = sum over segments of (product of widths * positions per unit)``.
+    """
     left, factor, unknown = size, 0, set[str]()
     for segment in held:
         missing = [name for name in segment.names if name not in found]

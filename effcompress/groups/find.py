@@ -1,4 +1,4 @@
-"""A model -> its group sets."""
+"""Finds the group sets of a model: axes of its parameters, limited by the pruning space."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def axes_of(
     module: nn.Module, family: Family, config: Config, depth: Depth | None = None
 ) -> AxisMap:
-    """The axis map of a model as it stands (on any device, meta included). ``depth`` says which of
-    the configuration's layers it has; by default all.
+    """Resolves the axes of a module (on any device, meta included). ``depth``: the configuration's
+    layers that it has (default: all).
 
     A tied weight is one parameter and appears once, under its first name.
     """
@@ -29,9 +29,10 @@ def axes_of(
 
 
 def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
-    """All group sets of a pruning space, in the order of the space and of the layers.
+    """Returns the group sets of a pruning space, in the order of the space and of the layers.
 
-    Raises CoverageError when a space finds nothing, or when two spaces claim the same axis.
+    Raises CoverageError when a space finds nothing, its range is empty, or two spaces claim the
+    same axis.
     """
     found: dict[str, GroupSet] = {}
     for bound in space:
@@ -58,7 +59,9 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
 
 
 def _check_steps(sets: Iterable[GroupSet]) -> None:
-    """In lockstep one block goes from every set, so that they reach multiples together or never."""
+    """Raises CoverageError where lockstep cannot reach multiples: every set of a kind loses equally
+    many units, so their widths must have the same remainder.
+    """
     rests: dict[str, set[int]] = defaultdict(set)
     for s in sets:
         if s.scope == "lockstep":
@@ -72,8 +75,8 @@ def _check_steps(sets: Iterable[GroupSet]) -> None:
 
 
 def left(sets: Sequence[GroupSet], axes: AxisMap) -> list[GroupSet]:
-    """What is left of a parent's group sets in a smaller model: constraints stay, sides and sizes
-    are those of ``axes``.
+    """Returns a parent's group sets as a smaller model has them: the same limits, with the sides
+    and sizes of ``axes``; sets whose axis is gone are left out.
     """
     return [
         replace(s, size=axes.widths[s.name], sides=axes.by_axis[s.name])

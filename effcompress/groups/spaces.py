@@ -1,22 +1,22 @@
-"""Built-in pruning spaces: which mini-groups may go, and whether layers move in step.
+"""Built-in pruning spaces: which mini-groups may be removed, and in which scope.
 
-All of them take ``after`` and ``until``: a space takes part while the share of the parameters
-that is gone lies in ``[after, until)``.
+All of them take ``after`` and ``until``: their units are candidates while the removed fraction of
+the model's parameters is in ``[after, until)``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from effcompress.errors import CoverageError
 from effcompress.registry import space
 from effcompress.spec import Fraction, Positive
-from effcompress.types import AxisMap, GroupSet
+from effcompress.types import AxisMap, GroupSet, Limits
 
 Scope = Literal["lockstep", "per_layer", "global"]
-"""Every layer loses equally many; each layer for itself; all layers are one pool."""
+"""Every layer loses equally many; each layer is cut on its own; all layers are one pool."""
 
 
 @space("ffn", paper="arXiv:2502.06663, type II")
@@ -33,9 +33,10 @@ def ffn(
     until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """One channel of a feed-forward block: its gate and up rows and its down column; in a mixture,
-    the same channel of all experts of the layer. With ``round_to`` channels go in blocks, so that
-    every width on the way is a multiple of it, and of the ``serve_tp`` devices that will share it.
-    With ``finish_on`` they go one at a time, and a width that was cut ends on a multiple of it.
+    the same channel of all experts of the layer. With ``round_to``, that many channels are removed
+    at once, so that every width on the way is a multiple of it, and of ``serve_tp``, the devices of
+    tensor parallelism. With ``finish_on``, channels are removed one at a time, and a width that was
+    cut ends on a multiple of it.
     """
     for kind in ("ffn", "expert_ffn"):
         yield from _sets(
@@ -65,7 +66,8 @@ def attention(
 ) -> Iterator[GroupSet]:
     """Heads: ``kv_group`` is a KV head with all its query heads (rows of q, k, v, columns of o),
     ``q_per_group`` the same query head out of every group of a layer (KV heads stay), ``head`` a
-    head of its own in models that share none. ``serve_tp`` devices will share the heads evenly.
+    single head in models without grouped queries. The heads that stay are a multiple of
+    ``serve_tp``, the devices of tensor parallelism.
     """
     kind, multiple = _heads(axes, unit, serve_tp)
     yield from _sets(
@@ -81,20 +83,21 @@ def attention(
 
 
 def _heads(axes: AxisMap, unit: str, serve_tp: int) -> tuple[str, int]:
-    """The axis kind that a unit of attention is, and what its width must be a multiple of."""
-    shares = max((axes.widths[name] for name in axes.axes("query")), default=1)
-    if unit == "head" and shares > 1:
+    """Axis kind of ``unit``, and the multiple that its width must be."""
+    grouped = max((axes.widths[name] for name in axes.axes("query")), default=1)
+    if unit == "head" and grouped > 1:
         raise CoverageError(
-            f"attention.unit: head, but {shares} query heads share a KV head in this model",
+            f"attention.unit: head, but {grouped} query heads share a KV head in this model",
             fix="Write `unit: kv_group` or `unit: q_per_group`.",
         )
     if unit != "q_per_group":
         return "attention", serve_tp
-    if shares == 1:
+    if grouped == 1:
         raise CoverageError(
             "attention.unit: q_per_group, but every query head has a KV head of its own here",
             fix="Write `unit: head`.",
         )
+    # Heads of a layer are kv * queries. With kv a multiple of k, queries need only serve_tp / k.
     kv = math.gcd(*(axes.widths[name] for name in axes.axes("attention")))
     return "query", serve_tp // math.gcd(kv, serve_tp)
 
@@ -110,8 +113,9 @@ def hidden(
     until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """One channel of the residual stream, through every layer, norm and projection. With
-    ``round_to`` channels go in blocks, so that every width on the way is a multiple of it; with
-    ``finish_on`` they go one at a time, and the width ends on a multiple of it.
+    ``round_to``, that many channels are removed at once, so that every width on the way is a
+    multiple of it; with ``finish_on`` they are removed one at a time, and the width ends on a
+    multiple of it.
     """
     yield from axes.sets(
         "hidden",
@@ -135,8 +139,8 @@ def expert(
     after: Fraction = 0.0,
     until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
-    """One expert of a mixture and its row of the router. As many as a token is sent to always
-    stay. ``serve_tp`` devices will share the experts evenly.
+    """One expert of a mixture and its row of the router. At least the experts per token stay, and
+    a multiple of ``serve_tp``, the devices of expert parallelism.
     """
     yield from _sets(
         axes,
@@ -172,7 +176,7 @@ def attention_block(
     after: Fraction = 0.0,
     until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
-    """The attention of one layer with its norms; the feed-forward stays. ``minimum`` stay."""
+    """The attention block of one layer with its norms; the feed-forward stays. ``minimum`` stay."""
     yield from _modules(axes, "attention_block", minimum, skip_layers, after, until)
 
 
@@ -201,6 +205,7 @@ def _modules(
 ) -> Iterator[GroupSet]:
     if axes.no_depth:
         raise CoverageError(f"no {kind} can go here: {axes.no_depth}", where=axes.family.name)
+    # Each layer is a set of one unit that may go (minimum 0); the pool of all keeps `minimum`.
     yield from _sets(
         axes,
         kind,
@@ -214,10 +219,10 @@ def _modules(
 
 
 def _sets(
-    axes: AxisMap, kind: str, *, skip_layers: tuple[int, ...], **how: Any
+    axes: AxisMap, kind: str, *, skip_layers: tuple[int, ...], **limits: Unpack[Limits]
 ) -> Iterator[GroupSet]:
     layers = len(axes.depth.layers)
     for i in skip_layers:
         if not -layers <= i < layers:
             raise CoverageError(f"skip_layers names {i}, but the model has {layers} layers")
-    yield from axes.sets(kind, skip_layers=skip_layers, **how)
+    yield from axes.sets(kind, skip_layers=skip_layers, **limits)

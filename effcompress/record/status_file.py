@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
+from effcompress import processes
+
 NAME = "now.json"
 MISSED = 6
 """So many heartbeats may be missing before a process that cannot be asked counts as dead."""
@@ -73,9 +75,9 @@ class StatusRecord:
         the heartbeat.
         """
         if self.same_system and self.born is not None:
-            return _born(self.pid) == self.born
+            return processes.born(self.pid) == self.born
         beats = self.silence < MISSED * self.heartbeat
-        return beats and (not self.same_system or _exists(self.pid))
+        return beats and (not self.same_system or processes.exists(self.pid))
 
 
 def read(folder: Path) -> StatusRecord | None:
@@ -106,7 +108,7 @@ class StatusFile:
             pid=pid,
             host=socket.gethostname(),
             system=_system(),
-            born=_born(pid),
+            born=processes.born(pid),
             started=time_,
             heartbeat=heartbeat,
             written=time_,
@@ -170,23 +172,3 @@ def _system() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     return ""
-
-
-def _born(pid: int) -> int | None:
-    """None where there is no such process (or only a dead one) or the system does not say."""
-    with suppress(OSError, ValueError, IndexError):
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        # Behind the name, which may hold blanks and brackets: state is the 3rd field of all.
-        rest = stat.rpartition(")")[2].split()
-        return None if rest[0] in ("Z", "X") else int(rest[19])
-    return None
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True

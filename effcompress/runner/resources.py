@@ -13,12 +13,13 @@ import torch
 
 PROCESS = Path("/proc/self")
 _RESET_PEAK = "5"
+"""Written to ``clear_refs``, it sets the peak to the present size; psutil knows neither."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """``memory_bytes`` is the peak on the device: of what torch allocated on a GPU, of the whole
-    process (libraries, data and all) on a CPU; None where the system does not tell.
+    """Time and ``memory_bytes``, the peak on the device: torch's allocations on a GPU, the resident
+    memory of the whole process (with its libraries) on a CPU; None where the system does not say.
     """
 
     seconds: float
@@ -27,7 +28,7 @@ class Spent:
 
 @final
 class Meter:
-    """Starts when it is made. Only one at a time: a new one forgets the peak of those before."""
+    """Starts when it is made. Only one at a time: a new one resets the peak."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -35,23 +36,30 @@ class Meter:
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            # Linux forgets its high-water mark when told to. Elsewhere it is that of the process
-            # since its start.
+            # Linux only. Elsewhere the peak is that of the process since its start.
             with contextlib.suppress(OSError):
-                (PROCESS / "clear_refs").write_text(_RESET_PEAK)
+                reset_peak()
         self._started = time.monotonic()
 
     def read(self) -> Spent:
-        """What was used since it was made."""
+        """Returns time and peak since the meter was made."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             peak = torch.cuda.max_memory_allocated(self._device)
         else:
-            peak = _high_water()
+            peak = high_water()
         return Spent(time.monotonic() - self._started, peak)
 
 
-def _high_water() -> int | None:
+def reset_peak() -> None:
+    """Sets the peak of this process's resident memory to its present size. Raises OSError where the
+    system cannot.
+    """
+    (PROCESS / "clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+
+
+def high_water() -> int | None:
+    """Returns the peak of this process's resident memory in bytes; None where it is not known."""
     with contextlib.suppress(OSError):
         for line in (PROCESS / "status").read_text().splitlines():
             if line.startswith("VmHWM:"):

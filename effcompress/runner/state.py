@@ -131,7 +131,7 @@ class RunState:
     def train_module(self) -> nn.Module:
         """What the training step runs: the model, joined with those of the other processes."""
         if self._joined is None:
-            joins = self.shards.join if self.shards else lambda: self.world.replicate(self.module)
+            joins = self.shards.wrap if self.shards else lambda: self.world.replicate(self.module)
             self._joined = joins()
         return self._joined
 
@@ -151,7 +151,7 @@ class RunState:
         self._joined = None
         self.compiled.forget()
         if self.shards:
-            self.shards.part()
+            self.shards.unwrap()
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""One optimizer step after another."""
+"""Losses, one optimizer step, LoRA, and compiled layers."""
 
 from effcompress.train.loss import Objective, RowLoss, next_token
 from effcompress.train.step import Losses, backward, learning_rate, optimizer, update

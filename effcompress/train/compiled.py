@@ -1,10 +1,12 @@
-"""Layers as compiled code while they are trained (``torch.compile``): the only door to it.
+"""Runs layers as compiled code while they are trained (the only user of ``torch.compile``).
 
-Layers differ in their sizes, and sizes change at every commit. So graphs are made for sizes that
-are not known yet, those of weights among them: one serves layers of all widths, before and after a
-cut.
-Whatever saw a weight while a graph was made refers to it from then on, and nothing may refer to a
-tensor that is shortened. So compiled code gets stand-ins: other tensors of the same memory.
+Layers differ in size, and sizes change at every commit. Dynamo would specialise each graph on them
+and reach its recompile limit after a few cuts. So graphs are compiled with dynamic shapes, those of
+weights included: one graph serves layers of all widths, before and after a cut.
+
+Guards and graphs keep references to the weights that were seen while compiling, and
+``swap_tensors`` refuses a tensor that has other references. So compiled code is given stand-ins:
+other tensors of the same memory.
 """
 
 from __future__ import annotations
@@ -23,28 +25,28 @@ from torch.func import functional_call
 from effcompress.recompute import recomputed
 
 GRAPHS = 64
-"""Compiled of one model; layers that fit none of them run uncompiled."""
+"""Graphs compiled per model; layers that fit none of them run uncompiled."""
 _ATTEMPTS = 256
-"""Where torch itself gives up on a class of layers, for all models of a process."""
+"""Dynamo's recompile limit per code object, for all models of a process (default 8)."""
 
 
 @final
 class CompiledLayers:
-    """Compiled forward passes of a model's layers, and of their backward."""
+    """Compiled forward and backward passes of a model's layers."""
 
     def __init__(self, cache: Path) -> None:
-        """What was compiled is kept in the folder ``cache`` for other processes."""
+        """``cache`` is the folder of Inductor's cache, which later processes read."""
         self._cache = cache
         self.graphs = 0
-        """Made so far, and those that were one too many."""
+        """Graphs requested so far, those beyond ``GRAPHS`` included."""
         self._forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
 
     @contextmanager
     def running(self, layers: Sequence[nn.Module]) -> Iterator[None]:
-        """In here, these layers run as compiled code; outside they are as they were."""
+        """Replaces the layers' forward by compiled code inside; restores it afterwards."""
         if [layer for layer, _ in self._forwards] != [*layers]:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self._cache))
-            # Asked of stand-ins while a graph is made; nobody reads it.
+            # Dynamo reads .grad of the stand-ins, which are no leaves. The value is not used.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not")
             self._forwards = [(layer, self._forward(layer)) for layer in layers]
         with ExitStack() as stack:
@@ -55,7 +57,7 @@ class CompiledLayers:
             yield
 
     def forget(self) -> None:
-        """Hold on to no layer; what is compiled serves those that come."""
+        """Drops references to layers before a cut; compiled graphs are kept and used again."""
         self._forwards = []
 
     def _forward(self, layer: nn.Module) -> Callable[..., Any]:
@@ -74,12 +76,13 @@ class CompiledLayers:
         made = graph.forward
         if self.graphs < GRAPHS:
             made = lookup_backend("inductor")(graph, inputs)
-        self.graphs += 1  # what torch gave up and began anew does not count
+        # After compiling: an attempt that Dynamo restarts does not count.
+        self.graphs += 1
         return made
 
 
 class _Holder(nn.Module):
-    """A layer whose forward is another one."""
+    """A module with a layer's parameters and another forward."""
 
     def __init__(self, layer: nn.Module, forward: Callable[..., Any]) -> None:
         super().__init__()
@@ -90,7 +93,7 @@ class _Holder(nn.Module):
 
 
 class _Same(torch.autograd.Function):
-    """The same memory as another tensor. A view will not do: it refers to what it is a view of."""
+    """Returns another tensor of the same memory. A view would keep a reference to its base."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor) -> Tensor:
@@ -103,7 +106,9 @@ class _Same(torch.autograd.Function):
 
 @contextmanager
 def _instead(layer: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """``forward`` in place of the layer's own. Recomputing is on the outside of compiled code."""
+    """Puts ``forward`` in place of the layer's own. Checkpointing wraps the compiled code: inside,
+    Dynamo would trace the context functions and break the graph.
+    """
     again = getattr(layer, "gradient_checkpointing", False)
     if again:
         layer.gradient_checkpointing = False
@@ -118,7 +123,9 @@ def _instead(layer: Any, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def _any_size() -> list[Any]:
-    """Settings under which a graph assumes nothing of sizes, not even that two are equal."""
+    """Returns settings under which graphs assume nothing of sizes. Duck shaping, the default, would
+    assume that two sizes that are equal now stay equal.
+    """
     from torch._dynamo import config
     from torch.fx.experimental import _config
 

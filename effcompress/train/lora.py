@@ -1,4 +1,4 @@
-"""Low-rank updates through peft: the only door to it."""
+"""Trains low-rank updates (LoRA, arXiv:2106.09685). The only user of peft."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from effcompress.errors import RunError
 from effcompress.spec import LoraSpec
 
 MARK = "lora_"
-"""Parameters of an update have it in their names."""
+"""Part of the names of LoRA parameters."""
 BASE = ".base_layer"
-"""What the name of a matrix gains while an update is attached."""
+"""What peft inserts into the name of a matrix while an update is attached."""
 
 
 def require_peft() -> None:
-    """Raises RunError that says how to get it."""
+    """Raises RunError with the install command when peft is missing."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
@@ -29,7 +29,9 @@ def require_peft() -> None:
 
 @final
 class Lora:
-    """Updates of ``paths`` (linear layers), the only parameters that are trained while attached."""
+    """LoRA updates of the linear layers ``paths``: ``W + alpha / rank B A``. While they are
+    attached, only ``A`` and ``B`` are trained; peft freezes all other parameters.
+    """
 
     def __init__(self, module: nn.Module, paths: Sequence[str], spec: LoraSpec) -> None:
         require_peft()
@@ -50,20 +52,20 @@ class Lora:
             self._wrapped: Any = get_peft_model(model, config)
 
     def merge(self) -> None:
-        """Add the updates to their matrices and be gone; the module's own layers are back."""
+        """Adds the updates to their matrices and restores the module's own linear layers."""
         self._wrapped.merge_and_unload()
 
 
 def plain_name(name: str) -> str:
-    """What a parameter is called without updates."""
+    """Returns a parameter's name as it is without LoRA."""
     return name.replace(BASE, "")
 
 
 def is_update(name: str) -> bool:
-    """Whether a parameter belongs to an update."""
+    """Returns whether a parameter belongs to a LoRA update."""
     return MARK in name
 
 
 def updates(module: nn.Module) -> dict[str, Tensor]:
-    """The updates' parameters by name."""
+    """Returns the parameters of all updates by name."""
     return {name: p for name, p in module.named_parameters() if is_update(name)}

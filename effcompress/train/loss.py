@@ -1,4 +1,8 @@
-"""What is made small, in fp32, with the loss of each row kept for the domains."""
+"""Training objectives: next-token cross-entropy, and distillation from a teacher's distribution.
+
+Losses are computed in fp32 and per row, because each row belongs to a domain whose loss is
+recorded. Distillation: arXiv:1503.02531, and arXiv:2407.14679 for pruned students.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from effcompress.spec import DistillSpec
 
 @dataclass(frozen=True)
 class RowLoss:
-    """``[B]`` in nats per token: ``objective`` is trained on and keeps the graph, ``text`` is the
+    """Losses [B] in nats per token: ``objective`` is minimised and keeps the graph, ``text`` is the
     next-token loss.
     """
 
@@ -29,13 +33,13 @@ Objective = Callable[[nn.Module, Tensor, Tensor | None], RowLoss]
 
 
 def next_token(module: nn.Module, ids_BT: Tensor, trained_BT: Tensor | None = None) -> RowLoss:
-    """Mean cross-entropy of each sequence's next tokens."""
+    """Objective: mean cross-entropy of each sequence's next tokens."""
     loss_B = cross_entropy(module(input_ids=ids_BT, use_cache=False).logits, ids_BT, trained_BT)
     return RowLoss(loss_B, loss_B.detach())
 
 
 def cross_entropy(logits_BTV: Tensor, ids_BT: Tensor, trained_BT: Tensor | None = None) -> Tensor:
-    """Mean next-token cross-entropy of each sequence, ``[B]``; keeps the graph."""
+    """Returns the mean next-token cross-entropy of each sequence [B]; keeps the graph."""
     losses = functional.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none"
     )
@@ -43,8 +47,8 @@ def cross_entropy(logits_BTV: Tensor, ids_BT: Tensor, trained_BT: Tensor | None 
 
 
 def over_tokens(each_BT: Tensor, trained_BT: Tensor | None) -> Tensor:
-    """Mean over the predicted tokens of each row that are trained on, ``[B]``; 0 where none is.
-    ``each_BT`` is one shorter: the first token is not predicted.
+    """Returns the mean over the trained tokens of each row [B]; 0 where none is. ``each_BT`` is one
+    shorter than ``trained_BT``: the first token is not predicted.
     """
     if trained_BT is None:
         return each_BT.mean(1)
@@ -53,7 +57,7 @@ def over_tokens(each_BT: Tensor, trained_BT: Tensor | None) -> Tensor:
 
 
 def by_domain(loss_B: Tensor, domains: tuple[str, ...]) -> dict[str, float]:
-    """Mean loss of each domain that occurs; one that does not occur is left out, never NaN."""
+    """Returns the mean loss of each domain in the batch; absent domains have no entry."""
     found: dict[str, list[float]] = {}
     for value, domain in zip(loss_B.tolist(), domains, strict=True):
         found.setdefault(domain, []).append(value)
@@ -61,8 +65,11 @@ def by_domain(loss_B: Tensor, domains: tuple[str, ...]) -> dict[str, float]:
 
 
 def autocast(device: torch.device, precision: str, *, cached: bool = True) -> torch.autocast:
-    """The autocast region of a precision: ``bf16`` computes in bfloat16, weights stay fp32; their
-    casts are kept until it ends, unless ``cached`` is false.
+    """Returns the autocast context of a precision: ``bf16`` computes in bfloat16, weights stay
+    fp32.
+
+    Casts of weights are cached until it ends, unless ``cached`` is false: under FSDP2 the cache
+    would keep every gathered layer alive.
     """
     bf16 = precision == "bf16"
     return torch.autocast(
@@ -72,11 +79,11 @@ def autocast(device: torch.device, precision: str, *, cached: bool = True) -> to
 
 @final
 class Distillation:
-    """``T^2 KL(teacher || student)`` at temperature ``T``, mean over tokens, plus what else the
-    recipe asks for.
+    """Objective: ``T^2 KL(teacher || student)`` at temperature ``T``, mean over tokens, plus the
+    recipe's weighted text loss and hidden-state loss.
 
-    ``layers`` are the numbers that the student's layers have in the teacher, ``channels`` those of
-    its hidden channels (None: all). The teacher is never trained; its logits are not kept.
+    ``layers``: the teacher's number of each layer of the student; ``channels``: the teacher's
+    hidden channels that the student has (None: all). The teacher is frozen.
     """
 
     def __init__(
@@ -92,7 +99,7 @@ class Distillation:
     def __call__(
         self, module: nn.Module, ids_BT: Tensor, trained_BT: Tensor | None = None
     ) -> RowLoss:
-        """Raises RunError when the vocabularies differ."""
+        """Returns the losses of each row. Raises RunError when the vocabularies differ."""
         hidden = self.spec.hidden_weight > 0
         with torch.no_grad():
             said = self.teacher(input_ids=ids_BT, use_cache=False, output_hidden_states=hidden)
@@ -111,8 +118,12 @@ class Distillation:
         return RowLoss(objective_B, text_B.detach())
 
     def _hidden(self, teacher: tuple[Tensor, ...], student: tuple[Tensor, ...]) -> Tensor:
-        """``1 - cos`` behind every layer, mean over layers and tokens, ``[B]``. The last state is
-        behind the final norm in both.
+        """Returns ``1 - cos`` of the hidden states after each layer, mean over layers and tokens
+        [B].
+
+        ``hidden_states[0]`` is the embedding, so the output of layer ``i`` is entry ``i + 1``. The
+        last entry of transformers is after the final norm: the student's last layer is compared
+        with the teacher's last entry, whichever teacher layer it descends from.
         """
         far = []
         for j, i in enumerate(self.layers):
@@ -128,8 +139,8 @@ class Distillation:
 def divergence(
     teacher_BTV: Tensor, student_BTV: Tensor, temperature: float, trained_BT: Tensor | None = None
 ) -> Tensor:
-    """``T^2 KL(teacher || student)`` of the distributions of the next tokens, mean over the tokens
-    of each row, ``[B]``, in fp32.
+    """Returns ``T^2 KL(teacher || student)`` of the next-token distributions, mean over the tokens
+    of each row [B], in fp32. ``T^2`` keeps the gradient's scale, which falls with ``1 / T^2``.
     """
     theirs = functional.log_softmax(teacher_BTV[:, :-1].float() / temperature, dim=-1)
     own = functional.log_softmax(student_BTV[:, :-1].float() / temperature, dim=-1)

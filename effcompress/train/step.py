@@ -1,4 +1,4 @@
-"""One optimizer step, in two halves: between them the gradients are there for others to read."""
+"""One optimizer step with AdamW, in two halves; saliency reads the gradients between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from effcompress.distributed import ALONE, World, in_step, is_sharded, own, unsynchronised
+from effcompress.distributed import ALONE, World, is_sharded, needs_all_ranks, own, unsynchronised
 from effcompress.errors import NotFinite
 from effcompress.spec import LearningRateSpec, LoopSpec
 from effcompress.train.loss import Objective, autocast, by_domain, next_token
@@ -20,8 +20,8 @@ from effcompress.types import Batch
 
 @dataclass(frozen=True)
 class Losses:
-    """What a batch cost, in nats per token; ``objective`` is what was trained on, if it is not the
-    next-token loss.
+    """Losses of a batch in nats per token: next-token loss, the same per domain, and the objective
+    that was minimised.
     """
 
     loss: float
@@ -36,18 +36,19 @@ def backward(
     objective: Objective = next_token,
     world: World = ALONE,
 ) -> Losses:
-    """Accumulate the gradient of the mean objective over the batch, one micro-batch after another.
-    Of ``batch``, the same everywhere, each process of ``world`` computes its own rows; the losses
-    are those of the whole batch, and so is the gradient if ``module`` is a replica.
+    """Accumulates the gradient of the mean objective over the batch, in micro-batches.
 
-    Raises NotFinite when the loss is not; the weights are as they were before the step.
+    ``batch`` is the global batch, equal on every rank; each computes its own rows. Losses are those
+    of the whole batch, and so are gradients if ``module`` is wrapped (DDP or FSDP2).
+
+    Raises NotFinite when the loss is not finite; weights are unchanged then.
     """
     device = next(module.parameters()).device
-    own = world.part(len(batch.ids_BT))
+    own = world.own_rows(len(batch.ids_BT))
     size = min(spec.micro_batch_size or spec.batch_size, own.stop - own.start)
-    rows: list[torch.Tensor] = []
+    rows: list[Tensor] = []
     trained = 0.0
-    # A row without a token that is trained on (all of it prompt) counts for nothing.
+    # A row without a trained token (all prompt, or all padding) does not count as a row.
     used_B = torch.ones(len(batch.ids_BT), dtype=torch.bool)
     if batch.trained_BT is not None:
         used_B = batch.trained_BT[:, 1:].any(1)
@@ -55,10 +56,12 @@ def backward(
     for start in range(own.start, own.stop, size):
         stop = min(start + size, own.stop)
         ids_BT, trained_BT = _part(batch, start, stop, device)
-        # Replicas exchange gradients once, in the backward of the last.
+        # DDP exchanges gradients once, in the backward of the last micro-batch.
         with unsynchronised(module) if stop < own.stop else nullcontext():
-            with autocast(device, spec.precision, cached=not in_step(module)):
+            with autocast(device, spec.precision, cached=not needs_all_ranks(module)):
                 found = objective(module, ids_BT, trained_BT)
+            # Divided by the rows of the global batch: sums over micro-batches and ranks are the
+            # mean.
             mean = found.objective.sum() / count
             mean.backward()
         trained += float(mean.detach())
@@ -75,30 +78,27 @@ def backward(
 
 def _part(
     batch: Batch, start: int, stop: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A micro-batch, on the device."""
-    rows = slice(start, stop)
+) -> tuple[Tensor, Tensor | None]:
+    """Returns tokens and trained mask of a micro-batch, on the device."""
     trained_BT = batch.trained_BT
-    return (
-        batch.ids_BT[rows].to(device),
-        None if trained_BT is None else trained_BT[rows].to(device),
-    )
+    mask_BT = None if trained_BT is None else trained_BT[start:stop].to(device)
+    return batch.ids_BT[start:stop].to(device), mask_BT
 
 
 def update(
     module: nn.Module, optimizer: Optimizer, spec: LoopSpec, rate: float, world: World = ALONE
 ) -> float:
-    """Clip, step, and drop the gradients. Returns the norm of the gradient before clipping, of all
-    rows where they are shared out over the processes of ``world``.
+    """Clips the gradient, steps the optimizer and drops the gradients. Returns the norm of the
+    whole gradient before clipping, over the ranks of ``world`` where parameters are sharded.
 
-    Raises NotFinite, before any weight changes, when the norm is not.
+    Raises NotFinite, before any weight changes, when the norm is not finite.
     """
     parameters = [p for p in module.parameters() if p.grad is not None]
-    shared = any(is_sharded(p) for p in parameters)
+    sharded = any(is_sharded(p) for p in parameters)
     grads = [own(p.grad) for p in parameters if p.grad is not None]
     norm_0 = nn.utils.get_total_norm(grads)
-    norm = world.sums([float(norm_0) ** 2])[0] ** 0.5 if shared else float(norm_0)
-    # Before scaling: a factor of nan would spread to every gradient and hide where it came from.
+    norm = world.sums([float(norm_0) ** 2])[0] ** 0.5 if sharded else float(norm_0)
+    # Before clipping: a factor of nan would spread to every gradient and hide where it came from.
     if not math.isfinite(norm):
         bad = [
             name
@@ -106,7 +106,7 @@ def update(
             if p.grad is not None and not bool(torch.isfinite(own(p.grad)).all())
         ]
         raise NotFinite("the gradient is not finite", where=bad[0] if bad else None)
-    if shared:
+    if sharded:
         _scale(grads, min(1.0, spec.clip / (norm + 1e-6)))
     else:
         nn.utils.clip_grads_with_norm_(parameters, spec.clip, norm_0)
@@ -118,33 +118,31 @@ def update(
 
 
 def _scale(grads: Sequence[Tensor], factor: float) -> None:
-    """What torch's clipping does, for which gradients may not be shared out."""
+    """Scales gradients as torch's clipping does, which does not accept sharded ones."""
     if factor < 1.0:
         for grad in grads:
             grad.mul_(factor)
 
 
 def optimizer(module: nn.Module, spec: LoopSpec) -> AdamW:
-    """AdamW over what is trained, in two groups: matrices decay, gains and biases do not."""
+    """Returns AdamW over the trained parameters in two groups: matrices decay, vectors do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.dim() > 1]
-    vectors = [p for p in trained if p.dim() <= 1]
     groups = [
-        {"params": matrices, "weight_decay": spec.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
     beta1, beta2 = spec.betas
-    return AdamW(
-        groups,
-        lr=spec.learning_rate.peak,
-        betas=(beta1, beta2),
-        fused=spec.fused,
-        foreach=not spec.fused,
-    )
+    # One of the two, said: torch's default depends on the device, and each rounds differently.
+    kernel = {"fused": spec.fused, "foreach": not spec.fused}
+    return AdamW(groups, lr=spec.learning_rate.peak, betas=(beta1, beta2), **kernel)
 
 
 def learning_rate(spec: LearningRateSpec, tokens: int, total: int) -> float:
-    """Learning rate of the step that ends at ``tokens`` of ``total`` tokens."""
+    """Returns the learning rate of the step that ends at ``tokens`` of ``total`` tokens.
+
+    Warm-up is linear from 0 to ``peak``. ``cosine`` decays from ``peak`` to ``floor * peak`` over
+    the tokens after the warm-up; ``trapezoidal`` is constant and decays linearly at the end.
+    """
     progress = tokens / total
     if spec.warmup > 0 and progress < spec.warmup:
         return spec.peak * progress / spec.warmup

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from effcompress.cli.compare import fitting
-from effcompress.cli.progress import Course, PanelProgress, PlainProgress, make_progress
+from effcompress.cli.progress import RunsProgress, make_progress
 from effcompress.errors import RecipeError
 from effcompress.report.comparison import Grid, compare
 from tests.report.made_up import failed, method
@@ -42,78 +42,114 @@ STEP = {
 RUN = {"event": "run", "params": 26848, "target_params": 18794, "total_tokens": 2048}
 
 
-def test_time_left_comes_from_what_has_ended() -> None:
+def lines(clock: Clock) -> tuple[RunsProgress, io.StringIO]:
+    out = io.StringIO()
+    return RunsProgress(Console(file=out, width=80), drawn=False, clock=clock), out
+
+
+def test_time_left_counts_ended_runs_and_parts_of_runs() -> None:
     clock = Clock()
-    course = Course(clock)
-    course.begin(JOBS, JOBS[:1], 1)
-    course.start(JOBS[1])
-    assert course.eta is None and course.left() == ""
+    view, out = lines(clock)
+    view.begin(JOBS, JOBS[:1], 1)
+    view.started(JOBS[1])
     clock.now = 60
-    course.end(JOBS[1], 60.0, "")
-    assert (course.place(), course.eta) == ("[2/4]", 120.0)
-    course.start(JOBS[2])
-    clock.now = 70
-    assert course.eta == 110.0 and course.left() == ", about 1:50 left"
-    course.at_once = 2
-    assert course.eta == 55.0
-    course.end(JOBS[2], 20.0, "boom")
-    course.end(JOBS[3], 10.0, "")
-    assert course.left() == "" and course.failed == 1
+    view.ended(JOBS[1], 60.0, "")
+    assert out.getvalue().endswith("[2/4] taylor, seed 1: done after 1:00, about 2:00 left\n")
+    view.started(JOBS[2])
+    view.event(JOBS[2], RUN)
+    clock.now = 75
+    view.event(JOBS[2], {**STEP, "tokens": 1024})  # half of this run in 15 s
+    view.beat()  # a sample of the speed: 1.5 runs in 75 s
+    clock.now = 90
+    view.beat()
+    assert out.getvalue().endswith("1k of 2k tokens, loss 5.250, 0:30, about 1:15 left\n")
+    view.event(JOBS[2], {**STEP, "tokens": 2048})
+    view.ended(JOBS[2], 30.0, "boom")
+    view.started(JOBS[3])
+    view.ended(JOBS[3], 10.0, "")
+    assert out.getvalue().endswith("[4/4] random, seed 1: done after 0:10\n")
 
 
 def test_plain_lines() -> None:
-    clock, out = Clock(), io.StringIO()
-    said = PlainProgress(out, clock)
-    said.checking(2)
-    said.begin(JOBS, JOBS[:1], 1)
-    said.started(JOBS[1])
-    said.beat()
-    said.event(JOBS[1], RUN)
+    clock = Clock()
+    view, out = lines(clock)
+    view.checking(2)
+    view.begin(JOBS, JOBS[:1], 1)
+    view.started(JOBS[1])
+    view.beat()
+    view.event(JOBS[1], RUN)
     clock.now = 21
-    said.beat()
-    said.event(JOBS[1], STEP)
-    said.beat()
+    view.beat()
+    view.event(JOBS[1], STEP)
+    view.beat()
     clock.now = 42
-    said.beat()
-    said.ended(JOBS[1], 42.0, "")
-    said.started(JOBS[2])
-    said.ended(JOBS[2], 3.0, "it broke\n  here")
-    said.close()
-    assert out.getvalue().splitlines() == [
+    view.beat()
+    view.ended(JOBS[1], 42.0, "")
+    view.started(JOBS[2])
+    view.ended(JOBS[2], 3.0, "it broke\n  here")
+    view.close()
+    assert [line.partition(", about")[0] for line in out.getvalue().splitlines()] == [
         "checking 2 recipes",
         "4 runs, 1 of them done before",
         "[1/4] taylor, seed 1: started",
         "[1/4] taylor, seed 1: 26.8k -> 18.8k parameters, 0:21",
         "[1/4] taylor, seed 1: 512 of 2k tokens, loss 5.250, 0:42",
-        "[2/4] taylor, seed 1: done after 0:42, about 1:24 left",
+        "[2/4] taylor, seed 1: done after 0:42",
         "[2/4] random, seed 0: started",
-        "[3/4] random, seed 0: failed after 0:03: it broke here, about 0:22 left",
+        "[3/4] random, seed 0: failed after 0:03: it broke here",
     ]
 
 
-def test_the_panel_stands_in_80_columns() -> None:
+def test_folders_alone_say_nothing() -> None:
+    view, out = lines(Clock())
+    view.checking(0)
+    view.begin([], [], 1)
+    view.beat()
+    view.close()
+    assert out.getvalue() == ""
+
+
+def test_the_bars_stand_in_80_columns() -> None:
     clock = Clock()
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    view = PanelProgress(console, clock)
+    view = RunsProgress(console, drawn=True, clock=clock)
     view.begin(JOBS, [], 2)
-    for one in JOBS[:2]:
+    long = job("a_method_with_a_rather_long_name_indeed")
+    for one in (*JOBS[:2], long):
         view.started(one)
-    view.event(JOBS[0], RUN)
-    view.event(JOBS[0], STEP)
+    for event in (RUN, STEP):
+        view.event(JOBS[0], event)
+        view.event(long, event)
+    clock.now = 9
     view.ended(JOBS[1], 9.0, "a reason")
     view.beat()
     drawn = Console(file=io.StringIO(), width=80, color_system=None)
-    drawn.print(view.render())
+    drawn.print(view.bars.get_renderable())
     view.close()
-    text = drawn.file.getvalue()
-    assert all(len(line) <= 80 for line in text.splitlines())
-    assert "1 of 4 runs, 1 failed, about" in text
-    assert "taylor, seed 0: 512 of 2k tokens, loss 5.250" in text
+    rows = drawn.file.getvalue().splitlines()
+    assert len(rows) == 3 and all(len(row) <= 80 for row in rows), rows
+    assert rows[0].startswith("1 of 4 runs") and "1 failed" in rows[0]
+    assert "taylor, seed 0" in rows[1] and "512 of 2k tokens, loss 5.250" in rows[1]
+    assert "0:00:09" in rows[1], "the time it took so far"
+    assert rows[2].startswith("a_method") and "512 of 2k tokens, loss 5.250" in rows[2]
     assert "taylor, seed 1: failed after 0:09: a reason" in console.file.getvalue()
 
 
-def test_a_file_gets_plain_lines() -> None:
-    assert isinstance(make_progress(stream=io.StringIO()), PlainProgress)
+def test_a_file_gets_plain_lines(monkeypatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, how, drawn in (
+        (io.StringIO(), {}, False),
+        (Terminal(), {}, True),
+        (Terminal(), {"plain": True}, False),
+    ):
+        view = make_progress(stream=stream, **how)
+        view.checking(1)
+        assert "checking 1 recipe" in stream.getvalue()
+        assert view.bars.disable is not drawn
 
 
 def test_columns_that_do_not_fit_are_named() -> None:

@@ -13,6 +13,7 @@ BASE = [
     "types",
     "errors",
     "fault",
+    "processes",
     "injectable",
     "distributed",
     "recompute",

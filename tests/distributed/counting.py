@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
 
 from effcompress import load_recipe, train
-from effcompress.distributed import in_step, joined
+from effcompress.distributed import joined, needs_all_ranks
 from effcompress.record.log import Log, NoView
 from effcompress.runner.corpus import corpus_of
 from effcompress.runner.measuring import listening, observe
@@ -100,7 +100,8 @@ def main(path: Path, output: Path) -> None:
         if state.shards:
             own = [p.to_local().numel() for p in state.module.parameters()]
             largest = max(p.nbytes for p in state.module.parameters())
-            said |= {"own": sum(own), "shared": in_step(state.train_module), "largest": largest}
+            sharded = needs_all_ranks(state.train_module)
+            said |= {"own": sum(own), "shared": sharded, "largest": largest}
             here.clear()
             state.snapshot({})
             said["checkpoint"] = dict(here)

@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from effcompress.evaluation.accuracy import Measured, TaskScore, mean_of
+from effcompress.evaluation.accuracy import Metric, TaskScore, mean_of
 from effcompress.spec.results import SEVEN
 
 
 def score(name: str, acc: float, norm: float | None = None, stderr: float | None = 0.1):
-    metrics = {"acc": Measured(acc, stderr)}
+    metrics = {"acc": Metric(acc, stderr)}
     if norm is not None:
-        metrics["acc_norm"] = Measured(norm, stderr)
+        metrics["acc_norm"] = Metric(norm, stderr)
     return TaskScore(name, metrics, 10, 20, "validation", 0, "1.0")
 
 
@@ -37,7 +37,7 @@ def test_the_number_that_counts(name: str, metric: str) -> None:
 
 
 def test_a_task_without_accuracy_shows_what_it_has() -> None:
-    odd = TaskScore("odd", {"f1": Measured(0.5, None)}, 10, 10, "test", 0, "1")
+    odd = TaskScore("odd", {"f1": Metric(0.5, None)}, 10, 10, "test", 0, "1")
     assert (odd.metric, odd.facts()["stderr"]) == ("f1", None)
 
 

@@ -81,7 +81,7 @@ def wide(place: Place) -> bool:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer takes milliseconds; mixtures have many questions without one."""
-    monkeypatch.setattr(trace_graph, "SECONDS_PER_QUESTION", 0.2)
+    monkeypatch.setattr(trace_graph, "SECONDS_PER_QUERY", 0.2)
 
 
 @pytest.mark.parametrize("model_type", RIGHT)

@@ -165,8 +165,8 @@ def test_a_process_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_question_without_end_leaves_out_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
     # Two query heads per KV head and rotary embeddings as they are written.
-    monkeypatch.setattr(trace_graph, "_plainly", nullcontext)
-    monkeypatch.setattr(trace_graph, "SECONDS_PER_QUESTION", 0.2)
+    monkeypatch.setattr(trace_graph, "_traceable_operations", nullcontext)
+    monkeypatch.setattr(trace_graph, "SECONDS_PER_QUERY", 0.2)
     model = tiny("gqa_untied", num_hidden_layers=2)
     model.set_attn_implementation("eager")
     traced = trace_graph.trace(model, tokens(1, 7))

@@ -15,9 +15,9 @@ def test_the_folder_loads_and_holds_the_weights_of_the_file(tiny_gguf, tmp_path)
     from gguf import GGUFReader, dequantize
     from transformers import AutoModelForCausalLM
 
-    facts = convert(tiny_gguf, tmp_path, label="tiny-model==1.0/x.gguf")
+    dtype = convert(tiny_gguf, tmp_path, label="tiny-model==1.0/x.gguf")
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert facts == {"dtype": "Q8_0"}
+    assert dtype == "Q8_0"
     assert not any(info.values())
     stored = {t.name: t for t in GGUFReader(tiny_gguf).tensors}["blk.1.ffn_down.weight"]
     wanted = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy())

@@ -8,21 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, TokenType
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from effcompress.errors import SourceError
 from effcompress.model.gguf.read import convert
-from effcompress.model.gguf.vocabulary import (
-    _LLAMA3,
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-)
+from effcompress.model.gguf.vocabulary import _LLAMA3
 from effcompress.model.tokenizer import ByteTokenizer
 from tests.model.by_llama_cpp import TEXTS, ask, tiny, write
 
@@ -125,10 +118,10 @@ def test_kinds_of_tokens_and_ends(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", model, folder=tmp_path / "t")
     fields = GGUFReader(tmp_path / "m.gguf").fields
     types = fields["tokenizer.ggml.token_type"].contents()
-    assert types[:3] == [UNKNOWN, CONTROL, CONTROL]
-    assert types[3:259] == [BYTE] * 256
-    assert set(types[259:-2]) == {NORMAL}
-    assert types[-2:] == [UNUSED] * 2
+    assert types[:3] == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
+    assert types[3:259] == [TokenType.BYTE] * 256
+    assert set(types[259:-2]) == {TokenType.NORMAL}
+    assert types[-2:] == [TokenType.UNUSED] * 2
     ends = [fields[f"tokenizer.ggml.{end}_token_id"].contents() for end in ("eos", "eot")]
     assert ends == [backend.eos_token_id, 7]
 
@@ -219,6 +212,6 @@ def test_transformers_reads_it_too(tmp_path: Path) -> None:
     model = tiny(vocab_size=400, tie_word_embeddings=False)
     write(tmp_path / "m.gguf", model, folder=tmp_path / "t")
     (tmp_path / "back").mkdir()
-    assert convert(tmp_path / "m.gguf", tmp_path / "back", label="back") == {"dtype": "F32"}
+    assert convert(tmp_path / "m.gguf", tmp_path / "back", label="back") == "F32"
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "back").state_dict()
     assert all(torch.equal(back[k], v) for k, v in model.state_dict().items())

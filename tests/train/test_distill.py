@@ -69,3 +69,32 @@ def test_terms_add_up_and_only_the_student_learns() -> None:
     whole.objective.sum().backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert all(p.grad is not None for p in student.parameters())
+
+
+def test_hidden_states_of_the_layers_and_channels_that_are_left() -> None:
+    """Layer 1 of three and six channels are gone: the student's second layer answers to the
+    teacher's third, behind the final norm, its first to the teacher's first.
+    """
+    teacher, student, ids = tiny(), tiny(num_hidden_layers=2, hidden_size=42), tokens(2, seed=3)
+    kept = torch.tensor([c for c in range(48) if c not in (0, 7, 8, 9, 30, 31)])
+    spec = DistillSpec(hidden_weight=2.0)
+    found = Distillation(teacher, spec, (0, 2), kept)(student, ids)
+    plain = Distillation(teacher, DistillSpec(), (0, 2), kept)(student, ids)
+    theirs, own = (
+        m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student)
+    )
+    pairs = [(theirs[1][..., kept], own[1]), (theirs[3][..., kept], own[2])]
+    far = [1 - torch.cosine_similarity(a, b, dim=-1).mean(1) for a, b in pairs]
+    torch.testing.assert_close(found.objective, plain.objective + 2.0 * torch.stack(far).mean(0))
+
+
+def test_a_layer_in_the_middle_answers_to_its_own_number() -> None:
+    teacher, student, ids = tiny(), tiny(num_hidden_layers=2), tokens(2, seed=3)
+    loss = Distillation(teacher, DistillSpec(hidden_weight=1.0), (1, 2), None)
+    theirs, own = (
+        m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student)
+    )
+    far = [
+        1 - torch.cosine_similarity(theirs[k], own[j], dim=-1).mean(1) for j, k in ((1, 2), (2, 3))
+    ]
+    torch.testing.assert_close(loss._hidden(theirs, own), torch.stack(far).mean(0))

@@ -1,4 +1,4 @@
-"""What a model says about itself without being traced: layers, embedding, heads, norms."""
+"""Reads from a model, without tracing: its list of layers, embedding, heads and norms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What is known of a small model besides its couplings."""
+    """What is known of a model besides its couplings."""
 
     model_type: str
     shapes: Shapes
@@ -27,13 +27,13 @@ class Anatomy:
     embedding: str
     """The input embedding's weight."""
     sizes: Mapping[str, int]
-    """Kinds of dimensions that are never cut (``vocab``, ``positions``) -> size."""
+    """Dimensions that are never cut (``vocab``, ``positions``) -> size."""
     head_dim: int | None
-    """Width of a head, where the configuration tells it."""
+    """Width of a head, where the configuration states it."""
     queries: int
     """Query heads per KV head."""
     aliases: Mapping[str, str]
-    """Usual name of a configuration field -> what this architecture calls it."""
+    """Usual name of a configuration field -> its name in this architecture."""
 
     def pattern(self, param: str) -> str:
         """``layers.0.mlp.up.weight`` -> ``layers.{i}.mlp.up.weight``."""
@@ -43,7 +43,7 @@ class Anatomy:
         return f"{before}{{i}}.{rest}" if inside else param
 
     def layer_of(self, param: str) -> int | None:
-        """The layer a parameter belongs to."""
+        """Index of the layer that a parameter belongs to; None outside of the layers."""
         if self.pattern(param) == param:
             return None
         return int(param.removeprefix(self.layer.split("{i}")[0]).partition(".")[0])
@@ -51,23 +51,25 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Norm:
-    """What a module that normalises does: found by trying, not by its name."""
+    """A normalisation module, recognised by its outputs, not by its class name."""
 
     gain: str
-    """Its parameter."""
+    """Name of its gain."""
     attribute: str
-    """Where it keeps its epsilon."""
+    """Attribute that holds its epsilon."""
     epsilon: float
     centred: bool
-    """It subtracts the mean."""
+    """Whether it subtracts the mean."""
     offset: float
-    """What it adds to the stored gain."""
+    """Constant added to the stored gain (Gemma: 1)."""
     stock: bool
-    """It is exactly ``nn.LayerNorm``."""
+    """Whether its class is exactly ``nn.LayerNorm``."""
 
 
 def anatomy_of(module: nn.Module) -> Anatomy:
-    """Raises CoverageError when there is no list of layers or no input embedding."""
+    """Reads the anatomy of a module. Raises CoverageError without a list of layers or an input
+    embedding.
+    """
     config: Any = module.config
     names = {id(p): name for name, p in module.named_parameters()}
     embedding: Any = module.get_input_embeddings()  # type: ignore[operator]
@@ -99,7 +101,7 @@ def head_dim_of(config: Any) -> int | None:
 
 
 def _layers(module: nn.Module) -> tuple[str, int]:
-    """Path and length of the list of layers: the one with most parameters."""
+    """Path and length of the list of layers: the ModuleList with most parameters."""
     lists = {
         path: (sum(p.numel() for p in child.parameters()), len(child))
         for path, child in module.named_modules()
@@ -112,7 +114,7 @@ def _layers(module: nn.Module) -> tuple[str, int]:
 
 
 def norms_of(module: nn.Module) -> Iterator[Norm]:
-    """Every module with a gain and an epsilon that normalises the last dimension."""
+    """Yields every module with a gain and an epsilon that normalises the last dimension."""
     for path, child in module.named_modules():
         gain: Any = getattr(child, "weight", None)
         attribute = next((n for n in vars(child) if "eps" in n and _is_epsilon(child, n)), None)
@@ -131,13 +133,15 @@ def _is_epsilon(child: nn.Module, name: str) -> bool:
 
 @torch.no_grad()
 def _behaviour(norm: Any, gain: nn.Parameter) -> tuple[bool, float] | None:
-    """Whether it is centred, and its offset; None when it is no norm over its gain's length."""
+    """Whether it subtracts the mean, and its offset; None when it is no norm."""
     x_H = 3 * torch.randn(1, 1, len(gain), generator=torch.Generator().manual_seed(0)) + 1
     y_H = norm(x_H)
+    # A norm is invariant to scale (5 x); one that subtracts the mean also to a shift (x + 5).
     if y_H.shape != x_H.shape or not torch.allclose(norm(5 * x_H), y_H, atol=1e-3, rtol=1e-3):
         return None
     centred = torch.allclose(norm(x_H + 5), y_H, atol=1e-3, rtol=1e-3)
     stored = gain.clone()
+    # With the stored gain at zero, an output that still depends on x has gain (offset + 0).
     gain.zero_()
     without = norm(x_H) - norm(-x_H)  # a bias cancels
     gain.copy_(stored)

@@ -1,5 +1,5 @@
-"""A family as plain data: what tracing proposes, what goes from one process to another, and what a
-person can paste as a declaration.
+"""A proposed family as plain data: made by tracing, sent between processes as JSON, turned into a
+``Family``, or written as source text of a declaration.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any
 from effcompress.types import Axis, Config, Family, Widths, axis_kind, in_layer
 
 Product = tuple[str, ...]
-"""Axis kinds and block names, to be multiplied: ``("attention", "query", "head")``."""
+"""Factors of a size: axis kinds and names of ``positions_per_unit``, as in ``("attention", "query",
+"head")``.
+"""
 
 NO_DEPTH = "the architecture is not declared, and tracing does not find out which layers can go"
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A proposed family of one configuration. Numbers in ``blocks`` and ``widths`` are those of
-    that model, structure is everything else.
+    """A proposed family, traced on one configuration. ``positions_per_unit`` and ``widths`` hold
+    numbers of that model; everything else is structure.
     """
 
     model_type: str
@@ -29,15 +31,15 @@ class Draft:
     """The path of a layer, with ``{i}``."""
     axes: tuple[Axis, ...]
     kept: tuple[str, ...]
-    """Axis kinds that nothing may cut."""
-    blocks: Mapping[str, int]
+    """Axis kinds that are never cut."""
+    positions_per_unit: Mapping[str, int]
     """``one``, ``head``, ``head_3``, ... -> positions per unit."""
     widths: Widths = field(default_factory=dict)
     """Axis name -> units."""
     fields: Mapping[str, Product] = field(default_factory=dict)
-    """Configuration field -> what it holds."""
+    """Configuration field -> the size that it states."""
     attributes: Mapping[str, Mapping[str, Product]] = field(default_factory=dict)
-    """Module of a layer -> attribute -> what it remembers."""
+    """Module of a layer -> attribute -> the size that it keeps."""
     norms: tuple[str, ...] = ()
     centred: bool = False
     gain_offset: float = 0.0
@@ -46,11 +48,11 @@ class Draft:
     final_norm: str = ""
     approximate: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Usual name of a configuration field -> what this architecture calls it."""
+    """Usual name of a configuration field -> its name in this architecture."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration fields that the file may have left out."""
+    """Default values of configuration fields that a config.json may leave out."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Axis kind or module -> why nothing of it can be cut."""
+    """Axis kind or module -> why it is never cut."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -59,17 +61,23 @@ class Draft:
         return tuple(dict.fromkeys(axis_kind(name) for name in names))
 
     def with_heads(self, head: int) -> Draft:
-        """The same structure with heads of another width."""
-        times = {name: int(name.partition("_")[2] or 1) for name in self.blocks if name != "one"}
-        return replace(self, blocks={"one": 1} | {name: n * head for name, n in times.items()})
+        """Returns the same structure with heads of another width."""
+        times = {
+            name: int(name.partition("_")[2] or 1)
+            for name in self.positions_per_unit
+            if name != "one"
+        }
+        return replace(
+            self, positions_per_unit={"one": 1} | {name: n * head for name, n in times.items()}
+        )
 
     def to_json(self) -> str:
-        """All of it, for another process; ``draft_from_json`` reads it."""
+        """Serialises the draft; ``draft_from_json`` reads it."""
         return json.dumps(asdict(self))
 
 
 def draft_from_json(text: str) -> Draft:
-    """What ``Draft.to_json`` wrote."""
+    """Reads what ``Draft.to_json`` wrote."""
     data: dict[str, Any] = json.loads(text)
     data["axes"] = tuple(Axis(**axis) for axis in data["axes"])
     data["fields"] = {name: tuple(product) for name, product in data["fields"].items()}
@@ -82,13 +90,13 @@ def draft_from_json(text: str) -> Draft:
 
 
 def family_from(draft: Draft) -> Family:
-    """The family that the engine works with."""
+    """Turns a draft into a family."""
     return Family(
         name=draft.model_type,
         model_types=(draft.model_type,),
         axes=draft.axes,
         units={kind: _units(draft, kind) for kind in draft.kinds},
-        blocks={name: _constant(size) for name, size in draft.blocks.items()},
+        positions_per_unit={n: _constant(k) for n, k in draft.positions_per_unit.items()},
         resize=lambda _, widths: _resize(draft, widths),
         required=(),
         norms=draft.norms,
@@ -101,7 +109,7 @@ def family_from(draft: Draft) -> Family:
         epsilon_attribute=draft.epsilon_attribute,
         fixed=draft.kept,
         approximate=draft.approximate,
-        # Zeros would move the mean that a LayerNorm subtracts.
+        # Channels of zeros would change the mean and the variance of a LayerNorm.
         rigid=("hidden",) if draft.centred else (),
         no_depth=lambda _: NO_DEPTH,
         defaults={draft.model_type: draft.defaults},
@@ -111,9 +119,9 @@ def family_from(draft: Draft) -> Family:
     )
 
 
-def value(product: Iterable[str], widths: Widths, blocks: Mapping[str, int]) -> int:
-    """A product of widths per axis kind and of blocks. KeyError for a kind that is not there."""
-    return math.prod(widths[name] if name in widths else blocks[name] for name in product)
+def value(product: Iterable[str], widths: Widths, per_unit: Mapping[str, int]) -> int:
+    """A product of widths per axis kind and of positions per unit. KeyError for an unknown name."""
+    return math.prod(widths[name] if name in widths else per_unit[name] for name in product)
 
 
 def _units(draft: Draft, kind: str) -> Callable[[Config, int], int]:
@@ -130,23 +138,28 @@ def _constant(size: int) -> Callable[[Config], int]:
 
 def _resize(draft: Draft, widths: Widths) -> dict[str, Any]:
     known = {**in_layer(draft.widths, 0), **widths}
-    return {name: value(product, known, draft.blocks) for name, product in draft.fields.items()}
+    return {
+        name: value(product, known, draft.positions_per_unit)
+        for name, product in draft.fields.items()
+    }
 
 
 def _remembered(draft: Draft, widths: Widths) -> dict[str, dict[str, Any]]:
     return {
-        path: {name: value(product, widths, draft.blocks) for name, product in held.items()}
+        path: {
+            name: value(product, widths, draft.positions_per_unit) for name, product in held.items()
+        }
         for path, held in draft.attributes.items()
     }
 
 
 Held = Mapping[Product, str]
-"""What is held -> the configuration field that holds it."""
+"""Size -> the configuration field that states it."""
 
 
 def declaration(draft: Draft) -> str:
-    """Python source of a ``Family``. Sizes are read from the configuration where a field holds
-    them; the others are ``...``, to be filled in.
+    """Writes Python source of a ``Family`` to start from. Sizes that a configuration field states
+    are read from it; the others are ``...``, to be filled in.
     """
     return "\n".join(
         [
@@ -166,16 +179,16 @@ def _sizes_source(draft: Draft) -> Iterator[str]:
     held = {product: name for name, product in draft.fields.items()}
     yield "    axes=("
     for axis in draft.axes:
-        block = f", {axis.positions_per_unit!r}" if axis.positions_per_unit != "one" else ""
-        yield f"        Axis({axis.param!r}, {axis.dim}, {axis.name!r}{block}),"
+        more = f", {axis.positions_per_unit!r}" if axis.positions_per_unit != "one" else ""
+        yield f"        Axis({axis.param!r}, {axis.dim}, {axis.name!r}{more}),"
     yield "    ),"
     yield "    units={"
     for kind in draft.kinds:
         yield f"        {kind!r}: lambda c, _: {_units_source(kind, held)},"
     yield "    },"
-    yield "    blocks={"
-    for name in draft.blocks:
-        yield f"        {name!r}: lambda c: {_block(name, held)},"
+    yield "    positions_per_unit={"
+    for name in draft.positions_per_unit:
+        yield f"        {name!r}: lambda c: {_per_unit(name, held)},"
     yield "    },"
 
 
@@ -211,7 +224,9 @@ def _traits(draft: Draft) -> Iterator[str]:
 
 
 def _times(product: Product, draft: Draft, held: Held) -> str:
-    return " * ".join(_block(n, held) if n in draft.blocks else f"w[{n!r}]" for n in product)
+    return " * ".join(
+        _per_unit(n, held) if n in draft.positions_per_unit else f"w[{n!r}]" for n in product
+    )
 
 
 def _units_source(kind: str, held: Held) -> str:
@@ -223,7 +238,7 @@ def _units_source(kind: str, held: Held) -> str:
     return "c['vocab_size']" if kind == "vocab" else "..."
 
 
-def _block(name: str, held: Held) -> str:
+def _per_unit(name: str, held: Held) -> str:
     if name == "one":
         return "1"
     hidden = held.get(("hidden",))

@@ -1,11 +1,12 @@
-"""What torch-pruning says goes together, as sets of positions. The only file that imports it.
+"""Couplings found by torch-pruning's dependency graph, as sets of positions. The only file that
+imports it.
 
-It is right on much and wrong on some, it may name positions that do not exist, and on some models
-it never returns. So every question has a time limit, an answer with an impossible position is
-thrown away whole, and what is left is a proposal, never a fact (``groups/tracing/verify.py``).
+torch-pruning may name positions that do not exist, and on some models it never returns. So every
+query has a time limit, an answer with an impossible position is discarded, and the rest is a
+proposal that ``verify`` has to prove.
 
-It is asked in a process of its own: the time limit is a signal, and the graph it builds keeps every
-weight alive.
+It runs in a process of its own: the time limit is a signal, and the dependency graph keeps a
+reference to every weight.
 """
 
 from __future__ import annotations
@@ -24,39 +25,39 @@ from torch import nn
 
 from effcompress.errors import CoverageError
 
-SECONDS_PER_QUESTION = 0.5
-"""Of this process's own time. An answer takes a millisecond on a small model; what takes this long
-would take for ever.
+SECONDS_PER_QUERY = 0.5
+"""CPU seconds. An answer takes a millisecond on a small model; a query that takes this long does
+not terminate.
 """
 
 Place = tuple[str, int]
 """A parameter's name and a dimension of it."""
 Coupled = dict[Place, tuple[int, ...]]
-"""What goes together: positions along each dimension, in order."""
+"""One coupling: sorted positions along each dimension."""
 
 
 class TracingTimeout(Exception):
-    """A question that was not answered in time."""
+    """A query that exceeded its time limit."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Sets of positions that go together, one for each smallest set; and what gave no answer."""
+    """The couplings, one per smallest set of positions, and the modules that gave none."""
 
     coupled: tuple[Coupled, ...]
     silent: Mapping[str, str]
-    """Path of a module -> why its rows could not be followed."""
+    """Path of a module -> why its output rows could not be traced."""
     matrices: frozenset[Place]
-    """Dimensions of linear layers and embeddings: what couplings run through. The other
-    parameters follow them.
+    """Dimensions of linear layers and embeddings, which couplings run through. Other parameters
+    (gains, biases) follow them.
     """
 
 
 class Graph:
-    """The dependency graph of a small model."""
+    """torch-pruning's dependency graph of a small model."""
 
     def __init__(self, module: nn.Module, ids_BT: torch.Tensor) -> None:
-        """Raises whatever the model or torch-pruning raise."""
+        """Builds the graph by a forward pass. Raises what the model or torch-pruning raise."""
         from torch_pruning.dependency import DependencyGraph  # noqa: TID251
 
         self.module = module
@@ -64,7 +65,7 @@ class Graph:
         self._names = {id(p): name for name, p in module.named_parameters()}
         self._shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
         self._graph: Any = DependencyGraph()
-        with _muted(), _plainly():
+        with _muted(), _traceable_operations():
             self._graph.build_dependency(
                 module,
                 {"input_ids": ids_BT, "use_cache": False},
@@ -79,7 +80,7 @@ class Graph:
         )
 
     def sources(self) -> Iterator[tuple[str, nn.Module, int]]:
-        """Path, module and width of everything whose outputs can be followed."""
+        """Yields path, module and output width of every linear layer and embedding in the graph."""
         for path, child in self.module.named_modules():
             if child in self._graph.module2node:
                 if isinstance(child, nn.Linear):
@@ -88,16 +89,16 @@ class Graph:
                     yield path, child, child.weight.shape[1]
 
     def rows(self, source: Any) -> Place:
-        """Where the outputs of a module of ``sources`` are."""
+        """Parameter and dimension of the outputs of a module of ``sources``."""
         return self._names[id(source.weight)], 0 if isinstance(source, nn.Linear) else 1
 
     def together(self, source: nn.Module, position: int) -> Coupled:
-        """What goes with this output of a module of ``sources``.
+        """Asks what is coupled to this output of a module of ``sources``.
 
         Raises TracingTimeout, ValueError for an impossible position, or what torch-pruning raises.
         """
         pruner = self._graph.get_pruner_of_module(source)
-        with _muted(), _at_most(SECONDS_PER_QUESTION):
+        with _muted(), _at_most(SECONDS_PER_QUERY):
             group = self._graph.get_pruning_group(source, pruner.prune_out_channels, [position])
         found: dict[Place, set[int]] = {}
         for dependency, indices in group:
@@ -123,8 +124,8 @@ class Graph:
                     yield self._names[id(p)], 0
 
     def _possible(self, place: Place, positions: Iterable[int]) -> tuple[int, ...]:
-        """The positions in order. A parameter that is no matrix may have been taken for something
-        else (gains of a head, shared by all heads): it is left out.
+        """Sorts the positions. torch-pruning misreads some vectors (a gain per head channel, the
+        same for all heads): those are left out.
         """
         size = self._shapes[place[0]][place[1]]
         if all(0 <= position < size for position in positions):
@@ -137,10 +138,10 @@ class Graph:
 def trace(
     module: nn.Module, ids_BT: torch.Tensor, tell: Callable[[str], None] = lambda _: None
 ) -> Trace:
-    """Ask for every output of every source that no earlier answer named, and merge the answers
-    that share a position of a matrix. ``tell`` takes the path of each source before it is asked.
+    """Queries every output that no earlier answer named, and merges answers with a position of a
+    matrix in common. ``tell`` gets the path of each module before it is queried.
 
-    Raises CoverageError when no graph can be made.
+    Raises CoverageError when no graph can be built.
     """
     try:
         graph = Graph(module, ids_BT)
@@ -179,12 +180,15 @@ def _name(module: nn.Module) -> str:
 
 
 def _merged(answers: Sequence[Coupled], matrices: frozenset[Place]) -> Iterator[Coupled]:
-    """Union of what shares a position of a matrix; other parameters join, but do not unite."""
+    """Merges answers that have a position of a matrix in common (union-find); positions of other
+    parameters are carried along but merge nothing.
+    """
     owner: dict[tuple[Place, int], int] = {}
     parent = list(range(len(answers)))
 
     def root(k: int) -> int:
         while parent[k] != k:
+            # Path halving keeps the trees flat.
             parent[k] = parent[parent[k]]
             k = parent[k]
         return k
@@ -203,7 +207,7 @@ def _merged(answers: Sequence[Coupled], matrices: frozenset[Place]) -> Iterator[
 
 
 class _Inside(torch.autograd.Function):
-    """A concatenation that torch-pruning sees as an element-wise operation."""
+    """A concatenation that torch-pruning treats as an element-wise operation."""
 
     @staticmethod
     def forward(ctx: Any, dim: int, *parts: torch.Tensor) -> torch.Tensor:
@@ -234,14 +238,14 @@ def _split(whole: torch.Tensor, size: Any, dim: int = 0) -> tuple[torch.Tensor, 
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
-    """Say some things in the words that torch-pruning understands.
+def _traceable_operations() -> Iterator[None]:
+    """Replaces operations that torch-pruning follows wrongly.
 
-    Rotary embeddings concatenate inside each head: it takes that for a concatenation of features,
-    and the positions of one answer then grow without end. It loses its way in pieces of the last
-    dimension, but not in slices of it.
+    Rotary embeddings concatenate within each head; taken for a concatenation of features, the
+    positions of one answer then grow without end. It cannot follow ``chunk`` and ``split`` of the
+    last dimension, but it can follow slices.
     """
-    own: Any = torch  # plain functions stand in for builtin ones
+    own: Any = torch  # for the type checker: these are builtin functions
     own.cat, own.Tensor.chunk, own.Tensor.split = _cat, _chunk, _split
     try:
         yield
@@ -258,8 +262,9 @@ def _muted() -> Iterator[None]:
 
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Raises TracingTimeout when this process has worked longer. Cleaning up after others does not
-    count, and what is raised while something is taken down would be lost: then a little later.
+    """Raises TracingTimeout after so many CPU seconds of this process. Garbage collection is off
+    meanwhile. Python discards exceptions raised inside ``__del__``, so there the timer just fires
+    again.
     """
 
     def stop(_number: int, frame: Any) -> None:

@@ -1,7 +1,7 @@
-"""Positions that go together -> axes with names. Pure data: no torch, and nothing is believed yet.
+"""Couplings -> named axes. Pure data without torch; ``verify`` proves or refutes the result.
 
-What couples in the same places is one axis. An axis within a layer is first taken for channels of a
-feed-forward block (one position each), then for heads (``head_dim`` neighbours each); the proofs
+Couplings on the same dimensions are units of one axis. An axis within a layer is tried as channels
+of the feed-forward (one position each), then as heads (``head_dim`` neighbours each); the proofs
 decide. A dimension that no axis explains gets a name of its own and is never cut.
 """
 
@@ -21,28 +21,28 @@ HIDDEN, ATTENTION, QUERY, FFN = "hidden", "attention", "query", "ffn"
 
 
 class Irregular(Exception):
-    """Positions of a candidate that do not lie in equal runs, one unit behind the other."""
+    """A dimension that is not a sequence of equally long units."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An axis that may turn out to be one: its smallest sets, in order, for each layer (or for
-    ``None``), of which ``block`` neighbours make a unit.
+    """A possible axis: its couplings, in order, by layer (``None``: outside of layers or across
+    them), of which ``per_unit`` neighbours make a unit.
     """
 
     kind: str
-    block: int
+    per_unit: int
     sets: Mapping[int | None, tuple[Coupled, ...]]
 
     def units(self) -> Iterator[tuple[int | None, int, Coupled]]:
-        """Layer, number of the unit, one of its smallest sets."""
+        """Yields layer, number of the unit, and a coupling that belongs to it."""
         for layer, sets in self.sets.items():
             for k, coupled in enumerate(sets):
-                yield layer, k // self.block, coupled
+                yield layer, k // self.per_unit, coupled
 
 
 class Run(NamedTuple):
-    """A stretch of a dimension: units of an axis, ``length`` positions each; or of nothing."""
+    """A stretch of a dimension: units of an axis, ``length`` positions each; kind None: no axis."""
 
     kind: str | None
     length: int
@@ -51,12 +51,12 @@ class Run(NamedTuple):
 def candidates(
     coupled: Iterable[Coupled], matrices: frozenset[Place], anatomy: Anatomy
 ) -> list[tuple[Candidate, ...]]:
-    """For every axis that was found, what it may be, in the order to be tried."""
+    """Returns for every axis that was found the candidates to try, in order."""
     found: dict[frozenset[tuple[str, int, int]], dict[int | None, list[Coupled]]] = {}
     for one in coupled:
         held = {place: at for place, at in one.items() if place in matrices}
         if len({param for param, _ in held if len(anatomy.shapes[param]) > 1}) < 2:
-            continue  # coupled to nothing
+            continue  # a single matrix is coupled to nothing
         layers = {anatomy.layer_of(param) for param, _ in held}
         layer = next(iter(layers)) if len(layers) == 1 else None
         look = frozenset((anatomy.pattern(p), dim, len(at)) for (p, dim), at in held.items())
@@ -81,16 +81,17 @@ def _alternatives(
 
 
 def _ordered(sets: Sequence[Coupled], anatomy: Anatomy) -> tuple[Coupled, ...]:
-    """In order of position where each has the fewest: that is where units lie side by side."""
+    """Sorts couplings by position, on the matrix dimension where each has the fewest positions."""
     wide = [place for place in sets[0] if len(anatomy.shapes[place[0]]) > 1]
     narrow = min(wide, key=lambda place: len(sets[0][place]))
     return tuple(sorted(sets, key=lambda one: min(one.get(narrow, (0,)))))
 
 
 def assemble(chosen: Sequence[Candidate], matrices: frozenset[Place], anatomy: Anatomy) -> Draft:
-    """Axes for every dimension of every parameter, numbers as in the small model.
+    """Writes the chosen candidates as axes on every dimension of every parameter, with the sizes of
+    the small model.
 
-    Raises Irregular naming what cannot be written as axes.
+    Raises Irregular naming a dimension that cannot be written so.
     """
     labels: dict[Place, dict[int, tuple[str, int]]] = defaultdict(dict)
     torn: set[Place] = set()
@@ -103,17 +104,17 @@ def assemble(chosen: Sequence[Candidate], matrices: frozenset[Place], anatomy: A
                     mine = (candidate.kind, unit)
                     if labels[place].setdefault(position, mine) != mine:
                         torn.add(place)
-    blocks = {"one": 1} | ({"head": anatomy.head_dim} if anatomy.head_dim else {})
+    per_unit = {"one": 1} | ({"head": anatomy.head_dim} if anatomy.head_dim else {})
     axes: list[Axis] = []
     for param, shape in anatomy.shapes.items():
         if anatomy.layer_of(param):
-            continue  # all layers are like the first; ``verify`` makes sure
+            continue  # layer 0 stands for all layers; ``verify`` checks the others
         for dim, size in enumerate(shape):
             place = (param, dim)
             runs = _runs(labels[place], size, place, None if place in torn else totals, matrices)
-            axes += _named(runs, place, anatomy, blocks)
+            axes += _named(runs, place, anatomy, per_unit)
     aliases = anatomy.aliases
-    draft = Draft(anatomy.model_type, anatomy.layer, tuple(axes), (), blocks, aliases=aliases)
+    draft = Draft(anatomy.model_type, anatomy.layer, tuple(axes), (), per_unit, aliases=aliases)
     return replace(draft, kept=draft.kinds)
 
 
@@ -131,7 +132,7 @@ def _runs(
     except Irregular:
         if place in matrices:
             raise
-        return [Run(None, size)]  # it follows no axis: shared by all units
+        return [Run(None, size)]  # a vector that all units share, such as a gain per head channel
 
 
 def _parse(
@@ -158,7 +159,7 @@ def _parse(
 
 
 def _named(
-    runs: Sequence[Run], place: Place, anatomy: Anatomy, blocks: dict[str, int]
+    runs: Sequence[Run], place: Place, anatomy: Anatomy, per_unit: dict[str, int]
 ) -> Iterator[Axis]:
     param, dim = place
     pattern = anatomy.pattern(param)
@@ -172,13 +173,13 @@ def _named(
         elif kind == FFN and length == 1:
             yield Axis(pattern, dim, kind + suffix)
         else:
-            yield Axis(pattern, dim, *_heads(kind, length, place, anatomy, blocks))
+            yield Axis(pattern, dim, *_heads(kind, length, place, anatomy, per_unit))
 
 
 def _heads(
-    kind: str, length: int, place: Place, anatomy: Anatomy, blocks: dict[str, int]
+    kind: str, length: int, place: Place, anatomy: Anatomy, per_unit: dict[str, int]
 ) -> tuple[str, str]:
-    """Axis name and block of a run of heads."""
+    """Axis name and ``positions_per_unit`` of a run of heads."""
     head = anatomy.head_dim or 0
     times, rest = divmod(length, head) if head else (0, 1)
     if rest or kind != ATTENTION:
@@ -187,12 +188,12 @@ def _heads(
         return f"{kind}.{{i}}", "head"
     if times == anatomy.queries:
         return f"{kind}.{{i}}/{QUERY}.{{i}}", "head"
-    blocks[f"head_{times}"] = length
+    per_unit[f"head_{times}"] = length
     return f"{kind}.{{i}}", f"head_{times}"
 
 
 def _kept_name(place: Place, size: int, anatomy: Anatomy, suffix: str, rest: str) -> str:
-    """A name for what nothing may cut; equal for a weight and its bias."""
+    """Names a dimension that is never cut; the same for a weight and its bias."""
     if not rest:
         for kind, known in anatomy.sizes.items():
             if size == known:

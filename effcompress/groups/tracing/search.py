@@ -1,13 +1,13 @@
-"""An architecture that nobody declared -> a proven proposal. Runs in a process of its own, because
-the tracer may not come back (``groups/tracing/trace.py``).
+"""Searches for axes of an undeclared architecture that can be proven. Runs in a process of its own
+(``trace.py``), because torch-pruning may not return.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 from torch import nn
@@ -33,12 +33,34 @@ from effcompress.types import Config, axis_kind
 KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
 _DEFAULTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
 _ACROSS = "a norm goes across its units: without some of them the others are scaled anew"
-Tell = Callable[[Mapping[str, str]], None]
-"""Takes what is known so far: ``declaration``, and ``at``, the module that is asked about."""
+
+
+class Failure(TypedDict):
+    """An error, to be raised in the parent."""
+
+    kind: str
+    what: str
+    where: str | None
+    fix: str | None
+
+
+class Report(TypedDict, total=False):
+    """What the subprocess reports: one or two of these keys per line."""
+
+    at: str
+    """Path of the module being queried."""
+    declaration: str
+    """Source text of a declaration to start from."""
+    draft: str
+    """The result, as ``Draft.to_json`` writes it."""
+    error: Failure
+
+
+Tell = Callable[[Report], None]
 
 
 class Build(Protocol):
-    """A random model of an architecture: as given, small, or small in other numbers."""
+    """Builds a random model: sizes as given, small, or small with other numbers."""
 
     def __call__(
         self, config: Config, size: Literal["given", "small", "other"], /
@@ -47,22 +69,22 @@ class Build(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """A random model of some size and what it says about itself."""
+    """A random model and its anatomy."""
 
     module: nn.Module
     config: dict[str, Any]
     anatomy: Anatomy
 
     def fits(self, draft: Draft) -> size_fields.Sized:
-        """The model as the draft sees it. Raises CoverageError."""
+        """Resolves the draft's axes on this model. Raises CoverageError."""
         mine = draft.with_heads(self.anatomy.head_dim or 1)
         return size_fields.Sized(
-            self.config, self.module, cover(mine, self.config, self.module), mine.blocks
+            self.config, self.module, cover(mine, self.config, self.module), mine.positions_per_unit
         )
 
 
 def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
-    """A family in which every kind that can be cut has been proven.
+    """Returns a draft in which every axis kind that can be cut has been proven.
 
     Raises CoverageError when there is none; SourceError when the model cannot be built.
     """
@@ -127,7 +149,7 @@ class Search:
         )
 
     def _silent(self) -> dict[str, str]:
-        """Modules that could not be followed, each in the first layer it is in."""
+        """Modules that could not be traced, each in the first layer it is in."""
         first: dict[str, str] = {}
         for path in self.traced.silent:
             first.setdefault(self.small.anatomy.pattern(path), path)
@@ -140,8 +162,8 @@ class Search:
         return assemble(chosen, self.traced.matrices, self.small.anatomy)
 
     def _fault(self, candidate: Candidate) -> str:
-        """Why a candidate is none when it is alone. For the residual stream it is enough that it
-        can be written down.
+        """Why a candidate fails on its own; empty if it does not. The residual stream need only be
+        expressible as an axis: it is proven together with the others.
         """
         try:
             draft = self._complete(self._assembled([candidate]))
@@ -149,11 +171,11 @@ class Search:
             return str(error)
         if candidate.kind == HIDDEN or not (why := self._unproven(draft, candidate.kind)):
             return ""
-        # With one KV head there is still the choice of query heads.
+        # A single KV head cannot be cut, but its query heads may be.
         return why if QUERY not in draft.kinds or self._unproven(draft, QUERY) else ""
 
     def _place(self, candidate: Candidate) -> str:
-        """The first matrix of what may be an axis."""
+        """The first matrix that carries the candidate."""
         one = next(iter(candidate.sets.values()))[0]
         return min(param for param, _ in one if len(self.small.anatomy.shapes[param]) > 1)
 
@@ -166,7 +188,7 @@ class Search:
         return ""
 
     def _complete(self, draft: Draft) -> Draft:
-        """With what the model remembers of its sizes, and what its norms average over."""
+        """Adds the sizes that modules and configuration keep, and the norms that cuts concern."""
         models = [probe.fits(draft) for probe in (self.small, self.other)]
         draft = replace(
             draft,
@@ -193,8 +215,8 @@ class Search:
 def _averages(
     draft: Draft, norms: Sequence[Norm], anatomy: Anatomy
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Norms over something that can be cut: pattern of the gain -> axis kinds. All must be of one
-    sort, the first; the proofs fail where another matters.
+    """Yields norms over axes that can be cut: pattern of the gain, axis kinds. A family has one
+    sort of norm, so others than the first are skipped; the proofs fail where one of those matters.
     """
     kinds = {axis.param: _kinds(axis.name) for axis in draft.axes if axis.dim == 0}
     first: Norm | None = None
@@ -225,7 +247,7 @@ def _probe(build: Build, config: Config, size: Literal["given", "small", "other"
 
 @torch.no_grad()
 def _scatter(params: Iterable[nn.Parameter]) -> None:
-    """Values that show everything: fresh models have zero biases and equal gains."""
+    """Randomises all parameters: fresh biases of 0 and gains of 1 would hide mistakes."""
     for p in params:
         p.uniform_(0.5, 1.5) if p.dim() == 1 else p.normal_(0, 0.2)
 
@@ -241,7 +263,7 @@ def _defaults(draft: Draft, config: Config) -> dict[str, Any]:
 
 
 def _refused(draft: Draft) -> CoverageError:
-    """Names the first module that could not be followed, or a matrix that no proof reaches."""
+    """The error that names the first module that could not be traced, or a matrix without proof."""
     where = next(iter(draft.left_out), "")
     if not where or where in KINDS:
         inside = (axis.param for axis in draft.axes if axis.dim == 1 and "{i}" in axis.param)
@@ -255,5 +277,5 @@ def _refused(draft: Draft) -> CoverageError:
 
 
 def paste(text: str) -> str:
-    """What to do with a declaration."""
+    """The advice to declare the family, with source text to start from."""
     return f"Declare it in effcompress/model/families; this is a start:\n{text}"

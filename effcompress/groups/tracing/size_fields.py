@@ -1,5 +1,5 @@
-"""What a model remembers of its sizes besides its tensors: configuration fields and attributes of
-modules. Found by value in models of different sizes, so that no coincidence passes for a meaning.
+"""Finds configuration fields and module attributes that hold sizes: those that equal a product of
+widths in two models of different sizes, so that a coincidence in one of them does not count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 from effcompress.groups.tracing.draft import Draft, Product, value
 from effcompress.types import AxisMap, Config, Widths, in_layer
 
-# These modules are told their sizes by their tensors.
+# The engine sets the size attributes of these classes from their tensors.
 _FOLLOW_TENSORS = (nn.Linear, nn.Embedding, nn.LayerNorm)
 _QUERIES: Product = ("attention", "query")
 _ACROSS: tuple[Product, ...] = (("attention", "query", "head"), ("attention", "head"))
@@ -21,12 +21,13 @@ _ACROSS: tuple[Product, ...] = (("attention", "query", "head"), ("attention", "h
 
 @dataclass(frozen=True)
 class Sized:
-    """A model of some size, as the draft sees it."""
+    """A model with the draft's axes resolved on it."""
 
     config: Config
     module: nn.Module
     axes: AxisMap
-    blocks: Mapping[str, int]
+    per_unit: Mapping[str, int]
+    """``Draft.positions_per_unit`` of this model."""
 
     @property
     def widths(self) -> Widths:
@@ -34,31 +35,31 @@ class Sized:
         return in_layer(self.axes.widths, 0)
 
     def holds(self, product: Product) -> int:
-        """A product of widths and blocks in this model."""
-        return value(product, self.widths, self.blocks)
+        """Value of a product of sizes in this model."""
+        return value(product, self.widths, self.per_unit)
 
 
 def fields(draft: Draft, models: Sequence[Sized]) -> dict[str, Product]:
-    """Configuration field -> the product of widths and blocks that it holds in every model."""
+    """Configuration field -> the product of sizes that it holds in every model."""
     found: dict[str, Product] = {}
     for product in _products(draft):
         sizes = [model.holds(product) for model in models]
         if set(sizes) == {1}:
-            continue  # too many things are one
+            continue  # a size of 1 would match too many fields
         for name in models[0].config:
             held = [model.config.get(name) for model in models]
             if held == sizes and not any(isinstance(size, bool) for size in held):
                 found.setdefault(name, product)
     shared: Any = models[0].module.config
     derived = isinstance(getattr(type(shared), "head_dim", None), property)
-    if found and "head" in draft.blocks and not derived:
-        # Never left to be derived: hidden size over heads is no longer the width of a head.
+    if found and "head" in draft.positions_per_unit and not derived:
+        # Stated, since classes derive it as hidden size / heads, which pruning makes wrong.
         found.setdefault("head_dim", ("head",))
     return found
 
 
 def attributes(draft: Draft, models: Sequence[Sized]) -> dict[str, dict[str, Product]]:
-    """Module of a layer -> attribute -> what it holds in every model."""
+    """Module of a layer -> attribute -> the product of sizes that it holds in every model."""
     found: dict[str, dict[str, Product]] = {}
     layers = [model.module.get_submodule(draft.layer.replace("{i}", "0")) for model in models]
     for path, child in layers[0].named_modules():
@@ -87,13 +88,13 @@ def _attends(draft: Draft, path: str) -> bool:
 
 
 def _products(draft: Draft, *, across: bool = False) -> Iterator[Product]:
-    """Products to look for, in order; a size of a kind that nothing cuts is no use.
+    """Yields the products to look for, in order, of axis kinds that can be cut.
 
-    The hidden size is often that of all heads together: within the attention the heads are meant
-    (``across``), elsewhere they never are.
+    The hidden size often equals heads times head width. Within attention, such a number is taken
+    for the heads (``across``), elsewhere for the hidden size.
     """
     kinds = {kind for kind in draft.kinds if kind in ("hidden", "attention", "query", "ffn")}
     single: list[Product] = [(kind,) for kind in draft.kinds if kind in kinds]
     for product in (*(_ACROSS if across else ()), *single, _QUERIES):
-        if all(name in kinds or name in draft.blocks for name in product):
+        if all(name in kinds or name in draft.positions_per_unit for name in product):
             yield product

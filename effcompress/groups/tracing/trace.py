@@ -1,8 +1,8 @@
-"""The door to tracing: a configuration whose architecture nobody declared -> a proven family.
+"""Entry to tracing: the configuration of an undeclared architecture -> a proven family.
 
-The tracer may loop for ever, and what it builds keeps every weight alive. So it works in a process
-of its own, which says as it goes what it has found and which module it is asking about; when the
-time is up, that is the module to name.
+torch-pruning may loop forever, and its graph keeps every weight alive. So it runs in a subprocess
+that reports its findings, and the module it is querying, as lines of JSON; on a timeout, the error
+names that module.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from effcompress.errors import CoverageError, EffcompressError, SourceError
 from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
-from effcompress.groups.tracing.search import Build, paste, propose
+from effcompress.groups.tracing.search import Build, Report, paste, propose
 from effcompress.types import Config, Family
 
 SECONDS = 300.0
-"""Small models answer in a few seconds; most of it is starting the process."""
+"""Time limit. Small models take a few seconds, most of it for starting the process."""
 _ERRORS: Mapping[str, type[EffcompressError]] = {
     "CoverageError": CoverageError,
     "SourceError": SourceError,
@@ -28,12 +27,12 @@ _ERRORS: Mapping[str, type[EffcompressError]] = {
 
 
 def trace_family(config: Config, *, entry: str, timeout: float = SECONDS) -> Family:
-    """The family of a configuration's architecture, every kind of which is proven.
+    """Traces a configuration's architecture and proves every axis kind of the family.
 
     ``entry`` is a module that, run as a program, calls ``serve`` with a builder of models.
 
     Raises:
-        CoverageError: names the module or parameter that could not be reached, in time or at all;
+        CoverageError: names the module or parameter that could not be traced, or not in time;
             ``fix`` is a declaration to start from.
         SourceError: the model cannot be built.
     """
@@ -41,7 +40,7 @@ def trace_family(config: Config, *, entry: str, timeout: float = SECONDS) -> Fam
 
 
 def trace_draft(config: Config, *, entry: str, timeout: float = SECONDS) -> Draft:
-    """The same as plain data, with the reasons for what is ``left_out``."""
+    """The same as a draft, with the reasons for what is ``left_out``."""
     try:
         done = subprocess.run(  # noqa: S603 (our own interpreter and module)
             [sys.executable, "-m", entry],
@@ -74,13 +73,13 @@ def trace_draft(config: Config, *, entry: str, timeout: float = SECONDS) -> Draf
 
 
 def serve(build: Build) -> None:
-    """The other process: a configuration comes in, lines of JSON go out."""
+    """Runs in the subprocess: reads a configuration from stdin, writes lines of JSON to stdout."""
     import torch
 
-    torch.set_num_threads(1)  # small models, and the process that waits may be busy
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever else is printed is no answer
+    torch.set_num_threads(1)  # the models are small, and the parent may be busy
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
 
-    def tell(fact: Mapping[str, Any]) -> None:
+    def tell(fact: Report) -> None:
         print(json.dumps(fact), file=answers, flush=True)
 
     try:
@@ -90,10 +89,10 @@ def serve(build: Build) -> None:
         tell({"error": {"kind": kind, "what": error.what, "where": error.where, "fix": error.fix}})
 
 
-def _said(output: str | bytes | None) -> dict[str, Any]:
-    """The last word on every subject. A process that was stopped may have left half a line."""
+def _said(output: str | bytes | None) -> Report:
+    """Merges the lines, later ones over earlier ones. A killed process may leave half a line."""
     text = output.decode() if isinstance(output, bytes) else output or ""
-    said: dict[str, Any] = {}
+    said: Report = {}
     for line in text.splitlines(keepends=True):
         if line.endswith("\n"):
             said |= json.loads(line)

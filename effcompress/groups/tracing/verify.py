@@ -1,7 +1,7 @@
-"""Proof of a proposed family on a small model: its axes cover everything once, and the model
-without some units computes what it computes with these units set to zero.
+"""Proves a draft on a small model: its axes cover every dimension once, and removing units gives
+the same logits as setting them to zero.
 
-Written without the engine's own removal, which it is the measure of.
+Independent of ``removal/``, so that a mistake there cannot make a wrong draft pass.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from effcompress.groups.tracing.draft import Draft, family_from
 from effcompress.types import AxisMap, Config, in_layer
 
 EQUAL, SEEN = 1e-5, 1e-3
-"""Parts of the largest logit: what rounding may do, and what a removal must do to be seen (some
-classes normalise in fp32 whatever the model is in).
+"""Relative to the largest logit: the difference allowed between masked and removed (some classes
+normalise in fp32 even in an fp64 model), and the least effect that masking must have.
 """
 Dead = Mapping[str, Tensor]
 """Axis name -> units to remove."""
 
 
 Rebuild = Callable[[Config], nn.Module]
-"""A model of exactly these sizes. Raises SourceError when the class refuses them."""
+"""Builds a model of exactly these sizes. Raises SourceError when the class refuses them."""
 
 
 class Unproven(Exception):
-    """Why a kind of units cannot be removed as proposed."""
+    """The draft is wrong about an axis kind, or it cannot be tested."""
 
 
 def cover(draft: Draft, config: Config, module: nn.Module) -> AxisMap:
-    """The map of a model of any size. Raises CoverageError naming a parameter that the proposal
-    reaches twice, partly or not at all.
+    """Resolves the draft's axes on a module of any size. Raises CoverageError naming a parameter
+    that they do not cover exactly once.
     """
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     return from_shapes(family_from(draft), config, shapes)
@@ -45,9 +45,9 @@ def cover(draft: Draft, config: Config, module: nn.Module) -> AxisMap:
 
 @torch.no_grad()
 def prove(draft: Draft, config: Config, module: nn.Module, kind: str, ids_BT: Tensor) -> None:
-    """Masking equals removing, for as many units in every layer and for different numbers of them.
+    """Compares masking with removing, with equal and with different numbers of units per layer.
 
-    ``module`` is in fp64 and stays as it is. Raises Unproven; CoverageError as ``cover`` does.
+    ``module`` is in fp64 and is not changed. Raises Unproven; CoverageError as ``cover`` does.
     """
     axes = cover(draft, config, module)
     if not (names := axes.axes(kind)):
@@ -71,8 +71,8 @@ def prove(draft: Draft, config: Config, module: nn.Module, kind: str, ids_BT: Te
 def rebuild(
     draft: Draft, config: Config, module: nn.Module, kind: str, ids_BT: Tensor, build: Rebuild
 ) -> None:
-    """The stock class, if it takes the smaller sizes at all, computes the same with them: some
-    scale by a size (embeddings by the root of the hidden size). Raises Unproven.
+    """Builds the stock class at the smaller sizes, if it accepts them, and compares logits: some
+    classes scale by a size (embeddings by the square root of the hidden size). Raises Unproven.
     """
     axes = cover(draft, config, module)
     dead = dict(_some(axes, axes.axes(kind), uneven=False))
@@ -80,7 +80,7 @@ def rebuild(
     try:
         fresh = build({**config, **_sizes(draft, removed)})
     except SourceError:
-        return  # layers of any size have a class of our own
+        return  # refused shapes are exported as `exact`, in a class of our own
     params = dict(removed.named_parameters())
     if {n: p.shape for n, p in fresh.named_parameters()} != {n: p.shape for n, p in params.items()}:
         return
@@ -103,7 +103,7 @@ def _sizes(draft: Draft, module: Any) -> dict[str, Any]:
 def _logits(module: Any, ids_BT: Tensor) -> Tensor:
     try:
         found: Tensor = module(input_ids=ids_BT, use_cache=False).logits
-    except Exception as error:  # a smaller model that disagrees with itself, mostly
+    except Exception as error:  # a wrong draft mostly fails with mismatched shapes
         said = next(iter(str(error).strip().splitlines()), "")
         raise Unproven(f"the model fails: {type(error).__name__}: {said}") from error
     return found
@@ -145,7 +145,9 @@ def _masked(module: nn.Module, axes: AxisMap, kind: str, dead: Dead) -> nn.Modul
 
 
 def _living(kept: Tensor) -> Callable[..., Tensor]:
-    """A LayerNorm's mean and variance are those of the channels that are left."""
+    """Hook: a LayerNorm over the ``kept`` channels alone, zeros in the others. Zeroed inputs are
+    not enough, since they count in its mean and variance.
+    """
 
     def hook(norm: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         bias = None if norm.bias is None else norm.bias[kept]
@@ -180,11 +182,11 @@ def _removed(
 
 
 def _agree(removed: nn.Module, smaller: AxisMap, config: Config, *, in_config: bool) -> None:
-    """What modules and the configuration remember of their sizes."""
+    """Updates the sizes that modules and the configuration keep."""
     for child in removed.modules():
         if isinstance(child, nn.LayerNorm) and child.elementwise_affine:
             child.normalized_shape = tuple(child.weight.shape)
-        elif type(child).__name__ == "Conv1D":  # the library's own
+        elif type(child).__name__ == "Conv1D":  # transformers'
             conv: Any = child
             conv.nf = conv.weight.shape[1]
     for i in smaller.depth.layers:
@@ -209,7 +211,11 @@ def _norms(module: nn.Module, axes: AxisMap) -> Iterator[tuple[str, Any]]:
 
 
 def _rescale(norm: Any, axes: AxisMap, ratio: float) -> None:
-    """What is left has the mean square of the whole, of which the rest was zero."""
+    """Makes an RMS norm over fewer channels give what it gave when the removed ones were zero.
+
+    With ``ratio`` = n / k channels: mean_k(x^2) = ratio * mean_n(x^2), so
+    x / sqrt(mean_n + eps) = sqrt(ratio) * x / sqrt(mean_k + ratio * eps).
+    """
     offset, attribute = axes.family.gain_offset, axes.family.epsilon_attribute
     norm.weight.copy_((norm.weight + offset) * ratio**0.5 - offset)
     setattr(norm, attribute, getattr(norm, attribute) * ratio)

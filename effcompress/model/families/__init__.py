@@ -1,9 +1,8 @@
-"""Architectures as data: which side of which parameter carries which axis.
+"""Declared architectures: which dimension of which parameter carries which axis.
 
-The whole coupling of a model is one sentence: two sides with the same axis name shrink together.
-A family lists its parameters once; sizes of a loaded model are read from its tensors
-(``groups/axes.py``), and sizes of a model that is not loaded from its configuration, by the same
-table, so that a recipe can be priced without importing torch.
+Dimensions with the same axis name shrink together; that is all the engine knows of the coupling in
+a model. ``groups/axes.py`` resolves a declaration with the tensor shapes of a loaded model or with
+the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ FAMILIES = (
 
 
 def family_of(config: Config) -> Family:
-    """The declared family of a configuration.
+    """Returns the family declared for a configuration's ``model_type``.
 
     Raises SourceError naming the ``model_type`` when no family declares it.
     """
@@ -58,7 +57,7 @@ def family_of(config: Config) -> Family:
 
 
 def require_sane(family: Family, config: Config) -> None:
-    """Raises SourceError naming the first field of a configuration that cannot be meant."""
+    """Raises SourceError naming the first configuration field that is missing or impossible."""
     optional = [
         name for name in ("num_key_value_heads", "head_dim") if config.get(name) is not None
     ]

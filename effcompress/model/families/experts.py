@@ -1,4 +1,4 @@
-"""Mixtures of experts: the experts of a layer are 3-D parameters, a router row belongs to each."""
+"""Mixtures of experts: a layer's experts are 3-D parameters, with one row of the router each."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from effcompress.model.families.llama import (
     attention,
     decoder,
     gated,
+    repeats,
     resize,
-    shares,
     units,
 )
-from effcompress.types import EXPERT_ROW, Axis, Config, Widths
+from effcompress.types import EXPERT_ROW, Axis, Config, Fields, ModuleSizes, Widths
 
 EXPERT, EXPERT_FFN = "expert.{i}", "expert_ffn.{i}"
 
 
 def _mixture(when: str = "") -> tuple[Axis, ...]:
-    """Router and experts. A channel of ``expert_ffn`` is the same one in all experts of the layer,
-    since one tensor holds them.
+    """Axes of router and experts. One tensor ``[experts, rows, columns]`` holds all experts of a
+    layer, so channel k of ``expert_ffn`` is removed from all of them.
     """
     gate_up, down = LAYER + "mlp.experts.gate_up_proj", LAYER + "mlp.experts.down_proj"
     return (
@@ -39,11 +39,14 @@ def _mixture(when: str = "") -> tuple[Axis, ...]:
     )
 
 
-def _attributes(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
-    found = shares(config, widths)
+def _attributes(config: Config, widths: Widths) -> ModuleSizes:
+    found = repeats(config, widths)
     if "expert" not in widths:
         return found
-    sizes = {"num_experts": widths["expert"], "hidden_dim": widths["hidden"]}
+    sizes: dict[str, int | list[int]] = {
+        "num_experts": widths["expert"],
+        "hidden_dim": widths["hidden"],
+    }
     return {
         **found,
         "mlp.gate": sizes,
@@ -61,14 +64,14 @@ _TRAITS: dict[str, Any] = {
     "pad": _pad,
     "multiples": {"hidden": EXPERT_ROW, "expert_ffn": EXPERT_ROW},
     "router": LAYER + "mlp.gate",
-    # A router that sends each token to k experts needs k.
+    # Top-k routing needs at least k experts.
     "floors": {"expert": lambda c: c["num_experts_per_tok"]},
-    # An expert of zeros would still be chosen by the router.
+    # The router would still send tokens to an expert of zeros.
     "rigid": ("expert",),
 }
 
 
-def _resize_mixtral(config: Config, widths: Widths) -> dict[str, Any]:
+def _resize_mixtral(config: Config, widths: Widths) -> Fields:
     return {
         **resize(config, {**widths, "ffn": widths["expert_ffn"]}),
         "num_local_experts": widths["expert"],
@@ -78,7 +81,7 @@ def _resize_mixtral(config: Config, widths: Widths) -> dict[str, Any]:
 MIXTRAL = decoder(
     "mixtral",
     ("mixtral",),
-    blocks=(*attention("", ""), *_mixture()),
+    modules=(*attention("", ""), *_mixture()),
     units=units(
         expert=lambda c, _: c["num_local_experts"],
         expert_ffn=lambda c, _: c["intermediate_size"],
@@ -92,18 +95,18 @@ MIXTRAL = decoder(
 
 
 def experts_of(config: Config) -> int:
-    """Experts per layer, whatever the configuration calls them."""
+    """Experts per layer; the field's name differs between versions of transformers."""
     return config.get("num_local_experts") or config["num_experts"]
 
 
 def sparse(config: Config, layer: int) -> bool:
-    """Whether a layer of Qwen3-MoE is a mixture."""
+    """Whether a layer of Qwen3-MoE is a mixture (others have a dense feed-forward)."""
     return layer not in (config.get("mlp_only_layers") or ()) and (
         (layer + 1) % (config.get("decoder_sparse_step") or 1) == 0
     )
 
 
-def _resize_qwen3_moe(config: Config, widths: Widths) -> dict[str, Any]:
+def _resize_qwen3_moe(config: Config, widths: Widths) -> Fields:
     dense = widths.get("ffn", config["intermediate_size"])
     found = resize(config, {**widths, "ffn": dense})
     if "expert" in widths:
@@ -118,8 +121,9 @@ def _experts_field(config: Config) -> str:
     return "num_local_experts" if "num_local_experts" in config else "num_experts"
 
 
-def _kept_qwen3_moe(config: Config, layers: tuple[int, ...]) -> dict[str, Any]:
-    # The stock pattern counts layers; without some of them it must be written out.
+def _kept_qwen3_moe(config: Config, layers: tuple[int, ...]) -> Fields:
+    # The class derives which layers are sparse from their index, which removal changes: the dense
+    # ones are listed instead.
     return {
         "decoder_sparse_step": 1,
         "mlp_only_layers": [j for j, i in enumerate(layers) if not sparse(config, i)],
@@ -129,7 +133,7 @@ def _kept_qwen3_moe(config: Config, layers: tuple[int, ...]) -> dict[str, Any]:
 QWEN3_MOE = decoder(
     "qwen3_moe",
     ("qwen3_moe",),
-    blocks=(
+    modules=(
         *attention("attention_bias", "attention_bias"),
         *gated("", FFN, when="!sparse"),
         *_mixture(when="sparse"),

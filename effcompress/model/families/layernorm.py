@@ -1,5 +1,5 @@
-"""Families with LayerNorm and biases: GPT-NeoX (Pythia), OPT, GPT-2. They derive the width of a
-head from hidden size and heads, so their stock classes hold few of the shapes that pruning finds.
+"""Families with LayerNorm and biases: GPT-NeoX (Pythia), OPT, GPT-2. Their stock classes compute
+the width of a head as hidden size / heads, so they accept few pruned shapes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from effcompress.model.families.sizes import biased
-from effcompress.types import Axis, Config, Family, Sublayer, Widths
+from effcompress.types import Axis, Config, Family, ModuleSizes, Sublayer, Widths
 
 ATTENTION, FFN = "attention.{i}", "ffn.{i}"
 HEAD = (ATTENTION, "head")
@@ -20,12 +20,12 @@ def _norm(module: str, when: str = "") -> Iterator[Axis]:
 
 
 def _head_dim(config: Config, hidden: str, heads: str) -> int:
-    # The engine notes a head's width when the shape no longer tells it.
+    # The engine adds `head_dim` once hidden size / heads is no longer the width of a head.
     return config.get("head_dim") or config[hidden] // config[heads]
 
 
 def _pad(config: Config, widths: Widths) -> dict[str, int]:
-    """The stock classes derive the width of a head: as many heads as that makes."""
+    """Pads heads until hidden size / heads is the width of a head again, if it divides."""
     hidden, heads = ("n_embd", "n_head") if "n_embd" in config else _NAMES
     fitting, rest = divmod(widths["hidden"], _head_dim(config, hidden, heads))
     return {} if rest or fitting < widths["attention"] else {"attention": fitting}
@@ -36,7 +36,7 @@ _CENTRED: dict[str, Any] = {
     "pad": _pad,
     "centred": True,
     "epsilon_attribute": "eps",
-    # Zeros would move the mean that a LayerNorm subtracts.
+    # Channels of zeros would change the mean and the variance of a LayerNorm.
     "rigid": ("hidden",),
 }
 
@@ -49,7 +49,7 @@ NEOX = Family(
         Axis("gpt_neox.embed_in.weight", 1, "hidden"),
         *_norm(_NEOX + "input_layernorm"),
         *_norm(_NEOX + "post_attention_layernorm"),
-        # Rows head by head: each head's queries, keys and values stand together.
+        # Fused by head: rows [heads, (q, k, v), head_dim].
         *biased(
             _NEOX + "attention.query_key_value", (ATTENTION, "qkv"), "hidden", "attention_bias"
         ),
@@ -66,7 +66,7 @@ NEOX = Family(
         "attention": lambda c, _: c["num_attention_heads"],
         "ffn": lambda c, _: c["intermediate_size"],
     },
-    blocks={
+    positions_per_unit={
         "one": lambda _: 1,
         "head": lambda c: _head_dim(c, "hidden_size", "num_attention_heads"),
         "qkv": lambda c: 3 * _head_dim(c, "hidden_size", "num_attention_heads"),
@@ -119,9 +119,11 @@ def _opt_no_depth(config: Config) -> str:
     return "the residual stream itself is normalised in every layer (do_layer_norm_before: false)"
 
 
-def _opt_attributes(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {"self_attn": {"num_heads": widths["attention"]}}
-    if not config.get("layer_norm_elementwise_affine", True):  # no gain tells their length
+def _opt_attributes(config: Config, widths: Widths) -> ModuleSizes:
+    found: ModuleSizes = {"self_attn": {"num_heads": widths["attention"]}}
+    if not config.get(
+        "layer_norm_elementwise_affine", True
+    ):  # without a gain, no tensor has its length
         for norm in ("self_attn_layer_norm", "final_layer_norm"):
             found[norm] = {"normalized_shape": [widths["hidden"]]}
     return found
@@ -157,11 +159,11 @@ OPT = Family(
         "hidden": lambda c, _: c["hidden_size"],
         "attention": lambda c, _: c["num_attention_heads"],
         "ffn": lambda c, _: c["ffn_dim"],
-        # The table has two rows more, and starts at the third.
+        # OPT's position table has an offset of 2.
         "positions": lambda c, _: c["max_position_embeddings"] + 2,
         "embedding": lambda c, _: c["word_embed_proj_dim"],
     },
-    blocks={
+    positions_per_unit={
         "one": lambda _: 1,
         "head": lambda c: _head_dim(c, "hidden_size", "num_attention_heads"),
     },
@@ -211,20 +213,20 @@ _GPT2 = "transformer.h.{i}."
 
 
 def _conv1d(module: str, into: Any, *outs: tuple[str, str] | str) -> Iterator[Axis]:
-    """GPT-2's linear layer: rows are inputs, columns outputs, here perhaps in segments."""
-    in_name, in_block = (into, "one") if isinstance(into, str) else into
-    yield Axis(f"{module}.weight", 0, in_name, in_block)
+    """Axes of GPT-2's Conv1D, whose weight is ``[in, out]``; ``outs`` are segments of columns."""
+    in_name, in_per_unit = (into, "one") if isinstance(into, str) else into
+    yield Axis(f"{module}.weight", 0, in_name, in_per_unit)
     for out in outs:
-        name, block = (out, "one") if isinstance(out, str) else out
-        yield Axis(f"{module}.weight", 1, name, block)
-        yield Axis(f"{module}.bias", 0, name, block)
+        name, per_unit = (out, "one") if isinstance(out, str) else out
+        yield Axis(f"{module}.weight", 1, name, per_unit)
+        yield Axis(f"{module}.bias", 0, name, per_unit)
 
 
 def _gpt2_head(config: Config) -> int:
     return _head_dim(config, "n_embd", "n_head")
 
 
-def _gpt2_attributes(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
+def _gpt2_attributes(config: Config, widths: Widths) -> ModuleSizes:
     heads = widths["attention"]
     return {"attn": {"num_heads": heads, "split_size": heads * _gpt2_head(config)}}
 
@@ -261,7 +263,7 @@ GPT2 = Family(
         "ffn": lambda c, _: c.get("n_inner") or 4 * c["n_embd"],
         "positions": lambda c, _: c["n_positions"],
     },
-    blocks={"one": lambda _: 1, "head": _gpt2_head},
+    positions_per_unit={"one": lambda _: 1, "head": _gpt2_head},
     resize=lambda _, w: {"n_embd": w["hidden"], "n_inner": w["ffn"], "n_head": w["attention"]},
     required=("vocab_size", "n_embd", "n_layer", "n_head", "n_positions"),
     norms=(_GPT2 + "ln_1.weight", _GPT2 + "ln_2.weight", "transformer.ln_f.weight"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from effcompress.model.families.sizes import (
@@ -13,14 +13,16 @@ from effcompress.model.families.sizes import (
     per_layer,
     queries_per_kv,
 )
-from effcompress.types import Axis, Config, Family, Sublayer, Widths
+from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Sublayer, Widths
 
+Units = Callable[[Config, int], int]
+"""Units of an axis in a layer, by the configuration."""
 LAYER = "model.layers.{i}."
 ATTENTION, FFN = "attention.{i}", "ffn.{i}"
 QUERY = (ATTENTION + "/query.{i}", "head")
 """Query rows: KV heads, each with its query heads, each ``head_dim`` wide."""
 HEAD = (ATTENTION, "head")
-BLOCKS = {"one": lambda _: 1, "head": head_dim}
+PER_UNIT = {"one": lambda _: 1, "head": head_dim}
 REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -32,19 +34,19 @@ QK_NORM = (
     Axis(LAYER + "self_attn.q_norm.weight", 0, "head_dim"),
     Axis(LAYER + "self_attn.k_norm.weight", 0, "head_dim"),
 )
-"""Norms within each head, shared by all heads: no unit of ours owns any of it."""
+"""Norms within a head, one gain for all heads: no mini-group owns a part of it."""
 FED = {LAYER + f"self_attn.{x}_norm": LAYER + f"self_attn.{x}_proj" for x in "qk"}
 
 
 def attention(qkv_bias: str, o_bias: str) -> Iterator[Axis]:
-    """q, k, v, o; a bias is a configuration flag, ``always`` or nothing."""
+    """Axes of q, k, v and o. A bias is named by its configuration flag, ``always`` or empty."""
     for name, rows in (("q_proj", QUERY), ("k_proj", HEAD), ("v_proj", HEAD)):
         yield from _maybe(LAYER + f"self_attn.{name}", rows, "hidden", qkv_bias)
     yield from _maybe(LAYER + "self_attn.o_proj", "hidden", QUERY, o_bias)
 
 
 def gated(bias: str, ffn: str = FFN, when: str = "") -> Iterator[Axis]:
-    """gate, up, down."""
+    """Axes of gate, up and down."""
     for name in ("gate_proj", "up_proj"):
         yield from _when(_maybe(LAYER + f"mlp.{name}", ffn, "hidden", bias), when)
     yield from _when(_maybe(LAYER + "mlp.down_proj", "hidden", ffn, bias), when)
@@ -61,26 +63,27 @@ def _when(axes: Iterator[Axis], when: str) -> Iterator[Axis]:
         yield Axis(axis.param, axis.dim, axis.name, axis.positions_per_unit, when or axis.when)
 
 
-def resize(config: Config, widths: Widths) -> dict[str, Any]:
+def resize(config: Config, widths: Widths) -> Fields:
     """Configuration fields for these widths per kind, the same in all layers."""
     return {
         "hidden_size": widths["hidden"],
         "intermediate_size": widths["ffn"],
+        # "query" counts the query heads of one KV head.
         "num_attention_heads": widths["attention"] * widths["query"],
         "num_key_value_heads": widths["attention"],
-        # Never left to be derived: hidden size over heads is no longer the width of a head.
+        # Stated, since classes derive it as hidden size / heads, which pruning makes wrong.
         "head_dim": head_dim(config),
     }
 
 
 def pad(config: Config, widths: Widths) -> dict[str, int]:
-    """Some classes want the hidden size to be a multiple of the heads."""
+    """Rounds the hidden size up to a multiple of the heads, which some classes require."""
     heads = widths["attention"] * widths["query"]
     return {"hidden": -(-widths["hidden"] // heads) * heads}
 
 
-def shares(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
-    """An attention repeats each KV head for so many query heads."""
+def repeats(config: Config, widths: Widths) -> ModuleSizes:
+    """Sizes that modules keep: attention repeats each KV head for so many query heads."""
     return {"self_attn": {"num_key_value_groups": widths["query"]}}
 
 
@@ -91,17 +94,18 @@ def decoder(
     qkv_bias: str = "",
     o_bias: str = "",
     mlp_bias: str = "",
-    blocks: tuple[Axis, ...] = (),
+    modules: tuple[Axis, ...] = (),
     more: tuple[Axis, ...] = (),
     before: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
     after: tuple[str, str] | tuple[()] = (),
     **traits: Any,
 ) -> Family:
-    """A decoder. ``blocks`` replaces attention and feed-forward, ``more`` adds to them; ``before``
-    and ``after`` are the norms around the attention and the feed-forward block.
+    """Declares a decoder. ``modules`` replaces the axes of attention and feed-forward, ``more``
+    adds to them; ``before`` and ``after`` are the norms in front of and behind (attention,
+    feed-forward).
     """
     norms = tuple(LAYER + norm + ".weight" for norm in (*before, *after) if norm)
-    own = blocks or (*attention(qkv_bias, o_bias), *gated(mlp_bias))
+    own = modules or (*attention(qkv_bias, o_bias), *gated(mlp_bias))
     around = tuple(zip(before, after or ("", ""), strict=True))
     parts = {"attention_block": ("self_attn", 2), "mlp_block": ("mlp", 1)}
     traits.setdefault("units", units())
@@ -109,7 +113,7 @@ def decoder(
         name=name,
         model_types=model_types,
         axes=_whole((*own, *more, *(Axis(norm, 0, "hidden") for norm in norms))),
-        blocks=BLOCKS,
+        positions_per_unit=PER_UNIT,
         required=REQUIRED,
         norms=(*norms, *traits.pop("head_norms", ()), "model.norm.weight"),
         sublayers={
@@ -118,7 +122,7 @@ def decoder(
         },
         **{
             "resize": resize,
-            "attributes": shares,
+            "attributes": repeats,
             "pad": pad,
             "depth_fields": per_layer("layer_types", "no_rope_layers"),
             **traits,
@@ -127,7 +131,7 @@ def decoder(
 
 
 def _whole(layers: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """The layers between embedding and output matrix."""
+    """Adds embedding, final norm and output matrix to the layers."""
     return (
         Axis("model.embed_tokens.weight", 0, "vocab"),
         Axis("model.embed_tokens.weight", 1, "hidden"),
@@ -138,7 +142,7 @@ def _whole(layers: tuple[Axis, ...]) -> tuple[Axis, ...]:
     )
 
 
-def units(**more: Any) -> dict[str, Any]:
+def units(**more: Units) -> dict[str, Units]:
     """How many units each kind of axis has."""
     return {
         "vocab": lambda c, _: c["vocab_size"],
@@ -183,7 +187,7 @@ QWEN3 = decoder(
 _GEMMA: dict[str, Any] = {
     "qkv_bias": "attention_bias",
     "o_bias": "attention_bias",
-    # The blocks are wrapped in norms on both sides.
+    # Norms in front of and behind each block (sandwich norm).
     "before": ("input_layernorm", "pre_feedforward_layernorm"),
     "after": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "gain_offset": 1.0,
@@ -204,7 +208,7 @@ OLMO2 = decoder(
     ("olmo2",),
     qkv_bias="attention_bias",
     o_bias="attention_bias",
-    # The norms stand behind the blocks, and there are none in front.
+    # Post-norm: norms behind the blocks, none in front.
     before=("", ""),
     after=("post_attention_layernorm", "post_feedforward_layernorm"),
     more=(
@@ -217,9 +221,9 @@ OLMO2 = decoder(
 )
 
 
-def _phi3_attributes(config: Config, widths: Widths) -> dict[str, dict[str, Any]]:
-    # It slices q, k and v apart by counts: some of its own, some of a configuration that all
-    # layers share.
+def _phi3_attributes(config: Config, widths: Widths) -> ModuleSizes:
+    # The class splits qkv by head counts, some of them attributes, some read from a configuration
+    # that all layers share: each layer gets a configuration of its own (``config.x``).
     kv, per_kv = widths["attention"], widths["query"]
     return {
         "self_attn": {
@@ -234,8 +238,8 @@ def _phi3_attributes(config: Config, widths: Widths) -> dict[str, dict[str, Any]
 PHI3 = decoder(
     "phi3",
     ("phi3",),
-    blocks=(
-        # One matrix each: all queries, then all keys, then all values; all gates, then all ups.
+    modules=(
+        # Fused projections: rows of all queries, keys, values; rows of all gates, then all ups.
         Axis(LAYER + "self_attn.qkv_proj.weight", 0, *QUERY),
         Axis(LAYER + "self_attn.qkv_proj.weight", 0, *HEAD),
         Axis(LAYER + "self_attn.qkv_proj.weight", 0, *HEAD),

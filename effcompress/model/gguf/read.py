@@ -1,4 +1,4 @@
-"""A gguf file becomes a Hugging Face folder: fp32 safetensors, configuration, tokenizer."""
+"""Converts a gguf file to a Hugging Face folder: fp32 safetensors, configuration, tokenizer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from effcompress.model.silence import quietly
 QUANTIZER_ATTRIBUTES = ("hf_quantizer", "is_quantized", "quantization_method")
 
 
-def convert(gguf: Path, folder: Path, *, label: str) -> dict[str, Any]:
+def convert(gguf: Path, folder: Path, *, label: str) -> str:
     """Writes ``gguf``, dequantised to fp32, into the existing ``folder``.
 
-    ``label`` goes into the configuration as the model's name. Returns facts for the manifest:
-    ``dtype``, the type that most of the file's weights are stored in.
+    ``label`` goes into the configuration as the model's name. Returns the type that most of the
+    file's weights are stored in (``Q8_0``, ``F16``, ...).
 
     Raises:
         SourceError: not a gguf file, a damaged one, or an architecture transformers cannot read.
@@ -46,12 +46,12 @@ def convert(gguf: Path, folder: Path, *, label: str) -> dict[str, Any]:
             where=gguf.name,
             fix="a damaged file, or an architecture that transformers cannot read from gguf",
         ) from error
-    return {"dtype": dtype}
+    return dtype
 
 
 @contextmanager
 def _no_bar() -> Iterator[None]:
-    """transformers' gguf reader draws a bar that ignores its own switch for bars."""
+    """Hides the progress bar of transformers' gguf reader; `disable_progress_bar` does not."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     tqdm = getattr(reader, "tqdm", None)
@@ -66,7 +66,7 @@ def _no_bar() -> Iterator[None]:
 
 
 def _stored_as(gguf: Path) -> str:
-    """Name of the type most weights have, e.g. Q4_1."""
+    """The type that most elements are stored in, e.g. Q4_1."""
     from gguf import GGUFReader
 
     sizes: dict[str, int] = {}
@@ -82,7 +82,7 @@ def _open(gguf: Path) -> tuple[Any, list[str]]:
 
     extra: dict[str, Any] = {}
     try:
-        # Newer transformers would leave some architectures packed in their blocks.
+        # Newer versions of transformers would keep some architectures quantised.
         from transformers.utils.quantization_config import GgufConfig
     except ImportError:
         pass
@@ -101,13 +101,15 @@ def _open(gguf: Path) -> tuple[Any, list[str]]:
 
 
 def _forget_quantizer(model: Any, label: str) -> None:
-    """The weights are plain numbers by now, yet the model would still refuse to be saved."""
+    """Removes the marks of quantisation: the weights are dequantised, but `save_pretrained` refuses
+    a model that has them.
+    """
     for attribute in QUANTIZER_ATTRIBUTES:
         model.__dict__.pop(attribute, None)
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    # Whoever made the gguf file wrote a working title here.
+    # The gguf file's own title, which may be anything.
     config.__dict__.pop("_model_name_or_path", None)
     config._name_or_path = label
 
@@ -119,16 +121,16 @@ def _tokenizer(gguf: Path) -> Any:
     found: Any = AutoTokenizer.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, local_files_only=True
     )
-    if _splitting(gguf) == "smollm":
-        # transformers reads the vocabulary and forgets that these take digits one by one.
+    if _pre_tokenizer(gguf) == "smollm":
+        # transformers ignores `tokenizer.ggml.pre`; SmolLM's pre-tokenizer splits digits.
         digits = pre_tokenizers.Digits(individual_digits=True)
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
         found.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
     return found
 
 
-def _splitting(gguf: Path) -> str:
-    """What the file says of how text is split before it becomes tokens."""
+def _pre_tokenizer(gguf: Path) -> str:
+    """llama.cpp's name of the pre-tokenizer, as the file states it; empty if it does not."""
     from gguf import GGUFReader
 
     field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")

@@ -1,25 +1,25 @@
-"""What a gguf file calls the weights of a Llama, in which order it has them, and how it stores the
-heads.
+"""The tensors of a gguf file: names, order and layout that llama.cpp expects of a Llama.
+
+Names come from gguf's own tables. What those do not know is here: widths per layer, layers that are
+left out, and the order of channels within a head.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from gguf import MODEL_ARCH, TensorNameMap, get_tensor_name_map
 
 from effcompress.errors import SourceError
-
-_ATTENTION = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
-_FFN = ("gate", "up", "down")
+from effcompress.types import Config
 
 
 @dataclass(frozen=True)
 class LayerWidths:
-    """Channels and heads of one layer; 0 says that the block is gone."""
+    """Channels and heads of one layer; 0 where the block is removed."""
 
     ffn: int
     heads: int
@@ -28,7 +28,9 @@ class LayerWidths:
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the file, computed when its turn comes."""
+    """One tensor of the file; ``values`` reads it when it is written, so that one at a time is in
+    memory.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -37,7 +39,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What holds for the whole file; ``layers`` are those that are written."""
+    """Sizes that the header states; ``layers`` are those that are written."""
 
     layers: list[LayerWidths]
     hidden: int
@@ -50,7 +52,7 @@ class Sizes:
 
 
 class Source:
-    """The tensors by name, and which of them have been asked for."""
+    """The tensors by name, and which of them nothing has taken yet."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors
@@ -63,7 +65,7 @@ class Source:
         return tuple(self.tensors[name].shape)
 
     def take(self, name: str, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-        """What reads the tensor. Raises SourceError if it has another shape."""
+        """Returns a reader of the tensor. Raises SourceError if it has another shape."""
         if (found := self.shape(name)) != shape:
             raise SourceError(
                 f"the shape is {list(found)}, the widths say {list(shape)}", where=name
@@ -72,9 +74,8 @@ class Source:
         return lambda: self.tensors[name]
 
 
-def sizes_of(
-    source: Source, config: Mapping[str, Any], layers: Sequence[LayerWidths], hidden: int
-) -> Sizes:
+def sizes_of(source: Source, config: Config, layers: Sequence[LayerWidths], hidden: int) -> Sizes:
+    """Checks the widths and completes them to what llama.cpp can open. Raises SourceError."""
     for i, w in enumerate(layers):
         if min(w.ffn, w.heads, w.kv_heads) < 0 or bool(w.heads) != bool(w.kv_heads):
             raise SourceError(f"no such widths: {w}", where=f"layer {i}")
@@ -85,21 +86,23 @@ def sizes_of(
     kept = [_on_file(w) for w in layers if w.ffn or w.heads]
     if not kept:
         raise SourceError("no layer is left, llama.cpp needs one", where="layers")
-    if not kept[0].heads:  # llama.cpp takes the size of all heads from the first layer
+    if not kept[0].heads:
+        # llama.cpp reads the head size of every layer from the first one: one head of zeros there.
         kept[0] = LayerWidths(kept[0].ffn, 1, 1)
     rows = source.shape("model.embed_tokens.weight")[0]
     return Sizes(kept, hidden, _head_dim(source, config, layers), rows)
 
 
 def _on_file(widths: LayerWidths) -> LayerWidths:
-    # llama.cpp skips the attention too where there are no FFN channels; one of zeros adds nothing.
+    # Without FFN channels llama.cpp skips the layer's attention as well; one of zeros adds nothing.
     return LayerWidths(max(widths.ffn, 1), widths.heads, widths.kv_heads)
 
 
-def _head_dim(source: Source, config: Mapping[str, Any], layers: Sequence[LayerWidths]) -> int:
-    """Raises SourceError if it is odd: there is nothing to rotate a channel against."""
+def _head_dim(source: Source, config: Config, layers: Sequence[LayerWidths]) -> int:
+    """Width of a head. Raises SourceError if it is odd: rope rotates channels in pairs."""
     found = config.get("head_dim")
-    if not found:  # the configuration may have the pruned hidden size, so the weights tell
+    if not found:
+        # hidden_size / heads is wrong where hidden_size is the pruned one, so the weights decide.
         first = next((i for i, w in enumerate(layers) if w.heads), None)
         if first is None:
             found = int(config["hidden_size"]) // int(config["num_attention_heads"])
@@ -111,28 +114,93 @@ def _head_dim(source: Source, config: Mapping[str, Any], layers: Sequence[LayerW
     return int(found)
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """Writes the tensors of one layer: number ``number`` of the source, ``block`` of the file."""
+
+    source: Source
+    names: TensorNameMap
+    number: int
+    block: int
+    sizes: Sizes
+
+    @property
+    def widths(self) -> LayerWidths:
+        return self.sizes.layers[self.block]
+
+    def attention(self, present: bool) -> Iterator[Entry]:
+        """Norm, q, k, v and o; zeros where the source has no attention here."""
+        w, hidden = self.widths, self.sizes.hidden
+        q, kv = w.heads * self.sizes.head_dim, w.kv_heads * self.sizes.head_dim
+        yield self._norm("input_layernorm", present)
+        for part, rows, heads in (("q", q, w.heads), ("k", kv, w.kv_heads), ("v", kv, 0)):
+            for entry in self._linear(f"self_attn.{part}_proj", (rows, hidden), present):
+                yield interleaved(entry, heads) if heads else entry
+        yield from self._linear("self_attn.o_proj", (hidden, q), present)
+
+    def feed_forward(self, present: bool) -> Iterator[Entry]:
+        """Norm, gate, up and down; zeros where the source has no feed-forward here."""
+        ffn, hidden = self.widths.ffn, self.sizes.hidden
+        yield self._norm("post_attention_layernorm", present)
+        for part, shape in (
+            ("gate", (ffn, hidden)),
+            ("up", (ffn, hidden)),
+            ("down", (hidden, ffn)),
+        ):
+            yield from self._linear(f"mlp.{part}_proj", shape, present)
+
+    def _named(self, module: str) -> tuple[str, str]:
+        """The module's name in the file, and in the source."""
+        own = self.names.get_name(f"model.layers.{self.block}.{module}")
+        return str(own), f"model.layers.{self.number}.{module}"
+
+    def _norm(self, module: str, present: bool) -> Entry:
+        (own, theirs), shape = self._named(module), (self.sizes.hidden,)
+        values = (
+            self.source.take(f"{theirs}.weight", shape) if present else lambda: torch.ones(shape)
+        )
+        return Entry(f"{own}.weight", shape, values)
+
+    def _linear(self, module: str, shape: tuple[int, int], present: bool) -> Iterator[Entry]:
+        """Weight and, where there is one, bias."""
+        own, theirs = self._named(module)
+        if not present:
+            yield Entry(f"{own}.weight", shape, lambda: torch.zeros(shape))
+            return
+        yield Entry(f"{own}.weight", shape, self.source.take(f"{theirs}.weight", shape))
+        if f"{theirs}.bias" in self.source.tensors:
+            bias = self.source.take(f"{theirs}.bias", shape[:1])
+            yield Entry(f"{own}.bias", shape[:1], bias)
+
+
 def entries_of(
-    source: Source, config: Mapping[str, Any], layers: Sequence[LayerWidths], sizes: Sizes
+    source: Source, config: Config, layers: Sequence[LayerWidths], sizes: Sizes
 ) -> list[Entry]:
-    """All tensors of the file in order. Raises SourceError for one that misses, does not fit or
-    would be forgotten.
+    """All tensors of the file in order. Raises SourceError for one that is missing, does not fit
+    or would not be written.
     """
+    # llama.cpp names the tensors of `deci` and `llama` alike.
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, len(sizes.layers))
+    tied = bool(config.get("tie_word_embeddings", False))
+
+    def whole(module: str, shape: tuple[int, ...]) -> Entry:
+        return Entry(
+            f"{names.get_name(module)}.weight", shape, source.take(f"{module}.weight", shape)
+        )
+
     table = (sizes.rows, sizes.hidden)
-    found = [Entry("token_embd.weight", table, source.take("model.embed_tokens.weight", table))]
+    found = [whole("model.embed_tokens", table)]
     if freqs := _rope_factors(config, sizes.head_dim):
         found.append(Entry("rope_freqs.weight", (len(freqs),), lambda: torch.tensor(freqs)))
     kept = [i for i, w in enumerate(layers) if w.ffn or w.heads]
-    for block, (i, widths) in enumerate(zip(kept, sizes.layers, strict=True)):
-        prefix = f"model.layers.{i}."
-        if widths.heads:
-            present = layers[i].heads > 0
-            found += _attention(source, block, prefix, widths, sizes, present)
-        found += _feed_forward(source, block, prefix, widths.ffn, sizes.hidden, layers[i].ffn > 0)
-    norm = source.take("model.norm.weight", (sizes.hidden,))
-    found.append(Entry("output_norm.weight", (sizes.hidden,), norm))
-    if not config.get("tie_word_embeddings", False):
-        found.append(Entry("output.weight", table, source.take("lm_head.weight", table)))
-    if forgotten := sorted(n for n in source.left if not _may_go(n, config)):
+    for block, number in enumerate(kept):
+        layer = _Layer(source, names, number, block, sizes)
+        if layer.widths.heads:
+            found += layer.attention(layers[number].heads > 0)
+        found += layer.feed_forward(layers[number].ffn > 0)
+    found.append(whole("model.norm", (sizes.hidden,)))
+    found += [] if tied else [whole("lm_head", table)]
+    if forgotten := sorted(name for name in source.left if not _without_effect(name, tied)):
         raise SourceError(
             "this weight has no place in the file: its block is said to be gone, or llama.cpp has "
             "no such weight",
@@ -141,62 +209,22 @@ def entries_of(
     return found
 
 
-def _may_go(name: str, config: Mapping[str, Any]) -> bool:
-    """Weights without effect: norms of absent blocks, the twin of tied embeddings, tables."""
+def _without_effect(name: str, tied: bool) -> bool:
+    """Norms of absent blocks, the second name of tied embeddings, tables computed from the
+    configuration.
+    """
     if name == "lm_head.weight":
-        return bool(config.get("tie_word_embeddings", False))
+        return tied
     return name.endswith(("layernorm.weight", "rotary_emb.inv_freq"))
 
 
-def _attention(
-    source: Source, block: int, prefix: str, w: LayerWidths, sizes: Sizes, present: bool
-) -> list[Entry]:
-    q, kv, hidden = w.heads * sizes.head_dim, w.kv_heads * sizes.head_dim, sizes.hidden
-    shapes = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
-    turned = {"q": w.heads, "k": w.kv_heads}
-    found = [_norm(source, f"blk.{block}.attn_norm", f"{prefix}input_layernorm", hidden, present)]
-    for part, shape in shapes.items():
-        own, theirs = f"blk.{block}.{_ATTENTION[part]}", f"{prefix}self_attn.{part}_proj"
-        for entry in _linear(source, own, theirs, shape, present):
-            heads = turned.get(part)
-            found.append(interleaved(entry, heads) if heads else entry)
-    return found
-
-
-def _feed_forward(
-    source: Source, block: int, prefix: str, ffn: int, hidden: int, present: bool
-) -> list[Entry]:
-    theirs = f"{prefix}post_attention_layernorm"
-    found = [_norm(source, f"blk.{block}.ffn_norm", theirs, hidden, present)]
-    for part in _FFN:
-        shape = (hidden, ffn) if part == "down" else (ffn, hidden)
-        own, name = f"blk.{block}.ffn_{part}", f"{prefix}mlp.{part}_proj"
-        found += _linear(source, own, name, shape, present)
-    return found
-
-
-def _norm(source: Source, own: str, theirs: str, hidden: int, present: bool) -> Entry:
-    shape = (hidden,)
-    if present:
-        return Entry(f"{own}.weight", shape, source.take(f"{theirs}.weight", shape))
-    return Entry(f"{own}.weight", shape, lambda: torch.ones(shape))
-
-
-def _linear(
-    source: Source, own: str, theirs: str, shape: tuple[int, int], present: bool
-) -> list[Entry]:
-    """Weight and, where there is one, bias; zeros for a block that only fills a gap."""
-    if not present:
-        return [Entry(f"{own}.weight", shape, lambda: torch.zeros(shape))]
-    found = [Entry(f"{own}.weight", shape, source.take(f"{theirs}.weight", shape))]
-    if f"{theirs}.bias" in source.tensors:
-        bias = source.take(f"{theirs}.bias", shape[:1])
-        found.append(Entry(f"{own}.bias", shape[:1], bias))
-    return found
-
-
 def interleaved(entry: Entry, heads: int) -> Entry:
-    """llama.cpp rotates neighbouring channels of a head, transformers one of each half."""
+    """The rows of q or k in llama.cpp's order of channels.
+
+    Rope rotates channels in pairs: transformers pairs ``i`` with ``i + head_dim / 2``, llama.cpp
+    ``2 i`` with ``2 i + 1``. Rows ``[heads, 2, head_dim / 2]`` become ``[heads, head_dim / 2, 2]``;
+    q and k change alike, so their dot products stay what they were.
+    """
 
     def values() -> torch.Tensor:
         halves = entry.values().unflatten(0, (heads, 2, -1))
@@ -205,20 +233,25 @@ def interleaved(entry: Entry, heads: int) -> Entry:
     return Entry(entry.name, entry.shape, values)
 
 
-def rope_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def rope_of(config: Config) -> Config:
+    """The rope section, which older files call ``rope_scaling``; empty when there is none."""
     return config.get("rope_parameters") or config.get("rope_scaling") or {}
 
 
-def rope_kind(rope: Mapping[str, Any]) -> str:
+def rope_kind(rope: Config) -> str:
+    """``default``, ``linear``, ``llama3``, ..."""
     return str(rope.get("rope_type") or rope.get("type") or "default")
 
 
-def rope_base(config: Mapping[str, Any]) -> float:
+def rope_base(config: Config) -> float:
+    """Base of the rotary frequencies; 10000 where nothing states it."""
     return float(rope_of(config).get("rope_theta") or config.get("rope_theta") or 10000.0)
 
 
-def _rope_factors(config: Mapping[str, Any], head_dim: int) -> list[float]:
-    """Llama 3's divisors of the frequencies, one per pair of channels; empty for other kinds."""
+def _rope_factors(config: Config, head_dim: int) -> list[float]:
+    """Llama 3's divisors of the rotary frequencies, one per pair of channels: llama.cpp reads them
+    as a tensor. Empty for other kinds of rope.
+    """
     rope = rope_of(config)
     if rope_kind(rope) != "llama3":
         return []
@@ -226,6 +259,8 @@ def _rope_factors(config: Mapping[str, Any], head_dim: int) -> list[float]:
     factor, low, high = (float(rope[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     found = []
     for channel in range(0, head_dim, 2):
+        # Frequencies that turn often within the old context stay, rare ones are divided by
+        # `factor`; between `low` and `high` turns the divisor is interpolated.
         turns = context / (2 * math.pi * rope_base(config) ** (channel / head_dim))
         smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
         found.append(1 / ((1 - smooth) / factor + smooth))

@@ -1,75 +1,76 @@
-"""A tokenizer as llama.cpp wants it: a kind it knows by name, tokens, merges or scores.
+"""A tokenizer as llama.cpp reads it: a pre-tokenizer by name, tokens, merges or scores.
 
-llama.cpp does not read how a tokenizer splits text, it has a fixed list of ways. What is not on the
-list here is refused: a file that splits text otherwise would work, and be worse.
+llama.cpp does not read how a tokenizer splits text, it has a fixed list of pre-tokenizers. One that
+is not on the list here is refused: the file would load and silently split text into other tokens.
+
+Special tokens, merges and the chat template are read and written by gguf's ``SpecialVocab``. Its
+``LlamaHfVocab`` is not used: it gives every SentencePiece token the same score, and llama.cpp then
+merges in another order than the tokenizer.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gguf import GGUFWriter, SpecialVocab, TokenType
+
 from effcompress.errors import SourceError
 from effcompress.model.tokenizer import HFTokenizer, open_tokenizer
+from effcompress.types import Config
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""Kinds of tokens in a gguf file."""
+Plan = Mapping[str, Any]
+"""A tokenizer.json, or a part of it."""
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_WAYS: Mapping[tuple[str, ...], tuple[str, bool]] = {
+_PRE_TOKENIZERS: Mapping[tuple[str, ...], tuple[str, bool]] = {
     ("gpt2",): ("gpt-2", False),
     ("digits", "gpt2"): ("smollm", False),
     (f"split {_LLAMA3}",): ("llama-bpe", True),
 }
-"""Ways to split text before bytes are merged -> llama.cpp's name, and whether a word that is itself
-a token skips the merges there.
+"""Steps of a pre-tokenizer -> llama.cpp's name of it, and whether it skips the merges for a word
+that is itself a token (``ignore_merges``).
 """
+_ROLES = ("bos", "eos", "pad", "unk")
 _SPACE = "\u2581"
 _FIX = "write the file without a tokenizer, and give llama.cpp token ids"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """``kind`` is gpt2 (merges of bytes), llama (SentencePiece) or none: token ids only."""
+    """``kind`` is gpt2 (byte-level BPE), llama (SentencePiece) or none: token ids only."""
 
     kind: str = "none"
     pre: str = ""
-    tokens: list[str] = field(default_factory=list)
-    types: list[int] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    merges: list[str] = field(default_factory=list)
-    special: Mapping[str, int] = field(default_factory=dict)
-    switches: Mapping[str, bool] = field(default_factory=dict)
-    chat_template: str | None = None
+    tokens: Sequence[str] = ()
+    types: Sequence[TokenType] = ()
+    scores: Sequence[float] = ()
+    special: SpecialVocab | None = None
+    space_prefix: bool | None = None
 
-    def add_to(self, writer: Any) -> None:
-        """Hand everything to a ``gguf.GGUFWriter``."""
+    def add_to(self, writer: GGUFWriter) -> None:
+        """Writes everything into the header."""
         writer.add_tokenizer_model(self.kind)
-        if self.kind == "none":
+        if self.special is None:
             return
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
         writer.add_token_types(self.types)
         if self.scores:
             writer.add_token_scores(self.scores)
-        if self.merges:
-            writer.add_token_merges(self.merges)
-        for name, token in self.special.items():
-            getattr(writer, f"add_{name}_token_id")(token)
-        for name, on in self.switches.items():
-            getattr(writer, f"add_add_{name}")(on)
-        if self.chat_template:
-            writer.add_chat_template(self.chat_template)
+        self.special.add_to_gguf(writer, quiet=True)
+        if self.space_prefix is not None:
+            writer.add_add_space_prefix(self.space_prefix)
 
 
-def read_vocabulary(folder: Path | None, rows: int, config: Mapping[str, Any]) -> Vocabulary:
-    """The tokenizer of a Hugging Face folder; ``rows`` are those of the embedding.
+def read_vocabulary(folder: Path | None, rows: int, config: Config) -> Vocabulary:
+    """Reads the tokenizer of a Hugging Face folder; ``rows`` are those of the embedding.
 
     Raises:
         SourceError: there is none, it has more tokens than ``rows``, or llama.cpp would split text
@@ -87,71 +88,64 @@ def read_vocabulary(folder: Path | None, rows: int, config: Mapping[str, Any]) -
         raise _refused(f"it is of the kind {model['type']}; BPE is known", folder)
     tokens, types = _tokens(plan, rows, folder)
     merges = [(m.split(" ", 1) if isinstance(m, str) else m) for m in model["merges"]]
-    shared: dict[str, Any] = {
-        "tokens": tokens,
-        "special": _special(opened.backend, config),
-        "chat_template": _template(opened.backend),
-    }
-    begin, end = _dressed(opened.backend, folder)
-    switches = {"bos_token": begin, "eos_token": end}
-    if model.get("byte_fallback"):
+    sentencepiece = bool(model.get("byte_fallback"))
+    special = _special(opened.backend, folder, rows, config, load_merges=not sentencepiece)
+    if sentencepiece:
         scores = _scores(model["vocab"], merges, plan, tokens, folder)
         _name_bytes(tokens, types)
-        switches["space_prefix"] = _space_prefix(plan, folder)
-        return Vocabulary(
-            "llama", "default", types=types, scores=scores, switches=switches, **shared
-        )
-    # An empty list cannot be written, and without one llama.cpp does not open the file. Bytes are
-    # never spelled with spaces, so this merge joins nothing.
-    joined = [" ".join(m) for m in merges] or [f"{_SPACE} {_SPACE}"]
-    pre = _way(plan, bool(merges), folder)
-    return Vocabulary("gpt2", pre, types=types, merges=joined, switches=switches, **shared)
+        prefix = _space_prefix(plan, folder)
+        return Vocabulary("llama", "default", tokens, types, scores, special, prefix)
+    # Without a list of merges llama.cpp does not open the file, and an empty list cannot be
+    # written. Byte-level tokens never hold U+2581, so this merge joins nothing.
+    special.merges = special.merges or [f"{_SPACE} {_SPACE}"]
+    pre = _pre_tokenizer(plan, bool(merges), folder)
+    return Vocabulary("gpt2", pre, tokens, types, special=special)
 
 
 def _refused(why: str, folder: Path) -> SourceError:
     return SourceError(f"llama.cpp cannot use this tokenizer: {why}", where=str(folder), fix=_FIX)
 
 
-def _tokens(plan: Mapping[str, Any], rows: int, folder: Path) -> tuple[list[str], list[int]]:
-    """Text and kind by id; ids without a token, as in padded embeddings, are marked unused."""
+def _tokens(plan: Plan, rows: int, folder: Path) -> tuple[list[str], list[TokenType]]:
+    """Text and type by id; ids without a token, as in padded embeddings, are marked unused."""
     by_id = {i: text for text, i in plan["model"]["vocab"].items()}
-    kinds = dict.fromkeys(by_id, NORMAL)
+    kinds = dict.fromkeys(by_id, TokenType.NORMAL)
     for token in plan["added_tokens"]:
         by_id[token["id"]] = token["content"]
-        kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+        kinds[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     if max(by_id) >= rows:
         raise _refused(f"it has {max(by_id) + 1} tokens, the embedding {rows} rows", folder)
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(rows)]
-    return tokens, [kinds.get(i, UNUSED) for i in range(rows)]
+    return tokens, [kinds.get(i, TokenType.UNUSED) for i in range(rows)]
 
 
-def _special(backend: Any, config: Mapping[str, Any]) -> dict[str, int]:
-    """Ids by role: the tokenizer's, else those of config.json; where that has several ends, the
-    second one also ends an answer.
+def _special(
+    backend: Any, folder: Path, rows: int, config: Config, *, load_merges: bool
+) -> SpecialVocab:
+    """Special tokens, merges and chat template of the folder; ids that it does not state are those
+    of ``config``.
     """
-    found: dict[str, int] = {}
-    for role in ("bos", "eos", "pad", "unk"):
+    begin, end = _added(backend, folder)
+    found = SpecialVocab(folder, load_merges, _ROLES, n_vocab=rows)
+    # Observed on a text rather than parsed: gguf's reading of post-processors is approximate.
+    found.add_special_token = {"bos": begin, "eos": end}
+    ids = found.special_token_ids
+    for role in _ROLES:
         stated = config.get(f"{role}_token_id")
-        ids: list[Any] = stated if isinstance(stated, list) else [stated]
-        own = getattr(backend, f"{role}_token_id", None)
-        token = ids[0] if own is None and ids else own
-        if token is not None and token >= 0:
-            found[role] = int(token)
-        others = [i for i in ids if i != token]
-        if role == "eos" and len(ids) > 1 and others:
-            found["eot"] = int(others[0])
+        several = stated if isinstance(stated, list) else [stated]
+        usable = [int(i) for i in several if i is not None and i >= 0]
+        if usable:
+            ids.setdefault(role, usable[0])
+        # Instruct models state several ends; the second one ends a turn.
+        if role == "eos" and len(several) > 1 and (others := [i for i in usable if i != ids[role]]):
+            ids["eot"] = others[0]
     return found
 
 
-def _template(backend: Any) -> str | None:
-    template = getattr(backend, "chat_template", None)
-    if isinstance(template, Mapping):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _dressed(backend: Any, folder: Path) -> tuple[bool, bool]:
-    """Whether BOS goes before every text and EOS after it; other dress is unknown to llama.cpp."""
+def _added(backend: Any, folder: Path) -> tuple[bool, bool]:
+    """Whether the tokenizer puts BOS before a text and EOS after it; llama.cpp can add nothing
+    else.
+    """
     plain = list(backend("a", add_special_tokens=False)["input_ids"])
     found = list(backend("a", add_special_tokens=True)["input_ids"])
     for begin in (False, True):
@@ -162,8 +156,8 @@ def _dressed(backend: Any, folder: Path) -> tuple[bool, bool]:
     raise _refused("it adds other tokens to a text than BOS and EOS", folder)
 
 
-def _way(plan: Mapping[str, Any], merges: bool, folder: Path) -> str:
-    """llama.cpp's name for the way text is split. Raises SourceError if it has none."""
+def _pre_tokenizer(plan: Plan, merges: bool, folder: Path) -> str:
+    """llama.cpp's name of the pre-tokenizer. Raises SourceError if it has none."""
     if plan["normalizer"]:
         raise _refused(f"it changes text first ({plan['normalizer']['type']})", folder)
     steps = [_step(s) for s in _flat(plan["pre_tokenizer"], "pretokenizers")]
@@ -171,20 +165,20 @@ def _way(plan: Mapping[str, Any], merges: bool, folder: Path) -> str:
         raise _refused("it merges characters, not bytes", folder)
     if not merges:
         return "gpt-2"  # every byte is a token, however the text is split
-    way = tuple(s for s in steps if s != "bytes")
-    name, skips = _WAYS.get(way, ("", False))
+    known = tuple(s for s in steps if s != "bytes")
+    name, skips = _PRE_TOKENIZERS.get(known, ("", False))
     if not name or skips != bool(plan["model"].get("ignore_merges")):
-        raise _refused(f"text is split in a way that has no name there: {way}", folder)
+        raise _refused(f"text is split in a way that has no name there: {known}", folder)
     return name
 
 
-def _flat(part: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
+def _flat(part: Plan | None, inner: str) -> list[Plan]:
     if part is None:
         return []
     return list(part[inner]) if part["type"] == "Sequence" else [part]
 
 
-def _step(step: Mapping[str, Any]) -> str:
+def _step(step: Plan) -> str:
     if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
         return "gpt2" if step["use_regex"] else "bytes"
     if step["type"] == "Digits" and step["individual_digits"]:
@@ -198,12 +192,15 @@ def _step(step: Mapping[str, Any]) -> str:
 def _scores(
     vocab: Mapping[str, int],
     merges: list[list[str]],
-    plan: Mapping[str, Any],
+    plan: Plan,
     tokens: list[str],
     folder: Path,
 ) -> list[float]:
-    """Scores that make SentencePiece join in the order of the merges: it joins what gives the
-    token of the highest score. Raises SourceError if no scores can.
+    """Scores under which SentencePiece merges in the order of ``merges``: it joins the pair whose
+    token has the highest score, so the k-th token that the list makes gets ``-k``.
+
+    Raises SourceError where no scores can: SentencePiece merges any two tokens that make a token,
+    and ranks by the token alone, not by the pair.
     """
     order: dict[str, int] = {}
     last = ""
@@ -217,9 +214,9 @@ def _scores(
     known = {tuple(m) for m in merges}
     for text in vocab:
         splits = [(text[:i], text[i:]) for i in range(1, len(text))]
-        open_ = [s for s in splits if s[0] in vocab and s[1] in vocab and s not in known]
-        if open_ and text not in added and not _is_byte(text):
-            raise _refused(f"{open_[0]} make a token, and are not merged", folder)
+        unlisted = [s for s in splits if s[0] in vocab and s[1] in vocab and s not in known]
+        if unlisted and text not in added and not _is_byte(text):
+            raise _refused(f"{unlisted[0]} make a token, and are not merged", folder)
     return [-float(order[t]) if t in order else 0.0 for t in tokens]
 
 
@@ -227,16 +224,16 @@ def _is_byte(text: str) -> bool:
     return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
-def _name_bytes(tokens: list[str], types: list[int]) -> None:
-    """Mark the 256 tokens for bytes and the one for what is unknown."""
+def _name_bytes(tokens: list[str], types: list[TokenType]) -> None:
+    """Marks the 256 byte tokens and the unknown token."""
     for i, text in enumerate(tokens):
-        if _is_byte(text) and types[i] == NORMAL:
-            types[i] = BYTE
+        if _is_byte(text) and types[i] == TokenType.NORMAL:
+            types[i] = TokenType.BYTE
         elif text == "<unk>":
-            types[i] = UNKNOWN
+            types[i] = TokenType.UNKNOWN
 
 
-def _space_prefix(plan: Mapping[str, Any], folder: Path) -> bool:
+def _space_prefix(plan: Plan, folder: Path) -> bool:
     """Whether a text begins with a space. Raises SourceError if spaces are treated otherwise than
     SentencePiece does.
     """

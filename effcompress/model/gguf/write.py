@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
+from gguf import GGUFWriter, LlamaFileType, RopeScalingType
 
 from effcompress.errors import SourceError
 from effcompress.model.cache import atomically
@@ -27,13 +29,14 @@ from effcompress.model.gguf.tensors import (
     sizes_of,
 )
 from effcompress.model.gguf.vocabulary import Vocabulary, read_vocabulary
+from effcompress.types import Config
 
 MODEL_TYPES = ("llama", "mistral")
 DType = Literal["F32", "F16"]
 __all__ = ["LayerWidths", "why_not", "write_gguf"]
 
 
-def why_not(config: Mapping[str, Any]) -> str:
+def why_not(config: Config) -> str:
     """Why the model of this config.json cannot be written; empty if it can."""
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -44,15 +47,15 @@ def why_not(config: Mapping[str, Any]) -> str:
     rope = rope_of(config)
     if (kind := rope_kind(rope)) not in ("default", "linear", "llama3"):
         return f"rope of the kind '{kind}' is not written to gguf; default, linear and llama3 are"
-    share = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if share != 1.0:
+    rotated = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if rotated != 1.0:
         return f"llama.cpp rotates whole heads of {model_type} models, this one rotates a part"
     return ""
 
 
 def write_gguf(
     path: Path,
-    config: Mapping[str, Any],
+    config: Config,
     layers: Sequence[LayerWidths],
     hidden: int,
     epsilon: float,
@@ -62,14 +65,16 @@ def write_gguf(
     dtype: DType,
     name: str,
 ) -> int:
-    """Write the model to ``path``, whole or not at all; returns the size in bytes.
+    """Writes the model to ``path``, whole or not at all; returns the size in bytes.
 
-    ``config`` is the content of config.json, ``tensors`` have transformers' names and are read one
-    at a time; vectors stay F32. ``layers`` has one entry per layer of these names: layers that are
-    gone are left out of the file. Without a ``tokenizer_folder`` the file speaks of token ids only;
-    of SentencePiece, llama.cpp also adds the first space after every special token inside a text.
-    The context is that of the sliding window if there is one: beyond it llama.cpp would attend to
-    more than the model does.
+    ``config`` is the content of config.json; ``tensors`` have transformers' names and are read one
+    at a time. Matrices are stored as ``dtype``, vectors (norms, biases) always as F32. ``layers``
+    has one entry per layer of the source; removed layers are left out of the file. Without a
+    ``tokenizer_folder`` the file holds no tokenizer and llama.cpp takes token ids only; of
+    SentencePiece, llama.cpp also adds the first space after every special token inside a text.
+
+    The stated context ends with the sliding window if there is one: llama.cpp's ``llama`` has no
+    window and would attend to more than the model does.
 
     Raises:
         SourceError: llama.cpp would not compute the same (see ``why_not``), the tensors do not fit
@@ -82,7 +87,7 @@ def write_gguf(
     entries = entries_of(source, config, layers, sizes)
     vocabulary = read_vocabulary(tokenizer_folder, sizes.rows, config)
     with atomically(path) as work:
-        writer = _writer(work, "llama" if sizes.uniform else "deci")
+        writer = GGUFWriter(work, "llama" if sizes.uniform else "deci")
         try:
             writer.add_name(name)
             _metadata(writer, config, sizes, epsilon, dtype)
@@ -92,20 +97,14 @@ def write_gguf(
     return path.stat().st_size
 
 
-def _writer(path: Path, architecture: str) -> Any:
-    from gguf import GGUFWriter
-
-    return GGUFWriter(path, architecture)
-
-
 def _metadata(
-    writer: Any, config: Mapping[str, Any], sizes: Sizes, epsilon: float, dtype: DType
+    writer: GGUFWriter, config: Config, sizes: Sizes, epsilon: float, dtype: DType
 ) -> None:
-    from gguf import LlamaFileType, RopeScalingType
-
-    parts = [[w.ffn for w in sizes.layers], [w.heads for w in sizes.layers]]
-    parts.append([w.kv_heads for w in sizes.layers])
-    ffn, heads, kv_heads = ([p[0] for p in parts]) if sizes.uniform else parts
+    ffn: int | list[int] = [w.ffn for w in sizes.layers]
+    heads: int | list[int] = [w.heads for w in sizes.layers]
+    kv_heads: int | list[int] = [w.kv_heads for w in sizes.layers]
+    if sizes.uniform:  # `llama` takes one number each, `deci` one per layer
+        ffn, heads, kv_heads = ffn[0], heads[0], kv_heads[0]
     writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "F32" else LlamaFileType.MOSTLY_F16)
     writer.add_vocab_size(sizes.rows)
     writer.add_block_count(len(sizes.layers))
@@ -114,7 +113,7 @@ def _metadata(
     writer.add_feed_forward_length(ffn)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    # Said outright: left out, it would be the hidden size over the heads of the first layer.
+    # Stated, since llama.cpp derives it otherwise: hidden size over the heads of the first layer.
     writer.add_key_length(sizes.head_dim)
     writer.add_value_length(sizes.head_dim)
     writer.add_rope_dimension_count(sizes.head_dim)
@@ -125,30 +124,29 @@ def _metadata(
         writer.add_rope_scaling_factor(float(rope_of(config)["factor"]))
 
 
-def _context(config: Mapping[str, Any]) -> int:
+def _context(config: Config) -> int:
     context = int(config.get("max_position_embeddings") or 2048)
-    # A Mistral whose file does not speak of a window has transformers' default.
-    silent = 4096 if config["model_type"] == "mistral" else None
-    window = config.get("sliding_window", silent)
+    # A Mistral whose config.json states no window has the default of transformers' class.
+    default = 4096 if config["model_type"] == "mistral" else None
+    window = config.get("sliding_window", default)
     return min(context, int(window)) if window else context
 
 
-def _write(writer: Any, vocabulary: Vocabulary, entries: list[Entry], dtype: DType) -> None:
-    import numpy as np
-
+def _write(writer: GGUFWriter, vocabulary: Vocabulary, entries: list[Entry], dtype: DType) -> None:
     vocabulary.add_to(writer)
-    narrow = np.dtype(np.float16 if dtype == "F16" else np.float32)
-    for entry in entries:
-        kind = narrow if len(entry.shape) > 1 else np.dtype(np.float32)
+    matrix = np.dtype(np.float16 if dtype == "F16" else np.float32)
+    kinds = [matrix if len(entry.shape) > 1 else np.dtype(np.float32) for entry in entries]
+    # The header lists every tensor before the first value is read: one tensor at a time in memory,
+    # where `GGUFWriter.add_tensor` would hold all of them.
+    for entry, kind in zip(entries, kinds, strict=True):
         size = math.prod(entry.shape) * kind.itemsize
         writer.add_tensor_info(entry.name, entry.shape, kind, size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for entry in entries:
-        kind = narrow if len(entry.shape) > 1 else np.dtype(np.float32)
+    for entry, kind in zip(entries, kinds, strict=True):
         full = entry.values().detach().to("cpu", torch.float32).contiguous().numpy()
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # above 65504, F16 becomes inf: refused below
             stored = full.astype(kind, copy=False)
         if not np.isfinite(stored).all():
             fix = "write F32" if np.isfinite(full).all() else None

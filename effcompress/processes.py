@@ -1,0 +1,62 @@
+"""Processes of this machine: whether one lives, its memory, and how to end it. The only module that
+imports psutil.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import psutil
+
+TICKS = 100
+"""Units of ``born`` in a second."""
+
+
+def born(pid: int) -> int | None:
+    """Returns when a process started, in 1/100 s since the system did; None where there is no such
+    process or only a zombie. Together with the pid it identifies a process: pids are used again.
+    """
+    try:
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        # Both are seconds since the epoch; only their difference survives a change of the clock.
+        return round((process.create_time() - psutil.boot_time()) * TICKS)
+    except psutil.Error:
+        return None
+
+
+def exists(pid: int) -> bool:
+    """Whether there is a process with this pid, of any user."""
+    return psutil.pid_exists(pid)
+
+
+def resident() -> int:
+    """Returns the resident memory of this process, in bytes."""
+    return psutil.Process().memory_info().rss
+
+
+def end_all(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Sends SIGTERM to all, and after ``seconds`` SIGKILL to those left and to all of their
+    descendants (a fresh process of the proof, say). Returns when all have ended.
+    """
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            _kill_tree(process.pid)
+            process.wait()
+
+
+def _kill_tree(pid: int) -> None:
+    with suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in (*root.children(recursive=True), root):
+            with suppress(psutil.Error):
+                process.kill()

@@ -1,0 +1,71 @@
+"""A model folder is whole, or it does not load as a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from effcompress import fault
+from effcompress.checkpoint import export
+from effcompress.errors import RunError
+from tests.conftest import shape, tiny
+
+
+def export_to(folder: Path, **changes: object) -> int:
+    """The tiny model, or with ``changes`` one of other sizes, as a folder."""
+    config = AutoConfig.for_model(**shape("gqa_tied", **changes))
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    held = {name: p.detach() for name, p in tiny("gqa_tied", **changes).named_parameters()}
+    return export(skeleton, held, lambda work: None, folder, {"note.txt": "x"})
+
+
+def files(folder: Path) -> int:
+    return len([f for f in folder.iterdir() if f.is_file()])
+
+
+def test_a_folder_that_dies_half_way_is_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over an old model, wherever it stops: config.json is there only with all of the new files."""
+    export_to(tmp_path / "whole", intermediate_size=44)
+    moved = files(tmp_path / "whole")
+    for stops in range(moved):
+        folder = tmp_path / str(stops)
+        export_to(folder)
+        assert (folder / "config.json").is_file()
+        seen: list[str] = []
+
+        def dies(name: str, seen: list[str] = seen, stops: int = stops) -> None:
+            if len(seen) == stops:
+                raise OSError("the power fails")
+            seen.append(name)
+
+        with monkeypatch.context() as patch, pytest.raises(RunError, match="the power fails"):
+            patch.setattr(fault, "point", dies)
+            export_to(folder, intermediate_size=44)
+        assert not (folder / "config.json").exists(), stops
+        assert not list(folder.glob(".exporting-*"))
+    export_to(tmp_path / "0", intermediate_size=44)
+    assert json.loads((tmp_path / "0/config.json").read_text())["intermediate_size"] == 44
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
+def test_names_and_shapes_must_be_those_of_the_class(tmp_path: Path, change: str) -> None:
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape("gqa_tied")))
+    held = {name: p.detach() for name, p in tiny("gqa_tied").named_parameters()}
+    name = "model.layers.1.mlp.up_proj.weight"
+    if change == "missing":
+        del held[name]
+    elif change == "unknown":
+        held["other"] = torch.zeros(3)
+    else:
+        held[name] = held[name][:-1]
+    with pytest.raises(RunError, match="does not fit the exported class"):
+        export(skeleton, held, lambda work: None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
