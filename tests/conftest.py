@@ -31,6 +31,7 @@ def examples(full: int) -> settings:
     all_of_them = settings.default.max_examples >= 100
     return settings(max_examples=full if all_of_them else max(1, full // 3), deadline=None)
 
+
 PACKAGE = str(Path(effcompress.__file__).parent)
 
 GROUPED = (
