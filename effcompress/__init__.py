@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from effcompress.algebra import damped_cholesky
 from effcompress.errors import (
     CoverageError,
     EffcompressError,
@@ -16,13 +17,17 @@ from effcompress.errors import (
 from effcompress.registry import (
     criterion,
     hessian,
+    reduction,
+    refit,
     repair,
     schedule,
     selector,
     space,
     sparsifier,
+    statistic,
 )
-from effcompress.spec import Count, Fraction, Pattern
+from effcompress.sparsity.choose import lowest
+from effcompress.spec import Count, Fraction, Pattern, Positive
 from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
 
 if TYPE_CHECKING:
@@ -43,6 +48,7 @@ __all__ = [
     "Pattern",
     "Plan",
     "PluginError",
+    "Positive",
     "RecipeError",
     "Report",
     "RunError",
@@ -51,14 +57,19 @@ __all__ = [
     "SurgeryError",
     "__version__",
     "criterion",
+    "damped_cholesky",
     "hessian",
     "load_recipe",
+    "lowest",
+    "reduction",
+    "refit",
     "repair",
     "run",
     "schedule",
     "selector",
     "space",
     "sparsifier",
+    "statistic",
 ]
 
 

@@ -13,13 +13,22 @@ INPUTS: dict[str, dict[str, str]] = {
         "the mini-groups; the criterion then returns [O, I] or [I]. None for layers and blocks",
         "input_norm": "[I] root of the mean of its square",
         "input_variance": "[I] its variance",
-        "input_abs": "[I] root of the sum over sequences of the squared mean magnitude",
-        "input_fluctuation": "[I] FLAP's running estimate of the variance",
-        "influence": "[1] 1 - cosine of the residual stream before and after, for layers and "
-        "blocks; the criterion then returns [1]. None for others",
         "kind": "kind of the mini-groups (attention, ffn, ...)",
         "layer": "number of their layer; -1 where they belong to none",
         "positions": "inputs that a mini-group owns there (a head: its width)",
+    },
+    "reduction": {
+        "sums_MG": "[M, G] saliency of every mini-group in each of its M matrices",
+        "positions_MGB": "[M, G, B] the same position by position, folded to the B positions that "
+        "its narrowest matrix has; the reduction then returns [G, B]",
+    },
+    "statistic": {
+        "x": "[T, I] what a linear layer reads, one calibration sequence, in fp64",
+        "before": "[T, hidden] the residual stream in front of a layer or block, in fp64",
+        "after": "[T, hidden] the stream behind it",
+        "state": "what the statistic returned for the sequence before, None for the first. Without "
+        "`state` it returns one value per token ([T, I] or [T]), and the engine averages; with it "
+        "the value so far ([I] or [1]), or a tuple that begins with it",
     },
     "hessian": {
         "weight": "[O, I] the parameter",
@@ -44,12 +53,13 @@ INPUTS: dict[str, dict[str, str]] = {
         "score_K": "[K] saliency of each candidate: the least salient unit of its set(s)",
         "params_K": "[K] parameters the candidate's removal frees",
         "mean_K": "[K] mean saliency of equally many units alive in the candidate's set(s)",
-        "removed_K": "[K] share of the candidate's kind removed so far, 0 to 1",
-        "fraction_K": "[K] share of the candidate's own set(s) that is gone once it is removed; of "
-        "what there was when the stage began, where the schedule counts stages",
-        "influence_K": "[K] influence of the candidate's layer, mean over all cuts so far (over "
-        "those of the stage, where the schedule counts stages), brought to mean 0 over layers and "
-        "largest magnitude 1 (0 for what belongs to no layer)",
+        "removed_K": "[K] fraction of the candidate's kind removed so far, 0 to 1",
+        "fraction_K": "[K] fraction of the candidate's own set(s) that is gone once it is removed; "
+        "of what there was when the stage began, where the schedule counts stages",
+        "widths_K": "[K] units left in the candidate's set(s)",
+        "begun_K": "[K] units in them at the beginning, or when the schedule's stage began",
+        "layer_K": "[K] original number of the candidate's layer; -1 for what spans layers",
+        "state": "what the selector's `observe` returned for this cut",
     },
     "refit": {
         "weight": "[O, I] of a linear layer that writes into the residual stream",
@@ -73,28 +83,39 @@ INPUTS: dict[str, dict[str, str]] = {
         "weight": "[O, I] of a linear layer",
         "input_norm": "[I] root of the mean over tokens of x^2",
         "gram": "[I, I] mean of x x^T over the tokens that it reads",
-        "sparsity": "share of zeros wanted, between 0 and 1",
+        "sparsity": "fraction of zeros wanted, between 0 and 1",
         "pattern": "Pattern(kept, of): of every `of` consecutive inputs of a row `kept` stay; "
         "None: zeros may lie anywhere",
     },
 }
 """Kind -> what may be injected into its functions, and what that is."""
 
+COMPANION_INPUTS: dict[str, dict[str, str]] = {
+    "schedule.check": {
+        "tokens_per_step": "tokens of one optimizer step; 0 without training",
+        "total_tokens": "tokens the run will train on",
+        "prune_from": "tokens at which the pruning stage begins",
+        "prune_until": "tokens at which the pruning stage ends",
+    },
+    "sparsifier.check": {
+        "sparsity": "fraction of zeros wanted",
+        "pattern": "Pattern(kept, of), or None",
+    },
+    "selector.observe": {
+        "state": "what it returned for the last cut; None for the first, or when the schedule "
+        "begins a stage",
+        "widths": "set -> units left",
+    },
+}
+"""The same for the second function of a plugin; ``observe`` also gets statistics of layers, each as
+a mapping from the layer's original number to its value.
+"""
+
+WITH_STATISTICS = frozenset({"criterion", "selector.observe"})
+"""Whose inputs may also be registered statistics, by name."""
 BACKWARD = frozenset({"grad", "hess", "mask_grad"})
 """What criteria take from a backward pass."""
-FORWARD = frozenset(
-    {
-        "input_mean",
-        "input_norm",
-        "input_variance",
-        "input_abs",
-        "input_fluctuation",
-        "influence",
-        "kind",
-        "layer",
-        "positions",
-    }
-)
-"""What criteria take from forward passes over calibration text, set by set."""
-READ = FORWARD - {"influence", "kind", "layer", "positions"}
-"""What of it is read by linear layers."""
+READ = frozenset({"input_mean", "input_norm", "input_variance"})
+"""What criteria take from forward passes over calibration text, of what linear layers read."""
+PLACE = frozenset({"kind", "layer", "positions"})
+"""Where the mini-groups are that a criterion is asked for, set by set."""

@@ -1,7 +1,7 @@
 """Plugins: plain functions whose signature is their contract.
 
 Positional parameters are injected by the engine, keyword-only parameters are recipe knobs. The
-signature is read once, when the decorator runs: an input nobody can inject is an error there and
+signature is read once, when the decorator runs: an input that does not exist is an error there and
 then, and the knobs become a JSON Schema (``recipe/json_schema.py``).
 """
 
@@ -13,29 +13,36 @@ import inspect
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from effcompress.errors import PluginError, did_you_mean
-from effcompress.injectable import BACKWARD, FORWARD, INPUTS
+from effcompress.injectable import (
+    BACKWARD,
+    COMPANION_INPUTS,
+    INPUTS,
+    PLACE,
+    READ,
+    WITH_STATISTICS,
+)
 
 ENTRY_POINTS = "effcompress.plugins"
 
 BUILTIN_MODULES = (
     "effcompress.saliency.criteria",
-    "effcompress.saliency.activations",
+    "effcompress.saliency.reduce",
     "effcompress.measure.hessian",
     "effcompress.groups.spaces",
     "effcompress.selection.schedules",
     "effcompress.selection.selectors",
     "effcompress.removal.repair",
-    "effcompress.removal.refit",
     "effcompress.sparsity.magnitude",
-    "effcompress.sparsity.wanda",
-    "effcompress.sparsity.sparsegpt",
 )
+COMPANIONS = {"schedule": "check", "sparsifier": "check", "selector": "observe"}
+"""Kind -> what its decorator takes beside the function: another function of the same plugin."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,15 @@ class Knob:
 
 
 @dataclass(frozen=True)
+class Companion:
+    """The second function of a plugin (``COMPANIONS``): what it needs, and which of the knobs."""
+
+    function: Callable[..., Any]
+    needs: tuple[str, ...]
+    knobs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plugin:
     """A registered function with what its signature says."""
 
@@ -63,11 +79,34 @@ class Plugin:
     knobs: Mapping[str, Knob]
     paper: str
     where: str
+    companion: Companion | None = None
+    statistics: Mapping[str, Plugin] = field(default_factory=dict[str, "Plugin"])
+    """The registered statistics among what it and its companion need."""
 
     @property
     def summary(self) -> str:
         """First line of the docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def of_inputs(self) -> dict[str, Plugin]:
+        """Its statistics of what linear layers read."""
+        return {name: s for name, s in self.statistics.items() if "x" in s.needs}
+
+    @property
+    def of_layers(self) -> dict[str, Plugin]:
+        """Its statistics of the residual stream before and after layers and blocks."""
+        return {name: s for name, s in self.statistics.items() if "x" not in s.needs}
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether it needs a statistic of what linear layers read."""
+        return bool(self.of_inputs) or bool(READ.intersection(self.needs))
+
+    @property
+    def reads_forward(self) -> bool:
+        """Whether it needs forward passes over calibration text, or only where a mini-group is."""
+        return self.reads_inputs or bool(self.statistics) or bool(PLACE.intersection(self.needs))
 
 
 @dataclass(frozen=True)
@@ -90,6 +129,14 @@ class Bound:
     def __call__(self, **available: Any) -> Any:
         return self.plugin.function(*(available[n] for n in self.needs), **self.knobs)
 
+    def companion(self, **available: Any) -> Any:
+        """Calls the plugin's second function; None where it has none."""
+        second = self.plugin.companion
+        if second is None:
+            return None
+        knobs = {name: self.knobs[name] for name in second.knobs}
+        return second.function(*(available[n] for n in second.needs), **knobs)
+
 
 class Registry:
     """Kind and name -> plugin. One instance, ``REGISTRY``; tests make their own."""
@@ -97,15 +144,27 @@ class Registry:
     def __init__(self) -> None:
         self._plugins: dict[str, dict[str, Plugin]] = {kind: {} for kind in INPUTS}
         self._loaded: set[str] = set()
+        self._open: list[Plugin] | None = None
+        """While files are imported: plugins whose statistics may be registered after them."""
 
-    def add(self, kind: str, name: str, function: Callable[..., Any], paper: str) -> Plugin:
-        """Read the signature and keep the function.
+    def add(
+        self,
+        kind: str,
+        name: str,
+        function: Callable[..., Any],
+        paper: str,
+        companion: Callable[..., Any] | None = None,
+    ) -> Plugin:
+        """Reads the signature and keeps the function.
 
         Raises PluginError: an input that cannot be injected, a missing type of a knob, or a name
         that another function has.
         """
         where = _where(function)
-        needs, knobs = _contract(kind, name, function, where)
+        needs, knobs = _contract(kind, function, f"{kind} '{name}'", where)
+        second = None
+        if companion is not None:
+            second = _companion(kind, f"{kind} '{name}'", companion, knobs)
         old = self._plugins[kind].get(name)
         # A module that is imported again (a reload) brings the same function from the same line.
         if old is not None and old.where != where:
@@ -114,8 +173,47 @@ class Registry:
                 where=where,
                 fix="Give one of the two another name.",
             )
-        plugin = Plugin(kind, name, function, needs, knobs, paper, where)
+        plugin = Plugin(kind, name, function, needs, knobs, paper, where, second)
+        if self._unknown(plugin):
+            self.load_builtins()  # the statistic may be another plugin's
+        if self._open is not None and self._unknown(plugin):
+            self._open.append(plugin)
+        else:
+            plugin = self._resolved(plugin)
         self._plugins[kind][name] = plugin
+        return plugin
+
+    def _unknown(self, plugin: Plugin) -> list[tuple[str, str, str]]:
+        """Inputs that are neither the engine's own nor a registered statistic: the input, of whose
+        inputs (a key of ``INPUTS``), and where.
+        """
+        asked = [(plugin.kind, need, plugin.where) for need in plugin.needs]
+        if plugin.companion is not None:
+            kind = f"{plugin.kind}.{COMPANIONS[plugin.kind]}"
+            asked += [
+                (kind, need, _where(plugin.companion.function)) for need in plugin.companion.needs
+            ]
+        return [
+            (need, kind, where)
+            for kind, need, where in asked
+            if need not in inputs_of(kind)
+            and not (kind in WITH_STATISTICS and need in self._plugins["statistic"])
+        ]
+
+    def _resolved(self, plugin: Plugin) -> Plugin:
+        """The plugin with its statistics. Raises PluginError for an input that does not exist."""
+        known = self._plugins["statistic"]
+        for need, kind, where in self._unknown(plugin):
+            names = [*inputs_of(kind), *(known if kind in WITH_STATISTICS else ())]
+            raise PluginError(
+                f"{plugin.kind} '{plugin.name}': cannot inject '{need}'",
+                where=where,
+                fix=f"{did_you_mean(need, names)} Put a recipe knob after '*'.",
+            )
+        asked = [*plugin.needs, *(plugin.companion.needs if plugin.companion else ())]
+        found = {n: known[n] for n in asked if n in known and n not in inputs_of(plugin.kind)}
+        plugin = replace(plugin, statistics=found)
+        _require_one_source(plugin)
         return plugin
 
     def get(self, kind: str, name: str) -> Plugin:
@@ -134,28 +232,48 @@ class Registry:
         return [self._plugins[k][n] for k in kinds for n in sorted(self._plugins[k])]
 
     def load_builtins(self) -> None:
-        """Import the built-in modules and what installed packages register."""
+        """Imports the built-in modules and what installed packages register, this one included."""
         if self is not REGISTRY or "builtins" in self._loaded:
             return
         self._loaded.add("builtins")
-        for module in BUILTIN_MODULES:
-            importlib.import_module(module)
-        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-            _import_or_say(lambda e=entry: e.load(), f"entry point {entry.name} = {entry.value}")
+        with self._importing():
+            for module in BUILTIN_MODULES:
+                importlib.import_module(module)
+            for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+                _import_or_say(
+                    lambda e=entry: e.load(), f"entry point {entry.name} = {entry.value}"
+                )
 
     def load_file(self, path: Path) -> None:
-        """Run one plugin file. Raises PluginError with the file's line when it fails to import."""
+        """Runs one plugin file. Raises PluginError with the file's line when it fails to import."""
         path = path.resolve()
         if str(path) in self._loaded:
             return
+        self.load_builtins()
         spec = importlib.util.spec_from_file_location(f"effcompress_plugin_{path.stem}", path)
         if spec is None or spec.loader is None:
             raise PluginError("not a Python file", where=str(path))
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         loader = spec.loader
-        _import_or_say(lambda: loader.exec_module(module), str(path))
+        with self._importing():
+            _import_or_say(lambda: loader.exec_module(module), str(path))
         self._loaded.add(str(path))
+
+    @contextmanager
+    def _importing(self) -> Iterator[None]:
+        """Lets a plugin name a statistic that is registered later in the same file, or by another
+        package; at the end all of them must exist.
+        """
+        before, self._open = self._open, []
+        try:
+            yield
+            while self._open:
+                plugin = self._open.pop()
+                del self._plugins[plugin.kind][plugin.name]  # stays so where an input is unknown
+                self._plugins[plugin.kind][plugin.name] = self._resolved(plugin)
+        finally:
+            self._open = before
 
 
 REGISTRY = Registry()
@@ -172,18 +290,68 @@ def _decorator(kind: str) -> Callable[..., Decorator]:
         return register
 
     named.__name__ = kind
-    named.__doc__ = f"Register a function as the {kind} ``name``; ``paper`` is its source."
+    named.__doc__ = f"Registers a function as the {kind} ``name``; ``paper`` is its source."
     return named
 
 
 criterion = _decorator("criterion")
+reduction = _decorator("reduction")
+statistic = _decorator("statistic")
 hessian = _decorator("hessian")
 space = _decorator("space")
-schedule = _decorator("schedule")
-selector = _decorator("selector")
 repair = _decorator("repair")
 refit = _decorator("refit")
-sparsifier = _decorator("sparsifier")
+
+
+Check = Callable[..., tuple[str, str] | None]
+"""What is wrong and what to type instead, or None."""
+
+
+def schedule(name: str, *, paper: str = "new", check: Check | None = None) -> Decorator:
+    """Registers a function as the schedule ``name``; ``paper`` is its source.
+
+    ``check`` is called when a recipe is read, with what it asks for of ``injectable.py`` and those
+    of the schedule's knobs that it names. It returns what is wrong and what to type instead, or
+    None.
+    """
+    return _with_companion("schedule", name, paper, check)
+
+
+def sparsifier(name: str, *, paper: str = "new", check: Check | None = None) -> Decorator:
+    """Registers a function as the sparsifier ``name``; ``paper`` is its source. ``check``: as of a
+    schedule.
+    """
+    return _with_companion("sparsifier", name, paper, check)
+
+
+def selector(
+    name: str, *, paper: str = "new", observe: Callable[..., Any] | None = None
+) -> Decorator:
+    """Registers a function as the selector ``name``; ``paper`` is its source.
+
+    ``observe``: called once in front of every cut with its last answer (``state``) and statistics
+    of layers. It returns the new state, plain JSON values, which the selector may take as ``state``
+    and checkpoints keep.
+    """
+
+    return _with_companion("selector", name, paper, observe)
+
+
+def _with_companion(
+    kind: str, name: str, paper: str, companion: Callable[..., Any] | None
+) -> Decorator:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        REGISTRY.add(kind, name, function, paper, companion)
+        return function
+
+    return register
+
+
+def inputs_of(kind: str) -> Mapping[str, str]:
+    """What may be injected into functions of a kind (``selector``), or into the second function of
+    one (``selector.observe``), besides statistics.
+    """
+    return COMPANION_INPUTS[kind] if "." in kind else INPUTS[kind]
 
 
 def _where(function: Callable[..., Any]) -> str:
@@ -192,38 +360,68 @@ def _where(function: Callable[..., Any]) -> str:
 
 
 def _contract(
-    kind: str, name: str, function: Callable[..., Any], where: str
+    kind: str, function: Callable[..., Any], what: str, where: str
 ) -> tuple[tuple[str, ...], dict[str, Knob]]:
+    """Positional parameters and knobs. Raises PluginError for parameters that are neither."""
     needs: list[str] = []
     knobs: dict[str, Knob] = {}
     for p in inspect.signature(function).parameters.values():
         if p.kind is p.KEYWORD_ONLY:
-            annotation = _evaluate(
-                p.annotation, function, f"{kind} '{name}': knob '{p.name}'", where
-            )
+            annotation = _evaluate(p.annotation, function, f"{what}: knob '{p.name}'", where)
             knobs[p.name] = Knob(p.name, annotation, p.default)
-        elif p.kind is p.POSITIONAL_OR_KEYWORD and p.name in INPUTS[kind]:
+        elif p.kind is p.POSITIONAL_OR_KEYWORD:
             needs.append(p.name)
         else:
             raise PluginError(
-                f"{kind} '{name}': cannot inject '{p.name}'",
+                f"{what}: cannot inject '{p.name}'",
                 where=where,
-                fix=f"{did_you_mean(p.name, INPUTS[kind])} Put a recipe knob after '*'.",
+                fix=f"Name the inputs: {', '.join(inputs_of(kind))}.",
             )
+    return tuple(needs), knobs
+
+
+def _companion(
+    kind: str, what: str, function: Callable[..., Any], knobs: Mapping[str, Knob]
+) -> Companion:
+    where, role = _where(function), COMPANIONS[kind]
+    names = inspect.signature(function).parameters
+    asked = tuple(n for n, p in names.items() if p.kind is p.KEYWORD_ONLY)
+    if unknown := [name for name in asked if name not in knobs]:
+        raise PluginError(
+            f"{what}: its {role} takes the knob '{unknown[0]}', which the {kind} has not",
+            where=where,
+            fix=did_you_mean(unknown[0], knobs),
+        )
+    needs = tuple(n for n, p in names.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    return Companion(function, needs, asked)
+
+
+def _require_one_source(plugin: Plugin) -> None:
+    """Raises PluginError for a criterion whose inputs are not measured together, and a statistic
+    that takes inputs of linear layers and of the stream.
+    """
+    what, where, needs = f"{plugin.kind} '{plugin.name}'", plugin.where, plugin.needs
     if "mask_grad" in needs and len(needs) > 1:
         raise PluginError(
-            f"{kind} '{name}': mask_grad is per mini-group, {needs[0]} per weight",
+            f"{what}: mask_grad is per mini-group, {needs[0]} per weight",
             where=where,
             fix="Take mask_grad alone.",
         )
-    forward, backward = FORWARD.intersection(needs), BACKWARD.intersection(needs)
-    if kind == "criterion" and forward and backward:
+    forward = [n for n in needs if n in READ | PLACE or n in plugin.statistics]
+    backward = BACKWARD.intersection(needs)
+    if plugin.kind == "criterion" and forward and backward:
         raise PluginError(
-            f"{kind} '{name}': {min(forward)} is measured layer by layer, {min(backward)} is not",
+            f"{what}: {min(forward)} is measured layer by layer, {min(backward)} is not",
             where=where,
             fix="Take one of the two.",
         )
-    return tuple(needs), knobs
+    if plugin.kind == "statistic" and ("x" in needs) == bool({"before", "after"} & set(needs)):
+        raise PluginError(
+            f"{what}: it is either of what linear layers read (x) or of the residual stream "
+            "(before, after)",
+            where=where,
+            fix="Take x, or before and after.",
+        )
 
 
 def _evaluate(annotation: Any, function: Callable[..., Any], what: str, where: str) -> Any:

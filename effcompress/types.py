@@ -258,7 +258,7 @@ class Batch:
 class Due:
     """A schedule's request: remove ``groups`` mini-groups, or reach ``params`` parameters. With
     ``again`` the schedule is asked once more after that cut, before the next training step.
-    When ``stage`` changes, ``fraction_K`` and ``influence_K`` of selectors restart.
+    When ``stage`` changes, ``fraction_K`` and the state of selectors restart.
     """
 
     groups: int | None = None

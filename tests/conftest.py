@@ -13,7 +13,6 @@ from hypothesis import settings
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, dynamic_module_utils
 
-import effcompress
 from effcompress.checkpoint import proof
 from effcompress.registry import REGISTRY
 from tests import proving
@@ -31,8 +30,6 @@ def examples(full: int) -> settings:
     all_of_them = settings.default.max_examples >= 100
     return settings(max_examples=full if all_of_them else max(1, full // 3), deadline=None)
 
-
-PACKAGE = str(Path(effcompress.__file__).parent)
 
 GROUPED = (
     "llama",
@@ -83,13 +80,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def plugin_files_go_with_their_test() -> Iterator[None]:
     """What recipes of a test load is not there for the next, whatever the order of tests."""
+    REGISTRY.load_builtins()
     before = {kind: set(known) for kind, known in REGISTRY._plugins.items()}
     loaded = set(REGISTRY._loaded)
     yield
     for kind, known in REGISTRY._plugins.items():
         for name in known.keys() - before[kind]:
-            if not known[name].where.startswith(PACKAGE):
-                del known[name]
+            del known[name]
     REGISTRY._loaded &= loaded | {"builtins"}
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from effcompress import groups
 from effcompress.errors import RecipeError
-from effcompress.injectable import FORWARD
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
 from effcompress.network.axis_map import family_for, resolve_model
 from effcompress.network.shapes import bounded, target_of
 from effcompress.recipe import LoadedRecipe
+from effcompress.registry import REGISTRY, Plugin
 from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, least
@@ -110,19 +110,24 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
 
 def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
     """Raises RecipeError where a criterion of forward statistics has no score for a group set:
-    statistics of inputs rank widths, influence ranks layers.
+    statistics of inputs rank widths, those of the residual stream rank layers.
     """
-    needs = FORWARD.intersection(prune.criterion.needs)
-    depth = bool({"influence", "layer"} & needs)
-    width = any(need.startswith("input_") for need in needs)
-    for s in sized.sets if needs else ():
+    plugin = prune.criterion.plugin
+    depth, width = _says_of(plugin)
+    both = ", ".join(p.name for p in REGISTRY.all("criterion") if all(_says_of(p)))
+    for s in sized.sets if plugin.reads_forward else ():
         if not (depth if s.kind in DEPTH else width):
             raise RecipeError(
                 f"prune.criterion: '{prune.criterion.name}' says nothing of '{s.name}': it is one "
                 + ("of inputs" if s.kind in DEPTH else "of layers"),
                 where=loaded.origins.get("prune.criterion.name", str(loaded.path)),
-                fix="Use another criterion (minitron knows both), or leave this space out.",
+                fix=f"Use a criterion of both ({both}), or leave this space out.",
             )
+
+
+def _says_of(plugin: Plugin) -> tuple[bool, bool]:
+    """Whether a criterion of forward passes scores layers and blocks, and inputs."""
+    return bool(plugin.of_layers) or "layer" in plugin.needs, plugin.reads_inputs
 
 
 def _missed(budget: Budget, where: str) -> RecipeError:

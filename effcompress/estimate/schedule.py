@@ -100,7 +100,7 @@ def fastest(budget: Budget, k: int) -> float:
 def reads_text(prune: PruneSpec) -> bool:
     """Returns whether criterion, repairs or selector need text, training or calibration."""
     needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
-    selects = prune.selector is not None and "influence_K" in prune.selector.needs
+    selects = prune.selector is not None and bool(prune.selector.plugin.statistics)
     return selects or bool(needs - WITHOUT_TEXT)
 
 

@@ -11,7 +11,7 @@ from effcompress.spec.results import SEVEN
 
 NORMALISED = frozenset({"arc_challenge", "hellaswag", "openbookqa"})
 """Tasks whose main metric is ``acc_norm`` (the log-likelihood of an answer divided by its length);
-of all others it is ``acc``. This is the choice of LLM-Pruner's tables (its issue 25), and of papers
+of all others it is ``acc``. This is the choice of the tables of arXiv:2305.11627, and of papers
 that compare with them.
 """
 

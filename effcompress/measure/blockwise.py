@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.errors import RunError
-from effcompress.measure.grams import LINEAR
+from effcompress.measure.hooks import LINEAR
 
 
 @dataclass(frozen=True)

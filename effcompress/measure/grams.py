@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from effcompress.distributed import ALONE, World
 from effcompress.errors import NotFinite
-from effcompress.recompute import recomputing
+from effcompress.measure.hooks import LINEAR, InputHooks
 from effcompress.types import AxisMap, GroupSet
-
-LINEAR = {"Linear": 1, "Conv1D": 0}
-"""Class of a layer -> the dimension of its weight that its inputs run along."""
 
 
 def readers(module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> dict[str, int]:
@@ -38,7 +35,7 @@ def readers(module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> dict[
 
 
 @final
-class Grams:
+class Grams(InputHooks):
     """Running mean of ``x x^T`` over tokens, ``[I, I]`` in fp32 per distinct input.
 
     ``tokens`` per forward pass are taken, evenly spread over it and other ones every time;
@@ -63,25 +60,11 @@ class Grams:
         self.params = dict(params)
         self.second = second
         self.tokens, self.decay = tokens, decay
-        self.owner: dict[str, str] = {}
-        """Weight -> the weight under whose name its inputs are kept."""
         self.values: dict[str, Tensor] = {}
         self.means: dict[str, Tensor] = {}
         self.weights: dict[str, float] = {}
         self.passes: dict[str, int] = {}
-        self._listening = False
-        self._last: tuple[Tensor, str] | None = None
-        self._hooks = [
-            module.get_submodule(param.removesuffix(".weight")).register_forward_pre_hook(
-                self._hook(param)
-            )
-            for param in self.params
-        ]
-
-    def close(self) -> None:
-        """Stop listening for good."""
-        for hook in self._hooks:
-            hook.remove()
+        super().__init__(module, self.params, self._add)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -92,11 +75,8 @@ class Grams:
                 if owner in self.values:
                     self.values[owner].mul_(self.decay)
                 self.weights[owner] *= self.decay
-        self._listening = True
-        try:
+        with super().listening():
             yield
-        finally:
-            self._listening, self._last = False, None
 
     def read(self, param: str) -> Tensor | None:
         """``[I, I]``, the mean so far; None before anything was read, or without ``second``.
@@ -193,26 +173,13 @@ class Grams:
             elif kind == "owner":
                 self.owner[name] = names[int(value)]
 
-    def _hook(self, param: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            if self._listening and not recomputing():
-                self._take(param, args[0])
-
-        return hook
-
     @torch.no_grad()
-    def _take(self, param: str, x: Tensor) -> None:
-        # The object itself is compared: the library hands q, k and v the very same tensor.
-        if self._last is not None and self._last[0] is x:
-            self.owner[param] = self._last[1]
-            return
-        self._last = (x, param)
-        self.owner[param] = param
-        some_TI = self._some(param, x.detach().flatten(0, -2))
-        _add(self.means, param, some_TI.float().mean(0))
+    def _add(self, owner: str, x: Tensor) -> None:
+        some_TI = self._some(owner, x.flatten(0, -2))
+        _add(self.means, owner, some_TI.float().mean(0))
         if self.second:
-            _add(self.values, param, _gram(some_TI))
-        self.weights[param] = self.weights.get(param, 0.0) + 1.0
+            _add(self.values, owner, _gram(some_TI))
+        self.weights[owner] = self.weights.get(owner, 0.0) + 1.0
 
     def _some(self, param: str, x_TI: Tensor) -> Tensor:
         """``tokens`` rows, evenly spread; where they begin moves on with every pass."""

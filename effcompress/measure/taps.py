@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.errors import CoverageError
-from effcompress.measure.grams import LINEAR
-from effcompress.recompute import recomputing
+from effcompress.measure.hooks import LINEAR, Hooks
 from effcompress.types import WHOLE, AxisMap, GroupSet, Member
 
 Take = Callable[[str, Tensor], None]
@@ -28,7 +27,7 @@ Take = Callable[[str, Tensor], None]
 
 
 @final
-class MaskGradients:
+class MaskGradients(Hooks):
     """Hooks on a model as it physically is; make a new one when its tensors were shortened.
 
     Raises CoverageError for mini-groups that are no positions of a linear layer or an embedding
@@ -36,37 +35,32 @@ class MaskGradients:
     """
 
     def __init__(self, module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> None:
+        super().__init__()
         self._taps: dict[str, int] = {}
         self._take: Take | None = None
         self._sums: dict[str, tuple[Tensor, int]] = {}
-        self._hooks: list[Any] = []
         modules = dict(module.named_modules())
         for path, reads, found in _places(modules, axes, sets):
             for s, _ in found:
                 self._taps[s.name] = self._taps.get(s.name, 0) + 1
-            self._hooks.append(self._listen(modules[path], reads, found))
-
-    def close(self) -> None:
-        """Stop listening for good."""
-        for hook in self._hooks:
-            hook.remove()
+            self._handles.append(self._listen(modules[path], reads, found))
 
     @contextmanager
-    def listening(self, take: Take) -> Iterator[None]:
-        """Hand over ``mask_grad_TG`` of every set in the backward of each micro-batch."""
+    def handing_to(self, take: Take) -> Iterator[None]:
+        """Hands ``mask_grad_TG`` of every set to ``take`` in the backward of each micro-batch."""
         self._take = take
-        try:
+        with self.listening():
             yield
-        finally:
-            self._take = None
-            self._sums.clear()
+
+    def _reset(self) -> None:
+        self._take = None
+        self._sums.clear()
 
     def _listen(self, module: nn.Module, reads: bool, found: list[tuple[GroupSet, Tensor]]) -> Any:
         def catch(value: Any) -> None:
-            if self._take is None or not value.requires_grad or not torch.is_grad_enabled():
+            # `measuring` is False while a block is recomputed: the first pass hung its hook on.
+            if not self.measuring or not value.requires_grad or not torch.is_grad_enabled():
                 return
-            if recomputing():
-                return  # the first pass has hung its hook on
             kept = value.detach()
             value.register_hook(lambda grad: self._arrived(kept, grad, found))
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from effcompress.errors import RecipeError, did_you_mean
-from effcompress.injectable import FORWARD
+from effcompress.recipe.plugin_checks import cuts_all_at_start
 from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.spec import (
     DomainSpec,
@@ -143,7 +143,7 @@ def _recover(recipe: Recipe, _: Document) -> Rows:
         "Write `method: full` or `distill`.",
     )
     yield Row(
-        recipe.prune and not _cuts_before_training(recipe.prune, None),
+        recipe.prune and not cuts_all_at_start(recipe),
         ("prune", "schedule"),
         "recover trains what was cut before, but prune.schedule cuts later",
         "Write `schedule: {name: once, at: 0}` under prune, or `train:` in place of recover.",
@@ -208,13 +208,14 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
             f"prune.space names '{name}' twice",
             f"Keep this one or prune.space.{first}.",
         )
-    yield from _measure(prune, recipe.train)
+    yield from _measure(recipe, prune)
     if recipe.train is not None:
         yield from _times(prune, recipe.train)
 
 
-def _measure(prune: PruneSpec, train: TrainSpec | None) -> Rows:
+def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
     """Does what the plugins ask for exist where the recipe measures it?"""
+    train = recipe.train
     measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
     if "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs:
         yield Row(
@@ -232,7 +233,7 @@ def _measure(prune: PruneSpec, train: TrainSpec | None) -> Rows:
     for bound in (prune.criterion, prune.selector):
         if bound is not None:
             yield Row(
-                (FORWARD | {"influence_K"}).intersection(bound.needs),
+                bound.plugin.reads_forward,
                 source,
                 f"prune.measure: '{bound.name}' measures on calibration text, not on training",
                 fix,
@@ -246,9 +247,10 @@ def _measure(prune: PruneSpec, train: TrainSpec | None) -> Rows:
             fix,
         )
         yield Row(
-            _cuts_before_training(prune, train),
+            cuts_all_at_start(recipe),
             ("prune", "schedule"),
-            f"prune.schedule 'once' cuts at step 0, where '{name}' has measured nothing yet",
+            f"prune.schedule '{prune.schedule.name}' cuts at step 0, where '{name}' has measured "
+            "nothing yet",
             fix,
         )
 
@@ -278,12 +280,6 @@ def _begin(train: TrainSpec | None) -> int:
     return train.stages.warmup if train and train.stages else 0
 
 
-def _cuts_before_training(prune: PruneSpec, train: TrainSpec | None) -> bool:
-    """Whether the schedule cuts once, at token 0."""
-    at = prune.schedule.knobs.get("at")
-    return prune.schedule.name == "once" and (_begin(train) if at is None else at) == 0
-
-
 def _sparsify(recipe: Recipe, document: Document) -> Rows:
     spec, at = recipe.sparsify, ("sparsify",)
     if spec is None:
@@ -292,7 +288,7 @@ def _sparsify(recipe: Recipe, document: Document) -> Rows:
     yield from _exactly_one(spec, ("sparsity", "pattern"), at, document, fix)
     yield from _sparsifier(spec, at)
     yield Row(
-        recipe.prune and not _cuts_before_training(recipe.prune, recipe.train),
+        recipe.prune and not cuts_all_at_start(recipe),
         ("prune", "schedule"),
         "sparsify: zeros are made before training, but pruning goes on after that",
         "Write `schedule: {name: once, at: 0}` under prune, or drop one of the sections.",
@@ -306,12 +302,9 @@ def _sparsifier(spec: SparsifySpec, at: Key) -> Rows:
         f"sparsify.true_sequential: '{spec.method.name}' looks at no inputs",
         "Remove it.",
     )
-    yield Row(
-        spec.pattern and spec.method.knobs.get("alpha_search"),
-        (*at, "method", "alpha_search"),
-        "sparsify.method.alpha_search lets rows lose different fractions, a pattern does not",
-        "Keep one of the two.",
-    )
+    said = spec.method.companion(sparsity=spec.fraction, pattern=spec.n_of_m)
+    what, fix = said or ("", "")
+    yield Row(said, (*at, "method"), f"sparsify.method: {what}", fix)
 
 
 def _tasks(recipe: Recipe, _: Document) -> Rows:

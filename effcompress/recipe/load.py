@@ -12,9 +12,8 @@ from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.build import Builder
 from effcompress.recipe.cross_checks import check_recipe, check_version
 from effcompress.recipe.explain import first_error
-from effcompress.recipe.interleaved import check_interleaved
 from effcompress.recipe.json_schema import json_schema
-from effcompress.recipe.propagated import check_propagated
+from effcompress.recipe.plugin_checks import check_plugins
 from effcompress.recipe.source_map import Document, Mark, assign, merge
 from effcompress.recipe.yaml_text import kind, parse, read_file
 from effcompress.registry import REGISTRY, Registry
@@ -52,8 +51,7 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry = REGISTR
     builder = Builder(document, registry)
     recipe = builder.recipe()
     check_recipe(recipe, document)
-    check_propagated(recipe, document)
-    check_interleaved(recipe, document)
+    check_plugins(recipe, document)
     return LoadedRecipe(recipe, Path(path), source, builder.origins)
 
 
@@ -74,8 +72,8 @@ def _load_plugin_files(document: Document, registry: Registry) -> None:
 
 
 def _fill_defaults(document: Document, registry: Registry) -> Document:
-    """Adds the plugins that a recipe need not name: selector, repair and, for a criterion that
-    takes ``hess``, the Hessian.
+    """Adds the plugins that a recipe need not name: selector, repair, reduction and, for a
+    criterion that takes ``hess``, the Hessian.
     """
     prune = document.values.get("prune")
     if prune is None:
@@ -87,7 +85,8 @@ def _fill_defaults(document: Document, registry: Registry) -> Document:
     # `selector: null` asks for the default; the value's origin is then not that line.
     unset = {("prune", key) for key in wanted}
     marks = {key: mark for key, mark in document.marks.items() if key not in unset}
-    filled = {"repair": ["norm_gain"], **prune, **wanted}
+    reduce = {"members": "sum", **(prune.get("reduce") or {})}
+    filled = {"repair": ["norm_gain"], **prune, **wanted, "reduce": reduce}
     return Document({**document.values, "prune": filled}, marks)
 
 

@@ -1,8 +1,8 @@
 """Updates linear layers before they lose inputs, so that the inputs that stay compensate.
 
-This is the OBS update of variant B (docs/efficientllm.md). For the layer-wise squared error the
-Hessian of every output row is the same, the second moment ``E[x x^T]`` of the inputs, so layers
-that read the same tensor are stacked and updated together. Removed outputs (rows) need no update:
+How is up to repairs (``@repair`` of ``weight``). For the layer-wise squared error the Hessian of
+every output row is the same, the second moment ``E[x x^T]`` of the inputs, so layers that read the
+same tensor are stacked and updated together. Removed outputs (rows) need no update:
 rows do not interact in this error.
 """
 
@@ -106,9 +106,7 @@ def _repair_all(
     dims: Mapping[str, int],
     read: _Read,
 ) -> None:
-    """Applies every repair to the layers that read one input. Sharded weights are gathered for it
-    and written back.
-    """
+    """Applies every repair to the layers of one input; sharded weights are gathered for it."""
     held = [params[name].detach() for name in names]
     found = [params.get(name.removesuffix("weight") + "bias") for name in names]
     wholes = [whole(weight) for weight in held]

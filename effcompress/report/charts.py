@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -22,8 +21,8 @@ from effcompress.report import numbers
 from effcompress.report.render import render
 
 Point = tuple[float, float]
-Layer = dict[str, Any]
-"""A layer of a Vega-Lite specification, which is JSON."""
+Row = dict[str, Any]
+"""A row of the data that a template of a chart asks for."""
 
 WIDTH, HEIGHT = 460, 306
 LEFT, BOTTOM, AIR = 68, 42, 18
@@ -127,24 +126,37 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Bar:
-    """One horizontal bar with its value in words; ``tone`` None: an outline."""
+    """One horizontal bar below its name and its value in words; ``tone`` None: an outline.
+    ``full``: length of the outline around it, if it has one.
+    """
 
     name: str
     value: float
     said: str
     tone: str | None
+    full: float | None = None
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The drawing inside a picture: its size, and the room left of it, above, right and below."""
+    """A picture's size, and the room left of its drawing, above, right and below."""
 
-    width: float
-    height: float
+    whole_width: float
+    whole_height: float
     left: float
     top: float
     right: float
     bottom: float
+
+    @property
+    def width(self) -> float:
+        """Width of the drawing."""
+        return self.whole_width - self.left - self.right
+
+    @property
+    def height(self) -> float:
+        """Height of the drawing."""
+        return self.whole_height - self.top - self.bottom
 
 
 @dataclass(frozen=True)
@@ -172,27 +184,44 @@ class Scale:
 
 def draw(chart: Chart) -> str:
     """Returns the lines of a chart as an ``<svg>`` element."""
-    points = [p for line in chart.lines for p in line.points]
-    goal = [chart.goal[1]] if chart.goal else []
-    low, high = span([y for _, y in points] + goal, zero=chart.zero, log=chart.log)
-    first = min(0.0, *(x for x, _ in points))
-    last = max(x for x, _ in points) if chart.x_end is None else chart.x_end
-    columns, rows = _legend_size([line.name for line in chart.lines if line.name])
-    top = _head(chart.unit) + LINE + 18 * rows + 26 * bool(chart.stages)
+    values = [y for line in chart.lines for _, y in line.points]
+    places = [x for line in chart.lines for x, _ in line.points]
     names = [line.label for line in chart.lines if line.told] + [chart.marks_label]
     longest = max(map(len, names))
-    frame = _frame(WIDTH, HEIGHT, LEFT, top, 20 + LETTER * longest if longest else AIR, BOTTOM)
+    columns, rows = _legend_size([line.name for line in chart.lines if line.name])
+    top = _head(chart.unit) + LINE + 18 * rows + 26 * bool(chart.stages)
+    frame = Frame(WIDTH, HEIGHT, LEFT, top, 20 + LETTER * longest if longest else AIR, BOTTOM)
+    low, high = span(
+        values + ([chart.goal[1]] if chart.goal else []), zero=chart.zero, log=chart.log
+    )
+    first, last = min(0.0, *places), max(places) if chart.x_end is None else chart.x_end
     x = Scale(first, last if last > first else first + 1, 0, frame.width)
     y = Scale(low, high, frame.height, 0, chart.log)
-    layers = [
-        _lines(chart, x, y, {"columns": columns, "legendY": _head(chart.unit) + 8 - frame.top}),
-        *_stages(chart, x, frame),
-        *_marks(chart, x, frame),
-        *_goal(chart, y, frame),
-        _texts(_ends(chart, x, y), bold=True),
-        _strips(chart, x, frame),
-    ]
-    return _svg(chart.title, chart.unit, frame, layers)
+    keys = [line.name or f"line {k}" for k, line in enumerate(chart.lines)]
+    points, dots = _points(chart, keys)
+    shown = [key for key, line in zip(keys, chart.lines, strict=True) if line.name]
+    at = {"legendX": 10 - LEFT, "legendY": _head(chart.unit) + 8 - top, "columns": columns}
+    at |= {"orient": "none", "symbolType": "stroke"}  # lines, where all that is drawn are dots too
+    borders, stages = _stages(chart, x, frame)
+    marks, labels = _marks(chart, x, y, frame)
+    return _svg(
+        "lines",
+        chart.title,
+        chart.unit,
+        frame,
+        texts=[*stages, *labels, *_ends(chart, x, y)],
+        rules={"stages": borders, "marks": marks},
+        strips=_strips(chart, x, frame),
+        points=points,
+        dots=dots,
+        keys=keys,
+        colours=[_colour(line.tone) for line in chart.lines],
+        dashes=[DASHES.get(line.tone, SOLID) for line in chart.lines],
+        legend={"values": shown, **at} if shown else None,
+        interpolate="step-after" if chart.steps else "linear",
+        x=_axis("x", chart.x_title, COUNT, x, tickCount=4, tickMinStep=1, grid=False),
+        y=_axis("y", chart.y_title, chart.y_labels, y),
+    )
 
 
 def table(chart: Chart) -> str:
@@ -221,132 +250,75 @@ def table(chart: Chart) -> str:
 
 def scatter(picture: Scatter) -> str:
     """Returns named points with error bars as an ``<svg>`` element."""
-    frame = _frame(940, 430, 76, 52, 24, 46)
+    frame = Frame(940, 430, 76, 52, 24, 46)
     reaches = [_reach(spot, log=picture.log) for spot in picture.spots]
     x = Scale(*span([s.x for s in picture.spots], zero=picture.zero), 0, frame.width)
     y = Scale(*span([v for r in reaches for v in r], log=picture.log), frame.height, 0, picture.log)
-    data = [
-        {
-            "x": spot.x,
-            "y": spot.y,
-            "low": max(low, y.low),
-            "high": high,
-            "color": _colour(spot.tone),
-            "shape": spot.shape,
-            "told": spot.told,
-        }
-        for spot, (low, high) in zip(picture.spots, reaches, strict=True)
-    ]
-    axes = {
-        "x": _axis("x", picture.x_title, picture.x_labels, x, tickCount=6),
-        "y": _axis("y", picture.y_title, picture.y_labels, y),
-        "color": _own("color"),
-    }
-    errors = [row for row, spot in zip(data, picture.spots, strict=True) if spot.error]
-    bar = {**axes, "y": {**axes["y"], "field": "low"}, "y2": {"field": "high"}}
     names, leads = _names([(s.name, x(s.x), y(s.y), _colour(s.tone)) for s in picture.spots], frame)
-    layers: list[Layer] = [
-        _layer({"type": "rule", "opacity": 0.7, "strokeWidth": 1.3}, errors, bar),
-        _layer({"type": "rule", "color": "var(--soft)", "strokeWidth": 0.7}, leads, _BOX),
-        _texts(names, bold=True),
-        _layer(
-            {"type": "point", "filled": True, "opacity": 1, "size": 75, "aria": True},
-            data,
-            {**axes, "shape": _own("shape"), "description": {"field": "told"}},
-        ),
+    spots = [{**vars(spot), "color": _colour(spot.tone)} for spot in picture.spots]
+    errors = [
+        {**spot, "low": max(low, y.low), "y": high}
+        for spot, (low, high) in zip(spots, reaches, strict=True)
+        if spot["error"]
     ]
-    return _svg(picture.title, picture.unit, frame, layers)
+    return _svg(
+        "scatter",
+        picture.title,
+        picture.unit,
+        frame,
+        texts=names,
+        rules={"leads": leads},
+        points=spots,
+        errors=errors,
+        x=_axis("x", picture.x_title, picture.x_labels, x, tickCount=6),
+        y=_axis("y", picture.y_title, picture.y_labels, y),
+    )
 
 
 def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
     """Returns horizontal bars, one below the other, as an ``<svg>`` element."""
-    left = 14 + LETTER * max(len(row.name) for row in rows)
-    room = 14 + LETTER * max(len(row.said) for row in rows)
-    pitch = 25
-    top = _head(unit) + 12
-    frame = _frame(WIDTH, top + pitch * len(rows) + 6, left, top, room, 6)
-    x = Scale(0, max(row.value for row in rows) or 1.0, 0, frame.width)
-    boxes = [
-        {
-            "x": 0,
-            "x2": max(1.5, x(row.value)),
-            "y": pitch * k,
-            "y2": pitch * k + 19,
-            "color": _colour(row.tone or "grid"),
-            "stroke": "var(--soft)" if row.tone is None else "none",
-        }
-        for k, row in enumerate(rows)
-    ]
-    names = [
-        _text(-10, pitch * k + 14, row.name, _colour(row.tone or "ink"), "right")
-        for k, row in enumerate(rows)
-    ]
-    said = [
-        _text(box["x2"] + 7, box["y"] + 14, row.said, "var(--soft)")
-        for box, row in zip(boxes, rows, strict=True)
-    ]
-    layers = [_boxes(boxes), _texts(names, bold=True), _texts(said)]
-    return _svg(title, unit, frame, layers)
-
-
-def left(title: str, unit: str, rows: Sequence[tuple[str, int, int, str]]) -> str:
-    """Returns what is left of each (name, before, after, tone): fractions of equally long bars."""
-    top, pitch = _head(unit) + 10, 54
-    frame = _frame(WIDTH, max(HEIGHT, top + pitch * len(rows)), 1, top, 1, 0)
-    boxes: list[dict[str, Any]] = []
-    texts: list[dict[str, Any]] = []
-    for k, (name, before, after, tone) in enumerate(rows):
-        fraction, y = after / before if before else 1.0, pitch * k
-        said = f"{after:,} of {before:,}  ({numbers.percent(fraction)})"
-        texts += [_text(0, y + 12, name, _colour(tone), bold=True)]
-        texts += [_text(frame.width, y + 12, said, "var(--soft)", "right")]
-        box = {"x": 0, "x2": frame.width, "y": y + 20, "y2": y + 36, "told": f"{name}: {said}"}
-        boxes += [{**box, "color": "var(--grid)", "stroke": "var(--soft)"}]
-        boxes += [{**box, "x2": fraction * frame.width, "color": _colour(tone), "stroke": "none"}]
-    return _svg(title, unit, frame, [_boxes(boxes, told=True), _texts(texts)])
+    top, pitch = _head(unit) + 10, 42
+    frame = Frame(WIDTH, top + pitch * len(rows) + 4, 1, top, 1, 0)
+    x = Scale(0, max(row.full or row.value for row in rows) or 1.0, 0, frame.width)
+    boxes: list[Row] = []
+    texts: list[Row] = []
+    for k, row in enumerate(rows):
+        colour = _colour(row.tone or "grid")
+        texts.append(_text(0, pitch * k + 12, row.name, _colour(row.tone or "ink"), weight=600))
+        texts.append(_text(frame.width, pitch * k + 12, row.said, "var(--soft)", align="right"))
+        box = {"x": 0, "y": pitch * k + 18, "y2": pitch * k + 32, "told": f"{row.name}: {row.said}"}
+        outlined = row.value if row.tone is None else row.full
+        if outlined:
+            edge = {"fill": "var(--grid)", "stroke": "var(--soft)"}
+            boxes.append({**box, **edge, "x2": x(outlined)})
+        if row.tone:
+            length = max(1.5, x(row.value))
+            boxes.append({**box, "fill": colour, "stroke": "none", "x2": length})
+    return _svg("bars", title, unit, frame, texts=texts, boxes=boxes)
 
 
 def layers(title: str, unit: str, before: Sequence[int], after: Sequence[int], tone: str) -> str:
     """Returns one column for each layer as an ``<svg>``: before as an outline, after filled."""
-    frame = _frame(WIDTH, HEIGHT, LEFT, _head(unit) + LINE, 12, BOTTOM)
-    data = [
-        {
-            "layer": k,
-            "before": had,
-            "after": has,
-            "told": f"layer {k}: {has:,} of {had:,} "
-            f"({numbers.percent(has / had if had else 1)} kept)",
-        }
+    frame = Frame(WIDTH, HEIGHT, LEFT, _head(unit) + LINE, 12, BOTTOM)
+    columns = [
+        {"layer": k, "before": had, "after": has, "told": _kept(k, had, has)}
         for k, (had, has) in enumerate(zip(before, after, strict=True))
     ]
     y = Scale(0, max(*before, 1), frame.height, 0)
-    every = -(-len(data) // 8)
-    ticks = {"values": [*range(0, len(data), every)], "labelAngle": 0, "ticks": False}
-    encoding = {
-        "x": {
-            "field": "layer",
-            "type": "ordinal",
-            "title": "layer",
-            "axis": ticks,
-            "scale": {"paddingInner": 0.26},
-        },
-        "description": {"field": "told"},
-    }
-    tick = _axis("before", "", COUNT, y, tickMinStep=1, tickCount=4)
-    outline = {"fill": "var(--grid)", "stroke": "var(--soft)", "strokeWidth": 0.8}
     return _svg(
+        "columns",
         title,
         unit,
         frame,
-        [
-            _layer({"type": "bar", "aria": True, **outline}, data, {**encoding, "y": tick}),
-            _layer(
-                {"type": "bar", "aria": True, "color": _colour(tone)},
-                data,
-                {**encoding, "y": {**tick, "field": "after"}},
-            ),
-        ],
+        columns=columns,
+        ticks=[*range(0, len(columns), -(-len(columns) // 8))],
+        colour=_colour(tone),
+        y=_axis("before", "", COUNT, y, tickMinStep=1, tickCount=4),
     )
+
+
+def _kept(layer: int, had: int, has: int) -> str:
+    return f"layer {layer}: {has:,} of {had:,} ({numbers.percent(has / had if had else 1)} kept)"
 
 
 def span(values: Sequence[float], *, zero: bool = False, log: bool = False) -> Point:
@@ -372,13 +344,6 @@ def thin(points: Sequence[Point], most: int = 400) -> list[Point]:
         chunk = points[i * len(points) // number : (i + 1) * len(points) // number]
         kept += sorted({min(chunk, key=lambda p: p[1]), max(chunk, key=lambda p: p[1])})
     return [points[0], *(p for p in kept if p not in (points[0], points[-1])), points[-1]]
-
-
-def some(points: Sequence[Point], most: int) -> list[Point]:
-    """Returns at most ``most`` points, evenly picked, first and last among them."""
-    if len(points) <= most:
-        return list(points)
-    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
 
 
 def smooth(points: Sequence[Point], fraction: float = 0.04) -> list[Point]:
@@ -407,43 +372,18 @@ def alone(svg: str) -> str:
 # The parts of a chart
 
 
-def _lines(chart: Chart, x: Scale, y: Scale, place: dict[str, float]) -> Layer:
-    """The lines, their axes and their legend. A line with a single point is a dot."""
-    keys = [line.name or f"line {k}" for k, line in enumerate(chart.lines)]
-    data = [
-        {"x": a, "y": b, "line": key, "width": _width(line), "opacity": 0.32 if line.faint else 1}
-        for key, line in zip(keys, chart.lines, strict=True)
-        for a, b in thin(line.points)
-    ]
-    shown = [key for key, line in zip(keys, chart.lines, strict=True) if line.name]
-    legend = {"values": shown, "orient": "none", "legendX": 10 - LEFT, **place} if shown else None
-    alone = {key for key, line in zip(keys, chart.lines, strict=True) if len(line.points) == 1}
-    encoding = {
-        "x": _axis("x", chart.x_title, COUNT, x, tickCount=4, tickMinStep=1, grid=False),
-        "y": _axis("y", chart.y_title, chart.y_labels, y),
-        "color": _by_line(keys, [_colour(line.tone) for line in chart.lines], legend),
-    }
-    stroke = {
-        "strokeDash": _by_line(keys, [DASHES.get(x.tone, SOLID) for x in chart.lines], legend),
-        "strokeWidth": _own("width"),
-        "opacity": _own("opacity"),
-    }
-    mark = {"type": "line", "strokeCap": "round", "strokeJoin": "round"}
-    if chart.steps:
-        mark["interpolate"] = "step-after"
-    dots = [row for row in data if row["line"] in alone]
-    dot = {"type": "point", "filled": True, "size": 60, "opacity": 1}
-    found = [_layer(mark, data, {**encoding, **stroke})]
-    return {"layer": found + ([_layer(dot, dots, encoding)] if dots else [])}
-
-
-def _width(line: Line) -> float:
-    return 1.0 if line.faint or line.thin else 2.2
-
-
-def _by_line(keys: Sequence[str], values: Sequence[Any], legend: Any) -> dict[str, Any]:
-    scale = {"domain": [*keys], "range": [*values]}
-    return {"field": "line", "type": "nominal", "title": None, "scale": scale, "legend": legend}
+def _points(chart: Chart, keys: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    """All points, and those of lines with a single one, which are drawn as dots."""
+    points: list[Row] = []
+    dots: list[Row] = []
+    for key, line in zip(keys, chart.lines, strict=True):
+        style = {"width": 1.0 if line.faint or line.thin else 2.2, "opacity": 1.0}
+        if line.faint:
+            style["opacity"] = 0.32
+        rows = [{"x": a, "y": b, "line": key, **style} for a, b in thin(line.points)]
+        points += rows
+        dots += rows if len(rows) == 1 else []
+    return points, dots
 
 
 def _legend_size(names: Sequence[str]) -> tuple[int, int]:
@@ -455,43 +395,35 @@ def _legend_size(names: Sequence[str]) -> tuple[int, int]:
     return columns, -(-len(names) // columns)
 
 
-def _stages(chart: Chart, x: Scale, frame: Frame) -> list[Layer]:
+def _stages(chart: Chart, x: Scale, frame: Frame) -> tuple[list[Row], list[Row]]:
     """A border where each stage begins, and its name behind it, lower where two are close."""
-    if not chart.stages:
-        return []
-    texts, borders = [], []
+    borders: list[Row] = []
+    texts: list[Row] = []
     free, low = 0.0, False
     for name, begin in chart.stages:
         place, low = x(begin), x(begin) < free and not low
         y = -5 if low else -17
         free = place + LETTER * len(name) + 10
         if begin > x.low:
-            borders.append({"x": place, "x2": place, "y": y - 9, "y2": frame.height})
-        texts.append(_text(place + 4, y, name, "var(--soft)"))
-    rule = {"type": "rule", "color": "var(--soft)", "opacity": 0.75}
-    return [_layer(rule, borders, _BOX, name="stages"), _texts(texts, italic=True)]
+            borders.append(_rule(place, y - 9, place, frame.height, opacity=0.75))
+        texts.append(_text(place + 4, y, name, "var(--soft)", style="italic"))
+    return borders, texts
 
 
-def _marks(chart: Chart, x: Scale, frame: Frame) -> list[Layer]:
-    if not chart.marks:
-        return []
-    places = sorted({round(x(mark), 1) for mark in chart.marks})
-    data = [{"x": p, "x2": p, "y": frame.height - 9, "y2": frame.height} for p in places]
-    label = _text(frame.width + 8, frame.height - 1, chart.marks_label, "var(--soft)")
-    rule = {"type": "rule", "color": "var(--soft)", "opacity": 0.5, "strokeWidth": 0.8}
-    return [_layer(rule, data, _BOX), _texts([label])]
+def _marks(chart: Chart, x: Scale, y: Scale, frame: Frame) -> tuple[list[Row], list[Row]]:
+    """Short lines at the marks, a dashed one at the goal, and their labels."""
+    floor = frame.height
+    places = sorted({round(x(mark)) for mark in chart.marks})  # no closer than pixels
+    rules = [_rule(p, floor - 9, p, floor, opacity=0.5, width=0.8) for p in places]
+    labels = [_text(frame.width + 8, floor - 1, chart.marks_label, "var(--soft)")]
+    if chart.goal is not None:
+        label, value = chart.goal
+        rules.append(_rule(0, y(value), frame.width, y(value), dash=DASHES["goal"]))
+        labels.append(_text(6, y(value) - 6, label, "var(--soft)"))
+    return rules, labels
 
 
-def _goal(chart: Chart, y: Scale, frame: Frame) -> list[Layer]:
-    if chart.goal is None:
-        return []
-    label, value = chart.goal
-    rule = {"type": "rule", "color": "var(--soft)", "strokeDash": DASHES["goal"]}
-    line = {"x": 0, "x2": frame.width, "y": y(value), "y2": y(value)}
-    return [_layer(rule, [line], _BOX), _texts([_text(6, y(value) - 6, label, "var(--soft)")])]
-
-
-def _ends(chart: Chart, x: Scale, y: Scale) -> list[dict[str, Any]]:
+def _ends(chart: Chart, x: Scale, y: Scale) -> list[Row]:
     """The label of each line beside its end, pushed apart where two ends are close."""
     named = [line for line in chart.lines if line.told and line.label]
     named.sort(key=lambda line: y(line.points[-1][1]))
@@ -500,24 +432,23 @@ def _ends(chart: Chart, x: Scale, y: Scale) -> list[dict[str, Any]]:
     for k, line in enumerate(named):
         place, value = line.points[-1]
         previous = max(min(y(value) + 4, room + LINE * k), previous + LINE)
-        found.append(_text(x(place) + 8, previous, line.label, _colour(line.tone)))
+        found.append(_text(x(place) + 8, previous, line.label, _colour(line.tone), weight=600))
     return found
 
 
-def _strips(chart: Chart, x: Scale, frame: Frame) -> Layer:
+def _strips(chart: Chart, x: Scale, frame: Frame) -> list[Row]:
     """Invisible strips whose tooltips show the values of all lines at one place."""
     told = [line for line in chart.lines if line.told]
-    places = [p[0] for p in some(max(told, key=lambda line: len(line.points)).points, STRIPS)]
+    longest = max(told, key=lambda line: len(line.points)).points
+    places = [place for place, _ in longest[:: -(-len(longest) // STRIPS)]]
     half = max(4.0, frame.width / len(places)) / 2
-    data = []
+    strips = []
     for place in places:
         known = [(line, value) for line in told if (value := _at(line, place)) is not None]
         words = [f"{line.label or 'value'}: {chart.tell(value)}" for line, value in known]
         text = "\n".join([f"{numbers.count(place)} {chart.x_title}", *words])
-        box = {"x": x(place) - half, "x2": x(place) + half, "y": 0, "y2": frame.height}
-        data.append({**box, "told": text})
-    mark = {"type": "rect", "color": "var(--soft)", "opacity": 0, "aria": True}
-    return _layer(mark, data, {**_BOX, "description": {"field": "told"}}, name="strips")
+        strips.append({**_rule(x(place) - half, 0, x(place) + half, frame.height), "told": text})
+    return strips
 
 
 def _at(line: Line, place: float) -> float | None:
@@ -539,7 +470,7 @@ Box = tuple[float, float, float, float]
 
 def _names(
     points: Sequence[tuple[str, float, float, str]], frame: Frame
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Row], list[Row]]:
     """The name of each (name, x, y, colour) beside its point, moved up or down where it would cover
     another, and thin lines from moved names to their points. Vega's own label transform drops names
     that have no room.
@@ -554,10 +485,11 @@ def _names(
         taken.append(box)
         right = box[0] > x
         place, top = box[0] + 1 if right else box[2] - 1, box[3] - 3
-        texts.append(_text(place, top, name, colour, "left" if right else "right"))
+        align = "left" if right else "right"
+        texts.append(_text(place, top, name, colour, align=align, weight=600))
         if abs(top - 4 - y) > 1:
             near = place - 3 if right else place + 3
-            leads.append({"x": x, "y": y, "x2": near, "y2": top - 4})
+            leads.append(_rule(x, y, near, top - 4, width=0.7, opacity=0.7))
     return texts, leads
 
 
@@ -585,21 +517,19 @@ def _overlap(a: Box, b: Box) -> bool:
 # Vega-Lite
 
 
-def _own(field: str) -> dict[str, Any]:
-    """A field whose values are pixels, colours, shapes or widths as they are."""
-    kind = "quantitative" if field in _PIXELS else "nominal"
-    return {"field": field, "type": kind, "scale": None, "legend": None}
-
-
-_PIXELS = ("x", "y", "width", "opacity")
-_BOX: dict[str, Any] = {
-    axis: {"field": axis, "type": "quantitative", "scale": None, "axis": None} for axis in "xy"
-} | {"x2": {"field": "x2"}, "y2": {"field": "y2"}}
-"""Two corners in pixels."""
-
-
 def _colour(tone: str) -> str:
     return f"var(--{TONES.get(tone, tone)})"
+
+
+def _rule(x: float, y: float, x2: float, y2: float, **style: Any) -> Row:
+    """A line, or a box, between two corners in pixels."""
+    return {"x": x, "y": y, "x2": x2, "y2": y2, "dash": SOLID, "opacity": 1, "width": 1, **style}
+
+
+def _text(x: float, y: float, text: str, colour: str, **style: Any) -> Row:
+    """Text that begins (or ends, by ``align``) at (x, baseline) in pixels."""
+    plain = {"align": "left", "weight": 400, "size": 12, "style": "normal"}
+    return {"x": x, "y": y, "text": text, "color": colour, **plain, **style}
 
 
 def _axis(field: str, title: str, labels: str, scale: Scale, **axis: Any) -> dict[str, Any]:
@@ -619,114 +549,45 @@ def _axis(field: str, title: str, labels: str, scale: Scale, **axis: Any) -> dic
     }
 
 
-def _layer(mark: Layer, data: list[Any], encoding: Layer, name: str = "") -> Layer:
-    drawn = {"data": {"values": data}, "mark": {"aria": False, **mark}, "encoding": encoding}
-    return {"name": name, **drawn} if name else drawn
-
-
-def _text(
-    x: float, y: float, text: str, colour: str, align: str = "left", *, bold: bool = False
-) -> dict[str, Any]:
-    return {"x": x, "y": y, "text": text, "color": colour, "align": align, "bold": bold}
-
-
-def _texts(rows: Sequence[dict[str, Any]], *, bold: bool = False, italic: bool = False) -> Layer:
-    """Text at pixels: (x, baseline)."""
-    style = "italic" if italic else "normal"
-    mark: Layer = {"type": "text", "baseline": "alphabetic", "fontSize": 12, "fontStyle": style}
-    mark["align"] = {"expr": "datum.align"}
-    mark["fontWeight"] = 600 if bold else {"expr": "datum.bold ? 600 : 400"}
-    text = {axis: _BOX[axis] for axis in "xy"}
-    text |= {"color": _own("color"), "text": {"field": "text", "type": "nominal"}}
-    return _layer(mark, [*rows], text)
-
-
-def _boxes(rows: list[dict[str, Any]], *, told: bool = False) -> Layer:
-    """Rounded boxes at pixels, filled with their ``color`` and outlined with their ``stroke``."""
-    encoding = {**_BOX, "fill": {**_own("color")}, "stroke": _own("stroke")}
-    if told:
-        encoding["description"] = {"field": "told"}
-    mark = {"type": "rect", "cornerRadius": 3, "strokeWidth": 0.8, "opacity": 1, "aria": told}
-    return _layer(mark, rows, encoding)
-
-
 def _head(unit: str) -> int:
     """Height of the title, and of the unit below it."""
     return 34 if unit else 18
 
 
-def _frame(
-    width: float, height: float, left: float, top: float, right: float, bottom: float
-) -> Frame:
-    return Frame(width - left - right, height - top - bottom, left, top, right, bottom)
-
-
-_AXIS = {
-    "labelColor": "var(--soft)",
-    "titleColor": "var(--soft)",
-    "labelFontSize": 12,
-    "titleFontSize": 12,
-    "titleFontWeight": "normal",
-    "gridColor": "var(--grid)",
-    "domainColor": "var(--soft)",
-    "tickColor": "var(--soft)",
-    "domainOpacity": 0.6,
-    "tickOpacity": 0.6,
-    "tickSize": 4,
-}
-_CONFIG = {
-    "font": "sans-serif",  # palette.css names the fonts; this one is for measuring
-    "view": {"stroke": None},
-    "axis": _AXIS,
-    "axisY": {"domain": False, "ticks": False, "labelPadding": 7, "titleX": -58},
-    "axisX": {"grid": False},
-    "legend": {
-        "labelColor": "var(--soft)",
-        "labelFontSize": 12,
-        "labelLimit": 0,
-        "symbolSize": 680,
-        "symbolStrokeWidth": 2.2,
-        "padding": 0,
-        "columnPadding": 18,
-    },
-}
-
-
-def _svg(title: str, unit: str, frame: Frame, layers: Sequence[Layer]) -> str:
-    """Draws a specification, and turns Vega's labels of single marks into tooltips."""
+def _svg(
+    kind: str,
+    title: str,
+    unit: str,
+    frame: Frame,
+    *,
+    texts: Sequence[Row] = (),
+    rules: Mapping[str, Sequence[Row]] | None = None,
+    strips: Sequence[Row] = (),
+    **data: Any,
+) -> str:
+    """Draws the specification ``<kind>.json.jinja``, filled in with ``data``."""
     import vl_convert  # it brings a JavaScript engine: only when something is drawn
 
-    head = [_text(-frame.left, 15 - frame.top, title, "var(--ink)")]
-    below = [_text(-frame.left, 31 - frame.top, unit, "var(--soft)")] if unit else []
-    heading = _texts(head, bold=True)
-    heading["mark"]["fontSize"] = 15
-    spec = {
-        "width": frame.width,
-        "height": frame.height,
-        "padding": {
-            "left": frame.left,
-            "top": frame.top,
-            "right": frame.right,
-            "bottom": frame.bottom,
-        },
-        "autosize": "none",
-        "background": None,
-        "config": _CONFIG,
-        "layer": [*layers, heading, _texts(below)],
-        "resolve": {"axis": {"x": "shared", "y": "shared"}},
-    }
-    drawn = vl_convert.vegalite_to_svg(json.dumps(spec), allowed_base_urls=[])
-    width = frame.left + frame.width + frame.right
-    height = frame.top + frame.height + frame.bottom
-    label = ", ".join(filter(None, (title, unit)))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="pic" viewBox="0 0 {width:g} {height:g}" '
-        f'role="img" aria-label="{escape(label)}">{_tooltips(drawn.split(">", 1)[1])}'
+    heading = [
+        _text(-frame.left, 15 - frame.top, title, "var(--ink)", size=15, weight=650),
+        _text(-frame.left, 31 - frame.top, unit, "var(--soft)"),
+    ]
+    spec = render(
+        f"{kind}.json.jinja",
+        frame=frame,
+        texts=[*heading, *texts],
+        rules=rules or {},
+        strips=[*strips],
+        **data,
     )
-
-
-def _tooltips(inner: str) -> str:
+    inner = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]).split(">", 1)[1]
+    # Vega writes descriptions of marks as labels; browsers show <title> as a tooltip.
     inner = re.sub(r'<(\w+) aria-label="([^"]*)"([^>]*)/>', r"<\1\3><title>\2</title></\1>", inner)
     inner = re.sub(r' (?:role|aria-[a-z]+|pointer-events)="[^"]*"', "", inner)
-    # Coordinates to a hundredth of a pixel.
-    return re.sub(r"(\d+\.\d\d)\d+", r"\1", inner)
+    inner = re.sub(r"(\d+\.\d\d)\d+", r"\1", inner)  # hundredths of a pixel
+    label = escape(", ".join(filter(None, (title, unit))))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="pic" '
+        f'viewBox="0 0 {frame.whole_width:g} {frame.whole_height:g}" '
+        f'role="img" aria-label="{label}">{inner}'
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 MINUS, TIMES, DOT = "\u2212", "\u00d7", "\u00b7"
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -14,35 +13,6 @@ def count(value: float) -> str:
     """``134.5M``, ``30k``, ``512``: one decimal at most."""
     size, unit = next(((s, u) for s, u in UNITS if abs(value) >= s * 0.9995), (1.0, ""))
     return _signed(f"{value / size:.1f}".removesuffix(".0")) + unit
-
-
-def counts(values: Sequence[float]) -> list[str]:
-    """Labels for the ticks of one axis: one unit, as many decimals as tell them apart."""
-    top = max((abs(v) for v in values), default=0.0)
-    size, unit = next(((s, u) for s, u in UNITS if top >= s), (1.0, ""))
-    return [label + unit if value else "0" for label, value in _apart(values, size)]
-
-
-def plain(values: Sequence[float]) -> list[str]:
-    """Tick labels without a unit."""
-    return [label for label, _ in _apart(values, 1.0)]
-
-
-def percents(values: Sequence[float]) -> list[str]:
-    """Tick labels for shares."""
-    return [f"{label} %" for label, _ in _apart(values, 0.01)]
-
-
-def powers(values: Sequence[float]) -> list[str]:
-    """Tick labels of a logarithmic axis: ``10⁻⁷`` or ``2·10⁻⁷``."""
-    return [power(value) for value in values]
-
-
-def rates(values: Sequence[float]) -> list[str]:
-    """Tick labels of learning rates: one power of ten for the whole axis."""
-    exponent = math.floor(math.log10(max((abs(v) for v in values), default=1.0) or 1.0) + 1e-9)
-    tens = f"{DOT}10{str(exponent).translate(_UP)}"
-    return [label + tens if value else "0" for label, value in _apart(values, 10.0**exponent)]
 
 
 def power(value: float) -> str:
@@ -97,18 +67,6 @@ def size(number: float) -> str:
         if number >= step:
             return f"{number / step:.{1 if number < 10 * step else 0}f} {unit}"
     return f"{number:.0f} B"
-
-
-def _apart(values: Sequence[float], size: float) -> list[tuple[str, float]]:
-    for digits in range(13):
-        labels = [_signed(f"{v / size:.{digits}f}") for v in values]
-        close = all(
-            abs(round(v / size, digits) - v / size) <= 1e-6 * max(1e-9, abs(v / size))
-            for v in values
-        )
-        if close and len(set(labels)) == len(set(values)):
-            return list(zip(labels, values, strict=True))
-    return [(_signed(f"{v / size:.12g}"), v) for v in values]
 
 
 def _signed(text: str) -> str:

@@ -15,7 +15,7 @@ from effcompress.types import axis_kind, axis_layer
 
 TOKENS = "tokens trained on"
 USUAL = ("attention", "ffn", "hidden")
-"""Kinds with a colour of their own; shown even when they were left alone."""
+"""Kinds with a colour of their own; shown even when they were not cut."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Picture:
 
 
 def pictures(record: Record) -> dict[str, Picture]:
-    """Name -> picture, in reading order; only those the record has numbers for. Where zeros were
-    made and nothing was cut, those of shapes would show nothing.
+    """Returns name -> picture, in reading order; only those that the record has numbers for. A run
+    that zeroes weights and cuts nothing has no pictures of shapes.
     """
     made = record.sparsified
     shaped = made is None or bool(record.cuts)
@@ -52,15 +52,15 @@ def pictures(record: Record) -> dict[str, Picture]:
 
 
 def tone(kind: str, others: tuple[str, ...] = ()) -> str:
-    """Colour class of a kind; the less usual ones share two."""
+    """Returns the tone of a kind; all but the usual three take turns with two tones."""
     if kind in USUAL:
         return kind
     return ("spare", "spare2")[others.index(kind) % 2 if kind in others else 0]
 
 
 def kinds(record: Record) -> list[str]:
-    """Kinds of mini-groups in the record, the usual ones first; of the others, those that lost
-    something.
+    """Returns the kinds of axes in the record, the usual ones first; of the others, those that were
+    cut.
     """
     widths = record.started_widths
     found = {k for k in map(axis_kind, widths) if k in USUAL}
@@ -70,8 +70,8 @@ def kinds(record: Record) -> list[str]:
 
 
 def _over(record: Record) -> tuple[str, dict[int, float]]:
-    """The axis that cuts are drawn over, and the place of each: tokens, or the running number where
-    no training lies between them.
+    """Returns the title of the axis that cuts are drawn over, and the place of each cut on it:
+    tokens, or the number of the cut where no step of training is between them.
     """
     places = {cut.tokens for cut in record.cuts}
     alone = len(record.cuts) == 1 and places != {0}
@@ -233,21 +233,22 @@ def _learning_rate(record: Record) -> Chart | None:
 
 
 def _perplexity(record: Record) -> str:
-    first = record.before or record.after
-    if first is None:
-        return ""
     rows: list[Bar] = []
-    for name, score in first.domains.items():
-        rows.append(Bar(name, score.perplexity, numbers.decimal(score.perplexity), None))
-        later = record.after.domains.get(name) if record.after and record.before else None
+    first = record.before or record.after
+    for name, score in first.domains.items() if first else ():
+        said = numbers.decimal(score.perplexity)
+        if record.before is None:
+            rows.append(Bar(f"{name}, after", score.perplexity, said, "after"))
+            continue
+        rows.append(Bar(f"{name}, before", score.perplexity, said, None))
+        later = record.after.domains.get(name) if record.after else None
         if later is None:
-            rows.append(Bar("", 0.0, "not measured", "after"))
+            rows.append(Bar(f"{name}, after", 0.0, "not measured", "after"))
             continue
         ratio = later.perplexity / score.perplexity if score.perplexity else 1.0
         said = f"{numbers.decimal(later.perplexity)}  {numbers.percent(ratio - 1, sign=True)}"
-        rows.append(Bar("", later.perplexity, said, "after"))
-    unit = "per token, lower is better; outline: before, filled: after"
-    return charts.bars("Perplexity", unit, rows) if rows else ""
+        rows.append(Bar(f"{name}, after", later.perplexity, said, "after"))
+    return charts.bars("Perplexity", "per token, lower is better", rows) if rows else ""
 
 
 def _shapes(record: Record) -> Iterator[tuple[str, str]]:
@@ -265,13 +266,19 @@ def _shapes(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _left(record: Record) -> str:
-    rows: list[tuple[str, int, int, str]] = []
+    rows: list[Bar] = []
     for kind in kinds(record):
         names = [n for n in record.started_widths if axis_kind(n) == kind]
         had = sum(record.started_widths[n] for n in names)
         has = sum(record.widths.get(n, record.started_widths[n]) for n in names)
         if names:
-            rows.append((of(kind).title, had, has, tone(kind)))
+            rows.append(_of(of(kind).title, had, has, tone(kind)))
     if record.params_before and record.params_after:
-        rows.append(("Parameters", record.params_before, record.params_after, "after"))
-    return charts.left("What is left", "outline: before, filled: after", rows) if rows else ""
+        rows.append(_of("Parameters", record.params_before, record.params_after, "after"))
+    return charts.bars("What is left", "outline: before, filled: after", rows) if rows else ""
+
+
+def _of(name: str, before: int, after: int, tone: str) -> Bar:
+    fraction = after / before if before else 1.0
+    said = f"{after:,} of {before:,}  ({numbers.percent(fraction)})"
+    return Bar(name, fraction, said, tone, full=1.0)

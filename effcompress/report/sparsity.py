@@ -24,7 +24,7 @@ class Sparsified:
 
     @property
     def how(self) -> str:
-        """``sparsegpt, 2:4`` or ``wanda, 50.0 %``."""
+        """``magnitude, 2:4`` or ``magnitude, 50.0 %``."""
         return f"{self.method}, {self.pattern or numbers.percent(self.sparsity)}"
 
     @property

@@ -79,6 +79,8 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
 _LOOPS = ("train", "recover")
 HOW = {f"{loop}.{key}" for loop in _LOOPS for key in ("recompute", "compile")} | {"save.background"}
 """Keys that a run may be continued with, whatever they were before."""
+MOVED = {"prune.reduce.members": "prune.reduce.members.name"}
+"""Key in resolved recipes of older versions -> the same key now."""
 
 
 def begun(folder: Path) -> bool:
@@ -111,4 +113,8 @@ def values(resolved: str) -> dict[str, str]:
     one run may differ: trackers, and how layers are computed.
     """
     said = recipes.values(resolved)
-    return {k: v for k, v in said.items() if k.partition(".")[0] != "track" and k not in HOW}
+    return {
+        MOVED.get(k, k): v
+        for k, v in said.items()
+        if k.partition(".")[0] != "track" and k not in HOW
+    }

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from effcompress.data import Corpus, digest
 from effcompress.distributed import ALONE
-from effcompress.injectable import BACKWARD, FORWARD, READ
+from effcompress.injectable import BACKWARD
 from effcompress.measure.grams import Grams, readers
-from effcompress.measure.influence import Influence
-from effcompress.measure.inputs import InputStats
+from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
 from effcompress.record.log import Log
-from effcompress.registry import Bound
+from effcompress.registry import Bound, Plugin
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
@@ -33,19 +32,19 @@ from effcompress.types import Scores
 
 @dataclass(frozen=True)
 class Measured:
-    """``scores`` by set, what the linear layers read, and the influence of layers and blocks, where
-    somebody asks for them.
+    """``scores`` by set, the second moments of what linear layers read (where a repair asks for
+    them), and statistics of the stream (statistic -> layer or block -> value).
     """
 
     scores: Scores
     inputs: Grams | None = None
-    influence: dict[str, float] = field(default_factory=dict[str, float])
+    of_layers: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
 
 
-def wants_influence(prune: PruneSpec) -> bool:
-    """Whether criterion or selector use how much layers turn the stream."""
+def statistics_of_layers(prune: PruneSpec) -> dict[str, Plugin]:
+    """Statistics of the residual stream that criterion or selector use."""
     assert prune.selector is not None, "recipe.load fills in the default selector"
-    return "influence" in prune.criterion.needs or "influence_K" in prune.selector.needs
+    return {**prune.criterion.plugin.of_layers, **prune.selector.plugin.of_layers}
 
 
 def calibration_text(state: RunState, sequences: int, corpus: Corpus, log: Log) -> Tensor:
@@ -72,15 +71,15 @@ def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> M
         how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": listeners.world}
         stats = collect(state.module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
     sets, criterion = state.pruned.sets, prune.criterion
-    influence = listeners.influence.read() if listeners.influence else {}
+    of_layers = listeners.layers.read() if listeners.layers else {}
     if listeners.masks is not None:
         scores = listeners.world.total(listeners.found)
         require_finite(scores, criterion)
-    elif FORWARD.intersection(criterion.needs):
-        scores = score_inputs(sets, criterion, listeners.read, influence)
+    elif criterion.plugin.reads_forward:
+        scores = score_inputs(sets, criterion, listeners.read, of_layers)
     else:
         scores = score(sets, criterion, stats, prune.reduce)
-    return Measured(scores, listeners.grams, influence)
+    return Measured(scores, listeners.grams, of_layers)
 
 
 @final
@@ -91,15 +90,18 @@ class _Listeners:
         module, axes, sets = state.module, state.pruned.axes, state.pruned.sets
         needs = set(prune.criterion.needs)
         self.found: Scores = {}
-        reads = bool(READ & needs)
-        # What layers read is kept by a recursion over the sequences in their order, so then every
+        of_layers = statistics_of_layers(prune)
+        reads = prune.criterion.plugin.reads_inputs
+        # A statistic with state is a recursion over the sequences in their order, so then every
         # process reads all of them.
-        alone = reads or prune.measure.sequences < state.world.size
+        ordered = reads or any("state" in s.needs for s in of_layers.values())
+        alone = ordered or prune.measure.sequences < state.world.size
         self.world = ALONE if alone else state.world
-        self.grams = self.masks = self.influence = None
+        self.grams = self.masks = self.layers = None
         self.contexts: list[AbstractContextManager[None]] = []
         params = readers(module, axes, sets)
-        self.read = InputStats(module, params)
+        plugin = prune.criterion.plugin
+        self.read = InputStatistics(module, params, plugin.needs, plugin.of_inputs)
         if reads:
             self.contexts.append(self.read.listening())
         if for_linears(prune.repair):
@@ -109,10 +111,10 @@ class _Listeners:
             self.contexts.append(self.grams.listening())
         if "mask_grad" in needs:
             self.masks = MaskGradients(module, axes, sets)
-            self.contexts.append(self.masks.listening(adds(self.found, prune.criterion)))
-        if wants_influence(prune):
-            self.influence = Influence(module, axes, self.world)
-            self.contexts.append(self.influence.listening())
+            self.contexts.append(self.masks.handing_to(adds(self.found, prune.criterion)))
+        if of_layers:
+            self.layers = LayerStatistics(module, axes, of_layers, self.world)
+            self.contexts.append(self.layers.listening())
 
 
 @contextmanager
@@ -121,7 +123,7 @@ def _listeners(state: RunState, prune: PruneSpec) -> Iterator[_Listeners]:
     try:
         yield listeners
     finally:
-        for listener in (listeners.read, listeners.grams, listeners.masks, listeners.influence):
+        for listener in (listeners.read, listeners.grams, listeners.masks, listeners.layers):
             if listener is not None:
                 listener.close()
 
@@ -173,7 +175,7 @@ def listening(state: RunState) -> Iterator[None]:
                 stack.enter_context(state.grams.listening())
             if state.taps is not None and state.recipe.prune is not None:
                 take = adds(state.mask_scores, state.recipe.prune.criterion)
-                stack.enter_context(state.taps.listening(take))
+                stack.enter_context(state.taps.handing_to(take))
         yield
 
 

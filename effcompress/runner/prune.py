@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,15 +12,15 @@ from torch import Tensor, nn
 
 from effcompress import fault
 from effcompress.data import Corpus
-from effcompress.errors import RunError
+from effcompress.errors import PluginError, RunError
 from effcompress.estimate.schedule import pruning_stage
 from effcompress.measure.blockwise import Block, blockwise
 from effcompress.measure.grams import Grams, readers
-from effcompress.measure.inputs import InputStats
+from effcompress.measure.statistics import InputStatistics
 from effcompress.network.approximate import removed_alone, split
 from effcompress.record.log import Log
 from effcompress.removal.selftest import same_function
-from effcompress.runner.measuring import measured, ready
+from effcompress.runner.measuring import Measured, measured, ready
 from effcompress.runner.refit import refit_event
 from effcompress.runner.resources import Meter, Spent
 from effcompress.runner.state import RunState
@@ -29,7 +30,7 @@ from effcompress.selection.choose import Choice, choose, least_salient
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.selection.schedules import ask
 from effcompress.spec import PruneSpec
-from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind
+from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind, axis_layer
 
 
 def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> Due | None:
@@ -82,8 +83,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
     target = state.target_params
     meter = Meter(state.device)
     found = measured(state, prune, corpus, log)
-    state.influence.begin(due.stage, state.pruned.ledger.widths())
-    state.influence.add(found.influence)
+    _observe(state, prune, due, found)
     # Decided once: scores that differ in the last digit must not lead to other models.
     choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, corpus, log))
     if choice.plan:
@@ -124,14 +124,42 @@ def _chosen(
         due,
         state.target_params,
         selector,
-        state.influence.normalised(),
-        state.influence.begun,
+        state.selector_state,
+        state.begun,
     )
     if not prune.measure.propagate or not choice.plan:
         return choice
     # The tokens that were measured before, and written down then.
     ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
     return propagated(state, prune, choice, ids_NT, log)
+
+
+def _observe(state: RunState, prune: PruneSpec, due: Due, found: Measured) -> None:
+    """Shows a selector that keeps state what was measured for this cut.
+
+    Raises PluginError when it returns something that is not plain JSON.
+    """
+    selector = prune.selector
+    assert selector is not None, "recipe.load fills in the default selector"
+    widths = state.pruned.ledger.widths()
+    if due.stage != state.stage:
+        state.stage, state.begun, state.selector_state = due.stage, dict(widths), None
+    if selector.plugin.companion is None:
+        return
+    layers = {
+        name: {axis_layer(unit): v for unit, v in values.items() if axis_kind(unit) == "layer"}
+        for name, values in found.of_layers.items()
+    }
+    new = selector.companion(state=state.selector_state, widths=widths, **layers)
+    try:
+        # By way of JSON, so that a resumed run sees the very same values.
+        state.selector_state = json.loads(json.dumps(new))
+    except (TypeError, ValueError) as error:
+        raise PluginError(
+            f"selector '{selector.name}': what `observe` returns is not plain JSON: {error}",
+            where=selector.plugin.where,
+            fix="Return numbers, texts, lists and dicts of them.",
+        ) from error
 
 
 def commit_event(state: RunState, log: Log) -> None:
@@ -239,7 +267,8 @@ def _scored(
 ) -> Scores:
     """In original order, inf where a unit is gone."""
     here = {name: dim for name, dim in params.items() if name in block.linears}
-    read = InputStats(state.module, here)
+    plugin = prune.criterion.plugin
+    read = InputStatistics(state.module, here, plugin.needs, plugin.of_inputs)
     try:
         with read.listening():
             block.run()

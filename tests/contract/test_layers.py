@@ -12,6 +12,7 @@ BASE = [
     "architecture",
     "types",
     "errors",
+    "algebra",
     "fault",
     "processes",
     "injectable",

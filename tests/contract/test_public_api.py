@@ -18,6 +18,7 @@ NAMES = [
     "Member",
     "Pattern",
     "Plan",
+    "Positive",
     "PluginError",
     "RecipeError",
     "Report",
@@ -28,14 +29,19 @@ NAMES = [
     "SurgeryError",
     "__version__",
     "criterion",
+    "damped_cholesky",
     "hessian",
     "load_recipe",
+    "lowest",
+    "reduction",
+    "refit",
     "repair",
     "run",
     "schedule",
     "selector",
     "space",
     "sparsifier",
+    "statistic",
 ]
 
 COMMANDS = ["bench", "check", "compare", "eval", "export", "fetch", "inspect", "plan", "plugins"]

@@ -123,3 +123,10 @@ def test_windows_that_begin_with_bos(bos: int | None) -> None:
     found = perplexity(model, ids, 4)
     assert found.tokens == count
     assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_put_back(training: bool) -> None:
+    model = tiny().train(training)
+    perplexity(model, tokens(2), 2)
+    assert model.training == training

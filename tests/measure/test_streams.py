@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
+from effcompress_plugins.refit import least_squares, least_squares_bias
 from torch import Tensor
 
 from effcompress.errors import RunError
 from effcompress.measure.streams import Moments, follow
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from effcompress.removal.refit import least_squares, least_squares_bias
 from tests.conftest import FAMILIES, tiny, tokens
 
 NORMS_BEHIND = ("gemma2", "gemma3_text", "olmo2")

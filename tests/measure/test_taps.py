@@ -24,7 +24,7 @@ def pruned(*names: str, family: str = "", **knobs: Any) -> PrunedModel:
 def measure(model: PrunedModel, ids: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     taps = MaskGradients(model.module, model.axes, model.sets)
-    with taps.listening(lambda name, effect: found.__setitem__(name, effect)):
+    with taps.handing_to(lambda name, effect: found.__setitem__(name, effect)):
         model.module(input_ids=ids, labels=ids).loss.backward()
     model.module.zero_grad(set_to_none=True)
     taps.close()
@@ -109,7 +109,7 @@ def test_micro_batches_arrive_one_by_one() -> None:
     model, ids = pruned("hidden"), tokens(4)
     seen: list[Tensor] = []
     taps = MaskGradients(model.module, model.axes, model.sets)
-    with taps.listening(lambda _name, effect: seen.append(effect)):
+    with taps.handing_to(lambda _name, effect: seen.append(effect)):
         for half in ids.split(2):
             model.module(input_ids=half, labels=half).loss.backward()
     assert len(seen) == 2

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from effcompress.registry import Registry
 from effcompress.spec import Count, Fraction
+from effcompress.types import Due
 
 RECIPE = """\
 name: toy
@@ -49,6 +50,18 @@ def _picky(weight: Any, *, factor: float) -> None:
     """Has a knob without default."""
 
 
+def _inputs(weight: Any, input_norm: Any) -> None:
+    """Reads what layers read."""
+
+
+def _adam(second_moment: Any) -> None:
+    """Reads the optimizer."""
+
+
+def _refit(weight: Any, gram: Any, cross: Any) -> None:
+    """Fits anew."""
+
+
 def _fisher(grad: Any) -> None:
     """Squares."""
 
@@ -61,16 +74,23 @@ def _hidden(axes: Any, *, minimum: int = 1) -> None:
     """Residual channels."""
 
 
-def _once(step: int, *, at: Count = 0) -> None:
+def _once(tokens: int, target_params: int, *, at: Count = 0) -> Due | None:
     """All at once."""
+    return Due(params=target_params) if tokens >= at else None
 
 
-def _continuous(tokens: int, *, every: int = 8, start: Count = 0, groups: int = 1) -> None:
+def _continuous(
+    tokens: int, *, every: int = 8, start: Count = 0, end: Count | None = None, groups: int = 1
+) -> None:
     """Little by little."""
 
 
 def _least_salient(score_K: Any, *, normalise: bool = False) -> None:
     """The least."""
+
+
+def _total(sums_MG: Any) -> None:
+    """Adds up."""
 
 
 def _norm_gain(gain: Any) -> None:
@@ -85,6 +105,10 @@ def _wanda(weight: Any, input_norm: Any, *, alpha_search: bool = False) -> None:
     """By inputs."""
 
 
+def _rows_or_pattern(pattern: Any, *, alpha_search: bool) -> tuple[str, str] | None:
+    return ("alpha_search and a pattern", "Keep one.") if pattern and alpha_search else None
+
+
 def registry() -> Registry:
     """A registry of its own with toy plugins under the built-in names."""
     toys = Registry()
@@ -93,20 +117,24 @@ def registry() -> Registry:
         ("criterion", "taylor", _taylor),
         ("criterion", "second", _second),
         ("criterion", "picky", _picky),
+        ("criterion", "inputs", _inputs),
         ("hessian", "fisher_diag", _fisher),
+        ("hessian", "adam", _adam),
+        ("refit", "anew", _refit),
         ("space", "ffn", _ffn),
         ("space", "attention", _ffn),
         ("space", "hidden", _hidden),
         ("schedule", "once", _once),
         ("schedule", "continuous", _continuous),
         ("selector", "least_salient", _least_salient),
+        ("reduction", "sum", _total),
         ("repair", "norm_gain", _norm_gain),
         ("repair", "bias", _weight_free),
         ("sparsifier", "magnitude", _smallest),
-        ("sparsifier", "wanda", _wanda),
     ):
         # Two kinds may share a name; here two names share a function, which `add` allows.
         toys.add(kind, name, function, "a paper")
+    toys.add("sparsifier", "wanda", _wanda, "a paper", _rows_or_pattern)
     return toys
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from effcompress_plugins.efficientllm import obs_bias, obs_update
+from effcompress_plugins.flap import bias_mean
 from torch import Tensor
-
-from effcompress.removal.repair import bias_mean, obs_bias, obs_update
 
 DAMP = 0.01
 

@@ -155,7 +155,8 @@ def reduced_by_hand(model: nn.Module, s: GroupSet, channel: str, members: str) -
 def test_reductions(channel: str, members: str) -> None:
     model, sets = measured()
     criterion = Bound(REGISTRY.get("criterion", "taylor"), {"signed": True})
-    spec = ReduceSpec(channel=channel, members=members)  # type: ignore[arg-type]
+    bound = Bound(REGISTRY.get("reduction", members))
+    spec = ReduceSpec(channel=channel, members=bound)  # type: ignore[arg-type]
     scores = score(sets, criterion, TrainingStats(model, criterion.needs, None), spec)
     for s in sets:
         expected = reduced_by_hand(model, s, channel, members)
@@ -177,7 +178,7 @@ def test_a_query_head_counts_for_its_own_group() -> None:
         params[queries.param][width : 2 * width] = 1.0  # query head 1
     criterion = Bound(REGISTRY.get("criterion", "magnitude"))
     for members in ("sum", "mean", "max"):
-        spec = ReduceSpec(members=members)  # type: ignore[arg-type]
+        spec = ReduceSpec(members=Bound(REGISTRY.get("reduction", members)))
         found = score([heads], criterion, TrainingStats(model, criterion.needs, None), spec)
         assert found[heads.name][0] > 0.0
         assert not found[heads.name][1:].any()

@@ -58,6 +58,26 @@ def test_any_order_of_cuts_is_priced_exactly_and_meets_the_target(
     assert b.reached
 
 
+@pytest.mark.parametrize(("target", "met"), [(1 / 1.0045, True), (1 / 1.0055, False)])
+def test_a_size_within_half_a_percent_is_the_target(target: float, met: bool) -> None:
+    assert budget(target).reached == met
+
+
+def test_what_has_begun_is_promised_and_kept() -> None:
+    """One channel commits to the whole stride; until it is gone the target is not reached."""
+    b = budget(0.9, finish_on=8)
+    k = next(k for k, c in enumerate(b.candidates) if c.kind == "ffn")
+    assert (b.step(k), b.promised(k), b.promises) == (1, 0, False)
+    b.take(k)
+    assert (b.promised(k), b.promises, b.reached) == (7, True, False)
+    before = b.next_size
+    for left in range(6, -1, -1):
+        assert k in b.open()
+        b.take(k)
+        assert b.promised(k) == left and (left == 0 or b.next_size == before)
+    assert not b.promises and b.widths["ffn.0"] == 392
+
+
 def test_minimum_is_kept() -> None:
     b = budget(0.3, minimum=300)
     simulate(b)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from effcompress_plugins.wanda import wanda
 from torch import tensor
 
-from effcompress.sparsity.choose import chosen, lowest, whole
+from effcompress.sparsity.choose import lowest
 from effcompress.sparsity.magnitude import magnitude
-from effcompress.sparsity.wanda import wanda
 from effcompress.spec import Pattern
 
 PATTERNS = (Pattern(2, 4), Pattern(4, 8))
@@ -88,10 +88,11 @@ def test_the_alpha_search_in_three_numbers() -> None:
 
 
 def test_counts_are_floors_but_not_of_rounding_errors() -> None:
-    assert whole(100, 0.29) == 29 and int(100 * 0.29) == 28
-    assert whole(7, 0.5) == 3 and whole(5, 0.999) == 4
-    assert int(chosen(random(3, 7), 0.5, None, "row").sum()) == 9
-    assert int(chosen(random(3, 7), 0.5, None, "layer").sum()) == 10
+    assert int(lowest(random(1, 100), 0.29).sum()) == 29 and int(100 * 0.29) == 28
+    assert int(lowest(random(1, 7), 0.5).sum()) == 3 and int(lowest(random(1, 5), 0.999).sum()) == 4
+    assert int(lowest(random(3, 7), 0.5, "row").sum()) == 9
+    assert int(lowest(random(3, 7), 0.5, "layer").sum()) == 10
+    assert int(lowest(random(3, 7), 8, "layer").sum()) == 8
 
 
 def test_equal_scores_go_in_order() -> None:

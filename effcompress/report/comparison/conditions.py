@@ -1,4 +1,4 @@
-"""The seven lines above the table: what all methods had in common, and who did not."""
+"""The seven lines above the table: what most methods have in common, and which differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from effcompress.report import words
 from effcompress.report.comparison import flags
 from effcompress.report.comparison.facts import CALIBRATION, NOTHING, TRAINING, Facts, Method
 from effcompress.report.comparison.flags import Flag, short
-from effcompress.report.comparison.sizes import Size
+from effcompress.report.comparison.sizes import SAME_SIZE, Size
 
 Found = Mapping[str, Sequence[Flag]]
 
@@ -16,27 +16,33 @@ Found = Mapping[str, Sequence[Flag]]
 def conditions(
     methods: Sequence[Method], sizes: Sequence[Size], found: Found
 ) -> tuple[tuple[str, str], ...]:
-    """(title, words): checkpoint, calibration, parameters, layers, recovery, evaluation, seeds."""
-    lines = (
-        ("checkpoint", _common(methods, found, {"checkpoint"}, _checkpoint)),
+    """Returns (title, words): checkpoint, calibration, parameters, layers, recovery, evaluation,
+    seeds. ``found``: label -> flags.
+    """
+    return (
+        ("checkpoint", _common(methods, found, _checkpoint, "checkpoint")),
         ("calibration", _calibration(methods, found)),
         ("parameters", _parameters(sizes, found)),
         ("layers", _layers(methods)),
-        ("recovery", _common(methods, found, {"training", "mixture", "text"}, _recovery)),
-        ("evaluation", _common(methods, found, {"protocol", "held-out", "dense"}, _evaluation)),
+        ("recovery", _common(methods, found, _recovery, "training", "mixture", "text")),
+        ("evaluation", _common(methods, found, _evaluation, "protocol", "held-out", "dense")),
         ("seeds", _seeds(methods, found)),
     )
-    return lines
+
+
+def _flagged(found: Found, *kinds: str) -> list[str]:
+    """Labels with a flag of one of the kinds."""
+    return [label for label, some in found.items() if any(f.kind in kinds for f in some)]
 
 
 def _common(
     methods: Sequence[Method],
     found: Found,
-    kinds: set[str],
     say: Callable[[Sequence[Facts]], str],
+    *kinds: str,
 ) -> str:
-    """``say`` on those that are not flagged, and the names of those that are."""
-    other = [m.label for m in methods if kinds & {flag.kind for flag in found[m.label]}]
+    """``say`` on the methods without a flag of these kinds, and the names of those with one."""
+    other = _flagged(found, *kinds)
     usual = [f for m in methods if m.label not in other for f in m.done]
     return (say(usual) if usual else "not known: no run ended well") + _except(other)
 
@@ -63,7 +69,7 @@ def _by_seed(values: Mapping[int, str]) -> str:
 
 
 def _calibration(methods: Sequence[Method], found: Found) -> str:
-    other = [m.label for m in methods if "calibration" in {flag.kind for flag in found[m.label]}]
+    other = _flagged(found, "calibration")
     parts: list[str] = []
     done = [(m.label, f) for m in methods if m.label not in other for f in m.done]
     taken = {f.seed: f for _, f in done if f.measures == CALIBRATION}
@@ -86,11 +92,11 @@ def _calibration(methods: Sequence[Method], found: Found) -> str:
 
 
 def _parameters(sizes: Sequence[Size], found: Found) -> str:
-    other = {n for n, some in found.items() if "parameters" in {flag.kind for flag in some}}
+    other = _flagged(found, "parameters")
     parts = [size.words.removesuffix(" parameters") for size in sizes if size.params]
     if not parts:
         return "not known"
-    tolerance = f"within {flags.SAME_SIZE:.1%}".replace("%", " %")
+    tolerance = f"within {SAME_SIZE:.1%}".replace("%", " %")
     return f"{words.join(parts)}, {tolerance}{_except(sorted(other))}"
 
 
@@ -131,7 +137,7 @@ def _evaluation(facts: Sequence[Facts]) -> str:
 
 
 def _seeds(methods: Sequence[Method], found: Found) -> str:
-    other = [m.label for m in methods if "seeds" in {flag.kind for flag in found[m.label]}]
+    other = _flagged(found, "seeds")
     usual = [m for m in methods if m.label not in other]
     seeds = sorted({a.seed for m in usual for a in m.attempts})
     return ", ".join(map(str, seeds)) + _except(other)

@@ -1,27 +1,31 @@
-"""What keeps two methods from being compared, as a flag for each that differs from the others.
+"""Flags: what keeps a method from being compared with the others, or its numbers from being read as
+they stand.
 
-What most methods have in common is the usual; of equally many, what comes first.
+The usual value is that of most methods, one vote each; of equally many, the first given.
 """
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from effcompress.report import numbers
-from effcompress.report.comparison.facts import CALIBRATION, Facts, Method, Tokens
+from effcompress.report.comparison.facts import CALIBRATION, Attempt, Facts, Method, Tokens
+from effcompress.report.comparison.sizes import SAME_SIZE, Size, effective
 
-SAME_SIZE = 0.005
-"""Parameters that count as equal."""
 SAME_DENSE = 1e-3
-"""Perplexities of one dense model by one protocol that count as equal (threads and kernels round
-differently)."""
+"""Relative difference of two perplexities of one dense model that rounding explains (threads and
+kernels sum in other orders)."""
+SLACK = 2.0
+"""Seconds by which two runs may seem to overlap: a record has whole seconds."""
 SHOWN = 8
-"""Digits of a hash that people are shown."""
+"""Digits of a hash that are shown."""
 _OF_THE_TEXT = ("continuation",)
-"""Of the protocol: what perplexity does not depend on."""
+"""Keys of the protocol that perplexity does not depend on."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Check:
 
 
 def short(hash: str | None) -> str:
-    """A hash as people are shown it."""
+    """Returns the first digits of a hash."""
     return hash[:SHOWN] if hash else "not recorded"
 
 
@@ -64,9 +68,9 @@ def tokens(some: Mapping[str, Tokens]) -> str:
     return ", ".join(f"{n} {t.number:,} tokens (hash {short(t.hash)})" for n, t in some.items())
 
 
-def mixture(shares: Mapping[str, float]) -> str:
+def mixture(fractions: Mapping[str, float]) -> str:
     """``letters 33.3 %, numbers 66.7 %``."""
-    return ", ".join(f"{name} {numbers.percent(share)}" for name, share in shares.items())
+    return ", ".join(f"{name} {numbers.percent(part)}" for name, part in fractions.items())
 
 
 def protocol(facts: Facts) -> dict[str, Any]:
@@ -75,7 +79,12 @@ def protocol(facts: Facts) -> dict[str, Any]:
 
 
 def _protocol(facts: Facts) -> Value:
-    return tuple(sorted((k, str(v)) for k, v in protocol(facts).items())) or NOT_RECORDED
+    return _items(protocol(facts))
+
+
+def _items(mapping: Mapping[str, Any] | None) -> Value:
+    """A mapping as something to compare and to count."""
+    return tuple(sorted((k, str(v)) for k, v in (mapping or {}).items())) or NOT_RECORDED
 
 
 def _other_protocol(one: Facts, usual: Facts) -> str:
@@ -112,10 +121,7 @@ def calibration(facts: Facts) -> str:
 
 
 def _tasks(facts: Facts) -> Value:
-    if facts.tasks_after is None:
-        return DOES_NOT_APPLY
-    said = {k: str(v) for k, v in (facts.tasks_protocol or {}).items()}
-    return tuple(sorted(said.items())) or NOT_RECORDED
+    return DOES_NOT_APPLY if facts.tasks_after is None else _items(facts.tasks_protocol)
 
 
 def _other_tasks(one: Facts, usual: Facts) -> str:
@@ -133,14 +139,10 @@ def _instead(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     )
 
 
-def _shares(facts: Facts) -> Value:
+def _mixture(facts: Facts) -> Value:
     if facts.shares is None:
         return NOT_RECORDED
     return tuple(sorted((name, round(share, 9)) for name, share in facts.shares.items()))
-
-
-def _environment(facts: Facts) -> Value:
-    return tuple(sorted((facts.environment or {}).items())) or NOT_RECORDED
 
 
 def _other_environment(one: Facts, usual: Facts) -> str:
@@ -179,18 +181,36 @@ CHECKS = (
     Check(
         "mixture",
         "its mixture of text",
-        _shares,
+        _mixture,
         lambda a, b: (
             f"reads another mixture: {mixture(a.shares or {})} instead of {mixture(b.shares or {})}"
         ),
     ),
     Check("tasks", "how it solved its tasks", _tasks, _other_tasks, unfair=False),
-    Check("environment", "where it ran", _environment, _other_environment, unfair=False),
+    Check(
+        "environment",
+        "where it ran",
+        lambda f: _items(f.environment),
+        _other_environment,
+        unfair=False,
+    ),
 )
 
 
-def differences(methods: Sequence[Method]) -> Found:
-    """(label, flag) for everything in which finished runs of a method differ from the usual."""
+def flags(methods: Sequence[Method], sizes: Sequence[Size]) -> Found:
+    """Yields (label, flag): differences from the usual, then other sizes, then what a method's own
+    runs say.
+    """
+    yield from _differences(methods)
+    yield from _other_size(methods, sizes)
+    yield from _other_seeds(methods)
+    yield from _together(methods)
+    for method in methods:
+        yield from ((method.label, flag) for flag in (*_zeroed(method), *_failed(method)))
+
+
+def _differences(methods: Sequence[Method]) -> Found:
+    """Flags for everything in which finished runs of a method differ from the usual."""
     missing: dict[str, list[str]] = {}
     flagged: dict[str, set[str]] = {}
     for check in CHECKS:
@@ -246,15 +266,12 @@ def _other_text(methods: Sequence[Method], flagged: Mapping[str, set[str]]) -> F
     changes = {"training", "mixture", "held-out", "protocol"}
     alike = [m for m in methods if not changes & flagged.get(m.label, set())]
 
-    def of(facts: Facts) -> Value:
-        return tuple(sorted(facts.text.items())) if facts.text else NOT_RECORDED
-
     def words(one: Facts, usual: Facts) -> str:
         ours, theirs = one.text or {}, usual.text or {}
         named = ", ".join(name for name in ours if ours[name] != theirs.get(name))
         return f"reads other text in {named}"
 
-    yield from _unusual(alike, Check("text", "its text", of, words), {})
+    yield from _unusual(alike, Check("text", "its text", lambda f: _items(f.text), words), {})
 
 
 def _other_dense(methods: Sequence[Method], flagged: Mapping[str, set[str]]) -> Found:
@@ -276,3 +293,72 @@ def _other_dense(methods: Sequence[Method], flagged: Mapping[str, set[str]]) -> 
                 said = f"measured another perplexity of the dense model than {label}"
                 yield m.label, Flag("dense", f"{said}: {', '.join(moved)}")
                 break
+
+
+def _other_size(methods: Sequence[Method], sizes: Sequence[Size]) -> Found:
+    """Flags for methods that are larger or smaller than their size, or alone at it."""
+    by_label = {m.label: m for m in methods}
+    for size in sizes:
+        for label in size.labels:
+            done = by_label[label].done
+            off = [effective(f) / size.params - 1 for f in done if size.params]
+            most = max(off, key=abs, default=0.0)
+            if abs(most) > SAME_SIZE:
+                amount = f"{numbers.percent(abs(most))} {'more' if most > 0 else 'fewer'}"
+                said = f"has {amount} than the {size.words} that it is compared at"
+                yield label, Flag("parameters", said)
+            if len(sizes) > 1 and len(size.labels) == 1 and done:
+                yield label, Flag("alone", "has a size that no other method has", unfair=False)
+
+
+def _other_seeds(methods: Sequence[Method]) -> Found:
+    seeds = {m.label: tuple(sorted({a.seed for a in m.attempts})) for m in methods}
+    for label, own in seeds.items():
+        usual = Counter(seeds.values()).most_common(1)[0][0]
+        if own != usual:
+            ours, theirs = (", ".join(map(str, some)) for some in (own, usual))
+            yield label, Flag("seeds", f"has seeds {ours}; the others {theirs}", unfair=False)
+
+
+def _together(methods: Sequence[Method]) -> Found:
+    """Flags for methods whose runs were under way at the same time as others."""
+    spans = [(m.label, span) for m in methods for a in m.attempts if (span := _span(a))]
+    overlapping = {
+        label
+        for (one, (start, stop)), (other, (start_, stop_)) in combinations(spans, 2)
+        if start < stop_ - SLACK and start_ < stop - SLACK
+        for label in (one, other)
+    }
+    said = "ran at the same time as others: do not compare times"
+    for method in methods:
+        if method.label in overlapping:
+            yield method.label, Flag("together", said, unfair=False)
+
+
+def _span(attempt: Attempt) -> tuple[float, float] | None:
+    """When a run began and ended, in seconds."""
+    facts = attempt.facts
+    if facts is None or not facts.started or facts.seconds is None:
+        return None
+    begin = datetime.datetime.fromisoformat(facts.started).timestamp()
+    return begin, begin + facts.seconds
+
+
+def _zeroed(method: Method) -> Iterator[Flag]:
+    """Weights that are zero take as much memory and time as any other."""
+    most = max((f.zeroed for f in method.done), default=0)
+    if most:
+        params = max(f.params for f in method.done)
+        said = (
+            f"has {most:,} weights that are zero but still there: file, memory and speed are those "
+            f"of {params:,} parameters"
+        )
+        yield Flag("zeroed", said, unfair=False)
+
+
+def _failed(method: Method) -> Iterator[Flag]:
+    """Seeds without a result, where other seeds have one."""
+    reasons = [f"seed {a.seed}: {a.reason}" for a in method.attempts if not a.done]
+    if reasons and method.done:
+        of = f"{len(reasons)} of {len(method.attempts)} runs"
+        yield Flag("failed", f"has no result of {of} ({'; '.join(reasons)})", unfair=False)

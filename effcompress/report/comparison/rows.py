@@ -10,9 +10,8 @@ from effcompress.report import words
 from effcompress.report.comparison.columns import QUALITY, Column, columns
 from effcompress.report.comparison.conditions import conditions
 from effcompress.report.comparison.facts import CALIBRATION, Attempt, Facts, Method
-from effcompress.report.comparison.flags import Flag, differences
-from effcompress.report.comparison.remarks import remarks
-from effcompress.report.comparison.sizes import Size, sizes, unequal
+from effcompress.report.comparison.flags import Flag, flags
+from effcompress.report.comparison.sizes import Size, sizes
 from effcompress.report.comparison.spread import BEST, TIED, Spread, marks, spread
 
 DENSE = "dense"
@@ -62,11 +61,7 @@ def compare(name: str, methods: Sequence[Method]) -> Comparison:
     everyone = [a.facts for m in methods for a in m.attempts if a.facts is not None]
     shown, groups = columns(everyone), sizes(methods)
     found: dict[str, list[Flag]] = {m.label: [] for m in methods}
-    for label, flag in (
-        *differences(methods),
-        *unequal(methods, groups),
-        *remarks(methods),
-    ):
+    for label, flag in flags(methods, groups):
         found[label].append(flag)
     order = [m for size in groups for m in methods if m.label in size.labels]
     letters = _letters(found[m.label] for m in order)

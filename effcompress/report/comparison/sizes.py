@@ -1,17 +1,17 @@
-"""Which methods ended at the same size: only those are compared."""
+"""Groups of methods that ended at the same size: ranks are within a group."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from effcompress.report import numbers
 from effcompress.report.comparison.facts import Facts, Method
-from effcompress.report.comparison.flags import SAME_SIZE, Flag
 
+SAME_SIZE = 0.005
+"""Relative difference of parameters that count as equal."""
 APART = 0.05
-"""One that is alone, but this near to others, was meant to be compared with them."""
+"""A method that is alone, but this near to others, is compared with them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def effective(facts: Facts) -> int:
 
 
 def _wanted(method: Method) -> float | None:
-    """What it was asked for; without that (or where weights were zeroed), what it has."""
+    """Target parameters; without a target (or where weights were zeroed), those of the result."""
     targets = [a.target for a in method.attempts if a.target]
     if targets and not any(f.zeroed for f in method.done):
         return float(targets[0])
@@ -45,9 +45,9 @@ def _wanted(method: Method) -> float | None:
 
 
 def sizes(methods: Sequence[Method]) -> list[Size]:
-    """The sizes, largest first; last those of methods that zero weights and remove none of them:
-    their models are no smaller, so they are not ranked with those that are. Methods whose size
-    nobody knows (they failed before) belong to the largest group.
+    """Returns the sizes, largest first; last those of methods that zero weights and remove none of
+    them: their models are no smaller, so they are ranked apart. Methods of unknown size (they
+    failed before) belong to the largest group.
     """
     zero = [m for m in methods if any(f.zeroed for f in m.done)]
     removed = [m for m in methods if m not in zero]
@@ -74,7 +74,7 @@ def _sizes(methods: Sequence[Method], *, zeroed: bool) -> list[Size]:
 
 
 def _joined(groups: list[list[str]], wanted: dict[str, float]) -> list[list[str]]:
-    """Whoever is alone joins the nearest of its neighbours, if it is near."""
+    """Joins a method that is alone with the nearest group within ``APART``."""
     done: list[list[str]] = []
     for group in groups:
         near = done and wanted[done[-1][-1]] / wanted[group[0]] - 1 <= APART
@@ -89,25 +89,3 @@ def _reference(values: Sequence[float]) -> float:
     """The most common one; if all differ, the middle."""
     common = max(values, key=lambda v: (values.count(v), -values.index(v)))
     return common if values.count(common) > 1 else statistics.median_low(values)
-
-
-def unequal(methods: Sequence[Method], found: Sequence[Size]) -> Iterator[tuple[str, Flag]]:
-    """(label, flag) for who is larger or smaller than its group, and for who is alone."""
-    by_label = {m.label: m for m in methods}
-    for size in found:
-        for label in size.labels:
-            method = by_label[label]
-            off = max(
-                (effective(f) / size.params - 1 for f in method.done if size.params),
-                key=abs,
-                default=0.0,
-            )
-            if abs(off) > SAME_SIZE:
-                more = "more" if off > 0 else "fewer"
-                said = (
-                    f"has {numbers.percent(abs(off))} {more} than the {size.words} that it is "
-                    "compared at"
-                )
-                yield label, Flag("parameters", said)
-            if len(found) > 1 and len(size.labels) == 1 and method.done:
-                yield label, Flag("alone", "has a size that no other method has", unfair=False)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from effcompress_plugins.sparsegpt import sparsegpt
 from torch import Tensor, tensor
 
 from effcompress.errors import RunError
-from effcompress.sparsity.sparsegpt import sparsegpt
 from effcompress.spec import Pattern
 
 ROWS, INPUTS, TOKENS = 9, 24, 60

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from effcompress import groups
+from effcompress.injectable import READ
 from effcompress.measure.grams import readers
-from effcompress.measure.influence import Influence
-from effcompress.measure.inputs import InputStats
+from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.model.families import family_of
+from effcompress.registry import REGISTRY
 from tests.conftest import FAMILIES, SHAPES, tiny, tokens
 from tests.measure.test_grams import SPACES, pruned, seen
+
+OF_INPUTS = {n: REGISTRY.get("statistic", n) for n in ("input_abs", "input_fluctuation")}
 
 
 def reference(sequences: list[Tensor]) -> dict[str, Tensor]:
@@ -39,7 +42,7 @@ def reference(sequences: list[Tensor]) -> dict[str, Tensor]:
 def test_statistics_of_inputs() -> None:
     model = pruned(*SPACES)
     params = readers(model.module, model.axes, model.sets)
-    stats = InputStats(model.module, params)
+    stats = InputStatistics(model.module, params, READ, OF_INPUTS)
     want: dict[str, list[Tensor]] = {}
     for seed in range(4):
         ids = tokens(1, seed=seed)
@@ -61,7 +64,7 @@ def test_a_batch_is_so_many_sequences() -> None:
     params = readers(model.module, model.axes, model.sets)
     found = []
     for batches in ([tokens(3, seed=5)], [*tokens(3, seed=5).split(1)]):
-        stats = InputStats(model.module, params)
+        stats = InputStatistics(model.module, params, READ, OF_INPUTS)
         for ids in batches:
             with stats.listening():
                 model.module(input_ids=ids)
@@ -82,10 +85,10 @@ def test_influence_of_layers_and_blocks(model_type: str) -> None:
     family = family_of(config)
     axes = groups.axes_of(model, family, config)
     ids = tokens(2, seed=3)
-    influence = Influence(model, axes)
+    influence = LayerStatistics(model, axes, {"influence": REGISTRY.get("statistic", "influence")})
     with influence.listening():
         model(input_ids=ids)
-    found = influence.read()
+    found = influence.read()["influence"]
     influence.close()
     stream = states(model, ids)
     for i in axes.depth.layers[:-1]:  # the last of the class's states is behind the final norm

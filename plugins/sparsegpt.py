@@ -1,21 +1,24 @@
-"""SparseGPT: zeros column by column, and the columns behind take over what they can.
+"""SparseGPT: massive language models can be accurately pruned in one shot (arXiv:2301.00774).
 
-``B`` columns of one block; the weight is held as ``[I, O]``, so that a column is contiguous.
+The optimal brain surgeon, column by column from left to right. With ``H = E[x x^T]`` of what a
+layer reads and ``H^-1 = U^T U``, ``U`` upper triangular, the error of removing ``w_j`` is
+``w_j^2 / U_jj^2``, and the columns behind it take over ``- w_j / U_jj * U_j``.
+
+``O, I`` outputs and inputs, ``B`` columns of one block, ``M`` of one pattern. The weight is held as
+``[I, O]``, so that a column is contiguous.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
-from effcompress.errors import RunError
-from effcompress.registry import sparsifier
-from effcompress.sparsity.choose import chosen, lowest, whole
-from effcompress.spec import Positive
+from effcompress import Positive, RunError, damped_cholesky, lowest, sparsifier
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from effcompress.spec import Pattern
+    from effcompress import Pattern
 
 
 @sparsifier("sparsegpt", paper="arXiv:2301.00774")
@@ -32,7 +35,6 @@ def sparsegpt(
 ) -> Tensor:
     """Column by column: what a zero takes from the output, the columns behind it make up for.
 
-    The optimal brain surgeon, from left to right.
     ``H = gram + damp m I`` with ``m`` the mean of the positive diagonal entries (the scale of the
     second moments does not matter), ``H^-1 = U^T U`` with ``U`` upper triangular. ``mask: own``:
     before each ``block`` of columns those with the least ``w^2 / U_jj^2`` are chosen, all of its
@@ -75,8 +77,8 @@ def _lowest(work_IO: Tensor, factor_II: Tensor, start: int, stop: int, sparsity:
     """
     score_BO = _errors(work_IO[start:stop], factor_II.diagonal()[start:stop])
     rows = score_BO.shape[1]
-    zeros = whole(rows * stop, sparsity) - whole(rows * start, sparsity)
-    return lowest(score_BO.reshape(1, -1), zeros).view_as(score_BO)
+    zeros = _whole(rows * stop, sparsity) - _whole(rows * start, sparsity)
+    return lowest(score_BO, zeros, "layer")
 
 
 def _columns(
@@ -95,7 +97,7 @@ def _columns(
         if pattern is not None and j % pattern.of == 0:
             group = slice(j, j + pattern.of)
             score_OM = _errors(work_IO[group], factor_II.diagonal()[group]).T
-            gone_IO[group] = lowest(score_OM, pattern.zeros).T
+            gone_IO[group] = lowest(score_OM, pattern).T
         error_O = error_BO[j - start]
         torch.mul(work_IO[j], gone_IO[j], out=error_O)
         error_O.div_(factor_II[j, j])
@@ -114,9 +116,14 @@ def _as_before(
 ) -> Tensor:
     """``[O, I]`` bool: what Wanda (per row) or magnitude (per layer) would choose."""
     if mask == "magnitude":
-        return chosen(weight.abs(), sparsity, pattern, "layer")
+        return lowest(weight.abs(), pattern or sparsity, "layer")
     score_OI = weight.abs().float() * gram.diagonal().clamp(min=0).sqrt()
-    return chosen(score_OI, sparsity, pattern, "row")
+    return lowest(score_OI, pattern or sparsity, "row")
+
+
+def _whole(total: int, fraction: float) -> int:
+    """``fraction`` of ``total``, rounded down; what only binary makes fractional is whole."""
+    return math.floor(total * fraction + 1e-9)
 
 
 def _upper(gram: Tensor, dead_I: Tensor, damp: float, tries: int) -> Tensor:
@@ -128,16 +135,14 @@ def _upper(gram: Tensor, dead_I: Tensor, damp: float, tries: int) -> Tensor:
     import torch
 
     size = 1.0 if bool(dead_I.all()) else float(gram.diagonal()[~dead_I].double().mean())
-    for attempt in range(tries):
-        damped_II = gram.to(torch.float64, copy=True)
-        damped_II.diagonal()[dead_I] = size
-        damped_II.diagonal().add_(damp * size * 10.0**attempt)
-        factor_II, failed = torch.linalg.cholesky_ex(damped_II.flip(0, 1))
-        if not int(failed):
-            eye_II = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-            return torch.linalg.solve_triangular(factor_II.flip(0, 1), eye_II, upper=True)
-    raise RunError(
-        "the second moments of a linear layer's inputs are not positive definite, whatever the "
-        "damping",
-        fix="More calibration text (sparsify.sequences), or a larger `damp`.",
-    )
+    hessian_II = gram.to(torch.float64, copy=True)
+    hessian_II.diagonal()[dead_I] = size
+    factor_II = damped_cholesky(hessian_II.flip(0, 1), damp * size, tries)
+    if factor_II is None:
+        raise RunError(
+            "the second moments of a linear layer's inputs are not positive definite, whatever the "
+            "damping",
+            fix="More calibration text (sparsify.sequences), or a larger `damp`.",
+        )
+    eye_II = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    return torch.linalg.solve_triangular(factor_II.flip(0, 1), eye_II, upper=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from effcompress.errors import CoverageError, PluginError, RunError
 from effcompress.registry import REGISTRY, Bound, Plugin, Registry
-from effcompress.saliency.influence import InfluenceMean
 from effcompress.saliency.inputs import score_inputs
 from effcompress.types import GroupSet, Side
 
@@ -44,7 +43,7 @@ def units(kind: str = "ffn", params: str = "a") -> GroupSet:
 
 def scored(name: str, s: GroupSet, influence: float | None = None, **knobs: object) -> list[float]:
     criterion = Bound(REGISTRY.get("criterion", name), knobs)
-    given = {} if influence is None else {s.name: influence}
+    given = {} if influence is None else {"influence": {s.name: influence}}
     return score_inputs([s], criterion, Fixed(), given)[s.name].tolist()
 
 
@@ -126,22 +125,19 @@ def test_both_ways_of_measuring_are_refused() -> None:
         _bound(both)
 
 
-def test_influence_is_averaged_and_normalised() -> None:
-    mean = InfluenceMean()
-    assert mean.normalised() == {}
-    mean.add({"layer.0": 1.0, "layer.1": 2.0, "layer.2": 6.0, "mlp_block.0": 9.0})
-    mean.add({"layer.0": 3.0, "layer.2": 6.0})  # layer 1 is gone by then
-    again = InfluenceMean()
-    again.load_state_dict(mean.state_dict())
-    for one in (mean, again):
-        # means 2, 2, 6; centred -4/3, -4/3, 8/3
-        assert one.normalised() == pytest.approx({0: -0.5, 1: -0.5, 2: 1.0})
+def test_influence_is_averaged_over_cuts() -> None:
+    observe = REGISTRY.get("selector", "adaptive").companion.function
+    state = observe(None, {0: 1.0, 1: 2.0, 2: 6.0})
+    state = observe(state, {0: 3.0, 2: 6.0})  # layer 1 is gone by then
+    assert state == {"0": [4.0, 2], "1": [2.0, 1], "2": [12.0, 2]}
 
 
 def test_adaptive_selector() -> None:
     adaptive = REGISTRY.get("selector", "adaptive").function
-    share = torch.tensor([0.5, 0.5, 0.1])
-    influence = torch.tensor([-1.0, 1.0, 0.0])
-    found = adaptive(share, influence, amplitude=0.5)
-    assert found.tolist() == pytest.approx([0.5 / 1.5, 1.0, 0.1])
-    assert math.isfinite(float(adaptive(share, influence)[1]))
+    fraction, layer = torch.tensor([0.5, 0.5, 0.1, 0.3]), torch.tensor([0, 2, 1, -1])
+    # Means 2, 2, 6; centred -4/3, -4/3, 8/3; over the largest -0.5, -0.5, 1. No layer: 0.
+    state = {"0": [4.0, 2], "1": [2.0, 1], "2": [12.0, 2]}
+    found = adaptive(fraction, layer, state, amplitude=0.5)
+    assert found.tolist() == pytest.approx([0.5 / 1.25, 0.5 / 0.5, 0.1 / 1.25, 0.3])
+    assert math.isfinite(float(adaptive(fraction, layer, state)[1])), "rates stay above zero"
+    assert adaptive(fraction, layer, {"0": [1.0, 1]}).tolist() == pytest.approx(fraction.tolist())

@@ -1,0 +1,87 @@
+"""Hooks on modules that can be switched on for some passes and removed for good: what all
+measurements of forward passes share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from effcompress.recompute import recomputing
+
+LINEAR = {"Linear": 1, "Conv1D": 0}
+"""Class of a layer -> the dimension of its weight that its inputs run along."""
+
+
+class Hooks:
+    """Handles of hooks, and whether they measure at the moment."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._on = False
+
+    @property
+    def measuring(self) -> bool:
+        """Whether hooks take values in. A block that is recomputed in the backward (activation
+        checkpointing) runs its hooks twice; only the first run counts.
+        """
+        return self._on and not recomputing()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Measures the passes that run inside."""
+        self._on = True
+        try:
+            yield
+        finally:
+            self._on = False
+            self._reset()
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _reset(self) -> None:
+        """Forgets what was kept for the pass that has ended."""
+
+
+class InputHooks(Hooks):
+    """Pre-hooks on linear layers. Layers that read the same tensor (q, k and v; gate and up) share
+    one measurement, kept under the name of the first of them.
+    """
+
+    def __init__(
+        self, module: nn.Module, params: Iterable[str], take: Callable[[str, Tensor], None]
+    ) -> None:
+        """``params``: names of weights. ``take(owner, x)`` gets every distinct input, detached."""
+        super().__init__()
+        self.owner: dict[str, str] = {}
+        """Weight -> the weight under whose name its inputs are kept."""
+        self._last: tuple[Tensor, str] | None = None
+        self._take = take
+        for param in params:
+            linear = module.get_submodule(param.removesuffix(".weight"))
+            self._handles.append(linear.register_forward_pre_hook(self._hook(param)))
+
+    def _hook(self, param: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            if self.measuring:
+                self._read(param, args[0])
+
+        return hook
+
+    def _read(self, param: str, x: Tensor) -> None:
+        # Identity, not equality: transformers hands q, k and v the very same tensor object.
+        if self._last is not None and self._last[0] is x:
+            self.owner[param] = self._last[1]
+            return
+        self._last = (x, param)
+        self.owner[param] = param
+        self._take(param, x.detach())
+
+    def _reset(self) -> None:
+        self._last = None

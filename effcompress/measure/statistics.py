@@ -1,0 +1,243 @@
+"""Statistics of forward passes over calibration text: of what linear layers read, one number per
+input channel, and of the residual stream before and after layers and blocks, one number for each.
+
+Which ones there are is up to plugins (``@statistic``); mean, root mean square and variance of the
+inputs are the engine's own. All sums are in fp64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from effcompress.distributed import ALONE, World
+from effcompress.errors import PluginError
+from effcompress.injectable import READ
+from effcompress.measure.hooks import Hooks, InputHooks
+from effcompress.registry import Plugin
+from effcompress.types import AxisMap
+
+
+@dataclass
+class _Streaming:
+    """One statistic of one layer, sequence by sequence: a mean of values per token, or the
+    statistic's own recursion where it takes ``state``.
+    """
+
+    statistic: Plugin
+    total: Any = None
+    """Sum over tokens, or the state."""
+    tokens: int = 0
+
+    def add(self, **given: Tensor) -> None:
+        """One sequence. Raises PluginError when the statistic fails or returns another shape."""
+        plugin, tokens = self.statistic, len(next(iter(given.values())))
+        available = {**given, "state": self.total}
+        try:
+            found = plugin.function(*(available[need] for need in plugin.needs))
+        except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise PluginError(
+                f"statistic '{plugin.name}' fails: {said}", where=plugin.where
+            ) from error
+        width = next(iter(given.values())).shape[1:] if "x" in given else ()
+        if "state" in plugin.needs:
+            self._require(found[0] if isinstance(found, tuple) else found, tuple(width))
+            self.total = found
+        else:
+            self._require(found, (tokens, *width))
+            summed = found.double().sum(0)
+            self.total = summed if self.total is None else self.total + summed
+        self.tokens += tokens
+
+    def value(self) -> Tensor:
+        """The value so far, in fp64."""
+        if "state" not in self.statistic.needs:
+            return self.total / self.tokens
+        return (self.total[0] if isinstance(self.total, tuple) else self.total).double()
+
+    def _require(self, found: object, shape: tuple[int, ...]) -> None:
+        good = isinstance(found, Tensor) and tuple(found.shape) in (shape, shape or (1,))
+        if not good:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise PluginError(
+                f"statistic '{self.statistic.name}' returned {got} where {shape or (1,)} was "
+                "expected",
+                where=self.statistic.where,
+                fix="Without `state` it returns one value per token, with it one per channel.",
+            )
+
+
+@dataclass
+class _Moments:
+    """Sums of ``x`` and ``x^2`` over tokens, ``[I]`` each."""
+
+    total: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+    tokens: int = 0
+
+    def add(self, x_TI: Tensor) -> None:
+        """One sequence."""
+        self.total = self.total + x_TI.sum(0)
+        self.squares = self.squares + x_TI.square().sum(0)
+        self.tokens += len(x_TI)
+
+    def read(self) -> dict[str, Tensor]:
+        """``input_mean``, ``input_norm`` (root of the mean square) and ``input_variance``."""
+        mean = torch.as_tensor(self.total / self.tokens)
+        square = torch.as_tensor(self.squares / self.tokens)
+        # Rounding can leave a channel that never changes a variance just below zero.
+        variance = (square - mean.square()).clamp_(min=0.0)
+        return {"input_mean": mean, "input_norm": square.sqrt(), "input_variance": variance}
+
+
+@dataclass
+class _Layer:
+    """All that is measured of one distinct input."""
+
+    moments: _Moments | None
+    streams: dict[str, _Streaming] = field(default_factory=dict[str, _Streaming])
+
+
+@final
+class InputStatistics(InputHooks):
+    """Statistics of what linear layers read; every row of a batch is a sequence."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        params: Mapping[str, int],
+        needs: tuple[str, ...] | frozenset[str] = READ,
+        statistics: Mapping[str, Plugin] | None = None,
+    ) -> None:
+        """``params``: weight -> the dimension that its inputs run along. ``needs``: which of the
+        engine's own are wanted; ``statistics``: name -> plugin.
+        """
+        self.params = dict(params)
+        self._weights = dict(module.named_parameters())
+        self._moments = bool(READ.intersection(needs))
+        self._statistics = dict(statistics or {})
+        self._layers: dict[str, _Layer] = {}
+        super().__init__(module, self.params, self._add)
+
+    def read(self, param: str) -> dict[str, Tensor]:
+        """``[I]`` each in fp32, by name."""
+        layer = self._layers[self.owner[param]]
+        found = layer.moments.read() if layer.moments else {}
+        found |= {name: stream.value() for name, stream in layer.streams.items()}
+        return {name: value.float() for name, value in found.items()}
+
+    def weight(self, param: str) -> Tensor:
+        """The layer's weight as ``[O, I]``; a view."""
+        weight = self._weights[param].detach()
+        return weight if self.params[param] == 1 else weight.T
+
+    @torch.no_grad()
+    def _add(self, owner: str, x: Tensor) -> None:
+        if owner not in self._layers:
+            streams = {name: _Streaming(plugin) for name, plugin in self._statistics.items()}
+            self._layers[owner] = _Layer(_Moments() if self._moments else None, streams)
+        layer = self._layers[owner]
+        for row_TI in x.reshape(-1, *x.shape[-2:]) if x.dim() > 2 else x[None]:
+            x_TI = row_TI.double()
+            if layer.moments is not None:
+                layer.moments.add(x_TI)
+            for stream in layer.streams.values():
+                stream.add(x=x_TI)
+
+
+@final
+class LayerStatistics(Hooks):
+    """Statistics of the residual stream before and after every layer, attention block and
+    feed-forward block.
+
+    What a block adds to the stream is the output of that of its modules which runs last (a norm
+    behind the block belongs to it). The stream is ``[B, T, hidden]``, before and after.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        axes: AxisMap,
+        statistics: Mapping[str, Plugin],
+        world: World = ALONE,
+    ) -> None:
+        """``world``: processes that measure other sequences; ``read`` is of all of them. A
+        statistic with ``state`` has to see every sequence in every process.
+        """
+        super().__init__()
+        self._world, self._statistics = world, dict(statistics)
+        self._streams: dict[str, dict[str, _Streaming]] = {name: {} for name in statistics}
+        self._added: dict[str, Tensor] = {}
+        family = axes.family
+        for j, i in enumerate(axes.depth.layers):
+            layer = module.get_submodule(family.layer.replace("{i}", str(j)))
+            there = {
+                kind: sublayer.modules
+                for kind, sublayer in family.sublayers.items()
+                if f"{kind}.{i}" not in axes.depth.absent
+            }
+            for kind, paths in there.items():
+                for path in paths:
+                    hook = self._remember(f"{kind}.{i}")
+                    self._handles.append(layer.get_submodule(path).register_forward_hook(hook))
+            compare = self._compare(i, there)
+            self._handles.append(layer.register_forward_hook(compare, with_kwargs=True))
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """Statistic -> ``layer.3``, ``attention_block.3``, ... -> its value."""
+        return {name: self._over_all(name) for name in self._statistics}
+
+    def _over_all(self, name: str) -> dict[str, float]:
+        streams = self._streams[name]
+        names = sorted(streams)
+        if "state" in self._statistics[name].needs:
+            return {n: float(streams[n].value()) for n in names}
+        totals = self._world.sums([float(streams[n].total) for n in names])
+        tokens = self._world.sums([streams[n].tokens for n in names])
+        return {n: t / count for n, t, count in zip(names, totals, tokens, strict=True)}
+
+    def _remember(self, name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+            if self.measuring:
+                self._added[name] = _first(out)
+
+        return hook
+
+    def _compare(self, layer: int, there: Mapping[str, Any]) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
+            if not self.measuring:
+                return
+            before = args[0] if args else kwargs["hidden_states"]
+            after = _first(out)
+            self._take(f"layer.{layer}", before, after)
+            for kind in there:
+                # Some classes flatten batch and tokens within the block.
+                added = self._added.pop(f"{kind}.{layer}").reshape(before.shape)
+                # Attention comes first in a layer: it starts from the layer's own input, and the
+                # feed-forward block ends at its output.
+                if kind == "attention_block":
+                    self._take(f"{kind}.{layer}", before, before + added)
+                else:
+                    self._take(f"{kind}.{layer}", after - added, after)
+
+        return hook
+
+    @torch.no_grad()
+    def _take(self, name: str, before: Tensor, after: Tensor) -> None:
+        for statistic, plugin in self._statistics.items():
+            stream = self._streams[statistic].setdefault(name, _Streaming(plugin))
+            for before_TD, after_TD in zip(before.double(), after.double(), strict=True):
+                stream.add(before=before_TD, after=after_TD)
+
+    def _reset(self) -> None:
+        self._added.clear()
+
+
+def _first(out: Any) -> Tensor:
+    """What a module hands on; attention returns more than that."""
+    return (out[0] if isinstance(out, tuple) else out).detach()

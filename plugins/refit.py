@@ -1,0 +1,58 @@
+"""Least squares for the projections into the residual stream, after the last removal (new).
+
+Front to back, every projection is fitted to put out what the source model's stream has at that
+place and this one's lacks, so errors of the layers in front are made good, too. With ``x`` what the
+projection reads and ``t`` what it should put out: ``min_V E|V x - t|^2 + d |V - W|^2``, so
+``V = (E[t x^T] + d W) (E[x x^T] + d I)^-1``.
+
+``O, I`` outputs and inputs of a projection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from effcompress import damped_cholesky, refit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@refit("least_squares", paper="new")
+def least_squares(weight: Tensor, gram: Tensor, cross: Tensor, *, damp: float = 0.03) -> Tensor:
+    """Ridge regression of what the layer should put out on what it reads, drawn towards the weight
+    as it is: ``(cross + d W) (gram + d I)^-1`` with ``d = damp mean(diag gram)``, ``[O, I]``. In
+    fp64.
+    """
+    return _solve(weight, gram, cross, damp * float(gram.diagonal().mean()))
+
+
+@refit("least_squares_bias", paper="new")
+def least_squares_bias(
+    weight: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    mean: Tensor,
+    target_mean: Tensor,
+    *,
+    damp: float = 0.03,
+) -> tuple[Tensor, Tensor]:
+    """As ``least_squares``, with an intercept that is not punished, which the bias takes over,
+    ``[O, I], [O]``.
+    """
+    # Centred moments: the intercept drops out of the normal equations.
+    covariance_II = gram.double() - mean.double().outer(mean.double())
+    cross_OI = cross.double() - target_mean.double().outer(mean.double())
+    damping = damp * float(covariance_II.diagonal().mean())
+    new = _solve(weight, covariance_II, cross_OI, damping)
+    more = target_mean.double() - new.double() @ mean.double()
+    return new, more.to(weight.dtype)
+
+
+def _solve(weight: Tensor, gram: Tensor, cross: Tensor, damping: float) -> Tensor:
+    """The weight unchanged where nothing was read, or what was read is not finite."""
+    factor = damped_cholesky(gram, damping) if 0.0 < damping < float("inf") else None
+    if factor is None:
+        return weight
+    right_OI = cross.double() + damping * weight.double()
+    return right_OI.T.cholesky_solve(factor).T.to(weight.dtype)
