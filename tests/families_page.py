@@ -49,23 +49,24 @@ pytest tests/contract/test_mask_equals_removal.py tests/export/test_forms.py \\
 
 ## What can be cut
 
-Tiny random models in fp64, every kind with equal and with different numbers per layer. A cell is
-the largest difference of a logit between the model with the mini-groups masked by hand (an
-independent reference) and the same model with shorter tensors; afterwards backward, and generation
-with and without cache, work with eager and sdpa attention. An empty cell: the family has no such
-mini-group. `*`: exact for the model that results, whose norms average over what is left; but the
-removal changes more than what the removed units did (a norm spans all heads), and the run says by
-how much.
+Tiny random models in fp64; every kind is cut with equal and with different numbers per layer. A
+cell is the largest difference of a logit between the model with the mini-groups masked (an
+independent reference, written by hand) and the model with them removed. After the removal,
+backward and generation with and without KV cache are tested with eager and sdpa attention. Empty:
+the family has no such mini-group. `*`: masked and removed agree, but the removal changes more
+than the removed units' own contribution, because a norm averages over all heads; the run reports
+by how much.
 
 """
 EXPORTS = """
 ## What the result can be saved as
 
-Fresh process, plain transformers, fp32: the largest difference of a logit over pruned width, depth
-and both; the greedy tokens are equal with and without cache. `uniform`: stock class, layers of
-equal widths. `padded`: stock class, zeros where layers are narrower or gone. `exact`: the shapes as
-they are. Widths are uneven and the hidden size odd in the last two columns; where LayerNorm
-subtracts a mean, no zeros can be added to it.
+Loaded in a fresh process with transformers alone, in fp32: the largest difference of a logit for
+pruned width, pruned depth and both; greedy tokens are equal with and without KV cache. `uniform`:
+stock class, all layers of equal widths. `padded`: stock class, padded with zeros where layers are
+narrower or removed. `exact`: the pruned shapes, in a class inside the folder. In the last two
+columns widths differ between layers and the hidden size is odd. LayerNorm families cannot be
+padded along the hidden size, because zeros would change the mean.
 
 """
 

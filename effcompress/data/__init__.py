@@ -1,9 +1,11 @@
 """From text to batches: read documents, hold some out, tokenise once into memory-mapped files, pack
 into sequences, mix domains by weight.
 
-``prepare`` makes a ``Corpus`` ready; a ``Stream`` of it gives training batches and can be resumed
-anywhere; ``digest`` says which tokens they were; ``needs`` lists what a recipe fetches from the
-hub.
+``prepare`` returns a ``Corpus``; its ``Stream`` yields training batches and can be resumed at any
+position; ``digest`` hashes token ids; ``needs`` lists the hub data sets of a recipe.
+
+In the order of the data: ``documents`` and ``sources`` (text), ``tokens`` and ``folder`` (token
+cache), ``pack`` (sequences), ``stream`` (order and mixture), ``corpus`` (all of it).
 """
 
 from effcompress.data.corpus import Corpus, needs, prepare

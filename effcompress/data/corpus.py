@@ -1,4 +1,4 @@
-"""The text of a run: every domain tokenised as far as the run needs, packed and fingerprinted."""
+"""The corpus of a run: every domain tokenised as far as needed, packed and fingerprinted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -24,44 +24,71 @@ from effcompress.spec import DataSpec, DomainSpec
 from effcompress.types import TextTokenizer
 
 CHOICE = 8
-"""Windows out of which one of calibration is drawn: another seed is to read other text."""
-BLOCK = 1 << 24
+"""Windows per calibration window that is drawn: with a choice, another seed draws other text."""
+HASHED_AT_ONCE = 1 << 24
+"""Tokens."""
 
 
 @dataclass(frozen=True)
 class Talk:
-    """How the room reaches the world: whether it may, and whom it tells."""
+    """Whether the network may be used, and callbacks for progress and notices."""
 
     offline: bool
     progress: Callable[[str, float], None]
     notice: Callable[[str], None]
 
 
+class DomainSummary(TypedDict):
+    """What a run reads of a domain; recorded with the run."""
+
+    source: str
+    share: float
+    """Fraction of the training samples."""
+    documents: int
+    tokens: int
+    heldout_documents: int
+    heldout_tokens: int
+    held_out: str
+    """How, in words."""
+    content: str
+    """Hash of the tokens."""
+
+
+class HubDataset(TypedDict):
+    """A data set of the Hugging Face Hub that a recipe reads."""
+
+    domain: str
+    hub: str
+    config: str | None
+    revision: str | None
+    splits: list[str]
+
+
 @dataclass(frozen=True)
 class Domain:
-    """One domain with its tokens; ``train`` are the windows that training may read."""
+    """One domain with its tokens; ``fraction`` of all training samples come from ``train``."""
 
     name: str
     spec: DomainSpec
     source: str
-    share: float
+    fraction: float
     store: TokenStore
     train: Windows
     heldout: Windows
 
     def content(self) -> str:
-        """Hash of the tokens this run trains on and is evaluated on."""
+        """Hashes the tokens that this run trains on and is evaluated on."""
         digest = hashlib.sha256()
         for tokens in (self.train.used, self.heldout.used):
             digest.update(f"{len(tokens)} {tokens.dtype.str} ".encode())
-            for start in range(0, len(tokens), BLOCK):
-                digest.update(np.ascontiguousarray(tokens[start : start + BLOCK]).data)
+            for start in range(0, len(tokens), HASHED_AT_ONCE):
+                digest.update(np.ascontiguousarray(tokens[start : start + HASHED_AT_ONCE]).data)
         return digest.hexdigest()[:32]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> DomainSummary:
         return {
             "source": self.source,
-            "share": self.share,
+            "share": self.fraction,
             "documents": self.store.documents("train", len(self.train.used)),
             "tokens": len(self.train.used),
             "heldout_documents": self.store.documents("heldout", len(self.heldout.used)),
@@ -72,8 +99,8 @@ class Domain:
 
 
 class Corpus:
-    """What ``prepare`` returns. All that is read from it depends on recipe, text and tokenizer
-    only, never on what happened to be in the cache.
+    """The text of a run, made by ``prepare``. Everything read from it depends on recipe, text and
+    tokenizer only, not on what was cached before.
     """
 
     def __init__(
@@ -88,34 +115,35 @@ class Corpus:
         self._tokenizer = tokenizer.fingerprint
         self.sequence_length = spec.sequence_length
         self.bos = window_bos(spec.bos, tokenizer)
-        """The id every sequence begins with, or None."""
+        """The id that every sequence begins with, or None."""
         self.domains: tuple[str, ...] = tuple(self._domains)
-        self._summary: dict[str, Any] | None = None
+        self._summary: dict[str, DomainSummary] | None = None
         self._told: set[str] = set()
 
     def stream(self, seed: int | None = None) -> Stream:
-        """Training batches from the beginning; ``seed`` defaults to that of ``prepare``."""
+        """Returns training batches from the beginning; ``seed`` defaults to that of ``prepare``."""
         return Stream(
             {name: domain.train for name, domain in self._domains.items()},
-            {name: domain.share for name, domain in self._domains.items()},
+            {name: domain.fraction for name, domain in self._domains.items()},
             seed=self._seed if seed is None else seed,
             when_dry=self._spec.when_dry,
             notice=self._talk.notice,
         )
 
     def calibration(self, sequences: int, seed: int | None = None) -> Tensor:
-        """``ids_NT`` (int64): ``sequences`` different windows of training text, mixed by weight.
+        """Returns ``ids_NT`` (int64): ``sequences`` different windows of training text, mixed by
+        weight.
 
         Tokenises more if the run itself needs less. Raises ``SourceError`` naming a domain that
         has too little text.
         """
         seed = self._seed if seed is None else seed
         names = list(self._domains)
-        shares = [self._domains[name].share for name in names]
+        fractions = [self._domains[name].fraction for name in names]
         counts = [0] * len(names)
         order: list[tuple[int, int]] = []
         for _ in range(sequences):
-            chosen = next_domain(shares, counts)
+            chosen = next_domain(fractions, counts)
             order.append((chosen, counts[chosen]))
             counts[chosen] += 1
         pools = [self._pool(self._domains[name], n) for name, n in zip(names, counts, strict=True)]
@@ -126,7 +154,7 @@ class Corpus:
         return _stack(rows, self.sequence_length)[0]
 
     def _pool(self, domain: Domain, needed: int) -> Windows:
-        """The windows training may read; where those do not suffice, ``CHOICE`` for each needed."""
+        """The training windows if they suffice, else ``CHOICE`` windows for each one needed."""
         if needed <= domain.train.count:
             return domain.train
         size = payload(self.sequence_length, self.bos)
@@ -143,13 +171,13 @@ class Corpus:
         return windows
 
     def heldout(self, domain: str, sequences: int) -> Tensor:
-        """``ids_NT`` (int64): the first ``sequences`` windows of the held-out text, or as many as
-        there are, with a notice. No training text among them.
+        """Returns ``ids_NT`` (int64): the first ``sequences`` windows of the held-out text, or as
+        many as there are, with a notice. Training text is never among them.
         """
         return self.heldout_trained(domain, sequences)[0]
 
     def heldout_trained(self, domain: str, sequences: int) -> tuple[Tensor, Tensor]:
-        """The same, and which of the tokens are no prompt, ``[N, T]``."""
+        """The same, and a mask ``[N, T]`` of the tokens that are not part of a prompt."""
         one = self._domains[domain]
         size = payload(self.sequence_length, self.bos)
         if sequences > one.heldout.count:
@@ -164,15 +192,15 @@ class Corpus:
         rows = [windows.take(n) for n in range(windows.count)]
         return _stack(rows, self.sequence_length)
 
-    def summary(self) -> dict[str, Any]:
-        """Per domain: source, share, documents, tokens, how held out, hash of the tokens used."""
-        if self._summary is None:  # hashing reads all tokens of the run
+    def summary(self) -> dict[str, DomainSummary]:
+        """Returns sizes, origin and a hash of the tokens used, by domain."""
+        if self._summary is None:  # cached: hashing reads all tokens of the run
             self._summary = {name: domain.summary() for name, domain in self._domains.items()}
         return dict(self._summary)
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two runs exactly if they read the same tokens in the same mixture."""
+        """Hash, equal for two runs exactly if they read the same tokens in the same mixture."""
         content = {name: (d["content"], d["share"]) for name, d in self.summary().items()}
         facts = [content, self._tokenizer, self.sequence_length, self.bos, self._spec.when_dry]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -190,27 +218,27 @@ def prepare(
     progress: Callable[[str, float], None],
     notice: Callable[[str], None],
 ) -> Corpus:
-    """Make the text of a run ready to read, tokenising into ``cache`` what is not there yet.
+    """Tokenises the text of a run, as far as it is not in ``cache`` yet.
 
     ``train_tokens`` is all that training will read: steps * batch size * sequence length, BOS
-    included. ``heldout_sequences`` is per domain. ``progress`` gets a phrase and the share done,
-    ``notice`` a sentence the user should see.
+    included. ``heldout_sequences`` is per domain. ``progress`` gets a phrase and the fraction done,
+    ``notice`` a sentence for the user.
 
     Raises ``SourceError`` naming the domain for text that is missing, unreadable, too short or out
     of reach when ``offline``, and ``RunError`` naming the folder if the cache cannot be written.
     """
-    shares = _shares(spec)
+    fractions = _fractions(spec)
     bos = window_bos(spec.bos, tokenizer)
     talk = Talk(offline, progress, notice)
     samples = math.ceil(train_tokens / spec.sequence_length)
     domains = {
-        name: _domain(spec, name, share, tokenizer, bos, cache, samples, heldout_sequences, talk)
-        for name, share in shares.items()
+        name: _domain(spec, name, fraction, tokenizer, bos, cache, samples, heldout_sequences, talk)
+        for name, fraction in fractions.items()
     }
     return Corpus(spec, domains, tokenizer, seed, talk)
 
 
-def _shares(spec: DataSpec) -> dict[str, float]:
+def _fractions(spec: DataSpec) -> dict[str, float]:
     if not spec.domains:
         raise SourceError("no domain", where="data.domains", fix="name at least one text source")
     if spec.sequence_length < 2:
@@ -229,7 +257,7 @@ def _shares(spec: DataSpec) -> dict[str, float]:
 def _domain(
     spec: DataSpec,
     name: str,
-    share: float,
+    fraction: float,
     tokenizer: TextTokenizer,
     bos: int | None,
     cache: Path,
@@ -238,8 +266,8 @@ def _domain(
     talk: Talk,
 ) -> Domain:
     own, length = spec.domains[name], spec.sequence_length
-    # A domain is never more than one sample ahead of its share (see `next_domain`).
-    wanted = math.ceil(share * samples) + 1
+    # A domain is never more than one sample ahead of its fraction (see `next_domain`).
+    wanted = math.ceil(fraction * samples) + 1
     source = training_source(name, own)
     validation = validation_source(name, own, source)
     if source.remote and own.revision is None:
@@ -253,10 +281,10 @@ def _domain(
     heldout = windows_of(store.tokens("heldout"), length, bos, heldout_sequences)
     if not train.count:
         raise _too_short(name, len(store.tokens("train")), length, own)
-    if train.count < (due := math.floor(share * samples)):
+    if train.count < (due := math.floor(fraction * samples)):
         then = "it will repeat" if spec.when_dry == "repeat" else "the run will stop there"
         talk.notice(f"domain '{name}': text for {train.count} of {due} sequences; {then}")
-    return Domain(name, own, source.description, share, store, train, heldout)
+    return Domain(name, own, source.description, fraction, store, train, heldout)
 
 
 def _too_short(name: str, tokens: int, length: int, own: DomainSpec) -> SourceError:
@@ -278,19 +306,19 @@ def _ensure(store: TokenStore, train: int, heldout: int, talk: Talk) -> None:
 
 
 def _stack(rows: list[np.ndarray[Any, np.dtype[np.int64]]], length: int) -> tuple[Tensor, Tensor]:
-    """``[N, T]`` tokens, and which of them are trained on."""
+    """Tokens ``[N, T]``, and a mask of those that are trained on."""
     if not rows:
         return torch.zeros(0, length, dtype=torch.int64), torch.zeros(0, length, dtype=torch.bool)
     ids_NT, trained_NT = unmarked(np.stack(rows))
     return torch.from_numpy(ids_NT), torch.from_numpy(trained_NT)
 
 
-def needs(spec: DataSpec) -> list[dict[str, Any]]:
-    """The hub data sets a recipe reads: domain, hub, config, revision, splits. Plain JSON."""
+def needs(spec: DataSpec) -> list[HubDataset]:
+    """Lists the hub data sets that a recipe reads. Plain JSON."""
     return [
         {
             "domain": name,
-            "hub": domain.hub,
+            "hub": str(domain.hub),
             "config": domain.config,
             "revision": domain.revision,
             "splits": [s for s in (domain.split, domain.validation_split) if s],

@@ -1,5 +1,5 @@
-"""What a text source is, before anything is tokenised: a fixed order of records, and an identity
-that changes whenever the text could.
+"""Documents and text sources: records in a fixed order, and an identity (cache key) that changes
+whenever the text might.
 """
 
 from __future__ import annotations
@@ -8,15 +8,18 @@ import hashlib
 import re
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from effcompress.errors import SourceError
 
+Row = Mapping[str, object]
+"""A row of a data file: field -> value."""
+
 
 class Record(NamedTuple):
-    """One document and its address (``file:line``). ``text`` may be empty: it is then counted and
-    left out, so that a position in the source stays a plain number of records. ``prompt`` stands
-    in front of it and is not trained on.
+    """One document, its address (``file:line``) and a prompt in front of it that is not trained on.
+    An empty ``text`` is counted as a record and then skipped, so that a position in the source is a
+    number of records.
     """
 
     text: str
@@ -25,23 +28,24 @@ class Record(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """What to take of a row: the field of the text, and what to write in front (None: nothing)."""
+    """Which fields of a row to read: that of the text, and a template of the prompt."""
 
     text: str
     prompt: str | None = None
 
     @property
     def names(self) -> list[str]:
-        """All fields that are read."""
+        """Names of all fields that are read."""
         return list(dict.fromkeys((self.text, *BRACES.findall(self.prompt or ""))))
 
 
 BRACES = re.compile(r"\{(\w+)\}")
-"""A field in a prompt. Nothing but a name may stand there: no attribute is ever looked up."""
+"""A field in a prompt template: a plain name, so that (unlike ``str.format``) no attribute is read.
+"""
 
 
-def record_of(row: Mapping[str, Any], fields: Fields, where: str) -> Record:
-    """One row as a document. Raises ``SourceError`` as ``text_of`` does."""
+def record_of(row: Row, fields: Fields, where: str) -> Record:
+    """Makes a document of a row. Raises ``SourceError`` as ``text_of`` does."""
     text = text_of(row, fields.text, where)
     if fields.prompt is None:
         return Record(text, where)
@@ -55,24 +59,25 @@ class Source:
 
     domain: str
     description: str
-    identity: Mapping[str, Any]
-    """Plain JSON. Two sources with equal identity give equal text."""
+    identity: Mapping[str, object]
+    """Plain JSON, part of the cache key: sources with equal identity give equal text."""
     records: Callable[[int], Generator[Record, None, None]]
     """``records(skip)``: the records after the first ``skip``."""
     remote: str | None = None
-    """Name of the hub data set if reading needs a network."""
+    """Name of the hub data set, if reading needs a network."""
+    checksums: frozenset[str] = frozenset()
+    """sha256 of every local file."""
 
 
 def address(domain: str) -> str:
-    """Where the domain is written in a recipe, for error messages."""
+    """The domain's key in a recipe, for error messages."""
     return f"data.domains.{domain}"
 
 
-def text_of(row: Mapping[str, Any], field: str, where: str) -> str:
-    """The text of one row. ``null`` counts as empty.
+def text_of(row: Row, field: str, where: str) -> str:
+    """Reads the text of a row; ``null`` counts as empty.
 
-    Raises ``SourceError`` naming the fields that are there if ``field`` is not, or if the value is
-    no string.
+    Raises ``SourceError`` if ``field`` is missing (naming those that exist) or is not a string.
     """
     if field not in row:
         there = ", ".join(sorted(map(str, row))) or "none"
@@ -91,8 +96,8 @@ def text_of(row: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def utf8(record: Record) -> bytes:
-    """Prompt and text as UTF-8. Raises ``SourceError`` for half characters (lone surrogates), which
-    JSON can spell and no tokenizer accepts.
+    """Encodes prompt and text. Raises ``SourceError`` for lone surrogates, which JSON can escape
+    and no tokenizer accepts.
     """
     try:
         return (record.prompt + record.text).encode("utf-8")
@@ -100,11 +105,12 @@ def utf8(record: Record) -> bytes:
         raise SourceError(f"the text is not valid Unicode ({error})", where=record.where) from error
 
 
-def is_held_out(text: bytes, share: float) -> bool:
-    """Whether a document belongs to the held-out share.
+def is_held_out(text: bytes, fraction: float) -> bool:
+    """Whether a document is held out, which happens to this fraction of documents.
 
-    Decided by its text alone, so copies of a document are always on the same side and neither the
-    order of the files nor their number matters.
+    Decided by a hash of its text, so copies of a document are on the same side whatever the order
+    and number of files.
     """
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-    return number < share * 2**64
+    # A 64-bit hash, uniform on [0, 2^64).
+    return number < fraction * 2**64

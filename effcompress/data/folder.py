@@ -1,14 +1,14 @@
-"""Token files that survive a kill at any moment and any number of writers.
+"""The token cache: append-only files, safe under ``kill -9`` and concurrent writers, without locks.
 
 ``<cache>/tokens/<key>/`` holds, for each part (train, heldout), ``<part>.bin`` (tokens, uint16 or
-uint32) and ``<part>.ends`` (uint64: where each document ends), and ``manifest.json``, which says
-how much of them counts.
+uint32) and ``<part>.ends`` (uint64: where each document ends), and ``manifest.json``, which states
+how many of them are valid.
 
-There are no locks. What stands at a given position of a file is a function of the key alone, so
-all writers write the same bytes to the same places, files never shrink, and bytes behind what the
-manifest counts are harmless: the next writer puts the same bytes there. The manifest is replaced
-whole, after the bytes it counts are on the disk. A writer killed just before leaves its unpublished
-manifest behind; the next one to come sweeps it away.
+The bytes at a position of a file depend on the key alone, so concurrent writers write the same
+bytes to the same places. Files never shrink; bytes beyond the manifest's count are ignored and
+later overwritten with the same bytes. The manifest is replaced atomically, after the bytes that it
+counts are flushed. A writer killed in between leaves a temporary manifest, which the next one
+removes.
 """
 
 from __future__ import annotations
@@ -35,45 +35,44 @@ Tokens = NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class Pass:
-    """How far one source has been read, and what came of it."""
+    """How far one source has been read, and how much that gave."""
 
     records: int = 0
     done: bool = False
-    """Whether the source has no more records."""
+    """Whether the source is exhausted."""
     empty: int = 0
     first_empty: str = ""
     bos_inside: int = 0
-    """BOS ids that the tokenizer found in the text itself."""
+    """BOS ids among the tokens of the text itself."""
     tokens: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     documents: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
 
     def further_than(self, other: Pass) -> bool:
+        """Whether it has read more than ``other``."""
         return (self.records, self.done) > (other.records, other.done)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One part of a chunk: its tokens, and how many of them each document has."""
+    """The tokens of a chunk that go to one part, and the length of each document."""
 
     tokens: Tokens
     lengths: NDArray[np.int64]
 
 
 class TokenFolder:
-    """One folder of token files. ``facts`` (plain JSON) decide the content; ``passes`` is what the
-    manifest counts, by name of the source pass.
+    """A folder of token files. ``facts`` (plain JSON) determine the content; ``passes`` are the
+    manifest's counts by source.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, facts: Mapping[str, object], names: tuple[str, ...]) -> None:
         self.path, self.facts = path, dict(facts)
         self.dtype = np.dtype(str(facts["dtype"]))
         self.passes: dict[str, Pass] = {name: Pass() for name in names}
 
     def load(self) -> str | None:
-        """Take over what the disk has. Returns why it is of no use, or None if it is, or if there
-        is nothing yet.
-        """
-        with suppress(OSError):  # tidying only; reading from a folder one may not write is fine
+        """Reads the manifest. Returns why the cache cannot be used; None if it can, or is empty."""
+        with suppress(OSError):  # clean-up only: a read-only cache can still be read
             for left_behind in self.path.glob(".manifest-*"):
                 left_behind.unlink(missing_ok=True)
         found, problem = self._on_disk()
@@ -113,10 +112,10 @@ class TokenFolder:
         return None
 
     def append(self, name: str, state: Pass, pieces: Mapping[str, Piece]) -> None:
-        """Add a chunk and count it: all of it, or, if this fails or is killed, nothing.
+        """Appends a chunk: counted as a whole or, if this fails or is killed, not at all.
 
-        ``state`` is the pass after the chunk, its ``tokens`` and ``documents`` not yet counted up.
-        Raises ``RunError`` naming the folder if the disk is full or cannot be written.
+        ``state`` is the pass after the chunk, except for its ``tokens`` and ``documents``. Raises
+        ``RunError`` naming the folder if the disk is full or cannot be written.
         """
         tokens, documents = dict(state.tokens), dict(state.documents)
         with self._writing():
@@ -128,11 +127,12 @@ class TokenFolder:
                 tokens[part] += len(piece.tokens)
                 documents[part] += len(piece.lengths)
             after = replace(state, tokens=tokens, documents=documents)
+            # Only after the bytes are flushed: the manifest never counts what is not there.
             self._publish({**self.passes, name: after})
         self.passes[name] = after
 
     def _write(self, name: str, start: int, values: NDArray[Any]) -> None:
-        # Opened without truncating, and created if missing, in one step: safe beside other writers.
+        # O_CREAT without O_TRUNC: another writer's bytes are never cut off.
         number = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644)
         with os.fdopen(number, "r+b") as file:
             file.seek(start * values.dtype.itemsize)
@@ -141,7 +141,7 @@ class TokenFolder:
             os.fsync(file.fileno())
 
     def _publish(self, passes: Mapping[str, Pass]) -> None:
-        # Another writer may be ahead; what it has counted stays counted.
+        # A concurrent writer may be ahead; its counts are kept.
         on_disk, _ = self._on_disk()
         passes = {
             name: on_disk[name] if name in on_disk and on_disk[name].further_than(mine) else mine
@@ -152,7 +152,7 @@ class TokenFolder:
             "facts": self.facts,
             "passes": {name: asdict(state) for name, state in passes.items()},
         }
-        # Somebody who just came may have swept our file away before it got its name.
+        # A process that starts now may remove our temporary file before it is renamed: try again.
         while not self._replace(json.dumps(manifest, indent=1)):
             pass
 
@@ -190,7 +190,7 @@ class TokenFolder:
         return self._map(part, "bin", self.dtype, count)
 
     def documents(self, part: str, tokens: int) -> int:
-        """How many documents the first ``tokens`` tokens of a part touch."""
+        """Number of documents among the first ``tokens`` tokens of a part."""
         count = sum(state.documents[part] for state in self.passes.values())
         ends = self._map(part, "ends", "<u8", count)
         return min(count, int(np.searchsorted(ends, tokens, side="left")) + 1) if tokens else 0

@@ -1,4 +1,4 @@
-"""Tokens to sequences of equal length, and the order in which they are visited."""
+"""Packs tokens into sequences of equal length; BOS policy; the order in which they are read."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def window_bos(policy: Literal["auto", "always", "never"], tokenizer: TextTokenizer) -> int | None:
-    """The id that begins every window, or None. The one BOS policy: training, calibration and
-    evaluation all get their sequences from ``Windows``.
+    """The BOS id in front of every window, or None. The same for training, calibration and
+    evaluation, which all read ``Windows``.
 
     Raises ``SourceError`` for ``always`` with a tokenizer that has no BOS.
     """
@@ -32,12 +32,12 @@ def window_bos(policy: Literal["auto", "always", "never"], tokenizer: TextTokeni
 
 
 def marked(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tokens that are read but not trained on: their complements, all below zero."""
+    """Marks tokens as not trained on: their bitwise complements, all negative."""
     return ~ids
 
 
 def unmarked(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The tokens, and which of them are trained on."""
+    """Returns the tokens without marks, and a mask of those that are trained on."""
     return np.where(ids < 0, ~ids, ids), ids >= 0
 
 
@@ -48,8 +48,8 @@ def payload(length: int, bos: int | None) -> int:
 
 @dataclass(frozen=True)
 class Windows:
-    """``count`` sequences of ``length`` tokens that tile the first tokens of a file without gap or
-    overlap; each begins with ``bos`` if there is one.
+    """``count`` sequences of ``length`` tokens, adjacent and without overlap, from the beginning of
+    a token file; each begins with ``bos`` if there is one.
     """
 
     tokens: Tokens
@@ -76,10 +76,10 @@ def windows_of(tokens: Tokens, length: int, bos: int | None, wanted: int) -> Win
 
 
 def shuffled(position: int, count: int, key: str) -> int:
-    """Where ``position`` goes in the permutation of ``range(count)`` that belongs to ``key``.
+    """Image of ``position`` under a pseudorandom permutation of ``range(count)`` given by ``key``.
 
-    A keyed Feistel network over the next power of four, walked until it lands inside the range.
-    It needs no memory and no state, and gives the same order with every version of numpy.
+    A keyed Feistel network on the next power of four, with cycle walking. It needs neither memory
+    nor state, and gives the same order with every version of numpy.
     """
     assert 0 <= position < count
     half = max(1, ((count - 1).bit_length() + 1) // 2)
@@ -87,17 +87,19 @@ def shuffled(position: int, count: int, key: str) -> int:
     secret = hashlib.blake2b(key.encode(), digest_size=32).digest()
     while True:
         left, right = position >> half, position & mask
+        # Each round swaps the halves and adds a keyed hash of one to the other: a bijection.
         for turn in range(6):
             message = bytes([turn]) + right.to_bytes(8, "little")
             digest = hashlib.blake2b(message, key=secret, digest_size=8).digest()
             left, right = right, left ^ (int.from_bytes(digest, "little") & mask)
         position = (left << half) | right
+        # Cycle walking: outside of the range, apply the permutation again.
         if position < count:
             return position
 
 
 def digest(ids_NT: Tensor) -> str:
-    """16 hexadecimal digits: equal exactly if both the shape and all the tokens are."""
+    """Hashes token ids to 16 hexadecimal digits, equal exactly for equal shapes and tokens."""
     ids = ids_NT.detach().cpu().long().contiguous()
     said = hashlib.sha256(f"{tuple(ids.shape)} ".encode())
     said.update(ids.numpy().data)

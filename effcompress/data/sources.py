@@ -1,4 +1,4 @@
-"""Where the text of a domain comes from: files, a hub data set, or the standard library."""
+"""Sources of text: local files, a data set of the Hugging Face Hub, Python's standard library."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from effcompress.spec import DomainSpec
 
 KINDS = ("jsonl", "txt", "parquet", "hub", "stdlib")
 Reader = Callable[[Path, Fields], Iterator[Record]]
-"""(file, what to take of a row) -> its records."""
-# Installed packages and tests are not the library; `encodings` is tables, `pydoc_data` is the prose
-# domain in quotes, and the `config-` folders and `_sysconfigdata` hold paths of one machine.
+"""Reads the records of a file."""
+# Not part of `stdlib: code`: installed packages, tests, tables (`encodings`), the text of `stdlib:
+# prose` (`pydoc_data`), and files with paths of the build machine (`config-`, `_sysconfigdata`).
 LEFT_OUT = {
     "site-packages",
     "dist-packages",
@@ -38,8 +38,8 @@ LEFT_OUT_PREFIXES = ("config-", "_sysconfigdata")
 
 
 def kind_of(domain: str, spec: DomainSpec) -> str:
-    """Which of the five kinds the domain is. Raises ``SourceError`` if it is none or several, or
-    names held-out text that its kind cannot have.
+    """Returns the kind of a domain's source. Raises ``SourceError`` if it names none or several, or
+    held-out text that this kind cannot have.
     """
     given = [kind for kind in KINDS if getattr(spec, kind)]
     where = address(domain)
@@ -60,7 +60,7 @@ def kind_of(domain: str, spec: DomainSpec) -> str:
 
 
 def training_source(domain: str, spec: DomainSpec) -> Source:
-    """The text to train on; with a held-out share still in it unless `validation` is given."""
+    """Returns the source of training text; documents to hold out by hash are still in it."""
     kind = kind_of(domain, spec)
     if kind == "hub":
         return hub_source(domain, spec, spec.split)
@@ -70,7 +70,7 @@ def training_source(domain: str, spec: DomainSpec) -> Source:
 
 
 def validation_source(domain: str, spec: DomainSpec, training: Source) -> Source | None:
-    """The held-out text the recipe names, or None if a share of the documents is to be held out.
+    """Returns the source of held-out text; None if documents are held out by hash.
 
     Raises ``SourceError`` if it is also training text.
     """
@@ -84,8 +84,7 @@ def validation_source(domain: str, spec: DomainSpec, training: Source) -> Source
     if not spec.validation:
         return None
     source = files_source(domain, kind, spec.validation, Fields(spec.text, spec.prompt))
-    both = set(source.identity["sha256"]) & set(training.identity["sha256"])
-    if both:
+    if source.checksums & training.checksums:
         raise SourceError(
             "a `validation` file has the same content as a training file", where=address(domain)
         )
@@ -93,7 +92,7 @@ def validation_source(domain: str, spec: DomainSpec, training: Source) -> Source
 
 
 def how_held_out(spec: DomainSpec) -> str:
-    """One phrase for reports."""
+    """How text is held out, as a phrase for reports."""
     if spec.validation_split:
         return f"split {spec.validation_split}"
     if spec.validation:
@@ -102,7 +101,7 @@ def how_held_out(spec: DomainSpec) -> str:
 
 
 def files_source(domain: str, kind: str, paths: tuple[Path, ...], fields: Fields) -> Source:
-    """The documents of ``paths`` in the order given; ``kind`` is jsonl, txt or parquet.
+    """Documents of local files, in the order of ``paths``; ``kind`` is jsonl, txt or parquet.
 
     Reads every file once to hash it. Raises ``SourceError`` naming a file that is missing,
     unreadable or empty.
@@ -120,7 +119,7 @@ def files_source(domain: str, kind: str, paths: tuple[Path, ...], fields: Fields
         yield from islice(every, skip, None)
 
     description = f"{kind}: {', '.join(path.name for path in paths)}"
-    return Source(domain, description, identity, records)
+    return Source(domain, description, identity, records, checksums=frozenset(contents))
 
 
 def _sha256(path: Path, domain: str) -> str:
@@ -152,7 +151,7 @@ def _guarded(reader: Reader, path: Path, fields: Fields) -> Iterator[Record]:
 
 
 def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, str]]:
-    """(line, file:line). Decoded one by one so that a bad byte has an address."""
+    """Yields (line, file:line), decoded one by one so that a bad byte can be located."""
     for number, raw in enumerate(file, start=1):
         where = f"{path}:{number}"
         try:
@@ -181,6 +180,7 @@ def _jsonl(path: Path, fields: Fields) -> Iterator[Record]:
 
 
 def _txt(path: Path, _fields: Fields) -> Iterator[Record]:
+    """Documents are separated by blank lines."""
     with path.open("rb") as file:
         held: list[str] = []
         start = ""
@@ -198,7 +198,7 @@ def _txt(path: Path, _fields: Fields) -> Iterator[Record]:
 def _parquet(path: Path, fields: Fields) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path) as file:
-            # One look at the names says more than the error pyarrow gives for a missing column.
+            # pyarrow's own error does not list the columns that exist.
             names = dict.fromkeys(file.schema_arrow.names)
             for name in fields.names:
                 text_of(names, name, str(path))
@@ -215,10 +215,11 @@ READERS: dict[str, Reader] = {"jsonl": _jsonl, "txt": _txt, "parquet": _parquet}
 
 
 def hub_source(domain: str, spec: DomainSpec, split: str) -> Source:
-    """The documents of one split, in the order of the data set. Touches no network until read.
+    """Documents of one split, streamed in the order of the data set. Uses the network only when
+    read.
 
-    Reading raises ``SourceError`` naming the data set if it cannot be opened or breaks off, and
-    one naming the row if the text field is missing.
+    Reading raises ``SourceError`` naming the data set if it cannot be opened or the connection
+    breaks, and one naming the row if the text field is missing.
     """
     hub = spec.hub
     assert hub is not None
@@ -251,7 +252,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     try:
         yield from open_stream(hub, config, split, revision, skip)
-    except Exception as error:  # the libraries behind the hub share no base class of errors
+    except Exception as error:  # hub clients have no common base class of errors
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise SourceError(
             f"hub data set '{hub}' (split '{split}') cannot be read: {reason}",
@@ -263,7 +264,7 @@ def _rows(
 def open_stream(
     hub: str, config: str | None, split: str, revision: str | None, skip: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a hub data set after the first ``skip``: the one place that asks the network."""
+    """Streams the rows of a hub data set after the first ``skip``. The only use of the network."""
     import datasets
 
     stream = datasets.load_dataset(hub, name=config, split=split, revision=revision, streaming=True)
@@ -271,8 +272,9 @@ def open_stream(
 
 
 def stdlib_source(domain: str, which: Literal["prose", "code"]) -> Source:
-    """``prose``: the language reference that ``help()`` shows, one document per topic, by name.
-    ``code``: the modules of the standard library, one document each, by path.
+    """Text that every Python installation contains, so that examples need no download. ``prose``:
+    the language reference behind ``help()``, one document per topic; ``code``: the modules of the
+    standard library, one document each.
 
     Raises ``SourceError`` if this Python was installed without the files.
     """
@@ -318,7 +320,7 @@ def _code(domain: str) -> Source:
             try:
                 text = path.read_text("utf-8")
             except UnicodeDecodeError:
-                text = ""  # a few modules are in another encoding; counted among the empty ones
+                text = ""  # not UTF-8: counted as empty
             yield Record(text, path.relative_to(root).as_posix())
 
     version = platform.python_version()

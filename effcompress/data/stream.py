@@ -1,13 +1,13 @@
-"""An endless, resumable sequence of training batches, mixed from the domains by weight.
+"""The stream of training batches: mixes domains by weight, shuffles each epoch, and can be resumed.
 
-Sample ``n`` is a pure function of the seed and a few counters, so the position is a few integers
-and a resumed run reads bit for bit what the uninterrupted one would have read.
+Sample ``n`` is a pure function of the seed and one counter per domain, so a checkpoint stores a few
+integers, and a resumed run reads bit for bit what the uninterrupted one would have read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -17,50 +17,63 @@ from effcompress.errors import RunError
 from effcompress.types import Batch
 
 
-def next_domain(shares: Sequence[float], counts: Sequence[int]) -> int:
-    """Which domain gives the next sample, after ``counts`` samples of each.
+def next_domain(fractions: Sequence[float], counts: Sequence[int]) -> int:
+    """Returns the index of the domain that gives the next sample, after ``counts`` samples of each.
 
-    Tijdeman's rule for sharing out a chair: after any number n of samples, a domain with share w
-    has given w * n of them, to within less than one sample.
+    Tijdeman's algorithm (The chairman assignment problem, 1980): after any number n of samples, a
+    domain with fraction w has given w * n of them, with an error below one sample.
 
-    ``shares`` are positive and sum to 1.
+    ``fractions`` are positive and sum to 1.
     """
-    if len(shares) == 1:
+    if len(fractions) == 1:
         return 0
-    slack = 1 / (2 * len(shares) - 2)
+    slack = 1 / (2 * len(fractions) - 2)
     n = sum(counts) + 1
-    due = [share * n - count for share, count in zip(shares, counts, strict=True)]
-    # The due ones sum to 1, so some are above the slack; the tolerance is for rounding only.
+    due = [w * n - count for w, count in zip(fractions, counts, strict=True)]
+    # `due` sums to 1, so some exceed the slack; the tolerance is for rounding only. Among those,
+    # the domain whose deadline (due = 1 - slack) comes first.
     ready = [d for d, value in enumerate(due) if value >= slack - 1e-9]
-    return min(ready, key=lambda d: ((1 - slack - due[d]) / shares[d], d))
+    return min(ready, key=lambda d: ((1 - slack - due[d]) / fractions[d], d))
+
+
+class StreamState(TypedDict):
+    """A position in the stream, as plain JSON."""
+
+    seed: int
+    samples: int
+    """Samples read from all domains."""
+    read: dict[str, int]
+    """Samples read per domain."""
+    windows: dict[str, int]
+    """Windows per domain: with others, the same position stands for other text."""
 
 
 class Stream:
-    """Batches of packed sequences. Made by ``Corpus.stream``.
+    """Yields batches of packed sequences. Made by ``Corpus.stream``.
 
-    The windows of a domain are visited in a permutation that depends on seed and domain, another
-    one each time the domain is read again.
+    The windows of a domain are read in a permutation given by seed, domain and epoch.
     """
 
     def __init__(
         self,
         windows: Mapping[str, Windows],
-        shares: Mapping[str, float],
+        fractions: Mapping[str, float],
         *,
         seed: int,
         when_dry: Literal["repeat", "stop"],
         notice: Callable[[str], None],
     ) -> None:
-        self._windows, self._shares = dict(windows), shares
+        self._windows, self._fractions = dict(windows), fractions
         self._names = list(self._windows)
         self._seed, self._when_dry, self._notice = seed, when_dry, notice
         self._counts = dict.fromkeys(self._names, 0)
 
     def next(self, batch_size: int) -> Batch:
-        """The next ``ids_BT`` (int64, B = ``batch_size``) and where its rows come from.
+        """Returns the next batch: ``ids_BT`` (int64, B = ``batch_size``) and where its rows are
+        from.
 
-        Raises ``RunError`` naming a domain that has run out, if ``when_dry`` is stop; the position
-        then stays where it was before the call.
+        Raises ``RunError`` naming a domain that is exhausted, if ``when_dry`` is stop; the position
+        is then the one before the call.
         """
         before = dict(self._counts)
         try:
@@ -78,8 +91,8 @@ class Stream:
         )
 
     def _draw(self) -> tuple[str, int, np.ndarray[Any, np.dtype[np.int64]]]:
-        shares = [self._shares[name] for name in self._names]
-        name = self._names[next_domain(shares, [self._counts[n] for n in self._names])]
+        fractions = [self._fractions[name] for name in self._names]
+        name = self._names[next_domain(fractions, [self._counts[n] for n in self._names])]
         number, windows = self._counts[name], self._windows[name]
         epoch, position = divmod(number, windows.count)
         if epoch and not position:
@@ -103,8 +116,8 @@ class Stream:
             fix="add text, lower its weight or train.tokens, or set data.when_dry to repeat",
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position, as plain JSON: samples read per domain, and what that position means."""
+    def state_dict(self) -> StreamState:
+        """Returns the position for a checkpoint."""
         return {
             "seed": self._seed,
             "samples": sum(self._counts.values()),
@@ -112,9 +125,9 @@ class Stream:
             "windows": {name: windows.count for name, windows in self._windows.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a position. Raises ``RunError`` if it was taken on other data or with another seed,
-        where it would mean other text.
+    def load_state_dict(self, state: StreamState) -> None:
+        """Restores a position. Raises ``RunError`` if it was saved with other data or another seed,
+        where it stands for other text.
         """
         here = self.state_dict()
         for key in ("seed", "windows"):

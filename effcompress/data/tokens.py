@@ -1,5 +1,5 @@
-"""Text to tokens, once: chunk by chunk, only as far as a run needs, from where the last run or the
-last crash left off.
+"""Tokenises text once, chunk by chunk and only as far as a run needs; continues where the last run
+or crash stopped.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from effcompress.errors import SourceError
 from effcompress.types import TextTokenizer
 
 CHUNK_CHARACTERS = 1 << 20
-"""Text tokenised between two points that survive a crash: under a second of work."""
+"""Text tokenised between two commits to the cache: under a second of work."""
 CHUNK_RECORDS = 8192
 
 
 class TokenStore:
     """The tokens of one domain: ``train`` and ``heldout``, each in the order of its source.
 
-    Every document is followed by EOS, if the tokenizer has one. What is cached is always a prefix
-    of what the source would give, so nothing a caller reads depends on how much was cached before.
+    Every document is followed by EOS, if the tokenizer has one. The cache is always a prefix of the
+    source, so what a caller reads does not depend on how much was cached before.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class TokenStore:
             self._sources["validation"] = validation
             holdout = 0.0
         self._tokenizer, self._holdout = tokenizer, holdout
-        # Tokens of prompts are stored as their complement (`pack.marked`), which needs a sign.
+        # Prompt tokens are stored as their bitwise complement (`pack.marked`): a signed type.
         prompted = "prompt" in training.identity
         dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
         dtype = "<i4" if prompted else dtype
@@ -71,10 +71,10 @@ class TokenStore:
         progress: Callable[[str, float], None],
         notice: Callable[[str], None],
     ) -> None:
-        """Tokenise until there are ``train`` and ``heldout`` tokens or the source has no more.
+        """Tokenises until there are ``train`` and ``heldout`` tokens or the source is exhausted.
 
-        ``progress`` gets a phrase and the share done, ``notice`` a sentence if a damaged cache is
-        rebuilt. Raises ``SourceError`` for text that cannot be read, or if the network is needed
+        ``progress`` gets a phrase and the fraction done, ``notice`` a sentence if a damaged cache
+        is rebuilt. Raises ``SourceError`` for text that cannot be read, or if the network is needed
         and ``offline`` forbids it; ``RunError`` if the cache folder cannot be written.
         """
         domain = self._sources["training"].domain
@@ -126,6 +126,7 @@ class TokenStore:
             prompts = self._tokenizer.encode([r.prompt for r in full])
             before = [marked(self._array(ids)) for ids in prompts]
             arrays = [np.concatenate(pair) for pair in zip(before, arrays, strict=True)]
+        # A text that spells the BOS token gives windows with two; counted before EOS is appended.
         bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
         inside = sum(int(np.count_nonzero(ids == bos)) for ids in arrays) if bos is not None else 0
         if eos is not None:
@@ -145,7 +146,7 @@ class TokenStore:
         return after, pieces
 
     def _side(self, name: str, record: Record) -> str:
-        """Which part a document belongs to."""
+        """The part that a document belongs to."""
         text = utf8(record)
         held_out = name == "validation" or is_held_out(text, self._holdout)
         return "heldout" if held_out else "train"
@@ -160,15 +161,15 @@ class TokenStore:
         return array
 
     def tokens(self, part: str) -> Tokens:
-        """The tokens of ``train`` or ``heldout`` there are, memory-mapped."""
+        """All cached tokens of ``train`` or ``heldout``, memory-mapped."""
         return self._folder.tokens(part)
 
     def documents(self, part: str, tokens: int) -> int:
-        """How many documents the first ``tokens`` tokens of a part touch."""
+        """Number of documents among the first ``tokens`` tokens of a part."""
         return self._folder.documents(part, tokens)
 
     def remarks(self) -> list[str]:
-        """What a user should know about the text read so far, one sentence each."""
+        """Notices about the text read so far, one sentence each."""
         found = []
         for name, state in self._folder.passes.items():
             source = self._sources[name]

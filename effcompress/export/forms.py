@@ -20,6 +20,7 @@ from effcompress import groups
 from effcompress.errors import RunError
 from effcompress.model import exact, scratch
 from effcompress.model.containers import Container, container
+from effcompress.model.lineage import Part
 from effcompress.network.pruned_model import PrunedModel, uniform_widths, widest
 from effcompress.network.shapes import per_layer
 from effcompress.removal.modules import attributes, depth_fields
@@ -140,12 +141,12 @@ def _exact_config(pruned: PrunedModel, epsilons: Mapping[str, float]) -> dict[st
     )
 
 
-def _absent(axes: AxisMap) -> dict[str, list[list[Any]]]:
-    found: dict[str, list[list[Any]]] = {}
+def _absent(axes: AxisMap) -> dict[str, list[Part]]:
+    found: dict[str, list[Part]] = {}
     for j, i in enumerate(axes.depth.layers):
         for kind, part in axes.family.sublayers.items():
             if f"{kind}.{i}" in axes.depth.absent:
-                parts = [[part.silent, part.outputs], *([name, 0] for name in part.through)]
+                parts = [(part.silent, part.outputs), *((name, 0) for name in part.through)]
                 found.setdefault(str(j), []).extend(parts)
     return found
 

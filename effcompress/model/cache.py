@@ -1,6 +1,4 @@
-"""Where fetched and converted models live, and how a file or a folder gets there whole or not at
-all. Imports neither torch nor transformers.
-"""
+"""The cache folder, and atomic writes of files and folders. Free of torch and transformers."""
 
 from __future__ import annotations
 
@@ -37,11 +35,11 @@ def cache_root() -> Path:
 
 @contextmanager
 def atomically(target: Path) -> Iterator[Path]:
-    """A private path beside ``target``, to be made a file or a folder by the caller.
+    """Yields a temporary path beside ``target``, where the caller creates a file or a folder.
 
     On success it is flushed to disk and renamed to ``target``, replacing what was there; on any
-    exception, Ctrl-C included, it is removed. What a killed process left behind in the same folder
-    is removed at the beginning.
+    exception, Ctrl-C included, it is removed. Leftovers of killed processes in the same folder are
+    removed first.
 
     Raises:
         SourceError: the disk is full, or the folder cannot be written to.
@@ -65,7 +63,7 @@ def atomically(target: Path) -> Iterator[Path]:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether the error, or one that caused it, says that no space (or quota) is left.
+    """Whether the error, or one that caused it, means that no space (or quota) is left.
 
     Libraries written in Rust report it as text, not as an ``OSError`` with a number.
     """
@@ -96,7 +94,7 @@ def _host() -> str:
 
 
 def _private(target: Path) -> Path:
-    """A name that says whose work it is: ``.<target>.<host>.<pid>.<random>.partial``."""
+    """A temporary name that states its process: ``.<target>.<host>.<pid>.<random>.partial``."""
     name = f".{target.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}{SUFFIX}"
     return target.parent / name
 
@@ -113,7 +111,8 @@ def _abandoned(leftover: Path) -> bool:
         return False
     if parts[1] == _host() and not processes.exists(int(parts[2])):
         return True
-    # Another host of a shared folder, or a container that had another name: only its age tells.
+    # Another host (shared file system, or a renamed container): its processes cannot be seen from
+    # here, so the age decides.
     try:
         return time.time() - leftover.stat().st_mtime > ABANDONED_AFTER
     except FileNotFoundError:
@@ -125,7 +124,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> int:
-    """Removes a file or folder if it is there; returns the bytes that it took."""
+    """Removes a file or folder if it exists; returns its size in bytes."""
     size = 0
     for file in _files(path):
         with suppress(OSError):
@@ -145,7 +144,9 @@ def _flush(path: Path) -> None:
 
 
 def _put(work: Path, target: Path) -> None:
-    """Renames; a folder that is in the way goes aside first, since rename cannot replace it."""
+    """Renames ``work`` to ``target``; an existing folder, which rename cannot replace, is moved
+    away first.
+    """
     if not work.is_dir():
         work.replace(target)
         return
@@ -156,7 +157,7 @@ def _put(work: Path, target: Path) -> None:
         try:
             work.rename(target)
             break
-        except OSError as error:  # another process was faster: its folder goes aside in turn
+        except OSError as error:  # another process created it meanwhile: move that away, too
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         finally:

@@ -1,14 +1,13 @@
-"""A shape -> the stock class that accepts it.
+"""Finds the stock class of transformers that accepts a pruned shape.
 
-Some classes refuse shapes that their own arithmetic supports (Llama: a hidden size that is no
-multiple of the heads, although ``head_dim`` is explicit). A family names compatible containers with
-the same tensor names; the first that takes the shape is used, and the reason is told.
+Some classes refuse shapes that they could compute (Llama: a hidden size that is no multiple of the
+heads, although ``head_dim`` is explicit). A family lists compatible classes with the same tensor
+names; the first that accepts the shape is used, and the reason is reported.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -16,14 +15,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress.errors import RunError
-from effcompress.types import Config, Family, Shapes
+from effcompress.types import Config, Family, Fields, Shapes
 
 _BIASES = {"attention_bias", "mlp_bias"}
 
 
 @dataclass(frozen=True)
 class Container:
-    """A stock model on the meta device, and why it is this class."""
+    """A stock model on the meta device, and why it is not the source's class (empty if it is)."""
 
     model_type: str
     skeleton: nn.Module
@@ -31,16 +30,16 @@ class Container:
 
 
 def container(family: Family, fields: Config, shapes: Shapes) -> Container:
-    """The stock model with these configuration fields (``model_type`` among them), whose
+    """Builds the stock model with these configuration fields (``model_type`` among them); its
     parameters must have these shapes.
 
-    Raises RunError with each class's own words when none accepts the shape.
+    Raises RunError with each class's own message when none accepts the shape.
     """
     own = fields["model_type"]
     refused: dict[str, str] = {}
     for model_type in dict.fromkeys((own, *family.containers)):
         try:
-            built = AutoConfig.for_model(model_type, **_known(model_type, own, dict(fields)))
+            built = AutoConfig.for_model(model_type, **_known(model_type, own, fields))
             with torch.device("meta"):
                 skeleton = AutoModelForCausalLM.from_config(built, dtype=torch.float32)
             _require(skeleton, shapes)
@@ -58,7 +57,7 @@ def container(family: Family, fields: Config, shapes: Shapes) -> Container:
 
 
 def _require(skeleton: nn.Module, shapes: Shapes) -> None:
-    """Raises ValueError if the class would make something else of the configuration."""
+    """Raises ValueError if the class derives other shapes from the configuration."""
     built = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
     for name in [*shapes, *built]:
         if built.get(name) != shapes.get(name):
@@ -68,8 +67,8 @@ def _require(skeleton: nn.Module, shapes: Shapes) -> None:
             )
 
 
-def _known(model_type: str, own: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields another class understands. Raises ValueError if it cannot hold the model."""
+def _known(model_type: str, own: str, fields: Config) -> Fields:
+    """The fields that ``model_type`` has. Raises ValueError if it lacks a needed one."""
     if model_type == own:
         return {k: v for k, v in fields.items() if k != "model_type"}
     known = AutoConfig.for_model(model_type).to_dict().keys()
@@ -78,7 +77,7 @@ def _known(model_type: str, own: str, fields: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"has no {lost[0]}")
     kept = {k: v for k, v in fields.items() if k in known and k not in _NOT_CARRIED}
     if "sliding_window" in known and "sliding_window" not in fields:
-        kept["sliding_window"] = None  # the class's default would window a model that has none
+        kept["sliding_window"] = None  # the class's default is a window
     return kept
 
 

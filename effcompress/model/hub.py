@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, through its own cache. Only safetensors weights are ever asked for.
+"""Downloads from the Hugging Face Hub into its own cache; of weights, only safetensors files.
 Imports neither torch nor transformers; huggingface_hub only when it is needed.
 """
 
@@ -23,7 +23,7 @@ def _patterns(weights: bool, code: bool) -> list[str]:
 
 
 def cached_file(repo: str, revision: str | None, name: str) -> Path | None:
-    """A file of a hub repository if this machine has it, without asking the network."""
+    """Path of a file of a hub repository if it is cached; never uses the network."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -37,7 +37,7 @@ def cached_file(repo: str, revision: str | None, name: str) -> Path | None:
 def cached_snapshot(
     repo: str, revision: str | None, *, weights: bool = True, code: bool = False
 ) -> Path | None:
-    """The folder of a hub repository if this machine has it, without asking the network."""
+    """Folder of a hub repository if it is cached; never uses the network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -64,7 +64,7 @@ def download(
     code: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Fetches a repository (what is there already is kept) and returns its folder.
+    """Downloads a repository, except for files that are cached, and returns its folder.
 
     Raises:
         SourceError: no such repository or revision, no access, no network, disk full.
@@ -95,7 +95,7 @@ def _not_an_id(repo: str, error: Exception) -> SourceError:
 
 
 def _explained(repo: str, revision: str | None, error: Exception) -> SourceError:
-    """One sentence and one remedy for whatever the hub's client raised."""
+    """Turns an error of the hub's client into one sentence and one remedy."""
     from huggingface_hub import constants, errors
 
     where = f"{repo}@{revision}" if revision else repo

@@ -1,4 +1,4 @@
-"""Is a model folder whole? Sizes are checked on every load, checksums when fetching. Imports
+"""Checks that a model folder is complete: sizes on every load, checksums when fetching. Imports
 neither torch nor transformers.
 """
 
@@ -20,7 +20,7 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Records size (bytes) and sha256 of every file of ``folder``, beside ``facts``."""
+    """Writes a manifest: ``facts``, and size in bytes and sha256 of every file of ``folder``."""
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(folder.iterdir())
@@ -31,12 +31,12 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, or None if there is none that can be read."""
+    """Reads the manifest; None if it is missing or unreadable."""
     return read_object(folder / MANIFEST)
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, or None if there is no such file or it holds something else."""
+    """Reads a JSON object; None if the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -45,7 +45,9 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def manifest_flaw(folder: Path, *, deep: bool = False) -> str | None:
-    """What is wrong with a converted folder, or None. ``deep`` also compares checksums."""
+    """Compares a folder with its manifest; returns the first flaw or None. ``deep`` also compares
+    checksums.
+    """
     manifest = read_manifest(folder)
     if manifest is None or not isinstance(manifest.get("files"), dict):
         return f"{MANIFEST} is missing or damaged"
@@ -61,7 +63,7 @@ def manifest_flaw(folder: Path, *, deep: bool = False) -> str | None:
 
 
 def folder_flaw(folder: Path) -> str | None:
-    """What keeps a Hugging Face folder from being loaded (no weights are read), or None."""
+    """Checks a Hugging Face folder without reading weights; returns the first flaw or None."""
     if read_object(folder / "config.json") is None:
         return "config.json is missing or damaged"
     names = {path.name for path in folder.glob("*.safetensors")}
@@ -80,7 +82,9 @@ def folder_flaw(folder: Path) -> str | None:
 
 
 def _tensor_flaw(path: Path) -> str | None:
-    """A safetensors file says in its header how long it is: 8 bytes, JSON, then the tensors."""
+    """Compares a safetensors file's size with its header: 8 bytes (length of the JSON), JSON with
+    the offsets of the tensors, the tensors.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

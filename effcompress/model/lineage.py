@@ -1,28 +1,48 @@
-"""What a configuration says of the model that it was pruned from. Imports no torch.
+"""Reads the configuration of an ``exact`` folder: its parent's fields, depth and shapes. Imports no
+torch.
 
-The configuration of a folder with widths per layer keeps its parent's sizes, and stores beside them
-what differs (``model/exact.py``). The engine works on the parent's fields and the stored shapes.
+Such a configuration keeps the parent's sizes and stores under ``pruned`` what differs
+(``model/exact.py``). The engine works with the parent's fields and the stored shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 from effcompress.errors import SourceError
-from effcompress.types import Config, Depth, Family, Shapes
+from effcompress.types import Config, Depth, Family, Fields, Shapes
 
 _OWN = ("pruned", "auto_map", "architectures", "pruned_per_layer_config")
 
 
+Part = tuple[str, int]
+"""A module that is removed: path in its layer, and how many values it returns (0: an identity)."""
+
+
+class Pruned(TypedDict, total=False):
+    """What differs from the parent's class, in absolute numbers; empty where nothing does."""
+
+    parent: str
+    """The parent's ``model_type``."""
+    shapes: Mapping[str, list[int]]
+    """Parameter -> shape, for all of them."""
+    absent: Mapping[str, list[Part]]
+    """Layer -> modules that are removed in it."""
+    attributes: Mapping[str, Mapping[str, object]]
+    """Module path -> attribute -> size."""
+    epsilons: Mapping[str, float]
+    """Path of a norm -> its epsilon."""
+
+
 def is_pruned(config: Config) -> bool:
-    """Whether it is that of a folder with widths per layer."""
+    """Whether it is that of an exact folder."""
     named = config.get("architectures") == ["PrunedForCausalLM"]
     return named and isinstance(config.get("pruned"), Mapping)
 
 
-def parent_of(config: Config) -> dict[str, Any]:
-    """The parent's configuration; of any other model, its own."""
+def parent_of(config: Config) -> Fields:
+    """The parent's configuration; that of any other model unchanged."""
     if not is_pruned(config):
         return dict(config)
     plain = {key: value for key, value in config.items() if key not in _OWN}
@@ -30,15 +50,16 @@ def parent_of(config: Config) -> dict[str, Any]:
 
 
 def depth_of(family: Family, config: Config) -> Depth | None:
-    """Which of the layers in the configuration's count lack a block; None for ordinary models.
+    """The layers, and the blocks that are removed from them; None for ordinary models.
 
-    Raises SourceError if a module is said to be absent that the family does not know as a block.
+    Raises SourceError if the configuration names an absent module that is no block of the family.
     """
     if not is_pruned(config):
         return None
     known = {part.silent: kind for kind, part in family.sublayers.items()}
     absent: set[str] = set()
     for layer, parts in (config["pruned"].get("absent") or {}).items():
+        # Parts with 0 outputs are identities (norms) that went with their block.
         for path, outputs in parts:
             if outputs and path not in known:
                 raise SourceError(f"'{path}' is no block", where="config.json: pruned.absent")

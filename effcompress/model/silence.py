@@ -1,4 +1,4 @@
-"""Keeps transformers from talking to the terminal: this package reports on its own."""
+"""Silences transformers' progress bars and log messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bars and no log lines below an error; both are as they were afterwards."""
+    """Hides progress bars and log messages below errors; restores both settings afterwards."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,7 +1,7 @@
-"""A small random model of any architecture, for code that must look at the architecture itself.
+"""Builds small random models of any architecture, for tracing.
 
-Structure is kept (ties, biases, grouped or multi-query attention, norms), sizes are not: every size
-is another number, so that none can be taken for another one.
+The structure is kept (ties, biases, grouped or multi-query attention, norms). Every size becomes a
+different number, so that none can be mistaken for another.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from torch import nn
 
 from effcompress.errors import SourceError
 from effcompress.model.silence import quietly
+from effcompress.types import Config, Fields
 
 Size = Literal["given", "small", "other"]
-"""As the configuration says; small; small in other numbers."""
+"""Sizes of the configuration; small; small with other numbers."""
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size",),
@@ -39,17 +40,16 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "moe_intermediate_size": ("moe_intermediate_size",),
     "shared_expert_intermediate_size": ("shared_expert_intermediate_size",),
 }
-"""Usual name of a size -> what configurations call it."""
+"""Usual name of a size -> names in configurations."""
 
-# Three query heads per KV head: with two, torch-pruning never returns.
+# Three query heads per KV head: with two, torch-pruning does not terminate.
 _SMALL = dict(zip(NAMES, (61, 96, 56, 2, 12, 4, 24, 128, 4, 64, 5, 2, 20, 28), strict=True))
 _OTHER = dict(zip(NAMES, (67, 160, 72, 3, 10, 5, 40, 256, 8, 96, 7, 2, 36, 44), strict=True))
 
 
-def build(config: Mapping[str, Any], size: Size) -> nn.Module:
-    """A random model in fp32, eager attention, no cache; small unless ``size`` is ``given``.
-
-    On the device of the context (``with torch.device("meta")`` for shapes alone).
+def build(config: Config, size: Size) -> nn.Module:
+    """Builds a random model in fp32 with eager attention and without KV cache, on the device of the
+    context (``with torch.device("meta")`` for shapes alone).
 
     Raises:
         SourceError: transformers does not know the ``model_type``, or refuses the sizes.
@@ -61,27 +61,27 @@ def build(config: Mapping[str, Any], size: Size) -> nn.Module:
     try:
         with quietly():
             built: Any = AutoConfig.for_model(model_type, **fields)
-            if size != "given":  # the file may leave sizes out
+            if size != "given":  # defaults of sizes that the file leaves out
                 fields = shrink(built.to_dict(), size)
                 built = AutoConfig.for_model(fields.pop("model_type"), **fields)
             built.use_cache = False
             module: Any = AutoModelForCausalLM.from_config(built, attn_implementation="eager")
-    except Exception as error:  # every architecture has its own way to refuse
+    except Exception as error:  # architectures raise different errors
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        said = line.partition(". ")[0]  # then follows what it does know, hundreds of names
+        said = line.partition(". ")[0]  # the rest lists hundreds of names
         raise SourceError(
             f"transformers cannot build '{model_type}' ({size}): {said}", where="model"
         ) from error
     if getattr(module, "_can_set_experts_implementation", lambda: False)():
-        module.set_experts_implementation("eager")  # grouped kernels know no fp64
+        module.set_experts_implementation("eager")  # grouped kernels have no fp64
     return module.float().eval()
 
 
-def shrink(config: Mapping[str, Any], size: Size) -> dict[str, Any]:
-    """The configuration of a small model of the same structure."""
+def shrink(config: Config, size: Size) -> Fields:
+    """Returns the configuration of a small model of the same structure."""
     sizes = _OTHER if size == "other" else _SMALL
     heads, kv = _stated(config, "num_attention_heads"), _stated(config, "num_key_value_heads")
-    if kv is not None and kv in (1, heads):  # multi-query and multi-head attention stay it
+    if kv is not None and kv in (1, heads):  # multi-query or multi-head: no grouping
         sizes = {**sizes, "num_key_value_heads": 1 if kv == 1 else sizes["num_attention_heads"]}
     found = dict(config)
     for usual, names in NAMES.items():
@@ -97,14 +97,14 @@ def shrink(config: Mapping[str, Any], size: Size) -> dict[str, Any]:
 
 
 def _halved(name: str, value: Any) -> Any:
-    """Where a part of each head is rotated, half of it: other parts of a small head are odd."""
+    """Partial rotation of heads becomes one half: other fractions of a small head may be odd."""
     if isinstance(value, Mapping):
         return {inner: _halved(inner, held) for inner, held in value.items()}
     partial = name == "partial_rotary_factor" and isinstance(value, float) and value < 1
     return 0.5 if partial else value
 
 
-def _stated(config: Mapping[str, Any], usual: str) -> int | None:
+def _stated(config: Config, usual: str) -> int | None:
     return next((config[n] for n in NAMES[usual] if _is_size(config.get(n))), None)
 
 

@@ -1,7 +1,8 @@
-"""Where a model comes from and what is known of it before anything is fetched. Imports neither
-torch nor transformers, so that checking a recipe stays fast.
+"""The source that a recipe names, and what is known of it before it is fetched. Imports neither
+torch nor transformers, so that ``check`` is fast.
 
-``random`` beside a source takes everything of it but the weights (``model/scratch.py``).
+``random`` beside a source takes its configuration and tokenizer without the weights
+(``model/scratch.py``).
 """
 
 from __future__ import annotations
@@ -22,24 +23,25 @@ from effcompress.model.cache import cache_root
 from effcompress.model.integrity import folder_flaw, manifest_flaw, read_object
 from effcompress.model.lineage import is_pruned
 from effcompress.spec import ModelSpec
+from effcompress.types import Config, Fields
 
 Kind = Literal["hub", "folder", "gguf", "wheel", "random"]
 FETCH_LINE = "effcompress fetch RECIPE"
 LAYOUT = 2
-"""Raised when the conversion changes, so that folders of an older effcompress are made anew."""
+"""Version of converted folders, part of the cache key: increase it when the conversion changes."""
 BYTES = "bytes"
 BYTE_CONFIG = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 257}
-"""What a random model over bytes needs, where its `shape` does not say otherwise."""
+"""Defaults of a random model with the byte tokenizer."""
 
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _LIKE_A_PATH = re.compile(r"[./~]|[A-Za-z]:|.*\\|[^/]*/[^/]*/")
-# Older configurations name these at the top, newer ones inside `rope_parameters`.
+# Older configurations have these at the top level, newer ones inside `rope_parameters`.
 _ROPE = ("rope_theta", "rope_type")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing a recipe needs on this machine. ``size`` is in bytes, None if unknown."""
+    """Something that a recipe needs on this machine. ``size`` is in bytes, None if unknown."""
 
     name: str
     kind: Literal["model", "tokenizer", "tasks"]
@@ -49,10 +51,10 @@ class Item:
 
 
 def kind_of(spec: ModelSpec) -> Kind:
-    """Which source the spec names; ``random`` where it names nothing but ``random``.
+    """Returns the kind of source that the spec names; ``random`` if it names nothing else.
 
     Raises:
-        SourceError: none, more than one, or one that lacks a key it needs.
+        SourceError: it names none, more than one, or one without a key that it needs.
     """
     named: dict[Kind, object] = {
         "hub": spec.hub,
@@ -83,18 +85,18 @@ def kind_of(spec: ModelSpec) -> Kind:
 
 
 def from_scratch(spec: ModelSpec) -> bool:
-    """Whether the source's weights are not wanted, only its configuration and its tokenizer."""
+    """Whether the source gives only configuration and tokenizer (``random`` beside a source)."""
     return spec.random and kind_of(spec) != "random"
 
 
 def label_of(spec: ModelSpec) -> str:
-    """The model in words."""
+    """Describes the model for reports."""
     origin = origin_of(spec)
     return scratch.words(spec.shape or {}, origin) if from_scratch(spec) else origin
 
 
 def origin_of(spec: ModelSpec) -> str:
-    """The source in words, without the folder a file lies in."""
+    """Describes the source, without the folder of a file."""
     kind = kind_of(spec)
     if kind == "wheel":
         return f"{spec.wheel}/{spec.member}" if spec.member else f"{spec.wheel}"
@@ -108,7 +110,7 @@ def origin_of(spec: ModelSpec) -> str:
 
 
 def converted_at(spec: ModelSpec, cache: Path) -> Path:
-    """The folder of the cache that holds (or will hold) a converted wheel or gguf file.
+    """The cache folder of a converted wheel or gguf file, whether it exists or not.
 
     Raises:
         SourceError: the gguf file does not exist.
@@ -125,7 +127,7 @@ def converted_at(spec: ModelSpec, cache: Path) -> Path:
 
 
 def gguf_file(spec: ModelSpec) -> Path:
-    """The local gguf file of the spec, or SourceError if it is not there."""
+    """The local gguf file of the spec. Raises SourceError if it does not exist."""
     path = Path(str(spec.gguf)).expanduser()
     if not path.is_file():
         raise SourceError("there is no such file", where=f"model.gguf: {path}")
@@ -133,9 +135,8 @@ def gguf_file(spec: ModelSpec) -> Path:
 
 
 def local_folder(spec: ModelSpec) -> Path:
-    """The local folder of the spec, or SourceError if it is not a whole Hugging Face folder.
-
-    Where the weights are not wanted, they may be absent.
+    """The local folder of the spec. Raises SourceError if it is not a complete Hugging Face folder;
+    from scratch, it needs no weights.
     """
     path = Path(str(spec.folder)).expanduser()
     if not path.is_dir():
@@ -152,7 +153,7 @@ def local_folder(spec: ModelSpec) -> Path:
 
 
 def tokenizer_kind(name: str) -> Literal["bytes", "folder", "hub"]:
-    """What `tokenizer` of a spec names.
+    """Returns what `tokenizer` of a spec names.
 
     Raises:
         SourceError: it looks like a path and there is no such folder.
@@ -171,10 +172,10 @@ def tokenizer_kind(name: str) -> Literal["bytes", "folder", "hub"]:
 
 
 def items(spec: ModelSpec, cache: Path | None = None) -> list[Item]:
-    """What must be on this machine before a run: the model and, if named apart, the tokenizer.
+    """Lists what a run needs on this machine: the model and, if named separately, the tokenizer.
 
     Raises:
-        SourceError: the spec cannot be meant, or a local file it names is not there.
+        SourceError: the spec is contradictory, or a local file does not exist.
     """
     cache = cache or cache_root()
     found = [item for item in (_model_item(spec, cache),) if item]
@@ -201,15 +202,15 @@ def _model_item(spec: ModelSpec, cache: Path) -> Item | None:
 
 
 def cached_hub(spec: ModelSpec) -> Path | None:
-    """The folder of the hub model if what is wanted of it is here, without asking the network."""
+    """The folder of the hub model if what is needed is cached; never uses the network."""
     weights, code = not from_scratch(spec), spec.trust_remote_code
     return hub.cached_snapshot(str(spec.hub), spec.revision, weights=weights, code=code)
 
 
-def config_of(spec: ModelSpec, cache: Path | None = None) -> dict[str, Any] | None:
-    """The model's configuration as plain values: `shape`, overlaid with the real configuration
-    where that is on this machine already; from scratch, the real one under `shape`. None if too
-    little is known. Never touches the network.
+def config_of(spec: ModelSpec, cache: Path | None = None) -> Fields | None:
+    """Returns the model's configuration: `shape`, overridden by the source's config.json where that
+    is on this machine; from scratch, config.json overridden by `shape`. None if too little is
+    known. Never uses the network.
 
     Raises:
         SourceError: `shape` and the real configuration disagree, or a local file is missing.
@@ -220,7 +221,7 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> dict[str, Any] | No
         return {**(BYTE_CONFIG if spec.tokenizer in (None, BYTES) else {}), **shape}
     real = _real_config(spec, kind, cache or cache_root())
     if from_scratch(spec):
-        # A few sizes to change say nothing yet; a `shape` that names its class is meant whole.
+        # Without config.json, a `shape` is complete only if it names its class.
         known = real or (shape if "model_type" in shape else None)
         return scratch.architecture(known, shape, origin_of(spec)) if known else None
     if real is None:
@@ -229,15 +230,15 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> dict[str, Any] | No
     return {**shape, **real}
 
 
-def _real_config(spec: ModelSpec, kind: Kind, cache: Path) -> dict[str, Any] | None:
+def _real_config(spec: ModelSpec, kind: Kind, cache: Path) -> Fields | None:
     found = _real_file(spec, kind, cache, "config.json")
     if found is None or not from_scratch(spec) or is_pruned(found):
         return found
     return _real_file(spec, kind, cache, scratch.RECORD) or found
 
 
-def _real_file(spec: ModelSpec, kind: Kind, cache: Path, name: str) -> dict[str, Any] | None:
-    """A file of JSON beside the weights, if it is here."""
+def _real_file(spec: ModelSpec, kind: Kind, cache: Path, name: str) -> Fields | None:
+    """Reads a JSON file beside the weights, if it is on this machine."""
     if kind == "folder":
         return read_object(local_folder(spec) / name)
     if kind == "hub":
@@ -247,7 +248,7 @@ def _real_file(spec: ModelSpec, kind: Kind, cache: Path, name: str) -> dict[str,
     return read_object(at / name) if manifest_flaw(at) is None else None
 
 
-def require_agreement(shape: Mapping[str, Any], real: Mapping[str, Any], name: str) -> None:
+def require_agreement(shape: Config, real: Config, name: str) -> None:
     """Raises SourceError naming the first field of ``shape`` that ``real`` contradicts.
 
     A field that ``real`` does not have cannot contradict it.
@@ -269,7 +270,7 @@ def _same(said: Any, real: Any) -> bool:
     if isinstance(said, list | tuple) and isinstance(real, list | tuple):
         return len(said) == len(real) and all(map(_same, said, real))
     if isinstance(said, float) or isinstance(real, float):
-        # A gguf file holds 1e-5 as a 32-bit number.
+        # gguf stores floats such as 1e-5 with 32 bits.
         if not (isinstance(said, int | float) and isinstance(real, int | float)):
             return False
         return math.isclose(said, real, rel_tol=1e-6)
@@ -277,8 +278,8 @@ def _same(said: Any, real: Any) -> bool:
 
 
 def is_known(model_type: str) -> bool:
-    """Whether transformers has modelling code for this ``model_type``, by the look of its folders:
-    importing it takes seconds that a misspelt recipe should not cost.
+    """Whether transformers has modelling code for this ``model_type``, judged by its folders, since
+    importing it takes seconds.
     """
     found = importlib.util.find_spec("transformers")
     where = Path((found and found.origin) or "").parent / "models"

@@ -1,4 +1,4 @@
-"""Tokenizers behind ``types.TextTokenizer``: one around transformers, one token per byte."""
+"""Implements ``types.TextTokenizer``: a wrapper of transformers' tokenizers, and one of bytes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from effcompress.model.silence import quietly
 from effcompress.model.source import tokenizer_kind
 
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
-"""Tokens that end a document in pretraining. Instruct models name another one (``<|im_end|>``,
-``<|eot_id|>``) as their EOS, which ends a turn of a conversation and is wrong between documents.
+"""End-of-document tokens of pretraining. The EOS of instruct models (``<|im_end|>``,
+``<|eot_id|>``) ends a turn of a conversation, which is wrong between documents.
 """
 BOS, EOS = "<|bos|>", "<|eos|>"
 
 
 class HFTokenizer:
-    """A transformers tokenizer (``backend``).
+    """Wraps a tokenizer of transformers (``backend``).
 
     ``eos_id`` is the first of ``SEPARATORS`` that the vocabulary has, else the tokenizer's own EOS.
     ``vocab_size`` counts added tokens, so it may exceed the rows of the model's embedding.
@@ -38,14 +38,15 @@ class HFTokenizer:
         self.fingerprint: str = self._hash(vocab)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, nothing added and nothing cut. A lone surrogate, which is no
-        character, counts as ``?``.
+        """Token ids of each text, without special tokens or truncation. A lone surrogate counts as
+        ``?``.
         """
         if not texts:
             return []
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        # `verbose` is what the warning about long sequences asks: packing cuts them later.
-        # Text that spells out a special token is still text: BOS and EOS come from packing alone.
+        # `verbose=False` hides the warning about long sequences, which packing splits later.
+        # `split_special_tokens`: a text that spells "</s>" must not give the EOS id, which only
+        # packing inserts.
         found = self.backend(
             clean,
             add_special_tokens=False,
@@ -76,7 +77,7 @@ class HFTokenizer:
     def _hash(self, vocab: dict[str, int]) -> str:
         rust = getattr(self.backend, "backend_tokenizer", None)
         if rust is not None:
-            # Truncation and padding are the state of the last call, not of the tokenizer.
+            # Truncation and padding are state of the last call: reset, so that the hash is stable.
             rust.no_truncation()
             rust.no_padding()
             text = rust.to_str()
@@ -96,7 +97,7 @@ class ByteTokenizer:
     fingerprint = hashlib.sha256(b"effcompress bytes 1").hexdigest()
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """The bytes of each text; a lone surrogate, which is no character, counts as ``?``."""
+        """The bytes of each text; a lone surrogate counts as ``?``."""
         return [list(text.encode("utf-8", "replace")) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
@@ -104,7 +105,7 @@ class ByteTokenizer:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
     def save(self, folder: Path) -> None:
-        """Writes a byte-level tokenizer that ``AutoTokenizer`` loads and that agrees with this."""
+        """Writes an equivalent byte-level tokenizer that ``AutoTokenizer`` loads."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
@@ -112,7 +113,7 @@ class ByteTokenizer:
         rust = Tokenizer(models.BPE(vocab=vocab, merges=[]))
         rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         rust.decoder = decoders.ByteLevel()
-        # Text that spells out a special token is still text: every byte counts.
+        # A text that spells a special token is still bytes.
         backend = PreTrainedTokenizerFast(
             tokenizer_object=rust, bos_token=BOS, eos_token=EOS, split_special_tokens=True
         )
@@ -121,7 +122,7 @@ class ByteTokenizer:
 
 
 def _byte_alphabet() -> list[str]:
-    """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
+    """The character that stands for each byte in byte-level BPE (GPT-2's table)."""
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(byte if byte in plain else next(spare)) for byte in range(256)]
@@ -135,11 +136,11 @@ def open_tokenizer(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> HFTokenizer | ByteTokenizer:
-    """The tokenizer a spec names (`bytes`, folder, hub id), else the one in the model's folder;
-    without either, bytes.
+    """Opens the tokenizer that a spec names (`bytes`, folder, hub id), else that of the model's
+    folder; without either, bytes.
 
     Raises:
-        SourceError: it is not here, or cannot be read.
+        SourceError: it is not on this machine and cannot be fetched, or cannot be read.
     """
     kind = tokenizer_kind(name) if name else None
     if kind == "bytes" or (kind is None and folder is None):

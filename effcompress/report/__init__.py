@@ -1,4 +1,4 @@
-"""A run folder -> a page for people, and a model card. Reads files, never the model."""
+"""Report page and model card of a run folder. Reads files, never the model."""
 
 from effcompress.report.card import write_card
 from effcompress.report.page import write

@@ -201,6 +201,7 @@ def draw(chart: Chart) -> str:
     points, dots = _points(chart, keys)
     shown = [key for key, line in zip(keys, chart.lines, strict=True) if line.name]
     at = {"legendX": 10 - LEFT, "legendY": _head(chart.unit) + 8 - top, "columns": columns}
+    at |= {"orient": "none", "symbolType": "stroke"}  # lines, where all that is drawn are dots too
     borders, stages = _stages(chart, x, frame)
     marks, labels = _marks(chart, x, y, frame)
     return _svg(
@@ -216,7 +217,7 @@ def draw(chart: Chart) -> str:
         keys=keys,
         colours=[_colour(line.tone) for line in chart.lines],
         dashes=[DASHES.get(line.tone, SOLID) for line in chart.lines],
-        legend={"values": shown, "orient": "none", **at} if shown else None,
+        legend={"values": shown, **at} if shown else None,
         interpolate="step-after" if chart.steps else "linear",
         x=_axis("x", chart.x_title, COUNT, x, tickCount=4, tickMinStep=1, grid=False),
         y=_axis("y", chart.y_title, chart.y_labels, y),

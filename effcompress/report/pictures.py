@@ -15,7 +15,7 @@ from effcompress.types import axis_kind, axis_layer
 
 TOKENS = "tokens trained on"
 USUAL = ("attention", "ffn", "hidden")
-"""Kinds with a colour of their own; shown even when they were left alone."""
+"""Kinds with a colour of their own; shown even when they were not cut."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Picture:
 
 
 def pictures(record: Record) -> dict[str, Picture]:
-    """Name -> picture, in reading order; only those the record has numbers for. Where zeros were
-    made and nothing was cut, those of shapes would show nothing.
+    """Returns name -> picture, in reading order; only those that the record has numbers for. A run
+    that zeroes weights and cuts nothing has no pictures of shapes.
     """
     made = record.sparsified
     shaped = made is None or bool(record.cuts)
@@ -52,15 +52,15 @@ def pictures(record: Record) -> dict[str, Picture]:
 
 
 def tone(kind: str, others: tuple[str, ...] = ()) -> str:
-    """Colour class of a kind; the less usual ones share two."""
+    """Returns the tone of a kind; all but the usual three take turns with two tones."""
     if kind in USUAL:
         return kind
     return ("spare", "spare2")[others.index(kind) % 2 if kind in others else 0]
 
 
 def kinds(record: Record) -> list[str]:
-    """Kinds of mini-groups in the record, the usual ones first; of the others, those that lost
-    something.
+    """Returns the kinds of axes in the record, the usual ones first; of the others, those that were
+    cut.
     """
     widths = record.started_widths
     found = {k for k in map(axis_kind, widths) if k in USUAL}
@@ -70,8 +70,8 @@ def kinds(record: Record) -> list[str]:
 
 
 def _over(record: Record) -> tuple[str, dict[int, float]]:
-    """The axis that cuts are drawn over, and the place of each: tokens, or the running number where
-    no training lies between them.
+    """Returns the title of the axis that cuts are drawn over, and the place of each cut on it:
+    tokens, or the number of the cut where no step of training is between them.
     """
     places = {cut.tokens for cut in record.cuts}
     alone = len(record.cuts) == 1 and places != {0}

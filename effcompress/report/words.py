@@ -26,12 +26,12 @@ METHOD = {
     "recover": ("method", "tokens", "lora", "distill"),
     "sparsify": ("method", "sparsity", "pattern", "sequences", "true_sequential", "skip_layers"),
 }
-"""Section of a recipe -> its keys that tell the method."""
+"""Section of a recipe -> its keys that describe the method."""
 ARROW = "\u2192"
 
 
 def status(record: Record) -> str | None:
-    """What a reader must know before believing any number, or nothing."""
+    """Returns the banner of a run that failed, was stopped or is unfinished; else None."""
     if record.status == "success":
         return None
     if record.status == "failed":
@@ -47,7 +47,7 @@ def status(record: Record) -> str | None:
 
 
 def verdict(record: Record) -> str:
-    """What came out, in a sentence or two."""
+    """Returns the result in a few sentences: sizes, perplexity, tasks, proof."""
     parts: list[str] = []
     before, after = record.params_before, record.params_after
     if before and after:
@@ -82,7 +82,7 @@ def verdict(record: Record) -> str:
 
 
 def zeroed(record: Record) -> str:
-    """``Parameters removed: 0, weights zeroed: 53.1M (...)``; empty where no zeros were made."""
+    """Returns ``Parameters removed: 0, weights zeroed: 53.1M (...)``; empty without zeros."""
     before, after, made = record.params_before, record.params_after, record.sparsified
     if not (before and after and made):
         return ""
@@ -94,13 +94,13 @@ def zeroed(record: Record) -> str:
 
 
 def loader(record: Record) -> str:
-    """What opens the saved model."""
+    """Returns the library, and the class if the model brings one, that loads the saved model."""
     own = record.export is not None and record.export.form == "exact"
     return "transformers with the class that it brings" if own else "plain transformers"
 
 
 def padding(record: Record) -> str:
-    """What the saved file holds beyond the model, if anything: zeros save neither disk nor time."""
+    """Returns a sentence about the zeros that pad the saved file; empty without padding."""
     if record.export is None or not record.params_after:
         return ""
     zeros = record.export.parameters - record.params_after
@@ -146,7 +146,7 @@ def perplexities(record: Record) -> list[solved.Row]:
 
 
 def both(record: Record) -> list[tuple[str, float, float | None]]:
-    """(domain, perplexity before, after); after is missing until it was measured."""
+    """Returns (domain, perplexity before, after); after is None until it is measured."""
     if record.before is None:
         return []
     later = record.after.domains if record.after else {}
@@ -172,7 +172,7 @@ def join(parts: Sequence[str]) -> str:
 
 
 def target(record: Record) -> str:
-    """How near the target the run came."""
+    """Returns the target size and by how much the run missed it."""
     if record.target is None or record.params_after is None:
         return "no target size"
     miss = record.params_after / record.target - 1
@@ -183,7 +183,7 @@ def target(record: Record) -> str:
 
 
 def protocol(evaluation: Evaluation) -> str:
-    """How perplexity was measured, and tasks if there are any."""
+    """Returns how perplexity was measured, and tasks if there are any."""
     said = dict(evaluation.protocol)
     amount = [
         f"{name} {score.sequences:,} sequences ({score.tokens:,} tokens)"
@@ -204,7 +204,7 @@ def protocol(evaluation: Evaluation) -> str:
 
 
 def same_protocol(record: Record) -> bool:
-    """Whether the two evaluations may be compared at all."""
+    """Whether both evaluations used the same protocol, text and tasks."""
     if record.before is None or record.after is None:
         return True
     amounts = [
@@ -216,7 +216,7 @@ def same_protocol(record: Record) -> bool:
 
 
 def load(record: Record, path: str) -> str:
-    """Three lines that load the model from ``path``."""
+    """Returns three lines of Python that load the model from ``path``."""
     own = ", trust_remote_code=True" if record.export and record.export.form == "exact" else ""
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -226,7 +226,7 @@ def load(record: Record, path: str) -> str:
 
 
 def container(record: Record) -> str:
-    """Which class the model is saved as, and why if it is not its own."""
+    """Returns the class that the model is saved as, and why it is that one."""
     if record.export is None:
         return "No model has been saved yet."
     if record.export.form == "exact":
@@ -245,7 +245,7 @@ def container(record: Record) -> str:
 
 
 def proof(record: Record) -> str:
-    """What the reload showed."""
+    """Returns the result of the reload proof."""
     if record.proof is None:
         return "The saved model has not been reloaded yet."
     tokens = "the same tokens" if record.proof.tokens_equal else "different tokens"
@@ -257,15 +257,17 @@ def proof(record: Record) -> str:
 
 
 def method(recipe: str, name: str = "prune") -> dict[str, str]:
-    """Key of the section ``name`` -> what the recipe says there, on one line."""
+    """Returns the keys of the section ``name`` of a recipe that describe the method, with their
+    values on one line.
+    """
     section = _section(recipe.splitlines(), name)
     found = {key: _flat(section, key) for key in METHOD[name]}
     return {key: value for key, value in found.items() if value not in ("", "null", "[]", "{}")}
 
 
 def _section(lines: list[str], key: str) -> list[str]:
-    """The lines below a key, without their common indent. The recipe stays text here: reading YAML
-    is another room's work, and a report must not fail over a file it only quotes.
+    """Returns the lines below a key, without their common indent. The recipe stays text here: YAML
+    is read in ``recipe/``, and a report must not fail because of a file that it only quotes.
     """
     for i, line in enumerate(lines):
         match = re.match(rf"{re.escape(key)}:\s*(.*)$", line)

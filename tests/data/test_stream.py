@@ -227,3 +227,49 @@ def test_calibration_without_training(make, three):
 def test_windows_refuse_numbers_outside():
     with pytest.raises(AssertionError):
         Windows(np.zeros(8, dtype="<u2"), 4, None, 2).take(2)
+
+
+@pytest.mark.parametrize("train_tokens", [0, 10**6])
+def test_calibration_is_never_held_out_text(make, jsonl, texts, train_tokens):
+    documents = [text.ljust(63, ".") for text in texts(200, words=4)]  # one window each, with EOS
+    domain = DomainSpec(jsonl=(jsonl("a.jsonl", documents),), holdout=0.4)
+    corpus = make({"d": domain}, train_tokens=train_tokens, sequence_length=64)
+    held = {tuple(row.tolist()) for row in corpus.heldout("d", 500)}
+    drawn = {tuple(row.tolist()) for row in corpus.calibration(40)}
+    assert len(held) > 50 and len(drawn) == 40
+    assert not drawn & held
+
+
+def test_the_seed_of_the_run_is_the_default(make, three):
+    run, other = make(three, seed=5), make(three, seed=6)
+    assert run.stream().next(20).ids_BT.equal(other.stream(5).next(20).ids_BT)
+    assert not run.stream().next(20).ids_BT.equal(other.stream().next(20).ids_BT)
+    assert run.calibration(9).equal(other.calibration(9, 5))
+    assert not run.calibration(9).equal(other.calibration(9))
+
+
+def test_domains_are_shuffled_independently(make, jsonl, texts):
+    one, two = (DomainSpec(jsonl=(jsonl(f"{tag}.jsonl", texts(60, tag)),)) for tag in "xy")
+    corpus = make({"x": one, "y": two}, train_tokens=32 * 80)
+    order: dict[str, list[int]] = {"x": [], "y": []}
+    for name, domain in corpus._domains.items():
+        place = {tuple(domain.train.take(n).tolist()): n for n in range(domain.train.count)}
+        batch = corpus.stream(0).next(60)
+        rows = zip(batch.ids_BT, batch.domains, strict=True)
+        order[name] = [place[tuple(ids.tolist())] for ids, whose in rows if whose == name]
+    assert len(order["x"]) == len(order["y"]) == 30
+    assert order["x"] != order["y"]
+
+
+def test_a_fingerprint_depends_on_everything_that_is_read(make, three):
+    def of(domains=three, **options):
+        return make(domains, **{"train_tokens": 32 * 40, **options}).fingerprint
+
+    heavier = {**three, "c": DomainSpec(jsonl=three["c"].jsonl, weight=0.6)}
+    same = of()
+    assert same == of() == of(seed=9)
+    found = {same, of(sequence_length=16), of(bos="always"), of(when_dry="stop"), of(heavier)}
+    found |= {of(heldout_sequences=1), of({"a": three["a"], "b": three["b"]})}
+    assert len(found) == 7
+    # All text is read, so that the hash of the tokens is the same: only the mixture differs.
+    assert of(train_tokens=10**6) != of(heavier, train_tokens=10**6)

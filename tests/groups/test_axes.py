@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress import groups
 from effcompress.errors import CoverageError
-from effcompress.model.families import LLAMA, family_of
+from effcompress.model.families import LLAMA, NEOX, family_of
+from effcompress.types import axis_kind, axis_layer, in_layer
 from tests.conftest import FAMILIES, SHAPES, shape, tiny
 
 LLAMA_7B = {
@@ -125,3 +128,23 @@ def test_meta_device() -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert groups.axes_of(model, LLAMA, LLAMA_3_8B).count() == 8_030_261_248
+
+
+def test_kind_and_layer_of_a_name() -> None:
+    assert [axis_kind(name) for name in ("ffn.12", "hidden", "ffn.{i}")] == ["ffn", "hidden", "ffn"]
+    assert [axis_layer(name) for name in ("ffn.12", "ffn.0", "hidden")] == [12, 0, None]
+    assert (LLAMA.layers, NEOX.layers) == ("model.layers", "gpt_neox.layers")
+    assert in_layer({"hidden": 8, "ffn.0": 3, "ffn.1": 5}, 1) == {"hidden": 8, "ffn": 5}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_polynomial_counts_what_the_shapes_do(model_type: str) -> None:
+    config = shape("gqa_tied", model_type=model_type)
+    axes = groups.from_config(family_of(config), config)
+    smaller = {n: w - 1 if w > 2 else w for n, w in axes.widths.items() if w > 1}
+    wide = {**axes.widths, **smaller, "layer.1": 0}
+    for param in axes.shapes:
+        terms = axes.terms(param)
+        total = sum(factor * math.prod(wide[name] for name in names) for names, factor in terms)
+        assert total == axes.numel(param, wide)
+        assert total or ".1." in param

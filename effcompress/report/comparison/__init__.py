@@ -1,5 +1,5 @@
-"""Several runs side by side: read their records, flag what keeps them from being compared, say who
-is best and who is tied, and write it down.
+"""Comparison of runs: reads their records, flags differences, names the best and its ties, writes
+page and tables.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
 ]
 
 FILES = ("comparison.json", "comparison.csv", "comparison.md", "comparison.html")
-"""What ``write`` leaves."""
+"""The files that ``write`` makes."""
 
 
 def write(folder: Path, comparison: Comparison) -> Path:
-    """Write all ``FILES`` into ``folder``; the page's path comes back."""
+    """Writes all ``FILES`` into ``folder``; returns the path of the page."""
     texts = (
         as_json(comparison),
         comma_separated(comparison),

@@ -1,6 +1,4 @@
-"""The columns of a comparison: what each is, of a method and of the dense model, and how it is
-written.
-"""
+"""The columns of a comparison: their values for a run and its dense model, and their format."""
 
 from __future__ import annotations
 
@@ -17,15 +15,15 @@ QUALITY = "perplexity"
 """Key of the column that methods are ranked by."""
 HUGE = 1e6
 EQUAL = 1e-9
-"""A smaller share of the mean is no spread: all seeds gave the same."""
+"""Relative deviation below which all seeds gave the same."""
 PLUS_MINUS = "\u00b1"
 
 
 @dataclass(frozen=True)
 class Column:
-    """``of`` gives a run's number, ``dense`` that of the model it started from. ``brief`` is the
-    title where there is little room; ``help`` one sentence. ``write`` writes a mean, ``spreads``
-    says whether the deviation is written too.
+    """``of`` returns the value of a run, ``dense`` that of the model it started from. ``brief`` is
+    the title for a terminal; ``help`` one sentence. ``write`` formats a mean; ``spreads``: whether
+    the deviation is written too.
     """
 
     key: str
@@ -38,7 +36,7 @@ class Column:
     spreads: bool = False
 
     def cell(self, value: Spread | None) -> str:
-        """What is written for a value; nothing where it is not known."""
+        """Returns mean and deviation as text; empty for an unknown value."""
         if value is None:
             return ""
         text = self.write(value.mean)
@@ -76,12 +74,12 @@ def elapsed(value: float) -> str:
 
 
 def nothing(_: Facts) -> float:
-    """What the dense model has of what only pruning brings."""
+    """Zero: the dense model was neither cut nor trained."""
     return 0.0
 
 
 def unknown(_: Facts) -> None:
-    """What the dense model has of what only runs have."""
+    """None: the dense model has no run of its own."""
 
 
 SIZE = (
@@ -164,7 +162,7 @@ SPENT = (
 
 
 def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
-    """All that there can be; which domains and tasks there are is the runs' to say."""
+    """Returns all columns; the runs give the domains and tasks."""
     known = list(facts)
     domains = _names(f.after or f.before for f in known)
     tasks = _names(f.tasks_after or f.tasks_before for f in known)
@@ -229,7 +227,7 @@ def _mean(domains: Mapping[str, float] | None) -> float | None:
 
 
 def _average(tasks: Mapping[str, float] | None, all_of: list[str]) -> float | None:
-    """Nothing where a task is missing: means over different tasks are not comparable."""
+    """None where a task is missing: means over different tasks are not comparable."""
     if not tasks or any(name not in tasks for name in all_of):
         return None
     return statistics.fmean(tasks[name] for name in all_of)

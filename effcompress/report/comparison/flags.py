@@ -59,7 +59,7 @@ class Check:
 
 
 def short(hash: str | None) -> str:
-    """A hash as people are shown it."""
+    """Returns the first digits of a hash."""
     return hash[:SHOWN] if hash else "not recorded"
 
 
@@ -68,9 +68,9 @@ def tokens(some: Mapping[str, Tokens]) -> str:
     return ", ".join(f"{n} {t.number:,} tokens (hash {short(t.hash)})" for n, t in some.items())
 
 
-def mixture(shares: Mapping[str, float]) -> str:
+def mixture(fractions: Mapping[str, float]) -> str:
     """``letters 33.3 %, numbers 66.7 %``."""
-    return ", ".join(f"{name} {numbers.percent(share)}" for name, share in shares.items())
+    return ", ".join(f"{name} {numbers.percent(part)}" for name, part in fractions.items())
 
 
 def protocol(facts: Facts) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _instead(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     )
 
 
-def _shares(facts: Facts) -> Value:
+def _mixture(facts: Facts) -> Value:
     if facts.shares is None:
         return NOT_RECORDED
     return tuple(sorted((name, round(share, 9)) for name, share in facts.shares.items()))
@@ -181,7 +181,7 @@ CHECKS = (
     Check(
         "mixture",
         "its mixture of text",
-        _shares,
+        _mixture,
         lambda a, b: (
             f"reads another mixture: {mixture(a.shares or {})} instead of {mixture(b.shares or {})}"
         ),

@@ -19,7 +19,7 @@ FAR = 2.5
 
 
 def pictures(comparison: Comparison) -> dict[str, str]:
-    """Name -> ``<svg>``, in reading order; only those that there are numbers for."""
+    """Returns name -> ``<svg>``, in reading order; only those that there are numbers for."""
     drawn = {
         "parameters": _quality_over(comparison, "params", charts.COUNT),
         "operations": _quality_over(comparison, "flops", charts.POWER, zero=True),
@@ -31,7 +31,7 @@ def pictures(comparison: Comparison) -> dict[str, str]:
 
 
 def look(comparison: Comparison, row: Row) -> tuple[str, str]:
-    """Colour and shape of a row, the same in all pictures."""
+    """Returns tone and shape of a row, the same in all pictures."""
     if row.size is None:
         return "dense", SHAPES[0]
     number = [r.label for r in comparison.rows if r.size is not None].index(row.label)
@@ -43,7 +43,7 @@ def _column(comparison: Comparison, key: str) -> Column:
 
 
 def _quality_over(comparison: Comparison, key: str, labels: str, *, zero: bool = False) -> str:
-    """Perplexity over another column; nothing where that column is zero for all."""
+    """Perplexity over another column; empty where that column is zero for all."""
     over, quality = _column(comparison, key), _column(comparison, QUALITY)
     spots = [
         _spot(comparison, row, over, quality)
@@ -80,7 +80,7 @@ def _spot(comparison: Comparison, row: Row, over: Column, quality: Column) -> Sp
 
 
 def _loss(comparison: Comparison) -> str:
-    """Training loss over tokens, one line per method, the mean of its seeds."""
+    """Training loss over tokens: one line per method, the mean of its seeds."""
     lines: list[Line] = []
     for row in comparison.rows:
         course = _mean_course(row)

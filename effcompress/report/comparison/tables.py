@@ -28,8 +28,8 @@ class Grid:
 
 
 def written(comparison: Comparison) -> tuple[Column, ...]:
-    """Columns of the table for people: those that say something of somebody. That weights were
-    zeroed is one of them only where some were.
+    """Returns the columns of the tables: those with a value other than zero in some row,
+    and always size, tokens and perplexity.
     """
     found = []
     for column in comparison.columns:
@@ -42,8 +42,8 @@ def written(comparison: Comparison) -> tuple[Column, ...]:
 
 
 def grid(comparison: Comparison) -> Grid:
-    """Every row and every written column; a method without a result has its reason in the second
-    cell, and nothing else.
+    """Returns every row and every written column; a method without a result has its reason in the
+    second cell, and nothing else.
     """
     columns = written(comparison)
     header = ("method", *(c.title for c in columns), "calibration tokens", "runs")
@@ -55,8 +55,8 @@ ORDER = ("params", QUALITY, "prune_seconds", "prune_memory", "seconds", "accurac
 
 
 def brief(comparison: Comparison) -> Grid:
-    """The table for a terminal: short titles, what matters most first, reasons left to the reader
-    of ``Row.reason``.
+    """Returns the table for a terminal: short titles, the most important columns first, without
+    the reasons (``Row.reason``).
     """
     found = written(comparison)
     first = [c for key in ORDER for c in found if c.key == key]
@@ -71,7 +71,7 @@ def brief(comparison: Comparison) -> Grid:
 
 
 def name(row: Row) -> str:
-    """Label, letters of footnotes, mark: ``taylor [a, b] (tied)``."""
+    """Returns label, letters of footnotes and mark: ``taylor [a, b] (tied)``."""
     letters = f" [{', '.join(row.notes)}]" if row.notes else ""
     return f"{row.label}{letters}" + (f" ({row.mark})" if row.mark else "")
 
@@ -109,7 +109,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def comma_separated(comparison: Comparison) -> str:
-    """One line per row; for every column its mean and its standard deviation, in base units."""
+    """Returns one line per row: for every column its mean and standard deviation, in base units."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     keys = [column.key for column in comparison.columns]
@@ -127,7 +127,7 @@ def comma_separated(comparison: Comparison) -> str:
 
 
 def plain(comparison: Comparison) -> dict[str, Any]:
-    """Everything as JSON values, every run's facts included."""
+    """Returns everything as JSON values, with the facts of every run."""
     return {
         "format": FORMAT,
         "name": comparison.name,
