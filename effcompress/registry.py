@@ -89,6 +89,15 @@ class Plugin:
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """What must be injected -> what that is; a statistic says so itself."""
+        words = inputs_of(self.kind)
+        return {
+            name: words[name] if name in words else self.statistics[name].summary
+            for name in self.needs
+        }
+
+    @property
     def of_inputs(self) -> dict[str, Plugin]:
         """Its statistics of what linear layers read."""
         return {name: s for name, s in self.statistics.items() if "x" in s.needs}

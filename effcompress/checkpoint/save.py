@@ -38,9 +38,7 @@ class Saved:
     tensors: Mapping[str, Tensor]
     """Flat names: ``model/NAME``, ``optimizer/FIELD/NAME``, ``ledger/...``, ``saliency/SET``."""
     rows: Mapping[str, Tensor] = field(default_factory=dict)
-    """This rank's rows of sharded tensors, for saving. Read again, they are among ``tensors``,
-    whole.
-    """
+    """This rank's rows of sharded tensors, for saving; when read, ``tensors`` has them whole."""
 
     def part(self, prefix: str) -> Mapping[str, Tensor]:
         """Returns a view of the tensors whose names begin with ``prefix``, without the prefix."""
@@ -92,9 +90,7 @@ def begin(folder: Path, step: int, saved: Saved, world: World = ALONE) -> Writin
 
 
 def publish(writing: Writing, keep: int, world: World = ALONE) -> Path:
-    """Waits until all ranks have written their files, then renames the folder. Raises as ``save``
-    does.
-    """
+    """Waits for the files of all ranks, then renames the folder. Raises as ``save`` does."""
     work = writing.work
     try:
         files = world.each(writing.written)

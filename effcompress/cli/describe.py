@@ -134,13 +134,11 @@ class PluginFacts:
 
 
 def _facts(plugin: Plugin) -> PluginFacts:
-    from effcompress.injectable import INPUTS
-
     return PluginFacts(
         plugin.kind,
         plugin.name,
         inspect.getdoc(plugin.function) or "",
-        {name: INPUTS[plugin.kind][name] for name in plugin.needs},
+        plugin.inputs,
         {name: _knob(knob) for name, knob in plugin.knobs.items()},
         plugin.paper,
         _relative(plugin.where),

@@ -51,9 +51,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def on_mesh(value: Tensor, mesh: DeviceMesh, device: torch.device) -> DTensor:
-    """Shards a tensor that every rank holds whole: each keeps a copy of its rows, on ``device``.
-    Sends nothing.
-    """
+    """Shards a tensor that every rank holds: each copies its rows to ``device``. Sends nothing."""
     rows = shard_rows(value.shape[0], mesh.get_local_rank(), mesh.size())
     local = value.detach()[rows].to(device, copy=True).contiguous()
     return _placed(local, value.shape, mesh)

@@ -26,9 +26,7 @@ class Shards:
     """The sharded parameters of one model. ``layers`` is the path of its list of layers."""
 
     def __init__(self, module: nn.Module, layers: str, size: int, device: torch.device) -> None:
-        """Shards the parameters in place: each rank keeps its rows, on ``device``. Buffers are
-        replicated.
-        """
+        """Shards parameters in place: each rank keeps its rows, on ``device``, and all buffers."""
         from torch.distributed.device_mesh import init_device_mesh
 
         self._mesh = init_device_mesh(device.type, (size,))

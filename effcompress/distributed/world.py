@@ -90,9 +90,7 @@ class World:
         return self.sums([float(here)])[0] > 0
 
     def agree(self, decide: Callable[[], T]) -> T:
-        """Returns on every rank what ``decide`` returns on rank 0; its error is raised on every
-        rank.
-        """
+        """Returns rank 0's decision on every rank; its error is raised on every rank, too."""
         if self.size == 1:
             return decide()
         said: list[Any] = [None, None]

@@ -86,9 +86,7 @@ class _Shape:
         return 4 if self.axes.family.centred else 8
 
     def layer(self, number: int, layer: int) -> float:
-        """Returns bytes per token of one layer; ``layer`` is its number in the parent, ``number``
-        its present one.
-        """
+        """Returns bytes per token; ``layer`` numbers the parent's layers, ``number`` today's."""
         wide, gate = self.wide, f"layer.{layer}"
         if not wide[gate]:
             return 0.0

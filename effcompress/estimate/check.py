@@ -104,9 +104,7 @@ def _when(timeline: Timeline) -> str:
 
 
 def _may_differ(sets: list[GroupSet]) -> bool:
-    """Returns whether layers can end with different shapes; removing whole layers leaves equal
-    ones.
-    """
+    """Returns whether layers can end with different shapes; whole layers that go do not count."""
     return any(s.scope != "lockstep" and s.kind != "layer" for s in sets)
 
 

@@ -184,9 +184,7 @@ def losing_rows(found: SizedModel, touched: Collection[str] | None) -> set[str]:
 
 
 def repaired(found: SizedModel, touched: Collection[str] | None) -> Iterator[str]:
-    """Yields the weights that lose inputs to cuts from the sets ``touched`` (None: all); a repair
-    gathers them.
-    """
+    """Yields the weights that cuts from ``touched`` (None: all) change; a repair gathers them."""
     for param in found.axes.shapes:
         sides = (
             side.dim

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from effcompress.answer import Table, duration, short, size
+from effcompress.answer import Table
 from effcompress.errors import RecipeError
 from effcompress.estimate.communication import Message, per_commit, per_cut, per_step, shards_of
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
 from effcompress.estimate.memory import memory, trained
 from effcompress.estimate.schedule import Timeline, tokens_per_step
+from effcompress.record.readable import duration, exact_count, size
 from effcompress.spec import Recipe
 
 PARTS = {"copies": "bf16 copies", "grams": "Gram matrices"}
@@ -30,6 +31,17 @@ class Launch:
     flops_per_second: float | None = None
 
 
+class Figures(TypedDict):
+    """JSON values of ``plan`` about training; ``seconds`` only where the speed is known."""
+
+    tokens: int
+    flops: float
+    flops_if_not_pruned: float
+    h100_hours: float
+    assumed: dict[str, float]
+    seconds: NotRequired[dict[str, float]]
+
+
 def costs(
     recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
 ) -> tuple[dict[str, Any], list[Table]]:
@@ -44,32 +56,26 @@ def costs(
             where="--processes",
             fix="Name a number that divides it.",
         )
-    data = {"processes": launch.processes, **_memory(recipe, found, timeline, launch)}
-    tables = [_memory_table(data, launch)]
+    shards = shards_of(recipe, launch.processes)
+    phases = memory(found, recipe, timeline.points[-1].widths, launch.processes, shards)
+    held = {phase: {**vars(parts), "total": parts.total} for phase, parts in phases.items()}
+    data: dict[str, Any] = {"processes": launch.processes, "memory_bytes": held}
+    tables = [_memory_table(held, launch)]
     if loop is not None:
-        data |= _costs(recipe, found, timeline, launch)
+        figures = _costs(recipe, found, timeline, launch)
+        data |= figures
         if launch.processes > 1:
             messages = _messages(recipe, found, timeline, launch)
             data["communicated_bytes"] = {
                 when: {m.what: m.bytes for m in said} for when, said in messages.items()
             }
             tables.append(_traffic_table(messages, launch.processes))
-        tables.append(_cost_table(data, launch))
+        tables.append(_cost_table(figures, launch))
     return data, tables
 
 
-def _memory(
-    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
-) -> dict[str, dict[str, Any]]:
-    shards = shards_of(recipe, launch.processes)
-    phases = memory(found, recipe, timeline.points[-1].widths, launch.processes, shards)
-    held = {phase: {**vars(held), "total": held.total} for phase, held in phases.items()}
-    return {"memory_bytes": held}
-
-
-def _memory_table(data: dict[str, Any], launch: Launch) -> Table:
+def _memory_table(held: dict[str, dict[str, float]], launch: Launch) -> Table:
     """Returns the table of memory by phase, without parts that are zero in every phase."""
-    held: dict[str, dict[str, float]] = data["memory_bytes"]
     most = max(parts["total"] for parts in held.values())
     scale, unit = next((u for u in UNITS if most >= u[0]), UNITS[-1])
     rows = [
@@ -89,14 +95,14 @@ def _short(count: float) -> str:
     return f"{count:.0f}" if count >= 100 else f"{count:.3g}" if count >= 0.01 else "< 0.01"
 
 
-def _costs(recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch) -> dict[str, Any]:
+def _costs(recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch) -> Figures:
     """Returns the operations summed over the shrinking model, and the time that follows."""
     flops = Flops(found.axes, found.config, recipe.data.sequence_length)
     total, points = 0.0, timeline.points
     for here, there in itertools.pairwise(points):
         total += flops.per_token(here.widths) * (there.tokens - here.tokens)
     first, last = flops.per_token({}), flops.per_token(points[-1].widths)
-    figures: dict[str, Any] = {
+    figures: Figures = {
         "tokens": points[-1].tokens,
         "flops": total,
         "flops_if_not_pruned": first * points[-1].tokens,
@@ -142,11 +148,11 @@ def _traffic_table(messages: dict[str, list[Message]], processes: int) -> Table:
     return Table(title, ("", "what", "collective", "bytes", "sent on a ring"), tuple(rows))
 
 
-def _cost_table(data: dict[str, Any], launch: Launch) -> Table:
+def _cost_table(data: Figures, launch: Launch) -> Table:
     saved = 1 - data["flops"] / data["flops_if_not_pruned"]
     hours = data["h100_hours"]
     rows = [
-        ("tokens", short(data["tokens"])),
+        ("tokens", exact_count(data["tokens"])),
         ("training FLOPs", f"{data['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
         ("H100 hours", f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"),
         ("assuming", f"{H100_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} utilisation"),

@@ -1,24 +1,25 @@
-"""``effcompress inspect``: a model's axes and its mini-groups, from its configuration alone."""
+"""``effcompress inspect``: lists a model's axes and mini-groups, from its configuration alone."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from effcompress.answer import Answer, Table, short
+from effcompress.answer import Answer, Table
 from effcompress.errors import SourceError
 from effcompress.model.source import config_of, label_of
 from effcompress.network.axis_map import resolve_model
 from effcompress.recipe import LoadedRecipe
+from effcompress.record.readable import exact_count
 from effcompress.types import DEPTH, AxisMap, Config, axis_kind
 
 
 def inspect(target: LoadedRecipe | Path) -> Answer:
-    """Family, axes, mini-groups of every kind: how many, and how many parameters one frees.
+    """Returns family, axes, and for every kind its mini-groups and the parameters that one frees.
 
-    ``target`` is a recipe, or a folder with a ``config.json``. Raises SourceError when nothing is
-    known of the model or its architecture.
+    ``target`` is a recipe, or a folder with a ``config.json``. Raises SourceError when the model's
+    configuration or architecture is not known.
     """
     name, config = _config(target)
     axes = resolve_model(config).axes
@@ -30,7 +31,7 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
         "family": family.name,
         "traced": family.traced,
         "params": axes.count(),
-        "kinds": kinds,
+        "kinds": {kind: vars(facts) for kind, facts in kinds.items()},
         "not_pruned": never,
         "approximate": {k: why for k, why in family.approximate.items() if k in kinds},
         "axes": {axis: axes.widths[axis] for axis in axes.widths},
@@ -52,21 +53,31 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
     return Answer(data, sheets, tuple(notes))
 
 
-def _rows(kinds: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
+@dataclass(frozen=True)
+class _Kind:
+    """Mini-groups of one kind; lists have the distinct values, ascending."""
+
+    sets: int
+    units: list[int]
+    mini_groups: int
+    params_per_unit: list[int]
+
+
+def _rows(kinds: dict[str, _Kind]) -> tuple[tuple[str, ...], ...]:
     return tuple(
         (
             kind,
-            str(facts["sets"]),
-            _range(facts["units"]),
-            f"{facts['mini_groups']:,}",
-            _range(facts["params_per_unit"]),
+            str(facts.sets),
+            _range(facts.units),
+            f"{facts.mini_groups:,}",
+            _range(facts.params_per_unit),
         )
         for kind, facts in kinds.items()
     )
 
 
 def kinds_of(axes: AxisMap) -> list[str]:
-    """Kinds of mini-groups that this model has, widths before depths."""
+    """Returns the kinds of mini-groups that this model has, widths before depths."""
     there = dict.fromkeys(axis_kind(name) for name in axes.by_axis)
     wanted = [k for k in there if k not in axes.family.fixed and k not in DEPTH]
     # With one query head per KV head there is no slot to take.
@@ -75,20 +86,15 @@ def kinds_of(axes: AxisMap) -> list[str]:
     return [k for k in wanted if k != "query" or slots] + [*depth]
 
 
-def _kind(axes: AxisMap, kind: str) -> dict[str, Any]:
+def _kind(axes: AxisMap, kind: str) -> _Kind:
     names = axes.axes(kind)
     sizes = [axes.widths[n] for n in names]
     freed = [axes.freed(n, axes.widths) for n in names]
-    return {
-        "sets": len(names),
-        "units": sorted(set(sizes)),
-        "mini_groups": sum(sizes),
-        "params_per_unit": sorted(set(freed)),
-    }
+    return _Kind(len(names), sorted(set(sizes)), sum(sizes), sorted(set(freed)))
 
 
 def _never(axes: AxisMap) -> dict[str, str]:
-    """What cannot be pruned -> why."""
+    """Returns what cannot be pruned -> the reason."""
     reasons = {
         "vocab": "one row per token of the tokenizer",
         "positions": "one row per position that the model was trained for",
@@ -98,7 +104,7 @@ def _never(axes: AxisMap) -> dict[str, str]:
     found = {}
     for kind in axes.family.fixed:
         if names := axes.axes(kind):
-            width = short(axes.widths[names[0]])
+            width = exact_count(axes.widths[names[0]])
             found[f"{kind} ({width})"] = reasons.get(kind, "the declaration says so")
     if axes.no_depth:
         found["layer"] = axes.no_depth
@@ -111,7 +117,7 @@ def _range(values: list[int]) -> str:
 
 
 def _coupling(axes: AxisMap) -> Table:
-    """Which sides shrink together, for the first axis of every kind."""
+    """Returns the sides that shrink together, for the first axis of every kind."""
     rows = []
     for kind in (k for k in axes.family.units if axes.axes(k)):
         first = axes.axes(kind)[0]

@@ -282,9 +282,7 @@ class _Need:
         return max((20 * g.inputs**2 + 32 * g.inputs * g.outputs for g in listed), default=0.0)
 
     def _commit(self) -> float:
-        """Returns the larger of three sets of logits (before, after, difference) and one new
-        tensor.
-        """
+        """Returns the larger of three sets of logits (before, after, difference) and one tensor."""
         axes = self.found.axes
         largest = max(axes.numel(p, axes.widths) for p in axes.shapes)
         return FP32 * max(3 * PROBE * axes.widths["vocab"], largest)

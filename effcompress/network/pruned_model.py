@@ -158,9 +158,7 @@ class PrunedModel:
         tensors: Mapping[str, torch.Tensor],
         ledger: Mapping[str, torch.Tensor],
     ) -> None:
-        """Turns the parent into the model that ``state``, its parameters by name and its ledger
-        were taken from.
-        """
+        """Turns the parent into the model that state, tensors and ledger were taken from."""
         held = state["depth"]
         self._cut_depth(Depth(tuple(held["layers"]), frozenset(held["absent"])))
         for name, p in self.parameters().items():

@@ -106,9 +106,7 @@ def _repair_all(
     dims: Mapping[str, int],
     read: _Read,
 ) -> None:
-    """Applies every repair to the layers that read one input. Sharded weights are gathered for it
-    and written back.
-    """
+    """Applies every repair to the layers of one input; sharded weights are gathered for it."""
     held = [params[name].detach() for name in names]
     found = [params.get(name.removesuffix("weight") + "bias") for name in names]
     wholes = [whole(weight) for weight in held]

@@ -73,9 +73,7 @@ def _names(cost: Cost) -> set[str]:
 
 
 def _cost(axes: AxisMap, candidate: Candidate) -> Cost:
-    """Returns what one unit of a candidate frees: the derivative of the count by its width, summed
-    over its sets.
-    """
+    """Returns what one unit frees: the count's derivative by the width, summed over sets."""
     terms: Cost = {}
     for name in candidate.sets:
         for param in dict.fromkeys(side.param for side in axes.by_axis[name]):

@@ -20,9 +20,7 @@ from effcompress.spec import DistillSpec
 
 @dataclass(frozen=True)
 class RowLoss:
-    """Losses [B] in nats per token: ``objective`` is minimised and keeps the graph, ``text`` is the
-    next-token loss.
-    """
+    """Losses [B] in nats per token: ``objective`` with its graph, ``text`` for the next token."""
 
     objective: Tensor
     text: Tensor

@@ -31,7 +31,7 @@ def test_plugin_examples_register(page: str, block: str, tmp_path: Path) -> None
         "from effcompress.registry import REGISTRY\n"
         "before = len(REGISTRY.all())\n"
         "REGISTRY.load_file(Path('example.py'))\n"
-        "assert len(REGISTRY.all()) == before + 1\n"
+        "assert len(REGISTRY.all()) > before\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -128,6 +128,16 @@ def test_masked_units_stay_zero_and_training_is_the_same_as_after_a_commit(kind:
             assert gone.numel() == 0 or float(gone.detach().abs().max()) == 0.0
 
 
+def test_what_is_frozen_stays_frozen() -> None:
+    run = Training("gqa_tied")
+    frozen = run.params()["model.layers.1.mlp.up_proj.weight"].requires_grad_(False)
+    trained = {n for n, p in run.params().items() if p.requires_grad}
+    run.mask("ffn")
+    run.pruned.commit()
+    assert frozen.shape[0] == 37 and not frozen.requires_grad
+    assert {n for n, p in run.params().items() if p.requires_grad} == trained
+
+
 def test_cuts_compose() -> None:
     run = Training("gqa_tied")
     ids = tokens()

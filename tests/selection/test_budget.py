@@ -10,7 +10,7 @@ from effcompress import groups
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget, simulate
-from effcompress.selection.candidates import candidates_of
+from effcompress.selection.candidates import candidates_of, least
 from effcompress.selection.reachability import TOLERANCE
 from tests.conftest import shape
 
@@ -56,6 +56,26 @@ def test_any_order_of_cuts_is_priced_exactly_and_meets_the_target(
     assert b.params == b.axes.count(b.widths)
     assert b.params >= b.target * (1 - TOLERANCE)
     assert b.reached
+
+
+@pytest.mark.parametrize(("target", "met"), [(1 / 1.0045, True), (1 / 1.0055, False)])
+def test_a_size_within_half_a_percent_is_the_target(target: float, met: bool) -> None:
+    assert budget(target).reached == met
+
+
+def test_what_has_begun_is_promised_and_kept() -> None:
+    """One channel commits to the whole stride; until it is gone the target is not reached."""
+    b = budget(0.9, finish_on=8)
+    k = next(k for k, c in enumerate(b.candidates) if c.kind == "ffn")
+    assert (b.step(k), b.promised(k), b.promises) == (1, 0, False)
+    b.take(k)
+    assert (b.promised(k), b.promises, b.reached) == (7, True, False)
+    before = b.next_size
+    for left in range(6, -1, -1):
+        assert k in b.open()
+        b.take(k)
+        assert b.promised(k) == left and (left == 0 or b.next_size == before)
+    assert not b.promises and b.widths["ffn.0"] == 392
 
 
 def test_minimum_is_kept() -> None:
@@ -104,3 +124,18 @@ def test_round_to_keeps_every_width_on_the_way_a_multiple(target: float, multipl
         assert b.widths["ffn.0"] == 403 or b.widths["ffn.0"] % multiple == 0
         assert b.widths["hidden"] % 2 == 0
     assert b.params >= b.target * (1 - TOLERANCE)
+
+
+def test_the_size_that_was_asked_for_is_enough() -> None:
+    """Not one mini-group less, and none more."""
+    b = budget(0.5)
+    assert b.satisfies(b.params) and b.satisfies(b.params + 1)
+    assert not b.satisfies(b.params - 1) and not b.satisfies(None)
+
+
+def test_what_always_remains_ends_on_multiples() -> None:
+    """A minimum of 10 that ends on multiples of 8 is 16; the other kinds go down to one."""
+    axes = groups.from_config(LLAMA, BIG)
+    bound = Bound(REGISTRY.get("space", "ffn"), {"minimum": 10, "finish_on": 8})
+    sets = groups.find(axes, [bound])
+    assert least(axes, sets) == axes.count({s.name: 16 for s in sets})

@@ -83,3 +83,15 @@ def test_a_layer_in_the_middle_answers_to_its_own_number() -> None:
         1 - torch.cosine_similarity(theirs[k], own[j], dim=-1).mean(1) for j, k in ((1, 2), (2, 3))
     ]
     torch.testing.assert_close(loss._hidden(theirs, own), torch.stack(far).mean(0))
+
+
+def test_the_last_layer_answers_to_the_end_of_the_teacher() -> None:
+    """Whichever layer it descends from: both are behind the final norm."""
+    teacher, student, ids = tiny(), tiny(num_hidden_layers=2), tokens(2, seed=3)
+    loss = Distillation(teacher, DistillSpec(hidden_weight=1.0), (0, 1), None)
+    theirs, own = (
+        m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student)
+    )
+    pairs = [(theirs[1], own[1]), (theirs[-1], own[-1])]
+    far = [1 - torch.cosine_similarity(a, b, dim=-1).mean(1) for a, b in pairs]
+    torch.testing.assert_close(loss._hidden(theirs, own), torch.stack(far).mean(0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from effcompress.spec import LoraSpec
-from effcompress.train.lora import Lora, updates
+from effcompress.train.lora import Lora, plain_name, updates
 from tests.conftest import tiny, tokens
 
 PATH = "model.layers.1.mlp.up_proj"
@@ -39,3 +39,16 @@ def test_dropout_stands_in_front_of_an_update(dropout: float, same: bool) -> Non
     model.train()
     one, two = (model(input_ids=tokens()).logits for _ in "12")
     assert torch.equal(one, two) == same
+
+
+def test_only_an_update_is_trained_and_nothing_of_it_is_left_behind() -> None:
+    model, ids = tiny().eval(), tokens(2)
+    names, logits = set(dict(model.named_parameters())), model(input_ids=ids).logits
+    lora = Lora(model, [PATH], LoraSpec(rank=2, alpha=6.0, dropout=0.0))
+    held = updates(model)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == held.keys()
+    assert {plain_name(n) for n, p in model.named_parameters() if n not in held} == names
+    assert torch.equal(model(input_ids=ids).logits, logits)  # it begins as no change at all
+    lora.merge()
+    assert type(model.get_submodule(PATH)) is torch.nn.Linear and not updates(model)
+    assert set(dict(model.named_parameters())) == names

@@ -1,0 +1,48 @@
+"""Time and money of a run, by the assumptions that docs/cost.md names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from effcompress import load_recipe
+from effcompress.errors import RecipeError
+from effcompress.estimate.check import check
+from effcompress.estimate.costs import Launch
+from effcompress.estimate.forecast import plan
+from tests.runner.toys import recipe
+
+
+def test_hours_are_those_of_an_h100_at_forty_percent(tmp_path: Path) -> None:
+    data = plan(load_recipe(recipe(tmp_path))).data
+    assert data["assumed"] == {"peak_flops": 989e12, "utilisation": 0.4}
+    assert data["h100_hours"] == pytest.approx(data["flops"] / (989e12 * 0.4) / 3600)
+    assert data["flops_if_not_pruned"] > data["flops"]  # of the source's widths, not the result's
+
+
+def test_recomputing_takes_a_third_more_time_and_no_more_operations(tmp_path: Path) -> None:
+    path, launch = recipe(tmp_path), Launch(flops_per_second=1e6)
+    plain = plan(load_recipe(path), launch).data
+    again = plan(load_recipe(path, ["train.recompute=true"]), launch).data
+    assert again["flops"] == plain["flops"]
+    assert again["seconds"]["all_steps"] == pytest.approx(4 / 3 * plain["seconds"]["all_steps"])
+
+
+def test_processes_divide_the_batch(tmp_path: Path) -> None:
+    loaded = load_recipe(recipe(tmp_path))
+    with pytest.raises(RecipeError, match="3 processes cannot share a batch") as error:
+        plan(loaded, Launch(processes=3))
+    assert error.value.fix
+
+
+def test_what_check_says_as_json(tmp_path: Path) -> None:
+    """``ends_at`` is the last size, ``reached_at_tokens`` the tokens of the cut that made it."""
+    checked = check(load_recipe(recipe(tmp_path)))
+    timeline = checked.timeline
+    assert timeline is not None and timeline.reached
+    last = [p for p in timeline.points if p.params < timeline.points[0].params]
+    first = next(p for p in last if p.params == last[-1].params)
+    assert checked.data["ends_at"] == last[-1].params
+    assert checked.data["reached_at_tokens"] == first.tokens < timeline.points[-1].tokens
+    assert checked.data["target_params"] == pytest.approx(checked.data["ends_at"], rel=0.005)
