@@ -667,7 +667,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/export/forms.py",
         ("told = {norm.path: norm.epsilon for norm in pruned.norms() if norm.epsilon != plain}"),
         "told = {}",
-        ("tests/export/test_forms.py",),
+        ("tests/export/test_forms.py::test_every_folder_is_the_same_model_again[exact]",),
         "epsilons of pruned norms are not stored",
     ),
     Mutant(
@@ -801,14 +801,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/measure/stats.py",
         'corrected = 1.0 - self._beta2[id(p)] ** float(state["step"])',
         "corrected = 1.0",
-        ("tests/measure/test_stats.py",),
+        (("tests/measure/test_stats.py::test_the_optimizers_hessian_is_the_mean_of_what_it_saw"),),
         "Adam's bias correction is left out of the Hessian",
     ),
     Mutant(
         "effcompress/measure/stats.py",
         'group["betas"][1]',
         'group["betas"][0]',
-        ("tests/measure/test_stats.py",),
+        (("tests/measure/test_stats.py::test_the_optimizers_hessian_is_the_mean_of_what_it_saw"),),
         "the wrong beta corrects the second moment",
     ),
     Mutant(
@@ -892,7 +892,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/model/load.py",
         'said.update(f"{name} {p.dtype} {tuple(p.shape)} ".encode())',
         'said.update(b" ")',
-        ("tests/model/test_fingerprint.py",),
+        ("tests/model/test_fingerprint.py::test_names_shapes_and_types_are_part_of_it",),
         "names and shapes are left out of a fingerprint",
     ),
     Mutant(
@@ -906,7 +906,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/model/load.py",
         'said.update(f"{name} {p.dtype} {tuple(p.shape)} ".encode())',
         'said.update(f"{name} {tuple(p.shape)} ".encode())',
-        ("tests/model/test_fingerprint.py",),
+        ("tests/model/test_fingerprint.py::test_names_shapes_and_types_are_part_of_it",),
         "types are left out of a fingerprint",
     ),
     Mutant(
@@ -1048,7 +1048,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/record/readable.py",
         'f"{value / size:.4g}" if unit',
         'f"{value / size:.1g}" if unit',
-        ("tests/record/test_readable.py",),
+        ("tests/record/test_readable.py::test_counts[1500-1.5k]",),
         "sizes are rounded to one digit",
     ),
     Mutant(
@@ -1062,14 +1062,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/record/readable.py",
         "if abs(value) >= s * 0.9995), (1.0",
         "if abs(value) >= s), (1.0",
-        ("tests/record/test_readable.py",),
+        ("tests/record/test_readable.py::test_counts_with_one_decimal[999960-1M]",),
         "999,960 is called 1000k",
     ),
     Mutant(
         "effcompress/record/readable.py",
         'f" {whole % 60} s" if whole % 60 else ""',
         'f" {whole // 60} s" if whole % 60 else ""',
-        ("tests/record/test_readable.py",),
+        ("tests/record/test_readable.py::test_durations",),
         "seconds of a duration are its minutes",
     ),
     Mutant(
@@ -1186,7 +1186,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/removal/compensate.py",
         "inputs.silence(owner, gone)",
         "pass",
-        ("tests/removal/test_compensate.py",),
+        (("tests/contract/test_compensate.py::test_what_was_read_by_inputs_that_go_is_forgotten"),),
         "what removed inputs read goes on counting in the Gram matrix",
     ),
     Mutant(
@@ -1340,14 +1340,19 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/report/comparison/facts.py",
         "return end.seconds + (before.seconds if before and before.known else 0.0)",
         "return end.seconds",
-        ("tests/report/test_comparison_facts.py",),
+        (
+            (
+                "tests/report/test_comparison_facts.py::test_a_dense_evaluation_from_the_cache_"
+                "is_charged_for"
+            ),
+        ),
         "a cached evaluation is left out of the times",
     ),
     Mutant(
         "effcompress/report/comparison/facts.py",
         "return sum(event.seconds or 0.0 for event in record.costs), max(",
         "return max(event.seconds or 0.0 for event in record.costs), max(",
-        ("tests/report/test_comparison_facts.py",),
+        ("tests/report/test_comparison_facts.py::test_cost_is_that_of_all_events_of_pruning",),
         "only the longest cut counts",
     ),
     Mutant(
@@ -1896,14 +1901,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/selection/choose.py",
         "left = torch.arange(len(total_J), 0, -1)",
         "left = torch.full((len(total_J),), len(total_J))",
-        ("tests/selection/test_choose.py",),
+        (("tests/selection/test_choose.py::test_the_mean_of_a_kind_is_that_of_its_living_units"),),
         "per_kind means are over units long gone",
     ),
     Mutant(
         "effcompress/selection/choose.py",
         "mean_J = total_J.flip(0).cumsum(0).flip(0) / left",
         "mean_J = total_J.mean().expand(len(total_J))",
-        ("tests/selection/test_choose.py",),
+        (("tests/selection/test_choose.py::test_the_mean_of_a_kind_is_that_of_its_living_units"),),
         "per_kind means are those of the beginning",
     ),
     Mutant(
@@ -1924,14 +1929,24 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/selection/choose.py",
         "if pool not in first or value(k) < value(first[pool]):",
         "if pool not in first:",
-        ("tests/selection/test_choose.py",),
+        (
+            (
+                "tests/selection/test_choose.py::test_of_a_pool_the_least_salient_goes_for_what"
+                "_it_frees"
+            ),
+        ),
         "of a pool the first layer loses, whatever is salient",
     ),
     Mutant(
         "effcompress/selection/choose.py",
         "return float(_next(queues, taken, budget, k)) / budget.freed(k)",
         "return float(_next(queues, taken, budget, k))",
-        ("tests/selection/test_choose.py",),
+        (
+            (
+                "tests/selection/test_choose.py::test_of_a_pool_the_least_salient_goes_for_what"
+                "_it_frees"
+            ),
+        ),
         "pools compare raw saliency of units that free unequally much",
     ),
     Mutant(
@@ -2326,7 +2341,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/types.py",
         'limits["minimum"] = min(minimum, self.widths[name])',
         'limits["minimum"] = minimum',
-        ("tests/groups/test_spaces.py",),
+        ("tests/groups/test_spaces.py::test_a_minimum_above_the_width_cuts_nothing",),
         "a minimum above the width is kept",
     ),
     Mutant(
@@ -2410,21 +2425,31 @@ MUTANTS: tuple[Mutant, ...] = (
         "plugins/efficientllm.py",
         "change_OI = removed_Op @ inverse_Ip[gone].inverse() @ inverse_Ip.T",
         "change_OI = removed_Op @ inverse_Ip.T",
-        ("tests/removal/test_compensate.py",),
+        (
+            (
+                "tests/removal/test_compensate.py::test_update_is_the_best_there_is[0-independe"
+                "nt-gone0]"
+            ),
+        ),
         "the OBS update lacks the inverse of its block",
     ),
     Mutant(
         "plugins/efficientllm.py",
         "read = gram.diagonal() > 0",
         "read = gram.diagonal() >= 0",
-        ("tests/removal/test_compensate.py",),
+        ("tests/removal/test_compensate.py::test_update_is_the_best_there_is",),
         "dead inputs make the others' damping smaller",
     ),
     Mutant(
         "plugins/efficientllm.py",
         "new[:, gone] = 0.0",
         "pass",
-        ("tests/removal/test_compensate.py",),
+        (
+            (
+                "tests/removal/test_compensate.py::test_update_is_the_best_there_is[0-independe"
+                "nt-gone0]"
+            ),
+        ),
         "removed columns keep what rounding leaves",
     ),
     Mutant(
