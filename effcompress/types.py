@@ -282,5 +282,3 @@ class Cut:
     """Group set name -> raw saliency of each mini-group in the plan."""
     params: int
     """Parameters after the cut."""
-    widths: Widths
-    """Widths of the pruned axes after the cut."""

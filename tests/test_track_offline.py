@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from effcompress.record.events import End, Run, Step
 from effcompress.record.log import Log, PlainView
 from effcompress.spec import TrackSpec
 from effcompress.track import watch
@@ -35,14 +36,24 @@ def tell(folder: Path, first: int, last: int) -> None:
     log = watched(folder, "wandb", "trackio")
     log.rewind(json.loads(state.read_text()) if state.exists() else {})
     if first == 1:
-        log.event("run", name="toy", model="x", params=9, seed=3, device="cpu", model_hash="abc")
-    numbers = {"learning_rate": 1e-3, "grad_norm": 1.0, "params": 9, "tokens_per_second": 5.0}
+        log.event(Run(name="toy", model="x", params=9, seed=3, device="cpu", model_hash="abc"))
     for step in range(first, last + 1):
         loss = 1 / step
-        log.event("step", step=step, tokens=step, loss=loss, domain_loss={"web": loss}, **numbers)
+        log.event(
+            Step(
+                step=step,
+                tokens=step,
+                loss=loss,
+                domain_loss={"web": loss},
+                learning_rate=1e-3,
+                grad_norm=1.0,
+                params=9,
+                tokens_per_second=5.0,
+            )
+        )
         if step == 3:
             state.write_text(json.dumps(log.state()))
-    log.event("end", status="success", seconds=1.0)
+    log.event(End(status="success", seconds=1.0))
     log.close()
 
 

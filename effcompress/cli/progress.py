@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO, final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TextIO, final
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +21,9 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from effcompress.record.sentences import clock_time, count
+from effcompress.record import events
+from effcompress.record.events import Event
+from effcompress.record.readable import clock_time, count
 
 if TYPE_CHECKING:
     from effcompress.compare.entries import Job
@@ -105,21 +107,21 @@ class RunsProgress:
         if not self._drawn:
             self._say(f"{self._place()} {name}: started")
 
-    def event(self, job: Job, event: Mapping[str, Any]) -> None:
+    def event(self, job: Job, event: Event) -> None:
         """Moves the bar of a run."""
         task = self._runs.get(_named(job))
         if task is None:
             return
-        if event["event"] == "run":
-            target = f" -> {count(event['target_params'])}" if event.get("target_params") else ""
-            note = f"{count(event['params'])}{target} parameters"
-            self.bars.update(task, total=event.get("total_tokens") or None, note=note)
-        elif event["event"] == "step":
+        if isinstance(event, events.Run):
+            target = f" -> {count(event.target_params)}" if event.target_params else ""
+            note = f"{count(event.params)}{target} parameters"
+            self.bars.update(task, total=event.total_tokens or None, note=note)
+        elif isinstance(event, events.Step):
             total = self._task(task).total
             of = f" of {count(total)}" if total else ""
-            note = f"{count(event['tokens'])}{of} tokens, loss {event['loss']:.3f}"
+            note = f"{count(event.tokens)}{of} tokens, loss {event.loss:.3f}"
             # A bar that is full stops its clock, but evaluation and export follow the last token.
-            done = min(event["tokens"], total - 1) if total else event["tokens"]
+            done = min(event.tokens, total - 1) if total else event.tokens
             self.bars.update(task, completed=done, note=note)
 
     def ended(self, job: Job, seconds: float, reason: str) -> None:

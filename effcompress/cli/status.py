@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from effcompress.cli.arguments import AsJson, print_json, show
-from effcompress.record.sentences import clock_time, count, removed
+from effcompress.record.readable import clock_time, count, size
+from effcompress.record.sentences import removed
 
 if TYPE_CHECKING:
     from effcompress.answer import Table
@@ -71,14 +72,14 @@ def _process(run: RunStatus) -> Iterator[tuple[str, str]]:
     if run.silence is not None:
         beat = ""
         if run.state == "running" and run.heartbeat is not None:
-            beat = f", heartbeat {_time(run.heartbeat)} ago"
-        yield "last event", f"{_time(run.silence)} ago{beat}"
+            beat = f", heartbeat {clock_time(run.heartbeat)} ago"
+        yield "last event", f"{clock_time(run.silence)} ago{beat}"
     if run.stacks is not None:
         yield "stuck?", f"where every thread is: {run.stacks}"
 
 
 def _for(run: RunStatus, seconds: float | None) -> str:
-    return f", for {_time(seconds)}" if run.state == "running" and seconds is not None else ""
+    return f", for {clock_time(seconds)}" if run.state == "running" and seconds is not None else ""
 
 
 def _training(run: RunStatus) -> Iterator[tuple[str, str]]:
@@ -94,7 +95,7 @@ def _training(run: RunStatus) -> Iterator[tuple[str, str]]:
     if run.cut:
         yield "last cut", f"{removed(run.cut)} at step {run.cut_step}"
     if run.seconds_left is not None:
-        yield "time left", f"about {_time(run.seconds_left)}"
+        yield "time left", f"about {clock_time(run.seconds_left)}"
 
 
 def _size(run: RunStatus) -> str:
@@ -108,9 +109,10 @@ def _size(run: RunStatus) -> str:
 def _safety(run: RunStatus) -> Iterator[tuple[str, str]]:
     """What is kept, and what is not."""
     if (kept := run.checkpoint) is not None:
-        from effcompress.answer import size
-
-        yield "checkpoint", f"step {kept.step:,}, {_time(kept.seconds)} ago, {size(kept.bytes)}"
+        yield (
+            "checkpoint",
+            f"step {kept.step:,}, {clock_time(kept.seconds)} ago, {size(kept.bytes)}",
+        )
     if run.risk is not None:
         yield "at risk" if run.state == "running" else "lost", _risk(run.risk, kept is not None)
     if run.warnings:
@@ -122,7 +124,7 @@ def _safety(run: RunStatus) -> Iterator[tuple[str, str]]:
 def _risk(risk: Risk, kept: bool) -> str:
     if not risk.steps:
         return "nothing"
-    spent = "" if risk.seconds is None else f", {_time(risk.seconds)} of work"
+    spent = "" if risk.seconds is None else f", {clock_time(risk.seconds)} of work"
     steps = "1 step" if risk.steps == 1 else f"{risk.steps:,} steps"
     return f"{steps}{' behind it' if kept else ', all there are'}{spent}"
 
@@ -156,14 +158,9 @@ def _several(runs: list[RunStatus]) -> Table:
                 share,
                 "-" if run.params is None else count(run.params),
                 "-" if run.loss is None else f"{run.loss:.3f}",
-                "-" if run.seconds_left is None else _time(run.seconds_left),
+                "-" if run.seconds_left is None else clock_time(run.seconds_left),
                 str(run.warnings),
             )
         )
     columns = ("run", "state", "step", "tokens", "parameters", "loss", "left", "warnings")
     return Table(f"{len(runs)} runs", columns, tuple(rows))
-
-
-def _time(seconds: float) -> str:
-    """``1:05``, ``2:03:09``, ``3 days``."""
-    return clock_time(seconds) if seconds < 2 * 86400 else f"{seconds / 86400:.0f} days"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from effcompress.answer import Answer, Table, with_error
+from effcompress.answer import Answer, Table
 from effcompress.recipe import LoadedRecipe
+from effcompress.record import events
+from effcompress.record.events import Evaluation, Generation, Tasks, TaskScore
 from effcompress.record.log import make_view
+from effcompress.record.readable import with_error
 from effcompress.runner.folder import opened
 from effcompress.runner.preflight import require_harness
 from effcompress.spec import ModelSpec
@@ -49,56 +52,67 @@ def _measure(loaded: LoadedRecipe, spec: ModelSpec, offline: bool) -> Answer:
             training=False,
         )
         module = model.module.to(device_of(one))
-        found: dict[str, Any] = measure(
-            module, model.tokenizer, corpus, one.evaluate, offline=offline, say=view.note
+        params = sum(p.numel() for p in module.parameters())
+        found = measure(
+            module,
+            model.tokenizer,
+            corpus,
+            one.evaluate,
+            when="after",
+            params=params,
+            offline=offline,
+            say=view.note,
         )
     finally:
         view.close()
-    params = sum(p.numel() for p in model.module.parameters())
     title = f"{model.source}: {params:,} parameters"
-    solved = found.get("tasks")
-    sheets = (_perplexities(title, found), *([_accuracies(solved)] if solved else []))
-    facts = {"model": model.source, "params": params, **found}
+    sheets = (_perplexities(title, found), *([_accuracies(found.tasks)] if found.tasks else []))
+    values = events.plain(found)
+    facts = {"model": model.source, **{key: values[key] for key in values if key != "when"}}
     return Answer(facts | {"spec": dataclasses.asdict(spec)}, sheets, tuple(_notes(found)))
 
 
-def _perplexities(title: str, found: dict[str, Any]) -> Table:
+def _perplexities(title: str, found: Evaluation) -> Table:
     rows = tuple(
-        (domain, f"{v['perplexity']:.3f}", f"{v['loss']:.4f}", f"{v['tokens']:,}")
-        for domain, v in found["domains"].items()
+        (domain, f"{d.perplexity:.3f}", f"{d.loss:.4f}", f"{d.tokens:,}")
+        for domain, d in found.domains.items()
     )
     return Table(title, ("domain", "perplexity", "nats per token", "tokens"), rows)
 
 
-def _accuracies(solved: dict[str, Any]) -> Table:
+def _accuracies(solved: Tasks) -> Table:
     """A star marks the number that counts into the mean."""
     rows = []
-    for name, score in solved["scores"].items():
-        both = [
-            with_error(score[m], score[f"{m}_stderr"]) + ("*" if m == score["metric"] else " ")
-            if m in score
-            else ""
-            for m in ("acc", "acc_norm")
-        ]
-        amount = f"{score['examples']:,}/{score['of']:,}"
-        rows.append((name, *both, amount, score["split"], score["version"]))
-    if mean := solved["mean"]:
-        value = with_error(mean["value"], mean["stderr"])
-        rows.append((f"mean of {mean['of']}", f"{value}*", "", "", "", ""))
+    for name, score in solved.scores.items():
+        both = [_metric(score, metric) for metric in ("acc", "acc_norm")]
+        amount = f"{score.examples:,}/{score.of:,}"
+        rows.append((name, *both, amount, score.split, score.version))
+    if mean := solved.mean:
+        value = with_error(mean.value, mean.stderr, width=4)
+        rows.append((f"mean of {mean.of}", f"{value}*", "", "", "", ""))
     columns = ("task", "acc %", "acc_norm %", "examples", "split", "ver.")
-    return Table(f"Tasks, {solved['protocol']['harness']}", columns, tuple(rows))
+    return Table(f"Tasks, {solved.protocol['harness']}", columns, tuple(rows))
 
 
-def _notes(found: dict[str, Any]) -> list[str]:
-    notes = [_said(found["protocol"])]
-    if solved := found.get("tasks"):
-        notes.append(f"tasks: {_said(solved['protocol'])}")
+def _metric(score: TaskScore, metric: str) -> str:
+    value = score.metrics.get(metric)
+    if value is None:
+        return ""
+    error = with_error(value, score.metrics.get(f"{metric}_stderr"), width=4)
+    return error + ("*" if metric == score.metric else " ")
+
+
+def _notes(found: Evaluation) -> list[str]:
+    notes = [_said(found.protocol)]
+    if solved := found.tasks:
+        notes.append(f"tasks: {_said(solved.protocol)}")
         notes.append("* is the number that the mean takes; after \u00b1 stands one standard error")
-        if cut := solved["protocol"]["shortened"]:
+        if cut := solved.protocol["shortened"]:
             notes.append(f"{cut} requests were too long and lost their beginning")
-    return [*notes, f"{found['generation']['prompt']}{found['generation']['text']}"]
+    words = found.generation or Generation()
+    return [*notes, f"{words.prompt}{words.text}"]
 
 
-def _said(protocol: dict[str, Any]) -> str:
+def _said(protocol: Mapping[str, Any]) -> str:
     said = {key: "none" if value is None else value for key, value in protocol.items()}
     return ", ".join(f"{key} {value}" for key, value in said.items())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from effcompress import data
-from effcompress.answer import Answer, Table, gigabytes
+from effcompress.answer import Answer, Table
 from effcompress.model import source
 from effcompress.model.cache import cache_root
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.log import make_view
+from effcompress.record.readable import size
 from effcompress.runner import tasks
 from effcompress.runner.corpus import corpus_of
 from effcompress.runner.preflight import require_harness, require_here
@@ -26,7 +27,7 @@ def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = Fals
             require_here(loaded)
         _get(loaded, offline)
     rows = [
-        (item.kind, item.name, gigabytes(item.size) if item.size else "", _here(item.cached))
+        (item.kind, item.name, size(item.size) if item.size else "", _here(item.cached))
         for item in [*source.items(recipe.model), *tasks.items(recipe.evaluate.tasks)]
     ]
     rows += [("text", one["hub"], "", "streamed") for one in sets]

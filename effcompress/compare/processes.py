@@ -4,7 +4,6 @@ memory) of one does not affect the others.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -12,15 +11,18 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, final
+from typing import IO, Protocol, final
 
 from effcompress.compare.entries import Job, require_same
 from effcompress.errors import EffcompressError, Stopped
 from effcompress.processes import end_all
+from effcompress.record import events
+from effcompress.record.events import Event
+from effcompress.record.tail import read_tail
 from effcompress.runner.signals import Stopping, grace
 
 MARGIN = 10.0
@@ -40,7 +42,7 @@ class Progress(Protocol):
 
     def started(self, job: Job) -> None: ...
 
-    def event(self, job: Job, event: Mapping[str, Any]) -> None: ...
+    def event(self, job: Job, event: Event) -> None: ...
 
     def ended(self, job: Job, seconds: float, reason: str) -> None: ...
 
@@ -67,8 +69,10 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Whole new lines, as JSON. A file that became shorter is read again."""
+    def read(self) -> Iterator[Event]:
+        """Events of whole new lines; damaged lines are left out. A file that became shorter is read
+        again.
+        """
         try:
             with self._path.open("rb") as file:
                 if file.seek(0, os.SEEK_END) < self._offset:
@@ -80,16 +84,15 @@ class Tail:
         whole = new[: new.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            with suppress(json.JSONDecodeError):
-                yield json.loads(line)
+            with suppress(ValueError):
+                yield events.parse(line)
 
 
 def finished(job: Job) -> bool:
     """Whether the job has a successful run already."""
-    last: dict[str, Any] = {}
-    for last in Tail(job.folder / "metrics.jsonl").read():  # noqa: B007  only the last one counts
-        pass
-    return last.get("status") == "success" and (job.folder / "config.json").is_file()
+    end = read_tail(job.folder / "metrics.jsonl").end
+    succeeded = end is not None and end.status == "success"
+    return succeeded and (job.folder / "config.json").is_file()
 
 
 def run_all(

@@ -6,13 +6,14 @@ import itertools
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
-from effcompress.answer import Table, duration, short, size
+from effcompress.answer import Table
 from effcompress.errors import RecipeError
 from effcompress.estimate.communication import Message, per_commit, per_cut, per_step, shards_of
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
 from effcompress.estimate.memory import memory, trained
 from effcompress.estimate.schedule import Timeline, tokens_per_step
+from effcompress.record.readable import duration, exact_count, size
 from effcompress.spec import Recipe
 
 PARTS = {"copies": "bf16 copies", "grams": "Gram matrices"}
@@ -151,7 +152,7 @@ def _cost_table(data: Figures, launch: Launch) -> Table:
     saved = 1 - data["flops"] / data["flops_if_not_pruned"]
     hours = data["h100_hours"]
     rows = [
-        ("tokens", short(data["tokens"])),
+        ("tokens", exact_count(data["tokens"])),
         ("training FLOPs", f"{data['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
         ("H100 hours", f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"),
         ("assuming", f"{H100_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} utilisation"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from effcompress.answer import Answer, Table, short
+from effcompress.answer import Answer, Table
 from effcompress.errors import SourceError
 from effcompress.estimate.check import check
 from effcompress.estimate.costs import Launch, costs
@@ -13,6 +13,7 @@ from effcompress.estimate.schedule import Point, Timeline, total_tokens
 from effcompress.model.source import label_of
 from effcompress.network.shapes import living_layers, living_widths, shape
 from effcompress.recipe import LoadedRecipe
+from effcompress.record.readable import exact_count
 from effcompress.spec import Recipe
 
 ROWS = 10
@@ -100,7 +101,12 @@ def _over_tokens(found: SizedModel, timeline: Timeline) -> Table:
     kinds = [k for k in kinds if found.axes.axes(k)]
     rows = []
     for p in _thinned(timeline):
-        cells = [short(p.tokens), f"{p.step:,}", short(p.params), f"{p.params / found.start:.1%}"]
+        cells = [
+            exact_count(p.tokens),
+            f"{p.step:,}",
+            exact_count(p.params),
+            f"{p.params / found.start:.1%}",
+        ]
         cells += [_brief(living_widths(found.axes, p.widths, kind)) for kind in kinds]
         rows.append((*cells, str(len(living_layers(found.axes, p.widths)))))
     columns = ("tokens", "step", "parameters", "fraction", *(COLUMNS[k] for k in kinds), "layers")

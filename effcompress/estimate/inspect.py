@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from effcompress.answer import Answer, Table, short
+from effcompress.answer import Answer, Table
 from effcompress.errors import SourceError
 from effcompress.model.source import config_of, label_of
 from effcompress.network.axis_map import resolve_model
 from effcompress.recipe import LoadedRecipe
+from effcompress.record.readable import exact_count
 from effcompress.types import DEPTH, AxisMap, Config, axis_kind
 
 
@@ -103,7 +104,7 @@ def _never(axes: AxisMap) -> dict[str, str]:
     found = {}
     for kind in axes.family.fixed:
         if names := axes.axes(kind):
-            width = short(axes.widths[names[0]])
+            width = exact_count(axes.widths[names[0]])
             found[f"{kind} ({width})"] = reasons.get(kind, "the declaration says so")
     if axes.no_depth:
         found["layer"] = axes.no_depth

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from effcompress.record import events
 from effcompress.spec.results import SEVEN
 
 NORMALISED = frozenset({"arc_challenge", "hellaswag", "openbookqa"})
@@ -51,16 +51,23 @@ class TaskScore:
         """The metric that tables show and means are taken of."""
         return self.metrics[self.metric]
 
-    def facts(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
-        numbers = {
-            key: value
-            for name, measured in self.metrics.items()
-            for key, value in ((name, measured.value), (f"{name}_stderr", measured.stderr))
-        }
-        main = {"metric": self.metric, "value": self.main.value, "stderr": self.main.stderr}
-        amount = {"examples": self.examples, "of": self.of, "split": self.split}
-        return {**main, **numbers, **amount, "shots": self.shots, "version": self.version}
+    def facts(self) -> events.TaskScore:
+        """Returns the score as it is recorded."""
+        return events.TaskScore(
+            metric=self.metric,
+            value=self.main.value,
+            stderr=self.main.stderr,
+            metrics={
+                key: value
+                for name, measured in self.metrics.items()
+                for key, value in ((name, measured.value), (f"{name}_stderr", measured.stderr))
+            },
+            examples=self.examples,
+            of=self.of,
+            split=self.split,
+            shots=self.shots,
+            version=self.version,
+        )
 
 
 @dataclass(frozen=True)

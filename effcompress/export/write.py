@@ -12,6 +12,7 @@ from effcompress.checkpoint import Proof
 from effcompress.export.forms import Form, Name, form
 from effcompress.model.silence import quietly
 from effcompress.network.pruned_model import PrunedModel
+from effcompress.record import events
 from effcompress.record.log import Log
 
 PROOF_TOKENS = 64
@@ -34,22 +35,24 @@ def export_and_prove(
     made = form(pruned, wanted)
     size = write(made, pruned, tokenizer, folder)
     log.event(
-        "export",
-        form=made.name,
-        container=made.model_type,
-        why=made.why,
-        parameters=made.count,
-        bytes=size,
+        events.Export(
+            form=made.name,
+            container=made.model_type,
+            why=made.why,
+            parameters=made.count,
+            bytes=size,
+        )
     )
     log.phase("proving the export in a fresh process")
     proof = prove(made, pruned, ids_BT, folder)
     log.event(
-        "proof",
-        max_logit_difference=proof.max_logit_difference,
-        tolerance=proof.tolerance,
-        tokens_equal=proof.tokens_equal,
-        cache_equal=proof.cache_equal,
-        seconds=proof.seconds,
+        events.Proof(
+            max_logit_difference=proof.max_logit_difference,
+            tolerance=proof.tolerance,
+            tokens_equal=proof.tokens_equal,
+            cache_equal=proof.cache_equal,
+            seconds=proof.seconds,
+        )
     )
 
 

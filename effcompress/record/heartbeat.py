@@ -1,4 +1,4 @@
-"""The heartbeat of a run, and the watchdog that says where it is stuck."""
+"""The heartbeat of a run, and the watchdog that dumps all stacks when it is stuck."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from effcompress.errors import RecipeError
 STACKS = "stacks.txt"
 VARIABLE = "EFFCOMPRESS_SILENCE"
 SILENCE = 300.0
-"""Seconds in which nothing happens, after which a run says where it stands."""
+"""Default seconds without an event after which the watchdog dumps stacks."""
 
 
 def patience() -> float:
-    """Seconds, from ``EFFCOMPRESS_SILENCE``. Raises RecipeError when that is no number."""
+    """Returns the seconds of ``EFFCOMPRESS_SILENCE``. Raises RecipeError if that is no number."""
     given = os.environ.get(VARIABLE, "")
     try:
         seconds = float(given or SILENCE)
@@ -37,7 +37,7 @@ def patience() -> float:
 @final
 class Heartbeat:
     """Calls ``beat`` every ``interval`` seconds, and dumps the stacks of all threads once after
-    ``silence`` seconds in which nobody called ``alive``: to standard error and to ``stacks``.
+    ``silence`` seconds without a call of ``alive``: to standard error and to the file ``stacks``.
     """
 
     def __init__(
@@ -55,19 +55,19 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def alive(self) -> None:
-        """Something happened. The first call starts the thread."""
+        """Resets the watchdog. The first call starts the thread."""
         self._last, self._dumped = time.monotonic(), False
         if self._thread is None and not self._stop.is_set():
-            self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
             self._thread.start()
 
     @property
     def silent(self) -> float:
-        """Seconds since something happened."""
+        """Seconds since the last call of ``alive``."""
         return time.monotonic() - self._last
 
     def stop(self) -> None:
-        """End the thread. Nothing beats afterwards."""
+        """Ends the thread and waits for it."""
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
@@ -75,7 +75,7 @@ class Heartbeat:
     def _run(self) -> None:
         due = time.monotonic() + self._interval
         now = time.monotonic()
-        # Never longer than one silence, so that a new one that begins meanwhile is not slept over.
+        # Never wait longer than one silence: `alive` moves the alarm while this thread sleeps.
         while not self._stop.wait(max(0.0, min(due - now, self._alarm() - now, self._silence))):
             now = time.monotonic()
             if now >= self._alarm():
@@ -89,25 +89,25 @@ class Heartbeat:
         return float("inf") if self._dumped else self._last + self._silence
 
     def _dump(self, seconds: float) -> None:
-        # By way of a file: faulthandler writes past sys.stderr, into whatever a live panel is
-        # drawing there, and sys.stderr need not be a real file at all.
+        # faulthandler needs a real file descriptor, which sys.stderr need not have; writing to
+        # descriptor 2 itself would garble a live panel.
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             stacks = file.read().decode(errors="replace")
         what = f"Nothing has happened for {seconds:.0f} s in phase '{self._phase()}'."
         kept = self._keep(f"{what}\n{stacks}\n")
-        sys.stderr.write(f"\n{what} Where every thread is{kept}:\n{stacks}\n")
+        sys.stderr.write(f"\n{what} Stacks of all threads{kept}:\n{stacks}\n")
         sys.stderr.flush()
 
     def _keep(self, text: str) -> str:
-        """Where it is to be found, for the reader."""
+        """Appends to the file ``stacks``; returns the words that point to it."""
         date = datetime.now(UTC).isoformat(timespec="seconds")
         head = f"{date}, process {os.getpid()} on {socket.gethostname()}"
         try:
-            # One write, as several processes of a run may be silent at the same time.
+            # One write: several processes of a run may append at the same time.
             with self._stacks.open("ab", buffering=0) as file:
                 file.write(f"{head}: {text}".encode())
-        except OSError:  # on standard error it stands anyway
+        except OSError:  # standard error has it anyway
             return ""
         return f" (also in {self._stacks}; look at the main thread, the last one)"

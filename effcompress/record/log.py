@@ -1,28 +1,27 @@
-"""The record of a run (``metrics.jsonl``, ``plans.jsonl``) and its view in plain lines of text.
+"""Writes the record of a run (``metrics.jsonl``, ``plans.jsonl``) and shows it in a view: plain
+lines of text here, the live panel in ``record/panel.py``.
 
-The two files are the truth; a view (this one, or the panel in ``record/panel.py``) only shows what
-is being written. A number that is not finite never reaches the record: it stops the run, with the
-name of the field.
+The two files are the source of truth; views only show what is written. A number that is not finite
+is never written: it stops the run with the name of its field.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral, Real
 from pathlib import Path
-from typing import IO, Any, TextIO, final
+from typing import IO, TextIO, final
 
 from effcompress.errors import RunError
+from effcompress.record import events
+from effcompress.record.events import Event, Warn
 from effcompress.record.heartbeat import STACKS, Heartbeat, patience
 from effcompress.record.panel import LiveView, Status, View
-from effcompress.record.sentences import Event, removed, sentence
+from effcompress.record.sentences import removed, sentence
 from effcompress.record.status_file import StatusFile
 from effcompress.types import Cut
 
@@ -30,10 +29,10 @@ __all__ = ["Log", "NoView", "PlainView", "View", "make_view"]
 
 
 def make_view(stream: TextIO | None = None, interactive: bool | None = None) -> View:
-    """A live panel where there is a terminal to draw on, plain lines otherwise.
+    """Returns a live panel if ``stream`` is a terminal that can redraw, plain lines otherwise.
 
-    ``stream`` defaults to stderr, which leaves stdout to whoever pipes the result on.
-    ``interactive`` overrules the look at the stream.
+    ``stream`` defaults to stderr, so that stdout carries the result alone. ``interactive``
+    overrides the detection.
     """
     out = sys.stderr if stream is None else stream
     if interactive is None:
@@ -54,81 +53,76 @@ class Log:
         silence: float | None = None,
         keep: bool = True,
     ) -> None:
-        """``keep=False``: check what comes, and leave writing to another process. ``silence``:
-        seconds after which the watchdog speaks, by default from ``EFFCOMPRESS_SILENCE``.
+        """``heartbeat``: seconds between two of them. ``silence``: seconds without an event after
+        which the watchdog dumps stacks, by default from ``EFFCOMPRESS_SILENCE``. ``keep=False``:
+        events are checked but not written, for all processes but rank 0.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.view, self._phase = folder, view, "start"
         silence = patience() if silence is None else silence
-        self._now = StatusFile(folder if keep else None, heartbeat)
-        self._pulse = Heartbeat(
+        self._status_file = StatusFile(folder if keep else None, heartbeat)
+        self._heartbeat = Heartbeat(
             self._beat, lambda: self._phase, heartbeat, silence, folder / STACKS
         )
         kept = ("metrics", "plans") if keep else ()
         self._files = {name: _open(folder / f"{name}.jsonl") for name in kept}
 
-    def event(self, event: str, **fields: Any) -> None:
-        """Append one line to ``metrics.jsonl`` and show it. NaN and infinity raise ``RunError``."""
-        line = {"event": event, **fields}
-        clean = _plain(line, "", _address(line))
-        self._write("metrics", clean)
-        self._now.event(clean)
-        self._pulse.alive()
-        self.view.event(clean)
+    def event(self, event: Event) -> None:
+        """Appends one line to ``metrics.jsonl`` and shows it. NaN and infinity raise RunError."""
+        line = events.line(event)
+        self._write("metrics", line)
+        # Views get what a reader of the file gets: numbers of numpy, say, are Python's own in it.
+        written = events.parse(line)
+        self._status_file.event(written)
+        self._heartbeat.alive()
+        self.view.event(written)
 
     def plan(self, cut: Cut) -> None:
-        """Append one decision to ``plans.jsonl``: what went, and what it looked like then."""
-        line = {
-            "step": cut.step,
-            "tokens": cut.tokens,
-            "plan": cut.plan,
-            "saliency": cut.saliency,
-            "removed": cut.removed,
-            "scores": cut.scores,
-            "params": cut.params,
-        }
-        self._write("plans", _plain(line, "", f"plan at step {cut.step}"))
+        """Appends one cut to ``plans.jsonl``: the units that went, and their saliency then."""
+        self._write("plans", events.plan_line(cut))
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
-        """A new part of the run begins; ``total_tokens`` is what it works through, if known."""
+        """Begins a phase of the run; ``total_tokens``: tokens that it will train on, if known."""
         self._phase = name
-        self._now.phase(name)
-        self._pulse.alive()
+        self._status_file.phase(name)
+        self._heartbeat.alive()
         self.view.phase(name, total_tokens)
 
     @property
     def doing(self) -> str:
-        """Name of the phase."""
+        """Name of the current phase."""
         return self._phase
 
     def progress(self, unit: str, done: int, total: int) -> None:
-        """So many of ``total`` units of this phase are done; the record need not keep that."""
-        self._now.progress(unit, done, total)
-        self._pulse.alive()
+        """Reports that ``done`` of ``total`` units of this phase are done; shown, not recorded."""
+        self._status_file.progress(unit, done, total)
+        self._heartbeat.alive()
         self.view.progress(unit, done, total)
 
     def note(self, text: str) -> None:
-        """Tell the reader something that the record need not keep."""
-        self._pulse.alive()
+        """Shows a remark that is not recorded."""
+        self._heartbeat.alive()
         self.view.note(text)
 
     def warn(self, text: str) -> None:
-        """Something the reader should know; it stays in the record and in the report."""
-        self.event("warning", text=text)
+        """Records a warning, which the report repeats."""
+        self.event(Warn(text=text))
 
     def state(self) -> dict[str, int]:
-        """Byte offsets of both files, for a checkpoint.
+        """Returns the byte offsets of both files, for a checkpoint.
 
-        The bytes are forced to the disk first: a checkpoint must never point past the end of a
-        record that a power cut shortened.
+        Both are synced to disk first: after a power cut, a checkpoint must not point past the end
+        of the record.
         """
         for file in self._files.values():
             os.fsync(file.fileno())
         return {name: file.seek(0, os.SEEK_END) for name, file in self._files.items()}
 
     def rewind(self, state: Mapping[str, int]) -> None:
-        """Forget what was written after ``state``, so that a resumed run leaves the same record as
-        one that was never interrupted. The view learns what the kept part says.
+        """Truncates both files to the offsets of a checkpoint, so that a resumed run leaves the
+        same record as one that was never interrupted. The view is given the events that are kept.
+
+        Raises RunError when a file is shorter than its offset.
         """
         for name, file in self._files.items():
             size, offset = file.seek(0, os.SEEK_END), state.get(name, 0)
@@ -143,27 +137,28 @@ class Log:
             file.seek(0, os.SEEK_END)
         if not self._files:
             return
-        kept = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
-        self.view.restore([json.loads(line) for line in kept.splitlines()])
+        self.view.restore(events.read(self.folder / "metrics.jsonl"))
 
     def close(self) -> None:
-        """Close the files and give the terminal back. Closing twice does nothing."""
-        self._pulse.stop()
-        self._now.close()
+        """Stops the heartbeat, closes the files and releases the terminal. Closing twice does
+        nothing.
+        """
+        self._heartbeat.stop()
+        self._status_file.close()
         self.view.close()
         for file in self._files.values():
             file.close()
 
     def _beat(self) -> None:
-        self._now.beat(self._pulse.silent)
+        self._status_file.beat(self._heartbeat.silent)
         self.view.beat()
 
-    def _write(self, name: str, line: dict[str, Any]) -> None:
+    def _write(self, name: str, line: str) -> None:
         file = self._files.get(name)
         if file is None:
             return
         try:
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.write(line.encode() + b"\n")
             file.flush()
         except OSError as error:
             where = str(self.folder / f"{name}.jsonl")
@@ -171,7 +166,7 @@ class Log:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """Open for writing at the end, without the half line that a killed run may have left."""
+    """Opens for appending and drops the half line that a killed run may have left."""
     path.touch()
     file = path.open("r+b")
     content = file.read()
@@ -180,55 +175,23 @@ def _open(path: Path) -> IO[bytes]:
     return file
 
 
-def _address(line: Mapping[str, Any]) -> str:
-    step = f" at step {line['step']}" if "step" in line else ""
-    return f"{line['event']}{step}"
-
-
-def _plain(value: Any, path: str, where: str) -> Any:
-    """``value`` as plain JSON values; numbers of numpy become Python's own."""
-    if isinstance(value, Mapping):
-        return {
-            str(key): _plain(item, f"{path}.{key}" if path else str(key), where)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{path}[{i}]", where) for i, item in enumerate(value)]
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        if not math.isfinite(value):
-            raise RunError(
-                f"'{path}' is {float(value)}; the record takes finite numbers only",
-                where=where,
-                fix="Look at the text or the plugin that this number comes from; --resume goes on "
-                "from the newest checkpoint.",
-            )
-        return float(value)
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{where}: '{path}' is a {type(value).__name__}, which JSON cannot say")
-
-
 @final
 class NoView:
-    """Shows nothing: for all processes of a run but one."""
+    """Shows nothing: the view of all processes but rank 0."""
 
     def event(self, event: Event) -> None: ...
     def phase(self, name: str, total_tokens: int | None = None) -> None: ...
     def progress(self, unit: str, done: int, total: int) -> None: ...
     def note(self, text: str) -> None: ...
-    def restore(self, events: Iterable[Event]) -> None: ...
+    def restore(self, kept: Iterable[Event]) -> None: ...
     def close(self) -> None: ...
     def beat(self) -> None: ...
 
 
 @final
 class PlainView:
-    """Lines of text, for a log file: phases, results, a summary of cuts now and then, and a
-    heartbeat.
+    """Prints lines of text, for a log file: phases, results, a summary of cuts every ``cuts_every``
+    seconds, and a heartbeat.
     """
 
     def __init__(
@@ -244,11 +207,11 @@ class PlainView:
         self._cuts_every, self._cuts_shown = cuts_every, clock()
 
     def event(self, event: Event) -> None:
-        """Take in one event and print what it is worth."""
+        """Prints the line of an event; cuts are summed up and printed together."""
         with self._lock:
             self._status.update(event)
-            if event["event"] == "cut":
-                self._cuts.update(event["removed"])
+            if isinstance(event, events.Cut):
+                self._cuts.update(event.removed)
                 if self._clock() - self._cuts_shown >= self._cuts_every:
                     self._show_cuts()
             elif text := sentence(event):
@@ -256,35 +219,35 @@ class PlainView:
                 self._print(text)
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
-        """A new part of the run begins."""
+        """Prints that a phase begins."""
         with self._lock:
             self._show_cuts()
             self._status.enter(name, total_tokens)
             self._print(f"== {name}")
 
     def progress(self, unit: str, done: int, total: int) -> None:
-        """Part of a phase is done; the heartbeat says so."""
+        """Keeps the progress of a phase for the next heartbeat."""
         with self._lock:
             self._status.advance(unit, done, total)
 
     def note(self, text: str) -> None:
-        """Print a remark."""
+        """Prints a remark."""
         with self._lock:
             self._print(text)
 
-    def restore(self, events: Iterable[Event]) -> None:
-        """Take in the events of an earlier part of the run without printing them."""
+    def restore(self, kept: Iterable[Event]) -> None:
+        """Takes in the events before a checkpoint without printing them."""
         with self._lock:
-            for event in events:
+            for event in kept:
                 self._status.update(event)
 
     def close(self) -> None:
-        """Print what is still to be said."""
+        """Prints the cuts that were not printed yet."""
         with self._lock:
             self._show_cuts()
 
     def beat(self) -> None:
-        """Print where the run is."""
+        """Prints where the run stands."""
         with self._lock:
             self._print(self._status.line())
 

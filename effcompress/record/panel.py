@@ -1,7 +1,5 @@
-"""What a run looks like while it runs, and the panel that shows it on a terminal.
-
-This panel and the plain lines in ``record/log.py`` draw from the same ``Status`` and
-``record/sentences.py``.
+"""The live panel of a run, and the ``Status`` that it shares with the plain lines of
+``record/log.py`` and with ``effcompress status``.
 """
 
 from __future__ import annotations
@@ -21,12 +19,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from effcompress.record import events
+from effcompress.record.events import Event
 from effcompress.record.kind_labels import of
-from effcompress.record.sentences import Event, clock_time, count, removed, sentence
+from effcompress.record.readable import clock_time, count
+from effcompress.record.sentences import removed, sentence
 
 
 class View(Protocol):
-    """What ``Log`` needs of a view."""
+    """What ``Log`` calls on a view."""
 
     def event(self, event: Event) -> None: ...
 
@@ -38,14 +39,14 @@ class View(Protocol):
 
     def beat(self) -> None: ...
 
-    def restore(self, events: Iterable[Event]) -> None: ...
+    def restore(self, kept: Iterable[Event]) -> None: ...
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """So many of ``total`` units of a phase are done, after so many ``seconds`` of it."""
+    """``done`` of ``total`` units of a phase are done after ``seconds``."""
 
     unit: str
     done: int
@@ -54,7 +55,7 @@ class Progress:
 
     @property
     def eta(self) -> float | None:
-        """Seconds left, if units take equally long."""
+        """Seconds left, if all units take equally long."""
         return self.seconds / self.done * (self.total - self.done) if self.done else None
 
     def __str__(self) -> str:
@@ -64,7 +65,7 @@ class Progress:
 
 @final
 class Status:
-    """What the events said so far, as far as somebody waiting wants to know it."""
+    """How far a run is, from its events so far."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -73,32 +74,34 @@ class Status:
         self.progress: Progress | None = None
         self._unit_began = self.started
         self.total_tokens: int | None = None
-        self.run: Event = {}
-        self.step: Event = {}
-        self.cut: Event = {}
+        self.run: events.Run | None = None
+        self.step: events.Step | None = None
+        self.cut: events.Cut | None = None
         self.losses: deque[float] = deque(maxlen=400)
         self.rates: deque[float] = deque(maxlen=20)
 
     def update(self, event: Event) -> None:
-        """Take in one event."""
-        kind = event["event"]
-        if kind == "run":
-            self.run = event
-            self.total_tokens = event.get("total_tokens") or self.total_tokens
-        elif kind == "step":
-            self.step, self.progress = event, None
-            self.losses.append(event["loss"])
-            self.rates.append(event["tokens_per_second"])
-        elif kind == "cut":
-            self.cut, self.progress = event, None
+        """Takes in one event."""
+        match event:
+            case events.Run():
+                self.run = event
+                self.total_tokens = event.total_tokens or self.total_tokens
+            case events.Step():
+                self.step, self.progress = event, None
+                self.losses.append(event.loss)
+                self.rates.append(event.tokens_per_second)
+            case events.Cut():
+                self.cut, self.progress = event, None
+            case _:
+                pass
 
     def enter(self, phase: str, total_tokens: int | None) -> None:
-        """A new part of the run begins."""
+        """Begins a phase."""
         self.phase, self.progress, self._unit_began = phase, None, self.clock()
         self.total_tokens = total_tokens or self.total_tokens
 
     def advance(self, unit: str, done: int, total: int) -> None:
-        """Part of a phase is done; with none ``done``, it begins within the phase."""
+        """Takes in progress of the phase; ``done=0`` starts its clock."""
         if not done:
             self._unit_began = self.clock()
         self.progress = Progress(unit, done, total, self.clock() - self._unit_began)
@@ -106,13 +109,19 @@ class Status:
     @property
     def params(self) -> int | None:
         """Parameters now."""
-        # Of one step, the cut comes after it.
-        latest = max(self.cut, self.step, key=lambda event: event.get("step", -1))
-        return latest.get("params", self.run.get("params"))
+        if self.cut and (self.step is None or self.cut.step >= self.step.step):
+            return self.cut.params  # the cut of a step comes after it
+        latest = self.step or self.run
+        return latest.params if latest else None
+
+    @property
+    def target(self) -> int | None:
+        """Parameters wanted at the end; None where nothing is pruned."""
+        return self.run.target_params if self.run else None
 
     @property
     def rate(self) -> float | None:
-        """Tokens per second, averaged over the time of the last steps."""
+        """Tokens per second over the last 20 steps: the harmonic mean, as steps have as many."""
         return statistics.harmonic_mean(self.rates) if self.rates else None
 
     @property
@@ -125,20 +134,20 @@ class Status:
         """Seconds left, from the tokens left (or from what is left of a phase)."""
         if self.progress is not None:
             return self.progress.eta
-        if not self.rate or not self.total_tokens:
+        if not self.rate or not self.total_tokens or not self.step:
             return None
-        return max(0, self.total_tokens - self.step["tokens"]) / self.rate
+        return max(0, self.total_tokens - self.step.tokens) / self.rate
 
     def size(self) -> str:
         """``127M -> 114.3M``: parameters now and the target."""
         if self.params is None:
             return ""
-        target = self.run.get("target_params")
-        return f"{count(self.params)} -> {count(target)}" if target else count(self.params)
+        goal = f" -> {count(self.target)}" if self.target else ""
+        return f"{count(self.params)}{goal}"
 
     def last_cut(self) -> str:
-        """``FFN 2, hidden 1``: what went last."""
-        return removed(self.cut["removed"]) if self.cut else ""
+        """``FFN 2, hidden 1``: the units of the last cut."""
+        return removed(self.cut.removed) if self.cut else ""
 
     def line(self) -> str:
         """Everything in one line of plain text."""
@@ -147,8 +156,8 @@ class Status:
             return f"{parts[0]} | {self.progress}"
         if self.step:
             of = f" of {count(self.total_tokens)}" if self.total_tokens else ""
-            parts.append(f"step {self.step['step']}, {count(self.step['tokens'])}{of} tokens")
-            parts.append(f"{count(self.rate or 0)} tokens/s, loss {self.step['loss']:.3f}")
+            parts.append(f"step {self.step.step}, {count(self.step.tokens)}{of} tokens")
+            parts.append(f"{count(self.rate or 0)} tokens/s, loss {self.step.loss:.3f}")
         if self.params is not None:
             parts.append(f"{self.size()} parameters")
         if self.cut:
@@ -162,7 +171,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The course of ``values`` in ``width`` characters; each shows the mean of its share."""
+    """The course of ``values`` in ``width`` characters, each for the mean of equally many."""
     if len(values) < 2:
         return ""
     width = min(width, len(values))
@@ -174,7 +183,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 @final
 class LiveView:
-    """A panel that redraws itself; what deserves to stay (results, warnings) scrolls above it."""
+    """A panel that redraws itself; results and warnings scroll above it."""
 
     def __init__(
         self,
@@ -190,38 +199,39 @@ class LiveView:
         )
 
     def event(self, event: Event) -> None:
-        """Take in one event; results and warnings also get a line of their own."""
+        """Takes in one event; results and warnings also get a line of their own."""
         self._begin()
         self.status.update(event)
         if text := sentence(event):
-            style = {"warning": "yellow", "end": "bold"}.get(event["event"], "")
-            self._say(text, "bold red" if event.get("status") == "failed" else style)
+            style = {"warning": "yellow", "end": "bold"}.get(event.event, "")
+            failed = isinstance(event, events.End) and event.status == "failed"
+            self._say(text, "bold red" if failed else style)
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
-        """A new part of the run begins."""
+        """Begins a phase."""
         self._begin()
         self.status.enter(name, total_tokens)
 
     def progress(self, unit: str, done: int, total: int) -> None:
-        """Part of a phase is done."""
+        """Takes in the progress of a phase."""
         self._begin()
         self.status.advance(unit, done, total)
 
     def note(self, text: str) -> None:
-        """Show a remark above the panel."""
+        """Shows a remark above the panel."""
         self._begin()
         self._say(text, "dim")
 
     def beat(self) -> None:
         """Nothing: the panel redraws itself."""
 
-    def restore(self, events: Iterable[Event]) -> None:
-        """Take in the events of an earlier part of the run without showing them."""
-        for event in events:
+    def restore(self, kept: Iterable[Event]) -> None:
+        """Takes in the events before a checkpoint without showing them."""
+        for event in kept:
             self.status.update(event)
 
     def close(self) -> None:
-        """Leave the last panel standing and give the terminal back."""
+        """Leaves the last panel on screen and releases the terminal."""
         if self._live.is_started:
             self._live.stop()
 
@@ -232,7 +242,7 @@ class LiveView:
         rows.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
         for label, content in _rows(self.status, max(8, self.console.width - 50)):
             rows.add_row(label, content)
-        name = self.status.run.get("name", "effcompress")
+        name = self.status.run.name if self.status.run else "effcompress"
         title = Text.assemble((f" {name} ", "bold"), (f"{self.status.phase} ", "cyan"))
         spent = f" {clock_time(self.status.elapsed)} elapsed"
         left = "" if self.status.eta is None else f", {clock_time(self.status.eta)} left"
@@ -253,22 +263,22 @@ class LiveView:
         self.console.print(Text(text, style=style))
 
 
-def _bar(share: float, text: str, width: int, color: str) -> RenderableType:
+def _bar(fraction: float, text: str, width: int, color: str) -> RenderableType:
     """A bar of fixed width with its numbers to the right."""
     line = Table.grid(padding=(0, 2))
     bar = ProgressBar(
-        total=1.0, completed=share, width=width, complete_style=color, finished_style=color
+        total=1.0, completed=fraction, width=width, complete_style=color, finished_style=color
     )
     line.add_row(bar, Text(text))
     return line
 
 
 def _rows(status: Status, width: int) -> Iterator[tuple[str, RenderableType]]:
-    """The lines of the panel, as far as there is something to say."""
-    before, now, target = status.run.get("params"), status.params, status.run.get("target_params")
+    """Label and content of each row for which there are events."""
+    before, now, target = status.run and status.run.params, status.params, status.target
     if before and now and target and before > target:
-        share = (before - now) / (before - target)
-        yield "parameters", _bar(share, f"{status.size()} ({now / before - 1:.1%})", width, "blue")
+        done = (before - now) / (before - target)
+        yield "parameters", _bar(done, f"{status.size()} ({now / before - 1:.1%})", width, "blue")
     elif now:
         yield "parameters", Text(count(now))
     if (part := status.progress) is not None:
@@ -276,19 +286,15 @@ def _rows(status: Status, width: int) -> Iterator[tuple[str, RenderableType]]:
         return
     step, total = status.step, status.total_tokens
     if step and total:
-        share = step["tokens"] / total
-        text = f"{count(step['tokens'])} of {count(total)} ({share:.0%})"
-        yield "tokens", _bar(share, text, width, "green")
+        done = step.tokens / total
+        text = f"{count(step.tokens)} of {count(total)} ({done:.0%})"
+        yield "tokens", _bar(done, text, width, "green")
     if step:
-        speed = f"{step['step']} at {count(status.rate or 0)} tokens/s"
-        yield "step", Text(speed)
-        loss = Text.assemble(
-            f"{step['loss']:.3f}  ", (sparkline([*status.losses], width), "magenta")
-        )
-        yield "loss", loss
-    if status.cut:
-        shares = status.cut.get("share_removed", {}).items()
-        yield "removed", Text("   ".join(f"{of(k).short} {s:.1%}" for k, s in shares))
-        yield "last cut", Text(f"{status.last_cut()} at step {status.cut['step']}")
-        lowest = status.cut.get("saliency", {}).items()
-        yield "saliency", Text("   ".join(f"{of(k).short} {s:.1e}" for k, s in lowest))
+        yield "step", Text(f"{step.step} at {count(status.rate or 0)} tokens/s")
+        course = (sparkline([*status.losses], width), "magenta")
+        yield "loss", Text.assemble(f"{step.loss:.3f}  ", course)
+    if (cut := status.cut) is not None:
+        gone, lowest = cut.share_removed.items(), cut.saliency.items()
+        yield "removed", Text("   ".join(f"{of(k).short} {part:.1%}" for k, part in gone))
+        yield "last cut", Text(f"{status.last_cut()} at step {cut.step}")
+        yield "saliency", Text("   ".join(f"{of(k).short} {low:.1e}" for k, low in lowest))

@@ -1,5 +1,5 @@
-"""How a run stands, read from its folder: of one that runs, here or on another machine, and of one
-that died. Nothing here imports torch or loads a recipe.
+"""Reads how a run stands from its folder: a run under way, here or on another machine, or one that
+died. Nothing here imports torch or loads a recipe.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from effcompress.record.tail import RecordTail, read_tail
 
 State = Literal["not started", "running", "finished", "failed", "stopped", "died"]
 RECIPE, RECORD, REPORT, RUNS = "recipe.resolved.yaml", "metrics.jsonl", "report.html", "runs"
-"""As elsewhere in ``runner``, where all that reads recipes would be loaded along with the names."""
+"""As in ``runner``, whose modules would import everything that reads recipes."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The newest one: at which step, how many seconds ago, how many bytes."""
+    """The newest checkpoint: its step, its age in seconds, its bytes."""
 
     step: int
     seconds: float
@@ -35,8 +35,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Risk:
-    """What a death would cost (or what it cost): steps behind the newest checkpoint, and the
-    seconds they took, where known.
+    """What is lost if the process dies (or was lost when it died): steps since the newest
+    checkpoint, and the seconds they took, where known.
     """
 
     steps: int
@@ -51,18 +51,18 @@ class RunStatus:
     name: str
     state: State
     reason: str
-    """Why it ended, unless it ended well."""
+    """Why it ended, unless it succeeded."""
     now: StatusRecord | None
-    """What it last said of itself: process, phase, progress."""
+    """Content of ``now.json``: process, phase, progress."""
     seconds: float | None
-    """Since the process took up the run."""
+    """Since the process started or resumed the run."""
     phase_seconds: float | None
     silence: float | None
-    """Since something happened."""
+    """Since the last event."""
     heartbeat: float | None
-    """Since the last sign that the process is there."""
+    """Since the last heartbeat."""
     stacks: Path | None
-    """Where the watchdog wrote down where the run stood, if nothing has happened since."""
+    """The watchdog's dump of all stacks, if no event came after it."""
     step: int | None
     tokens: int | None
     total_tokens: int | None
@@ -74,25 +74,25 @@ class RunStatus:
     target_params: int | None
     cut_step: int | None
     cut: Mapping[str, int]
-    """What went last: kind -> units."""
+    """Kind -> units of the last cut."""
     checkpoint: Checkpoint | None
     risk: Risk | None
     seconds_left: float | None
-    """Of training, or of a phase that says how far it is."""
+    """Of training, or of a phase that reports its progress."""
     warnings: int
     last_warnings: tuple[str, ...]
     report: Path | None
     next: str
-    """What to type to go on; empty where it runs or is done."""
+    """The command that resumes it; empty where it runs or has finished."""
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was begun in this folder."""
+    """Returns whether a run was started in this folder."""
     return any((folder / name).is_file() for name in (RECIPE, RECORD, moment.NAME))
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folders of the runs in ``folder``: of a comparison, or side by side.
+    """Returns the folders of the runs in ``folder``: of a comparison, or side by side.
 
     Raises SourceError where there is none.
     """
@@ -111,15 +111,16 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def status(folder: Path) -> RunStatus:
-    """How the run in ``folder`` stands; well under a second, however long its record is."""
+    """Reads how the run in ``folder`` stands, in well under a second for any length of record."""
     now, record = moment.read(folder), read_tail(folder / RECORD)
     state, reason = _state(folder, now, record)
     seen = _seen(now, record)
+    run, step, cut, end = record.run, seen.step, record.cut, record.end
     checkpoint = _checkpoint(folder)
     silence = _silence(folder, now)
     return RunStatus(
         folder=folder,
-        name=record.run.get("name") or folder.resolve().name,
+        name=run.name if run else folder.resolve().name,
         state=state,
         reason=reason,
         now=now,
@@ -128,16 +129,16 @@ def status(folder: Path) -> RunStatus:
         silence=silence,
         heartbeat=now.silence if now else None,
         stacks=_stacks(folder, silence) if state in ("running", "died") else None,
-        step=seen.step.get("step"),
-        tokens=seen.step.get("tokens"),
+        step=step.step if step else None,
+        tokens=step.tokens if step else None,
         total_tokens=seen.total_tokens,
         tokens_per_second=seen.rate,
-        loss=seen.step.get("loss"),
-        params_before=record.run.get("source_params", record.run.get("params")),
-        params=record.end.get("params") or seen.params,
-        target_params=record.run.get("target_params"),
-        cut_step=record.cut.get("step"),
-        cut=record.cut.get("removed", {}),
+        loss=step.loss if step else None,
+        params_before=(run.source_params or run.params) if run else None,
+        params=(end.params if end else None) or seen.params,
+        target_params=seen.target,
+        cut_step=cut.step if cut else None,
+        cut=cut.removed if cut else {},
         checkpoint=checkpoint,
         risk=None if state == "finished" else _risk(record, checkpoint),
         seconds_left=_left(seen) if state == "running" else None,
@@ -149,19 +150,20 @@ def status(folder: Path) -> RunStatus:
 
 
 def _state(folder: Path, now: StatusRecord | None, record: RecordTail) -> tuple[State, str]:
-    """How it stands, and why."""
+    """The state, and the reason for it."""
     end = record.end
     if now is None and not (folder / RECORD).is_file():
         return "not started", ""
-    held = now is not None and now.open  # a process has the run in its hands, or had when it died
+    held = now is not None and now.open  # a process works on the run, or did when it died
     if now is not None and held and now.alive():
         return "running", ""
-    if end.get("status") == "success":
+    if end and end.status == "success":
         return "finished", ""
-    # Until a run that is taken up again has found its checkpoint, its record ends as it did before.
+    # A resumed run truncates its record only once it has found its checkpoint: until then the
+    # record still ends with the failure before.
     if end and not held:
-        reason = " ".join(str(end.get("reason", "")).split())
-        return ("stopped" if end["status"] == "stopped" else "failed"), reason
+        reason = " ".join((end.reason or "").split())
+        return ("stopped" if end.status == "stopped" else "failed"), reason
     if now is None:
         return "died", "its record has no end, and no process says that it writes one"
     who = f"process {now.pid}" + ("" if now.same_system else f" on {now.host}")
@@ -169,10 +171,10 @@ def _state(folder: Path, now: StatusRecord | None, record: RecordTail) -> tuple[
 
 
 def _seen(now: StatusRecord | None, record: RecordTail) -> Status:
-    """What a panel would show by now."""
+    """The status that a live panel would show."""
     seen = Status()
     for event in (record.run, *record.steps, record.cut):
-        if event:
+        if event is not None:
             seen.update(event)
     if now is not None and now.unit and now.done is not None and now.total is not None:
         seen.progress = Progress(
@@ -182,12 +184,12 @@ def _seen(now: StatusRecord | None, record: RecordTail) -> Status:
 
 
 def _left(seen: Status) -> float | None:
-    training = bool(seen.step) and seen.step["tokens"] < (seen.total_tokens or 0)
+    training = seen.step is not None and seen.step.tokens < (seen.total_tokens or 0)
     return seen.eta if training or seen.progress is not None else None
 
 
 def _silence(folder: Path, now: StatusRecord | None) -> float | None:
-    """What ``now.json`` knows is as old as a heartbeat; the record has every event at once."""
+    """Seconds since the last event: ``now.json`` may lag by a heartbeat, the record does not."""
     known = [_age(folder / RECORD), since(now.active) if now else None]
     return min((seconds for seconds in known if seconds is not None), default=None)
 
@@ -218,16 +220,16 @@ def _risk(record: RecordTail, checkpoint: Checkpoint | None) -> Risk | None:
         return None
     first, last = record.steps[0], record.steps[-1]
     if checkpoint is None:
-        return Risk(last["step"], last["seconds"])
-    steps = max(0, last["step"] - checkpoint.step)
-    if last["step"] == first["step"]:
+        return Risk(last.step, last.seconds)
+    steps = max(0, last.step - checkpoint.step)
+    if last.step == first.step:
         return Risk(steps, None)
-    pace = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+    pace = (last.seconds - first.seconds) / (last.step - first.step)
     return Risk(steps, steps * pace)
 
 
 def _next(folder: Path) -> str:
-    # The recipe as it was written may lie anywhere; this one says the same from any folder.
+    # The resolved recipe, as its paths are absolute: the user's own file may lie anywhere.
     recipe, output = shlex.quote(str(folder / RECIPE)), shlex.quote(str(folder))
     return f"effcompress run {recipe} --output {output} --resume"
 

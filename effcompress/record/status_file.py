@@ -1,7 +1,7 @@
-"""``now.json``: what a run does at this moment, for whoever looks from outside.
+"""``now.json``: what a run does at this moment, for other processes to read.
 
-It is replaced as a whole, so that nobody reads half of it, and it stays when the process is gone:
-then it holds the last words.
+The file is replaced atomically, so a reader never sees half of it. It stays when the process dies
+and then holds its last state.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -19,61 +18,60 @@ from pathlib import Path
 from typing import Any, final
 
 from effcompress import processes
+from effcompress.record import events
+from effcompress.record.events import Event
 
 NAME = "now.json"
 MISSED = 6
-"""So many heartbeats may be missing before a process that cannot be asked counts as dead."""
+"""Missing heartbeats after which a process on another machine counts as dead."""
 OFTEN = 2.0
-"""Seconds between two writes, where only the progress of a phase changed."""
-
-
+"""Seconds between two writes where only the progress of a phase changed."""
 NO_UNIT = {"unit": None, "done": None, "total": None}
-"""Where a phase has no parts, or those of a measurement are behind."""
+"""Progress of a phase that does not count units, or has counted them all."""
 
 
 @dataclass(frozen=True)
 class StatusRecord:
-    """What ``now.json`` says. Times are UTC, as ISO 8601."""
+    """Content of ``now.json``. Times are UTC, in ISO 8601."""
 
     pid: int
     host: str
     system: str
-    """Which start of the system, and which of its sets of processes, ``pid`` belongs to."""
+    """Boot id and pid namespace: the same ``pid`` of another boot or container is another process.
+    """
     born: int | None
-    """When the process began, by the system's own count: a later one with this pid is another."""
+    """Start time of the process in clock ticks: pids are used again."""
     started: str
-    """When this process took up the run."""
+    """When this process started or resumed the run."""
     heartbeat: float
-    """Seconds between two writes at most."""
+    """Seconds between two writes, at most."""
     written: str
     active: str
-    """When something last happened; the heartbeat goes on without that."""
+    """Time of the last event; heartbeats do not count."""
     phase: str = "start"
     phase_since: str = ""
     unit_since: str = ""
-    """When the first of ``total`` units of the phase began."""
+    """When the first of ``total`` units of the phase was started."""
     unit: str | None = None
     done: int | None = None
     total: int | None = None
     step: int | None = None
     tokens: int | None = None
     open: bool = True
-    """False once the process has let go of the run, whether or not it lives on."""
+    """False once the process has finished with the run, whether or not it lives on."""
 
     @property
     def silence(self) -> float:
-        """Seconds since the last sign of the process."""
+        """Seconds since the last heartbeat."""
         return since(self.written)
 
     @property
     def same_system(self) -> bool:
-        """Whether this process can ask the system about that one."""
+        """Whether the process runs on this system, so that /proc can be asked about it."""
         return (self.host, self.system) == (socket.gethostname(), _system())
 
     def alive(self) -> bool:
-        """Whether the process is still there: asked of the system, or, of another one, guessed from
-        the heartbeat.
-        """
+        """Whether the process still lives: by /proc on the same system, else by its heartbeat."""
         if self.same_system and self.born is not None:
             return processes.born(self.pid) == self.born
         beats = self.silence < MISSED * self.heartbeat
@@ -81,30 +79,30 @@ class StatusRecord:
 
 
 def read(folder: Path) -> StatusRecord | None:
-    """What the run in ``folder`` last said of itself; None where it said nothing."""
+    """Reads ``now.json`` of the run in ``folder``; None where there is none, or it is damaged."""
     with suppress(OSError, ValueError, TypeError, AttributeError):
-        said = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        values = json.loads((folder / NAME).read_text(encoding="utf-8"))
         known = {field.name for field in fields(StatusRecord)}
-        return StatusRecord(**{key: value for key, value in said.items() if key in known})
+        return StatusRecord(**{key: value for key, value in values.items() if key in known})
     return None
 
 
 def since(moment: str) -> float:
-    """Seconds since then, never less than none: clocks of two machines may differ."""
+    """Seconds since ``moment``, at least 0: clocks of two machines may differ."""
     return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
 
 
 @final
 class StatusFile:
-    """Keeps ``now.json`` in ``folder`` true; without a folder, it keeps nothing.
+    """Writes ``now.json`` in ``folder``; without a folder, nothing.
 
-    A disk that is full does not matter here: whoever needs the space says so.
+    A full disk is not an error here: the record or a checkpoint reports it.
     """
 
     def __init__(self, folder: Path | None, heartbeat: float) -> None:
         self._folder, self._lock, self._written = folder, threading.Lock(), 0.0
         pid, time_ = os.getpid(), _moment()
-        self._now = StatusRecord(
+        self._record = StatusRecord(
             pid=pid,
             host=socket.gethostname(),
             system=_system(),
@@ -116,49 +114,52 @@ class StatusFile:
         )
 
     def phase(self, name: str) -> None:
-        """A new part of the run begins."""
-        self._learn(phase=name, phase_since=_moment(), unit_since=_moment(), **NO_UNIT)
+        """Writes that a phase begins."""
+        self._update(phase=name, phase_since=_moment(), unit_since=_moment(), **NO_UNIT)
         self._write()
 
     def progress(self, unit: str, done: int, total: int) -> None:
-        """So many of ``total`` units of the phase are done."""
+        """Takes in progress of the phase, and writes it at most every ``OFTEN`` seconds."""
         if not done:
-            self._learn(unit_since=_moment())
-        self._learn(unit=unit, done=done, total=total)
+            self._update(unit_since=_moment())
+        self._update(unit=unit, done=done, total=total)
         if time.monotonic() - self._written >= OFTEN:
             self._write()
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        """Take in what stands in the record now."""
-        if event["event"] == "step":  # goes along with the next heartbeat
-            self._learn(step=event["step"], tokens=event["tokens"], **NO_UNIT)
-        elif event["event"] == "cut":
-            self._learn(**NO_UNIT)
-        elif event["event"] == "end":
-            self.close()
+    def event(self, event: Event) -> None:
+        """Takes in an event of the record. Steps are written with the next heartbeat."""
+        match event:
+            case events.Step():
+                self._update(step=event.step, tokens=event.tokens, **NO_UNIT)
+            case events.Cut():
+                self._update(**NO_UNIT)
+            case events.End():
+                self.close()
+            case _:
+                pass
 
     def beat(self, silent: float) -> None:
-        """The process is there; nothing has happened for so many seconds."""
+        """Writes a heartbeat; ``silent``: seconds since the last event."""
         self._write(silent)
 
     def close(self) -> None:
-        """The process has nothing more to do with this run."""
-        self._learn(open=False)
+        """Writes that this process has finished with the run."""
+        self._update(open=False)
         self._write()
 
-    def _learn(self, **changes: Any) -> None:
-        with self._lock:  # the heartbeat comes from another thread
-            self._now = replace(self._now, **changes)
+    def _update(self, **changes: Any) -> None:
+        with self._lock:  # heartbeats come from another thread
+            self._record = replace(self._record, **changes)
 
     def _write(self, silent: float = 0.0) -> None:
         if self._folder is None:
             return
         with self._lock:
             self._written = time.monotonic()
-            self._now = replace(self._now, written=_moment(), active=_moment(silent))
+            self._record = replace(self._record, written=_moment(), active=_moment(silent))
             work = self._folder / f".{NAME}"
             with suppress(OSError):
-                work.write_text(json.dumps(asdict(self._now), indent=1) + "\n", encoding="utf-8")
+                work.write_text(json.dumps(asdict(self._record), indent=1) + "\n", encoding="utf-8")
                 work.replace(self._folder / NAME)
 
 
@@ -167,7 +168,7 @@ def _moment(ago: float = 0.0) -> str:
 
 
 def _system() -> str:
-    """Empty where the system does not say."""
+    """Boot id and pid namespace; empty where there is no /proc."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

@@ -1,37 +1,41 @@
-"""The lines of a record that say how a run stands, out of hundreds of thousands of others."""
+"""Reads the newest relevant events of a record without parsing the whole log."""
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from effcompress.record import events
+from effcompress.record.events import Event
+
+T = TypeVar("T")
 BLOCK = 1 << 22
 """Bytes of a record that are in memory at a time."""
 KEPT = {"run": 1, "step": 20, "cut": 1, "warning": 3}
-"""Kind of event -> how many of the last ones matter."""
+"""Event -> how many of the last ones are parsed."""
 
 
 @dataclass(frozen=True)
 class RecordTail:
-    """What ``metrics.jsonl`` said last. Events that are not there are empty."""
+    """The newest events of ``metrics.jsonl``. None: there is no such event."""
 
-    run: dict[str, Any]
-    steps: tuple[dict[str, Any], ...]
+    run: events.Run | None
+    steps: tuple[events.Step, ...]
     """The last 20, oldest first."""
-    cut: dict[str, Any]
-    end: dict[str, Any]
+    cut: events.Cut | None
+    end: events.End | None
+    """Only where the record ends with it."""
     warnings: int
-    """All there are."""
+    """All of the record."""
     last_warnings: tuple[str, ...]
 
 
 def read_tail(path: Path) -> RecordTail:
-    """Read a record block by block and parse only lines that matter. A last line that is only half
-    there is left out, a file that is missing says nothing.
+    """Reads a record block by block and parses only the newest lines of ``KEPT``. A damaged or
+    half-written line is left out; a missing file gives an empty tail.
     """
     lines = {kind: deque[bytes](maxlen=most) for kind, most in KEPT.items()}
     warnings, last = 0, b""
@@ -40,25 +44,24 @@ def read_tail(path: Path) -> RecordTail:
         while block := file.read(BLOCK):
             block = rest + block
             whole = block[: block.rfind(b"\n")]
-            rest = block[len(whole) :]  # the end of a line, and what may be half of the next one
+            rest = block[len(whole) :]  # a newline, and what may be half of the next line
             if not whole:
                 continue
             last = whole[whole.rfind(b"\n") + 1 :]
             new = whole.count(_begin("warning"))
             warnings += new
             for kind, found in lines.items():
-                # What is not there, and what comes once, is not searched for: a search costs most.
+                # Searching costs most: skip blocks without warnings, and what occurs only once.
                 if new if kind == "warning" else not (kind == "run" and found):
                     found.extend(_last(whole, kind, KEPT[kind]))
-    read = {kind: [e for e in map(_event, found) if e] for kind, found in lines.items()}
-    end = _event(last)
+    found = [event for of_kind in lines.values() for event in map(_event, of_kind)]
     return RecordTail(
-        run=next(iter(read["run"]), {}),
-        steps=tuple(read["step"]),
-        cut=next(iter(read["cut"]), {}),
-        end=end if end.get("event") == "end" else {},
+        run=next(iter(_only(found, events.Run)), None),
+        steps=tuple(_only(found, events.Step)),
+        cut=next(iter(_only(found, events.Cut)), None),
+        end=next(iter(_only([_event(last)], events.End)), None),
         warnings=warnings,
-        last_warnings=tuple(event["text"] for event in read["warning"]),
+        last_warnings=tuple(event.text for event in _only(found, events.Warn)),
     )
 
 
@@ -77,10 +80,12 @@ def _last(whole: bytes, kind: str, most: int) -> list[bytes]:
     return found[::-1]
 
 
-def _event(line: bytes) -> dict[str, Any]:
-    """Empty where a line is damaged."""
+def _event(line: bytes) -> Event | None:
+    """None where a line is damaged."""
     with suppress(ValueError):
-        event = json.loads(line)
-        if isinstance(event, dict):
-            return event
-    return {}
+        return events.parse(line)
+    return None
+
+
+def _only(found: list[Event | None], kind: type[T]) -> list[T]:
+    return [event for event in found if isinstance(event, kind)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effcompress.record.kind_labels import of
-from effcompress.report import numbers, words
+from effcompress.report import numbers, sparsity, words
 from effcompress.report.gather import Record, gather
 from effcompress.report.render import render, replace
 from effcompress.report.solved import Row
@@ -58,16 +58,15 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
     record = gather(folder)
     run, evaluation = record.run, record.after or record.before
     name = base_model or hub(record.recipe)
-    versions = [
-        f"{key} {run[key]}" for key in ("effcompress", "torch", "transformers") if key in run
-    ]
+    versions = f"effcompress {run.effcompress}, torch {run.torch}, " if run else ""
+    versions += f"transformers {run.transformers}" if run else ""
     view = Card(
         base_model=json.dumps(name) if name else "",
         tags=_tags(record),
         name=record.name,
         banner=words.status(record) or "",
         verdict=words.verdict(record),
-        source=str(run.get("model", "a model whose name was not recorded")),
+        source=run.model if run else "a model whose name was not recorded",
         made=_made(record),
         method=[
             (key if section == "prune" else f"{section}.{key}", value)
@@ -81,10 +80,10 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
         size=f"Size: {words.target(record)}. {words.padding(record)}".strip(),
         protocol=words.protocol(evaluation) if evaluation else "",
         same_protocol=words.same_protocol(record),
-        seed=str(run.get("seed", "?")),
-        versions=", ".join(versions) or "not recorded",
-        device=str(run.get("device", "not recorded")),
-        started=str(run.get("started", "?")),
+        seed=str(run.seed) if run else "?",
+        versions=versions or "not recorded",
+        device=run.device if run else "not recorded",
+        started=(run and run.started) or "?",
         data=words.data(record),
         warnings=[*dict.fromkeys(record.warnings)],
     )
@@ -120,7 +119,7 @@ def _made(record: Record) -> str:
         listed = [f"{numbers.percent(s)} of the {of(k).plural}" for k, s in fractions.items()]
         said = f" Removed: {words.join(listed)}, in {len(record.cuts):,} cuts." if listed else ""
     if (zeros := words.zeroed(record)) and record.sparsified:
-        said += f" {zeros}, by {record.sparsified.how}."
+        said += f" {zeros}, by {sparsity.how(record.sparsified)}."
     if not record.tokens:
         return f"{said} It was not trained afterwards."
     after = "after" if words.method(record.recipe, "recover") else "while and after"

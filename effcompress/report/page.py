@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from effcompress.record.events import Evaluation
 from effcompress.report import numbers, words
 from effcompress.report.charts import alone
-from effcompress.report.gather import Evaluation, Record, gather
+from effcompress.report.gather import Record, gather
 from effcompress.report.pictures import Picture, pictures
 from effcompress.report.render import render, replace
 from effcompress.report.solved import Row
-from effcompress.report.sparsity import shares
+from effcompress.report.sparsity import cost, fractions, how
 from effcompress.report.speed import speed, told
 
 
@@ -104,7 +105,7 @@ def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
         generations=[
             _generation(title, one)
             for title, one in (("Before", record.before), ("After", record.after))
-            if one and (one.prompt or one.text)
+            if one and one.generation
         ],
         protocol=_protocol(record, evaluation) if evaluation else "",
         load=words.load(record, model) if record.export else "",
@@ -112,17 +113,17 @@ def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
         proof=words.proof(record),
         details=[(name, said) for name, said in _details(record) if said],
         recipe=record.recipe,
-        version=str(run.get("effcompress", "")),
+        version=run.effcompress if run else "",
     )
     return render("report.html.jinja", page=view)
 
 
 def _subtitle(record: Record) -> str:
     run = record.run
-    parts = [str(run[key]) for key in ("model", "device") if run.get(key)]
-    if run.get("started"):
-        parts.append(str(run["started"]).replace("T", " ")[:16])
-    return " · ".join(parts)
+    if run is None:
+        return ""
+    started = (run.started or "").replace("T", " ")[:16]
+    return " · ".join(part for part in (run.model, run.device, started) if part)
 
 
 def _cards(record: Record) -> Iterator[Card]:
@@ -131,14 +132,14 @@ def _cards(record: Record) -> Iterator[Card]:
         small = f"{numbers.percent(after / before - 1, sign=True)}; {words.target(record)}"
         yield Card("Parameters", numbers.count(after), small, before=numbers.count(before))
     if after and (made := record.sparsified):
-        small = f"{shares(made, after)}; {made.how}"
+        small = f"{fractions(made, after)}; {how(made)}"
         yield Card("Weights zeroed", numbers.count(made.zeroed), small)
     if rows := words.perplexities(record):
         yield Card("Perplexity", rows=rows)
     for row in words.tasks(record)[:1]:
         small = f"{row.name}; {row.change}"
         yield Card("Answers right, %", row.after, small, before=row.before)
-    wall = (record.end or {}).get("seconds")
+    wall = record.end and record.end.seconds
     if record.tokens:
         number = record.steps[-1].step if record.steps else 0
         last = f"{number:,} step{'' if number == 1 else 's'}"
@@ -163,10 +164,12 @@ def _warnings(record: Record) -> list[str]:
 
 
 def _generation(title: str, evaluation: Evaluation) -> Generation:
+    words = evaluation.generation
+    prompt, text = (words.prompt, words.text) if words else ("", "")
     return Generation(
         f"{title}, {numbers.count(evaluation.params)} parameters",
-        evaluation.prompt,
-        evaluation.text.removeprefix(evaluation.prompt),
+        prompt,
+        text.removeprefix(prompt),
     )
 
 
@@ -177,17 +180,19 @@ def _protocol(record: Record, evaluation: Evaluation) -> str:
 
 
 def _details(record: Record) -> Iterator[tuple[str, str]]:
-    run = record.run
-    yield "Seed", str(run.get("seed", ""))
-    yield from ((key, str(run.get(key, ""))) for key in ("effcompress", "torch", "transformers"))
-    yield "Device", f"{run.get('device', '')}, {run.get('threads', '?')} threads"
+    if (run := record.run) is not None:
+        yield "Seed", str(run.seed)
+        yield "effcompress", run.effcompress
+        yield "torch", run.torch
+        yield "transformers", run.transformers
+        yield "Device", f"{run.device}, {run.threads or '?'} threads"
     for section in words.METHOD:
         for key, value in words.method(record.recipe, section).items():
             yield f"{section.capitalize()}: {key.replace('_', ' ')}", value
     for data in words.data(record):
         yield f"Data: {data.name}", f"{data.amount}, hash {data.hash}"
     if record.sparsified is not None:
-        yield "Making zeros took", record.sparsified.cost
+        yield "Making zeros took", cost(record.sparsified)
     if record.commit_difference is not None:
         difference = numbers.power(record.commit_difference)
         yield "Shortening the tensors", f"changed no logit by more than {difference}"

@@ -1,30 +1,21 @@
-"""Tasks before and after: what the record says of them, and how a report puts it."""
+"""Tables of the tasks that were solved before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from effcompress.record.events import Tasks
 from effcompress.report import numbers
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share of right answers, its standard error, the metric, the number of examples."""
+    """A fraction of right answers (0 to 1), its standard error, and the metric."""
 
     value: float
     stderr: float | None
-    metric: str
-    examples: int
-
-
-@dataclass(frozen=True)
-class Solved:
-    """Accuracy by task; the mean comes first, under what it is the mean of."""
-
-    scores: Mapping[str, Accuracy]
-    protocol: Mapping[str, Any]
+    metric: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,24 +28,19 @@ class Row:
     change: str
 
 
-def solved_of(line: Mapping[str, Any]) -> Solved | None:
-    """What an evaluation event says of tasks."""
-    found = line.get("tasks")
-    if not found:
-        return None
-    scores: dict[str, Accuracy] = {}
-    if mean := found["mean"]:
-        amount = sum(found["scores"][name]["examples"] for name in mean["tasks"])
-        scores[f"mean of {mean['of']}"] = Accuracy(mean["value"], mean["stderr"], "", amount)
-    for name, score in found["scores"].items():
-        scores[name] = Accuracy(*(score[k] for k in ("value", "stderr", "metric", "examples")))
-    return Solved(scores, found["protocol"])
+def accuracies(tasks: Tasks | None) -> dict[str, Accuracy]:
+    """Accuracy by task; the mean comes first, as ``mean of <words>``."""
+    found: dict[str, Accuracy] = {}
+    if tasks and (mean := tasks.mean):
+        found[f"mean of {mean.of}"] = Accuracy(mean.value, mean.stderr)
+    for name, score in (tasks.scores if tasks else {}).items():
+        found[name] = Accuracy(score.value, score.stderr, score.metric)
+    return found
 
 
-def rows(before: Solved | None, after: Solved | None) -> list[Row]:
+def rows(before: Tasks | None, after: Tasks | None) -> list[Row]:
     """Both evaluations, task by task; what was measured once only has one number."""
-    old = before.scores if before else {}
-    new = after.scores if after else {}
+    old, new = accuracies(before), accuracies(after)
     found = []
     for name in dict.fromkeys([*old, *new]):
         a, b = old.get(name), new.get(name)
@@ -65,23 +51,21 @@ def rows(before: Solved | None, after: Solved | None) -> list[Row]:
     return found
 
 
-def protocol(solved: Solved) -> str:
+def protocol(tasks: Tasks) -> str:
     """How tasks were measured, in words."""
-    said = dict(solved.protocol)
-    limit = said.pop("limit", None)
+    settings = dict(tasks.protocol)
+    limit = settings.pop("limit", None)
     amount = f"the first {limit} examples of each" if limit else "all examples"
-    settings = [f"{key.replace('_', ' ')}: {_said(value)}" for key, value in said.items()]
+    listed = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in settings.items()]
     return (
         f"Tasks were solved by likelihood of the given answers, {amount}; accuracy in percent with "
-        f"its standard error. Settings: {'; '.join(settings)}."
+        f"its standard error. Settings: {'; '.join(listed)}."
     )
 
 
-def _said(value: Any) -> str:
+def _value(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
 def _percent(one: Accuracy | None) -> str:
-    if one is None:
-        return ""
-    return numbers.with_error(one.value, one.stderr)
+    return "" if one is None else numbers.with_error(one.value, one.stderr)

@@ -1,4 +1,4 @@
-"""How much faster training became while the model shrank, beside what its operations predict."""
+"""How much faster training became while the model shrank, against what its FLOPs predict."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from effcompress.record.events import Step
 from effcompress.report import numbers
-from effcompress.report.gather import Record, Step
+from effcompress.report.gather import Record
 
 LEAST = 3
-"""Steps of the whole model, and of the final one, without which nothing is said."""
+"""Steps of the whole model, and of the final one, below which no speed is reported."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """``before`` and ``after`` in tokens per second, of the whole model and of the final one;
-    ``predicted``: ``after``, had every operation stayed as fast. ``kept``: the time that operations
-    predict for the whole training, over the time that steps, cuts and commits took.
+    """``before`` and ``after``: tokens per second of the whole and of the final model, medians over
+    steps. ``predicted``: ``after`` at the operations per second of ``before``. ``kept``: the
+    training time so predicted, over the time that steps, cuts and commits took.
     """
 
     before: float
@@ -27,10 +28,10 @@ class Speed:
 
 
 def speed(record: Record) -> Speed | None:
-    """Nothing where the record does not tell (earlier versions), or the model did not shrink."""
+    """Returns None where operations are not recorded, or the model did not shrink."""
     if not record.cuts:
         return None
-    steps = [s for s in record.steps[1:] if s.flops]  # the first one warms up
+    steps = [s for s in record.steps[1:] if s.flops]  # the first step includes warm-up
     whole = [s for s in steps if s.step <= record.cuts[0].step]
     last = [s for s in steps if s.step > record.cuts[-1].step]
     if min(len(whole), len(last)) < LEAST:
@@ -43,7 +44,7 @@ def speed(record: Record) -> Speed | None:
 
 
 def expected(record: Record) -> list[tuple[float, float]]:
-    """(tokens, tokens per second): what the operations of the shrinking model predict."""
+    """Returns (tokens, tokens per second) that the operations of the shrinking model predict."""
     found = speed(record)
     if found is None:
         return []
@@ -53,7 +54,7 @@ def expected(record: Record) -> list[tuple[float, float]]:
 
 
 def told(found: Speed) -> str:
-    """What the two speeds mean."""
+    """Returns the speed-up and its prediction in words."""
     faster, might = found.after / found.before, found.predicted / found.before
     return (
         f"x{faster:.2f}, by operations x{might:.2f}; with cuts and commits "
@@ -62,10 +63,10 @@ def told(found: Speed) -> str:
 
 
 def _per_token(record: Record, steps: Sequence[Step]) -> float:
-    """Operations for a token; steps of the same model agree."""
+    """Operations per token; the same for all steps of one model size."""
     return steps[-1].flops / _tokens(record)
 
 
 def _tokens(record: Record) -> int:
-    """Tokens of a step: all have as many."""
+    """Tokens per step; the same for all steps."""
     return record.steps[0].tokens // record.steps[0].step

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from effcompress.record.events import Evaluation
 from effcompress.report import numbers, solved
-from effcompress.report.gather import Evaluation, Record
-from effcompress.report.sparsity import shares
+from effcompress.report.gather import Record
+from effcompress.report.sparsity import fractions
 
 METHOD = {
     "prune": (
@@ -35,13 +36,13 @@ def status(record: Record) -> str | None:
     if record.status == "success":
         return None
     if record.status == "failed":
-        reason = str((record.end or {}).get("reason") or "no reason was recorded").rstrip(".")
+        reason = ((record.end and record.end.reason) or "no reason was recorded").rstrip(".")
         return f"This run failed: {reason}. What follows is what it recorded until then."
     if record.status == "stopped":
-        reason = str((record.end or {}).get("reason")).partition("\n")[0]
+        reason = ((record.end and record.end.reason) or "").partition("\n")[0]
         return f"This run was stopped {reason}. What follows is what it recorded until then."
     at = f" at step {record.steps[-1].step:,}" if record.steps else ""
-    total = record.run.get("total_tokens")
+    total = record.run and record.run.total_tokens
     share = f" ({numbers.percent(record.tokens / total)} of the tokens)" if total else ""
     return f"This run is not finished: its record ends{at}{share}. No number below is final."
 
@@ -89,7 +90,7 @@ def zeroed(record: Record) -> str:
     gone = numbers.count(before - after)
     return (
         f"Parameters removed: {gone}, weights zeroed: {numbers.count(made.zeroed)} "
-        f"({shares(made, after)})"
+        f"({fractions(made, after)})"
     )
 
 
@@ -126,10 +127,10 @@ def data(record: Record) -> list[Data]:
     return [
         Data(
             name,
-            f"{one.get('documents', 0):,} documents, {one.get('tokens', 0):,} tokens",
-            str(one.get("hash", "")),
+            f"{one.documents:,} documents, {one.tokens:,} tokens",
+            one.hash or "",
         )
-        for name, one in (record.run.get("data") or {}).items()
+        for name, one in (record.run.data if record.run else {}).items()
     ]
 
 
@@ -159,7 +160,7 @@ def both(record: Record) -> list[tuple[str, float, float | None]]:
 def tasks(record: Record) -> list[solved.Row]:
     """Returns tasks before and after, the mean first; ``change`` is in points."""
     old, new = record.before, record.after
-    rows = solved.rows(old.solved if old else None, new.solved if new else None)
+    rows = solved.rows(old and old.tasks, new and new.tasks)
     return [
         replace(row, change=f"{row.change} points" if row.change else "measured once")
         for row in rows
@@ -200,7 +201,7 @@ def protocol(evaluation: Evaluation) -> str:
     text += ". "
     rest = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in said.items()]
     text += f"Settings: {'; '.join(rest)}. " if rest else ""
-    return (text + (solved.protocol(evaluation.solved) if evaluation.solved else "")).rstrip()
+    return (text + (solved.protocol(evaluation.tasks) if evaluation.tasks else "")).rstrip()
 
 
 def same_protocol(record: Record) -> bool:
@@ -211,7 +212,7 @@ def same_protocol(record: Record) -> bool:
         {name: (s.tokens, s.sequences) for name, s in e.domains.items()}
         for e in (record.before, record.after)
     ]
-    settings = [(e.protocol, e.solved and e.solved.protocol) for e in (record.before, record.after)]
+    settings = [(e.protocol, e.tasks and e.tasks.protocol) for e in (record.before, record.after)]
     return settings[0] == settings[1] and amounts[0] == amounts[1]
 
 

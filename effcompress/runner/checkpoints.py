@@ -16,6 +16,7 @@ from torch import Tensor
 from effcompress import checkpoint
 from effcompress.checkpoint import Saved, Writing
 from effcompress.data import Corpus
+from effcompress.record.events import Checkpoint
 from effcompress.record.log import Log
 from effcompress.runner.state import RunState
 
@@ -99,7 +100,7 @@ class CheckpointWriter:
         path = checkpoint.publish(writing, self._spec.keep, self._state.world)
         size = checkpoint.size(path) if self._state.world.main else 0
         seconds = time.monotonic() - started
-        self._log.event("checkpoint", step=writing.step, seconds=seconds, bytes=size)
+        self._log.event(Checkpoint(step=writing.step, seconds=seconds, bytes=size))
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

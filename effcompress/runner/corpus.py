@@ -1,26 +1,28 @@
-"""The text of a recipe, ready to read."""
+"""Prepares the text of a recipe: tokenised and packed, from the cache where it is there already."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from effcompress import data
 from effcompress.data import Corpus
 from effcompress.estimate.schedule import total_tokens
 from effcompress.model.cache import cache_root
+from effcompress.record.events import DomainData
 from effcompress.spec import Recipe
 from effcompress.types import TextTokenizer
 
 
-def described(corpus: Corpus) -> dict[str, dict[str, Any]]:
-    """Of every domain what the record keeps: amounts, share of the mixture, source, and the hash of
-    all tokens that the run trains on and is evaluated on.
-    """
-    names = {"documents": "documents", "tokens": "tokens", "hash": "content"}
-    names |= {"share": "share", "source": "source"}
+def described(corpus: Corpus) -> dict[str, DomainData]:
+    """Returns what the record keeps of every domain."""
     return {
-        domain: {key: facts[name] for key, name in names.items()}
+        domain: DomainData(
+            documents=facts["documents"],
+            tokens=facts["tokens"],
+            hash=facts["content"],
+            share=facts["share"],
+            source=facts["source"],
+        )
         for domain, facts in corpus.summary().items()
     }
 
@@ -34,10 +36,10 @@ def corpus_of(
     notice: Callable[[str], None],
     training: bool = True,
 ) -> Corpus:
-    """Tokenise what the recipe reads (``training=False``: held-out text alone) and pack it.
+    """Tokenises and packs the text of the recipe (``training=False``: held-out text alone).
 
-    ``say`` hears of progress, ``notice`` of what the user should know. Raises SourceError naming
-    the domain whose text is missing, unreadable, too short, or out of reach when ``offline``.
+    ``say`` is called with progress, ``notice`` with warnings. Raises SourceError naming the domain
+    whose text is missing, unreadable, too short, or not on this machine when ``offline``.
     """
     return data.prepare(
         recipe.data,
@@ -47,6 +49,6 @@ def corpus_of(
         heldout_sequences=recipe.evaluate.sequences,
         offline=offline,
         seed=recipe.seed,
-        progress=lambda what, share: say(f"{what} {share:.0%}"),
+        progress=lambda what, fraction: say(f"{what} {fraction:.0%}"),
         notice=notice,
     )

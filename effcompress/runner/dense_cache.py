@@ -1,5 +1,5 @@
-"""The dense model is measured once: many runs start from the same weights and are measured on the
-same tokens, and the same code then finds the same numbers.
+"""Caches the evaluation of the dense model. Many runs start from the same weights and evaluate them
+on the same tokens with the same code, which gives the same result.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,40 +22,43 @@ from effcompress.data import Corpus, digest
 from effcompress.distributed import ALONE, World
 from effcompress.errors import SourceError
 from effcompress.model.cache import atomically, cache_root
+from effcompress.record import events
+from effcompress.record.events import Evaluation
 from effcompress.spec import EvaluateSpec
 
 FOLDER = "evaluations"
 PACKAGES = ("torch", "transformers", "tokenizers", "lm-eval")
-"""What takes part in a measurement besides our own code."""
+"""Dependencies whose version an evaluation depends on."""
 
 
 def evaluate_once(
-    measure: Callable[[], dict[str, object]],
+    measure: Callable[[], Evaluation],
     of: Mapping[str, object] | None,
     world: World = ALONE,
-) -> dict[str, object]:
-    """What ``measure`` found for a model, tokens and code with this description before, with
-    ``known: true``; else what it finds now, kept for the next run. ``of=None``: always now.
+) -> Evaluation:
+    """Returns the cached evaluation with the key ``of``, marked as ``known``; on a miss, evaluates
+    and caches it. ``of=None``: never cached.
 
-    A file that cannot be read or written costs a measurement, never a run.
+    A cache file that cannot be read or written costs an evaluation, never a run.
     """
     if of is None:
         return measure()
     name = hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()
     path = cache_root() / FOLDER / f"{name[:32]}.json"
     if before := world.agree(lambda: _read(path)):
-        return {**before, "known": True}
+        return replace(before, known=True)
     found = measure()
     if not world.main:
         return found
     with suppress(OSError, SourceError), atomically(path) as work:
-        work.write_text(json.dumps(found), encoding="utf-8")
+        work.write_text(events.line(found), encoding="utf-8")
     return found
 
 
-def _read(path: Path) -> dict[str, object] | None:
+def _read(path: Path) -> Evaluation | None:
     with suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = events.parse(path.read_bytes())
+        return found if isinstance(found, Evaluation) else None
     return None
 
 
@@ -67,8 +70,8 @@ def description(
     corpus: Corpus,
     spec: EvaluateSpec,
 ) -> dict[str, object] | None:
-    """All that an evaluation depends on; None where that is not to be known (tasks whose data the
-    hub may change).
+    """Returns the cache key: all that an evaluation depends on. None where that cannot be known
+    (tasks whose data the hub may change).
     """
     if spec.tasks is not None and spec.tasks.wheel is None:
         return None
@@ -101,10 +104,10 @@ def _version(package: str) -> str:
 
 @cache
 def _code() -> str:
-    """A hash of this package's own files: whoever changes one measures anew."""
-    said = hashlib.sha256()
+    """Returns a hash of this package's own files, so that a change of code misses the cache."""
+    hashed = hashlib.sha256()
     root = Path(effcompress.__file__).parent
     for file in sorted(root.rglob("*.py")):
-        said.update(str(file.relative_to(root)).encode())
-        said.update(file.read_bytes())
-    return said.hexdigest()
+        hashed.update(str(file.relative_to(root)).encode())
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()

@@ -1,4 +1,4 @@
-"""The measurements before and after, by one protocol."""
+"""Evaluates a model by the recipe's protocol, the same before and after pruning."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from effcompress import evaluation
 from effcompress.data import Corpus, digest
 from effcompress.distributed import ALONE, World
+from effcompress.record.events import DomainScore, Evaluation, Generation
 from effcompress.runner import tasks
 from effcompress.spec import EvaluateSpec
 from effcompress.types import TextTokenizer
@@ -21,19 +22,21 @@ def evaluate(
     corpus: Corpus,
     spec: EvaluateSpec,
     *,
+    when: str,
+    params: int,
     offline: bool,
     say: Callable[[str], None],
     world: World = ALONE,
-) -> dict[str, object]:
-    """Perplexity per domain, one continuation and, where the recipe has tasks, their scores, each
-    with the protocol that makes them comparable. ``say`` hears of progress.
+) -> Evaluation:
+    """Returns perplexity per domain, one continuation and, where the recipe has tasks, their
+    scores, each with the protocol that makes them comparable. ``say`` is called with progress.
 
-    Raises RecipeError or SourceError for tasks that cannot be measured here.
+    Raises RecipeError or SourceError for tasks that cannot be scored here.
     """
     started = time.monotonic()
-    solved: dict[str, object] = {}
-    if spec.tasks is not None:  # first: a name that nobody knows should not cost a measurement
-        solved["tasks"] = tasks.solve(
+    solved = None
+    if spec.tasks is not None:  # first: an unknown task should not cost a perplexity
+        solved = tasks.solve(
             module, tokenizer, spec.tasks, bos=corpus.bos, offline=offline, say=say
         )
     domains = {
@@ -42,10 +45,12 @@ def evaluate(
     text = evaluation.continuation(
         module, tokenizer, spec.prompt, spec.new_tokens, corpus.bos is not None
     )
-    return {
-        "domains": domains,
-        "generation": {"prompt": spec.prompt, "text": text},
-        "protocol": {
+    return Evaluation(
+        when=when,
+        params=params,
+        domains=domains,
+        generation=Generation(prompt=spec.prompt, text=text),
+        protocol={
             "window": corpus.sequence_length,
             "stride": corpus.sequence_length,
             "bos": "one per window" if corpus.bos is not None else "none",
@@ -56,20 +61,20 @@ def evaluate(
             "tokenizer": tokenizer.fingerprint[:12],
             "continuation": f"greedy, repetition penalty {evaluation.REPETITION_PENALTY}",
         },
-        **solved,
-        "seconds": time.monotonic() - started,
-    }
+        tasks=solved,
+        seconds=time.monotonic() - started,
+    )
 
 
 def _perplexity(
     module: nn.Module, corpus: Corpus, domain: str, spec: EvaluateSpec, world: World
-) -> dict[str, float | int | str]:
+) -> DomainScore:
     ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
     found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)
-    return {
-        "perplexity": found.perplexity,
-        "loss": found.loss,
-        "tokens": found.tokens,
-        "sequences": found.sequences,
-        "hash": digest(ids_NT),
-    }
+    return DomainScore(
+        perplexity=found.perplexity,
+        loss=found.loss,
+        tokens=found.tokens,
+        sequences=found.sequences,
+        hash=digest(ids_NT),
+    )

@@ -19,6 +19,7 @@ from effcompress.measure.grams import Grams, readers
 from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
+from effcompress.record.events import Calibration
 from effcompress.record.log import Log
 from effcompress.registry import Bound, Plugin
 from effcompress.removal.repairs import for_linears, need_second_moments
@@ -51,11 +52,12 @@ def calibration_text(state: RunState, sequences: int, corpus: Corpus, log: Log) 
     """``ids_NT``; which tokens they are is written down."""
     ids_NT = corpus.calibration(sequences, state.recipe.seed)
     log.event(
-        "calibration",
-        step=state.step,
-        sequences=ids_NT.shape[0],
-        tokens=ids_NT.numel(),
-        hash=digest(ids_NT),
+        Calibration(
+            step=state.step,
+            sequences=ids_NT.shape[0],
+            tokens=ids_NT.numel(),
+            hash=digest(ids_NT),
+        )
     )
     return ids_NT
 

@@ -18,6 +18,7 @@ from effcompress.measure.blockwise import Block, blockwise
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.statistics import InputStatistics
 from effcompress.network.approximate import removed_alone, split
+from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.removal.selftest import same_function
 from effcompress.runner.measuring import Measured, measured, ready
@@ -175,12 +176,15 @@ def commit_event(state: RunState, log: Log) -> None:
         fault.point("commit")
     state.watch(anew=state.pruned.depth != layers)  # other tensors, or layers of other numbers
     state.since_commit = 0
+    spent = meter.read()
     log.event(
-        "commit",
-        step=state.step,
-        params=state.params,
-        **vars(meter.read()),
-        max_logit_difference=proof.max_logit_difference,
+        events.Commit(
+            step=state.step,
+            params=state.params,
+            seconds=spent.seconds,
+            memory_bytes=spent.memory_bytes,
+            max_logit_difference=proof.max_logit_difference,
+        )
     )
 
 
@@ -193,7 +197,8 @@ def _mask(state: RunState, prune: PruneSpec, plan: Plan, inputs: Grams | None, l
     if inexact:
         with removed_alone(pruned, inexact, probe, state.to_call) as seen:
             pruned.mask(inexact, **how)
-        log.event("approximate", step=state.step, sets=[*inexact], max_logit_difference=seen[0])
+        moved = seen[0]
+        log.event(events.Approximate(step=state.step, sets=(*inexact,), max_logit_difference=moved))
     pruned.mask(exact, **how)
 
 
@@ -206,21 +211,22 @@ def _write_down(state: RunState, choice: Choice, spent: Spent, log: Log) -> None
         removed=choice.removed,
         scores=choice.scores,
         params=choice.params,
-        widths=choice.widths,
     )
     log.plan(cut)
     gone: dict[str, list[float]] = {}
     for s in state.pruned.parent_sets:
         gone.setdefault(s.kind, []).append(1.0 - choice.widths[s.name] / s.size)
     log.event(
-        "cut",
-        step=state.step,
-        tokens=state.tokens,
-        params=choice.params,
-        removed=choice.removed,
-        share_removed={kind: sum(shares) / len(shares) for kind, shares in gone.items()},
-        saliency=choice.lowest,
-        **vars(spent),
+        events.Cut(
+            step=state.step,
+            tokens=state.tokens,
+            params=choice.params,
+            removed=choice.removed,
+            share_removed={kind: sum(each) / len(each) for kind, each in gone.items()},
+            saliency=choice.lowest,
+            seconds=spent.seconds,
+            memory_bytes=spent.memory_bytes,
+        )
     )
 
 

@@ -10,6 +10,7 @@ from effcompress.errors import PluginError, SurgeryError
 from effcompress.measure.hooks import LINEAR
 from effcompress.measure.streams import Moments, follow
 from effcompress.model.load import load as load_model
+from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.runner.measuring import calibration_text
@@ -49,12 +50,15 @@ def refit_event(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> 
     ):
         log.note(f"fitted {path}")
     state.module.train(training)
+    spent = meter.read()
     log.event(
-        "refit",
-        step=state.step,
-        **vars(meter.read()),
-        weights=change.count,
-        change=change.relative,
+        events.Refit(
+            step=state.step,
+            seconds=spent.seconds,
+            memory_bytes=spent.memory_bytes,
+            weights=change.count,
+            change=change.relative,
+        )
     )
 
 

@@ -20,6 +20,7 @@ from effcompress.estimate.schedule import stage_at, total_tokens
 from effcompress.export.write import PROOF_TOKENS, export_and_prove
 from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe, plain
+from effcompress.record import events
 from effcompress.record.log import Log, NoView, make_view
 from effcompress.runner import recovery
 from effcompress.runner.checkpoints import CheckpointWriter
@@ -29,9 +30,8 @@ from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
 from effcompress.runner.signals import Stopping
-from effcompress.runner.source_model import load_source
 from effcompress.runner.sparsify import sparsify_event
-from effcompress.runner.start import begin, evaluated
+from effcompress.runner.start import begin, evaluated, load_source
 from effcompress.runner.state import RunState
 from effcompress.runner.step import train_step
 from effcompress.sparsity.hold import count, require_held
@@ -55,14 +55,14 @@ class Report:
     """All weights of those layers."""
 
 
-def result(state: RunState, folder: Path, domains: Any) -> Report:
-    """``domains``: name -> what its evaluation found. Raises RunError if a zero is gone."""
+def result(state: RunState, folder: Path, after: events.Evaluation) -> Report:
+    """Returns the report of a finished run. Raises RunError if a zero of ``sparsify`` is gone."""
     require_held(state.module, state.zeros)
     held: Mapping[str, Any] = state.pruned.parameters()
     return Report(
         folder,
         state.params,
-        {name: found["perplexity"] for name, found in domains.items()},
+        {name: score.perplexity for name, score in after.domains.items()},
         removed=state.parent_params - state.params,
         zeroed=count(state.module, state.sparse),
         sparse=sum(held[name].numel() for name in state.sparse),
@@ -112,7 +112,8 @@ def _recorded(
         with contextlib.suppress(EffcompressError, OSError):
             status = "stopped" if isinstance(error, Stopped) else "failed"
             reason = repr(error) if known is None else str(known)
-            log.event("end", status=status, reason=reason, seconds=time.monotonic() - started)
+            seconds = time.monotonic() - started
+            log.event(events.End(status=status, reason=reason, seconds=seconds))
         with contextlib.suppress(EffcompressError, OSError):
             log.close()
             if world.main:
@@ -156,16 +157,17 @@ def _stages(
     with state.gathered():
         world.agree(lambda: _export(state, corpus, folder, log))
     log.phase("evaluating the pruned model")
-    after = evaluated(state, corpus, log, offline)
-    log.event("evaluation", when="after", params=state.params, **after)
-    done = result(state, folder, after["domains"])
+    after = evaluated(state, corpus, log, when="after", offline=offline)
+    log.event(after)
+    done = result(state, folder, after)
     log.event(
-        "end",
-        status="success",
-        seconds=before + time.monotonic() - started,
-        params=state.params,
-        widths=state.pruned.widths,
-        zeroed=done.zeroed,
+        events.End(
+            status="success",
+            seconds=before + time.monotonic() - started,
+            params=state.params,
+            widths=state.pruned.widths,
+            zeroed=done.zeroed,
+        )
     )
     if world.main:
         report.write_card(folder)
@@ -201,7 +203,8 @@ def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
         )
     state.restore(saved)
     # The record in the checkpoint ends just before the checkpoint itself is noted.
-    log.event("checkpoint", step=state.step, seconds=0.0, bytes=saved.values["bytes"])
+    size = saved.values["bytes"]
+    log.event(events.Checkpoint(step=state.step, seconds=0.0, bytes=size))
     if saved.values["threads"] != torch.get_num_threads():
         log.note("another number of threads than before: results may differ in the last digits")
     log.note(f"continuing at step {state.step}, {state.tokens:,} tokens")
@@ -280,7 +283,7 @@ def _tell_stage(state: RunState, before: str, log: Log) -> None:
     train_spec = state.recipe.train
     now = stage_at(state.recipe, state.tokens)
     if train_spec is not None and train_spec.stages is not None and now and now != before:
-        log.event("stage", name=now, step=state.step, tokens=state.tokens)
+        log.event(events.Stage(name=now, step=state.step, tokens=state.tokens))
         if before:
             log.phase(_phase(state.recipe, now))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from effcompress.estimate.feasibility import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
 from effcompress.measure.grams import Grams
 from effcompress.measure.squares import Squares
+from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner.measuring import calibration_text
 from effcompress.runner.resources import Meter
@@ -145,22 +145,26 @@ def _write_down(
     log: Log,
 ) -> None:
     numbers = state.pruned.depth.layers
-    rows: list[dict[str, Any]] = []  # of all layers; those that stayed dense have no zeros
+    rows: list[events.LayerZeros] = []  # of all layers; those that stayed dense have no zeros
     for layer in layers_of(state.module, state.pruned.family.layer):
         held = [params[name] for name in layer.linears]
         made = layer.number in layers
         zeroed = sum(int((p == 0).sum()) for p in held) if made else 0
         weights = sum(p.numel() for p in held)
-        rows.append({"layer": numbers[layer.number], "weights": weights, "zeroed": zeroed})
+        number = numbers[layer.number]
+        rows.append(events.LayerZeros(layer=number, weights=weights, zeroed=zeroed))
+    spent = meter.read()
     log.event(
-        "sparsify",
-        step=state.step,
-        method=spec.method.name,
-        sparsity=spec.fraction,
-        pattern=spec.pattern,
-        params=state.params,
-        weights=sum(params[name].numel() for name in state.sparse),
-        zeroed=sum(row["zeroed"] for row in rows),
-        layers=rows,
-        **vars(meter.read()),
+        events.Sparsify(
+            step=state.step,
+            method=spec.method.name,
+            sparsity=spec.fraction,
+            pattern=spec.pattern,
+            params=state.params,
+            weights=sum(params[name].numel() for name in state.sparse),
+            zeroed=sum(row.zeroed for row in rows),
+            layers=tuple(rows),
+            seconds=spent.seconds,
+            memory_bytes=spent.memory_bytes,
+        )
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from effcompress import train
 from effcompress.errors import NotFinite, RunError
+from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner.measuring import listening, observe
 from effcompress.runner.state import RunState
@@ -31,7 +32,7 @@ def compiled(state: RunState, log: Log) -> Iterator[None]:
     with code.running(state.layers):
         yield
     if code.graphs > before:
-        log.event("compiled", step=state.step, graphs=code.graphs)
+        log.event(events.Compiled(step=state.step, graphs=code.graphs))
     if before <= GRAPHS < code.graphs:
         log.warn(f"{GRAPHS} graphs are compiled; layers that fit none of them run uncompiled")
 
@@ -59,18 +60,19 @@ def train_step(
     state.left_out = 0
     seconds = time.monotonic() - started
     log.event(
-        "step",
-        step=state.step,
-        tokens=state.tokens,
-        loss=losses.loss,
-        **({} if state.objective is train.next_token else {"objective": losses.objective}),
-        domain_loss=losses.domain_loss,
-        learning_rate=rate,
-        grad_norm=norm,
-        params=state.params,
-        tokens_per_second=batch.ids_BT.numel() / seconds,
-        flops=state.flops_per_token * batch.ids_BT.numel(),
-        seconds=state.seconds + seconds,
+        events.Step(
+            step=state.step,
+            tokens=state.tokens,
+            loss=losses.loss,
+            objective=None if state.objective is train.next_token else losses.objective,
+            domain_loss=losses.domain_loss,
+            learning_rate=rate,
+            grad_norm=norm,
+            params=state.params,
+            tokens_per_second=batch.ids_BT.numel() / seconds,
+            flops=state.flops_per_token * batch.ids_BT.numel(),
+            seconds=state.seconds + seconds,
+        )
     )
     return True
 

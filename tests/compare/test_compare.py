@@ -15,6 +15,7 @@ from effcompress.checkpoint import Proof
 from effcompress.compare import processes as jobs_file
 from effcompress.compare.compare import compare
 from effcompress.errors import EffcompressError, RecipeError, SourceError
+from effcompress.record.events import Warn
 from effcompress.registry import REGISTRY
 from effcompress.report.comparison import FILES, Comparison
 from tests.runner.many import LAYERS, METHODS, TARGET, TOTAL, recipes
@@ -336,7 +337,9 @@ def test_the_reason_of_a_process(tmp_path: Path, printed: str, code: int, reason
     log = tmp_path / "x.log"
     log.write_text(printed)
     status = "success" if printed == "anything" else "stopped"
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"event": "end", "status": status}) + "\n")
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"event": "end", "status": status, "seconds": 1}) + "\n"
+    )
     (tmp_path / "config.json").touch()
     job: Any = type("Job", (), {"log": log, "folder": tmp_path})
     one: Any = type("Running", (), {"job": job, "output": log.open("rb")})
@@ -347,10 +350,12 @@ def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     tail = jobs_file.Tail(path)
     assert list(tail.read()) == []
-    path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert list(tail.read()) == [{"a": 1}, {"a": 2}]
+    line = '{"event": "warning", "text": "'
+    one, two, three = (f'{line}{n}"}}' for n in (1, 2, 3))
+    path.write_text(f"{one}\n{two}\n{three[:9]}")
+    assert [*tail.read()] == [Warn(text="1"), Warn(text="2")]
     with path.open("a") as file:
-        file.write(": 3}\n")
-    assert list(tail.read()) == [{"a": 3}] and list(tail.read()) == []
-    path.write_text('{"b": 1}\n')
-    assert list(tail.read()) == [{"b": 1}], "a record that goes back is read again"
+        file.write(f"{three[9:]}\n")
+    assert [*tail.read()] == [Warn(text="3")] and [*tail.read()] == []
+    path.write_text(f"{one}\nnot json\n")
+    assert [*tail.read()] == [Warn(text="1")], "a record that goes back is read again"

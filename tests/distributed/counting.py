@@ -26,7 +26,7 @@ from effcompress.record.log import Log, NoView
 from effcompress.runner.corpus import corpus_of
 from effcompress.runner.measuring import listening, observe
 from effcompress.runner.prune import commit_event, prune_event
-from effcompress.runner.source_model import load_source
+from effcompress.runner.start import load_source
 from effcompress.runner.state import RunState
 from effcompress.types import Due
 

@@ -32,13 +32,13 @@ def score(name: str, acc: float, norm: float | None = None, stderr: float | None
 )
 def test_the_number_that_counts(name: str, metric: str) -> None:
     facts = score(name, 0.25, 0.75).facts()
-    assert (facts["metric"], facts["value"]) == (metric, facts[metric])
-    assert {facts["acc"], facts["acc_norm"]} == {0.25, 0.75}
+    assert (facts.metric, facts.value) == (metric, facts.metrics[metric])
+    assert {facts.metrics["acc"], facts.metrics["acc_norm"]} == {0.25, 0.75}
 
 
 def test_a_task_without_accuracy_shows_what_it_has() -> None:
     odd = TaskScore("odd", {"f1": Metric(0.5, None)}, 10, 10, "test", 0, "1")
-    assert (odd.metric, odd.facts()["stderr"]) == ("f1", None)
+    assert (odd.metric, odd.facts().stderr) == ("f1", None)
 
 
 def test_the_mean_of_the_seven_leaves_others_out() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from effcompress.errors import RecipeError, RunError
+from effcompress.record import events
 from effcompress.record.heartbeat import SILENCE, patience
 from effcompress.record.log import Log, PlainView, make_view
 from effcompress.types import Cut
@@ -22,19 +23,25 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def step(number: int, **changes) -> dict:
-    base = {
-        "step": number,
-        "tokens": number * 100,
-        "loss": 2.5,
-        "learning_rate": 1e-3,
-        "grad_norm": 1.0,
-        "params": 1000,
-        "tokens_per_second": 50.0,
-        "seconds": 2.0,
-        "domain_loss": {"prose": 2.5},
-    }
-    return {**base, **changes}
+STEP = {
+    "event": "step",
+    "step": 1,
+    "tokens": 100,
+    "loss": 2.5,
+    "domain_loss": {"prose": 2.5},
+    "learning_rate": 1e-3,
+    "grad_norm": 1.0,
+    "params": 1000,
+    "tokens_per_second": 50.0,
+    "flops": 6e9,
+    "seconds": 2.0,
+}
+
+
+def step(number: int, **changes) -> events.Step:
+    found = events.typed({**STEP, "step": number, "tokens": number * 100, **changes})
+    assert isinstance(found, events.Step)
+    return found
 
 
 def cut(number: int) -> Cut:
@@ -46,7 +53,6 @@ def cut(number: int) -> Cut:
         removed={"ffn": 2},
         scores={"ffn.0": [1e-7, 2e-7]},
         params=900,
-        widths={"ffn.0": 6},
     )
 
 
@@ -58,11 +64,11 @@ def log(tmp_path):
 
 
 def test_events_and_plans_are_on_disk_at_once(log, tmp_path):
-    log.event("step", **step(1, loss=np.float32(2.5), tokens=np.int64(100)))
+    log.event(step(1, loss=np.float32(2.5), tokens=np.int64(100)))
     log.plan(cut(1))
     log.warn("careful")
     assert lines(tmp_path / "metrics.jsonl") == [
-        {"event": "step", **step(1)},
+        STEP,
         {"event": "warning", "text": "careful"},
     ]
     assert lines(tmp_path / "plans.jsonl") == [
@@ -81,21 +87,22 @@ def test_events_and_plans_are_on_disk_at_once(log, tmp_path):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float32("nan")])
 def test_a_number_that_is_not_finite_is_refused_by_name(log, tmp_path, bad):
     with pytest.raises(RunError, match=r"step 7.*'domain_loss\.prose'"):
-        log.event("step", **step(7, domain_loss={"prose": bad}))
+        log.event(step(7, domain_loss={"prose": bad}))
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_what_json_cannot_say_is_a_programming_mistake(log):
     with pytest.raises(TypeError, match="'thing' is a set"):
-        log.event("note", thing={1})
+        log.event(events.Other("note", {"thing": {1}}))
+    log.event(step(1))
 
 
 def test_rewind_gives_the_record_of_an_uninterrupted_run(log, tmp_path):
-    log.event("step", **step(1))
+    log.event(step(1))
     log.plan(cut(1))
     state = log.state()
     before = [(tmp_path / f"{n}.jsonl").read_bytes() for n in ("metrics", "plans")]
-    log.event("step", **step(2))
+    log.event(step(2))
     log.plan(cut(2))
     log.close()
     for name in ("metrics", "plans"):
@@ -105,7 +112,7 @@ def test_rewind_gives_the_record_of_an_uninterrupted_run(log, tmp_path):
     again = Log(tmp_path, view=PlainView(with_view))
     again.rewind(json.loads(json.dumps(state)))
     assert [(tmp_path / f"{n}.jsonl").read_bytes() for n in ("metrics", "plans")] == before
-    again.event("step", **step(2))
+    again.event(step(2))
     again.close()
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
 
@@ -127,7 +134,7 @@ def test_heartbeat_within_the_interval(tmp_path):
     out = io.StringIO()
     log = Log(tmp_path, view=PlainView(out), heartbeat=0.1)
     log.phase("prune and train", 1000)
-    log.event("step", **step(2))
+    log.event(step(2))
     time.sleep(0.55)
     log.close()
     beats = [line for line in out.getvalue().splitlines() if line.startswith("[")]
@@ -194,7 +201,7 @@ def test_closing_twice_is_harmless_and_leaves_no_thread(tmp_path):
     log.note("hello")
     log.close()
     log.close()
-    assert not [t for t in threading.enumerate() if t.name == "pulse"]
+    assert not [t for t in threading.enumerate() if t.name == "heartbeat"]
 
 
 def test_no_terminal_means_plain_lines():

@@ -9,15 +9,30 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from effcompress.record.events import Event, typed
 from effcompress.record.log import PlainView
 from effcompress.record.panel import LiveView, Status, sparkline
-from effcompress.record.sentences import clock_time, count
+from effcompress.record.readable import clock_time, count
 
 _spec = importlib.util.spec_from_file_location(
     "synthetic", Path(__file__).parents[1] / "report" / "synthetic.py"
 )
 synthetic = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(synthetic)
+
+
+STEP = {"event": "step", "step": 1, "tokens": 200, "loss": 1.0, "learning_rate": 1e-3,
+        "params": 5, "tokens_per_second": 1.0}  # fmt: skip
+CUT = {"event": "cut", "step": 1, "tokens": 9, "params": 90, "removed": {"ffn": 1},
+       "share_removed": {}, "saliency": {}}  # fmt: skip
+
+
+def step(**changes: object) -> Event:
+    return typed({**STEP, **changes})
+
+
+def cut(**changes: object) -> Event:
+    return typed({**CUT, **changes})
 
 
 class Clock:
@@ -31,7 +46,7 @@ def panel(events: list[dict], width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
     view = LiveView(io.StringIO(), console=console, clock=Clock())
     view.status.phase = "prune and train"
-    view.restore(events)
+    view.restore(map(typed, events))
     console.print(view.render())
     return console.file.getvalue()
 
@@ -57,7 +72,7 @@ def test_the_live_view_runs_and_leaves_results_standing():
     view = LiveView(io.StringIO(), console=console)
     view.phase("everything", 1_200_000)
     for event in synthetic.full_run(20, 10).metrics:
-        view.event(event)
+        view.event(typed(event))
     view.note("nearly there")
     view.beat()
     view.close()
@@ -73,7 +88,7 @@ def test_plain_lines_are_few_and_readable():
     for event in synthetic.full_run().metrics:
         if event.get("step") == 1 and event["event"] == "step":
             view.phase("prune and train", 1_200_000)
-        view.event(event)
+        view.event(typed(event))
         clock.now += 0.5
     view.close()
     lines = out.getvalue().splitlines()
@@ -95,27 +110,27 @@ def test_plain_lines_are_few_and_readable():
 def test_an_end_before_anything_was_measured_is_told():
     out = io.StringIO()
     view = PlainView(out)
-    view.event({"event": "end", "status": "failed", "seconds": 3.0, "reason": "no text"})
+    view.event(typed({"event": "end", "status": "failed", "seconds": 3.0, "reason": "no text"}))
     assert out.getvalue() == "failed after 0:03: no text\n"
 
 
 def test_time_left_comes_from_the_recent_rate():
     status = Status(Clock())
-    status.update(synthetic.run_event(total_tokens=1000))
+    status.update(typed(synthetic.run_event(total_tokens=1000)))
     assert status.eta is None
     for rate in (100.0, 50.0):
-        status.update({"event": "step", "step": 1, "tokens": 200, "loss": 1.0, "params": 5,
-                       "tokens_per_second": rate})  # fmt: skip
+        status.update(step(tokens_per_second=rate))
     assert status.rate == pytest.approx(66.67, abs=0.01)
     assert status.eta == pytest.approx(12.0, abs=0.01)
 
 
 def test_a_cut_comes_after_the_step_of_its_number():
     status = Status(Clock())
-    status.update({"event": "step", "step": 4, "tokens": 9, "loss": 1.0, "params": 100,
-                   "tokens_per_second": 1.0})  # fmt: skip
-    status.update({"event": "cut", "step": 4, "removed": {"ffn": 1}, "params": 90})
+    status.update(step(step=4, params=100))
+    status.update(cut(step=4))
     assert status.params == 90
+    status.update(step(step=5, params=89))
+    assert status.params == 89
 
 
 def test_a_phase_of_so_many_parts_says_what_is_left():
@@ -123,7 +138,7 @@ def test_a_phase_of_so_many_parts_says_what_is_left():
     out, console = io.StringIO(), Console(file=io.StringIO(), width=80, color_system=None)
     plain, live = PlainView(out, clock=clock), LiveView(io.StringIO(), console=console, clock=clock)
     for view in (plain, live):
-        view.event(synthetic.run_event(target_params=None, total_tokens=0))
+        view.event(typed(synthetic.run_event(target_params=None, total_tokens=0)))
     clock.now = 5.0
     plain.phase("making zeros")
     live.phase("making zeros")
@@ -143,9 +158,11 @@ def test_a_phase_of_so_many_parts_says_what_is_left():
 def test_zeros_are_told_apart_from_what_is_gone():
     out = io.StringIO()
     view = PlainView(out)
-    view.event({"event": "sparsify", "method": "wanda", "sparsity": 0.5, "pattern": "2:4",
-                "weights": 1000, "zeroed": 500, "params": 2000})  # fmt: skip
-    view.event({"event": "end", "status": "success", "seconds": 3, "params": 2000, "zeroed": 500})
+    made = {"event": "sparsify", "method": "wanda", "sparsity": 0.5, "pattern": "2:4",
+            "weights": 1000, "zeroed": 500, "params": 2000, "seconds": 1.0}  # fmt: skip
+    view.event(typed(made))
+    end = {"event": "end", "status": "success", "seconds": 3, "params": 2000, "zeroed": 500}
+    view.event(typed(end))
     assert out.getvalue().splitlines() == [
         "wanda 2:4: parameters removed: 0, weights zeroed: 500 (50.0 % of linear layers, "
         "25.0 % of all)",
@@ -165,12 +182,12 @@ def test_what_is_measured_between_two_steps_shows_until_the_next_event():
     status = Status(clock)
     status.enter("pruning and training", 1000)
     clock.now = 100.0
-    status.update({"event": "step", "step": 1, "tokens": 10, "loss": 1.0, "tokens_per_second": 1})
+    status.update(step(tokens=10))
     status.advance("calibration sequence", 0, 8)
     clock.now = 106.0
     status.advance("calibration sequence", 2, 8)
     assert status.line() == (
         "[1:46] pruning and training | calibration sequence 2 of 8, 0:18 left"
     ), "six seconds for two, not all of the phase"
-    status.update({"event": "cut", "step": 1, "removed": {"ffn": 2}, "params": 9})
+    status.update(cut(removed={"ffn": 2}, params=9))
     assert "step 1" in status.line() and "sequence" not in status.line()

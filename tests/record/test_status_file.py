@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from effcompress.record import events
 from effcompress.record import status_file as moment
 from effcompress.record.log import Log, PlainView
 from effcompress.record.status_file import MISSED, StatusFile, StatusRecord, read
@@ -47,7 +48,11 @@ def test_a_phase_is_there_at_once_and_the_rest_with_the_heartbeat(tmp_path: Path
     one.phase("pruning", 1000)
     first = said(tmp_path)
     assert (first.phase, first.pid, first.step, first.open) == ("pruning", os.getpid(), None, True)
-    one.event("step", step=3, tokens=300, loss=1.0, params=9, tokens_per_second=10.0)
+    one.event(
+        events.Step(
+            step=3, tokens=300, loss=1.0, learning_rate=1e-3, params=9, tokens_per_second=10.0
+        )
+    )
     time.sleep(0.35)
     beaten = said(tmp_path)
     assert (beaten.step, beaten.tokens, beaten.phase) == (3, 300, "pruning")
@@ -70,7 +75,9 @@ def test_a_measurement_ends_with_the_cut_it_was_for(tmp_path: Path) -> None:
     during = said(tmp_path)
     assert (during.done, during.total) == (1, 8) and during.unit_since > began
     assert during.phase_since < during.unit_since
-    now.event({"event": "cut"})
+    now.event(
+        events.Cut(step=1, tokens=9, params=9, removed={"ffn": 1}, share_removed={}, saliency={})
+    )
     now.beat(0.0)
     assert said(tmp_path).unit is None
 
@@ -105,7 +112,7 @@ def test_the_end_of_a_run_lets_go_before_the_process_does(tmp_path: Path) -> Non
     one = log(tmp_path)
     one.phase("evaluating")
     assert said(tmp_path).open
-    one.event("end", status="success", seconds=1.0)
+    one.event(events.End(status="success", seconds=1.0))
     assert not said(tmp_path).open
     one.close()
 

@@ -160,6 +160,7 @@ class Writer:
                 "plan": {axis: list(range(start - number, start))},
                 "saliency": saliency,
                 "removed": {kind: number},
+                "scores": {axis: [saliency[kind]] * number},
                 "params": self.params,
             }
         )

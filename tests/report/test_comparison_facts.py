@@ -49,16 +49,33 @@ def test_a_record_of_an_earlier_version(tmp_path: Path) -> None:
     assert found.seconds == 742.0 and found.method["criterion"] == "taylor2"
 
 
-def test_cost_is_that_of_all_events_which_say_both(tmp_path: Path) -> None:
+def test_cost_is_that_of_all_events_of_pruning(tmp_path: Path) -> None:
     more = [
         {"event": "cut", "step": 9, "tokens": 9, "params": 5, "removed": {}, "share_removed": {},
          "saliency": {}, "seconds": 1.5, "memory_bytes": 700},
         {**SPARSIFY, "seconds": 2.0, "memory_bytes": 900},
-        {"event": "commit", "max_logit_difference": 0.0, "seconds": 0.25, "memory_bytes": None},
+        {"event": "commit", "max_logit_difference": 0.0, "seconds": 0.25, "memory_bytes": 800},
+        {"event": "commit", "max_logit_difference": 0.0, "seconds": 0.0, "memory_bytes": None},
         {"event": "checkpoint", "step": 9, "seconds": 50.0, "bytes": 5},
     ]  # fmt: skip
-    found = facts(saved(tmp_path, *more))
+    run = synthetic.full_run(20, 0)
+    run.metrics = [e for e in run.metrics if e["event"] != "commit"]
+    run.metrics[-1:-1] = more
+    found = facts(synthetic.save(tmp_path / "all", run))
     assert (found.prune_seconds, found.prune_memory) == (3.75, 900)
+    # Some cuts of an earlier version, without their cost: unknown, not less.
+    assert facts(saved(tmp_path / "some", *more)).prune_seconds is None
+
+
+def test_a_dense_evaluation_from_the_cache_is_charged_for(tmp_path: Path) -> None:
+    """Whichever run of a comparison came first measured it; all of them are told the same time."""
+    times = {}
+    for known in (False, True):
+        run = synthetic.full_run(20, 10)
+        if known:
+            next(e for e in run.metrics if e.get("when") == "before")["known"] = True
+        times[known] = facts(synthetic.save(tmp_path / str(known), run)).seconds
+    assert times == {False: 742.0, True: 742.0 + 14.2}
 
 
 def test_calibration_text_counts_once_and_says_that_there_was_some(tmp_path: Path) -> None:
@@ -81,7 +98,8 @@ def test_layers_that_lost_something(tmp_path: Path) -> None:
         run.metrics[0]["widths"] = {**run.metrics[0]["widths"], "layer.0": 1, "layer.1": 1}
         run.metrics[-1]["zeroed"] = zeroed
         run.metrics[-1:-1] = more
-        run.plans = [{"step": 0, "tokens": 0, "plan": plan} for plan in plans]
+        empty = {"saliency": {}, "removed": {}, "scores": {}, "params": 9}
+        run.plans = [{"step": 0, "tokens": 0, "plan": plan, **empty} for plan in plans]
         found = facts(synthetic.save(tmp_path, run))
         assert found.all_layers == 2
         return found.layers

@@ -141,7 +141,7 @@ def test_zeros_are_not_sold_as_fewer_parameters(tmp_path):
     for page in (text, body):
         assert said in page and "smaller" not in page
     assert "Weights zeroed" in text and "wanda, 2:4" in text
-    assert "1 min 15 s, 2.1 GB at the peak" in text
+    assert "1 min 15 s, 2.10 GB at the peak" in text
     names = {p.stem for p in (folder / "pictures").glob("*.svg")}
     assert names == {"zeros", "perplexity"}, "shapes did not change"
     assert "layer 0: 3,538,944 of 3,538,944 (100.0 % kept)" in text

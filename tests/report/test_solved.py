@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from effcompress.record.events import Evaluation, Tasks, typed
 from effcompress.record.sentences import sentence
 from effcompress.report.card import card
 from effcompress.report.page import write
-from effcompress.report.solved import Row, rows, solved_of
+from effcompress.report.solved import Row, rows
 from tests.report import synthetic
 
 
@@ -39,15 +40,22 @@ def run(before: Any, after: Any) -> synthetic.Writer:
     return made
 
 
+def read(found: Any) -> Tasks | None:
+    event = {"event": "evaluation", "when": "after", "params": 9, "domains": {}, "tasks": found}
+    made = typed(event)
+    assert isinstance(made, Evaluation)
+    return made.tasks
+
+
 def test_rows_by_hand() -> None:
-    old, new = solved_of({"tasks": tasks()}), solved_of({"tasks": worse()})
+    old, new = read(tasks()), read(worse())
     assert rows(old, new) == [
         Row("mean of 2 tasks", "37.5", "32.5", "\u22125.0"),
         Row("boolq (acc)", "50.0 \u00b1 10.0", "40.0 \u00b1 10.0", "\u221210.0"),
         Row("hella<swag> (acc_norm)", "25.0", "25.0", "+0.0"),
     ]
     assert rows(old, None)[1] == Row("boolq (acc)", "50.0 \u00b1 10.0", "", "")
-    assert solved_of({}) is None and rows(None, None) == []
+    assert read(None) is None and rows(None, None) == []
 
 
 def test_page_and_card_show_them(tmp_path) -> None:
@@ -74,5 +82,5 @@ def test_other_limits_are_other_protocols(tmp_path) -> None:
 
 
 def test_the_line_while_it_runs() -> None:
-    event = {"event": "evaluation", "when": "after", "domains": {}, "tasks": tasks()}
-    assert "37.5% right, mean of 2 tasks" in (sentence(event) or "")
+    event = {"event": "evaluation", "when": "after", "params": 9, "domains": {}, "tasks": tasks()}
+    assert "37.5% right, mean of 2 tasks" in (sentence(typed(event)) or "")

@@ -6,12 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from effcompress.report.gather import Record, Removal, Step
+from effcompress.record.events import Commit, Cut, Step
+from effcompress.report.gather import Record
 from effcompress.report.speed import expected, speed, told
 
 
 def step(number: int, rate: float, flops: float) -> Step:
-    return Step(number, 100 * number, 2.0, 1e-3, 1000, rate, flops=flops)
+    return Step(
+        step=number,
+        tokens=100 * number,
+        loss=2.0,
+        learning_rate=1e-3,
+        params=1000,
+        tokens_per_second=rate,
+        flops=flops,
+    )
 
 
 def record() -> Record:
@@ -20,8 +29,17 @@ def record() -> Record:
     """
     whole = [step(n, 10.0 if n > 1 else 1.0, 500.0) for n in range(1, 6)]
     small = [step(n, 16.0, 250.0) for n in range(6, 10)]
-    cut = Removal(5, 500, 500, {"ffn": 3}, {"ffn": 0.5}, {"ffn": 0.1})
-    return Record(run={}, steps=(*whole, *small), cuts=(cut,), cutting_seconds=5.0)
+    cut = Cut(
+        step=5,
+        tokens=500,
+        params=500,
+        removed={"ffn": 3},
+        share_removed={"ffn": 0.5},
+        saliency={"ffn": 0.1},
+        seconds=4.0,
+    )
+    costs = (cut, Commit(step=5, params=500, seconds=1.0))
+    return Record(run=None, steps=(*whole, *small), cuts=(cut,), costs=costs)
 
 
 def test_by_hand() -> None:

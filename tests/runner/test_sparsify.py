@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from effcompress import load_recipe, run
 from effcompress.errors import RecipeError, RunError
+from effcompress.record.events import Event, Warn, line
 from effcompress.registry import REGISTRY, Bound
 from effcompress.runner import run as story
 from effcompress.runner.sparsify import sparsify_event
@@ -241,11 +242,11 @@ class Record:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
-    def event(self, kind: str, **fields: Any) -> None:
-        self.events.append({"event": kind, **fields})
+    def event(self, event: Event) -> None:
+        self.events.append(json.loads(line(event)))
 
     def warn(self, text: str) -> None:
-        self.event("warning", text=text)
+        self.event(Warn(text=text))
 
     def phase(self, name: str, total: int | None = None) -> None: ...
 

@@ -1,28 +1,28 @@
-"""What one run says of itself, as far as runs are compared by it."""
+"""The facts of one run by which runs are compared."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from effcompress.errors import RunError
+from effcompress.record.events import Cut, End, Evaluation, Run
 from effcompress.report import words
-from effcompress.report.gather import Record, gather, read_lines
+from effcompress.report.gather import Record, gather
 from effcompress.types import axis_kind, axis_layer
 
-Line = Mapping[str, Any]
 _ABOVE = re.compile(r"""(?<![^\s'"(])(/[^\s/]+)*/(?=[^\s/]+)""")
-"""Folders above the last part of an absolute path: a comparison travels, logs do not."""
+"""Folders above the last part of an absolute path: a comparison is shared, local paths are not."""
 NOTHING, TRAINING, CALIBRATION = "nothing", "training", "calibration"
-"""What saliency and repairs are taken from."""
+"""Which text saliency and repairs are measured on."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A piece of text as the model reads it. ``hash`` is None where the record has none."""
+    """A tokenised text: its hash (None where it was not recorded) and the number of tokens."""
 
     hash: str | None
     number: int
@@ -30,7 +30,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Facts:
-    """One run. What its record does not say is None (or an empty mapping).
+    """One run. None (or an empty mapping): not recorded.
 
     Perplexities and accuracies (0 to 1) are by domain and by task, ``before`` those of the dense
     model. ``flops`` are operations of training, forward and backward.
@@ -75,9 +75,9 @@ class Facts:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One run of a method: its facts as far as it got, and why it has no result, if it has none.
+    """One run of a method: its facts as far as it got, and the reason if it has no result.
 
-    ``target``: parameters that were asked for, known even of a run that never began.
+    ``target``: parameters that the recipe asks for, known even of a run that never started.
     """
 
     seed: int
@@ -88,41 +88,40 @@ class Attempt:
 
     @property
     def done(self) -> bool:
-        """Whether it ended well."""
+        """Whether it succeeded."""
         return self.facts is not None and not self.reason
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is compared: a recipe (or a run of one) by its label, with all of its runs."""
+    """A recipe (or a single run) by its label, with all of its runs."""
 
     label: str
     attempts: tuple[Attempt, ...]
 
     @property
     def done(self) -> list[Facts]:
-        """Facts of the runs that ended well."""
+        """Facts of the runs that succeeded."""
         return [a.facts for a in self.attempts if a.done and a.facts is not None]
 
 
 def read(
     folder: Path, *, seed: int, shown: str, reason: str = "", target: int | None = None
 ) -> Attempt:
-    """The run in ``folder``, which people know as ``shown``.
+    """Reads the run in ``folder``, which tables name ``shown``.
 
-    ``reason`` is what whoever ran it knows of its failure; else the record says it.
+    ``reason``: why its process failed, where that is known; else the record's own is taken.
     """
     try:
         record = gather(folder)
-        lines, plans = (read_lines(folder / f"{n}.jsonl") for n in ("metrics", "plans"))
     except RunError as problem:
         why = reason or f"its record cannot be read: {problem.what}"
         return Attempt(seed, shown, None, _one_line(why), target)
     if not reason and record.status != "success":
-        reason = str((record.end or {}).get("reason") or "it has not been run to its end")
+        reason = (record.end and record.end.reason) or "it has not been run to its end"
     if not reason and record.after is None:
         reason = "its record has no evaluation of the result"
-    facts = _facts(record, lines, plans) if record.run else None
+    facts = _facts(record, record.run) if record.run else None
     if facts is None and not reason:
         reason = "its record is empty"
     return Attempt(seed, shown, facts, _one_line(reason), (facts and facts.target) or target)
@@ -132,101 +131,82 @@ def _one_line(text: str) -> str:
     return _ABOVE.sub("", " ".join(text.split()))
 
 
-def _facts(record: Record, lines: Sequence[Line], plans: Sequence[Line]) -> Facts:
-    run = record.run
-    by_kind: dict[str, list[Line]] = {}
-    for line in lines:
-        by_kind.setdefault(str(line.get("event")), []).append(line)
-    measured = {str(e["when"]): e for e in by_kind.get("evaluation", [])}
-    before, after = measured.get("before"), measured.get("after")
-    steps = by_kind.get("step", [])
-    data = run.get("data") or {}
+def _facts(record: Record, run: Run) -> Facts:
+    before, after, end = record.before, record.after, record.end
+    latest = after or before
+    flops = [step.flops for step in record.steps]
+    shares = {name: d.share for name, d in run.data.items() if d.share is not None}
+    text = {name: d.hash for name, d in run.data.items() if d.hash is not None}
+    seconds, memory = _cost(record)
     return Facts(
-        source=_ABOVE.sub("", str(run.get("model", ""))),
-        source_hash=run.get("model_hash"),
-        seed=int(run.get("seed", 0)),
+        source=_ABOVE.sub("", run.model),
+        source_hash=run.model_hash,
+        seed=run.seed,
         dense_params=record.params_before or 0,
         params=record.params_after or 0,
         target=record.target,
-        zeroed=int((record.end or {}).get("zeroed") or 0),
-        measures=CALIBRATION if "calibration" in by_kind else run.get("measures"),
-        calibration=frozenset(
-            Tokens(e["hash"], e["tokens"]) for e in by_kind.get("calibration", [])
-        ),
+        zeroed=(end and end.zeroed) or 0,
+        measures=CALIBRATION if record.calibrations else run.measures,
+        calibration=frozenset(Tokens(c.hash, c.tokens) for c in record.calibrations),
         trained=record.tokens,
-        shares=_each(data, "share"),
-        text=_each(data, "hash"),
-        **_quality(before, after),
-        flops=sum(e["flops"] for e in steps) if all("flops" in e for e in steps) else None,
-        **_cost(lines, pruned=bool(plans)),
-        started=run.get("started"),
-        seconds=_wall(record.end, before),
+        # Of some domains alone they would be compared with those of all.
+        shares=shares if shares and len(shares) == len(run.data) else None,
+        text=text if text and len(text) == len(run.data) else None,
+        protocol=latest and latest.protocol,
+        heldout=latest and {n: Tokens(d.hash, d.tokens) for n, d in latest.domains.items()},
+        before=_perplexities(before),
+        after=_perplexities(after),
+        tasks_before=_tasks(before),
+        tasks_after=_tasks(after),
+        tasks_protocol=latest and latest.tasks and latest.tasks.protocol,
+        flops=sum(flops) if all(flops) else None,
+        prune_seconds=seconds,
+        prune_memory=memory,
+        started=run.started,
+        seconds=_wall(end, before),
         losses=tuple((s.tokens, s.loss) for s in record.steps),
-        layers=_touched(plans, by_kind.get("sparsify", []), record),
+        layers=_touched(record),
         all_layers=len(_layers(record)),
         environment={
-            key: str(run.get(key, "?"))
-            for key in ("device", "threads", "effcompress", "torch", "transformers")
+            "device": run.device,
+            "threads": str(run.threads or "?"),
+            "effcompress": run.effcompress or "?",
+            "torch": run.torch or "?",
+            "transformers": run.transformers or "?",
         },
         method=words.method(record.recipe),
     )
 
 
-def _wall(end: Line | None, before: Line | None) -> float | None:
-    """As if every run had measured the dense model itself."""
+def _wall(end: End | None, before: Evaluation | None) -> float | None:
+    """Seconds of the run, as if every run had evaluated the dense model itself: a run that took its
+    evaluation from the cache is charged for it, so that the order of runs does not matter.
+    """
     if end is None:
         return None
-    known = before is not None and before.get("known")
-    return end["seconds"] + (before["seconds"] if before is not None and known else 0.0)
+    return end.seconds + (before.seconds if before and before.known else 0.0)
 
 
-def _quality(before: Line | None, after: Line | None) -> dict[str, Any]:
-    """What was measured, and how."""
-    latest = after or before or {}
-    return {
-        "protocol": latest.get("protocol"),
-        "heldout": _heldout(after or before),
-        "before": _perplexities(before),
-        "after": _perplexities(after),
-        "tasks_before": _tasks(before),
-        "tasks_after": _tasks(after),
-        "tasks_protocol": (latest.get("tasks") or {}).get("protocol"),
-    }
+def _perplexities(evaluation: Evaluation | None) -> dict[str, float] | None:
+    return evaluation and {name: d.perplexity for name, d in evaluation.domains.items()}
 
 
-def _each(data: Mapping[str, Line], key: str) -> dict[str, Any] | None:
-    found = {name: one[key] for name, one in data.items() if key in one}
-    return found if found and len(found) == len(data) else None
-
-
-def _heldout(evaluation: Line | None) -> dict[str, Tokens] | None:
-    if evaluation is None:
-        return None
-    return {n: Tokens(d.get("hash"), d["tokens"]) for n, d in evaluation["domains"].items()}
-
-
-def _perplexities(evaluation: Line | None) -> dict[str, float] | None:
-    if evaluation is None:
-        return None
-    return {name: domain["perplexity"] for name, domain in evaluation["domains"].items()}
-
-
-def _tasks(evaluation: Line | None) -> dict[str, float] | None:
+def _tasks(evaluation: Evaluation | None) -> dict[str, float] | None:
     """Task -> accuracy, 0 to 1."""
-    found = ((evaluation or {}).get("tasks") or {}).get("scores") or {}
-    return {name: float(score["value"]) for name, score in found.items()} or None
+    scores = evaluation.tasks.scores if evaluation and evaluation.tasks else {}
+    return {name: score.value for name, score in scores.items()} or None
 
 
-def _cost(lines: Sequence[Line], *, pruned: bool) -> dict[str, Any]:
-    """Seconds and peak memory of pruning: of all events that say both."""
-    spent = [e for e in lines if "memory_bytes" in e and "seconds" in e]
-    if not spent:
-        return {"prune_seconds": None if pruned else 0.0, "prune_memory": None}
-    peaks = [e["memory_bytes"] for e in spent if e["memory_bytes"] is not None]
-    return {
-        "prune_seconds": sum(e["seconds"] for e in spent),
-        "prune_memory": max(peaks, default=None),
-    }
+def _cost(record: Record) -> tuple[float | None, int | None]:
+    """Seconds and peak memory of pruning. None where a version did not record them with its cuts;
+    0 seconds where nothing was pruned.
+    """
+    if any(isinstance(event, Cut) and event.seconds is None for event in record.costs):
+        return None, None
+    if not record.costs:
+        return (None if record.plans else 0.0), None
+    peaks = [event.memory_bytes for event in record.costs if event.memory_bytes is not None]
+    return sum(event.seconds or 0.0 for event in record.costs), max(peaks, default=None)
 
 
 def _layers(record: Record) -> set[int]:
@@ -234,18 +214,16 @@ def _layers(record: Record) -> set[int]:
     return {number for number in numbers if number is not None}
 
 
-def _touched(
-    plans: Sequence[Line], sparsified: Sequence[Line], record: Record
-) -> frozenset[int] | None:
-    """Layers that lost something; what belongs to no layer (the residual stream) goes through all.
-
-    None where weights were zeroed and nothing says where.
+def _touched(record: Record) -> frozenset[int] | None:
+    """Layers that lost something: all of them if units of the residual stream went, which belong to
+    no layer. None where weights were zeroed and it is not recorded where.
     """
-    if not plans and not sparsified and (record.end or {}).get("zeroed"):
+    made = record.sparsified
+    if not record.plans and not made and record.end and record.end.zeroed:
         return None
-    names = {name for line in plans for name, units in line["plan"].items() if units}
+    names = {name for cut in record.plans for name, units in cut.plan.items() if units}
     numbers = {axis_layer(name) for name in names}
     if None in numbers:
         return frozenset(_layers(record))
-    zeroed = (row["layer"] for line in sparsified for row in line["layers"] if row["zeroed"])
+    zeroed = (row.layer for row in (made.layers if made else ()) if row.zeroed)
     return frozenset((*(n for n in numbers if n is not None), *zeroed))

@@ -1,0 +1,66 @@
+"""Numbers, sizes and durations as people read them: one home for all commands and pages."""
+
+from __future__ import annotations
+
+import math
+
+MINUS = "\u2212"
+UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+def count(value: float) -> str:
+    """``134.5M``, ``30k``, ``512``: one decimal at most."""
+    # 999,960 is 1M, not 1000k: a unit begins where one decimal rounds up to it.
+    size, unit = next(((s, u) for s, u in UNITS if abs(value) >= s * 0.9995), (1.0, ""))
+    digits = 0 if not unit else 1
+    return signed(f"{value / size:.{digits}f}".removesuffix(".0")) + unit
+
+
+def exact_count(value: float) -> str:
+    """``134.5M``, ``1.235T``: four significant digits, for tables that compare near sizes."""
+    size, unit = next(((s, u) for s, u in UNITS[:-1] if abs(value) >= s), (1.0, ""))
+    return signed(f"{value / size:.4g}" if unit else f"{value:.0f}") + unit
+
+
+def size(number: float) -> str:
+    """Bytes in three digits: ``2.69 GB``, ``323 MB``; ``-`` for none (1 GB is 1e9 bytes)."""
+    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= scale:
+            digits = max(0, 2 - int(math.log10(number / scale)))
+            return f"{number / scale:.{digits}f} {unit}"
+    return f"{number:.0f} B" if number else "-"
+
+
+def duration(seconds: float) -> str:
+    """``0.25 s``, ``42 s``, ``12 min 22 s``, ``3 h 5 min``, ``14.2 days``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.2g} s" if whole < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
+    if whole < 2 * 86400:
+        minutes = whole % 3600 // 60
+        return f"{whole // 3600} h" + (f" {minutes} min" if minutes else "")
+    return f"{seconds / 86400:.3g} days"
+
+
+def clock_time(seconds: float) -> str:
+    """``1:05``, ``2:03:09`` or ``3 days``: for lines that are redrawn."""
+    if seconds >= 2 * 86400:
+        return f"{seconds / 86400:.0f} days"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def with_error(fraction: float, stderr: float | None, *, width: int = 0) -> str:
+    """A fraction and its standard error in percent, ``55.0 \u00b1 11.1``; ``width`` pads the error
+    so that a column of them lines up.
+    """
+    error = "" if stderr is None else f" \u00b1 {stderr * 100:{width}.1f}"
+    return f"{fraction * 100:.1f}{error}"
+
+
+def signed(text: str) -> str:
+    """With a true minus sign."""
+    return text.replace("-", MINUS)
