@@ -68,7 +68,10 @@ def choose(
     # Mini-groups of a removed layer are neither candidates nor counted.
     there = {s.name: int(torch.isfinite(scores[s.name]).sum()) for s in sets}
     candidates = candidates_of(s for s in sets if axes.living(s.name, there))
-    queues = [_queue([scores[name] for name in candidate.sets], candidate.sets) for candidate in candidates]
+    queues = [
+        _queue([scores[name] for name in candidate.sets], candidate.sets)
+        for candidate in candidates
+    ]
     alive = dict.fromkeys((s.name for s in sets), 0)
     alive |= {name: len(q.units[name]) for q in queues for name in q.units}
     budget = Budget(axes, candidates, alive, target)
@@ -114,8 +117,8 @@ def _next(queues: list[_Queue], taken: list[int], budget: Budget, k: int) -> Ten
 def _taken(
     budget: Budget, queues: list[_Queue], taken: list[int]
 ) -> tuple[Plan, dict[str, list[float]]]:
-    """The first ``taken[k]`` units of every set of candidate ``k``, and their raw saliency. What lay in
-    a layer that goes as well is not named.
+    """Returns the first ``taken[k]`` units of every set of candidate ``k``, and their raw saliency.
+    Units of a layer that goes as well are left out.
     """
     plan: Plan = {}
     raw: dict[str, list[float]] = {}
