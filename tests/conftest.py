@@ -15,11 +15,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, dynamic_module_utils
 
 from effcompress.checkpoint import proof
 from effcompress.registry import REGISTRY
-from tests.proving import in_this_process
+from tests import proving
 
-settings.register_profile("same", derandomize=True)
-settings.register_profile("explore")
-settings.load_profile("same")  # other examples with `pytest --hypothesis-profile explore`
+# The same examples every time; all of the slow properties' with `--hypothesis-profile full`, others
+# with `explore`.
+settings.register_profile("same", derandomize=True, max_examples=50)
+settings.register_profile("full", derandomize=True, max_examples=100)
+settings.register_profile("explore", max_examples=100)
+settings.load_profile("same")
+
+
+def examples(full: int) -> settings:
+    """For slow properties: ``full`` examples in the profiles `full` and `explore`, else a third."""
+    all_of_them = settings.default.max_examples >= 100
+    return settings(max_examples=full if all_of_them else max(1, full // 3), deadline=None)
+
 
 GROUPED = (
     "llama",
@@ -67,10 +77,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+# A test module may import a plugin file by its name, whose criterion names a statistic of its own
+# further down: that works once all plugins are loaded by the registry.
+REGISTRY.load_builtins()
+
+
 @pytest.fixture(autouse=True)
 def plugin_files_go_with_their_test() -> Iterator[None]:
     """What recipes of a test load is not there for the next, whatever the order of tests."""
-    REGISTRY.load_builtins()
     before = {kind: set(known) for kind, known in REGISTRY._plugins.items()}
     loaded = set(REGISTRY._loaded)
     yield
@@ -80,19 +94,23 @@ def plugin_files_go_with_their_test() -> Iterator[None]:
     REGISTRY._loaded &= loaded | {"builtins"}
 
 
-@pytest.fixture(scope="session")
-def folders_classes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where transformers copies the classes of exported folders: not the user's cache."""
-    return str(tmp_path_factory.mktemp("modules"))
+@pytest.fixture(scope="session", autouse=True)
+def proofs_in_this_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports are proven in the process of the tests, unless a test is marked ``fresh_process``."""
+    # Where transformers copies the classes of exported folders: not the user's cache.
+    modules = str(tmp_path_factory.mktemp("modules"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", modules)
+        patch.setattr(proof, "in_fresh_process", proving.in_this_process)
+        yield
 
 
 @pytest.fixture(autouse=True)
-def proof_in_this_process(request: pytest.FixtureRequest, folders_classes: str) -> Iterator[None]:
-    """Exports are proven in the process of the tests, unless they are marked ``fresh_process``."""
-    with pytest.MonkeyPatch.context() as patch:  # its own: tests undo theirs
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", folders_classes)
-        if request.node.get_closest_marker("fresh_process") is None:
-            patch.setattr(proof, "in_fresh_process", in_this_process)
+def marked_ones_in_a_fresh_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker("fresh_process") is None:
+        yield
+        return
+    with proving.fresh_process():
         yield
 
 
@@ -169,6 +187,12 @@ def with_exact_norms(
     return model
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What torch.compile made, for all tests of this process: each kernel is compiled once."""
+    return tmp_path_factory.mktemp("inductor")
+
+
 @pytest.fixture
 def clone() -> Callable[[nn.Module], nn.Module]:
     return copy.deepcopy
@@ -176,6 +200,18 @@ def clone() -> Callable[[nn.Module], nn.Module]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-families", help="write docs/families.md from the tests' results")
+
+
+SLOWEST = ("distributed", "real/test_smollm2", "test_compiled", "test_resume", "test_forms")
+"""Files that take long begin first: none of them is to run alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        found = (n for n, part in enumerate(SLOWEST) if part in item.nodeid)
+        return next(found, len(SLOWEST))
+
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

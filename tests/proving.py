@@ -8,13 +8,19 @@ other things compute the same answers, held to the same tolerance, here. Tests m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from effcompress.checkpoint import proof
 from effcompress.model.silence import quietly
+
+FRESH = proof.in_fresh_process
+"""The product's own."""
 
 
 def in_this_process(folder: Path, ids_BT: Tensor, own_class: bool) -> dict[str, Tensor]:
@@ -25,3 +31,11 @@ def in_this_process(folder: Path, ids_BT: Tensor, own_class: bool) -> dict[str, 
             return proof.script.answers(str(folder), ids_BT, own_class=own_class)
     except (Exception, SystemExit) as error:
         raise proof.did_not_load(folder, str(error)) from error
+
+
+@contextmanager
+def fresh_process() -> Iterator[None]:
+    """In here exports are proven as the product proves them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "in_fresh_process", FRESH)
+        yield

@@ -100,3 +100,11 @@ def test_an_entry_point_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry()])
     with pytest.raises(PluginError, match=r"broken = broken\.module"):
         fresh.all()
+
+
+def test_gradients_of_masks_stand_alone() -> None:
+    def both(weight, mask_grad):
+        return weight, mask_grad
+
+    with pytest.raises(PluginError, match="mask_grad is per mini-group, weight per weight"):
+        Registry().add("criterion", "both", both, "new")

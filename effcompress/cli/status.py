@@ -1,4 +1,4 @@
-"""``effcompress status``: how a run stands, whether it runs or not."""
+"""``effcompress status``: the state of a run, from its folder alone."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def status(
     ],
     json: AsJson = False,
 ) -> None:
-    """Show how far a run is, whether it runs or died.
+    """Show how far a run is, and whether its process lives.
 
-    Reads its folder only, so it answers at once and from any machine that sees the folder.
+    Reads only the folder of the run, so it works from any machine that sees the folder.
     """
     from effcompress.answer import Answer
     from effcompress.record.status import is_run, runs_in
@@ -60,7 +60,7 @@ def _one(run: RunStatus) -> Table:
 
 
 def _process(run: RunStatus) -> Iterator[tuple[str, str]]:
-    """Who does it, and what."""
+    """Yields process, phase and last sign of life."""
     now = run.now
     if run.reason:
         yield "reason", run.reason
@@ -83,7 +83,7 @@ def _for(run: RunStatus, seconds: float | None) -> str:
 
 
 def _training(run: RunStatus) -> Iterator[tuple[str, str]]:
-    """How far it is."""
+    """Yields step, tokens, size and time left."""
     if run.step is not None and run.tokens is not None:
         total = run.total_tokens
         of = f" of {count(total)} ({run.tokens / total:.0%})" if total else ""
@@ -107,7 +107,7 @@ def _size(run: RunStatus) -> str:
 
 
 def _safety(run: RunStatus) -> Iterator[tuple[str, str]]:
-    """What is kept, and what is not."""
+    """Yields the newest checkpoint, what is at risk without it, warnings and report."""
     if (kept := run.checkpoint) is not None:
         yield (
             "checkpoint",
@@ -135,7 +135,7 @@ def _notes(run: RunStatus) -> Iterator[str]:
 
 
 def _command(words: str) -> list[str]:
-    """In lines that a shell reads as one."""
+    """Breaks a command into lines that a shell reads as one."""
     if not words:
         return []
     if len(words) <= _WIDTH - 2:

@@ -16,6 +16,7 @@ from effcompress.model.containers import container
 from effcompress.model.families import LLAMA
 from effcompress.model.tokenizer import ByteTokenizer
 from tests.conftest import shape, tiny, tokens
+from tests.proving import FRESH, in_this_process
 
 WIDTHS = {"hidden": 48, "ffn": 40, "attention": 3, "query": 2}
 
@@ -41,11 +42,55 @@ def exported(folder: Path, **widths: int) -> nn.Module:
 @pytest.mark.fresh_process
 def test_a_good_folder_is_proven(tmp_path: Path) -> None:
     model = exported(tmp_path / "out")
-    proof = prove(tmp_path / "out", model, tokens(2, 10))
-    assert proof.max_logit_difference <= 1e-5 and proof.tokens_equal and proof.cache_equal
+    shown = prove(tmp_path / "out", model, tokens(2, 10))
+    assert shown.max_logit_difference <= 1e-5 and shown.tokens_equal and shown.cache_equal
+    assert shown.tolerance == 1e-5
+    # What other tests compute in their own process is what the fresh one answers.
+    fresh, here = (ask(tmp_path / "out", tokens(2, 10), False) for ask in (FRESH, in_this_process))
+    torch.testing.assert_close(here["logits_BTV"], fresh["logits_BTV"], rtol=0, atol=1e-6)
+    assert torch.equal(here["cached_T"], fresh["cached_T"])
     names = {f.name for f in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= names
     assert not [n for n in names if n.endswith((".bin", ".pt", ".pkl"))]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("nothing", ""),
+        ("a logit", "logits differ by"),
+        ("no number", "logits differ by nan"),
+        ("tokens", "greedy tokens equal: False, with and without cache equal: True"),
+        ("cache", "greedy tokens equal: True, with and without cache equal: False"),
+    ],
+)
+def test_every_answer_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, says: str
+) -> None:
+    """Ten times the tolerance in one logit, or one token, and the folder is not the model."""
+    model = exported(tmp_path)
+    found = in_this_process(tmp_path, tokens(2, 10), False)
+    if change in ("a logit", "no number"):
+        found["logits_BTV"][1, 3, 7] += 1e-4 if change == "a logit" else torch.nan
+    if change == "tokens":
+        found["cached_T"][-1] += 1
+    if change in ("tokens", "cache"):
+        found["uncached_T"][-1] += 1
+    monkeypatch.setattr(proof, "in_fresh_process", lambda *_: found)
+    if not says:
+        prove(tmp_path, model, tokens(2, 10))
+        return
+    with pytest.raises(RunError, match=says):
+        prove(tmp_path, model, tokens(2, 10))
+
+
+def test_a_process_that_has_the_package_is_no_fresh_one(tmp_path: Path) -> None:
+    exported(tmp_path / "out")
+    source = tmp_path / "in.safetensors"
+    save_file({"ids_BT": tokens(2, 10)}, source)
+    with pytest.raises(SystemExit, match="not a fresh process: effcompress"):
+        proof.script.main("stock", str(tmp_path / "out"), str(source), str(tmp_path / "answers"))
+    assert not (tmp_path / "answers").exists()
 
 
 def test_changed_weights_fail(tmp_path: Path) -> None:

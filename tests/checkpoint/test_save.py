@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from effcompress import fault
 from effcompress.checkpoint import Saved, files, newest, save, steps
 from effcompress.errors import RunError
+
+save_room = sys.modules["effcompress.checkpoint.save"]  # the package's name is the function
 
 
 def saved(step: int) -> Saved:
@@ -126,3 +130,39 @@ def test_leftovers_of_a_dead_writer_are_swept(tmp_path: Path) -> None:
     (tmp_path / ".writing-999999").mkdir()
     save(tmp_path, 1, saved(1), keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_nothing_counts_before_it_is_whole_and_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the moment of a crash: no folder has the name of a checkpoint before its state and
+    its list of names were flushed.
+    """
+    save(tmp_path, 1, saved(1), keep=3)
+    flushed: list[str] = []
+    seen: list[tuple[str, list[str], list[str]]] = []
+
+    def flush(*paths: Path) -> None:
+        flushed.extend(path.name for path in paths)
+
+    def point(name: str) -> None:
+        seen.append((name, [p.name for p in steps(tmp_path)], list(flushed)))
+
+    monkeypatch.setattr(save_room, "flush", flush)
+    monkeypatch.setattr(fault, "point", point)
+    save(tmp_path, 2, saved(2), keep=3)
+    places = {name: (there, done) for name, there, done in seen}
+    assert places["save.tensors"][0] == places["save.rename"][0] == ["step-00000001"]
+    before = places["save.rename"][1]
+    assert before[0] == "state.json" and before[1].startswith(".writing-")
+    assert places["save.renamed"][0] == ["step-00000001", "step-00000002"]
+    assert places["save.renamed"][1][-1] == tmp_path.name
+
+
+def test_damaged_ones_that_were_passed_over_go(tmp_path: Path) -> None:
+    """Else the next run would find them newer than what this one saves."""
+    for step in (1, 2, 3):
+        path = save(tmp_path, step, saved(step), keep=5)
+    (path / "state.json").write_text("{")
+    save(tmp_path, 2, saved(2), keep=5)
+    assert [p.name for p in steps(tmp_path)] == ["step-00000001", "step-00000002"]

@@ -216,7 +216,7 @@ def test_unknown_words_are_the_users_mistake(effcompress, words):
 
 
 COMMANDS = ["run", "check", "plan", "compare", "inspect", "fetch", "eval", "bench", "export"]
-COMMANDS += ["schema", "plugins"]
+COMMANDS += ["schema", "plugins", "status"]
 
 
 @pytest.mark.parametrize("words", [(), *((c,) for c in COMMANDS), ("plugins", "show")])

@@ -18,6 +18,7 @@ from effcompress.record.events import typed
 from effcompress.record.status import runs_in, status
 from effcompress.record.status_file import NAME, StatusFile
 from effcompress.record.tail import BLOCK
+from tests import warm
 from tests.runner.toys import recipe
 
 RUN = {
@@ -61,13 +62,8 @@ def dead(folder: Path) -> Path:
     return folder
 
 
-def effcompress(*words: str, fault: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "EFFCOMPRESS_FAULT": fault,
-        "COLUMNS": "80",
-    }
+def effcompress(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     command = [sys.executable, "-m", "effcompress", *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
 
@@ -75,7 +71,8 @@ def effcompress(*words: str, fault: str = "") -> subprocess.CompletedProcess[str
 def test_a_run_that_died_and_went_on(tmp_path: Path) -> None:
     path, out = recipe(tmp_path), tmp_path / "out"
     words = ["run", str(path), "--output", str(out)]
-    assert effcompress(*words, fault="step:6:kill").returncode == -9
+    fault = {"EFFCOMPRESS_FAULT": "step:6:kill"}
+    assert warm.effcompress(*words, folder=tmp_path, environment=fault).returncode == -9
     found = status(out)
     assert (found.state, found.step, found.total_tokens) == ("died", 6, 2560)
     assert found.checkpoint is not None and found.checkpoint.step == 4
@@ -85,7 +82,7 @@ def test_a_run_that_died_and_went_on(tmp_path: Path) -> None:
     assert shown.returncode == 0 and shown.stdout.startswith("toy: died")
     assert "step 4" in shown.stdout and "2 steps behind it" in shown.stdout
     # What it says to type is what is typed.
-    assert effcompress(*found.next.split()[1:]).returncode == 0
+    assert warm.effcompress(*found.next.split()[1:], folder=tmp_path).returncode == 0
     found = status(out)
     assert (found.state, found.next, found.risk) == ("finished", "", None)
     said = json.loads(effcompress("status", str(out), "--json").stdout)

@@ -5,6 +5,7 @@ test looks at how fast anything was.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,15 +14,16 @@ from effcompress import checkpoint, load_recipe
 from effcompress.cli.arguments import show
 from effcompress.commands import bench as bench_room
 from effcompress.commands import memory_probe as footprint_room
-from effcompress.commands.bench import Workload, bench
+from effcompress.commands.bench import Side, Workload, bench
 from effcompress.commands.memory_probe import Job, footprint
 from effcompress.errors import RecipeError, RunError, SourceError
-from effcompress.evaluation.speed import write_on
+from effcompress.evaluation.speed import Timing, write_on
 from effcompress.export.forms import Name, form
 from effcompress.model.load import load
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.recipe import resolved
+from effcompress.runner import resources
 from effcompress.runner.folder import RESOLVED
 from effcompress.spec import ModelSpec
 from tests.conftest import tokens
@@ -151,3 +153,27 @@ def test_a_process_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(footprint_room.sys, "executable", str(fake))
     with pytest.raises(RunError, match="memory failed: MemoryError: too big"):
         footprint(job(tmp_path))
+
+
+def test_prompts_hold_tokens_that_every_model_has() -> None:
+    small, large = (SimpleNamespace(config=SimpleNamespace(vocab_size=n)) for n in (7, 300))
+    sides = [Side("a", "", m, None) for m in (large, small)]  # type: ignore[arg-type]
+    ids_BT = bench_room._prompt(sides, 3, Workload(prompt=50), seed=0)
+    assert ids_BT.shape == (3, 50) and set(ids_BT.flatten().tolist()) == set(range(7))
+
+
+def test_rates_by_hand() -> None:
+    """Two rows of 6 tokens read in 2 s; the first new token belongs to reading, 3 are left."""
+    rounds = {"dense": [Timing(2.0, 4.0)], "pruned": [Timing(1.0, 2.0)]}
+    read, wrote = bench_room._speeds(SMALL, {2: rounds})
+    assert (read.phase, wrote.phase) == ("prefill", "decode")
+    assert read.rates["dense"].median == 2 * 6 / 2.0
+    assert wrote.rates["dense"].median == 2 * 3 / 4.0
+    for one in (read, wrote):
+        assert one.speed_up is not None and one.speed_up.median == 2.0
+
+
+def test_the_peak_is_the_weights_and_what_grew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "high_water", lambda: 5000)
+    assert footprint_room._peak("cpu", 4200, 300) == 300 + 800
+    assert footprint_room._peak("cpu", None, 300) is None

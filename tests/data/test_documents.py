@@ -8,6 +8,7 @@ import socket
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from byte_tokenizer import ByteTokenizer
 
 from effcompress.data import needs, sources
 from effcompress.data.documents import Fields
@@ -172,11 +173,16 @@ def test_hub_goes_on_from_where_it_was(make, jsonl, texts, fake_hub, tmp_path, m
     monkeypatch.setattr(tokens, "CHUNK_CHARACTERS", 500)
     fake_hub({"train": jsonl("t.jsonl", texts(200))})
     domain = DomainSpec(hub="some/set")
-    make({"d": domain}, offline=False, train_tokens=500)
-    grown = make({"d": domain}, offline=False, train_tokens=8000)
+    first, rest = ByteTokenizer(), ByteTokenizer()
+    make({"d": domain}, first, offline=False, train_tokens=500)
+    assert first.encoded, "the first call tokenises some of it"
+    grown = make({"d": domain}, rest, offline=False, train_tokens=8000)
     assert any("no `revision`" in n for n in make.notices)
-    fresh = make({"d": domain}, offline=False, train_tokens=8000, cache=tmp_path / "other")
+    whole = ByteTokenizer()
+    fresh = make({"d": domain}, whole, offline=False, train_tokens=8000, cache=tmp_path / "other")
     assert grown.fingerprint == fresh.fingerprint
+    # Nothing is tokenised twice.
+    assert first.encoded + rest.encoded == whole.encoded
 
 
 def test_hub_errors_name_the_data_set(make, monkeypatch):

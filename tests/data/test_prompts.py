@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional
 
+from effcompress.data.pack import marked, unmarked
 from effcompress.errors import SourceError
 from effcompress.evaluation import perplexity
 from effcompress.spec import DistillSpec, DomainSpec, TrainSpec
@@ -127,3 +129,26 @@ def test_a_teacher_is_asked_about_them_alone():
     assert float(found[0]) == pytest.approx((whole[1] + whole[2]) / 2, rel=1e-5)
     assert float(found[1]) == 0.0
     assert DistillSpec().text_weight == 0.0
+
+
+def test_every_token_can_be_marked():
+    """The first of a vocabulary too: its complement is below zero."""
+    ids = np.array([0, 1, 258], dtype=np.int64)
+    again, trained = unmarked(marked(ids))
+    assert again.tolist() == [0, 1, 258] and not trained.any()
+    assert unmarked(ids)[1].all()
+
+
+def test_rows_of_prompts_alone_do_not_thin_out_the_gradient():
+    """Three rows learn as much beside a fourth that is all prompt as without it."""
+    ids = tokens(4, seed=2)
+    trained = torch.ones(ids.shape, dtype=torch.bool)
+    trained[3] = False
+    grads = []
+    for n in (3, 4):
+        model = tiny()
+        batch = Batch(ids[:n], ("a",) * n, (("a", 0),) * n, trained[:n])
+        backward(model, batch, TrainSpec(tokens=1, batch_size=n))
+        grads.append([p.grad for p in model.parameters()])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

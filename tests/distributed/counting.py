@@ -1,6 +1,5 @@
-"""One of several processes: counts the bytes of a step, of a cut and of joining again.
-
-    torchrun --nproc-per-node 2 counting.py recipe.yaml output.json
+"""One of several processes (`tests.warm.together`): counts the bytes of a step, of a cut and of
+joining again, and writes ``output.json``.
 
 ``output.json``: what -> kind of collective -> bytes that the main process handed to it; ``touched``
 and ``groups`` of the cut, bytes of the model's buffers.
@@ -9,7 +8,6 @@ and ``groups`` of the cut, bytes of the model's buffers.
 from __future__ import annotations
 
 import json
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -113,7 +111,3 @@ def main(path: Path, output: Path) -> None:
         log.close()
         if world.main:
             output.write_text(json.dumps(said))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

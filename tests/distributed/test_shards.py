@@ -55,13 +55,20 @@ def test_sixty_steps_with_cuts_of_all_kinds(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiled_layers(tmp_path: Path) -> None:
-    """Replicas and shares, with commits in between."""
+    """Replicated and sharded, with commits in between. Graphs are made as ever, but run without the
+    C++ compiler, which takes most of a minute in each process (`tests/runner/test_compiled.py` has
+    it).
+    """
     path = recipe(tmp_path, tokens=1280, schedule="{name: continuous, every: 1, groups: 2}")
     sets = ["prune.target={keep: 90%}", "prune.commit_every=4"]
     run(load_recipe(path, sets), output=tmp_path / "one")
     code = [*sets, "train.compile=true"]
     cases = {"replicas": code, "shares": [*code, *SHARD, "train.recompute=true"]}
-    jobs = [{"recipe": path, "output": tmp_path / n, "set": s} for n, s in cases.items()]
+    backends = {"replicas": "eager", "shares": "aot_eager"}
+    jobs = [
+        {"recipe": path, "output": tmp_path / n, "set": s, "backend": backends[n]}
+        for n, s in cases.items()
+    ]
     status, said = together(jobs, tmp_path)
     assert status == 0, said
     for name in cases:

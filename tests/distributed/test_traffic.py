@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +17,16 @@ from effcompress.estimate.communication import (
     shard_elements,
 )
 from effcompress.estimate.feasibility import sized_model
+from tests import warm
+from tests.distributed import counting
 from tests.runner.toys import recipe
 
-COUNTING = Path(__file__).with_name("counting.py")
 WIDE = "[{name: attention}, {name: ffn}, hidden]"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFCOMPRESS_CACHE", str(tmp_path / "cache"))
 
 
 def by_collective(said: list[Message]) -> dict[str, int]:
@@ -42,21 +45,9 @@ def counted(tmp_path: Path, criterion: str, space: str, more: str = "") -> tuple
     space_line = text[start : text.index("\n", start)]
     text = text.replace(space_line, f"  space: {space}\n  repair: [norm_gain, obs_update]")
     path.write_text(text.replace("commit_every: 5", "commit_every: 1000"))
-    start_two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     output = tmp_path / "said.json"
-    done = subprocess.run(
-        [sys.executable, *start_two, str(COUNTING), str(path), str(output)],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "EFFCOMPRESS_CACHE": str(tmp_path / "cache"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
+    code, said = warm.together(counting.main, path, output, folder=tmp_path)
+    assert code == 0, said
     return path, json.loads(output.read_text())
 
 

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from effcompress import load_recipe, run
 from effcompress.runner import run as story
+from tests import warm
+from tests.distributed import worker
 from tests.runner.toys import events, plans, recipe, repeatable
 
 pytestmark = pytest.mark.timeout(900)  # a machine may be busy with more than this
@@ -49,17 +51,26 @@ CALIBRATION = {
 
 def together(jobs: Sequence[dict[str, Any]], folder: Path, processes: int = 2) -> tuple[int, str]:
     """(exit code, standard error) of that many processes that run these jobs."""
-    listed = folder / "jobs.json"
-    listed.write_text(json.dumps(jobs, default=str))
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return warm.together(worker.main, listed(jobs, folder), folder=folder, processes=processes)
+
+
+def launched(jobs: Sequence[dict[str, Any]], folder: Path) -> tuple[int, str]:
+    """The same by two processes that `torchrun` launches, and ends when one of them dies."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *start, str(WORKER), str(listed)],
+        [sys.executable, *start, str(WORKER), str(listed(jobs, folder))],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=800,
     )
     return done.returncode, done.stderr
+
+
+def listed(jobs: Sequence[dict[str, Any]], folder: Path) -> Path:
+    path = folder / "jobs.json"
+    path.write_text(json.dumps(jobs, default=str))
+    return path
 
 
 def losses(folder: Path) -> list[float]:
@@ -174,9 +185,9 @@ def test_one_that_dies_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
     code, said = together([{"recipe": path, "output": whole}], tmp_path)
     assert code == 0, said
-    code, said = together([{"recipe": path, "output": hurt, "dies": 11}], tmp_path)
+    code, said = launched([{"recipe": path, "output": hurt, "dies": 11}], tmp_path)
     assert code != 0 and not (hurt / "config.json").exists()
-    code, said = together([{"recipe": path, "output": hurt, "resume": True}], tmp_path)
+    code, said = launched([{"recipe": path, "output": hurt, "resume": True}], tmp_path)
     assert code == 0, said
     for file in ("model.safetensors", "plans.jsonl"):
         assert (whole / file).read_bytes() == (hurt / file).read_bytes(), file

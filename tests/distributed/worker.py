@@ -2,10 +2,11 @@
 
     torchrun --nproc-per-node 2 worker.py jobs.json
 
-``jobs.json``: ``[{recipe, output, resume, set, dies, asked, spoils, full, bare}]``; ``dies``: the
+``jobs.json``: ``[{recipe, output, resume, set, ...}]`` with, where wanted, ``dies``: the
 step in which the last process kills itself; ``asked``: the step in which it alone gets SIGTERM;
 ``spoils``: the step in which it alone computes what is no number; ``full``: the number of the
-checkpoint for which it alone has no space; ``bare``: without an export and its proof.
+checkpoint for which it alone has no space; ``bare``: without an export and its proof;
+``backend``: of torch.compile, in place of inductor.
 Failures are said on standard error, and the next job goes on.
 """
 
@@ -18,6 +19,8 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from torch import _dynamo as dynamo
 
 from effcompress import load_recipe, run, train
 from effcompress.cli.signals import stop_on_signals
@@ -36,6 +39,9 @@ def main(path: Path) -> int:
                 before_update(job.get("asked"), lambda: os.kill(os.getpid(), signal.SIGTERM))
                 spoil(job.get("spoils"))
                 fill(job.get("full"))
+            if backend := job.get("backend"):
+                made = dynamo.lookup_backend(backend)
+                dynamo.lookup_backend = lambda _, made=made: made
             if job.get("bare"):
                 story.export_and_prove = lambda *_: None
             resume = job.get("resume", False)

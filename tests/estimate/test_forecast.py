@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ import pytest
 from effcompress import load_recipe
 from effcompress.errors import RecipeError
 from effcompress.estimate.check import check
+from effcompress.estimate.communication import shard_elements
 from effcompress.estimate.feasibility import sized_model
+from effcompress.estimate.flops import flops_per_token
 from effcompress.estimate.forecast import plan
 from effcompress.estimate.schedule import play
 from tests.clock import computed_by_children
@@ -92,3 +95,47 @@ def test_an_unreachable_target_exits_2_in_three_seconds(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 3
     assert not (tmp_path / "out").exists()
     assert seconds < 3
+
+
+def test_training_ends_with_a_whole_step(tmp_path: Path) -> None:
+    """2561 tokens in steps of 128: the 21st begins, so it is read to its end."""
+    data = plan(load_recipe(recipe(tmp_path, tokens=2561))).data
+    assert data["tokens"] == 21 * 128
+
+
+@pytest.mark.parametrize(("criterion", "first"), [("taylor", 1), ("magnitude", 0)])
+def test_nothing_is_cut_before_it_was_measured(tmp_path: Path, criterion: str, first: int) -> None:
+    schedule = "{name: continuous, groups: 3}"
+    loaded = load_recipe(recipe(tmp_path, schedule=schedule, criterion=criterion))
+    found = sized_model(loaded)
+    assert found is not None
+    assert play(loaded.recipe, found).points[1].step == first
+
+
+def test_an_embedding_is_only_looked_up(tmp_path: Path) -> None:
+    """A separate output matrix multiplies; the table of the inputs does not."""
+    both = [plan(load_recipe(recipe(tmp_path, tied=tied))).data for tied in ("true", "false")]
+    assert both[1]["params"] == both[0]["params"] + 258 * 32
+    assert both[0]["flops_if_not_pruned"] == both[1]["flops_if_not_pruned"]
+
+
+def test_every_step_costs_what_the_model_is_then(tmp_path: Path) -> None:
+    """Until the next cut, a step's operations are those of the sizes behind the last one."""
+    loaded = load_recipe(recipe(tmp_path))
+    found = sized_model(loaded)
+    assert found is not None
+    points = play(loaded.recipe, found).points
+    spent = sum(
+        flops_per_token(found.axes, found.config, here.widths, 32) * (there.tokens - here.tokens)
+        for here, there in itertools.pairwise(points)
+    )
+    assert plan(loaded).data["flops"] == pytest.approx(spent, rel=1e-9)
+
+
+def test_a_shard_is_as_long_as_the_longest(tmp_path: Path) -> None:
+    """A process sends as many rows as the first has: 258 rows on 4 processes are 65 each."""
+    found = sized_model(load_recipe(recipe(tmp_path)))
+    assert found is not None
+    names = {"model.embed_tokens.weight"}
+    assert shard_elements(found.axes, {}, 4, names) == 65 * 32
+    assert shard_elements(found.axes, {}, 1, names) == 258 * 32

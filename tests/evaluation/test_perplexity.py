@@ -125,6 +125,16 @@ def test_windows_that_begin_with_bos(bos: int | None) -> None:
     assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-6)
 
 
+def test_dropout_takes_no_part_and_training_goes_on() -> None:
+    """In the middle of training the model is in training mode; what is measured is the model."""
+    ids = tokens(3, seed=2)
+    module = tiny("gqa_tied", attention_dropout=0.5)
+    wanted = perplexity(module.eval(), ids, 2)
+    torch.manual_seed(0)
+    assert perplexity(module.train(), ids, 2) == wanted
+    assert module.training
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_of_the_model_is_put_back(training: bool) -> None:
     model = tiny().train(training)

@@ -9,7 +9,7 @@ from effcompress import groups
 from effcompress.errors import CoverageError
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
-from effcompress.types import GroupSet
+from effcompress.types import GroupSet, Side
 from tests.conftest import SHAPES, shape
 
 KINDS = ("ffn", "attention", "hidden")
@@ -55,3 +55,10 @@ def test_scope_and_minimum_are_carried() -> None:
     sets = find("gqa_tied", "ffn", scope="per_layer", minimum=7)
     assert {(s.scope, s.minimum, s.kind) for s in sets} == {("per_layer", 7, "ffn")}
     assert [s.layer for s in sets] == [0, 1, 2]
+
+
+def test_units_between_an_outer_and_an_inner_axis() -> None:
+    """Unit u owns ``start + (o * size + u) * inner + r`` for every outer o and inner r."""
+    side = Side("w", 0, "query.0", start=5, outer=2, inner=2)
+    (member,) = GroupSet("query.0", "query", 0, size=3, sides=(side,)).members
+    assert member.index_GB.tolist() == [[5, 6, 11, 12], [7, 8, 13, 14], [9, 10, 15, 16]]

@@ -50,3 +50,26 @@ def test_training_stats_read_the_gradients_that_are_there() -> None:
     model(input_ids=tokens(), labels=tokens()).loss.backward()
     rows = stats.rows("model.layers.0.mlp.up_proj.weight", 3, 5)
     assert torch.equal(rows["hess"], rows["grad"].square()) and rows["grad"].shape == (2, 48)
+
+
+def test_the_optimizers_hessian_is_the_mean_of_what_it_saw() -> None:
+    """Squared gradients weighted by ``beta2`` to the power of their age; the weights sum to one, so
+    that after few steps the mean is not too small.
+    """
+    model = tiny()
+    beta2, name = 0.95, "model.layers.1.mlp.up_proj.weight"
+    p = model.get_parameter(name)
+    optimizer = torch.optim.AdamW([p], lr=1e-3, betas=(0.9, beta2))
+    adam = Bound(REGISTRY.get("hessian", "adam"))
+    stats = TrainingStats(model, ("weight", "hess"), adam, optimizer)
+    with pytest.raises(RunError, match="no step yet"):
+        stats.rows(name, 0, 4)
+    squares: list[torch.Tensor] = []
+    for seed in range(3):
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        squares.append(p.grad.double().square())
+        optimizer.step()
+        age = [beta2**k for k in range(len(squares))]
+        mean = sum(w * g for w, g in zip(age, reversed(squares), strict=True)) / sum(age)
+        found = stats.rows(name, 3, 9)["hess"]
+        torch.testing.assert_close(found.double(), mean[3:9], rtol=1e-5, atol=1e-9)

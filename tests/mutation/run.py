@@ -23,8 +23,11 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from tests.mutation.mutants import MUTANTS, Mutant
 
@@ -213,6 +216,9 @@ def _verdict(child: Running, limit: float) -> str | None:
     if not pid:
         if time.monotonic() - child.started < limit:
             return None
+        for process in psutil.Process(child.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # launchers put workers in groups of their own
+                process.kill()
         os.killpg(child.pid, signal.SIGKILL)
         os.waitpid(child.pid, 0)
         return "timeout"

@@ -141,3 +141,26 @@ def test_adaptive_selector() -> None:
     assert found.tolist() == pytest.approx([0.5 / 1.25, 0.5 / 0.5, 0.1 / 1.25, 0.3])
     assert math.isfinite(float(adaptive(fraction, layer, state)[1])), "rates stay above zero"
     assert adaptive(fraction, layer, {"0": [1.0, 1]}).tolist() == pytest.approx(fraction.tolist())
+
+
+def test_gradients_of_masks_by_hand() -> None:
+    """Two tokens, three mini-groups: within a micro-batch Taylor's cancel, Fisher's add up."""
+    mask_grad_TG = torch.tensor([[1.0, -2.0, 3.0], [-1.0, -2.0, 0.0]])
+    found = {
+        name: REGISTRY.get("criterion", name).function(mask_grad_TG.clone()).tolist()
+        for name in ("mask_taylor", "mask_fisher")
+    }
+    assert found == {"mask_taylor": [0.0, 4.0, 3.0], "mask_fisher": [1.0, 4.0, 4.5]}
+
+
+def test_reductions_by_hand() -> None:
+    """Three matrices, one mini-group of two positions."""
+    positions_MGB = torch.tensor([[[1.0, -4.0]], [[2.0, 5.0]], [[3.0, 2.0]]])
+    wanted = {
+        "mean": [[2.0, 1.0]],
+        "max": [[3.0, 5.0]],
+        "prod": [[6.0, -40.0]],
+        "last": [[3.0, 2.0]],
+    }
+    for name, value in wanted.items():
+        assert REGISTRY.get("reduction", name).function(positions_MGB).tolist() == value, name

@@ -50,7 +50,7 @@ def test_the_loud_channel_is_never_cut(smol: LoadedModel, corpus: data.Corpus) -
     """Without it the model is destroyed. The default criterion and selector must keep it even when
     two thirds of all hidden channels go.
     """
-    ids_NT = corpus.calibration(8, 0)
+    ids_NT = corpus.calibration(4, 0)
     loud = loud_channel(smol, ids_NT[:2])
     smol.module.train()
     criterion = Bound(REGISTRY.get("criterion", "taylor"))
@@ -71,7 +71,7 @@ def test_the_loud_channel_is_never_cut(smol: LoadedModel, corpus: data.Corpus) -
 def test_the_quickstart_in_small(
     quickstart: LoadedRecipe, smol: LoadedModel, corpus: data.Corpus, tmp_path: Path
 ) -> None:
-    sets = ["train.tokens=2048", "evaluate.sequences=2", "evaluate.new_tokens=12"]
+    sets = ["train.tokens=2048", "evaluate.sequences=2", "evaluate.new_tokens=4"]
     sets += ["prune.schedule={name: continuous, every: 1, start: 1k, groups: 20}"]
     sets += ["prune.commit_every=20"]
     out = tmp_path / "out"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effcompress.recipe import load, plain, resolved
+from effcompress.recipe import load, plain, resolved, values
 from effcompress.recipe.yaml_text import parse, scalar
 from tests.recipe.toys import RECIPE, registry, write
 
@@ -71,3 +71,13 @@ def test_any_scalar_survives_one_line(value):
     assert "\n" not in line
     back = parse(line, None).values["key"]
     assert back == value and type(back) is type(value)
+
+
+def test_values_of_a_resolved_recipe(tmp_path):
+    """What two runs are compared by: every value by its dotted key, whatever text it holds."""
+    text = RECIPE + 'evaluate: {prompt: "a: b  # no comment"}\n'
+    found = values(resolved(load(write(tmp_path, text), (), registry())))
+    assert found["evaluate.prompt"] == scalar("a: b  # no comment")
+    assert found["prune.space.0.name"] == "ffn" and found["prune.space.1.minimum"] == "2"
+    assert found["data.domains.notes.txt.1"] == str(tmp_path / "b.txt")
+    assert found["plugins"] == "[]" and found["recover"] == "null"

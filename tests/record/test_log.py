@@ -15,7 +15,7 @@ import pytest
 from effcompress.errors import RecipeError, RunError
 from effcompress.record import events
 from effcompress.record.heartbeat import SILENCE, patience
-from effcompress.record.log import Log, PlainView, make_view
+from effcompress.record.log import Log, NoView, PlainView, make_view
 from effcompress.types import Cut
 
 
@@ -209,3 +209,14 @@ def test_no_terminal_means_plain_lines():
     assert isinstance(make_view(out), PlainView)
     assert not isinstance(make_view(out, interactive=True), PlainView)
     assert isinstance(make_view(), PlainView)
+
+
+def test_a_checkpoints_position_is_on_the_disk(tmp_path, monkeypatch):
+    """Else a power cut could shorten the record to less than the checkpoint counts on."""
+    flushed: list[int] = []
+    log = Log(tmp_path, view=NoView())
+    log.warn("x")
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    state = log.state()
+    assert len(flushed) == 2 and state["metrics"] == (tmp_path / "metrics.jsonl").stat().st_size
+    log.close()

@@ -189,6 +189,7 @@ def test_of_another_machine_only_the_heartbeat_is_known(mine: StatusRecord) -> N
     assert there.alive()
     assert replace(there, written=ago((MISSED - 1) * 20)).alive()
     assert not replace(there, written=ago((MISSED + 1) * 20)).alive()
+    assert not replace(there, written=ago(150)).alive(), "a heartbeat of 20 s is missed six times"
     other_container = replace(mine, system="another", pid=2**22 + 1)
     assert other_container.alive()
 

@@ -43,3 +43,12 @@ def test_state_round_trip() -> None:
     one.bury("a", torch.tensor([1]))
     two.load_state_dict({k: v.clone() for k, v in one.state_dict().items()})
     assert two.widths() == {"a": 2} and two.original["a"].tolist() == [1, 2, 3]
+
+
+def test_a_masked_unit_is_gone_before_any_commit() -> None:
+    ledger = Ledger({"a": 6})
+    ledger.bury("a", ledger.positions("a", [1, 4]))
+    for units in ([4], [0, 1], [6]):
+        with pytest.raises(SurgeryError, match=f"mini-group {units[-1]} was removed before"):
+            ledger.positions("a", units)
+    assert ledger.positions("a", [0, 5]).tolist() == [0, 5]

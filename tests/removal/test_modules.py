@@ -37,3 +37,14 @@ def test_norms_without_gain_know_their_length() -> None:
         model.commit()
         cut = model.module(tokens(), use_cache=False).logits
     torch.testing.assert_close(cut, masked, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_of_modules_are_those_of_their_weights() -> None:
+    model = pruned("ffn", intermediate_size=44)
+    model.mask({f"ffn.{i}": [0, 1, 2] for i in range(3)})
+    model.commit()
+    for mlp in (layer.mlp for layer in model.module.model.layers):
+        assert (mlp.up_proj.in_features, mlp.up_proj.out_features) == (48, 41)
+        assert (mlp.down_proj.in_features, mlp.down_proj.out_features) == (41, 48)
+    embedding = model.module.model.embed_tokens
+    assert (embedding.num_embeddings, embedding.embedding_dim) == (61, 48)

@@ -86,6 +86,23 @@ def test_every_difference_is_flagged_and_only_where_it_is(kind: str) -> None:
     assert not (unfair and row.mark)
 
 
+@pytest.mark.parametrize("factor", [1.002, 0.998])
+def test_another_dense_model_is_flagged_whether_it_is_better_or_worse(factor: float) -> None:
+    before = dict(facts(0).before or {})
+    other = {name: value * factor for name, value in before.items()}
+    found = flagged([method("a"), method("odd", before=other), method("b")])
+    assert [f.kind for f in found["odd"]] == ["dense"] and not found["a"] and not found["b"]
+    near = {name: value * (1 + (factor - 1) / 4) for name, value in before.items()}
+    assert not any(flagged([method("a"), method("near", before=near)]).values())
+
+
+def test_every_method_has_one_vote_however_many_seeds_it_has() -> None:
+    many = method("many", seeds=(0, 1, 2, 3, 4), trained=5)
+    found = flagged([many, method("a", seeds=(0,)), method("b", seeds=(0,))])
+    assert "training" in [f.kind for f in found["many"]]
+    assert "training" not in [f.kind for name in "ab" for f in found[name]]
+
+
 def test_alike_methods_have_no_flags() -> None:
     assert not any(flagged([method("a"), method("b", 2.2), method("c", 1.9)]).values())
 

@@ -288,3 +288,25 @@ def test_recovery_is_told() -> None:
     recipe = "prune:\n  criterion: taylor\nrecover:\n  tokens: 1000\n  method: lora\n"
     assert method(recipe) == {"criterion": "taylor"}
     assert method(recipe, "recover") == {"method": "lora", "tokens": "1000"}
+
+
+def test_a_proof_is_whole_or_none(tmp_path):
+    """Of several commits the largest difference counts; tokens or cache alone prove nothing."""
+    lines = [synthetic.run_event()]
+    for moved in (1e-6, 3e-5, 2e-6):
+        lines.append({"event": "commit", "step": 1, "params": 9, "max_logit_difference": moved})
+    for tokens, cache in ((True, True), (True, False), (False, True)):
+        proof = {"max_logit_difference": 0.0, "tokens_equal": tokens, "cache_equal": cache}
+        text = "".join(json.dumps(x) + "\n" for x in [*lines, {"event": "proof", **proof}])
+        (tmp_path / "metrics.jsonl").write_text(text)
+        record = gather(tmp_path)
+        assert record.proof is not None and record.proof.holds == (tokens and cache)
+        assert record.commit_difference == 3e-5
+
+
+def test_the_change_of_the_size_is_a_part_of_what_there_was(tmp_path):
+    folder = synthetic.save(tmp_path / "run", synthetic.full_run())
+    found = re.search(r"\| parameters \| ([\d,]+) \| ([\d,]+) \| \u2212([\d.]+) % \|", card(folder))
+    before, after, change = (float(n.replace(",", "")) for n in found.groups())
+    assert change == pytest.approx(100 * (1 - after / before), abs=0.06)
+    assert change < 100 * (before / after - 1) - 0.5, "the toy tells both bases apart"

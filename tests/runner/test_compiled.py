@@ -28,14 +28,15 @@ CASES = {
     ],
 }
 
+# One number of heads in all tests: what one of them has compiled, the others find.
 EVERY = "{name: continuous, every: 2}"
 LITTLE = ["prune.target={keep: 90%}"]
 SOON = "{name: continuous, every: 1, groups: 4}"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+def inductor_cache(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kernels))
     torch.set_num_threads(1)
 
 
@@ -58,7 +59,7 @@ def test_whoever_listens_is_heard(tmp_path: Path) -> None:
     """Layers are compiled once pruning is over and nobody listens any more."""
     sets = ["prune.repair=[obs_update]", "train.tokens=null", *LITTLE]
     sets += ["train.stages={pruning: 1024, continued: 512}"]
-    path = recipe(tmp_path, schedule=SOON)
+    path = recipe(tmp_path, schedule=SOON, kv=4)
     for name, more in {"plain": [], "code": ["train.compile=true"]}.items():
         run(load_recipe(path, [*sets, *more]), output=tmp_path / name)
     plain, code = tmp_path / "plain", tmp_path / "code"
@@ -71,7 +72,7 @@ def test_whoever_listens_is_heard(tmp_path: Path) -> None:
 
 
 def test_a_run_may_go_on_without(tmp_path: Path) -> None:
-    path = recipe(tmp_path, tokens=1024, schedule=SOON)
+    path = recipe(tmp_path, tokens=1024, schedule=SOON, kv=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "update", _fails_at(5))
         with pytest.raises(RuntimeError, match="on purpose"):

@@ -15,6 +15,7 @@ from effcompress.commands.evaluate import evaluate
 from effcompress.commands.export import As, export
 from effcompress.errors import RunError, SourceError
 from effcompress.estimate.inspect import inspect
+from tests.proving import fresh_process
 from tests.runner.toys import events, recipe
 
 SPACE = "[{name: ffn, scope: global}, {name: layer, minimum: 2}, attention_block, hidden]"
@@ -31,7 +32,8 @@ CHANGES = (
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("depth")
-    run(load_recipe(recipe(folder), CHANGES), output=folder / "out")
+    with fresh_process():  # the folder brings a class of its own
+        run(load_recipe(recipe(folder), CHANGES), output=folder / "out")
     return folder
 
 

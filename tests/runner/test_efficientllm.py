@@ -83,8 +83,14 @@ MODES: dict[str, dict[str, str]] = {
 }
 
 
-def model(folder: Path) -> int:
-    """Save a model with dead units; returns its parameters without them."""
+def model(folder: Path, *, loud: bool) -> int:
+    """Save a model with dead units; returns its parameters without them.
+
+    Of a dead FFN channel gate and up are zero, of dead heads values and what is read of them: no
+    gradient ever reaches a weight of theirs. If ``loud``, the rest of them (down; queries and keys)
+    is larger than of any unit that lives, so that whoever looks at weights alone takes others.
+    """
+    size = 0.6 if loud else 0.0
     config = LlamaConfig(
         vocab_size=258,
         hidden_size=HIDDEN,
@@ -107,10 +113,10 @@ def model(folder: Path) -> int:
             attention, mlp = layer.self_attn, layer.mlp
             for j in DEAD_FFN[i]:
                 mlp.gate_proj.weight[j], mlp.up_proj.weight[j] = 0.0, 0.0
-                mlp.down_proj.weight[:, j] = 0.0
+                mlp.down_proj.weight[:, j].normal_(0, 3 * size)
             for h in DEAD_KV[i]:
-                attention.q_proj.weight[h * each : (h + 1) * each] = 0.0
-                attention.k_proj.weight[h * WIDE : (h + 1) * WIDE] = 0.0
+                attention.q_proj.weight[h * each : (h + 1) * each].normal_(0, size)
+                attention.k_proj.weight[h * WIDE : (h + 1) * WIDE].normal_(0, size)
                 attention.v_proj.weight[h * WIDE : (h + 1) * WIDE] = 0.0
                 attention.o_proj.weight[:, h * each : (h + 1) * each] = 0.0
             for linear in (attention.o_proj, mlp.down_proj):
@@ -128,7 +134,7 @@ def model(folder: Path) -> int:
 
 def written(folder: Path, **changes: str) -> Path:
     texts(folder)
-    target = model(folder)
+    target = model(folder, loud=changes.get("criterion") != "magnitude")
     path = folder / "toy.yaml"
     path.write_text(RECIPE.format(**{**DEFAULTS, **changes, "target": target}))
     return path
@@ -182,16 +188,16 @@ def test_b_is_the_same_twice_and_resumes(tmp_path: Path) -> None:
 
 
 def test_memory_is_flat(tmp_path: Path) -> None:
-    """500 steps of B: what lives after each hundred does not grow."""
+    """350 steps of B: what lives after each hundred is not one tensor more, nor a byte."""
     from effcompress.runner import run as story
 
     path = written(tmp_path, criterion="mask_fisher", measure="{average: window, window: 5}", **B)
     sets = [
         "prune.target.params=20000",
-        "train.stages.pruning=64k",
+        "train.stages.pruning=45k",
         "prune.schedule={name: constant_rate, every: 10}",
     ]
-    alive: list[int] = []
+    alive: list[tuple[int, int]] = []
     real = story.train_step
 
     def step(state, *args: object, **more: object) -> bool:
@@ -199,11 +205,11 @@ def test_memory_is_flat(tmp_path: Path) -> None:
         if state.step % 100 == 50:
             gc.collect()
             tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
-            alive.append(sum(t.numel() * t.element_size() for t in tensors))
+            alive.append((len(tensors), sum(t.numel() * t.element_size() for t in tensors)))
         return learned
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(story, "train_step", step)
         run(load_recipe(path, sets), output=tmp_path / "out")
-    assert len(alive) >= 5
-    assert alive[-1] <= alive[1] * 1.02
+    assert len(alive) >= 3
+    assert alive[-1][0] <= alive[1][0] and alive[-1][1] <= alive[1][1], alive

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from effcompress import load_recipe
+from effcompress.cli import main
 from effcompress.errors import RecipeError, SourceError
 from effcompress.runner.preflight import preflight
 from tests.clock import computed_by_children
@@ -66,3 +67,39 @@ def test_processes_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.Mon
 def test_shapes_that_cannot_be_meant(tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(SourceError, match=message):
         preflight(load_recipe(toy(tmp_path), [change]), offline=False)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "change", "message"),
+    [
+        ("WORLD_SIZE", "3", "train.batch_size=4", "train.batch_size: 6"),
+        ("CXX", "no-such-compiler", "train.compile=true", "needs a C++ compiler"),
+    ],
+)
+def test_check_finds_what_run_would_find(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    value: str,
+    change: str,
+    message: str,
+) -> None:
+    path = str(toy(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for words in (["check", path], ["run", path]):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(SystemExit) as exited:
+            main([*words, "--set", change])
+        assert exited.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_check_lists_what_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", sys.executable)  # any program that can be found
+    lines = preflight(load_recipe(toy(tmp_path), ["train.compile=true"]), offline=False).lines
+    assert lines[0] == "a C++ compiler is there"
+    assert (
+        "a C++ compiler is there" not in preflight(load_recipe(toy(tmp_path)), offline=False).lines
+    )

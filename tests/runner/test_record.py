@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from effcompress import load_recipe
 from effcompress.checkpoint import Proof
@@ -16,6 +17,7 @@ from effcompress.estimate.forecast import plan
 from effcompress.model.load import load as load_model
 from effcompress.runner.corpus import corpus_of
 from effcompress.runner.run import run
+from effcompress.train import learning_rate
 from tests.runner.test_recover import written
 from tests.runner.toys import events, recipe
 
@@ -105,3 +107,40 @@ def test_operations_of_recovery(tmp_path: Path) -> None:
     assert found["lora"] == pytest.approx(found["full"] * 2 / 3)
     assert found["distill"] == pytest.approx(found["full"] + dense / 3)
     assert found["full"] < 0.8 * dense
+
+
+def test_numbers_of_a_step_are_those_it_was_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens, learning rate, checkpoints, fractions: what the record says of a step is true of it.
+    The proof sees 64 tokens of a sequence, or as many as it has.
+    """
+    proven: list[tuple[int, ...]] = []
+
+    def prove(_folder: object, _module: object, ids_BT: Tensor, **_how: object) -> Proof:
+        proven.append(tuple(ids_BT.shape))
+        return Proof(0.0, tokens_equal=True, cache_equal=True, seconds=0.0)
+
+    monkeypatch.setattr("effcompress.checkpoint.prove", prove)
+    out = ran(tmp_path, "out", "train.learning_rate.warmup=30%", "train.micro_batch_size=2")
+    assert proven == [(2, 32)]
+    spec = load_recipe(tmp_path / "toy.yaml", ["train.learning_rate.warmup=30%"]).recipe.train
+    assert spec is not None
+    steps = events(out, "step")
+    assert [s["tokens"] for s in steps] == [128 * s["step"] for s in steps]
+    for step in steps:
+        rate = learning_rate(spec.learning_rate, step["tokens"], 1280)
+        assert step["learning_rate"] == pytest.approx(rate)
+    assert [e["step"] for e in events(out, "checkpoint")] == [4, 8, 10]
+    (begun,), (end,) = events(out, "run"), events(out, "end")
+    for kind, fraction in events(out, "cut")[-1]["share_removed"].items():
+        names = [n for n in begun["widths"] if n.partition(".")[0] == kind]
+        gone = [1 - end["widths"][n] / begun["widths"][n] for n in names]
+        assert fraction == pytest.approx(sum(gone) / len(gone)) and 0 < fraction < 1
+
+
+def test_tensors_are_shortened_as_often_as_the_recipe_says(tmp_path: Path) -> None:
+    """Three mini-groups a cut, a commit once five have gathered: behind every second cut."""
+    out = ran(tmp_path, "out")
+    cuts, commits = ([e["step"] for e in events(out, kind)] for kind in ("cut", "commit"))
+    assert commits[:-1] == cuts[1:-1:2] and commits[-1] == cuts[-1]

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.runner.toys import recipe, repeatable
 
 INSIDE = [
@@ -29,16 +31,28 @@ LEASH = "save.tensors:2:hang"
 the run would have passed what is to be met later."""
 
 
-def start(path: Path, out: Path, *more: str, fault: str = "") -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "effcompress", "run", str(path), "--output", str(out), *more]
-    # One thread for all: the order of sums must not depend on how busy the machine is.
+def start(path: Path, out: Path, *more: str, fault: str = "") -> BaseProcess:
+    """`effcompress run`, from a warm process. What it leaves in its TMPDIR is looked at later."""
     temporary = out.with_suffix(".tmp")
     temporary.mkdir(exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    environment = {"TMPDIR": str(temporary)}
     if fault:
         environment["EFFCOMPRESS_FAULT"] = fault if fault == LEASH else f"{fault}:kill"
-    with out.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    words = ["run", str(path), "--output", str(out), *more]
+    return warm.start(warm.command, words, out=log(out), environment=environment)
+
+
+def typed(path: Path, out: Path, *more: str) -> int:
+    """The same as a user types it, on one thread; its exit code."""
+    # The order of sums must not depend on how busy the machine is.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(out.with_suffix(".tmp"))}
+    command = [sys.executable, "-m", "effcompress", "run", str(path), "--output", str(out), *more]
+    with log(out).open("ab") as file:
+        return subprocess.run(command, stdout=file, stderr=file, env=environment).returncode
+
+
+def log(out: Path) -> Path:
+    return out.with_suffix(".log")
 
 
 def record(out: Path) -> list[dict]:
@@ -51,17 +65,17 @@ def shared_memory() -> set[str]:
     return {p.name for p in place.iterdir()} if place.is_dir() else set()
 
 
-def kill_at_random(process: subprocess.Popen[bytes], out: Path, rng: random.Random) -> None:
+def kill_at_random(process: BaseProcess, out: Path, rng: random.Random) -> None:
     """Some time within the next steps."""
     metrics = out / "metrics.jsonl"
     wanted = rng.randrange(1, 5) + (metrics.read_text().count('"grad_norm"') if out.exists() else 0)
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.exitcode is None and time.monotonic() < deadline:
         if metrics.exists() and metrics.read_text().count('"grad_norm"') >= wanted:
             time.sleep(rng.random() * 0.05)
             break
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
 
 
 @pytest.mark.timeout(900)
@@ -69,7 +83,7 @@ def test_kill_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
     path = recipe(tmp_path, tokens=5120)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     before = shared_memory()
-    assert start(path, whole).wait() == 0, whole.with_suffix(".log").read_text()
+    assert warm.wait(start(path, whole)) == 0, log(whole).read_text()
     seed = os.environ.get("EFFCOMPRESS_KILL_SEED", "7")
     rng = random.Random(seed)
     cut, save, commit, *later = INSIDE
@@ -79,9 +93,10 @@ def test_kill_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
         process = start(path, killed, *more, fault=fault or LEASH)
         if not fault:
             kill_at_random(process, killed, rng)
-        assert process.wait() in (0, -signal.SIGKILL), killed.with_suffix(".log").read_text()
-        assert process.returncode == -signal.SIGKILL, f"{fault or LEASH} was not reached"
-    assert start(path, killed, "--resume").wait() == 0, killed.with_suffix(".log").read_text()
+        code = warm.wait(process)
+        assert code in (0, -signal.SIGKILL), log(killed).read_text()
+        assert code == -signal.SIGKILL, f"{fault or LEASH} was not reached"
+    assert typed(path, killed, "--resume") == 0, log(killed).read_text()
     for name in ("model.safetensors", "plans.jsonl", "config.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert record(whole) == record(killed)
@@ -98,15 +113,13 @@ def test_kill_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
 def test_in_the_background_it_is_the_same_run(tmp_path: Path) -> None:
     """Weights are written while training changes them, and while a run is killed."""
     path, whole, killed = recipe(tmp_path), tmp_path / "whole", tmp_path / "killed"
-    assert start(path, whole).wait() == 0, whole.with_suffix(".log").read_text()
+    assert warm.wait(start(path, whole)) == 0, log(whole).read_text()
     more = ["--set", "save.background=true"]
     for fault in ["save.tensors:1", "save.tensors:2", "save.rename:1", "save.renamed:1"]:
         again = ["--resume"] if killed.exists() else []
         process = start(path, killed, *more, *again, fault=fault)
-        assert process.wait() == -signal.SIGKILL, f"{fault} was not reached"
-    assert start(path, killed, *more, "--resume").wait() == 0, killed.with_suffix(
-        ".log"
-    ).read_text()
+        assert warm.wait(process) == -signal.SIGKILL, f"{fault} was not reached"
+    assert warm.wait(start(path, killed, *more, "--resume")) == 0, log(killed).read_text()
     for name in ("model.safetensors", "plans.jsonl", "config.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     # When a checkpoint is there depends on how fast the disk is.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,41 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from effcompress import load_recipe, run
 from effcompress.errors import RecipeError, RunError
-from tests.runner.toys import events, recipe
+from effcompress.model.load import load as load_model
+from effcompress.runner.corpus import corpus_of
+from tests.runner.toys import events, plans, recipe
 
+ALONE = [
+    "train=null",
+    "prune.measure={source: calibration, sequences: 4}",
+    "prune.schedule=once",
+    "prune.selector=least_salient",
+]
 SHORT = {"tokens": 512, "schedule": "{name: once, at: 256}"}
+
+
+def ffn_units(out: Path) -> dict[str, list[int]]:
+    """FFN channels that a run removed."""
+    gone: dict[str, list[int]] = {}
+    for line in plans(out):
+        for name, units in line["plan"].items():
+            gone[name] = sorted([*gone.get(name, []), *units])
+    assert gone and all(name.startswith("ffn.") for name in gone)
+    return gone
+
+
+def ffn_scores(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Score of every FFN channel from a value for each weight, by parameter."""
+    found = {}
+    for name, down in values.items():
+        if name.endswith("down_proj.weight"):
+            gate, up = (values[name.replace("down", part)].sum(1) for part in ("gate", "up"))
+            found[f"ffn.{name.split('.')[2]}"] = gate + up + down.sum(0)
+    return found
+
+
+def least(score_G: torch.Tensor, count: int) -> list[int]:
+    return sorted(score_G.argsort()[:count].tolist())
 
 
 @pytest.mark.fresh_process
@@ -41,9 +74,9 @@ def test_prunes_while_training_and_proves_the_result(tmp_path: Path) -> None:
     assert len(AutoTokenizer.from_pretrained(out)) == 258
     for name in ("recipe.yaml", "recipe.resolved.yaml", "plans.jsonl", "report.html", "README.md"):
         assert (out / name).stat().st_size > 100, name
-    plans = [json.loads(line) for line in (out / "plans.jsonl").read_text().splitlines()]
-    removed = {name: 0 for p in plans for name in p["plan"]}
-    for p in plans:
+    cuts = [json.loads(line) for line in (out / "plans.jsonl").read_text().splitlines()]
+    removed = {name: 0 for p in cuts for name in p["plan"]}
+    for p in cuts:
         for name, units in p["plan"].items():
             removed[name] += len(units)
             assert len(p["scores"][name]) == len(units)
@@ -62,6 +95,9 @@ def test_same_result_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor", "taylor_second", "taylor_mixed"])
 def test_one_shot_without_training(tmp_path: Path, criterion: str) -> None:
+    """Of all kinds, down to the size; and of FFN channels alone, exactly those of which one
+    backward for each calibration sequence says that they matter least.
+    """
     path = recipe(
         tmp_path,
         criterion=criterion,
@@ -79,15 +115,45 @@ def test_one_shot_without_training(tmp_path: Path, criterion: str) -> None:
     assert found.params == pytest.approx(0.7 * begin["params"], rel=0.005)
     assert len(events(tmp_path / "out", "cut")) == 1
     assert events(tmp_path / "out", "step") == []
+    loaded = load_recipe(path, ["prune.space=[ffn]"])
+    run(loaded, output=tmp_path / "ffn")
+    source = load_model(loaded.recipe.model, seed=0, offline=True)
+    model = source.module.double()
+    corpus = corpus_of(loaded.recipe, source.tokenizer, offline=True, say=print, notice=print)
+    ids_NT = corpus.calibration(4, 0)
+    grads: dict[str, list[torch.Tensor]] = {}
+    for ids_T in ids_NT:
+        model.zero_grad()
+        model(input_ids=ids_T[None], labels=ids_T[None]).loss.backward()
+        for name, p in model.named_parameters():
+            grads.setdefault(name, []).append(p.grad.clone())
+
+    values: dict[str, dict[str, torch.Tensor]] = {}
+    for name, p in model.named_parameters():
+        w, each = p.detach(), torch.stack(grads[name])
+        first, second = w * each.mean(0), w.square() * each.square().mean(0) / 2
+        one = {"magnitude": w.abs(), "taylor": first.abs(), "taylor_second": second}
+        one["taylor_mixed"] = (first - second).abs()
+        for formula, value in one.items():
+            values.setdefault(formula, {})[name] = value
+    gone = ffn_units(tmp_path / "ffn")
+    wanted = {
+        formula: {n: least(score, len(gone[n])) for n, score in ffn_scores(by_name).items()}
+        for formula, by_name in values.items()
+    }
+    assert gone == wanted[criterion]
+    # The toy tells them apart, all but the mixed one, whose second term is small here.
+    for formula in {"magnitude", "taylor", "taylor_second"} - {criterion}:
+        assert gone != wanted[formula] or criterion == "taylor_mixed"
 
 
 def test_random_saliency_in_a_loop_follows_the_seed(tmp_path: Path) -> None:
     path = recipe(tmp_path, criterion="random")
-    plans = []
+    found = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(load_recipe(path, [f"seed={seed}"]), output=tmp_path / name)
-        plans.append((tmp_path / name / "plans.jsonl").read_text())
-    assert plans[0] == plans[1] != plans[2]
+        found.append((tmp_path / name / "plans.jsonl").read_text())
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.fresh_process
@@ -104,25 +170,32 @@ def test_per_layer_widths_are_padded_into_a_stock_class(tmp_path: Path) -> None:
 
 
 def test_a_criterion_of_the_users_own(tmp_path: Path) -> None:
+    """What goes is what it says, by the knob of the recipe: with a sign, the largest weights."""
     plugin = (
         "from torch import Tensor\n"
         "\n"
         "from effcompress import criterion\n"
         "\n"
         "\n"
-        '@criterion("last_first")\n'
-        "def last_first(weight: Tensor, grad: Tensor, *, power: float = 1.0) -> Tensor:\n"
-        '    """Weights that hardly move."""\n'
-        "    return (weight * grad).abs().pow(power)\n"
+        '@criterion("by_size")\n'
+        "def by_size(weight: Tensor, *, sign: float = 1.0) -> Tensor:\n"
+        '    """Small weights first, or large ones."""\n'
+        "    return sign * weight.abs()\n"
     )
     assert len(plugin.splitlines()) <= 12
     (tmp_path / "mine.py").write_text(plugin)
-    path = recipe(
-        tmp_path, extra="plugins: [mine.py]\n", criterion="{name: last_first, power: 0.5}"
-    )
-    run(load_recipe(path), output=tmp_path / "out")
-    assert "last_first" in (tmp_path / "out" / "recipe.resolved.yaml").read_text()
-    assert "power: 0.5" in (tmp_path / "out" / "recipe.resolved.yaml").read_text()
+    path = recipe(tmp_path, extra="plugins: [mine.py]\n", criterion="by_size")
+    for sign in (1.0, -1.0):
+        sets = [*ALONE, "prune.space=[ffn]", f"prune.criterion={{name: by_size, sign: {sign}}}"]
+        loaded, out = load_recipe(path, sets), tmp_path / f"out{sign}"
+        run(loaded, output=out)
+        gone = ffn_units(out)
+        model = load_model(loaded.recipe.model, seed=0, offline=True).module
+        params = dict(model.named_parameters())
+        score = ffn_scores({name: sign * p.detach().abs() for name, p in params.items()})
+        assert gone == {name: least(value, len(gone[name])) for name, value in score.items()}
+        resolved = (out / "recipe.resolved.yaml").read_text()
+        assert "by_size" in resolved and f"sign: {sign}" in resolved
 
 
 def test_training_without_pruning(tmp_path: Path) -> None:

@@ -19,20 +19,24 @@ from effcompress.report.gather import gather
 from effcompress.report.words import status
 from effcompress.runner import run as run_room
 from effcompress.runner.signals import Stopping, grace
+from tests import warm
 from tests.runner.toys import events, recipe
 
 
-def effcompress(*words: str, fault: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "EFFCOMPRESS_FAULT": fault}
-    command = [sys.executable, "-m", "effcompress", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
-
-
 def test_a_scheduler_gets_a_checkpoint_and_a_zero(tmp_path: Path) -> None:
+    """The stopped run is a process of the real command line; the others start from a warm one."""
     path, whole, out = recipe(tmp_path), tmp_path / "whole", tmp_path / "out"
     words = ["run", str(path), "--output"]
-    assert effcompress(*words, str(whole)).returncode == 0
-    done = effcompress(*words, str(out), fault="step:6:terminate")  # checkpoints are due at 4, 8
+    assert warm.effcompress(*words, str(whole), folder=tmp_path).returncode == 0
+    # Checkpoints are due at 4 and 8.
+    environment = {"OMP_NUM_THREADS": "1", "EFFCOMPRESS_FAULT": "step:6:terminate"}
+    done = subprocess.run(
+        [sys.executable, "-m", "effcompress", *words, str(out)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     assert "stopped: by SIGTERM behind step 6, with a checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
@@ -41,7 +45,7 @@ def test_a_scheduler_gets_a_checkpoint_and_a_zero(tmp_path: Path) -> None:
     assert end["status"] == "stopped" and "SIGTERM" in end["reason"]
     assert "was stopped by SIGTERM" in str(status(gather(out)))
     assert "was stopped by SIGTERM" in (out / "report.html").read_text()
-    assert effcompress(*words, str(out), "--resume").returncode == 0
+    assert warm.effcompress(*words, str(out), "--resume", folder=tmp_path).returncode == 0
     for name in ("model.safetensors", "plans.jsonl"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert [e["status"] for e in events(out, "end")] == ["success"]

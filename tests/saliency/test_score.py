@@ -66,10 +66,13 @@ def test_random_is_seeded() -> None:
     model, sets = measured()
     criterion = Bound(REGISTRY.get("criterion", "random"))
     found = []
-    for _ in range(2):
-        torch.manual_seed(3)
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
         found.append(score(sets, criterion, TrainingStats(model, (), None)))
-    assert torch.equal(found[0]["hidden"], found[1]["hidden"])
+    for s in sets:
+        assert torch.equal(found[0][s.name], found[1][s.name])
+        assert not torch.equal(found[0][s.name], found[2][s.name])
+        assert len(found[0][s.name].unique()) > 1
 
 
 def plugin(function) -> Bound:
@@ -117,9 +120,11 @@ def test_a_criterion_that_fails_or_returns_no_tensor_is_named(function) -> None:
 
 
 def test_memory_does_not_grow_with_a_graph() -> None:
+    """Whatever a criterion reads besides what it is given."""
     model, sets = measured()
-    criterion = Bound(REGISTRY.get("criterion", "taylor"))
-    for value in score(sets, criterion, TrainingStats(model, ("grad",), None)).values():
+    gate = torch.ones((), requires_grad=True)
+    criterion = plugin(lambda w: w.abs() * gate)
+    for value in score(sets, criterion, TrainingStats(model, (), None)).values():
         assert not value.requires_grad
 
 

@@ -10,7 +10,7 @@ from effcompress import groups
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget, simulate
-from effcompress.selection.candidates import candidates_of
+from effcompress.selection.candidates import candidates_of, least
 from effcompress.selection.reachability import TOLERANCE
 from tests.conftest import shape
 
@@ -124,3 +124,18 @@ def test_round_to_keeps_every_width_on_the_way_a_multiple(target: float, multipl
         assert b.widths["ffn.0"] == 403 or b.widths["ffn.0"] % multiple == 0
         assert b.widths["hidden"] % 2 == 0
     assert b.params >= b.target * (1 - TOLERANCE)
+
+
+def test_the_size_that_was_asked_for_is_enough() -> None:
+    """Not one mini-group less, and none more."""
+    b = budget(0.5)
+    assert b.satisfies(b.params) and b.satisfies(b.params + 1)
+    assert not b.satisfies(b.params - 1) and not b.satisfies(None)
+
+
+def test_what_always_remains_ends_on_multiples() -> None:
+    """A minimum of 10 that ends on multiples of 8 is 16; the other kinds go down to one."""
+    axes = groups.from_config(LLAMA, BIG)
+    bound = Bound(REGISTRY.get("space", "ffn"), {"minimum": 10, "finish_on": 8})
+    sets = groups.find(axes, [bound])
+    assert least(axes, sets) == axes.count({s.name: 16 for s in sets})

@@ -14,6 +14,7 @@ from effcompress.types import Due
 from tests.conftest import shape
 
 RAW = Bound(REGISTRY.get("selector", "least_salient"), {"normalise": "raw"})
+MEANS = ("score_K", "mean_K", "params_K")
 AXES = groups.from_config(LLAMA, shape("gqa_tied"))
 
 
@@ -82,6 +83,23 @@ def test_normalisations_by_hand() -> None:
         assert got.tolist() == pytest.approx(value)
 
 
+def test_the_mean_of_a_kind_is_that_of_its_living_units() -> None:
+    """Units that earlier cuts took do not count, nor those that this one has taken already."""
+    sets, scores = setup()
+    for i in range(3):
+        scores[f"ffn.{i}"] = torch.arange(40, dtype=torch.float32) + 1
+        scores[f"ffn.{i}"][4:] = torch.inf  # 1, 2, 3, 4 live
+    asked: list[tuple[float, float]] = []
+
+    def noted(score_K, mean_K, params_K):
+        asked.extend((float(s), float(m)) for s, m in zip(score_K, mean_K, strict=True) if s < 100)
+        return score_K
+
+    listening = Bound(Plugin("selector", "noted", noted, MEANS, {}, "t", "s.py:1"))
+    choose(sets, AXES, scores, Due(groups=3), 1000, listening)
+    assert asked == [(3.0, 7.5), (6.0, 9.0), (9.0, 10.5)]
+
+
 def test_due_params_stops_at_the_size_and_never_below_the_target() -> None:
     sets, scores = setup()
     start = AXES.count()
@@ -93,9 +111,19 @@ def test_due_params_stops_at_the_size_and_never_below_the_target() -> None:
 
 
 def test_same_scores_same_plan() -> None:
+    """Of equals those in front go, in every set: nothing is left to the order of a sort."""
     sets, scores = setup()
-    plans = [choose(sets, AXES, scores, Due(groups=9), 1000, RAW).plan for _ in range(2)]
-    assert plans[0] == plans[1]
+    for i in range(3):
+        scores[f"ffn.{i}"] = torch.tensor([1.0, 2.0]).repeat_interleave(20)
+        scores[f"ffn.{i}"][torch.arange(40) % 3 == i] = 0.5
+    found = choose(sets, AXES, scores, Due(groups=20), 1000, RAW)
+    for i in range(3):
+        least = [u for u in range(40) if u % 3 == i]
+        rest = [u for u in range(20) if u % 3 != i]
+        assert found.plan[f"ffn.{i}"] == sorted([*least, *rest][:20])
+    assert found.plan.keys() == {f"ffn.{i}" for i in range(3)}
+    again = choose(sets, AXES, scores, Due(groups=20), 1000, RAW)
+    assert (again.plan, again.scores) == (found.plan, found.scores)
 
 
 def test_a_selector_that_returns_nonsense_is_named() -> None:

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from effcompress import groups
@@ -15,7 +15,7 @@ from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, positions
-from tests.conftest import shape
+from tests.conftest import examples, shape
 
 BIG = shape("gqa_tied", vocab_size=512, hidden_size=96, intermediate_size=400)
 AXES = groups.from_config(LLAMA, BIG)
@@ -55,7 +55,7 @@ def test_an_empty_range_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("scope", ["lockstep", "per_layer", "global"])
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(target=st.floats(0.45, 0.95), multiple=st.sampled_from([4, 8, 16]), seed=st.integers(0, 99))
 def test_widths_end_on_multiples_in_any_order(
     scope: str, target: float, multiple: int, seed: int
@@ -94,7 +94,7 @@ def random_space(rng: random.Random, scope: str) -> list[Bound]:
 
 
 @pytest.mark.parametrize("scope", ["lockstep", "per_layer", "global"])
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10**6))
 @example(seed=15688)  # layers may go whole: heads of equal price lead differently far
 def test_what_can_be_met_is_met_in_any_order_on_any_shape(scope: str, seed: int) -> None:

@@ -64,6 +64,20 @@ def test_cost_law() -> None:
     assert due == [3, 3 + 2, 3 + 2 + 4, 3 + 2 + 4 + 48, 3 + 2 + 4 + 48 + 2, 3 + 2 + 4 + 48 + 4]
 
 
+def test_the_cost_law_begins_with_the_first_step_behind_its_start() -> None:
+    """Ten tokens a step from token 35 on: the first cut comes behind step 4, not 3, and the pause
+    counts from there.
+    """
+    schedule = bound("cost_aware", start=35, every=3)
+    place = [{**PLACE, "step": s, "tokens": 10 * s, "removed": {"ffn": 0}} for s in range(20)]
+    assert next(at["step"] for at in place if schedule(**at)) == 4
+    gone = [{**at, "removed": {"ffn": 1}} for at in place]
+    assert next(at["step"] for at in gone if schedule(**at)) == 4 + 3
+    odd = bound("cost_aware", start=64, every=1)
+    steps = [{**PLACE, "step": s, "tokens": 7 * s, "removed": {"hidden": 1}} for s in range(40)]
+    assert next(at["step"] for at in steps if odd(**at)) == 10 + 2  # 70 tokens, the first from 64
+
+
 def test_costs_can_be_named() -> None:
     schedule = bound("cost_aware", attention=5, hidden=3)
     place = {**PLACE, "tokens": 10, "removed": {"attention": 2, "hidden": 1}}

@@ -51,6 +51,21 @@ def test_terms_add_up_and_only_the_student_learns() -> None:
     far = [1 - torch.cosine_similarity(*pair, dim=-1).mean(1) for pair in zip(*states, strict=True)]
     hidden = torch.stack(far[1:]).mean(0)
     torch.testing.assert_close(whole.objective, plain.objective + 0.5 * text + 2.0 * hidden)
+    # A student that lost layer 0: behind its first layer stands what stood behind the teacher's
+    # second. The last states are compared behind the final norms.
+    short, channels = tiny(num_hidden_layers=2), torch.arange(0, 48, 2)
+    fewer = tiny(num_hidden_layers=2, hidden_size=24)
+    for small, those in ((short, None), (fewer, channels)):
+        only = DistillSpec(hidden_weight=1.0)
+        without = Distillation(teacher, DistillSpec(), (1, 2), those)(small, ids)
+        found = Distillation(teacher, only, (1, 2), those)(small, ids)
+        own = small(input_ids=ids, output_hidden_states=True).hidden_states
+        theirs = [s if those is None else s[..., those] for s in states[0]]
+        pairs = ((own[1], theirs[2]), (own[2], theirs[3]))
+        far = [1 - torch.cosine_similarity(*pair, dim=-1).mean(1) for pair in pairs]
+        torch.testing.assert_close(
+            found.objective - without.objective, torch.stack(far).mean(0), rtol=1e-4, atol=1e-5
+        )
     whole.objective.sum().backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert all(p.grad is not None for p in student.parameters())
