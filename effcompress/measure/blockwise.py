@@ -1,6 +1,6 @@
-"""One block after another, with all calibration sequences: what each block reads is what the blocks
-in front of it, as they are by then, have made. Beside the model only one tensor per sequence is
-held, and what the caller keeps of one block.
+"""Runs all calibration sequences through one layer of the model after another. Each layer reads the
+output of the layers in front of it as they are by then, with the changes made so far. Memory beside
+the model: one residual stream per sequence, and what the caller keeps of one layer.
 
     for block in blockwise(module, family.layer, ids_NT):
         grams = Grams(module, block.linears, tokens, 1.0)
@@ -24,9 +24,9 @@ from effcompress.measure.hooks import LINEAR
 
 @dataclass(frozen=True)
 class Layer:
-    """A block of the model as it stands: its number and path now, the weights of its linear layers
-    (name -> the dimension that inputs run along), and its other weights of two or more dimensions
-    (experts, routers), which have no single input.
+    """A layer of the model: its number and path now, the weights of its linear layers (name -> the
+    dimension that inputs run along), and its other weights of two or more dimensions (experts,
+    routers), which have no single input.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Layer:
 
 
 def layers_of(module: nn.Module, pattern: str) -> list[Layer]:
-    """All blocks, in order. ``pattern`` is their path, with ``{i}`` for the number."""
+    """Returns all layers in order. ``pattern`` is their path, with ``{i}`` for the number."""
     container = module.get_submodule(pattern.partition(".{i}")[0])
     found = []
     for number in range(len(list(container.children()))):
@@ -55,7 +55,7 @@ def layers_of(module: nn.Module, pattern: str) -> list[Layer]:
 
 @final
 class Block:
-    """A block whose turn it is."""
+    """The layer whose turn it is, with its inputs for every sequence."""
 
     def __init__(self, layer: Layer, module: nn.Module, call: _Call, inputs: list[Tensor]) -> None:
         self.number, self.path, self.linears = layer.number, layer.path, layer.linears
@@ -63,19 +63,19 @@ class Block:
 
     @torch.no_grad()
     def run(self) -> None:
-        """Send all sequences through it as it is now, for whoever listens."""
+        """Runs all sequences through it as it is now; hooks measure."""
         for x_1TD in self._inputs:
             self._call(self._module, x_1TD)
 
     @torch.no_grad()
     def once(self) -> None:
-        """Send the first sequence through it."""
+        """Runs the first sequence through it."""
         self._call(self._module, self._inputs[0])
 
     @torch.no_grad()
     def readers(self) -> list[list[str]]:
-        """Its linear layers in the order in which they compute; those that read the same tensor
-        together (q, k and v; o; gate and up; down).
+        """Returns its linear layers in the order of computation, grouped by the tensor that they
+        read (q, k and v; o; gate and up; down).
         """
         seen: list[tuple[Tensor, list[str]]] = []
 
@@ -103,19 +103,19 @@ class Block:
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Put what it makes in the place of what it read."""
+        """Replaces its inputs by its outputs."""
         for n, x_1TD in enumerate(self._inputs):
             self._inputs[n] = self._call(self._module, x_1TD)
 
 
 def blockwise(module: nn.Module, pattern: str, ids_NT: Tensor) -> Iterator[Block]:
-    """Every block in its turn; when the next is asked for, this one, as it then is, has made the
-    next one's inputs. ``ids_NT``: sequences of one length, without padding.
+    """Yields every layer in its turn. When the next is asked for, this one, as it then is, computes
+    the next one's inputs. ``ids_NT``: sequences of one length, without padding.
 
-    Every block is called as the model itself calls it: what it gets beside the residual stream
-    (masks, which differ between the layers of some families, rotations, positions) is caught on the
-    way through the dense model. Raises RunError if that depends on the text, or if a block does not
-    read just what the one before it made: such a model cannot be taken block by block.
+    Every layer is called as the model itself calls it: its arguments beside the residual stream
+    (masks, which differ between the layers of some families, rotations, positions) are recorded in
+    a pass of the dense model. Raises RunError if they depend on the text, or if a layer does not
+    read exactly the output of the one before it: such a model cannot be run layer by layer.
     """
     layers = layers_of(module, pattern)
     training = module.training
@@ -133,27 +133,29 @@ def blockwise(module: nn.Module, pattern: str, ids_NT: Tensor) -> Iterator[Block
 
 @dataclass(frozen=True)
 class _Call:
-    """What a block is given beside the residual stream."""
+    """The arguments of a layer beside the residual stream."""
 
     args: tuple[Any, ...]
     named: Mapping[str, Any]
 
     def __call__(self, block: nn.Module, x_1TD: Tensor) -> Tensor:
-        """The residual stream behind the block."""
+        """Returns the residual stream behind the layer."""
         return _stream(block(x_1TD, *self.args, **self.named))
 
 
 class _Seen(Exception):
-    """The forward has come as far as anybody needs it."""
+    """Ends a forward pass after the last layer that is needed."""
 
 
 @torch.no_grad()
 def _caught(
     module: nn.Module, layers: list[Layer], ids_NT: Tensor
 ) -> tuple[list[_Call], list[Tensor]]:
-    """How each block is called, and the first one's input for every sequence, ``[1, T, D]``.
+    """Returns the arguments of each layer, and the first one's input for every sequence,
+    ``[1, T, D]``.
 
-    Two sequences go through the whole dense model, the others up to the first block.
+    Two sequences go through the whole dense model, to see whether arguments depend on the text; the
+    others go up to the first layer.
     """
     device = next(module.parameters()).device
     calls: list[_Call] = []
@@ -166,15 +168,17 @@ def _caught(
         for layer, one, other in zip(layers, calls, found, strict=False):
             if not _same((one.args, one.named), (other.args, other.named)):
                 raise RunError(
-                    "this block is given something that depends on the text, besides the residual "
-                    "stream; such a model cannot be taken block by block",
+                    "this layer gets an argument that depends on the text, besides the residual "
+                    "stream; such a model cannot be run layer by layer",
                     where=layer.path,
                 )
     return calls, inputs
 
 
 def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor) -> tuple[list[_Call], Tensor]:
-    """One forward pass up to the last of ``layers``: their calls, and the input of the first."""
+    """Runs one forward pass up to the last of ``layers``; returns their arguments and the first
+    one's input.
+    """
     calls: list[_Call] = []
     stream: list[Tensor] = []
     whole = len(layers) > 1
@@ -184,8 +188,8 @@ def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor) -> tuple[list[
         layer = layers[len(calls)]
         if stream and not (x is stream[-1] or torch.equal(x, stream[-1])):
             raise RunError(
-                "this block does not read what the one before it made; such a model cannot be "
-                "taken block by block",
+                "this layer does not read the output of the one before it; such a model cannot be "
+                "run layer by layer",
                 where=layer.path,
             )
         calls.append(_Call(rest, others))
@@ -211,13 +215,13 @@ def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor) -> tuple[list[
     finally:
         for handle in handles:
             handle.remove()
-    raise RunError("the model did not run all of its blocks", where=layers[-1].path)
+    raise RunError("the model did not run all of its layers", where=layers[-1].path)
 
 
 def _split(
     args: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """The residual stream, and the rest of what a block was called with."""
+    """Splits a layer's arguments into the residual stream and the rest."""
     if args:
         return args[0], args[1:], dict(named)
     rest = dict(named)
@@ -225,7 +229,7 @@ def _split(
 
 
 def _stream(out: Any) -> Tensor:
-    """Blocks return the residual stream alone, or first in a tuple."""
+    """Returns the residual stream: a layer's output, or the first of a tuple."""
     return out[0] if isinstance(out, tuple) else out
 
 

@@ -1,4 +1,5 @@
-"""Second moments of what linear layers read, while training runs anyway: the local Hessian.
+"""Second moments of the inputs of linear layers, from the forward passes of training: the local
+Hessian.
 
 For a linear layer ``y = W x`` the squared error of its output under a change ``dW`` is
 ``tr(dW H dW^T)`` with ``H = E[x x^T]``, the same for every row of ``W``. Layers that read the same
@@ -21,8 +22,9 @@ from effcompress.types import AxisMap, GroupSet
 
 
 def readers(module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> dict[str, int]:
-    """Weights of linear layers within blocks that lose inputs when something of ``sets`` goes,
-    and the dimension that their inputs run along. Embeddings and the head are none.
+    """Returns the weights of linear layers within the model's layers that lose inputs when
+    mini-groups of ``sets`` go, and the dimension that their inputs run along. Embeddings and the
+    head are not among them.
     """
     prefix = axes.family.layer.partition("{i}")[0]
     shrinking = {(m.param, m.dim) for s in sets for m in s.sides}
@@ -53,8 +55,9 @@ class Grams(InputHooks):
         second: bool = True,
         world: World = ALONE,
     ) -> None:
-        """``second``: whether the matrices are wanted, or only the means. ``world``: who listens to
-        other rows of the same steps; reading adds theirs, so all have to read the same, in turn.
+        """``second``: whether the matrices are wanted, or only the means. ``world``: processes that
+        measure other rows of the same steps; ``read`` and ``mean`` are collective, so all processes
+        have to call them in the same order.
         """
         self.world = world
         self.params = dict(params)
@@ -68,7 +71,7 @@ class Grams(InputHooks):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take in what the layers read in one step."""
+        """Measures the passes of one step; what was measured before loses weight by ``decay``."""
         if self.decay < 1.0:
             for owner, mean in self.means.items():
                 mean.mul_(self.decay)
@@ -79,16 +82,15 @@ class Grams(InputHooks):
             yield
 
     def read(self, param: str) -> Tensor | None:
-        """``[I, I]``, the mean so far; None before anything was read, or without ``second``.
-
-        Raises NotFinite when it is not.
+        """Returns the mean so far, ``[I, I]``; None before a pass was measured, or without
+        ``second``. Raises NotFinite when it is not finite.
         """
         owner = self.owner.get(param)
         found = None if owner is None else self.values.get(owner)
         return None if owner is None or found is None else self._over_all(owner, found)
 
     def mean(self, param: str) -> Tensor | None:
-        """``[I]``, the mean of what was read; None before anything was."""
+        """Returns the mean input, ``[I]``; None before a pass was measured."""
         owner = self.owner.get(param)
         return None if owner is None else self._over_all(owner, self.means[owner])
 
@@ -100,8 +102,8 @@ class Grams(InputHooks):
         return found
 
     def forget_unfinite(self) -> list[str]:
-        """Begin anew with the layers of which one process, at least, heard something that is not
-        finite. To be called by all; returns the names.
+        """Resets the layers for which at least one process measured a value that is not finite.
+        Collective; returns their names.
         """
         owners = sorted(self.means)
         spoilt = [not _finite(self.means[o], self.values.get(o)) for o in owners]
@@ -113,7 +115,7 @@ class Grams(InputHooks):
 
     @torch.no_grad()
     def silence(self, param: str, gone: Tensor) -> None:
-        """Inputs at these positions no longer exist."""
+        """Zeros the rows and columns of inputs that were removed."""
         if (owner := self.owner.get(param)) is not None:
             index = gone.to(self.means[owner].device)
             self.means[owner].index_fill_(0, index, 0.0)
@@ -122,7 +124,7 @@ class Grams(InputHooks):
 
     @torch.no_grad()
     def shorten(self, param: str, keep: Tensor) -> None:
-        """Keep only these positions, once the weight has been shortened to them."""
+        """Keeps only these positions, after the weight was shortened to them."""
         if self.owner.get(param) == param:
             index = keep.to(self.means[param].device)
             self.means[param] = self.means[param].index_select(0, index)
@@ -132,7 +134,9 @@ class Grams(InputHooks):
 
     @torch.no_grad()
     def share(self) -> None:
-        """What all processes heard, in equal parts to each: their sums stay as they are."""
+        """Gives every process an equal part of the sum over all of them, so that a checkpoint of
+        rank 0 holds all that was measured. Sums over the processes stay the same. Collective.
+        """
         world = self.world
         if world.size == 1:
             return
@@ -182,7 +186,7 @@ class Grams(InputHooks):
         self.weights[owner] = self.weights.get(owner, 0.0) + 1.0
 
     def _some(self, param: str, x_TI: Tensor) -> Tensor:
-        """``tokens`` rows, evenly spread; where they begin moves on with every pass."""
+        """Returns ``tokens`` rows, evenly spread; the first one moves on with every pass."""
         number = self.passes.get(param, 0)
         self.passes[param] = number + 1
         stride = x_TI.shape[0] // self.tokens

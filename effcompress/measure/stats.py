@@ -1,4 +1,4 @@
-"""What a criterion is given: blocks of rows of a parameter, of its gradient and of its Hessian."""
+"""Inputs of criteria of weights: slices of rows of a parameter, its gradient and its Hessian."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from effcompress.registry import Bound
 
 
 class TrainingStats:
-    """Reads the gradients that training's own backward left on the parameters, and the moments of
-    its optimizer: no extra pass.
+    """Reads the gradients of training's own backward and its optimizer's moments: no extra pass.
 
     The Hessian is estimated from this batch alone, or is the optimizer's; averaging over steps
     happens on the scores.
@@ -41,17 +40,17 @@ class TrainingStats:
         return tuple(self._params[param].shape)
 
     def held(self, param: str) -> range:
-        """The rows that this process has: all, unless they are shared out."""
+        """Returns the rows of this process: all, unless the parameter is sharded."""
         start = first_row(p := self._params[param].detach())
         return range(start, start + own(p).shape[0])
 
     def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Over the rows of all processes."""
+        """Adds up the sums over the rows of all processes."""
         shared = any(is_sharded(p) for p in self._params.values())
         return self._world.total(sums) if shared else dict(sums)
 
     def rows(self, param: str, start: int, stop: int) -> dict[str, Tensor]:
-        """The inputs for rows ``start:stop``, each ``[stop - start, ...]``."""
+        """Returns the inputs for rows ``start:stop``, each ``[stop - start, ...]``."""
         p = self._params[param]
         first = first_row(p)
         here = slice(start - first, stop - first)
@@ -68,7 +67,7 @@ class TrainingStats:
 
 
 def from_training(needs: Iterable[str], hessian: Bound | None) -> set[str]:
-    """What a criterion and its Hessian together take from training, besides the weight."""
+    """Returns what a criterion and its Hessian take from training, besides the weight."""
     found = set(needs)
     if "hess" in found:
         assert hessian is not None, "recipe.load binds a hessian to criteria that need it"
@@ -77,7 +76,7 @@ def from_training(needs: Iterable[str], hessian: Bound | None) -> set[str]:
 
 
 class SecondMoments:
-    """AdamW's running mean of squared gradients, without the bias of its beginning at zero."""
+    """AdamW's running mean of squared gradients, bias corrected (Adam, arXiv:1412.6980, alg. 1)."""
 
     def __init__(self, optimizer: Optimizer | None) -> None:
         if optimizer is None:
@@ -91,7 +90,7 @@ class SecondMoments:
         }
 
     def rows(self, p: nn.Parameter, name: str, here: slice) -> Tensor:
-        """Of the rows ``here`` in this process; RunError before the optimizer's first step."""
+        """Returns rows ``here`` of this process; RunError before the optimizer's first step."""
         state = self._optimizer.state.get(p, {})
         if "exp_avg_sq" not in state:
             raise RunError("the optimizer has made no step yet", where=name)
@@ -117,11 +116,11 @@ class CalibrationStats:
         return range(self._params[param].shape[0])
 
     def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """They are complete."""
+        """Returns the sums: every process has all rows."""
         return dict(sums)
 
     def rows(self, param: str, start: int, stop: int) -> dict[str, Tensor]:
-        """The inputs for rows ``start:stop``, each ``[stop - start, ...]``."""
+        """Returns the inputs for rows ``start:stop``, each ``[stop - start, ...]``."""
         found = {"weight": self._params[param].detach()[start:stop]}
         for name, source in (("grad", self._grad), ("hess", self._hess)):
             if param in source:
@@ -138,14 +137,15 @@ def collect(
     world: World = ALONE,
     tell: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> CalibrationStats:
-    """Mean gradient (and mean per-sequence Hessian) of the next-token loss over ``ids_NT``.
+    """Returns the mean gradient (and mean per-sequence Hessian) of the next-token loss over
+    ``ids_NT``.
 
-    One sequence per backward, as the Fisher matrix is defined on single samples. ``listening`` is
-    entered for all passes together. Parameters end with ``grad`` None. Without a need for gradients
-    there is no backward, and without anyone who listens either no pass at all. The processes of
-    ``world`` take sequences in turn, each at least one; gradient and Hessian are of all of them,
-    what listeners heard is of their own. ``tell`` hears how many of its sequences this process has
-    read.
+    One sequence per backward, as the Fisher matrix is defined on single samples. ``listening``:
+    contexts of hooks, entered for all passes together. Parameters end with ``grad`` None. Without a
+    need for gradients there is no backward, and without hooks either there is no pass at all. The
+    processes of ``world`` take sequences in turn, each at least one; gradient and Hessian are
+    averaged over all of them, hooks see those of their own process. ``tell(done, total)`` reports
+    progress in sequences of this process.
     """
     wanted = set(needs) & {"grad", "hess"}
     backward = bool(wanted) or "mask_grad" in needs
@@ -179,7 +179,7 @@ def _take_in(
     found: dict[str, dict[str, Tensor]],
     count: int,
 ) -> None:
-    """Add one sequence's gradient and Hessian to their means over ``count``."""
+    """Adds one sequence's gradient and Hessian to their means over ``count``."""
     for name, p in module.named_parameters():
         if p.grad is None:
             raise RunError("no gradient reached this parameter", where=name)
@@ -193,7 +193,7 @@ def _take_in(
 
 
 def _estimate(hessian: Bound, inputs: dict[str, Tensor]) -> Tensor:
-    """The plugin's diagonal Hessian; PluginError if it changes what it was given."""
+    """Returns the plugin's diagonal Hessian. Raises PluginError if it changes its inputs."""
     before = {name: t._version for name, t in inputs.items()}
     value = hessian(**inputs)
     for name, t in inputs.items():

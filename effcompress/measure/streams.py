@@ -1,5 +1,6 @@
-"""Two models side by side, block by block: what the smaller one's projections into the residual
-stream read, and what they would have to add for its stream to be the larger one's.
+"""Runs source and pruned model side by side, layer by layer: moments of what the pruned model's
+projections into the residual stream read, and of what they would have to add for its stream to be
+the source model's.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from effcompress.measure.blockwise import Block, blockwise
 from effcompress.types import AxisMap
 
 PARTS = ("attention_block", "mlp_block")
-"""In the order in which they add to the stream."""
+"""The blocks of a layer, in the order in which they add to the stream."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Means over tokens, in fp64: of what a linear layer reads (``gram`` ``[I, I]``, ``mean``
-    ``[I]``) and of what it should put out with it (``cross`` ``[O, I]``, ``target_mean`` ``[O]``).
+    """Means over tokens, in fp64: of a linear layer's inputs (``gram`` ``[I, I]``, ``mean``
+    ``[I]``) and of the outputs that it should have (``cross`` ``[O, I]``, ``target_mean`` ``[O]``).
     """
 
     gram: Tensor
@@ -33,7 +34,7 @@ class Moments:
 
 
 Refit = Callable[[str, Moments], None]
-"""Gets the name of a weight; changes it."""
+"""Gets the name of a weight and its moments; changes the weight."""
 
 
 @torch.no_grad()
@@ -46,13 +47,14 @@ def follow(
     channels: Tensor | None,
     refit: Refit,
 ) -> Iterator[str]:
-    """Lead the small model's stream back to the large one's, projection by projection: each is
-    handed over with the moments of what it reads in the model as it is by then. Yields the path of
-    every block that is done.
+    """Calls ``refit`` for every projection into the small model's stream, front to back, with the
+    moments of what it reads in the model as it is by then. Yields the path of every layer that is
+    done.
 
     ``axes`` is the small model's map, ``parent`` the large one's; ``channels`` are the large one's
-    hidden channels that the small one has (None: all). Where layers are gone, the one in front is
-    to do what they did. Raises RunError where a norm stands behind a projection.
+    hidden channels that the small one has (None: all). Where layers are gone, the layer in front of
+    the gap gets the stream behind the gap as its goal. Raises RunError where a norm lies between a
+    projection and the stream.
     """
     family = axes.family
     if not family.sublayers:

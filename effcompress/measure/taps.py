@@ -1,11 +1,12 @@
-"""The derivative of the loss with respect to a mask on every mini-group, token by token.
+"""Gradients of masks: the derivative of the loss by a mask on every mini-group, token by token.
 
-Multiply what a mini-group does by a mask ``m`` that is 1. Where its values are ``v`` and the
-backward brings ``dL/dv`` for them, the token's ``dL/dm`` is ``sum v dL/dv`` over the positions of
-the mini-group. Training's backward computes both factors anyway. The mask sits where the effect of
-the mini-group is one tensor: at the input of the one layer that reads it (the down projection for
-an FFN channel, the output projection for a head), else at the outputs of all that write it (the
-embedding and the blocks' last projections for a channel of the residual stream).
+A mask ``m = 1`` multiplies the output of a mini-group. Where its values are ``v`` and the backward
+computes ``dL/dv``, the token's ``dL/dm`` is ``sum v dL/dv`` over the positions of the mini-group
+(chain rule for ``m v`` at ``m = 1``). Training's backward computes both factors anyway. The mask is
+placed where the effect of the mini-group is one tensor: at the input of the one layer that reads it
+(the down projection for an FFN channel, the output projection for a head), else at the outputs of
+all layers that write it (the embedding and the last projections of the blocks for a channel of the
+residual stream).
 """
 
 from __future__ import annotations

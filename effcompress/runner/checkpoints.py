@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when one is due, everything goes in."""
+"""Writes the checkpoints of a run, at once or in the background."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class _Pending:
     writing: Writing
     done: Future[Any]
     seconds: float
-    """That training stood still for it."""
+    """Time for which training paused."""
 
 
 @final
 class CheckpointWriter:
-    """Writes checkpoints and says so in the record. All processes call the same, in turn.
+    """Writes checkpoints and records them. Collective: all processes call the same methods in turn.
 
-    In the background, if the recipe wants it: tensors are copied to the host's memory, and while a
-    thread writes them training goes on; the checkpoint is there once all processes have written.
+    With ``save.background`` tensors are copied to host memory, and a thread writes them while
+    training continues; the checkpoint is published once all processes have written.
     """
 
     def __init__(self, state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
@@ -50,13 +50,13 @@ class CheckpointWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self.wait()
-        elif self._state.world.size == 1:  # of several, others may be gone
-            with suppress(Exception):  # what failed first is what is told
+        elif self._state.world.size == 1:  # other ranks may be gone, so no collective
+            with suppress(Exception):  # the first error is the one to report
                 self.wait()
         self._thread.shutdown()
 
     def save(self) -> None:
-        """A checkpoint that is there on return. Raises RunError when it cannot be written."""
+        """Saves a checkpoint before it returns. Raises RunError when it cannot be written."""
         self.wait()
         started = time.monotonic()
         world = self._state.world
@@ -64,8 +64,8 @@ class CheckpointWriter:
         self._publish(writing, started)
 
     def save_async(self) -> None:
-        """A checkpoint of this moment, sooner or later. Raises RunError when this one, or the one
-        before, cannot be written.
+        """Saves now, or in the background if ``save.background`` is set. Raises RunError when this
+        checkpoint, or the one before, cannot be written.
         """
         if not self._spec.background:
             self.save()
@@ -80,12 +80,12 @@ class CheckpointWriter:
         self._pending = _Pending(writing, done, time.monotonic() - started)
 
     def poll(self) -> None:
-        """Whether one that is under way has been written meanwhile; then it is there."""
+        """Publishes a checkpoint that the background thread has finished writing."""
         if self._pending and not self._state.world.any(not self._pending.done.done()):
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the one under way, if any. Raises RunError when it cannot be written."""
+        """Waits for the background thread. Raises RunError when it cannot write."""
         pending, self._pending = self._pending, None
         if pending is not None:
             self._publish(pending.writing, time.monotonic() - pending.seconds)

@@ -1,4 +1,4 @@
-"""What the system says when it cannot go on, in the words of a run."""
+"""Turns errors of torch and the operating system into RunErrors that say what to do."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from effcompress.errors import EffcompressError, RunError
 from effcompress.spec import Recipe
 
 _NO_MEMORY = ("allocate memory", "out of memory", "not enough memory")
-"""What a RuntimeError of torch says on a CPU, where there is no class for it."""
+"""Words of a RuntimeError of torch on a CPU, which has no class of its own."""
 _COMPILING = ("torch._dynamo", "torch._inductor")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def named(error: BaseException, phase: str, recipe: Recipe) -> EffcompressError | None:
-    """The same as a RunError that says what to do; None where it is something else."""
+    """Returns a RunError for too little memory, a full disk or a failed compilation, else None."""
     if isinstance(error, EffcompressError):
         return error
     if _out_of_memory(error):

@@ -1,4 +1,4 @@
-"""The output folder of a run: begun once, continued by ``--resume``, never silently overwritten."""
+"""The output folder of a run: created once, continued by ``--resume``, never overwritten."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
 def opened(
     target: LoadedRecipe | Path, overrides: Sequence[str] = ()
 ) -> tuple[LoadedRecipe, ModelSpec]:
-    """A recipe and the model that is meant by it: of a recipe its source; of the folder of a run
-    the result of that run, under its own recipe with ``overrides`` laid over it.
+    """Returns a recipe and the model it names: for a recipe its source model; for a run folder the
+    run's result, with the run's own recipe and ``overrides``.
 
     Raises SourceError when the folder holds no finished run.
     """
@@ -39,9 +39,9 @@ def opened(
 
 
 def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
-    """Make the folder, or check that it is this recipe's run.
+    """Creates the folder, or checks that it holds this recipe's run.
 
-    A run that died before its first checkpoint has nothing to lose and is begun anew.
+    A run that died before its first checkpoint starts again from the beginning.
 
     Raises RecipeError: the folder holds something that is no run, or a run and ``--resume`` was not
     given, or the run there was made from a recipe that says something else.
@@ -78,13 +78,13 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
 
 _LOOPS = ("train", "recover")
 HOW = {f"{loop}.{key}" for loop in _LOOPS for key in ("recompute", "compile")} | {"save.background"}
-"""Keys that a run may be continued with, whatever they were before."""
+"""Keys that may change between start and ``--resume``: they do not change the result."""
 MOVED = {"prune.reduce.members": "prune.reduce.members.name"}
 """Key in resolved recipes of older versions -> the same key now."""
 
 
 def begun(folder: Path) -> bool:
-    """Whether the folder holds something of a run that would be lost: a checkpoint or a model."""
+    """Whether the folder holds a checkpoint or a model, which a new run would overwrite."""
     return any((folder / "checkpoints").glob("step-*")) or (folder / "config.json").exists()
 
 

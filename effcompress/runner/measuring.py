@@ -1,5 +1,5 @@
-"""What is known of the mini-groups and of the layers' inputs when a cut is due: taken from training
-as it goes on, or from extra passes over calibration text.
+"""Measures saliency and moments of the layers' inputs for a cut: from training's own passes, or
+from extra passes over calibration text.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def statistics_of_layers(prune: PruneSpec) -> dict[str, Plugin]:
 
 
 def calibration_text(state: RunState, sequences: int, corpus: Corpus, log: Log) -> Tensor:
-    """``ids_NT``; which tokens they are is written down."""
+    """Returns ``ids_NT`` and records which tokens they are."""
     ids_NT = corpus.calibration(sequences, state.recipe.seed)
     log.event(
         Calibration(
@@ -63,12 +63,12 @@ def calibration_text(state: RunState, sequences: int, corpus: Corpus, log: Log) 
 
 
 def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
-    """All tokens of the calibration text; ``scores`` are in physical order."""
+    """Measures on all tokens of the calibration text; ``scores`` are in physical order."""
     with _listeners(state, prune) as listeners:
         needs = BACKWARD.intersection(prune.criterion.needs)
         if needs or listeners.contexts:
             ids_NT = calibration_text(state, prune.measure.sequences, corpus, log)
-        else:  # nobody will read any
+        else:  # a criterion of weights alone
             ids_NT = state.probe_BT[:0]
         how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": listeners.world}
         stats = collect(state.module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
@@ -86,7 +86,7 @@ def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> M
 
 @final
 class _Listeners:
-    """Who listens to the passes."""
+    """The hooks of one calibration, and the processes among which sequences are divided."""
 
     def __init__(self, state: RunState, prune: PruneSpec) -> None:
         module, axes, sets = state.module, state.pruned.axes, state.pruned.sets
@@ -131,7 +131,7 @@ def _listeners(state: RunState, prune: PruneSpec) -> Iterator[_Listeners]:
 
 
 def adds(scores: Scores, criterion: Bound) -> Take:
-    """Score the mask gradients of a micro-batch and add them to those before."""
+    """Returns a function that scores a micro-batch's mask gradients and adds them to ``scores``."""
 
     def take(name: str, mask_grad_TG: Tensor) -> None:
         score_G = score_masks(criterion, mask_grad_TG)
@@ -142,22 +142,22 @@ def adds(scores: Scores, criterion: Bound) -> Take:
 
 
 def averages(prune: PruneSpec) -> bool:
-    """Whether saliency is taken in step by step: it needs gradients, and training's are used. One
-    of weights and the optimizer's moments alone is computed when a cut is due.
+    """Whether saliency is averaged over steps: it needs gradients, and training's are used. That of
+    weights and the optimizer's moments alone is computed when a cut is due.
     """
     needs = from_training(prune.criterion.needs, prune.hessian)
     return prune.measure.source == "training" and bool({"grad", "mask_grad"} & needs)
 
 
 def ready(state: RunState, prune: PruneSpec) -> bool:
-    """Whether what criterion and repairs take from training is there: gradients were taken in,
-    layers were listened to, the optimizer has moments.
+    """Whether criterion and repairs have what they need from training: an averaged saliency, second
+    moments of inputs, moments of the optimizer.
     """
     if prune.measure.source != "training":
         return True
-    heard = state.grams is None or bool(state.grams.means)
+    observed = state.grams is None or bool(state.grams.means)
     scored = not averages(prune) or state.average.weight > 0.0
-    return heard and scored and _has_moments(state, prune)
+    return observed and scored and _has_moments(state, prune)
 
 
 def _has_moments(state: RunState, prune: PruneSpec) -> bool:
@@ -167,8 +167,8 @@ def _has_moments(state: RunState, prune: PruneSpec) -> bool:
 
 @contextmanager
 def listening(state: RunState) -> Iterator[None]:
-    """While pruning goes on: keep account of what layers read and of the gradients of masks, if a
-    repair or the criterion uses them.
+    """Until the target is reached: measures the inputs of layers for repairs and mask gradients for
+    the criterion, in the passes inside.
     """
     state.mask_scores = {}
     with ExitStack() as stack:
@@ -182,7 +182,7 @@ def listening(state: RunState) -> Iterator[None]:
 
 
 def observe(state: RunState, prune: PruneSpec) -> None:
-    """Take the saliency of this step's gradients into the mean: no extra pass."""
+    """Adds the saliency of this step's gradients to the mean, without an extra pass."""
     if state.target_reached or not averages(prune) or not _has_moments(state, prune):
         return
     if state.taps is not None:
@@ -200,7 +200,7 @@ def _stats(state: RunState, prune: PruneSpec) -> TrainingStats:
 
 
 def measured(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
-    """Saliency in original order, and what else is known: as training went on, or measured now."""
+    """Returns saliency in original order, and moments: averaged over training, or measured now."""
     ledger, criterion = state.pruned.ledger, prune.criterion
     if averages(prune):
         return Measured(ledger.original_order(state.average.read()), state.grams)

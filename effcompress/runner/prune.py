@@ -1,4 +1,4 @@
-"""One prune event: measured scores -> choice -> masked units -> (now and then) shorter tensors."""
+"""One prune event: measure, choose, mask; every ``commit_every`` removals, shorten the tensors."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind
 
 
 def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> Due | None:
-    """What the schedule asks for at this point; all that remains, once the pruning stage is over.
-    Nothing is due before anything was measured.
+    """Asks the schedule what is due; the rest of the target, once the pruning stage is over.
+    Nothing is due before the first measurement.
     """
     if state.target_reached:
         return None
@@ -68,7 +68,7 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
 
 
 def remainder(state: RunState, prune: PruneSpec) -> str:
-    """What to say where the pruning stage ends before the schedule did."""
+    """Returns the warning for a pruning stage that ends before the target is reached."""
     train = state.recipe.train
     left = state.params - state.target_params
     what = f"{left:,} parameters too many" if left > 0 else "blocks that are not finished"
@@ -80,12 +80,15 @@ def remainder(state: RunState, prune: PruneSpec) -> str:
 
 
 def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log: Log) -> None:
-    """Decide, mask, write down; commit when enough has gathered."""
+    """Measures, chooses and masks mini-groups, records the cut, and commits when enough are masked.
+
+    Raises RunError where no candidate is left and the target is missed by more than 0.5 %.
+    """
     target = state.target_params
     meter = Meter(state.device)
     found = measured(state, prune, corpus, log)
     _observe(state, prune, due, found)
-    # Decided once: scores that differ in the last digit must not lead to other models.
+    # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
     choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, corpus, log))
     if choice.plan:
         _mask(state, prune, choice.plan, found.inputs, log)
@@ -97,12 +100,12 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log
         state.since_commit += sum(choice.removed.values())
         _write_down(state, choice, meter.read(), log)
     state.target_reached = choice.exhausted
-    # A block that is masked whole would learn its last bias again: it goes at once.
+    # A block that is masked whole would learn its last bias again, so it is cut at once.
     whole = any(axis_kind(name) in DEPTH for name in choice.plan)
     if state.target_reached or whole or state.since_commit >= prune.commit_every:
         commit_event(state, log)
     if state.target_reached:
-        state.watch()  # nobody listens any more
+        state.watch()  # removes the hooks
     if state.target_reached and abs(state.params - target) > TOLERANCE * target:
         raise RunError(
             f"pruning stopped at {state.params:,} parameters, the target is {target:,}",
@@ -130,13 +133,13 @@ def _chosen(
     )
     if not prune.measure.propagate or not choice.plan:
         return choice
-    # The tokens that were measured before, and written down then.
+    # The same tokens as in `measured`, which has recorded them.
     ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
     return propagated(state, prune, choice, ids_NT, log)
 
 
 def _observe(state: RunState, prune: PruneSpec, due: Due, found: Measured) -> None:
-    """Shows a selector that keeps state what was measured for this cut.
+    """Calls the selector's ``observe``, if it has one, with what was measured for this cut.
 
     Raises PluginError when it returns something that is not plain JSON.
     """
@@ -164,7 +167,7 @@ def _observe(state: RunState, prune: PruneSpec, due: Due, found: Measured) -> No
 
 
 def commit_event(state: RunState, log: Log) -> None:
-    """Cut the masked units out of the tensors, with proof that nothing else changed."""
+    """Cuts the masked units out of the tensors, and proves that the function stayed the same."""
     if not state.pruned.ledger.pending():
         return
     meter = Meter(state.device)
@@ -189,7 +192,9 @@ def commit_event(state: RunState, log: Log) -> None:
 
 
 def _mask(state: RunState, prune: PruneSpec, plan: Plan, inputs: Grams | None, log: Log) -> None:
-    """Where a removal changes more than what the units did, say by how much (on the probe)."""
+    """Masks the units of a plan. Where that changes more than their own output (removal is then
+    only approximate), records by how much on the probe.
+    """
     pruned = state.pruned
     how: Any = {"optimizer": state.optimizer, "repairs": prune.repair, "inputs": inputs}
     probe = state.probe_BT.to(state.device)
@@ -233,10 +238,10 @@ def _write_down(state: RunState, choice: Choice, spent: Spent, log: Log) -> None
 def propagated(
     state: RunState, prune: PruneSpec, choice: Choice, ids_NT: Tensor, log: Log
 ) -> Choice:
-    """``choice`` with as many mini-groups of every set, but those that are least salient by what
-    reaches their layer. Nothing of the model is changed: until the last layer has been measured,
-    what goes is silenced where it is read. Heads and channels of one layer are scored by the same
-    pass, before either goes.
+    """Returns ``choice`` with as many mini-groups of every set, but the least salient by the inputs
+    that reach their layer once earlier layers are pruned. The model is not changed: until the last
+    layer has been measured, hooks zero what goes where it is read. Heads and channels of one layer
+    are scored in the same pass, before either goes.
 
     Raises RunError for models that cannot be taken block by block, CoverageError and PluginError as
     ``score_inputs`` does.
@@ -271,7 +276,7 @@ def _scored(
     sets: Sequence[GroupSet],
     params: Mapping[str, int],
 ) -> Scores:
-    """In original order, inf where a unit is gone."""
+    """Scores the sets of one layer, in original order, inf where a unit is gone."""
     here = {name: dim for name, dim in params.items() if name in block.linears}
     plugin = prune.criterion.plugin
     read = InputStatistics(state.module, here, plugin.needs, plugin.of_inputs)
@@ -289,7 +294,7 @@ def _scored(
 def _silence(
     module: nn.Module, s: GroupSet, at: Tensor, params: Mapping[str, int]
 ) -> Iterator[Any]:
-    """Hooks that put zeros where the mini-groups at these positions are read."""
+    """Registers hooks that zero the inputs of the mini-groups at these positions."""
     for m in s.members:
         if params.get(m.param) == m.dim:
             linear = module.get_submodule(m.param.removesuffix(".weight"))

@@ -1,4 +1,4 @@
-"""Training of what was pruned at once: what is trained, and on what."""
+"""Recovery after one-shot pruning: attaches low-rank updates (LoRA) and loads the teacher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from effcompress.types import AxisMap
 
 
 def begin(state: RunState, log: Log, *, offline: bool) -> None:
-    """After the cut, and wherever a run goes on later: attach updates, call the teacher.
+    """Attaches low-rank updates and loads the teacher, after the cut and on every resume.
 
     Raises RunError when peft is not installed.
     """
@@ -30,20 +30,20 @@ def begin(state: RunState, log: Log, *, offline: bool) -> None:
 
 
 def end(state: RunState) -> None:
-    """Updates become part of the weights; whoever taught is dismissed."""
+    """Merges LoRA updates and releases the teacher."""
     state.merge()
     state.reset_objective()
 
 
 def teacher_of(recover: RecoverSpec) -> DistillSpec | None:
-    """The knobs of the teacher; None where the text itself is trained on."""
+    """Returns the options of distillation; None where training uses the text alone."""
     if recover.method == "distill":
         return recover.distill or DistillSpec()
     return recover.distill
 
 
 def linears(module: nn.Module, axes: AxisMap) -> list[str]:
-    """Paths of the linear layers within the blocks."""
+    """Returns the paths of the linear layers within the model's layers."""
     prefix = axes.family.layer.partition("{i}")[0]
     return [
         path
@@ -53,12 +53,12 @@ def linears(module: nn.Module, axes: AxisMap) -> list[str]:
 
 
 def _teacher(state: RunState, spec: DistillSpec, log: Log, *, offline: bool) -> Distillation:
-    """The source model again, as it was."""
+    """Loads the source model a second time, as the teacher."""
     recipe, pruned = state.recipe, state.pruned
     log.note("loading the source model as the teacher")
     rng = torch.get_rng_state()
     source = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
-    torch.set_rng_state(rng)  # a resumed run loads it at another moment
+    torch.set_rng_state(rng)  # a resumed run loads it at another step
     dtype = torch.bfloat16 if spec.teacher == "bf16" else torch.float32
     teacher = source.module.to(state.device, dtype)
     parent = pruned.parent.depth.layers

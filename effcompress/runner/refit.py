@@ -1,4 +1,4 @@
-"""After the last removal: the smaller model's residual stream is led back to the source model's."""
+"""Refits the projections into the residual stream to the source model's, after the last removal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from effcompress.spec import PruneSpec
 
 @torch.no_grad()
 def refit_event(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> None:
-    """Fit every projection into the stream anew, front to back.
+    """Fits every projection into the residual stream, front to back.
 
     Raises RunError for classes with norms behind the projections, PluginError when the refit
     returns another shape.
@@ -63,7 +63,7 @@ def refit_event(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> 
 
 
 class _Change:
-    """Writes what the plugin says into the weights, and keeps count."""
+    """Writes the plugin's weights and counts them."""
 
     def __init__(self, state: RunState, bound: Bound) -> None:
         self.params, self.bound = state.pruned.parameters(), bound

@@ -28,7 +28,7 @@ class Spent:
 
 @final
 class Meter:
-    """Starts when it is made. Only one at a time: a new one resets the peak."""
+    """Measures from its construction on. Only one at a time: a new one resets the peak."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""The story, top to bottom: the only file that names every room."""
+"""A run from top to bottom: load, train and prune in one loop, export, prove, evaluate, report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Report:
     params: int
     perplexity: dict[str, float]
     removed: int = 0
-    """Parameters that the source model had more."""
+    """Parameters that were removed from the source model."""
     zeroed: int = 0
     """Zeros in the linear layers that the recipe made sparse."""
     sparse: int = 0
@@ -95,7 +95,7 @@ def run(
 def _recorded(
     recipe: Recipe, folder: Path, world: World, stopping: Stopping, *, offline: bool
 ) -> Report:
-    """The story with its record and its report; how it ended is always in them."""
+    """Runs all stages with record and report; both say how the run ended, whatever happens."""
     log = Log(folder, view=make_view() if world.main else NoView(), keep=world.main)
     if world.main:
         watch(log, recipe, plain(recipe), offline=offline)
@@ -182,8 +182,8 @@ def _export(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
 
 
 def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resumed: bool) -> Corpus:
-    """Make the text ready. What preparing has to say is in the record of a resumed run already;
-    what the stream says later (a domain that runs dry) is not.
+    """Tokenises the text. Warnings of that are in the record of a resumed run already; those of the
+    stream later on (a domain that runs dry) are not.
     """
     log.phase("preparing the text")
     tell = log.note if resumed else log.warn
@@ -195,7 +195,7 @@ def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resume
 
 
 def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
-    """Stand where the checkpoint stood, the record included."""
+    """Restores the checkpoint's state and the record up to it. Raises RunError for other text."""
     if saved.values["corpus"] != corpus.fingerprint:
         raise RunError(
             "the training text is not the one this run began with",
@@ -220,7 +220,7 @@ def _train_and_prune(
     *,
     offline: bool,
 ) -> None:
-    """What comes before the loop and after it. One-shot pruning is an event at token 0."""
+    """Runs the loop, and what lies before and behind it. One-shot pruning is a cut at token 0."""
     recipe = state.recipe
     dense = recipe.sparsify is not None and not state.sparse
     if recipe.prune or not dense:
@@ -255,7 +255,7 @@ def _loop(
     stopping: Stopping,
     keep: CheckpointWriter,
 ) -> None:
-    """The one loop. It ends early, with a checkpoint, where a signal asks for it."""
+    """The one training loop. A stop request ends it after the step, with a checkpoint."""
     recipe = state.recipe
     with stopping.patient():
         while state.tokens < total:
@@ -279,7 +279,7 @@ def _loop(
 
 
 def _tell_stage(state: RunState, before: str, log: Log) -> None:
-    """Where the recipe has stages: say which one begins here."""
+    """Records the beginning of a stage, where the recipe has stages."""
     train_spec = state.recipe.train
     now = stage_at(state.recipe, state.tokens)
     if train_spec is not None and train_spec.stages is not None and now and now != before:

@@ -1,4 +1,4 @@
-"""Everything that a run changes, in one place: what is not in here is not in a checkpoint."""
+"""The state of a run in one place: what is not in here is not in a checkpoint."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ COUNTERS = (
     "sparse",
     "seconds",
 )
-"""Where a run is; plain JSON values."""
+"""Counters and flags of a run; plain JSON values."""
 PROBE_TOKENS = 48
-"""Length of the sequences on which a commit proves itself."""
+"""Length of the sequences on which a commit proves that the function stayed the same."""
 
 
 def device_of(recipe: Recipe) -> torch.device:
-    """Where a recipe computes."""
+    """Returns the device that a recipe asks for. Raises RecipeError for a GPU that is not here."""
     if recipe.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if recipe.device == "cuda" and not torch.cuda.is_available():
@@ -59,7 +59,7 @@ def device_of(recipe: Recipe) -> torch.device:
 
 @final
 class RunState:
-    """Model, optimizer, position in the data, what was measured."""
+    """Model, optimizer, position in the data, and measurements."""
 
     def __init__(
         self, recipe: Recipe, model: LoadedModel, corpus: Corpus, world: World = ALONE
@@ -80,7 +80,7 @@ class RunState:
         )
         self._layers = self.pruned.family.layers
         self.shards: Shards | None = None
-        """Where parameters are shared out over the processes."""
+        """Set when parameters are sharded (FSDP2)."""
         if shard:
             self.shards = Shards(self.module, self._layers, world.size, self.device)
         if recipe.loop and recipe.loop.recompute:
@@ -101,29 +101,29 @@ class RunState:
         self.since_commit = 0
         self.target_reached = False
         self.left_out = 0
-        """Steps in a row whose numbers were not finite."""
+        """Steps skipped in a row because loss or gradient was not finite."""
         self.sparse: list[str] = []
-        """Weights in which zeros were made."""
+        """Weights that `sparsify` has made sparse."""
         self.zeros: dict[str, Tensor] = {}
-        """Where they are, as bools; only where training has to keep them."""
+        """Their zeros as bools; only where training has to hold them."""
         self.seconds = 0.0
         self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
         self.grams: Grams | None = None
         self.taps: MaskGradients | None = None
         self._flops: tuple[int, float] | None = None
         self.stage = 0
-        """Of the schedule, where it counts stages."""
+        """Stage of the schedule, where it counts stages."""
         self.begun: Widths = {}
         """Set -> units when that stage began; empty where no stages are counted: all there were."""
         self.selector_state: Any = None
         """What the selector's `observe` returned last; plain JSON values."""
         self.lora: Lora | None = None
-        """Attached in recovery; what is trained then are its updates alone."""
+        """Attached in recovery; training then changes its updates alone."""
         self.objective: Objective = next_token
         self._joined: nn.Module | None = None
         self.compiled = CompiledLayers(cache_root() / "compiled")
         self.mask_scores: Scores = {}
-        """Of the step that is under way."""
+        """Saliency of masks in the current step."""
         self.watch()
 
     @property
@@ -133,7 +133,7 @@ class RunState:
 
     @property
     def train_module(self) -> nn.Module:
-        """What the training step runs: the model, joined with those of the other processes."""
+        """The module that the training step calls: the model, or its DDP or FSDP2 wrapper."""
         if self._joined is None:
             joins = self.shards.wrap if self.shards else lambda: self.world.replicate(self.module)
             self._joined = joins()
@@ -141,17 +141,19 @@ class RunState:
 
     @property
     def layers(self) -> list[nn.Module]:
-        """Those that ``train_module`` calls, once it was asked for."""
+        """The model's layers as ``train_module`` calls them; ask for ``train_module`` first."""
         held: Any = self.module.get_submodule(self._layers)
         return [*held]
 
     @property
     def to_call(self) -> nn.Module:
-        """What any other pass runs: the model itself, wherever it is whole."""
+        """The module for any other pass: the model, or its wrapper where it is sharded."""
         return self.train_module if self.shards else self.module
 
     def unwrap(self) -> None:
-        """Before tensors change their shapes, or others are trained: the joint is made anew."""
+        """Drops the DDP or FSDP wrapper before shapes or trained parameters change; it is rebuilt
+        on next use.
+        """
         self._joined = None
         self.compiled.forget()
         if self.shards:
@@ -159,7 +161,7 @@ class RunState:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """The main process has the whole model in ``module``, wherever it was before."""
+        """Gathers a sharded model: inside, ``module`` of rank 0 holds all of it."""
         self.unwrap()
         with self.shards.gathered(self.world.main) if self.shards else nullcontext():
             yield
@@ -186,7 +188,7 @@ class RunState:
         return flops_per_token(pruned.parent, pruned.config, widths, length)
 
     def attach(self, paths: Sequence[str]) -> None:
-        """Train low-rank updates of these linear layers from now on."""
+        """Attaches low-rank updates to these linear layers and trains them alone."""
         recover = self.recipe.recover
         assert recover is not None
         self.unwrap()
@@ -194,7 +196,7 @@ class RunState:
         self.optimizer = optimizer(self.module, recover)
 
     def merge(self) -> None:
-        """What low-rank updates learned becomes part of the weights."""
+        """Merges low-rank updates into the weights."""
         if self.lora is None:
             return
         self.unwrap()
@@ -205,12 +207,12 @@ class RunState:
         self.optimizer = optimizer(self.module, self.recipe.loop)
 
     def reset_objective(self) -> None:
-        """Train on the text itself again."""
+        """Sets the objective back to the next-token loss, and releases the teacher."""
         self.objective = next_token
 
     def watch(self, *, anew: bool = True) -> None:
-        """Listen in training to what a repair or the criterion uses of it. ``anew``: also where
-        moments of inputs were kept; they begin again.
+        """Registers the hooks that measure in training for repairs and the criterion; removes them
+        once the target is reached. ``anew``: replaces the second moments of inputs, too.
         """
         prune = self.recipe.prune
         if prune is None or prune.measure.source != "training":
@@ -235,8 +237,8 @@ class RunState:
             self.taps = MaskGradients(self.module, model.axes, model.sets)
 
     def snapshot(self, log_position: dict[str, int]) -> Saved:
-        """All of it, as JSON values and flat tensors. Tensors are not copied. To be called by all
-        processes: what each has heard of its own rows is shared first.
+        """Returns the whole state as JSON values and flat tensors, which are not copied.
+        Collective: second moments of all processes are added up first.
         """
         if self.grams is not None:
             self.grams.share()
@@ -280,7 +282,7 @@ class RunState:
         self.selector_state = held["state"]
 
     def restore(self, saved: Saved) -> None:
-        """The state that ``snapshot`` saw, bit for bit; shapes come from the checkpoint."""
+        """Restores the state of ``snapshot`` bit for bit; shapes come from the checkpoint."""
         values, tensors = saved.values, saved.tensors
         for key in COUNTERS:
             setattr(self, key, values.get(key, getattr(self, key)))  # older ones lack some

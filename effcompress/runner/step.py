@@ -1,4 +1,4 @@
-"""One step of training, or the decision to do without it."""
+"""One optimizer step. A step whose loss or gradient is not finite is skipped."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from effcompress.types import Batch
 
 @contextmanager
 def compiled(state: RunState, log: Log) -> Iterator[None]:
-    """While training computes its gradients, where the recipe wants it and nobody listens to the
-    layers: what listens is Python, which compiled code does not run.
+    """Runs layers as compiled code (torch.compile) inside, if the recipe asks for it and no hook
+    measures in training: compiled code does not call Python hooks.
     """
     spec = state.recipe.loop
     if spec is None or not spec.compile or state.grams is not None or state.taps is not None:
@@ -40,11 +40,11 @@ def compiled(state: RunState, log: Log) -> Iterator[None]:
 def train_step(
     state: RunState, total: int, log: Log, started: float, save: Callable[[], None]
 ) -> bool:
-    """Learn from the next batch; whether that could be done. A step whose numbers are not finite is
-    left out: weights and moments stay, the text has passed.
+    """Trains on the next batch; returns whether the step was taken. A step whose loss or gradient
+    is not finite is skipped: weights and moments stay, the position in the text moves on.
 
-    Raises RunError after more of them in a row than ``bad_steps``; before that, ``save`` keeps the
-    weights as they are, with the position behind the text that did it.
+    Raises RunError after more skipped steps in a row than ``bad_steps``, with a checkpoint by
+    ``save`` behind the text of the last one.
     """
     spec = state.recipe.loop
     assert spec is not None
@@ -80,7 +80,7 @@ def train_step(
 def _learn(
     state: RunState, batch: Batch, spec: LoopSpec, rate: float, log: Log
 ) -> tuple[Losses, float]:
-    """Losses, and the norm of the gradient."""
+    """Runs backward, measurements and update; returns losses and the norm of the gradient."""
     prune, optimizer = state.recipe.prune, state.optimizer
     assert optimizer is not None
     state.module.train()
@@ -97,15 +97,15 @@ def _leave_out(
     state: RunState, spec: LoopSpec, error: NotFinite, log: Log, save: Callable[[], None]
 ) -> None:
     state.module.zero_grad(set_to_none=True)
-    heard = state.grams.forget_unfinite() if state.grams is not None else []
+    reset = state.grams.forget_unfinite() if state.grams is not None else []
     state.left_out += 1
-    again = f"; what {heard[0]} and {len(heard) - 1} others read is heard anew" if heard else ""
+    again = f"; second moments of {reset[0]} and {len(reset) - 1} others restart" if reset else ""
     where = f"{error.where}: " if error.where else ""
     if state.left_out <= spec.bad_steps:
         log.warn(f"step {state.step} is left out: {where}{error.what}{again}")
         return
     steps = f"step {state.step}" if state.left_out == 1 else f"{state.left_out} steps in a row"
-    state.left_out = 0  # whoever resumes has as many again
+    state.left_out = 0  # a resumed run may skip as many again
     save()
     raise RunError(
         f"{steps} cannot be used: {error.what}",

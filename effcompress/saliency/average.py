@@ -18,7 +18,7 @@ from effcompress.types import Scores
 def in_original_order(
     scores: Scores, original: Mapping[str, Tensor], sizes: Mapping[str, int]
 ) -> Scores:
-    """Scores of physical units at the places of the original ones; zero where nothing is left."""
+    """Moves scores of physical units to the places of the original ones; 0 where a unit is gone."""
     found: Scores = {name: torch.zeros(size) for name, size in sizes.items()}
     for name, score_G in scores.items():
         found[name].index_add_(0, original[name], score_G)
@@ -27,7 +27,7 @@ def in_original_order(
 
 @final
 class ScoreAverage:
-    """The mean that ``measure.average`` asks for.
+    """The mean over steps that ``measure.average`` asks for.
 
     ``decay``: exponential, bias corrected. ``window``: of the last ``window`` steps.
     ``between_cuts``: of all steps since the last cut.
@@ -38,11 +38,11 @@ class ScoreAverage:
         self.values: Scores = {name: torch.zeros(size) for name, size in sizes.items()}
         self.weight = 0.0
         self._over = False
-        """What is held ends with a cut: the next step begins anew."""
+        """``between_cuts``: a cut came, and the next step begins a new mean."""
         self._recent: list[Scores] = []
 
     def update(self, scores: Scores, original: Mapping[str, Tensor]) -> None:
-        """Take in one step's scores; ``original[set]`` maps physical to original units."""
+        """Adds one step's scores; ``original[set]`` maps physical to original units."""
         now = in_original_order(scores, original, {n: len(v) for n, v in self.values.items()})
         past, new = 1.0, 1.0
         if self._over:
@@ -58,18 +58,18 @@ class ScoreAverage:
                 self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        """Summed anew: taking the oldest away from the sum would let rounding errors grow."""
+        """Sums the window again: subtracting the oldest would let rounding errors accumulate."""
         del self._recent[0]
         self.weight = float(len(self._recent))
         for name, value in self.values.items():
             torch.sum(torch.stack([scores[name] for scores in self._recent]), 0, out=value)
 
     def cut(self) -> None:
-        """Something was removed. What is known stays until more is: a run may end here."""
+        """Notes a removal. The mean stays readable until the next step: a run may end here."""
         self._over = self.spec.average == "between_cuts"
 
     def read(self) -> Scores:
-        """Mean scores, original order. Only after the first ``update``."""
+        """Returns the mean scores in original order; only after the first ``update``."""
         assert self.weight > 0.0, "nothing was measured yet"
         return {name: value / self.weight for name, value in self.values.items()}
 

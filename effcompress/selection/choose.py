@@ -1,4 +1,4 @@
-"""Scores and a budget -> Plan. Decides and touches nothing."""
+"""Chooses the mini-groups to remove: scores and a budget in, a plan out. Changes no tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from effcompress.types import DEPTH, AxisMap, Due, GroupSet, Plan, Scores, Width
 
 @dataclass(frozen=True)
 class Choice:
-    """What to remove, and what the decision was based on."""
+    """The mini-groups to remove, and the numbers behind the decision."""
 
     plan: Plan
     scores: dict[str, list[float]]
@@ -32,12 +32,12 @@ class Choice:
     params: int
     widths: Widths
     exhausted: bool
-    """Nothing more may go: the target is met, or no line has anything to give."""
+    """The target is met, or no candidate may go any more."""
 
 
 @dataclass(frozen=True)
 class _Queue:
-    """Candidates of one line, least salient first: ``total_J`` sums the j-th of every set."""
+    """Units of one candidate, least salient first: ``total_J`` sums the j-th of every set."""
 
     units: dict[str, list[int]]
     raw: dict[str, list[float]]
@@ -56,7 +56,7 @@ def choose(
     state: Any = None,
     begun: Widths | None = None,
 ) -> Choice:
-    """The mini-groups to remove now.
+    """Returns the mini-groups to remove now.
 
     ``sets`` and ``axes`` describe the parent (original units), ``scores[set]`` is ``[G]`` with inf
     where a unit is gone. Stops at ``due``, and never passes ``target`` by more than 0.5 %.
@@ -65,15 +65,18 @@ def choose(
 
     Raises PluginError when the selector returns something else than one value per candidate.
     """
-    # What went with its layer is neither a candidate nor counted.
+    # Mini-groups of a removed layer are neither candidates nor counted.
     there = {s.name: int(torch.isfinite(scores[s.name]).sum()) for s in sets}
-    lines = candidates_of(s for s in sets if axes.living(s.name, there))
-    queues = [_queue([scores[name] for name in line.sets], line.sets) for line in lines]
+    candidates = candidates_of(s for s in sets if axes.living(s.name, there))
+    queues = [
+        _queue([scores[name] for name in candidate.sets], candidate.sets)
+        for candidate in candidates
+    ]
     alive = dict.fromkeys((s.name for s in sets), 0)
     alive |= {name: len(q.units[name]) for q in queues for name in q.units}
-    budget = Budget(axes, lines, alive, target)
+    budget = Budget(axes, candidates, alive, target)
     lowest = _lowest(queues, budget)
-    taken = [0] * len(lines)
+    taken = [0] * len(candidates)
     removed: dict[str, int] = {}
     while due.groups is None or sum(removed.values()) < due.groups:
         choices = _first_of_pools(budget.open(), queues, taken, budget)
@@ -83,7 +86,7 @@ def choose(
         k = choices[int(value_K.argmin())]
         taken[k] += budget.step(k)
         budget.take(k)
-        removed[lines[k].kind] = removed.get(lines[k].kind, 0) + 1
+        removed[candidates[k].kind] = removed.get(candidates[k].kind, 0) + 1
     plan, raw = _taken(budget, queues, taken)
     widths = {name: budget.widths[name] * axes.living(name, budget.widths) for name in alive}
     done = not budget.open()
@@ -93,35 +96,35 @@ def choose(
 def _first_of_pools(
     choices: list[int], queues: list[_Queue], taken: list[int], budget: Budget
 ) -> list[int]:
-    """Only the least salient of a pool is a candidate."""
+    """Keeps of every pool (scope `global`) only its least salient candidate."""
 
     def value(k: int) -> float:
         return float(_next(queues, taken, budget, k)) / budget.freed(k)
 
     first: dict[str, int] = {}
     for k in choices:
-        pool = budget.candidates[k].pool or f"line {k}"
+        pool = budget.candidates[k].pool or f"candidate {k}"
         if pool not in first or value(k) < value(first[pool]):
             first[pool] = k
     return list(first.values())
 
 
 def _next(queues: list[_Queue], taken: list[int], budget: Budget, k: int) -> Tensor:
-    """Saliency of the next block of line ``k``."""
+    """Returns the saliency of the next step of candidate ``k``."""
     return queues[k].total_J[taken[k] : taken[k] + budget.step(k)].sum()
 
 
 def _taken(
     budget: Budget, queues: list[_Queue], taken: list[int]
 ) -> tuple[Plan, dict[str, list[float]]]:
-    """The first ``taken[k]`` units of every set of line ``k``, and their raw saliency. What lay in
-    a layer that goes as well is not named.
+    """Returns the first ``taken[k]`` units of every set of candidate ``k``, and their raw saliency.
+    Units of a layer that goes as well are left out.
     """
     plan: Plan = {}
     raw: dict[str, list[float]] = {}
-    for line, queue, n in zip(budget.candidates, queues, taken, strict=True):
-        for name in line.sets if n else ():
-            if line.kind not in DEPTH and not budget.axes.living(name, budget.widths):
+    for candidate, queue, n in zip(budget.candidates, queues, taken, strict=True):
+        for name in candidate.sets if n else ():
+            if candidate.kind not in DEPTH and not budget.axes.living(name, budget.widths):
                 continue
             chosen = dict(zip(queue.units[name][:n], queue.raw[name][:n], strict=True))
             plan[name] = sorted(chosen)
@@ -211,9 +214,9 @@ def _fraction_after(budget: Budget, k: int, begun: Widths) -> float:
     return 1.0 - left / _begun(budget, k, begun)
 
 
-def _layer(line: Candidate) -> int:
-    """Number of the layer that a line's one set lies in; -1 for several, or none."""
-    layer = axis_layer(line.sets[0]) if len(line.sets) == 1 else None
+def _layer(candidate: Candidate) -> int:
+    """Number of the layer that a candidate's one set lies in; -1 for several, or none."""
+    layer = axis_layer(candidate.sets[0]) if len(candidate.sets) == 1 else None
     return -1 if layer is None else layer
 
 
@@ -222,9 +225,9 @@ def _lowest(queues: list[_Queue], budget: Budget) -> dict[str, float]:
     all kinds, whatever the selector compares.
     """
     lowest: dict[str, float] = {}
-    for k, (line, queue) in enumerate(zip(budget.candidates, queues, strict=True)):
+    for k, (candidate, queue) in enumerate(zip(budget.candidates, queues, strict=True)):
         block = budget.step(k)
         if len(queue.total_J) >= block and budget.freed(k) > 0:
             value = float(queue.total_J[:block].sum()) / budget.freed(k)
-            lowest[line.kind] = min(value, lowest.get(line.kind, value))
+            lowest[candidate.kind] = min(value, lowest.get(candidate.kind, value))
     return lowest

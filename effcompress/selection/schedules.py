@@ -118,7 +118,7 @@ def _down_to(
 
 
 def ask(bound: Bound, **place: Any) -> Due | None:
-    """What a schedule says at a place in the run. Raises PluginError if it is not an answer."""
+    """Asks a schedule at a place in the run. Raises PluginError for an answer of another type."""
     due = bound(**place)
     if due is None or (isinstance(due, Due) and (due.groups is None) != (due.params is None)):
         return due
