@@ -72,7 +72,7 @@ def _tasks(
     names: str | None, limit: int | None, shots: int | None, data: TaskData | None
 ) -> list[str]:
     """Translates the options to ``--set`` overrides, so that the recipe's checks apply to them."""
-    from effcompress.spec.results import CARRIER, CARRIER_SHA256
+    from effcompress.spec import CARRIER, CARRIER_SHA256
 
     found: dict[str, str | int | None] = {"limit": limit, "shots": shots}
     if names is not None:

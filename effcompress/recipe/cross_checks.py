@@ -19,6 +19,8 @@ from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.plugin_checks import cuts_all_at_start
 from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.spec import (
+    CARRIED,
+    CARRIER,
     DomainSpec,
     LoopSpec,
     PruneSpec,
@@ -28,7 +30,6 @@ from effcompress.spec import (
     TasksSpec,
     TrainSpec,
 )
-from effcompress.spec.results import CARRIED, CARRIER
 
 MODEL_SOURCES = ("hub", "folder", "gguf", "wheel")
 DOMAIN_SOURCES = ("jsonl", "txt", "parquet", "hub", "stdlib")

@@ -1,4 +1,4 @@
-"""The recipe's JSON Schema, from the dataclasses of ``spec/`` and the registered plugins.
+"""The recipe's JSON Schema, from the dataclasses of ``spec.py`` and the registered plugins.
 
 Alternatives (``anyOf``) are used only where a ``type`` list will not do, so that editors give short
 messages and ``explain.py`` can find the one thing that is wrong.
