@@ -870,7 +870,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/model/lineage.py",
         "return Depth(tuple(layers), frozenset(absent))",
         "return Depth(tuple(layers))",
-        ("tests/runner/test_depth.py::test_the_folder_is_loaded_by_transformers_and_by_us",),
+        ("tests/model/test_lineage.py",),
         "a pruned folder's missing blocks are looked for",
     ),
     Mutant(
@@ -905,10 +905,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/network/pruned_model.py",
         "return self.parent.count(self.ledger.widths())",
         "return self.axes.count()",
-        (
-            "tests/removal/test_cut_while_training.py::test_cuts_compose",
-            "tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",
-        ),
+        ("tests/removal/test_modules.py::test_masked_units_do_not_count",),
         "masked units count as parameters",
     ),
     Mutant(
@@ -1059,8 +1056,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "steps = max(0, last.step - checkpoint.step)",
         "steps = last.step",
         (
-            "tests/cli/test_status.py::test_a_run_that_died_and_went_on",
-            "tests/cli/test_status.py::test_a_run_under_way",
+            (
+                "tests/record/test_tail.py::test_what_a_crash_would_lose_is_what_was_done_since"
+                "_the_newest_checkpoint"
+            ),
         ),
         "the status says that all steps would be lost",
     ),
@@ -1069,8 +1068,10 @@ MUTANTS: tuple[Mutant, ...] = (
         'for path in sorted((folder / "checkpoints").glob("step-*"), reverse=True):',
         'for path in sorted((folder / "checkpoints").glob("step-*")):',
         (
-            "tests/cli/test_status.py::test_a_run_that_died_and_went_on",
-            "tests/cli/test_status.py::test_a_run_under_way",
+            (
+                "tests/record/test_tail.py::test_what_a_crash_would_lose_is_what_was_done_since"
+                "_the_newest_checkpoint"
+            ),
         ),
         "the status names the oldest checkpoint",
     ),
@@ -1113,10 +1114,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/record/tail.py",
         "rest = block[len(whole) :]",
         'rest = b"\\n"',
-        (
-            "tests/cli/test_status.py::test_a_long_record_is_read_at_once_and_without_torch",
-            "tests/cli/test_status.py::test_half_a_line_is_no_line",
-        ),
+        ("tests/record/test_tail.py::test_no_line_is_lost_where_two_blocks_meet",),
         "lines on the border of two blocks are lost",
     ),
     Mutant(
@@ -1175,10 +1173,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/removal/compensate.py",
         "bias.add_(part)",
         "bias.copy_(part)",
-        (
-            "tests/removal/test_compensate.py::test_with_an_intercept",
-            "tests/contract/test_compensate.py",
-        ),
+        ("tests/contract/test_compensate.py::test_a_repair_adds_to_the_bias_that_is_there",),
         "a repair forgets the bias that was there",
     ),
     Mutant(
@@ -1249,7 +1244,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/removal/norms.py",
         "gain = norm.effective() * (norm.physical / before) ** 0.5",
         "gain = norm.effective() * (norm.physical / before)",
-        ("tests/contract/test_mask_equals_removal.py::test_masking_equals_removing",),
+        ("tests/removal/test_modules.py::test_masks_one_after_the_other_are_one_mask",),
         "the gain is scaled by the ratio, not by its root",
     ),
     Mutant(
@@ -1872,11 +1867,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/selection/candidates.py",
         '"query": wide.get("attention", 0) * head,',
         '"query": head,',
-        (
-            "tests/selection",
-            "tests/estimate/test_forecast.py",
-            "tests/runner/test_schedules.py::test_cost_aware_pauses",
-        ),
+        ("tests/selection/test_budget.py::test_columns_that_a_unit_owns",),
         "a query head in every group costs as much as one head",
     ),
     Mutant(
