@@ -1227,10 +1227,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/removal/modules.py",
         "part.layer_idx = j",
         "part.layer_idx = i",
-        (
-            "tests/removal/test_cut_while_training.py::test_a_layer_goes_with_its_moments",
-            "tests/runner/test_depth.py::test_layers_and_blocks_go_and_the_record_says_so",
-        ),
+        ("tests/runner/test_depth.py::test_layers_and_blocks_go_and_the_record_says_so",),
         "layers keep the parent's number and write into the wrong cache",
     ),
     Mutant(
@@ -1426,13 +1423,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/report/gather.py",
         "return (self.run.source_params or self.run.params) if self.run else None",
         "return self.run.params if self.run else None",
-        (
-            "tests/report/test_report.py",
-            (
-                "tests/runner/test_baselines.py::test_flap_ranks_everything_together_and_mends_"
-                "biases"
-            ),
-        ),
+        (("tests/runner/test_baselines.py::test_flap_ranks_everything_together_and_mends_biases"),),
         "added biases count as removed parameters",
     ),
     Mutant(
@@ -1493,21 +1484,36 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/dense_cache.py",
         '"model": model_hash,',
         '"model": "",',
-        ("tests/runner/test_dense_cache.py",),
+        (
+            (
+                "tests/runner/test_dense_cache.py::test_what_an_evaluation_depends_on_is_measur"
+                "ed_anew"
+            ),
+        ),
         "another model's evaluation is taken",
     ),
     Mutant(
         "effcompress/runner/dense_cache.py",
         '"tokens": tokens,',
         '"tokens": "",',
-        ("tests/runner/test_dense_cache.py",),
+        (
+            (
+                "tests/runner/test_dense_cache.py::test_another_text_and_another_model_are_meas"
+                "ured_anew"
+            ),
+        ),
         "an evaluation on other text is taken",
     ),
     Mutant(
         "effcompress/runner/dense_cache.py",
         '"config": dict(config),',
         "",
-        ("tests/runner/test_dense_cache.py",),
+        (
+            (
+                "tests/runner/test_dense_cache.py::test_another_text_and_another_model_are_meas"
+                "ured_anew"
+            ),
+        ),
         "an evaluation under another rotary base is taken",
     ),
     Mutant(
@@ -1823,30 +1829,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/saliency/criteria.py",
         "return weight * grad if signed else (weight * grad).abs_()",
         "return weight * grad if signed else grad.abs()",
-        (
-            "tests/saliency",
-            "tests/runner/test_baselines.py::test_the_same_share_of_every_layer[param_first]",
-        ),
+        ("tests/saliency/test_criteria.py::test_three_numbers[taylor-knobs2-expected2]",),
         "first-order Taylor leaves the weight out",
     ),
     Mutant(
         "effcompress/saliency/criteria.py",
         "(weight * grad - weight.square() * hess * 0.5).abs_()",
         "(weight * grad + weight.square() * hess * 0.5).abs_()",
-        (
-            "tests/saliency",
-            "tests/runner/test_baselines.py::test_the_same_share_of_every_layer[param_mix]",
-        ),
+        ("tests/saliency/test_criteria.py::test_three_numbers[taylor_mixed-knobs4-expected4]",),
         "both orders have the same sign",
     ),
     Mutant(
         "effcompress/saliency/criteria.py",
         'return weight.abs() if norm == "l1" else weight.square()',
         "return weight.square()",
-        (
-            "tests/saliency",
-            "tests/runner/test_baselines.py::test_the_same_share_of_every_layer[magnitude]",
-        ),
+        ("tests/saliency/test_criteria.py::test_three_numbers[magnitude-knobs0-expected0]",),
         "magnitude is always squared",
     ),
     Mutant(
@@ -1926,10 +1923,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/selection/choose.py",
         "left = budget.widths[budget.candidates[k].sets[0]] - budget.step(k)",
         "left = budget.widths[budget.candidates[k].sets[0]]",
-        (
-            "tests/selection/test_choose.py",
-            "tests/runner/test_baselines.py::test_adapt_pruner_follows_its_rates",
-        ),
+        ("tests/runner/test_baselines.py::test_adapt_pruner_follows_its_rates",),
         "fractions are those before the cut, not behind it",
     ),
     Mutant(
@@ -2012,8 +2006,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "return Due(params=round(first - (done + 1) * each), again=True)",
         "return Due(params=round(first - (done + 1) * each))",
         (
-            "tests/selection/test_schedules.py",
-            "tests/runner/test_baselines.py::test_adapt_pruner_follows_its_rates",
+            (
+                "tests/selection/test_schedules.py::test_once_in_rounds_ends_at_the_target_in_e"
+                "qual_steps"
+            ),
         ),
         "rounds end after the first",
     ),
@@ -2071,34 +2067,33 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/sparsity/apply.py",
         'available["input_norm"] = square_I.clamp(min=0).sqrt()',
         'available["input_norm"] = square_I.clamp(min=0)',
-        (
-            "tests/sparsity",
-            (
-                "tests/runner/test_sparsify.py::test_the_stream_makes_the_zeros_that_full_passe"
-                "s_make"
-            ),
-        ),
+        ("tests/sparsity/test_apply.py::test_norms_come_from_either_moment",),
         "the norm of an input lacks its root",
     ),
     Mutant(
         "effcompress/sparsity/choose.py",
         "math.floor(width * amount + 1e-9)",
         "math.ceil(width * amount - 1e-9)",
-        ("tests/sparsity",),
+        (
+            (
+                "tests/sparsity/test_magnitude_wanda.py::test_counts_are_floors_but_not_of_roun"
+                "ding_errors"
+            ),
+        ),
         "one weight more than asked for goes",
     ),
     Mutant(
         "effcompress/sparsity/choose.py",
         "index_RK = score_RK.argsort(dim=1, stable=True)[:, :zeros]",
         "index_RK = score_RK.argsort(dim=1, descending=True)[:, :zeros]",
-        ("tests/sparsity",),
+        ("tests/sparsity/test_magnitude_wanda.py::test_magnitude_of_three_numbers",),
         "the largest weights become zero",
     ),
     Mutant(
         "effcompress/sparsity/choose.py",
         'width = columns if per == "row" else rows * columns',
         "width = columns",
-        ("tests/sparsity",),
+        ("tests/sparsity/test_magnitude_wanda.py::test_magnitude_ranks_a_layer_or_its_rows",),
         "weights of a layer compete within rows only",
     ),
     Mutant(
@@ -2282,11 +2277,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/types.py",
         "return math.lcm(self.round_to, self.finish_on)",
         "return self.finish_on",
-        (
-            "tests/selection/test_ranges.py",
-            "tests/selection/test_budget.py",
-            "tests/groups/test_spaces.py",
-        ),
+        ("tests/groups/test_find.py::test_a_width_ends_on_what_both_multiples_share",),
         "a width ends on a multiple of finish_on alone",
     ),
     Mutant(
