@@ -101,7 +101,7 @@ def test_everything_that_an_evaluation_depends_on_is_in_its_key(
     plain = {"model_hash": "a", "config": {"rope_theta": 1e4}, "tokenizer": "t", "corpus": text}
 
     def key(**changes: object) -> object:
-        return description(tiny(), **{**plain, "spec": EvaluateSpec(), **changes})  # type: ignore
+        return description(tiny(), **{**plain, "spec": EvaluateSpec(), **changes})  # type: ignore[arg-type]
 
     first = key()
     assert key() == first
