@@ -1567,11 +1567,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/folder.py",
         "if old.get(key) != new.get(key):",
         "if key in old and key in new and old[key] != new[key]:",
-        (
-            "tests/runner/test_dense_cache.py",
-            "tests/runner/test_run.py::test_a_folder_with_a_run_is_never_overwritten",
-            "tests/runner/test_run.py::test_a_failed_run_says_so_and_can_be_continued",
-        ),
+        ("tests/runner/test_record.py::test_a_key_that_came_or_went_is_another_recipe",),
         "keys that came or went do not count as a change",
     ),
     Mutant(
@@ -1592,11 +1588,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/prune.py",
         "abs(state.params - target) > TOLERANCE * target",
         "abs(state.params - target) > 100 * TOLERANCE * target",
-        (
-            "tests/runner/test_run.py::test_prunes_while_training_and_proves_the_result",
-            "tests/runner/test_run.py::test_tokens_run_out_before_the_target",
-            "tests/runner/test_schedules.py",
-        ),
+        ("tests/runner/test_record.py::test_a_size_far_from_the_target_is_no_success",),
         "a size far from the target counts as reached",
     ),
     Mutant(
@@ -1629,21 +1621,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/prune.py",
         "x.index_fill(-1, gone.to(x.device), 0.0)",
         "x",
-        ("tests/runner/test_propagated.py",),
+        ("tests/runner/test_propagated.py::test_wanda_sp_is_handed_on",),
         "propagation hands on what goes",
     ),
     Mutant(
         "effcompress/runner/recovery.py",
         "layers = tuple(parent.index(i) for i in pruned.depth.layers)",
         "layers = tuple(range(len(pruned.depth.layers)))",
-        ("tests/runner/test_recover.py::test_it_recovers_and_goes_on_where_it_stopped",),
+        (("tests/runner/test_recover.py::test_the_teacher_is_told_which_of_its_layers_are_left"),),
         "the teacher's layers are numbered as if none were gone",
     ),
     Mutant(
         "effcompress/runner/recovery.py",
         "torch.set_rng_state(rng)  # a resumed",
         "pass  # a resumed",
-        ("tests/runner/test_recover.py::test_it_recovers_and_goes_on_where_it_stopped",),
+        (("tests/runner/test_recover.py::test_the_teacher_is_told_which_of_its_layers_are_left"),),
         "loading the teacher uses up random numbers",
     ),
     Mutant(
@@ -2501,27 +2493,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "plugins/refit.py",
         "right_OI = cross.double() + damping * weight.double()",
         "right_OI = cross.double()",
-        (
-            "tests/plugins",
-            "tests/runner/test_baselines.py::test_refit_brings_the_model_back",
-        ),
+        ("tests/plugins/test_refit.py::test_ridge_regression_is_drawn_towards_the_weight",),
         "ridge regression draws towards zero, not towards the weight",
     ),
     Mutant(
         "plugins/refit.py",
         "more = target_mean.double() - new.double() @ mean.double()",
         "more = target_mean.double()",
-        ("tests/runner/test_baselines.py::test_refit_brings_the_model_back",),
+        ("tests/plugins/test_refit.py::test_an_intercept_is_not_punished",),
         "the intercept is the target's mean, whatever the weight does",
     ),
     Mutant(
         "plugins/refit.py",
         "covariance_II = gram.double() - mean.double().outer(mean.double())",
         "covariance_II = gram.double()",
-        (
-            "tests/plugins",
-            "tests/runner/test_baselines.py::test_refit_brings_the_model_back",
-        ),
+        ("tests/plugins/test_refit.py::test_an_intercept_is_not_punished",),
         "the refit with an intercept uses moments that are not centred",
     ),
     Mutant(
