@@ -1642,7 +1642,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/refit.py",
         "bias.add_(more_O)",
         "bias.copy_(more_O)",
-        ("tests/runner/test_baselines.py::test_refit_brings_the_model_back",),
+        ("tests/plugins/test_refit.py::test_an_intercept_adds_to_the_bias_that_is_there",),
         "the refit forgets the bias that was there",
     ),
     Mutant(
