@@ -29,8 +29,6 @@ MARGIN = 10.0
 """Seconds beyond the grace time in which a process may write its report."""
 POLL = 0.1
 """Seconds between two polls of the processes."""
-IN_PROCESS = 0
-"""Number of processes that means: run everything in this one."""
 
 
 class Progress(Protocol):
@@ -113,7 +111,7 @@ def run_all(
     progress.begin(jobs, done, at_once)
     failed: dict[Path, str] = {}
     try:
-        if at_once == IN_PROCESS:
+        if at_once == 0:
             _here(waiting, progress, failed, offline, stopping)
         else:
             _processes(waiting, at_once, progress, failed, offline)
@@ -162,9 +160,8 @@ def _processes(
                 running.append(_start(waiting.popleft(), at_once, offline))
                 progress.started(running[-1].job)
             for one in running.copy():
-                code = (
-                    one.process.poll()
-                )  # before the record is read, so that its last event is seen
+                # Before the record is read, so that its last event is seen.
+                code = one.process.poll()
                 for event in one.tail.read():
                     progress.event(one.job, event)
                 if code is not None:

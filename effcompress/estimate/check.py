@@ -11,7 +11,7 @@ from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.schedule import Timeline, fastest, play
 from effcompress.recipe import LoadedRecipe
 from effcompress.spec import Recipe
-from effcompress.types import GroupSet, Widths
+from effcompress.types import Widths
 
 
 class CheckData(TypedDict, total=False):
@@ -59,7 +59,9 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     data["reached_at_tokens"] = timeline.points[-2].tokens if timeline.reached else None
     lines.append(_when(timeline))
     lines += _zeros(loaded, found, timeline.points[-1].widths, data)
-    if recipe.export.form == "auto" and _may_differ(found.sets):
+    # Layers can end with different shapes; whole layers that go do not count.
+    differ = any(s.scope != "lockstep" and s.kind != "layer" for s in found.sets)
+    if recipe.export.form == "auto" and differ:
         lines.append(
             "export: layers may differ in the end; the folder is then padded with zeros to the "
             "widest layer, and larger than the target (export.form: exact keeps the shapes)"
@@ -75,11 +77,9 @@ def _zeros(loaded: LoadedRecipe, found: SizedModel, widths: Widths, data: CheckD
         return []
     weights, zeroed = counts
     data["zeroed"] = zeroed
-    wanted = (
-        f"in the pattern {spec.pattern}"
-        if spec.pattern
-        else f"{100 * spec.fraction:.4g} % of each layer"
-    )
+    wanted = f"{100 * spec.fraction:.4g} % of each layer"
+    if spec.pattern:
+        wanted = f"in the pattern {spec.pattern}"
     return [
         f"sparsify: {spec.method.name} makes about {zeroed:,} of {weights:,} weights in linear "
         f"layers zero, {wanted}; no parameter is removed by it"
@@ -101,11 +101,6 @@ def _when(timeline: Timeline) -> str:
         "schedule: reaches it only if saliency prefers large mini-groups; else the rest is cut "
         "when the tokens are used up"
     )
-
-
-def _may_differ(sets: list[GroupSet]) -> bool:
-    """Returns whether layers can end with different shapes; whole layers that go do not count."""
-    return any(s.scope != "lockstep" and s.kind != "layer" for s in sets)
 
 
 def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: SizedModel) -> Timeline:
