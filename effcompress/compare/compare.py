@@ -60,7 +60,6 @@ def compare(
 
 
 def _ran(job: Job, output: Path, reason: str) -> Attempt:
-    """Reads the result of a job."""
     shown = job.folder.relative_to(output).as_posix()
     attempt = comparison.read(job.folder, seed=job.seed, shown=shown, reason=reason)
     if attempt.done or attempt.target:

@@ -60,7 +60,13 @@ def enter(
     found: list[Entry] = []
     for target, label in zip(targets, labels, strict=True):
         if target.is_dir():
-            found.append(_of_run(target, label))
+            if not (target / "metrics.jsonl").is_file():
+                raise SourceError(
+                    "this folder holds no run: metrics.jsonl is missing",
+                    where=str(target),
+                    fix="Name the folder of a run, e.g. runs/quickstart, or a recipe.",
+                )
+            found.append(Entry(label, folders=(target,)))
             continue
         loaded = recipes.load(target, overrides)
         own = tuple(seeds) or (loaded.recipe.seed,)
@@ -139,16 +145,6 @@ def _with_seed(loaded: LoadedRecipe, seed: int, label: str, overrides: tuple[str
 def _placed(job: Job, output: Path) -> Job:
     name = f"{job.label}_{job.seed}"
     return replace(job, folder=output / RUNS / name, log=output / LOGS / f"{name}.log")
-
-
-def _of_run(folder: Path, label: str) -> Entry:
-    if not (folder / "metrics.jsonl").is_file():
-        raise SourceError(
-            "this folder holds no run: metrics.jsonl is missing",
-            where=str(folder),
-            fix="Name the folder of a run, e.g. runs/quickstart, or a recipe.",
-        )
-    return Entry(label, folders=(folder,))
 
 
 def _together(entries: Sequence[Entry]) -> list[Entry]:

@@ -166,8 +166,7 @@ def _processes(
                     progress.event(one.job, event)
                 if code is not None:
                     running.remove(one)
-                    reason = _reason(one, code) or _changed(one.job)
-                    if reason:
+                    if reason := _reason(one, code):
                         failed[one.job.folder] = reason
                     progress.ended(one.job, time.monotonic() - one.started, reason)
             progress.beat()
@@ -205,20 +204,17 @@ def _start(job: Job, at_once: int, offline: bool) -> Running:
     return Running(job, process, output, Tail(job.folder / "metrics.jsonl"), time.monotonic())
 
 
-def _changed(job: Job) -> str:
-    """Returns an error where the recipe changed after it was checked, else an empty string."""
-    try:
-        require_same(job)
-    except EffcompressError as error:
-        return str(error)
-    return ""
-
-
 def _reason(one: Running, code: int) -> str:
     """Returns why a process failed: its error, else its last line; empty where it succeeded."""
     one.output.close()
+    if code == 0 and not finished(one.job):
+        return "stopped by a signal; the same command goes on"
     if code == 0:
-        return "" if finished(one.job) else "stopped by a signal; the same command goes on"
+        try:
+            require_same(one.job)  # the recipe may have changed after it was checked
+        except EffcompressError as error:
+            return str(error)
+        return ""
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (often: not enough memory)" if name == "SIGKILL" else ""

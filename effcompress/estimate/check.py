@@ -10,7 +10,6 @@ from effcompress.estimate.feasibility import SizedModel, expected, require_reach
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.schedule import Timeline, fastest, play
 from effcompress.recipe import LoadedRecipe
-from effcompress.spec import Recipe
 from effcompress.types import Widths
 
 
@@ -54,7 +53,7 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     lines.append(
         f"target: {found.start:,} -> {found.target:,} parameters (-{fraction:.1%}), in reach"
     )
-    timeline = _on_time(loaded, recipe, found)
+    timeline = _on_time(loaded, found)
     data["ends_at"] = timeline.points[-1].params
     data["reached_at_tokens"] = timeline.points[-2].tokens if timeline.reached else None
     lines.append(_when(timeline))
@@ -103,10 +102,11 @@ def _when(timeline: Timeline) -> str:
     )
 
 
-def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: SizedModel) -> Timeline:
+def _on_time(loaded: LoadedRecipe, found: SizedModel) -> Timeline:
     """Returns the schedule's timeline. Raises RecipeError if it cannot end at the target even when
     saliency prefers the largest mini-groups.
     """
+    recipe = loaded.recipe
     timeline = play(recipe, found)
     if _met(timeline) or _met(play(recipe, found, fastest)):
         return timeline
