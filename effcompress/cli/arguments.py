@@ -13,10 +13,7 @@ import typer
 from effcompress.errors import CoverageError, EffcompressError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from effcompress.answer import Answer
-    from effcompress.answer import Table as Rows
     from effcompress.recipe import LoadedRecipe
 
 RecipeFile = Annotated[
@@ -64,6 +61,7 @@ def show(answer: Answer, as_json: bool) -> None:
         print_json(answer.data)
         return
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
@@ -71,7 +69,17 @@ def show(answer: Answer, as_json: bool) -> None:
         if number:
             console.print()
         console.print(Text(sheet.title, style="bold"))
-        console.print(_table(sheet))
+        headed = any(sheet.columns)
+        table = Table(box=None, pad_edge=False, header_style="dim", show_header=headed)
+        for k, column in enumerate(sheet.columns):
+            written = [row[k] for row in sheet.rows if row[k].strip(" -")] if k else []
+            right = written and all(cell.lstrip("-+~< ")[:1].isdigit() for cell in written)
+            # Folded rather than truncated, so that every name can be copied.
+            table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
+        for row in sheet.rows:
+            # As Text, because rich would read a cell such as "[hidden]" as markup.
+            table.add_row(*map(Text, row))
+        console.print(table)
     if answer.sheets and answer.notes:
         console.print()
     for note in answer.notes:
@@ -81,25 +89,3 @@ def show(answer: Answer, as_json: bool) -> None:
 def print_json(data: object) -> None:
     """Prints indented JSON on standard output; paths become text."""
     typer.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
-
-
-def _table(sheet: Rows) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    headed = any(sheet.columns)
-    table = Table(box=None, pad_edge=False, header_style="dim", show_header=headed)
-    for number, column in enumerate(sheet.columns):
-        cells = [row[number] for row in sheet.rows]
-        right = number > 0 and _are_numbers(cells)
-        # Folded rather than truncated, so that every name can be copied.
-        table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
-    for row in sheet.rows:
-        # As Text, because rich would read a cell such as "[hidden]" as markup.
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _are_numbers(cells: list[str]) -> bool:
-    written = [cell for cell in cells if cell.strip(" -")]
-    return bool(written) and all(cell.lstrip("-+~< ")[:1].isdigit() for cell in written)

@@ -15,7 +15,7 @@ from effcompress.record.readable import clock_time, count, size
 from effcompress.record.sentences import removed
 
 if TYPE_CHECKING:
-    from effcompress.record.status import Risk, RunStatus
+    from effcompress.record.status import RunStatus
 
 _WIDTH = 80
 
@@ -54,7 +54,6 @@ def status(
 
 
 def _process(run: RunStatus) -> Iterator[tuple[str, str]]:
-    """Yields process, phase and last sign of life."""
     now = run.now
     if run.reason:
         yield "reason", run.reason
@@ -77,7 +76,6 @@ def _for(run: RunStatus, seconds: float | None) -> str:
 
 
 def _training(run: RunStatus) -> Iterator[tuple[str, str]]:
-    """Yields step, tokens, size and time left."""
     if run.step is not None and run.tokens is not None:
         total = run.total_tokens
         of = f" of {count(total)} ({run.tokens / total:.0%})" if total else ""
@@ -94,24 +92,21 @@ def _training(run: RunStatus) -> Iterator[tuple[str, str]]:
 
 
 def _safety(run: RunStatus) -> Iterator[tuple[str, str]]:
-    """Yields the newest checkpoint, what is at risk without it, warnings and report."""
     if (kept := run.checkpoint) is not None:
         said = f"step {kept.step:,}, {clock_time(kept.seconds)} ago, {size(kept.bytes)}"
         yield "checkpoint", said
     if run.risk is not None:
-        yield "at risk" if run.state == "running" else "lost", _risk(run.risk, kept is not None)
+        said = "nothing"
+        if steps := run.risk.steps:
+            spent = run.risk.seconds
+            said = "1 step" if steps == 1 else f"{steps:,} steps"
+            said += ", all there are" if kept is None else " behind it"
+            said += "" if spent is None else f", {clock_time(spent)} of work"
+        yield "at risk" if run.state == "running" else "lost", said
     if run.warnings:
         yield "warnings", f"{run.warnings:,}"
     if run.report is not None and run.state != "running":
         yield "report", str(run.report)
-
-
-def _risk(risk: Risk, kept: bool) -> str:
-    if not risk.steps:
-        return "nothing"
-    spent = "" if risk.seconds is None else f", {clock_time(risk.seconds)} of work"
-    steps = "1 step" if risk.steps == 1 else f"{risk.steps:,} steps"
-    return f"{steps}{' behind it' if kept else ', all there are'}{spent}"
 
 
 def _command(words: str) -> list[str]:

@@ -105,18 +105,30 @@ def bench(
             _side(name, spec, recipe.seed, load, device, offline, view.note) for name, spec in named
         ]
         timings = _race(sides, load, recipe.seed, device, view.note)
-        described = {s.name: (s.source, _params(s.module), s.bytes) for s in sides}
+        counts = {s.name: sum(p.numel() for p in s.module.parameters()) for s in sides}
+        described = {s.name: (s.source, counts[s.name], s.bytes) for s in sides}
         sides.clear()  # frees the memory for the process that loads the models again
         memory = _memory(named, load, recipe.seed, str(device))
     finally:
         torch.set_num_threads(before)
         view.close()
     sizes = {name: Size(*one, memory[name]) for name, one in described.items()}
-    return _answer(Result(sizes, _speeds(load, timings), _protocol(load, str(device))))
-
-
-def _params(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    protocol: dict[str, Json] = {
+        "prompt": load.prompt,
+        "new": load.new,
+        "rounds": load.repeats,
+        "warm-up": "1 round",
+        "order": "in turns",
+        "decoding": "greedy, KV cache",
+        "threads": load.threads,
+        "device": str(device),
+        "dtype": load.dtype,
+        "torch": torch.__version__,
+    }
+    found = Result(sizes, _speeds(load, timings), protocol)
+    notes = [f"{name}: {size.model}" for name, size in sizes.items()]
+    notes.append(", ".join(f"{key} {value}" for key, value in protocol.items()))
+    return Answer(dataclasses.asdict(found), (_rates(found), _sizes(found)), tuple(notes))
 
 
 def _race(
@@ -140,14 +152,13 @@ def _named(target: Target, against: Target | None) -> list[tuple[str, ModelSpec]
     run = isinstance(target, Path)
     if against is None:
         return [("dense", loaded.recipe.model), ("pruned", spec)] if run else [("dense", spec)]
-    names = [_name(against), _name(target)]
+    names = [
+        one.resolve().name if isinstance(one, Path) else one.recipe.name
+        for one in (against, target)
+    ]
     if names[0] == names[1]:
         names = [f"{names[0]} (1)", f"{names[1]} (2)"]
     return [(names[0], opened(against)[1]), (names[1], spec)]
-
-
-def _name(target: Target) -> str:
-    return target.resolve().name if isinstance(target, Path) else target.recipe.name
 
 
 def _side(
@@ -214,29 +225,6 @@ def _speeds(load: Workload, timings: dict[int, dict[str, list[Timing]]]) -> list
             ratio = speed_up(rounds[1], rounds[0], phase) if len(rounds) > 1 else None
             found.append(Speed(batch, phase, rates, ratio))
     return found
-
-
-def _protocol(load: Workload, device: str) -> dict[str, Json]:
-    import torch
-
-    return {
-        "prompt": load.prompt,
-        "new": load.new,
-        "rounds": load.repeats,
-        "warm-up": "1 round",
-        "order": "in turns",
-        "decoding": "greedy, KV cache",
-        "threads": load.threads,
-        "device": device,
-        "dtype": load.dtype,
-        "torch": torch.__version__,
-    }
-
-
-def _answer(found: Result) -> Answer:
-    notes = [f"{name}: {size.model}" for name, size in found.sides.items()]
-    notes.append(", ".join(f"{key} {value}" for key, value in found.protocol.items()))
-    return Answer(dataclasses.asdict(found), (_rates(found), _sizes(found)), tuple(notes))
 
 
 def _rates(found: Result) -> Table:

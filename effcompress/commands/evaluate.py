@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from effcompress.record.log import make_view
 from effcompress.record.readable import with_error
 from effcompress.runner.folder import opened
 from effcompress.runner.preflight import require_harness
-from effcompress.spec import ModelSpec
 
 
 def evaluate(
@@ -29,10 +29,6 @@ def evaluate(
     """
     loaded, spec = opened(target, overrides)
     require_harness(loaded.recipe.evaluate.tasks)
-    return _measure(loaded, spec, offline)
-
-
-def _measure(loaded: LoadedRecipe, spec: ModelSpec, offline: bool) -> Answer:
     # Imported here: torch and transformers take seconds, which a wrong path should not cost.
     from effcompress.model.load import load as load_model
     from effcompress.runner.corpus import corpus_of
@@ -40,31 +36,16 @@ def _measure(loaded: LoadedRecipe, spec: ModelSpec, offline: bool) -> Answer:
     from effcompress.runner.state import device_of
 
     one = loaded.recipe
-    view = make_view(interactive=False)
-    try:
-        model = load_model(spec, seed=one.seed, offline=offline, progress=view.note)
+    with closing(make_view(interactive=False)) as view:
+        say = view.note
+        model = load_model(spec, seed=one.seed, offline=offline, progress=say)
         corpus = corpus_of(
-            one,
-            model.tokenizer,
-            offline=offline,
-            say=view.note,
-            notice=view.note,
-            training=False,
+            one, model.tokenizer, offline=offline, say=say, notice=say, training=False
         )
         module = model.module.to(device_of(one))
         params = sum(p.numel() for p in module.parameters())
-        found = measure(
-            module,
-            model.tokenizer,
-            corpus,
-            one.evaluate,
-            when="after",
-            params=params,
-            offline=offline,
-            say=view.note,
-        )
-    finally:
-        view.close()
+        how = (module, model.tokenizer, corpus, one.evaluate)
+        found = measure(*how, when="after", params=params, offline=offline, say=say)
     title = f"{model.source}: {params:,} parameters"
     sheets = (_perplexities(title, found), *([_accuracies(found.tasks)] if found.tasks else []))
     values = events.plain(found)

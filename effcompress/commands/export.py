@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -45,20 +46,23 @@ def export(
     target = output or run / (f"{loaded.recipe.name}.gguf" if name == "gguf" else f"export-{name}")
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise SourceError("this exists already", where=str(target), fix="Name another --output.")
-    view = make_view(interactive=False)
-    try:
-        spec = loaded.recipe.model
+    with closing(make_view(interactive=False)) as view:
+        spec, prune = loaded.recipe.model, loaded.recipe.prune
         model = load_model(spec, seed=loaded.recipe.seed, offline=offline, progress=view.note)
-        pruned = _restored(loaded, model, saved)
+        pruned = PrunedModel(model.module, model.config, prune.space if prune else ())
+        pruned.restore(saved.values, saved.part("model/"), saved.part("ledger/"))
+        if pruned.ledger.pending():  # masked units that no commit has removed yet
+            pruned.commit()
         if name == "gguf":
             return _gguf(pruned, model, target, dtype, loaded.recipe.name)
         made = form(pruned, name)
         target.mkdir(parents=True, exist_ok=True)
         size = write(made, pruned, model.tokenizer, target)
         view.note("proving it in a fresh process")
-        return _told(made, size, target, prove(made, pruned, _probe(pruned), target))
-    finally:
-        view.close()
+        draw = torch.Generator().manual_seed(0)
+        vocab = pruned.axes.widths["vocab"]
+        probe_BT = torch.randint(0, vocab, (2, PROOF_TOKENS), generator=draw)
+        return _told(made, size, target, prove(made, pruned, probe_BT, target))
 
 
 def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
@@ -70,24 +74,6 @@ def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
         said = warnings[-1] if warnings else "there is none"
         raise SourceError(f"no checkpoint to export from: {said}", where=str(run))
     return recipe.load(resolved), saved
-
-
-def _restored(loaded: LoadedRecipe, model: LoadedModel, saved: Saved) -> PrunedModel:
-    """Restores the pruned model of a checkpoint and removes its masked units."""
-    prune = loaded.recipe.prune
-    space = prune.space if prune else ()
-    pruned = PrunedModel(model.module, model.config, space)
-    pruned.restore(saved.values, saved.part("model/"), saved.part("ledger/"))
-    if pruned.ledger.pending():
-        pruned.commit()
-    return pruned
-
-
-def _probe(pruned: PrunedModel) -> torch.Tensor:
-    """Random tokens ``[2, PROOF_TOKENS]`` with a fixed seed."""
-    vocab = pruned.axes.widths["vocab"]
-    draw = torch.Generator().manual_seed(0)
-    return torch.randint(0, vocab, (2, PROOF_TOKENS), generator=draw)
 
 
 def _told(made: Form, size: int, target: Path, proof: Proof) -> Answer:

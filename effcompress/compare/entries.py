@@ -52,12 +52,21 @@ def enter(
     Raises RecipeError or SourceError for the first recipe that cannot run, for a folder that holds
     no run, and for a target that is named twice.
     """
-    _once(targets)
+    counted = Counter(target.resolve() for target in targets)
+    if twice := [target for target in targets if counted[target.resolve()] > 1]:
+        fix = "Name every recipe and every run once."
+        raise RecipeError("named twice", where=str(twice[0]), fix=fix)
     labels = _labels(targets)
     found: list[Entry] = []
     for target, label in zip(targets, labels, strict=True):
         if target.is_dir():
-            found.append(_of_run(target, label))
+            if not (target / "metrics.jsonl").is_file():
+                raise SourceError(
+                    "this folder holds no run: metrics.jsonl is missing",
+                    where=str(target),
+                    fix="Name the folder of a run, e.g. runs/quickstart, or a recipe.",
+                )
+            found.append(Entry(label, folders=(target,)))
             continue
         loaded = recipes.load(target, overrides)
         own = tuple(seeds) or (loaded.recipe.seed,)
@@ -105,20 +114,11 @@ def name_of(entries: Sequence[Entry]) -> str:
     return "-vs-".join(labels)
 
 
-def _once(targets: Sequence[Path]) -> None:
-    counted = Counter(target.resolve() for target in targets)
-    for target in targets:
-        if counted[target.resolve()] > 1:
-            raise RecipeError(
-                "named twice", where=str(target), fix="Name every recipe and every run once."
-            )
-
-
 def _labels(targets: Sequence[Path]) -> list[str]:
     """Returns the names of files and folders, with the parent folder's where two are equal."""
-    labels = [_stem(target) for target in targets]
-    counted = Counter(labels)
     paths = [target.resolve() for target in targets]
+    labels = [path.name if path.is_dir() else path.stem for path in paths]
+    counted = Counter(labels)
     longer = [
         f"{path.parent.name}-{label}" if counted[label] > 1 else label
         for path, label in zip(paths, labels, strict=True)
@@ -129,11 +129,6 @@ def _labels(targets: Sequence[Path]) -> list[str]:
                 f"{number} of these would be called '{label}'", fix="Rename one of the files."
             )
     return longer
-
-
-def _stem(target: Path) -> str:
-    path = target.resolve()
-    return path.name if target.is_dir() else path.stem
 
 
 def _with_seed(loaded: LoadedRecipe, seed: int, label: str, overrides: tuple[str, ...]) -> Job:
@@ -152,16 +147,6 @@ def _placed(job: Job, output: Path) -> Job:
     return replace(job, folder=output / RUNS / name, log=output / LOGS / f"{name}.log")
 
 
-def _of_run(folder: Path, label: str) -> Entry:
-    if not (folder / "metrics.jsonl").is_file():
-        raise SourceError(
-            "this folder holds no run: metrics.jsonl is missing",
-            where=str(folder),
-            fix="Name the folder of a run, e.g. runs/quickstart, or a recipe.",
-        )
-    return Entry(label, folders=(folder,))
-
-
 def _together(entries: Sequence[Entry]) -> list[Entry]:
     """Merges runs of one recipe with different seeds into one entry, named like the first."""
     merged: dict[str, Entry] = {}
@@ -169,11 +154,8 @@ def _together(entries: Sequence[Entry]) -> list[Entry]:
         key = _recipe_of(entry.folders[0]) if entry.folders else None
         key = f"run {key}" if key else f"entry {entry.label}"
         first = merged.get(key, Entry(entry.label))
-        merged[key] = replace(
-            first,
-            jobs=(*first.jobs, *entry.jobs),
-            folders=(*first.folders, *entry.folders),
-        )
+        jobs, folders = (*first.jobs, *entry.jobs), (*first.folders, *entry.folders)
+        merged[key] = replace(first, jobs=jobs, folders=folders)
     return [*merged.values()]
 
 

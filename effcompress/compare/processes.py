@@ -29,8 +29,6 @@ MARGIN = 10.0
 """Seconds beyond the grace time in which a process may write its report."""
 POLL = 0.1
 """Seconds between two polls of the processes."""
-IN_PROCESS = 0
-"""Number of processes that means: run everything in this one."""
 
 
 class Progress(Protocol):
@@ -113,7 +111,7 @@ def run_all(
     progress.begin(jobs, done, at_once)
     failed: dict[Path, str] = {}
     try:
-        if at_once == IN_PROCESS:
+        if at_once == 0:
             _here(waiting, progress, failed, offline, stopping)
         else:
             _processes(waiting, at_once, progress, failed, offline)
@@ -162,15 +160,13 @@ def _processes(
                 running.append(_start(waiting.popleft(), at_once, offline))
                 progress.started(running[-1].job)
             for one in running.copy():
-                code = (
-                    one.process.poll()
-                )  # before the record is read, so that its last event is seen
+                # Before the record is read, so that its last event is seen.
+                code = one.process.poll()
                 for event in one.tail.read():
                     progress.event(one.job, event)
                 if code is not None:
                     running.remove(one)
-                    reason = _reason(one, code) or _changed(one.job)
-                    if reason:
+                    if reason := _reason(one, code):
                         failed[one.job.folder] = reason
                     progress.ended(one.job, time.monotonic() - one.started, reason)
             progress.beat()
@@ -208,20 +204,17 @@ def _start(job: Job, at_once: int, offline: bool) -> Running:
     return Running(job, process, output, Tail(job.folder / "metrics.jsonl"), time.monotonic())
 
 
-def _changed(job: Job) -> str:
-    """Returns an error where the recipe changed after it was checked, else an empty string."""
-    try:
-        require_same(job)
-    except EffcompressError as error:
-        return str(error)
-    return ""
-
-
 def _reason(one: Running, code: int) -> str:
     """Returns why a process failed: its error, else its last line; empty where it succeeded."""
     one.output.close()
+    if code == 0 and not finished(one.job):
+        return "stopped by a signal; the same command goes on"
     if code == 0:
-        return "" if finished(one.job) else "stopped by a signal; the same command goes on"
+        try:
+            require_same(one.job)  # the recipe may have changed after it was checked
+        except EffcompressError as error:
+            return str(error)
+        return ""
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (often: not enough memory)" if name == "SIGKILL" else ""

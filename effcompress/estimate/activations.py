@@ -90,8 +90,7 @@ class _Shape:
         wide, gate = self.wide, f"layer.{layer}"
         if not wide[gate]:
             return 0.0
-        params = [p for p, gates in self.axes.gates.items() if gate in gates]
-        params = [p for p in params if self.axes.numel(p, wide)]
+        params = [p for p, g in self.axes.gates.items() if gate in g and self.axes.numel(p, wide)]
         return (
             self._stream(params, number)
             + self._attention(params, layer)
@@ -134,14 +133,12 @@ class _Shape:
         ffn, expert = wide.get(f"ffn.{layer}", 0), wide.get(f"expert_ffn.{layer}", 0)
         writers = self._writers(params, f"ffn.{layer}")
         written = sum(self._length(p, 1 - self.axes.family.inputs) for p in writers)
-        tensors = 4 if written > ffn else self._ungated()
+        names = ("hidden_act", "activation_function", "activation")
+        activation = next((self.config[n] for n in names if n in self.config), "")
+        tensors = 4 if written > ffn else _FFN.get(activation, 2)
         chosen = min(routed(self.config), wide.get(f"expert.{layer}", 0))
         experts = chosen * (4 * expert + 2 * wide["hidden"])
         return self.value * tensors * ffn * bool(writers) + 4 * experts
-
-    def _ungated(self) -> int:
-        names = ("hidden_act", "activation_function", "activation")
-        return _FFN.get(next((self.config[n] for n in names if n in self.config), ""), 2)
 
     def _matrix(self, param: str) -> bool:
         return len(self.axes.shapes[param]) == 2
@@ -155,8 +152,5 @@ class _Shape:
     def _writers(self, params: list[str], axis: str) -> list[str]:
         """Returns the matrices whose outputs lie on an axis."""
         out = 1 - self.axes.family.inputs
-        return [
-            p
-            for p in params
-            if self._matrix(p) and any(axis in names for names in self._names(p, out))
-        ]
+        matrices = [p for p in params if self._matrix(p)]
+        return [p for p in matrices if any(axis in names for names in self._names(p, out))]

@@ -10,8 +10,7 @@ from effcompress.estimate.feasibility import SizedModel, expected, require_reach
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.schedule import Timeline, fastest, play
 from effcompress.recipe import LoadedRecipe
-from effcompress.spec import Recipe
-from effcompress.types import GroupSet, Widths
+from effcompress.types import Widths
 
 
 class CheckData(TypedDict, total=False):
@@ -54,12 +53,14 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     lines.append(
         f"target: {found.start:,} -> {found.target:,} parameters (-{fraction:.1%}), in reach"
     )
-    timeline = _on_time(loaded, recipe, found)
+    timeline = _on_time(loaded, found)
     data["ends_at"] = timeline.points[-1].params
     data["reached_at_tokens"] = timeline.points[-2].tokens if timeline.reached else None
     lines.append(_when(timeline))
     lines += _zeros(loaded, found, timeline.points[-1].widths, data)
-    if recipe.export.form == "auto" and _may_differ(found.sets):
+    # Layers can end with different shapes; whole layers that go do not count.
+    differ = any(s.scope != "lockstep" and s.kind != "layer" for s in found.sets)
+    if recipe.export.form == "auto" and differ:
         lines.append(
             "export: layers may differ in the end; the folder is then padded with zeros to the "
             "widest layer, and larger than the target (export.form: exact keeps the shapes)"
@@ -75,11 +76,9 @@ def _zeros(loaded: LoadedRecipe, found: SizedModel, widths: Widths, data: CheckD
         return []
     weights, zeroed = counts
     data["zeroed"] = zeroed
-    wanted = (
-        f"in the pattern {spec.pattern}"
-        if spec.pattern
-        else f"{100 * spec.fraction:.4g} % of each layer"
-    )
+    wanted = f"{100 * spec.fraction:.4g} % of each layer"
+    if spec.pattern:
+        wanted = f"in the pattern {spec.pattern}"
     return [
         f"sparsify: {spec.method.name} makes about {zeroed:,} of {weights:,} weights in linear "
         f"layers zero, {wanted}; no parameter is removed by it"
@@ -103,15 +102,11 @@ def _when(timeline: Timeline) -> str:
     )
 
 
-def _may_differ(sets: list[GroupSet]) -> bool:
-    """Returns whether layers can end with different shapes; whole layers that go do not count."""
-    return any(s.scope != "lockstep" and s.kind != "layer" for s in sets)
-
-
-def _on_time(loaded: LoadedRecipe, recipe: Recipe, found: SizedModel) -> Timeline:
+def _on_time(loaded: LoadedRecipe, found: SizedModel) -> Timeline:
     """Returns the schedule's timeline. Raises RecipeError if it cannot end at the target even when
     saliency prefers the largest mini-groups.
     """
+    recipe = loaded.recipe
     timeline = play(recipe, found)
     if _met(timeline) or _met(play(recipe, found, fastest)):
         return timeline

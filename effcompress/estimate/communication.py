@@ -9,7 +9,7 @@ Gradients and sharded weights travel while the passes compute; the processes wai
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,7 +118,8 @@ def per_cut(
         size = sum(FP32 * (g.inputs + second * g.inputs**2) + (1 + second) * FP64 for g in listed)
         messages.append(Message("what layers read", "all_reduce", size))
         if shards > 1:
-            whole = shard_elements(axes, widths, shards, {*repaired(found, touched)})
+            # A repair gathers the weights that lose inputs.
+            whole = shard_elements(axes, widths, shards, losing(found, touched, 1))
             messages.append(Message("weights to repair", "all_gather", FP32 * whole))
     return messages
 
@@ -133,7 +134,7 @@ def per_commit(
     model twice (counted at its size before the commit).
     """
     if shards > 1:
-        rows = shard_elements(found.axes, widths, shards, losing_rows(found, touched))
+        rows = shard_elements(found.axes, widths, shards, losing(found, touched, 0))
         proof = 2 * shard_elements(found.axes, widths, shards)
         return [
             Message("what lost rows", "all_gather", 3 * FP32 * rows),
@@ -158,7 +159,7 @@ def shard_elements(
 
 
 def _shard(axes: AxisMap, param: str, wide: Widths, processes: int) -> int:
-    rows = sum(s.length(wide) for s in axes.by_param[param] if s.dim == 0)
+    rows = _length(axes, param, 0, wide)
     count = axes.numel(param, wide)
     return -(-rows // processes) * (count // rows) if count else 0
 
@@ -177,24 +178,12 @@ def scored(found: SizedModel, widths: Widths) -> int:
     )
 
 
-def losing_rows(found: SizedModel, touched: Collection[str] | None) -> set[str]:
-    """Returns the parameters that lose rows to cuts from the sets ``touched`` (None: all)."""
+def losing(found: SizedModel, touched: Collection[str] | None, dim: int) -> set[str]:
+    """Returns the parameters that lose positions along ``dim`` (0: rows) to cuts from the sets
+    ``touched`` (None: all).
+    """
     sets = (s for s in found.sets if touched is None or s.name in touched)
-    return {side.param for s in sets for side in s.sides if side.dim == 0}
-
-
-def repaired(found: SizedModel, touched: Collection[str] | None) -> Iterator[str]:
-    """Yields the weights that cuts from ``touched`` (None: all) change; a repair gathers them."""
-    for param in found.axes.shapes:
-        sides = (
-            side.dim
-            for s in found.sets
-            if touched is None or s.name in touched
-            for side in s.sides
-            if side.param == param
-        )
-        if 1 in sides:
-            yield param
+    return {side.param for s in sets for side in s.sides if side.dim == dim}
 
 
 def _length(axes: AxisMap, param: str, dim: int, wide: Widths) -> int:

@@ -172,25 +172,20 @@ def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, 
             where=_where(loaded, "sparsify.skip_layers.0"),
             fix=f"The {there}; negative numbers count from the end.",
         )
-    if loaded.recipe.prune is None:  # else the pattern is checked on the pruned shapes, in the run
-        _require_groups(loaded, spec, axes, params)
-    weights = sum(axes.numel(param, {**axes.widths, **widths}) for param in params)
-    return weights, round(weights * spec.fraction)
-
-
-def _require_groups(
-    loaded: LoadedRecipe, spec: SparsifySpec, axes: AxisMap, params: list[str]
-) -> None:
-    pattern, dim = spec.n_of_m, axes.family.inputs
+    # Of a pruned model, the pattern is checked on the pruned shapes, in the run.
+    pattern = spec.n_of_m if loaded.recipe.prune is None else None
     for param in params if pattern else ():
-        if pattern and axes.shapes[param][dim] % pattern.of:
+        inputs = axes.shapes[param][axes.family.inputs]
+        if pattern and inputs % pattern.of:
             raise RecipeError(
-                f"sparsify.pattern: the {axes.shapes[param][dim]} inputs of {param} do not divide "
-                f"into groups of {pattern.of}",
+                f"sparsify.pattern: the {inputs} inputs of {param} do not divide into groups of "
+                f"{pattern.of}",
                 where=_where(loaded, "sparsify.pattern"),
                 fix=f"Write `sparsity: {spec.fraction:.0%}` instead, or leave layers out by "
                 "`skip_layers`.",
             )
+    weights = sum(axes.numel(param, {**axes.widths, **widths}) for param in params)
+    return weights, round(weights * spec.fraction)
 
 
 def _where(loaded: LoadedRecipe, key: str) -> str:

@@ -14,7 +14,6 @@ from effcompress.model.source import label_of
 from effcompress.network.shapes import living_layers, living_widths, shape
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.readable import exact_count
-from effcompress.spec import Recipe
 
 ROWS = 10
 
@@ -35,14 +34,24 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:  # noqa: B0
         )
     recipe = loaded.recipe
     checked = check(loaded)
-    timeline = checked.timeline or _still(recipe, found)
+    timeline = checked.timeline
+    if timeline is None:  # nothing is cut
+        widths, end = dict(found.axes.widths), total_tokens(recipe)
+        points = (Point(0, 0, found.start, widths), Point(0, end, found.start, widths))
+        timeline = Timeline(points, True, 0)
     data: dict[str, Any] = {
         "name": recipe.name,
         "model": label_of(recipe.model),
         "params": found.start,
         "target_params": found.target,
         "final": shape(found.axes, found.config, timeline.points[-1].widths),
-        "timeline": [_row(found, p) for p in _thinned(timeline)],
+        "timeline": [
+            {
+                **{"step": p.step, "tokens": p.tokens, "params": p.params},
+                "shape": shape(found.axes, found.config, p.widths),
+            }
+            for p in _thinned(timeline)
+        ],
     }
     listed = [_final_shape(found, timeline, checked.data.get("zeroed"))]
     if recipe.prune:
@@ -53,12 +62,6 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:  # noqa: B0
     data |= figures
     listed += tables
     return Answer(data, tuple(listed), tuple(checked.lines))
-
-
-def _still(recipe: Recipe, found: SizedModel) -> Timeline:
-    widths = dict(found.axes.widths)
-    ends = (Point(0, 0, found.start, widths), Point(0, total_tokens(recipe), found.start, widths))
-    return Timeline(ends, True, 0)
 
 
 def _thinned(timeline: Timeline) -> list[Point]:
@@ -74,15 +77,6 @@ def _thinned(timeline: Timeline) -> list[Point]:
     if chosen[-1] != points[-1] and points[-1].tokens > chosen[-1].tokens:
         chosen.append(points[-1])
     return chosen
-
-
-def _row(found: SizedModel, point: Point) -> dict[str, Any]:
-    return {
-        "step": point.step,
-        "tokens": point.tokens,
-        "params": point.params,
-        "shape": shape(found.axes, found.config, point.widths),
-    }
 
 
 COLUMNS = {

@@ -40,7 +40,16 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
         Table(
             f"{name}: family {family.name}, {axes.count():,} parameters",
             ("kind", "sets", "units in each", "mini-groups", "parameters of one"),
-            _rows(kinds),
+            tuple(
+                (
+                    kind,
+                    str(facts.sets),
+                    _range(facts.units),
+                    f"{facts.mini_groups:,}",
+                    _range(facts.params_per_unit),
+                )
+                for kind, facts in kinds.items()
+            ),
         ),
         _coupling(axes),
     )
@@ -61,19 +70,6 @@ class _Kind:
     units: list[int]
     mini_groups: int
     params_per_unit: list[int]
-
-
-def _rows(kinds: dict[str, _Kind]) -> tuple[tuple[str, ...], ...]:
-    return tuple(
-        (
-            kind,
-            str(facts.sets),
-            _range(facts.units),
-            f"{facts.mini_groups:,}",
-            _range(facts.params_per_unit),
-        )
-        for kind, facts in kinds.items()
-    )
 
 
 def kinds_of(axes: AxisMap) -> list[str]:

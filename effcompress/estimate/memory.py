@@ -21,6 +21,7 @@ and on rank 0 the whole model for a checkpoint (with moments) and for the export
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -307,15 +308,11 @@ def at_once(axes: AxisMap, widths: Widths) -> int:
     and the two largest layers, since FSDP2 prefetches the next while one computes.
     """
     wide = {**axes.widths, **widths}
-    inside: dict[str, int] = {}
-    outside = 0
+    sizes = Counter[str]()
     for param in axes.shapes:
-        layer = next(iter(axes.gates[param]), "")
-        if layer:
-            inside[layer] = inside.get(layer, 0) + axes.numel(param, wide)
-        else:
-            outside += axes.numel(param, wide)
-    return outside + sum(sorted(inside.values())[-2:])
+        sizes[next(iter(axes.gates[param]), "")] += axes.numel(param, wide)
+    outside = sizes.pop("", 0)
+    return outside + sum(sorted(sizes.values())[-2:])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ are followed to the step.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +67,8 @@ def stages_of(recipe: Recipe) -> dict[str, int]:
         return {}
     if train.stages is None:
         return {"pruning" if recipe.prune else "training": train.tokens or 0}
-    ends: dict[str, int] = {}
-    for name, tokens in vars(train.stages).items():
-        if tokens:
-            ends[name] = max(ends.values(), default=0) + tokens
-    return ends
+    stages = {name: tokens for name, tokens in vars(train.stages).items() if tokens}
+    return dict(zip(stages, itertools.accumulate(stages.values()), strict=True))
 
 
 def stage_at(recipe: Recipe, tokens: int) -> str:
@@ -116,13 +114,6 @@ def measures(recipe: Recipe) -> str:
     return "calibration" if refits or zeros else "nothing"
 
 
-def _first_step(prune: PruneSpec) -> int:
-    """Returns the first step that can cut: 1 where saliency comes from training, which needs a
-    gradient first; else 0.
-    """
-    return int(reads_text(prune) and prune.measure.source == "training")
-
-
 def play(
     recipe: Recipe, sized: SizedModel, prefer: Callable[[Budget, int], float] = Budget.removed
 ) -> Timeline:
@@ -135,7 +126,9 @@ def play(
     points = [Point(0, 0, budget.params, dict(budget.widths))]
     cut = cuts = step = rest = 0
     last = total // per_step if per_step else 0
-    for step in range(_first_step(prune), last + 1):
+    # Saliency that comes from training needs a gradient before the first cut.
+    first = int(reads_text(prune) and prune.measure.source == "training")
+    for step in range(first, last + 1):
         due = due_at(step, cut)
         over = end < total and step * per_step >= end
         if due is None and not over:

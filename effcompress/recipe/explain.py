@@ -1,7 +1,7 @@
 """What the JSON Schema finds wrong, as one error: the key, its line, what to type instead.
 
-A validator reports every alternative that failed. ``worst`` picks the one thing the user has to
-change, ``first_error`` says it in words, and ``suggest_key`` finds where a misplaced key belongs.
+A validator reports every alternative that failed. ``first_error`` picks the one thing the user has
+to change and says it in words, and ``suggest_key`` finds where a misplaced key belongs.
 """
 
 from __future__ import annotations
@@ -48,10 +48,22 @@ _TYPE_WORDS = {
 
 
 def first_error(document: Document, schema: Schema) -> RecipeError | None:
-    """Returns the most specific violation of the schema as an error, or None."""
-    violation = worst(document, schema)
-    if violation is None:
+    """Returns the most specific violation of the schema as an error, or None.
+
+    An unknown key comes first (a misspelt key is also a missing one), a missing key last; among
+    equals, the one written first, ``--set`` before files.
+    """
+
+    def rank(it: Violation) -> tuple[int, bool, int]:
+        order = {"additionalProperties": 0, "required": 2}.get(it.rule, 1)
+        mark = document.mark(it.key)
+        return order, mark.file is not None, mark.line
+
+    errors = _Validator(schema).iter_errors(document.values)
+    found = [one for error in errors for leaf in _leaves(error) for one in _violations(leaf)]
+    if not found:
         return None
+    violation = min(found, key=rank)
     if violation.rule == "additionalProperties":
         what, fix = _unknown(violation, document, schema)
     else:
@@ -117,10 +129,8 @@ def _unknown_plugin(it: Violation, choices: Schema) -> Words:
 def _out_of_range(it: Violation) -> Words:
     is_fraction = it.schema.get("pattern") == FRACTION_PATTERN and not isinstance(it.value, str)
     guess = nearest_fraction(it.value) if is_fraction else None
-    said = it.schema.get("description", "")
-    fix = f"{dotted(it.key)}: {said}." if said else ""
     what = f"{dotted(it.key)} is {it.value}, but must be {_BOUND_WORDS[it.rule]} {it.expected}"
-    return what, f"Did you mean {guess}?" if guess else fix
+    return what, f"Did you mean {guess}?" if guess else it.help
 
 
 def _bad_text(it: Violation) -> Words:
@@ -144,9 +154,7 @@ def _wrong_length(it: Violation) -> Words:
     least, most = it.schema.get("minItems"), it.schema.get("maxItems")
     wanted = f"exactly {least}" if least == most else f"at least {least or 1}"
     what = f"{dotted(it.key)} has {len(it.value)} elements, but must have {wanted}"
-    said = it.schema.get("description", "")
-    fix = f"{dotted(it.key)}: {said}." if said else ""
-    return (what, fix) if it.value else (f"{dotted(it.key)} is empty", fix)
+    return what if it.value else f"{dotted(it.key)} is empty", it.help
 
 
 def _wrong_type(it: Violation) -> Words:
@@ -154,7 +162,7 @@ def _wrong_type(it: Violation) -> Words:
     kinds = [k for k in ([wanted] if isinstance(wanted, str) else wanted) if k != "null"]
     words = it.schema.get("patternErrorMessage") or " or ".join(_TYPE_WORDS[k] for k in kinds)
     has = "has no value" if value is None else f"is {kind(value)}"
-    what, said = f"{name} {has}, but must be {words}", it.schema.get("description", "")
+    what = f"{name} {has}, but must be {words}"
     flat = value is not None and not isinstance(value, dict | list)
     if "object" in kinds and "properties" in it.schema:
         return what, f"Its keys: {', '.join(it.schema['properties'])}."
@@ -162,7 +170,7 @@ def _wrong_type(it: Violation) -> Words:
         return what, f"Write [{scalar(value)}]."
     if kinds == ["string"] and flat:
         return what, f"Put it in quotes: '{value}'."
-    return what, f"{name}: {said}." if said else ""
+    return what, it.help
 
 
 def _with_quantities(rule: str) -> Callable[..., Iterator[ValidationError]]:
@@ -202,27 +210,11 @@ class Violation:
     schema: Schema
     choices: Schema | None = None
 
-
-def worst(document: Document, schema: Schema) -> Violation | None:
-    """Returns the most specific violation, or None.
-
-    An unknown key comes first (a misspelt key is also a missing one), a missing key last; among
-    equals, the one written first, ``--set`` before files.
-    """
-    validator = _Validator(schema)
-    found = [
-        violation
-        for error in validator.iter_errors(document.values)
-        for leaf in _leaves(error)
-        for violation in _violations(leaf)
-    ]
-    return min(found, key=lambda violation: _rank(violation, document), default=None)
-
-
-def _rank(violation: Violation, document: Document) -> tuple[int, bool, int]:
-    order = {"additionalProperties": 0, "required": 2}.get(violation.rule, 1)
-    mark = document.mark(violation.key)
-    return order, mark.file is not None, mark.line
+    @property
+    def help(self) -> str:
+        """The key and its help text; empty where the schema has none."""
+        said = self.schema.get("description", "")
+        return f"{dotted(self.key)}: {said}." if said else ""
 
 
 def _leaves(error: ValidationError) -> Iterator[ValidationError]:

@@ -57,7 +57,6 @@ def _section(cls: type, path: str) -> Iterator[str]:
 
 
 def _type_of(annotation: Any, metadata: Any) -> tuple[str, type | None]:
-    """Returns the type in words, and the dataclass of a section."""
     inner, _, optional = unwrap(annotation)
     if metadata.get("plugin"):
         many = "list of " if inner is not Bound else ""

@@ -135,16 +135,12 @@ def _put(values: Any, keys: list[str], new: Any, path: list[str | int], mark: Ma
     if values is not None and not isinstance(values, dict):
         raise RecipeError(f"{dotted(tuple(path))} is {values!r}, it has no keys", where=mark.where)
     here: dict[str, Any] = values or {}
-    count = _known_length(here, keys)
+    # Domain names may contain dots: the longest existing key wins.
+    lengths = range(len(keys), 0, -1)
+    count = next((n for n in lengths if ".".join(keys[:n]) in here), 1)
     name = ".".join(keys[:count])
     path.append(name)
     return {**here, name: _put(here.get(name), keys[count:], new, path, mark)}
-
-
-def _known_length(values: Mapping[str, Any], keys: list[str]) -> int:
-    # Domain names may contain dots: the longest existing key wins.
-    lengths = range(len(keys), 0, -1)
-    return next((n for n in lengths if ".".join(keys[:n]) in values), 1)
 
 
 def _index(values: list[Any], key: str, path: list[str | int], mark: Mark) -> int:

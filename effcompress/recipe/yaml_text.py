@@ -124,8 +124,6 @@ def kind(value: Any) -> str:
 
 
 class _Reader:
-    """Walks YAML nodes once, building values and marks."""
-
     def __init__(self, file: Path | None, given: str) -> None:
         self.file, self.given = file, given
         self.marks: dict[Key, Mark] = {(): self.mark(0)}
@@ -144,7 +142,9 @@ class _Reader:
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, at)
             if isinstance(node, yaml.SequenceNode):
-                return [self._item(item, (*at, i)) for i, item in enumerate(node.value)]
+                for i, item in enumerate(node.value):
+                    self.marks[(*at, i)] = self.mark(item.start_mark.line)
+                return [self.value(item, (*at, i)) for i, item in enumerate(node.value)]
             result = self.loader.construct_object(node, deep=True)
         finally:
             self._open.pop()
@@ -152,10 +152,6 @@ class _Reader:
             problem = f"{dotted(at)} has the type {node.tag}"
             raise RecipeError(problem, where=self.mark(line).where, fix="Write plain text.")
         return result
-
-    def _item(self, node: yaml.Node, at: Key) -> Any:
-        self.marks[at] = self.mark(node.start_mark.line)
-        return self.value(node, at)
 
     def _mapping(self, node: yaml.MappingNode, at: Key) -> dict[str, Any]:
         result: dict[str, Any] = {}

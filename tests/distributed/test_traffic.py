@@ -10,7 +10,7 @@ import pytest
 from effcompress import load_recipe
 from effcompress.estimate.communication import (
     Message,
-    losing_rows,
+    losing,
     per_commit,
     per_cut,
     per_step,
@@ -89,7 +89,7 @@ def test_bytes_where_parameters_are_shared_out(tmp_path: Path) -> None:
     touched = said["touched"]
     assert said["cut"] == by_collective(per_cut(found, prune, {}, 1, touched, shards=2))
     before = shard_elements(found.axes, {}, 2)
-    rows = shard_elements(found.axes, {}, 2, losing_rows(found, touched))
+    rows = shard_elements(found.axes, {}, 2, losing(found, touched, 0))
     proof = before + said["own"]  # as it was before, and as it is then
     assert said["surgery"].pop("whole") <= largest  # nobody ever holds more than one weight
     assert said["surgery"] == {"all_gather": 4 * (3 * rows + proof)}

@@ -545,8 +545,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/estimate/schedule.py",
-        'return int(reads_text(prune) and prune.measure.source == "training")',
-        "return 0",
+        'first = int(reads_text(prune) and prune.measure.source == "training")',
+        "first = 0",
         (
             (
                 "tests/estimate/test_forecast.py::test_nothing_is_cut_before_it_was_measured[ta"
