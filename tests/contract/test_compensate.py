@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from effcompress.measure.grams import Grams, readers
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
+from effcompress.removal.compensate import _Read, _repair
 from tests.conftest import FAMILIES, shape, tiny, tokens
 
 UPDATE = Bound(REGISTRY.get("repair", "obs_update"), {"damp": 1e-6})
@@ -86,3 +87,14 @@ def test_what_was_read_by_inputs_that_go_is_forgotten() -> None:
         gram_II = grams.read(param)
         assert gram_II is not None and not gram_II[[2, 7]].any() and not gram_II[:, [2, 7]].any()
         assert gram_II.diagonal().ne(0).sum() == 38
+
+
+def test_a_repair_adds_to_the_bias_that_is_there() -> None:
+    """Cut twice: what the first cut left in the bias stays."""
+    weight, bias = torch.ones(2, 3), torch.tensor([10.0, 20.0])
+    mean = torch.tensor([1.0, 2.0, 4.0])
+    bound = Bound(REGISTRY.get("repair", "bias_mean"))
+    for gone, wanted in ((0, [11.0, 21.0]), (2, [15.0, 25.0])):
+        read = _Read(torch.eye(3), mean, torch.tensor([gone]))
+        _repair(bound, {"w": weight}, [bias], read)
+        assert bias.tolist() == wanted
