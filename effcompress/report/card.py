@@ -4,44 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from effcompress.record.kind_labels import of
-from effcompress.report import numbers, sparsity, words
+from effcompress.report import numbers, words
 from effcompress.report.gather import Record, gather
 from effcompress.report.render import render, replace
-from effcompress.report.solved import Row
-
-
-@dataclass(frozen=True)
-class Card:
-    """What ``card.md.jinja`` shows; what is empty is left out. ``base_model`` is JSON, which YAML
-    reads too.
-    """
-
-    base_model: str
-    tags: Sequence[str]
-    name: str
-    banner: str
-    verdict: str
-    source: str
-    made: str
-    method: Sequence[tuple[str, str]]
-    load: str
-    container: str
-    proof: str
-    numbers: Sequence[Row]
-    size: str
-    protocol: str
-    same_protocol: bool
-    seed: str
-    versions: str
-    device: str
-    started: str
-    data: Sequence[words.Data]
-    warnings: Sequence[str]
+from effcompress.report.words import Row
 
 
 def write_card(folder: Path, *, into: Path | None = None, base_model: str | None = None) -> Path:
@@ -60,8 +30,9 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
     name = base_model or hub(record.recipe)
     versions = f"effcompress {run.effcompress}, torch {run.torch}, " if run else ""
     versions += f"transformers {run.transformers}" if run else ""
-    view = Card(
-        base_model=json.dumps(name) if name else "",
+    return render(
+        "card.md.jinja",
+        base_model=json.dumps(name) if name else "",  # YAML reads JSON too
         tags=_tags(record),
         name=record.name,
         banner=words.status(record) or "",
@@ -87,7 +58,6 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
         data=words.data(record),
         warnings=[*dict.fromkeys(record.warnings)],
     )
-    return render("card.md.jinja", card=view)
 
 
 def hub(recipe: str) -> str | None:
@@ -119,7 +89,7 @@ def _made(record: Record) -> str:
         listed = [f"{numbers.percent(s)} of the {of(k).plural}" for k, s in fractions.items()]
         said = f" Removed: {words.join(listed)}, in {len(record.cuts):,} cuts." if listed else ""
     if (zeros := words.zeroed(record)) and record.sparsified:
-        said += f" {zeros}, by {sparsity.how(record.sparsified)}."
+        said += f" {zeros}, by {words.how(record.sparsified)}."
     if not record.tokens:
         return f"{said} It was not trained afterwards."
     after = "after" if words.method(record.recipe, "recover") else "while and after"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from effcompress.record.events import Sparsify
 from effcompress.record.kind_labels import KINDS, of
 from effcompress.report import charts, numbers
 from effcompress.report.charts import Bar, Chart, Line, Point, draw, smooth, table
 from effcompress.report.gather import Record
-from effcompress.report.sparsity import picture
 from effcompress.report.speed import expected
 from effcompress.types import axis_kind, axis_layer
 
@@ -34,7 +34,7 @@ def pictures(record: Record) -> dict[str, Picture]:
     shaped = made is None or bool(record.cuts)
     drawn: dict[str, Chart | str | None] = {
         "parameters": _parameters(record) if shaped else None,
-        "zeros": picture(made) if made else None,
+        "zeros": _zeros(made) if made else None,
         "perplexity": _perplexity(record),
         "removed": _removed(record),
         "saliency": _saliency(record),
@@ -113,6 +113,17 @@ def _parameters(record: Record) -> Chart | None:
         stages=_stages(record, title),
         goal=target,
     )
+
+
+def _zeros(made: Sparsify) -> str | None:
+    """Weights of each layer that are not zero."""
+    if not made.layers:
+        return None
+    had = [0] * (1 + max(row.layer for row in made.layers))
+    has = [*had]
+    for row in made.layers:
+        had[row.layer], has[row.layer] = row.weights, row.weights - row.zeroed
+    return charts.layers("Weights that are not zero", "per layer, linear layers", had, has, "after")
 
 
 def _by_kind(record: Record, field: str, *, start: bool) -> tuple[str, list[Line]]:

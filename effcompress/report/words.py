@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from effcompress.record.events import Evaluation
-from effcompress.report import numbers, solved
+from effcompress.record.events import Evaluation, Sparsify, TaskMean, Tasks, TaskScore
+from effcompress.report import numbers
 from effcompress.report.gather import Record
-from effcompress.report.sparsity import fractions
 
 METHOD = {
     "prune": (
@@ -94,6 +93,17 @@ def zeroed(record: Record) -> str:
     )
 
 
+def fractions(made: Sparsify, params: int) -> str:
+    """Returns ``50.0 % of linear layers, 39.5 % of all``."""
+    layers = numbers.percent(made.zeroed / max(1, made.weights))
+    return f"{layers} of linear layers, {numbers.percent(made.zeroed / params)} of all"
+
+
+def how(made: Sparsify) -> str:
+    """Returns ``magnitude, 2:4`` or ``magnitude, 50.0 %``."""
+    return f"{made.method}, {made.pattern or numbers.percent(made.sparsity)}"
+
+
 def loader(record: Record) -> str:
     """Returns the library, and the class if the model brings one, that loads the saved model."""
     own = record.export is not None and record.export.form == "exact"
@@ -125,16 +135,22 @@ class Data:
 def data(record: Record) -> list[Data]:
     """Returns the domains that the run read."""
     return [
-        Data(
-            name,
-            f"{one.documents:,} documents, {one.tokens:,} tokens",
-            one.hash or "",
-        )
+        Data(name, f"{one.documents:,} documents, {one.tokens:,} tokens", one.hash or "")
         for name, one in (record.run.data if record.run else {}).items()
     ]
 
 
-def perplexities(record: Record) -> list[solved.Row]:
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; ``change`` is empty where something was measured once only."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+
+
+def perplexities(record: Record) -> list[Row]:
     """Returns a row for each domain; ``after`` is empty where it was not measured."""
     found = []
     for name, before, after in both(record):
@@ -142,7 +158,7 @@ def perplexities(record: Record) -> list[solved.Row]:
         change = "before only" if after is None else ""
         if after is not None and before:
             change = numbers.percent(after / before - 1, sign=True)
-        found.append(solved.Row(name, numbers.decimal(before), now, change))
+        found.append(Row(name, numbers.decimal(before), now, change))
     return found
 
 
@@ -157,14 +173,32 @@ def both(record: Record) -> list[tuple[str, float, float | None]]:
     ]
 
 
-def tasks(record: Record) -> list[solved.Row]:
+def tasks(record: Record) -> list[Row]:
     """Returns tasks before and after, the mean first; ``change`` is in points."""
     old, new = record.before, record.after
-    rows = solved.rows(old and old.tasks, new and new.tasks)
     return [
         replace(row, change=f"{row.change} points" if row.change else "measured once")
-        for row in rows
+        for row in task_rows(old and old.tasks, new and new.tasks)
     ]
+
+
+def task_rows(before: Tasks | None, after: Tasks | None) -> list[Row]:
+    """Returns accuracies of both evaluations in percent, the mean first, then task by task."""
+    old, new = _scores(before), _scores(after)
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        a, b = old.get(name), new.get(name)
+        one = a or new[name]
+        title = f"{name} ({one.metric})" if isinstance(one, TaskScore) and one.metric else name
+        said = [numbers.with_error(x.value, x.stderr) if x else "" for x in (a, b)]
+        found.append(Row(title, *said, numbers.points(b.value - a.value) if a and b else ""))
+    return found
+
+
+def _scores(tasks: Tasks | None) -> dict[str, TaskMean | TaskScore]:
+    if tasks is None:
+        return {}
+    return ({f"mean of {tasks.mean.of}": tasks.mean} if tasks.mean else {}) | dict(tasks.scores)
 
 
 def join(parts: Sequence[str]) -> str:
@@ -201,7 +235,21 @@ def protocol(evaluation: Evaluation) -> str:
     text += ". "
     rest = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in said.items()]
     text += f"Settings: {'; '.join(rest)}. " if rest else ""
-    return (text + (solved.protocol(evaluation.tasks) if evaluation.tasks else "")).rstrip()
+    return (text + (_task_protocol(evaluation.tasks) if evaluation.tasks else "")).rstrip()
+
+
+def _task_protocol(tasks: Tasks) -> str:
+    settings = dict(tasks.protocol)
+    limit = settings.pop("limit", None)
+    amount = f"the first {limit} examples of each" if limit else "all examples"
+    listed = [
+        f"{key.replace('_', ' ')}: {'none' if value is None else value}"
+        for key, value in settings.items()
+    ]
+    return (
+        f"Tasks were solved by likelihood of the given answers, {amount}; accuracy in percent with "
+        f"its standard error. Settings: {'; '.join(listed)}."
+    )
 
 
 def same_protocol(record: Record) -> bool:
@@ -230,18 +278,16 @@ def container(record: Record) -> str:
     """Returns the class that the model is saved as, and why it is that one."""
     if record.export is None:
         return "No model has been saved yet."
-    if record.export.form == "exact":
-        why = f" Why: {record.export.why.rstrip('.')}." if record.export.why else ""
+    saved, size = record.export, f"{numbers.size(record.export.bytes)} on disk"
+    why = f": {saved.why.rstrip('.')}." if saved.why else ""
+    if saved.form == "exact":
         return (
-            f"It is saved with its shapes as they are, {numbers.size(record.export.bytes)} on "
-            "disk; a small class lies in the folder, so plain transformers needs "
-            f"`trust_remote_code=True`.{why}"
+            f"It is saved with its shapes as they are, {size}; a small class lies in the folder, "
+            f"so plain transformers needs `trust_remote_code=True`.{why and f' Why{why}'}"
         )
-    own = f"{record.export.container.capitalize()} model of transformers"
-    why = f" Why this class: {record.export.why.rstrip('.')}." if record.export.why else ""
     return (
-        f"It is saved as a stock {own}, {numbers.size(record.export.bytes)} on disk; no extra code "
-        f"is needed to load it.{why}"
+        f"It is saved as a stock {saved.container.capitalize()} model of transformers, {size}; no "
+        f"extra code is needed to load it.{why and f' Why this class{why}'}"
     )
 
 
@@ -288,10 +334,8 @@ def _section(lines: list[str], key: str) -> list[str]:
 
 def _flat(section: list[str], key: str) -> str:
     """``taylor2``, ``keep: 0.85`` or ``ffn, attention`` out of the lines below ``key``."""
-    lines = [line.strip() for line in _section(section, key)]
-    words = [line.removeprefix("- ") for line in lines]
-    text = ", ".join(words).replace(":,", ":")
-    return text.strip().strip("{}\"'")
+    words = [line.strip().removeprefix("- ") for line in _section(section, key)]
+    return ", ".join(words).replace(":,", ":").strip().strip("{}\"'")
 
 
 def _uncommented(line: str) -> str:
@@ -303,8 +347,6 @@ def _value(value: Any) -> str:
         return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
     if isinstance(value, list):
         return ", ".join(_value(v) for v in value)
-    return (
-        {True: "yes", False: "no", None: "none"}.get(value, str(value))
-        if (value is None or isinstance(value, bool))
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

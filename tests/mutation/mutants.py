@@ -1480,7 +1480,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "seconds of a duration are its minutes",
     ),
     Mutant(
-        "effcompress/report/sparsity.py",
+        "effcompress/report/words.py",
         "sparsified.zeroed / max(1, sparsified.weights)",
         "sparsified.zeroed / max(1, params)",
         ("tests/report/test_report.py::test_zeros_are_not_sold_as_fewer_parameters",),

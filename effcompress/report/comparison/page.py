@@ -46,30 +46,13 @@ class Method:
     runs: Sequence[Run]
 
 
-@dataclass(frozen=True)
-class Page:
-    """What ``comparison.html.jinja`` shows; what is empty is left out."""
-
-    name: str
-    subtitle: str
-    claims: Sequence[str]
-    failures: Sequence[tuple[str, str]]
-    conditions: Sequence[tuple[str, str]]
-    header: Sequence[tuple[str, str]]
-    rows: Sequence[Result]
-    notes: Sequence[tuple[str, str]]
-    level: str
-    legend: Sequence[tuple[str, str]]
-    pictures: Mapping[str, str]
-    methods: Sequence[Method]
-
-
 def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
     """Returns the HTML of the page."""
     columns = written(comparison)
     helps = {c.title: c.help for c in columns}
     methods = [row for row in comparison.rows if row.size is not None]
-    view = Page(
+    return render(
+        "comparison.html.jinja",
         name=comparison.name,
         subtitle=_subtitle(methods),
         claims=comparison.claims,
@@ -83,7 +66,6 @@ def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
         pictures=drawn,
         methods=[_method(row) for row in methods],
     )
-    return render("comparison.html.jinja", page=view)
 
 
 def _subtitle(methods: Sequence[Row]) -> str:
