@@ -76,7 +76,7 @@ def test_scales_are_those_of_the_drawing():
 
 
 def test_the_engine_of_charts_is_loaded_when_something_is_drawn():
-    code = "import sys, effcompress.report, effcompress.report.comparison; print(*sys.modules)"
+    code = "import sys, effcompress.report, effcompress.report.comparison.page; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -55,11 +55,6 @@ def share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def operations(value: float) -> str:
-    """``1.2·10¹⁵``."""
-    return numbers.power(value)
-
-
 def amount(value: float) -> str:
     """``113.01M``, ``18.79k``, ``512``: enough digits to see half a percent."""
     size, unit = next(((s, u) for s, u in numbers.UNITS if abs(value) >= s), (1.0, ""))
@@ -128,7 +123,7 @@ SPENT = (
         "operations of training, forward and backward, counted at the size of every step",
         lambda f: f.flops,
         nothing,
-        operations,
+        numbers.power,
     ),
     Column(
         "prune_seconds",
@@ -179,8 +174,18 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
         )
     ]
     quality += map(_of_domain, domains if len(domains) > 1 else ())
-    quality += [_of_tasks(tasks)] if tasks else []
-    quality += map(_of_task, tasks if len(tasks) > 1 else ())
+    if tasks:
+        mean = Column(
+            "accuracy",
+            "accuracy",
+            "acc",
+            f"mean over the {len(tasks)} zero-shot tasks; higher is better",
+            lambda f: _average(f.tasks_after, tasks),
+            lambda f: _average(f.tasks_before, tasks),
+            share,
+            spreads=True,
+        )
+        quality += [mean, *map(_of_task, tasks if len(tasks) > 1 else ())]
     return (*SIZE, *quality, *SPENT)
 
 
@@ -193,19 +198,6 @@ def _of_domain(name: str) -> Column:
         lambda f: (f.after or {}).get(name),
         lambda f: (f.before or {}).get(name),
         perplexity,
-        spreads=True,
-    )
-
-
-def _of_tasks(names: list[str]) -> Column:
-    return Column(
-        "accuracy",
-        "accuracy",
-        "acc",
-        f"mean over the {len(names)} zero-shot tasks; higher is better",
-        lambda f: _average(f.tasks_after, names),
-        lambda f: _average(f.tasks_before, names),
-        share,
         spreads=True,
     )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from effcompress.report import numbers
 from effcompress.report.comparison.columns import QUALITY
+from effcompress.report.comparison.pictures import pictures
 from effcompress.report.comparison.rows import Comparison, Row
 from effcompress.report.comparison.spread import LEVEL
-from effcompress.report.comparison.tables import grid, written
-from effcompress.report.render import render
+from effcompress.report.comparison.tables import comma_separated, grid, markdown, plain, written
+from effcompress.report.render import render, replace
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,34 @@ class Method:
     runs: Sequence[Run]
 
 
+FILES = ("comparison.json", "comparison.csv", "comparison.md", "comparison.html")
+"""The files that ``write`` makes."""
+
+
+def write(folder: Path, comparison: Comparison) -> Path:
+    """Writes all ``FILES`` into ``folder``; returns the path of the page."""
+    texts = (
+        json.dumps(plain(comparison), indent=1, ensure_ascii=False) + "\n",
+        comma_separated(comparison),
+        markdown(comparison),
+        page(comparison, pictures(comparison)),
+    )
+    for name, text in zip(FILES, texts, strict=True):
+        replace(folder / name, text)
+    return folder / FILES[-1]
+
+
 def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
     """Returns the HTML of the page."""
     columns = written(comparison)
     helps = {c.title: c.help for c in columns}
     methods = [row for row in comparison.rows if row.size is not None]
+    shown = _many(len(methods), "method")
+    runs = _many(sum(len(row.attempts) for row in methods), "run")
     return render(
         "comparison.html.jinja",
         name=comparison.name,
-        subtitle=_subtitle(methods),
+        subtitle=f"{shown} in {runs}, beside the dense model",
         claims=comparison.claims,
         failures=[(row.label, row.reason) for row in comparison.rows if row.reason],
         conditions=comparison.conditions,
@@ -66,11 +88,6 @@ def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
         pictures=drawn,
         methods=[_method(row) for row in methods],
     )
-
-
-def _subtitle(methods: Sequence[Row]) -> str:
-    runs = sum(len(row.attempts) for row in methods)
-    return f"{_many(len(methods), 'method')} in {_many(runs, 'run')}, beside the dense model"
 
 
 def _many(number: int, thing: str) -> str:

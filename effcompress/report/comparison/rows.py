@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from effcompress.report import words
 from effcompress.report.comparison.columns import QUALITY, Column, columns
@@ -53,7 +53,7 @@ class Comparison:
     sizes: tuple[Size, ...]
     conditions: tuple[tuple[str, str], ...]
     notes: tuple[tuple[str, str], ...] = ()
-    claims: tuple[str, ...] = field(default=())
+    claims: tuple[str, ...] = ()
 
 
 def compare(name: str, methods: Sequence[Method]) -> Comparison:
@@ -95,18 +95,21 @@ def _row(
     found: Mapping[str, Sequence[Flag]],
     letters: Mapping[str, str],
 ) -> Row:
-    values = {c.key: spread(c.of(f) for f in method.done) for c in shown}
     reasons = dict.fromkeys(a.reason for a in method.attempts if a.reason)
     return Row(
         method.label,
         size,
         method.attempts,
-        {key: value for key, value in values.items() if value is not None},
+        _known((c.key, spread(c.of(f) for f in method.done)) for c in shown),
         _calibration(method.done),
         tuple(letters[flag.words] for flag in found[method.label]),
         any(flag.unfair for flag in found[method.label]),
         reason="" if method.done else "; ".join(reasons),
     )
+
+
+def _known(values: Iterable[tuple[str, Spread | None]]) -> dict[str, Spread]:
+    return {key: value for key, value in values if value is not None}
 
 
 def _calibration(done: Sequence[Facts]) -> str:
@@ -123,9 +126,7 @@ def _calibration(done: Sequence[Facts]) -> str:
 def _ranked(rows: Sequence[Row]) -> list[Row]:
     """With marks, from the lowest perplexity up; what has none at the end."""
     ranked = [None if row.unfair else row.values.get(QUALITY) for row in rows]
-    marked = [
-        Row(**{**vars(row), "mark": mark}) for row, mark in zip(rows, marks(ranked), strict=True)
-    ]
+    marked = [replace(row, mark=mark) for row, mark in zip(rows, marks(ranked), strict=True)]
     worst = float("inf")
     return sorted(marked, key=lambda r: r.values[QUALITY].mean if QUALITY in r.values else worst)
 
@@ -146,13 +147,12 @@ def _dense(
             if attempt.facts is not None and attempt.facts.before:
                 by_seed.setdefault(attempt.seed, Attempt(attempt.seed, "", attempt.facts))
         facts = [a.facts for a in by_seed.values() if a.facts]
-        values = {c.key: spread(c.dense(f) for f in facts) for c in shown}
         rows.append(
             Row(
                 label,
                 None,
                 tuple(by_seed.values()),
-                {key: value for key, value in values.items() if value is not None},
+                _known((c.key, spread(c.dense(f) for f in facts)) for c in shown),
                 reason="" if facts else "no run got as far as measuring it",
             )
         )
@@ -172,8 +172,8 @@ def _claim(here: Sequence[Row]) -> str:
     best = next((row for row in here if row.mark == BEST), None)
     left = [row.label for row in here if row.unfair and row.done]
     rest = f" Not ranked, because of what their footnotes say: {words.join(left)}." if left else ""
+    fair = [row for row in here if row.done and not row.unfair]
     if best is None:
-        fair = [row for row in here if row.done and not row.unfair]
         if len(fair) < 2:
             return f"none is called best: fewer than two methods can be compared.{rest}"
         return (
@@ -182,6 +182,6 @@ def _claim(here: Sequence[Row]) -> str:
         )
     ties = [row.label for row in here if row.mark == TIED]
     also = f" Tied with it: {words.join(ties)}." if ties else ""
-    few = [row.label for row in here if row.done and not row.unfair and len(row.done) < 2]
+    few = [row.label for row in fair if len(row.done) < 2]
     alone = f" A single result, and so not ranked: {words.join(few)}." if few else ""
     return f"the lowest perplexity is that of {best.label}.{also}{alone}{rest}"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from effcompress.report.comparison.columns import QUALITY, Column
-from effcompress.report.comparison.facts import Attempt
+from effcompress.report.comparison.facts import Facts
 from effcompress.report.comparison.rows import Comparison, Row
 from effcompress.report.comparison.spread import BEST
 from effcompress.report.render import render
@@ -31,14 +29,12 @@ def written(comparison: Comparison) -> tuple[Column, ...]:
     """Returns the columns of the tables: those with a value other than zero in some row,
     and always size, tokens and perplexity.
     """
-    found = []
-    for column in comparison.columns:
-        values = [
-            row.values[column.key].mean for row in comparison.rows if column.key in row.values
-        ]
-        if any(values) or column.key in ("params", "removed", "trained", QUALITY):
-            found.append(column)
-    return tuple(found)
+    return tuple(
+        column
+        for column in comparison.columns
+        if column.key in ("params", "removed", "trained", QUALITY)
+        or any(row.values[column.key].mean for row in comparison.rows if column.key in row.values)
+    )
 
 
 def grid(comparison: Comparison) -> Grid:
@@ -94,18 +90,8 @@ def markdown(comparison: Comparison) -> str:
         {"cells": cells, "bold": (0, quality) if row.mark == BEST else ()}
         for row, cells in zip(comparison.rows, table.rows, strict=True)
     ]
-    return (
-        render(
-            "comparison.md.jinja",
-            name=comparison.name,
-            conditions=comparison.conditions,
-            header=table.header,
-            rows=rows,
-            claims=comparison.claims,
-            notes=comparison.notes,
-        ).rstrip()
-        + "\n"
-    )
+    names = {**vars(comparison), "header": table.header, "rows": rows}
+    return render("comparison.md.jinja", **names).rstrip() + "\n"
 
 
 def comma_separated(comparison: Comparison) -> str:
@@ -140,11 +126,6 @@ def plain(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def as_json(comparison: Comparison) -> str:
-    """``plain`` as text."""
-    return json.dumps(plain(comparison), indent=1, ensure_ascii=False) + "\n"
-
-
 def _plain_row(row: Row) -> dict[str, Any]:
     return {
         "method": row.label,
@@ -154,24 +135,21 @@ def _plain_row(row: Row) -> dict[str, Any]:
         "reason": row.reason,
         "calibration": row.calibration,
         "values": {key: asdict(value) for key, value in row.values.items()},
-        "runs": [*_plain_runs(row)],
+        "runs": [
+            {
+                "seed": attempt.seed,
+                "folder": attempt.folder,
+                "reason": attempt.reason,
+                "facts": attempt.facts and _plain_facts(attempt.facts),
+            }
+            for attempt in row.attempts
+        ],
     }
 
 
-def _plain_runs(row: Row) -> Iterator[dict[str, Any]]:
-    for attempt in row.attempts:
-        yield {
-            "seed": attempt.seed,
-            "folder": attempt.folder,
-            "reason": attempt.reason,
-            "facts": None if attempt.facts is None else _plain_facts(attempt),
-        }
-
-
-def _plain_facts(attempt: Attempt) -> dict[str, Any]:
+def _plain_facts(known: Facts) -> dict[str, Any]:
     """All but the losses of the steps, which are in the run's own folder."""
-    assert attempt.facts is not None
-    facts = {**vars(attempt.facts)}
+    facts = {**vars(known)}
     del facts["losses"]
     facts["calibration"] = [
         asdict(t) for t in sorted(facts["calibration"], key=lambda t: str(t.hash))
