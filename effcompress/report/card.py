@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from effcompress.record import readable
 from effcompress.record.kind_labels import of
-from effcompress.report import numbers, words
+from effcompress.report import words
 from effcompress.report.gather import Record, gather
 from effcompress.report.render import render, replace
 from effcompress.report.words import Row
@@ -86,7 +87,7 @@ def _made(record: Record) -> str:
     said = ""
     if record.cuts:
         fractions = record.cuts[-1].share_removed
-        listed = [f"{numbers.percent(s)} of the {of(k).plural}" for k, s in fractions.items()]
+        listed = [f"{readable.percent(s)} of the {of(k).plural}" for k, s in fractions.items()]
         said = f" Removed: {words.join(listed)}, in {len(record.cuts):,} cuts." if listed else ""
     if (zeros := words.zeroed(record)) and record.sparsified:
         said += f" {zeros}, by {words.how(record.sparsified)}."
@@ -101,7 +102,7 @@ def _numbers(record: Record) -> Iterator[Row]:
     before, after = record.params_before, record.params_after
     if before is None or after is None:
         return
-    change = numbers.percent(after / before - 1, sign=True)
+    change = readable.percent(after / before - 1, sign=True)
     yield Row("parameters", f"{before:,}", f"{after:,}", change)
     if record.sparsified:
         yield Row("of them zero, in linear layers", "", f"{record.sparsified.zeroed:,}", "")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from effcompress.report import numbers
+from effcompress.record import readable
 from effcompress.report.render import render
 
 Point = tuple[float, float]
@@ -318,7 +318,7 @@ def layers(title: str, unit: str, before: Sequence[int], after: Sequence[int], t
 
 
 def _kept(layer: int, had: int, has: int) -> str:
-    return f"layer {layer}: {has:,} of {had:,} ({numbers.percent(has / had if had else 1)} kept)"
+    return f"layer {layer}: {has:,} of {had:,} ({readable.percent(has / had if had else 1)} kept)"
 
 
 def span(values: Sequence[float], *, zero: bool = False, log: bool = False) -> Point:
@@ -446,7 +446,7 @@ def _strips(chart: Chart, x: Scale, frame: Frame) -> list[Row]:
     for place in places:
         known = [(line, value) for line in told if (value := _at(line, place)) is not None]
         words = [f"{line.label or 'value'}: {chart.tell(value)}" for line, value in known]
-        text = "\n".join([f"{numbers.count(place)} {chart.x_title}", *words])
+        text = "\n".join([f"{readable.count(place)} {chart.x_title}", *words])
         strips.append({**_rule(x(place) - half, 0, x(place) + half, frame.height), "told": text})
     return strips
 

@@ -101,14 +101,8 @@ def gather(folder: Path) -> Record:
             fix="Name the folder of a run, e.g. runs/quickstart.",
         )
     recipe = folder / "recipe.resolved.yaml"
-    return _record(
-        events.read(folder / "metrics.jsonl"),
-        events.read_plans(folder / "plans.jsonl"),
-        recipe.read_text("utf-8") if recipe.is_file() else "",
-    )
-
-
-def _record(found: Sequence[Event], plans: Sequence[Cut], recipe: str) -> Record:
+    found = events.read(folder / "metrics.jsonl")
+    plans = events.read_plans(folder / "plans.jsonl")
     run = next(iter(_all(found, events.Run)), None)
     end = _last(found, events.End)
     evaluations = {event.when: event for event in _all(found, events.Evaluation)}
@@ -133,7 +127,7 @@ def _record(found: Sequence[Event], plans: Sequence[Cut], recipe: str) -> Record
         end=end,
         plans=tuple(plans),
         widths=(end and end.widths) or _widths(run.widths if run else {}, plans),
-        recipe=recipe,
+        recipe=recipe.read_text("utf-8") if recipe.is_file() else "",
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from effcompress.report import numbers, words
+from effcompress.record import readable
+from effcompress.report import words
 from effcompress.report.charts import alone
 from effcompress.report.gather import Record, gather
 from effcompress.report.pictures import Picture, pictures
@@ -89,7 +90,7 @@ def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
         tasks=words.tasks(record),
         generations=[
             Generation(
-                f"{title}, {numbers.count(one.params)} parameters",
+                f"{title}, {readable.count(one.params)} parameters",
                 said.prompt,
                 said.text.removeprefix(said.prompt),
             )
@@ -109,11 +110,11 @@ def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
 def _cards(record: Record) -> Iterator[Card]:
     before, after = record.params_before, record.params_after
     if before and after:
-        small = f"{numbers.percent(after / before - 1, sign=True)}; {words.target(record)}"
-        yield Card("Parameters", numbers.count(after), small, before=numbers.count(before))
+        small = f"{readable.percent(after / before - 1, sign=True)}; {words.target(record)}"
+        yield Card("Parameters", readable.count(after), small, before=readable.count(before))
     if after and (made := record.sparsified):
         small = f"{words.fractions(made, after)}; {words.how(made)}"
-        yield Card("Weights zeroed", numbers.count(made.zeroed), small)
+        yield Card("Weights zeroed", readable.count(made.zeroed), small)
     if rows := words.perplexities(record):
         yield Card("Perplexity", rows=rows)
     for row in words.tasks(record)[:1]:
@@ -123,12 +124,12 @@ def _cards(record: Record) -> Iterator[Card]:
     if record.tokens:
         number = record.steps[-1].step if record.steps else 0
         last = f"{number:,} step{'' if number == 1 else 's'}"
-        time = f"{last}, {numbers.duration(wall)} in all" if wall else last
-        yield Card("Trained on", f"{numbers.count(record.tokens)} tokens", time)
+        time = f"{last}, {readable.duration(wall)} in all" if wall else last
+        yield Card("Trained on", f"{readable.count(record.tokens)} tokens", time)
     elif wall:
-        yield Card("Wall time", numbers.duration(wall), "without training")
+        yield Card("Wall time", readable.duration(wall), "without training")
     if found := speed(record):
-        rates = numbers.count(found.before), numbers.count(found.after)
+        rates = readable.count(found.before), readable.count(found.after)
         yield Card("Tokens per second", rates[1], told(found), before=rates[0])
     said, tone = "Not proven", ""
     if record.proof:
@@ -149,8 +150,8 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     for data in words.data(record):
         yield f"Data: {data.name}", f"{data.amount}, hash {data.hash}"
     if (made := record.sparsified) is not None:
-        peak = f", {numbers.size(made.memory_bytes)} at the peak" if made.memory_bytes else ""
-        yield "Making zeros took", f"{numbers.duration(made.seconds)}{peak}"
+        peak = f", {readable.size(made.memory_bytes)} at the peak" if made.memory_bytes else ""
+        yield "Making zeros took", f"{readable.duration(made.seconds)}{peak}"
     if record.commit_difference is not None:
-        difference = numbers.power(record.commit_difference)
+        difference = readable.power(record.commit_difference)
         yield "Shortening the tensors", f"changed no logit by more than {difference}"

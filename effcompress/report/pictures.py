@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from effcompress.record import readable
 from effcompress.record.events import Sparsify
 from effcompress.record.kind_labels import KINDS, of
-from effcompress.report import charts, numbers
+from effcompress.report import charts
 from effcompress.report.charts import Bar, Chart, Line, Point, draw, smooth, table
 from effcompress.report.gather import Record
 from effcompress.report.speed import expected
@@ -99,8 +100,8 @@ def _parameters(record: Record) -> Chart | None:
         )
     else:
         course += [(i + 1.0, float(cut.params)) for i, cut in enumerate(record.cuts)]
-    target = (f"target {numbers.count(record.target)}", record.target) if record.target else None
-    line = Line(numbers.count(record.params_after), course, "after")
+    target = (f"target {readable.count(record.target)}", record.target) if record.target else None
+    line = Line(readable.count(record.params_after), course, "after")
     return Chart(
         "Parameters",
         "of the model as a function",
@@ -157,7 +158,7 @@ def _removed(record: Record) -> Chart | None:
         title,
         "fraction removed",
         charts.PERCENT,
-        numbers.percent,
+        readable.percent,
         zero=True,
         steps=True,
         stages=_stages(record, title),
@@ -175,7 +176,7 @@ def _saliency(record: Record) -> Chart | None:
         title,
         "saliency per freed parameter",
         charts.POWER,
-        numbers.power,
+        readable.power,
         log=True,
         stages=_stages(record, title),
         x_end=float(record.tokens) if title == TOKENS else None,
@@ -197,7 +198,7 @@ def _loss(record: Record) -> Chart | None:
         TOKENS,
         "nats per token",
         charts.PLAIN,
-        numbers.decimal,
+        readable.decimal,
         marks=places,
         marks_label="cuts" if places else "",
         stages=_stages(record),
@@ -221,7 +222,7 @@ def _speed(record: Record) -> Chart | None:
         TOKENS,
         "tokens per second",
         charts.COUNT,
-        numbers.count,
+        readable.count,
         zero=True,
     )
 
@@ -237,7 +238,7 @@ def _learning_rate(record: Record) -> Chart | None:
         TOKENS,
         "learning rate",
         charts.POWER,
-        numbers.small,
+        readable.small,
         zero=True,
         stages=_stages(record),
     )
@@ -247,7 +248,7 @@ def _perplexity(record: Record) -> str:
     rows: list[Bar] = []
     first = record.before or record.after
     for name, score in first.domains.items() if first else ():
-        said = numbers.decimal(score.perplexity)
+        said = readable.decimal(score.perplexity)
         if record.before is None:
             rows.append(Bar(f"{name}, after", score.perplexity, said, "after"))
             continue
@@ -257,7 +258,7 @@ def _perplexity(record: Record) -> str:
             rows.append(Bar(f"{name}, after", 0.0, "not measured", "after"))
             continue
         ratio = later.perplexity / score.perplexity if score.perplexity else 1.0
-        said = f"{numbers.decimal(later.perplexity)}  {numbers.percent(ratio - 1, sign=True)}"
+        said = f"{readable.decimal(later.perplexity)}  {readable.percent(ratio - 1, sign=True)}"
         rows.append(Bar(f"{name}, after", later.perplexity, said, "after"))
     return charts.bars("Perplexity", "per token, lower is better", rows) if rows else ""
 
@@ -291,5 +292,5 @@ def _left(record: Record) -> str:
 
 def _of(name: str, before: int, after: int, tone: str) -> Bar:
     fraction = after / before if before else 1.0
-    said = f"{after:,} of {before:,}  ({numbers.percent(fraction)})"
+    said = f"{after:,} of {before:,}  ({readable.percent(fraction)})"
     return Bar(name, fraction, said, tone, full=1.0)

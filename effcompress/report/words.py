@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from effcompress.record import readable
 from effcompress.record.events import Evaluation, Sparsify, TaskMean, Tasks, TaskScore
-from effcompress.report import numbers
 from effcompress.report.gather import Record
 
 METHOD = {
@@ -42,7 +42,7 @@ def status(record: Record) -> str | None:
         return f"This run was stopped {reason}. What follows is what it recorded until then."
     at = f" at step {record.steps[-1].step:,}" if record.steps else ""
     total = record.run and record.run.total_tokens
-    share = f" ({numbers.percent(record.tokens / total)} of the tokens)" if total else ""
+    share = f" ({readable.percent(record.tokens / total)} of the tokens)" if total else ""
     return f"This run is not finished: its record ends{at}{share}. No number below is final."
 
 
@@ -51,20 +51,20 @@ def verdict(record: Record) -> str:
     parts: list[str] = []
     before, after = record.params_before, record.params_after
     if before and after:
-        sizes = f"{numbers.count(before)} {ARROW} {numbers.count(after)} parameters"
+        sizes = f"{readable.count(before)} {ARROW} {readable.count(after)} parameters"
         if zeros := zeroed(record):
-            parts.append(f"{zeros}; {numbers.count(after)} parameters.")
+            parts.append(f"{zeros}; {readable.count(after)} parameters.")
         elif after < before:
-            parts.append(f"{numbers.percent(1 - after / before)} smaller: {sizes}.")
+            parts.append(f"{readable.percent(1 - after / before)} smaller: {sizes}.")
         else:
-            parts.append(f"Nothing was removed: {numbers.count(after)} parameters.")
+            parts.append(f"Nothing was removed: {readable.count(after)} parameters.")
     if said := padding(record):
         parts.append(said)
     changes = {"rose": [], "fell": []}
     for name, old, new in both(record):
         if old and new is not None:
             changes["rose" if new > old else "fell"].append(
-                f"by {numbers.percent(abs(new / old - 1))} on {name}"
+                f"by {readable.percent(abs(new / old - 1))} on {name}"
             )
     moves = [f"{verb} {join(amounts)}" for verb, amounts in changes.items() if amounts]
     if moves:
@@ -86,22 +86,22 @@ def zeroed(record: Record) -> str:
     before, after, made = record.params_before, record.params_after, record.sparsified
     if not (before and after and made):
         return ""
-    gone = numbers.count(before - after)
+    gone = readable.count(before - after)
     return (
-        f"Parameters removed: {gone}, weights zeroed: {numbers.count(made.zeroed)} "
+        f"Parameters removed: {gone}, weights zeroed: {readable.count(made.zeroed)} "
         f"({fractions(made, after)})"
     )
 
 
 def fractions(made: Sparsify, params: int) -> str:
     """Returns ``50.0 % of linear layers, 39.5 % of all``."""
-    layers = numbers.percent(made.zeroed / max(1, made.weights))
-    return f"{layers} of linear layers, {numbers.percent(made.zeroed / params)} of all"
+    layers = readable.percent(made.zeroed / max(1, made.weights))
+    return f"{layers} of linear layers, {readable.percent(made.zeroed / params)} of all"
 
 
 def how(made: Sparsify) -> str:
     """Returns ``magnitude, 2:4`` or ``magnitude, 50.0 %``."""
-    return f"{made.method}, {made.pattern or numbers.percent(made.sparsity)}"
+    return f"{made.method}, {made.pattern or readable.percent(made.sparsity)}"
 
 
 def loader(record: Record) -> str:
@@ -118,8 +118,8 @@ def padding(record: Record) -> str:
     if zeros <= 0:
         return ""
     return (
-        f"The saved file holds {numbers.count(record.export.parameters)} parameters: "
-        f"{numbers.count(zeros)} of them are zeros that fill up what is narrower or gone."
+        f"The saved file holds {readable.count(record.export.parameters)} parameters: "
+        f"{readable.count(zeros)} of them are zeros that fill up what is narrower or gone."
     )
 
 
@@ -154,11 +154,11 @@ def perplexities(record: Record) -> list[Row]:
     """Returns a row for each domain; ``after`` is empty where it was not measured."""
     found = []
     for name, before, after in both(record):
-        now = "" if after is None else numbers.decimal(after)
+        now = "" if after is None else readable.decimal(after)
         change = "before only" if after is None else ""
         if after is not None and before:
-            change = numbers.percent(after / before - 1, sign=True)
-        found.append(Row(name, numbers.decimal(before), now, change))
+            change = readable.percent(after / before - 1, sign=True)
+        found.append(Row(name, readable.decimal(before), now, change))
     return found
 
 
@@ -190,8 +190,8 @@ def task_rows(before: Tasks | None, after: Tasks | None) -> list[Row]:
         a, b = old.get(name), new.get(name)
         one = a or new[name]
         title = f"{name} ({one.metric})" if isinstance(one, TaskScore) and one.metric else name
-        said = [numbers.with_error(x.value, x.stderr) if x else "" for x in (a, b)]
-        found.append(Row(title, *said, numbers.points(b.value - a.value) if a and b else ""))
+        said = [readable.with_error(x.value, x.stderr) if x else "" for x in (a, b)]
+        found.append(Row(title, *said, readable.points(b.value - a.value) if a and b else ""))
     return found
 
 
@@ -211,10 +211,10 @@ def target(record: Record) -> str:
     if record.target is None or record.params_after is None:
         return "no target size"
     miss = record.params_after / record.target - 1
-    where = f"target {numbers.count(record.target)}"
+    where = f"target {readable.count(record.target)}"
     if abs(miss) <= 0.005:
         return f"{where}, met (off by {abs(miss) * 100:.2f} %)"
-    return f"{where}, missed by {numbers.percent(abs(miss))}" if record.end else where
+    return f"{where}, missed by {readable.percent(abs(miss))}" if record.end else where
 
 
 def protocol(evaluation: Evaluation) -> str:
@@ -278,7 +278,7 @@ def container(record: Record) -> str:
     """Returns the class that the model is saved as, and why it is that one."""
     if record.export is None:
         return "No model has been saved yet."
-    saved, size = record.export, f"{numbers.size(record.export.bytes)} on disk"
+    saved, size = record.export, f"{readable.size(record.export.bytes)} on disk"
     why = f": {saved.why.rstrip('.')}." if saved.why else ""
     if saved.form == "exact":
         return (
@@ -299,7 +299,7 @@ def proof(record: Record) -> str:
     cache = "with and without cache" if record.proof.cache_equal else "not the same with a cache"
     return (
         f"A fresh process loaded it: {tokens}, {cache}; "
-        f"largest difference of a logit {numbers.power(record.proof.max_logit_difference)}."
+        f"largest difference of a logit {readable.power(record.proof.max_logit_difference)}."
     )
 
 

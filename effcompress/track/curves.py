@@ -37,7 +37,18 @@ def curves(event: Event) -> dict[str, Value]:
     """Returns the values of one event by the names of their curves; may be empty."""
     match event:
         case events.Step():
-            return _step(event)
+            found: dict[str, Value | None] = {
+                "loss": event.loss,
+                "objective": event.objective,
+                "learning_rate": event.learning_rate,
+                "grad_norm": event.grad_norm,
+                "parameters": event.params,
+                "tokens": event.tokens,
+                "tokens_per_second": event.tokens_per_second,
+                "flops": event.flops,
+            }
+            found |= {f"loss/{domain}": loss for domain, loss in event.domain_loss.items()}
+            return {name: value for name, value in found.items() if value is not None}
         case events.Cut():
             gone = {f"removed/{kind}": part for kind, part in event.share_removed.items()}
             return {"parameters": event.params, **gone}
@@ -51,21 +62,6 @@ def curves(event: Event) -> dict[str, Value]:
             return {"status": event.status}
         case _:
             return {}
-
-
-def _step(event: events.Step) -> dict[str, Value]:
-    found: dict[str, Value | None] = {
-        "loss": event.loss,
-        "objective": event.objective,
-        "learning_rate": event.learning_rate,
-        "grad_norm": event.grad_norm,
-        "parameters": event.params,
-        "tokens": event.tokens,
-        "tokens_per_second": event.tokens_per_second,
-        "flops": event.flops,
-    }
-    found |= {f"loss/{domain}": loss for domain, loss in event.domain_loss.items()}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _evaluation(event: events.Evaluation) -> Iterator[tuple[str, Value]]:

@@ -112,16 +112,13 @@ class Watched:
             self._show()
             self._step = step
         if isinstance(event, events.Run):
-            self._configure(event)
+            values = settings(self._plain, event)
+            for name, opened in [*self._open.items()]:
+                self._try(name, lambda opened=opened: opened.configure(values))
         found = curves(event)
         if "warning" in found and "warning" in self._values:
             found["warning"] = f"{self._values['warning']}\n\n{found['warning']}"
         self._values |= found
-
-    def _configure(self, run: events.Run) -> None:
-        values = settings(self._plain, run)
-        for name, opened in [*self._open.items()]:
-            self._try(name, lambda opened=opened: opened.configure(values))
 
     def _show(self) -> None:
         values, self._values = self._values, {}

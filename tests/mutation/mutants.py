@@ -1466,14 +1466,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "widths of an unfinished run are those of its beginning",
     ),
     Mutant(
-        "effcompress/report/numbers.py",
+        "effcompress/record/readable.py",
         "f\"{share * 100:{'+' if sign else ''}.{digits}f}\"",
         "f\"{share * 10:{'+' if sign else ''}.{digits}f}\"",
         ("tests/report/test_numbers.py::test_percentages",),
         "per cent are tenths",
     ),
     Mutant(
-        "effcompress/report/numbers.py",
+        "effcompress/record/readable.py",
         'return f"{whole // 60} min {whole % 60} s"',
         'return f"{whole // 60} min {whole // 60} s"',
         ("tests/report/test_numbers.py::test_durations",),

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from effcompress.report import numbers
+from effcompress.record import readable
 from effcompress.report.comparison.facts import Facts
 from effcompress.report.comparison.spread import Spread, geometric_mean
 
@@ -47,7 +47,7 @@ class Column:
 
 def perplexity(value: float) -> str:
     """``23.41``; a power of ten where there are too many digits."""
-    return numbers.power(value) if abs(value) >= HUGE else numbers.decimal(value)
+    return readable.power(value) if abs(value) >= HUGE else readable.decimal(value)
 
 
 def share(value: float) -> str:
@@ -57,7 +57,7 @@ def share(value: float) -> str:
 
 def amount(value: float) -> str:
     """``113.01M``, ``18.79k``, ``512``: enough digits to see half a percent."""
-    size, unit = next(((s, u) for s, u in numbers.UNITS if abs(value) >= s), (1.0, ""))
+    size, unit = next(((s, u) for s, u in readable.UNITS if abs(value) >= s), (1.0, ""))
     return (
         f"{value / size:.0f}" if size == 1 else f"{value / size:.2f}".rstrip("0").rstrip(".") + unit
     )
@@ -65,7 +65,7 @@ def amount(value: float) -> str:
 
 def elapsed(value: float) -> str:
     """``84 ms``, ``5 min 1 s``."""
-    return f"{1000 * value:.0f} ms" if 0 < value < 0.95 else numbers.duration(value)
+    return f"{1000 * value:.0f} ms" if 0 < value < 0.95 else readable.duration(value)
 
 
 def nothing(_: Facts) -> float:
@@ -123,7 +123,7 @@ SPENT = (
         "operations of training, forward and backward, counted at the size of every step",
         lambda f: f.flops,
         nothing,
-        numbers.power,
+        readable.power,
     ),
     Column(
         "prune_seconds",
@@ -142,7 +142,7 @@ SPENT = (
         "peak while pruning: of the process on a CPU, of the device on a GPU",
         lambda f: f.prune_memory,
         unknown,
-        numbers.size,
+        readable.size,
     ),
     Column(
         "seconds",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from effcompress.report import numbers
+from effcompress.record import readable
 from effcompress.report.comparison.facts import CALIBRATION, Attempt, Facts, Method, Tokens
 from effcompress.report.comparison.sizes import SAME_SIZE, Size, effective
 
@@ -70,7 +70,7 @@ def tokens(some: Mapping[str, Tokens]) -> str:
 
 def mixture(fractions: Mapping[str, float]) -> str:
     """``letters 33.3 %, numbers 66.7 %``."""
-    return ", ".join(f"{name} {numbers.percent(part)}" for name, part in fractions.items())
+    return ", ".join(f"{name} {readable.percent(part)}" for name, part in fractions.items())
 
 
 def protocol(facts: Facts) -> dict[str, Any]:
@@ -284,7 +284,7 @@ def _other_dense(methods: Sequence[Method], flagged: Mapping[str, set[str]]) -> 
         for facts in m.done:
             label, first = seen.setdefault(facts.seed, (m.label, facts))
             moved = [
-                f"{domain} {numbers.decimal(value)} instead of {numbers.decimal(had)}"
+                f"{domain} {readable.decimal(value)} instead of {readable.decimal(had)}"
                 for domain, value in (facts.before or {}).items()
                 if (had := (first.before or {}).get(domain)) is not None
                 and abs(value / had - 1) > SAME_DENSE
@@ -304,7 +304,7 @@ def _other_size(methods: Sequence[Method], sizes: Sequence[Size]) -> Found:
             off = [effective(f) / size.params - 1 for f in done if size.params]
             most = max(off, key=abs, default=0.0)
             if abs(most) > SAME_SIZE:
-                amount = f"{numbers.percent(abs(most))} {'more' if most > 0 else 'fewer'}"
+                amount = f"{readable.percent(abs(most))} {'more' if most > 0 else 'fewer'}"
                 said = f"has {amount} than the {size.words} that it is compared at"
                 yield label, Flag("parameters", said)
             if len(sizes) > 1 and len(size.labels) == 1 and done:

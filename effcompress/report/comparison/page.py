@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from effcompress.report import numbers
+from effcompress.record import readable
 from effcompress.report.comparison.columns import QUALITY
 from effcompress.report.comparison.pictures import pictures
 from effcompress.report.comparison.rows import Comparison, Row
@@ -115,7 +115,7 @@ def _method(row: Row) -> Method:
     runs = []
     for attempt in row.attempts:
         took = attempt.facts.seconds if attempt.facts else None
-        said = f", {numbers.duration(took)}" if took else ""
+        said = f", {readable.duration(took)}" if took else ""
         if attempt.reason:
             said = f": {attempt.reason}"
         linked = not attempt.reason and "/" in attempt.folder

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from effcompress.report import charts, numbers
+from effcompress.record import readable
+from effcompress.report import charts
 from effcompress.report.charts import SHAPES, Bar, Chart, Line, Point, Scatter, Spot, draw, smooth
 from effcompress.report.comparison import columns
 from effcompress.report.comparison.columns import QUALITY, Column
@@ -98,7 +99,7 @@ def _loss(comparison: Comparison) -> str:
             "tokens trained on",
             "nats per token",
             charts.PLAIN,
-            numbers.decimal,
+            readable.decimal,
         )
     )
 
