@@ -1298,8 +1298,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/report/card.py",
-        "change = numbers.percent(after / before - 1, sign=True)",
-        "change = numbers.percent(before / after - 1, sign=True)",
+        "change = readable.percent(after / before - 1, sign=True)",
+        "change = readable.percent(before / after - 1, sign=True)",
         (("tests/report/test_report.py::test_the_change_of_the_size_is_a_part_of_what_there_was"),),
         "the change of the size has the wrong base",
     ),
@@ -1449,8 +1449,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/report/words.py",
-        "numbers.percent(made.zeroed / max(1, made.weights))",
-        "numbers.percent(made.zeroed / max(1, params))",
+        "readable.percent(made.zeroed / max(1, made.weights))",
+        "readable.percent(made.zeroed / max(1, params))",
         ("tests/report/test_report.py::test_zeros_are_not_sold_as_fewer_parameters",),
         "zeros of linear layers are related to all parameters",
     ),
@@ -1470,8 +1470,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/report/words.py",
-        "change = numbers.percent(after / before - 1, sign=True)",
-        "change = numbers.percent(before / after - 1, sign=True)",
+        "change = readable.percent(after / before - 1, sign=True)",
+        "change = readable.percent(before / after - 1, sign=True)",
         (
             (
                 "tests/report/test_report.py::test_the_card_has_front_matter_and_everything_peo"
