@@ -21,7 +21,8 @@ PLUS_MINUS = "\u00b1"
 
 @dataclass(frozen=True)
 class Column:
-    """``of`` returns the value of a run, ``dense`` that of the model it started from. ``brief`` is
+    """``of`` returns the value of a run, ``dense`` that of the model it started from (None: it has
+    no run of its own). ``brief`` is
     the title for a terminal; ``help`` one sentence. ``write`` formats a mean; ``spreads``: whether
     the deviation is written too.
     """
@@ -30,9 +31,9 @@ class Column:
     title: str
     brief: str
     help: str
-    of: Number
-    dense: Number
     write: Callable[[float], str]
+    of: Number
+    dense: Number = lambda _: None
     spreads: bool = False
 
     def cell(self, value: Spread | None) -> str:
@@ -73,37 +74,33 @@ def nothing(_: Facts) -> float:
     return 0.0
 
 
-def unknown(_: Facts) -> None:
-    """None: the dense model has no run of its own."""
-
-
 SIZE = (
     Column(
         "params",
         "parameters",
         "params",
         "parameters of the result (a tied embedding counts once)",
+        amount,
         lambda f: f.params,
         lambda f: f.dense_params,
-        amount,
     ),
     Column(
         "removed",
         "removed",
         "removed",
         "parameters that are gone: the file is smaller and the model faster",
+        amount,
         lambda f: f.dense_params - f.params,
         nothing,
-        amount,
     ),
     Column(
         "zeroed",
         "zeroed",
         "zeroed",
         "weights that are zero but still there: file and speed are unchanged",
+        amount,
         lambda f: f.zeroed,
         nothing,
-        amount,
     ),
 )
 SPENT = (
@@ -112,18 +109,18 @@ SPENT = (
         "training tokens",
         "tokens",
         "tokens trained on after (or while) pruning",
+        amount,
         lambda f: f.trained,
         nothing,
-        amount,
     ),
     Column(
         "flops",
         "training FLOPs",
         "FLOPs",
         "operations of training, forward and backward, counted at the size of every step",
+        readable.power,
         lambda f: f.flops,
         nothing,
-        readable.power,
     ),
     Column(
         "prune_seconds",
@@ -131,27 +128,24 @@ SPENT = (
         "prune",
         "spent on measuring, choosing and removing; saliency that rides on training is part of "
         "training",
-        lambda f: f.prune_seconds,
-        unknown,
         elapsed,
+        lambda f: f.prune_seconds,
     ),
     Column(
         "prune_memory",
         "pruning memory",
         "memory",
         "peak while pruning: of the process on a CPU, of the device on a GPU",
-        lambda f: f.prune_memory,
-        unknown,
         readable.size,
+        lambda f: f.prune_memory,
     ),
     Column(
         "seconds",
         "wall time",
         "time",
         "of the whole run: evaluation, training, export and its proof included",
-        lambda f: f.seconds,
-        unknown,
         elapsed,
+        lambda f: f.seconds,
     ),
 )
 
@@ -167,9 +161,9 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
             "perplexity",
             "perplexity",
             "of held-out text, per token: the geometric mean over the domains; lower is better",
+            perplexity,
             lambda f: _mean(f.after),
             lambda f: _mean(f.before),
-            perplexity,
             spreads=True,
         )
     ]
@@ -180,9 +174,9 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
             "accuracy",
             "acc",
             f"mean over the {len(tasks)} zero-shot tasks; higher is better",
+            share,
             lambda f: _average(f.tasks_after, tasks),
             lambda f: _average(f.tasks_before, tasks),
-            share,
             spreads=True,
         )
         quality += [mean, *map(_of_task, tasks if len(tasks) > 1 else ())]
@@ -195,9 +189,9 @@ def _of_domain(name: str) -> Column:
         name,
         name,
         f"perplexity of held-out text of the domain {name}",
+        perplexity,
         lambda f: (f.after or {}).get(name),
         lambda f: (f.before or {}).get(name),
-        perplexity,
         spreads=True,
     )
 
@@ -208,9 +202,9 @@ def _of_task(name: str) -> Column:
         name,
         name,
         f"accuracy in the zero-shot task {name}",
+        share,
         lambda f: (f.tasks_after or {}).get(name),
         lambda f: (f.tasks_before or {}).get(name),
-        share,
     )
 
 

@@ -78,17 +78,9 @@ def protocol(facts: Facts) -> dict[str, Any]:
     return {k: v for k, v in (facts.protocol or {}).items() if k not in _OF_THE_TEXT}
 
 
-def _protocol(facts: Facts) -> Value:
-    return _items(protocol(facts))
-
-
 def _items(mapping: Mapping[str, Any] | None) -> Value:
     """A mapping as something to compare and to count."""
     return tuple(sorted((k, str(v)) for k, v in (mapping or {}).items())) or NOT_RECORDED
-
-
-def _other_protocol(one: Facts, usual: Facts) -> str:
-    return f"was evaluated by another protocol: {_instead(protocol(one), protocol(usual))}"
 
 
 def _heldout(facts: Facts) -> Value:
@@ -114,23 +106,15 @@ def _calibration(facts: Facts) -> Value:
     return facts.calibration if facts.measures == CALIBRATION else DOES_NOT_APPLY
 
 
-def calibration(facts: Facts) -> str:
+def _texts(facts: Facts) -> str:
     """``4,096 (hash 1f2e3d4c)``."""
     said = sorted(facts.calibration, key=lambda t: (t.number, t.hash or ""))
     return ", ".join(f"{t.number:,} (hash {short(t.hash)})" for t in said) or "none"
 
 
-def _tasks(facts: Facts) -> Value:
-    return DOES_NOT_APPLY if facts.tasks_after is None else _items(facts.tasks_protocol)
-
-
-def _other_tasks(one: Facts, usual: Facts) -> str:
-    a, b = one.tasks_protocol or {}, usual.tasks_protocol or {}
-    return f"solved its tasks by another protocol, {_instead(a, b)}: do not compare accuracies"
-
-
-def _instead(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def _instead(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> str:
     """``window 2048 instead of 512, ...``: where two mappings differ."""
+    ours, theirs = ours or {}, theirs or {}
     return ", ".join(
         f"{key.replace('_', ' ')} {ours.get(key, 'not stated')} instead of "
         f"{theirs.get(key, 'not stated')}"
@@ -145,11 +129,6 @@ def _mixture(facts: Facts) -> Value:
     return tuple(sorted((name, round(share, 9)) for name, share in facts.shares.items()))
 
 
-def _other_environment(one: Facts, usual: Facts) -> str:
-    said = _instead(one.environment or {}, usual.environment or {})
-    return f"ran elsewhere ({said}): do not compare times and memory"
-
-
 CHECKS = (
     Check(
         "checkpoint",
@@ -161,15 +140,18 @@ CHECKS = (
         ),
         by_seed=True,
     ),
-    Check("protocol", "its evaluation protocol", _protocol, _other_protocol),
+    Check(
+        "protocol",
+        "its evaluation protocol",
+        lambda f: _items(protocol(f)),
+        lambda a, b: f"was evaluated by another protocol: {_instead(protocol(a), protocol(b))}",
+    ),
     Check("held-out", "its held-out tokens", _heldout, _other_heldout),
     Check(
         "calibration",
         "its calibration tokens",
         _calibration,
-        lambda a, b: (
-            f"was calibrated on other tokens: {calibration(a)} instead of {calibration(b)}"
-        ),
+        lambda a, b: f"was calibrated on other tokens: {_texts(a)} instead of {_texts(b)}",
         by_seed=True,
     ),
     Check(
@@ -186,12 +168,24 @@ CHECKS = (
             f"reads another mixture: {mixture(a.shares or {})} instead of {mixture(b.shares or {})}"
         ),
     ),
-    Check("tasks", "how it solved its tasks", _tasks, _other_tasks, unfair=False),
+    Check(
+        "tasks",
+        "how it solved its tasks",
+        lambda f: DOES_NOT_APPLY if f.tasks_after is None else _items(f.tasks_protocol),
+        lambda a, b: (
+            "solved its tasks by another protocol, "
+            f"{_instead(a.tasks_protocol, b.tasks_protocol)}: do not compare accuracies"
+        ),
+        unfair=False,
+    ),
     Check(
         "environment",
         "where it ran",
         lambda f: _items(f.environment),
-        _other_environment,
+        lambda a, b: (
+            f"ran elsewhere ({_instead(a.environment, b.environment)}): do not compare times and "
+            "memory"
+        ),
         unfair=False,
     ),
 )
@@ -348,10 +342,9 @@ def _zeroed(method: Method) -> Iterator[Flag]:
     """Weights that are zero take as much memory and time as any other."""
     most = max((f.zeroed for f in method.done), default=0)
     if most:
-        params = max(f.params for f in method.done)
         said = (
             f"has {most:,} weights that are zero but still there: file, memory and speed are those "
-            f"of {params:,} parameters"
+            f"of {max(f.params for f in method.done):,} parameters"
         )
         yield Flag("zeroed", said, unfair=False)
 
