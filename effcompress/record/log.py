@@ -175,21 +175,12 @@ def _open(path: Path) -> IO[bytes]:
     return file
 
 
-@final
-class NoView:
+class NoView(View):
     """Shows nothing: the view of all processes but rank 0."""
 
-    def event(self, event: Event) -> None: ...
-    def phase(self, name: str, total_tokens: int | None = None) -> None: ...
-    def progress(self, unit: str, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
-    def restore(self, kept: Iterable[Event]) -> None: ...
-    def close(self) -> None: ...
-    def beat(self) -> None: ...
-
 
 @final
-class PlainView:
+class PlainView(View):
     """Prints lines of text, for a log file: phases, results, a summary of cuts every ``cuts_every``
     seconds, and a heartbeat.
     """

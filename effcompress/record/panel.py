@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, TextIO, final
+from typing import TextIO, final
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -26,8 +26,8 @@ from effcompress.record.readable import clock_time, count
 from effcompress.record.sentences import removed, sentence
 
 
-class View(Protocol):
-    """What ``Log`` calls on a view."""
+class View:
+    """Shows a run; this one nothing."""
 
     def event(self, event: Event) -> None: ...
     def phase(self, name: str, total_tokens: int | None = None) -> None: ...
@@ -176,7 +176,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 @final
-class LiveView:
+class LiveView(View):
     """A panel that redraws itself; results and warnings scroll above it."""
 
     def __init__(
@@ -215,9 +215,6 @@ class LiveView:
         """Shows a remark above the panel."""
         self._begin()
         self._say(text, "dim")
-
-    def beat(self) -> None:
-        """Nothing: the panel redraws itself."""
 
     def restore(self, kept: Iterable[Event]) -> None:
         """Takes in the events before a checkpoint without showing them."""

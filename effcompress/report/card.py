@@ -29,12 +29,16 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
     record = gather(folder)
     run, evaluation = record.run, record.after or record.before
     name = base_model or hub(record.recipe)
+    tags = ["effcompress", "pruned", "text-generation"]
+    tags += ["sparse"] if record.sparsified else []
+    if record.tokens and record.cuts and not words.method(record.recipe, "recover"):
+        tags.append("pruning-aware-training")
     versions = f"effcompress {run.effcompress}, torch {run.torch}, " if run else ""
     versions += f"transformers {run.transformers}" if run else ""
     return render(
         "card.md.jinja",
         base_model=json.dumps(name) if name else "",  # YAML reads JSON too
-        tags=_tags(record),
+        tags=tags,
         name=record.name,
         banner=words.status(record) or "",
         verdict=words.verdict(record),
@@ -71,15 +75,6 @@ def hub(recipe: str) -> str | None:
     )
     name = keys.get("hub", "null").strip("\"'")
     return None if name in ("null", "~") or keys.get("random") == "true" else name
-
-
-def _tags(record: Record) -> list[str]:
-    tags = ["effcompress", "pruned", "text-generation"]
-    if record.sparsified:
-        tags.append("sparse")
-    if record.tokens and record.cuts and not words.method(record.recipe, "recover"):
-        tags.append("pruning-aware-training")
-    return tags
 
 
 def _made(record: Record) -> str:

@@ -30,15 +30,6 @@ class Card:
     rows: Sequence[Row] = ()
 
 
-@dataclass(frozen=True)
-class Generation:
-    """The prompt and how one model continued it."""
-
-    title: str
-    prompt: str
-    text: str
-
-
 def write(folder: Path, *, model: str | None = None) -> Path:
     """Writes ``report.html``, ``pictures/*.svg`` and their points (``pictures/*.csv``) of a run
     folder; returns the page's path.
@@ -54,14 +45,11 @@ def write(folder: Path, *, model: str | None = None) -> Path:
         replace(folder / "pictures" / f"{name}.svg", alone(picture.svg))
         if picture.table:
             replace(folder / "pictures" / f"{name}.csv", picture.table)
-    replace(folder / "report.html", page(record, drawn, model or _shown(folder)))
-    return folder / "report.html"
-
-
-def _shown(folder: Path) -> str:
-    """The folder without what is above ``runs/``: a report is passed on."""
+    # Without what is above `runs/`: a report is passed on.
     parts = folder.resolve().parts
-    return "/".join(parts[-2:]) if parts[-2:-1] == ("runs",) else parts[-1]
+    shown = "/".join(parts[-2:]) if parts[-2:-1] == ("runs",) else parts[-1]
+    replace(folder / "report.html", page(record, drawn, model or shown))
+    return folder / "report.html"
 
 
 def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
@@ -89,7 +77,7 @@ def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
         pictures={name: picture.svg for name, picture in drawn.items()},
         tasks=words.tasks(record),
         generations=[
-            Generation(
+            (
                 f"{title}, {readable.count(one.params)} parameters",
                 said.prompt,
                 said.text.removeprefix(said.prompt),

@@ -308,8 +308,14 @@ def method(recipe: str, name: str = "prune") -> dict[str, str]:
     values on one line.
     """
     section = _section(recipe.splitlines(), name)
-    found = {key: _flat(section, key) for key in METHOD[name]}
-    return {key: value for key, value in found.items() if value not in ("", "null", "[]", "{}")}
+    found: dict[str, str] = {}
+    for key in METHOD[name]:
+        # `taylor2`, `keep: 0.85` or `ffn, attention` out of the lines below the key.
+        parts = [line.strip().removeprefix("- ") for line in _section(section, key)]
+        text = ", ".join(parts).replace(":,", ":").strip().strip("{}\"'")
+        if text not in ("", "null", "[]"):
+            found[key] = text
+    return found
 
 
 def _section(lines: list[str], key: str) -> list[str]:
@@ -330,12 +336,6 @@ def _section(lines: list[str], key: str) -> list[str]:
         depth = min((len(x) - len(x.lstrip()) for x in inside), default=0)
         return body + [x[depth:] for x in inside]
     return []
-
-
-def _flat(section: list[str], key: str) -> str:
-    """``taylor2``, ``keep: 0.85`` or ``ffn, attention`` out of the lines below ``key``."""
-    words = [line.strip().removeprefix("- ") for line in _section(section, key)]
-    return ", ".join(words).replace(":,", ":").strip().strip("{}\"'")
 
 
 def _uncommented(line: str) -> str:

@@ -34,7 +34,7 @@ def watch(log: Log, recipe: Recipe, plain: Mapping[str, Any], *, offline: bool) 
 
 
 @final
-class Watched:
+class Watched(View):
     """Passes everything on to ``view``. Values are collected by optimizer step and sent to the
     trackers when an event of a later step comes, so that every curve has one point per step.
     """

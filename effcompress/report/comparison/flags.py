@@ -63,7 +63,7 @@ def short(hash: str | None) -> str:
     return hash[:SHOWN] if hash else "not recorded"
 
 
-def tokens(some: Mapping[str, Tokens]) -> str:
+def heldout(some: Mapping[str, Tokens]) -> str:
     """``letters 93 tokens (hash 1f2e3d4c), ...``."""
     return ", ".join(f"{n} {t.number:,} tokens (hash {short(t.hash)})" for n, t in some.items())
 
@@ -95,8 +95,8 @@ def _other_heldout(one: Facts, usual: Facts) -> str:
     ours = {name: t for name, t in a.items() if b.get(name) != t}
     theirs = {name: t for name, t in b.items() if a.get(name) != t}
     return (
-        f"was evaluated on other held-out text: {tokens(ours) or 'none'} instead of "
-        f"{tokens(theirs) or 'none'}"
+        f"was evaluated on other held-out text: {heldout(ours) or 'none'} instead of "
+        f"{heldout(theirs) or 'none'}"
     )
 
 
@@ -200,7 +200,17 @@ def flags(methods: Sequence[Method], sizes: Sequence[Size]) -> Found:
     yield from _other_seeds(methods)
     yield from _together(methods)
     for method in methods:
-        yield from ((method.label, flag) for flag in (*_zeroed(method), *_failed(method)))
+        # Weights that are zero take as much memory and time as any other.
+        if most := max((f.zeroed for f in method.done), default=0):
+            said = (
+                f"has {most:,} weights that are zero but still there: file, memory and speed are "
+                f"those of {max(f.params for f in method.done):,} parameters"
+            )
+            yield method.label, Flag("zeroed", said, unfair=False)
+        reasons = [f"seed {a.seed}: {a.reason}" for a in method.attempts if not a.done]
+        if reasons and method.done:
+            said = f"{len(reasons)} of {len(method.attempts)} runs ({'; '.join(reasons)})"
+            yield method.label, Flag("failed", f"has no result of {said}", unfair=False)
 
 
 def _differences(methods: Sequence[Method]) -> Found:
@@ -336,22 +346,3 @@ def _span(attempt: Attempt) -> tuple[float, float] | None:
         return None
     begin = datetime.datetime.fromisoformat(facts.started).timestamp()
     return begin, begin + facts.seconds
-
-
-def _zeroed(method: Method) -> Iterator[Flag]:
-    """Weights that are zero take as much memory and time as any other."""
-    most = max((f.zeroed for f in method.done), default=0)
-    if most:
-        said = (
-            f"has {most:,} weights that are zero but still there: file, memory and speed are those "
-            f"of {max(f.params for f in method.done):,} parameters"
-        )
-        yield Flag("zeroed", said, unfair=False)
-
-
-def _failed(method: Method) -> Iterator[Flag]:
-    """Seeds without a result, where other seeds have one."""
-    reasons = [f"seed {a.seed}: {a.reason}" for a in method.attempts if not a.done]
-    if reasons and method.done:
-        of = f"{len(reasons)} of {len(method.attempts)} runs"
-        yield Flag("failed", f"has no result of {of} ({'; '.join(reasons)})", unfair=False)

@@ -30,25 +30,6 @@ class Result:
     cells: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a method; ``linked``: its report is beside the page."""
-
-    seed: int
-    folder: str
-    said: str
-    linked: bool
-
-
-@dataclass(frozen=True)
-class Method:
-    """What the recipe says of a method, and its runs."""
-
-    label: str
-    says: Mapping[str, str]
-    runs: Sequence[Run]
-
-
 FILES = ("comparison.json", "comparison.csv", "comparison.md", "comparison.html")
 """The files that ``write`` makes."""
 
@@ -86,7 +67,7 @@ def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
         level=f"{100 * LEVEL:g} %",
         legend=[(c.title, c.help) for c in columns],
         pictures=drawn,
-        methods=[_method(row) for row in methods],
+        methods=[(row.label, *_method(row)) for row in methods],
     )
 
 
@@ -110,7 +91,10 @@ def _results(comparison: Comparison) -> Iterator[Result]:
         )
 
 
-def _method(row: Row) -> Method:
+def _method(row: Row) -> tuple[Mapping[str, str], list[tuple[int, str, str, bool]]]:
+    """What the recipe says of a method, and (seed, folder, words, whether its report is beside the
+    page) of its runs.
+    """
     says = next((a.facts.method for a in row.attempts if a.facts and a.facts.method), {})
     runs = []
     for attempt in row.attempts:
@@ -119,5 +103,5 @@ def _method(row: Row) -> Method:
         if attempt.reason:
             said = f": {attempt.reason}"
         linked = not attempt.reason and "/" in attempt.folder
-        runs.append(Run(attempt.seed, attempt.folder, said, linked))
-    return Method(row.label, says, runs)
+        runs.append((attempt.seed, attempt.folder, said, linked))
+    return says or {}, runs
