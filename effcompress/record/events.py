@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral, Real
@@ -371,6 +371,11 @@ class Unreadable(ValueError):
 def step_of(event: Event) -> int | None:
     """The optimizer step at which the event happened; None where it has none."""
     return event.step if isinstance(event, AtStep) else None
+
+
+def of_type(found: Iterable[Event | None], kind: type[T]) -> tuple[T, ...]:
+    """The events of one class, in their order."""
+    return tuple(event for event in found if isinstance(event, kind))
 
 
 def line(event: Event) -> str:

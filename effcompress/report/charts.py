@@ -446,17 +446,15 @@ def _strips(chart: Chart, x: Scale, frame: Frame) -> list[Row]:
     half = max(4.0, frame.width / len(places)) / 2
     strips = []
     for place in places:
-        known = [(line, value) for line in told if (value := _at(line, place)) is not None]
-        words = [f"{line.label or 'value'}: {chart.tell(value)}" for line, value in known]
+        words = []
+        for line in told:
+            # The value of a line is that of its last point up to here.
+            if index := bisect_right(line.points, place, key=lambda p: p[0]):
+                value = chart.tell(line.points[index - 1][1])
+                words.append(f"{line.label or 'value'}: {value}")
         text = "\n".join([f"{readable.count(place)} {chart.x_title}", *words])
         strips.append({**_rule(x(place) - half, 0, x(place) + half, frame.height), "told": text})
     return strips
-
-
-def _at(line: Line, place: float) -> float | None:
-    """The value of a line at ``place``: that of the last point up to there."""
-    index = bisect_right(line.points, place, key=lambda p: p[0])
-    return line.points[index - 1][1] if index else None
 
 
 def _reach(spot: Spot, *, log: bool) -> tuple[float, float]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from effcompress.errors import RunError
 from effcompress.record import events
-from effcompress.record.events import Event
+from effcompress.record.events import of_type
 from effcompress.record.kind_labels import of
 from effcompress.types import Cut, axis_kind
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,24 +101,24 @@ def gather(folder: Path) -> Record:
     recipe = folder / "recipe.resolved.yaml"
     found = events.read(folder / "metrics.jsonl")
     plans = events.read_plans(folder / "plans.jsonl")
-    run = next(iter(_all(found, events.Run)), None)
-    end = _last(found, events.End)
-    evaluations = {event.when: event for event in _all(found, events.Evaluation)}
-    moved = [event.max_logit_difference for event in _all(found, events.Commit)]
+    run = next(iter(of_type(found, events.Run)), None)
+    end = next(iter(of_type(found, events.End)[-1:]), None)
+    evaluations = {event.when: event for event in of_type(found, events.Evaluation)}
+    moved = [event.max_logit_difference for event in of_type(found, events.Commit)]
     return Record(
         run=run,
-        steps=_all(found, events.Step),
-        cuts=_all(found, events.Cut),
-        stages=_all(found, events.Stage),
-        sparsified=next(iter(_all(found, events.Sparsify)), None),
+        steps=of_type(found, events.Step),
+        cuts=of_type(found, events.Cut),
+        stages=of_type(found, events.Stage),
+        sparsified=next(iter(of_type(found, events.Sparsify)), None),
         before=evaluations.get("before"),
         after=evaluations.get("after"),
-        calibrations=_all(found, events.Calibration),
-        export=_last(found, events.Export),
-        proof=_last(found, events.Proof),
+        calibrations=of_type(found, events.Calibration),
+        export=next(iter(of_type(found, events.Export)[-1:]), None),
+        proof=next(iter(of_type(found, events.Proof)[-1:]), None),
         warnings=(
-            *(event.text for event in _all(found, events.Warn)),
-            *_approximate(_all(found, events.Approximate)),
+            *(event.text for event in of_type(found, events.Warn)),
+            *_approximate(of_type(found, events.Approximate)),
         ),
         commit_difference=max((d for d in moved if d is not None), default=None),
         costs=tuple(event for event in found if isinstance(event, events.Costly)),
@@ -129,14 +127,6 @@ def gather(folder: Path) -> Record:
         widths=(end and end.widths) or _widths(run.widths if run else {}, plans),
         recipe=recipe.read_text("utf-8") if recipe.is_file() else "",
     )
-
-
-def _all(found: Sequence[Event], kind: type[T]) -> tuple[T, ...]:
-    return tuple(event for event in found if isinstance(event, kind))
-
-
-def _last(found: Sequence[Event], kind: type[T]) -> T | None:
-    return next((event for event in reversed(found) if isinstance(event, kind)), None)
 
 
 def _approximate(found: Sequence[events.Approximate]) -> list[str]:
@@ -154,8 +144,7 @@ def _approximate(found: Sequence[events.Approximate]) -> list[str]:
 
 def _widths(start: Mapping[str, int], plans: Iterable[Cut]) -> dict[str, int]:
     """Widths of a run that has not recorded its final ones: those of the start, less the plans."""
-    gone = dict.fromkeys(start, 0)
+    gone = Counter[str]()
     for cut in plans:
-        for name, units in cut.plan.items():
-            gone[name] = gone.get(name, 0) + len(units)
+        gone.update({name: len(units) for name, units in cut.plan.items()})
     return {name: width - gone[name] for name, width in start.items()}

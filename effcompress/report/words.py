@@ -34,12 +34,13 @@ def status(record: Record) -> str | None:
     """Returns the banner of a run that failed, was stopped or is unfinished; else None."""
     if record.status == "success":
         return None
+    reason = (record.end and record.end.reason) or ""
+    until = "What follows is what it recorded until then."
     if record.status == "failed":
-        reason = ((record.end and record.end.reason) or "no reason was recorded").rstrip(".")
-        return f"This run failed: {reason}. What follows is what it recorded until then."
+        return f"This run failed: {(reason or 'no reason was recorded').rstrip('.')}. {until}"
     if record.status == "stopped":
-        reason = ((record.end and record.end.reason) or "").partition("\n")[0]
-        return f"This run was stopped {reason}. What follows is what it recorded until then."
+        first, *_ = reason.partition("\n")
+        return f"This run was stopped {first}. {until}"
     at = f" at step {record.steps[-1].step:,}" if record.steps else ""
     total = record.run and record.run.total_tokens
     share = f" ({readable.percent(record.tokens / total)} of the tokens)" if total else ""
@@ -256,12 +257,15 @@ def same_protocol(record: Record) -> bool:
     """Whether both evaluations used the same protocol, text and tasks."""
     if record.before is None or record.after is None:
         return True
-    amounts = [
-        {name: (s.tokens, s.sequences) for name, s in e.domains.items()}
+    first, second = (
+        (
+            e.protocol,
+            e.tasks and e.tasks.protocol,
+            {name: (s.tokens, s.sequences) for name, s in e.domains.items()},
+        )
         for e in (record.before, record.after)
-    ]
-    settings = [(e.protocol, e.tasks and e.tasks.protocol) for e in (record.before, record.after)]
-    return settings[0] == settings[1] and amounts[0] == amounts[1]
+    )
+    return first == second
 
 
 def load(record: Record, path: str) -> str:

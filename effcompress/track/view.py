@@ -80,20 +80,18 @@ class Watched(View):
         self._open = {}
         self.view.close()
 
+    # Trackers are sent events alone: all else is for the view.
+
     def phase(self, name: str, total_tokens: int | None = None) -> None:
-        """Phases are not sent to trackers."""
         self.view.phase(name, total_tokens)
 
     def progress(self, unit: str, done: int, total: int) -> None:
-        """Progress is not sent to trackers."""
         self.view.progress(unit, done, total)
 
     def note(self, text: str) -> None:
-        """Notes are not sent to trackers."""
         self.view.note(text)
 
     def beat(self) -> None:
-        """Heartbeats are not sent to trackers."""
         self.view.beat()
 
     def _begin(self, step: int | None) -> None:

@@ -22,19 +22,18 @@ PLUS_MINUS = "\u00b1"
 @dataclass(frozen=True)
 class Column:
     """``of`` returns the value of a run, ``dense`` that of the model it started from (None: it has
-    no run of its own). ``brief`` is
-    the title for a terminal; ``help`` one sentence. ``write`` formats a mean; ``spreads``: whether
-    the deviation is written too.
+    no run of its own). ``brief`` is the title for a terminal, if it is another; ``help`` one
+    sentence. ``write`` formats a mean; ``spreads``: whether the deviation is written too.
     """
 
     key: str
     title: str
-    brief: str
     help: str
     write: Callable[[float], str]
     of: Number
     dense: Number = lambda _: None
     spreads: bool = False
+    brief: str = ""
 
     def cell(self, value: Spread | None) -> str:
         """Returns mean and deviation as text; empty for an unknown value."""
@@ -78,14 +77,13 @@ SIZE = (
     Column(
         "params",
         "parameters",
-        "params",
         "parameters of the result (a tied embedding counts once)",
         amount,
         lambda f: f.params,
         lambda f: f.dense_params,
+        brief="params",
     ),
     Column(
-        "removed",
         "removed",
         "removed",
         "parameters that are gone: the file is smaller and the model faster",
@@ -94,7 +92,6 @@ SIZE = (
         nothing,
     ),
     Column(
-        "zeroed",
         "zeroed",
         "zeroed",
         "weights that are zero but still there: file and speed are unchanged",
@@ -107,45 +104,45 @@ SPENT = (
     Column(
         "trained",
         "training tokens",
-        "tokens",
         "tokens trained on after (or while) pruning",
         amount,
         lambda f: f.trained,
         nothing,
+        brief="tokens",
     ),
     Column(
         "flops",
         "training FLOPs",
-        "FLOPs",
         "operations of training, forward and backward, counted at the size of every step",
         readable.power,
         lambda f: f.flops,
         nothing,
+        brief="FLOPs",
     ),
     Column(
         "prune_seconds",
         "pruning time",
-        "prune",
         "spent on measuring, choosing and removing; saliency that rides on training is part of "
         "training",
         elapsed,
         lambda f: f.prune_seconds,
+        brief="prune",
     ),
     Column(
         "prune_memory",
         "pruning memory",
-        "memory",
         "peak while pruning: of the process on a CPU, of the device on a GPU",
         readable.size,
         lambda f: f.prune_memory,
+        brief="memory",
     ),
     Column(
         "seconds",
         "wall time",
-        "time",
         "of the whole run: evaluation, training, export and its proof included",
         elapsed,
         lambda f: f.seconds,
+        brief="time",
     ),
 )
 
@@ -159,7 +156,6 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
         Column(
             QUALITY,
             "perplexity",
-            "perplexity",
             "of held-out text, per token: the geometric mean over the domains; lower is better",
             perplexity,
             lambda f: _mean(f.after),
@@ -172,12 +168,12 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
         mean = Column(
             "accuracy",
             "accuracy",
-            "acc",
             f"mean over the {len(tasks)} zero-shot tasks; higher is better",
             share,
             lambda f: _average(f.tasks_after, tasks),
             lambda f: _average(f.tasks_before, tasks),
             spreads=True,
+            brief="acc",
         )
         quality += [mean, *map(_of_task, tasks if len(tasks) > 1 else ())]
     return (*SIZE, *quality, *SPENT)
@@ -186,7 +182,6 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
 def _of_domain(name: str) -> Column:
     return Column(
         f"{QUALITY}/{name}",
-        name,
         name,
         f"perplexity of held-out text of the domain {name}",
         perplexity,
@@ -199,7 +194,6 @@ def _of_domain(name: str) -> Column:
 def _of_task(name: str) -> Column:
     return Column(
         f"accuracy/{name}",
-        name,
         name,
         f"accuracy in the zero-shot task {name}",
         share,

@@ -43,7 +43,15 @@ def grid(comparison: Comparison) -> Grid:
     """
     columns = written(comparison)
     header = ("method", *(c.title for c in columns), "calibration tokens", "runs")
-    return Grid(header, tuple(_cells(row, columns) for row in comparison.rows))
+    rows = []
+    for row in comparison.rows:
+        cells = [column.cell(row.values.get(column.key)) for column in columns]
+        runs = str(len(row.done)) if row.size is not None else ""
+        if row.reason:
+            why = row.reason if row.size is None else f"failed: {row.reason}"
+            cells, runs = [why, *("" for _ in cells[1:])], "0"
+        rows.append((name(row), *cells, row.calibration, runs))
+    return Grid(header, tuple(rows))
 
 
 ORDER = ("params", QUALITY, "prune_seconds", "prune_memory", "seconds", "accuracy")
@@ -63,23 +71,13 @@ def brief(comparison: Comparison) -> Grid:
         if row.reason:
             cells = ["" if row.size is None else "failed", *("" for _ in cells[1:])]
         rows.append((name(row), *cells))
-    return Grid(("method", *(c.brief for c in columns)), tuple(rows))
+    return Grid(("method", *(c.brief or c.title for c in columns)), tuple(rows))
 
 
 def name(row: Row) -> str:
     """Returns label, letters of footnotes and mark: ``taylor [a, b] (tied)``."""
     letters = f" [{', '.join(row.notes)}]" if row.notes else ""
     return f"{row.label}{letters}" + (f" ({row.mark})" if row.mark else "")
-
-
-def _cells(row: Row, columns: tuple[Column, ...]) -> tuple[str, ...]:
-    cells = [column.cell(row.values.get(column.key)) for column in columns]
-    runs = str(len(row.done)) if row.size is not None else ""
-    if row.reason:
-        why = row.reason if row.size is None else f"failed: {row.reason}"
-        cells = [why, *("" for _ in cells[1:])]
-        runs = "0"
-    return (name(row), *cells, row.calibration, runs)
 
 
 def markdown(comparison: Comparison) -> str:
