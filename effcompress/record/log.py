@@ -25,8 +25,6 @@ from effcompress.record.sentences import removed, sentence
 from effcompress.record.status_file import StatusFile
 from effcompress.types import Cut
 
-__all__ = ["Log", "NoView", "PlainView", "View", "make_view"]
-
 
 def make_view(stream: TextIO | None = None, interactive: bool | None = None) -> View:
     """Returns a live panel if ``stream`` is a terminal that can redraw, plain lines otherwise.

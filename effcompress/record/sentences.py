@@ -46,7 +46,12 @@ def sentence(event: Event) -> str | None:
             return f"layers compiled, {event.graphs} graphs so far"
         case events.Sparsify():
             wanted = event.pattern or f"{event.sparsity:.4g}"
-            return f"{event.method} {wanted}: parameters removed: 0, {_zeroed(event)}"
+            fractions = (
+                f"{event.zeroed / max(1, event.weights):.1%} of linear layers, "
+                f"{event.zeroed / max(1, event.params):.1%} of all"
+            ).replace("%", " %")
+            zeroed = f"weights zeroed: {count(event.zeroed)} ({fractions})"
+            return f"{event.method} {wanted}: parameters removed: 0, {zeroed}"
         case events.Warn():
             return f"warning: {event.text}"
         case events.End():
@@ -55,11 +60,3 @@ def sentence(event: Event) -> str | None:
             size += f", {count(event.zeroed)} of them zero" if event.zeroed else ""
             return f"{event.status} after {clock_time(event.seconds)}{size}{why}"
     return None
-
-
-def _zeroed(event: events.Sparsify) -> str:
-    """``weights zeroed: 53.1M (50.0 % of linear layers, 39.5 % of all)``."""
-    layers = event.zeroed / max(1, event.weights)
-    every = event.zeroed / max(1, event.params)
-    fractions = f"{layers:.1%} of linear layers, {every:.1%} of all".replace("%", " %")
-    return f"weights zeroed: {count(event.zeroed)} ({fractions})"

@@ -189,7 +189,11 @@ def draw(chart: Chart) -> str:
     places = [x for line in chart.lines for x, _ in line.points]
     names = [line.label for line in chart.lines if line.told] + [chart.marks_label]
     longest = max(map(len, names))
-    columns, rows = _legend_size([line.name for line in chart.lines if line.name])
+    keyed = [len(line.name) for line in chart.lines if line.name]
+    # A legend that is no wider than the picture.
+    wide = 46 + 6.3 * max(keyed, default=0)
+    columns = max(1, min(len(keyed), int((WIDTH - 4) // wide)))
+    rows = -(-len(keyed) // columns)
     top = _head(chart.unit) + LINE + 18 * rows + 26 * bool(chart.stages)
     frame = Frame(WIDTH, HEIGHT, LEFT, top, 20 + LETTER * longest if longest else AIR, BOTTOM)
     low, high = span(
@@ -386,15 +390,6 @@ def _points(chart: Chart, keys: Sequence[str]) -> tuple[list[Row], list[Row]]:
         points += rows
         dots += rows if len(rows) == 1 else []
     return points, dots
-
-
-def _legend_size(names: Sequence[str]) -> tuple[int, int]:
-    """Columns and rows of a legend that is no wider than the picture."""
-    if not names:
-        return 1, 0
-    wide = 46 + 6.3 * max(map(len, names))
-    columns = max(1, min(len(names), int((WIDTH - 4) // wide)))
-    return columns, -(-len(names) // columns)
 
 
 def _stages(chart: Chart, x: Scale, frame: Frame) -> tuple[list[Row], list[Row]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,6 +105,16 @@ def gather(folder: Path) -> Record:
     end = next(iter(of_type(found, events.End)[-1:]), None)
     evaluations = {event.when: event for event in of_type(found, events.Evaluation)}
     moved = [event.max_logit_difference for event in of_type(found, events.Commit)]
+    warnings = [event.text for event in of_type(found, events.Warn)]
+    if approximate := of_type(found, events.Approximate):
+        # Removals that changed more than what the removed units did.
+        most = max(event.max_logit_difference for event in approximate)
+        kinds = dict.fromkeys(axis_kind(name) for event in approximate for name in event.sets)
+        named = ", ".join(of(kind).plural for kind in kinds)
+        warnings.append(
+            f"Removing {named} rescaled what stays, because a norm spans all of them: logits moved "
+            f"by up to {most:.2g} more than by their absence alone."
+        )
     return Record(
         run=run,
         steps=of_type(found, events.Step),
@@ -116,10 +126,7 @@ def gather(folder: Path) -> Record:
         calibrations=of_type(found, events.Calibration),
         export=next(iter(of_type(found, events.Export)[-1:]), None),
         proof=next(iter(of_type(found, events.Proof)[-1:]), None),
-        warnings=(
-            *(event.text for event in of_type(found, events.Warn)),
-            *_approximate(of_type(found, events.Approximate)),
-        ),
+        warnings=tuple(warnings),
         commit_difference=max((d for d in moved if d is not None), default=None),
         costs=tuple(event for event in found if isinstance(event, events.Costly)),
         end=end,
@@ -127,19 +134,6 @@ def gather(folder: Path) -> Record:
         widths=(end and end.widths) or _widths(run.widths if run else {}, plans),
         recipe=recipe.read_text("utf-8") if recipe.is_file() else "",
     )
-
-
-def _approximate(found: Sequence[events.Approximate]) -> list[str]:
-    """One sentence about removals that changed more than what the removed units did."""
-    if not found:
-        return []
-    moved = max(event.max_logit_difference for event in found)
-    kinds = dict.fromkeys(axis_kind(name) for event in found for name in event.sets)
-    named = ", ".join(of(kind).plural for kind in kinds)
-    return [
-        f"Removing {named} rescaled what stays, because a norm spans all of them: logits moved by "
-        f"up to {moved:.2g} more than by their absence alone."
-    ]
 
 
 def _widths(start: Mapping[str, int], plans: Iterable[Cut]) -> dict[str, int]:

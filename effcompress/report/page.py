@@ -135,8 +135,8 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     for section in words.METHOD:
         for key, value in words.method(record.recipe, section).items():
             yield f"{section.capitalize()}: {key.replace('_', ' ')}", value
-    for data in words.data(record):
-        yield f"Data: {data.name}", f"{data.amount}, hash {data.hash}"
+    for name, amount, digest in words.data(record):
+        yield f"Data: {name}", f"{amount}, hash {digest}"
     if (made := record.sparsified) is not None:
         peak = f", {readable.size(made.memory_bytes)} at the peak" if made.memory_bytes else ""
         yield "Making zeros took", f"{readable.duration(made.seconds)}{peak}"

@@ -124,19 +124,12 @@ def padding(record: Record) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Data:
-    """One domain of the data: documents and tokens in words, and the hash of its text."""
-
-    name: str
-    amount: str
-    hash: str
-
-
-def data(record: Record) -> list[Data]:
-    """Returns the domains that the run read."""
+def data(record: Record) -> list[tuple[str, str, str]]:
+    """Returns the domains that the run read: name, documents and tokens in words, hash of the
+    text.
+    """
     return [
-        Data(name, f"{one.documents:,} documents, {one.tokens:,} tokens", one.hash or "")
+        (name, f"{one.documents:,} documents, {one.tokens:,} tokens", one.hash or "")
         for name, one in (record.run.data if record.run else {}).items()
     ]
 

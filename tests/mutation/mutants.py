@@ -1312,8 +1312,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/report/comparison/facts.py",
-        "return end.seconds + (before.seconds if before and before.known else 0.0)",
-        "return end.seconds",
+        "end and end.seconds + (before.seconds if before and before.known else 0.0)",
+        "end and end.seconds",
         (
             (
                 "tests/report/test_comparison_facts.py::test_a_dense_evaluation_from_the_cache_"
@@ -1379,8 +1379,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/report/comparison/rows.py",
-        "ranked = [None if row.unfair else row.values.get(QUALITY) for row in rows]",
-        "ranked = [row.values.get(QUALITY) for row in rows]",
+        "ranked = [None if row.unfair else row.values.get(QUALITY) for row in here]",
+        "ranked = [row.values.get(QUALITY) for row in here]",
         ("tests/report/test_comparison.py::test_rows_are_sorted_and_ties_are_marked",),
         "rows that cannot be compared are ranked",
     ),

@@ -85,8 +85,13 @@ def compare(name: str, methods: Sequence[Method]) -> Comparison:
     claims: list[str] = []
     for number, size in enumerate(groups):
         here = [_row(m, number, shown, found, letters) for m in methods if m.label in size.labels]
-        rows += _ranked(here)
-        said = _claim(rows[-len(here) :] if here else [])
+        ranked = [None if row.unfair else row.values.get(QUALITY) for row in here]
+        here = [replace(row, mark=mark) for row, mark in zip(here, marks(ranked), strict=True)]
+        # From the lowest perplexity up; what has none at the end.
+        worst = float("inf")
+        here.sort(key=lambda r: r.values[QUALITY].mean if QUALITY in r.values else worst)
+        rows += here
+        said = _claim(here)
         where = f"At {size.words}: " if len(groups) > 1 else ""
         claims.append(where + said if where else said[0].upper() + said[1:])
     return Comparison(
@@ -133,14 +138,6 @@ def _calibration(done: Sequence[Facts]) -> str:
         return measures or "?"
     amounts = {sum(t.number for t in f.calibration) for f in done}
     return " to ".join(f"{n:,}" for n in dict.fromkeys((min(amounts), max(amounts))))
-
-
-def _ranked(rows: Sequence[Row]) -> list[Row]:
-    """With marks, from the lowest perplexity up; what has none at the end."""
-    ranked = [None if row.unfair else row.values.get(QUALITY) for row in rows]
-    marked = [replace(row, mark=mark) for row, mark in zip(rows, marks(ranked), strict=True)]
-    worst = float("inf")
-    return sorted(marked, key=lambda r: r.values[QUALITY].mean if QUALITY in r.values else worst)
 
 
 def _dense(methods: Sequence[Method], found: Found, shown: Sequence[Column]) -> list[Row]:
