@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,6 +115,11 @@ def gather(folder: Path) -> Record:
             f"Removing {named} rescaled what stays, because a norm spans all of them: logits moved "
             f"by up to {most:.2g} more than by their absence alone."
         )
+    # Widths of a run that has not recorded its final ones: those of the start, less the plans.
+    gone = Counter[str]()
+    for cut in plans:
+        gone.update({name: len(units) for name, units in cut.plan.items()})
+    left = {name: width - gone[name] for name, width in (run.widths if run else {}).items()}
     return Record(
         run=run,
         steps=of_type(found, events.Step),
@@ -131,14 +136,6 @@ def gather(folder: Path) -> Record:
         costs=tuple(event for event in found if isinstance(event, events.Costly)),
         end=end,
         plans=tuple(plans),
-        widths=(end and end.widths) or _widths(run.widths if run else {}, plans),
+        widths=(end and end.widths) or left,
         recipe=recipe.read_text("utf-8") if recipe.is_file() else "",
     )
-
-
-def _widths(start: Mapping[str, int], plans: Iterable[Cut]) -> dict[str, int]:
-    """Widths of a run that has not recorded its final ones: those of the start, less the plans."""
-    gone = Counter[str]()
-    for cut in plans:
-        gone.update({name: len(units) for name, units in cut.plan.items()})
-    return {name: width - gone[name] for name, width in start.items()}

@@ -183,13 +183,15 @@ def _saliency(record: Record) -> Chart | None:
     )
 
 
+def _smoothed(raw: list[Point], tone: str) -> list[Line]:
+    return [Line("", raw, tone, faint=True, told=False), Line("smoothed", smooth(raw), tone)]
+
+
 def _loss(record: Record) -> Chart | None:
     if not record.steps:
         return None
     raw = [(float(s.tokens), s.loss) for s in record.steps]
-    lines = [Line("", raw, "loss", faint=True, told=False), Line("smoothed", smooth(raw), "loss")]
-    if len(raw) < 3:
-        lines = [Line("", raw, "loss")]
+    lines = _smoothed(raw, "loss") if len(raw) >= 3 else [Line("", raw, "loss")]
     places = [float(cut.tokens) for cut in record.cuts]
     return Chart(
         "Training loss",
@@ -209,10 +211,7 @@ def _speed(record: Record) -> Chart | None:
     rates = [(float(s.tokens), s.tokens_per_second) for s in record.steps]
     if not rates:
         return None
-    lines = [
-        Line("", rates, "speed", faint=True, told=False),
-        Line("smoothed", smooth(rates), "speed"),
-    ]
+    lines = _smoothed(rates, "speed")
     if predicted := expected(record):
         lines.append(Line("by FLOPs", predicted, "goal"))
     return Chart(

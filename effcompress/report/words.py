@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from effcompress.record import readable
@@ -324,12 +325,8 @@ def _section(lines: list[str], key: str) -> list[str]:
         if not match:
             continue
         body = [_uncommented(match[1])] if _uncommented(match[1]) else []
-        inside: list[str] = []
-        for following in lines[i + 1 :]:
-            if following.strip() and not re.match(r"\s|- ", following):
-                break
-            if _uncommented(following).strip():
-                inside.append(_uncommented(following))
+        below = takewhile(lambda x: not x.strip() or re.match(r"\s|- ", x), lines[i + 1 :])
+        inside = [text for text in map(_uncommented, below) if text.strip()]
         depth = min((len(x) - len(x.lstrip()) for x in inside), default=0)
         return body + [x[depth:] for x in inside]
     return []

@@ -55,21 +55,18 @@ def curves(event: Event) -> dict[str, Value]:
         case events.Sparsify():
             return {"zeroed": event.zeroed}
         case events.Evaluation():
-            return dict(_evaluation(event))
+            # Two curves: where nothing is trained, both have their only point at step 0.
+            scores = event.tasks.scores if event.tasks else {}
+            return {
+                **{f"perplexity/{d}/{event.when}": s.perplexity for d, s in event.domains.items()},
+                **{f"accuracy/{task}/{event.when}": s.value for task, s in scores.items()},
+            }
         case events.Warn():
             return {"warning": event.text}
         case events.End():
             return {"status": event.status}
         case _:
             return {}
-
-
-def _evaluation(event: events.Evaluation) -> Iterator[tuple[str, Value]]:
-    # Two curves: where nothing is trained, both have their only point at step 0.
-    for domain, found in event.domains.items():
-        yield f"perplexity/{domain}/{event.when}", found.perplexity
-    for task, found in (event.tasks.scores if event.tasks else {}).items():
-        yield f"accuracy/{task}/{event.when}", found.value
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Setting]]:

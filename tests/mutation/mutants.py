@@ -1435,8 +1435,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/report/gather.py",
-        "return {name: width - gone[name] for name, width in start.items()}",
-        "return dict(start)",
+        "left = {name: width - gone[name] for name",
+        "left = {name: width for name",
         ("tests/report/test_report.py::test_widths_of_an_unfinished_run_come_from_its_plans",),
         "widths of an unfinished run are those of its beginning",
     ),

@@ -158,8 +158,8 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
             "perplexity",
             "of held-out text, per token: the geometric mean over the domains; lower is better",
             perplexity,
-            lambda f: _mean(f.after),
-            lambda f: _mean(f.before),
+            lambda f: geometric_mean(f.after.values()) if f.after else None,
+            lambda f: geometric_mean(f.before.values()) if f.before else None,
             spreads=True,
         )
     ]
@@ -200,10 +200,6 @@ def _of_task(name: str) -> Column:
         lambda f: (f.tasks_after or {}).get(name),
         lambda f: (f.tasks_before or {}).get(name),
     )
-
-
-def _mean(domains: Mapping[str, float] | None) -> float | None:
-    return geometric_mean(domains.values()) if domains else None
 
 
 def _average(tasks: Mapping[str, float] | None, all_of: list[str]) -> float | None:

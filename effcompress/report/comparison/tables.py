@@ -14,7 +14,6 @@ from effcompress.report.comparison.spread import BEST
 from effcompress.report.render import render
 
 FORMAT = 1
-CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def comma_separated(comparison: Comparison) -> str:
     writer = csv.writer(out, lineterminator="\n")
     keys = [column.key for column in comparison.columns]
     head = [f"{key}{part}" for key in keys for part in ("", " sd")]
-    writer.writerow(["method", "size", "mark", "notes", "runs", *head, CALIBRATION, "reason"])
+    writer.writerow(["method", "size", "mark", "notes", "runs", *head, "calibration", "reason"])
     for row in comparison.rows:
         cells: list[Any] = []
         for key in keys:
