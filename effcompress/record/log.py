@@ -40,7 +40,9 @@ def make_view(stream: TextIO | None = None, interactive: bool | None = None) -> 
 
 @final
 class Log:
-    """Writes the record of one run into ``folder`` and shows it in ``view``."""
+    """Writes the record of one run into ``folder`` and shows it in ``view``; ``doing`` is the name
+    of the current phase.
+    """
 
     def __init__(
         self,
@@ -56,11 +58,11 @@ class Log:
         events are checked but not written, for all processes but rank 0.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.view, self._phase = folder, view, "start"
+        self.folder, self.view, self.doing = folder, view, "start"
         silence = patience() if silence is None else silence
         self._status_file = StatusFile(folder if keep else None, heartbeat)
         self._heartbeat = Heartbeat(
-            self._beat, lambda: self._phase, heartbeat, silence, folder / STACKS
+            self._beat, lambda: self.doing, heartbeat, silence, folder / STACKS
         )
         kept = ("metrics", "plans") if keep else ()
         self._files = {name: _open(folder / f"{name}.jsonl") for name in kept}
@@ -81,15 +83,10 @@ class Log:
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
         """Begins a phase of the run; ``total_tokens``: tokens that it will train on, if known."""
-        self._phase = name
+        self.doing = name
         self._status_file.phase(name)
         self._heartbeat.alive()
         self.view.phase(name, total_tokens)
-
-    @property
-    def doing(self) -> str:
-        """Name of the current phase."""
-        return self._phase
 
     def progress(self, unit: str, done: int, total: int) -> None:
         """Reports that ``done`` of ``total`` units of this phase are done; shown, not recorded."""

@@ -199,7 +199,7 @@ class LiveView(View):
         if text := sentence(event):
             style = {"warning": "yellow", "end": "bold"}.get(event.event, "")
             failed = isinstance(event, events.End) and event.status == "failed"
-            self._say(text, "bold red" if failed else style)
+            self.console.print(Text(text, style="bold red" if failed else style))
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
         """Begins a phase."""
@@ -214,7 +214,7 @@ class LiveView(View):
     def note(self, text: str) -> None:
         """Shows a remark above the panel."""
         self._begin()
-        self._say(text, "dim")
+        self.console.print(Text(text, style="dim"))
 
     def restore(self, kept: Iterable[Event]) -> None:
         """Takes in the events before a checkpoint without showing them."""
@@ -249,9 +249,6 @@ class LiveView(View):
     def _begin(self) -> None:
         if not self._live.is_started:
             self._live.start()
-
-    def _say(self, text: str, style: str) -> None:
-        self.console.print(Text(text, style=style))
 
 
 def _bar(fraction: float, text: str, width: int, color: str) -> RenderableType:
