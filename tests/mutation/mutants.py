@@ -1520,38 +1520,40 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/dense_cache.py",
         '"code": _code(),',
         "",
-        ("tests/runner/test_dense_cache.py",),
+        (
+            (
+                "tests/runner/test_dense_cache.py::test_everything_that_an_evaluation_depends_o"
+                "n_is_in_its_key"
+            ),
+        ),
         "an evaluation by other code is taken",
     ),
     Mutant(
         "effcompress/runner/dense_cache.py",
         "return replace(before, known=True)",
         "return before",
-        ("tests/runner/test_dense_cache.py",),
+        ("tests/runner/test_dense_cache.py::test_the_dense_model_is_measured_once",),
         "a cached evaluation is not marked as one",
     ),
     Mutant(
         "effcompress/runner/evaluation.py",
         "found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)",
         "found = evaluation.perplexity(module, ids_NT, spec.batch_size, None, world)",
-        (
-            "tests/data/test_prompts.py::test_perplexity_counts_only_them",
-            "tests/runner/test_tasks.py",
-        ),
+        ("tests/runner/test_tasks.py::test_a_run_solves_tasks_before_and_after",),
         "prompts count into the perplexity",
     ),
     Mutant(
         "effcompress/runner/failures.py",
         'return "Lower data.sequence_length, or free some memory; see effcompress plan."',
         'return ""',
-        ("tests/runner/test_failures.py",),
+        ("tests/runner/test_failures.py::test_what_to_do_about_memory",),
         "no advice where one row does not fit",
     ),
     Mutant(
         "effcompress/runner/failures.py",
         "micro_batch_size: {rows // 2} or less",
         "micro_batch_size: {rows * 2} or less",
-        ("tests/runner/test_failures.py",),
+        ("tests/runner/test_failures.py::test_what_to_do_about_memory",),
         "the advice is to take more memory",
     ),
     Mutant(
@@ -1565,22 +1567,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/folder.py",
         "if old.get(key) != new.get(key):",
         "if key in old and key in new and old[key] != new[key]:",
-        (
-            "tests/runner/test_dense_cache.py",
-            "tests/runner/test_run.py::test_a_folder_with_a_run_is_never_overwritten",
-            "tests/runner/test_run.py::test_a_failed_run_says_so_and_can_be_continued",
-        ),
+        ("tests/runner/test_record.py::test_a_key_that_came_or_went_is_another_recipe",),
         "keys that came or went do not count as a change",
     ),
     Mutant(
         "effcompress/runner/folder.py",
         'k.partition(".")[0] != "track" and k not in HOW',
         'k.partition(".")[0] not in ("track", "train") and k not in HOW',
-        (
-            "tests/runner/test_run.py::test_a_folder_with_a_run_is_never_overwritten",
-            "tests/runner/test_run.py::test_a_failed_run_says_so_and_can_be_continued",
-            "tests/compare/test_compare.py",
-        ),
+        ("tests/runner/test_run.py::test_a_folder_with_a_run_is_never_overwritten",),
         "a run goes on under another training",
     ),
     Mutant(
@@ -1594,11 +1588,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/prune.py",
         "abs(state.params - target) > TOLERANCE * target",
         "abs(state.params - target) > 100 * TOLERANCE * target",
-        (
-            "tests/runner/test_run.py::test_prunes_while_training_and_proves_the_result",
-            "tests/runner/test_run.py::test_tokens_run_out_before_the_target",
-            "tests/runner/test_schedules.py",
-        ),
+        ("tests/runner/test_record.py::test_a_size_far_from_the_target_is_no_success",),
         "a size far from the target counts as reached",
     ),
     Mutant(
@@ -1631,28 +1621,28 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/prune.py",
         "x.index_fill(-1, gone.to(x.device), 0.0)",
         "x",
-        ("tests/runner/test_propagated.py",),
+        ("tests/runner/test_propagated.py::test_wanda_sp_is_handed_on",),
         "propagation hands on what goes",
     ),
     Mutant(
         "effcompress/runner/recovery.py",
         "layers = tuple(parent.index(i) for i in pruned.depth.layers)",
         "layers = tuple(range(len(pruned.depth.layers)))",
-        ("tests/runner/test_recover.py::test_it_recovers_and_goes_on_where_it_stopped",),
+        (("tests/runner/test_recover.py::test_the_teacher_is_told_which_of_its_layers_are_left"),),
         "the teacher's layers are numbered as if none were gone",
     ),
     Mutant(
         "effcompress/runner/recovery.py",
         "torch.set_rng_state(rng)  # a resumed",
         "pass  # a resumed",
-        ("tests/runner/test_recover.py::test_it_recovers_and_goes_on_where_it_stopped",),
+        (("tests/runner/test_recover.py::test_the_teacher_is_told_which_of_its_layers_are_left"),),
         "loading the teacher uses up random numbers",
     ),
     Mutant(
         "effcompress/runner/refit.py",
         "bias.add_(more_O)",
         "bias.copy_(more_O)",
-        ("tests/runner/test_baselines.py::test_refit_brings_the_model_back",),
+        ("tests/plugins/test_refit.py::test_an_intercept_adds_to_the_bias_that_is_there",),
         "the refit forgets the bias that was there",
     ),
     Mutant(
@@ -1795,7 +1785,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "past, new = self.spec.decay, 1.0",
         ("tests/saliency/test_average.py",),
         "the weight of a new step is not the rest of the decay's",
-        survives="numerator and denominator both grow by 1 / (1 - decay): the mean is the same",
+        survives="numerator and denominator both grow by 1 / (1 - decay), so the mean is the same",
     ),
     Mutant(
         "effcompress/saliency/average.py",
@@ -2370,8 +2360,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "first = math.ceil(begin * step / tokens) if tokens else 0",
         "first = math.floor(begin * step / tokens) if tokens else 0",
         (
-            "tests/selection/test_schedules.py",
-            "tests/runner/test_schedules.py::test_cost_aware_pauses",
+            (
+                "tests/selection/test_schedules.py::test_the_cost_law_begins_with_the_first_ste"
+                "p_behind_its_start"
+            ),
         ),
         "the cost law's rounding",
     ),
@@ -2379,10 +2371,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "plugins/efficientllm.py",
         "hidden: Positive = 2,",
         "hidden: Positive = 1,",
-        (
-            "tests/selection/test_schedules.py",
-            "tests/runner/test_schedules.py::test_cost_aware_pauses",
-        ),
+        ("tests/selection/test_schedules.py::test_cost_law",),
         "a channel of the stream costs one event",
     ),
     Mutant(
@@ -2441,20 +2430,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "plugins/flap.py",
         'if kind in ("attention", "query"):',
         "if kind in ():",
-        (("tests/runner/test_baselines.py::test_flap_ranks_everything_together_and_mends_biases"),),
+        ("tests/plugins/test_criteria.py::test_flap",),
         "values of heads are not squared as the authors' code does",
     ),
     Mutant(
         "plugins/flap.py",
         "return weight, weight[:, gone] @ mean[gone].to(weight.dtype)",
         "return weight, -(weight[:, gone] @ mean[gone].to(weight.dtype))",
-        (
-            (
-                "tests/runner/test_baselines.py::test_flap_ranks_everything_together_and_mends_"
-                "biases"
-            ),
-            "tests/removal/test_compensate.py",
-        ),
+        (("tests/runner/test_baselines.py::test_flap_ranks_everything_together_and_mends_biases"),),
         "the bias loses the means instead of gaining them",
     ),
     Mutant(
@@ -2496,7 +2479,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "plugins/minitron.py",
         'return input_abs if kind == "hidden" else input_abs.square()',
         "return input_abs",
-        ("tests/runner/test_baselines.py::test_the_same_share_of_every_layer[minitron]",),
+        ("tests/plugins/test_criteria.py::test_minitron",),
         "a head's channels add up without squares",
     ),
     Mutant(
@@ -2510,27 +2493,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "plugins/refit.py",
         "right_OI = cross.double() + damping * weight.double()",
         "right_OI = cross.double()",
-        (
-            "tests/plugins",
-            "tests/runner/test_baselines.py::test_refit_brings_the_model_back",
-        ),
+        ("tests/plugins/test_refit.py::test_ridge_regression_is_drawn_towards_the_weight",),
         "ridge regression draws towards zero, not towards the weight",
     ),
     Mutant(
         "plugins/refit.py",
         "more = target_mean.double() - new.double() @ mean.double()",
         "more = target_mean.double()",
-        ("tests/runner/test_baselines.py::test_refit_brings_the_model_back",),
+        ("tests/plugins/test_refit.py::test_an_intercept_is_not_punished",),
         "the intercept is the target's mean, whatever the weight does",
     ),
     Mutant(
         "plugins/refit.py",
         "covariance_II = gram.double() - mean.double().outer(mean.double())",
         "covariance_II = gram.double()",
-        (
-            "tests/plugins",
-            "tests/runner/test_baselines.py::test_refit_brings_the_model_back",
-        ),
+        ("tests/plugins/test_refit.py::test_an_intercept_is_not_punished",),
         "the refit with an intercept uses moments that are not centred",
     ),
     Mutant(
