@@ -185,8 +185,8 @@ def task_rows(before: Tasks | None, after: Tasks | None) -> list[Row]:
         a, b = old.get(name), new.get(name)
         one = a or new[name]
         title = f"{name} ({one.metric})" if isinstance(one, TaskScore) and one.metric else name
-        said = [readable.with_error(x.value, x.stderr) if x else "" for x in (a, b)]
-        found.append(Row(title, *said, readable.points(b.value - a.value) if a and b else ""))
+        was, now = (readable.with_error(x.value, x.stderr) if x else "" for x in (a, b))
+        found.append(Row(title, was, now, readable.points(b.value - a.value) if a and b else ""))
     return found
 
 
