@@ -27,7 +27,7 @@ from effcompress.record.sentences import removed, sentence
 
 
 class View:
-    """Shows a run; this one nothing."""
+    """What ``Log`` calls to show a run; here every method does nothing."""
 
     def event(self, event: Event) -> None: ...
     def phase(self, name: str, total_tokens: int | None = None) -> None: ...
