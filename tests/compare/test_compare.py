@@ -53,7 +53,7 @@ class Watch:
         self.said.append(("started", job.label, job.seed))
 
     def event(self, job: Any, event: Any) -> None:
-        self.said.append(("event", job.label, event["event"]))
+        self.said.append(("event", job.label, event.event))
 
     def ended(self, job: Any, seconds: float, reason: str) -> None:
         self.said.append(("ended", job.label, job.seed, reason))
