@@ -43,7 +43,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "sizes are rounded to one digit",
     ),
     Mutant(
-        "effcompress/architecture.py",
+        "effcompress/types.py",
         "return Depth(layers, (self.absent | names) & kept)",
         "return Depth(layers, self.absent & kept)",
         (
