@@ -80,18 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = Options()
     try:
         app(argv, prog_name="effcompress", obj=options)
-    except EffcompressError as error:
+    except (EffcompressError, OSError) as error:
         if options.debug:
             traceback.print_exception(error)
-        else:
+        elif isinstance(error, EffcompressError):
             who = f"process {process()}: " if process() else ""
             what = "stopped" if isinstance(error, Stopped) else "error"
             typer.echo("\n".join(error_lines(error, f"{who}{what}: ")), err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if options.debug:
-            traceback.print_exception(error)
         else:
             name = f"{error.filename}: " if error.filename else ""
             typer.echo(f"error: {name}{error.strerror or error}", err=True)
-        sys.exit(1)
+        sys.exit(error.exit_code if isinstance(error, EffcompressError) else 1)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _GAP = 2
 
-
 Targets = Annotated[
     list[Path],
     typer.Argument(

@@ -16,7 +16,7 @@ from effcompress.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
     from effcompress.answer import Json
-    from effcompress.registry import Knob, Plugin
+    from effcompress.registry import Plugin
 
 plugins = typer.Typer(
     help="List the plugins, or show one with its knobs.",
@@ -66,7 +66,7 @@ def list_(json: AsJson = False) -> None:
         table.add_column(heading, no_wrap=True)
     table.add_column("what it does")
     for plugin in found:
-        table.add_row(plugin.kind, Text(plugin.name), Text(_flat(plugin.summary)))
+        table.add_row(plugin.kind, Text(plugin.name), Text(plugin.summary.replace("``", "")))
     Console(highlight=False).print(table)
 
 
@@ -85,7 +85,12 @@ def show(
     if json:
         print_json(asdict(facts))
         return
-    typer.echo("\n".join(_described(facts)))
+    lines = [f"{facts.kind} {facts.name}", ""]
+    lines += [f"  {line}".rstrip() for line in facts.doc.splitlines()]
+    lines += ["", "inputs, from the engine:", *_columns(facts.inputs)]
+    lines += ["", "knobs, from the recipe:", *(_columns(facts.knobs) or ["  none"])]
+    lines += ["", f"paper  {facts.paper}", f"file   {facts.file}"]
+    typer.echo("\n".join(lines))
 
 
 def _find(name: str) -> Plugin:
@@ -134,44 +139,21 @@ class PluginFacts:
 
 
 def _facts(plugin: Plugin) -> PluginFacts:
-    return PluginFacts(
-        plugin.kind,
-        plugin.name,
-        inspect.getdoc(plugin.function) or "",
-        plugin.inputs,
-        {name: _knob(knob) for name, knob in plugin.knobs.items()},
-        plugin.paper,
-        _relative(plugin.where),
-    )
-
-
-def _knob(knob: Knob) -> KnobFacts:
     from effcompress.recipe import plain, type_words
 
-    default = None if knob.required else plain(knob.default)
-    return KnobFacts(type_words(knob.annotation), knob.required, default)
-
-
-def _described(facts: PluginFacts) -> list[str]:
-    lines = [f"{facts.kind} {facts.name}", ""]
-    lines += [f"  {line}".rstrip() for line in facts.doc.splitlines()]
-    lines += ["", "inputs, from the engine:", *_columns(facts.inputs)]
-    lines += ["", "knobs, from the recipe:", *(_columns(facts.knobs) or ["  none"])]
-    return [*lines, "", f"paper  {facts.paper}", f"file   {facts.file}"]
+    knobs: dict[str, KnobFacts] = {}
+    for name, knob in plugin.knobs.items():
+        default = None if knob.required else plain(knob.default)
+        knobs[name] = KnobFacts(type_words(knob.annotation), knob.required, default)
+    # ``file:line``, relative to the package's parent or else to the current folder.
+    file, _, line = plugin.where.rpartition(":")
+    package = Path(__file__).parents[1]
+    start = package.parent if Path(file).is_relative_to(package) else Path.cwd()
+    where = f"{os.path.relpath(file, start)}:{line}"
+    doc = inspect.getdoc(plugin.function) or ""
+    return PluginFacts(plugin.kind, plugin.name, doc, plugin.inputs, knobs, plugin.paper, where)
 
 
 def _columns(rows: Mapping[str, object]) -> list[str]:
     width = max((len(name) for name in rows), default=0)
     return [f"  {name:{width}}  {said}" for name, said in rows.items()]
-
-
-def _relative(where: str) -> str:
-    """Returns ``file:line``, relative to the package's parent or else to the current folder."""
-    file, _, line = where.rpartition(":")
-    package = Path(__file__).parents[1]
-    start = package.parent if Path(file).is_relative_to(package) else Path.cwd()
-    return f"{os.path.relpath(file, start)}:{line}"
-
-
-def _flat(text: str) -> str:
-    return text.replace("``", "")

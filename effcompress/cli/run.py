@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -54,28 +53,12 @@ def run(
     typer.echo(f"report      {done.folder / 'report.html'}")
 
 
-class As(StrEnum):
-    """Forms of an exported model."""
-
-    uniform = "uniform"
-    padded = "padded"
-    exact = "exact"
-    gguf = "gguf"
-
-
-class DType(StrEnum):
-    """Number formats of a .gguf file."""
-
-    F32 = "F32"
-    F16 = "F16"
-
-
 def export(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)
     ],
     form: Annotated[
-        As,
+        Literal["uniform", "padded", "exact", "gguf"],
         typer.Option(
             "--as",
             help="uniform: a stock class; padded: a stock class, padded with zeros; exact: the "
@@ -87,7 +70,9 @@ def export(
         Path | None,
         typer.Option(metavar="PATH", help="Output. Default: in the folder of the run."),
     ] = None,
-    dtype: Annotated[DType, typer.Option(help="gguf: 32-bit or 16-bit floats.")] = DType.F32,
+    dtype: Annotated[
+        Literal["F32", "F16"], typer.Option(help="gguf: 32-bit or 16-bit floats.")
+    ] = "F32",
     offline: Offline = False,
     json: AsJson = False,
 ) -> None:
@@ -98,5 +83,4 @@ def export(
     """
     from effcompress.commands.export import export as export_run
 
-    done = export_run(run, form.value, output=output, dtype=dtype.value, offline=offline)
-    show(done, json)
+    show(export_run(run, form, output=output, dtype=dtype, offline=offline), json)

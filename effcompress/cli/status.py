@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from effcompress.answer import Answer, Table
 from effcompress.cli.arguments import AsJson, print_json, show
 from effcompress.record.readable import clock_time, count, size
 from effcompress.record.sentences import removed
 
 if TYPE_CHECKING:
-    from effcompress.answer import Table
     from effcompress.record.status import Risk, RunStatus
 
 _WIDTH = 80
@@ -35,7 +35,6 @@ def status(
 
     Reads only the folder of the run, so it works from any machine that sees the folder.
     """
-    from effcompress.answer import Answer
     from effcompress.record.status import is_run, runs_in
     from effcompress.record.status import status as status_of
 
@@ -47,16 +46,11 @@ def status(
     if json:
         print_json(asdict(run))
         return
-    show(Answer({}, (_one(run),), tuple(_notes(run))), False)
+    rows = (*_process(run), *_training(run), *_safety(run))
+    notes = tuple(f"warning: {text}" for text in run.last_warnings)
+    show(Answer({}, (Table(f"{run.name}: {run.state}", ("", ""), rows),), notes), False)
     for line in _command(run.next):  # as it is, however long: it is there to be copied
         typer.echo(line)
-
-
-def _one(run: RunStatus) -> Table:
-    from effcompress.answer import Table
-
-    rows = [*_process(run), *_training(run), *_safety(run)]
-    return Table(f"{run.name}: {run.state}", ("", ""), tuple(rows))
 
 
 def _process(run: RunStatus) -> Iterator[tuple[str, str]]:
@@ -91,28 +85,19 @@ def _training(run: RunStatus) -> Iterator[tuple[str, str]]:
         yield "step", f"{run.step:,}, loss {run.loss:.3f}"
         yield "tokens", f"{count(run.tokens)}{of}{speed}"
     if run.params is not None:
-        yield "parameters", _size(run)
+        target = f", target {count(run.target_params)}" if run.target_params else ""
+        yield "parameters", f"{count(run.params_before or 0)}, now {count(run.params)}{target}"
     if run.cut:
         yield "last cut", f"{removed(run.cut)} at step {run.cut_step}"
     if run.seconds_left is not None:
         yield "time left", f"about {clock_time(run.seconds_left)}"
 
 
-def _size(run: RunStatus) -> str:
-    """``134.5M, now 121.2M, target 119.5M``."""
-    sizes = [count(run.params_before or 0), f"now {count(run.params or 0)}"]
-    if run.target_params:
-        sizes.append(f"target {count(run.target_params)}")
-    return ", ".join(sizes)
-
-
 def _safety(run: RunStatus) -> Iterator[tuple[str, str]]:
     """Yields the newest checkpoint, what is at risk without it, warnings and report."""
     if (kept := run.checkpoint) is not None:
-        yield (
-            "checkpoint",
-            f"step {kept.step:,}, {clock_time(kept.seconds)} ago, {size(kept.bytes)}",
-        )
+        said = f"step {kept.step:,}, {clock_time(kept.seconds)} ago, {size(kept.bytes)}"
+        yield "checkpoint", said
     if run.risk is not None:
         yield "at risk" if run.state == "running" else "lost", _risk(run.risk, kept is not None)
     if run.warnings:
@@ -129,24 +114,17 @@ def _risk(risk: Risk, kept: bool) -> str:
     return f"{steps}{' behind it' if kept else ', all there are'}{spent}"
 
 
-def _notes(run: RunStatus) -> Iterator[str]:
-    for text in run.last_warnings:
-        yield f"warning: {text}"
-
-
 def _command(words: str) -> list[str]:
     """Breaks a command into lines that a shell reads as one."""
     if not words:
         return []
-    if len(words) <= _WIDTH - 2:
-        return ["", f"  {words}"]
     first, option, rest = words.partition(" --output ")
-    return ["", f"  {first} \\", f"    {option.strip()} {rest}"] if option else ["", f"  {words}"]
+    if len(words) <= _WIDTH - 2 or not option:
+        return ["", f"  {words}"]
+    return ["", f"  {first} \\", f"    {option.strip()} {rest}"]
 
 
 def _several(runs: list[RunStatus]) -> Table:
-    from effcompress.answer import Table
-
     rows = []
     for run in runs:
         share = f"{run.tokens / run.total_tokens:.0%}" if run.tokens and run.total_tokens else "-"

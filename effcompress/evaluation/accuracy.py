@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from effcompress.record import events
-from effcompress.spec.results import SEVEN
+from effcompress.spec import SEVEN
 
 NORMALISED = frozenset({"arc_challenge", "hellaswag", "openbookqa"})
 """Tasks whose main metric is ``acc_norm`` (the log-likelihood of an answer divided by its length);

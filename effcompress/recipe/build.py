@@ -13,7 +13,7 @@ from typing import Any
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.json_schema import hints, is_mapping, is_sequence, unwrap
 from effcompress.recipe.quantities import count, fraction
-from effcompress.recipe.source_map import Document, Key, Mark, dotted
+from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.registry import Bound, Registry
 from effcompress.spec import Recipe
 
@@ -102,9 +102,9 @@ class Builder:
         if metadata.get("near_recipe"):
             near = self._absolute(value, key)
             return str(near) if near.is_dir() else value
+        read = {"count": count, "fraction": fraction}.get(tag)
         try:
-            if tag in ("count", "fraction"):
-                value = {"count": count, "fraction": fraction}[tag](value)
+            value = read(value) if read else value
         except ValueError as error:
             raise self._error(key, f"{dotted(key)}: {error}") from error
         if inner is float and not math.isfinite(value):
@@ -119,10 +119,11 @@ class Builder:
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, near).partition("Known:")[0].strip()
         looked = os.path.normpath(mark.folder / Path(written).parent)
+        start = "current folder" if mark.file is None else "folder of the recipe file"
         raise self._error(
             key,
             f"{dotted(key)}: no {noun} '{written}' (looked in '{looked}')",
-            hint or f"Relative paths start at {_start(mark)}.",
+            hint or f"Relative paths start at the {start}.",
         )
 
     def _absolute(self, written: str, key: Key) -> Path:
@@ -142,7 +143,3 @@ class Builder:
             for index in range(len(value)):
                 self.origins[dotted((*key, index))] = "default"
         self.origins[dotted(key)] = "default"
-
-
-def _start(mark: Mark) -> str:
-    return "the current folder" if mark.file is None else "the folder of the recipe file"

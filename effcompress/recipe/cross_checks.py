@@ -19,21 +19,15 @@ from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.plugin_checks import cuts_all_at_start
 from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.spec import (
+    CARRIED,
+    CARRIER,
     DomainSpec,
     LoopSpec,
     PruneSpec,
     Recipe,
-    RecoverSpec,
-    SparsifySpec,
-    TasksSpec,
     TrainSpec,
 )
-from effcompress.spec.results import CARRIED, CARRIER
 
-MODEL_SOURCES = ("hub", "folder", "gguf", "wheel")
-DOMAIN_SOURCES = ("jsonl", "txt", "parquet", "hub", "stdlib")
-TARGETS = ("params", "keep", "shape")
-BUDGETS = ("tokens", "stages")
 REPLICATE = "`distributed: {mode: replicate}`"
 
 
@@ -80,8 +74,9 @@ def check_version(document: Document) -> None:
 
 def _sources(recipe: Recipe, document: Document) -> Rows:
     model, at = recipe.model, ("model",)
-    alone = not any(getattr(model, source) for source in MODEL_SOURCES)
-    sources = (*MODEL_SOURCES, "random") if alone else MODEL_SOURCES
+    sources = ("hub", "folder", "gguf", "wheel")
+    alone = not any(getattr(model, source) for source in sources)
+    sources = (*sources, "random") if alone else sources
     yield from _exactly_one(model, sources, at, document, "E.g. `model: {hub: org/name}`.")
     yield _needs(model, at, "wheel", "member", "the path of the .gguf file inside the wheel")
     example = "{model_type: llama, hidden_size: 64, ...}, or name a source beside it"
@@ -97,7 +92,8 @@ def _sources(recipe: Recipe, document: Document) -> Rows:
 
 def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
     fix = f"E.g. `{at[-1]}: {{jsonl: text.jsonl}}`."
-    yield from _exactly_one(domain, DOMAIN_SOURCES, at, document, fix)
+    sources = ("jsonl", "txt", "parquet", "hub", "stdlib")
+    yield from _exactly_one(domain, sources, at, document, fix)
     for key in ("config", "revision", "validation_split"):
         yield _only_with(domain, at, key, ("hub",))
     yield _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"))
@@ -148,10 +144,6 @@ def _recover(recipe: Recipe, _: Document) -> Rows:
         "recover trains what was cut before, but prune.schedule cuts later",
         "Write `schedule: {name: once, at: 0}` under prune, or `train:` in place of recover.",
     )
-    yield from _methods(recover, at)
-
-
-def _methods(recover: RecoverSpec, at: Key) -> Rows:
     yield Row(
         recover.lora and recover.method != "lora",
         (*at, "lora"),
@@ -171,7 +163,7 @@ def _train(recipe: Recipe, document: Document) -> Rows:
     if train is None:
         return
     fix = "E.g. `tokens: 2M`, or `stages: {warmup: 10k, pruning: 1M, continued: 1M}`."
-    yield from _exactly_one(train, BUDGETS, at, document, fix)
+    yield from _exactly_one(train, ("tokens", "stages"), at, document, fix)
     yield from _loop(train, at)
 
 
@@ -198,7 +190,8 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
     if prune is None:
         return
     fix = "E.g. `target: {keep: 85%}`, `target: {params: 469M}`."
-    yield from _exactly_one(prune.target, TARGETS, (*at, "target"), document, fix)
+    targets = ("params", "keep", "shape")
+    yield from _exactly_one(prune.target, targets, (*at, "target"), document, fix)
     names = [space.name for space in prune.space]
     for index, name in enumerate(names):
         first = names.index(name)
@@ -269,15 +262,10 @@ def _times(prune: PruneSpec, train: TrainSpec) -> Rows:
             "Name fewer tokens.",
         )
     start, end = knobs.get("start"), knobs.get("end")
-    start = _begin(train) if start is None else start
+    start = (stages.warmup if stages else 0) if start is None else start
     if end is not None:
         what = f"prune.schedule ends at {end:,} tokens and starts at {start:,}"
         yield Row(end <= start, (*at, "end"), what, "The end comes later.")
-
-
-def _begin(train: TrainSpec | None) -> int:
-    """Tokens at which the pruning stage begins."""
-    return train.stages.warmup if train and train.stages else 0
 
 
 def _sparsify(recipe: Recipe, document: Document) -> Rows:
@@ -286,16 +274,6 @@ def _sparsify(recipe: Recipe, document: Document) -> Rows:
         return
     fix = "E.g. `sparsity: 50%` or `pattern: 2:4`."
     yield from _exactly_one(spec, ("sparsity", "pattern"), at, document, fix)
-    yield from _sparsifier(spec, at)
-    yield Row(
-        recipe.prune and not cuts_all_at_start(recipe),
-        ("prune", "schedule"),
-        "sparsify: zeros are made before training, but pruning goes on after that",
-        "Write `schedule: {name: once, at: 0}` under prune, or drop one of the sections.",
-    )
-
-
-def _sparsifier(spec: SparsifySpec, at: Key) -> Rows:
     yield Row(
         spec.true_sequential and not {"input_norm", "gram"} & set(spec.method.needs),
         (*at, "true_sequential"),
@@ -305,6 +283,12 @@ def _sparsifier(spec: SparsifySpec, at: Key) -> Rows:
     said = spec.method.companion(sparsity=spec.fraction, pattern=spec.n_of_m)
     what, fix = said or ("", "")
     yield Row(said, (*at, "method"), f"sparsify.method: {what}", fix)
+    yield Row(
+        recipe.prune and not cuts_all_at_start(recipe),
+        ("prune", "schedule"),
+        "sparsify: zeros are made before training, but pruning goes on after that",
+        "Write `schedule: {name: once, at: 0}` under prune, or drop one of the sections.",
+    )
 
 
 def _tasks(recipe: Recipe, _: Document) -> Rows:
@@ -313,13 +297,9 @@ def _tasks(recipe: Recipe, _: Document) -> Rows:
         return
     yield _wheel(tasks.wheel, at, CARRIER)
     yield _only_with(tasks, at, "sha256", ("wheel",))
-    yield from _task_names(tasks, (*at, "names"))
-
-
-def _task_names(tasks: TasksSpec, at: Key) -> Rows:
     for index, name in enumerate(tasks.names):
-        key, twice = (*at, index), name in tasks.names[:index]
-        yield Row(twice, key, f"{dotted(at)} has '{name}' twice", "Keep one of them.")
+        key, twice = (*at, "names", index), name in tasks.names[:index]
+        yield Row(twice, key, f"evaluate.tasks.names has '{name}' twice", "Keep one of them.")
         what = f"{dotted(key)}: the wheel carries no data of '{name}'"
         yield Row(tasks.wheel and name not in CARRIED, key, what, did_you_mean(name, CARRIED))
 

@@ -287,13 +287,18 @@ def suggest_key(key: Key, known_here: list[str], schema: Schema, typed: str) -> 
     """
     word = str(key[-1])
     # The sort is stable: keys at the same distance stay in the order of the sections.
-    everywhere = sorted(dict.fromkeys(_all_keys(schema)), key=lambda path: _distance(path, key))
+    keys = dict.fromkeys(_below(schema, (), schema["$defs"]))
+    everywhere = sorted(keys, key=lambda path: _distance(path, key))
     if typed:
-        return _for_typed(typed, everywhere)
+        names = [".".join(path) for path in everywhere]
+        same = [name for name in names if name.rpartition(".")[2] == typed.rpartition(".")[2]]
+        near = difflib.get_close_matches(typed, names, n=1, cutoff=0.7) or same
+        return (
+            f"Did you mean --set {near[0]}=...?" if near else "`effcompress schema` lists all keys."
+        )
     same = [path for path in everywhere if path[-1] == word]
     below = [path for path in same if path[: len(key) - 1] == key[:-1]]
-    same = below or same
-    if same:
+    if same := below or same:
         places = " or ".join(".".join(path) for path in same[:3])
         return f"It belongs at {places}."
     if difflib.get_close_matches(word, known_here, n=1, cutoff=0.55):
@@ -305,14 +310,6 @@ def suggest_key(key: Key, known_here: list[str], schema: Schema, typed: str) -> 
     return did_you_mean(word, known_here)
 
 
-def _for_typed(typed: str, everywhere: list[tuple[str, ...]]) -> str:
-    names = [".".join(path) for path in everywhere]
-    word = typed.rpartition(".")[2]
-    same = [name for name in names if name.rpartition(".")[2] == word]
-    near = difflib.get_close_matches(typed, names, n=1, cutoff=0.7) or same
-    return f"Did you mean --set {near[0]}=...?" if near else "`effcompress schema` lists all keys."
-
-
 def _distance(path: tuple[str, ...], key: Key) -> int:
     """Steps between two keys in the tree of sections."""
     common = 0
@@ -321,10 +318,6 @@ def _distance(path: tuple[str, ...], key: Key) -> int:
             break
         common += 1
     return len(path) - 2 * common
-
-
-def _all_keys(schema: Schema) -> Iterator[tuple[str, ...]]:
-    yield from _below(schema, (), schema["$defs"])
 
 
 def _below(schema: Schema, at: tuple[str, ...], definitions: Schema) -> Iterator[tuple[str, ...]]:

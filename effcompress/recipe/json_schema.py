@@ -1,4 +1,4 @@
-"""The recipe's JSON Schema, from the dataclasses of ``spec/`` and the registered plugins.
+"""The recipe's JSON Schema, from the dataclasses of ``spec.py`` and the registered plugins.
 
 Alternatives (``anyOf``) are used only where a ``type`` list will not do, so that editors give short
 messages and ``explain.py`` can find the one thing that is wrong.
@@ -21,7 +21,7 @@ from effcompress.recipe.quantities import (
     FRACTION_PATTERN,
     FRACTION_WORDS,
 )
-from effcompress.registry import REGISTRY, Bound, Knob, Plugin, Registry
+from effcompress.registry import REGISTRY, Bound, Plugin, Registry
 from effcompress.spec import Recipe
 
 Schema = dict[str, Any]
@@ -98,19 +98,17 @@ def is_mapping(inner: Any) -> bool:
 
 def _dataclass_schema(cls: type, definitions: Schema) -> Schema:
     properties: Schema = {}
-    required: list[str] = []
     for field in dataclasses.fields(cls):
         one = _schema(hints(cls)[field.name], field.metadata, definitions)
-        properties[field.name] = {"description": field.metadata.get("help", ""), **one}
-        if field.default is dataclasses.MISSING:
-            required.append(field.name)
-        elif isinstance(field.default, bool | int | float | str):
-            properties[field.name]["default"] = field.default
+        one = {"description": field.metadata.get("help", ""), **one}
+        properties[field.name] = _with_default(one, field.default)
     return {
         "type": "object",
         "description": " ".join((cls.__doc__ or "").split()),
         "properties": properties,
-        "required": required,
+        "required": [
+            field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
+        ],
         "additionalProperties": False,
     }
 
@@ -118,7 +116,16 @@ def _dataclass_schema(cls: type, definitions: Schema) -> Schema:
 def _schema(annotation: Any, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
     inner, tag, optional = unwrap(annotation)
     schema = _inner_schema(inner, tag, metadata, definitions)
-    return _or_null(schema) if optional else schema
+    if not optional:
+        return schema
+    if "$ref" in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    if "enum" in schema:
+        return {**schema, "enum": [*schema["enum"], None]}
+    if "type" not in schema:
+        return schema
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return {**schema, "type": [*kinds, "null"]}
 
 
 def _inner_schema(inner: Any, tag: str, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
@@ -166,25 +173,14 @@ def _sequence_schema(inner: Any, metadata: Mapping[str, Any], definitions: Schem
 
 
 def _mapping_schema(inner: Any, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
-    schema: Schema = {"type": "object"}
-    schema["additionalProperties"] = _schema(typing.get_args(inner)[1], {}, definitions)
+    items = _schema(typing.get_args(inner)[1], {}, definitions)
+    schema: Schema = {"type": "object", "additionalProperties": items}
     if "least" in metadata:
         schema["minProperties"] = metadata["least"]
     if "pattern" in metadata:
         words = {"pattern": metadata["pattern"], "patternErrorMessage": metadata["words"]}
         schema["propertyNames"] = words
     return schema
-
-
-def _or_null(schema: Schema) -> Schema:
-    if "$ref" in schema:
-        return {"anyOf": [schema, {"type": "null"}]}
-    if "enum" in schema:
-        return {**schema, "enum": [*schema["enum"], None]}
-    if "type" not in schema:
-        return schema
-    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    return {**schema, "type": [*kinds, "null"]}
 
 
 def _plugin_schema(kind: str, registry: Registry) -> Schema:
@@ -195,7 +191,10 @@ def _plugin_schema(kind: str, registry: Registry) -> Schema:
 
 
 def _knobs_schema(plugin: Plugin) -> Schema:
-    knobs = {name: _knob_schema(knob) for name, knob in plugin.knobs.items()}
+    knobs = {
+        name: _with_default(_schema(knob.annotation, {}, {}), knob.default)
+        for name, knob in plugin.knobs.items()
+    }
     return {
         "title": f"{plugin.kind} {plugin.name}",
         "type": "object",
@@ -206,7 +205,6 @@ def _knobs_schema(plugin: Plugin) -> Schema:
     }
 
 
-def _knob_schema(knob: Knob) -> Schema:
-    schema = _schema(knob.annotation, {}, {})
-    plain = isinstance(knob.default, bool | int | float | str)
-    return {**schema, "default": knob.default} if plain else schema
+def _with_default(schema: Schema, default: Any) -> Schema:
+    plain = isinstance(default, bool | int | float | str)
+    return {**schema, "default": default} if plain else schema

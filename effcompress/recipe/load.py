@@ -79,7 +79,9 @@ def _fill_defaults(document: Document, registry: Registry) -> Document:
     if prune is None:
         return document
     wanted: dict[str, Any] = {"selector": "least_salient"}
-    if _needs_hessian(prune["criterion"], registry):
+    criterion = prune["criterion"]
+    name = criterion if isinstance(criterion, str) else criterion["name"]
+    if "hess" in registry.get("criterion", name).needs:
         wanted["hessian"] = "fisher_diag"
     wanted = {key: name for key, name in wanted.items() if prune.get(key) is None}
     # `selector: null` asks for the default; the value's origin is then not that line.
@@ -88,11 +90,6 @@ def _fill_defaults(document: Document, registry: Registry) -> Document:
     reduce = {"members": "sum", **(prune.get("reduce") or {})}
     filled = {"repair": ["norm_gain"], **prune, **wanted, "reduce": reduce}
     return Document({**document.values, "prune": filled}, marks)
-
-
-def _needs_hessian(criterion: Any, registry: Registry) -> bool:
-    name = criterion if isinstance(criterion, str) else criterion["name"]
-    return "hess" in registry.get("criterion", name).needs
 
 
 def gather(path: Path, overrides: Sequence[str]) -> tuple[str, Document]:
@@ -111,15 +108,18 @@ def gather(path: Path, overrides: Sequence[str]) -> tuple[str, Document]:
 def _included(document: Document, path: Path, chain: tuple[Path, ...]) -> Document:
     if "include" not in document.values:
         return document
-    names = document.values["include"]
     mark = document.mark(("include",))
     own = {key: value for key, value in document.values.items() if key != "include"}
     marks = {key: m for key, m in document.marks.items() if key[:1] != ("include",)}
     base = Document({}, {(): mark})
-    for name in _names(names, mark):
+    for name in _names(document.values["include"], mark):
         # Normalised, so that messages show a path without `..`.
         file = Path(os.path.normpath(path.parent / name))
-        _refuse_cycle(file, chain, mark)
+        if file.resolve() in [seen.resolve() for seen in chain]:
+            what = (
+                f"include: files include each other: {' -> '.join(p.name for p in (*chain, file))}"
+            )
+            raise RecipeError(what, where=mark.where, fix="Take one of these includes out.")
         _refuse_missing(file, name, mark)
         base = merge(base, _included(read_file(file)[1], file, (*chain, file)))
     return merge(base, Document(own, marks))
@@ -136,13 +136,6 @@ def _names(names: Any, mark: Mark) -> list[str]:
     )
 
 
-def _refuse_cycle(file: Path, chain: tuple[Path, ...], mark: Mark) -> None:
-    if file.resolve() in [seen.resolve() for seen in chain]:
-        names = " -> ".join(p.name for p in (*chain, file))
-        fix = "Take one of these includes out."
-        raise RecipeError(f"include: files include each other: {names}", where=mark.where, fix=fix)
-
-
 def _refuse_missing(file: Path, name: str, mark: Mark) -> None:
     if file.is_file():
         return
@@ -157,13 +150,10 @@ def _refuse_missing(file: Path, name: str, mark: Mark) -> None:
 
 def _set(document: Document, override: str) -> Document:
     key, equals, text = override.partition("=")
-    key = key.strip()
+    key, where = key.strip(), f"--set {override}"
     if not equals or not all(key.split(".")):
-        raise RecipeError(
-            "--set takes key=value", where=f"--set {override}", fix="E.g. --set train.tokens=2M"
-        )
+        fix = "E.g. --set train.tokens=2M"
+        raise RecipeError("--set takes key=value", where=where, fix=fix)
     if key.split(".")[0] == "include":
-        raise RecipeError(
-            "files are included by the recipe, not by --set", where=f"--set {override}"
-        )
+        raise RecipeError("files are included by the recipe, not by --set", where=where)
     return assign(document, key, parse(text, None, override))

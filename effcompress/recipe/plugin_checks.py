@@ -23,21 +23,17 @@ ROUNDS = 10_000
 
 def check_plugins(recipe: Recipe, document: Document) -> None:
     """Raises RecipeError, at the line of the key that stands in the way."""
-    if recipe.prune is None:
+    prune = recipe.prune
+    if prune is None:
         return
-    for key, what, fix in _obstacles(recipe, recipe.prune):
-        where = document.mark(("prune", *key)).where
-        raise RecipeError(f"prune.{what}", where=where, fix=fix)
-
-
-def _obstacles(recipe: Recipe, prune: PruneSpec) -> Iterator[tuple[Key, str, str]]:
     found = prune.schedule.companion(**_stage(recipe))
     if found is not None:
         what, fix = found
-        yield ("schedule",), f"schedule: {what}", fix
-    if prune.measure.propagate:
-        for key, what, fix in _of_propagation(prune):
-            yield key, f"measure.propagate: {what}", fix
+        where = document.mark(("prune", "schedule")).where
+        raise RecipeError(f"prune.schedule: {what}", where=where, fix=fix)
+    for key, what, fix in _of_propagation(prune) if prune.measure.propagate else ():
+        where = document.mark(("prune", *key)).where
+        raise RecipeError(f"prune.measure.propagate: {what}", where=where, fix=fix)
 
 
 def _of_propagation(prune: PruneSpec) -> Iterator[tuple[Key, str, str]]:

@@ -37,12 +37,9 @@ def reference(registry: Registry = REGISTRY) -> str:
 
 
 def _section(cls: type, path: str) -> Iterator[str]:
-    yield f"### {path or 'recipe'}"
-    yield ""
-    yield (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
-    yield ""
-    yield "| key | type | default | |"
-    yield "|---|---|---|---|"
+    summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
+    yield from (f"### {path or 'recipe'}", "", summary, "")
+    yield from ("| key | type | default | |", "|---|---|---|---|")
     inner: list[tuple[str, type]] = []
     # Required keys first, then the common ones, then those for experts.
     ordered = sorted(
@@ -95,10 +92,8 @@ def _plugin(plugin: Plugin) -> Iterator[str]:
         + (", required" if k.required else f" = `{k.default}`")
         for k in plugin.knobs.values()
     ]
-    yield f"**`{plugin.name}`** ({plugin.paper})"
-    yield ""
-    yield (inspect.getdoc(plugin.function) or "").replace("``", "`")
-    yield ""
+    yield from (f"**`{plugin.name}`** ({plugin.paper})", "")
+    yield from ((inspect.getdoc(plugin.function) or "").replace("``", "`"), "")
     yield f"Takes {', '.join(f'`{n}`' for n in plugin.needs)}. Knobs: {'; '.join(knobs) or 'none'}."
     yield ""
 

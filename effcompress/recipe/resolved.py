@@ -55,8 +55,9 @@ def checked(loaded: LoadedRecipe) -> list[str]:
     """Lists what ``load`` has checked by succeeding, one sentence each."""
     recipe, origins = loaded.recipe, loaded.origins
     written = sum(origin != "default" for origin in origins.values())
-    plugins = [f"{key} {bound.name}" for key, bound in _bound(recipe, "")]
-    files = sum(1 for _ in _paths(recipe))
+    parts = list(_parts(recipe, ""))
+    plugins = [f"{key} {part.name}" for key, part in parts if isinstance(part, Bound)]
+    files = sum(isinstance(part, Path) for _, part in parts)
     lines = [f"{written} values are known keys, of the right type and in range"]
     if files:
         lines.append(f"{files} input {'file is' if files == 1 else 'files are'} there")
@@ -72,45 +73,28 @@ def _lines(value: Any, key: Key, origins: Mapping[str, str], indent: str) -> Ite
     for name, inner in pairs:
         head = f"{indent}{scalar(name)}:" if isinstance(value, dict) else f"{indent}-"
         at = (*key, name)
-        if isinstance(inner, dict | list) and inner:
-            yield from _nested(head, inner, at, origins, indent)
-        else:
-            origin = origins.get(dotted(at), "default")
-            yield f"{head} {scalar(inner)}  # {origin}"
-
-
-def _nested(
-    head: str, inner: Any, at: Key, origins: Mapping[str, str], indent: str
-) -> Iterator[str]:
-    below = _lines(inner, at, origins, indent + "  ")
-    if head.endswith("-"):
+        if not (isinstance(inner, dict | list) and inner):
+            yield f"{head} {scalar(inner)}  # {origins.get(dotted(at), 'default')}"
+            continue
+        below = _lines(inner, at, origins, indent + "  ")
         # The first line of a list element shares the line of its dash.
-        yield f"{head} {next(below).lstrip()}"
-    else:
-        yield head
-    yield from below
+        yield head if isinstance(value, dict) else f"{head} {next(below).lstrip()}"
+        yield from below
 
 
-def _bound(value: Any, key: str) -> Iterator[tuple[str, Bound]]:
+def _parts(value: Any, key: str) -> Iterator[tuple[str, object]]:
+    """Yields every plugin and every plain value below ``value``, with the name of its field."""
     if isinstance(value, Bound):
         yield key, value
-    elif isinstance(value, tuple):
-        for inner in value:
-            yield from _bound(inner, key)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _bound(getattr(value, field.name), field.name)
-
-
-def _paths(value: Any) -> Iterator[Path]:
-    if isinstance(value, Path):
-        yield value
+        value = value.knobs
+    if isinstance(value, Mapping):
+        below = [(key, inner) for inner in value.values()]
     elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _paths(inner)
-    elif isinstance(value, Mapping):
-        yield from _paths(list(value.values()))
-    elif isinstance(value, Bound):
-        yield from _paths(list(value.knobs.values()))
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from _paths([getattr(value, f.name) for f in dataclasses.fields(value)])
+        below = [(key, inner) for inner in value]
+    elif dataclasses.is_dataclass(value):
+        below = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    else:
+        yield key, value
+        return
+    for name, inner in below:
+        yield from _parts(inner, name)

@@ -16,10 +16,8 @@ import yaml
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.source_map import Document, Key, Mark, dotted
 
-_FLOAT = "tag:yaml.org,2002:float"
-_MERGE = "tag:yaml.org,2002:merge"
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
-_INT = "tag:yaml.org,2002:int"
+_TAG = "tag:yaml.org,2002:"
+_MERGE = _TAG + "merge"
 _WHOLE = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
 _EXPONENT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _PLAIN = (str, int, float, bool, type(None))
@@ -50,18 +48,14 @@ class _Dumper(yaml.SafeDumper):
     pass
 
 
-for _class in (_Loader, _Dumper):
+# Only reading changes whole numbers: written values keep their quotes, for other YAML 1.1 readers.
+for _class, _dropped in ((_Loader, ("timestamp", "int")), (_Dumper, ("timestamp",))):
     _class.yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if pair[0] != _TIMESTAMP]
+        first: [pair for pair in pairs if pair[0].removeprefix(_TAG) not in _dropped]
         for first, pairs in _class.yaml_implicit_resolvers.items()
     }
-    _class.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
-# Only for reading: written values keep their quotes, for other YAML 1.1 readers.
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] != _INT]
-    for first, pairs in _Loader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_INT, _WHOLE, list("-+0123456789"))
+    _class.add_implicit_resolver(_TAG + "float", _EXPONENT, list("-+0123456789"))
+_Loader.add_implicit_resolver(_TAG + "int", _WHOLE, list("-+0123456789"))
 
 
 def read_file(path: Path) -> tuple[str, Document]:
@@ -169,7 +163,8 @@ class _Reader:
         # `<<` first: keys of the mapping itself override merged ones.
         for name, value in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):
             if name.tag == _MERGE:
-                for part in reversed(value.value if _is_list(value) else [value]):
+                many = isinstance(value, yaml.SequenceNode)
+                for part in reversed(value.value if many else [value]):
                     result.update(self._merged(part, at))
                 continue
             key, line = self._name(name, at), name.start_mark.line
@@ -204,10 +199,6 @@ class _Reader:
         )
 
 
-def _is_list(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.SequenceNode)
-
-
 def _in_words(error: yaml.MarkedYAMLError, reader: _Reader) -> RecipeError:
     problem = error.problem or error.context or "not YAML"
     mark = error.problem_mark or error.context_mark
@@ -227,11 +218,8 @@ def _text(path: Path) -> str:
         raw = path.read_bytes()
     except FileNotFoundError as error:
         folder = path.parent
-        near = (
-            [p.name for p in folder.iterdir() if p.suffix in {".yaml", ".yml"}]
-            if (folder.is_dir())
-            else []
-        )
+        files = [*folder.iterdir()] if folder.is_dir() else []
+        near = [p.name for p in files if p.suffix in {".yaml", ".yml"}]
         fix = did_you_mean(path.name, near) if near else f"No recipe lies in '{folder}'."
         raise RecipeError("no such recipe file", where=str(path), fix=fix) from error
     except IsADirectoryError as error:

@@ -11,8 +11,7 @@ from effcompress.model.cache import cache_root
 from effcompress.model.integrity import manifest_flaw
 from effcompress.model.source import Item
 from effcompress.record.events import TaskMean, Tasks
-from effcompress.spec import TasksSpec
-from effcompress.spec.results import CARRIED
+from effcompress.spec import CARRIED, TasksSpec
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from effcompress.measure.grams import Grams, readers
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from tests.conftest import FAMILIES, tiny, tokens
+from effcompress.removal.compensate import _Read, _repair
+from tests.conftest import FAMILIES, shape, tiny, tokens
 
 UPDATE = Bound(REGISTRY.get("repair", "obs_update"), {"damp": 1e-6})
 EXPERTS = ("mixtral", "qwen3_moe")
@@ -72,3 +73,28 @@ def test_no_output_error_grows(family: str, space: str) -> None:
         assert errors[True] <= errors[False] * (1 + 1e-5)
         better += errors[True] < 0.9 * errors[False]
     assert better >= len(params) // 2
+
+
+def test_what_was_read_by_inputs_that_go_is_forgotten() -> None:
+    """With or without a repair: the next cut's repair must not count on them."""
+    model = PrunedModel(tiny("gqa_tied"), shape("gqa_tied"), [Bound(REGISTRY.get("space", "ffn"))])
+    params = readers(model.module, model.axes, model.sets)
+    grams = Grams(model.module, params, tokens=64, decay=1.0)
+    with grams.listening(), torch.no_grad():
+        model.module(tokens())
+    model.mask({f"ffn.{i}": [2, 7] for i in range(3)}, inputs=grams)
+    for param in params:
+        gram_II = grams.read(param)
+        assert gram_II is not None and not gram_II[[2, 7]].any() and not gram_II[:, [2, 7]].any()
+        assert gram_II.diagonal().ne(0).sum() == 38
+
+
+def test_a_repair_adds_to_the_bias_that_is_there() -> None:
+    """Cut twice: what the first cut left in the bias stays."""
+    weight, bias = torch.ones(2, 3), torch.tensor([10.0, 20.0])
+    mean = torch.tensor([1.0, 2.0, 4.0])
+    bound = Bound(REGISTRY.get("repair", "bias_mean"))
+    for gone, wanted in ((0, [11.0, 21.0]), (2, [15.0, 25.0])):
+        read = _Read(torch.eye(3), mean, torch.tensor([gone]))
+        _repair(bound, {"w": weight}, [bias], read)
+        assert bias.tolist() == wanted

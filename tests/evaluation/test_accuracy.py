@@ -7,7 +7,7 @@ import math
 import pytest
 
 from effcompress.evaluation.accuracy import Metric, TaskScore, mean_of
-from effcompress.spec.results import SEVEN
+from effcompress.spec import SEVEN
 
 
 def score(name: str, acc: float, norm: float | None = None, stderr: float | None = 0.1):

@@ -19,7 +19,7 @@ from effcompress.errors import RunError, SourceError
 from effcompress.evaluation import harness
 from effcompress.evaluation.harness import Adapter, Solved, solve
 from effcompress.model.tokenizer import BOS, ByteTokenizer, HFTokenizer
-from effcompress.spec.results import SEVEN
+from effcompress.spec import SEVEN
 from tests.conftest import tiny
 from tests.evaluation import toy_tasks
 

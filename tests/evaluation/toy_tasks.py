@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from effcompress.spec.results import CARRIED
+from effcompress.spec import CARRIED
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath")
 

@@ -62,3 +62,10 @@ def test_units_between_an_outer_and_an_inner_axis() -> None:
     side = Side("w", 0, "query.0", start=5, outer=2, inner=2)
     (member,) = GroupSet("query.0", "query", 0, size=3, sides=(side,)).members
     assert member.index_GB.tolist() == [[5, 6, 11, 12], [7, 8, 13, 14], [9, 10, 15, 16]]
+
+
+def test_a_width_ends_on_what_both_multiples_share() -> None:
+    """Whole steps of ``round_to`` that also end on ``finish_on``."""
+    side = Side("w", 0, "ffn.0")
+    made = GroupSet("ffn.0", "ffn", 0, size=48, sides=(side,), round_to=4, finish_on=6)
+    assert made.multiple == 12

@@ -13,8 +13,7 @@ from effcompress.model.fetch import ensure
 from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner import tasks
-from effcompress.spec import TasksSpec
-from effcompress.spec.results import CARRIER, CARRIER_SHA256
+from effcompress.spec import CARRIER, CARRIER_SHA256, TasksSpec
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from effcompress.network.pruned_model import PrunedModel
@@ -48,3 +49,27 @@ def test_sizes_of_modules_are_those_of_their_weights() -> None:
         assert (mlp.down_proj.in_features, mlp.down_proj.out_features) == (41, 48)
     embedding = model.module.model.embed_tokens
     assert (embedding.num_embeddings, embedding.embedding_dim) == (61, 48)
+
+
+def test_masked_units_do_not_count() -> None:
+    model = pruned("ffn")
+    model.mask({f"ffn.{i}": [0, 1, 2] for i in range(3)})
+    fewer = model.parent.count({f"ffn.{i}": 37 for i in range(3)})
+    assert model.params == fewer < model.parent.count()
+    model.commit()
+    assert model.params == fewer == sum(p.numel() for p in model.module.parameters())
+
+
+@pytest.mark.parametrize("repairs", [[], ["norm_gain"]])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_masks_one_after_the_other_are_one_mask(model_type: str, repairs: list[str]) -> None:
+    """Norms that were narrowed already are narrowed from what is alive, not from the tensors."""
+    bound = [Bound(REGISTRY.get("repair", name)) for name in repairs]
+    logits = []
+    for plans in ([[0, 5], [9, 11, 30]], [[0, 5, 9, 11, 30]]):
+        model = pruned("hidden", model_type=model_type)
+        for units in plans:
+            model.mask({"hidden": units}, repairs=bound)
+        with torch.no_grad():
+            logits.append(model.module(tokens(), use_cache=False).logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)

@@ -25,4 +25,4 @@ def test_percentages(fraction: float, said: str) -> None:
 
 def test_powers_and_sizes() -> None:
     assert power(3.2e-7) == "3.2\u00b710\u207b\u2077" and power(1e3) == "10\u00b3"
-    assert size(269_000_000) == "269 MB" and size(2_690_000) == "2.7 MB"
+    assert size(269_000_000) == "269 MB" and size(2_690_000) == "2.69 MB"

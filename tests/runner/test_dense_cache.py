@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from effcompress.recipe import load
+from effcompress.runner import dense_cache
 from effcompress.runner import start as story
+from effcompress.runner.dense_cache import description
 from effcompress.runner.evaluation import evaluate
 from effcompress.runner.run import run
+from effcompress.spec import EvaluateSpec
+from tests.conftest import tiny
 from tests.runner.toys import events, recipe, repeatable
 
 
@@ -87,3 +92,25 @@ def test_a_cache_that_cannot_be_written_costs_no_run(
     done = run(load(recipe(tmp_path)), output=tmp_path / "first")
     assert done.perplexity
     assert len(measured) == 2
+
+
+def test_everything_that_an_evaluation_depends_on_is_in_its_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = SimpleNamespace(domains=(), sequence_length=32, bos=None)
+    plain = {"model_hash": "a", "config": {"rope_theta": 1e4}, "tokenizer": "t", "corpus": text}
+
+    def key(**changes: object) -> object:
+        return description(tiny(), **{**plain, "spec": EvaluateSpec(), **changes})  # type: ignore[arg-type]
+
+    first = key()
+    assert key() == first
+    found = [
+        key(model_hash="b"),
+        key(config={"rope_theta": 1e5}),
+        key(tokenizer="u"),
+        key(corpus=SimpleNamespace(domains=(), sequence_length=16, bos=None)),
+        key(spec=EvaluateSpec(sequences=7)),
+    ]
+    monkeypatch.setattr(dense_cache, "_code", lambda: "another version of the package")
+    assert all(other != first for other in [*found, key()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ from torch import Tensor
 from effcompress import load_recipe
 from effcompress.checkpoint import Proof
 from effcompress.data import digest
+from effcompress.errors import RecipeError, RunError
 from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.flops import flops_per_token
 from effcompress.estimate.forecast import plan
 from effcompress.model.load import load as load_model
+from effcompress.runner import prune as prune_room
 from effcompress.runner.corpus import corpus_of
+from effcompress.runner.folder import same_recipe
 from effcompress.runner.run import run
 from effcompress.train import learning_rate
 from tests.runner.test_recover import written
@@ -144,3 +148,21 @@ def test_tensors_are_shortened_as_often_as_the_recipe_says(tmp_path: Path) -> No
     out = ran(tmp_path, "out")
     cuts, commits = ([e["step"] for e in events(out, kind)] for kind in ("cut", "commit"))
     assert commits[:-1] == cuts[1:-1:2] and commits[-1] == cuts[-1]
+
+
+def test_a_size_far_from_the_target_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing more may go before the target is near, the run fails and says so."""
+    real = prune_room.choose
+    monkeypatch.setattr(prune_room, "choose", lambda *given: replace(real(*given), exhausted=True))
+    with pytest.raises(RunError, match="pruning stopped at"):
+        ran(tmp_path, "out")
+
+
+def test_a_key_that_came_or_went_is_another_recipe(tmp_path: Path) -> None:
+    one, two = "a: 1\n", "a: 1\nb: 2\n"
+    same_recipe(one, one, tmp_path)
+    for before, now in ((one, two), (two, one)):
+        with pytest.raises(RecipeError, match="the recipe changed since this run began: b was"):
+            same_recipe(before, now, tmp_path)

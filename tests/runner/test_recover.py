@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from effcompress import load_recipe, run
 from effcompress.errors import EffcompressError, RecipeError, RunError
+from effcompress.runner import recovery
 from effcompress.runner import run as story
 from tests.runner.toys import events, recipe
 
@@ -106,3 +107,37 @@ def test_a_missing_peft_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(EffcompressError, match="needs the package peft"):
         run(load_recipe(written(tmp_path, "lora")), output=tmp_path / "out")
+
+
+def test_the_teacher_is_told_which_of_its_layers_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers, not those that the student's layers have now; and loading it draws no numbers
+    from the run's generator.
+    """
+    states: list[torch.Tensor] = []
+    told: list[tuple[int, ...]] = []
+    load, distil = recovery.load_model, recovery.Distillation
+
+    def loaded(*given: object, **more: object) -> object:
+        states.append(torch.get_rng_state())
+        torch.rand(7)
+        return load(*given, **more)  # type: ignore[arg-type]
+
+    def taught(teacher: object, spec: object, layers: tuple[int, ...], channels: object) -> object:
+        states.append(torch.get_rng_state())
+        told.append(layers)
+        return distil(teacher, spec, layers, channels)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recovery, "load_model", loaded)
+    monkeypatch.setattr(recovery, "Distillation", taught)
+    changes = [
+        "model.shape.num_hidden_layers=4",
+        "prune.space=[layer]",
+        "prune.target={keep: null, shape: {layer: 3}}",
+        "prune.criterion={name: depth_order, keep: last}",
+        "recover.tokens=128",
+    ]
+    run(load_recipe(written(tmp_path, "distill"), changes), output=tmp_path / "out")
+    assert told == [(1, 2, 3)]
+    assert torch.equal(*states)

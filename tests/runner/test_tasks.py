@@ -20,7 +20,7 @@ from effcompress.errors import RecipeError, SourceError
 from effcompress.model.assets import wheel as wheel_room
 from effcompress.runner import tasks as tasks_room
 from effcompress.runner.preflight import preflight
-from effcompress.spec.results import SEVEN
+from effcompress.spec import SEVEN
 from tests.evaluation import toy_tasks
 from tests.runner.toys import events
 from tests.runner.toys import recipe as toy

@@ -10,7 +10,7 @@ from effcompress import groups
 from effcompress.model.families import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget, simulate
-from effcompress.selection.candidates import candidates_of, least
+from effcompress.selection.candidates import candidates_of, least, positions
 from effcompress.selection.reachability import TOLERANCE
 from tests.conftest import shape
 
@@ -139,3 +139,22 @@ def test_what_always_remains_ends_on_multiples() -> None:
     bound = Bound(REGISTRY.get("space", "ffn"), {"minimum": 10, "finish_on": 8})
     sets = groups.find(axes, [bound])
     assert least(axes, sets) == axes.count({s.name: 16 for s in sets})
+
+
+def test_columns_that_a_unit_owns() -> None:
+    """Three KV heads of two queries, heads of 8, 400 channels: in the projections back."""
+    axes = groups.from_config(LLAMA, BIG)
+    names = (
+        ("attention", {}),
+        ("attention", {"unit": "q_per_group"}),
+        ("ffn", {}),
+        ("hidden", {}),
+        ("attention_block", {}),
+        ("mlp_block", {}),
+        ("layer", {}),
+    )
+    found: dict[str, int] = {}
+    for name, knobs in names:
+        found |= positions(axes, groups.find(axes, [Bound(REGISTRY.get("space", name), knobs)]))
+    wanted = {"attention": 16, "query": 24, "ffn": 1, "hidden": 1}
+    assert found == wanted | {"attention_block": 48, "mlp_block": 400, "layer": 448}

