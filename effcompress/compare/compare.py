@@ -9,8 +9,10 @@ from pathlib import Path
 from effcompress.compare.entries import Entry, Job, enter, name_of, place
 from effcompress.compare.processes import Progress, run_all
 from effcompress.estimate.feasibility import sized_model
-from effcompress.report import comparison
-from effcompress.report.comparison import Attempt, Comparison, Method
+from effcompress.report.comparison import facts, rows
+from effcompress.report.comparison.facts import Attempt, Method
+from effcompress.report.comparison.page import write
+from effcompress.report.comparison.rows import Comparison
 from effcompress.runner.signals import Stopping
 
 COMPARISONS = Path("comparisons")
@@ -49,8 +51,8 @@ def compare(
         failed |= run_all(jobs, at_once, progress, offline=offline, stopping=stopping)
     finally:
         # In `finally`: an interrupted comparison writes its page, too.
-        found = comparison.compare(name, [_method(entry, folder, failed) for entry in entries])
-        page = comparison.write(folder, found)
+        found = rows.compare(name, [_method(entry, folder, failed) for entry in entries])
+        page = write(folder, found)
     return page, found
 
 
@@ -63,7 +65,7 @@ def _method(entry: Entry, output: Path, failed: Mapping[Path, str]) -> Method:
 def _ran(job: Job, output: Path, reason: str) -> Attempt:
     """Reads the result of a job."""
     shown = job.folder.relative_to(output).as_posix()
-    attempt = comparison.read(job.folder, seed=job.seed, shown=shown, reason=reason)
+    attempt = facts.read(job.folder, seed=job.seed, shown=shown, reason=reason)
     if attempt.done or attempt.target:
         return attempt
     known = sized_model(job.loaded)  # it failed before its target was recorded
@@ -73,6 +75,6 @@ def _ran(job: Job, output: Path, reason: str) -> Attempt:
 
 def _given(folder: Path) -> Attempt:
     """Reads an existing run. Only the folder's name is shown: the page may be sent elsewhere."""
-    attempt = comparison.read(folder, seed=0, shown=folder.resolve().name)
+    attempt = facts.read(folder, seed=0, shown=folder.resolve().name)
     seed = attempt.facts.seed if attempt.facts else 0
     return Attempt(seed, attempt.folder, attempt.facts, attempt.reason, attempt.target)

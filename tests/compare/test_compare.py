@@ -17,7 +17,8 @@ from effcompress.compare.compare import compare
 from effcompress.errors import EffcompressError, RecipeError, SourceError
 from effcompress.record.events import Warn
 from effcompress.registry import REGISTRY
-from effcompress.report.comparison import FILES, Comparison
+from effcompress.report.comparison.page import FILES
+from effcompress.report.comparison.rows import Comparison
 from tests.runner.many import LAYERS, METHODS, TARGET, TOTAL, recipes
 
 NINE = [name for name in METHODS if name != "deadly"]
@@ -52,7 +53,7 @@ class Watch:
         self.said.append(("started", job.label, job.seed))
 
     def event(self, job: Any, event: Any) -> None:
-        self.said.append(("event", job.label, event["event"]))
+        self.said.append(("event", job.label, event.event))
 
     def ended(self, job: Any, seconds: float, reason: str) -> None:
         self.said.append(("ended", job.label, job.seed, reason))
