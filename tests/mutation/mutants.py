@@ -36,7 +36,7 @@ class Mutant:
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
-        "effcompress/architecture.py",
+        "effcompress/types.py",
         "return Depth(layers, (self.absent | names) & kept)",
         "return Depth(layers, self.absent & kept)",
         (
@@ -268,11 +268,11 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "effcompress/data/corpus.py",
         (
-            "_ensure(domain.store, CHOICE * needed * size, 0, self._talk)\n"
+            "domain.store.ensure(CHOICE * needed * size, 0, self._talk)\n"
             '        tokens = domain.store.tokens("train")'
         ),
         (
-            "_ensure(domain.store, CHOICE * needed * size, 0, self._talk)\n"
+            "domain.store.ensure(CHOICE * needed * size, 0, self._talk)\n"
             '        tokens = domain.store.tokens("heldout")'
         ),
         ("tests/data/test_stream.py::test_calibration_without_training",),
