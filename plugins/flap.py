@@ -17,6 +17,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@statistic("input_fluctuation", paper="arXiv:2312.11983, the authors' code")
+def input_fluctuation(
+    x: Tensor, state: tuple[Tensor, Tensor, int] | None
+) -> tuple[Tensor, Tensor, int]:
+    """Running estimate of the variance by sequences: ``[T, I] -> [I]``.
+
+    Sums over a sequence's tokens of the squared distance from the running mean of sequences. As
+    published in code, a sum where a mean is meant, and the first sequence counts for nothing.
+    """
+    tokens, total, squares = len(x), x.sum(0), x.square().sum(0)
+    zero_I = x.new_zeros(x.shape[1])
+    fluctuation, mean, sequences = (zero_I, zero_I, 0) if state is None else state
+    n = sequences + 1
+    mean = mean + (total / tokens - mean) / n
+    if n > 1:
+        # sum_t (x_t - mean)^2, expanded so that one pass over the tokens is enough.
+        distance = squares - 2.0 * mean * total + tokens * mean.square()
+        fluctuation = fluctuation * ((n - 2) / (n - 1)) + distance / n
+    return fluctuation, mean, n
+
+
 @criterion("flap", paper="arXiv:2312.11983, eq. 5 and 7")
 def flap(
     weight: Tensor,
@@ -50,27 +71,6 @@ def flap(
     if standardise:
         value = (value - value.mean()) / value.std().clamp(min=1e-30)
     return value / positions
-
-
-@statistic("input_fluctuation", paper="arXiv:2312.11983, the authors' code")
-def input_fluctuation(
-    x: Tensor, state: tuple[Tensor, Tensor, int] | None
-) -> tuple[Tensor, Tensor, int]:
-    """Running estimate of the variance by sequences: ``[T, I] -> [I]``.
-
-    Sums over a sequence's tokens of the squared distance from the running mean of sequences. As
-    published in code, a sum where a mean is meant, and the first sequence counts for nothing.
-    """
-    tokens, total, squares = len(x), x.sum(0), x.square().sum(0)
-    zero_I = x.new_zeros(x.shape[1])
-    fluctuation, mean, sequences = (zero_I, zero_I, 0) if state is None else state
-    n = sequences + 1
-    mean = mean + (total / tokens - mean) / n
-    if n > 1:
-        # sum_t (x_t - mean)^2, expanded so that one pass over the tokens is enough.
-        distance = squares - 2.0 * mean * total + tokens * mean.square()
-        fluctuation = fluctuation * ((n - 2) / (n - 1)) + distance / n
-    return fluctuation, mean, n
 
 
 @repair("bias_mean", paper="arXiv:2312.11983, sec. 4.3")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from effcompress.architecture import Depth
+from effcompress.types import Depth
 
 
 def test_what_went_stays_away_and_layers_take_their_blocks_along() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from effcompress.record.events import End, Run, Step
 from effcompress.record.log import Log, PlainView
 from effcompress.spec import TrackSpec
-from effcompress.track import watch
+from effcompress.track.view import watch
 from tests.runner.toys import events
 
 ROOT = Path(__file__).parents[1]

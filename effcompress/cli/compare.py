@@ -12,7 +12,8 @@ from effcompress.cli.signals import stop_on_signals
 from effcompress.errors import RecipeError
 
 if TYPE_CHECKING:
-    from effcompress.report.comparison import Comparison, Grid
+    from effcompress.report.comparison.rows import Comparison
+    from effcompress.report.comparison.tables import Grid
 
 _GAP = 2
 
@@ -65,7 +66,7 @@ def compare(
     """
     from effcompress.cli.progress import make_progress
     from effcompress.compare.compare import compare as compare_all
-    from effcompress.report.comparison import plain
+    from effcompress.report.comparison.tables import plain
 
     with stop_on_signals() as stopping:
         page, found = compare_all(
@@ -102,7 +103,7 @@ def _show(found: Comparison, page: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from effcompress.report.comparison import brief
+    from effcompress.report.comparison.tables import brief
 
     console = Console(highlight=False)
     lines = Table.grid(padding=(0, _GAP))

@@ -10,8 +10,10 @@ from pathlib import Path
 from effcompress.compare.entries import Job, enter, name_of, place
 from effcompress.compare.processes import Progress, run_all
 from effcompress.estimate.feasibility import sized_model
-from effcompress.report import comparison
-from effcompress.report.comparison import Attempt, Comparison, Method
+from effcompress.report.comparison import facts, rows
+from effcompress.report.comparison.facts import Attempt, Method
+from effcompress.report.comparison.page import write
+from effcompress.report.comparison.rows import Comparison
 from effcompress.runner.signals import Stopping
 
 COMPARISONS = Path("comparisons")
@@ -54,14 +56,14 @@ def compare(
         for entry in entries:
             ran = [_ran(job, folder, failed.get(job.folder, "")) for job in entry.jobs]
             methods.append(Method(entry.label, (*ran, *map(_given, entry.folders))))
-        found = comparison.compare(name, methods)
-        page = comparison.write(folder, found)
+        found = rows.compare(name, methods)
+        page = write(folder, found)
     return page, found
 
 
 def _ran(job: Job, output: Path, reason: str) -> Attempt:
     shown = job.folder.relative_to(output).as_posix()
-    attempt = comparison.read(job.folder, seed=job.seed, shown=shown, reason=reason)
+    attempt = facts.read(job.folder, seed=job.seed, shown=shown, reason=reason)
     if attempt.done or attempt.target:
         return attempt
     known = sized_model(job.loaded)  # it failed before its target was recorded
@@ -70,5 +72,5 @@ def _ran(job: Job, output: Path, reason: str) -> Attempt:
 
 def _given(folder: Path) -> Attempt:
     """Reads an existing run. Only the folder's name is shown: the page may be sent elsewhere."""
-    attempt = comparison.read(folder, seed=0, shown=folder.resolve().name)
+    attempt = facts.read(folder, seed=0, shown=folder.resolve().name)
     return replace(attempt, seed=attempt.facts.seed if attempt.facts else 0)

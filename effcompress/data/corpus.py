@@ -18,7 +18,7 @@ from effcompress.data.documents import address
 from effcompress.data.pack import Windows, payload, shuffled, unmarked, window_bos, windows_of
 from effcompress.data.sources import how_held_out, kind_of, training_source, validation_source
 from effcompress.data.stream import Stream, next_domain
-from effcompress.data.tokens import TokenStore
+from effcompress.data.tokens import Talk, TokenStore
 from effcompress.errors import SourceError
 from effcompress.spec import DataSpec, DomainSpec
 from effcompress.types import TextTokenizer
@@ -27,15 +27,6 @@ CHOICE = 8
 """Windows per calibration window that is drawn: with a choice, another seed draws other text."""
 HASHED_AT_ONCE = 1 << 24
 """Tokens."""
-
-
-@dataclass(frozen=True)
-class Talk:
-    """Whether the network may be used, and callbacks for progress and notices."""
-
-    offline: bool
-    progress: Callable[[str, float], None]
-    notice: Callable[[str], None]
 
 
 class DomainSummary(TypedDict):
@@ -158,7 +149,7 @@ class Corpus:
         if needed <= domain.train.count:
             return domain.train
         size = payload(self.sequence_length, self.bos)
-        _ensure(domain.store, CHOICE * needed * size, 0, self._talk)
+        domain.store.ensure(CHOICE * needed * size, 0, self._talk)
         tokens = domain.store.tokens("train")
         windows = windows_of(tokens, self.sequence_length, self.bos, CHOICE * needed)
         if windows.count < needed:
@@ -181,7 +172,7 @@ class Corpus:
         one = self._domains[domain]
         size = payload(self.sequence_length, self.bos)
         if sequences > one.heldout.count:
-            _ensure(one.store, 0, sequences * size, self._talk)
+            one.store.ensure(0, sequences * size, self._talk)
         windows = windows_of(one.store.tokens("heldout"), self.sequence_length, self.bos, sequences)
         if windows.count < sequences and domain not in self._told:
             self._told.add(domain)
@@ -274,7 +265,7 @@ def _domain(
         talk.notice(f"domain '{name}': {source.remote} has no `revision`, so its text may change")
     store = TokenStore(cache, source, validation, tokenizer, own.holdout)
     size = payload(length, bos)
-    _ensure(store, wanted * size, heldout_sequences * size, talk)
+    store.ensure(wanted * size, heldout_sequences * size, talk)
     for remark in store.remarks():
         talk.notice(remark)
     train = windows_of(store.tokens("train"), length, bos, wanted)
@@ -299,10 +290,6 @@ def _too_short(name: str, tokens: int, length: int, own: DomainSpec) -> SourceEr
         where=address(name),
         fix="add text, or make data.sequence_length shorter",
     )
-
-
-def _ensure(store: TokenStore, train: int, heldout: int, talk: Talk) -> None:
-    store.ensure(train, heldout, offline=talk.offline, progress=talk.progress, notice=talk.notice)
 
 
 def _stack(rows: list[np.ndarray[Any, np.dtype[np.int64]]], length: int) -> tuple[Tensor, Tensor]:

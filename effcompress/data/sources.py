@@ -128,19 +128,15 @@ def _sha256(path: Path, domain: str) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
     except OSError as error:
-        raise _unreadable(path, domain, error) from error
+        problem = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+        raise SourceError(
+            f"{path}: {problem}",
+            where=address(domain),
+            fix="paths are relative to the recipe file that names them",
+        ) from error
     if not size:
         raise SourceError(f"{path} is an empty file", where=address(domain))
     return digest
-
-
-def _unreadable(path: Path, domain: str, error: OSError) -> SourceError:
-    problem = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
-    return SourceError(
-        f"{path}: {problem}",
-        where=address(domain),
-        fix="paths are relative to the recipe file that names them",
-    )
 
 
 def _guarded(reader: Reader, path: Path, fields: Fields) -> Iterator[Record]:

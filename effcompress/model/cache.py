@@ -45,11 +45,15 @@ def atomically(target: Path) -> Iterator[Path]:
         SourceError: the disk is full, or the folder cannot be written to.
     """
     _make_folder(target.parent)
-    _sweep(target.parent)
+    for leftover in target.parent.glob(f".*{SUFFIX}"):
+        if _abandoned(leftover):
+            _remove(leftover)
     work = _private(target)
     try:
         yield work
-        _flush(work)
+        for file in _files(work):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
         _put(work, target)
     except BaseException as error:
         freed = _remove(work)
@@ -99,12 +103,6 @@ def _private(target: Path) -> Path:
     return target.parent / name
 
 
-def _sweep(folder: Path) -> None:
-    for leftover in folder.glob(f".*{SUFFIX}"):
-        if _abandoned(leftover):
-            _remove(leftover)
-
-
 def _abandoned(leftover: Path) -> bool:
     parts = leftover.name.rsplit(".", 4)
     if len(parts) != 5 or not parts[2].isdigit():
@@ -135,12 +133,6 @@ def _remove(path: Path) -> int:
         with suppress(OSError):
             path.unlink(missing_ok=True)
     return size
-
-
-def _flush(path: Path) -> None:
-    for file in _files(path):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
 
 
 def _put(work: Path, target: Path) -> None:

@@ -1,27 +1,35 @@
-"""Writes and opens ``exact`` folders, whose layers may differ in width.
+"""The classes that a pruned shape is stored in: that of an ``exact`` folder, whose layers may
+differ in width, and the stock class of transformers that accepts the shape.
 
-Such a folder contains its model class (``modeling_pruned.py``), so that transformers alone can load
-it with ``trust_remote_code``. This package uses its own copy of that file and executes no code from
-a folder.
+An exact folder contains its model class (``modeling_pruned.py``), so that transformers alone can
+load it with ``trust_remote_code``. This package uses its own copy of that file and executes no code
+from a folder.
+
+Some stock classes refuse shapes that they could compute (Llama: a hidden size that is no multiple
+of the heads, although ``head_dim`` is explicit). A family lists compatible classes with the same
+tensor names; the first that accepts the shape is used, and the reason is reported.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from effcompress.errors import SourceError
+from effcompress.errors import RunError, SourceError
 from effcompress.model import modeling_pruned
 from effcompress.model.integrity import folder_flaw, read_object
 from effcompress.model.lineage import Part, Pruned, is_pruned
-from effcompress.model.silence import quietly
-from effcompress.types import Config, Fields
+from effcompress.model.silence import explained, quietly
+from effcompress.types import Config, Family, Fields, Shapes
 
 FILE = "modeling_pruned.py"
 """Name of the class's file in a folder."""
@@ -32,6 +40,8 @@ fields that it names cannot be read from the configuration, and no class that we
 _DROPPED = ("transformers_version", PER_LAYER)
 _PARTS = ("shapes", "absent", "attributes", "epsilons")
 _LINE = 'PARENT = "llama"\n'
+_BIASES = {"attention_bias", "mlp_bias"}
+_NOT_CARRIED = {"model_type", "architectures", "transformers_version"}
 
 
 def exact_config(
@@ -74,14 +84,10 @@ def exact_skeleton(config: Config) -> nn.Module:
     Raises:
         SourceError: the parent is unknown, or the stored shapes do not fit it.
     """
-    try:
+    with explained("cannot be opened", where="model"):
         built, model_class = _classes(config)
         with torch.random.fork_rng(devices=[]), torch.device("meta"), quietly():
             return model_class(built)
-    except SourceError:
-        raise
-    except Exception as error:  # architectures raise different errors
-        raise _refused(error, "model") from error
 
 
 def new_exact(config: Config) -> nn.Module:
@@ -91,13 +97,9 @@ def new_exact(config: Config) -> nn.Module:
     Raises:
         SourceError: the parent is unknown, or the stored shapes do not fit it.
     """
-    try:
+    with explained("cannot be opened", where="model"):
         built, model_class = _classes(config)
         return model_class._from_config(built, dtype=torch.float32)
-    except SourceError:
-        raise
-    except Exception as error:  # architectures raise different errors
-        raise _refused(error, "model") from error
 
 
 def modelling_source(parent: str) -> str:
@@ -123,22 +125,17 @@ def open_exact(folder: Path) -> nn.Module:
     config = read_object(folder / "config.json") or {}
     if not is_pruned(config):
         raise SourceError("config.json is not that of a pruned model", where=str(folder))
-    try:
+    with explained("cannot be opened", where=str(folder)), quietly():
         built, model_class = _classes(config)
-        with quietly():
-            module, info = model_class.from_pretrained(
-                str(folder),
-                config=built,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, with the others
-                local_files_only=True,
-                use_safetensors=True,
-            )
-    except SourceError:
-        raise
-    except Exception as error:  # safetensors and architectures raise different errors
-        raise _refused(error, str(folder)) from error
+        module, info = model_class.from_pretrained(
+            str(folder),
+            config=built,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the others
+            local_files_only=True,
+            use_safetensors=True,
+        )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(str(k[0] if isinstance(k, tuple) else k) for k in info[kind]):
             said = f"{kind.replace('_', ' ')} {', '.join(keys[:4])}"
@@ -151,11 +148,11 @@ def _classes(config: Config) -> tuple[Any, Any]:
     pruned = config["pruned"]
     parent = str(pruned.get("parent"))
     _require_parent(parent)
-    for path, name, value in _attributes(pruned):
-        if not re.fullmatch(r"(config\.)?[a-z]\w*", name) or not _is_size(value):
-            raise SourceError(
-                f"'{name}' is no size: {value!r}", where=f"config.json: pruned.attributes.{path}"
-            )
+    for path, values in (pruned.get("attributes") or {}).items():
+        for name, value in values.items():
+            if not re.fullmatch(r"(config\.)?[a-z]\w*", name) or not _is_size(value):
+                where = f"config.json: pruned.attributes.{path}"
+                raise SourceError(f"'{name}' is no size: {value!r}", where=where)
     config_class, model_class = modeling_pruned.make(parent)
     return config_class.from_dict(dict(config)), model_class
 
@@ -165,12 +162,6 @@ def _require_parent(parent: str) -> None:
 
     if parent not in KNOWN:
         raise SourceError(f"transformers has no causal language model '{parent}'", where="model")
-
-
-def _attributes(pruned: Pruned) -> Iterator[tuple[str, str, object]]:
-    for path, values in (pruned.get("attributes") or {}).items():
-        for name, value in values.items():
-            yield path, name, value
 
 
 def _is_size(value: object) -> bool:
@@ -200,6 +191,62 @@ def _per_layer(
     return {str(i).zfill(digits): values for i, values in sorted(found.items()) if values}
 
 
-def _refused(error: Exception, where: str) -> SourceError:
-    said = next(iter(str(error).strip().splitlines()), "")
-    return SourceError(f"cannot be opened: {type(error).__name__}: {said}", where=where)
+@dataclass(frozen=True)
+class Container:
+    """A stock model on the meta device, and why it is not the source's class (empty if it is)."""
+
+    model_type: str
+    skeleton: nn.Module
+    why: str
+
+
+def container(family: Family, fields: Config, shapes: Shapes) -> Container:
+    """Builds the stock model with these configuration fields (``model_type`` among them); its
+    parameters must have these shapes.
+
+    Raises RunError with each class's own message when none accepts the shape.
+    """
+    own = fields["model_type"]
+    refused: dict[str, str] = {}
+    for model_type in dict.fromkeys((own, *family.containers)):
+        try:
+            built = AutoConfig.for_model(model_type, **_known(model_type, own, fields))
+            with torch.device("meta"):
+                skeleton = AutoModelForCausalLM.from_config(built, dtype=torch.float32)
+            _require(skeleton, shapes)
+        except (ValueError, StrictDataclassError) as error:  # their own validation
+            refused[model_type] = (
+                str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
+            )
+            continue
+        why = "; ".join(f"{name} refuses the shape: {text}" for name, text in refused.items())
+        return Container(model_type, skeleton, why)
+    raise RunError(
+        "no stock class accepts the pruned shape: "
+        + "; ".join(f"{name}: {text}" for name, text in refused.items())
+    )
+
+
+def _require(skeleton: nn.Module, shapes: Shapes) -> None:
+    """Raises ValueError if the class derives other shapes from the configuration."""
+    built = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
+    for name in [*shapes, *built]:
+        if built.get(name) != shapes.get(name):
+            raise ValueError(
+                f"it derives {built.get(name, 'nothing')} for {name}, "
+                f"not {shapes.get(name, 'nothing')}"
+            )
+
+
+def _known(model_type: str, own: str, fields: Config) -> Fields:
+    """The fields that ``model_type`` has. Raises ValueError if it lacks a needed one."""
+    if model_type == own:
+        return {k: v for k, v in fields.items() if k != "model_type"}
+    known = AutoConfig.for_model(model_type).to_dict().keys()
+    lost = [flag for flag in _BIASES if fields.get(flag) and flag not in known]
+    if lost:
+        raise ValueError(f"has no {lost[0]}")
+    kept = {k: v for k, v in fields.items() if k in known and k not in _NOT_CARRIED}
+    if "sliding_window" in known and "sliding_window" not in fields:
+        kept["sliding_window"] = None  # the class's default is a window
+    return kept

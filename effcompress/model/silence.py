@@ -1,9 +1,11 @@
-"""Silences transformers' progress bars and log messages."""
+"""Calls transformers quietly, and turns its errors into ours."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from effcompress.errors import SourceError
 
 
 @contextmanager
@@ -20,3 +22,18 @@ def quietly() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def explained(what: str, *, where: str, fix: str | None = None) -> Iterator[None]:
+    """Raises SourceError for any other error inside (safetensors, tokenizers and architectures
+    raise different ones): ``what``, then the error's class and the first line of its text.
+    """
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        said = f"{what}: {type(error).__name__}: {first}"
+        raise SourceError(said, where=where, fix=fix) from error

@@ -219,8 +219,11 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> Fields | None:
     shape = dict(spec.shape or {})
     if kind == "random":
         return {**(BYTE_CONFIG if spec.tokenizer in (None, BYTES) else {}), **shape}
-    real = _real_config(spec, kind, cache or cache_root())
+    cache = cache or cache_root()
+    real = _real_file(spec, kind, cache, "config.json")
     if from_scratch(spec):
+        if real and not is_pruned(real):
+            real = _real_file(spec, kind, cache, scratch.RECORD) or real
         # Without config.json, a `shape` is complete only if it names its class.
         known = real or (shape if "model_type" in shape else None)
         return scratch.architecture(known, shape, origin_of(spec)) if known else None
@@ -228,13 +231,6 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> Fields | None:
         return shape or None
     require_agreement(shape, real, label_of(spec))
     return {**shape, **real}
-
-
-def _real_config(spec: ModelSpec, kind: Kind, cache: Path) -> Fields | None:
-    found = _real_file(spec, kind, cache, "config.json")
-    if found is None or not from_scratch(spec) or is_pruned(found):
-        return found
-    return _real_file(spec, kind, cache, scratch.RECORD) or found
 
 
 def _real_file(spec: ModelSpec, kind: Kind, cache: Path, name: str) -> Fields | None:

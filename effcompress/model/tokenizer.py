@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from effcompress.errors import SourceError
 from effcompress.model.fetch import tokenizer_folder
 from effcompress.model.hub import Progress
-from effcompress.model.silence import quietly
+from effcompress.model.silence import explained, quietly
 from effcompress.model.source import tokenizer_kind
 
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
@@ -151,16 +150,9 @@ def open_tokenizer(
         folder = tokenizer_folder(str(name), offline=offline, progress=progress)
     from transformers import AutoTokenizer
 
-    try:
-        with quietly():
-            backend = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=trust_remote_code
-            )
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise SourceError(
-            f"its tokenizer cannot be loaded: {type(error).__name__}: {first}",
-            where=str(folder),
-            fix="set model.tokenizer to `bytes`, a folder with tokenizer.json, or a hub id",
-        ) from error
+    fix = "set model.tokenizer to `bytes`, a folder with tokenizer.json, or a hub id"
+    with explained("its tokenizer cannot be loaded", where=str(folder), fix=fix), quietly():
+        backend = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+        )
     return HFTokenizer(backend)

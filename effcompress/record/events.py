@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral, Real
@@ -373,6 +373,11 @@ def step_of(event: Event) -> int | None:
     return event.step if isinstance(event, AtStep) else None
 
 
+def of_type(found: Iterable[Event | None], kind: type[T]) -> tuple[T, ...]:
+    """The events of one class, in their order."""
+    return tuple(event for event in found if isinstance(event, kind))
+
+
 def line(event: Event) -> str:
     """Returns the line of ``metrics.jsonl``, without newline. NaN and infinity raise RunError."""
     step = step_of(event)
@@ -491,44 +496,29 @@ def _build(kind: type[T], values: Mapping[str, Any]) -> T:
     """A dataclass from plain values; keys that it does not know are dropped, or go into its spread
     field.
     """
-    shape = _shape(kind)
+    fields = _fields(kind)
+    what = getattr(kind, _KIND, kind.__name__)
     given: dict[str, Any] = {}
     try:
-        for name, (convert, required) in shape.fields.items():
-            if name in values:
-                value = values[name]
-                given[name] = convert(value) if convert and value is not None else value
-            elif required:
-                what = getattr(kind, _KIND, kind.__name__)
-                raise Unreadable(f"'{what}' without '{name}'")
+        for one, convert in fields:
+            if "spread" in one.metadata:
+                known = {other.name for other, _ in fields if other is not one}
+                given[one.name] = {key: item for key, item in values.items() if key not in known}
+            elif one.name in values:
+                value = values[one.name]
+                given[one.name] = convert(value) if convert and value is not None else value
+            elif one.default is one.default_factory is dataclasses.MISSING:
+                raise Unreadable(f"'{what}' without '{one.name}'")
     except (TypeError, AttributeError) as problem:
-        raise Unreadable(f"'{getattr(kind, _KIND, kind.__name__)}': {problem}") from problem
-    if shape.spread:
-        rest = {key: value for key, value in values.items() if key not in shape.fields}
-        given[shape.spread] = rest
+        raise Unreadable(f"'{what}': {problem}") from problem
     return kind(**given)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    fields: Mapping[str, tuple[Callable[[Any], Any] | None, bool]]
-    """Name -> how a plain value becomes the field's, whether it must be there."""
-    spread: str
-
-
 @cache
-def _shape(kind: Any) -> _Shape:
+def _fields(kind: Any) -> list[tuple[dataclasses.Field[Any], Callable[[Any], Any] | None]]:
+    """Fields of a dataclass, and how a plain value becomes each."""
     hints = get_type_hints(kind)
-    fields: dict[str, tuple[Callable[[Any], Any] | None, bool]] = {}
-    spread = ""
-    for one in dataclasses.fields(kind):
-        if "spread" in one.metadata:
-            spread = one.name
-            continue
-        default = (one.default, one.default_factory)
-        required = default == (dataclasses.MISSING, dataclasses.MISSING)
-        fields[one.name] = (_converter(hints[one.name]), required)
-    return _Shape(fields, spread)
+    return [(one, _converter(hints[one.name])) for one in dataclasses.fields(kind)]
 
 
 def _converter(hint: Any) -> Callable[[Any], Any] | None:

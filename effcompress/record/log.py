@@ -25,8 +25,6 @@ from effcompress.record.sentences import removed, sentence
 from effcompress.record.status_file import StatusFile
 from effcompress.types import Cut
 
-__all__ = ["Log", "NoView", "PlainView", "View", "make_view"]
-
 
 def make_view(stream: TextIO | None = None, interactive: bool | None = None) -> View:
     """Returns a live panel if ``stream`` is a terminal that can redraw, plain lines otherwise.
@@ -42,7 +40,9 @@ def make_view(stream: TextIO | None = None, interactive: bool | None = None) -> 
 
 @final
 class Log:
-    """Writes the record of one run into ``folder`` and shows it in ``view``."""
+    """Writes the record of one run into ``folder`` and shows it in ``view``; ``doing`` is the name
+    of the current phase.
+    """
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class Log:
         events are checked but not written, for all processes but rank 0.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.view, self._phase = folder, view, "start"
+        self.folder, self.view, self.doing = folder, view, "start"
         silence = patience() if silence is None else silence
         self._status_file = StatusFile(folder if keep else None, heartbeat)
         self._heartbeat = Heartbeat(
-            self._beat, lambda: self._phase, heartbeat, silence, folder / STACKS
+            self._beat, lambda: self.doing, heartbeat, silence, folder / STACKS
         )
         kept = ("metrics", "plans") if keep else ()
         self._files = {name: _open(folder / f"{name}.jsonl") for name in kept}
@@ -83,15 +83,10 @@ class Log:
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
         """Begins a phase of the run; ``total_tokens``: tokens that it will train on, if known."""
-        self._phase = name
+        self.doing = name
         self._status_file.phase(name)
         self._heartbeat.alive()
         self.view.phase(name, total_tokens)
-
-    @property
-    def doing(self) -> str:
-        """Name of the current phase."""
-        return self._phase
 
     def progress(self, unit: str, done: int, total: int) -> None:
         """Reports that ``done`` of ``total`` units of this phase are done; shown, not recorded."""
@@ -175,21 +170,12 @@ def _open(path: Path) -> IO[bytes]:
     return file
 
 
-@final
-class NoView:
+class NoView(View):
     """Shows nothing: the view of all processes but rank 0."""
 
-    def event(self, event: Event) -> None: ...
-    def phase(self, name: str, total_tokens: int | None = None) -> None: ...
-    def progress(self, unit: str, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
-    def restore(self, kept: Iterable[Event]) -> None: ...
-    def close(self) -> None: ...
-    def beat(self) -> None: ...
-
 
 @final
-class PlainView:
+class PlainView(View):
     """Prints lines of text, for a log file: phases, results, a summary of cuts every ``cuts_every``
     seconds, and a heartbeat.
     """

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, TextIO, final
+from typing import TextIO, final
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -26,21 +26,15 @@ from effcompress.record.readable import clock_time, count
 from effcompress.record.sentences import removed, sentence
 
 
-class View(Protocol):
-    """What ``Log`` calls on a view."""
+class View:
+    """What ``Log`` calls to show a run; here every method does nothing."""
 
     def event(self, event: Event) -> None: ...
-
     def phase(self, name: str, total_tokens: int | None = None) -> None: ...
-
     def progress(self, unit: str, done: int, total: int) -> None: ...
-
     def note(self, text: str) -> None: ...
-
     def beat(self) -> None: ...
-
     def restore(self, kept: Iterable[Event]) -> None: ...
-
     def close(self) -> None: ...
 
 
@@ -182,7 +176,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 @final
-class LiveView:
+class LiveView(View):
     """A panel that redraws itself; results and warnings scroll above it."""
 
     def __init__(
@@ -205,7 +199,7 @@ class LiveView:
         if text := sentence(event):
             style = {"warning": "yellow", "end": "bold"}.get(event.event, "")
             failed = isinstance(event, events.End) and event.status == "failed"
-            self._say(text, "bold red" if failed else style)
+            self.console.print(Text(text, style="bold red" if failed else style))
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
         """Begins a phase."""
@@ -220,10 +214,7 @@ class LiveView:
     def note(self, text: str) -> None:
         """Shows a remark above the panel."""
         self._begin()
-        self._say(text, "dim")
-
-    def beat(self) -> None:
-        """Nothing: the panel redraws itself."""
+        self.console.print(Text(text, style="dim"))
 
     def restore(self, kept: Iterable[Event]) -> None:
         """Takes in the events before a checkpoint without showing them."""
@@ -258,9 +249,6 @@ class LiveView:
     def _begin(self) -> None:
         if not self._live.is_started:
             self._live.start()
-
-    def _say(self, text: str, style: str) -> None:
-        self.console.print(Text(text, style=style))
 
 
 def _bar(fraction: float, text: str, width: int, color: str) -> RenderableType:

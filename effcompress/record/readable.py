@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-MINUS = "\u2212"
+MINUS, DOT = "\u2212", "\u00b7"
+_UP = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
@@ -14,6 +15,37 @@ def count(value: float) -> str:
     size, unit = next(((s, u) for s, u in UNITS if abs(value) >= s * 0.9995), (1.0, ""))
     digits = 0 if not unit else 1
     return signed(f"{value / size:.{digits}f}".removesuffix(".0")) + unit
+
+
+def percent(fraction: float, *, sign: bool = False) -> str:
+    """``8.1 %``, with a plus or a true minus if ``sign``."""
+    digits = 0 if abs(fraction) >= 9.995 else 2 if 0 < abs(fraction) < 0.001 else 1
+    return signed(f"{fraction * 100:{'+' if sign else ''}.{digits}f}") + " %"
+
+
+def points(fraction: float) -> str:
+    """A difference of fractions in percentage points: ``+1.2``."""
+    return signed(f"{fraction * 100:+.1f}")
+
+
+def power(value: float) -> str:
+    """``2.3·10⁻⁷``."""
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)) + 1e-9)
+    lead = f"{value / 10**exponent:.1f}".removesuffix(".0")
+    tens = f"10{str(exponent).translate(_UP)}"
+    return tens if lead == "1" else signed(f"{lead}{DOT}{tens}")
+
+
+def decimal(value: float) -> str:
+    """A perplexity or a loss: ``21.37``, ``1,204``."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{1 if value >= 100 else 2}f}"
+
+
+def small(value: float) -> str:
+    """A learning rate or a saliency."""
+    return f"{value:.2g}" if value == 0 or abs(value) >= 0.01 else power(value)
 
 
 def exact_count(value: float) -> str:

@@ -21,9 +21,16 @@ def sentence(event: Event) -> str | None:
     """
     match event:
         case events.Run():
-            return _run(event)
+            goal = f" -> {count(event.target_params)}" if event.target_params else ""
+            return (
+                f"{event.name}: {event.model}, {count(event.params)}{goal} parameters, "
+                f"{count(event.total_tokens or 0)} tokens, seed {event.seed}, {event.device}"
+            )
         case events.Evaluation():
-            return _evaluation(event)
+            scores = ", ".join(f"{name} {d.perplexity:.2f}" for name, d in event.domains.items())
+            mean = event.tasks.mean if event.tasks else None
+            solved = f"; {mean.value:.1%} right, mean of {mean.of}" if mean else ""
+            return f"perplexity {event.when}: {scores}{solved}"
         case events.Export():
             size = count(event.parameters)
             return f"saved as a {event.container} model, {event.form}, {size} parameters"
@@ -39,39 +46,17 @@ def sentence(event: Event) -> str | None:
             return f"layers compiled, {event.graphs} graphs so far"
         case events.Sparsify():
             wanted = event.pattern or f"{event.sparsity:.4g}"
-            return f"{event.method} {wanted}: parameters removed: 0, {_zeroed(event)}"
+            fractions = (
+                f"{event.zeroed / max(1, event.weights):.1%} of linear layers, "
+                f"{event.zeroed / max(1, event.params):.1%} of all"
+            ).replace("%", " %")
+            zeroed = f"weights zeroed: {count(event.zeroed)} ({fractions})"
+            return f"{event.method} {wanted}: parameters removed: 0, {zeroed}"
         case events.Warn():
             return f"warning: {event.text}"
         case events.End():
-            return _end(event)
+            why = f": {event.reason}" if event.reason else ""
+            size = f", {count(event.params)} parameters" if event.params else ""
+            size += f", {count(event.zeroed)} of them zero" if event.zeroed else ""
+            return f"{event.status} after {clock_time(event.seconds)}{size}{why}"
     return None
-
-
-def _run(event: events.Run) -> str:
-    goal = f" -> {count(event.target_params)}" if event.target_params else ""
-    return (
-        f"{event.name}: {event.model}, {count(event.params)}{goal} parameters, "
-        f"{count(event.total_tokens or 0)} tokens, seed {event.seed}, {event.device}"
-    )
-
-
-def _evaluation(event: events.Evaluation) -> str:
-    scores = ", ".join(f"{name} {d.perplexity:.2f}" for name, d in event.domains.items())
-    mean = event.tasks.mean if event.tasks else None
-    solved = f"; {mean.value:.1%} right, mean of {mean.of}" if mean else ""
-    return f"perplexity {event.when}: {scores}{solved}"
-
-
-def _zeroed(event: events.Sparsify) -> str:
-    """``weights zeroed: 53.1M (50.0 % of linear layers, 39.5 % of all)``."""
-    layers = event.zeroed / max(1, event.weights)
-    every = event.zeroed / max(1, event.params)
-    fractions = f"{layers:.1%} of linear layers, {every:.1%} of all".replace("%", " %")
-    return f"weights zeroed: {count(event.zeroed)} ({fractions})"
-
-
-def _end(event: events.End) -> str:
-    why = f": {event.reason}" if event.reason else ""
-    size = f", {count(event.params)} parameters" if event.params else ""
-    size += f", {count(event.zeroed)} of them zero" if event.zeroed else ""
-    return f"{event.status} after {clock_time(event.seconds)}{size}{why}"

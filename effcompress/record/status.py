@@ -117,7 +117,15 @@ def status(folder: Path) -> RunStatus:
     seen = _seen(now, record)
     run, step, cut, end = record.run, seen.step, record.cut, record.end
     checkpoint = _checkpoint(folder)
-    silence = _silence(folder, now)
+    # Since the last event: `now.json` may lag by a heartbeat, the record does not.
+    ages = [_age(folder / RECORD), since(now.active) if now else None]
+    silence = min((age for age in ages if age is not None), default=None)
+    dumped = _age(folder / STACKS)
+    stacks = dumped is not None and silence is not None and dumped < silence
+    training = step is not None and step.tokens < (seen.total_tokens or 0)
+    # The resolved recipe, as its paths are absolute: the user's own file may lie anywhere.
+    recipe, output = shlex.quote(str(folder / RECIPE)), shlex.quote(str(folder))
+    resume = f"effcompress run {recipe} --output {output} --resume"
     return RunStatus(
         folder=folder,
         name=run.name if run else folder.resolve().name,
@@ -128,7 +136,7 @@ def status(folder: Path) -> RunStatus:
         phase_seconds=since(now.phase_since) if now and now.phase_since else None,
         silence=silence,
         heartbeat=now.silence if now else None,
-        stacks=_stacks(folder, silence) if state in ("running", "died") else None,
+        stacks=folder / STACKS if stacks and state in ("running", "died") else None,
         step=step.step if step else None,
         tokens=step.tokens if step else None,
         total_tokens=seen.total_tokens,
@@ -141,11 +149,11 @@ def status(folder: Path) -> RunStatus:
         cut=cut.removed if cut else {},
         checkpoint=checkpoint,
         risk=None if state == "finished" else _risk(record, checkpoint),
-        seconds_left=_left(seen) if state == "running" else None,
+        seconds_left=seen.eta if state == "running" and (training or seen.progress) else None,
         warnings=record.warnings,
         last_warnings=record.last_warnings,
         report=folder / REPORT if (folder / REPORT).is_file() else None,
-        next="" if state in ("running", "finished") else _next(folder),
+        next="" if state in ("running", "finished") else resume,
     )
 
 
@@ -183,22 +191,6 @@ def _seen(now: StatusRecord | None, record: RecordTail) -> Status:
     return seen
 
 
-def _left(seen: Status) -> float | None:
-    training = seen.step is not None and seen.step.tokens < (seen.total_tokens or 0)
-    return seen.eta if training or seen.progress is not None else None
-
-
-def _silence(folder: Path, now: StatusRecord | None) -> float | None:
-    """Seconds since the last event: ``now.json`` may lag by a heartbeat, the record does not."""
-    known = [_age(folder / RECORD), since(now.active) if now else None]
-    return min((seconds for seconds in known if seconds is not None), default=None)
-
-
-def _stacks(folder: Path, silence: float | None) -> Path | None:
-    age = _age(folder / STACKS)
-    return folder / STACKS if age is not None and silence is not None and age < silence else None
-
-
 def _age(path: Path) -> float | None:
     """Seconds since a file was written."""
     with suppress(OSError):
@@ -226,12 +218,6 @@ def _risk(record: RecordTail, checkpoint: Checkpoint | None) -> Risk | None:
         return Risk(steps, None)
     pace = (last.seconds - first.seconds) / (last.step - first.step)
     return Risk(steps, steps * pace)
-
-
-def _next(folder: Path) -> str:
-    # The resolved recipe, as its paths are absolute: the user's own file may lie anywhere.
-    recipe, output = shlex.quote(str(folder / RECIPE)), shlex.quote(str(folder))
-    return f"effcompress run {recipe} --output {output} --resume"
 
 
 def _folders(place: Path) -> list[Path]:

@@ -116,7 +116,7 @@ class StatusFile:
     def phase(self, name: str) -> None:
         """Writes that a phase begins."""
         self._update(phase=name, phase_since=_moment(), unit_since=_moment(), **NO_UNIT)
-        self._write()
+        self.beat()
 
     def progress(self, unit: str, done: int, total: int) -> None:
         """Takes in progress of the phase, and writes it at most every ``OFTEN`` seconds."""
@@ -124,7 +124,7 @@ class StatusFile:
             self._update(unit_since=_moment())
         self._update(unit=unit, done=done, total=total)
         if time.monotonic() - self._written >= OFTEN:
-            self._write()
+            self.beat()
 
     def event(self, event: Event) -> None:
         """Takes in an event of the record. Steps are written with the next heartbeat."""
@@ -138,20 +138,17 @@ class StatusFile:
             case _:
                 pass
 
-    def beat(self, silent: float) -> None:
-        """Writes a heartbeat; ``silent``: seconds since the last event."""
-        self._write(silent)
-
     def close(self) -> None:
         """Writes that this process has finished with the run."""
         self._update(open=False)
-        self._write()
+        self.beat()
 
     def _update(self, **changes: Any) -> None:
         with self._lock:  # heartbeats come from another thread
             self._record = replace(self._record, **changes)
 
-    def _write(self, silent: float = 0.0) -> None:
+    def beat(self, silent: float = 0.0) -> None:
+        """Writes a heartbeat; ``silent``: seconds since the last event."""
         if self._folder is None:
             return
         with self._lock:

@@ -6,12 +6,10 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from effcompress.record import events
-from effcompress.record.events import Event
+from effcompress.record.events import Event, of_type
 
-T = TypeVar("T")
 BLOCK = 1 << 22
 """Bytes of a record that are in memory at a time."""
 KEPT = {"run": 1, "step": 20, "cut": 1, "warning": 3}
@@ -56,12 +54,12 @@ def read_tail(path: Path) -> RecordTail:
                     found.extend(_last(whole, kind, KEPT[kind]))
     found = [event for of_kind in lines.values() for event in map(_event, of_kind)]
     return RecordTail(
-        run=next(iter(_only(found, events.Run)), None),
-        steps=tuple(_only(found, events.Step)),
-        cut=next(iter(_only(found, events.Cut)), None),
-        end=next(iter(_only([_event(last)], events.End)), None),
+        run=next(iter(of_type(found, events.Run)), None),
+        steps=of_type(found, events.Step),
+        cut=next(iter(of_type(found, events.Cut)), None),
+        end=next(iter(of_type([_event(last)], events.End)), None),
         warnings=warnings,
-        last_warnings=tuple(event.text for event in _only(found, events.Warn)),
+        last_warnings=tuple(event.text for event in of_type(found, events.Warn)),
     )
 
 
@@ -85,7 +83,3 @@ def _event(line: bytes) -> Event | None:
     with suppress(ValueError):
         return events.parse(line)
     return None
-
-
-def _only(found: list[Event | None], kind: type[T]) -> list[T]:
-    return [event for event in found if isinstance(event, kind)]

@@ -97,7 +97,7 @@ def depth_fields(family: Family, config: Config, layers: tuple[int, ...]) -> dic
 
 def agree_config(module: nn.Module, fields: dict[str, Any]) -> None:
     """Writes configuration fields without validating them: between cuts a shape may be one that
-    only another container class accepts (``model/containers.py``).
+    only another container class accepts (``model/exact.py``).
     """
     for key, value in fields.items():
         setattr(module.config, key, value)

@@ -4,44 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
+from effcompress.record import readable
 from effcompress.record.kind_labels import of
-from effcompress.report import numbers, sparsity, words
+from effcompress.report import words
 from effcompress.report.gather import Record, gather
 from effcompress.report.render import render, replace
-from effcompress.report.solved import Row
-
-
-@dataclass(frozen=True)
-class Card:
-    """What ``card.md.jinja`` shows; what is empty is left out. ``base_model`` is JSON, which YAML
-    reads too.
-    """
-
-    base_model: str
-    tags: Sequence[str]
-    name: str
-    banner: str
-    verdict: str
-    source: str
-    made: str
-    method: Sequence[tuple[str, str]]
-    load: str
-    container: str
-    proof: str
-    numbers: Sequence[Row]
-    size: str
-    protocol: str
-    same_protocol: bool
-    seed: str
-    versions: str
-    device: str
-    started: str
-    data: Sequence[words.Data]
-    warnings: Sequence[str]
+from effcompress.report.words import Row
 
 
 def write_card(folder: Path, *, into: Path | None = None, base_model: str | None = None) -> Path:
@@ -58,11 +29,16 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
     record = gather(folder)
     run, evaluation = record.run, record.after or record.before
     name = base_model or hub(record.recipe)
+    tags = ["effcompress", "pruned", "text-generation"]
+    tags += ["sparse"] if record.sparsified else []
+    if record.tokens and record.cuts and not words.method(record.recipe, "recover"):
+        tags.append("pruning-aware-training")
     versions = f"effcompress {run.effcompress}, torch {run.torch}, " if run else ""
     versions += f"transformers {run.transformers}" if run else ""
-    view = Card(
-        base_model=json.dumps(name) if name else "",
-        tags=_tags(record),
+    return render(
+        "card.md.jinja",
+        base_model=json.dumps(name) if name else "",  # YAML reads JSON too
+        tags=tags,
         name=record.name,
         banner=words.status(record) or "",
         verdict=words.verdict(record),
@@ -87,7 +63,6 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
         data=words.data(record),
         warnings=[*dict.fromkeys(record.warnings)],
     )
-    return render("card.md.jinja", card=view)
 
 
 def hub(recipe: str) -> str | None:
@@ -102,24 +77,15 @@ def hub(recipe: str) -> str | None:
     return None if name in ("null", "~") or keys.get("random") == "true" else name
 
 
-def _tags(record: Record) -> list[str]:
-    tags = ["effcompress", "pruned", "text-generation"]
-    if record.sparsified:
-        tags.append("sparse")
-    if record.tokens and record.cuts and not words.method(record.recipe, "recover"):
-        tags.append("pruning-aware-training")
-    return tags
-
-
 def _made(record: Record) -> str:
     """What was removed, zeroed and trained, in sentences with a space before each."""
     said = ""
     if record.cuts:
         fractions = record.cuts[-1].share_removed
-        listed = [f"{numbers.percent(s)} of the {of(k).plural}" for k, s in fractions.items()]
+        listed = [f"{readable.percent(s)} of the {of(k).plural}" for k, s in fractions.items()]
         said = f" Removed: {words.join(listed)}, in {len(record.cuts):,} cuts." if listed else ""
     if (zeros := words.zeroed(record)) and record.sparsified:
-        said += f" {zeros}, by {sparsity.how(record.sparsified)}."
+        said += f" {zeros}, by {words.how(record.sparsified)}."
     if not record.tokens:
         return f"{said} It was not trained afterwards."
     after = "after" if words.method(record.recipe, "recover") else "while and after"
@@ -131,7 +97,7 @@ def _numbers(record: Record) -> Iterator[Row]:
     before, after = record.params_before, record.params_after
     if before is None or after is None:
         return
-    change = numbers.percent(after / before - 1, sign=True)
+    change = readable.percent(after / before - 1, sign=True)
     yield Row("parameters", f"{before:,}", f"{after:,}", change)
     if record.sparsified:
         yield Row("of them zero, in linear layers", "", f"{record.sparsified.zeroed:,}", "")

@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 from typing import Any
 
-from effcompress.report import numbers
+from effcompress.record import readable
 from effcompress.report.render import render
 
 Point = tuple[float, float]
@@ -188,7 +189,11 @@ def draw(chart: Chart) -> str:
     places = [x for line in chart.lines for x, _ in line.points]
     names = [line.label for line in chart.lines if line.told] + [chart.marks_label]
     longest = max(map(len, names))
-    columns, rows = _legend_size([line.name for line in chart.lines if line.name])
+    keyed = [len(line.name) for line in chart.lines if line.name]
+    # A legend that is no wider than the picture.
+    wide = 46 + 6.3 * max(keyed, default=0)
+    columns = max(1, min(len(keyed), int((WIDTH - 4) // wide)))
+    rows = -(-len(keyed) // columns)
     top = _head(chart.unit) + LINE + 18 * rows + 26 * bool(chart.stages)
     frame = Frame(WIDTH, HEIGHT, LEFT, top, 20 + LETTER * longest if longest else AIR, BOTTOM)
     low, high = span(
@@ -301,7 +306,13 @@ def layers(title: str, unit: str, before: Sequence[int], after: Sequence[int], t
     """Returns one column for each layer as an ``<svg>``: before as an outline, after filled."""
     frame = Frame(WIDTH, HEIGHT, LEFT, _head(unit) + LINE, 12, BOTTOM)
     columns = [
-        {"layer": k, "before": had, "after": has, "told": _kept(k, had, has)}
+        {
+            "layer": k,
+            "before": had,
+            "after": has,
+            "told": f"layer {k}: {has:,} of {had:,} "
+            f"({readable.percent(has / had if had else 1)} kept)",
+        }
         for k, (had, has) in enumerate(zip(before, after, strict=True))
     ]
     y = Scale(0, max(*before, 1), frame.height, 0)
@@ -315,10 +326,6 @@ def layers(title: str, unit: str, before: Sequence[int], after: Sequence[int], t
         colour=_colour(tone),
         y=_axis("before", "", COUNT, y, tickMinStep=1, tickCount=4),
     )
-
-
-def _kept(layer: int, had: int, has: int) -> str:
-    return f"layer {layer}: {has:,} of {had:,} ({numbers.percent(has / had if had else 1)} kept)"
 
 
 def span(values: Sequence[float], *, zero: bool = False, log: bool = False) -> Point:
@@ -349,9 +356,7 @@ def thin(points: Sequence[Point], most: int = 400) -> list[Point]:
 def smooth(points: Sequence[Point], fraction: float = 0.04) -> list[Point]:
     """Returns the centred running mean over ``fraction`` of the points."""
     half = max(1, round(len(points) * fraction / 2))
-    sums = [0.0]
-    for _, y in points:
-        sums.append(sums[-1] + y)
+    sums = [0.0, *accumulate(y for _, y in points)]
     result: list[Point] = []
     for i, (x, _) in enumerate(points):
         reach = min(half, i, len(points) - 1 - i)
@@ -377,22 +382,14 @@ def _points(chart: Chart, keys: Sequence[str]) -> tuple[list[Row], list[Row]]:
     points: list[Row] = []
     dots: list[Row] = []
     for key, line in zip(keys, chart.lines, strict=True):
-        style = {"width": 1.0 if line.faint or line.thin else 2.2, "opacity": 1.0}
-        if line.faint:
-            style["opacity"] = 0.32
+        style = {
+            "width": 1.0 if line.faint or line.thin else 2.2,
+            "opacity": 0.32 if line.faint else 1.0,
+        }
         rows = [{"x": a, "y": b, "line": key, **style} for a, b in thin(line.points)]
         points += rows
         dots += rows if len(rows) == 1 else []
     return points, dots
-
-
-def _legend_size(names: Sequence[str]) -> tuple[int, int]:
-    """Columns and rows of a legend that is no wider than the picture."""
-    if not names:
-        return 1, 0
-    wide = 46 + 6.3 * max(map(len, names))
-    columns = max(1, min(len(names), int((WIDTH - 4) // wide)))
-    return columns, -(-len(names) // columns)
 
 
 def _stages(chart: Chart, x: Scale, frame: Frame) -> tuple[list[Row], list[Row]]:
@@ -444,17 +441,15 @@ def _strips(chart: Chart, x: Scale, frame: Frame) -> list[Row]:
     half = max(4.0, frame.width / len(places)) / 2
     strips = []
     for place in places:
-        known = [(line, value) for line in told if (value := _at(line, place)) is not None]
-        words = [f"{line.label or 'value'}: {chart.tell(value)}" for line, value in known]
-        text = "\n".join([f"{numbers.count(place)} {chart.x_title}", *words])
+        words = []
+        for line in told:
+            # The value of a line is that of its last point up to here.
+            if index := bisect_right(line.points, place, key=lambda p: p[0]):
+                value = chart.tell(line.points[index - 1][1])
+                words.append(f"{line.label or 'value'}: {value}")
+        text = "\n".join([f"{readable.count(place)} {chart.x_title}", *words])
         strips.append({**_rule(x(place) - half, 0, x(place) + half, frame.height), "told": text})
     return strips
-
-
-def _at(line: Line, place: float) -> float | None:
-    """The value of a line at ``place``: that of the last point up to there."""
-    index = bisect_right(line.points, place, key=lambda p: p[0])
-    return line.points[index - 1][1] if index else None
 
 
 def _reach(spot: Spot, *, log: bool) -> tuple[float, float]:
@@ -480,7 +475,11 @@ def _names(
     for name, x, y, colour in sorted(points, key=lambda p: p[2]):
         wide = LETTER * len(name)
         boxes = list(_places(x, y, wide, frame))
-        free = (b for b in boxes if not any(_overlap(b, other) for other in taken))
+        free = (
+            b
+            for b in boxes
+            if not any(b[0] < c[2] and c[0] < b[2] and b[1] < c[3] and c[1] < b[3] for c in taken)
+        )
         box = next(free, boxes[0])
         taken.append(box)
         right = box[0] > x
@@ -508,10 +507,6 @@ def _places(x: float, y: float, wide: float, frame: Frame) -> Iterator[Box]:
                     yield box
     if not inside:
         yield (x + 9, y - 7, x + 11 + wide, y + 7)
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 # Vega-Lite

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from effcompress.errors import RunError
 from effcompress.record import events
-from effcompress.record.events import Event
+from effcompress.record.events import of_type
 from effcompress.record.kind_labels import of
 from effcompress.types import Cut, axis_kind
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,67 +99,43 @@ def gather(folder: Path) -> Record:
             fix="Name the folder of a run, e.g. runs/quickstart.",
         )
     recipe = folder / "recipe.resolved.yaml"
-    return _record(
-        events.read(folder / "metrics.jsonl"),
-        events.read_plans(folder / "plans.jsonl"),
-        recipe.read_text("utf-8") if recipe.is_file() else "",
-    )
-
-
-def _record(found: Sequence[Event], plans: Sequence[Cut], recipe: str) -> Record:
-    run = next(iter(_all(found, events.Run)), None)
-    end = _last(found, events.End)
-    evaluations = {event.when: event for event in _all(found, events.Evaluation)}
-    moved = [event.max_logit_difference for event in _all(found, events.Commit)]
+    found = events.read(folder / "metrics.jsonl")
+    plans = events.read_plans(folder / "plans.jsonl")
+    run = next(iter(of_type(found, events.Run)), None)
+    end = next(iter(of_type(found, events.End)[-1:]), None)
+    evaluations = {event.when: event for event in of_type(found, events.Evaluation)}
+    moved = [event.max_logit_difference for event in of_type(found, events.Commit)]
+    warnings = [event.text for event in of_type(found, events.Warn)]
+    if approximate := of_type(found, events.Approximate):
+        # Removals that changed more than what the removed units did.
+        most = max(event.max_logit_difference for event in approximate)
+        kinds = dict.fromkeys(axis_kind(name) for event in approximate for name in event.sets)
+        named = ", ".join(of(kind).plural for kind in kinds)
+        warnings.append(
+            f"Removing {named} rescaled what stays, because a norm spans all of them: logits moved "
+            f"by up to {most:.2g} more than by their absence alone."
+        )
+    # Widths of a run that has not recorded its final ones: those of the start, less the plans.
+    gone = Counter[str]()
+    for cut in plans:
+        gone.update({name: len(units) for name, units in cut.plan.items()})
+    left = {name: width - gone[name] for name, width in (run.widths if run else {}).items()}
     return Record(
         run=run,
-        steps=_all(found, events.Step),
-        cuts=_all(found, events.Cut),
-        stages=_all(found, events.Stage),
-        sparsified=next(iter(_all(found, events.Sparsify)), None),
+        steps=of_type(found, events.Step),
+        cuts=of_type(found, events.Cut),
+        stages=of_type(found, events.Stage),
+        sparsified=next(iter(of_type(found, events.Sparsify)), None),
         before=evaluations.get("before"),
         after=evaluations.get("after"),
-        calibrations=_all(found, events.Calibration),
-        export=_last(found, events.Export),
-        proof=_last(found, events.Proof),
-        warnings=(
-            *(event.text for event in _all(found, events.Warn)),
-            *_approximate(_all(found, events.Approximate)),
-        ),
+        calibrations=of_type(found, events.Calibration),
+        export=next(iter(of_type(found, events.Export)[-1:]), None),
+        proof=next(iter(of_type(found, events.Proof)[-1:]), None),
+        warnings=tuple(warnings),
         commit_difference=max((d for d in moved if d is not None), default=None),
         costs=tuple(event for event in found if isinstance(event, events.Costly)),
         end=end,
         plans=tuple(plans),
-        widths=(end and end.widths) or _widths(run.widths if run else {}, plans),
-        recipe=recipe,
+        widths=(end and end.widths) or left,
+        recipe=recipe.read_text("utf-8") if recipe.is_file() else "",
     )
-
-
-def _all(found: Sequence[Event], kind: type[T]) -> tuple[T, ...]:
-    return tuple(event for event in found if isinstance(event, kind))
-
-
-def _last(found: Sequence[Event], kind: type[T]) -> T | None:
-    return next((event for event in reversed(found) if isinstance(event, kind)), None)
-
-
-def _approximate(found: Sequence[events.Approximate]) -> list[str]:
-    """One sentence about removals that changed more than what the removed units did."""
-    if not found:
-        return []
-    moved = max(event.max_logit_difference for event in found)
-    kinds = dict.fromkeys(axis_kind(name) for event in found for name in event.sets)
-    named = ", ".join(of(kind).plural for kind in kinds)
-    return [
-        f"Removing {named} rescaled what stays, because a norm spans all of them: logits moved by "
-        f"up to {moved:.2g} more than by their absence alone."
-    ]
-
-
-def _widths(start: Mapping[str, int], plans: Iterable[Cut]) -> dict[str, int]:
-    """Widths of a run that has not recorded its final ones: those of the start, less the plans."""
-    gone = dict.fromkeys(start, 0)
-    for cut in plans:
-        for name, units in cut.plan.items():
-            gone[name] = gone.get(name, 0) + len(units)
-    return {name: width - gone[name] for name, width in start.items()}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from effcompress.record import readable
+from effcompress.record.events import Sparsify
 from effcompress.record.kind_labels import KINDS, of
-from effcompress.report import charts, numbers
+from effcompress.report import charts
 from effcompress.report.charts import Bar, Chart, Line, Point, draw, smooth, table
 from effcompress.report.gather import Record
-from effcompress.report.sparsity import picture
 from effcompress.report.speed import expected
 from effcompress.types import axis_kind, axis_layer
 
@@ -34,7 +35,7 @@ def pictures(record: Record) -> dict[str, Picture]:
     shaped = made is None or bool(record.cuts)
     drawn: dict[str, Chart | str | None] = {
         "parameters": _parameters(record) if shaped else None,
-        "zeros": picture(made) if made else None,
+        "zeros": _zeros(made) if made else None,
         "perplexity": _perplexity(record),
         "removed": _removed(record),
         "saliency": _saliency(record),
@@ -99,8 +100,8 @@ def _parameters(record: Record) -> Chart | None:
         )
     else:
         course += [(i + 1.0, float(cut.params)) for i, cut in enumerate(record.cuts)]
-    target = (f"target {numbers.count(record.target)}", record.target) if record.target else None
-    line = Line(numbers.count(record.params_after), course, "after")
+    target = (f"target {readable.count(record.target)}", record.target) if record.target else None
+    line = Line(readable.count(record.params_after), course, "after")
     return Chart(
         "Parameters",
         "of the model as a function",
@@ -113,6 +114,17 @@ def _parameters(record: Record) -> Chart | None:
         stages=_stages(record, title),
         goal=target,
     )
+
+
+def _zeros(made: Sparsify) -> str | None:
+    """Weights of each layer that are not zero."""
+    if not made.layers:
+        return None
+    had = [0] * (1 + max(row.layer for row in made.layers))
+    has = [*had]
+    for row in made.layers:
+        had[row.layer], has[row.layer] = row.weights, row.weights - row.zeroed
+    return charts.layers("Weights that are not zero", "per layer, linear layers", had, has, "after")
 
 
 def _by_kind(record: Record, field: str, *, start: bool) -> tuple[str, list[Line]]:
@@ -146,7 +158,7 @@ def _removed(record: Record) -> Chart | None:
         title,
         "fraction removed",
         charts.PERCENT,
-        numbers.percent,
+        readable.percent,
         zero=True,
         steps=True,
         stages=_stages(record, title),
@@ -164,20 +176,22 @@ def _saliency(record: Record) -> Chart | None:
         title,
         "saliency per freed parameter",
         charts.POWER,
-        numbers.power,
+        readable.power,
         log=True,
         stages=_stages(record, title),
         x_end=float(record.tokens) if title == TOKENS else None,
     )
 
 
+def _smoothed(raw: list[Point], tone: str) -> list[Line]:
+    return [Line("", raw, tone, faint=True, told=False), Line("smoothed", smooth(raw), tone)]
+
+
 def _loss(record: Record) -> Chart | None:
     if not record.steps:
         return None
     raw = [(float(s.tokens), s.loss) for s in record.steps]
-    lines = [Line("", raw, "loss", faint=True, told=False), Line("smoothed", smooth(raw), "loss")]
-    if len(raw) < 3:
-        lines = [Line("", raw, "loss")]
+    lines = _smoothed(raw, "loss") if len(raw) >= 3 else [Line("", raw, "loss")]
     places = [float(cut.tokens) for cut in record.cuts]
     return Chart(
         "Training loss",
@@ -186,7 +200,7 @@ def _loss(record: Record) -> Chart | None:
         TOKENS,
         "nats per token",
         charts.PLAIN,
-        numbers.decimal,
+        readable.decimal,
         marks=places,
         marks_label="cuts" if places else "",
         stages=_stages(record),
@@ -197,10 +211,7 @@ def _speed(record: Record) -> Chart | None:
     rates = [(float(s.tokens), s.tokens_per_second) for s in record.steps]
     if not rates:
         return None
-    lines = [
-        Line("", rates, "speed", faint=True, told=False),
-        Line("smoothed", smooth(rates), "speed"),
-    ]
+    lines = _smoothed(rates, "speed")
     if predicted := expected(record):
         lines.append(Line("by FLOPs", predicted, "goal"))
     return Chart(
@@ -210,7 +221,7 @@ def _speed(record: Record) -> Chart | None:
         TOKENS,
         "tokens per second",
         charts.COUNT,
-        numbers.count,
+        readable.count,
         zero=True,
     )
 
@@ -226,7 +237,7 @@ def _learning_rate(record: Record) -> Chart | None:
         TOKENS,
         "learning rate",
         charts.POWER,
-        numbers.small,
+        readable.small,
         zero=True,
         stages=_stages(record),
     )
@@ -236,7 +247,7 @@ def _perplexity(record: Record) -> str:
     rows: list[Bar] = []
     first = record.before or record.after
     for name, score in first.domains.items() if first else ():
-        said = numbers.decimal(score.perplexity)
+        said = readable.decimal(score.perplexity)
         if record.before is None:
             rows.append(Bar(f"{name}, after", score.perplexity, said, "after"))
             continue
@@ -246,7 +257,7 @@ def _perplexity(record: Record) -> str:
             rows.append(Bar(f"{name}, after", 0.0, "not measured", "after"))
             continue
         ratio = later.perplexity / score.perplexity if score.perplexity else 1.0
-        said = f"{numbers.decimal(later.perplexity)}  {numbers.percent(ratio - 1, sign=True)}"
+        said = f"{readable.decimal(later.perplexity)}  {readable.percent(ratio - 1, sign=True)}"
         rows.append(Bar(f"{name}, after", later.perplexity, said, "after"))
     return charts.bars("Perplexity", "per token, lower is better", rows) if rows else ""
 
@@ -280,5 +291,5 @@ def _left(record: Record) -> str:
 
 def _of(name: str, before: int, after: int, tone: str) -> Bar:
     fraction = after / before if before else 1.0
-    said = f"{after:,} of {before:,}  ({numbers.percent(fraction)})"
+    said = f"{after:,} of {before:,}  ({readable.percent(fraction)})"
     return Bar(name, fraction, said, tone, full=1.0)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from effcompress.record import readable
 from effcompress.record.events import Step
-from effcompress.report import numbers
 from effcompress.report.gather import Record
 
 LEAST = 3
@@ -58,7 +58,7 @@ def told(found: Speed) -> str:
     faster, might = found.after / found.before, found.predicted / found.before
     return (
         f"x{faster:.2f}, by operations x{might:.2f}; with cuts and commits "
-        f"{numbers.percent(found.kept)} of what operations predict"
+        f"{readable.percent(found.kept)} of what operations predict"
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
-from effcompress.record.events import Evaluation
-from effcompress.report import numbers, solved
+from effcompress.record import readable
+from effcompress.record.events import Evaluation, Sparsify, TaskMean, Tasks, TaskScore
 from effcompress.report.gather import Record
-from effcompress.report.sparsity import fractions
 
 METHOD = {
     "prune": (
@@ -35,15 +35,16 @@ def status(record: Record) -> str | None:
     """Returns the banner of a run that failed, was stopped or is unfinished; else None."""
     if record.status == "success":
         return None
+    reason = (record.end and record.end.reason) or ""
+    until = "What follows is what it recorded until then."
     if record.status == "failed":
-        reason = ((record.end and record.end.reason) or "no reason was recorded").rstrip(".")
-        return f"This run failed: {reason}. What follows is what it recorded until then."
+        return f"This run failed: {(reason or 'no reason was recorded').rstrip('.')}. {until}"
     if record.status == "stopped":
-        reason = ((record.end and record.end.reason) or "").partition("\n")[0]
-        return f"This run was stopped {reason}. What follows is what it recorded until then."
+        first, *_ = reason.partition("\n")
+        return f"This run was stopped {first}. {until}"
     at = f" at step {record.steps[-1].step:,}" if record.steps else ""
     total = record.run and record.run.total_tokens
-    share = f" ({numbers.percent(record.tokens / total)} of the tokens)" if total else ""
+    share = f" ({readable.percent(record.tokens / total)} of the tokens)" if total else ""
     return f"This run is not finished: its record ends{at}{share}. No number below is final."
 
 
@@ -52,20 +53,20 @@ def verdict(record: Record) -> str:
     parts: list[str] = []
     before, after = record.params_before, record.params_after
     if before and after:
-        sizes = f"{numbers.count(before)} {ARROW} {numbers.count(after)} parameters"
+        sizes = f"{readable.count(before)} {ARROW} {readable.count(after)} parameters"
         if zeros := zeroed(record):
-            parts.append(f"{zeros}; {numbers.count(after)} parameters.")
+            parts.append(f"{zeros}; {readable.count(after)} parameters.")
         elif after < before:
-            parts.append(f"{numbers.percent(1 - after / before)} smaller: {sizes}.")
+            parts.append(f"{readable.percent(1 - after / before)} smaller: {sizes}.")
         else:
-            parts.append(f"Nothing was removed: {numbers.count(after)} parameters.")
+            parts.append(f"Nothing was removed: {readable.count(after)} parameters.")
     if said := padding(record):
         parts.append(said)
     changes = {"rose": [], "fell": []}
     for name, old, new in both(record):
         if old and new is not None:
             changes["rose" if new > old else "fell"].append(
-                f"by {numbers.percent(abs(new / old - 1))} on {name}"
+                f"by {readable.percent(abs(new / old - 1))} on {name}"
             )
     moves = [f"{verb} {join(amounts)}" for verb, amounts in changes.items() if amounts]
     if moves:
@@ -87,11 +88,22 @@ def zeroed(record: Record) -> str:
     before, after, made = record.params_before, record.params_after, record.sparsified
     if not (before and after and made):
         return ""
-    gone = numbers.count(before - after)
+    gone = readable.count(before - after)
     return (
-        f"Parameters removed: {gone}, weights zeroed: {numbers.count(made.zeroed)} "
+        f"Parameters removed: {gone}, weights zeroed: {readable.count(made.zeroed)} "
         f"({fractions(made, after)})"
     )
+
+
+def fractions(made: Sparsify, params: int) -> str:
+    """Returns ``50.0 % of linear layers, 39.5 % of all``."""
+    layers = readable.percent(made.zeroed / max(1, made.weights))
+    return f"{layers} of linear layers, {readable.percent(made.zeroed / params)} of all"
+
+
+def how(made: Sparsify) -> str:
+    """Returns ``magnitude, 2:4`` or ``magnitude, 50.0 %``."""
+    return f"{made.method}, {made.pattern or readable.percent(made.sparsity)}"
 
 
 def loader(record: Record) -> str:
@@ -108,41 +120,40 @@ def padding(record: Record) -> str:
     if zeros <= 0:
         return ""
     return (
-        f"The saved file holds {numbers.count(record.export.parameters)} parameters: "
-        f"{numbers.count(zeros)} of them are zeros that fill up what is narrower or gone."
+        f"The saved file holds {readable.count(record.export.parameters)} parameters: "
+        f"{readable.count(zeros)} of them are zeros that fill up what is narrower or gone."
     )
 
 
-@dataclass(frozen=True)
-class Data:
-    """One domain of the data: documents and tokens in words, and the hash of its text."""
-
-    name: str
-    amount: str
-    hash: str
-
-
-def data(record: Record) -> list[Data]:
-    """Returns the domains that the run read."""
+def data(record: Record) -> list[tuple[str, str, str]]:
+    """Returns the domains that the run read: name, documents and tokens in words, hash of the
+    text.
+    """
     return [
-        Data(
-            name,
-            f"{one.documents:,} documents, {one.tokens:,} tokens",
-            one.hash or "",
-        )
+        (name, f"{one.documents:,} documents, {one.tokens:,} tokens", one.hash or "")
         for name, one in (record.run.data if record.run else {}).items()
     ]
 
 
-def perplexities(record: Record) -> list[solved.Row]:
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; ``change`` is empty where something was measured once only."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+
+
+def perplexities(record: Record) -> list[Row]:
     """Returns a row for each domain; ``after`` is empty where it was not measured."""
     found = []
     for name, before, after in both(record):
-        now = "" if after is None else numbers.decimal(after)
+        now = "" if after is None else readable.decimal(after)
         change = "before only" if after is None else ""
         if after is not None and before:
-            change = numbers.percent(after / before - 1, sign=True)
-        found.append(solved.Row(name, numbers.decimal(before), now, change))
+            change = readable.percent(after / before - 1, sign=True)
+        found.append(Row(name, readable.decimal(before), now, change))
     return found
 
 
@@ -157,14 +168,32 @@ def both(record: Record) -> list[tuple[str, float, float | None]]:
     ]
 
 
-def tasks(record: Record) -> list[solved.Row]:
+def tasks(record: Record) -> list[Row]:
     """Returns tasks before and after, the mean first; ``change`` is in points."""
     old, new = record.before, record.after
-    rows = solved.rows(old and old.tasks, new and new.tasks)
     return [
         replace(row, change=f"{row.change} points" if row.change else "measured once")
-        for row in rows
+        for row in task_rows(old and old.tasks, new and new.tasks)
     ]
+
+
+def task_rows(before: Tasks | None, after: Tasks | None) -> list[Row]:
+    """Returns accuracies of both evaluations in percent, the mean first, then task by task."""
+    old, new = _scores(before), _scores(after)
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        a, b = old.get(name), new.get(name)
+        one = a or new[name]
+        title = f"{name} ({one.metric})" if isinstance(one, TaskScore) and one.metric else name
+        was, now = (readable.with_error(x.value, x.stderr) if x else "" for x in (a, b))
+        found.append(Row(title, was, now, readable.points(b.value - a.value) if a and b else ""))
+    return found
+
+
+def _scores(tasks: Tasks | None) -> dict[str, TaskMean | TaskScore]:
+    if tasks is None:
+        return {}
+    return ({f"mean of {tasks.mean.of}": tasks.mean} if tasks.mean else {}) | dict(tasks.scores)
 
 
 def join(parts: Sequence[str]) -> str:
@@ -177,10 +206,10 @@ def target(record: Record) -> str:
     if record.target is None or record.params_after is None:
         return "no target size"
     miss = record.params_after / record.target - 1
-    where = f"target {numbers.count(record.target)}"
+    where = f"target {readable.count(record.target)}"
     if abs(miss) <= 0.005:
         return f"{where}, met (off by {abs(miss) * 100:.2f} %)"
-    return f"{where}, missed by {numbers.percent(abs(miss))}" if record.end else where
+    return f"{where}, missed by {readable.percent(abs(miss))}" if record.end else where
 
 
 def protocol(evaluation: Evaluation) -> str:
@@ -201,19 +230,36 @@ def protocol(evaluation: Evaluation) -> str:
     text += ". "
     rest = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in said.items()]
     text += f"Settings: {'; '.join(rest)}. " if rest else ""
-    return (text + (solved.protocol(evaluation.tasks) if evaluation.tasks else "")).rstrip()
+    return (text + (_task_protocol(evaluation.tasks) if evaluation.tasks else "")).rstrip()
+
+
+def _task_protocol(tasks: Tasks) -> str:
+    settings = dict(tasks.protocol)
+    limit = settings.pop("limit", None)
+    amount = f"the first {limit} examples of each" if limit else "all examples"
+    listed = [
+        f"{key.replace('_', ' ')}: {'none' if value is None else value}"
+        for key, value in settings.items()
+    ]
+    return (
+        f"Tasks were solved by likelihood of the given answers, {amount}; accuracy in percent with "
+        f"its standard error. Settings: {'; '.join(listed)}."
+    )
 
 
 def same_protocol(record: Record) -> bool:
     """Whether both evaluations used the same protocol, text and tasks."""
     if record.before is None or record.after is None:
         return True
-    amounts = [
-        {name: (s.tokens, s.sequences) for name, s in e.domains.items()}
+    first, second = (
+        (
+            e.protocol,
+            e.tasks and e.tasks.protocol,
+            {name: (s.tokens, s.sequences) for name, s in e.domains.items()},
+        )
         for e in (record.before, record.after)
-    ]
-    settings = [(e.protocol, e.tasks and e.tasks.protocol) for e in (record.before, record.after)]
-    return settings[0] == settings[1] and amounts[0] == amounts[1]
+    )
+    return first == second
 
 
 def load(record: Record, path: str) -> str:
@@ -230,18 +276,16 @@ def container(record: Record) -> str:
     """Returns the class that the model is saved as, and why it is that one."""
     if record.export is None:
         return "No model has been saved yet."
-    if record.export.form == "exact":
-        why = f" Why: {record.export.why.rstrip('.')}." if record.export.why else ""
+    saved, size = record.export, f"{readable.size(record.export.bytes)} on disk"
+    why = f": {saved.why.rstrip('.')}." if saved.why else ""
+    if saved.form == "exact":
         return (
-            f"It is saved with its shapes as they are, {numbers.size(record.export.bytes)} on "
-            "disk; a small class lies in the folder, so plain transformers needs "
-            f"`trust_remote_code=True`.{why}"
+            f"It is saved with its shapes as they are, {size}; a small class lies in the folder, "
+            f"so plain transformers needs `trust_remote_code=True`.{why and f' Why{why}'}"
         )
-    own = f"{record.export.container.capitalize()} model of transformers"
-    why = f" Why this class: {record.export.why.rstrip('.')}." if record.export.why else ""
     return (
-        f"It is saved as a stock {own}, {numbers.size(record.export.bytes)} on disk; no extra code "
-        f"is needed to load it.{why}"
+        f"It is saved as a stock {saved.container.capitalize()} model of transformers, {size}; no "
+        f"extra code is needed to load it.{why and f' Why this class{why}'}"
     )
 
 
@@ -253,7 +297,7 @@ def proof(record: Record) -> str:
     cache = "with and without cache" if record.proof.cache_equal else "not the same with a cache"
     return (
         f"A fresh process loaded it: {tokens}, {cache}; "
-        f"largest difference of a logit {numbers.power(record.proof.max_logit_difference)}."
+        f"largest difference of a logit {readable.power(record.proof.max_logit_difference)}."
     )
 
 
@@ -262,8 +306,14 @@ def method(recipe: str, name: str = "prune") -> dict[str, str]:
     values on one line.
     """
     section = _section(recipe.splitlines(), name)
-    found = {key: _flat(section, key) for key in METHOD[name]}
-    return {key: value for key, value in found.items() if value not in ("", "null", "[]", "{}")}
+    found: dict[str, str] = {}
+    for key in METHOD[name]:
+        # `taylor2`, `keep: 0.85` or `ffn, attention` out of the lines below the key.
+        parts = [line.strip().removeprefix("- ") for line in _section(section, key)]
+        text = ", ".join(parts).replace(":,", ":").strip().strip("{}\"'")
+        if text not in ("", "null", "[]"):
+            found[key] = text
+    return found
 
 
 def _section(lines: list[str], key: str) -> list[str]:
@@ -275,23 +325,11 @@ def _section(lines: list[str], key: str) -> list[str]:
         if not match:
             continue
         body = [_uncommented(match[1])] if _uncommented(match[1]) else []
-        inside: list[str] = []
-        for following in lines[i + 1 :]:
-            if following.strip() and not re.match(r"\s|- ", following):
-                break
-            if _uncommented(following).strip():
-                inside.append(_uncommented(following))
+        below = takewhile(lambda x: not x.strip() or re.match(r"\s|- ", x), lines[i + 1 :])
+        inside = [text for text in map(_uncommented, below) if text.strip()]
         depth = min((len(x) - len(x.lstrip()) for x in inside), default=0)
         return body + [x[depth:] for x in inside]
     return []
-
-
-def _flat(section: list[str], key: str) -> str:
-    """``taylor2``, ``keep: 0.85`` or ``ffn, attention`` out of the lines below ``key``."""
-    lines = [line.strip() for line in _section(section, key)]
-    words = [line.removeprefix("- ") for line in lines]
-    text = ", ".join(words).replace(":,", ":")
-    return text.strip().strip("{}\"'")
 
 
 def _uncommented(line: str) -> str:
@@ -303,8 +341,6 @@ def _value(value: Any) -> str:
         return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
     if isinstance(value, list):
         return ", ".join(_value(v) for v in value)
-    return (
-        {True: "yes", False: "no", None: "none"}.get(value, str(value))
-        if (value is None or isinstance(value, bool))
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

@@ -36,7 +36,7 @@ from effcompress.runner.state import RunState
 from effcompress.runner.step import train_step
 from effcompress.sparsity.hold import count, require_held
 from effcompress.spec import Recipe
-from effcompress.track import watch
+from effcompress.track.view import watch
 from effcompress.types import Due
 
 

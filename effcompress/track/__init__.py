@@ -3,7 +3,3 @@
 Trackers are given the events of the record and change nothing. One that fails is dropped with a
 warning, and the run goes on.
 """
-
-from effcompress.track.view import watch
-
-__all__ = ["watch"]

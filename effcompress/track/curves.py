@@ -37,43 +37,36 @@ def curves(event: Event) -> dict[str, Value]:
     """Returns the values of one event by the names of their curves; may be empty."""
     match event:
         case events.Step():
-            return _step(event)
+            found: dict[str, Value | None] = {
+                "loss": event.loss,
+                "objective": event.objective,
+                "learning_rate": event.learning_rate,
+                "grad_norm": event.grad_norm,
+                "parameters": event.params,
+                "tokens": event.tokens,
+                "tokens_per_second": event.tokens_per_second,
+                "flops": event.flops,
+            }
+            found |= {f"loss/{domain}": loss for domain, loss in event.domain_loss.items()}
+            return {name: value for name, value in found.items() if value is not None}
         case events.Cut():
             gone = {f"removed/{kind}": part for kind, part in event.share_removed.items()}
             return {"parameters": event.params, **gone}
         case events.Sparsify():
             return {"zeroed": event.zeroed}
         case events.Evaluation():
-            return dict(_evaluation(event))
+            # Two curves: where nothing is trained, both have their only point at step 0.
+            scores = event.tasks.scores if event.tasks else {}
+            return {
+                **{f"perplexity/{d}/{event.when}": s.perplexity for d, s in event.domains.items()},
+                **{f"accuracy/{task}/{event.when}": s.value for task, s in scores.items()},
+            }
         case events.Warn():
             return {"warning": event.text}
         case events.End():
             return {"status": event.status}
         case _:
             return {}
-
-
-def _step(event: events.Step) -> dict[str, Value]:
-    found: dict[str, Value | None] = {
-        "loss": event.loss,
-        "objective": event.objective,
-        "learning_rate": event.learning_rate,
-        "grad_norm": event.grad_norm,
-        "parameters": event.params,
-        "tokens": event.tokens,
-        "tokens_per_second": event.tokens_per_second,
-        "flops": event.flops,
-    }
-    found |= {f"loss/{domain}": loss for domain, loss in event.domain_loss.items()}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _evaluation(event: events.Evaluation) -> Iterator[tuple[str, Value]]:
-    # Two curves: where nothing is trained, both have their only point at step 0.
-    for domain, found in event.domains.items():
-        yield f"perplexity/{domain}/{event.when}", found.perplexity
-    for task, found in (event.tasks.scores if event.tasks else {}).items():
-        yield f"accuracy/{task}/{event.when}", found.value
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Setting]]:

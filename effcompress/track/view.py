@@ -34,7 +34,7 @@ def watch(log: Log, recipe: Recipe, plain: Mapping[str, Any], *, offline: bool) 
 
 
 @final
-class Watched:
+class Watched(View):
     """Passes everything on to ``view``. Values are collected by optimizer step and sent to the
     trackers when an event of a later step comes, so that every curve has one point per step.
     """
@@ -80,20 +80,18 @@ class Watched:
         self._open = {}
         self.view.close()
 
+    # Trackers are sent events alone: all else is for the view.
+
     def phase(self, name: str, total_tokens: int | None = None) -> None:
-        """Phases are not sent to trackers."""
         self.view.phase(name, total_tokens)
 
     def progress(self, unit: str, done: int, total: int) -> None:
-        """Progress is not sent to trackers."""
         self.view.progress(unit, done, total)
 
     def note(self, text: str) -> None:
-        """Notes are not sent to trackers."""
         self.view.note(text)
 
     def beat(self) -> None:
-        """Heartbeats are not sent to trackers."""
         self.view.beat()
 
     def _begin(self, step: int | None) -> None:
@@ -112,16 +110,13 @@ class Watched:
             self._show()
             self._step = step
         if isinstance(event, events.Run):
-            self._configure(event)
+            values = settings(self._plain, event)
+            for name, opened in [*self._open.items()]:
+                self._try(name, lambda opened=opened: opened.configure(values))
         found = curves(event)
         if "warning" in found and "warning" in self._values:
             found["warning"] = f"{self._values['warning']}\n\n{found['warning']}"
         self._values |= found
-
-    def _configure(self, run: events.Run) -> None:
-        values = settings(self._plain, run)
-        for name, opened in [*self._open.items()]:
-            self._try(name, lambda opened=opened: opened.configure(values))
 
     def _show(self) -> None:
         values, self._values = self._values, {}

@@ -12,7 +12,7 @@ from torch import nn
 
 from effcompress.checkpoint import export, proof, prove
 from effcompress.errors import RunError
-from effcompress.model.containers import container
+from effcompress.model.exact import container
 from effcompress.model.families import LLAMA
 from effcompress.model.tokenizer import ByteTokenizer
 from tests.conftest import shape, tiny, tokens

@@ -17,7 +17,8 @@ from effcompress.cli.compare import fitting
 from effcompress.cli.progress import RunsProgress, make_progress
 from effcompress.errors import RecipeError
 from effcompress.record import events
-from effcompress.report.comparison import Grid, compare
+from effcompress.report.comparison.rows import compare
+from effcompress.report.comparison.tables import Grid
 from tests.report.made_up import failed, method
 
 

@@ -17,7 +17,8 @@ from effcompress.compare.compare import compare
 from effcompress.errors import EffcompressError, RecipeError, SourceError
 from effcompress.record.events import Warn
 from effcompress.registry import REGISTRY
-from effcompress.report.comparison import FILES, Comparison
+from effcompress.report.comparison.page import FILES
+from effcompress.report.comparison.rows import Comparison
 from tests.runner.many import LAYERS, METHODS, TARGET, TOTAL, recipes
 
 NINE = [name for name in METHODS if name != "deadly"]

@@ -9,7 +9,6 @@ import effcompress
 
 ROOT = Path(effcompress.__file__).parent
 BASE = [
-    "architecture",
     "types",
     "errors",
     "algebra",

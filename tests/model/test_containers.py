@@ -7,7 +7,7 @@ import torch
 
 from effcompress import groups
 from effcompress.errors import RunError
-from effcompress.model.containers import Container, container
+from effcompress.model.exact import Container, container
 from effcompress.model.families import GPT2, LLAMA
 from effcompress.types import Family
 from tests.conftest import tiny, tokens

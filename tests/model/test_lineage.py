@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from effcompress.architecture import Depth
 from effcompress.errors import SourceError
 from effcompress.model.families import LLAMA
 from effcompress.model.lineage import depth_of
+from effcompress.types import Depth
 from tests.conftest import shape
 
 

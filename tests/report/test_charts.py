@@ -10,20 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effcompress.report import charts, numbers
+from effcompress.record import readable
+from effcompress.report import charts
 from effcompress.report.charts import Scale, smooth, span, thin
 
 
 def test_numbers_as_people_read_them():
-    assert numbers.power(2e-7) == "2·10⁻⁷" and numbers.power(1e-5) == "10⁻⁵"
-    assert numbers.percent(-0.15, sign=True) == "\u221215.0 %"
-    assert [numbers.duration(s) for s in (3.21, 42, 742, 11100)] == [
+    assert readable.power(2e-7) == "2·10⁻⁷" and readable.power(1e-5) == "10⁻⁵"
+    assert readable.percent(-0.15, sign=True) == "\u221215.0 %"
+    assert [readable.duration(s) for s in (3.21, 42, 742, 11100)] == [
         "3.2 s",
         "42 s",
         "12 min 22 s",
         "3 h 5 min",
     ]
-    assert numbers.size(229_000_000) == "229 MB" and numbers.decimal(12345.6) == "12,346"
+    assert readable.size(229_000_000) == "229 MB" and readable.decimal(12345.6) == "12,346"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_scales_are_those_of_the_drawing():
 
 
 def test_the_engine_of_charts_is_loaded_when_something_is_drawn():
-    code = "import sys, effcompress.report, effcompress.report.comparison; print(*sys.modules)"
+    code = "import sys, effcompress.report, effcompress.report.comparison.page; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from effcompress.report import charts, comparison
-from effcompress.report.comparison import compare, write
+from effcompress.report import charts
 from effcompress.report.comparison.facts import Facts, Method
+from effcompress.report.comparison.page import FILES, write
 from effcompress.report.comparison.pictures import pictures
+from effcompress.report.comparison.rows import compare
 from effcompress.report.comparison.spread import (
     Spread,
     geometric_mean,
@@ -218,7 +219,7 @@ def test_json_has_every_run() -> None:
 
 def test_the_page_stands_alone(tmp_path: Path) -> None:
     page = write(tmp_path, compare("<one> & two", many()))
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(comparison.FILES)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(FILES)
     text = page.read_text()
     assert "&lt;one&gt; &amp; two" in text and "<i>" not in text and "<b>odd" not in text
     assert not re.findall(r'(?:src|href)="(?!runs/)[^"]*"', text)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from effcompress.report.comparison import read
-from effcompress.report.comparison.facts import Facts, Tokens
+from effcompress.report.comparison.facts import Facts, Tokens, read
 
 _spec = importlib.util.spec_from_file_location("synthetic", Path(__file__).parent / "synthetic.py")
 synthetic = importlib.util.module_from_spec(_spec)

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from effcompress.report.comparison import compare
 from effcompress.report.comparison.facts import Attempt, Method, Tokens
 from effcompress.report.comparison.flags import flags
+from effcompress.report.comparison.rows import compare
 from effcompress.report.comparison.sizes import sizes
 from tests.report.made_up import DENSE, HELDOUT, PROTOCOL, TARGET, facts, failed, method
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from effcompress.report.numbers import duration, percent, power, size
+from effcompress.record.readable import duration, percent, power, size
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from effcompress.record.events import Evaluation, Tasks, typed
 from effcompress.record.sentences import sentence
 from effcompress.report.card import card
 from effcompress.report.page import write
-from effcompress.report.solved import Row, rows
+from effcompress.report.words import Row, task_rows
 from tests.report import synthetic
 
 
@@ -49,13 +49,13 @@ def read(found: Any) -> Tasks | None:
 
 def test_rows_by_hand() -> None:
     old, new = read(tasks()), read(worse())
-    assert rows(old, new) == [
+    assert task_rows(old, new) == [
         Row("mean of 2 tasks", "37.5", "32.5", "\u22125.0"),
         Row("boolq (acc)", "50.0 \u00b1 10.0", "40.0 \u00b1 10.0", "\u221210.0"),
         Row("hella<swag> (acc_norm)", "25.0", "25.0", "+0.0"),
     ]
-    assert rows(old, None)[1] == Row("boolq (acc)", "50.0 \u00b1 10.0", "", "")
-    assert read(None) is None and rows(None, None) == []
+    assert task_rows(old, None)[1] == Row("boolq (acc)", "50.0 \u00b1 10.0", "", "")
+    assert read(None) is None and task_rows(None, None) == []
 
 
 def test_page_and_card_show_them(tmp_path) -> None:

@@ -14,6 +14,8 @@ from effcompress.types import Shapes
 
 Place = tuple[str, int]
 """A parameter's name and a dimension of it."""
+Coupled = Mapping[Place, tuple[int, ...]]
+"""One coupling: sorted positions along each dimension."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def norms_of(module: nn.Module) -> Iterator[Norm]:
     """Yields every module with a gain and an epsilon that normalises the last dimension."""
     for path, child in module.named_modules():
         gain: Any = getattr(child, "weight", None)
-        attribute = next((n for n in vars(child) if "eps" in n and _is_epsilon(child, n)), None)
+        attribute = next((n for n, v in vars(child).items() if "eps" in n and _is_epsilon(v)), None)
         if attribute is None or not isinstance(gain, nn.Parameter) or gain.dim() != 1:
             continue
         if (seen := _behaviour(child, gain)) is not None:
@@ -126,8 +128,7 @@ def norms_of(module: nn.Module) -> Iterator[Norm]:
             yield Norm(f"{path}.weight", attribute, epsilon, *seen, stock)
 
 
-def _is_epsilon(child: nn.Module, name: str) -> bool:
-    value = getattr(child, name)
+def _is_epsilon(value: object) -> bool:
     return isinstance(value, float) and 0 < value < 0.1
 
 

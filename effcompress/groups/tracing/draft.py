@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from effcompress.types import Axis, Config, Family, Widths, axis_kind, in_layer
@@ -91,17 +92,24 @@ def draft_from_json(text: str) -> Draft:
 
 def family_from(draft: Draft) -> Family:
     """Turns a draft into a family."""
+
+    def sizes(products: Mapping[str, Product], widths: Widths) -> dict[str, Any]:
+        per_unit = draft.positions_per_unit
+        return {name: value(product, widths, per_unit) for name, product in products.items()}
+
     return Family(
         name=draft.model_type,
         model_types=(draft.model_type,),
         axes=draft.axes,
-        units={kind: _units(draft, kind) for kind in draft.kinds},
-        positions_per_unit={n: _constant(k) for n, k in draft.positions_per_unit.items()},
-        resize=lambda _, widths: _resize(draft, widths),
+        units={kind: partial(_units, draft, kind) for kind in draft.kinds},
+        positions_per_unit={n: lambda _, k=k: k for n, k in draft.positions_per_unit.items()},
+        resize=lambda _, widths: sizes(draft.fields, {**in_layer(draft.widths, 0), **widths}),
         required=(),
         norms=draft.norms,
         layer=draft.layer,
-        attributes=lambda _, widths: _remembered(draft, widths),
+        attributes=lambda _, widths: {
+            path: sizes(held, widths) for path, held in draft.attributes.items()
+        },
         centred=draft.centred,
         gain_offset=draft.gain_offset,
         final_norm=draft.final_norm,
@@ -124,33 +132,9 @@ def value(product: Iterable[str], widths: Widths, per_unit: Mapping[str, int]) -
     return math.prod(widths[name] if name in widths else per_unit[name] for name in product)
 
 
-def _units(draft: Draft, kind: str) -> Callable[[Config, int], int]:
-    def units(_config: Config, layer: int) -> int:
-        found = draft.widths.get(f"{kind}.{layer}")
-        return draft.widths[kind] if found is None else found
-
-    return units
-
-
-def _constant(size: int) -> Callable[[Config], int]:
-    return lambda _config: size
-
-
-def _resize(draft: Draft, widths: Widths) -> dict[str, Any]:
-    known = {**in_layer(draft.widths, 0), **widths}
-    return {
-        name: value(product, known, draft.positions_per_unit)
-        for name, product in draft.fields.items()
-    }
-
-
-def _remembered(draft: Draft, widths: Widths) -> dict[str, dict[str, Any]]:
-    return {
-        path: {
-            name: value(product, widths, draft.positions_per_unit) for name, product in held.items()
-        }
-        for path, held in draft.attributes.items()
-    }
+def _units(draft: Draft, kind: str, _config: Config, layer: int) -> int:
+    found = draft.widths.get(f"{kind}.{layer}")
+    return draft.widths[kind] if found is None else found
 
 
 Held = Mapping[Product, str]
@@ -161,22 +145,15 @@ def declaration(draft: Draft) -> str:
     """Writes Python source of a ``Family`` to start from. Sizes that a configuration field states
     are read from it; the others are ``...``, to be filled in.
     """
-    return "\n".join(
-        [
-            *(f"# {what}: {why}" for what, why in draft.left_out.items()),
-            f"{draft.model_type.upper()} = Family(",
-            f"    name={draft.model_type!r},",
-            f"    model_types=({draft.model_type!r},),",
-            *_sizes_source(draft),
-            *_memory(draft),
-            *_traits(draft),
-            ")",
-        ]
-    )
+    return "\n".join(_source(draft))
 
 
-def _sizes_source(draft: Draft) -> Iterator[str]:
+def _source(draft: Draft) -> Iterator[str]:
     held = {product: name for name, product in draft.fields.items()}
+    yield from (f"# {what}: {why}" for what, why in draft.left_out.items())
+    yield f"{draft.model_type.upper()} = Family("
+    yield f"    name={draft.model_type!r},"
+    yield f"    model_types=({draft.model_type!r},),"
     yield "    axes=("
     for axis in draft.axes:
         more = f", {axis.positions_per_unit!r}" if axis.positions_per_unit != "one" else ""
@@ -190,10 +167,6 @@ def _sizes_source(draft: Draft) -> Iterator[str]:
     for name in draft.positions_per_unit:
         yield f"        {name!r}: lambda c: {_per_unit(name, held)},"
     yield "    },"
-
-
-def _memory(draft: Draft) -> Iterator[str]:
-    held = {product: name for name, product in draft.fields.items()}
     yield "    resize=lambda c, w: {"
     for name, product in draft.fields.items():
         yield f"        {name!r}: {_times(product, draft, held)},"
@@ -205,6 +178,8 @@ def _memory(draft: Draft) -> Iterator[str]:
             yield f"            {name!r}: {_times(product, draft, held)},"
         yield "        },"
     yield "    },"
+    yield from _traits(draft)
+    yield ")"
 
 
 def _traits(draft: Draft) -> Iterator[str]:

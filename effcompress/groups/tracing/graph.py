@@ -24,16 +24,12 @@ import torch
 from torch import nn
 
 from effcompress.errors import CoverageError
+from effcompress.groups.tracing.anatomy import Coupled, Place
 
 SECONDS_PER_QUERY = 0.5
 """CPU seconds. An answer takes a millisecond on a small model; a query that takes this long does
 not terminate.
 """
-
-Place = tuple[str, int]
-"""A parameter's name and a dimension of it."""
-Coupled = dict[Place, tuple[int, ...]]
-"""One coupling: sorted positions along each dimension."""
 
 
 class TracingTimeout(Exception):
@@ -151,7 +147,9 @@ def trace(
             fix="pip install torch-pruning",
         ) from error
     except Exception as error:
-        raise CoverageError(f"no graph: {_first_line(error)}", where=_name(module)) from error
+        raise CoverageError(
+            f"no graph: {_first_line(error)}", where=type(module).__name__
+        ) from error
     answers: list[Coupled] = []
     named: dict[Place, set[int]] = {}
     silent: dict[str, str] = {}
@@ -173,10 +171,6 @@ def trace(
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
-
-
-def _name(module: nn.Module) -> str:
-    return type(module).__name__
 
 
 def _merged(answers: Sequence[Coupled], matrices: frozenset[Place]) -> Iterator[Coupled]:

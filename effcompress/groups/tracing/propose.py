@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from effcompress.groups.tracing.anatomy import Anatomy, Place
+from effcompress.groups.tracing.anatomy import Anatomy, Coupled, Place
 from effcompress.groups.tracing.draft import Draft
 from effcompress.types import Axis
 
-Coupled = Mapping[Place, tuple[int, ...]]
 HIDDEN, ATTENTION, QUERY, FFN = "hidden", "attention", "query", "ffn"
 
 
@@ -50,8 +49,8 @@ class Run(NamedTuple):
 
 def candidates(
     coupled: Iterable[Coupled], matrices: frozenset[Place], anatomy: Anatomy
-) -> list[tuple[Candidate, ...]]:
-    """Returns for every axis that was found the candidates to try, in order."""
+) -> Iterator[tuple[Candidate, ...]]:
+    """Yields for every axis that was found the candidates to try, in order."""
     found: dict[frozenset[tuple[str, int, int]], dict[int | None, list[Coupled]]] = {}
     for one in coupled:
         held = {place: at for place, at in one.items() if place in matrices}
@@ -61,13 +60,6 @@ def candidates(
         layer = next(iter(layers)) if len(layers) == 1 else None
         look = frozenset((anatomy.pattern(p), dim, len(at)) for (p, dim), at in held.items())
         found.setdefault(look, {}).setdefault(layer, []).append(one)
-    return list(_alternatives(found, anatomy))
-
-
-def _alternatives(
-    found: Mapping[frozenset[tuple[str, int, int]], dict[int | None, list[Coupled]]],
-    anatomy: Anatomy,
-) -> Iterator[tuple[Candidate, ...]]:
     everywhere = set(range(anatomy.layers))
     for look, by_layer in found.items():
         sets = {layer: _ordered(held, anatomy) for layer, held in by_layer.items()}

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -92,7 +92,8 @@ def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
     given = _probe(build, config, "given")
     draft = assemble((), frozenset(), small.anatomy)
     tell({"declaration": declaration(draft)})
-    ids_BT = _tokens(small)
+    vocab = small.anatomy.sizes["vocab"]
+    ids_BT = torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(1))
     traced = trace(small.module, ids_BT, lambda path: tell({"at": path}))
     try:
         draft = Search(small, other, traced, ids_BT, build).run()
@@ -102,10 +103,11 @@ def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
         raise
     if not {ATTENTION, FFN} & set(draft.kinds) - set(draft.kept):
         raise _refused(draft)
+    stated = {draft.aliases.get(name, name) for name in (*_DEFAULTS, *draft.fields)}
     return replace(
         draft.with_heads(given.anatomy.head_dim or 1),
         widths=dict(sized.axes.widths),
-        defaults=_defaults(draft, given.config),
+        defaults={n: held for n in sorted(stated) if (held := given.config.get(n)) is not None},
     )
 
 
@@ -122,9 +124,15 @@ class Search:
 
     def run(self) -> Draft:
         """The best draft: everything that cannot be cut is in ``kept``, with reasons."""
-        left_out = self._silent()
+        # Modules that could not be traced, each in the first layer it is in.
+        first: dict[str, str] = {}
+        for path in self.traced.silent:
+            first.setdefault(self.small.anatomy.pattern(path), path)
+        left_out = {path: self.traced.silent[path] for path in first.values()}
         chosen: list[Candidate] = []
-        for alternatives in self._candidates():
+        for alternatives in candidates(
+            self.traced.coupled, self.traced.matrices, self.small.anatomy
+        ):
             taken = {candidate.kind for candidate in chosen}
             reasons: dict[str, str] = {}
             for candidate in alternatives:
@@ -133,9 +141,11 @@ class Search:
                     break
                 reasons[candidate.kind] = why if candidate.kind not in taken else "a second one"
             else:
-                left_out[self._place(alternatives[0])] = "; ".join(
-                    f"as {kind}: {why}" for kind, why in reasons.items()
-                )
+                # Named by the first matrix that carries it.
+                carried = next(iter(alternatives[0].sets.values()))[0]
+                shapes = self.small.anatomy.shapes
+                place = min(param for param, _ in carried if len(shapes[param]) > 1)
+                left_out[place] = "; ".join(f"as {kind}: {why}" for kind, why in reasons.items())
         draft = self._complete(self._assembled(chosen))
         faults = {kind: self._unproven(draft, kind) for kind in KINDS if kind in draft.kinds}
         proven = [kind for kind, why in faults.items() if not why]
@@ -147,16 +157,6 @@ class Search:
             left_out=left_out | {kind: why for kind, why in faults.items() if why},
             approximate={k: why for k, why in draft.approximate.items() if k in proven},
         )
-
-    def _silent(self) -> dict[str, str]:
-        """Modules that could not be traced, each in the first layer it is in."""
-        first: dict[str, str] = {}
-        for path in self.traced.silent:
-            first.setdefault(self.small.anatomy.pattern(path), path)
-        return {path: self.traced.silent[path] for path in first.values()}
-
-    def _candidates(self) -> list[tuple[Candidate, ...]]:
-        return candidates(self.traced.coupled, self.traced.matrices, self.small.anatomy)
 
     def _assembled(self, chosen: Sequence[Candidate]) -> Draft:
         return assemble(chosen, self.traced.matrices, self.small.anatomy)
@@ -173,11 +173,6 @@ class Search:
             return ""
         # A single KV head cannot be cut, but its query heads may be.
         return why if QUERY not in draft.kinds or self._unproven(draft, QUERY) else ""
-
-    def _place(self, candidate: Candidate) -> str:
-        """The first matrix that carries the candidate."""
-        one = next(iter(candidate.sets.values()))[0]
-        return min(param for param, _ in one if len(self.small.anatomy.shapes[param]) > 1)
 
     def _unproven(self, draft: Draft, kind: str) -> str:
         try:
@@ -218,7 +213,11 @@ def _averages(
     """Yields norms over axes that can be cut: pattern of the gain, axis kinds. A family has one
     sort of norm, so others than the first are skipped; the proofs fail where one of those matters.
     """
-    kinds = {axis.param: _kinds(axis.name) for axis in draft.axes if axis.dim == 0}
+    kinds = {
+        axis.param: tuple(axis_kind(part) for part in axis.name.split("/"))
+        for axis in draft.axes
+        if axis.dim == 0
+    }
     first: Norm | None = None
     for norm in norms:
         pattern = anatomy.pattern(norm.gain)
@@ -231,35 +230,17 @@ def _averages(
             yield pattern, over
 
 
-def _kinds(name: str) -> tuple[str, ...]:
-    return tuple(axis_kind(part) for part in name.split("/"))
-
-
 def _probe(build: Build, config: Config, size: Literal["given", "small", "other"]) -> Probe:
     torch.manual_seed(0)
     with torch.device("meta" if size == "given" else "cpu"):
         module = build(config, size)
     if size != "given":
-        _scatter(module.parameters())
+        # Fresh biases of 0 and gains of 1 would hide mistakes.
+        with torch.no_grad():
+            for p in module.parameters():
+                p.uniform_(0.5, 1.5) if p.dim() == 1 else p.normal_(0, 0.2)
     made: Any = module
     return Probe(module, made.config.to_dict(), anatomy_of(module))
-
-
-@torch.no_grad()
-def _scatter(params: Iterable[nn.Parameter]) -> None:
-    """Randomises all parameters: fresh biases of 0 and gains of 1 would hide mistakes."""
-    for p in params:
-        p.uniform_(0.5, 1.5) if p.dim() == 1 else p.normal_(0, 0.2)
-
-
-def _tokens(probe: Probe) -> torch.Tensor:
-    vocab = probe.anatomy.sizes["vocab"]
-    return torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(1))
-
-
-def _defaults(draft: Draft, config: Config) -> dict[str, Any]:
-    wanted = {draft.aliases.get(name, name) for name in (*_DEFAULTS, *draft.fields)}
-    return {name: config[name] for name in sorted(wanted) if config.get(name) is not None}
 
 
 def _refused(draft: Draft) -> CoverageError:

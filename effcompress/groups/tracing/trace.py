@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 
 from effcompress.errors import CoverageError, EffcompressError, SourceError
-from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
+from effcompress.groups.tracing.draft import draft_from_json, family_from
 from effcompress.groups.tracing.search import Build, Report, paste, propose
 from effcompress.types import Config, Family
 
@@ -36,11 +36,6 @@ def trace_family(config: Config, *, entry: str, timeout: float = SECONDS) -> Fam
             ``fix`` is a declaration to start from.
         SourceError: the model cannot be built.
     """
-    return family_from(trace_draft(config, entry=entry, timeout=timeout))
-
-
-def trace_draft(config: Config, *, entry: str, timeout: float = SECONDS) -> Draft:
-    """The same as a draft, with the reasons for what is ``left_out``."""
     try:
         done = subprocess.run(  # noqa: S603 (our own interpreter and module)
             [sys.executable, "-m", entry],
@@ -69,7 +64,7 @@ def trace_draft(config: Config, *, entry: str, timeout: float = SECONDS) -> Draf
             where=said.get("at") or "model",
             fix=start,
         )
-    return draft_from_json(said["draft"])
+    return family_from(draft_from_json(said["draft"]))
 
 
 def serve(build: Build) -> None:

@@ -77,8 +77,9 @@ def rebuild(
     axes = cover(draft, config, module)
     dead = dict(_some(axes, axes.axes(kind), uneven=False))
     removed: Any = _removed(draft, config, module, axes, kind, dead, False)
+    smaller = {name: getattr(removed.config, name) for name in draft.fields}
     try:
-        fresh = build({**config, **_sizes(draft, removed)})
+        fresh = build({**config, **smaller})
     except SourceError:
         return  # refused shapes are exported as `exact`, in a class of our own
     params = dict(removed.named_parameters())
@@ -94,10 +95,6 @@ def rebuild(
     apart, scale = float((_logits(fresh, ids_BT) - wanted).abs().max()), float(wanted.abs().max())
     if not apart <= EQUAL * scale:
         raise Unproven("built at a smaller size, the class computes something else")
-
-
-def _sizes(draft: Draft, module: Any) -> dict[str, Any]:
-    return {name: getattr(module.config, name) for name in draft.fields}
 
 
 def _logits(module: Any, ids_BT: Tensor) -> Tensor:

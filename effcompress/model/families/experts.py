@@ -16,6 +16,7 @@ from effcompress.model.families.llama import (
     resize,
     units,
 )
+from effcompress.model.families.sizes import linear
 from effcompress.types import EXPERT_ROW, Axis, Config, Fields, ModuleSizes, Widths
 
 EXPERT, EXPERT_FFN = "expert.{i}", "expert_ffn.{i}"
@@ -27,8 +28,7 @@ def _mixture(when: str = "") -> tuple[Axis, ...]:
     """
     gate_up, down = LAYER + "mlp.experts.gate_up_proj", LAYER + "mlp.experts.down_proj"
     return (
-        Axis(LAYER + "mlp.gate.weight", 0, EXPERT, when=when),
-        Axis(LAYER + "mlp.gate.weight", 1, "hidden", when=when),
+        *linear(LAYER + "mlp.gate", EXPERT, "hidden", when),
         Axis(gate_up, 0, EXPERT, when=when),
         Axis(gate_up, 1, EXPERT_FFN, when=when),
         Axis(gate_up, 1, EXPERT_FFN, when=when),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from effcompress.model.families.sizes import biased
+from effcompress.model.families.sizes import biased, linear
 from effcompress.types import Axis, Config, Family, ModuleSizes, Sublayer, Widths
 
 ATTENTION, FFN = "attention.{i}", "ffn.{i}"
@@ -45,8 +45,7 @@ NEOX = Family(
     name="gpt_neox",
     model_types=("gpt_neox",),
     axes=(
-        Axis("gpt_neox.embed_in.weight", 0, "vocab"),
-        Axis("gpt_neox.embed_in.weight", 1, "hidden"),
+        *linear("gpt_neox.embed_in", "vocab", "hidden"),
         *_norm(_NEOX + "input_layernorm"),
         *_norm(_NEOX + "post_attention_layernorm"),
         # Fused by head: rows [heads, (q, k, v), head_dim].
@@ -57,8 +56,7 @@ NEOX = Family(
         *biased(_NEOX + "mlp.dense_h_to_4h", FFN, "hidden"),
         *biased(_NEOX + "mlp.dense_4h_to_h", "hidden", FFN),
         *_norm("gpt_neox.final_layer_norm"),
-        Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
-        Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
+        *linear("lm_head", "vocab", "hidden", "!tie_word_embeddings"),
     ),
     units={
         "vocab": lambda c, _: c["vocab_size"],
@@ -136,12 +134,9 @@ OPT = Family(
         Axis("model.decoder.embed_tokens.weight", 0, "vocab"),
         Axis("model.decoder.embed_tokens.weight", 1, "hidden", when="!projected"),
         Axis("model.decoder.embed_tokens.weight", 1, "embedding", when="projected"),
-        Axis("model.decoder.embed_positions.weight", 0, "positions"),
-        Axis("model.decoder.embed_positions.weight", 1, "hidden"),
-        Axis("model.decoder.project_in.weight", 0, "hidden", when="projected"),
-        Axis("model.decoder.project_in.weight", 1, "embedding", when="projected"),
-        Axis("model.decoder.project_out.weight", 0, "embedding", when="projected"),
-        Axis("model.decoder.project_out.weight", 1, "hidden", when="projected"),
+        *linear("model.decoder.embed_positions", "positions", "hidden"),
+        *linear("model.decoder.project_in", "hidden", "embedding", "projected"),
+        *linear("model.decoder.project_out", "embedding", "hidden", "projected"),
         *_norm("model.decoder.final_layer_norm", "final_norm"),
         *biased(_OPT + "self_attn.k_proj", HEAD, "hidden", "enable_bias"),
         *biased(_OPT + "self_attn.v_proj", HEAD, "hidden", "enable_bias"),
@@ -151,8 +146,7 @@ OPT = Family(
         *biased(_OPT + "fc1", FFN, "hidden", "enable_bias"),
         *biased(_OPT + "fc2", "hidden", FFN, "enable_bias"),
         *_norm(_OPT + "final_layer_norm", "layer_norm_elementwise_affine"),
-        Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
-        Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
+        *linear("lm_head", "vocab", "hidden", "!tie_word_embeddings"),
     ),
     units={
         "vocab": lambda c, _: c["vocab_size"],
@@ -242,10 +236,8 @@ GPT2 = Family(
     model_types=("gpt2",),
     inputs=0,
     axes=(
-        Axis("transformer.wte.weight", 0, "vocab"),
-        Axis("transformer.wte.weight", 1, "hidden"),
-        Axis("transformer.wpe.weight", 0, "positions"),
-        Axis("transformer.wpe.weight", 1, "hidden"),
+        *linear("transformer.wte", "vocab", "hidden"),
+        *linear("transformer.wpe", "positions", "hidden"),
         *_norm(_GPT2 + "ln_1"),
         *_conv1d(_GPT2 + "attn.c_attn", "hidden", HEAD, HEAD, HEAD),
         *_conv1d(_GPT2 + "attn.c_proj", HEAD, "hidden"),
@@ -253,8 +245,7 @@ GPT2 = Family(
         *_conv1d(_GPT2 + "mlp.c_fc", "hidden", FFN),
         *_conv1d(_GPT2 + "mlp.c_proj", FFN, "hidden"),
         *_norm("transformer.ln_f"),
-        Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
-        Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
+        *linear("lm_head", "vocab", "hidden", "!tie_word_embeddings"),
     ),
     units={
         "vocab": lambda c, _: c["vocab_size"],

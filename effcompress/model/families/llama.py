@@ -133,12 +133,10 @@ def decoder(
 def _whole(layers: tuple[Axis, ...]) -> tuple[Axis, ...]:
     """Adds embedding, final norm and output matrix to the layers."""
     return (
-        Axis("model.embed_tokens.weight", 0, "vocab"),
-        Axis("model.embed_tokens.weight", 1, "hidden"),
+        *linear("model.embed_tokens", "vocab", "hidden"),
         *layers,
         Axis("model.norm.weight", 0, "hidden"),
-        Axis("lm_head.weight", 0, "vocab", when="!tie_word_embeddings"),
-        Axis("lm_head.weight", 1, "hidden", when="!tie_word_embeddings"),
+        *linear("lm_head", "vocab", "hidden", "!tie_word_embeddings"),
     )
 
 

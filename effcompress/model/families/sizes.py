@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from effcompress.types import Axis, Config, Fields
 
 
-def linear(module: str, out: tuple[str, str] | str, into: tuple[str, str] | str) -> Iterator[Axis]:
-    """Axes of a linear layer's weight: ``out`` and ``into`` are a name, or (name, per_unit)."""
+def linear(
+    module: str, out: tuple[str, str] | str, into: tuple[str, str] | str, when: str = ""
+) -> Iterator[Axis]:
+    """Axes of a weight ``[out, into]``; each side is a name, or (name, per_unit)."""
     for dim, side in enumerate((out, into)):
         name, per_unit = (side, "one") if isinstance(side, str) else side
-        yield Axis(f"{module}.weight", dim, name, per_unit)
+        yield Axis(f"{module}.weight", dim, name, per_unit, when)
 
 
 def biased(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import SourceError
-from effcompress.model.silence import quietly
+from effcompress.model.silence import explained, quietly
 
 QUANTIZER_ATTRIBUTES = ("hf_quantizer", "is_quantized", "quantization_method")
 
@@ -26,27 +27,25 @@ def convert(gguf: Path, folder: Path, *, label: str) -> str:
     with gguf.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise SourceError("this is not a gguf file", where=gguf.name)
-    try:
-        with quietly(), _no_bar():
-            dtype = _stored_as(gguf)
-            model, missing = _open(gguf)
-            if missing:
-                raise SourceError(
-                    f"the file lacks weights that the architecture has: {missing}", where=gguf.name
-                )
-            _forget_quantizer(model, label)
-            model.save_pretrained(folder)
-            _tokenizer(gguf).save_pretrained(folder)
-    except SourceError:
-        raise
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise SourceError(
-            f"cannot be converted: {type(error).__name__}: {first}",
-            where=gguf.name,
-            fix="a damaged file, or an architecture that transformers cannot read from gguf",
-        ) from error
-    return dtype
+    from gguf import GGUFReader
+
+    fix = "a damaged file, or an architecture that transformers cannot read from gguf"
+    with explained("cannot be converted", where=gguf.name, fix=fix), quietly(), _no_bar():
+        stated = GGUFReader(gguf)
+        sizes: Counter[str] = Counter()
+        for tensor in stated.tensors:
+            sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+        # llama.cpp's name of the pre-tokenizer, where the file states it.
+        pre = stated.get_field("tokenizer.ggml.pre")
+        model, missing = _open(gguf)
+        if missing:
+            raise SourceError(
+                f"the file lacks weights that the architecture has: {missing}", where=gguf.name
+            )
+        _forget_quantizer(model, label)
+        model.save_pretrained(folder)
+        _tokenizer(gguf, str(pre.contents()) if pre else "").save_pretrained(folder)
+    return max(sizes, key=lambda name: sizes[name], default="unknown")
 
 
 @contextmanager
@@ -63,17 +62,6 @@ def _no_bar() -> Iterator[None]:
         yield
     finally:
         reader.tqdm = tqdm  # type: ignore[attr-defined]
-
-
-def _stored_as(gguf: Path) -> str:
-    """The type that most elements are stored in, e.g. Q4_1."""
-    from gguf import GGUFReader
-
-    sizes: dict[str, int] = {}
-    for tensor in GGUFReader(gguf).tensors:
-        name = tensor.tensor_type.name
-        sizes[name] = sizes.get(name, 0) + int(tensor.n_elements)
-    return max(sizes, key=lambda name: sizes[name], default="unknown")
 
 
 def _open(gguf: Path) -> tuple[Any, list[str]]:
@@ -114,24 +102,16 @@ def _forget_quantizer(model: Any, label: str) -> None:
     config._name_or_path = label
 
 
-def _tokenizer(gguf: Path) -> Any:
+def _tokenizer(gguf: Path, pre: str) -> Any:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
     found: Any = AutoTokenizer.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, local_files_only=True
     )
-    if _pre_tokenizer(gguf) == "smollm":
+    if pre == "smollm":
         # transformers ignores `tokenizer.ggml.pre`; SmolLM's pre-tokenizer splits digits.
         digits = pre_tokenizers.Digits(individual_digits=True)
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
         found.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
     return found
-
-
-def _pre_tokenizer(gguf: Path) -> str:
-    """llama.cpp's name of the pre-tokenizer, as the file states it; empty if it does not."""
-    from gguf import GGUFReader
-
-    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-    return str(field.contents()) if field else ""

@@ -83,7 +83,8 @@ def sizes_of(source: Source, config: Config, layers: Sequence[LayerWidths], hidd
             raise SourceError(
                 f"{w.heads} heads cannot share {w.kv_heads} KV heads evenly", where=f"layer {i}"
             )
-    kept = [_on_file(w) for w in layers if w.ffn or w.heads]
+    # Without FFN channels llama.cpp skips the layer's attention as well; one of zeros adds nothing.
+    kept = [LayerWidths(max(w.ffn, 1), w.heads, w.kv_heads) for w in layers if w.ffn or w.heads]
     if not kept:
         raise SourceError("no layer is left, llama.cpp needs one", where="layers")
     if not kept[0].heads:
@@ -91,11 +92,6 @@ def sizes_of(source: Source, config: Config, layers: Sequence[LayerWidths], hidd
         kept[0] = LayerWidths(kept[0].ffn, 1, 1)
     rows = source.shape("model.embed_tokens.weight")[0]
     return Sizes(kept, hidden, _head_dim(source, config, layers), rows)
-
-
-def _on_file(widths: LayerWidths) -> LayerWidths:
-    # Without FFN channels llama.cpp skips the layer's attention as well; one of zeros adds nothing.
-    return LayerWidths(max(widths.ffn, 1), widths.heads, widths.kv_heads)
 
 
 def _head_dim(source: Source, config: Config, layers: Sequence[LayerWidths]) -> int:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from effcompress.report import numbers
+from effcompress.record import readable
 from effcompress.report.comparison.facts import Facts
 from effcompress.report.comparison.spread import Spread, geometric_mean
 
@@ -21,19 +21,19 @@ PLUS_MINUS = "\u00b1"
 
 @dataclass(frozen=True)
 class Column:
-    """``of`` returns the value of a run, ``dense`` that of the model it started from. ``brief`` is
-    the title for a terminal; ``help`` one sentence. ``write`` formats a mean; ``spreads``: whether
-    the deviation is written too.
+    """``of`` returns the value of a run, ``dense`` that of the model it started from (None: it has
+    no run of its own). ``brief`` is the title for a terminal, if it is another; ``help`` one
+    sentence. ``write`` formats a mean; ``spreads``: whether the deviation is written too.
     """
 
     key: str
     title: str
-    brief: str
     help: str
-    of: Number
-    dense: Number
     write: Callable[[float], str]
+    of: Number
+    dense: Number = lambda _: None
     spreads: bool = False
+    brief: str = ""
 
     def cell(self, value: Spread | None) -> str:
         """Returns mean and deviation as text; empty for an unknown value."""
@@ -47,7 +47,7 @@ class Column:
 
 def perplexity(value: float) -> str:
     """``23.41``; a power of ten where there are too many digits."""
-    return numbers.power(value) if abs(value) >= HUGE else numbers.decimal(value)
+    return readable.power(value) if abs(value) >= HUGE else readable.decimal(value)
 
 
 def share(value: float) -> str:
@@ -55,14 +55,9 @@ def share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def operations(value: float) -> str:
-    """``1.2·10¹⁵``."""
-    return numbers.power(value)
-
-
 def amount(value: float) -> str:
     """``113.01M``, ``18.79k``, ``512``: enough digits to see half a percent."""
-    size, unit = next(((s, u) for s, u in numbers.UNITS if abs(value) >= s), (1.0, ""))
+    size, unit = next(((s, u) for s, u in readable.UNITS if abs(value) >= s), (1.0, ""))
     return (
         f"{value / size:.0f}" if size == 1 else f"{value / size:.2f}".rstrip("0").rstrip(".") + unit
     )
@@ -70,7 +65,7 @@ def amount(value: float) -> str:
 
 def elapsed(value: float) -> str:
     """``84 ms``, ``5 min 1 s``."""
-    return f"{1000 * value:.0f} ms" if 0 < value < 0.95 else numbers.duration(value)
+    return f"{1000 * value:.0f} ms" if 0 < value < 0.95 else readable.duration(value)
 
 
 def nothing(_: Facts) -> float:
@@ -78,85 +73,76 @@ def nothing(_: Facts) -> float:
     return 0.0
 
 
-def unknown(_: Facts) -> None:
-    """None: the dense model has no run of its own."""
-
-
 SIZE = (
     Column(
         "params",
         "parameters",
-        "params",
         "parameters of the result (a tied embedding counts once)",
+        amount,
         lambda f: f.params,
         lambda f: f.dense_params,
-        amount,
+        brief="params",
     ),
     Column(
-        "removed",
         "removed",
         "removed",
         "parameters that are gone: the file is smaller and the model faster",
+        amount,
         lambda f: f.dense_params - f.params,
         nothing,
-        amount,
     ),
     Column(
         "zeroed",
         "zeroed",
-        "zeroed",
         "weights that are zero but still there: file and speed are unchanged",
+        amount,
         lambda f: f.zeroed,
         nothing,
-        amount,
     ),
 )
 SPENT = (
     Column(
         "trained",
         "training tokens",
-        "tokens",
         "tokens trained on after (or while) pruning",
+        amount,
         lambda f: f.trained,
         nothing,
-        amount,
+        brief="tokens",
     ),
     Column(
         "flops",
         "training FLOPs",
-        "FLOPs",
         "operations of training, forward and backward, counted at the size of every step",
+        readable.power,
         lambda f: f.flops,
         nothing,
-        operations,
+        brief="FLOPs",
     ),
     Column(
         "prune_seconds",
         "pruning time",
-        "prune",
         "spent on measuring, choosing and removing; saliency that rides on training is part of "
         "training",
-        lambda f: f.prune_seconds,
-        unknown,
         elapsed,
+        lambda f: f.prune_seconds,
+        brief="prune",
     ),
     Column(
         "prune_memory",
         "pruning memory",
-        "memory",
         "peak while pruning: of the process on a CPU, of the device on a GPU",
+        readable.size,
         lambda f: f.prune_memory,
-        unknown,
-        numbers.size,
+        brief="memory",
     ),
     Column(
         "seconds",
         "wall time",
-        "time",
         "of the whole run: evaluation, training, export and its proof included",
-        lambda f: f.seconds,
-        unknown,
         elapsed,
+        lambda f: f.seconds,
+        brief="time",
     ),
 )
 
@@ -170,17 +156,26 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
         Column(
             QUALITY,
             "perplexity",
-            "perplexity",
             "of held-out text, per token: the geometric mean over the domains; lower is better",
-            lambda f: _mean(f.after),
-            lambda f: _mean(f.before),
             perplexity,
+            lambda f: geometric_mean(f.after.values()) if f.after else None,
+            lambda f: geometric_mean(f.before.values()) if f.before else None,
             spreads=True,
         )
     ]
     quality += map(_of_domain, domains if len(domains) > 1 else ())
-    quality += [_of_tasks(tasks)] if tasks else []
-    quality += map(_of_task, tasks if len(tasks) > 1 else ())
+    if tasks:
+        mean = Column(
+            "accuracy",
+            "accuracy",
+            f"mean over the {len(tasks)} zero-shot tasks; higher is better",
+            share,
+            lambda f: _average(f.tasks_after, tasks),
+            lambda f: _average(f.tasks_before, tasks),
+            spreads=True,
+            brief="acc",
+        )
+        quality += [mean, *map(_of_task, tasks if len(tasks) > 1 else ())]
     return (*SIZE, *quality, *SPENT)
 
 
@@ -188,24 +183,10 @@ def _of_domain(name: str) -> Column:
     return Column(
         f"{QUALITY}/{name}",
         name,
-        name,
         f"perplexity of held-out text of the domain {name}",
+        perplexity,
         lambda f: (f.after or {}).get(name),
         lambda f: (f.before or {}).get(name),
-        perplexity,
-        spreads=True,
-    )
-
-
-def _of_tasks(names: list[str]) -> Column:
-    return Column(
-        "accuracy",
-        "accuracy",
-        "acc",
-        f"mean over the {len(names)} zero-shot tasks; higher is better",
-        lambda f: _average(f.tasks_after, names),
-        lambda f: _average(f.tasks_before, names),
-        share,
         spreads=True,
     )
 
@@ -214,16 +195,11 @@ def _of_task(name: str) -> Column:
     return Column(
         f"accuracy/{name}",
         name,
-        name,
         f"accuracy in the zero-shot task {name}",
+        share,
         lambda f: (f.tasks_after or {}).get(name),
         lambda f: (f.tasks_before or {}).get(name),
-        share,
     )
-
-
-def _mean(domains: Mapping[str, float] | None) -> float | None:
-    return geometric_mean(domains.values()) if domains else None
 
 
 def _average(tasks: Mapping[str, float] | None, all_of: list[str]) -> float | None:

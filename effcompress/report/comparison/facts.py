@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import RunError
-from effcompress.record.events import Cut, End, Evaluation, Run
+from effcompress.record.events import Cut, Evaluation, Run
 from effcompress.report import words
 from effcompress.report.gather import Record, gather
 from effcompress.types import axis_kind, axis_layer
@@ -163,7 +163,9 @@ def _facts(record: Record, run: Run) -> Facts:
         prune_seconds=seconds,
         prune_memory=memory,
         started=run.started,
-        seconds=_wall(end, before),
+        # As if every run had evaluated the dense model itself: a run that took its evaluation from
+        # the cache is charged for it, so that the order of runs does not matter.
+        seconds=end and end.seconds + (before.seconds if before and before.known else 0.0),
         losses=tuple((s.tokens, s.loss) for s in record.steps),
         layers=_touched(record),
         all_layers=len(_layers(record)),
@@ -176,15 +178,6 @@ def _facts(record: Record, run: Run) -> Facts:
         },
         method=words.method(record.recipe),
     )
-
-
-def _wall(end: End | None, before: Evaluation | None) -> float | None:
-    """Seconds of the run, as if every run had evaluated the dense model itself: a run that took its
-    evaluation from the cache is charged for it, so that the order of runs does not matter.
-    """
-    if end is None:
-        return None
-    return end.seconds + (before.seconds if before and before.known else 0.0)
 
 
 def _perplexities(evaluation: Evaluation | None) -> dict[str, float] | None:

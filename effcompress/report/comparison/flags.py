@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from effcompress.report import numbers
+from effcompress.record import readable
 from effcompress.report.comparison.facts import CALIBRATION, Attempt, Facts, Method, Tokens
 from effcompress.report.comparison.sizes import SAME_SIZE, Size, effective
 
@@ -63,14 +63,14 @@ def short(hash: str | None) -> str:
     return hash[:SHOWN] if hash else "not recorded"
 
 
-def tokens(some: Mapping[str, Tokens]) -> str:
+def heldout(some: Mapping[str, Tokens]) -> str:
     """``letters 93 tokens (hash 1f2e3d4c), ...``."""
     return ", ".join(f"{n} {t.number:,} tokens (hash {short(t.hash)})" for n, t in some.items())
 
 
 def mixture(fractions: Mapping[str, float]) -> str:
     """``letters 33.3 %, numbers 66.7 %``."""
-    return ", ".join(f"{name} {numbers.percent(part)}" for name, part in fractions.items())
+    return ", ".join(f"{name} {readable.percent(part)}" for name, part in fractions.items())
 
 
 def protocol(facts: Facts) -> dict[str, Any]:
@@ -78,17 +78,9 @@ def protocol(facts: Facts) -> dict[str, Any]:
     return {k: v for k, v in (facts.protocol or {}).items() if k not in _OF_THE_TEXT}
 
 
-def _protocol(facts: Facts) -> Value:
-    return _items(protocol(facts))
-
-
 def _items(mapping: Mapping[str, Any] | None) -> Value:
     """A mapping as something to compare and to count."""
     return tuple(sorted((k, str(v)) for k, v in (mapping or {}).items())) or NOT_RECORDED
-
-
-def _other_protocol(one: Facts, usual: Facts) -> str:
-    return f"was evaluated by another protocol: {_instead(protocol(one), protocol(usual))}"
 
 
 def _heldout(facts: Facts) -> Value:
@@ -103,8 +95,8 @@ def _other_heldout(one: Facts, usual: Facts) -> str:
     ours = {name: t for name, t in a.items() if b.get(name) != t}
     theirs = {name: t for name, t in b.items() if a.get(name) != t}
     return (
-        f"was evaluated on other held-out text: {tokens(ours) or 'none'} instead of "
-        f"{tokens(theirs) or 'none'}"
+        f"was evaluated on other held-out text: {heldout(ours) or 'none'} instead of "
+        f"{heldout(theirs) or 'none'}"
     )
 
 
@@ -114,23 +106,15 @@ def _calibration(facts: Facts) -> Value:
     return facts.calibration if facts.measures == CALIBRATION else DOES_NOT_APPLY
 
 
-def calibration(facts: Facts) -> str:
+def _texts(facts: Facts) -> str:
     """``4,096 (hash 1f2e3d4c)``."""
     said = sorted(facts.calibration, key=lambda t: (t.number, t.hash or ""))
     return ", ".join(f"{t.number:,} (hash {short(t.hash)})" for t in said) or "none"
 
 
-def _tasks(facts: Facts) -> Value:
-    return DOES_NOT_APPLY if facts.tasks_after is None else _items(facts.tasks_protocol)
-
-
-def _other_tasks(one: Facts, usual: Facts) -> str:
-    a, b = one.tasks_protocol or {}, usual.tasks_protocol or {}
-    return f"solved its tasks by another protocol, {_instead(a, b)}: do not compare accuracies"
-
-
-def _instead(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def _instead(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> str:
     """``window 2048 instead of 512, ...``: where two mappings differ."""
+    ours, theirs = ours or {}, theirs or {}
     return ", ".join(
         f"{key.replace('_', ' ')} {ours.get(key, 'not stated')} instead of "
         f"{theirs.get(key, 'not stated')}"
@@ -145,11 +129,6 @@ def _mixture(facts: Facts) -> Value:
     return tuple(sorted((name, round(share, 9)) for name, share in facts.shares.items()))
 
 
-def _other_environment(one: Facts, usual: Facts) -> str:
-    said = _instead(one.environment or {}, usual.environment or {})
-    return f"ran elsewhere ({said}): do not compare times and memory"
-
-
 CHECKS = (
     Check(
         "checkpoint",
@@ -161,15 +140,18 @@ CHECKS = (
         ),
         by_seed=True,
     ),
-    Check("protocol", "its evaluation protocol", _protocol, _other_protocol),
+    Check(
+        "protocol",
+        "its evaluation protocol",
+        lambda f: _items(protocol(f)),
+        lambda a, b: f"was evaluated by another protocol: {_instead(protocol(a), protocol(b))}",
+    ),
     Check("held-out", "its held-out tokens", _heldout, _other_heldout),
     Check(
         "calibration",
         "its calibration tokens",
         _calibration,
-        lambda a, b: (
-            f"was calibrated on other tokens: {calibration(a)} instead of {calibration(b)}"
-        ),
+        lambda a, b: f"was calibrated on other tokens: {_texts(a)} instead of {_texts(b)}",
         by_seed=True,
     ),
     Check(
@@ -186,12 +168,24 @@ CHECKS = (
             f"reads another mixture: {mixture(a.shares or {})} instead of {mixture(b.shares or {})}"
         ),
     ),
-    Check("tasks", "how it solved its tasks", _tasks, _other_tasks, unfair=False),
+    Check(
+        "tasks",
+        "how it solved its tasks",
+        lambda f: DOES_NOT_APPLY if f.tasks_after is None else _items(f.tasks_protocol),
+        lambda a, b: (
+            "solved its tasks by another protocol, "
+            f"{_instead(a.tasks_protocol, b.tasks_protocol)}: do not compare accuracies"
+        ),
+        unfair=False,
+    ),
     Check(
         "environment",
         "where it ran",
         lambda f: _items(f.environment),
-        _other_environment,
+        lambda a, b: (
+            f"ran elsewhere ({_instead(a.environment, b.environment)}): do not compare times and "
+            "memory"
+        ),
         unfair=False,
     ),
 )
@@ -206,7 +200,17 @@ def flags(methods: Sequence[Method], sizes: Sequence[Size]) -> Found:
     yield from _other_seeds(methods)
     yield from _together(methods)
     for method in methods:
-        yield from ((method.label, flag) for flag in (*_zeroed(method), *_failed(method)))
+        # Weights that are zero take as much memory and time as any other.
+        if most := max((f.zeroed for f in method.done), default=0):
+            said = (
+                f"has {most:,} weights that are zero but still there: file, memory and speed are "
+                f"those of {max(f.params for f in method.done):,} parameters"
+            )
+            yield method.label, Flag("zeroed", said, unfair=False)
+        reasons = [f"seed {a.seed}: {a.reason}" for a in method.attempts if not a.done]
+        if reasons and method.done:
+            said = f"{len(reasons)} of {len(method.attempts)} runs ({'; '.join(reasons)})"
+            yield method.label, Flag("failed", f"has no result of {said}", unfair=False)
 
 
 def _differences(methods: Sequence[Method]) -> Found:
@@ -284,7 +288,7 @@ def _other_dense(methods: Sequence[Method], flagged: Mapping[str, set[str]]) -> 
         for facts in m.done:
             label, first = seen.setdefault(facts.seed, (m.label, facts))
             moved = [
-                f"{domain} {numbers.decimal(value)} instead of {numbers.decimal(had)}"
+                f"{domain} {readable.decimal(value)} instead of {readable.decimal(had)}"
                 for domain, value in (facts.before or {}).items()
                 if (had := (first.before or {}).get(domain)) is not None
                 and abs(value / had - 1) > SAME_DENSE
@@ -304,7 +308,7 @@ def _other_size(methods: Sequence[Method], sizes: Sequence[Size]) -> Found:
             off = [effective(f) / size.params - 1 for f in done if size.params]
             most = max(off, key=abs, default=0.0)
             if abs(most) > SAME_SIZE:
-                amount = f"{numbers.percent(abs(most))} {'more' if most > 0 else 'fewer'}"
+                amount = f"{readable.percent(abs(most))} {'more' if most > 0 else 'fewer'}"
                 said = f"has {amount} than the {size.words} that it is compared at"
                 yield label, Flag("parameters", said)
             if len(sizes) > 1 and len(size.labels) == 1 and done:
@@ -342,23 +346,3 @@ def _span(attempt: Attempt) -> tuple[float, float] | None:
         return None
     begin = datetime.datetime.fromisoformat(facts.started).timestamp()
     return begin, begin + facts.seconds
-
-
-def _zeroed(method: Method) -> Iterator[Flag]:
-    """Weights that are zero take as much memory and time as any other."""
-    most = max((f.zeroed for f in method.done), default=0)
-    if most:
-        params = max(f.params for f in method.done)
-        said = (
-            f"has {most:,} weights that are zero but still there: file, memory and speed are those "
-            f"of {params:,} parameters"
-        )
-        yield Flag("zeroed", said, unfair=False)
-
-
-def _failed(method: Method) -> Iterator[Flag]:
-    """Seeds without a result, where other seeds have one."""
-    reasons = [f"seed {a.seed}: {a.reason}" for a in method.attempts if not a.done]
-    if reasons and method.done:
-        of = f"{len(reasons)} of {len(method.attempts)} runs"
-        yield Flag("failed", f"has no result of {of} ({'; '.join(reasons)})", unfair=False)

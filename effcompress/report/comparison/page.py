@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from effcompress.report import numbers
+from effcompress.record import readable
 from effcompress.report.comparison.columns import QUALITY
+from effcompress.report.comparison.pictures import pictures
 from effcompress.report.comparison.rows import Comparison, Row
 from effcompress.report.comparison.spread import LEVEL
-from effcompress.report.comparison.tables import grid, written
-from effcompress.report.render import render
+from effcompress.report.comparison.tables import comma_separated, grid, markdown, plain, written
+from effcompress.report.render import render, replace
 
 
 @dataclass(frozen=True)
@@ -27,41 +30,21 @@ class Result:
     cells: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a method; ``linked``: its report is beside the page."""
-
-    seed: int
-    folder: str
-    said: str
-    linked: bool
+FILES = ("comparison.json", "comparison.csv", "comparison.md", "comparison.html")
+"""The files that ``write`` makes."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """What the recipe says of a method, and its runs."""
-
-    label: str
-    says: Mapping[str, str]
-    runs: Sequence[Run]
-
-
-@dataclass(frozen=True)
-class Page:
-    """What ``comparison.html.jinja`` shows; what is empty is left out."""
-
-    name: str
-    subtitle: str
-    claims: Sequence[str]
-    failures: Sequence[tuple[str, str]]
-    conditions: Sequence[tuple[str, str]]
-    header: Sequence[tuple[str, str]]
-    rows: Sequence[Result]
-    notes: Sequence[tuple[str, str]]
-    level: str
-    legend: Sequence[tuple[str, str]]
-    pictures: Mapping[str, str]
-    methods: Sequence[Method]
+def write(folder: Path, comparison: Comparison) -> Path:
+    """Writes all ``FILES`` into ``folder``; returns the path of the page."""
+    texts = (
+        json.dumps(plain(comparison), indent=1, ensure_ascii=False) + "\n",
+        comma_separated(comparison),
+        markdown(comparison),
+        page(comparison, pictures(comparison)),
+    )
+    for name, text in zip(FILES, texts, strict=True):
+        replace(folder / name, text)
+    return folder / FILES[-1]
 
 
 def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
@@ -69,9 +52,12 @@ def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
     columns = written(comparison)
     helps = {c.title: c.help for c in columns}
     methods = [row for row in comparison.rows if row.size is not None]
-    view = Page(
+    shown = _many(len(methods), "method")
+    runs = _many(sum(len(row.attempts) for row in methods), "run")
+    return render(
+        "comparison.html.jinja",
         name=comparison.name,
-        subtitle=_subtitle(methods),
+        subtitle=f"{shown} in {runs}, beside the dense model",
         claims=comparison.claims,
         failures=[(row.label, row.reason) for row in comparison.rows if row.reason],
         conditions=comparison.conditions,
@@ -81,14 +67,8 @@ def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
         level=f"{100 * LEVEL:g} %",
         legend=[(c.title, c.help) for c in columns],
         pictures=drawn,
-        methods=[_method(row) for row in methods],
+        methods=[(row.label, *_method(row)) for row in methods],
     )
-    return render("comparison.html.jinja", page=view)
-
-
-def _subtitle(methods: Sequence[Row]) -> str:
-    runs = sum(len(row.attempts) for row in methods)
-    return f"{_many(len(methods), 'method')} in {_many(runs, 'run')}, beside the dense model"
 
 
 def _many(number: int, thing: str) -> str:
@@ -111,14 +91,17 @@ def _results(comparison: Comparison) -> Iterator[Result]:
         )
 
 
-def _method(row: Row) -> Method:
+def _method(row: Row) -> tuple[Mapping[str, str], list[tuple[int, str, str, bool]]]:
+    """What the recipe says of a method, and (seed, folder, words, whether its report is beside the
+    page) of its runs.
+    """
     says = next((a.facts.method for a in row.attempts if a.facts and a.facts.method), {})
     runs = []
     for attempt in row.attempts:
         took = attempt.facts.seconds if attempt.facts else None
-        said = f", {numbers.duration(took)}" if took else ""
+        said = f", {readable.duration(took)}" if took else ""
         if attempt.reason:
             said = f": {attempt.reason}"
         linked = not attempt.reason and "/" in attempt.folder
-        runs.append(Run(attempt.seed, attempt.folder, said, linked))
-    return Method(row.label, says, runs)
+        runs.append((attempt.seed, attempt.folder, said, linked))
+    return says or {}, runs

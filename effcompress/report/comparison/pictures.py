@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from effcompress.report import charts, numbers
+from effcompress.record import readable
+from effcompress.report import charts
 from effcompress.report.charts import SHAPES, Bar, Chart, Line, Point, Scatter, Spot, draw, smooth
 from effcompress.report.comparison import columns
 from effcompress.report.comparison.columns import QUALITY, Column
@@ -45,11 +46,13 @@ def _column(comparison: Comparison, key: str) -> Column:
 def _quality_over(comparison: Comparison, key: str, labels: str, *, zero: bool = False) -> str:
     """Perplexity over another column; empty where that column is zero for all."""
     over, quality = _column(comparison, key), _column(comparison, QUALITY)
-    spots = [
-        _spot(comparison, row, over, quality)
-        for row in comparison.rows
-        if key in row.values and QUALITY in row.values
-    ]
+    spots: list[Spot] = []
+    for row in comparison.rows:
+        if key in row.values and QUALITY in row.values:
+            tone, shape = look(comparison, row)
+            x, y = row.values[key], row.values[QUALITY]
+            told = f"{row.label}\n{over.title} {over.cell(x)}\nperplexity {quality.cell(y)}"
+            spots.append(Spot(row.label, x.mean, y.mean, tone, told, shape, y.deviation))
     if len(spots) < 2 or not any(s.x for s in spots):
         return ""
     values = [s.y for s in spots]
@@ -72,13 +75,6 @@ def _quality_over(comparison: Comparison, key: str, labels: str, *, zero: bool =
     )
 
 
-def _spot(comparison: Comparison, row: Row, over: Column, quality: Column) -> Spot:
-    tone, shape = look(comparison, row)
-    x, y = row.values[over.key], row.values[QUALITY]
-    told = f"{row.label}\n{over.title} {over.cell(x)}\nperplexity {quality.cell(y)}"
-    return Spot(row.label, x.mean, y.mean, tone, told, shape, y.deviation)
-
-
 def _loss(comparison: Comparison) -> str:
     """Training loss over tokens: one line per method, the mean of its seeds."""
     lines: list[Line] = []
@@ -98,7 +94,7 @@ def _loss(comparison: Comparison) -> str:
             "tokens trained on",
             "nats per token",
             charts.PLAIN,
-            numbers.decimal,
+            readable.decimal,
         )
     )
 

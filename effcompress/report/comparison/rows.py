@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import string
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from string import ascii_lowercase
 
 from effcompress.report import words
 from effcompress.report.comparison.columns import QUALITY, Column, columns
-from effcompress.report.comparison.conditions import conditions
-from effcompress.report.comparison.facts import CALIBRATION, Attempt, Facts, Method
-from effcompress.report.comparison.flags import Flag, flags
-from effcompress.report.comparison.sizes import Size, sizes
+from effcompress.report.comparison.facts import (
+    CALIBRATION,
+    NOTHING,
+    TRAINING,
+    Attempt,
+    Facts,
+    Method,
+)
+from effcompress.report.comparison.flags import Flag, flags, heldout, mixture, protocol, short
+from effcompress.report.comparison.sizes import SAME_SIZE, Size, sizes
 from effcompress.report.comparison.spread import BEST, TIED, Spread, marks, spread
 
 DENSE = "dense"
+Found = Mapping[str, Sequence[Flag]]
+"""Label of a method -> its flags."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Comparison:
     sizes: tuple[Size, ...]
     conditions: tuple[tuple[str, str], ...]
     notes: tuple[tuple[str, str], ...] = ()
-    claims: tuple[str, ...] = field(default=())
+    claims: tuple[str, ...] = ()
 
 
 def compare(name: str, methods: Sequence[Method]) -> Comparison:
@@ -64,11 +73,27 @@ def compare(name: str, methods: Sequence[Method]) -> Comparison:
     for label, flag in flags(methods, groups):
         found[label].append(flag)
     order = [m for size in groups for m in methods if m.label in size.labels]
-    letters = _letters(found[m.label] for m in order)
+    # a to z, then aa, ab, ...
+    letters = dict(
+        zip(
+            dict.fromkeys(flag.words for m in order for flag in found[m.label]),
+            (*ascii_lowercase, *map("".join, product(ascii_lowercase, repeat=2))),
+            strict=False,
+        )
+    )
     rows: list[Row] = []
+    claims: list[str] = []
     for number, size in enumerate(groups):
         here = [_row(m, number, shown, found, letters) for m in methods if m.label in size.labels]
-        rows += _ranked(here)
+        ranked = [None if row.unfair else row.values.get(QUALITY) for row in here]
+        here = [replace(row, mark=mark) for row, mark in zip(here, marks(ranked), strict=True)]
+        # From the lowest perplexity up; what has none at the end.
+        worst = float("inf")
+        here.sort(key=lambda r: r.values[QUALITY].mean if QUALITY in r.values else worst)
+        rows += here
+        said = _claim(here)
+        where = f"At {size.words}: " if len(groups) > 1 else ""
+        claims.append(where + said if where else said[0].upper() + said[1:])
     return Comparison(
         name,
         shown,
@@ -76,37 +101,32 @@ def compare(name: str, methods: Sequence[Method]) -> Comparison:
         tuple(groups),
         conditions(methods, groups, found),
         tuple((letter, f"{text[0].upper()}{text[1:]}.") for text, letter in letters.items()),
-        tuple(_claims(rows, groups)),
+        tuple(claims),
     )
-
-
-def _letters(flagged: Iterable[Sequence[Flag]]) -> dict[str, str]:
-    """Words of a flag -> its letter: a to z, then aa, ab, ..."""
-    alphabet = string.ascii_lowercase
-    letters = (*alphabet, *(a + b for a in alphabet for b in alphabet))
-    texts = dict.fromkeys(flag.words for some in flagged for flag in some)
-    return dict(zip(texts, letters, strict=False))
 
 
 def _row(
     method: Method,
     size: int,
     shown: Sequence[Column],
-    found: Mapping[str, Sequence[Flag]],
+    found: Found,
     letters: Mapping[str, str],
 ) -> Row:
-    values = {c.key: spread(c.of(f) for f in method.done) for c in shown}
     reasons = dict.fromkeys(a.reason for a in method.attempts if a.reason)
     return Row(
         method.label,
         size,
         method.attempts,
-        {key: value for key, value in values.items() if value is not None},
+        _known((c.key, spread(c.of(f) for f in method.done)) for c in shown),
         _calibration(method.done),
         tuple(letters[flag.words] for flag in found[method.label]),
         any(flag.unfair for flag in found[method.label]),
         reason="" if method.done else "; ".join(reasons),
     )
+
+
+def _known(values: Iterable[tuple[str, Spread | None]]) -> dict[str, Spread]:
+    return {key: value for key, value in values if value is not None}
 
 
 def _calibration(done: Sequence[Facts]) -> str:
@@ -120,19 +140,7 @@ def _calibration(done: Sequence[Facts]) -> str:
     return " to ".join(f"{n:,}" for n in dict.fromkeys((min(amounts), max(amounts))))
 
 
-def _ranked(rows: Sequence[Row]) -> list[Row]:
-    """With marks, from the lowest perplexity up; what has none at the end."""
-    ranked = [None if row.unfair else row.values.get(QUALITY) for row in rows]
-    marked = [
-        Row(**{**vars(row), "mark": mark}) for row, mark in zip(rows, marks(ranked), strict=True)
-    ]
-    worst = float("inf")
-    return sorted(marked, key=lambda r: r.values[QUALITY].mean if QUALITY in r.values else worst)
-
-
-def _dense(
-    methods: Sequence[Method], found: Mapping[str, Sequence[Flag]], shown: Sequence[Column]
-) -> list[Row]:
+def _dense(methods: Sequence[Method], found: Found, shown: Sequence[Column]) -> list[Row]:
     """The dense model as most measured it, and once more for each method that measured another."""
     apart = {"checkpoint", "protocol", "held-out", "dense"}
     usual = [m for m in methods if not apart & {flag.kind for flag in found[m.label]}]
@@ -146,34 +154,25 @@ def _dense(
             if attempt.facts is not None and attempt.facts.before:
                 by_seed.setdefault(attempt.seed, Attempt(attempt.seed, "", attempt.facts))
         facts = [a.facts for a in by_seed.values() if a.facts]
-        values = {c.key: spread(c.dense(f) for f in facts) for c in shown}
         rows.append(
             Row(
                 label,
                 None,
                 tuple(by_seed.values()),
-                {key: value for key, value in values.items() if value is not None},
+                _known((c.key, spread(c.dense(f) for f in facts)) for c in shown),
                 reason="" if facts else "no run got as far as measuring it",
             )
         )
     return rows
 
 
-def _claims(rows: Sequence[Row], groups: Sequence[Size]) -> Iterable[str]:
-    """One sentence for each size: who is best, who is tied, or why nothing is said."""
-    for number, size in enumerate(groups):
-        here = [row for row in rows if row.size == number]
-        where = f"At {size.words}: " if len(groups) > 1 else ""
-        said = _claim(here)
-        yield where + said if where else said[0].upper() + said[1:]
-
-
 def _claim(here: Sequence[Row]) -> str:
+    """Who is best at a size, who is tied, or why nothing is said."""
     best = next((row for row in here if row.mark == BEST), None)
     left = [row.label for row in here if row.unfair and row.done]
     rest = f" Not ranked, because of what their footnotes say: {words.join(left)}." if left else ""
+    fair = [row for row in here if row.done and not row.unfair]
     if best is None:
-        fair = [row for row in here if row.done and not row.unfair]
         if len(fair) < 2:
             return f"none is called best: fewer than two methods can be compared.{rest}"
         return (
@@ -182,6 +181,123 @@ def _claim(here: Sequence[Row]) -> str:
         )
     ties = [row.label for row in here if row.mark == TIED]
     also = f" Tied with it: {words.join(ties)}." if ties else ""
-    few = [row.label for row in here if row.done and not row.unfair and len(row.done) < 2]
+    few = [row.label for row in fair if len(row.done) < 2]
     alone = f" A single result, and so not ranked: {words.join(few)}." if few else ""
     return f"the lowest perplexity is that of {best.label}.{also}{alone}{rest}"
+
+
+def conditions(
+    methods: Sequence[Method], sizes: Sequence[Size], found: Found
+) -> tuple[tuple[str, str], ...]:
+    """Returns (title, words): checkpoint, calibration, parameters, layers, recovery, evaluation,
+    seeds. ``found``: label -> flags.
+    """
+    parts = [size.words.removesuffix(" parameters") for size in sizes if size.params]
+    parameters = "not known"
+    if parts:
+        tolerance = f"within {SAME_SIZE:.1%}".replace("%", " %")
+        other = _except(sorted(_flagged(found, "parameters")))
+        parameters = f"{words.join(parts)}, {tolerance}{other}"
+    seeded = _flagged(found, "seeds")
+    seeds = sorted({a.seed for m in methods if m.label not in seeded for a in m.attempts})
+    return (
+        ("checkpoint", _common(methods, found, _checkpoint, "checkpoint")),
+        ("calibration", _calibrated(methods, found)),
+        ("parameters", parameters),
+        ("layers", _layers(methods)),
+        ("recovery", _common(methods, found, _trained, "training", "mixture", "text")),
+        ("evaluation", _common(methods, found, _evaluated, "protocol", "held-out", "dense")),
+        ("seeds", ", ".join(map(str, seeds)) + _except(seeded)),
+    )
+
+
+def _flagged(found: Found, *kinds: str) -> list[str]:
+    """Labels with a flag of one of the kinds."""
+    return [label for label, some in found.items() if any(f.kind in kinds for f in some)]
+
+
+def _common(
+    methods: Sequence[Method],
+    found: Found,
+    say: Callable[[Sequence[Facts]], str],
+    *kinds: str,
+) -> str:
+    """``say`` on the methods without a flag of these kinds, and the names of those with one."""
+    other = _flagged(found, *kinds)
+    usual = [f for m in methods if m.label not in other for f in m.done]
+    return (say(usual) if usual else "not known: no run ended well") + _except(other)
+
+
+def _except(labels: Sequence[str]) -> str:
+    return f"; otherwise: {', '.join(labels)}" if labels else ""
+
+
+def _checkpoint(facts: Sequence[Facts]) -> str:
+    first, *others = dict.fromkeys(f.source for f in facts)
+    hashes = _by_seed({f.seed: short(f.source_hash) for f in facts})
+    return f"{first}{' (and by the seed)' if others else ''}, hash of the weights {hashes}"
+
+
+def _by_seed(values: Mapping[int, str]) -> str:
+    """One value, or one for each seed."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{value} (seed {seed})" for seed, value in sorted(values.items()))
+
+
+def _calibrated(methods: Sequence[Method], found: Found) -> str:
+    other = _flagged(found, "calibration")
+    parts: list[str] = []
+    done = [(m.label, f) for m in methods if m.label not in other for f in m.done]
+    taken = {f.seed: f for _, f in done if f.measures == CALIBRATION}
+    if taken:
+        amount = max(sum(t.number for t in f.calibration) for f in taken.values())
+        hashes = {
+            seed: "+".join(sorted(short(t.hash) for t in f.calibration))
+            for seed, f in taken.items()
+        }
+        parts.append(f"{amount:,} tokens, hash {_by_seed(hashes)}")
+    said = {
+        TRAINING: "measured on the text of training: {}",
+        NOTHING: "none needed: {}",
+        None: "not recorded: {}",
+    }
+    for measures, text in said.items():
+        if labels := dict.fromkeys(n for n, f in done if f.measures == measures):
+            parts.append(text.format(", ".join(labels)))
+    return "; ".join(parts or ["not known: no run ended well"]) + _except(other)
+
+
+def _layers(methods: Sequence[Method]) -> str:
+    """How many layers lost something (seeds may choose others)."""
+    said: dict[str, list[str]] = {}
+    for method in methods:
+        touched = {f.layers for f in method.done}
+        if not touched:
+            continue
+        every = max(f.all_layers for f in method.done)
+        if None in touched:
+            text = "not recorded"
+        else:
+            counts = sorted({len(t) for t in touched if t is not None})
+            some = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+            text = f"all {every}" if counts == [every] else f"{some} of {every}"
+        said.setdefault(text, []).append(method.label)
+    if not said:
+        return "not known: no run ended well"
+    usual = max(said, key=lambda text: len(said[text]))
+    parts = [f"{text} in {', '.join(labels)}" for text, labels in said.items() if text != usual]
+    return "; ".join([f"{usual} lose something", *parts])
+
+
+def _trained(facts: Sequence[Facts]) -> str:
+    one = facts[0]
+    if not one.trained:
+        return "none"
+    return f"{one.trained:,} tokens{f' of {mixture(one.shares)}' if one.shares else ''}"
+
+
+def _evaluated(facts: Sequence[Facts]) -> str:
+    one = facts[0]
+    rest = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in protocol(one).items())
+    return f"{heldout(one.heldout or {})}; {rest}"

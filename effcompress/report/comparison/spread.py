@@ -86,8 +86,7 @@ def marks(values: Sequence[Spread | None]) -> list[str]:
     if len(ranked) < 2:
         return ["" for _ in values]
     best = min(ranked, key=lambda v: v.mean)
-    found: list[str] = []
-    for value in values:
-        close = value is not None and tied(value, best)
-        found.append(BEST if value is best else TIED if close else "")
-    return found
+    return [
+        BEST if value is best else TIED if value is not None and tied(value, best) else ""
+        for value in values
+    ]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from effcompress.report.comparison.columns import QUALITY, Column
-from effcompress.report.comparison.facts import Attempt
+from effcompress.report.comparison.facts import Facts
 from effcompress.report.comparison.rows import Comparison, Row
 from effcompress.report.comparison.spread import BEST
 from effcompress.report.render import render
 
 FORMAT = 1
-CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
@@ -31,14 +28,12 @@ def written(comparison: Comparison) -> tuple[Column, ...]:
     """Returns the columns of the tables: those with a value other than zero in some row,
     and always size, tokens and perplexity.
     """
-    found = []
-    for column in comparison.columns:
-        values = [
-            row.values[column.key].mean for row in comparison.rows if column.key in row.values
-        ]
-        if any(values) or column.key in ("params", "removed", "trained", QUALITY):
-            found.append(column)
-    return tuple(found)
+    return tuple(
+        column
+        for column in comparison.columns
+        if column.key in ("params", "removed", "trained", QUALITY)
+        or any(row.values[column.key].mean for row in comparison.rows if column.key in row.values)
+    )
 
 
 def grid(comparison: Comparison) -> Grid:
@@ -47,7 +42,15 @@ def grid(comparison: Comparison) -> Grid:
     """
     columns = written(comparison)
     header = ("method", *(c.title for c in columns), "calibration tokens", "runs")
-    return Grid(header, tuple(_cells(row, columns) for row in comparison.rows))
+    rows = []
+    for row in comparison.rows:
+        cells = [column.cell(row.values.get(column.key)) for column in columns]
+        runs = str(len(row.done)) if row.size is not None else ""
+        if row.reason:
+            why = row.reason if row.size is None else f"failed: {row.reason}"
+            cells, runs = [why, *("" for _ in cells[1:])], "0"
+        rows.append((name(row), *cells, row.calibration, runs))
+    return Grid(header, tuple(rows))
 
 
 ORDER = ("params", QUALITY, "prune_seconds", "prune_memory", "seconds", "accuracy")
@@ -67,23 +70,13 @@ def brief(comparison: Comparison) -> Grid:
         if row.reason:
             cells = ["" if row.size is None else "failed", *("" for _ in cells[1:])]
         rows.append((name(row), *cells))
-    return Grid(("method", *(c.brief for c in columns)), tuple(rows))
+    return Grid(("method", *(c.brief or c.title for c in columns)), tuple(rows))
 
 
 def name(row: Row) -> str:
     """Returns label, letters of footnotes and mark: ``taylor [a, b] (tied)``."""
     letters = f" [{', '.join(row.notes)}]" if row.notes else ""
     return f"{row.label}{letters}" + (f" ({row.mark})" if row.mark else "")
-
-
-def _cells(row: Row, columns: tuple[Column, ...]) -> tuple[str, ...]:
-    cells = [column.cell(row.values.get(column.key)) for column in columns]
-    runs = str(len(row.done)) if row.size is not None else ""
-    if row.reason:
-        why = row.reason if row.size is None else f"failed: {row.reason}"
-        cells = [why, *("" for _ in cells[1:])]
-        runs = "0"
-    return (name(row), *cells, row.calibration, runs)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -94,18 +87,8 @@ def markdown(comparison: Comparison) -> str:
         {"cells": cells, "bold": (0, quality) if row.mark == BEST else ()}
         for row, cells in zip(comparison.rows, table.rows, strict=True)
     ]
-    return (
-        render(
-            "comparison.md.jinja",
-            name=comparison.name,
-            conditions=comparison.conditions,
-            header=table.header,
-            rows=rows,
-            claims=comparison.claims,
-            notes=comparison.notes,
-        ).rstrip()
-        + "\n"
-    )
+    names = {**vars(comparison), "header": table.header, "rows": rows}
+    return render("comparison.md.jinja", **names).rstrip() + "\n"
 
 
 def comma_separated(comparison: Comparison) -> str:
@@ -114,7 +97,7 @@ def comma_separated(comparison: Comparison) -> str:
     writer = csv.writer(out, lineterminator="\n")
     keys = [column.key for column in comparison.columns]
     head = [f"{key}{part}" for key in keys for part in ("", " sd")]
-    writer.writerow(["method", "size", "mark", "notes", "runs", *head, CALIBRATION, "reason"])
+    writer.writerow(["method", "size", "mark", "notes", "runs", *head, "calibration", "reason"])
     for row in comparison.rows:
         cells: list[Any] = []
         for key in keys:
@@ -140,11 +123,6 @@ def plain(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def as_json(comparison: Comparison) -> str:
-    """``plain`` as text."""
-    return json.dumps(plain(comparison), indent=1, ensure_ascii=False) + "\n"
-
-
 def _plain_row(row: Row) -> dict[str, Any]:
     return {
         "method": row.label,
@@ -154,24 +132,21 @@ def _plain_row(row: Row) -> dict[str, Any]:
         "reason": row.reason,
         "calibration": row.calibration,
         "values": {key: asdict(value) for key, value in row.values.items()},
-        "runs": [*_plain_runs(row)],
+        "runs": [
+            {
+                "seed": attempt.seed,
+                "folder": attempt.folder,
+                "reason": attempt.reason,
+                "facts": attempt.facts and _plain_facts(attempt.facts),
+            }
+            for attempt in row.attempts
+        ],
     }
 
 
-def _plain_runs(row: Row) -> Iterator[dict[str, Any]]:
-    for attempt in row.attempts:
-        yield {
-            "seed": attempt.seed,
-            "folder": attempt.folder,
-            "reason": attempt.reason,
-            "facts": None if attempt.facts is None else _plain_facts(attempt),
-        }
-
-
-def _plain_facts(attempt: Attempt) -> dict[str, Any]:
+def _plain_facts(known: Facts) -> dict[str, Any]:
     """All but the losses of the steps, which are in the run's own folder."""
-    assert attempt.facts is not None
-    facts = {**vars(attempt.facts)}
+    facts = {**vars(known)}
     del facts["losses"]
     facts["calibration"] = [
         asdict(t) for t in sorted(facts["calibration"], key=lambda t: str(t.hash))
