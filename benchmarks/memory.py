@@ -127,7 +127,7 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
         phase(
             "update", lambda: train.update(state.module, state.optimizer, spec, 1e-5, state.world)
         )
-    phase("checkpoint", CheckpointWriter(state, corpus, folder, log).now)
+    phase("checkpoint", CheckpointWriter(state, corpus, folder, log).save)
     if prune:
         phase("cut", cut)
         backward()  # these recipes train on behind the last cut, with the replicas joined again
