@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 def _literal(text: str) -> Markup:
     """Text that Markdown shows as it is, in a table too."""
-    return Markup(re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text))  # noqa: S704 (escaped right here)
+    # An underscore within a word (acc_norm) is plain text in Markdown.
+    return Markup(re.sub(r"([\\`*\[\]<>|]|(?<!\w)_|_(?!\w))", r"\\\1", text))  # noqa: S704 (escaped right here)
 
 
 def _code(text: str) -> Markup:

@@ -196,7 +196,7 @@ def test_one_that_dies_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["replicate", "shard"])
 def test_what_happens_to_one_is_everyones(tmp_path: Path, mode: str) -> None:
     """One is asked to stop, so both do, at the same step; one computes what is no number, so both
-    leave the step out, and the layers of both are heard anew.
+    leave the step out, and the second moments of both restart.
     """
     path, sets = recipe(tmp_path), [*OBS, f"distributed.mode={mode}"]
     jobs = [
@@ -208,7 +208,7 @@ def test_what_happens_to_one_is_everyones(tmp_path: Path, mode: str) -> None:
         assert f"process {rank}: by SIGTERM behind step 6, with a checkpoint" in said, said
     (warning,) = [w["text"] for w in events(tmp_path / "out", "warning") if "left" in w["text"]]
     assert warning.startswith("step 10 is left out: the loss is not finite")
-    assert "heard anew" in warning
+    assert "restart" in warning
     assert events(tmp_path / "out", "end")[-1]["status"] == "success"
     assert "nan" not in (tmp_path / "out" / "metrics.jsonl").read_text().lower()
 

@@ -211,7 +211,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("text", "depends on the text"), ("between", "does not read what the one before it made")],
+    [("text", "depends on the text"), ("between", "does not read the output of the one before it")],
 )
 def test_models_that_cannot_be_taken_block_by_block_are_refused(how: str, said: str) -> None:
     module = Model(how)

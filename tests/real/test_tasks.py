@@ -28,12 +28,12 @@ def test_twice_the_same_and_above_chance(smol: LoadedModel) -> None:
         for _ in range(2)
     )
     assert first == second
-    scores = first["scores"]
-    assert {s["examples"] for s in scores.values()} == {20}
-    assert (scores["openbookqa"]["of"], scores["winogrande"]["of"]) == (500, 1267)
+    scores = first.scores
+    assert {s.examples for s in scores.values()} == {20}
+    assert (scores["openbookqa"].of, scores["winogrande"].of) == (500, 1267)
     # What the harness's own class says, give or take one answer that another rounding turns.
-    assert scores["openbookqa"]["value"] == pytest.approx(0.30, abs=0.051)
-    assert scores["winogrande"]["value"] == pytest.approx(0.55, abs=0.051)
+    assert scores["openbookqa"].value == pytest.approx(0.30, abs=0.051)
+    assert scores["winogrande"].value == pytest.approx(0.55, abs=0.051)
 
 
 def test_likelihoods_are_those_of_the_harness(quickstart: LoadedRecipe, smol: LoadedModel) -> None:

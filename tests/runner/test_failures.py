@@ -147,7 +147,7 @@ def test_a_layer_that_goes_wrong_for_two_steps(
     warnings = left_out(tmp_path / "out")
     assert [w.split(":")[0] for w in warnings] == ["step 3 is left out", "step 7 is left out"]
     assert all("loss is not finite (domains: letters, numbers)" in w for w in warnings)
-    assert ("heard anew" in warnings[0]) == (sets is OBS)
+    assert ("restart" in warnings[0]) == (sets is OBS)
     assert events(tmp_path / "out", "end")[-1]["status"] == "success" and finite(tmp_path / "out")
 
 

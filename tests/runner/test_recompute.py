@@ -81,10 +81,10 @@ def test_what_is_kept_is_what_the_arithmetic_says(bf16: bool) -> None:
     family = family_of(values)
     axes = axes_of(model, family, values, full_depth(family, values))
     how = {"bf16": bf16, "recompute": True}
-    layers = activations(axes, values, {}, 64, **how).blocks * 64
+    layers = activations(axes, values, {}, 64, **how).layers * 64
     least = 4 * 4 * 32 * 64  # what four layers read, in fp32
     assert least <= sum(kept.values()) < layers
-    assert layers < activations(axes, values, {}, 64, bf16=bf16).blocks * 64 / 2
+    assert layers < activations(axes, values, {}, 64, bf16=bf16).layers * 64 / 2
 
 
 def test_an_architecture_that_cannot() -> None:
