@@ -1656,10 +1656,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/run.py",
         'if saved.values["corpus"] != corpus.fingerprint:',
         "if False:",
-        (
-            "tests/runner/test_resume.py",
-            "tests/runner/test_run.py::test_a_failed_run_says_so_and_can_be_continued",
-        ),
+        ("tests/runner/test_checkpoints.py::test_other_text_is_refused_on_resume",),
         "a run goes on with other text",
     ),
     Mutant(
@@ -1697,20 +1694,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/state.py",
         ('"left_out",\n'),
         "",
-        (
-            "tests/runner/test_failures.py",
-            "tests/runner/test_resume.py::test_kill_and_resume_is_bit_for_bit",
-        ),
+        ("tests/runner/test_checkpoints.py::test_a_checkpoint_holds_every_counter",),
         "a resumed run forgets the steps it left out",
     ),
     Mutant(
         "effcompress/runner/state.py",
         ('"groups_cut",\n'),
         "",
-        (
-            "tests/runner/test_resume.py::test_kill_and_resume_is_bit_for_bit",
-            "tests/runner/test_schedules.py::test_resume_in_every_stage",
-        ),
+        ("tests/runner/test_checkpoints.py::test_a_checkpoint_holds_every_counter",),
         "a resumed run counts its cuts from zero",
     ),
     Mutant(

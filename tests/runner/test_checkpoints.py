@@ -107,3 +107,36 @@ def _at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
 
 def _no_warning(text: str) -> None:
     raise AssertionError(text)
+
+
+def test_a_checkpoint_holds_every_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a resumed run goes on counting: left out of a checkpoint, it would begin at zero."""
+    monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
+    out = tmp_path / "run"
+    run(load_recipe(recipe(tmp_path), ["save.every=2"]), output=out)
+    saved = newest(out / "checkpoints", _no_warning)
+    assert saved is not None
+    values, cuts = saved.values, events(out, "cut")
+    assert values["groups_cut"] == sum(sum(cut["removed"].values()) for cut in cuts) > 0
+    assert values["removed"] == {
+        kind: sum(cut["removed"].get(kind, 0) for cut in cuts) for kind in values["removed"]
+    }
+    assert (values["left_out"], values["sparse"]) == (0, [])
+    assert values["target_reached"] in (True, False) and values["since_commit"] == 0
+    assert values["step"] == events(out, "step")[-1]["step"] and values["seconds"] > 0
+
+
+def test_other_text_is_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = recipe(tmp_path), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        _at_step(patch, 6, _fails)
+        with pytest.raises(RunError, match="gone wrong"):
+            run(load_recipe(path, ["save.every=2"]), output=out)
+    letters = tmp_path / "letters.jsonl"
+    letters.write_text(letters.read_text().replace("alpha", "omega"))
+    with pytest.raises(RunError, match="the training text is not the one this run began with"):
+        run(load_recipe(path, ["save.every=2"]), output=out, resume=True)
+
+
+def _fails() -> None:
+    raise RunError("gone wrong")
