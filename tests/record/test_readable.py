@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from effcompress.record.readable import clock_time, duration, exact_count, size, with_error
 from effcompress.record.readable import count as shortened
-from effcompress.record.readable import duration, exact_count, size, with_error
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,18 @@ def test_sizes(count: float, said: str) -> None:
 )
 def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (4.4, "0:04"),
+        (59.6, "1:00"),
+        (65, "1:05"),
+        (3599, "59:59"),
+        (7389, "2:03:09"),
+        (200000, "2 days"),
+    ],
+)
+def test_clock_times(seconds: float, said: str) -> None:
+    assert clock_time(seconds) == said
