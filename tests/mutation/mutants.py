@@ -2174,7 +2174,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/train/loss.py",
         "weight_BT = trained_BT[:, 1:].to(each_BT.dtype)",
         "weight_BT = trained_BT[:, :-1].to(each_BT.dtype)",
-        ("tests/data/test_prompts.py::test_perplexity_counts_only_them",),
+        ("tests/train/test_loss.py::test_the_mask_belongs_to_the_token_that_is_predicted",),
         "the mask of prompts is one token late",
     ),
     Mutant(
