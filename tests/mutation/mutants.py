@@ -1539,7 +1539,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/runner/evaluation.py",
         "found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)",
         "found = evaluation.perplexity(module, ids_NT, spec.batch_size, None, world)",
-        ("tests/runner/test_tasks.py::test_a_run_solves_tasks_before_and_after",),
+        ("tests/runner/test_evaluation.py::test_prompts_do_not_count",),
         "prompts count into the perplexity",
     ),
     Mutant(
