@@ -1,12 +1,15 @@
 """Every one-shot method at equal parameters, without any training: perplexity, time, memory.
 
     python benchmarks/one_shot.py CORPUS [--sizes 121M 113M 94M zeros] [--rows flap ...]
+                                  [--seeds 0 1 2]
     python benchmarks/one_shot.py CORPUS --table
 
 ``CORPUS`` is a folder of ``<domain>/{train,validation}.jsonl`` with a field ``text``. Every row is
 a recipe under ``recipes/baselines`` with other text and another size, run by the command line as a
-user would; a row that is there is not run again. What a run found is one line of
-``docs/results/one_shot.csv``. At the end the runs of a size go through ``effcompress compare``.
+user would, once for each seed: a seed draws other calibration text. A run that is there is not
+made again. What a run found is one line of ``docs/results/one_shot.csv``; lines without a seed are
+of an earlier version that read the first sequences of every domain. At the end the runs of a size
+go through ``effcompress compare``.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import csv
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -85,34 +89,41 @@ def rows_of(size: str) -> dict[str, tuple[str, list[str]]]:
     return found
 
 
-def command(row: str, size: str, corpus: Path) -> list[str]:
+def folder_of(row: str, size: str, seed: int) -> Path:
+    """Where a run lies."""
+    return RUNS / size / f"{row}_{seed}"
+
+
+def command(row: str, size: str, seed: int, corpus: Path) -> list[str]:
     """The command line of a row; what it prints is what a user would type."""
     name, sets = rows_of(size)[row]
-    every = [f"name={row}", f"data.domains={json.dumps(domains(corpus))}", *sets]
+    folder = folder_of(row, size, seed)
+    every = [f"name={row}", f"seed={seed}", f"data.domains={json.dumps(domains(corpus))}", *sets]
     parts = [sys.executable, "-m", "effcompress", "run", str(RECIPES / f"{name}.yaml")]
-    parts += ["--output", str(RUNS / size / row)]
+    parts += ["--output", str(folder)]
     parts += [part for value in every for part in ("--set", value)]
-    return [*parts, "--resume"] if (RUNS / size / row).exists() else parts
+    return [*parts, "--resume"] if folder.exists() else parts
 
 
-def run(row: str, size: str, corpus: Path) -> None:
-    """Run one row to its end and write its line."""
-    folder = RUNS / size / row
+def run(row: str, size: str, seed: int, corpus: Path) -> None:
+    """Run one row with one seed to its end and write its line."""
+    folder = folder_of(row, size, seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("a") as out:
-        done = subprocess.run(command(row, size, corpus), stdout=out, stderr=out)
-    attempt = read(folder, seed=0, shown=row)
+        done = subprocess.run(command(row, size, seed, corpus), stdout=out, stderr=out)
+    attempt = read(folder, seed=seed, shown=row)
     if done.returncode or not attempt.done or attempt.facts is None:
-        print(f"{row} ({size}): failed, see {folder.with_suffix('.log')}", flush=True)
+        print(f"{row} ({size}, seed {seed}): failed, see {folder.with_suffix('.log')}", flush=True)
         return
-    line = {"size": size, "row": row, **line_of(attempt.facts)}
+    line = {"size": size, "row": row, "seed": seed, **line_of(attempt.facts)}
     new = not RESULTS.exists()
     with RESULTS.open("a", newline="") as out:
-        writer = csv.DictWriter(out, fieldnames=list(line))
+        writer = csv.DictWriter(out, list(line), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(line)
-    print(f"{row} ({size}): {line['mean']}", flush=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    print(f"{row} ({size}, seed {seed}): {line['mean']}", flush=True)
 
 
 def line_of(facts: Facts) -> dict[str, Any]:
@@ -144,27 +155,46 @@ def lines() -> list[dict[str, str]]:
 
 
 def table() -> None:
-    """Markdown, one table per size."""
+    """Markdown, one table per size: means over the seeds, geometric for perplexities."""
     sizes: dict[str, list[dict[str, str]]] = defaultdict(list)
     for line in lines():
         sizes[line["size"]].append(line)
-    for size, found in sizes.items():
+    for size in SIZES:
+        found = sizes[size]
         names = [name for name in found[0] if f"dense {name}" in found[0]]
-        print(f"\n### {'To ' + size if size != 'zeros' else 'Zeros, all parameters stay'}\n")
-        print(f"| method | parameters | zeroed | mean | {' | '.join(names)} | pruning | peak |")
-        print("|---|---|---|---|" + "---|" * (len(names) + 2))
         dense = {name: float(found[0][f"dense {name}"]) for name in names}
+        print(f"\n### {'To ' + size if size != 'zeros' else 'Zeros, all parameters stay'}\n")
+        print(f"| method | parameters | mean | x dense | draws | {' | '.join(names)} | pruning |")
+        print("|---|---|---|---|---|" + "---|" * (len(names) + 1))
         cells = " | ".join(f"{value:.2f}" for value in dense.values())
-        print(f"| dense | 134.5M | - | {mean(dense):.2f} | {cells} | - | - |")
-        for line in sorted(found, key=lambda line: float(line["mean"])):
-            values = " | ".join(f"{float(line[name]):.2f}" for name in names)
-            zeroed = f"{int(line['zeroed']) / 1e6:.1f}M" if int(line["zeroed"]) else "-"
-            memory = f"{int(line['prune_memory']) / 1e9:.2f} GB" if line["prune_memory"] else "-"
-            print(
-                f"| {line['row']} | {int(line['params']) / 1e6:.1f}M | {zeroed} | "
-                f"{float(line['mean']):.2f} | {values} | {float(line['prune_seconds']):.0f} s | "
-                f"{memory} |"
-            )
+        print(f"| dense | 134.5M | {mean(dense):.2f} | 1.00 | - | {cells} | - |")
+        for row in sorted(_each_row(found), key=lambda row: _over(row, "mean")):
+            print(_table_row(row, names, mean(dense)))
+
+
+def _each_row(found: list[dict[str, str]]) -> list[list[dict[str, str]]]:
+    """Lines of each row: those of seeds, or, where there are none yet, the earlier version's."""
+    rows: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for line in found:
+        rows[line["row"]].append(line)
+    return [[x for x in row if x["seed"]] or row for row in rows.values()]
+
+
+def _table_row(row: list[dict[str, str]], names: list[str], dense: float) -> str:
+    drawn = [float(line["mean"]) for line in row]
+    draws = f"{min(drawn):.2f} to {max(drawn):.2f}" if len(drawn) > 1 else "one"
+    draws = draws if row[0]["seed"] else "earlier version"
+    cells = " | ".join(f"{_over(row, name):.2f}" for name in names)
+    seconds = statistics.median(float(line["prune_seconds"]) for line in row)
+    return (
+        f"| {row[0]['row']} | {int(row[0]['params']) / 1e6:.1f}M | {_over(row, 'mean'):.2f} | "
+        f"{_over(row, 'mean') / dense:.2f} | {draws} | {cells} | {seconds:.0f} s |"
+    )
+
+
+def _over(row: list[dict[str, str]], name: str) -> float:
+    """Geometric mean of a column over the seeds."""
+    return mean({line["seed"]: float(line[name]) for line in row})
 
 
 def main() -> None:
@@ -172,18 +202,20 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rows", nargs="+", help="default: all of a size")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     parser.add_argument("--table", action="store_true", help="print the tables; run nothing")
     options = parser.parse_args()
     if options.table:
         table()
         return
-    there = {(line["size"], line["row"]) for line in lines()}
+    there = {(line["size"], line["row"], line["seed"]) for line in lines()}
     jobs = [
-        (row, size, options.corpus)
+        (row, size, seed, options.corpus)
+        for seed in options.seeds
         for size in options.sizes
         for row in rows_of(size)
-        if (size, row) not in there and row in (options.rows or [row])
+        if (size, row, str(seed)) not in there and row in (options.rows or [row])
     ]
     with ThreadPoolExecutor(options.at_once) as pool:
         list(pool.map(lambda job: run(*job), jobs))
@@ -193,8 +225,9 @@ def main() -> None:
 
 def compare(size: str) -> None:
     """One page of all finished runs of a size."""
-    finished = [line["row"] for line in lines() if line["size"] == size]
-    folders = [str(RUNS / size / row) for row in finished if (RUNS / size / row).exists()]
+    finished = [line for line in lines() if line["size"] == size and line["seed"]]
+    every = [folder_of(line["row"], size, int(line["seed"])) for line in finished]
+    folders = [str(folder) for folder in every if folder.exists()]
     if len(folders) > 1:
         page = ["--output", str(RUNS / f"{size}_compared")]
         subprocess.run([sys.executable, "-m", "effcompress", "compare", *folders, *page])

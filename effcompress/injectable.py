@@ -54,8 +54,10 @@ INPUTS: dict[str, dict[str, str]] = {
         "params_K": "[K] parameters the candidate's removal frees",
         "mean_K": "[K] mean saliency of equally many units alive in the candidate's set(s)",
         "removed_K": "[K] fraction of the candidate's kind removed so far, 0 to 1",
-        "fraction_K": "[K] fraction of the candidate's own set(s) that is gone once it is removed; "
-        "of what there was when the stage began, where the schedule counts stages",
+        "removed_after_K": "[K] the same once the candidate, and what finish_on then promises, is "
+        "gone",
+        "fraction_K": "[K] fraction of the candidate's own set(s) that is gone then; of what there "
+        "was when the stage began, where the schedule counts stages",
         "widths_K": "[K] units left in the candidate's set(s)",
         "begun_K": "[K] units in them at the beginning, or when the schedule's stage began",
         "layer_K": "[K] original number of the candidate's layer; -1 for what spans layers",

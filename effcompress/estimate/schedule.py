@@ -115,7 +115,7 @@ def measures(recipe: Recipe) -> str:
 
 
 def play(
-    recipe: Recipe, sized: SizedModel, prefer: Callable[[Budget, int], float] = Budget.removed
+    recipe: Recipe, sized: SizedModel, prefer: Callable[[Budget, int], float] = Budget.removed_after
 ) -> Timeline:
     """Follows the schedule from the first step to the last, as ``runner/prune.py`` does."""
     prune, per_step, total = recipe.prune, tokens_per_step(recipe), total_tokens(recipe)

@@ -33,7 +33,8 @@ class Budget:
         promising = any(c.multiple != c.round_to for c in candidates)
         self._kept = self._now.copy() if promising else self._now
         self._reach = Reachability(axes, candidates, self.start, target)
-        self._fractions: dict[str, float] = {}
+        self._left: dict[tuple[str, bool], int] = {}
+        """(Pool, whether promises are kept) -> units left in it; cleared by every cut."""
         self._ranged = any(c.after > 0 or c.until < 1 for c in candidates)
         self._steady = not any(c.floor or c.kind in DEPTH for c in candidates)
         """Whether no candidate's room depends on what another loses: no pools, no depth."""
@@ -72,16 +73,31 @@ class Budget:
     def removed(self, k: int) -> float:
         """Returns the removed fraction of the units of candidate ``k``, or of its pool's."""
         c = self.candidates[k]
-        if not c.pool:
-            return self._fraction(k)
-        if c.pool not in self._fractions:
-            left = self._reach.left(c.pool, self._now)
-            self._fractions[c.pool] = 1.0 - left / self._reach.pool_sizes[c.pool]
-        return self._fractions[c.pool]
+        if c.pool:
+            return 1.0 - self._left_in(c.pool) / self._reach.pool_sizes[c.pool]
+        return (c.size - self._now.width(k)) * len(c.sets) / c.units
 
-    def _fraction(self, k: int) -> float:
-        """Returns the removed fraction of the units of candidate ``k`` alone."""
-        return 1.0 - self._now.width(k) / self.candidates[k].size
+    def removed_after(self, k: int) -> float:
+        """Returns what ``removed`` is once the next step of candidate ``k`` is taken and all that
+        is promised then is gone: a coarse unit, or a stride, is not taken for its first channel.
+        """
+        c, width = self.candidates[k], self.width_after(k)
+        if c.pool:
+            left = self._left_in(c.pool, kept=True) - (self._kept.width(k) - width)
+            return 1.0 - left / self._reach.pool_sizes[c.pool]
+        return (c.size - width) * len(c.sets) / c.units
+
+    def width_after(self, k: int) -> int:
+        """Returns the width of candidate ``k`` once the stride that its next step begins, or goes
+        on with, is finished.
+        """
+        begins = 0 if self.promised(k) else self._reach.stride(k, self._kept)
+        return self._kept.width(k) - begins
+
+    def _left_in(self, pool: str, kept: bool = False) -> int:
+        if (pool, kept) not in self._left:
+            self._left[pool, kept] = self._reach.left(pool, self._kept if kept else self._now)
+        return self._left[pool, kept]
 
     def open(self) -> list[int]:
         """Returns the candidates whose next step keeps a promise, or begins a stride that brings
@@ -106,7 +122,7 @@ class Budget:
             self._new = None
             if self._all_fit and not self._reach.movable(k, self._kept):
                 self._all_fit.remove(k)
-        self._fractions.clear()
+        self._left.clear()
         self.units[self.candidates[k].kind] += units
 
     def satisfies(self, params: int | None) -> bool:
@@ -170,21 +186,25 @@ class Budget:
 def simulate(
     budget: Budget,
     groups: int | None = None,
-    prefer: Callable[[Budget, int], float] = Budget.removed,
+    prefer: Callable[[Budget, int], float] = Budget.removed_after,
     params: int | None = None,
 ) -> dict[str, int]:
     """Cuts a budget down without saliency: always the candidate that ``prefer`` ranks lowest, by
-    default the one with the smallest removed fraction.
+    default the one whose kind then has the smallest removed fraction.
 
     ``groups`` limits how many mini-groups go, ``params`` is a size to stop at before the target.
     Returns kind -> mini-groups removed.
     """
+
+    def order(k: int) -> tuple[float, float]:  # in a pool the widest set first
+        return prefer(budget, k), -budget._now.width(k) / budget.candidates[k].size
+
     removed: dict[str, int] = {}
     while groups is None or sum(removed.values()) < groups:
         choices = budget.open()
         if not choices or budget.satisfies(params):
             break
-        k = min(choices, key=lambda k: (prefer(budget, k), budget._fraction(k)))
+        k = min(choices, key=order)
         budget.take(k)
         kind = budget.candidates[k].kind
         removed[kind] = removed.get(kind, 0) + 1

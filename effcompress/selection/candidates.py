@@ -21,6 +21,9 @@ class Candidate:
     kind: str
     sets: tuple[str, ...]
     size: int
+    """Units of the narrowest set: it limits how far all of them may go."""
+    units: int
+    """Units of all sets."""
     minimum: int
     round_to: int = 1
     pool: str = ""
@@ -35,26 +38,27 @@ class Candidate:
 
 def candidates_of(sets: Iterable[GroupSet]) -> list[Candidate]:
     """Returns one candidate per lockstep kind, one per set otherwise, in the order of the sets."""
-    candidates: dict[str, Candidate] = {}
+    together: dict[str, list[GroupSet]] = {}
     for s in sets:
-        key = s.kind if s.scope == "lockstep" else s.name
-        names: tuple[str, ...] = (s.name,)
-        if key in candidates:  # the narrowest set first: it limits how far all of them may go
-            before = candidates[key].sets
-            names = (*before, s.name) if s.size >= candidates[key].size else (s.name, *before)
-        candidates[key] = Candidate(
-            s.kind,
-            names,
-            size=min(s.size, candidates[key].size) if key in candidates else s.size,
-            minimum=s.minimum,
-            round_to=s.round_to,
-            pool=s.kind if s.scope == "global" else "",
-            floor=s.floor,
-            multiple=s.multiple,
-            after=s.after,
-            until=s.until,
-        )
-    return list(candidates.values())
+        together.setdefault(s.kind if s.scope == "lockstep" else s.name, []).append(s)
+    return [_candidate(members) for members in together.values()]
+
+
+def _candidate(sets: list[GroupSet]) -> Candidate:
+    narrowest, *others = sorted(sets, key=lambda s: s.size)
+    return Candidate(
+        narrowest.kind,
+        (narrowest.name, *(s.name for s in others)),
+        size=narrowest.size,
+        units=sum(s.size for s in sets),
+        minimum=max(s.minimum for s in sets),
+        round_to=narrowest.round_to,
+        pool=narrowest.kind if narrowest.scope == "global" else "",
+        floor=narrowest.floor,
+        multiple=narrowest.multiple,
+        after=narrowest.after,
+        until=narrowest.until,
+    )
 
 
 def beside(candidates: list[Candidate]) -> dict[int, list[int]]:

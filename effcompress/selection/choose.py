@@ -186,6 +186,7 @@ def _compare(
         ),
         "params_K": lambda: each(budget.freed),
         "removed_K": lambda: each(budget.removed),
+        "removed_after_K": lambda: each(budget.removed_after),
         "fraction_K": lambda: each(lambda k: _fraction_after(budget, k, begun)),
         "widths_K": lambda: each(lambda k: budget.widths[budget.candidates[k].sets[0]]),
         "begun_K": lambda: each(lambda k: _begun(budget, k, begun)),
@@ -209,9 +210,10 @@ def _begun(budget: Budget, k: int, begun: Widths) -> int:
 
 
 def _fraction_after(budget: Budget, k: int, begun: Widths) -> float:
-    """Fraction of the units that candidate ``k`` began with that is gone after its next step."""
-    left = budget.widths[budget.candidates[k].sets[0]] - budget.step(k)
-    return 1.0 - left / _begun(budget, k, begun)
+    """Fraction of the units that candidate ``k`` began with that is gone after its next step and
+    what is promised by it.
+    """
+    return 1.0 - budget.width_after(k) / _begun(budget, k, begun)
 
 
 def _layer(candidate: Candidate) -> int:

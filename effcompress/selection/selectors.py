@@ -31,6 +31,9 @@ def least_salient(
 
 
 @selector("proportional", paper="baseline")
-def proportional(removed_K: Tensor) -> Tensor:
-    """Every kind loses the same fraction of its units; saliency only ranks within a kind."""
-    return removed_K
+def proportional(removed_after_K: Tensor) -> Tensor:
+    """Every kind loses the same fraction of its units, rounded down to whole units; saliency only
+    ranks within a kind. Fractions after the removal are compared: by those before it, a kind of
+    few units would lose the first of them at once, and run ahead of the finer kinds.
+    """
+    return removed_after_K
