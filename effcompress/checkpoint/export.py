@@ -41,7 +41,7 @@ def export(
         save_tokenizer(work)
         for name, text in (files or {}).items():
             (work / name).write_text(text, encoding="utf-8")
-        made = sorted(work.iterdir(), key=lambda f: f.name == "config.json")
+        made = sorted(filter(Path.is_file, work.rglob("*")), key=lambda f: f.name == "config.json")
         size = sum(f.stat().st_size for f in made)
         (folder / "config.json").unlink(missing_ok=True)
         mask = os.umask(0)
@@ -49,7 +49,9 @@ def export(
         for file in made:
             fault.point("export")
             file.chmod(0o666 & ~mask)  # safetensors writes them as 0600, whatever the umask
-            file.replace(folder / file.name)
+            target = folder / file.relative_to(work)
+            target.parent.mkdir(exist_ok=True)  # `additional_chat_templates`
+            file.replace(target)
     except (OSError, ValueError) as error:
         raise RunError(f"the model cannot be written: {error}", where=str(folder)) from error
     finally:

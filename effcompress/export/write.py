@@ -10,6 +10,7 @@ from torch import Tensor
 from effcompress import checkpoint
 from effcompress.checkpoint import Proof
 from effcompress.export.forms import Form, Name, form
+from effcompress.export.older_keys import add_older_keys
 from effcompress.model.silence import quietly
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.record import events
@@ -60,8 +61,13 @@ def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:
     """Writes the folder; returns its bytes."""
     skeleton: Any = made.skeleton
     skeleton.generation_config = pruned.module.generation_config
+
+    def beside(work: Path) -> None:
+        tokenizer.save(work)
+        add_older_keys(work, type(skeleton.config))
+
     with quietly():
-        return checkpoint.export(skeleton, made.params, tokenizer.save, folder, made.files)
+        return checkpoint.export(skeleton, made.params, beside, folder, made.files)
 
 
 def prove(made: Form, pruned: PrunedModel, ids_BT: Tensor, folder: Path) -> Proof:

@@ -9,6 +9,7 @@ from typing import Any
 
 from effcompress.model.fetch import tokenizer_folder
 from effcompress.model.hub import Progress
+from effcompress.model.integrity import read_object
 from effcompress.model.silence import explained, quietly
 from effcompress.model.source import tokenizer_kind
 
@@ -17,6 +18,9 @@ SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
 ``<|eot_id|>``) ends a turn of a conversation, which is wrong between documents.
 """
 BOS, EOS = "<|bos|>", "<|eos|>"
+CONFIG = "tokenizer_config.json"
+_CLASS_5, _CLASS_4 = "TokenizersBackend", "PreTrainedTokenizerFast"
+_OF_THE_LOAD = ("is_local", "local_files_only")
 
 
 class HFTokenizer:
@@ -63,8 +67,7 @@ class HFTokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes the files that ``AutoTokenizer`` loads."""
-        with quietly():
-            self.backend.save_pretrained(str(folder))
+        _save(self.backend, folder)
 
     def _begins_with_bos(self) -> bool:
         if self.bos_id is None:
@@ -116,8 +119,23 @@ class ByteTokenizer:
         backend = PreTrainedTokenizerFast(
             tokenizer_object=rust, bos_token=BOS, eos_token=EOS, split_special_tokens=True
         )
-        with quietly():
-            backend.save_pretrained(str(folder))
+        _save(backend, folder)
+
+
+def _save(backend: Any, folder: Path) -> None:
+    """Writes a tokenizer under the class that its source names. Version 5 of transformers calls any
+    ``TokenizersBackend``, a class that version 4 does not have.
+    """
+    with quietly():
+        backend.save_pretrained(str(folder))
+    path = folder / CONFIG
+    # `is_local` and the like are arguments of this load, not properties of the tokenizer.
+    config = {k: v for k, v in (read_object(path) or {}).items() if k not in _OF_THE_LOAD}
+    if config.get("tokenizer_class") == _CLASS_5:
+        source = read_object(Path(backend.name_or_path) / CONFIG) or {}
+        named = source.get("tokenizer_class", _CLASS_5)
+        config["tokenizer_class"] = _CLASS_4 if named == _CLASS_5 else named
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _byte_alphabet() -> list[str]:

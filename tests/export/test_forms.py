@@ -40,9 +40,9 @@ IMPOSSIBLE = {
 SCRIPT = Path(checkpoint.__file__).with_name("prove.py")
 
 
-def cut(model_type: str, change: str, name: str) -> PrunedModel:
+def cut(model_type: str, change: str, name: str, **own: Any) -> PrunedModel:
     """A tiny model without some of its units: equally many in every layer for ``uniform``."""
-    more: dict[str, Any] = {"model_type": model_type, "vocab_size": 258}
+    more: dict[str, Any] = {"model_type": model_type, "vocab_size": 258, **own}
     if model_type == "qwen3_moe":
         more |= {"moe_intermediate_size": 32}  # kernels want eights
     config, model = shape("gqa_tied", **more), tiny("gqa_tied", **more)

@@ -1,0 +1,69 @@
+"""Configuration keys of transformers 4 beside those of 5.
+
+Version 5 writes ``rope_parameters`` and ``dtype`` only. Version 4, which servers and converters
+still use, ignores both: it computes with a rotary base of 10000 and no scaling, without a word.
+Version 5 reads the older keys, too, and prefers them, so
+they are written only where the configuration that it then reads is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from effcompress.types import Config, Fields
+
+_RENAMED = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
+_BASE = {"gpt_neox": "rotary_emb_base"}
+_FRACTION = {"gpt_neox": "rotary_pct"}
+"""Model types whose keys have other names than ``rope_theta`` and ``partial_rotary_factor``."""
+
+
+def add_older_keys(folder: Path, config_class: type) -> None:
+    """Completes config.json of a folder in place; ``config_class`` is its class in transformers."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    both = {**config, **older_keys(config)}
+    if _read(config_class, both) == _read(config_class, config):
+        path.write_text(json.dumps(both, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def older_keys(config: Config) -> Fields:
+    """Returns what version 4 reads where version 5 reads ``rope_parameters``, ``dtype`` and
+    ``num_local_experts``.
+
+    With parameters for each type of layer (Gemma 3), those of full attention are the model's, and
+    the base of sliding attention has a key of its own.
+    """
+    named = {new: old for new, old in _RENAMED.items() if new in config}
+    found: Fields = {old: config[new] for new, old in named.items()}
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return found
+    kind = str(config["model_type"])
+    layered = {name: value for name, value in rope.items() if isinstance(value, dict)}
+    main = layered.get("full_attention", rope) if layered else rope
+    if "sliding_attention" in layered:
+        found["rope_local_base_freq"] = layered["sliding_attention"]["rope_theta"]
+    scaling = dict(main)
+    found[_BASE.get(kind, "rope_theta")] = scaling.pop("rope_theta")
+    fraction = scaling.pop("partial_rotary_factor", None)
+    if fraction is not None:
+        found[_FRACTION.get(kind, "partial_rotary_factor")] = fraction
+    if "type" not in scaling and scaling.get("rope_type") == "longrope":
+        # Phi-3's class of version 4 takes these three keys and no other.
+        found["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
+        scaling["type"] = scaling.pop("rope_type")
+    default = scaling.get("rope_type") == "default"
+    return {**found, "rope_scaling": None if default else scaling}
+
+
+def _read(config_class: Any, config: Config) -> Fields:
+    """Returns the configuration that transformers makes of a file's content, without the keys that
+    it only carries along.
+    """
+    made = config_class.from_dict(json.loads(json.dumps(config))).to_dict()
+    (made.get("rope_parameters") or {}).pop("type", None)  # beside `rope_type`, which is read
+    carried = older_keys(config).keys() - {"rope_scaling"}
+    return {name: value for name, value in made.items() if name not in carried}
