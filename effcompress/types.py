@@ -105,11 +105,15 @@ class Depth:
     absent: frozenset[str] = frozenset()
 
     def without(self, gone: Iterable[str]) -> Depth:
-        """Returns the depth after ``layer.3``, ``mlp_block.7``, ... are removed as well."""
-        names = frozenset(gone)
-        layers = tuple(i for i in self.layers if f"layer.{i}" not in names)
-        kept = {f"{kind}.{i}" for kind in DEPTH for i in layers}
-        return Depth(layers, (self.absent | names) & kept)
+        """Returns the depth after ``layer.3``, ``mlp_block.7``, ... are removed as well. A layer
+        without both of its blocks is the identity, and no layer any more.
+        """
+        names = self.absent | frozenset(gone)
+        blocks = {i: {f"{kind}.{i}" for kind in DEPTH[1:]} for i in self.layers}
+        layers = tuple(
+            i for i in self.layers if f"layer.{i}" not in names and not blocks[i] <= names
+        )
+        return Depth(layers, names & {name for i in layers for name in blocks[i]})
 
 
 @dataclass(frozen=True)

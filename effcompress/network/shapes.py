@@ -19,9 +19,9 @@ def living_widths(axes: AxisMap, widths: Widths, kind: str) -> list[int]:
 
 
 def living_layers(axes: AxisMap, widths: Widths) -> list[int]:
-    """Returns the parent's numbers of the layers that are left."""
+    """Returns the parent's numbers of the layers of which any block is left."""
     wide = {**axes.widths, **widths}
-    return [i for i in axes.depth.layers if wide[f"layer.{i}"]]
+    return [i for i in axes.depth.layers if axes.living(f"layer.{i}", wide)]
 
 
 def per_layer(
