@@ -20,14 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import PluginError, did_you_mean
-from effcompress.injectable import (
-    BACKWARD,
-    COMPANION_INPUTS,
-    INPUTS,
-    PLACE,
-    READ,
-    WITH_STATISTICS,
-)
+from effcompress.injectable import BACKWARD, COMPANION_INPUTS, INPUTS, PLACE, READ, WITH_STATISTICS
 
 ENTRY_POINTS = "effcompress.plugins"
 

@@ -18,20 +18,13 @@ if TYPE_CHECKING:
     from effcompress.answer import Json
     from effcompress.registry import Plugin
 
-plugins = typer.Typer(
-    help="List the plugins, or show one with its knobs.",
-    no_args_is_help=True,
-)
+plugins = typer.Typer(help="List the plugins, or show one with its knobs.", no_args_is_help=True)
 
 
 def schema(
     plugins_of: Annotated[
         Path | None,
-        typer.Option(
-            metavar="RECIPE",
-            help="Include the plugin files that this recipe names.",
-            show_default=False,
-        ),
+        typer.Option(metavar="RECIPE", help="Include the plugin files that this recipe names."),
     ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the reference page instead.")
@@ -73,10 +66,7 @@ def list_(json: AsJson = False) -> None:
 @plugins.command("show")
 def show(
     name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME", help="Name, or KIND/NAME where kinds share it.", show_default=False
-        ),
+        str, typer.Argument(metavar="NAME", help="Name, or KIND/NAME where kinds share it.")
     ],
     json: AsJson = False,
 ) -> None:

@@ -41,10 +41,7 @@ class Verdict:
 
 
 def check(
-    recipes: Annotated[
-        list[Path],
-        typer.Argument(metavar="RECIPE", help="Recipe files (.yaml).", show_default=False),
-    ],
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE", help="Recipe files (.yaml).")],
     set_: Overrides = None,
     json: AsJson = False,
 ) -> None:
@@ -88,15 +85,12 @@ def plan(
     set_: Overrides = None,
     json: AsJson = False,
     processes: Annotated[
-        int,
-        typer.Option(min=1, envvar="WORLD_SIZE", help="Processes that divide the batch."),
+        int, typer.Option(min=1, envvar="WORLD_SIZE", help="Processes that divide the batch.")
     ] = 1,
     flops_per_second: Annotated[
         float | None,
         typer.Option(
-            min=1.0,
-            help="FLOP/s that one process reaches, e.g. 4e14: adds the time of a step.",
-            show_default=False,
+            min=1.0, help="FLOP/s that one process reaches, e.g. 4e14: adds the time of a step."
         ),
     ] = None,
 ) -> None:
@@ -114,9 +108,7 @@ def inspect(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="RECIPE_OR_FOLDER",
-            help="Recipe file, or a folder with a model or a run.",
-            show_default=False,
+            metavar="RECIPE_OR_FOLDER", help="Recipe file, or a folder with a model or a run."
         ),
     ],
     json: AsJson = False,

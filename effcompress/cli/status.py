@@ -22,12 +22,7 @@ _WIDTH = 80
 
 def status(
     folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN",
-            help="Folder of a run, or of several (a comparison).",
-            show_default=False,
-        ),
+        Path, typer.Argument(metavar="RUN", help="Folder of a run, or of several (a comparison).")
     ],
     json: AsJson = False,
 ) -> None:

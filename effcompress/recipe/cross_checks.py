@@ -18,15 +18,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.plugin_checks import cuts_all_at_start
 from effcompress.recipe.source_map import Document, Key, dotted
-from effcompress.spec import (
-    CARRIED,
-    CARRIER,
-    DomainSpec,
-    LoopSpec,
-    PruneSpec,
-    Recipe,
-    TrainSpec,
-)
+from effcompress.spec import CARRIED, CARRIER, DomainSpec, LoopSpec, PruneSpec, Recipe, TrainSpec
 
 REPLICATE = "`distributed: {mode: replicate}`"
 
