@@ -72,6 +72,11 @@ class Facts:
     method: Mapping[str, str] | None = None
     """Key of the recipe's `prune` section -> what it says."""
 
+    @property
+    def removed(self) -> int:
+        """Parameters that are gone."""
+        return self.dense_params - self.params
+
 
 @dataclass(frozen=True)
 class Attempt:
