@@ -1,6 +1,4 @@
-"""Runs the jobs of a comparison, each in a process of its own, so that a crash (or a kill for
-memory) of one does not affect the others.
-"""
+"""Runs the jobs of a comparison, each in a process of its own: a crash ends one job only."""
 
 from __future__ import annotations
 
@@ -68,9 +66,7 @@ class Tail:
         self._path, self._offset = path, 0
 
     def read(self) -> Iterator[Event]:
-        """Events of whole new lines; damaged lines are left out. A file that became shorter is read
-        again.
-        """
+        """Events of whole new lines that are not damaged; of a shorter file, all again."""
         try:
             with self._path.open("rb") as file:
                 if file.seek(0, os.SEEK_END) < self._offset:

@@ -123,9 +123,7 @@ def _unanswered(what: str) -> SourceError:
 
 @dataclass(frozen=True)
 class Solved:
-    """Scores in the order of the tasks, the harness's version, and the number of requests that were
-    too long for the model.
-    """
+    """Scores by task, the harness's version, and how many requests were ``cut`` as too long."""
 
     scores: Mapping[str, TaskScore]
     harness: str
@@ -241,9 +239,7 @@ def _score(name: str, task: Any, found: Any) -> TaskScore:
 
 @contextlib.contextmanager
 def _silent(offline: bool) -> Iterator[None]:
-    """Silences the harness's progress bars and warnings, and forbids the network if ``offline``;
-    restores all settings.
-    """
+    """Silences the harness, forbids the network if ``offline``, and restores all settings."""
     speaker = logging.getLogger("lm_eval")
     level, bars = speaker.level, datasets.are_progress_bars_disabled()
     reach = datasets.config.HF_HUB_OFFLINE

@@ -144,9 +144,7 @@ class Evaluation:
     tasks: Tasks | None = field(default=None, metadata=OMITTED)
     seconds: float = 0.0
     known: bool | None = field(default=None, metadata=OMITTED)
-    """True where the result comes from the cache of dense evaluations; ``seconds`` are then those
-    of the run that measured it.
-    """
+    """True: taken from the cache of dense evaluations, with the ``seconds`` of who measured it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,9 +452,7 @@ def _json(values: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any, path: str, where: str | None) -> Any:
-    """``value`` as plain JSON values; numbers of numpy become Python's own. Without ``where`` they
-    need not be finite.
-    """
+    """``value`` as JSON values, those of numpy too; without ``where`` they need not be finite."""
     if dataclasses.is_dataclass(value):
         value = dict(_items(value))
     if isinstance(value, Mapping):
@@ -493,9 +489,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _build(kind: type[T], values: Mapping[str, Any]) -> T:
-    """A dataclass from plain values; keys that it does not know are dropped, or go into its spread
-    field.
-    """
+    """A dataclass from plain values; unknown keys are dropped, or go into its spread field."""
     fields = _fields(kind)
     what = getattr(kind, _KIND, kind.__name__)
     given: dict[str, Any] = {}

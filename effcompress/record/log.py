@@ -40,9 +40,7 @@ def make_view(stream: TextIO | None = None, interactive: bool | None = None) -> 
 
 @final
 class Log:
-    """Writes the record of one run into ``folder`` and shows it in ``view``; ``doing`` is the name
-    of the current phase.
-    """
+    """Writes the record of one run into ``folder`` and shows it; ``doing``: the current phase."""
 
     def __init__(
         self,
@@ -135,9 +133,7 @@ class Log:
         self.view.restore(events.read(self.folder / "metrics.jsonl"))
 
     def close(self) -> None:
-        """Stops the heartbeat, closes the files and releases the terminal. Closing twice does
-        nothing.
-        """
+        """Stops the heartbeat, closes the files, releases the terminal. May be called twice."""
         self._heartbeat.stop()
         self._status_file.close()
         self.view.close()
@@ -176,9 +172,7 @@ class NoView(View):
 
 @final
 class PlainView(View):
-    """Prints lines of text, for a log file: phases, results, a summary of cuts every ``cuts_every``
-    seconds, and a heartbeat.
-    """
+    """Prints text for a log file: phases, results, cuts every ``cuts_every`` seconds, beats."""
 
     def __init__(
         self,

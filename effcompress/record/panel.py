@@ -1,6 +1,4 @@
-"""The live panel of a run, and the ``Status`` that it shares with the plain lines of
-``record/log.py`` and with ``effcompress status``.
-"""
+"""The live panel of a run, and the ``Status`` that plain lines and ``status`` show too."""
 
 from __future__ import annotations
 

@@ -86,9 +86,7 @@ def clock_time(seconds: float) -> str:
 
 
 def with_error(fraction: float, stderr: float | None, *, width: int = 0) -> str:
-    """A fraction and its standard error in percent, ``55.0 \u00b1 11.1``; ``width`` pads the error
-    so that a column of them lines up.
-    """
+    """A fraction and its standard error in percent, ``55.0 ± 11.1``, padded to ``width``."""
     error = "" if stderr is None else f" \u00b1 {stderr * 100:{width}.1f}"
     return f"{fraction * 100:.1f}{error}"
 

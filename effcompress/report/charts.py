@@ -98,9 +98,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Spot:
-    """One named point. ``shape`` is one of ``SHAPES``; ``error`` reaches as far up as down;
-    ``told`` is its tooltip.
-    """
+    """One named point: a shape of ``SHAPES``, an ``error`` up and down, ``told`` as its tooltip."""
 
     name: str
     x: float
@@ -335,9 +333,7 @@ def span(values: Sequence[float], *, zero: bool = False, log: bool = False) -> P
 
 
 def thin(points: Sequence[Point], most: int = 400) -> list[Point]:
-    """Returns at most ``most`` points: first, last, and the lowest and highest of each stretch, so
-    that every spike stays.
-    """
+    """Returns at most ``most`` points: first, last, the lowest and highest of each stretch."""
     if len(points) <= most:
         return list(points)
     kept: list[Point] = []

@@ -60,9 +60,7 @@ def tone(kind: str, others: tuple[str, ...] = ()) -> str:
 
 
 def kinds(record: Record) -> list[str]:
-    """Returns the kinds of axes in the record, the usual ones first; of the others, those that were
-    cut.
-    """
+    """Returns the kinds in the record: the usual ones first, then others that were cut."""
     widths = record.started_widths
     found = {k for k in map(axis_kind, widths) if k in USUAL}
     found |= {axis_kind(name) for cut in record.cuts for name in cut.share_removed}

@@ -126,9 +126,7 @@ def padding(record: Record) -> str:
 
 
 def data(record: Record) -> list[tuple[str, str, str]]:
-    """Returns the domains that the run read: name, documents and tokens in words, hash of the
-    text.
-    """
+    """Returns the domains that the run read: name, amounts in words, hash of the text."""
     return [
         (name, f"{one.documents:,} documents, {one.tokens:,} tokens", one.hash or "")
         for name, one in (record.run.data if record.run else {}).items()
@@ -302,9 +300,7 @@ def proof(record: Record) -> str:
 
 
 def method(recipe: str, name: str = "prune") -> dict[str, str]:
-    """Returns the keys of the section ``name`` of a recipe that describe the method, with their
-    values on one line.
-    """
+    """Returns the keys of a recipe's section that describe the method, with their values."""
     section = _section(recipe.splitlines(), name)
     found: dict[str, str] = {}
     for key in METHOD[name]:

@@ -196,9 +196,7 @@ def _tasks(evaluation: Evaluation | None) -> dict[str, float] | None:
 
 
 def _cost(record: Record) -> tuple[float | None, int | None]:
-    """Seconds and peak memory of pruning. None where a version did not record them with its cuts;
-    0 seconds where nothing was pruned.
-    """
+    """Seconds (0: nothing was pruned) and peak memory of pruning. None: not recorded."""
     if any(isinstance(event, Cut) and event.seconds is None for event in record.costs):
         return None, None
     if not record.costs:

@@ -74,9 +74,7 @@ def _rows(comparison: Comparison) -> Iterator[tuple[Row, str, list[tuple[str, st
 
 
 def _method(row: Row) -> tuple[Mapping[str, str], list[tuple[int, str, str, bool]]]:
-    """What the recipe says of a method, and (seed, folder, words, whether its report is beside the
-    page) of its runs.
-    """
+    """What the recipe says, and (seed, folder, words, whether a report is there) of the runs."""
     says = next((a.facts.method for a in row.attempts if a.facts and a.facts.method), {})
     runs = []
     for attempt in row.attempts:

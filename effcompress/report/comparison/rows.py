@@ -173,9 +173,7 @@ def _claim(here: Sequence[Row]) -> str:
 def conditions(
     methods: Sequence[Method], sizes: Sequence[Size], found: Found
 ) -> tuple[tuple[str, str], ...]:
-    """Returns (title, words): checkpoint, calibration, parameters, layers, recovery, evaluation,
-    seeds. ``found``: label -> flags.
-    """
+    """Returns (title, words) of what the methods have in common. ``found``: label -> flags."""
     parts = [size.words.removesuffix(" parameters") for size in sizes if size.params]
     parameters = "not known"
     if parts:

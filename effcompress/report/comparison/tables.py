@@ -26,9 +26,7 @@ class Grid:
 
 
 def written(comparison: Comparison) -> tuple[Column, ...]:
-    """Returns the columns of the tables: those with a value other than zero in some row,
-    and always size, tokens and perplexity.
-    """
+    """Returns size, tokens, perplexity, and the columns with a value other than zero."""
     return tuple(
         column
         for column in comparison.columns
@@ -38,9 +36,7 @@ def written(comparison: Comparison) -> tuple[Column, ...]:
 
 
 def grid(comparison: Comparison) -> Grid:
-    """Returns every row and every written column; a method without a result has its reason in the
-    second cell, and nothing else.
-    """
+    """Returns all written columns; without a result, the reason stands in the second cell."""
     columns = written(comparison)
     header = ("method", *(c.title for c in columns), "calibration tokens", "runs")
     rows = []
@@ -52,9 +48,7 @@ def grid(comparison: Comparison) -> Grid:
 
 
 def _cells(row: Row, columns: Sequence[Column], why: str) -> tuple[str, ...]:
-    """Label, letters of footnotes and mark (``taylor [a, b] (tied)``), and a cell for each column;
-    without a result ``why`` alone.
-    """
+    """``taylor [a, b] (tied)`` and a cell for each column; without a result ``why`` alone."""
     letters = f" [{', '.join(row.notes)}]" if row.notes else ""
     name = f"{row.label}{letters}" + (f" ({row.mark})" if row.mark else "")
     if row.reason:
@@ -67,9 +61,7 @@ ORDER = ("params", QUALITY, "prune_seconds", "prune_memory", "seconds", "accurac
 
 
 def brief(comparison: Comparison) -> Grid:
-    """Returns the table for a terminal: short titles, the most important columns first, without
-    the reasons (``Row.reason``).
-    """
+    """Returns the table for a terminal: short titles, the most important columns, no reasons."""
     found = written(comparison)
     first = [c for key in ORDER for c in found if c.key == key]
     columns = (*first, *(c for c in found if c.key not in ORDER))
