@@ -33,17 +33,11 @@ class Progress(Protocol):
     """Receives the progress of a comparison. ``reason`` is empty where a job succeeded."""
 
     def checking(self, number: int) -> None: ...
-
     def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None: ...
-
     def started(self, job: Job) -> None: ...
-
     def event(self, job: Job, event: Event) -> None: ...
-
     def ended(self, job: Job, seconds: float, reason: str) -> None: ...
-
     def beat(self) -> None: ...
-
     def close(self) -> None: ...
 
 
@@ -143,11 +137,7 @@ def _here(
 
 
 def _processes(
-    waiting: deque[Job],
-    at_once: int,
-    progress: Progress,
-    failed: dict[Path, str],
-    offline: bool,
+    waiting: deque[Job], at_once: int, progress: Progress, failed: dict[Path, str], offline: bool
 ) -> None:
     running: list[Running] = []
     try:

@@ -45,7 +45,7 @@ DEFINITIONS: Mapping[str, str] = {
 """Definitions of the usual tasks: without them the harness reads all of its 14,000 files."""
 _LOCAL: Mapping[str, Mapping[str, str]] = {
     # The harness expects the form that SuperGLUE gives it: `label`, 0 or 1.
-    "boolq": {"doc_to_target": "{{answer|int}}"},
+    "boolq": {"doc_to_target": "{{answer|int}}"}
 }
 _SPLIT = "validation"
 

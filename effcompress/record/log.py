@@ -128,9 +128,8 @@ class Log:
         for name, file in self._files.items():
             file.truncate(state.get(name, 0))
             file.seek(0, os.SEEK_END)
-        if not self._files:
-            return
-        self.view.restore(events.read(self.folder / "metrics.jsonl"))
+        if self._files:
+            self.view.restore(events.read(self.folder / "metrics.jsonl"))
 
     def close(self) -> None:
         """Stops the heartbeat, closes the files, releases the terminal. May be called twice."""
@@ -199,7 +198,6 @@ class PlainView(View):
                 self._print(text)
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
-        """Prints that a phase begins."""
         with self._lock:
             self._show_cuts()
             self._status.enter(name, total_tokens)
@@ -211,7 +209,6 @@ class PlainView(View):
             self._status.advance(unit, done, total)
 
     def note(self, text: str) -> None:
-        """Prints a remark."""
         with self._lock:
             self._print(text)
 

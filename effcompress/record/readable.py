@@ -13,8 +13,7 @@ def count(value: float) -> str:
     """``134.5M``, ``30k``, ``512``: one decimal at most."""
     # 999,960 is 1M, not 1000k: a unit begins where one decimal rounds up to it.
     size, unit = next(((s, u) for s, u in UNITS if abs(value) >= s * 0.9995), (1.0, ""))
-    digits = 0 if not unit else 1
-    return signed(f"{value / size:.{digits}f}".removesuffix(".0")) + unit
+    return signed(f"{value / size:.{1 if unit else 0}f}".removesuffix(".0")) + unit
 
 
 def percent(fraction: float, *, sign: bool = False) -> str:

@@ -134,8 +134,6 @@ class StatusFile:
                 self._update(**NO_UNIT)
             case events.End():
                 self.close()
-            case _:
-                pass
 
     def close(self) -> None:
         """Writes that this process has finished with the run."""

@@ -226,23 +226,21 @@ def protocol(evaluation: Evaluation) -> str:
         apart = "that do not overlap" if stride == window else f"every {stride} tokens"
         text += f", in windows of {window} tokens {apart}"
     text += ". "
-    rest = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in said.items()]
-    text += f"Settings: {'; '.join(rest)}. " if rest else ""
-    return (text + (_task_protocol(evaluation.tasks) if evaluation.tasks else "")).rstrip()
+    text += _settings(said)
+    if evaluation.tasks:
+        said = dict(evaluation.tasks.protocol)
+        limit = said.pop("limit", None)
+        text += (
+            "Tasks were solved by likelihood of the given answers, "
+            f"{f'the first {limit} examples of each' if limit else 'all examples'}; accuracy in "
+            f"percent with its standard error. {_settings(said)}"
+        )
+    return text.rstrip()
 
 
-def _task_protocol(tasks: Tasks) -> str:
-    settings = dict(tasks.protocol)
-    limit = settings.pop("limit", None)
-    amount = f"the first {limit} examples of each" if limit else "all examples"
-    listed = [
-        f"{key.replace('_', ' ')}: {'none' if value is None else value}"
-        for key, value in settings.items()
-    ]
-    return (
-        f"Tasks were solved by likelihood of the given answers, {amount}; accuracy in percent with "
-        f"its standard error. Settings: {'; '.join(listed)}."
-    )
+def _settings(protocol: Mapping[str, Any]) -> str:
+    said = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in protocol.items()]
+    return f"Settings: {'; '.join(said)}. " if said else ""
 
 
 def same_protocol(record: Record) -> bool:
