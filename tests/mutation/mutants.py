@@ -910,8 +910,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/recipe/cross_checks.py",
-        ("        size % micro,\n"),
-        ("        micro > size,\n"),
+        "yield Row(size % micro,",
+        "yield Row(micro > size,",
         ("tests/runner/test_recover.py::test_contradictions",),
         "micro-batches that do not divide the batch are accepted",
     ),
@@ -924,8 +924,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/recipe/cross_checks.py",
-        ("            train is None,\n            source,"),
-        ("            False,\n            source,"),
+        "yield Row(untrained, source,",
+        "yield Row(False, source,",
         ("tests/cli/test_broken_recipes.py::test_broken_recipe",),
         "a criterion measures on a training that does not exist",
     ),
