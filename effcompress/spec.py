@@ -11,7 +11,7 @@ regular expression for a text, described by ``words``. ``folder``: the path must
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,14 +33,11 @@ NAME = {
 SHA256 = {"pattern": "^[0-9a-fA-F]{64}$", "words": "64 hexadecimal digits"}
 
 
-def key(help: str, default: Any = ..., **metadata: Any) -> Any:
+def key(help: str, default: Any = MISSING, **metadata: Any) -> Any:
     """Declares a field of a section: its help text, its default, and the bounds it is checked
     against (``metadata``, see above).
     """
-    metadata["help"] = help
-    if default is ...:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)

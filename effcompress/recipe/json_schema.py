@@ -48,11 +48,8 @@ def json_schema(registry: Registry = REGISTRY) -> Schema:
         "items": {"type": "string"},
         "description": "recipe file(s) to start from, relative to this one; this one wins",
     }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "$defs": dict(sorted(definitions.items())),
-    }
+    schema["$defs"] = dict(sorted(definitions.items()))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @functools.cache
