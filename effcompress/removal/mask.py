@@ -12,7 +12,7 @@ zeros has logit 0, not minus infinity, and would still be chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,6 @@ def mask(
     module: nn.Module,
     axes: AxisMap,
     ledger: Ledger,
-    *,
     optimizer: Optimizer | None = None,
     repairs: Sequence[Bound] = (),
     inputs: Inputs | None = None,
@@ -115,10 +114,6 @@ def route_among(router: nn.Module, alive_G: Tensor) -> None:
 
 
 def _live(stock: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Live{stock.__name__}", (stock,), {"stock": stock, "forward": _forward(stock)})
-
-
-def _forward(stock: type[nn.Module]) -> Callable[..., Any]:
     def forward(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Runs the stock router on the living rows; expert numbers stay the physical ones."""
         live, alive_A = type(self), self.alive_A.to(self.weight.device)
@@ -133,4 +128,4 @@ def _forward(stock: type[nn.Module]) -> Callable[..., Any]:
         logits_TE = logits_TA.new_full(shape, -torch.inf).index_copy(1, alive_A, logits_TA)
         return logits_TE, score_TK, alive_A[index_TK]
 
-    return forward
+    return type(f"Live{stock.__name__}", (stock,), {"stock": stock, "forward": forward})

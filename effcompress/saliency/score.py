@@ -129,12 +129,9 @@ def _among_all(
 ) -> dict[int, Tensor]:
     """Sums over the rows ``held``, as summands of those over all: zeros where others have rows."""
     found = {dim: torch.zeros(1 if dim == WHOLE else shape[dim]) for dim in dims}
-    for dim, here in sums.items():
-        if dim == 0:
-            found[0][held.start : held.stop] = here
-        else:
-            found[dim] = here
-    return found
+    if 0 in sums:
+        found[0][held.start : held.stop] = sums[0]
+    return {**found, **{dim: here for dim, here in sums.items() if dim != 0}}
 
 
 def _sum(saliency: Tensor, dim: int) -> Tensor:

@@ -115,7 +115,7 @@ def _some(axes: AxisMap, names: Sequence[str], *, uneven: bool) -> Iterator[tupl
 
 
 def _positions(axes: AxisMap, kind: str, dead: Dead) -> dict[str, dict[int, Tensor]]:
-    """Parameter -> dimension -> positions that are not removed."""
+    """Parameter -> dimension -> whether each position stays, as bools."""
     stays: dict[str, dict[int, Tensor]] = {}
     for group in axes.sets(kind):
         for member in group.members:
@@ -123,21 +123,19 @@ def _positions(axes: AxisMap, kind: str, dead: Dead) -> dict[str, dict[int, Tens
             every = torch.ones(size, dtype=torch.bool)
             alive = stays.setdefault(member.param, {}).setdefault(member.dim, every)
             alive[member.index_GB[dead[group.name]].flatten()] = False
-    return {param: {d: a.nonzero().flatten() for d, a in s.items()} for param, s in stays.items()}
+    return stays
 
 
 def _masked(module: nn.Module, axes: AxisMap, kind: str, dead: Dead) -> nn.Module:
     masked = copy.deepcopy(module)
     stays = _positions(axes, kind, dead)
     for param, p in masked.named_parameters():
-        for dim, kept in stays.get(param, {}).items():
-            gone = torch.ones(p.shape[dim], dtype=torch.bool)
-            gone[kept] = False
-            p.index_fill_(dim, gone.nonzero().flatten(), 0.0)
+        for dim, alive in stays.get(param, {}).items():
+            p.index_fill_(dim, (~alive).nonzero().flatten(), 0.0)
     if axes.family.centred:
         for path, child in _norms(masked, axes):
-            if kept_at := stays.get(f"{path}.weight"):
-                child.register_forward_hook(_living(kept_at[0]))
+            if alive_at := stays.get(f"{path}.weight"):
+                child.register_forward_hook(_living(alive_at[0].nonzero().flatten()))
     return masked
 
 
@@ -167,12 +165,12 @@ def _removed(
     removed = copy.deepcopy(module)
     stays = _positions(axes, kind, dead)
     for path, child in _norms(removed, axes):
-        kept_at = stays.get(f"{path}.weight")
-        if kept_at and not axes.family.centred:
-            _rescale(child, axes, len(child.weight) / len(kept_at[0]))
+        alive_at = stays.get(f"{path}.weight")
+        if alive_at and not axes.family.centred:
+            _rescale(child, axes, len(child.weight) / int(alive_at[0].sum()))
     for param, p in removed.named_parameters():
-        for dim, kept in stays.get(param, {}).items():
-            p.data = p.data.index_select(dim, kept)
+        for dim, alive in stays.get(param, {}).items():
+            p.data = p.data.index_select(dim, alive.nonzero().flatten())
     smaller = cover(draft, config, removed)
     _agree(removed, smaller, config, in_config=not uneven)
     return removed
