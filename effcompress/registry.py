@@ -333,11 +333,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def _decorator(kind: str) -> Callable[..., Decorator]:
     def named(name: str, *, paper: str = "new") -> Decorator:
-        def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            REGISTRY.add(kind, name, function, paper)
-            return function
-
-        return register
+        return _with_companion(kind, name, paper, None)
 
     named.__name__ = kind
     named.__doc__ = f"Registers a function as the {kind} ``name``; ``paper`` is its source."

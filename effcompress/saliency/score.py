@@ -93,10 +93,8 @@ def _ask(criterion: Bound, inputs: dict[str, Tensor], shape: tuple[int, ...]) ->
     """The criterion's answer, held to its contract: a tensor of this shape, inputs unchanged."""
     with criterion.keeping(**inputs):
         saliency = criterion.ask(**inputs)
-    fix = (
-        "A criterion returns one number per weight, in the weight's shape (with mask_grad: "
-        "one per mini-group)."
-    )
+    fix = "A criterion returns one number per weight, in the weight's shape (with mask_grad: one "
+    fix += "per mini-group)."
     criterion.plugin.require_shape(saliency, f"where {shape} was expected", shape, fix=fix)
     return saliency
 

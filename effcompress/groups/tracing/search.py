@@ -27,7 +27,7 @@ from effcompress.groups.tracing.propose import (
     candidates,
 )
 from effcompress.groups.tracing.verify import Unproven, cover, prove, rebuild
-from effcompress.types import AxisMap, Config, Widths, axis_kind, in_layer
+from effcompress.types import AxisMap, Config, axis_kind, in_layer
 
 KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
 _DEFAULTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
@@ -71,26 +71,6 @@ class Build(Protocol):
 
 
 @dataclass(frozen=True)
-class Sized:
-    """A model with the draft's axes resolved on it."""
-
-    config: Config
-    module: nn.Module
-    axes: AxisMap
-    per_unit: Mapping[str, int]
-    """``Draft.positions_per_unit`` of this model."""
-
-    @property
-    def widths(self) -> Widths:
-        """Widths per axis kind, in the first layer."""
-        return in_layer(self.axes.widths, 0)
-
-    def holds(self, product: Product) -> int:
-        """Value of a product of sizes in this model."""
-        return value(product, self.widths, self.per_unit)
-
-
-@dataclass(frozen=True)
 class Probe:
     """A random model and its anatomy."""
 
@@ -101,9 +81,20 @@ class Probe:
     def fits(self, draft: Draft) -> Sized:
         """Resolves the draft's axes on this model. Raises CoverageError."""
         mine = draft.with_heads(self.anatomy.head_dim or 1)
-        return Sized(
-            self.config, self.module, cover(mine, self.config, self.module), mine.positions_per_unit
-        )
+        return Sized(self, cover(mine, self.config, self.module), mine.positions_per_unit)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A model with the draft's axes and positions per unit resolved on it."""
+
+    probe: Probe
+    axes: AxisMap
+    per_unit: Mapping[str, int]
+
+    def holds(self, product: Product) -> int:
+        """Value of a product of sizes in this model, in the first layer."""
+        return value(product, in_layer(self.axes.widths, 0), self.per_unit)
 
 
 def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
@@ -241,11 +232,11 @@ def _fields(draft: Draft, models: Sequence[Sized]) -> dict[str, Product]:
         sizes = [model.holds(product) for model in models]
         if set(sizes) == {1}:
             continue  # a size of 1 would match too many fields
-        for name in models[0].config:
-            held = [model.config.get(name) for model in models]
+        for name in models[0].probe.config:
+            held = [model.probe.config.get(name) for model in models]
             if held == sizes and not any(isinstance(size, bool) for size in held):
                 found.setdefault(name, product)
-    shared: Any = models[0].module.config
+    shared: Any = models[0].probe.module.config
     derived = isinstance(getattr(type(shared), "head_dim", None), property)
     if found and "head" in draft.positions_per_unit and not derived:
         # Stated, since classes derive it as hidden size / heads, which pruning makes wrong.
@@ -256,7 +247,8 @@ def _fields(draft: Draft, models: Sequence[Sized]) -> dict[str, Product]:
 def _attributes(draft: Draft, models: Sequence[Sized]) -> dict[str, dict[str, Product]]:
     """Module of a layer -> attribute -> the product of sizes that it holds in every model."""
     found: dict[str, dict[str, Product]] = {}
-    layers = [model.module.get_submodule(draft.layer.replace("{i}", "0")) for model in models]
+    path = draft.layer.replace("{i}", "0")
+    layers = [model.probe.module.get_submodule(path) for model in models]
     for path, child in layers[0].named_modules():
         if isinstance(child, _FOLLOW_TENSORS) or not path:
             continue
@@ -288,8 +280,8 @@ def _products(draft: Draft, *, across: bool = False) -> Iterator[Product]:
     The hidden size often equals heads times head width. Within attention, such a number is taken
     for the heads (``across``), elsewhere for the hidden size.
     """
-    kinds = {kind for kind in draft.kinds if kind in ("hidden", "attention", "query", "ffn")}
-    single: list[Product] = [(kind,) for kind in draft.kinds if kind in kinds]
+    kinds = [kind for kind in draft.kinds if kind in KINDS]
+    single: list[Product] = [(kind,) for kind in kinds]
     for product in (*(_HEADS if across else ()), *single, _QUERIES):
         if all(name in kinds or name in draft.positions_per_unit for name in product):
             yield product
