@@ -26,7 +26,7 @@ from effcompress.registry import (
     sparsifier,
     statistic,
 )
-from effcompress.sparsity.choose import lowest
+from effcompress.sparsity.magnitude import lowest
 from effcompress.spec import Count, Fraction, Pattern, Positive
 from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
 

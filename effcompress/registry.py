@@ -36,7 +36,7 @@ BUILTIN_MODULES = (
     "effcompress.groups.spaces",
     "effcompress.selection.schedules",
     "effcompress.selection.selectors",
-    "effcompress.removal.repair",
+    "effcompress.removal.repairs",
     "effcompress.sparsity.magnitude",
 )
 COMPANIONS = {"schedule": "check", "sparsifier": "check", "selector": "observe"}

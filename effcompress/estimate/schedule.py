@@ -14,7 +14,7 @@ from typing import Any
 from effcompress.estimate.feasibility import SizedModel, budget_of
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import positions
-from effcompress.sparsity.needs import reads_inputs
+from effcompress.sparsity.magnitude import reads_inputs
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 

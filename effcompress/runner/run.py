@@ -34,7 +34,7 @@ from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.start import begin, evaluated, load_source
 from effcompress.runner.state import RunState
 from effcompress.runner.step import train_step
-from effcompress.sparsity.hold import count, require_held
+from effcompress.sparsity.apply import count, require_held
 from effcompress.spec import Recipe
 from effcompress.track.view import watch
 from effcompress.types import Due

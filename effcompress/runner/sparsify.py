@@ -11,15 +11,14 @@ from effcompress.data import Corpus
 from effcompress.errors import RunError
 from effcompress.estimate.feasibility import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
-from effcompress.measure.grams import Grams
-from effcompress.measure.squares import Squares
+from effcompress.measure.grams import Grams, Squares
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner.measuring import calibration_text
 from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
 from effcompress.sparsity.apply import require_pattern, sparsified
-from effcompress.sparsity.needs import reads_inputs
+from effcompress.sparsity.magnitude import reads_inputs
 from effcompress.spec import SparsifySpec
 
 ALL_TOKENS = 1 << 62

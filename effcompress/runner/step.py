@@ -12,7 +12,7 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner.measuring import listening, observe
 from effcompress.runner.state import RunState
-from effcompress.sparsity.hold import hold
+from effcompress.sparsity.apply import hold
 from effcompress.spec import LoopSpec
 from effcompress.train import Losses
 from effcompress.train.compiled import GRAPHS

@@ -762,7 +762,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "recomputed passes count twice",
     ),
     Mutant(
-        "effcompress/measure/squares.py",
+        "effcompress/measure/grams.py",
         "(self._sums[owner] / self._tokens[owner]).float()",
         "self._sums[owner].float()",
         ("tests/measure/test_blockwise.py::test_moments_are_those_of_the_whole_model",),
@@ -2052,7 +2052,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the norm of an input lacks its root",
     ),
     Mutant(
-        "effcompress/sparsity/choose.py",
+        "effcompress/sparsity/magnitude.py",
         "math.floor(width * amount + 1e-9)",
         "math.ceil(width * amount - 1e-9)",
         (
@@ -2064,21 +2064,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "one weight more than asked for goes",
     ),
     Mutant(
-        "effcompress/sparsity/choose.py",
+        "effcompress/sparsity/magnitude.py",
         "index_RK = score_RK.argsort(dim=1, stable=True)[:, :zeros]",
         "index_RK = score_RK.argsort(dim=1, descending=True)[:, :zeros]",
         ("tests/sparsity/test_magnitude_wanda.py::test_magnitude_of_three_numbers",),
         "the largest weights become zero",
     ),
     Mutant(
-        "effcompress/sparsity/choose.py",
+        "effcompress/sparsity/magnitude.py",
         'width = columns if per == "row" else rows * columns',
         "width = columns",
         ("tests/sparsity/test_magnitude_wanda.py::test_magnitude_ranks_a_layer_or_its_rows",),
         "weights of a layer compete within rows only",
     ),
     Mutant(
-        "effcompress/sparsity/hold.py",
+        "effcompress/sparsity/apply.py",
         "p.grad.masked_fill_(zeros[name], 0.0)",
         "pass",
         ("tests/runner/test_sparsify.py::test_zeros_survive_training_in_weights_and_moments",),
