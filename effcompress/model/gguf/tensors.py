@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from gguf import MODEL_ARCH, TensorNameMap, get_tensor_name_map
@@ -17,8 +19,7 @@ from effcompress.errors import SourceError
 from effcompress.types import Config
 
 
-@dataclass(frozen=True)
-class LayerWidths:
+class LayerWidths(NamedTuple):
     """Channels and heads of one layer; 0 where the block is removed."""
 
     ffn: int
@@ -64,14 +65,14 @@ class Source:
             raise SourceError("this weight is missing", where=name)
         return tuple(self.tensors[name].shape)
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-        """Returns a reader of the tensor. Raises SourceError if it has another shape."""
+    def take(self, name: str, own: str, shape: tuple[int, ...]) -> Entry:
+        """Returns the tensor under its ``own`` name. Raises SourceError if the shape differs."""
         if (found := self.shape(name)) != shape:
             raise SourceError(
                 f"the shape is {list(found)}, the widths say {list(shape)}", where=name
             )
         self.left.discard(name)
-        return lambda: self.tensors[name]
+        return Entry(own, shape, lambda: self.tensors[name])
 
 
 def sizes_of(source: Source, config: Config, layers: Sequence[LayerWidths], hidden: int) -> Sizes:
@@ -110,63 +111,45 @@ def _head_dim(source: Source, config: Config, layers: Sequence[LayerWidths]) -> 
     return int(found)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """Writes the tensors of one layer: number ``number`` of the source, ``block`` of the file."""
-
-    source: Source
-    names: TensorNameMap
-    number: int
-    block: int
-    sizes: Sizes
-
-    @property
-    def widths(self) -> LayerWidths:
-        return self.sizes.layers[self.block]
-
-    def attention(self, present: bool) -> Iterator[Entry]:
-        """Norm, q, k, v and o; zeros where the source has no attention here."""
-        w, hidden = self.widths, self.sizes.hidden
-        q, kv = w.heads * self.sizes.head_dim, w.kv_heads * self.sizes.head_dim
-        yield self._norm("input_layernorm", present)
-        for part, rows, heads in (("q", q, w.heads), ("k", kv, w.kv_heads), ("v", kv, 0)):
-            for entry in self._linear(f"self_attn.{part}_proj", (rows, hidden), present):
-                yield interleaved(entry, heads) if heads else entry
-        yield from self._linear("self_attn.o_proj", (hidden, q), present)
-
-    def feed_forward(self, present: bool) -> Iterator[Entry]:
-        """Norm, gate, up and down; zeros where the source has no feed-forward here."""
-        ffn, hidden = self.widths.ffn, self.sizes.hidden
-        yield self._norm("post_attention_layernorm", present)
-        for part, shape in (
-            ("gate", (ffn, hidden)),
-            ("up", (ffn, hidden)),
-            ("down", (hidden, ffn)),
-        ):
-            yield from self._linear(f"mlp.{part}_proj", shape, present)
-
-    def _named(self, module: str) -> tuple[str, str]:
-        """The module's name in the file, and in the source."""
-        own = self.names.get_name(f"model.layers.{self.block}.{module}")
-        return str(own), f"model.layers.{self.number}.{module}"
-
-    def _norm(self, module: str, present: bool) -> Entry:
-        (own, theirs), shape = self._named(module), (self.sizes.hidden,)
-        values = (
-            self.source.take(f"{theirs}.weight", shape) if present else lambda: torch.ones(shape)
-        )
-        return Entry(f"{own}.weight", shape, values)
-
-    def _linear(self, module: str, shape: tuple[int, int], present: bool) -> Iterator[Entry]:
-        """Weight and, where there is one, bias."""
-        own, theirs = self._named(module)
-        if not present:
-            yield Entry(f"{own}.weight", shape, lambda: torch.zeros(shape))
-            return
-        yield Entry(f"{own}.weight", shape, self.source.take(f"{theirs}.weight", shape))
-        if f"{theirs}.bias" in self.source.tensors:
-            bias = self.source.take(f"{theirs}.bias", shape[:1])
-            yield Entry(f"{own}.bias", shape[:1], bias)
+def _layer(
+    source: Source,
+    names: TensorNameMap,
+    sizes: Sizes,
+    number: int,
+    block: int,
+    stated: LayerWidths,
+) -> Iterator[Entry]:
+    """Tensors of layer ``number`` of the source, ``block`` of the file. Where a block is not
+    ``stated``, they add nothing: zeros, and ones for its norm.
+    """
+    w, hidden = sizes.layers[block], sizes.hidden
+    q, kv = w.heads * sizes.head_dim, w.kv_heads * sizes.head_dim
+    attention = (
+        ("input_layernorm", (hidden,), 0),
+        ("self_attn.q_proj", (q, hidden), w.heads),
+        ("self_attn.k_proj", (kv, hidden), w.kv_heads),
+        ("self_attn.v_proj", (kv, hidden), 0),
+        ("self_attn.o_proj", (hidden, q), 0),
+    )
+    feed_forward = (
+        ("post_attention_layernorm", (hidden,), 0),
+        ("mlp.gate_proj", (w.ffn, hidden), 0),
+        ("mlp.up_proj", (w.ffn, hidden), 0),
+        ("mlp.down_proj", (hidden, w.ffn), 0),
+    )
+    parts = [(part, stated.heads > 0) for part in attention if w.heads]
+    parts += [(part, stated.ffn > 0) for part in feed_forward]
+    for (module, shape, heads), there in parts:
+        own = names.get_name(f"model.layers.{block}.{module}")
+        theirs = f"model.layers.{number}.{module}"
+        if not there:
+            fill = torch.zeros if len(shape) == 2 else torch.ones
+            yield Entry(f"{own}.weight", shape, partial(fill, shape))
+            continue
+        biased = len(shape) == 2 and f"{theirs}.bias" in source.tensors
+        for leaf, size in (("weight", shape), ("bias", shape[:1]))[: 1 + biased]:
+            entry = source.take(f"{theirs}.{leaf}", f"{own}.{leaf}", size)
+            yield interleaved(entry, heads) if heads else entry
 
 
 def entries_of(
@@ -180,9 +163,7 @@ def entries_of(
     tied = bool(config.get("tie_word_embeddings", False))
 
     def whole(module: str, shape: tuple[int, ...]) -> Entry:
-        return Entry(
-            f"{names.get_name(module)}.weight", shape, source.take(f"{module}.weight", shape)
-        )
+        return source.take(f"{module}.weight", f"{names.get_name(module)}.weight", shape)
 
     table = (sizes.rows, sizes.hidden)
     found = [whole("model.embed_tokens", table)]
@@ -190,28 +171,20 @@ def entries_of(
         found.append(Entry("rope_freqs.weight", (len(freqs),), lambda: torch.tensor(freqs)))
     kept = [i for i, w in enumerate(layers) if w.ffn or w.heads]
     for block, number in enumerate(kept):
-        layer = _Layer(source, names, number, block, sizes)
-        if layer.widths.heads:
-            found += layer.attention(layers[number].heads > 0)
-        found += layer.feed_forward(layers[number].ffn > 0)
+        found += _layer(source, names, sizes, number, block, layers[number])
     found.append(whole("model.norm", (sizes.hidden,)))
     found += [] if tied else [whole("lm_head", table)]
-    if forgotten := sorted(name for name in source.left if not _without_effect(name, tied)):
+    # Norms of absent blocks, tables computed from the configuration, the second name of tied
+    # embeddings.
+    unused, second = ("layernorm.weight", "rotary_emb.inv_freq"), "lm_head.weight" if tied else ""
+    left = sorted(source.left - {second})
+    if forgotten := [name for name in left if not name.endswith(unused)]:
         raise SourceError(
             "this weight has no place in the file: its block is said to be gone, or llama.cpp has "
             "no such weight",
             where=forgotten[0],
         )
     return found
-
-
-def _without_effect(name: str, tied: bool) -> bool:
-    """Norms of absent blocks, the second name of tied embeddings, tables computed from the
-    configuration.
-    """
-    if name == "lm_head.weight":
-        return tied
-    return name.endswith(("layernorm.weight", "rotary_emb.inv_freq"))
 
 
 def interleaved(entry: Entry, heads: int) -> Entry:

@@ -100,11 +100,9 @@ def write_gguf(
 def _metadata(
     writer: GGUFWriter, config: Config, sizes: Sizes, epsilon: float, dtype: DType
 ) -> None:
-    ffn: int | list[int] = [w.ffn for w in sizes.layers]
-    heads: int | list[int] = [w.heads for w in sizes.layers]
-    kv_heads: int | list[int] = [w.kv_heads for w in sizes.layers]
-    if sizes.uniform:  # `llama` takes one number each, `deci` one per layer
-        ffn, heads, kv_heads = ffn[0], heads[0], kv_heads[0]
+    # `llama` takes one number each, `deci` one per layer.
+    columns = zip(*sizes.layers, strict=True)
+    ffn, heads, kv_heads = (c[0] if sizes.uniform else list(c) for c in columns)
     writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "F32" else LlamaFileType.MOSTLY_F16)
     writer.add_vocab_size(sizes.rows)
     writer.add_block_count(len(sizes.layers))
