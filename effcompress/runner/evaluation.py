@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -71,10 +72,4 @@ def _perplexity(
 ) -> DomainScore:
     ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
     found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)
-    return DomainScore(
-        perplexity=found.perplexity,
-        loss=found.loss,
-        tokens=found.tokens,
-        sequences=found.sequences,
-        hash=digest(ids_NT),
-    )
+    return replace(found, hash=digest(ids_NT))

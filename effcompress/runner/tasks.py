@@ -10,7 +10,7 @@ from effcompress.model.assets import wheel
 from effcompress.model.cache import cache_root
 from effcompress.model.integrity import manifest_flaw
 from effcompress.model.source import Item
-from effcompress.record.events import TaskMean, Tasks
+from effcompress.record.events import Tasks
 from effcompress.spec import CARRIED, TasksSpec
 
 if TYPE_CHECKING:
@@ -72,7 +72,6 @@ def solve(
         shots=tasks.shots,
         offline=offline,
     )
-    mean = mean_of(solved.scores)
     protocol = {
         "harness": solved.harness,
         **_asked(tasks, harness.SHOTS_SEED),
@@ -82,12 +81,7 @@ def solve(
         "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
         "tokenizer": tokenizer.fingerprint[:12],
     }
-    return Tasks(
-        scores={score.name: score.facts() for score in solved.scores},
-        mean=mean
-        and TaskMean(value=mean.value, stderr=mean.stderr, of=mean.words, tasks=mean.tasks),
-        protocol=protocol,
-    )
+    return Tasks(scores=solved.scores, mean=mean_of(solved.scores), protocol=protocol)
 
 
 def _asked(tasks: TasksSpec, shots_seed: int) -> dict[str, Any]:
