@@ -60,8 +60,7 @@ def measured(arm: str, tokens: int, steps: int, processes: int) -> dict[str, int
 def predicted(arm: str, tokens: int, processes: int) -> dict[str, dict[str, float]]:
     """Phase -> part -> bytes, by `effcompress plan`."""
     from effcompress import load_recipe
-    from effcompress.estimate.costs import Launch
-    from effcompress.estimate.forecast import plan
+    from effcompress.estimate.forecast import Launch, plan
 
     path, sets = recipe_of(arm, tokens)
     return plan(load_recipe(path, sets), Launch(processes)).data["memory_bytes"]

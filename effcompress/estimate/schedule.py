@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effcompress.estimate.feasibility import SizedModel, budget_of
+from effcompress.injectable import PLACE
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import positions
 from effcompress.selection.schedules import ask
@@ -19,10 +20,7 @@ from effcompress.sparsity.needs import reads_inputs
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 
-WITHOUT_TEXT = {
-    *("weight", "kind", "layer", "positions"),
-    *("gain", "epsilon", "before", "after", "gone"),
-}
+WITHOUT_TEXT = {"weight", *PLACE, "gain", "epsilon", "before", "after", "gone"}
 """Inputs of criteria and repairs that need no text."""
 
 
