@@ -31,8 +31,8 @@ def evaluate(
     require_harness(loaded.recipe.evaluate.tasks)
     # Imported here: torch and transformers take seconds, which a wrong path should not cost.
     from effcompress.model.load import load as load_model
-    from effcompress.runner.corpus import corpus_of
     from effcompress.runner.evaluation import evaluate as measure
+    from effcompress.runner.start import corpus_of
     from effcompress.runner.state import device_of
 
     one = loaded.recipe

@@ -1481,7 +1481,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a worse perplexity is shown as a better one",
     ),
     Mutant(
-        "effcompress/runner/dense_cache.py",
+        "effcompress/runner/evaluation.py",
         '"model": model_hash,',
         '"model": "",',
         (
@@ -1493,7 +1493,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "another model's evaluation is taken",
     ),
     Mutant(
-        "effcompress/runner/dense_cache.py",
+        "effcompress/runner/evaluation.py",
         '"tokens": tokens,',
         '"tokens": "",',
         (
@@ -1505,7 +1505,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "an evaluation on other text is taken",
     ),
     Mutant(
-        "effcompress/runner/dense_cache.py",
+        "effcompress/runner/evaluation.py",
         '"config": dict(config),',
         "",
         (
@@ -1517,7 +1517,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "an evaluation under another rotary base is taken",
     ),
     Mutant(
-        "effcompress/runner/dense_cache.py",
+        "effcompress/runner/evaluation.py",
         '"code": _code(),',
         "",
         (
@@ -1529,7 +1529,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "an evaluation by other code is taken",
     ),
     Mutant(
-        "effcompress/runner/dense_cache.py",
+        "effcompress/runner/evaluation.py",
         "return replace(before, known=True)",
         "return before",
         ("tests/runner/test_dense_cache.py::test_the_dense_model_is_measured_once",),
@@ -1572,14 +1572,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/folder.py",
-        'k.partition(".")[0] != "track" and k not in HOW',
-        'k.partition(".")[0] not in ("track", "train") and k not in HOW',
+        'key.partition(".")[0] != "track" and key not in HOW',
+        'key.partition(".")[0] not in ("track", "train") and key not in HOW',
         ("tests/runner/test_run.py::test_a_folder_with_a_run_is_never_overwritten",),
         "a run goes on under another training",
     ),
     Mutant(
         "effcompress/runner/prune.py",
-        "if end < total_tokens and state.tokens >= end and not goes_there:",
+        "if end < state.total_tokens and state.tokens >= end and not goes_there:",
         "if False:",
         ("tests/runner/test_schedules.py::test_stages",),
         "what the schedule left over is not cut when the stage ends",
@@ -1639,7 +1639,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "loading the teacher uses up random numbers",
     ),
     Mutant(
-        "effcompress/runner/refit.py",
+        "effcompress/runner/recovery.py",
         "bias.add_(more_O)",
         "bias.copy_(more_O)",
         ("tests/plugins/test_refit.py::test_an_intercept_adds_to_the_bias_that_is_there",),
@@ -1654,7 +1654,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/run.py",
-        'if saved.values["corpus"] != corpus.fingerprint:',
+        'if saved.values["corpus"] != state.corpus.fingerprint:',
         "if False:",
         ("tests/runner/test_checkpoints.py::test_other_text_is_refused_on_resume",),
         "a run goes on with other text",
@@ -1734,18 +1734,15 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/step.py",
-        "state.tokens += batch.ids_BT.numel()",
+        "state.tokens += tokens",
         "state.tokens += batch.ids_BT.shape[0]",
         ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "sequences are counted as tokens",
     ),
     Mutant(
         "effcompress/runner/step.py",
-        "rate = train.learning_rate(spec.learning_rate, state.tokens, total)",
-        (
-            "rate = train.learning_rate(spec.learning_rate, state.tokens - "
-            "batch.ids_BT.numel(), total)"
-        ),
+        "train.learning_rate(spec.learning_rate, state.tokens, state.total_tokens)",
+        "train.learning_rate(spec.learning_rate, state.tokens - tokens, state.total_tokens)",
         ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "the learning rate is one step late",
     ),
