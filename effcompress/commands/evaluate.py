@@ -39,13 +39,12 @@ def evaluate(
     with closing(make_view(interactive=False)) as view:
         say = view.note
         model = load_model(spec, seed=one.seed, offline=offline, progress=say)
-        corpus = corpus_of(
-            one, model.tokenizer, offline=offline, say=say, notice=say, training=False
-        )
+        how: Any = {"offline": offline, "say": say}
+        corpus = corpus_of(one, model.tokenizer, notice=say, training=False, **how)
         module = model.module.to(device_of(one))
         params = sum(p.numel() for p in module.parameters())
-        how = (module, model.tokenizer, corpus, one.evaluate)
-        found = measure(*how, when="after", params=params, offline=offline, say=say)
+        of = (module, model.tokenizer, corpus, one.evaluate)
+        found = measure(*of, when="after", params=params, **how)
     title = f"{model.source}: {params:,} parameters"
     sheets = (_perplexities(title, found), *([_accuracies(found.tasks)] if found.tasks else []))
     values = events.plain(found)
