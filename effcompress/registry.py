@@ -13,21 +13,18 @@ import inspect
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import PluginError, did_you_mean
-from effcompress.injectable import (
-    BACKWARD,
-    COMPANION_INPUTS,
-    INPUTS,
-    PLACE,
-    READ,
-    WITH_STATISTICS,
-)
+from effcompress.injectable import BACKWARD, COMPANION_INPUTS, INPUTS, PLACE, READ, WITH_STATISTICS
+from effcompress.types import Due
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENTRY_POINTS = "effcompress.plugins"
 
@@ -117,6 +114,22 @@ class Plugin:
         """Whether it needs forward passes over calibration text, or only where a mini-group is."""
         return self.reads_inputs or bool(self.statistics) or bool(PLACE.intersection(self.needs))
 
+    def error(self, said: str, fix: str | None = None) -> PluginError:
+        """An error that names the plugin and where it is: it ``said``."""
+        return PluginError(f"{self.kind} '{self.name}' {said}", where=self.where, fix=fix)
+
+    def require_shape(
+        self, found: object, wanted: str, *shapes: Iterable[int], fix: str | None = None
+    ) -> None:
+        """Raises PluginError where it returned something else than a tensor of one of ``shapes``
+        (in words: ``wanted``).
+        """
+        from torch import Tensor
+
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if got not in [tuple(shape) for shape in shapes]:
+            raise self.error(f"returned {got} {wanted}", fix)
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -137,6 +150,34 @@ class Bound:
 
     def __call__(self, **available: Any) -> Any:
         return self.plugin.function(*(available[n] for n in self.needs), **self.knobs)
+
+    def ask(self, **available: Any) -> Any:
+        """Calls it; raises PluginError where it fails."""
+        try:
+            return self(**available)
+        except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise self.plugin.error(f"fails: {said}") from error
+
+    def due(self, **place: Any) -> Due | None:
+        """Asks a schedule at a place in the run. Raises PluginError for an answer of another type,
+        or where it fails.
+        """
+        due = self.ask(**place)
+        if due is None or (isinstance(due, Due) and (due.groups is None) != (due.params is None)):
+            return due
+        fix = "Return Due(groups=...), Due(params=...) or None."
+        raise self.plugin.error(f"returned {due!r}", fix)
+
+    @contextmanager
+    def keeping(self, **inputs: Tensor) -> Iterator[None]:
+        """Raises PluginError if one of these is changed in place inside."""
+        # Views share their base's counter, so this sees a change of weights or gradients too.
+        before = {name: t._version for name, t in inputs.items()}
+        yield
+        for name, t in inputs.items():
+            if t._version != before[name]:
+                raise self.plugin.error(f"changes its {name}")
 
     def companion(self, **available: Any) -> Any:
         """Calls the plugin's second function; None where it has none."""

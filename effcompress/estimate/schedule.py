@@ -15,7 +15,6 @@ from effcompress.estimate.feasibility import SizedModel, budget_of
 from effcompress.injectable import PLACE
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import positions
-from effcompress.selection.schedules import ask
 from effcompress.sparsity.needs import reads_inputs
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
@@ -167,6 +166,6 @@ def _asking(recipe: Recipe, sized: SizedModel, budget: Budget) -> Callable[[int,
 
     def due_at(step: int, cut: int) -> Due | None:
         place = {"step": step, "tokens": step * per_step, "params": budget.params}
-        return ask(prune.schedule, **fixed, **place, groups_cut=cut)
+        return prune.schedule.due(**fixed, **place, groups_cut=cut)
 
     return due_at

@@ -12,6 +12,7 @@ the model: one residual stream per sequence, and what the caller keeps of one la
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.errors import RunError
-from effcompress.measure.hooks import LINEAR
+from effcompress.measure.hooks import LINEAR, first_of, stream_in
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,12 @@ class Block:
 
             return listen
 
-        handles = []
-        for param in self.linears:
-            path = param.removeprefix(f"{self.path}.").removesuffix(".weight")
-            linear = self._module.get_submodule(path)
-            handles.append(linear.register_forward_pre_hook(hook(param)))
-        try:
-            self._call(self._module, self._inputs[0])
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks:
+            for param in self.linears:
+                path = param.removeprefix(f"{self.path}.").removesuffix(".weight")
+                linear = self._module.get_submodule(path)
+                hooks.enter_context(linear.register_forward_pre_hook(hook(param)))
+            self.once()
         return [params for _, params in seen]
 
     @torch.no_grad()
@@ -140,7 +137,7 @@ class _Call:
 
     def __call__(self, block: nn.Module, x_1TD: Tensor) -> Tensor:
         """Returns the residual stream behind the layer."""
-        return _stream(block(x_1TD, *self.args, **self.named))
+        return first_of(block(x_1TD, *self.args, **self.named))
 
 
 class _Seen(Exception):
@@ -181,56 +178,37 @@ def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor) -> tuple[list[
     """
     calls: list[_Call] = []
     stream: list[Tensor] = []
-    whole = len(layers) > 1
 
     def before(_block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x, rest, others = _split(args, named)
-        layer = layers[len(calls)]
+        x, layer = stream_in(args, named), layers[len(calls)]
         if stream and not (x is stream[-1] or torch.equal(x, stream[-1])):
             raise RunError(
                 "this layer does not read the output of the one before it; such a model cannot be "
                 "run layer by layer",
                 where=layer.path,
             )
-        calls.append(_Call(rest, others))
+        others = {name: value for name, value in named.items() if args or name != "hidden_states"}
+        calls.append(_Call(args[1:], others))
         if not stream:
             stream.append(x)
-        if not whole:
+        if len(layers) == 1:
             raise _Seen
 
     def after(_block: nn.Module, _args: Any, out: Any) -> None:
-        stream[1:] = [_stream(out)]
+        stream[1:] = [first_of(out)]
         if len(calls) == len(layers):
             raise _Seen
 
-    handles = []
-    for layer in layers:
-        block = module.get_submodule(layer.path)
-        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(block.register_forward_hook(after))
-    try:
-        module(input_ids=ids_1T, use_cache=False)
-    except _Seen:
-        return calls, stream[0]
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for layer in layers:
+            block = module.get_submodule(layer.path)
+            hooks.enter_context(block.register_forward_pre_hook(before, with_kwargs=True))
+            hooks.enter_context(block.register_forward_hook(after))
+        try:
+            module(input_ids=ids_1T, use_cache=False)
+        except _Seen:
+            return calls, stream[0]
     raise RunError("the model did not run all of its layers", where=layers[-1].path)
-
-
-def _split(
-    args: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Splits a layer's arguments into the residual stream and the rest."""
-    if args:
-        return args[0], args[1:], dict(named)
-    rest = dict(named)
-    return rest.pop("hidden_states"), (), rest
-
-
-def _stream(out: Any) -> Tensor:
-    """Returns the residual stream: a layer's output, or the first of a tuple."""
-    return out[0] if isinstance(out, tuple) else out
 
 
 def _same(one: Any, other: Any) -> bool:

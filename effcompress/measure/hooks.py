@@ -4,7 +4,7 @@ measurements of forward passes share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,16 @@ from effcompress.recompute import recomputing
 
 LINEAR = {"Linear": 1, "Conv1D": 0}
 """Class of a layer -> the dimension of its weight that its inputs run along."""
+
+
+def first_of(out: Any) -> Any:
+    """The first of what a module returns; attention returns more than one value."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def stream_in(args: Any, named: Mapping[str, Any]) -> Tensor:
+    """What a layer reads of the residual stream."""
+    return args[0] if args else named["hidden_states"]
 
 
 class Hooks:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.distributed import ALONE, World
-from effcompress.errors import PluginError
 from effcompress.injectable import READ
-from effcompress.measure.hooks import Hooks, InputHooks
-from effcompress.registry import Plugin
+from effcompress.measure.hooks import Hooks, InputHooks, first_of, stream_in
+from effcompress.registry import Bound, Plugin
 from effcompress.types import AxisMap
 
 
@@ -35,21 +34,15 @@ class _Streaming:
 
     def add(self, **given: Tensor) -> None:
         """One sequence. Raises PluginError when the statistic fails or returns another shape."""
-        plugin, tokens = self.statistic, len(next(iter(given.values())))
-        available = {**given, "state": self.total}
-        try:
-            found = plugin.function(*(available[need] for need in plugin.needs))
-        except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise PluginError(
-                f"statistic '{plugin.name}' fails: {said}", where=plugin.where
-            ) from error
-        width = next(iter(given.values())).shape[1:] if "x" in given else ()
-        if "state" in plugin.needs:
-            self._require(found[0] if isinstance(found, tuple) else found, tuple(width))
+        tokens, *width = next(iter(given.values())).shape
+        if "x" not in given:
+            width = []
+        found = Bound(self.statistic).ask(**given, state=self.total)
+        if "state" in self.statistic.needs:
+            self._require(first_of(found), *width)
             self.total = found
         else:
-            self._require(found, (tokens, *width))
+            self._require(found, tokens, *width)
             summed = found.double().sum(0)
             self.total = summed if self.total is None else self.total + summed
         self.tokens += tokens
@@ -58,18 +51,16 @@ class _Streaming:
         """The value so far, in fp64."""
         if "state" not in self.statistic.needs:
             return self.total / self.tokens
-        return (self.total[0] if isinstance(self.total, tuple) else self.total).double()
+        return first_of(self.total).double()
 
-    def _require(self, found: object, shape: tuple[int, ...]) -> None:
-        good = isinstance(found, Tensor) and tuple(found.shape) in (shape, shape or (1,))
-        if not good:
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise PluginError(
-                f"statistic '{self.statistic.name}' returned {got} where {shape or (1,)} was "
-                "expected",
-                where=self.statistic.where,
-                fix="Without `state` it returns one value per token, with it one per channel.",
-            )
+    def _require(self, found: object, *shape: int) -> None:
+        self.statistic.require_shape(
+            found,
+            f"where {shape or (1,)} was expected",
+            shape,
+            shape or (1,),
+            fix="Without `state` it returns one value per token, with it one per channel.",
+        )
 
 
 @dataclass
@@ -204,7 +195,7 @@ class LayerStatistics(Hooks):
     def _remember(self, name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, out: Any) -> None:
             if self.measuring:
-                self._added[name] = _first(out)
+                self._added[name] = first_of(out).detach()
 
         return hook
 
@@ -212,8 +203,8 @@ class LayerStatistics(Hooks):
         def hook(_module: nn.Module, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
             if not self.measuring:
                 return
-            before = args[0] if args else kwargs["hidden_states"]
-            after = _first(out)
+            before = stream_in(args, kwargs)
+            after = first_of(out).detach()
             self._take(f"layer.{layer}", before, after)
             for kind in there:
                 # Some classes flatten batch and tokens within the block.
@@ -236,8 +227,3 @@ class LayerStatistics(Hooks):
 
     def _reset(self) -> None:
         self._added.clear()
-
-
-def _first(out: Any) -> Tensor:
-    """What a module hands on; attention returns more than that."""
-    return (out[0] if isinstance(out, tuple) else out).detach()

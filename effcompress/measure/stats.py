@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from effcompress.distributed import ALONE, World, first_row, is_sharded, own
-from effcompress.errors import PluginError, RunError
+from effcompress.errors import RunError
 from effcompress.registry import Bound
 
 
@@ -62,7 +62,8 @@ class TrainingStats:
         if self._moments is not None:
             found["second_moment"] = self._moments.rows(p, param, here)
         if self._hessian is not None:
-            found["hess"] = _estimate(self._hessian, found)
+            with self._hessian.keeping(**found):
+                found["hess"] = self._hessian(**found)
         return found
 
 
@@ -187,20 +188,11 @@ def _take_in(
         if "hess" in wanted:
             assert hessian is not None
             here = {"weight": p.detach(), "grad": grad}
-            _add(found["hess"], name, _estimate(hessian, here), count)
+            with hessian.keeping(**here):
+                value = hessian(**here)
+            _add(found["hess"], name, value, count)
         if "grad" in wanted:
             _add(found["grad"], name, grad, count)
-
-
-def _estimate(hessian: Bound, inputs: dict[str, Tensor]) -> Tensor:
-    """Returns the plugin's diagonal Hessian. Raises PluginError if it changes its inputs."""
-    before = {name: t._version for name, t in inputs.items()}
-    value = hessian(**inputs)
-    for name, t in inputs.items():
-        if t._version != before[name]:
-            where = hessian.plugin.where
-            raise PluginError(f"hessian '{hessian.name}' changes its {name}", where=where)
-    return value
 
 
 def _add(into: dict[str, Tensor], name: str, value: Tensor, count: int) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from effcompress.errors import PluginError, RecipeError
+from effcompress.errors import RecipeError
 from effcompress.injectable import BACKWARD
 from effcompress.recipe.source_map import Document, Key
 from effcompress.registry import REGISTRY
 from effcompress.spec import PruneSpec, Recipe
-from effcompress.types import DEPTH, Due
+from effcompress.types import DEPTH
 
 START, TARGET, GROUP = 1_000_000, 500_000, 1_000
 """Made-up sizes on which a schedule is played: parameters before and after, and of a mini-group."""
@@ -82,31 +82,13 @@ def cuts_all_at_start(recipe: Recipe) -> bool:
     }
     params = START
     for cut in range(ROUNDS):
-        due = _asked(prune, {**place, "params": params, "groups_cut": cut})
+        due = prune.schedule.due(**place, params=params, groups_cut=cut)
         if due is None:
             return False
-        left = params - GROUP * due.groups if due.params is None else due.params
+        left = params - GROUP * (due.groups or 0) if due.params is None else due.params
         if left <= TARGET:
             return True
         if not due.again or left >= params:
             return False
         params = left
     return True
-
-
-def _asked(prune: PruneSpec, place: dict[str, Any]) -> Any:
-    schedule = prune.schedule
-    try:
-        due = schedule(**place)
-    except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PluginError(
-            f"schedule '{schedule.name}' fails: {said}", where=schedule.plugin.where
-        ) from error
-    if due is None or (isinstance(due, Due) and (due.groups is None) != (due.params is None)):
-        return due
-    raise PluginError(
-        f"schedule '{schedule.name}' returned {due!r}",
-        where=schedule.plugin.where,
-        fix="Return Due(groups=...), Due(params=...) or None.",
-    )

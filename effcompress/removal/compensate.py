@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.distributed import whole, write_back
-from effcompress.errors import PluginError, SurgeryError
+from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.repairs import for_linears
@@ -128,14 +128,12 @@ def _repair(
     gone = read.gone.to(read.mean_I.device)
     found = repair(weight=stacked_OI, gram=read.gram_II, mean=read.mean_I, gone=gone)
     new_OI, more_O = found if isinstance(found, tuple) else (found, None)
-    if not isinstance(new_OI, Tensor) or new_OI.shape != stacked_OI.shape:
-        got = tuple(new_OI.shape) if isinstance(new_OI, Tensor) else type(new_OI).__name__
-        raise PluginError(
-            f"repair '{repair.name}' returned {got} for a weight of shape "
-            f"{tuple(stacked_OI.shape)}",
-            where=repair.plugin.where,
-            fix="A repair of a linear layer returns the weight, changed, in its shape.",
-        )
+    repair.plugin.require_shape(
+        new_OI,
+        f"for a weight of shape {tuple(stacked_OI.shape)}",
+        stacked_OI.shape,
+        fix="A repair of a linear layer returns the weight, changed, in its shape.",
+    )
     rows = [w.shape[0] for w in weights.values()]
     for weight, part in zip(weights.values(), new_OI.split(rows), strict=True):
         weight.copy_(part)

@@ -29,7 +29,6 @@ from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
 from effcompress.selection.choose import Choice, choose, least_salient
 from effcompress.selection.reachability import TOLERANCE
-from effcompress.selection.schedules import ask
 from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind, axis_layer
 
@@ -42,8 +41,7 @@ def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
         return None
     begin, end = pruning_stage(state.recipe)
     target = state.target_params
-    due = ask(
-        prune.schedule,
+    due = prune.schedule.due(
         step=state.step,
         tokens=state.tokens,
         total_tokens=state.total_tokens,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from effcompress.errors import PluginError, SurgeryError
+from effcompress.errors import SurgeryError
 from effcompress.measure.hooks import LINEAR
 from effcompress.measure.streams import Moments, follow
 from effcompress.model.load import load as load_model
@@ -121,12 +121,8 @@ class _Change:
         old_OI = weight.detach().T if turned else weight.detach()
         found = self.bound(weight=old_OI, **vars(moments))
         new_OI, more_O = found if isinstance(found, tuple) else (found, None)
-        if not isinstance(new_OI, Tensor) or new_OI.shape != old_OI.shape:
-            got = tuple(new_OI.shape) if isinstance(new_OI, Tensor) else type(new_OI).__name__
-            raise PluginError(
-                f"refit '{self.bound.name}' returned {got} for a weight of {tuple(old_OI.shape)}",
-                where=self.bound.plugin.where,
-            )
+        wanted = f"for a weight of {tuple(old_OI.shape)}"
+        self.bound.plugin.require_shape(new_OI, wanted, old_OI.shape)
         self.relative[name] = float((new_OI - old_OI).norm() / old_OI.norm().clamp(min=1e-30))
         old_OI.copy_(new_OI)
         if more_O is not None:

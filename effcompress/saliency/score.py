@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from effcompress.errors import NotFinite, PluginError
+from effcompress.errors import NotFinite
 from effcompress.registry import Bound
 from effcompress.saliency.reduce import reduce as over_members
 from effcompress.spec import ReduceSpec
@@ -91,25 +91,13 @@ def require_finite(scores: Scores, criterion: Bound) -> None:
 
 def _ask(criterion: Bound, inputs: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     """The criterion's answer, held to its contract: a tensor of this shape, inputs unchanged."""
-    where = criterion.plugin.where
-    # Views share their base's counter, so this sees a change of weights or gradients too.
-    before = {name: t._version for name, t in inputs.items()}
-    try:
-        saliency = criterion(**inputs)
-    except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PluginError(f"criterion '{criterion.name}' fails: {said}", where=where) from error
-    changed = [name for name, t in inputs.items() if t._version != before[name]]
-    if changed:
-        raise PluginError(f"criterion '{criterion.name}' changes its {changed[0]}", where=where)
-    if not isinstance(saliency, Tensor) or tuple(saliency.shape) != shape:
-        got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
-        raise PluginError(
-            f"criterion '{criterion.name}' returned {got} where {shape} was expected",
-            where=where,
-            fix="A criterion returns one number per weight, in the weight's shape (with mask_grad: "
-            "one per mini-group).",
-        )
+    with criterion.keeping(**inputs):
+        saliency = criterion.ask(**inputs)
+    fix = (
+        "A criterion returns one number per weight, in the weight's shape (with mask_grad: "
+        "one per mini-group)."
+    )
+    criterion.plugin.require_shape(saliency, f"where {shape} was expected", shape, fix=fix)
     return saliency
 
 
