@@ -73,7 +73,7 @@ def work(arm: str, tokens: int, steps: int) -> None:
     from step_overhead import prepare
 
     import effcompress.runner.run  # noqa: F401
-    from effcompress.distributed import joined
+    from effcompress.distributed.world import joined
     from effcompress.runner.resources import Meter
 
     here = torch.device("cpu")

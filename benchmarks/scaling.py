@@ -101,7 +101,7 @@ def work(variant: str, rounds: int, tokens: int) -> None:
     import torch
     from step_overhead import prepare
 
-    from effcompress.distributed import joined
+    from effcompress.distributed.world import joined
     from effcompress.record.log import Log, NoView
 
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from effcompress import data, load_recipe, train
-from effcompress.distributed import ALONE, World
+from effcompress.distributed.world import ALONE, World
 from effcompress.model.cache import cache_root
 from effcompress.model.load import load
 from effcompress.record.log import Log, make_view

@@ -127,7 +127,7 @@ class World:
         error of rank 0 is raised on every rank.
         """
         if self.size == 1 or not self.main:
-            self.agree(_nothing)
+            self.agree(lambda: None)
             yield
             return
         try:
@@ -135,7 +135,7 @@ class World:
         except Exception as error:
             dist.broadcast_object_list([None, _told(error)])
             raise
-        self.agree(_nothing)
+        self.agree(lambda: None)
 
     def replicate(self, module: nn.Module) -> nn.Module:
         """Returns a DDP wrapper whose backward leaves the *sum* of all ranks' gradients.
@@ -214,10 +214,6 @@ def _summed(_state, bucket):  # no annotations: torch inspects them, and here th
     # global batch already.
     work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
-
-
-def _nothing() -> None:
-    return None
 
 
 def _told(error: Exception) -> Exception:

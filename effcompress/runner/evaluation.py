@@ -23,7 +23,7 @@ from torch import nn
 import effcompress
 from effcompress import evaluation
 from effcompress.data import Corpus, digest
-from effcompress.distributed import ALONE, World
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import SourceError
 from effcompress.model.cache import atomically, cache_root
 from effcompress.record import events

@@ -13,7 +13,7 @@ from typing import Any, final
 from torch import Tensor
 
 from effcompress.data import digest
-from effcompress.distributed import ALONE
+from effcompress.distributed.world import ALONE
 from effcompress.injectable import BACKWARD
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.statistics import InputStatistics, LayerStatistics

@@ -14,7 +14,7 @@ import torch
 from effcompress import checkpoint, fault, report
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
-from effcompress.distributed import World, joined
+from effcompress.distributed.world import World, joined
 from effcompress.errors import EffcompressError, RunError, Stopped
 from effcompress.estimate.schedule import stage_at
 from effcompress.export.write import PROOF_TOKENS, export_and_prove

@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
-from effcompress.distributed import ALONE, Shards, World, is_sharded, own, shard_like
+from effcompress.distributed.rows import is_sharded, own, shard_like
+from effcompress.distributed.shards import Shards
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RecipeError
 from effcompress.estimate.flops import flops_per_token
 from effcompress.estimate.schedule import total_tokens

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from effcompress.distributed import ALONE, World, is_sharded, needs_all_ranks, own, unsynchronised
+from effcompress.distributed.rows import is_sharded, own
+from effcompress.distributed.world import ALONE, World, needs_all_ranks, unsynchronised
 from effcompress.errors import NotFinite
 from effcompress.spec import LearningRateSpec, LoopSpec
 from effcompress.train.loss import Objective, autocast, by_domain, next_token

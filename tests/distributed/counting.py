@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
 
 from effcompress import load_recipe, train
-from effcompress.distributed import joined, needs_all_ranks
+from effcompress.distributed.world import joined, needs_all_ranks
 from effcompress.record.log import Log, NoView
 from effcompress.runner.measuring import listening, observe
 from effcompress.runner.prune import commit_event, prune_event

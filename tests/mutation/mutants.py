@@ -69,14 +69,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "a missing weight is exported as random numbers",
     ),
     Mutant(
-        "effcompress/checkpoint/files.py",
-        'if "sha256" in said and sha256(path) != said["sha256"]:',
+        "effcompress/checkpoint/save.py",
+        'if "sha256" in said and _sha256(path) != said["sha256"]:',
         "if False:",
         ("tests/checkpoint/test_save.py::test_a_damaged_newest_falls_back_and_says_so[flip]",),
         "the hash of a checkpoint is not compared",
     ),
     Mutant(
-        "effcompress/checkpoint/files.py",
+        "effcompress/checkpoint/save.py",
         "if not same_bits(file.get_tensor(name), tensor.cpu()):",
         "if False:",
         (
@@ -88,7 +88,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "what was written is not read back",
     ),
     Mutant(
-        "effcompress/checkpoint/files.py",
+        "effcompress/checkpoint/save.py",
         'if size != said["bytes"]:',
         'if size < said["bytes"] - 64:',
         ("tests/checkpoint/test_save.py::test_what_earlier_versions_wrote_is_read",),
