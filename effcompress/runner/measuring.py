@@ -21,7 +21,7 @@ from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
 from effcompress.record.events import Calibration
 from effcompress.record.log import Log
-from effcompress.registry import Bound, Plugin
+from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
@@ -44,12 +44,6 @@ class Measured:
 
 ALL_TOKENS = 1 << 62
 """Tokens per pass of a measurement that samples none."""
-
-
-def statistics_of_layers(prune: PruneSpec) -> dict[str, Plugin]:
-    """Statistics of the residual stream that criterion or selector use."""
-    assert prune.selector is not None, "recipe.load fills in the default selector"
-    return {**prune.criterion.plugin.of_layers, **prune.selector.plugin.of_layers}
 
 
 def calibration_text(state: RunState, sequences: int, log: Log) -> Tensor:
@@ -88,7 +82,9 @@ class _Listeners:
 
     def __init__(self, state: RunState, prune: PruneSpec) -> None:
         module, axes, sets = state.module, state.pruned.axes, state.pruned.sets
-        plugin, of_layers = prune.criterion.plugin, statistics_of_layers(prune)
+        assert prune.selector is not None, "recipe.load fills in the default selector"
+        plugin = prune.criterion.plugin
+        of_layers = {**plugin.of_layers, **prune.selector.plugin.of_layers}
         self.found: Scores = {}
         # A statistic with state is a recursion over the sequences in their order, so then every
         # process reads all of them.

@@ -17,10 +17,9 @@ from effcompress.registry import Bound
 from effcompress.runner.measuring import calibration_text
 from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
-from effcompress.spec import DistillSpec, PruneSpec, RecoverSpec
+from effcompress.spec import DistillSpec, PruneSpec
 from effcompress.train import next_token
 from effcompress.train.loss import Distillation
-from effcompress.types import AxisMap
 
 
 def begin(state: RunState, log: Log, *, offline: bool) -> None:
@@ -32,8 +31,11 @@ def begin(state: RunState, log: Log, *, offline: bool) -> None:
     if recover is None:
         return
     if recover.method == "lora" and state.lora is None:
-        state.attach(linears(state.module, state.pruned.axes))
-    spec = teacher_of(recover)
+        prefix = state.pruned.axes.family.layer.partition("{i}")[0]
+        modules = state.module.named_modules()
+        within = ((path, type(child).__name__) for path, child in modules)
+        state.attach([path for path, kind in within if path.startswith(prefix) and kind in LINEAR])
+    spec = recover.distill or (DistillSpec() if recover.method == "distill" else None)
     if spec is not None:
         state.objective = _teacher(state, spec, log, offline=offline)
 
@@ -42,23 +44,6 @@ def end(state: RunState) -> None:
     """Merges LoRA updates into the weights, and releases the teacher."""
     state.merge()
     state.objective = next_token
-
-
-def teacher_of(recover: RecoverSpec) -> DistillSpec | None:
-    """Returns the options of distillation; None where training uses the text alone."""
-    if recover.method == "distill":
-        return recover.distill or DistillSpec()
-    return recover.distill
-
-
-def linears(module: nn.Module, axes: AxisMap) -> list[str]:
-    """Returns the paths of the linear layers within the model's layers."""
-    prefix = axes.family.layer.partition("{i}")[0]
-    return [
-        path
-        for path, child in module.named_modules()
-        if path.startswith(prefix) and type(child).__name__ in LINEAR
-    ]
 
 
 def _source(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from effcompress.record import events
 from effcompress.record.log import Log, NoView, make_view
 from effcompress.runner import recovery
 from effcompress.runner.checkpoints import CheckpointWriter
-from effcompress.runner.failures import named
 from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
@@ -37,6 +37,11 @@ from effcompress.sparsity.hold import count, require_held
 from effcompress.spec import Recipe
 from effcompress.track.view import watch
 from effcompress.types import Due
+
+_NO_MEMORY = ("allocate memory", "out of memory", "not enough memory")
+"""Words of a RuntimeError of torch on a CPU, which has no class of its own."""
+_COMPILING = ("torch._dynamo", "torch._inductor")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,10 @@ def _stages(
     before = state.seconds
     with CheckpointWriter(state, folder, log) as keep:
         _train_and_prune(state, log, stopping, keep, offline=offline)
+    ids_BT = corpus.calibration(2, recipe.seed)[:, :PROOF_TOKENS]
+    made = state.pruned, state.tokenizer, recipe.export.form
     with state.gathered():
-        world.agree(lambda: _export(state, folder, log))
+        world.agree(lambda: export_and_prove(*made, ids_BT, folder, log))
     log.phase("evaluating the pruned model")
     after = evaluated(state, log, when="after", offline=offline)
     log.event(after)
@@ -165,13 +172,6 @@ def _stages(
     if world.main:
         report.write_card(folder)
     return done
-
-
-def _export(state: RunState, folder: Path, log: Log) -> None:
-    """Writes the model and has a fresh process prove it."""
-    ids_BT = state.corpus.calibration(2, state.recipe.seed)[:, :PROOF_TOKENS]
-    wanted = state.recipe.export.form
-    export_and_prove(state.pruned, state.tokenizer, wanted, ids_BT, folder, log)
 
 
 def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resumed: bool) -> Corpus:
@@ -282,3 +282,46 @@ def _prune_if_due(state: RunState, log: Log) -> None:
     while prune and again and (due := due_now(state, prune, log)) is not None:
         prune_event(state, prune, due, log)
         again = due.again
+
+
+def named(error: BaseException, phase: str, recipe: Recipe) -> EffcompressError | None:
+    """Returns a RunError for too little memory, a full disk or a failed compilation, else None."""
+    if isinstance(error, EffcompressError):
+        return error
+    if _out_of_memory(error):
+        return RunError(f"not enough memory while {phase}", fix=_smaller(recipe))
+    if type(error).__module__.startswith(_COMPILING):
+        inner = getattr(error, "inner_exception", error)
+        said = [line for line in str(inner).splitlines() if line.strip()] or [repr(inner)]
+        return RunError(
+            f"layers cannot be compiled: {said[0].strip()}",
+            fix="Write `compile: false`, and --resume goes on without.",
+        )
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return RunError(
+            f"the disk is full, noticed while {phase}",
+            where=error.filename,
+            fix="Free some space, then --resume goes on from the newest checkpoint.",
+        )
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)
+
+
+def _smaller(recipe: Recipe) -> str:
+    spec = recipe.loop
+    if spec is None:
+        return "Lower prune.measure.sequences or evaluate.sequences, or free some memory."
+    rows = spec.micro_batch_size or spec.batch_size
+    section = "recover" if recipe.recover is not None else "train"
+    if rows == 1:
+        return "Lower data.sequence_length, or free some memory; see effcompress plan."
+    return (
+        f"Start afresh (--output) with {section}.micro_batch_size: {rows // 2} or less (batch and "
+        "learning stay the same), or free some memory and --resume."
+    )

@@ -17,27 +17,21 @@ BASE = ".base_layer"
 """What peft inserts into the name of a matrix while an update is attached."""
 
 
-def require_peft() -> None:
-    """Raises RunError with the install command when peft is missing."""
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise RunError(
-            "recover.method: lora needs the package peft", fix="pip install 'effcompress[lora]'"
-        ) from error
-
-
 @final
 class Lora:
     """LoRA updates of the linear layers ``paths``: ``W + alpha / rank B A``. While they are
-    attached, only ``A`` and ``B`` are trained; peft freezes all other parameters.
+    attached, only ``A`` and ``B`` are trained; peft freezes all other parameters. Raises RunError
+    when peft is missing.
     """
 
     def __init__(self, module: nn.Module, paths: Sequence[str], spec: LoraSpec) -> None:
-        require_peft()
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise RunError(
+                "recover.method: lora needs the package peft", fix="pip install 'effcompress[lora]'"
+            ) from error
         self.paths = list(paths)
-        from peft import LoraConfig, get_peft_model
-
         config = LoraConfig(
             r=spec.rank,
             lora_alpha=spec.alpha,  # type: ignore[arg-type]  a float works

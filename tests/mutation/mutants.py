@@ -1543,14 +1543,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "prompts count into the perplexity",
     ),
     Mutant(
-        "effcompress/runner/failures.py",
+        "effcompress/runner/run.py",
         'return "Lower data.sequence_length, or free some memory; see effcompress plan."',
         'return ""',
         ("tests/runner/test_failures.py::test_what_to_do_about_memory",),
         "no advice where one row does not fit",
     ),
     Mutant(
-        "effcompress/runner/failures.py",
+        "effcompress/runner/run.py",
         "micro_batch_size: {rows // 2} or less",
         "micro_batch_size: {rows * 2} or less",
         ("tests/runner/test_failures.py::test_what_to_do_about_memory",),
