@@ -98,17 +98,17 @@ def bench(
         sides = [_side(n, spec, load_model(spec, **how), load, device) for n, spec in named]
         timings = _race(sides, load, recipe.seed, device, view.note)
         counts = [sum(p.numel() for p in side.module.parameters()) for side in sides]
-        described = [(s.source, count, s.bytes) for s, count in zip(sides, counts, strict=True)]
+        described = [(s.source, n, s.bytes) for s, n in zip(sides, counts, strict=True)]
         sides.clear()  # frees the memory for the process that loads the models again
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        sizes = {
-            name: Size(*one, footprint(_job(spec, recipe.seed, load, str(device))))
-            for (name, spec), one in zip(named, described, strict=True)
-        }
+        asked = (load.batches, load.prompt, load.new, load.threads, str(device), load.dtype)
+        memory = {name: footprint(Job(spec, recipe.seed, *asked)) for name, spec in named}
     finally:
         torch.set_num_threads(before)
         view.close()
+    peaks = zip(described, memory.items(), strict=True)
+    sizes = {name: Size(*one, peak) for one, (name, peak) in peaks}
     protocol: dict[str, Json] = {
         "prompt": load.prompt,
         "new": load.new,
@@ -186,11 +186,6 @@ def _prompt(sides: Sequence[Side], batch: int, load: Workload, seed: int) -> Ten
     vocabulary = min(int(config.vocab_size) for config in configs)
     dice = torch.Generator().manual_seed(seed)
     return torch.randint(0, vocabulary, (batch, load.prompt), generator=dice)
-
-
-def _job(spec: ModelSpec, seed: int, load: Workload, device: str) -> Job:
-    how = (load.batches, load.prompt, load.new, load.threads, device, load.dtype)
-    return Job(spec, seed, *how)
 
 
 def _speeds(load: Workload, timings: dict[int, dict[str, list[Timing]]]) -> list[Speed]:

@@ -31,7 +31,6 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     found = require_reachable(loaded)
     if found is None:
         return CheckResult(["model: its configuration is not known here; nothing was priced"], {})
-    recipe = loaded.recipe
     lines = [f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named"]
     if found.axes.family.traced:
         kinds = ", ".join(found_kinds(found.axes))
@@ -40,17 +39,15 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     if found.target is None:
         lines.append(f"size: {found.start:,} parameters, nothing is cut")
         return CheckResult([*lines, *_zeros(loaded, found, found.axes.widths, data)], data)
-    fraction = 1 - found.target / found.start
-    lines.append(
-        f"target: {found.start:,} -> {found.target:,} parameters (-{fraction:.1%}), in reach"
-    )
+    fraction, sizes = 1 - found.target / found.start, f"{found.start:,} -> {found.target:,}"
+    lines.append(f"target: {sizes} parameters (-{fraction:.1%}), in reach")
     timeline = _on_time(loaded, found)
     *_, cut, last = timeline.points
     data |= {"ends_at": last.params, "reached_at_tokens": cut.tokens if timeline.reached else None}
     lines += [_when(timeline), *_zeros(loaded, found, last.widths, data)]
     # Layers can end with different shapes; whole layers that go do not count.
     differ = any(s.scope != "lockstep" and s.kind != "layer" for s in found.sets)
-    if recipe.export.form == "auto" and differ:
+    if loaded.recipe.export.form == "auto" and differ:
         lines.append(
             "export: layers may differ in the end; the folder is then padded with zeros to the "
             "widest layer, and larger than the target (export.form: exact keeps the shapes)"

@@ -215,7 +215,7 @@ def propagated(
         for block in blockwise(state.module, pruned.family.layer, ids_NT):
             within = f"{block.path}."
             sets = [s for s in waiting if any(m.param.startswith(within) for m in s.sides)]
-            scores = _scored(state, prune, block, sets, params) if sets else {}
+            scores = _scored(state, prune, block, sets) if sets else {}
             for s in sets:
                 plan[s.name], raw[s.name] = least_salient(scores[s.name], len(plan[s.name]))
                 at = pruned.ledger.positions(s.name, plan[s.name])
@@ -227,14 +227,9 @@ def propagated(
     return replace(choice, plan=plan, scores=raw)
 
 
-def _scored(
-    state: RunState,
-    prune: PruneSpec,
-    block: Block,
-    sets: Sequence[GroupSet],
-    params: Mapping[str, int],
-) -> Scores:
+def _scored(state: RunState, prune: PruneSpec, block: Block, sets: Sequence[GroupSet]) -> Scores:
     """Scores the sets of one layer, in original order, inf where a unit is gone."""
+    params = readers(state.module, state.pruned.axes, sets)
     here = {name: dim for name, dim in params.items() if name in block.linears}
     plugin, ledger = prune.criterion.plugin, state.pruned.ledger
     read = InputStatistics(state.module, here, plugin.needs, plugin.of_inputs)

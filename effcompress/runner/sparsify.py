@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 
-from torch import nn
-
 from effcompress.errors import RunError
 from effcompress.estimate.feasibility import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
@@ -38,7 +36,7 @@ def sparsify_event(state: RunState, spec: SparsifySpec, log: Log) -> None:
     layers = _wanted(state, spec, log)
     params = dict(state.module.named_parameters())
     for done, (layer, block) in enumerate(_turns(state, spec, layers, log), start=1):
-        _block(params, layer, block, state, spec)
+        _block(state, spec, layer, block)
         log.progress("block", done, len(layers))
     rows: list[events.LayerZeros] = []  # of all layers; those that stayed dense have no zeros
     for layer in layers_of(state.module, state.pruned.family.layer):
@@ -101,13 +99,7 @@ def _turns(
             return
 
 
-def _block(
-    params: Mapping[str, nn.Parameter],
-    layer: Layer,
-    block: Block | None,
-    state: RunState,
-    spec: SparsifySpec,
-) -> None:
+def _block(state: RunState, spec: SparsifySpec, layer: Layer, block: Block | None) -> None:
     together = [list(layer.linears)]
     if block is not None and spec.true_sequential:
         together = block.readers()
@@ -125,7 +117,7 @@ def _block(
                 block.run()
         for name in names:
             # Stored as [I, O], a weight is worked on as [O, I].
-            weight = params[name].detach()
+            weight = state.module.get_parameter(name).detach()
             weight_OI = weight.T if layer.linears[name] == 0 else weight
             moment = moments.read(name) if moments is not None else None
             if moments is not None and moment is None:

@@ -121,14 +121,6 @@ def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> No
 
 def evaluated(state: RunState, log: Log, *, when: str, offline: bool) -> Evaluation:
     """Evaluates the model as it is by the recipe's protocol; ``when``: before or after."""
-    return evaluate(
-        state.to_call,
-        state.tokenizer,
-        state.corpus,
-        state.recipe.evaluate,
-        when=when,
-        params=state.params,
-        offline=offline,
-        say=log.note,
-        world=state.world,
-    )
+    of = state.to_call, state.tokenizer, state.corpus, state.recipe.evaluate
+    how: Any = {"params": state.params, "say": log.note, "world": state.world}
+    return evaluate(*of, when=when, offline=offline, **how)
