@@ -261,6 +261,14 @@ class RunState:
         rows = {name: own(t) for name, t in tensors.items() if is_sharded(t)}
         return Saved(values, {n: t for n, t in tensors.items() if n not in rows}, rows)
 
+    def _restore_selector(self, values: dict[str, Any]) -> None:
+        held = values.get("selector")
+        if held is None:  # older checkpoints: means over layers, and at first nothing else
+            older = values["influence"]
+            held = {"stage": 0, "begun": {}, **older, "state": older.get("layers", older) or None}
+        self.stage, self.begun = int(held["stage"]), dict(held["begun"])
+        self.selector_state = held["state"]
+
     def restore(self, saved: Saved) -> None:
         """Restores the state of ``snapshot`` bit for bit; shapes come from the checkpoint."""
         values, tensors = saved.values, saved.tensors
@@ -268,12 +276,7 @@ class RunState:
             setattr(self, key, values.get(key, getattr(self, key)))  # older ones lack some
         self.unwrap()
         self.stream.load_state_dict(values["stream"])
-        held = values.get("selector")
-        if held is None:  # older checkpoints: means over layers, and at first nothing else
-            older = values["influence"]
-            held = {"stage": 0, "begun": {}, **older, "state": older.get("layers", older) or None}
-        self.stage, self.begun = int(held["stage"]), dict(held["begun"])
-        self.selector_state = held["state"]
+        self._restore_selector(values)
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
         if values["lora"]:
             self.attach(values["lora"])
