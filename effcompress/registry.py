@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,54 +213,41 @@ class Registry:
         """
         where = _where(function)
         needs, knobs = _contract(kind, function, f"{kind} '{name}'", where)
-        second = None
-        if companion is not None:
-            second = _companion(kind, f"{kind} '{name}'", companion, knobs)
+        second = companion and _companion(kind, f"{kind} '{name}'", companion, knobs)
         old = self._plugins[kind].get(name)
         # A module that is imported again (a reload) brings the same function from the same line.
         if old is not None and old.where != where:
-            raise PluginError(
-                f"{kind} '{name}' exists already, from {old.where}",
-                where=where,
-                fix="Give one of the two another name.",
-            )
+            what = f"{kind} '{name}' exists already, from {old.where}"
+            raise PluginError(what, where=where, fix="Give one of the two another name.")
         plugin = Plugin(kind, name, function, needs, knobs, paper, where, second)
-        if self._unknown(plugin):
+        if any(self._unknown(plugin)):
             self.load_builtins()  # the statistic may be another plugin's
-        if self._open is not None and self._unknown(plugin):
+        if self._open is not None and any(self._unknown(plugin)):
             self._open.append(plugin)
         else:
             plugin = self._resolved(plugin)
         self._plugins[kind][name] = plugin
         return plugin
 
-    def _unknown(self, plugin: Plugin) -> list[tuple[str, str, str]]:
-        """Inputs that are neither the engine's own nor a registered statistic: the input, of whose
-        inputs (a key of ``INPUTS``), and where.
-        """
-        asked = [(plugin.kind, need, plugin.where) for need in plugin.needs]
+    def _unknown(self, plugin: Plugin) -> Iterator[PluginError]:
+        """Yields an error for every input that is neither the engine's own nor a statistic."""
+        parts: dict[str, Plugin | Companion] = {plugin.kind: plugin}
         if plugin.companion is not None:
-            kind = f"{plugin.kind}.{COMPANIONS[plugin.kind]}"
-            asked += [
-                (kind, need, _where(plugin.companion.function)) for need in plugin.companion.needs
-            ]
-        return [
-            (need, kind, where)
-            for kind, need, where in asked
-            if need not in inputs_of(kind)
-            and not (kind in WITH_STATISTICS and need in self._plugins["statistic"])
-        ]
+            parts[f"{plugin.kind}.{COMPANIONS[plugin.kind]}"] = plugin.companion
+        for kind, part in parts.items():
+            statistics = self._plugins["statistic"] if kind in WITH_STATISTICS else ()
+            names = [*inputs_of(kind), *statistics]
+            for need in part.needs:
+                if need not in names:
+                    what = f"{plugin.kind} '{plugin.name}': cannot inject '{need}'"
+                    fix = f"{did_you_mean(need, names)} Put a recipe knob after '*'."
+                    yield PluginError(what, where=_where(part.function), fix=fix)
 
     def _resolved(self, plugin: Plugin) -> Plugin:
         """The plugin with its statistics. Raises PluginError for an input that does not exist."""
+        for error in self._unknown(plugin):
+            raise error
         known = self._plugins["statistic"]
-        for need, kind, where in self._unknown(plugin):
-            names = [*inputs_of(kind), *(known if kind in WITH_STATISTICS else ())]
-            raise PluginError(
-                f"{plugin.kind} '{plugin.name}': cannot inject '{need}'",
-                where=where,
-                fix=f"{did_you_mean(need, names)} Put a recipe knob after '*'.",
-            )
         asked = [*plugin.needs, *(plugin.companion.needs if plugin.companion else ())]
         found = {n: known[n] for n in asked if n in known and n not in inputs_of(plugin.kind)}
         plugin = replace(plugin, statistics=found)
@@ -270,9 +258,8 @@ class Registry:
         """Raises PluginError naming the nearest known plugin."""
         self.load_builtins()
         if name not in self._plugins[kind]:
-            raise PluginError(
-                f"no {kind} named '{name}'", fix=did_you_mean(name, self._plugins[kind])
-            )
+            fix = did_you_mean(name, self._plugins[kind])
+            raise PluginError(f"no {kind} named '{name}'", fix=fix)
         return self._plugins[kind][name]
 
     def all(self, kind: str | None = None) -> list[Plugin]:
@@ -290,9 +277,7 @@ class Registry:
             for module in BUILTIN_MODULES:
                 importlib.import_module(module)
             for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-                _import_or_say(
-                    lambda e=entry: e.load(), f"entry point {entry.name} = {entry.value}"
-                )
+                _import_or_say(entry.load, f"entry point {entry.name} = {entry.value}")
 
     def load_file(self, path: Path) -> None:
         """Runs one plugin file. Raises PluginError with the file's line when it fails to import."""
@@ -305,9 +290,8 @@ class Registry:
             raise PluginError("not a Python file", where=str(path))
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        loader = spec.loader
         with self._importing():
-            _import_or_say(lambda: loader.exec_module(module), str(path))
+            _import_or_say(partial(spec.loader.exec_module, module), str(path))
         self._loaded.add(str(path))
 
     @contextmanager
@@ -331,13 +315,19 @@ REGISTRY = Registry()
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+def _register(
+    kind: str, name: str, paper: str, companion: Callable[..., Any] | None = None
+) -> Decorator:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        REGISTRY.add(kind, name, function, paper, companion)
+        return function
+
+    return register
+
+
 def _decorator(kind: str) -> Callable[..., Decorator]:
     def named(name: str, *, paper: str = "new") -> Decorator:
-        def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            REGISTRY.add(kind, name, function, paper)
-            return function
-
-        return register
+        return _register(kind, name, paper)
 
     named.__name__ = kind
     named.__doc__ = f"Registers a function as the {kind} ``name``; ``paper`` is its source."
@@ -364,14 +354,14 @@ def schedule(name: str, *, paper: str = "new", check: Check | None = None) -> De
     of the schedule's knobs that it names. It returns what is wrong and what to type instead, or
     None.
     """
-    return _with_companion("schedule", name, paper, check)
+    return _register("schedule", name, paper, check)
 
 
 def sparsifier(name: str, *, paper: str = "new", check: Check | None = None) -> Decorator:
     """Registers a function as the sparsifier ``name``; ``paper`` is its source. ``check``: as of a
     schedule.
     """
-    return _with_companion("sparsifier", name, paper, check)
+    return _register("sparsifier", name, paper, check)
 
 
 def selector(
@@ -383,18 +373,7 @@ def selector(
     of layers. It returns the new state, plain JSON values, which the selector may take as ``state``
     and checkpoints keep.
     """
-
-    return _with_companion("selector", name, paper, observe)
-
-
-def _with_companion(
-    kind: str, name: str, paper: str, companion: Callable[..., Any] | None
-) -> Decorator:
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        REGISTRY.add(kind, name, function, paper, companion)
-        return function
-
-    return register
+    return _register("selector", name, paper, observe)
 
 
 def inputs_of(kind: str) -> Mapping[str, str]:
@@ -422,11 +401,8 @@ def _contract(
         elif p.kind is p.POSITIONAL_OR_KEYWORD:
             needs.append(p.name)
         else:
-            raise PluginError(
-                f"{what}: cannot inject '{p.name}'",
-                where=where,
-                fix=f"Name the inputs: {', '.join(inputs_of(kind))}.",
-            )
+            fix = f"Name the inputs: {', '.join(inputs_of(kind))}."
+            raise PluginError(f"{what}: cannot inject '{p.name}'", where=where, fix=fix)
     return tuple(needs), knobs
 
 
@@ -437,11 +413,8 @@ def _companion(
     names = inspect.signature(function).parameters
     asked = tuple(n for n, p in names.items() if p.kind is p.KEYWORD_ONLY)
     if unknown := [name for name in asked if name not in knobs]:
-        raise PluginError(
-            f"{what}: its {role} takes the knob '{unknown[0]}', which the {kind} has not",
-            where=where,
-            fix=did_you_mean(unknown[0], knobs),
-        )
+        said = f"{what}: its {role} takes the knob '{unknown[0]}', which the {kind} has not"
+        raise PluginError(said, where=where, fix=did_you_mean(unknown[0], knobs))
     needs = tuple(n for n, p in names.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
     return Companion(function, needs, asked)
 
@@ -450,35 +423,29 @@ def _require_one_source(plugin: Plugin) -> None:
     """Raises PluginError for a criterion whose inputs are not measured together, and a statistic
     that takes inputs of linear layers and of the stream.
     """
-    what, where, needs = f"{plugin.kind} '{plugin.name}'", plugin.where, plugin.needs
-    if "mask_grad" in needs and len(needs) > 1:
-        raise PluginError(
-            f"{what}: mask_grad is per mini-group, {needs[0]} per weight",
-            where=where,
-            fix="Take mask_grad alone.",
-        )
+    needs = plugin.needs
     forward = [n for n in needs if n in READ | PLACE or n in plugin.statistics]
     backward = BACKWARD.intersection(needs)
-    if plugin.kind == "criterion" and forward and backward:
-        raise PluginError(
-            f"{what}: {min(forward)} is measured layer by layer, {min(backward)} is not",
-            where=where,
-            fix="Take one of the two.",
-        )
-    if plugin.kind == "statistic" and ("x" in needs) == bool({"before", "after"} & set(needs)):
-        raise PluginError(
-            f"{what}: it is either of what linear layers read (x) or of the residual stream "
-            "(before, after)",
-            where=where,
-            fix="Take x, or before and after.",
-        )
+    what = fix = ""
+    if "mask_grad" in needs and len(needs) > 1:
+        what = f"mask_grad is per mini-group, {needs[0]} per weight"
+        fix = "Take mask_grad alone."
+    elif plugin.kind == "criterion" and forward and backward:
+        what = f"{min(forward)} is measured layer by layer, {min(backward)} is not"
+        fix = "Take one of the two."
+    elif plugin.kind == "statistic" and ("x" in needs) == bool({"before", "after"} & set(needs)):
+        what = "it is either of what linear layers read (x) or of the residual stream "
+        what += "(before, after)"
+        fix = "Take x, or before and after."
+    if what:
+        said = f"{plugin.kind} '{plugin.name}': {what}"
+        raise PluginError(said, where=plugin.where, fix=fix)
 
 
 def _evaluate(annotation: Any, function: Callable[..., Any], what: str, where: str) -> Any:
     if annotation is inspect.Parameter.empty:
-        raise PluginError(
-            f"{what} has no type", where=where, fix="Write e.g. `alpha: float = 0.5`."
-        )
+        fix = "Write e.g. `alpha: float = 0.5`."
+        raise PluginError(f"{what} has no type", where=where, fix=fix)
     if not isinstance(annotation, str):
         return annotation
     try:
@@ -493,14 +460,11 @@ def _import_or_say(load: Callable[[], Any], origin: str) -> None:
     except PluginError:
         raise
     except (Exception, SystemExit) as error:
-        where = origin
         if isinstance(error, SyntaxError) and error.filename:
             where = f"{error.filename}:{error.lineno}"
         else:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == origin]
             where = f"{origin}:{frames[-1].lineno}" if frames else origin
-        raise PluginError(
-            f"cannot be imported: {type(error).__name__}: {error}".splitlines()[0],
-            where=where,
-            fix="Mend the file, or take it out of the recipe's `plugins:`.",
-        ) from error
+        what = f"cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+        fix = "Mend the file, or take it out of the recipe's `plugins:`."
+        raise PluginError(what, where=where, fix=fix) from error

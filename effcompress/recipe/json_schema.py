@@ -26,13 +26,24 @@ from effcompress.spec import Recipe
 
 Schema = dict[str, Any]
 
+_SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
+_COUNT = {"pattern": COUNT_PATTERN, "patternErrorMessage": COUNT_WORDS}
+_FRACTION = {"pattern": FRACTION_PATTERN, "patternErrorMessage": FRACTION_WORDS}
+_TAGS: Mapping[str, Schema] = {
+    "count": {"type": ["integer", "string"], "minimum": 0, **_COUNT},
+    "fraction": {"type": ["number", "string"], "minimum": 0, "maximum": 1, **_FRACTION},
+    "positive": {"type": "integer", "minimum": 1},
+}
+# Metadata of a field -> JSON Schema.
+_TEXT = {"pattern": "pattern", "words": "patternErrorMessage"}
 _BOUNDS = {
     "minimum": "minimum",
     "maximum": "maximum",
     "above": "exclusiveMinimum",
     "below": "exclusiveMaximum",
+    **_TEXT,
 }
-_SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
+_LENGTHS = {"least": "minItems", "most": "maxItems"}
 
 
 def json_schema(registry: Registry = REGISTRY) -> Schema:
@@ -102,13 +113,16 @@ def _dataclass_schema(cls: type, definitions: Schema) -> Schema:
         one = _schema(hints(cls)[field.name], field.metadata, definitions)
         one = {"description": field.metadata.get("help", ""), **one}
         properties[field.name] = _with_default(one, field.default)
+    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+    return _object(" ".join((cls.__doc__ or "").split()), properties, required)
+
+
+def _object(description: str, properties: Schema, required: list[str]) -> Schema:
     return {
         "type": "object",
-        "description": " ".join((cls.__doc__ or "").split()),
+        "description": description,
         "properties": properties,
-        "required": [
-            field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
-        ],
+        "required": required,
         "additionalProperties": False,
     }
 
@@ -136,51 +150,25 @@ def _inner_schema(inner: Any, tag: str, metadata: Mapping[str, Any], definitions
             definitions[inner.__name__] = _dataclass_schema(inner, definitions)
         return {"$ref": f"#/$defs/{inner.__name__}"}
     if is_sequence(inner):
-        return _sequence_schema(inner, metadata, definitions)
+        item = typing.get_args(inner)[0]
+        kinds = ["string", "array"] if unwrap(item)[1] == "path" else "array"
+        items = _schema(item, metadata, definitions)
+        return {"type": kinds, "items": items, **_renamed(metadata, _LENGTHS)}
     if is_mapping(inner):
-        return _mapping_schema(inner, metadata, definitions)
+        items = _schema(typing.get_args(inner)[1], {}, definitions)
+        schema: Schema = {"type": "object", "additionalProperties": items}
+        schema |= _renamed(metadata, {"least": "minProperties"})
+        names = _renamed(metadata, _TEXT)
+        return {**schema, "propertyNames": names} if names else schema
     if typing.get_origin(inner) is Literal:
         return {"enum": list(typing.get_args(inner))}
-    return _scalar_schema(inner, tag, metadata)
-
-
-def _scalar_schema(inner: Any, tag: str, metadata: Mapping[str, Any]) -> Schema:
     if inner not in _SCALARS:
         return {}
-    bounds = {_BOUNDS[key]: metadata[key] for key in _BOUNDS if key in metadata}
-    if tag == "count":
-        words = {"pattern": COUNT_PATTERN, "patternErrorMessage": COUNT_WORDS}
-        return {"type": ["integer", "string"], "minimum": 0, **words, **bounds}
-    if tag == "fraction":
-        words = {"pattern": FRACTION_PATTERN, "patternErrorMessage": FRACTION_WORDS}
-        return {"type": ["number", "string"], "minimum": 0, "maximum": 1, **words, **bounds}
-    if tag == "positive":
-        return {"type": "integer", "minimum": 1}
-    if "pattern" in metadata:
-        bounds |= {"pattern": metadata["pattern"], "patternErrorMessage": metadata["words"]}
-    return {"type": _SCALARS[inner], **bounds}
+    return {**_TAGS.get(tag, {"type": _SCALARS[inner]}), **_renamed(metadata, _BOUNDS)}
 
 
-def _sequence_schema(inner: Any, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
-    item = typing.get_args(inner)[0]
-    one_alone = unwrap(item)[1] == "path"
-    schema = {
-        "type": ["string", "array"] if one_alone else "array",
-        "items": _schema(item, metadata, definitions),
-    }
-    names = {"least": "minItems", "most": "maxItems"}
-    return schema | {names[key]: metadata[key] for key in names if key in metadata}
-
-
-def _mapping_schema(inner: Any, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
-    items = _schema(typing.get_args(inner)[1], {}, definitions)
-    schema: Schema = {"type": "object", "additionalProperties": items}
-    if "least" in metadata:
-        schema["minProperties"] = metadata["least"]
-    if "pattern" in metadata:
-        words = {"pattern": metadata["pattern"], "patternErrorMessage": metadata["words"]}
-        schema["propertyNames"] = words
-    return schema
+def _renamed(metadata: Mapping[str, Any], names: Mapping[str, str]) -> Schema:
+    return {names[key]: metadata[key] for key in names if key in metadata}
 
 
 def _plugin_schema(kind: str, registry: Registry) -> Schema:
@@ -195,14 +183,10 @@ def _knobs_schema(plugin: Plugin) -> Schema:
         name: _with_default(_schema(knob.annotation, {}, {}), knob.default)
         for name, knob in plugin.knobs.items()
     }
-    return {
-        "title": f"{plugin.kind} {plugin.name}",
-        "type": "object",
-        "description": plugin.summary,
-        "properties": {"name": {"const": plugin.name}, **knobs},
-        "required": ["name", *(name for name, knob in plugin.knobs.items() if knob.required)],
-        "additionalProperties": False,
-    }
+    properties = {"name": {"const": plugin.name}, **knobs}
+    required = ["name", *(name for name, knob in plugin.knobs.items() if knob.required)]
+    title = f"{plugin.kind} {plugin.name}"
+    return {"title": title, **_object(plugin.summary, properties, required)}
 
 
 def _with_default(schema: Schema, default: Any) -> Schema:

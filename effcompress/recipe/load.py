@@ -116,11 +116,14 @@ def _included(document: Document, path: Path, chain: tuple[Path, ...]) -> Docume
         # Normalised, so that messages show a path without `..`.
         file = Path(os.path.normpath(path.parent / name))
         if file.resolve() in [seen.resolve() for seen in chain]:
-            what = (
-                f"include: files include each other: {' -> '.join(p.name for p in (*chain, file))}"
-            )
+            circle = " -> ".join(p.name for p in (*chain, file))
+            what = f"include: files include each other: {circle}"
             raise RecipeError(what, where=mark.where, fix="Take one of these includes out.")
-        _refuse_missing(file, name, mark)
+        if not file.is_file():
+            near = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+            what = f"include: no file '{name}' (looked in '{file.parent}')"
+            fix = did_you_mean(file.name, near) if near else "Paths are relative to this file."
+            raise RecipeError(what, where=mark.where, fix=fix)
         base = merge(base, _included(read_file(file)[1], file, (*chain, file)))
     return merge(base, Document(own, marks))
 
@@ -129,23 +132,9 @@ def _names(names: Any, mark: Mark) -> list[str]:
     listed = [names] if isinstance(names, str) else names
     if isinstance(listed, list) and all(isinstance(name, str) for name in listed):
         return listed
-    raise RecipeError(
-        f"include is {kind(names)}, but must be a file name or a list of them",
-        where=mark.where,
-        fix="E.g. `include: common.yaml`, relative to this file.",
-    )
-
-
-def _refuse_missing(file: Path, name: str, mark: Mark) -> None:
-    if file.is_file():
-        return
-    folder = file.parent
-    near = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
-    raise RecipeError(
-        f"include: no file '{name}' (looked in '{folder}')",
-        where=mark.where,
-        fix=did_you_mean(file.name, near) if near else "Paths are relative to this file.",
-    )
+    what = f"include is {kind(names)}, but must be a file name or a list of them"
+    fix = "E.g. `include: common.yaml`, relative to this file."
+    raise RecipeError(what, where=mark.where, fix=fix)
 
 
 def _set(document: Document, override: str) -> Document:

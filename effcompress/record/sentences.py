@@ -16,9 +16,7 @@ def removed(kinds: Mapping[str, int]) -> str:
 
 
 def sentence(event: Event) -> str | None:
-    """The line to print for an event; None for events that are only counted (steps, cuts) or kept
-    for reports.
-    """
+    """The line to print for an event; None if it is only counted (steps, cuts), or for reports."""
     match event:
         case events.Run():
             goal = f" -> {count(event.target_params)}" if event.target_params else ""

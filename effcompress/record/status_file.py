@@ -37,8 +37,7 @@ class StatusRecord:
     pid: int
     host: str
     system: str
-    """Boot id and pid namespace: the same ``pid`` of another boot or container is another process.
-    """
+    """Boot id and pid namespace: elsewhere the same ``pid`` is another process."""
     born: int | None
     """Start time of the process in clock ticks: pids are used again."""
     started: str
@@ -135,8 +134,6 @@ class StatusFile:
                 self._update(**NO_UNIT)
             case events.End():
                 self.close()
-            case _:
-                pass
 
     def close(self) -> None:
         """Writes that this process has finished with the run."""

@@ -66,9 +66,7 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
 
 
 def hub(recipe: str) -> str | None:
-    """Returns the hub id whose weights the recipe starts from, if it names one; None for random
-    weights, whatever the architecture was taken from.
-    """
+    """Returns the hub id that the recipe starts from; None for random weights, or without one."""
     found = re.search(r"^model:\n((?:[ ]+.*\n?)*)", recipe, re.MULTILINE)
     keys = dict(
         re.findall(r"^[ ]+(hub|random):[ ]*([^\s#]+)", found[1], re.MULTILINE) if found else ()

@@ -16,9 +16,7 @@ from effcompress.types import Cut, axis_kind
 
 @dataclass(frozen=True)
 class Record:
-    """The events of a run by kind, in their order. None or empty: the run has not got that far, or
-    its version did not record it.
-    """
+    """The events of a run by kind, in their order. None or empty: not that far, or not recorded."""
 
     run: events.Run | None
     steps: tuple[events.Step, ...] = ()

@@ -18,9 +18,7 @@ from effcompress.report.words import Row
 
 @dataclass(frozen=True)
 class Card:
-    """One of the cards at the top: a number (``before`` and ``after``) or ``rows`` of them;
-    ``tone`` is ``good``, ``bad`` or nothing.
-    """
+    """A card at the top: a number or ``rows`` of them; ``tone`` is ``good``, ``bad`` or nothing."""
 
     title: str
     after: str = ""

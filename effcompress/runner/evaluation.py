@@ -87,7 +87,7 @@ def _perplexity(
 ) -> DomainScore:
     ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
     found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)
-    return DomainScore(perplexity=found.perplexity, hash=digest(ids_NT), **vars(found))
+    return replace(found, hash=digest(ids_NT))
 
 
 def evaluate_once(

