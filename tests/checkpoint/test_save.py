@@ -154,7 +154,10 @@ def test_nothing_counts_before_it_is_whole_and_on_the_disk(
     places = {name: (there, done) for name, there, done in seen}
     assert places["save.tensors"][0] == places["save.rename"][0] == ["step-00000001"]
     before = places["save.rename"][1]
-    assert before[0] == "state.json" and before[1].startswith(".writing-")
+    tensors, state, work = before
+    assert (tensors, state) == ("tensors.safetensors", "state.json") and work.startswith(
+        ".writing-"
+    )
     assert places["save.renamed"][0] == ["step-00000001", "step-00000002"]
     assert places["save.renamed"][1][-1] == tmp_path.name
 
