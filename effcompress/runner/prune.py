@@ -118,9 +118,7 @@ def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores, log: Lo
     choice = choose(sets, state.pruned.parent, scores, due, *known)
     if not prune.measure.propagate or not choice.plan:
         return choice
-    # The same tokens as in `measured`, which has recorded them.
-    ids_NT = state.corpus.calibration(prune.measure.sequences, state.recipe.seed)
-    return propagated(state, prune, choice, ids_NT, log)
+    return propagated(state, prune, choice, log)
 
 
 def _observe(state: RunState, prune: PruneSpec, due: Due, found: Measured) -> None:
@@ -197,9 +195,7 @@ def _write_down(state: RunState, choice: Choice, spent: Spent, log: Log) -> None
     log.event(events.Cut(**cut, share_removed=fractions, **vars(spent)))
 
 
-def propagated(
-    state: RunState, prune: PruneSpec, choice: Choice, ids_NT: Tensor, log: Log
-) -> Choice:
+def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> Choice:
     """Returns ``choice`` with as many mini-groups of every set, but the least salient by the inputs
     that reach their layer once earlier layers are pruned. The model is not changed: until the last
     layer has been measured, hooks zero what goes where it is read. Heads and channels of one layer
@@ -208,6 +204,8 @@ def propagated(
     Raises RunError for models that cannot be taken block by block, CoverageError and PluginError as
     ``score_inputs`` does.
     """
+    # The same tokens as in `measured`, which has recorded them.
+    ids_NT = state.corpus.calibration(prune.measure.sequences, state.recipe.seed)
     pruned, plan, raw = state.pruned, dict(choice.plan), dict(choice.scores)
     waiting = [s for s in pruned.sets if s.name in plan]
     params = readers(state.module, pruned.axes, waiting)

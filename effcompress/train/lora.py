@@ -11,11 +11,6 @@ from torch import Tensor, nn
 from effcompress.errors import RunError
 from effcompress.spec import LoraSpec
 
-MARK = "lora_"
-"""Part of the names of LoRA parameters."""
-BASE = ".base_layer"
-"""What peft inserts into the name of a matrix while an update is attached."""
-
 
 @final
 class Lora:
@@ -52,12 +47,12 @@ class Lora:
 
 def plain_name(name: str) -> str:
     """Returns a parameter's name as it is without LoRA."""
-    return name.replace(BASE, "")
+    return name.replace(".base_layer", "")  # what peft inserts while an update is attached
 
 
 def is_update(name: str) -> bool:
     """Returns whether a parameter belongs to a LoRA update."""
-    return MARK in name
+    return "lora_" in name
 
 
 def updates(module: nn.Module) -> dict[str, Tensor]:
