@@ -32,7 +32,6 @@ from effcompress.runner import tasks
 from effcompress.spec import EvaluateSpec
 from effcompress.types import TextTokenizer
 
-FOLDER = "evaluations"
 PACKAGES = ("torch", "transformers", "tokenizers", "lm-eval")
 """Dependencies whose version an evaluation depends on."""
 
@@ -101,7 +100,7 @@ def evaluate_once(
     if of is None:
         return measure()
     name = hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()
-    path = cache_root() / FOLDER / f"{name[:32]}.json"
+    path = cache_root() / "evaluations" / f"{name[:32]}.json"
     if before := world.agree(lambda: _read(path)):
         return replace(before, known=True)
     found = measure()

@@ -46,8 +46,7 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
     Raises RecipeError: the folder holds something that is no run, or a run and ``--resume`` was not
     given, or the run there was made from a recipe that says something else.
     """
-    resolved = recipes.resolved(loaded)
-    stored = folder / RESOLVED
+    resolved, stored = recipes.resolved(loaded), folder / RESOLVED
     name = folder.resolve().name or "runs/mine"
     wrong, fix = "", f"Another folder: --output {folder.parent / name}-2"
     if folder.exists() and not folder.is_dir():

@@ -105,9 +105,8 @@ def _recorded(
         watch(log, recipe, plain(recipe), offline=offline)
     started = time.monotonic()
     stopping.say = log.note
-    how: Any = {"offline": offline, "started": started}
     try:
-        done = _stages(recipe, folder, log, world, stopping, **how)
+        done = _stages(recipe, folder, log, world, stopping, offline=offline, started=started)
         log.close()
         if world.main:
             report.write(folder)
