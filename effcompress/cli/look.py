@@ -87,7 +87,7 @@ def plan(
     from effcompress.recipe import load
 
     loaded = load(recipe, set_ or ())
-    from effcompress.estimate.costs import Launch
+    from effcompress.estimate.forecast import Launch
     from effcompress.estimate.forecast import plan as plan_recipe
 
     show(plan_recipe(loaded, launch=Launch(processes, flops_per_second)), json)

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from effcompress.estimate.feasibility import SizedModel, budget_of
+from effcompress.injectable import PLACE
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import positions
 from effcompress.sparsity.magnitude import reads_inputs
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 
-WITHOUT_TEXT = {
-    *("weight", "kind", "layer", "positions"),
-    *("gain", "epsilon", "before", "after", "gone"),
-}
+WITHOUT_TEXT = {"weight", *PLACE, "gain", "epsilon", "before", "after", "gone"}
 """Inputs of criteria and repairs that need no text."""
 
 

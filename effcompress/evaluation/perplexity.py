@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from effcompress.distributed import ALONE, World, needs_all_ranks
+from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
 from effcompress.record.events import DomainScore
 

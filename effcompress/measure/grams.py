@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import ALONE, World
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import NotFinite
 from effcompress.measure.hooks import InputHooks, linears
 from effcompress.types import AxisMap, GroupSet

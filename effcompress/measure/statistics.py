@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import ALONE, World
+from effcompress.distributed.world import ALONE, World
 from effcompress.injectable import READ
 from effcompress.measure.hooks import Hooks, InputHooks, first_of, stream_in
 from effcompress.registry import Bound, Plugin

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import ALONE, World, first_row, is_sharded, own
+from effcompress.distributed.rows import first_row, is_sharded, own
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 from effcompress.registry import Bound
 

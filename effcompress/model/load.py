@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from effcompress.distributed import whole
+from effcompress.distributed.rows import whole
 from effcompress.errors import SourceError, did_you_mean
 from effcompress.model.cache import cache_root
 from effcompress.model.exact import new_exact, open_exact

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import clear, own
+from effcompress.distributed.rows import clear, own
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.removal.selftest import logits_of
 from effcompress.types import Family, Plan, axis_kind

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from effcompress import groups
-from effcompress.distributed import shard_like
+from effcompress.distributed.rows import shard_like
 from effcompress.model.lineage import depth_of, parent_of
 from effcompress.model.modeling_pruned import silent
 from effcompress.network.axis_map import family_for

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import select
+from effcompress.distributed.rows import select
 from effcompress.errors import SurgeryError
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.norms import norms, shorten

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import whole, write_back
+from effcompress.distributed.rows import whole, write_back
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import clear
+from effcompress.distributed.rows import clear
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.compensate import Inputs, compensate

@@ -12,8 +12,6 @@ from typing import final
 import torch
 
 PROCESS = Path("/proc/self")
-_RESET_PEAK = "5"
-"""Written to ``clear_refs``, it sets the peak to the present size; psutil knows neither."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def reset_peak() -> None:
     """Sets the peak of this process's resident memory to its present size. Raises OSError where the
     system cannot.
     """
-    (PROCESS / "clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # psutil knows neither
 
 
 def high_water() -> int | None:
