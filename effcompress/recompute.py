@@ -48,10 +48,8 @@ def recompute_layers(module: nn.Module) -> None:
     try:
         getattr(model, name)({"use_reentrant": False, "context_fn": _contexts})
     except (AttributeError, ValueError) as error:
-        raise RunError(
-            f"{type(module).__name__} cannot recompute its layers: {error}",
-            fix="Write `recompute: false` under train.",
-        ) from error
+        what = f"{type(module).__name__} cannot recompute its layers: {error}"
+        raise RunError(what, fix="Write `recompute: false` under train.") from error
 
 
 def recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

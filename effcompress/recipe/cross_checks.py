@@ -2,8 +2,10 @@
 contradict each other.
 
 Each function below is a part of one table. A row says when a recipe is refused, which key the error
-points at, what is wrong and what to type instead. Checks that need the model's axes are in
-``estimate/``, those that need this machine in ``runner/preflight.py``.
+points at, what is wrong and what to type instead. No plugin is known by name here: a schedule is
+asked by its own static check, and played on made-up sizes where it matters whether everything goes
+at once. Checks that need the model's axes are in ``estimate/``, those that need this machine in
+``runner/preflight.py``.
 """
 
 from __future__ import annotations
@@ -11,16 +13,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from effcompress.errors import RecipeError, did_you_mean
-from effcompress.recipe.plugin_checks import cuts_all_at_start
+from effcompress.injectable import BACKWARD
 from effcompress.recipe.source_map import Document, Key, dotted
-from effcompress.spec import CARRIED, CARRIER, DomainSpec, LoopSpec, PruneSpec, Recipe, TrainSpec
+from effcompress.registry import REGISTRY
+from effcompress.spec import CARRIED, CARRIER, DomainSpec, LoopSpec, PruneSpec, Recipe
+from effcompress.types import DEPTH
 
 REPLICATE = "`distributed: {mode: replicate}`"
+START, TARGET, GROUP = 1_000_000, 500_000, 1_000
+"""Made-up sizes on which a schedule is played: parameters before and after, and of a mini-group."""
+ROUNDS = 10_000
+"""Cuts without training after which a schedule that asks for more is taken at its word."""
 
 
 class Row(NamedTuple):
@@ -156,7 +164,7 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
         yield Row(first < index, key, f"prune.space names '{name}' twice", fix)
     yield from _measure(recipe, prune)
     if recipe.train is not None:
-        yield from _times(prune, recipe.train)
+        yield from _times(recipe, prune)
 
 
 def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
@@ -184,17 +192,17 @@ def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
         yield Row(cuts_all_at_start(recipe), ("prune", "schedule"), what, fix)
 
 
-def _times(prune: PruneSpec, train: TrainSpec) -> Rows:
+def _times(recipe: Recipe, prune: PruneSpec) -> Rows:
     """Tokens that a schedule names lie within the training, and in order."""
-    knobs, at, stages = prune.schedule.knobs, ("prune", "schedule"), train.stages
-    total = stages.warmup + stages.pruning if stages else train.tokens or 0
-    stage = "the pruning stage" if stages else "training"
+    knobs, at, stage = prune.schedule.knobs, ("prune", "schedule"), _stage(recipe)
+    begin, total = stage["prune_from"], stage["prune_until"]
+    ends = "the pruning stage" if recipe.train and recipe.train.stages else "training"
     for key in ("at", "start", "end"):
         tokens = knobs.get(key) or 0
-        what = f"prune.schedule.{key} is {tokens:,} tokens, {stage} ends at {total:,}"
+        what = f"prune.schedule.{key} is {tokens:,} tokens, {ends} ends at {total:,}"
         yield Row(tokens > total, (*at, key), what, "Name fewer tokens.")
     start, end = knobs.get("start"), knobs.get("end")
-    start = (stages.warmup if stages else 0) if start is None else start
+    start = begin if start is None else start
     if end is not None:
         what = f"prune.schedule ends at {end:,} tokens and starts at {start:,}"
         yield Row(end <= start, (*at, "end"), what, "The end comes later.")
@@ -248,6 +256,33 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
     yield Row(prune and prune.refit, ("prune", "refit"), f"{shard} refit {whole}", replicate)
 
 
+def _scheduled(recipe: Recipe, _: Document) -> Rows:
+    found = recipe.prune and recipe.prune.schedule.companion(**_stage(recipe))
+    what, fix = found or ("", "")
+    yield Row(found, ("prune", "schedule"), f"prune.schedule: {what}", fix)
+
+
+def _propagated(recipe: Recipe, _: Document) -> Rows:
+    """What keeps layers from being measured on what pruned layers hand on."""
+    prune = recipe.prune
+    if prune is None or not prune.measure.propagate:
+        return
+    propagate, needs, name = "prune.measure.propagate:", prune.criterion.needs, prune.criterion.name
+    absent = prune.measure.source != "calibration"
+    what = f"{propagate} layers hand on calibration text, and none is read"
+    fix = "Write `source: calibration` beside it."
+    yield Row(absent, ("prune", "measure", "propagate"), what, fix)
+    readers = [p.name for p in REGISTRY.all("criterion") if p.reads_inputs]
+    other = BACKWARD.intersection(needs) or not prune.criterion.plugin.reads_inputs
+    what = f"{propagate} '{name}' does not score by what layers read alone"
+    fix = f"Remove `propagate`, or use one of {', '.join(readers)}."
+    yield Row(other, ("prune", "criterion"), what, fix)
+    for index, space in enumerate(prune.space):
+        outside = space.name == "hidden" or space.name in DEPTH
+        what = f"{propagate} what goes of '{space.name}' does not lie within a layer"
+        yield Row(outside, ("prune", "space", index), what, "Remove `propagate`, or this space.")
+
+
 CHECKS: tuple[Callable[[Recipe, Document], Rows], ...] = (
     _sources,
     _sections,
@@ -257,8 +292,51 @@ CHECKS: tuple[Callable[[Recipe, Document], Rows], ...] = (
     _sparsify,
     _tasks,
     _sharded,
+    _scheduled,
+    _propagated,
 )
 """In this order: the first mistake is reported alone."""
+
+
+def _stage(recipe: Recipe) -> dict[str, int]:
+    """The tokens that a schedule's static check may ask for."""
+    train, stages = recipe.train, recipe.train.stages if recipe.train else None
+    total = recipe.recover.tokens if recipe.recover else (train.tokens or 0) if train else 0
+    begin, end = 0, total
+    if stages:
+        begin, end = stages.warmup, stages.warmup + stages.pruning
+        total = end + stages.continued
+    return {
+        "tokens_per_step": train.batch_size * recipe.data.sequence_length if train else 0,
+        "total_tokens": total,
+        "prune_from": begin,
+        "prune_until": end,
+    }
+
+
+def cuts_all_at_start(recipe: Recipe) -> bool:
+    """Whether the schedule reaches its target before the first optimizer step.
+
+    Raises PluginError when the schedule fails or answers with something else than ``Due``.
+    """
+    prune = recipe.prune
+    assert prune is not None
+    place: dict[str, Any] = {
+        **{"step": 0, "tokens": 0, "start_params": START, "target_params": TARGET},
+        **{"removed": {}, "positions": {}, **_stage(recipe)},
+    }
+    params = START
+    for cut in range(ROUNDS):
+        due = prune.schedule.due(**place, params=params, groups_cut=cut)
+        if due is None:
+            return False
+        left = params - GROUP * (due.groups or 0) if due.params is None else due.params
+        if left <= TARGET:
+            return True
+        if not due.again or left >= params:
+            return False
+        params = left
+    return True
 
 
 def _at_once(recipe: Recipe, what: str, instead: str) -> Row:

@@ -15,23 +15,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effcompress.injectable import INPUTS
-from effcompress.recipe.quantities import (
-    COUNT_PATTERN,
-    COUNT_WORDS,
-    FRACTION_PATTERN,
-    FRACTION_WORDS,
-)
+from effcompress.recipe.quantities import QUANTITIES
 from effcompress.registry import REGISTRY, Bound, Plugin, Registry
 from effcompress.spec import Recipe
 
 Schema = dict[str, Any]
 
 _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
-_COUNT = {"pattern": COUNT_PATTERN, "patternErrorMessage": COUNT_WORDS}
-_FRACTION = {"pattern": FRACTION_PATTERN, "patternErrorMessage": FRACTION_WORDS}
 _TAGS: Mapping[str, Schema] = {
-    "count": {"type": ["integer", "string"], "minimum": 0, **_COUNT},
-    "fraction": {"type": ["number", "string"], "minimum": 0, "maximum": 1, **_FRACTION},
+    "count": {"type": ["integer", "string"], "minimum": 0},
+    "fraction": {"type": ["number", "string"], "minimum": 0, "maximum": 1},
     "positive": {"type": "integer", "minimum": 1},
 }
 # Metadata of a field -> JSON Schema.
@@ -164,7 +157,9 @@ def _inner_schema(inner: Any, tag: str, metadata: Mapping[str, Any], definitions
         return {"enum": list(typing.get_args(inner))}
     if inner not in _SCALARS:
         return {}
-    return {**_TAGS.get(tag, {"type": _SCALARS[inner]}), **_renamed(metadata, _BOUNDS)}
+    schema = _TAGS.get(tag, {"type": _SCALARS[inner]})
+    written = QUANTITIES[tag]._asdict() if tag in QUANTITIES else {}
+    return {**schema, **_renamed(written, _TEXT), **_renamed(metadata, _BOUNDS)}
 
 
 def _renamed(metadata: Mapping[str, Any], names: Mapping[str, str]) -> Schema:
@@ -173,7 +168,7 @@ def _renamed(metadata: Mapping[str, Any], names: Mapping[str, str]) -> Schema:
 
 def _plugin_schema(kind: str, registry: Registry) -> Schema:
     plugins = registry.all(kind)
-    bare = [p.name for p in plugins if not any(k.required for k in p.knobs.values())]
+    bare = [p.name for p in plugins if all(k.default is not k.empty for k in p.knobs.values())]
     by_name = {"enum": bare, "description": f"a {kind} by its name, with default knobs"}
     return {"title": kind, "anyOf": [by_name, *map(_knobs_schema, plugins)]}
 
@@ -184,7 +179,7 @@ def _knobs_schema(plugin: Plugin) -> Schema:
         for name, knob in plugin.knobs.items()
     }
     properties = {"name": {"const": plugin.name}, **knobs}
-    required = ["name", *(name for name, knob in plugin.knobs.items() if knob.required)]
+    required = ["name", *(k.name for k in plugin.knobs.values() if k.default is k.empty)]
     title = f"{plugin.kind} {plugin.name}"
     return {"title": title, **_object(plugin.summary, properties, required)}
 

@@ -13,7 +13,6 @@ from effcompress.recipe.build import Builder
 from effcompress.recipe.cross_checks import check_recipe, check_version
 from effcompress.recipe.explain import first_error
 from effcompress.recipe.json_schema import json_schema
-from effcompress.recipe.plugin_checks import check_plugins
 from effcompress.recipe.source_map import Document, Mark, assign, merge
 from effcompress.recipe.yaml_text import kind, parse, read_file
 from effcompress.registry import REGISTRY, Registry
@@ -51,7 +50,6 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry = REGISTR
     builder = Builder(document, registry)
     recipe = builder.recipe()
     check_recipe(recipe, document)
-    check_plugins(recipe, document)
     return LoadedRecipe(recipe, Path(path), source, builder.origins)
 
 
