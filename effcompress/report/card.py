@@ -16,9 +16,7 @@ from effcompress.report.words import Row
 
 
 def write_card(folder: Path, *, into: Path | None = None, base_model: str | None = None) -> Path:
-    """Writes the model card of a run as ``README.md`` into the folder ``into`` (that of the model;
-    default: the run's own); returns its path.
-    """
+    """Writes the model card as ``README.md`` into ``into`` (default: the run's own folder)."""
     path = (into or folder) / "README.md"
     replace(path, card(folder, base_model=base_model))
     return path

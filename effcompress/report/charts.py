@@ -124,7 +124,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture's size, and the room left of its drawing, above, right and below."""
+    """A picture's size, and the room around its drawing, of which ``width`` and ``height`` are."""
 
     whole_width: float
     whole_height: float
@@ -135,12 +135,10 @@ class Frame:
 
     @property
     def width(self) -> float:
-        """Width of the drawing."""
         return self.whole_width - self.left - self.right
 
     @property
     def height(self) -> float:
-        """Height of the drawing."""
         return self.whole_height - self.top - self.bottom
 
 

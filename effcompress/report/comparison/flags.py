@@ -29,9 +29,7 @@ _OF_THE_TEXT = ("continuation",)
 
 @dataclass(frozen=True)
 class Flag:
-    """``kind`` is one word; ``words`` say of a method what differs, without its name. A method
-    with an ``unfair`` flag is shown, but not ranked.
-    """
+    """``words`` say what differs. A method with an ``unfair`` flag is shown, but not ranked."""
 
     kind: str
     words: str
