@@ -7,8 +7,6 @@ temporary name, read back and compared, flushed to disk, and then renamed: a ren
 files are still what was written.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Commands that read a recipe without running it: ``check``, ``plan``, ``inspect``, ``fetch``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """``effcompress eval``: evaluates the result of a run, or a recipe's source model."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import closing

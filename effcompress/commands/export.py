@@ -1,7 +1,5 @@
 """``effcompress export``: writes the model of a run in another form, from its newest checkpoint."""
 
-from __future__ import annotations
-
 import tempfile
 from contextlib import closing
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``effcompress fetch``: downloads everything a recipe needs."""
 
-from __future__ import annotations
-
 from contextlib import closing
 
 from effcompress import data

@@ -8,8 +8,6 @@ by rows: the optimizer holds them, surgery changes them, and the next ``wrap`` p
 objects to fresh copies. Nothing is gathered for that.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ are summed in the backward pass. Rank 0 alone prints and writes. A decision is m
 broadcast, never repeated on each rank: sums in another order could decide otherwise.
 """
 
-from __future__ import annotations
-
 import datetime
 import inspect
 import os

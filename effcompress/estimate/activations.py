@@ -23,8 +23,6 @@ log-softmax, its gradient and that of the logits. Both are three fp32 numbers pe
 Dropout masks are not counted.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from effcompress.estimate.flops import multiplied, query_rows, routed

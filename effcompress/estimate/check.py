@@ -1,7 +1,5 @@
 """``effcompress check``: whether a recipe can be carried out. Loads no weights and no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from effcompress.errors import RecipeError

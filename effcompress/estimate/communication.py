@@ -7,8 +7,6 @@ Gradients and sharded weights travel while the passes compute; the processes wai
 ``benchmarks/scaling.py`` counts the same bytes as they go out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal

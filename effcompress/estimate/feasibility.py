@@ -3,8 +3,6 @@
 This is asked before weights are loaded or torch is imported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The formulas are those of ``docs/cost.md``; each term is named so that it can be argued with.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from typing import final

@@ -1,7 +1,5 @@
 """``effcompress plan``: forecasts size, cost and final shape of a run, without torch."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import Any

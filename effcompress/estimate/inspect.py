@@ -1,7 +1,5 @@
 """``effcompress inspect``: lists a model's axes and mini-groups, from its configuration alone."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -19,8 +19,6 @@ parameters are sharded (FSDP2), two layers and everything outside the layers are
 and on rank 0 the whole model for a checkpoint (with moments) and for the export.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

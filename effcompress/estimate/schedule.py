@@ -4,8 +4,6 @@ Saliency, which decides between kinds during the run, is not known here; schedul
 are followed to the step.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass

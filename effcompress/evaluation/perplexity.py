@@ -1,7 +1,5 @@
 """Computes perplexity: exp of the mean negative log-likelihood per predicted token."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -6,8 +6,6 @@ For a linear layer ``y = W x`` the squared error of its output under a change ``
 tensor (q, k and v; gate and up) have the same ``H``, which is then kept once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import final

@@ -5,8 +5,6 @@ Which ones there are is up to plugins (``@statistic``); mean, root mean square a
 inputs are the engine's own. All sums are in fp64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial

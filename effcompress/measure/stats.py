@@ -1,7 +1,5 @@
 """Inputs of criteria of weights: slices of rows of a parameter, its gradient and its Hessian."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 

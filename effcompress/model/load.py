@@ -1,7 +1,5 @@
 """Loads a source model in fp32 with its tokenizer, and hashes its weights."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable

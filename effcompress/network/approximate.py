@@ -5,8 +5,6 @@ fewer values and scales the others anew. The smaller model is defined that way; 
 far its logits move.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -2,8 +2,6 @@
 configuration, so that they always agree.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 

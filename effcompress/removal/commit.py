@@ -5,8 +5,6 @@ stay valid. The results are contiguous copies, never narrowed views: fused optim
 assume dense strides, and a view would keep the memory of the full tensor alive.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 

@@ -6,8 +6,6 @@ same tensor are stacked and updated together. Removed outputs (rows) need no upd
 rows do not interact in this error.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ over living channels only (``norms.py``). Routers choose among living experts on
 zeros has logit 0, not minus infinity, and would still be chosen.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ The dense model is evaluated once: many runs start from the same weights and eva
 same tokens with the same code, which gives the same result, so that is cached.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

@@ -1,7 +1,5 @@
 """The output folder of a run: created once, continued by ``--resume``, never overwritten."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Checks that depend on this machine: installed packages, a compiler, the number o
 files when there is no network. ``run`` and ``check`` both call ``preflight``.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

@@ -1,7 +1,5 @@
 """One prune event: measure, choose, mask; every ``commit_every`` removals, shorten the tensors."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing

@@ -2,8 +2,6 @@
 low-rank updates (LoRA) and loads the source model as the teacher.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """A run from top to bottom: load, train and prune in one loop, export, prove, evaluate, report."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import time

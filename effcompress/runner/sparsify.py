@@ -1,7 +1,5 @@
 """Zeros in the linear layers of a model, block by block, before anything is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 

@@ -2,8 +2,6 @@
 dense model.
 """
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The state of a run in one place: what is not in here is not in a checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final

@@ -1,7 +1,5 @@
 """One optimizer step. A step whose loss or gradient is not finite is skipped."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -9,8 +9,6 @@ Guards and graphs keep references to the weights that were seen while compiling,
 other tensors of the same memory.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Trains low-rank updates (LoRA, arXiv:2106.09685). The only user of peft."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any, final

@@ -1,7 +1,5 @@
 """One optimizer step with AdamW, in two halves; saliency reads the gradients between them."""
 
-from __future__ import annotations
-
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ gguf's own tables. What those do not know is here: widths per layer, layers that
 the order of channels within a head.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
