@@ -28,12 +28,7 @@ DType = Literal["F32", "F16"]
 
 
 def export(
-    run: Path,
-    name: As,
-    *,
-    output: Path | None = None,
-    dtype: DType = "F32",
-    offline: bool = False,
+    run: Path, name: As, *, output: Path | None = None, dtype: DType = "F32", offline: bool = False
 ) -> Answer:
     """Writes the model of a run in the form ``name`` to ``output`` (default: in the run's folder).
 

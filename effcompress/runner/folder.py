@@ -29,9 +29,7 @@ def opened(
     resolved = target / RESOLVED
     if not resolved.is_file() or not (target / "config.json").is_file():
         raise SourceError(
-            "this folder holds no finished run",
-            where=str(target),
-            fix="Name a recipe or a run.",
+            "this folder holds no finished run", where=str(target), fix="Name a recipe or a run."
         )
     return recipes.load(resolved, overrides), ModelSpec(folder=target)
 

@@ -126,12 +126,7 @@ def _head_dim(source: Source, config: Config, layers: Sequence[LayerWidths]) -> 
 
 
 def _layer(
-    source: Source,
-    names: TensorNameMap,
-    sizes: Sizes,
-    number: int,
-    block: int,
-    stated: LayerWidths,
+    source: Source, names: TensorNameMap, sizes: Sizes, number: int, block: int, stated: LayerWidths
 ) -> Iterator[Entry]:
     """Tensors of layer ``number`` of the source, ``block`` of the file. Where a block is not
     ``stated``, they add nothing: zeros, and ones for its norm.
