@@ -6,14 +6,13 @@ runs the action ``kill`` when the run reaches the point ``save.tensors`` for the
 Without the variable a point costs one look-up.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 from effcompress.errors import RunError
 
@@ -35,27 +34,14 @@ def point(name: str) -> None:
     _seen[name] += 1
     number, _, action = rest.partition(":")
     if action not in ACTIONS or not number.isdecimal():
-        raise RunError(
-            f"{VARIABLE} is '{asked}'", fix=f"Write POINT:N:ACTION; actions: {', '.join(ACTIONS)}."
-        )
+        fix = f"Write POINT:N:ACTION; actions: {', '.join(ACTIONS)}."
+        raise RunError(f"{VARIABLE} is '{asked}'", fix=fix)
     if _seen[name] == int(number):
         ACTIONS[action]()
 
 
-def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _disk_full() -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _out_of_memory() -> None:
-    raise MemoryError
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def _hang() -> None:
@@ -63,9 +49,9 @@ def _hang() -> None:
 
 
 ACTIONS: Mapping[str, Callable[[], None]] = {
-    "kill": _kill,
-    "terminate": _terminate,
-    "disk_full": _disk_full,
-    "out_of_memory": _out_of_memory,
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "disk_full": lambda: _fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+    "out_of_memory": lambda: _fail(MemoryError()),
     "hang": _hang,
 }

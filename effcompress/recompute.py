@@ -4,8 +4,6 @@ again in the backward pass. Less memory, a third more compute.
 Forward hooks run twice per layer then. Hooks that measure skip the second pass by ``recomputing``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -48,10 +46,8 @@ def recompute_layers(module: nn.Module) -> None:
     try:
         getattr(model, name)({"use_reentrant": False, "context_fn": _contexts})
     except (AttributeError, ValueError) as error:
-        raise RunError(
-            f"{type(module).__name__} cannot recompute its layers: {error}",
-            fix="Write `recompute: false` under train.",
-        ) from error
+        what = f"{type(module).__name__} cannot recompute its layers: {error}"
+        raise RunError(what, fix="Write `recompute: false` under train.") from error
 
 
 def recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,21 +13,19 @@ import inspect
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import PluginError, did_you_mean
-from effcompress.injectable import (
-    BACKWARD,
-    COMPANION_INPUTS,
-    INPUTS,
-    PLACE,
-    READ,
-    WITH_STATISTICS,
-)
+from effcompress.injectable import BACKWARD, COMPANION_INPUTS, INPUTS, PLACE, READ, WITH_STATISTICS
+from effcompress.types import Due
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENTRY_POINTS = "effcompress.plugins"
 
@@ -38,34 +36,17 @@ BUILTIN_MODULES = (
     "effcompress.groups.spaces",
     "effcompress.selection.schedules",
     "effcompress.selection.selectors",
-    "effcompress.removal.repair",
+    "effcompress.removal.repairs",
     "effcompress.sparsity.magnitude",
 )
 COMPANIONS = {"schedule": "check", "sparsifier": "check", "selector": "observe"}
 """Kind -> what its decorator takes beside the function: another function of the same plugin."""
 
 
-@dataclass(frozen=True)
-class Knob:
-    """A keyword-only parameter: its annotation, default (``inspect.Parameter.empty``: required)."""
-
-    name: str
-    annotation: Any
-    default: Any
-
-    @property
-    def required(self) -> bool:
-        """Whether a recipe must give it."""
-        return self.default is inspect.Parameter.empty
-
-
-@dataclass(frozen=True)
-class Companion:
-    """The second function of a plugin (``COMPANIONS``): what it needs, and which of the knobs."""
-
-    function: Callable[..., Any]
-    needs: tuple[str, ...]
-    knobs: tuple[str, ...]
+Knob = inspect.Parameter
+"""A keyword-only parameter, its annotation evaluated. Where the default is ``empty``, a recipe must
+give it.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +60,8 @@ class Plugin:
     knobs: Mapping[str, Knob]
     paper: str
     where: str
-    companion: Companion | None = None
+    companion: Plugin | None = None
+    """Its second function, of the kind ``selector.observe``, say (``COMPANIONS``)."""
     statistics: Mapping[str, Plugin] = field(default_factory=dict[str, "Plugin"])
     """The registered statistics among what it and its companion need."""
 
@@ -92,10 +74,7 @@ class Plugin:
     def inputs(self) -> dict[str, str]:
         """What must be injected -> what that is; a statistic says so itself."""
         words = inputs_of(self.kind)
-        return {
-            name: words[name] if name in words else self.statistics[name].summary
-            for name in self.needs
-        }
+        return {n: words[n] if n in words else self.statistics[n].summary for n in self.needs}
 
     @property
     def of_inputs(self) -> dict[str, Plugin]:
@@ -117,6 +96,22 @@ class Plugin:
         """Whether it needs forward passes over calibration text, or only where a mini-group is."""
         return self.reads_inputs or bool(self.statistics) or bool(PLACE.intersection(self.needs))
 
+    def error(self, said: str, fix: str | None = None) -> PluginError:
+        """An error that names the plugin and where it is: it ``said``."""
+        return PluginError(f"{self.kind} '{self.name}' {said}", where=self.where, fix=fix)
+
+    def require_shape(
+        self, found: object, wanted: str, *shapes: Iterable[int], fix: str | None = None
+    ) -> None:
+        """Raises PluginError where it returned something else than a tensor of one of ``shapes``
+        (in words: ``wanted``).
+        """
+        from torch import Tensor
+
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if got not in [tuple(shape) for shape in shapes]:
+            raise self.error(f"returned {got} {wanted}", fix)
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -137,6 +132,34 @@ class Bound:
 
     def __call__(self, **available: Any) -> Any:
         return self.plugin.function(*(available[n] for n in self.needs), **self.knobs)
+
+    def ask(self, **available: Any) -> Any:
+        """Calls it; raises PluginError where it fails."""
+        try:
+            return self(**available)
+        except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise self.plugin.error(f"fails: {said}") from error
+
+    def due(self, **place: Any) -> Due | None:
+        """Asks a schedule at a place in the run. Raises PluginError for an answer of another type,
+        or where it fails.
+        """
+        due = self.ask(**place)
+        if due is None or (isinstance(due, Due) and (due.groups is None) != (due.params is None)):
+            return due
+        fix = "Return Due(groups=...), Due(params=...) or None."
+        raise self.plugin.error(f"returned {due!r}", fix)
+
+    @contextmanager
+    def keeping(self, **inputs: Tensor) -> Iterator[None]:
+        """Raises PluginError if one of these is changed in place inside."""
+        # Views share their base's counter, so this sees a change of weights or gradients too.
+        before = {name: t._version for name, t in inputs.items()}
+        yield
+        for name, t in inputs.items():
+            if t._version != before[name]:
+                raise self.plugin.error(f"changes its {name}")
 
     def companion(self, **available: Any) -> Any:
         """Calls the plugin's second function; None where it has none."""
@@ -171,54 +194,39 @@ class Registry:
         """
         where = _where(function)
         needs, knobs = _contract(kind, function, f"{kind} '{name}'", where)
-        second = None
+        plugin = Plugin(kind, name, function, needs, knobs, paper, where)
         if companion is not None:
-            second = _companion(kind, f"{kind} '{name}'", companion, knobs)
+            plugin = replace(plugin, companion=_companion(plugin, companion))
         old = self._plugins[kind].get(name)
         # A module that is imported again (a reload) brings the same function from the same line.
         if old is not None and old.where != where:
-            raise PluginError(
-                f"{kind} '{name}' exists already, from {old.where}",
-                where=where,
-                fix="Give one of the two another name.",
-            )
-        plugin = Plugin(kind, name, function, needs, knobs, paper, where, second)
-        if self._unknown(plugin):
+            what = f"{kind} '{name}' exists already, from {old.where}"
+            raise PluginError(what, where=where, fix="Give one of the two another name.")
+        if any(self._unknown(plugin)):
             self.load_builtins()  # the statistic may be another plugin's
-        if self._open is not None and self._unknown(plugin):
+        if self._open is not None and any(self._unknown(plugin)):
             self._open.append(plugin)
         else:
             plugin = self._resolved(plugin)
         self._plugins[kind][name] = plugin
         return plugin
 
-    def _unknown(self, plugin: Plugin) -> list[tuple[str, str, str]]:
-        """Inputs that are neither the engine's own nor a registered statistic: the input, of whose
-        inputs (a key of ``INPUTS``), and where.
-        """
-        asked = [(plugin.kind, need, plugin.where) for need in plugin.needs]
-        if plugin.companion is not None:
-            kind = f"{plugin.kind}.{COMPANIONS[plugin.kind]}"
-            asked += [
-                (kind, need, _where(plugin.companion.function)) for need in plugin.companion.needs
-            ]
-        return [
-            (need, kind, where)
-            for kind, need, where in asked
-            if need not in inputs_of(kind)
-            and not (kind in WITH_STATISTICS and need in self._plugins["statistic"])
-        ]
+    def _unknown(self, plugin: Plugin) -> Iterator[PluginError]:
+        """Yields an error for every input that is neither the engine's own nor a statistic."""
+        for part in filter(None, (plugin, plugin.companion)):
+            statistics = self._plugins["statistic"] if part.kind in WITH_STATISTICS else ()
+            names = [*inputs_of(part.kind), *statistics]
+            for need in part.needs:
+                if need not in names:
+                    what = f"{plugin.kind} '{plugin.name}': cannot inject '{need}'"
+                    fix = f"{did_you_mean(need, names)} Put a recipe knob after '*'."
+                    yield PluginError(what, where=part.where, fix=fix)
 
     def _resolved(self, plugin: Plugin) -> Plugin:
         """The plugin with its statistics. Raises PluginError for an input that does not exist."""
+        for error in self._unknown(plugin):
+            raise error
         known = self._plugins["statistic"]
-        for need, kind, where in self._unknown(plugin):
-            names = [*inputs_of(kind), *(known if kind in WITH_STATISTICS else ())]
-            raise PluginError(
-                f"{plugin.kind} '{plugin.name}': cannot inject '{need}'",
-                where=where,
-                fix=f"{did_you_mean(need, names)} Put a recipe knob after '*'.",
-            )
         asked = [*plugin.needs, *(plugin.companion.needs if plugin.companion else ())]
         found = {n: known[n] for n in asked if n in known and n not in inputs_of(plugin.kind)}
         plugin = replace(plugin, statistics=found)
@@ -229,9 +237,8 @@ class Registry:
         """Raises PluginError naming the nearest known plugin."""
         self.load_builtins()
         if name not in self._plugins[kind]:
-            raise PluginError(
-                f"no {kind} named '{name}'", fix=did_you_mean(name, self._plugins[kind])
-            )
+            fix = did_you_mean(name, self._plugins[kind])
+            raise PluginError(f"no {kind} named '{name}'", fix=fix)
         return self._plugins[kind][name]
 
     def all(self, kind: str | None = None) -> list[Plugin]:
@@ -249,9 +256,7 @@ class Registry:
             for module in BUILTIN_MODULES:
                 importlib.import_module(module)
             for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-                _import_or_say(
-                    lambda e=entry: e.load(), f"entry point {entry.name} = {entry.value}"
-                )
+                _import_or_say(entry.load, f"entry point {entry.name} = {entry.value}")
 
     def load_file(self, path: Path) -> None:
         """Runs one plugin file. Raises PluginError with the file's line when it fails to import."""
@@ -264,9 +269,8 @@ class Registry:
             raise PluginError("not a Python file", where=str(path))
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        loader = spec.loader
         with self._importing():
-            _import_or_say(lambda: loader.exec_module(module), str(path))
+            _import_or_say(partial(spec.loader.exec_module, module), str(path))
         self._loaded.add(str(path))
 
     @contextmanager
@@ -290,13 +294,19 @@ REGISTRY = Registry()
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+def _register(
+    kind: str, name: str, paper: str, companion: Callable[..., Any] | None = None
+) -> Decorator:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        REGISTRY.add(kind, name, function, paper, companion)
+        return function
+
+    return register
+
+
 def _decorator(kind: str) -> Callable[..., Decorator]:
     def named(name: str, *, paper: str = "new") -> Decorator:
-        def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            REGISTRY.add(kind, name, function, paper)
-            return function
-
-        return register
+        return _register(kind, name, paper)
 
     named.__name__ = kind
     named.__doc__ = f"Registers a function as the {kind} ``name``; ``paper`` is its source."
@@ -323,14 +333,14 @@ def schedule(name: str, *, paper: str = "new", check: Check | None = None) -> De
     of the schedule's knobs that it names. It returns what is wrong and what to type instead, or
     None.
     """
-    return _with_companion("schedule", name, paper, check)
+    return _register("schedule", name, paper, check)
 
 
 def sparsifier(name: str, *, paper: str = "new", check: Check | None = None) -> Decorator:
     """Registers a function as the sparsifier ``name``; ``paper`` is its source. ``check``: as of a
     schedule.
     """
-    return _with_companion("sparsifier", name, paper, check)
+    return _register("sparsifier", name, paper, check)
 
 
 def selector(
@@ -342,18 +352,7 @@ def selector(
     of layers. It returns the new state, plain JSON values, which the selector may take as ``state``
     and checkpoints keep.
     """
-
-    return _with_companion("selector", name, paper, observe)
-
-
-def _with_companion(
-    kind: str, name: str, paper: str, companion: Callable[..., Any] | None
-) -> Decorator:
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        REGISTRY.add(kind, name, function, paper, companion)
-        return function
-
-    return register
+    return _register("selector", name, paper, observe)
 
 
 def inputs_of(kind: str) -> Mapping[str, str]:
@@ -377,67 +376,56 @@ def _contract(
     for p in inspect.signature(function).parameters.values():
         if p.kind is p.KEYWORD_ONLY:
             annotation = _evaluate(p.annotation, function, f"{what}: knob '{p.name}'", where)
-            knobs[p.name] = Knob(p.name, annotation, p.default)
+            knobs[p.name] = p.replace(annotation=annotation)
         elif p.kind is p.POSITIONAL_OR_KEYWORD:
             needs.append(p.name)
         else:
-            raise PluginError(
-                f"{what}: cannot inject '{p.name}'",
-                where=where,
-                fix=f"Name the inputs: {', '.join(inputs_of(kind))}.",
-            )
+            fix = f"Name the inputs: {', '.join(inputs_of(kind))}."
+            raise PluginError(f"{what}: cannot inject '{p.name}'", where=where, fix=fix)
     return tuple(needs), knobs
 
 
-def _companion(
-    kind: str, what: str, function: Callable[..., Any], knobs: Mapping[str, Knob]
-) -> Companion:
-    where, role = _where(function), COMPANIONS[kind]
-    names = inspect.signature(function).parameters
-    asked = tuple(n for n, p in names.items() if p.kind is p.KEYWORD_ONLY)
-    if unknown := [name for name in asked if name not in knobs]:
-        raise PluginError(
-            f"{what}: its {role} takes the knob '{unknown[0]}', which the {kind} has not",
-            where=where,
-            fix=did_you_mean(unknown[0], knobs),
-        )
-    needs = tuple(n for n, p in names.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
-    return Companion(function, needs, asked)
+def _companion(plugin: Plugin, function: Callable[..., Any]) -> Plugin:
+    where, role = _where(function), COMPANIONS[plugin.kind]
+    parameters = inspect.signature(function).parameters.values()
+    asked = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if unknown := [name for name in asked if name not in plugin.knobs]:
+        what = f"{plugin.kind} '{plugin.name}': its {role} takes the knob '{unknown[0]}', which the"
+        fix = did_you_mean(unknown[0], plugin.knobs)
+        raise PluginError(f"{what} {plugin.kind} has not", where=where, fix=fix)
+    needs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+    knobs = {name: plugin.knobs[name] for name in asked}
+    kind = f"{plugin.kind}.{role}"
+    return Plugin(kind, plugin.name, function, needs, knobs, plugin.paper, where)
 
 
 def _require_one_source(plugin: Plugin) -> None:
     """Raises PluginError for a criterion whose inputs are not measured together, and a statistic
     that takes inputs of linear layers and of the stream.
     """
-    what, where, needs = f"{plugin.kind} '{plugin.name}'", plugin.where, plugin.needs
-    if "mask_grad" in needs and len(needs) > 1:
-        raise PluginError(
-            f"{what}: mask_grad is per mini-group, {needs[0]} per weight",
-            where=where,
-            fix="Take mask_grad alone.",
-        )
+    needs = plugin.needs
     forward = [n for n in needs if n in READ | PLACE or n in plugin.statistics]
     backward = BACKWARD.intersection(needs)
-    if plugin.kind == "criterion" and forward and backward:
-        raise PluginError(
-            f"{what}: {min(forward)} is measured layer by layer, {min(backward)} is not",
-            where=where,
-            fix="Take one of the two.",
-        )
-    if plugin.kind == "statistic" and ("x" in needs) == bool({"before", "after"} & set(needs)):
-        raise PluginError(
-            f"{what}: it is either of what linear layers read (x) or of the residual stream "
-            "(before, after)",
-            where=where,
-            fix="Take x, or before and after.",
-        )
+    what = fix = ""
+    if "mask_grad" in needs and len(needs) > 1:
+        what = f"mask_grad is per mini-group, {needs[0]} per weight"
+        fix = "Take mask_grad alone."
+    elif plugin.kind == "criterion" and forward and backward:
+        what = f"{min(forward)} is measured layer by layer, {min(backward)} is not"
+        fix = "Take one of the two."
+    elif plugin.kind == "statistic" and ("x" in needs) == bool({"before", "after"} & set(needs)):
+        what = "it is either of what linear layers read (x) or of the residual stream "
+        what += "(before, after)"
+        fix = "Take x, or before and after."
+    if what:
+        said = f"{plugin.kind} '{plugin.name}': {what}"
+        raise PluginError(said, where=plugin.where, fix=fix)
 
 
 def _evaluate(annotation: Any, function: Callable[..., Any], what: str, where: str) -> Any:
     if annotation is inspect.Parameter.empty:
-        raise PluginError(
-            f"{what} has no type", where=where, fix="Write e.g. `alpha: float = 0.5`."
-        )
+        fix = "Write e.g. `alpha: float = 0.5`."
+        raise PluginError(f"{what} has no type", where=where, fix=fix)
     if not isinstance(annotation, str):
         return annotation
     try:
@@ -452,14 +440,11 @@ def _import_or_say(load: Callable[[], Any], origin: str) -> None:
     except PluginError:
         raise
     except (Exception, SystemExit) as error:
-        where = origin
         if isinstance(error, SyntaxError) and error.filename:
             where = f"{error.filename}:{error.lineno}"
         else:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == origin]
             where = f"{origin}:{frames[-1].lineno}" if frames else origin
-        raise PluginError(
-            f"cannot be imported: {type(error).__name__}: {error}".splitlines()[0],
-            where=where,
-            fix="Mend the file, or take it out of the recipe's `plugins:`.",
-        ) from error
+        what = f"cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+        fix = "Mend the file, or take it out of the recipe's `plugins:`."
+        raise PluginError(what, where=where, fix=fix) from error

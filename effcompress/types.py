@@ -214,11 +214,7 @@ Plan = dict[str, list[int]]
 
 def in_layer(widths: Widths, layer: int) -> dict[str, int]:
     """Widths by axis name -> widths by kind in one layer (its number in the parent)."""
-    found: dict[str, int] = {}
-    for name, width in widths.items():
-        if axis_layer(name) in (None, layer):
-            found[axis_kind(name)] = width
-    return found
+    return {axis_kind(n): w for n, w in widths.items() if axis_layer(n) in (None, layer)}
 
 
 @dataclass(frozen=True)
@@ -381,6 +377,10 @@ class AxisMap:
             sizes[segment.dim] = sizes.get(segment.dim, 0) + segment.length(widths)
         return math.prod(sizes.values()) * math.prod(widths[gate] for gate in self.gates[param])
 
+    def length(self, param: str, dim: int, widths: Widths) -> int:
+        """Positions along one dimension of a parameter in a model of these widths."""
+        return sum(s.length(widths) for s in self.by_param[param] if s.dim == dim)
+
     def terms(self, param: str) -> Iterator[tuple[tuple[str, ...], int]]:
         """``numel`` as a polynomial in the widths: terms (axis names, factor), each the product of
         the factor and these axes' widths.
@@ -397,7 +397,7 @@ class AxisMap:
 
 class TextTokenizer(Protocol):
     """The tokenizer interface of data and evaluation. ``encode`` adds no special tokens: the BOS
-    and EOS policy is in ``data/pack.py``.
+    and EOS policy is in ``data/stream.py``.
     """
 
     bos_id: int | None

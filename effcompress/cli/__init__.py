@@ -2,12 +2,9 @@
 so that ``--help`` does not wait for them.
 """
 
-from __future__ import annotations
-
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated
 
@@ -29,13 +26,6 @@ app = typer.Typer(
 )
 
 
-@dataclass
-class Options:
-    """Options before the command."""
-
-    debug: bool = False
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"effcompress {version('effcompress')}")
@@ -55,7 +45,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    context.obj.debug = debug
+    context.obj["debug"] = debug
 
 
 app.command("check")(look.check)
@@ -77,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Errors of the package are printed in at most three lines on standard error.
     """
-    options = Options()
+    options = {"debug": False}
     try:
         app(argv, prog_name="effcompress", obj=options)
     except (EffcompressError, OSError) as error:
-        if options.debug:
+        if options["debug"]:
             traceback.print_exception(error)
         elif isinstance(error, EffcompressError):
             who = f"process {process()}: " if process() else ""

@@ -16,16 +16,13 @@ if TYPE_CHECKING:
     from effcompress.answer import Answer
     from effcompress.recipe import LoadedRecipe
 
-RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="Recipe file (.yaml).", show_default=False)
-]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (.yaml).")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
         help="Override one value, e.g. train.tokens=2M. May be repeated.",
-        show_default=False,
     ),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,18 +20,12 @@ _GAP = 2
 
 Targets = Annotated[
     list[Path],
-    typer.Argument(
-        metavar="RECIPE_OR_RUN",
-        help="Recipe files (.yaml) and folders of runs.",
-        show_default=False,
-    ),
+    typer.Argument(metavar="RECIPE_OR_RUN", help="Recipe files (.yaml) and folders of runs."),
 ]
 Seeds = Annotated[
     str | None,
     typer.Option(
-        metavar="LIST",
-        help="Run every recipe with each seed, e.g. 0,1,2. Default: its own seed.",
-        show_default=False,
+        metavar="LIST", help="Run every recipe with each seed, e.g. 0,1,2. Default: its own seed."
     ),
 ]
 Output = Annotated[
@@ -91,9 +86,8 @@ def _numbers(seeds: str | None) -> list[int]:
     """Parses ``0,1,2``, without duplicates. Raises RecipeError for anything else."""
     words = [word.strip() for word in (seeds or "").split(",") if word.strip()]
     if not all(word.isdecimal() and int(word) < 2**32 for word in words):
-        raise RecipeError(
-            f"'{seeds}' is no list of seeds", where="--seeds", fix="Write e.g. --seeds 0,1,2."
-        )
+        what, fix = f"'{seeds}' is no list of seeds", "Write e.g. --seeds 0,1,2."
+        raise RecipeError(what, where="--seeds", fix=fix)
     return list(dict.fromkeys(int(word) for word in words))
 
 
@@ -138,9 +132,7 @@ def fitting(grid: Grid, width: int) -> tuple[Grid, list[str]]:
     widths = [
         max(len(title), *(len(row[k]) for row in grid.rows)) for k, title in enumerate(grid.header)
     ]
-    taken, used = 1, widths[0]
-    while taken < len(widths) and used + _GAP + widths[taken] <= width:
-        used += _GAP + widths[taken]
-        taken += 1
+    ends = itertools.accumulate(column + _GAP for column in widths)
+    taken = max(1, sum(end - _GAP <= width for end in ends))
     cut = type(grid)(grid.header[:taken], tuple(row[:taken] for row in grid.rows))
     return cut, list(grid.header[taken:])

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,23 +14,15 @@ from effcompress.cli.arguments import AsJson, print_json
 from effcompress.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
-    from effcompress.answer import Json
     from effcompress.registry import Plugin
 
-plugins = typer.Typer(
-    help="List the plugins, or show one with its knobs.",
-    no_args_is_help=True,
-)
+plugins = typer.Typer(help="List the plugins, or show one with its knobs.", no_args_is_help=True)
 
 
 def schema(
     plugins_of: Annotated[
         Path | None,
-        typer.Option(
-            metavar="RECIPE",
-            help="Include the plugin files that this recipe names.",
-            show_default=False,
-        ),
+        typer.Option(metavar="RECIPE", help="Include the plugin files that this recipe names."),
     ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the reference page instead.")
@@ -55,16 +46,14 @@ def list_(json: AsJson = False) -> None:
 
     found = REGISTRY.all()
     if json:
-        print_json([asdict(_facts(plugin)) for plugin in found])
+        print_json([_facts(plugin) for plugin in found])
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("kind", "name"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("what it does")
+    kind, named = Column("kind", no_wrap=True), Column("name", no_wrap=True)
+    table = Table(kind, named, "what it does", box=None, pad_edge=False, header_style="bold")
     for plugin in found:
         table.add_row(plugin.kind, Text(plugin.name), Text(plugin.summary.replace("``", "")))
     Console(highlight=False).print(table)
@@ -73,23 +62,24 @@ def list_(json: AsJson = False) -> None:
 @plugins.command("show")
 def show(
     name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME", help="Name, or KIND/NAME where kinds share it.", show_default=False
-        ),
+        str, typer.Argument(metavar="NAME", help="Name, or KIND/NAME where kinds share it.")
     ],
     json: AsJson = False,
 ) -> None:
     """Show one plugin: docstring, inputs, knobs, paper, file and line."""
     facts = _facts(_find(name))
     if json:
-        print_json(asdict(facts))
+        print_json(facts)
         return
-    lines = [f"{facts.kind} {facts.name}", ""]
-    lines += [f"  {line}".rstrip() for line in facts.doc.splitlines()]
-    lines += ["", "inputs, from the engine:", *_columns(facts.inputs)]
-    lines += ["", "knobs, from the recipe:", *(_columns(facts.knobs) or ["  none"])]
-    lines += ["", f"paper  {facts.paper}", f"file   {facts.file}"]
+    knobs = {
+        name: k["type"] + (", required" if k["required"] else f", default {k['default']}")
+        for name, k in facts["knobs"].items()
+    }
+    lines = [f"{facts['kind']} {facts['name']}", ""]
+    lines += [f"  {line}".rstrip() for line in facts["doc"].splitlines()]
+    lines += ["", "inputs, from the engine:", *_columns(facts["inputs"])]
+    lines += ["", "knobs, from the recipe:", *(_columns(knobs) or ["  none"])]
+    lines += ["", f"paper  {facts['paper']}", f"file   {facts['file']}"]
     typer.echo("\n".join(lines))
 
 
@@ -113,45 +103,30 @@ def _find(name: str) -> Plugin:
     return found[0]
 
 
-@dataclass(frozen=True)
-class KnobFacts:
-    """A knob as ``plugins show --json`` prints it."""
-
-    type: str
-    required: bool
-    default: Json
-
-    def __str__(self) -> str:
-        return self.type + (", required" if self.required else f", default {self.default}")
-
-
-@dataclass(frozen=True)
-class PluginFacts:
+def _facts(plugin: Plugin) -> dict[str, Any]:
     """A plugin as ``plugins list --json`` and ``plugins show --json`` print it."""
-
-    kind: str
-    name: str
-    doc: str
-    inputs: Mapping[str, str]
-    knobs: Mapping[str, KnobFacts]
-    paper: str
-    file: str
-
-
-def _facts(plugin: Plugin) -> PluginFacts:
     from effcompress.recipe import plain, type_words
 
-    knobs: dict[str, KnobFacts] = {}
-    for name, knob in plugin.knobs.items():
-        default = None if knob.required else plain(knob.default)
-        knobs[name] = KnobFacts(type_words(knob.annotation), knob.required, default)
     # ``file:line``, relative to the package's parent or else to the current folder.
     file, _, line = plugin.where.rpartition(":")
     package = Path(__file__).parents[1]
     start = package.parent if Path(file).is_relative_to(package) else Path.cwd()
-    where = f"{os.path.relpath(file, start)}:{line}"
-    doc = inspect.getdoc(plugin.function) or ""
-    return PluginFacts(plugin.kind, plugin.name, doc, plugin.inputs, knobs, plugin.paper, where)
+    return {
+        "kind": plugin.kind,
+        "name": plugin.name,
+        "doc": inspect.getdoc(plugin.function) or "",
+        "inputs": plugin.inputs,
+        "knobs": {
+            name: {
+                "type": type_words(knob.annotation),
+                "required": knob.default is knob.empty,
+                "default": None if knob.default is knob.empty else plain(knob.default),
+            }
+            for name, knob in plugin.knobs.items()
+        },
+        "paper": plugin.paper,
+        "file": f"{os.path.relpath(file, start)}:{line}",
+    }
 
 
 def _columns(rows: Mapping[str, object]) -> list[str]:

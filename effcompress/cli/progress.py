@@ -57,12 +57,9 @@ class RunsProgress:
     def __init__(
         self, console: Console, *, drawn: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        named = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self.bars = Bars(
-            TextColumn(
-                "{task.description}",
-                markup=False,
-                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-            ),
+            TextColumn("{task.description}", markup=False, table_column=named),
             BarColumn(bar_width=12),
             TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
             TimeElapsedColumn(),
@@ -83,7 +80,7 @@ class RunsProgress:
     def checking(self, number: int) -> None:
         """Says that recipes are checked: schedules of large models take seconds to play."""
         if number:
-            self._say(f"checking {number} recipe{_s(number)}", "dim")
+            self._say(f"checking {number} recipe{'s' * (number != 1)}", "dim")
 
     def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None:
         """Starts to draw, or says how many runs there are."""
@@ -98,7 +95,7 @@ class RunsProgress:
             self.bars.start()
             return
         before = f", {len(done)} of them done before" if done else ""
-        self._say(f"{len(jobs)} run{_s(len(jobs))}{before}")
+        self._say(f"{len(jobs)} run{'s' * (len(jobs) != 1)}{before}")
 
     def started(self, job: Job) -> None:
         """Adds a bar."""
@@ -190,7 +187,3 @@ class RunsProgress:
 def _named(job: Job) -> str:
     """``taylor, seed 0``."""
     return f"{job.label}, seed {job.seed}"
-
-
-def _s(number: int) -> str:
-    return "" if number == 1 else "s"

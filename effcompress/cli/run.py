@@ -1,7 +1,5 @@
 """Commands that write a model: ``run`` and ``export``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,21 +52,17 @@ def run(
 
 
 def export(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)
-    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     form: Annotated[
         Literal["uniform", "padded", "exact", "gguf"],
         typer.Option(
             "--as",
             help="uniform: a stock class; padded: a stock class, padded with zeros; exact: the "
             "shapes as they are, with a modelling file; gguf: one file for llama.cpp.",
-            show_default=False,
         ),
     ],
     output: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Output. Default: in the folder of the run."),
+        Path | None, typer.Option(metavar="PATH", help="Output. Default: in the folder of the run.")
     ] = None,
     dtype: Annotated[
         Literal["F32", "F16"], typer.Option(help="gguf: 32-bit or 16-bit floats.")

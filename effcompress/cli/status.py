@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,12 +22,7 @@ _WIDTH = 80
 
 def status(
     folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN",
-            help="Folder of a run, or of several (a comparison).",
-            show_default=False,
-        ),
+        Path, typer.Argument(metavar="RUN", help="Folder of a run, or of several (a comparison).")
     ],
     json: AsJson = False,
 ) -> None:
@@ -120,20 +115,15 @@ def _command(words: str) -> list[str]:
 
 
 def _several(runs: list[RunStatus]) -> Table:
-    rows = []
+    def cell(value: Any, written: Callable[[Any], str]) -> str:
+        return "-" if value is None else written(value)
+
+    rows: list[tuple[str, ...]] = []
     for run in runs:
         share = f"{run.tokens / run.total_tokens:.0%}" if run.tokens and run.total_tokens else "-"
-        rows.append(
-            (
-                run.folder.name,
-                run.state,
-                "-" if run.step is None else f"{run.step:,}",
-                share,
-                "-" if run.params is None else count(run.params),
-                "-" if run.loss is None else f"{run.loss:.3f}",
-                "-" if run.seconds_left is None else clock_time(run.seconds_left),
-                str(run.warnings),
-            )
-        )
+        step, loss = cell(run.step, "{:,}".format), cell(run.loss, "{:.3f}".format)
+        params, left = cell(run.params, count), cell(run.seconds_left, clock_time)
+        row = (run.folder.name, run.state, step, share, params, loss, left, str(run.warnings))
+        rows.append(row)
     columns = ("run", "state", "step", "tokens", "parameters", "loss", "left", "warnings")
     return Table(f"{len(runs)} runs", columns, tuple(rows))

@@ -1,6 +1,4 @@
-"""Runs the jobs of a comparison, each in a process of its own, so that a crash (or a kill for
-memory) of one does not affect the others.
-"""
+"""Runs the jobs of a comparison, each in a process of its own: a crash ends one job only."""
 
 from __future__ import annotations
 
@@ -35,17 +33,11 @@ class Progress(Protocol):
     """Receives the progress of a comparison. ``reason`` is empty where a job succeeded."""
 
     def checking(self, number: int) -> None: ...
-
     def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None: ...
-
     def started(self, job: Job) -> None: ...
-
     def event(self, job: Job, event: Event) -> None: ...
-
     def ended(self, job: Job, seconds: float, reason: str) -> None: ...
-
     def beat(self) -> None: ...
-
     def close(self) -> None: ...
 
 
@@ -68,9 +60,7 @@ class Tail:
         self._path, self._offset = path, 0
 
     def read(self) -> Iterator[Event]:
-        """Events of whole new lines; damaged lines are left out. A file that became shorter is read
-        again.
-        """
+        """Events of whole new lines that are not damaged; of a shorter file, all again."""
         try:
             with self._path.open("rb") as file:
                 if file.seek(0, os.SEEK_END) < self._offset:
@@ -147,11 +137,7 @@ def _here(
 
 
 def _processes(
-    waiting: deque[Job],
-    at_once: int,
-    progress: Progress,
-    failed: dict[Path, str],
-    offline: bool,
+    waiting: deque[Job], at_once: int, progress: Progress, failed: dict[Path, str], offline: bool
 ) -> None:
     running: list[Running] = []
     try:

@@ -4,25 +4,20 @@ Saliency, which decides between kinds during the run, is not known here; schedul
 are followed to the step.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from effcompress.estimate.feasibility import SizedModel, budget_of
+from effcompress.injectable import PLACE
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import positions
-from effcompress.selection.schedules import ask
-from effcompress.sparsity.needs import reads_inputs
+from effcompress.sparsity.magnitude import reads_inputs
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 
-WITHOUT_TEXT = {
-    *("weight", "kind", "layer", "positions"),
-    *("gain", "epsilon", "before", "after", "gone"),
-}
+WITHOUT_TEXT = {"weight", *PLACE, "gain", "epsilon", "before", "after", "gone"}
 """Inputs of criteria and repairs that need no text."""
 
 
@@ -169,6 +164,6 @@ def _asking(recipe: Recipe, sized: SizedModel, budget: Budget) -> Callable[[int,
 
     def due_at(step: int, cut: int) -> Due | None:
         place = {"step": step, "tokens": step * per_step, "params": budget.params}
-        return ask(prune.schedule, **fixed, **place, groups_cut=cut)
+        return prune.schedule.due(**fixed, **place, groups_cut=cut)
 
     return due_at

@@ -1,6 +1,6 @@
 """Measurements of a model, the same before and after pruning."""
 
 from effcompress.evaluation.generate import REPETITION_PENALTY, continuation
-from effcompress.evaluation.perplexity import Perplexity, perplexity
+from effcompress.evaluation.perplexity import perplexity
 
-__all__ = ["REPETITION_PENALTY", "Perplexity", "continuation", "perplexity"]
+__all__ = ["REPETITION_PENALTY", "continuation", "perplexity"]

@@ -1,9 +1,4 @@
-"""Evaluates a model in memory with the lm-evaluation-harness. The only user of ``lm_eval``.
-
-Importing this module needs the extra ``effcompress[tasks]``.
-"""
-
-from __future__ import annotations
+"""Evaluates with the lm-evaluation-harness, whose only user this is (``effcompress[tasks]``)."""
 
 import contextlib
 import difflib
@@ -25,8 +20,9 @@ from lm_eval.evaluator import evaluate
 from torch import nn
 
 from effcompress.errors import RunError, SourceError
-from effcompress.evaluation.accuracy import Metric, TaskScore
+from effcompress.evaluation.accuracy import scored
 from effcompress.evaluation.choices import likelihoods
+from effcompress.record.events import TaskScore
 from effcompress.types import TextTokenizer
 
 SHOTS_SEED = 1234
@@ -44,7 +40,7 @@ DEFINITIONS: Mapping[str, str] = {
 """Definitions of the usual tasks: without them the harness reads all of its 14,000 files."""
 _LOCAL: Mapping[str, Mapping[str, str]] = {
     # The harness expects the form that SuperGLUE gives it: `label`, 0 or 1.
-    "boolq": {"doc_to_target": "{{answer|int}}"},
+    "boolq": {"doc_to_target": "{{answer|int}}"}
 }
 _SPLIT = "validation"
 
@@ -122,11 +118,9 @@ def _unanswered(what: str) -> SourceError:
 
 @dataclass(frozen=True)
 class Solved:
-    """Scores in the order of the tasks, the harness's version, and the number of requests that were
-    too long for the model.
-    """
+    """Scores by task, the harness's version, and how many requests were ``cut`` as too long."""
 
-    scores: tuple[TaskScore, ...]
+    scores: Mapping[str, TaskScore]
     harness: str
     cut: int
 
@@ -159,7 +153,7 @@ def solve(
                 task.set_config(key="num_fewshot", value=shots)
             task.set_fewshot_seed(seed=SHOTS_SEED)
         found: Any = evaluate(adapter, loaded, limit=limit, log_samples=False)
-    scores = tuple(_score(name, task, found) for name, task in tasks.items())
+    scores = {name: _score(name, task, found) for name, task in tasks.items()}
     return Solved(scores, f"lm-eval {version('lm_eval')}", adapter.cut)
 
 
@@ -217,16 +211,17 @@ def _local(name: str, definition: Path | None, file: Path, scratch: Path) -> str
 
 
 def _score(name: str, task: Any, found: Any) -> TaskScore:
-    metrics: dict[str, Metric] = {}
-    for key, value in found["results"][name].items():
-        metric, _, kind = key.partition(",")
+    metrics: dict[str, float | None] = {}
+    results = {tuple(key.split(",")): value for key, value in found["results"][name].items()}
+    for (metric, *kind), value in results.items():
         if kind and not metric.endswith("_stderr") and isinstance(value, int | float):
-            error = found["results"][name].get(f"{metric}_stderr,{kind}")
+            error = results.get((f"{metric}_stderr", *kind))
             known = isinstance(error, int | float)
-            metrics.setdefault(metric, Metric(float(value), float(error) if known else None))
+            metrics.setdefault(metric, float(value))
+            metrics.setdefault(f"{metric}_stderr", float(error) if known else None)
     amount = found["n-samples"][name]
     split = task.get_config("test_split") or task.get_config("validation_split")
-    return TaskScore(
+    return scored(
         name,
         metrics,
         examples=int(amount["effective"]),
@@ -239,9 +234,7 @@ def _score(name: str, task: Any, found: Any) -> TaskScore:
 
 @contextlib.contextmanager
 def _silent(offline: bool) -> Iterator[None]:
-    """Silences the harness's progress bars and warnings, and forbids the network if ``offline``;
-    restores all settings.
-    """
+    """Silences the harness, forbids the network if ``offline``, and restores all settings."""
     speaker = logging.getLogger("lm_eval")
     level, bars = speaker.level, datasets.are_progress_bars_disabled()
     reach = datasets.config.HF_HUB_OFFLINE

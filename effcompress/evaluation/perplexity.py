@@ -1,30 +1,14 @@
 """Computes perplexity: exp of the mean negative log-likelihood per predicted token."""
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from effcompress.distributed import ALONE, World, needs_all_ranks
+from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """``loss`` in nats per token over ``tokens`` predicted tokens of ``sequences`` windows."""
-
-    loss: float
-    tokens: int
-    sequences: int
-
-    @property
-    def perplexity(self) -> float:
-        """``exp(loss)``, at most 1e304."""
-        return math.exp(min(self.loss, 700.0))
+from effcompress.record.events import DomainScore
 
 
 @torch.no_grad()
@@ -34,7 +18,7 @@ def perplexity(
     batch_size: int,
     counted_NT: Tensor | None = None,
     world: World = ALONE,
-) -> Perplexity:
+) -> DomainScore:
     """Evaluates windows ``ids_NT`` independently: position ``t`` predicts ``t + 1``, no overlap.
     ``counted_NT``: the tokens whose prediction counts (None: all but the first of each window).
 
@@ -65,4 +49,10 @@ def perplexity(
     tokens = int(counted_all)
     if not math.isfinite(total):
         raise RunError("the held-out loss is not finite")
-    return Perplexity(total / max(1, tokens), tokens, ids_NT.shape[0])
+    loss = total / max(1, tokens)
+    return DomainScore(
+        perplexity=math.exp(min(loss, 700.0)),  # at most 1e304
+        loss=loss,
+        tokens=tokens,
+        sequences=ids_NT.shape[0],
+    )

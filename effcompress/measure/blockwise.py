@@ -12,14 +12,17 @@ the model: one residual stream per sequence, and what the caller keeps of one la
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from effcompress.errors import RunError
-from effcompress.measure.hooks import LINEAR
+from effcompress.measure.hooks import first_of, linears, stream_in
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,10 @@ def layers_of(module: nn.Module, pattern: str) -> list[Layer]:
     for number in range(len(list(container.children()))):
         path = pattern.replace("{i}", str(number))
         block = module.get_submodule(path)
-        linears = {
-            f"{path}.{name}.weight": LINEAR[type(child).__name__]
-            for name, child in block.named_modules()
-            if type(child).__name__ in LINEAR
-        }
+        own = linears(module, f"{path}.")
         named = [(f"{path}.{name}", p) for name, p in block.named_parameters()]
-        others = tuple(name for name, p in named if p.dim() > 1 and name not in linears)
-        found.append(Layer(number, path, linears, others))
+        others = tuple(name for name, p in named if p.dim() > 1 and name not in own)
+        found.append(Layer(number, path, own, others))
     return found
 
 
@@ -77,29 +76,19 @@ class Block:
         """Returns its linear layers in the order of computation, grouped by the tensor that they
         read (q, k and v; o; gate and up; down).
         """
-        seen: list[tuple[Tensor, list[str]]] = []
+        seen: dict[int, tuple[Tensor, list[str]]] = {}
+        """Id of a tensor -> the tensor, kept so that no other gets its id, and who reads it."""
 
-        def hook(param: str) -> Any:
-            def listen(_module: nn.Module, args: tuple[Any, ...]) -> None:
-                for x, params in seen:
-                    if x is args[0]:
-                        params.append(param)
-                        return
-                seen.append((args[0], [param]))
+        def listen(param: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen.setdefault(id(args[0]), (args[0], []))[1].append(param)
 
-            return listen
-
-        handles = []
-        for param in self.linears:
-            path = param.removeprefix(f"{self.path}.").removesuffix(".weight")
-            linear = self._module.get_submodule(path)
-            handles.append(linear.register_forward_pre_hook(hook(param)))
-        try:
-            self._call(self._module, self._inputs[0])
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [params for _, params in seen]
+        with ExitStack() as hooks:
+            for param in self.linears:
+                path = param.removeprefix(f"{self.path}.").removesuffix(".weight")
+                linear = self._module.get_submodule(path)
+                hooks.enter_context(linear.register_forward_pre_hook(partial(listen, param)))
+            self.once()
+        return [params for _, params in seen.values()]
 
     @torch.no_grad()
     def advance(self) -> None:
@@ -140,7 +129,7 @@ class _Call:
 
     def __call__(self, block: nn.Module, x_1TD: Tensor) -> Tensor:
         """Returns the residual stream behind the layer."""
-        return _stream(block(x_1TD, *self.args, **self.named))
+        return first_of(block(x_1TD, *self.args, **self.named))
 
 
 class _Seen(Exception):
@@ -181,64 +170,42 @@ def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor) -> tuple[list[
     """
     calls: list[_Call] = []
     stream: list[Tensor] = []
-    whole = len(layers) > 1
 
     def before(_block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x, rest, others = _split(args, named)
-        layer = layers[len(calls)]
+        x, layer = stream_in(args, named), layers[len(calls)]
         if stream and not (x is stream[-1] or torch.equal(x, stream[-1])):
             raise RunError(
                 "this layer does not read the output of the one before it; such a model cannot be "
                 "run layer by layer",
                 where=layer.path,
             )
-        calls.append(_Call(rest, others))
+        others = {name: value for name, value in named.items() if args or name != "hidden_states"}
+        calls.append(_Call(args[1:], others))
         if not stream:
             stream.append(x)
-        if not whole:
+        if len(layers) == 1:
             raise _Seen
 
     def after(_block: nn.Module, _args: Any, out: Any) -> None:
-        stream[1:] = [_stream(out)]
+        stream[1:] = [first_of(out)]
         if len(calls) == len(layers):
             raise _Seen
 
-    handles = []
-    for layer in layers:
-        block = module.get_submodule(layer.path)
-        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(block.register_forward_hook(after))
-    try:
-        module(input_ids=ids_1T, use_cache=False)
-    except _Seen:
-        return calls, stream[0]
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for layer in layers:
+            block = module.get_submodule(layer.path)
+            hooks.enter_context(block.register_forward_pre_hook(before, with_kwargs=True))
+            hooks.enter_context(block.register_forward_hook(after))
+        try:
+            module(input_ids=ids_1T, use_cache=False)
+        except _Seen:
+            return calls, stream[0]
     raise RunError("the model did not run all of its layers", where=layers[-1].path)
 
 
-def _split(
-    args: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Splits a layer's arguments into the residual stream and the rest."""
-    if args:
-        return args[0], args[1:], dict(named)
-    rest = dict(named)
-    return rest.pop("hidden_states"), (), rest
-
-
-def _stream(out: Any) -> Tensor:
-    """Returns the residual stream: a layer's output, or the first of a tuple."""
-    return out[0] if isinstance(out, tuple) else out
-
-
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
-    if isinstance(one, tuple | list):
-        pairs = zip(one, other, strict=False)
-        return len(one) == len(other) and all(_same(a, b) for a, b in pairs)
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(_same(v, other[k]) for k, v in one.items())
-    return bool(one == other)
+    (leaves, form), (others, other_form) = tree_flatten(one), tree_flatten(other)
+    return form == other_form and all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
+        for a, b in zip(leaves, others, strict=True)
+    )

@@ -3,10 +3,8 @@ projections into the residual stream read, and of what they would have to add fo
 the source model's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from effcompress.errors import RunError
 from effcompress.measure.blockwise import Block, blockwise
+from effcompress.measure.hooks import first_of, stream_in
 from effcompress.types import AxisMap
 
 PARTS = ("attention_block", "mlp_block")
@@ -107,25 +106,22 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
     added: dict[str, Tensor] = {}
 
     def remember(_module: nn.Module, _args: Any, out: Any) -> None:
-        added["attention"] = out[0] if isinstance(out, tuple) else out
+        added["attention"] = first_of(out)
 
     def compare(_module: nn.Module, args: Any, named: Mapping[str, Any], out: Any) -> None:
-        before = args[0] if args else named["hidden_states"]
-        after = out[0] if isinstance(out, tuple) else out
+        before = stream_in(args, named)
         more = added.pop("attention", None)
         middle = before if more is None else before + more.reshape(before.shape)
-        for name, x in (("before", before), ("attention_block", middle), ("mlp_block", after)):
+        for name, x in zip(seen, (before, middle, first_of(out)), strict=True):
             seen[name].append(x[0])
 
-    handles = [layer.register_forward_hook(compare, with_kwargs=True)]
-    attention = axes.family.sublayers["attention_block"]
-    for path in attention.modules:  # the one that runs last is what counts
-        handles.append(layer.get_submodule(path).register_forward_hook(remember))
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(layer.register_forward_hook(compare, with_kwargs=True))
+        # Of these modules the one that runs last counts.
+        for path in axes.family.sublayers["attention_block"].modules:
+            inside = layer.get_submodule(path)
+            hooks.enter_context(inside.register_forward_hook(remember))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | None:
@@ -153,15 +149,12 @@ def _runs_last(module: nn.Module, axes: AxisMap, block: Block, part: str) -> boo
     """Whether the part itself runs last of its modules: no norm behind it."""
     layer = module.get_submodule(block.path)
     order: list[str] = []
-    handles = [
-        layer.get_submodule(path).register_forward_hook(lambda *_, p=path: order.append(p))
-        for path in axes.family.sublayers[part].modules
-    ]
-    try:
+    with ExitStack() as hooks:
+        for path in axes.family.sublayers[part].modules:
+            inside = layer.get_submodule(path)
+            note = inside.register_forward_hook(lambda *_, p=path: order.append(p))
+            hooks.enter_context(note)
         block.once()
-    finally:
-        for handle in handles:
-            handle.remove()
     return order[-1] == axes.family.sublayers[part].silent
 
 
@@ -171,14 +164,13 @@ def _moments(
     """One pass of all sequences through a block, as it is now."""
     linear = module.get_submodule(param.removesuffix(".weight"))
     read: list[Tensor] = []
-    handle = linear.register_forward_pre_hook(lambda _m, args: read.append(args[0]))
     bias = getattr(linear, "bias", None)
     sums: list[Tensor] = []
-    try:
-        with _stream(module, axes, block) as seen:
-            block.run()
-    finally:
-        handle.remove()
+    with (
+        linear.register_forward_pre_hook(lambda _m, args: read.append(args[0])),
+        _stream(module, axes, block) as seen,
+    ):
+        block.run()
     from_ = seen["before"] if part == "attention_block" else seen["attention_block"]
     tokens = 0
     for x, here, there in zip(read, from_, goal, strict=True):

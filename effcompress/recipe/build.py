@@ -1,7 +1,5 @@
 """Converts validated YAML values into the frozen ``Recipe``, with the origin of every value."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
@@ -12,9 +10,9 @@ from typing import Any
 
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.json_schema import hints, is_mapping, is_sequence, unwrap
-from effcompress.recipe.quantities import count, fraction
+from effcompress.recipe.quantities import QUANTITIES
 from effcompress.recipe.source_map import Document, Key, dotted
-from effcompress.registry import Bound, Registry
+from effcompress.registry import Bound, Knob, Registry
 from effcompress.spec import Recipe
 
 
@@ -47,34 +45,30 @@ class Builder:
         self._note(key)
         return None if value is None else self._scalar(inner, tag, value, key, metadata)
 
-    def _dataclass(self, cls: type, values: Mapping[str, Any], key: Key) -> Any:
-        built: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            at = (*key, field.name)
-            annotation = hints(cls)[field.name]
-            if field.name in values:
-                built[field.name] = self.value(annotation, values[field.name], at, field.metadata)
-            elif dataclasses.is_dataclass(field.default):
-                # Built from {} rather than taken as it is, so that each value gets an origin.
-                built[field.name] = self._dataclass(type(field.default), {}, at)
-            else:
-                self._default(field.default, at)
-                built[field.name] = field.default
-        return cls(**built)
+    def _dataclass(self, cls: type, given: Mapping[str, Any], key: Key) -> Any:
+        fields = dataclasses.fields(cls)
+        return cls(**{f.name: self._field(given, f, hints(cls)[f.name], key) for f in fields})
 
     def _bound(self, value: Any, key: Key, kind: str) -> Bound:
         given = {"name": value} if isinstance(value, str) else value
         plugin = self.registry.get(kind, given["name"])
         self._note((*key, "name"), written_at=key)
-        knobs: dict[str, Any] = {}
-        for name, knob in plugin.knobs.items():
-            at = (*key, name)
-            if name in given:
-                knobs[name] = self.value(knob.annotation, given[name], at, {})
-            else:
-                self._default(knob.default, at)
-                knobs[name] = knob.default
-        return Bound(plugin, knobs)
+        knobs = plugin.knobs.values()
+        return Bound(plugin, {k.name: self._field(given, k, k.annotation, key) for k in knobs})
+
+    def _field(
+        self, given: Mapping[str, Any], field: dataclasses.Field[Any] | Knob, as_: Any, key: Key
+    ) -> Any:
+        """The value given for a key of a section or a knob, else its default."""
+        at, default = (*key, field.name), field.default
+        if field.name in given:
+            metadata = field.metadata if isinstance(field, dataclasses.Field) else {}
+            return self.value(as_, given[field.name], at, metadata)
+        if dataclasses.is_dataclass(default):
+            # Built from {} rather than taken as it is, so that each value gets an origin.
+            return self._dataclass(type(default), {}, at)
+        self._default(default, at)
+        return default
 
     def _sequence(
         self, inner: Any, value: Any, key: Key, metadata: Mapping[str, Any]
@@ -102,9 +96,8 @@ class Builder:
         if metadata.get("near_recipe"):
             near = self._absolute(value, key)
             return str(near) if near.is_dir() else value
-        read = {"count": count, "fraction": fraction}.get(tag)
         try:
-            value = read(value) if read else value
+            value = QUANTITIES[tag].read(value) if tag in QUANTITIES else value
         except ValueError as error:
             raise self._error(key, f"{dotted(key)}: {error}") from error
         if inner is float and not math.isfinite(value):
@@ -120,11 +113,8 @@ class Builder:
         hint = did_you_mean(path.name, near).partition("Known:")[0].strip()
         looked = os.path.normpath(mark.folder / Path(written).parent)
         start = "current folder" if mark.file is None else "folder of the recipe file"
-        raise self._error(
-            key,
-            f"{dotted(key)}: no {noun} '{written}' (looked in '{looked}')",
-            hint or f"Relative paths start at the {start}.",
-        )
+        what = f"{dotted(key)}: no {noun} '{written}' (looked in '{looked}')"
+        raise self._error(key, what, hint or f"Relative paths start at the {start}.")
 
     def _absolute(self, written: str, key: Key) -> Path:
         mark = self.document.mark(key)

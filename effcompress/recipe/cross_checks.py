@@ -2,33 +2,31 @@
 contradict each other.
 
 Each function below is a part of one table. A row says when a recipe is refused, which key the error
-points at, what is wrong and what to type instead. Checks that need the model's axes are in
-``estimate/``, those that need this machine in ``runner/preflight.py``.
+points at, what is wrong and what to type instead. No plugin is known by name here: a schedule is
+asked by its own static check, and played on made-up sizes where it matters whether everything goes
+at once. Checks that need the model's axes are in ``estimate/``, those that need this machine in
+``runner/preflight.py``.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from effcompress.errors import RecipeError, did_you_mean
-from effcompress.recipe.plugin_checks import cuts_all_at_start
+from effcompress.injectable import BACKWARD
 from effcompress.recipe.source_map import Document, Key, dotted
-from effcompress.spec import (
-    CARRIED,
-    CARRIER,
-    DomainSpec,
-    LoopSpec,
-    PruneSpec,
-    Recipe,
-    TrainSpec,
-)
+from effcompress.registry import REGISTRY
+from effcompress.spec import CARRIED, CARRIER, DomainSpec, LoopSpec, PruneSpec, Recipe
+from effcompress.types import DEPTH
 
 REPLICATE = "`distributed: {mode: replicate}`"
+START, TARGET, GROUP = 1_000_000, 500_000, 1_000
+"""Made-up sizes on which a schedule is played: parameters before and after, and of a mini-group."""
+ROUNDS = 10_000
+"""Cuts without training after which a schedule that asks for more is taken at its word."""
 
 
 class Row(NamedTuple):
@@ -98,64 +96,36 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
         yield _only_with(domain, at, key, ("hub",))
     yield _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"))
     yield _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"))
-    yield Row(
-        not (domain.holdout or domain.validation or domain.validation_split),
-        (*at, "holdout"),
-        f"{dotted(at)} holds no text out, so nothing could be evaluated",
-        "E.g. `holdout: 5%`.",
-    )
+    what = f"{dotted(at)} holds no text out, so nothing could be evaluated"
+    held_out = domain.holdout or domain.validation or domain.validation_split
+    yield Row(not held_out, (*at, "holdout"), what, "E.g. `holdout: 5%`.")
 
 
 def _sections(recipe: Recipe, _: Document) -> Rows:
-    yield Row(
-        recipe.prune is None and recipe.sparsify is None and recipe.loop is None,
-        (),
-        "the recipe neither prunes nor trains, nor makes zeros",
-        "Add `prune:`, `sparsify:` or `train:`.",
-    )
+    what = "the recipe neither prunes nor trains, nor makes zeros"
+    nothing = recipe.prune is None and recipe.sparsify is None and recipe.loop is None
+    yield Row(nothing, (), what, "Add `prune:`, `sparsify:` or `train:`.")
 
 
 def _recover(recipe: Recipe, _: Document) -> Rows:
     recover, at = recipe.recover, ("recover",)
     if recover is None:
         return
-    yield Row(
-        recipe.train,
-        at,
-        "the recipe has train and recover: pruning is a part of training, or before it",
-        "Remove one of the two.",
-    )
+    what = "the recipe has train and recover: pruning is a part of training, or before it"
+    yield Row(recipe.train, at, what, "Remove one of the two.")
     yield from _loop(recover, at)
-    yield Row(
-        recipe.prune is None and recipe.sparsify is None,
-        at,
-        "recover trains what was pruned, but nothing is",
-        "Add `prune:`, or write `train:`.",
-    )
-    yield Row(
-        recipe.sparsify and recover.method == "lora",
-        (*at, "method"),
-        "low-rank updates, once merged, would fill the zeros of sparsify",
-        "Write `method: full` or `distill`.",
-    )
-    yield Row(
-        recipe.prune and not cuts_all_at_start(recipe),
-        ("prune", "schedule"),
-        "recover trains what was cut before, but prune.schedule cuts later",
-        "Write `schedule: {name: once, at: 0}` under prune, or `train:` in place of recover.",
-    )
-    yield Row(
-        recover.lora and recover.method != "lora",
-        (*at, "lora"),
-        f"recover.lora means nothing to method {recover.method}",
-        "Write `method: lora`, or remove it.",
-    )
-    yield Row(
-        recover.distill and recover.method == "full",
-        (*at, "distill"),
-        "recover.distill means nothing to method full",
-        "Write `method: distill`, or remove it.",
-    )
+    nothing = recipe.prune is None and recipe.sparsify is None
+    what = "recover trains what was pruned, but nothing is"
+    yield Row(nothing, at, what, "Add `prune:`, or write `train:`.")
+    fills = recipe.sparsify and recover.method == "lora"
+    what = "low-rank updates, once merged, would fill the zeros of sparsify"
+    yield Row(fills, (*at, "method"), what, "Write `method: full` or `distill`.")
+    what = "recover trains what was cut before, but prune.schedule cuts later"
+    yield _at_once(recipe, what, "or `train:` in place of recover.")
+    for section, methods in (("lora", ("lora",)), ("distill", ("distill", "lora"))):
+        unread = getattr(recover, section) and recover.method not in methods
+        what = f"recover.{section} means nothing to method {recover.method}"
+        yield Row(unread, (*at, section), what, f"Write `method: {section}`, or remove it.")
 
 
 def _train(recipe: Recipe, document: Document) -> Rows:
@@ -170,19 +140,12 @@ def _train(recipe: Recipe, document: Document) -> Rows:
 def _loop(loop: LoopSpec, at: Key) -> Rows:
     name, size, rate = dotted(at), loop.batch_size, loop.learning_rate
     micro = loop.micro_batch_size or size
-    fits = [n for n in range(1, size + 1) if size % n == 0]
-    yield Row(
-        size % micro,
-        (*at, "micro_batch_size"),
-        f"{name}.micro_batch_size {micro} does not divide {name}.batch_size {size}",
-        f"Did you mean {min(fits, key=lambda n: abs(n - micro))}?",
-    )
-    yield Row(
-        rate.schedule == "trapezoidal" and rate.warmup + rate.decay > 1,
-        (*at, "learning_rate", "decay"),
-        f"{name}.learning_rate: warmup and decay together take more than the training",
-        "Their sum must be at most 1.",
-    )
+    nearest = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - micro))
+    what = f"{name}.micro_batch_size {micro} does not divide {name}.batch_size {size}"
+    yield Row(size % micro, (*at, "micro_batch_size"), what, f"Did you mean {nearest}?")
+    over = rate.schedule == "trapezoidal" and rate.warmup + rate.decay > 1
+    what = f"{name}.learning_rate: warmup and decay together take more than the training"
+    yield Row(over, (*at, "learning_rate", "decay"), what, "Their sum must be at most 1.")
 
 
 def _prune(recipe: Recipe, document: Document) -> Rows:
@@ -194,75 +157,50 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
     yield from _exactly_one(prune.target, targets, (*at, "target"), document, fix)
     names = [space.name for space in prune.space]
     for index, name in enumerate(names):
-        first = names.index(name)
-        yield Row(
-            first < index,
-            (*at, "space", index),
-            f"prune.space names '{name}' twice",
-            f"Keep this one or prune.space.{first}.",
-        )
+        first, key = names.index(name), (*at, "space", index)
+        fix = f"Keep this one or prune.space.{first}."
+        yield Row(first < index, key, f"prune.space names '{name}' twice", fix)
     yield from _measure(recipe, prune)
     if recipe.train is not None:
-        yield from _times(prune, recipe.train)
+        yield from _times(recipe, prune)
 
 
 def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
     """Does what the plugins ask for exist where the recipe measures it?"""
-    train = recipe.train
+    untrained, training = recipe.train is None, prune.measure.source == "training"
     measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
     if "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs:
-        yield Row(
-            train is None or prune.measure.source != "training",
-            ("prune", "hessian"),
-            f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training",
-            "Write `hessian: fisher_diag`, or `measure: {source: training}` and `train:`.",
-        )
-    if prune.measure.source != "training":
+        what = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"
+        fix = "Write `hessian: fisher_diag`, or `measure: {source: training}` and `train:`."
+        yield Row(untrained or not training, ("prune", "hessian"), what, fix)
+    if not training:
         return
-    source, fix = (
-        ("prune", "measure", "source"),
-        "Write `measure: {source: calibration}` under prune.",
-    )
+    source = ("prune", "measure", "source")
+    fix = "Write `measure: {source: calibration}` under prune."
     for bound in (prune.criterion, prune.selector):
         if bound is not None:
-            yield Row(
-                bound.plugin.reads_forward,
-                source,
-                f"prune.measure: '{bound.name}' measures on calibration text, not on training",
-                fix,
-            )
+            what = f"prune.measure: '{bound.name}' measures on calibration text, not on training"
+            yield Row(bound.plugin.reads_forward, source, what, fix)
     reads = [r.name for r in prune.repair if {"gram", "mean"}.intersection(r.needs)]
     for name in [prune.criterion.name] if measures else reads[:1]:
-        yield Row(
-            train is None,
-            source,
-            f"prune.measure: '{name}' would measure on the training, but nothing is trained",
-            fix,
-        )
-        yield Row(
-            cuts_all_at_start(recipe),
-            ("prune", "schedule"),
-            f"prune.schedule '{prune.schedule.name}' cuts at step 0, where '{name}' has measured "
-            "nothing yet",
-            fix,
-        )
+        what = f"prune.measure: '{name}' would measure on the training, but nothing is trained"
+        yield Row(untrained, source, what, fix)
+        what = f"prune.schedule '{prune.schedule.name}' cuts at step 0, where '{name}' has "
+        what += "measured nothing yet"
+        yield Row(cuts_all_at_start(recipe), ("prune", "schedule"), what, fix)
 
 
-def _times(prune: PruneSpec, train: TrainSpec) -> Rows:
+def _times(recipe: Recipe, prune: PruneSpec) -> Rows:
     """Tokens that a schedule names lie within the training, and in order."""
-    knobs, at, stages = prune.schedule.knobs, ("prune", "schedule"), train.stages
-    total = stages.warmup + stages.pruning if stages else train.tokens or 0
-    what = "the pruning stage" if stages else "training"
+    knobs, at, stage = prune.schedule.knobs, ("prune", "schedule"), _stage(recipe)
+    begin, total = stage["prune_from"], stage["prune_until"]
+    ends = "the pruning stage" if recipe.train and recipe.train.stages else "training"
     for key in ("at", "start", "end"):
         tokens = knobs.get(key) or 0
-        yield Row(
-            tokens > total,
-            (*at, key),
-            f"prune.schedule.{key} is {tokens:,} tokens, {what} ends at {total:,}",
-            "Name fewer tokens.",
-        )
+        what = f"prune.schedule.{key} is {tokens:,} tokens, {ends} ends at {total:,}"
+        yield Row(tokens > total, (*at, key), what, "Name fewer tokens.")
     start, end = knobs.get("start"), knobs.get("end")
-    start = (stages.warmup if stages else 0) if start is None else start
+    start = begin if start is None else start
     if end is not None:
         what = f"prune.schedule ends at {end:,} tokens and starts at {start:,}"
         yield Row(end <= start, (*at, "end"), what, "The end comes later.")
@@ -274,21 +212,14 @@ def _sparsify(recipe: Recipe, document: Document) -> Rows:
         return
     fix = "E.g. `sparsity: 50%` or `pattern: 2:4`."
     yield from _exactly_one(spec, ("sparsity", "pattern"), at, document, fix)
-    yield Row(
-        spec.true_sequential and not {"input_norm", "gram"} & set(spec.method.needs),
-        (*at, "true_sequential"),
-        f"sparsify.true_sequential: '{spec.method.name}' looks at no inputs",
-        "Remove it.",
-    )
+    blind = spec.true_sequential and not {"input_norm", "gram"} & set(spec.method.needs)
+    what = f"sparsify.true_sequential: '{spec.method.name}' looks at no inputs"
+    yield Row(blind, (*at, "true_sequential"), what, "Remove it.")
     said = spec.method.companion(sparsity=spec.fraction, pattern=spec.n_of_m)
     what, fix = said or ("", "")
     yield Row(said, (*at, "method"), f"sparsify.method: {what}", fix)
-    yield Row(
-        recipe.prune and not cuts_all_at_start(recipe),
-        ("prune", "schedule"),
-        "sparsify: zeros are made before training, but pruning goes on after that",
-        "Write `schedule: {name: once, at: 0}` under prune, or drop one of the sections.",
-    )
+    what = "sparsify: zeros are made before training, but pruning goes on after that"
+    yield _at_once(recipe, what, "or drop one of the sections.")
 
 
 def _tasks(recipe: Recipe, _: Document) -> Rows:
@@ -309,31 +240,45 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
     if recipe.distributed.mode != "shard":
         return
     shard, whole = "distributed.mode shard:", "needs the whole model in each process"
-    prune, recover = recipe.prune, recipe.recover
-    or_replicate = f"or write {REPLICATE}."
-    yield Row(recipe.sparsify, ("sparsify",), f"{shard} sparsify {whole}", f"Write {REPLICATE}.")
-    if recover is not None:
-        yield Row(
-            recover.method != "full",
-            ("recover", "method"),
-            f"{shard} recover.method {recover.method} {whole}",
-            f"Write `method: full`, {or_replicate}",
-        )
-    yield Row(
-        recipe.evaluate.tasks,
-        ("evaluate", "tasks"),
-        f"{shard} tasks are measured by one process alone",
-        "Remove it, and measure the result with `effcompress eval`.",
-    )
-    yield Row(
-        prune and prune.measure.source != "training",
-        ("prune", "measure"),
-        f"{shard} calibration {whole}",
-        f"Write `measure: {{source: training}}` and `train:`, {or_replicate}",
-    )
-    yield Row(
-        prune and prune.refit, ("prune", "refit"), f"{shard} refit {whole}", f"Write {REPLICATE}."
-    )
+    prune, method = recipe.prune, recipe.recover.method if recipe.recover else "full"
+    replicate, or_replicate = f"Write {REPLICATE}.", f"or write {REPLICATE}."
+    yield Row(recipe.sparsify, ("sparsify",), f"{shard} sparsify {whole}", replicate)
+    what, fix = f"{shard} recover.method {method} {whole}", f"Write `method: full`, {or_replicate}"
+    yield Row(method != "full", ("recover", "method"), what, fix)
+    what = f"{shard} tasks are measured by one process alone"
+    fix = "Remove it, and measure the result with `effcompress eval`."
+    yield Row(recipe.evaluate.tasks, ("evaluate", "tasks"), what, fix)
+    calibrates = prune and prune.measure.source != "training"
+    fix = f"Write `measure: {{source: training}}` and `train:`, {or_replicate}"
+    yield Row(calibrates, ("prune", "measure"), f"{shard} calibration {whole}", fix)
+    yield Row(prune and prune.refit, ("prune", "refit"), f"{shard} refit {whole}", replicate)
+
+
+def _scheduled(recipe: Recipe, _: Document) -> Rows:
+    found = recipe.prune and recipe.prune.schedule.companion(**_stage(recipe))
+    what, fix = found or ("", "")
+    yield Row(found, ("prune", "schedule"), f"prune.schedule: {what}", fix)
+
+
+def _propagated(recipe: Recipe, _: Document) -> Rows:
+    """What keeps layers from being measured on what pruned layers hand on."""
+    prune = recipe.prune
+    if prune is None or not prune.measure.propagate:
+        return
+    propagate, needs, name = "prune.measure.propagate:", prune.criterion.needs, prune.criterion.name
+    absent = prune.measure.source != "calibration"
+    what = f"{propagate} layers hand on calibration text, and none is read"
+    fix = "Write `source: calibration` beside it."
+    yield Row(absent, ("prune", "measure", "propagate"), what, fix)
+    readers = [p.name for p in REGISTRY.all("criterion") if p.reads_inputs]
+    other = BACKWARD.intersection(needs) or not prune.criterion.plugin.reads_inputs
+    what = f"{propagate} '{name}' does not score by what layers read alone"
+    fix = f"Remove `propagate`, or use one of {', '.join(readers)}."
+    yield Row(other, ("prune", "criterion"), what, fix)
+    for index, space in enumerate(prune.space):
+        outside = space.name == "hidden" or space.name in DEPTH
+        what = f"{propagate} what goes of '{space.name}' does not lie within a layer"
+        yield Row(outside, ("prune", "space", index), what, "Remove `propagate`, or this space.")
 
 
 CHECKS: tuple[Callable[[Recipe, Document], Rows], ...] = (
@@ -345,35 +290,75 @@ CHECKS: tuple[Callable[[Recipe, Document], Rows], ...] = (
     _sparsify,
     _tasks,
     _sharded,
+    _scheduled,
+    _propagated,
 )
 """In this order: the first mistake is reported alone."""
 
 
+def _stage(recipe: Recipe) -> dict[str, int]:
+    """The tokens that a schedule's static check may ask for."""
+    train, stages = recipe.train, recipe.train.stages if recipe.train else None
+    total = recipe.recover.tokens if recipe.recover else (train.tokens or 0) if train else 0
+    begin, end = 0, total
+    if stages:
+        begin, end = stages.warmup, stages.warmup + stages.pruning
+        total = end + stages.continued
+    return {
+        "tokens_per_step": train.batch_size * recipe.data.sequence_length if train else 0,
+        "total_tokens": total,
+        "prune_from": begin,
+        "prune_until": end,
+    }
+
+
+def cuts_all_at_start(recipe: Recipe) -> bool:
+    """Whether the schedule reaches its target before the first optimizer step.
+
+    Raises PluginError when the schedule fails or answers with something else than ``Due``.
+    """
+    prune = recipe.prune
+    assert prune is not None
+    place: dict[str, Any] = {
+        **{"step": 0, "tokens": 0, "start_params": START, "target_params": TARGET},
+        **{"removed": {}, "positions": {}, **_stage(recipe)},
+    }
+    params = START
+    for cut in range(ROUNDS):
+        due = prune.schedule.due(**place, params=params, groups_cut=cut)
+        if due is None:
+            return False
+        left = params - GROUP * (due.groups or 0) if due.params is None else due.params
+        if left <= TARGET:
+            return True
+        if not due.again or left >= params:
+            return False
+        params = left
+    return True
+
+
+def _at_once(recipe: Recipe, what: str, instead: str) -> Row:
+    later = recipe.prune and not cuts_all_at_start(recipe)
+    fix = f"Write `schedule: {{name: once, at: 0}}` under prune, {instead}"
+    return Row(later, ("prune", "schedule"), what, fix)
+
+
 def _wheel(wheel: str | None, at: Key, example: str) -> Row:
-    return Row(
-        wheel and not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", wheel),
-        (*at, "wheel"),
-        f"{dotted(at)}.wheel is '{wheel}', but must be name==version",
-        f"E.g. wheel: {example}",
-    )
+    wrong = wheel and not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", wheel)
+    what = f"{dotted(at)}.wheel is '{wheel}', but must be name==version"
+    return Row(wrong, (*at, "wheel"), what, f"E.g. wheel: {example}")
 
 
 def _needs(section: object, at: Key, key: str, needed: str, example: str) -> Row:
-    return Row(
-        getattr(section, key) and not getattr(section, needed),
-        (*at, key),
-        f"{dotted((*at, key))} needs {dotted((*at, needed))}",
-        f"Add `{needed}:` {example}.",
-    )
+    alone = getattr(section, key) and not getattr(section, needed)
+    what = f"{dotted((*at, key))} needs {dotted((*at, needed))}"
+    return Row(alone, (*at, key), what, f"Add `{needed}:` {example}.")
 
 
 def _only_with(section: object, at: Key, key: str, sources: tuple[str, ...]) -> Row:
-    return Row(
-        getattr(section, key) and not any(getattr(section, source) for source in sources),
-        (*at, key),
-        f"{dotted((*at, key))} means something only with {' or '.join(sources)}",
-        f"Remove `{key}:`.",
-    )
+    alone = getattr(section, key) and not any(getattr(section, source) for source in sources)
+    what = f"{dotted((*at, key))} means something only with {' or '.join(sources)}"
+    return Row(alone, (*at, key), what, f"Remove `{key}:`.")
 
 
 def _exactly_one(
@@ -386,15 +371,12 @@ def _exactly_one(
     yield Row(not given, at, f"{dotted(at)} {lacks}; it takes exactly one of {listed}", example)
     if len(given) < 2:
         return
-    first, *_, last = sorted(given, key=lambda name: _line(document, (*at, name)))
+    marks = {name: document.mark((*at, name)) for name in given}
+    # What `--set` gives comes last.
+    first, *_, last = sorted(given, key=lambda n: (marks[n].file is None, marks[n].line))
     fix = f"Remove {' or '.join(given)}."
-    if len({document.mark((*at, name)).file for name in given}) > 1:
+    if len({mark.file for mark in marks.values()}) > 1:
         # A key that came by an include can only be taken back by giving it no value.
         fix = f"To drop the included one, write `{first}: null`."
     what = f"{dotted(at)} has {' and '.join(given)}; it takes exactly one of {listed}"
     yield Row(True, (*at, last), what, fix)
-
-
-def _line(document: Document, key: Key) -> tuple[bool, int]:
-    mark = document.mark(key)
-    return mark.file is None, mark.line

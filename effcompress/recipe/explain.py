@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from jsonschema import Draft202012Validator, validators
@@ -17,20 +18,14 @@ from jsonschema.exceptions import ValidationError
 
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.json_schema import Schema
-from effcompress.recipe.quantities import (
-    COUNT_PATTERN,
-    FRACTION_PATTERN,
-    count,
-    fraction,
-    nearest_count,
-    nearest_fraction,
-)
+from effcompress.recipe.quantities import QUANTITIES
 from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.recipe.yaml_text import kind, scalar
 
 Words = tuple[str, str]
 """What is wrong; what to write instead (may be empty)."""
 
+_BY_PATTERN = {quantity.pattern: quantity for quantity in QUANTITIES.values()}
 _BOUND_WORDS = {
     "minimum": "at least",
     "maximum": "at most",
@@ -63,26 +58,17 @@ def first_error(document: Document, schema: Schema) -> RecipeError | None:
     found = [one for error in errors for leaf in _leaves(error) for one in _violations(leaf)]
     if not found:
         return None
-    violation = min(found, key=rank)
-    if violation.rule == "additionalProperties":
-        what, fix = _unknown(violation, document, schema)
-    else:
-        what, fix = _words(violation)
-    return RecipeError(what, where=document.mark(violation.key).where, fix=fix or None)
+    first = min(found, key=rank)
+    unknown = first.rule == "additionalProperties"
+    what, fix = _unknown(first, document, schema) if unknown else _words(first)
+    return RecipeError(what, where=document.mark(first.key).where, fix=fix or None)
 
 
 def _words(it: Violation) -> Words:
-    if it.rule == "required":
-        return _missing(it)
-    if it.rule in {"anyOf", "enum"}:
-        return _unknown_plugin(it, it.choices) if it.choices else _choice(it)
-    if it.rule in _BOUND_WORDS:
-        return _out_of_range(it)
-    if it.rule == "pattern":
-        return _bad_text(it)
-    if it.rule in {"minItems", "minProperties", "maxItems"}:
-        return _wrong_length(it)
-    return _wrong_type(it)
+    by_rule = {"required": _missing, "anyOf": _choice, "enum": _choice, "pattern": _bad_text}
+    by_rule |= dict.fromkeys(_BOUND_WORDS, _out_of_range)
+    by_rule |= dict.fromkeys(("minItems", "minProperties", "maxItems"), _wrong_length)
+    return by_rule.get(it.rule, _wrong_type)(it)
 
 
 def _unknown(it: Violation, document: Document, schema: Schema) -> Words:
@@ -105,6 +91,8 @@ def _missing(it: Violation) -> Words:
 
 
 def _choice(it: Violation) -> Words:
+    if it.choices:
+        return _unknown_plugin(it, it.choices)
     known = [v if isinstance(v, str) else scalar(v) for v in it.expected]
     return f"{dotted(it.key)} is {kind(it.value)}", did_you_mean(str(it.value), known)
 
@@ -127,26 +115,24 @@ def _unknown_plugin(it: Violation, choices: Schema) -> Words:
 
 
 def _out_of_range(it: Violation) -> Words:
-    is_fraction = it.schema.get("pattern") == FRACTION_PATTERN and not isinstance(it.value, str)
-    guess = nearest_fraction(it.value) if is_fraction else None
+    quantity = QUANTITIES["fraction"]
+    is_number = it.schema.get("pattern") == quantity.pattern and not isinstance(it.value, str)
+    guess = quantity.nearest(it.value) if is_number else None
     what = f"{dotted(it.key)} is {it.value}, but must be {_BOUND_WORDS[it.rule]} {it.expected}"
     return what, f"Did you mean {guess}?" if guess else it.help
 
 
 def _bad_text(it: Violation) -> Words:
-    guess, pattern = None, it.expected
-    example = {COUNT_PATTERN: "E.g. 469M.", FRACTION_PATTERN: "E.g. 85% or 0.85."}.get(pattern, "")
-    if pattern == COUNT_PATTERN:
-        guess = nearest_count(it.value)
-    elif pattern == FRACTION_PATTERN:
-        guess = nearest_fraction(it.value)
+    if quantity := _BY_PATTERN.get(it.expected):
+        guess, example = quantity.nearest(it.value), f"E.g. {quantity.example}."
     else:
         # A name: replace the characters that are not allowed by dashes.
         mended = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", it.value)).strip(".-")
-        guess = mended if re.search(pattern, mended) else None
-    what = f"{dotted(it.key)} is {it.value!r}, but must be {it.schema['patternErrorMessage']}"
+        guess, example = mended if re.search(it.expected, mended) else None, ""
+    wanted = it.schema["patternErrorMessage"]
+    what = f"{dotted(it.key)} is {it.value!r}, but must be {wanted}"
     if it.key[-1] == it.value:
-        what = f"{dotted(it.key)}: a name takes {it.schema['patternErrorMessage']}"
+        what = f"{dotted(it.key)}: a name takes {wanted}"
     return what, f"Did you mean {guess}?" if guess else example
 
 
@@ -176,15 +162,14 @@ def _wrong_type(it: Violation) -> Words:
 def _with_quantities(rule: str) -> Callable[..., Iterator[ValidationError]]:
     """The JSON Schema keyword ``rule``, which compares numbers, also for ``0k`` and ``0%``."""
     compare = Draft202012Validator.VALIDATORS[rule]
-    read = {COUNT_PATTERN: count, FRACTION_PATTERN: fraction}
 
     def check(
         validator: Any, bound: float, value: Any, schema: Schema
     ) -> Iterator[ValidationError]:
-        pattern = schema.get("pattern")
-        if isinstance(value, str) and pattern in read:
+        quantity = _BY_PATTERN.get(schema.get("pattern", ""))
+        if quantity and isinstance(value, str):
             try:
-                value = read[pattern](value)
+                value = quantity.read(value)
             except ValueError:
                 return  # the pattern reports it
         yield from compare(validator, bound, value, schema)
@@ -239,15 +224,13 @@ def _misses(error: ValidationError) -> bool:
     """Whether this error shows that its alternative was not the one meant."""
     instance: Any = error.instance
     schema: Any = error.schema
-    if error.validator == "const":
-        return True
-    if error.relative_path:
-        return False
+    if error.validator == "const" or error.relative_path:
+        return error.validator == "const"
     if error.validator == "required":
         return "name" in schema["properties"] and "name" not in instance
-    return error.validator == "type" or (
-        error.validator == "enum" and not isinstance(instance, str)
-    )
+    if error.validator == "enum":
+        return not isinstance(instance, str)
+    return error.validator == "type"
 
 
 def _violations(leaf: ValidationError) -> Iterator[Violation]:
@@ -285,18 +268,16 @@ def suggest_key(key: Key, known_here: list[str], schema: Schema, typed: str) -> 
         names = [".".join(path) for path in everywhere]
         same = [name for name in names if name.rpartition(".")[2] == typed.rpartition(".")[2]]
         near = difflib.get_close_matches(typed, names, n=1, cutoff=0.7) or same
-        return (
-            f"Did you mean --set {near[0]}=...?" if near else "`effcompress schema` lists all keys."
-        )
+        unknown = "`effcompress schema` lists all keys."
+        return f"Did you mean --set {near[0]}=...?" if near else unknown
     same = [path for path in everywhere if path[-1] == word]
     below = [path for path in same if path[: len(key) - 1] == key[:-1]]
     if same := below or same:
         places = " or ".join(".".join(path) for path in same[:3])
         return f"It belongs at {places}."
-    if difflib.get_close_matches(word, known_here, n=1, cutoff=0.55):
-        return did_you_mean(word, known_here)
+    here = difflib.get_close_matches(word, known_here, n=1, cutoff=0.55)
     near = difflib.get_close_matches(word, [path[-1] for path in everywhere], n=1, cutoff=0.75)
-    if near:
+    if near and not here:
         place = next(path for path in everywhere if path[-1] == near[0])
         return f"Did you mean {'.'.join(place)}?"
     return did_you_mean(word, known_here)
@@ -304,12 +285,9 @@ def suggest_key(key: Key, known_here: list[str], schema: Schema, typed: str) -> 
 
 def _distance(path: tuple[str, ...], key: Key) -> int:
     """Steps between two keys in the tree of sections."""
-    common = 0
-    for ours, theirs in zip(path, key[:-1], strict=False):
-        if ours not in (str(theirs), _NAMED):
-            break
-        common += 1
-    return len(path) - 2 * common
+    pairs = zip(path, key[:-1], strict=False)
+    common = list(takewhile(lambda pair: pair[0] in (str(pair[1]), _NAMED), pairs))
+    return len(path) - 2 * len(common)
 
 
 def _below(schema: Schema, at: tuple[str, ...], definitions: Schema) -> Iterator[tuple[str, ...]]:
@@ -322,7 +300,6 @@ def _below(schema: Schema, at: tuple[str, ...], definitions: Schema) -> Iterator
             continue  # every plugin has a `name`; no misplaced `name` belongs there
         yield (*at, name)
         yield from _below(one, (*at, name), definitions)
-    if isinstance(schema.get("additionalProperties"), dict):
-        yield from _below(schema["additionalProperties"], (*at, _NAMED), definitions)
-    if isinstance(schema.get("items"), dict):
-        yield from _below(schema["items"], (*at, "0"), definitions)
+    for keyword, name in (("additionalProperties", _NAMED), ("items", "0")):
+        if isinstance(schema.get(keyword), dict):
+            yield from _below(schema[keyword], (*at, name), definitions)

@@ -4,8 +4,6 @@ Alternatives (``anyOf``) are used only where a ``type`` list will not do, so tha
 messages and ``explain.py`` can find the one thing that is wrong.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import types
@@ -15,24 +13,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effcompress.injectable import INPUTS
-from effcompress.recipe.quantities import (
-    COUNT_PATTERN,
-    COUNT_WORDS,
-    FRACTION_PATTERN,
-    FRACTION_WORDS,
-)
+from effcompress.recipe.quantities import QUANTITIES
 from effcompress.registry import REGISTRY, Bound, Plugin, Registry
 from effcompress.spec import Recipe
 
 Schema = dict[str, Any]
 
+_SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
+_TAGS: Mapping[str, Schema] = {
+    "count": {"type": ["integer", "string"], "minimum": 0},
+    "fraction": {"type": ["number", "string"], "minimum": 0, "maximum": 1},
+    "positive": {"type": "integer", "minimum": 1},
+}
+# Metadata of a field -> JSON Schema.
+_TEXT = {"pattern": "pattern", "words": "patternErrorMessage"}
 _BOUNDS = {
     "minimum": "minimum",
     "maximum": "maximum",
     "above": "exclusiveMinimum",
     "below": "exclusiveMaximum",
+    **_TEXT,
 }
-_SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
+_LENGTHS = {"least": "minItems", "most": "maxItems"}
 
 
 def json_schema(registry: Registry = REGISTRY) -> Schema:
@@ -44,11 +46,8 @@ def json_schema(registry: Registry = REGISTRY) -> Schema:
         "items": {"type": "string"},
         "description": "recipe file(s) to start from, relative to this one; this one wins",
     }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "$defs": dict(sorted(definitions.items())),
-    }
+    schema["$defs"] = dict(sorted(definitions.items()))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @functools.cache
@@ -102,13 +101,16 @@ def _dataclass_schema(cls: type, definitions: Schema) -> Schema:
         one = _schema(hints(cls)[field.name], field.metadata, definitions)
         one = {"description": field.metadata.get("help", ""), **one}
         properties[field.name] = _with_default(one, field.default)
+    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+    return _object(" ".join((cls.__doc__ or "").split()), properties, required)
+
+
+def _object(description: str, properties: Schema, required: list[str]) -> Schema:
     return {
         "type": "object",
-        "description": " ".join((cls.__doc__ or "").split()),
+        "description": description,
         "properties": properties,
-        "required": [
-            field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
-        ],
+        "required": required,
         "additionalProperties": False,
     }
 
@@ -136,56 +138,32 @@ def _inner_schema(inner: Any, tag: str, metadata: Mapping[str, Any], definitions
             definitions[inner.__name__] = _dataclass_schema(inner, definitions)
         return {"$ref": f"#/$defs/{inner.__name__}"}
     if is_sequence(inner):
-        return _sequence_schema(inner, metadata, definitions)
+        item = typing.get_args(inner)[0]
+        kinds = ["string", "array"] if unwrap(item)[1] == "path" else "array"
+        items = _schema(item, metadata, definitions)
+        return {"type": kinds, "items": items, **_renamed(metadata, _LENGTHS)}
     if is_mapping(inner):
-        return _mapping_schema(inner, metadata, definitions)
+        items = _schema(typing.get_args(inner)[1], {}, definitions)
+        schema: Schema = {"type": "object", "additionalProperties": items}
+        schema |= _renamed(metadata, {"least": "minProperties"})
+        names = _renamed(metadata, _TEXT)
+        return {**schema, "propertyNames": names} if names else schema
     if typing.get_origin(inner) is Literal:
         return {"enum": list(typing.get_args(inner))}
-    return _scalar_schema(inner, tag, metadata)
-
-
-def _scalar_schema(inner: Any, tag: str, metadata: Mapping[str, Any]) -> Schema:
     if inner not in _SCALARS:
         return {}
-    bounds = {_BOUNDS[key]: metadata[key] for key in _BOUNDS if key in metadata}
-    if tag == "count":
-        words = {"pattern": COUNT_PATTERN, "patternErrorMessage": COUNT_WORDS}
-        return {"type": ["integer", "string"], "minimum": 0, **words, **bounds}
-    if tag == "fraction":
-        words = {"pattern": FRACTION_PATTERN, "patternErrorMessage": FRACTION_WORDS}
-        return {"type": ["number", "string"], "minimum": 0, "maximum": 1, **words, **bounds}
-    if tag == "positive":
-        return {"type": "integer", "minimum": 1}
-    if "pattern" in metadata:
-        bounds |= {"pattern": metadata["pattern"], "patternErrorMessage": metadata["words"]}
-    return {"type": _SCALARS[inner], **bounds}
+    schema = _TAGS.get(tag, {"type": _SCALARS[inner]})
+    written = QUANTITIES[tag]._asdict() if tag in QUANTITIES else {}
+    return {**schema, **_renamed(written, _TEXT), **_renamed(metadata, _BOUNDS)}
 
 
-def _sequence_schema(inner: Any, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
-    item = typing.get_args(inner)[0]
-    one_alone = unwrap(item)[1] == "path"
-    schema = {
-        "type": ["string", "array"] if one_alone else "array",
-        "items": _schema(item, metadata, definitions),
-    }
-    names = {"least": "minItems", "most": "maxItems"}
-    return schema | {names[key]: metadata[key] for key in names if key in metadata}
-
-
-def _mapping_schema(inner: Any, metadata: Mapping[str, Any], definitions: Schema) -> Schema:
-    items = _schema(typing.get_args(inner)[1], {}, definitions)
-    schema: Schema = {"type": "object", "additionalProperties": items}
-    if "least" in metadata:
-        schema["minProperties"] = metadata["least"]
-    if "pattern" in metadata:
-        words = {"pattern": metadata["pattern"], "patternErrorMessage": metadata["words"]}
-        schema["propertyNames"] = words
-    return schema
+def _renamed(metadata: Mapping[str, Any], names: Mapping[str, str]) -> Schema:
+    return {names[key]: metadata[key] for key in names if key in metadata}
 
 
 def _plugin_schema(kind: str, registry: Registry) -> Schema:
     plugins = registry.all(kind)
-    bare = [p.name for p in plugins if not any(k.required for k in p.knobs.values())]
+    bare = [p.name for p in plugins if all(k.default is not k.empty for k in p.knobs.values())]
     by_name = {"enum": bare, "description": f"a {kind} by its name, with default knobs"}
     return {"title": kind, "anyOf": [by_name, *map(_knobs_schema, plugins)]}
 
@@ -195,14 +173,10 @@ def _knobs_schema(plugin: Plugin) -> Schema:
         name: _with_default(_schema(knob.annotation, {}, {}), knob.default)
         for name, knob in plugin.knobs.items()
     }
-    return {
-        "title": f"{plugin.kind} {plugin.name}",
-        "type": "object",
-        "description": plugin.summary,
-        "properties": {"name": {"const": plugin.name}, **knobs},
-        "required": ["name", *(name for name, knob in plugin.knobs.items() if knob.required)],
-        "additionalProperties": False,
-    }
+    properties = {"name": {"const": plugin.name}, **knobs}
+    required = ["name", *(k.name for k in plugin.knobs.values() if k.default is k.empty)]
+    title = f"{plugin.kind} {plugin.name}"
+    return {"title": title, **_object(plugin.summary, properties, required)}
 
 
 def _with_default(schema: Schema, default: Any) -> Schema:

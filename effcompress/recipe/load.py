@@ -1,7 +1,5 @@
 """Loads a recipe: reads it with its includes and ``--set``, validates it, binds plugins, checks."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,6 @@ from effcompress.recipe.build import Builder
 from effcompress.recipe.cross_checks import check_recipe, check_version
 from effcompress.recipe.explain import first_error
 from effcompress.recipe.json_schema import json_schema
-from effcompress.recipe.plugin_checks import check_plugins
 from effcompress.recipe.source_map import Document, Mark, assign, merge
 from effcompress.recipe.yaml_text import kind, parse, read_file
 from effcompress.registry import REGISTRY, Registry
@@ -51,7 +48,6 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry = REGISTR
     builder = Builder(document, registry)
     recipe = builder.recipe()
     check_recipe(recipe, document)
-    check_plugins(recipe, document)
     return LoadedRecipe(recipe, Path(path), source, builder.origins)
 
 
@@ -116,11 +112,14 @@ def _included(document: Document, path: Path, chain: tuple[Path, ...]) -> Docume
         # Normalised, so that messages show a path without `..`.
         file = Path(os.path.normpath(path.parent / name))
         if file.resolve() in [seen.resolve() for seen in chain]:
-            what = (
-                f"include: files include each other: {' -> '.join(p.name for p in (*chain, file))}"
-            )
+            circle = " -> ".join(p.name for p in (*chain, file))
+            what = f"include: files include each other: {circle}"
             raise RecipeError(what, where=mark.where, fix="Take one of these includes out.")
-        _refuse_missing(file, name, mark)
+        if not file.is_file():
+            near = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+            what = f"include: no file '{name}' (looked in '{file.parent}')"
+            fix = did_you_mean(file.name, near) if near else "Paths are relative to this file."
+            raise RecipeError(what, where=mark.where, fix=fix)
         base = merge(base, _included(read_file(file)[1], file, (*chain, file)))
     return merge(base, Document(own, marks))
 
@@ -129,23 +128,9 @@ def _names(names: Any, mark: Mark) -> list[str]:
     listed = [names] if isinstance(names, str) else names
     if isinstance(listed, list) and all(isinstance(name, str) for name in listed):
         return listed
-    raise RecipeError(
-        f"include is {kind(names)}, but must be a file name or a list of them",
-        where=mark.where,
-        fix="E.g. `include: common.yaml`, relative to this file.",
-    )
-
-
-def _refuse_missing(file: Path, name: str, mark: Mark) -> None:
-    if file.is_file():
-        return
-    folder = file.parent
-    near = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
-    raise RecipeError(
-        f"include: no file '{name}' (looked in '{folder}')",
-        where=mark.where,
-        fix=did_you_mean(file.name, near) if near else "Paths are relative to this file.",
-    )
+    what = f"include is {kind(names)}, but must be a file name or a list of them"
+    fix = "E.g. `include: common.yaml`, relative to this file."
+    raise RecipeError(what, where=mark.where, fix=fix)
 
 
 def _set(document: Document, override: str) -> Document:

@@ -1,9 +1,9 @@
 """Counts (``469M``) and fractions (``85%``) as recipes write them."""
 
-from __future__ import annotations
-
 import re
+from collections.abc import Callable
 from decimal import Decimal
+from typing import Any, NamedTuple
 
 COUNT_PATTERN = r"^[0-9]+(\.[0-9]+)?[kKMBT]?$"
 COUNT_WORDS = "a whole number such as 2000, 1.5k, 469M or 72B"
@@ -63,3 +63,19 @@ def nearest_fraction(value: int | float | str) -> str | None:
         return guess if guess != value and 0 <= float(guess) <= 1 else None
     except ValueError:
         return None
+
+
+class Quantity(NamedTuple):
+    """How a tagged number is written; ``nearest`` guesses what a wrong text was meant to be."""
+
+    pattern: str
+    words: str
+    read: Callable[[Any], float]
+    nearest: Callable[[Any], str | None]
+    example: str
+
+
+_COUNT = Quantity(COUNT_PATTERN, COUNT_WORDS, count, nearest_count, "469M")
+_PERCENT = (FRACTION_PATTERN, FRACTION_WORDS, fraction, nearest_fraction, "85% or 0.85")
+QUANTITIES = {"count": _COUNT, "fraction": Quantity(*_PERCENT)}
+"""Tag of an annotation -> how its values are written."""

@@ -1,7 +1,5 @@
 """The resolved recipe: every value, and at the end of its line the value's origin."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -87,14 +85,11 @@ def _parts(value: Any, key: str) -> Iterator[tuple[str, object]]:
     if isinstance(value, Bound):
         yield key, value
         value = value.knobs
-    if isinstance(value, Mapping):
-        below = [(key, inner) for inner in value.values()]
-    elif isinstance(value, tuple | list):
-        below = [(key, inner) for inner in value]
-    elif dataclasses.is_dataclass(value):
-        below = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _parts(getattr(value, field.name), field.name)
+    elif isinstance(value, Mapping | tuple | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _parts(inner, key)
     else:
         yield key, value
-        return
-    for name, inner in below:
-        yield from _parts(inner, name)

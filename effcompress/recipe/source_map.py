@@ -4,8 +4,6 @@ A ``Document`` is a tree of plain values with a ``Mark`` for each of its keys, s
 error can name a file and a line.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,54 +96,42 @@ def assign(document: Document, key: str, new: Document) -> Document:
     Raises RecipeError for a list without that element and for a key inside a plain value. Whether
     the key is known is checked by the schema.
     """
-    mark = new.marks[()]
-    path: list[str | int] = []
-    values = _put(document.values, key.split("."), new.values, path, mark)
-    at = tuple(path)
     marks = dict(document.marks)
+    values, at = _put(document.values, key.split("."), new, (), marks)
     _forget(marks, at)
-    for length in range(1, len(at)):
-        if isinstance(_at(document.values, at[:length]), str):
-            marks[(*at[:length], "name")] = marks[at[:length]]
-            marks[at[:length]] = mark
-        marks.setdefault(at[:length], mark)
-    marks.update({(*at, *below): m for below, m in new.marks.items()})
+    marks.update({(*at, *below): mark for below, mark in new.marks.items()})
     return Document(values, marks)
 
 
-def _at(values: Any, key: Key) -> Any:
-    for part in key:
-        if isinstance(values, list) and isinstance(part, int):
-            values = values[part]
-        else:
-            values = values.get(part) if isinstance(values, dict) else None
-    return values
-
-
-def _put(values: Any, keys: list[str], new: Any, path: list[str | int], mark: Mark) -> Any:
+def _put(
+    values: Any, keys: list[str], new: Document, at: Key, marks: dict[Key, Mark]
+) -> tuple[Any, Key]:
+    """The changed ``values``, and the key that ``new`` went to."""
     if not keys:
-        return new
-    if isinstance(values, list):
-        index = _index(values, keys[0], path, mark)
-        path.append(index)
-        changed = _put(values[index], keys[1:], new, path, mark)
-        return [*values[:index], changed, *values[index + 1 :]]
+        return new.values, at
+    mark = new.marks[()]
     if isinstance(values, str):
         values = {"name": values}  # a plugin named without knobs gets one
+        marks[(*at, "name")], marks[at] = marks[at], mark
+    marks.setdefault(at, mark)
+    if isinstance(values, list):
+        index = _index(values, keys[0], at, mark)
+        changed, end = _put(values[index], keys[1:], new, (*at, index), marks)
+        return [*values[:index], changed, *values[index + 1 :]], end
     if values is not None and not isinstance(values, dict):
-        raise RecipeError(f"{dotted(tuple(path))} is {values!r}, it has no keys", where=mark.where)
+        raise RecipeError(f"{dotted(at)} is {values!r}, it has no keys", where=mark.where)
     here: dict[str, Any] = values or {}
     # Domain names may contain dots: the longest existing key wins.
     lengths = range(len(keys), 0, -1)
     count = next((n for n in lengths if ".".join(keys[:n]) in here), 1)
     name = ".".join(keys[:count])
-    path.append(name)
-    return {**here, name: _put(here.get(name), keys[count:], new, path, mark)}
+    changed, end = _put(here.get(name), keys[count:], new, (*at, name), marks)
+    return {**here, name: changed}, end
 
 
-def _index(values: list[Any], key: str, path: list[str | int], mark: Mark) -> int:
+def _index(values: list[Any], key: str, at: Key, mark: Mark) -> int:
     if key.isascii() and key.isdigit() and int(key) < len(values):
         return int(key)
-    name = dotted(tuple(path))
+    name = dotted(at)
     fix = f"Its elements are {name}.0 to {name}.{len(values) - 1}." if values else "It is empty."
     raise RecipeError(f"{name} is a list and has no element '{key}'", where=mark.where, fix=fix)

@@ -5,8 +5,6 @@ The values are those of ``yaml.safe_load`` with three differences:
 (YAML 1.1 reads 124: two hours and four minutes in minutes).
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -41,11 +39,71 @@ _WORDS = (
 
 
 class _Loader(yaml.SafeLoader):
-    pass
+    """Reads values, and notes in ``lines`` the mark of every key."""
+
+    def __init__(self, text: str, file: Path | None, given: str) -> None:
+        super().__init__(text)
+        self.file, self.given = file, given
+        self.lines: dict[Key, Mark] = {(): Mark(file, 1, given)}
+
+    def at_line(self, node: yaml.Node) -> Mark:
+        return Mark(self.file, node.start_mark.line + 1, self.given)
+
+    def read(self, node: yaml.Node, at: Key, above: tuple[yaml.Node, ...] = ()) -> Any:
+        """The value of a node. ``above``: the nodes that it lies in."""
+        if node in above:
+            raise RecipeError(f"{dotted(at)} contains itself", where=self.at_line(node).where)
+        above = (*above, node)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, at, above)
+        if isinstance(node, yaml.SequenceNode):
+            self.lines |= {(*at, i): self.at_line(item) for i, item in enumerate(node.value)}
+            return [self.read(item, (*at, i), above) for i, item in enumerate(node.value)]
+        result = self.construct_object(node, deep=True)
+        if not isinstance(result, _PLAIN):
+            what = f"{dotted(at)} has the type {node.tag}"
+            raise RecipeError(what, where=self.at_line(node).where, fix="Write plain text.")
+        return result
+
+    def _mapping(
+        self, node: yaml.MappingNode, at: Key, above: tuple[yaml.Node, ...]
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        own: dict[str, Mark] = {}
+        # `<<` first: keys of the mapping itself override merged ones.
+        for name, value in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):
+            if name.tag == _MERGE:
+                many = isinstance(value, yaml.SequenceNode)
+                for part in reversed(value.value if many else [value]):
+                    result.update(self._merged(part, at, above))
+                continue
+            key, mark = self._name(name, at), self.at_line(name)
+            if key in own:
+                what = f"{dotted((*at, key))} is written twice"
+                fix = f"Keep this one or the one on line {own[key].line}."
+                raise RecipeError(what, where=mark.where, fix=fix)
+            own[key] = self.lines[(*at, key)] = mark
+            result[key] = self.read(value, (*at, key), above)
+        return result
+
+    def _merged(self, node: yaml.Node, at: Key, above: tuple[yaml.Node, ...]) -> dict[str, Any]:
+        values = self.read(node, at, above)
+        if isinstance(values, dict):
+            return values
+        what = f"'<<' takes a mapping, this is {kind(values)}"
+        raise RecipeError(what, where=self.at_line(node).where, fix="E.g. `<<: *anchor`.")
+
+    def _name(self, node: yaml.Node, at: Key) -> str:
+        key = self.construct_object(node, deep=True)
+        if isinstance(key, str):
+            return key
+        written = node.value if isinstance(node, yaml.ScalarNode) else "..."
+        what = f"a key of {dotted(at)} is {kind(key) if isinstance(key, _PLAIN) else 'not text'}"
+        fix = f"Keys are text; write it in quotes: '{written}':"
+        raise RecipeError(what, where=self.at_line(node).where, fix=fix)
 
 
-class _Dumper(yaml.SafeDumper):
-    pass
+class _Dumper(yaml.SafeDumper): ...
 
 
 # Only reading changes whole numbers: written values keep their quotes, for other YAML 1.1 readers.
@@ -67,38 +125,26 @@ def read_file(path: Path) -> tuple[str, Document]:
     text = _text(path)
     document = parse(text, path)
     if document.values is None:
-        raise RecipeError(
-            "the file is empty",
-            where=f"{path}:1",
-            fix="A recipe has `model:`, `data:` and `prune:`, `sparsify:` or `train:`.",
-        )
+        fix = "A recipe has `model:`, `data:` and `prune:`, `sparsify:` or `train:`."
+        raise RecipeError("the file is empty", where=f"{path}:1", fix=fix)
     if not isinstance(document.values, dict):
-        raise RecipeError(
-            f"a recipe is a mapping of keys, this is {kind(document.values)}",
-            where=f"{path}:1",
-            fix="Begin with `model:`, not with a value.",
-        )
+        what = f"a recipe is a mapping of keys, this is {kind(document.values)}"
+        raise RecipeError(what, where=f"{path}:1", fix="Begin with `model:`, not with a value.")
     return text, document
 
 
 def parse(text: str, file: Path | None, given: str = "") -> Document:
     """Parses ``text`` with the mark of every key; ``given`` instead of a file for ``--set``."""
-    reader = _Reader(file, given)
     try:
-        loader = _Loader(text)
-        reader.loader = loader
+        loader = _Loader(text, file, given)
         node = loader.get_single_node()
-        values = None if node is None else reader.value(node, ())
-    except yaml.MarkedYAMLError as error:
-        raise _in_words(error, reader) from error
+        return Document(None if node is None else loader.read(node, ()), loader.lines)
+    except RecipeError:
+        raise
     except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        position = getattr(error, "position", 0)
-        mark = reader.mark(text.count("\n", 0, position))
-        problem = str(getattr(error, "reason", error)).splitlines()[0]
-        raise RecipeError(f"not YAML: {problem}", where=mark.where) from error
-    return Document(values, reader.marks)
+        what, line, fix = _in_words(error, text)
+        mark = Mark(file, line + 1, given)
+        raise RecipeError(f"not YAML: {what}", where=mark.where, fix=fix) from error
 
 
 def scalar(value: Any) -> str:
@@ -123,90 +169,18 @@ def kind(value: Any) -> str:
     return f"the text '{value}'" if isinstance(value, str) else f"the number {value}"
 
 
-class _Reader:
-    def __init__(self, file: Path | None, given: str) -> None:
-        self.file, self.given = file, given
-        self.marks: dict[Key, Mark] = {(): self.mark(0)}
-        self.loader: Any = None
-        self._open: list[int] = []
-
-    def mark(self, line: int) -> Mark:
-        return Mark(self.file, line + 1, self.given)
-
-    def value(self, node: yaml.Node, at: Key) -> Any:
-        line = node.start_mark.line
-        if id(node) in self._open:
-            raise RecipeError(f"{dotted(at)} contains itself", where=self.mark(line).where)
-        self._open.append(id(node))
-        try:
-            if isinstance(node, yaml.MappingNode):
-                return self._mapping(node, at)
-            if isinstance(node, yaml.SequenceNode):
-                for i, item in enumerate(node.value):
-                    self.marks[(*at, i)] = self.mark(item.start_mark.line)
-                return [self.value(item, (*at, i)) for i, item in enumerate(node.value)]
-            result = self.loader.construct_object(node, deep=True)
-        finally:
-            self._open.pop()
-        if not isinstance(result, _PLAIN):
-            problem = f"{dotted(at)} has the type {node.tag}"
-            raise RecipeError(problem, where=self.mark(line).where, fix="Write plain text.")
-        return result
-
-    def _mapping(self, node: yaml.MappingNode, at: Key) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        own: dict[str, int] = {}
-        # `<<` first: keys of the mapping itself override merged ones.
-        for name, value in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):
-            if name.tag == _MERGE:
-                many = isinstance(value, yaml.SequenceNode)
-                for part in reversed(value.value if many else [value]):
-                    result.update(self._merged(part, at))
-                continue
-            key, line = self._name(name, at), name.start_mark.line
-            if key in own:
-                raise RecipeError(
-                    f"{dotted((*at, key))} is written twice",
-                    where=self.mark(line).where,
-                    fix=f"Keep this one or the one on line {own[key] + 1}.",
-                )
-            own[key] = line
-            self.marks[(*at, key)] = self.mark(line)
-            result[key] = self.value(value, (*at, key))
-        return result
-
-    def _merged(self, node: yaml.Node, at: Key) -> dict[str, Any]:
-        values = self.value(node, at)
-        if isinstance(values, dict):
-            return values
-        where = self.mark(node.start_mark.line).where
-        problem = f"'<<' takes a mapping, this is {kind(values)}"
-        raise RecipeError(problem, where=where, fix="E.g. `<<: *anchor`.")
-
-    def _name(self, node: yaml.Node, at: Key) -> str:
-        key = self.loader.construct_object(node, deep=True)
-        if isinstance(key, str):
-            return key
-        written = node.value if isinstance(node, yaml.ScalarNode) else "..."
-        raise RecipeError(
-            f"a key of {dotted(at)} is {kind(key) if isinstance(key, _PLAIN) else 'not text'}",
-            where=self.mark(node.start_mark.line).where,
-            fix=f"Keys are text; write it in quotes: '{written}':",
-        )
-
-
-def _in_words(error: yaml.MarkedYAMLError, reader: _Reader) -> RecipeError:
+def _in_words(error: Exception, text: str) -> tuple[str, int, str | None]:
+    """What is wrong, on which line (from 0 on), and what to do."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        problem = str(getattr(error, "reason", error)).splitlines()[0]
+        return problem, text.count("\n", 0, getattr(error, "position", 0)), None
     problem = error.problem or error.context or "not YAML"
     mark = error.problem_mark or error.context_mark
-    where = reader.mark(mark.line if mark else 0).where
+    line = mark.line if mark else 0
     for sign, words, fix in _WORDS:
         if sign in f"{error.context} {problem}":
-            return RecipeError(f"not YAML: {words}", where=where, fix=fix)
-    return RecipeError(
-        f"not YAML: {problem}",
-        where=where,
-        fix="Check indentation, quotes and brackets on this line and the one above.",
-    )
+            return words, line, fix
+    return problem, line, "Check indentation, quotes and brackets on this line and the one above."
 
 
 def _text(path: Path) -> str:
@@ -227,6 +201,5 @@ def _text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise RecipeError(
-            "the file is not UTF-8 text", where=f"{path}:{line}", fix="Save it as UTF-8."
-        ) from error
+        what, fix = "the file is not UTF-8 text", "Save it as UTF-8."
+        raise RecipeError(what, where=f"{path}:{line}", fix=fix) from error

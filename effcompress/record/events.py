@@ -6,18 +6,17 @@ has a default. ``OMITTED`` fields leave no key where they are None (all others a
 the entries of a ``SPREAD`` field are written beside the other fields.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
 import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, Union, dataclass_transform
 
 from effcompress.errors import RunError
 from effcompress.types import Cut as Decision
@@ -30,8 +29,19 @@ SPREAD = {"spread": True}
 """Metadata of a mapping whose entries are written beside the other fields."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DomainData:
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+class Recorded:
+    """Makes its subclasses frozen dataclasses of keywords; ``event`` names those of events."""
+
+    event: ClassVar[str]
+
+    def __init_subclass__(cls, *, event: str = "") -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+        if event:
+            cls.event = event
+
+
+class DomainData(Recorded):
     """Text of one domain: amounts that the run trains on, ``share`` of the mixture (0 to 1), and
     the hash of all training and held-out tokens.
     """
@@ -43,11 +53,9 @@ class DomainData:
     source: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Recorded, event="run"):
     """The first event: what is run, from which weights, with which versions."""
 
-    event: ClassVar[str] = "run"
     name: str
     seed: int
     effcompress: str = ""
@@ -74,8 +82,7 @@ class Run:
     data: Mapping[str, DomainData] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DomainScore:
+class DomainScore(Recorded):
     """Held-out text of one domain: ``loss`` in nats per token, ``hash`` of the tokens."""
 
     perplexity: float
@@ -85,16 +92,14 @@ class DomainScore:
     hash: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Generation:
+class Generation(Recorded):
     """A greedy continuation of the recipe's prompt."""
 
     prompt: str = ""
     text: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskScore:
+class TaskScore(Recorded):
     """Accuracy of one task (0 to 1) by its main ``metric``, with its standard error, over
     ``examples`` of the ``of`` that the split has.
     """
@@ -111,8 +116,7 @@ class TaskScore:
     version: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskMean:
+class TaskMean(Recorded):
     """Unweighted mean of the main metrics of ``tasks``; ``of``: the same in words."""
 
     value: float
@@ -121,8 +125,7 @@ class TaskMean:
     tasks: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tasks:
+class Tasks(Recorded):
     """Scores by task, and the protocol that makes them comparable."""
 
     scores: Mapping[str, TaskScore]
@@ -131,11 +134,9 @@ class Tasks:
     protocol: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Recorded, event="evaluation"):
     """The model evaluated ``before`` the first cut or ``after`` the last step."""
 
-    event: ClassVar[str] = "evaluation"
     when: str
     params: int
     domains: Mapping[str, DomainScore]
@@ -144,26 +145,20 @@ class Evaluation:
     tasks: Tasks | None = field(default=None, metadata=OMITTED)
     seconds: float = 0.0
     known: bool | None = field(default=None, metadata=OMITTED)
-    """True where the result comes from the cache of dense evaluations; ``seconds`` are then those
-    of the run that measured it.
-    """
+    """True: taken from the cache of dense evaluations, with the ``seconds`` of who measured it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(Recorded, event="stage"):
     """A stage of training (warmup, pruning, continued) begins."""
 
-    event: ClassVar[str] = "stage"
     name: str
     step: int = 0
     tokens: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(Recorded, event="step"):
     """One optimizer step. ``tokens`` are those trained on so far, losses are nats per token."""
 
-    event: ClassVar[str] = "step"
     step: int
     tokens: int
     loss: float
@@ -182,11 +177,9 @@ class Step:
     """Since the run began, over all processes that took it up."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cut:
+class Cut(Recorded, event="cut"):
     """Units were masked. Of one step, the cut comes after it."""
 
-    event: ClassVar[str] = "cut"
     step: int
     tokens: int
     params: int
@@ -201,11 +194,9 @@ class Cut:
     """Peak on the device; None where the system does not tell."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Commit:
+class Commit(Recorded, event="commit"):
     """Masked units were cut out of the tensors; logits moved by at most so much."""
 
-    event: ClassVar[str] = "commit"
     step: int = 0
     params: int = 0
     seconds: float | None = None
@@ -213,29 +204,24 @@ class Commit:
     max_logit_difference: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Approximate:
+class Approximate(Recorded, event="approximate"):
     """Removing units of ``sets`` also rescales what stays, which moved logits by so much more."""
 
-    event: ClassVar[str] = "approximate"
     step: int = 0
     sets: tuple[str, ...]
     max_logit_difference: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Calibration(Recorded, event="calibration"):
     """Calibration text was read; ``hash`` is that of its tokens."""
 
-    event: ClassVar[str] = "calibration"
     step: int = 0
     sequences: int
     tokens: int
     hash: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerZeros:
+class LayerZeros(Recorded):
     """Linear layers of one layer (its number in the source model)."""
 
     layer: int
@@ -243,11 +229,9 @@ class LayerZeros:
     zeroed: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sparsify:
+class Sparsify(Recorded, event="sparsify"):
     """Zeros were made in linear layers. ``weights``: those of the layers that were made sparse."""
 
-    event: ClassVar[str] = "sparsify"
     step: int = 0
     method: str
     sparsity: float
@@ -260,11 +244,9 @@ class Sparsify:
     memory_bytes: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refit:
+class Refit(Recorded, event="refit"):
     """Projections into the residual stream were fitted to the source model."""
 
-    event: ClassVar[str] = "refit"
     step: int = 0
     seconds: float
     memory_bytes: int | None = None
@@ -273,32 +255,26 @@ class Refit:
     """Weight -> norm of its change over its norm."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
+class Compiled(Recorded, event="compiled"):
     """Layers were compiled; ``graphs`` counts all so far."""
 
-    event: ClassVar[str] = "compiled"
     step: int = 0
     graphs: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Recorded, event="checkpoint"):
     """A checkpoint is on disk; ``seconds`` is how long training stood still for it."""
 
-    event: ClassVar[str] = "checkpoint"
     step: int
     seconds: float
     bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(Recorded, event="export"):
     """The model was saved: ``container`` is its class, ``why`` it is that one, ``form`` how
     (``export/forms.py``). ``parameters`` include padding.
     """
 
-    event: ClassVar[str] = "export"
     form: str = "uniform"
     container: str
     why: str
@@ -306,11 +282,9 @@ class Export:
     bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proof:
+class Proof(Recorded, event="proof"):
     """What the saved model showed when a fresh process loaded it."""
 
-    event: ClassVar[str] = "proof"
     max_logit_difference: float
     tolerance: float | None = None
     tokens_equal: bool
@@ -323,21 +297,17 @@ class Proof:
         return self.tokens_equal and self.cache_equal
 
 
-@dataclass(frozen=True, kw_only=True)
-class Warn:
+class Warn(Recorded, event="warning"):
     """Something the user should know; it stays in the record and in the report."""
 
-    event: ClassVar[str] = "warning"
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class End:
+class End(Recorded, event="end"):
     """How the run ended: success, failed or stopped. A run that did not succeed has a reason, one
     that did the size of the result.
     """
 
-    event: ClassVar[str] = "end"
     status: str
     reason: str | None = field(default=None, metadata=OMITTED)
     seconds: float
@@ -361,7 +331,7 @@ AtStep = Costly | Step | Stage | Calibration | Approximate | Compiled | Checkpoi
 """Events that happen at an optimizer step."""
 Event = AtStep | Run | Evaluation | Export | Proof | Warn | End | Other
 
-_EVENTS: dict[str, Any] = {kind.event: kind for kind in get_args(Event) if kind is not Other}
+_EVENTS: dict[str, Any] = {kind.event: kind for kind in typing.get_args(Event) if kind is not Other}
 
 
 class Unreadable(ValueError):
@@ -454,9 +424,7 @@ def _json(values: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any, path: str, where: str | None) -> Any:
-    """``value`` as plain JSON values; numbers of numpy become Python's own. Without ``where`` they
-    need not be finite.
-    """
+    """``value`` as JSON values, those of numpy too; without ``where`` they need not be finite."""
     if dataclasses.is_dataclass(value):
         value = dict(_items(value))
     if isinstance(value, Mapping):
@@ -493,9 +461,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _build(kind: type[T], values: Mapping[str, Any]) -> T:
-    """A dataclass from plain values; keys that it does not know are dropped, or go into its spread
-    field.
-    """
+    """A dataclass from plain values; unknown keys are dropped, or go into its spread field."""
     fields = _fields(kind)
     what = getattr(kind, _KIND, kind.__name__)
     given: dict[str, Any] = {}
@@ -517,13 +483,13 @@ def _build(kind: type[T], values: Mapping[str, Any]) -> T:
 @cache
 def _fields(kind: Any) -> list[tuple[dataclasses.Field[Any], Callable[[Any], Any] | None]]:
     """Fields of a dataclass, and how a plain value becomes each."""
-    hints = get_type_hints(kind)
+    hints = typing.get_type_hints(kind)
     return [(one, _converter(hints[one.name])) for one in dataclasses.fields(kind)]
 
 
 def _converter(hint: Any) -> Callable[[Any], Any] | None:
     """How a plain JSON value becomes one of this type; None where it is that already."""
-    origin, inside = get_origin(hint), get_args(hint)
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return lambda value: _build(hint, value)
     if origin in (Union, types.UnionType):

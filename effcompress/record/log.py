@@ -5,8 +5,6 @@ The two files are the source of truth; views only show what is written. A number
 is never written: it stops the run with the name of its field.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading
@@ -40,9 +38,7 @@ def make_view(stream: TextIO | None = None, interactive: bool | None = None) -> 
 
 @final
 class Log:
-    """Writes the record of one run into ``folder`` and shows it in ``view``; ``doing`` is the name
-    of the current phase.
-    """
+    """Writes the record of one run into ``folder`` and shows it; ``doing``: the current phase."""
 
     def __init__(
         self,
@@ -130,14 +126,11 @@ class Log:
         for name, file in self._files.items():
             file.truncate(state.get(name, 0))
             file.seek(0, os.SEEK_END)
-        if not self._files:
-            return
-        self.view.restore(events.read(self.folder / "metrics.jsonl"))
+        if self._files:
+            self.view.restore(events.read(self.folder / "metrics.jsonl"))
 
     def close(self) -> None:
-        """Stops the heartbeat, closes the files and releases the terminal. Closing twice does
-        nothing.
-        """
+        """Stops the heartbeat, closes the files, releases the terminal. May be called twice."""
         self._heartbeat.stop()
         self._status_file.close()
         self.view.close()
@@ -176,9 +169,7 @@ class NoView(View):
 
 @final
 class PlainView(View):
-    """Prints lines of text, for a log file: phases, results, a summary of cuts every ``cuts_every``
-    seconds, and a heartbeat.
-    """
+    """Prints text for a log file: phases, results, cuts every ``cuts_every`` seconds, beats."""
 
     def __init__(
         self,
@@ -205,7 +196,6 @@ class PlainView(View):
                 self._print(text)
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
-        """Prints that a phase begins."""
         with self._lock:
             self._show_cuts()
             self._status.enter(name, total_tokens)
@@ -217,7 +207,6 @@ class PlainView(View):
             self._status.advance(unit, done, total)
 
     def note(self, text: str) -> None:
-        """Prints a remark."""
         with self._lock:
             self._print(text)
 

@@ -1,8 +1,4 @@
-"""The live panel of a run, and the ``Status`` that it shares with the plain lines of
-``record/log.py`` and with ``effcompress status``.
-"""
-
-from __future__ import annotations
+"""The live panel of a run, and the ``Status`` that plain lines and ``status`` show too."""
 
 import statistics
 import time
@@ -75,7 +71,6 @@ class Status:
         self.rates: deque[float] = deque(maxlen=20)
 
     def update(self, event: Event) -> None:
-        """Takes in one event."""
         match event:
             case events.Run():
                 self.run = event
@@ -86,11 +81,8 @@ class Status:
                 self.rates.append(event.tokens_per_second)
             case events.Cut():
                 self.cut, self.progress = event, None
-            case _:
-                pass
 
     def enter(self, phase: str, total_tokens: int | None) -> None:
-        """Begins a phase."""
         self.phase, self.progress, self._unit_began = phase, None, self.clock()
         self.total_tokens = total_tokens or self.total_tokens
 
@@ -202,12 +194,10 @@ class LiveView(View):
             self.console.print(Text(text, style="bold red" if failed else style))
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
-        """Begins a phase."""
         self._begin()
         self.status.enter(name, total_tokens)
 
     def progress(self, unit: str, done: int, total: int) -> None:
-        """Takes in the progress of a phase."""
         self._begin()
         self.status.advance(unit, done, total)
 

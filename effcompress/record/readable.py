@@ -1,7 +1,5 @@
 """Numbers, sizes and durations as people read them: one home for all commands and pages."""
 
-from __future__ import annotations
-
 import math
 
 MINUS, DOT = "\u2212", "\u00b7"
@@ -13,8 +11,7 @@ def count(value: float) -> str:
     """``134.5M``, ``30k``, ``512``: one decimal at most."""
     # 999,960 is 1M, not 1000k: a unit begins where one decimal rounds up to it.
     size, unit = next(((s, u) for s, u in UNITS if abs(value) >= s * 0.9995), (1.0, ""))
-    digits = 0 if not unit else 1
-    return signed(f"{value / size:.{digits}f}".removesuffix(".0")) + unit
+    return signed(f"{value / size:.{1 if unit else 0}f}".removesuffix(".0")) + unit
 
 
 def percent(fraction: float, *, sign: bool = False) -> str:
@@ -86,9 +83,7 @@ def clock_time(seconds: float) -> str:
 
 
 def with_error(fraction: float, stderr: float | None, *, width: int = 0) -> str:
-    """A fraction and its standard error in percent, ``55.0 \u00b1 11.1``; ``width`` pads the error
-    so that a column of them lines up.
-    """
+    """A fraction and its standard error in percent, ``55.0 ± 11.1``, padded to ``width``."""
     error = "" if stderr is None else f" \u00b1 {stderr * 100:{width}.1f}"
     return f"{fraction * 100:.1f}{error}"
 

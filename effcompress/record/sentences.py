@@ -1,7 +1,5 @@
 """Events as one line of text each, shared by the live panel and the plain lines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from effcompress.record import events
@@ -16,9 +14,7 @@ def removed(kinds: Mapping[str, int]) -> str:
 
 
 def sentence(event: Event) -> str | None:
-    """The line to print for an event; None for events that are only counted (steps, cuts) or kept
-    for reports.
-    """
+    """The line to print for an event; None if it is only counted (steps, cuts), or for reports."""
     match event:
         case events.Run():
             goal = f" -> {count(event.target_params)}" if event.target_params else ""

@@ -4,8 +4,6 @@ The file is replaced atomically, so a reader never sees half of it. It stays whe
 and then holds its last state.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -37,8 +35,7 @@ class StatusRecord:
     pid: int
     host: str
     system: str
-    """Boot id and pid namespace: the same ``pid`` of another boot or container is another process.
-    """
+    """Boot id and pid namespace: elsewhere the same ``pid`` is another process."""
     born: int | None
     """Start time of the process in clock ticks: pids are used again."""
     started: str
@@ -94,10 +91,7 @@ def since(moment: str) -> float:
 
 @final
 class StatusFile:
-    """Writes ``now.json`` in ``folder``; without a folder, nothing.
-
-    A full disk is not an error here: the record or a checkpoint reports it.
-    """
+    """Writes ``now.json``, if there is a folder. The record reports a full disk, this does not."""
 
     def __init__(self, folder: Path | None, heartbeat: float) -> None:
         self._folder, self._lock, self._written = folder, threading.Lock(), 0.0
@@ -135,8 +129,6 @@ class StatusFile:
                 self._update(**NO_UNIT)
             case events.End():
                 self.close()
-            case _:
-                pass
 
     def close(self) -> None:
         """Writes that this process has finished with the run."""

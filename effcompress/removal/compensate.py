@@ -6,8 +6,6 @@ same tensor are stacked and updated together. Removed outputs (rows) need no upd
 rows do not interact in this error.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import whole, write_back
-from effcompress.errors import PluginError, SurgeryError
+from effcompress.distributed.rows import whole, write_back
+from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.repairs import for_linears
@@ -85,11 +83,6 @@ def _gone(
     return {param: sorted(positions) for param, positions in gone.items()}
 
 
-def _rows(weight: Tensor, dim: int) -> Tensor:
-    """Returns a view of the weight as [O, I]; Conv1D stores [I, O]."""
-    return weight if dim == 1 else weight.T
-
-
 @dataclass(frozen=True)
 class _Read:
     """Statistics of one shared input: second moment, mean, and the positions that go."""
@@ -111,7 +104,8 @@ def _repair_all(
     found = [params.get(name.removesuffix("weight") + "bias") for name in names]
     wholes = [whole(weight) for weight in held]
     biases = [None if bias is None else whole(bias.detach()) for bias in found]
-    weights = {n: _rows(w, dims[n]) for n, w in zip(names, wholes, strict=True)}
+    # Views as [O, I]; Conv1D stores [I, O].
+    weights = {n: w if dims[n] == 1 else w.T for n, w in zip(names, wholes, strict=True)}
     for repair in repairs:
         _repair(repair, weights, biases, read)
     for tensor, value in zip([*held, *found], [*wholes, *biases], strict=True):
@@ -128,14 +122,12 @@ def _repair(
     gone = read.gone.to(read.mean_I.device)
     found = repair(weight=stacked_OI, gram=read.gram_II, mean=read.mean_I, gone=gone)
     new_OI, more_O = found if isinstance(found, tuple) else (found, None)
-    if not isinstance(new_OI, Tensor) or new_OI.shape != stacked_OI.shape:
-        got = tuple(new_OI.shape) if isinstance(new_OI, Tensor) else type(new_OI).__name__
-        raise PluginError(
-            f"repair '{repair.name}' returned {got} for a weight of shape "
-            f"{tuple(stacked_OI.shape)}",
-            where=repair.plugin.where,
-            fix="A repair of a linear layer returns the weight, changed, in its shape.",
-        )
+    repair.plugin.require_shape(
+        new_OI,
+        f"for a weight of shape {tuple(stacked_OI.shape)}",
+        stacked_OI.shape,
+        fix="A repair of a linear layer returns the weight, changed, in its shape.",
+    )
     rows = [w.shape[0] for w in weights.values()]
     for weight, part in zip(weights.values(), new_OI.split(rows), strict=True):
         weight.copy_(part)

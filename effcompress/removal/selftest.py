@@ -1,7 +1,5 @@
 """Self-test of a commit: same logits, same ties, optimizer and model in agreement."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,11 +73,8 @@ def rounding(module: nn.Module, ids_BT: Tensor, logits: Tensor) -> float:
         signs = torch.randint(0, 2, out.shape, generator=flip).to(out.device) * 2 - 1
         return out * (1 + signs * torch.finfo(torch.float32).eps)
 
-    handle = embedding.register_forward_hook(nudge)
-    try:
+    with embedding.register_forward_hook(nudge):
         return float((logits_of(module, ids_BT) - logits).abs().max())
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """The model card: what the model is, how good, where from, and what not to expect of it."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
@@ -16,9 +14,7 @@ from effcompress.report.words import Row
 
 
 def write_card(folder: Path, *, into: Path | None = None, base_model: str | None = None) -> Path:
-    """Writes the model card of a run as ``README.md`` into the folder ``into`` (that of the model;
-    default: the run's own); returns its path.
-    """
+    """Writes the model card as ``README.md`` into ``into`` (default: the run's own folder)."""
     path = (into or folder) / "README.md"
     replace(path, card(folder, base_model=base_model))
     return path
@@ -66,9 +62,7 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
 
 
 def hub(recipe: str) -> str | None:
-    """Returns the hub id whose weights the recipe starts from, if it names one; None for random
-    weights, whatever the architecture was taken from.
-    """
+    """Returns the hub id that the recipe starts from; None for random weights, or without one."""
     found = re.search(r"^model:\n((?:[ ]+.*\n?)*)", recipe, re.MULTILINE)
     keys = dict(
         re.findall(r"^[ ]+(hub|random):[ ]*([^\s#]+)", found[1], re.MULTILINE) if found else ()

@@ -4,8 +4,6 @@ Colours are CSS variables of ``templates/palette.css``, so that a chart follows 
 mode of its reader. Text stays text. Sizes and positions of names are in pixels of the view box.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -32,6 +30,7 @@ MARGIN = 14
 """Around a picture that is a file of its own."""
 LETTER, LINE = 6.7, 14
 """Width of a letter and height of a line of text."""
+TOKENS = "tokens trained on"
 STRIPS = 60
 """Places along a chart that show their values as a tooltip."""
 
@@ -71,19 +70,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over one axis. ``marks`` are places on it where something happened; ``stages`` begin at
-    theirs; ``goal`` is a level to reach, with its label. ``tell`` writes one value, ``y_labels`` is
-    an expression for the ticks. Titles of axes say the unit. ``steps``: a value holds until the
-    next.
+    """Lines over one axis; ``unit`` stands below the title. ``marks`` are places on the axis where
+    something happened; ``stages`` begin at theirs; ``goal`` is a level to reach, with its label.
+    ``tell`` writes one value, ``y_labels`` is an expression for the ticks. Titles of axes say the
+    unit. ``steps``: a value holds until the next.
     """
 
     title: str
-    unit: str
     lines: Sequence[Line]
-    x_title: str
     y_title: str
     y_labels: str
     tell: Callable[[float], str]
+    unit: str = ""
+    x_title: str = TOKENS
     log: bool = False
     zero: bool = False
     steps: bool = False
@@ -97,9 +96,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Spot:
-    """One named point. ``shape`` is one of ``SHAPES``; ``error`` reaches as far up as down;
-    ``told`` is its tooltip.
-    """
+    """One named point: a shape of ``SHAPES``, an ``error`` up and down, ``told`` as its tooltip."""
 
     name: str
     x: float
@@ -108,21 +105,6 @@ class Spot:
     told: str
     shape: str = SHAPES[0]
     error: float | None = None
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """Points over two axes. ``zero``: the x axis begins at 0."""
-
-    title: str
-    unit: str
-    spots: Sequence[Spot]
-    x_title: str
-    y_title: str
-    x_labels: str
-    y_labels: str
-    log: bool = False
-    zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +122,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture's size, and the room left of its drawing, above, right and below."""
+    """A picture's size, and the room around its drawing, of which ``width`` and ``height`` are."""
 
     whole_width: float
     whole_height: float
@@ -151,12 +133,10 @@ class Frame:
 
     @property
     def width(self) -> float:
-        """Width of the drawing."""
         return self.whole_width - self.left - self.right
 
     @property
     def height(self) -> float:
-        """Height of the drawing."""
         return self.whole_height - self.top - self.bottom
 
 
@@ -203,7 +183,14 @@ def draw(chart: Chart) -> str:
     x = Scale(first, last if last > first else first + 1, 0, frame.width)
     y = Scale(low, high, frame.height, 0, chart.log)
     keys = [line.name or f"line {k}" for k, line in enumerate(chart.lines)]
-    points, dots = _points(chart, keys)
+    points: list[Row] = []
+    dots: list[Row] = []
+    for key, line in zip(keys, chart.lines, strict=True):
+        width = 1.0 if line.faint or line.thin else 2.2
+        style = {"line": key, "width": width, "opacity": 0.32 if line.faint else 1.0}
+        marks = [{"x": place, "y": value, **style} for place, value in thin(line.points)]
+        points += marks
+        dots += marks if len(marks) == 1 else []
     shown = [key for key, line in zip(keys, chart.lines, strict=True) if line.name]
     at = {"legendX": 10 - LEFT, "legendY": _head(chart.unit) + 8 - top, "columns": columns}
     at |= {"orient": "none", "symbolType": "stroke"}  # lines, where all that is drawn are dots too
@@ -253,31 +240,33 @@ def table(chart: Chart) -> str:
     return written.getvalue()
 
 
-def scatter(picture: Scatter) -> str:
-    """Returns named points with error bars as an ``<svg>`` element."""
+def scatter(
+    spots: Sequence[Spot],
+    title: str,
+    unit: str,
+    x_axis: tuple[str, str],
+    y_axis: tuple[str, str],
+    *,
+    log: bool = False,
+    zero: bool = False,
+) -> str:
+    """Returns named points with error bars as an ``<svg>`` element. An axis is its title and the
+    expression for its ticks; ``zero``: the x axis begins at 0.
+    """
     frame = Frame(940, 430, 76, 52, 24, 46)
-    reaches = [_reach(spot, log=picture.log) for spot in picture.spots]
-    x = Scale(*span([s.x for s in picture.spots], zero=picture.zero), 0, frame.width)
-    y = Scale(*span([v for r in reaches for v in r], log=picture.log), frame.height, 0, picture.log)
-    names, leads = _names([(s.name, x(s.x), y(s.y), _colour(s.tone)) for s in picture.spots], frame)
-    spots = [{**vars(spot), "color": _colour(spot.tone)} for spot in picture.spots]
+    reaches = [_reach(spot, log=log) for spot in spots]
+    x = Scale(*span([s.x for s in spots], zero=zero), 0, frame.width)
+    y = Scale(*span([v for r in reaches for v in r], log=log), frame.height, 0, log)
+    names, leads = _names([(s.name, x(s.x), y(s.y), _colour(s.tone)) for s in spots], frame)
+    points = [{**vars(spot), "color": _colour(spot.tone)} for spot in spots]
     errors = [
-        {**spot, "low": max(low, y.low), "y": high}
-        for spot, (low, high) in zip(spots, reaches, strict=True)
-        if spot["error"]
+        {**point, "low": max(low, y.low), "y": high}
+        for point, (low, high) in zip(points, reaches, strict=True)
+        if point["error"]
     ]
-    return _svg(
-        "scatter",
-        picture.title,
-        picture.unit,
-        frame,
-        texts=names,
-        rules={"leads": leads},
-        points=spots,
-        errors=errors,
-        x=_axis("x", picture.x_title, picture.x_labels, x, tickCount=6),
-        y=_axis("y", picture.y_title, picture.y_labels, y),
-    )
+    axes = {"x": _axis("x", *x_axis, x, tickCount=6), "y": _axis("y", *y_axis, y)}
+    more = {"points": points, "errors": errors, **axes}
+    return _svg("scatter", title, unit, frame, texts=names, rules={"leads": leads}, **more)
 
 
 def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
@@ -340,9 +329,7 @@ def span(values: Sequence[float], *, zero: bool = False, log: bool = False) -> P
 
 
 def thin(points: Sequence[Point], most: int = 400) -> list[Point]:
-    """Returns at most ``most`` points: first, last, and the lowest and highest of each stretch, so
-    that every spike stays.
-    """
+    """Returns at most ``most`` points: first, last, the lowest and highest of each stretch."""
     if len(points) <= most:
         return list(points)
     kept: list[Point] = []
@@ -375,21 +362,6 @@ def alone(svg: str) -> str:
 
 
 # The parts of a chart
-
-
-def _points(chart: Chart, keys: Sequence[str]) -> tuple[list[Row], list[Row]]:
-    """All points, and those of lines with a single one, which are drawn as dots."""
-    points: list[Row] = []
-    dots: list[Row] = []
-    for key, line in zip(keys, chart.lines, strict=True):
-        style = {
-            "width": 1.0 if line.faint or line.thin else 2.2,
-            "opacity": 0.32 if line.faint else 1.0,
-        }
-        rows = [{"x": a, "y": b, "line": key, **style} for a, b in thin(line.points)]
-        points += rows
-        dots += rows if len(rows) == 1 else []
-    return points, dots
 
 
 def _stages(chart: Chart, x: Scale, frame: Frame) -> tuple[list[Row], list[Row]]:

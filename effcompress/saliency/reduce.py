@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from effcompress.errors import PluginError
 from effcompress.registry import reduction
 from effcompress.spec import ReduceSpec
 
@@ -44,12 +43,7 @@ def reduce(parts: Sequence[Tensor], spec: ReduceSpec) -> Tensor:
         sums_MG = torch.stack([part_GB.sum(1) for part_GB in folded])
         score = bound(positions_MGB=torch.stack(folded), sums_MG=sums_MG)
         score = score.sum(1) if isinstance(score, torch.Tensor) and score.dim() == 2 else score
-    groups = len(parts[0])
-    if not isinstance(score, torch.Tensor) or tuple(score.shape) != (groups,):
-        assert bound is not None
-        got = tuple(score.shape) if isinstance(score, torch.Tensor) else type(score).__name__
-        raise PluginError(
-            f"reduction '{bound.name}' returned {got} where ({groups},) was expected",
-            where=bound.plugin.where,
-        )
+    if bound is not None:
+        groups = (len(parts[0]),)
+        bound.plugin.require_shape(score, f"where {groups} was expected", groups)
     return score

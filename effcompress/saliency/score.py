@@ -6,8 +6,6 @@ each parameter is read once, in blocks of rows that stay in the processor's cach
 every dimension. No tensor of the size of the model is ever made.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from effcompress.errors import NotFinite, PluginError
+from effcompress.errors import NotFinite
 from effcompress.registry import Bound
 from effcompress.saliency.reduce import reduce as over_members
 from effcompress.spec import ReduceSpec
@@ -91,25 +89,11 @@ def require_finite(scores: Scores, criterion: Bound) -> None:
 
 def _ask(criterion: Bound, inputs: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     """The criterion's answer, held to its contract: a tensor of this shape, inputs unchanged."""
-    where = criterion.plugin.where
-    # Views share their base's counter, so this sees a change of weights or gradients too.
-    before = {name: t._version for name, t in inputs.items()}
-    try:
-        saliency = criterion(**inputs)
-    except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PluginError(f"criterion '{criterion.name}' fails: {said}", where=where) from error
-    changed = [name for name, t in inputs.items() if t._version != before[name]]
-    if changed:
-        raise PluginError(f"criterion '{criterion.name}' changes its {changed[0]}", where=where)
-    if not isinstance(saliency, Tensor) or tuple(saliency.shape) != shape:
-        got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
-        raise PluginError(
-            f"criterion '{criterion.name}' returned {got} where {shape} was expected",
-            where=where,
-            fix="A criterion returns one number per weight, in the weight's shape (with mask_grad: "
-            "one per mini-group).",
-        )
+    with criterion.keeping(**inputs):
+        saliency = criterion.ask(**inputs)
+    fix = "A criterion returns one number per weight, in the weight's shape (with mask_grad: one "
+    fix += "per mini-group)."
+    criterion.plugin.require_shape(saliency, f"where {shape} was expected", shape, fix=fix)
     return saliency
 
 
@@ -141,12 +125,9 @@ def _among_all(
 ) -> dict[int, Tensor]:
     """Sums over the rows ``held``, as summands of those over all: zeros where others have rows."""
     found = {dim: torch.zeros(1 if dim == WHOLE else shape[dim]) for dim in dims}
-    for dim, here in sums.items():
-        if dim == 0:
-            found[0][held.start : held.stop] = here
-        else:
-            found[dim] = here
-    return found
+    if 0 in sums:
+        found[0][held.start : held.stop] = sums[0]
+    return {**found, **{dim: here for dim, here in sums.items() if dim != 0}}
 
 
 def _sum(saliency: Tensor, dim: int) -> Tensor:

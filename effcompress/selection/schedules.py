@@ -4,13 +4,9 @@
 schedule, what remains when the stage ends is cut there.
 """
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
-from effcompress.errors import PluginError
-from effcompress.registry import Bound, schedule
+from effcompress.registry import schedule
 from effcompress.spec import Count, Positive
 from effcompress.types import Due
 
@@ -115,15 +111,3 @@ def _down_to(
     if share is None or gone is None or (share < 1.0 and step % every):
         return None
     return Due(params=round(first - (first - last) * gone))
-
-
-def ask(bound: Bound, **place: Any) -> Due | None:
-    """Asks a schedule at a place in the run. Raises PluginError for an answer of another type."""
-    due = bound(**place)
-    if due is None or (isinstance(due, Due) and (due.groups is None) != (due.params is None)):
-        return due
-    raise PluginError(
-        f"schedule '{bound.name}' returned {due!r}",
-        where=bound.plugin.where,
-        fix="Return Due(groups=...), Due(params=...) or None.",
-    )

@@ -1,11 +1,13 @@
-"""Ask a sparsifier for one layer's new weight, and believe nothing."""
+"""Ask a sparsifier for one layer's new weight, and believe nothing. Keep its zeros while everything
+else learns.
+"""
 
-from __future__ import annotations
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from effcompress.errors import PluginError, RunError
+from effcompress.errors import RunError
 from effcompress.registry import Bound
 from effcompress.spec import Pattern
 
@@ -45,37 +47,52 @@ def sparsified(
         available["gram"] = moment
         square_I = moment.diagonal() if moment.dim() == 2 else moment
         available["input_norm"] = square_I.clamp(min=0).sqrt()
-    before = weight_OI._version
-    new_OI = method(**available)
-    _require(method, weight_OI, new_OI, changed=weight_OI._version != before)
+    with method.keeping(weight=weight_OI):
+        new_OI = method(**available)
+    method.plugin.require_shape(
+        new_OI,
+        f"for a weight of shape {tuple(weight_OI.shape)}",
+        weight_OI.shape,
+        fix="A sparsifier returns the weight, with zeros, in its shape.",
+    )
     if not bool(torch.isfinite(new_OI).all()):
         raise RunError(f"'{method.name}' made a weight that is not finite", where=where)
     _require_zeros(method, new_OI, sparsity, pattern)
     return new_OI
 
 
-def _require(method: Bound, weight_OI: Tensor, new_OI: object, *, changed: bool) -> None:
-    said = f"sparsifier '{method.name}'"
-    if changed:
-        raise PluginError(f"{said} changes its weight", where=method.plugin.where)
-    if not isinstance(new_OI, Tensor) or new_OI.shape != weight_OI.shape:
-        got = tuple(new_OI.shape) if isinstance(new_OI, Tensor) else type(new_OI).__name__
-        raise PluginError(
-            f"{said} returned {got} for a weight of shape {tuple(weight_OI.shape)}",
-            where=method.plugin.where,
-            fix="A sparsifier returns the weight, with zeros, in its shape.",
-        )
-
-
 def _require_zeros(method: Bound, new_OI: Tensor, sparsity: float, pattern: Pattern | None) -> None:
     zero_OI = new_OI == 0
-    problem = ""
-    if float(zero_OI.double().mean()) < sparsity - SLACK - 1 / new_OI.shape[1]:
-        share = float(zero_OI.double().mean())
-        problem = f"left {share:.1%} zeros where {sparsity:.1%} were asked for"
-    elif pattern is not None:
+    share = float(zero_OI.double().mean())
+    if share < sparsity - SLACK - 1 / new_OI.shape[1]:
+        said = f"left {share:.1%} zeros where {sparsity:.1%} were asked for"
+        raise method.plugin.error(said)
+    if pattern is not None:
         groups = zero_OI.reshape(-1, pattern.of).sum(1)
         if int(groups.min()) < pattern.zeros:
-            problem = f"left a group that is not {pattern}"
-    if problem:
-        raise PluginError(f"sparsifier '{method.name}' {problem}", where=method.plugin.where)
+            raise method.plugin.error(f"left a group that is not {pattern}")
+
+
+@torch.no_grad()
+def hold(module: nn.Module, zeros: Mapping[str, Tensor]) -> None:
+    """Take the gradient of every weight that is to stay zero, before the optimizer looks.
+
+    Without a gradient its moments stay zero, so AdamW's step is zero; so is its weight decay, of
+    zero. The norm of the gradient then counts living weights only.
+    """
+    for name, p in module.named_parameters():
+        if name in zeros and p.grad is not None:
+            p.grad.masked_fill_(zeros[name], 0.0)
+
+
+def require_held(module: nn.Module, zeros: Mapping[str, Tensor]) -> None:
+    """Raises RunError naming a weight that should have stayed zero and did not."""
+    for name, p in module.named_parameters():
+        if name in zeros and bool(p.detach()[zeros[name]].any()):
+            raise RunError("a weight that was made zero is not zero any more", where=name)
+
+
+def count(module: nn.Module, params: Iterable[str]) -> int:
+    """Zeros in these weights."""
+    held = dict(module.named_parameters())
+    return sum(int((held[name] == 0).sum()) for name in params)

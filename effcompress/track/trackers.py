@@ -1,7 +1,5 @@
 """Opens trackers through accelerate's classes, the only place that imports them. Rank 0 only."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -31,9 +29,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """The run to show. ``step``: the last optimizer step that is in the record already, if the run
-    is resumed; None for a new run.
-    """
+    """The run to show. ``step``: the last one that a resumed run has recorded; None: a new run."""
 
     folder: Path
     name: str
@@ -44,9 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Opened:
-    """A started tracker. It has everything before the step ``since`` already; ``note`` is shown to
-    the user.
-    """
+    """A started tracker that lacks steps from ``since`` on; ``note`` is shown to the user."""
 
     tracker: Tracker
     since: int = 0

@@ -1,7 +1,5 @@
 """A view that wraps the run's own view and passes its events on to trackers."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading
@@ -24,9 +22,7 @@ LONGEST = 2.0 * PATIENCE
 
 
 def watch(log: Log, recipe: Recipe, plain: Mapping[str, Any], *, offline: bool) -> None:
-    """Passes the events of ``log`` on to the recipe's trackers; ``plain`` is the recipe as JSON
-    values. To be called by rank 0 alone.
-    """
+    """Passes events on to the recipe's trackers, on rank 0. ``plain``: the recipe as values."""
     spec = recipe.track
     if spec is not None:
         place = Place(log.folder, recipe.name, spec.project, offline)
@@ -140,9 +136,7 @@ class Watched(View):
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Returns or raises what ``call`` does. Raises TimeoutError after ``seconds``, and abandons the
-    daemon thread that still waits.
-    """
+    """Returns or raises what ``call`` does; TimeoutError if late, and its thread is abandoned."""
     done: list[T] = []
     failed: list[Exception] = []
 

@@ -304,6 +304,31 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "plugin that is a number": (edit(SCHEDULE, "4"), 14, ("is the number 4", "continuous")),
     "empty space": (edit(SPACE, "  space: []\n"), 10, ("prune.space is empty",)),
     "space twice": (edit("name: attention", "name: ffn"), 12, ("'ffn' twice",)),
+    "schedule that refuses its knobs": (
+        edit(SCHEDULE, "{name: continuous, every: 2000}"),
+        14,
+        ("prune.schedule: every 2000 steps is never", "Write less."),
+    ),
+    "propagation without text": (
+        edit(CRITERION, "magnitude\n  measure: {propagate: true}"),
+        14,
+        ("prune.measure.propagate: ", "none is read", "source: calibration"),
+    ),
+    "propagation of weights": (
+        edit(CRITERION, "magnitude\n  measure: {source: calibration, propagate: true}"),
+        13,
+        ("prune.measure.propagate: 'magnitude' does not score", "use one of inputs"),
+    ),
+    "propagation of residual channels": (
+        edit(
+            CRITERION,
+            "inputs\n  measure: {source: calibration, propagate: true}",
+            "- ffn",
+            "- hidden",
+        ),
+        11,
+        ("prune.measure.propagate: what goes of 'hidden'", "or this space"),
+    ),
     "once before anything is measured": (edit(SCHEDULE, "once"), 14, ("source: calibration",)),
     "measuring on no training": (
         RECIPE[: RECIPE.index("train:")],

@@ -85,6 +85,10 @@ def _continuous(
     """Little by little."""
 
 
+def _often(*, every: int) -> tuple[str, str] | None:
+    return (f"every {every} steps is never", "Write less.") if every > 1000 else None
+
+
 def _least_salient(score_K: Any, *, normalise: bool = False) -> None:
     """The least."""
 
@@ -125,7 +129,6 @@ def registry() -> Registry:
         ("space", "attention", _ffn),
         ("space", "hidden", _hidden),
         ("schedule", "once", _once),
-        ("schedule", "continuous", _continuous),
         ("selector", "least_salient", _least_salient),
         ("reduction", "sum", _total),
         ("repair", "norm_gain", _norm_gain),
@@ -134,6 +137,7 @@ def registry() -> Registry:
     ):
         # Two kinds may share a name; here two names share a function, which `add` allows.
         toys.add(kind, name, function, "a paper")
+    toys.add("schedule", "continuous", _continuous, "a paper", _often)
     toys.add("sparsifier", "wanda", _wanda, "a paper", _rows_or_pattern)
     return toys
 

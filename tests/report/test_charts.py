@@ -43,7 +43,7 @@ def test_ticks_are_few_and_told_apart(labels, top, log, expected):
     """The drawing's own ticks, with its labels: 2 to 8 of them, each once."""
     low = (1e-9 if top < 1 else 2.0) if log else 0.0
     line = charts.Line("", [(0, low), (1, top)], "ffn")
-    chart = charts.Chart("T", "", [line], "x", "y", labels, str, log=log, zero=not log)
+    chart = charts.Chart("T", [line], "y", labels, str, x_title="x", log=log, zero=not log)
     svg = charts.draw(chart)
     grid = svg.split("role-axis-label")[2].split("</g>")[0]
     found = re.findall(r">([^<>]+)</text>", grid)

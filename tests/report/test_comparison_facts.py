@@ -112,8 +112,8 @@ def test_layers_that_lost_something(tmp_path: Path) -> None:
 
 
 def test_what_a_run_that_did_not_end_well_leaves(tmp_path: Path) -> None:
-    gone = read(tmp_path / "none", seed=3, shown="runs/x", target=7)
-    assert not gone.done and (gone.seed, gone.target, gone.facts) == (3, 7, None)
+    gone = read(tmp_path / "none", seed=3, shown="runs/x")
+    assert not gone.done and (gone.seed, gone.target, gone.facts) == (3, None, None)
     assert "metrics.jsonl is missing" in gone.reason
     folder = saved(tmp_path / "run")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -170,7 +170,7 @@ def places(svg: str) -> dict[str, tuple[float, float]]:
 def test_many_kinds_wrap_the_legend_and_short_stages_do_not_overlap():
     lines = [Line(f"k{i}", [(0, 1.0), (9, 2.0)], "ffn", f"kind number {i}") for i in range(7)]
     stages = (("warmup", 0.0), ("pruning", 0.1), ("continued", 0.2))
-    chart = Chart("T", "", lines, "tokens", "units", PLAIN, str, stages=stages)
+    chart = Chart("T", lines, "units", PLAIN, str, x_title="tokens", stages=stages)
     at = places(draw(chart))
     assert len({at[name][1] for name, _ in stages}) == 2, "two heights"
     legend = [at[f"kind number {i}"] for i in range(7)]
@@ -188,7 +188,7 @@ def test_a_tooltip_tells_all_values_of_a_place() -> None:
         Line("<b>", [(2, 7.0)], "hidden"),
         Line("", [(2, 9.0)], "ffn", told=False),
     ]
-    svg = draw(Chart("T & U", "of <it>", lines, "tokens", "units", PLAIN, str))
+    svg = draw(Chart("T & U", lines, "units", PLAIN, str, "of <it>", "tokens"))
     titles = [e.text for e in ET.fromstring(svg).iter() if e.tag.endswith("}title")]
     assert titles == ["1 tokens\na: 0.5", "2 tokens\na: 0.1\n<b>: 7.0"]
     assert ET.fromstring(svg).get("aria-label") == "T & U, of <it>"
@@ -196,7 +196,7 @@ def test_a_tooltip_tells_all_values_of_a_place() -> None:
 
 
 def test_pictures_are_text_and_the_same_each_time() -> None:
-    chart = Chart("T", "", [Line("a", [(1, 0.5), (2, 0.1)], "spare2")], "x", "y", PLAIN, str)
+    chart = Chart("T", [Line("a", [(1, 0.5), (2, 0.1)], "spare2")], "y", PLAIN, str, x_title="x")
     assert draw(chart) == draw(chart)
     assert DASHES["spare2"] == [4, 5] and 'stroke-dasharray="4,5"' in draw(chart)
     assert {"T", "a", "x", "y", "0.2"} <= set(words(draw(chart)))
@@ -207,5 +207,5 @@ def test_a_table_keeps_several_points_of_one_place():
         Line("a", [(1, 0.5), (1, 0.25), (2, 0.1)], "ffn", "A"),
         Line("b", [(2, 7.0)], "hidden", "B"),
     ]
-    chart = Chart("T", "", lines, "tokens", "units", PLAIN, str)
+    chart = Chart("T", lines, "units", PLAIN, str, x_title="tokens")
     assert table(chart) == "tokens,A (units),B (units)\n1,0.5,\n1,0.25,\n2,0.1,7\n"

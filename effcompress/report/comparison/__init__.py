@@ -1,3 +1,1 @@
-"""Comparison of runs: reads their records, flags differences, names the best and its ties, writes
-page and tables.
-"""
+"""Comparison of runs: their records, what differs, the best and its ties, page and tables."""

@@ -1,10 +1,9 @@
 """The columns of a comparison: their values for a run and its dense model, and their format."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter, methodcaller
 
 from effcompress.record import readable
 from effcompress.report.comparison.facts import Facts
@@ -16,14 +15,13 @@ QUALITY = "perplexity"
 HUGE = 1e6
 EQUAL = 1e-9
 """Relative deviation below which all seeds gave the same."""
-PLUS_MINUS = "\u00b1"
 
 
 @dataclass(frozen=True)
 class Column:
-    """``of`` returns the value of a run, ``dense`` that of the model it started from (None: it has
-    no run of its own). ``brief`` is the title for a terminal, if it is another; ``help`` one
-    sentence. ``write`` formats a mean; ``spreads``: whether the deviation is written too.
+    """``of`` returns the value of a run, ``dense`` that of the model it started from. ``brief`` is
+    the title for a terminal, if it is another; ``help`` one sentence. ``write`` formats a mean;
+    ``spreads``: whether the deviation is written too.
     """
 
     key: str
@@ -31,7 +29,7 @@ class Column:
     help: str
     write: Callable[[float], str]
     of: Number
-    dense: Number = lambda _: None
+    dense: Number
     spreads: bool = False
     brief: str = ""
 
@@ -41,7 +39,7 @@ class Column:
             return ""
         text = self.write(value.mean)
         if self.spreads and value.deviation and value.deviation > EQUAL * abs(value.mean):
-            text += f" {PLUS_MINUS} {self.write(value.deviation)}"
+            text += f" \u00b1 {self.write(value.deviation)}"
         return text
 
 
@@ -68,82 +66,44 @@ def elapsed(value: float) -> str:
     return f"{1000 * value:.0f} ms" if 0 < value < 0.95 else readable.duration(value)
 
 
-def nothing(_: Facts) -> float:
-    """Zero: the dense model was neither cut nor trained."""
+HELP = {
+    "params": "parameters of the result (a tied embedding counts once)",
+    "removed": "parameters that are gone: the file is smaller and the model faster",
+    "zeroed": "weights that are zero but still there: file and speed are unchanged",
+    "trained": "tokens trained on after (or while) pruning",
+    "flops": "operations of training, forward and backward, counted at the size of every step",
+    "prune_seconds": "spent on measuring, choosing and removing; saliency that rides on training "
+    "is part of training",
+    "prune_memory": "peak while pruning: of the process on a CPU, of the device on a GPU",
+    "seconds": "of the whole run: evaluation, training, export and its proof included",
+}
+
+
+def _fact(key: str, title: str, write: Callable[[float], str], brief: str, dense: Number) -> Column:
+    """A column of the fact ``key``."""
+    return Column(key, title, HELP[key], write, attrgetter(key), dense, brief=brief)
+
+
+def _zero(_: Facts) -> float:
+    """The dense model was neither cut nor trained."""
     return 0.0
 
 
+def _none(_: Facts) -> None:
+    """The dense model has no run of its own."""
+
+
 SIZE = (
-    Column(
-        "params",
-        "parameters",
-        "parameters of the result (a tied embedding counts once)",
-        amount,
-        lambda f: f.params,
-        lambda f: f.dense_params,
-        brief="params",
-    ),
-    Column(
-        "removed",
-        "removed",
-        "parameters that are gone: the file is smaller and the model faster",
-        amount,
-        lambda f: f.dense_params - f.params,
-        nothing,
-    ),
-    Column(
-        "zeroed",
-        "zeroed",
-        "weights that are zero but still there: file and speed are unchanged",
-        amount,
-        lambda f: f.zeroed,
-        nothing,
-    ),
+    _fact("params", "parameters", amount, "params", attrgetter("dense_params")),
+    _fact("removed", "removed", amount, "", _zero),
+    _fact("zeroed", "zeroed", amount, "", _zero),
 )
 SPENT = (
-    Column(
-        "trained",
-        "training tokens",
-        "tokens trained on after (or while) pruning",
-        amount,
-        lambda f: f.trained,
-        nothing,
-        brief="tokens",
-    ),
-    Column(
-        "flops",
-        "training FLOPs",
-        "operations of training, forward and backward, counted at the size of every step",
-        readable.power,
-        lambda f: f.flops,
-        nothing,
-        brief="FLOPs",
-    ),
-    Column(
-        "prune_seconds",
-        "pruning time",
-        "spent on measuring, choosing and removing; saliency that rides on training is part of "
-        "training",
-        elapsed,
-        lambda f: f.prune_seconds,
-        brief="prune",
-    ),
-    Column(
-        "prune_memory",
-        "pruning memory",
-        "peak while pruning: of the process on a CPU, of the device on a GPU",
-        readable.size,
-        lambda f: f.prune_memory,
-        brief="memory",
-    ),
-    Column(
-        "seconds",
-        "wall time",
-        "of the whole run: evaluation, training, export and its proof included",
-        elapsed,
-        lambda f: f.seconds,
-        brief="time",
-    ),
+    _fact("trained", "training tokens", amount, "tokens", _zero),
+    _fact("flops", "training FLOPs", readable.power, "FLOPs", _zero),
+    _fact("prune_seconds", "pruning time", elapsed, "prune", _none),
+    _fact("prune_memory", "pruning memory", readable.size, "memory", _none),
+    _fact("seconds", "wall time", elapsed, "time", _none),
 )
 
 
@@ -152,59 +112,43 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
     known = list(facts)
     domains = _names(f.after or f.before for f in known)
     tasks = _names(f.tasks_after or f.tasks_before for f in known)
-    quality = [
-        Column(
-            QUALITY,
-            "perplexity",
-            "of held-out text, per token: the geometric mean over the domains; lower is better",
-            perplexity,
-            lambda f: geometric_mean(f.after.values()) if f.after else None,
-            lambda f: geometric_mean(f.before.values()) if f.before else None,
-            spreads=True,
-        )
-    ]
-    quality += map(_of_domain, domains if len(domains) > 1 else ())
+    told = "of held-out text, per token: the geometric mean over the domains; lower is better"
+    quality = [_measured(QUALITY, "perplexity", told, lambda found: geometric_mean(found.values()))]
+    for name in domains if len(domains) > 1 else ():
+        told = f"perplexity of held-out text of the domain {name}"
+        quality.append(_measured(f"{QUALITY}/{name}", name, told, methodcaller("get", name)))
     if tasks:
-        mean = Column(
-            "accuracy",
-            "accuracy",
-            f"mean over the {len(tasks)} zero-shot tasks; higher is better",
-            share,
-            lambda f: _average(f.tasks_after, tasks),
-            lambda f: _average(f.tasks_before, tasks),
-            spreads=True,
-            brief="acc",
-        )
-        quality += [mean, *map(_of_task, tasks if len(tasks) > 1 else ())]
+        told = f"mean over the {len(tasks)} zero-shot tasks; higher is better"
+        mean = _measured("accuracy", "accuracy", told, lambda f: _average(f, tasks), tasks=True)
+        quality.append(replace(mean, brief="acc"))
+    for name in tasks if len(tasks) > 1 else ():
+        told, get = f"accuracy in the zero-shot task {name}", methodcaller("get", name)
+        one = _measured(f"accuracy/{name}", name, told, get, tasks=True)
+        quality.append(replace(one, spreads=False))
     return (*SIZE, *quality, *SPENT)
 
 
-def _of_domain(name: str) -> Column:
-    return Column(
-        f"{QUALITY}/{name}",
-        name,
-        f"perplexity of held-out text of the domain {name}",
-        perplexity,
-        lambda f: (f.after or {}).get(name),
-        lambda f: (f.before or {}).get(name),
-        spreads=True,
-    )
+def _measured(
+    key: str,
+    title: str,
+    help: str,
+    take: Callable[[Mapping[str, float]], float | None],
+    *,
+    tasks: bool = False,
+) -> Column:
+    """A column of what ``take`` returns of perplexities by domain, or of accuracies by task."""
+    before, after = ("tasks_before", "tasks_after") if tasks else ("before", "after")
+
+    def number(field: str) -> Number:
+        return lambda facts: take(found) if (found := getattr(facts, field)) else None
+
+    write = share if tasks else perplexity
+    return Column(key, title, help, write, number(after), number(before), spreads=True)
 
 
-def _of_task(name: str) -> Column:
-    return Column(
-        f"accuracy/{name}",
-        name,
-        f"accuracy in the zero-shot task {name}",
-        share,
-        lambda f: (f.tasks_after or {}).get(name),
-        lambda f: (f.tasks_before or {}).get(name),
-    )
-
-
-def _average(tasks: Mapping[str, float] | None, all_of: list[str]) -> float | None:
+def _average(tasks: Mapping[str, float], all_of: list[str]) -> float | None:
     """None where a task is missing: means over different tasks are not comparable."""
-    if not tasks or any(name not in tasks for name in all_of):
+    if any(name not in tasks for name in all_of):
         return None
     return statistics.fmean(tasks[name] for name in all_of)
 

@@ -1,7 +1,5 @@
 """The facts of one run by which runs are compared."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +14,7 @@ from effcompress.types import axis_kind, axis_layer
 
 _ABOVE = re.compile(r"""(?<![^\s'"(])(/[^\s/]+)*/(?=[^\s/]+)""")
 """Folders above the last part of an absolute path: a comparison is shared, local paths are not."""
-NOTHING, TRAINING, CALIBRATION = "nothing", "training", "calibration"
-"""Which text saliency and repairs are measured on."""
+CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class Facts:
     target: int | None = None
     zeroed: int = 0
     measures: str | None = None
+    """Which text saliency and repairs are measured on: nothing, training or calibration."""
     calibration: frozenset[Tokens] = frozenset()
     trained: int = 0
     shares: Mapping[str, float] | None = None
@@ -71,6 +69,11 @@ class Facts:
     environment: Mapping[str, str] | None = None
     method: Mapping[str, str] | None = None
     """Key of the recipe's `prune` section -> what it says."""
+
+    @property
+    def removed(self) -> int:
+        """Parameters that are gone."""
+        return self.dense_params - self.params
 
 
 @dataclass(frozen=True)
@@ -105,18 +108,16 @@ class Method:
         return [a.facts for a in self.attempts if a.done and a.facts is not None]
 
 
-def read(
-    folder: Path, *, seed: int, shown: str, reason: str = "", target: int | None = None
-) -> Attempt:
+def read(folder: Path, *, shown: str, seed: int | None = None, reason: str = "") -> Attempt:
     """Reads the run in ``folder``, which tables name ``shown``.
 
-    ``reason``: why its process failed, where that is known; else the record's own is taken.
+    ``reason``: why its process failed; ``seed``. Where one is not known, the record's own is taken.
     """
     try:
         record = gather(folder)
     except RunError as problem:
         why = reason or f"its record cannot be read: {problem.what}"
-        return Attempt(seed, shown, None, _one_line(why), target)
+        return Attempt(seed or 0, shown, None, _one_line(why))
     if not reason and record.status != "success":
         reason = (record.end and record.end.reason) or "it has not been run to its end"
     if not reason and record.after is None:
@@ -124,7 +125,9 @@ def read(
     facts = _facts(record, record.run) if record.run else None
     if facts is None and not reason:
         reason = "its record is empty"
-    return Attempt(seed, shown, facts, _one_line(reason), (facts and facts.target) or target)
+    if seed is None:
+        seed = facts.seed if facts else 0
+    return Attempt(seed, shown, facts, _one_line(reason), facts and facts.target)
 
 
 def _one_line(text: str) -> str:
@@ -191,9 +194,7 @@ def _tasks(evaluation: Evaluation | None) -> dict[str, float] | None:
 
 
 def _cost(record: Record) -> tuple[float | None, int | None]:
-    """Seconds and peak memory of pruning. None where a version did not record them with its cuts;
-    0 seconds where nothing was pruned.
-    """
+    """Seconds (0: nothing was pruned) and peak memory of pruning. None: not recorded."""
     if any(isinstance(event, Cut) and event.seconds is None for event in record.costs):
         return None, None
     if not record.costs:

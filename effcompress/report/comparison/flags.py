@@ -4,8 +4,6 @@ they stand.
 The usual value is that of most methods, one vote each; of equally many, the first given.
 """
 
-from __future__ import annotations
-
 import datetime
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -18,8 +16,7 @@ from effcompress.report.comparison.facts import CALIBRATION, Attempt, Facts, Met
 from effcompress.report.comparison.sizes import SAME_SIZE, Size, effective
 
 SAME_DENSE = 1e-3
-"""Relative difference of two perplexities of one dense model that rounding explains (threads and
-kernels sum in other orders)."""
+"""Relative difference of two perplexities of one dense model that rounding explains."""
 SLACK = 2.0
 """Seconds by which two runs may seem to overlap: a record has whole seconds."""
 SHOWN = 8
@@ -30,9 +27,7 @@ _OF_THE_TEXT = ("continuation",)
 
 @dataclass(frozen=True)
 class Flag:
-    """``kind`` is one word; ``words`` say of a method what differs, without its name. A method
-    with an ``unfair`` flag is shown, but not ranked.
-    """
+    """``words`` say what differs. A method with an ``unfair`` flag is shown, but not ranked."""
 
     kind: str
     words: str
@@ -192,9 +187,7 @@ CHECKS = (
 
 
 def flags(methods: Sequence[Method], sizes: Sequence[Size]) -> Found:
-    """Yields (label, flag): differences from the usual, then other sizes, then what a method's own
-    runs say.
-    """
+    """Yields (label, flag): what is unusual, then other sizes, then what a method's runs say."""
     yield from _differences(methods)
     yield from _other_size(methods, sizes)
     yield from _other_seeds(methods)
@@ -264,9 +257,7 @@ def _usual(of: Callable[[Facts], Value], peers: Sequence[tuple[str, Facts]]) -> 
 
 
 def _other_text(methods: Sequence[Method], flagged: Mapping[str, set[str]]) -> Found:
-    """Other text in the same amounts: what the hashes of all text show, once nothing else that
-    changes them differs.
-    """
+    """Other text in the same amounts, by the hashes of all text, if nothing else changes them."""
     changes = {"training", "mixture", "held-out", "protocol"}
     alike = [m for m in methods if not changes & flagged.get(m.label, set())]
 

@@ -1,10 +1,7 @@
 """The page of a comparison: one HTML file that needs nothing else."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from effcompress.record import readable
@@ -14,21 +11,6 @@ from effcompress.report.comparison.rows import Comparison, Row
 from effcompress.report.comparison.spread import LEVEL
 from effcompress.report.comparison.tables import comma_separated, grid, markdown, plain, written
 from effcompress.report.render import render, replace
-
-
-@dataclass(frozen=True)
-class Result:
-    """One row of the table. ``size`` is the heading above the first row of a size; ``cells`` are
-    (text, ``best`` or ``tied`` or nothing), without the method's name.
-    """
-
-    label: str
-    kind: str
-    size: str
-    notes: str
-    reason: str
-    cells: Sequence[tuple[str, str]]
-
 
 FILES = ("comparison.json", "comparison.csv", "comparison.md", "comparison.html")
 """The files that ``write`` makes."""
@@ -62,7 +44,7 @@ def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
         failures=[(row.label, row.reason) for row in comparison.rows if row.reason],
         conditions=comparison.conditions,
         header=[(title, helps.get(title, "")) for title in grid(comparison).header],
-        rows=[*_results(comparison)],
+        rows=[*_rows(comparison)],
         notes=comparison.notes,
         level=f"{100 * LEVEL:g} %",
         legend=[(c.title, c.help) for c in columns],
@@ -75,26 +57,20 @@ def _many(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _results(comparison: Comparison) -> Iterator[Result]:
+def _rows(comparison: Comparison) -> Iterator[tuple[Row, str, list[tuple[str, str]]]]:
+    """Each row, the heading above it, and its cells without the name: (text, its mark)."""
     quality = [c.key for c in written(comparison)].index(QUALITY)
     before: int | None = None
     for row, (_, *cells) in zip(comparison.rows, grid(comparison).rows, strict=True):
-        new = row.size is not None and row.size != before and len(comparison.sizes) > 1
+        heading = ""
+        if row.size is not None and row.size != before and len(comparison.sizes) > 1:
+            heading = comparison.sizes[row.size].words
         before = row.size
-        yield Result(
-            label=row.label,
-            kind="dense" if row.size is None else row.mark,
-            size=comparison.sizes[row.size].words if new and row.size is not None else "",
-            notes=" ".join(row.notes),
-            reason=cells[0] if row.reason else "",
-            cells=[(cell, row.mark if k == quality else "") for k, cell in enumerate(cells)],
-        )
+        yield row, heading, [(c, row.mark if k == quality else "") for k, c in enumerate(cells)]
 
 
 def _method(row: Row) -> tuple[Mapping[str, str], list[tuple[int, str, str, bool]]]:
-    """What the recipe says of a method, and (seed, folder, words, whether its report is beside the
-    page) of its runs.
-    """
+    """What the recipe says, and (seed, folder, words, whether a report is there) of the runs."""
     says = next((a.facts.method for a in row.attempts if a.facts and a.facts.method), {})
     runs = []
     for attempt in row.attempts:

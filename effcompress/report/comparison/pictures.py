@@ -1,12 +1,10 @@
 """The pictures of a comparison."""
 
-from __future__ import annotations
-
 import statistics
 
 from effcompress.record import readable
 from effcompress.report import charts
-from effcompress.report.charts import SHAPES, Bar, Chart, Line, Point, Scatter, Spot, draw, smooth
+from effcompress.report.charts import SHAPES, Bar, Chart, Line, Point, Spot, draw, smooth
 from effcompress.report.comparison import columns
 from effcompress.report.comparison.columns import QUALITY, Column
 from effcompress.report.comparison.rows import Comparison, Row
@@ -57,22 +55,12 @@ def _quality_over(comparison: Comparison, key: str, labels: str, *, zero: bool =
         return ""
     values = [s.y for s in spots]
     log = max(values) / min(values) > FAR
-    axis = charts.POWER if max(values) >= columns.HUGE else charts.PLAIN
-    return charts.scatter(
-        Scatter(
-            f"Perplexity over {over.title}",
-            "lower is better; bars: standard deviation over the seeds"
-            if any(s.error for s in spots)
-            else "lower is better",
-            spots,
-            over.title,
-            "perplexity (logarithmic)" if log else "perplexity",
-            labels,
-            axis,
-            log=log,
-            zero=zero,
-        )
-    )
+    bars = "; bars: standard deviation over the seeds" if any(s.error for s in spots) else ""
+    title, unit = f"Perplexity over {over.title}", f"lower is better{bars}"
+    x_axis = (over.title, labels)
+    y_title = "perplexity (logarithmic)" if log else "perplexity"
+    y_axis = (y_title, charts.POWER if max(values) >= columns.HUGE else charts.PLAIN)
+    return charts.scatter(spots, title, unit, x_axis, y_axis, log=log, zero=zero)
 
 
 def _loss(comparison: Comparison) -> str:
@@ -85,18 +73,9 @@ def _loss(comparison: Comparison) -> str:
             lines.append(Line(row.label, smooth(course), tone, thin=shape != SHAPES[0]))
     if not lines:
         return ""
-    more = f" of the best {LINES}" if len(lines) > LINES else ""
-    return draw(
-        Chart(
-            f"Training loss{more}",
-            "smoothed, mean of the seeds",
-            lines[:LINES],
-            "tokens trained on",
-            "nats per token",
-            charts.PLAIN,
-            readable.decimal,
-        )
-    )
+    title = "Training loss" + (f" of the best {LINES}" if len(lines) > LINES else "")
+    axis = ("nats per token", charts.PLAIN, readable.decimal)
+    return draw(Chart(title, lines[:LINES], *axis, unit="smoothed, mean of the seeds"))
 
 
 def _mean_course(row: Row) -> list[Point]:
@@ -114,13 +93,12 @@ def _mean_course(row: Row) -> list[Point]:
 
 def _bars(comparison: Comparison, key: str) -> str:
     column = _column(comparison, key)
-    rows = [row for row in comparison.rows if key in row.values]
-    if not any(row.values[key].mean for row in rows):
-        return ""
     bars = [
-        Bar(row.label, mean, column.write(mean), look(comparison, row)[0])
-        for row in rows
-        for mean in (row.values[key].mean,)
+        Bar(row.label, (mean := row.values[key].mean), column.write(mean), look(comparison, row)[0])
+        for row in comparison.rows
+        if key in row.values
     ]
+    if not any(bar.value for bar in bars):
+        return ""
     unit = "the sum of all events" if key == "prune_seconds" else "peak"
     return charts.bars(column.title[0].upper() + column.title[1:], unit, bars)

@@ -1,7 +1,5 @@
 """Methods with their runs -> one ``Comparison``, from which page, tables and files are made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -9,14 +7,7 @@ from string import ascii_lowercase
 
 from effcompress.report import words
 from effcompress.report.comparison.columns import QUALITY, Column, columns
-from effcompress.report.comparison.facts import (
-    CALIBRATION,
-    NOTHING,
-    TRAINING,
-    Attempt,
-    Facts,
-    Method,
-)
+from effcompress.report.comparison.facts import CALIBRATION, Attempt, Facts, Method
 from effcompress.report.comparison.flags import Flag, flags, heldout, mixture, protocol, short
 from effcompress.report.comparison.sizes import SAME_SIZE, Size, sizes
 from effcompress.report.comparison.spread import BEST, TIED, Spread, marks, spread
@@ -24,18 +15,22 @@ from effcompress.report.comparison.spread import BEST, TIED, Spread, marks, spre
 DENSE = "dense"
 Found = Mapping[str, Sequence[Flag]]
 """Label of a method -> its flags."""
+UNCALIBRATED = {
+    "training": "measured on the text of training",
+    "nothing": "none needed",
+    None: "not recorded",
+}
+"""What saliency is measured on, but for calibration -> in words."""
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Method):
     """One line of the table. ``size`` numbers the group of equal size (None: the dense model);
     ``notes`` are letters of footnotes; ``mark`` is ``best``, ``tied`` or nothing; ``reason`` says
     why there is no result.
     """
 
-    label: str
     size: int | None
-    attempts: tuple[Attempt, ...]
     values: Mapping[str, Spread]
     """Key of a column -> mean and spread over the seeds."""
     calibration: str = ""
@@ -43,11 +38,6 @@ class Row:
     unfair: bool = False
     mark: str = ""
     reason: str = ""
-
-    @property
-    def done(self) -> list[Facts]:
-        """Facts of the runs that ended well."""
-        return Method(self.label, self.attempts).done
 
 
 @dataclass(frozen=True)
@@ -73,14 +63,10 @@ def compare(name: str, methods: Sequence[Method]) -> Comparison:
     for label, flag in flags(methods, groups):
         found[label].append(flag)
     order = [m for size in groups for m in methods if m.label in size.labels]
+    texts = dict.fromkeys(flag.words for m in order for flag in found[m.label])
     # a to z, then aa, ab, ...
-    letters = dict(
-        zip(
-            dict.fromkeys(flag.words for m in order for flag in found[m.label]),
-            (*ascii_lowercase, *map("".join, product(ascii_lowercase, repeat=2))),
-            strict=False,
-        )
-    )
+    alphabet = (*ascii_lowercase, *map("".join, product(ascii_lowercase, repeat=2)))
+    letters = dict(zip(texts, alphabet, strict=False))
     rows: list[Row] = []
     claims: list[str] = []
     for number, size in enumerate(groups):
@@ -106,17 +92,13 @@ def compare(name: str, methods: Sequence[Method]) -> Comparison:
 
 
 def _row(
-    method: Method,
-    size: int,
-    shown: Sequence[Column],
-    found: Found,
-    letters: Mapping[str, str],
+    method: Method, size: int, shown: Sequence[Column], found: Found, letters: Mapping[str, str]
 ) -> Row:
     reasons = dict.fromkeys(a.reason for a in method.attempts if a.reason)
     return Row(
         method.label,
-        size,
         method.attempts,
+        size,
         _known((c.key, spread(c.of(f) for f in method.done)) for c in shown),
         _calibration(method.done),
         tuple(letters[flag.words] for flag in found[method.label]),
@@ -157,8 +139,8 @@ def _dense(methods: Sequence[Method], found: Found, shown: Sequence[Column]) -> 
         rows.append(
             Row(
                 label,
-                None,
                 tuple(by_seed.values()),
+                None,
                 _known((c.key, spread(c.dense(f) for f in facts)) for c in shown),
                 reason="" if facts else "no run got as far as measuring it",
             )
@@ -189,9 +171,7 @@ def _claim(here: Sequence[Row]) -> str:
 def conditions(
     methods: Sequence[Method], sizes: Sequence[Size], found: Found
 ) -> tuple[tuple[str, str], ...]:
-    """Returns (title, words): checkpoint, calibration, parameters, layers, recovery, evaluation,
-    seeds. ``found``: label -> flags.
-    """
+    """Returns (title, words) of what the methods have in common. ``found``: label -> flags."""
     parts = [size.words.removesuffix(" parameters") for size in sizes if size.params]
     parameters = "not known"
     if parts:
@@ -217,10 +197,7 @@ def _flagged(found: Found, *kinds: str) -> list[str]:
 
 
 def _common(
-    methods: Sequence[Method],
-    found: Found,
-    say: Callable[[Sequence[Facts]], str],
-    *kinds: str,
+    methods: Sequence[Method], found: Found, say: Callable[[Sequence[Facts]], str], *kinds: str
 ) -> str:
     """``say`` on the methods without a flag of these kinds, and the names of those with one."""
     other = _flagged(found, *kinds)
@@ -252,19 +229,12 @@ def _calibrated(methods: Sequence[Method], found: Found) -> str:
     taken = {f.seed: f for _, f in done if f.measures == CALIBRATION}
     if taken:
         amount = max(sum(t.number for t in f.calibration) for f in taken.values())
-        hashes = {
-            seed: "+".join(sorted(short(t.hash) for t in f.calibration))
-            for seed, f in taken.items()
-        }
+        each = {seed: sorted(short(t.hash) for t in f.calibration) for seed, f in taken.items()}
+        hashes = {seed: "+".join(some) for seed, some in each.items()}
         parts.append(f"{amount:,} tokens, hash {_by_seed(hashes)}")
-    said = {
-        TRAINING: "measured on the text of training: {}",
-        NOTHING: "none needed: {}",
-        None: "not recorded: {}",
-    }
-    for measures, text in said.items():
+    for measures, text in UNCALIBRATED.items():
         if labels := dict.fromkeys(n for n, f in done if f.measures == measures):
-            parts.append(text.format(", ".join(labels)))
+            parts.append(f"{text}: {', '.join(labels)}")
     return "; ".join(parts or ["not known: no run ended well"]) + _except(other)
 
 

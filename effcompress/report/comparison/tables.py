@@ -1,9 +1,8 @@
 """A comparison as files that machines and other pages read: JSON, CSV, Markdown."""
 
-from __future__ import annotations
-
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,9 +24,7 @@ class Grid:
 
 
 def written(comparison: Comparison) -> tuple[Column, ...]:
-    """Returns the columns of the tables: those with a value other than zero in some row,
-    and always size, tokens and perplexity.
-    """
+    """Returns size, tokens, perplexity, and the columns with a value other than zero."""
     return tuple(
         column
         for column in comparison.columns
@@ -37,20 +34,24 @@ def written(comparison: Comparison) -> tuple[Column, ...]:
 
 
 def grid(comparison: Comparison) -> Grid:
-    """Returns every row and every written column; a method without a result has its reason in the
-    second cell, and nothing else.
-    """
+    """Returns all written columns; without a result, the reason stands in the second cell."""
     columns = written(comparison)
     header = ("method", *(c.title for c in columns), "calibration tokens", "runs")
     rows = []
     for row in comparison.rows:
-        cells = [column.cell(row.values.get(column.key)) for column in columns]
-        runs = str(len(row.done)) if row.size is not None else ""
-        if row.reason:
-            why = row.reason if row.size is None else f"failed: {row.reason}"
-            cells, runs = [why, *("" for _ in cells[1:])], "0"
-        rows.append((name(row), *cells, row.calibration, runs))
+        runs = "0" if row.reason else str(len(row.done)) if row.size is not None else ""
+        why = row.reason if row.size is None else f"failed: {row.reason}"
+        rows.append((*_cells(row, columns, why), row.calibration, runs))
     return Grid(header, tuple(rows))
+
+
+def _cells(row: Row, columns: Sequence[Column], why: str) -> tuple[str, ...]:
+    """``taylor [a, b] (tied)`` and a cell for each column; without a result ``why`` alone."""
+    letters = f" [{', '.join(row.notes)}]" if row.notes else ""
+    name = f"{row.label}{letters}" + (f" ({row.mark})" if row.mark else "")
+    if row.reason:
+        return (name, why, *("" for _ in columns[1:]))
+    return (name, *(column.cell(row.values.get(column.key)) for column in columns))
 
 
 ORDER = ("params", QUALITY, "prune_seconds", "prune_memory", "seconds", "accuracy")
@@ -58,25 +59,12 @@ ORDER = ("params", QUALITY, "prune_seconds", "prune_memory", "seconds", "accurac
 
 
 def brief(comparison: Comparison) -> Grid:
-    """Returns the table for a terminal: short titles, the most important columns first, without
-    the reasons (``Row.reason``).
-    """
+    """Returns the table for a terminal: short titles, the most important columns, no reasons."""
     found = written(comparison)
     first = [c for key in ORDER for c in found if c.key == key]
     columns = (*first, *(c for c in found if c.key not in ORDER))
-    rows = []
-    for row in comparison.rows:
-        cells = [c.cell(row.values.get(c.key)) for c in columns]
-        if row.reason:
-            cells = ["" if row.size is None else "failed", *("" for _ in cells[1:])]
-        rows.append((name(row), *cells))
+    rows = (_cells(r, columns, "" if r.size is None else "failed") for r in comparison.rows)
     return Grid(("method", *(c.brief or c.title for c in columns)), tuple(rows))
-
-
-def name(row: Row) -> str:
-    """Returns label, letters of footnotes and mark: ``taylor [a, b] (tied)``."""
-    letters = f" [{', '.join(row.notes)}]" if row.notes else ""
-    return f"{row.label}{letters}" + (f" ({row.mark})" if row.mark else "")
 
 
 def markdown(comparison: Comparison) -> str:
@@ -119,27 +107,21 @@ def plain(comparison: Comparison) -> dict[str, Any]:
         "notes": dict(comparison.notes),
         "columns": {c.key: {"title": c.title, "help": c.help} for c in comparison.columns},
         "sizes": [asdict(size) for size in comparison.sizes],
-        "rows": [_plain_row(row) for row in comparison.rows],
-    }
-
-
-def _plain_row(row: Row) -> dict[str, Any]:
-    return {
-        "method": row.label,
-        "size": row.size,
-        "mark": row.mark,
-        "notes": [*row.notes],
-        "reason": row.reason,
-        "calibration": row.calibration,
-        "values": {key: asdict(value) for key, value in row.values.items()},
-        "runs": [
+        "rows": [
             {
-                "seed": attempt.seed,
-                "folder": attempt.folder,
-                "reason": attempt.reason,
-                "facts": attempt.facts and _plain_facts(attempt.facts),
+                "method": row.label,
+                **{key: getattr(row, key) for key in ("size", "mark", "notes", "reason")},
+                "calibration": row.calibration,
+                "values": {key: asdict(value) for key, value in row.values.items()},
+                "runs": [
+                    {
+                        **{key: getattr(run, key) for key in ("seed", "folder", "reason")},
+                        "facts": run.facts and _plain_facts(run.facts),
+                    }
+                    for run in row.attempts
+                ],
             }
-            for attempt in row.attempts
+            for row in comparison.rows
         ],
     }
 
