@@ -60,7 +60,7 @@ def cut_somehow(model_type: str, rng: random.Random) -> PrunedModel:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-@examples(15)
+@examples(6)
 @given(seed=st.integers(0, 10**6))
 def test_every_form_loads_and_computes_the_same(model_type: str, seed: int) -> None:
     rng = random.Random(seed)
