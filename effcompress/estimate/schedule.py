@@ -110,11 +110,15 @@ def measures(recipe: Recipe) -> str:
 
 
 def play(
-    recipe: Recipe, sized: SizedModel, prefer: Callable[[Budget, int], float] = Budget.removed_after
+    recipe: Recipe, sized: SizedModel, prefer: Callable[[Budget, int], float] | None = None
 ) -> Timeline:
-    """Follows the schedule from the first step to the last, as ``runner/prune.py`` does."""
+    """Follows the schedule from the first step to the last, as ``runner/prune.py`` does. Kinds
+    shrink in proportion, by fractions before or after a removal as the selector compares them.
+    """
     prune, per_step, total = recipe.prune, tokens_per_step(recipe), total_tokens(recipe)
     assert prune is not None and sized.target is not None
+    rounds_down = prune.selector is not None and "removed_after_K" in prune.selector.needs
+    prefer = prefer or (Budget.removed_after if rounds_down else Budget.removed)
     budget = budget_of(sized)
     due_at = _asking(recipe, sized, budget)
     _, end = pruning_stage(recipe)

@@ -184,11 +184,11 @@ class Budget:
 def simulate(
     budget: Budget,
     groups: int | None = None,
-    prefer: Callable[[Budget, int], float] = Budget.removed_after,
+    prefer: Callable[[Budget, int], float] = Budget.removed,
     params: int | None = None,
 ) -> dict[str, int]:
     """Cuts a budget down without saliency: always the candidate that ``prefer`` ranks lowest, by
-    default the one whose kind then has the smallest removed fraction.
+    default the one with the smallest removed fraction.
 
     ``groups`` limits how many mini-groups go, ``params`` is a size to stop at before the target.
     Returns kind -> mini-groups removed.

@@ -33,7 +33,14 @@ def least_salient(
 @selector("proportional", paper="baseline")
 def proportional(removed_after_K: Tensor) -> Tensor:
     """Every kind loses the same fraction of its units, rounded down to whole units; saliency only
-    ranks within a kind. Fractions after the removal are compared: by those before it, a kind of
-    few units would lose the first of them at once, and run ahead of the finer kinds.
+    ranks within a kind. Fractions after the removal are compared, so no kind runs ahead.
     """
     return removed_after_K
+
+
+@selector("in_turns", paper="baseline")
+def in_turns(removed_K: Tensor) -> Tensor:
+    """The kind that has lost the smallest fraction so far is next: every kind is cut from the
+    beginning, and one of few units runs ahead of the finer ones.
+    """
+    return removed_K

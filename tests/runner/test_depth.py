@@ -23,7 +23,7 @@ CHANGES = (
     f"prune.space={SPACE}",
     "prune.target={keep: 60%}",
     "model.shape.num_hidden_layers=5",
-    "prune.selector=proportional",
+    "prune.selector=in_turns",
     "prune.schedule={name: continuous, every: 1, start: 256, groups: 4}",
     "export.form=exact",
 )

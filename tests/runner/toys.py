@@ -41,7 +41,7 @@ DEFAULTS = {
     "tied": "true",
     "scope": "lockstep",
     "criterion": "taylor",
-    "selector": "proportional",
+    "selector": "in_turns",
     "schedule": "{name: continuous, every: 1, start: 256, groups: 1}",
     "measure": "{source: training, decay: 0.9}",
     "tokens": 2560,

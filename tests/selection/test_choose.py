@@ -63,7 +63,7 @@ def test_dead_units_are_never_chosen_again() -> None:
     sets, scores = setup()
     for i in range(3):
         scores[f"ffn.{i}"][:10] = torch.inf
-    turns = Bound(REGISTRY.get("selector", "proportional"))
+    turns = Bound(REGISTRY.get("selector", "in_turns"))
     found = choose(sets, AXES, scores, Due(groups=20), 1000, turns)
     assert "ffn.0" in found.plan
     assert all(units[0] >= 10 for name, units in found.plan.items() if name.startswith("ffn"))
