@@ -2,9 +2,20 @@
 
 from effcompress.checkpoint.export import export
 from effcompress.checkpoint.proof import Proof, prove
-from effcompress.checkpoint.save import Saved, Writing, begin, newest, publish, save, size, steps
+from effcompress.checkpoint.save import (
+    MISFITS,
+    Saved,
+    Writing,
+    begin,
+    newest,
+    publish,
+    save,
+    size,
+    steps,
+)
 
 __all__ = [
+    "MISFITS",
     "Proof",
     "Saved",
     "Writing",

@@ -124,8 +124,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/checkpoint/save.py",
-        "for path in reversed(steps(folder) if folder.is_dir() else []):",
-        "for path in steps(folder) if folder.is_dir() else []:",
+        "for path in reversed(found):",
+        "for path in found:",
         ("tests/checkpoint/test_save.py::test_round_trip_keeps_the_newest",),
         "a run resumes from its oldest checkpoint",
     ),
@@ -135,6 +135,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "pass",
         ("tests/checkpoint/test_save.py::test_a_damaged_newest_falls_back_and_says_so[flip]",),
         "a damaged checkpoint is taken",
+    ),
+    Mutant(
+        "effcompress/checkpoint/save.py",
+        "if _hash_of(values) != said:",
+        "if False:",
+        ("tests/checkpoint/test_save.py::test_values_that_were_changed_are_no_checkpoint",),
+        "the values of a checkpoint are not compared with their hash",
+    ),
+    Mutant(
+        "effcompress/runner/recovery.py",
+        "require_same(state.provenance, source_model(recipe, source))",
+        "pass",
+        (("tests/runner/test_checkpoints.py::test_a_teacher_that_changed_meanwhile_is_refused"),),
+        "a teacher may be another model than the run began with",
     ),
     Mutant(
         "effcompress/checkpoint/save.py",
