@@ -1,6 +1,7 @@
 """Writes and reads checkpoints, exports the model and proves the export."""
 
 from effcompress.checkpoint.export import export
+from effcompress.checkpoint.prove import manners  # isort: split
 from effcompress.checkpoint.proof import Proof, prove
 from effcompress.checkpoint.save import (
     MISFITS,
@@ -21,6 +22,7 @@ __all__ = [
     "Writing",
     "begin",
     "export",
+    "manners",
     "newest",
     "prove",
     "publish",

@@ -57,7 +57,8 @@ def export(
         view.note("proving it in a fresh process")
         draw, vocab = torch.Generator().manual_seed(0), pruned.axes.widths["vocab"]
         probe_BT = torch.randint(0, vocab, (2, PROOF_TOKENS), generator=draw)
-        return _told(made, size, target, prove(made, pruned, probe_BT, target))
+        proven = prove(made, pruned, model.tokenizer, probe_BT, target)
+        return _told(made, size, target, proven)
 
 
 def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:

@@ -4,7 +4,9 @@ compares, so that it does not continue with something else.
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
+from effcompress.checkpoint import manners
 from effcompress.data import Corpus
 from effcompress.errors import RunError
 from effcompress.model.integrity import sha256_of
@@ -37,17 +39,9 @@ def texts(corpus: Corpus) -> dict[str, str]:
 
 def described(model: LoadedModel) -> dict[str, str]:
     """Returns what the source model is, without its weights."""
-    generation = getattr(model.module, "generation_config", None)
+    module: Any = model.module
     backend = getattr(model.tokenizer, "backend", None)
-    parts = {
-        "config.json": model.config,
-        "generation_config.json": {} if generation is None else generation.to_dict(),
-        "tokenizer": {
-            "vocabulary": model.tokenizer.fingerprint,
-            "special tokens": getattr(backend, "special_tokens_map", None),
-            "chat template": getattr(backend, "chat_template", None),
-        },
-    }
+    parts = {"configuration": model.config, **manners(module.generation_config, backend)}
     return {
         f"model: {part}: {key}": json.dumps(value, sort_keys=True, default=str)
         for part, values in parts.items()
