@@ -2,6 +2,7 @@
 
 from effcompress.checkpoint.export import export
 from effcompress.checkpoint.prove import manners  # isort: split
+
 from effcompress.checkpoint.proof import Proof, prove
 from effcompress.checkpoint.save import (
     MISFITS,

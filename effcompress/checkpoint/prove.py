@@ -80,7 +80,9 @@ def manners(generation: Any, tokenizer: Any | None) -> dict[str, Any]:
     config and, of a tokenizer of transformers, chat templates, special tokens and vocabulary.
     """
     plain = generation.to_dict() if generation is not None else {}
-    kept = {k: v for k, v in plain.items() if k not in ("transformers_version", "_from_model_config")}
+    kept = {
+        k: v for k, v in plain.items() if k not in ("transformers_version", "_from_model_config")
+    }
     found: dict[str, Any] = {"generation config": kept}
     if tokenizer is not None:
         template = tokenizer.chat_template

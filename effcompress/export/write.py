@@ -49,9 +49,7 @@ def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:
         return checkpoint.export(skeleton, made.params, tokenizer.save, folder, made.files)
 
 
-def prove(
-    made: Form, pruned: PrunedModel, tokenizer: Any, ids_BT: Tensor, folder: Path
-) -> Proof:
+def prove(made: Form, pruned: PrunedModel, tokenizer: Any, ids_BT: Tensor, folder: Path) -> Proof:
     """Compares the folder in a fresh process; only `exact` may run the folder's own class."""
     module: Any = pruned.module
     backend = getattr(tokenizer, "backend", None)  # that of bytes is made when it is written

@@ -209,7 +209,10 @@ def _other_plugin(folder: Path) -> None:
     ("change", "says"),
     [
         (_other_weights, "model: weights: this changed"),
-        (_edited("config.json", rms_norm_eps=1e-3), r"model: configuration: rms_norm_eps: .* 0.001"),
+        (
+            _edited("config.json", rms_norm_eps=1e-3),
+            "configuration: rms_norm_eps: .* 0.001",
+        ),
         (
             _edited("generation_config.json", repetition_penalty=1.25),
             r"generation config: repetition_penalty: .* was 1.5, is 1.25",
