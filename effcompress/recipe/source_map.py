@@ -24,11 +24,14 @@ def dotted(key: Key) -> str:
 
 @dataclass(frozen=True)
 class Mark:
-    """The line a value was written on; without a file, ``given`` is the text after ``--set``."""
+    """The line a value was written on; without a file, ``given`` is the text after ``--set``.
+    ``written``: a plain value as it stands there.
+    """
 
     file: Path | None
     line: int = 1
     given: str = ""
+    written: str | None = None
 
     @property
     def where(self) -> str:
