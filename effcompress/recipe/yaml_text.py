@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from effcompress.errors import RecipeError, did_you_mean
-from effcompress.recipe.source_map import Document, Key, Mark, dotted
+from effcompress.errors import RecipeError, did_you_mean, short
+from effcompress.recipe.source_map import Document, Key, Mark, beside, dotted
 
 BYTES, VALUES, LEVELS, DIGITS = 2**18, 10_000, 64, 40
 """The largest recipe file; the most values in it, the deepest nesting and the longest number."""
@@ -120,7 +120,7 @@ class _Loader(yaml.SafeLoader):
             raise self._error(node, kinds, _NO_TAG)
         if node.tag in (_INTS, _FLOATS) and len(text) > DIGITS:
             raise self._error(node, f"{name} is the number {short(text)}", "Write fewer digits.")
-        if node.tag == _TAG + "str" and ("\0" in text or not text.isascii() and _lone(text)):
+        if node.tag == _TAG + "str" and ("\0" in text or (not text.isascii() and _lone(text))):
             what = f"{name} holds a character that no file name and no text may hold: {short(text)}"
             raise self._error(node, what, "Take out NUL and halves of surrogate pairs.")
         return self.construct_object(node, deep=True)
@@ -158,11 +158,12 @@ class _Loader(yaml.SafeLoader):
 
     def _name(self, node: yaml.Node, at: Key) -> str:
         plain = isinstance(node, yaml.ScalarNode)
-        key = self._scalar(node, at) if plain and node.tag != _OCTAL else None
+        read = plain and node.tag != _OCTAL
+        key = self._scalar(node, at) if read else None
         if isinstance(key, str):
             return key
+        what = f"a key of {dotted(at)} is {kind(key) if read else 'not text'}"
         written = short(node.value) if plain else "..."
-        what = f"a key of {dotted(at)} is {written if plain else 'not text'}"
         raise self._error(node, what, f"Keys are text; write it in quotes: '{written}':")
 
 
@@ -238,12 +239,6 @@ def kind(value: Any) -> str:
     return f"the text '{short(value)}'" if isinstance(value, str) else f"the number {value}"
 
 
-def short(text: str, length: int = 80) -> str:
-    """Shortens a text to one line of at most ``length`` characters, for error messages."""
-    line = text if text.isprintable() else repr(text)[1:-1]
-    return line if len(line) <= length else f"{line[: length - 3]}..."
-
-
 def _in_words(error: Exception, text: str) -> tuple[str, int, str | None]:
     """What is wrong, on which line (from 0 on), and what to do."""
     if not isinstance(error, yaml.MarkedYAMLError):
@@ -263,16 +258,15 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(BYTES + 1)
     except FileNotFoundError as error:
-        folder = path.parent
-        files = [*folder.iterdir()] if folder.is_dir() else []
-        near = [p.name for p in files if p.suffix in {".yaml", ".yml"}]
-        fix = did_you_mean(path.name, near) if near else f"No recipe lies in '{folder}'."
+        near = [name for name in beside(path) if name.endswith((".yaml", ".yml"))]
+        fix = did_you_mean(path.name, near) if near else f"No recipe lies in '{path.parent}'."
         raise RecipeError("no such recipe file", where=str(path), fix=fix) from error
     except IsADirectoryError as error:
         fix = "Name a .yaml file in it."
         raise RecipeError("a folder, not a recipe", where=str(path), fix=fix) from error
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise RecipeError(f"cannot be read: {said}", where=str(path)) from error
     if len(raw) > BYTES:
         what = f"the file is larger than {BYTES // 1024} KiB: no recipe"
         raise RecipeError(what, where=str(path), fix="Name a recipe file (.yaml).")

@@ -938,8 +938,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/recipe/load.py",
-        "base = merge(base, _included(read_file(file)[1], file, (*chain, file)))",
-        "base = merge(_included(read_file(file)[1], file, (*chain, file)), base)",
+        "base = merge(base, _included(read_file(file)[1], file, (*chain, file), files))",
+        "base = merge(_included(read_file(file)[1], file, (*chain, file), files), base)",
         (
             (
                 "tests/recipe/test_load.py::test_later_includes_win_and_another_plugin_replaces"
