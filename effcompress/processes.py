@@ -2,8 +2,6 @@
 how to end it. The only module that imports psutil.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

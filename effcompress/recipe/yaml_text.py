@@ -8,8 +8,6 @@ YAML 1.1 and 1.2 read as different numbers, are refused.
 Files are bounded before they are read, and values (aliases and merges written out) while they are.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

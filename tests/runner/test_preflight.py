@@ -11,7 +11,7 @@ import pytest
 
 from effcompress import load_recipe
 from effcompress.cli import main
-from effcompress.distributed import joined
+from effcompress.distributed.world import joined
 from effcompress.errors import RecipeError, SourceError
 from effcompress.runner.preflight import preflight
 from tests.clock import computed_by_children
