@@ -158,11 +158,8 @@ def _wrong_type(it: Violation) -> Words:
         return what, f"Write [{scalar(value)}]."
     if kinds == ["string"] and flat:
         return what, f"Put it in quotes: '{short(it.written or str(value))}'."
-    return what, f"Did you mean {value.lstrip('0')}?" if _padded(value) else it.help
-
-
-def _padded(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"0+[1-9][0-9]{0,17}", value) is not None
+    padded = isinstance(value, str) and re.fullmatch(r"0+([1-9][0-9]{,17})", value)
+    return what, f"Did you mean {padded[1]}?" if padded else it.help
 
 
 def _with_quantities(rule: str) -> Callable[..., Iterator[ValidationError]]:

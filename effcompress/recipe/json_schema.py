@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from effcompress.injectable import INPUTS
 from effcompress.recipe.quantities import QUANTITIES
@@ -162,7 +162,7 @@ def _inner_schema(inner: Any, tag: str, metadata: Mapping[str, Any], definitions
     if inner not in _SCALARS:
         # Of a model's configuration, say: whatever else it is, a number is bounded.
         return {"minimum": -LARGEST, "maximum": LARGEST} if inner is Any else {}
-    schema = _TAGS.get(tag, _SCALARS[inner])
+    schema = _TAGS[tag] if tag in _TAGS else _SCALARS[cast(type, inner)]
     written = QUANTITIES[tag]._asdict() if tag in QUANTITIES else {}
     own = _renamed(written, _TEXT) | _renamed(metadata, _BOUNDS)
     for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):

@@ -155,13 +155,14 @@ class _Loader(yaml.SafeLoader):
         raise self._error(node, f"'<<' takes a mapping, this is {kind(values)}", _MERGES)
 
     def _name(self, node: yaml.Node, at: Key) -> str:
-        plain = isinstance(node, yaml.ScalarNode)
-        read = plain and node.tag != _OCTAL
-        key = self._scalar(node, at) if read else None
-        if isinstance(key, str):
-            return key
-        what = f"a key of {dotted(at)} is {kind(key) if read else 'not text'}"
-        written = short(node.value) if plain else "..."
+        has, written = "not text", "..."
+        if isinstance(node, yaml.ScalarNode):
+            written = short(node.value)
+            key = None if node.tag == _OCTAL else self._scalar(node, at)
+            if isinstance(key, str):
+                return key
+            has = has if node.tag == _OCTAL else kind(key)
+        what = f"a key of {dotted(at)} is {has}"
         raise self._error(node, what, f"Keys are text; write it in quotes: '{written}':")
 
 

@@ -1741,8 +1741,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/step.py",
-        "train.learning_rate(spec.learning_rate, state.tokens, state.total_tokens)",
-        "train.learning_rate(spec.learning_rate, state.tokens - tokens, state.total_tokens)",
+        "spec.learning_rate, state.tokens, state.total_tokens, tokens)",
+        "spec.learning_rate, state.tokens - tokens, state.total_tokens, tokens)",
         ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "the learning rate is one step late",
     ),

@@ -95,6 +95,9 @@ def test_a_half_set_launcher_is_refused(
     [
         ("model.shape.num_attention_heads=0", "num_attention_heads is 0"),
         ("model.shape.hidden_size=abc", "hidden_size is 'abc'"),
+        ("model.shape.hidden_size=1000000000", "hidden_size is 1000000000, and no model"),
+        ("model.shape.num_hidden_layers=100000", "no model has more than 256"),
+        ("model.shape.vocab_size=1000000000", "vocab_size is 1000000000, and no model"),
         ("model.shape.num_key_value_heads=3", "cannot share 3 KV heads"),
         ("model.shape={model_type: llama, hidden_size: 32}", "is missing"),
         ("model.shape.model_type=llamma", "'llamma' is not declared"),
