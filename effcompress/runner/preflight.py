@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 
+from effcompress import data
 from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.check import CheckResult, check
 from effcompress.model import source
@@ -21,10 +22,11 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
     """Checks that this machine can run the recipe and that its target can be reached.
 
     Raises RecipeError for a missing tracker, harness or compiler, for a batch that cannot be
-    divided among the processes and for an unreachable target; SourceError for a model, text or
-    task data that is not on this machine when ``offline``.
+    divided among the processes and for an unreachable target; SourceError for text that cannot be
+    read or is too short, and for a model, text or task data that is not on this machine when
+    ``offline``.
     """
-    machine = list(_machine(loaded))
+    machine = [*_machine(loaded), *data.preview(loaded.recipe.data)]
     result = check(loaded)
     if offline:
         require_here(loaded)
