@@ -308,8 +308,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/data/tokens.py",
-        "return number < fraction * 2**64",
-        "return number >= fraction * 2**64",
+        "if number < holdout * 2**64",
+        "if number >= holdout * 2**64",
         (
             (
                 "tests/data/test_stream.py::test_an_epoch_reads_every_window_once_each_time_in_"
