@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 
+from effcompress import data
 from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.check import CheckResult, check
 from effcompress.model import source
@@ -26,9 +27,10 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
 
     Raises RecipeError for a missing package, compiler or GPU, for a launcher's variables as
     ``launched``, for a batch that cannot be divided among the processes and for an unreachable
-    target; SourceError for a model, text or task data that is not on this machine when ``offline``.
+    target; SourceError for text that cannot be read or is too short, and for a model, text or task
+    data that is not on this machine when ``offline``.
     """
-    machine = list(_machine(loaded))
+    machine = [*_machine(loaded), *data.preview(loaded.recipe.data)]
     result = check(loaded)
     if offline:
         require_here(loaded)

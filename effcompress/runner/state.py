@@ -130,6 +130,8 @@ class RunState:
         """Set -> units when that stage began; empty where no stages are counted: all there were."""
         self.selector_state: Any = None
         """What the selector's `observe` returned last; plain JSON values."""
+        self.alike: set[str] = set()
+        """Kinds whose mini-groups saliency did not tell apart; the record says so once."""
         self.lora: Lora | None = None
         """Attached in recovery; training then changes its updates alone."""
         self.objective: Objective = next_token

@@ -322,8 +322,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/data/tokens.py",
-        "return number < fraction * 2**64",
-        "return number >= fraction * 2**64",
+        "if number < holdout * 2**64",
+        "if number >= holdout * 2**64",
         (
             (
                 "tests/data/test_stream.py::test_an_epoch_reads_every_window_once_each_time_in_"
@@ -611,8 +611,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/evaluation/perplexity.py",
-        "loss = total / max(1, tokens)",
-        "loss = total / max(1, ids_NT.numel())",
+        "loss = total / tokens",
+        "loss = total / ids_NT.numel()",
         ("tests/evaluation/test_perplexity.py::test_agrees_with_the_reference[5-1]",),
         "the loss is divided by all tokens, not by the predicted ones",
     ),
@@ -2246,8 +2246,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/train/step.py",
-        "count = max(1, int(used_B.sum()))",
-        "count = len(used_B)",
+        "if not (count := int(used_B.sum())):",
+        "if not (count := len(used_B)):",
         (("tests/data/test_prompts.py::test_rows_of_prompts_alone_do_not_thin_out_the_gradient"),),
         "rows of prompts alone thin out the gradient",
     ),
