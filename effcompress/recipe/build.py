@@ -115,7 +115,7 @@ class Builder:
         for index, written in enumerate(listed):
             at = (*key, index)
             path = self._absolute(written, at)
-            if path.exists() or not glob.has_magic(written):
+            if there(path, folder=False) or not glob.has_magic(written):
                 found = [self._path(written, at, folder=False)]
             else:
                 found = [Path(f) for f in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
@@ -138,7 +138,7 @@ class Builder:
         looked = os.path.normpath(mark.folder / Path(written).parent)
         start = "current folder" if mark.file is None else "folder of the recipe file"
         what = f"{dotted(key)}: no {noun} '{written}' (looked in '{looked}')"
-        if path.is_dir():
+        if not folder and there(path, folder=True):
             hint = f"This is a folder; its files: '{Path(written) / '*'}'."
         raise self._error(key, what, hint or f"Relative paths start at the {start}.")
 

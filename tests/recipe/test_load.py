@@ -187,13 +187,6 @@ def test_patterns_of_files_and_the_home_folder(tmp_path, monkeypatch):
     assert "'text/*'" in str(error.value)
 
 
-def _raise_as_text(folder: Path, text: str) -> None:
-    try:
-        loaded(folder, text)
-    except RecipeError as error:
-        raise RecipeError(str(error)) from error
-
-
 def test_weights_only_criteria_may_cut_at_once_without_calibration(tmp_path):
     text = RECIPE.replace("{name: continuous, every: 4}", "once")
     with pytest.raises(RecipeError, match="measured nothing yet"):
