@@ -389,7 +389,7 @@ class AxisMap:
 
 class TextTokenizer(Protocol):
     """The tokenizer interface of data and evaluation. ``encode`` adds no special tokens: the BOS
-    and EOS policy is in ``data/pack.py``.
+    and EOS policy is in ``data/stream.py``.
     """
 
     bos_id: int | None

@@ -269,11 +269,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/data/corpus.py",
         (
             "domain.store.ensure(CHOICE * needed * size, 0, self._talk)\n"
-            '        tokens = domain.store.tokens("train")'
+            '        tokens = domain.store.folder.tokens("train")'
         ),
         (
             "domain.store.ensure(CHOICE * needed * size, 0, self._talk)\n"
-            '        tokens = domain.store.tokens("heldout")'
+            '        tokens = domain.store.folder.tokens("heldout")'
         ),
         ("tests/data/test_stream.py::test_calibration_without_training",),
         "calibration reads held-out text",
@@ -307,7 +307,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "calibration ignores the seed of the run",
     ),
     Mutant(
-        "effcompress/data/documents.py",
+        "effcompress/data/tokens.py",
         "return number < fraction * 2**64",
         "return number >= fraction * 2**64",
         (
@@ -319,21 +319,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "training and held-out text are exchanged",
     ),
     Mutant(
-        "effcompress/data/pack.py",
+        "effcompress/data/stream.py",
         "return length - (bos is not None)",
         "return length",
         ("tests/data/test_stream.py::test_windows_tile_the_text[1]",),
         "windows with a BOS are one token too long",
     ),
     Mutant(
-        "effcompress/data/pack.py",
+        "effcompress/data/stream.py",
         "text = self.tokens[number * size : (number + 1) * size]",
         "text = self.tokens[number * self.length : number * self.length + size]",
         ("tests/data/test_stream.py::test_windows_tile_the_text[1]",),
         "with a BOS, windows leave out a token each",
     ),
     Mutant(
-        "effcompress/data/pack.py",
+        "effcompress/data/stream.py",
         "np.where(ids < 0, ~ids, ids), ids >= 0",
         "np.where(ids < 0, ~ids, ids), ids >= -1",
         ("tests/data/test_prompts.py::test_every_token_can_be_marked",),
@@ -825,21 +825,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "only widths that are alike are written down per layer",
     ),
     Mutant(
-        "effcompress/model/gguf/tensors.py",
+        "effcompress/model/gguf/write.py",
         "halves = entry.values().unflatten(0, (heads, 2, -1))",
         "halves = entry.values().unflatten(0, (heads, -1, 2))",
         ("tests/model/test_gguf.py::test_uniform[tied]",),
         "rope's halves are taken for pairs",
     ),
     Mutant(
-        "effcompress/model/gguf/tensors.py",
-        '("k", kv, w.kv_heads)',
-        '("k", kv, w.heads)',
+        "effcompress/model/gguf/write.py",
+        '("self_attn.k_proj", (kv, hidden), w.kv_heads)',
+        '("self_attn.k_proj", (kv, hidden), w.heads)',
         ("tests/model/test_gguf.py::test_uniform[tied]",),
         "keys are turned in as many heads as queries",
     ),
     Mutant(
-        "effcompress/model/gguf/tensors.py",
+        "effcompress/model/gguf/write.py",
         "found.append(1 / ((1 - smooth) / factor + smooth))",
         "found.append((1 - smooth) / factor + smooth)",
         ("tests/model/test_gguf.py::test_uniform",),

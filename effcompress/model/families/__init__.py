@@ -8,35 +8,10 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 from __future__ import annotations
 
 from effcompress.errors import SourceError
-from effcompress.model.families.experts import MIXTRAL, QWEN3_MOE
-from effcompress.model.families.layernorm import GPT2, NEOX, OPT
-from effcompress.model.families.llama import (
-    GEMMA2,
-    GEMMA3,
-    LLAMA,
-    OLMO2,
-    PHI3,
-    QWEN2,
-    QWEN3,
-    SMOLLM3,
-)
+from effcompress.model.families import experts, layernorm, llama
 from effcompress.types import Config, Family
 
-FAMILIES = (
-    LLAMA,
-    QWEN2,
-    QWEN3,
-    SMOLLM3,
-    GEMMA2,
-    GEMMA3,
-    PHI3,
-    OLMO2,
-    MIXTRAL,
-    QWEN3_MOE,
-    NEOX,
-    OPT,
-    GPT2,
-)
+FAMILIES = (*llama.FAMILIES, *experts.FAMILIES, *layernorm.FAMILIES)
 
 
 def family_of(config: Config) -> Family:
