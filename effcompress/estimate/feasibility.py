@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from effcompress import groups
-from effcompress.errors import RecipeError
+from effcompress.errors import RecipeError, SourceError
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
-from effcompress.model.source import config_of
+from effcompress.model.source import config_of, kind_of
 from effcompress.network.axis_map import family_for, resolve_model
 from effcompress.network.shapes import bounded, target_of
 from effcompress.recipe import LoadedRecipe
@@ -38,7 +38,10 @@ class SizedModel:
 
 def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     """Returns parameters now and wanted; None while the model's configuration is not known."""
-    config = config_of(loaded.recipe.model)
+    try:
+        config = config_of(loaded.recipe.model)
+    except SourceError as error:
+        raise _located(loaded, error) from error
     if config is None:
         return None
     prune = loaded.recipe.prune
@@ -49,6 +52,15 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     axes = found.axes
     sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []
     return SizedModel(found.config, axes, sets, axes.count(), target_of(prune, axes, sets))
+
+
+def _located(loaded: LoadedRecipe, error: SourceError) -> SourceError:
+    """The error with the line of the recipe that its address, a key, stands in."""
+    key = (error.where or "").partition(":")[0]
+    keys = (key, f"model.{kind_of(loaded.recipe.model)}")
+    known = (loaded.origins.get(k) for k in keys)
+    line = next((origin for origin in known if origin and origin != "default"), loaded.path)
+    return SourceError(error.what, where=f"{line}: {error.where}", fix=error.fix)
 
 
 def budget_of(sized: SizedModel) -> Budget:

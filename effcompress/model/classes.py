@@ -12,16 +12,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-_ALWAYS = [
+ALWAYS = [
     "model_type",
     "rope_theta",
     "rope_scaling",
     "rope_parameters",
+    "partial_rotary_factor",
     "torch_dtype",
     "head_dim",
     "num_labels",
     "attn_implementation",
-    "partial_rotary_factor",
     "use_cache",
     "tie_word_embeddings",
     "pad_token_id",
@@ -32,6 +32,8 @@ _ALWAYS = [
     "name_or_path",
 ]
 """Fields that every configuration accepts, although not every class declares them."""
+_TABLE = re.compile(r"\b(wpe|embed_positions|pos_encoding) =|position_embeddings = nn\.Embedding")
+"""A table of positions in the text of a modelling file."""
 
 
 def _root() -> Path:
@@ -72,6 +74,17 @@ def fields_of(model_type: str) -> Mapping[str, object] | None:
 
 
 @functools.cache
+def has_position_table(model_type: str) -> bool:
+    """Whether a model looks positions up in a table, and so has no others than those in it."""
+    if "rope_parameters" in (fields_of(model_type) or {}):
+        return False
+    files = [file for folder in _folders(model_type) for file in folder.glob("modeling_*.py")]
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
+    # `make_weights`: a table that is computed, and again for longer texts
+    return bool(_TABLE.search(text)) and "make_weights" not in text
+
+
+@functools.cache
 def _classes(file: Path) -> Mapping[str, ast.ClassDef]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
@@ -79,7 +92,7 @@ def _classes(file: Path) -> Mapping[str, ast.ClassDef]:
 
 def _inherited(name: str, file: Path) -> Mapping[str, object]:
     """Fields of a class and of its bases, which another file may define."""
-    found: dict[str, object] = dict.fromkeys(_ALWAYS)
+    found: dict[str, object] = {}
     if name == "PreTrainedConfig":
         return found | _fields(_classes(_root() / "configuration_utils.py")[name])
     if name not in _classes(file):
@@ -100,17 +113,21 @@ def _fields(body: ast.ClassDef) -> dict[str, object]:
     for node in body.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign):
-            found[target.id] = _literal(node.value)
+            value = _literal(node.value)
             if target.id == "attribute_map" and node.value is not None:
                 inner = ast.walk(node.value)
                 found |= {str(n.value): None for n in inner if isinstance(n, ast.Constant)}
+            elif "ClassVar" in ast.unparse(getattr(node, "annotation", target)):
+                continue
+            elif isinstance(node, ast.AnnAssign) or isinstance(value, str | int | float):
+                found[target.id] = value
         elif isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__"):
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Attribute) and ast.unparse(inner.value) == "self":
                     found.setdefault(inner.attr)
                 elif isinstance(inner, ast.Call) and ast.unparse(inner.func).startswith("kwargs."):
-                    found |= {} if not inner.args else {str(_literal(inner.args[0])): None}
-                elif isinstance(inner, ast.arg):
+                    found |= {str(n.value): None for n in inner.args if isinstance(n, ast.Constant)}
+                elif isinstance(inner, ast.arg) and inner.arg not in ("self", "kwargs"):
                     found.setdefault(inner.arg)
     return found
 

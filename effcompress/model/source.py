@@ -22,6 +22,7 @@ from effcompress.model.integrity import (
     folder_flaw,
     kept_at,
     manifest_flaw,
+    read_json,
     read_object,
     require_whole,
 )
@@ -276,20 +277,48 @@ def _beside(spec: ModelSpec, cache: Path, name: str) -> Path | None:
     return at / name if (at / name).exists() else None
 
 
+def _words(spec: ModelSpec, kind: Kind, cache: Path) -> Path | None:
+    """The tokenizer.json of a spec; None if it has none or is not on this machine."""
+    named = tokenizer_kind(spec.tokenizer) if spec.tokenizer else None
+    if named == "hub":
+        return hub.cached_file(str(spec.tokenizer), None, "tokenizer.json")
+    if named == "folder":
+        file = Path(str(spec.tokenizer)).expanduser() / "tokenizer.json"
+        return file if file.exists() else None
+    return _beside(spec, cache, "tokenizer.json")
+
+
+def _of_bytes(spec: ModelSpec) -> bool:
+    return spec.tokenizer == BYTES or (spec.tokenizer is None and kind_of(spec) == "random")
+
+
+def prompt_length(spec: ModelSpec, prompt: str) -> int:
+    """Counts the tokens of a prompt as far as the tokenizer is known here; of an unknown one, 1.
+
+    Raises:
+        SourceError: the tokenizer cannot be read.
+    """
+    if _of_bytes(spec):
+        return len(prompt.encode("utf-8", "replace"))
+    if (file := _words(spec, kind_of(spec), cache_root())) is None:
+        return 1
+    from tokenizers import Tokenizer
+
+    read_json(file)  # a file that is no JSON, or too large
+    try:
+        return len(Tokenizer.from_file(str(file)).encode(prompt).ids)
+    except Exception as error:  # the library has no class of its own
+        said = f"tokenizer.json cannot be used: {error}"
+        raise SourceError(said, where=str(file.parent)) from error
+
+
 def _require_rows(spec: ModelSpec, kind: Kind, cache: Path, config: Config) -> None:
     """Raises SourceError if the tokenizer, as far as it is on this machine, has too many tokens."""
     where = f"model.tokenizer: {spec.tokenizer or BYTES}"
-    named = tokenizer_kind(spec.tokenizer) if spec.tokenizer else None
-    if named == "bytes" or (named is None and kind == "random"):
+    if _of_bytes(spec):
         require_rows(BYTE_CONFIG["eos_token_id"], "EOS", config, where)
-        return
-    if named == "hub":
-        words = hub.cached_file(str(spec.tokenizer), None, "tokenizer.json")
-    elif named == "folder":
-        words = Path(str(spec.tokenizer)).expanduser() / "tokenizer.json"
-    else:
-        words, where = _beside(spec, cache, "tokenizer.json"), f"model: {origin_of(spec)}"
-    if words is not None and words.exists():
+    elif (words := _words(spec, kind, cache)) is not None:
+        where = where if spec.tokenizer else f"model: {origin_of(spec)}"
         require_rows(*largest_id(words), config, where)
 
 

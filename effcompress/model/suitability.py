@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import SourceError, did_you_mean
-from effcompress.model.classes import causal_models, fields_of, is_known
+from effcompress.model.classes import ALWAYS, causal_models, fields_of, has_position_table, is_known
 from effcompress.model.integrity import Tensors, opened, read_json, read_object
 from effcompress.model.lineage import is_pruned, parent_of
 from effcompress.types import Config
@@ -73,12 +73,24 @@ def require_fields(shape: Iterable[str], config: Config, real: Config) -> None:
     kind = str(parent_of(config).get("model_type"))
     known = fields_of(kind)
     for field in shape if known and "auto_map" not in config else ():
-        if field not in known and field not in real:
+        if field not in known and field not in real and field not in ALWAYS:
             raise SourceError(
                 f"a {kind} configuration has no '{field}'",
                 where=f"model.shape.{field}",
-                fix=did_you_mean(field, (name for name in known if name[0] != "_")),
+                fix=did_you_mean(
+                    field, (name for name in known if name.isidentifier() and name[0] != "_")
+                ),
             )
+
+
+def positions_of(config: Config) -> tuple[int | None, bool]:
+    """Returns the positions that a model was trained for, None where its configuration does not
+    say, and whether it has no others.
+    """
+    plain = parent_of(config)
+    found = (_said(plain, name) for name in ("max_position_embeddings", "n_positions"))
+    limit = next((n for n in found if isinstance(n, int)), None)
+    return limit, limit is not None and has_position_table(str(plain.get("model_type")))
 
 
 def require_plain(folder: Path, config: Config, headers: Mapping[str, Tensors]) -> None:

@@ -16,8 +16,9 @@ from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.distributed import World, joined
 from effcompress.errors import EffcompressError, RunError, Stopped
+from effcompress.estimate.positions import warn_of_positions
 from effcompress.estimate.schedule import stage_at, total_tokens
-from effcompress.export.write import PROOF_TOKENS, export_and_prove
+from effcompress.export.write import export_and_prove, proof_tokens
 from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe, plain
 from effcompress.record import events
@@ -145,6 +146,9 @@ def _stages(
     with world.main_first():  # fetches, converts and tokenises; the others find it done
         model = load_source(recipe, log, offline=offline)
         corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
+    if saved is None:
+        prompt = len(model.tokenizer.encode([recipe.evaluate.prompt])[0])
+        warn_of_positions(recipe, model.config, prompt, log.warn)
     total = total_tokens(recipe)
     state = RunState(recipe, model, corpus, world)
     if saved is None:
@@ -176,7 +180,8 @@ def _stages(
 
 def _export(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
     """Writes the model and has a fresh process prove it."""
-    ids_BT = corpus.calibration(2, state.recipe.seed)[:, :PROOF_TOKENS]
+    length = proof_tokens(state.pruned.config)
+    ids_BT = corpus.calibration(2, state.recipe.seed)[:, :length]
     wanted = state.recipe.export.form
     export_and_prove(state.pruned, state.tokenizer, wanted, ids_BT, folder, log)
 
