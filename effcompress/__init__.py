@@ -1,7 +1,5 @@
 """effcompress makes small language models out of big ones. These names are the public interface."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from effcompress.algebra import damped_cholesky

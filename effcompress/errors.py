@@ -4,8 +4,6 @@ The command line prints ``str(error)`` (at most three lines) and exits with ``ex
 2 when the user's input is wrong, 1 when a run failed.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

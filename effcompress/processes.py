@@ -2,8 +2,6 @@
 imports psutil.
 """
 
-from __future__ import annotations
-
 import subprocess
 import time
 from collections.abc import Sequence

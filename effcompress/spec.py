@@ -8,8 +8,6 @@ regular expression for a text, described by ``words``. ``folder``: the path must
 ``near_recipe``: text that may also name a folder, relative to the recipe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``effcompress compare``: runs what has not run yet and writes the comparison."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,7 +53,9 @@ def compare(
         methods: list[Method] = []
         for entry in entries:
             ran = [_ran(job, folder, failed.get(job.folder, "")) for job in entry.jobs]
-            methods.append(Method(entry.label, (*ran, *map(_given, entry.folders))))
+            # Only a folder's name is shown: the page may be sent elsewhere.
+            given = [facts.read(run, shown=run.resolve().name) for run in entry.folders]
+            methods.append(Method(entry.label, (*ran, *given)))
         found = rows.compare(name, methods)
         page = write(folder, found)
     return page, found
@@ -68,8 +68,3 @@ def _ran(job: Job, output: Path, reason: str) -> Attempt:
         return attempt
     known = sized_model(job.loaded)  # it failed before its target was recorded
     return replace(attempt, target=known.target if known else None)
-
-
-def _given(folder: Path) -> Attempt:
-    """Reads an existing run. Only the folder's name is shown: the page may be sent elsewhere."""
-    return facts.read(folder, shown=folder.resolve().name)

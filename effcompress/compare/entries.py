@@ -3,8 +3,6 @@
 Everything is checked before anything runs; nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -79,10 +77,7 @@ def enter(
 
 
 def place(entries: Sequence[Entry], output: Path) -> list[Entry]:
-    """Gives every job a folder below ``output``.
-
-    Raises RecipeError when ``output`` holds something else, or a run of a different recipe.
-    """
+    """Gives jobs folders below ``output``. Raises RecipeError if it holds something else."""
     if output.exists() and not output.is_dir():
         raise RecipeError("this is a file, not a folder", where=str(output), fix="Name a folder.")
     ours = (output / RUNS).is_dir() or (output / "comparison.json").is_file()

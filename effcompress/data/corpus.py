@@ -1,7 +1,5 @@
 """The corpus of a run: every domain tokenised as far as needed, packed and fingerprinted."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

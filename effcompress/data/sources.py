@@ -2,8 +2,6 @@
 gives records in a fixed order, and an identity (cache key) that changes whenever the text might.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

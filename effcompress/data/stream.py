@@ -5,8 +5,6 @@ Sample ``n`` is a pure function of the seed and one counter per domain, so a che
 integers, and a resumed run reads bit for bit what the uninterrupted one would have read.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

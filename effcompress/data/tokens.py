@@ -2,8 +2,6 @@
 or crash stopped.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Generator

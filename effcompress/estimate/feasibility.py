@@ -3,8 +3,6 @@
 This is asked before weights are loaded or torch is imported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +10,7 @@ from effcompress import groups
 from effcompress.errors import RecipeError, SourceError
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
-from effcompress.model.source import config_of, kind_of
+from effcompress.model.source import config_of
 from effcompress.network.axis_map import family_for, resolve_model
 from effcompress.network.shapes import bounded, target_of
 from effcompress.recipe import LoadedRecipe
@@ -42,9 +40,9 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
         config = config_of(loaded.recipe.model)
     except SourceError as error:
         raise _located(loaded, error) from error
+    prune = loaded.recipe.prune
     if config is None:
         return None
-    prune = loaded.recipe.prune
     # A repair that writes biases adds them to layers without: they count as parameters.
     if prune and (for_biases(prune.repair) or for_streams(prune)):
         config = biased(family_for(parent_of(config)), config)
@@ -57,9 +55,9 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
 def _located(loaded: LoadedRecipe, error: SourceError) -> SourceError:
     """The error with the line of the recipe that its address, a key, stands in."""
     key = (error.where or "").partition(":")[0]
-    keys = (key, f"model.{kind_of(loaded.recipe.model)}")
-    known = (loaded.origins.get(k) for k in keys)
-    line = next((origin for origin in known if origin and origin != "default"), loaded.path)
+    of_model = (k for k in loaded.origins if k.startswith("model."))
+    known = (loaded.origins.get(k, "default") for k in (key, *of_model))
+    line = next((origin for origin in known if origin != "default"), loaded.path)
     return SourceError(error.what, where=f"{line}: {error.where}", fix=error.fix)
 
 
@@ -74,8 +72,7 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
 
     Raises RecipeError, with the nearest sizes that can be had, if it cannot.
     """
-    sized = sized_model(loaded)
-    prune = loaded.recipe.prune
+    sized, prune = sized_model(loaded), loaded.recipe.prune
     if sized is None or prune is None or sized.target is None:
         return sized
     _require_masks(loaded, prune, sized)
@@ -97,8 +94,7 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
             where=where,
             fix=f"Name at least {lowest:,}, or add to prune.space what else may go.",
         )
-    budget = budget_of(sized)
-    simulate(budget)
+    simulate(budget := budget_of(sized))
     if not budget.reached:
         raise _missed(budget, where)
     return sized
@@ -178,11 +174,11 @@ def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, 
     unknown = skipped_layers(spec, axes) - set(axes.depth.layers)
     params = list(_linears(axes, spec))
     if unknown or not params:
-        there = f"layers are 0 to {max(axes.depth.layers, default=-1)}"
+        last = max(axes.depth.layers, default=-1)
         raise RecipeError(
             f"sparsify.skip_layers: {f'no layer {min(unknown)}' if unknown else 'nothing is left'}",
             where=_where(loaded, "sparsify.skip_layers.0"),
-            fix=f"The {there}; negative numbers count from the end.",
+            fix=f"The layers are 0 to {last}; negative numbers count from the end.",
         )
     # Of a pruned model, the pattern is checked on the pruned shapes, in the run.
     pattern = spec.n_of_m if loaded.recipe.prune is None else None

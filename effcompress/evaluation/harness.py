@@ -1,9 +1,4 @@
-"""Evaluates a model in memory with the lm-evaluation-harness. The only user of ``lm_eval``.
-
-Importing this module needs the extra ``effcompress[tasks]``.
-"""
-
-from __future__ import annotations
+"""Evaluates with the lm-evaluation-harness, whose only user this is (``effcompress[tasks]``)."""
 
 import contextlib
 import difflib

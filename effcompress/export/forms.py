@@ -5,8 +5,6 @@ where a layer is narrower or a block is gone. ``exact``: the pruned shapes as th
 whose one modelling file lies in the folder. All compute the same function as the model in memory.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

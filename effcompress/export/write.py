@@ -1,7 +1,5 @@
 """Writes a model as a Hugging Face folder and proves it in a fresh process."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal

@@ -7,8 +7,6 @@ A loaded model (shapes of its tensors) and a configuration (sizes it states) are
 same code, so that the sizes which ``plan`` computes are those that a cut produces.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping

@@ -4,8 +4,6 @@ All of them take ``after`` and ``until``: their units are candidates while the r
 the model's parameters is in ``[after, until)``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Literal

@@ -6,8 +6,6 @@ For a linear layer ``y = W x`` the squared error of its output under a change ``
 tensor (q, k and v; gate and up) have the same ``H``, which is then kept once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import final
@@ -15,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import ALONE, World
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import NotFinite
 from effcompress.measure.hooks import InputHooks, linears
 from effcompress.types import AxisMap, GroupSet

@@ -5,8 +5,6 @@ Which ones there are is up to plugins (``@statistic``); mean, root mean square a
 inputs are the engine's own. All sums are in fp64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import ALONE, World
+from effcompress.distributed.world import ALONE, World
 from effcompress.injectable import READ
 from effcompress.measure.hooks import Hooks, InputHooks, first_of, stream_in
 from effcompress.registry import Bound, Plugin

@@ -1,7 +1,5 @@
 """Inputs of criteria of weights: slices of rows of a parameter, its gradient and its Hessian."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
@@ -9,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import ALONE, World, first_row, is_sharded, own
+from effcompress.distributed.rows import first_row, is_sharded, own
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 from effcompress.registry import Bound
 

@@ -9,8 +9,6 @@ all layers that write it (the embedding and the last projections of the blocks f
 residual stream).
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

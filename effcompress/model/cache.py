@@ -1,7 +1,5 @@
 """The cache folder, and atomic writes of files and folders. Free of torch and transformers."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

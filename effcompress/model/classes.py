@@ -111,25 +111,29 @@ def _fields(body: ast.ClassDef) -> dict[str, object]:
     """Class attributes, keys of ``attribute_map``, attributes and keywords that methods handle."""
     found: dict[str, object] = {}
     for node in body.body:
+        if isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__"):
+            found |= dict.fromkeys(_handled(node))
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign):
-            value = _literal(node.value)
-            if target.id == "attribute_map" and node.value is not None:
-                inner = ast.walk(node.value)
-                found |= {str(n.value): None for n in inner if isinstance(n, ast.Constant)}
-            elif "ClassVar" in ast.unparse(getattr(node, "annotation", target)):
-                continue
-            elif isinstance(node, ast.AnnAssign) or isinstance(value, str | int | float):
-                found[target.id] = value
-        elif isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__"):
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.Attribute) and ast.unparse(inner.value) == "self":
-                    found.setdefault(inner.attr)
-                elif isinstance(inner, ast.Call) and ast.unparse(inner.func).startswith("kwargs."):
-                    found |= {str(n.value): None for n in inner.args if isinstance(n, ast.Constant)}
-                elif isinstance(inner, ast.arg) and inner.arg not in ("self", "kwargs"):
-                    found.setdefault(inner.arg)
+        if not isinstance(target, ast.Name) or not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        value, stated = _literal(node.value), ast.unparse(getattr(node, "annotation", target))
+        if target.id == "attribute_map" and node.value is not None:
+            parts = ast.walk(node.value)
+            found |= {str(n.value): None for n in parts if isinstance(n, ast.Constant)}
+        elif "ClassVar" not in stated and not isinstance(value, dict | list):
+            found[target.id] = value
     return found
+
+
+def _handled(method: ast.FunctionDef) -> Iterator[str]:
+    """Yields arguments of a method, its attributes, and the keywords that it takes out."""
+    for node in ast.walk(method):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
+            yield node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("kwargs."):
+            yield from (str(n.value) for n in node.args if isinstance(n, ast.Constant))
+        elif isinstance(node, ast.arg) and node.arg not in ("self", "kwargs"):
+            yield node.arg
 
 
 def _literal(value: ast.expr | None) -> object:

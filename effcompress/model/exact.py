@@ -10,8 +10,6 @@ of the heads, although ``head_dim`` is explicit). A family lists compatible clas
 tensor names; the first that accepts the shape is used, and the reason is reported.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -2,8 +2,6 @@
 file. Checksums are verified before use, and writes are atomic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

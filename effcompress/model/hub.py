@@ -2,8 +2,6 @@
 Imports neither torch nor transformers; huggingface_hub only when it is needed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

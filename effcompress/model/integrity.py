@@ -2,8 +2,6 @@
 sizes on every load, checksums when fetching. Imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

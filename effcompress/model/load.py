@@ -1,7 +1,5 @@
 """Loads a source model in fp32 with its tokenizer, and hashes its weights."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from effcompress.distributed import whole
+from effcompress.distributed.rows import whole
 from effcompress.errors import SourceError
 from effcompress.model.cache import cache_root
 from effcompress.model.exact import new_exact, open_exact
@@ -31,7 +29,7 @@ from effcompress.model.source import (
     origin_of,
     require_agreement,
 )
-from effcompress.model.suitability import require_rows
+from effcompress.model.suitability import require_fields, require_rows
 from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokenizer
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
@@ -91,6 +89,7 @@ def load(
     config = json.loads(module.config.to_json_string(use_diff=False))
     if not spec.random:
         require_agreement(spec.shape or {}, config, label_of(spec))
+        require_fields(spec.shape or {}, config, config)
     named = spec.tokenizer or (label_of(spec) if folder else BYTES)
     require_rows(*tokenizer.largest, config, f"model.tokenizer: {named}")
     module.config.use_cache = False

@@ -6,8 +6,6 @@ the shapes before padding, and the norms' epsilon for gains of 1 (a pruned model
 compensates for removed channels).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Calls transformers quietly, and turns its errors into ours."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

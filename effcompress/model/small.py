@@ -4,8 +4,6 @@ The structure is kept (ties, biases, grouped or multi-query attention, norms). E
 different number, so that none can be mistaken for another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

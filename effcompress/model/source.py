@@ -5,8 +5,6 @@ torch nor transformers, so that ``check`` is fast.
 (``model/scratch.py``).
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,6 +4,7 @@ the text of their tokenizer. Imports neither torch nor transformers, so that ``c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ _QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json
 _WRAPPED = ("text_config", "language_config", "llm_config", "thinker_config")
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_NAME = re.compile(r"[a-z]\w+")
 _PROBED = 1 << 16
 """Bytes that are compared at each of a few places of two tensors."""
 
@@ -77,9 +79,7 @@ def require_fields(shape: Iterable[str], config: Config, real: Config) -> None:
             raise SourceError(
                 f"a {kind} configuration has no '{field}'",
                 where=f"model.shape.{field}",
-                fix=did_you_mean(
-                    field, (name for name in known if name.isidentifier() and name[0] != "_")
-                ),
+                fix=did_you_mean(field, filter(_NAME.fullmatch, {*known, *ALWAYS})),
             )
 
 

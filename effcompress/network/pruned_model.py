@@ -2,8 +2,6 @@
 configuration, so that they always agree.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -12,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from effcompress import groups
-from effcompress.distributed import shard_like
+from effcompress.distributed.rows import shard_like
 from effcompress.model.lineage import depth_of, parent_of
 from effcompress.model.modeling_pruned import silent
 from effcompress.network.axis_map import family_for

@@ -1,7 +1,5 @@
 """Converts validated YAML values into the frozen ``Recipe``, with the origin of every value."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

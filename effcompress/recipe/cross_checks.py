@@ -8,8 +8,6 @@ at once. Checks that need the model's axes are in ``estimate/``, those that need
 ``runner/preflight.py``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version

@@ -4,8 +4,6 @@ Alternatives (``anyOf``) are used only where a ``type`` list will not do, so tha
 messages and ``explain.py`` can find the one thing that is wrong.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import types

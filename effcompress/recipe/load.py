@@ -1,7 +1,5 @@
 """Loads a recipe: reads it with its includes and ``--set``, validates it, binds plugins, checks."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

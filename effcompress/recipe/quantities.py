@@ -1,7 +1,5 @@
 """Counts (``469M``) and fractions (``85%``) as recipes write them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from decimal import Decimal

@@ -4,8 +4,6 @@ A ``Document`` is a tree of plain values with a ``Mark`` for each of its keys, s
 error can name a file and a line.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ The values are those of ``yaml.safe_load`` with three differences:
 (YAML 1.1 reads 124: two hours and four minutes in minutes).
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

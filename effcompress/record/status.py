@@ -2,8 +2,6 @@
 died. Nothing here imports torch or loads a recipe.
 """
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Mapping
@@ -35,9 +33,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Risk:
-    """What is lost if the process dies (or was lost when it died): steps since the newest
-    checkpoint, and the seconds they took, where known.
-    """
+    """What a death costs, or did: steps since the newest checkpoint, and their seconds if known."""
 
     steps: int
     seconds: float | None
@@ -92,10 +88,7 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Returns the folders of the runs in ``folder``: of a comparison, or side by side.
-
-    Raises SourceError where there is none.
-    """
+    """Returns the folders of the runs in ``folder``. Raises SourceError where there is none."""
     for place in (folder / RUNS, folder):
         if found := [inner for inner in _folders(place) if is_run(inner)]:
             return found

@@ -4,8 +4,6 @@ The file is replaced atomically, so a reader never sees half of it. It stays whe
 and then holds its last state.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -93,10 +91,7 @@ def since(moment: str) -> float:
 
 @final
 class StatusFile:
-    """Writes ``now.json`` in ``folder``; without a folder, nothing.
-
-    A full disk is not an error here: the record or a checkpoint reports it.
-    """
+    """Writes ``now.json``, if there is a folder. The record reports a full disk, this does not."""
 
     def __init__(self, folder: Path | None, heartbeat: float) -> None:
         self._folder, self._lock, self._written = folder, threading.Lock(), 0.0

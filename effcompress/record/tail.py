@@ -1,7 +1,5 @@
 """Reads the newest relevant events of a record without parsing the whole log."""
 
-from __future__ import annotations
-
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ same tensor are stacked and updated together. Removed outputs (rows) need no upd
 rows do not interact in this error.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import whole, write_back
+from effcompress.distributed.rows import whole, write_back
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger

@@ -5,8 +5,6 @@ scores and ``plans.jsonl`` use original numbers, tensors physical positions; the
 the first commit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import final
 

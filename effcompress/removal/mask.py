@@ -10,8 +10,6 @@ over living channels only (``norms.py``). Routers choose among living experts on
 zeros has logit 0, not minus infinity, and would still be chosen.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import clear
+from effcompress.distributed.rows import clear
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.compensate import Inputs, compensate

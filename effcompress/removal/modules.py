@@ -4,8 +4,6 @@ Modules remember sizes besides their tensors (``in_features``, ``num_heads``, ``
 forward passes, ``save_pretrained`` and kernels read those.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import defaultdict
 from collections.abc import Callable

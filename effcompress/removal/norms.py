@@ -9,8 +9,6 @@ A LayerNorm also subtracts a mean, which no gain can undo. While some of its cha
 runs as ``LiveLayerNorm``; gain and epsilon are unchanged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 

@@ -1,7 +1,5 @@
 """The model card: what the model is, how good, where from, and what not to expect of it."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
@@ -16,9 +14,7 @@ from effcompress.report.words import Row
 
 
 def write_card(folder: Path, *, into: Path | None = None, base_model: str | None = None) -> Path:
-    """Writes the model card of a run as ``README.md`` into the folder ``into`` (that of the model;
-    default: the run's own); returns its path.
-    """
+    """Writes the model card as ``README.md`` into ``into`` (default: the run's own folder)."""
     path = (into or folder) / "README.md"
     replace(path, card(folder, base_model=base_model))
     return path

@@ -4,8 +4,6 @@ Colours are CSS variables of ``templates/palette.css``, so that a chart follows 
 mode of its reader. Text stays text. Sizes and positions of names are in pixels of the view box.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -124,7 +122,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture's size, and the room left of its drawing, above, right and below."""
+    """A picture's size, and the room around its drawing, of which ``width`` and ``height`` are."""
 
     whole_width: float
     whole_height: float
@@ -135,12 +133,10 @@ class Frame:
 
     @property
     def width(self) -> float:
-        """Width of the drawing."""
         return self.whole_width - self.left - self.right
 
     @property
     def height(self) -> float:
-        """Height of the drawing."""
         return self.whole_height - self.top - self.bottom
 
 

@@ -1,7 +1,5 @@
 """Reads the files of a run folder into one frozen ``Record``, from which page and card are made."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,10 +84,7 @@ class Record:
 
 
 def gather(folder: Path) -> Record:
-    """Reads ``metrics.jsonl``, ``plans.jsonl`` and ``recipe.resolved.yaml`` of a run folder.
-
-    Raises RunError where there is no record, or it cannot be read.
-    """
+    """Reads the files of a run folder. Raises RunError where no record can be read."""
     if not (folder / "metrics.jsonl").is_file():
         raise RunError(
             "this folder holds no run: metrics.jsonl is missing",

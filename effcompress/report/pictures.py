@@ -1,7 +1,5 @@
 """Which pictures a record gives, and what is in them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,17 +66,6 @@ def kinds(record: Record) -> list[str]:
     return sorted(found, key=order.index)
 
 
-def _over(record: Record) -> tuple[str, dict[int, float]]:
-    """Returns the title of the axis that cuts are drawn over, and the place of each cut on it:
-    tokens, or the number of the cut where no step of training is between them.
-    """
-    places = {cut.tokens for cut in record.cuts}
-    alone = len(record.cuts) == 1 and places != {0}
-    if record.tokens and (len(places) > 1 or alone):
-        return TOKENS, {i: cut.tokens for i, cut in enumerate(record.cuts)}
-    return "removals", {i: i + 1.0 for i in range(len(record.cuts))}
-
-
 def _axis(record: Record, title: str = TOKENS) -> dict[str, Any]:
     """The axis that a chart is drawn over; one of tokens shows where the stages begin."""
     stages = [(s.name, float(s.tokens)) for s in record.stages] if title == TOKENS else []
@@ -127,16 +114,21 @@ def _zeros(made: Sparsify) -> str | None:
 
 
 def _by_kind(record: Record, field: str, *, start: bool) -> tuple[str, list[Line]]:
-    """A line for each kind out of the mappings that cuts carry."""
-    title, places = _over(record)
+    """A line for each kind out of the mappings that cuts carry, over tokens, or over the number of
+    the cut where no step of training is between them; the title of that axis comes first.
+    """
+    title, places = "removals", [i + 1.0 for i in range(len(record.cuts))]
+    apart = {cut.tokens for cut in record.cuts}
+    if record.tokens and (len(apart) > 1 or (len(record.cuts) == 1 and apart != {0})):
+        title, places = TOKENS, [float(cut.tokens) for cut in record.cuts]
     present = kinds(record)
     lines: list[Line] = []
     for kind in present:
         points: list[Point] = [(0.0, 0.0)] if start else []
-        for i, cut in enumerate(record.cuts):
+        for place, cut in zip(places, record.cuts, strict=True):
             value = getattr(cut, field).get(kind)
             if value is not None and (start or value > 0):
-                points.append((places[i], float(value)))
+                points.append((place, float(value)))
         if start and record.tokens and title == TOKENS:
             points.append((float(record.tokens), points[-1][1]))
         if points:

@@ -1,7 +1,5 @@
 """Fills the templates of ``templates/``: pages, cards and pictures of their own."""
 
-from __future__ import annotations
-
 import re
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The output folder of a run: created once, continued by ``--resume``, never overwritten."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,9 +29,7 @@ def opened(
     resolved = target / RESOLVED
     if not resolved.is_file() or not (target / "config.json").is_file():
         raise SourceError(
-            "this folder holds no finished run",
-            where=str(target),
-            fix="Name a recipe or a run.",
+            "this folder holds no finished run", where=str(target), fix="Name a recipe or a run."
         )
     return recipes.load(resolved, overrides), ModelSpec(folder=target)
 
@@ -46,26 +42,21 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
     Raises RecipeError: the folder holds something that is no run, or a run and ``--resume`` was not
     given, or the run there was made from a recipe that says something else.
     """
-    resolved = recipes.resolved(loaded)
-    stored = folder / RESOLVED
+    resolved, stored = recipes.resolved(loaded), folder / RESOLVED
+    name = folder.resolve().name or "runs/mine"
+    wrong, fix = "", f"Another folder: --output {folder.parent / name}-2"
     if folder.exists() and not folder.is_dir():
-        raise RecipeError("this is a file, not a folder", where=str(folder), fix=_elsewhere(folder))
-    if folder.exists() and any(folder.iterdir()):
+        wrong = "this is a file, not a folder"
+    elif folder.exists() and any(folder.iterdir()):
         if not stored.is_file():
-            raise RecipeError(
-                "the folder is not empty, and what is in it is no run of effcompress",
-                where=str(folder),
-                fix=_elsewhere(folder),
-            )
-        if begun(folder) and not resume:
-            raise RecipeError(
-                "the folder holds a run already",
-                where=str(folder),
-                fix=f"Continue it with --resume. {_elsewhere(folder)}",
-            )
-        if begun(folder):
+            wrong = "the folder is not empty, and what is in it is no run of effcompress"
+        elif begun(folder) and not resume:
+            wrong, fix = "the folder holds a run already", f"Continue it with --resume. {fix}"
+        elif begun(folder):
             same_recipe(stored.read_text(encoding="utf-8"), resolved, folder)
             return
+    if wrong:
+        raise RecipeError(wrong, where=str(folder), fix=fix)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(loaded.source, encoding="utf-8")
@@ -88,11 +79,6 @@ def begun(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("step-*")) or (folder / "config.json").exists()
 
 
-def _elsewhere(folder: Path) -> str:
-    name = folder.resolve().name or "runs/mine"
-    return f"Another folder: --output {folder.parent / name}-2"
-
-
 def same_recipe(before: str, now: str, folder: Path) -> None:
     """Raises RecipeError with the first value in which two resolved recipes differ; ``folder`` is
     the folder of the earlier run. Keys that do not change the result may differ.
@@ -112,9 +98,8 @@ def values(resolved: str) -> dict[str, str]:
     """Reads a resolved recipe into dotted key -> value, without the keys in which two processes of
     one run may differ: trackers, and how layers are computed.
     """
-    said = recipes.values(resolved)
     return {
-        MOVED.get(k, k): v
-        for k, v in said.items()
-        if k.partition(".")[0] != "track" and k not in HOW
+        MOVED.get(key, key): value
+        for key, value in recipes.values(resolved).items()
+        if key.partition(".")[0] != "track" and key not in HOW
     }

@@ -4,8 +4,6 @@ Checks that depend on this machine: installed packages, a compiler, the number o
 files when there is no network. ``run`` and ``check`` both call ``preflight``.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil
@@ -37,7 +35,8 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
 
 def _machine(loaded: LoadedRecipe) -> Iterator[str]:
     """Checks packages, processes and compiler; yields a line for each that the recipe needs."""
-    recipe, section = loaded.recipe, "recover" if loaded.recipe.recover is not None else "train"
+    recipe = loaded.recipe
+    section = "recover" if recipe.recover is not None else "train"
     if recipe.track is not None:
         _require_trackers(loaded)
         yield f"trackers are installed: {', '.join(recipe.track.to)}"
@@ -122,13 +121,10 @@ def _require_text(loaded: LoadedRecipe) -> None:
     from effcompress.model.cache import cache_root
     from effcompress.model.fetch import ensure
     from effcompress.model.tokenizer import open_tokenizer
-    from effcompress.runner.corpus import corpus_of
+    from effcompress.runner.start import corpus_of
 
     recipe = loaded.recipe
     folder = ensure(recipe.model, cache_root(), offline=True)
     tokenizer = open_tokenizer(recipe.model.tokenizer, folder, offline=True)
-    corpus_of(recipe, tokenizer, offline=True, say=_discard, notice=_discard)
-
-
-def _discard(_: str) -> None:
-    """Progress is discarded; the run reports it again."""
+    told: list[str] = []  # not shown: the run says it again
+    corpus_of(recipe, tokenizer, offline=True, say=told.append, notice=told.append)

@@ -3,8 +3,6 @@
 Kept in the original order of the units, so that a cut never has to renumber it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

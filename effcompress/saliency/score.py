@@ -6,8 +6,6 @@ each parameter is read once, in blocks of rows that stay in the processor's cach
 every dimension. No tensor of the size of the model is ever made.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

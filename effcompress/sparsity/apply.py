@@ -2,8 +2,6 @@
 else learns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Turns events into what trackers show: settings, and named values at an optimizer step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,15 +12,8 @@ Value = str | int | float
 
 def settings(recipe: Mapping[str, Any], run: events.Run) -> dict[str, Setting]:
     """Returns the recipe by dotted keys, and facts of the event ``run`` under ``run.``."""
-    return {
-        **dict(_flat(recipe, "")),
-        "run.model_hash": run.model_hash,
-        "run.params": run.params,
-        "run.target_params": run.target_params,
-        "run.total_tokens": run.total_tokens,
-        "run.device": run.device,
-        "run.processes": run.processes,
-    }
+    facts = ("model_hash", "params", "target_params", "total_tokens", "device", "processes")
+    return {**dict(_flat(recipe, "")), **{f"run.{name}": getattr(run, name) for name in facts}}
 
 
 def table(values: Mapping[str, Setting]) -> str:

@@ -24,7 +24,7 @@ from effcompress.model.suitability import EXTRACT, positions_of
 from effcompress.spec import ModelSpec
 
 
-def refused(folder: Path, *words: str, **keys: Any) -> SourceError:
+def refused(folder: Path | None, *words: str, **keys: Any) -> SourceError:
     """The error of ``check``, which is that of loading, too; three lines at most, and fast."""
     spec = ModelSpec(**{"folder": folder, "tokenizer": "bytes", **keys})
     started = time.process_time()
@@ -152,9 +152,9 @@ def test_models_without_a_named_class_are_not_refused(hf_folder):
     [("tie_word_embeddingsx", "tie_word_embeddings"), ("head_dimx", "head_dim"), ("x_y", "Known")],
 )
 def test_fields_of_shape_are_those_of_the_class(hf_folder, tiny_shape, field, near):
-    for keys in ({"random": True, "folder": None}, {"random": True}, {}):
-        shape = {**(tiny_shape if "folder" in keys else {}), field: 1}
-        error = refused(hf_folder, f"has no '{field}'", shape=shape, **keys)
+    for folder, drawn in ((None, True), (hf_folder, True), (hf_folder, False)):
+        shape = {**({} if folder else tiny_shape), field: 1}
+        error = refused(folder, f"has no '{field}'", shape=shape, random=drawn)
         assert near in str(error.fix)
         assert error.where == f"model.shape.{field}"
 
@@ -256,6 +256,7 @@ def zeros(file: Path) -> None:
 
 
 def sparse(file: Path) -> None:
+    file.unlink(missing_ok=True)
     with file.open("wb") as stream:
         stream.truncate(64 << 30)
 

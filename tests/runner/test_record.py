@@ -18,9 +18,9 @@ from effcompress.estimate.flops import flops_per_token
 from effcompress.estimate.forecast import plan
 from effcompress.model.load import load as load_model
 from effcompress.runner import prune as prune_room
-from effcompress.runner.corpus import corpus_of
 from effcompress.runner.folder import same_recipe
 from effcompress.runner.run import run
+from effcompress.runner.start import corpus_of
 from effcompress.train import learning_rate
 from tests.runner.test_recover import written
 from tests.runner.toys import events, recipe

@@ -1,7 +1,5 @@
 """Reads from a model, without tracing: its list of layers, embedding, heads and norms."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -9,8 +9,6 @@ It runs in a process of its own: the time limit is a signal, and the dependency 
 reference to every weight.
 """
 
-from __future__ import annotations
-
 import gc
 import itertools
 import signal

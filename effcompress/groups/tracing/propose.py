@@ -5,8 +5,6 @@ of the feed-forward (one position each), then as heads (``head_dim`` neighbours 
 decide. A dimension that no axis explains gets a name of its own and is never cut.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -199,11 +199,7 @@ class Search:
     def _complete(self, draft: Draft) -> Draft:
         """Adds the sizes that modules and configuration keep, and the norms that cuts concern."""
         models = [probe.fits(draft) for probe in (self.small, self.other)]
-        draft = replace(
-            draft,
-            fields=_fields(draft, models),
-            attributes=_attributes(draft, models),
-        )
+        draft = replace(draft, fields=_fields(draft, models), attributes=_attributes(draft, models))
         over = dict(_averages(draft, self.norms, self.small.anatomy))
         if not over:
             return draft

@@ -5,8 +5,6 @@ that reports its findings, and the module it is querying, as lines of JSON; on a
 names that module.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

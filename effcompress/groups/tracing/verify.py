@@ -4,8 +4,6 @@ the same logits as setting them to zero.
 Independent of ``removal/``, so that a mistake there cannot make a wrong draft pass.
 """
 
-from __future__ import annotations
-
 import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -2,8 +2,6 @@
 tasks. Nothing from a wheel is imported or executed.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

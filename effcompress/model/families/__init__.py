@@ -5,8 +5,6 @@ a model. ``groups/axes.py`` resolves a declaration with the tensor shapes of a l
 the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
-from __future__ import annotations
-
 from effcompress.errors import SourceError
 from effcompress.model.families import experts, layernorm, llama
 from effcompress.types import Config, Family

@@ -1,7 +1,5 @@
 """Mixtures of experts: a layer's experts are 3-D parameters, with one row of the router each."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from effcompress.model.families import llama

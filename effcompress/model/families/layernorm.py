@@ -2,8 +2,6 @@
 the width of a head as hidden size / heads, so they accept few pruned shapes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

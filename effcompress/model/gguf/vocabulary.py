@@ -8,8 +8,6 @@ Special tokens, merges and the chat template are read and written by gguf's ``Sp
 merges in another order than the tokenizer.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Mapping, Sequence

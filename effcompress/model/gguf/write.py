@@ -6,8 +6,6 @@ gguf's own tables. What those do not know is here: widths per layer, layers that
 the order of channels within a head.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,12 +126,7 @@ def _head_dim(source: Source, config: Config, layers: Sequence[LayerWidths]) -> 
 
 
 def _layer(
-    source: Source,
-    names: TensorNameMap,
-    sizes: Sizes,
-    number: int,
-    block: int,
-    stated: LayerWidths,
+    source: Source, names: TensorNameMap, sizes: Sizes, number: int, block: int, stated: LayerWidths
 ) -> Iterator[Entry]:
     """Tensors of layer ``number`` of the source, ``block`` of the file. Where a block is not
     ``stated``, they add nothing: zeros, and ones for its norm.

@@ -4,8 +4,6 @@ they stand.
 The usual value is that of most methods, one vote each; of equally many, the first given.
 """
 
-from __future__ import annotations
-
 import datetime
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -29,9 +27,7 @@ _OF_THE_TEXT = ("continuation",)
 
 @dataclass(frozen=True)
 class Flag:
-    """``kind`` is one word; ``words`` say of a method what differs, without its name. A method
-    with an ``unfair`` flag is shown, but not ranked.
-    """
+    """``words`` say what differs. A method with an ``unfair`` flag is shown, but not ranked."""
 
     kind: str
     words: str

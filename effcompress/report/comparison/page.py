@@ -1,7 +1,5 @@
 """The page of a comparison: one HTML file that needs nothing else."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -60,9 +58,7 @@ def _many(number: int, thing: str) -> str:
 
 
 def _rows(comparison: Comparison) -> Iterator[tuple[Row, str, list[tuple[str, str]]]]:
-    """Each row, the heading above the first one of a size, and its cells without the method's name:
-    (text, ``best`` or ``tied`` or nothing).
-    """
+    """Each row, the heading above it, and its cells without the name: (text, its mark)."""
     quality = [c.key for c in written(comparison)].index(QUALITY)
     before: int | None = None
     for row, (_, *cells) in zip(comparison.rows, grid(comparison).rows, strict=True):

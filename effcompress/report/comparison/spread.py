@@ -1,7 +1,5 @@
 """Mean and spread over seeds, and Welch's t test of two means."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -77,9 +75,7 @@ def tied(one: Spread, other: Spread) -> bool | None:
 
 
 def marks(values: Sequence[Spread | None]) -> list[str]:
-    """For each: ``best`` (the lowest mean), ``tied`` with it, or nothing. Single values are not
-    ranked; one ranked value alone is not called best.
-    """
+    """``best``, ``tied`` or nothing for each; of one value, or one ranked alone, nothing."""
     ranked = [v for v in values if v is not None and v.error is not None]
     if len(ranked) < 2:
         return ["" for _ in values]
