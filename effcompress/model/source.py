@@ -207,7 +207,10 @@ def _model_item(spec: ModelSpec, cache: Path) -> Item | None:
     else:
         at = converted_at(spec, cache)
         whole = manifest_flaw(at) is None
-    size = sum(f.stat().st_size for f in at.iterdir() if f.is_file()) if at and whole else None
+        if kind == "gguf" and not whole:  # to be converted, which needs no network
+            at, whole = gguf_file(spec), True
+    files = [at] if at and at.is_file() else at.iterdir() if at and whole else ()
+    size = sum(f.stat().st_size for f in files if f.is_file()) or None
     return Item(origin_of(spec), "model", size, whole, at)
 
 

@@ -74,7 +74,9 @@ def require_fields(shape: Iterable[str], config: Config, real: Config) -> None:
     """
     kind = str(parent_of(config).get("model_type"))
     known = fields_of(kind)
-    for field in shape if known and "auto_map" not in config else ():
+    if known is None or "auto_map" in config:
+        return
+    for field in shape:
         if field not in known and field not in real and field not in ALWAYS:
             raise SourceError(
                 f"a {kind} configuration has no '{field}'",
@@ -172,7 +174,7 @@ def largest_id(file: Path) -> tuple[int, str]:
     Raises SourceError if the file cannot be read.
     """
     plan = read_json(file)
-    ends = set(SEPARATORS)
+    ends: set[str] = {*SEPARATORS}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         stated = read_object(file.parent / name) or {}
         for one in (stated.get("bos_token"), stated.get("eos_token")):
