@@ -21,6 +21,8 @@ Fraction = Annotated[float, "fraction"]
 """A number from 0 to 1; recipes may write 85%."""
 Positive = Annotated[int, "positive"]
 """A whole number from 1 on."""
+NotNegative = Annotated[float, "number from 0"]
+"""A number from 0 on."""
 InputPath = Annotated[Path, "path"]
 """A file or folder to read; relative to the recipe file that names it."""
 
@@ -122,7 +124,7 @@ class TargetSpec:
 
     params: Count | None = key("parameters at the end, e.g. 469M", None, minimum=1)
     keep: Fraction | None = key("fraction of the parameters to keep, e.g. 85%", None, above=0)
-    shape: Mapping[str, int] | None = key(
+    shape: Mapping[str, Positive] | None = key(
         "units left of each kind of the space, in every layer that may lose some, e.g. "
         "{attention: 2, ffn: 1024}; `layer`: layers left in all",
         None,

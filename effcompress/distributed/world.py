@@ -7,7 +7,6 @@ broadcast, never repeated on each rank: sums in another order could decide other
 
 import datetime
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from effcompress.errors import EffcompressError, RunError
+from effcompress.processes import launched
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)
@@ -169,14 +169,14 @@ def joined() -> Iterator[World]:
     """Joins the process group of the launcher (``torchrun``, ``accelerate launch``); ``ALONE``
     without one. A group that existed before is used and not destroyed.
 
-    Raises RunError when the other processes cannot be reached, or one of them stops.
+    Raises RunError when the other processes cannot be reached, or one of them stops; RecipeError as
+    ``launched``.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size, local_rank = launched()
     if size == 1:
         yield ALONE
         return
-    rank = os.environ["RANK"]
-    world = World(int(rank), size, int(os.environ.get("LOCAL_RANK", rank)))
+    world = World(rank, size, local_rank)
     if dist.is_initialized():
         yield world
         return

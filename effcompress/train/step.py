@@ -123,15 +123,18 @@ def optimizer(module: nn.Module, spec: LoopSpec) -> AdamW:
     return AdamW(groups, lr=spec.learning_rate.peak, **kernel)
 
 
-def learning_rate(spec: LearningRateSpec, tokens: int, total: int) -> float:
-    """Returns the learning rate of the step that ends at ``tokens`` of ``total`` tokens.
+def learning_rate(spec: LearningRateSpec, tokens: int, total: int, step: int) -> float:
+    """Returns the learning rate of a step of ``step`` tokens that ends at ``tokens`` of ``total``.
 
     Warm-up is linear from 0 to ``peak``. ``cosine`` decays from ``peak`` to ``floor * peak`` over
     the tokens after the warm-up; ``trapezoidal`` is constant and decays linearly at the end.
+    Warm-up is read at the end of a step and decay at its beginning (as in transformers), so that
+    with ``floor`` 0 neither the first step nor the last one has a rate of 0.
     """
     progress = tokens / total
     if spec.warmup > 0 and progress < spec.warmup:
         return spec.peak * progress / spec.warmup
+    progress = max(spec.warmup, (tokens - step) / total)
     floor = spec.floor * spec.peak
     if spec.schedule == "cosine":
         through = (progress - spec.warmup) / max(1e-12, 1.0 - spec.warmup)

@@ -938,8 +938,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/recipe/load.py",
-        "base = merge(base, _included(read_file(file)[1], file, (*chain, file)))",
-        "base = merge(_included(read_file(file)[1], file, (*chain, file)), base)",
+        "base = merge(base, _included(read_file(file)[1], file, (*chain, file), files))",
+        "base = merge(_included(read_file(file)[1], file, (*chain, file), files), base)",
         (
             (
                 "tests/recipe/test_load.py::test_later_includes_win_and_another_plugin_replaces"
@@ -1741,8 +1741,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/step.py",
-        "train.learning_rate(spec.learning_rate, state.tokens, state.total_tokens)",
-        "train.learning_rate(spec.learning_rate, state.tokens - tokens, state.total_tokens)",
+        "spec.learning_rate, state.tokens, state.total_tokens, tokens)",
+        "spec.learning_rate, state.tokens - tokens, state.total_tokens, tokens)",
         ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "the learning rate is one step late",
     ),
