@@ -25,7 +25,7 @@ from effcompress.registry import (
     statistic,
 )
 from effcompress.sparsity.magnitude import lowest
-from effcompress.spec import Count, Fraction, Pattern, Positive
+from effcompress.spec import Count, Fraction, NotNegative, Pattern, Positive
 from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ __all__ = [
     "Fraction",
     "GroupSet",
     "Member",
+    "NotNegative",
     "Pattern",
     "Plan",
     "PluginError",

@@ -23,7 +23,8 @@ class EffcompressError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}\n  {self.fix}" if self.fix else head
+        fix = "\n".join(short(line, 1000) for line in (self.fix or "").split("\n"))
+        return short(head, 1000) + (f"\n  {fix}" if fix else "")
 
 
 class RecipeError(EffcompressError, ValueError):
@@ -70,6 +71,12 @@ class Stopped(EffcompressError):
     """
 
     exit_code = 0
+
+
+def short(text: str, length: int = 80) -> str:
+    """Shortens a text to one line of at most ``length`` characters, for error messages."""
+    line = text if text.isprintable() else repr(text)[1:-1]
+    return line if len(line) <= length else f"{line[: length - 3]}..."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

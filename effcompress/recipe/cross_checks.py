@@ -8,6 +8,7 @@ at once. Checks that need the model's axes are in ``estimate/``, those that need
 ``runner/preflight.py``.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from effcompress.errors import RecipeError, did_you_mean
 from effcompress.injectable import BACKWARD
 from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.registry import REGISTRY
-from effcompress.spec import CARRIED, CARRIER, DomainSpec, LoopSpec, PruneSpec, Recipe
+from effcompress.spec import CARRIED, CARRIER, DomainSpec, LoopSpec, PruneSpec, Recipe, prompt_parts
 from effcompress.types import DEPTH
 
 REPLICATE = "`distributed: {mode: replicate}`"
@@ -96,6 +97,11 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
         yield _only_with(domain, at, key, ("hub",))
     yield _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"))
     yield _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"))
+    try:
+        (*prompt_parts(domain.prompt or ""),)
+    except ValueError as error:
+        what = f"{dotted(at)}.prompt: {error}"
+        yield Row(True, (*at, "prompt"), what, "Write `{field}`, and {{ or }} for a brace of text.")
     what = f"{dotted(at)} holds no text out, so nothing could be evaluated"
     held_out = domain.holdout or domain.validation or domain.validation_split
     yield Row(not held_out, (*at, "holdout"), what, "E.g. `holdout: 5%`.")
@@ -140,7 +146,8 @@ def _train(recipe: Recipe, document: Document) -> Rows:
 def _loop(loop: LoopSpec, at: Key) -> Rows:
     name, size, rate = dotted(at), loop.batch_size, loop.learning_rate
     micro = loop.micro_batch_size or size
-    nearest = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - micro))
+    small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    nearest = min([*small, *(size // n for n in small)], key=lambda n: abs(n - micro))
     what = f"{name}.micro_batch_size {micro} does not divide {name}.batch_size {size}"
     yield Row(size % micro, (*at, "micro_batch_size"), what, f"Did you mean {nearest}?")
     over = rate.schedule == "trapezoidal" and rate.warmup + rate.decay > 1

@@ -48,7 +48,7 @@ def train_step(state: RunState, log: Log, started: float, save: Callable[[], Non
     tokens = batch.ids_BT.numel()
     state.step += 1
     state.tokens += tokens
-    rate = train.learning_rate(spec.learning_rate, state.tokens, state.total_tokens)
+    rate = train.learning_rate(spec.learning_rate, state.tokens, state.total_tokens, tokens)
     try:
         losses, norm = _learn(state, batch, spec, rate, log)
     except NotFinite as error:

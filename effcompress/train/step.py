@@ -40,7 +40,8 @@ def backward(
     ``batch`` is the global batch, equal on every rank; each computes its own rows. Losses are those
     of the whole batch, and so are gradients if ``module`` is wrapped (DDP or FSDP2).
 
-    Raises NotFinite when the loss is not finite; weights are unchanged then.
+    Raises NotFinite when the loss is not finite, or no token of the batch is trained on; weights
+    are unchanged then.
     """
     device = next(module.parameters()).device
     own = world.own_rows(len(batch.ids_BT))
@@ -51,7 +52,8 @@ def backward(
     used_B = torch.ones(len(batch.ids_BT), dtype=torch.bool)
     if batch.trained_BT is not None:
         used_B = batch.trained_BT[:, 1:].any(1)
-    count = max(1, int(used_B.sum()))
+    if not (count := int(used_B.sum())):
+        raise NotFinite("no token of the batch is trained on: all are of prompts")
     for start in range(own.start, own.stop, size):
         stop = min(start + size, own.stop)
         ids_BT, trained_BT = batch.ids_BT[start:stop].to(device), None
@@ -70,11 +72,10 @@ def backward(
     loss_B = world.cat(torch.cat(rows)).cpu()[used_B]
     (trained,) = world.sums([trained])
     domains = tuple(d for d, used in zip(batch.domains, used_B.tolist(), strict=True) if used)
-    loss = float(loss_B.mean()) if len(loss_B) else 0.0
     if not torch.isfinite(loss_B).all():
         bad = sorted({d for d, v in zip(domains, loss_B, strict=True) if not v.isfinite()})
         raise NotFinite(f"the loss is not finite (domains: {', '.join(bad)})")
-    return Losses(loss, by_domain(loss_B, domains), trained)
+    return Losses(float(loss_B.mean()), by_domain(loss_B, domains), trained)
 
 
 def update(
@@ -123,15 +124,18 @@ def optimizer(module: nn.Module, spec: LoopSpec) -> AdamW:
     return AdamW(groups, lr=spec.learning_rate.peak, **kernel)
 
 
-def learning_rate(spec: LearningRateSpec, tokens: int, total: int) -> float:
-    """Returns the learning rate of the step that ends at ``tokens`` of ``total`` tokens.
+def learning_rate(spec: LearningRateSpec, tokens: int, total: int, step: int) -> float:
+    """Returns the learning rate of a step of ``step`` tokens that ends at ``tokens`` of ``total``.
 
     Warm-up is linear from 0 to ``peak``. ``cosine`` decays from ``peak`` to ``floor * peak`` over
     the tokens after the warm-up; ``trapezoidal`` is constant and decays linearly at the end.
+    Warm-up is read at the end of a step and decay at its beginning (as in transformers), so that
+    with ``floor`` 0 neither the first step nor the last one has a rate of 0.
     """
     progress = tokens / total
     if spec.warmup > 0 and progress < spec.warmup:
         return spec.peak * progress / spec.warmup
+    progress = max(spec.warmup, (tokens - step) / total)
     floor = spec.floor * spec.peak
     if spec.schedule == "cosine":
         through = (progress - spec.warmup) / max(1e-12, 1.0 - spec.warmup)

@@ -133,7 +133,7 @@ def test_numbers_of_a_step_are_those_it_was_made_with(
     steps = events(out, "step")
     assert [s["tokens"] for s in steps] == [128 * s["step"] for s in steps]
     for step in steps:
-        rate = learning_rate(spec.learning_rate, step["tokens"], 1280)
+        rate = learning_rate(spec.learning_rate, step["tokens"], 1280, 128)
         assert step["learning_rate"] == pytest.approx(rate)
     assert [e["step"] for e in events(out, "checkpoint")] == [4, 8, 10]
     (begun,), (end,) = events(out, "run"), events(out, "end")
