@@ -111,7 +111,7 @@ class ByteTokenizer:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
-        vocab = {character: byte for byte, character in enumerate(_byte_alphabet())}
+        vocab = {character: byte for byte, character in enumerate(byte_alphabet())}
         rust = Tokenizer(models.BPE(vocab=vocab, merges=[]))
         rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         rust.decoder = decoders.ByteLevel()
@@ -138,7 +138,7 @@ def _save(backend: Any, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The character that stands for each byte in byte-level BPE (GPT-2's table)."""
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))

@@ -13,7 +13,7 @@ import pytest
 
 from effcompress.errors import SourceError
 from effcompress.model.assets import wheel as wheel_room
-from effcompress.model.tokenizer import ByteTokenizer, _byte_alphabet
+from effcompress.model.tokenizer import ByteTokenizer, byte_alphabet
 from effcompress.spec import ModelSpec
 
 HIDDEN, FFN, HEADS, KV, LAYERS = 32, 64, 4, 2, 2
@@ -71,7 +71,7 @@ def write_gguf(path: Path, *, leave_out: str = "", pre: str = "") -> None:
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
     writer = GGUFWriter(str(path), "llama")
-    tokens = [*_byte_alphabet(), "<|im_start|>", "<|endoftext|>", "th", "12"]
+    tokens = [*byte_alphabet(), "<|im_start|>", "<|endoftext|>", "th", "12"]
     _metadata(writer, tokens)
     if pre:
         writer.add_tokenizer_pre(pre)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
 
 from effcompress.errors import SourceError
 from effcompress.model.gguf.read import convert
+from effcompress.model.gguf.write import LayerWidths, write_gguf
+from effcompress.model.load import load
+from effcompress.model.tokenizer import ByteTokenizer
+from effcompress.spec import ModelSpec
+from tests.conftest import tiny
 
 
 def test_the_folder_loads_and_holds_the_weights_of_the_file(tiny_gguf, tmp_path):
@@ -74,3 +80,20 @@ def test_a_missing_weight_is_an_error(make_gguf, tmp_path):
     make_gguf(tmp_path / "x.gguf", leave_out="blk.1.ffn_down")
     with pytest.raises(SourceError, match=r"lacks weights.*layers\.1\.mlp\.down_proj"):
         convert(tmp_path / "x.gguf", tmp_path, label="x")
+
+
+def test_a_file_of_the_byte_tokenizer_is_read_back(tmp_path):
+    """What `export --as gguf` writes is a source again, without a network."""
+    ByteTokenizer().save(tmp_path / "words")
+    model = tiny("gqa_tied", vocab_size=258, bos_token_id=256, eos_token_id=257)
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    file, tensors = tmp_path / "tiny.gguf", dict(model.named_parameters())
+    layers = [LayerWidths(40, 6, 3)] * 3
+    words = tmp_path / "words"
+    write_gguf(file, config, layers, 48, 1e-6, tensors, words, dtype="F32", name="tiny")
+    again: Any = load(ModelSpec(gguf=file), tmp_path / "cache", offline=True)
+    text = "a bé\n  <|eos|> 12"
+    assert again.tokenizer.encode([text]) == ByteTokenizer().encode([text])
+    assert (again.tokenizer.bos_id, again.tokenizer.eos_id) == (256, 257)
+    for name, p in again.module.named_parameters():
+        torch.testing.assert_close(p, tensors[name])

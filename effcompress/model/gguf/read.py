@@ -9,6 +9,7 @@ from typing import Any
 
 from effcompress.errors import SourceError
 from effcompress.model.silence import explained, quietly
+from effcompress.model.tokenizer import BOS, EOS, ByteTokenizer, byte_alphabet
 
 QUANTIZER_ATTRIBUTES = ("hf_quantizer", "is_quantized", "quantization_method")
 
@@ -42,8 +43,27 @@ def convert(gguf: Path, folder: Path, *, label: str) -> str:
             )
         _forget_quantizer(model, label)
         model.save_pretrained(folder)
-        _tokenizer(gguf, str(pre.contents()) if pre else "").save_pretrained(folder)
+        if _of_bytes(stated):
+            ByteTokenizer().save(folder)
+        else:
+            _tokenizer(gguf, str(pre.contents()) if pre else "").save_pretrained(folder)
     return max(sizes, key=lambda name: sizes[name], default="unknown")
+
+
+def _of_bytes(stated: Any) -> bool:
+    """Whether the file has the byte tokenizer, which transformers refuses: its one merge joins
+    tokens that do not exist.
+    """
+    from effcompress.model.gguf.vocabulary import NO_MERGES
+
+    merges, tokens = (stated.get_field(f"tokenizer.ggml.{key}") for key in ("merges", "tokens"))
+    wanted = [*byte_alphabet(), BOS, EOS]
+    return bool(
+        merges
+        and tokens
+        and merges.contents() == [NO_MERGES]
+        and tokens.contents()[: len(wanted)] == wanted
+    )
 
 
 @contextmanager

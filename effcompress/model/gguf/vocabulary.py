@@ -38,6 +38,8 @@ that is itself a token (``ignore_merges``).
 """
 _ROLES = ("bos", "eos", "pad", "unk")
 _SPACE = "\u2581"
+NO_MERGES = f"{_SPACE} {_SPACE}"
+"""The one merge of a file whose tokenizer has none."""
 _FIX = "write the file without a tokenizer, and give llama.cpp token ids"
 
 
@@ -96,7 +98,7 @@ def read_vocabulary(folder: Path | None, rows: int, config: Config) -> Vocabular
         return Vocabulary("llama", "default", tokens, types, scores, special, prefix)
     # Without a list of merges llama.cpp does not open the file, and an empty list cannot be
     # written. Byte-level tokens never hold U+2581, so this merge joins nothing.
-    special.merges = special.merges or [f"{_SPACE} {_SPACE}"]
+    special.merges = special.merges or [NO_MERGES]
     pre = _pre_tokenizer(plan, bool(merges), folder)
     return Vocabulary("gpt2", pre, tokens, types, special=special)
 
