@@ -268,6 +268,8 @@ def is_known(model_type: str) -> bool:
     found = importlib.util.find_spec("transformers")
     where = Path((found and found.origin) or "").parent / "models"
     name = model_type.replace("-", "_")
-    return name.isidentifier() and any(
-        (where / n).is_dir() for n in (name, name.removesuffix("_text"))
+    return (
+        name.isidentifier()
+        and len(name) < 100
+        and any((where / n).is_dir() for n in (name, name.removesuffix("_text")))
     )
