@@ -12,7 +12,7 @@ from effcompress.answer import Answer, Table
 from effcompress.checkpoint import Proof, Saved
 from effcompress.errors import SourceError
 from effcompress.export.forms import Form, form
-from effcompress.export.write import PROOF_TOKENS, prove, write
+from effcompress.export.write import proof_tokens, prove, write
 from effcompress.model.gguf.write import LayerWidths, why_not, write_gguf
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
@@ -52,8 +52,9 @@ def export(
         target.mkdir(parents=True, exist_ok=True)
         size = write(made, pruned, model.tokenizer, target)
         view.note("proving it in a fresh process")
-        draw, vocab = torch.Generator().manual_seed(0), pruned.axes.widths["vocab"]
-        probe_BT = torch.randint(0, vocab, (2, PROOF_TOKENS), generator=draw)
+        draw = torch.Generator().manual_seed(0)
+        vocab = pruned.axes.widths["vocab"]
+        probe_BT = torch.randint(0, vocab, (2, proof_tokens(pruned.config)), generator=draw)
         return _told(made, size, target, prove(made, pruned, probe_BT, target))
 
 

@@ -8,14 +8,25 @@ from torch import Tensor
 
 from effcompress import checkpoint
 from effcompress.checkpoint import Proof
+from effcompress.checkpoint.prove import NEW_TOKENS
 from effcompress.export.forms import Form, Name, form
 from effcompress.model.silence import quietly
+from effcompress.model.suitability import positions_of
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.record import events
 from effcompress.record.log import Log
+from effcompress.types import Config
 
 PROOF_TOKENS = 64
-"""Length of the sequences on which an export is proven."""
+"""Largest length of the sequences on which an export is proven."""
+
+
+def proof_tokens(config: Config) -> int:
+    """Returns the length of these sequences: the fresh process generates tokens behind them, and a
+    table of positions must have room for all.
+    """
+    limit, fixed = positions_of(config)
+    return max(1, min(PROOF_TOKENS, limit - NEW_TOKENS)) if fixed and limit else PROOF_TOKENS
 
 
 def export_and_prove(

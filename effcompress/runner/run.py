@@ -15,8 +15,9 @@ from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.distributed.world import World, joined
 from effcompress.errors import EffcompressError, RunError, Stopped
+from effcompress.estimate.positions import warn_of_positions
 from effcompress.estimate.schedule import stage_at
-from effcompress.export.write import PROOF_TOKENS, export_and_prove
+from effcompress.export.write import export_and_prove, proof_tokens
 from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe, plain
 from effcompress.record import events
@@ -147,6 +148,9 @@ def _stages(
     with world.main_first():  # fetches, converts and tokenises; the others find it done
         model = load_source(recipe, log, offline=offline)
         corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
+    if saved is None:
+        prompt = len(model.tokenizer.encode([recipe.evaluate.prompt])[0])
+        warn_of_positions(recipe, model.config, prompt, log.warn)
     state = RunState(recipe, model, corpus, world)
     if saved is None:
         begin(state, model, log, offline=offline)
@@ -155,7 +159,8 @@ def _stages(
     before = state.seconds
     with CheckpointWriter(state, folder, log) as keep:
         _train_and_prune(state, log, stopping, keep, offline=offline)
-    ids_BT = corpus.calibration(2, recipe.seed)[:, :PROOF_TOKENS]
+    length = proof_tokens(state.pruned.config)
+    ids_BT = corpus.calibration(2, recipe.seed)[:, :length]
     made = state.pruned, state.tokenizer, recipe.export.form
     with state.gathered():
         world.agree(lambda: export_and_prove(*made, ids_BT, folder, log))

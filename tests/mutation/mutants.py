@@ -1647,7 +1647,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/run.py",
-        "[:, :PROOF_TOKENS]",
+        "[:, :length]",
         "[:, :1]",
         ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "a proof of a single token",

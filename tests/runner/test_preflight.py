@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,43 @@ def test_check_lists_what_the_machine_has(tmp_path: Path, monkeypatch: pytest.Mo
     assert (
         "a C++ compiler is there" not in preflight(load_recipe(toy(tmp_path)), offline=False).lines
     )
+
+
+GPT2 = "{random: true, shape: {model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 4}}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("data.sequence_length", 65, "65 tokens, and the model has 64 positions"),
+        ("evaluate.new_tokens", 40, "25 tokens of the prompt + 40, and the model has 64"),
+    ],
+)
+def test_more_tokens_than_positions(tmp_path: Path, key: str, value: int, words: str) -> None:
+    text = toy(tmp_path).read_text()
+    before, after = text.partition("model:")[0], text.partition("data:")[2]
+    (tmp_path / "toy.yaml").write_text(f"{before}model: {GPT2}\ndata:{after}")
+    table = "model.shape.n_positions=64"
+    loaded = load_recipe(tmp_path / "toy.yaml", [table, f"{key}={value}"])
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        preflight(loaded, offline=False)
+    fits = load_recipe(tmp_path / "toy.yaml", [table, f"{key}={value - 1}"])
+    assert not [line for line in preflight(fits, offline=False).lines if "warning" in line]
+
+
+def test_more_tokens_than_it_was_trained_for_is_a_warning(tmp_path: Path) -> None:
+    """Rotary positions have no table; the run says it, too (tests/runner/test_run.py)."""
+    toy(tmp_path)
+    changes = ["model.shape.max_position_embeddings=16", "train.tokens=16384"]
+    lines = preflight(load_recipe(tmp_path / "toy.yaml", changes), offline=False).lines
+    said = [line for line in lines if line.startswith("warning: ")]
+    assert [line.split(": ")[1] for line in said] == ["data.sequence_length", "evaluate.new_tokens"]
+    assert "32 tokens, and the model has 16 positions" in said[0]
+
+
+def test_an_error_in_the_model_names_its_line(tmp_path: Path) -> None:
+    file = toy(tmp_path)
+    file.write_text(file.read_text().replace("head_dim: 8", "head_dimx: 8"))
+    with pytest.raises(SourceError, match="did you mean 'head_dim'") as caught:
+        preflight(load_recipe(file), offline=False)
+    assert caught.value.where == f"{file}:6: model.shape.head_dimx"
