@@ -176,3 +176,24 @@ def test_every_number_has_bounds() -> None:
 
 def _listed(kinds: Any) -> list[str]:
     return [kinds] if isinstance(kinds, str) else list(kinds)
+
+
+@pytest.mark.parametrize(
+    ("section", "plugin"),
+    [
+        ("prune.repair", "[{name: obs_update, damp: -0.1}]"),
+        ("prune.repair", "[{name: obs_bias, damp: -0.1}]"),
+        ("prune.refit", "{name: least_squares, damp: -0.1}"),
+        ("sparsify", "{method: {name: sparsegpt, damp: -0.1}, sparsity: 50%}"),
+    ],
+)
+def test_negative_damping_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], section: str, plugin: str
+) -> None:
+    path = folder / "damped.yaml"
+    path.write_text(json.dumps(RECIPE))
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(path), "--set", f"{section}={plugin}"])
+    assert (
+        ended.value.code == 2 and "damp is -0.1, but must be at least 0" in capsys.readouterr().err
+    )
