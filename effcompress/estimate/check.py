@@ -53,6 +53,11 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     lines += [_when(timeline), *_zeros(loaded, found, last.widths, data)]
     # Layers can end with different shapes; whole layers that go do not count.
     differ = any(s.scope != "lockstep" and s.kind != "layer" for s in found.sets)
+    if loaded.recipe.export.form == "uniform" and differ:
+        lines.append(
+            "export: layers may differ in the end, which form: uniform cannot hold; the run then "
+            "fails behind its last checkpoint (`effcompress export RUN --as padded` uses that)"
+        )
     if loaded.recipe.export.form == "auto" and differ:
         lines.append(
             "export: layers may differ in the end; the folder is then padded with zeros to the "
