@@ -2,6 +2,7 @@
 so that ``--help`` does not wait for them.
 """
 
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import typer
 
 from effcompress.cli import compare, describe, look, measure, run, status
 from effcompress.cli.arguments import error_lines, process
-from effcompress.errors import EffcompressError, Stopped
+from effcompress.errors import EffcompressError, Stopped, short
 
 app = typer.Typer(
     name="effcompress",
@@ -78,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             what = "stopped" if isinstance(error, Stopped) else "error"
             typer.echo("\n".join(error_lines(error, f"{who}{what}: ")), err=True)
         else:
-            name = f"{error.filename}: " if error.filename else ""
+            name = f"{short(str(error.filename))}: " if error.filename else ""
             typer.echo(f"error: {name}{error.strerror or error}", err=True)
-        sys.exit(error.exit_code if isinstance(error, EffcompressError) else 1)
+        # A name that no file can have is wrong input, whichever option it came by.
+        usual = 2 if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG else 1
+        sys.exit(error.exit_code if isinstance(error, EffcompressError) else usual)

@@ -12,7 +12,7 @@ from pathlib import Path
 from effcompress import recipe as recipes
 from effcompress.errors import RecipeError, SourceError
 from effcompress.recipe import LoadedRecipe
-from effcompress.runner.folder import RESOLVED, begun, same_recipe, values
+from effcompress.runner.folder import RESOLVED, begun, same_recipe, stored_values
 from effcompress.runner.preflight import preflight
 
 RUNS, LOGS = "runs", "logs"
@@ -95,10 +95,8 @@ def place(entries: Sequence[Entry], output: Path) -> list[Entry]:
 
 def require_same(job: Job) -> None:
     """Raises RecipeError if the run in the job's folder has a recipe with other values."""
-    stored = job.folder / RESOLVED
-    if stored.is_file() and begun(job.folder):
-        now = recipes.resolved(job.loaded)
-        same_recipe(stored.read_text(encoding="utf-8"), now, job.folder)
+    if (job.folder / RESOLVED).is_file() and begun(job.folder):
+        same_recipe(job.loaded, job.folder)
 
 
 def name_of(entries: Sequence[Entry]) -> str:
@@ -156,8 +154,7 @@ def _together(entries: Sequence[Entry]) -> list[Entry]:
 
 def _recipe_of(folder: Path) -> str | None:
     """Returns a key of a run's recipe without its seed and name; None for a run without recipe."""
-    resolved = folder / RESOLVED
-    if not resolved.is_file():
+    if not (folder / RESOLVED).is_file():
         return None
-    said = values(resolved.read_text(encoding="utf-8"))
+    said = stored_values(folder)[-1]
     return repr(sorted((key, value) for key, value in said.items() if key not in OWN))

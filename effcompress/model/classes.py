@@ -56,7 +56,7 @@ def is_known(model_type: str) -> bool:
 
 def _folders(model_type: str) -> Iterator[Path]:
     name = model_type.replace("-", "_")
-    if name.isidentifier():
+    if name.isidentifier() and len(name) < 100:
         yield from (_root() / "models" / n for n in (name, name.removesuffix("_text")))
 
 

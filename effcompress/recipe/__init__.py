@@ -3,7 +3,7 @@
 from effcompress.recipe.json_schema import json_schema, type_words
 from effcompress.recipe.load import LoadedRecipe, load, load_plugins
 from effcompress.recipe.reference import reference
-from effcompress.recipe.resolved import checked, plain, resolved, values
+from effcompress.recipe.resolved import checked, plain, read, resolved, values
 
 __all__ = [
     "LoadedRecipe",
@@ -12,6 +12,7 @@ __all__ = [
     "load",
     "load_plugins",
     "plain",
+    "read",
     "reference",
     "resolved",
     "type_words",

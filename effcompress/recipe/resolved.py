@@ -7,7 +7,7 @@ from typing import Any
 
 from effcompress.recipe.load import LoadedRecipe
 from effcompress.recipe.source_map import Key, dotted
-from effcompress.recipe.yaml_text import parse, scalar
+from effcompress.recipe.yaml_text import read_file, scalar
 from effcompress.registry import Bound
 
 
@@ -33,8 +33,10 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def values(resolved: str) -> dict[str, str]:
-    """Reads a resolved recipe into dotted key -> value, as text; empty lists and mappings too."""
+def values(tree: Any) -> dict[str, str]:
+    """Returns the values of a resolved recipe, as ``plain`` made them or ``read`` found them: from
+    dotted key to value, as text; empty lists and mappings too.
+    """
     found: dict[str, str] = {}
 
     def collect(value: Any, key: Key) -> None:
@@ -45,8 +47,13 @@ def values(resolved: str) -> dict[str, str]:
         else:
             found[dotted(key)] = scalar(value)
 
-    collect(parse(resolved, None).values, ())
+    collect(tree, ())
     return found
+
+
+def read(path: Path) -> Any:
+    """Reads what ``resolved`` wrote, without checking it. Raises RecipeError as ``read_file``."""
+    return read_file(path)[1].values
 
 
 def checked(loaded: LoadedRecipe) -> list[str]:

@@ -18,7 +18,7 @@ import yaml
 from effcompress.errors import RecipeError, did_you_mean, short
 from effcompress.recipe.source_map import Document, Key, Mark, beside, dotted
 
-BYTES, VALUES, LEVELS, DIGITS = 2**18, 10_000, 64, 40
+BYTES, VALUES, LEVELS, DIGITS = 2**20, 10_000, 64, 40
 """The largest recipe file; the most values in it, the deepest nesting and the longest number."""
 
 _TAG = "tag:yaml.org,2002:"

@@ -1,14 +1,17 @@
 """The output folder of a run: created once, continued by ``--resume``, never overwritten."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from effcompress import recipe as recipes
 from effcompress.errors import RecipeError, SourceError
 from effcompress.recipe import LoadedRecipe
 from effcompress.spec import ModelSpec
 
-RESOLVED = "recipe.resolved.yaml"
+RESOLVED, VALUES = "recipe.resolved.yaml", "recipe.resolved.json"
+"""The run's recipe for people and commands; its values alone, which ``--resume`` compares."""
 
 
 def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
@@ -42,7 +45,7 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
     Raises RecipeError: the folder holds something that is no run, or a run and ``--resume`` was not
     given, or the run there was made from a recipe that says something else.
     """
-    resolved, stored = recipes.resolved(loaded), folder / RESOLVED
+    stored = folder / RESOLVED
     name = folder.resolve().name or "runs/mine"
     wrong, fix = "", f"Another folder: --output {folder.parent / name}-2"
     if folder.exists() and not folder.is_dir():
@@ -53,14 +56,17 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
         elif begun(folder) and not resume:
             wrong, fix = "the folder holds a run already", f"Continue it with --resume. {fix}"
         elif begun(folder):
-            same_recipe(stored.read_text(encoding="utf-8"), resolved, folder)
+            same_recipe(loaded, folder)
             return
     if wrong:
         raise RecipeError(wrong, where=str(folder), fix=fix)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(loaded.source, encoding="utf-8")
-        stored.write_text(resolved, encoding="utf-8")
+        said = json.dumps(recipes.plain(loaded.recipe), indent=1)
+        (folder / VALUES).write_text(said, encoding="utf-8")
+        # Last: the file that makes the folder a run's.
+        stored.write_text(recipes.resolved(loaded), encoding="utf-8")
     except OSError as error:
         raise RecipeError(
             f"the output folder cannot be made: {error.strerror}", where=str(folder)
@@ -79,11 +85,17 @@ def begun(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("step-*")) or (folder / "config.json").exists()
 
 
-def same_recipe(before: str, now: str, folder: Path) -> None:
-    """Raises RecipeError with the first value in which two resolved recipes differ; ``folder`` is
-    the folder of the earlier run. Keys that do not change the result may differ.
+def same_recipe(loaded: LoadedRecipe, folder: Path) -> None:
+    """Raises RecipeError with the first value in which a recipe differs from that of the run in
+    ``folder``. Keys that do not change the result may differ.
     """
-    old, new = values(before), values(now)
+    now = _values(recipes.plain(loaded.recipe))
+    for stored in stored_values(folder):
+        require_equal(stored, now, folder)
+
+
+def require_equal(old: Mapping[str, str], new: Mapping[str, str], folder: Path) -> None:
+    """Raises RecipeError with the first key whose values differ."""
     for key in [*old, *new]:
         if old.get(key) != new.get(key):
             raise RecipeError(
@@ -94,12 +106,24 @@ def same_recipe(before: str, now: str, folder: Path) -> None:
             )
 
 
-def values(resolved: str) -> dict[str, str]:
-    """Reads a resolved recipe into dotted key -> value, without the keys in which two processes of
-    one run may differ: trackers, and how layers are computed.
+def stored_values(folder: Path) -> list[dict[str, str]]:
+    """Reads the recipe of a run, from YAML and, unless an older version began the run, from JSON:
+    dotted key -> value, without the keys in which two processes of one run may differ (trackers,
+    and how layers are computed). Raises RecipeError where it cannot be read.
     """
+    found, exact = [_values(recipes.read(folder / RESOLVED))], folder / VALUES
+    try:
+        if exact.is_file():
+            found.append(_values(json.loads(exact.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, RecursionError) as error:
+        fix = f"Remove it: {RESOLVED} beside it says the same."
+        raise RecipeError("not the values of a recipe", where=str(exact), fix=fix) from error
+    return found
+
+
+def _values(tree: Any) -> dict[str, str]:
     return {
         MOVED.get(key, key): value
-        for key, value in recipes.values(resolved).items()
+        for key, value in recipes.values(tree).items()
         if key.partition(".")[0] != "track" and key not in HOW
     }

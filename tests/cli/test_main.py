@@ -291,3 +291,9 @@ def test_help_imports_no_heavy_package():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage: effcompress")
+
+
+@pytest.mark.parametrize("words", [["status"], ["check"], ["inspect"], ["export", "--as", "exact"]])
+def test_a_path_that_no_file_can_have_is_wrong_input(effcompress, words):
+    code, _, said = effcompress(words[0], "x" * 5000, *words[1:])
+    assert code == 2 and said.startswith("error: ") and len(said.splitlines()) <= 3

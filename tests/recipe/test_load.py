@@ -306,7 +306,7 @@ HOSTILE = {
     "braces": ("model: " + "{a: " * 1500 + "}" * 1500, "64 levels"),
     "indented": ("\n".join(" " * i + "a:" for i in range(700)), "64 levels"),
     "too many values": ("plugins: [" + "a," * 20_000 + "]", "more than 10,000 values"),
-    "too large": ("# " + "x" * 2**18, "larger than 256 KiB"),
+    "too large": ("# " + "x" * 2**20, "larger than 1024 KiB"),
     "hexadecimal": ("seed: 0x" + "f" * 5000, "seed is the number 0xfff"),
     "decimal": ("seed: " + "9" * 5000, "seed is the number 999"),
     "tokens in quotes": (RECIPE.replace("1.5k", f"'{'9' * 5000}M'"), "train.tokens is '999"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effcompress.recipe import load, plain, resolved, values
+from effcompress.recipe import load, plain, read, resolved, values
 from effcompress.recipe.yaml_text import parse, scalar
 from tests.recipe.toys import RECIPE, registry, write
 
@@ -94,7 +94,10 @@ def test_any_scalar_survives_one_line(value):
 def test_values_of_a_resolved_recipe(tmp_path):
     """What two runs are compared by: every value by its dotted key, whatever text it holds."""
     text = RECIPE + 'evaluate: {prompt: "a: b  # no comment"}\n'
-    found = values(resolved(load(write(tmp_path, text), (), registry())))
+    first = load(write(tmp_path, text), (), registry())
+    (tmp_path / "copy.yaml").write_text(resolved(first), encoding="utf-8")
+    found = values(read(tmp_path / "copy.yaml"))
+    assert found == values(plain(first.recipe))
     assert found["evaluate.prompt"] == scalar("a: b  # no comment")
     assert found["prune.space.0.name"] == "ffn" and found["prune.space.1.minimum"] == "2"
     assert found["data.domains.notes.txt.1"] == str(tmp_path / "b.txt")

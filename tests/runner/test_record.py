@@ -18,7 +18,7 @@ from effcompress.estimate.flops import flops_per_token
 from effcompress.estimate.forecast import plan
 from effcompress.model.load import load as load_model
 from effcompress.runner import prune as prune_room
-from effcompress.runner.folder import same_recipe
+from effcompress.runner.folder import RESOLVED, VALUES, open_folder, require_equal
 from effcompress.runner.run import run
 from effcompress.runner.start import corpus_of
 from effcompress.train import learning_rate
@@ -161,8 +161,26 @@ def test_a_size_far_from_the_target_is_no_success(
 
 
 def test_a_key_that_came_or_went_is_another_recipe(tmp_path: Path) -> None:
-    one, two = "a: 1\n", "a: 1\nb: 2\n"
-    same_recipe(one, one, tmp_path)
+    one, two = {"a": "1"}, {"a": "1", "b": "2"}
+    require_equal(one, one, tmp_path)
     for before, now in ((one, two), (two, one)):
         with pytest.raises(RecipeError, match="the recipe changed since this run began: b was"):
-            same_recipe(before, now, tmp_path)
+            require_equal(before, now, tmp_path)
+
+
+def test_resume_compares_values_whatever_text_they_hold(tmp_path: Path) -> None:
+    """Also behind what looks like a comment; and in folders of before, which have no JSON."""
+    path, out = recipe(tmp_path), tmp_path / "out"
+    first = load_recipe(path, ['evaluate.prompt="a: b  # one"'])
+    open_folder(first, out, resume=False)
+    (out / "config.json").write_text("{}")  # as if it had ended
+    other = load_recipe(path, ['evaluate.prompt="a: b  # two"'])
+    for kept in ((RESOLVED, VALUES), (RESOLVED,)):
+        for name in {RESOLVED, VALUES} - set(kept):
+            (out / name).unlink()
+        open_folder(first, out, resume=True)
+        with pytest.raises(RecipeError, match=r"evaluate\.prompt was .*# one.*, is .*# two"):
+            open_folder(other, out, resume=True)
+    (out / VALUES).write_text('{"seed": ')
+    with pytest.raises(RecipeError, match="not the values of a recipe"):
+        open_folder(first, out, resume=True)
