@@ -36,6 +36,13 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
+def write_text(path: Path, text: bytes) -> FileFacts:
+    """Writes and flushes a file that is no tensor; returns its size and hash."""
+    path.write_bytes(text)
+    flush(path)
+    return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+
+
 def check(path: Path, said: FileFacts) -> None:
     """Raises OSError or ValueError unless the file has the recorded size and hash."""
     size = path.stat().st_size

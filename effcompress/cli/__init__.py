@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from effcompress.cli import compare, describe, look, measure, run, status
-from effcompress.cli.arguments import error_lines, process
+from effcompress.cli.arguments import error_lines, process, say
 from effcompress.errors import EffcompressError, Stopped
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"effcompress {version('effcompress')}")
+        say(f"effcompress {version('effcompress')}")
         raise typer.Exit
 
 
@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif isinstance(error, EffcompressError):
             who = f"process {process()}: " if process() else ""
             what = "stopped" if isinstance(error, Stopped) else "error"
-            typer.echo("\n".join(error_lines(error, f"{who}{what}: ")), err=True)
+            say("\n".join(error_lines(error, f"{who}{what}: ")), err=True)
         else:
             name = f"{error.filename}: " if error.filename else ""
-            typer.echo(f"error: {name}{error.strerror or error}", err=True)
+            say(f"error: {name}{error.strerror or error}", err=True)
         sys.exit(error.exit_code if isinstance(error, EffcompressError) else 1)

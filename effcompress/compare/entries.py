@@ -14,7 +14,7 @@ from pathlib import Path
 from effcompress import recipe as recipes
 from effcompress.errors import RecipeError, SourceError
 from effcompress.recipe import LoadedRecipe
-from effcompress.runner.folder import RESOLVED, begun, same_recipe, values
+from effcompress.runner.folder import RESOLVED, begun, same_recipe, stored_recipe, values
 from effcompress.runner.preflight import preflight
 
 RUNS, LOGS = "runs", "logs"
@@ -100,7 +100,7 @@ def require_same(job: Job) -> None:
     stored = job.folder / RESOLVED
     if stored.is_file() and begun(job.folder):
         now = recipes.resolved(job.loaded)
-        same_recipe(stored.read_text(encoding="utf-8"), now, job.folder)
+        same_recipe(stored_recipe(job.folder), now, job.folder)
 
 
 def name_of(entries: Sequence[Entry]) -> str:
@@ -158,8 +158,7 @@ def _together(entries: Sequence[Entry]) -> list[Entry]:
 
 def _recipe_of(folder: Path) -> str | None:
     """Returns a key of a run's recipe without its seed and name; None for a run without recipe."""
-    resolved = folder / RESOLVED
-    if not resolved.is_file():
+    if not (folder / RESOLVED).is_file():
         return None
-    said = values(resolved.read_text(encoding="utf-8"))
+    said = values(stored_recipe(folder))
     return repr(sorted((key, value) for key, value in said.items() if key not in OWN))

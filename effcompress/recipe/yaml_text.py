@@ -20,6 +20,8 @@ _TAG = "tag:yaml.org,2002:"
 _MERGE = _TAG + "merge"
 _WHOLE = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
 _EXPONENT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
+_HALF = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
+"""Surrogates but for those by which Python names bytes of file names that are not UTF-8."""
 _PLAIN = (str, int, float, bool, type(None))
 
 _WORDS = (
@@ -65,7 +67,7 @@ class _Loader(yaml.SafeLoader):
         if not isinstance(result, _PLAIN):
             what = f"{dotted(at)} has the type {node.tag}"
             raise RecipeError(what, where=self.at_line(node).where, fix="Write plain text.")
-        return result
+        return self._whole(result, node) if isinstance(result, str) else result
 
     def _mapping(
         self, node: yaml.MappingNode, at: Key, above: tuple[yaml.Node, ...]
@@ -98,11 +100,20 @@ class _Loader(yaml.SafeLoader):
     def _name(self, node: yaml.Node, at: Key) -> str:
         key = self.construct_object(node, deep=True)
         if isinstance(key, str):
-            return key
+            return self._whole(key, node)
         written = node.value if isinstance(node, yaml.ScalarNode) else "..."
         what = f"a key of {dotted(at)} is {kind(key) if isinstance(key, _PLAIN) else 'not text'}"
         fix = f"Keys are text; write it in quotes: '{written}':"
         raise RecipeError(what, where=self.at_line(node).where, fix=fix)
+
+    def _whole(self, text: str, node: yaml.Node) -> str:
+        """Joins the pairs of surrogates that JSON writes one character with."""
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        if half := _HALF.search(whole):
+            what = f"'\\u{ord(half[0]):04x}' is half of a character (a lone surrogate)"
+            fix = "Write the character itself, in UTF-8."
+            raise RecipeError(what, where=self.at_line(node).where, fix=fix)
+        return whole
 
 
 class _Dumper(yaml.SafeDumper): ...

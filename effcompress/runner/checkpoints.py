@@ -91,7 +91,7 @@ class CheckpointWriter:
             self._publish(pending.writing, time.monotonic() - pending.seconds)
 
     def _snapshot(self) -> Saved:
-        saved = self._state.snapshot(self._log.state())
+        saved = replace(self._state.snapshot(self._log.state()), texts=self._log.content())
         saved.values["corpus"] = self._corpus.fingerprint
         saved.values["threads"] = torch.get_num_threads()
         return saved

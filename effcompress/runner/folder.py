@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from effcompress import recipe as recipes
 from effcompress.errors import RecipeError, SourceError
 from effcompress.recipe import LoadedRecipe
+from effcompress.record import status_file
 from effcompress.spec import ModelSpec
 
 RESOLVED = "recipe.resolved.yaml"
+WRITTEN = ("recipe.yaml", RESOLVED, "metrics.jsonl", "plans.jsonl", "checkpoints", "pictures")
+WRITTEN += (status_file.NAME, f".{status_file.NAME}", "stacks.txt", "trackers.json", "tensorboard")
+"""Files and folders that a run writes into as they are; all others it replaces."""
 
 
 def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
@@ -38,15 +46,48 @@ def opened(
     return recipes.load(resolved, overrides), ModelSpec(folder=target)
 
 
-def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
-    """Creates the folder, or checks that it holds this recipe's run.
+@contextmanager
+def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> Iterator[None]:
+    """Creates the folder, or checks that it holds this recipe's run. Within the context, other
+    processes are kept out by a lock, which ends with this process in whatever way.
 
-    A run that died before its first checkpoint starts again from the beginning.
-
-    Raises RecipeError: the folder holds something that is no run, or a run and ``--resume`` was not
-    given, or the run there was made from a recipe that says something else.
+    A run that died before its first checkpoint starts again from the beginning. Raises RecipeError
+    as ``check_folder`` does.
     """
-    resolved = recipes.resolved(loaded)
+    known = check_folder(loaded, folder, resume)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context((folder / RESOLVED).open("a", encoding="utf-8"))
+            _lock(held, folder)
+            if not known:
+                (folder / "recipe.yaml").write_text(loaded.source, encoding="utf-8")
+                held.truncate(0)
+                held.write(recipes.resolved(loaded))
+                held.flush()
+        except OSError as error:
+            raise RecipeError(
+                f"the output folder cannot be made: {error.strerror}", where=str(folder)
+            ) from error
+        yield
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _taken(folder, status_file.read(folder)) from None
+    except OSError:  # a file system without locks: what `now.json` says must do
+        pass
+
+
+def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
+    """Returns whether the folder holds this recipe's run, to be resumed. Writes nothing.
+
+    Raises RecipeError: the folder holds something that is no run, or a run that another process
+    works on, or a run and ``--resume`` was not given, or the run there was made from a recipe that
+    says something else, or one of the files in it is a link.
+    """
     stored = folder / RESOLVED
     if folder.exists() and not folder.is_dir():
         raise RecipeError("this is a file, not a folder", where=str(folder), fix=_elsewhere(folder))
@@ -57,6 +98,13 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
                 where=str(folder),
                 fix=_elsewhere(folder),
             )
+        require_free(folder)
+        if link := next((name for name in WRITTEN if (folder / name).is_symlink()), None):
+            raise RecipeError(
+                "this is a link; a run writes, and deletes, in its own folder only",
+                where=str(folder / link),
+                fix=f"Move what it points to here, or link the whole folder. {_elsewhere(folder)}",
+            )
         if begun(folder) and not resume:
             raise RecipeError(
                 "the folder holds a run already",
@@ -64,16 +112,24 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
                 fix=f"Continue it with --resume. {_elsewhere(folder)}",
             )
         if begun(folder):
-            same_recipe(stored.read_text(encoding="utf-8"), resolved, folder)
-            return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(loaded.source, encoding="utf-8")
-        stored.write_text(resolved, encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(
-            f"the output folder cannot be made: {error.strerror}", where=str(folder)
-        ) from error
+            same_recipe(stored_recipe(folder), recipes.resolved(loaded), folder)
+            return True
+    return False
+
+
+def require_free(folder: Path) -> None:
+    """Raises RecipeError where a process works on the run in ``folder``."""
+    now = status_file.read(folder)
+    if now is not None and now.open and now.alive():
+        raise _taken(folder, now)
+
+
+def _taken(folder: Path, now: status_file.StatusRecord | None) -> RecipeError:
+    who = "another process has just begun this run"
+    if now is not None and now.open:
+        who = f"process {now.pid} on host {now.host} is running this since {now.started[:19]} UTC"
+    watch = f"Watch it: effcompress status {shlex.quote(str(folder))}"
+    return RecipeError(who, where=str(folder), fix=f"{watch}. {_elsewhere(folder)}")
 
 
 _LOOPS = ("train", "recover")
@@ -106,6 +162,21 @@ def same_recipe(before: str, now: str, folder: Path) -> None:
                 where=str(folder),
                 fix="Change it back to continue, or start afresh with --output.",
             )
+
+
+def stored_recipe(folder: Path) -> str:
+    """Returns the resolved recipe of a run. Raises RecipeError where it is damaged."""
+    path = folder / RESOLVED
+    try:
+        text = path.read_text(encoding="utf-8")
+        recipes.values(text)
+        return text
+    except (RecipeError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            "this is not the recipe that a run wrote",
+            where=str(path),
+            fix="Put the file back, or start afresh with --output.",
+        ) from error
 
 
 def values(resolved: str) -> dict[str, str]:

@@ -240,3 +240,12 @@ def test_checked_says_what_was_looked_at(tmp_path):
     lines = checked(loaded(tmp_path))
     assert "3 input files are there" in lines
     assert any("criterion taylor" in line and "space ffn" in line for line in lines)
+
+
+def test_half_a_character_is_refused_and_two_halves_are_one() -> None:
+    """As JSON writes characters beyond the first 65,536."""
+    assert parse(r'a: "\ud83d\ude00"', None).values == {"a": "\U0001f600"}
+    for text in (r'{b: 1, a: "x\ud83d"}', r'{b: 1, "\ude00": 1}'):
+        with pytest.raises(RecipeError, match="half of a character") as refused:
+            parse("\n" + text, Path("r.yaml"))
+        assert refused.value.where == "r.yaml:2" and refused.value.fix
