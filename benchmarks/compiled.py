@@ -68,11 +68,11 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
         log = Log(Path(folder), view=NoView())
-        state, corpus = prepare(512 * (4 * options.pairs + 6), sets=SETS)
+        state = prepare(512 * (4 * options.pairs + 6), sets=SETS)
         step(state, log, code=False)  # allocates
         print(f"first compiled step: {step(state, log, code=True):.0f} s", flush=True)
         in_turns(state, log, options.pairs, "whole")
-        prune_event(state, state.recipe.prune, Due(params=state.params - CUT), corpus, log)
+        prune_event(state, state.recipe.prune, Due(params=state.params - CUT), log)
         commit_event(state, log)
         widths = state.pruned.widths
         ffn = {n for name, n in widths.items() if name.startswith("ffn.")}

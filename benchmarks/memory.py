@@ -60,8 +60,7 @@ def measured(arm: str, tokens: int, steps: int, processes: int) -> dict[str, int
 def predicted(arm: str, tokens: int, processes: int) -> dict[str, dict[str, float]]:
     """Phase -> part -> bytes, by `effcompress plan`."""
     from effcompress import load_recipe
-    from effcompress.estimate.costs import Launch
-    from effcompress.estimate.forecast import plan
+    from effcompress.estimate.forecast import Launch, plan
 
     path, sets = recipe_of(arm, tokens)
     return plan(load_recipe(path, sets), Launch(processes)).data["memory_bytes"]
@@ -74,7 +73,7 @@ def work(arm: str, tokens: int, steps: int) -> None:
     from step_overhead import prepare
 
     import effcompress.runner.run  # noqa: F401
-    from effcompress.distributed import joined
+    from effcompress.distributed.world import joined
     from effcompress.runner.resources import Meter
 
     here = torch.device("cpu")
@@ -92,15 +91,13 @@ def work(arm: str, tokens: int, steps: int) -> None:
 
     path, sets = recipe_of(arm, tokens)
     with joined() as world, TemporaryDirectory() as folder:
-        state, corpus = phase(
-            "loading", lambda: prepare(2 * tokens * (steps + 2), path, sets, world)
-        )
-        train_and_cut(state, corpus, steps, Path(folder), phase)
+        state = phase("loading", lambda: prepare(2 * tokens * (steps + 2), path, sets, world))
+        train_and_cut(state, steps, Path(folder), phase)
         if world.main:
             print(json.dumps(found))
 
 
-def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any) -> None:
+def train_and_cut(state: Any, steps: int, folder: Path, phase: Any) -> None:
     """The phases of a run, one after another."""
     from effcompress import train
     from effcompress.export.forms import form
@@ -120,14 +117,14 @@ def train_and_cut(state: Any, corpus: Any, steps: int, folder: Path, phase: Any)
             observe(state, prune)
 
     def cut() -> None:
-        prune_event(state, prune, Due(params=TARGET), corpus, log)
+        prune_event(state, prune, Due(params=TARGET), log)
 
     for _ in range(steps):
         phase("backward", backward)
         phase(
             "update", lambda: train.update(state.module, state.optimizer, spec, 1e-5, state.world)
         )
-    phase("checkpoint", CheckpointWriter(state, corpus, folder, log).save)
+    phase("checkpoint", CheckpointWriter(state, folder, log).save)
     if prune:
         phase("cut", cut)
         backward()  # these recipes train on behind the last cut, with the replicas joined again

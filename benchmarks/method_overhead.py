@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from step_overhead import prepare
 
-from effcompress import data, train
+from effcompress import train
 from effcompress.record.log import Log, make_view
 from effcompress.runner.measuring import listening, observe
 from effcompress.runner.prune import commit_event, prune_event
@@ -43,7 +43,7 @@ def recipe_of(variant: str) -> Path:
     return RECIPES / f"efficientllm_small_100m_{variant}.yaml"
 
 
-def step(state: RunState, corpus: data.Corpus, log: Log, *, prunes: bool, cut: int) -> float:
+def step(state: RunState, log: Log, *, prunes: bool, cut: int) -> float:
     """Seconds of one step; ``cut`` parameters go at its end."""
     spec, prune = state.recipe.train, state.recipe.prune
     assert spec and prune and state.optimizer
@@ -57,7 +57,7 @@ def step(state: RunState, corpus: data.Corpus, log: Log, *, prunes: bool, cut: i
         train.backward(state.module, batch, spec)
     train.update(state.module, state.optimizer, spec, 1e-5)
     if cut:
-        prune_event(state, prune, Due(params=state.params - cut), corpus, log)
+        prune_event(state, prune, Due(params=state.params - cut), log)
     return time.perf_counter() - started
 
 
@@ -75,26 +75,26 @@ def main() -> None:
     cuts: dict[str, list[float]] = {name: [] for name in arms}
     with TemporaryDirectory() as folder:
         log = Log(Path(folder), view=make_view(interactive=False))
-        for name, (state, corpus) in arms.items():  # the first steps allocate
-            step(state, corpus, log, prunes=name != "plain", cut=0)
+        for name, state in arms.items():  # the first steps allocate
+            step(state, log, prunes=name != "plain", cut=0)
         for number in range(1, steps + 1):
             last = number % options.every == 0
-            for name, (state, corpus) in arms.items():
+            for name, state in arms.items():
                 prunes = name != "plain"
                 cut = PER_STEP * options.every if prunes and last else 0
-                taken = step(state, corpus, log, prunes=prunes, cut=cut)
+                taken = step(state, log, prunes=prunes, cut=cut)
                 seconds[name].append(taken)
                 (cuts if last else {}).get(name, []).append(taken)
         total = {name: sum(values) for name, values in seconds.items()}
         for name in ("A", "B"):
             started = time.perf_counter()
-            commit_event(arms[name][0], log)
+            commit_event(arms[name], log)
             total[name] += time.perf_counter() - started
         log.close()
     for name, values in seconds.items():
         print(
             f"{name}: {total[name] / steps:.3f} s a step, median {statistics.median(values):.3f}, "
-            f"with a cut {statistics.mean(cuts[name]):.3f}, {arms[name][0].params:,} parameters"
+            f"with a cut {statistics.mean(cuts[name]):.3f}, {arms[name].params:,} parameters"
         )
     print(f"A over plain: {total['A'] / total['plain']:.3f}")
     print(f"B over A: {total['B'] / total['A']:.3f}")

@@ -101,7 +101,7 @@ def work(variant: str, rounds: int, tokens: int) -> None:
     import torch
     from step_overhead import prepare
 
-    from effcompress.distributed import joined
+    from effcompress.distributed.world import joined
     from effcompress.record.log import Log, NoView
 
     torch.set_num_threads(1)
@@ -111,17 +111,17 @@ def work(variant: str, rounds: int, tokens: int) -> None:
     sets += [SHARD] * (variant == "shared")
     with joined() as world, TemporaryDirectory() as folder:
         log = Log(Path(folder), view=NoView())
-        state, corpus = prepare(2 * tokens * (2 * BLOCK * rounds + 8), path, sets, world)
+        state = prepare(2 * tokens * (2 * BLOCK * rounds + 8), path, sets, world)
         if variant == "shared":  # tests/distributed/test_traffic.py counts its bytes
             step(state, prunes=True)
         else:
-            bytes_of(state, corpus, log, path, sets)
+            bytes_of(state, log, path, sets)
         if variant != "b":
-            seconds_of(state, corpus, log, rounds)
+            seconds_of(state, log, rounds)
         log.close()
 
 
-def bytes_of(state: Any, corpus: Any, log: Any, path: Path, sets: list[str]) -> None:
+def bytes_of(state: Any, log: Any, path: Path, sets: list[str]) -> None:
     """Count a step, a cut and what comes of a commit, and hold them to the formulas."""
     from effcompress import load_recipe
     from effcompress.estimate import communication as traffic
@@ -138,7 +138,7 @@ def bytes_of(state: Any, corpus: Any, log: Any, path: Path, sets: list[str]) -> 
         step(state, prunes=True)
     report("step", here, traffic.per_step(found, loaded.recipe, {}, world.size, found.start), world)
     with counted() as here:
-        prune_event(state, state.recipe.prune, Due(params=state.params - CUT), corpus, log)
+        prune_event(state, state.recipe.prune, Due(params=state.params - CUT), log)
     alive = state.pruned.ledger.alive
     touched = [name for name, alive_G in alive.items() if not bool(alive_G.all())]
     groups = sum(int((~alive_G).sum()) for alive_G in alive.values())
@@ -166,7 +166,7 @@ def report(what: str, here: Counter[str], said: list[Any], world: Any) -> None:
             print(f"{what:7}{kind:11}{sizes}, {equal}")
 
 
-def seconds_of(state: Any, corpus: Any, log: Any, rounds: int) -> None:
+def seconds_of(state: Any, log: Any, rounds: int) -> None:
     """Blocks take turns; tensors keep their length, else pruning would win by being smaller."""
     from effcompress.runner.prune import commit_event, prune_event
     from effcompress.types import Due
@@ -180,7 +180,7 @@ def seconds_of(state: Any, corpus: Any, log: Any, rounds: int) -> None:
             if pruning:
                 begun = time.perf_counter()
                 due = Due(params=state.params - CUT)
-                prune_event(state, state.recipe.prune, due, corpus, log)
+                prune_event(state, state.recipe.prune, due, log)
                 cuts.append(time.perf_counter() - begun)
             seconds.append(time.perf_counter() - started)
     started = time.perf_counter()

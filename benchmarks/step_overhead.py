@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from effcompress import data, load_recipe, train
-from effcompress.distributed import ALONE, World
+from effcompress.distributed.world import ALONE, World
 from effcompress.model.cache import cache_root
 from effcompress.model.load import load
 from effcompress.record.log import Log, make_view
@@ -46,7 +46,7 @@ def prepare(
     path: Path = RECIPE,
     sets: Sequence[str] = SETS,
     world: World = ALONE,
-) -> tuple[RunState, data.Corpus]:
+) -> RunState:
     """A recipe's model and text (by default the quickstart's), at 512 tokens a step."""
     recipe = load_recipe(path, sets).recipe
     model = load(recipe.model, seed=0)
@@ -61,10 +61,10 @@ def prepare(
         progress=lambda what, share: None,
         notice=lambda text: None,
     )
-    return RunState(recipe, model, corpus, world), corpus
+    return RunState(recipe, model, corpus, world)
 
 
-def step(state: RunState, corpus: data.Corpus, log: Log, pruning: bool) -> float:
+def step(state: RunState, log: Log, pruning: bool) -> float:
     """Seconds of one training step, with or without measuring and cutting."""
     spec, prune = state.recipe.train, state.recipe.prune
     assert spec and prune and state.optimizer
@@ -75,7 +75,7 @@ def step(state: RunState, corpus: data.Corpus, log: Log, pruning: bool) -> float
         observe(state, prune)
     train.update(state.module, state.optimizer, spec, 1e-5)
     if pruning:
-        prune_event(state, prune, Due(groups=1), corpus, log)
+        prune_event(state, prune, Due(groups=1), log)
     return time.perf_counter() - started
 
 
@@ -89,9 +89,9 @@ def peak(mode: str, steps: int) -> float:
 def memory_of(mode: str, steps: int) -> None:
     with TemporaryDirectory() as folder:
         log = Log(Path(folder), view=make_view(interactive=False))
-        state, corpus = prepare(512 * (steps + 1))
+        state = prepare(512 * (steps + 1))
         for _ in range(steps):
-            step(state, corpus, log, mode == "pruning")
+            step(state, log, mode == "pruning")
         if mode == "pruning":
             commit_event(state, log)
         log.close()
@@ -109,13 +109,13 @@ def main() -> None:
         return
     with TemporaryDirectory() as folder:
         log = Log(Path(folder), view=make_view(interactive=False))
-        state, corpus = prepare(512 * (2 * options.pairs + 3))
+        state = prepare(512 * (2 * options.pairs + 3))
         for pruning in (False, True):  # the first steps allocate
-            step(state, corpus, log, pruning)
+            step(state, log, pruning)
         plain, pruned = [], []
         for _ in range(options.pairs):
-            plain.append(step(state, corpus, log, False))
-            pruned.append(step(state, corpus, log, True))
+            plain.append(step(state, log, False))
+            pruned.append(step(state, log, True))
         started = time.perf_counter()
         commit_event(state, log)
         commit = time.perf_counter() - started

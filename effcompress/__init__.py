@@ -1,7 +1,5 @@
 """effcompress makes small language models out of big ones. These names are the public interface."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from effcompress.algebra import damped_cholesky
@@ -26,8 +24,8 @@ from effcompress.registry import (
     sparsifier,
     statistic,
 )
-from effcompress.sparsity.choose import lowest
-from effcompress.spec import Count, Fraction, Pattern, Positive
+from effcompress.sparsity.magnitude import lowest
+from effcompress.spec import Count, Fraction, NotNegative, Pattern, Positive
 from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
 
 if TYPE_CHECKING:
@@ -45,6 +43,7 @@ __all__ = [
     "Fraction",
     "GroupSet",
     "Member",
+    "NotNegative",
     "Pattern",
     "Plan",
     "PluginError",

@@ -1,7 +1,5 @@
 """The answer of a command: JSON for programs, tables for people. ``cli/`` prints it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The command line prints ``str(error)`` (at most three lines) and exits with ``ex
 2 when the user's input is wrong, 1 when a run failed.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable
@@ -39,7 +37,8 @@ class EffcompressError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}\n  {self.fix}" if self.fix else head
+        fix = "\n".join(short(line, 1000) for line in (self.fix or "").split("\n"))
+        return short(head, 1000) + (f"\n  {fix}" if fix else "")
 
 
 class RecipeError(EffcompressError, ValueError):
@@ -86,6 +85,12 @@ class Stopped(EffcompressError):
     """
 
     exit_code = 0
+
+
+def short(text: str, length: int = 80) -> str:
+    """Shortens a text to one line of at most ``length`` characters, for error messages."""
+    line = text if text.isprintable() else repr(text)[1:-1]
+    return line if len(line) <= length else f"{line[: length - 3]}..."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

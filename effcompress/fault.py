@@ -6,8 +6,6 @@ runs the action ``kill`` when the run reaches the point ``save.tensors`` for the
 Without the variable a point costs one look-up.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

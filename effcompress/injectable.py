@@ -1,7 +1,5 @@
 """What the engine can inject into plugins: the positional parameters of their signatures."""
 
-from __future__ import annotations
-
 INPUTS: dict[str, dict[str, str]] = {
     "criterion": {
         "weight": "[O, I] (or [O]) the parameter",

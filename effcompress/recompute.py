@@ -4,8 +4,6 @@ again in the backward pass. Less memory, a third more compute.
 Forward hooks run twice per layer then. Hooks that measure skip the second pass by ``recomputing``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial

@@ -36,7 +36,7 @@ BUILTIN_MODULES = (
     "effcompress.groups.spaces",
     "effcompress.selection.schedules",
     "effcompress.selection.selectors",
-    "effcompress.removal.repair",
+    "effcompress.removal.repairs",
     "effcompress.sparsity.magnitude",
 )
 COMPANIONS = {"schedule": "check", "sparsifier": "check", "selector": "observe"}
@@ -50,15 +50,6 @@ give it.
 
 
 @dataclass(frozen=True)
-class Companion:
-    """The second function of a plugin (``COMPANIONS``): what it needs, and which of the knobs."""
-
-    function: Callable[..., Any]
-    needs: tuple[str, ...]
-    knobs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Plugin:
     """A registered function with what its signature says."""
 
@@ -69,7 +60,8 @@ class Plugin:
     knobs: Mapping[str, Knob]
     paper: str
     where: str
-    companion: Companion | None = None
+    companion: Plugin | None = None
+    """Its second function, of the kind ``selector.observe``, say (``COMPANIONS``)."""
     statistics: Mapping[str, Plugin] = field(default_factory=dict[str, "Plugin"])
     """The registered statistics among what it and its companion need."""
 
@@ -82,10 +74,7 @@ class Plugin:
     def inputs(self) -> dict[str, str]:
         """What must be injected -> what that is; a statistic says so itself."""
         words = inputs_of(self.kind)
-        return {
-            name: words[name] if name in words else self.statistics[name].summary
-            for name in self.needs
-        }
+        return {n: words[n] if n in words else self.statistics[n].summary for n in self.needs}
 
     @property
     def of_inputs(self) -> dict[str, Plugin]:
@@ -205,13 +194,14 @@ class Registry:
         """
         where = _where(function)
         needs, knobs = _contract(kind, function, f"{kind} '{name}'", where)
-        second = companion and _companion(kind, f"{kind} '{name}'", companion, knobs)
+        plugin = Plugin(kind, name, function, needs, knobs, paper, where)
+        if companion is not None:
+            plugin = replace(plugin, companion=_companion(plugin, companion))
         old = self._plugins[kind].get(name)
         # A module that is imported again (a reload) brings the same function from the same line.
         if old is not None and old.where != where:
             what = f"{kind} '{name}' exists already, from {old.where}"
             raise PluginError(what, where=where, fix="Give one of the two another name.")
-        plugin = Plugin(kind, name, function, needs, knobs, paper, where, second)
         if any(self._unknown(plugin)):
             self.load_builtins()  # the statistic may be another plugin's
         if self._open is not None and any(self._unknown(plugin)):
@@ -223,17 +213,14 @@ class Registry:
 
     def _unknown(self, plugin: Plugin) -> Iterator[PluginError]:
         """Yields an error for every input that is neither the engine's own nor a statistic."""
-        parts: dict[str, Plugin | Companion] = {plugin.kind: plugin}
-        if plugin.companion is not None:
-            parts[f"{plugin.kind}.{COMPANIONS[plugin.kind]}"] = plugin.companion
-        for kind, part in parts.items():
-            statistics = self._plugins["statistic"] if kind in WITH_STATISTICS else ()
-            names = [*inputs_of(kind), *statistics]
+        for part in filter(None, (plugin, plugin.companion)):
+            statistics = self._plugins["statistic"] if part.kind in WITH_STATISTICS else ()
+            names = [*inputs_of(part.kind), *statistics]
             for need in part.needs:
                 if need not in names:
                     what = f"{plugin.kind} '{plugin.name}': cannot inject '{need}'"
                     fix = f"{did_you_mean(need, names)} Put a recipe knob after '*'."
-                    yield PluginError(what, where=_where(part.function), fix=fix)
+                    yield PluginError(what, where=part.where, fix=fix)
 
     def _resolved(self, plugin: Plugin) -> Plugin:
         """The plugin with its statistics. Raises PluginError for an input that does not exist."""
@@ -398,17 +385,18 @@ def _contract(
     return tuple(needs), knobs
 
 
-def _companion(
-    kind: str, what: str, function: Callable[..., Any], knobs: Mapping[str, Knob]
-) -> Companion:
-    where, role = _where(function), COMPANIONS[kind]
-    names = inspect.signature(function).parameters
-    asked = tuple(n for n, p in names.items() if p.kind is p.KEYWORD_ONLY)
-    if unknown := [name for name in asked if name not in knobs]:
-        said = f"{what}: its {role} takes the knob '{unknown[0]}', which the {kind} has not"
-        raise PluginError(said, where=where, fix=did_you_mean(unknown[0], knobs))
-    needs = tuple(n for n, p in names.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
-    return Companion(function, needs, asked)
+def _companion(plugin: Plugin, function: Callable[..., Any]) -> Plugin:
+    where, role = _where(function), COMPANIONS[plugin.kind]
+    parameters = inspect.signature(function).parameters.values()
+    asked = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if unknown := [name for name in asked if name not in plugin.knobs]:
+        what = f"{plugin.kind} '{plugin.name}': its {role} takes the knob '{unknown[0]}', which the"
+        fix = did_you_mean(unknown[0], plugin.knobs)
+        raise PluginError(f"{what} {plugin.kind} has not", where=where, fix=fix)
+    needs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+    knobs = {name: plugin.knobs[name] for name in asked}
+    kind = f"{plugin.kind}.{role}"
+    return Plugin(kind, plugin.name, function, needs, knobs, plugin.paper, where)
 
 
 def _require_one_source(plugin: Plugin) -> None:

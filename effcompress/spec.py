@@ -8,10 +8,8 @@ regular expression for a text, described by ``words``. ``folder``: the path must
 ``near_recipe``: text that may also name a folder, relative to the recipe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +21,8 @@ Fraction = Annotated[float, "fraction"]
 """A number from 0 to 1; recipes may write 85%."""
 Positive = Annotated[int, "positive"]
 """A whole number from 1 on."""
+NotNegative = Annotated[float, "number from 0"]
+"""A number from 0 on."""
 InputPath = Annotated[Path, "path"]
 """A file or folder to read; relative to the recipe file that names it."""
 
@@ -33,14 +33,11 @@ NAME = {
 SHA256 = {"pattern": "^[0-9a-fA-F]{64}$", "words": "64 hexadecimal digits"}
 
 
-def key(help: str, default: Any = ..., **metadata: Any) -> Any:
+def key(help: str, default: Any = MISSING, **metadata: Any) -> Any:
     """Declares a field of a section: its help text, its default, and the bounds it is checked
     against (``metadata``, see above).
     """
-    metadata["help"] = help
-    if default is ...:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +124,7 @@ class TargetSpec:
 
     params: Count | None = key("parameters at the end, e.g. 469M", None, minimum=1)
     keep: Fraction | None = key("fraction of the parameters to keep, e.g. 85%", None, above=0)
-    shape: Mapping[str, int] | None = key(
+    shape: Mapping[str, Positive] | None = key(
         "units left of each kind of the space, in every layer that may lose some, e.g. "
         "{attention: 2, ffn: 1024}; `layer`: layers left in all",
         None,

@@ -373,6 +373,10 @@ class AxisMap:
             sizes[segment.dim] = sizes.get(segment.dim, 0) + segment.length(widths)
         return math.prod(sizes.values()) * math.prod(widths[gate] for gate in self.gates[param])
 
+    def length(self, param: str, dim: int, widths: Widths) -> int:
+        """Positions along one dimension of a parameter in a model of these widths."""
+        return sum(s.length(widths) for s in self.by_param[param] if s.dim == dim)
+
     def terms(self, param: str) -> Iterator[tuple[tuple[str, ...], int]]:
         """``numel`` as a polynomial in the widths: terms (axis names, factor), each the product of
         the factor and these axes' widths.
@@ -389,7 +393,7 @@ class AxisMap:
 
 class TextTokenizer(Protocol):
     """The tokenizer interface of data and evaluation. ``encode`` adds no special tokens: the BOS
-    and EOS policy is in ``data/pack.py``.
+    and EOS policy is in ``data/stream.py``.
     """
 
     bos_id: int | None

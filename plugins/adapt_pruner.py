@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from effcompress import Count, Due, Positive, schedule, selector
+from effcompress import Count, Due, NotNegative, Positive, schedule, selector
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def adaptive(
     layer_K: Tensor,
     state: Mapping[str, tuple[float, int]],
     *,
-    amplitude: float = 1.0,
+    amplitude: NotNegative = 1.0,
 ) -> Tensor:
     """A layer's next unit falls due when its rate times the progress reaches the fraction that is
     then gone; saliency only ranks within a layer, ``[K]``.

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from effcompress import Count, Due, Positive, damped_cholesky, repair, schedule
+from effcompress import Count, Due, NotNegative, Positive, damped_cholesky, repair, schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ def cost_aware(
 
 @repair("obs_update", paper="optimal brain surgeon; arXiv:2502.06663, variant B")
 def obs_update(
-    weight: Tensor, gram: Tensor, gone: Tensor, *, damp: float = 0.01, tries: Positive = 8
+    weight: Tensor, gram: Tensor, gone: Tensor, *, damp: NotNegative = 0.01, tries: Positive = 8
 ) -> Tensor:
     """Lets the inputs that stay take over from those that go, by least squares on what was read.
 
@@ -90,7 +90,7 @@ def obs_bias(
     mean: Tensor,
     gone: Tensor,
     *,
-    damp: float = 0.01,
+    damp: NotNegative = 0.01,
     tries: Positive = 8,
 ) -> tuple[Tensor, Tensor]:
     """As ``obs_update`` for what varies, with the covariance in the Gram matrix's place; the bias

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from effcompress import damped_cholesky, refit
+from effcompress import NotNegative, damped_cholesky, refit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @refit("least_squares", paper="new")
-def least_squares(weight: Tensor, gram: Tensor, cross: Tensor, *, damp: float = 0.03) -> Tensor:
+def least_squares(
+    weight: Tensor, gram: Tensor, cross: Tensor, *, damp: NotNegative = 0.03
+) -> Tensor:
     """Ridge regression of what the layer should put out on what it reads, drawn towards the weight
     as it is: ``(cross + d W) (gram + d I)^-1`` with ``d = damp mean(diag gram)``, ``[O, I]``. In
     fp64.
@@ -35,7 +37,7 @@ def least_squares_bias(
     mean: Tensor,
     target_mean: Tensor,
     *,
-    damp: float = 0.03,
+    damp: NotNegative = 0.03,
 ) -> tuple[Tensor, Tensor]:
     """As ``least_squares``, with an intercept that is not punished, which the bias takes over,
     ``[O, I], [O]``.

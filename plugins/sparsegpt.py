@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from effcompress import Positive, RunError, damped_cholesky, lowest, sparsifier
+from effcompress import NotNegative, Positive, RunError, damped_cholesky, lowest, sparsifier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ def sparsegpt(
     *,
     mask: Literal["own", "wanda", "magnitude"] = "own",
     block: Positive = 128,
-    damp: float = 0.01,
+    damp: NotNegative = 0.01,
     tries: Positive = 8,
 ) -> Tensor:
     """Column by column: what a zero takes from the output, the columns behind it make up for.
@@ -126,7 +126,7 @@ def _whole(total: int, fraction: float) -> int:
     return math.floor(total * fraction + 1e-9)
 
 
-def _upper(gram: Tensor, dead_I: Tensor, damp: float, tries: int) -> Tensor:
+def _upper(gram: Tensor, dead_I: Tensor, damp: NotNegative, tries: int) -> Tensor:
     """``U`` in fp64: upper triangular, ``U^T U`` the inverse of the damped matrix.
 
     With rows and columns in reverse, a lower Cholesky factor becomes the upper ``R`` of

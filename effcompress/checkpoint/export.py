@@ -1,7 +1,5 @@
 """Writes the model as a Hugging Face folder, completely or not at all."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Mapping

@@ -2,8 +2,6 @@
 memory.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import subprocess
@@ -100,7 +98,9 @@ def rounding(module: Any, ids_BT: Tensor) -> float:
 
 
 @torch.no_grad()
-def _expected(module: nn.Module, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+def _expected(module: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    stop = module.generation_config.eos_token_id
+    stops = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
     training = module.training
     if next(module.parameters()).device.type != "cpu":
         # The fresh process computes on the CPU; another device rounds differently.
@@ -110,17 +110,10 @@ def _expected(module: nn.Module, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
     row = ids_BT[:1]
     for _ in range(script.NEW_TOKENS):
         step = module(input_ids=row, use_cache=False).logits[:, -1].float()
-        for banned in _stops(module):
-            step[:, banned] = -torch.inf
+        step[:, stops] = -torch.inf  # the fresh process may not choose them (``min_new_tokens``)
         row = torch.cat([row, step.argmax(-1, keepdim=True)], dim=1)
     module.train(training)
     return logits_BTV, row[0, ids_BT.shape[1] :]
-
-
-def _stops(module: Any) -> list[int]:
-    """End tokens, which the fresh process may not choose either (``min_new_tokens``)."""
-    stop = module.generation_config.eos_token_id
-    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
 
 
 def in_fresh_process(folder: Path, ids_BT: Tensor, own_class: bool) -> dict[str, Tensor]:
@@ -145,8 +138,8 @@ def in_fresh_process(folder: Path, ids_BT: Tensor, own_class: bool) -> dict[str,
         }
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode != 0 or not target.exists():
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            raise did_not_load(folder, lines[-1] if lines else "?")
+            lines = ["?", *(line for line in done.stderr.splitlines() if line.strip())]
+            raise did_not_load(folder, lines[-1])
         return {name: t.clone() for name, t in load_file(target).items()}
 
 

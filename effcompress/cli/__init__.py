@@ -2,8 +2,6 @@
 so that ``--help`` does not wait for them.
 """
 
-from __future__ import annotations
-
 import sys
 import traceback
 from collections.abc import Sequence

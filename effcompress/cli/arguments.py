@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from effcompress.errors import CoverageError, EffcompressError, printable
+from effcompress.processes import launched
 
 if TYPE_CHECKING:
     from effcompress.answer import Answer
@@ -28,8 +29,10 @@ Overrides = Annotated[
 
 
 def process() -> int:
-    """Returns the rank of this process; 0 where it runs alone."""
-    return int(os.environ.get("RANK") or 0) if (os.environ.get("WORLD_SIZE") or "1") != "1" else 0
+    """Returns the rank of this process; 0 where it runs alone, or no launcher says."""
+    with suppress(EffcompressError):
+        return launched().rank
+    return 0
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

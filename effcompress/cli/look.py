@@ -1,7 +1,5 @@
 """Commands that read a recipe without running it: ``check``, ``plan``, ``inspect``, ``fetch``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -88,7 +86,7 @@ def plan(
     from effcompress.recipe import load
 
     loaded = load(recipe, set_ or ())
-    from effcompress.estimate.costs import Launch
+    from effcompress.estimate.forecast import Launch
     from effcompress.estimate.forecast import plan as plan_recipe
 
     show(plan_recipe(loaded, launch=Launch(processes, flops_per_second)), json)

@@ -1,7 +1,5 @@
 """Commands that measure a model: ``eval`` and ``bench``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

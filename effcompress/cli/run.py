@@ -1,7 +1,5 @@
 """Commands that write a model: ``run`` and ``export``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

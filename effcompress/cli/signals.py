@@ -1,7 +1,5 @@
 """The command line's signal handlers: SIGTERM and SIGINT become a request to stop."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from effcompress.evaluation.speed import Spread, Timing
+    from effcompress.model.load import LoadedModel
 
 Target = LoadedRecipe | Path
 
@@ -71,15 +72,6 @@ class Speed:
     speed_up: Spread | None
 
 
-@dataclass(frozen=True)
-class Result:
-    """What was measured, and how."""
-
-    sides: Mapping[str, Size]
-    speeds: Sequence[Speed]
-    protocol: Mapping[str, Json]
-
-
 def bench(
     target: Target, load: Workload, *, against: Target | None = None, offline: bool = False
 ) -> Answer:
@@ -91,28 +83,32 @@ def bench(
     """
     import torch
 
+    from effcompress.model.load import load as load_model
     from effcompress.runner.state import device_of
 
     recipe = opened(target)[0].recipe
     named = _named(target, against)
     view = make_view(interactive=False)
     before = torch.get_num_threads()
+    how: Any = {"seed": recipe.seed, "offline": offline, "progress": view.note}
     try:
         torch.set_num_threads(load.threads or before)
         load = dataclasses.replace(load, threads=torch.get_num_threads())
         device = device_of(recipe)
-        sides = [
-            _side(name, spec, recipe.seed, load, device, offline, view.note) for name, spec in named
-        ]
+        sides = [_side(n, spec, load_model(spec, **how), load, device) for n, spec in named]
         timings = _race(sides, load, recipe.seed, device, view.note)
-        counts = {s.name: sum(p.numel() for p in s.module.parameters()) for s in sides}
-        described = {s.name: (s.source, counts[s.name], s.bytes) for s in sides}
+        counts = [sum(p.numel() for p in side.module.parameters()) for side in sides]
+        described = [(s.source, n, s.bytes) for s, n in zip(sides, counts, strict=True)]
         sides.clear()  # frees the memory for the process that loads the models again
-        memory = _memory(named, load, recipe.seed, str(device))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        asked = (load.batches, load.prompt, load.new, load.threads, str(device), load.dtype)
+        memory = {name: footprint(Job(spec, recipe.seed, *asked)) for name, spec in named}
     finally:
         torch.set_num_threads(before)
         view.close()
-    sizes = {name: Size(*one, memory[name]) for name, one in described.items()}
+    peaks = zip(described, memory.items(), strict=True)
+    sizes = {name: Size(*one, peak) for one, (name, peak) in peaks}
     protocol: dict[str, Json] = {
         "prompt": load.prompt,
         "new": load.new,
@@ -125,10 +121,13 @@ def bench(
         "dtype": load.dtype,
         "torch": torch.__version__,
     }
-    found = Result(sizes, _speeds(load, timings), protocol)
+    speeds = _speeds(load, timings)
     notes = [f"{name}: {size.model}" for name, size in sizes.items()]
     notes.append(", ".join(f"{key} {value}" for key, value in protocol.items()))
-    return Answer(dataclasses.asdict(found), (_rates(found), _sizes(found)), tuple(notes))
+    sides_data = {name: dataclasses.asdict(size) for name, size in sizes.items()}
+    speeds_data = [dataclasses.asdict(speed) for speed in speeds]
+    data = {"sides": sides_data, "speeds": speeds_data, "protocol": protocol}
+    return Answer(data, (_rates([*sizes], speeds), _sizes(sizes)), tuple(notes))
 
 
 def _race(
@@ -152,30 +151,18 @@ def _named(target: Target, against: Target | None) -> list[tuple[str, ModelSpec]
     run = isinstance(target, Path)
     if against is None:
         return [("dense", loaded.recipe.model), ("pruned", spec)] if run else [("dense", spec)]
-    names = [
-        one.resolve().name if isinstance(one, Path) else one.recipe.name
-        for one in (against, target)
-    ]
+    pair = (against, target)
+    names = [one.resolve().name if isinstance(one, Path) else one.recipe.name for one in pair]
     if names[0] == names[1]:
         names = [f"{names[0]} (1)", f"{names[1]} (2)"]
     return [(names[0], opened(against)[1]), (names[1], spec)]
 
 
-def _side(
-    name: str,
-    spec: ModelSpec,
-    seed: int,
-    load: Workload,
-    device: Any,
-    offline: bool,
-    say: Callable[[str], None],
-) -> Side:
+def _side(name: str, spec: ModelSpec, model: LoadedModel, load: Workload, device: Any) -> Side:
     import torch
 
     from effcompress.model.fetch import ensure
-    from effcompress.model.load import load as load_model
 
-    model = load_model(spec, seed=seed, offline=offline, progress=say)
     module = model.module.to(device, getattr(torch, load.dtype)).eval()
     config: Any = module.config
     positions = getattr(config, "max_position_embeddings", None)
@@ -197,19 +184,8 @@ def _prompt(sides: Sequence[Side], batch: int, load: Workload, seed: int) -> Ten
 
     configs: list[Any] = [side.module.config for side in sides]
     vocabulary = min(int(config.vocab_size) for config in configs)
-    shape, dice = (batch, load.prompt), torch.Generator().manual_seed(seed)
-    return torch.randint(0, vocabulary, shape, generator=dice)
-
-
-def _memory(
-    named: Sequence[tuple[str, ModelSpec]], load: Workload, seed: int, device: str
-) -> dict[str, dict[int, int | None]]:
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    how = (load.batches, load.prompt, load.new, load.threads, device, load.dtype)
-    return {name: footprint(Job(spec, seed, *how)) for name, spec in named}
+    dice = torch.Generator().manual_seed(seed)
+    return torch.randint(0, vocabulary, (batch, load.prompt), generator=dice)
 
 
 def _speeds(load: Workload, timings: dict[int, dict[str, list[Timing]]]) -> list[Speed]:
@@ -218,22 +194,22 @@ def _speeds(load: Workload, timings: dict[int, dict[str, list[Timing]]]) -> list
 
     found: list[Speed] = []
     for batch, by_side in timings.items():
+        reference, *others = by_side.values()
         for phase in PHASES:
             tokens = batch * (load.prompt if phase == "prefill" else load.new - 1)
             rates = {name: rate(rounds, phase, tokens) for name, rounds in by_side.items()}
-            rounds = [*by_side.values()]
-            ratio = speed_up(rounds[1], rounds[0], phase) if len(rounds) > 1 else None
+            ratio = speed_up(others[0], reference, phase) if others else None
             found.append(Speed(batch, phase, rates, ratio))
     return found
 
 
-def _rates(found: Result) -> Table:
+def _rates(sides: Sequence[str], speeds: Sequence[Speed]) -> Table:
     rows = []
-    for speed in found.speeds:
-        cells = [_range(speed.rates[name], _tokens) for name in found.sides]
+    for speed in speeds:
+        cells = [_range(speed.rates[name], _tokens) for name in sides]
         cells += [_range(speed.speed_up, "{:.2f}".format)] if speed.speed_up else []
         rows.append((str(speed.batch), speed.phase, *cells))
-    columns = ["batch", "phase", *found.sides, *["times as fast"][: len(found.sides) - 1]]
+    columns = ["batch", "phase", *sides, *["times as fast"][: len(sides) - 1]]
     title = "Tokens per second: median (lowest-highest round)"
     return Table(title, tuple(columns), tuple(rows))
 
@@ -246,8 +222,8 @@ def _tokens(value: float) -> str:
     return f"{value / 1e3:,.0f}k" if value >= 1e4 else f"{value:,.{1 if value < 100 else 0}f}"
 
 
-def _sizes(found: Result) -> Table:
-    sizes = [*found.sides.values()]
+def _sizes(found: Mapping[str, Size]) -> Table:
+    sizes = [*found.values()]
     numbers: dict[str, list[int | None]] = {
         "parameters": [size.params for size in sizes],
         "weights on disk, MB": [size.bytes for size in sizes],
@@ -263,5 +239,5 @@ def _sizes(found: Result) -> Table:
             before, after = values[:2]
             cells.append(f"{after / before:.2f}" if before and after else "")
         rows.append((label, *cells))
-    columns = ["", *found.sides, *["ratio"][: len(found.sides) - 1]]
+    columns = ["", *found, *["ratio"][: len(found) - 1]]
     return Table("Size", tuple(columns), tuple(rows))

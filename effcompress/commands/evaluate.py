@@ -1,7 +1,5 @@
 """``effcompress eval``: evaluates the result of a run, or a recipe's source model."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -31,21 +29,20 @@ def evaluate(
     require_harness(loaded.recipe.evaluate.tasks)
     # Imported here: torch and transformers take seconds, which a wrong path should not cost.
     from effcompress.model.load import load as load_model
-    from effcompress.runner.corpus import corpus_of
     from effcompress.runner.evaluation import evaluate as measure
+    from effcompress.runner.start import corpus_of
     from effcompress.runner.state import device_of
 
     one = loaded.recipe
     with closing(make_view(interactive=False)) as view:
         say = view.note
         model = load_model(spec, seed=one.seed, offline=offline, progress=say)
-        corpus = corpus_of(
-            one, model.tokenizer, offline=offline, say=say, notice=say, training=False
-        )
+        how: Any = {"offline": offline, "say": say}
+        corpus = corpus_of(one, model.tokenizer, notice=say, training=False, **how)
         module = model.module.to(device_of(one))
         params = sum(p.numel() for p in module.parameters())
-        how = (module, model.tokenizer, corpus, one.evaluate)
-        found = measure(*how, when="after", params=params, offline=offline, say=say)
+        of = (module, model.tokenizer, corpus, one.evaluate)
+        found = measure(*of, when="after", params=params, **how)
     title = f"{model.source}: {params:,} parameters"
     sheets = (_perplexities(title, found), *([_accuracies(found.tasks)] if found.tasks else []))
     values = events.plain(found)

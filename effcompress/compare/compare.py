@@ -1,7 +1,5 @@
 """``effcompress compare``: runs what has not run yet and writes the comparison."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Everything is checked before anything runs; nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -4,12 +4,11 @@ into sequences, mix domains by weight.
 ``prepare`` returns a ``Corpus``; its ``Stream`` yields training batches and can be resumed at any
 position; ``digest`` hashes token ids; ``needs`` lists the hub data sets of a recipe.
 
-In the order of the data: ``documents`` and ``sources`` (text), ``tokens`` and ``folder`` (token
-cache), ``pack`` (sequences), ``stream`` (order and mixture), ``corpus`` (all of it).
+In the order of the data: ``sources`` (text), ``tokens`` and ``folder`` (token cache), ``stream``
+(sequences, order and mixture), ``corpus`` (all of it).
 """
 
 from effcompress.data.corpus import Corpus, needs, prepare
-from effcompress.data.pack import digest
-from effcompress.data.stream import Stream
+from effcompress.data.stream import Stream, digest
 
 __all__ = ["Corpus", "Stream", "digest", "needs", "prepare"]

@@ -1,7 +1,5 @@
 """The corpus of a run: every domain tokenised as far as needed, packed and fingerprinted."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -14,10 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from effcompress.data.documents import address
-from effcompress.data.pack import Windows, payload, shuffled, unmarked, window_bos, windows_of
-from effcompress.data.sources import how_held_out, kind_of, training_source, validation_source
-from effcompress.data.stream import Stream, next_domain
+from effcompress.data import sources
+from effcompress.data.stream import (
+    Stream,
+    Windows,
+    next_domain,
+    payload,
+    shuffled,
+    unmarked,
+    window_bos,
+    windows_of,
+)
 from effcompress.data.tokens import Talk, TokenStore
 from effcompress.errors import SourceError
 from effcompress.spec import DataSpec, DomainSpec
@@ -80,11 +85,11 @@ class Domain:
         return {
             "source": self.source,
             "share": self.fraction,
-            "documents": self.store.documents("train", len(self.train.used)),
+            "documents": self.store.folder.documents("train", len(self.train.used)),
             "tokens": len(self.train.used),
-            "heldout_documents": self.store.documents("heldout", len(self.heldout.used)),
+            "heldout_documents": self.store.folder.documents("heldout", len(self.heldout.used)),
             "heldout_tokens": len(self.heldout.used),
-            "held_out": how_held_out(self.spec),
+            "held_out": sources.how_held_out(self.spec),
             "content": self.content(),
         }
 
@@ -150,13 +155,13 @@ class Corpus:
             return domain.train
         size = payload(self.sequence_length, self.bos)
         domain.store.ensure(CHOICE * needed * size, 0, self._talk)
-        tokens = domain.store.tokens("train")
+        tokens = domain.store.folder.tokens("train")
         windows = windows_of(tokens, self.sequence_length, self.bos, CHOICE * needed)
         if windows.count < needed:
             raise SourceError(
                 f"calibration takes {needed} sequences of {self.sequence_length} tokens from this "
                 f"domain, which has text for {windows.count}",
-                where=address(domain.name),
+                where=sources.address(domain.name),
                 fix="ask for fewer sequences, make them shorter or add text",
             )
         return windows
@@ -173,11 +178,12 @@ class Corpus:
         size = payload(self.sequence_length, self.bos)
         if sequences > one.heldout.count:
             one.store.ensure(0, sequences * size, self._talk)
-        windows = windows_of(one.store.tokens("heldout"), self.sequence_length, self.bos, sequences)
+        tokens = one.store.folder.tokens("heldout")
+        windows = windows_of(tokens, self.sequence_length, self.bos, sequences)
         if windows.count < sequences and domain not in self._told:
             self._told.add(domain)
             self._talk.notice(
-                f"domain '{domain}': held-out text ({how_held_out(one.spec)}) for "
+                f"domain '{domain}': held-out text ({sources.how_held_out(one.spec)}) for "
                 f"{windows.count} of the {sequences} sequences asked for"
             )
         rows = [windows.take(n) for n in range(windows.count)]
@@ -222,10 +228,28 @@ def prepare(
     bos = window_bos(spec.bos, tokenizer)
     talk = Talk(offline, progress, notice)
     samples = math.ceil(train_tokens / spec.sequence_length)
-    domains = {
-        name: _domain(spec, name, fraction, tokenizer, bos, cache, samples, heldout_sequences, talk)
-        for name, fraction in fractions.items()
-    }
+    length, size = spec.sequence_length, payload(spec.sequence_length, bos)
+    domains: dict[str, Domain] = {}
+    for name, fraction in fractions.items():
+        own = spec.domains[name]
+        # A domain is never more than one sample ahead of its fraction (see `next_domain`).
+        wanted = math.ceil(fraction * samples) + 1
+        source = sources.training_source(name, own)
+        validation = sources.validation_source(name, own, source)
+        if source.remote and own.revision is None:
+            notice(f"domain '{name}': {source.remote} has no `revision`, so its text may change")
+        store = TokenStore(cache, source, validation, tokenizer, own.holdout)
+        store.ensure(wanted * size, heldout_sequences * size, talk)
+        for remark in store.remarks():
+            notice(remark)
+        train = windows_of(store.folder.tokens("train"), length, bos, wanted)
+        heldout = windows_of(store.folder.tokens("heldout"), length, bos, heldout_sequences)
+        if not train.count:
+            raise _too_short(name, len(train.tokens), length, own)
+        if train.count < (due := math.floor(fraction * samples)):
+            then = "it will repeat" if spec.when_dry == "repeat" else "the run will stop there"
+            notice(f"domain '{name}': text for {train.count} of {due} sequences; {then}")
+        domains[name] = Domain(name, own, source.description, fraction, store, train, heldout)
     return Corpus(spec, domains, tokenizer, seed, talk)
 
 
@@ -238,44 +262,11 @@ def _fractions(spec: DataSpec) -> dict[str, float]:
         if not (domain.weight > 0 and math.isfinite(domain.weight)):
             raise SourceError(
                 f"weight {domain.weight} is not above zero",
-                where=address(name),
+                where=sources.address(name),
                 fix="give the domain a weight, or leave it out of the recipe",
             )
     total = math.fsum(domain.weight for domain in spec.domains.values())
     return {name: domain.weight / total for name, domain in spec.domains.items()}
-
-
-def _domain(
-    spec: DataSpec,
-    name: str,
-    fraction: float,
-    tokenizer: TextTokenizer,
-    bos: int | None,
-    cache: Path,
-    samples: int,
-    heldout_sequences: int,
-    talk: Talk,
-) -> Domain:
-    own, length = spec.domains[name], spec.sequence_length
-    # A domain is never more than one sample ahead of its fraction (see `next_domain`).
-    wanted = math.ceil(fraction * samples) + 1
-    source = training_source(name, own)
-    validation = validation_source(name, own, source)
-    if source.remote and own.revision is None:
-        talk.notice(f"domain '{name}': {source.remote} has no `revision`, so its text may change")
-    store = TokenStore(cache, source, validation, tokenizer, own.holdout)
-    size = payload(length, bos)
-    store.ensure(wanted * size, heldout_sequences * size, talk)
-    for remark in store.remarks():
-        talk.notice(remark)
-    train = windows_of(store.tokens("train"), length, bos, wanted)
-    heldout = windows_of(store.tokens("heldout"), length, bos, heldout_sequences)
-    if not train.count:
-        raise _too_short(name, len(store.tokens("train")), length, own)
-    if train.count < (due := math.floor(fraction * samples)):
-        then = "it will repeat" if spec.when_dry == "repeat" else "the run will stop there"
-        talk.notice(f"domain '{name}': text for {train.count} of {due} sequences; {then}")
-    return Domain(name, own, source.description, fraction, store, train, heldout)
 
 
 def _too_short(name: str, tokens: int, length: int, own: DomainSpec) -> SourceError:
@@ -287,7 +278,7 @@ def _too_short(name: str, tokens: int, length: int, own: DomainSpec) -> SourceEr
     hint = "" if validated else f" (holdout {own.holdout:.0%} is taken off first)"
     return SourceError(
         problem + hint,
-        where=address(name),
+        where=sources.address(name),
         fix="add text, or make data.sequence_length shorter",
     )
 
@@ -311,5 +302,5 @@ def needs(spec: DataSpec) -> list[HubDataset]:
             "splits": [s for s in (domain.split, domain.validation_split) if s],
         }
         for name, domain in spec.domains.items()
-        if kind_of(name, domain) == "hub"
+        if sources.kind_of(name, domain) == "hub"
     ]

@@ -17,8 +17,8 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class TokenFolder:
         ``RunError`` naming the folder if the disk is full or cannot be written.
         """
         tokens, documents = dict(state.tokens), dict(state.documents)
-        with self._writing():
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
             for part, piece in pieces.items():
                 ends = tokens[part] + np.cumsum(piece.lengths)
@@ -129,6 +129,14 @@ class TokenFolder:
             after = replace(state, tokens=tokens, documents=documents)
             # Only after the bytes are flushed: the manifest never counts what is not there.
             self._publish({**self.passes, name: after})
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise RunError(
+                "the disk is full" if full else f"cannot be written: {error}",
+                where=str(self.path),
+                fix="free some space or name another cache folder, then run again: what is "
+                "tokenised so far is kept",
+            ) from error
         self.passes[name] = after
 
     def _write(self, name: str, start: int, values: NDArray[Any]) -> None:
@@ -170,19 +178,6 @@ class TokenFolder:
             return True
         finally:
             private.unlink(missing_ok=True)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise RunError(
-                "the disk is full" if full else f"cannot be written: {error}",
-                where=str(self.path),
-                fix="free some space or name another cache folder, then run again: what is "
-                "tokenised so far is kept",
-            ) from error
 
     def tokens(self, part: str) -> Tokens:
         """All counted tokens of a part, memory-mapped, read only."""

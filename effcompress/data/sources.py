@@ -1,22 +1,106 @@
-"""Sources of text: local files, a data set of the Hugging Face Hub, Python's standard library."""
-
-from __future__ import annotations
+"""Sources of text: local files, a data set of the Hugging Face Hub, Python's standard library. Each
+gives records in a fixed order, and an identity (cache key) that changes whenever the text might.
+"""
 
 import hashlib
 import json
 import platform
+import re
 import sysconfig
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from effcompress.data.documents import Fields, Record, Source, address, record_of, text_of
 from effcompress.errors import SourceError
 from effcompress.spec import DomainSpec
+
+Row = Mapping[str, object]
+"""A row of a data file: field -> value."""
+
+
+class Record(NamedTuple):
+    """One document, its address (``file:line``) and a prompt in front of it that is not trained on.
+    An empty ``text`` is counted as a record and then skipped, so that a position in the source is a
+    number of records.
+    """
+
+    text: str
+    where: str
+    prompt: str = ""
+
+
+class Fields(NamedTuple):
+    """Which fields of a row to read: that of the text, and a template of the prompt."""
+
+    text: str
+    prompt: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all fields that are read."""
+        return list(dict.fromkeys((self.text, *BRACES.findall(self.prompt or ""))))
+
+
+BRACES = re.compile(r"\{(\w+)\}")
+"""A field in a prompt template: a plain name, so that (unlike ``str.format``) no attribute is read.
+"""
+
+
+def record_of(row: Row, fields: Fields, where: str) -> Record:
+    """Makes a document of a row. Raises ``SourceError`` as ``text_of`` does."""
+    text = text_of(row, fields.text, where)
+    if fields.prompt is None:
+        return Record(text, where)
+    prompt = BRACES.sub(lambda match: text_of(row, match[1], where), fields.prompt)
+    return Record(text, where, prompt)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text that can be read from any record on, always in the same order."""
+
+    domain: str
+    description: str
+    identity: Mapping[str, object]
+    """Plain JSON, part of the cache key: sources with equal identity give equal text."""
+    records: Callable[[int], Generator[Record, None, None]]
+    """``records(skip)``: the records after the first ``skip``."""
+    remote: str | None = None
+    """Name of the hub data set, if reading needs a network."""
+    checksums: frozenset[str] = frozenset()
+    """sha256 of every local file."""
+
+
+def address(domain: str) -> str:
+    """The domain's key in a recipe, for error messages."""
+    return f"data.domains.{domain}"
+
+
+def text_of(row: Row, field: str, where: str) -> str:
+    """Reads the text of a row; ``null`` counts as empty.
+
+    Raises ``SourceError`` if ``field`` is missing (naming those that exist) or is not a string.
+    """
+    if field not in row:
+        there = ", ".join(sorted(map(str, row))) or "none"
+        raise SourceError(
+            f"no field '{field}'; fields here: {there}",
+            where=where,
+            fix="name the field that holds the text with `text:` in the domain, and those of "
+            "`prompt:` in braces",
+        )
+    value = row[field]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise SourceError(f"field '{field}' holds {type(value).__name__}, not text", where=where)
+    return value
+
 
 KINDS = ("jsonl", "txt", "parquet", "hub", "stdlib")
 Reader = Callable[[Path, Fields], Iterator[Record]]
@@ -24,15 +108,8 @@ Reader = Callable[[Path, Fields], Iterator[Record]]
 # Not part of `stdlib: code`: installed packages, tests, tables (`encodings`), the text of `stdlib:
 # prose` (`pydoc_data`), and files with paths of the build machine (`config-`, `_sysconfigdata`).
 LEFT_OUT = {
-    "site-packages",
-    "dist-packages",
-    "test",
-    "tests",
-    "idlelib",
-    "idle_test",
-    "encodings",
-    "pydoc_data",
-    "__pycache__",
+    *("site-packages", "dist-packages", "__pycache__"),
+    *("test", "tests", "idlelib", "idle_test", "encodings", "pydoc_data"),
 }
 LEFT_OUT_PREFIXES = ("config-", "_sysconfigdata")
 
@@ -232,29 +309,23 @@ def hub_source(domain: str, spec: DomainSpec, split: str) -> Source:
     fields = Fields(spec.text, spec.prompt)
 
     def records(skip: int) -> Generator[Record, None, None]:
-        where = f"{hub}[{split}]"
-        rows = _rows(domain, hub, spec.config, split, spec.revision, skip)
-        for number, row in enumerate(rows, start=skip + 1):
-            at = f"{where}:row {number}"
-            yield record_of(row, fields, at)
+        try:
+            rows = open_stream(hub, spec.config, split, spec.revision, skip)
+            for number, row in enumerate(rows, start=skip + 1):
+                yield record_of(row, fields, f"{hub}[{split}]:row {number}")
+        except SourceError:
+            raise
+        except Exception as error:  # hub clients have no common base class of errors
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise SourceError(
+                f"hub data set '{hub}' (split '{split}') cannot be read: {reason}",
+                where=address(domain),
+                fix="check hub, config, split and revision, and the network; run again to go on",
+            ) from error
 
     pinned = f"@{spec.revision}" if spec.revision else ""
     name = f"{hub}{pinned}" + (f" ({spec.config})" if spec.config else "")
     return Source(domain, f"hub: {name}, split {split}", identity, records, remote=hub)
-
-
-def _rows(
-    domain: str, hub: str, config: str | None, split: str, revision: str | None, skip: int
-) -> Iterator[dict[str, Any]]:
-    try:
-        yield from open_stream(hub, config, split, revision, skip)
-    except Exception as error:  # hub clients have no common base class of errors
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise SourceError(
-            f"hub data set '{hub}' (split '{split}') cannot be read: {reason}",
-            where=address(domain),
-            fix="check hub, config, split and revision, and the network; run again to go on",
-        ) from error
 
 
 def open_stream(

@@ -2,8 +2,6 @@
 or crash stopped.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Generator
@@ -15,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from effcompress.data.documents import Record, Source, address, is_held_out, utf8
-from effcompress.data.folder import FORMAT, PARTS, Pass, Piece, TokenFolder, Tokens
-from effcompress.data.pack import marked
+from effcompress.data.folder import FORMAT, PARTS, Pass, Piece, TokenFolder
+from effcompress.data.sources import Record, Source, address
+from effcompress.data.stream import marked
 from effcompress.errors import SourceError
 from effcompress.types import TextTokenizer
 
@@ -41,7 +39,7 @@ class TokenStore:
     """The tokens of one domain: ``train`` and ``heldout``, each in the order of its source.
 
     Every document is followed by EOS, if the tokenizer has one. The cache is always a prefix of the
-    source, so what a caller reads does not depend on how much was cached before.
+    source (``folder``), so what a caller reads does not depend on how much was cached before.
     """
 
     def __init__(
@@ -57,7 +55,7 @@ class TokenStore:
             self._sources["validation"] = validation
             holdout = 0.0
         self._tokenizer, self._holdout = tokenizer, holdout
-        # Prompt tokens are stored as their bitwise complement (`pack.marked`): a signed type.
+        # Prompt tokens are stored as their bitwise complement (`stream.marked`): a signed type.
         prompted = "prompt" in training.identity
         dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
         dtype = "<i4" if prompted else dtype
@@ -71,7 +69,7 @@ class TokenStore:
         }
         text = json.dumps(facts, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        self._folder = TokenFolder(cache / "tokens" / self.key, facts, tuple(self._sources))
+        self.folder = TokenFolder(cache / "tokens" / self.key, facts, tuple(self._sources))
 
     def ensure(self, train: int, heldout: int, talk: Talk) -> None:
         """Tokenises until there are ``train`` and ``heldout`` tokens or the source is exhausted. A
@@ -81,8 +79,8 @@ class TokenStore:
         ``offline`` forbids it; ``RunError`` if the cache folder cannot be written.
         """
         domain = self._sources["training"].domain
-        if problem := self._folder.load():
-            talk.notice(f"domain '{domain}': rebuilding {self._folder.path}: {problem}")
+        if problem := self.folder.load():
+            talk.notice(f"domain '{domain}': rebuilding {self.folder.path}: {problem}")
         wanted = {"training": {"train": train}, "validation": {"heldout": heldout}}
         if self._holdout > 0:
             wanted["training"]["heldout"] = heldout
@@ -91,7 +89,7 @@ class TokenStore:
                 self._advance(name, wanted[name], talk)
 
     def _missing(self, name: str, wanted: dict[str, int]) -> bool:
-        state = self._folder.passes[name]
+        state = self.folder.passes[name]
         return not state.done and any(state.tokens[part] < n for part, n in wanted.items())
 
     def _advance(self, name: str, wanted: dict[str, int], talk: Talk) -> None:
@@ -103,24 +101,24 @@ class TokenStore:
                 fix="run 'effcompress fetch RECIPE' where there is a network",
             )
         phrase = f"tokenising {source.domain}"
-        with closing(source.records(self._folder.passes[name].records)) as records:
+        with closing(source.records(self.folder.passes[name].records)) as records:
             while self._missing(name, wanted):
                 state, pieces = self._tokenise(name, _chunk(records))
-                self._folder.append(name, state, pieces)
-                have = self._folder.passes[name].tokens
+                self.folder.append(name, state, pieces)
+                have = self.folder.passes[name].tokens
                 done = min(1.0, *(have[part] / n for part, n in wanted.items() if n))
                 talk.progress(phrase, done)
         talk.progress(phrase, 1.0)
 
     def _tokenise(self, name: str, chunk: list[Record]) -> tuple[Pass, dict[str, Piece]]:
-        state = self._folder.passes[name]
+        state = self.folder.passes[name]
         if not chunk:
             return replace(state, done=True), {}
         full = [record for record in chunk if record.text.strip()]
         empty = [record.where for record in chunk if not record.text.strip()]
-        # `utf8` refuses lone surrogates, so it is asked first on either side.
+        # `_utf8` refuses lone surrogates, so it is asked first on either side.
         holdout = 1.0 if name == "validation" else self._holdout
-        sides = ["heldout" if is_held_out(utf8(r), holdout) else "train" for r in full]
+        sides = ["heldout" if _is_held_out(_utf8(r), holdout) else "train" for r in full]
         arrays = [self._array(ids) for ids in self._tokenizer.encode([r.text for r in full])]
         if any(record.prompt for record in full):
             prompts = self._tokenizer.encode([r.prompt for r in full])
@@ -154,18 +152,10 @@ class TokenStore:
             )
         return array
 
-    def tokens(self, part: str) -> Tokens:
-        """All cached tokens of ``train`` or ``heldout``, memory-mapped."""
-        return self._folder.tokens(part)
-
-    def documents(self, part: str, tokens: int) -> int:
-        """Number of documents among the first ``tokens`` tokens of a part."""
-        return self._folder.documents(part, tokens)
-
     def remarks(self) -> list[str]:
         """Notices about the text read so far, one sentence each."""
         found = []
-        for name, state in self._folder.passes.items():
+        for name, state in self.folder.passes.items():
             source = self._sources[name]
             if state.empty:
                 found.append(
@@ -189,3 +179,24 @@ def _chunk(records: Generator[Record, None, None]) -> list[Record]:
         if size >= CHUNK_CHARACTERS:
             break
     return chunk
+
+
+def _utf8(record: Record) -> bytes:
+    """Encodes prompt and text. Raises ``SourceError`` for lone surrogates, which JSON can escape
+    and no tokenizer accepts.
+    """
+    try:
+        return (record.prompt + record.text).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SourceError(f"the text is not valid Unicode ({error})", where=record.where) from error
+
+
+def _is_held_out(text: bytes, fraction: float) -> bool:
+    """Whether a document is held out, which happens to this fraction of documents.
+
+    Decided by a hash of its text, so copies of a document are on the same side whatever the order
+    and number of files.
+    """
+    number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    # A 64-bit hash, uniform on [0, 2^64).
+    return number < fraction * 2**64

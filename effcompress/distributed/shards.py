@@ -8,15 +8,13 @@ by rows: the optimizer holds them, surgery changes them, and the next ``wrap`` p
 objects to fresh copies. Nothing is gathered for that.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from effcompress.distributed.rows import on_mesh, whole
 
@@ -30,8 +28,7 @@ class Shards:
         from torch.distributed.device_mesh import init_device_mesh
 
         self._mesh = init_device_mesh(device.type, (size,))
-        self._module = module
-        self._layers = layers
+        self._module, self._layers = module, layers
         self._plain: list[nn.Module] | None = None
         """The model's own layers while the wrapped copies are in their place."""
         for p, places in _places(module).values():
@@ -59,7 +56,8 @@ class Shards:
         # fully_shard would shard what it finds, a second copy of every weight. It finds parameters
         # without memory instead, and gets the existing shards when it is done.
         for p, places in held:
-            _put(nn.Parameter(_meta(p), requires_grad=p.requires_grad), places)
+            empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
+            _put(nn.Parameter(empty, requires_grad=p.requires_grad), places)
         for unit in (*layers, root):
             fully_shard(unit, mesh=self._mesh, reshard_after_forward=True)
             assert isinstance(unit, FSDPModule)
@@ -117,16 +115,10 @@ def _put(p: nn.Parameter, places: _Places) -> None:
         part.register_parameter(name, p)
 
 
-def _meta(p: Tensor) -> Tensor:
-    return torch.empty(p.shape, dtype=p.dtype, device="meta")
-
-
 def _copied(module: nn.Module) -> nn.Module:
     """Returns a shallow copy: the same parameters, submodules and hooks in dicts of its own."""
     new = copy.copy(module)
     for key, value in vars(module).items():
-        if isinstance(
-            value, dict
-        ):  # parameters, submodules, hooks: entries are replaced in one only
+        if isinstance(value, dict):  # parameters, submodules, hooks: replaced in one only
             new.__dict__[key] = value.copy()
     return new

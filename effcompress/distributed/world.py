@@ -5,11 +5,8 @@ are summed in the backward pass. Rank 0 alone prints and writes. A decision is m
 broadcast, never repeated on each rank: sums in another order could decide otherwise.
 """
 
-from __future__ import annotations
-
 import datetime
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from effcompress.errors import EffcompressError, RunError
+from effcompress.processes import launched
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)
@@ -71,10 +69,8 @@ class World:
             flat = torch.cat([t.reshape(-1) for t in named.values()])
             dist.all_reduce(flat)
             parts = flat.split([t.numel() for t in named.values()])
-            found |= {
-                name: part.view(t.shape)
-                for (name, t), part in zip(named.items(), parts, strict=True)
-            }
+            for (name, t), part in zip(named.items(), parts, strict=True):
+                found[name] = part.view(t.shape)
         return {name: found[name] for name in tensors}
 
     def sums(self, values: Sequence[float]) -> list[float]:
@@ -111,14 +107,13 @@ class World:
             return [here()]
         said: list[Any] = [None] * self.size
         try:
-            found: T = here()
+            mine = (here(), None)
         except Exception as error:
             dist.all_gather_object(said, (None, _told(error)))
             raise
-        dist.all_gather_object(said, (found, None))
-        for _, error in said:
-            if error is not None:
-                raise error
+        dist.all_gather_object(said, mine)
+        for error in (error for _, error in said if error is not None):
+            raise error
         return [found for found, _ in said]
 
     @contextmanager
@@ -126,16 +121,16 @@ class World:
         """Runs the body on rank 0, then on the others: for what is fetched or converted once. An
         error of rank 0 is raised on every rank.
         """
-        if self.size == 1 or not self.main:
-            self.agree(_nothing)
+        if self.main:
+            try:
+                yield
+            except Exception as error:
+                if self.size > 1:
+                    dist.broadcast_object_list([None, _told(error)])
+                raise
+        self.agree(lambda: None)
+        if not self.main:
             yield
-            return
-        try:
-            yield
-        except Exception as error:
-            dist.broadcast_object_list([None, _told(error)])
-            raise
-        self.agree(_nothing)
 
     def replicate(self, module: nn.Module) -> nn.Module:
         """Returns a DDP wrapper whose backward leaves the *sum* of all ranks' gradients.
@@ -174,15 +169,14 @@ def joined() -> Iterator[World]:
     """Joins the process group of the launcher (``torchrun``, ``accelerate launch``); ``ALONE``
     without one. A group that existed before is used and not destroyed.
 
-    Raises RunError when the other processes cannot be reached, or one of them stops.
+    Raises RunError when the other processes cannot be reached, or one of them stops; RecipeError as
+    ``launched``.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size, local_rank = launched()
     if size == 1:
         yield ALONE
         return
-    world = World(
-        int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
-    )
+    world = World(rank, size, local_rank)
     if dist.is_initialized():
         yield world
         return
@@ -214,10 +208,6 @@ def _summed(_state, bucket):  # no annotations: torch inspects them, and here th
     # global batch already.
     work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
-
-
-def _nothing() -> None:
-    return None
 
 
 def _told(error: Exception) -> Exception:

@@ -23,8 +23,6 @@ log-softmax, its gradient and that of the logits. Both are three fp32 numbers pe
 Dropout masks are not counted.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from effcompress.estimate.flops import multiplied, query_rows, routed
@@ -91,11 +89,8 @@ class _Shape:
         if not wide[gate]:
             return 0.0
         params = [p for p, g in self.axes.gates.items() if gate in g and self.axes.numel(p, wide)]
-        return (
-            self._stream(params, number)
-            + self._attention(params, layer)
-            + self._feed_forward(params, layer)
-        )
+        blocks = self._attention(params, layer), self._feed_forward(params, layer)
+        return self._stream(params, number) + blocks[0] + blocks[1]
 
     def _stream(self, params: list[str], number: int) -> float:
         """Returns the norms over the residual stream and the inputs of the layers behind them."""
@@ -108,14 +103,14 @@ class _Shape:
         return self.wide["hidden"] * (norms * self.norm + copies * self.value)
 
     def _attention(self, params: list[str], layer: int) -> float:
-        query = query_rows(self.axes, self.config, self.wide, layer)
+        wide, axis = self.wide, f"attention.{layer}"
+        query = query_rows(self.axes, self.config, wide, layer)
         if not query:
             return 0.0
-        axis = f"attention.{layer}"
         head = self.axes.family.positions_per_unit["head"](self.config)
-        key = self.wide[axis] * head
+        key = wide[axis] * head
         writers = self._writers(params, axis)
-        fused = sum(self._length(p, 1 - self.axes.family.inputs) for p in writers)
+        fused = sum(self.axes.length(p, 1 - self.axes.family.inputs, wide) for p in writers)
         rotated = not self.axes.axes("positions")
         if self.config.get("attn_logit_softcapping"):
             kept = 4 * query * self.value + 8 * (query // head) * self.length
@@ -132,7 +127,7 @@ class _Shape:
         wide = self.wide
         ffn, expert = wide.get(f"ffn.{layer}", 0), wide.get(f"expert_ffn.{layer}", 0)
         writers = self._writers(params, f"ffn.{layer}")
-        written = sum(self._length(p, 1 - self.axes.family.inputs) for p in writers)
+        written = sum(self.axes.length(p, 1 - self.axes.family.inputs, wide) for p in writers)
         names = ("hidden_act", "activation_function", "activation")
         activation = next((self.config[n] for n in names if n in self.config), "")
         tensors = 4 if written > ffn else _FFN.get(activation, 2)
@@ -146,11 +141,8 @@ class _Shape:
     def _names(self, param: str, dim: int) -> list[tuple[str, ...]]:
         return [s.names for s in self.axes.by_param[param] if s.dim == dim]
 
-    def _length(self, param: str, dim: int) -> int:
-        return sum(s.length(self.wide) for s in self.axes.by_param[param] if s.dim == dim)
-
     def _writers(self, params: list[str], axis: str) -> list[str]:
         """Returns the matrices whose outputs lie on an axis."""
         out = 1 - self.axes.family.inputs
-        matrices = [p for p in params if self._matrix(p)]
-        return [p for p in matrices if any(axis in names for names in self._names(p, out))]
+        on_axis = (p for p in params if any(axis in names for names in self._names(p, out)))
+        return [p for p in on_axis if self._matrix(p)]

@@ -1,9 +1,6 @@
 """``effcompress check``: whether a recipe can be carried out. Loads no weights and no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TypedDict
 
 from effcompress.errors import RecipeError
 from effcompress.estimate.feasibility import SizedModel, expected, require_reachable
@@ -13,22 +10,14 @@ from effcompress.recipe import LoadedRecipe
 from effcompress.types import Widths
 
 
-class CheckData(TypedDict, total=False):
-    """JSON values of a check; empty where the model's configuration is not known."""
-
-    params: int
-    target_params: int | None
-    ends_at: int
-    reached_at_tokens: int | None
-    zeroed: int
-
-
 @dataclass(frozen=True)
 class CheckResult:
-    """The result: ``lines`` for people, ``data`` as JSON; no timeline where nothing is cut."""
+    """The result: ``lines`` for people, ``data`` as JSON (empty where the model's configuration is
+    not known); no timeline where nothing is cut.
+    """
 
     lines: list[str]
-    data: CheckData
+    data: dict[str, int | None]
     timeline: Timeline | None = None
 
 
@@ -40,27 +29,23 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     found = require_reachable(loaded)
     if found is None:
         return CheckResult(["model: its configuration is not known here; nothing was priced"], {})
-    recipe = loaded.recipe
     lines = [f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named"]
     if found.axes.family.traced:
         kinds = ", ".join(found_kinds(found.axes))
         lines.append(f"architecture: not declared; traced, and proven on a small model: {kinds}")
-    data: CheckData = {"params": found.start, "target_params": found.target}
+    data: dict[str, int | None] = {"params": found.start, "target_params": found.target}
     if found.target is None:
         lines.append(f"size: {found.start:,} parameters, nothing is cut")
         return CheckResult([*lines, *_zeros(loaded, found, found.axes.widths, data)], data)
-    fraction = 1 - found.target / found.start
-    lines.append(
-        f"target: {found.start:,} -> {found.target:,} parameters (-{fraction:.1%}), in reach"
-    )
+    fraction, sizes = 1 - found.target / found.start, f"{found.start:,} -> {found.target:,}"
+    lines.append(f"target: {sizes} parameters (-{fraction:.1%}), in reach")
     timeline = _on_time(loaded, found)
-    data["ends_at"] = timeline.points[-1].params
-    data["reached_at_tokens"] = timeline.points[-2].tokens if timeline.reached else None
-    lines.append(_when(timeline))
-    lines += _zeros(loaded, found, timeline.points[-1].widths, data)
+    *_, cut, last = timeline.points
+    data |= {"ends_at": last.params, "reached_at_tokens": cut.tokens if timeline.reached else None}
+    lines += [_when(timeline), *_zeros(loaded, found, last.widths, data)]
     # Layers can end with different shapes; whole layers that go do not count.
     differ = any(s.scope != "lockstep" and s.kind != "layer" for s in found.sets)
-    if recipe.export.form == "auto" and differ:
+    if loaded.recipe.export.form == "auto" and differ:
         lines.append(
             "export: layers may differ in the end; the folder is then padded with zeros to the "
             "widest layer, and larger than the target (export.form: exact keeps the shapes)"
@@ -68,19 +53,19 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     return CheckResult(lines, data, timeline)
 
 
-def _zeros(loaded: LoadedRecipe, found: SizedModel, widths: Widths, data: CheckData) -> list[str]:
+def _zeros(
+    loaded: LoadedRecipe, found: SizedModel, widths: Widths, data: dict[str, int | None]
+) -> list[str]:
     """Describes what `sparsify` will do after pruning; also writes it into ``data``."""
     spec = loaded.recipe.sparsify
     counts = expected(loaded, found.axes, widths)
     if spec is None or counts is None:
         return []
-    weights, zeroed = counts
-    data["zeroed"] = zeroed
-    wanted = f"{100 * spec.fraction:.4g} % of each layer"
-    if spec.pattern:
-        wanted = f"in the pattern {spec.pattern}"
+    weights, data["zeroed"] = counts
+    each = f"{100 * spec.fraction:.4g} % of each layer"
+    wanted = f"in the pattern {spec.pattern}" if spec.pattern else each
     return [
-        f"sparsify: {spec.method.name} makes about {zeroed:,} of {weights:,} weights in linear "
+        f"sparsify: {spec.method.name} makes about {counts[1]:,} of {weights:,} weights in linear "
         f"layers zero, {wanted}; no parameter is removed by it"
     ]
 
@@ -106,9 +91,8 @@ def _on_time(loaded: LoadedRecipe, found: SizedModel) -> Timeline:
     """Returns the schedule's timeline. Raises RecipeError if it cannot end at the target even when
     saliency prefers the largest mini-groups.
     """
-    recipe = loaded.recipe
-    timeline = play(recipe, found)
-    if _met(timeline) or _met(play(recipe, found, fastest)):
+    timeline = play(loaded.recipe, found)
+    if _met(timeline) or _met(play(loaded.recipe, found, fastest)):
         return timeline
     left = timeline.points[-1].params + timeline.rest
     origin = loaded.origins.get("prune.schedule.name", str(loaded.path))

@@ -7,8 +7,6 @@ Gradients and sharded weights travel while the passes compute; the processes wai
 ``benchmarks/scaling.py`` counts the same bytes as they go out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +14,7 @@ from typing import Literal
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.memory import grams_of
 from effcompress.removal.repairs import for_linears, need_second_moments
-from effcompress.spec import PruneSpec, Recipe
+from effcompress.spec import LoopSpec, PruneSpec, Recipe
 from effcompress.types import WHOLE, AxisMap, Widths
 
 FP32, FP64 = 4, 8
@@ -36,13 +34,14 @@ class Message:
 
     def sent(self, processes: int) -> float:
         """Returns the bytes that leave one process of a ring."""
-        if self.collective == "all_reduce":
-            return 2 * (processes - 1) / processes * self.bytes
-        if self.collective == "all_gather":
-            return float((processes - 1) * self.bytes)
-        if self.collective == "reduce_scatter":
-            return (processes - 1) / processes * self.bytes
-        return float(self.bytes) if processes > 1 else 0.0
+        others = processes - 1
+        times = {
+            "all_reduce": 2 * others / processes,
+            "all_gather": others,
+            "reduce_scatter": others / processes,
+            "broadcast": others > 0,
+        }
+        return float(times[self.collective] * self.bytes)
 
 
 def per_step(
@@ -52,19 +51,20 @@ def per_step(
     loop, prune = recipe.loop, recipe.prune
     assert loop is not None
     sharded = shards_of(recipe, processes) > 1
-    messages = _sharded(found, recipe, widths, processes) if sharded else []
-    messages += [
-        *([] if sharded else [Message("gradients", "all_reduce", FP32 * trained)]),
+    whole = [Message("gradients", "all_reduce", FP32 * trained)]
+    messages = [
+        *(_sharded(found, loop, widths, processes) if sharded else whole),
         Message("losses", "all_gather", FP32 * (loop.batch_size // processes)),
         # The objective, whether any process got a signal to stop, and the norm of a sharded
         # gradient.
         Message("flags", "all_reduce", (2 + sharded) * FP64),
     ]
-    rides = prune is not None and prune.measure.source == "training"
-    if prune is not None and rides and "mask_grad" in prune.criterion.needs:
+    if prune is None or prune.measure.source != "training":
+        return messages
+    if "mask_grad" in prune.criterion.needs:
         units = sum({**found.axes.widths, **widths}[s.name] for s in found.sets)
         messages.append(Message("saliency of masks", "all_reduce", FP32 * units))
-    elif prune is not None and rides and sharded and _learns(prune):
+    elif sharded and _learns(prune):
         messages.append(Message("saliency of weights", "all_reduce", FP32 * scored(found, widths)))
     return messages
 
@@ -75,12 +75,10 @@ def _learns(prune: PruneSpec) -> bool:
     return "grad" in {*prune.criterion.needs, *hessian}
 
 
-def _sharded(found: SizedModel, recipe: Recipe, widths: Widths, processes: int) -> list[Message]:
+def _sharded(found: SizedModel, loop: LoopSpec, widths: Widths, processes: int) -> list[Message]:
     """Returns the messages of FSDP2: weights are gathered for each forward and each backward
     (``reshard_after_forward``), gradients are scattered after each backward.
     """
-    loop = recipe.loop
-    assert loop is not None
     own = loop.batch_size // processes
     passes = -(-own // min(loop.micro_batch_size or own, own))
     here = FP32 * shard_elements(found.axes, widths, processes)
@@ -102,14 +100,11 @@ def per_cut(
     all). Input statistics are summed only for layers that lose inputs. The bytes of the decision
     are an estimate, the others are exact.
     """
-    axes, needs = found.axes, set(prune.criterion.needs)
-    decided = DECIDED * groups + NAMED * len(found.sets) + 2 * FP64
+    axes, decided = found.axes, DECIDED * groups + NAMED * len(found.sets) + 2 * FP64
     messages = [Message("decision", "broadcast", decided)]
     if prune.measure.source == "calibration":
-        means = len(needs & {"grad", "hess"})
-        messages += [
-            Message("gradients of calibration", "all_reduce", FP32 * axes.count(widths))
-        ] * means
+        mean = Message("gradients of calibration", "all_reduce", FP32 * axes.count(widths))
+        messages += [mean] * len({"grad", "hess"}.intersection(prune.criterion.needs))
     if for_linears(prune.repair):
         second = need_second_moments(prune.repair)
         every = grams_of(axes, found.sets, widths)
@@ -155,24 +150,22 @@ def shard_elements(
     gathered: its rows, padded to as many as rank 0 has.
     """
     wide = {**axes.widths, **widths}
-    return sum(_shard(axes, p, wide, processes) for p in axes.shapes if of is None or p in of)
-
-
-def _shard(axes: AxisMap, param: str, wide: Widths, processes: int) -> int:
-    rows = _length(axes, param, 0, wide)
-    count = axes.numel(param, wide)
-    return -(-rows // processes) * (count // rows) if count else 0
+    total = 0
+    for param in axes.shapes if of is None else of:
+        if count := axes.numel(param, wide):
+            rows = axes.length(param, 0, wide)
+            total += -(-rows // processes) * (count // rows)
+    return total
 
 
 def scored(found: SizedModel, widths: Widths) -> int:
     """Returns how many numbers sum weight saliency over the rows of all processes: one for each
     position along each side of a parameter on which a mini-group lies.
     """
-    wide, sides = {**found.axes.widths, **widths}, set[tuple[str, int]]()
-    for s in found.sets:
-        sides |= {(side.param, side.dim) for side in s.sides}
+    wide = {**found.axes.widths, **widths}
+    sides = {(side.param, side.dim) for s in found.sets for side in s.sides}
     return sum(
-        1 if dim == WHOLE else _length(found.axes, param, dim, wide)
+        1 if dim == WHOLE else found.axes.length(param, dim, wide)
         for param, dim in sides
         if found.axes.numel(param, wide)
     )
@@ -184,7 +177,3 @@ def losing(found: SizedModel, touched: Collection[str] | None, dim: int) -> set[
     """
     sets = (s for s in found.sets if touched is None or s.name in touched)
     return {side.param for s in sets for side in s.sides if side.dim == dim}
-
-
-def _length(axes: AxisMap, param: str, dim: int, wide: Widths) -> int:
-    return sum(s.length(wide) for s in axes.by_param[param] if s.dim == dim)

@@ -3,8 +3,6 @@
 This is asked before weights are loaded or torch is imported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,10 +36,9 @@ class SizedModel:
 
 def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     """Returns parameters now and wanted; None while the model's configuration is not known."""
-    config = config_of(loaded.recipe.model)
+    config, prune = config_of(loaded.recipe.model), loaded.recipe.prune
     if config is None:
         return None
-    prune = loaded.recipe.prune
     # A repair that writes biases adds them to layers without: they count as parameters.
     if prune and (for_biases(prune.repair) or for_streams(prune)):
         config = biased(family_for(parent_of(config)), config)
@@ -62,8 +59,7 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
 
     Raises RecipeError, with the nearest sizes that can be had, if it cannot.
     """
-    sized = sized_model(loaded)
-    prune = loaded.recipe.prune
+    sized, prune = sized_model(loaded), loaded.recipe.prune
     if sized is None or prune is None or sized.target is None:
         return sized
     _require_masks(loaded, prune, sized)
@@ -85,8 +81,7 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
             where=where,
             fix=f"Name at least {lowest:,}, or add to prune.space what else may go.",
         )
-    budget = budget_of(sized)
-    simulate(budget)
+    simulate(budget := budget_of(sized))
     if not budget.reached:
         raise _missed(budget, where)
     return sized
@@ -166,11 +161,11 @@ def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, 
     unknown = skipped_layers(spec, axes) - set(axes.depth.layers)
     params = list(_linears(axes, spec))
     if unknown or not params:
-        there = f"layers are 0 to {max(axes.depth.layers, default=-1)}"
+        last = max(axes.depth.layers, default=-1)
         raise RecipeError(
             f"sparsify.skip_layers: {f'no layer {min(unknown)}' if unknown else 'nothing is left'}",
             where=_where(loaded, "sparsify.skip_layers.0"),
-            fix=f"The {there}; negative numbers count from the end.",
+            fix=f"The layers are 0 to {last}; negative numbers count from the end.",
         )
     # Of a pruned model, the pattern is checked on the pruned shapes, in the run.
     pattern = spec.n_of_m if loaded.recipe.prune is None else None

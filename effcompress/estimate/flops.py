@@ -3,9 +3,8 @@
 The formulas are those of ``docs/cost.md``; each term is named so that it can be argued with.
 """
 
-from __future__ import annotations
-
 import math
+from collections import Counter
 from typing import final
 
 from effcompress.types import AxisMap, Config, Widths
@@ -24,13 +23,11 @@ class Flops:
 
     def __init__(self, axes: AxisMap, config: Config, length: int) -> None:
         self._axes, self._config, self._length = axes, config, length
-        self._factors: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._factors = Counter[tuple[str, tuple[str, ...]]]()
         """(expert axis of routed matrices or "", axes) -> factor, summed over all matrices."""
         for param in multiplied(axes):
-            experts = _experts(axes, param)
             for names, factor in axes.terms(param):
-                key = (experts, tuple(sorted(names)))
-                self._factors[key] = self._factors.get(key, 0) + factor
+                self._factors[_experts(axes, param), tuple(sorted(names))] += factor
 
     def per_token(self, widths: Widths) -> float:
         """Returns forward plus backward operations per token.
@@ -82,11 +79,7 @@ def multiplied(axes: AxisMap) -> list[str]:
     With tied embeddings the one table counts: it is the output matrix.
     """
     matrices = [p for p, shape in axes.shapes.items() if len(shape) > 1]
-
-    def carries(param: str, kind: str) -> bool:
-        return any(kind in s.names for s in axes.by_param[param])
-
-    tables = [p for p in matrices if carries(p, "vocab")]
-    looked_up = {tables[0]} if len(tables) > 1 else set[str]()
-    looked_up |= {p for p in matrices if carries(p, "positions")}
-    return [p for p in matrices if p not in looked_up]
+    names = {p: {n for s in axes.by_param[p] for n in s.names} for p in matrices}
+    tables = [p for p in matrices if "vocab" in names[p]]
+    looked_up = tables[:1] if len(tables) > 1 else []
+    return [p for p in matrices if p not in looked_up and "positions" not in names[p]]

@@ -1,24 +1,49 @@
 """``effcompress plan``: forecasts size, cost and final shape of a run, without torch."""
 
-from __future__ import annotations
-
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 from effcompress.answer import Answer, Table
-from effcompress.errors import SourceError
+from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.check import check
-from effcompress.estimate.costs import Launch, costs
+from effcompress.estimate.communication import Message, per_commit, per_cut, per_step, shards_of
 from effcompress.estimate.feasibility import SizedModel, sized_model
-from effcompress.estimate.schedule import Point, Timeline, total_tokens
+from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
+from effcompress.estimate.memory import memory, trained
+from effcompress.estimate.schedule import Point, Timeline, tokens_per_step, total_tokens
 from effcompress.model.source import label_of
 from effcompress.network.shapes import living_layers, living_widths, shape
 from effcompress.recipe import LoadedRecipe
-from effcompress.record.readable import exact_count
+from effcompress.record.readable import duration, exact_count, size
+from effcompress.spec import Recipe
 
 ROWS = 10
+COLUMNS = {
+    "attention": "KV heads",
+    "query": "queries each",
+    "ffn": "FFN",
+    "hidden": "hidden",
+    "expert": "experts",
+    "expert_ffn": "expert FFN",
+}
+"""Kind -> its column in the table of sizes over tokens."""
+PARTS = {"copies": "bf16 copies", "grams": "Gram matrices"}
+"""Names of memory parts that differ from the field's own."""
+UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:  # noqa: B008  frozen
+@dataclass(frozen=True)
+class Launch:
+    """How a run would be started: the number of data-parallel processes, and the operations per
+    second of each (None: not known).
+    """
+
+    processes: int = 1
+    flops_per_second: float | None = None
+
+
+def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:
     """Returns parameters over tokens, final shape, memory and messages per process, FLOPs, hours.
 
     Raises:
@@ -53,15 +78,11 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:  # noqa: B0
             for p in _thinned(timeline)
         ],
     }
-    listed = [_final_shape(found, timeline, checked.data.get("zeroed"))]
-    if recipe.prune:
-        listed.insert(0, _over_tokens(found, timeline))
-    if "zeroed" in checked.data:
-        data["zeroed"] = checked.data["zeroed"]
-    figures, tables = costs(recipe, found, timeline, launch)
-    data |= figures
-    listed += tables
-    return Answer(data, tuple(listed), tuple(checked.lines))
+    data |= {key: value for key, value in checked.data.items() if key == "zeroed"}
+    listed = [_over_tokens(found, timeline)] if recipe.prune else []
+    listed.append(_final_shape(found, timeline, data.get("zeroed")))
+    figures, tables = _costs(recipe, found, timeline, launch)
+    return Answer(data | figures, (*listed, *tables), tuple(checked.lines))
 
 
 def _thinned(timeline: Timeline) -> list[Point]:
@@ -70,8 +91,8 @@ def _thinned(timeline: Timeline) -> list[Point]:
     first, last = points[0].params, points[-1].params
     chosen = [points[0]]
     for k in range(1, ROWS):
-        size = first + (last - first) * k / (ROWS - 1)
-        nearest = next((p for p in points if p.params <= size), points[-1])
+        params = first + (last - first) * k / (ROWS - 1)
+        nearest = next((p for p in points if p.params <= params), points[-1])
         if nearest.tokens > chosen[-1].tokens:
             chosen.append(nearest)
     if chosen[-1] != points[-1] and points[-1].tokens > chosen[-1].tokens:
@@ -79,30 +100,16 @@ def _thinned(timeline: Timeline) -> list[Point]:
     return chosen
 
 
-COLUMNS = {
-    "attention": "KV heads",
-    "query": "queries each",
-    "ffn": "FFN",
-    "hidden": "hidden",
-    "expert": "experts",
-    "expert_ffn": "expert FFN",
-}
-
-
 def _over_tokens(found: SizedModel, timeline: Timeline) -> Table:
     cut = {s.kind for s in found.sets}
-    kinds = [k for k in COLUMNS if k in cut or (k in ("attention", "hidden", "ffn"))]
-    kinds = [k for k in kinds if found.axes.axes(k)]
+    always = ("attention", "hidden", "ffn")
+    kinds = [k for k in COLUMNS if (k in cut or k in always) and found.axes.axes(k)]
     rows = []
     for p in _thinned(timeline):
-        cells = [
-            exact_count(p.tokens),
-            f"{p.step:,}",
-            exact_count(p.params),
-            f"{p.params / found.start:.1%}",
-        ]
-        cells += [_brief(living_widths(found.axes, p.widths, kind)) for kind in kinds]
-        rows.append((*cells, str(len(living_layers(found.axes, p.widths)))))
+        sizes = (exact_count(p.params), f"{p.params / found.start:.1%}")
+        widths = (_brief(living_widths(found.axes, p.widths, kind)) for kind in kinds)
+        layers = str(len(living_layers(found.axes, p.widths)))
+        rows.append((exact_count(p.tokens), f"{p.step:,}", *sizes, *widths, layers))
     columns = ("tokens", "step", "parameters", "fraction", *(COLUMNS[k] for k in kinds), "layers")
     return Table("Size over tokens (if kinds shrink in proportion)", columns, tuple(rows))
 
@@ -122,3 +129,128 @@ def _brief(value: Any) -> str:
         return str(value)
     low, high = min(value), max(value)
     return f"{low}" if low == high else f"{low}-{high}"
+
+
+def _costs(
+    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
+) -> tuple[dict[str, Any], list[Table]]:
+    """Returns JSON values, and the same as tables.
+
+    Raises RecipeError when the batch does not divide among the processes.
+    """
+    loop = recipe.loop
+    if loop is not None and loop.batch_size % launch.processes:
+        raise RecipeError(
+            f"{launch.processes} processes cannot share a batch of {loop.batch_size} equally",
+            where="--processes",
+            fix="Name a number that divides it.",
+        )
+    shards = shards_of(recipe, launch.processes)
+    phases = memory(found, recipe, timeline.points[-1].widths, launch.processes, shards)
+    held = {phase: {**vars(parts), "total": parts.total} for phase, parts in phases.items()}
+    data: dict[str, Any] = {"processes": launch.processes, "memory_bytes": held}
+    tables = [_memory_table(held, launch)]
+    if loop is not None:
+        figures = _operations(recipe, found, timeline, launch)
+        data |= figures
+        if launch.processes > 1:
+            messages = _messages(recipe, found, timeline, launch)
+            data["communicated_bytes"] = {
+                when: {m.what: m.bytes for m in said} for when, said in messages.items()
+            }
+            tables.append(_traffic_table(messages, launch.processes))
+        tables.append(_cost_table(figures, launch))
+    return data, tables
+
+
+def _memory_table(held: dict[str, dict[str, float]], launch: Launch) -> Table:
+    """Returns the table of memory by phase, without parts that are zero in every phase."""
+    most = max(parts["total"] for parts in held.values())
+    scale, unit = next((u for u in UNITS if most >= u[0]), UNITS[-1])
+    rows = [
+        (PARTS.get(part, part), *(_short(parts[part] / scale) for parts in held.values()))
+        for part in next(iter(held.values()))
+        if any(parts[part] for parts in held.values())
+    ]
+    several = f" of each of {launch.processes} processes" if launch.processes > 1 else ""
+    title = f"Memory{several} at the peak of each phase ({unit}, beside Python and its libraries)"
+    return Table(title, ("", *held), tuple(rows))
+
+
+def _short(count: float) -> str:
+    """Formats with three significant digits; integers from 100 on."""
+    if not count:
+        return "-"
+    return f"{count:.0f}" if count >= 100 else f"{count:.3g}" if count >= 0.01 else "< 0.01"
+
+
+def _operations(
+    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
+) -> dict[str, Any]:
+    """Returns the operations summed over the shrinking model, and the time that follows
+    (``seconds`` only where the speed is known).
+    """
+    flops = Flops(found.axes, found.config, recipe.data.sequence_length)
+    total, points = 0.0, timeline.points
+    for here, there in itertools.pairwise(points):
+        total += flops.per_token(here.widths) * (there.tokens - here.tokens)
+    first, last = flops.per_token({}), flops.per_token(points[-1].widths)
+    figures: dict[str, Any] = {
+        "tokens": points[-1].tokens,
+        "flops": total,
+        "flops_if_not_pruned": first * points[-1].tokens,
+        "h100_hours": total / (H100_FLOPS * UTILISATION) / 3600,
+        "assumed": {"peak_flops": H100_FLOPS, "utilisation": UTILISATION},
+    }
+    if launch.flops_per_second:
+        rate = launch.flops_per_second * launch.processes
+        if recipe.loop and recipe.loop.recompute:  # a third forward: 4 units of work instead of 3
+            rate *= 3 / 4
+        step = tokens_per_step(recipe)
+        figures["seconds"] = {
+            "first_step": first * step / rate,
+            "last_step": last * step / rate,
+            "all_steps": total / rate,
+        }
+    return figures
+
+
+def _messages(
+    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
+) -> dict[str, list[Message]]:
+    """Returns the messages of the first step, of an average cut, and of its commit."""
+    widths = timeline.points[-1].widths if recipe.recover is not None else {}
+    count, shards = trained(found, recipe, widths), shards_of(recipe, launch.processes)
+    messages = {"step": per_step(found, recipe, widths, launch.processes, count)}
+    if recipe.prune is not None:
+        each, wide = max(1, timeline.groups // max(1, timeline.cuts)), found.axes.widths
+        messages["cut"] = per_cut(found, recipe.prune, wide, each, shards=shards)
+        messages["commit"] = per_commit(found, wide, shards=shards)
+    return messages
+
+
+def _traffic_table(messages: dict[str, list[Message]], processes: int) -> Table:
+    rows = [
+        (f"per {when}", m.what, m.collective, size(m.bytes), size(m.sent(processes)))
+        for when, said in messages.items()
+        for m in said
+    ]
+    title = f"Communicated by each of {processes} processes"
+    return Table(title, ("", "what", "collective", "bytes", "sent on a ring"), tuple(rows))
+
+
+def _cost_table(data: dict[str, Any], launch: Launch) -> Table:
+    saved, hours = 1 - data["flops"] / data["flops_if_not_pruned"], data["h100_hours"]
+    rows = [
+        ("tokens", exact_count(data["tokens"])),
+        ("training FLOPs", f"{data['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
+        ("H100 hours", f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"),
+        ("assuming", f"{H100_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} utilisation"),
+        ("days on 8 H100", f"{hours / 8 / 24:,.1f}"),
+    ]
+    if "seconds" in data:
+        seconds, rate = data["seconds"], launch.flops_per_second
+        said = f"{launch.processes} x {rate:.3g} FLOP/s, arithmetic alone"
+        steps = f"{duration(seconds['first_step'])}, at the end {duration(seconds['last_step'])}"
+        rows += [(f"a step at {said}", steps), ("all steps", duration(seconds["all_steps"]))]
+    return Table("Cost", ("", ""), tuple(rows))

@@ -1,9 +1,6 @@
 """``effcompress inspect``: lists a model's axes and mini-groups, from its configuration alone."""
 
-from __future__ import annotations
-
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from effcompress.answer import Answer, Table
@@ -31,45 +28,21 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
         "family": family.name,
         "traced": family.traced,
         "params": axes.count(),
-        "kinds": {kind: vars(facts) for kind, facts in kinds.items()},
+        "kinds": kinds,
         "not_pruned": never,
         "approximate": {k: why for k, why in family.approximate.items() if k in kinds},
-        "axes": {axis: axes.widths[axis] for axis in axes.widths},
+        "axes": dict(axes.widths),
     }
-    sheets = (
-        Table(
-            f"{name}: family {family.name}, {axes.count():,} parameters",
-            ("kind", "sets", "units in each", "mini-groups", "parameters of one"),
-            tuple(
-                (
-                    kind,
-                    str(facts.sets),
-                    _range(facts.units),
-                    f"{facts.mini_groups:,}",
-                    _range(facts.params_per_unit),
-                )
-                for kind, facts in kinds.items()
-            ),
-        ),
-        _coupling(axes),
-    )
+    title = f"{name}: family {family.name}, {axes.count():,} parameters"
+    columns = ("kind", "sets", "units in each", "mini-groups", "parameters of one")
+    rows = tuple((kind, *map(_range, facts.values())) for kind, facts in kinds.items())
     notes = [f"Not pruned: {name}: {why}." for name, why in never.items()]
     notes += [f"Not exact: {kind}: {why}." for kind, why in data["approximate"].items()]
     if family.traced:
         notes.append(
             "The architecture is not declared: this was traced, and proven on a small model."
         )
-    return Answer(data, sheets, tuple(notes))
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """Mini-groups of one kind; lists have the distinct values, ascending."""
-
-    sets: int
-    units: list[int]
-    mini_groups: int
-    params_per_unit: list[int]
+    return Answer(data, (Table(title, columns, rows), _coupling(axes)), tuple(notes))
 
 
 def kinds_of(axes: AxisMap) -> list[str]:
@@ -82,11 +55,15 @@ def kinds_of(axes: AxisMap) -> list[str]:
     return [k for k in wanted if k != "query" or slots] + [*depth]
 
 
-def _kind(axes: AxisMap, kind: str) -> _Kind:
-    names = axes.axes(kind)
-    sizes = [axes.widths[n] for n in names]
-    freed = [axes.freed(n, axes.widths) for n in names]
-    return _Kind(len(names), sorted(set(sizes)), sum(sizes), sorted(set(freed)))
+def _kind(axes: AxisMap, kind: str) -> dict[str, int | list[int]]:
+    """Returns the mini-groups of one kind; lists have the distinct values, ascending."""
+    sizes = {name: axes.widths[name] for name in axes.axes(kind)}
+    return {
+        "sets": len(sizes),
+        "units": sorted(set(sizes.values())),
+        "mini_groups": sum(sizes.values()),
+        "params_per_unit": sorted({axes.freed(name, axes.widths) for name in sizes}),
+    }
 
 
 def _never(axes: AxisMap) -> dict[str, str]:
@@ -107,9 +84,9 @@ def _never(axes: AxisMap) -> dict[str, str]:
     return {**found, **axes.family.unreached}
 
 
-def _range(values: list[int]) -> str:
-    first, last = f"{values[0]:,}", f"{values[-1]:,}"
-    return first if first == last else f"{first} to {last}"
+def _range(values: int | list[int]) -> str:
+    first, *more = [values] if isinstance(values, int) else values
+    return f"{first:,} to {more[-1]:,}" if more else f"{first:,}"
 
 
 def _coupling(axes: AxisMap) -> Table:
@@ -118,8 +95,7 @@ def _coupling(axes: AxisMap) -> Table:
     for kind in (k for k in axes.family.units if axes.axes(k)):
         first = axes.axes(kind)[0]
         sides = [f"{s.param} dim {s.dim}" for s in axes.by_axis[first]]
-        for i, side in enumerate(sides[:8]):
-            rows.append((first if i == 0 else "", side))
+        rows += [(first if i == 0 else "", side) for i, side in enumerate(sides[:8])]
         if len(sides) > 8:
             rows.append(("", f"... and {len(sides) - 8} more"))
     return Table("Sides that shrink together", ("axis", "parameter side"), tuple(rows))

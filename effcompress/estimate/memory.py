@@ -19,11 +19,9 @@ parameters are sharded (FSDP2), two layers and everything outside the layers are
 and on rank 0 the whole model for a checkpoint (with moments) and for the export.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from effcompress.estimate.activations import LOGITS, Activations, activations, copied
 from effcompress.estimate.feasibility import SizedModel
@@ -61,7 +59,7 @@ class Held:
     @property
     def total(self) -> float:
         """Bytes of all parts together."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        return sum(vars(self).values())
 
 
 def memory(
@@ -131,19 +129,22 @@ class _Need:
         spec, axes = self.recipe.evaluate, self.found.axes
         tokens = spec.batch_size * self.recipe.data.sequence_length
         logits = LOGITS * axes.widths["vocab"] * tokens
-        weights, whole = FP32 * axes.count() / self.shards, self._whole(axes.widths)
-        before = Held(weights=weights, logits=logits, gathered=whole)
-        whole = self._whole(self.final)
-        after = replace(self._standing(self.final), logits=logits, gathered=whole)
-        return max(before, after, key=lambda held: held.total)
+        dense, left = Held(weights=FP32 * axes.count() / self.shards), self._standing(self.final)
+        return max(
+            replace(dense, logits=logits, gathered=self._whole(axes.widths)),
+            replace(left, logits=logits, gathered=self._whole(self.final)),
+            key=lambda held: held.total,
+        )
 
     def _standing(self, wide: Widths, *, training: bool = False) -> Held:
         """Returns what lasts between steps: weights, moments, buckets, running statistics."""
         prune, weights = self.recipe.prune, FP32 * self.found.axes.count(wide) / self.shards
         learned = FP32 * trained(self.found, self.recipe, wide) / self.shards
-        loop = self.recipe.loop is not None
-        distil = self.recipe.recover and self.recipe.recover.method == "distill"
-        teacher = self._teacher() if training and distil else 0.0
+        loop, recover = self.recipe.loop is not None, self.recipe.recover
+        teacher = 0.0
+        if training and recover is not None and recover.method == "distill":
+            half = recover.distill is None or recover.distill.teacher == "bf16"
+            teacher = (2 if half else 4) * self.found.axes.count()
         rides = training and prune is not None and prune.measure.source == "training"
         held = Held(
             weights=weights + teacher,
@@ -159,11 +160,6 @@ class _Need:
         """Returns the bytes that are unsharded at a time in a forward pass."""
         return FP32 * at_once(self.found.axes, wide) if self.shards > 1 else 0.0
 
-    def _teacher(self) -> float:
-        recover = self.recipe.recover
-        half = recover is None or recover.distill is None or recover.distill.teacher == "bf16"
-        return (2 if half else 4) * self.found.axes.count()
-
     def _grams(self, wide: Widths) -> float:
         prune = self.recipe.prune
         if prune is None or not for_linears(prune.repair):
@@ -177,8 +173,8 @@ class _Need:
         prune = self.recipe.prune
         assert prune is not None
         window = prune.measure.window if prune.measure.average == "window" else 0
-        units = sum(s.size for s in self.found.sets)
-        return FP32 * units * (2 + window) + index_bytes(self.found.sets)
+        sets = self.found.sets
+        return FP32 * sum(s.size for s in sets) * (2 + window) + index_bytes(sets)
 
     def _kept(self, wide: Widths, *, bf16: bool, recompute: bool = False) -> Activations:
         of = (self.found.axes, self.found.config, wide, self.recipe.data.sequence_length)
@@ -193,15 +189,15 @@ class _Need:
         standing = self._standing(wide, training=True)
         gradients = FP32 * trained(self.found, self.recipe, wide) / self.shards
         brief = self.shards > 1 and loop.recompute  # resharded after each layer, casts included
+        whole = self._whole(wide)
         begins = replace(
             standing,
             gradients=gradients if rows < own else 0.0,
             copies=0.0 if brief or not bf16 else 2 * copied(axes, wide),
             activations=tokens * (kept.layers + self._of_masks(wide, 2 if bf16 else 4)),
             logits=tokens * kept.logits,
+            gathered=whole,
         )
-        whole = self._whole(wide)
-        begins = replace(begins, gathered=whole)
         ends = replace(
             standing,
             gradients=gradients,
@@ -227,10 +223,9 @@ class _Need:
         sum, and once more when they are added to those of earlier micro-batches (``carried``).
         """
         axes, full = self.found.axes, {**self.found.axes.widths, **wide}
-        tables = [p for p in axes.shapes if "vocab" in str(axes.by_param[p])]
-        matrices = [p for p in tables if len(axes.shapes[p]) == 2]
-        tied = len(matrices) == 1
-        times = (1 if bf16 else 2) * tied + carried
+        at_vocab = [p for p in axes.shapes if "vocab" in str(axes.by_param[p])]
+        matrices = [p for p in at_vocab if len(axes.shapes[p]) == 2]
+        times = (1 if bf16 else 2) * (len(matrices) == 1) + carried
         return FP32 * axes.numel(matrices[0], full) * times / self.shards
 
     def _update(self, loop: LoopSpec, wide: Widths) -> Held:
@@ -244,13 +239,12 @@ class _Need:
         standing = self._standing(axes.widths, training=True)
         if self.recipe.train is None:
             standing = replace(standing, moments=0.0, buckets=0.0)
-        calibrates = prune.measure.source == "calibration"
-        if calibrates:
+        if prune.measure.source == "calibration":
             standing = replace(standing, grams=self._grams(axes.widths))
         again = FP32 * axes.count() if prune.refit is not None else 0.0
         working = max(again, self._solves(prune), self._commit())
         least = replace(standing, gathered=self._whole(axes.widths), working=working)
-        if not calibrates:
+        if prune.measure.source != "calibration":
             return least
         return max(least, *self._calibrated(prune, standing), key=lambda held: held.total)
 
@@ -259,18 +253,15 @@ class _Need:
         The means over the sequences are there all the time.
         """
         tokens, needs = self.recipe.data.sequence_length, set(prune.criterion.needs)
-        kept, axes = self._kept(self.found.axes.widths, bf16=False), self.found.axes
+        axes = self.found.axes
+        kept = self._kept(axes.widths, bf16=False)
         means = FP32 * axes.count() * len(needs & {"grad", "hess"})
-        backward = bool(BACKWARD & needs)
-        begins = replace(
-            standing,
-            gradients=means,
-            activations=tokens * kept.layers if backward else 0.0,
-            logits=tokens * kept.logits,
-        )
-        grad = FP32 * axes.count() if backward else 0.0
-        tied = self._embedding(axes.widths, False, False) if backward else 0.0
-        return begins, replace(standing, gradients=means + grad, working=tied)
+        begins = replace(standing, gradients=means, logits=tokens * kept.logits)
+        if not BACKWARD & needs:
+            return begins, replace(standing, gradients=means)
+        tied = self._embedding(axes.widths, False, False)
+        ends = replace(standing, gradients=means + FP32 * axes.count(), working=tied)
+        return replace(begins, activations=tokens * kept.layers), ends
 
     def _solves(self, prune: PruneSpec) -> float:
         """Returns the temporaries of a repair with second moments, the largest over all inputs: 20
@@ -290,17 +281,14 @@ class _Need:
 
     def _padding(self) -> float:
         """Returns the copy of a padded form, in which every layer is as wide as the widest."""
-        prune, form = self.recipe.prune, self.recipe.export.form
-        lockstep = prune is None or all(s.scope == "lockstep" for s in self.found.sets)
+        form, axes, sets = self.recipe.export.form, self.found.axes, self.found.sets
+        lockstep = all(s.scope == "lockstep" for s in sets)
         if form in ("uniform", "exact") or (form == "auto" and lockstep):
             return 0.0
-        kinds = {s.kind for s in self.found.sets}
-        widest = {
-            name: max((self.final[n] for n in self.found.axes.axes(kind)), default=0)
-            for kind in kinds
-            for name in self.found.axes.axes(kind)
-        }
-        return FP32 * self.found.axes.count({**self.final, **widest})
+        widest = dict(self.final)
+        for names in (axes.axes(kind) for kind in {s.kind for s in sets}):
+            widest |= dict.fromkeys(names, max((self.final[n] for n in names), default=0))
+        return FP32 * axes.count(widest)
 
 
 def at_once(axes: AxisMap, widths: Widths) -> int:

@@ -4,24 +4,20 @@ Saliency, which decides between kinds during the run, is not known here; schedul
 are followed to the step.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from effcompress.estimate.feasibility import SizedModel, budget_of
+from effcompress.injectable import PLACE
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import positions
-from effcompress.sparsity.needs import reads_inputs
+from effcompress.sparsity.magnitude import reads_inputs
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import Due
 
-WITHOUT_TEXT = {
-    *("weight", "kind", "layer", "positions"),
-    *("gain", "epsilon", "before", "after", "gone"),
-}
+WITHOUT_TEXT = {"weight", *PLACE, "gain", "epsilon", "before", "after", "gone"}
 """Inputs of criteria and repairs that need no text."""
 
 

@@ -1,7 +1,5 @@
 """Scores of tasks: the main metric of each, and their mean."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

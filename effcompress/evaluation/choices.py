@@ -3,8 +3,6 @@
 ``B`` sequences of a batch, ``T`` tokens, ``C`` tokens of a continuation, ``V`` vocabulary.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Generates one greedy continuation of a prompt, an example of text beside the perplexity."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Evaluates with the lm-evaluation-harness, whose only user this is (``effcompress[tasks]``)."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import io

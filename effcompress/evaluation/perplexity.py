@@ -1,14 +1,12 @@
 """Computes perplexity: exp of the mean negative log-likelihood per predicted token."""
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from effcompress.distributed import ALONE, World, needs_all_ranks
+from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
 from effcompress.record.events import DomainScore
 

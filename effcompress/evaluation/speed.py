@@ -3,8 +3,6 @@
 ``B`` sequences, ``T`` tokens of the prompt, ``N`` new tokens.
 """
 
-from __future__ import annotations
-
 import inspect
 import statistics
 import time

@@ -5,8 +5,6 @@ where a layer is narrower or a block is gone. ``exact``: the pruned shapes as th
 whose one modelling file lies in the folder. All compute the same function as the model in memory.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -76,9 +74,8 @@ def _uniform(pruned: PrunedModel) -> Form:
     built, params = _stock(pruned, widths)
     stored: Any = built.skeleton
     config = json.loads(stored.config.to_json_string(use_diff=False))
-    config.pop(
-        pruned.family.epsilon_field, None
-    )  # set only where the parent's own configuration has it
+    config.pop(pruned.family.epsilon_field, None)
+    # Set only where the parent's own configuration has it.
     healthy = {f: v for f, v in pruned.config.items() if f == pruned.family.epsilon_field}
     files = {scratch.RECORD: scratch.record({**config, **healthy})}
     return Form("uniform", built.model_type, built.skeleton, params, built.why, files)
@@ -86,10 +83,8 @@ def _uniform(pruned: PrunedModel) -> Form:
 
 def _padded(pruned: PrunedModel) -> Form:
     now, why = pruned.axes, list[str]()
-    wide = {
-        **widest(pruned.parent),
-        **widest(now),
-    }  # the parent's width for kinds that are gone in all layers
+    # The parent's width for kinds that are gone in all layers.
+    wide = {**widest(pruned.parent), **widest(now)}
     for kind in now.family.rigid:
         if any(now.widths[name] != wide[kind] for name in now.axes(kind)):
             raise RunError(
@@ -176,15 +171,11 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
     now, family, config = pruned.axes, pruned.family, pruned.config
     for kind, multiple in family.multiples.items():
         if widths.get(kind, 0) % multiple:
-            raise RunError(
-                f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it"
-            )
+            said = f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it"
+            raise RunError(said)
     then = groups.from_config(family, config, depth=Depth(now.depth.layers), kinds=widths)
-    fields = {
-        **config,
-        **depth_fields(family, config, now.depth.layers),
-        **family.resize(config, widths),
-    }
+    kept = depth_fields(family, config, now.depth.layers)
+    fields = {**config, **kept, **family.resize(config, widths)}
     factors = _factors(pruned, then)
     # All norms of a class have one epsilon: the first norm's. A traced family may have no norm over
     # an axis that can be cut; then no epsilon changed.

@@ -1,7 +1,6 @@
 """Writes a model as a Hugging Face folder and proves it in a fresh process."""
 
-from __future__ import annotations
-
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,26 +33,12 @@ def export_and_prove(
     log.phase("exporting")
     made = form(pruned, wanted)
     size = write(made, pruned, tokenizer, folder)
+    kind, count = made.model_type, made.count
     log.event(
-        events.Export(
-            form=made.name,
-            container=made.model_type,
-            why=made.why,
-            parameters=made.count,
-            bytes=size,
-        )
+        events.Export(form=made.name, container=kind, why=made.why, parameters=count, bytes=size)
     )
     log.phase("proving the export in a fresh process")
-    proof = prove(made, pruned, ids_BT, folder)
-    log.event(
-        events.Proof(
-            max_logit_difference=proof.max_logit_difference,
-            tolerance=proof.tolerance,
-            tokens_equal=proof.tokens_equal,
-            cache_equal=proof.cache_equal,
-            seconds=proof.seconds,
-        )
-    )
+    log.event(events.Proof(**asdict(prove(made, pruned, ids_BT, folder))))
 
 
 def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:

@@ -7,8 +7,6 @@ A loaded model (shapes of its tensors) and a configuration (sizes it states) are
 same code, so that the sizes which ``plan`` computes are those that a cut produces.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -42,11 +40,7 @@ def full_depth(family: Family, config: Config) -> Depth:
 
 
 def from_config(
-    family: Family,
-    config: Config,
-    *,
-    depth: Depth | None = None,
-    kinds: Widths | None = None,
+    family: Family, config: Config, *, depth: Depth | None = None, kinds: Widths | None = None
 ) -> AxisMap:
     """Resolves a model that is not loaded. Imports no torch.
 
@@ -282,10 +276,7 @@ def _products(dimensions: Dimensions, shapes: Shapes) -> dict[tuple[str, ...], i
 
 
 def _solve(
-    held: list[Segment],
-    size: int,
-    found: dict[str, int],
-    products: dict[tuple[str, ...], int],
+    held: list[Segment], size: int, found: dict[str, int], products: dict[tuple[str, ...], int]
 ) -> None:
     """Solves a dimension of ``size`` for its one unknown width, if there is just one:
     ``size = sum over segments of (product of widths * positions per unit)``.

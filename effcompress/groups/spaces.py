@@ -4,11 +4,9 @@ All of them take ``after`` and ``until``: their units are candidates while the r
 the model's parameters is in ``[after, until)``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
-from typing import Literal, Unpack
+from typing import Literal
 
 from effcompress.errors import CoverageError
 from effcompress.registry import space
@@ -17,6 +15,7 @@ from effcompress.types import AxisMap, GroupSet, Limits
 
 Scope = Literal["lockstep", "per_layer", "global"]
 """Every layer loses equally many; each layer is cut on its own; all layers are one pool."""
+Layers = tuple[int, ...]
 
 
 @space("ffn", paper="arXiv:2502.06663, type II")
@@ -28,7 +27,7 @@ def ffn(
     round_to: Positive = 1,
     finish_on: Positive = 1,
     serve_tp: Positive = 1,
-    skip_layers: tuple[int, ...] = (),
+    skip_layers: Layers = (),
     after: Fraction = 0.0,
     until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
@@ -38,18 +37,10 @@ def ffn(
     tensor parallelism. With ``finish_on``, channels are removed one at a time, and a width that was
     cut ends on a multiple of it.
     """
+    limits = Limits(scope=scope, minimum=minimum, finish_on=finish_on, after=after, until=until)
+    limits["round_to"] = math.lcm(round_to, serve_tp)
     for kind in ("ffn", "expert_ffn"):
-        yield from _sets(
-            axes,
-            kind,
-            scope=scope,
-            minimum=minimum,
-            round_to=math.lcm(round_to, serve_tp),
-            finish_on=finish_on,
-            skip_layers=skip_layers,
-            after=after,
-            until=until,
-        )
+        yield from _sets(axes, kind, skip_layers, limits)
 
 
 @space("attention", paper="arXiv:2502.06663, type I")
@@ -60,7 +51,7 @@ def attention(
     unit: Literal["kv_group", "q_per_group", "head"] = "kv_group",
     minimum: Positive = 1,
     serve_tp: Positive = 1,
-    skip_layers: tuple[int, ...] = (),
+    skip_layers: Layers = (),
     after: Fraction = 0.0,
     until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
@@ -70,16 +61,8 @@ def attention(
     ``serve_tp``, the devices of tensor parallelism.
     """
     kind, multiple = _heads(axes, unit, serve_tp)
-    yield from _sets(
-        axes,
-        kind,
-        scope=scope,
-        minimum=minimum,
-        round_to=multiple,
-        skip_layers=skip_layers,
-        after=after,
-        until=until,
-    )
+    limits = Limits(scope=scope, minimum=minimum, round_to=multiple, after=after, until=until)
+    yield from _sets(axes, kind, skip_layers, limits)
 
 
 def _heads(axes: AxisMap, unit: str, serve_tp: int) -> tuple[str, int]:
@@ -117,15 +100,9 @@ def hidden(
     multiple of it; with ``finish_on`` they are removed one at a time, and the width ends on a
     multiple of it.
     """
-    yield from axes.sets(
-        "hidden",
-        scope="lockstep",
-        minimum=minimum,
-        round_to=round_to,
-        finish_on=finish_on,
-        after=after,
-        until=until,
-    )
+    limits = Limits(scope="lockstep", minimum=minimum, round_to=round_to, finish_on=finish_on)
+    limits |= Limits(after=after, until=until)
+    yield from axes.sets("hidden", **limits)
 
 
 @space("expert", paper="arXiv:2510.13999")
@@ -135,92 +112,53 @@ def expert(
     scope: Scope = "lockstep",
     minimum: Positive = 1,
     serve_tp: Positive = 1,
-    skip_layers: tuple[int, ...] = (),
+    skip_layers: Layers = (),
     after: Fraction = 0.0,
     until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """One expert of a mixture and its row of the router. At least the experts per token stay, and
     a multiple of ``serve_tp``, the devices of expert parallelism.
     """
-    yield from _sets(
-        axes,
-        "expert",
-        scope=scope,
-        minimum=minimum,
-        round_to=serve_tp,
-        skip_layers=skip_layers,
-        after=after,
-        until=until,
-    )
+    limits = Limits(scope=scope, minimum=minimum, round_to=serve_tp, after=after, until=until)
+    yield from _sets(axes, "expert", skip_layers, limits)
 
 
-@space("layer", paper="arXiv:2403.03853")
-def layer(
-    axes: AxisMap,
-    *,
-    minimum: Positive = 1,
-    skip_layers: tuple[int, ...] = (),
-    after: Fraction = 0.0,
-    until: Fraction = 1.0,
-) -> Iterator[GroupSet]:
-    """One whole layer. ``minimum`` layers stay."""
-    yield from _modules(axes, "layer", minimum, skip_layers, after, until)
+def _of_modules(kind: str, paper: str, summary: str) -> None:
+    """Registers the space of the layers, or of one block of each."""
+
+    def modules(
+        axes: AxisMap,
+        *,
+        minimum: Positive = 1,
+        skip_layers: Layers = (),
+        after: Fraction = 0.0,
+        until: Fraction = 1.0,
+    ) -> Iterator[GroupSet]:
+        if axes.no_depth:
+            raise CoverageError(f"no {kind} can go here: {axes.no_depth}", where=axes.family.name)
+        # Each layer is a set of one unit that may go (minimum 0); the pool of all keeps `minimum`.
+        limits = Limits(scope="global", minimum=0, floor=minimum, after=after, until=until)
+        yield from _sets(axes, kind, skip_layers, limits)
+
+    modules.__doc__ = summary
+    space(kind, paper=paper)(modules)
 
 
-@space("attention_block", paper="arXiv:2406.15786")
-def attention_block(
-    axes: AxisMap,
-    *,
-    minimum: Positive = 1,
-    skip_layers: tuple[int, ...] = (),
-    after: Fraction = 0.0,
-    until: Fraction = 1.0,
-) -> Iterator[GroupSet]:
-    """The attention block of one layer with its norms; the feed-forward stays. ``minimum`` stay."""
-    yield from _modules(axes, "attention_block", minimum, skip_layers, after, until)
+_of_modules("layer", "arXiv:2403.03853", "One whole layer. ``minimum`` layers stay.")
+_of_modules(
+    "attention_block",
+    "arXiv:2406.15786",
+    "The attention block of one layer with its norms; the feed-forward stays. ``minimum`` stay.",
+)
+_of_modules(
+    "mlp_block",
+    "arXiv:2406.15786",
+    "The feed-forward block (or mixture) of one layer with its norms; the attention stays.\n"
+    "``minimum`` stay.",
+)
 
 
-@space("mlp_block", paper="arXiv:2406.15786")
-def mlp_block(
-    axes: AxisMap,
-    *,
-    minimum: Positive = 1,
-    skip_layers: tuple[int, ...] = (),
-    after: Fraction = 0.0,
-    until: Fraction = 1.0,
-) -> Iterator[GroupSet]:
-    """The feed-forward block (or mixture) of one layer with its norms; the attention stays.
-    ``minimum`` stay.
-    """
-    yield from _modules(axes, "mlp_block", minimum, skip_layers, after, until)
-
-
-def _modules(
-    axes: AxisMap,
-    kind: str,
-    minimum: int,
-    skip_layers: tuple[int, ...],
-    after: float,
-    until: float,
-) -> Iterator[GroupSet]:
-    if axes.no_depth:
-        raise CoverageError(f"no {kind} can go here: {axes.no_depth}", where=axes.family.name)
-    # Each layer is a set of one unit that may go (minimum 0); the pool of all keeps `minimum`.
-    yield from _sets(
-        axes,
-        kind,
-        scope="global",
-        minimum=0,
-        floor=minimum,
-        skip_layers=skip_layers,
-        after=after,
-        until=until,
-    )
-
-
-def _sets(
-    axes: AxisMap, kind: str, *, skip_layers: tuple[int, ...], **limits: Unpack[Limits]
-) -> Iterator[GroupSet]:
+def _sets(axes: AxisMap, kind: str, skip_layers: Layers, limits: Limits) -> Iterator[GroupSet]:
     layers = len(axes.depth.layers)
     for i in skip_layers:
         if not -layers <= i < layers:

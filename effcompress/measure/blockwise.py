@@ -14,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from effcompress.errors import RunError
-from effcompress.measure.hooks import LINEAR, first_of, stream_in
+from effcompress.measure.hooks import first_of, linears, stream_in
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,10 @@ def layers_of(module: nn.Module, pattern: str) -> list[Layer]:
     for number in range(len(list(container.children()))):
         path = pattern.replace("{i}", str(number))
         block = module.get_submodule(path)
-        linears = {
-            f"{path}.{name}.weight": LINEAR[type(child).__name__]
-            for name, child in block.named_modules()
-            if type(child).__name__ in LINEAR
-        }
+        own = linears(module, f"{path}.")
         named = [(f"{path}.{name}", p) for name, p in block.named_parameters()]
-        others = tuple(name for name, p in named if p.dim() > 1 and name not in linears)
-        found.append(Layer(number, path, linears, others))
+        others = tuple(name for name, p in named if p.dim() > 1 and name not in own)
+        found.append(Layer(number, path, own, others))
     return found
 
 
@@ -78,25 +76,19 @@ class Block:
         """Returns its linear layers in the order of computation, grouped by the tensor that they
         read (q, k and v; o; gate and up; down).
         """
-        seen: list[tuple[Tensor, list[str]]] = []
+        seen: dict[int, tuple[Tensor, list[str]]] = {}
+        """Id of a tensor -> the tensor, kept so that no other gets its id, and who reads it."""
 
-        def hook(param: str) -> Any:
-            def listen(_module: nn.Module, args: tuple[Any, ...]) -> None:
-                for x, params in seen:
-                    if x is args[0]:
-                        params.append(param)
-                        return
-                seen.append((args[0], [param]))
-
-            return listen
+        def listen(param: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen.setdefault(id(args[0]), (args[0], []))[1].append(param)
 
         with ExitStack() as hooks:
             for param in self.linears:
                 path = param.removeprefix(f"{self.path}.").removesuffix(".weight")
                 linear = self._module.get_submodule(path)
-                hooks.enter_context(linear.register_forward_pre_hook(hook(param)))
+                hooks.enter_context(linear.register_forward_pre_hook(partial(listen, param)))
             self.once()
-        return [params for _, params in seen]
+        return [params for _, params in seen.values()]
 
     @torch.no_grad()
     def advance(self) -> None:
@@ -212,11 +204,8 @@ def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor) -> tuple[list[
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
-    if isinstance(one, tuple | list):
-        pairs = zip(one, other, strict=False)
-        return len(one) == len(other) and all(_same(a, b) for a, b in pairs)
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(_same(v, other[k]) for k, v in one.items())
-    return bool(one == other)
+    (leaves, form), (others, other_form) = tree_flatten(one), tree_flatten(other)
+    return form == other_form and all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
+        for a, b in zip(leaves, others, strict=True)
+    )

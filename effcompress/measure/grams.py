@@ -6,18 +6,16 @@ For a linear layer ``y = W x`` the squared error of its output under a change ``
 tensor (q, k and v; gate and up) have the same ``H``, which is then kept once.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import ALONE, World
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import NotFinite
-from effcompress.measure.hooks import LINEAR, InputHooks
+from effcompress.measure.hooks import InputHooks, linears
 from effcompress.types import AxisMap, GroupSet
 
 
@@ -26,14 +24,9 @@ def readers(module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> dict[
     mini-groups of ``sets`` go, and the dimension that their inputs run along. Embeddings and the
     head are not among them.
     """
-    prefix = axes.family.layer.partition("{i}")[0]
     shrinking = {(m.param, m.dim) for s in sets for m in s.sides}
-    found: dict[str, int] = {}
-    for path, child in module.named_modules():
-        dim, param = LINEAR.get(type(child).__name__), f"{path}.weight"
-        if dim is not None and path.startswith(prefix) and (param, dim) in shrinking:
-            found[param] = dim
-    return found
+    inside = linears(module, axes.family.layer.partition("{i}")[0])
+    return {param: dim for param, dim in inside.items() if (param, dim) in shrinking}
 
 
 @final
@@ -85,9 +78,8 @@ class Grams(InputHooks):
         """Returns the mean so far, ``[I, I]``; None before a pass was measured, or without
         ``second``. Raises NotFinite when it is not finite.
         """
-        owner = self.owner.get(param)
-        found = None if owner is None else self.values.get(owner)
-        return None if owner is None or found is None else self._over_all(owner, found)
+        owner = self.owner.get(param, "")
+        return self._over_all(owner, self.values[owner]) if owner in self.values else None
 
     def mean(self, param: str) -> Tensor | None:
         """Returns the mean input, ``[I]``; None before a pass was measured."""
@@ -140,9 +132,7 @@ class Grams(InputHooks):
         world = self.world
         if world.size == 1:
             return
-        held = {f"gram/{name}": value for name, value in self.values.items()}
-        held |= {f"mean/{name}": value for name, value in self.means.items()}
-        for key, value in world.total(held).items():
+        for key, value in world.total(self._sums()).items():
             kind, _, name = key.partition("/")
             (self.values if kind == "gram" else self.means)[name] = value / world.size
         weights = world.sums(list(self.weights.values()))
@@ -150,10 +140,13 @@ class Grams(InputHooks):
             name: weight / world.size for name, weight in zip(self.weights, weights, strict=True)
         }
 
+    def _sums(self) -> dict[str, Tensor]:
+        found = {f"gram/{name}": value for name, value in self.values.items()}
+        return found | {f"mean/{name}": value for name, value in self.means.items()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors, for a checkpoint."""
-        found = {f"gram/{name}": value for name, value in self.values.items()}
-        found |= {f"mean/{name}": value for name, value in self.means.items()}
+        found = self._sums()
         for name, weight in self.weights.items():
             found[f"weight/{name}"] = torch.tensor(weight, dtype=torch.float64)
         names = list(self.params)
@@ -191,6 +184,30 @@ class Grams(InputHooks):
         self.passes[param] = number + 1
         stride = x_TI.shape[0] // self.tokens
         return x_TI if stride <= 1 else x_TI[number % stride :: stride][: self.tokens]
+
+
+@final
+class Squares(InputHooks):
+    """Mean of ``x^2`` over all tokens, ``[I]`` per distinct input: the diagonal of ``Grams``, where
+    that is enough; sums in fp64.
+    """
+
+    def __init__(self, module: nn.Module, params: Iterable[str]) -> None:
+        super().__init__(module, params, self._add)
+        self._sums: dict[str, Tensor] = {}
+        self._tokens: dict[str, int] = {}
+
+    def read(self, param: str) -> Tensor | None:
+        """``[I]`` in fp32; None before the layer has read anything."""
+        owner = self.owner.get(param)
+        return None if owner is None else (self._sums[owner] / self._tokens[owner]).float()
+
+    @torch.no_grad()
+    def _add(self, owner: str, x: Tensor) -> None:
+        x_TI = x.flatten(0, -2)
+        squares_I = x_TI.float().square().sum(0, dtype=torch.float64)
+        _add(self._sums, owner, squares_I)
+        self._tokens[owner] = self._tokens.get(owner, 0) + x_TI.shape[0]
 
 
 def _add(into: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -2,10 +2,9 @@
 measurements of forward passes share.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +13,17 @@ from effcompress.recompute import recomputing
 
 LINEAR = {"Linear": 1, "Conv1D": 0}
 """Class of a layer -> the dimension of its weight that its inputs run along."""
+
+
+def linears(module: nn.Module, inside: str = "") -> dict[str, int]:
+    """Weights of the linear layers whose paths begin with ``inside`` -> the dimension of their
+    inputs.
+    """
+    return {
+        f"{path}.weight": LINEAR[type(child).__name__]
+        for path, child in module.named_modules()
+        if type(child).__name__ in LINEAR and path.startswith(inside)
+    }
 
 
 def first_of(out: Any) -> Any:
@@ -75,16 +85,12 @@ class InputHooks(Hooks):
         self._take = take
         for param in params:
             linear = module.get_submodule(param.removesuffix(".weight"))
-            self._handles.append(linear.register_forward_pre_hook(self._hook(param)))
+            self._handles.append(linear.register_forward_pre_hook(partial(self._read, param)))
 
-    def _hook(self, param: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            if self.measuring:
-                self._read(param, args[0])
-
-        return hook
-
-    def _read(self, param: str, x: Tensor) -> None:
+    def _read(self, param: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not self.measuring:
+            return
+        x = args[0]
         # Identity, not equality: transformers hands q, k and v the very same tensor object.
         if self._last is not None and self._last[0] is x:
             self.owner[param] = self._last[1]

@@ -5,16 +5,15 @@ Which ones there are is up to plugins (``@statistic``); mean, root mean square a
 inputs are the engine's own. All sums are in fp64.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import ALONE, World
+from effcompress.distributed.world import ALONE, World
 from effcompress.injectable import READ
 from effcompress.measure.hooks import Hooks, InputHooks, first_of, stream_in
 from effcompress.registry import Bound, Plugin
@@ -47,6 +46,10 @@ class _Streaming:
             self.total = summed if self.total is None else self.total + summed
         self.tokens += tokens
 
+    def read(self) -> dict[str, Tensor]:
+        """Its name -> the value so far, in fp64."""
+        return {self.statistic.name: self.value()}
+
     def value(self) -> Tensor:
         """The value so far, in fp64."""
         if "state" not in self.statistic.needs:
@@ -71,11 +74,11 @@ class _Moments:
     squares: Tensor | float = 0.0
     tokens: int = 0
 
-    def add(self, x_TI: Tensor) -> None:
-        """One sequence."""
-        self.total = self.total + x_TI.sum(0)
-        self.squares = self.squares + x_TI.square().sum(0)
-        self.tokens += len(x_TI)
+    def add(self, x: Tensor) -> None:
+        """One sequence, ``[T, I]``."""
+        self.total = self.total + x.sum(0)
+        self.squares = self.squares + x.square().sum(0)
+        self.tokens += len(x)
 
     def read(self) -> dict[str, Tensor]:
         """``input_mean``, ``input_norm`` (root of the mean square) and ``input_variance``."""
@@ -84,14 +87,6 @@ class _Moments:
         # Rounding can leave a channel that never changes a variance just below zero.
         variance = (square - mean.square()).clamp_(min=0.0)
         return {"input_mean": mean, "input_norm": square.sqrt(), "input_variance": variance}
-
-
-@dataclass
-class _Layer:
-    """All that is measured of one distinct input."""
-
-    moments: _Moments | None
-    streams: dict[str, _Streaming] = field(default_factory=dict[str, _Streaming])
 
 
 @final
@@ -111,16 +106,15 @@ class InputStatistics(InputHooks):
         self.params = dict(params)
         self._weights = dict(module.named_parameters())
         self._moments = bool(READ.intersection(needs))
-        self._statistics = dict(statistics or {})
-        self._layers: dict[str, _Layer] = {}
+        self._statistics = list((statistics or {}).values())
+        self._layers: dict[str, list[_Moments | _Streaming]] = {}
+        """Owner of an input -> what is measured of it."""
         super().__init__(module, self.params, self._add)
 
     def read(self, param: str) -> dict[str, Tensor]:
         """``[I]`` each in fp32, by name."""
-        layer = self._layers[self.owner[param]]
-        found = layer.moments.read() if layer.moments else {}
-        found |= {name: stream.value() for name, stream in layer.streams.items()}
-        return {name: value.float() for name, value in found.items()}
+        measured = [kept.read() for kept in self._layers[self.owner[param]]]
+        return {name: value.float() for found in measured for name, value in found.items()}
 
     def weight(self, param: str) -> Tensor:
         """The layer's weight as ``[O, I]``; a view."""
@@ -130,15 +124,12 @@ class InputStatistics(InputHooks):
     @torch.no_grad()
     def _add(self, owner: str, x: Tensor) -> None:
         if owner not in self._layers:
-            streams = {name: _Streaming(plugin) for name, plugin in self._statistics.items()}
-            self._layers[owner] = _Layer(_Moments() if self._moments else None, streams)
-        layer = self._layers[owner]
+            streams = [_Streaming(plugin) for plugin in self._statistics]
+            self._layers[owner] = [*([_Moments()] if self._moments else []), *streams]
         for row_TI in x.reshape(-1, *x.shape[-2:]) if x.dim() > 2 else x[None]:
             x_TI = row_TI.double()
-            if layer.moments is not None:
-                layer.moments.add(x_TI)
-            for stream in layer.streams.values():
-                stream.add(x=x_TI)
+            for kept in self._layers[owner]:
+                kept.add(x=x_TI)
 
 
 @final
@@ -174,9 +165,9 @@ class LayerStatistics(Hooks):
             }
             for kind, paths in there.items():
                 for path in paths:
-                    hook = self._remember(f"{kind}.{i}")
+                    hook = partial(self._remember, f"{kind}.{i}")
                     self._handles.append(layer.get_submodule(path).register_forward_hook(hook))
-            compare = self._compare(i, there)
+            compare = partial(self._compare, i, there)
             self._handles.append(layer.register_forward_hook(compare, with_kwargs=True))
 
     def read(self) -> dict[str, dict[str, float]]:
@@ -192,31 +183,26 @@ class LayerStatistics(Hooks):
         tokens = self._world.sums([streams[n].tokens for n in names])
         return {n: t / count for n, t, count in zip(names, totals, tokens, strict=True)}
 
-    def _remember(self, name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
-            if self.measuring:
-                self._added[name] = first_of(out).detach()
+    def _remember(self, name: str, _module: nn.Module, _args: Any, out: Any) -> None:
+        if self.measuring:
+            self._added[name] = first_of(out).detach()
 
-        return hook
-
-    def _compare(self, layer: int, there: Mapping[str, Any]) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
-            if not self.measuring:
-                return
-            before = stream_in(args, kwargs)
-            after = first_of(out).detach()
-            self._take(f"layer.{layer}", before, after)
-            for kind in there:
-                # Some classes flatten batch and tokens within the block.
-                added = self._added.pop(f"{kind}.{layer}").reshape(before.shape)
-                # Attention comes first in a layer: it starts from the layer's own input, and the
-                # feed-forward block ends at its output.
-                if kind == "attention_block":
-                    self._take(f"{kind}.{layer}", before, before + added)
-                else:
-                    self._take(f"{kind}.{layer}", after - added, after)
-
-        return hook
+    def _compare(
+        self, layer: int, kinds: Iterable[str], _module: nn.Module, args: Any, named: Any, out: Any
+    ) -> None:
+        if not self.measuring:
+            return
+        before, after = stream_in(args, named), first_of(out).detach()
+        self._take(f"layer.{layer}", before, after)
+        for kind in kinds:
+            # Some classes flatten batch and tokens within the block.
+            added = self._added.pop(f"{kind}.{layer}").reshape(before.shape)
+            # Attention comes first in a layer: it starts from the layer's own input, and the
+            # feed-forward block ends at its output.
+            if kind == "attention_block":
+                self._take(f"{kind}.{layer}", before, before + added)
+            else:
+                self._take(f"{kind}.{layer}", after - added, after)
 
     @torch.no_grad()
     def _take(self, name: str, before: Tensor, after: Tensor) -> None:

@@ -1,7 +1,5 @@
 """Inputs of criteria of weights: slices of rows of a parameter, its gradient and its Hessian."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
@@ -9,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import ALONE, World, first_row, is_sharded, own
+from effcompress.distributed.rows import first_row, is_sharded, own
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 from effcompress.registry import Bound
 
@@ -99,34 +98,20 @@ class SecondMoments:
         return own(state["exp_avg_sq"])[here] / corrected
 
 
-class CalibrationStats:
+class CalibrationStats(TrainingStats):
     """Gradient and Hessian averaged over calibration sequences, held beside the model."""
 
     def __init__(
         self, module: nn.Module, grad: Mapping[str, Tensor], hess: Mapping[str, Tensor]
     ) -> None:
-        self._params = dict(module.named_parameters())
-        self._grad, self._hess = grad, hess
-
-    def shape(self, param: str) -> tuple[int, ...]:
-        """Shape of a parameter."""
-        return tuple(self._params[param].shape)
-
-    def held(self, param: str) -> range:
-        """All rows."""
-        return range(self._params[param].shape[0])
-
-    def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the sums: every process has all rows."""
-        return dict(sums)
+        super().__init__(module, (), None)
+        self._means = {"grad": grad, "hess": hess}
 
     def rows(self, param: str, start: int, stop: int) -> dict[str, Tensor]:
         """Returns the inputs for rows ``start:stop``, each ``[stop - start, ...]``."""
-        found = {"weight": self._params[param].detach()[start:stop]}
-        for name, source in (("grad", self._grad), ("hess", self._hess)):
-            if param in source:
-                found[name] = source[param][start:stop]
-        return found
+        held = {name: mean[param] for name, mean in self._means.items() if param in mean}
+        rows = {name: value[start:stop] for name, value in held.items()}
+        return super().rows(param, start, stop) | rows
 
 
 def collect(

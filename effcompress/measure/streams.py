@@ -3,8 +3,6 @@ projections into the residual stream read, and of what they would have to add fo
 the source model's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass

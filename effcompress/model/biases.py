@@ -48,7 +48,6 @@ def add_biases(module: nn.Module, family: Family, config: Config) -> int:
     that adds. The model computes the same.
     """
     import torch
-    from torch import nn as layers
 
     added = 0
     patterns = [
@@ -62,7 +61,7 @@ def add_biases(module: nn.Module, family: Family, config: Config) -> int:
         if any(pattern.fullmatch(path) for pattern in patterns):
             weight = layer.get_parameter("weight")
             bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-            layer.register_parameter("bias", layers.Parameter(bias))
+            layer.register_parameter("bias", torch.nn.Parameter(bias))
             added += bias.numel()
     held: Any = module
     for flag in flags(family):

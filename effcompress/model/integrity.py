@@ -1,16 +1,69 @@
-"""Checks that a model folder is complete: sizes on every load, checksums when fetching. Imports
-neither torch nor transformers.
+"""Folders that are made once and kept in the cache, and checks that a model folder is complete:
+sizes on every load, checksums when fetching. Imports neither torch nor transformers.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from effcompress.errors import SourceError
+from effcompress.model.cache import atomically
+
 MANIFEST = "effcompress-manifest.json"
+
+
+def kept_at(cache: Path, kind: str, name: str, *key: str) -> Path:
+    """The folder in the cache for what ``key`` determines, whether it exists or not."""
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name)
+    digest = hashlib.sha256("\n".join(key).encode()).hexdigest()
+    return cache / kind / f"{slug}-{digest[:12]}"
+
+
+def kept(
+    target: Path,
+    make: Callable[[Path, Path], Mapping[str, Any]],
+    *,
+    name: str,
+    where: str = "model",
+    offline: bool,
+    say: Callable[[str], None],
+    deep: bool,
+) -> Path:
+    """Returns the folder ``target``; if it is missing or damaged, ``make`` fills a new one, given
+    another for temporary files, and returns facts for its manifest. ``deep`` compares checksums.
+
+    Raises:
+        SourceError: it must be made, and this run is ``offline``; the disk is full.
+    """
+    here = target.is_dir()
+    flaw = manifest_flaw(target, deep=deep) if here else ""
+    if flaw is None:
+        return target
+    if offline:
+        said = f"is damaged in {target} ({flaw})" if here else "is not on this machine"
+        raise absent(name, said, where=where)
+    if here:
+        say(f"{target}: {flaw}; making it again")
+    with atomically(target) as work:
+        parts = work / "parts"
+        parts.mkdir(parents=True)
+        facts = make(work, parts)
+        shutil.rmtree(parts)
+        write_manifest(work, facts)
+    return target
+
+
+def absent(name: str, flaw: str = "is not on this machine", *, where: str = "model") -> SourceError:
+    """The error for what an offline run lacks."""
+    return SourceError(
+        f"{name} {flaw}, and this run is offline",
+        where=where,
+        fix="on a connected machine or before going offline: effcompress fetch RECIPE",
+    )
 
 
 def sha256_of(path: Path) -> str:

@@ -5,8 +5,6 @@ Such a configuration keeps the parent's sizes and stores under ``pruned`` what d
 (``model/exact.py``). The engine works with the parent's fields and the stored shapes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import TypedDict
 

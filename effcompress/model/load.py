@@ -1,7 +1,5 @@
 """Loads a source model in fp32 with its tokenizer, and hashes its weights."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from effcompress.distributed import whole
+from effcompress.distributed.rows import whole
 from effcompress.errors import SourceError, did_you_mean
 from effcompress.model.cache import cache_root
 from effcompress.model.exact import new_exact, open_exact
@@ -21,7 +19,7 @@ from effcompress.model.hub import Progress
 from effcompress.model.integrity import read_manifest, read_object
 from effcompress.model.lineage import is_pruned
 from effcompress.model.scratch import require_unpadded
-from effcompress.model.silence import explained, quietly
+from effcompress.model.silence import explained, quietly, read_weights
 from effcompress.model.source import (
     BYTES,
     config_of,
@@ -37,9 +35,7 @@ from effcompress.types import Config, Fields
 
 # Fields that every configuration accepts, although default configurations have no such attribute.
 # `head_dim` is read by every modelling file, declared in the configuration class or not.
-_ALWAYS_KNOWN = frozenset(
-    {"model_type", "rope_theta", "rope_scaling", "torch_dtype", "dtype", "head_dim"}
-)
+_ALWAYS_KNOWN = ("model_type", "rope_theta", "rope_scaling", "torch_dtype", "dtype", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -100,19 +96,6 @@ def load(
         _require_room(tokenizer, config, spec)
     module.config.use_cache = False
     return LoadedModel(_ready(module), tokenizer, config, source, dtype)
-
-
-def skeleton(config: Config) -> nn.Module:
-    """Builds the architecture on the meta device, without weights.
-
-    Raises:
-        SourceError: transformers does not know the `model_type`, or a field is not valid.
-    """
-    built = _configuration(config)
-    from transformers import AutoModelForCausalLM
-
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), quietly():
-        return AutoModelForCausalLM.from_config(built, dtype=torch.float32)
 
 
 def _random(spec: ModelSpec, cache: Path, folder: Path | None, seed: int) -> nn.Module:
@@ -178,25 +161,16 @@ def _pretrained(folder: Path, spec: ModelSpec, name: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with explained("cannot be loaded", where=f"model: {name}"), quietly():
-        opened: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, with the others
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=spec.trust_remote_code,
+        module, kind, keys = read_weights(
+            AutoModelForCausalLM, folder, trust_remote_code=spec.trust_remote_code
         )
-    module, info = opened
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(info[kind], key=str):
-            named = ", ".join(str(key[0] if isinstance(key, tuple) else key) for key in keys[:4])
-            more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-            raise SourceError(
-                f"weights and architecture do not fit: {kind.replace('_', ' ')} {named}{more}",
-                where=f"model: {name}",
-                fix="config.json and the weights must belong together; nothing is initialised anew",
-            )
+    if keys:
+        more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+        raise SourceError(
+            f"weights and architecture do not fit: {kind} {', '.join(keys[:4])}{more}",
+            where=f"model: {name}",
+            fix="config.json and the weights must belong together; nothing is initialised anew",
+        )
     return module
 
 

@@ -6,8 +6,6 @@ the shapes before padding, and the norms' epsilon for gains of 1 (a pruned model
 compensates for removed channels).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +19,18 @@ from effcompress.types import Config, Fields
 RECORD = "effcompress-architecture.json"
 """File of an exported folder with the configuration for training from scratch."""
 _WEIGHTS_OWN = ("quantization_config",)
-_ROPE = ("rope_theta", "rope_type")
 
 
 def record(config: Config) -> str:
     """Returns the text of ``RECORD``."""
     return json.dumps(config, indent=2) + "\n"
+
+
+def rope_of(config: Config) -> Fields:
+    """Fields that older configurations have at the top level, newer ones in `rope_parameters`."""
+    stated = config.get("rope_parameters")
+    rope = stated if isinstance(stated, Mapping) else {}
+    return {key: rope[key] for key in ("rope_theta", "rope_type") if key in rope}
 
 
 def architecture(config: Config, shape: Config, name: str) -> Fields:
@@ -38,9 +42,8 @@ def architecture(config: Config, shape: Config, name: str) -> Fields:
     """
     plain = {key: value for key, value in config.items() if key not in _WEIGHTS_OWN}
     own = {_alias(config, key): value for key, value in shape.items()}
-    stated = plain.get("rope_parameters")
-    rope: Fields = dict(stated) if isinstance(stated, Mapping) else {}
-    held = {**plain, **{key: rope[key] for key in _ROPE if key in rope}}
+    rope = rope_of(plain)
+    held = {**plain, **rope}
     changed = {k: value for k, value in own.items() if k not in held or held[k] != value}
     if is_pruned(plain):
         for field in changed:
@@ -57,16 +60,9 @@ def architecture(config: Config, shape: Config, name: str) -> Fields:
             fix="write the whole configuration under `shape`, without a source, to start from it",
         )
     result: Fields = {**plain, **_per_layer(plain, changed, name), **changed}
-    for field in _ROPE:
-        if field in changed and field in rope:
-            result["rope_parameters"] = {**result["rope_parameters"], field: result.pop(field)}
+    for field in rope.keys() & changed.keys():
+        result["rope_parameters"] = {**result["rope_parameters"], field: result.pop(field)}
     return result
-
-
-def words(shape: Config, name: str) -> str:
-    """Describes the model: ``random weights, shape of NAME with hidden_size 512``."""
-    said = ", ".join(f"{key} {json.dumps(value)}" for key, value in shape.items())
-    return f"random weights, shape of {name}" + (f" with {said}" if said else "")
 
 
 def _alias(config: Config, field: str) -> str:

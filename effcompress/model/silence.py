@@ -1,9 +1,9 @@
 """Calls transformers quietly, and turns its errors into ours."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from effcompress.errors import SourceError
 
@@ -37,3 +37,24 @@ def explained(what: str, *, where: str, fix: str | None = None) -> Iterator[None
         first = next(iter(str(error).strip().splitlines()), "")
         said = f"{what}: {type(error).__name__}: {first}"
         raise SourceError(said, where=where, fix=fix) from error
+
+
+def read_weights(model_class: Any, folder: Path, **how: Any) -> tuple[Any, str, list[str]]:
+    """Returns the folder's model in fp32 and the first kind of keys in which weights and class
+    differ, with these keys; an empty kind if they agree.
+    """
+    import torch
+
+    module, info = model_class.from_pretrained(
+        str(folder),
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the caller reports them, with the others
+        local_files_only=True,
+        use_safetensors=True,
+        **how,
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(str(k[0] if isinstance(k, tuple) else k) for k in info[kind]):
+            return module, kind.replace("_", " "), keys
+    return module, "", []

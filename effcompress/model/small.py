@@ -4,8 +4,6 @@ The structure is kept (ties, biases, grouped or multi-query attention, norms). E
 different number, so that none can be mistaken for another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,33 +16,24 @@ from effcompress.types import Config, Fields
 Size = Literal["given", "small", "other"]
 """Sizes of the configuration; small; small with other numbers."""
 
-NAMES: Mapping[str, tuple[str, ...]] = {
-    "vocab_size": ("vocab_size",),
-    "hidden_size": ("hidden_size", "n_embd", "d_model"),
-    "intermediate_size": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff"),
-    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "num_attention_heads": (
-        "num_attention_heads",
-        "n_head",
-        "n_heads",
-        "num_heads",
-        "attention_heads",
-    ),
-    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads"),
-    "head_dim": ("head_dim", "kv_channels"),
-    "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"),
-    "rotary_dim": ("rotary_dim",),
-    "sliding_window": ("sliding_window", "window_size"),
-    "num_experts": ("num_experts", "num_local_experts", "n_routed_experts"),
-    "num_experts_per_tok": ("num_experts_per_tok",),
-    "moe_intermediate_size": ("moe_intermediate_size",),
-    "shared_expert_intermediate_size": ("shared_expert_intermediate_size",),
+_SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
+    "vocab_size": (61, 67, ()),
+    "hidden_size": (96, 160, ("n_embd", "d_model")),
+    "intermediate_size": (56, 72, ("ffn_dim", "n_inner", "ffn_hidden_size", "d_ff")),
+    "num_hidden_layers": (2, 3, ("n_layer", "n_layers", "num_layers")),
+    # Three query heads per KV head: with two, torch-pruning does not terminate.
+    "num_attention_heads": (12, 10, ("n_head", "n_heads", "num_heads", "attention_heads")),
+    "num_key_value_heads": (4, 5, ("num_kv_heads",)),
+    "head_dim": (24, 40, ("kv_channels",)),
+    "max_position_embeddings": (128, 256, ("n_positions", "max_seq_len", "n_ctx")),
+    "rotary_dim": (4, 8, ()),
+    "sliding_window": (64, 96, ("window_size",)),
+    "num_experts": (5, 7, ("num_local_experts", "n_routed_experts")),
+    "num_experts_per_tok": (2, 2, ()),
+    "moe_intermediate_size": (20, 36, ()),
+    "shared_expert_intermediate_size": (28, 44, ()),
 }
-"""Usual name of a size -> names in configurations."""
-
-# Three query heads per KV head: with two, torch-pruning does not terminate.
-_SMALL = dict(zip(NAMES, (61, 96, 56, 2, 12, 4, 24, 128, 4, 64, 5, 2, 20, 28), strict=True))
-_OTHER = dict(zip(NAMES, (67, 160, 72, 3, 10, 5, 40, 256, 8, 96, 7, 2, 36, 44), strict=True))
+"""Usual name of a size -> its value if small and if ``other``, and other names of it."""
 
 
 def build(config: Config, size: Size) -> nn.Module:
@@ -79,13 +68,14 @@ def build(config: Config, size: Size) -> nn.Module:
 
 def shrink(config: Config, size: Size) -> Fields:
     """Returns the configuration of a small model of the same structure."""
-    sizes = _OTHER if size == "other" else _SMALL
+    other = size == "other"
+    sizes = {usual: b if other else a for usual, (a, b, _) in _SIZES.items()}
     heads, kv = _stated(config, "num_attention_heads"), _stated(config, "num_key_value_heads")
     if kv is not None and kv in (1, heads):  # multi-query or multi-head: no grouping
-        sizes = {**sizes, "num_key_value_heads": 1 if kv == 1 else sizes["num_attention_heads"]}
+        sizes["num_key_value_heads"] = 1 if kv == 1 else sizes["num_attention_heads"]
     found = dict(config)
-    for usual, names in NAMES.items():
-        found.update({name: sizes[usual] for name in names if _is_size(config.get(name))})
+    for usual, new in sizes.items():
+        found.update({name: new for name in _names(usual) if _is_size(config.get(name))})
     layers = _stated(config, "num_hidden_layers")
     for name, value in config.items():
         if isinstance(value, list) and len(value) == layers:  # one entry per layer
@@ -104,8 +94,12 @@ def _halved(name: str, value: Any) -> Any:
     return 0.5 if partial else value
 
 
+def _names(usual: str) -> tuple[str, ...]:
+    return (usual, *_SIZES[usual][2])
+
+
 def _stated(config: Config, usual: str) -> int | None:
-    return next((config[n] for n in NAMES[usual] if _is_size(config.get(n))), None)
+    return next((config[n] for n in _names(usual) if _is_size(config.get(n))), None)
 
 
 def _is_size(value: Any) -> bool:

@@ -5,9 +5,6 @@ torch nor transformers, so that ``check`` is fast.
 (``model/scratch.py``).
 """
 
-from __future__ import annotations
-
-import hashlib
 import importlib.util
 import json
 import math
@@ -20,13 +17,12 @@ from typing import Any, Literal
 from effcompress.errors import SourceError
 from effcompress.model import hub, scratch
 from effcompress.model.cache import cache_root
-from effcompress.model.integrity import folder_flaw, manifest_flaw, read_object
+from effcompress.model.integrity import folder_flaw, kept_at, manifest_flaw, read_object
 from effcompress.model.lineage import is_pruned
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
 
 Kind = Literal["hub", "folder", "gguf", "wheel", "random"]
-FETCH_LINE = "effcompress fetch RECIPE"
 LAYOUT = 2
 """Version of converted folders, part of the cache key: increase it when the conversion changes."""
 BYTES = "bytes"
@@ -35,8 +31,6 @@ BYTE_CONFIG = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 257}
 
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _LIKE_A_PATH = re.compile(r"[./~]|[A-Za-z]:|.*\\|[^/]*/[^/]*/")
-# Older configurations have these at the top level, newer ones inside `rope_parameters`.
-_ROPE = ("rope_theta", "rope_type")
 
 
 @dataclass(frozen=True)
@@ -56,13 +50,8 @@ def kind_of(spec: ModelSpec) -> Kind:
     Raises:
         SourceError: it names none, more than one, or one without a key that it needs.
     """
-    named: dict[Kind, object] = {
-        "hub": spec.hub,
-        "folder": spec.folder,
-        "gguf": spec.gguf,
-        "wheel": spec.wheel,
-    }
-    kinds: list[Kind] = [kind for kind, value in named.items() if value]
+    named: tuple[Kind, ...] = ("hub", "folder", "gguf", "wheel")
+    kinds: list[Kind] = [kind for kind in named if getattr(spec, kind)]
     if not kinds and spec.random:
         kinds = ["random"]
     if len(kinds) != 1:
@@ -91,8 +80,10 @@ def from_scratch(spec: ModelSpec) -> bool:
 
 def label_of(spec: ModelSpec) -> str:
     """Describes the model for reports."""
-    origin = origin_of(spec)
-    return scratch.words(spec.shape or {}, origin) if from_scratch(spec) else origin
+    if not from_scratch(spec):
+        return origin_of(spec)
+    said = ", ".join(f"{key} {json.dumps(value)}" for key, value in (spec.shape or {}).items())
+    return f"random weights, shape of {origin_of(spec)}" + (f" with {said}" if said else "")
 
 
 def origin_of(spec: ModelSpec) -> str:
@@ -121,9 +112,7 @@ def converted_at(spec: ModelSpec, cache: Path) -> Path:
         path = gguf_file(spec)
         stat = path.stat()
         name, key = path.stem, (str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns))
-    text = "\n".join([str(LAYOUT), *key, (spec.sha256 or "").lower()])
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name)
-    return cache / "models" / f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return kept_at(cache, "models", name, str(LAYOUT), *key, (spec.sha256 or "").lower())
 
 
 def gguf_file(spec: ModelSpec) -> Path:
@@ -249,8 +238,7 @@ def require_agreement(shape: Config, real: Config, name: str) -> None:
 
     A field that ``real`` does not have cannot contradict it.
     """
-    rope = real.get("rope_parameters")
-    known = {**{k: v for k, v in (rope or {}).items() if k in _ROPE}, **real}
+    known = {**scratch.rope_of(real), **real}
     for field, said in shape.items():
         if field in known and not _same(said, known[field]):
             raise SourceError(

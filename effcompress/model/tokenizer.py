@@ -1,7 +1,5 @@
 """Implements ``types.TextTokenizer``: a wrapper of transformers' tokenizers, and one of bytes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -5,15 +5,13 @@ fewer values and scales the others anew. The smaller model is defined that way; 
 far its logits move.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import clear, own
+from effcompress.distributed.rows import clear, own
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.removal.selftest import logits_of
 from effcompress.types import Family, Plan, axis_kind

@@ -4,8 +4,6 @@ A family is declared in ``model/families`` or traced. Tracing runs this module a
 process of its own, because it builds a model and may hang or run out of memory.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from dataclasses import dataclass

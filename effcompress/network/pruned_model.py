@@ -2,8 +2,6 @@
 configuration, so that they always agree.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -12,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from effcompress import groups
-from effcompress.distributed import shard_like
+from effcompress.distributed.rows import shard_like
 from effcompress.model.lineage import depth_of, parent_of
 from effcompress.model.modeling_pruned import silent
 from effcompress.network.axis_map import family_for
@@ -22,7 +20,7 @@ from effcompress.removal.commit import commit
 from effcompress.removal.compensate import Inputs
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.mask import attend, mask
-from effcompress.removal.modules import adapt, agree, agree_config, cut_depth, depth_fields
+from effcompress.removal.modules import adapt, agree, cut_depth, depth_fields
 from effcompress.removal.norms import Norm, norms
 from effcompress.removal.optimizer import forget
 from effcompress.spec import TargetSpec
@@ -97,16 +95,7 @@ class PrunedModel:
         inputs: Inputs | None = None,
     ) -> None:
         """Masks mini-groups (original numbers): removes them as a function. Raises SurgeryError."""
-        mask(
-            plan,
-            self.sets,
-            self.module,
-            self.axes,
-            self.ledger,
-            optimizer=optimizer,
-            repairs=repairs,
-            inputs=inputs,
-        )
+        mask(plan, self.sets, self.module, self.axes, self.ledger, optimizer, repairs, inputs)
 
     def commit(self, optimizer: Optimizer | None = None, inputs: Inputs | None = None) -> None:
         """Shortens tensors and removes layers to what is alive, and the statistics of linear
@@ -135,7 +124,10 @@ class PrunedModel:
         agree(self.module)
         self.axes = groups.axes_of(self.module, self.family, self.config, self.depth)
         adapt(self.module, self.axes, self.config)
-        agree_config(self.module, self.fields())
+        # Not validated: between cuts a shape may be one that only another container class accepts
+        # (``model/exact.py``).
+        for key, value in self.fields().items():
+            setattr(self.module.config, key, value)
         self.sets = groups.left(self.parent_sets, self.axes)
         attend(self.module, self.axes, self.ledger)
 

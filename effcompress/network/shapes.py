@@ -1,7 +1,5 @@
 """Converts between widths and what users write: configuration fields, targets and shapes."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

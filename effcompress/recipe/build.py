@@ -1,7 +1,5 @@
 """Converts validated YAML values into the frozen ``Recipe``, with the origin of every value."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
@@ -13,7 +11,7 @@ from typing import Any
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.recipe.json_schema import hints, is_mapping, is_sequence, unwrap
 from effcompress.recipe.quantities import QUANTITIES
-from effcompress.recipe.source_map import Document, Key, dotted
+from effcompress.recipe.source_map import Document, Key, beside, dotted, there
 from effcompress.registry import Bound, Knob, Registry
 from effcompress.spec import Recipe
 
@@ -97,7 +95,7 @@ class Builder:
             return self._path(value, key, folder="folder" in metadata)
         if metadata.get("near_recipe"):
             near = self._absolute(value, key)
-            return str(near) if near.is_dir() else value
+            return str(near) if there(near, folder=True) else value
         try:
             value = QUANTITIES[tag].read(value) if tag in QUANTITIES else value
         except ValueError as error:
@@ -108,11 +106,10 @@ class Builder:
 
     def _path(self, written: str, key: Key, *, folder: bool) -> Path:
         path = self._absolute(written, key)
-        if path.is_dir() if folder else path.is_file():
+        if there(path, folder=folder):
             return path
         noun, mark = "folder" if folder else "file", self.document.mark(key)
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, near).partition("Known:")[0].strip()
+        hint = did_you_mean(path.name, beside(path)).partition("Known:")[0].strip()
         looked = os.path.normpath(mark.folder / Path(written).parent)
         start = "current folder" if mark.file is None else "folder of the recipe file"
         what = f"{dotted(key)}: no {noun} '{written}' (looked in '{looked}')"
@@ -120,7 +117,11 @@ class Builder:
 
     def _absolute(self, written: str, key: Key) -> Path:
         mark = self.document.mark(key)
-        return Path(os.path.abspath(mark.folder / Path(written).expanduser()))  # noqa: PTH100
+        try:
+            path = Path(written).expanduser()
+        except RuntimeError as error:  # ~nobody
+            raise self._error(key, f"{dotted(key)}: no home folder of '{written}'") from error
+        return Path(os.path.abspath(mark.folder / path))  # noqa: PTH100
 
     def _error(self, key: Key, what: str, fix: str | None = None) -> RecipeError:
         return RecipeError(what, where=self.document.mark(key).where, fix=fix)

@@ -8,8 +8,7 @@ at once. Checks that need the model's axes are in ``estimate/``, those that need
 ``runner/preflight.py``.
 """
 
-from __future__ import annotations
-
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
@@ -142,7 +141,8 @@ def _train(recipe: Recipe, document: Document) -> Rows:
 def _loop(loop: LoopSpec, at: Key) -> Rows:
     name, size, rate = dotted(at), loop.batch_size, loop.learning_rate
     micro = loop.micro_batch_size or size
-    nearest = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - micro))
+    small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    nearest = min([*small, *(size // n for n in small)], key=lambda n: abs(n - micro))
     what = f"{name}.micro_batch_size {micro} does not divide {name}.batch_size {size}"
     yield Row(size % micro, (*at, "micro_batch_size"), what, f"Did you mean {nearest}?")
     over = rate.schedule == "trapezoidal" and rate.warmup + rate.decay > 1

@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
 from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError
 
-from effcompress.errors import RecipeError, did_you_mean
+from effcompress.errors import RecipeError, did_you_mean, short
 from effcompress.recipe.json_schema import Schema
 from effcompress.recipe.quantities import QUANTITIES
 from effcompress.recipe.source_map import Document, Key, dotted
@@ -59,6 +59,7 @@ def first_error(document: Document, schema: Schema) -> RecipeError | None:
     if not found:
         return None
     first = min(found, key=rank)
+    first = replace(first, written=document.mark(first.key).written)
     unknown = first.rule == "additionalProperties"
     what, fix = _unknown(first, document, schema) if unknown else _words(first)
     return RecipeError(what, where=document.mark(first.key).where, fix=fix or None)
@@ -118,7 +119,8 @@ def _out_of_range(it: Violation) -> Words:
     quantity = QUANTITIES["fraction"]
     is_number = it.schema.get("pattern") == quantity.pattern and not isinstance(it.value, str)
     guess = quantity.nearest(it.value) if is_number else None
-    what = f"{dotted(it.key)} is {it.value}, but must be {_BOUND_WORDS[it.rule]} {it.expected}"
+    what = f"{dotted(it.key)} is {short(str(it.value))}, but must be "
+    what += f"{_BOUND_WORDS[it.rule]} {it.expected}"
     return what, f"Did you mean {guess}?" if guess else it.help
 
 
@@ -130,7 +132,7 @@ def _bad_text(it: Violation) -> Words:
         mended = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", it.value)).strip(".-")
         guess, example = mended if re.search(it.expected, mended) else None, ""
     wanted = it.schema["patternErrorMessage"]
-    what = f"{dotted(it.key)} is {it.value!r}, but must be {wanted}"
+    what = f"{dotted(it.key)} is '{short(it.value)}', but must be {wanted}"
     if it.key[-1] == it.value:
         what = f"{dotted(it.key)}: a name takes {wanted}"
     return what, f"Did you mean {guess}?" if guess else example
@@ -155,8 +157,9 @@ def _wrong_type(it: Violation) -> Words:
     if kinds == ["array"] and flat:
         return what, f"Write [{scalar(value)}]."
     if kinds == ["string"] and flat:
-        return what, f"Put it in quotes: '{value}'."
-    return what, it.help
+        return what, f"Put it in quotes: '{short(it.written or str(value))}'."
+    padded = isinstance(value, str) and re.fullmatch(r"0+([1-9][0-9]{,17})", value)
+    return what, f"Did you mean {padded[1]}?" if padded else it.help
 
 
 def _with_quantities(rule: str) -> Callable[..., Iterator[ValidationError]]:
@@ -185,7 +188,8 @@ _Validator = validators.extend(
 @dataclass(frozen=True)
 class Violation:
     """``value`` at ``key`` violates ``rule`` (a JSON Schema keyword) of ``schema``. For a plugin's
-    name, ``choices`` is the schema with all plugins of its kind.
+    name, ``choices`` is the schema with all plugins of its kind. ``written``: a plain value as it
+    stands in the recipe.
     """
 
     key: Key
@@ -194,6 +198,7 @@ class Violation:
     expected: Any
     schema: Schema
     choices: Schema | None = None
+    written: str | None = None
 
     @property
     def help(self) -> str:

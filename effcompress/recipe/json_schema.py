@@ -4,15 +4,13 @@ Alternatives (``anyOf``) are used only where a ``type`` list will not do, so tha
 messages and ``explain.py`` can find the one thing that is wrong.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from effcompress.injectable import INPUTS
 from effcompress.recipe.quantities import QUANTITIES
@@ -21,11 +19,20 @@ from effcompress.spec import Recipe
 
 Schema = dict[str, Any]
 
-_SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
+LARGEST = 10**9
+"""Bounds a number whose field or tag says nothing narrower."""
+_SCALARS: Mapping[type, Schema] = {
+    bool: {"type": "boolean"},
+    int: {"type": "integer", "minimum": -LARGEST, "maximum": LARGEST},
+    float: {"type": "number", "minimum": -LARGEST, "maximum": LARGEST},
+    str: {"type": "string"},
+    Path: {"type": "string"},
+}
 _TAGS: Mapping[str, Schema] = {
-    "count": {"type": ["integer", "string"], "minimum": 0},
+    "count": {"type": ["integer", "string"], "minimum": 0, "maximum": 10**15},
     "fraction": {"type": ["number", "string"], "minimum": 0, "maximum": 1},
-    "positive": {"type": "integer", "minimum": 1},
+    "positive": {"type": "integer", "minimum": 1, "maximum": LARGEST},
+    "number from 0": {"type": "number", "minimum": 0, "maximum": LARGEST},
 }
 # Metadata of a field -> JSON Schema.
 _TEXT = {"pattern": "pattern", "words": "patternErrorMessage"}
@@ -48,11 +55,8 @@ def json_schema(registry: Registry = REGISTRY) -> Schema:
         "items": {"type": "string"},
         "description": "recipe file(s) to start from, relative to this one; this one wins",
     }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "$defs": dict(sorted(definitions.items())),
-    }
+    schema["$defs"] = dict(sorted(definitions.items()))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @functools.cache
@@ -156,10 +160,15 @@ def _inner_schema(inner: Any, tag: str, metadata: Mapping[str, Any], definitions
     if typing.get_origin(inner) is Literal:
         return {"enum": list(typing.get_args(inner))}
     if inner not in _SCALARS:
-        return {}
-    schema = _TAGS.get(tag, {"type": _SCALARS[inner]})
+        # Of a model's configuration, say: whatever else it is, a number is bounded.
+        return {"minimum": -LARGEST, "maximum": LARGEST} if inner is Any else {}
+    schema = _TAGS[tag] if tag in _TAGS else _SCALARS[cast(type, inner)]
     written = QUANTITIES[tag]._asdict() if tag in QUANTITIES else {}
-    return {**schema, **_renamed(written, _TEXT), **_renamed(metadata, _BOUNDS)}
+    own = _renamed(written, _TEXT) | _renamed(metadata, _BOUNDS)
+    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if exclusive in own:
+            schema = {key: value for key, value in schema.items() if key != bound}
+    return {**schema, **own}
 
 
 def _renamed(metadata: Mapping[str, Any], names: Mapping[str, str]) -> Schema:

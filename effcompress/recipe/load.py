@@ -1,7 +1,5 @@
 """Loads a recipe: reads it with its includes and ``--set``, validates it, binds plugins, checks."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +11,13 @@ from effcompress.recipe.build import Builder
 from effcompress.recipe.cross_checks import check_recipe, check_version
 from effcompress.recipe.explain import first_error
 from effcompress.recipe.json_schema import json_schema
-from effcompress.recipe.source_map import Document, Mark, assign, merge
-from effcompress.recipe.yaml_text import kind, parse, read_file
+from effcompress.recipe.source_map import Document, Mark, assign, beside, merge, there
+from effcompress.recipe.yaml_text import LEVELS, kind, parse, read_file
 from effcompress.registry import REGISTRY, Registry
 from effcompress.spec import InputPath, Recipe
+
+FILES = 100
+"""The most files that a recipe includes."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,16 @@ def gather(path: Path, overrides: Sequence[str]) -> tuple[str, Document]:
     Raises RecipeError: as ``read_file``, for a missing include and for a cycle of includes.
     """
     text, document = read_file(path)
-    document = _included(document, path, (path,))
+    document = _included(document, path, (path,), [])
     for override in overrides:
         document = _set(document, override)
     return text, document
 
 
-def _included(document: Document, path: Path, chain: tuple[Path, ...]) -> Document:
+def _included(
+    document: Document, path: Path, chain: tuple[Path, ...], files: list[Path]
+) -> Document:
+    """``chain``: the files that ``path`` is included by, and itself; ``files``: all read so far."""
     if "include" not in document.values:
         return document
     mark = document.mark(("include",))
@@ -113,16 +117,20 @@ def _included(document: Document, path: Path, chain: tuple[Path, ...]) -> Docume
     for name in _names(document.values["include"], mark):
         # Normalised, so that messages show a path without `..`.
         file = Path(os.path.normpath(path.parent / name))
-        if file.resolve() in [seen.resolve() for seen in chain]:
+        if len(files) >= FILES:
+            what, fix = f"include: more than {FILES} files are read", "Include each file once."
+            raise RecipeError(what, where=mark.where, fix=fix)
+        if there(file) and file.resolve() in [seen.resolve() for seen in chain]:
             circle = " -> ".join(p.name for p in (*chain, file))
             what = f"include: files include each other: {circle}"
             raise RecipeError(what, where=mark.where, fix="Take one of these includes out.")
-        if not file.is_file():
-            near = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        if not there(file):
+            near = [name for name in beside(file) if name.endswith((".yaml", ".yml"))]
             what = f"include: no file '{name}' (looked in '{file.parent}')"
             fix = did_you_mean(file.name, near) if near else "Paths are relative to this file."
             raise RecipeError(what, where=mark.where, fix=fix)
-        base = merge(base, _included(read_file(file)[1], file, (*chain, file)))
+        files.append(file)
+        base = merge(base, _included(read_file(file)[1], file, (*chain, file), files))
     return merge(base, Document(own, marks))
 
 
@@ -138,7 +146,7 @@ def _names(names: Any, mark: Mark) -> list[str]:
 def _set(document: Document, override: str) -> Document:
     key, equals, text = override.partition("=")
     key, where = key.strip(), f"--set {override}"
-    if not equals or not all(key.split(".")):
+    if not equals or not all(key.split(".")) or key.count(".") > LEVELS:
         fix = "E.g. --set train.tokens=2M"
         raise RecipeError("--set takes key=value", where=where, fix=fix)
     if key.split(".")[0] == "include":

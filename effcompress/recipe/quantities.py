@@ -1,20 +1,22 @@
 """Counts (``469M``) and fractions (``85%``) as recipes write them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-COUNT_PATTERN = r"^[0-9]+(\.[0-9]+)?[kKMBT]?$"
+COUNT_PATTERN = r"^(0|[1-9][0-9]{0,17})(\.[0-9]{1,9})?[kKMBT]?$"
 COUNT_WORDS = "a whole number such as 2000, 1.5k, 469M or 72B"
-FRACTION_PATTERN = r"^(100(\.0+)?|[0-9]{1,2}(\.[0-9]+)?)%$"
+FRACTION_PATTERN = r"^(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,17})?)%$"
 FRACTION_WORDS = "a fraction from 0 to 1, or 0% to 100%"
 
 _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_LOOSE_COUNT = re.compile(r"([0-9][0-9_, ]*(?:\.[0-9]+)?)\s*([kmbgt]?)", re.IGNORECASE)
-_LOOSE_FRACTION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:%|percent|pct)", re.IGNORECASE)
+_LOOSE_COUNT = re.compile(
+    r"([0-9][0-9_, ]{,30}(?:\.[0-9]{1,9})?)\s?([kmbgt]?)(?:i?b|illions?|rillions?|housands?)?"
+    r"(?: ?(?:tokens|parameters|params|steps))?",
+    re.IGNORECASE,
+)
+_LOOSE_FRACTION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s?(?:%|percent|pct)", re.IGNORECASE)
 
 
 def count(written: int | float | str) -> int:
@@ -45,11 +47,11 @@ def fraction(written: int | float | str) -> float:
 
 def nearest_count(text: str) -> str | None:
     """Guesses what ``469 MB`` was meant to be: ``469M``; None without a guess."""
-    found = _LOOSE_COUNT.match(text.strip())
+    found = _LOOSE_COUNT.fullmatch(text.strip())
     if not found:
         return None
     unit = {"g": "B", "k": "k"}.get(found[2].lower(), found[2].upper())
-    guess = re.sub(r"[_, ]", "", found[1]) + unit
+    guess = (re.sub(r"[_, ]", "", found[1]).lstrip("0") or "0") + unit
     return guess if re.search(COUNT_PATTERN, guess) else None
 
 
@@ -57,7 +59,7 @@ def nearest_fraction(value: int | float | str) -> str | None:
     """Guesses what ``85``, ``85 %`` or ``0,85`` was meant to be: ``85%``; None without a guess."""
     if not isinstance(value, str):
         return f"{value:g}%" if 2 <= value <= 100 else None
-    found = _LOOSE_FRACTION.match(value.strip())
+    found = _LOOSE_FRACTION.fullmatch(value.strip())
     guess = f"{found[1]}%" if found else value.strip().replace(",", ".")
     if found:
         return guess if re.search(FRACTION_PATTERN, guess) else None

@@ -1,7 +1,5 @@
 """Generates ``docs/reference.md`` from the same dataclasses and signatures as the JSON Schema."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The resolved recipe: every value, and at the end of its line the value's origin."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ A ``Document`` is a tree of plain values with a ``Mark`` for each of its keys, s
 error can name a file and a line.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +20,34 @@ def dotted(key: Key) -> str:
     return ".".join(str(part) for part in key) or "the recipe"
 
 
+def there(path: Path, *, folder: bool = False) -> bool:
+    """Whether there is a file (or a folder) that a recipe names. Where a name is too long or no
+    name at all, there is none.
+    """
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def beside(path: Path) -> list[str]:
+    """Returns the names in the folder of ``path``; none where it cannot be listed."""
+    try:
+        return [file.name for file in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return []
+
+
 @dataclass(frozen=True)
 class Mark:
-    """The line a value was written on; without a file, ``given`` is the text after ``--set``."""
+    """The line a value was written on; without a file, ``given`` is the text after ``--set``.
+    ``written``: a plain value as it stands there.
+    """
 
     file: Path | None
     line: int = 1
     given: str = ""
+    written: str | None = None
 
     @property
     def where(self) -> str:

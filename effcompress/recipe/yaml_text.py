@@ -1,28 +1,37 @@
 """Parses YAML text into a ``Document``. The only module that reads or writes YAML.
 
-The values are those of ``yaml.safe_load`` with three differences:
-``3e-4`` is a number (YAML 1.1 wants ``3.0e-4``), ``2024-01-31`` stays text, and so does ``2:4``
-(YAML 1.1 reads 124: two hours and four minutes in minutes).
+The values are those of ``yaml.safe_load`` with four differences:
+``3e-4`` is a number (YAML 1.1 wants ``3.0e-4``), ``2024-01-31`` stays text, and so do ``2:4`` and
+``1:30.5`` (YAML 1.1 reads 124: two hours and four minutes in minutes). ``012`` and ``0o12``, which
+YAML 1.1 and 1.2 read as different numbers, are refused.
+
+Files are bounded before they are read, and values (aliases and merges written out) while they are.
 """
 
-from __future__ import annotations
-
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from effcompress.errors import RecipeError, did_you_mean
-from effcompress.recipe.source_map import Document, Key, Mark, dotted
+from effcompress.errors import RecipeError, did_you_mean, short
+from effcompress.recipe.source_map import Document, Key, Mark, beside, dotted
+
+BYTES, VALUES, LEVELS, DIGITS = 2**18, 10_000, 64, 40
+"""The largest recipe file; the most values in it, the deepest nesting and the longest number."""
 
 _TAG = "tag:yaml.org,2002:"
 _MERGE = _TAG + "merge"
-_WHOLE = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
-_EXPONENT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
-_HALF = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
-"""Surrogates but for those by which Python names bytes of file names that are not UTF-8."""
-_PLAIN = (str, int, float, bool, type(None))
+_OCTAL = "octal"
+_WHOLE = re.compile(r"[-+]?(?:0b_*[01][01_]*|0x_*[0-9a-fA-F][0-9a-fA-F_]*|0|[1-9][0-9_]*)$")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"
+    r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
+_LEADING_ZERO = re.compile(r"[-+]?0o?[0-7_]+$")
+_INTS, _FLOATS = _TAG + "int", _TAG + "float"
+_NO_TAG, _MERGES = "Write it without a tag ('!...').", "E.g. `<<: *anchor`."
 
 _WORDS = (
     ("'\\t'", "a tab indents this line", "Indent with spaces: YAML takes no tabs."),
@@ -48,26 +57,74 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str, file: Path | None, given: str) -> None:
         super().__init__(text)
         self.file, self.given = file, given
+        self.level = self.count = 0
         self.lines: dict[Key, Mark] = {(): Mark(file, 1, given)}
 
     def at_line(self, node: yaml.Node) -> Mark:
         return Mark(self.file, node.start_mark.line + 1, self.given)
 
+    def written(self, node: yaml.Node) -> str | None:
+        return node.value if isinstance(node, yaml.ScalarNode) else None
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Composes a node of the text; what is too deep or too many is refused before it is."""
+        self.level += 1
+        event: Any = self.peek_event()
+        self._bounded(Mark(self.file, event.start_mark.line + 1, self.given))
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
+
+    def _bounded(self, mark: Mark) -> None:
+        self.count += 1
+        if self.level > LEVELS:
+            what = f"values are nested more than {LEVELS} levels deep"
+            raise RecipeError(what, where=mark.where, fix="Nest less: no key of a recipe needs it.")
+        if self.count > VALUES:
+            what = f"more than {VALUES:,} values, with aliases and merges written out"
+            raise RecipeError(what, where=mark.where, fix="Name each value once, without aliases.")
+
     def read(self, node: yaml.Node, at: Key, above: tuple[yaml.Node, ...] = ()) -> Any:
         """The value of a node. ``above``: the nodes that it lies in."""
         if node in above:
-            raise RecipeError(f"{dotted(at)} contains itself", where=self.at_line(node).where)
+            raise self._error(node, f"{dotted(at)} contains itself", None)
         above = (*above, node)
+        self.level = len(above)
+        self._bounded(self.at_line(node))
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, at)
+        if node.tag not in (_TAG + "map", _TAG + "seq"):
+            raise self._error(node, f"{dotted(at)} has the type {node.tag}", _NO_TAG)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, at, above)
-        if isinstance(node, yaml.SequenceNode):
-            self.lines |= {(*at, i): self.at_line(item) for i, item in enumerate(node.value)}
-            return [self.read(item, (*at, i), above) for i, item in enumerate(node.value)]
-        result = self.construct_object(node, deep=True)
-        if not isinstance(result, _PLAIN):
-            what = f"{dotted(at)} has the type {node.tag}"
-            raise RecipeError(what, where=self.at_line(node).where, fix="Write plain text.")
-        return self._whole(result, node) if isinstance(result, str) else result
+        for i, item in enumerate(node.value):
+            self.lines[(*at, i)] = replace(self.at_line(item), written=self.written(item))
+        return [self.read(item, (*at, i), above) for i, item in enumerate(node.value)]
+
+    def _scalar(self, node: yaml.ScalarNode, at: Key) -> Any:
+        """A plain value. Raises RecipeError: a tag that the text does not fit, a number that is too
+        long or that YAML versions read differently, text that no file or process takes.
+        """
+        text, name = node.value, dotted(at)
+        fits = self.resolve(yaml.ScalarNode, text, (True, False))
+        if node.tag == _OCTAL:
+            sign, base = text[: text[0] in "+-"], 8 if "o" in text else 10
+            digits = text.replace("_", "").lstrip("+-0o")
+            what = f"{name} is {short(text)}, which YAML versions read as different numbers"
+            meant = f"{sign}{int(digits or '0', base)}" if len(digits) < DIGITS else "a number"
+            raise self._error(node, what, f"Write {meant}, or put it in quotes if it is text.")
+        if node.tag not in (fits, _TAG + "str") and (node.tag, fits) != (_FLOATS, _INTS):
+            kinds = f"{name} has the type {short(node.tag)}, but is {short(text)}"
+            raise self._error(node, kinds, _NO_TAG)
+        if node.tag in (_INTS, _FLOATS) and len(text) > DIGITS:
+            raise self._error(node, f"{name} is the number {short(text)}", "Write fewer digits.")
+        if node.tag == _TAG + "str" and ("\0" in text or (not text.isascii() and _lone(text))):
+            what = f"{name} holds a character that no file name and no text may hold: {short(text)}"
+            raise self._error(node, what, "Take out NUL and halves of surrogate pairs.")
+        return self.construct_object(node, deep=True)
+
+    def _error(self, node: yaml.Node, what: str, fix: str | None) -> RecipeError:
+        return RecipeError(what, where=self.at_line(node).where, fix=fix)
 
     def _mapping(
         self, node: yaml.MappingNode, at: Key, above: tuple[yaml.Node, ...]
@@ -82,6 +139,7 @@ class _Loader(yaml.SafeLoader):
                     result.update(self._merged(part, at, above))
                 continue
             key, mark = self._name(name, at), self.at_line(name)
+            mark = replace(mark, written=self.written(value))
             if key in own:
                 what = f"{dotted((*at, key))} is written twice"
                 fix = f"Keep this one or the one on line {own[key].line}."
@@ -94,39 +152,37 @@ class _Loader(yaml.SafeLoader):
         values = self.read(node, at, above)
         if isinstance(values, dict):
             return values
-        what = f"'<<' takes a mapping, this is {kind(values)}"
-        raise RecipeError(what, where=self.at_line(node).where, fix="E.g. `<<: *anchor`.")
+        raise self._error(node, f"'<<' takes a mapping, this is {kind(values)}", _MERGES)
 
     def _name(self, node: yaml.Node, at: Key) -> str:
-        key = self.construct_object(node, deep=True)
-        if isinstance(key, str):
-            return self._whole(key, node)
-        written = node.value if isinstance(node, yaml.ScalarNode) else "..."
-        what = f"a key of {dotted(at)} is {kind(key) if isinstance(key, _PLAIN) else 'not text'}"
-        fix = f"Keys are text; write it in quotes: '{written}':"
-        raise RecipeError(what, where=self.at_line(node).where, fix=fix)
+        has, written = "not text", "..."
+        if isinstance(node, yaml.ScalarNode):
+            written = short(node.value)
+            key = None if node.tag == _OCTAL else self._scalar(node, at)
+            if isinstance(key, str):
+                return key
+            has = has if node.tag == _OCTAL else kind(key)
+        what = f"a key of {dotted(at)} is {has}"
+        raise self._error(node, what, f"Keys are text; write it in quotes: '{written}':")
 
-    def _whole(self, text: str, node: yaml.Node) -> str:
-        """Joins the pairs of surrogates that JSON writes one character with."""
-        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-        if half := _HALF.search(whole):
-            what = f"'\\u{ord(half[0]):04x}' is half of a character (a lone surrogate)"
-            fix = "Write the character itself, in UTF-8."
-            raise RecipeError(what, where=self.at_line(node).where, fix=fix)
-        return whole
+
+def _lone(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class _Dumper(yaml.SafeDumper): ...
 
 
-# Only reading changes whole numbers: written values keep their quotes, for other YAML 1.1 readers.
-for _class, _dropped in ((_Loader, ("timestamp", "int")), (_Dumper, ("timestamp",))):
+# Only reading changes numbers: written values keep their quotes, for other YAML 1.1 readers.
+_READ = ("timestamp", "value", "int", "float")
+for _class, _dropped in ((_Loader, _READ), (_Dumper, ("timestamp",))):
     _class.yaml_implicit_resolvers = {
         first: [pair for pair in pairs if pair[0].removeprefix(_TAG) not in _dropped]
         for first, pairs in _class.yaml_implicit_resolvers.items()
     }
-    _class.add_implicit_resolver(_TAG + "float", _EXPONENT, list("-+0123456789"))
-_Loader.add_implicit_resolver(_TAG + "int", _WHOLE, list("-+0123456789"))
+    _class.add_implicit_resolver(_FLOATS, _FLOAT, list("-+0123456789."))
+    _class.add_implicit_resolver(_OCTAL, _LEADING_ZERO, list("-+0"))
+_Loader.add_implicit_resolver(_INTS, _WHOLE, list("-+0123456789"))
 
 
 def read_file(path: Path) -> tuple[str, Document]:
@@ -179,7 +235,7 @@ def kind(value: Any) -> str:
         return "a list"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"the text '{value}'" if isinstance(value, str) else f"the number {value}"
+    return f"the text '{short(value)}'" if isinstance(value, str) else f"the number {value}"
 
 
 def _in_words(error: Exception, text: str) -> tuple[str, int, str | None]:
@@ -198,18 +254,21 @@ def _in_words(error: Exception, text: str) -> tuple[str, int, str | None]:
 
 def _text(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(BYTES + 1)
     except FileNotFoundError as error:
-        folder = path.parent
-        files = [*folder.iterdir()] if folder.is_dir() else []
-        near = [p.name for p in files if p.suffix in {".yaml", ".yml"}]
-        fix = did_you_mean(path.name, near) if near else f"No recipe lies in '{folder}'."
+        near = [name for name in beside(path) if name.endswith((".yaml", ".yml"))]
+        fix = did_you_mean(path.name, near) if near else f"No recipe lies in '{path.parent}'."
         raise RecipeError("no such recipe file", where=str(path), fix=fix) from error
     except IsADirectoryError as error:
         fix = "Name a .yaml file in it."
         raise RecipeError("a folder, not a recipe", where=str(path), fix=fix) from error
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise RecipeError(f"cannot be read: {said}", where=str(path)) from error
+    if len(raw) > BYTES:
+        what = f"the file is larger than {BYTES // 1024} KiB: no recipe"
+        raise RecipeError(what, where=str(path), fix="Name a recipe file (.yaml).")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -6,8 +6,6 @@ has a default. ``OMITTED`` fields leave no key where they are None (all others a
 the entries of a ``SPREAD`` field are written beside the other fields.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """The heartbeat of a run, and the watchdog that dumps all stacks when it is stuck."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import socket

@@ -1,7 +1,5 @@
 """What people call the kinds of mini-groups."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

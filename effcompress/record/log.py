@@ -5,8 +5,6 @@ The two files are the source of truth; views only show what is written. A number
 is never written: it stops the run with the name of its field.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -1,7 +1,5 @@
 """The live panel of a run, and the ``Status`` that plain lines and ``status`` show too."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections import deque

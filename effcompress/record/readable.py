@@ -1,7 +1,5 @@
 """Numbers, sizes and durations as people read them: one home for all commands and pages."""
 
-from __future__ import annotations
-
 import math
 
 MINUS, DOT = "\u2212", "\u00b7"

@@ -1,7 +1,5 @@
 """Events as one line of text each, shared by the live panel and the plain lines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from effcompress.record import events

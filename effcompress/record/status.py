@@ -2,8 +2,6 @@
 died. Nothing here imports torch or loads a recipe.
 """
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ The file is replaced atomically, so a reader never sees half of it. It stays whe
 and then holds its last state.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

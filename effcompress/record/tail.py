@@ -1,7 +1,5 @@
 """Reads the newest relevant events of a record without parsing the whole log."""
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from contextlib import suppress

@@ -5,8 +5,6 @@ stay valid. The results are contiguous copies, never narrowed views: fused optim
 assume dense strides, and a view would keep the memory of the full tensor alive.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import select
+from effcompress.distributed.rows import select
 from effcompress.errors import SurgeryError
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.norms import norms, shorten

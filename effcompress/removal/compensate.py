@@ -6,8 +6,6 @@ same tensor are stacked and updated together. Removed outputs (rows) need no upd
 rows do not interact in this error.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed import whole, write_back
+from effcompress.distributed.rows import whole, write_back
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
@@ -85,11 +83,6 @@ def _gone(
     return {param: sorted(positions) for param, positions in gone.items()}
 
 
-def _rows(weight: Tensor, dim: int) -> Tensor:
-    """Returns a view of the weight as [O, I]; Conv1D stores [I, O]."""
-    return weight if dim == 1 else weight.T
-
-
 @dataclass(frozen=True)
 class _Read:
     """Statistics of one shared input: second moment, mean, and the positions that go."""
@@ -111,7 +104,8 @@ def _repair_all(
     found = [params.get(name.removesuffix("weight") + "bias") for name in names]
     wholes = [whole(weight) for weight in held]
     biases = [None if bias is None else whole(bias.detach()) for bias in found]
-    weights = {n: _rows(w, dims[n]) for n, w in zip(names, wholes, strict=True)}
+    # Views as [O, I]; Conv1D stores [I, O].
+    weights = {n: w if dims[n] == 1 else w.T for n, w in zip(names, wholes, strict=True)}
     for repair in repairs:
         _repair(repair, weights, biases, read)
     for tensor, value in zip([*held, *found], [*wholes, *biases], strict=True):

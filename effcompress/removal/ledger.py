@@ -5,8 +5,6 @@ scores and ``plans.jsonl`` use original numbers, tensors physical positions; the
 the first commit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import final
 
@@ -23,10 +21,8 @@ class Ledger:
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self.sizes = dict(sizes)
-        self.original: dict[str, Tensor] = {n: torch.arange(g) for n, g in sizes.items()}
-        self.alive: dict[str, Tensor] = {
-            n: torch.ones(g, dtype=torch.bool) for n, g in sizes.items()
-        }
+        self.original = {n: torch.arange(g) for n, g in sizes.items()}
+        self.alive = {n: torch.ones(g, dtype=torch.bool) for n, g in sizes.items()}
 
     def widths(self) -> dict[str, int]:
         """Returns the number of living units per axis: the widths of the model as a function."""

@@ -10,21 +10,20 @@ over living channels only (``norms.py``). Routers choose among living experts on
 zeros has logit 0, not minus infinity, and would still be chosen.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed import clear
+from effcompress.distributed.rows import clear
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.compensate import Inputs, compensate
 from effcompress.removal.ledger import Ledger
-from effcompress.removal.norms import narrow, norms
+from effcompress.removal.norms import heed, narrow, norms
 from effcompress.removal.optimizer import moments, require_no_gradient
 from effcompress.removal.repairs import for_norms
 from effcompress.types import WHOLE, AxisMap, GroupSet, Member, Plan
@@ -37,7 +36,6 @@ def mask(
     module: nn.Module,
     axes: AxisMap,
     ledger: Ledger,
-    *,
     optimizer: Optimizer | None = None,
     repairs: Sequence[Bound] = (),
     inputs: Inputs | None = None,
@@ -81,7 +79,7 @@ def attend(module: nn.Module, axes: AxisMap, ledger: Ledger) -> None:
         alive_G = ledger.alive.get(f"expert.{i}")
         if alive_G is not None and f"expert.{i}" in axes.by_axis:
             path = axes.family.router.replace("{i}", str(j))
-            route_among(module.get_submodule(path), alive_G)
+            heed(module.get_submodule(path), alive_G, _live)
 
 
 def _zero(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer | None) -> None:
@@ -94,34 +92,11 @@ def _zero(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer |
             clear(tensor, member.dim, index)
 
 
-_LIVE: dict[type[nn.Module], type[nn.Module]] = {}
-"""Stock router class -> its subclass that routes among living experts."""
-
-
-def route_among(router: nn.Module, alive_G: Tensor) -> None:
-    """Restricts a router to the living experts ``alive_G`` [G], or restores its stock class.
-
-    The class of the object is exchanged, so that hooks, parameters and module paths stay.
-    """
-    module: Any = router
-    stock = getattr(type(router), "stock", type(router))
-    if bool(alive_G.all()):
-        if type(router) is not stock:
-            module.__class__ = stock
-            del module.alive_A
-        return
-    module.__class__ = _LIVE.setdefault(stock, _live(stock))
-    module.alive_A = alive_G.nonzero().flatten()
-
-
+@functools.cache
 def _live(stock: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Live{stock.__name__}", (stock,), {"stock": stock, "forward": _forward(stock)})
-
-
-def _forward(stock: type[nn.Module]) -> Callable[..., Any]:
     def forward(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Runs the stock router on the living rows; expert numbers stay the physical ones."""
-        live, alive_A = type(self), self.alive_A.to(self.weight.device)
+        live, alive_A = type(self), self.alive_G.nonzero().flatten().to(self.weight.device)
         # The stock class for one call, or functional_call would come back to this forward.
         self.__class__ = stock
         try:
@@ -133,4 +108,4 @@ def _forward(stock: type[nn.Module]) -> Callable[..., Any]:
         logits_TE = logits_TA.new_full(shape, -torch.inf).index_copy(1, alive_A, logits_TA)
         return logits_TE, score_TK, alive_A[index_TK]
 
-    return forward
+    return type(f"Live{stock.__name__}", (stock,), {"stock": stock, "forward": forward})

@@ -4,8 +4,6 @@ Modules remember sizes besides their tensors (``in_features``, ``num_heads``, ``
 forward passes, ``save_pretrained`` and kernels read those.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,11 +24,9 @@ def agree(module: nn.Module) -> None:
             child.num_embeddings, child.embedding_dim = weight.shape
         elif isinstance(child, nn.LayerNorm) and isinstance(weight, nn.Parameter):
             child.normalized_shape = tuple(weight.shape)
-        elif (
-            type(child).__name__ == "Conv1D"
-        ):  # transformers' own (GPT-2): the weight is [inputs, outputs]
+        elif type(child).__name__ == "Conv1D":  # transformers' (GPT-2): [inputs, outputs]
             stored: Any = child
-            stored.nx, stored.nf = stored.weight.shape
+            stored.nx, stored.nf = weight.shape
         _plain_if_odd(child)
 
 
@@ -95,14 +91,6 @@ def depth_fields(family: Family, config: Config, layers: tuple[int, ...]) -> dic
     return {**fields, **(more(config, layers) if more else {})}
 
 
-def agree_config(module: nn.Module, fields: dict[str, Any]) -> None:
-    """Writes configuration fields without validating them: between cuts a shape may be one that
-    only another container class accepts (``model/exact.py``).
-    """
-    for key, value in fields.items():
-        setattr(module.config, key, value)
-
-
 Silent = Callable[[int, int], nn.Module]
 """(number of returned values, layer number) -> a module in place of one that is gone; with 0 values
 it returns its input.
@@ -129,13 +117,7 @@ def cut_depth(
                 part.layer_idx = j
         for kind, sublayer in family.sublayers.items():
             if f"{kind}.{i}" in after.absent - before.absent:
-                _replace(layers[j], sublayer.silent, silent(sublayer.outputs, j))
-                for name in sublayer.through:
-                    _replace(layers[j], name, silent(0, j))
-
-
-def _replace(layer: nn.Module, name: str, new: nn.Module) -> None:
-    path, _, leaf = name.rpartition(".")
-    parent = layer.get_submodule(path)
-    new.train(parent.training)
-    setattr(parent, leaf, new)
+                returned = {sublayer.silent: sublayer.outputs, **dict.fromkeys(sublayer.through, 0)}
+                for name, values in returned.items():
+                    new = silent(values, j).train(layers[j].training)
+                    layers[j].set_submodule(name, new)

@@ -9,9 +9,7 @@ A LayerNorm also subtracts a mean, which no gain can undo. While some of its cha
 runs as ``LiveLayerNorm``; gain and epsilon are unchanged.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -24,12 +22,13 @@ from effcompress.types import AxisMap, Segment, Widths
 class LiveLayerNorm(nn.LayerNorm):
     """A LayerNorm with mean and variance over the living channels; the others return zero."""
 
-    live: Tensor
+    stock = nn.LayerNorm
+    alive_G: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``input`` [..., P]; sums in fp32 or fp64, returns the dtype of the gain."""
         wide = input if input.dtype == torch.float64 else input.float()
-        live = self.live.to(wide.device, wide.dtype)
+        live = self.alive_G.to(wide.device, wide.dtype)
         count = live.sum()
         mean = (wide * live).sum(-1, keepdim=True) / count
         # Again times live: a masked channel is -mean here, not zero.
@@ -90,14 +89,22 @@ class Norm:
 
     def attend(self, alive_G: Tensor) -> None:
         """Makes a LayerNorm average over the channels ``alive_G`` [P], or restores its class."""
-        module: Any = self.module
-        if bool(alive_G.all()):
-            if type(self.module) is LiveLayerNorm:
-                module.__class__ = nn.LayerNorm
-                del module.live
-        else:
-            module.__class__ = LiveLayerNorm
-            module.live = alive_G.clone()
+        heed(self.module, alive_G, lambda _stock: LiveLayerNorm)
+
+
+def heed(module: Any, alive_G: Tensor, live: Callable[[type[nn.Module]], type[nn.Module]]) -> None:
+    """Exchanges the class of a module for the one of ``live`` (stock class -> its subclass that
+    reads ``alive_G`` [G]), or restores its ``stock`` class where all units are alive.
+
+    The object stays the same, and so do hooks, parameters and module paths.
+    """
+    stock = getattr(type(module), "stock", type(module))
+    if not bool(alive_G.all()):
+        module.__class__ = live(stock)
+        module.alive_G = alive_G.clone()
+    elif type(module) is not stock:
+        module.__class__ = stock
+        del module.alive_G
 
 
 def norms(module: nn.Module, axes: AxisMap) -> Iterator[Norm]:
@@ -109,9 +116,8 @@ def norms(module: nn.Module, axes: AxisMap) -> Iterator[Norm]:
                 found = module.get_submodule(path)
             except AttributeError:
                 continue  # OPT without a final norm
-            if hasattr(
-                found, axes.family.epsilon_attribute
-            ):  # else the silent module of a block that is gone
+            # Else it is the silent module of a block that is gone.
+            if hasattr(found, axes.family.epsilon_attribute):
                 yield Norm(path, found, axes)
 
 

@@ -4,8 +4,6 @@ AdamW keeps ``exp_avg`` and ``exp_avg_sq`` in the parameter's shape and ``step``
 what has the parameter's shape is cut with it; the scalar stays, so bias correction goes on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn

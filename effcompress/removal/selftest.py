@@ -1,7 +1,5 @@
 """Self-test of a commit: same logits, same ties, optimizer and model in agreement."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The model card: what the model is, how good, where from, and what not to expect of it."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Colours are CSS variables of ``templates/palette.css``, so that a chart follows 
 mode of its reader. Text stays text. Sizes and positions of names are in pixels of the view box.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -1,7 +1,5 @@
 """Reads the files of a run folder into one frozen ``Record``, from which page and card are made."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field

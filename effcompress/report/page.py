@@ -1,7 +1,5 @@
 """The report of a run: one HTML file that needs nothing else, its pictures and their points."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

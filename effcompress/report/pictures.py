@@ -1,7 +1,5 @@
 """Which pictures a record gives, and what is in them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Fills the templates of ``templates/``: pages, cards and pictures of their own."""
 
-from __future__ import annotations
-
 import os
 import re
 import tempfile

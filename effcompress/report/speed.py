@@ -1,7 +1,5 @@
 """How much faster training became while the model shrank, against what its FLOPs predict."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median

@@ -1,7 +1,5 @@
 """Sentences about a record, shared by the page and the card."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

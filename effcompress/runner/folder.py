@@ -1,7 +1,5 @@
 """The output folder of a run: created once, continued by ``--resume``, never overwritten."""
 
-from __future__ import annotations
-
 import fcntl
 import shlex
 from collections.abc import Iterator, Sequence
@@ -39,9 +37,7 @@ def opened(
     resolved = target / RESOLVED
     if not resolved.is_file() or not (target / "config.json").is_file():
         raise SourceError(
-            "this folder holds no finished run",
-            where=str(target),
-            fix="Name a recipe or a run.",
+            "this folder holds no finished run", where=str(target), fix="Name a recipe or a run."
         )
     return recipes.load(resolved, overrides), ModelSpec(folder=target)
 
@@ -88,32 +84,26 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
     works on, or a run and ``--resume`` was not given, or the run there was made from a recipe that
     says something else, or one of the files in it is a link.
     """
-    stored = folder / RESOLVED
+    stored, fix = folder / RESOLVED, _elsewhere(folder)
+    wrong, where = "", folder
     if folder.exists() and not folder.is_dir():
-        raise RecipeError("this is a file, not a folder", where=str(folder), fix=_elsewhere(folder))
-    if folder.exists() and any(folder.iterdir()):
+        wrong = "this is a file, not a folder"
+    elif folder.exists() and any(folder.iterdir()):
         if not stored.is_file():
-            raise RecipeError(
-                "the folder is not empty, and what is in it is no run of effcompress",
-                where=str(folder),
-                fix=_elsewhere(folder),
-            )
-        require_free(folder)
-        if link := next((name for name in WRITTEN if (folder / name).is_symlink()), None):
-            raise RecipeError(
-                "this is a link; a run writes, and deletes, in its own folder only",
-                where=str(folder / link),
-                fix=f"Move what it points to here, or link the whole folder. {_elsewhere(folder)}",
-            )
-        if begun(folder) and not resume:
-            raise RecipeError(
-                "the folder holds a run already",
-                where=str(folder),
-                fix=f"Continue it with --resume. {_elsewhere(folder)}",
-            )
-        if begun(folder):
-            same_recipe(stored_recipe(folder), recipes.resolved(loaded), folder)
-            return True
+            wrong = "the folder is not empty, and what is in it is no run of effcompress"
+        else:
+            require_free(folder)
+            if link := next((name for name in WRITTEN if (folder / name).is_symlink()), None):
+                wrong = "this is a link; a run writes, and deletes, in its own folder only"
+                where = folder / link
+                fix = f"Move what it points to here, or link the whole folder. {fix}"
+            elif begun(folder) and not resume:
+                wrong, fix = "the folder holds a run already", f"Continue it with --resume. {fix}"
+            elif begun(folder):
+                same_recipe(stored_recipe(folder), recipes.resolved(loaded), folder)
+                return True
+    if wrong:
+        raise RecipeError(wrong, where=str(where), fix=fix)
     return False
 
 
@@ -132,6 +122,11 @@ def _taken(folder: Path, now: status_file.StatusRecord | None) -> RecipeError:
     return RecipeError(who, where=str(folder), fix=f"{watch}. {_elsewhere(folder)}")
 
 
+def _elsewhere(folder: Path) -> str:
+    name = folder.resolve().name or "runs/mine"
+    return f"Another folder: --output {folder.parent / name}-2"
+
+
 _LOOPS = ("train", "recover")
 HOW = {f"{loop}.{key}" for loop in _LOOPS for key in ("recompute", "compile")} | {"save.background"}
 """Keys that may change between start and ``--resume``: they do not change the result."""
@@ -142,11 +137,6 @@ MOVED = {"prune.reduce.members": "prune.reduce.members.name"}
 def begun(folder: Path) -> bool:
     """Whether the folder holds a checkpoint or a model, which a new run would overwrite."""
     return any((folder / "checkpoints").glob("step-*")) or (folder / "config.json").exists()
-
-
-def _elsewhere(folder: Path) -> str:
-    name = folder.resolve().name or "runs/mine"
-    return f"Another folder: --output {folder.parent / name}-2"
 
 
 def same_recipe(before: str, now: str, folder: Path) -> None:
@@ -183,9 +173,8 @@ def values(resolved: str) -> dict[str, str]:
     """Reads a resolved recipe into dotted key -> value, without the keys in which two processes of
     one run may differ: trackers, and how layers are computed.
     """
-    said = recipes.values(resolved)
     return {
-        MOVED.get(k, k): v
-        for k, v in said.items()
-        if k.partition(".")[0] != "track" and k not in HOW
+        MOVED.get(key, key): value
+        for key, value in recipes.values(resolved).items()
+        if key.partition(".")[0] != "track" and key not in HOW
     }

@@ -2,18 +2,16 @@
 from extra passes over calibration text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, final
 
 from torch import Tensor
 
-from effcompress.data import Corpus, digest
-from effcompress.distributed import ALONE
+from effcompress.data import digest
+from effcompress.distributed.world import ALONE
 from effcompress.injectable import BACKWARD
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.statistics import InputStatistics, LayerStatistics
@@ -21,7 +19,7 @@ from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
 from effcompress.record.events import Calibration
 from effcompress.record.log import Log
-from effcompress.registry import Bound, Plugin
+from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
@@ -42,32 +40,24 @@ class Measured:
     of_layers: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
 
 
-def statistics_of_layers(prune: PruneSpec) -> dict[str, Plugin]:
-    """Statistics of the residual stream that criterion or selector use."""
-    assert prune.selector is not None, "recipe.load fills in the default selector"
-    return {**prune.criterion.plugin.of_layers, **prune.selector.plugin.of_layers}
+ALL_TOKENS = 1 << 62
+"""Tokens per pass of a measurement that samples none."""
 
 
-def calibration_text(state: RunState, sequences: int, corpus: Corpus, log: Log) -> Tensor:
+def calibration_text(state: RunState, sequences: int, log: Log) -> Tensor:
     """Returns ``ids_NT`` and records which tokens they are."""
-    ids_NT = corpus.calibration(sequences, state.recipe.seed)
-    log.event(
-        Calibration(
-            step=state.step,
-            sequences=ids_NT.shape[0],
-            tokens=ids_NT.numel(),
-            hash=digest(ids_NT),
-        )
-    )
+    ids_NT = state.corpus.calibration(sequences, state.recipe.seed)
+    count, tokens = ids_NT.shape[0], ids_NT.numel()
+    log.event(Calibration(step=state.step, sequences=count, tokens=tokens, hash=digest(ids_NT)))
     return ids_NT
 
 
-def calibrated(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
+def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     """Measures on all tokens of the calibration text; ``scores`` are in physical order."""
-    with _listeners(state, prune) as listeners:
+    with closing(_Listeners(state, prune)) as listeners:
         needs = BACKWARD.intersection(prune.criterion.needs)
         if needs or listeners.contexts:
-            ids_NT = calibration_text(state, prune.measure.sequences, corpus, log)
+            ids_NT = calibration_text(state, prune.measure.sequences, log)
         else:  # a criterion of weights alone
             ids_NT = state.probe_BT[:0]
         how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": listeners.world}
@@ -90,42 +80,35 @@ class _Listeners:
 
     def __init__(self, state: RunState, prune: PruneSpec) -> None:
         module, axes, sets = state.module, state.pruned.axes, state.pruned.sets
-        needs = set(prune.criterion.needs)
+        assert prune.selector is not None, "recipe.load fills in the default selector"
+        plugin = prune.criterion.plugin
+        of_layers = {**plugin.of_layers, **prune.selector.plugin.of_layers}
         self.found: Scores = {}
-        of_layers = statistics_of_layers(prune)
-        reads = prune.criterion.plugin.reads_inputs
         # A statistic with state is a recursion over the sequences in their order, so then every
         # process reads all of them.
-        ordered = reads or any("state" in s.needs for s in of_layers.values())
+        ordered = plugin.reads_inputs or any("state" in s.needs for s in of_layers.values())
         alone = ordered or prune.measure.sequences < state.world.size
         self.world = ALONE if alone else state.world
         self.grams = self.masks = self.layers = None
         self.contexts: list[AbstractContextManager[None]] = []
         params = readers(module, axes, sets)
-        plugin = prune.criterion.plugin
         self.read = InputStatistics(module, params, plugin.needs, plugin.of_inputs)
-        if reads:
+        if plugin.reads_inputs:
             self.contexts.append(self.read.listening())
         if for_linears(prune.repair):
-            second = need_second_moments(prune.repair)
-            how: Any = {"second": second, "world": self.world}
-            self.grams = Grams(module, params, tokens=1 << 62, decay=1.0, **how)
+            how: Any = {"second": need_second_moments(prune.repair), "world": self.world}
+            self.grams = Grams(module, params, tokens=ALL_TOKENS, decay=1.0, **how)
             self.contexts.append(self.grams.listening())
-        if "mask_grad" in needs:
+        if "mask_grad" in plugin.needs:
             self.masks = MaskGradients(module, axes, sets)
             self.contexts.append(self.masks.handing_to(adds(self.found, prune.criterion)))
         if of_layers:
             self.layers = LayerStatistics(module, axes, of_layers, self.world)
             self.contexts.append(self.layers.listening())
 
-
-@contextmanager
-def _listeners(state: RunState, prune: PruneSpec) -> Iterator[_Listeners]:
-    listeners = _Listeners(state, prune)
-    try:
-        yield listeners
-    finally:
-        for listener in (listeners.read, listeners.grams, listeners.masks, listeners.layers):
+    def close(self) -> None:
+        """Removes the hooks."""
+        for listener in (self.read, self.grams, self.masks, self.layers):
             if listener is not None:
                 listener.close()
 
@@ -135,8 +118,7 @@ def adds(scores: Scores, criterion: Bound) -> Take:
 
     def take(name: str, mask_grad_TG: Tensor) -> None:
         score_G = score_masks(criterion, mask_grad_TG)
-        before = scores.get(name)
-        scores[name] = score_G if before is None else before + score_G
+        scores[name] = scores[name] + score_G if name in scores else score_G
 
     return take
 
@@ -189,25 +171,25 @@ def observe(state: RunState, prune: PruneSpec) -> None:
         scores = state.world.total(state.mask_scores)
         require_finite(scores, prune.criterion)
     else:
-        stats = _stats(state, prune)
-        scores = score(state.pruned.sets, prune.criterion, stats, prune.reduce)
+        scores = _scores(state, prune)
     state.average.update(scores, state.pruned.ledger.original)
 
 
-def _stats(state: RunState, prune: PruneSpec) -> TrainingStats:
-    needs, world = prune.criterion.needs, state.world
-    return TrainingStats(state.module, needs, prune.hessian, state.optimizer, world)
+def _scores(state: RunState, prune: PruneSpec) -> Scores:
+    """Scores the weights by this step's gradients and the optimizer's moments."""
+    needs, how = prune.criterion.needs, (prune.hessian, state.optimizer, state.world)
+    stats = TrainingStats(state.module, needs, *how)
+    return score(state.pruned.sets, prune.criterion, stats, prune.reduce)
 
 
-def measured(state: RunState, prune: PruneSpec, corpus: Corpus, log: Log) -> Measured:
+def measured(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     """Returns saliency in original order, and moments: averaged over training, or measured now."""
-    ledger, criterion = state.pruned.ledger, prune.criterion
+    ledger = state.pruned.ledger
     if averages(prune):
         return Measured(ledger.original_order(state.average.read()), state.grams)
     if prune.measure.source == "training":
-        stats = _stats(state, prune)
-        now = Measured(score(state.pruned.sets, criterion, stats, prune.reduce), state.grams)
+        now = Measured(_scores(state, prune), state.grams)
     else:
-        now = calibrated(state, prune, corpus, log)
+        now = calibrated(state, prune, log)
     scores = in_original_order(now.scores, ledger.original, ledger.sizes)
     return replace(now, scores=ledger.original_order(scores))

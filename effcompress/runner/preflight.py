@@ -4,8 +4,6 @@ Checks that depend on this machine: installed packages, a compiler, the number o
 files when there is no network. ``run`` and ``check`` both call ``preflight``.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil
@@ -14,6 +12,7 @@ from collections.abc import Iterator
 from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.check import CheckResult, check
 from effcompress.model import source
+from effcompress.processes import launched
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner import tasks
 from effcompress.spec import LoopSpec, TasksSpec
@@ -22,9 +21,9 @@ from effcompress.spec import LoopSpec, TasksSpec
 def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
     """Checks that this machine can run the recipe and that its target can be reached.
 
-    Raises RecipeError for a missing tracker, harness or compiler, for a batch that cannot be
-    divided among the processes and for an unreachable target; SourceError for a model, text or
-    task data that is not on this machine when ``offline``.
+    Raises RecipeError for a missing tracker, harness or compiler, for a launcher's variables as
+    ``launched``, for a batch that cannot be divided among the processes and for an unreachable
+    target; SourceError for a model, text or task data that is not on this machine when ``offline``.
     """
     machine = list(_machine(loaded))
     result = check(loaded)
@@ -38,6 +37,7 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
 def _machine(loaded: LoadedRecipe) -> Iterator[str]:
     """Checks packages, processes and compiler; yields a line for each that the recipe needs."""
     recipe, section = loaded.recipe, "recover" if loaded.recipe.recover is not None else "train"
+    size = launched().size
     if recipe.track is not None:
         _require_trackers(loaded)
         yield f"trackers are installed: {', '.join(recipe.track.to)}"
@@ -45,7 +45,7 @@ def _machine(loaded: LoadedRecipe) -> Iterator[str]:
         require_harness(recipe.evaluate.tasks)
         yield "the lm-evaluation-harness is installed"
     if recipe.loop is not None:
-        _require_equal_batches(recipe.loop, section)
+        _require_equal_batches(recipe.loop, section, size)
         if recipe.loop.compile:
             _require_compiler(section)
             yield "a C++ compiler is there"
@@ -82,9 +82,8 @@ def require_harness(spec: TasksSpec | None) -> None:
         )
 
 
-def _require_equal_batches(loop: LoopSpec, section: str) -> None:
+def _require_equal_batches(loop: LoopSpec, section: str, size: int) -> None:
     """Each process that the launcher started computes equally many rows of a batch."""
-    size = int(os.environ.get("WORLD_SIZE") or 1)
     if loop.batch_size % size:
         raise RecipeError(
             f"{section}.batch_size {loop.batch_size} is the batch of all processes, and {size} of "
@@ -122,13 +121,10 @@ def _require_text(loaded: LoadedRecipe) -> None:
     from effcompress.model.cache import cache_root
     from effcompress.model.fetch import ensure
     from effcompress.model.tokenizer import open_tokenizer
-    from effcompress.runner.corpus import corpus_of
+    from effcompress.runner.start import corpus_of
 
     recipe = loaded.recipe
     folder = ensure(recipe.model, cache_root(), offline=True)
     tokenizer = open_tokenizer(recipe.model.tokenizer, folder, offline=True)
-    corpus_of(recipe, tokenizer, offline=True, say=_discard, notice=_discard)
-
-
-def _discard(_: str) -> None:
-    """Progress is discarded; the run reports it again."""
+    told: list[str] = []  # not shown: the run says it again
+    corpus_of(recipe, tokenizer, offline=True, say=told.append, notice=told.append)

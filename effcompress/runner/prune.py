@@ -1,17 +1,15 @@
 """One prune event: measure, choose, mask; every ``commit_every`` removals, shorten the tensors."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from effcompress import fault
-from effcompress.data import Corpus
 from effcompress.errors import PluginError, RunError
 from effcompress.estimate.schedule import pruning_stage
 from effcompress.measure.blockwise import Block, blockwise
@@ -22,7 +20,7 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.removal.selftest import same_function
 from effcompress.runner.measuring import Measured, measured, ready
-from effcompress.runner.refit import refit_event
+from effcompress.runner.recovery import refit_event
 from effcompress.runner.resources import Meter, Spent
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
@@ -33,20 +31,18 @@ from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind, axis_layer
 
 
-def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> Due | None:
+def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
     """Asks the schedule what is due; the rest of the target, once the pruning stage is over.
     Nothing is due before the first measurement.
     """
-    if state.target_reached:
+    if state.target_reached or not ready(state, prune):
         return None
     begin, end = pruning_stage(state.recipe)
-    if not ready(state, prune):
-        return None
     target = state.target_params
     due = prune.schedule.due(
         step=state.step,
         tokens=state.tokens,
-        total_tokens=total_tokens,
+        total_tokens=state.total_tokens,
         start_params=state.parent_params,
         params=state.params,
         target_params=target,
@@ -57,7 +53,7 @@ def due_now(state: RunState, prune: PruneSpec, total_tokens: int, log: Log) -> D
         prune_until=end,
     )
     goes_there = due is not None and (due.again or due.params == target)
-    if end < total_tokens and state.tokens >= end and not goes_there:
+    if end < state.total_tokens and state.tokens >= end and not goes_there:
         log.warn(remainder(state, prune))
         return Due(params=target)
     if due and due.params and due.params > target and state.params <= due.params:
@@ -77,63 +73,50 @@ def remainder(state: RunState, prune: PruneSpec) -> str:
     )
 
 
-def prune_event(state: RunState, prune: PruneSpec, due: Due, corpus: Corpus, log: Log) -> None:
+def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     """Measures, chooses and masks mini-groups, records the cut, and commits when enough are masked.
 
     Raises RunError where no candidate is left and the target is missed by more than 0.5 %.
     """
-    target = state.target_params
-    meter = Meter(state.device)
-    found = measured(state, prune, corpus, log)
+    target, meter = state.target_params, Meter(state.device)
+    found = measured(state, prune, log)
     _observe(state, prune, due, found)
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
-    choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, corpus, log))
+    choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
     if choice.plan:
         _mask(state, prune, choice.plan, found.inputs, log)
         fault.point("cut")
         state.average.cut()
         state.groups_cut += sum(choice.removed.values())
+        state.since_commit += sum(choice.removed.values())
         for kind, units in choice.units.items():
             state.removed[kind] = state.removed.get(kind, 0) + units
-        state.since_commit += sum(choice.removed.values())
         _write_down(state, choice, meter.read(), log)
     state.target_reached = choice.exhausted
     # A block that is masked whole would learn its last bias again, so it is cut at once.
     whole = any(axis_kind(name) in DEPTH for name in choice.plan)
     if state.target_reached or whole or state.since_commit >= prune.commit_every:
         commit_event(state, log)
-    if state.target_reached:
-        state.watch()  # removes the hooks
-    if state.target_reached and abs(state.params - target) > TOLERANCE * target:
+    if not state.target_reached:
+        return
+    state.watch()  # removes the hooks
+    if abs(state.params - target) > TOLERANCE * target:
         raise RunError(
             f"pruning stopped at {state.params:,} parameters, the target is {target:,}",
             fix="Nothing more may go: lower a `minimum`, a `finish_on` or a `round_to`, widen "
             "`after` or `until`, or add a space under prune.space.",
         )
-    if state.target_reached:
-        refit_event(state, prune, corpus, log)
+    refit_event(state, prune, log)
 
 
-def _chosen(
-    state: RunState, prune: PruneSpec, due: Due, scores: Scores, corpus: Corpus, log: Log
-) -> Choice:
-    pruned, selector = state.pruned, prune.selector
+def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores, log: Log) -> Choice:
+    sets, selector = state.pruned.parent_sets, prune.selector
     assert selector is not None, "recipe.load fills in the default selector"
-    choice = choose(
-        pruned.parent_sets,
-        pruned.parent,
-        scores,
-        due,
-        state.target_params,
-        selector,
-        state.selector_state,
-        state.begun,
-    )
+    known = state.target_params, selector, state.selector_state, state.begun
+    choice = choose(sets, state.pruned.parent, scores, due, *known)
     if not prune.measure.propagate or not choice.plan:
         return choice
-    # The same tokens as in `measured`, which has recorded them.
-    ids_NT = corpus.calibration(prune.measure.sequences, state.recipe.seed)
-    return propagated(state, prune, choice, ids_NT, log)
+    return propagated(state, prune, choice, log)
 
 
 def _observe(state: RunState, prune: PruneSpec, due: Due, found: Measured) -> None:
@@ -177,16 +160,8 @@ def commit_event(state: RunState, log: Log) -> None:
         fault.point("commit")
     state.watch(anew=state.pruned.depth != layers)  # other tensors, or layers of other numbers
     state.since_commit = 0
-    spent = meter.read()
-    log.event(
-        events.Commit(
-            step=state.step,
-            params=state.params,
-            seconds=spent.seconds,
-            memory_bytes=spent.memory_bytes,
-            max_logit_difference=proof.max_logit_difference,
-        )
-    )
+    now = {"step": state.step, "params": state.params, **vars(meter.read())}
+    log.event(events.Commit(**now, max_logit_difference=proof.max_logit_difference))
 
 
 def _mask(state: RunState, prune: PruneSpec, plan: Plan, inputs: Grams | None, log: Log) -> None:
@@ -200,42 +175,25 @@ def _mask(state: RunState, prune: PruneSpec, plan: Plan, inputs: Grams | None, l
     if inexact:
         with removed_alone(pruned, inexact, probe, state.to_call) as seen:
             pruned.mask(inexact, **how)
-        moved = seen[0]
-        log.event(events.Approximate(step=state.step, sets=(*inexact,), max_logit_difference=moved))
+        sets, moved = tuple(inexact), seen[0]
+        log.event(events.Approximate(step=state.step, sets=sets, max_logit_difference=moved))
     pruned.mask(exact, **how)
 
 
 def _write_down(state: RunState, choice: Choice, spent: Spent, log: Log) -> None:
-    cut = Cut(
-        step=state.step,
-        tokens=state.tokens,
-        plan=choice.plan,
-        saliency=choice.lowest,
-        removed=choice.removed,
-        scores=choice.scores,
-        params=choice.params,
-    )
-    log.plan(cut)
+    cut: dict[str, Any] = {
+        **{"step": state.step, "tokens": state.tokens, "params": choice.params},
+        **{"removed": choice.removed, "saliency": choice.lowest},
+    }
+    log.plan(Cut(**cut, plan=choice.plan, scores=choice.scores))
     gone: dict[str, list[float]] = {}
     for s in state.pruned.parent_sets:
         gone.setdefault(s.kind, []).append(1.0 - choice.widths[s.name] / s.size)
-    log.event(
-        events.Cut(
-            step=state.step,
-            tokens=state.tokens,
-            params=choice.params,
-            removed=choice.removed,
-            share_removed={kind: sum(each) / len(each) for kind, each in gone.items()},
-            saliency=choice.lowest,
-            seconds=spent.seconds,
-            memory_bytes=spent.memory_bytes,
-        )
-    )
+    fractions = {kind: sum(each) / len(each) for kind, each in gone.items()}
+    log.event(events.Cut(**cut, share_removed=fractions, **vars(spent)))
 
 
-def propagated(
-    state: RunState, prune: PruneSpec, choice: Choice, ids_NT: Tensor, log: Log
-) -> Choice:
+def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> Choice:
     """Returns ``choice`` with as many mini-groups of every set, but the least salient by the inputs
     that reach their layer once earlier layers are pruned. The model is not changed: until the last
     layer has been measured, hooks zero what goes where it is read. Heads and channels of one layer
@@ -244,18 +202,20 @@ def propagated(
     Raises RunError for models that cannot be taken block by block, CoverageError and PluginError as
     ``score_inputs`` does.
     """
+    # The same tokens as in `measured`, which has recorded them.
+    ids_NT = state.corpus.calibration(prune.measure.sequences, state.recipe.seed)
     pruned, plan, raw = state.pruned, dict(choice.plan), dict(choice.scores)
     waiting = [s for s in pruned.sets if s.name in plan]
     params = readers(state.module, pruned.axes, waiting)
     with ExitStack() as stack:
         for block in blockwise(state.module, pruned.family.layer, ids_NT):
-            sets = [s for s in waiting if _within(s, block)]
-            scores = _scored(state, prune, block, sets, params) if sets else {}
+            within = f"{block.path}."
+            sets = [s for s in waiting if any(m.param.startswith(within) for m in s.sides)]
+            scores = _scored(state, prune, block, sets) if sets else {}
             for s in sets:
                 plan[s.name], raw[s.name] = least_salient(scores[s.name], len(plan[s.name]))
                 at = pruned.ledger.positions(s.name, plan[s.name])
-                for handle in _silence(state.module, s, at, params):
-                    stack.callback(handle.remove)
+                _silence(state.module, s, at, params, stack)
             waiting = [s for s in waiting if s not in sets]
             log.progress("layer", block.number + 1, len(pruned.depth.layers))
             if not waiting:
@@ -263,46 +223,30 @@ def propagated(
     return replace(choice, plan=plan, scores=raw)
 
 
-def _within(s: GroupSet, block: Block) -> bool:
-    return any(side.param.startswith(f"{block.path}.") for side in s.sides)
-
-
-def _scored(
-    state: RunState,
-    prune: PruneSpec,
-    block: Block,
-    sets: Sequence[GroupSet],
-    params: Mapping[str, int],
-) -> Scores:
+def _scored(state: RunState, prune: PruneSpec, block: Block, sets: Sequence[GroupSet]) -> Scores:
     """Scores the sets of one layer, in original order, inf where a unit is gone."""
+    params = readers(state.module, state.pruned.axes, sets)
     here = {name: dim for name, dim in params.items() if name in block.linears}
-    plugin = prune.criterion.plugin
+    plugin, ledger = prune.criterion.plugin, state.pruned.ledger
     read = InputStatistics(state.module, here, plugin.needs, plugin.of_inputs)
-    try:
-        with read.listening():
-            block.run()
-    finally:
-        read.close()
-    ledger = state.pruned.ledger
+    with closing(read), read.listening():
+        block.run()
     found = score_inputs(sets, prune.criterion, read, {})
     sizes = {s.name: ledger.sizes[s.name] for s in sets}
     return ledger.original_order(in_original_order(found, ledger.original, sizes))
 
 
 def _silence(
-    module: nn.Module, s: GroupSet, at: Tensor, params: Mapping[str, int]
-) -> Iterator[Any]:
+    module: nn.Module, s: GroupSet, at: Tensor, params: Mapping[str, int], until: ExitStack
+) -> None:
     """Registers hooks that zero the inputs of the mini-groups at these positions."""
     for m in s.members:
         if params.get(m.param) == m.dim:
             linear = module.get_submodule(m.param.removesuffix(".weight"))
-            gone = m.index_GB[at].flatten()
-            yield linear.register_forward_pre_hook(_zeros_at(gone))
+            hook = partial(_zeroed, m.index_GB[at].flatten())
+            until.callback(linear.register_forward_pre_hook(hook).remove)
 
 
-def _zeros_at(gone: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x, *rest = args
-        return (x.index_fill(-1, gone.to(x.device), 0.0), *rest)
-
-    return hook
+def _zeroed(gone: Tensor, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    x, *rest = args
+    return (x.index_fill(-1, gone.to(x.device), 0.0), *rest)

@@ -1,7 +1,5 @@
 """Wall time and peak memory of a part of a run."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time
@@ -12,8 +10,6 @@ from typing import final
 import torch
 
 PROCESS = Path("/proc/self")
-_RESET_PEAK = "5"
-"""Written to ``clear_refs``, it sets the peak to the present size; psutil knows neither."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ def reset_peak() -> None:
     """Sets the peak of this process's resident memory to its present size. Raises OSError where the
     system cannot.
     """
-    (PROCESS / "clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # psutil knows neither
 
 
 def high_water() -> int | None:

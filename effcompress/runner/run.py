@@ -1,8 +1,7 @@
 """A run from top to bottom: load, train and prune in one loop, export, prove, evaluate, report."""
 
-from __future__ import annotations
-
 import contextlib
+import errno
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ import torch
 from effcompress import checkpoint, fault, processes, report
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
-from effcompress.distributed import World, joined
+from effcompress.distributed.world import World, joined
 from effcompress.errors import EffcompressError, RunError, Stopped
-from effcompress.estimate.schedule import stage_at, total_tokens
+from effcompress.estimate.schedule import stage_at
 from effcompress.export.write import PROOF_TOKENS, export_and_prove
 from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe, plain
@@ -24,20 +23,23 @@ from effcompress.record import events
 from effcompress.record.log import Log, NoView, make_view
 from effcompress.runner import recovery
 from effcompress.runner.checkpoints import CheckpointWriter
-from effcompress.runner.corpus import corpus_of
-from effcompress.runner.failures import named
 from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.preflight import preflight
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
 from effcompress.runner.signals import Stopping
 from effcompress.runner.sparsify import sparsify_event
-from effcompress.runner.start import begin, evaluated, load_source
+from effcompress.runner.start import begin, corpus_of, evaluated, load_source
 from effcompress.runner.state import RunState
 from effcompress.runner.step import train_step
-from effcompress.sparsity.hold import count, require_held
+from effcompress.sparsity.apply import count, require_held
 from effcompress.spec import Recipe
 from effcompress.track.view import watch
 from effcompress.types import Due
+
+_NO_MEMORY = ("allocate memory", "out of memory", "not enough memory")
+"""Words of a RuntimeError of torch on a CPU, which has no class of its own."""
+_COMPILING = ("torch._dynamo", "torch._inductor")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -157,40 +159,28 @@ def _stages(
     with world.main_first():  # fetches, converts and tokenises; the others find it done
         model = load_source(recipe, log, offline=offline)
         corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
-    total = total_tokens(recipe)
     state = RunState(recipe, model, corpus, world)
     if saved is None:
-        begin(state, model, corpus, total, log, offline=offline)
+        begin(state, model, log, offline=offline)
     else:
-        _continue(state, saved, corpus, log)
+        _continue(state, saved, log)
     before = state.seconds
-    with CheckpointWriter(state, corpus, folder, log) as keep:
-        _train_and_prune(state, corpus, total, log, stopping, keep, offline=offline)
+    with CheckpointWriter(state, folder, log) as keep:
+        _train_and_prune(state, log, stopping, keep, offline=offline)
+    ids_BT = corpus.calibration(2, recipe.seed)[:, :PROOF_TOKENS]
+    made = state.pruned, state.tokenizer, recipe.export.form
     with state.gathered():
-        world.agree(lambda: _export(state, corpus, folder, log))
+        world.agree(lambda: export_and_prove(*made, ids_BT, folder, log))
     log.phase("evaluating the pruned model")
-    after = evaluated(state, corpus, log, when="after", offline=offline)
+    after = evaluated(state, log, when="after", offline=offline)
     log.event(after)
     done = result(state, folder, after)
-    log.event(
-        events.End(
-            status="success",
-            seconds=before + time.monotonic() - started,
-            params=state.params,
-            widths=state.pruned.widths,
-            zeroed=done.zeroed,
-        )
-    )
+    seconds = before + time.monotonic() - started
+    left: Any = {"params": state.params, "widths": state.pruned.widths, "zeroed": done.zeroed}
+    log.event(events.End(status="success", seconds=seconds, **left))
     if world.main:
         report.write_card(folder)
     return done
-
-
-def _export(state: RunState, corpus: Corpus, folder: Path, log: Log) -> None:
-    """Writes the model and has a fresh process prove it."""
-    ids_BT = corpus.calibration(2, state.recipe.seed)[:, :PROOF_TOKENS]
-    wanted = state.recipe.export.form
-    export_and_prove(state.pruned, state.tokenizer, wanted, ids_BT, folder, log)
 
 
 def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resumed: bool) -> Corpus:
@@ -199,92 +189,76 @@ def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resume
     """
     log.phase("preparing the text")
     tell = log.note if resumed else log.warn
-    corpus = corpus_of(
-        recipe, model.tokenizer, offline=offline, say=log.note, notice=lambda text: tell(text)
-    )
+    how: Any = {"offline": offline, "say": log.note, "notice": lambda text: tell(text)}
+    corpus = corpus_of(recipe, model.tokenizer, **how)
     tell = log.warn
     return corpus
 
 
-def _continue(state: RunState, saved: Saved, corpus: Corpus, log: Log) -> None:
+def _continue(state: RunState, saved: Saved, log: Log) -> None:
     """Restores the checkpoint's state and the record up to it. Raises RunError for other text."""
-    if saved.values["corpus"] != corpus.fingerprint:
+    if saved.values["corpus"] != state.corpus.fingerprint:
         raise RunError(
             "the training text is not the one this run began with",
             fix="Put the text back, or start afresh with --output.",
         )
     state.restore(saved)
     # The record in the checkpoint ends just before the checkpoint itself is noted.
-    size = saved.values["bytes"]
-    log.event(events.Checkpoint(step=state.step, seconds=0.0, bytes=size))
+    log.event(events.Checkpoint(step=state.step, seconds=0.0, bytes=saved.values["bytes"]))
     if saved.values["threads"] != torch.get_num_threads():
         log.note("another number of threads than before: results may differ in the last digits")
     log.note(f"continuing at step {state.step}, {state.tokens:,} tokens")
 
 
 def _train_and_prune(
-    state: RunState,
-    corpus: Corpus,
-    total: int,
-    log: Log,
-    stopping: Stopping,
-    keep: CheckpointWriter,
-    *,
-    offline: bool,
+    state: RunState, log: Log, stopping: Stopping, keep: CheckpointWriter, *, offline: bool
 ) -> None:
     """Runs the loop, and what lies before and behind it. One-shot pruning is a cut at token 0."""
-    recipe = state.recipe
+    recipe, total = state.recipe, state.total_tokens
     dense = recipe.sparsify is not None and not state.sparse
     if recipe.prune or not dense:
         log.phase(_phase(recipe, stage_at(recipe, state.tokens)), total)
     if state.step == 0 and not state.sparse:
         _tell_stage(state, "", log)
-        _prune_if_due(state, corpus, total, log)
+        _prune_if_due(state, log)
     if recipe.sparsify is not None and dense:
-        sparsify_event(state, recipe.sparsify, corpus, log)
+        sparsify_event(state, recipe.sparsify, log)
         if total:
             keep.save()
             log.phase("training with zeros", total)
     recovery.begin(state, log, offline=offline)
-    _loop(state, corpus, total, log, stopping, keep)
+    _loop(state, log, stopping, keep)
     unsaved = state.step == 0 or state.pruned.ledger.pending() or state.lora is not None
     recovery.end(state)
     if recipe.prune and not state.target_reached:
         unsaved = True
         log.warn(remainder(state, recipe.prune))
-        prune_event(state, recipe.prune, Due(params=state.target_params), corpus, log)
+        prune_event(state, recipe.prune, Due(params=state.target_params), log)
     commit_event(state, log)
     if unsaved:  # `effcompress export` starts from the last checkpoint
         keep.save()
     state.module.zero_grad(set_to_none=True)
 
 
-def _loop(
-    state: RunState,
-    corpus: Corpus,
-    total: int,
-    log: Log,
-    stopping: Stopping,
-    keep: CheckpointWriter,
-) -> None:
+def _loop(state: RunState, log: Log, stopping: Stopping, keep: CheckpointWriter) -> None:
     """The one training loop. A stop request ends it after the step, with a checkpoint."""
-    recipe = state.recipe
+    recipe, total = state.recipe, state.total_tokens
     with stopping.patient():
         while state.tokens < total:
             started = time.monotonic()
             stage = stage_at(recipe, state.tokens)
-            learned = train_step(state, total, log, started, keep.save)
+            learned = train_step(state, log, started, keep.save)
             fault.point("step")
             _tell_stage(state, stage, log)
             if learned:
-                _prune_if_due(state, corpus, total, log)
+                _prune_if_due(state, log)
             state.seconds += time.monotonic() - started
             asked = state.world.any(bool(stopping.asked))
             keep.poll()
             if asked or state.tokens >= total:
                 keep.save()
             elif state.step % recipe.save.every == 0:
-                keep.save_async()
+                keep.save(background=recipe.save.background)
             if asked:
                 where = f" behind step {state.step}, with a checkpoint"
                 raise stopping.stopped(stopping.asked or "SIGTERM", where)
@@ -311,11 +285,52 @@ def _phase(recipe: Recipe, stage: str) -> str:
     return words.get(stage, "pruning and training")
 
 
-def _prune_if_due(state: RunState, corpus: Corpus, total: int, log: Log) -> None:
+def _prune_if_due(state: RunState, log: Log) -> None:
     prune = state.recipe.prune
-    if prune is None:
-        return
-    again = True
-    while again and (due := due_now(state, prune, total, log)) is not None:
-        prune_event(state, prune, due, corpus, log)
+    again = prune is not None
+    while prune and again and (due := due_now(state, prune, log)) is not None:
+        prune_event(state, prune, due, log)
         again = due.again
+
+
+def named(error: BaseException, phase: str, recipe: Recipe) -> EffcompressError | None:
+    """Returns a RunError for too little memory, a full disk or a failed compilation, else None."""
+    if isinstance(error, EffcompressError):
+        return error
+    if _out_of_memory(error):
+        return RunError(f"not enough memory while {phase}", fix=_smaller(recipe))
+    if type(error).__module__.startswith(_COMPILING):
+        inner = getattr(error, "inner_exception", error)
+        said = [line for line in str(inner).splitlines() if line.strip()] or [repr(inner)]
+        return RunError(
+            f"layers cannot be compiled: {said[0].strip()}",
+            fix="Write `compile: false`, and --resume goes on without.",
+        )
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return RunError(
+            f"the disk is full, noticed while {phase}",
+            where=error.filename,
+            fix="Free some space, then --resume goes on from the newest checkpoint.",
+        )
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)
+
+
+def _smaller(recipe: Recipe) -> str:
+    spec = recipe.loop
+    if spec is None:
+        return "Lower prune.measure.sequences or evaluate.sequences, or free some memory."
+    rows = spec.micro_batch_size or spec.batch_size
+    section = "recover" if recipe.recover is not None else "train"
+    if rows == 1:
+        return "Lower data.sequence_length, or free some memory; see effcompress plan."
+    return (
+        f"Start afresh (--output) with {section}.micro_batch_size: {rows // 2} or less (batch and "
+        "learning stay the same), or free some memory and --resume."
+    )

@@ -4,8 +4,6 @@ Nothing here installs a signal handler: a Python program that calls ``run()`` ke
 command line forwards SIGTERM and SIGINT to a ``Stopping`` (``cli/signals.py``).
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,31 +1,23 @@
 """Zeros in the linear layers of a model, block by block, before anything is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 
-import torch
-from torch import Tensor, nn
-
-from effcompress.data import Corpus
 from effcompress.errors import RunError
 from effcompress.estimate.feasibility import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
-from effcompress.measure.grams import Grams
-from effcompress.measure.squares import Squares
+from effcompress.measure.grams import Grams, Squares
 from effcompress.record import events
 from effcompress.record.log import Log
-from effcompress.runner.measuring import calibration_text
+from effcompress.runner.measuring import ALL_TOKENS, calibration_text
 from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
 from effcompress.sparsity.apply import require_pattern, sparsified
-from effcompress.sparsity.needs import reads_inputs
+from effcompress.sparsity.magnitude import reads_inputs
 from effcompress.spec import SparsifySpec
 
-ALL_TOKENS = 1 << 62
 
-
-def sparsify_event(state: RunState, spec: SparsifySpec, corpus: Corpus, log: Log) -> None:
+def sparsify_event(state: RunState, spec: SparsifySpec, log: Log) -> None:
     """Make zeros as the recipe says and write down how many; the state remembers where.
 
     Raises RunError when pruning is not over, or a layer's inputs do not fit the pattern;
@@ -40,17 +32,34 @@ def sparsify_event(state: RunState, spec: SparsifySpec, corpus: Corpus, log: Log
     log.phase("making zeros")
     layers = _wanted(state, spec, log)
     params = dict(state.module.named_parameters())
-    turns = _turns(state, spec, layers, corpus, log)
-    for done, (layer, block) in enumerate(turns, start=1):
-        _block(params, layer, block, state, spec)
+    for done, (layer, block) in enumerate(_turns(state, spec, layers, log), start=1):
+        _block(state, spec, layer, block)
         log.progress("block", done, len(layers))
-    _write_down(state, spec, layers, params, meter, log)
+    rows: list[events.LayerZeros] = []  # of all layers; those that stayed dense have no zeros
+    for layer in layers_of(state.module, state.pruned.family.layer):
+        held = [params[name] for name in layer.linears]
+        zeroed = sum(int((p == 0).sum()) for p in held) if layer.number in layers else 0
+        number = state.pruned.depth.layers[layer.number]
+        weights = sum(p.numel() for p in held)
+        rows.append(events.LayerZeros(layer=number, weights=weights, zeroed=zeroed))
+    log.event(
+        events.Sparsify(
+            step=state.step,
+            method=spec.method.name,
+            sparsity=spec.fraction,
+            pattern=spec.pattern,
+            params=state.params,
+            weights=sum(params[name].numel() for name in state.sparse),
+            zeroed=sum(row.zeroed for row in rows),
+            layers=tuple(rows),
+            **vars(meter.read()),
+        )
+    )
 
 
 def _wanted(state: RunState, spec: SparsifySpec, log: Log) -> dict[int, Layer]:
     """Block number -> the blocks to work on; what of them stays dense is said."""
-    numbers = state.pruned.depth.layers
-    skipped = skipped_layers(spec, state.pruned.parent)
+    numbers, skipped = state.pruned.depth.layers, skipped_layers(spec, state.pruned.parent)
     found: dict[int, Layer] = {}
     params = dict(state.module.named_parameters())
     for layer in layers_of(state.module, state.pruned.family.layer):
@@ -72,14 +81,13 @@ def _wanted(state: RunState, spec: SparsifySpec, log: Log) -> dict[int, Layer]:
 
 
 def _turns(
-    state: RunState, spec: SparsifySpec, layers: Mapping[int, Layer], corpus: Corpus, log: Log
+    state: RunState, spec: SparsifySpec, layers: Mapping[int, Layer], log: Log
 ) -> Iterator[tuple[Layer, Block | None]]:
     """The blocks to work on, each with what it reads at that time if the method asks for it."""
     if not reads_inputs(spec.method):
-        for layer in layers.values():
-            yield layer, None
+        yield from ((layer, None) for layer in layers.values())
         return
-    ids_NT = calibration_text(state, spec.sequences, corpus, log)
+    ids_NT = calibration_text(state, spec.sequences, log)
     last = max(layers)
     for block in blockwise(state.module, state.pruned.family.layer, ids_NT):
         if block.number in layers:
@@ -88,83 +96,31 @@ def _turns(
             return
 
 
-def _block(
-    params: Mapping[str, nn.Parameter],
-    layer: Layer,
-    block: Block | None,
-    state: RunState,
-    spec: SparsifySpec,
-) -> None:
-    """Make the zeros of one block."""
+def _block(state: RunState, spec: SparsifySpec, layer: Layer, block: Block | None) -> None:
     together = [list(layer.linears)]
     if block is not None and spec.true_sequential:
         together = block.readers()
         if unread := layer.linears.keys() - {name for names in together for name in names}:
             raise RunError("nothing went through this layer", where=min(unread))
     for names in together:
-        moments = _moments(state, spec, layer, block, names)
+        moments = None
+        if block is not None:  # what these layers read, over all calibration sequences
+            dims = {name: layer.linears[name] for name in names}
+            if "gram" in spec.method.needs:
+                moments = Grams(state.module, dims, ALL_TOKENS, 1.0)
+            else:
+                moments = Squares(state.module, dims)
+            with closing(moments), moments.listening():
+                block.run()
         for name in names:
             # Stored as [I, O], a weight is worked on as [O, I].
-            transposed = layer.linears[name] == 0
-            weight = params[name].detach()
-            weight_OI = weight.T if transposed else weight
+            weight = state.module.get_parameter(name).detach()
+            weight_OI = weight.T if layer.linears[name] == 0 else weight
             moment = moments.read(name) if moments is not None else None
             if moments is not None and moment is None:
                 raise RunError("nothing went through this layer", where=name)
             new_OI = sparsified(spec.method, weight_OI, moment, spec.fraction, spec.n_of_m, name)
-            with torch.no_grad():
-                params[name].copy_(new_OI.T if transposed else new_OI)
+            weight_OI.copy_(new_OI)
             state.sparse.append(name)
             if state.recipe.train is not None:  # training must know where
-                state.zeros[name] = params[name].detach() == 0
-
-
-def _moments(
-    state: RunState, spec: SparsifySpec, layer: Layer, block: Block | None, names: list[str]
-) -> Grams | Squares | None:
-    """What these layers read, over all calibration sequences; nobody listens afterwards."""
-    if block is None:
-        return None
-    dims = {name: layer.linears[name] for name in names}
-    if "gram" in spec.method.needs:
-        moments = Grams(state.module, dims, ALL_TOKENS, 1.0)
-    else:
-        moments = Squares(state.module, dims)
-    with moments.listening():
-        block.run()
-    moments.close()
-    return moments
-
-
-def _write_down(
-    state: RunState,
-    spec: SparsifySpec,
-    layers: Mapping[int, Layer],
-    params: Mapping[str, Tensor],
-    meter: Meter,
-    log: Log,
-) -> None:
-    numbers = state.pruned.depth.layers
-    rows: list[events.LayerZeros] = []  # of all layers; those that stayed dense have no zeros
-    for layer in layers_of(state.module, state.pruned.family.layer):
-        held = [params[name] for name in layer.linears]
-        made = layer.number in layers
-        zeroed = sum(int((p == 0).sum()) for p in held) if made else 0
-        weights = sum(p.numel() for p in held)
-        number = numbers[layer.number]
-        rows.append(events.LayerZeros(layer=number, weights=weights, zeroed=zeroed))
-    spent = meter.read()
-    log.event(
-        events.Sparsify(
-            step=state.step,
-            method=spec.method.name,
-            sparsity=spec.fraction,
-            pattern=spec.pattern,
-            params=state.params,
-            weights=sum(params[name].numel() for name in state.sparse),
-            zeroed=sum(row.zeroed for row in rows),
-            layers=tuple(rows),
-            seconds=spent.seconds,
-            memory_bytes=spent.memory_bytes,
-        )
-    )
+                state.zeros[name] = weight == 0

@@ -1,29 +1,31 @@
-"""The start of a run: loads the source model, records what is run, evaluates the dense model."""
-
-from __future__ import annotations
+"""The start of a run: loads the source model, prepares the text, records what is run, evaluates the
+dense model.
+"""
 
 import datetime
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
-from effcompress import __version__
+from effcompress import __version__, data
 from effcompress.data import Corpus
-from effcompress.estimate.schedule import measures
+from effcompress.estimate.schedule import measures, total_tokens
 from effcompress.model.biases import add_biases, biased
+from effcompress.model.cache import cache_root
 from effcompress.model.lineage import parent_of
 from effcompress.model.load import LoadedModel, fingerprint
 from effcompress.model.load import load as load_model
 from effcompress.network.axis_map import family_for
-from effcompress.record.events import Evaluation, Run
+from effcompress.record.events import DomainData, Evaluation, Run
 from effcompress.record.log import Log
 from effcompress.removal.repairs import for_biases, for_streams
-from effcompress.runner.corpus import described
-from effcompress.runner.dense_cache import description, evaluate_once
-from effcompress.runner.evaluation import evaluate
+from effcompress.runner.evaluation import description, evaluate, evaluate_once
 from effcompress.runner.state import RunState
 from effcompress.spec import Recipe
+from effcompress.types import TextTokenizer
 
 
 def load_source(recipe: Recipe, log: Log, *, offline: bool) -> LoadedModel:
@@ -34,13 +36,8 @@ def load_source(recipe: Recipe, log: Log, *, offline: bool) -> LoadedModel:
     """
     model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
     prune = recipe.prune
-    if prune and (for_biases(prune.repair) or for_streams(prune)):
-        return _with_biases(model, log)
-    return model
-
-
-def _with_biases(model: LoadedModel, log: Log) -> LoadedModel:
-    """Adds biases of zero: the function of the model stays."""
+    if not prune or not (for_biases(prune.repair) or for_streams(prune)):
+        return model
     plain = parent_of(model.config)
     family = family_for(plain)
     config = {**model.config, **biased(family, plain)}
@@ -49,16 +46,40 @@ def _with_biases(model: LoadedModel, log: Log) -> LoadedModel:
     return replace(model, config=config, added_params=added)
 
 
-def begin(
-    state: RunState, model: LoadedModel, corpus: Corpus, total: int, log: Log, *, offline: bool
-) -> None:
-    """Records the ``run`` event and evaluates the dense model, or takes it from the cache.
+def corpus_of(
+    recipe: Recipe,
+    tokenizer: TextTokenizer,
+    *,
+    offline: bool,
+    say: Callable[[str], None],
+    notice: Callable[[str], None],
+    training: bool = True,
+) -> Corpus:
+    """Tokenises and packs the text of the recipe (``training=False``: held-out text alone).
 
-    ``total``: tokens that the run will train on.
+    ``say`` is called with progress, ``notice`` with warnings. Raises SourceError naming the domain
+    whose text is missing, unreadable, too short, or not on this machine when ``offline``.
     """
+    return data.prepare(
+        recipe.data,
+        tokenizer,
+        cache_root(),
+        train_tokens=total_tokens(recipe) if training else 0,
+        heldout_sequences=recipe.evaluate.sequences,
+        offline=offline,
+        seed=recipe.seed,
+        progress=lambda what, fraction: say(f"{what} {fraction:.0%}"),
+        notice=notice,
+    )
+
+
+def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> None:
+    """Records the ``run`` event and evaluates the dense model, or takes it from the cache."""
     import transformers  # noqa: TID251  its version is part of the record
 
     recipe, hashed = state.recipe, fingerprint(state.module)
+    texts: Any = state.corpus.summary()
+    kept = ("documents", "tokens", "share", "source")
     log.event(
         Run(
             name=recipe.name,
@@ -72,20 +93,23 @@ def begin(
             params=state.params,
             source_params=state.params - model.added_params,
             target_params=state.target_params if recipe.prune else None,
-            total_tokens=total,
+            total_tokens=state.total_tokens,
             widths=state.pruned.widths,
             device=str(state.device),
             threads=torch.get_num_threads(),
             processes=state.world.size,
             measures=measures(recipe),
-            data=described(corpus),
+            data={
+                name: DomainData(hash=facts["content"], **{key: facts[key] for key in kept})
+                for name, facts in texts.items()
+            },
         )
     )
     log.phase("evaluating the dense model")
     pruned, tokens = state.pruned, state.tokenizer.fingerprint
     before = evaluate_once(
-        partial(evaluated, state, corpus, log, when="before", offline=offline),
-        description(pruned.module, hashed, pruned.config, tokens, corpus, recipe.evaluate),
+        partial(evaluated, state, log, when="before", offline=offline),
+        description(pruned.module, hashed, pruned.config, tokens, state.corpus, recipe.evaluate),
         state.world,
     )
     if before.known:
@@ -93,16 +117,8 @@ def begin(
     log.event(before)
 
 
-def evaluated(state: RunState, corpus: Corpus, log: Log, *, when: str, offline: bool) -> Evaluation:
+def evaluated(state: RunState, log: Log, *, when: str, offline: bool) -> Evaluation:
     """Evaluates the model as it is by the recipe's protocol; ``when``: before or after."""
-    return evaluate(
-        state.to_call,
-        state.tokenizer,
-        corpus,
-        state.recipe.evaluate,
-        when=when,
-        params=state.params,
-        offline=offline,
-        say=log.note,
-        world=state.world,
-    )
+    of = state.to_call, state.tokenizer, state.corpus, state.recipe.evaluate
+    how: Any = {"params": state.params, "say": log.note, "world": state.world}
+    return evaluate(*of, when=when, offline=offline, **how)

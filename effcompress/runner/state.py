@@ -1,7 +1,5 @@
 """The state of a run in one place: what is not in here is not in a checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
@@ -12,9 +10,12 @@ from torch.optim import Optimizer
 
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
-from effcompress.distributed import ALONE, Shards, World, is_sharded, own, shard_like
+from effcompress.distributed.rows import is_sharded, own, shard_like
+from effcompress.distributed.shards import Shards
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RecipeError
 from effcompress.estimate.flops import flops_per_token
+from effcompress.estimate.schedule import total_tokens
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
 from effcompress.model.cache import cache_root
@@ -64,10 +65,11 @@ class RunState:
     def __init__(
         self, recipe: Recipe, model: LoadedModel, corpus: Corpus, world: World = ALONE
     ) -> None:
-        self.world = world
+        self.world, self.recipe, self.corpus = world, recipe, corpus
         self.device = device_of(recipe)
         self.tokenizer = model.tokenizer
-        self.recipe = recipe
+        self.total_tokens = total_tokens(recipe)
+        """Tokens that the run trains on."""
         self.stream: Stream = corpus.stream(recipe.seed)
         prune = recipe.prune
         shard = recipe.distributed.mode == "shard" and world.size > 1
@@ -90,15 +92,12 @@ class RunState:
         self.target_params = self.parent_params if wanted is None else wanted
         measure = prune.measure if prune else MeasureSpec()
         self.average = ScoreAverage(self.pruned.ledger.sizes, measure)
-        self.optimizer: Optimizer | None = (
-            optimizer(self.module, recipe.loop) if recipe.loop else None
-        )
-        self.step = 0
-        self.tokens = 0
-        self.groups_cut = 0
+        self.optimizer: Optimizer | None = None
+        if recipe.loop:
+            self.optimizer = optimizer(self.module, recipe.loop)
+        self.step = self.tokens = self.groups_cut = self.since_commit = 0
         self.removed: dict[str, int] = {}
         self.positions = positions(self.pruned.parent, self.pruned.parent_sets)
-        self.since_commit = 0
         self.target_reached = False
         self.left_out = 0
         """Steps skipped in a row because loss or gradient was not finite."""
@@ -177,8 +176,7 @@ class RunState:
         without gradients of weights where low-rank updates are trained, and the teacher's forward.
         """
         if self._flops is None or self._flops[0] != self.params:
-            widths = self.pruned.ledger.widths()
-            self._flops = (self.params, self._flops_at(widths))
+            self._flops = (self.params, self._flops_at(self.pruned.ledger.widths()))
         forward = self._flops[1] / 3
         taught = self._flops_at({}) / 3 if self.objective is not next_token else 0.0
         return (3 if self.lora is None else 2) * forward + taught
@@ -206,10 +204,6 @@ class RunState:
         assert self.recipe.loop is not None
         self.optimizer = optimizer(self.module, self.recipe.loop)
 
-    def reset_objective(self) -> None:
-        """Sets the objective back to the next-token loss, and releases the teacher."""
-        self.objective = next_token
-
     def watch(self, *, anew: bool = True) -> None:
         """Registers the hooks that measure in training for repairs and the criterion; removes them
         once the target is reached. ``anew``: replaces the second moments of inputs, too.
@@ -217,24 +211,19 @@ class RunState:
         prune = self.recipe.prune
         if prune is None or prune.measure.source != "training":
             return
+        model, how = (self.module, self.pruned.axes, self.pruned.sets), prune.measure
+        for listener in (self.taps, self.grams if anew or self.target_reached else None):
+            if listener is not None:
+                listener.close()
         if self.target_reached:
-            for listener in (self.grams, self.taps):
-                if listener is not None:
-                    listener.close()
             self.grams = self.taps = None
             return
-        model, how = self.pruned, prune.measure
         if for_linears(prune.repair) and anew:
-            if self.grams is not None:
-                self.grams.close()
-            params = readers(self.module, model.axes, model.sets)
-            second = need_second_moments(prune.repair)
-            moments: Any = {"second": second, "world": self.world}
-            self.grams = Grams(self.module, params, how.gram_tokens, how.gram_decay, **moments)
+            kept: Any = {"second": need_second_moments(prune.repair), "world": self.world}
+            sampled = how.gram_tokens, how.gram_decay
+            self.grams = Grams(self.module, readers(*model), *sampled, **kept)
         if "mask_grad" in prune.criterion.needs:
-            if self.taps is not None:
-                self.taps.close()
-            self.taps = MaskGradients(self.module, model.axes, model.sets)
+            self.taps = MaskGradients(*model)
 
     def snapshot(self, log_position: dict[str, int]) -> Saved:
         """Returns the whole state as JSON values and flat tensors, which are not copied.
@@ -247,8 +236,7 @@ class RunState:
             "stream": self.stream.state_dict(),
             **self.pruned.state(),
             "selector": {
-                "stage": self.stage,
-                "begun": dict(self.begun),
+                **{"stage": self.stage, "begun": dict(self.begun)},
                 "state": self.selector_state,
             },
             "lora": [] if self.lora is None else self.lora.paths,
@@ -275,9 +263,7 @@ class RunState:
         held = values.get("selector")
         if held is None:  # older checkpoints: means over layers, and at first nothing else
             older = values["influence"]
-            layers = older.get("layers", older)
-            held = {"stage": older.get("stage", 0), "begun": older.get("begun", {})}
-            held["state"] = layers or None
+            held = {"stage": 0, "begun": {}, **older, "state": older.get("layers", older) or None}
         self.stage, self.begun = int(held["stage"]), dict(held["begun"])
         self.selector_state = held["state"]
 
@@ -301,10 +287,10 @@ class RunState:
             for key, value in saved.part("optimizer/").items():
                 field, _, name = key.partition("/")
                 p = params[name]
-                # Only the fused AdamW keeps its step count beside the parameter.
-                beside = value.shape == p.shape or bool(self.recipe.loop and self.recipe.loop.fused)
-                value = value.to(p.device) if beside else value
                 same = value.shape == p.shape
+                # Only the fused AdamW keeps its step count beside the parameter.
+                if same or (self.recipe.loop and self.recipe.loop.fused):
+                    value = value.to(p.device)
                 self.optimizer.state[p][field] = shard_like(value, p) if same else value
         self.average.load_state_dict(saved.part("saliency/"))
         self.zeros = {k: t.to(self.device) for k, t in saved.part("zeros/").items()}

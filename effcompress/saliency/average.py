@@ -3,8 +3,6 @@
 Kept in the original order of the units, so that a cut never has to renumber it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 
@@ -86,8 +84,8 @@ class ScoreAverage:
         self.weight, self._over = float(state["weight"]), bool(state["over"])
         for name, value in self.values.items():
             value.copy_(state[f"mean/{name}"])
-        recent = {
-            name: state[f"recent/{name}"] for name in self.values if f"recent/{name}" in state
-        }
-        count = len(next(iter(recent.values()))) if recent else 0
-        self._recent = [{n: rows[i].clone() for n, rows in recent.items()} for i in range(count)]
+        recent = {n: state[f"recent/{n}"] for n in self.values if f"recent/{n}" in state}
+        steps = zip(*recent.values(), strict=True)
+        self._recent = [
+            {name: row.clone() for name, row in zip(recent, rows, strict=True)} for rows in steps
+        ]

@@ -2,8 +2,6 @@
 blocks from statistics of the residual stream.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 

@@ -6,8 +6,6 @@ each parameter is read once, in blocks of rows that stay in the processor's cach
 every dimension. No tensor of the size of the model is ever made.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -93,10 +91,8 @@ def _ask(criterion: Bound, inputs: dict[str, Tensor], shape: tuple[int, ...]) ->
     """The criterion's answer, held to its contract: a tensor of this shape, inputs unchanged."""
     with criterion.keeping(**inputs):
         saliency = criterion.ask(**inputs)
-    fix = (
-        "A criterion returns one number per weight, in the weight's shape (with mask_grad: "
-        "one per mini-group)."
-    )
+    fix = "A criterion returns one number per weight, in the weight's shape (with mask_grad: one "
+    fix += "per mini-group)."
     criterion.plugin.require_shape(saliency, f"where {shape} was expected", shape, fix=fix)
     return saliency
 
@@ -129,12 +125,9 @@ def _among_all(
 ) -> dict[int, Tensor]:
     """Sums over the rows ``held``, as summands of those over all: zeros where others have rows."""
     found = {dim: torch.zeros(1 if dim == WHOLE else shape[dim]) for dim in dims}
-    for dim, here in sums.items():
-        if dim == 0:
-            found[0][held.start : held.stop] = here
-        else:
-            found[dim] = here
-    return found
+    if 0 in sums:
+        found[0][held.start : held.stop] = sums[0]
+    return {**found, **{dim: here for dim, here in sums.items() if dim != 0}}
 
 
 def _sum(saliency: Tensor, dim: int) -> Tensor:

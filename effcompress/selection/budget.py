@@ -7,8 +7,6 @@ stride is begun only if the kept size does not miss the target; then no order of
 Without ``finish_on`` the two sizes are the same object.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import final
 

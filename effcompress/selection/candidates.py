@@ -5,8 +5,6 @@ mini-group from each of its sets. The candidates of a *pool* (scope ``global``) 
 one removed fraction in common. Arithmetic on names and widths; no tensors.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Chooses the mini-groups to remove: scores and a budget in, a plan out. Changes no tensor."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Far from the target the answer is yes: small strides of one kind bridge any gap.
 over sizes decides. All questions are asked of copies of ``Sizes``; a run's own are not changed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any, final

@@ -4,8 +4,6 @@
 schedule, what remains when the stage ends is cut there.
 """
 
-from __future__ import annotations
-
 import math
 
 from effcompress.registry import schedule

@@ -1,7 +1,5 @@
 """Turns events into what trackers show: settings, and named values at an optimizer step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Opens trackers through accelerate's classes, the only place that imports them. Rank 0 only."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """A view that wraps the run's own view and passes its events on to trackers."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading

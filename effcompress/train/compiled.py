@@ -9,8 +9,6 @@ Guards and graphs keep references to the weights that were seen while compiling,
 other tensors of the same memory.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -49,9 +47,7 @@ class CompiledLayers:
             # Dynamo reads .grad of the stand-ins, which are no leaves. The value is not used.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not")
             self._forwards = [(layer, self._forward(layer)) for layer in layers]
-        with ExitStack() as stack:
-            for changed in _any_size():
-                stack.enter_context(changed)
+        with _any_size(), ExitStack() as stack:
             for layer, forward in self._forwards:
                 stack.enter_context(_instead(layer, forward))
             yield
@@ -122,20 +118,16 @@ def _instead(layer: Any, forward: Callable[..., Any]) -> Iterator[None]:
             layer.gradient_checkpointing = True
 
 
-def _any_size() -> list[Any]:
-    """Returns settings under which graphs assume nothing of sizes. Duck shaping, the default, would
-    assume that two sizes that are equal now stay equal.
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Inside, graphs assume nothing of sizes. Duck shaping, the default, would assume that two
+    sizes that are equal now stay equal.
     """
     from torch._dynamo import config
     from torch.fx.experimental import _config
 
     sizes: Any = _config
-
-    return [
-        config.patch(
-            force_parameter_static_shapes=False,
-            force_nn_module_property_static_shapes=False,
-            recompile_limit=_ATTEMPTS,
-        ),
-        sizes.patch(use_duck_shape=False),
-    ]
+    static = ("force_parameter_static_shapes", "force_nn_module_property_static_shapes")
+    changed = {**dict.fromkeys(static, False), "recompile_limit": _ATTEMPTS}
+    with config.patch(changed), sizes.patch(use_duck_shape=False):
+        yield

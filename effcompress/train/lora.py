@@ -1,7 +1,5 @@
 """Trains low-rank updates (LoRA, arXiv:2106.09685). The only user of peft."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any, final
@@ -11,33 +9,22 @@ from torch import Tensor, nn
 from effcompress.errors import RunError
 from effcompress.spec import LoraSpec
 
-MARK = "lora_"
-"""Part of the names of LoRA parameters."""
-BASE = ".base_layer"
-"""What peft inserts into the name of a matrix while an update is attached."""
-
-
-def require_peft() -> None:
-    """Raises RunError with the install command when peft is missing."""
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise RunError(
-            "recover.method: lora needs the package peft", fix="pip install 'effcompress[lora]'"
-        ) from error
-
 
 @final
 class Lora:
     """LoRA updates of the linear layers ``paths``: ``W + alpha / rank B A``. While they are
-    attached, only ``A`` and ``B`` are trained; peft freezes all other parameters.
+    attached, only ``A`` and ``B`` are trained; peft freezes all other parameters. Raises RunError
+    when peft is missing.
     """
 
     def __init__(self, module: nn.Module, paths: Sequence[str], spec: LoraSpec) -> None:
-        require_peft()
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise RunError(
+                "recover.method: lora needs the package peft", fix="pip install 'effcompress[lora]'"
+            ) from error
         self.paths = list(paths)
-        from peft import LoraConfig, get_peft_model
-
         config = LoraConfig(
             r=spec.rank,
             lora_alpha=spec.alpha,  # type: ignore[arg-type]  a float works
@@ -58,12 +45,12 @@ class Lora:
 
 def plain_name(name: str) -> str:
     """Returns a parameter's name as it is without LoRA."""
-    return name.replace(BASE, "")
+    return name.replace(".base_layer", "")  # what peft inserts while an update is attached
 
 
 def is_update(name: str) -> bool:
     """Returns whether a parameter belongs to a LoRA update."""
-    return MARK in name
+    return "lora_" in name
 
 
 def updates(module: nn.Module) -> dict[str, Tensor]:

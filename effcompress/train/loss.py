@@ -4,8 +4,6 @@ Losses are computed in fp32 and per row, because each row belongs to a domain wh
 recorded. Distillation: arXiv:1503.02531, and arXiv:2407.14679 for pruned students.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final

@@ -1,17 +1,16 @@
 """One optimizer step with AdamW, in two halves; saliency reads the gradients between them."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from effcompress.distributed import ALONE, World, is_sharded, needs_all_ranks, own, unsynchronised
+from effcompress.distributed.rows import is_sharded, own
+from effcompress.distributed.world import ALONE, World, needs_all_ranks, unsynchronised
 from effcompress.errors import NotFinite
 from effcompress.spec import LearningRateSpec, LoopSpec
 from effcompress.train.loss import Objective, autocast, by_domain, next_token
@@ -55,7 +54,9 @@ def backward(
     count = max(1, int(used_B.sum()))
     for start in range(own.start, own.stop, size):
         stop = min(start + size, own.stop)
-        ids_BT, trained_BT = _part(batch, start, stop, device)
+        ids_BT, trained_BT = batch.ids_BT[start:stop].to(device), None
+        if batch.trained_BT is not None:
+            trained_BT = batch.trained_BT[start:stop].to(device)
         # DDP exchanges gradients once, in the backward of the last micro-batch.
         with unsynchronised(module) if stop < own.stop else nullcontext():
             with autocast(device, spec.precision, cached=not needs_all_ranks(module)):
@@ -74,15 +75,6 @@ def backward(
         bad = sorted({d for d, v in zip(domains, loss_B, strict=True) if not v.isfinite()})
         raise NotFinite(f"the loss is not finite (domains: {', '.join(bad)})")
     return Losses(loss, by_domain(loss_B, domains), trained)
-
-
-def _part(
-    batch: Batch, start: int, stop: int, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """Returns tokens and trained mask of a micro-batch, on the device."""
-    trained_BT = batch.trained_BT
-    mask_BT = None if trained_BT is None else trained_BT[start:stop].to(device)
-    return batch.ids_BT[start:stop].to(device), mask_BT
 
 
 def update(
@@ -106,8 +98,10 @@ def update(
             if p.grad is not None and not bool(torch.isfinite(own(p.grad)).all())
         ]
         raise NotFinite("the gradient is not finite", where=bad[0] if bad else None)
-    if sharded:
-        _scale(grads, min(1.0, spec.clip / (norm + 1e-6)))
+    if sharded:  # torch's clipping does not accept these
+        factor = min(1.0, spec.clip / (norm + 1e-6))
+        for grad in grads if factor < 1.0 else ():
+            grad.mul_(factor)
     else:
         nn.utils.clip_grads_with_norm_(parameters, spec.clip, norm_0)
     for group in optimizer.param_groups:
@@ -117,13 +111,6 @@ def update(
     return norm
 
 
-def _scale(grads: Sequence[Tensor], factor: float) -> None:
-    """Scales gradients as torch's clipping does, which does not accept sharded ones."""
-    if factor < 1.0:
-        for grad in grads:
-            grad.mul_(factor)
-
-
 def optimizer(module: nn.Module, spec: LoopSpec) -> AdamW:
     """Returns AdamW over the trained parameters in two groups: matrices decay, vectors do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -131,21 +118,23 @@ def optimizer(module: nn.Module, spec: LoopSpec) -> AdamW:
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": spec.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    beta1, beta2 = spec.betas
     # One of the two, said: torch's default depends on the device, and each rounds differently.
-    kernel = {"fused": spec.fused, "foreach": not spec.fused}
-    return AdamW(groups, lr=spec.learning_rate.peak, betas=(beta1, beta2), **kernel)
+    kernel: Any = {"fused": spec.fused, "foreach": not spec.fused, "betas": tuple(spec.betas)}
+    return AdamW(groups, lr=spec.learning_rate.peak, **kernel)
 
 
-def learning_rate(spec: LearningRateSpec, tokens: int, total: int) -> float:
-    """Returns the learning rate of the step that ends at ``tokens`` of ``total`` tokens.
+def learning_rate(spec: LearningRateSpec, tokens: int, total: int, step: int) -> float:
+    """Returns the learning rate of a step of ``step`` tokens that ends at ``tokens`` of ``total``.
 
     Warm-up is linear from 0 to ``peak``. ``cosine`` decays from ``peak`` to ``floor * peak`` over
     the tokens after the warm-up; ``trapezoidal`` is constant and decays linearly at the end.
+    Warm-up is read at the end of a step and decay at its beginning (as in transformers), so that
+    with ``floor`` 0 neither the first step nor the last one has a rate of 0.
     """
     progress = tokens / total
     if spec.warmup > 0 and progress < spec.warmup:
         return spec.peak * progress / spec.warmup
+    progress = max(spec.warmup, (tokens - step) / total)
     floor = spec.floor * spec.peak
     if spec.schedule == "cosine":
         through = (progress - spec.warmup) / max(1e-12, 1.0 - spec.warmup)

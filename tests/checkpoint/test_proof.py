@@ -13,7 +13,7 @@ from torch import nn
 from effcompress.checkpoint import export, proof, prove
 from effcompress.errors import RunError
 from effcompress.model.exact import container
-from effcompress.model.families import LLAMA
+from effcompress.model.families.llama import LLAMA
 from effcompress.model.tokenizer import ByteTokenizer
 from tests.conftest import shape, tiny, tokens
 from tests.proving import FRESH, in_this_process

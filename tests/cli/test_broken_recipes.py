@@ -137,7 +137,7 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         ("data.sequence_length", "at least 8"),
     ),
     "negative seed": (edit("name: toy", "seed: -1"), 1, ("seed", "at least 0")),
-    "infinite rate": (edit("peak: 3e-4", "peak: .inf"), 18, ("finite",)),
+    "infinite rate": (edit("peak: 3e-4", "peak: .inf"), 18, ("is inf", "at most")),
     "three betas": (
         edit("tokens: 1.5k", "tokens: 1k\n  betas: [0.9, 0.9, 0.9]"),
         17,
@@ -418,7 +418,7 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "open quote": ("name: 'toy\n", 2, ("open at the end",)),
     "merge of a number": (edit("name: toy", "<<: 3"), 1, ("'<<' takes a mapping",)),
     "alias of itself": (edit("name: toy", "name: &a [*a]"), 1, ("contains itself",)),
-    "unknown tag": (edit("name: toy", "name: !x toy"), 1, ("not YAML",)),
+    "unknown tag": (edit("name: toy", "name: !x toy"), 1, ("the type !x", "without a tag")),
     "two documents": (RECIPE + "---\na: 1\n", 19, ("second document",)),
     "control character": (edit("name: toy", "name: \x01"), 1, ("not YAML",)),
     "empty": ("", 1, ("empty", "`model:`")),

@@ -10,7 +10,7 @@ import pytest
 
 from effcompress.answer import Answer, Table
 from effcompress.errors import RunError, SourceError
-from effcompress.estimate.costs import Launch
+from effcompress.estimate.forecast import Launch
 from tests.recipe.toys import write
 
 SHEET = Table("Sizes", ("what", "many"), (("[hidden]", "1,234"), ("ffn", "5")))

@@ -14,9 +14,8 @@ from effcompress import load_recipe
 from effcompress.errors import RecipeError
 from effcompress.estimate.activations import activations, copied
 from effcompress.estimate.communication import Message, per_commit, per_cut, per_step
-from effcompress.estimate.costs import Launch
 from effcompress.estimate.feasibility import SizedModel, sized_model
-from effcompress.estimate.forecast import plan
+from effcompress.estimate.forecast import Launch, plan
 from effcompress.estimate.memory import Held, grams_of, index_bytes, memory, trained
 from effcompress.measure.grams import Grams, readers
 from effcompress.network.axis_map import resolve_model

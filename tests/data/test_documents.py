@@ -11,8 +11,7 @@ import pytest
 from byte_tokenizer import ByteTokenizer
 
 from effcompress.data import needs, sources
-from effcompress.data.documents import Fields
-from effcompress.data.sources import files_source, stdlib_source
+from effcompress.data.sources import Fields, files_source, stdlib_source
 from effcompress.errors import SourceError
 from effcompress.spec import DataSpec, DomainSpec
 

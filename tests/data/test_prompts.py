@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from effcompress.data.pack import marked, unmarked
+from effcompress.data.stream import marked, unmarked
 from effcompress.errors import SourceError
 from effcompress.evaluation import perplexity
 from effcompress.spec import DistillSpec, DomainSpec, TrainSpec

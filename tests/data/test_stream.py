@@ -12,8 +12,7 @@ from byte_tokenizer import ByteTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effcompress.data.pack import Windows, shuffled, windows_of
-from effcompress.data.stream import next_domain
+from effcompress.data.stream import Windows, next_domain, shuffled, windows_of
 from effcompress.errors import RunError, SourceError
 from effcompress.spec import DomainSpec
 

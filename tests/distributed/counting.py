@@ -19,12 +19,11 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
 
 from effcompress import load_recipe, train
-from effcompress.distributed import joined, needs_all_ranks
+from effcompress.distributed.world import joined, needs_all_ranks
 from effcompress.record.log import Log, NoView
-from effcompress.runner.corpus import corpus_of
 from effcompress.runner.measuring import listening, observe
 from effcompress.runner.prune import commit_event, prune_event
-from effcompress.runner.start import load_source
+from effcompress.runner.start import corpus_of, load_source
 from effcompress.runner.state import RunState
 from effcompress.types import Due
 
@@ -83,7 +82,7 @@ def main(path: Path, output: Path) -> None:
             world.any(False)
 
         def cut() -> None:
-            prune_event(state, recipe.prune, Due(params=state.params - 2000), corpus, log)
+            prune_event(state, recipe.prune, Due(params=state.params - 2000), log)
 
         step()  # joins the replicas
         for name, do in {"step": step, "cut": cut}.items():

@@ -9,8 +9,7 @@ import torch
 
 from effcompress import load_recipe, run
 from effcompress.errors import RecipeError
-from effcompress.estimate.costs import Launch
-from effcompress.estimate.forecast import plan
+from effcompress.estimate.forecast import Launch, plan
 from tests.distributed.test_two_processes import OBS, assert_same_run, losses, together
 from tests.runner.toys import events, plans, recipe
 

@@ -24,7 +24,7 @@ from torch import _dynamo as dynamo
 
 from effcompress import load_recipe, run, train
 from effcompress.cli.signals import stop_on_signals
-from effcompress.distributed import joined
+from effcompress.distributed.world import joined
 from effcompress.errors import EffcompressError
 from effcompress.runner import run as story
 

@@ -9,8 +9,7 @@ import pytest
 from effcompress import load_recipe
 from effcompress.errors import RecipeError
 from effcompress.estimate.check import check
-from effcompress.estimate.costs import Launch
-from effcompress.estimate.forecast import plan
+from effcompress.estimate.forecast import Launch, plan
 from tests.runner.toys import recipe
 
 

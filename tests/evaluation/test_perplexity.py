@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from effcompress import checkpoint
-from effcompress.data.pack import windows_of
+from effcompress.data.stream import windows_of
 from effcompress.errors import RunError
 from effcompress.evaluation import continuation, perplexity
 from effcompress.export.forms import form

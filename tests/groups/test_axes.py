@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress import groups
 from effcompress.errors import CoverageError
-from effcompress.model.families import LLAMA, NEOX, family_of
+from effcompress.model.families import family_of
+from effcompress.model.families.layernorm import NEOX
+from effcompress.model.families.llama import LLAMA
 from effcompress.types import axis_kind, axis_layer, in_layer
 from tests.conftest import FAMILIES, SHAPES, shape, tiny
 

@@ -7,7 +7,7 @@ import torch
 
 from effcompress import groups
 from effcompress.errors import CoverageError
-from effcompress.model.families import LLAMA
+from effcompress.model.families.llama import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.types import GroupSet, Side
 from tests.conftest import SHAPES, shape

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from effcompress.errors import RunError
 from effcompress.measure.blockwise import Block, blockwise, layers_of
-from effcompress.measure.grams import Grams
-from effcompress.measure.squares import Squares
+from effcompress.measure.grams import Grams, Squares
 from effcompress.model.families import family_of
 from tests.conftest import FAMILIES, tiny, tokens
 

@@ -8,7 +8,8 @@ import torch
 from effcompress import groups
 from effcompress.errors import RunError
 from effcompress.model.exact import Container, container
-from effcompress.model.families import GPT2, LLAMA
+from effcompress.model.families.layernorm import GPT2
+from effcompress.model.families.llama import LLAMA
 from effcompress.types import Family
 from tests.conftest import tiny, tokens
 

@@ -6,7 +6,7 @@ import pytest
 
 from effcompress.errors import SourceError
 from effcompress.model.families import FAMILIES, family_of
-from effcompress.model.families.sizes import head_dim
+from effcompress.model.families.llama import head_dim
 
 
 def test_head_dim_is_stated_or_derived() -> None:

@@ -143,7 +143,7 @@ def test_a_wrong_epsilon_or_order_would_show(tmp_path: Path, monkeypatch) -> Non
         tmp_path / "e.gguf", fields, [FULL] * 3, HIDDEN, 1e-6, state, None, dtype="F32", name=""
     )
     assert difference(ask(tmp_path / "e.gguf"), model) > 1e-4
-    monkeypatch.setattr("effcompress.model.gguf.tensors.interleaved", lambda entry, heads: entry)
+    monkeypatch.setattr("effcompress.model.gguf.write.interleaved", lambda entry, heads: entry)
     write(tmp_path / "o.gguf", model)
     assert difference(ask(tmp_path / "o.gguf"), model) > 1e-2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from effcompress.errors import SourceError
-from effcompress.model.families import LLAMA
+from effcompress.model.families.llama import LLAMA
 from effcompress.model.lineage import depth_of
 from effcompress.types import Depth
 from tests.conftest import shape

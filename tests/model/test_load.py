@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from effcompress.errors import SourceError
-from effcompress.model.load import load, skeleton
-from effcompress.model.source import config_of
+from effcompress.model.load import load
 from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer
 from effcompress.spec import ModelSpec
 
@@ -149,18 +148,9 @@ def test_remote_code_is_not_run_unasked(hf_folder, tmp_path):
         load(ModelSpec(folder=hf_folder, tokenizer="bytes"))
 
 
-def test_a_skeleton_has_shapes_and_no_weights(hf_folder):
-    spec = ModelSpec(folder=hf_folder)
-    state = torch.get_rng_state()
-    bones = skeleton(config_of(spec) or {})
-    assert torch.equal(torch.get_rng_state(), state)
-    assert {tensor.device.type for tensor in bones.parameters()} == {"meta"}
-    real = load(spec).module
-    assert {n: p.shape for n, p in bones.named_parameters()} == {
-        n: p.shape for n, p in real.named_parameters()
-    }
-    with pytest.raises(SourceError, match="no model_type 'None'"):
-        skeleton({"hidden_size": 8})
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(SourceError, match="transformers knows no model_type 'no_such'"):
+        load(ModelSpec(random=True, shape={"model_type": "no_such"}, tokenizer="bytes"))
 
 
 @pytest.mark.real

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.refit import _Change
+from effcompress.runner.recovery import _Change
 
 TOKENS, INPUTS, OUTPUTS = 60, 5, 3
 

@@ -56,13 +56,31 @@ def test_every_field_of_the_spec_is_written(tmp_path):
 
 @given(
     st.one_of(
-        st.text(st.characters(blacklist_categories=["Cs"]), max_size=30),
+        st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=30),
         st.floats(allow_nan=False),
         st.integers(),
         st.booleans(),
         st.none(),
         st.sampled_from(
-            ["3e-4", "1E5", "null", "yes", "2024-01-31", "0x1f", "~", "#a", " a", "1:30"]
+            [
+                "3e-4",
+                "1E5",
+                "null",
+                "yes",
+                "2024-01-31",
+                "0x1f",
+                "012",
+                "0o17",
+                "00",
+                "089",
+                "1:30.5",
+                ".5",
+                "5.",
+                "=",
+                "#a",
+                " a",
+                "1:30",
+            ]
         ),
     )
 )

@@ -20,7 +20,7 @@ from effcompress import load_recipe, run
 from effcompress.model.load import load as load_model
 from effcompress.record.status import status
 from effcompress.report.gather import gather
-from effcompress.runner.corpus import corpus_of
+from effcompress.runner.start import corpus_of
 from tests.runner.toys import events, texts
 
 LAYERS, HIDDEN, FFN, QUERIES, KV, WIDE = 4, 24, 40, 2, 3, 4

@@ -8,10 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from effcompress.recipe import load
-from effcompress.runner import dense_cache
+from effcompress.runner import evaluation
 from effcompress.runner import start as story
-from effcompress.runner.dense_cache import description
-from effcompress.runner.evaluation import evaluate
+from effcompress.runner.evaluation import description, evaluate
 from effcompress.runner.run import run
 from effcompress.spec import EvaluateSpec
 from tests.conftest import tiny
@@ -112,5 +111,5 @@ def test_everything_that_an_evaluation_depends_on_is_in_its_key(
         key(corpus=SimpleNamespace(domains=(), sequence_length=16, bos=None)),
         key(spec=EvaluateSpec(sequences=7)),
     ]
-    monkeypatch.setattr(dense_cache, "_code", lambda: "another version of the package")
+    monkeypatch.setattr(evaluation, "_code", lambda: "another version of the package")
     assert all(other != first for other in [*found, key()])

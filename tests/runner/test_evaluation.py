@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from effcompress import evaluation
-from effcompress.distributed import ALONE
+from effcompress.distributed.world import ALONE
 from effcompress.runner.evaluation import _perplexity
 from effcompress.spec import EvaluateSpec
 from tests.conftest import tiny, tokens

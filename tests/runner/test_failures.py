@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from effcompress import fault, load_recipe, run, train
 from effcompress.errors import RunError
-from effcompress.runner.failures import named
+from effcompress.runner.run import named
 from tests.runner.toys import events, recipe
 
 OBS = ["prune.repair=[norm_gain, obs_update]"]

@@ -64,10 +64,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """Filled while a run of this process measures."""
     found, measured = Seen(), prune_module.measured
 
-    def listening(state: Any, prune: Any, corpus: Any, log: Any) -> Any:
+    def listening(state: Any, prune: Any, log: Any) -> Any:
         found.models.append(copy.deepcopy(state.module).double())
-        found.ids.append(corpus.calibration(prune.measure.sequences, state.recipe.seed))
-        return measured(state, prune, corpus, log)
+        found.ids.append(state.corpus.calibration(prune.measure.sequences, state.recipe.seed))
+        return measured(state, prune, log)
 
     monkeypatch.setattr(prune_module, "measured", listening)
     return found

@@ -11,6 +11,7 @@ import pytest
 
 from effcompress import load_recipe
 from effcompress.cli import main
+from effcompress.distributed.world import joined
 from effcompress.errors import RecipeError, SourceError
 from effcompress.runner.preflight import preflight
 from tests.clock import computed_by_children
@@ -47,6 +48,7 @@ def test_offline_names_hub_text_before_any_weights(tmp_path: Path) -> None:
 
 
 def test_processes_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     preflight(load_recipe(toy(tmp_path)), offline=False)
     monkeypatch.setenv("WORLD_SIZE", "3")
@@ -55,10 +57,47 @@ def test_processes_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2'"),
+        ({"WORLD_SIZE": "2", "RANK": "one"}, "RANK is 'one'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1'"),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE is '0'"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "9" * 5000, "RANK": "0"}, "WORLD_SIZE is '999"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_half_set_launcher_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    variables: dict[str, str],
+    named: str,
+) -> None:
+    path = str(toy(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as exited:
+        main([command, path])
+    said = capsys.readouterr().err
+    assert exited.value.code == 2 and f"error: ${named}" in said and "torchrun" in said
+    assert len(said.splitlines()) <= 3
+    with pytest.raises(RecipeError, match=named), joined():
+        pass
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ("model.shape.num_attention_heads=0", "num_attention_heads is 0"),
         ("model.shape.hidden_size=abc", "hidden_size is 'abc'"),
+        ("model.shape.hidden_size=1000000000", "hidden_size is 1000000000, and no model"),
+        ("model.shape.num_hidden_layers=100000", "no model has more than 256"),
+        ("model.shape.vocab_size=1000000000", "vocab_size is 1000000000, and no model"),
         ("model.shape.num_key_value_heads=3", "cannot share 3 KV heads"),
         ("model.shape={model_type: llama, hidden_size: 32}", "is missing"),
         ("model.shape.model_type=llamma", "'llamma' is not declared"),
@@ -89,6 +128,7 @@ def test_check_finds_what_run_would_find(
     monkeypatch.chdir(tmp_path)
     for words in (["check", path], ["run", path]):
         monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv(variable, value)
         with pytest.raises(SystemExit) as exited:
             main([*words, "--set", change])

@@ -18,9 +18,9 @@ from effcompress.estimate.flops import flops_per_token
 from effcompress.estimate.forecast import plan
 from effcompress.model.load import load as load_model
 from effcompress.runner import prune as prune_room
-from effcompress.runner.corpus import corpus_of
 from effcompress.runner.folder import same_recipe
 from effcompress.runner.run import run
+from effcompress.runner.start import corpus_of
 from effcompress.train import learning_rate
 from tests.runner.test_recover import written
 from tests.runner.toys import events, recipe
@@ -133,7 +133,7 @@ def test_numbers_of_a_step_are_those_it_was_made_with(
     steps = events(out, "step")
     assert [s["tokens"] for s in steps] == [128 * s["step"] for s in steps]
     for step in steps:
-        rate = learning_rate(spec.learning_rate, step["tokens"], 1280)
+        rate = learning_rate(spec.learning_rate, step["tokens"], 1280, 128)
         assert step["learning_rate"] == pytest.approx(rate)
     assert [e["step"] for e in events(out, "checkpoint")] == [4, 8, 10]
     (begun,), (end,) = events(out, "run"), events(out, "end")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from effcompress import load_recipe, run
 from effcompress.errors import RecipeError, RunError
 from effcompress.model.load import load as load_model
-from effcompress.runner.corpus import corpus_of
+from effcompress.runner.start import corpus_of
 from tests.runner.toys import events, plans, recipe
 
 ALONE = [

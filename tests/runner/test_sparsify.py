@@ -256,12 +256,12 @@ class Record:
 class State:
     """What an event needs of a run."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, corpus: Any) -> None:
         from effcompress.network.pruned_model import PrunedModel
 
         self.module = module
         self.pruned = PrunedModel(module, module.config.to_dict())
-        self.device = torch.device("cpu")
+        self.corpus, self.device = corpus, torch.device("cpu")
         self.step, self.params = 0, self.pruned.params
         self.sparse: list[str] = []
         self.zeros: dict[str, Tensor] = {}
@@ -275,7 +275,7 @@ class State:
 
 def made_sparse(module: nn.Module, ids: Tensor, spec: SparsifySpec) -> Record:
     record = Record()
-    sparsify_event(State(module), spec, Text(ids), record)  # type: ignore[arg-type]
+    sparsify_event(State(module, Text(ids)), spec, record)  # type: ignore[arg-type]
     return record
 
 
@@ -379,6 +379,6 @@ def test_sparsegpt_leaves_less_error_than_the_same_zeros_alone(model_type: str) 
 def test_the_state_is_small() -> None:
     """Masks are kept only where training must obey them."""
     module = tiny()
-    state = State(module)
-    sparsify_event(state, spec_of("magnitude"), Text(tokens(2)), Record())  # type: ignore[arg-type]
+    state = State(module, Text(tokens(2)))
+    sparsify_event(state, spec_of("magnitude"), Record())  # type: ignore[arg-type]
     assert len(state.sparse) == 21 and not state.zeros

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from effcompress import groups
 from effcompress.errors import PluginError, RunError
 from effcompress.measure.stats import TrainingStats
-from effcompress.model.families import LLAMA
+from effcompress.model.families.llama import LLAMA
 from effcompress.registry import REGISTRY, Bound, Plugin
 from effcompress.saliency import score as module
 from effcompress.saliency.score import score

@@ -7,7 +7,7 @@ import torch
 
 from effcompress import groups
 from effcompress.errors import PluginError
-from effcompress.model.families import LLAMA
+from effcompress.model.families.llama import LLAMA
 from effcompress.registry import REGISTRY, Bound, Plugin
 from effcompress.selection.choose import choose
 from effcompress.types import Due

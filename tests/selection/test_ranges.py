@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from effcompress import groups
 from effcompress.errors import CoverageError
-from effcompress.model.families import LLAMA
+from effcompress.model.families.llama import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, positions

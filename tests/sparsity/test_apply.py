@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from effcompress.errors import PluginError, RunError
 from effcompress.registry import Bound, Registry
-from effcompress.sparsity.apply import require_pattern, sparsified
-from effcompress.sparsity.hold import count, hold, require_held
+from effcompress.sparsity.apply import count, hold, require_held, require_pattern, sparsified
 from effcompress.spec import Pattern
 
 WEIGHT = torch.arange(1.0, 25.0).reshape(3, 8)

@@ -7,8 +7,7 @@ import torch
 from effcompress_plugins.wanda import wanda
 from torch import tensor
 
-from effcompress.sparsity.choose import lowest
-from effcompress.sparsity.magnitude import magnitude
+from effcompress.sparsity.magnitude import lowest, magnitude
 from effcompress.spec import Pattern
 
 PATTERNS = (Pattern(2, 4), Pattern(4, 8))

@@ -94,15 +94,54 @@ def test_bf16_autocast_keeps_fp32_weights_and_gradients() -> None:
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
+def rates(spec: LearningRateSpec, *ends: int) -> list[float]:
+    """The learning rates of steps of five of 100 tokens."""
+    return [learning_rate(spec, end, 100, 5) for end in ends]
+
+
 def test_learning_rate_by_hand() -> None:
+    """Warm-up is read at the end of a step, decay at its beginning."""
     trapezoid = LearningRateSpec(peak=1.0, schedule="trapezoidal", warmup=0.1, decay=0.2, floor=0.1)
-    found = [learning_rate(trapezoid, t, 100) for t in (5, 10, 50, 80, 90, 100)]
-    assert found == pytest.approx([0.5, 1, 1, 1, 0.55, 0.1])
+    found = rates(trapezoid, 5, 10, 15, 50, 85, 95, 105)
+    assert found == pytest.approx([0.5, 1, 1, 1, 1, 0.55, 0.1])
     cosine = LearningRateSpec(peak=1.0, schedule="cosine", warmup=0.0, floor=0.0)
-    assert [learning_rate(cosine, t, 100) for t in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
+    assert rates(cosine, 5, 55, 105) == pytest.approx([1, 0.5, 0])
     # Behind the warm-up the cosine begins at its peak; the floor is a fraction of the peak.
     late = LearningRateSpec(peak=4.0, schedule="cosine", warmup=0.2, floor=0.1)
-    found = [learning_rate(late, t, 100) for t in (10, 20, 60, 100)]
-    assert found == pytest.approx([2.0, 4.0, 2.2, 0.4])
+    assert rates(late, 10, 20, 25, 65, 105) == pytest.approx([2.0, 4.0, 4.0, 2.2, 0.4])
     constant = LearningRateSpec(peak=2.0, schedule="constant", warmup=0.5)
-    assert [learning_rate(constant, t, 100) for t in (25, 50, 100)] == pytest.approx([1, 2, 2])
+    assert rates(constant, 25, 50, 100) == pytest.approx([1, 2, 2])
+
+
+@pytest.mark.parametrize("schedule", ["trapezoidal", "cosine", "constant"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+@pytest.mark.parametrize("tokens", [700, 697])
+def test_no_step_has_a_rate_of_zero(schedule: str, steps: int, tokens: int) -> None:
+    """Neither the first step of the warm-up nor the last one of the decay; nor a last step that
+    goes beyond the tokens.
+    """
+    spec = LearningRateSpec(peak=1.0, schedule=schedule, floor=0.0)
+    size = 700 // steps
+    found = [learning_rate(spec, size * (n + 1), tokens, size) for n in range(steps)]
+    assert min(found) > 0 and max(found) <= 1
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_decay_is_that_of_the_library(steps: int) -> None:
+    """After the warm-up: transformers' linear and cosine schedules, step by step."""
+    from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    for name, published in (
+        ("trapezoidal", get_linear_schedule_with_warmup),
+        ("cosine", get_cosine_schedule_with_warmup),
+    ):
+        spec = LearningRateSpec(peak=0.5, schedule=name, warmup=0.0, decay=1.0)
+        optimizer = torch.optim.SGD([weight], lr=0.5)
+        following = published(optimizer, 0, steps)
+        for n in range(steps):
+            assert learning_rate(spec, n + 1, steps, 1) == pytest.approx(
+                optimizer.param_groups[0]["lr"]
+            )
+            optimizer.step()
+            following.step()

@@ -2,6 +2,6 @@
 
 ``trace.trace_family`` is the entry. It starts a process that builds small random models
 (``search``), asks torch-pruning what is coupled (``graph``), writes the couplings as axes
-(``propose``, ``draft``) with the sizes that modules keep (``anatomy``, ``size_fields``), and keeps
-what ``verify`` proves.
+(``propose``, ``draft``) with the sizes that modules keep (``anatomy``), and keeps what ``verify``
+proves.
 """

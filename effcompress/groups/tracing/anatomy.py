@@ -1,7 +1,5 @@
 """Reads from a model, without tracing: its list of layers, embedding, heads and norms."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +75,7 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     embedding: Any = module.get_input_embeddings()  # type: ignore[operator]
     if embedding is None or id(getattr(embedding, "weight", None)) not in names:
         raise CoverageError("the model has no input embedding", where=config.model_type)
-    heads = getattr(config, "num_attention_heads", None)
+    heads, hidden = (getattr(config, n, None) for n in ("num_attention_heads", "hidden_size"))
     kv = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
     positions = getattr(config, "max_position_embeddings", None)
     vocab, _ = embedding.weight.shape
@@ -89,17 +87,10 @@ def anatomy_of(module: nn.Module) -> Anatomy:
         layers,
         names[id(embedding.weight)],
         {"vocab": vocab} | ({"positions": positions} if positions else {}),
-        head_dim_of(config),
+        getattr(config, "head_dim", None) or (hidden // heads if heads and hidden else None),
         heads // (kv or heads) if heads else 1,
         dict(getattr(config, "attribute_map", {})),
     )
-
-
-def head_dim_of(config: Any) -> int | None:
-    """Width of a head, where a configuration object has heads."""
-    stated = getattr(config, "head_dim", None)
-    heads, hidden = (getattr(config, n, None) for n in ("num_attention_heads", "hidden_size"))
-    return stated or (hidden // heads if heads and hidden else None)
 
 
 def _layers(module: nn.Module) -> tuple[str, int]:

@@ -150,6 +150,10 @@ def declaration(draft: Draft) -> str:
 
 def _source(draft: Draft) -> Iterator[str]:
     held = {product: name for name, product in draft.fields.items()}
+
+    def sizes(products: Mapping[str, Product], indent: str) -> list[str]:
+        return [f"{indent}{n!r}: {_times(p, draft, held)}," for n, p in products.items()]
+
     yield from (f"# {what}: {why}" for what, why in draft.left_out.items())
     yield f"{draft.model_type.upper()} = Family("
     yield f"    name={draft.model_type!r},"
@@ -158,25 +162,14 @@ def _source(draft: Draft) -> Iterator[str]:
     for axis in draft.axes:
         more = f", {axis.positions_per_unit!r}" if axis.positions_per_unit != "one" else ""
         yield f"        Axis({axis.param!r}, {axis.dim}, {axis.name!r}{more}),"
-    yield "    ),"
-    yield "    units={"
-    for kind in draft.kinds:
-        yield f"        {kind!r}: lambda c, _: {_units_source(kind, held)},"
-    yield "    },"
-    yield "    positions_per_unit={"
-    for name in draft.positions_per_unit:
-        yield f"        {name!r}: lambda c: {_per_unit(name, held)},"
-    yield "    },"
-    yield "    resize=lambda c, w: {"
-    for name, product in draft.fields.items():
-        yield f"        {name!r}: {_times(product, draft, held)},"
-    yield "    },"
-    yield "    attributes=lambda c, w: {"
+    yield from ("    ),", "    units={")
+    yield from (f"        {k!r}: lambda c, _: {_units_source(k, held)}," for k in draft.kinds)
+    yield from ("    },", "    positions_per_unit={")
+    yield from (f"        {n!r}: lambda c: {_per_unit(n, held)}," for n in draft.positions_per_unit)
+    yield from ("    },", "    resize=lambda c, w: {", *sizes(draft.fields, " " * 8))
+    yield from ("    },", "    attributes=lambda c, w: {")
     for path, remembered in draft.attributes.items():
-        yield f"        {path!r}: {{"
-        for name, product in remembered.items():
-            yield f"            {name!r}: {_times(product, draft, held)},"
-        yield "        },"
+        yield from (f"        {path!r}: {{", *sizes(remembered, " " * 12), "        },")
     yield "    },"
     yield from _traits(draft)
     yield ")"

@@ -9,8 +9,6 @@ It runs in a process of its own: the time limit is a signal, and the dependency 
 reference to every weight.
 """
 
-from __future__ import annotations
-
 import gc
 import itertools
 import signal
@@ -61,7 +59,7 @@ class Graph:
         self._names = {id(p): name for name, p in module.named_parameters()}
         self._shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
         self._graph: Any = DependencyGraph()
-        with _muted(), _traceable_operations():
+        with warnings.catch_warnings(action="ignore"), _traceable_operations():
             self._graph.build_dependency(
                 module,
                 {"input_ids": ids_BT, "use_cache": False},
@@ -78,15 +76,12 @@ class Graph:
     def sources(self) -> Iterator[tuple[str, nn.Module, int]]:
         """Yields path, module and output width of every linear layer and embedding in the graph."""
         for path, child in self.module.named_modules():
-            if child in self._graph.module2node:
-                if isinstance(child, nn.Linear):
-                    yield path, child, child.weight.shape[0]
-                elif isinstance(child, nn.Embedding):
-                    yield path, child, child.weight.shape[1]
+            if child in self._graph.module2node and isinstance(child, nn.Linear | nn.Embedding):
+                yield path, child, child.weight.shape[self.rows(child)[1]]
 
     def rows(self, source: Any) -> Place:
         """Parameter and dimension of the outputs of a module of ``sources``."""
-        return self._names[id(source.weight)], 0 if isinstance(source, nn.Linear) else 1
+        return next(self._places(source, "out"))
 
     def together(self, source: nn.Module, position: int) -> Coupled:
         """Asks what is coupled to this output of a module of ``sources``.
@@ -94,14 +89,14 @@ class Graph:
         Raises TracingTimeout, ValueError for an impossible position, or what torch-pruning raises.
         """
         pruner = self._graph.get_pruner_of_module(source)
-        with _muted(), _at_most(SECONDS_PER_QUERY):
+        with warnings.catch_warnings(action="ignore"), _at_most(SECONDS_PER_QUERY):
             group = self._graph.get_pruning_group(source, pruner.prune_out_channels, [position])
         found: dict[Place, set[int]] = {}
         for dependency, indices in group:
             node = dependency.target
             which = "in" if "in_channels" in dependency.handler.__name__ else "out"
             for place in self._places(node.module, which, node.pruning_dim):
-                found.setdefault(place, set()).update(indices)
+                _add(found, {place: indices})
         return {place: at for place, some in found.items() if (at := self._possible(place, some))}
 
     def _places(self, module: Any, side: str, dim: int = -1) -> Iterator[Place]:
@@ -160,13 +155,17 @@ def trace(
             for k in range(width):
                 if k not in named.get(rows, ()):
                     answers.append(graph.together(source, k))
-                    for place, positions in answers[-1].items():
-                        named.setdefault(place, set()).update(positions)
+                    _add(named, answers[-1])
         except TracingTimeout:
             silent[path] = "torch-pruning does not come back"
         except Exception as error:  # noqa: BLE001 (it has no errors of its own)
             silent[path] = f"torch-pruning: {_first_line(error)}"
     return Trace(tuple(_merged(answers, graph.matrices)), silent, graph.matrices)
+
+
+def _add(found: dict[Place, set[int]], more: Mapping[Place, Iterable[int]]) -> None:
+    for place, positions in more.items():
+        found.setdefault(place, set()).update(positions)
 
 
 def _first_line(error: Exception) -> str:
@@ -193,9 +192,7 @@ def _merged(answers: Sequence[Coupled], matrices: frozenset[Place]) -> Iterator[
                 parent[root(k)] = root(owner.setdefault((place, position), k))
     merged: dict[int, dict[Place, set[int]]] = {}
     for k, answer in enumerate(answers):
-        held = merged.setdefault(root(k), {})
-        for place, positions in answer.items():
-            held.setdefault(place, set()).update(positions)
+        _add(merged.setdefault(root(k), {}), answer)
     for held in merged.values():
         yield {place: tuple(sorted(positions)) for place, positions in held.items()}
 
@@ -245,13 +242,6 @@ def _traceable_operations() -> Iterator[None]:
         yield
     finally:
         own.cat, own.Tensor.chunk, own.Tensor.split = _CAT, _CHUNK, _SPLIT
-
-
-@contextmanager
-def _muted() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextmanager

@@ -5,8 +5,7 @@ of the feed-forward (one position each), then as heads (``head_dim`` neighbours 
 decide. A dimension that no axis explains gets a name of its own and is never cut.
 """
 
-from __future__ import annotations
-
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,24 +129,17 @@ def _runs(
 def _parse(
     labels: Sequence[tuple[str, int] | None], totals: Mapping[str, int], place: Place
 ) -> Iterator[Run]:
-    start = 0
-    while start < len(labels):
-        first = labels[start]
-        length = 1
-        while start + length < len(labels) and labels[start + length] == first:
-            length += 1
-        if first is None:
-            yield Run(None, length)
-            start += length
-            continue
-        kind, unit = first
-        wanted = [(kind, u) for u in range(totals[kind]) for _ in range(length)]
-        if unit != 0 or list(labels[start : start + len(wanted)]) != wanted:
+    stretches = [(label, len(list(run))) for label, run in itertools.groupby(labels)]
+    while stretches:
+        first, length = stretches[0]
+        kind = first[0] if first else None
+        wanted = [((kind, u), length) for u in range(totals[kind])] if kind else stretches[:1]
+        if stretches[: len(wanted)] != wanted:
             raise Irregular(
                 f"{place[0]}: dimension {place[1]} is no row of units of equal size ('{kind}')"
             )
         yield Run(kind, length)
-        start += len(wanted)
+        del stretches[: len(wanted)]
 
 
 def _named(

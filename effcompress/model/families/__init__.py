@@ -5,38 +5,11 @@ a model. ``groups/axes.py`` resolves a declaration with the tensor shapes of a l
 the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
-from __future__ import annotations
-
-from effcompress.errors import SourceError
-from effcompress.model.families.experts import MIXTRAL, QWEN3_MOE
-from effcompress.model.families.layernorm import GPT2, NEOX, OPT
-from effcompress.model.families.llama import (
-    GEMMA2,
-    GEMMA3,
-    LLAMA,
-    OLMO2,
-    PHI3,
-    QWEN2,
-    QWEN3,
-    SMOLLM3,
-)
+from effcompress.errors import SourceError, short
+from effcompress.model.families import experts, layernorm, llama
 from effcompress.types import Config, Family
 
-FAMILIES = (
-    LLAMA,
-    QWEN2,
-    QWEN3,
-    SMOLLM3,
-    GEMMA2,
-    GEMMA3,
-    PHI3,
-    OLMO2,
-    MIXTRAL,
-    QWEN3_MOE,
-    NEOX,
-    OPT,
-    GPT2,
-)
+FAMILIES = (*llama.FAMILIES, *experts.FAMILIES, *layernorm.FAMILIES)
 
 
 def family_of(config: Config) -> Family:
@@ -56,6 +29,14 @@ def family_of(config: Config) -> Family:
     )
 
 
+WIDEST, DEEPEST, VOCABULARY = 2**17, 256, 2**22
+MOST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), DEEPEST),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_positions"), VOCABULARY),
+}
+"""Largest values of configuration fields, others are widths: sizing takes a step for each unit."""
+
+
 def require_sane(family: Family, config: Config) -> None:
     """Raises SourceError naming the first configuration field that is missing or impossible."""
     optional = [
@@ -66,6 +47,10 @@ def require_sane(family: Family, config: Config) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             said = "is missing" if name not in config else f"is {value!r}, not a number above 0"
             raise SourceError(f"{name} {said}", where="model.shape")
+        most = MOST.get(name, WIDEST)
+        if value > most:
+            said = f"{name} is {short(str(value))}, and no model has more than {most:,}"
+            raise SourceError(said, where="model.shape", fix="Write the value of its config.json.")
     heads = family.read(config, "num_attention_heads")
     kv = config.get("num_key_value_heads") or heads
     hidden = family.read(config, "hidden_size")

@@ -1,22 +1,9 @@
 """Mixtures of experts: a layer's experts are 3-D parameters, with one row of the router each."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from effcompress.model.families.llama import (
-    FED,
-    FFN,
-    LAYER,
-    QK_NORM,
-    attention,
-    decoder,
-    gated,
-    repeats,
-    resize,
-    units,
-)
-from effcompress.model.families.sizes import linear
+from effcompress.model.families import llama
+from effcompress.model.families.llama import LAYER, attention, decoder, gated, linear
 from effcompress.types import EXPERT_ROW, Axis, Config, Fields, ModuleSizes, Widths
 
 EXPERT, EXPERT_FFN = "expert.{i}", "expert_ffn.{i}"
@@ -27,31 +14,21 @@ def _mixture(when: str = "") -> tuple[Axis, ...]:
     layer, so channel k of ``expert_ffn`` is removed from all of them.
     """
     gate_up, down = LAYER + "mlp.experts.gate_up_proj", LAYER + "mlp.experts.down_proj"
+    rows = ((0, EXPERT), (1, EXPERT_FFN), (1, EXPERT_FFN), (2, "hidden"))
     return (
         *linear(LAYER + "mlp.gate", EXPERT, "hidden", when),
-        Axis(gate_up, 0, EXPERT, when=when),
-        Axis(gate_up, 1, EXPERT_FFN, when=when),
-        Axis(gate_up, 1, EXPERT_FFN, when=when),
-        Axis(gate_up, 2, "hidden", when=when),
-        Axis(down, 0, EXPERT, when=when),
-        Axis(down, 1, "hidden", when=when),
-        Axis(down, 2, EXPERT_FFN, when=when),
+        *(Axis(gate_up, dim, name, when=when) for dim, name in rows),
+        *(Axis(down, i, x, when=when) for i, x in enumerate((EXPERT, "hidden", EXPERT_FFN))),
     )
 
 
 def _attributes(config: Config, widths: Widths) -> ModuleSizes:
-    found = repeats(config, widths)
+    found = llama.repeats(config, widths)
     if "expert" not in widths:
         return found
-    sizes: dict[str, int | list[int]] = {
-        "num_experts": widths["expert"],
-        "hidden_dim": widths["hidden"],
-    }
-    return {
-        **found,
-        "mlp.gate": sizes,
-        "mlp.experts": {**sizes, "intermediate_dim": widths["expert_ffn"]},
-    }
+    sizes = {"num_experts": widths["expert"], "hidden_dim": widths["hidden"]}
+    experts = {**sizes, "intermediate_dim": widths["expert_ffn"]}
+    return {**found, "mlp.gate": {**sizes}, "mlp.experts": {**experts}}
 
 
 def _pad(config: Config, widths: Widths) -> dict[str, int]:
@@ -73,19 +50,19 @@ _TRAITS: dict[str, Any] = {
 
 def _resize_mixtral(config: Config, widths: Widths) -> Fields:
     return {
-        **resize(config, {**widths, "ffn": widths["expert_ffn"]}),
+        **llama.resize(config, {**widths, "ffn": widths["expert_ffn"]}),
         "num_local_experts": widths["expert"],
     }
 
 
 MIXTRAL = decoder(
     "mixtral",
-    ("mixtral",),
     modules=(*attention("", ""), *_mixture()),
-    units=units(
-        expert=lambda c, _: c["num_local_experts"],
-        expert_ffn=lambda c, _: c["intermediate_size"],
-    ),
+    units={
+        **llama.UNITS,
+        "expert": lambda c, _: c["num_local_experts"],
+        "expert_ffn": lambda c, _: c["intermediate_size"],
+    },
     resize=_resize_mixtral,
     defaults={
         "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
@@ -94,12 +71,7 @@ MIXTRAL = decoder(
 )
 
 
-def experts_of(config: Config) -> int:
-    """Experts per layer; the field's name differs between versions of transformers."""
-    return config.get("num_local_experts") or config["num_experts"]
-
-
-def sparse(config: Config, layer: int) -> bool:
+def _sparse(config: Config, layer: int) -> bool:
     """Whether a layer of Qwen3-MoE is a mixture (others have a dense feed-forward)."""
     return layer not in (config.get("mlp_only_layers") or ()) and (
         (layer + 1) % (config.get("decoder_sparse_step") or 1) == 0
@@ -108,17 +80,12 @@ def sparse(config: Config, layer: int) -> bool:
 
 def _resize_qwen3_moe(config: Config, widths: Widths) -> Fields:
     dense = widths.get("ffn", config["intermediate_size"])
-    found = resize(config, {**widths, "ffn": dense})
+    found = llama.resize(config, {**widths, "ffn": dense})
     if "expert" in widths:
-        found |= {
-            "moe_intermediate_size": widths["expert_ffn"],
-            _experts_field(config): widths["expert"],
-        }
+        # The field's name differs between versions of transformers.
+        named = "num_local_experts" if "num_local_experts" in config else "num_experts"
+        found |= {"moe_intermediate_size": widths["expert_ffn"], named: widths["expert"]}
     return found
-
-
-def _experts_field(config: Config) -> str:
-    return "num_local_experts" if "num_local_experts" in config else "num_experts"
 
 
 def _kept_qwen3_moe(config: Config, layers: tuple[int, ...]) -> Fields:
@@ -126,33 +93,25 @@ def _kept_qwen3_moe(config: Config, layers: tuple[int, ...]) -> Fields:
     # ones are listed instead.
     return {
         "decoder_sparse_step": 1,
-        "mlp_only_layers": [j for j, i in enumerate(layers) if not sparse(config, i)],
+        "mlp_only_layers": [j for j, i in enumerate(layers) if not _sparse(config, i)],
     }
 
 
+_DEFAULTS = {"num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
 QWEN3_MOE = decoder(
     "qwen3_moe",
-    ("qwen3_moe",),
-    modules=(
-        *attention("attention_bias", "attention_bias"),
-        *gated("", FFN, when="!sparse"),
-        *_mixture(when="sparse"),
-    ),
-    more=QK_NORM,
-    fed_by=FED,
-    units=units(
-        expert=lambda c, _: experts_of(c),
-        expert_ffn=lambda c, _: c["moe_intermediate_size"],
-    ),
-    flags={"sparse": sparse},
-    defaults={
-        "qwen3_moe": {
-            "num_key_value_heads": 4,
-            "num_experts_per_tok": 8,
-            "moe_intermediate_size": 768,
-        }
+    modules=(*attention(), *gated(when="!sparse"), *_mixture(when="sparse")),
+    more=llama.QK_NORM,
+    fed_by=llama.FED,
+    units={
+        **llama.UNITS,
+        "expert": lambda c, _: c.get("num_local_experts") or c["num_experts"],
+        "expert_ffn": lambda c, _: c["moe_intermediate_size"],
     },
+    flags={"sparse": _sparse},
+    defaults={"qwen3_moe": _DEFAULTS},
     resize=_resize_qwen3_moe,
     depth_fields=_kept_qwen3_moe,
     **_TRAITS,
 )
+FAMILIES = (MIXTRAL, QWEN3_MOE)

@@ -1,66 +1,91 @@
-"""Decoders of Llama's shape: root-mean-square norms, q/k/v/o, gate/up/down."""
+"""What declarations are made of, and decoders of Llama's shape: root-mean-square norms, q/k/v/o,
+gate/up/down.
+"""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from effcompress.model.families.sizes import (
-    biased,
-    head_dim,
-    kv_heads,
-    linear,
-    per_layer,
-    queries_per_kv,
-)
 from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Sublayer, Widths
 
-Units = Callable[[Config, int], int]
-"""Units of an axis in a layer, by the configuration."""
 LAYER = "model.layers.{i}."
 ATTENTION, FFN = "attention.{i}", "ffn.{i}"
+Name = tuple[str, str] | str
+"""An axis, or (axis, key of ``Family.positions_per_unit``)."""
 QUERY = (ATTENTION + "/query.{i}", "head")
 """Query rows: KV heads, each with its query heads, each ``head_dim`` wide."""
 HEAD = (ATTENTION, "head")
-PER_UNIT = {"one": lambda _: 1, "head": head_dim}
-REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
-QK_NORM = (
-    Axis(LAYER + "self_attn.q_norm.weight", 0, "head_dim"),
-    Axis(LAYER + "self_attn.k_norm.weight", 0, "head_dim"),
-)
+COUNTS = ("num_hidden_layers", "num_attention_heads")
+_Q_NORM, _K_NORM = LAYER + "self_attn.q_norm.weight", LAYER + "self_attn.k_norm.weight"
+QK_NORM = (Axis(_Q_NORM, 0, "head_dim"), Axis(_K_NORM, 0, "head_dim"))
 """Norms within a head, one gain for all heads: no mini-group owns a part of it."""
 FED = {LAYER + f"self_attn.{x}_norm": LAYER + f"self_attn.{x}_proj" for x in "qk"}
 
 
-def attention(qkv_bias: str, o_bias: str) -> Iterator[Axis]:
+def side(param: str, dim: int, name: Name, when: str = "") -> Axis:
+    """One dimension of a parameter."""
+    return Axis(param, dim, *([name] if isinstance(name, str) else name), when=when)
+
+
+def linear(module: str, out: Name, into: Name, when: str = "") -> Iterator[Axis]:
+    """Axes of a weight ``[out, into]``."""
+    yield side(f"{module}.weight", 0, out, when)
+    yield side(f"{module}.weight", 1, into, when)
+
+
+def biased(module: str, out: Name, into: Name, when: str = "") -> Iterator[Axis]:
+    """Axes of a linear layer with a bias: always, or ``when`` a configuration flag is set."""
+    yield from linear(module, out, into)
+    yield side(f"{module}.bias", 0, out, when)
+
+
+def lm_head() -> Iterator[Axis]:
+    """Axes of the output matrix, unless it is the embedding."""
+    return linear("lm_head", "vocab", "hidden", "!tie_word_embeddings")
+
+
+def attention(qkv_bias: str = "attention_bias", o_bias: str = "attention_bias") -> Iterator[Axis]:
     """Axes of q, k, v and o. A bias is named by its configuration flag, ``always`` or empty."""
     for name, rows in (("q_proj", QUERY), ("k_proj", HEAD), ("v_proj", HEAD)):
         yield from _maybe(LAYER + f"self_attn.{name}", rows, "hidden", qkv_bias)
     yield from _maybe(LAYER + "self_attn.o_proj", "hidden", QUERY, o_bias)
 
 
-def gated(bias: str, ffn: str = FFN, when: str = "") -> Iterator[Axis]:
-    """Axes of gate, up and down."""
+def gated(bias: str = "", when: str = "") -> Iterator[Axis]:
+    """Axes of gate, up and down; ``when`` is for weights without a bias."""
     for name in ("gate_proj", "up_proj"):
-        yield from _when(_maybe(LAYER + f"mlp.{name}", ffn, "hidden", bias), when)
-    yield from _when(_maybe(LAYER + "mlp.down_proj", "hidden", ffn, bias), when)
+        yield from _maybe(LAYER + f"mlp.{name}", FFN, "hidden", bias, when)
+    yield from _maybe(LAYER + "mlp.down_proj", "hidden", FFN, bias, when)
 
 
-def _maybe(module: str, out: Any, into: Any, bias: str) -> Iterator[Axis]:
+def _maybe(module: str, out: Name, into: Name, bias: str, when: str = "") -> Iterator[Axis]:
     if bias:
         return biased(module, out, into, "" if bias == "always" else bias)
-    return linear(module, out, into)
+    return linear(module, out, into, when)
 
 
-def _when(axes: Iterator[Axis], when: str) -> Iterator[Axis]:
-    for axis in axes:
-        yield Axis(axis.param, axis.dim, axis.name, axis.positions_per_unit, when or axis.when)
+def head_dim(config: Config) -> int:
+    """Width of a head: ``head_dim``, or hidden size / heads. Pruning never changes it."""
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def _kv_heads(config: Config) -> int:
+    # Without grouped queries, one per query head.
+    return config.get("num_key_value_heads") or config["num_attention_heads"]
+
+
+UNITS = {
+    "vocab": lambda c, _: c["vocab_size"],
+    "hidden": lambda c, _: c["hidden_size"],
+    "attention": lambda c, _: _kv_heads(c),
+    "query": lambda c, _: c["num_attention_heads"] // _kv_heads(c),
+    "ffn": lambda c, _: c["intermediate_size"],
+    "head_dim": lambda c, _: head_dim(c),
+}
+
+
+def _listed_per_layer(config: Config, layers: tuple[int, ...]) -> Fields:
+    stated = (name for name in ("layer_types", "no_rope_layers") if config.get(name))
+    return {name: [config[name][i] for i in layers] for name in stated}
 
 
 def resize(config: Config, widths: Widths) -> Fields:
@@ -76,7 +101,7 @@ def resize(config: Config, widths: Widths) -> Fields:
     }
 
 
-def pad(config: Config, widths: Widths) -> dict[str, int]:
+def _pad(config: Config, widths: Widths) -> dict[str, int]:
     """Rounds the hidden size up to a multiple of the heads, which some classes require."""
     heads = widths["attention"] * widths["query"]
     return {"hidden": -(-widths["hidden"] // heads) * heads}
@@ -88,106 +113,71 @@ def repeats(config: Config, widths: Widths) -> ModuleSizes:
 
 
 def decoder(
-    name: str,
-    model_types: tuple[str, ...],
-    *,
-    qkv_bias: str = "",
-    o_bias: str = "",
+    *model_types: str,
+    qkv_bias: str = "attention_bias",
+    o_bias: str = "attention_bias",
     mlp_bias: str = "",
     modules: tuple[Axis, ...] = (),
     more: tuple[Axis, ...] = (),
-    before: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
-    after: tuple[str, str] | tuple[()] = (),
+    attention_norms: tuple[str, ...] = ("input_layernorm",),
+    mlp_norms: tuple[str, ...] = ("post_attention_layernorm",),
+    head_norms: tuple[str, ...] = (),
     **traits: Any,
 ) -> Family:
     """Declares a decoder. ``modules`` replaces the axes of attention and feed-forward, ``more``
-    adds to them; ``before`` and ``after`` are the norms in front of and behind (attention,
-    feed-forward).
+    adds to them; ``attention_norms`` and ``mlp_norms`` are around each, in front first.
     """
-    norms = tuple(LAYER + norm + ".weight" for norm in (*before, *after) if norm)
+    around = zip(attention_norms, mlp_norms, strict=True)
+    norms = [LAYER + norm + ".weight" for pair in around for norm in pair]
     own = modules or (*attention(qkv_bias, o_bias), *gated(mlp_bias))
-    around = tuple(zip(before, after or ("", ""), strict=True))
-    parts = {"attention_block": ("self_attn", 2), "mlp_block": ("mlp", 1)}
-    traits.setdefault("units", units())
-    return Family(
-        name=name,
-        model_types=model_types,
-        axes=_whole((*own, *more, *(Axis(norm, 0, "hidden") for norm in norms))),
-        positions_per_unit=PER_UNIT,
-        required=REQUIRED,
-        norms=(*norms, *traits.pop("head_norms", ()), "model.norm.weight"),
-        sublayers={
-            kind: Sublayer(module, outputs, tuple(norm for norm in pair if norm))
-            for (kind, (module, outputs)), pair in zip(parts.items(), around, strict=True)
+    found = {
+        "name": model_types[0],
+        "axes": (
+            *linear("model.embed_tokens", "vocab", "hidden"),
+            *(*own, *more, *(Axis(norm, 0, "hidden") for norm in norms)),
+            Axis("model.norm.weight", 0, "hidden"),
+            *lm_head(),
+        ),
+        "units": UNITS,
+        "positions_per_unit": {"one": lambda _: 1, "head": head_dim},
+        "required": ("vocab_size", "hidden_size", "intermediate_size", *COUNTS),
+        "norms": (*norms, *head_norms, "model.norm.weight"),
+        "sublayers": {
+            "attention_block": Sublayer("self_attn", 2, attention_norms),
+            "mlp_block": Sublayer("mlp", 1, mlp_norms),
         },
-        **{
-            "resize": resize,
-            "attributes": repeats,
-            "pad": pad,
-            "depth_fields": per_layer("layer_types", "no_rope_layers"),
-            **traits,
-        },
-    )
-
-
-def _whole(layers: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """Adds embedding, final norm and output matrix to the layers."""
-    return (
-        *linear("model.embed_tokens", "vocab", "hidden"),
-        *layers,
-        Axis("model.norm.weight", 0, "hidden"),
-        *linear("lm_head", "vocab", "hidden", "!tie_word_embeddings"),
-    )
-
-
-def units(**more: Units) -> dict[str, Units]:
-    """How many units each kind of axis has."""
-    return {
-        "vocab": lambda c, _: c["vocab_size"],
-        "hidden": lambda c, _: c["hidden_size"],
-        "attention": lambda c, _: kv_heads(c),
-        "query": lambda c, _: queries_per_kv(c),
-        "ffn": lambda c, _: c["intermediate_size"],
-        "head_dim": lambda c, _: head_dim(c),
-        **more,
+        "resize": resize,
+        "attributes": repeats,
+        "pad": _pad,
+        "depth_fields": _listed_per_layer,
     }
+    return Family(model_types=model_types, **{**found, **traits})
 
 
 LLAMA = decoder(
-    "llama",
-    ("llama", "mistral"),
-    qkv_bias="attention_bias",
-    o_bias="attention_bias",
+    *("llama", "mistral"),
     mlp_bias="mlp_bias",
     defaults={"mistral": {"num_key_value_heads": 8}},
     containers=("llama", "mistral"),
 )
 QWEN2 = decoder(
-    "qwen2", ("qwen2",), qkv_bias="always", defaults={"qwen2": {"num_key_value_heads": 32}}
+    "qwen2", qkv_bias="always", o_bias="", defaults={"qwen2": {"num_key_value_heads": 32}}
 )
 SMOLLM3 = decoder(
     "smollm3",
-    ("smollm3",),
-    qkv_bias="attention_bias",
-    o_bias="attention_bias",
     mlp_bias="mlp_bias",
     defaults={"smollm3": {"tie_word_embeddings": True, "num_key_value_heads": 4}},
 )
 QWEN3 = decoder(
     "qwen3",
-    ("qwen3",),
-    qkv_bias="attention_bias",
-    o_bias="attention_bias",
     more=QK_NORM,
     fed_by=FED,
     defaults={"qwen3": {"num_key_value_heads": 32, "head_dim": 128}},
 )
 _GEMMA: dict[str, Any] = {
-    "qkv_bias": "attention_bias",
-    "o_bias": "attention_bias",
     # Norms in front of and behind each block (sandwich norm).
-    "before": ("input_layernorm", "pre_feedforward_layernorm"),
-    "after": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "attention_norms": ("input_layernorm", "post_attention_layernorm"),
+    "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
     "gain_offset": 1.0,
     "scaled_embedding": "model.embed_tokens.weight",
     "epsilon_attribute": "eps",
@@ -196,26 +186,20 @@ _GEMMA: dict[str, Any] = {
         for model_type in ("gemma2", "gemma3_text")
     },
 }
-GEMMA2 = decoder("gemma2", ("gemma2",), **_GEMMA)
-GEMMA3 = decoder("gemma3", ("gemma3_text",), more=QK_NORM, fed_by=FED, **_GEMMA)
+GEMMA2 = decoder("gemma2", **_GEMMA)
+GEMMA3 = decoder("gemma3_text", name="gemma3", more=QK_NORM, fed_by=FED, **_GEMMA)
 _ACROSS_HEADS = (
     "queries and keys pass a norm across all heads: without some of them the others are scaled anew"
 )
 OLMO2 = decoder(
     "olmo2",
-    ("olmo2",),
-    qkv_bias="attention_bias",
-    o_bias="attention_bias",
     # Post-norm: norms behind the blocks, none in front.
-    before=("", ""),
-    after=("post_attention_layernorm", "post_feedforward_layernorm"),
-    more=(
-        Axis(LAYER + "self_attn.q_norm.weight", 0, *QUERY),
-        Axis(LAYER + "self_attn.k_norm.weight", 0, *HEAD),
-    ),
-    head_norms=(LAYER + "self_attn.q_norm.weight", LAYER + "self_attn.k_norm.weight"),
+    attention_norms=("post_attention_layernorm",),
+    mlp_norms=("post_feedforward_layernorm",),
+    more=(Axis(_Q_NORM, 0, *QUERY), Axis(_K_NORM, 0, *HEAD)),
+    head_norms=(_Q_NORM, _K_NORM),
     fed_by=FED,
-    approximate={"attention": _ACROSS_HEADS, "query": _ACROSS_HEADS},
+    approximate=dict.fromkeys(("attention", "query"), _ACROSS_HEADS),
 )
 
 
@@ -233,20 +217,17 @@ def _phi3_attributes(config: Config, widths: Widths) -> ModuleSizes:
     }
 
 
+_QKV, _GATE_UP = LAYER + "self_attn.qkv_proj.weight", LAYER + "mlp.gate_up_proj.weight"
 PHI3 = decoder(
     "phi3",
-    ("phi3",),
     modules=(
         # Fused projections: rows of all queries, keys, values; rows of all gates, then all ups.
-        Axis(LAYER + "self_attn.qkv_proj.weight", 0, *QUERY),
-        Axis(LAYER + "self_attn.qkv_proj.weight", 0, *HEAD),
-        Axis(LAYER + "self_attn.qkv_proj.weight", 0, *HEAD),
-        Axis(LAYER + "self_attn.qkv_proj.weight", 1, "hidden"),
+        *(Axis(_QKV, 0, *rows) for rows in (QUERY, HEAD, HEAD)),
+        Axis(_QKV, 1, "hidden"),
         *linear(LAYER + "self_attn.o_proj", "hidden", QUERY),
-        Axis(LAYER + "mlp.gate_up_proj.weight", 0, FFN),
-        Axis(LAYER + "mlp.gate_up_proj.weight", 0, FFN),
-        Axis(LAYER + "mlp.gate_up_proj.weight", 1, "hidden"),
+        *(Axis(_GATE_UP, dim, name) for dim, name in ((0, FFN), (0, FFN), (1, "hidden"))),
         *linear(LAYER + "mlp.down_proj", "hidden", FFN),
     ),
     attributes=_phi3_attributes,
 )
+FAMILIES = (LLAMA, QWEN2, QWEN3, SMOLLM3, GEMMA2, GEMMA3, PHI3, OLMO2)

@@ -1,7 +1,5 @@
 """Converts a gguf file to a Hugging Face folder: fp32 safetensors, configuration, tokenizer."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager

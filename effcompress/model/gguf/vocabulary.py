@@ -8,8 +8,7 @@ Special tokens, merges and the chat template are read and written by gguf's ``Sp
 merges in another order than the tokenizer.
 """
 
-from __future__ import annotations
-
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ def read_vocabulary(folder: Path | None, rows: int, config: Config) -> Vocabular
     sentencepiece = bool(model.get("byte_fallback"))
     special = _special(opened.backend, folder, rows, config, load_merges=not sentencepiece)
     if sentencepiece:
-        scores = _scores(model["vocab"], merges, plan, tokens, folder)
+        scores = _scores(plan, merges, tokens, folder)
         _name_bytes(tokens, types)
         prefix = _space_prefix(plan, folder)
         return Vocabulary("llama", "default", tokens, types, scores, special, prefix)
@@ -148,11 +147,9 @@ def _added(backend: Any, folder: Path) -> tuple[bool, bool]:
     """
     plain = list(backend("a", add_special_tokens=False)["input_ids"])
     found = list(backend("a", add_special_tokens=True)["input_ids"])
-    for begin in (False, True):
-        for end in (False, True):
-            before = [backend.bos_token_id] if begin else []
-            if found == before + plain + ([backend.eos_token_id] if end else []):
-                return begin, end
+    for begin, end in itertools.product((False, True), repeat=2):
+        if found == [backend.bos_token_id] * begin + plain + [backend.eos_token_id] * end:
+            return begin, end
     raise _refused("it adds other tokens to a text than BOS and EOS", folder)
 
 
@@ -189,13 +186,7 @@ def _step(step: Plan) -> str:
     return json.dumps(step)
 
 
-def _scores(
-    vocab: Mapping[str, int],
-    merges: list[list[str]],
-    plan: Plan,
-    tokens: list[str],
-    folder: Path,
-) -> list[float]:
+def _scores(plan: Plan, merges: list[list[str]], tokens: list[str], folder: Path) -> list[float]:
     """Scores under which SentencePiece merges in the order of ``merges``: it joins the pair whose
     token has the highest score, so the k-th token that the list makes gets ``-k``.
 
@@ -211,7 +202,7 @@ def _scores(
         order.setdefault(made, len(order))
         last = made
     added = {token["content"] for token in plan["added_tokens"]}
-    known = {tuple(m) for m in merges}
+    vocab, known = plan["model"]["vocab"], {tuple(m) for m in merges}
     for text in vocab:
         splits = [(text[:i], text[i:]) for i in range(1, len(text))]
         unlisted = [s for s in splits if s[0] in vocab and s[1] in vocab and s not in known]

@@ -1,7 +1,5 @@
 """The columns of a comparison: their values for a run and its dense model, and their format."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace

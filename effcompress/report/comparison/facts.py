@@ -1,7 +1,5 @@
 """The facts of one run by which runs are compared."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ they stand.
 The usual value is that of most methods, one vote each; of equally many, the first given.
 """
 
-from __future__ import annotations
-
 import datetime
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The page of a comparison: one HTML file that needs nothing else."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The pictures of a comparison."""
 
-from __future__ import annotations
-
 import statistics
 
 from effcompress.record import readable

@@ -1,7 +1,5 @@
 """Methods with their runs -> one ``Comparison``, from which page, tables and files are made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product

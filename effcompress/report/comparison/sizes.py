@@ -1,7 +1,5 @@
 """Groups of methods that ended at the same size: ranks are within a group."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Mean and spread over seeds, and Welch's t test of two means."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """A comparison as files that machines and other pages read: JSON, CSV, Markdown."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence
