@@ -8,7 +8,8 @@ regular expression for a text, described by ``words``. ``folder``: the path must
 ``near_recipe``: text that may also name a folder, relative to the recipe.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -72,9 +73,31 @@ class ModelSpec:
     trust_remote_code: bool = key("run modelling code that the hub repository ships", False)
 
 
+_BRACES = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
+
+
+def prompt_parts(template: str) -> Iterator[tuple[str, bool]]:
+    """Yields the parts of a prompt's template: text, or the name of a field (then True).
+
+    Raises ValueError, which says what to type, for a brace that is neither doubled nor around a
+    name.
+    """
+    end = 0
+    for match in _BRACES.finditer(template):
+        yield template[end : match.start()], False
+        end = match.end()
+        if match[0] in "{}" or not (match[1] or "x").strip():
+            near = template[max(0, match.start() - 10) : match.end() + 10]
+            raise ValueError(f"a brace without a field's name, near {near!r}")
+        yield match[1] or match[0][0], match[1] is not None
+    yield template[end:], False
+
+
 @dataclass(frozen=True, kw_only=True)
 class DomainSpec:
-    """One text domain: exactly one of jsonl, txt, parquet, hub, stdlib."""
+    """One text domain: exactly one of jsonl, txt, parquet, hub, stdlib. Files may be patterns
+    (`~/text/*.jsonl`), and compressed (gzip, bzip2, zstd). `name: null` takes out an included one.
+    """
 
     jsonl: tuple[InputPath, ...] = key("file or files with one JSON object per line", ())
     txt: tuple[InputPath, ...] = key("file or files; blank lines separate documents", ())
@@ -87,10 +110,14 @@ class DomainSpec:
         "text of the Python standard library: its reference manual (prose) or its modules (code)",
         None,
     )
-    text: str = key("field that holds the text (jsonl, parquet, hub)", "text")
+    text: str = key(
+        "field that holds the text (jsonl, parquet, hub); of a field in a field: `meta.text`",
+        "text",
+    )
     prompt: str | None = key(
         "instruction data: text before every document, with fields of its record in braces, e.g. "
-        "'### {instruction}\\n'; its tokens are inputs, but their loss is masked",
+        "'### {instruction}\\n' (braces that are text: {{ and }}); its tokens are inputs, but "
+        "their loss is masked",
         None,
     )
     weight: float = key(

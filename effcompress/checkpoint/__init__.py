@@ -5,8 +5,11 @@ from pathlib import Path
 
 from effcompress import processes
 from effcompress.checkpoint.export import EXPORTING, export
+from effcompress.checkpoint.prove import manners  # isort: split
+
 from effcompress.checkpoint.proof import PROVING, Proof, prove
 from effcompress.checkpoint.save import (
+    MISFITS,
     WRITING,
     Saved,
     Writing,
@@ -19,11 +22,13 @@ from effcompress.checkpoint.save import (
 )
 
 __all__ = [
+    "MISFITS",
     "Proof",
     "Saved",
     "Writing",
     "begin",
     "export",
+    "manners",
     "newest",
     "prove",
     "publish",

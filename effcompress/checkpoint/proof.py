@@ -3,11 +3,13 @@ memory.
 """
 
 import copy
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,21 @@ class Proof:
     """Largest difference that was accepted."""
 
 
-def prove(folder: Path, module: nn.Module, ids_BT: Tensor, *, own_class: bool = False) -> Proof:
+def prove(
+    folder: Path,
+    module: nn.Module,
+    ids_BT: Tensor,
+    *,
+    own_class: bool = False,
+    manners: Mapping[str, Any] | None = None,
+) -> Proof:
     """Loads ``folder`` in a fresh process and compares its answers with those of ``module``.
 
     Raises RunError unless the process loads the folder cleanly and gives the same logits for
     ``ids_BT`` [B, T] (1e-5 in fp32, or what rounding does to this model) and the same greedy
     tokens, with and without the cache. With ``own_class`` the process may run the class in the
-    folder.
+    folder. ``manners``: the generation config and tokenizer that it must find, too
+    (``prove.manners``).
     """
     started = time.monotonic()
     ids_BT = ids_BT.cpu()
@@ -61,8 +71,24 @@ def prove(folder: Path, module: nn.Module, ids_BT: Tensor, *, own_class: bool = 
             f"{tokens_equal}, with and without cache equal: {cache_equal}",
             where=str(folder),
         )
+    if manners is not None:
+        _require_manners(folder, manners, json.loads(bytes(found["manners"].tolist())))
     seconds = time.monotonic() - started
     return Proof(difference, tokens_equal, cache_equal, seconds, tolerance)
+
+
+def _require_manners(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raises RunError naming the first value that the folder does not have from the source."""
+    for part, values in wanted.items():
+        for key in sorted({*values, *found[part]}):
+            if values.get(key) != found[part].get(key):
+                raise RunError(
+                    f"the exported folder has not the source's {part}: {key} was "
+                    f"{values.get(key)!r:.60}, is {found[part].get(key)!r:.60}",
+                    where=str(folder),
+                    fix="The weights are proven, and in the newest checkpoint, too: mend the "
+                    "source's files, then `effcompress export`.",
+                )
 
 
 @torch.no_grad()

@@ -5,10 +5,13 @@ such triples may follow). The script imports transformers and nothing of effcomp
 an error if effcompress was imported all the same. With ``own-class`` instead of ``stock`` the class
 in the folder may run (``trust_remote_code``).
 INPUT and OUTPUT are safetensors files: ``ids_BT`` in; ``logits_BTV``, ``cached_T``, ``uncached_T``
-out.
+and ``manners`` out.
 """
 
+import hashlib
+import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,7 +35,8 @@ def main(classes: str, *paths: str) -> None:
 
 def answers(folder: str, ids_BT: torch.Tensor, *, own_class: bool) -> dict[str, torch.Tensor]:
     """Returns the folder's logits for ``ids_BT`` [B, T] as ``logits_BTV``, and its 16 greedy tokens
-    behind the first row, generated with the cache (``cached_T``) and without (``uncached_T``).
+    behind the first row, generated with the cache (``cached_T``) and without (``uncached_T``);
+    ``manners`` is the JSON of ``manners`` in bytes.
 
     Exits with an error if weights are missing, left over or of another shape.
     """
@@ -47,13 +51,14 @@ def answers(folder: str, ids_BT: torch.Tensor, *, own_class: bool) -> dict[str, 
     wrong = {key: value for key, value in info.items() if value}
     if wrong:
         raise SystemExit(f"the folder does not load cleanly: {wrong}")
-    AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=own_class)
+    own: Any = {"local_files_only": True, "trust_remote_code": own_class}
+    told = manners(model.generation_config, AutoTokenizer.from_pretrained(folder, **own))
     model.eval()
     # Greedy and nothing else: the folder's own generation settings (a repetition penalty, say)
     # would change the tokens that are compared.
     stop = model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=stop)
-    found = {}
+    found = {"manners": torch.tensor([*json.dumps(told).encode()], dtype=torch.uint8)}
     with torch.no_grad():
         found["logits_BTV"] = model(input_ids=ids_BT).logits.contiguous()
         for name, cache in (("cached_T", True), ("uncached_T", False)):
@@ -68,6 +73,28 @@ def answers(folder: str, ids_BT: torch.Tensor, *, own_class: bool) -> dict[str, 
             )
             found[name] = out[0, ids_BT.shape[1] :].contiguous()
     return found
+
+
+def manners(generation: Any, tokenizer: Any | None) -> dict[str, Any]:
+    """Returns what a conversation depends on beside the weights, as JSON values: the generation
+    config and, of a tokenizer of transformers, chat templates, special tokens and vocabulary.
+    """
+    plain = generation.to_dict() if generation is not None else {}
+    kept = {
+        k: v for k, v in plain.items() if k not in ("transformers_version", "_from_model_config")
+    }
+    found: dict[str, Any] = {"generation config": kept}
+    if tokenizer is not None:
+        template = tokenizer.chat_template
+        if isinstance(template, Mapping) and [*template] == ["default"]:
+            template = template["default"]  # as which it is stored
+        words = json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
+        found["tokenizer"] = {
+            "chat template": template,
+            "special tokens": tokenizer.special_tokens_map,
+            "vocabulary": hashlib.sha256(words).hexdigest(),
+        }
+    return json.loads(json.dumps(found, sort_keys=True, default=str))
 
 
 if __name__ == "__main__":

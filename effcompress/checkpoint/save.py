@@ -4,8 +4,8 @@
 sharded parameters are written by every rank into a file of its own. Texts (the record so far) are
 files under their own names. The folder is written under a
 temporary name, read back and compared, flushed to disk, and then renamed: a rename is atomic, so a
-``kill -9`` at any moment leaves the old checkpoint or the new one. Hashes show later whether the
-files are still what was written.
+``kill -9`` at any moment leaves the old checkpoint or the new one. Hashes of all files, its own
+among them, are in ``state.json`` and show later whether they are still what was written.
 """
 
 import hashlib
@@ -29,9 +29,17 @@ from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 
 FORMAT = 3
+"""3: ``state.json`` is hashed, too, and texts are files; 2: files of several ranks; 1: one file, its facts among the
+values.
+"""
+WRITING, _TENSORS = ".writing", ".safetensors"
 TENSORS, STATE = "tensors.safetensors", "state.json"
-WRITING = ".writing"
-_TENSORS = ".safetensors"
+HASH = "state_sha256"
+"""Key of ``state.json``: hash of all else in it, as it was written."""
+MOST_BYTES = 2**28
+"""Of ``state.json``; a larger one is not read."""
+MISFITS = (ValueError, LookupError, TypeError, AttributeError)
+"""What reading values of another structure raises."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,7 @@ def _move(writing: Writing, files: Mapping[str, FileFacts], keep: int) -> Path:
     try:
         total = sum(said["bytes"] for name, said in files.items() if name.endswith(_TENSORS))
         said = {"format": FORMAT, "bytes": total, "files": files, **writing.values}
+        said[HASH] = _hash_of(said)
         (work / STATE).write_text(json.dumps(said, indent=1), encoding="utf-8")
         flush(work / STATE, work)
         _delete(target)
@@ -196,38 +205,95 @@ def _unwritten(folder: Path, step: int, error: Exception) -> RunError:
     )
 
 
-def newest(folder: Path, warn: Callable[[str], None], world: World = ALONE) -> Saved | None:
+def newest(
+    folder: Path,
+    warn: Callable[[str], None],
+    world: World = ALONE,
+    like: Mapping[str, Any] | None = None,
+) -> Saved | None:
     """Returns the newest checkpoint that can be read, None without one; warns of damaged ones and
-    passes over them. Rank 0 chooses, all ranks read it.
+    passes over them. Rank 0 chooses, all ranks read it. ``like``: an example of the values, whose
+    keys and types a checkpoint must have (``require_like``).
     """
-    path = world.agree(lambda: _sound(folder, warn))
+    path = world.agree(lambda: _sound(folder, warn, like))
     return None if path is None else _opened(path)
 
 
-def _sound(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    for path in reversed(steps(folder) if folder.is_dir() else []):
+def _sound(
+    folder: Path, warn: Callable[[str], None], like: Mapping[str, Any] | None
+) -> Path | None:
+    found = steps(folder) if folder.is_dir() else []
+    for path in reversed(found):
         try:
-            for name, said in _files(_values(path)).items():
+            values = _values(path)
+            for name, said in _files(values).items():
                 _check(path / name, said)
+            if like is not None:
+                require_like(values, like)
             _opened(path)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+        except (OSError, SafetensorError, *MISFITS) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warn(f"checkpoint {path.name} is damaged ({first}); trying the one before")
+            then = "there is none before it" if path == found[0] else "trying the one before"
+            warn(f"checkpoint {path.name} is damaged ({first}); {then}")
         else:
             return path
     return None
 
 
 def _values(path: Path) -> dict[str, Any]:
-    values = json.loads((path / STATE).read_text(encoding="utf-8"))
+    """Returns what ``state.json`` holds. Raises one of ``MISFITS`` when it is not what was
+    written; of formats 1 and 2, which have no hash, when it is no mapping of values.
+    """
+    if (size := (path / STATE).stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{STATE} has {size} bytes")
+    try:
+        values = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{STATE} is nested too deeply") from error
     if values["format"] not in range(1, FORMAT + 1):
         raise ValueError(f"format {values['format']}, this version reads {FORMAT}")
+    if values["format"] == 1 and "files" in values:
+        raise ValueError(f"{STATE} is not what was written")
+    if values["format"] == FORMAT or (values["format"] > 1 and HASH in values):
+        said = values.pop(HASH)
+        if _hash_of(values) != said:
+            raise ValueError(f"{STATE} is not what was written")
     return values
 
 
+def _hash_of(values: Mapping[str, Any]) -> str:
+    """The same for values and for what is read back of them: JSON keeps order and numbers."""
+    return hashlib.sha256(json.dumps(values, indent=1).encode()).hexdigest()
+
+
+def require_like(value: Any, example: Any, at: str = STATE) -> None:
+    """Raises ValueError unless ``value`` has the types of ``example``: a mapping its keys (those
+    that end in ``?`` may be missing), an empty one any keys with whole numbers; a list elements
+    like the first of the example; None is like everything. Whole numbers are not negative.
+    """
+    kinds = (int, float) if type(example) is float else (type(example),)
+    if example is not None and (type(value) not in kinds or (kinds == (int,) and value < 0)):
+        raise ValueError(f"{at} is not what was written: {value!r:.40}")
+    if isinstance(example, list):
+        for k, inner in enumerate(value):
+            require_like(inner, example[0], f"{at}: {k}")
+    elif isinstance(example, dict):
+        wanted = {key.removesuffix("?"): inner for key, inner in example.items()}
+        for key in wanted:
+            if key not in value and f"{key}?" not in example:
+                raise ValueError(f"{at} has no '{key}'")
+        for key in value.keys() & (wanted.keys() or value.keys()):
+            require_like(value[key], wanted.get(key, 0), f"{at}: {key}")
+
+
 def _files(values: dict[str, Any]) -> dict[str, FileFacts]:
-    """Returns the facts of each file. Format 1 has one file and its facts among the values."""
-    return values.get("files", {TENSORS: values})
+    """Returns the facts of each file. Format 1 has one file and its facts among the values. Raises
+    ValueError where the file of rank 0 is missing, or a name is no file of this folder.
+    """
+    found = values.get("files", {TENSORS: values})
+    if TENSORS not in found or any(Path(name).name != name for name in found):
+        raise ValueError(f"{STATE} does not name the files of a checkpoint")
+    return found
 
 
 def _opened(path: Path) -> Saved:

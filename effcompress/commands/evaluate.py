@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from effcompress import data
 from effcompress.answer import Answer, Table
 from effcompress.recipe import LoadedRecipe
 from effcompress.record import events
@@ -23,10 +24,11 @@ def evaluate(
 
     ``target`` is a recipe (its source model is evaluated) or the folder of a run (its result, with
     ``overrides`` applied to the recipe of the run). Raises SourceError when the folder holds no
-    run, RecipeError for tasks without the harness.
+    run or its text cannot be used, RecipeError for tasks without the harness.
     """
     loaded, spec = opened(target, overrides)
     require_harness(loaded.recipe.evaluate.tasks)
+    data.preview(loaded.recipe.data)
     # Imported here: torch and transformers take seconds, which a wrong path should not cost.
     from effcompress.model.load import load as load_model
     from effcompress.runner.evaluation import evaluate as measure

@@ -12,7 +12,7 @@ from effcompress.answer import Answer, Table
 from effcompress.checkpoint import Proof, Saved
 from effcompress.errors import SourceError
 from effcompress.export.forms import Form, form
-from effcompress.export.write import PROOF_TOKENS, prove, write
+from effcompress.export.write import proof_tokens, prove, write
 from effcompress.model.gguf.write import LayerWidths, why_not, write_gguf
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
@@ -21,6 +21,8 @@ from effcompress.recipe import LoadedRecipe
 from effcompress.record.log import make_view
 from effcompress.removal.modules import depth_fields
 from effcompress.runner.folder import RESOLVED
+from effcompress.runner.provenance import described, require_same
+from effcompress.runner.state import VALUES
 from effcompress.types import in_layer
 
 As = Literal["uniform", "padded", "exact", "gguf"]
@@ -42,6 +44,7 @@ def export(
     with closing(make_view(interactive=False)) as view:
         spec, prune = loaded.recipe.model, loaded.recipe.prune
         model = load_model(spec, seed=loaded.recipe.seed, offline=offline, progress=view.note)
+        require_same(saved.values.get("provenance", {}), described(model))
         pruned = PrunedModel(model.module, model.config, prune.space if prune else ())
         pruned.restore(saved.values, saved.part("model/"), saved.part("ledger/"))
         if pruned.ledger.pending():  # masked units that no commit has removed yet
@@ -52,16 +55,18 @@ def export(
         target.mkdir(parents=True, exist_ok=True)
         size = write(made, pruned, model.tokenizer, target)
         view.note("proving it in a fresh process")
-        draw, vocab = torch.Generator().manual_seed(0), pruned.axes.widths["vocab"]
-        probe_BT = torch.randint(0, vocab, (2, PROOF_TOKENS), generator=draw)
-        return _told(made, size, target, prove(made, pruned, probe_BT, target))
+        draw = torch.Generator().manual_seed(0)
+        vocab = pruned.axes.widths["vocab"]
+        probe_BT = torch.randint(0, vocab, (2, proof_tokens(pruned.config)), generator=draw)
+        proven = prove(made, pruned, model.tokenizer, probe_BT, target)
+        return _told(made, size, target, proven)
 
 
 def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
     resolved, said = run / RESOLVED, ["there is none"]
     if not resolved.is_file():
         raise SourceError("this folder holds no run", where=str(run), fix="E.g. runs/quickstart.")
-    saved = checkpoint.newest(run / "checkpoints", said.append)
+    saved = checkpoint.newest(run / "checkpoints", said.append, like=VALUES)
     if saved is None:
         raise SourceError(f"no checkpoint to export from: {said[-1]}", where=str(run))
     return recipe.load(resolved), saved

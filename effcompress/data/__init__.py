@@ -2,13 +2,15 @@
 into sequences, mix domains by weight.
 
 ``prepare`` returns a ``Corpus``; its ``Stream`` yields training batches and can be resumed at any
-position; ``digest`` hashes token ids; ``needs`` lists the hub data sets of a recipe.
+position; ``digest`` hashes token ids; ``needs`` lists the hub data sets of a recipe, ``preview``
+reads the beginning of its files.
 
-In the order of the data: ``sources`` (text), ``tokens`` and ``folder`` (token cache), ``stream``
-(sequences, order and mixture), ``corpus`` (all of it).
+In the order of the data: ``sources`` (text), ``beginning`` (what `check` reads of it), ``tokens``
+and ``folder`` (token cache), ``stream`` (sequences, order and mixture), ``corpus`` (all of it).
 """
 
+from effcompress.data.beginning import preview
 from effcompress.data.corpus import Corpus, needs, prepare
 from effcompress.data.stream import Stream, digest
 
-__all__ = ["Corpus", "Stream", "digest", "needs", "prepare"]
+__all__ = ["Corpus", "Stream", "digest", "needs", "prepare", "preview"]

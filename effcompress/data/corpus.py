@@ -1,18 +1,20 @@
 """The corpus of a run: every domain tokenised as far as needed, packed and fingerprinted."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from effcompress.data import sources
+from effcompress.data.beginning import too_short
+from effcompress.data.folder import PARTS
 from effcompress.data.stream import (
     Stream,
     Windows,
@@ -27,6 +29,9 @@ from effcompress.data.tokens import Talk, TokenStore
 from effcompress.errors import SourceError
 from effcompress.spec import DataSpec, DomainSpec
 from effcompress.types import TextTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHOICE = 8
 """Windows per calibration window that is drawn: with a choice, another seed draws other text."""
@@ -244,8 +249,12 @@ def prepare(
             notice(remark)
         train = windows_of(store.folder.tokens("train"), length, bos, wanted)
         heldout = windows_of(store.folder.tokens("heldout"), length, bos, heldout_sequences)
-        if not train.count:
-            raise _too_short(name, len(train.tokens), length, own)
+        asked = {"train": train_tokens, "heldout": heldout_sequences}
+        for part, windows in (("train", train), ("heldout", heldout)):
+            if not windows.count and (part == "train" or asked[part]):
+                raise too_short(name, own, part, len(windows.tokens), spec)
+            if asked[part] and (blind := windows.untrained()):
+                notice(_blind(name, PARTS[part], blind, windows.count))
         if train.count < (due := math.floor(fraction * samples)):
             then = "it will repeat" if spec.when_dry == "repeat" else "the run will stop there"
             notice(f"domain '{name}': text for {train.count} of {due} sequences; {then}")
@@ -269,22 +278,24 @@ def _fractions(spec: DataSpec) -> dict[str, float]:
     return {name: domain.weight / total for name, domain in spec.domains.items()}
 
 
-def _too_short(name: str, tokens: int, length: int, own: DomainSpec) -> SourceError:
-    if not tokens:
-        problem = "there is no training text"
-    else:
-        problem = f"{tokens} training tokens do not fill one sequence of {length}"
-    validated = own.validation or own.validation_split
-    hint = "" if validated else f" (holdout {own.holdout:.0%} is taken off first)"
-    return SourceError(
-        problem + hint,
+def _blind(name: str, part: str, blind: int, count: int) -> str:
+    """Returns the warning for windows of prompts alone; SourceError when there are no others."""
+    if blind < count:
+        return (
+            f"domain '{name}': {blind:,} of {count:,} {part} sequences are of prompts alone, "
+            "so nothing is predicted in them; a longer data.sequence_length leaves fewer"
+        )
+    raise SourceError(
+        f"all {count:,} {part} sequences are of prompts alone: no token is to be predicted",
         where=sources.address(name),
-        fix="add text, or make data.sequence_length shorter",
+        fix="make data.sequence_length longer than the prompts, or shorten `prompt`",
     )
 
 
 def _stack(rows: list[np.ndarray[Any, np.dtype[np.int64]]], length: int) -> tuple[Tensor, Tensor]:
     """Tokens ``[N, T]``, and a mask of those that are trained on."""
+    import torch
+
     if not rows:
         return torch.zeros(0, length, dtype=torch.int64), torch.zeros(0, length, dtype=torch.bool)
     ids_NT, trained_NT = unmarked(np.stack(rows))

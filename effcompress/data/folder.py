@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from effcompress.errors import RunError
 
 FORMAT = 1
-PARTS = ("train", "heldout")
+PARTS = {"train": "training", "heldout": "held-out"}
+"""Part -> its name in words."""
 Tokens = NDArray[np.unsignedinteger[Any]]
 
 

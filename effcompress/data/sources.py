@@ -2,14 +2,19 @@
 gives records in a fixed order, and an identity (cache key) that changes whenever the text might.
 """
 
+from __future__ import annotations
+
 import hashlib
+import io
 import json
+import math
 import platform
-import re
 import sysconfig
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from decimal import Decimal
+from itertools import count, islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -17,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effcompress.errors import SourceError
-from effcompress.spec import DomainSpec
+from effcompress.spec import DomainSpec, prompt_parts
 
 Row = Mapping[str, object]
 """A row of a data file: field -> value."""
@@ -35,29 +40,28 @@ class Record(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Which fields of a row to read: that of the text, and a template of the prompt."""
+    """Which fields of a row to read: that of the text, and the parts of the prompt's template."""
 
     text: str
-    prompt: str | None = None
+    prompt: tuple[tuple[str, bool], ...] | None = None
+
+    @classmethod
+    def of(cls, spec: DomainSpec) -> Fields:
+        """The fields that a domain reads."""
+        return cls(spec.text, None if spec.prompt is None else tuple(prompt_parts(spec.prompt)))
 
     @property
     def names(self) -> list[str]:
         """Names of all fields that are read."""
-        return list(dict.fromkeys((self.text, *BRACES.findall(self.prompt or ""))))
-
-
-BRACES = re.compile(r"\{(\w+)\}")
-"""A field in a prompt template: a plain name, so that (unlike ``str.format``) no attribute is read.
-"""
+        return list(dict.fromkeys((self.text, *(p for p, field in self.prompt or () if field))))
 
 
 def record_of(row: Row, fields: Fields, where: str) -> Record:
     """Makes a document of a row. Raises ``SourceError`` as ``text_of`` does."""
     text = text_of(row, fields.text, where)
-    if fields.prompt is None:
-        return Record(text, where)
-    prompt = BRACES.sub(lambda match: text_of(row, match[1], where), fields.prompt)
-    return Record(text, where, prompt)
+    parts = fields.prompt or ()
+    prompt = [text_of(row, part, where) if field else part for part, field in parts]
+    return Record(text, where, "".join(prompt))
 
 
 @dataclass(frozen=True)
@@ -82,29 +86,65 @@ def address(domain: str) -> str:
 
 
 def text_of(row: Row, field: str, where: str) -> str:
-    """Reads the text of a row; ``null`` counts as empty.
+    """Reads the text of a row: a field by its name or, in fields with fields, by its path
+    (``meta.title``). ``null`` counts as empty, a number is written out.
 
-    Raises ``SourceError`` if ``field`` is missing (naming those that exist) or is not a string.
+    Raises ``SourceError`` if ``field`` is missing (naming those that exist) or holds neither.
     """
-    if field not in row:
-        there = ", ".join(sorted(map(str, row))) or "none"
-        raise SourceError(
-            f"no field '{field}'; fields here: {there}",
-            where=where,
-            fix="name the field that holds the text with `text:` in the domain, and those of "
-            "`prompt:` in braces",
-        )
-    value = row[field]
+    value = _found(row, field, where)
     if value is None:
         return ""
-    if not isinstance(value, str):
-        raise SourceError(f"field '{field}' holds {type(value).__name__}, not text", where=where)
-    return value
+    if isinstance(value, str):
+        return value
+    number = isinstance(value, int | float | Decimal)
+    if number and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    holds = value if number else type(value).__name__
+    raise SourceError(
+        f"field '{field}' holds {holds}, not text",
+        where=where,
+        fix="name a field with text, or make it text (a field of fields: `name.field`)",
+    )
 
 
+def _found(row: Row, field: str, where: str) -> object:
+    for name in (field, field.strip()):
+        value: object = row
+        rest = name
+        while isinstance(value, Mapping) and rest:
+            head = rest if rest in value else rest.partition(".")[0]
+            if head not in value:
+                break
+            value, rest = value[head], rest[len(head) + 1 :]
+        if not rest or value is None:
+            return value
+    there = ", ".join(islice(_names(row), NAMED)) or "none"
+    raise SourceError(
+        f"no field '{field}'; fields here: {there}",
+        where=where,
+        fix="name the field that holds the text with `text:` in the domain, and those of "
+        "`prompt:` in braces (braces that are text: {{ and }})",
+    )
+
+
+def _names(row: Row, above: str = "") -> Iterator[str]:
+    for name in sorted(map(str, row)):
+        inner = row.get(name)
+        if isinstance(inner, Mapping) and inner:
+            yield from _names(inner, f"{above}{name}.")
+        else:
+            yield above + name
+
+
+MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of a compressed file -> pyarrow's name of the codec."""
+NAMED = 20
+"""Fields that an error lists."""
+LONGEST = 1 << 28
+"""Bytes of a line of text; a longer one is refused."""
 KINDS = ("jsonl", "txt", "parquet", "hub", "stdlib")
-Reader = Callable[[Path, Fields], Iterator[Record]]
-"""Reads the records of a file."""
+Reader = Callable[[Path, Fields, float], Iterator[Record]]
+"""Reads the records of a file; raises ``ReadEnough`` behind so many bytes."""
 # Not part of `stdlib: code`: installed packages, tests, tables (`encodings`), the text of `stdlib:
 # prose` (`pydoc_data`), and files with paths of the build machine (`config-`, `_sysconfigdata`).
 LEFT_OUT = {
@@ -143,7 +183,7 @@ def training_source(domain: str, spec: DomainSpec) -> Source:
         return hub_source(domain, spec, spec.split)
     if spec.stdlib:
         return stdlib_source(domain, spec.stdlib)
-    return files_source(domain, kind, getattr(spec, kind), Fields(spec.text, spec.prompt))
+    return files_source(domain, kind, getattr(spec, kind), Fields.of(spec))
 
 
 def validation_source(domain: str, spec: DomainSpec, training: Source) -> Source | None:
@@ -160,7 +200,7 @@ def validation_source(domain: str, spec: DomainSpec, training: Source) -> Source
         return hub_source(domain, spec, spec.validation_split)
     if not spec.validation:
         return None
-    source = files_source(domain, kind, spec.validation, Fields(spec.text, spec.prompt))
+    source = files_source(domain, kind, spec.validation, Fields.of(spec))
     if source.checksums & training.checksums:
         raise SourceError(
             "a `validation` file has the same content as a training file", where=address(domain)
@@ -192,7 +232,7 @@ def files_source(domain: str, kind: str, paths: tuple[Path, ...], fields: Fields
     reader = READERS[kind]
 
     def records(skip: int) -> Generator[Record, None, None]:
-        every = (record for path in paths for record in _guarded(reader, path, fields))
+        every = (record for path in paths for record in guarded(reader, path, fields))
         yield from islice(every, skip, None)
 
     description = f"{kind}: {', '.join(path.name for path in paths)}"
@@ -216,17 +256,43 @@ def _sha256(path: Path, domain: str) -> str:
     return digest
 
 
-def _guarded(reader: Reader, path: Path, fields: Fields) -> Iterator[Record]:
+class ReadEnough(Exception):
+    """As many bytes of a file were read as the caller asked for."""
+
+
+def guarded(reader: Reader, path: Path, fields: Fields, most: float = math.inf) -> Iterator[Record]:
+    """Yields the records of a file. Raises ``SourceError`` where it cannot be read, ``ReadEnough``
+    behind ``most`` bytes of text (parquet files are read as far as the caller goes).
+    """
     try:
-        yield from reader(path, fields)
+        yield from reader(path, fields, most)
     except OSError as error:
         raise SourceError(f"cannot be read: {error}", where=str(path)) from error
 
 
-def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, str]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file to read its text; a compressed one (``MAGIC``) is
+    decompressed."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    codec = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    with pa.input_stream(str(path), compression=codec) as stream:
+        yield io.BufferedReader(stream)  # pyright: ignore[reportArgumentType]
+
+
+def _lines(file: IO[bytes], path: Path, most: float) -> Iterator[tuple[str, str]]:
     """Yields (line, file:line), decoded one by one so that a bad byte can be located."""
-    for number, raw in enumerate(file, start=1):
+    for number in count(1):
         where = f"{path}:{number}"
+        raw = file.readline(int(min(LONGEST, most)) + 1)
+        most -= len(raw)
+        if most < 0:
+            raise ReadEnough
+        if len(raw) > LONGEST:
+            raise SourceError(f"a line of more than {LONGEST >> 20} MiB", where=where)
+        if not raw:
+            return
         try:
             # A byte order mark is allowed at the start of a file, and only there.
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8"), where
@@ -234,30 +300,45 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, str]]:
             raise SourceError(f"not UTF-8 text ({error})", where=where) from error
 
 
-def _jsonl(path: Path, fields: Fields) -> Iterator[Record]:
-    with path.open("rb") as file:
-        for line, where in _lines(file, path):
+def _jsonl(path: Path, fields: Fields, most: float) -> Iterator[Record]:
+    with _opened(path) as file:
+        for line, where in _lines(file, path, most):
             if not line.strip():
                 yield Record("", where)
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                problem = f"not valid JSON: {error.msg} (column {error.colno})"
-                raise SourceError(problem, where=where) from error
+            except (ValueError, RecursionError) as error:
+                raise _not_json(line, error, path, where) from error
             if not isinstance(row, dict):
-                raise SourceError(
-                    f"expected a JSON object, found {type(row).__name__}", where=where
-                )
+                problem = f"expected a JSON object, found {type(row).__name__}"
+                raise SourceError(problem, where=where, fix=_one_each(line, path))
             yield record_of(row, fields, where)
 
 
-def _txt(path: Path, _fields: Fields) -> Iterator[Record]:
+def _not_json(line: str, error: Exception, path: Path, where: str) -> SourceError:
+    if isinstance(error, json.JSONDecodeError):
+        problem = f"not valid JSON: {error.msg} (column {error.colno})"
+        return SourceError(problem, where=where, fix=_one_each(line, path))
+    deep = isinstance(error, RecursionError)
+    problem = "nested too deeply" if deep else "a number with too many digits"
+    return SourceError(f"not usable JSON: {problem}", where=where, fix="remove this line")
+
+
+def _one_each(line: str, path: Path) -> str | None:
+    """How to get one object per line out of a file that is one array or has objects over lines."""
+    if line.strip() in ("{", "[") or line.lstrip().startswith("["):
+        select = ".[]" if line.lstrip().startswith("[") else "."
+        return f"one object per line: jq -c '{select}' {path.name} > {path.stem}.lines.jsonl"
+    return None
+
+
+def _txt(path: Path, _fields: Fields, most: float) -> Iterator[Record]:
     """Documents are separated by blank lines."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         held: list[str] = []
         start = ""
-        for line, where in _lines(file, path):
+        for line, where in _lines(file, path, most):
             if line.strip():
                 start = start or where
                 held.append(line)
@@ -268,20 +349,25 @@ def _txt(path: Path, _fields: Fields) -> Iterator[Record]:
             yield Record("".join(held).rstrip("\r\n"), start)
 
 
-def _parquet(path: Path, fields: Fields) -> Iterator[Record]:
+def _parquet(path: Path, fields: Fields, _most: float) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path) as file:
             # pyarrow's own error does not list the columns that exist.
-            names = dict.fromkeys(file.schema_arrow.names)
+            columns = _tree(file.schema_arrow)
             for name in fields.names:
-                text_of(names, name, str(path))
-            row = 0
-            for batch in file.iter_batches(batch_size=256, columns=fields.names):
+                _found(columns, name, str(path))
+            row, names = 0, [n if n in columns else n.strip() for n in fields.names]
+            for batch in file.iter_batches(batch_size=256, columns=names):
                 for values in batch.to_pylist():
                     row += 1
                     yield record_of(values, fields, f"{path}:row {row}")
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise SourceError(f"not a readable parquet file: {error}", where=str(path)) from error
+
+
+def _tree(fields: Iterable[pa.Field]) -> dict[str, Any]:
+    """Column -> its fields, or None."""
+    return {f.name: _tree(f.type) if pa.types.is_struct(f.type) else None for f in fields}
 
 
 READERS: dict[str, Reader] = {"jsonl": _jsonl, "txt": _txt, "parquet": _parquet}
@@ -304,9 +390,9 @@ def hub_source(domain: str, spec: DomainSpec, split: str) -> Source:
         "split": split,
         "text": spec.text,
     }
-    if spec.prompt is not None:
-        identity["prompt"] = spec.prompt
-    fields = Fields(spec.text, spec.prompt)
+    fields = Fields.of(spec)
+    if fields.prompt is not None:
+        identity["prompt"] = fields.prompt
 
     def records(skip: int) -> Generator[Record, None, None]:
         try:

@@ -5,19 +5,22 @@ Sample ``n`` is a pure function of the seed and one counter per domain, so a che
 integers, and a resumed run reads bit for bit what the uninterrupted one would have read.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from effcompress.data.folder import Tokens
 from effcompress.errors import RunError, SourceError
 from effcompress.types import Batch, TextTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def window_bos(policy: Literal["auto", "always", "never"], tokenizer: TextTokenizer) -> int | None:
@@ -64,6 +67,16 @@ class Windows:
     def used(self) -> NDArray[np.unsignedinteger]:
         """The tokens that the windows cover."""
         return self.tokens[: self.count * payload(self.length, self.bos)]
+
+    def untrained(self) -> int:
+        """Number of windows without a token to learn or to score: behind their first token, which
+        nothing predicts, all are of prompts.
+        """
+        if self.tokens.dtype.kind == "u":  # a domain without prompts
+            return 0
+        rows, first = self.used.reshape(self.count, -1), int(self.bos is None)
+        parts = (rows[at : at + 4096, first:] for at in range(0, self.count, 4096))
+        return sum(int((part < 0).all(1).sum()) for part in parts)
 
     def take(self, number: int) -> NDArray[np.int64]:
         """``ids_T`` of window ``number``; tokens of prompts are ``marked``."""
@@ -173,6 +186,8 @@ class Stream:
         except RunError:
             self._counts = before
             raise
+        import torch
+
         ids_BT, trained_BT = unmarked(np.stack([ids for _, _, ids in drawn]))
         samples = tuple((name, number) for name, number, _ in drawn)
         return Batch(

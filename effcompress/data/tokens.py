@@ -116,9 +116,8 @@ class TokenStore:
             return replace(state, done=True), {}
         full = [record for record in chunk if record.text.strip()]
         empty = [record.where for record in chunk if not record.text.strip()]
-        # `_utf8` refuses lone surrogates, so it is asked first on either side.
         holdout = 1.0 if name == "validation" else self._holdout
-        sides = ["heldout" if _is_held_out(_utf8(r), holdout) else "train" for r in full]
+        sides = [side_of(record, holdout)[0] for record in full]
         arrays = [self._array(ids) for ids in self._tokenizer.encode([r.text for r in full])]
         if any(record.prompt for record in full):
             prompts = self._tokenizer.encode([r.prompt for r in full])
@@ -181,22 +180,18 @@ def _chunk(records: Generator[Record, None, None]) -> list[Record]:
     return chunk
 
 
-def _utf8(record: Record) -> bytes:
-    """Encodes prompt and text. Raises ``SourceError`` for lone surrogates, which JSON can escape
-    and no tokenizer accepts.
-    """
-    try:
-        return (record.prompt + record.text).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise SourceError(f"the text is not valid Unicode ({error})", where=record.where) from error
-
-
-def _is_held_out(text: bytes, fraction: float) -> bool:
-    """Whether a document is held out, which happens to this fraction of documents.
+def side_of(record: Record, holdout: float) -> tuple[str, int]:
+    """Returns the part that a document belongs to (`heldout` for this fraction of documents), and
+    its bytes with the prompt.
 
     Decided by a hash of its text, so copies of a document are on the same side whatever the order
-    and number of files.
+    and number of files. Raises ``SourceError`` for lone surrogates, which JSON can escape and no
+    tokenizer accepts.
     """
+    try:
+        text = (record.prompt + record.text).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SourceError(f"the text is not valid Unicode ({error})", where=record.where) from error
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
     # A 64-bit hash, uniform on [0, 2^64).
-    return number < fraction * 2**64
+    return "heldout" if number < holdout * 2**64 else "train", len(text)

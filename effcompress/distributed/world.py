@@ -7,6 +7,9 @@ broadcast, never repeated on each rank: sums in another order could decide other
 
 import datetime
 import inspect
+import itertools
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.nn.parallel import DistributedDataParallel
 
 from effcompress.errors import EffcompressError, RunError
@@ -22,9 +26,17 @@ from effcompress.processes import launched
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)
-"""Timeout of a collective. Long, because the others wait while rank 0 evaluates and exports alone;
-a rank that dies is noticed at once by the launcher (torchrun).
+"""Timeout of a collective. Work of rank 0 alone is waited for as long as it takes: see ``BEAT``. A
+rank that dies is noticed at once by the launcher (torchrun).
 """
+BEAT, SILENCE = 10.0, 600.0
+"""Seconds between two heartbeats of rank 0 while the others wait for it, and seconds without any
+after which they give up.
+"""
+_BEATS, _DONE = "effcompress/beats", "effcompress/done"
+"""Counters in the store of the process group."""
+_turns = itertools.count(1)
+"""How often this rank waited for rank 0 in this process group."""
 _BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")  # the former since torch 2.13
@@ -90,12 +102,9 @@ class World:
         if self.size == 1:
             return decide()
         said: list[Any] = [None, None]
-        if self.main:
-            try:
+        with self._turn_of_main():
+            if self.main:
                 said[0] = decide()
-            except Exception as error:
-                dist.broadcast_object_list([None, _told(error)])
-                raise
         dist.broadcast_object_list(said)
         if said[1] is not None:
             raise said[1]
@@ -121,16 +130,34 @@ class World:
         """Runs the body on rank 0, then on the others: for what is fetched or converted once. An
         error of rank 0 is raised on every rank.
         """
-        if self.main:
-            try:
+        if self.size == 1:
+            yield
+            return
+        said: list[Any] = [None, None]
+        with self._turn_of_main():
+            if self.main:
                 yield
-            except Exception as error:
-                if self.size > 1:
-                    dist.broadcast_object_list([None, _told(error)])
-                raise
-        self.agree(lambda: None)
+        dist.broadcast_object_list(said)
+        if said[1] is not None:
+            raise said[1]
         if not self.main:
             yield
+
+    @contextmanager
+    def _turn_of_main(self) -> Iterator[None]:
+        """Inside, rank 0 works and sends heartbeats; the others wait before they enter. An error of
+        rank 0 is broadcast.
+        """
+        if not self.main:
+            _wait_for_main()
+            yield
+            return
+        try:
+            with _at_work():
+                yield
+        except Exception as error:
+            dist.broadcast_object_list([None, _told(error)])
+            raise
 
     def replicate(self, module: nn.Module) -> nn.Module:
         """Returns a DDP wrapper whose backward leaves the *sum* of all ranks' gradients.
@@ -183,6 +210,8 @@ def joined() -> Iterator[World]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(world.local_rank)
+    global _turns
+    _turns = itertools.count(1)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -201,6 +230,42 @@ def joined() -> Iterator[World]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _at_work() -> Iterator[None]:
+    """Sends heartbeats from a thread; at the end tells the others to go on."""
+    store, over = _get_default_store(), threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT):
+            store.add(_BEATS, 1)
+
+    thread = threading.Thread(target=beat, name="alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        store.add(_DONE, 1)
+
+
+def _wait_for_main() -> None:
+    """Waits until rank 0 has done its work. Raises RunError when it sends no heartbeats."""
+    store, turn = _get_default_store(), next(_turns)
+    started = heard = time.monotonic()
+    beats = store.add(_BEATS, 0)  # adding nothing reads
+    while store.add(_DONE, 0) < turn:
+        now, seen = time.monotonic(), store.add(_BEATS, 0)
+        if seen != beats:
+            beats, heard = seen, now
+        if now - heard > SILENCE:
+            raise RunError(
+                f"process 0, which works for all, has given no sign of life for {SILENCE:.0f} s",
+                fix="See what it printed last, and `effcompress status`; --resume continues.",
+            )
+        time.sleep(min(1.0, max(0.0005, (now - started) / 10)))
 
 
 def _summed(_state, bucket):  # no annotations: torch inspects them, and here they are strings

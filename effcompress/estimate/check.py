@@ -1,11 +1,14 @@
 """``effcompress check``: whether a recipe can be carried out. Loads no weights and no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from effcompress.errors import RecipeError
 from effcompress.estimate.feasibility import SizedModel, expected, require_reachable
 from effcompress.estimate.inspect import kinds_of as found_kinds
+from effcompress.estimate.positions import require_positions
 from effcompress.estimate.schedule import Timeline, fastest, play
+from effcompress.model.source import prompt_length
 from effcompress.recipe import LoadedRecipe
 from effcompress.types import Widths
 
@@ -29,7 +32,12 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     found = require_reachable(loaded)
     if found is None:
         return CheckResult(["model: its configuration is not known here; nothing was priced"], {})
-    lines = [f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named"]
+    recipe = loaded.recipe
+    prompt = prompt_length(recipe.model, recipe.evaluate.prompt)
+    lines = require_positions(loaded, found.config, prompt)
+    lines.append(f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named")
+    if isinstance(how := found.config.get("quantization_config"), Mapping):
+        lines.append(f"weights: quantised ({how.get('quant_method')}), made plain when loaded")
     if found.axes.family.traced:
         kinds = ", ".join(found_kinds(found.axes))
         lines.append(f"architecture: not declared; traced, and proven on a small model: {kinds}")
@@ -45,6 +53,11 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     lines += [_when(timeline), *_zeros(loaded, found, last.widths, data)]
     # Layers can end with different shapes; whole layers that go do not count.
     differ = any(s.scope != "lockstep" and s.kind != "layer" for s in found.sets)
+    if loaded.recipe.export.form == "uniform" and differ:
+        lines.append(
+            "export: layers may differ in the end, which form: uniform cannot hold; the run then "
+            "fails behind its last checkpoint (`effcompress export RUN --as padded` uses that)"
+        )
     if loaded.recipe.export.form == "auto" and differ:
         lines.append(
             "export: layers may differ in the end; the folder is then padded with zeros to the "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from effcompress import groups
-from effcompress.errors import RecipeError
+from effcompress.errors import RecipeError, SourceError
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
@@ -36,7 +36,11 @@ class SizedModel:
 
 def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     """Returns parameters now and wanted; None while the model's configuration is not known."""
-    config, prune = config_of(loaded.recipe.model), loaded.recipe.prune
+    try:
+        config = config_of(loaded.recipe.model)
+    except SourceError as error:
+        raise _located(loaded, error) from error
+    prune = loaded.recipe.prune
     if config is None:
         return None
     # A repair that writes biases adds them to layers without: they count as parameters.
@@ -46,6 +50,15 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     axes = found.axes
     sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []
     return SizedModel(found.config, axes, sets, axes.count(), target_of(prune, axes, sets))
+
+
+def _located(loaded: LoadedRecipe, error: SourceError) -> SourceError:
+    """The error with the line of the recipe that its address, a key, stands in."""
+    key = (error.where or "").partition(":")[0]
+    of_model = (k for k in loaded.origins if k.startswith("model."))
+    known = (loaded.origins.get(k, "default") for k in (key, *of_model))
+    line = next((origin for origin in known if origin != "default"), loaded.path)
+    return SourceError(error.what, where=f"{line}: {error.where}", fix=error.fix)
 
 
 def budget_of(sized: SizedModel) -> Budget:

@@ -1,11 +1,12 @@
 """``effcompress inspect``: lists a model's axes and mini-groups, from its configuration alone."""
 
-import json
 from pathlib import Path
 
 from effcompress.answer import Answer, Table
 from effcompress.errors import SourceError
+from effcompress.model.integrity import read_json
 from effcompress.model.source import config_of, label_of
+from effcompress.model.suitability import require_causal
 from effcompress.network.axis_map import resolve_model
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.readable import exact_count
@@ -103,10 +104,11 @@ def _coupling(axes: AxisMap) -> Table:
 
 def _config(target: LoadedRecipe | Path) -> tuple[str, Config]:
     if isinstance(target, Path):
-        file = target / "config.json"
-        if not file.is_file():
-            raise SourceError("there is no config.json here", where=str(target))
-        return target.name, json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(target / "config.json")
+        if not isinstance(config, dict):
+            raise SourceError("config.json is no JSON object", where=str(target))
+        require_causal(config, str(target))
+        return target.name, config
     config = config_of(target.recipe.model)
     if config is None:
         raise SourceError(

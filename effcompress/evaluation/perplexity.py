@@ -23,7 +23,7 @@ def perplexity(
     ``counted_NT``: the tokens whose prediction counts (None: all but the first of each window).
 
     Log-likelihoods are computed in fp32 and added in fp64. The ranks of ``world`` take batches in
-    turn. Raises RunError if the loss is not finite.
+    turn. Raises RunError if no token counts, or the loss is not finite.
     """
     training = module.training
     module.eval()
@@ -31,6 +31,8 @@ def perplexity(
     total, tokens = 0.0, 0
     if counted_NT is None:
         counted_NT = torch.ones_like(ids_NT, dtype=torch.bool)
+    if not bool(counted_NT[:, 1:].any()):
+        raise RunError("no token of the held-out text is predicted, so there is no perplexity")
     batches = [*zip(ids_NT.split(batch_size), counted_NT.split(batch_size), strict=True)]
     if needs_all_ranks(module):  # ranks without a last batch run one in which no token counts
         empty = (batches[-1][0], torch.zeros_like(batches[-1][1]))
@@ -49,7 +51,7 @@ def perplexity(
     tokens = int(counted_all)
     if not math.isfinite(total):
         raise RunError("the held-out loss is not finite")
-    loss = total / max(1, tokens)
+    loss = total / tokens
     return DomainScore(
         perplexity=math.exp(min(loss, 700.0)),  # at most 1e304
         loss=loss,

@@ -8,14 +8,25 @@ from torch import Tensor
 
 from effcompress import checkpoint
 from effcompress.checkpoint import Proof
+from effcompress.checkpoint.prove import NEW_TOKENS
 from effcompress.export.forms import Form, Name, form
 from effcompress.model.silence import quietly
+from effcompress.model.suitability import positions_of
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.record import events
 from effcompress.record.log import Log
+from effcompress.types import Config
 
 PROOF_TOKENS = 64
-"""Length of the sequences on which an export is proven."""
+"""Largest length of the sequences on which an export is proven."""
+
+
+def proof_tokens(config: Config) -> int:
+    """Returns the length of these sequences: the fresh process generates tokens behind them, and a
+    table of positions must have room for all.
+    """
+    limit, fixed = positions_of(config)
+    return max(1, min(PROOF_TOKENS, limit - NEW_TOKENS)) if fixed and limit else PROOF_TOKENS
 
 
 def export_and_prove(
@@ -38,7 +49,7 @@ def export_and_prove(
         events.Export(form=made.name, container=kind, why=made.why, parameters=count, bytes=size)
     )
     log.phase("proving the export in a fresh process")
-    log.event(events.Proof(**asdict(prove(made, pruned, ids_BT, folder))))
+    log.event(events.Proof(**asdict(prove(made, pruned, tokenizer, ids_BT, folder))))
 
 
 def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:
@@ -49,6 +60,9 @@ def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:
         return checkpoint.export(skeleton, made.params, tokenizer.save, folder, made.files)
 
 
-def prove(made: Form, pruned: PrunedModel, ids_BT: Tensor, folder: Path) -> Proof:
+def prove(made: Form, pruned: PrunedModel, tokenizer: Any, ids_BT: Tensor, folder: Path) -> Proof:
     """Compares the folder in a fresh process; only `exact` may run the folder's own class."""
-    return checkpoint.prove(folder, pruned.module, ids_BT, own_class=made.name == "exact")
+    module: Any = pruned.module
+    backend = getattr(tokenizer, "backend", None)  # that of bytes is made when it is written
+    how: Any = {"manners": checkpoint.manners(module.generation_config, backend)}
+    return checkpoint.prove(folder, module, ids_BT, own_class=made.name == "exact", **how)

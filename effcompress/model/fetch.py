@@ -78,6 +78,7 @@ def _hub_folder(spec: ModelSpec, offline: bool, progress: Progress | None) -> Pa
         weights = not source.from_scratch(spec)
         folder = hub.download(repo, spec.revision, weights=weights, code=code, progress=progress)
     if source.from_scratch(spec):
+        source.require_usable(folder, scratch=True)
         return folder
     if flaw := folder_flaw(folder):
         if offline:
@@ -87,6 +88,7 @@ def _hub_folder(spec: ModelSpec, offline: bool, progress: Progress | None) -> Pa
             where=f"model.hub: {source.origin_of(spec)}",
             fix="name a repository or revision with safetensors, or convert it to a local folder",
         )
+    source.require_usable(folder, scratch=False)
     return folder
 
 

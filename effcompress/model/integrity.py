@@ -4,16 +4,33 @@ sizes on every load, checksums when fetching. Imports neither torch nor transfor
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from effcompress.errors import SourceError
 from effcompress.model.cache import atomically
 
 MANIFEST = "effcompress-manifest.json"
+TEXT_LIMIT = 256 << 20
+"""Bytes of the largest text file of a model folder that is read. Large tokenizers have 40 MB."""
+HEADER_LIMIT = 100_000_000
+"""Bytes of the largest header that the safetensors library reads."""
+_PARSED = 4 << 20
+"""Bytes of a JSON file up to which it is parsed with every check; beyond, only when it is used."""
+_TEXT = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
+    r"|processor_config|preprocessor_config|chat_template|.*\.safetensors\.index)\.json"
+    r"|tokenizer\.model|.*\.(tiktoken|jinja)|(merges|vocab)\.txt"
+)
+"""Text files of a folder that transformers opens."""
+Tensor = tuple[str, tuple[int, ...], tuple[int, int]]
+"""Type, shape, and where the file holds it: first byte, and the byte after the last."""
+Tensors = Mapping[str, Tensor]
 
 
 def kept_at(cache: Path, kind: str, name: str, *key: str) -> Path:
@@ -88,11 +105,48 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return read_object(folder / MANIFEST)
 
 
+def opened(path: Path) -> BinaryIO:
+    """Opens a regular file for reading; of anything else (a pipe, a device) nothing is read.
+
+    Raises SourceError.
+    """
+    try:
+        stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    except FileNotFoundError as error:
+        raise SourceError(f"{path.name} is missing", where=str(path.parent)) from error
+    except OSError as error:
+        said = f"{path.name} cannot be read: {error.strerror}"
+        raise SourceError(said, where=str(path.parent)) from error
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise SourceError(f"{path.name} is not a regular file", where=str(path.parent))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a model folder, of at most ``TEXT_LIMIT`` bytes.
+
+    Raises SourceError if it is missing, no regular file, too large or not JSON.
+    """
+    with opened(path) as stream:
+        data = stream.read(TEXT_LIMIT + 1)
+    if len(data) > TEXT_LIMIT:
+        what = f"has more than {TEXT_LIMIT >> 20} MiB"
+    else:
+        try:
+            return json.loads(data)
+        except RecursionError:
+            what = "is nested too deeply"
+        except ValueError as error:
+            what = f"is damaged (no JSON: {error})"
+    raise SourceError(f"{path.name} {what}", where=str(path.parent))
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """Reads a JSON object; None if the file is missing or holds something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = read_json(path)
+    except SourceError:
         return None
     return value if isinstance(value, dict) else None
 
@@ -117,36 +171,98 @@ def manifest_flaw(folder: Path, *, deep: bool = False) -> str | None:
 
 def folder_flaw(folder: Path) -> str | None:
     """Checks a Hugging Face folder without reading weights; returns the first flaw or None."""
-    if read_object(folder / "config.json") is None:
-        return "config.json is missing or damaged"
-    names = {path.name for path in folder.glob("*.safetensors")}
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = set(((read_object(index) or {}).get("weight_map") or {}).values())
-        if not wanted:
-            return f"{index.name} is damaged"
-    else:
-        wanted = {"model.safetensors"}
-    if not names:
-        return "there are no safetensors weights (pickled weights are never opened)"
-    if missing := sorted(wanted - names):
-        return f"{missing[0]} is missing"
-    return next((flaw for name in sorted(wanted) if (flaw := _tensor_flaw(folder / name))), None)
+    try:
+        require_whole(folder)
+    except SourceError as error:
+        return error.what
+    return None
 
 
-def _tensor_flaw(path: Path) -> str | None:
-    """Compares a safetensors file's size with its header: 8 bytes (length of the JSON), JSON with
-    the offsets of the tensors, the tensors.
+def require_whole(folder: Path, *, weights: bool = True) -> Mapping[str, Tensors]:
+    """Returns the headers of the weights that transformers loads from a Hugging Face folder: file
+    -> tensors. Reads no weights; without ``weights`` the folder needs none, and none are returned.
+
+    Raises SourceError naming the first file that is missing, damaged, no regular file or too large.
     """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
+    if (folder / "adapter_config.json").exists():
+        base = (read_object(folder / "adapter_config.json") or {}).get("base_model_name_or_path")
+        raise SourceError(
+            f"adapter_config.json: this is a PEFT adapter (of {base}), not a model",
+            where=str(folder),
+            fix="merge it: PeftModel.from_pretrained(base, FOLDER).merge_and_unload()"
+            ".save_pretrained(OTHER), and name that folder",
+        )
+    for name in (file.name for file in sorted(folder.iterdir()) if _TEXT.fullmatch(file.name)):
+        with opened(folder / name) as stream:
+            size = os.fstat(stream.fileno()).st_size
+        if size > TEXT_LIMIT:
+            said = f"{name} has {size:,} bytes, more than {TEXT_LIMIT >> 20} MiB"
+            raise SourceError(said, where=str(folder))
+        if name.endswith(".json") and size <= _PARSED:
+            read_json(folder / name)
+    if read_object(folder / "config.json") is None:
+        raise SourceError("config.json is missing, or no JSON object", where=str(folder))
+    return _headers(folder) if weights else {}
+
+
+def _headers(folder: Path) -> Mapping[str, Tensors]:
+    names = {path.name for path in folder.glob("*.safetensors")}
+    if not names:
+        what = "there are no safetensors weights (pickled weights are never opened)"
+        raise SourceError(what, where=str(folder))
+    whole, index = "model.safetensors", folder / "model.safetensors.index.json"
+    wanted = {whole}
+    if index.exists():
+        table = (read_object(index) or {}).get("weight_map")
+        files = list(table.values()) if isinstance(table, dict) else []
+        if not files or not all(isinstance(f, str) and Path(f).name == f for f in files):
+            raise SourceError(f"{index.name} is damaged (weight_map)", where=str(folder))
+        wanted = set(files)
+        if whole in names and wanted != {whole}:
+            raise SourceError(
+                f"two sets of weights: {whole}, and the files of {index.name}",
+                where=str(folder),
+                fix="remove one of them; transformers loads the first, whatever the second holds",
+            )
+    if missing := sorted(wanted - names):
+        raise SourceError(f"{missing[0]} is missing", where=str(folder))
+    return {name: read_header(folder / name) for name in sorted(wanted)}
+
+
+def read_header(path: Path) -> Tensors:
+    """Reads the header of a safetensors file: 8 bytes (length of the JSON), JSON with the offsets
+    of the tensors, the tensors. Returns tensor -> its type, shape and bytes from the file's start.
+
+    Raises SourceError if it cannot be read or does not fit the file's size.
+    """
+    with opened(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if length + 8 > size:
-            return f"{path.name} is truncated ({size} bytes)"
+            said = f"{path.name} is truncated ({size} bytes)"
+            if size < 1024:  # the text that Git LFS leaves in place of a file
+                said += ", or was never downloaded"
+            raise SourceError(said, where=str(path.parent), fix="download it again (git lfs pull)")
+        if length > HEADER_LIMIT:
+            said = f"{path.name} is damaged (a header of {length:,} bytes)"
+            raise SourceError(said, where=str(path.parent))
         try:
             header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return f"{path.name} is damaged (its header cannot be read)"
-    expected = 8 + length + max(ends, default=0)
-    return f"{path.name} has {size} bytes instead of {expected}" if size != expected else None
+            found = {
+                key: _tensor(one, length + 8) for key, one in header.items() if key[:2] != "__"
+            }
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            said = f"{path.name} is damaged (its header cannot be read)"
+            raise SourceError(said, where=str(path.parent)) from error
+    expected = max((end for _, _, (_, end) in found.values()), default=8 + length)
+    if size != expected:
+        said = f"{path.name} has {size} bytes instead of {expected}"
+        raise SourceError(said, where=str(path.parent))
+    return found
+
+
+def _tensor(entry: Any, start: int) -> Tensor:
+    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end - begin)):
+        raise ValueError("no sizes")
+    return str(dtype), tuple(shape), (start + begin, start + end)

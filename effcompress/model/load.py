@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from effcompress.distributed.rows import whole
-from effcompress.errors import SourceError, did_you_mean
+from effcompress.errors import SourceError
 from effcompress.model.cache import cache_root
 from effcompress.model.exact import new_exact, open_exact
 from effcompress.model.fetch import ensure
@@ -29,13 +29,10 @@ from effcompress.model.source import (
     origin_of,
     require_agreement,
 )
+from effcompress.model.suitability import require_fields, require_rows
 from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokenizer
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
-
-# Fields that every configuration accepts, although default configurations have no such attribute.
-# `head_dim` is read by every modelling file, declared in the configuration class or not.
-_ALWAYS_KNOWN = ("model_type", "rope_theta", "rope_scaling", "torch_dtype", "dtype", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,9 @@ def load(
     config = json.loads(module.config.to_json_string(use_diff=False))
     if not spec.random:
         require_agreement(spec.shape or {}, config, label_of(spec))
-    if spec.random or spec.tokenizer:
-        _require_room(tokenizer, config, spec)
+        require_fields(spec.shape or {}, config, config)
+    named = spec.tokenizer or (label_of(spec) if folder else BYTES)
+    require_rows(*tokenizer.largest, config, f"model.tokenizer: {named}")
     module.config.use_cache = False
     return LoadedModel(_ready(module), tokenizer, config, source, dtype)
 
@@ -105,8 +103,7 @@ def _random(spec: ModelSpec, cache: Path, folder: Path | None, seed: int) -> nn.
         raise SourceError("its config.json cannot be read", where=f"model: {origin_of(spec)}")
     if is_pruned(config):
         return _drawn(lambda: new_exact(config), seed)
-    typed = config if folder is None else spec.shape or {}
-    built = _configuration(config, typed=[key for key in typed if key != "model_type"])
+    built = _configuration(config)
     from transformers import AutoModelForCausalLM
 
     if spec.folder and folder is not None:
@@ -126,35 +123,19 @@ def _drawn(build: Callable[[], Any], seed: int) -> nn.Module:
             ) from error
 
 
-def _configuration(config: Config, *, typed: Iterable[str] = ()) -> Any:
-    """Makes a configuration object. Unknown fields among those that the user ``typed`` are refused:
-    transformers would silently store a misspelt one.
-    """
+def _configuration(config: Config) -> Any:
+    """Makes a configuration object. Raises SourceError."""
     from transformers import AutoConfig
 
     fields = dict(config)
     model_type = fields.pop("model_type", None)
     try:
-        _require_known(AutoConfig.for_model(str(model_type)), typed)
         return AutoConfig.for_model(str(model_type), **fields)
-    except SourceError:
-        raise
     except Exception as error:
         lines = " ".join(line.strip() for line in str(error).splitlines()[:2])
         if lines.startswith("Unrecognized model identifier"):
             lines = f"transformers knows no model_type '{model_type}'"
         raise SourceError(lines, where="model.shape") from error
-
-
-def _require_known(default: Any, fields: Iterable[str]) -> None:
-    known = {*default.to_dict(), *default.attribute_map, *_ALWAYS_KNOWN}
-    for field in fields:
-        if field not in known and not hasattr(default, field):
-            raise SourceError(
-                f"a {default.model_type} configuration has no '{field}'",
-                where=f"model.shape.{field}",
-                fix=did_you_mean(field, known),
-            )
 
 
 def _pretrained(folder: Path, spec: ModelSpec, name: str) -> nn.Module:
@@ -185,16 +166,6 @@ def _describe(spec: ModelSpec, folder: Path) -> tuple[str, str]:
     if kind == "hub":  # a snapshot folder is named by its commit
         return f"{spec.hub}@{folder.name}", dtype
     return label_of(spec), dtype
-
-
-def _require_room(tokenizer: Any, config: Config, spec: ModelSpec) -> None:
-    rows, own = config.get("vocab_size"), kind_of(spec) == "random"
-    if isinstance(rows, int) and tokenizer.vocab_size > rows:
-        raise SourceError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {rows}",
-            where=f"model.tokenizer: {spec.tokenizer or (BYTES if own else 'the source')}",
-            fix="name the model's own tokenizer, or give a random model a larger vocab_size",
-        )
 
 
 def _ready(module: nn.Module) -> nn.Module:

@@ -5,7 +5,6 @@ torch nor transformers, so that ``check`` is fast.
 (``model/scratch.py``).
 """
 
-import importlib.util
 import json
 import math
 import re
@@ -17,8 +16,22 @@ from typing import Any, Literal
 from effcompress.errors import SourceError
 from effcompress.model import hub, scratch
 from effcompress.model.cache import cache_root
-from effcompress.model.integrity import folder_flaw, kept_at, manifest_flaw, read_object
+from effcompress.model.integrity import (
+    folder_flaw,
+    kept_at,
+    manifest_flaw,
+    read_json,
+    read_object,
+    require_whole,
+)
 from effcompress.model.lineage import is_pruned
+from effcompress.model.suitability import (
+    largest_id,
+    require_causal,
+    require_fields,
+    require_plain,
+    require_rows,
+)
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
 
@@ -130,15 +143,23 @@ def local_folder(spec: ModelSpec) -> Path:
     path = Path(str(spec.folder)).expanduser()
     if not path.is_dir():
         raise SourceError("there is no such folder", where=f"model.folder: {path}")
-    if from_scratch(spec):
-        if read_object(path / "config.json") is None:
-            raise SourceError("config.json is missing or damaged", where=f"model.folder: {path}")
-        return path
-    if flaw := folder_flaw(path):
-        raise SourceError(
-            flaw, where=f"model.folder: {path}", fix="a folder needs config.json and *.safetensors"
-        )
+    try:
+        require_usable(path, scratch=from_scratch(spec))
+    except SourceError as error:
+        fix = error.fix or "a folder needs config.json and *.safetensors"
+        raise SourceError(error.what, where=f"model.folder: {path}", fix=fix) from error
     return path
+
+
+def require_usable(folder: Path, *, scratch: bool, whole: bool = True) -> None:
+    """Raises SourceError if a Hugging Face folder lacks a file, unless it is not yet ``whole``, or
+    holds no model that can be pruned. Only its configuration is used if trained from ``scratch``.
+    """
+    headers = require_whole(folder, weights=whole and not scratch)
+    config = read_object(folder / "config.json") or {}
+    require_causal(config, str(folder))
+    if not scratch:
+        require_plain(folder, config, headers)
 
 
 def tokenizer_kind(name: str) -> Literal["bytes", "folder", "hub"]:
@@ -186,7 +207,10 @@ def _model_item(spec: ModelSpec, cache: Path) -> Item | None:
     else:
         at = converted_at(spec, cache)
         whole = manifest_flaw(at) is None
-    size = sum(f.stat().st_size for f in at.iterdir() if f.is_file()) if at and whole else None
+        if kind == "gguf" and not whole:  # to be converted, which needs no network
+            at, whole = gguf_file(spec), True
+    files = [at] if at and at.is_file() else at.iterdir() if at and whole else ()
+    size = sum(f.stat().st_size for f in files if f.is_file()) or None
     return Item(origin_of(spec), "model", size, whole, at)
 
 
@@ -204,15 +228,31 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> Fields | None:
     Raises:
         SourceError: `shape` and the real configuration disagree, or a local file is missing.
     """
-    kind = kind_of(spec)
+    kind, cache = kind_of(spec), cache or cache_root()
     shape = dict(spec.shape or {})
+    if kind == "folder":
+        local_folder(spec)
+    real = _beside(spec, cache, "config.json")
+    if kind == "hub" and real:
+        whole = folder_flaw(real.parent) is None
+        require_usable(real.parent, scratch=from_scratch(spec), whole=whole)
+    config = _config(spec, kind, cache, shape, read_object(real) if real else None)
+    if config is not None:
+        require_causal(config, "model.shape" if kind == "random" else label_of(spec))
+        _require_rows(spec, kind, cache, config)
+    return config
+
+
+def _config(
+    spec: ModelSpec, kind: Kind, cache: Path, shape: Fields, real: Fields | None
+) -> Fields | None:
+    require_fields(shape, {**shape, **(real or {})}, real or {})
     if kind == "random":
         return {**(BYTE_CONFIG if spec.tokenizer in (None, BYTES) else {}), **shape}
-    cache = cache or cache_root()
-    real = _real_file(spec, kind, cache, "config.json")
     if from_scratch(spec):
         if real and not is_pruned(real):
-            real = _real_file(spec, kind, cache, scratch.RECORD) or real
+            record = _beside(spec, cache, scratch.RECORD)
+            real = (read_object(record) if record else None) or real
         # Without config.json, a `shape` is complete only if it names its class.
         known = real or (shape if "model_type" in shape else None)
         return scratch.architecture(known, shape, origin_of(spec)) if known else None
@@ -222,15 +262,65 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> Fields | None:
     return {**shape, **real}
 
 
-def _real_file(spec: ModelSpec, kind: Kind, cache: Path, name: str) -> Fields | None:
-    """Reads a JSON file beside the weights, if it is on this machine."""
-    if kind == "folder":
-        return read_object(local_folder(spec) / name)
+def _beside(spec: ModelSpec, cache: Path, name: str) -> Path | None:
+    """A file beside the weights, if it is on this machine."""
+    kind = kind_of(spec)
     if kind == "hub":
-        path = hub.cached_file(str(spec.hub), spec.revision, name)
-        return read_object(path) if path else None
-    at = converted_at(spec, cache)
-    return read_object(at / name) if manifest_flaw(at) is None else None
+        return hub.cached_file(str(spec.hub), spec.revision, name)
+    if kind == "random":
+        return None
+    if kind == "folder":
+        at = Path(str(spec.folder)).expanduser()
+    else:
+        at = converted_at(spec, cache)
+        if manifest_flaw(at) is not None:
+            return None
+    return at / name if (at / name).exists() else None
+
+
+def _words(spec: ModelSpec, kind: Kind, cache: Path) -> Path | None:
+    """The tokenizer.json of a spec; None if it has none or is not on this machine."""
+    named = tokenizer_kind(spec.tokenizer) if spec.tokenizer else None
+    if named == "hub":
+        return hub.cached_file(str(spec.tokenizer), None, "tokenizer.json")
+    if named == "folder":
+        file = Path(str(spec.tokenizer)).expanduser() / "tokenizer.json"
+        return file if file.exists() else None
+    return _beside(spec, cache, "tokenizer.json")
+
+
+def _of_bytes(spec: ModelSpec) -> bool:
+    return spec.tokenizer == BYTES or (spec.tokenizer is None and kind_of(spec) == "random")
+
+
+def prompt_length(spec: ModelSpec, prompt: str) -> int:
+    """Counts the tokens of a prompt as far as the tokenizer is known here; of an unknown one, 1.
+
+    Raises:
+        SourceError: the tokenizer cannot be read.
+    """
+    if _of_bytes(spec):
+        return len(prompt.encode("utf-8", "replace"))
+    if (file := _words(spec, kind_of(spec), cache_root())) is None:
+        return 1
+    from tokenizers import Tokenizer
+
+    read_json(file)  # a file that is no JSON, or too large
+    try:
+        return len(Tokenizer.from_file(str(file)).encode(prompt).ids)
+    except Exception as error:  # the library has no class of its own
+        said = f"tokenizer.json cannot be used: {error}"
+        raise SourceError(said, where=str(file.parent)) from error
+
+
+def _require_rows(spec: ModelSpec, kind: Kind, cache: Path, config: Config) -> None:
+    """Raises SourceError if the tokenizer, as far as it is on this machine, has too many tokens."""
+    where = f"model.tokenizer: {spec.tokenizer or BYTES}"
+    if _of_bytes(spec):
+        require_rows(BYTE_CONFIG["eos_token_id"], "EOS", config, where)
+    elif (words := _words(spec, kind, cache)) is not None:
+        where = where if spec.tokenizer else f"model: {origin_of(spec)}"
+        require_rows(*largest_id(words), config, where)
 
 
 def require_agreement(shape: Config, real: Config, name: str) -> None:
@@ -259,15 +349,3 @@ def _same(said: Any, real: Any) -> bool:
             return False
         return math.isclose(said, real, rel_tol=1e-6)
     return bool(said == real)
-
-
-def is_known(model_type: str) -> bool:
-    """Whether transformers has modelling code for this ``model_type``, judged by its folders, since
-    importing it takes seconds.
-    """
-    found = importlib.util.find_spec("transformers")
-    where = Path((found and found.origin) or "").parent / "models"
-    name = model_type.replace("-", "_")
-    return name.isidentifier() and any(
-        (where / n).is_dir() for n in (name, name.removesuffix("_text"))
-    )

@@ -9,11 +9,8 @@ from effcompress.model.fetch import tokenizer_folder
 from effcompress.model.hub import Progress
 from effcompress.model.silence import explained, quietly
 from effcompress.model.source import tokenizer_kind
+from effcompress.model.suitability import SEPARATORS
 
-SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
-"""End-of-document tokens of pretraining. The EOS of instruct models (``<|im_end|>``,
-``<|eot_id|>``) ends a turn of a conversation, which is wrong between documents.
-"""
 BOS, EOS = "<|bos|>", "<|eos|>"
 
 
@@ -21,7 +18,8 @@ class HFTokenizer:
     """Wraps a tokenizer of transformers (``backend``).
 
     ``eos_id`` is the first of ``SEPARATORS`` that the vocabulary has, else the tokenizer's own EOS.
-    ``vocab_size`` counts added tokens, so it may exceed the rows of the model's embedding.
+    ``vocab_size`` counts added tokens, so it may exceed the rows of the model's embedding;
+    ``largest`` is the largest id that a text or packing can give, and its token.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -31,6 +29,9 @@ class HFTokenizer:
         self.bos_id: int | None = backend.bos_token_id
         self.eos_id: int | None = backend.eos_token_id if separator is None else separator
         self.vocab_size: int = len(backend)
+        ends = (self.bos_id, self.eos_id)
+        silent = {i for i, t in backend.added_tokens_decoder.items() if t.special} - {*ends}
+        self.largest = max((i, text) for text, i in vocab.items() if i not in silent)
         self.adds_bos: bool = self._begins_with_bos()
         self.fingerprint: str = self._hash(vocab)
 
@@ -91,6 +92,7 @@ class ByteTokenizer:
     eos_id: int | None = 257
     adds_bos = False
     vocab_size = 258
+    largest = (257, EOS)
     fingerprint = hashlib.sha256(b"effcompress bytes 1").hexdigest()
 
     def encode(self, texts: list[str]) -> list[list[int]]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from effcompress import groups
 from effcompress.errors import SourceError
+from effcompress.model.classes import is_known
 from effcompress.model.families import family_of, require_sane
 from effcompress.model.lineage import depth_of, parent_of, shapes_of
-from effcompress.model.source import is_known
 from effcompress.types import AxisMap, Config, Family
 
 SECONDS = 300.0

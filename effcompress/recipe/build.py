@@ -1,10 +1,11 @@
 """Converts validated YAML values into the frozen ``Recipe``, with the origin of every value."""
 
 import dataclasses
+import glob
 import math
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ class Builder:
         listed = value if isinstance(value, list) else [value]
         if not listed:
             self._note(key)
+        if unwrap(item)[1] == "path":
+            return tuple(self._paths(listed, key))
         built = [self.value(item, v, (*key, i), metadata) for i, v in enumerate(listed)]
         return built if typing.get_origin(inner) is list else tuple(built)
 
@@ -104,6 +107,28 @@ class Builder:
             raise self._error(key, f"{dotted(key)} is {value}, but must be a finite number")
         return inner(value) if inner in (int, float) else value
 
+    def _paths(self, listed: list[str], key: Key) -> Iterator[Path]:
+        """The files of a list; a pattern (``*``, ``?``, ``[``, ``**``) stands for those it matches,
+        in the order of their names.
+        """
+        origins: list[Key] = []
+        for index, written in enumerate(listed):
+            at = (*key, index)
+            path = self._absolute(written, at)
+            if there(path, folder=False) or not glob.has_magic(written):
+                found = [self._path(written, at, folder=False)]
+            else:
+                found = [Path(f) for f in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+                found = [file for file in found if file.is_file()]
+            if not found:
+                what = f"{dotted(at)}: no file matches '{written}'"
+                raise self._error(at, what, f"No file is called '{path}'.")
+            origins += [at] * len(found)
+            yield from found
+        for index, at in enumerate(origins):
+            mark = self.document.mark(at)
+            self.origins[dotted((*key, index))] = mark.origin
+
     def _path(self, written: str, key: Key, *, folder: bool) -> Path:
         path = self._absolute(written, key)
         if there(path, folder=folder):
@@ -113,6 +138,8 @@ class Builder:
         looked = os.path.normpath(mark.folder / Path(written).parent)
         start = "current folder" if mark.file is None else "folder of the recipe file"
         what = f"{dotted(key)}: no {noun} '{written}' (looked in '{looked}')"
+        if not folder and there(path, folder=True):
+            hint = f"This is a folder; its files: '{Path(written) / '*'}'."
         raise self._error(key, what, hint or f"Relative paths start at the {start}.")
 
     def _absolute(self, written: str, key: Key) -> Path:

@@ -20,7 +20,7 @@ from effcompress.errors import RecipeError, did_you_mean
 from effcompress.injectable import BACKWARD
 from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.registry import REGISTRY
-from effcompress.spec import CARRIED, CARRIER, DomainSpec, LoopSpec, PruneSpec, Recipe
+from effcompress.spec import CARRIED, CARRIER, DomainSpec, LoopSpec, PruneSpec, Recipe, prompt_parts
 from effcompress.types import DEPTH
 
 REPLICATE = "`distributed: {mode: replicate}`"
@@ -97,6 +97,11 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
         yield _only_with(domain, at, key, ("hub",))
     yield _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"))
     yield _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"))
+    try:
+        (*prompt_parts(domain.prompt or ""),)
+    except ValueError as error:
+        what = f"{dotted(at)}.prompt: {error}"
+        yield Row(True, (*at, "prompt"), what, "Write `{field}`, and {{ or }} for a brace of text.")
     what = f"{dotted(at)} holds no text out, so nothing could be evaluated"
     held_out = domain.holdout or domain.validation or domain.validation_split
     yield Row(not held_out, (*at, "holdout"), what, "E.g. `holdout: 5%`.")

@@ -79,8 +79,12 @@ class Document:
         return self.marks[key]
 
 
+_DOMAINS = ("data", "domains")
+
+
 def merge(base: Document, over: Document) -> Document:
-    """Merges ``over`` into ``base``: mappings key by key, everything else is replaced.
+    """Merges ``over`` into ``base``: mappings key by key, everything else is replaced, and a domain
+    of ``base`` that is null in ``over`` is left out.
 
     A plugin with another ``name`` replaces the whole plugin: the knobs of the former one are not
     its own.
@@ -98,6 +102,8 @@ def _merge(base: Any, over: Any, at: Key, marks: dict[Key, Mark]) -> Any:
     merged = dict(base)
     for key, value in over.items():
         merged[key] = _merge(base[key], value, (*at, key), marks) if key in base else value
+        if at == _DOMAINS and value is None and base.get(key) is not None:
+            del merged[key]
     return merged
 
 
@@ -112,7 +118,8 @@ def _forget(marks: dict[Key, Mark], at: Key) -> None:
 
 
 def assign(document: Document, key: str, new: Document) -> Document:
-    """Applies ``--set key=value``: puts ``new`` at the dotted ``key``, marked with what was typed.
+    """Applies ``--set key=value``: puts ``new`` at the dotted ``key``, marked with what was typed;
+    null takes a domain out.
 
     Raises RecipeError for a list without that element and for a key inside a plain value. Whether
     the key is known is checked by the schema.
@@ -147,6 +154,8 @@ def _put(
     count = next((n for n in lengths if ".".join(keys[:n]) in here), 1)
     name = ".".join(keys[:count])
     changed, end = _put(here.get(name), keys[count:], new, (*at, name), marks)
+    if (*at, name) == end and at == _DOMAINS and changed is None and here.get(name) is not None:
+        return {key: value for key, value in here.items() if key != name}, end
     return {**here, name: changed}, end
 
 

@@ -62,6 +62,7 @@ class CheckpointWriter:
         state = self._state
         saved = replace(state.snapshot(self._log.state()), texts=self._log.content())
         saved.values["corpus"] = state.corpus.fingerprint
+        saved.values["provenance"] = state.provenance
         saved.values["threads"] = torch.get_num_threads()
         if background:
             saved = replace(saved, tensors=_copied(saved.tensors), rows=_copied(saved.rows))

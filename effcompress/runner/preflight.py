@@ -4,28 +4,33 @@ Checks that depend on this machine: installed packages, a compiler, the number o
 files when there is no network. ``run`` and ``check`` both call ``preflight``.
 """
 
+import ctypes
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 
+from effcompress import data
 from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.check import CheckResult, check
 from effcompress.model import source
 from effcompress.processes import launched
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner import tasks
-from effcompress.spec import LoopSpec, TasksSpec
+from effcompress.spec import LoopSpec, Recipe, TasksSpec
 
 
 def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
     """Checks that this machine can run the recipe and that its target can be reached.
 
-    Raises RecipeError for a missing tracker, harness or compiler, for a launcher's variables as
+    Raises RecipeError for a missing package, compiler or GPU, for a launcher's variables as
     ``launched``, for a batch that cannot be divided among the processes and for an unreachable
-    target; SourceError for a model, text or task data that is not on this machine when ``offline``.
+    target; SourceError for text that cannot be read or is too short, and for a model, text or task
+    data that is not on this machine when ``offline``.
     """
-    machine = list(_machine(loaded))
+    machine = [*_machine(loaded), *data.preview(loaded.recipe.data)]
     result = check(loaded)
     if offline:
         require_here(loaded)
@@ -38,12 +43,18 @@ def _machine(loaded: LoadedRecipe) -> Iterator[str]:
     """Checks packages, processes and compiler; yields a line for each that the recipe needs."""
     recipe, section = loaded.recipe, "recover" if loaded.recipe.recover is not None else "train"
     size = launched().size
+    _require_packages(loaded)
     if recipe.track is not None:
-        _require_trackers(loaded)
         yield f"trackers are installed: {', '.join(recipe.track.to)}"
     if recipe.evaluate.tasks is not None:
         require_harness(recipe.evaluate.tasks)
         yield "the lm-evaluation-harness is installed"
+    if recipe.device == "cuda" and _no_gpu():
+        raise RecipeError(
+            "device: cuda, but this machine has no driver of a GPU, or torch was built without one",
+            where=loaded.origins.get("device"),
+            fix="Write `device: auto`.",
+        )
     if recipe.loop is not None:
         _require_equal_batches(recipe.loop, section, size)
         if recipe.loop.compile:
@@ -51,17 +62,42 @@ def _machine(loaded: LoadedRecipe) -> Iterator[str]:
             yield "a C++ compiler is there"
 
 
-def _require_trackers(loaded: LoadedRecipe) -> None:
+def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """Yields packages that not every installation has, and that this recipe needs: its key, the
+    package, what to do without.
+    """
+    for index, name in enumerate(recipe.track.to if recipe.track is not None else ()):
+        fix = f"pip install {name}, or take it out of track.to."
+        yield from ((f"track.to.{index}", package, fix) for package in (name, "accelerate"))
+    if recipe.recover is not None and recipe.recover.method == "lora":
+        fix = "pip install 'effcompress[lora]', or write `method: full`."
+        yield "recover.method", "peft", fix
+    if recipe.model.gguf is not None or recipe.model.wheel is not None:
+        key = "model.gguf" if recipe.model.gguf is not None else "model.wheel"
+        yield from ((key, name, f"pip install {name}") for name in ("gguf", "accelerate"))
+    for name, domain in recipe.data.domains.items():
+        if domain.hub is not None:
+            yield f"data.domains.{name}.hub", "datasets", "pip install datasets"
+
+
+def _require_packages(loaded: LoadedRecipe) -> None:
     """Imports none of them: some start threads or read credentials when imported."""
-    spec = loaded.recipe.track
-    for index, name in enumerate(spec.to if spec is not None else ()):
+    for key, name, fix in _packages(loaded.recipe):
         if not installed(name):
-            key = f"track.to.{index}"
-            raise RecipeError(
-                f"{key}: {name} is not installed",
-                where=loaded.origins.get(key),
-                fix=f"pip install {name}, or take it out of track.to.",
-            )
+            where = loaded.origins.get(key)
+            raise RecipeError(f"{key}: {name} is not installed", where=where, fix=fix)
+
+
+def _no_gpu() -> bool:
+    """Whether torch can have no GPU here, as far as that is known without importing it."""
+    build = version("torch")
+    if sys.platform != "linux" or "+cpu" in build or "+rocm" in build:
+        return "+cpu" in build
+    try:
+        ctypes.CDLL("libcuda.so.1")  # what torch loads, too
+    except OSError:
+        return True
+    return False
 
 
 def installed(package: str) -> bool:

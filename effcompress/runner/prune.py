@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from effcompress import fault
@@ -25,6 +26,7 @@ from effcompress.runner.resources import Meter, Spent
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
+from effcompress.saliency.score import alike
 from effcompress.selection.choose import Choice, choose, least_salient
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec
@@ -76,10 +78,12 @@ def remainder(state: RunState, prune: PruneSpec) -> str:
 def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     """Measures, chooses and masks mini-groups, records the cut, and commits when enough are masked.
 
-    Raises RunError where no candidate is left and the target is missed by more than 0.5 %.
+    Raises RunError where every saliency is zero, and where no candidate is left and the target is
+    missed by more than 0.5 %.
     """
     target, meter = state.target_params, Meter(state.device)
     found = measured(state, prune, log)
+    _require_ranked(state, prune, found.scores, log)
     _observe(state, prune, due, found)
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
     choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
@@ -107,6 +111,22 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
             "`after` or `until`, or add a space under prune.space.",
         )
     refit_event(state, prune, log)
+
+
+def _require_ranked(state: RunState, prune: PruneSpec, scores: Scores, log: Log) -> None:
+    """Warns, once per kind, of mini-groups that saliency does not tell apart. Raises RunError where
+    every saliency is zero.
+    """
+    # Those of layers that are still there.
+    same, name = alike(state.pruned.sets, scores), prune.criterion.name
+    if same and not any(bool(v[torch.isfinite(v)].any()) for v in scores.values()):
+        raise RunError(
+            f"criterion '{name}' gives every mini-group the saliency 0, so nothing ranks them",
+            fix="Look at the loss and the text that it is measured on, or use another criterion.",
+        )
+    for kind in same.keys() - state.alike:
+        log.warn(f"criterion '{name}': {same[kind]}, so their order in the model decides")
+    state.alike |= same.keys()
 
 
 def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores, log: Log) -> Choice:

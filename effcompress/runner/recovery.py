@@ -13,6 +13,7 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.runner.measuring import calibration_text
+from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
 from effcompress.spec import DistillSpec, PruneSpec
@@ -46,12 +47,13 @@ def end(state: RunState) -> None:
 
 def _source(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module, Tensor | None]:
     """Loads the source model a second time; also returns which of its hidden channels the pruned
-    model has (None: all).
+    model has (None: all). Raises RunError when it is another than the run began with.
     """
     recipe = state.recipe
     rng = torch.get_rng_state()
     source = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
     torch.set_rng_state(rng)  # a resumed run loads it at another step
+    require_same(state.provenance, source_model(recipe, source))
     channels = state.pruned.ledger.original.get("hidden")
     return source.module, None if channels is None else channels.to(state.device)
 

@@ -15,8 +15,9 @@ from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.distributed.world import World, joined
 from effcompress.errors import EffcompressError, RunError, Stopped
+from effcompress.estimate.positions import warn_of_positions
 from effcompress.estimate.schedule import stage_at
-from effcompress.export.write import PROOF_TOKENS, export_and_prove
+from effcompress.export.write import export_and_prove, proof_tokens
 from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe, plain
 from effcompress.record import events
@@ -25,11 +26,12 @@ from effcompress.runner import recovery
 from effcompress.runner.checkpoints import CheckpointWriter
 from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.preflight import preflight
+from effcompress.runner.provenance import changed, plugin_files, require_same, texts
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
 from effcompress.runner.signals import Stopping
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.start import begin, corpus_of, evaluated, load_source
-from effcompress.runner.state import RunState
+from effcompress.runner.state import VALUES, RunState, device_of
 from effcompress.runner.step import train_step
 from effcompress.sparsity.apply import count, require_held
 from effcompress.spec import Recipe
@@ -87,6 +89,7 @@ def run(
     failed, Stopped when it was asked to stop. An interrupted run continues with ``resume=True``.
     """
     preflight(loaded, offline=offline)
+    device_of(loaded.recipe)
     folder = output_folder(loaded, output)
     stopping = stopping or Stopping()
     with joined() as world, contextlib.ExitStack() as held:
@@ -148,7 +151,7 @@ def _stages(
     torch.manual_seed(recipe.seed)
     log.phase("loading the model")
     damaged: list[str] = []
-    saved = checkpoint.newest(folder / "checkpoints", damaged.append, world)
+    saved = checkpoint.newest(folder / "checkpoints", damaged.append, world, VALUES)
     # The record goes back to where the checkpoint stood, before anything is added to it.
     if saved is None:
         log.rewind({})
@@ -156,18 +159,26 @@ def _stages(
         log.rewind(saved.values["log"], saved.texts)
     for text in damaged:
         log.warn(text)
+    before = saved.values.get("provenance", {}) if saved else {}
+    plugins = plugin_files(recipe)
+    require_same(before, plugins)
     with world.main_first():  # fetches, converts and tokenises; the others find it done
-        model = load_source(recipe, log, offline=offline)
+        model, source = load_source(recipe, log, before, offline=offline)
         corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
+    if saved is None:
+        prompt = len(model.tokenizer.encode([recipe.evaluate.prompt])[0])
+        warn_of_positions(recipe, model.config, prompt, log.warn)
     state = RunState(recipe, model, corpus, world)
+    state.provenance = {**plugins, **source, **texts(corpus)}
     if saved is None:
         begin(state, model, log, offline=offline)
     else:
         _continue(state, saved, log)
-    before = state.seconds
+    earlier = state.seconds
     with CheckpointWriter(state, folder, log) as keep:
         _train_and_prune(state, log, stopping, keep, offline=offline)
-    ids_BT = corpus.calibration(2, recipe.seed)[:, :PROOF_TOKENS]
+    length = proof_tokens(state.pruned.config)
+    ids_BT = corpus.calibration(2, recipe.seed)[:, :length]
     made = state.pruned, state.tokenizer, recipe.export.form
     with state.gathered():
         world.agree(lambda: export_and_prove(*made, ids_BT, folder, log))
@@ -175,7 +186,7 @@ def _stages(
     after = evaluated(state, log, when="after", offline=offline)
     log.event(after)
     done = result(state, folder, after)
-    seconds = before + time.monotonic() - started
+    seconds = earlier + time.monotonic() - started
     left: Any = {"params": state.params, "widths": state.pruned.widths, "zeroed": done.zeroed}
     log.event(events.End(status="success", seconds=seconds, **left))
     if world.main:
@@ -200,9 +211,18 @@ def _continue(state: RunState, saved: Saved, log: Log) -> None:
     if saved.values["corpus"] != state.corpus.fingerprint:
         raise RunError(
             "the training text is not the one this run began with",
+            where=changed(saved.values.get("provenance", {}), texts(state.corpus)),
             fix="Put the text back, or start afresh with --output.",
         )
-    state.restore(saved)
+    try:
+        state.restore(saved)
+    except EffcompressError:
+        raise
+    except checkpoint.MISFITS as error:  # of earlier versions, whose values are not hashed
+        raise RunError(
+            f"the checkpoint of step {saved.values['step']} does not fit this model: {error!r}",
+            fix="Take its folder away, and --resume continues from the one before.",
+        ) from error
     # The record in the checkpoint ends just before the checkpoint itself is noted.
     log.event(events.Checkpoint(step=state.step, seconds=0.0, bytes=saved.values["bytes"]))
     if saved.values["threads"] != torch.get_num_threads():

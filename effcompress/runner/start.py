@@ -3,7 +3,7 @@ dense model.
 """
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,27 +23,33 @@ from effcompress.record.events import DomainData, Evaluation, Run
 from effcompress.record.log import Log
 from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.runner.evaluation import description, evaluate, evaluate_once
+from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.state import RunState
 from effcompress.spec import Recipe
 from effcompress.types import TextTokenizer
 
 
-def load_source(recipe: Recipe, log: Log, *, offline: bool) -> LoadedModel:
-    """Loads the source model, with zero biases where a repair writes into them.
+def load_source(
+    recipe: Recipe, log: Log, before: Mapping[str, str], *, offline: bool
+) -> tuple[LoadedModel, dict[str, str]]:
+    """Loads the source model, with zero biases where a repair writes into them; also returns what
+    it is (``provenance.source_model``).
 
-    Raises SourceError as ``model.load`` does, CoverageError when the class of the model has no
-    place for such biases.
+    Raises SourceError as ``model.load`` does, RunError when it is not what a resumed run had
+    ``before``, CoverageError when the class of the model has no place for such biases.
     """
     model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
+    provenance = source_model(recipe, model)
+    require_same(before, provenance)
     prune = recipe.prune
     if not prune or not (for_biases(prune.repair) or for_streams(prune)):
-        return model
+        return model, provenance
     plain = parent_of(model.config)
     family = family_for(plain)
     config = {**model.config, **biased(family, plain)}
     if added := add_biases(model.module, family, config):
         log.note(f"{added:,} biases added, all zero: a repair writes into them")
-    return replace(model, config=config, added_params=added)
+    return replace(model, config=config, added_params=added), provenance
 
 
 def corpus_of(

@@ -45,6 +45,18 @@ COUNTERS = (
     "seconds",
 )
 """Counters and flags of a run; plain JSON values."""
+VALUES: dict[str, Any] = {
+    **{"step": 0, "tokens": 0, "groups_cut?": 0, "removed?": {}, "since_commit?": 0},
+    **{"target_reached?": False, "left_out?": 0, "sparse?": [""], "seconds?": 0.0},
+    "stream": {"seed": 0, "read": {}, "windows": {}},
+    "depth": {"layers": [0], "absent": [""]},
+    "epsilons": [0.0],
+    "selector?": {"stage": 0, "begun": {}, "state": None},
+    **{"lora": [""], "log": {}, "corpus": "", "threads": 0, "bytes": 0},
+}
+"""What the values of a checkpoint are like (``checkpoint.require_like``); ``?``: earlier versions
+did not write it.
+"""
 PROBE_TOKENS = 48
 """Length of the sequences on which a commit proves that the function stayed the same."""
 
@@ -68,6 +80,8 @@ class RunState:
         self.world, self.recipe, self.corpus = world, recipe, corpus
         self.device = device_of(recipe)
         self.tokenizer = model.tokenizer
+        self.provenance: dict[str, str] = {}
+        """What the run was begun with; a teacher must be the same."""
         self.total_tokens = total_tokens(recipe)
         """Tokens that the run trains on."""
         self.stream: Stream = corpus.stream(recipe.seed)
@@ -116,6 +130,8 @@ class RunState:
         """Set -> units when that stage began; empty where no stages are counted: all there were."""
         self.selector_state: Any = None
         """What the selector's `observe` returned last; plain JSON values."""
+        self.alike: set[str] = set()
+        """Kinds whose mini-groups saliency did not tell apart; the record says so once."""
         self.lora: Lora | None = None
         """Attached in recovery; training then changes its updates alone."""
         self.objective: Objective = next_token

@@ -87,6 +87,28 @@ def require_finite(scores: Scores, criterion: Bound) -> None:
             )
 
 
+def alike(sets: Sequence[GroupSet], scores: Scores) -> dict[str, str]:
+    """Kind -> which of its sets cannot be ranked, in words: all mini-groups alive (saliency below
+    inf; two or more of them) have the same saliency. Sets of one unit, such as layers, are ranked
+    together.
+    """
+    ranked: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for s in sets:
+        living_G = scores[s.name][torch.isfinite(scores[s.name])]
+        ranked[s.kind][s.name if s.size > 1 else s.kind].append(living_G)
+    found = {}
+    for kind, every in ranked.items():
+        values = {name: torch.cat(parts) for name, parts in every.items()}
+        same = {n: v for n, v in values.items() if len(v) > 1 and bool((v == v[0]).all())}
+        if same:
+            name, value_G = next(iter(same.items()))
+            more = f" and of {len(same) - 1} more sets" if len(same) > 1 else ""
+            found[kind] = f"the {len(value_G)} mini-groups of '{name}'{more} have the same " + (
+                f"saliency ({float(value_G[0]):.3g})"
+            )
+    return found
+
+
 def _ask(criterion: Bound, inputs: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     """The criterion's answer, held to its contract: a tensor of this shape, inputs unchanged."""
     with criterion.keeping(**inputs):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import final
 
+from effcompress.errors import CoverageError
 from effcompress.selection.candidates import Candidate
 from effcompress.types import AxisMap, Widths
 
@@ -80,6 +81,11 @@ def _cost(axes: AxisMap, candidate: Candidate) -> Cost:
             for names, factor in axes.terms(param):
                 if name in names:
                     others = tuple(n for n in names if n != name)
-                    assert len(others) == len(names) - 1, f"{param} is quadratic in {name}"
+                    if len(others) < len(names) - 1:
+                        raise CoverageError(
+                            f"both sides of this matrix shrink with '{name}', which is not handled",
+                            where=param,
+                            fix=f"leave '{name.partition('.')[0]}' out of prune.space",
+                        )
                     terms[others] = terms.get(others, 0) + factor
     return terms

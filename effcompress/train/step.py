@@ -40,7 +40,8 @@ def backward(
     ``batch`` is the global batch, equal on every rank; each computes its own rows. Losses are those
     of the whole batch, and so are gradients if ``module`` is wrapped (DDP or FSDP2).
 
-    Raises NotFinite when the loss is not finite; weights are unchanged then.
+    Raises NotFinite when the loss is not finite, or no token of the batch is trained on; weights
+    are unchanged then.
     """
     device = next(module.parameters()).device
     own = world.own_rows(len(batch.ids_BT))
@@ -51,7 +52,8 @@ def backward(
     used_B = torch.ones(len(batch.ids_BT), dtype=torch.bool)
     if batch.trained_BT is not None:
         used_B = batch.trained_BT[:, 1:].any(1)
-    count = max(1, int(used_B.sum()))
+    if not (count := int(used_B.sum())):
+        raise NotFinite("no token of the batch is trained on: all are of prompts")
     for start in range(own.start, own.stop, size):
         stop = min(start + size, own.stop)
         ids_BT, trained_BT = batch.ids_BT[start:stop].to(device), None
@@ -70,11 +72,10 @@ def backward(
     loss_B = world.cat(torch.cat(rows)).cpu()[used_B]
     (trained,) = world.sums([trained])
     domains = tuple(d for d, used in zip(batch.domains, used_B.tolist(), strict=True) if used)
-    loss = float(loss_B.mean()) if len(loss_B) else 0.0
     if not torch.isfinite(loss_B).all():
         bad = sorted({d for d, v in zip(domains, loss_B, strict=True) if not v.isfinite()})
         raise NotFinite(f"the loss is not finite (domains: {', '.join(bad)})")
-    return Losses(loss, by_domain(loss_B, domains), trained)
+    return Losses(float(loss_B.mean()), by_domain(loss_B, domains), trained)
 
 
 def update(

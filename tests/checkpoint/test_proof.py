@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoTokenizer, GenerationConfig
 
-from effcompress.checkpoint import export, proof, prove
+from effcompress.checkpoint import export, manners, proof, prove
 from effcompress.errors import RunError
 from effcompress.model.exact import container
 from effcompress.model.families.llama import LLAMA
@@ -149,3 +154,54 @@ def test_a_shape_that_does_not_fit_the_class_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"model\.norm\.weight: shape \(47,\)"):
         export(built.skeleton, params, ByteTokenizer().save, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def _edited(name: str, **change: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+    return edit
+
+
+def _other_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages }}!")
+
+
+def _lost_template(folder: Path) -> None:
+    shutil.rmtree(folder / "additional_chat_templates")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda _: None, ""),
+        (_other_template, "tokenizer: chat template"),
+        (_lost_template, "tokenizer: chat template"),
+        (_edited("tokenizer_config.json", eos_token="a"), "tokenizer: special tokens"),
+        (_edited("generation_config.json", temperature=0.5), "config: temperature was 0.7, is 0.5"),
+        (_edited("generation_config.json", eos_token_id=[2, 5]), "config: eos_token_id was"),
+    ],
+)
+def test_a_folder_that_talks_otherwise_is_none(
+    tmp_path: Path, change: Callable[[Path], None], says: str
+) -> None:
+    """Equal logits are not enough: templates, special tokens and generation config are the
+    source's.
+    """
+    model: Any = exported(tmp_path)
+    backend: Any = AutoTokenizer.from_pretrained(tmp_path)
+    backend.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    backend.save_pretrained(tmp_path)
+    model.generation_config = GenerationConfig(eos_token_id=2, do_sample=True, temperature=0.7)
+    model.generation_config.save_pretrained(tmp_path)
+    wanted = manners(model.generation_config, backend)
+    change(tmp_path)
+    if not says:
+        prove(tmp_path, model, tokens(2, 10), manners=wanted)
+        backend.chat_template = {"default": "{{ messages }}"}
+        one = manners(model.generation_config, backend)["tokenizer"]["chat template"]
+        assert one == "{{ messages }}", "one template of the name `default` is stored as text"
+        return
+    with pytest.raises(RunError, match=says):
+        prove(tmp_path, model, tokens(2, 10), manners=wanted)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +65,104 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path: Path, damage: str) ->
     found = newest(tmp_path, said.append)
     assert found is not None and found.values["step"] == 1
     assert len(said) == 1 and "step-00000002 is damaged" in said[0]
+
+
+VALUES: dict[str, Any] = {"tokens": 4096, "seed": 0, "begun": {"ffn.0": 12}, "seconds": 1.5}
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    state = path / "state.json"
+    values = json.loads(state.read_text())
+    state.write_text(json.dumps(change(values) or values, indent=1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.update(tokens=4097),
+        lambda v: v.update(seconds=1.25),
+        lambda v: v["begun"].update({"ffn.0": 13}),
+        lambda v: v.pop("seed") * 0,
+        lambda v: v.pop("state_sha256") and None,
+        lambda v: v.update(more=1),
+        lambda v: v.update(format=2),
+        lambda v: v.update(format=1),
+        lambda v: v.update(format="x"),
+        lambda v: v.update(files=[]),
+        lambda v: v.update(files={"../step-00000001/tensors.safetensors": {"bytes": 1}}),
+        lambda v: [v],
+        lambda _: 7,
+        lambda _: "text",
+    ],
+)
+def test_values_that_were_changed_are_no_checkpoint(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    for step in (1, 2):
+        path = save(tmp_path, step, Saved({"step": step, **VALUES}, saved(step).tensors), keep=2)
+    rewritten(path, change)
+    said: list[str] = []
+    found = newest(tmp_path, said.append)
+    assert found is not None and found.values["step"] == 1 and found.values["tokens"] == 4096
+    assert len(said) == 1 and "step-00000002 is damaged" in said[0] and "the one before" in said[0]
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "\xff", "", "null", '{"format": 3, "format": 3}'])
+def test_a_state_that_is_none_is_passed_over(tmp_path: Path, text: str) -> None:
+    path = save(tmp_path, 1, saved(1), keep=2)
+    (path / "state.json").write_bytes(text.encode("latin-1"))
+    said: list[str] = []
+    assert newest(tmp_path, said.append) is None
+    assert len(said) == 1 and "there is none before it" in said[0]
+
+
+def test_a_huge_state_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, saved(1), keep=2)
+    monkeypatch.setattr(save_room, "MOST_BYTES", 10)
+    said: list[str] = []
+    assert newest(tmp_path, said.append) is None and "bytes" in said[0]
+
+
+def earlier(values: dict[str, Any]) -> None:
+    """As versions wrote it that hashed no values."""
+    del values["state_sha256"]
+    values["format"] = 2
+
+
+LIKE = {"step": 0, "begun": {}, "names": [""], "of": {"a": 0.0, "b?": [0], "c?": None}}
+WHOLE: dict[str, Any] = {"step": 2, "begun": {"ffn.0": 3}, "names": ["x"], "of": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda v: v.update(step="2"),
+        lambda v: v.update(step=True),
+        lambda v: v.update(step=-2),
+        lambda v: v.pop("step") and None,
+        lambda v: v.pop("names") and None,
+        lambda v: v.update(begun={"ffn.0": "many"}),
+        lambda v: v.update(begun=[]),
+        lambda v: v.update(names=["x", 3]),
+        lambda v: v.update(of={}),
+        lambda v: v.update(of={"a": None}),
+        lambda v: v.update(of={"a": 1, "b": [1.5]}),
+        lambda v: v.update(files={}),
+        lambda v: v.update(files=["tensors.safetensors"]),
+    ],
+)
+def test_values_without_a_hash_have_the_structure(
+    tmp_path: Path, damage: Callable[[dict[str, Any]], Any]
+) -> None:
+    for step in (1, 2):
+        path = save(tmp_path, step, Saved({**WHOLE, "step": step}, saved(step).tensors), keep=2)
+        rewritten(path, earlier)
+    said: list[str] = []
+    found = newest(tmp_path, said.append, like=LIKE)
+    assert found is not None and found.values["step"] == 2 and not said
+    rewritten(path, damage)
+    found = newest(tmp_path, said.append, like=LIKE)
+    assert found is not None and found.values["step"] == 1 and len(said) == 1
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(

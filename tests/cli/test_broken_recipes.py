@@ -451,6 +451,7 @@ OVERRIDES = [
     ("prune.space.0.minimun=1", ("no knob 'minimun'", "'minimum'")),
     ("train.tokens=[", ("not YAML",)),
     ("include=x.yaml", ("by the recipe",)),
+    ("data.domains.web.prompt='a {'", ("web.prompt: a brace", "{{ or }}")),
     ("evaluate.tasks=[boolq]", ("evaluate.tasks is a list", "names")),
     ("evaluate.tasks.name=[boolq]", ("evaluate.tasks.name", "evaluate.tasks.names")),
     ("evaluate.tasks.names=[]", ("evaluate.tasks.names is empty",)),

@@ -46,7 +46,7 @@ def make(tmp_path):
     def build(domains: dict[str, DomainSpec], tokenizer=None, **options):
         arguments = {
             "train_tokens": 4096,
-            "heldout_sequences": 2,
+            "heldout_sequences": 0,
             "offline": True,
             "seed": 0,
             "progress": lambda phrase, share: None,

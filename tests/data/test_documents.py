@@ -41,7 +41,11 @@ def test_jsonl_txt_and_parquet_give_the_same_documents(tmp_path, jsonl):
         ("{not json", "not valid JSON"),
         ("[1]", "expected a JSON object, found list"),
         ('{"body": "x", "id": 1}', "no field 'text'; fields here: body, id"),
-        ('{"text": 3}', "field 'text' holds int"),
+        ('{"text": ["a"]}', "field 'text' holds list, not text"),
+        ('{"text": true}', "field 'text' holds True, not text"),
+        ('{"text": NaN}', "field 'text' holds nan, not text"),
+        ('{"text": "x", "id": ' + "9" * 5000 + "}", "not usable JSON: a number with too many"),
+        ('{"text": ' + "[" * 100_000, "not usable JSON: nested too deeply"),
     ],
 )
 def test_bad_jsonl_line_has_an_address(tmp_path, make, line, problem):
@@ -50,6 +54,62 @@ def test_bad_jsonl_line_has_an_address(tmp_path, make, line, problem):
     with pytest.raises(SourceError) as caught:
         make({"d": DomainSpec(jsonl=(path,))})
     assert str(caught.value).startswith(f"{path}:2: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("text", "select"),
+    [
+        ('[{"text": "a"}, {"text": "b"}]', "'.[]'"),
+        ('[\n {"text": "a"}\n]', "'.[]'"),
+        ('{\n "text": "a"\n}', "'.'"),
+    ],
+)
+def test_one_array_or_object_over_lines_is_told_how_to_become_lines(tmp_path, make, text, select):
+    path = tmp_path / "all.json"
+    path.write_text(text)
+    with pytest.raises(SourceError, match=r"all\.json:1: .*(JSON)") as error:
+        make({"d": DomainSpec(jsonl=(path,))})
+    assert f"jq -c {select} all.json > all.lines.jsonl" in str(error.value)
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd", "bz2"])
+def test_compressed_files_read_as_their_text(tmp_path, make, codec):
+    """Whatever they are called; several members in one file, as log rotation leaves them."""
+
+    def packed(text: str) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, codec) as stream:
+            stream.write(text.encode())
+        return sink.getvalue().to_pybytes()
+
+    for kind, texts in (
+        ("jsonl", [json.dumps({"text": t}) + "\n" for t in ("träumen", "zwei")]),
+        ("txt", ["träumen\n\n", "zwei\n"]),
+    ):
+        path = tmp_path / f"a.{kind}.packed"
+        path.write_bytes(b"".join(map(packed, texts)))
+        assert read(files_source("d", kind, (path,), Fields("text"))) == ["träumen", "zwei"]
+        whole = packed("".join(texts) * 900)
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(SourceError, match=r"a\..*packed: cannot be read"):
+            make({"d": DomainSpec(**{kind: (path,)})}, cache=tmp_path / kind)
+
+
+def test_a_line_without_end_is_refused(tmp_path, make, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST", 1 << 20)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n' + b"x" * (1 << 20) + b"\n")
+    with pytest.raises(SourceError, match=r"a\.jsonl:2: a line of more than 1 MiB"):
+        make({"d": DomainSpec(jsonl=(path,))})
+
+
+def test_parquet_text_that_is_not_utf8_is_named(tmp_path, make):
+    path = tmp_path / "a.parquet"
+    bad = pa.array([b"\xff\xfe"], pa.binary()).view(pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"text": bad}), path)
+    with pytest.raises(SourceError, match="not a readable parquet file"):
+        make({"d": DomainSpec(parquet=(path,))})
 
 
 def test_bytes_that_are_not_utf8_and_half_characters_have_an_address(tmp_path, make):
@@ -150,7 +210,7 @@ def test_hub_streams_then_works_offline(make, jsonl, texts, fake_hub, monkeypatc
     with pytest.raises(SourceError, match=r"'some/set'.*\n.*effcompress fetch RECIPE"):
         make({"d": domain})
     assert not calls
-    online = make({"d": domain}, offline=False)
+    online = make({"d": domain}, offline=False, heldout_sequences=2)
     assert calls == [
         ("some/set", "train", {"name": "en", "revision": "abc"}),
         ("some/set", "test", {"name": "en", "revision": "abc"}),
@@ -161,7 +221,7 @@ def test_hub_streams_then_works_offline(make, jsonl, texts, fake_hub, monkeypatc
 
     monkeypatch.setattr(sources, "open_stream", no_network)
     monkeypatch.setattr(socket, "create_connection", no_network)
-    offline = make({"d": domain})
+    offline = make({"d": domain}, heldout_sequences=2)
     assert offline.fingerprint == online.fingerprint
     assert offline.heldout("d", 2).equal(online.heldout("d", 2))
 

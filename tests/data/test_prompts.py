@@ -12,14 +12,16 @@ import pytest
 import torch
 from torch.nn import functional
 
+from effcompress import load_recipe
 from effcompress.data.stream import marked, unmarked
-from effcompress.errors import SourceError
+from effcompress.errors import NotFinite, RecipeError, RunError, SourceError
 from effcompress.evaluation import perplexity
 from effcompress.spec import DistillSpec, DomainSpec, TrainSpec
 from effcompress.train import backward
 from effcompress.train.loss import divergence
 from effcompress.types import Batch
 from tests.conftest import tiny, tokens
+from tests.runner.toys import recipe
 
 ROWS = [{"q": f"what is {i}?", "hint": "easy", "a": f"answer {i * 7}"} for i in range(60)]
 PROMPT = "### {q} ({hint})\n"
@@ -66,14 +68,93 @@ def test_a_field_that_is_not_there_is_named(tmp_path, make):
         make({"d": DomainSpec(jsonl=(path,), text="a", prompt="{q}: ")})
 
 
+def said(ids) -> str:
+    return bytes(int(t) - 3 for t in ids.flatten() if t >= 3).decode()
+
+
 def test_a_prompt_looks_up_names_only(tmp_path, make):
-    """Format strings could reach attributes; braces with anything but a name are plain text."""
+    """Format strings could reach attributes; here a path leads from field to field."""
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    spec = DomainSpec(jsonl=(path,), text="a", prompt="{q.__class__} {0[x]} ", holdout=0.2)
-    ids = make({"d": spec}, train_tokens=64).stream(0).next(2).ids_BT
-    text = bytes(int(t) - 3 for t in ids.flatten() if t >= 3)
-    assert b"{q.__class__} {0[x]} " in text
+    for prompt in ("{q.__class__}", "{0[x]}", '{"q": "?"}'):
+        with pytest.raises(SourceError, match=r"x\.jsonl:1: no field") as error:
+            make({"d": DomainSpec(jsonl=(path,), text="a", prompt=prompt)}, train_tokens=64)
+        assert "fields here: a, hint, q" in str(error.value) and "{{ and }}" in str(error.value)
+
+
+NESTED = [
+    {"Short Question": f"why {i}", "meta": {"title": f"t{i}", "n": i, "none": None}, "score": 1.5}
+    for i in range(60)
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_placeholders_with_spaces_paths_numbers_and_doubled_braces(tmp_path, make, kind):
+    path = tmp_path / f"x.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in NESTED))
+    else:
+        pq.write_table(pa.Table.from_pylist(NESTED), path)
+    prompt = "{{{Short Question}}} { meta.n }/{score}{meta.none}: "
+    spec = DomainSpec(**{kind: (path,)}, text="meta.title", prompt=prompt, holdout=0.2)
+    batch = make({"d": spec}, train_tokens=64).stream(0).next(2)
+    text, trained = said(batch.ids_BT), said(batch.ids_BT[batch.trained_BT])
+    number = int(text.partition("why ")[2].partition("}")[0])
+    assert f"{{why {number}}} {number}/1.5: t{number}" in text
+    assert "why" not in trained and f"t{number}" in trained
+
+
+def test_a_field_named_with_a_dot_comes_before_a_path(tmp_path, make):
+    path = tmp_path / "x.jsonl"
+    rows = [{"m.t": f"own {i} {'x' * 40}", "m": {"t": "path"}} for i in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = DomainSpec(jsonl=(path,), text="m.t", holdout=0.2)
+    text = said(make({"d": spec}, train_tokens=64).stream(0).next(2).ids_BT)
+    assert "own" in text and "path" not in text
+
+
+@pytest.mark.parametrize("prompt", ["{q", "q}", "{}", "{ }", "a {{q} b", "{a{q}}"])
+def test_a_brace_that_is_no_field_is_refused_by_the_recipe(tmp_path, prompt):
+    path = recipe(tmp_path, "")
+    with pytest.raises(RecipeError, match=r"data\.domains\.letters\.prompt: a brace") as error:
+        load_recipe(path, [f"data.domains.letters.prompt={json.dumps(prompt)}"])
+    assert "{{" in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["train", "heldout"])
+@pytest.mark.parametrize("some", [False, True])
+def test_windows_of_prompts_alone_are_counted_or_refused(tmp_path, make, part, some):
+    """Their perplexity would be 1 and their saliency 0."""
+    usual, long = ([{"q": "q" * n, "a": f"answer {i} {n}"} for i in range(9)] for n in (0, 4000))
+    for name, rows in (("usual", usual), ("asked", [*long, *usual] if some else long)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = dict.fromkeys(("train", "heldout"), tmp_path / "usual.jsonl")
+    texts[part] = tmp_path / "asked.jsonl"
+    spec = DomainSpec(
+        jsonl=(texts["train"],), validation=(texts["heldout"],), text="a", prompt="{q}"
+    )
+    count = 2000 if some else 100  # of windows that hold 32 tokens each
+    how = {"train_tokens": 32 * count, "heldout_sequences": count}
+    name = {"train": "training", "heldout": "held-out"}[part]
+    if not some:
+        with pytest.raises(SourceError, match=rf"s\.d: all 10[01] {name} sequences are of prompts"):
+            make({"d": spec}, **how)
+        return
+    make({"d": spec}, **how)
+    (said,) = [n for n in make.notices if "of prompts alone" in n]
+    assert "domain 'd': 1,1" in said and " of 1,13" in said and name in said
+
+
+def test_nothing_predicted_is_no_loss_and_no_perplexity():
+    model, ids = tiny(), tokens(2, seed=2)
+    none = torch.zeros(ids.shape, dtype=torch.bool)
+    none[:, 0] = True  # nothing predicts the first token
+    with pytest.raises(RunError, match="no token of the held-out text"):
+        perplexity(model, ids, 2, none)
+    with pytest.raises(RunError, match="no token of the held-out text"):
+        perplexity(model, ids[:0], 2)
+    with pytest.raises(NotFinite, match="no token of the batch"):
+        backward(model, Batch(ids, ("a",) * 2, (("a", 0),) * 2, none), TrainSpec(tokens=1))
 
 
 def loss_by_hand(model, ids, trained) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -268,7 +269,8 @@ def test_a_fingerprint_depends_on_everything_that_is_read(make, three):
     same = of()
     assert same == of() == of(seed=9)
     found = {same, of(sequence_length=16), of(bos="always"), of(when_dry="stop"), of(heavier)}
-    found |= {of(heldout_sequences=1), of({"a": three["a"], "b": three["b"]})}
-    assert len(found) == 7
+    held = {name: replace(domain, holdout=0.5) for name, domain in three.items()}
+    found |= {of(held), of(held, heldout_sequences=1), of({"a": three["a"], "b": three["b"]})}
+    assert len(found) == 8
     # All text is read, so that the hash of the tokens is the same: only the mixture differs.
     assert of(train_tokens=10**6) != of(heavier, train_tokens=10**6)

@@ -107,7 +107,7 @@ def test_shape_is_compared_with_defaults_too(hf_folder, tmp_path):
         ({"hiden_size": 8}, "did you mean 'hidden_size'"),
         ({"model_type": "llamma"}, "no model_type 'llamma'"),
         ({"hidden_size": "wide"}, "hidden_size"),
-        ({"vocab_size": 100}, "258 tokens, the model's vocabulary 100"),
+        ({"vocab_size": 100}, "the id 257, the model's vocabulary has 100 rows"),
     ],
 )
 def test_a_wrong_shape(tiny_shape, change, words):

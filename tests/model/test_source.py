@@ -112,7 +112,8 @@ def test_a_local_folder_must_be_whole(hf_folder, tmp_path):
 
 def test_a_local_gguf_file(tiny_gguf, tmp_path):
     (item,) = items(ModelSpec(gguf=tiny_gguf), tmp_path)
-    assert (item.name, item.cached) == (tiny_gguf.name, False)
+    assert (item.name, item.cached) == (tiny_gguf.name, True), "it is converted offline"
+    assert (item.where, item.size) == (tiny_gguf, tiny_gguf.stat().st_size)
     with pytest.raises(SourceError, match="no such file"):
         items(ModelSpec(gguf=tmp_path / "nowhere.gguf"), tmp_path)
 

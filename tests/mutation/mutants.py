@@ -124,8 +124,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/checkpoint/save.py",
-        "for path in reversed(steps(folder) if folder.is_dir() else []):",
-        "for path in steps(folder) if folder.is_dir() else []:",
+        "for path in reversed(found):",
+        "for path in found:",
         ("tests/checkpoint/test_save.py::test_round_trip_keeps_the_newest",),
         "a run resumes from its oldest checkpoint",
     ),
@@ -135,6 +135,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "pass",
         ("tests/checkpoint/test_save.py::test_a_damaged_newest_falls_back_and_says_so[flip]",),
         "a damaged checkpoint is taken",
+    ),
+    Mutant(
+        "effcompress/checkpoint/save.py",
+        "if _hash_of(values) != said:",
+        "if False:",
+        ("tests/checkpoint/test_save.py::test_values_that_were_changed_are_no_checkpoint",),
+        "the values of a checkpoint are not compared with their hash",
+    ),
+    Mutant(
+        "effcompress/runner/recovery.py",
+        "require_same(state.provenance, source_model(recipe, source))",
+        "pass",
+        (("tests/runner/test_checkpoints.py::test_a_teacher_that_changed_meanwhile_is_refused"),),
+        "a teacher may be another model than the run began with",
     ),
     Mutant(
         "effcompress/checkpoint/save.py",
@@ -308,8 +322,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/data/tokens.py",
-        "return number < fraction * 2**64",
-        "return number >= fraction * 2**64",
+        "if number < holdout * 2**64",
+        "if number >= holdout * 2**64",
         (
             (
                 "tests/data/test_stream.py::test_an_epoch_reads_every_window_once_each_time_in_"
@@ -597,8 +611,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/evaluation/perplexity.py",
-        "loss = total / max(1, tokens)",
-        "loss = total / max(1, ids_NT.numel())",
+        "loss = total / tokens",
+        "loss = total / ids_NT.numel()",
         ("tests/evaluation/test_perplexity.py::test_agrees_with_the_reference[5-1]",),
         "the loss is divided by all tokens, not by the predicted ones",
     ),
@@ -1647,7 +1661,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/run.py",
-        "[:, :PROOF_TOKENS]",
+        "[:, :length]",
         "[:, :1]",
         ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "a proof of a single token",
@@ -2232,8 +2246,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/train/step.py",
-        "count = max(1, int(used_B.sum()))",
-        "count = len(used_B)",
+        "if not (count := int(used_B.sum())):",
+        "if not (count := len(used_B)):",
         (("tests/data/test_prompts.py::test_rows_of_prompts_alone_do_not_thin_out_the_gradient"),),
         "rows of prompts alone thin out the gradient",
     ),

@@ -140,6 +140,53 @@ def test_included_source_can_be_taken_back(tmp_path):
     assert loaded(tmp_path, text).recipe.model.wheel == "toy==1.0"
 
 
+def test_an_included_domain_is_taken_out_by_null(tmp_path):
+    write(tmp_path, RECIPE, "one.yaml")
+    out = "data: {domains: {web: null}}\n"
+    assert [*loaded(tmp_path, f"include: one.yaml\n{out}").recipe.data.domains] == ["notes"]
+    write(tmp_path, f"include: one.yaml\n{out}", "two.yaml")
+    text = "include: two.yaml\ndata: {domains: {more: {txt: b.txt}}}\n"
+    assert [*loaded(tmp_path, text).recipe.data.domains] == ["notes", "more"]
+    again = "include: two.yaml\ndata: {domains: {web: {txt: b.txt}}}\n"
+    assert loaded(tmp_path, again).recipe.data.domains["web"].txt == (tmp_path / "b.txt",)
+    by_set = loaded(tmp_path, RECIPE, "data.domains.web=null").recipe
+    assert [*by_set.data.domains] == ["notes"]
+    for text, sets in (
+        (RECIPE.replace("{jsonl: web.jsonl, weight: 2}", ""), ()),  # nothing to take out
+        (RECIPE, ("data.domains.wbe=null",)),
+        (f"include: two.yaml\n{out}", ()),
+        (f"include: two.yaml\n{out.replace('web', 'notes')}", ()),  # none is left
+    ):
+        with pytest.raises(RecipeError, match=r"data\.domains"):
+            loaded(tmp_path, text, *sets)
+
+
+def test_patterns_of_files_and_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "text" / "deep").mkdir(parents=True)
+    for name in ("text/2.txt", "text/1.txt", "text/deep/3.txt", "text/[x]*.txt", "text/x.jsonl"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def names(written: str) -> list[str]:
+        result = loaded(tmp_path, RECIPE.replace("[a.txt, b.txt]", written))
+        paths = result.recipe.data.domains["notes"].txt
+        origins = [result.origins[f"data.domains.notes.txt.{i}"] for i in range(len(paths))]
+        assert origins == [f"{result.path}:7"] * len(paths)
+        return [path.relative_to(tmp_path).as_posix() for path in paths]
+
+    assert names("text/?.txt") == ["text/1.txt", "text/2.txt"]
+    assert names("[a.txt, '~/text/[12].txt', b.txt]") == [
+        *("a.txt", "text/1.txt", "text/2.txt", "b.txt")
+    ]
+    assert "text/deep/3.txt" in names("text/**/*.txt")
+    assert names("'text/[x]*.txt'") == ["text/[x]*.txt"], "a file of that very name comes first"
+    with pytest.raises(RecipeError, match=r"notes\.txt\.0: no file matches 'text/\*\.md'"):
+        names("text/*.md")
+    with pytest.raises(RecipeError) as error:
+        names("text")
+    assert "'text/*'" in str(error.value)
+
+
 def test_weights_only_criteria_may_cut_at_once_without_calibration(tmp_path):
     text = RECIPE.replace("{name: continuous, every: 4}", "once")
     with pytest.raises(RecipeError, match="measured nothing yet"):

