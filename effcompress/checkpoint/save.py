@@ -29,8 +29,8 @@ from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 
 FORMAT = 3
-"""3: ``state.json`` is hashed, too, and texts are files; 2: files of several ranks; 1: one file, its facts among the
-values.
+"""3: ``state.json`` is hashed, too, texts are files; 2: files of several ranks; 1: one file, its
+facts among the values.
 """
 WRITING, _TENSORS = ".writing", ".safetensors"
 TENSORS, STATE = "tensors.safetensors", "state.json"
