@@ -5,11 +5,24 @@ The command line prints ``str(error)`` (at most three lines) and exits with ``ex
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def printable(text: str) -> str:
+    """Returns ``text`` with U+FFFD for all that a terminal obeys, XML forbids or UTF-8 cannot say:
+    control characters but for tab and newline, other line separators, marks that turn the direction
+    of writing, and lone surrogates.
+    """
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 class EffcompressError(Exception):
-    """Base class of all errors that are shown without a traceback.
+    """Base class of all errors that are shown without a traceback; shown as ``printable`` says.
 
     ``what`` is one sentence, ``where`` an address (``file:line``, a dotted module path, a plugin),
     ``fix`` what to type or do instead.
@@ -18,8 +31,9 @@ class EffcompressError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
-        self.what, self.where, self.fix = what, where, fix
-        super().__init__(what)
+        self.what = printable(what)
+        self.where, self.fix = where and printable(where), fix and printable(fix)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what

@@ -2,12 +2,15 @@
 how to end it. The only module that imports psutil.
 """
 
+import glob
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -68,6 +71,21 @@ def born(pid: int) -> int | None:
 def exists(pid: int) -> bool:
     """Whether there is a process with this pid, of any user."""
     return psutil.pid_exists(pid)
+
+
+def sweep(folder: Path, name: str) -> None:
+    """Deletes files and folders ``<name>-<pid>`` and ``<name>-<pid>-...`` in ``folder`` that a
+    process left which is gone, or this one did earlier. A link is left alone.
+    """
+    for left in folder.glob(f"{glob.escape(name)}-*"):
+        pid = left.name.removeprefix(f"{name}-").partition("-")[0]
+        if not pid.isdecimal() or left.is_symlink():
+            continue
+        if int(pid) == os.getpid() or not exists(int(pid)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def resident() -> int:

@@ -1,11 +1,16 @@
 """Writes and reads checkpoints, exports the model and proves the export."""
 
-from effcompress.checkpoint.export import export
+import tempfile
+from pathlib import Path
+
+from effcompress import processes
+from effcompress.checkpoint.export import EXPORTING, export
 from effcompress.checkpoint.prove import manners  # isort: split
 
-from effcompress.checkpoint.proof import Proof, prove
+from effcompress.checkpoint.proof import PROVING, Proof, prove
 from effcompress.checkpoint.save import (
     MISFITS,
+    WRITING,
     Saved,
     Writing,
     begin,
@@ -30,4 +35,14 @@ __all__ = [
     "save",
     "size",
     "steps",
+    "sweep",
 ]
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what killed processes left of checkpoints and exports in a run's folder, and of
+    proofs in the folder for temporary files.
+    """
+    places = ((folder / "checkpoints", WRITING), (folder, EXPORTING))
+    for place, name in (*places, (Path(tempfile.gettempdir()), PROVING)):
+        processes.sweep(place, name)

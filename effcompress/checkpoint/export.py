@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from effcompress import fault
+from effcompress import fault, processes
 from effcompress.errors import RunError
+
+EXPORTING = ".exporting"
 
 
 def export(
@@ -31,9 +33,8 @@ def export(
     # assign: meta tensors cannot be copied into. Not strict: a tied output matrix has no entry.
     skeleton.load_state_dict(dict(tensors), strict=False, assign=True)
     skeleton.tie_weights()
-    work = folder / f".exporting-{os.getpid()}"
-    for left in folder.glob(".exporting-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    work = folder / f"{EXPORTING}-{os.getpid()}"
+    processes.sweep(folder, EXPORTING)
     try:
         skeleton.save_pretrained(work, safe_serialization=True)
         save_tokenizer(work)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from effcompress.checkpoint import prove as script
 from effcompress.errors import RunError
 
+PROVING = "effcompress-proof"
 TOLERANCE = 1e-5
 """Largest difference of a logit, in fp32; more where rounding alone moves them further."""
 
@@ -147,7 +148,7 @@ def in_fresh_process(folder: Path, ids_BT: Tensor, own_class: bool) -> dict[str,
     The only process boundary of a proof: tests that are not about it put `prove.answers` here.
     Raises RunError with the process's last line when it fails.
     """
-    with tempfile.TemporaryDirectory(prefix="effcompress-proof-") as work:
+    with tempfile.TemporaryDirectory(prefix=f"{PROVING}-{os.getpid()}-") as work:
         source, target = Path(work, "in.safetensors"), Path(work, "out.safetensors")
         save_file({"ids_BT": ids_BT.contiguous()}, source)
         # -I: no environment, no current directory on the path; only what is installed.

@@ -1,7 +1,8 @@
 """Writes and reads checkpoints: one folder each, complete or absent.
 
 ``state.json`` holds everything that is no tensor, ``tensors.safetensors`` every tensor of rank 0;
-sharded parameters are written by every rank into a file of its own. The folder is written under a
+sharded parameters are written by every rank into a file of its own. Texts (the record so far) are
+files under their own names. The folder is written under a
 temporary name, read back and compared, flushed to disk, and then renamed: a rename is atomic, so a
 ``kill -9`` at any moment leaves the old checkpoint or the new one. Hashes of all files, its own
 among them, are in ``state.json`` and show later whether they are still what was written.
@@ -10,8 +11,10 @@ among them, are in ``state.json`` and show later whether they are still what was
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, final
@@ -21,14 +24,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from effcompress import fault
+from effcompress import fault, processes
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 
 FORMAT = 3
-"""3: ``state.json`` is hashed, too; 2: files of several ranks; 1: one file, its facts among the
-values.
+"""3: ``state.json`` is hashed, too, texts are files; 2: files of several ranks; 1: one file, its
+facts among the values.
 """
+WRITING, _TENSORS = ".writing", ".safetensors"
 TENSORS, STATE = "tensors.safetensors", "state.json"
 HASH = "state_sha256"
 """Key of ``state.json``: hash of all else in it, as it was written."""
@@ -48,6 +52,8 @@ class Saved:
     """Flat names: ``model/NAME``, ``optimizer/FIELD/NAME``, ``ledger/...``, ``saliency/SET``."""
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     """This rank's rows of sharded tensors, for saving; when read, ``tensors`` has them whole."""
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+    """File name -> content: the record so far. Earlier formats have none."""
 
     def part(self, prefix: str) -> Mapping[str, Tensor]:
         """Returns a view of the tensors whose names begin with ``prefix``, without the prefix."""
@@ -112,20 +118,23 @@ def publish(writing: Writing, keep: int, world: World = ALONE) -> Path:
         files = world.each(writing.written)
         found = {name: said for each in files for name, said in each.items()}
         return world.agree(lambda: _move(writing, found, keep))
-    except RunError:
+    except BaseException:  # a second Ctrl-C included
         if world.main:
             shutil.rmtree(work, ignore_errors=True)
         raise
 
 
 def steps(folder: Path) -> list[Path]:
-    """Returns the complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    """Returns the complete checkpoints, oldest first. A link, or a folder that a user made, is
+    none.
+    """
+    named = (p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name, re.ASCII))
+    return sorted(p for p in named if (p / STATE).is_file() and not p.is_symlink())
 
 
 def size(path: Path) -> int:
     """Returns the bytes of a checkpoint's tensors."""
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in path.glob(f"*{_TENSORS}"))
 
 
 def _room(folder: Path, step: int) -> Path:
@@ -133,8 +142,7 @@ def _room(folder: Path, step: int) -> Path:
     work = folder / f".writing-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".writing-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        processes.sweep(folder, WRITING)
         work.mkdir()
     except OSError as error:
         raise _unwritten(folder, step, error) from error
@@ -147,7 +155,9 @@ def _own_files(work: Path, step: int, saved: Saved, world: World) -> dict[str, F
     if saved.rows:
         mine[f"rows-{world.rank:05d}-of-{world.size:05d}.safetensors"] = saved.rows
     try:
-        return {name: write(work / name, tensors) for name, tensors in mine.items()}
+        facts = {name: write(work / name, tensors) for name, tensors in mine.items()}
+        texts = saved.texts if world.main else {}
+        return facts | {name: write_text(work / name, text) for name, text in texts.items()}
     except (OSError, SafetensorError) as error:
         raise _unwritten(work.parent, step, error) from error
 
@@ -156,26 +166,35 @@ def _move(writing: Writing, files: Mapping[str, FileFacts], keep: int) -> Path:
     work, folder = writing.work, writing.work.parent
     target = folder / f"step-{writing.step:08d}"
     try:
-        total = sum(said["bytes"] for said in files.values())
+        total = sum(said["bytes"] for name, said in files.items() if name.endswith(_TENSORS))
         said = {"format": FORMAT, "bytes": total, "files": files, **writing.values}
         said[HASH] = _hash_of(said)
         (work / STATE).write_text(json.dumps(said, indent=1), encoding="utf-8")
         flush(work / STATE, work)
+        _delete(target)
+        fault.point("save.rename")
+        work.rename(target)
+        flush(folder)
     except OSError as error:
         raise _unwritten(folder, writing.step, error) from error
-    if target.exists():
-        shutil.rmtree(target)
-    fault.point("save.rename")
-    work.rename(target)
-    flush(folder)
     fault.point("save.renamed")
     # Newer ones are damaged, else this run would have resumed from them. Deleted after the rename:
     # at no moment is there no readable checkpoint.
     for newer in (p for p in steps(folder) if p.name > target.name):
-        shutil.rmtree(newer)
+        _delete(newer)
     for old in steps(folder)[:-keep]:
-        shutil.rmtree(old)
+        _delete(old)
     return target
+
+
+def _delete(path: Path) -> None:
+    """Deletes the files of a checkpoint, and the folder if a user put nothing else into it."""
+    if path not in steps(path.parent):
+        return
+    for file in (*path.glob(f"*{_TENSORS}"), *path.glob("*.jsonl"), path / STATE):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.rmdir()
 
 
 def _unwritten(folder: Path, step: int, error: Exception) -> RunError:
@@ -279,7 +298,10 @@ def _files(values: dict[str, Any]) -> dict[str, FileFacts]:
 
 def _opened(path: Path) -> Saved:
     values = _values(path)
-    return Saved(values, Stored([path / name for name in sorted(_files(values))]))
+    files = sorted(_files(values))
+    texts = [name for name in files if not name.endswith(_TENSORS)]
+    tensors = Stored([path / name for name in files if name not in texts])
+    return Saved(values, tensors, texts={name: (path / name).read_bytes() for name in texts})
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
@@ -296,6 +318,13 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
                 raise OSError(f"{name} reads back as something else")
     flush(path)
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def write_text(path: Path, text: bytes) -> FileFacts:
+    """Writes and flushes a file that is no tensor; returns its size and hash."""
+    path.write_bytes(text)
+    flush(path)
+    return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
 
 
 def _check(path: Path, said: FileFacts) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from effcompress.cli import compare, describe, look, measure, run, status
-from effcompress.cli.arguments import error_lines, process
+from effcompress.cli.arguments import error_lines, process, say
 from effcompress.errors import EffcompressError, Stopped, short
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"effcompress {version('effcompress')}")
+        say(f"effcompress {version('effcompress')}")
         raise typer.Exit
 
 
@@ -77,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif isinstance(error, EffcompressError):
             who = f"process {process()}: " if process() else ""
             what = "stopped" if isinstance(error, Stopped) else "error"
-            typer.echo("\n".join(error_lines(error, f"{who}{what}: ")), err=True)
+            say("\n".join(error_lines(error, f"{who}{what}: ")), err=True)
         else:
             name = f"{short(str(error.filename))}: " if error.filename else ""
-            typer.echo(f"error: {name}{error.strerror or error}", err=True)
+            say(f"error: {name}{error.strerror or error}", err=True)
         # A name that no file can have is wrong input, whichever option it came by.
         usual = 2 if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG else 1
         sys.exit(error.exit_code if isinstance(error, EffcompressError) else usual)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from effcompress.errors import CoverageError, EffcompressError
+from effcompress.errors import CoverageError, EffcompressError, printable
 from effcompress.processes import launched
 
 if TYPE_CHECKING:
@@ -64,11 +64,15 @@ def show(answer: Answer, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    def text(words: str, style: str = "") -> Text:
+        # As Text, because rich would read a cell such as "[hidden]" as markup.
+        return Text(printable(words), style=style)
+
     console = Console(highlight=False)
     for number, sheet in enumerate(answer.sheets):
         if number:
             console.print()
-        console.print(Text(sheet.title, style="bold"))
+        console.print(text(sheet.title, "bold"))
         headed = any(sheet.columns)
         table = Table(box=None, pad_edge=False, header_style="dim", show_header=headed)
         for k, column in enumerate(sheet.columns):
@@ -77,15 +81,19 @@ def show(answer: Answer, as_json: bool) -> None:
             # Folded rather than truncated, so that every name can be copied.
             table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
         for row in sheet.rows:
-            # As Text, because rich would read a cell such as "[hidden]" as markup.
-            table.add_row(*map(Text, row))
+            table.add_row(*map(text, row))
         console.print(table)
     if answer.sheets and answer.notes:
         console.print()
     for note in answer.notes:
-        console.print(Text(note))
+        console.print(text(note))
+
+
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Prints ``printable`` text on standard output, or on standard error."""
+    typer.echo(printable(text), err=err, nl=nl)
 
 
 def print_json(data: object) -> None:
     """Prints indented JSON on standard output; paths become text."""
-    typer.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
+    say(json.dumps(data, indent=2, default=str, ensure_ascii=False))

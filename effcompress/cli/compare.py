@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from effcompress.cli.arguments import AsJson, Offline, Overrides, print_json
+from effcompress.cli.arguments import AsJson, Offline, Overrides, print_json, say
 from effcompress.cli.signals import stop_on_signals
-from effcompress.errors import RecipeError
+from effcompress.errors import RecipeError, printable
 
 if TYPE_CHECKING:
     from effcompress.report.comparison.rows import Comparison
@@ -99,32 +99,35 @@ def _show(found: Comparison, page: Path) -> None:
 
     from effcompress.report.comparison.tables import brief
 
+    def text(words: str, style: str = "") -> Text:
+        return Text(printable(words), style=style)
+
     console = Console(highlight=False)
     lines = Table.grid(padding=(0, _GAP))
     for title, words in found.conditions:
-        lines.add_row(Text(title, style="dim"), Text(words))
+        lines.add_row(text(title, "dim"), text(words))
     console.print(lines)
     console.print()
     shown, left = fitting(brief(found), console.width)
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, _GAP, 0, 0))
     for number, title in enumerate(shown.header):
-        table.add_column(Text(title), justify="right" if number else "left", overflow="fold")
+        table.add_column(text(title), justify="right" if number else "left", overflow="fold")
     for row, cells in zip(found.rows, shown.rows, strict=True):
         style = {"best": "bold"}.get(row.mark, "italic" if row.size is None else "")
-        table.add_row(*(Text(cell, style=style) for cell in cells))
+        table.add_row(*(text(cell, style) for cell in cells))
     console.print(table)
     console.print()
     for letter, words in found.notes:
-        console.print(Text(f"[{letter}] {words}"))
+        console.print(text(f"[{letter}] {words}"))
     for row in found.rows:
         if row.reason:
-            console.print(Text(f"{row.label}: {row.reason}", style="red"))
+            console.print(text(f"{row.label}: {row.reason}", "red"))
     for claim in found.claims:
-        console.print(Text(claim))
+        console.print(text(claim))
     if left:
-        console.print(Text(f"In the files also: {', '.join(left)}.", style="dim"))
-    typer.echo(f"page  {page}")
-    typer.echo(f"data  {page.with_suffix('.json')}, .csv, .md")
+        console.print(text(f"In the files also: {', '.join(left)}.", "dim"))
+    say(f"page  {page}")
+    say(f"data  {page.with_suffix('.json')}, .csv, .md")
 
 
 def fitting(grid: Grid, width: int) -> tuple[Grid, list[str]]:

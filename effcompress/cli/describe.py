@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from effcompress.cli.arguments import AsJson, print_json
+from effcompress.cli.arguments import AsJson, print_json, say
 from effcompress.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def schema(
     if plugins_of is not None:
         load_plugins(plugins_of)
     if markdown:
-        typer.echo(reference(), nl=False)
+        say(reference(), nl=False)
         return
     print_json(json_schema())
 
@@ -80,7 +80,7 @@ def show(
     lines += ["", "inputs, from the engine:", *_columns(facts["inputs"])]
     lines += ["", "knobs, from the recipe:", *(_columns(knobs) or ["  none"])]
     lines += ["", f"paper  {facts['paper']}", f"file   {facts['file']}"]
-    typer.echo("\n".join(lines))
+    say("\n".join(lines))
 
 
 def _find(name: str) -> Plugin:

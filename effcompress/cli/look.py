@@ -14,6 +14,7 @@ from effcompress.cli.arguments import (
     error_lines,
     print_json,
     recipe_or_folder,
+    say,
     show,
 )
 from effcompress.errors import EffcompressError
@@ -38,13 +39,13 @@ def check(
             answers.append({**answer, "error": short, "message": "\n".join(error_lines(error))})
         if json:
             continue
-        typer.echo("\n  - ".join([f"{path}: {'failed' if error else 'ok'}", *lines]))
+        say("\n  - ".join([f"{path}: {'failed' if error else 'ok'}", *lines]))
         if error is not None:
-            typer.echo("\n".join(error_lines(error, "error: ")), err=True)
+            say("\n".join(error_lines(error, "error: ")), err=True)
     if json:
         print_json({"ok": not failed, "recipes": answers})
     elif failed and len(recipes) > 1:
-        typer.echo(f"{failed} of {len(recipes)} recipes failed", err=True)
+        say(f"{failed} of {len(recipes)} recipes failed", err=True)
     if failed:
         raise typer.Exit(2)
 

@@ -21,6 +21,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
+from effcompress.errors import printable
 from effcompress.record import events
 from effcompress.record.events import Event
 from effcompress.record.readable import clock_time, count
@@ -176,7 +177,7 @@ class RunsProgress:
         return f", about {clock_time(seconds)} left" if seconds else ""
 
     def _say(self, text: str, style: str = "") -> None:
-        self._said = self._clock()
+        self._said, text = self._clock(), printable(text)
         if self._drawn:
             self._console.print(Text(text, style=style))
         else:  # not by the console, which would wrap at 80 columns
@@ -186,4 +187,4 @@ class RunsProgress:
 
 def _named(job: Job) -> str:
     """``taylor, seed 0``."""
-    return f"{job.label}, seed {job.seed}"
+    return printable(f"{job.label}, seed {job.seed}")

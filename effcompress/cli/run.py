@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from effcompress.cli.arguments import AsJson, Offline, Overrides, RecipeFile, process, show
+from effcompress.cli.arguments import AsJson, Offline, Overrides, RecipeFile, process, say, show
 from effcompress.cli.signals import stop_on_signals
 
 
@@ -34,7 +34,11 @@ def run(
     from effcompress.runner.preflight import preflight
 
     preflight(loaded, offline=offline)
-    # After preflight: a recipe that is refused should not wait for torch.
+    from effcompress.runner.folder import check_folder, output_folder
+
+    if not process():
+        check_folder(loaded, output_folder(loaded, output), resume)
+    # After all that can be refused, which should not wait for torch.
     from effcompress.runner.run import run as run_recipe
 
     with stop_on_signals() as stopping:
@@ -42,13 +46,13 @@ def run(
     if process():  # rank 0 prints the result
         return
     for domain, value in done.perplexity.items():
-        typer.echo(f"perplexity  {domain} {value:.2f}")
-    typer.echo(f"parameters  {done.params:,}")
+        say(f"perplexity  {domain} {value:.2f}")
+    say(f"parameters  {done.params:,}")
     if done.sparse:
         of = f"{100 * done.zeroed / done.sparse:.1f} % of linear layers"
-        typer.echo(f"parameters removed: {done.removed:,}, weights zeroed: {done.zeroed:,} ({of})")
-    typer.echo(f"model       {done.folder}")
-    typer.echo(f"report      {done.folder / 'report.html'}")
+        say(f"parameters removed: {done.removed:,}, weights zeroed: {done.zeroed:,} ({of})")
+    say(f"model       {done.folder}")
+    say(f"report      {done.folder / 'report.html'}")
 
 
 def export(

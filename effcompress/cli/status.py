@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from effcompress.answer import Answer, Table
-from effcompress.cli.arguments import AsJson, print_json, show
+from effcompress.cli.arguments import AsJson, print_json, say, show
 from effcompress.record.readable import clock_time, count, size
 from effcompress.record.sentences import removed
 
@@ -45,7 +45,7 @@ def status(
     notes = tuple(f"warning: {text}" for text in run.last_warnings)
     show(Answer({}, (Table(f"{run.name}: {run.state}", ("", ""), rows),), notes), False)
     for line in _command(run.next):  # as it is, however long: it is there to be copied
-        typer.echo(line)
+        say(line)
 
 
 def _process(run: RunStatus) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from effcompress.errors import printable
 from effcompress.recipe.load import LoadedRecipe
 from effcompress.recipe.source_map import Key, dotted
 from effcompress.recipe.yaml_text import read_file, scalar
@@ -15,7 +16,7 @@ def resolved(loaded: LoadedRecipe) -> str:
     """Writes YAML that ``load`` reads back, from any folder, as an equal recipe: defaults and knobs
     are written out and paths are absolute. Each line ends with the origin of its value.
     """
-    lines = [f"# {loaded.path.name} with every value, and where it comes from"]
+    lines = [f"# {_comment(loaded.path.name)} with every value, and where it comes from"]
     lines += _lines(plain(loaded.recipe), (), loaded.origins, "")
     return "\n".join(lines) + "\n"
 
@@ -79,12 +80,17 @@ def _lines(value: Any, key: Key, origins: Mapping[str, str], indent: str) -> Ite
         head = f"{indent}{scalar(name)}:" if isinstance(value, dict) else f"{indent}-"
         at = (*key, name)
         if not (isinstance(inner, dict | list) and inner):
-            yield f"{head} {scalar(inner)}  # {origins.get(dotted(at), 'default')}"
+            yield f"{head} {scalar(inner)}  # {_comment(origins.get(dotted(at), 'default'))}"
             continue
         below = _lines(inner, at, origins, indent + "  ")
         # The first line of a list element shares the line of its dash.
         yield head if isinstance(value, dict) else f"{head} {next(below).lstrip()}"
         yield from below
+
+
+def _comment(text: str) -> str:
+    """Text on one line: a file's name may hold what YAML takes for the end of one."""
+    return printable(text).replace("\n", " ")
 
 
 def _parts(value: Any, key: str) -> Iterator[tuple[str, object]]:

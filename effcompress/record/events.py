@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, Union, dataclass_transform
+from typing import Any, ClassVar, TypeVar, Union, cast, dataclass_transform
 
 from effcompress.errors import RunError
 from effcompress.types import Cut as Decision
@@ -366,20 +366,40 @@ def plan_line(cut: Decision) -> str:
 
 
 def parse(text: str | bytes) -> Event:
-    """The event of one line. Raises json.JSONDecodeError where it is not JSON, Unreadable where
-    something that every version writes is missing (both are ValueErrors).
+    """The event of one line. Raises ValueError where it is not JSON, Unreadable (a ValueError, too)
+    where something that every version writes is missing or of another type.
     """
-    return typed(json.loads(text))
+    return typed(loaded(text))
 
 
 def typed(values: Mapping[str, Any]) -> Event:
     """The event of one line that was parsed already. Raises Unreadable."""
-    if not isinstance(values, Mapping):
-        raise Unreadable(f"a line is an object, not {values!r:.40}")
-    kind = str(values.get(_KIND, ""))
+    kind = str(values.get(_KIND, "")) if isinstance(values, Mapping) else "run"
     if kind not in _EVENTS:
         return Other(kind, {key: value for key, value in values.items() if key != _KIND})
-    return _build(_EVENTS[kind], values)
+    return build(_EVENTS[kind], values)
+
+
+def loaded(text: str | bytes) -> Any:
+    """The value of JSON text. Raises ValueError for anything else, and for a number that is not
+    finite or, if whole, has more than 18 digits.
+    """
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_short)
+    except RecursionError as problem:
+        raise ValueError("too many brackets within each other") from problem
+
+
+def _finite(word: str) -> float:
+    if math.isfinite(number := float(word)):
+        return number
+    raise ValueError(f"{word:.40} is not finite")
+
+
+def _short(word: str) -> int:
+    if len(word) < 19:
+        return int(word)
+    raise ValueError(f"{word:.40} is too large")
 
 
 def read(path: Path) -> list[Event]:
@@ -391,7 +411,7 @@ def read(path: Path) -> list[Event]:
 
 def read_plans(path: Path) -> list[Decision]:
     """All cuts of ``plans.jsonl``; damaged lines are treated as by ``read``."""
-    return [*_lines(path, lambda values: _build(Decision, values))]
+    return [*_lines(path, lambda values: build(Decision, values))]
 
 
 def _lines(path: Path, build: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
@@ -402,25 +422,27 @@ def _lines(path: Path, build: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
         if not text.strip():
             continue
         try:
-            yield build(json.loads(text))
-        except json.JSONDecodeError as problem:
-            if number == len(lines):  # complete lines end in a newline, so this one is not
-                return
-            raise RunError(
-                f"not JSON: {problem.msg}",
-                where=f"{path}:{number}",
-                fix="Remove the line, or restore the file.",
-            ) from problem
+            yield build(loaded(text))
         except Unreadable as problem:
             raise RunError(
                 f"the record is not one that this version reads: {problem}",
                 where=f"{path}:{number}",
                 fix="Make the report with the version that made the run.",
             ) from problem
+        except ValueError as problem:
+            if number == len(lines):  # complete lines end in a newline, so this one is not
+                return
+            raise RunError(
+                f"not JSON: {getattr(problem, 'msg', problem)}",
+                where=f"{path}:{number}",
+                fix="`run --resume` puts the checkpoint's copy in its place; else remove the line.",
+            ) from problem
 
 
 def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False, allow_nan=False)
+    """One line; halves of surrogate pairs, which no file can hold, become ``?``."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _plain(value: Any, path: str, where: str | None) -> Any:
@@ -460,8 +482,12 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
             yield one.name, held
 
 
-def _build(kind: type[T], values: Mapping[str, Any]) -> T:
-    """A dataclass from plain values; unknown keys are dropped, or go into its spread field."""
+def build(kind: type[T], values: Any) -> T:
+    """A dataclass from plain values; unknown keys are dropped, or go into its spread field. Raises
+    Unreadable where a value is missing or of another type.
+    """
+    if not isinstance(values, Mapping):
+        raise Unreadable(f"a line is an object, not {values!r:.40}")
     fields = _fields(kind)
     what = getattr(kind, _KIND, kind.__name__)
     given: dict[str, Any] = {}
@@ -469,35 +495,45 @@ def _build(kind: type[T], values: Mapping[str, Any]) -> T:
         for one, convert in fields:
             if "spread" in one.metadata:
                 known = {other.name for other, _ in fields if other is not one}
-                given[one.name] = {key: item for key, item in values.items() if key not in known}
+                given[one.name] = convert({k: v for k, v in values.items() if k not in known})
             elif one.name in values:
-                value = values[one.name]
-                given[one.name] = convert(value) if convert and value is not None else value
+                given[one.name] = convert(values[one.name])
             elif one.default is one.default_factory is dataclasses.MISSING:
                 raise Unreadable(f"'{what}' without '{one.name}'")
-    except (TypeError, AttributeError) as problem:
+    except TypeError as problem:
         raise Unreadable(f"'{what}': {problem}") from problem
     return kind(**given)
 
 
 @cache
-def _fields(kind: Any) -> list[tuple[dataclasses.Field[Any], Callable[[Any], Any] | None]]:
+def _fields(kind: Any) -> list[tuple[dataclasses.Field[Any], Callable[[Any], Any]]]:
     """Fields of a dataclass, and how a plain value becomes each."""
     hints = typing.get_type_hints(kind)
     return [(one, _converter(hints[one.name])) for one in dataclasses.fields(kind)]
 
 
-def _converter(hint: Any) -> Callable[[Any], Any] | None:
-    """How a plain JSON value becomes one of this type; None where it is that already."""
+def _converter(hint: Any) -> Callable[[Any], Any]:
+    """Makes a plain JSON value one of this type; the result raises TypeError for other values."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return lambda value: _build(hint, value)
+    if hint is Any:
+        return lambda value: value
+    if dataclasses.is_dataclass(hint):
+        return lambda value: build(cast(Any, hint), value)
     if origin in (Union, types.UnionType):
-        kinds = [kind for kind in inside if kind is not type(None)]
-        return _converter(kinds[0]) if len(kinds) == 1 else None
-    if origin is tuple:
+        one = _converter(next(kind for kind in inside if kind is not type(None)))
+        return lambda value: None if value is None else one(value)
+    if origin in (tuple, list):
         one = _converter(inside[0])
-        return (lambda value: tuple(map(one, value))) if one else tuple
-    if origin is Mapping and (each := _converter(inside[1])):
-        return lambda value: {key: each(item) for key, item in value.items()}
-    return None
+        return lambda value: origin(map(one, _of(list, value)))
+    if origin in (Mapping, dict):
+        one = _converter(inside[1])
+        return lambda value: {key: one(item) for key, item in _of(dict, value).items()}
+    return lambda value: _of(hint, value)
+
+
+def _of(kind: type[T], value: Any) -> T:
+    """``value``, if it is of that kind: a whole number is a float, too, but a bool is no number."""
+    wanted: Any = {int: Integral, float: Real}.get(kind, kind)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+    return cast(T, value)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, TextIO, final
 
-from effcompress.errors import RunError
+from effcompress.errors import RunError, printable
 from effcompress.record import events
 from effcompress.record.events import Event, Warn
 from effcompress.record.heartbeat import STACKS, Heartbeat, patience
@@ -109,13 +109,27 @@ class Log:
             os.fsync(file.fileno())
         return {name: file.seek(0, os.SEEK_END) for name, file in self._files.items()}
 
-    def rewind(self, state: Mapping[str, int]) -> None:
+    def content(self) -> dict[str, bytes]:
+        """Returns file name -> content of both files so far, for a checkpoint."""
+        return {f"{name}.jsonl": _first(file) for name, file in self._files.items()}
+
+    def rewind(self, state: Mapping[str, int], copies: Mapping[str, bytes] | None = None) -> None:
         """Truncates both files to the offsets of a checkpoint, so that a resumed run leaves the
         same record as one that was never interrupted. The view is given the events that are kept.
+        A file that differs from the checkpoint's copy (``content``) is replaced by it, with a
+        warning.
 
-        Raises RunError when a file is shorter than its offset.
+        Raises RunError when there is no copy and a file is shorter than its offset or damaged.
         """
+        restored: list[str] = []
         for name, file in self._files.items():
+            copy = (copies or {}).get(f"{name}.jsonl")
+            if copy is not None and _first(file, len(copy)) != copy:
+                file.truncate(0)
+                file.seek(0)
+                file.write(copy)
+                file.flush()
+                restored.append(f"{name}.jsonl")
             size, offset = file.seek(0, os.SEEK_END), state.get(name, 0)
             if offset > size:
                 raise RunError(
@@ -128,6 +142,8 @@ class Log:
             file.seek(0, os.SEEK_END)
         if self._files:
             self.view.restore(events.read(self.folder / "metrics.jsonl"))
+        for name in restored:
+            self.warn(f"{name} was not what this run wrote; the checkpoint's copy is in its place")
 
     def close(self) -> None:
         """Stops the heartbeat, closes the files, releases the terminal. May be called twice."""
@@ -161,6 +177,11 @@ def _open(path: Path) -> IO[bytes]:
     file.truncate(content.rfind(b"\n") + 1)
     file.seek(0, os.SEEK_END)
     return file
+
+
+def _first(file: IO[bytes], size: int = -1) -> bytes:
+    file.seek(0)
+    return file.read(size)
 
 
 class NoView(View):
@@ -233,5 +254,5 @@ class PlainView(View):
             self._cuts_shown = self._clock()
 
     def _print(self, text: str) -> None:
-        self._stream.write(text + "\n")
+        self._stream.write(printable(text) + "\n")
         self._stream.flush()

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from effcompress.errors import printable
 from effcompress.record import events
 from effcompress.record.events import Event
 from effcompress.record.kind_labels import of
@@ -78,7 +79,7 @@ class Status:
             case events.Step():
                 self.step, self.progress = event, None
                 self.losses.append(event.loss)
-                self.rates.append(event.tokens_per_second)
+                self.rates.append(max(0.0, event.tokens_per_second))
             case events.Cut():
                 self.cut, self.progress = event, None
 
@@ -191,7 +192,7 @@ class LiveView(View):
         if text := sentence(event):
             style = {"warning": "yellow", "end": "bold"}.get(event.event, "")
             failed = isinstance(event, events.End) and event.status == "failed"
-            self.console.print(Text(text, style="bold red" if failed else style))
+            self.console.print(Text(printable(text), style="bold red" if failed else style))
 
     def phase(self, name: str, total_tokens: int | None = None) -> None:
         self._begin()
@@ -204,7 +205,7 @@ class LiveView(View):
     def note(self, text: str) -> None:
         """Shows a remark above the panel."""
         self._begin()
-        self.console.print(Text(text, style="dim"))
+        self.console.print(Text(printable(text), style="dim"))
 
     def restore(self, kept: Iterable[Event]) -> None:
         """Takes in the events before a checkpoint without showing them."""
@@ -224,7 +225,8 @@ class LiveView(View):
         for label, content in _rows(self.status, max(8, self.console.width - 50)):
             rows.add_row(label, content)
         name = self.status.run.name if self.status.run else "effcompress"
-        title = Text.assemble((f" {name} ", "bold"), (f"{self.status.phase} ", "cyan"))
+        phase = printable(self.status.phase)
+        title = Text.assemble((f" {printable(name)} ", "bold"), (f"{phase} ", "cyan"))
         spent = f" {clock_time(self.status.elapsed)} elapsed"
         left = "" if self.status.eta is None else f", {clock_time(self.status.eta)} left"
         return Panel(

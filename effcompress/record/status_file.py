@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
@@ -20,6 +20,8 @@ from effcompress.record import events
 from effcompress.record.events import Event
 
 NAME = "now.json"
+LARGEST, LARGEST_PID = 1 << 20, 1 << 31
+"""Bytes and pid beyond which the file is damaged."""
 MISSED = 6
 """Missing heartbeats after which a process on another machine counts as dead."""
 OFTEN = 2.0
@@ -67,20 +69,34 @@ class StatusRecord:
         """Whether the process runs on this system, so that /proc can be asked about it."""
         return (self.host, self.system) == (socket.gethostname(), _system())
 
+    @property
+    def rebooted(self) -> bool:
+        """Whether the system was started again since: another boot id, the same pid namespace."""
+        boot, _, pids = self.system.partition(" ")
+        here, _, mine = _system().partition(" ")
+        return self.host == socket.gethostname() and boot != here and bool(pids) and pids == mine
+
     def alive(self) -> bool:
         """Whether the process still lives: by /proc on the same system, else by its heartbeat."""
         if self.same_system and self.born is not None:
             return processes.born(self.pid) == self.born
+        if self.rebooted:
+            return False
         beats = self.silence < MISSED * self.heartbeat
         return beats and (not self.same_system or processes.exists(self.pid))
 
 
 def read(folder: Path) -> StatusRecord | None:
     """Reads ``now.json`` of the run in ``folder``; None where there is none, or it is damaged."""
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        values = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        known = {field.name for field in fields(StatusRecord)}
-        return StatusRecord(**{key: value for key, value in values.items() if key in known})
+    path = folder / NAME
+    with suppress(OSError, ValueError, TypeError):
+        if path.is_file() and path.stat().st_size < LARGEST:
+            now = events.build(StatusRecord, events.loaded(path.read_bytes()))
+            for moment in (now.started, now.written, now.active):
+                since(moment)
+            for moment in filter(None, (now.phase_since, now.unit_since)):
+                since(moment)
+            return now if 0 < now.pid < LARGEST_PID else None
     return None
 
 

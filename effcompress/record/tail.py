@@ -1,5 +1,6 @@
 """Reads the newest relevant events of a record without parsing the whole log."""
 
+import os
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from effcompress.record.events import Event, of_type
 
 BLOCK = 1 << 22
 """Bytes of a record that are in memory at a time."""
+LONGEST = 16 * BLOCK
+"""Bytes of a line beyond which it is damaged."""
 KEPT = {"run": 1, "step": 20, "cut": 1, "warning": 3}
 """Event -> how many of the last ones are parsed."""
 
@@ -35,12 +38,15 @@ def read_tail(path: Path) -> RecordTail:
     """
     lines = {kind: deque[bytes](maxlen=most) for kind, most in KEPT.items()}
     warnings, last = 0, b""
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    if not path.is_file():  # opening a pipe would wait
+        path = Path(os.devnull)
+    with path.open("rb") as file:
         rest = b"\n"
         while block := file.read(BLOCK):
             block = rest + block
             whole = block[: block.rfind(b"\n")]
             rest = block[len(whole) :]  # a newline, and what may be half of the next line
+            rest = rest if len(rest) < LONGEST else b""
             if not whole:
                 continue
             last = whole[whole.rfind(b"\n") + 1 :]

@@ -2,5 +2,6 @@
 
 from effcompress.report.card import write_card
 from effcompress.report.page import write
+from effcompress.report.render import PARTIAL
 
-__all__ = ["write", "write_card"]
+__all__ = ["PARTIAL", "write", "write_card"]

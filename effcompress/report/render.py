@@ -1,5 +1,6 @@
 """Fills the templates of ``templates/``: pages, cards and pictures of their own."""
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -7,6 +8,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from effcompress import processes
+from effcompress.errors import printable
+
+PARTIAL = ".partial"
 
 
 def _literal(text: str) -> Markup:
@@ -41,10 +47,15 @@ def render(template: str, **names: Any) -> str:
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes a file atomically, readable for everyone."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)  # temporary files are private
-    Path(file.name).replace(path)
+    """Writes a file atomically, readable for everyone; control characters become a sign."""
+    processes.sweep(path.parent, PARTIAL)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}-{os.getpid()}-")
+    work = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(printable(text))
+        work.chmod(0o644)  # temporary files are private
+        work.replace(path)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise

@@ -60,7 +60,7 @@ class CheckpointWriter:
         self.wait()
         started = time.monotonic()
         state = self._state
-        saved = state.snapshot(self._log.state())
+        saved = replace(state.snapshot(self._log.state()), texts=self._log.content())
         saved.values["corpus"] = state.corpus.fingerprint
         saved.values["provenance"] = state.provenance
         saved.values["threads"] = torch.get_num_threads()

@@ -1,17 +1,24 @@
 """The output folder of a run: created once, continued by ``--resume``, never overwritten."""
 
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from effcompress import recipe as recipes
 from effcompress.errors import RecipeError, SourceError
 from effcompress.recipe import LoadedRecipe
+from effcompress.record import status_file
 from effcompress.spec import ModelSpec
 
 RESOLVED, VALUES = "recipe.resolved.yaml", "recipe.resolved.json"
 """The run's recipe for people and commands; its values alone, which ``--resume`` compares."""
+WRITTEN = ("recipe.yaml", RESOLVED, VALUES, "metrics.jsonl", "plans.jsonl", "checkpoints")
+WRITTEN += ("pictures", status_file.NAME, f".{status_file.NAME}", "stacks.txt", "trackers.json", "tensorboard")
+"""Files and folders that a run writes into as they are; all others it replaces."""
 
 
 def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
@@ -37,40 +44,92 @@ def opened(
     return recipes.load(resolved, overrides), ModelSpec(folder=target)
 
 
-def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> None:
-    """Creates the folder, or checks that it holds this recipe's run.
+@contextmanager
+def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> Iterator[None]:
+    """Creates the folder, or checks that it holds this recipe's run. Within the context, other
+    processes are kept out by a lock, which ends with this process in whatever way.
 
-    A run that died before its first checkpoint starts again from the beginning.
-
-    Raises RecipeError: the folder holds something that is no run, or a run and ``--resume`` was not
-    given, or the run there was made from a recipe that says something else.
+    A run that died before its first checkpoint starts again from the beginning. Raises RecipeError
+    as ``check_folder`` does.
     """
-    stored = folder / RESOLVED
-    name = folder.resolve().name or "runs/mine"
-    wrong, fix = "", f"Another folder: --output {folder.parent / name}-2"
+    known = check_folder(loaded, folder, resume)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context((folder / RESOLVED).open("a", encoding="utf-8"))
+            _lock(held, folder)
+            if not known:
+                (folder / "recipe.yaml").write_text(loaded.source, encoding="utf-8")
+                said = json.dumps(recipes.plain(loaded.recipe), indent=1)
+                (folder / VALUES).write_text(said, encoding="utf-8")
+                # Last: the file that makes the folder a run's.
+                held.truncate(0)
+                held.write(recipes.resolved(loaded))
+                held.flush()
+        except OSError as error:
+            raise RecipeError(
+                f"the output folder cannot be made: {error.strerror}", where=str(folder)
+            ) from error
+        yield
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _taken(folder, status_file.read(folder)) from None
+    except OSError:  # a file system without locks: what `now.json` says must do
+        pass
+
+
+def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
+    """Returns whether the folder holds this recipe's run, to be resumed. Writes nothing.
+
+    Raises RecipeError: the folder holds something that is no run, or a run that another process
+    works on, or a run and ``--resume`` was not given, or the run there was made from a recipe that
+    says something else, or one of the files in it is a link.
+    """
+    stored, fix = folder / RESOLVED, _elsewhere(folder)
+    wrong, where = "", folder
     if folder.exists() and not folder.is_dir():
         wrong = "this is a file, not a folder"
     elif folder.exists() and any(folder.iterdir()):
         if not stored.is_file():
             wrong = "the folder is not empty, and what is in it is no run of effcompress"
-        elif begun(folder) and not resume:
-            wrong, fix = "the folder holds a run already", f"Continue it with --resume. {fix}"
-        elif begun(folder):
-            same_recipe(loaded, folder)
-            return
+        else:
+            require_free(folder)
+            if link := next((name for name in WRITTEN if (folder / name).is_symlink()), None):
+                wrong = "this is a link; a run writes, and deletes, in its own folder only"
+                where = folder / link
+                fix = f"Move what it points to here, or link the whole folder. {fix}"
+            elif begun(folder) and not resume:
+                wrong, fix = "the folder holds a run already", f"Continue it with --resume. {fix}"
+            elif begun(folder):
+                same_recipe(loaded, folder)
+                return True
     if wrong:
-        raise RecipeError(wrong, where=str(folder), fix=fix)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(loaded.source, encoding="utf-8")
-        said = json.dumps(recipes.plain(loaded.recipe), indent=1)
-        (folder / VALUES).write_text(said, encoding="utf-8")
-        # Last: the file that makes the folder a run's.
-        stored.write_text(recipes.resolved(loaded), encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(
-            f"the output folder cannot be made: {error.strerror}", where=str(folder)
-        ) from error
+        raise RecipeError(wrong, where=str(where), fix=fix)
+    return False
+
+
+def require_free(folder: Path) -> None:
+    """Raises RecipeError where a process works on the run in ``folder``."""
+    now = status_file.read(folder)
+    if now is not None and now.open and now.alive():
+        raise _taken(folder, now)
+
+
+def _taken(folder: Path, now: status_file.StatusRecord | None) -> RecipeError:
+    who = "another process has just begun this run"
+    if now is not None and now.open:
+        who = f"process {now.pid} on host {now.host} is running this since {now.started[:19]} UTC"
+    watch = f"Watch it: effcompress status {shlex.quote(str(folder))}"
+    return RecipeError(who, where=str(folder), fix=f"{watch}. {_elsewhere(folder)}")
+
+
+def _elsewhere(folder: Path) -> str:
+    name = folder.resolve().name or "runs/mine"
+    return f"Another folder: --output {folder.parent / name}-2"
 
 
 _LOOPS = ("train", "recover")
@@ -111,7 +170,15 @@ def stored_values(folder: Path) -> list[dict[str, str]]:
     dotted key -> value, without the keys in which two processes of one run may differ (trackers,
     and how layers are computed). Raises RecipeError where it cannot be read.
     """
-    found, exact = [_values(recipes.read(folder / RESOLVED))], folder / VALUES
+    exact = folder / VALUES
+    try:
+        found = [_values(recipes.read(folder / RESOLVED))]
+    except (RecipeError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            "this is not the recipe that a run wrote",
+            where=str(folder / RESOLVED),
+            fix="Put the file back, or start afresh with --output.",
+        ) from error
     try:
         if exact.is_file():
             found.append(_values(json.loads(exact.read_text(encoding="utf-8"))))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from effcompress import checkpoint, fault, report
+from effcompress import checkpoint, fault, processes, report
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.distributed.world import World, joined
@@ -92,9 +92,18 @@ def run(
     device_of(loaded.recipe)
     folder = output_folder(loaded, output)
     stopping = stopping or Stopping()
-    with joined() as world:
-        world.agree(lambda: open_folder(loaded, folder, resume))
+    with joined() as world, contextlib.ExitStack() as held:
+        world.agree(lambda: held.enter_context(open_folder(loaded, folder, resume)))
+        if world.main:
+            _sweep(folder)
         return _recorded(loaded.recipe, folder, world, stopping, offline=offline)
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes what earlier processes, which are gone, had not finished writing."""
+    checkpoint.sweep(folder)
+    for place in (folder, folder / "pictures"):
+        processes.sweep(place, report.PARTIAL)
 
 
 def _recorded(
@@ -144,7 +153,10 @@ def _stages(
     damaged: list[str] = []
     saved = checkpoint.newest(folder / "checkpoints", damaged.append, world, VALUES)
     # The record goes back to where the checkpoint stood, before anything is added to it.
-    log.rewind(saved.values["log"] if saved else {})
+    if saved is None:
+        log.rewind({})
+    else:
+        log.rewind(saved.values["log"], saved.texts)
     for text in damaged:
         log.warn(text)
     before = saved.values.get("provenance", {}) if saved else {}

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 import torch
 
 from effcompress import fault
-from effcompress.checkpoint import Saved, newest, save, steps
-from effcompress.errors import RunError
+from effcompress.checkpoint import Saved, newest, save, size, steps
+from effcompress.errors import RunError, Stopped
 
 save_room = sys.modules["effcompress.checkpoint.save"]  # the package's name is the function
 
@@ -267,3 +268,55 @@ def test_damaged_ones_that_were_passed_over_go(tmp_path: Path) -> None:
     (path / "state.json").write_text("{")
     save(tmp_path, 2, saved(2), keep=5)
     assert [p.name for p in steps(tmp_path)] == ["step-00000001", "step-00000002"]
+
+
+def test_texts_are_read_as_they_were_written_and_checked(tmp_path: Path) -> None:
+    record = b'{"event": "a"}\n'
+    path = save(tmp_path, 1, replace(saved(1), texts={"metrics.jsonl": record}), keep=1)
+    found = newest(tmp_path, no_warning)
+    assert found is not None and found.texts == {"metrics.jsonl": record}
+    assert sorted(found.tensors) == ["model/a", "rng"]
+    assert json.loads((path / "state.json").read_text())["bytes"] == size(path)
+    (path / "metrics.jsonl").write_bytes(record[::-1])
+    said: list[str] = []
+    assert newest(tmp_path, said.append) is None and "metrics.jsonl" in said[0]
+
+
+def test_what_a_user_put_there_stays(tmp_path: Path) -> None:
+    """Folders of other names, links, folders without a state, and files in a checkpoint."""
+    save(tmp_path, 1, saved(1), keep=1)
+    (tmp_path / "step-00000001" / "notes.txt").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "state.json").touch()
+    (tmp_path / "step-00000077").symlink_to(tmp_path / "elsewhere")
+    mine = ("step-best", "step-00000009-copy", "step-00000099", "step-0000000\u0663")
+    for name in mine:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights.bin").touch()
+    (tmp_path / "step-best" / "state.json").touch()
+    for step in (2, 3, 4):
+        save(tmp_path, step, saved(step), keep=1)
+    assert [p.name for p in steps(tmp_path)] == ["step-00000004"]
+    assert all((tmp_path / name / "weights.bin").exists() for name in mine)
+    assert (tmp_path / "step-best" / "state.json").exists()
+    assert (tmp_path / "step-00000077" / "state.json").exists()
+    assert [p.name for p in (tmp_path / "step-00000001").iterdir()] == ["notes.txt"]
+    assert not (tmp_path / "step-00000002").exists()
+
+
+def test_a_users_folder_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "step-00000002").mkdir()
+    (tmp_path / "step-00000002" / "mine").touch()
+    with pytest.raises(RunError, match="step 2 cannot be written"):
+        save(tmp_path, 2, saved(2), keep=1)
+    assert [p.name for p in tmp_path.rglob("*")] == ["step-00000002", "mine"]
+
+
+def test_a_second_ctrl_c_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(_name: str) -> None:
+        raise Stopped("by SIGINT")
+
+    monkeypatch.setattr(fault, "point", pressed)
+    with pytest.raises(Stopped):
+        save(tmp_path, 1, saved(1), keep=1)
+    assert not [*tmp_path.iterdir()]

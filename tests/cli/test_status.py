@@ -18,6 +18,7 @@ from effcompress.record.events import typed
 from effcompress.record.status import runs_in, status
 from effcompress.record.status_file import NAME, StatusFile
 from effcompress.record.tail import BLOCK
+from effcompress.report.comparison import facts
 from tests import warm
 from tests.runner.toys import recipe
 
@@ -247,3 +248,78 @@ def test_no_run(tmp_path: Path) -> None:
     assert [p.name for p in runs_in(tmp_path)] == ["quickstart"]
     done = effcompress("status", str(tmp_path / "none"))
     assert done.returncode == 2 and "no such folder" in done.stderr
+
+
+NOT_A_RECORD = [
+    b"",
+    b"\x00\xff\x1b[31m\n" * 9,
+    b'{"event": "run"',
+    b'{"event": "run"}\n[1]\nnull\n"text"\n7\n',
+    b'{"event": "step", "step": 1e999, "loss": NaN}\n' + b"[" * 100_000 + b"\n",
+    json.dumps({**RUN, "params": "many", "name": 7}).encode() + b"\n",
+    "".join(json.dumps({**step(1), key: [{}]}) + "\n" for key in step(1)).encode(),
+    json.dumps({**step(1), "tokens_per_second": -1.0, "tokens": -(10**17)}).encode() + b"\n",
+    json.dumps({**step(1), "step": 10**30}).encode() + b"\n",
+    b'{"event": "end"}\n{"event": "end", "status": ["\\u001b[31m"], "seconds": "x"}\n',
+    b'{"event": "cut", "step": 1, "tokens": 1, "params": 1, "removed": {"ffn": "x"}}\n',
+]
+NOT_NOW = [b"\xff", b"[]", b"null", b"[" * 100_000, b'{"pid": 1}', b"7" * 5000]
+
+
+@pytest.mark.parametrize("record", NOT_A_RECORD)
+def test_a_damaged_or_foreign_record_is_no_traceback(
+    tmp_path: Path, record: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from effcompress.cli import main
+
+    folder = made(tmp_path / "run")
+    (folder / "metrics.jsonl").write_bytes(record)
+    (folder / "plans.jsonl").write_bytes(record)
+    main_ = (["status", str(folder)], ["status", str(tmp_path)], ["status", "--json", str(folder)])
+    for words in main_:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert not ended.value.code
+        said = capsys.readouterr()
+        assert "\x1b" not in said.out + said.err
+    read = facts.read(folder, shown="run")
+    assert read.reason and not read.done
+
+
+@pytest.mark.parametrize("now", NOT_NOW)
+@pytest.mark.parametrize("change", [None, {"pid": 2**70}, {"pid": -1}, {"started": "now"}])
+def test_a_damaged_now_is_none(tmp_path: Path, now: bytes, change: dict | None) -> None:
+    folder = made(tmp_path / "run", RUN)
+    (folder / NAME).write_bytes(now)
+    if change is not None:
+        StatusFile(folder, 20.0).phase("training")
+        said = json.loads((folder / NAME).read_text())
+        (folder / NAME).write_text(json.dumps({**said, **change}))
+    assert status(folder).state == "died" and status(folder).now is None
+
+
+def test_what_is_no_file_is_no_record(tmp_path: Path) -> None:
+    """Opening a pipe would wait for a writer."""
+    folder = tmp_path / "run"
+    (folder / "metrics.jsonl").mkdir(parents=True)
+    (folder / "recipe.resolved.yaml").touch()
+    os.mkfifo(folder / NAME)
+    (folder / "checkpoints").touch()
+    assert status(folder).state == "not started"
+
+
+def test_nothing_that_a_terminal_obeys_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from effcompress.cli import main
+
+    bad = "\x1b[31m\x9b2J\u202e\ud800"
+    warning = {"event": "warning", "text": bad}
+    end = {"event": "end", "status": "failed", "reason": bad, "seconds": 1.0}
+    folder = made(tmp_path / "r\x1b[31mun", {**RUN, "name": bad, "model": bad}, warning, end)
+    for words in (["status", str(folder)], ["status", str(tmp_path)], ["status", f"{folder}\x1b"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        said = capsys.readouterr()
+        shown = said.out + said.err
+        assert shown.strip() and not set(shown) & set("\x1b\x9b\u202e\ud800")

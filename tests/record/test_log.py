@@ -220,3 +220,64 @@ def test_a_checkpoints_position_is_on_the_disk(tmp_path, monkeypatch):
     state = log.state()
     assert len(flushed) == 2 and state["metrics"] == (tmp_path / "metrics.jsonl").stat().st_size
     log.close()
+
+
+@pytest.mark.parametrize("damage", ["line", "short", "gone", "other"])
+def test_a_damaged_record_is_put_back_from_the_checkpoints_copy(log, tmp_path, damage):
+    """As two processes leave it, say, that wrote into it at once."""
+    log.event(step(1))
+    log.event(step(2))
+    log.plan(cut(2))
+    state, copies = log.state(), log.content()
+    log.event(step(3))
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    before = copies["metrics.jsonl"]
+    damaged = {"line": b'{ev"' + before[4:], "short": before[:-9], "other": before[::-1]}
+    path.unlink() if damage == "gone" else path.write_bytes(damaged[damage])
+    again = Log(tmp_path, view=PlainView(io.StringIO()))
+    again.rewind(state, copies)
+    again.close()
+    first, second, warning = events.read(path)
+    assert path.read_bytes().startswith(before) and (first.step, second.step) == (1, 2)
+    assert "metrics.jsonl" in warning.text and "the checkpoint's copy" in warning.text
+    assert (tmp_path / "plans.jsonl").read_bytes() == copies["plans.jsonl"]
+
+
+def test_without_a_copy_a_damaged_line_is_three_plain_lines(log, tmp_path):
+    log.event(step(1))
+    log.event(step(2))
+    state = log.state()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"ev"' + path.read_bytes()[5:])
+    with pytest.raises(RunError, match=r"metrics\.jsonl:1: not JSON") as refused:
+        log.rewind(state)
+    assert len(str(refused.value).splitlines()) == 2 and "--resume" in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\u2029\x0b\x1cb", "a\r\nb", "\x1b[31m"])
+def test_a_text_of_any_characters_is_one_line(log, tmp_path, text):
+    log.warn(text)
+    log.event(step(1))
+    again = Log(tmp_path, view=PlainView(io.StringIO()))
+    again.rewind(log.state(), log.content())
+    again.close()
+    assert [event.event for event in events.read(tmp_path / "metrics.jsonl")] == ["warning", "step"]
+    assert events.read(tmp_path / "metrics.jsonl")[0].text == text
+
+
+def test_half_a_surrogate_pair_does_not_end_the_record(log, tmp_path):
+    log.event(events.Warn(text="a\ud800b"))
+    log.event(events.Other("note", {"\udcff": 1}))
+    assert lines(tmp_path / "metrics.jsonl") == [
+        {"event": "warning", "text": "a?b"},
+        {"event": "note", "?": 1},
+    ]
+
+
+def test_plain_lines_hold_nothing_that_a_terminal_obeys(tmp_path):
+    out = io.StringIO()
+    log = Log(tmp_path, view=PlainView(out))
+    log.warn("\x1b]0;title\x07\x9b31m\u202e")
+    log.close()
+    assert out.getvalue() == "warning: \ufffd]0;title\ufffd\ufffd31m\ufffd\n"

@@ -15,6 +15,7 @@ from effcompress.errors import RunError
 from effcompress.report import write, write_card
 from effcompress.report.card import card, hub
 from effcompress.report.gather import gather
+from effcompress.report.render import PARTIAL, replace
 from effcompress.report.words import method
 
 _spec = importlib.util.spec_from_file_location("synthetic", Path(__file__).parent / "synthetic.py")
@@ -310,3 +311,21 @@ def test_the_change_of_the_size_is_a_part_of_what_there_was(tmp_path):
     before, after, change = (float(n.replace(",", "")) for n in found.groups())
     assert change == pytest.approx(100 * (1 - after / before), abs=0.06)
     assert change < 100 * (before / after - 1) - 0.5, "the toy tells both bases apart"
+
+
+@pytest.mark.parametrize("name", ["page.html", "table.md", "data.csv"])
+def test_a_file_holds_nothing_that_a_terminal_obeys(tmp_path: Path, name: str) -> None:
+    replace(tmp_path / name, "a\x1b[31m\x00\x9b\ud800\u2028b\tc\n")
+    assert (tmp_path / name).read_bytes().decode() == "a\ufffd[31m" + "\ufffd" * 4 + "b\tc\n"
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path, monkeypatch) -> None:
+    def full(*_given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "page.html").write_text("before")
+    (tmp_path / f"{PARTIAL}-{2**22 + 1}-x").touch()
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        replace(tmp_path / "page.html", "after")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("page.html", "before")]
