@@ -300,7 +300,7 @@ def test_more_tokens_than_positions(tmp_path: Path, key: str, value: int, words:
 
 
 def test_more_tokens_than_it_was_trained_for_is_a_warning(tmp_path: Path) -> None:
-    """Rotary positions have no table; the run says it, too (tests/runner/test_run.py)."""
+    """Rotary positions have no table."""
     toy(tmp_path)
     changes = ["model.shape.max_position_embeddings=16", "train.tokens=16384"]
     lines = preflight(load_recipe(tmp_path / "toy.yaml", changes), offline=False).lines
