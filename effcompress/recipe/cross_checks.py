@@ -98,7 +98,7 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
     yield _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"))
     yield _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"))
     try:
-        (*prompt_parts(domain.prompt or ""),)
+        list(prompt_parts(domain.prompt or ""))
     except ValueError as error:
         what = f"{dotted(at)}.prompt: {error}"
         yield Row(True, (*at, "prompt"), what, "Write `{field}`, and {{ or }} for a brace of text.")
