@@ -5,6 +5,8 @@ sizes in config.json are those of the parent, because the width of a head, the r
 scale of the embedding follow from them; `pruned` in config.json says what is smaller or gone.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 
