@@ -14,7 +14,7 @@ from effcompress.record.events import Evaluation, Generation, Tasks, TaskScore
 from effcompress.record.log import make_view
 from effcompress.record.readable import with_error
 from effcompress.runner.folder import opened
-from effcompress.runner.preflight import require_harness
+from effcompress.runner.preflight import require_harness, require_here
 
 
 def evaluate(
@@ -29,6 +29,8 @@ def evaluate(
     loaded, spec = opened(target, overrides)
     require_harness(loaded.recipe.evaluate.tasks)
     data.preview(loaded.recipe.data)
+    if offline and spec == loaded.recipe.model:
+        require_here(loaded)
     # Imported here: torch and transformers take seconds, which a wrong path should not cost.
     from effcompress.model.load import load as load_model
     from effcompress.runner.evaluation import evaluate as measure
