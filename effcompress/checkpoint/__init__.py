@@ -5,7 +5,7 @@ from pathlib import Path
 
 from effcompress import processes
 from effcompress.checkpoint.export import EXPORTING, export
-from effcompress.checkpoint.prove import manners  # isort: split
+from effcompress.checkpoint.prove import text_settings  # isort: split
 
 from effcompress.checkpoint.proof import PROVING, Proof, prove
 from effcompress.checkpoint.save import (
@@ -28,7 +28,6 @@ __all__ = [
     "Writing",
     "begin",
     "export",
-    "manners",
     "newest",
     "prove",
     "publish",
@@ -36,6 +35,7 @@ __all__ = [
     "size",
     "steps",
     "sweep",
+    "text_settings",
 ]
 
 

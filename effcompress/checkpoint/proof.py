@@ -44,15 +44,15 @@ def prove(
     ids_BT: Tensor,
     *,
     own_class: bool = False,
-    manners: Mapping[str, Any] | None = None,
+    text_settings: Mapping[str, Any] | None = None,
 ) -> Proof:
     """Loads ``folder`` in a fresh process and compares its answers with those of ``module``.
 
     Raises RunError unless the process loads the folder cleanly and gives the same logits for
     ``ids_BT`` [B, T] (1e-5 in fp32, or what rounding does to this model) and the same greedy
     tokens, with and without the cache. With ``own_class`` the process may run the class in the
-    folder. ``manners``: the generation config and tokenizer that it must find, too
-    (``prove.manners``).
+    folder. ``text_settings``: the generation config and tokenizer that it must find, too
+    (``prove.text_settings``).
     """
     started = time.monotonic()
     ids_BT = ids_BT.cpu()
@@ -71,13 +71,17 @@ def prove(
             f"{tokens_equal}, with and without cache equal: {cache_equal}",
             where=str(folder),
         )
-    if manners is not None:
-        _require_manners(folder, manners, json.loads(bytes(found["manners"].tolist())))
+    if text_settings is not None:
+        _require_text_settings(
+            folder, text_settings, json.loads(bytes(found["text_settings"].tolist()))
+        )
     seconds = time.monotonic() - started
     return Proof(difference, tokens_equal, cache_equal, seconds, tolerance)
 
 
-def _require_manners(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def _require_text_settings(
+    folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]
+) -> None:
     """Raises RunError naming the first value that the folder does not have from the source."""
     for part, values in wanted.items():
         for key in sorted({*values, *found[part]}):

@@ -5,7 +5,7 @@ such triples may follow). The script imports transformers and nothing of effcomp
 an error if effcompress was imported all the same. With ``own-class`` instead of ``stock`` the class
 in the folder may run (``trust_remote_code``).
 INPUT and OUTPUT are safetensors files: ``ids_BT`` in; ``logits_BTV``, ``cached_T``, ``uncached_T``
-and ``manners`` out.
+and ``text_settings`` out.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def main(classes: str, *paths: str) -> None:
 def answers(folder: str, ids_BT: torch.Tensor, *, own_class: bool) -> dict[str, torch.Tensor]:
     """Returns the folder's logits for ``ids_BT`` [B, T] as ``logits_BTV``, and its 16 greedy tokens
     behind the first row, generated with the cache (``cached_T``) and without (``uncached_T``);
-    ``manners`` is the JSON of ``manners`` in bytes.
+    ``text_settings`` is the JSON of ``text_settings`` in bytes.
 
     Exits with an error if weights are missing, left over or of another shape.
     """
@@ -52,13 +52,13 @@ def answers(folder: str, ids_BT: torch.Tensor, *, own_class: bool) -> dict[str, 
     if wrong:
         raise SystemExit(f"the folder does not load cleanly: {wrong}")
     own: Any = {"local_files_only": True, "trust_remote_code": own_class}
-    told = manners(model.generation_config, AutoTokenizer.from_pretrained(folder, **own))
+    told = text_settings(model.generation_config, AutoTokenizer.from_pretrained(folder, **own))
     model.eval()
     # Greedy and nothing else: the folder's own generation settings (a repetition penalty, say)
     # would change the tokens that are compared.
     stop = model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=stop)
-    found = {"manners": torch.tensor([*json.dumps(told).encode()], dtype=torch.uint8)}
+    found = {"text_settings": torch.tensor([*json.dumps(told).encode()], dtype=torch.uint8)}
     with torch.no_grad():
         found["logits_BTV"] = model(input_ids=ids_BT).logits.contiguous()
         for name, cache in (("cached_T", True), ("uncached_T", False)):
@@ -75,7 +75,7 @@ def answers(folder: str, ids_BT: torch.Tensor, *, own_class: bool) -> dict[str, 
     return found
 
 
-def manners(generation: Any, tokenizer: Any | None) -> dict[str, Any]:
+def text_settings(generation: Any, tokenizer: Any | None) -> dict[str, Any]:
     """Returns what a conversation depends on beside the weights, as JSON values: the generation
     config and, of a tokenizer of transformers, chat templates, special tokens and vocabulary.
     """

@@ -70,5 +70,5 @@ def prove(made: Form, pruned: PrunedModel, tokenizer: Any, ids_BT: Tensor, folde
     """Compares the folder in a fresh process; only `exact` may run the folder's own class."""
     module: Any = pruned.module
     backend = getattr(tokenizer, "backend", None)  # that of bytes is made when it is written
-    how: Any = {"manners": checkpoint.manners(module.generation_config, backend)}
+    how: Any = {"text_settings": checkpoint.text_settings(module.generation_config, backend)}
     return checkpoint.prove(folder, module, ids_BT, own_class=made.name == "exact", **how)

@@ -2,8 +2,6 @@
 the text of their tokenizer. Imports neither torch nor transformers, so that ``check`` is fast.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path

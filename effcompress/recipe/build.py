@@ -146,7 +146,7 @@ class Builder:
         mark = self.document.mark(key)
         try:
             path = Path(written).expanduser()
-        except RuntimeError as error:  # ~nobody
+        except RuntimeError as error:  # `~name` where there is no user of that name
             raise self._error(key, f"{dotted(key)}: no home folder of '{written}'") from error
         return Path(os.path.abspath(mark.folder / path))  # noqa: PTH100
 

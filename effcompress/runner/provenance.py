@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from effcompress.checkpoint import manners
+from effcompress.checkpoint import text_settings
 from effcompress.data import Corpus
 from effcompress.errors import RunError
 from effcompress.model.integrity import sha256_of
@@ -41,7 +41,7 @@ def described(model: LoadedModel) -> dict[str, str]:
     """Returns what the source model is, without its weights."""
     module: Any = model.module
     backend = getattr(model.tokenizer, "backend", None)
-    parts = {"configuration": model.config, **manners(module.generation_config, backend)}
+    parts = {"configuration": model.config, **text_settings(module.generation_config, backend)}
     return {
         f"model: {part}: {key}": json.dumps(value, sort_keys=True, default=str)
         for part, values in parts.items()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
-from effcompress.checkpoint import export, manners, proof, prove
+from effcompress.checkpoint import export, proof, prove, text_settings
 from effcompress.errors import RunError
 from effcompress.model.exact import container
 from effcompress.model.families.llama import LLAMA
@@ -195,13 +195,13 @@ def test_a_folder_that_talks_otherwise_is_none(
     backend.save_pretrained(tmp_path)
     model.generation_config = GenerationConfig(eos_token_id=2, do_sample=True, temperature=0.7)
     model.generation_config.save_pretrained(tmp_path)
-    wanted = manners(model.generation_config, backend)
+    wanted = text_settings(model.generation_config, backend)
     change(tmp_path)
     if not says:
-        prove(tmp_path, model, tokens(2, 10), manners=wanted)
+        prove(tmp_path, model, tokens(2, 10), text_settings=wanted)
         backend.chat_template = {"default": "{{ messages }}"}
-        one = manners(model.generation_config, backend)["tokenizer"]["chat template"]
+        one = text_settings(model.generation_config, backend)["tokenizer"]["chat template"]
         assert one == "{{ messages }}", "one template of the name `default` is stored as text"
         return
     with pytest.raises(RunError, match=says):
-        prove(tmp_path, model, tokens(2, 10), manners=wanted)
+        prove(tmp_path, model, tokens(2, 10), text_settings=wanted)

@@ -116,6 +116,12 @@ def test_shapes_that_cannot_be_meant(tmp_path: Path, change: str, message: str) 
         preflight(load_recipe(toy(tmp_path), [change]), offline=False)
 
 
+def test_ten_million_positions_are_meant(tmp_path: Path) -> None:
+    """As some models of long contexts state them."""
+    change = "model.shape.max_position_embeddings=10485760"
+    assert preflight(load_recipe(toy(tmp_path), [change]), offline=False).lines
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "change", "message"),
     [

@@ -29,10 +29,11 @@ def family_of(config: Config) -> Family:
     )
 
 
-WIDEST, DEEPEST, VOCABULARY = 2**17, 256, 2**22
+WIDEST, DEEPEST, VOCABULARY, POSITIONS = 2**17, 256, 2**22, 2**24
 MOST = {
     **dict.fromkeys(("num_hidden_layers", "n_layer"), DEEPEST),
-    **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_positions"), VOCABULARY),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), POSITIONS),
+    "vocab_size": VOCABULARY,
 }
 """Largest values of configuration fields, others are widths: sizing takes a step for each unit."""
 
