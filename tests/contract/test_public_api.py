@@ -16,6 +16,7 @@ NAMES = [
     "EffcompressError",
     "GroupSet",
     "Member",
+    "NotNegative",
     "Pattern",
     "Plan",
     "Positive",

@@ -37,8 +37,8 @@ class Mutant:
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "effcompress/types.py",
-        "return Depth(layers, (self.absent | names) & kept)",
-        "return Depth(layers, self.absent & kept)",
+        "names = self.absent | frozenset(gone)",
+        "names = frozenset(gone)",
         (
             (
                 "tests/test_architecture.py::test_what_went_stays_away_and_layers_take_their_bl"
@@ -49,8 +49,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/checkpoint/export.py",
-        'made = sorted(work.iterdir(), key=lambda f: f.name == "config.json")',
-        "made = sorted(work.iterdir())",
+        (
+            'made = sorted(filter(Path.is_file, work.rglob("*")), '
+            'key=lambda f: f.name == "config.json")'
+        ),
+        'made = sorted(filter(Path.is_file, work.rglob("*")))',
         ("tests/checkpoint/test_export.py::test_a_folder_that_dies_half_way_is_no_model",),
         "config.json is moved first, so half a model loads",
     ),
@@ -1913,8 +1916,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/selection/choose.py",
-        "left = budget.widths[budget.candidates[k].sets[0]] - budget.step(k)",
-        "left = budget.widths[budget.candidates[k].sets[0]]",
+        "return 1.0 - budget.width_after(k) / _begun(budget, k, begun)",
+        "return 1.0 - budget.widths[budget.candidates[k].sets[0]] / _begun(budget, k, begun)",
         ("tests/runner/test_baselines.py::test_adapt_pruner_follows_its_rates",),
         "fractions are those before the cut, not behind it",
     ),

@@ -16,8 +16,8 @@ from tests.runner.toys import events, plans, recipe
 def test_every_step_has_the_rate_of_its_own_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """10 steps of 128 tokens: two warm up, then half a wave down to a tenth. The last step has the
-    lowest rate of all, and what is recorded is what the optimizer is given.
+    """10 steps of 128 tokens: two warm up, then half a wave towards a tenth, read where each step
+    begins. What is recorded is what the optimizer is given.
     """
     given: list[tuple[float, set[float]]] = []
     update = train.update
@@ -33,8 +33,8 @@ def test_every_step_has_the_rate_of_its_own_tokens(
     run(
         load_recipe(recipe(tmp_path), [*sets, f"train.learning_rate={rate}"]), output=tmp_path / "o"
     )
-    wave = [1e-3 + 9e-3 * 0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(9)]
-    expected = [0.5e-2, *wave]
+    wave = [1e-3 + 9e-3 * 0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
+    expected = [0.5e-2, 1e-2, *wave]
     assert [e["learning_rate"] for e in events(tmp_path / "o", "step")] == pytest.approx(expected)
     assert [rate for rate, _ in given] == pytest.approx(expected)
     assert all(groups == {rate} for rate, groups in given)
