@@ -43,9 +43,8 @@ BY_HAND = (
 SCRATCH = ("prune=null", "train.learning_rate.peak=1e-3")
 """Fresh weights learn faster at a higher rate than those that must not forget."""
 GATES = (
-    "prune.repair=null",
+    "prune.repair=[]",
     "prune.schedule=at_end",
-    "prune.measure=null",
     "prune.gates={gate: hard_concrete, constraint: lagrangian}",
     "train.stages={pruning: 24k, continued: 36k}",
 )
