@@ -332,7 +332,9 @@ class LearningRateSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StagesSpec:
-    """Training in three stages under one learning-rate schedule."""
+    """Training in three stages, under one learning-rate schedule unless `train.continued` says
+    otherwise.
+    """
 
     warmup: Count = key("tokens before the first cut; saliency is already measured", 0)
     pruning: Count = key("tokens of pruning-aware training", minimum=1)
@@ -375,6 +377,23 @@ class LoopSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContinuedSpec:
+    """The continued stage as a training of its own, as if the pruned model were trained by another
+    recipe: fresh moments, its own batches, and its own learning rate over the tokens of the stage.
+    """
+
+    batch_size: int | None = key(
+        "sequences per optimizer step; default: as before", None, minimum=1
+    )
+    micro_batch_size: int | None = key(
+        "sequences per forward pass; default: as before", None, minimum=1
+    )
+    learning_rate: LearningRateSpec = key(
+        "learning rate over the tokens of this stage", LearningRateSpec()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSpec(LoopSpec):
     """Pruning-aware training: exactly one of tokens, stages."""
 
@@ -382,6 +401,11 @@ class TrainSpec(LoopSpec):
     stages: StagesSpec | None = key(
         "tokens by stage; the schedule then prunes in the pruning stage, and at its end the rest "
         "is cut at once",
+        None,
+    )
+    continued: ContinuedSpec | None = key(
+        "settings of the stage `continued` that differ, from a fresh optimizer on; without this "
+        "section it goes on under one learning-rate schedule",
         None,
     )
 

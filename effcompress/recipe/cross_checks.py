@@ -11,6 +11,7 @@ at once. Checks that need the model's axes are in ``estimate/``, those that need
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -141,6 +142,14 @@ def _train(recipe: Recipe, document: Document) -> Rows:
     fix = "E.g. `tokens: 2M`, or `stages: {warmup: 10k, pruning: 1M, continued: 1M}`."
     yield from _exactly_one(train, ("tokens", "stages"), at, document, fix)
     yield from _loop(train, at)
+    if train.continued is None:
+        return
+    given = {key: value for key, value in vars(train.continued).items() if value is not None}
+    here = (*at, "continued")
+    what = "train.continued: there is no continued stage"
+    fix = "E.g. `stages: {pruning: 1M, continued: 1M}`."
+    yield Row(not train.stages or not train.stages.continued, here, what, fix)
+    yield from _loop(replace(train, **given), here)
 
 
 def _loop(loop: LoopSpec, at: Key) -> Rows:

@@ -7,6 +7,7 @@ from typing import Any
 
 from effcompress import train
 from effcompress.errors import NotFinite, RunError
+from effcompress.estimate.schedule import anew_at, loop_at, rate_span
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner import gates
@@ -45,13 +46,17 @@ def train_step(state: RunState, log: Log, started: float, save: Callable[[], Non
     Raises RunError after more skipped steps in a row than ``bad_steps``, with a checkpoint by
     ``save`` behind the text of the last one.
     """
-    spec = state.recipe.loop
-    assert spec is not None
+    recipe, begun = state.recipe, state.tokens
+    spec = loop_at(recipe, begun)
+    assert spec is not None and state.optimizer is not None
+    if begun == anew_at(recipe):
+        state.optimizer.state.clear()  # a training of its own begins
     batch = state.stream.next(spec.batch_size)
     tokens = batch.ids_BT.numel()
     state.step += 1
     state.tokens += tokens
-    rate = train.learning_rate(spec.learning_rate, state.tokens, state.total_tokens, tokens)
+    start, end = rate_span(recipe, begun)
+    rate = train.learning_rate(spec.learning_rate, state.tokens - start, end - start, tokens)
     try:
         losses, norm = _learn(state, batch, spec, rate, log)
     except NotFinite as error:
