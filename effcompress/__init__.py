@@ -15,6 +15,7 @@ from effcompress.errors import (
 from effcompress.registry import (
     criterion,
     hessian,
+    mixture,
     reduction,
     refit,
     repair,
@@ -60,6 +61,7 @@ __all__ = [
     "hessian",
     "load_recipe",
     "lowest",
+    "mixture",
     "reduction",
     "refit",
     "repair",

@@ -320,6 +320,7 @@ hessian = _decorator("hessian")
 space = _decorator("space")
 repair = _decorator("repair")
 refit = _decorator("refit")
+mixture = _decorator("mixture")
 
 
 Check = Callable[..., tuple[str, str] | None]

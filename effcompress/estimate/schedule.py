@@ -85,6 +85,27 @@ def total_tokens(recipe: Recipe) -> int:
     return -(-asked // per_step) * per_step if per_step else 0
 
 
+def measurements(recipe: Recipe, begin: int, end: int) -> int:
+    """Returns how often held-out losses are measured for the mixture while ``begin`` to ``end``
+    tokens have been trained on, the end left out.
+    """
+    mixture, per_step = recipe.data.mixture, tokens_per_step(recipe)
+    if mixture is None or not per_step:
+        return 0
+    before, last = max(0, begin // per_step - 1), max(0, end // per_step - 1)
+    return last // mixture.every - before // mixture.every
+
+
+def too_rare(recipe: Recipe) -> str:
+    """Returns the warning for a mixture that the run is too short to change; else nothing."""
+    total = total_tokens(recipe)
+    if recipe.data.mixture is None or measurements(recipe, 0, total):
+        return ""
+    steps = total // tokens_per_step(recipe)
+    every = f"losses are measured every {recipe.data.mixture.every} steps"
+    return f"data.mixture.every: {every}, and the run has {steps}: the weights stay as they are"
+
+
 def fastest(budget: Budget, k: int) -> float:
     """Preference for ``simulate``: the candidate whose next step frees most goes first."""
     return -budget.freed(k)

@@ -37,7 +37,8 @@ def _section(cls: type, path: str) -> Iterator[str]:
     ordered = sorted(dataclasses.fields(cls), key=lambda f: f.metadata.get("expert", False))
     for field in sorted(ordered, key=_required, reverse=True):
         words, deeper = _type_of(hints(cls)[field.name], field.metadata)
-        yield f"| `{field.name}` | {words} | {_default(field)} | {_cell(field.metadata['help'])} |"
+        name = "name" if "beside" in field.metadata else field.name
+        yield f"| `{name}` | {words} | {_default(field)} | {_cell(field.metadata['help'])} |"
         if deeper is not None:
             step = f"{field.name}.NAME" if "name ->" in words else field.name
             inner.append((f"{path}.{step}".lstrip("."), deeper))

@@ -20,6 +20,7 @@ class Record:
     steps: tuple[events.Step, ...] = ()
     cuts: tuple[events.Cut, ...] = ()
     stages: tuple[events.Stage, ...] = ()
+    mixtures: tuple[events.Mixture, ...] = ()
     sparsified: events.Sparsify | None = None
     before: events.Evaluation | None = None
     after: events.Evaluation | None = None
@@ -65,6 +66,21 @@ class Record:
     def tokens(self) -> int:
         """Tokens trained on."""
         return max([0, *(s.tokens for s in self.steps), *(c.tokens for c in self.cuts)])
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Domain -> fraction of the training samples, as far as recorded; where the mixture
+        changes, the mean of its weights over the tokens.
+        """
+        if not self.mixtures or not self.tokens:
+            data = self.run.data if self.run else {}
+            return {name: d.share for name, d in data.items() if d.share is not None}
+        ends = [*(event.tokens for event in self.mixtures[1:]), self.tokens]
+        parts = [(e.weights, end - e.tokens) for e, end in zip(self.mixtures, ends, strict=True)]
+        return {
+            name: sum(held[name] * tokens for held, tokens in parts) / self.tokens
+            for name in self.mixtures[0].weights
+        }
 
     @property
     def cutting_seconds(self) -> float:
@@ -118,6 +134,7 @@ def gather(folder: Path) -> Record:
         steps=of_type(found, events.Step),
         cuts=of_type(found, events.Cut),
         stages=of_type(found, events.Stage),
+        mixtures=of_type(found, events.Mixture),
         sparsified=next(iter(of_type(found, events.Sparsify)), None),
         before=evaluations.get("before"),
         after=evaluations.get("after"),

@@ -34,6 +34,7 @@ NAMES = [
     "hessian",
     "load_recipe",
     "lowest",
+    "mixture",
     "reduction",
     "refit",
     "repair",

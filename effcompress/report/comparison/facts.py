@@ -138,7 +138,7 @@ def _facts(record: Record, run: Run) -> Facts:
     before, after, end = record.before, record.after, record.end
     latest = after or before
     flops = [step.flops for step in record.steps]
-    shares = {name: d.share for name, d in run.data.items() if d.share is not None}
+    shares = record.shares
     text = {name: d.hash for name, d in run.data.items() if d.hash is not None}
     seconds, memory = _cost(record)
     return Facts(
