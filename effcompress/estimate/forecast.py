@@ -201,9 +201,9 @@ def _operations(
     mixture, domains = recipe.data.mixture, len(recipe.data.domains)
     read = mixture.sequences * domains * recipe.data.sequence_length if mixture else 0
     for here, there in itertools.pairwise(points):
-        each = flops.per_token(here.widths)
-        total += each * (there.tokens - here.tokens)
-        measured += each / 3 * read * measurements(recipe, here.tokens, there.tokens)
+        total += flops.per_token(here.widths) * (there.tokens - here.tokens)
+        times = measurements(recipe, here.tokens, there.tokens)
+        measured += flops.per_token(here.widths) / 3 * read * times if times else 0.0
     first, last = flops.per_token({}), flops.per_token(points[-1].widths)
     figures: dict[str, Any] = {
         "tokens": points[-1].tokens,

@@ -193,7 +193,7 @@ def _loss(record: Record) -> Chart | None:
 def _domains(record: Record) -> dict[str, tuple[str, str]]:
     """Domain -> tone and a label that is not too long, where the mixture changes."""
     names = record.mixtures[0].weights if record.mixtures else ()
-    short = {name: name if len(name) < 16 else f"{name[:14]}…" for name in names}
+    short = {name: name if len(name) < 24 else f"{name[:22]}…" for name in names}
     tones = itertools.cycle(DOMAIN_TONES)
     return {name: (next(tones), label) for name, label in short.items()}
 
@@ -203,7 +203,7 @@ def _mixture(record: Record) -> Chart | None:
     for name, (tone, label) in _domains(record).items():
         course = [(float(event.tokens), event.weights[name]) for event in record.mixtures]
         course.append((float(record.tokens), course[-1][1]))
-        lines.append(Line(label, course, tone, name))
+        lines.append(Line(label, course, tone))
     if not lines:
         return None
     axes = ("fraction of the samples", PERCENT, readable.percent)
@@ -218,8 +218,8 @@ def _heldout(record: Record) -> Chart | None:
         if course:
             level = record.mixtures[-1].reference[name]
             goal = [(0.0, level), (float(record.tokens), level)]
-            lines.append(Line("", goal, tone, f"{name}, reference", faint=True, told=False))
-            lines.append(Line(label, course, tone, name))
+            lines.append(Line(f"{name}, reference", goal, tone, faint=True, told=False))
+            lines.append(Line(label, course, tone))
     if not lines:
         return None
     axes = ("nats per token", PLAIN, readable.decimal)
