@@ -83,12 +83,12 @@ def scores(
     module: nn.Module, corpus: Corpus, spec: EvaluateSpec, world: World
 ) -> dict[str, DomainScore]:
     """Returns loss and perplexity of the held-out text of each domain."""
-    found: dict[str, DomainScore] = {}
+    listed: dict[str, DomainScore] = {}
     for domain in corpus.domains:
         ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
-        one = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)
-        found[domain] = replace(one, hash=digest(ids_NT))
-    return found
+        found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)
+        listed[domain] = replace(found, hash=digest(ids_NT))
+    return listed
 
 
 def evaluate_once(
