@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from effcompress import load_recipe, run
+from effcompress import fault, load_recipe, run
 from effcompress.checkpoint import Proof
 from effcompress.data import predicted
-from effcompress.errors import PluginError, RecipeError, SourceError
+from effcompress.errors import PluginError, RecipeError, RunError, SourceError
 from effcompress.estimate.check import check
 from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.flops import flops_per_token
@@ -33,6 +34,7 @@ from effcompress.runner.evaluation import scores
 from effcompress.runner.mixture import reweighed
 from effcompress.runner.preflight import preflight
 from effcompress.runner.start import corpus_of
+from effcompress.runner.state import RunState
 from effcompress.spec import EvaluateSpec
 from effcompress.track.curves import curves
 from tests import warm
@@ -133,15 +135,37 @@ def test_killed_and_resumed_it_is_the_same_run(tmp_path: Path) -> None:
     path, whole, killed = recipe(tmp_path), tmp_path / "whole", tmp_path / "killed"
     sets = ["--set", DYNAMIC, "--set", "data.mixture.every=2"]
     assert warm.wait(start(path, whole, *sets)) == 0, log(whole).read_text()
-    for fault in ("step:11", "step:3", "step:9"):
+    for place in ("step:11", "step:3", "step:9"):
         again = ["--resume"] if killed.exists() else []
-        process = start(path, killed, *sets, *again, fault=fault)
+        process = start(path, killed, *sets, *again, fault=place)
         assert warm.wait(process) == -signal.SIGKILL, log(killed).read_text()
     assert warm.wait(start(path, killed, *sets, "--resume")) == 0, log(killed).read_text()
     for name in ("model.safetensors", "plans.jsonl"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert record(whole) == record(killed)
     assert len(events(killed, "mixture")) == 10
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
+    """It has neither weights of domains nor what they are owed."""
+    path, whole, out = recipe(tmp_path), tmp_path / "whole", tmp_path / "out"
+    run(load_recipe(path), output=whole)
+    snapshot = RunState.snapshot
+
+    def earlier(self: RunState, position: dict[str, int]) -> Any:
+        saved = snapshot(self, position)
+        del saved.values["reference"], saved.values["dominant"], saved.values["stream"]["mixture"]
+        return saved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "snapshot", earlier)
+        patch.setattr(fault, "_seen", Counter())
+        patch.setenv(fault.VARIABLE, "step:10:out_of_memory")
+        with pytest.raises(RunError, match="not enough memory"):
+            run(load_recipe(path), output=out)
+    run(load_recipe(path), output=out, resume=True)
+    assert (whole / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("mode", ["replicate", "shard"])
