@@ -327,7 +327,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/data/stream.py",
         "self._owed[name] += self.fractions[name] * n - count",
         "self._owed[name] = self.fractions[name] * n - count",
-        ("tests/data/test_mixture.py::test_the_stream_follows_its_fractions",),
+        ("tests/data/test_mixture.py::test_changes_to_the_same_fractions_are_none",),
         "what was owed before the last change of the mixture is forgotten",
     ),
     Mutant(
@@ -1627,7 +1627,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/folder.py",
-        "if old.get(key) != new.get(key):",
+        'if old.get(key, "null") != new.get(key, "null"):',
         "if key in old and key in new and old[key] != new[key]:",
         ("tests/runner/test_record.py::test_a_key_that_came_or_went_is_another_recipe",),
         "keys that came or went do not count as a change",
