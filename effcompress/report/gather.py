@@ -68,21 +68,6 @@ class Record:
         return max([0, *(s.tokens for s in self.steps), *(c.tokens for c in self.cuts)])
 
     @property
-    def shares(self) -> dict[str, float]:
-        """Domain -> fraction of the training samples, as far as recorded; where the mixture
-        changes, the mean of its weights over the tokens.
-        """
-        if not self.mixtures or not self.tokens:
-            data = self.run.data if self.run else {}
-            return {name: d.share for name, d in data.items() if d.share is not None}
-        ends = [*(event.tokens for event in self.mixtures[1:]), self.tokens]
-        parts = [(e.weights, end - e.tokens) for e, end in zip(self.mixtures, ends, strict=True)]
-        return {
-            name: sum(held[name] * tokens for held, tokens in parts) / self.tokens
-            for name in self.mixtures[0].weights
-        }
-
-    @property
     def cutting_seconds(self) -> float:
         """Seconds that cuts and commits took."""
         spent = (e for e in self.costs if isinstance(e, events.Cut | events.Commit))
