@@ -13,7 +13,9 @@ from effcompress.errors import (
     SurgeryError,
 )
 from effcompress.registry import (
+    constraint,
     criterion,
+    gate,
     hessian,
     mixture,
     reduction,
@@ -56,8 +58,10 @@ __all__ = [
     "SourceError",
     "SurgeryError",
     "__version__",
+    "constraint",
     "criterion",
     "damped_cholesky",
+    "gate",
     "hessian",
     "load_recipe",
     "lowest",

@@ -253,12 +253,45 @@ class ReduceSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatesSpec:
+    """Learned gates: a number from 0 to 1 for every mini-group, trained with the weights through
+    the pruning stage towards the target (arXiv:2310.06694). With `target.shape` each kind has a
+    target of its own, else the expected size has. The cut at the end keeps the mini-groups that
+    the criterion, one of `logit`, ranks highest, and multiplies their gates into the weights.
+    """
+
+    gate: Bound = key("distribution of a gate", plugin="gate")
+    constraint: Bound = key(
+        "the term of the loss that leads the expected sparsity to the target", plugin="constraint"
+    )
+    learning_rate: float = key("of the gates; Adam, without weight decay", 1.0, above=0)
+    multiplier_rate: float = key("of the constraint's multipliers, which ascend", 1.0, above=0)
+    schedule: Literal["training", "constant"] = key(
+        "training: both rates follow the schedule of train.learning_rate", "training"
+    )
+    warmup: Fraction = key(
+        "fraction of the pruning stage in which the target sparsity rises from 0", 0.2
+    )
+    start: float = key("logit of a gate at the beginning, in the mean", 5.0)
+    starts: Mapping[str, float] | None = key("kind -> the same for its gates alone", None)
+    spread: float = key("standard deviation of the logits at the beginning", 0.01, minimum=0)
+    limit: float = key("logits are clamped to -limit and limit; default: ln 100", 4.60517, above=0)
+    absorb: Literal["exact", "sheared"] = key(
+        "exact: the cut model computes what the masked one did; sheared: columns of embedding and "
+        "head are multiplied, too, as in the code of Sheared-LLaMA",
+        "exact",
+        expert=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneSpec:
     """Pruning: what may be cut, by which saliency, when, and down to what size."""
 
     target: TargetSpec = key("the size to reach")
     space: tuple[Bound, ...] = key("kinds of mini-groups that may be cut", plugin="space", least=1)
     criterion: Bound = key("saliency of a weight", plugin="criterion")
+    gates: GatesSpec | None = key("learned gates, for criteria that use their logits", None)
     reduce: ReduceSpec = key("from weights to mini-groups", ReduceSpec(), expert=True)
     hessian: Bound | None = key(
         "diagonal Hessian, for criteria that use one", None, plugin="hessian"
@@ -347,7 +380,9 @@ class LearningRateSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StagesSpec:
-    """Training in three stages under one learning-rate schedule."""
+    """Training in three stages, under one learning-rate schedule unless `train.continued` says
+    otherwise.
+    """
 
     warmup: Count = key("tokens before the first cut; saliency is already measured", 0)
     pruning: Count = key("tokens of pruning-aware training", minimum=1)
@@ -390,6 +425,23 @@ class LoopSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContinuedSpec:
+    """The continued stage as a training of its own, as if the pruned model were trained by another
+    recipe: fresh moments, its own batches, and its own learning rate over the tokens of the stage.
+    """
+
+    batch_size: int | None = key(
+        "sequences per optimizer step; default: as before", None, minimum=1
+    )
+    micro_batch_size: int | None = key(
+        "sequences per forward pass; default: as before", None, minimum=1
+    )
+    learning_rate: LearningRateSpec = key(
+        "learning rate over the tokens of this stage", LearningRateSpec()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSpec(LoopSpec):
     """Pruning-aware training: exactly one of tokens, stages."""
 
@@ -397,6 +449,11 @@ class TrainSpec(LoopSpec):
     stages: StagesSpec | None = key(
         "tokens by stage; the schedule then prunes in the pruning stage, and at its end the rest "
         "is cut at once",
+        None,
+    )
+    continued: ContinuedSpec | None = key(
+        "settings of the stage `continued` that differ, from a fresh optimizer on; without this "
+        "section it goes on under one learning-rate schedule",
         None,
     )
 

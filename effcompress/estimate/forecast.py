@@ -14,6 +14,7 @@ from effcompress.estimate.memory import memory, trained
 from effcompress.estimate.schedule import (
     Point,
     Timeline,
+    loops_of,
     measurements,
     tokens_per_step,
     total_tokens,
@@ -145,12 +146,13 @@ def _costs(
     Raises RecipeError when the batch does not divide among the processes.
     """
     loop = recipe.loop
-    if loop is not None and loop.batch_size % launch.processes:
-        raise RecipeError(
-            f"{launch.processes} processes cannot share a batch of {loop.batch_size} equally",
-            where="--processes",
-            fix="Name a number that divides it.",
-        )
+    for stage in loops_of(recipe):
+        if stage.batch_size % launch.processes:
+            raise RecipeError(
+                f"{launch.processes} processes cannot share a batch of {stage.batch_size} equally",
+                where="--processes",
+                fix="Name a number that divides it.",
+            )
     shards = shards_of(recipe, launch.processes)
     phases = memory(found, recipe, timeline.points[-1].widths, launch.processes, shards)
     held = {phase: {**vars(parts), "total": parts.total} for phase, parts in phases.items()}
@@ -217,10 +219,10 @@ def _operations(
         rate = launch.flops_per_second * launch.processes
         if recipe.loop and recipe.loop.recompute:  # a third forward: 4 units of work instead of 3
             rate *= 3 / 4
-        step = tokens_per_step(recipe)
+        step, end = tokens_per_step(recipe), tokens_per_step(recipe, total_tokens(recipe) - 1)
         figures["seconds"] = {
             "first_step": first * step / rate,
-            "last_step": last * step / rate,
+            "last_step": last * end / rate,
             "all_steps": (total + measured) / rate,
         }
     return figures

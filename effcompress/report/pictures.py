@@ -40,6 +40,9 @@ def pictures(record: Record) -> dict[str, Picture]:
         "perplexity": _perplexity(record),
         "removed": _removed(record),
         "saliency": _saliency(record),
+        "gates": _gates(record, "expected"),
+        "multipliers": _gates(record, "linear"),
+        "undecided": _gates(record, "undecided"),
         "loss": _loss(record),
         "mixture": _mixture(record),
         "heldout": _heldout(record),
@@ -174,6 +177,42 @@ def _saliency(record: Record) -> Chart | None:
         x_end=float(record.tokens) if title == TOKENS else None,
         **_axis(record, title),
     )
+
+
+_OF_GATES: dict[str, tuple[str, str, str, str, Any]] = {
+    "expected": (
+        *("Learned gates", "expected sparsity", "fraction shut of each kind; dashed: its target"),
+        *(PERCENT, readable.percent),
+    ),
+    "linear": (
+        *("Multipliers", "multiplier", "linear; below 0 rewards sparsity"),
+        *(PLAIN, readable.decimal),
+    ),
+    "undecided": (
+        *("Undecided gates", "fraction of gates", "open with a probability from .05 to .95"),
+        *(PERCENT, readable.percent),
+    ),
+}
+"""Field of a family -> title, title of the axis, what is drawn, and how its values are written."""
+
+
+def _gates(record: Record, field: str) -> Chart | None:
+    """A value of every family of gates, over tokens."""
+    if not record.gates:
+        return None
+    title, axis, unit, ticks, tell = _OF_GATES[field]
+    names = list(record.gates[0].families)
+    others, lines = tuple(name for name in names if name not in USUAL), list[Line]()
+    for name in names:
+        seen = [(float(e.tokens), e.families[name]) for e in record.gates if name in e.families]
+        said = of(name)
+        points = [(at, float(getattr(family, field))) for at, family in seen]
+        lines.append(Line(said.short, points, tone(name, others), said.plural))
+        if field == "expected":
+            asked = [(at, family.target) for at, family in seen]
+            lines.append(Line("", asked, "goal", told=False, thin=True))
+    zero = field != "linear"
+    return Chart(title, lines, axis, ticks, tell, unit=unit, zero=zero, **_axis(record))
 
 
 def _smoothed(raw: list[Point], tone: str) -> list[Line]:

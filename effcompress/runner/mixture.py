@@ -14,6 +14,7 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.runner.evaluation import scores
+from effcompress.runner.gates import settled
 from effcompress.runner.state import RunState
 
 DOMINANT = 0.9
@@ -45,11 +46,13 @@ def begin(state: RunState, before: events.Evaluation, log: Log) -> None:
 
 
 def heldout_losses(state: RunState, sequences: int) -> dict[str, float]:
-    """Domain -> held-out loss in nats per token of the model as it is, in evaluation mode. Every
-    measurement of a mixture is made here, by all ranks.
+    """Domain -> held-out loss in nats per token of the model as it is, in evaluation mode and,
+    where masks are learned, under gates without noise. Every measurement of a mixture is made
+    here, by all ranks.
     """
     spec = replace(state.recipe.evaluate, sequences=sequences)
-    found = scores(state.to_call, state.corpus, spec, state.world)
+    with settled(state):
+        found = scores(state.to_call, state.corpus, spec, state.world)
     return {name: score.loss for name, score in found.items()}
 
 

@@ -1949,8 +1949,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/selection/choose.py",
-        "return float(_next(queues, taken, budget, k)) / budget.freed(k)",
-        "return float(_next(queues, taken, budget, k))",
+        "/ (1 if raw else budget.freed(k))",
+        "/ 1",
         (
             (
                 "tests/selection/test_choose.py::test_of_a_pool_the_least_salient_goes_for_what"

@@ -24,6 +24,7 @@ from effcompress.estimate.check import check
 from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.flops import flops_per_token
 from effcompress.estimate.forecast import Launch, plan
+from effcompress.estimate.schedule import measurements, steps_at
 from effcompress.model.load import load as load_model
 from effcompress.record.events import typed
 from effcompress.record.panel import LiveView, Status
@@ -39,6 +40,7 @@ from effcompress.spec import EvaluateSpec
 from effcompress.track.curves import curves
 from tests import warm
 from tests.distributed.test_two_processes import together
+from tests.runner.test_gates import SHEARED
 from tests.runner.test_resume import log, record, start
 from tests.runner.toys import events, recipe
 
@@ -117,6 +119,34 @@ def test_losses_are_those_of_the_model_as_it_is(tmp_path: Path, monkeypatch: Any
     assert all(mine == other for mine, other, _ in seen)
     assert all(training for *_, training in seen[1:]), "training goes on as before"
     assert [e["losses"] for e in events(out, "mixture")] == [mine for mine, *_ in seen]
+
+
+@pytest.mark.usefixtures("bare")
+def test_learned_masks_are_measured_without_noise(tmp_path: Path, monkeypatch: Any) -> None:
+    """Under gates while they are learned; before and behind that stage without."""
+    seen: list[tuple[int, dict[str, float], dict[str, float], dict[str, float]]] = []
+    measure = room.heldout_losses
+
+    def all_three(state: RunState, sequences: int) -> dict[str, float]:
+        def losses() -> dict[str, float]:
+            spec = EvaluateSpec(sequences=sequences)
+            found = scores(state.module, state.corpus, spec, state.world)
+            return {name: score.loss for name, score in found.items()}
+
+        masked = losses()
+        if state.gates is not None:
+            with state.gates.settled():
+                masked = losses()
+        seen.append((state.step, measure(state, sequences), masked, losses()))
+        return seen[-1][1]
+
+    monkeypatch.setattr(room, "heldout_losses", all_three)
+    ran(tmp_path, DYNAMIC, "data.mixture.every=1", *SHEARED)
+    assert [step for step, *_ in seen] == list(range(1, 18))
+    for step, mine, masked, plain in seen:
+        under_gates = 2 <= step < 14
+        assert mine == (masked if under_gates else plain)
+        assert (masked != plain) == (step < 14), "gates are there from the start"
 
 
 @pytest.mark.usefixtures("bare")
@@ -291,6 +321,17 @@ def test_what_a_plugin_returns_is_checked() -> None:
     for said, function in wrong.items():
         with pytest.raises(PluginError, match=said):
             reweighed(bound(function), *given)
+
+
+def test_steps_of_a_continued_stage_of_its_own_count(tmp_path: Path) -> None:
+    """Ten steps of 4 sequences, then ten of 8: as many measurements, at the right sizes."""
+    sets = ["train.tokens=null", "train.stages={pruning: 1280, continued: 2560}"]
+    sets += ["train.continued={batch_size: 8}", "prune=null", DYNAMIC, "data.mixture.every=6"]
+    recipe_ = load_recipe(recipe(tmp_path), sets).recipe
+    assert [steps_at(recipe_, tokens) for tokens in (0, 1280, 1536, 3840)] == [0, 10, 11, 20]
+    assert measurements(recipe_, 0, 3840) == 3
+    assert measurements(recipe_, 0, 1280) == 1 and measurements(recipe_, 1280, 3840) == 2
+    assert measurements(recipe_, 0, 768) == 0 and measurements(recipe_, 768, 1280) == 1
 
 
 def test_the_forecast_counts_the_measurements(tmp_path: Path) -> None:
