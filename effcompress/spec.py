@@ -276,10 +276,11 @@ class GatesSpec:
     starts: Mapping[str, float] | None = key("kind -> the same for its gates alone", None)
     spread: float = key("standard deviation of the logits at the beginning", 0.01, minimum=0)
     limit: float = key("logits are clamped to -limit and limit; default: ln 100", 4.60517, above=0)
-    absorb: Literal["exact", "sheared"] = key(
-        "exact: the cut model computes what the masked one did; sheared: columns of embedding and "
-        "head are multiplied, too, as in the code of Sheared-LLaMA",
-        "exact",
+    compat: bool = key(
+        "at the cut, multiply the columns of embedding and head by the gates of hidden channels, "
+        "too, as the code of arXiv:2310.06694 does; the cut model then computes something else "
+        "than the masked one",
+        False,
         expert=True,
     )
 

@@ -1,5 +1,5 @@
 """Learned gates: one logit for each mini-group, trained with the weights towards a size or a shape
-(Sheared-LLaMA, arXiv:2310.06694; CoFi, arXiv:2204.00408).
+(arXiv:2310.06694, arXiv:2204.00408).
 
 ``N`` gates lie in one flat tensor, set after set; ``R`` rows: the units of one set, or all layers
 (blocks) of a model. A *family* is all rows of one kind. Its expected sparsity, the mean of

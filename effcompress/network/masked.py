@@ -1,5 +1,5 @@
 """The forward pass of a model whose mini-groups are multiplied by learned gates, and its absorption
-into the weights (Sheared-LLaMA, arXiv:2310.06694; CoFi, arXiv:2204.00408).
+into the weights (arXiv:2310.06694, arXiv:2204.00408).
 
 A gate ``z`` is a number from 0 to 1 for each mini-group. Where it acts:
 
@@ -77,8 +77,8 @@ class MaskedForward:
         computed with them. Weights of mini-groups at 0 that nothing reads any more stay as they
         are. Each process changes the rows that it holds.
 
-        ``also_ends``: the embedding's and the head's columns are multiplied, too, as Sheared-LLaMA
-        does; the function is another one then.
+        ``also_ends``: the embedding's and the head's columns are multiplied, too, as the code
+        of arXiv:2310.06694 does; the function is another one then.
         """
         params = dict(self.module.named_parameters())
         for param, dim, factor_N, offset in self._factors(values, also_ends):

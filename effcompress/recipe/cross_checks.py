@@ -242,7 +242,8 @@ def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
 def _gates(recipe: Recipe, prune: PruneSpec) -> Rows:
     """Learned gates are trained, decide alone, and end in one cut when they have been trained."""
     name, learned = prune.criterion.name, [c.name for c in REGISTRY.all("criterion") if _learned(c)]
-    fix = "Add `gates: {gate: hard_concrete, constraint: lagrangian}` under prune."
+    there = (next((p.name for p in REGISTRY.all(kind)), "...") for kind in ("gate", "constraint"))
+    fix = "Add `gates: {{gate: {}, constraint: {}}}` under prune.".format(*there)
     what = f"prune.criterion: '{name}' ranks by learned gates, and there are none"
     wants = _learned(prune.criterion.plugin)
     yield Row(wants and prune.gates is None, ("prune", "criterion"), what, fix)

@@ -78,7 +78,7 @@ def settling(state: RunState, due: Due, plan: Plan, log: Log) -> Iterator[None]:
     open_loss, _ = loss(probe_BT)
     with gates.forward.using(values):
         masked_loss, before_BTV = loss(probe_BT)
-    gates.forward.absorb(values, also_ends=prune.gates.absorb == "sheared")
+    gates.forward.absorb(values, also_ends=prune.gates.compat)
     gates.forward.close()
     state.gates = None
     yield

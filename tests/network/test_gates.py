@@ -335,3 +335,15 @@ def test_a_norm_over_open_channels() -> None:
     with gates.forward.using({"hidden": fp64(1, 0.5, 0)}):
         out = norm.module(fp64(3, 4, 12).view(1, 3))
     torch.testing.assert_close(out, fp64(0.8485281, 1.1313708, 0).view(1, 3), rtol=0, atol=5e-8)
+
+
+def test_logits_stay_within_their_limits() -> None:
+    """They are held there after every step, and may come back."""
+    _, gates = gated("gqa_tied", ("ffn",))
+    with torch.no_grad():
+        gates.logit_N.fill_(4.6)
+    for sign in (-1.0, 1.0):
+        gates.logit_N.grad = sign * torch.ones_like(gates.logit_N)
+        gates.learn(progress=0.0, factor=1.0)
+        assert float(gates.logit_N.detach().abs().max()) <= 4.60517 + 1e-6
+    assert float(gates.logit_N.detach().max()) < 4.6

@@ -106,3 +106,15 @@ def test_recovery_takes_any_schedule_that_cuts_at_the_start(
     else:
         with pytest.raises(RecipeError, match="cuts later"):
             load_recipe(path, words)
+
+
+def test_a_gate_with_its_constraint(tmp_path: Path) -> None:
+    path = recipe(tmp_path, criterion="learned_gates", schedule="at_end", tokens=1280)
+    words = [example(tmp_path, "straight"), "prune.space=[ffn]", "prune.target={shape: {ffn: 40}}"]
+    words += ["prune.gates={gate: straight, constraint: square, start: 2}"]
+    out = tmp_path / "out"
+    run(load_recipe(path, words), output=out)
+    (settled,) = events(out, "settled")
+    assert settled["kept"] == 2 * 40
+    assert settled["loss_masked"] == pytest.approx(settled["loss_cut"], abs=1e-5)
+    assert settled["low"] == 0, "these gates are 0 or 1"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from effcompress import load_recipe, run
+from effcompress import load_recipe, run, train
 from effcompress.errors import CoverageError, RecipeError
 from effcompress.estimate.feasibility import require_reachable
 from effcompress.runner import run as story
@@ -199,6 +200,34 @@ def test_a_continued_stage_of_its_own(tmp_path: Path) -> None:
     rates = [e["learning_rate"] for e in steps][-4:]
     assert rates[0] == pytest.approx(1e-3) and rates[1] == pytest.approx(2e-3)
     assert rates[3] < rates[2] <= 2e-3
+
+
+def test_the_penalty_follows_the_rising_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first step the target is 0, so the linear multiplier rises; later it falls."""
+    monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
+    run(load_recipe(recipe(tmp_path), SHEARED), output=tmp_path / "out")
+    linear = [e["families"]["ffn"]["linear"] for e in events(tmp_path / "out", "gates")]
+    assert linear[0] == 0.0 < linear[1] and linear[-1] < 0.0
+
+
+def test_moments_begin_anew_with_a_training_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
+    steps: list[float] = []
+    update = train.update
+
+    def noted(module: Any, optimizer: Any, *more: Any) -> float:
+        norm = update(module, optimizer, *more)
+        steps.append(max(float(held["step"]) for held in optimizer.state.values()))
+        return norm
+
+    monkeypatch.setattr(train, "update", noted)
+    sets = [*SHEARED, "train.continued={batch_size: 4}"]
+    run(load_recipe(recipe(tmp_path), sets), output=tmp_path / "out")
+    assert steps == [*range(1, 15), 1, 2, 3, 4]
 
 
 REFUSED = {
