@@ -99,6 +99,11 @@ INPUTS: dict[str, dict[str, str]] = {
         "pattern": "Pattern(kept, of): of every `of` consecutive inputs of a row `kept` stay; "
         "None: zeros may lie anywhere",
     },
+    "mixture": {
+        "weights": "[D] fractions of the training samples that each domain gives now; sum 1, fp64",
+        "losses": "[D] held-out losses of the model as it is, in nats per token",
+        "reference": "[D] the losses that they are compared with",
+    },
 }
 """Kind -> what may be injected into its functions, and what that is."""
 

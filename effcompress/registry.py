@@ -323,6 +323,7 @@ hessian = _decorator("hessian")
 space = _decorator("space")
 repair = _decorator("repair")
 refit = _decorator("refit")
+mixture = _decorator("mixture")
 constraint = _decorator("constraint")
 
 

@@ -5,7 +5,8 @@ Field metadata: ``help`` is the text that users read; ``plugin`` names the regis
 ``Bound`` field; ``expert`` sorts a key last in the reference. Bounds: ``minimum``, ``maximum``,
 ``above`` and ``below`` (exclusive) of a number, ``least`` and ``most`` elements, ``pattern``: a
 regular expression for a text, described by ``words``. ``folder``: the path must be one;
-``near_recipe``: text that may also name a folder, relative to the recipe.
+``near_recipe``: text that may also name a folder, relative to the recipe. ``beside``: the plugin's
+name and knobs stand beside the other keys of the section, not below a key of their own.
 """
 
 import re
@@ -24,6 +25,8 @@ Positive = Annotated[int, "positive"]
 """A whole number from 1 on."""
 NotNegative = Annotated[float, "number from 0"]
 """A number from 0 on."""
+Losses = Annotated[Mapping[str, float] | str, "losses by domain"]
+"""Domain -> nats per token, or a word (metadata ``pattern``) that says where they come from."""
 InputPath = Annotated[Path, "path"]
 """A file or folder to read; relative to the recipe file that names it."""
 
@@ -131,6 +134,48 @@ class DomainSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredSpec:
+    """A model whose held-out losses are known, for a scaling law."""
+
+    params: Count = key("all its parameters, embeddings included", minimum=1)
+    losses: Mapping[str, NotNegative] = key("domain -> held-out loss in nats per token", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureSpec:
+    """Weights of the domains that follow their held-out losses in training (dynamic batch loading,
+    arXiv:2310.06694); the weights of the domains are those at the start.
+    """
+
+    method: Bound = key(
+        "how losses change the weights; its knobs stand beside these keys",
+        plugin="mixture",
+        beside=True,
+    )
+    every: int = key("optimizer steps between two measurements", 50, minimum=1)
+    sequences: int = key("held-out sequences per domain of a measurement", 16, minimum=1)
+    reference: Losses = key(
+        "what the losses are compared with: numbers by domain; source: the source model's, "
+        "measured before anything is cut; scaling: the law fitted to the models of `scaling`, at "
+        "the parameters of the target",
+        "source",
+        pattern="^(source|scaling)$",
+        words="`source`, `scaling`, or a loss for each domain",
+    )
+    scaling: tuple[MeasuredSpec, ...] = key(
+        "three or more models of different size; of each domain c + A params^-b is fitted (exactly "
+        "through three, by least squares to more)",
+        (),
+    )
+    text: Fraction = key(
+        "text of each domain that is prepared, as a fraction of all training tokens (never less "
+        "than its weight); a domain that gives more is read again, or stops, as `when_dry` says",
+        1.0,
+        above=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """Text domains, mixed by weight and packed into sequences of equal length."""
 
@@ -142,6 +187,9 @@ class DataSpec:
     when_dry: Literal["repeat", "stop"] = key(
         "when a domain runs out of text: read it again in another order (with a warning), or stop",
         "repeat",
+    )
+    mixture: MixtureSpec | None = key(
+        "weights that change in training; without it they stay what `weight` says", None
     )
 
 

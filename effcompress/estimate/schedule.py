@@ -132,12 +132,35 @@ def total_tokens(recipe: Recipe) -> int:
     return -(-asked // per_step) * per_step if per_step else 0
 
 
+def steps_at(recipe: Recipe, tokens: int) -> int:
+    """Returns the optimizer steps that ``tokens`` take."""
+    each, anew = tokens_per_step(recipe), anew_at(recipe)
+    if anew is None or tokens <= anew:
+        return tokens // each if each else 0
+    return anew // each + (tokens - anew) // tokens_per_step(recipe, anew)
+
+
 def steps_of(recipe: Recipe) -> int:
     """Returns the optimizer steps of a run."""
-    each, total, anew = tokens_per_step(recipe), total_tokens(recipe), anew_at(recipe)
-    if anew is None:
-        return total // each if each else 0
-    return anew // each + (total - anew) // tokens_per_step(recipe, anew)
+    return steps_at(recipe, total_tokens(recipe))
+
+
+def measurements(recipe: Recipe, begin: int, end: int) -> int:
+    """Returns how often held-out losses are measured for the mixture while ``begin`` to ``end``
+    tokens have been trained on, the end left out.
+    """
+    if recipe.data.mixture is None:
+        return 0
+    before, last = (max(0, steps_at(recipe, tokens) - 1) for tokens in (begin, end))
+    return last // recipe.data.mixture.every - before // recipe.data.mixture.every
+
+
+def too_rare(recipe: Recipe) -> str:
+    """Returns the warning for a mixture that the run is too short to change; else nothing."""
+    if recipe.data.mixture is None or measurements(recipe, 0, total_tokens(recipe)):
+        return ""
+    every = f"losses are measured every {recipe.data.mixture.every} steps, and the run has"
+    return f"data.mixture.every: {every} {steps_of(recipe)}: the weights stay as they are"
 
 
 def fastest(budget: Budget, k: int) -> float:

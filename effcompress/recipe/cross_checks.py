@@ -10,7 +10,7 @@ at once. Checks that need the model's axes are in ``estimate/``, those that need
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -112,6 +112,38 @@ def _sections(recipe: Recipe, _: Document) -> Rows:
     what = "the recipe neither prunes nor trains, nor makes zeros"
     nothing = recipe.prune is None and recipe.sparsify is None and recipe.loop is None
     yield Row(nothing, (), what, "Add `prune:`, `sparsify:` or `train:`.")
+
+
+def _mixture(recipe: Recipe, _: Document) -> Rows:
+    """Weights that follow losses: each domain has one to be compared with."""
+    spec, at, domains = recipe.data.mixture, ("data", "mixture"), recipe.data.domains
+    if spec is None:
+        return
+    what = "data.mixture changes weights in training, but nothing is trained"
+    yield Row(recipe.loop is None, at, what, "Add `train:` or `recover:`, or remove it.")
+    what = "data.mixture: there is one domain, so there is nothing to weigh"
+    yield Row(len(domains) < 2, at, what, "Name another domain, or remove `mixture:`.")
+    scaled = spec.reference == "scaling"
+    what = "data.mixture.reference is scaling, but no model is named"
+    fix = "Add `scaling: [{params: 7B, losses: {...}}, ...]`, three models or more."
+    yield Row(scaled and not spec.scaling, (*at, "reference"), what, fix)
+    what = "data.mixture.scaling means something only with `reference: scaling`"
+    yield Row(spec.scaling and not scaled, (*at, "scaling"), what, "Write it, or remove `scaling`.")
+    sizes = len({model.params for model in spec.scaling})
+    what = f"data.mixture.scaling has models of {sizes} sizes; the law has three unknowns"
+    yield Row(scaled and sizes < 3, (*at, "scaling"), what, "Name models of three sizes or more.")
+    tables: dict[Key, Mapping[str, float]] = {
+        (*at, "scaling", k, "losses"): model.losses for k, model in enumerate(spec.scaling)
+    }
+    if not isinstance(spec.reference, str):
+        tables[*at, "reference"] = spec.reference
+    for key, losses in tables.items():
+        for name in losses:
+            what = f"{dotted(key)}: no domain is called '{name}'"
+            yield Row(name not in domains, (*key, name), what, did_you_mean(name, domains))
+        missing = next((name for name in domains if name not in losses), "")
+        what = f"{dotted(key)} has no loss of the domain '{missing}'"
+        yield Row(missing, key, what, f"Add `{missing}:` and its loss in nats per token.")
 
 
 def _recover(recipe: Recipe, _: Document) -> Rows:
@@ -336,6 +368,7 @@ def _propagated(recipe: Recipe, _: Document) -> Rows:
 CHECKS: tuple[Callable[[Recipe, Document], Rows], ...] = (
     _sources,
     _sections,
+    _mixture,
     _recover,
     _train,
     _prune,

@@ -177,6 +177,20 @@ class Step(Recorded, event="step"):
     """Since the run began, over all processes that took it up."""
 
 
+class Mixture(Recorded, event="mixture"):
+    """The weights of the domains from this step on, and the held-out losses (nats per token) that
+    they follow, beside their references.
+    """
+
+    step: int = 0
+    tokens: int
+    weights: Mapping[str, float]
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Empty where nothing was measured: at the start, with references that the recipe gives."""
+    reference: Mapping[str, float]
+    seconds: float | None = None
+
+
 class Cut(Recorded, event="cut"):
     """Units were masked. Of one step, the cut comes after it."""
 
@@ -362,7 +376,8 @@ class Other:
 
 Costly = Cut | Commit | Sparsify | Refit
 """Events of pruning whose time and peak memory are recorded."""
-AtStep = Costly | Step | Stage | Calibration | Approximate | Gates | Settled | Compiled | Checkpoint
+InTraining = Step | Stage | Mixture | Calibration | Approximate | Gates | Settled | Compiled
+AtStep = Costly | InTraining | Checkpoint
 """Events that happen at an optimizer step."""
 Event = AtStep | Run | Evaluation | Export | Proof | Warn | End | Other
 

@@ -1,5 +1,6 @@
 """Which pictures a record gives, and what is in them."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from effcompress.types import axis_kind, axis_layer
 
 USUAL = ("attention", "ffn", "hidden")
 """Kinds with a colour of their own; shown even when they were not cut."""
+DOMAIN_TONES = ("ffn", "attention", "hidden", "spare", "spare2", "dense", "bad", "goal")
+"""Of the domains of a mixture, in their order."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ def pictures(record: Record) -> dict[str, Picture]:
         "multipliers": _gates(record, "linear"),
         "undecided": _gates(record, "undecided"),
         "loss": _loss(record),
+        "mixture": _mixture(record),
+        "heldout": _heldout(record),
         "left": _left(record) if shaped else None,
         **(dict(_shapes(record)) if shaped else {}),
         "speed": _speed(record),
@@ -222,6 +227,43 @@ def _loss(record: Record) -> Chart | None:
     places = [float(cut.tokens) for cut in record.cuts]
     marks = {"marks": places, "marks_label": "cuts" if places else "", **_axis(record)}
     return Chart("Training loss", lines, "nats per token", PLAIN, readable.decimal, **marks)
+
+
+def _domains(record: Record) -> dict[str, tuple[str, str]]:
+    """Domain -> tone and a label that is not too long, where the mixture changes."""
+    names = record.mixtures[0].weights if record.mixtures else ()
+    short = {name: name if len(name) < 24 else f"{name[:22]}…" for name in names}
+    tones = itertools.cycle(DOMAIN_TONES)
+    return {name: (next(tones), label) for name, label in short.items()}
+
+
+def _mixture(record: Record) -> Chart | None:
+    lines: list[Line] = []
+    for name, (tone, label) in _domains(record).items():
+        course = [(float(event.tokens), event.weights[name]) for event in record.mixtures]
+        course.append((float(record.tokens), course[-1][1]))
+        lines.append(Line(label, course, tone))
+    if not lines:
+        return None
+    axes = ("fraction of the samples", PERCENT, readable.percent)
+    said: Any = {"unit": "as held-out losses change it", "zero": True, "steps": True}
+    return Chart("Mixture", lines, *axes, **said, **_axis(record))
+
+
+def _heldout(record: Record) -> Chart | None:
+    lines: list[Line] = []
+    for name, (tone, label) in _domains(record).items():
+        course = [(float(e.tokens), e.losses[name]) for e in record.mixtures if name in e.losses]
+        if course:
+            level = record.mixtures[-1].reference[name]
+            goal = [(0.0, level), (float(record.tokens), level)]
+            lines.append(Line(f"{name}, reference", goal, tone, faint=True, told=False))
+            lines.append(Line(label, course, tone))
+    if not lines:
+        return None
+    axes = ("nats per token", PLAIN, readable.decimal)
+    said: Any = {"unit": "by domain; faint: what it is compared with"}
+    return Chart("Held-out loss", lines, *axes, **said, **_axis(record))
 
 
 def _speed(record: Record) -> Chart | None:

@@ -43,13 +43,16 @@ COUNTERS = (
     "target_reached",
     "left_out",
     "sparse",
+    "reference",
+    "dominant",
     "seconds",
 )
 """Counters and flags of a run; plain JSON values."""
 VALUES: dict[str, Any] = {
     **{"step": 0, "tokens": 0, "groups_cut?": 0, "removed?": {}, "since_commit?": 0},
     **{"target_reached?": False, "left_out?": 0, "sparse?": [""], "seconds?": 0.0},
-    "stream": {"seed": 0, "read": {}, "windows": {}},
+    **{"reference?": None, "dominant?": [""]},
+    "stream": {"seed": 0, "read": {}, "windows": {}, "mixture?": None},
     "depth": {"layers": [0], "absent": [""]},
     "epsilons": [0.0],
     "selector?": {"stage": 0, "begun": {}, "state": None},
@@ -125,6 +128,10 @@ class RunState:
         """Weights that `sparsify` has made sparse."""
         self.zeros: dict[str, Tensor] = {}
         """Their zeros as bools; only where training has to hold them."""
+        self.reference: dict[str, float] = {}
+        """Domain -> loss that its own is compared with, where the mixture follows losses."""
+        self.dominant: list[str] = []
+        """Domains whose weight the record has warned of."""
         self.seconds = 0.0
         self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
         self.grams: Grams | None = None

@@ -36,6 +36,7 @@ NAMES = [
     "hessian",
     "load_recipe",
     "lowest",
+    "mixture",
     "reduction",
     "refit",
     "repair",

@@ -324,6 +324,51 @@ MUTANTS: tuple[Mutant, ...] = (
         "calibration ignores the seed of the run",
     ),
     Mutant(
+        "effcompress/data/stream.py",
+        "self._owed[name] += self.fractions[name] * n - count",
+        "self._owed[name] = self.fractions[name] * n - count",
+        ("tests/data/test_mixture.py::test_changes_to_the_same_fractions_are_none",),
+        "what was owed before the last change of the mixture is forgotten",
+    ),
+    Mutant(
+        "effcompress/data/stream.py",
+        'self._since = {name: int(held["since"][name]) for name in self._names}',
+        "self._since = dict(self._counts)",
+        ("tests/data/test_mixture.py::test_resuming_anywhere_is_bit_identical",),
+        "a resumed mixture counts anew",
+    ),
+    Mutant(
+        "effcompress/data/corpus.py",
+        "most = max(fraction, spec.mixture.text) if spec.mixture else fraction",
+        "most = fraction",
+        ("tests/data/test_mixture.py::test_text_is_prepared_for_any_mixture",),
+        "a domain whose weight grows reads its text again, though there is more",
+    ),
+    Mutant(
+        "effcompress/runner/mixture.py",
+        "or state.tokens >= state.total_tokens",
+        "or False",
+        ("tests/runner/test_mixture.py::test_a_constant_mixture_is_the_run_without_one",),
+        "losses are measured after the last step, for nothing",
+    ),
+    Mutant(
+        "effcompress/runner/mixture.py",
+        "return dict(zip(names, (found_D / total).tolist(), strict=True))",
+        "return dict(zip(names, found_D.tolist(), strict=True))",
+        ("tests/runner/test_mixture.py::test_what_a_plugin_returns_is_checked",),
+        "weights drift away from a sum of 1",
+    ),
+    Mutant(
+        "effcompress/runner/run.py",
+        "                _prune_if_due(state, log)\n            mixture.update_if_due(state, log)",
+        (
+            "                mixture.update_if_due(state, log)\n"
+            "                _prune_if_due(state, log)"
+        ),
+        ("tests/runner/test_mixture.py::test_it_rides_on_pruning_aware_training",),
+        "losses are measured in front of the cut of a step",
+    ),
+    Mutant(
         "effcompress/data/tokens.py",
         "if number < holdout * 2**64",
         "if number >= holdout * 2**64",
@@ -1582,7 +1627,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/folder.py",
-        "if old.get(key) != new.get(key):",
+        'if old.get(key, "null") != new.get(key, "null"):',
         "if key in old and key in new and old[key] != new[key]:",
         ("tests/runner/test_record.py::test_a_key_that_came_or_went_is_another_recipe",),
         "keys that came or went do not count as a change",

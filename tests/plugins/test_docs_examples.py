@@ -60,6 +60,18 @@ def test_a_schedule_with_a_check(tmp_path: Path) -> None:
     assert error.value.fix == "Write a smaller `every`."
 
 
+def test_a_mixture(tmp_path: Path) -> None:
+    words = [example(tmp_path, "towards_the_worst"), "prune=null", "train.tokens=512"]
+    words += ["data.mixture={name: towards_the_worst, every: 1, sequences: 2}"]
+    out = tmp_path / "out"
+    run(load_recipe(recipe(tmp_path), words), output=out)
+    first, *later = [e["weights"] for e in events(out, "mixture")]
+    assert len(later) == 3
+    for name in first:
+        known = {first[name] * 0.9, first[name] * 0.9 + 0.1}
+        assert min(abs(later[0][name] - value) for value in known) < 1e-12
+
+
 AT_START = '''
 from effcompress import Due, schedule
 

@@ -168,6 +168,12 @@ def test_a_key_that_came_or_went_is_another_recipe(tmp_path: Path) -> None:
             require_equal(before, now, tmp_path)
 
 
+def test_a_key_that_an_earlier_version_did_not_have_is_null_there(tmp_path: Path) -> None:
+    require_equal({"a": "1"}, {"a": "1", "b": "null"}, tmp_path)
+    with pytest.raises(RecipeError, match="b was 'null'"):
+        require_equal({"b": "'null'"}, {"b": "null"}, tmp_path)
+
+
 def test_resume_compares_values_whatever_text_they_hold(tmp_path: Path) -> None:
     """Also behind what looks like a comment; and in folders of before, which have no JSON."""
     path, out = recipe(tmp_path), tmp_path / "out"
