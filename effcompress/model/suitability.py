@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import SourceError, did_you_mean
-from effcompress.model.classes import ALWAYS, causal_models, fields_of, has_position_table, is_known
+from effcompress.model.classes import (
+    ALWAYS,
+    causal_models,
+    fields_of,
+    has_padding_row,
+    has_position_table,
+    is_known,
+)
+from effcompress.model.families import FAMILIES
 from effcompress.model.integrity import Tensors, opened, read_json, read_object
 from effcompress.model.lineage import is_pruned, parent_of
 from effcompress.types import Config
@@ -42,7 +50,10 @@ def require_causal(config: Config, where: str) -> None:
     if is_pruned(config) or "auto_map" in config or not is_known(kind):
         return
     both = ", an encoder and a decoder" if _said(config, "is_encoder_decoder") else ""
-    both = both or (", an encoder" if _said(config, "is_decoder") is False else "")
+    # GPT-NeoX says so, too, and is none.
+    declared = any(kind in family.model_types for family in FAMILIES)
+    if not declared and _said(config, "is_decoder") is False:
+        both = both or ", an encoder"
     other = classes and not any("ForCausalLM" in c or "For" not in c for c in classes)
     if both or other or kind not in causal_models():
         raise SourceError(
@@ -161,6 +172,24 @@ def require_rows(largest: int, text: str, config: Config, where: str) -> None:
             f"the tokenizer gives {text} the id {largest}, the model's vocabulary has {rows} rows",
             where=where,
             fix="name the model's own tokenizer, or give a random model a larger vocab_size",
+        )
+
+
+def require_padding(config: Config, where: str) -> None:
+    """Raises SourceError if the padding token, or the class's default of it, has no row in the
+    embedding: transformers cannot build such a model.
+    """
+    plain = parent_of(config)
+    rows, pad = _said(plain, "vocab_size"), _said(plain, "pad_token_id")
+    if not (isinstance(rows, int) and isinstance(pad, int)) or -rows <= pad < rows:
+        return
+    if has_padding_row(kind := str(plain.get("model_type"))):
+        raise SourceError(
+            f"pad_token_id is {pad}"
+            + ("" if "pad_token_id" in plain else f", {kind}'s default")
+            + f", and the vocabulary has {rows} rows",
+            where=where,
+            fix="write `pad_token_id: null`, or the id of a row",
         )
 
 

@@ -159,6 +159,8 @@ LLAMA = decoder(
     mlp_bias="mlp_bias",
     defaults={"mistral": {"num_key_value_heads": 8}},
     containers=("llama", "mistral"),
+    # Llama wants it, Mistral does not, but has no biases.
+    whole_heads=lambda c: bool(c.get("attention_bias") or c.get("mlp_bias")),
 )
 QWEN2 = decoder(
     "qwen2", qkv_bias="always", o_bias="", defaults={"qwen2": {"num_key_value_heads": 32}}
@@ -178,6 +180,8 @@ _GEMMA: dict[str, Any] = {
     # Norms in front of and behind each block (sandwich norm).
     "attention_norms": ("input_layernorm", "post_attention_layernorm"),
     "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    "norms_behind": lambda _: True,
+    "whole_heads": lambda _: True,
     "gain_offset": 1.0,
     "scaled_embedding": "model.embed_tokens.weight",
     "epsilon_attribute": "eps",
@@ -196,6 +200,7 @@ OLMO2 = decoder(
     # Post-norm: norms behind the blocks, none in front.
     attention_norms=("post_attention_layernorm",),
     mlp_norms=("post_feedforward_layernorm",),
+    norms_behind=lambda _: True,
     more=(Axis(_Q_NORM, 0, *QUERY), Axis(_K_NORM, 0, *HEAD)),
     head_norms=(_Q_NORM, _K_NORM),
     fed_by=FED,
