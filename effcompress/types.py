@@ -149,6 +149,8 @@ class Family:
     """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
     centred: bool = False
     """Whether the norms are LayerNorms: they subtract the mean of what they average over."""
+    norms_behind: Callable[[Config], bool] = lambda _config: False
+    """Whether a norm lies between a block and the stream, so that no projection writes into it."""
     gain_offset: float = 0.0
     """What the norms add to their stored gain (Gemma: 1)."""
     scaled_embedding: str = ""
@@ -179,6 +181,8 @@ class Family:
     """The nearest widths, none smaller, that the stock class accepts; only what changes."""
     multiples: Mapping[str, int] = field(default_factory=dict[str, int])
     """Axis kind -> multiple that the stock class's kernels require of its width."""
+    whole_heads: Callable[[Config], bool] = lambda _config: False
+    """Whether no stock class takes a hidden size that is no multiple of the heads."""
     rigid: tuple[str, ...] = ()
     """Axis kinds that cannot be padded with zeros: the wider model computes something else."""
     traced: bool = False

@@ -61,8 +61,7 @@ class TrainingStats:
         if self._moments is not None:
             found["second_moment"] = self._moments.rows(p, param, here)
         if self._hessian is not None:
-            with self._hessian.keeping(**found):
-                found["hess"] = self._hessian(**found)
+            found["hess"] = _hess(self._hessian, found)
         return found
 
 
@@ -172,12 +171,19 @@ def _take_in(
         grad = p.grad.float()
         if "hess" in wanted:
             assert hessian is not None
-            here = {"weight": p.detach(), "grad": grad}
-            with hessian.keeping(**here):
-                value = hessian(**here)
+            value = _hess(hessian, {"weight": p.detach(), "grad": grad})
             _add(found["hess"], name, value, count)
         if "grad" in wanted:
             _add(found["grad"], name, grad, count)
+
+
+def _hess(hessian: Bound, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Asks a Hessian. Raises PluginError for another shape than the weight's or a changed input."""
+    with hessian.keeping(**inputs):
+        found = hessian(**inputs)
+    shape = inputs["weight"].shape
+    hessian.plugin.require_shape(found, f"for a weight of shape {tuple(shape)}", shape)
+    return found
 
 
 def _add(into: dict[str, Tensor], name: str, value: Tensor, count: int) -> None:

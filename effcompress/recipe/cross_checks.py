@@ -299,7 +299,7 @@ def _sparsify(recipe: Recipe, document: Document) -> Rows:
     blind = spec.true_sequential and not {"input_norm", "gram"} & set(spec.method.needs)
     what = f"sparsify.true_sequential: '{spec.method.name}' looks at no inputs"
     yield Row(blind, (*at, "true_sequential"), what, "Remove it.")
-    said = spec.method.companion(sparsity=spec.fraction, pattern=spec.n_of_m)
+    said = spec.method.refusal(sparsity=spec.fraction, pattern=spec.n_of_m)
     what, fix = said or ("", "")
     yield Row(said, (*at, "method"), f"sparsify.method: {what}", fix)
     what = "sparsify: zeros are made before training, but pruning goes on after that"
@@ -339,7 +339,7 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
 
 
 def _scheduled(recipe: Recipe, _: Document) -> Rows:
-    found = recipe.prune and recipe.prune.schedule.companion(**_stage(recipe))
+    found = recipe.prune and recipe.prune.schedule.refusal(**_stage(recipe))
     what, fix = found or ("", "")
     yield Row(found, ("prune", "schedule"), f"prune.schedule: {what}", fix)
 

@@ -104,10 +104,7 @@ class _Change:
         path = name.removesuffix(".weight")
         turned = LINEAR[type(self.module.get_submodule(path)).__name__] == 0
         old_OI = weight.detach().T if turned else weight.detach()
-        found = self.bound(weight=old_OI, **vars(moments))
-        new_OI, more_O = found if isinstance(found, tuple) else (found, None)
-        wanted = f"for a weight of {tuple(old_OI.shape)}"
-        self.bound.plugin.require_shape(new_OI, wanted, old_OI.shape)
+        new_OI, more_O = self.bound.corrected(old_OI, **vars(moments))
         self.relative[name] = float((new_OI - old_OI).norm() / old_OI.norm().clamp(min=1e-30))
         old_OI.copy_(new_OI)
         if more_O is not None:
