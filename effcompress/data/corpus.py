@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 CHOICE = 8
 """Windows per calibration window that is drawn: with a choice, another seed draws other text."""
-HASHED_AT_ONCE = 1 << 24
-"""Tokens."""
+HASHED_AT_ONCE = 1 << 22
+"""Tokens, or hashes of documents: bounds memory."""
 
 
 class DomainSummary(TypedDict):
@@ -148,11 +148,31 @@ class Corpus:
             order.append((chosen, counts[chosen]))
             counts[chosen] += 1
         pools = [self._pool(self._domains[name], n) for name, n in zip(names, counts, strict=True)]
+        self.warn_of_copies()  # `_pool` may have read on
         rows = []
         for chosen, number in order:
             windows, key = pools[chosen], f"calibration {seed} {names[chosen]}"
             rows.append(windows.take(shuffled(number, windows.count, key)))
         return _stack(rows, self.sequence_length)[0]
+
+    def warn_of_copies(self) -> None:
+        """Warns of held-out documents that are also training text of a domain, as far as both are
+        tokenised; of each pair of domains once.
+        """
+        for source, one in self._domains.items():
+            train = one.store.folder.hashes("train")
+            for name, domain in self._domains.items():
+                heldout = domain.store.folder.hashes("heldout")
+                found = np.zeros(len(heldout), dtype=bool)
+                for start in range(0, len(train), HASHED_AT_ONCE):
+                    found |= np.isin(heldout, train[start : start + HASHED_AT_ONCE])
+                if (pair := f"{name} {source}") not in self._told and found.any():
+                    self._told.add(pair)
+                    self._talk.notice(
+                        f"{found.sum():,} of {len(heldout):,} held-out documents of '{name}' are "
+                        f"also in the training text of '{source}': their perplexity says nothing "
+                        "about new text"
+                    )
 
     def _pool(self, domain: Domain, needed: int) -> Windows:
         """The training windows if they suffice, else ``CHOICE`` windows for each one needed."""
@@ -259,7 +279,9 @@ def prepare(
             then = "it will repeat" if spec.when_dry == "repeat" else "the run will stop there"
             notice(f"domain '{name}': text for {train.count} of {due} sequences; {then}")
         domains[name] = Domain(name, own, source.description, fraction, store, train, heldout)
-    return Corpus(spec, domains, tokenizer, seed, talk)
+    corpus = Corpus(spec, domains, tokenizer, seed, talk)
+    corpus.warn_of_copies()
+    return corpus
 
 
 def _fractions(spec: DataSpec) -> dict[str, float]:

@@ -130,9 +130,12 @@ class TokenStore:
             arrays = [np.append(ids, eos) for ids in arrays]
         pieces = {}
         for part in PARTS:
-            mine = [ids for ids, side in zip(arrays, sides, strict=True) if side == part]
-            if mine:
-                pieces[part] = Piece(np.concatenate(mine), np.array([len(ids) for ids in mine]))
+            here = [n for n, side in enumerate(sides) if side == part]
+            if here:
+                mine = [arrays[n] for n in here]
+                hashes = np.array([text_hash(full[n]) for n in here], dtype=np.uint64)
+                lengths = np.array([len(ids) for ids in mine])
+                pieces[part] = Piece(np.concatenate(mine), lengths, hashes)
         after = replace(
             state,
             records=state.records + len(chunk),
@@ -192,6 +195,17 @@ def side_of(record: Record, holdout: float) -> tuple[str, int]:
         text = (record.prompt + record.text).encode("utf-8")
     except UnicodeEncodeError as error:
         raise SourceError(f"the text is not valid Unicode ({error})", where=record.where) from error
-    number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
     # A 64-bit hash, uniform on [0, 2^64).
-    return "heldout" if number < holdout * 2**64 else "train", len(text)
+    return "heldout" if _hash(text) < holdout * 2**64 else "train", len(text)
+
+
+def text_hash(record: Record) -> int:
+    """Returns a 64-bit hash of a document that is equal for copies: whitespace at the ends of lines
+    and the order of lines do not count.
+    """
+    lines = sorted(line.strip() for line in f"{record.prompt}{record.text}".strip().splitlines())
+    return _hash("\n".join(lines).encode())
+
+
+def _hash(text: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

@@ -325,8 +325,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/data/tokens.py",
-        "if number < holdout * 2**64",
-        "if number >= holdout * 2**64",
+        "if _hash(text) < holdout * 2**64",
+        "if _hash(text) >= holdout * 2**64",
         (
             (
                 "tests/data/test_stream.py::test_an_epoch_reads_every_window_once_each_time_in_"
@@ -400,6 +400,13 @@ MUTANTS: tuple[Mutant, ...] = (
         'key = f"train {self._seed} {epoch}"',
         ("tests/data/test_stream.py::test_domains_are_shuffled_independently",),
         "all domains are read in one order",
+    ),
+    Mutant(
+        "effcompress/data/corpus.py",
+        "found |= np.isin(",
+        "found = np.isin(",
+        ("tests/data/test_overlap.py::test_the_same_lines_in_another_order[7]",),
+        "copies in all but the last stretch of the training text are not counted",
     ),
     Mutant(
         "effcompress/data/tokens.py",
