@@ -131,6 +131,17 @@ class DomainSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DocumentsSpec:
+    """How documents lie in the sequences."""
+
+    isolate: bool = key(
+        "attention stays within a document, positions restart with it, and its first token is not "
+        "predicted; else a document sees those in front of it in its sequence",
+        False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """Text domains, mixed by weight and packed into sequences of equal length."""
 
@@ -139,6 +150,7 @@ class DataSpec:
     bos: Literal["auto", "always", "never"] = key(
         "begin every sequence with the BOS token; auto: if the tokenizer itself adds one", "auto"
     )
+    documents: DocumentsSpec = key("how documents lie in the sequences", DocumentsSpec())
     when_dry: Literal["repeat", "stop"] = key(
         "when a domain runs out of text: read it again in another order (with a warning), or stop",
         "repeat",

@@ -415,8 +415,9 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed sequences: token ids ``ids_BT``, the domain and sample number of each row, and a mask
-    of the tokens that enter the loss (None: all).
+    """Packed sequences: token ids ``ids_BT``, the domain and sample number of each row, a mask of
+    the tokens that enter the loss (None: all), and the position of each token in its document
+    where documents are isolated (None: in its row).
     """
 
     ids_BT: Tensor
@@ -424,6 +425,7 @@ class Batch:
     samples: tuple[tuple[str, int], ...]
     """(domain, running number of the sample in that domain's stream) for each row."""
     trained_BT: Tensor | None = None
+    positions_BT: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from effcompress.data.stream import (
     next_domain,
     payload,
     shuffled,
-    unmarked,
+    stacked,
     window_bos,
     windows_of,
 )
@@ -117,6 +117,8 @@ class Corpus:
         self.sequence_length = spec.sequence_length
         self.bos = window_bos(spec.bos, tokenizer)
         """The id that every sequence begins with, or None."""
+        self.isolated: bool = spec.documents.isolate
+        """Whether documents of one sequence do not see each other."""
         self.domains: tuple[str, ...] = tuple(self._domains)
         self._summary: dict[str, DomainSummary] | None = None
         self._told: set[str] = set()
@@ -138,6 +140,15 @@ class Corpus:
         Tokenises more if the run itself needs less. Raises ``SourceError`` naming a domain that
         has too little text.
         """
+        return self._calibration(sequences, seed)[0]
+
+    def calibration_positions(self, sequences: int, seed: int | None = None) -> Tensor | None:
+        """Returns the position of each of these tokens in its document; None if documents are not
+        isolated.
+        """
+        return self._calibration(sequences, seed)[2]
+
+    def _calibration(self, sequences: int, seed: int | None) -> tuple[Tensor, Tensor, Any]:
         seed = self._seed if seed is None else seed
         names = list(self._domains)
         fractions = [self._domains[name].fraction for name in names]
@@ -152,8 +163,8 @@ class Corpus:
         rows = []
         for chosen, number in order:
             windows, key = pools[chosen], f"calibration {seed} {names[chosen]}"
-            rows.append(windows.take(shuffled(number, windows.count, key)))
-        return _stack(rows, self.sequence_length)[0]
+            rows.append((windows, shuffled(number, windows.count, key)))
+        return stacked(rows, self.sequence_length)
 
     def warn_of_copies(self) -> None:
         """Warns of held-out documents that are also training text of a domain, as far as both are
@@ -180,8 +191,7 @@ class Corpus:
             return domain.train
         size = payload(self.sequence_length, self.bos)
         domain.store.ensure(CHOICE * needed * size, 0, self._talk)
-        tokens = domain.store.folder.tokens("train")
-        windows = windows_of(tokens, self.sequence_length, self.bos, CHOICE * needed)
+        windows = _windows(self._spec, domain.store, "train", self.bos, CHOICE * needed)
         if windows.count < needed:
             raise SourceError(
                 f"calibration takes {needed} sequences of {self.sequence_length} tokens from this "
@@ -198,21 +208,30 @@ class Corpus:
         return self.heldout_trained(domain, sequences)[0]
 
     def heldout_trained(self, domain: str, sequences: int) -> tuple[Tensor, Tensor]:
-        """The same, and a mask ``[N, T]`` of the tokens that are not part of a prompt."""
+        """The same, and a mask ``[N, T]`` of the tokens that count: no part of a prompt and, where
+        documents are isolated, not the first of one.
+        """
+        return self._heldout(domain, sequences)[:2]
+
+    def heldout_positions(self, domain: str, sequences: int) -> Tensor | None:
+        """The position of each of these tokens in its document; None if documents are not
+        isolated.
+        """
+        return self._heldout(domain, sequences)[2]
+
+    def _heldout(self, domain: str, sequences: int) -> tuple[Tensor, Tensor, Any]:
         one = self._domains[domain]
         size = payload(self.sequence_length, self.bos)
         if sequences > one.heldout.count:
             one.store.ensure(0, sequences * size, self._talk)
-        tokens = one.store.folder.tokens("heldout")
-        windows = windows_of(tokens, self.sequence_length, self.bos, sequences)
+        windows = _windows(self._spec, one.store, "heldout", self.bos, sequences)
         if windows.count < sequences and domain not in self._told:
             self._told.add(domain)
             self._talk.notice(
                 f"domain '{domain}': held-out text ({sources.how_held_out(one.spec)}) for "
                 f"{windows.count} of the {sequences} sequences asked for"
             )
-        rows = [windows.take(n) for n in range(windows.count)]
-        return _stack(rows, self.sequence_length)
+        return stacked([(windows, n) for n in range(windows.count)], self.sequence_length)
 
     def summary(self) -> dict[str, DomainSummary]:
         """Returns sizes, origin and a hash of the tokens used, by domain."""
@@ -225,6 +244,7 @@ class Corpus:
         """Hash, equal for two runs exactly if they read the same tokens in the same mixture."""
         content = {name: (d["content"], d["share"]) for name, d in self.summary().items()}
         facts = [content, self._tokenizer, self.sequence_length, self.bos, self._spec.when_dry]
+        facts += ["isolated"] * self._spec.documents.isolate
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -253,7 +273,7 @@ def prepare(
     bos = window_bos(spec.bos, tokenizer)
     talk = Talk(offline, progress, notice)
     samples = math.ceil(train_tokens / spec.sequence_length)
-    length, size = spec.sequence_length, payload(spec.sequence_length, bos)
+    size = payload(spec.sequence_length, bos)
     domains: dict[str, Domain] = {}
     for name, fraction in fractions.items():
         own = spec.domains[name]
@@ -267,8 +287,8 @@ def prepare(
         store.ensure(wanted * size, heldout_sequences * size, talk)
         for remark in store.remarks():
             notice(remark)
-        train = windows_of(store.folder.tokens("train"), length, bos, wanted)
-        heldout = windows_of(store.folder.tokens("heldout"), length, bos, heldout_sequences)
+        train = _windows(spec, store, "train", bos, wanted)
+        heldout = _windows(spec, store, "heldout", bos, heldout_sequences)
         asked = {"train": train_tokens, "heldout": heldout_sequences}
         for part, windows in (("train", train), ("heldout", heldout)):
             if not windows.count and (part == "train" or asked[part]):
@@ -314,14 +334,9 @@ def _blind(name: str, part: str, blind: int, count: int) -> str:
     )
 
 
-def _stack(rows: list[np.ndarray[Any, np.dtype[np.int64]]], length: int) -> tuple[Tensor, Tensor]:
-    """Tokens ``[N, T]``, and a mask of those that are trained on."""
-    import torch
-
-    if not rows:
-        return torch.zeros(0, length, dtype=torch.int64), torch.zeros(0, length, dtype=torch.bool)
-    ids_NT, trained_NT = unmarked(np.stack(rows))
-    return torch.from_numpy(ids_NT), torch.from_numpy(trained_NT)
+def _windows(spec: DataSpec, store: TokenStore, part: str, bos: int | None, wanted: int) -> Windows:
+    ends = store.folder.ends(part) if spec.documents.isolate else None
+    return windows_of(store.folder.tokens(part), spec.sequence_length, bos, wanted, ends)
 
 
 def needs(spec: DataSpec) -> list[HubDataset]:

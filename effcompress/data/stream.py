@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +55,15 @@ def payload(length: int, bos: int | None) -> int:
 @dataclass(frozen=True)
 class Windows:
     """``count`` sequences of ``length`` tokens, adjacent and without overlap, from the beginning of
-    a token file; each begins with ``bos`` if there is one.
+    a token file; each begins with ``bos`` if there is one. ``ends``: where each document of the
+    file ends, if documents are isolated.
     """
 
     tokens: Tokens
     length: int
     bos: int | None
     count: int
+    ends: NDArray[np.uint64] | None = None
 
     @property
     def used(self) -> NDArray[np.unsignedinteger]:
@@ -85,10 +87,49 @@ class Windows:
         text = self.tokens[number * size : (number + 1) * size].astype(np.int64)
         return text if self.bos is None else np.concatenate([[np.int64(self.bos)], text])
 
+    def positions(self, number: int) -> NDArray[np.int64] | None:
+        """The position of each token of a window in its document, or in the stretch of it that the
+        window begins with (behind BOS); None if documents are not isolated.
+        """
+        if self.ends is None:
+            return None
+        size = payload(self.length, self.bos)
+        start, stop = np.uint64(number * size), np.uint64((number + 1) * size)
+        first, last = np.searchsorted(self.ends, [start, stop], side="right")
+        inside = self.ends[first:last].astype(np.int64) - number * size
+        begins = np.concatenate([[0], inside + (self.length - size)])
+        each_T = np.arange(self.length)
+        return each_T - begins[np.searchsorted(begins, each_T, side="right") - 1]
 
-def windows_of(tokens: Tokens, length: int, bos: int | None, wanted: int) -> Windows:
+
+def windows_of(
+    tokens: Tokens,
+    length: int,
+    bos: int | None,
+    wanted: int,
+    ends: NDArray[np.uint64] | None = None,
+) -> Windows:
     """The first ``wanted`` windows of ``tokens``, or as many as there are."""
-    return Windows(tokens, length, bos, min(wanted, len(tokens) // payload(length, bos)))
+    return Windows(tokens, length, bos, min(wanted, len(tokens) // payload(length, bos)), ends)
+
+
+def stacked(rows: Sequence[tuple[Windows, int]], length: int) -> tuple[Tensor, Tensor, Any]:
+    """Windows by their numbers: tokens ``[N, T]``, a mask of those that are trained on, and their
+    positions (None if documents are not isolated).
+    """
+    import torch
+
+    if not rows:
+        return torch.zeros(0, length, dtype=torch.int64), torch.zeros(0, length).bool(), None
+    ids_NT, trained_NT = unmarked(np.stack([windows.take(number) for windows, number in rows]))
+    given = [windows.positions(number) for windows, number in rows]
+    positions_NT = None
+    if isolated := [found for found in given if found is not None]:
+        positions_NT = np.stack(isolated)
+        # Nothing of its own document predicts a document's first token.
+        trained_NT[:, 1:] &= positions_NT[:, 1:] > 0
+        positions_NT = torch.from_numpy(positions_NT)
+    return torch.from_numpy(ids_NT), torch.from_numpy(trained_NT), positions_NT
 
 
 def shuffled(position: int, count: int, key: str) -> int:
@@ -186,18 +227,18 @@ class Stream:
         except RunError:
             self._counts = before
             raise
-        import torch
-
-        ids_BT, trained_BT = unmarked(np.stack([ids for _, _, ids in drawn]))
+        rows = [(self._windows[name], at) for name, _, at in drawn]
+        ids_BT, trained_BT, positions_BT = stacked(rows, rows[0][0].length)
         samples = tuple((name, number) for name, number, _ in drawn)
         return Batch(
-            torch.from_numpy(ids_BT),
+            ids_BT,
             tuple(name for name, _ in samples),
             samples,
-            None if trained_BT.all() else torch.from_numpy(trained_BT),
+            None if trained_BT.all() else trained_BT,
+            positions_BT,
         )
 
-    def _draw(self) -> tuple[str, int, NDArray[np.int64]]:
+    def _draw(self) -> tuple[str, int, int]:
         fractions = [self._fractions[name] for name in self._names]
         name = self._names[next_domain(fractions, [self._counts[n] for n in self._names])]
         number, windows = self._counts[name], self._windows[name]
@@ -206,7 +247,7 @@ class Stream:
             self._dry(name, epoch)
         self._counts[name] += 1
         key = f"train {self._seed} {name} {epoch}"
-        return name, number, windows.take(shuffled(position, windows.count, key))
+        return name, number, shuffled(position, windows.count, key)
 
     def _dry(self, name: str, epoch: int) -> None:
         tokens = self._windows[name].count * self._windows[name].length

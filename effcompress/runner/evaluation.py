@@ -69,6 +69,7 @@ def evaluate(
             "bos": "one per window" if bos else "none",
             "unit": "token",
             "split": "held out",
+            **({"documents": "isolated"} if corpus.isolated else {}),
             "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
             "batch_size": spec.batch_size,
             "tokenizer": tokenizer.fingerprint[:12],
@@ -83,7 +84,9 @@ def _perplexity(
     module: nn.Module, corpus: Corpus, domain: str, spec: EvaluateSpec, world: World
 ) -> DomainScore:
     ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
-    found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)
+    positions_NT = corpus.heldout_positions(domain, spec.sequences)
+    of = module, ids_NT, spec.batch_size, trained_NT, world, positions_NT
+    found = evaluation.perplexity(*of)
     return replace(found, hash=digest(ids_NT))
 
 
@@ -141,7 +144,7 @@ def description(
         "threads": torch.get_num_threads(),
         "tokenizer": tokenizer,
         "tokens": tokens,
-        "window": [corpus.sequence_length, corpus.bos],
+        "window": [corpus.sequence_length, corpus.bos, corpus.isolated],
         "spec": asdict(spec),
         "versions": {name: _version(name) for name in PACKAGES},
         "code": _code(),

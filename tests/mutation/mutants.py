@@ -277,8 +277,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/data/corpus.py",
-        "rows.append(windows.take(shuffled(number, windows.count, key)))",
-        "rows.append(windows.take(number))",
+        "rows.append((windows, shuffled(number, windows.count, key)))",
+        "rows.append((windows, number))",
         ("tests/data/test_stream.py::test_calibration_is_training_text_mixed_by_weight",),
         "calibration takes the first windows whatever the seed",
     ),
@@ -286,11 +286,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/data/corpus.py",
         (
             "domain.store.ensure(CHOICE * needed * size, 0, self._talk)\n"
-            '        tokens = domain.store.folder.tokens("train")'
+            '        windows = _windows(self._spec, domain.store, "train"'
         ),
         (
             "domain.store.ensure(CHOICE * needed * size, 0, self._talk)\n"
-            '        tokens = domain.store.folder.tokens("heldout")'
+            '        windows = _windows(self._spec, domain.store, "heldout"'
         ),
         ("tests/data/test_stream.py::test_calibration_without_training",),
         "calibration reads held-out text",
@@ -407,6 +407,27 @@ MUTANTS: tuple[Mutant, ...] = (
         "found = np.isin(",
         ("tests/data/test_overlap.py::test_the_same_lines_in_another_order[7]",),
         "copies in all but the last stretch of the training text are not counted",
+    ),
+    Mutant(
+        "effcompress/data/stream.py",
+        "inside = self.ends[first:last].astype(np.int64) - number * size",
+        "inside = self.ends[first + 1 : last].astype(np.int64) - number * size",
+        ("tests/data/test_isolation.py::test_positions_restart_at_documents_and_at_windows",),
+        "the second document of a sequence sees the first",
+    ),
+    Mutant(
+        "effcompress/data/stream.py",
+        "trained_NT[:, 1:] &= positions_NT[:, 1:] > 0",
+        "pass",
+        ("tests/data/test_isolation.py::test_documents_end_where_the_cache_says",),
+        "the first token of a document is predicted from the one before it",
+    ),
+    Mutant(
+        "effcompress/train/step.py",
+        "objective(module, ids_BT, trained_BT, positions_BT)",
+        "objective(module, ids_BT, trained_BT, None)",
+        ("tests/data/test_isolation.py::test_gradients_are_those_of_the_documents",),
+        "training ignores the borders of documents",
     ),
     Mutant(
         "effcompress/data/tokens.py",
@@ -1561,8 +1582,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/evaluation.py",
-        "found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)",
-        "found = evaluation.perplexity(module, ids_NT, spec.batch_size, None, world)",
+        "of = module, ids_NT, spec.batch_size, trained_NT, world, positions_NT",
+        "of = module, ids_NT, spec.batch_size, None, world, positions_NT",
         ("tests/runner/test_evaluation.py::test_prompts_do_not_count",),
         "prompts count into the perplexity",
     ),

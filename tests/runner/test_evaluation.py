@@ -19,7 +19,10 @@ def test_prompts_do_not_count() -> None:
     model, ids_NT = tiny("gqa_tied"), tokens(2, seed=1)
     trained_NT = torch.zeros_like(ids_NT, dtype=torch.bool)
     trained_NT[:, ids_NT.shape[1] // 2 :] = True
-    corpus: Any = SimpleNamespace(heldout_trained=lambda _domain, _count: (ids_NT, trained_NT))
+    corpus: Any = SimpleNamespace(
+        heldout_trained=lambda _domain, _count: (ids_NT, trained_NT),
+        heldout_positions=lambda _domain, _count: None,
+    )
     spec = EvaluateSpec(sequences=2, batch_size=1)
     found = _perplexity(model, corpus, "answers", spec, ALONE).perplexity
     assert found == pytest.approx(evaluation.perplexity(model, ids_NT, 1, trained_NT).perplexity)
