@@ -120,6 +120,11 @@ class DomainSpec:
         "their loss is masked",
         None,
     )
+    chat: str | None = key(
+        "conversations: field that holds a list of messages {role, content}; they are written with "
+        "the tokenizer's chat template, and the loss is that of the assistant's answers alone",
+        None,
+    )
     weight: float = key(
         "weight in the mixture of training tokens, relative to the other domains", 1.0, above=0
     )

@@ -96,7 +96,11 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
     for key in ("config", "revision", "validation_split"):
         yield _only_with(domain, at, key, ("hub",))
     yield _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"))
-    yield _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"))
+    for key in ("prompt", "chat"):
+        yield _only_with(domain, at, key, ("jsonl", "parquet", "hub"))
+    what = f"{dotted(at)} has `chat`, whose template writes the prompts, and `prompt`"
+    both = domain.chat is not None and domain.prompt is not None
+    yield Row(both, (*at, "prompt"), what, "Remove one of the two.")
     try:
         list(prompt_parts(domain.prompt or ""))
     except ValueError as error:

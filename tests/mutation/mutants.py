@@ -430,6 +430,27 @@ MUTANTS: tuple[Mutant, ...] = (
         "training ignores the borders of documents",
     ),
     Mutant(
+        "effcompress/data/chat.py",
+        "asked = tokenizer.render(turns[:n], generation=True)",
+        "asked = tokenizer.render(turns[:n], generation=False)",
+        ("tests/data/test_chat.py::test_answers_are_learned_up_to_their_end_token",),
+        "the words that ask for an answer are learned",
+    ),
+    Mutant(
+        "effcompress/data/chat.py",
+        "if not (answered.startswith(asked) and whole.startswith(answered)):",
+        "if not answered.startswith(asked):",
+        ("tests/data/test_chat.py::test_a_template_that_changes_what_it_wrote_is_refused",),
+        "a template that rewrites earlier answers is trained on at the wrong places",
+    ),
+    Mutant(
+        "effcompress/data/tokens.py",
+        "(at_T2[:, 0] < end) & (at_T2[:, 1] > start)",
+        "(at_T2[:, 0] <= end) & (at_T2[:, 1] >= start)",
+        ("tests/data/test_chat.py::test_answers_are_learned_up_to_their_end_token",),
+        "the last token of a prompt is learned",
+    ),
+    Mutant(
         "effcompress/data/tokens.py",
         '"tokenizer": tokenizer.fingerprint,',
         '"tokenizer": "",',
@@ -445,7 +466,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/data/tokens.py",
-        "arrays = [np.append(ids, eos) for ids in arrays]",
+        "arrays = [np.append(ids, self._ending(ids, eos)) for ids in arrays]",
         "pass",
         ("tests/data/test_tokens.py::test_documents_are_joined_by_eos_and_no_bos_occurs",),
         "documents are not separated",
