@@ -144,6 +144,12 @@ class DocumentsSpec:
         "predicted; else a document sees those in front of it in its sequence",
         False,
     )
+    pack: bool = key(
+        "documents fill sequences one behind the other; false: each has a sequence of its own, cut "
+        "at sequence_length and padded, and those without a token to learn are left out (for "
+        "training alone)",
+        True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

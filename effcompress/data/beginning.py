@@ -35,7 +35,8 @@ def preview(spec: DataSpec) -> list[str]:
         if domain.validation:
             ends["heldout"] = look.at(domain.validation, 1.0)
         for part, size in look.sizes.items():
-            if ends[part] and size < spec.sequence_length - (spec.bos != "never"):
+            least = spec.sequence_length - (spec.bos != "never") if spec.documents.pack else 1
+            if ends[part] and size < least:
                 raise too_short(name, domain, part, size and f"at most {size:,}", spec)
         which = "all" if all(ends.values()) else "the first"
         lines.append(f"domain '{name}': {which} {look.records:,} records can be read")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -16,10 +16,12 @@ from effcompress.data import sources
 from effcompress.data.beginning import too_short
 from effcompress.data.folder import PARTS
 from effcompress.data.stream import (
+    Rows,
+    Sequenced,
     Stream,
-    Windows,
     next_domain,
     payload,
+    rows_of,
     shuffled,
     stacked,
     window_bos,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 CHOICE = 8
 """Windows per calibration window that is drawn: with a choice, another seed draws other text."""
+ALL = 1 << 62
+"""Tokens: more than there are."""
 HASHED_AT_ONCE = 1 << 22
 """Tokens, or hashes of documents: bounds memory."""
 
@@ -74,8 +78,8 @@ class Domain:
     source: str
     fraction: float
     store: TokenStore
-    train: Windows
-    heldout: Windows
+    train: Sequenced
+    heldout: Sequenced
 
     def content(self) -> str:
         """Hashes the tokens that this run trains on and is evaluated on."""
@@ -185,13 +189,13 @@ class Corpus:
                         "about new text"
                     )
 
-    def _pool(self, domain: Domain, needed: int) -> Windows:
+    def _pool(self, domain: Domain, needed: int) -> Sequenced:
         """The training windows if they suffice, else ``CHOICE`` windows for each one needed."""
         if needed <= domain.train.count:
             return domain.train
         size = payload(self.sequence_length, self.bos)
         domain.store.ensure(CHOICE * needed * size, 0, self._talk)
-        windows = _windows(self._spec, domain.store, "train", self.bos, CHOICE * needed)
+        windows = _sequences(self._spec, domain.store, "train", self.bos, CHOICE * needed)
         if windows.count < needed:
             raise SourceError(
                 f"calibration takes {needed} sequences of {self.sequence_length} tokens from this "
@@ -224,14 +228,15 @@ class Corpus:
         size = payload(self.sequence_length, self.bos)
         if sequences > one.heldout.count:
             one.store.ensure(0, sequences * size, self._talk)
-        windows = _windows(self._spec, one.store, "heldout", self.bos, sequences)
+        windows = _sequences(self._spec, one.store, "heldout", self.bos, sequences)
         if windows.count < sequences and domain not in self._told:
             self._told.add(domain)
             self._talk.notice(
                 f"domain '{domain}': held-out text ({sources.how_held_out(one.spec)}) for "
                 f"{windows.count} of the {sequences} sequences asked for"
             )
-        return stacked([(windows, n) for n in range(windows.count)], self.sequence_length)
+        count = min(windows.count, sequences)
+        return stacked([(windows, n) for n in range(count)], self.sequence_length)
 
     def summary(self) -> dict[str, DomainSummary]:
         """Returns sizes, origin and a hash of the tokens used, by domain."""
@@ -244,7 +249,8 @@ class Corpus:
         """Hash, equal for two runs exactly if they read the same tokens in the same mixture."""
         content = {name: (d["content"], d["share"]) for name, d in self.summary().items()}
         facts = [content, self._tokenizer, self.sequence_length, self.bos, self._spec.when_dry]
-        facts += ["isolated"] * self._spec.documents.isolate
+        how = self._spec.documents
+        facts += ["isolated"] * how.isolate + ["one document per sequence"] * (not how.pack)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -284,17 +290,20 @@ def prepare(
         if source.remote and own.revision is None:
             notice(f"domain '{name}': {source.remote} has no `revision`, so its text may change")
         store = TokenStore(cache, source, validation, tokenizer, own.holdout)
-        store.ensure(wanted * size, heldout_sequences * size, talk)
+        if spec.documents.pack:
+            store.ensure(wanted * size, heldout_sequences * size, talk)
+        else:  # which documents have a token to learn is known once all are there
+            store.ensure(ALL, ALL, talk)
         for remark in store.remarks():
             notice(remark)
-        train = _windows(spec, store, "train", bos, wanted)
-        heldout = _windows(spec, store, "heldout", bos, heldout_sequences)
+        train = _sequences(spec, store, "train", bos, wanted)
+        heldout = _sequences(spec, store, "heldout", bos, heldout_sequences)
         asked = {"train": train_tokens, "heldout": heldout_sequences}
-        for part, windows in (("train", train), ("heldout", heldout)):
-            if not windows.count and (part == "train" or asked[part]):
-                raise too_short(name, own, part, len(windows.tokens), spec)
-            if asked[part] and (blind := windows.untrained()):
-                notice(_blind(name, PARTS[part], blind, windows.count))
+        for part, rows in (("train", train), ("heldout", heldout)):
+            for remark in _unlearned(name, store, part, rows) if asked[part] else ():
+                notice(remark)
+            if not rows.count and (part == "train" or asked[part]):
+                raise too_short(name, own, part, len(rows.tokens), spec)
         if train.count < (due := math.floor(fraction * samples)):
             then = "it will repeat" if spec.when_dry == "repeat" else "the run will stop there"
             notice(f"domain '{name}': text for {train.count} of {due} sequences; {then}")
@@ -320,23 +329,44 @@ def _fractions(spec: DataSpec) -> dict[str, float]:
     return {name: domain.weight / total for name, domain in spec.domains.items()}
 
 
-def _blind(name: str, part: str, blind: int, count: int) -> str:
-    """Returns the warning for windows of prompts alone; SourceError when there are no others."""
-    if blind < count:
-        return (
-            f"domain '{name}': {blind:,} of {count:,} {part} sequences are of prompts alone, "
-            "so nothing is predicted in them; a longer data.sequence_length leaves fewer"
+def _unlearned(name: str, store: TokenStore, part: str, rows: Sequenced) -> Iterator[str]:
+    """Yields the warning for sequences of prompts alone, or for documents left out because they
+    would be; raises SourceError when there are no others.
+    """
+    fewer = "a longer data.sequence_length leaves"
+    blind, count, kind = rows.untrained(), rows.count, "sequences"
+    if isinstance(rows, Rows):
+        gone = np.setdiff1d(np.arange(len(rows.ends)), rows.numbers)
+        blind, count, kind = len(gone), len(rows.ends), "documents"
+    of = f"{count:,} {PARTS[part]} {kind}"
+    if blind and isinstance(rows, Rows) and blind < count:
+        yield (
+            f"domain '{name}': {blind:,} of {of} have no token to learn within {rows.length} and "
+            f"are left out, the first at {store.where(part, int(gone[0]))}; {fewer} out fewer"
         )
+    elif 0 < blind < count:
+        yield (
+            f"domain '{name}': {blind:,} of {of} are of prompts alone, so nothing is predicted in "
+            f"them; {fewer} fewer"
+        )
+    if not blind or blind < count:
+        return
     raise SourceError(
-        f"all {count:,} {part} sequences are of prompts alone: no token is to be predicted",
+        f"all {of} are of prompts alone: no token is to be predicted",
         where=sources.address(name),
         fix="make data.sequence_length longer than the prompts, or shorten `prompt`",
     )
 
 
-def _windows(spec: DataSpec, store: TokenStore, part: str, bos: int | None, wanted: int) -> Windows:
-    ends = store.folder.ends(part) if spec.documents.isolate else None
-    return windows_of(store.folder.tokens(part), spec.sequence_length, bos, wanted, ends)
+def _sequences(
+    spec: DataSpec, store: TokenStore, part: str, bos: int | None, wanted: int
+) -> Sequenced:
+    """``wanted`` packed windows, or as many as there are; or all documents, one in each."""
+    tokens, ends = store.folder.tokens(part), store.folder.ends(part)
+    if not spec.documents.pack:
+        return rows_of(tokens, ends, spec.sequence_length, bos, store.pad)
+    isolated = ends if spec.documents.isolate else None
+    return windows_of(tokens, spec.sequence_length, bos, wanted, isolated)
 
 
 def needs(spec: DataSpec) -> list[HubDataset]:

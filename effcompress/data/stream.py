@@ -102,6 +102,72 @@ class Windows:
         return each_T - begins[np.searchsorted(begins, each_T, side="right") - 1]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """One document per sequence: the documents ``numbers`` of a token file, each cut at ``length``
+    tokens or padded on the right; each begins with ``bos`` if there is one. Padding is marked as
+    not trained on, so it may be any token.
+    """
+
+    tokens: Tokens
+    length: int
+    bos: int | None
+    ends: NDArray[np.uint64]
+    numbers: NDArray[np.int64]
+    pad: int
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.numbers)
+
+    @property
+    def used(self) -> Tokens:
+        """The tokens up to the last document."""
+        return self.tokens[: int(self.ends[self.numbers[-1]]) if self.count else 0]
+
+    def untrained(self) -> int:
+        """Number of sequences without a token to learn."""
+        return 0
+
+    def take(self, number: int) -> NDArray[np.int64]:
+        """``ids_T`` of a sequence; tokens of prompts and padding are ``marked``."""
+        text = document(self.tokens, self.ends, int(self.numbers[number]))
+        text = text[: payload(self.length, self.bos)].astype(np.int64)
+        ids_T = np.full(self.length, ~self.pad, dtype=np.int64)
+        first = self.length - payload(self.length, self.bos)
+        ids_T[first : first + len(text)] = text
+        if self.bos is not None:
+            ids_T[0] = self.bos
+        return ids_T
+
+    def positions(self, _number: int) -> None:
+        """Those of the sequence itself."""
+        return None
+
+
+Sequenced = Windows | Rows
+"""The sequences of a part of a domain."""
+
+
+def document(tokens: Tokens, ends: NDArray[np.uint64], number: int) -> Tokens:
+    """The tokens of a document."""
+    return tokens[int(ends[number - 1]) if number else 0 : int(ends[number])]
+
+
+def rows_of(
+    tokens: Tokens, ends: NDArray[np.uint64], length: int, bos: int | None, pad: int
+) -> Rows:
+    """All documents that have a token to learn within ``length``: one that something predicts and
+    that is no part of a prompt.
+    """
+    size, first = payload(length, bos), int(bos is None)
+    every = ((n, document(tokens, ends, n)[first:size]) for n in range(len(ends)))
+    signed = tokens.dtype.kind == "i"
+    numbers = [n for n, ids in every if len(ids) and (not signed or (ids >= 0).any())]
+    return Rows(tokens, length, bos, ends, np.array(numbers, dtype=np.int64), pad)
+
+
 def windows_of(
     tokens: Tokens,
     length: int,
@@ -113,15 +179,19 @@ def windows_of(
     return Windows(tokens, length, bos, min(wanted, len(tokens) // payload(length, bos)), ends)
 
 
-def stacked(rows: Sequence[tuple[Windows, int]], length: int) -> tuple[Tensor, Tensor, Any]:
-    """Windows by their numbers: tokens ``[N, T]``, a mask of those that are trained on, and their
-    positions (None if documents are not isolated).
+def stacked(rows: Sequence[tuple[Sequenced, int]], length: int) -> tuple[Tensor, Tensor, Any]:
+    """Sequences by their numbers: tokens ``[N, T]``, a mask of those that are trained on, and their
+    positions (None if documents are not isolated). Of documents with padding, ``T`` ends with the
+    last token that is trained on in any row.
     """
     import torch
 
     if not rows:
         return torch.zeros(0, length, dtype=torch.int64), torch.zeros(0, length).bool(), None
     ids_NT, trained_NT = unmarked(np.stack([windows.take(number) for windows, number in rows]))
+    if isinstance(rows[0][0], Rows):
+        width = 1 + int(np.flatnonzero(trained_NT.any(0))[-1])
+        ids_NT, trained_NT = ids_NT[:, :width], trained_NT[:, :width]
     given = [windows.positions(number) for windows, number in rows]
     positions_NT = None
     if isolated := [found for found in given if found is not None]:
@@ -202,7 +272,7 @@ class Stream:
 
     def __init__(
         self,
-        windows: Mapping[str, Windows],
+        windows: Mapping[str, Sequenced],
         fractions: Mapping[str, float],
         *,
         seed: int,

@@ -193,6 +193,20 @@ class TokenStore:
             )
         return array
 
+    @property
+    def pad(self) -> int:
+        """A token for padding: EOS, where there is one."""
+        return self._eos or 0
+
+    def where(self, part: str, number: int) -> str:
+        """The address of a document of a part; reads the source up to it."""
+        name = "validation" if part == "heldout" and "validation" in self._sources else "training"
+        holdout = 1.0 if name == "validation" else self._holdout
+        with closing(self._sources[name].records(0)) as records:
+            full = (record for record in records if record.text.strip())
+            mine = (record.where for record in full if side_of(record, holdout)[0] == part)
+            return next(islice(mine, number, None))
+
     def remarks(self) -> list[str]:
         """Notices about the text read so far, one sentence each."""
         found = []

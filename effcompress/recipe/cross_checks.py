@@ -112,6 +112,10 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
 
 
 def _sections(recipe: Recipe, _: Document) -> Rows:
+    what = "data.documents.pack: false is for training alone: pruning would measure the padding"
+    padded = not recipe.data.documents.pack and (recipe.prune or recipe.sparsify)
+    fix = "Prune first, and train the folder of that run in a run of its own."
+    yield Row(padded, ("data", "documents", "pack"), what, fix)
     what = "the recipe neither prunes nor trains, nor makes zeros"
     nothing = recipe.prune is None and recipe.sparsify is None and recipe.loop is None
     yield Row(nothing, (), what, "Add `prune:`, `sparsify:` or `train:`.")

@@ -451,6 +451,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "the last token of a prompt is learned",
     ),
     Mutant(
+        "effcompress/data/stream.py",
+        "ids_T = np.full(self.length, ~self.pad, dtype=np.int64)",
+        "ids_T = np.full(self.length, self.pad, dtype=np.int64)",
+        ("tests/data/test_rows.py::test_a_row_is_a_prompt_an_output_and_eos",),
+        "padding is learned",
+    ),
+    Mutant(
+        "effcompress/data/stream.py",
+        "every = ((n, document(tokens, ends, n)[first:size]) for n in range(len(ends)))",
+        "every = ((n, document(tokens, ends, n)[first:]) for n in range(len(ends)))",
+        ("tests/data/test_rows.py::test_pairs_without_a_label_are_dropped_counted_and_named",),
+        "rows whose output is cut off stay without a label",
+    ),
+    Mutant(
         "effcompress/data/tokens.py",
         '"tokenizer": tokenizer.fingerprint,',
         '"tokenizer": "",',
