@@ -61,7 +61,8 @@ def main() -> None:
     files["validation"] = write(options.corpus, "validation", 30)
     sets = [f"data.domains.pairs.{key}={path}" for key, path in files.items()]
     sets += [f"train.tokens={options.pairs * options.epochs * 512}", "train.precision=fp32"]
-    sets += ["train.batch_size=8", "train.micro_batch_size=4", "evaluate.sequences=30", "evaluate.new_tokens=16"]
+    sets += ["train.batch_size=8", "train.micro_batch_size=4"]
+    sets += ["evaluate.sequences=30", "evaluate.new_tokens=16"]
     if options.model:
         sets.append("model=" + json.dumps({"folder": str(options.model.resolve())}))
     command = [sys.executable, "-m", "effcompress", "run", str(ROOT / "recipes/instruct.yaml")]

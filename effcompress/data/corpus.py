@@ -333,23 +333,19 @@ def _unlearned(name: str, store: TokenStore, part: str, rows: Sequenced) -> Iter
     """Yields the warning for sequences of prompts alone, or for documents left out because they
     would be; raises SourceError when there are no others.
     """
-    fewer = "a longer data.sequence_length leaves"
-    blind, count, kind = rows.untrained(), rows.count, "sequences"
     if isinstance(rows, Rows):
         gone = np.setdiff1d(np.arange(len(rows.ends)), rows.numbers)
-        blind, count, kind = len(gone), len(rows.ends), "documents"
-    of = f"{count:,} {PARTS[part]} {kind}"
-    if blind and isinstance(rows, Rows) and blind < count:
-        yield (
-            f"domain '{name}': {blind:,} of {of} have no token to learn within {rows.length} and "
-            f"are left out, the first at {store.where(part, int(gone[0]))}; {fewer} out fewer"
-        )
-    elif 0 < blind < count:
-        yield (
-            f"domain '{name}': {blind:,} of {of} are of prompts alone, so nothing is predicted in "
-            f"them; {fewer} fewer"
-        )
-    if not blind or blind < count:
+        blind, of = len(gone), f"{len(rows.ends):,} {PARTS[part]} documents"
+        there = f"; the first is at {store.where(part, int(gone[0]))}" if blind else ""
+        said = f"have no token to learn within {rows.length} and are left out{there}"
+    else:
+        blind, of = rows.untrained(), f"{rows.count:,} {PARTS[part]} sequences"
+        said = "are of prompts alone, so nothing is predicted in them"
+    if not blind:
+        return
+    if blind < (len(rows.ends) if isinstance(rows, Rows) else rows.count):
+        fewer = "a longer data.sequence_length leaves fewer"
+        yield f"domain '{name}': {blind:,} of {of} {said}; {fewer}"
         return
     raise SourceError(
         f"all {of} are of prompts alone: no token is to be predicted",

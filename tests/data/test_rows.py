@@ -89,7 +89,7 @@ def test_pairs_without_a_label_are_dropped_counted_and_named(tmp_path: Path, mak
     corpus = built(make, file_of(tmp_path, pairs))
     (said,) = [n for n in make.notices if "no token to learn" in n]
     assert said.startswith("domain 'd': 2 of 42 training documents have no token to learn")
-    assert f"first at {tmp_path}/pairs.jsonl:6;" in said
+    assert f"within 64 and are left out; the first is at {tmp_path}/pairs.jsonl:6;" in said
     assert corpus.stream(0).next(40).trained_BT.any(1).all()
     almost = {"q": "q" * 61, "a": "x is read"}
     corpus = built(make, file_of(tmp_path, [almost], "almost"))
