@@ -97,7 +97,11 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
     for key in ("config", "revision", "validation_split"):
         yield _only_with(domain, at, key, ("hub",))
     yield _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"))
-    yield _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"))
+    for key in ("prompt", "chat"):
+        yield _only_with(domain, at, key, ("jsonl", "parquet", "hub"))
+    what = f"{dotted(at)} has `chat`, whose template writes the prompts, and `prompt`"
+    both = domain.chat is not None and domain.prompt is not None
+    yield Row(both, (*at, "prompt"), what, "Remove one of the two.")
     try:
         list(prompt_parts(domain.prompt or ""))
     except ValueError as error:
@@ -109,6 +113,10 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
 
 
 def _sections(recipe: Recipe, _: Document) -> Rows:
+    what = "data.documents.pack: false is for training alone: pruning would measure the padding"
+    padded = not recipe.data.documents.pack and (recipe.prune or recipe.sparsify)
+    fix = "Prune first, and train the folder of that run in a run of its own."
+    yield Row(padded, ("data", "documents", "pack"), what, fix)
     what = "the recipe neither prunes nor trains, nor makes zeros"
     nothing = recipe.prune is None and recipe.sparsify is None and recipe.loop is None
     yield Row(nothing, (), what, "Add `prune:`, `sparsify:` or `train:`.")
