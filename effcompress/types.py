@@ -83,11 +83,13 @@ class Sublayer:
     """A part of a layer that can be removed on its own. The module ``silent`` (which returns
     ``outputs`` values) is replaced by one that returns zeros, so that it adds nothing to the
     residual stream; the modules ``through`` become identities. Paths are relative to the layer.
+    ``behind``: the norm, if there is one, between the module and the stream.
     """
 
     silent: str
     outputs: int
     through: tuple[str, ...]
+    behind: str = ""
 
     @property
     def modules(self) -> tuple[str, ...]:

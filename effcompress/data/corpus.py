@@ -283,8 +283,10 @@ def prepare(
     domains: dict[str, Domain] = {}
     for name, fraction in fractions.items():
         own = spec.domains[name]
-        # A domain is never more than one sample ahead of its fraction (see `next_domain`).
-        wanted = math.ceil(fraction * samples) + 1
+        # A domain is never more than one sample ahead of its fraction (see `next_domain`), but that
+        # may become any other where the mixture changes.
+        most = max(fraction, spec.mixture.text) if spec.mixture else fraction
+        wanted = math.ceil(most * samples) + 1
         source = sources.training_source(name, own)
         validation = sources.validation_source(name, own, source)
         if source.remote and own.revision is None:

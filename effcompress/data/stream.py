@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from effcompress.types import Batch, TextTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+NO_FRACTION = 1e-300
+"""Stands for a fraction of 0 in a quotient."""
 
 
 def window_bos(policy: Literal["auto", "always", "never"], tokenizer: TextTokenizer) -> int | None:
@@ -233,23 +236,38 @@ def digest(ids_NT: Tensor) -> str:
     return said.hexdigest()[:16]
 
 
-def next_domain(fractions: Sequence[float], counts: Sequence[int]) -> int:
+def next_domain(
+    fractions: Sequence[float], counts: Sequence[int], owed: Sequence[float] = ()
+) -> int:
     """Returns the index of the domain that gives the next sample, after ``counts`` samples of each.
 
     Tijdeman's algorithm (The chairman assignment problem, 1980): after any number n of samples, a
     domain with fraction w has given w * n of them, with an error below one sample.
 
-    ``fractions`` are positive and sum to 1.
+    ``fractions`` are not negative and sum to 1. Where they change, ``counts`` are those since the
+    last change, and ``owed`` is what each domain had given too little by then (they sum to 0). A
+    domain is then never a whole sample ahead of the sum of its fractions, nor, of D, D - 1 behind.
     """
     if len(fractions) == 1:
         return 0
     slack = 1 / (2 * len(fractions) - 2)
     n = sum(counts) + 1
     due = [w * n - count for w, count in zip(fractions, counts, strict=True)]
+    due = [mine + more for mine, more in zip(due, owed, strict=True)] if owed else due
     # `due` sums to 1, so some exceed the slack; the tolerance is for rounding only. Among those,
     # the domain whose deadline (due = 1 - slack) comes first.
     ready = [d for d, value in enumerate(due) if value >= slack - 1e-9]
-    return min(ready, key=lambda d: ((1 - slack - due[d]) / fractions[d], d))
+    return min(ready, key=lambda d: ((1 - slack - due[d]) / max(fractions[d], NO_FRACTION), d))
+
+
+class MixtureState(TypedDict):
+    """Fractions of the domains, and what came before they changed last. Floats survive JSON."""
+
+    fractions: dict[str, float]
+    since: dict[str, int]
+    """Samples read per domain when they changed."""
+    owed: dict[str, float]
+    """Samples that each domain had given too little by then."""
 
 
 class StreamState(TypedDict):
@@ -262,12 +280,16 @@ class StreamState(TypedDict):
     """Samples read per domain."""
     windows: dict[str, int]
     """Windows per domain: with others, the same position stands for other text."""
+    mixture: NotRequired[MixtureState]
+    """Not in checkpoints of earlier versions."""
 
 
 class Stream:
     """Yields batches of packed sequences. Made by ``Corpus.stream``.
 
-    The windows of a domain are read in a permutation given by seed, domain and epoch.
+    The windows of a domain are read in a permutation given by seed, domain and epoch. Domains take
+    turns so that each has given the sum of its fractions over all samples so far; while these do
+    not change, that is their product with the number of samples, bit for bit.
     """
 
     def __init__(
@@ -279,10 +301,12 @@ class Stream:
         when_dry: Literal["repeat", "stop"],
         notice: Callable[[str], None],
     ) -> None:
-        self._windows, self._fractions = dict(windows), fractions
+        self._windows, self.fractions = dict(windows), dict(fractions)
+        """Of the samples from here on, by domain; they sum to 1."""
         self._names = list(self._windows)
         self._seed, self._when_dry, self._notice = seed, when_dry, notice
         self._counts = dict.fromkeys(self._names, 0)
+        self._since, self._owed = dict(self._counts), dict.fromkeys(self._names, 0.0)
 
     def next(self, batch_size: int) -> Batch:
         """Returns the next batch: ``ids_BT`` (int64, B = ``batch_size``) and where its rows are
@@ -308,9 +332,20 @@ class Stream:
             positions_BT,
         )
 
+    def reweigh(self, fractions: Mapping[str, float]) -> None:
+        """Gives the domains other fractions from the next sample on; they sum to 1."""
+        given = {name: self._counts[name] - self._since[name] for name in self._names}
+        n = sum(given.values())
+        for name, count in given.items():
+            self._owed[name] += self.fractions[name] * n - count
+        self._since = dict(self._counts)
+        self.fractions = {name: fractions[name] for name in self._names}
+
     def _draw(self) -> tuple[str, int, int]:
-        fractions = [self._fractions[name] for name in self._names]
-        name = self._names[next_domain(fractions, [self._counts[n] for n in self._names])]
+        names = self._names
+        given = [self._counts[name] - self._since[name] for name in names]
+        fractions, owed = [self.fractions[n] for n in names], [self._owed[n] for n in names]
+        name = names[next_domain(fractions, given, owed)]
         number, windows = self._counts[name], self._windows[name]
         epoch, position = divmod(number, windows.count)
         if epoch and not position:
@@ -341,6 +376,11 @@ class Stream:
             "samples": sum(self._counts.values()),
             "read": dict(self._counts),
             "windows": {name: windows.count for name, windows in self._windows.items()},
+            "mixture": {
+                "fractions": dict(self.fractions),
+                "since": dict(self._since),
+                "owed": dict(self._owed),
+            },
         }
 
     def load_state_dict(self, state: StreamState) -> None:
@@ -356,3 +396,7 @@ class Stream:
                     fix="resume with the recipe and the text of the saved run, or start anew",
                 )
         self._counts = {name: int(state["read"][name]) for name in self._names}
+        if (held := state.get("mixture")) is not None:
+            self.fractions = {name: float(held["fractions"][name]) for name in self._names}
+            self._since = {name: int(held["since"][name]) for name in self._names}
+            self._owed = {name: float(held["owed"][name]) for name in self._names}

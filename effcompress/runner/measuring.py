@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from effcompress.data import digest
@@ -188,6 +189,12 @@ def _scores(state: RunState, prune: PruneSpec) -> Scores:
 def measured(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     """Returns saliency in original order, and moments: averaged over training, or measured now."""
     ledger = state.pruned.ledger
+    if state.gates is not None:
+        learned = state.gates.scores(prune.criterion)
+        # Kinds that lose nothing have no gates.
+        now = Measured({s.name: torch.zeros(s.size) for s in state.pruned.sets} | learned)
+        scores = in_original_order(now.scores, ledger.original, ledger.sizes)
+        return replace(now, scores=ledger.original_order(scores))
     if averages(prune):
         return Measured(ledger.original_order(state.average.read()), state.grams)
     if prune.measure.source == "training":

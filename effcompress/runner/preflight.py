@@ -15,6 +15,7 @@ from importlib.metadata import version
 from effcompress import data
 from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.check import CheckResult, check
+from effcompress.estimate.schedule import loops_of
 from effcompress.model import source
 from effcompress.processes import launched
 from effcompress.recipe import LoadedRecipe
@@ -68,7 +69,8 @@ def _machine(loaded: LoadedRecipe) -> Iterator[str]:
             fix="Write `device: auto`.",
         )
     if recipe.loop is not None:
-        _require_equal_batches(recipe.loop, section, size)
+        for loop in loops_of(recipe):
+            _require_equal_batches(loop, section, size)
         if recipe.loop.compile:
             _require_compiler(section)
             yield "a C++ compiler is there"

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from effcompress.errors import SourceError
 from effcompress.model import integrity
 from effcompress.model.classes import causal_models, fields_of, has_position_table
+from effcompress.model.families import FAMILIES
 from effcompress.model.load import load
 from effcompress.model.source import config_of
-from effcompress.model.suitability import EXTRACT, positions_of
+from effcompress.model.suitability import EXTRACT, positions_of, require_causal
 from effcompress.spec import ModelSpec
 
 
@@ -138,6 +139,16 @@ def vars_of(library: Any) -> dict[str, Any]:
 def test_what_does_not_predict_the_next_token(hf_folder, fields, words):
     state(hf_folder, **fields)
     refused(hf_folder, words, "is no causal language model")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_no_declared_architecture_is_taken_for_another_kind(family):
+    """Also where its class has a field that only others read: GPT-NeoX says `is_decoder: false`."""
+    for model_type in family.model_types:
+        require_causal({"model_type": model_type}, "somewhere")
+        fields = fields_of(model_type)
+        assert fields is not None
+        require_causal({**fields, "model_type": model_type}, "somewhere")
 
 
 def test_models_without_a_named_class_are_not_refused(hf_folder):
