@@ -67,9 +67,13 @@ COFI = (
     "prune.space=[{name: attention, scope: per_layer}, attention_block, "
     "{name: ffn, scope: per_layer}, mlp_block]",
 )
+DYNAMIC = ("data.mixture={name: dynamic, every: 20, sequences: 4, reference: source}",)
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Sheared-LLaMA": ("a", SHEARED),
+    "Sheared-LLaMA, dynamic": ("a", (*SHEARED, *DYNAMIC)),
     "CoFi": ("a", COFI),
+    "A, dynamic": ("a", DYNAMIC),
+    "B, dynamic": ("b", DYNAMIC),
     "dense, trained": ("a", ("prune=null",)),
     "A": ("a", ()),
     "B": ("b", ()),

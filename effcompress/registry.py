@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effcompress.errors import PluginError, did_you_mean
+from effcompress.errors import EffcompressError, PluginError, did_you_mean
 from effcompress.injectable import BACKWARD, COMPANION_INPUTS, INPUTS, PLACE, READ, WITH_STATISTICS
 from effcompress.types import Due
 
@@ -99,6 +99,25 @@ class Plugin:
         """Whether it needs forward passes over calibration text, or only where a mini-group is."""
         return self.reads_inputs or bool(self.statistics) or bool(PLACE.intersection(self.needs))
 
+    def called(self, available: Mapping[str, Any], knobs: Mapping[str, Any]) -> Any:
+        """Calls the function with what it needs of ``available``; what it yields comes as a list.
+
+        Raises PluginError, with the line of its file, where it fails. Memory that runs out is the
+        run's failure.
+        """
+        try:
+            found = self.function(*(available[n] for n in self.needs), **knobs)
+            return list(found) if isinstance(found, Iterator) else found
+        except (EffcompressError, MemoryError):
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported
+                raise
+            where = _line_in(self.where.rpartition(":")[0], error) or self.where
+            said = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+            failed = replace(self, where=where).error(f"fails: {said}")
+            raise failed from error
+
     def error(self, said: str, fix: str | None = None) -> PluginError:
         """An error that names the plugin and where it is: it ``said``."""
         return PluginError(f"{self.kind} '{self.name}' {said}", where=self.where, fix=fix)
@@ -134,25 +153,46 @@ class Bound:
         return self.plugin.needs
 
     def __call__(self, **available: Any) -> Any:
-        return self.plugin.function(*(available[n] for n in self.needs), **self.knobs)
-
-    def ask(self, **available: Any) -> Any:
-        """Calls it; raises PluginError where it fails."""
-        try:
-            return self(**available)
-        except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise self.plugin.error(f"fails: {said}") from error
+        """Calls it. Raises PluginError, with the line of its file, where it fails."""
+        return self.plugin.called(available, self.knobs)
 
     def due(self, **place: Any) -> Due | None:
         """Asks a schedule at a place in the run. Raises PluginError for an answer of another type,
         or where it fails.
         """
-        due = self.ask(**place)
-        if due is None or (isinstance(due, Due) and (due.groups is None) != (due.params is None)):
+        due = self(**place)
+        given = [due.groups, due.params] if isinstance(due, Due) else []
+        if due is None or sum(isinstance(n, int) for n in given) == given.count(None) == 1:
             return due
         fix = "Return Due(groups=...), Due(params=...) or None."
         raise self.plugin.error(f"returned {due!r}", fix)
+
+    def corrected(self, weight_OI: Tensor, **moments: Any) -> tuple[Tensor, Tensor | None]:
+        """Asks a repair or refit of a linear layer: the new weight, and what its bias gains ``[O]``
+        (None: nothing). Raises PluginError for other shapes, or where it fails.
+        """
+        found: Any = self(weight=weight_OI, **moments)
+        new_OI: Any = found
+        more_O: Any = None
+        if type(found) is tuple and len(found) == 2:
+            new_OI, more_O = found
+        wanted = f"for a weight of shape {tuple(weight_OI.shape)}"
+        fix = f"A {self.plugin.kind} of a linear layer returns the weight, changed, in its shape"
+        fix += "; with `mean`, also what its bias gains."
+        self.plugin.require_shape(new_OI, wanted, weight_OI.shape, fix=fix)
+        if more_O is not None:
+            self.plugin.require_shape(more_O, f"{wanted}'s bias", weight_OI.shape[:1], fix=fix)
+        return new_OI, more_O
+
+    def refusal(self, **available: Any) -> tuple[str, str] | None:
+        """Asks the plugin's ``check``: what is wrong and what to type instead, or None. Raises
+        PluginError for another answer, or where it fails.
+        """
+        said = self.companion(**available)
+        if said is None or (isinstance(said, tuple) and [type(x) for x in said] == [str, str]):
+            return said
+        fix = "Return what is wrong and what to type instead, or None."
+        raise self.plugin.error(f"has a check that returned {said!r}", fix)
 
     @contextmanager
     def keeping(self, **inputs: Tensor) -> Iterator[None]:
@@ -169,8 +209,7 @@ class Bound:
         second = self.plugin.companion
         if second is None:
             return None
-        knobs = {name: self.knobs[name] for name in second.knobs}
-        return second.function(*(available[n] for n in second.needs), **knobs)
+        return second.called(available, {name: self.knobs[name] for name in second.knobs})
 
 
 class Registry:
@@ -448,6 +487,12 @@ def _evaluate(annotation: Any, function: Callable[..., Any], what: str, where: s
         raise PluginError(f"{what} has an unknown type: {error}", where=where) from error
 
 
+def _line_in(file: str, error: BaseException) -> str | None:
+    """``file:line`` of the innermost call in the file that led to the error, if any did."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    return f"{file}:{frames[-1].lineno}" if frames else None
+
+
 def _import_or_say(load: Callable[[], Any], origin: str) -> None:
     try:
         load()
@@ -457,8 +502,7 @@ def _import_or_say(load: Callable[[], Any], origin: str) -> None:
         if isinstance(error, SyntaxError) and error.filename:
             where = f"{error.filename}:{error.lineno}"
         else:
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == origin]
-            where = f"{origin}:{frames[-1].lineno}" if frames else origin
+            where = _line_in(origin, error) or origin
         what = f"cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
         fix = "Mend the file, or take it out of the recipe's `plugins:`."
         raise PluginError(what, where=where, fix=fix) from error

@@ -123,6 +123,11 @@ class DomainSpec:
         "their loss is masked",
         None,
     )
+    chat: str | None = key(
+        "conversations: field that holds a list of messages {role, content}; they are written with "
+        "the tokenizer's chat template, and the loss is that of the assistant's answers alone",
+        None,
+    )
     weight: float = key(
         "weight in the mixture of training tokens, relative to the other domains", 1.0, above=0
     )
@@ -130,6 +135,23 @@ class DomainSpec:
     validation_split: str | None = key("held-out split of a hub data set", None)
     holdout: Fraction = key(
         "fraction of documents held out when no validation is named", 0.05, below=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentsSpec:
+    """How documents lie in the sequences."""
+
+    isolate: bool = key(
+        "attention stays within a document, positions restart with it, and its first token is not "
+        "predicted; else a document sees those in front of it in its sequence",
+        False,
+    )
+    pack: bool = key(
+        "documents fill sequences one behind the other; false: each has a sequence of its own, cut "
+        "at sequence_length and padded, and those without a token to learn are left out (for "
+        "training alone)",
+        True,
     )
 
 
@@ -184,6 +206,7 @@ class DataSpec:
     bos: Literal["auto", "always", "never"] = key(
         "begin every sequence with the BOS token; auto: if the tokenizer itself adds one", "auto"
     )
+    documents: DocumentsSpec = key("how documents lie in the sequences", DocumentsSpec())
     when_dry: Literal["repeat", "stop"] = key(
         "when a domain runs out of text: read it again in another order (with a warning), or stop",
         "repeat",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
@@ -149,6 +149,8 @@ class Family:
     """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
     centred: bool = False
     """Whether the norms are LayerNorms: they subtract the mean of what they average over."""
+    norms_behind: Callable[[Config], bool] = lambda _config: False
+    """Whether a norm lies between a block and the stream, so that no projection writes into it."""
     gain_offset: float = 0.0
     """What the norms add to their stored gain (Gemma: 1)."""
     scaled_embedding: str = ""
@@ -179,6 +181,8 @@ class Family:
     """The nearest widths, none smaller, that the stock class accepts; only what changes."""
     multiples: Mapping[str, int] = field(default_factory=dict[str, int])
     """Axis kind -> multiple that the stock class's kernels require of its width."""
+    whole_heads: Callable[[Config], bool] = lambda _config: False
+    """Whether no stock class takes a hidden size that is no multiple of the heads."""
     rigid: tuple[str, ...] = ()
     """Axis kinds that cannot be padded with zeros: the wider model computes something else."""
     traced: bool = False
@@ -410,15 +414,35 @@ class TextTokenizer(Protocol):
     fingerprint: str
     """Hash of everything that determines the token ids of a text."""
 
+    stop_id: int | None
+    """What ends an answer when the model generates."""
+    special: Mapping[int, str]
+    """Special tokens: id -> how a text would spell it."""
+    template: str | None
+    """The chat template."""
+
     def encode(self, texts: list[str]) -> list[list[int]]: ...
+
+    def offsets(self, texts: list[str], *, special: bool) -> list[tuple[list[int], list[Any]]]:
+        """The ids of each text, and the characters ``(start, end)`` that each token stands for.
+        ``special``: special tokens that a text spells are those, not text.
+        """
+        ...
+
+    def render(self, turns: Sequence[Mapping[str, str]], *, generation: bool) -> str:
+        """Writes messages with the chat template; ``generation``: with the words behind them that
+        ask for an answer. Raises ValueError if it refuses them.
+        """
+        ...
 
     def decode(self, ids: list[int]) -> str: ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed sequences: token ids ``ids_BT``, the domain and sample number of each row, and a mask
-    of the tokens that enter the loss (None: all).
+    """Packed sequences: token ids ``ids_BT``, the domain and sample number of each row, a mask of
+    the tokens that enter the loss (None: all), and the position of each token in its document
+    where documents are isolated (None: in its row).
     """
 
     ids_BT: Tensor
@@ -426,6 +450,7 @@ class Batch:
     samples: tuple[tuple[str, int], ...]
     """(domain, running number of the sample in that domain's stream) for each row."""
     trained_BT: Tensor | None = None
+    positions_BT: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, dynamic_module_utils
 
 from effcompress.checkpoint import proof
+from effcompress.model.classes import ALWAYS, fields_of
 from effcompress.registry import REGISTRY
 from tests import proving
 
@@ -139,6 +140,12 @@ def shape(name: str, **more: Any) -> dict[str, Any]:
         gone |= {"intermediate_size"} if model_type == "opt" else set()
         fields = {key: value for key, value in fields.items() if key not in gone}
     return fields | OWN.get(model_type, {}) | more
+
+
+def stated(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a recipe may state under `model.shape`: those that its class has."""
+    known = {"model_type", *(fields_of(config["model_type"]) or ()), *ALWAYS}
+    return {key: value for key, value in config.items() if key in known}
 
 
 def tiny(name: str = "gqa_tied", dtype: torch.dtype = torch.float32, **more: Any) -> nn.Module:

@@ -11,6 +11,7 @@ from effcompress.checkpoint.proof import PROVING, Proof, prove
 from effcompress.checkpoint.save import (
     MISFITS,
     WRITING,
+    GrowingCopy,
     Saved,
     Writing,
     begin,
@@ -23,6 +24,7 @@ from effcompress.checkpoint.save import (
 
 __all__ = [
     "MISFITS",
+    "GrowingCopy",
     "Proof",
     "Saved",
     "Writing",

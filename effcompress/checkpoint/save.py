@@ -1,8 +1,8 @@
 """Writes and reads checkpoints: one folder each, complete or absent.
 
 ``state.json`` holds everything that is no tensor, ``tensors.safetensors`` every tensor of rank 0;
-sharded parameters are written by every rank into a file of its own. Texts (the record so far) are
-files under their own names. The folder is written under a
+sharded parameters are written by every rank into a file of its own. Of the record so far there is
+one copy beside the checkpoints (``GrowingCopy``). The folder is written under a
 temporary name, read back and compared, flushed to disk, and then renamed: a rename is atomic, so a
 ``kill -9`` at any moment leaves the old checkpoint or the new one. Hashes of all files, its own
 among them, are in ``state.json`` and show later whether they are still what was written.
@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, final
 
@@ -28,9 +29,9 @@ from effcompress import fault, processes
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 
-FORMAT = 3
-"""3: ``state.json`` is hashed, too, texts are files; 2: files of several ranks; 1: one file, its
-facts among the values.
+FORMAT = 4
+"""4: one copy of the record for all checkpoints; 3: ``state.json`` is hashed, too, and each has a
+copy of the record; 2: files of several ranks; 1: one file, its facts among the values.
 """
 WRITING, _TENSORS = ".writing", ".safetensors"
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -38,8 +39,17 @@ HASH = "state_sha256"
 """Key of ``state.json``: hash of all else in it, as it was written."""
 MOST_BYTES = 2**28
 """Of ``state.json``; a larger one is not read."""
+_PART = 2**20
+"""Bytes that are compared at once."""
 MISFITS = (ValueError, LookupError, TypeError, AttributeError)
 """What reading values of another structure raises."""
+
+
+class FileFacts(TypedDict):
+    """What a checkpoint records of one file. Those of format 1 have no ``sha256``."""
+
+    bytes: int
+    sha256: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,61 @@ class Saved:
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     """This rank's rows of sharded tensors, for saving; when read, ``tensors`` has them whole."""
     texts: Mapping[str, bytes] = field(default_factory=dict)
-    """File name -> content: the record so far. Earlier formats have none."""
+    """File name -> content, when read: the record so far. Formats 1 and 2 have none."""
+    growing: Mapping[str, Callable[[], FileFacts]] = field(default_factory=dict)
+    """File name -> what copies it and returns the facts of the copy, for saving."""
 
     def part(self, prefix: str) -> Mapping[str, Tensor]:
         """Returns a view of the tensors whose names begin with ``prefix``, without the prefix."""
         return _Part(self.tensors, prefix)
+
+
+@final
+class GrowingCopy:
+    """A copy, in ``folder``, of a file that only grows: each checkpoint states how many of its
+    bytes are its own, and their hash, and appends what is new.
+    """
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        self._source, self._copy = source, folder / source.name
+        self._hash, self._bytes = hashlib.sha256(), -1
+
+    def until(self, size: int) -> Callable[[], FileFacts]:
+        """Returns what appends the bytes up to ``size`` and returns size and hash of them all."""
+        return partial(self._extend, size)
+
+    def _extend(self, size: int) -> FileFacts:
+        if not 0 <= self._bytes <= _bytes_of(self._copy):
+            self._compare(size)
+        with self._source.open("rb") as own, self._copy.open("r+b") as copy:
+            own.seek(self._bytes)
+            copy.seek(self._bytes)
+            tail = own.read(size - self._bytes)
+            copy.write(tail)
+            copy.truncate()
+        flush(self._copy)
+        self._hash.update(tail)
+        self._bytes += len(tail)
+        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
+
+    def _compare(self, size: int) -> None:
+        """Finds out how much of the copy of an earlier process is still right: bytes that older
+        checkpoints need are not written again as others.
+        """
+        self._hash, self._bytes = hashlib.sha256(), 0
+        if self._copy.is_symlink():
+            self._copy.unlink()
+        self._copy.touch()
+        with self._source.open("rb") as own, self._copy.open("rb") as copy:
+            while part := own.read(min(_PART, size - self._bytes)):
+                if copy.read(len(part)) != part:
+                    break
+                self._hash.update(part)
+                self._bytes += len(part)
+
+
+def _bytes_of(path: Path) -> int:
+    return path.stat().st_size if path.is_file() and not path.is_symlink() else -1
 
 
 @final
@@ -74,13 +134,6 @@ class _Part(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-class FileFacts(TypedDict):
-    """What a checkpoint records of one file. Those of format 1 have no ``sha256``."""
-
-    bytes: int
-    sha256: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -156,8 +209,8 @@ def _own_files(work: Path, step: int, saved: Saved, world: World) -> dict[str, F
         mine[f"rows-{world.rank:05d}-of-{world.size:05d}.safetensors"] = saved.rows
     try:
         facts = {name: write(work / name, tensors) for name, tensors in mine.items()}
-        texts = saved.texts if world.main else {}
-        return facts | {name: write_text(work / name, text) for name, text in texts.items()}
+        growing = saved.growing if world.main else {}
+        return facts | {name: extend() for name, extend in growing.items()}
     except (OSError, SafetensorError) as error:
         raise _unwritten(work.parent, step, error) from error
 
@@ -166,8 +219,11 @@ def _move(writing: Writing, files: Mapping[str, FileFacts], keep: int) -> Path:
     work, folder = writing.work, writing.work.parent
     target = folder / f"step-{writing.step:08d}"
     try:
-        total = sum(said["bytes"] for name, said in files.items() if name.endswith(_TENSORS))
-        said = {"format": FORMAT, "bytes": total, "files": files, **writing.values}
+        own = {name: said for name, said in files.items() if name.endswith(_TENSORS)}
+        record = {name: said for name, said in files.items() if name not in own}
+        total = sum(said["bytes"] for said in own.values())
+        kept = {"bytes": total, "files": own, "record": record}
+        said = {"format": FORMAT, **kept, **writing.values}
         said[HASH] = _hash_of(said)
         (work / STATE).write_text(json.dumps(said, indent=1), encoding="utf-8")
         flush(work / STATE, work)
@@ -226,8 +282,8 @@ def _sound(
     for path in reversed(found):
         try:
             values = _values(path)
-            for name, said in _files(values).items():
-                _check(path / name, said)
+            for file, said in _files(path, values).items():
+                _check(file, said)
             if like is not None:
                 require_like(values, like)
             _opened(path)
@@ -254,7 +310,7 @@ def _values(path: Path) -> dict[str, Any]:
         raise ValueError(f"format {values['format']}, this version reads {FORMAT}")
     if values["format"] == 1 and "files" in values:
         raise ValueError(f"{STATE} is not what was written")
-    if values["format"] == FORMAT or (values["format"] > 1 and HASH in values):
+    if values["format"] > 2 or (values["format"] > 1 and HASH in values):
         said = values.pop(HASH)
         if _hash_of(values) != said:
             raise ValueError(f"{STATE} is not what was written")
@@ -286,22 +342,28 @@ def require_like(value: Any, example: Any, at: str = STATE) -> None:
             require_like(value[key], wanted.get(key, 0), f"{at}: {key}")
 
 
-def _files(values: dict[str, Any]) -> dict[str, FileFacts]:
+def _files(path: Path, values: dict[str, Any]) -> dict[Path, FileFacts]:
     """Returns the facts of each file. Format 1 has one file and its facts among the values. Raises
     ValueError where the file of rank 0 is missing, or a name is no file of this folder.
     """
-    found = values.get("files", {TENSORS: values})
-    if TENSORS not in found or any(Path(name).name != name for name in found):
+    found, record = values.get("files", {TENSORS: values}), values.get("record", {})
+    if TENSORS not in found or any(Path(name).name != name for name in (*found, *record)):
         raise ValueError(f"{STATE} does not name the files of a checkpoint")
-    return found
+    beside = {path.parent / name: said for name, said in record.items()}
+    return {path / name: said for name, said in found.items()} | beside
 
 
 def _opened(path: Path) -> Saved:
     values = _values(path)
-    files = sorted(_files(values))
-    texts = [name for name in files if not name.endswith(_TENSORS)]
-    tensors = Stored([path / name for name in files if name not in texts])
-    return Saved(values, tensors, texts={name: (path / name).read_bytes() for name in texts})
+    files = _files(path, values)
+    texts = [file for file in files if file.suffix != _TENSORS]
+    tensors = Stored(sorted(file for file in files if file not in texts))
+    return Saved(values, tensors, texts={f.name: _first(f, files[f]["bytes"]) for f in texts})
+
+
+def _first(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
@@ -320,19 +382,15 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
-def write_text(path: Path, text: bytes) -> FileFacts:
-    """Writes and flushes a file that is no tensor; returns its size and hash."""
-    path.write_bytes(text)
-    flush(path)
-    return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-
-
 def _check(path: Path, said: FileFacts) -> None:
-    """Raises OSError or ValueError unless the file has the recorded size and hash."""
-    size = path.stat().st_size
-    if size != said["bytes"]:
+    """Raises OSError or ValueError unless the file has the recorded size and hash. The copy of a
+    record may have grown.
+    """
+    size, text = path.stat().st_size, path.suffix != _TENSORS
+    if size < said["bytes"] or (size > said["bytes"] and not text):
         raise ValueError(f"{path.name} has {size} bytes, not {said['bytes']}")
-    if "sha256" in said and _sha256(path) != said["sha256"]:
+    found = hashlib.sha256(_first(path, said["bytes"])).hexdigest() if text else _sha256(path)
+    if found != said.get("sha256", found):
         raise ValueError(f"{path.name} is not what was written")
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from effcompress import data
 from effcompress.answer import Answer, Table
+from effcompress.estimate.positions import require_positions
+from effcompress.model.source import config_of, prompt_length
 from effcompress.recipe import LoadedRecipe
 from effcompress.record import events
 from effcompress.record.events import Evaluation, Generation, Tasks, TaskScore
 from effcompress.record.log import make_view
 from effcompress.record.readable import with_error
 from effcompress.runner.folder import opened
-from effcompress.runner.preflight import require_harness, require_here
+from effcompress.runner.preflight import require_harness, require_here, require_packages
 
 
 def evaluate(
@@ -24,14 +26,22 @@ def evaluate(
 
     ``target`` is a recipe (its source model is evaluated) or the folder of a run (its result, with
     ``overrides`` applied to the recipe of the run). Raises SourceError when the folder holds no
-    run or its text cannot be used, RecipeError for tasks without the harness.
+    run or its text cannot be used, RecipeError for tasks without the harness and for text or a
+    continuation longer than a table of positions.
     """
     loaded, spec = opened(target, overrides)
     require_harness(loaded.recipe.evaluate.tasks)
+    own = spec == loaded.recipe.model
+    require_packages(loaded, "data", *(["model"] if own else []))
     data.preview(loaded.recipe.data)
-    if offline and spec == loaded.recipe.model:
+    if offline and own:
         require_here(loaded)
+    lines: list[str] = []
+    if (config := config_of(spec)) is not None:
+        prompt = prompt_length(spec, loaded.recipe.evaluate.prompt)
+        lines = require_positions(loaded, config, prompt)
     # Imported here: torch and transformers take seconds, which a wrong path should not cost.
+    from effcompress.isolation import require_isolation
     from effcompress.model.load import load as load_model
     from effcompress.runner.evaluation import evaluate as measure
     from effcompress.runner.start import corpus_of
@@ -44,6 +54,8 @@ def evaluate(
         how: Any = {"offline": offline, "say": say}
         corpus = corpus_of(one, model.tokenizer, notice=say, training=False, **how)
         module = model.module.to(device_of(one))
+        if corpus.isolated:
+            require_isolation(module)
         params = sum(p.numel() for p in module.parameters())
         of = (module, model.tokenizer, corpus, one.evaluate)
         found = measure(*of, when="after", params=params, **how)
@@ -51,7 +63,7 @@ def evaluate(
     sheets = (_perplexities(title, found), *([_accuracies(found.tasks)] if found.tasks else []))
     values = events.plain(found)
     facts = {"model": model.source, **{key: values[key] for key in values if key != "when"}}
-    return Answer(facts | {"spec": dataclasses.asdict(spec)}, sheets, tuple(_notes(found)))
+    return Answer(facts | {"spec": dataclasses.asdict(spec)}, sheets, (*lines, *_notes(found)))
 
 
 def _perplexities(title: str, found: Evaluation) -> Table:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,13 +58,15 @@ def payload(length: int, bos: int | None) -> int:
 @dataclass(frozen=True)
 class Windows:
     """``count`` sequences of ``length`` tokens, adjacent and without overlap, from the beginning of
-    a token file; each begins with ``bos`` if there is one.
+    a token file; each begins with ``bos`` if there is one. ``ends``: where each document of the
+    file ends, if documents are isolated.
     """
 
     tokens: Tokens
     length: int
     bos: int | None
     count: int
+    ends: NDArray[np.uint64] | None = None
 
     @property
     def used(self) -> NDArray[np.unsignedinteger]:
@@ -88,10 +90,119 @@ class Windows:
         text = self.tokens[number * size : (number + 1) * size].astype(np.int64)
         return text if self.bos is None else np.concatenate([[np.int64(self.bos)], text])
 
+    def positions(self, number: int) -> NDArray[np.int64] | None:
+        """The position of each token of a window in its document, or in the stretch of it that the
+        window begins with (behind BOS); None if documents are not isolated.
+        """
+        if self.ends is None:
+            return None
+        size = payload(self.length, self.bos)
+        start, stop = np.uint64(number * size), np.uint64((number + 1) * size)
+        first, last = np.searchsorted(self.ends, [start, stop], side="right")
+        inside = self.ends[first:last].astype(np.int64) - number * size
+        begins = np.concatenate([[0], inside + (self.length - size)])
+        each_T = np.arange(self.length)
+        return each_T - begins[np.searchsorted(begins, each_T, side="right") - 1]
 
-def windows_of(tokens: Tokens, length: int, bos: int | None, wanted: int) -> Windows:
+
+@dataclass(frozen=True)
+class Rows:
+    """One document per sequence: the documents ``numbers`` of a token file, each cut at ``length``
+    tokens or padded on the right; each begins with ``bos`` if there is one. Padding is marked as
+    not trained on, so it may be any token.
+    """
+
+    tokens: Tokens
+    length: int
+    bos: int | None
+    ends: NDArray[np.uint64]
+    numbers: NDArray[np.int64]
+    pad: int
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.numbers)
+
+    @property
+    def used(self) -> Tokens:
+        """The tokens up to the last document."""
+        return self.tokens[: int(self.ends[self.numbers[-1]]) if self.count else 0]
+
+    def untrained(self) -> int:
+        """Number of sequences without a token to learn."""
+        return 0
+
+    def take(self, number: int) -> NDArray[np.int64]:
+        """``ids_T`` of a sequence; tokens of prompts and padding are ``marked``."""
+        text = document(self.tokens, self.ends, int(self.numbers[number]))
+        text = text[: payload(self.length, self.bos)].astype(np.int64)
+        ids_T = np.full(self.length, ~self.pad, dtype=np.int64)
+        first = self.length - payload(self.length, self.bos)
+        ids_T[first : first + len(text)] = text
+        if self.bos is not None:
+            ids_T[0] = self.bos
+        return ids_T
+
+    def positions(self, _number: int) -> None:
+        """Those of the sequence itself."""
+        return None
+
+
+Sequenced = Windows | Rows
+"""The sequences of a part of a domain."""
+
+
+def document(tokens: Tokens, ends: NDArray[np.uint64], number: int) -> Tokens:
+    """The tokens of a document."""
+    return tokens[int(ends[number - 1]) if number else 0 : int(ends[number])]
+
+
+def rows_of(
+    tokens: Tokens, ends: NDArray[np.uint64], length: int, bos: int | None, pad: int
+) -> Rows:
+    """All documents that have a token to learn within ``length``: one that something predicts and
+    that is no part of a prompt.
+    """
+    size, first = payload(length, bos), int(bos is None)
+    every = ((n, document(tokens, ends, n)[first:size]) for n in range(len(ends)))
+    signed = tokens.dtype.kind == "i"
+    numbers = [n for n, ids in every if len(ids) and (not signed or (ids >= 0).any())]
+    return Rows(tokens, length, bos, ends, np.array(numbers, dtype=np.int64), pad)
+
+
+def windows_of(
+    tokens: Tokens,
+    length: int,
+    bos: int | None,
+    wanted: int,
+    ends: NDArray[np.uint64] | None = None,
+) -> Windows:
     """The first ``wanted`` windows of ``tokens``, or as many as there are."""
-    return Windows(tokens, length, bos, min(wanted, len(tokens) // payload(length, bos)))
+    return Windows(tokens, length, bos, min(wanted, len(tokens) // payload(length, bos)), ends)
+
+
+def stacked(rows: Sequence[tuple[Sequenced, int]], length: int) -> tuple[Tensor, Tensor, Any]:
+    """Sequences by their numbers: tokens ``[N, T]``, a mask of those that are trained on, and their
+    positions (None if documents are not isolated). Of documents with padding, ``T`` ends with the
+    last token that is trained on in any row.
+    """
+    import torch
+
+    if not rows:
+        return torch.zeros(0, length, dtype=torch.int64), torch.zeros(0, length).bool(), None
+    ids_NT, trained_NT = unmarked(np.stack([windows.take(number) for windows, number in rows]))
+    if isinstance(rows[0][0], Rows):
+        width = 1 + int(np.flatnonzero(trained_NT.any(0))[-1])
+        ids_NT, trained_NT = ids_NT[:, :width], trained_NT[:, :width]
+    given = [windows.positions(number) for windows, number in rows]
+    positions_NT = None
+    if isolated := [found for found in given if found is not None]:
+        positions_NT = np.stack(isolated)
+        # Nothing of its own document predicts a document's first token.
+        trained_NT[:, 1:] &= positions_NT[:, 1:] > 0
+        positions_NT = torch.from_numpy(positions_NT)
+    return torch.from_numpy(ids_NT), torch.from_numpy(trained_NT), positions_NT
 
 
 def shuffled(position: int, count: int, key: str) -> int:
@@ -183,7 +294,7 @@ class Stream:
 
     def __init__(
         self,
-        windows: Mapping[str, Windows],
+        windows: Mapping[str, Sequenced],
         fractions: Mapping[str, float],
         *,
         seed: int,
@@ -210,15 +321,15 @@ class Stream:
         except RunError:
             self._counts = before
             raise
-        import torch
-
-        ids_BT, trained_BT = unmarked(np.stack([ids for _, _, ids in drawn]))
+        rows = [(self._windows[name], at) for name, _, at in drawn]
+        ids_BT, trained_BT, positions_BT = stacked(rows, rows[0][0].length)
         samples = tuple((name, number) for name, number, _ in drawn)
         return Batch(
-            torch.from_numpy(ids_BT),
+            ids_BT,
             tuple(name for name, _ in samples),
             samples,
-            None if trained_BT.all() else torch.from_numpy(trained_BT),
+            None if trained_BT.all() else trained_BT,
+            positions_BT,
         )
 
     def reweigh(self, fractions: Mapping[str, float]) -> None:
@@ -230,7 +341,7 @@ class Stream:
         self._since = dict(self._counts)
         self.fractions = {name: fractions[name] for name in self._names}
 
-    def _draw(self) -> tuple[str, int, NDArray[np.int64]]:
+    def _draw(self) -> tuple[str, int, int]:
         names = self._names
         given = [self._counts[name] - self._since[name] for name in names]
         fractions, owed = [self.fractions[n] for n in names], [self._owed[n] for n in names]
@@ -241,7 +352,7 @@ class Stream:
             self._dry(name, epoch)
         self._counts[name] += 1
         key = f"train {self._seed} {name} {epoch}"
-        return name, number, windows.take(shuffled(position, windows.count, key))
+        return name, number, shuffled(position, windows.count, key)
 
     def _dry(self, name: str, epoch: int) -> None:
         tokens = self._windows[name].count * self._windows[name].length

@@ -33,6 +33,8 @@ BEAT, SILENCE = 10.0, 600.0
 """Seconds between two heartbeats of rank 0 while the others wait for it, and seconds without any
 after which they give up.
 """
+_SHORT = 1.0
+"""Seconds before the others look for heartbeats: most decisions are made sooner."""
 _BEATS, _DONE = "effcompress/beats", "effcompress/done"
 """Counters in the store of the process group."""
 _turns = itertools.count(1)
@@ -42,6 +44,9 @@ _BUFFERS = next(
     for name in ("forward_sync_buffers", "broadcast_buffers")  # the former since torch 2.13
     if name in inspect.signature(DistributedDataParallel).parameters
 )
+
+
+_heart: "_Heart | None" = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ def joined() -> Iterator[World]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(world.local_rank)
-    global _turns
+    global _turns, _heart
     _turns = itertools.count(1)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
@@ -229,43 +234,62 @@ def joined() -> Iterator[World]:
             fix="See what it printed. Once that is mended, --resume continues.",
         ) from error
     finally:
+        if _heart is not None:
+            _heart.over.set()
+        _heart = None
         dist.destroy_process_group()
+
+
+class _Heart(threading.Thread):
+    """Sends heartbeats while rank 0 works for all: one thread for a process group, since cuts are
+    frequent and short.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="alive", daemon=True)
+        self.working, self.over = False, threading.Event()
+
+    def run(self) -> None:
+        """Ends with the process group."""
+        while not self.over.wait(BEAT):
+            try:
+                if self.working:
+                    _get_default_store().add(_BEATS, 1)
+            except (RuntimeError, ValueError):  # the group is gone
+                return
 
 
 @contextmanager
 def _at_work() -> Iterator[None]:
-    """Sends heartbeats from a thread; at the end tells the others to go on."""
-    store, over = _get_default_store(), threading.Event()
-
-    def beat() -> None:
-        while not over.wait(BEAT):
-            store.add(_BEATS, 1)
-
-    thread = threading.Thread(target=beat, name="alive", daemon=True)
-    thread.start()
+    """Sends heartbeats meanwhile; at the end tells the others to go on."""
+    global _heart
+    if _heart is None:
+        _heart = _Heart()
+        _heart.start()
+    _heart.working = True
     try:
         yield
     finally:
-        over.set()
-        thread.join()
-        store.add(_DONE, 1)
+        _heart.working = False
+        _get_default_store().add(_DONE, 1)
 
 
 def _wait_for_main() -> None:
     """Waits until rank 0 has done its work. Raises RunError when it sends no heartbeats."""
+    # Not by `store.wait`: torch writes a warning whenever that times out.
     store, turn = _get_default_store(), next(_turns)
     started = heard = time.monotonic()
-    beats = store.add(_BEATS, 0)  # adding nothing reads
-    while store.add(_DONE, 0) < turn:
-        now, seen = time.monotonic(), store.add(_BEATS, 0)
-        if seen != beats:
+    beats = -1
+    while store.add(_DONE, 0) < turn:  # adding nothing reads
+        now = time.monotonic()
+        if now - started > _SHORT and (seen := store.add(_BEATS, 0)) != beats:
             beats, heard = seen, now
         if now - heard > SILENCE:
             raise RunError(
                 f"process 0, which works for all, has given no sign of life for {SILENCE:.0f} s",
                 fix="See what it printed last, and `effcompress status`; --resume continues.",
             )
-        time.sleep(min(1.0, max(0.0005, (now - started) / 10)))
+        time.sleep(min(1.0, max(0.0002, (now - started) / 10)))
 
 
 def _summed(_state, bucket):  # no annotations: torch inspects them, and here they are strings

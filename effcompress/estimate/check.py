@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from effcompress.data import predicted
 from effcompress.errors import RecipeError
+from effcompress.estimate.exports import require_form
 from effcompress.estimate.feasibility import SizedModel, expected, require_reachable
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.positions import require_positions
@@ -28,7 +29,8 @@ class CheckResult:
 def check(loaded: LoadedRecipe) -> CheckResult:
     """Checks model, target and schedule of a recipe.
 
-    Raises RecipeError when no choice of removals, or not this schedule, reaches the target.
+    Raises RecipeError when no choice of removals, or not this schedule, reaches the target, and
+    when the form that it names for the export cannot hold the result.
     """
     found = require_reachable(loaded)
     if found is None:
@@ -43,28 +45,18 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     if found.axes.family.traced:
         kinds = ", ".join(found_kinds(found.axes))
         lines.append(f"architecture: not declared; traced, and proven on a small model: {kinds}")
+    exports = require_form(loaded, found)
     data: dict[str, int | None] = {"params": found.start, "target_params": found.target}
     if found.target is None:
         lines.append(f"size: {found.start:,} parameters, nothing is cut")
-        return CheckResult([*lines, *_zeros(loaded, found, found.axes.widths, data)], data)
+        lines += [*_zeros(loaded, found, found.axes.widths, data), *exports]
+        return CheckResult(lines, data)
     fraction, sizes = 1 - found.target / found.start, f"{found.start:,} -> {found.target:,}"
     lines.append(f"target: {sizes} parameters (-{fraction:.1%}), in reach")
     timeline = _on_time(loaded, found)
     *_, cut, last = timeline.points
     data |= {"ends_at": last.params, "reached_at_tokens": cut.tokens if timeline.reached else None}
-    lines += [_when(timeline), *_zeros(loaded, found, last.widths, data)]
-    # Layers can end with different shapes; whole layers that go do not count.
-    differ = any(s.scope != "lockstep" and s.kind != "layer" for s in found.sets)
-    if loaded.recipe.export.form == "uniform" and differ:
-        lines.append(
-            "export: layers may differ in the end, which form: uniform cannot hold; the run then "
-            "fails behind its last checkpoint (`effcompress export RUN --as padded` uses that)"
-        )
-    if loaded.recipe.export.form == "auto" and differ:
-        lines.append(
-            "export: layers may differ in the end; the folder is then padded with zeros to the "
-            "widest layer, and larger than the target (export.form: exact keeps the shapes)"
-        )
+    lines += [_when(timeline), *_zeros(loaded, found, last.widths, data), *exports]
     return CheckResult(lines, data, timeline)
 
 

@@ -78,6 +78,7 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
     _require_masks(loaded, prune, sized)
     _require_inputs(loaded, prune, sized)
     _require_gates(loaded, prune, sized)
+    _require_projections(loaded, prune, sized)
     given = [name for name, value in vars(prune.target).items() if value is not None]
     where = _where(loaded, f"prune.target.{given[0]}")
     if sized.target > sized.start * (1 + TOLERANCE):
@@ -160,6 +161,21 @@ def _require_gates(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
             f"prune.gates: {found[0]}",
             where=_where(loaded, "prune.target.shape"),
             fix=found[1],
+        )
+
+
+def _require_projections(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
+    """Raises RecipeError where no linear layer writes into the residual stream, which a refit
+    would change.
+    """
+    family = sized.axes.family
+    if prune.refit is not None and (not family.sublayers or family.norms_behind(sized.config)):
+        why = "norms lie behind the projections into the stream"
+        raise RecipeError(
+            f"prune.refit: of '{family.name}', "
+            + (why if family.sublayers else "which was traced, the parts of a layer are not known"),
+            where=loaded.origins.get("prune.refit.name", str(loaded.path)),
+            fix="Take prune.refit out.",
         )
 
 

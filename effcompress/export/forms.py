@@ -19,8 +19,8 @@ from effcompress.errors import RunError
 from effcompress.model import exact, scratch
 from effcompress.model.exact import Container, container
 from effcompress.model.lineage import Part
-from effcompress.network.pruned_model import PrunedModel, uniform_widths, widest
-from effcompress.network.shapes import per_layer
+from effcompress.network.pruned_model import PrunedModel, uniform_widths
+from effcompress.network.shapes import per_layer, widest
 from effcompress.removal.modules import attributes, depth_fields
 from effcompress.removal.norms import Norm
 from effcompress.types import AxisMap, Depth, Widths

@@ -36,7 +36,10 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
     """
     found: dict[str, GroupSet] = {}
     for bound in space:
-        sets = list(bound(axes=axes))
+        sets = bound(axes=axes)
+        if not isinstance(sets, list | tuple) or any(not isinstance(s, GroupSet) for s in sets):
+            fix = "A space returns a list of GroupSet, or yields them."
+            raise bound.plugin.error("returned something else than group sets", fix)
         if not sets:
             kinds = dict.fromkeys(axis_kind(name) for name in axes.by_axis)
             there = [kind for kind in kinds if kind not in axes.family.fixed]

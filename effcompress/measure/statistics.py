@@ -36,7 +36,7 @@ class _Streaming:
         tokens, *width = next(iter(given.values())).shape
         if "x" not in given:
             width = []
-        found = Bound(self.statistic).ask(**given, state=self.total)
+        found = Bound(self.statistic)(**given, state=self.total)
         if "state" in self.statistic.needs:
             self._require(first_of(found), *width)
             self.total = found

@@ -33,6 +33,9 @@ ALWAYS = [
 _TABLE = re.compile(r"\b(wpe|embed_positions|pos_encoding) =|position_embeddings = nn\.Embedding")
 """A table of positions in the text of a modelling file."""
 
+_PADDED = re.compile(r"vocab_size, [\w.]+, (self\.padding_idx|config\.pad_token_id)")
+"""An embedding with a row for padding, in the text of a modelling file."""
+
 
 def _root() -> Path:
     found = importlib.util.find_spec("transformers")
@@ -76,10 +79,20 @@ def has_position_table(model_type: str) -> bool:
     """Whether a model looks positions up in a table, and so has no others than those in it."""
     if "rope_parameters" in (fields_of(model_type) or {}):
         return False
-    files = [file for folder in _folders(model_type) for file in folder.glob("modeling_*.py")]
-    text = "".join(file.read_text(encoding="utf-8") for file in files)
+    text = _modelling(model_type)
     # `make_weights`: a table that is computed, and again for longer texts
     return bool(_TABLE.search(text)) and "make_weights" not in text
+
+
+@functools.cache
+def has_padding_row(model_type: str) -> bool:
+    """Whether a model's embedding keeps the row of its padding token at zero."""
+    return bool(_PADDED.search(_modelling(model_type)))
+
+
+def _modelling(model_type: str) -> str:
+    files = [file for folder in _folders(model_type) for file in folder.glob("modeling_*.py")]
+    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 @functools.cache

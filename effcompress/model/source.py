@@ -20,6 +20,7 @@ from effcompress.model.integrity import (
     folder_flaw,
     kept_at,
     manifest_flaw,
+    opened,
     read_json,
     read_object,
     require_whole,
@@ -29,6 +30,7 @@ from effcompress.model.suitability import (
     largest_id,
     require_causal,
     require_fields,
+    require_padding,
     require_plain,
     require_rows,
 )
@@ -42,6 +44,9 @@ BYTES = "bytes"
 BYTE_CONFIG = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 257}
 """Defaults of a random model with the byte tokenizer."""
 
+_TABLES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
+_SPM = ("sentencepiece", "google.protobuf")
+_TOKENIZER = re.compile(r"tokeniz|vocab|merges|tekken|.*\.(model|tiktoken)$")
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _LIKE_A_PATH = re.compile(r"[./~]|[A-Za-z]:|.*\\|[^/]*/[^/]*/")
 
@@ -238,8 +243,10 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> Fields | None:
         require_usable(real.parent, scratch=from_scratch(spec), whole=whole)
     config = _config(spec, kind, cache, shape, read_object(real) if real else None)
     if config is not None:
-        require_causal(config, "model.shape" if kind == "random" else label_of(spec))
-        _require_rows(spec, kind, cache, config)
+        where = "model.shape" if kind == "random" else label_of(spec)
+        require_causal(config, where)
+        require_padding(config, where)
+        _require_rows(spec, cache, config)
     return config
 
 
@@ -278,15 +285,56 @@ def _beside(spec: ModelSpec, cache: Path, name: str) -> Path | None:
     return at / name if (at / name).exists() else None
 
 
-def _words(spec: ModelSpec, kind: Kind, cache: Path) -> Path | None:
-    """The tokenizer.json of a spec; None if it has none or is not on this machine."""
+def _words(spec: ModelSpec, cache: Path, name: str = "tokenizer.json") -> Path | None:
+    """A file of a spec's tokenizer; None if it has none or is not on this machine."""
     named = tokenizer_kind(spec.tokenizer) if spec.tokenizer else None
     if named == "hub":
-        return hub.cached_file(str(spec.tokenizer), None, "tokenizer.json")
+        return hub.cached_file(str(spec.tokenizer), None, name)
     if named == "folder":
-        file = Path(str(spec.tokenizer)).expanduser() / "tokenizer.json"
+        file = Path(str(spec.tokenizer)).expanduser() / name
         return file if file.exists() else None
-    return _beside(spec, cache, "tokenizer.json")
+    return _beside(spec, cache, name)
+
+
+def tokenizer_packages(spec: ModelSpec) -> tuple[str, ...]:
+    """The packages that read the tokenizer of a spec, as far as it is on this machine. A
+    tokenizer.json needs none.
+
+    Raises:
+        SourceError: a local folder has no tokenizer.
+    """
+    cache = cache_root()
+    if _of_bytes(spec) or _words(spec, cache):
+        return ()
+    for name in _TABLES:
+        if (file := _words(spec, cache, name)) is not None:
+            with opened(file) as stream:  # a table of tiktoken is text: "IQ== 0"
+                return _SPM if stream.read(1) == b"\n" else ("tiktoken",)
+    kept = Path(str(spec.tokenizer or spec.folder)).expanduser()
+    if (spec.tokenizer or spec.folder) and kept.is_dir() and not _any_tokenizer(kept):
+        key = "model.tokenizer" if spec.tokenizer else "model.folder"
+        raise SourceError(
+            "there is no tokenizer in this folder",
+            where=f"{key}: {kept}",
+            fix="set model.tokenizer to `bytes`, a folder with tokenizer.json, or a hub id",
+        )
+    return ()
+
+
+def _any_tokenizer(folder: Path) -> bool:
+    return any(_TOKENIZER.match(file.name) for file in folder.iterdir())
+
+
+def has_template(spec: ModelSpec) -> bool | None:
+    """Whether the tokenizer has a chat template; None where it is not on this machine."""
+    if _of_bytes(spec):
+        return False
+    if (words := _words(spec, cache_root())) is None:
+        return None
+    folder = words.parent
+    apart = (folder / "chat_template.jinja", folder / "additional_chat_templates/default.jinja")
+    written = (read_object(folder / "tokenizer_config.json") or {}).get("chat_template")
+    return bool(written) or any(file.exists() for file in apart)
 
 
 def _of_bytes(spec: ModelSpec) -> bool:
@@ -301,7 +349,7 @@ def prompt_length(spec: ModelSpec, prompt: str) -> int:
     """
     if _of_bytes(spec):
         return len(prompt.encode("utf-8", "replace"))
-    if (file := _words(spec, kind_of(spec), cache_root())) is None:
+    if (file := _words(spec, cache_root())) is None:
         return 1
     from tokenizers import Tokenizer
 
@@ -313,12 +361,12 @@ def prompt_length(spec: ModelSpec, prompt: str) -> int:
         raise SourceError(said, where=str(file.parent)) from error
 
 
-def _require_rows(spec: ModelSpec, kind: Kind, cache: Path, config: Config) -> None:
+def _require_rows(spec: ModelSpec, cache: Path, config: Config) -> None:
     """Raises SourceError if the tokenizer, as far as it is on this machine, has too many tokens."""
     where = f"model.tokenizer: {spec.tokenizer or BYTES}"
     if _of_bytes(spec):
         require_rows(BYTE_CONFIG["eos_token_id"], "EOS", config, where)
-    elif (words := _words(spec, kind, cache)) is not None:
+    elif (words := _words(spec, cache)) is not None:
         where = where if spec.tokenizer else f"model: {origin_of(spec)}"
         require_rows(*largest_id(words), config, where)
 

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import SourceError, did_you_mean
-from effcompress.model.classes import ALWAYS, causal_models, fields_of, has_position_table, is_known
+from effcompress.model.classes import (
+    ALWAYS,
+    causal_models,
+    fields_of,
+    has_padding_row,
+    has_position_table,
+    is_known,
+)
 from effcompress.model.integrity import Tensors, opened, read_json, read_object
 from effcompress.model.lineage import is_pruned, parent_of
 from effcompress.types import Config
@@ -164,6 +171,24 @@ def require_rows(largest: int, text: str, config: Config, where: str) -> None:
             f"the tokenizer gives {text} the id {largest}, the model's vocabulary has {rows} rows",
             where=where,
             fix="name the model's own tokenizer, or give a random model a larger vocab_size",
+        )
+
+
+def require_padding(config: Config, where: str) -> None:
+    """Raises SourceError if the padding token, or the class's default of it, has no row in the
+    embedding: transformers cannot build such a model.
+    """
+    plain = parent_of(config)
+    rows, pad = _said(plain, "vocab_size"), _said(plain, "pad_token_id")
+    if not (isinstance(rows, int) and isinstance(pad, int)) or -rows <= pad < rows:
+        return
+    if has_padding_row(kind := str(plain.get("model_type"))):
+        raise SourceError(
+            f"pad_token_id is {pad}"
+            + ("" if "pad_token_id" in plain else f", {kind}'s default")
+            + f", and the vocabulary has {rows} rows",
+            where=where,
+            fix="write `pad_token_id: null`, or the id of a row",
         )
 
 

@@ -103,7 +103,7 @@ class LearnedGates:
     def _gate(self, uniform_N: Tensor | None) -> tuple[Tensor, Tensor]:
         """Values and probabilities of being open, [N]. Raises PluginError."""
         gate: Bound = self.spec.gate
-        value_N, open_N = gate.ask(logit=self.logit_N, uniform=uniform_N)
+        value_N, open_N = gate(logit=self.logit_N, uniform=uniform_N)
         for found in (value_N, open_N):
             gate.plugin.require_shape(found, f"for {len(self.logit_N)} gates", self.logit_N.shape)
         return value_N, open_N
@@ -201,7 +201,7 @@ class LearnedGates:
                 here = torch.isin(self._row_N, torch.tensor(of, device=self.device))
             first, second = self.multipliers_F2[f]
             asked: Any = {"expected": expected, "target": target * way}
-            penalty = self.spec.constraint.ask(**asked, linear=first, quadratic=second)
+            penalty = self.spec.constraint(**asked, linear=first, quadratic=second)
             self.spec.constraint.plugin.require_shape(penalty, "for one penalty", ())
             penalties.append(penalty)
             near = ((open_N[here] >= 0.05) & (open_N[here] <= 0.95)).float().mean()
@@ -218,7 +218,7 @@ class LearnedGates:
         found_N = torch.empty(len(self.logit_N))
         for row in self.rows:
             logit_G = self.logit_N.detach()[row.start : row.stop]
-            score_G = criterion.ask(logit=logit_G)
+            score_G = criterion(logit=logit_G)
             criterion.plugin.require_shape(score_G, f"for {len(logit_G)} gates", logit_G.shape)
             found_N[row.start : row.stop] = score_G.float().cpu()
         return dict(self._by_set(found_N))

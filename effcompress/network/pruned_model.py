@@ -14,7 +14,7 @@ from effcompress.distributed.rows import shard_like
 from effcompress.model.lineage import depth_of, parent_of
 from effcompress.model.modeling_pruned import silent
 from effcompress.network.axis_map import family_for
-from effcompress.network.shapes import bounded
+from effcompress.network.shapes import bounded, widest
 from effcompress.registry import Bound
 from effcompress.removal.commit import commit
 from effcompress.removal.compensate import Inputs
@@ -169,13 +169,3 @@ def uniform_widths(axes: AxisMap) -> dict[str, int] | None:
     kinds = {name: axis_kind(name) for name in axes.widths}
     same = all(axes.widths[name] == found[kind] for name, kind in kinds.items() if kind in found)
     return found if same and not axes.depth.absent else None
-
-
-def widest(axes: AxisMap) -> dict[str, int]:
-    """Returns the largest width per axis kind."""
-    found: dict[str, int] = {}
-    for name, width in axes.widths.items():
-        kind = axis_kind(name)
-        if kind not in DEPTH:
-            found[kind] = max(width, found.get(kind, 0))
-    return found

@@ -10,6 +10,16 @@ from effcompress.spec import PruneSpec, TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths, axis_kind, axis_layer
 
 
+def widest(axes: AxisMap) -> dict[str, int]:
+    """Returns the largest width per axis kind."""
+    found: dict[str, int] = {}
+    for name, width in axes.widths.items():
+        kind = axis_kind(name)
+        if kind not in DEPTH:
+            found[kind] = max(width, found.get(kind, 0))
+    return found
+
+
 def living_widths(axes: AxisMap, widths: Widths, kind: str) -> list[int]:
     """Returns the units on every axis of a kind, in layer order, without layers that are gone."""
     wide = {**axes.widths, **widths}

@@ -97,7 +97,11 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
     for key in ("config", "revision", "validation_split"):
         yield _only_with(domain, at, key, ("hub",))
     yield _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"))
-    yield _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"))
+    for key in ("prompt", "chat"):
+        yield _only_with(domain, at, key, ("jsonl", "parquet", "hub"))
+    what = f"{dotted(at)} has `chat`, whose template writes the prompts, and `prompt`"
+    both = domain.chat is not None and domain.prompt is not None
+    yield Row(both, (*at, "prompt"), what, "Remove one of the two.")
     try:
         list(prompt_parts(domain.prompt or ""))
     except ValueError as error:
@@ -109,6 +113,10 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
 
 
 def _sections(recipe: Recipe, _: Document) -> Rows:
+    what = "data.documents.pack: false is for training alone: pruning would measure the padding"
+    padded = not recipe.data.documents.pack and (recipe.prune or recipe.sparsify)
+    fix = "Prune first, and train the folder of that run in a run of its own."
+    yield Row(padded, ("data", "documents", "pack"), what, fix)
     what = "the recipe neither prunes nor trains, nor makes zeros"
     nothing = recipe.prune is None and recipe.sparsify is None and recipe.loop is None
     yield Row(nothing, (), what, "Add `prune:`, `sparsify:` or `train:`.")
@@ -299,7 +307,7 @@ def _sparsify(recipe: Recipe, document: Document) -> Rows:
     blind = spec.true_sequential and not {"input_norm", "gram"} & set(spec.method.needs)
     what = f"sparsify.true_sequential: '{spec.method.name}' looks at no inputs"
     yield Row(blind, (*at, "true_sequential"), what, "Remove it.")
-    said = spec.method.companion(sparsity=spec.fraction, pattern=spec.n_of_m)
+    said = spec.method.refusal(sparsity=spec.fraction, pattern=spec.n_of_m)
     what, fix = said or ("", "")
     yield Row(said, (*at, "method"), f"sparsify.method: {what}", fix)
     what = "sparsify: zeros are made before training, but pruning goes on after that"
@@ -339,7 +347,7 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
 
 
 def _scheduled(recipe: Recipe, _: Document) -> Rows:
-    found = recipe.prune and recipe.prune.schedule.companion(**_stage(recipe))
+    found = recipe.prune and recipe.prune.schedule.refusal(**_stage(recipe))
     what, fix = found or ("", "")
     yield Row(found, ("prune", "schedule"), f"prune.schedule: {what}", fix)
 

@@ -109,14 +109,10 @@ class Log:
             os.fsync(file.fileno())
         return {name: file.seek(0, os.SEEK_END) for name, file in self._files.items()}
 
-    def content(self) -> dict[str, bytes]:
-        """Returns file name -> content of both files so far, for a checkpoint."""
-        return {f"{name}.jsonl": _first(file) for name, file in self._files.items()}
-
     def rewind(self, state: Mapping[str, int], copies: Mapping[str, bytes] | None = None) -> None:
         """Truncates both files to the offsets of a checkpoint, so that a resumed run leaves the
         same record as one that was never interrupted. The view is given the events that are kept.
-        A file that differs from the checkpoint's copy (``content``) is replaced by it, with a
+        A file that differs from the checkpoint's copy is replaced by it, with a
         warning.
 
         Raises RunError when there is no copy and a file is shorter than its offset or damaged.
@@ -179,7 +175,7 @@ def _open(path: Path) -> IO[bytes]:
     return file
 
 
-def _first(file: IO[bytes], size: int = -1) -> bytes:
+def _first(file: IO[bytes], size: int) -> bytes:
     file.seek(0)
     return file.read(size)
 

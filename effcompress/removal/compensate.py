@@ -120,14 +120,8 @@ def _repair(
     stacked_OI = torch.cat(list(weights.values()))
     assert read.mean_I is not None
     gone = read.gone.to(read.mean_I.device)
-    found = repair(weight=stacked_OI, gram=read.gram_II, mean=read.mean_I, gone=gone)
-    new_OI, more_O = found if isinstance(found, tuple) else (found, None)
-    repair.plugin.require_shape(
-        new_OI,
-        f"for a weight of shape {tuple(stacked_OI.shape)}",
-        stacked_OI.shape,
-        fix="A repair of a linear layer returns the weight, changed, in its shape.",
-    )
+    given = {"gram": read.gram_II, "mean": read.mean_I, "gone": gone}
+    new_OI, more_O = repair.corrected(stacked_OI, **given)
     rows = [w.shape[0] for w in weights.values()]
     for weight, part in zip(weights.values(), new_OI.split(rows), strict=True):
         weight.copy_(part)

@@ -135,7 +135,12 @@ def narrow(norm: Norm, before: int, after: int, repairs: Sequence[Bound]) -> Non
     gain = norm.effective() * (norm.physical / before) ** 0.5
     epsilon = norm.epsilon * norm.physical / before
     for repair in repairs:
-        gain, epsilon = repair(gain=gain, epsilon=epsilon, before=before, after=after)
+        found = repair(gain=gain, epsilon=epsilon, before=before, after=after)
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], float | int)):
+            said = f"returned {type(found).__name__} where a pair was expected"
+            raise repair.plugin.error(said, "A repair of a norm returns its gain and its epsilon.")
+        repair.plugin.require_shape(found[0], f"for a gain of {tuple(gain.shape)}", gain.shape)
+        gain, epsilon = found
     # In fp64 and back: a repair that undoes the factors leaves the stored gain bit for bit.
     norm.store(gain * (after / norm.physical) ** 0.5)
     norm.epsilon = epsilon * after / norm.physical

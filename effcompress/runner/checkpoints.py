@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from effcompress import checkpoint
-from effcompress.checkpoint import Writing
+from effcompress.checkpoint import GrowingCopy, Writing
 from effcompress.record.events import Checkpoint
 from effcompress.record.log import Log
 from effcompress.runner.state import RunState
@@ -39,6 +39,9 @@ class CheckpointWriter:
     def __init__(self, state: RunState, folder: Path, log: Log) -> None:
         self._state, self._log = state, log
         self._folder = folder / "checkpoints"
+        self._copies = {
+            name: GrowingCopy(folder / f"{name}.jsonl", self._folder) for name in log.state()
+        }
         self._pending: _Pending | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
@@ -60,7 +63,9 @@ class CheckpointWriter:
         self.wait()
         started = time.monotonic()
         state = self._state
-        saved = replace(state.snapshot(self._log.state()), texts=self._log.content())
+        offsets = self._log.state()
+        growing = {f"{name}.jsonl": self._copies[name].until(at) for name, at in offsets.items()}
+        saved = replace(state.snapshot(offsets), growing=growing)
         saved.values["corpus"] = state.corpus.fingerprint
         saved.values["provenance"] = state.provenance
         saved.values["threads"] = torch.get_num_threads()

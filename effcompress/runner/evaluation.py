@@ -69,6 +69,7 @@ def evaluate(
             "bos": "one per window" if bos else "none",
             "unit": "token",
             "split": "held out",
+            **({"documents": "isolated"} if corpus.isolated else {}),
             "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
             "batch_size": spec.batch_size,
             "tokenizer": tokenizer.fingerprint[:12],
@@ -86,7 +87,9 @@ def scores(
     listed: dict[str, DomainScore] = {}
     for domain in corpus.domains:
         ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
-        found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)
+        positions_NT = corpus.heldout_positions(domain, spec.sequences)
+        of = module, ids_NT, spec.batch_size, trained_NT, world, positions_NT
+        found = evaluation.perplexity(*of)
         listed[domain] = replace(found, hash=digest(ids_NT))
     return listed
 
@@ -145,7 +148,7 @@ def description(
         "threads": torch.get_num_threads(),
         "tokenizer": tokenizer,
         "tokens": tokens,
-        "window": [corpus.sequence_length, corpus.bos],
+        "window": [corpus.sequence_length, corpus.bos, corpus.isolated],
         "spec": asdict(spec),
         "versions": {name: _version(name) for name in PACKAGES},
         "code": _code(),

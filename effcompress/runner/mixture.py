@@ -103,7 +103,7 @@ def reweighed(
     """
     names = [*weights]
     given = {"weights": weights, "losses": losses, "reference": reference}
-    found = bound.ask(
+    found = bound(
         **{
             key: torch.tensor([held[name] for name in names], dtype=torch.float64)
             for key, held in given.items()

@@ -33,6 +33,7 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
     """
     machine = [*_machine(loaded), *data.preview(loaded.recipe.data)]
     result = check(loaded)
+    _require_template(loaded)
     if offline:
         require_here(loaded)
         if any(domain.hub for domain in loaded.recipe.data.domains.values()):
@@ -40,11 +41,22 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
     return CheckResult([*machine, *result.lines], result.data, result.timeline)
 
 
+def _require_template(loaded: LoadedRecipe) -> None:
+    for name, domain in loaded.recipe.data.domains.items():
+        if domain.chat is not None and source.has_template(loaded.recipe.model) is False:
+            key = f"data.domains.{name}.chat"
+            raise RecipeError(
+                f"{key}: the tokenizer has no chat template to write conversations with",
+                where=loaded.origins.get(key),
+                fix="Name a tokenizer with one (model.tokenizer), or use `text:` and `prompt:`.",
+            )
+
+
 def _machine(loaded: LoadedRecipe) -> Iterator[str]:
     """Checks packages, processes and compiler; yields a line for each that the recipe needs."""
     recipe, section = loaded.recipe, "recover" if loaded.recipe.recover is not None else "train"
     size = launched().size
-    _require_packages(loaded)
+    require_packages(loaded)
     if recipe.track is not None:
         yield f"trackers are installed: {', '.join(recipe.track.to)}"
     if recipe.evaluate.tasks is not None:
@@ -64,6 +76,10 @@ def _machine(loaded: LoadedRecipe) -> Iterator[str]:
             yield "a C++ compiler is there"
 
 
+_PIP = {"google.protobuf": "protobuf"}
+"""Module -> the package that has it, where they differ."""
+
+
 def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """Yields packages that not every installation has, and that this recipe needs: its key, the
     package, what to do without.
@@ -77,15 +93,21 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     if recipe.model.gguf is not None or recipe.model.wheel is not None:
         key = "model.gguf" if recipe.model.gguf is not None else "model.wheel"
         yield from ((key, name, f"pip install {name}") for name in ("gguf", "accelerate"))
+    for name in source.tokenizer_packages(recipe.model):
+        key = "tokenizer" if recipe.model.tokenizer else source.kind_of(recipe.model)
+        fix = f"pip install {_PIP.get(name, name)}, or put a tokenizer.json into the folder."
+        yield f"model.{key}", name, fix
     for name, domain in recipe.data.domains.items():
         if domain.hub is not None:
             yield f"data.domains.{name}.hub", "datasets", "pip install datasets"
 
 
-def _require_packages(loaded: LoadedRecipe) -> None:
-    """Imports none of them: some start threads or read credentials when imported."""
+def require_packages(loaded: LoadedRecipe, *sections: str) -> None:
+    """Raises RecipeError for a package that a key (of these sections, if any) needs. Imports none
+    of them: some start threads or read credentials when imported.
+    """
     for key, name, fix in _packages(loaded.recipe):
-        if not installed(name):
+        if (not sections or key.partition(".")[0] in sections) and not installed(name):
             where = loaded.origins.get(key)
             raise RecipeError(f"{key}: {name} is not installed", where=where, fix=fix)
 
@@ -106,7 +128,10 @@ def installed(package: str) -> bool:
     """Whether a package can be imported. A mere folder cannot (``find_spec`` takes it for a
     namespace package): W&B leaves one called wandb wherever it runs.
     """
-    found = importlib.util.find_spec(package)
+    try:
+        found = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # the one that it lies in
+        return False
     return found is not None and found.origin is not None
 
 

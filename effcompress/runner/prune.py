@@ -228,12 +228,13 @@ def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> C
     ``score_inputs`` does.
     """
     # The same tokens as in `measured`, which has recorded them.
-    ids_NT = state.corpus.calibration(prune.measure.sequences, state.recipe.seed)
+    of = prune.measure.sequences, state.recipe.seed
+    text = state.corpus.calibration(*of), state.corpus.calibration_positions(*of)
     pruned, plan, raw = state.pruned, dict(choice.plan), dict(choice.scores)
     waiting = [s for s in pruned.sets if s.name in plan]
     params = readers(state.module, pruned.axes, waiting)
     with ExitStack() as stack:
-        for block in blockwise(state.module, pruned.family.layer, ids_NT):
+        for block in blockwise(state.module, pruned.family.layer, *text):
             within = f"{block.path}."
             sets = [s for s in waiting if any(m.param.startswith(within) for m in s.sides)]
             scores = _scored(state, prune, block, sets) if sets else {}

@@ -80,11 +80,11 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     # It was loaded when the run began, so it is on this machine.
     source, channels = _source(state, log, offline=True)
     large = source.to(state.device).eval()
-    ids_NT = calibration_text(state, prune.measure.sequences, log)
+    ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
     change = _Change(state, prune.refit)
     training = module.training
     axes = pruned.axes, pruned.parent
-    for path in follow(large, module.eval(), *axes, ids_NT, channels, change):
+    for path in follow(large, module.eval(), *axes, ids_NT, channels, change, positions_NT):
         log.note(f"fitted {path}")
     module.train(training)
     written = {"weights": len(change.relative), "change": change.relative}
@@ -104,10 +104,7 @@ class _Change:
         path = name.removesuffix(".weight")
         turned = LINEAR[type(self.module.get_submodule(path)).__name__] == 0
         old_OI = weight.detach().T if turned else weight.detach()
-        found = self.bound(weight=old_OI, **vars(moments))
-        new_OI, more_O = found if isinstance(found, tuple) else (found, None)
-        wanted = f"for a weight of {tuple(old_OI.shape)}"
-        self.bound.plugin.require_shape(new_OI, wanted, old_OI.shape)
+        new_OI, more_O = self.bound.corrected(old_OI, **vars(moments))
         self.relative[name] = float((new_OI - old_OI).norm() / old_OI.norm().clamp(min=1e-30))
         old_OI.copy_(new_OI)
         if more_O is not None:

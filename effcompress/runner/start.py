@@ -13,6 +13,7 @@ import torch
 from effcompress import __version__, data
 from effcompress.data import Corpus
 from effcompress.estimate.schedule import measures, total_tokens
+from effcompress.isolation import require_isolation
 from effcompress.model.biases import add_biases, biased
 from effcompress.model.cache import cache_root
 from effcompress.model.lineage import parent_of
@@ -113,6 +114,8 @@ def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> No
             },
         )
     )
+    if state.corpus.isolated:
+        require_isolation(state.to_call)
     log.phase("evaluating the dense model")
     pruned, tokens = state.pruned, state.tokenizer.fingerprint
     before = evaluate_once(

@@ -52,7 +52,8 @@ def train_step(state: RunState, log: Log, started: float, save: Callable[[], Non
     if begun == anew_at(recipe):
         state.optimizer.state.clear()  # a training of its own begins
     batch = state.stream.next(spec.batch_size)
-    tokens = batch.ids_BT.numel()
+    # Padding that this batch does without is counted, or the steps would depend on the text.
+    tokens = spec.batch_size * state.corpus.sequence_length
     state.step += 1
     state.tokens += tokens
     start, end = rate_span(recipe, begun)
@@ -75,7 +76,7 @@ def train_step(state: RunState, log: Log, started: float, save: Callable[[], Non
             grad_norm=norm,
             params=state.params,
             tokens_per_second=tokens / seconds,
-            flops=state.flops_per_token * tokens,
+            flops=state.flops_per_token * batch.ids_BT.numel(),
             seconds=state.seconds + seconds,
         )
     )

@@ -58,10 +58,10 @@ def _of_depth(
     for name, values in of_layers.items():
         if s.name in values:
             given[name] = torch.tensor([values[s.name]])
-    found = torch.as_tensor(_ask(criterion, given, s), dtype=torch.float32)
-    if found.numel() != 1:
-        raise criterion.plugin.error(f"returned {tuple(found.shape)} where [1] was expected")
-    return found.reshape(1).cpu()
+    found = _ask(criterion, given, s)
+    if not isinstance(found, float | int):
+        criterion.plugin.require_shape(found, "where [1] was expected", (1,), ())
+    return torch.as_tensor(found, dtype=torch.float32).reshape(1).cpu()
 
 
 def _of_readers(s: GroupSet, criterion: Bound, read: Read) -> Tensor:
@@ -108,4 +108,4 @@ def _ask(criterion: Bound, given: dict[str, Any], s: GroupSet) -> Any:
     if measured and all(given[need] is None for need in measured):
         said = f"takes {measured[-1]}, which '{s.kind}' has not"
         raise criterion.plugin.error(said, "Use another criterion, or leave this space out.")
-    return criterion.ask(**given)
+    return criterion(**given)

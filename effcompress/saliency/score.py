@@ -112,7 +112,7 @@ def alike(sets: Sequence[GroupSet], scores: Scores) -> dict[str, str]:
 def _ask(criterion: Bound, inputs: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     """The criterion's answer, held to its contract: a tensor of this shape, inputs unchanged."""
     with criterion.keeping(**inputs):
-        saliency = criterion.ask(**inputs)
+        saliency = criterion(**inputs)
     fix = "A criterion returns one number per weight, in the weight's shape (with mask_grad: one "
     fix += "per mini-group)."
     criterion.plugin.require_shape(saliency, f"where {shape} was expected", shape, fix=fix)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effcompress.errors import PluginError
 from effcompress.registry import Bound
 from effcompress.selection.budget import Budget
 from effcompress.selection.candidates import Candidate, candidates_of
@@ -195,12 +194,10 @@ def _compare(
         "state": lambda: state,
     }
     value_K = selector(**{need: inputs[need]() for need in selector.needs})
-    if value_K.shape != (len(choices),) or bool(torch.isnan(value_K).any()):
-        raise PluginError(
-            f"selector '{selector.name}' must return one number for each of {len(choices)} "
-            f"candidates, got {tuple(value_K.shape)}",
-            where=selector.plugin.where,
-        )
+    wanted = f"where one number for each of {len(choices)} candidates was expected"
+    selector.plugin.require_shape(value_K, wanted, (len(choices),))
+    if bool(torch.isnan(value_K).any()):
+        raise selector.plugin.error(f"returned NaN {wanted}")
     return value_K
 
 

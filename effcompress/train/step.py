@@ -59,13 +59,15 @@ def backward(
         raise NotFinite("no token of the batch is trained on: all are of prompts")
     for micro, start in enumerate(range(own.start, own.stop, size)):
         stop = min(start + size, own.stop)
-        ids_BT, trained_BT = batch.ids_BT[start:stop].to(device), None
-        if batch.trained_BT is not None:
-            trained_BT = batch.trained_BT[start:stop].to(device)
+        ids_BT, trained_BT, positions_BT = (
+            None if each is None else each[start:stop].to(device)
+            for each in (batch.ids_BT, batch.trained_BT, batch.positions_BT)
+        )
+        assert ids_BT is not None
         # DDP exchanges gradients once, in the backward of the last micro-batch.
         with unsynchronised(module) if stop < own.stop else nullcontext(), around(micro):
             with autocast(device, spec.precision, cached=not needs_all_ranks(module)):
-                found = objective(module, ids_BT, trained_BT)
+                found = objective(module, ids_BT, trained_BT, positions_BT)
             # Divided by the rows of the global batch: sums over micro-batches and ranks are the
             # mean.
             mean = found.objective.sum() / count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from effcompress import fault
-from effcompress.checkpoint import Saved, newest, save, size, steps
+from effcompress.checkpoint import GrowingCopy, Saved, newest, save, size, steps
 from effcompress.errors import RunError, Stopped
 
 save_room = sys.modules["effcompress.checkpoint.save"]  # the package's name is the function
@@ -270,14 +271,95 @@ def test_damaged_ones_that_were_passed_over_go(tmp_path: Path) -> None:
     assert [p.name for p in steps(tmp_path)] == ["step-00000001", "step-00000002"]
 
 
-def test_texts_are_read_as_they_were_written_and_checked(tmp_path: Path) -> None:
-    record = b'{"event": "a"}\n'
-    path = save(tmp_path, 1, replace(saved(1), texts={"metrics.jsonl": record}), keep=1)
-    found = newest(tmp_path, no_warning)
-    assert found is not None and found.texts == {"metrics.jsonl": record}
+def grown(record: Path, folder: Path, *lines: bytes) -> GrowingCopy:
+    """Saves a checkpoint after each line that is added to the record; returns its copy."""
+    copy = GrowingCopy(record, folder)
+    for line in lines:
+        with record.open("ab") as file:
+            file.write(line)
+        step = record.stat().st_size
+        growing = {record.name: copy.until(step)}
+        save(folder, step, replace(saved(step), growing=growing), keep=9)
+    return copy
+
+
+def test_all_checkpoints_share_one_copy_of_the_record(tmp_path: Path) -> None:
+    """Each reads its own part of it; a damaged byte spares those that end before."""
+    record, folder = tmp_path / "metrics.jsonl", tmp_path / "checkpoints"
+    grown(record, folder, b'{"a": 1}\n', b'{"b": 2}\n', b'{"c": 3}\n')
+    copy = folder / "metrics.jsonl"
+    assert copy.read_bytes() == record.read_bytes() and not [*folder.glob("step-*/*.jsonl")]
+    found = newest(folder, no_warning)
+    assert found is not None and found.texts == {"metrics.jsonl": record.read_bytes()}
     assert sorted(found.tensors) == ["model/a", "rng"]
-    assert json.loads((path / "state.json").read_text())["bytes"] == size(path)
-    (path / "metrics.jsonl").write_bytes(record[::-1])
+    values = json.loads((folder / "step-00000027" / "state.json").read_text())
+    assert values["bytes"] == size(folder / "step-00000027")
+    copy.write_bytes(copy.read_bytes().replace(b"2", b"5"))
+    said: list[str] = []
+    found = newest(folder, said.append)
+    assert found is not None and found.texts == {"metrics.jsonl": b'{"a": 1}\n'}
+    assert len(said) == 2 and all("metrics.jsonl is not what was written" in line for line in said)
+    copy.unlink()
+    assert newest(folder, said.append) is None
+
+
+def test_another_process_goes_on_with_the_copy(tmp_path: Path) -> None:
+    """After a resume from the first, which took the record back; whatever a killed process left."""
+    record, folder = tmp_path / "metrics.jsonl", tmp_path / "checkpoints"
+    grown(record, folder, b"first\n" * 200_000, b"second\n")
+    record.write_bytes(b"first\n" * 200_000)
+    (folder / "step-01200007" / "state.json").write_text("{")  # the reason
+    copy = grown(record, folder, b"other\n")
+    assert (folder / "metrics.jsonl").read_bytes() == record.read_bytes()
+    found = newest(folder, no_warning)
+    assert found is not None and found.texts == {"metrics.jsonl": record.read_bytes()}
+    (steps(folder)[-1] / "state.json").unlink()
+    oldest = newest(folder, no_warning)
+    assert oldest is not None and oldest.texts == {"metrics.jsonl": b"first\n" * 200_000}
+    elsewhere = tmp_path / "mine"
+    elsewhere.write_bytes(b"mine")
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").symlink_to(elsewhere)
+    facts = copy.until(record.stat().st_size)()
+    assert elsewhere.read_bytes() == b"mine" and not (folder / "metrics.jsonl").is_symlink()
+    assert facts["sha256"] == hashlib.sha256(record.read_bytes()).hexdigest()
+
+
+def test_only_what_is_new_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 50 checkpoints every byte of the record is hashed, and written, once."""
+    record, folder, read = tmp_path / "metrics.jsonl", tmp_path / "checkpoints", [0]
+    real = hashlib.sha256
+
+    class Counted:
+        def __init__(self, data: bytes = b"") -> None:
+            self.inner = real(data)
+
+        def update(self, data: bytes) -> None:
+            read[0] += len(data)
+            self.inner.update(data)
+
+        def hexdigest(self) -> str:
+            return self.inner.hexdigest()
+
+    monkeypatch.setattr(hashlib, "sha256", Counted)
+    grown(record, folder, *[b"x" * 999 + b"\n"] * 50)
+    assert read[0] == 50_000
+
+
+def test_a_record_in_each_checkpoint_is_still_read(tmp_path: Path) -> None:
+    """As format 3 has it."""
+    path = save(tmp_path, 1, saved(1), keep=1)
+    text, file = b'{"event": "a"}\n', path / "state.json"
+    (path / "metrics.jsonl").write_bytes(text)
+    values = json.loads(file.read_text())
+    del values["record"], values["state_sha256"]
+    facts = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    values |= {"format": 3, "files": {**values["files"], "metrics.jsonl": facts}}
+    values["state_sha256"] = hashlib.sha256(json.dumps(values, indent=1).encode()).hexdigest()
+    file.write_text(json.dumps(values, indent=1))
+    found = newest(tmp_path, no_warning)
+    assert found is not None and found.texts == {"metrics.jsonl": text}
+    (path / "metrics.jsonl").write_bytes(text[::-1])
     said: list[str] = []
     assert newest(tmp_path, said.append) is None and "metrics.jsonl" in said[0]
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from effcompress_plugins.refit import least_squares, least_squares_bias
 from torch import Tensor
 
-from effcompress.errors import RunError
+from effcompress import load_recipe
+from effcompress.errors import RecipeError, RunError
+from effcompress.estimate.check import check
 from effcompress.measure.streams import Moments, follow
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from tests.conftest import FAMILIES, tiny, tokens
+from tests.conftest import FAMILIES, shape, stated, tiny, tokens
+from tests.runner.toys import recipe as toy
 
 NORMS_BEHIND = ("gemma2", "gemma3_text", "olmo2")
+MOE = ("mixtral", "qwen3_moe")
 OTHERS = [name for name in FAMILIES if name not in NORMS_BEHIND]
 
 
@@ -64,6 +70,33 @@ def test_a_norm_behind_the_projection_is_refused(model_type: str) -> None:
     small, large = made(model_type, "ffn")
     with pytest.raises(RunError, match="not the output of one linear layer"):
         led(small, large, tokens(2, seed=1))
+
+
+@pytest.mark.parametrize("model_type", [*FAMILIES, "opt, norms behind"])
+def test_check_refuses_a_refit_where_a_run_would(model_type: str, tmp_path: Path) -> None:
+    name, _, behind = model_type.partition(", ")
+    more = {"model_type": name, "vocab_size": 258}
+    more |= {"do_layer_norm_before": False} if behind else {}
+    config, model = shape("gqa_tied", **more), tiny("gqa_tied", **more)
+    small = PrunedModel(copy.deepcopy(model), config, [Bound(REGISTRY.get("space", "attention"))])
+    try:
+        led(small, model, tokens(1, seed=1))
+    except RunError as error:
+        assert "not the output of one linear layer" in error.what
+        refused = True
+    else:
+        refused = False
+    assert refused == small.family.norms_behind(config)
+    path = toy(tmp_path, measure="{source: calibration}", schedule="{name: once, at: 0}")
+    sets = [f"model.shape={json.dumps(stated(config))}", "prune.refit=least_squares"]
+    sets += ["prune.space=[hidden]", "prune.target.shape={hidden: 40}", "prune.target.keep=null"]
+    said = ""
+    try:
+        check(load_recipe(path, sets))
+    except RecipeError as error:
+        said = str(error)
+    assert ("norms lie behind the projections" in said) == refused, said
+    assert refused or not said, said
 
 
 def states(model: torch.nn.Module, ids: Tensor) -> list[Tensor]:

@@ -22,6 +22,7 @@ from effcompress.model.families import FAMILIES
 from effcompress.model.load import load
 from effcompress.model.source import config_of
 from effcompress.model.suitability import EXTRACT, positions_of, require_causal
+from effcompress.network.axis_map import resolve_model
 from effcompress.spec import ModelSpec
 
 
@@ -156,6 +157,33 @@ def test_models_without_a_named_class_are_not_refused(hf_folder):
         state(hf_folder, architectures=named)
         assert config_of(ModelSpec(folder=hf_folder, tokenizer="bytes"))
     assert {"llama", "gpt2", "qwen3_moe"} <= set(causal_models())
+
+
+@pytest.mark.parametrize("model_type", [t for f in FAMILIES for t in f.model_types])
+def test_no_declared_family_is_taken_for_an_encoder(model_type: str) -> None:
+    """Pythia's config.json does not say `is_decoder`, and its class's default is False."""
+    require_causal({"model_type": model_type, "architectures": None}, "here")
+
+
+def test_a_padding_token_without_a_row(hf_folder: Path, tiny_shape: dict[str, Any]) -> None:
+    phi3 = {**tiny_shape, "model_type": "phi3", "tie_word_embeddings": False}
+    refused(None, "pad_token_id is 32000, phi3's default", shape=phi3, random=True)
+    assert load(ModelSpec(shape={**phi3, "pad_token_id": None}, random=True))
+    # A class whose embedding keeps no row for it.
+    gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "pad_token_id": 300}
+    assert load(ModelSpec(shape=gpt2, random=True))
+    state(hf_folder, pad_token_id=70000)
+    refused(hf_folder, "pad_token_id is 70000, and the vocabulary has")
+
+
+def test_rows_of_experts_that_kernels_take(tiny_shape: dict[str, Any]) -> None:
+    mixtral = {**tiny_shape, "model_type": "mixtral", "num_local_experts": 4}
+    assert load(ModelSpec(shape={**mixtral, "intermediate_size": 44}, random=True))
+    spec = ModelSpec(shape={**mixtral, "intermediate_size": 42}, random=True)
+    with pytest.raises(SourceError, match="expert_ffn 42 is no multiple of 4"):
+        resolve_model(config_of(spec) or {})
+    with torch.no_grad(), pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+        load(spec).module(torch.tensor([[1, 2, 3]]))
 
 
 @pytest.mark.parametrize(

@@ -347,3 +347,41 @@ def test_logits_stay_within_their_limits() -> None:
         gates.learn(progress=0.0, factor=1.0)
         assert float(gates.logit_N.detach().abs().max()) <= 4.60517 + 1e-6
     assert float(gates.logit_N.detach().max()) < 4.6
+
+
+@pytest.mark.parametrize("tied", ["gqa_tied", "gqa_untied"])
+def test_absorption_as_in_the_authors_code(tied: str) -> None:
+    """Embedding and head columns are multiplied once more, and nothing else differs."""
+    made: dict[bool, dict[str, torch.Tensor]] = {}
+    for compat in (False, True):
+        torch.manual_seed(0)
+        pruned, gates = gated(tied, ("hidden", "ffn"))
+        values = gates.values(plan_of(pruned, gates))
+        gates.forward.absorb(values, also_ends=compat)
+        made[compat] = {n: p.detach().clone() for n, p in pruned.module.named_parameters()}
+    ends = {"model.embed_tokens.weight"} | ({"lm_head.weight"} if tied == "gqa_untied" else set())
+    assert ends <= made[True].keys()
+    for name, exact in made[False].items():
+        wanted = exact * values["hidden"] if name in ends else exact
+        torch.testing.assert_close(made[True][name], wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_heads"), [("attention", (0.5, 0.5, 0.25, 0.25)), ("query", (0.5, 0.25, 0.5, 0.25))]
+)
+def test_query_heads_take_the_gate_of_their_group_or_slot(
+    kind: str, of_heads: tuple[float, ...]
+) -> None:
+    """4 query heads of 8 on 2 KV heads: heads 0 and 1 share the first one."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    pruned, gates = gated("gqa_tied", (kind,), **heads)
+    layer: Any = pruned.module.get_submodule("model.layers.0.self_attn.o_proj")
+    seen: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach()))
+    values = {name: torch.tensor([0.5, 0.25]) for name in gates.names}
+    with torch.no_grad():
+        for inside in ({}, values):
+            with gates.forward.using(inside):
+                pruned.module(torch.arange(6).view(1, 6))
+    scale_I = torch.tensor(of_heads, dtype=torch.float64).repeat_interleave(8)
+    torch.testing.assert_close(seen[1], seen[0] * scale_I, rtol=1e-12, atol=0)

@@ -222,13 +222,17 @@ def test_a_checkpoints_position_is_on_the_disk(tmp_path, monkeypatch):
     log.close()
 
 
+def content(folder):
+    return {name: (folder / name).read_bytes() for name in ("metrics.jsonl", "plans.jsonl")}
+
+
 @pytest.mark.parametrize("damage", ["line", "short", "gone", "other"])
 def test_a_damaged_record_is_put_back_from_the_checkpoints_copy(log, tmp_path, damage):
     """As two processes leave it, say, that wrote into it at once."""
     log.event(step(1))
     log.event(step(2))
     log.plan(cut(2))
-    state, copies = log.state(), log.content()
+    state, copies = log.state(), content(tmp_path)
     log.event(step(3))
     log.close()
     path = tmp_path / "metrics.jsonl"
@@ -260,7 +264,7 @@ def test_a_text_of_any_characters_is_one_line(log, tmp_path, text):
     log.warn(text)
     log.event(step(1))
     again = Log(tmp_path, view=PlainView(io.StringIO()))
-    again.rewind(log.state(), log.content())
+    again.rewind(log.state(), content(tmp_path))
     again.close()
     assert [event.event for event in events.read(tmp_path / "metrics.jsonl")] == ["warning", "step"]
     assert events.read(tmp_path / "metrics.jsonl")[0].text == text

@@ -20,7 +20,9 @@ def test_prompts_do_not_count() -> None:
     trained_NT = torch.zeros_like(ids_NT, dtype=torch.bool)
     trained_NT[:, ids_NT.shape[1] // 2 :] = True
     corpus: Any = SimpleNamespace(
-        domains=("answers",), heldout_trained=lambda _domain, _count: (ids_NT, trained_NT)
+        domains=("answers",),
+        heldout_trained=lambda _domain, _count: (ids_NT, trained_NT),
+        heldout_positions=lambda _domain, _count: None,
     )
     spec = EvaluateSpec(sequences=2, batch_size=1)
     found = scores(model, corpus, spec, ALONE)["answers"].perplexity

@@ -305,6 +305,85 @@ def test_more_tokens_than_positions(tmp_path: Path, key: str, value: int, words:
     assert not [line for line in preflight(fits, offline=False).lines if "warning" in line]
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("data.sequence_length=65", "sequence_length: 65 tokens, and the model has 64"),
+        ("evaluate.new_tokens=40", "new_tokens: 25 tokens of the prompt + 40, and the model has"),
+    ],
+)
+def test_eval_refuses_what_check_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, words: str
+) -> None:
+    """A recipe, and the folder of a run, with other settings than its own."""
+    text = toy(tmp_path).read_text()
+    before, after = text.partition("model:")[0], text.partition("data:")[2]
+    path, out = tmp_path / "toy.yaml", tmp_path / "run"
+    shape = GPT2.replace("n_head: 4", "n_head: 4, n_positions: 64")
+    path.write_text(f"{before}model: {shape}\ndata:{after}")
+    fast = ["prune.criterion=magnitude", "prune.measure={source: calibration}", "train=null"]
+    fast += ["prune.schedule={name: once, at: 0}", "evaluate.new_tokens=2"]
+    run(load_recipe(path, fast), output=out)
+    capsys.readouterr()
+    for target in (path, out):
+        with pytest.raises(SystemExit) as ended:
+            main(["eval", str(target), "--set", change])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and words in said, said
+        assert len(said.splitlines()) <= 3 and "Traceback" not in said
+
+
+def test_eval_warns_of_positions_without_a_table(tmp_path: Path) -> None:
+    loaded = load_recipe(toy(tmp_path), ["model.shape.max_position_embeddings=16"])
+    notes = "\n".join(evaluate(loaded).notes)
+    assert "warning: data.sequence_length: 32 tokens, and the model has 16 positions" in notes
+
+
+def _folder(path: Path, **files: bytes) -> Path:
+    path.mkdir()
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "package"),
+    [
+        ({"tokenizer.model": b"\n\x0b\n\x05<unk>"}, "sentencepiece"),
+        ({"spiece.model": b"\n\x0b\n\x05<unk>"}, "google.protobuf"),
+        ({"tokenizer.model": b"IQ== 0\nIg== 1\n"}, "tiktoken"),
+        ({"tiktoken.model": b"IQ== 0\n"}, "tiktoken"),
+    ],
+)
+def test_a_tokenizer_that_needs_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], package: str
+) -> None:
+    where, real = _folder(tmp_path / "words", **files), importlib.util.find_spec
+    loaded = load_recipe(toy(tmp_path), [f"model.tokenizer={where}"])
+
+    def find(name: str, *more: Any) -> Any:
+        if name == package:
+            return None
+        return real("torch" if name in ("sentencepiece", "tiktoken") else name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    words = f"model.tokenizer: {package} is not installed"
+    for ask in (lambda: preflight(loaded, offline=False), lambda: evaluate(loaded)):
+        with pytest.raises(RecipeError, match=words) as error:
+            ask()
+        name = "protobuf" if "protobuf" in package else package
+        assert f"pip install {name}, or" in str(error.value.fix)
+    (where / "tokenizer.json").write_text("{}")
+    with pytest.raises(SourceError, match="is damaged"):  # needs no package
+        preflight(loaded, offline=False)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    loaded = load_recipe(toy(tmp_path), [f"model.tokenizer={_folder(tmp_path / 'words', x=b'')}"])
+    with pytest.raises(SourceError, match="there is no tokenizer in this folder"):
+        preflight(loaded, offline=False)
+
+
 def test_more_tokens_than_it_was_trained_for_is_a_warning(tmp_path: Path) -> None:
     """Rotary positions have no table."""
     toy(tmp_path)

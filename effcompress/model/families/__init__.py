@@ -59,6 +59,11 @@ def require_sane(family: Family, config: Config) -> None:
         raise SourceError(
             f"{heads} query heads cannot share {kv} KV heads evenly", where="model.shape"
         )
+    for kind, multiple in family.multiples.items():
+        # For the narrowest type. The model as loaded has numbers of fp32, twice as wide.
+        if (width := family.units[kind](config, 0)) % (least := multiple // 2):
+            said = f"{kind} {width} is no multiple of {least}, as kernels of experts want it"
+            raise SourceError(said, where="model.shape")
     if not config.get("head_dim") and hidden % heads:
         raise SourceError(
             f"hidden_size {hidden} is no multiple of {heads} heads, and no head_dim is given",

@@ -60,6 +60,7 @@ def _family(
         defaults={name: defaults},
         pad=pad,
         centred=True,
+        whole_heads=lambda _: True,
         epsilon_attribute="eps",
         # Channels of zeros would change the mean and the variance of a LayerNorm.
         rigid=("hidden",),
@@ -165,6 +166,7 @@ OPT = _family(
     attributes=_opt_attributes,
     epsilon_field="",
     no_depth=_opt_no_depth,
+    norms_behind=lambda c: not _norm_first(c),
     defaults=dict.fromkeys(
         (
             "tie_word_embeddings",

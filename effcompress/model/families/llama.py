@@ -152,6 +152,7 @@ def decoder(
         "resize": resize,
         "attributes": repeats,
         "pad": _pad,
+        "norms_behind": lambda _: behind,
         "depth_fields": _listed_per_layer,
     }
     return Family(model_types=model_types, **{**found, **traits})
@@ -162,6 +163,8 @@ LLAMA = decoder(
     mlp_bias="mlp_bias",
     defaults={"mistral": {"num_key_value_heads": 8}},
     containers=("llama", "mistral"),
+    # Llama wants it, Mistral does not, but has no biases.
+    whole_heads=lambda c: bool(c.get("attention_bias") or c.get("mlp_bias")),
 )
 QWEN2 = decoder(
     "qwen2", qkv_bias="always", o_bias="", defaults={"qwen2": {"num_key_value_heads": 32}}
@@ -182,6 +185,7 @@ _GEMMA: dict[str, Any] = {
     "attention_norms": ("input_layernorm", "post_attention_layernorm"),
     "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
     "behind": True,
+    "whole_heads": lambda _: True,
     "gain_offset": 1.0,
     "scaled_embedding": "model.embed_tokens.weight",
     "epsilon_attribute": "eps",

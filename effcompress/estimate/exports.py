@@ -1,0 +1,124 @@
+"""Whether the form that a recipe names for its export can hold what pruning leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from effcompress.errors import RecipeError
+from effcompress.estimate.feasibility import SizedModel
+from effcompress.network.shapes import widest
+from effcompress.recipe import LoadedRecipe
+from effcompress.types import DEPTH, Config, Family, Widths, axis_kind
+
+_LATE = "the run then fails behind its last checkpoint (`effcompress export RUN --as {}` uses that)"
+
+
+def require_form(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
+    """Returns warnings where the result may not fit the form that ``export.form`` names, and says
+    where ``auto`` pads. Raises RecipeError where it cannot fit.
+    """
+    form = loaded.recipe.export.form
+    shape = _target_shape(loaded)
+    differ = dict(_differences(found, shape))
+    rigid = [kind for kind in differ if kind in found.axes.family.rigid]
+    surely = [kind for kind, sure in differ.items() if sure]
+    why, instead = "", "exact"
+    if form == "uniform" and surely:
+        why, instead = f"layers differ in '{surely[0]}'", "padded"
+    if form == "padded" and rigid:
+        differ_in = "differ" if rigid[0] in surely else "may differ"
+        why = f"layers {differ_in} in '{rigid[0]}', and no zeros can fill that up"
+    if form in ("uniform", "padded") and not why and (sizes := _final(found, shape)) is not None:
+        why = refusal(form, found.axes.family, found.config, sizes)
+    if why:
+        raise RecipeError(
+            f"export.form: {form} cannot hold the result: {why}",
+            where=loaded.origins.get("export.form", str(loaded.path)),
+            fix=f"Write `form: {instead}`"
+            + (" or `scope: lockstep` under prune.space." if rigid else "."),
+        )
+    if form == "auto" and differ:
+        return [
+            "export: layers may differ in the end; the folder is then padded with zeros to the "
+            "widest layer, and larger than the target (export.form: exact keeps the shapes)"
+        ]
+    if form == "uniform" and differ:
+        late = _LATE.format("padded")
+        return [f"export: layers may differ in the end, which form: uniform cannot hold; {late}"]
+    if form in ("uniform", "padded") and (kinds := _open(form, found, shape)):
+        return [
+            f"export: the stock class does not take every size of {kinds}, which form: {form} then "
+            f"cannot hold; {_LATE.format('exact')}"
+        ]
+    return []
+
+
+def _target_shape(loaded: LoadedRecipe) -> Widths:
+    """Units per axis kind that the target states, without layers and blocks."""
+    prune = loaded.recipe.prune
+    stated = (prune.target.shape if prune is not None else None) or {}
+    return {kind: units for kind, units in stated.items() if kind not in DEPTH}
+
+
+def _differences(found: SizedModel, shape: Widths) -> Iterator[tuple[str, bool]]:
+    """Yields axis kinds whose widths may differ between layers in the end, and whether they
+    certainly do.
+    """
+    axes, cut = found.axes, {s.name: s for s in found.sets}
+    some_go = any(s.kind == "layer" for s in found.sets)
+    for kind in dict.fromkeys(map(axis_kind, axes.widths)):
+        names = axes.axes(kind)
+        asked = [cut[name] for name in names if name in cut]
+        ends = {shape.get(kind) if name in cut else axes.widths[name] for name in names}
+        if kind == "layer" or len(names) < 2:
+            continue
+        if kind in DEPTH:
+            differs, sure = bool(asked), False
+        elif asked and kind not in shape:
+            now = {axes.widths[name] for name in names}
+            free = any(s.scope != "lockstep" for s in asked) or len(asked) < len(names)
+            differs, sure = free or len(now) > 1, not free
+        else:
+            differs = sure = len(ends) > 1
+        if differs:
+            yield kind, sure and not some_go
+    for name in axes.depth.absent:
+        yield axis_kind(name), not some_go
+
+
+def _final(found: SizedModel, shape: Widths) -> Widths | None:
+    """Widths per axis kind in the end; None where the target does not say them."""
+    cut = {s.kind for s in found.sets if s.kind not in DEPTH}
+    return {**widest(found.axes), **shape} if cut <= shape.keys() else None
+
+
+def refusal(form: str, family: Family, config: Config, widths: Widths) -> str:
+    """Why no stock class takes these widths per axis kind; empty where one does, or that is not
+    known without transformers.
+    """
+    for kind, multiple in family.multiples.items() if form == "uniform" else ():
+        if widths.get(kind, 0) % multiple:
+            return f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it"
+    if not family.whole_heads(config):
+        return ""
+    hidden, heads = widths["hidden"], widths["attention"] * widths.get("query", 1)
+    if not family.centred:
+        said = f"hidden {hidden} is no multiple of {heads} heads"
+        return said if form == "uniform" and hidden % heads else ""
+    head = family.positions_per_unit["head"](config)
+    fits = hidden == heads * head
+    if form == "padded":
+        fits = hidden % head == 0 and hidden >= heads * head
+    return "" if fits else f"hidden {hidden} does not divide into {heads} heads of {head}"
+
+
+def _open(form: str, found: SizedModel, shape: Widths) -> str:
+    """Kinds that are cut to sizes not known yet, of which a stock class refuses some."""
+    family, kinds = found.axes.family, list[str]()
+    cut = {s.kind: s for s in found.sets if s.kind not in shape}
+    if family.whole_heads(found.config) and (form == "uniform" or family.centred):
+        kinds += [kind for kind in ("hidden", "attention", "query") if kind in cut]
+    for kind, multiple in family.multiples.items() if form == "uniform" else ():
+        if kind in cut and (cut[kind].multiple % multiple or cut[kind].size % multiple):
+            kinds.append(kind)
+    return ", ".join(dict.fromkeys(kinds))
