@@ -42,7 +42,38 @@ BY_HAND = (
 )
 SCRATCH = ("prune=null", "train.learning_rate.peak=1e-3")
 """Fresh weights learn faster at a higher rate than those that must not forget."""
+GATES = (
+    "prune.repair=[]",
+    "prune.schedule=at_end",
+    "prune.gates={gate: hard_concrete, constraint: lagrangian}",
+    "train.stages={pruning: 24k, continued: 36k}",
+)
+SHEARED = (
+    *GATES,
+    "prune.criterion=learned_gates",
+    "prune.space=[hidden, layer, ffn]",
+)
+SHAPES = {
+    "100M": "prune.target={shape: {hidden: 504, layer: 27, ffn: 1328}}",
+    "68M": "prune.target={shape: {hidden: 416, layer: 24, ffn: 1072}}",
+}
+"""Sheared-LLaMA takes a shape: the source's made smaller in proportion, KV heads as they are (a
+third of them would be the least to go).
+"""
+COFI = (
+    *GATES,
+    "prune.criterion=common_offset",
+    "prune.selector={name: least_salient, normalise: raw}",
+    "prune.space=[{name: attention, scope: per_layer}, attention_block, "
+    "{name: ffn, scope: per_layer}, mlp_block]",
+)
+DYNAMIC = ("data.mixture={name: dynamic, every: 20, sequences: 4, reference: source}",)
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Sheared-LLaMA": ("a", SHEARED),
+    "Sheared-LLaMA, dynamic": ("a", (*SHEARED, *DYNAMIC)),
+    "CoFi": ("a", COFI),
+    "A, dynamic": ("a", DYNAMIC),
+    "B, dynamic": ("b", DYNAMIC),
     "dense, trained": ("a", ("prune=null",)),
     "A": ("a", ()),
     "B": ("b", ()),
@@ -95,6 +126,8 @@ def command(job: Job, corpus: Path) -> list[str]:
     variant, sets = ROWS[row]
     recipe = ROOT / "recipes" / f"efficientllm_small_{size.lower()}_{variant}.yaml"
     every = [f"seed={job.seed}", f"data.domains={json.dumps(domains(corpus))}", *sets]
+    if row.startswith("Sheared-LLaMA"):
+        every.append(SHAPES[size])
     if row == "from scratch, A's shape":
         found = folder_of(replace(job, row="A"))
         every.append(f"model={{folder: {json.dumps(str(found))}, random: true}}")

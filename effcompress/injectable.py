@@ -14,6 +14,18 @@ INPUTS: dict[str, dict[str, str]] = {
         "kind": "kind of the mini-groups (attention, ffn, ...)",
         "layer": "number of their layer; -1 where they belong to none",
         "positions": "inputs that a mini-group owns there (a head: its width)",
+        "logit": "[G] of the learned gates of one set (of all layers, or blocks); alone, and then "
+        "the criterion returns [G]",
+    },
+    "gate": {
+        "logit": "[N] one trained number per gate",
+        "uniform": "[N] random numbers between 0 and 1, or None: the gates without noise",
+    },
+    "constraint": {
+        "expected": "[R] expected fraction of gates (or parameters) that are shut, of every row",
+        "target": "[R] the fraction wanted now",
+        "linear": "multiplier, a number that ascends from 0",
+        "quadratic": "another one",
     },
     "reduction": {
         "sums_MG": "[M, G] saliency of every mini-group in each of its M matrices",
@@ -87,6 +99,11 @@ INPUTS: dict[str, dict[str, str]] = {
         "pattern": "Pattern(kept, of): of every `of` consecutive inputs of a row `kept` stay; "
         "None: zeros may lie anywhere",
     },
+    "mixture": {
+        "weights": "[D] fractions of the training samples that each domain gives now; sum 1, fp64",
+        "losses": "[D] held-out losses of the model as it is, in nats per token",
+        "reference": "[D] the losses that they are compared with",
+    },
 }
 """Kind -> what may be injected into its functions, and what that is."""
 
@@ -100,6 +117,11 @@ COMPANION_INPUTS: dict[str, dict[str, str]] = {
     "sparsifier.check": {
         "sparsity": "fraction of zeros wanted",
         "pattern": "Pattern(kept, of), or None",
+    },
+    "gate.check": {
+        "fractions": "kind -> fraction of its units that is to go; empty where the target is a "
+        "number of parameters",
+        "limit": "logits lie between -limit and limit",
     },
     "selector.observe": {
         "state": "what it returned for the last cut; None for the first, or when the schedule "

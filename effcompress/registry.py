@@ -39,7 +39,10 @@ BUILTIN_MODULES = (
     "effcompress.removal.repairs",
     "effcompress.sparsity.magnitude",
 )
-COMPANIONS = {"schedule": "check", "sparsifier": "check", "selector": "observe"}
+COMPANIONS = {
+    **dict.fromkeys(("schedule", "sparsifier", "gate"), "check"),
+    "selector": "observe",
+}
 """Kind -> what its decorator takes beside the function: another function of the same plugin."""
 
 
@@ -359,6 +362,8 @@ hessian = _decorator("hessian")
 space = _decorator("space")
 repair = _decorator("repair")
 refit = _decorator("refit")
+mixture = _decorator("mixture")
+constraint = _decorator("constraint")
 
 
 Check = Callable[..., tuple[str, str] | None]
@@ -373,6 +378,13 @@ def schedule(name: str, *, paper: str = "new", check: Check | None = None) -> De
     None.
     """
     return _register("schedule", name, paper, check)
+
+
+def gate(name: str, *, paper: str = "new", check: Check | None = None) -> Decorator:
+    """Registers a function as the gate ``name``; ``paper`` is its source. It returns the gates'
+    values and their probabilities of not being 0, ``[N]`` each. ``check``: as of a schedule.
+    """
+    return _register("gate", name, paper, check)
 
 
 def sparsifier(name: str, *, paper: str = "new", check: Check | None = None) -> Decorator:
@@ -446,9 +458,11 @@ def _require_one_source(plugin: Plugin) -> None:
     forward = [n for n in needs if n in READ | PLACE or n in plugin.statistics]
     backward = BACKWARD.intersection(needs)
     what = fix = ""
-    if "mask_grad" in needs and len(needs) > 1:
-        what = f"mask_grad is per mini-group, {needs[0]} per weight"
-        fix = "Take mask_grad alone."
+    alone = [n for n in ("mask_grad", "logit") if plugin.kind == "criterion" and n in needs]
+    if alone and len(needs) > 1:
+        other = next(n for n in needs if n != alone[0])
+        what = f"{alone[0]} is per mini-group, {other} per weight"
+        fix = f"Take {alone[0]} alone."
     elif plugin.kind == "criterion" and forward and backward:
         what = f"{min(forward)} is measured layer by layer, {min(backward)} is not"
         fix = "Take one of the two."

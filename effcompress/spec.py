@@ -5,7 +5,8 @@ Field metadata: ``help`` is the text that users read; ``plugin`` names the regis
 ``Bound`` field; ``expert`` sorts a key last in the reference. Bounds: ``minimum``, ``maximum``,
 ``above`` and ``below`` (exclusive) of a number, ``least`` and ``most`` elements, ``pattern``: a
 regular expression for a text, described by ``words``. ``folder``: the path must be one;
-``near_recipe``: text that may also name a folder, relative to the recipe.
+``near_recipe``: text that may also name a folder, relative to the recipe. ``beside``: the plugin's
+name and knobs stand beside the other keys of the section, not below a key of their own.
 """
 
 import re
@@ -24,6 +25,8 @@ Positive = Annotated[int, "positive"]
 """A whole number from 1 on."""
 NotNegative = Annotated[float, "number from 0"]
 """A number from 0 on."""
+Losses = Annotated[Mapping[str, float] | str, "losses by domain"]
+"""Domain -> nats per token, or a word (metadata ``pattern``) that says where they come from."""
 InputPath = Annotated[Path, "path"]
 """A file or folder to read; relative to the recipe file that names it."""
 
@@ -120,6 +123,11 @@ class DomainSpec:
         "their loss is masked",
         None,
     )
+    chat: str | None = key(
+        "conversations: field that holds a list of messages {role, content}; they are written with "
+        "the tokenizer's chat template, and the loss is that of the assistant's answers alone",
+        None,
+    )
     weight: float = key(
         "weight in the mixture of training tokens, relative to the other domains", 1.0, above=0
     )
@@ -127,6 +135,65 @@ class DomainSpec:
     validation_split: str | None = key("held-out split of a hub data set", None)
     holdout: Fraction = key(
         "fraction of documents held out when no validation is named", 0.05, below=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredSpec:
+    """A model whose held-out losses are known, for a scaling law."""
+
+    params: Count = key("all its parameters, embeddings included", minimum=1)
+    losses: Mapping[str, NotNegative] = key("domain -> held-out loss in nats per token", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureSpec:
+    """Weights of the domains that follow their held-out losses in training (dynamic batch loading,
+    arXiv:2310.06694); the weights of the domains are those at the start.
+    """
+
+    method: Bound = key(
+        "how losses change the weights; its knobs stand beside these keys",
+        plugin="mixture",
+        beside=True,
+    )
+    every: int = key("optimizer steps between two measurements", 50, minimum=1)
+    sequences: int = key("held-out sequences per domain of a measurement", 16, minimum=1)
+    reference: Losses = key(
+        "what the losses are compared with: numbers by domain; source: the source model's, "
+        "measured before anything is cut; scaling: the law fitted to the models of `scaling`, at "
+        "the parameters of the target",
+        "source",
+        pattern="^(source|scaling)$",
+        words="`source`, `scaling`, or a loss for each domain",
+    )
+    scaling: tuple[MeasuredSpec, ...] = key(
+        "three or more models of different size; of each domain c + A params^-b is fitted (exactly "
+        "through three, by least squares to more)",
+        (),
+    )
+    text: Fraction = key(
+        "text of each domain that is prepared, as a fraction of all training tokens (never less "
+        "than its weight); a domain that gives more is read again, or stops, as `when_dry` says",
+        1.0,
+        above=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentsSpec:
+    """How documents lie in the sequences."""
+
+    isolate: bool = key(
+        "attention stays within a document, positions restart with it, and its first token is not "
+        "predicted; else a document sees those in front of it in its sequence",
+        False,
+    )
+    pack: bool = key(
+        "documents fill sequences one behind the other; false: each has a sequence of its own, cut "
+        "at sequence_length and padded, and those without a token to learn are left out (for "
+        "training alone)",
+        True,
     )
 
 
@@ -139,9 +206,13 @@ class DataSpec:
     bos: Literal["auto", "always", "never"] = key(
         "begin every sequence with the BOS token; auto: if the tokenizer itself adds one", "auto"
     )
+    documents: DocumentsSpec = key("how documents lie in the sequences", DocumentsSpec())
     when_dry: Literal["repeat", "stop"] = key(
         "when a domain runs out of text: read it again in another order (with a warning), or stop",
         "repeat",
+    )
+    mixture: MixtureSpec | None = key(
+        "weights that change in training; without it they stay what `weight` says", None
     )
 
 
@@ -205,12 +276,46 @@ class ReduceSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatesSpec:
+    """Learned gates: a number from 0 to 1 for every mini-group, trained with the weights through
+    the pruning stage towards the target (arXiv:2310.06694). With `target.shape` each kind has a
+    target of its own, else the expected size has. The cut at the end keeps the mini-groups that
+    the criterion, one of `logit`, ranks highest, and multiplies their gates into the weights.
+    """
+
+    gate: Bound = key("distribution of a gate", plugin="gate")
+    constraint: Bound = key(
+        "the term of the loss that leads the expected sparsity to the target", plugin="constraint"
+    )
+    learning_rate: float = key("of the gates; Adam, without weight decay", 1.0, above=0)
+    multiplier_rate: float = key("of the constraint's multipliers, which ascend", 1.0, above=0)
+    schedule: Literal["training", "constant"] = key(
+        "training: both rates follow the schedule of train.learning_rate", "training"
+    )
+    warmup: Fraction = key(
+        "fraction of the pruning stage in which the target sparsity rises from 0", 0.2
+    )
+    start: float = key("logit of a gate at the beginning, in the mean", 5.0)
+    starts: Mapping[str, float] | None = key("kind -> the same for its gates alone", None)
+    spread: float = key("standard deviation of the logits at the beginning", 0.01, minimum=0)
+    limit: float = key("logits are clamped to -limit and limit; default: ln 100", 4.60517, above=0)
+    compat: bool = key(
+        "at the cut, multiply the columns of embedding and head by the gates of hidden channels, "
+        "too, as the code of arXiv:2310.06694 does; the cut model then computes something else "
+        "than the masked one",
+        False,
+        expert=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneSpec:
     """Pruning: what may be cut, by which saliency, when, and down to what size."""
 
     target: TargetSpec = key("the size to reach")
     space: tuple[Bound, ...] = key("kinds of mini-groups that may be cut", plugin="space", least=1)
     criterion: Bound = key("saliency of a weight", plugin="criterion")
+    gates: GatesSpec | None = key("learned gates, for criteria that use their logits", None)
     reduce: ReduceSpec = key("from weights to mini-groups", ReduceSpec(), expert=True)
     hessian: Bound | None = key(
         "diagonal Hessian, for criteria that use one", None, plugin="hessian"
@@ -299,7 +404,9 @@ class LearningRateSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StagesSpec:
-    """Training in three stages under one learning-rate schedule."""
+    """Training in three stages, under one learning-rate schedule unless `train.continued` says
+    otherwise.
+    """
 
     warmup: Count = key("tokens before the first cut; saliency is already measured", 0)
     pruning: Count = key("tokens of pruning-aware training", minimum=1)
@@ -342,6 +449,23 @@ class LoopSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContinuedSpec:
+    """The continued stage as a training of its own, as if the pruned model were trained by another
+    recipe: fresh moments, its own batches, and its own learning rate over the tokens of the stage.
+    """
+
+    batch_size: int | None = key(
+        "sequences per optimizer step; default: as before", None, minimum=1
+    )
+    micro_batch_size: int | None = key(
+        "sequences per forward pass; default: as before", None, minimum=1
+    )
+    learning_rate: LearningRateSpec = key(
+        "learning rate over the tokens of this stage", LearningRateSpec()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSpec(LoopSpec):
     """Pruning-aware training: exactly one of tokens, stages."""
 
@@ -349,6 +473,11 @@ class TrainSpec(LoopSpec):
     stages: StagesSpec | None = key(
         "tokens by stage; the schedule then prunes in the pruning stage, and at its end the rest "
         "is cut at once",
+        None,
+    )
+    continued: ContinuedSpec | None = key(
+        "settings of the stage `continued` that differ, from a fresh optimizer on; without this "
+        "section it goes on under one learning-rate schedule",
         None,
     )
 

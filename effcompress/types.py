@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
@@ -83,11 +83,13 @@ class Sublayer:
     """A part of a layer that can be removed on its own. The module ``silent`` (which returns
     ``outputs`` values) is replaced by one that returns zeros, so that it adds nothing to the
     residual stream; the modules ``through`` become identities. Paths are relative to the layer.
+    ``behind``: the norm, if there is one, between the module and the stream.
     """
 
     silent: str
     outputs: int
     through: tuple[str, ...]
+    behind: str = ""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -412,15 +414,35 @@ class TextTokenizer(Protocol):
     fingerprint: str
     """Hash of everything that determines the token ids of a text."""
 
+    stop_id: int | None
+    """What ends an answer when the model generates."""
+    special: Mapping[int, str]
+    """Special tokens: id -> how a text would spell it."""
+    template: str | None
+    """The chat template."""
+
     def encode(self, texts: list[str]) -> list[list[int]]: ...
+
+    def offsets(self, texts: list[str], *, special: bool) -> list[tuple[list[int], list[Any]]]:
+        """The ids of each text, and the characters ``(start, end)`` that each token stands for.
+        ``special``: special tokens that a text spells are those, not text.
+        """
+        ...
+
+    def render(self, turns: Sequence[Mapping[str, str]], *, generation: bool) -> str:
+        """Writes messages with the chat template; ``generation``: with the words behind them that
+        ask for an answer. Raises ValueError if it refuses them.
+        """
+        ...
 
     def decode(self, ids: list[int]) -> str: ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed sequences: token ids ``ids_BT``, the domain and sample number of each row, and a mask
-    of the tokens that enter the loss (None: all).
+    """Packed sequences: token ids ``ids_BT``, the domain and sample number of each row, a mask of
+    the tokens that enter the loss (None: all), and the position of each token in its document
+    where documents are isolated (None: in its row).
     """
 
     ids_BT: Tensor
@@ -428,6 +450,7 @@ class Batch:
     samples: tuple[tuple[str, int], ...]
     """(domain, running number of the sample in that domain's stream) for each row."""
     trained_BT: Tensor | None = None
+    positions_BT: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def evaluate(
         prompt = prompt_length(spec, loaded.recipe.evaluate.prompt)
         lines = require_positions(loaded, config, prompt)
     # Imported here: torch and transformers take seconds, which a wrong path should not cost.
+    from effcompress.isolation import require_isolation
     from effcompress.model.load import load as load_model
     from effcompress.runner.evaluation import evaluate as measure
     from effcompress.runner.start import corpus_of
@@ -53,6 +54,8 @@ def evaluate(
         how: Any = {"offline": offline, "say": say}
         corpus = corpus_of(one, model.tokenizer, notice=say, training=False, **how)
         module = model.module.to(device_of(one))
+        if corpus.isolated:
+            require_isolation(module)
         params = sum(p.numel() for p in module.parameters())
         of = (module, model.tokenizer, corpus, one.evaluate)
         found = measure(*of, when="after", params=params, **how)

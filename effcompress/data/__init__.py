@@ -6,11 +6,13 @@ position; ``digest`` hashes token ids; ``needs`` lists the hub data sets of a re
 reads the beginning of its files.
 
 In the order of the data: ``sources`` (text), ``beginning`` (what `check` reads of it), ``tokens``
-and ``folder`` (token cache), ``stream`` (sequences, order and mixture), ``corpus`` (all of it).
+and ``folder`` (token cache), ``stream`` (sequences, order and mixture), ``corpus`` (all of it);
+beside them ``scaling_law`` (losses that a mixture is held against).
 """
 
 from effcompress.data.beginning import preview
 from effcompress.data.corpus import Corpus, needs, prepare
+from effcompress.data.scaling_law import predicted
 from effcompress.data.stream import Stream, digest
 
-__all__ = ["Corpus", "Stream", "digest", "needs", "prepare", "preview"]
+__all__ = ["Corpus", "Stream", "digest", "needs", "predicted", "prepare", "preview"]

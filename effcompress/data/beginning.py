@@ -13,6 +13,8 @@ from effcompress.spec import DataSpec, DomainSpec
 
 READ = 4 << 20
 """Bytes that are read of a domain's files, and again of its validation files."""
+TEMPLATE = 1 << 14
+"""Tokens that a chat template adds to a conversation, at most."""
 SECONDS = 1.0
 """For all domains together; of each, the first record is read."""
 
@@ -33,7 +35,8 @@ def preview(spec: DataSpec) -> list[str]:
         if domain.validation:
             ends["heldout"] = look.at(domain.validation, 1.0)
         for part, size in look.sizes.items():
-            if ends[part] and size < spec.sequence_length - (spec.bos != "never"):
+            least = spec.sequence_length - (spec.bos != "never") if spec.documents.pack else 1
+            if ends[part] and size < least:
                 raise too_short(name, domain, part, size and f"at most {size:,}", spec)
         which = "all" if all(ends.values()) else "the first"
         lines.append(f"domain '{name}': {which} {look.records:,} records can be read")
@@ -57,8 +60,9 @@ class _Look:
                     if not record.text.strip():
                         continue
                     part, size = side_of(record, holdout)
-                    # A token stands for at least one byte, except EOS and a space put in front.
-                    self.sizes[part] += size + 2
+                    # A token stands for at least one byte, except EOS, a space put in front and
+                    # what a chat template adds.
+                    self.sizes[part] += size + (TEMPLATE if record.turns else 2)
                     left -= size
                     if left < 0 or time.monotonic() > self.until:
                         return False

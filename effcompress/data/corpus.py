@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -16,12 +16,14 @@ from effcompress.data import sources
 from effcompress.data.beginning import too_short
 from effcompress.data.folder import PARTS
 from effcompress.data.stream import (
+    Rows,
+    Sequenced,
     Stream,
-    Windows,
     next_domain,
     payload,
+    rows_of,
     shuffled,
-    unmarked,
+    stacked,
     window_bos,
     windows_of,
 )
@@ -35,8 +37,10 @@ if TYPE_CHECKING:
 
 CHOICE = 8
 """Windows per calibration window that is drawn: with a choice, another seed draws other text."""
-HASHED_AT_ONCE = 1 << 24
-"""Tokens."""
+ALL = 1 << 62
+"""Tokens: more than there are."""
+HASHED_AT_ONCE = 1 << 22
+"""Tokens, or hashes of documents: bounds memory."""
 
 
 class DomainSummary(TypedDict):
@@ -74,8 +78,8 @@ class Domain:
     source: str
     fraction: float
     store: TokenStore
-    train: Windows
-    heldout: Windows
+    train: Sequenced
+    heldout: Sequenced
 
     def content(self) -> str:
         """Hashes the tokens that this run trains on and is evaluated on."""
@@ -117,6 +121,8 @@ class Corpus:
         self.sequence_length = spec.sequence_length
         self.bos = window_bos(spec.bos, tokenizer)
         """The id that every sequence begins with, or None."""
+        self.isolated: bool = spec.documents.isolate
+        """Whether documents of one sequence do not see each other."""
         self.domains: tuple[str, ...] = tuple(self._domains)
         self._summary: dict[str, DomainSummary] | None = None
         self._told: set[str] = set()
@@ -138,6 +144,15 @@ class Corpus:
         Tokenises more if the run itself needs less. Raises ``SourceError`` naming a domain that
         has too little text.
         """
+        return self._calibration(sequences, seed)[0]
+
+    def calibration_positions(self, sequences: int, seed: int | None = None) -> Tensor | None:
+        """Returns the position of each of these tokens in its document; None if documents are not
+        isolated.
+        """
+        return self._calibration(sequences, seed)[2]
+
+    def _calibration(self, sequences: int, seed: int | None) -> tuple[Tensor, Tensor, Any]:
         seed = self._seed if seed is None else seed
         names = list(self._domains)
         fractions = [self._domains[name].fraction for name in names]
@@ -148,20 +163,39 @@ class Corpus:
             order.append((chosen, counts[chosen]))
             counts[chosen] += 1
         pools = [self._pool(self._domains[name], n) for name, n in zip(names, counts, strict=True)]
+        self.warn_of_copies()  # `_pool` may have read on
         rows = []
         for chosen, number in order:
             windows, key = pools[chosen], f"calibration {seed} {names[chosen]}"
-            rows.append(windows.take(shuffled(number, windows.count, key)))
-        return _stack(rows, self.sequence_length)[0]
+            rows.append((windows, shuffled(number, windows.count, key)))
+        return stacked(rows, self.sequence_length)
 
-    def _pool(self, domain: Domain, needed: int) -> Windows:
+    def warn_of_copies(self) -> None:
+        """Warns of held-out documents that are also training text of a domain, as far as both are
+        tokenised; of each pair of domains once.
+        """
+        for source, one in self._domains.items():
+            train = one.store.folder.hashes("train")
+            for name, domain in self._domains.items():
+                heldout = domain.store.folder.hashes("heldout")
+                found = np.zeros(len(heldout), dtype=bool)
+                for start in range(0, len(train), HASHED_AT_ONCE):
+                    found |= np.isin(heldout, train[start : start + HASHED_AT_ONCE])
+                if (pair := f"{name} {source}") not in self._told and found.any():
+                    self._told.add(pair)
+                    self._talk.notice(
+                        f"{found.sum():,} of {len(heldout):,} held-out documents of '{name}' are "
+                        f"also in the training text of '{source}': their perplexity says nothing "
+                        "about new text"
+                    )
+
+    def _pool(self, domain: Domain, needed: int) -> Sequenced:
         """The training windows if they suffice, else ``CHOICE`` windows for each one needed."""
         if needed <= domain.train.count:
             return domain.train
         size = payload(self.sequence_length, self.bos)
         domain.store.ensure(CHOICE * needed * size, 0, self._talk)
-        tokens = domain.store.folder.tokens("train")
-        windows = windows_of(tokens, self.sequence_length, self.bos, CHOICE * needed)
+        windows = _sequences(self._spec, domain.store, "train", self.bos, CHOICE * needed)
         if windows.count < needed:
             raise SourceError(
                 f"calibration takes {needed} sequences of {self.sequence_length} tokens from this "
@@ -178,21 +212,31 @@ class Corpus:
         return self.heldout_trained(domain, sequences)[0]
 
     def heldout_trained(self, domain: str, sequences: int) -> tuple[Tensor, Tensor]:
-        """The same, and a mask ``[N, T]`` of the tokens that are not part of a prompt."""
+        """The same, and a mask ``[N, T]`` of the tokens that count: no part of a prompt and, where
+        documents are isolated, not the first of one.
+        """
+        return self._heldout(domain, sequences)[:2]
+
+    def heldout_positions(self, domain: str, sequences: int) -> Tensor | None:
+        """The position of each of these tokens in its document; None if documents are not
+        isolated.
+        """
+        return self._heldout(domain, sequences)[2]
+
+    def _heldout(self, domain: str, sequences: int) -> tuple[Tensor, Tensor, Any]:
         one = self._domains[domain]
         size = payload(self.sequence_length, self.bos)
         if sequences > one.heldout.count:
             one.store.ensure(0, sequences * size, self._talk)
-        tokens = one.store.folder.tokens("heldout")
-        windows = windows_of(tokens, self.sequence_length, self.bos, sequences)
+        windows = _sequences(self._spec, one.store, "heldout", self.bos, sequences)
         if windows.count < sequences and domain not in self._told:
             self._told.add(domain)
             self._talk.notice(
                 f"domain '{domain}': held-out text ({sources.how_held_out(one.spec)}) for "
                 f"{windows.count} of the {sequences} sequences asked for"
             )
-        rows = [windows.take(n) for n in range(windows.count)]
-        return _stack(rows, self.sequence_length)
+        count = min(windows.count, sequences)
+        return stacked([(windows, n) for n in range(count)], self.sequence_length)
 
     def summary(self) -> dict[str, DomainSummary]:
         """Returns sizes, origin and a hash of the tokens used, by domain."""
@@ -205,6 +249,8 @@ class Corpus:
         """Hash, equal for two runs exactly if they read the same tokens in the same mixture."""
         content = {name: (d["content"], d["share"]) for name, d in self.summary().items()}
         facts = [content, self._tokenizer, self.sequence_length, self.bos, self._spec.when_dry]
+        how = self._spec.documents
+        facts += ["isolated"] * how.isolate + ["one document per sequence"] * (not how.pack)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -233,33 +279,40 @@ def prepare(
     bos = window_bos(spec.bos, tokenizer)
     talk = Talk(offline, progress, notice)
     samples = math.ceil(train_tokens / spec.sequence_length)
-    length, size = spec.sequence_length, payload(spec.sequence_length, bos)
+    size = payload(spec.sequence_length, bos)
     domains: dict[str, Domain] = {}
     for name, fraction in fractions.items():
         own = spec.domains[name]
-        # A domain is never more than one sample ahead of its fraction (see `next_domain`).
-        wanted = math.ceil(fraction * samples) + 1
+        # A domain is never more than one sample ahead of its fraction (see `next_domain`), but that
+        # may become any other where the mixture changes.
+        most = max(fraction, spec.mixture.text) if spec.mixture else fraction
+        wanted = math.ceil(most * samples) + 1
         source = sources.training_source(name, own)
         validation = sources.validation_source(name, own, source)
         if source.remote and own.revision is None:
             notice(f"domain '{name}': {source.remote} has no `revision`, so its text may change")
         store = TokenStore(cache, source, validation, tokenizer, own.holdout)
-        store.ensure(wanted * size, heldout_sequences * size, talk)
+        if spec.documents.pack:
+            store.ensure(wanted * size, heldout_sequences * size, talk)
+        else:  # which documents have a token to learn is known once all are there
+            store.ensure(ALL, ALL, talk)
         for remark in store.remarks():
             notice(remark)
-        train = windows_of(store.folder.tokens("train"), length, bos, wanted)
-        heldout = windows_of(store.folder.tokens("heldout"), length, bos, heldout_sequences)
+        train = _sequences(spec, store, "train", bos, wanted)
+        heldout = _sequences(spec, store, "heldout", bos, heldout_sequences)
         asked = {"train": train_tokens, "heldout": heldout_sequences}
-        for part, windows in (("train", train), ("heldout", heldout)):
-            if not windows.count and (part == "train" or asked[part]):
-                raise too_short(name, own, part, len(windows.tokens), spec)
-            if asked[part] and (blind := windows.untrained()):
-                notice(_blind(name, PARTS[part], blind, windows.count))
+        for part, rows in (("train", train), ("heldout", heldout)):
+            for remark in _unlearned(name, store, part, rows) if asked[part] else ():
+                notice(remark)
+            if not rows.count and (part == "train" or asked[part]):
+                raise too_short(name, own, part, len(rows.tokens), spec)
         if train.count < (due := math.floor(fraction * samples)):
             then = "it will repeat" if spec.when_dry == "repeat" else "the run will stop there"
             notice(f"domain '{name}': text for {train.count} of {due} sequences; {then}")
         domains[name] = Domain(name, own, source.description, fraction, store, train, heldout)
-    return Corpus(spec, domains, tokenizer, seed, talk)
+    corpus = Corpus(spec, domains, tokenizer, seed, talk)
+    corpus.warn_of_copies()
+    return corpus
 
 
 def _fractions(spec: DataSpec) -> dict[str, float]:
@@ -278,28 +331,40 @@ def _fractions(spec: DataSpec) -> dict[str, float]:
     return {name: domain.weight / total for name, domain in spec.domains.items()}
 
 
-def _blind(name: str, part: str, blind: int, count: int) -> str:
-    """Returns the warning for windows of prompts alone; SourceError when there are no others."""
-    if blind < count:
-        return (
-            f"domain '{name}': {blind:,} of {count:,} {part} sequences are of prompts alone, "
-            "so nothing is predicted in them; a longer data.sequence_length leaves fewer"
-        )
+def _unlearned(name: str, store: TokenStore, part: str, rows: Sequenced) -> Iterator[str]:
+    """Yields the warning for sequences of prompts alone, or for documents left out because they
+    would be; raises SourceError when there are no others.
+    """
+    if isinstance(rows, Rows):
+        gone = np.setdiff1d(np.arange(len(rows.ends)), rows.numbers)
+        blind, of = len(gone), f"{len(rows.ends):,} {PARTS[part]} documents"
+        there = f"; the first is at {store.where(part, int(gone[0]))}" if blind else ""
+        said = f"have no token to learn within {rows.length} and are left out{there}"
+    else:
+        blind, of = rows.untrained(), f"{rows.count:,} {PARTS[part]} sequences"
+        said = "are of prompts alone, so nothing is predicted in them"
+    if not blind:
+        return
+    if blind < (len(rows.ends) if isinstance(rows, Rows) else rows.count):
+        fewer = "a longer data.sequence_length leaves fewer"
+        yield f"domain '{name}': {blind:,} of {of} {said}; {fewer}"
+        return
     raise SourceError(
-        f"all {count:,} {part} sequences are of prompts alone: no token is to be predicted",
+        f"all {of} are of prompts alone: no token is to be predicted",
         where=sources.address(name),
         fix="make data.sequence_length longer than the prompts, or shorten `prompt`",
     )
 
 
-def _stack(rows: list[np.ndarray[Any, np.dtype[np.int64]]], length: int) -> tuple[Tensor, Tensor]:
-    """Tokens ``[N, T]``, and a mask of those that are trained on."""
-    import torch
-
-    if not rows:
-        return torch.zeros(0, length, dtype=torch.int64), torch.zeros(0, length, dtype=torch.bool)
-    ids_NT, trained_NT = unmarked(np.stack(rows))
-    return torch.from_numpy(ids_NT), torch.from_numpy(trained_NT)
+def _sequences(
+    spec: DataSpec, store: TokenStore, part: str, bos: int | None, wanted: int
+) -> Sequenced:
+    """``wanted`` packed windows, or as many as there are; or all documents, one in each."""
+    tokens, ends = store.folder.tokens(part), store.folder.ends(part)
+    if not spec.documents.pack:
+        return rows_of(tokens, ends, spec.sequence_length, bos, store.pad)
+    isolated = ends if spec.documents.isolate else None
+    return windows_of(tokens, spec.sequence_length, bos, wanted, isolated)
 
 
 def needs(spec: DataSpec) -> list[HubDataset]:

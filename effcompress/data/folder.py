@@ -1,8 +1,8 @@
 """The token cache: append-only files, safe under ``kill -9`` and concurrent writers, without locks.
 
 ``<cache>/tokens/<key>/`` holds, for each part (train, heldout), ``<part>.bin`` (tokens, uint16 or
-uint32) and ``<part>.ends`` (uint64: where each document ends), and ``manifest.json``, which states
-how many of them are valid.
+uint32), ``<part>.ends`` (uint64: where each document ends), ``<part>.hashes`` (uint64: of its text,
+``tokens.text_hash``) and ``manifest.json``, which states how many of them are valid.
 
 The bytes at a position of a file depend on the key alone, so concurrent writers write the same
 bytes to the same places. Files never shrink; bytes beyond the manifest's count are ignored and
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from effcompress.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 PARTS = {"train": "training", "heldout": "held-out"}
 """Part -> its name in words."""
 Tokens = NDArray[np.unsignedinteger[Any]]
@@ -55,10 +55,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Piece:
-    """The tokens of a chunk that go to one part, and the length of each document."""
+    """The tokens of a chunk that go to one part; the length of each document, and its hash."""
 
     tokens: Tokens
     lengths: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
 
 
 class TokenFolder:
@@ -101,7 +102,8 @@ class TokenFolder:
         return ({}, problem) if problem else (passes, None)
 
     def _mismatch(self, part: str, state: Pass) -> str | None:
-        counted = (("bin", state.tokens[part], self.dtype), ("ends", state.documents[part], "<u8"))
+        each = [(suffix, state.documents[part], "<u8") for suffix in ("ends", "hashes")]
+        counted = [("bin", state.tokens[part], self.dtype), *each]
         for suffix, count, dtype in counted:
             file = self.path / f"{part}.{suffix}"
             size = file.stat().st_size if file.exists() else 0
@@ -125,6 +127,7 @@ class TokenFolder:
                 ends = tokens[part] + np.cumsum(piece.lengths)
                 self._write(f"{part}.bin", tokens[part], piece.tokens.astype(self.dtype))
                 self._write(f"{part}.ends", documents[part], ends.astype("<u8"))
+                self._write(f"{part}.hashes", documents[part], piece.hashes.astype("<u8"))
                 tokens[part] += len(piece.tokens)
                 documents[part] += len(piece.lengths)
             after = replace(state, tokens=tokens, documents=documents)
@@ -185,13 +188,23 @@ class TokenFolder:
         count = sum(state.tokens[part] for state in self.passes.values())
         return self._map(part, "bin", self.dtype, count)
 
+    def ends(self, part: str) -> NDArray[np.uint64]:
+        """Where each counted document of a part ends, in tokens."""
+        return self._map(part, "ends", "<u8", self._count(part))
+
+    def hashes(self, part: str) -> NDArray[np.uint64]:
+        """Hashes of the counted documents of a part."""
+        return self._map(part, "hashes", "<u8", self._count(part))
+
     def documents(self, part: str, tokens: int) -> int:
         """Number of documents among the first ``tokens`` tokens of a part."""
-        count = sum(state.documents[part] for state in self.passes.values())
-        ends = self._map(part, "ends", "<u8", count)
-        return min(count, int(np.searchsorted(ends, tokens, side="left")) + 1) if tokens else 0
+        ends = self.ends(part)
+        return min(len(ends), int(np.searchsorted(ends, tokens, side="left")) + 1) if tokens else 0
 
-    def _map(self, part: str, suffix: str, dtype: Any, count: int) -> Tokens:
+    def _count(self, part: str) -> int:
+        return sum(state.documents[part] for state in self.passes.values())
+
+    def _map(self, part: str, suffix: str, dtype: Any, count: int) -> NDArray[Any]:
         if not count:  # an empty file cannot be mapped
             return np.zeros(0, dtype=dtype)
         return np.memmap(self.path / f"{part}.{suffix}", dtype=dtype, mode="r", shape=(count,))

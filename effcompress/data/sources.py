@@ -21,6 +21,7 @@ from typing import IO, Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from effcompress.data.chat import Turn, turns_of
 from effcompress.errors import SourceError
 from effcompress.spec import DomainSpec, prompt_parts
 
@@ -31,12 +32,13 @@ Row = Mapping[str, object]
 class Record(NamedTuple):
     """One document, its address (``file:line``) and a prompt in front of it that is not trained on.
     An empty ``text`` is counted as a record and then skipped, so that a position in the source is a
-    number of records.
+    number of records. A conversation has ``turns``, and those as JSON for its text.
     """
 
     text: str
     where: str
     prompt: str = ""
+    turns: tuple[Turn, ...] = ()
 
 
 class Fields(NamedTuple):
@@ -44,20 +46,33 @@ class Fields(NamedTuple):
 
     text: str
     prompt: tuple[tuple[str, bool], ...] | None = None
+    chat: str | None = None
 
     @classmethod
     def of(cls, spec: DomainSpec) -> Fields:
         """The fields that a domain reads."""
-        return cls(spec.text, None if spec.prompt is None else tuple(prompt_parts(spec.prompt)))
+        prompt = None if spec.prompt is None else tuple(prompt_parts(spec.prompt))
+        return cls(spec.text, prompt, spec.chat)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Their part of a source's identity."""
+        said = {"text": self.text, "prompt": self.prompt, "chat": self.chat}
+        return {name: value for name, value in said.items() if value is not None}
 
     @property
     def names(self) -> list[str]:
         """Names of all fields that are read."""
+        if self.chat is not None:
+            return [self.chat]
         return list(dict.fromkeys((self.text, *(p for p, field in self.prompt or () if field))))
 
 
 def record_of(row: Row, fields: Fields, where: str) -> Record:
-    """Makes a document of a row. Raises ``SourceError`` as ``text_of`` does."""
+    """Makes a document of a row. Raises ``SourceError`` as ``text_of`` and ``turns_of`` do."""
+    if fields.chat is not None:
+        turns = turns_of(_found(row, fields.chat, where), where)
+        return Record(json.dumps(turns) if turns else "", where, turns=turns)
     text = text_of(row, fields.text, where)
     parts = fields.prompt or ()
     prompt = [text_of(row, part, where) if field else part for part, field in parts]
@@ -226,9 +241,7 @@ def files_source(domain: str, kind: str, paths: tuple[Path, ...], fields: Fields
     contents = [_sha256(path, domain) for path in paths]
     identity: dict[str, object] = {"kind": kind, "sha256": contents}
     if kind != "txt":
-        identity["text"] = fields.text
-    if fields.prompt is not None:
-        identity["prompt"] = fields.prompt
+        identity |= fields.identity
     reader = READERS[kind]
 
     def records(skip: int) -> Generator[Record, None, None]:
@@ -382,17 +395,15 @@ def hub_source(domain: str, spec: DomainSpec, split: str) -> Source:
     """
     hub = spec.hub
     assert hub is not None
+    fields = Fields.of(spec)
     identity = {
         "kind": "hub",
         "hub": hub,
         "revision": spec.revision,
         "config": spec.config,
         "split": split,
-        "text": spec.text,
+        **fields.identity,
     }
-    fields = Fields.of(spec)
-    if fields.prompt is not None:
-        identity["prompt"] = fields.prompt
 
     def records(skip: int) -> Generator[Record, None, None]:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from effcompress.types import Batch, TextTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+NO_FRACTION = 1e-300
+"""Stands for a fraction of 0 in a quotient."""
 
 
 def window_bos(policy: Literal["auto", "always", "never"], tokenizer: TextTokenizer) -> int | None:
@@ -55,13 +58,15 @@ def payload(length: int, bos: int | None) -> int:
 @dataclass(frozen=True)
 class Windows:
     """``count`` sequences of ``length`` tokens, adjacent and without overlap, from the beginning of
-    a token file; each begins with ``bos`` if there is one.
+    a token file; each begins with ``bos`` if there is one. ``ends``: where each document of the
+    file ends, if documents are isolated.
     """
 
     tokens: Tokens
     length: int
     bos: int | None
     count: int
+    ends: NDArray[np.uint64] | None = None
 
     @property
     def used(self) -> NDArray[np.unsignedinteger]:
@@ -85,10 +90,119 @@ class Windows:
         text = self.tokens[number * size : (number + 1) * size].astype(np.int64)
         return text if self.bos is None else np.concatenate([[np.int64(self.bos)], text])
 
+    def positions(self, number: int) -> NDArray[np.int64] | None:
+        """The position of each token of a window in its document, or in the stretch of it that the
+        window begins with (behind BOS); None if documents are not isolated.
+        """
+        if self.ends is None:
+            return None
+        size = payload(self.length, self.bos)
+        start, stop = np.uint64(number * size), np.uint64((number + 1) * size)
+        first, last = np.searchsorted(self.ends, [start, stop], side="right")
+        inside = self.ends[first:last].astype(np.int64) - number * size
+        begins = np.concatenate([[0], inside + (self.length - size)])
+        each_T = np.arange(self.length)
+        return each_T - begins[np.searchsorted(begins, each_T, side="right") - 1]
 
-def windows_of(tokens: Tokens, length: int, bos: int | None, wanted: int) -> Windows:
+
+@dataclass(frozen=True)
+class Rows:
+    """One document per sequence: the documents ``numbers`` of a token file, each cut at ``length``
+    tokens or padded on the right; each begins with ``bos`` if there is one. Padding is marked as
+    not trained on, so it may be any token.
+    """
+
+    tokens: Tokens
+    length: int
+    bos: int | None
+    ends: NDArray[np.uint64]
+    numbers: NDArray[np.int64]
+    pad: int
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.numbers)
+
+    @property
+    def used(self) -> Tokens:
+        """The tokens up to the last document."""
+        return self.tokens[: int(self.ends[self.numbers[-1]]) if self.count else 0]
+
+    def untrained(self) -> int:
+        """Number of sequences without a token to learn."""
+        return 0
+
+    def take(self, number: int) -> NDArray[np.int64]:
+        """``ids_T`` of a sequence; tokens of prompts and padding are ``marked``."""
+        text = document(self.tokens, self.ends, int(self.numbers[number]))
+        text = text[: payload(self.length, self.bos)].astype(np.int64)
+        ids_T = np.full(self.length, ~self.pad, dtype=np.int64)
+        first = self.length - payload(self.length, self.bos)
+        ids_T[first : first + len(text)] = text
+        if self.bos is not None:
+            ids_T[0] = self.bos
+        return ids_T
+
+    def positions(self, _number: int) -> None:
+        """Those of the sequence itself."""
+        return None
+
+
+Sequenced = Windows | Rows
+"""The sequences of a part of a domain."""
+
+
+def document(tokens: Tokens, ends: NDArray[np.uint64], number: int) -> Tokens:
+    """The tokens of a document."""
+    return tokens[int(ends[number - 1]) if number else 0 : int(ends[number])]
+
+
+def rows_of(
+    tokens: Tokens, ends: NDArray[np.uint64], length: int, bos: int | None, pad: int
+) -> Rows:
+    """All documents that have a token to learn within ``length``: one that something predicts and
+    that is no part of a prompt.
+    """
+    size, first = payload(length, bos), int(bos is None)
+    every = ((n, document(tokens, ends, n)[first:size]) for n in range(len(ends)))
+    signed = tokens.dtype.kind == "i"
+    numbers = [n for n, ids in every if len(ids) and (not signed or (ids >= 0).any())]
+    return Rows(tokens, length, bos, ends, np.array(numbers, dtype=np.int64), pad)
+
+
+def windows_of(
+    tokens: Tokens,
+    length: int,
+    bos: int | None,
+    wanted: int,
+    ends: NDArray[np.uint64] | None = None,
+) -> Windows:
     """The first ``wanted`` windows of ``tokens``, or as many as there are."""
-    return Windows(tokens, length, bos, min(wanted, len(tokens) // payload(length, bos)))
+    return Windows(tokens, length, bos, min(wanted, len(tokens) // payload(length, bos)), ends)
+
+
+def stacked(rows: Sequence[tuple[Sequenced, int]], length: int) -> tuple[Tensor, Tensor, Any]:
+    """Sequences by their numbers: tokens ``[N, T]``, a mask of those that are trained on, and their
+    positions (None if documents are not isolated). Of documents with padding, ``T`` ends with the
+    last token that is trained on in any row.
+    """
+    import torch
+
+    if not rows:
+        return torch.zeros(0, length, dtype=torch.int64), torch.zeros(0, length).bool(), None
+    ids_NT, trained_NT = unmarked(np.stack([windows.take(number) for windows, number in rows]))
+    if isinstance(rows[0][0], Rows):
+        width = 1 + int(np.flatnonzero(trained_NT.any(0))[-1])
+        ids_NT, trained_NT = ids_NT[:, :width], trained_NT[:, :width]
+    given = [windows.positions(number) for windows, number in rows]
+    positions_NT = None
+    if isolated := [found for found in given if found is not None]:
+        positions_NT = np.stack(isolated)
+        # Nothing of its own document predicts a document's first token.
+        trained_NT[:, 1:] &= positions_NT[:, 1:] > 0
+        positions_NT = torch.from_numpy(positions_NT)
+    return torch.from_numpy(ids_NT), torch.from_numpy(trained_NT), positions_NT
 
 
 def shuffled(position: int, count: int, key: str) -> int:
@@ -122,23 +236,38 @@ def digest(ids_NT: Tensor) -> str:
     return said.hexdigest()[:16]
 
 
-def next_domain(fractions: Sequence[float], counts: Sequence[int]) -> int:
+def next_domain(
+    fractions: Sequence[float], counts: Sequence[int], owed: Sequence[float] = ()
+) -> int:
     """Returns the index of the domain that gives the next sample, after ``counts`` samples of each.
 
     Tijdeman's algorithm (The chairman assignment problem, 1980): after any number n of samples, a
     domain with fraction w has given w * n of them, with an error below one sample.
 
-    ``fractions`` are positive and sum to 1.
+    ``fractions`` are not negative and sum to 1. Where they change, ``counts`` are those since the
+    last change, and ``owed`` is what each domain had given too little by then (they sum to 0). A
+    domain is then never a whole sample ahead of the sum of its fractions, nor, of D, D - 1 behind.
     """
     if len(fractions) == 1:
         return 0
     slack = 1 / (2 * len(fractions) - 2)
     n = sum(counts) + 1
     due = [w * n - count for w, count in zip(fractions, counts, strict=True)]
+    due = [mine + more for mine, more in zip(due, owed, strict=True)] if owed else due
     # `due` sums to 1, so some exceed the slack; the tolerance is for rounding only. Among those,
     # the domain whose deadline (due = 1 - slack) comes first.
     ready = [d for d, value in enumerate(due) if value >= slack - 1e-9]
-    return min(ready, key=lambda d: ((1 - slack - due[d]) / fractions[d], d))
+    return min(ready, key=lambda d: ((1 - slack - due[d]) / max(fractions[d], NO_FRACTION), d))
+
+
+class MixtureState(TypedDict):
+    """Fractions of the domains, and what came before they changed last. Floats survive JSON."""
+
+    fractions: dict[str, float]
+    since: dict[str, int]
+    """Samples read per domain when they changed."""
+    owed: dict[str, float]
+    """Samples that each domain had given too little by then."""
 
 
 class StreamState(TypedDict):
@@ -151,27 +280,33 @@ class StreamState(TypedDict):
     """Samples read per domain."""
     windows: dict[str, int]
     """Windows per domain: with others, the same position stands for other text."""
+    mixture: NotRequired[MixtureState]
+    """Not in checkpoints of earlier versions."""
 
 
 class Stream:
     """Yields batches of packed sequences. Made by ``Corpus.stream``.
 
-    The windows of a domain are read in a permutation given by seed, domain and epoch.
+    The windows of a domain are read in a permutation given by seed, domain and epoch. Domains take
+    turns so that each has given the sum of its fractions over all samples so far; while these do
+    not change, that is their product with the number of samples, bit for bit.
     """
 
     def __init__(
         self,
-        windows: Mapping[str, Windows],
+        windows: Mapping[str, Sequenced],
         fractions: Mapping[str, float],
         *,
         seed: int,
         when_dry: Literal["repeat", "stop"],
         notice: Callable[[str], None],
     ) -> None:
-        self._windows, self._fractions = dict(windows), fractions
+        self._windows, self.fractions = dict(windows), dict(fractions)
+        """Of the samples from here on, by domain; they sum to 1."""
         self._names = list(self._windows)
         self._seed, self._when_dry, self._notice = seed, when_dry, notice
         self._counts = dict.fromkeys(self._names, 0)
+        self._since, self._owed = dict(self._counts), dict.fromkeys(self._names, 0.0)
 
     def next(self, batch_size: int) -> Batch:
         """Returns the next batch: ``ids_BT`` (int64, B = ``batch_size``) and where its rows are
@@ -186,27 +321,38 @@ class Stream:
         except RunError:
             self._counts = before
             raise
-        import torch
-
-        ids_BT, trained_BT = unmarked(np.stack([ids for _, _, ids in drawn]))
+        rows = [(self._windows[name], at) for name, _, at in drawn]
+        ids_BT, trained_BT, positions_BT = stacked(rows, rows[0][0].length)
         samples = tuple((name, number) for name, number, _ in drawn)
         return Batch(
-            torch.from_numpy(ids_BT),
+            ids_BT,
             tuple(name for name, _ in samples),
             samples,
-            None if trained_BT.all() else torch.from_numpy(trained_BT),
+            None if trained_BT.all() else trained_BT,
+            positions_BT,
         )
 
-    def _draw(self) -> tuple[str, int, NDArray[np.int64]]:
-        fractions = [self._fractions[name] for name in self._names]
-        name = self._names[next_domain(fractions, [self._counts[n] for n in self._names])]
+    def reweigh(self, fractions: Mapping[str, float]) -> None:
+        """Gives the domains other fractions from the next sample on; they sum to 1."""
+        given = {name: self._counts[name] - self._since[name] for name in self._names}
+        n = sum(given.values())
+        for name, count in given.items():
+            self._owed[name] += self.fractions[name] * n - count
+        self._since = dict(self._counts)
+        self.fractions = {name: fractions[name] for name in self._names}
+
+    def _draw(self) -> tuple[str, int, int]:
+        names = self._names
+        given = [self._counts[name] - self._since[name] for name in names]
+        fractions, owed = [self.fractions[n] for n in names], [self._owed[n] for n in names]
+        name = names[next_domain(fractions, given, owed)]
         number, windows = self._counts[name], self._windows[name]
         epoch, position = divmod(number, windows.count)
         if epoch and not position:
             self._dry(name, epoch)
         self._counts[name] += 1
         key = f"train {self._seed} {name} {epoch}"
-        return name, number, windows.take(shuffled(position, windows.count, key))
+        return name, number, shuffled(position, windows.count, key)
 
     def _dry(self, name: str, epoch: int) -> None:
         tokens = self._windows[name].count * self._windows[name].length
@@ -230,6 +376,11 @@ class Stream:
             "samples": sum(self._counts.values()),
             "read": dict(self._counts),
             "windows": {name: windows.count for name, windows in self._windows.items()},
+            "mixture": {
+                "fractions": dict(self.fractions),
+                "since": dict(self._since),
+                "owed": dict(self._owed),
+            },
         }
 
     def load_state_dict(self, state: StreamState) -> None:
@@ -245,3 +396,7 @@ class Stream:
                     fix="resume with the recipe and the text of the saved run, or start anew",
                 )
         self._counts = {name: int(state["read"][name]) for name in self._names}
+        if (held := state.get("mixture")) is not None:
+            self.fractions = {name: float(held["fractions"][name]) for name in self._names}
+            self._since = {name: int(held["since"][name]) for name in self._names}
+            self._owed = {name: float(held["owed"][name]) for name in self._names}

@@ -9,16 +9,18 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from effcompress.data.chat import written
 from effcompress.data.folder import FORMAT, PARTS, Pass, Piece, TokenFolder
 from effcompress.data.sources import Record, Source, address
 from effcompress.data.stream import marked
 from effcompress.errors import SourceError
 from effcompress.types import TextTokenizer
 
+Ids = NDArray[np.int64]
 CHUNK_CHARACTERS = 1 << 20
 """Text tokenised between two commits to the cache: under a second of work."""
 CHUNK_RECORDS = 8192
@@ -38,7 +40,8 @@ class Talk:
 class TokenStore:
     """The tokens of one domain: ``train`` and ``heldout``, each in the order of its source.
 
-    Every document is followed by EOS, if the tokenizer has one. The cache is always a prefix of the
+    Every document is followed by EOS, if the tokenizer has one; that behind an answer is the one
+    that stops generation. The cache is always a prefix of the
     source (``folder``), so what a caller reads does not depend on how much was cached before.
     """
 
@@ -55,15 +58,26 @@ class TokenStore:
             self._sources["validation"] = validation
             holdout = 0.0
         self._tokenizer, self._holdout = tokenizer, holdout
+        self._chat = "chat" in training.identity
+        if self._chat and tokenizer.template is None:
+            raise SourceError(
+                "the tokenizer has no chat template to write conversations with",
+                where=f"{address(training.domain)}.chat",
+                fix="name a tokenizer with one (model.tokenizer), or use `text:` and `prompt:`",
+            )
         # Prompt tokens are stored as their bitwise complement (`stream.marked`): a signed type.
-        prompted = "prompt" in training.identity
+        self._prompted = self._chat or "prompt" in training.identity
+        # An answer ends with what stops generation, which a separator of documents need not be.
+        self._eos = tokenizer.stop_id if self._prompted else tokenizer.eos_id
         dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-        dtype = "<i4" if prompted else dtype
+        dtype = "<i4" if self._prompted else dtype
+        template = {"template": tokenizer.template} if self._chat else {}
         facts = {
             "format": FORMAT,
             "sources": {name: dict(source.identity) for name, source in self._sources.items()},
             "tokenizer": tokenizer.fingerprint,
-            "eos": tokenizer.eos_id,
+            "eos": self._eos,
+            **template,
             "holdout": holdout,
             "dtype": dtype,
         }
@@ -118,21 +132,21 @@ class TokenStore:
         empty = [record.where for record in chunk if not record.text.strip()]
         holdout = 1.0 if name == "validation" else self._holdout
         sides = [side_of(record, holdout)[0] for record in full]
-        arrays = [self._array(ids) for ids in self._tokenizer.encode([r.text for r in full])]
-        if any(record.prompt for record in full):
-            prompts = self._tokenizer.encode([r.prompt for r in full])
-            before = [marked(self._array(ids)) for ids in prompts]
-            arrays = [np.concatenate(pair) for pair in zip(before, arrays, strict=True)]
+        arrays = self._marked(full) if self._prompted else self._plain(full)
         # A text that spells the BOS token gives windows with two; counted before EOS is appended.
-        bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
-        inside = sum(int(np.count_nonzero(ids == bos)) for ids in arrays) if bos is not None else 0
+        bos, eos = self._tokenizer.bos_id, self._eos
+        counts = (int(np.count_nonzero(ids == bos)) for ids in arrays)
+        inside = 0 if bos is None or self._chat else sum(counts)
         if eos is not None:
-            arrays = [np.append(ids, eos) for ids in arrays]
+            arrays = [np.append(ids, self._ending(ids, eos)) for ids in arrays]
         pieces = {}
         for part in PARTS:
-            mine = [ids for ids, side in zip(arrays, sides, strict=True) if side == part]
-            if mine:
-                pieces[part] = Piece(np.concatenate(mine), np.array([len(ids) for ids in mine]))
+            here = [n for n, side in enumerate(sides) if side == part]
+            if here:
+                mine = [arrays[n] for n in here]
+                hashes = np.array([text_hash(full[n]) for n in here], dtype=np.uint64)
+                lengths = np.array([len(ids) for ids in mine])
+                pieces[part] = Piece(np.concatenate(mine), lengths, hashes)
         after = replace(
             state,
             records=state.records + len(chunk),
@@ -142,7 +156,35 @@ class TokenStore:
         )
         return after, pieces
 
-    def _array(self, ids: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _plain(self, records: list[Record]) -> list[Ids]:
+        return [self._array(ids) for ids in self._tokenizer.encode([r.text for r in records])]
+
+    def _marked(self, records: list[Record]) -> list[Ids]:
+        """Tokens of prompt and text, or of a conversation, taken together as a model reads them; a
+        token without a character of a text or answer is marked.
+        """
+        texts = [(r.prompt + r.text, [(len(r.prompt), len(r.prompt + r.text))]) for r in records]
+        if self._chat:
+            texts = [written(r.turns, self._tokenizer, r.where) for r in records]
+        found = self._tokenizer.offsets([text for text, _ in texts], special=self._chat)
+        arrays: list[Ids] = []
+        for (ids, offsets), (_, spans) in zip(found, texts, strict=True):
+            array, at_T2 = self._array(ids), np.array(offsets, dtype=np.int64).reshape(-1, 2)
+            inside = [(at_T2[:, 0] < end) & (at_T2[:, 1] > start) for start, end in spans]
+            learned = np.any(inside, axis=0) if inside else np.zeros(len(array), dtype=bool)
+            array = np.where(learned, array, marked(array))
+            if self._chat and self._tokenizer.adds_bos and ids[:1] == [self._tokenizer.bos_id]:
+                array = array[1:]  # the template's own; `data.bos` puts one in front of sequences
+            arrays.append(array)
+        return arrays
+
+    def _ending(self, ids: Ids, eos: int) -> int:
+        """EOS, marked behind a conversation whose answers the template itself ends."""
+        learned = ids[ids >= 0]
+        ended = self._chat and (not len(learned) or int(learned[-1]) in self._tokenizer.special)
+        return ~eos if ended else eos
+
+    def _array(self, ids: list[int]) -> Ids:
         array = np.asarray(ids, dtype=np.int64)
         if array.size and not 0 <= int(array.max()) < self._tokenizer.vocab_size:
             raise SourceError(
@@ -150,6 +192,20 @@ class TokenStore:
                 f"{self._tokenizer.vocab_size} entries"
             )
         return array
+
+    @property
+    def pad(self) -> int:
+        """A token for padding: EOS, where there is one."""
+        return self._eos or 0
+
+    def where(self, part: str, number: int) -> str:
+        """The address of a document of a part; reads the source up to it."""
+        name = "validation" if part == "heldout" and "validation" in self._sources else "training"
+        holdout = 1.0 if name == "validation" else self._holdout
+        with closing(self._sources[name].records(0)) as records:
+            full = (record for record in records if record.text.strip())
+            mine = (record.where for record in full if side_of(record, holdout)[0] == part)
+            return next(islice(mine, number, None))
 
     def remarks(self) -> list[str]:
         """Notices about the text read so far, one sentence each."""
@@ -192,6 +248,17 @@ def side_of(record: Record, holdout: float) -> tuple[str, int]:
         text = (record.prompt + record.text).encode("utf-8")
     except UnicodeEncodeError as error:
         raise SourceError(f"the text is not valid Unicode ({error})", where=record.where) from error
-    number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
     # A 64-bit hash, uniform on [0, 2^64).
-    return "heldout" if number < holdout * 2**64 else "train", len(text)
+    return "heldout" if _hash(text) < holdout * 2**64 else "train", len(text)
+
+
+def text_hash(record: Record) -> int:
+    """Returns a 64-bit hash of a document that is equal for copies: whitespace at the ends of lines
+    and the order of lines do not count.
+    """
+    lines = sorted(line.strip() for line in f"{record.prompt}{record.text}".strip().splitlines())
+    return _hash("\n".join(lines).encode())
+
+
+def _hash(text: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

@@ -81,6 +81,20 @@ def clear(tensor: Tensor, dim: int, index: Tensor) -> None:
     here.index_fill_(dim, index, 0.0)
 
 
+@torch.no_grad()
+def scale(tensor: Tensor, dim: int, factor_N: Tensor, offset: float = 0.0) -> None:
+    """Multiplies ``tensor + offset`` by ``factor_N`` along ``dim`` and subtracts ``offset`` again,
+    each rank in its own rows. Sends nothing.
+    """
+    here = own(tensor)
+    factor_N = factor_N.to(here.device, here.dtype)
+    if is_sharded(tensor) and dim == 0:
+        start = first_row(tensor)
+        factor_N = factor_N[start : start + here.shape[0]]
+    along = factor_N.view([-1 if d == dim else 1 for d in range(here.dim())])
+    here.add_(offset).mul_(along).sub_(offset) if offset else here.mul_(along)
+
+
 def select(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
     """Selects positions along several dimensions; the result is contiguous and sharded as before.
 

@@ -1,14 +1,15 @@
 """``effcompress check``: whether a recipe can be carried out. Loads no weights and no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from effcompress.data import predicted
 from effcompress.errors import RecipeError
 from effcompress.estimate.exports import require_form
 from effcompress.estimate.feasibility import SizedModel, expected, require_reachable
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.positions import require_positions
-from effcompress.estimate.schedule import Timeline, fastest, play
+from effcompress.estimate.schedule import Timeline, fastest, play, too_rare
 from effcompress.model.source import outer_of, prompt_length
 from effcompress.recipe import LoadedRecipe
 from effcompress.types import Widths
@@ -33,10 +34,11 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     """
     found = require_reachable(loaded)
     if found is None:
-        return CheckResult(["model: its configuration is not known here; nothing was priced"], {})
+        unknown = "model: its configuration is not known here; nothing was priced"
+        return CheckResult([*_mixture(loaded, None), unknown], {})
     recipe = loaded.recipe
     prompt = prompt_length(recipe.model, recipe.evaluate.prompt)
-    lines = require_positions(loaded, found.config, prompt)
+    lines = [*require_positions(loaded, found.config, prompt), *_mixture(loaded, found)]
     if (outer := outer_of(recipe.model)) is not None:
         kind = found.config["model_type"]
         lines.append(f"model: of '{outer}' the text model ({kind}), which is exported by itself")
@@ -59,6 +61,33 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     data |= {"ends_at": last.params, "reached_at_tokens": cut.tokens if timeline.reached else None}
     lines += [_when(timeline), *_zeros(loaded, found, last.widths, data), *exports]
     return CheckResult(lines, data, timeline)
+
+
+def _mixture(loaded: LoadedRecipe, found: SizedModel | None) -> Iterator[str]:
+    """Yields how the weights of the domains change. Raises RecipeError where the reference losses
+    follow no scaling law.
+    """
+    spec = loaded.recipe.data.mixture
+    if spec is None:
+        return
+    count = len(loaded.recipe.data.domains)
+    said = f"{spec.sequences} held-out sequences of each of {count} domains"
+    yield f"mixture: {spec.method.name}, every {spec.every} steps, by {said}"
+    if warning := too_rare(loaded.recipe):
+        yield f"warning: {warning}"
+    if spec.reference != "scaling":
+        return
+    params = spec.scaling[0].params if found is None else found.target or found.start
+    try:
+        losses = predicted(spec.scaling, params)
+    except ValueError as error:
+        raise RecipeError(
+            f"data.mixture.scaling: {error}",
+            where=loaded.origins.get("data.mixture.reference", str(loaded.path)),
+            fix="Correct the losses, leave a model out, or give `reference` as numbers by domain.",
+        ) from error
+    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+    yield f"mixture: reference losses at {params:,} parameters: {listed}"
 
 
 def _zeros(

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from effcompress import groups
-from effcompress.errors import RecipeError, SourceError
+from effcompress.errors import RecipeError, SourceError, did_you_mean
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
 from effcompress.network.axis_map import family_for, resolve_model
-from effcompress.network.shapes import bounded, target_of
+from effcompress.network.shapes import bounded, gated_targets, target_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.registry import REGISTRY, Plugin
 from effcompress.removal.repairs import for_biases, for_streams
@@ -77,6 +77,7 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
         return sized
     _require_masks(loaded, prune, sized)
     _require_inputs(loaded, prune, sized)
+    _require_gates(loaded, prune, sized)
     _require_projections(loaded, prune, sized)
     given = [name for name, value in vars(prune.target).items() if value is not None]
     where = _where(loaded, f"prune.target.{given[0]}")
@@ -132,6 +133,35 @@ def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
                 where=loaded.origins.get("prune.criterion.name", str(loaded.path)),
                 fix=f"Use a criterion of both ({both}), or leave this space out.",
             )
+
+
+def _require_gates(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
+    """Raises RecipeError where learned gates cannot act, or cannot reach the shape."""
+    if prune.gates is None:
+        return
+    kinds = dict.fromkeys(s.kind for s in sized.sets)
+    unknown = next((kind for kind in prune.gates.starts or () if kind not in kinds), None)
+    if unknown is not None:
+        raise RecipeError(
+            f"prune.gates.starts names '{unknown}', which nothing under prune.space cuts",
+            where=_where(loaded, f"prune.gates.starts.{unknown}"),
+            fix=did_you_mean(unknown, kinds),
+        )
+    if "expert" in kinds:
+        raise RecipeError(
+            "prune.gates: no gate acts on an expert as a whole",
+            where=_where(loaded, "prune.gates.gate.name"),
+            fix="Take `expert` out of prune.space, or remove `gates`.",
+        )
+    targets = gated_targets(sized.sets) if prune.target.shape else {}
+    fractions = {s.kind: targets[s.name] for s in sized.sets if s.name in targets}
+    found = prune.gates.gate.companion(fractions=fractions, limit=prune.gates.limit)
+    if found is not None:
+        raise RecipeError(
+            f"prune.gates: {found[0]}",
+            where=_where(loaded, "prune.target.shape"),
+            fix=found[1],
+        )
 
 
 def _require_projections(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:

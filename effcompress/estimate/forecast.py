@@ -11,7 +11,14 @@ from effcompress.estimate.communication import Message, per_commit, per_cut, per
 from effcompress.estimate.feasibility import SizedModel, sized_model
 from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
 from effcompress.estimate.memory import memory, trained
-from effcompress.estimate.schedule import Point, Timeline, tokens_per_step, total_tokens
+from effcompress.estimate.schedule import (
+    Point,
+    Timeline,
+    loops_of,
+    measurements,
+    tokens_per_step,
+    total_tokens,
+)
 from effcompress.model.source import label_of
 from effcompress.network.shapes import living_layers, living_widths, shape
 from effcompress.recipe import LoadedRecipe
@@ -139,12 +146,13 @@ def _costs(
     Raises RecipeError when the batch does not divide among the processes.
     """
     loop = recipe.loop
-    if loop is not None and loop.batch_size % launch.processes:
-        raise RecipeError(
-            f"{launch.processes} processes cannot share a batch of {loop.batch_size} equally",
-            where="--processes",
-            fix="Name a number that divides it.",
-        )
+    for stage in loops_of(recipe):
+        if stage.batch_size % launch.processes:
+            raise RecipeError(
+                f"{launch.processes} processes cannot share a batch of {stage.batch_size} equally",
+                where="--processes",
+                fix="Name a number that divides it.",
+            )
     shards = shards_of(recipe, launch.processes)
     phases = memory(found, recipe, timeline.points[-1].widths, launch.processes, shards)
     held = {phase: {**vars(parts), "total": parts.total} for phase, parts in phases.items()}
@@ -191,26 +199,31 @@ def _operations(
     (``seconds`` only where the speed is known).
     """
     flops = Flops(found.axes, found.config, recipe.data.sequence_length)
-    total, points = 0.0, timeline.points
+    total, measured, points = 0.0, 0.0, timeline.points
+    mixture, domains = recipe.data.mixture, len(recipe.data.domains)
+    read = mixture.sequences * domains * recipe.data.sequence_length if mixture else 0
     for here, there in itertools.pairwise(points):
         total += flops.per_token(here.widths) * (there.tokens - here.tokens)
+        times = measurements(recipe, here.tokens, there.tokens)
+        measured += flops.per_token(here.widths) / 3 * read * times if times else 0.0
     first, last = flops.per_token({}), flops.per_token(points[-1].widths)
     figures: dict[str, Any] = {
         "tokens": points[-1].tokens,
         "flops": total,
         "flops_if_not_pruned": first * points[-1].tokens,
-        "h100_hours": total / (H100_FLOPS * UTILISATION) / 3600,
+        **({"flops_of_mixture": measured} if mixture else {}),
+        "h100_hours": (total + measured) / (H100_FLOPS * UTILISATION) / 3600,
         "assumed": {"peak_flops": H100_FLOPS, "utilisation": UTILISATION},
     }
     if launch.flops_per_second:
         rate = launch.flops_per_second * launch.processes
         if recipe.loop and recipe.loop.recompute:  # a third forward: 4 units of work instead of 3
             rate *= 3 / 4
-        step = tokens_per_step(recipe)
+        step, end = tokens_per_step(recipe), tokens_per_step(recipe, total_tokens(recipe) - 1)
         figures["seconds"] = {
             "first_step": first * step / rate,
-            "last_step": last * step / rate,
-            "all_steps": total / rate,
+            "last_step": last * end / rate,
+            "all_steps": (total + measured) / rate,
         }
     return figures
 
@@ -239,11 +252,18 @@ def _traffic_table(messages: dict[str, list[Message]], processes: int) -> Table:
     return Table(title, ("", "what", "collective", "bytes", "sent on a ring"), tuple(rows))
 
 
+def _measured_row(data: dict[str, Any]) -> list[tuple[str, str]]:
+    if (flops := data.get("flops_of_mixture")) is None:
+        return []
+    return [("held-out losses", f"{flops:.3g} FLOPs for the mixture ({flops / data['flops']:.1%})")]
+
+
 def _cost_table(data: dict[str, Any], launch: Launch) -> Table:
     saved, hours = 1 - data["flops"] / data["flops_if_not_pruned"], data["h100_hours"]
     rows = [
         ("tokens", exact_count(data["tokens"])),
         ("training FLOPs", f"{data['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
+        *_measured_row(data),
         ("H100 hours", f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"),
         ("assuming", f"{H100_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} utilisation"),
         ("days on 8 H100", f"{hours / 8 / 24:,.1f}"),

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from effcompress.estimate.activations import LOGITS, Activations, activations, copied
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.flops import multiplied
+from effcompress.estimate.schedule import loops_of
 from effcompress.injectable import BACKWARD
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.spec import LoopSpec, LoraSpec, PruneSpec, Recipe
@@ -109,6 +110,8 @@ class _Need:
             yield "update", self._update(loop, there)
         if prune is not None and not once:
             yield "cut", self._event(prune)
+        for continued in loops_of(recipe)[1:]:
+            yield "continued", self._backward(continued, self.final)
         kept = self._standing(there, training=True)
         yield "checkpoint", replace(kept, working=kept.total - kept.buckets - kept.saving)
         last = self._standing(self.final)

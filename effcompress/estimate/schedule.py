@@ -6,7 +6,7 @@ are followed to the step.
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from effcompress.estimate.feasibility import SizedModel, budget_of
@@ -14,7 +14,7 @@ from effcompress.injectable import PLACE
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import positions
 from effcompress.sparsity.magnitude import reads_inputs
-from effcompress.spec import PruneSpec, Recipe
+from effcompress.spec import LoopSpec, PruneSpec, Recipe
 from effcompress.types import Due
 
 WITHOUT_TEXT = {"weight", *PLACE, "gain", "epsilon", "before", "after", "gone"}
@@ -46,9 +46,53 @@ class Timeline:
     stage ends and training goes on."""
 
 
-def tokens_per_step(recipe: Recipe) -> int:
-    """Returns the tokens of one optimizer step; 0 without training."""
-    return recipe.loop.batch_size * recipe.data.sequence_length if recipe.loop else 0
+def tokens_per_step(recipe: Recipe, tokens: int = 0) -> int:
+    """Returns the tokens of the optimizer step that begins at ``tokens``; 0 without training."""
+    loop = loop_at(recipe, tokens)
+    return loop.batch_size * recipe.data.sequence_length if loop else 0
+
+
+def anew_at(recipe: Recipe) -> int | None:
+    """Returns the tokens at which the continued stage begins as a training of its own (the stages
+    before it, rounded up to whole steps); None where it is not one.
+    """
+    train = recipe.train
+    if train is None or train.stages is None or train.continued is None:
+        return None
+    each = train.batch_size * recipe.data.sequence_length
+    return -(-(train.stages.warmup + train.stages.pruning) // each) * each
+
+
+def loop_at(recipe: Recipe, tokens: int) -> LoopSpec | None:
+    """Returns the settings of the optimizer step that begins at ``tokens``."""
+    train, anew = recipe.train, anew_at(recipe)
+    if train is None or train.continued is None or anew is None or tokens < anew:
+        return recipe.loop
+    given = {key: value for key, value in vars(train.continued).items() if value is not None}
+    return replace(train, **given)
+
+
+def loops_of(recipe: Recipe) -> list[LoopSpec]:
+    """Returns the settings of training, and those of a continued stage of its own behind them."""
+    anew = anew_at(recipe)
+    found = (loop_at(recipe, 0), None if anew is None else loop_at(recipe, anew))
+    return [loop for loop in found if loop is not None]
+
+
+def rate_span(recipe: Recipe, tokens: int) -> tuple[int, int]:
+    """Returns the tokens from and to which the learning-rate schedule at ``tokens`` reaches."""
+    anew, total = anew_at(recipe), total_tokens(recipe)
+    if anew is None:
+        return 0, total
+    return (0, anew) if tokens < anew else (anew, total)
+
+
+def tokens_at(recipe: Recipe, step: int) -> int:
+    """Returns the tokens behind ``step`` optimizer steps."""
+    each, anew = tokens_per_step(recipe), anew_at(recipe)
+    if anew is None or step * each <= anew:
+        return step * each
+    return anew + (step - anew // each) * tokens_per_step(recipe, anew)
 
 
 def stages_of(recipe: Recipe) -> dict[str, int]:
@@ -80,9 +124,43 @@ def pruning_stage(recipe: Recipe) -> tuple[int, int]:
 
 def total_tokens(recipe: Recipe) -> int:
     """Returns the tokens that training reads: the recipe's, rounded up to whole steps."""
-    per_step = tokens_per_step(recipe)
+    per_step, anew = tokens_per_step(recipe), anew_at(recipe)
     asked = max(stages_of(recipe).values(), default=0)
+    if anew is not None and recipe.train and recipe.train.stages:
+        own = tokens_per_step(recipe, anew)
+        return anew + -(-recipe.train.stages.continued // own) * own
     return -(-asked // per_step) * per_step if per_step else 0
+
+
+def steps_at(recipe: Recipe, tokens: int) -> int:
+    """Returns the optimizer steps that ``tokens`` take."""
+    each, anew = tokens_per_step(recipe), anew_at(recipe)
+    if anew is None or tokens <= anew:
+        return tokens // each if each else 0
+    return anew // each + (tokens - anew) // tokens_per_step(recipe, anew)
+
+
+def steps_of(recipe: Recipe) -> int:
+    """Returns the optimizer steps of a run."""
+    return steps_at(recipe, total_tokens(recipe))
+
+
+def measurements(recipe: Recipe, begin: int, end: int) -> int:
+    """Returns how often held-out losses are measured for the mixture while ``begin`` to ``end``
+    tokens have been trained on, the end left out.
+    """
+    if recipe.data.mixture is None:
+        return 0
+    before, last = (max(0, steps_at(recipe, tokens) - 1) for tokens in (begin, end))
+    return last // recipe.data.mixture.every - before // recipe.data.mixture.every
+
+
+def too_rare(recipe: Recipe) -> str:
+    """Returns the warning for a mixture that the run is too short to change; else nothing."""
+    if recipe.data.mixture is None or measurements(recipe, 0, total_tokens(recipe)):
+        return ""
+    every = f"losses are measured every {recipe.data.mixture.every} steps, and the run has"
+    return f"data.mixture.every: {every} {steps_of(recipe)}: the weights stay as they are"
 
 
 def fastest(budget: Budget, k: int) -> float:
@@ -115,7 +193,7 @@ def play(
     """Follows the schedule from the first step to the last, as ``runner/prune.py`` does. Kinds
     shrink in proportion, by fractions before or after a removal as the selector compares them.
     """
-    prune, per_step, total = recipe.prune, tokens_per_step(recipe), total_tokens(recipe)
+    prune, total = recipe.prune, total_tokens(recipe)
     assert prune is not None and sized.target is not None
     rounds_down = prune.selector is not None and "removed_after_K" in prune.selector.needs
     prefer = prefer or (Budget.removed_after if rounds_down else Budget.removed)
@@ -124,12 +202,12 @@ def play(
     _, end = pruning_stage(recipe)
     points = [Point(0, 0, budget.params, dict(budget.widths))]
     cut = cuts = step = rest = 0
-    last = total // per_step if per_step else 0
+    last = steps_of(recipe)
     # Saliency that comes from training needs a gradient before the first cut.
     first = int(reads_text(prune) and prune.measure.source == "training")
     for step in range(first, last + 1):
         due = due_at(step, cut)
-        over = end < total and step * per_step >= end
+        over = end < total and tokens_at(recipe, step) >= end
         if due is None and not over:
             continue
         left, before = 0, cut
@@ -144,7 +222,8 @@ def play(
         if cut == before:
             continue
         rest = max(left, 0)
-        points.append(Point(step, step * per_step, budget.params, dict(budget.widths)))
+        tokens = tokens_at(recipe, step)
+        points.append(Point(step, tokens, budget.params, dict(budget.widths)))
         if not budget.open():
             break
     points.append(Point(last, total, budget.params, dict(budget.widths)))
@@ -153,7 +232,7 @@ def play(
 
 def _asking(recipe: Recipe, sized: SizedModel, budget: Budget) -> Callable[[int, int], Due | None]:
     """Returns a function (step, mini-groups cut so far) -> what the schedule asks for then."""
-    prune, per_step = recipe.prune, tokens_per_step(recipe)
+    prune = recipe.prune
     assert prune is not None and sized.target is not None
     begin, end = pruning_stage(recipe)
     fixed: dict[str, Any] = {
@@ -167,7 +246,7 @@ def _asking(recipe: Recipe, sized: SizedModel, budget: Budget) -> Callable[[int,
     }
 
     def due_at(step: int, cut: int) -> Due | None:
-        place = {"step": step, "tokens": step * per_step, "params": budget.params}
+        place = {"step": step, "tokens": tokens_at(recipe, step), "params": budget.params}
         return prune.schedule.due(**fixed, **place, groups_cut=cut)
 
     return due_at

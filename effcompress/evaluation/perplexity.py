@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
+from effcompress.isolation import placed
 from effcompress.record.events import DomainScore
 
 
@@ -18,9 +19,11 @@ def perplexity(
     batch_size: int,
     counted_NT: Tensor | None = None,
     world: World = ALONE,
+    positions_NT: Tensor | None = None,
 ) -> DomainScore:
     """Evaluates windows ``ids_NT`` independently: position ``t`` predicts ``t + 1``, no overlap.
-    ``counted_NT``: the tokens whose prediction counts (None: all but the first of each window).
+    ``counted_NT``: the tokens whose prediction counts (None: all but the first of each window);
+    ``positions_NT``: those of the tokens in isolated documents.
 
     Log-likelihoods are computed in fp32 and added in fp64. The ranks of ``world`` take batches in
     turn. Raises RunError if no token counts, or the loss is not finite.
@@ -33,13 +36,17 @@ def perplexity(
         counted_NT = torch.ones_like(ids_NT, dtype=torch.bool)
     if not bool(counted_NT[:, 1:].any()):
         raise RunError("no token of the held-out text is predicted, so there is no perplexity")
-    batches = [*zip(ids_NT.split(batch_size), counted_NT.split(batch_size), strict=True)]
+    split = [each.split(batch_size) for each in (ids_NT, counted_NT)]
+    placed_NT = (None,) * len(split[0]) if positions_NT is None else positions_NT.split(batch_size)
+    batches = [*zip(*split, placed_NT, strict=True)]
     if needs_all_ranks(module):  # ranks without a last batch run one in which no token counts
-        empty = (batches[-1][0], torch.zeros_like(batches[-1][1]))
+        ids_BT, counted_BT, positions_BT = batches[-1]
+        empty = (ids_BT, torch.zeros_like(counted_BT), positions_BT)
         batches += [empty] * (-len(batches) % world.size)
-    for ids_BT, counted_BT in batches[world.rank :: world.size]:
+    for ids_BT, counted_BT, positions_BT in batches[world.rank :: world.size]:
         ids_BT, counted_BT = ids_BT.to(device), counted_BT.to(device)
-        logits = module(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+        how = placed(module, positions_BT)
+        logits = module(input_ids=ids_BT, use_cache=False, **how).logits[:, :-1]
         losses = functional.cross_entropy(
             logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none"
         )

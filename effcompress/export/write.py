@@ -60,7 +60,8 @@ def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:
 
     def beside(work: Path) -> None:
         tokenizer.save(work)
-        add_older_keys(work, type(skeleton.config))
+        if made.name != "exact":  # the class that such a folder carries needs version 5
+            add_older_keys(work, type(skeleton.config))
 
     with quietly():
         return checkpoint.export(skeleton, made.params, beside, folder, made.files)
@@ -70,5 +71,6 @@ def prove(made: Form, pruned: PrunedModel, tokenizer: Any, ids_BT: Tensor, folde
     """Compares the folder in a fresh process; only `exact` may run the folder's own class."""
     module: Any = pruned.module
     backend = getattr(tokenizer, "backend", None)  # that of bytes is made when it is written
-    how: Any = {"text_settings": checkpoint.text_settings(module.generation_config, backend)}
-    return checkpoint.prove(folder, module, ids_BT, own_class=made.name == "exact", **how)
+    wanted = checkpoint.text_settings(module.generation_config, backend)
+    own_class = made.name == "exact"
+    return checkpoint.prove(folder, module, ids_BT, own_class=own_class, text_settings=wanted)

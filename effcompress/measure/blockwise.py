@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from effcompress.errors import RunError
+from effcompress.isolation import placed
 from effcompress.measure.hooks import first_of, linears, stream_in
 
 
@@ -56,20 +57,22 @@ def layers_of(module: nn.Module, pattern: str) -> list[Layer]:
 class Block:
     """The layer whose turn it is, with its inputs for every sequence."""
 
-    def __init__(self, layer: Layer, module: nn.Module, call: _Call, inputs: list[Tensor]) -> None:
+    def __init__(
+        self, layer: Layer, module: nn.Module, calls: list[_Call], inputs: list[Tensor]
+    ) -> None:
         self.number, self.path, self.linears = layer.number, layer.path, layer.linears
-        self._module, self._call, self._inputs = module, call, inputs
+        self._module, self._calls, self._inputs = module, calls, inputs
 
     @torch.no_grad()
     def run(self) -> None:
         """Runs all sequences through it as it is now; hooks measure."""
-        for x_1TD in self._inputs:
-            self._call(self._module, x_1TD)
+        for call, x_1TD in zip(self._calls, self._inputs, strict=True):
+            call(self._module, x_1TD)
 
     @torch.no_grad()
     def once(self) -> None:
         """Runs the first sequence through it."""
-        self._call(self._module, self._inputs[0])
+        self._calls[0](self._module, self._inputs[0])
 
     @torch.no_grad()
     def readers(self) -> list[list[str]]:
@@ -93,13 +96,16 @@ class Block:
     @torch.no_grad()
     def advance(self) -> None:
         """Replaces its inputs by its outputs."""
-        for n, x_1TD in enumerate(self._inputs):
-            self._inputs[n] = self._call(self._module, x_1TD)
+        for n, call in enumerate(self._calls):
+            self._inputs[n] = call(self._module, self._inputs[n])
 
 
-def blockwise(module: nn.Module, pattern: str, ids_NT: Tensor) -> Iterator[Block]:
+def blockwise(
+    module: nn.Module, pattern: str, ids_NT: Tensor, positions_NT: Tensor | None = None
+) -> Iterator[Block]:
     """Yields every layer in its turn. When the next is asked for, this one, as it then is, computes
-    the next one's inputs. ``ids_NT``: sequences of one length, without padding.
+    the next one's inputs. ``ids_NT``: sequences of one length, without padding; ``positions_NT``:
+    those of the tokens in isolated documents, which give every sequence masks of its own.
 
     Every layer is called as the model itself calls it: its arguments beside the residual stream
     (masks, which differ between the layers of some families, rotations, positions) are recorded in
@@ -110,9 +116,9 @@ def blockwise(module: nn.Module, pattern: str, ids_NT: Tensor) -> Iterator[Block
     training = module.training
     module.eval()  # dropout would make every pass another one
     try:
-        calls, inputs = _caught(module, layers, ids_NT)
-        for layer, call in zip(layers, calls, strict=True):
-            block = Block(layer, module.get_submodule(layer.path), call, inputs)
+        by_layer, inputs = _caught(module, layers, ids_NT, positions_NT)
+        for layer, calls in zip(layers, by_layer, strict=True):
+            block = Block(layer, module.get_submodule(layer.path), calls, inputs)
             yield block
             if layer is not layers[-1]:
                 block.advance()
@@ -138,20 +144,26 @@ class _Seen(Exception):
 
 @torch.no_grad()
 def _caught(
-    module: nn.Module, layers: list[Layer], ids_NT: Tensor
-) -> tuple[list[_Call], list[Tensor]]:
-    """Returns the arguments of each layer, and the first one's input for every sequence,
+    module: nn.Module, layers: list[Layer], ids_NT: Tensor, positions_NT: Tensor | None
+) -> tuple[list[list[_Call]], list[Tensor]]:
+    """Returns the arguments of each layer for every sequence, and the first one's input,
     ``[1, T, D]``.
 
     Two sequences go through the whole dense model, to see whether arguments depend on the text; the
-    others go up to the first layer.
+    others go up to the first layer. With positions, all go through the whole model.
     """
     device = next(module.parameters()).device
+    if positions_NT is not None:
+        _caught(module, layers, ids_NT[:2], None)
+        rows = zip(ids_NT.split(1), positions_NT.split(1), strict=True)
+        passes = [_pass(module, layers, ids.to(device), placed(module, at)) for ids, at in rows]
+        own = [list(each) for each in zip(*(calls for calls, _ in passes), strict=True)]
+        return own, [x_1TD for _, x_1TD in passes]
     calls: list[_Call] = []
     inputs: list[Tensor] = []
     for n, ids_T in enumerate(ids_NT):
         through = layers if n < 2 else layers[:1]
-        found, x_1TD = _pass(module, through, ids_T[None].to(device))
+        found, x_1TD = _pass(module, through, ids_T[None].to(device), {})
         inputs.append(x_1TD)
         calls = calls or found
         for layer, one, other in zip(layers, calls, found, strict=False):
@@ -161,10 +173,12 @@ def _caught(
                     "stream; such a model cannot be run layer by layer",
                     where=layer.path,
                 )
-    return calls, inputs
+    return [[call] * len(inputs) for call in calls], inputs
 
 
-def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor) -> tuple[list[_Call], Tensor]:
+def _pass(
+    module: nn.Module, layers: list[Layer], ids_1T: Tensor, how: Mapping[str, Any]
+) -> tuple[list[_Call], Tensor]:
     """Runs one forward pass up to the last of ``layers``; returns their arguments and the first
     one's input.
     """
@@ -197,7 +211,7 @@ def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor) -> tuple[list[
             hooks.enter_context(block.register_forward_pre_hook(before, with_kwargs=True))
             hooks.enter_context(block.register_forward_hook(after))
         try:
-            module(input_ids=ids_1T, use_cache=False)
+            module(input_ids=ids_1T, use_cache=False, **how)
         except _Seen:
             return calls, stream[0]
     raise RunError("the model did not run all of its layers", where=layers[-1].path)

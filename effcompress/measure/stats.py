@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from effcompress.distributed.rows import first_row, is_sharded, own
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
+from effcompress.isolation import placed
 from effcompress.registry import Bound
 
 
@@ -97,6 +98,10 @@ class SecondMoments:
         return own(state["exp_avg_sq"])[here] / corrected
 
 
+NOT_PREDICTED = -100
+"""The label of tokens that transformers leaves out of a loss."""
+
+
 class CalibrationStats(TrainingStats):
     """Gradient and Hessian averaged over calibration sequences, held beside the model."""
 
@@ -121,6 +126,7 @@ def collect(
     listening: Sequence[AbstractContextManager[None]] = (),
     world: World = ALONE,
     tell: Callable[[int, int], None] = lambda _done, _total: None,
+    positions_NT: Tensor | None = None,
 ) -> CalibrationStats:
     """Returns the mean gradient (and mean per-sequence Hessian) of the next-token loss over
     ``ids_NT``.
@@ -130,7 +136,8 @@ def collect(
     need for gradients there is no backward, and without hooks either there is no pass at all. The
     processes of ``world`` take sequences in turn, each at least one; gradient and Hessian are
     averaged over all of them, hooks see those of their own process. ``tell(done, total)`` reports
-    progress in sequences of this process.
+    progress in sequences of this process. ``positions_NT``: those of the tokens in isolated
+    documents, whose first tokens are not predicted.
     """
     wanted = set(needs) & {"grad", "hess"}
     backward = bool(wanted) or "mask_grad" in needs
@@ -140,13 +147,17 @@ def collect(
     with ExitStack() as stack:
         for context in listening:
             stack.enter_context(context)
-        own_NT = ids_NT[world.rank :: world.size] if backward or listening else ids_NT[:0]
-        for number, ids_T in enumerate(own_NT):
-            tell(number, len(own_NT))
+        own = range(world.rank, len(ids_NT), world.size) if backward or listening else ()
+        device = next(module.parameters()).device
+        for number, n in enumerate(own):
+            tell(number, len(own))
             module.zero_grad(set_to_none=True)
-            row = ids_T[None].to(next(module.parameters()).device)
+            labels_1T = row = ids_NT[n : n + 1].to(device)
+            how = placed(module, None if positions_NT is None else positions_NT[n : n + 1])
+            if how:
+                labels_1T = row.masked_fill(how["position_ids"] == 0, NOT_PREDICTED)
             with torch.set_grad_enabled(backward):
-                loss = module(input_ids=row, labels=row, use_cache=False).loss
+                loss = module(input_ids=row, labels=labels_1T, use_cache=False, **how).loss
             if backward:
                 loss.backward()
             if wanted:

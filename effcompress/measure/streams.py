@@ -45,6 +45,7 @@ def follow(
     ids_NT: Tensor,
     channels: Tensor | None,
     refit: Refit,
+    positions_NT: Tensor | None = None,
 ) -> Iterator[str]:
     """Calls ``refit`` for every projection into the small model's stream, front to back, with the
     moments of what it reads in the model as it is by then. Yields the path of every layer that is
@@ -58,8 +59,8 @@ def follow(
     family = axes.family
     if not family.sublayers:
         raise RunError("the parts of a block are not known here", where=family.name)
-    behind = blockwise(large, family.layer, ids_NT)
-    ahead = blockwise(small, family.layer, ids_NT)
+    behind = blockwise(large, family.layer, ids_NT, positions_NT)
+    ahead = blockwise(small, family.layer, ids_NT, positions_NT)
     kept = [parent.depth.layers.index(i) for i in axes.depth.layers]
     for _ in range(kept[0]):
         next(behind)

@@ -336,6 +336,18 @@ def _any_tokenizer(folder: Path) -> bool:
     return any(_TOKENIZER.match(file.name) for file in folder.iterdir())
 
 
+def has_template(spec: ModelSpec) -> bool | None:
+    """Whether the tokenizer has a chat template; None where it is not on this machine."""
+    if _of_bytes(spec):
+        return False
+    if (words := _words(spec, cache_root())) is None:
+        return None
+    folder = words.parent
+    apart = (folder / "chat_template.jinja", folder / "additional_chat_templates/default.jinja")
+    written = (read_object(folder / "tokenizer_config.json") or {}).get("chat_template")
+    return bool(written) or any(file.exists() for file in apart)
+
+
 def _of_bytes(spec: ModelSpec) -> bool:
     return spec.tokenizer == BYTES or (spec.tokenizer is None and kind_of(spec) == "random")
 

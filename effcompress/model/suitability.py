@@ -16,7 +16,6 @@ from effcompress.model.classes import (
     has_position_table,
     is_known,
 )
-from effcompress.model.families import FAMILIES
 from effcompress.model.integrity import Tensors, opened, read_json, read_object
 from effcompress.model.lineage import is_pruned, parent_of
 from effcompress.types import Config, Fields
@@ -27,6 +26,8 @@ _QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json
 _WRAPPED = ("text_config", "language_config", "llm_config", "thinker_config")
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_DECODERS = ("gpt_neox", "gpt_neox_japanese")
+"""Model types whose classes say `is_decoder: false` and never read it."""
 _NAME = re.compile(r"[a-z]\w+")
 _PROBED = 1 << 16
 """Bytes that are compared at each of a few places of two tensors."""
@@ -77,10 +78,8 @@ def require_causal(config: Config, where: str) -> None:
     if is_pruned(config) or "auto_map" in config or not is_known(kind):
         return
     both = ", an encoder and a decoder" if _said(config, "is_encoder_decoder") else ""
-    # GPT-NeoX says so, too, and is none.
-    declared = any(kind in family.model_types for family in FAMILIES)
-    if not declared and _said(config, "is_decoder") is False:
-        both = both or ", an encoder"
+    encodes = _said(config, "is_decoder") is False and kind not in _DECODERS
+    both = both or (", an encoder" if encodes else "")
     other = classes and not any("ForCausalLM" in c or "For" not in c for c in classes)
     if both or other or kind not in causal_models():
         raise SourceError(

@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
+from effcompress.errors import SourceError
 from effcompress.model.fetch import tokenizer_folder
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import read_object
@@ -33,8 +37,13 @@ class HFTokenizer:
         self.bos_id: int | None = backend.bos_token_id
         self.eos_id: int | None = backend.eos_token_id if separator is None else separator
         self.vocab_size: int = len(backend)
-        ends = (self.bos_id, self.eos_id)
-        silent = {i for i, t in backend.added_tokens_decoder.items() if t.special} - {*ends}
+        self.stop_id: int | None = backend.eos_token_id
+        added = backend.added_tokens_decoder.items()
+        self.special: Mapping[int, str] = {i: token.content for i, token in added if token.special}
+        template = backend.chat_template  # a dictionary where there are several
+        default = template.get("default") if isinstance(template, dict) else template
+        self.template: str | None = default
+        silent = self.special.keys() - {self.bos_id, self.eos_id, self.stop_id}
         self.largest = max((i, text) for text, i in vocab.items() if i not in silent)
         self.adds_bos: bool = self._begins_with_bos()
         self.fingerprint: str = self._hash(vocab)
@@ -43,20 +52,39 @@ class HFTokenizer:
         """Token ids of each text, without special tokens or truncation. A lone surrogate counts as
         ``?``.
         """
+        return [list(ids) for ids in self._ids(texts)["input_ids"]] if texts else []
+
+    def offsets(self, texts: list[str], *, special: bool) -> list[tuple[list[int], list[Any]]]:
+        """As ``TextTokenizer`` says. Raises SourceError for a tokenizer that does not know."""
         if not texts:
             return []
+        try:
+            found = self._ids(texts, split_special_tokens=not special, return_offsets_mapping=True)
+        except NotImplementedError as error:
+            raise SourceError(
+                "this tokenizer does not tell which characters a token stands for, so prompts and "
+                "answers cannot be told apart",
+                where=str(self.backend.name_or_path),
+                fix="use one with a tokenizer.json",
+            ) from error
+        return [*zip(found["input_ids"], found["offset_mapping"], strict=True)]
+
+    def _ids(self, texts: list[str], **how: Any) -> Any:
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         # `verbose=False` hides the warning about long sequences, which packing splits later.
         # `split_special_tokens`: a text that spells "</s>" must not give the EOS id, which only
         # packing inserts.
-        found = self.backend(
-            clean,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return [list(ids) for ids in found["input_ids"]]
+        plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        return self.backend(clean, **{"split_special_tokens": True, **plain, **how})
+
+    def render(self, turns: Sequence[Mapping[str, str]], *, generation: bool) -> str:
+        """As ``TextTokenizer`` says."""
+        try:
+            return self.backend.apply_chat_template(
+                [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=generation
+            )
+        except (TemplateError, LookupError, TypeError) as error:
+            raise ValueError(str(error).partition("\n")[0]) from error
 
     def decode(self, ids: list[int]) -> str:
         """The text of ``ids``, special tokens left out."""
@@ -94,13 +122,29 @@ class ByteTokenizer:
     bos_id: int | None = 256
     eos_id: int | None = 257
     adds_bos = False
+    stop_id: int | None = 257
     vocab_size = 258
     largest = (257, EOS)
+    special: Mapping[int, str] = {256: BOS, 257: EOS}
+    template: str | None = None
     fingerprint = hashlib.sha256(b"effcompress bytes 1").hexdigest()
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The bytes of each text; a lone surrogate counts as ``?``."""
         return [list(text.encode("utf-8", "replace")) for text in texts]
+
+    def offsets(self, texts: list[str], *, special: bool) -> list[tuple[list[int], list[Any]]]:
+        """As ``TextTokenizer`` says; special tokens cannot be spelt."""
+        found: list[tuple[list[int], list[Any]]] = []
+        for text, ids in zip(texts, self.encode(texts), strict=True):
+            widths = [len(character.encode("utf-8", "replace")) for character in text]
+            ends = [(n, n + 1) for n, width in enumerate(widths) for _ in range(width)]
+            found.append((ids, ends))
+        return found
+
+    def render(self, turns: Sequence[Mapping[str, str]], *, generation: bool) -> str:
+        """There is no template."""
+        raise ValueError("a tokenizer of bytes has no chat template")
 
     def decode(self, ids: list[int]) -> str:
         """The text of ``ids``; BOS and EOS are left out, broken UTF-8 becomes U+FFFD."""

@@ -140,3 +140,16 @@ def _widths(shape: Mapping[str, int], sets: Sequence[GroupSet]) -> dict[str, int
         else:
             widths |= dict.fromkeys(names, units)
     return widths
+
+
+def gated_targets(sets: Sequence[GroupSet]) -> dict[str, float]:
+    """Returns the fraction of every set's units, or of its kind's layers or blocks, that may go at
+    most; without sets that lose nothing. For a shape these are the fractions that do go. ``sets``
+    are ``bounded`` ones.
+    """
+    count = {s.kind: sum(t.kind == s.kind for t in sets) for s in sets}
+    found = {
+        s.name: 1.0 - (s.floor / count[s.kind] if s.kind in DEPTH else s.minimum / s.size)
+        for s in sets
+    }
+    return {name: fraction for name, fraction in found.items() if fraction > 0}

@@ -41,13 +41,14 @@ class Builder:
         if is_mapping(inner) and value is not None:
             item = typing.get_args(inner)[1]
             return {k: self.value(item, v, (*key, k), {}) for k, v in value.items()}
-        if inner is Any:
+        if inner is Any or isinstance(value, dict):
             return self._anything(value, key)
         self._note(key)
         return None if value is None else self._scalar(inner, tag, value, key, metadata)
 
-    def _dataclass(self, cls: type, given: Mapping[str, Any], key: Key) -> Any:
+    def _dataclass(self, cls: type, given: Mapping[str, Any] | str, key: Key) -> Any:
         fields = dataclasses.fields(cls)
+        given = {"name": given} if isinstance(given, str) else given  # a plugin, without its knobs
         return cls(**{f.name: self._field(given, f, hints(cls)[f.name], key) for f in fields})
 
     def _bound(self, value: Any, key: Key, kind: str) -> Bound:
@@ -62,8 +63,10 @@ class Builder:
     ) -> Any:
         """The value given for a key of a section or a knob, else its default."""
         at, default = (*key, field.name), field.default
+        metadata = field.metadata if isinstance(field, dataclasses.Field) else {}
+        if "beside" in metadata:
+            return self._bound(given, key, metadata["plugin"])
         if field.name in given:
-            metadata = field.metadata if isinstance(field, dataclasses.Field) else {}
             return self.value(as_, given[field.name], at, metadata)
         if dataclasses.is_dataclass(default):
             # Built from {} rather than taken as it is, so that each value gets an origin.

@@ -10,7 +10,8 @@ at once. Checks that need the model's axes are in ``estimate/``, those that need
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.injectable import BACKWARD
 from effcompress.recipe.source_map import Document, Key, dotted
-from effcompress.registry import REGISTRY
+from effcompress.registry import REGISTRY, Plugin
 from effcompress.spec import CARRIED, CARRIER, DomainSpec, LoopSpec, PruneSpec, Recipe, prompt_parts
 from effcompress.types import DEPTH
 
@@ -96,7 +97,11 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
     for key in ("config", "revision", "validation_split"):
         yield _only_with(domain, at, key, ("hub",))
     yield _only_with(domain, at, "validation", ("jsonl", "txt", "parquet"))
-    yield _only_with(domain, at, "prompt", ("jsonl", "parquet", "hub"))
+    for key in ("prompt", "chat"):
+        yield _only_with(domain, at, key, ("jsonl", "parquet", "hub"))
+    what = f"{dotted(at)} has `chat`, whose template writes the prompts, and `prompt`"
+    both = domain.chat is not None and domain.prompt is not None
+    yield Row(both, (*at, "prompt"), what, "Remove one of the two.")
     try:
         list(prompt_parts(domain.prompt or ""))
     except ValueError as error:
@@ -108,9 +113,45 @@ def _domain(domain: DomainSpec, at: Key, document: Document) -> Rows:
 
 
 def _sections(recipe: Recipe, _: Document) -> Rows:
+    what = "data.documents.pack: false is for training alone: pruning would measure the padding"
+    padded = not recipe.data.documents.pack and (recipe.prune or recipe.sparsify)
+    fix = "Prune first, and train the folder of that run in a run of its own."
+    yield Row(padded, ("data", "documents", "pack"), what, fix)
     what = "the recipe neither prunes nor trains, nor makes zeros"
     nothing = recipe.prune is None and recipe.sparsify is None and recipe.loop is None
     yield Row(nothing, (), what, "Add `prune:`, `sparsify:` or `train:`.")
+
+
+def _mixture(recipe: Recipe, _: Document) -> Rows:
+    """Weights that follow losses: each domain has one to be compared with."""
+    spec, at, domains = recipe.data.mixture, ("data", "mixture"), recipe.data.domains
+    if spec is None:
+        return
+    what = "data.mixture changes weights in training, but nothing is trained"
+    yield Row(recipe.loop is None, at, what, "Add `train:` or `recover:`, or remove it.")
+    what = "data.mixture: there is one domain, so there is nothing to weigh"
+    yield Row(len(domains) < 2, at, what, "Name another domain, or remove `mixture:`.")
+    scaled = spec.reference == "scaling"
+    what = "data.mixture.reference is scaling, but no model is named"
+    fix = "Add `scaling: [{params: 7B, losses: {...}}, ...]`, three models or more."
+    yield Row(scaled and not spec.scaling, (*at, "reference"), what, fix)
+    what = "data.mixture.scaling means something only with `reference: scaling`"
+    yield Row(spec.scaling and not scaled, (*at, "scaling"), what, "Write it, or remove `scaling`.")
+    sizes = len({model.params for model in spec.scaling})
+    what = f"data.mixture.scaling has models of {sizes} sizes; the law has three unknowns"
+    yield Row(scaled and sizes < 3, (*at, "scaling"), what, "Name models of three sizes or more.")
+    tables: dict[Key, Mapping[str, float]] = {
+        (*at, "scaling", k, "losses"): model.losses for k, model in enumerate(spec.scaling)
+    }
+    if not isinstance(spec.reference, str):
+        tables[*at, "reference"] = spec.reference
+    for key, losses in tables.items():
+        for name in losses:
+            what = f"{dotted(key)}: no domain is called '{name}'"
+            yield Row(name not in domains, (*key, name), what, did_you_mean(name, domains))
+        missing = next((name for name in domains if name not in losses), "")
+        what = f"{dotted(key)} has no loss of the domain '{missing}'"
+        yield Row(missing, key, what, f"Add `{missing}:` and its loss in nats per token.")
 
 
 def _recover(recipe: Recipe, _: Document) -> Rows:
@@ -141,6 +182,14 @@ def _train(recipe: Recipe, document: Document) -> Rows:
     fix = "E.g. `tokens: 2M`, or `stages: {warmup: 10k, pruning: 1M, continued: 1M}`."
     yield from _exactly_one(train, ("tokens", "stages"), at, document, fix)
     yield from _loop(train, at)
+    if train.continued is None:
+        return
+    given = {key: value for key, value in vars(train.continued).items() if value is not None}
+    here = (*at, "continued")
+    what = "train.continued: there is no continued stage"
+    fix = "E.g. `stages: {pruning: 1M, continued: 1M}`."
+    yield Row(not train.stages or not train.stages.continued, here, what, fix)
+    yield from _loop(replace(train, **given), here)
 
 
 def _loop(loop: LoopSpec, at: Key) -> Rows:
@@ -168,6 +217,7 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
         fix = f"Keep this one or prune.space.{first}."
         yield Row(first < index, key, f"prune.space names '{name}' twice", fix)
     yield from _measure(recipe, prune)
+    yield from _gates(recipe, prune)
     if recipe.train is not None:
         yield from _times(recipe, prune)
 
@@ -195,6 +245,41 @@ def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
         what = f"prune.schedule '{prune.schedule.name}' cuts at step 0, where '{name}' has "
         what += "measured nothing yet"
         yield Row(cuts_all_at_start(recipe), ("prune", "schedule"), what, fix)
+
+
+def _gates(recipe: Recipe, prune: PruneSpec) -> Rows:
+    """Learned gates are trained, decide alone, and end in one cut when they have been trained."""
+    name, learned = prune.criterion.name, [c.name for c in REGISTRY.all("criterion") if _learned(c)]
+    there = (next((p.name for p in REGISTRY.all(kind)), "...") for kind in ("gate", "constraint"))
+    fix = "Add `gates: {{gate: {}, constraint: {}}}` under prune.".format(*there)
+    what = f"prune.criterion: '{name}' ranks by learned gates, and there are none"
+    wants = _learned(prune.criterion.plugin)
+    yield Row(wants and prune.gates is None, ("prune", "criterion"), what, fix)
+    if prune.gates is None:
+        return
+    fix = f"Use {' or '.join(learned)}, or remove `gates`."
+    what = f"prune.gates: '{name}' does not rank by learned gates"
+    yield Row(not wants, ("prune", "criterion"), what, fix)
+    what, fix = "prune.gates are learned in training, and nothing is trained", "Add `train:`."
+    yield Row(recipe.train is None, ("prune", "gates"), what, fix)
+    what = "prune.gates: the cut model computes what the masked one did; no repair is needed"
+    yield Row(prune.repair, ("prune", "repair"), what, "Remove `repair`.")
+    stage = _stage(recipe)
+    place: dict[str, Any] = {
+        **{"step": 1, "start_params": START, "params": START, "target_params": TARGET},
+        **{"groups_cut": 0, "removed": {}, "positions": {}, **stage},
+    }
+    end = max(stage["prune_until"], 1)
+    first = prune.schedule.due(**{**place, "step": 0}, tokens=stage["prune_from"])
+    last = prune.schedule.due(**place, tokens=end)
+    whole = last is not None and last.params == TARGET and not last.again
+    what = f"prune.schedule '{prune.schedule.name}' does not cut everything at once when the gates "
+    what += "have been learned"
+    yield Row(first or not whole, ("prune", "schedule"), what, "Write `schedule: at_end`.")
+
+
+def _learned(criterion: Plugin) -> bool:
+    return "logit" in criterion.needs
 
 
 def _times(recipe: Recipe, prune: PruneSpec) -> Rows:
@@ -291,6 +376,7 @@ def _propagated(recipe: Recipe, _: Document) -> Rows:
 CHECKS: tuple[Callable[[Recipe, Document], Rows], ...] = (
     _sources,
     _sections,
+    _mixture,
     _recover,
     _train,
     _prune,

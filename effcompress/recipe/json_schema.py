@@ -33,6 +33,10 @@ _TAGS: Mapping[str, Schema] = {
     "fraction": {"type": ["number", "string"], "minimum": 0, "maximum": 1},
     "positive": {"type": "integer", "minimum": 1, "maximum": LARGEST},
     "number from 0": {"type": "number", "minimum": 0, "maximum": LARGEST},
+    "losses by domain": {
+        "type": ["string", "object"],
+        "additionalProperties": {"type": "number", "minimum": 0, "maximum": LARGEST},
+    },
 }
 # Metadata of a field -> JSON Schema.
 _TEXT = {"pattern": "pattern", "words": "patternErrorMessage"}
@@ -143,9 +147,7 @@ def _inner_schema(inner: Any, tag: str, metadata: Mapping[str, Any], definitions
     if inner is Bound:
         return {"$ref": f"#/$defs/{metadata['plugin']}"}
     if dataclasses.is_dataclass(inner) and isinstance(inner, type):
-        if inner.__name__ not in definitions:
-            definitions[inner.__name__] = _dataclass_schema(inner, definitions)
-        return {"$ref": f"#/$defs/{inner.__name__}"}
+        return _section(inner, definitions)
     if is_sequence(inner):
         item = typing.get_args(inner)[0]
         kinds = ["string", "array"] if unwrap(item)[1] == "path" else "array"
@@ -159,7 +161,7 @@ def _inner_schema(inner: Any, tag: str, metadata: Mapping[str, Any], definitions
         return {**schema, "propertyNames": names} if names else schema
     if typing.get_origin(inner) is Literal:
         return {"enum": list(typing.get_args(inner))}
-    if inner not in _SCALARS:
+    if inner not in _SCALARS and tag not in _TAGS:
         # Of a model's configuration, say: whatever else it is, a number is bounded.
         return {"minimum": -LARGEST, "maximum": LARGEST} if inner is Any else {}
     schema = _TAGS[tag] if tag in _TAGS else _SCALARS[cast(type, inner)]
@@ -169,6 +171,23 @@ def _inner_schema(inner: Any, tag: str, metadata: Mapping[str, Any], definitions
         if exclusive in own:
             schema = {key: value for key, value in schema.items() if key != bound}
     return {**schema, **own}
+
+
+def _section(cls: type, definitions: Schema) -> Schema:
+    """Adds a section to the definitions; where its keys stand beside a plugin's knobs, to every
+    plugin of that kind.
+    """
+    name = cls.__name__
+    if name not in definitions:
+        definitions[name] = _dataclass_schema(cls, definitions)
+    plugin = next((f for f in dataclasses.fields(cls) if "beside" in f.metadata), None)
+    if plugin is not None:
+        own = definitions.pop(name)["properties"]
+        own.pop(plugin.name)
+        name = plugin.metadata["plugin"]
+        for alternative in definitions[name]["anyOf"][1:]:
+            alternative["properties"] |= own
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def _renamed(metadata: Mapping[str, Any], names: Mapping[str, str]) -> Schema:

@@ -87,7 +87,9 @@ def _fill_defaults(document: Document, registry: Registry) -> Document:
     unset = {("prune", key) for key in wanted}
     marks = {key: mark for key, mark in document.marks.items() if key not in unset}
     reduce = {"members": "sum", **(prune.get("reduce") or {})}
-    filled = {"repair": ["norm_gain"], **prune, **wanted, "reduce": reduce}
+    # Under learned gates the cut model computes what the masked one did, as it is.
+    repair = [] if prune.get("gates") else ["norm_gain"]
+    filled = {"repair": repair, **prune, **wanted, "reduce": reduce}
     return Document({**document.values, "prune": filled}, marks)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain, groupby
 from typing import Any
 
-from effcompress.recipe.json_schema import hints, type_words, unwrap
+from effcompress.recipe.json_schema import hints, is_sequence, type_words, unwrap
 from effcompress.recipe.resolved import plain
 from effcompress.registry import REGISTRY, Bound, Plugin, Registry
 from effcompress.spec import Recipe
@@ -37,9 +37,11 @@ def _section(cls: type, path: str) -> Iterator[str]:
     ordered = sorted(dataclasses.fields(cls), key=lambda f: f.metadata.get("expert", False))
     for field in sorted(ordered, key=_required, reverse=True):
         words, deeper = _type_of(hints(cls)[field.name], field.metadata)
-        yield f"| `{field.name}` | {words} | {_default(field)} | {_cell(field.metadata['help'])} |"
+        name = "name" if "beside" in field.metadata else field.name
+        yield f"| `{name}` | {words} | {_default(field)} | {_cell(field.metadata['help'])} |"
         if deeper is not None:
-            step = f"{field.name}.NAME" if "name ->" in words else field.name
+            one = {"name -> section": ".NAME", "list of sections": ".0"}.get(words, "")
+            step = field.name + one
             inner.append((f"{path}.{step}".lstrip("."), deeper))
     yield ""
     for deeper_path, deeper in inner:
@@ -53,9 +55,11 @@ def _type_of(annotation: Any, metadata: Any) -> tuple[str, type | None]:
         return f"{'' if inner is Bound else 'list of '}{metadata['plugin']}{or_null}", None
     if dataclasses.is_dataclass(inner) and isinstance(inner, type):
         return f"section{or_null}", inner
-    arguments = getattr(inner, "__args__", ())
+    arguments: Any = getattr(inner, "__args__", ())
     if len(arguments) == 2 and dataclasses.is_dataclass(arguments[1]):
         return "name -> section", arguments[1]
+    if is_sequence(inner) and dataclasses.is_dataclass(arguments[0]):
+        return "list of sections", arguments[0]
     if len(arguments) == 2 and arguments[1] is Any:
         return f"mapping{or_null}", None
     return _cell(type_words(annotation)), None

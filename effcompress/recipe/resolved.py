@@ -26,7 +26,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Bound):
         return {"name": value.name, **{k: plain(v) for k, v in value.knobs.items()}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        held = ((f, plain(getattr(value, f.name))) for f in dataclasses.fields(value))
+        pairs = (one if "beside" in f.metadata else {f.name: one} for f, one in held)
+        return {name: one for pair in pairs for name, one in pair.items()}
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):

@@ -177,6 +177,20 @@ class Step(Recorded, event="step"):
     """Since the run began, over all processes that took it up."""
 
 
+class Mixture(Recorded, event="mixture"):
+    """The weights of the domains from this step on, and the held-out losses (nats per token) that
+    they follow, beside their references.
+    """
+
+    step: int = 0
+    tokens: int
+    weights: Mapping[str, float]
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Empty where nothing was measured: at the start, with references that the recipe gives."""
+    reference: Mapping[str, float]
+    seconds: float | None = None
+
+
 class Cut(Recorded, event="cut"):
     """Units were masked. Of one step, the cut comes after it."""
 
@@ -255,6 +269,41 @@ class Refit(Recorded, event="refit"):
     """Weight -> norm of its change over its norm."""
 
 
+class GateFamily(Recorded):
+    """Learned gates of one kind: expected and wanted sparsity (0 to 1), the multipliers of the
+    constraint, and the fraction of gates that are neither open nor shut.
+    """
+
+    expected: float
+    target: float
+    linear: float
+    quadratic: float
+    undecided: float
+
+
+class Gates(Recorded, event="gates"):
+    """Learned gates, as they were when this step was taken."""
+
+    step: int
+    tokens: int
+    families: Mapping[str, GateFamily]
+
+
+class Settled(Recorded, event="settled"):
+    """Learned gates were multiplied into the weights: losses in nats per token with all gates open,
+    under the gates of the cut, and of the cut model, which computes the same as the second.
+    ``low``: kept gates below 0.1.
+    """
+
+    step: int
+    kept: int
+    low: int
+    loss_open: float
+    loss_masked: float
+    loss_cut: float
+    max_logit_difference: float
+
+
 class Compiled(Recorded, event="compiled"):
     """Layers were compiled; ``graphs`` counts all so far."""
 
@@ -327,7 +376,8 @@ class Other:
 
 Costly = Cut | Commit | Sparsify | Refit
 """Events of pruning whose time and peak memory are recorded."""
-AtStep = Costly | Step | Stage | Calibration | Approximate | Compiled | Checkpoint
+InTraining = Step | Stage | Mixture | Calibration | Approximate | Gates | Settled | Compiled
+AtStep = Costly | InTraining | Checkpoint
 """Events that happen at an optimizer step."""
 Event = AtStep | Run | Evaluation | Export | Proof | Warn | End | Other
 

@@ -68,6 +68,7 @@ class Status:
         self.run: events.Run | None = None
         self.step: events.Step | None = None
         self.cut: events.Cut | None = None
+        self.mixture: events.Mixture | None = None
         self.losses: deque[float] = deque(maxlen=400)
         self.rates: deque[float] = deque(maxlen=20)
 
@@ -82,6 +83,8 @@ class Status:
                 self.rates.append(max(0.0, event.tokens_per_second))
             case events.Cut():
                 self.cut, self.progress = event, None
+            case events.Mixture():
+                self.mixture = event
 
     def enter(self, phase: str, total_tokens: int | None) -> None:
         self.phase, self.progress, self._unit_began = phase, None, self.clock()
@@ -136,6 +139,12 @@ class Status:
         """``FFN 2, hidden 1``: the units of the last cut."""
         return removed(self.cut.removed) if self.cut else ""
 
+    def weights(self) -> str:
+        """``prose 62 %, code 38 %``: the weights of the domains now, where they change."""
+        held = self.mixture.weights if self.mixture else {}
+        falling = sorted(held.items(), key=lambda pair: -pair[1])
+        return ", ".join(f"{name} {weight:.0%}".replace("%", " %") for name, weight in falling)
+
     def line(self) -> str:
         """Everything in one line of plain text."""
         parts = [f"[{clock_time(self.elapsed)}] {self.phase}"]
@@ -147,6 +156,8 @@ class Status:
             parts.append(f"{count(self.rate or 0)} tokens/s, loss {self.step.loss:.3f}")
         if self.params is not None:
             parts.append(f"{self.size()} parameters")
+        if self.mixture:
+            parts.append(f"mixture {self.weights()}")
         if self.cut:
             parts.append(f"last cut {self.last_cut()}")
         if self.eta is not None:
@@ -273,6 +284,8 @@ def _rows(status: Status, width: int) -> Iterator[tuple[str, RenderableType]]:
         yield "step", Text(f"{step.step} at {count(status.rate or 0)} tokens/s")
         course = (sparkline([*status.losses], width), "magenta")
         yield "loss", Text.assemble(f"{step.loss:.3f}  ", course)
+    if status.mixture:
+        yield "mixture", Text(status.weights())
     if (cut := status.cut) is not None:
         gone, lowest = cut.share_removed.items(), cut.saliency.items()
         yield "removed", Text("   ".join(f"{of(k).short} {part:.1%}" for k, part in gone))

@@ -13,7 +13,7 @@ def removed(kinds: Mapping[str, int]) -> str:
     return ", ".join(f"{of(kind).short} {n}" for kind, n in kinds.items() if n) or "nothing"
 
 
-def sentence(event: Event) -> str | None:
+def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
     """The line to print for an event; None if it is only counted (steps, cuts), or for reports."""
     match event:
         case events.Run():
@@ -37,6 +37,12 @@ def sentence(event: Event) -> str | None:
             moved, sets = event.max_logit_difference, ", ".join(event.sets[:3])
             return (
                 f"not exact: removing {sets} rescales what stays; logits move by {moved:.1e} more"
+            )
+        case events.Settled():
+            return (
+                f"gates multiplied into the weights: loss {event.loss_open:.3f} with all open, "
+                f"{event.loss_masked:.3f} under them, {event.loss_cut:.3f} of the cut model; "
+                f"{event.low:,} of {event.kept:,} kept gates are below 0.1"
             )
         case events.Compiled():
             return f"layers compiled, {event.graphs} graphs so far"

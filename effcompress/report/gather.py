@@ -20,6 +20,9 @@ class Record:
     steps: tuple[events.Step, ...] = ()
     cuts: tuple[events.Cut, ...] = ()
     stages: tuple[events.Stage, ...] = ()
+    mixtures: tuple[events.Mixture, ...] = ()
+    gates: tuple[events.Gates, ...] = ()
+    settled: events.Settled | None = None
     sparsified: events.Sparsify | None = None
     before: events.Evaluation | None = None
     after: events.Evaluation | None = None
@@ -118,6 +121,9 @@ def gather(folder: Path) -> Record:
         steps=of_type(found, events.Step),
         cuts=of_type(found, events.Cut),
         stages=of_type(found, events.Stage),
+        mixtures=of_type(found, events.Mixture),
+        gates=of_type(found, events.Gates),
+        settled=next(iter(of_type(found, events.Settled)[-1:]), None),
         sparsified=next(iter(of_type(found, events.Sparsify)), None),
         before=evaluations.get("before"),
         after=evaluations.get("after"),

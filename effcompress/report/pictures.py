@@ -1,5 +1,6 @@
 """Which pictures a record gives, and what is in them."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from effcompress.types import axis_kind, axis_layer
 
 USUAL = ("attention", "ffn", "hidden")
 """Kinds with a colour of their own; shown even when they were not cut."""
+DOMAIN_TONES = ("ffn", "attention", "hidden", "spare", "spare2", "dense", "bad", "goal")
+"""Of the domains of a mixture, in their order."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,12 @@ def pictures(record: Record) -> dict[str, Picture]:
         "perplexity": _perplexity(record),
         "removed": _removed(record),
         "saliency": _saliency(record),
+        "gates": _gates(record, "expected"),
+        "multipliers": _gates(record, "linear"),
+        "undecided": _gates(record, "undecided"),
         "loss": _loss(record),
+        "mixture": _mixture(record),
+        "heldout": _heldout(record),
         "left": _left(record) if shaped else None,
         **(dict(_shapes(record)) if shaped else {}),
         "speed": _speed(record),
@@ -171,6 +179,42 @@ def _saliency(record: Record) -> Chart | None:
     )
 
 
+_OF_GATES: dict[str, tuple[str, str, str, str, Any]] = {
+    "expected": (
+        *("Learned gates", "expected sparsity", "fraction shut of each kind; dashed: its target"),
+        *(PERCENT, readable.percent),
+    ),
+    "linear": (
+        *("Multipliers", "multiplier", "linear; below 0 rewards sparsity"),
+        *(PLAIN, readable.decimal),
+    ),
+    "undecided": (
+        *("Undecided gates", "fraction of gates", "open with a probability from .05 to .95"),
+        *(PERCENT, readable.percent),
+    ),
+}
+"""Field of a family -> title, title of the axis, what is drawn, and how its values are written."""
+
+
+def _gates(record: Record, field: str) -> Chart | None:
+    """A value of every family of gates, over tokens."""
+    if not record.gates:
+        return None
+    title, axis, unit, ticks, tell = _OF_GATES[field]
+    names = list(record.gates[0].families)
+    others, lines = tuple(name for name in names if name not in USUAL), list[Line]()
+    for name in names:
+        seen = [(float(e.tokens), e.families[name]) for e in record.gates if name in e.families]
+        said = of(name)
+        points = [(at, float(getattr(family, field))) for at, family in seen]
+        lines.append(Line(said.short, points, tone(name, others), said.plural))
+        if field == "expected":
+            asked = [(at, family.target) for at, family in seen]
+            lines.append(Line("", asked, "goal", told=False, thin=True))
+    zero = field != "linear"
+    return Chart(title, lines, axis, ticks, tell, unit=unit, zero=zero, **_axis(record))
+
+
 def _smoothed(raw: list[Point], tone: str) -> list[Line]:
     return [Line("", raw, tone, faint=True, told=False), Line("smoothed", charts.smooth(raw), tone)]
 
@@ -183,6 +227,43 @@ def _loss(record: Record) -> Chart | None:
     places = [float(cut.tokens) for cut in record.cuts]
     marks = {"marks": places, "marks_label": "cuts" if places else "", **_axis(record)}
     return Chart("Training loss", lines, "nats per token", PLAIN, readable.decimal, **marks)
+
+
+def _domains(record: Record) -> dict[str, tuple[str, str]]:
+    """Domain -> tone and a label that is not too long, where the mixture changes."""
+    names = record.mixtures[0].weights if record.mixtures else ()
+    short = {name: name if len(name) < 24 else f"{name[:22]}…" for name in names}
+    tones = itertools.cycle(DOMAIN_TONES)
+    return {name: (next(tones), label) for name, label in short.items()}
+
+
+def _mixture(record: Record) -> Chart | None:
+    lines: list[Line] = []
+    for name, (tone, label) in _domains(record).items():
+        course = [(float(event.tokens), event.weights[name]) for event in record.mixtures]
+        course.append((float(record.tokens), course[-1][1]))
+        lines.append(Line(label, course, tone))
+    if not lines:
+        return None
+    axes = ("fraction of the samples", PERCENT, readable.percent)
+    said: Any = {"unit": "as held-out losses change it", "zero": True, "steps": True}
+    return Chart("Mixture", lines, *axes, **said, **_axis(record))
+
+
+def _heldout(record: Record) -> Chart | None:
+    lines: list[Line] = []
+    for name, (tone, label) in _domains(record).items():
+        course = [(float(e.tokens), e.losses[name]) for e in record.mixtures if name in e.losses]
+        if course:
+            level = record.mixtures[-1].reference[name]
+            goal = [(0.0, level), (float(record.tokens), level)]
+            lines.append(Line(f"{name}, reference", goal, tone, faint=True, told=False))
+            lines.append(Line(label, course, tone))
+    if not lines:
+        return None
+    axes = ("nats per token", PLAIN, readable.decimal)
+    said: Any = {"unit": "by domain; faint: what it is compared with"}
+    return Chart("Held-out loss", lines, *axes, **said, **_axis(record))
 
 
 def _speed(record: Record) -> Chart | None:

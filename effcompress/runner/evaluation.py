@@ -56,7 +56,7 @@ def evaluate(
     if spec.tasks is not None:  # first: an unknown task should not cost a perplexity
         how: Any = {"bos": corpus.bos, "offline": offline, "say": say}
         solved = tasks.solve(module, tokenizer, spec.tasks, **how)
-    domains = {name: _perplexity(module, corpus, name, spec, world) for name in corpus.domains}
+    domains = scores(module, corpus, spec, world)
     text = evaluation.continuation(module, tokenizer, spec.prompt, spec.new_tokens, bos)
     return Evaluation(
         when=when,
@@ -69,6 +69,7 @@ def evaluate(
             "bos": "one per window" if bos else "none",
             "unit": "token",
             "split": "held out",
+            **({"documents": "isolated"} if corpus.isolated else {}),
             "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
             "batch_size": spec.batch_size,
             "tokenizer": tokenizer.fingerprint[:12],
@@ -79,12 +80,17 @@ def evaluate(
     )
 
 
-def _perplexity(
-    module: nn.Module, corpus: Corpus, domain: str, spec: EvaluateSpec, world: World
-) -> DomainScore:
-    ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
-    found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)
-    return replace(found, hash=digest(ids_NT))
+def scores(
+    module: nn.Module, corpus: Corpus, spec: EvaluateSpec, world: World
+) -> dict[str, DomainScore]:
+    """Returns loss and perplexity of the held-out text of each domain."""
+    listed: dict[str, DomainScore] = {}
+    for domain in corpus.domains:
+        ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
+        positions_NT = corpus.heldout_positions(domain, spec.sequences)
+        of = module, ids_NT, spec.batch_size, trained_NT, world, positions_NT
+        listed[domain] = replace(evaluation.perplexity(*of), hash=digest(ids_NT))
+    return listed
 
 
 def evaluate_once(
@@ -141,7 +147,7 @@ def description(
         "threads": torch.get_num_threads(),
         "tokenizer": tokenizer,
         "tokens": tokens,
-        "window": [corpus.sequence_length, corpus.bos],
+        "window": [corpus.sequence_length, corpus.bos, corpus.isolated],
         "spec": asdict(spec),
         "versions": {name: _version(name) for name in PACKAGES},
         "code": _code(),

@@ -155,9 +155,11 @@ def same_recipe(loaded: LoadedRecipe, folder: Path) -> None:
 
 
 def require_equal(old: Mapping[str, str], new: Mapping[str, str], folder: Path) -> None:
-    """Raises RecipeError with the first key whose values differ."""
+    """Raises RecipeError with the first key whose values differ. A key that the version which began
+    the run did not have is null there.
+    """
     for key in [*old, *new]:
-        if old.get(key) != new.get(key):
+        if old.get(key, "null") != new.get(key, "null"):
             raise RecipeError(
                 f"the recipe changed since this run began: {key} was {old.get(key, 'absent')}, is "
                 f"{new.get(key, 'absent')}",

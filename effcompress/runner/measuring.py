@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from effcompress.data import digest
@@ -44,12 +45,14 @@ ALL_TOKENS = 1 << 62
 """Tokens per pass of a measurement that samples none."""
 
 
-def calibration_text(state: RunState, sequences: int, log: Log) -> Tensor:
-    """Returns ``ids_NT`` and records which tokens they are."""
+def calibration_text(state: RunState, sequences: int, log: Log) -> tuple[Tensor, Tensor | None]:
+    """Returns ``ids_NT`` and ``positions_NT`` (None: documents are not isolated), and records which
+    tokens they are.
+    """
     ids_NT = state.corpus.calibration(sequences, state.recipe.seed)
     count, tokens = ids_NT.shape[0], ids_NT.numel()
     log.event(Calibration(step=state.step, sequences=count, tokens=tokens, hash=digest(ids_NT)))
-    return ids_NT
+    return ids_NT, state.corpus.calibration_positions(sequences, state.recipe.seed)
 
 
 def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
@@ -57,10 +60,11 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     with closing(_Listeners(state, prune)) as listeners:
         needs = BACKWARD.intersection(prune.criterion.needs)
         if needs or listeners.contexts:
-            ids_NT = calibration_text(state, prune.measure.sequences, log)
+            ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
         else:  # a criterion of weights alone
-            ids_NT = state.probe_BT[:0]
+            ids_NT, positions_NT = state.probe_BT[:0], None
         how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": listeners.world}
+        how["positions_NT"] = positions_NT
         stats = collect(state.module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
     sets, criterion = state.pruned.sets, prune.criterion
     of_layers = listeners.layers.read() if listeners.layers else {}
@@ -185,6 +189,12 @@ def _scores(state: RunState, prune: PruneSpec) -> Scores:
 def measured(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     """Returns saliency in original order, and moments: averaged over training, or measured now."""
     ledger = state.pruned.ledger
+    if state.gates is not None:
+        learned = state.gates.scores(prune.criterion)
+        # Kinds that lose nothing have no gates.
+        now = Measured({s.name: torch.zeros(s.size) for s in state.pruned.sets} | learned)
+        scores = in_original_order(now.scores, ledger.original, ledger.sizes)
+        return replace(now, scores=ledger.original_order(scores))
     if averages(prune):
         return Measured(ledger.original_order(state.average.read()), state.grams)
     if prune.measure.source == "training":

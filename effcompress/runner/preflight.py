@@ -15,6 +15,7 @@ from importlib.metadata import version
 from effcompress import data
 from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.check import CheckResult, check
+from effcompress.estimate.schedule import loops_of
 from effcompress.model import source
 from effcompress.processes import launched
 from effcompress.recipe import LoadedRecipe
@@ -32,11 +33,23 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
     """
     machine = [*_machine(loaded), *data.preview(loaded.recipe.data)]
     result = check(loaded)
+    _require_template(loaded)
     if offline:
         require_here(loaded)
         if any(domain.hub for domain in loaded.recipe.data.domains.values()):
             _require_text(loaded)
     return CheckResult([*machine, *result.lines], result.data, result.timeline)
+
+
+def _require_template(loaded: LoadedRecipe) -> None:
+    for name, domain in loaded.recipe.data.domains.items():
+        if domain.chat is not None and source.has_template(loaded.recipe.model) is False:
+            key = f"data.domains.{name}.chat"
+            raise RecipeError(
+                f"{key}: the tokenizer has no chat template to write conversations with",
+                where=loaded.origins.get(key),
+                fix="Name a tokenizer with one (model.tokenizer), or use `text:` and `prompt:`.",
+            )
 
 
 def _machine(loaded: LoadedRecipe) -> Iterator[str]:
@@ -56,7 +69,8 @@ def _machine(loaded: LoadedRecipe) -> Iterator[str]:
             fix="Write `device: auto`.",
         )
     if recipe.loop is not None:
-        _require_equal_batches(recipe.loop, section, size)
+        for loop in loops_of(recipe):
+            _require_equal_batches(loop, section, size)
         if recipe.loop.compile:
             _require_compiler(section)
             yield "a C++ compiler is there"

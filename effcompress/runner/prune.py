@@ -20,6 +20,7 @@ from effcompress.network.approximate import removed_alone, split
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.removal.selftest import same_function
+from effcompress.runner.gates import settling
 from effcompress.runner.measuring import Measured, measured, ready
 from effcompress.runner.recovery import refit_event
 from effcompress.runner.resources import Meter, Spent
@@ -88,7 +89,8 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
     choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
     if choice.plan:
-        _mask(state, prune, choice.plan, found.inputs, log)
+        with settling(state, due, choice.plan, log):
+            _mask(state, prune, choice.plan, found.inputs, log)
         fault.point("cut")
         state.average.cut()
         state.groups_cut += sum(choice.removed.values())
@@ -118,7 +120,8 @@ def _require_ranked(state: RunState, prune: PruneSpec, scores: Scores, log: Log)
     every saliency is zero.
     """
     # Those of layers that are still there.
-    same, name = alike(state.pruned.sets, scores), prune.criterion.name
+    ranked = [s for s in state.pruned.sets if not state.gates or s.name in state.gates.names]
+    same, name = alike(ranked, scores), prune.criterion.name
     if same and not any(bool(v[torch.isfinite(v)].any()) for v in scores.values()):
         raise RunError(
             f"criterion '{name}' gives every mini-group the saliency 0, so nothing ranks them",
@@ -133,7 +136,9 @@ def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores, log: Lo
     sets, selector = state.pruned.parent_sets, prune.selector
     assert selector is not None, "recipe.load fills in the default selector"
     known = state.target_params, selector, state.selector_state, state.begun
-    choice = choose(sets, state.pruned.parent, scores, due, *known)
+    # Gates of layers are compared as they are, whatever the layers free.
+    raw = state.gates is not None
+    choice = choose(sets, state.pruned.parent, scores, due, *known, raw_pools=raw)
     if not prune.measure.propagate or not choice.plan:
         return choice
     return propagated(state, prune, choice, log)
@@ -223,12 +228,13 @@ def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> C
     ``score_inputs`` does.
     """
     # The same tokens as in `measured`, which has recorded them.
-    ids_NT = state.corpus.calibration(prune.measure.sequences, state.recipe.seed)
+    of = prune.measure.sequences, state.recipe.seed
+    text = state.corpus.calibration(*of), state.corpus.calibration_positions(*of)
     pruned, plan, raw = state.pruned, dict(choice.plan), dict(choice.scores)
     waiting = [s for s in pruned.sets if s.name in plan]
     params = readers(state.module, pruned.axes, waiting)
     with ExitStack() as stack:
-        for block in blockwise(state.module, pruned.family.layer, ids_NT):
+        for block in blockwise(state.module, pruned.family.layer, *text):
             within = f"{block.path}."
             sets = [s for s in waiting if any(m.param.startswith(within) for m in s.sides)]
             scores = _scored(state, prune, block, sets) if sets else {}

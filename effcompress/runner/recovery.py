@@ -80,11 +80,11 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     # It was loaded when the run began, so it is on this machine.
     source, channels = _source(state, log, offline=True)
     large = source.to(state.device).eval()
-    ids_NT = calibration_text(state, prune.measure.sequences, log)
+    ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
     change = _Change(state, prune.refit)
     training = module.training
     axes = pruned.axes, pruned.parent
-    for path in follow(large, module.eval(), *axes, ids_NT, channels, change):
+    for path in follow(large, module.eval(), *axes, ids_NT, channels, change, positions_NT):
         log.note(f"fitted {path}")
     module.train(training)
     written = {"weights": len(change.relative), "change": change.relative}

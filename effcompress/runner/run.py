@@ -22,7 +22,7 @@ from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe, plain
 from effcompress.record import events
 from effcompress.record.log import Log, NoView, make_view
-from effcompress.runner import recovery
+from effcompress.runner import mixture, recovery
 from effcompress.runner.checkpoints import CheckpointWriter
 from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.preflight import preflight
@@ -272,6 +272,7 @@ def _loop(state: RunState, log: Log, stopping: Stopping, keep: CheckpointWriter)
             _tell_stage(state, stage, log)
             if learned:
                 _prune_if_due(state, log)
+            mixture.update_if_due(state, log)
             state.seconds += time.monotonic() - started
             asked = state.world.any(bool(stopping.asked))
             keep.poll()

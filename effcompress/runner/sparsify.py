@@ -87,9 +87,9 @@ def _turns(
     if not reads_inputs(spec.method):
         yield from ((layer, None) for layer in layers.values())
         return
-    ids_NT = calibration_text(state, spec.sequences, log)
+    text = calibration_text(state, spec.sequences, log)
     last = max(layers)
-    for block in blockwise(state.module, state.pruned.family.layer, ids_NT):
+    for block in blockwise(state.module, state.pruned.family.layer, *text):
         if block.number in layers:
             yield layers[block.number], block
         if block.number == last:

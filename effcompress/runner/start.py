@@ -13,6 +13,7 @@ import torch
 from effcompress import __version__, data
 from effcompress.data import Corpus
 from effcompress.estimate.schedule import measures, total_tokens
+from effcompress.isolation import require_isolation
 from effcompress.model.biases import add_biases, biased
 from effcompress.model.cache import cache_root
 from effcompress.model.lineage import parent_of
@@ -22,6 +23,7 @@ from effcompress.network.axis_map import family_for
 from effcompress.record.events import DomainData, Evaluation, Run
 from effcompress.record.log import Log
 from effcompress.removal.repairs import for_biases, for_streams
+from effcompress.runner import mixture
 from effcompress.runner.evaluation import description, evaluate, evaluate_once
 from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.state import RunState
@@ -66,12 +68,13 @@ def corpus_of(
     ``say`` is called with progress, ``notice`` with warnings. Raises SourceError naming the domain
     whose text is missing, unreadable, too short, or not on this machine when ``offline``.
     """
+    mixed, sequences = recipe.data.mixture, recipe.evaluate.sequences
     return data.prepare(
         recipe.data,
         tokenizer,
         cache_root(),
         train_tokens=total_tokens(recipe) if training else 0,
-        heldout_sequences=recipe.evaluate.sequences,
+        heldout_sequences=max(sequences, mixed.sequences) if mixed and training else sequences,
         offline=offline,
         seed=recipe.seed,
         progress=lambda what, fraction: say(f"{what} {fraction:.0%}"),
@@ -111,6 +114,8 @@ def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> No
             },
         )
     )
+    if state.corpus.isolated:
+        require_isolation(state.to_call)
     log.phase("evaluating the dense model")
     pruned, tokens = state.pruned, state.tokenizer.fingerprint
     before = evaluate_once(
@@ -121,6 +126,7 @@ def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> No
     if before.known:
         log.note("the dense model was evaluated by an earlier run: its result is taken")
     log.event(before)
+    mixture.begin(state, before, log)
 
 
 def evaluated(state: RunState, log: Log, *, when: str, offline: bool) -> Evaluation:

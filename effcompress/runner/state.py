@@ -1,6 +1,6 @@
 """The state of a run in one place: what is not in here is not in a checkpoint."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
@@ -20,6 +20,7 @@ from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
 from effcompress.model.cache import cache_root
 from effcompress.model.load import LoadedModel
+from effcompress.network.gates import LearnedGates
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.network.shapes import target_of
 from effcompress.recompute import recompute_layers
@@ -42,13 +43,16 @@ COUNTERS = (
     "target_reached",
     "left_out",
     "sparse",
+    "reference",
+    "dominant",
     "seconds",
 )
 """Counters and flags of a run; plain JSON values."""
 VALUES: dict[str, Any] = {
     **{"step": 0, "tokens": 0, "groups_cut?": 0, "removed?": {}, "since_commit?": 0},
     **{"target_reached?": False, "left_out?": 0, "sparse?": [""], "seconds?": 0.0},
-    "stream": {"seed": 0, "read": {}, "windows": {}},
+    **{"reference?": None, "dominant?": [""]},
+    "stream": {"seed": 0, "read": {}, "windows": {}, "mixture?": None},
     "depth": {"layers": [0], "absent": [""]},
     "epsilons": [0.0],
     "selector?": {"stage": 0, "begun": {}, "state": None},
@@ -105,6 +109,11 @@ class RunState:
         wanted = target_of(prune, self.pruned.parent, self.pruned.parent_sets)
         self.target_params = self.parent_params if wanted is None else wanted
         measure = prune.measure if prune else MeasureSpec()
+        self.gates: LearnedGates | None = None
+        """Until the cut, where the recipe learns masks."""
+        if prune and prune.gates:
+            learned = prune, self.target_params, recipe.seed, self.device
+            self.gates = LearnedGates(self.pruned, *learned)
         self.average = ScoreAverage(self.pruned.ledger.sizes, measure)
         self.optimizer: Optimizer | None = None
         if recipe.loop:
@@ -119,6 +128,10 @@ class RunState:
         """Weights that `sparsify` has made sparse."""
         self.zeros: dict[str, Tensor] = {}
         """Their zeros as bools; only where training has to hold them."""
+        self.reference: dict[str, float] = {}
+        """Domain -> loss that its own is compared with, where the mixture follows losses."""
+        self.dominant: list[str] = []
+        """Domains whose weight the record has warned of."""
         self.seconds = 0.0
         self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
         self.grams: Grams | None = None
@@ -270,6 +283,8 @@ class RunState:
         tensors |= {f"ledger/{k}": t for k, t in self.pruned.ledger.state_dict().items()}
         tensors |= {f"saliency/{k}": t for k, t in self.average.state_dict().items()}
         tensors |= {f"zeros/{k}": t for k, t in self.zeros.items()}
+        if self.gates is not None:
+            tensors |= {f"gates/{k}": t for k, t in self.gates.state_dict().items()}
         if self.grams is not None:
             tensors |= {f"inputs/{k}": t for k, t in self.grams.state_dict().items()}
         rows = {name: own(t) for name, t in tensors.items() if is_sharded(t)}
@@ -282,6 +297,13 @@ class RunState:
             held = {"stage": 0, "begun": {}, **older, "state": older.get("layers", older) or None}
         self.stage, self.begun = int(held["stage"]), dict(held["begun"])
         self.selector_state = held["state"]
+
+    def _restore_gates(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.gates is not None and tensors:
+            self.gates.load_state_dict(tensors)
+        elif self.gates is not None:  # the cut lies behind
+            self.gates.forward.close()
+            self.gates = None
 
     def restore(self, saved: Saved) -> None:
         """Restores the state of ``snapshot`` bit for bit; shapes come from the checkpoint."""
@@ -309,6 +331,7 @@ class RunState:
                     value = value.to(p.device)
                 self.optimizer.state[p][field] = shard_like(value, p) if same else value
         self.average.load_state_dict(saved.part("saliency/"))
+        self._restore_gates(saved.part("gates/"))
         self.zeros = {k: t.to(self.device) for k, t in saved.part("zeros/").items()}
         self.watch()
         if self.grams is not None:

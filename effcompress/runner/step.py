@@ -3,11 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from effcompress import train
 from effcompress.errors import NotFinite, RunError
+from effcompress.estimate.schedule import anew_at, loop_at, rate_span
 from effcompress.record import events
 from effcompress.record.log import Log
+from effcompress.runner import gates
 from effcompress.runner.measuring import listening, observe
 from effcompress.runner.state import RunState
 from effcompress.sparsity.apply import hold
@@ -23,7 +26,8 @@ def compiled(state: RunState, log: Log) -> Iterator[None]:
     measures in training: compiled code does not call Python hooks.
     """
     spec = state.recipe.loop
-    if spec is None or not spec.compile or state.grams is not None or state.taps is not None:
+    hooked = state.grams is not None or state.taps is not None or state.gates is not None
+    if spec is None or not spec.compile or hooked:
         yield
         return
     code, before = state.compiled, state.compiled.graphs
@@ -42,13 +46,18 @@ def train_step(state: RunState, log: Log, started: float, save: Callable[[], Non
     Raises RunError after more skipped steps in a row than ``bad_steps``, with a checkpoint by
     ``save`` behind the text of the last one.
     """
-    spec = state.recipe.loop
-    assert spec is not None
+    recipe, begun = state.recipe, state.tokens
+    spec = loop_at(recipe, begun)
+    assert spec is not None and state.optimizer is not None
+    if begun == anew_at(recipe):
+        state.optimizer.state.clear()  # a training of its own begins
     batch = state.stream.next(spec.batch_size)
-    tokens = batch.ids_BT.numel()
+    # Padding that this batch does without is counted, or the steps would depend on the text.
+    tokens = spec.batch_size * state.corpus.sequence_length
     state.step += 1
     state.tokens += tokens
-    rate = train.learning_rate(spec.learning_rate, state.tokens, state.total_tokens, tokens)
+    start, end = rate_span(recipe, begun)
+    rate = train.learning_rate(spec.learning_rate, state.tokens - start, end - start, tokens)
     try:
         losses, norm = _learn(state, batch, spec, rate, log)
     except NotFinite as error:
@@ -67,7 +76,7 @@ def train_step(state: RunState, log: Log, started: float, save: Callable[[], Non
             grad_norm=norm,
             params=state.params,
             tokens_per_second=tokens / seconds,
-            flops=state.flops_per_token * tokens,
+            flops=state.flops_per_token * batch.ids_BT.numel(),
             seconds=state.seconds + seconds,
         )
     )
@@ -81,19 +90,28 @@ def _learn(
     prune, optimizer = state.recipe.prune, state.optimizer
     assert optimizer is not None
     state.module.train()
-    module = state.train_module
+    module, begun = state.train_module, state.tokens - batch.ids_BT.numel()
+    masked = gates.masking(state, begun)
+    how: Any = {"around": gates.drawing(state)} if masked else {}
     with listening(state), compiled(state, log):
-        losses = train.backward(module, batch, spec, state.objective, state.world)
+        losses = train.backward(module, batch, spec, state.objective, state.world, **how)
+    if masked and state.gates is not None:
+        state.gates.gather(state.world)
     if prune:
         observe(state, prune)
     hold(state.module, state.zeros)
-    return losses, train.update(state.module, optimizer, spec, rate, state.world)
+    norm = train.update(state.module, optimizer, spec, rate, state.world)
+    if masked:
+        gates.learn(state, spec, begun, rate, log)
+    return losses, norm
 
 
 def _leave_out(
     state: RunState, spec: LoopSpec, error: NotFinite, log: Log, save: Callable[[], None]
 ) -> None:
     state.module.zero_grad(set_to_none=True)
+    if state.gates is not None:
+        state.gates.forget()
     reset = state.grams.forget_unfinite() if state.grams is not None else []
     state.left_out += 1
     again = f"; second moments of {reset[0]} and {len(reset) - 1} others restart" if reset else ""

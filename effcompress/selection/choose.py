@@ -52,13 +52,16 @@ def choose(
     selector: Bound,
     state: Any = None,
     begun: Widths | None = None,
+    *,
+    raw_pools: bool = False,
 ) -> Choice:
     """Returns the mini-groups to remove now.
 
     ``sets`` and ``axes`` describe the parent (original units), ``scores[set]`` is ``[G]`` with inf
     where a unit is gone. Stops at ``due``, and never passes ``target`` by more than 0.5 %.
     ``state``: what the selector's ``observe`` returned for this cut. ``begun``: the units that
-    fractions are fractions of (default: all that the parent has).
+    fractions are fractions of (default: all that the parent has). ``raw_pools``: within a pool
+    saliency is compared as it is, not per parameter that a removal frees.
 
     Raises PluginError when the selector returns something else than one value per candidate.
     """
@@ -76,7 +79,7 @@ def choose(
     taken = [0] * len(candidates)
     removed: dict[str, int] = {}
     while due.groups is None or sum(removed.values()) < due.groups:
-        choices = _first_of_pools(budget.open(), queues, taken, budget)
+        choices = _first_of_pools(budget.open(), queues, taken, budget, raw_pools)
         if not choices or budget.satisfies(due.params):
             break
         value_K = _compare(choices, queues, taken, budget, selector, state, begun or {})
@@ -91,12 +94,12 @@ def choose(
 
 
 def _first_of_pools(
-    choices: list[int], queues: list[_Queue], taken: list[int], budget: Budget
+    choices: list[int], queues: list[_Queue], taken: list[int], budget: Budget, raw: bool
 ) -> list[int]:
     """Keeps of every pool (scope `global`) only its least salient candidate."""
 
     def value(k: int) -> float:
-        return float(_next(queues, taken, budget, k)) / budget.freed(k)
+        return float(_next(queues, taken, budget, k)) / (1 if raw else budget.freed(k))
 
     first: dict[str, int] = {}
     for k in choices:

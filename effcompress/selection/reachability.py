@@ -17,8 +17,10 @@ TOLERANCE = 0.005
 NEAR = 4
 """Within so many of the largest strides from the target, and where no kind leads there by small
 strides, only what can still lead there is begun."""
-TRIES = 50_000
-"""Sizes that a search visits at most; a search that needs more is assumed to succeed."""
+TRIES, DEEPEST = 50_000, 500
+"""Sizes that a search visits at most, over all candidates and for one; a search that needs more is
+assumed to succeed. It is recursive, and Python's stack has room for twice ``DEEPEST``.
+"""
 
 
 @final
@@ -33,6 +35,10 @@ class Reachability:
         """Pool -> its units before anything went."""
         self._kinds = list(dict.fromkeys(c.kind for c in candidates))
         self._beside = beside(candidates)
+        self._all_go = self._at_the_end() and not any(c.after or c.until < 1 for c in candidates)
+        """Whether the target is what is left when nothing more may go (a shape): then any order of
+        removals leads there.
+        """
         self._ends: dict[tuple[Any, ...], bool] = {}
         """Memo of the search: state -> whether the target can be met from there."""
 
@@ -40,7 +46,7 @@ class Reachability:
         """Returns those of ``fit`` after whose next stride the target can still be met."""
         largest = max((self.frees(k, sizes) for k in fit), default=0)
         near = sizes.params - self.target <= NEAR * largest
-        if len(fit) < 2 or (not near and self.bridged(fit, sizes)):
+        if len(fit) < 2 or self._all_go or (not near and self.bridged(fit, sizes)):
             return fit
         # Candidates of one cost and kind are alike where what follows does not depend on the layer,
         # else those in layers of equal widths: one of each class is examined for all.
@@ -49,6 +55,18 @@ class Reachability:
         rest = {k: self._alike(k, sizes) for k in fit if not clear[cost[k]]}
         hopeful = {like: self._hopeful(k, sizes) for like, k in _first(rest).items()}
         return [k for k in fit if clear[cost[k]] or hopeful[rest[k]]]
+
+    def _at_the_end(self) -> bool:
+        """Whether the model at all minimums and floors has the target's size."""
+        widths: dict[str, int] = {}
+        for c in self.candidates:
+            lowest = math.ceil(c.minimum / c.multiple) * c.multiple
+            widths |= dict.fromkeys(c.sets, min(c.size, lowest))
+        for members in self._pools.values():
+            for k in members[: self.candidates[members[0]].floor]:
+                c = self.candidates[k]
+                widths |= dict.fromkeys(c.sets, c.size if c.kind in DEPTH else widths[c.sets[0]])
+        return self.axes.count({**self.axes.widths, **widths}) == self.target
 
     def stride(self, k: int, sizes: Sizes) -> int:
         """Returns the units of candidate ``k`` that are promised when the first of them goes."""
@@ -120,7 +138,7 @@ class Reachability:
         true where the search runs out of ``TRIES``.
         """
         try:
-            tries = iter(range(TRIES // len(self.candidates)))
+            tries = iter(range(min(DEEPEST, TRIES // len(self.candidates))))
             return self._leads_there(self._after(k, sizes), tries)
         except StopIteration:
             return True

@@ -40,6 +40,17 @@ def curves(event: Event) -> dict[str, Value]:
             }
             found |= {f"loss/{domain}": loss for domain, loss in event.domain_loss.items()}
             return {name: value for name, value in found.items() if value is not None}
+        case events.Mixture():
+            return {
+                **{f"weight/{domain}": weight for domain, weight in event.weights.items()},
+                **{f"held_out/{domain}": loss for domain, loss in event.losses.items()},
+            }
+        case events.Gates():
+            return {
+                f"gates/{kind}/{field}": value
+                for kind, family in event.families.items()
+                for field, value in vars(family).items()
+            }
         case events.Cut():
             gone = {f"removed/{kind}": part for kind, part in event.share_removed.items()}
             return {"parameters": event.params, **gone}

@@ -6,13 +6,14 @@ recorded. Distillation: arXiv:1503.02531, and arXiv:2407.14679 for pruned studen
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from effcompress.errors import RunError
+from effcompress.isolation import placed
 from effcompress.spec import DistillSpec
 
 
@@ -24,13 +25,21 @@ class RowLoss:
     text: Tensor
 
 
-Objective = Callable[[nn.Module, Tensor, Tensor | None], RowLoss]
-"""A model, ``ids_BT`` and ``trained_BT`` (None: all) -> the loss of each row."""
+Objective = Callable[[nn.Module, Tensor, Tensor | None, Tensor | None], RowLoss]
+"""A model, ``ids_BT``, ``trained_BT`` (None: all) and ``positions_BT`` (None: those of the row) ->
+the loss of each row.
+"""
 
 
-def next_token(module: nn.Module, ids_BT: Tensor, trained_BT: Tensor | None = None) -> RowLoss:
+def next_token(
+    module: nn.Module,
+    ids_BT: Tensor,
+    trained_BT: Tensor | None = None,
+    positions_BT: Tensor | None = None,
+) -> RowLoss:
     """Objective: mean cross-entropy of each sequence's next tokens."""
-    loss_B = cross_entropy(module(input_ids=ids_BT, use_cache=False).logits, ids_BT, trained_BT)
+    out = module(input_ids=ids_BT, use_cache=False, **placed(module, positions_BT))
+    loss_B = cross_entropy(out.logits, ids_BT, trained_BT)
     return RowLoss(loss_B, loss_B.detach())
 
 
@@ -93,13 +102,18 @@ class Distillation:
         self.spec, self.layers, self.channels = spec, layers, channels
 
     def __call__(
-        self, module: nn.Module, ids_BT: Tensor, trained_BT: Tensor | None = None
+        self,
+        module: nn.Module,
+        ids_BT: Tensor,
+        trained_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
     ) -> RowLoss:
         """Returns the losses of each row. Raises RunError when the vocabularies differ."""
         hidden = self.spec.hidden_weight > 0
+        how: Any = {"output_hidden_states": hidden, "use_cache": False}
         with torch.no_grad():
-            said = self.teacher(input_ids=ids_BT, use_cache=False, output_hidden_states=hidden)
-        own = module(input_ids=ids_BT, use_cache=False, output_hidden_states=hidden)
+            said = self.teacher(input_ids=ids_BT, **how, **placed(self.teacher, positions_BT))
+        own = module(input_ids=ids_BT, **how, **placed(module, positions_BT))
         if own.logits.shape != said.logits.shape:
             raise RunError(
                 f"the teacher has {said.logits.shape[-1]} tokens, the model {own.logits.shape[-1]}"

@@ -1,7 +1,8 @@
 """One optimizer step with AdamW, in two halves; saliency reads the gradients between them."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +35,10 @@ def backward(
     spec: LoopSpec,
     objective: Objective = next_token,
     world: World = ALONE,
+    around: Callable[[int], AbstractContextManager[None]] = lambda _micro: nullcontext(),
 ) -> Losses:
-    """Accumulates the gradient of the mean objective over the batch, in micro-batches.
+    """Accumulates the gradient of the mean objective over the batch, in micro-batches, both passes
+    of each within ``around`` its number.
 
     ``batch`` is the global batch, equal on every rank; each computes its own rows. Losses are those
     of the whole batch, and so are gradients if ``module`` is wrapped (DDP or FSDP2).
@@ -54,15 +57,17 @@ def backward(
         used_B = batch.trained_BT[:, 1:].any(1)
     if not (count := int(used_B.sum())):
         raise NotFinite("no token of the batch is trained on: all are of prompts")
-    for start in range(own.start, own.stop, size):
+    for micro, start in enumerate(range(own.start, own.stop, size)):
         stop = min(start + size, own.stop)
-        ids_BT, trained_BT = batch.ids_BT[start:stop].to(device), None
-        if batch.trained_BT is not None:
-            trained_BT = batch.trained_BT[start:stop].to(device)
+        ids_BT, trained_BT, positions_BT = (
+            None if each is None else each[start:stop].to(device)
+            for each in (batch.ids_BT, batch.trained_BT, batch.positions_BT)
+        )
+        assert ids_BT is not None
         # DDP exchanges gradients once, in the backward of the last micro-batch.
-        with unsynchronised(module) if stop < own.stop else nullcontext():
+        with unsynchronised(module) if stop < own.stop else nullcontext(), around(micro):
             with autocast(device, spec.precision, cached=not needs_all_ranks(module)):
-                found = objective(module, ids_BT, trained_BT)
+                found = objective(module, ids_BT, trained_BT, positions_BT)
             # Divided by the rows of the global batch: sums over micro-batches and ranks are the
             # mean.
             mean = found.objective.sum() / count

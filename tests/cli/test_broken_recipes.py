@@ -37,6 +37,13 @@ def recovering(*pairs: str) -> str:
     return edit("train:", "recover:", CRITERION, "magnitude", SCHEDULE, "once", *pairs)
 
 
+def mixed(mixture: str) -> str:
+    """The recipe with a mixture that changes, in line 8."""
+    return edit("prune:\n", f"  mixture: {mixture}\nprune:\n")
+
+
+MEASURED = "{params: 7B, losses: {web: 1.9, notes: 1.4}}"
+LARGER = "{params: 13B, losses: {web: 1.7, notes: 1.3}}"
 SHARD = "distributed: {mode: shard}\n"
 SPACE = "  space:\n    - ffn\n    - {name: attention, scope: lockstep, minimum: 2}\n"
 DATA = RECIPE[RECIPE.index("data:") : RECIPE.index("prune:")]
@@ -397,6 +404,78 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         RECIPE + "evaluate: {tasks: {}}\n" + SHARD,
         19,
         ("by one process alone", "effcompress eval"),
+    ),
+    "mixture: a knob of no mixture": (
+        mixed("{name: dynamic, etta: 2}"),
+        8,
+        ("data.mixture.etta: mixture 'dynamic' has no knob 'etta'", "did you mean 'eta'"),
+    ),
+    "mixture: unknown": (mixed("dinamic"), 8, ("no mixture named 'dinamic'", "'dynamic'")),
+    "mixture: a key out of range": (
+        mixed("{name: dynamic, every: 0}"),
+        8,
+        ("data.mixture.every is 0, but must be at least 1",),
+    ),
+    "mixture: a word that is none": (
+        mixed("{name: dynamic, reference: sorce}"),
+        8,
+        ("data.mixture.reference is 'sorce', but must be `source`, `scaling`, or a loss for each",),
+    ),
+    "mixture: a number for all": (
+        mixed("{name: dynamic, reference: 2.5}"),
+        8,
+        ("data.mixture.reference is the number 2.5, but must be `source`, `scaling`, or a loss",),
+    ),
+    "mixture: a loss that is none": (
+        mixed("{name: dynamic, reference: {web: -1, notes: 2}}"),
+        8,
+        ("data.mixture.reference.web is -1, but must be at least 0",),
+    ),
+    "mixture without training": (
+        mixed("dynamic")
+        .replace("train:\n  tokens: 1.5k\n  learning_rate:\n    peak: 3e-4\n", "")
+        .replace(CRITERION, "magnitude")
+        .replace(SCHEDULE, "once"),
+        8,
+        ("changes weights in training, but nothing is trained", "Add `train:`"),
+    ),
+    "mixture of one domain": (
+        mixed("dynamic").replace("    notes:\n      txt: [a.txt, b.txt]\n", ""),
+        6,
+        ("data.mixture: there is one domain", "Name another domain"),
+    ),
+    "mixture: scaling without models": (
+        mixed("{name: dynamic, reference: scaling}"),
+        8,
+        ("data.mixture.reference is scaling, but no model is named", "three models or more"),
+    ),
+    "mixture: models without scaling": (
+        mixed(f"{{name: dynamic, scaling: [{MEASURED}]}}"),
+        8,
+        ("means something only with `reference: scaling`",),
+    ),
+    "mixture: two models, one of them twice": (
+        mixed(f"{{name: dynamic, reference: scaling, scaling: [{MEASURED}, {MEASURED}]}}"),
+        8,
+        ("has models of 1 sizes", "three unknowns"),
+    ),
+    "mixture: a loss of no domain": (
+        mixed("{name: dynamic, reference: {web: 2, notess: 2}}"),
+        8,
+        ("data.mixture.reference: no domain is called 'notess'", "did you mean 'notes'"),
+    ),
+    "mixture: a domain without a loss": (
+        mixed("{name: dynamic, reference: {web: 2}}"),
+        8,
+        ("data.mixture.reference has no loss of the domain 'notes'", "Add `notes:`"),
+    ),
+    "mixture: a model without a loss of a domain": (
+        mixed(
+            f"{{name: dynamic, reference: scaling, scaling: [{MEASURED}, {LARGER}, "
+            "{params: 70B, losses: {web: 1.5}}]}"
+        ),
+        8,
+        ("data.mixture.scaling.2.losses has no loss of the domain 'notes'",),
     ),
     "sharded calibration": (
         edit("  target:", "  measure: {source: calibration}\n  target:") + SHARD,

@@ -17,6 +17,7 @@ BASE = [
     "injectable",
     "distributed",
     "recompute",
+    "isolation",
     "registry",
     "spec",
     "record",

@@ -25,6 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 METHODS = (
     *("flap", "wanda", "sparsegpt", "minitron", "shortgpt", "llm.?pruner", "adapt.?pruner"),
     *("adapt.?accel", "efficientllm", "mask_fisher", "mask_taylor", "least_squares"),
+    *("sheared", r"cofi\b", "hard_concrete", "lagrangian", "learned_gates", "common_offset"),
     *("block_influence", "depth_order", "obs_update", "obs_bias", "bias_mean", "cost_aware"),
 )
 

@@ -57,14 +57,15 @@ def build(config: dict[str, Any], device: str) -> PrunedModel:
 
 
 def draw_plan(data: Any, pruned: PrunedModel) -> Plan:
-    """Some living units of some sets, never below a minimum, always a layer left."""
+    """Some living units of some sets, never below a minimum, always a layer left (one without
+    both of its blocks is none).
+    """
     plan: Plan = {}
-    layers_left = len(pruned.depth.layers)
     for s in pruned.sets:
         if s.kind in DEPTH:
-            if layers_left > 1 and data.draw(st.integers(0, 5)) == 0:
+            left = pruned.depth.without([*plan, s.name]).layers
+            if left and data.draw(st.integers(0, 5)) == 0:
                 plan[s.name] = [0]
-                layers_left -= s.kind == "layer"
             continue
         most = min(3, s.size - s.minimum)
         count = data.draw(st.integers(0, most)) if most > 0 else 0

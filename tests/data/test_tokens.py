@@ -67,7 +67,8 @@ def content(cache) -> dict[str, bytes]:
     folder = only_folder(cache)
     state = counted(folder)
     sizes = {f"{part}.bin": 2 * n for part, n in state["tokens"].items()}
-    sizes |= {f"{part}.ends": 8 * n for part, n in state["documents"].items()}
+    for kind in ("ends", "hashes"):
+        sizes |= {f"{part}.{kind}": 8 * n for part, n in state["documents"].items()}
     assert {file.name for file in folder.iterdir()} == {*sizes, "manifest.json"}
     return {name: (folder / name).read_bytes()[:size] for name, size in sizes.items()}
 
@@ -165,7 +166,7 @@ def test_large_vocabularies_and_lying_tokenizers(make, jsonl, texts, tmp_path):
         make(domain, small)
 
 
-@pytest.mark.parametrize("damage", ["short", "missing", "garbled"])
+@pytest.mark.parametrize("damage", ["short", "missing", "unhashed", "garbled"])
 def test_damaged_cache_is_rebuilt_and_said_so(make, jsonl, texts, tmp_path, damage):
     domain = {"d": DomainSpec(jsonl=(jsonl("a.jsonl", texts(100)),))}
     good = make(domain).fingerprint
@@ -174,6 +175,8 @@ def test_damaged_cache_is_rebuilt_and_said_so(make, jsonl, texts, tmp_path, dama
         os.truncate(folder / "train.bin", 100)
     elif damage == "missing":
         (folder / "heldout.ends").unlink()
+    elif damage == "unhashed":
+        (folder / "train.hashes").unlink()
     else:
         (folder / "manifest.json").write_text('{"facts": ')
     assert make(domain).fingerprint == good

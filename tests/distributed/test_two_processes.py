@@ -101,6 +101,26 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert len(events(one, kind)) == len(events(two, kind))
 
 
+@pytest.mark.parametrize("mode", ["replicate", "shard"])
+def test_isolated_documents(tmp_path: Path, mode: str) -> None:
+    """Each process gets the positions of its own rows."""
+    sets = ["prune=null", "train.tokens=2048", "data.sequence_length=128"]
+    sets += ["data.documents={isolate: true}", "train.micro_batch_size=1"]
+    path = recipe(tmp_path)
+    run(load_recipe(path, sets), output=tmp_path / "one")
+    jobs = [
+        {"recipe": path, "output": tmp_path / "two", "set": [*sets, f"distributed.mode={mode}"]}
+    ]
+    code, said = together(jobs, tmp_path)
+    assert code == 0, said
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    run(load_recipe(path, sets[:3]), output=tmp_path / "open")
+    assert losses(tmp_path / "open") != pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+    one, two = (events(tmp_path / name, "evaluation")[1] for name in ("one", "two"))
+    for domain, score in one["domains"].items():
+        assert two["domains"][domain]["loss"] == pytest.approx(score["loss"], abs=1e-5)
+
+
 def test_sixty_steps_with_cuts_of_all_kinds(tmp_path: Path) -> None:
     """Saliency as training goes on and the local update (variant B), accumulation on one side."""
     path = recipe(tmp_path, tokens=7680, schedule="{name: continuous, every: 2}")

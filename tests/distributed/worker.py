@@ -72,15 +72,15 @@ def spoil(step: int | None) -> None:
     """A layer hands on what is no number, here alone."""
     backward, calls = train.backward, 0
 
-    def spoilt(module, *rest):
+    def spoilt(module, *rest, **how):
         nonlocal calls
         calls += 1
         if calls != step:
-            return backward(module, *rest)
+            return backward(module, *rest, **how)
         layer = next(m for n, m in module.named_modules() if n.endswith("layers.0"))
         hook = layer.register_forward_hook(lambda _m, _a, out: out * float("nan"))
         try:
-            return backward(module, *rest)
+            return backward(module, *rest, **how)
         finally:
             hook.remove()
 

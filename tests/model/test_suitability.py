@@ -205,6 +205,16 @@ def test_what_does_not_predict_the_next_token(hf_folder, fields, words):
     refused(hf_folder, words, "is no causal language model")
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_no_declared_architecture_is_taken_for_another_kind(family):
+    """Also where its class has a field that only others read: GPT-NeoX says `is_decoder: false`."""
+    for model_type in family.model_types:
+        require_causal({"model_type": model_type}, "somewhere")
+        fields = fields_of(model_type)
+        assert fields is not None
+        require_causal({**fields, "model_type": model_type}, "somewhere")
+
+
 def test_models_without_a_named_class_are_not_refused(hf_folder):
     for named in (None, ["LlamaModel"], ["LlamaForCausalLM"], ["GPT2LMHeadModel"]):
         state(hf_folder, architectures=named)

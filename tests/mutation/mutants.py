@@ -284,8 +284,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/data/corpus.py",
-        "rows.append(windows.take(shuffled(number, windows.count, key)))",
-        "rows.append(windows.take(number))",
+        "rows.append((windows, shuffled(number, windows.count, key)))",
+        "rows.append((windows, number))",
         ("tests/data/test_stream.py::test_calibration_is_training_text_mixed_by_weight",),
         "calibration takes the first windows whatever the seed",
     ),
@@ -293,11 +293,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/data/corpus.py",
         (
             "domain.store.ensure(CHOICE * needed * size, 0, self._talk)\n"
-            '        tokens = domain.store.folder.tokens("train")'
+            '        windows = _windows(self._spec, domain.store, "train"'
         ),
         (
             "domain.store.ensure(CHOICE * needed * size, 0, self._talk)\n"
-            '        tokens = domain.store.folder.tokens("heldout")'
+            '        windows = _windows(self._spec, domain.store, "heldout"'
         ),
         ("tests/data/test_stream.py::test_calibration_without_training",),
         "calibration reads held-out text",
@@ -331,9 +331,54 @@ MUTANTS: tuple[Mutant, ...] = (
         "calibration ignores the seed of the run",
     ),
     Mutant(
+        "effcompress/data/stream.py",
+        "self._owed[name] += self.fractions[name] * n - count",
+        "self._owed[name] = self.fractions[name] * n - count",
+        ("tests/data/test_mixture.py::test_changes_to_the_same_fractions_are_none",),
+        "what was owed before the last change of the mixture is forgotten",
+    ),
+    Mutant(
+        "effcompress/data/stream.py",
+        'self._since = {name: int(held["since"][name]) for name in self._names}',
+        "self._since = dict(self._counts)",
+        ("tests/data/test_mixture.py::test_resuming_anywhere_is_bit_identical",),
+        "a resumed mixture counts anew",
+    ),
+    Mutant(
+        "effcompress/data/corpus.py",
+        "most = max(fraction, spec.mixture.text) if spec.mixture else fraction",
+        "most = fraction",
+        ("tests/data/test_mixture.py::test_text_is_prepared_for_any_mixture",),
+        "a domain whose weight grows reads its text again, though there is more",
+    ),
+    Mutant(
+        "effcompress/runner/mixture.py",
+        "or state.tokens >= state.total_tokens",
+        "or False",
+        ("tests/runner/test_mixture.py::test_a_constant_mixture_is_the_run_without_one",),
+        "losses are measured after the last step, for nothing",
+    ),
+    Mutant(
+        "effcompress/runner/mixture.py",
+        "return dict(zip(names, (found_D / total).tolist(), strict=True))",
+        "return dict(zip(names, found_D.tolist(), strict=True))",
+        ("tests/runner/test_mixture.py::test_what_a_plugin_returns_is_checked",),
+        "weights drift away from a sum of 1",
+    ),
+    Mutant(
+        "effcompress/runner/run.py",
+        "                _prune_if_due(state, log)\n            mixture.update_if_due(state, log)",
+        (
+            "                mixture.update_if_due(state, log)\n"
+            "                _prune_if_due(state, log)"
+        ),
+        ("tests/runner/test_mixture.py::test_it_rides_on_pruning_aware_training",),
+        "losses are measured in front of the cut of a step",
+    ),
+    Mutant(
         "effcompress/data/tokens.py",
-        "if number < holdout * 2**64",
-        "if number >= holdout * 2**64",
+        "if _hash(text) < holdout * 2**64",
+        "if _hash(text) >= holdout * 2**64",
         (
             (
                 "tests/data/test_stream.py::test_an_epoch_reads_every_window_once_each_time_in_"
@@ -409,6 +454,69 @@ MUTANTS: tuple[Mutant, ...] = (
         "all domains are read in one order",
     ),
     Mutant(
+        "effcompress/data/corpus.py",
+        "found |= np.isin(",
+        "found = np.isin(",
+        ("tests/data/test_overlap.py::test_the_same_lines_in_another_order[7]",),
+        "copies in all but the last stretch of the training text are not counted",
+    ),
+    Mutant(
+        "effcompress/data/stream.py",
+        "inside = self.ends[first:last].astype(np.int64) - number * size",
+        "inside = self.ends[first + 1 : last].astype(np.int64) - number * size",
+        ("tests/data/test_isolation.py::test_positions_restart_at_documents_and_at_windows",),
+        "the second document of a sequence sees the first",
+    ),
+    Mutant(
+        "effcompress/data/stream.py",
+        "trained_NT[:, 1:] &= positions_NT[:, 1:] > 0",
+        "pass",
+        ("tests/data/test_isolation.py::test_documents_end_where_the_cache_says",),
+        "the first token of a document is predicted from the one before it",
+    ),
+    Mutant(
+        "effcompress/train/step.py",
+        "objective(module, ids_BT, trained_BT, positions_BT)",
+        "objective(module, ids_BT, trained_BT, None)",
+        ("tests/data/test_isolation.py::test_gradients_are_those_of_the_documents",),
+        "training ignores the borders of documents",
+    ),
+    Mutant(
+        "effcompress/data/chat.py",
+        "asked = tokenizer.render(turns[:n], generation=True)",
+        "asked = tokenizer.render(turns[:n], generation=False)",
+        ("tests/data/test_chat.py::test_answers_are_learned_up_to_their_end_token",),
+        "the words that ask for an answer are learned",
+    ),
+    Mutant(
+        "effcompress/data/chat.py",
+        "if not (answered.startswith(asked) and whole.startswith(answered)):",
+        "if not answered.startswith(asked):",
+        ("tests/data/test_chat.py::test_a_template_that_changes_what_it_wrote_is_refused",),
+        "a template that rewrites earlier answers is trained on at the wrong places",
+    ),
+    Mutant(
+        "effcompress/data/tokens.py",
+        "(at_T2[:, 0] < end) & (at_T2[:, 1] > start)",
+        "(at_T2[:, 0] <= end) & (at_T2[:, 1] >= start)",
+        ("tests/data/test_chat.py::test_answers_are_learned_up_to_their_end_token",),
+        "the last token of a prompt is learned",
+    ),
+    Mutant(
+        "effcompress/data/stream.py",
+        "ids_T = np.full(self.length, ~self.pad, dtype=np.int64)",
+        "ids_T = np.full(self.length, self.pad, dtype=np.int64)",
+        ("tests/data/test_rows.py::test_a_row_is_a_prompt_an_output_and_eos",),
+        "padding is learned",
+    ),
+    Mutant(
+        "effcompress/data/stream.py",
+        "every = ((n, document(tokens, ends, n)[first:size]) for n in range(len(ends)))",
+        "every = ((n, document(tokens, ends, n)[first:]) for n in range(len(ends)))",
+        ("tests/data/test_rows.py::test_pairs_without_a_label_are_dropped_counted_and_named",),
+        "rows whose output is cut off stay without a label",
+    ),
+    Mutant(
         "effcompress/data/tokens.py",
         '"tokenizer": tokenizer.fingerprint,',
         '"tokenizer": "",',
@@ -424,7 +532,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/data/tokens.py",
-        "arrays = [np.append(ids, eos) for ids in arrays]",
+        "arrays = [np.append(ids, self._ending(ids, eos)) for ids in arrays]",
         "pass",
         ("tests/data/test_tokens.py::test_documents_are_joined_by_eos_and_no_bos_occurs",),
         "documents are not separated",
@@ -1150,7 +1258,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/registry.py",
-        'if "mask_grad" in needs and len(needs) > 1:',
+        "if alone and len(needs) > 1:",
         "if False:",
         ("tests/test_registry.py::test_gradients_of_masks_stand_alone",),
         "mask_grad beside weights is accepted",
@@ -1561,8 +1669,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/evaluation.py",
-        "found = evaluation.perplexity(module, ids_NT, spec.batch_size, trained_NT, world)",
-        "found = evaluation.perplexity(module, ids_NT, spec.batch_size, None, world)",
+        "of = module, ids_NT, spec.batch_size, trained_NT, world, positions_NT",
+        "of = module, ids_NT, spec.batch_size, None, world, positions_NT",
         ("tests/runner/test_evaluation.py::test_prompts_do_not_count",),
         "prompts count into the perplexity",
     ),
@@ -1589,7 +1697,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/folder.py",
-        "if old.get(key) != new.get(key):",
+        'if old.get(key, "null") != new.get(key, "null"):',
         "if key in old and key in new and old[key] != new[key]:",
         ("tests/runner/test_record.py::test_a_key_that_came_or_went_is_another_recipe",),
         "keys that came or went do not count as a change",
@@ -1765,8 +1873,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/step.py",
-        "spec.learning_rate, state.tokens, state.total_tokens, tokens)",
-        "spec.learning_rate, state.tokens - tokens, state.total_tokens, tokens)",
+        "spec.learning_rate, state.tokens - start, end - start, tokens)",
+        "spec.learning_rate, begun - start, end - start, tokens)",
         ("tests/runner/test_record.py::test_numbers_of_a_step_are_those_it_was_made_with",),
         "the learning rate is one step late",
     ),
@@ -1911,8 +2019,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/selection/choose.py",
-        "return float(_next(queues, taken, budget, k)) / budget.freed(k)",
-        "return float(_next(queues, taken, budget, k))",
+        "/ (1 if raw else budget.freed(k))",
+        "/ 1",
         (
             (
                 "tests/selection/test_choose.py::test_of_a_pool_the_least_salient_goes_for_what"
@@ -2594,5 +2702,124 @@ MUTANTS: tuple[Mutant, ...] = (
             ),
         ),
         "alpha is bisected to the wrong side",
+    ),
+    Mutant(
+        "effcompress/network/masked.py",
+        "square = wide.square() @ live_P / count",
+        "square = wide.square() @ live_P / len(live_P)",
+        ("tests/network/test_gates.py::test_a_norm_over_open_channels",),
+        "norms divide by all channels, open or not",
+    ),
+    Mutant(
+        "effcompress/network/masked.py",
+        "return () if any(_norm_behind(axes, gate) for gate in gates) else gates",
+        "return gates",
+        ("tests/network/test_gates.py::test_masked_equals_cut[gqa_tied-gemma2]",),
+        "a norm behind a block undoes its gate",
+    ),
+    Mutant(
+        "effcompress/network/masked.py",
+        'x = x * (self._values["hidden"] != 0).to(x.dtype)',
+        "pass",
+        ("tests/network/test_gates.py::test_masked_equals_cut[gqa_tied-olmo2]",),
+        "shut channels of the embedding reach what reads the stream itself",
+    ),
+    Mutant(
+        "effcompress/network/masked.py",
+        "if _bias(param) in params and (param, dim) not in self._reads:",
+        "if _bias(param) in params:",
+        ("tests/network/test_gates.py::test_masked_equals_cut[gqa_tied-gpt2]",),
+        "a bias is multiplied by the gates of the inputs",
+    ),
+    Mutant(
+        "effcompress/network/masked.py",
+        "wide = (wide - ((wide @ live_P) / count).unsqueeze(-1)) * live_P",
+        "wide = wide - ((wide @ live_P) / count).unsqueeze(-1)",
+        ("tests/network/test_gates.py::test_masked_equals_cut[gqa_tied-opt]",),
+        "shut channels of a LayerNorm count into its variance",
+    ),
+    Mutant(
+        "effcompress/network/gates.py",
+        "maximize=True",
+        "maximize=False",
+        ("tests/network/test_gates.py::test_the_first_step_of_the_multipliers",),
+        "multipliers descend, too",
+    ),
+    Mutant(
+        "effcompress/network/gates.py",
+        "self.logit_N.clamp_(-spec.limit, spec.limit)",
+        "pass",
+        ("tests/network/test_gates.py::test_logits_stay_within_their_limits",),
+        "logits leave their limits and never come back",
+    ),
+    Mutant(
+        "effcompress/network/gates.py",
+        'asked: Any = {"expected": expected, "target": target * way}',
+        'asked: Any = {"expected": expected, "target": target}',
+        ("tests/runner/test_gates.py::test_the_penalty_follows_the_rising_target",),
+        "the target is there at once",
+    ),
+    Mutant(
+        "effcompress/network/gates.py",
+        "shut = round(float(len(some) - open_N[row.start : row.stop].double().sum()))",
+        "shut = int(len(some) - open_N[row.start : row.stop].double().sum())",
+        ("tests/network/test_gates.py::test_gates_without_noise",),
+        "too few gates are shut without noise",
+    ),
+    Mutant(
+        "effcompress/network/gates.py",
+        "generator = self._generator(step, micro, rank)",
+        "generator = self._generator(step, micro)",
+        ("tests/network/test_gates.py::test_draws_are_a_function_of_their_place",),
+        "all processes draw the same gates",
+    ),
+    Mutant(
+        "effcompress/network/gates.py",
+        "value_N.backward(leaf_N.grad)",
+        "self.logit_N.grad = leaf_N.grad",
+        ("tests/network/test_gates.py::test_gradients_of_gates_are_those_of_finite_differences",),
+        "logits get the gradient of the values",
+    ),
+    Mutant(
+        "effcompress/runner/gates.py",
+        "gates.forward.absorb(values, also_ends=prune.gates.compat)",
+        "pass",
+        ("tests/runner/test_gates.py::test_the_record_says_how_the_gates_went",),
+        "the gates are dropped instead of multiplied in",
+    ),
+    Mutant(
+        "effcompress/runner/step.py",
+        "state.optimizer.state.clear()  # a training of its own begins",
+        "pass",
+        ("tests/runner/test_gates.py::test_moments_begin_anew_with_a_training_of_its_own",),
+        "the continued stage goes on with old moments",
+    ),
+    Mutant(
+        "effcompress/selection/reachability.py",
+        "if len(fit) < 2 or self._all_go or (not near",
+        "if len(fit) < 2 or (not near",
+        ("tests/network/test_shapes.py::test_a_deep_shape_needs_no_search",),
+        "a shape of many layers overflows the stack",
+    ),
+    Mutant(
+        "plugins/sheared_llama.py",
+        "return (linear * over_R + quadratic * over_R.square()).mean()",
+        "return linear * over_R.mean() + quadratic * over_R.mean().square()",
+        ("tests/network/test_gates.py::test_the_penalty_is_a_mean_of_penalties",),
+        "the penalty of the mean, not the mean of penalties",
+    ),
+    Mutant(
+        "plugins/sheared_llama.py",
+        "return (0.8 * logit / temperature).sigmoid(), open_N",
+        "return logit.sigmoid(), open_N",
+        ("tests/network/test_gates.py::test_gates_without_noise",),
+        "gates without noise are softer than published",
+    ),
+    Mutant(
+        "plugins/cofi.py",
+        "wanted_J = n + 0.5 - logit_G",
+        "wanted_J = n - logit_G",
+        ("tests/network/test_gates.py::test_a_common_offset_shuts_as_many_as_rounding[2]",),
+        "one gate too many is shut at every offset",
     ),
 )

@@ -102,6 +102,17 @@ def test_published_sizes(name: str) -> None:
     assert wanted(target, axes, bounded(sets, target)) == params
 
 
+def test_a_deep_shape_needs_no_search() -> None:
+    """Any order of removals leads to a shape: no search goes as deep as there are removals."""
+    _, _, shape, params, unit = PUBLISHED["Sheared-LLaMA-1.3B"]
+    axes, found = sets_of(LLAMA_7B, shape, unit=unit)
+    sets = bounded(found, TargetSpec(shape=shape))
+    budget = Budget(axes, candidates_of(sets), {}, params)
+    assert len(budget.open()) == 3 + 32
+    simulate(budget, groups=50)
+    assert budget.params > params
+
+
 def test_every_kind_ends_on_its_width_whatever_is_preferred() -> None:
     small = LLAMA_7B | {
         "vocab_size": 64,

@@ -60,6 +60,18 @@ def test_a_schedule_with_a_check(tmp_path: Path) -> None:
     assert error.value.fix == "Write a smaller `every`."
 
 
+def test_a_mixture(tmp_path: Path) -> None:
+    words = [example(tmp_path, "towards_the_worst"), "prune=null", "train.tokens=512"]
+    words += ["data.mixture={name: towards_the_worst, every: 1, sequences: 2}"]
+    out = tmp_path / "out"
+    run(load_recipe(recipe(tmp_path), words), output=out)
+    first, *later = [e["weights"] for e in events(out, "mixture")]
+    assert len(later) == 3
+    for name in first:
+        known = {first[name] * 0.9, first[name] * 0.9 + 0.1}
+        assert min(abs(later[0][name] - value) for value in known) < 1e-12
+
+
 AT_START = '''
 from effcompress import Due, schedule
 
@@ -94,3 +106,15 @@ def test_recovery_takes_any_schedule_that_cuts_at_the_start(
     else:
         with pytest.raises(RecipeError, match="cuts later"):
             load_recipe(path, words)
+
+
+def test_a_gate_with_its_constraint(tmp_path: Path) -> None:
+    path = recipe(tmp_path, criterion="learned_gates", schedule="at_end", tokens=1280)
+    words = [example(tmp_path, "straight"), "prune.space=[ffn]", "prune.target={shape: {ffn: 40}}"]
+    words += ["prune.gates={gate: straight, constraint: square, start: 2}"]
+    out = tmp_path / "out"
+    run(load_recipe(path, words), output=out)
+    (settled,) = events(out, "settled")
+    assert settled["kept"] == 2 * 40
+    assert settled["loss_masked"] == pytest.approx(settled["loss_cut"], abs=1e-5)
+    assert settled["low"] == 0, "these gates are 0 or 1"

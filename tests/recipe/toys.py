@@ -101,6 +101,10 @@ def _norm_gain(gain: Any) -> None:
     """Keeps the output."""
 
 
+def _follows(weights: Any, losses: Any, reference: Any, *, eta: float = 1.0) -> None:
+    """Follows losses."""
+
+
 def _smallest(weight: Any, sparsity: float) -> None:
     """The smallest."""
 
@@ -134,6 +138,7 @@ def registry() -> Registry:
         ("repair", "norm_gain", _norm_gain),
         ("repair", "bias", _weight_free),
         ("sparsifier", "magnitude", _smallest),
+        ("mixture", "dynamic", _follows),
     ):
         # Two kinds may share a name; here two names share a function, which `add` allows.
         toys.add(kind, name, function, "a paper")

@@ -33,8 +33,11 @@ ODD: dict[str, tuple[dict, tuple[str, ...], bool]] = {
     ),
     "training": ({"trained": 2_000_000}, ("2,000,000 tokens instead of 1,000,000",), True),
     "mixture": (
-        {"shares": {"prose": 0.9, "code": 0.1}},
-        ("prose 90.0 %, code 10.0 % instead of prose 50.0 %",),
+        {"shares": {"prose": 0.9, "code": 0.1}, "follows_losses": True},
+        (
+            "prose 90.0 %, code 10.0 %, then by held-out losses instead of prose 50.0 %",
+            "code 50.0 %",
+        ),
         True,
     ),
     "text": ({"text": {"prose": "dd" * 16, "code": "99" * 16}}, ("other text in code",), True),
@@ -60,6 +63,12 @@ ODD: dict[str, tuple[dict, tuple[str, ...], bool]] = {
         False,
     ),
 }
+
+
+def test_a_mixture_that_follows_losses_is_another_one() -> None:
+    """From the same fractions at the start, and whatever each seed makes of them."""
+    found = flagged([method("a"), method("b"), method("c", follows_losses=True)])
+    assert [flag.kind for flag in found["c"]] == ["mixture"] and not found["a"]
 
 
 def flagged(methods: list[Method]) -> dict[str, list]:

@@ -18,7 +18,7 @@ from effcompress.estimate.flops import flops_per_token
 from effcompress.estimate.forecast import plan
 from effcompress.model.load import load as load_model
 from effcompress.runner import prune as prune_room
-from effcompress.runner.folder import RESOLVED, VALUES, open_folder, require_equal
+from effcompress.runner.folder import RESOLVED, VALUES, check_folder, open_folder, require_equal
 from effcompress.runner.run import run
 from effcompress.runner.start import corpus_of
 from effcompress.train import learning_rate
@@ -168,19 +168,26 @@ def test_a_key_that_came_or_went_is_another_recipe(tmp_path: Path) -> None:
             require_equal(before, now, tmp_path)
 
 
+def test_a_key_that_an_earlier_version_did_not_have_is_null_there(tmp_path: Path) -> None:
+    require_equal({"a": "1"}, {"a": "1", "b": "null"}, tmp_path)
+    with pytest.raises(RecipeError, match="b was 'null'"):
+        require_equal({"b": "'null'"}, {"b": "null"}, tmp_path)
+
+
 def test_resume_compares_values_whatever_text_they_hold(tmp_path: Path) -> None:
     """Also behind what looks like a comment; and in folders of before, which have no JSON."""
     path, out = recipe(tmp_path), tmp_path / "out"
     first = load_recipe(path, ['evaluate.prompt="a: b  # one"'])
-    open_folder(first, out, resume=False)
+    with open_folder(first, out, resume=False):
+        pass
     (out / "config.json").write_text("{}")  # as if it had ended
     other = load_recipe(path, ['evaluate.prompt="a: b  # two"'])
     for kept in ((RESOLVED, VALUES), (RESOLVED,)):
         for name in {RESOLVED, VALUES} - set(kept):
             (out / name).unlink()
-        open_folder(first, out, resume=True)
+        assert check_folder(first, out, resume=True)
         with pytest.raises(RecipeError, match=r"evaluate\.prompt was .*# one.*, is .*# two"):
-            open_folder(other, out, resume=True)
+            check_folder(other, out, resume=True)
     (out / VALUES).write_text('{"seed": ')
     with pytest.raises(RecipeError, match="not the values of a recipe"):
-        open_folder(first, out, resume=True)
+        check_folder(first, out, resume=True)

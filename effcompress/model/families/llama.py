@@ -122,12 +122,15 @@ def decoder(
     attention_norms: tuple[str, ...] = ("input_layernorm",),
     mlp_norms: tuple[str, ...] = ("post_attention_layernorm",),
     head_norms: tuple[str, ...] = (),
+    behind: bool = False,
     **traits: Any,
 ) -> Family:
     """Declares a decoder. ``modules`` replaces the axes of attention and feed-forward, ``more``
-    adds to them; ``attention_norms`` and ``mlp_norms`` are around each, in front first.
+    adds to them; ``attention_norms`` and ``mlp_norms`` are around each, in front first; the last
+    ones are ``behind`` the blocks or not.
     """
     around = zip(attention_norms, mlp_norms, strict=True)
+    last = [norms[-1] if behind else "" for norms in (attention_norms, mlp_norms)]
     norms = [LAYER + norm + ".weight" for pair in around for norm in pair]
     own = modules or (*attention(qkv_bias, o_bias), *gated(mlp_bias))
     found = {
@@ -143,12 +146,13 @@ def decoder(
         "required": ("vocab_size", "hidden_size", "intermediate_size", *COUNTS),
         "norms": (*norms, *head_norms, "model.norm.weight"),
         "sublayers": {
-            "attention_block": Sublayer("self_attn", 2, attention_norms),
-            "mlp_block": Sublayer("mlp", 1, mlp_norms),
+            "attention_block": Sublayer("self_attn", 2, attention_norms, last[0]),
+            "mlp_block": Sublayer("mlp", 1, mlp_norms, last[1]),
         },
         "resize": resize,
         "attributes": repeats,
         "pad": _pad,
+        "norms_behind": lambda _: behind,
         "depth_fields": _listed_per_layer,
     }
     return Family(model_types=model_types, **{**found, **traits})
@@ -180,7 +184,7 @@ _GEMMA: dict[str, Any] = {
     # Norms in front of and behind each block (sandwich norm).
     "attention_norms": ("input_layernorm", "post_attention_layernorm"),
     "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
-    "norms_behind": lambda _: True,
+    "behind": True,
     "whole_heads": lambda _: True,
     "gain_offset": 1.0,
     "scaled_embedding": "model.embed_tokens.weight",
@@ -200,7 +204,7 @@ OLMO2 = decoder(
     # Post-norm: norms behind the blocks, none in front.
     attention_norms=("post_attention_layernorm",),
     mlp_norms=("post_feedforward_layernorm",),
-    norms_behind=lambda _: True,
+    behind=True,
     more=(Axis(_Q_NORM, 0, *QUERY), Axis(_K_NORM, 0, *HEAD)),
     head_norms=(_Q_NORM, _K_NORM),
     fed_by=FED,

@@ -45,6 +45,8 @@ class Facts:
     calibration: frozenset[Tokens] = frozenset()
     trained: int = 0
     shares: Mapping[str, float] | None = None
+    """Domain -> fraction of the training samples; of the first, where they follow losses."""
+    follows_losses: bool = False
     text: Mapping[str, str] | None = None
     """Domain -> hash of the training and held-out tokens."""
     protocol: Mapping[str, Any] | None = None
@@ -153,6 +155,7 @@ def _facts(record: Record, run: Run) -> Facts:
         calibration=frozenset(Tokens(c.hash, c.tokens) for c in record.calibrations),
         trained=record.tokens,
         # Of some domains alone they would be compared with those of all.
+        follows_losses=bool(record.mixtures),
         shares=shares if shares and len(shares) == len(run.data) else None,
         text=text if text and len(text) == len(run.data) else None,
         protocol=latest and latest.protocol,

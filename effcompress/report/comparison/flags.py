@@ -63,9 +63,10 @@ def heldout(some: Mapping[str, Tokens]) -> str:
     return ", ".join(f"{n} {t.number:,} tokens (hash {short(t.hash)})" for n, t in some.items())
 
 
-def mixture(fractions: Mapping[str, float]) -> str:
-    """``letters 33.3 %, numbers 66.7 %``."""
-    return ", ".join(f"{name} {readable.percent(part)}" for name, part in fractions.items())
+def mixture(facts: Facts) -> str:
+    """``letters 33.3 %, numbers 66.7 %``, and whether that follows losses."""
+    parts = (f"{name} {readable.percent(part)}" for name, part in (facts.shares or {}).items())
+    return ", ".join(parts) + ", then by held-out losses" * facts.follows_losses
 
 
 def protocol(facts: Facts) -> dict[str, Any]:
@@ -121,7 +122,8 @@ def _instead(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -
 def _mixture(facts: Facts) -> Value:
     if facts.shares is None:
         return NOT_RECORDED
-    return tuple(sorted((name, round(share, 9)) for name, share in facts.shares.items()))
+    shares = sorted((name, round(share, 9)) for name, share in facts.shares.items())
+    return (facts.follows_losses, *shares)
 
 
 CHECKS = (
@@ -159,9 +161,7 @@ CHECKS = (
         "mixture",
         "its mixture of text",
         _mixture,
-        lambda a, b: (
-            f"reads another mixture: {mixture(a.shares or {})} instead of {mixture(b.shares or {})}"
-        ),
+        lambda a, b: f"reads another mixture: {mixture(a)} instead of {mixture(b)}",
     ),
     Check(
         "tasks",

@@ -264,7 +264,7 @@ def _trained(facts: Sequence[Facts]) -> str:
     one = facts[0]
     if not one.trained:
         return "none"
-    return f"{one.trained:,} tokens{f' of {mixture(one.shares)}' if one.shares else ''}"
+    return f"{one.trained:,} tokens{f' of {mixture(one)}' if one.shares else ''}"
 
 
 def _evaluated(facts: Sequence[Facts]) -> str:

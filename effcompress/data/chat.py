@@ -1,0 +1,83 @@
+"""Conversations: read from a row, written with the tokenizer's chat template, and the spans of text
+that are the assistant's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from effcompress.errors import SourceError
+from effcompress.types import TextTokenizer
+
+Turn = Mapping[str, str]
+"""A message: its ``role`` and its ``content``."""
+Span = tuple[int, int]
+"""Where a stretch of text begins and ends, in characters."""
+
+
+def turns_of(value: object, where: str) -> tuple[Turn, ...]:
+    """Reads the messages of a row's field; None has none. Raises ``SourceError`` for anything but a
+    list of messages with a role and a text.
+    """
+    if value is not None and not isinstance(value, Sequence | str):
+        value = str(type(value).__name__)
+    if isinstance(value, str):
+        raise SourceError(
+            "a conversation is a list of messages, not text",
+            where=where,
+            fix='[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
+        )
+    return tuple(_turn(message, where) for message in value or ())
+
+
+def _turn(message: object, where: str) -> Turn:
+    role, content = None, None
+    there = type(message).__name__
+    if isinstance(message, Mapping):
+        role, content = message.get("role"), message.get("content")
+        there = ", ".join(f"{key}: {type(value).__name__}" for key, value in message.items())
+    if not (isinstance(role, str) and isinstance(content, str)):
+        raise SourceError(
+            f"a message needs a `role` and a `content` that are text; here: {there}",
+            where=where,
+            fix="write each message as {role, content}, or leave the conversation out",
+        )
+    return {"role": role, "content": content}
+
+
+def written(turns: Sequence[Turn], tokenizer: TextTokenizer, where: str) -> tuple[str, list[Span]]:
+    """Returns a conversation as the tokenizer's chat template writes it, and the spans of the
+    assistant's answers: behind the words that ask for one, up to its end token.
+
+    Raises ``SourceError`` if the template refuses it or writes a beginning differently once more
+    follows, or if a message spells a special token, which would end it early.
+    """
+    for number, turn in enumerate(turns, start=1):
+        spelt = next((s for s in tokenizer.special.values() if s in turn["content"]), None)
+        if spelt is not None:
+            what = f"message {number} spells the special token {spelt}"
+            raise SourceError(what, where=where, fix="take it out of the text")
+    try:
+        whole = tokenizer.render(turns, generation=False)
+        spans: list[Span] = []
+        for n, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            asked = tokenizer.render(turns[:n], generation=True)
+            answered = tokenizer.render(turns[: n + 1], generation=False)
+            if not (answered.startswith(asked) and whole.startswith(answered)):
+                raise SourceError(
+                    f"the chat template writes messages 1 to {n + 1} differently once more "
+                    "follows, so the tokens of the answer cannot be told apart",
+                    where=where,
+                    fix="use a template that only adds text, or write the pairs with `text:` and "
+                    "`prompt:`",
+                )
+            spans.append((len(asked), max(len(asked), len(answered.rstrip()))))
+    except ValueError as error:
+        raise SourceError(
+            f"the chat template refuses this conversation: {error}",
+            where=where,
+            fix="change or remove it",
+        ) from error
+    return whole, spans

@@ -1,0 +1,120 @@
+"""Weights of the domains that follow their held-out losses (dynamic batch loading): measured as the
+model trains, changed by the recipe's plugin, given to the stream.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from effcompress import data
+from effcompress.estimate.schedule import too_rare
+from effcompress.record import events
+from effcompress.record.log import Log
+from effcompress.registry import Bound
+from effcompress.runner.evaluation import scores
+from effcompress.runner.gates import settled
+from effcompress.runner.state import RunState
+
+DOMINANT = 0.9
+"""A domain of more than this is warned of."""
+ROUNDING = 1e-3
+"""What the weights of a plugin may miss 1 by, before they are normalised in fp64."""
+
+
+def begin(state: RunState, before: events.Evaluation, log: Log) -> None:
+    """Settles what losses are compared with, before anything is cut, and records it. ``before``:
+    the evaluation of the source model, whose losses are taken if they are of the same sequences.
+    """
+    spec = state.recipe.data.mixture
+    if spec is None:
+        return
+    losses: dict[str, float] = {}
+    if not isinstance(spec.reference, str):
+        state.reference = {name: float(spec.reference[name]) for name in state.corpus.domains}
+    elif spec.reference == "scaling":
+        state.reference = data.predicted(spec.scaling, state.target_params)
+    elif spec.sequences == state.recipe.evaluate.sequences:
+        losses = {name: score.loss for name, score in before.domains.items()}
+    else:
+        losses = heldout_losses(state, spec.sequences)
+    state.reference = state.reference or losses
+    _record(state, losses, None, log)
+    if said := too_rare(state.recipe):
+        log.warn(said)
+
+
+def heldout_losses(state: RunState, sequences: int) -> dict[str, float]:
+    """Domain -> held-out loss in nats per token of the model as it is, in evaluation mode and,
+    where masks are learned, under gates without noise. Every measurement of a mixture is made
+    here, by all ranks.
+    """
+    spec = replace(state.recipe.evaluate, sequences=sequences)
+    with settled(state):
+        found = scores(state.to_call, state.corpus, spec, state.world)
+    return {name: score.loss for name, score in found.items()}
+
+
+def update_if_due(state: RunState, log: Log) -> None:
+    """Every so many optimizer steps: measures, and changes the weights from the next batch on.
+
+    Raises PluginError where the plugin fails or returns no weights.
+    """
+    spec = state.recipe.data.mixture
+    if spec is None or state.step % spec.every or state.tokens >= state.total_tokens:
+        return
+    started = time.monotonic()
+    losses = heldout_losses(state, spec.sequences)
+    asked = spec.method, state.stream.fractions, losses, state.reference
+    weights = state.world.agree(lambda: reweighed(*asked))
+    state.stream.reweigh(weights)
+    _record(state, losses, time.monotonic() - started, log)
+    for name, weight in weights.items():
+        if weight > DOMINANT and name not in state.dominant:
+            state.dominant.append(name)
+            log.warn(
+                f"data.mixture: from step {state.step} on, {weight:.1%} of the samples are of the "
+                f"domain '{name}'; a smaller `eta` or a higher `floor` leaves more to the others"
+            )
+
+
+def _record(state: RunState, losses: Mapping[str, float], seconds: float | None, log: Log) -> None:
+    log.event(
+        events.Mixture(
+            step=state.step,
+            tokens=state.tokens,
+            weights=state.stream.fractions,
+            losses=losses,
+            reference=state.reference,
+            seconds=seconds,
+        )
+    )
+
+
+def reweighed(
+    bound: Bound,
+    weights: Mapping[str, float],
+    losses: Mapping[str, float],
+    reference: Mapping[str, float],
+) -> dict[str, float]:
+    """Domain -> weight as the plugin changes it, normalised in fp64. Raises PluginError where it
+    fails, or returns another shape, a negative or unfinite weight, or a sum that is not 1.
+    """
+    names = [*weights]
+    given = {"weights": weights, "losses": losses, "reference": reference}
+    found = bound(
+        **{
+            key: torch.tensor([held[name] for name in names], dtype=torch.float64)
+            for key, held in given.items()
+        }
+    )
+    fix = "Return one weight for each domain, [D], from 0 to 1, whose sum is 1."
+    bound.plugin.require_shape(found, f"for {len(names)} domains", (len(names),), fix=fix)
+    found_D = found.detach().double().cpu()
+    total = float(found_D.sum())
+    # Written so that a NaN, which compares as false, is refused too.
+    if not (bool((found_D >= 0).all()) and abs(total - 1.0) <= ROUNDING):
+        said = ", ".join(f"{name} {w:.4g}" for name, w in zip(names, found_D.tolist(), strict=True))
+        raise bound.plugin.error(f"returned the weights {said}", fix)
+    return dict(zip(names, (found_D / total).tolist(), strict=True))
