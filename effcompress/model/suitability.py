@@ -16,6 +16,7 @@ from effcompress.model.classes import (
     has_position_table,
     is_known,
 )
+from effcompress.model.families import FAMILIES
 from effcompress.model.integrity import Tensors, opened, read_json, read_object
 from effcompress.model.lineage import is_pruned, parent_of
 from effcompress.types import Config, Fields
