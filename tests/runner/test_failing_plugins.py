@@ -20,16 +20,15 @@ CALIBRATED = {
 DECIDES = "@schedule('bad', check={0})\ndef s(step: int):\n    return Due(params=1)\n"
 PLAYED = "@selector('bad', observe={0})\ndef s(score_K: Tensor):\n    return score_K\n"
 ZEROS = "@sparsifier('bad', check={0})\ndef s(weight: Tensor):\n    return weight\n"
-OPENS = (
-    "@gate('bad', check={0})\ndef g(logit: Tensor, uniform: Tensor):\n    return logit, logit\n"
-)
+OPENS = "@gate('bad', check={0})\ndef g(logit: Tensor, uniform: Tensor):\n    return logit, logit\n"
 GATED = {
     "prune.criterion": "learned_gates",
     "prune.gates": "{gate: bad, constraint: lagrangian}",
     "prune.space": "[ffn]",
     "prune.schedule": "at_end",
     "prune.target": "{shape: {ffn: 32}}",
-    "train": "{stages: {pruning: 1024, continued: 512}, batch_size: 4, learning_rate: {peak: 1e-3}}",
+    "train.tokens": "null",
+    "train.stages": "{pruning: 1024, continued: 512}",
 }
 SPARSE = "{method: bad, sparsity: 50%}"
 STATED = "@criterion('bad')\ndef c(weight: Tensor, stat: Tensor):\n    return weight\n"
