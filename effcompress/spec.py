@@ -139,6 +139,23 @@ class DomainSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DocumentsSpec:
+    """How documents lie in the sequences."""
+
+    isolate: bool = key(
+        "attention stays within a document, positions restart with it, and its first token is not "
+        "predicted; else a document sees those in front of it in its sequence",
+        False,
+    )
+    pack: bool = key(
+        "documents fill sequences one behind the other; false: each has a sequence of its own, cut "
+        "at sequence_length and padded, and those without a token to learn are left out (for "
+        "training alone)",
+        True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasuredSpec:
     """A model whose held-out losses are known, for a scaling law."""
 
@@ -177,23 +194,6 @@ class MixtureSpec:
         "than its weight); a domain that gives more is read again, or stops, as `when_dry` says",
         1.0,
         above=0,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DocumentsSpec:
-    """How documents lie in the sequences."""
-
-    isolate: bool = key(
-        "attention stays within a document, positions restart with it, and its first token is not "
-        "predicted; else a document sees those in front of it in its sequence",
-        False,
-    )
-    pack: bool = key(
-        "documents fill sequences one behind the other; false: each has a sequence of its own, cut "
-        "at sequence_length and padded, and those without a token to learn are left out (for "
-        "training alone)",
-        True,
     )
 
 

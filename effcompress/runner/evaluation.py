@@ -89,7 +89,8 @@ def scores(
         ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
         positions_NT = corpus.heldout_positions(domain, spec.sequences)
         of = module, ids_NT, spec.batch_size, trained_NT, world, positions_NT
-        listed[domain] = replace(evaluation.perplexity(*of), hash=digest(ids_NT))
+        found = evaluation.perplexity(*of)
+        listed[domain] = replace(found, hash=digest(ids_NT))
     return listed
 
 

@@ -52,7 +52,7 @@ def make(tmp_path):
             "progress": lambda phrase, share: None,
             "notice": build.notices.append,
         }
-        spec_keys = ("sequence_length", "bos", "when_dry", "mixture", "documents")
+        spec_keys = ("sequence_length", "bos", "when_dry", "documents", "mixture")
         spec = {key: options.pop(key) for key in spec_keys if key in options}
         cache = options.pop("cache", tmp_path / "cache")
         data = DataSpec(domains=domains, **{"sequence_length": 32, **spec})

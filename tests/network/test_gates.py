@@ -385,3 +385,26 @@ def test_query_heads_take_the_gate_of_their_group_or_slot(
                 pruned.module(torch.arange(6).view(1, 6))
     scale_I = torch.tensor(of_heads, dtype=torch.float64).repeat_interleave(8)
     torch.testing.assert_close(seen[1], seen[0] * scale_I, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"model_type": "opt", "do_layer_norm_before": False},  # the stream itself is normalised
+        {"model_type": "opt", "word_embed_proj_dim": 32},  # projections into it and out of it
+        {"model_type": "gpt_neox", "use_parallel_residual": False},
+    ],
+    ids=str,
+)
+def test_variants_of_a_class(variant: dict[str, Any]) -> None:
+    ids_BT = torch.arange(18).view(2, 9)
+    pruned, gates = gated("gqa_tied", ("hidden", "attention", "ffn"), **variant)
+    plan = plan_of(pruned, gates)
+    values = gates.values(plan)
+    with torch.no_grad():
+        with gates.forward.using(values):
+            masked = pruned.module(ids_BT).logits
+        gates.forward.absorb(values)
+        gates.forward.close()
+        pruned.mask(plan)
+        assert (pruned.module(ids_BT).logits - masked).abs().max() < 1e-9

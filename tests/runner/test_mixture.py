@@ -316,7 +316,7 @@ def test_what_a_plugin_returns_is_checked() -> None:
         "returned the weights a 0.5, b 1.5": lambda weights: weights * 2,
         "returned the weights a -0.5, b 1.5": lambda weights: torch.tensor([-0.5, 1.5]),
         "returned the weights a nan, b nan": lambda weights: weights / 0 * 0,
-        "fails: no idea": lambda weights: (_ for _ in ()).throw(ValueError("no idea")),
+        "fails: ValueError: no idea": lambda weights: (_ for _ in ()).throw(ValueError("no idea")),
     }
     for said, function in wrong.items():
         with pytest.raises(PluginError, match=said):
