@@ -10,7 +10,7 @@ from effcompress.estimate.feasibility import SizedModel, expected, require_reach
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.positions import require_positions
 from effcompress.estimate.schedule import Timeline, fastest, play, too_rare
-from effcompress.model.source import prompt_length
+from effcompress.model.source import outer_of, prompt_length
 from effcompress.recipe import LoadedRecipe
 from effcompress.types import Widths
 
@@ -39,6 +39,9 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     recipe = loaded.recipe
     prompt = prompt_length(recipe.model, recipe.evaluate.prompt)
     lines = [*require_positions(loaded, found.config, prompt), *_mixture(loaded, found)]
+    if (outer := outer_of(recipe.model)) is not None:
+        kind = found.config["model_type"]
+        lines.append(f"model: of '{outer}' the text model ({kind}), which is exported by itself")
     lines.append(f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named")
     if isinstance(how := found.config.get("quantization_config"), Mapping):
         lines.append(f"weights: quantised ({how.get('quant_method')}), made plain when loaded")

@@ -155,7 +155,7 @@ def _require_gates(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
         )
     targets = gated_targets(sized.sets) if prune.target.shape else {}
     fractions = {s.kind: targets[s.name] for s in sized.sets if s.name in targets}
-    found = prune.gates.gate.companion(fractions=fractions, limit=prune.gates.limit)
+    found = prune.gates.gate.refusal(fractions=fractions, limit=prune.gates.limit)
     if found is not None:
         raise RecipeError(
             f"prune.gates: {found[0]}",

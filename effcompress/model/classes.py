@@ -123,7 +123,7 @@ def _fields(body: ast.ClassDef) -> dict[str, object]:
     found: dict[str, object] = {}
     for node in body.body:
         if isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__"):
-            found |= dict.fromkeys(_handled(node))
+            found = {**dict.fromkeys(_handled(node)), **found}
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if not isinstance(target, ast.Name) or not isinstance(node, ast.Assign | ast.AnnAssign):
             continue

@@ -29,10 +29,18 @@ from effcompress.model.source import (
     origin_of,
     require_agreement,
 )
-from effcompress.model.suitability import require_fields, require_rows
+from effcompress.model.suitability import require_fields, require_rows, text_of
 from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokenizer
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
+
+_TEXT_KEYS = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
+}
+"""Names of a text model's weights in multimodal ones -> its own (regular expressions)."""
+_TEXT_PARTS = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
+"""Beginnings of its own; all others are those of other parts."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,8 @@ def _random(spec: ModelSpec, cache: Path, folder: Path | None, seed: int) -> nn.
     built = _configuration(config)
     from transformers import AutoModelForCausalLM
 
-    if spec.folder and folder is not None:
+    real = read_object(folder / "config.json") if spec.folder and folder is not None else None
+    if folder is not None and real is not None and text_of(real) is None:
         require_unpadded(folder, built.vocab_size)
     return _drawn(lambda: AutoModelForCausalLM.from_config(built, dtype=torch.float32), seed)
 
@@ -116,7 +125,7 @@ def _drawn(build: Callable[[], Any], seed: int) -> nn.Module:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed GPUs
         try:
             return build()
-        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        except (ValueError, TypeError, RuntimeError, AssertionError, LookupError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SourceError(
                 f"transformers cannot build this model: {said}", where="model.shape"
@@ -141,9 +150,15 @@ def _configuration(config: Config) -> Any:
 def _pretrained(folder: Path, spec: ModelSpec, name: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
+    text = text_of(read_object(folder / "config.json") or {})
+    inside = {"config": _configuration(text), "key_mapping": _TEXT_KEYS} if text else {}
     with explained("cannot be loaded", where=f"model: {name}"), quietly():
         module, kind, keys = read_weights(
-            AutoModelForCausalLM, folder, trust_remote_code=spec.trust_remote_code
+            AutoModelForCausalLM,
+            folder,
+            of=_TEXT_PARTS if text else ("",),
+            trust_remote_code=spec.trust_remote_code,
+            **inside,
         )
     if keys:
         more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
@@ -163,9 +178,9 @@ def _describe(spec: ModelSpec, folder: Path) -> tuple[str, str]:
         return f"{label_of(spec)} ({dtype} weights, dequantised)", dtype
     config = read_object(folder / "config.json") or {}
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    if kind == "hub":  # a snapshot folder is named by its commit
-        return f"{spec.hub}@{folder.name}", dtype
-    return label_of(spec), dtype
+    inside = "the text model of " if text_of(config) else ""
+    # A snapshot folder is named by its commit.
+    return inside + (f"{spec.hub}@{folder.name}" if kind == "hub" else label_of(spec)), dtype
 
 
 def _ready(module: nn.Module) -> nn.Module:

@@ -39,9 +39,12 @@ def explained(what: str, *, where: str, fix: str | None = None) -> Iterator[None
         raise SourceError(said, where=where, fix=fix) from error
 
 
-def read_weights(model_class: Any, folder: Path, **how: Any) -> tuple[Any, str, list[str]]:
+def read_weights(
+    model_class: Any, folder: Path, *, of: tuple[str, ...] = ("",), **how: Any
+) -> tuple[Any, str, list[str]]:
     """Returns the folder's model in fp32 and the first kind of keys in which weights and class
-    differ, with these keys; an empty kind if they agree.
+    differ, with these keys; an empty kind if they agree. Weights may be superfluous whose names
+    begin with none of ``of``.
     """
     import torch
 
@@ -55,6 +58,7 @@ def read_weights(model_class: Any, folder: Path, **how: Any) -> tuple[Any, str, 
         **how,
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(str(k[0] if isinstance(k, tuple) else k) for k in info[kind]):
+        named = (str(k[0] if isinstance(k, tuple) else k) for k in info[kind])
+        if keys := sorted(k for k in named if kind != "unexpected_keys" or k.startswith(of)):
             return module, kind.replace("_", " "), keys
     return module, "", []

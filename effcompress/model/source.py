@@ -28,11 +28,13 @@ from effcompress.model.integrity import (
 from effcompress.model.lineage import is_pruned
 from effcompress.model.suitability import (
     largest_id,
+    read_config,
     require_causal,
     require_fields,
     require_padding,
     require_plain,
     require_rows,
+    text_of,
 )
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
@@ -161,7 +163,7 @@ def require_usable(folder: Path, *, scratch: bool, whole: bool = True) -> None:
     holds no model that can be pruned. Only its configuration is used if trained from ``scratch``.
     """
     headers = require_whole(folder, weights=whole and not scratch)
-    config = read_object(folder / "config.json") or {}
+    config = read_config(folder) or {}
     require_causal(config, str(folder))
     if not scratch:
         require_plain(folder, config, headers)
@@ -241,13 +243,22 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> Fields | None:
     if kind == "hub" and real:
         whole = folder_flaw(real.parent) is None
         require_usable(real.parent, scratch=from_scratch(spec), whole=whole)
-    config = _config(spec, kind, cache, shape, read_object(real) if real else None)
+    config = _config(spec, kind, cache, shape, read_config(real.parent) if real else None)
     if config is not None:
         where = "model.shape" if kind == "random" else label_of(spec)
         require_causal(config, where)
         require_padding(config, where)
         _require_rows(spec, cache, config)
     return config
+
+
+def outer_of(spec: ModelSpec) -> str | None:
+    """Returns the ``model_type`` of the multimodal model whose text model a spec's source is; None
+    for others, and where it is not on this machine.
+    """
+    file = _beside(spec, cache_root(), "config.json")
+    config = (read_object(file) if file else None) or {}
+    return str(config.get("model_type")) if text_of(config) else None
 
 
 def _config(

@@ -16,9 +16,10 @@ from effcompress.model.classes import (
     has_position_table,
     is_known,
 )
+from effcompress.model.families import FAMILIES
 from effcompress.model.integrity import Tensors, opened, read_json, read_object
 from effcompress.model.lineage import is_pruned, parent_of
-from effcompress.types import Config
+from effcompress.types import Config, Fields
 
 DEQUANTISED = ("fp8",)
 """Quantisation whose weights transformers turns into plain numbers when it loads them."""
@@ -33,9 +34,36 @@ _PROBED = 1 << 16
 """Bytes that are compared at each of a few places of two tensors."""
 
 
+def text_of(config: Config) -> Fields | None:
+    """Returns the configuration of the text model inside a multimodal one, with the class's
+    defaults of what its file leaves out; None where there is none, or its architecture is not
+    declared.
+    """
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping) or "auto_map" in config:
+        return None
+    kind = str(inner.get("model_type"))
+    found = [f for f in FAMILIES if kind in f.model_types and f.layer == "model.layers.{i}"]
+    if not found or not is_known(str(config.get("model_type"))):
+        return None
+    defaults, outer = fields_of(kind) or {}, ("quantization_config", "tie_word_embeddings")
+    names = (*found[0].required, "num_key_value_heads", "head_dim", "tie_word_embeddings")
+    stated = {name: defaults[name] for name in names if defaults.get(name) is not None}
+    return {**stated, **{name: config[name] for name in outer if name in config}, **inner}
+
+
+def read_config(folder: Path) -> Fields | None:
+    """Reads a folder's config.json; of a multimodal model, returns that of the text model. None if
+    it is missing or holds something else.
+    """
+    config = read_object(folder / "config.json")
+    return config and (text_of(config) or config)
+
+
 def require_causal(config: Config, where: str) -> None:
     """Raises SourceError naming the architecture of a configuration that is not that of a causal
-    language model: one with a text model inside, an encoder, or a head for another task.
+    language model: one with an undeclared text model inside, an encoder, or a head for another
+    task.
     """
     kind, named = str(config.get("model_type")), config.get("architectures")
     classes = [str(name) for name in named] if isinstance(named, list) else []
@@ -43,8 +71,8 @@ def require_causal(config: Config, where: str) -> None:
     for key in _WRAPPED:
         if isinstance(inner := config.get(key), Mapping):
             raise SourceError(
-                f"{said} wraps a text model (`{key}`: {inner.get('model_type', 'llama')}), and "
-                "only a text model can be pruned",
+                f"{said} wraps a text model (`{key}`: {inner.get('model_type', 'llama')}) of an "
+                "architecture that is not declared",
                 where=where,
                 fix=f"save it by itself and name that folder: {EXTRACT}",
             )

@@ -103,10 +103,13 @@ class LearnedGates:
     def _gate(self, uniform_N: Tensor | None) -> tuple[Tensor, Tensor]:
         """Values and probabilities of being open, [N]. Raises PluginError."""
         gate: Bound = self.spec.gate
-        value_N, open_N = gate(logit=self.logit_N, uniform=uniform_N)
-        for found in (value_N, open_N):
-            gate.plugin.require_shape(found, f"for {len(self.logit_N)} gates", self.logit_N.shape)
-        return value_N, open_N
+        found: Any = gate(logit=self.logit_N, uniform=uniform_N)
+        if not isinstance(found, tuple) or len(found) != 2:
+            said = f"returned {type(found).__name__} where a pair was expected"
+            raise gate.plugin.error(said, "Return the gates' values, and how likely each is open.")
+        for part in found:
+            gate.plugin.require_shape(part, f"for {len(self.logit_N)} gates", self.logit_N.shape)
+        return found
 
     def _by_set(self, value_N: Tensor) -> Values:
         return dict(zip(self.names, value_N.split(self.sizes), strict=True))

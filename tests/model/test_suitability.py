@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from effcompress.errors import SourceError
@@ -20,8 +22,8 @@ from effcompress.model import integrity
 from effcompress.model.classes import causal_models, fields_of, has_position_table
 from effcompress.model.families import FAMILIES
 from effcompress.model.load import load
-from effcompress.model.source import config_of
-from effcompress.model.suitability import EXTRACT, positions_of, require_causal
+from effcompress.model.source import config_of, outer_of
+from effcompress.model.suitability import EXTRACT, positions_of, require_causal, text_of
 from effcompress.network.axis_map import resolve_model
 from effcompress.spec import ModelSpec
 
@@ -93,25 +95,86 @@ def test_an_adapter_is_no_model(hf_folder, whole):
     refused(hf_folder, "PEFT adapter", random=True)
 
 
-@pytest.mark.parametrize("key", ["text_config", "llm_config"])
-def test_a_text_model_in_a_multimodal_one(hf_folder, key):
-    state(hf_folder, model_type="llava", architectures=["Llava"], **{key: {"model_type": "llama"}})
-    refused(hf_folder, "'llava' (Llava) wraps", f"`{key}`: llama", "get_text_config")
+@pytest.mark.parametrize(
+    ("key", "kind"), [("text_config", "qwen2_5_vl_text"), ("llm_config", "llama")]
+)
+def test_a_text_model_that_is_not_declared(hf_folder, key, kind):
+    state(hf_folder, model_type="llava", architectures=["Llava"], **{key: {"model_type": kind}})
+    refused(hf_folder, "'llava' (Llava) wraps", f"`{key}`: {kind}", "get_text_config")
     refused(hf_folder, "'llava' (Llava) wraps", random=True)
 
 
-def test_the_text_model_is_got_as_the_error_says(tmp_path):
-    import transformers
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 2}
+TEXT = {"model_type": "llama", "vocab_size": 258, "pad_token_id": 0, **HEADS, **SMALL}
+SEEN = {"image_size": 28, "patch_size": 14, "projection_dim": 16, **HEADS, **SMALL}
+GEMMA = {**TEXT, "model_type": "gemma3_text", "num_key_value_heads": 1, "head_dim": 8}
+MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "llava": (
+        "Llava",
+        {"text_config": TEXT, "vision_config": {"model_type": "clip_vision_model", **SEEN}},
+    ),
+    "gemma3": (
+        "Gemma3",
+        {
+            **{"text_config": GEMMA, "mm_tokens_per_image": 4},
+            "vision_config": {"model_type": "siglip_vision_model", **SEEN},
+        },
+    ),
+    "idefics3": (
+        "Idefics3",
+        {"text_config": TEXT, "vision_config": SEEN, "pad_token_id": 0}
+        | {"tie_word_embeddings": False},
+    ),
+}
+"""Three ways of naming the weights of the text model."""
 
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2}
-    seen = {"image_size": 28, "patch_size": 14, "projection_dim": 16, **heads, **small}
-    config = transformers.LlavaConfig(
-        text_config={"model_type": "llama", "vocab_size": 258, **heads, **small},
-        vision_config={"model_type": "clip_vision_model", **seen},
-    )
-    wrapped: Any = transformers.LlavaForConditionalGeneration(config)
-    wrapped.save_pretrained(tmp_path / "both")
+
+def multimodal(kind: str, folder: Path) -> Any:
+    name, fields = MULTIMODAL[kind]
+    config = getattr(transformers, f"{name}Config")(**copy.deepcopy(fields))
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    made.save_pretrained(folder)
+    return made
+
+
+@pytest.mark.parametrize("kind", MULTIMODAL)
+def test_the_text_model_of_a_multimodal_one_is_the_source(kind: str, tmp_path: Path) -> None:
+    """It is loaded as the whole one computes it, without images."""
+    both, spec = multimodal(kind, tmp_path), ModelSpec(folder=tmp_path, tokenizer="bytes")
+    loaded, known = load(spec), config_of(spec)
+    text = MULTIMODAL[kind][1]["text_config"]
+    assert known is not None and known["model_type"] == text["model_type"]
+    assert outer_of(spec) == kind and loaded.source.startswith("the text model of ")
+    assert resolve_model(known).axes.shapes == resolve_model(loaded.config).axes.shapes
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module.eval()(ids).logits, both(input_ids=ids).logits)
+    drawn = load(ModelSpec(folder=tmp_path, tokenizer="bytes", random=True)).module
+    assert type(drawn) is type(loaded.module)
+
+
+def test_weights_of_the_text_model_that_its_configuration_lacks(tmp_path: Path) -> None:
+    multimodal("llava", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match=r"unexpected keys model\.layers\.1"):
+        load(ModelSpec(folder=tmp_path, tokenizer="bytes"))
+
+
+def test_what_a_text_configuration_leaves_out_are_the_classes_defaults() -> None:
+    """LLaVA-1.5's states little more than its class."""
+    stated = {"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5}
+    found = text_of({"model_type": "llava", "text_config": stated})
+    assert found is not None and resolve_model(found).axes.count() == 6_738_939_904
+    assert text_of({"model_type": "llama"}) is None
+    assert text_of({"model_type": "unheard_of", "text_config": stated}) is None
+
+
+def test_the_text_model_is_got_as_the_error_says(tmp_path):
+    wrapped = multimodal("llava", tmp_path / "both")
     places = {"FOLDER": str(tmp_path / "both"), "TEXT": str(tmp_path / "text")}
     # exec: what a user would paste
     exec(EXTRACT, {**vars_of(transformers), **places})
@@ -388,7 +451,7 @@ def test_a_large_text_is_not_read(hf_folder, monkeypatch):
 
 def test_check_imports_neither_torch_nor_transformers(hf_folder):
     code = (
-        "import sys; from effcompress.model.source import config_of, prompt_length\n"
+        "import sys; from effcompress.model.source import config_of, outer_of, prompt_length\n"
         "from effcompress.spec import ModelSpec\n"
         f"spec = ModelSpec(folder={str(hf_folder)!r}, shape={{'hidden_act': 'silu'}})\n"
         "assert config_of(spec) and prompt_length(spec, 'four') == 4\n"

@@ -20,6 +20,16 @@ CALIBRATED = {
 DECIDES = "@schedule('bad', check={0})\ndef s(step: int):\n    return Due(params=1)\n"
 PLAYED = "@selector('bad', observe={0})\ndef s(score_K: Tensor):\n    return score_K\n"
 ZEROS = "@sparsifier('bad', check={0})\ndef s(weight: Tensor):\n    return weight\n"
+OPENS = "@gate('bad', check={0})\ndef g(logit: Tensor, uniform: Tensor):\n    return logit, logit\n"
+GATED = {
+    "prune.criterion": "learned_gates",
+    "prune.gates": "{gate: bad, constraint: lagrangian}",
+    "prune.space": "[ffn]",
+    "prune.schedule": "at_end",
+    "prune.target": "{shape: {ffn: 32}}",
+    "train.tokens": "null",
+    "train.stages": "{pruning: 1024, continued: 512}",
+}
 SPARSE = "{method: bad, sparsity: 50%}"
 STATED = "@criterion('bad')\ndef c(weight: Tensor, stat: Tensor):\n    return weight\n"
 
@@ -86,6 +96,18 @@ KINDS: dict[str, tuple[str, str, Settings]] = {
         "@refit('bad')",
         "weight: Tensor, gram: Tensor",
         {"prune.refit": "bad", **CALIBRATED},
+    ),
+    "gate": ("@gate('bad')", "logit: Tensor, uniform: Tensor", GATED),
+    "gate's check": (OPENS, "limit: float", {**GATED, "prune.target": "{shape: {ffn: 32}}"}),
+    "constraint": (
+        "@constraint('bad')",
+        "expected: Tensor, target: Tensor",
+        {**GATED, "prune.gates": "{gate: hard_concrete, constraint: bad}"},
+    ),
+    "mixture": (
+        "@mixture('bad')",
+        "weights: Tensor, losses: Tensor",
+        {"data.mixture": "{name: bad, every: 1, reference: {letters: 4.5, numbers: 3.5}}"},
     ),
     "sparsifier": ("@sparsifier('bad')", "weight: Tensor", {"sparsify": SPARSE, **CALIBRATED}),
     "sparsifier's check": (ZEROS, "sparsity: float", {"sparsify": SPARSE, **CALIBRATED}),

@@ -14,7 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from effcompress import load_recipe, run
 from effcompress.errors import RecipeError, RunError
 from effcompress.model.load import load as load_model
+from effcompress.model.tokenizer import ByteTokenizer
+from effcompress.runner.preflight import preflight
 from effcompress.runner.start import corpus_of
+from tests.model.test_suitability import multimodal
 from tests.runner.toys import events, plans, recipe
 
 ALONE = [
@@ -413,3 +416,24 @@ def test_every_declared_family_is_pruned_and_proven(tmp_path: Path, model_type: 
     assert export["container"] == model_type and export["why"] == ""
     assert proof["max_logit_difference"] <= 1e-5
     assert set(cut["removed"]) == {"attention", "ffn", "hidden"}
+
+
+def test_of_a_multimodal_model_the_text_model_is_pruned_and_exported(tmp_path: Path) -> None:
+    """Its folder is that of an ordinary causal language model, its tokenizer the source's."""
+    both = multimodal("llava", tmp_path / "both")
+    ByteTokenizer().save(tmp_path / "both")
+    sets = [f"model={{folder: {tmp_path / 'both'}}}", "train=null", "prune.criterion=magnitude"]
+    sets += ["prune.measure={source: calibration}", "prune.schedule={name: once, at: 0}"]
+    sets += ["prune.space=[{name: ffn, scope: lockstep}]", "prune.target={shape: {ffn: 12}}"]
+    loaded = load_recipe(recipe(tmp_path), sets)
+    said = preflight(loaded, offline=True).lines
+    assert "model: of 'llava' the text model (llama), which is exported by itself" in said
+    done = run(loaded, output=tmp_path / "out")
+    config = json.loads((done.folder / "config.json").read_text())
+    assert config["model_type"] == "llama" and config["intermediate_size"] == 12
+    module = AutoModelForCausalLM.from_pretrained(str(done.folder))
+    assert sum(p.numel() for p in module.parameters()) == done.params
+    whole = both.model.language_model.layers[0].self_attn.q_proj.weight
+    assert torch.equal(module.model.layers[0].self_attn.q_proj.weight, whole)
+    assert len(AutoTokenizer.from_pretrained(str(done.folder))) == 258
+    assert "the text model of " in (done.folder / "metrics.jsonl").read_text()
