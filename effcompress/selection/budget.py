@@ -132,6 +132,24 @@ class Budget:
         return params > self.target or not self.promises
 
     @property
+    def goes_whole(self) -> bool:
+        """Whether the target is what is left when nothing more may go, so that no order matters."""
+        return self._reach.all_go
+
+    def take_all(self) -> dict[str, int]:
+        """Removes all that may go, layers and blocks first, the last ones of them. Returns kind ->
+        mini-groups removed.
+        """
+        removed: dict[str, int] = {}
+        every = reversed(range(len(self.candidates)))
+        for k in sorted(every, key=lambda k: self.candidates[k].kind not in DEPTH):
+            while self.promised(k) or self._reach.fits(k, self._kept):
+                self.take(k)
+                kind = self.candidates[k].kind
+                removed[kind] = removed.get(kind, 0) + 1
+        return removed
+
+    @property
     def promises(self) -> bool:
         """Whether any stride is begun and not finished."""
         return any(self.promised(k) for k in range(len(self.candidates)))
@@ -193,6 +211,9 @@ def simulate(
     ``groups`` limits how many mini-groups go, ``params`` is a size to stop at before the target.
     Returns kind -> mini-groups removed.
     """
+
+    if budget.goes_whole and groups is None and params in (None, budget.target):
+        return budget.take_all()
 
     def order(k: int) -> tuple[float, float]:  # in a pool the widest set first
         return prefer(budget, k), -budget._now.width(k) / budget.candidates[k].size

@@ -5,6 +5,7 @@ over sizes decides. All questions are asked of copies of ``Sizes``; a run's own 
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any, final
 
@@ -17,10 +18,8 @@ TOLERANCE = 0.005
 NEAR = 4
 """Within so many of the largest strides from the target, and where no kind leads there by small
 strides, only what can still lead there is begun."""
-TRIES, DEEPEST = 50_000, 500
-"""Sizes that a search visits at most, over all candidates and for one; a search that needs more is
-assumed to succeed. It is recursive, and Python's stack has room for twice ``DEEPEST``.
-"""
+TRIES = 50_000
+"""Sizes that a search visits at most; a search that needs more is assumed to succeed."""
 
 
 @final
@@ -35,7 +34,7 @@ class Reachability:
         """Pool -> its units before anything went."""
         self._kinds = list(dict.fromkeys(c.kind for c in candidates))
         self._beside = beside(candidates)
-        self._all_go = self._at_the_end() and not any(c.after or c.until < 1 for c in candidates)
+        self.all_go = self._at_the_end() and not any(c.after or c.until < 1 for c in candidates)
         """Whether the target is what is left when nothing more may go (a shape): then any order of
         removals leads there.
         """
@@ -46,7 +45,7 @@ class Reachability:
         """Returns those of ``fit`` after whose next stride the target can still be met."""
         largest = max((self.frees(k, sizes) for k in fit), default=0)
         near = sizes.params - self.target <= NEAR * largest
-        if len(fit) < 2 or self._all_go or (not near and self.bridged(fit, sizes)):
+        if len(fit) < 2 or self.all_go or (not near and self.bridged(fit, sizes)):
             return fit
         # Candidates of one cost and kind are alike where what follows does not depend on the layer,
         # else those in layers of equal widths: one of each class is examined for all.
@@ -137,11 +136,15 @@ class Reachability:
         """Returns whether the target can be met after the next stride of candidate ``k``; also
         true where the search runs out of ``TRIES``.
         """
+        most, limit = TRIES // len(self.candidates), sys.getrecursionlimit()
+        # The search is as deep as there are strides, and Python allows a thousand calls.
+        sys.setrecursionlimit(limit + most)
         try:
-            tries = iter(range(min(DEEPEST, TRIES // len(self.candidates))))
-            return self._leads_there(self._after(k, sizes), tries)
+            return self._leads_there(self._after(k, sizes), iter(range(most)))
         except StopIteration:
             return True
+        finally:
+            sys.setrecursionlimit(limit)
 
     def _available(self, sizes: Sizes) -> list[int]:
         """Returns the candidates that may give a stride at these sizes."""

@@ -2796,7 +2796,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/selection/reachability.py",
-        "if len(fit) < 2 or self._all_go or (not near",
+        "if len(fit) < 2 or self.all_go or (not near",
         "if len(fit) < 2 or (not near",
         ("tests/network/test_shapes.py::test_a_deep_shape_needs_no_search",),
         "a shape of many layers overflows the stack",
