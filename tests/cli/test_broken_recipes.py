@@ -52,8 +52,65 @@ TARGET = "{keep: 85%}"
 CRITERION = "{name: taylor, order: first}"
 SCHEDULE = "{name: continuous, every: 4}"
 
+GATES = "  gates: {gate: half, constraint: none}\n"
+LEARNED = (CRITERION, "learned", SCHEDULE, "when_done", "  space:\n", GATES + "  space:\n")
+
+
+def first_line(text: str, key: str) -> int:
+    """The line that begins with a key."""
+    return next(n for n, line in enumerate(text.splitlines(), 1) if line.strip().startswith(key))
+
+
+def under_gates(*pairs: str) -> str:
+    """A recipe that learns masks, edited."""
+    text = edit(*LEARNED)
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+def located(text: str, key: str, *words: str) -> tuple[str, int, tuple[str, ...]]:
+    """A broken recipe whose mistake is in the line of a key."""
+    return text, first_line(text, key), words
+
+
 # id -> (recipe, line, words of the message)
 BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    # learned gates
+    "gates of another criterion": located(
+        under_gates("criterion: learned", "criterion: magnitude"),
+        "criterion",
+        "'magnitude' does not rank by learned gates",
+    ),
+    "a criterion of gates without any": located(
+        under_gates(GATES, ""), "criterion", "'learned' ranks by learned gates"
+    ),
+    "gates that nothing trains": located(
+        under_gates("  space:\n", "  space:\n")[: under_gates().index("train:")],
+        "gates",
+        "nothing is trained",
+    ),
+    "gates and a repair": located(
+        under_gates(GATES, GATES + "  repair: [norm_gain]\n"), "repair", "no repair is needed"
+    ),
+    "gates that are cut at once": located(
+        under_gates("schedule: when_done", "schedule: once"),
+        "schedule",
+        "does not cut everything at once when the gates have been learned",
+    ),
+    "a stage of its own that is not there": located(
+        edit("train:\n", "train:\n  continued: {batch_size: 4}\n"),
+        "continued",
+        "no continued stage",
+    ),
+    # documents
+    "padding while pruning": located(
+        edit("prune:\n", "  documents: {pack: false}\nprune:\n"), "documents", "measure the padding"
+    ),
+    "a chat and a prompt": located(
+        edit("weight: 2", "weight: 2, chat: messages, prompt: 'a'"), "web", "Remove one of the two"
+    ),
     # keys
     "typo at the top": (edit("train:", "trian:"), 15, ("unknown key trian", "'train'")),
     "typo below": (edit("  tokens:", "  tokns:"), 16, ("train.tokns", "'tokens'")),

@@ -24,7 +24,7 @@ LONG = 3.0
 """Seconds of processor time that one check may take."""
 
 SHAPE = {
-    **{"model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64},
+    **{"model_type": "llama", "vocab_size": 259, "hidden_size": 32, "intermediate_size": 64},
     **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
     **{"tie_word_embeddings": True, "max_position_embeddings": 128},
 }
@@ -158,6 +158,15 @@ def test_any_recipe_is_checked_or_refused_in_words(tree: Any, folder: Path, caps
     assert ended.value.code in (0, 2, None) and spent < LONG, (spent, said)
     lines = said.splitlines()
     assert (not lines or lines[0].startswith("error: ")) and len(lines) <= 3, said
+
+
+def test_the_recipe_that_is_changed_is_accepted(folder: Path) -> None:
+    """Else nothing behind the first refusal would be tried."""
+    path = folder / "sound.yaml"
+    path.write_text(json.dumps(RECIPE))
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(path)])
+    assert not ended.value.code
 
 
 def test_every_number_has_bounds() -> None:

@@ -117,6 +117,22 @@ def _rows_or_pattern(pattern: Any, *, alpha_search: bool) -> tuple[str, str] | N
     return ("alpha_search and a pattern", "Keep one.") if pattern and alpha_search else None
 
 
+def _learned(logit: Any) -> Any:
+    return logit
+
+
+def _half(logit: Any, uniform: Any) -> Any:
+    return logit, logit
+
+
+def _unbound(expected: Any) -> Any:
+    return expected
+
+
+def _at_end(tokens: int, prune_until: int, target_params: int) -> Any:
+    return Due(params=target_params) if tokens >= prune_until else None
+
+
 def registry() -> Registry:
     """A registry of its own with toy plugins under the built-in names."""
     toys = Registry()
@@ -126,6 +142,10 @@ def registry() -> Registry:
         ("criterion", "second", _second),
         ("criterion", "picky", _picky),
         ("criterion", "inputs", _inputs),
+        ("criterion", "learned", _learned),
+        ("gate", "half", _half),
+        ("constraint", "none", _unbound),
+        ("schedule", "when_done", _at_end),
         ("hessian", "fisher_diag", _fisher),
         ("hessian", "adam", _adam),
         ("refit", "anew", _refit),
