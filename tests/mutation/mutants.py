@@ -286,11 +286,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/data/corpus.py",
         (
             "domain.store.ensure(CHOICE * needed * size, 0, self._talk)\n"
-            '        windows = _windows(self._spec, domain.store, "train"'
+            '        windows = _sequences(self._spec, domain.store, "train"'
         ),
         (
             "domain.store.ensure(CHOICE * needed * size, 0, self._talk)\n"
-            '        windows = _windows(self._spec, domain.store, "heldout"'
+            '        windows = _sequences(self._spec, domain.store, "heldout"'
         ),
         ("tests/data/test_stream.py::test_calibration_without_training",),
         "calibration reads held-out text",
