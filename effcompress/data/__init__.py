@@ -5,9 +5,9 @@ into sequences, mix domains by weight.
 position; ``digest`` hashes token ids; ``needs`` lists the hub data sets of a recipe, ``preview``
 reads the beginning of its files.
 
-In the order of the data: ``sources`` (text), ``beginning`` (what `check` reads of it), ``tokens``
-and ``folder`` (token cache), ``stream`` (sequences, order and mixture), ``corpus`` (all of it);
-beside them ``scaling_law`` (losses that a mixture is held against).
+In the order of the data: ``sources`` and ``chat`` (text), ``beginning`` (what `check` reads),
+``tokens`` and ``folder`` (token cache), ``stream`` (sequences, order and mixture), ``corpus`` (all
+of it); beside them ``scaling_law`` (losses that a mixture is held against).
 """
 
 from effcompress.data.beginning import preview

@@ -22,7 +22,6 @@ from effcompress.spec import ModelSpec
 from tests.proving import fresh_process
 from tests.runner.toys import events, recipe
 
-ONCE = ["prune.schedule={name: once, at: 256}", "train.tokens=512"]
 WAYS = {
     "uniform": ("lockstep", "uniform"),
     "padded": ("global", "padded"),
@@ -97,7 +96,8 @@ def test_a_form_is_a_source_again(name: Any, runs: dict[str, Path], tmp_path: Pa
 @pytest.mark.real
 def test_a_gguf_file_with_the_real_tokenizer_is_a_source_again(tmp_path: Path) -> None:
     path = recipe(tmp_path, schedule="{name: once, at: 256}", tokens=512)
-    run(load_recipe(path, [f"model={json.dumps(REAL)}"]), output=tmp_path / "out")
+    sets = [f"model={json.dumps(REAL)}", "prune.space=[ffn]", "prune.target={shape: {ffn: 40}}"]
+    run(load_recipe(path, sets), output=tmp_path / "out")
     before = load(ModelSpec(folder=tmp_path / "out"), tmp_path / "cache", offline=True)
     file = tmp_path / "model.gguf"
     export(tmp_path / "out", "gguf", output=file, offline=True)
