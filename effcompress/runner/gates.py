@@ -5,19 +5,17 @@ step, and multiplied into the weights by the cut.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from effcompress.errors import RunError
 from effcompress.estimate.schedule import pruning_stage
+from effcompress.evaluation import perplexity
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner.state import RunState
 from effcompress.spec import LoopSpec
-from effcompress.train.loss import cross_entropy
 from effcompress.types import Due, Plan
 
 LOSS_SEQUENCES = 4
@@ -72,17 +70,14 @@ def settling(state: RunState, due: Due, plan: Plan, log: Log) -> Iterator[None]:
             fix="Write `schedule: at_end`.",
         )
     values = gates.values(plan)
-    ids_NT = state.corpus.calibration(LOSS_SEQUENCES, state.recipe.seed)
-    loss: Any = partial(_measured, state, ids_NT)
-    probe_BT = state.probe_BT.to(state.device)
-    open_loss, _ = loss(probe_BT)
+    open_loss, _ = _measured(state)
     with gates.forward.using(values):
-        masked_loss, before_BTV = loss(probe_BT)
+        masked_loss, before_BTV = _measured(state)
     gates.forward.absorb(values, also_ends=prune.gates.compat)
     gates.forward.close()
     state.gates = None
     yield
-    cut_loss, after_BTV = loss(probe_BT)
+    cut_loss, after_BTV = _measured(state)
     kept = torch.cat([value_G[value_G > 0] for value_G in values.values()])
     log.event(
         events.Settled(
@@ -98,13 +93,10 @@ def settling(state: RunState, due: Due, plan: Plan, log: Log) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _measured(state: RunState, ids_NT: Tensor, probe_BT: Tensor) -> tuple[float, Tensor]:
+def _measured(state: RunState) -> tuple[float, Tensor]:
     """The mean loss on some text, in nats per token, and the logits of the probe."""
     state.module.eval()
-    call: Any = state.to_call
-    losses = []
-    for ids_T in ids_NT:
-        ids_BT = ids_T.unsqueeze(0).to(state.device)
-        logits_BTV = call(input_ids=ids_BT, use_cache=False).logits
-        losses.append(float(cross_entropy(logits_BTV, ids_BT)))
-    return sum(losses) / len(losses), call(input_ids=probe_BT, use_cache=False).logits
+    of = LOSS_SEQUENCES, state.recipe.seed
+    text = state.corpus.calibration(*of), state.corpus.calibration_positions(*of)
+    found = perplexity(state.to_call, text[0], 1, positions_NT=text[1])
+    return found.loss, state.to_call(input_ids=state.probe_BT.to(state.device)).logits
