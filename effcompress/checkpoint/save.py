@@ -349,8 +349,17 @@ def _files(path: Path, values: dict[str, Any]) -> dict[Path, FileFacts]:
     found, record = values.get("files", {TENSORS: values}), values.get("record", {})
     if TENSORS not in found or any(Path(name).name != name for name in (*found, *record)):
         raise ValueError(f"{STATE} does not name the files of a checkpoint")
-    beside = {path.parent / name: said for name, said in record.items()}
+    beside = {_recorded(path.parent, name, said): said for name, said in record.items()}
     return {path / name: said for name, said in found.items()} | beside
+
+
+def _recorded(folder: Path, name: str, said: FileFacts) -> Path:
+    """Returns the copy of a record or, where that is damaged, the run's own file if that is not."""
+    for file in (folder / name, folder.parent / name):
+        with suppress(OSError, ValueError):
+            _check(file, said)
+            return file
+    return folder / name
 
 
 def _opened(path: Path) -> Saved:

@@ -295,11 +295,18 @@ def test_all_checkpoints_share_one_copy_of_the_record(tmp_path: Path) -> None:
     values = json.loads((folder / "step-00000027" / "state.json").read_text())
     assert values["bytes"] == size(folder / "step-00000027")
     copy.write_bytes(copy.read_bytes().replace(b"2", b"5"))
+    # The run's own file is as good, while it is what was written.
+    found = newest(folder, no_warning)
+    assert found is not None and found.texts == {"metrics.jsonl": record.read_bytes()}
+    record.write_bytes(record.read_bytes().replace(b"2", b"6"))
     said: list[str] = []
     found = newest(folder, said.append)
     assert found is not None and found.texts == {"metrics.jsonl": b'{"a": 1}\n'}
     assert len(said) == 2 and all("metrics.jsonl is not what was written" in line for line in said)
     copy.unlink()
+    found = newest(folder, said.append)
+    assert found is not None and found.texts == {"metrics.jsonl": b'{"a": 1}\n'}
+    record.unlink()
     assert newest(folder, said.append) is None
 
 
