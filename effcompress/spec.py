@@ -273,6 +273,12 @@ class ReduceSpec:
     members: Bound | None = key(
         "over the matrices of a mini-group (default: their sum)", None, plugin="reduction"
     )
+    compat: bool = key(
+        "count query head h for KV group h mod G of G, as the code of arXiv:2305.11627 does, in "
+        "place of its own",
+        False,
+        expert=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

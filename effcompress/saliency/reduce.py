@@ -33,6 +33,11 @@ def reduce(parts: Sequence[Tensor], spec: ReduceSpec) -> Tensor:
 
     if spec.channel == "abs":
         parts = [part_GB.abs() for part_GB in parts]
+    if spec.compat:
+        each, count = math.gcd(*(part_GB.shape[1] for part_GB in parts)), len(parts[0])
+        # All heads in their order, read as r rows of G: unit g gets heads g, g + G, g + 2 G, ...
+        heads = [part_GB.reshape(-1, count, each) for part_GB in parts]
+        parts = [heads_RGE.transpose(0, 1).reshape(count, -1) for heads_RGE in heads]
     bound = spec.members
     if bound is None or "positions_MGB" not in bound.needs:
         sums_MG = torch.stack([part_GB.sum(1) for part_GB in parts])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -182,6 +184,18 @@ def test_a_query_head_counts_for_its_own_group() -> None:
         found = score([heads], criterion, TrainingStats(model, criterion.needs, None), spec)
         assert found[heads.name][0] > 0.0
         assert not found[heads.name][1:].any()
+        # As published, on request: head h of all counts for group h mod G.
+        as_published = replace(spec, compat=True)
+        found = score([heads], criterion, TrainingStats(model, criterion.needs, None), as_published)
+        assert (found[heads.name] > 0).tolist() == [g == 1 for g in range(heads.size)]
+
+
+def test_compat_changes_nothing_without_grouped_queries() -> None:
+    model, sets = measured("mha_untied")
+    criterion = Bound(REGISTRY.get("criterion", "taylor"))
+    stats = TrainingStats(model, criterion.needs, None)
+    one, two = (score(sets, criterion, stats, ReduceSpec(compat=c)) for c in (False, True))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_what_saliency_does_not_tell_apart_is_named_by_kind():
