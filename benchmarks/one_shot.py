@@ -78,8 +78,10 @@ def rows_of(size: str) -> dict[str, tuple[str, list[str]]]:
         pattern = ["sparsify.sparsity=null", "sparsify.pattern=2:4"]
         own = {"magnitude_2_4": ("magnitude_50", pattern)}
         return {name: own.get(name, (name, [])) for name in ZEROS}
+    as_published = [f"prune.target.params={size}", "prune.reduce.compat=true"]
     shapes = {name: each[size] for name, each in BY_SHAPE.items()}
     found = {name: (name, [f"prune.target.params={size}"]) for name in BY_PARAMETERS}
+    found["llm_pruner_compat"] = ("llm_pruner", as_published)
     found |= {
         name: (name, [f"prune.target.shape.{kind}={n}" for kind, n in shape.items()])
         for name, shape in shapes.items()
