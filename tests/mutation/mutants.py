@@ -141,8 +141,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/checkpoint/save.py",
-        "check(file, said)",
-        "pass",
+        "                _check(file, said)\n            if like",
+        "                pass\n            if like",
         ("tests/checkpoint/test_save.py::test_a_damaged_newest_falls_back_and_says_so[flip]",),
         "a damaged checkpoint is taken",
     ),

@@ -96,7 +96,7 @@ def test_a_cache_that_cannot_be_written_costs_no_run(
 def test_everything_that_an_evaluation_depends_on_is_in_its_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = SimpleNamespace(domains=(), sequence_length=32, bos=None)
+    text = SimpleNamespace(domains=(), sequence_length=32, bos=None, isolated=False)
     plain = {"model_hash": "a", "config": {"rope_theta": 1e4}, "tokenizer": "t", "corpus": text}
 
     def key(**changes: object) -> object:
@@ -108,7 +108,8 @@ def test_everything_that_an_evaluation_depends_on_is_in_its_key(
         key(model_hash="b"),
         key(config={"rope_theta": 1e5}),
         key(tokenizer="u"),
-        key(corpus=SimpleNamespace(domains=(), sequence_length=16, bos=None)),
+        key(corpus=SimpleNamespace(**{**vars(text), "sequence_length": 16})),
+        key(corpus=SimpleNamespace(**{**vars(text), "isolated": True})),
         key(spec=EvaluateSpec(sequences=7)),
     ]
     monkeypatch.setattr(evaluation, "_code", lambda: "another version of the package")

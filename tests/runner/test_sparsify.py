@@ -235,6 +235,9 @@ class Text:
     def calibration(self, sequences: int, seed: int) -> Tensor:
         return self.ids_NT[:sequences]
 
+    def calibration_positions(self, sequences: int, seed: int) -> None:
+        """Documents are not isolated."""
+
 
 class Record:
     """Keeps events; says nothing."""
