@@ -96,9 +96,11 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
             where=where,
             fix=f"Name at least {lowest:,}, or add to prune.space what else may go.",
         )
-    simulate(budget := budget_of(sized))
-    if not budget.reached:
-        raise _missed(budget, where)
+    budget = budget_of(sized)
+    if not budget.bridged:
+        simulate(budget)
+        if not budget.reached:
+            raise _missed(budget, where)
     return sized
 
 

@@ -118,7 +118,9 @@ class Budget:
         self._now.take(k, units)
         if begun:
             self._new = None
-            if self._all_fit and not self._reach.movable(k, self._kept):
+            if self.candidates[k].kind in DEPTH:  # what belongs to it goes, too
+                self._all_fit = None
+            elif self._all_fit and not self._reach.movable(k, self._kept):
                 self._all_fit.remove(k)
         self._left.clear()
         self.units[self.candidates[k].kind] += units
@@ -130,6 +132,12 @@ class Budget:
         if params is None or self.params > params:
             return False
         return params > self.target or not self.promises
+
+    @property
+    def bridged(self) -> bool:
+        """Whether small strides of one kind alone lead from here to the target."""
+        every, now = range(len(self.candidates)), self._kept
+        return now.params > self.target and not self._ranged and self._reach.bridged(every, now)
 
     @property
     def goes_whole(self) -> bool:
@@ -188,15 +196,15 @@ class Budget:
         """Returns the candidates whose next stride fits. Far from the target every movable one
         does; that list is updated from cut to cut, because there may be tens of thousands.
         """
-        kept = self._kept
-        if self._steady:
-            if self._all_fit is None:
-                self._all_fit = [
-                    k for k in range(len(self.candidates)) if self._reach.movable(k, kept)
-                ]
-            if all(self._reach.frees(k, kept) <= kept.params - self.target for k in self._all_fit):
+        kept, far = self._kept, self._kept.params - self.target
+        if self._all_fit is None:
+            every = range(len(self.candidates))
+            self._all_fit = [k for k in every if self._reach.movable(k, kept)]
+        if all(self._reach.frees(k, kept) <= far for k in self._all_fit):
+            if self._steady:
                 return list(self._all_fit)
-        return [k for k in range(len(self.candidates)) if self._reach.fits(k, kept)]
+            return [k for k in self._all_fit if self._reach.spares(k, kept)]
+        return [k for k in self._all_fit if self._reach.fits(k, kept)]
 
 
 def simulate(

@@ -6,7 +6,7 @@ over sizes decides. All questions are asked of copies of ``Sizes``; a run's own 
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, final
 
 from effcompress.selection.candidates import Candidate, beside
@@ -38,6 +38,14 @@ class Reachability:
         """Whether the target is what is left when nothing more may go (a shape): then any order of
         removals leads there.
         """
+        self._small = 2 * TOLERANCE * target
+        reaches = {k: c for k, c in enumerate(candidates) if c.until > 1 - target / start}
+        self._lowest = {
+            k: math.ceil(c.minimum / c.multiple) * c.multiple
+            for k, c in reaches.items()
+            if not c.floor
+        }
+        """Candidates that one could go down by alone -> their smallest width."""
         self._ends: dict[tuple[Any, ...], bool] = {}
         """Memo of the search: state -> whether the target can be met from there."""
 
@@ -100,18 +108,25 @@ class Reachability:
         """
         if not self.movable(k, sizes):
             return False
-        c, after = self.candidates[k], sizes.params - self.frees(k, sizes)
+        after = sizes.params - self.frees(k, sizes)
         nearer = abs(after - self.target) < abs(sizes.params - self.target)
         if not nearer or after < self.target * (1 - TOLERANCE):
             return False
-        left = self.left(c.pool, sizes) if c.floor else 0
-        if c.floor and left - self.stride(k, sizes) < c.floor:
+        return self.spares(k, sizes)
+
+    def spares(self, k: int, sizes: Sizes) -> bool:
+        """Returns whether the next stride of candidate ``k`` leaves all pools at their floors."""
+        c = self.candidates[k]
+        if c.floor and self.left(c.pool, sizes) - self.stride(k, sizes) < c.floor:
             return False
         return c.kind != "layer" or self._floors_hold(c.sets[0], sizes)
 
     def left(self, pool: str, sizes: Sizes) -> int:
         """Returns the units left in a pool; those of a layer that is gone do not count."""
-        return sum(sizes.width(k) for k in self._pools[pool] if sizes.unit(k) > 0)
+        if pool not in sizes.left:
+            there = (k for k in self._pools[pool] if sizes.unit(k) > 0)
+            sizes.left[pool] = sum(sizes.width(k) for k in there)
+        return sizes.left[pool]
 
     def _floors_hold(self, layer: str, sizes: Sizes) -> bool:
         """Returns whether every pool of blocks stays at its floor when this layer goes whole."""
@@ -130,7 +145,7 @@ class Reachability:
         after = self._after(k, sizes)
         if self.candidates[k].kind in DEPTH:
             return self.met(after)
-        return self.met(after) or self.bridged(self._available(after), after)
+        return self.met(after) or self.bridged(range(len(self.candidates)), after)
 
     def _hopeful(self, k: int, sizes: Sizes) -> bool:
         """Returns whether the target can be met after the next stride of candidate ``k``; also
@@ -156,13 +171,11 @@ class Reachability:
         Sequences of many small strides are not walked (``bridged`` answers for them). Raises
         StopIteration when ``tries`` are used up.
         """
-        if self.met(sizes):
+        if self.met(sizes) or self.bridged(range(len(self.candidates)), sizes):
             return True
         state = self._state(sizes)
         if state not in self._ends:
             here = self._available(sizes)
-            if self.bridged(here, sizes):
-                return True
             next(tries)  # before the memo is written: an unfinished search must not be remembered
             branches = {self._alike(k, sizes): k for k in here}
             found = False
@@ -194,17 +207,19 @@ class Reachability:
         layers = sorted(self._around(k, sizes) for k in firsts)
         return (sizes.params, *left.values(), *layers)
 
-    def bridged(self, fit: list[int], sizes: Sizes) -> bool:
+    def bridged(self, some: Iterable[int], sizes: Sizes) -> bool:
         """Returns whether one kind alone leads to the target by strides too small to miss it: at
-        most as large as the whole tolerance interval, twice ``TOLERANCE``.
+        most as large as the whole tolerance interval, twice ``TOLERANCE``. Above the target all
+        such strides fit, so candidates need not be asked.
         """
         room = dict.fromkeys(self._kinds, 0)
-        for k in fit:
-            c, unit = self.candidates[k], sizes.unit(k)
-            small = c.multiple * unit <= 2 * TOLERANCE * self.target and not c.floor
-            if small and c.until > 1 - self.target / self.start:
-                lowest = math.ceil(c.minimum / c.multiple) * c.multiple
-                room[c.kind] += (sizes.width(k) - lowest) * unit
+        for k in some:
+            if k not in self._lowest:
+                continue
+            c, unit, width = self.candidates[k], sizes.unit(k), sizes.width(k)
+            small = unit * c.multiple <= self._small and width > self._lowest[k]
+            if small and self.in_range(k, sizes):
+                room[c.kind] += (width - self._lowest[k]) * unit
         return max(room.values()) >= sizes.params - self.target
 
 

@@ -28,6 +28,8 @@ class Sizes:
         self.params = axes.count(self.widths)
         self._costs = [_cost(axes, c) for c in candidates]
         self._unit: dict[int, int] = {}
+        self.left: dict[str, int] = {}
+        """Pool -> units left in it, as ``Reachability`` counts them; forgotten by a removal."""
         self._touched = [
             [j for j, cost in enumerate(self._costs) if _names(cost) & set(c.sets)]
             for c in candidates
@@ -38,6 +40,7 @@ class Sizes:
         new = Sizes.__new__(Sizes)
         new.candidates, new._costs, new._touched = self.candidates, self._costs, self._touched
         new.widths, new.params, new._unit = dict(self.widths), self.params, dict(self._unit)
+        new.left = dict(self.left)
         return new
 
     def width(self, k: int) -> int:
@@ -62,6 +65,7 @@ class Sizes:
     def take(self, k: int, units: int) -> None:
         """Removes units from every set of candidate ``k``."""
         self.params -= units * self.unit(k)
+        self.left.clear()
         for name in self.candidates[k].sets:
             self.widths[name] -= units
         for other in self._touched[k]:

@@ -2066,8 +2066,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/selection/reachability.py",
-        "left - self.stride(k, sizes) < c.floor:",
-        "left < c.floor:",
+        "self.left(c.pool, sizes) - self.stride(k, sizes) < c.floor:",
+        "self.left(c.pool, sizes) < c.floor:",
         ("tests/groups/test_spaces.py::test_layers_are_one_pool_with_a_floor",),
         "a pool goes one below its floor",
     ),

@@ -155,7 +155,8 @@ def test_a_size_far_from_the_target_is_no_success(
 ) -> None:
     """Where nothing more may go before the target is near, the run fails and says so."""
     real = prune_room.choose
-    monkeypatch.setattr(prune_room, "choose", lambda *of, **how: replace(real(*of, **how), exhausted=True))
+    over = {"exhausted": True}
+    monkeypatch.setattr(prune_room, "choose", lambda *a, **k: replace(real(*a, **k), **over))
     with pytest.raises(RunError, match="pruning stopped at"):
         ran(tmp_path, "out")
 
