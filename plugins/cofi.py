@@ -29,11 +29,11 @@ def common_offset(logit: Tensor, *, temperature: float = 2 / 3, stretch: float =
     wanted_J = n + 0.5 - logit_G.new_tensor(range(1, n + 1))
     low_J = -logit_G.max().expand(n) - 40.0
     high_J = -logit_G.min().expand(n) + 40.0
-    for _ in range(60):
+    for _ in range(40):
         offset_J = (low_J + high_J) / 2
-        many_J = logit_G.new_tensor(
-            [float((logit_G + offset).sigmoid().sum()) for offset in offset_J.tolist()]
-        )
+        many_J = offset_J.clone()
+        for part in many_J.split(256):  # a matrix of all ranks and gates would be large
+            part.copy_((logit_G + part.unsqueeze(1)).sigmoid().sum(1))
         low_J = offset_J.where(many_J < wanted_J, low_J)
         high_J = high_J.where(many_J < wanted_J, offset_J)
     score_G = logit_G.clone()
