@@ -171,7 +171,7 @@ class MaskedForward:
         wide = x if x.dtype == torch.float64 else x.float()
         live_P, count = live_P.to(wide.dtype), live_P.sum()
         if norm.centred:
-            wide = (wide - ((wide @ live_P) / count).unsqueeze(-1)) * live_P
+            wide = wide - (wide @ live_P / count).unsqueeze(-1)
         square = wide.square() @ live_P / count
         wide = wide * torch.rsqrt(square + norm.epsilon).unsqueeze(-1)
         gain_P = cast(Tensor, module.weight) + norm.offset
