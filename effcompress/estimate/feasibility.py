@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from effcompress import groups
-from effcompress.errors import RecipeError, SourceError, did_you_mean
+from effcompress.errors import CoverageError, RecipeError, SourceError, did_you_mean
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
@@ -149,14 +149,13 @@ def _require_gates(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
             where=_where(loaded, f"prune.gates.starts.{unknown}"),
             fix=did_you_mean(unknown, kinds),
         )
-    if "expert" in kinds:
-        raise RecipeError(
-            "prune.gates: no gate acts on an expert as a whole",
-            where=_where(loaded, "prune.gates.gate.name"),
-            fix="Take `expert` out of prune.space, or remove `gates`.",
-        )
-    targets = gated_targets(sized.sets) if prune.target.shape else {}
+    try:
+        targets = gated_targets(sized.sets)
+    except CoverageError as error:
+        where = _where(loaded, "prune.gates.gate.name")
+        raise RecipeError(f"prune.gates: {error.what}", where=where, fix=error.fix) from error
     fractions = {s.kind: targets[s.name] for s in sized.sets if s.name in targets}
+    fractions = fractions if prune.target.shape else {}
     found = prune.gates.gate.refusal(fractions=fractions, limit=prune.gates.limit)
     if found is not None:
         raise RecipeError(

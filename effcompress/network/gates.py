@@ -23,25 +23,13 @@ from effcompress.errors import NotFinite
 from effcompress.network.masked import MaskedForward, Values
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.network.shapes import gated_targets
+from effcompress.record.events import GateFamily
 from effcompress.registry import Bound
 from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, AxisMap, GroupSet, Plan, Scores, axis_kind
 
 SIZE = "size"
 """Name of the one family where the target is a number of parameters."""
-
-
-@dataclass(frozen=True)
-class FamilyState:
-    """One family at one step: mean expected sparsity of its rows, the target then, the multipliers,
-    and the fraction of gates whose probability of being open is from .05 to .95.
-    """
-
-    expected: float
-    target: float
-    linear: float
-    quadratic: float
-    undecided: float
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,9 @@ class LearnedGates:
     def __init__(
         self, pruned: PrunedModel, prune: PruneSpec, params: int, seed: int, device: torch.device
     ) -> None:
-        """``params``: parameters at the end. Raises CoverageError as ``MaskedForward`` does."""
+        """``params``: parameters at the end. Raises CoverageError as ``MaskedForward`` and
+        ``gated_targets`` do.
+        """
         assert prune.gates is not None
         spec = self.spec = prune.gates
         self.seed, self.device = seed, device
@@ -131,7 +121,7 @@ class LearnedGates:
             value_N.backward(leaf_N.grad)
 
     @contextmanager
-    def settled(self) -> Iterator[None]:
+    def deterministic(self) -> Iterator[None]:
         """Masks the passes inside by the gates without noise: in a row of ``n``, as many of the
         lowest as are expected to be shut, ``round(n - sum P)``, are 0.
         """
@@ -165,7 +155,7 @@ class LearnedGates:
             if not bool(torch.isfinite(self.logit_N.grad).all()):
                 raise NotFinite("the gradient of the learned gates is not finite")
 
-    def learn(self, progress: float, factor: float) -> dict[str, FamilyState]:
+    def learn(self, progress: float, factor: float) -> dict[str, GateFamily]:
         """Takes one step of gates and multipliers and drops the gradients. ``progress``: fraction
         of the pruning stage behind the model, ``factor``: learning rate over its peak. Returns the
         families as they were before.
@@ -188,7 +178,7 @@ class LearnedGates:
         """Drops the gradients: of a step that is skipped, say."""
         self.logit_N.grad = self.multipliers_F2.grad = None
 
-    def _penalised(self, way: float) -> dict[str, FamilyState]:
+    def _penalised(self, way: float) -> dict[str, GateFamily]:
         """Adds the gradient of the constraint; ``way``: how far the targets have risen."""
         _, open_N = self._gate(None)
         sums_R = torch.zeros(len(self.rows), device=self.device).index_add(0, self._row_N, open_N)
@@ -208,8 +198,10 @@ class LearnedGates:
             self.spec.constraint.plugin.require_shape(penalty, "for one penalty", ())
             penalties.append(penalty)
             near = ((open_N[here] >= 0.05) & (open_N[here] <= 0.95)).float().mean()
-            numbers = (expected.mean(), (target * way).mean(), first, second, near)
-            found[name] = FamilyState(*(float(value.detach()) for value in numbers))
+            numbers = {"expected": expected.mean(), "target": (target * way).mean()}
+            numbers |= {"linear": first, "quadratic": second, "undecided": near}
+            said = {key: float(value.detach()) for key, value in numbers.items()}
+            found[name] = GateFamily(**said)
         torch.stack(penalties).sum().backward()
         return found
 

@@ -39,9 +39,7 @@ class MaskedForward:
     """
 
     def __init__(self, pruned: PrunedModel, sets: list[str]) -> None:
-        """Raises CoverageError for what no gate can act on: experts as a whole, and channels whose
-        norms have no gain.
-        """
+        """Raises CoverageError for hidden channels whose norms have no gain."""
         self.module, self.axes = pruned.module, pruned.axes
         self.hidden = "hidden" in sets
         self._values: Values = {}
@@ -49,9 +47,6 @@ class MaskedForward:
         self._norms = _gated_norms(pruned, sets)
         self._reads = list(_reads(pruned, sets))
         self._writes = list(_writes(pruned, sets))
-        if any(axis_kind(name) == "expert" for name in sets):
-            fix = "Take `expert` out of prune.space, or prune without prune.gates."
-            raise CoverageError("no gate acts on an expert as a whole", where="expert", fix=fix)
         self._install(pruned)
 
     @contextmanager

@@ -146,7 +146,14 @@ def gated_targets(sets: Sequence[GroupSet]) -> dict[str, float]:
     """Returns the fraction of every set's units, or of its kind's layers or blocks, that may go at
     most; without sets that lose nothing. For a shape these are the fractions that do go. ``sets``
     are ``bounded`` ones.
+
+    Raises CoverageError for experts: what a router chooses is not multiplied by a gate.
     """
+    if any(s.kind == "expert" for s in sets):
+        raise CoverageError(
+            "no gate acts on an expert as a whole",
+            fix="Take `expert` out of prune.space, or remove prune.gates.",
+        )
     count = {s.kind: sum(t.kind == s.kind for t in sets) for s in sets}
     found = {
         s.name: 1.0 - (s.floor / count[s.kind] if s.kind in DEPTH else s.minimum / s.size)

@@ -270,8 +270,9 @@ class Refit(Recorded, event="refit"):
 
 
 class GateFamily(Recorded):
-    """Learned gates of one kind: expected and wanted sparsity (0 to 1), the multipliers of the
-    constraint, and the fraction of gates that are neither open nor shut.
+    """Learned gates of one kind: mean expected sparsity of its rows and the target then (0 to 1),
+    the multipliers of the constraint, and the fraction of gates whose probability of being open is
+    from .05 to .95.
     """
 
     expected: float
@@ -289,10 +290,10 @@ class Gates(Recorded, event="gates"):
     families: Mapping[str, GateFamily]
 
 
-class Settled(Recorded, event="settled"):
-    """Learned gates were multiplied into the weights: losses in nats per token with all gates open,
-    under the gates of the cut, and of the cut model, which computes the same as the second.
-    ``low``: kept gates below 0.1.
+class Absorbed(Recorded, event="absorbed"):
+    """Learned gates were absorbed (multiplied into the weights): losses in nats per token with all
+    gates open, under the gates of the cut, and of the cut model, which computes the same as the
+    second. ``low``: kept gates below 0.1.
     """
 
     step: int
@@ -376,7 +377,7 @@ class Other:
 
 Costly = Cut | Commit | Sparsify | Refit
 """Events of pruning whose time and peak memory are recorded."""
-InTraining = Step | Stage | Mixture | Calibration | Approximate | Gates | Settled | Compiled
+InTraining = Step | Stage | Mixture | Calibration | Approximate | Gates | Absorbed | Compiled
 AtStep = Costly | InTraining | Checkpoint
 """Events that happen at an optimizer step."""
 Event = AtStep | Run | Evaluation | Export | Proof | Warn | End | Other

@@ -38,9 +38,9 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
             return (
                 f"not exact: removing {sets} rescales what stays; logits move by {moved:.1e} more"
             )
-        case events.Settled():
+        case events.Absorbed():
             return (
-                f"gates multiplied into the weights: loss {event.loss_open:.3f} with all open, "
+                f"gates absorbed into the weights: loss {event.loss_open:.3f} with all open, "
                 f"{event.loss_masked:.3f} under them, {event.loss_cut:.3f} of the cut model; "
                 f"{event.low:,} of {event.kept:,} kept gates are below 0.1"
             )

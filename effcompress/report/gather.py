@@ -22,7 +22,7 @@ class Record:
     stages: tuple[events.Stage, ...] = ()
     mixtures: tuple[events.Mixture, ...] = ()
     gates: tuple[events.Gates, ...] = ()
-    settled: events.Settled | None = None
+    absorbed: events.Absorbed | None = None
     sparsified: events.Sparsify | None = None
     before: events.Evaluation | None = None
     after: events.Evaluation | None = None
@@ -123,7 +123,7 @@ def gather(folder: Path) -> Record:
         stages=of_type(found, events.Stage),
         mixtures=of_type(found, events.Mixture),
         gates=of_type(found, events.Gates),
-        settled=next(iter(of_type(found, events.Settled)[-1:]), None),
+        absorbed=next(iter(of_type(found, events.Absorbed)[-1:]), None),
         sparsified=next(iter(of_type(found, events.Sparsify)), None),
         before=evaluations.get("before"),
         after=evaluations.get("after"),

@@ -133,6 +133,11 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
             yield f"{section.capitalize()}: {key.replace('_', ' ')}", value
     for name, amount, digest in words.data(record):
         yield f"Data: {name}", f"{amount}, hash {digest}"
+    if (cut := record.absorbed) is not None:
+        losses = (cut.loss_open, cut.loss_masked, cut.loss_cut)
+        said = " / ".join(f"{loss:.3f}" for loss in losses)
+        yield "Loss with gates open / under gates / of the cut model", said
+        yield "Gates kept below 0.1", f"{cut.low:,} of {cut.kept:,}"
     if (made := record.sparsified) is not None:
         peak = f", {readable.size(made.memory_bytes)} at the peak" if made.memory_bytes else ""
         yield "Making zeros took", f"{readable.duration(made.seconds)}{peak}"

@@ -4,7 +4,6 @@ step, and multiplied into the weights by the cut.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -36,11 +35,11 @@ def drawing(state: RunState) -> Callable[[int], AbstractContextManager[None]]:
     return lambda micro: learned.drawn(state.step, micro, state.world.rank)
 
 
-def settled(state: RunState) -> AbstractContextManager[None]:
+def deterministic(state: RunState) -> AbstractContextManager[None]:
     """Returns what to enter around an evaluation in the middle of training: gates without noise."""
     if state.gates is None or not masking(state, state.tokens):
         return nullcontext()
-    return state.gates.settled()
+    return state.gates.deterministic()
 
 
 def learn(state: RunState, spec: LoopSpec, begun: int, rate: float, log: Log) -> None:
@@ -49,12 +48,11 @@ def learn(state: RunState, spec: LoopSpec, begun: int, rate: float, log: Log) ->
     begin, end = pruning_stage(state.recipe)
     progress = (begun - begin) / (end - begin)
     found = state.gates.learn(progress, rate / spec.learning_rate.peak)
-    families = {name: events.GateFamily(**asdict(family)) for name, family in found.items()}
-    log.event(events.Gates(step=state.step, tokens=state.tokens, families=families))
+    log.event(events.Gates(step=state.step, tokens=state.tokens, families=found))
 
 
 @contextmanager
-def settling(state: RunState, due: Due, plan: Plan, log: Log) -> Iterator[None]:
+def absorbing(state: RunState, due: Due, plan: Plan, log: Log) -> Iterator[None]:
     """Around the masking of a plan: multiplies the gates into the weights first, and records what
     the model computed under them and computes without. Nothing where the run has no gates.
 
@@ -80,7 +78,7 @@ def settling(state: RunState, due: Due, plan: Plan, log: Log) -> Iterator[None]:
     cut_loss, after_BTV = _measured(state)
     kept = torch.cat([value_G[value_G > 0] for value_G in values.values()])
     log.event(
-        events.Settled(
+        events.Absorbed(
             step=state.step,
             kept=len(kept),
             low=int((kept < LOW).sum()),

@@ -189,15 +189,13 @@ def _scores(state: RunState, prune: PruneSpec) -> Scores:
 def measured(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     """Returns saliency in original order, and moments: averaged over training, or measured now."""
     ledger = state.pruned.ledger
+    if averages(prune):
+        return Measured(ledger.original_order(state.average.read()), state.grams)
     if state.gates is not None:
         learned = state.gates.scores(prune.criterion)
         # Kinds that lose nothing have no gates.
         now = Measured({s.name: torch.zeros(s.size) for s in state.pruned.sets} | learned)
-        scores = in_original_order(now.scores, ledger.original, ledger.sizes)
-        return replace(now, scores=ledger.original_order(scores))
-    if averages(prune):
-        return Measured(ledger.original_order(state.average.read()), state.grams)
-    if prune.measure.source == "training":
+    elif prune.measure.source == "training":
         now = Measured(_scores(state, prune), state.grams)
     else:
         now = calibrated(state, prune, log)

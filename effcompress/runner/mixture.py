@@ -14,7 +14,7 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.runner.evaluation import scores
-from effcompress.runner.gates import settled
+from effcompress.runner.gates import deterministic
 from effcompress.runner.state import RunState
 
 DOMINANT = 0.9
@@ -24,7 +24,7 @@ ROUNDING = 1e-3
 
 
 def begin(state: RunState, before: events.Evaluation, log: Log) -> None:
-    """Settles what losses are compared with, before anything is cut, and records it. ``before``:
+    """Determines the reference losses, before anything is cut, and records them. ``before``:
     the evaluation of the source model, whose losses are taken if they are of the same sequences.
     """
     spec = state.recipe.data.mixture
@@ -51,7 +51,7 @@ def heldout_losses(state: RunState, sequences: int) -> dict[str, float]:
     here, by all ranks.
     """
     spec = replace(state.recipe.evaluate, sequences=sequences)
-    with settled(state):
+    with deterministic(state):
         found = scores(state.to_call, state.corpus, spec, state.world)
     return {name: score.loss for name, score in found.items()}
 

@@ -20,7 +20,7 @@ from effcompress.network.approximate import removed_alone, split
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.removal.selftest import same_function
-from effcompress.runner.gates import settling
+from effcompress.runner.gates import absorbing
 from effcompress.runner.measuring import Measured, measured, ready
 from effcompress.runner.recovery import refit_event
 from effcompress.runner.resources import Meter, Spent
@@ -89,7 +89,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
     choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
     if choice.plan:
-        with settling(state, due, choice.plan, log):
+        with absorbing(state, due, choice.plan, log):
             _mask(state, prune, choice.plan, found.inputs, log)
         fault.point("cut")
         state.average.cut()

@@ -162,8 +162,8 @@ def test_gates_without_noise() -> None:
     torch.testing.assert_close(by_rule, torch.tensor([0.9168273, 0.7685248, 0.5, 0.0]))
     by_plan = gates.values({name: [2, 3]})[name]
     torch.testing.assert_close(by_plan, torch.tensor([0.9168273, 0.7685248, 0.0, 0.0]))
-    # What is settled is what the pass inside sees.
-    with gates.settled():
+    # The pass inside sees the same gates.
+    with gates.deterministic():
         seen = gates.forward._values[name]
     torch.testing.assert_close(seen, by_rule)
 

@@ -114,7 +114,7 @@ def test_a_gate_with_its_constraint(tmp_path: Path) -> None:
     words += ["prune.gates={gate: straight, constraint: square, start: 2}"]
     out = tmp_path / "out"
     run(load_recipe(path, words), output=out)
-    (settled,) = events(out, "settled")
-    assert settled["kept"] == 2 * 40
-    assert settled["loss_masked"] == pytest.approx(settled["loss_cut"], abs=1e-5)
-    assert settled["low"] == 0, "these gates are 0 or 1"
+    (absorbed,) = events(out, "absorbed")
+    assert absorbed["kept"] == 2 * 40
+    assert absorbed["loss_masked"] == pytest.approx(absorbed["loss_cut"], abs=1e-5)
+    assert absorbed["low"] == 0, "these gates are 0 or 1"

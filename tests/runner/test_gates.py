@@ -72,14 +72,14 @@ def test_the_record_says_how_the_gates_went(done: Path) -> None:
         course = [e["families"][name]["target"] for e in learned]
         # From 0 over a fifth of the stage (2.4 of its 12 steps), then constant.
         assert course == pytest.approx([target * min(1, k / 2.4) for k in range(12)])
-    (settled,) = events(out, "settled")
-    assert settled["step"] == 14
-    assert settled["loss_masked"] == pytest.approx(settled["loss_cut"], abs=1e-5)
-    assert settled["max_logit_difference"] < 1e-5
-    assert settled["loss_open"] != pytest.approx(settled["loss_masked"], abs=1e-3)
-    assert 0 <= settled["low"] <= settled["kept"]
+    (absorbed,) = events(out, "absorbed")
+    assert absorbed["step"] == 14
+    assert absorbed["loss_masked"] == pytest.approx(absorbed["loss_cut"], abs=1e-5)
+    assert absorbed["max_logit_difference"] < 1e-5
+    assert absorbed["loss_open"] != pytest.approx(absorbed["loss_masked"], abs=1e-3)
+    assert 0 <= absorbed["low"] <= absorbed["kept"]
     report = (out / "report.html").read_text()
-    for title in ("Learned gates", "Multipliers", "Undecided gates"):
+    for title in ("Learned gates", "Multipliers", "Undecided gates", "Gates kept below 0.1"):
         assert title in report
 
 
@@ -148,8 +148,8 @@ def test_two_processes_end_with_the_same_masks(
     )
     assert first == pytest.approx(second, abs=1e-4)
     for out in (one, two):
-        (settled,) = events(out, "settled")
-        assert settled["loss_masked"] == pytest.approx(settled["loss_cut"], abs=1e-4)
+        (absorbed,) = events(out, "absorbed")
+        assert absorbed["loss_masked"] == pytest.approx(absorbed["loss_cut"], abs=1e-4)
 
 
 def test_recomputed_layers_see_the_same_gates(
@@ -161,7 +161,7 @@ def test_recomputed_layers_see_the_same_gates(
         run(load_recipe(path, [*SHEARED, *sets]), output=tmp_path / name)
     one, two = tmp_path / "plain", tmp_path / "again"
     assert (one / "plans.jsonl").read_bytes() == (two / "plans.jsonl").read_bytes()
-    for kind in ("step", "gates", "settled", "evaluation"):
+    for kind in ("step", "gates", "absorbed", "evaluation"):
         assert repeatable(events(one, kind)) == repeatable(events(two, kind)), kind
 
 
@@ -180,7 +180,7 @@ def test_resumed_anywhere_it_is_the_same(tmp_path: Path, behind: int) -> None:
         (out / name).unlink()
     run(load_recipe(recipe(tmp_path), sets), output=out, resume=True)
     assert (out / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
-    for kind in ("step", "gates", "settled", "cut"):
+    for kind in ("step", "gates", "absorbed", "cut"):
         assert repeatable(events(out, kind)) == repeatable(events(first, kind)), kind
 
 

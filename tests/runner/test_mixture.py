@@ -135,7 +135,7 @@ def test_learned_masks_are_measured_without_noise(tmp_path: Path, monkeypatch: A
 
         masked = losses()
         if state.gates is not None:
-            with state.gates.settled():
+            with state.gates.deterministic():
                 masked = losses()
         seen.append((state.step, measure(state, sequences), masked, losses()))
         return seen[-1][1]
