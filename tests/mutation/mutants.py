@@ -36,6 +36,41 @@ class Mutant:
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
+        "effcompress/network/shape_search.py",
+        "least = math.ceil(most * (1 - fraction) - 1e-9)",
+        "least = math.floor(most * (1 - fraction))",
+        ("tests/network/test_shape_search.py::test_the_largest_shapes_of_the_grid",),
+        "a search removes more of a width than it may",
+    ),
+    Mutant(
+        "effcompress/network/shape_search.py",
+        "key=lambda shape: (-shape.params, *shape.units.values()),",
+        "key=lambda shape: (shape.params, *shape.units.values()),",
+        ("tests/network/test_shape_search.py::test_the_largest_shapes_of_the_grid",),
+        "a search tries the smallest shapes",
+    ),
+    Mutant(
+        "effcompress/network/pruned_model.py",
+        "                norm.epsilon = epsilon\n            attend(",
+        "                pass\n            attend(",
+        ("tests/network/test_shape_search.py::test_a_trial_leaves_no_trace",),
+        "norms keep the epsilon of a shape that was only tried",
+    ),
+    Mutant(
+        "effcompress/runner/search.py",
+        "best = min(tried, key=lambda shape: shape.loss)",
+        "best = min(tried, key=lambda shape: shape.params)",
+        ("tests/runner/test_search.py::test_the_shape_of_the_lowest_loss_is_taken",),
+        "the smallest shape is taken, not the best",
+    ),
+    Mutant(
+        "effcompress/runner/search.py",
+        "text = state.recipe.seed + OTHER_DRAW",
+        "text = state.recipe.seed",
+        ("tests/runner/test_search.py::test_the_record_names_the_text_of_the_search",),
+        "the record names the text that units are ranked on as that of the search",
+    ),
+    Mutant(
         "effcompress/types.py",
         "names = self.absent | frozenset(gone)",
         "names = frozenset(gone)",
