@@ -249,6 +249,11 @@ class MeasureSpec:
     )
     window: int = key("average: window: number of steps", 16, minimum=1)
     sequences: int = key("calibration: number of sequences", 32, minimum=1)
+    ablation_sequences: Positive = key(
+        "calibration, criteria of losses without a layer or block: how many of these sequences "
+        "each of the losses is measured on",
+        4,
+    )
     propagate: bool = key(
         "calibration, criteria of layer inputs: each layer is scored on the outputs of the already "
         "pruned layers before it. How many units go is decided on the unpruned model",

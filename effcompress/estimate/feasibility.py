@@ -212,7 +212,7 @@ def _require_projections(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedMod
 
 def _says_of(plugin: Plugin) -> tuple[bool, bool]:
     """Whether a criterion of forward passes scores layers and blocks, and inputs."""
-    return bool(plugin.of_layers) or "layer" in plugin.needs, plugin.reads_inputs
+    return plugin.says_of_depth, plugin.reads_inputs
 
 
 def _missed(budget: Budget, where: str) -> RecipeError:

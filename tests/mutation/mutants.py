@@ -36,6 +36,27 @@ class Mutant:
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
+        "effcompress/runner/ablation.py",
+        "found[name] = loss() - whole",
+        "found[name] = loss()",
+        ("tests/plugins/test_two_ssp.py::test_the_loss_is_that_of_a_model_without",),
+        "a loss is taken for a rise of the loss",
+    ),
+    Mutant(
+        "plugins/two_ssp.py",
+        "norm_I = x.square().sum(0).sqrt()",
+        "norm_I = x.square().mean(0).sqrt()",
+        ("tests/plugins/test_two_ssp.py::test_the_norm_is_averaged_over_sequences",),
+        "short sequences count as much as long ones",
+    ),
+    Mutant(
+        "plugins/two_ssp.py",
+        "return score_K + span * (begun_K == 1)",
+        "return score_K",
+        ("tests/plugins/test_two_ssp.py::test_width_goes_first_and_then_what_is_least",),
+        "blocks go before widths",
+    ),
+    Mutant(
         "effcompress/network/shape_search.py",
         "least = math.ceil(most * (1 - fraction) - 1e-9)",
         "least = math.floor(most * (1 - fraction))",
