@@ -11,6 +11,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "the mini-groups; the criterion then returns [O, I] or [I]. None for layers and blocks",
         "input_norm": "[I] root of the mean of its square",
         "input_variance": "[I] its variance",
+        "routed": "[E] number of calibration tokens that the router sent to each expert of a layer, "
+        "for experts; the criterion then returns [E]",
         "kind": "kind of the mini-groups (attention, ffn, ...)",
         "layer": "number of their layer; -1 where they belong to none",
         "positions": "inputs that a mini-group owns there (a head: its width)",
@@ -36,6 +38,10 @@ INPUTS: dict[str, dict[str, str]] = {
         "x": "[T, I] what a linear layer reads, one calibration sequence, in fp64",
         "before": "[T, hidden] the residual stream in front of a layer or block, in fp64",
         "after": "[T, hidden] the stream behind it",
+        "output": "[T, hidden] what one expert returns for the tokens of a sequence that are sent "
+        "to it, before the router's weight, in fp64",
+        "gate": "[T] the router's weight of that expert, as the model multiplies by it",
+        "gates": "[T, K] the router's weights of all experts of these tokens",
         "state": "what the statistic returned for the sequence before, None for the first. Without "
         "`state` it returns one value per token ([T, I] or [T]), and the engine averages; with it "
         "the value so far ([I] or [1]), or a tuple that begins with it",
@@ -139,5 +145,7 @@ BACKWARD = frozenset({"grad", "hess", "mask_grad"})
 """What criteria take from a backward pass."""
 READ = frozenset({"input_mean", "input_norm", "input_variance"})
 """What criteria take from forward passes over calibration text, of what linear layers read."""
+ROUTED = frozenset({"routed"})
+"""What criteria take from them of the router of a mixture of experts."""
 PLACE = frozenset({"kind", "layer", "positions"})
 """Where the mini-groups are that a criterion is asked for, set by set."""

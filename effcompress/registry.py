@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import EffcompressError, PluginError, did_you_mean
-from effcompress.injectable import BACKWARD, COMPANION_INPUTS, INPUTS, PLACE, READ, WITH_STATISTICS
+from effcompress.injectable import (
+    BACKWARD,
+    COMPANION_INPUTS,
+    INPUTS,
+    PLACE,
+    READ,
+    ROUTED,
+    WITH_STATISTICS,
+)
 from effcompress.types import Due
 
 if TYPE_CHECKING:
@@ -45,6 +53,10 @@ COMPANIONS = {
 }
 """Kind -> what its decorator takes beside the function: another function of the same plugin."""
 
+
+STREAM, OUTPUT = frozenset({"before", "after"}), frozenset({"output", "gate", "gates"})
+SOURCES = (frozenset({"x"}), STREAM, OUTPUT)
+"""What statistics are functions of: inputs of linear layers, the residual stream, experts."""
 
 Knob = inspect.Parameter
 """A keyword-only parameter, its annotation evaluated. Where the default is ``empty``, a recipe must
@@ -87,7 +99,12 @@ class Plugin:
     @property
     def of_layers(self) -> dict[str, Plugin]:
         """Its statistics of the residual stream before and after layers and blocks."""
-        return {name: s for name, s in self.statistics.items() if "x" not in s.needs}
+        return {name: s for name, s in self.statistics.items() if STREAM.intersection(s.needs)}
+
+    @property
+    def of_experts(self) -> dict[str, Plugin]:
+        """Its statistics of the outputs of a mixture's experts."""
+        return {name: s for name, s in self.statistics.items() if OUTPUT.intersection(s.needs)}
 
     @property
     def reads_inputs(self) -> bool:
@@ -95,9 +112,15 @@ class Plugin:
         return bool(self.of_inputs) or bool(READ.intersection(self.needs))
 
     @property
+    def reads_experts(self) -> bool:
+        """Whether it needs a statistic of experts, or how many tokens each was sent."""
+        return bool(self.of_experts) or bool(ROUTED.intersection(self.needs))
+
+    @property
     def reads_forward(self) -> bool:
         """Whether it needs forward passes over calibration text, or only where a mini-group is."""
-        return self.reads_inputs or bool(self.statistics) or bool(PLACE.intersection(self.needs))
+        measured = self.reads_inputs or self.reads_experts or bool(self.statistics)
+        return measured or bool(PLACE.intersection(self.needs))
 
     def called(self, available: Mapping[str, Any], knobs: Mapping[str, Any]) -> Any:
         """Calls the function with what it needs of ``available``; what it yields comes as a list.
@@ -452,10 +475,10 @@ def _companion(plugin: Plugin, function: Callable[..., Any]) -> Plugin:
 
 def _require_one_source(plugin: Plugin) -> None:
     """Raises PluginError for a criterion whose inputs are not measured together, and a statistic
-    that takes inputs of linear layers and of the stream.
+    that is not of linear layers' inputs, the stream or experts alone.
     """
     needs = plugin.needs
-    forward = [n for n in needs if n in READ | PLACE or n in plugin.statistics]
+    forward = [n for n in needs if n in READ | ROUTED | PLACE or n in plugin.statistics]
     backward = BACKWARD.intersection(needs)
     what = fix = ""
     alone = [n for n in ("mask_grad", "logit") if plugin.kind == "criterion" and n in needs]
@@ -466,10 +489,14 @@ def _require_one_source(plugin: Plugin) -> None:
     elif plugin.kind == "criterion" and forward and backward:
         what = f"{min(forward)} is measured layer by layer, {min(backward)} is not"
         fix = "Take one of the two."
-    elif plugin.kind == "statistic" and ("x" in needs) == bool({"before", "after"} & set(needs)):
-        what = "it is either of what linear layers read (x) or of the residual stream "
-        what += "(before, after)"
-        fix = "Take x, or before and after."
+    elif (
+        plugin.kind == "statistic" and sum(bool(s & {*needs}) for s in ({"x"}, STREAM, OUTPUT)) != 1
+    ):
+        what = (
+            "it is either of what linear layers read (x), of the residual stream (before, after) "
+        )
+        what += "or of experts (output, gate, gates)"
+        fix = "Take x, or before and after, or output and what the router says of it."
     if what:
         said = f"{plugin.kind} '{plugin.name}': {what}"
         raise PluginError(said, where=plugin.where, fix=fix)

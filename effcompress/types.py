@@ -165,6 +165,8 @@ class Family:
     epsilon_attribute: str = "variance_epsilon"
     router: str = ""
     """The router of a mixture of experts (pattern)."""
+    experts: str = ""
+    """The module that holds all experts of a layer (pattern)."""
     floors: Mapping[str, Callable[[Config], int]] = field(
         default_factory=dict[str, Callable[[Config], int]]
     )

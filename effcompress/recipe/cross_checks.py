@@ -362,8 +362,9 @@ def _propagated(recipe: Recipe, _: Document) -> Rows:
     what = f"{propagate} layers hand on calibration text, and none is read"
     fix = "Write `source: calibration` beside it."
     yield Row(absent, ("prune", "measure", "propagate"), what, fix)
-    readers = [p.name for p in REGISTRY.all("criterion") if p.reads_inputs]
-    other = BACKWARD.intersection(needs) or not prune.criterion.plugin.reads_inputs
+    readers = [p.name for p in REGISTRY.all("criterion") if p.reads_inputs or p.reads_experts]
+    plugin = prune.criterion.plugin
+    other = BACKWARD.intersection(needs) or not (plugin.reads_inputs or plugin.reads_experts)
     what = f"{propagate} '{name}' does not score by what layers read alone"
     fix = f"Remove `propagate`, or use one of {', '.join(readers)}."
     yield Row(other, ("prune", "criterion"), what, fix)

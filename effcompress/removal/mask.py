@@ -26,7 +26,7 @@ from effcompress.removal.ledger import Ledger
 from effcompress.removal.norms import heed, narrow, norms
 from effcompress.removal.optimizer import moments, require_no_gradient
 from effcompress.removal.repairs import for_norms
-from effcompress.types import WHOLE, AxisMap, GroupSet, Member, Plan
+from effcompress.types import WHOLE, AxisMap, GroupSet, Member, Plan, axis_layer
 
 
 @torch.no_grad()
@@ -75,11 +75,19 @@ def attend(module: nn.Module, axes: AxisMap, ledger: Ledger) -> None:
     if axes.family.centred and "hidden" in ledger.alive:
         for norm in norms(module, axes):
             norm.attend(ledger.alive["hidden"])
-    for j, i in enumerate(axes.depth.layers):
-        alive_G = ledger.alive.get(f"expert.{i}")
-        if alive_G is not None and f"expert.{i}" in axes.by_axis:
-            path = axes.family.router.replace("{i}", str(j))
-            heed(module.get_submodule(path), alive_G, _live)
+    for name in axes.axes("expert"):
+        if name in ledger.alive:
+            route(module, axes, name, ledger.alive[name])
+
+
+def route(module: nn.Module, axes: AxisMap, name: str, alive_G: Tensor) -> None:
+    """Lets the router of one layer (by the axis of its experts, ``expert.3``) choose among the
+    living experts alone.
+    """
+    layer = axis_layer(name)
+    assert layer is not None
+    j = axes.depth.layers.index(layer)
+    heed(module.get_submodule(axes.family.router.replace("{i}", str(j))), alive_G, _live)
 
 
 def _zero(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer | None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from effcompress.data import digest
 from effcompress.distributed.world import ALONE
 from effcompress.injectable import BACKWARD
+from effcompress.measure.experts import ExpertStatistics, OfExperts
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.measure.stats import TrainingStats, collect, from_training
@@ -21,6 +22,7 @@ from effcompress.measure.taps import MaskGradients, Take
 from effcompress.record.events import Calibration
 from effcompress.record.log import Log
 from effcompress.registry import Bound
+from effcompress.removal.ledger import Ledger
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
@@ -72,10 +74,31 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         scores = listeners.world.total(listeners.found)
         require_finite(scores, criterion)
     elif criterion.plugin.reads_forward:
-        scores = score_inputs(sets, criterion, listeners.read, of_layers)
+        of_experts = listeners.experts.read() if listeners.experts else {}
+        warn_unrouted(of_experts, state.pruned.ledger, log)
+        scores = score_inputs(sets, criterion, listeners.read, of_layers, of_experts)
     else:
         scores = score(sets, criterion, stats, prune.reduce)
     return Measured(scores, listeners.grams, of_layers)
+
+
+def warn_unrouted(of_experts: OfExperts, ledger: Ledger, log: Log) -> None:
+    """Warns of living experts that no token of the calibration text was sent to: their statistics
+    are 0, so that most criteria take them first.
+    """
+    idle = [
+        (name, unit)
+        for name, found in of_experts.items()
+        for unit in ((found["routed"] == 0) & ledger.alive[name]).nonzero().flatten().tolist()
+    ]
+    if idle:
+        name, position = idle[0]
+        first = int(ledger.original[name][position])
+        log.warn(
+            f"{len(idle)} experts were sent no token of the calibration text, so nothing is known "
+            f"of them and their saliency is 0 (the first: number {first} of {name}); raise "
+            "prune.measure.sequences"
+        )
 
 
 @final
@@ -90,10 +113,12 @@ class _Listeners:
         self.found: Scores = {}
         # A statistic with state is a recursion over the sequences in their order, so then every
         # process reads all of them.
-        ordered = plugin.reads_inputs or any("state" in s.needs for s in of_layers.values())
+        of_experts = plugin.of_experts.values()
+        recursive = any("state" in s.needs for s in (*of_layers.values(), *of_experts))
+        ordered = plugin.reads_inputs or recursive
         alone = ordered or prune.measure.sequences < state.world.size
         self.world = ALONE if alone else state.world
-        self.grams = self.masks = self.layers = None
+        self.grams = self.masks = self.layers = self.experts = None
         self.contexts: list[AbstractContextManager[None]] = []
         params = readers(module, axes, sets)
         self.read = InputStatistics(module, params, plugin.needs, plugin.of_inputs)
@@ -109,10 +134,14 @@ class _Listeners:
         if of_layers:
             self.layers = LayerStatistics(module, axes, of_layers, self.world)
             self.contexts.append(self.layers.listening())
+        if plugin.reads_experts:
+            names = [s.name for s in sets if s.kind == "expert"]
+            self.experts = ExpertStatistics(module, axes, names, plugin.of_experts, self.world)
+            self.contexts.append(self.experts.listening())
 
     def close(self) -> None:
         """Removes the hooks."""
-        for listener in (self.read, self.grams, self.masks, self.layers):
+        for listener in (self.read, self.grams, self.masks, self.layers, self.experts):
             if listener is not None:
                 listener.close()
 

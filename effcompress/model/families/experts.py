@@ -41,6 +41,7 @@ _TRAITS: dict[str, Any] = {
     "pad": _pad,
     "multiples": {"hidden": EXPERT_ROW, "expert_ffn": EXPERT_ROW},
     "router": LAYER + "mlp.gate",
+    "experts": LAYER + "mlp.experts",
     # Top-k routing needs at least k experts.
     "floors": {"expert": lambda c: c["num_experts_per_tok"]},
     # The router would still send tokens to an expert of zeros.
