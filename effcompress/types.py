@@ -171,6 +171,12 @@ class Family:
         default_factory=dict[str, Callable[[Config], int]]
     )
     """Axis kind -> minimum width, whatever the recipe says (experts: as many as per token)."""
+    parts: Mapping[str, Callable[[Config], int]] = field(
+        default_factory=dict[str, Callable[[Config], int]]
+    )
+    """Axis kind -> equal stretches of its units that always lose equally many (the groups of a
+    router that first chooses among groups of experts).
+    """
     fixed: tuple[str, ...] = ("vocab", "head_dim")
     """Axis kinds that no removal touches."""
     approximate: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -275,6 +281,7 @@ class Limits(TypedDict, total=False):
     round_to: int
     floor: int
     finish_on: int
+    parts: int
     after: float
     until: float
 
@@ -286,8 +293,9 @@ class GroupSet:
     Scope ``lockstep``: every set of a kind loses equally many; ``per_layer``: each set is cut on
     its own; ``global``: the sets of a kind are one pool, cut by saliency, of which ``floor`` units
     stay. A set keeps ``minimum`` units, and every width on the way is a multiple of ``round_to``.
-    With ``finish_on``, units are cut one at a time and the final width is a multiple of it. The
-    units are candidates while the removed fraction of the model's parameters is in
+    With ``finish_on``, units are cut one at a time and the final width is a multiple of it. Of
+    each of ``parts`` equal stretches equally many units go, one of each at a time. The units are
+    candidates while the removed fraction of the model's parameters is in
     ``[after, until)``.
     """
 
@@ -301,6 +309,7 @@ class GroupSet:
     round_to: int = 1
     floor: int = 0
     finish_on: int = 1
+    parts: int = 1
     after: float = 0.0
     until: float = 1.0
 
@@ -341,6 +350,8 @@ class AxisMap:
     """Parameter -> the layer and the sublayer (as axis names) that it is removed with."""
     floors: Widths = field(default_factory=dict[str, int])
     """Axis kind -> minimum width."""
+    parts: Widths = field(default_factory=dict[str, int])
+    """Axis kind -> stretches of its units that lose equally many."""
     no_depth: str = ""
     """Why layers cannot be removed; empty when they can."""
 
@@ -357,6 +368,8 @@ class AxisMap:
         last = max(self.depth.layers, default=-1) + 1
         skipped = {i + last if i < 0 else i for i in skip_layers}
         minimum = max(limits.get("minimum", 1), self.floors.get(kind, 0))
+        limits["parts"] = self.parts.get(kind, 1)
+        limits["round_to"] = math.lcm(limits.get("round_to", 1), limits["parts"])
         for name in self.axes(kind):
             if (layer := axis_layer(name)) not in skipped:
                 limits["minimum"] = min(minimum, self.widths[name])

@@ -275,5 +275,5 @@ def _linears(axes: AxisMap, spec: SparsifySpec) -> Iterator[str]:
         router = axes.family.router.replace("{i}", str(j)) + ".weight"
         for param, shape in axes.shapes.items():
             inside = param.startswith(prefix) and i not in skipped
-            if inside and len(shape) == 2 and param != router:
+            if inside and len(shape) == 2 and param != router and not param.endswith("bias"):
                 yield param

@@ -75,6 +75,8 @@ def prune(model: Any, pruned: dict[str, Any]) -> None:
         shapes.update({name: shapes[source]} if source in shapes else {})
     for name, shape in shapes.items():
         _put(model, name, _cut(name, model.get_parameter(name), shape))
+    for name, (size,) in pruned.get("buffers", {}).items():  # of folders since they are kept
+        _put(model, name, model.get_buffer(name)[:size].clone())
     model.tie_weights()
     if unknown := [n for n, _ in model.named_parameters() if n not in shapes]:
         raise ValueError(f"config.json has no shape for {unknown[0]}")

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from effcompress.distributed.rows import select
 from effcompress.errors import SurgeryError
 from effcompress.removal.ledger import Ledger
+from effcompress.removal.modules import router_buffers, router_of
 from effcompress.removal.norms import norms, shorten
 from effcompress.removal.optimizer import moments, require_no_gradient
 from effcompress.types import WHOLE, AxisMap, GroupSet
@@ -57,7 +58,11 @@ def commit(
             every = torch.ones(params[m.param].shape[m.dim], dtype=torch.bool)
             alive = stays[m.param].setdefault(m.dim, every)
             alive[m.index_GB[dead].flatten()] = False
-        ledger.compact(s.name)
+        keep = ledger.compact(s.name)
+        if s.kind == "expert":
+            router = router_of(module, axes, s.name)[1]
+            for name, buffer in router_buffers(router).items():
+                setattr(router, name, buffer[keep.to(buffer.device)])
     kept = {
         name: {dim: alive.nonzero().flatten() for dim, alive in dims.items()}
         for name, dims in stays.items()

@@ -23,10 +23,11 @@ from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.compensate import Inputs, compensate
 from effcompress.removal.ledger import Ledger
+from effcompress.removal.modules import router_buffers, router_of
 from effcompress.removal.norms import heed, narrow, norms
 from effcompress.removal.optimizer import moments, require_no_gradient
 from effcompress.removal.repairs import for_norms
-from effcompress.types import WHOLE, AxisMap, GroupSet, Member, Plan, axis_layer
+from effcompress.types import WHOLE, AxisMap, GroupSet, Member, Plan
 
 
 @torch.no_grad()
@@ -63,11 +64,23 @@ def mask(
             _zero(member, params[member.param], index, optimizer)
         before = {**axes.widths, **ledger.widths()}
         ledger.bury(name, positions)
+        _require_even(by_name[name], ledger)
         after = {**before, name: before[name] - len(units)}
         for norm in the_norms:
             if name in norm.segment.names:
                 narrow(norm, norm.length(before), norm.length(after), for_norms(repairs))
     attend(module, axes, ledger)
+
+
+def _require_even(s: GroupSet, ledger: Ledger) -> None:
+    """Raises SurgeryError where one part of a set has lost more units than another."""
+    left = ledger.alive[s.name].view(s.parts, -1).sum(1)
+    if bool((left != left[0]).any()):
+        raise SurgeryError(
+            f"the {s.parts} groups that the router chooses among would keep {left.tolist()} units",
+            where=s.name,
+            fix="Remove equally many of each group.",
+        )
 
 
 def attend(module: nn.Module, axes: AxisMap, ledger: Ledger) -> None:
@@ -84,10 +97,7 @@ def route(module: nn.Module, axes: AxisMap, name: str, alive_G: Tensor) -> None:
     """Lets the router of one layer (by the axis of its experts, ``expert.3``) choose among the
     living experts alone.
     """
-    layer = axis_layer(name)
-    assert layer is not None
-    j = axes.depth.layers.index(layer)
-    heed(module.get_submodule(axes.family.router.replace("{i}", str(j))), alive_G, _live)
+    heed(router_of(module, axes, name)[1], alive_G, _live)
 
 
 def _zero(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer | None) -> None:
@@ -105,13 +115,15 @@ def _live(stock: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Runs the stock router on the living rows; expert numbers stay the physical ones."""
         live, alive_A = type(self), self.alive_G.nonzero().flatten().to(self.weight.device)
+        count, self.num_experts = self.num_experts, len(alive_A)
         # The stock class for one call, or functional_call would come back to this forward.
         self.__class__ = stock
         try:
-            rows = {"weight": self.weight[alive_A]}
+            held = {**dict(self.named_parameters()), **router_buffers(self)}
+            rows = {name: t[alive_A] for name, t in held.items()}
             logits_TA, score_TK, index_TK = torch.func.functional_call(self, rows, (hidden,))
         finally:
-            self.__class__ = live
+            self.__class__, self.num_experts = live, count
         shape = (logits_TA.shape[0], self.weight.shape[0])
         logits_TE = logits_TA.new_full(shape, -torch.inf).index_copy(1, alive_A, logits_TA)
         return logits_TE, score_TK, alive_A[index_TK]

@@ -17,7 +17,7 @@ from tests.conftest import FAMILIES, GROUPED, SHAPES, shape, tiny, tokens, with_
 from tests.contract.by_hand import Plan, reference
 
 LAYERS = range(3)
-MIXTURES = {"mixtral": LAYERS, "qwen3_moe": (0, 2)}
+MIXTURES = {"mixtral": LAYERS, "qwen3_moe": (0, 2), "gpt_oss": LAYERS, "glm4_moe": (1, 2)}
 """Family -> layers that are a mixture of experts."""
 SPACES: dict[str, dict[str, Any]] = {
     "ffn": {},
@@ -63,6 +63,8 @@ def plan_for(pruned: PrunedModel, kind: str, scope: str) -> Plan:
         most = s.size - s.minimum
         count = min(most, max(1, s.size // 3) if scope == "lockstep" else n + 1)
         plan[s.name] = sorted((n + 2 * k) % s.size for k in range(count))
+        if s.parts > 1:  # one of each group of experts
+            plan[s.name] = [p * (s.size // s.parts) + (n + p) % 3 for p in range(s.parts)]
     if kind == "hidden":
         plan["hidden"] = list(range(0, 48, 3))
     return plan
@@ -80,6 +82,13 @@ def _no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else float_(x)
     )
+    type_ = torch.Tensor.type
+
+    def kept(x: torch.Tensor, *args: Any) -> Any:
+        narrow = x.dtype == torch.float64 and args == (torch.float32,)
+        return x if narrow else type_(x, *args)
+
+    monkeypatch.setattr(torch.Tensor, "type", kept)
 
 
 @torch.no_grad()

@@ -1,10 +1,21 @@
 """Mixtures of experts: a layer's experts are 3-D parameters, with one row of the router each."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from effcompress.model.families import llama
-from effcompress.model.families.llama import LAYER, attention, decoder, gated, linear
-from effcompress.types import EXPERT_ROW, Axis, Config, Fields, ModuleSizes, Widths
+from effcompress.model.families.llama import (
+    ATTENTION,
+    LAYER,
+    attention,
+    biased,
+    decoder,
+    gated,
+    linear,
+    side,
+)
+from effcompress.types import EXPERT_ROW, Axis, Config, Fields, ModuleSizes, Sublayer, Widths
 
 EXPERT, EXPERT_FFN = "expert.{i}", "expert_ffn.{i}"
 
@@ -42,7 +53,7 @@ _TRAITS: dict[str, Any] = {
     "multiples": {"hidden": EXPERT_ROW, "expert_ffn": EXPERT_ROW},
     "router": LAYER + "mlp.gate",
     "experts": LAYER + "mlp.experts",
-    # Top-k routing needs at least k experts.
+    # Top-k routing needs k experts at least.
     "floors": {"expert": lambda c: c["num_experts_per_tok"]},
     # The router would still send tokens to an expert of zeros.
     "rigid": ("expert",),
@@ -115,4 +126,121 @@ QWEN3_MOE = decoder(
     depth_fields=_kept_qwen3_moe,
     **_TRAITS,
 )
-FAMILIES = (MIXTRAL, QWEN3_MOE)
+
+
+def _gpt_oss_experts() -> Iterator[Axis]:
+    """Axes of experts with transposed weights, ``[experts, inputs, outputs]``, whose gate and up
+    columns alternate: a channel owns two neighbours.
+    """
+    pair = (EXPERT_FFN, "pair")
+    rows = {
+        "gate_up_proj": (EXPERT, "hidden", pair),
+        "gate_up_proj_bias": (EXPERT, pair),
+        "down_proj": (EXPERT, EXPERT_FFN, "hidden"),
+        "down_proj_bias": (EXPERT, "hidden"),
+    }
+    for param, names in rows.items():
+        for dim, name in enumerate(names):
+            yield side(LAYER + f"mlp.experts.{param}", dim, name)
+
+
+def _gpt_oss_attributes(config: Config, widths: Widths) -> ModuleSizes:
+    found = llama.repeats(config, widths)
+    router = {"num_experts": widths["expert"], "hidden_dim": widths["hidden"]}
+    experts = {"num_experts": widths["expert"], "hidden_size": widths["hidden"]}
+    experts["intermediate_size"] = widths["expert_ffn"]
+    return {**found, "mlp.router": {**router}, "mlp.experts": {**experts}}
+
+
+GPT_OSS = decoder(
+    "gpt_oss",
+    modules=(
+        *attention(),
+        # A learned logit of each query head, to which attention may go instead of to a token.
+        Axis(LAYER + "self_attn.sinks", 0, ATTENTION + "/query.{i}"),
+        *biased(LAYER + "mlp.router", EXPERT, "hidden"),
+        *_gpt_oss_experts(),
+    ),
+    units=MIXTRAL.units,
+    positions_per_unit={**MIXTRAL.positions_per_unit, "pair": lambda _: 2},
+    # The block returns the router's weights as well.
+    sublayers={
+        "attention_block": Sublayer("self_attn", 2, ("input_layernorm",)),
+        "mlp_block": Sublayer("mlp", 2, ("post_attention_layernorm",)),
+    },
+    resize=_resize_mixtral,
+    defaults={
+        "gpt_oss": {
+            **{"num_key_value_heads": 8, "head_dim": 64, "attention_bias": True},
+            **{"num_local_experts": 128, "num_experts_per_tok": 4},
+        }
+    },
+    **{**_TRAITS, "attributes": _gpt_oss_attributes, "router": LAYER + "mlp.router"},
+)
+
+
+def _routed(config: Config, layer: int) -> bool:
+    """Whether a layer of GLM-4.5 is a mixture: all but the first ones."""
+    return layer >= config["first_k_dense_replace"]
+
+
+def _least_grouped(config: Config) -> int:
+    """Returns the experts that must stay: the groups chosen hold as many as a token is sent to, and
+    every group the two by which groups are compared.
+    """
+    each = -(-config["num_experts_per_tok"] // config["topk_group"])
+    return config["n_group"] * max(2, each)
+
+
+def _resize_glm4_moe(config: Config, widths: Widths) -> Fields:
+    found = llama.resize(config, {**widths, "ffn": widths.get("ffn", config["intermediate_size"])})
+    if "expert" in widths:
+        found |= {"moe_intermediate_size": widths["expert_ffn"]}
+        found |= {"n_routed_experts": widths["expert"]}
+    return found
+
+
+def _pad_glm4_moe(config: Config, widths: Widths) -> dict[str, int]:
+    # The class derives the width of the shared experts, which stay, from that of the others.
+    return {**_pad(config, widths), "expert_ffn": config["moe_intermediate_size"]}
+
+
+def _kept_glm4_moe(config: Config, layers: tuple[int, ...]) -> Fields:
+    return {"first_k_dense_replace": sum(not _routed(config, i) for i in layers)}
+
+
+_SHARED = LAYER + "mlp.shared_experts."
+GLM4_MOE = decoder(
+    "glm4_moe",
+    modules=(
+        *attention(o_bias=""),
+        *gated(when="!routed"),
+        *_mixture(when="routed"),
+        # Every token goes through these: they are not chosen, and never cut.
+        *linear(_SHARED + "gate_proj", "shared_ffn.{i}", "hidden", "routed"),
+        *linear(_SHARED + "up_proj", "shared_ffn.{i}", "hidden", "routed"),
+        *linear(_SHARED + "down_proj", "hidden", "shared_ffn.{i}", "routed"),
+    ),
+    more=tuple(replace(axis, when="use_qk_norm") for axis in llama.QK_NORM),
+    fed_by=llama.FED,
+    units={
+        **llama.UNITS,
+        "expert": lambda c, _: c["n_routed_experts"],
+        "expert_ffn": lambda c, _: c["moe_intermediate_size"],
+        "shared_ffn": lambda c, _: c["moe_intermediate_size"] * c["n_shared_experts"],
+    },
+    fixed=("vocab", "head_dim", "shared_ffn"),
+    flags={"routed": _routed},
+    parts={"expert": lambda c: c["n_group"]},
+    defaults={
+        "glm4_moe": {
+            **{"num_key_value_heads": 8, "num_experts_per_tok": 8, "moe_intermediate_size": 1408},
+            **{"first_k_dense_replace": 1, "n_routed_experts": 128, "n_shared_experts": 1},
+            **{"n_group": 1, "topk_group": 1},
+        }
+    },
+    resize=_resize_glm4_moe,
+    depth_fields=_kept_glm4_moe,
+    **{**_TRAITS, "floors": {"expert": _least_grouped}, "pad": _pad_glm4_moe},
+)
+FAMILIES = (MIXTRAL, QWEN3_MOE, GPT_OSS, GLM4_MOE)
