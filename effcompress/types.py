@@ -167,6 +167,8 @@ class Family:
     """The router of a mixture of experts (pattern)."""
     experts: str = ""
     """The module that holds all experts of a layer (pattern)."""
+    expert_inputs: int = 2
+    """The input dimension of its three-dimensional weights (gpt-oss: 1)."""
     floors: Mapping[str, Callable[[Config], int]] = field(
         default_factory=dict[str, Callable[[Config], int]]
     )

@@ -48,6 +48,8 @@ GROUPED = (
     "glm4_moe",
 )
 """Families that may share a KV head among queries."""
+MIXTURES = {"mixtral": (0, 1, 2), "qwen3_moe": (0, 2), "gpt_oss": (0, 1, 2), "glm4_moe": (1, 2)}
+"""Family -> layers of the toy that are a mixture of experts."""
 PLAIN = ("gpt_neox", "opt", "gpt2")
 FAMILIES = (*GROUPED, *PLAIN)
 OWN: dict[str, dict[str, Any]] = {
@@ -208,6 +210,24 @@ def with_exact_norms(
             if type(child).__name__.endswith("RMSNorm"):
                 setattr(parent, name, make(child))
     return model
+
+
+def unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routers of the library round to fp32 on their way; that would hide differences."""
+    softmax, float_, type_ = torch.nn.functional.softmax, torch.Tensor.float, torch.Tensor.type
+
+    def plain(x: torch.Tensor, dim: int = -1, dtype: Any = None, **more: Any) -> torch.Tensor:
+        return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **more)
+
+    def kept(x: torch.Tensor, *args: Any) -> Any:
+        narrow = x.dtype == torch.float64 and args == (torch.float32,)
+        return x if narrow else type_(x, *args)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", plain)
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else float_(x)
+    )
+    monkeypatch.setattr(torch.Tensor, "type", kept)
 
 
 @pytest.fixture(scope="session")

@@ -242,7 +242,9 @@ def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> C
             sets = [s for s in waiting if any(m.param.startswith(within) for m in s.sides)]
             scores = _scored(state, prune, block, sets) if sets else {}
             for s in sets:
-                plan[s.name], raw[s.name] = least_salient(scores[s.name], len(plan[s.name]), s.parts)
+                plan[s.name], raw[s.name] = least_salient(
+                    scores[s.name], len(plan[s.name]), s.parts
+                )
                 at = pruned.ledger.positions(s.name, plan[s.name])
                 _silence(pruned, s, at, params, stack)
             waiting = [s for s in waiting if s not in sets]

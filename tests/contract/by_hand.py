@@ -217,7 +217,9 @@ def _without_channels(model: Any, names: Names, dead: list[int]) -> None:
         experts = getattr(getattr(layer, "mlp", None), "experts", None)
         if experts is not None:
             transposed = hasattr(experts, "down_proj_bias")
-            experts.down_proj.index_fill_(2 if transposed else 1, torch.tensor(dead, dtype=torch.long), 0)
+            experts.down_proj.index_fill_(
+                2 if transposed else 1, torch.tensor(dead, dtype=torch.long), 0
+            )
             if transposed:
                 experts.down_proj_bias[:, dead] = 0
             if hasattr(layer.mlp, "shared_experts"):

@@ -13,12 +13,20 @@ from torch import nn
 
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from tests.conftest import FAMILIES, GROUPED, SHAPES, shape, tiny, tokens, with_exact_norms
+from tests.conftest import (
+    FAMILIES,
+    GROUPED,
+    MIXTURES,
+    SHAPES,
+    shape,
+    tiny,
+    tokens,
+    unrounded,
+    with_exact_norms,
+)
 from tests.contract.by_hand import Plan, reference
 
 LAYERS = range(3)
-MIXTURES = {"mixtral": LAYERS, "qwen3_moe": (0, 2), "gpt_oss": LAYERS, "glm4_moe": (1, 2)}
-"""Family -> layers that are a mixture of experts."""
 SPACES: dict[str, dict[str, Any]] = {
     "ffn": {},
     "attention": {},
@@ -72,23 +80,7 @@ def plan_for(pruned: PrunedModel, kind: str, scope: str) -> Plan:
 
 @pytest.fixture(autouse=True)
 def _no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Routers of the library round to fp32 on their way; that would hide differences."""
-    softmax, float_ = torch.nn.functional.softmax, torch.Tensor.float
-
-    def plain(x: torch.Tensor, dim: int = -1, dtype: Any = None, **more: Any) -> torch.Tensor:
-        return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **more)
-
-    monkeypatch.setattr(torch.nn.functional, "softmax", plain)
-    monkeypatch.setattr(
-        torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else float_(x)
-    )
-    type_ = torch.Tensor.type
-
-    def kept(x: torch.Tensor, *args: Any) -> Any:
-        narrow = x.dtype == torch.float64 and args == (torch.float32,)
-        return x if narrow else type_(x, *args)
-
-    monkeypatch.setattr(torch.Tensor, "type", kept)
+    unrounded(monkeypatch)
 
 
 @torch.no_grad()

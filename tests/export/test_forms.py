@@ -26,10 +26,9 @@ from effcompress.model.silence import quietly
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from tests.conftest import FAMILIES, PLAIN, shape, tiny, tokens
+from tests.conftest import FAMILIES, MIXTURES, PLAIN, shape, tiny, tokens
 
 CHANGES = ("width", "depth", "both")
-MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "glm4_moe")
 IMPOSSIBLE = {
     # A LayerNorm subtracts a mean, which zeros would move; and the stock classes derive the width
     # of a head, so that an odd hidden size has no stock class at all.

@@ -176,6 +176,7 @@ GPT_OSS = decoder(
         }
     },
     **{**_TRAITS, "attributes": _gpt_oss_attributes, "router": LAYER + "mlp.router"},
+    expert_inputs=1,
 )
 
 
