@@ -11,8 +11,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "the mini-groups; the criterion then returns [O, I] or [I]. None for layers and blocks",
         "input_norm": "[I] root of the mean of its square",
         "input_variance": "[I] its variance",
-        "routed": "[E] number of calibration tokens that the router sent to each expert of a layer, "
-        "for experts; the criterion then returns [E]",
+        "routed": "[E] number of calibration tokens that the router sends to each expert of a "
+        "layer; the criterion, which is one of experts, returns [E]",
         "kind": "kind of the mini-groups (attention, ffn, ...)",
         "layer": "number of their layer; -1 where they belong to none",
         "positions": "inputs that a mini-group owns there (a head: its width)",

@@ -75,7 +75,7 @@ def test_logits_are_those_of_each_document_alone(
 
 
 def test_a_class_that_makes_its_masks_without_positions_is_refused() -> None:
-    with pytest.raises(RunError, match="GptOss.*: documents of one sequence see each other"):
+    with pytest.raises(RunError, match=r"GptOss.*: documents of one sequence see each other"):
         require_isolation(precise("gpt_oss", "eager"))
 
 
