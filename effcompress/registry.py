@@ -497,6 +497,10 @@ def _require_one_source(plugin: Plugin) -> None:
         )
         what += "or of experts (output, gate, gates)"
         fix = "Take x, or before and after, or output and what the router says of it."
+    elif plugin.kind == "selector" and plugin.of_layers != plugin.statistics:
+        other = next(n for n in plugin.statistics if n not in plugin.of_layers)
+        what = f"its observe takes {other}, which is no statistic of layers"
+        fix = "Take a statistic of before and after."
     if what:
         said = f"{plugin.kind} '{plugin.name}': {what}"
         raise PluginError(said, where=plugin.where, fix=fix)

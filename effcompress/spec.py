@@ -250,8 +250,8 @@ class MeasureSpec:
     window: int = key("average: window: number of steps", 16, minimum=1)
     sequences: int = key("calibration: number of sequences", 32, minimum=1)
     propagate: bool = key(
-        "calibration, criteria of layer inputs: each layer is scored on the outputs of the already "
-        "pruned layers before it. How many units go is decided on the unpruned model",
+        "calibration, criteria of layer inputs or experts: each layer is scored on the outputs of "
+        "the already pruned layers before it. How many units go is decided on the unpruned model",
         False,
     )
     gram_tokens: int = key(
