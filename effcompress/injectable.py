@@ -96,6 +96,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "gram": "[I, I] running mean of x x^T over the tokens that it read",
         "mean": "[I] running mean of x; the repair then returns the weight and what its bias gains",
         "gone": "[p] which of the inputs go",
+        "output_mean": "[hidden] mean of what an expert that goes returns for the calibration "
+        "tokens sent to it; alone, and the repair returns the constant in its place, [hidden]",
     },
     "sparsifier": {
         "weight": "[O, I] of a linear layer",

@@ -179,6 +179,10 @@ class Family:
     """Axis kind -> equal stretches of its units that always lose equally many (the groups of a
     router that first chooses among groups of experts).
     """
+    derived: Mapping[str, Callable[[Config, Widths], int]] = field(
+        default_factory=dict[str, Callable[[Config, Widths], int]]
+    )
+    """Axis kind that is never cut -> its width as the stock class derives it from others."""
     fixed: tuple[str, ...] = ("vocab", "head_dim")
     """Axis kinds that no removal touches."""
     approximate: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -10,12 +10,13 @@ from effcompress import groups
 from effcompress.errors import CoverageError, RecipeError, SourceError, did_you_mean
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
+from effcompress.model.novices import novel
 from effcompress.model.source import config_of
 from effcompress.network.axis_map import family_for, resolve_model
 from effcompress.network.shapes import bounded, gated_targets, target_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.registry import REGISTRY, Plugin
-from effcompress.removal.repairs import for_biases, for_streams
+from effcompress.removal.repairs import for_biases, for_experts, for_streams
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, least
 from effcompress.selection.reachability import TOLERANCE
@@ -46,6 +47,8 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     # A repair that writes biases adds them to layers without: they count as parameters.
     if prune and (for_biases(prune.repair) or for_streams(prune)):
         config = biased(family_for(parent_of(config)), config)
+    if prune and for_experts(prune.repair):
+        config = novel(family_for(parent_of(config)), config)
     found = resolve_model(config)
     axes = found.axes
     sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []

@@ -139,12 +139,21 @@ def _exact_config(pruned: PrunedModel, epsilons: Mapping[str, float]) -> dict[st
         {
             "shapes": {name: list(shape) for name, shape in axes.shapes.items()},
             "absent": _absent(axes),
-            "attributes": attributes(axes, config),
+            "attributes": _attributes(pruned),
             "epsilons": epsilons,
             "buffers": {name: list(b.shape) for name, b in pruned.buffers().items()},
         },
         _per_layer(pruned),
     )
+
+
+def _attributes(pruned: PrunedModel) -> dict[str, dict[str, Any]]:
+    """Returns what modules remember, with the places of experts whose router keeps its rows."""
+    found = attributes(pruned.axes, pruned.config)
+    for path, module in pruned.module.named_modules():
+        if hasattr(module, "place") and hasattr(module, "novices"):
+            found.setdefault(path, {})["place"] = module.place
+    return found
 
 
 def _absent(axes: AxisMap) -> dict[str, list[Part]]:

@@ -34,20 +34,29 @@ class ExpertStatistics(Hooks):
         names: Iterable[str],
         statistics: Mapping[str, Plugin],
         world: World = ALONE,
+        *,
+        means: bool = False,
     ) -> None:
         """``names``: the axes (``expert.3``) to measure; others are not. ``world``: processes that
         measure other sequences; ``read`` is of all of them. A statistic with ``state`` has to see
-        every sequence in every process.
+        every sequence in every process. ``means``: whether the means of the outputs are wanted.
         """
         super().__init__()
         self._world, self._statistics = world, dict(statistics)
         self._streams: dict[str, dict[str, list[Streaming]]] = {}
         self._routed: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        """Axis -> sum over tokens of what every expert returns, ``[E, hidden]`` in fp64; of those
+        that ``means`` asks for.
+        """
         for name in names:
             count, layer = axes.widths[name], axis_layer(name)
             assert layer is not None
             j = axes.depth.layers.index(layer)
             self._routed[name] = torch.zeros(count, dtype=torch.int64)
+            if means:
+                hidden = axes.widths["hidden"]
+                self._sums[name] = torch.zeros(count, hidden, dtype=torch.float64)
             self._streams[name] = {
                 statistic: [Streaming(plugin) for _ in range(count)]
                 for statistic, plugin in self._statistics.items()
@@ -68,6 +77,17 @@ class ExpertStatistics(Hooks):
             for name, routed_E in self._routed.items()
         }
 
+    def means(self) -> dict[str, Tensor]:
+        """Axis -> mean over tokens of what every expert returns, ``[E, hidden]`` in fp32; 0 where
+        no token was sent. Collective.
+        """
+        sums = self._world.total(self._sums)
+        return {
+            name: (sums[name] / read["routed"].clamp(min=1.0)[:, None]).float()
+            for name, read in self.read().items()
+            if name in sums
+        }
+
     def _over_all(self, streams_E: list[Streaming]) -> Tensor:
         if "state" in streams_E[0].statistic.needs:
             return torch.tensor([float(s.value()) if s.tokens else 0.0 for s in streams_E])
@@ -83,14 +103,20 @@ class ExpertStatistics(Hooks):
         if not self.measuring:
             return
         x_TD, index_TK, weight_TK = (*args, *named.values())
-        for expert in index_TK.unique().tolist():
-            token_N, slot_N = (index_TK == expert).nonzero(as_tuple=True)
+        place = getattr(experts, "place", None)  # where the router keeps the rows of those gone
+        for route in index_TK.unique().tolist():
+            expert = route if place is None else place[route]
+            if expert < 0:
+                continue
+            token_N, slot_N = (index_TK == route).nonzero(as_tuple=True)
             self._routed[name][expert] += len(token_N)
-            if not self._statistics:
+            if not self._statistics and name not in self._sums:
                 continue
             # forward, not a call: hooks of the module would measure this pass, too.
             ones_N1 = weight_TK.new_ones(len(token_N), 1)
             output_ND = experts.forward(x_TD[token_N], index_TK[token_N, slot_N, None], ones_N1)
+            if name in self._sums:
+                self._sums[name][expert] += output_ND.double().sum(0).cpu()
             gates_NK = weight_TK[token_N].double()
             gate_N = weight_TK[token_N, slot_N].double()
             for streams_E in self._streams[name].values():

@@ -29,6 +29,7 @@ from effcompress.removal.modules import (
     router_of,
 )
 from effcompress.removal.norms import Norm, norms
+from effcompress.removal.novices import keeps_rows
 from effcompress.removal.optimizer import forget
 from effcompress.spec import TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, Depth, Family, GroupSet, Plan, axis_kind
@@ -113,9 +114,11 @@ class PrunedModel:
         optimizer: Optimizer | None = None,
         repairs: Sequence[Bound] = (),
         inputs: Inputs | None = None,
+        outputs: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Masks mini-groups (original numbers): removes them as a function. Raises SurgeryError."""
-        mask(plan, self.sets, self.module, self.axes, self.ledger, optimizer, repairs, inputs)
+        how = optimizer, repairs, inputs, outputs
+        mask(plan, self.sets, self.module, self.axes, self.ledger, *how)
 
     def commit(self, optimizer: Optimizer | None = None, inputs: Inputs | None = None) -> None:
         """Shortens tensors and removes layers to what is alive, and the statistics of linear
@@ -182,7 +185,8 @@ class PrunedModel:
         self.refresh()
         for axis in self.axes.axes("expert"):
             router = router_of(self.module, self.axes, axis)[1]
-            for name, buffer in parents[axis].items() if axis in self.ledger.original else ():
+            held = axis in self.ledger.original and not keeps_rows(self.axes, axis)
+            for name, buffer in parents[axis].items() if held else ():
                 setattr(router, name, buffer[self.ledger.original[axis].to(buffer.device)])
         # After the refresh: it renumbers norms, and epsilons are part of no tensor.
         for norm, epsilon in zip(self.norms(), state["epsilons"], strict=True):

@@ -225,6 +225,12 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
 def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
     """Does what the plugins ask for exist where the recipe measures it?"""
     untrained, training = recipe.train is None, prune.measure.source == "training"
+    constant = next((r.name for r in prune.repair if "output_mean" in r.needs), None)
+    what = f"prune.repair: '{constant}' takes the mean of what experts return, which is measured "
+    what += "on calibration text, with all layers as they are"
+    fix = "Write `measure: {source: calibration}` under prune, without `propagate`."
+    apart = constant and (training or prune.measure.propagate)
+    yield Row(apart, ("prune", "measure"), what, fix)
     measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
     if "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs:
         what = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"

@@ -11,7 +11,7 @@ zeros has logit 0, not minus infinity, and would still be chosen.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from effcompress.removal.compensate import Inputs, compensate
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.modules import router_buffers, router_of
 from effcompress.removal.norms import heed, narrow, norms
+from effcompress.removal.novices import keeps_rows, settle, substitute
 from effcompress.removal.optimizer import moments, require_no_gradient
 from effcompress.removal.repairs import for_norms
 from effcompress.types import WHOLE, AxisMap, GroupSet, Member, Plan
@@ -40,11 +41,13 @@ def mask(
     optimizer: Optimizer | None = None,
     repairs: Sequence[Bound] = (),
     inputs: Inputs | None = None,
+    outputs: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Zeroes the mini-groups of a plan in place and marks them dead in the ledger.
 
     ``sets`` and ``axes`` describe the model as it physically is; the plan names original units.
-    With ``inputs`` (statistics of what linear layers read) the repairs update weights that stay.
+    With ``inputs`` (statistics of what linear layers read) the repairs update weights that stay,
+    with ``outputs`` (the mean of what experts return) they make the constants in experts' places.
 
     Raises SurgeryError for a set that the model does not have, a unit that is gone already, or a
     gradient that is still alive.
@@ -57,6 +60,7 @@ def mask(
     # Before anything is zeroed: a repair reads the columns that are about to go.
     if inputs is not None:
         compensate(plan, sets, module, ledger, inputs, repairs)
+    substitute(plan, module, axes, ledger, outputs or {}, repairs)
     for name, units in plan.items():
         positions = ledger.positions(name, units)
         for member in by_name[name].members:
@@ -84,12 +88,15 @@ def _require_even(s: GroupSet, ledger: Ledger) -> None:
 
 
 def attend(module: nn.Module, axes: AxisMap, ledger: Ledger) -> None:
-    """Passes the living channels to centred norms and the living experts to routers."""
+    """Passes the living channels to centred norms and the living experts to routers, or, where
+    these keep their rows, to the mixtures.
+    """
+    settle(module, axes, ledger)
     if axes.family.centred and "hidden" in ledger.alive:
         for norm in norms(module, axes):
             norm.attend(ledger.alive["hidden"])
     for name in axes.axes("expert"):
-        if name in ledger.alive:
+        if name in ledger.alive and not keeps_rows(axes, name):
             route(module, axes, name, ledger.alive[name])
 
 

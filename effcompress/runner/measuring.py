@@ -23,7 +23,7 @@ from effcompress.record.events import Calibration
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
-from effcompress.removal.repairs import for_linears, need_second_moments
+from effcompress.removal.repairs import for_experts, for_linears, need_second_moments
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
@@ -41,6 +41,8 @@ class Measured:
     scores: Scores
     inputs: Grams | None = None
     of_layers: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    outputs: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Mean of what experts return, where a repair asks for it (axis -> ``[E, hidden]``)."""
 
 
 ALL_TOKENS = 1 << 62
@@ -79,7 +81,8 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         scores = score_inputs(sets, criterion, listeners.read, of_layers, of_experts)
     else:
         scores = score(sets, criterion, stats, prune.reduce)
-    return Measured(scores, listeners.grams, of_layers)
+    outputs = listeners.experts.means() if listeners.experts else {}
+    return Measured(scores, listeners.grams, of_layers, outputs)
 
 
 def warn_unrouted(of_experts: OfExperts, ledger: Ledger, log: Log) -> None:
@@ -95,9 +98,9 @@ def warn_unrouted(of_experts: OfExperts, ledger: Ledger, log: Log) -> None:
         name, position = idle[0]
         first = int(ledger.original[name][position])
         log.warn(
-            f"{len(idle)} experts were sent no token of the calibration text, so nothing is known "
-            f"of them and their saliency is 0 (the first: number {first} of {name}); raise "
-            "prune.measure.sequences"
+            f"no token of the calibration text was sent to {len(idle)} of the experts (the first: "
+            f"number {first} of {name}), so nothing is known of them and their saliency is 0; "
+            "raise prune.measure.sequences"
         )
 
 
@@ -134,9 +137,11 @@ class _Listeners:
         if of_layers:
             self.layers = LayerStatistics(module, axes, of_layers, self.world)
             self.contexts.append(self.layers.listening())
-        if plugin.reads_experts:
+        means = bool(for_experts(prune.repair))
+        if plugin.reads_experts or means:
             names = [s.name for s in sets if s.kind == "expert"]
-            self.experts = ExpertStatistics(module, axes, names, plugin.of_experts, self.world)
+            of = names, plugin.of_experts, self.world
+            self.experts = ExpertStatistics(module, axes, *of, means=means)
             self.contexts.append(self.experts.listening())
 
     def close(self) -> None:

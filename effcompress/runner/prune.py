@@ -15,7 +15,7 @@ from effcompress.errors import PluginError, RunError
 from effcompress.estimate.schedule import pruning_stage
 from effcompress.measure.blockwise import Block, blockwise
 from effcompress.measure.experts import ExpertStatistics
-from effcompress.measure.grams import Grams, readers
+from effcompress.measure.grams import readers
 from effcompress.measure.statistics import InputStatistics
 from effcompress.network.approximate import removed_alone, split
 from effcompress.network.pruned_model import PrunedModel
@@ -93,7 +93,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
     if choice.plan:
         with absorbing(state, due, choice.plan, log):
-            _mask(state, prune, choice.plan, found.inputs, log)
+            _mask(state, prune, choice.plan, found, log)
         fault.point("cut")
         state.average.cut()
         state.groups_cut += sum(choice.removed.values())
@@ -192,12 +192,13 @@ def commit_event(state: RunState, log: Log) -> None:
     log.event(events.Commit(**now, max_logit_difference=proof.max_logit_difference))
 
 
-def _mask(state: RunState, prune: PruneSpec, plan: Plan, inputs: Grams | None, log: Log) -> None:
+def _mask(state: RunState, prune: PruneSpec, plan: Plan, found: Measured, log: Log) -> None:
     """Masks the units of a plan. Where that changes more than their own output (removal is then
     only approximate), records by how much on the probe.
     """
     pruned = state.pruned
-    how: Any = {"optimizer": state.optimizer, "repairs": prune.repair, "inputs": inputs}
+    how: Any = {"optimizer": state.optimizer, "repairs": prune.repair, "inputs": found.inputs}
+    how["outputs"] = found.outputs
     probe = state.probe_BT.to(state.device)
     inexact, exact = split(pruned.family, plan)
     if inexact:
