@@ -13,6 +13,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "input_variance": "[I] its variance",
         "routed": "[E] number of calibration tokens that the router sends to each expert of a "
         "layer; the criterion, which is one of experts, returns [E]",
+        "loss_increase": "[1] by how many nats per token the loss on calibration text rises "
+        "without this layer or block (prune.measure.ablation_sequences). None for other kinds",
         "kind": "kind of the mini-groups (attention, ffn, ...)",
         "layer": "number of their layer; -1 where they belong to none",
         "positions": "inputs that a mini-group owns there (a head: its width)",
@@ -149,5 +151,7 @@ READ = frozenset({"input_mean", "input_norm", "input_variance"})
 """What criteria take from forward passes over calibration text, of what linear layers read."""
 ROUTED = frozenset({"routed"})
 """What criteria take from them of the router of a mixture of experts."""
+ABLATED = frozenset({"loss_increase"})
+"""What criteria take of layers and blocks from passes without one of them."""
 PLACE = frozenset({"kind", "layer", "positions"})
 """Where the mini-groups are that a criterion is asked for, set by set."""

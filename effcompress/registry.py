@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import EffcompressError, PluginError, did_you_mean
 from effcompress.injectable import (
+    ABLATED,
     BACKWARD,
     COMPANION_INPUTS,
     INPUTS,
@@ -120,7 +121,15 @@ class Plugin:
     def reads_forward(self) -> bool:
         """Whether it needs forward passes over calibration text, or only where a mini-group is."""
         measured = self.reads_inputs or self.reads_experts or bool(self.statistics)
-        return measured or bool(PLACE.intersection(self.needs))
+        return measured or self._asks(PLACE | ABLATED)
+
+    @property
+    def says_of_depth(self) -> bool:
+        """Whether it is a criterion of forward passes that scores layers and blocks."""
+        return bool(self.of_layers) or self._asks(ABLATED | {"layer"})
+
+    def _asks(self, names: frozenset[str]) -> bool:
+        return bool(names.intersection(self.needs))
 
     def called(self, available: Mapping[str, Any], knobs: Mapping[str, Any]) -> Any:
         """Calls the function with what it needs of ``available``; what it yields comes as a list.
@@ -478,7 +487,8 @@ def _require_one_source(plugin: Plugin) -> None:
     that is not of linear layers' inputs, the stream or experts alone.
     """
     needs = plugin.needs
-    forward = [n for n in needs if n in READ | ROUTED | PLACE or n in plugin.statistics]
+    engine = READ | ROUTED | PLACE | ABLATED
+    forward = [n for n in needs if n in engine or n in plugin.statistics]
     backward = BACKWARD.intersection(needs)
     what = fix = ""
     alone = [n for n in ("mask_grad", "logit") if plugin.kind == "criterion" and n in needs]

@@ -44,6 +44,13 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
                 f"{event.loss_masked:.3f} under them, {event.loss_cut:.3f} of the cut model; "
                 f"{event.low:,} of {event.kept:,} kept gates are below 0.1"
             )
+        case events.Search():
+            best = min(event.tried, key=lambda shape: shape.loss)
+            units = ", ".join(f"{of(kind).short} {n}" for kind, n in event.chosen.items())
+            return (
+                f"shape: {units}; {count(best.params)} parameters, loss {best.loss:.3f}, the "
+                f"lowest of {len(event.tried)} shapes"
+            )
         case events.Compiled():
             return f"layers compiled, {event.graphs} graphs so far"
         case events.Sparsify():
