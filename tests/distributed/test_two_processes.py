@@ -184,6 +184,7 @@ def test_experts_are_those_chosen_alone(tmp_path: Path, monkeypatch: pytest.Monk
     common += ["prune.target={shape: {expert: 3}}"]
     cases = {name: [f"prune.criterion={name}", *common] for name in ("reap", "ean")}
     cases["propagated"] = [*cases["reap"], "prune.measure.propagate=true"]
+    cases["novice"] = [*cases["ean"], "prune.repair=[novice]", "export.form=exact"]
     for name, sets in cases.items():
         run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
     jobs = [

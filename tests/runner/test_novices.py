@@ -96,8 +96,10 @@ def test_masked_cut_and_by_hand(model_type: str, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(logits(pruned.module, ids), wanted, rtol=0, atol=1e-9)
     assert sum(p.numel() for p in pruned.module.parameters()) == pruned.params == start
     # Once more, of those that are left, by their numbers in the parent.
-    pruned.mask({"expert.2": [3]}, repairs=[NOVICE], outputs={"expert.2": torch.ones(5, 48)})
-    gone[2] |= {3: torch.ones(48).double()}
+    left = [e for e in range(len(means["expert.2"])) if e not in gone[2]]
+    again = 2.0 * means["expert.2"][left]  # by place, as what was measured is
+    pruned.mask({"expert.2": [3]}, repairs=[NOVICE], outputs={"expert.2": again})
+    gone[2] |= {3: 2.0 * means["expert.2"][3]}
     original = made(model_type)
     wanted = logits(with_constants(original.module, gone), ids)
     torch.testing.assert_close(logits(pruned.module, ids), wanted, rtol=0, atol=1e-9)
