@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import CoverageError
 from effcompress.types import Config, Family, Fields
@@ -29,6 +29,8 @@ def add_novices(module: nn.Module, family: Family) -> int:
     """
     from effcompress.model import modeling_pruned
 
+    stored: Any = module
+    stored.config.novices = True
     inside = family.experts.rpartition("{i}.")[2]
     added = 0
     for layer in module.get_submodule(family.layers).children():

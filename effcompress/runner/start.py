@@ -48,7 +48,6 @@ def load_source(
     if prune and for_experts(prune.repair):
         family = family_for(parent_of(model.config))
         config = novel(family, model.config)
-        model.module.config.novices = True
         if added := add_novices(model.module, family):
             log.note(f"{added:,} constants added, all zero: a repair puts them in experts' places")
         model = replace(model, config=config, added_params=added)
