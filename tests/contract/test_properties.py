@@ -73,8 +73,11 @@ def draw_plan(data: Any, pruned: PrunedModel) -> Plan:
         most = min(3, s.size - s.minimum)
         count = data.draw(st.integers(0, most)) if most > 0 else 0
         units = pruned.ledger.original[s.name].tolist()
-        if count:
-            plan[s.name] = sorted(data.draw(st.permutations(units))[:count])
+        each = len(units) // s.parts
+        groups = [units[p * each : (p + 1) * each] for p in range(s.parts)]
+        if count >= s.parts:  # equally many of each group of experts
+            drawn = [data.draw(st.permutations(g))[: count // s.parts] for g in groups]
+            plan[s.name] = sorted(u for group in drawn for u in group)
     return plan
 
 
