@@ -42,7 +42,7 @@ class Form:
     files: Mapping[str, str] = field(default_factory=dict)
     """Further text files of the folder by name."""
     buffers: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """What is stored beside the parameters: biases of the selection among experts."""
+    """What the class stores beside the parameters."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
@@ -114,8 +115,8 @@ def _resize(model: Any, pruned: dict[str, Any]) -> None:
         shapes.update({name: shapes[source]} if source in shapes else {})
     for name, shape in shapes.items():
         _put(model, name, _cut(name, model.get_parameter(name), shape))
-    for name, (size,) in pruned.get("buffers", {}).items():  # of folders since they are kept
-        _put(model, name, model.get_buffer(name)[:size].clone())
+    for name, shape in pruned.get("buffers", {}).items():  # of folders since they are kept
+        _put(model, name, model.get_buffer(name)[tuple(slice(0, n) for n in shape)].clone())
     model.tie_weights()
     if unknown := [n for n, _ in model.named_parameters() if n not in shapes]:
         raise ValueError(f"config.json has no shape for {unknown[0]}")
@@ -175,6 +176,16 @@ def make(parent: str) -> tuple[Any, Any]:
             super().__init__(config)
             if config.pruned:
                 prune(self, config.pruned)
+
+        def initialize_weights(self) -> None:
+            super().initialize_weights()
+            # Of classes that are not its own, transformers passes over modules that own no tensor,
+            # though they may fill buffers of their layers (Falcon-H1). Loaded tensors are marked
+            # and stay.
+            with torch.no_grad():
+                for module in self.modules():
+                    if isinstance(module, PreTrainedModel) and module is not self:
+                        module._init_weights(module)
 
     for made in (PrunedConfig, PrunedForCausalLM):
         made.__qualname__ = made.__name__

@@ -92,14 +92,12 @@ class PrunedModel:
         return dict(self.module.named_parameters())
 
     def buffers(self) -> dict[str, torch.Tensor]:
-        """Returns the buffers with one value per expert (biases of a router's selection), by name.
-        They are the parent's values of the experts that are left.
+        """Returns the buffers that the class stores, by name: scales of layers, constants of
+        activations, biases of a router's selection. They are the parent's values, of the experts
+        that are left where there is one per expert.
         """
-        found: dict[str, torch.Tensor] = {}
-        for axis in self.axes.axes("expert"):
-            path, router = router_of(self.module, self.axes, axis)
-            found |= {f"{path}.{name}": b for name, b in router_buffers(router).items()}
-        return found
+        stored = self.module.state_dict(keep_vars=True).keys()
+        return {name: b for name, b in self.module.named_buffers() if name in stored}
 
     def _of_router(self, axis: str) -> dict[str, torch.Tensor]:
         return router_buffers(router_of(self.module, self.axes, axis)[1])
