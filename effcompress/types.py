@@ -68,6 +68,8 @@ class Axis:
     when: str = ""
 
 
+UNTOUCHED_EXPERTS = "routed experts"
+"""Key of ``Family.unreached`` for the experts of a traced family, which are never cut."""
 Config = Mapping[str, Any]
 """A Hugging Face configuration (the content of a config.json) as plain values."""
 Fields = dict[str, Any]
@@ -147,6 +149,8 @@ class Family:
     """Conditions for ``Axis.when`` that are computed from the configuration, per layer."""
     attributes: Callable[[Config, Widths], ModuleSizes] = lambda _config, _widths: {}
     """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
+    module_there: Callable[[str, int], bool] = lambda _path, _layer: True
+    """Whether a layer has a module of ``attributes``."""
     centred: bool = False
     """Whether the norms are LayerNorms: they subtract the mean of what they average over."""
     norms_behind: Callable[[Config], bool] = lambda _config: False

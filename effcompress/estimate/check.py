@@ -12,7 +12,7 @@ from effcompress.estimate.positions import require_positions
 from effcompress.estimate.schedule import Timeline, fastest, play, too_rare
 from effcompress.model.source import outer_of, prompt_length
 from effcompress.recipe import LoadedRecipe
-from effcompress.types import Widths
+from effcompress.types import UNTOUCHED_EXPERTS, Widths
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     if found.axes.family.traced:
         kinds = ", ".join(found_kinds(found.axes))
         lines.append(f"architecture: not declared; traced, and proven on a small model: {kinds}")
+        if why := found.axes.family.unreached.get(UNTOUCHED_EXPERTS):
+            lines.append(f"warning: {UNTOUCHED_EXPERTS}: {why}")
     exports = require_form(loaded, found)
     data: dict[str, int | None] = {"params": found.start, "target_params": found.target}
     if found.target is None:

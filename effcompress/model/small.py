@@ -1,12 +1,13 @@
 """Builds small random models of any architecture, for tracing.
 
-The structure is kept (ties, biases, grouped or multi-query attention, norms). Every size becomes a
-different number, so that none can be mistaken for another.
+The structure is kept (ties, biases, grouped or multi-query attention, norms, the sorts of layers).
+Every size becomes a different number, so that none can be mistaken for another.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeGuard
 
+import torch
 from torch import nn
 
 from effcompress.errors import SourceError
@@ -18,56 +19,134 @@ Size = Literal["given", "small", "other"]
 
 _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "vocab_size": (61, 67, ()),
-    "hidden_size": (96, 160, ("n_embd", "d_model")),
+    "hidden_size": (144, 160, ("n_embd", "d_model")),
     "intermediate_size": (56, 72, ("ffn_dim", "n_inner", "ffn_hidden_size", "d_ff")),
     "num_hidden_layers": (2, 3, ("n_layer", "n_layers", "num_layers")),
     # Three query heads per KV head: with two, torch-pruning does not terminate.
     "num_attention_heads": (12, 10, ("n_head", "n_heads", "num_heads", "attention_heads")),
     "num_key_value_heads": (4, 5, ("num_kv_heads",)),
     "head_dim": (24, 40, ("kv_channels",)),
-    "max_position_embeddings": (128, 256, ("n_positions", "max_seq_len", "n_ctx")),
+    "max_position_embeddings": (131, 257, ("n_positions", "max_seq_len", "n_ctx")),
     "rotary_dim": (4, 8, ()),
     "sliding_window": (64, 96, ("window_size",)),
     "num_experts": (5, 7, ("num_local_experts", "n_routed_experts")),
-    "num_experts_per_tok": (2, 2, ()),
+    "num_experts_per_tok": (2, 2, ("top_k_experts",)),
+    "n_group": (1, 1, ()),
+    "topk_group": (1, 1, ()),
     "moe_intermediate_size": (20, 36, ()),
     "shared_expert_intermediate_size": (28, 44, ()),
+    # Latent attention.
+    "q_lora_rank": (37, 43, ()),
+    "kv_lora_rank": (55, 77, ()),
+    "qk_nope_head_dim": (16, 32, ()),
+    "qk_rope_head_dim": (8, 12, ()),
+    "v_head_dim": (20, 28, ()),
+    # Linear attention and state spaces; Mamba's heads times their width are twice the hidden size.
+    "linear_num_key_heads": (2, 3, ()),
+    "linear_num_value_heads": (4, 6, ()),
+    "linear_key_head_dim": (10, 14, ()),
+    "linear_value_head_dim": (6, 18, ()),
+    "mamba_d_ssm": (288, 320, ()),
+    "mamba_n_heads": (4, 8, ("mamba_num_heads",)),
+    "mamba_d_head": (72, 40, ("mamba_head_dim",)),
+    "mamba_d_state": (6, 14, ("ssm_state_size",)),
+    "mamba_chunk_size": (16, 16, ()),
+    "n_groups": (2, 2, ()),
+    # Embeddings added to every layer.
+    "hidden_size_per_layer_input": (26, 34, ()),
+    "vocab_size_per_layer_input": (61, 67, ()),
 }
 """Usual name of a size -> its value if small and if ``other``, and other names of it."""
+_DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+"""Fields that say how many layers stand before the first mixture of experts."""
+_LISTS_OF_LAYERS = ("mlp_only_layers", "attn_layer_indices", "no_rope_layers_indices")
+"""Fields that list the numbers of layers of one sort."""
 
 
 def build(config: Config, size: Size) -> nn.Module:
     """Builds a random model in fp32 with eager attention and without KV cache, on the device of the
     context (``with torch.device("meta")`` for shapes alone).
 
+    Small sizes that the class refuses, or that its forward pass does not fit, are exchanged for
+    others (``_alternatives``) until one runs.
+
     Raises:
         SourceError: transformers does not know the ``model_type``, or refuses the sizes.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     fields = dict(config)
     model_type = str(fields.pop("model_type", None))
-    try:
-        with quietly():
-            built: Any = AutoConfig.for_model(model_type, **fields)
-            if size != "given":  # defaults of sizes that the file leaves out
-                fields = shrink(built.to_dict(), size)
-                built = AutoConfig.for_model(fields.pop("model_type"), **fields)
-            built.use_cache = False
-            module: Any = AutoModelForCausalLM.from_config(built, attn_implementation="eager")
-    except Exception as error:  # architectures raise different errors
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        said = line.partition(". ")[0]  # the rest lists hundreds of names
-        raise SourceError(
-            f"transformers cannot build '{model_type}' ({size}): {said}", where="model"
-        ) from error
+    failed: Exception | None = None
+    with quietly():
+        try:
+            stated: Any = AutoConfig.for_model(model_type, **fields)
+            if size == "given":
+                return _made(stated)
+            # Defaults of sizes that the file leaves out are in the built configuration.
+            plain = plain_of(stated)
+            for sizes in _alternatives(shrink(plain, size), plain):
+                try:
+                    return _runs(_made(AutoConfig.for_model(sizes.pop("model_type"), **sizes)))
+                except Exception as error:  # noqa: BLE001 (architectures raise different ones)
+                    failed = failed or error
+        except Exception as error:  # noqa: BLE001
+            failed = error
+    assert failed is not None
+    first, *more = str(failed).strip().splitlines() or [type(failed).__name__]
+    line = more[-1].strip() if first.endswith(":") and more else first  # a validator's own words
+    said = line.partition(". ")[0]  # the rest lists hundreds of names
+    raise SourceError(
+        f"transformers cannot build '{model_type}' ({size}): {said}", where="model"
+    ) from failed
+
+
+def plain_of(config: Any) -> Fields:
+    """Returns a configuration as plain values. Where layers have values of their own, transformers
+    leaves the common ones out unless it is told not to.
+    """
+    uneven = getattr(config, "is_heterogeneous", False)
+    if uneven:
+        config.allow_global_per_layer_attribute_access = True
+    found: Fields = config.to_dict()
+    found.pop("allow_global_per_layer_attribute_access", None)
+    return found
+
+
+def _made(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    config.use_cache = False
+    module: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     if getattr(module, "_can_set_experts_implementation", lambda: False)():
         module.set_experts_implementation("eager")  # grouped kernels have no fp64
     return module.float().eval()
 
 
+@torch.no_grad()
+def _runs(module: Any) -> nn.Module:
+    ids_BT = torch.zeros(1, 3, dtype=torch.long, device=next(module.parameters()).device)
+    module(input_ids=ids_BT, use_cache=False)
+    return module
+
+
+def _alternatives(small: Fields, stated: Config) -> Iterator[Fields]:
+    """Yields the small sizes as they are, then consistent ones for classes in which one size
+    follows from others: heads that fill the hidden size, heads that fill twice the hidden size
+    (Mamba-2), windows as they were.
+    """
+    yield dict(small)
+    hidden, heads = _stated(small, "hidden_size"), _stated(small, "num_attention_heads")
+    for times in (1, 2):
+        width = times * (hidden or 0) // (heads or 1)
+        yield small | {n: width for n in _names("head_dim") if _is_size(small.get(n))}
+    yield small | {name: value for name, value in stated.items() if "window" in name}
+
+
 def shrink(config: Config, size: Size) -> Fields:
-    """Returns the configuration of a small model of the same structure."""
+    """Returns the configuration of a small model of the same structure, with at least one layer of
+    every sort that the configuration tells apart.
+    """
     other = size == "other"
     sizes = {usual: b if other else a for usual, (a, b, _) in _SIZES.items()}
     heads, kv = _stated(config, "num_attention_heads"), _stated(config, "num_key_value_heads")
@@ -76,14 +155,75 @@ def shrink(config: Config, size: Size) -> Fields:
     found = dict(config)
     for usual, new in sizes.items():
         found.update({name: new for name in _names(usual) if _is_size(config.get(name))})
-    layers = _stated(config, "num_hidden_layers")
-    for name, value in config.items():
-        if isinstance(value, list) and len(value) == layers:  # one entry per layer
-            found[name] = value[: sizes["num_hidden_layers"]]
+    found |= _of_latent_heads(config, found)
+    chosen = _layers(config, sizes["num_hidden_layers"])
+    found.update({n: len(chosen) for n in _names("num_hidden_layers") if _is_size(config.get(n))})
+    found |= _of_layers(config, chosen, sizes)
     for name, value in config.items():
         if name.endswith("_token_id") and _is_size(value) and value >= sizes["vocab_size"]:
             found[name] = 1
     return {name: _halved(name, value) for name, value in found.items()}
+
+
+def _of_latent_heads(config: Config, small: Config) -> Fields:
+    """Widths that classes with latent attention derive from those of the parts of a head; a stated
+    value would overrule them.
+    """
+    rope, nope = small.get("qk_rope_head_dim"), small.get("qk_nope_head_dim")
+    if rope is None or nope is None:
+        return {}
+    held = {"qk_head_dim": nope + rope, "head_dim": rope}
+    if config.get("head_dim") == config.get("qk_head_dim"):
+        held["head_dim"] = nope + rope
+    return {name: width for name, width in held.items() if _is_size(config.get(name))}
+
+
+def _layers(config: Config, least: int) -> list[int]:
+    """Numbers of the layers that the small model has: the first of every sort, and the first of all
+    until there are ``least``, or one more than there are sorts.
+    """
+    layers = _stated(config, "num_hidden_layers") or least
+    looks = [_look(config, i, layers) for i in range(layers)]
+    chosen = [i for i, look in enumerate(looks) if look not in looks[:i]]
+    more = [i for i in range(layers) if i not in chosen]
+    wanted = max(least, len(chosen) + least - 2)
+    return sorted(chosen + more[: max(0, wanted - len(chosen))]) or [*range(least)]
+
+
+def _look(config: Config, layer: int, layers: int) -> list[Any]:
+    """What the configuration says of one layer alone."""
+    found = [v[layer] for v in config.values() if isinstance(v, list) and len(v) == layers]
+    dense = [config.get(name) for name in _DENSE_FIRST]
+    found += [layer < first if _is_size(first) else False for first in dense]
+    found += [layer in (config.get(name) or ()) for name in _LISTS_OF_LAYERS]
+    return [*found, _own(config, layer) is not None]
+
+
+def _own(config: Config, layer: int) -> Any:
+    """The fields that the configuration gives one layer alone (``per_layer_config``)."""
+    held = config.get("per_layer_config") or {}
+    return held.get(layer, held.get(str(layer).zfill(len(str(max(map(int, held), default=0))))))
+
+
+def _of_layers(config: Config, chosen: Sequence[int], sizes: Mapping[str, int]) -> Fields:
+    """The fields that speak of single layers, for a model of the ``chosen`` ones."""
+    layers, found = _stated(config, "num_hidden_layers"), dict[str, Any]()
+    for name, value in config.items():
+        if isinstance(value, list) and len(value) == layers:  # one entry per layer
+            found[name] = [value[i] for i in chosen if i < len(value)]
+        elif name in _LISTS_OF_LAYERS and value:
+            found[name] = [k for k, i in enumerate(chosen) if i in value]
+        elif name in _DENSE_FIRST and _is_size(value):
+            found[name] = sum(i < value for i in chosen)
+    if config.get("per_layer_config"):
+        own = {k: _own(config, i) for k, i in enumerate(chosen)}
+        small = {"head_dim": 2 * sizes["head_dim"], "num_key_value_heads": 2}
+        found["per_layer_config"] = {
+            k: {**v, **{name: small[name] for name in v if name in small}}
+            for k, v in own.items()
+            if v is not None
+        }
+    return found
 
 
 def _halved(name: str, value: Any) -> Any:
@@ -102,5 +242,5 @@ def _stated(config: Config, usual: str) -> int | None:
     return next((config[n] for n in _names(usual) if _is_size(config.get(n))), None)
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -85,7 +85,7 @@ def attributes(axes: AxisMap, config: Config) -> dict[str, dict[str, Any]]:
         # 0 for the widths of a block that is gone; its modules are skipped below.
         widths = defaultdict(int, in_layer(axes.widths, i))
         for inside, values in family.attributes(config, widths).items():
-            if not _absent(axes, i, inside):
+            if family.module_there(inside, i) and not _absent(axes, i, inside):
                 found[f"{family.layer.replace('{i}', str(j))}.{inside}"] = dict(values)
     return found
 

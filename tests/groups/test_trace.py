@@ -28,7 +28,7 @@ from effcompress.model.small import build
 from effcompress.network.axis_map import family_for
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from effcompress.types import Axis, Family
+from effcompress.types import UNTOUCHED_EXPERTS, Axis, Family
 from tests.conftest import shape, tiny, tokens
 
 STARCODER2 = {"model_type": "starcoder2", "hidden_size": 48, "intermediate_size": 40}
@@ -96,7 +96,7 @@ def test_an_undeclared_architecture_works_from_end_to_end() -> None:
         ("exaone4", ["attention", "ffn", "hidden"]),  # norms within each head
         ("falcon", ["attention", "ffn", "hidden"]),  # one KV head, in one matrix with the queries
         ("gemma", ["attention", "ffn"]),
-        ("olmoe", ["attention"]),
+        ("olmoe", ["attention", "hidden"]),  # routed experts: the stream by its width
     ],
 )
 def test_what_can_be_proven_is_kept(model_type: str, kinds: list[str]) -> None:
@@ -104,12 +104,14 @@ def test_what_can_be_proven_is_kept(model_type: str, kinds: list[str]) -> None:
     assert proven(found) == kinds
     assert draft_from_json(found.to_json()) == found
     assert {"ffn", "attention", "hidden"} - set(kinds) <= found.left_out.keys()
+    assert not set(kinds) & found.left_out.keys()
 
 
 def test_a_reason_is_kept_for_what_is_left_out() -> None:
     said = draft("gemma").left_out["hidden"]
     assert "built at a smaller size, the class computes something else" in said
-    assert "does not come back" in draft("olmoe").left_out["model.embed_tokens"]
+    assert "model.layers.{i}.mlp.experts stay" in draft("olmoe").left_out[UNTOUCHED_EXPERTS]
+    assert "ffn" not in draft("olmoe").left_out[UNTOUCHED_EXPERTS]
 
 
 def test_the_engine_cuts_a_traced_model_with_fused_queries() -> None:

@@ -32,8 +32,16 @@ class Anatomy:
     """Width of a head, where the configuration states it."""
     queries: int
     """Query heads per KV head."""
+    heads: int
+    """KV heads."""
     aliases: Mapping[str, str]
     """Usual name of a configuration field -> its name in this architecture."""
+    looks: tuple[str, ...]
+    """Of every layer, what tells its kind: equal texts are layers of one kind."""
+
+    def first(self) -> dict[str, int]:
+        """Returns kind of layers (as in ``looks``) -> the first layer of that kind."""
+        return {look: self.looks.index(look) for look in dict.fromkeys(self.looks)}
 
     def pattern(self, param: str) -> str:
         """``layers.0.mlp.up.weight`` -> ``layers.{i}.mlp.up.weight``."""
@@ -76,10 +84,11 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     if embedding is None or id(getattr(embedding, "weight", None)) not in names:
         raise CoverageError("the model has no input embedding", where=config.model_type)
     heads, hidden = (getattr(config, n, None) for n in ("num_attention_heads", "hidden_size"))
-    kv = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    kv = _common(config, "num_key_value_heads") or getattr(config, "num_kv_heads", None)
     positions = getattr(config, "max_position_embeddings", None)
     vocab, _ = embedding.weight.shape
     path, layers = _layers(module)
+    head = _common(config, "head_dim") or (hidden // heads if heads and hidden else None)
     return Anatomy(
         config.model_type,
         {name: tuple(p.shape) for name, p in module.named_parameters()},
@@ -87,10 +96,29 @@ def anatomy_of(module: nn.Module) -> Anatomy:
         layers,
         names[id(embedding.weight)],
         {"vocab": vocab} | ({"positions": positions} if positions else {}),
-        getattr(config, "head_dim", None) or (hidden // heads if heads and hidden else None),
+        head,
         heads // (kv or heads) if heads else 1,
+        kv or heads or 1,
         dict(getattr(config, "attribute_map", {})),
+        tuple(_look(layer, head) for layer in module.get_submodule(path).children()),
     )
+
+
+def _common(config: Any, name: str) -> Any:
+    """A field's value for all layers; None where transformers refuses to name one."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # noqa: BLE001 (layers with values of their own: no AttributeError)
+        return None
+
+
+def _look(layer: nn.Module, head: int | None) -> str:
+    """The parameters of a layer with their numbers of dimensions, and whether its heads are as wide
+    as the configuration says (Gemma 4: those of layers with full attention are wider).
+    """
+    said = " ".join(f"{name}:{p.dim()}" for name, p in sorted(layer.named_parameters()))
+    widths = {vars(child).get("head_dim") for child in layer.modules()} - {None}
+    return said + (" wider heads" if widths and head not in widths else "")
 
 
 def _layers(module: nn.Module) -> tuple[str, int]:
@@ -125,9 +153,12 @@ def _is_epsilon(value: object) -> bool:
 
 @torch.no_grad()
 def _behaviour(norm: Any, gain: nn.Parameter) -> tuple[bool, float] | None:
-    """Whether it subtracts the mean, and its offset; None when it is no norm."""
+    """Whether it subtracts the mean, and its offset; None when it is no norm of one argument."""
     x_H = 3 * torch.randn(1, 1, len(gain), generator=torch.Generator().manual_seed(0)) + 1
-    y_H = norm(x_H)
+    try:
+        y_H = norm(x_H)
+    except (TypeError, AttributeError, RuntimeError):
+        return None  # a gated norm (Mamba-2, gated DeltaNet) wants a second argument
     # A norm is invariant to scale (5 x); one that subtracts the mean also to a shift (x + 5).
     if y_H.shape != x_H.shape or not torch.allclose(norm(5 * x_H), y_H, atol=1e-3, rtol=1e-3):
         return None

@@ -9,15 +9,20 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from effcompress.types import Axis, Config, Family, Widths, axis_kind, in_layer
+from effcompress.errors import CoverageError
+from effcompress.types import Axis, Config, Family, Widths, axis_kind
+
+if TYPE_CHECKING:
+    from effcompress.groups.tracing.anatomy import Anatomy
 
 Product = tuple[str, ...]
 """Factors of a size: axis kinds and names of ``positions_per_unit``, as in ``("attention", "query",
 "head")``.
 """
 
+_OWN = "part of dim "
 NO_DEPTH = "the architecture is not declared, and tracing does not find out which layers can go"
 
 
@@ -54,6 +59,12 @@ class Draft:
     """Default values of configuration fields that a config.json may leave out."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Axis kind or module -> why it is never cut."""
+    looks: tuple[str, ...] = ()
+    """What tells kinds of layers apart (``Anatomy.looks``); ``Axis.when`` counts them from 0."""
+    layers: tuple[int, ...] = ()
+    """The kind of every layer."""
+    held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Module of ``attributes`` -> the kinds of layers that have it."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -61,16 +72,20 @@ class Draft:
         names = (name for axis in self.axes for name in axis.name.split("/"))
         return tuple(dict.fromkeys(axis_kind(name) for name in names))
 
-    def with_heads(self, head: int) -> Draft:
-        """Returns the same structure with heads of another width."""
-        times = {
-            name: int(name.partition("_")[2] or 1)
-            for name in self.positions_per_unit
-            if name != "one"
-        }
-        return replace(
-            self, positions_per_unit={"one": 1} | {name: n * head for name, n in times.items()}
-        )
+    def on(self, anatomy: Anatomy) -> Draft:
+        """Returns the same structure for the layers and the heads of another model.
+
+        Raises CoverageError for a layer of a kind that was not traced.
+        """
+        for i, look in enumerate(anatomy.looks):
+            if look not in self.looks:
+                raise CoverageError(
+                    "no layer of the small model that was traced has these parameters",
+                    where=anatomy.layer.replace("{i}", str(i)),
+                )
+        layers = tuple(map(self.looks.index, anatomy.looks))
+        per_unit = {name: _positions(name, anatomy) for name in self.positions_per_unit}
+        return replace(self, layers=layers, positions_per_unit=per_unit)
 
     def to_json(self) -> str:
         """Serialises the draft; ``draft_from_json`` reads it."""
@@ -86,7 +101,9 @@ def draft_from_json(text: str) -> Draft:
         path: {name: tuple(product) for name, product in held.items()}
         for path, held in data["attributes"].items()
     }
-    data["kept"], data["norms"] = tuple(data["kept"]), tuple(data["norms"])
+    data["held"] = {path: tuple(kinds) for path, kinds in data["held"].items()}
+    for name in ("kept", "norms", "looks", "layers"):
+        data[name] = tuple(data[name])
     return Draft(**data)
 
 
@@ -103,13 +120,17 @@ def family_from(draft: Draft) -> Family:
         axes=draft.axes,
         units={kind: partial(_units, draft, kind) for kind in draft.kinds},
         positions_per_unit={n: lambda _, k=k: k for n, k in draft.positions_per_unit.items()},
-        resize=lambda _, widths: sizes(draft.fields, {**in_layer(draft.widths, 0), **widths}),
+        resize=lambda _, widths: sizes(draft.fields, {**anywhere(draft.widths), **widths}),
         required=(),
         norms=draft.norms,
         layer=draft.layer,
         attributes=lambda _, widths: {
-            path: sizes(held, widths) for path, held in draft.attributes.items()
+            path: sizes(held, widths)
+            for path, held in draft.attributes.items()
+            if all(n in widths or n in draft.positions_per_unit for p in held.values() for n in p)
         },
+        module_there=lambda path, i: draft.layers[i] in draft.held.get(path, draft.layers),
+        flags={w: partial(_is_of, draft, w) for w in {a.when for a in draft.axes} - {""}},
         centred=draft.centred,
         gain_offset=draft.gain_offset,
         final_norm=draft.final_norm,
@@ -130,6 +151,46 @@ def family_from(draft: Draft) -> Family:
 def value(product: Iterable[str], widths: Widths, per_unit: Mapping[str, int]) -> int:
     """A product of widths per axis kind and of positions per unit. KeyError for an unknown name."""
     return math.prod(widths[name] if name in widths else per_unit[name] for name in product)
+
+
+def own_length(pattern: str, dim: int) -> str:
+    """Names the positions per KV head of a dimension that is no multiple of a head's width."""
+    return f"{_OWN}{dim} of {pattern}"
+
+
+def _positions(name: str, anatomy: Anatomy) -> int:
+    """What a key of ``positions_per_unit`` is in another model: ``head_3`` three heads' width, the
+    key of ``own_length`` an equal part of that dimension.
+    """
+    if name == "one":
+        return 1
+    if not name.startswith(_OWN):
+        return int(name.partition("_")[2] or 1) * (anatomy.head_dim or 1)
+    dim, _, pattern = name.removeprefix(_OWN).partition(" of ")
+    shape = next(s for p, s in anatomy.shapes.items() if anatomy.pattern(p) == pattern)
+    return shape[int(dim)] // anatomy.heads
+
+
+def anywhere(widths: Widths) -> dict[str, int]:
+    """Units per axis kind, in the first layer that has it."""
+    found: dict[str, int] = {}
+    for name, units in widths.items():
+        found.setdefault(axis_kind(name), units)
+    return found
+
+
+def _is_of(draft: Draft, when: str, _config: Config, layer: int) -> bool:
+    return draft.layers[layer] in kinds_of(when)
+
+
+def when_of(kinds: Iterable[int]) -> str:
+    """Writes kinds of layers as a condition of an axis; ``kinds_of`` reads it."""
+    return "_".join(("layers_of_kind", *map(str, kinds)))
+
+
+def kinds_of(when: str) -> tuple[int, ...]:
+    """Reads what ``when_of`` wrote."""
+    return tuple(map(int, when.removeprefix("layers_of_kind_").split("_")))
 
 
 def _units(draft: Draft, kind: str, _config: Config, layer: int) -> int:
@@ -161,6 +222,7 @@ def _source(draft: Draft) -> Iterator[str]:
     yield "    axes=("
     for axis in draft.axes:
         more = f", {axis.positions_per_unit!r}" if axis.positions_per_unit != "one" else ""
+        more += f", when={axis.when!r}" if axis.when else ""
         yield f"        Axis({axis.param!r}, {axis.dim}, {axis.name!r}{more}),"
     yield from ("    ),", "    units={")
     yield from (f"        {k!r}: lambda c, _: {_units_source(k, held)}," for k in draft.kinds)
@@ -176,6 +238,12 @@ def _source(draft: Draft) -> Iterator[str]:
 
 
 def _traits(draft: Draft) -> Iterator[str]:
+    if whens := sorted({axis.when for axis in draft.axes} - {""}):
+        yield "    flags={"
+        for when in whens:
+            there = tuple(i for i, kind in enumerate(draft.layers) if kind in kinds_of(when))
+            yield f"        {when!r}: lambda c, i: i in {there!r},"
+        yield "    },"
     yield "    required=(),"
     yield f"    norms={draft.norms!r},"
     yield f"    layer={draft.layer!r},"
@@ -209,6 +277,8 @@ def _units_source(kind: str, held: Held) -> str:
 def _per_unit(name: str, held: Held) -> str:
     if name == "one":
         return "1"
+    if name.startswith(_OWN):
+        return "..."
     hidden = held.get(("hidden",))
     heads = held.get(("attention", "query")) or held.get(("attention",))
     if not hidden or not heads:

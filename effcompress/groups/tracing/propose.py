@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from effcompress.groups.tracing.anatomy import Anatomy, Coupled, Place
-from effcompress.groups.tracing.draft import Draft
+from effcompress.groups.tracing.draft import Draft, own_length, when_of
 from effcompress.types import Axis
 
 HIDDEN, ATTENTION, QUERY, FFN = "hidden", "attention", "query", "ffn"
@@ -59,16 +59,85 @@ def candidates(
         layer = next(iter(layers)) if len(layers) == 1 else None
         look = frozenset((anatomy.pattern(p), dim, len(at)) for (p, dim), at in held.items())
         found.setdefault(look, {}).setdefault(layer, []).append(one)
-    everywhere = set(range(anatomy.layers))
     for look, by_layer in found.items():
         sets = {layer: _ordered(held, anatomy) for layer, held in by_layer.items()}
-        if None in sets and (anatomy.embedding, 1) in {(p, dim) for p, dim, _ in look}:
-            yield (Candidate(HIDDEN, 1, sets),)
-        elif set(sets) == everywhere and len({len(s) for s in sets.values()}) == 1:
-            as_channels = Candidate(FFN, 1, sets)
+        if None in sets:
+            if (anatomy.embedding, 1) in {(p, dim) for p, dim, _ in look}:
+                yield (Candidate(HIDDEN, 1, sets),)
+        elif plain := _whole_kinds(sets, anatomy):
+            as_channels = Candidate(FFN, 1, plain)
             head = anatomy.head_dim or 0
-            heads = head and len(sets[0]) % head == 0
-            yield (as_channels, Candidate(ATTENTION, head, sets)) if heads else (as_channels,)
+            heads = head and all(len(held) % head == 0 for held in plain.values())
+            yield (as_channels, Candidate(ATTENTION, head, plain)) if heads else (as_channels,)
+
+
+def stream_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Candidate:
+    """Returns the residual stream where no coupling led through it (routed experts stop the
+    tracing): every dimension as long as the embedding is wide, except those in ``taken``. Only a
+    guess, for the proofs to decide; in a small model no other size is the same number.
+    """
+    hidden, known = anatomy.shapes[anatomy.embedding][1], set(taken)
+    places = [
+        (param, dim)
+        for param, shape in anatomy.shapes.items()
+        for dim, size in enumerate(shape)
+        if size == hidden and (param, dim) not in known
+    ]
+    sets = tuple(dict.fromkeys(places, (k,)) for k in range(hidden))
+    return Candidate(HIDDEN, 1, {None: sets})
+
+
+def heads_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Iterator[Candidate]:
+    """Yields heads that no coupling led to, one candidate per module with projections: every output
+    that KV heads divide belongs to them in equal stretches, and so does the input of the projection
+    back to the residual stream. That covers gates beside queries, and latent attention, whose
+    queries, keys and values have widths of their own. Modules with a dimension in ``taken`` are
+    passed over. Only a guess, for the proofs to decide.
+    """
+    hidden, known = anatomy.shapes[anatomy.embedding][1], set(taken)
+    found: dict[str, dict[int | None, tuple[Coupled, ...]]] = defaultdict(dict)
+    for layer in range(anatomy.layers):
+        inside: dict[str, list[Place]] = defaultdict(list)
+        for param, shape in anatomy.shapes.items():
+            if anatomy.layer_of(param) == layer and param.endswith(".weight") and len(shape) == 2:
+                inside[param.rsplit(".", 2)[0]].append(_side_of_heads(param, shape, hidden))
+        for path, places in inside.items():
+            held = [p for p in places if anatomy.shapes[p[0]][p[1]] % anatomy.heads == 0]
+            back = [p for p in held if p[1] == 1]
+            free = known.isdisjoint(places)
+            if free and anatomy.heads > 1 and len(back) == 1 and len(held) > 2:
+                found[anatomy.pattern(f"{path}.")][layer] = tuple(_equal_parts(held, anatomy))
+    for sets in found.values():
+        if whole := _whole_kinds(sets, anatomy):
+            yield Candidate(ATTENTION, 1, whole)
+
+
+def _side_of_heads(param: str, shape: Sequence[int], hidden: int) -> Place:
+    return param, 1 if shape[0] == hidden else 0
+
+
+def _equal_parts(places: Sequence[Place], anatomy: Anatomy) -> Iterator[Coupled]:
+    """One coupling per KV head: its stretch of every place, and of the bias with it."""
+    biases = [(f"{p.removesuffix('weight')}bias", 0) for p, dim in places if dim == 0]
+    everywhere = [*places, *(place for place in biases if place[0] in anatomy.shapes)]
+    for k in range(anatomy.heads):
+        yield {
+            (param, dim): tuple(range(k * length, (k + 1) * length))
+            for param, dim in everywhere
+            for length in [anatomy.shapes[param][dim] // anatomy.heads]
+        }
+
+
+def _whole_kinds(
+    sets: Mapping[int | None, tuple[Coupled, ...]], anatomy: Anatomy
+) -> dict[int | None, tuple[Coupled, ...]]:
+    """The couplings of those kinds of layers of which every layer has equally many."""
+    found: dict[int | None, tuple[Coupled, ...]] = {}
+    for look in anatomy.first():
+        alike = [i for i, other in enumerate(anatomy.looks) if other == look]
+        if len({len(sets.get(i, ())) for i in alike}) == 1 and alike[0] in sets:
+            found |= {i: sets[i] for i in alike}
+    return found
 
 
 def _ordered(sets: Sequence[Coupled], anatomy: Anatomy) -> tuple[Coupled, ...]:
@@ -86,27 +155,54 @@ def assemble(chosen: Sequence[Candidate], matrices: frozenset[Place], anatomy: A
     """
     labels: dict[Place, dict[int, tuple[str, int]]] = defaultdict(dict)
     torn: set[Place] = set()
-    totals: dict[str, int] = {}
+    totals: dict[int | None, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for candidate in chosen:
-        for _, unit, coupled in candidate.units():
-            totals[candidate.kind] = max(totals.get(candidate.kind, 0), unit + 1)
+        for layer, unit, coupled in candidate.units():
+            totals[layer][candidate.kind] = max(totals[layer][candidate.kind], unit + 1)
             for place, positions in coupled.items():
                 for position in positions:
                     mine = (candidate.kind, unit)
                     if labels[place].setdefault(position, mine) != mine:
                         torn.add(place)
     per_unit = {"one": 1} | ({"head": anatomy.head_dim} if anatomy.head_dim else {})
-    axes: list[Axis] = []
+    numbers = {layer: kind for kind, layer in enumerate(anatomy.first().values())}
+    found: dict[str, dict[int | None, list[Axis]]] = defaultdict(dict)
     for param, shape in anatomy.shapes.items():
-        if anatomy.layer_of(param):
-            continue  # layer 0 stands for all layers; ``verify`` checks the others
+        layer = anatomy.layer_of(param)
+        if layer is not None and layer not in numbers:
+            continue  # the first of a kind stands for all; ``verify`` checks the others
+        number = None if layer is None else numbers[layer]
+        named = found[anatomy.pattern(param)].setdefault(number, [])
         for dim, size in enumerate(shape):
             place = (param, dim)
-            runs = _runs(labels[place], size, place, None if place in torn else totals, matrices)
-            axes += _named(runs, place, anatomy, per_unit)
-    aliases = anatomy.aliases
-    draft = Draft(anatomy.model_type, anatomy.layer, tuple(axes), (), per_unit, aliases=aliases)
+            units = None if place in torn else {**totals[None], **totals[layer]}
+            runs = _runs(labels[place], size, place, units, matrices)
+            named += _named(runs, place, anatomy, per_unit)
+    looks = tuple(anatomy.first())
+    draft = Draft(
+        anatomy.model_type,
+        anatomy.layer,
+        tuple(axis for by_kind in found.values() for axis in _by_kind(by_kind, len(looks))),
+        (),
+        per_unit,
+        aliases=anatomy.aliases,
+        looks=looks,
+        layers=tuple(map(looks.index, anatomy.looks)),
+    )
     return replace(draft, kept=draft.kinds)
+
+
+def _by_kind(found: Mapping[int | None, Sequence[Axis]], kinds: int) -> Iterator[Axis]:
+    """The axes of one parameter, each once for all kinds of layers (numbers; None: outside of the
+    layers) in which it is the same.
+    """
+    alike: dict[tuple[Axis, ...], list[int]] = defaultdict(list)
+    for kind, axes in found.items():
+        alike[tuple(axes)] += [] if kind is None else [kind]
+    for axes, of in alike.items():
+        everywhere = len(of) in (0, kinds)
+        for axis in axes:
+            yield axis if everywhere else replace(axis, when=when_of(of))
 
 
 def _runs(
@@ -166,12 +262,21 @@ def _heads(
     """Axis name and ``positions_per_unit`` of a run of heads."""
     head = anatomy.head_dim or 0
     times, rest = divmod(length, head) if head else (0, 1)
-    if rest or kind != ATTENTION:
+    if kind != ATTENTION:
+        raise Irregular(f"{place[0]}: units of {length} positions on dimension {place[1]}")
+    if rest and length * anatomy.heads == anatomy.shapes[place[0]][place[1]]:
+        name = own_length(anatomy.pattern(place[0]), place[1])
+        per_unit[name] = length
+        return f"{kind}.{{i}}", name
+    if rest:
         raise Irregular(f"{place[0]}: units of {length} positions on dimension {place[1]}")
     if times == 1:
         return f"{kind}.{{i}}", "head"
-    if times == anatomy.queries:
-        return f"{kind}.{{i}}/{QUERY}.{{i}}", "head"
+    slots, more = divmod(times, anatomy.queries)
+    if anatomy.queries > 1 and not more:  # a query head, or one with its gate
+        name = "head" if slots == 1 else f"head_{slots}"
+        per_unit[name] = slots * head
+        return f"{kind}.{{i}}/{QUERY}.{{i}}", name
     per_unit[f"head_{times}"] = length
     return f"{kind}.{{i}}", f"head_{times}"
 

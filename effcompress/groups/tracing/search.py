@@ -25,9 +25,11 @@ from effcompress.groups.tracing.propose import (
     Irregular,
     assemble,
     candidates,
+    heads_by_size,
+    stream_by_size,
 )
 from effcompress.groups.tracing.verify import Unproven, cover, prove, rebuild
-from effcompress.types import AxisMap, Config, axis_kind, in_layer
+from effcompress.types import UNTOUCHED_EXPERTS, Axis, AxisMap, Config, axis_kind, in_layer
 
 KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
 _DEFAULTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
@@ -80,7 +82,7 @@ class Probe:
 
     def fits(self, draft: Draft) -> Sized:
         """Resolves the draft's axes on this model. Raises CoverageError."""
-        mine = draft.with_heads(self.anatomy.head_dim or 1)
+        mine = draft.on(self.anatomy)
         return Sized(self, cover(mine, self.config, self.module), mine.positions_per_unit)
 
 
@@ -93,8 +95,36 @@ class Sized:
     per_unit: Mapping[str, int]
 
     def holds(self, product: Product) -> int:
-        """Value of a product of sizes in this model, in the first layer."""
-        return value(product, in_layer(self.axes.widths, 0), self.per_unit)
+        """Value of a product of sizes in this model, in the first layer that has them all; 0 where
+        none has.
+        """
+        held = (self.in_place(product, i) for i in self.axes.depth.layers)
+        return next((size for size in held if size is not None), 0)
+
+    def in_place(self, product: Product, layer: int) -> int | None:
+        """Value of a product of sizes in one layer; None where it lacks one of them."""
+        widths = in_layer(self.axes.widths, layer)
+        there = all(name in widths or name in self.per_unit for name in product)
+        return value(product, widths, self.per_unit) if there else None
+
+
+def _same_looks(probes: Sequence[Probe], fix: str) -> None:
+    """Raises CoverageError naming a parameter where the small models lack a kind of layers."""
+    *small, given = probes
+    for i, look in enumerate(given.anatomy.looks):
+        for probe in small:
+            if look in probe.anatomy.looks:
+                continue
+            layer = given.anatomy.layer.replace("{i}", str(i))
+            alike = {part for other in probe.anatomy.looks for part in other.split()}
+            more = [part.partition(":")[0] for part in look.split() if part not in alike]
+            raise CoverageError(
+                "no layer of the small model that is traced has this parameter"
+                if more
+                else "no layer of the small model that is traced has these parameters",
+                where=".".join([layer, *more[:1]]),
+                fix=fix,
+            )
 
 
 def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
@@ -105,6 +135,7 @@ def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
     small, other = (_probe(build, config, size) for size in ("small", "other"))
     given = _probe(build, config, "given")
     draft = assemble((), frozenset(), small.anatomy)
+    _same_looks([small, other, given], paste(declaration(draft)))
     tell({"declaration": declaration(draft)})
     vocab = small.anatomy.sizes["vocab"]
     ids_BT = torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -119,7 +150,7 @@ def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
         raise _refused(draft)
     stated = {draft.aliases.get(name, name) for name in (*_DEFAULTS, *draft.fields)}
     return replace(
-        draft.with_heads(given.anatomy.head_dim or 1),
+        draft.on(given.anatomy),
         widths=dict(sized.axes.widths),
         defaults={n: held for n in sorted(stated) if (held := given.config.get(n)) is not None},
     )
@@ -147,24 +178,38 @@ class Search:
         for alternatives in candidates(
             self.traced.coupled, self.traced.matrices, self.small.anatomy
         ):
-            taken = {candidate.kind for candidate in chosen}
+            taken = {(one.kind, layer) for one in chosen for layer in one.sets}
             reasons: dict[str, str] = {}
             for candidate in alternatives:
-                if candidate.kind not in taken and not (why := self._fault(candidate)):
+                second = any((candidate.kind, layer) in taken for layer in candidate.sets)
+                if not (why := "a second one" if second else self._fault(candidate)):
                     chosen.append(candidate)
                     break
-                reasons[candidate.kind] = why if candidate.kind not in taken else "a second one"
+                reasons[candidate.kind] = why
             else:
                 # Named by the first matrix that carries it.
                 carried = next(iter(alternatives[0].sets.values()))[0]
                 shapes = self.small.anatomy.shapes
                 place = min(param for param, _ in carried if len(shapes[param]) > 1)
                 left_out[place] = "; ".join(f"as {kind}: {why}" for kind, why in reasons.items())
+        known = [place for one in chosen for held in one.sets.values() for place in held[0]]
+        for candidate in heads_by_size(self.small.anatomy, known):
+            taken = {(one.kind, layer) for one in chosen for layer in one.sets}
+            if taken.isdisjoint((ATTENTION, layer) for layer in candidate.sets):
+                chosen += [] if self._fault(candidate) else [candidate]
+        if HIDDEN not in {one.kind for one in chosen}:
+            known = [place for one in chosen for held in one.sets.values() for place in held[0]]
+            candidate = stream_by_size(self.small.anatomy, known)
+            chosen += [] if self._fault(candidate) else [candidate]
         draft = self._complete(self._assembled(chosen))
         faults = {kind: self._unproven(draft, kind) for kind in KINDS if kind in draft.kinds}
         proven = [kind for kind, why in faults.items() if not why]
         absent = {kind for kind in KINDS if kind != QUERY} - faults.keys()
+        left_out = {
+            path: why for path, why in left_out.items() if not _cut_in_full(draft, path, proven)
+        }
         left_out |= dict.fromkeys(sorted(absent), "nothing that could be followed is one")
+        left_out |= _experts(self.small, FFN in proven)
         return replace(
             draft,
             kept=tuple(kind for kind in draft.kinds if kind not in proven),
@@ -199,7 +244,9 @@ class Search:
     def _complete(self, draft: Draft) -> Draft:
         """Adds the sizes that modules and configuration keep, and the norms that cuts concern."""
         models = [probe.fits(draft) for probe in (self.small, self.other)]
-        draft = replace(draft, fields=_fields(draft, models), attributes=_attributes(draft, models))
+        attributes, held = _attributes(draft, models)
+        fields = _fields(draft, models)
+        draft = replace(draft, fields=fields, attributes=attributes, held=held)
         over = dict(_averages(draft, self.norms, self.small.anatomy))
         if not over:
             return draft
@@ -217,6 +264,35 @@ class Search:
         )
 
 
+def _cut_in_full(draft: Draft, path: str, proven: Sequence[str]) -> bool:
+    """Whether a module or parameter that tracing could not follow is cut all the same, because
+    another coupling or a guess was proven: only tokens and positions are left of it.
+    """
+    number = path.removeprefix(draft.layer.partition("{i}")[0]).partition(".")[0]
+    pattern = path.replace(f".{number}.", ".{i}.", 1) if number.isdigit() else path
+    names = {n for a in draft.axes if f"{a.param}.".startswith(f"{pattern}.") for n in _of(a)}
+    return names <= {*proven, "vocab", "positions"}
+
+
+def _of(axis: Axis) -> Iterator[str]:
+    return (axis_kind(name) for name in axis.name.split("/"))
+
+
+def _experts(probe: Probe, ffn: bool) -> dict[str, str]:
+    """What is said of routed experts (parameters with one matrix per expert), where there are any:
+    the plain name `ffn` is then that of another feed-forward.
+    """
+    for name, p in probe.module.named_parameters():
+        path = name.rpartition(".")[0]
+        convolution = isinstance(probe.module.get_submodule(path), nn.Conv1d)
+        if p.dim() == 3 and not convolution and probe.anatomy.layer_of(name) is not None:
+            where = probe.anatomy.pattern(f"{path}.")[:-1]
+            said = f"all {where} stay as they are, since tracing follows no routing"
+            more = "; `ffn` is the dense or shared feed-forward beside them alone"
+            return {UNTOUCHED_EXPERTS: said + (more if ffn else "")}
+    return {}
+
+
 # Configuration fields and module attributes that hold sizes are those that equal a product of
 # widths in two models of different sizes, so that a coincidence in one of them does not count.
 
@@ -226,7 +302,7 @@ def _fields(draft: Draft, models: Sequence[Sized]) -> dict[str, Product]:
     found: dict[str, Product] = {}
     for product in _products(draft):
         sizes = [model.holds(product) for model in models]
-        if set(sizes) == {1}:
+        if set(sizes) <= {0, 1}:
             continue  # a size of 1 would match too many fields
         for name in models[0].probe.config:
             held = [model.probe.config.get(name) for model in models]
@@ -240,24 +316,43 @@ def _fields(draft: Draft, models: Sequence[Sized]) -> dict[str, Product]:
     return found
 
 
-def _attributes(draft: Draft, models: Sequence[Sized]) -> dict[str, dict[str, Product]]:
-    """Module of a layer -> attribute -> the product of sizes that it holds in every model."""
+def _attributes(
+    draft: Draft, models: Sequence[Sized]
+) -> tuple[dict[str, dict[str, Product]], dict[str, tuple[int, ...]]]:
+    """Module of a layer -> attribute -> the product of sizes that it holds in every model; and the
+    kinds of layers that have the module.
+    """
     found: dict[str, dict[str, Product]] = {}
-    path = draft.layer.replace("{i}", "0")
-    layers = [model.probe.module.get_submodule(path) for model in models]
-    for path, child in layers[0].named_modules():
-        if isinstance(child, _FOLLOW_TENSORS) or not path:
-            continue
-        alike = [layer.get_submodule(path) for layer in layers]
-        products = list(_products(draft, across=_attends(draft, path)))
-        for name, held in vars(child).items():
-            if not isinstance(held, int) or isinstance(held, bool) or name.startswith("_"):
+    kinds: dict[str, list[int]] = {}
+    for kind, look in enumerate(draft.looks):
+        places = [model.probe.anatomy.first()[look] for model in models]
+        paths = [draft.layer.replace("{i}", str(i)) for i in places]
+        pairs = zip(models, paths, strict=True)
+        layers = [model.probe.module.get_submodule(path) for model, path in pairs]
+        for path, child in layers[0].named_modules():
+            if isinstance(child, _FOLLOW_TENSORS) or not path:
                 continue
-            sizes = [getattr(other, name, None) for other in alike]
-            for product in products:
-                if sizes == [model.holds(product) for model in models]:
+            alike = [layer.get_submodule(path) for layer in layers]
+            for product in _products(draft, across=_attends(draft, path)):
+                sizes = [m.in_place(product, i) for m, i in zip(models, places, strict=True)]
+                for name in _held(child, alike, sizes):
                     found.setdefault(path, {}).setdefault(name, product)
-    return found
+                    if kind not in kinds.setdefault(path, []):
+                        kinds[path].append(kind)
+    return found, {path: tuple(of) for path, of in kinds.items()}
+
+
+def _held(child: nn.Module, alike: Sequence[nn.Module], sizes: list[int | None]) -> Iterator[str]:
+    """Yields the attributes that hold these sizes in the modules that are ``alike``. Modules of
+    experts keep theirs: no axis of experts is traced.
+    """
+    if any(p.dim() == 3 for p in child.parameters(recurse=False)):
+        return
+    for name, held in vars(child).items():
+        if not isinstance(held, int) or isinstance(held, bool) or name.startswith("_"):
+            continue
+        if [getattr(other, name, None) for other in alike] == sizes:
+            yield name
 
 
 def _epsilon_field(config: Config, epsilon: float) -> str:
@@ -316,6 +411,8 @@ def _probe(build: Build, config: Config, size: Literal["given", "small", "other"
             for p in module.parameters():
                 p.uniform_(0.5, 1.5) if p.dim() == 1 else p.normal_(0, 0.2)
     made: Any = module
+    if getattr(made.config, "is_heterogeneous", False):  # else common values are left out
+        made.config.allow_global_per_layer_attribute_access = True
     return Probe(module, made.config.to_dict(), anatomy_of(module))
 
 

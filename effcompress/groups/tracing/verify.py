@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from effcompress.errors import SourceError
 from effcompress.groups.axes import from_shapes
-from effcompress.groups.tracing.draft import Draft, family_from
+from effcompress.groups.tracing.draft import Draft, anywhere, family_from
 from effcompress.types import AxisMap, Config, in_layer
 
 EQUAL, SEEN = 1e-5, 1e-3
@@ -176,9 +176,10 @@ def _agree(removed: nn.Module, smaller: AxisMap, config: Config, *, in_config: b
         layer = removed.get_submodule(smaller.family.layer.replace("{i}", str(i)))
         values = smaller.family.attributes(config, in_layer(smaller.widths, i))
         for inside, held in values.items():
-            _remember(layer.get_submodule(inside), held)
+            if smaller.family.module_there(inside, i):
+                _remember(layer.get_submodule(inside), held)
     if in_config:
-        _remember(removed.config, smaller.family.resize(config, in_layer(smaller.widths, 0)))
+        _remember(removed.config, smaller.family.resize(config, anywhere(smaller.widths)))
 
 
 def _remember(target: Any, values: Mapping[str, Any]) -> None:
@@ -189,8 +190,9 @@ def _remember(target: Any, values: Mapping[str, Any]) -> None:
 def _norms(module: nn.Module, axes: AxisMap) -> Iterator[tuple[str, Any]]:
     for pattern in axes.family.norms:
         for i in axes.depth.layers if "{i}" in pattern else (0,):
-            path = pattern.replace("{i}", str(i)).removesuffix(".weight")
-            yield path, module.get_submodule(path)
+            gain = pattern.replace("{i}", str(i))
+            if gain in axes.by_param:  # else a layer of another kind
+                yield (path := gain.removesuffix(".weight")), module.get_submodule(path)
 
 
 def _rescale(norm: Any, axes: AxisMap, ratio: float) -> None:

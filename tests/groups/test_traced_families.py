@@ -1,0 +1,131 @@
+"""Architectures that are traced: hybrids, latent attention, mixtures, scales of layers. What is
+proven is cut by the engine, uneven between layers, and exported to plain transformers.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from effcompress import checkpoint
+from effcompress.export.forms import form
+from effcompress.groups.tracing import search
+from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
+from effcompress.model.silence import quietly
+from effcompress.model.small import build, plain_of
+from effcompress.model.tokenizer import ByteTokenizer
+from effcompress.network.pruned_model import PrunedModel
+from effcompress.registry import REGISTRY, Bound
+from effcompress.types import UNTOUCHED_EXPERTS
+from tests.conftest import tokens
+
+COMMON = {"vocab_size": 258, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3}
+COMMON |= {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8}
+COMMON |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6}
+LINEAR |= {"linear_value_head_dim": 10, "layer_types": ["linear_attention", "full_attention"] * 2}
+LINEAR |= {"num_hidden_layers": 4}
+ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+ROUTED |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1}
+LATENT = {"q_lora_rank": 20, "kv_lora_rank": 28, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4}
+LATENT |= {"v_head_dim": 6, "num_key_value_heads": 6, "head_dim": 4}
+MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 5}
+SOURCES: dict[str, dict[str, Any]] = {
+    "apertus": {},
+    "gemma4_text": {
+        **{"hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 258},
+        **{"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+        **{"global_head_dim": 16, "sliding_window": 8},
+    },
+    "qwen3_next": {**LINEAR, "num_experts": 0},
+    "qwen3_5_text": LINEAR,
+    "falcon_h1": MAMBA,
+    "deepseek_v3": {**ROUTED, **LATENT},
+}
+KINDS = {
+    "apertus": {"attention", "ffn", "hidden"},
+    "gemma4_text": {"attention", "ffn", "query"},  # the class scales embeddings by the width
+    "qwen3_next": {"attention", "ffn", "hidden", "query"},
+    "qwen3_5_text": {"attention", "ffn", "hidden", "query"},
+    "falcon_h1": {"attention", "ffn", "hidden", "query"},
+    "deepseek_v3": {"attention", "ffn", "hidden"},
+}
+"""At least these are proven."""
+
+
+def config_of(model_type: str) -> dict[str, Any]:
+    return {"model_type": model_type, **COMMON, **SOURCES[model_type]}
+
+
+@functools.cache
+def draft(model_type: str) -> Draft:
+    torch.set_num_threads(1)
+    return search.propose(config_of(model_type), build)
+
+
+def cut(model_type: str, dtype: torch.dtype) -> tuple[PrunedModel, torch.Tensor]:
+    """A tiny model that lost units of every proven kind, and its logits when they were masked."""
+    config = config_of(model_type)
+    torch.manual_seed(0)
+    model: Any = build(config, "given").to(dtype)
+    for p in model.parameters():
+        p.data.uniform_(0.5, 1.5) if p.dim() == 1 else p.data.normal_(0, 0.2)
+    for name, b in model.named_buffers():
+        if b.numel() and ("layer_scalar" in name or "correction_bias" in name):
+            b.data.uniform_(0.5, 1.5)
+    kinds = {*draft(model_type).kinds} - {*draft(model_type).kept} - {"query"}
+    spaces = [Bound(REGISTRY.get("space", kind), {}) for kind in sorted(kinds)]
+    family = family_from(draft_from_json(draft(model_type).to_json()))
+    pruned = PrunedModel(model, plain_of(model.config), spaces, family=family)
+    plan = {s.name: [0, *([s.size - 1] if (s.layer or 0) % 2 else [])] for s in pruned.sets}
+    pruned.mask({name: units[: pruned.parent.widths[name] - 1] for name, units in plan.items()})
+    masked = logits(model)
+    pruned.commit()
+    return pruned, masked
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=tokens(), use_cache=False).logits
+
+
+@pytest.mark.parametrize("model_type", SOURCES)
+def test_kinds_are_proven_and_cut(model_type: str) -> None:
+    found = draft(model_type)
+    assert KINDS[model_type] <= {*found.kinds} - {*found.kept}, found.left_out
+    pruned, masked = cut(model_type, torch.float64)
+    # The library's norms, routers and gates compute in fp32 on their way.
+    scale = float(masked.abs().max())
+    torch.testing.assert_close(logits(pruned.module), masked, rtol=0, atol=1e-5 * scale)
+    assert sum(p.numel() for p in pruned.module.parameters()) == pruned.params
+
+
+@pytest.mark.parametrize("model_type", SOURCES)
+def test_an_export_is_the_same_model_in_plain_transformers(model_type: str, tmp_path: Path) -> None:
+    pruned, _ = cut(model_type, torch.float32)
+    made = form(pruned, "exact")
+    skeleton: Any = made.skeleton
+    skeleton.generation_config = pruned.module.generation_config
+    with quietly():
+        save = ByteTokenizer().save
+        checkpoint.export(skeleton, made.tensors, save, tmp_path, made.files)
+        opened: nn.Module = AutoModelForCausalLM.from_pretrained(
+            tmp_path, trust_remote_code=True, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+    held = dict(opened.named_buffers())
+    for name, buffer in pruned.buffers().items():
+        assert torch.equal(held[name], buffer), name
+    torch.testing.assert_close(logits(opened), logits(pruned.module), rtol=1e-4, atol=1e-4)
+
+
+def test_experts_that_stay_are_named() -> None:
+    said = draft("deepseek_v3").left_out[UNTOUCHED_EXPERTS]
+    assert "model.layers.{i}.mlp.experts stay as they are" in said
+    assert "`ffn` is the dense or shared feed-forward beside them alone" in said
+    assert UNTOUCHED_EXPERTS not in draft("apertus").left_out
