@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from effcompress import processes
-from effcompress.checkpoint.export import EXPORTING, export
+from effcompress.checkpoint.export import EXPORTING, export, require_fit
 from effcompress.checkpoint.prove import text_settings  # isort: split
 
 from effcompress.checkpoint.proof import PROVING, Proof, prove
@@ -33,6 +33,7 @@ __all__ = [
     "newest",
     "prove",
     "publish",
+    "require_fit",
     "save",
     "size",
     "steps",

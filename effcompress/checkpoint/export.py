@@ -30,7 +30,7 @@ def export(
     after an interruption the folder does not load as a model.
     Returns the bytes written. Raises RunError when names or shapes disagree, or the disk is full.
     """
-    _check(skeleton, tensors)
+    require_fit(skeleton, tensors)
     # assign: meta tensors cannot be copied into. Not strict: a tied output matrix has no entry.
     skeleton.load_state_dict(dict(tensors), strict=False, assign=True)
     skeleton.tie_weights()
@@ -59,7 +59,8 @@ def export(
     return size
 
 
-def _check(skeleton: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def require_fit(skeleton: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raises RunError naming the first tensor that the class wants otherwise, or not at all."""
     stored = skeleton.state_dict().keys()
     held = [(name, b) for name, b in skeleton.named_buffers() if name in stored]
     wanted = {name: tuple(p.shape) for name, p in (*skeleton.named_parameters(), *held)}

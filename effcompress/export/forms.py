@@ -125,7 +125,7 @@ def _exact(pruned: PrunedModel) -> Form:
     told = {norm.path: norm.epsilon for norm in pruned.norms() if norm.epsilon != plain}
     fields = _exact_config(pruned, told)
     why = "" if uniform_widths(axes) else f"layers differ: {_difference(axes)}"
-    params = {name: p.detach().cpu() for name, p in pruned.parameters().items()}
+    params = {name: _on_cpu(p) for name, p in pruned.parameters().items()}
     files = {exact.FILE: exact.modelling_source(config["model_type"])}
     skeleton = exact.exact_skeleton(fields)
     held = _buffers(pruned, skeleton)
@@ -211,10 +211,15 @@ def _buffers(pruned: PrunedModel, skeleton: nn.Module) -> dict[str, Tensor]:
     """Returns the buffers that the class stores; zeros for those of blocks that are gone."""
     held, stored = pruned.buffers(), skeleton.state_dict().keys()
     return {
-        name: held[name].detach().cpu() if name in held else torch.zeros(b.shape, dtype=b.dtype)
+        name: _on_cpu(held[name]) if name in held else torch.zeros(b.shape, dtype=b.dtype)
         for name, b in skeleton.named_buffers()
         if name in stored
     }
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """Returns the values on the CPU; a rehearsal has none (meta device)."""
+    return tensor.detach() if tensor.is_meta else tensor.detach().cpu()
 
 
 def _stretch(norm: Norm, now: AxisMap, then: AxisMap) -> float:

@@ -34,10 +34,10 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "n_group": (1, 1, ()),
     "topk_group": (1, 1, ()),
     "moe_intermediate_size": (20, 36, ()),
-    "shared_expert_intermediate_size": (28, 44, ()),
+    "shared_expert_intermediate_size": (28, 44, ("shared_intermediate_size",)),
     # Latent attention.
     "q_lora_rank": (37, 43, ()),
-    "kv_lora_rank": (55, 77, ()),
+    "kv_lora_rank": (54, 78, ()),
     "qk_nope_head_dim": (16, 32, ()),
     "qk_rope_head_dim": (8, 12, ()),
     "v_head_dim": (20, 28, ()),
@@ -54,12 +54,12 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "n_groups": (2, 2, ()),
     # Embeddings added to every layer.
     "hidden_size_per_layer_input": (26, 34, ()),
-    "vocab_size_per_layer_input": (61, 67, ()),
+    "vocab_size_per_layer_input": (73, 79, ()),
 }
 """Usual name of a size -> its value if small and if ``other``, and other names of it."""
 _DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 """Fields that say how many layers stand before the first mixture of experts."""
-_LISTS_OF_LAYERS = ("mlp_only_layers", "attn_layer_indices", "no_rope_layers_indices")
+_LISTS_OF_LAYERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "no_rope_layers_indices")
 """Fields that list the numbers of layers of one sort."""
 
 
@@ -192,7 +192,10 @@ def _layers(config: Config, least: int) -> list[int]:
 
 def _look(config: Config, layer: int, layers: int) -> list[Any]:
     """What the configuration says of one layer alone."""
-    found = [v[layer] for v in config.values() if isinstance(v, list) and len(v) == layers]
+    listed = (v for name, v in config.items() if name not in _LISTS_OF_LAYERS)
+    found = [v[layer] for v in listed if isinstance(v, list) and len(v) == layers]
+    shared = config.get("num_kv_shared_layers") or 0
+    found.append(layer >= layers - shared)
     dense = [config.get(name) for name in _DENSE_FIRST]
     found += [layer < first if _is_size(first) else False for first in dense]
     found += [layer in (config.get(name) or ()) for name in _LISTS_OF_LAYERS]
@@ -209,12 +212,15 @@ def _of_layers(config: Config, chosen: Sequence[int], sizes: Mapping[str, int]) 
     """The fields that speak of single layers, for a model of the ``chosen`` ones."""
     layers, found = _stated(config, "num_hidden_layers"), dict[str, Any]()
     for name, value in config.items():
-        if isinstance(value, list) and len(value) == layers:  # one entry per layer
-            found[name] = [value[i] for i in chosen if i < len(value)]
-        elif name in _LISTS_OF_LAYERS and value:
+        if name in _LISTS_OF_LAYERS and value:
             found[name] = [k for k, i in enumerate(chosen) if i in value]
+        elif isinstance(value, list) and layers and len(value) == layers:  # one entry per layer
+            own = [sizes[name]] * layers if name in sizes else value  # one width per layer
+            found[name] = [own[i] for i in chosen]
         elif name in _DENSE_FIRST and _is_size(value):
             found[name] = sum(i < value for i in chosen)
+        elif name == "num_kv_shared_layers" and _is_size(value):  # the last ones
+            found[name] = sum(i >= (layers or 0) - value for i in chosen)
     if config.get("per_layer_config"):
         own = {k: _own(config, i) for k, i in enumerate(chosen)}
         small = {"head_dim": 2 * sizes["head_dim"], "num_key_value_heads": 2}

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 from effcompress import data
-from effcompress.errors import RecipeError, SourceError
+from effcompress.errors import RecipeError, RunError, SourceError
 from effcompress.estimate.check import CheckResult, check
 from effcompress.estimate.schedule import loops_of
 from effcompress.model import source
+from effcompress.model.lineage import is_pruned
+from effcompress.network.axis_map import resolve_model
 from effcompress.processes import launched
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner import tasks
@@ -33,12 +35,33 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
     """
     machine = [*_machine(loaded), *data.preview(loaded.recipe.data)]
     result = check(loaded)
+    _require_export(loaded)
     _require_template(loaded)
     if offline:
         require_here(loaded)
         if any(domain.hub for domain in loaded.recipe.data.domains.values()):
             _require_text(loaded)
     return CheckResult([*machine, *result.lines], result.data, result.timeline)
+
+
+def _require_export(loaded: LoadedRecipe) -> None:
+    """Tries the export of an architecture that is not declared, without weights."""
+    config, prune = source.config_of(loaded.recipe.model), loaded.recipe.prune
+    if config is None or prune is None or is_pruned(config):
+        return
+    found = resolve_model(config)
+    if not found.axes.family.traced:
+        return
+    from effcompress.export.rehearse import rehearse  # imports torch, as tracing did
+
+    try:
+        rehearse(config, found.axes.family, prune.space)
+    except RunError as error:
+        raise RecipeError(
+            f"model: {error.what}",
+            where=loaded.origins.get("model.hub") or loaded.origins.get("model.local"),
+            fix="This is a fault of effcompress; please report it.",
+        ) from error
 
 
 def _require_template(loaded: LoadedRecipe) -> None:

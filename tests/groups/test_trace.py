@@ -250,6 +250,8 @@ def test_a_tracer_that_lies_about_everything_is_refused(monkeypatch: pytest.Monk
         return replace(traced, coupled=tuple(torn))
 
     monkeypatch.setattr(search, "trace", lying)
+    for guess in ("channels_by_size", "heads_by_size"):  # which would find the truth
+        monkeypatch.setattr(search, guess, lambda *_: ())
     with pytest.raises(CoverageError, match="neither heads nor feed-forward channels") as caught:
         search.propose(STARCODER2, build)
     assert (caught.value.where or "").startswith("model.layers.0.")

@@ -14,7 +14,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from effcompress import checkpoint
+from effcompress.errors import RunError
 from effcompress.export.forms import form
+from effcompress.export.rehearse import rehearse
 from effcompress.groups.tracing import search
 from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
 from effcompress.model.silence import quietly
@@ -122,6 +124,27 @@ def test_an_export_is_the_same_model_in_plain_transformers(model_type: str, tmp_
     for name, buffer in pruned.buffers().items():
         assert torch.equal(held[name], buffer), name
     torch.testing.assert_close(logits(opened), logits(pruned.module), rtol=1e-4, atol=1e-4)
+
+
+def rehearsal(model_type: str) -> None:
+    with torch.device("meta"):
+        config: Any = build(config_of(model_type), "given").config
+    family = family_from(draft(model_type))
+    rehearse(plain_of(config), family, [Bound(REGISTRY.get("space", "ffn"), {})])
+
+
+@pytest.mark.parametrize("model_type", SOURCES)
+def test_the_export_is_tried_without_weights(model_type: str) -> None:
+    rehearsal(model_type)
+
+
+def test_an_export_that_would_crash_is_found_without_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    true = PrunedModel.buffers
+    monkeypatch.setattr(PrunedModel, "buffers", lambda p: {n: b[None] for n, b in true(p).items()})
+    with pytest.raises(RunError, match=r"could not be exported: .*too many indices"):
+        rehearsal("apertus")
 
 
 def test_experts_that_stay_are_named() -> None:

@@ -2993,9 +2993,41 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/export/forms.py",
-        "name: held[name].detach().cpu() if name in held else",
+        "name: _on_cpu(held[name]) if name in held else",
         "name:",
         ("tests/export/test_forms.py::test_every_folder_is_the_same_model_again",),
         "a folder has no selection biases",
+    ),
+    Mutant(
+        "effcompress/network/pruned_model.py",
+        "for name, b in self.module.named_buffers() if name in stored",
+        "for name, b in self.module.named_buffers() if name in stored and b.dim()",
+        (
+            "tests/groups/test_traced_families.py::test_an_export_is_the_same_model_in_plain_transformers",
+        ),
+        "constants of activations are zero in the folder",
+    ),
+    Mutant(
+        "effcompress/model/modeling_pruned.py",
+        "if isinstance(module, PreTrainedModel) and module is not self:",
+        "if isinstance(module, PreTrainedModel) and module is None:",
+        (
+            "tests/groups/test_traced_families.py::test_an_export_is_the_same_model_in_plain_transformers",
+        ),
+        "multipliers of a state space are whatever was in memory",
+    ),
+    Mutant(
+        "effcompress/groups/tracing/propose.py",
+        "per_unit[name] = slots * head",
+        "per_unit[name] = head",
+        ("tests/groups/test_traced_families.py::test_kinds_are_proven_and_cut",),
+        "a query head with a gate is as wide as one without",
+    ),
+    Mutant(
+        "effcompress/model/small.py",
+        "chosen = [i for i, look in enumerate(looks) if look not in looks[:i]]",
+        "chosen = list[int]()",
+        ("tests/groups/test_traced_families.py::test_kinds_are_proven_and_cut",),
+        "the small model has layers of the first sort alone",
     ),
 )

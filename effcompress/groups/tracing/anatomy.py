@@ -12,6 +12,7 @@ from effcompress.types import Shapes
 
 Place = tuple[str, int]
 """A parameter's name and a dimension of it."""
+OTHER_HEADS = "heads-of-another-width"
 Coupled = Mapping[Place, tuple[int, ...]]
 """One coupling: sorted positions along each dimension."""
 
@@ -117,8 +118,9 @@ def _look(layer: nn.Module, head: int | None) -> str:
     as the configuration says (Gemma 4: those of layers with full attention are wider).
     """
     said = " ".join(f"{name}:{p.dim()}" for name, p in sorted(layer.named_parameters()))
-    widths = {vars(child).get("head_dim") for child in layer.modules()} - {None}
-    return said + (" wider heads" if widths and head not in widths else "")
+    attention = [vars(m) for m in layer.modules() if "num_key_value_groups" in vars(m)]
+    widths = {held.get("head_dim") for held in attention} - {None}
+    return said + (f" {OTHER_HEADS}" if widths and head not in widths else "")
 
 
 def _layers(module: nn.Module) -> tuple[str, int]:

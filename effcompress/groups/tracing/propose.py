@@ -87,6 +87,46 @@ def stream_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Candidate:
     return Candidate(HIDDEN, 1, {None: sets})
 
 
+def channels_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Iterator[Candidate]:
+    """Yields feed-forward channels that no coupling led to, one candidate per module that has one
+    projection back to the residual stream, from as many channels as the others make of it, or half
+    as many (gate and up in one matrix, one behind the other). Modules with a dimension in ``taken``
+    are passed over. Only a guess, for the proofs to decide.
+    """
+    known = set(taken)
+    found: dict[str, dict[int | None, tuple[Coupled, ...]]] = defaultdict(dict)
+    for layer in range(anatomy.layers):
+        for path, places in _projections(anatomy, layer).items():
+            sizes = {place: anatomy.shapes[place[0]][place[1]] for place in places}
+            back = [size for (_, dim), size in sizes.items() if dim == 1]
+            if len(back) != 1 or len(places) < 2 or not known.isdisjoint(places):
+                continue
+            if set(sizes.values()) <= {back[0], 2 * back[0]}:
+                biases = {_bias(p): size for p, size in sizes.items() if p[1] == 0}
+                sizes |= {p: size for p, size in biases.items() if p[0] in anatomy.shapes}
+                found[anatomy.pattern(f"{path}.")][layer] = tuple(
+                    {place: tuple(range(k, size, back[0])) for place, size in sizes.items()}
+                    for k in range(back[0])
+                )
+    for sets in found.values():
+        if whole := _whole_kinds(sets, anatomy):
+            yield Candidate(FFN, 1, whole)
+
+
+def _projections(anatomy: Anatomy, layer: int) -> dict[str, list[Place]]:
+    """Module of a layer -> the sides of its linear layers that are not the residual stream."""
+    hidden = anatomy.shapes[anatomy.embedding][1]
+    inside: dict[str, list[Place]] = defaultdict(list)
+    for param, shape in anatomy.shapes.items():
+        if anatomy.layer_of(param) == layer and param.endswith(".weight") and len(shape) == 2:
+            inside[param.rsplit(".", 2)[0]].append((param, 1 if shape[0] == hidden else 0))
+    return inside
+
+
+def _bias(place: Place) -> Place:
+    return f"{place[0].removesuffix('weight')}bias", 0
+
+
 def heads_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Iterator[Candidate]:
     """Yields heads that no coupling led to, one candidate per module with projections: every output
     that KV heads divide belongs to them in equal stretches, and so does the input of the projection
@@ -94,14 +134,10 @@ def heads_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Iterator[Candidat
     queries, keys and values have widths of their own. Modules with a dimension in ``taken`` are
     passed over. Only a guess, for the proofs to decide.
     """
-    hidden, known = anatomy.shapes[anatomy.embedding][1], set(taken)
+    known = set(taken)
     found: dict[str, dict[int | None, tuple[Coupled, ...]]] = defaultdict(dict)
     for layer in range(anatomy.layers):
-        inside: dict[str, list[Place]] = defaultdict(list)
-        for param, shape in anatomy.shapes.items():
-            if anatomy.layer_of(param) == layer and param.endswith(".weight") and len(shape) == 2:
-                inside[param.rsplit(".", 2)[0]].append(_side_of_heads(param, shape, hidden))
-        for path, places in inside.items():
+        for path, places in _projections(anatomy, layer).items():
             held = [p for p in places if anatomy.shapes[p[0]][p[1]] % anatomy.heads == 0]
             back = [p for p in held if p[1] == 1]
             free = known.isdisjoint(places)
@@ -112,13 +148,9 @@ def heads_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Iterator[Candidat
             yield Candidate(ATTENTION, 1, whole)
 
 
-def _side_of_heads(param: str, shape: Sequence[int], hidden: int) -> Place:
-    return param, 1 if shape[0] == hidden else 0
-
-
 def _equal_parts(places: Sequence[Place], anatomy: Anatomy) -> Iterator[Coupled]:
     """One coupling per KV head: its stretch of every place, and of the bias with it."""
-    biases = [(f"{p.removesuffix('weight')}bias", 0) for p, dim in places if dim == 0]
+    biases = [_bias(place) for place in places if place[1] == 0]
     everywhere = [*places, *(place for place in biases if place[0] in anatomy.shapes)]
     for k in range(anatomy.heads):
         yield {

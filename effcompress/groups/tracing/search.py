@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from effcompress.errors import CoverageError
-from effcompress.groups.tracing.anatomy import Anatomy, Norm, anatomy_of, norms_of
+from effcompress.groups.tracing.anatomy import OTHER_HEADS, Anatomy, Norm, anatomy_of, norms_of
 from effcompress.groups.tracing.draft import Draft, Product, declaration, value
 from effcompress.groups.tracing.graph import Trace, trace
 from effcompress.groups.tracing.propose import (
@@ -25,6 +25,7 @@ from effcompress.groups.tracing.propose import (
     Irregular,
     assemble,
     candidates,
+    channels_by_size,
     heads_by_size,
     stream_by_size,
 )
@@ -32,7 +33,8 @@ from effcompress.groups.tracing.verify import Unproven, cover, prove, rebuild
 from effcompress.types import UNTOUCHED_EXPERTS, Axis, AxisMap, Config, axis_kind, in_layer
 
 KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
-_DEFAULTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
+_LAYERS = "num_hidden_layers"
+_DEFAULTS = ("hidden_size", _LAYERS, "num_attention_heads", "tie_word_embeddings")
 _ACROSS = "a norm goes across its units: without some of them the others are scaled anew"
 # The engine sets the size attributes of these classes from their tensors.
 _FOLLOW_TENSORS = (nn.Linear, nn.Embedding, nn.LayerNorm)
@@ -117,7 +119,8 @@ def _same_looks(probes: Sequence[Probe], fix: str) -> None:
                 continue
             layer = given.anatomy.layer.replace("{i}", str(i))
             alike = {part for other in probe.anatomy.looks for part in other.split()}
-            more = [part.partition(":")[0] for part in look.split() if part not in alike]
+            here = [part for part in look.split() if part != OTHER_HEADS]
+            more = [part.partition(":")[0] for part in here if part not in alike]
             raise CoverageError(
                 "no layer of the small model that is traced has this parameter"
                 if more
@@ -192,11 +195,12 @@ class Search:
                 shapes = self.small.anatomy.shapes
                 place = min(param for param, _ in carried if len(shapes[param]) > 1)
                 left_out[place] = "; ".join(f"as {kind}: {why}" for kind, why in reasons.items())
-        known = [place for one in chosen for held in one.sets.values() for place in held[0]]
-        for candidate in heads_by_size(self.small.anatomy, known):
-            taken = {(one.kind, layer) for one in chosen for layer in one.sets}
-            if taken.isdisjoint((ATTENTION, layer) for layer in candidate.sets):
-                chosen += [] if self._fault(candidate) else [candidate]
+        for guess in (channels_by_size, heads_by_size):
+            known = [place for one in chosen for held in one.sets.values() for place in held[0]]
+            for candidate in guess(self.small.anatomy, known):
+                taken = {(one.kind, layer) for one in chosen for layer in one.sets}
+                if taken.isdisjoint((candidate.kind, layer) for layer in candidate.sets):
+                    chosen += [] if self._fault(candidate) else [candidate]
         if HIDDEN not in {one.kind for one in chosen}:
             known = [place for one in chosen for held in one.sets.values() for place in held[0]]
             candidate = stream_by_size(self.small.anatomy, known)
@@ -413,7 +417,10 @@ def _probe(build: Build, config: Config, size: Literal["given", "small", "other"
     made: Any = module
     if getattr(made.config, "is_heterogeneous", False):  # else common values are left out
         made.config.allow_global_per_layer_attribute_access = True
-    return Probe(module, made.config.to_dict(), anatomy_of(module))
+    anatomy, stated = anatomy_of(module), made.config.to_dict()
+    # Nemotron-H derives the number from another field.
+    stated.setdefault(anatomy.aliases.get(_LAYERS, _LAYERS), anatomy.layers)
+    return Probe(module, stated, anatomy)
 
 
 def _refused(draft: Draft) -> CoverageError:
