@@ -59,7 +59,7 @@ def _require_export(loaded: LoadedRecipe) -> None:
     except RunError as error:
         raise RecipeError(
             f"model: {error.what}",
-            where=loaded.origins.get("model.hub") or loaded.origins.get("model.local"),
+            where=loaded.origins.get("model.hub") or loaded.origins.get("model.folder"),
             fix="This is a fault of effcompress; please report it.",
         ) from error
 
