@@ -95,6 +95,11 @@ class Plugin:
         return bool(self.of_inputs) or bool(READ.intersection(self.needs))
 
     @property
+    def cumulative(self) -> bool:
+        """Whether it scores a whole layer: by the error once a mini-group and all before it go."""
+        return self.kind == "criterion" and "gram" in self.needs
+
+    @property
     def reads_forward(self) -> bool:
         """Whether it needs forward passes over calibration text, or only where a mini-group is."""
         return self.reads_inputs or bool(self.statistics) or bool(PLACE.intersection(self.needs))
@@ -364,6 +369,7 @@ repair = _decorator("repair")
 refit = _decorator("refit")
 mixture = _decorator("mixture")
 constraint = _decorator("constraint")
+allocation = _decorator("allocation")
 
 
 Check = Callable[..., tuple[str, str] | None]

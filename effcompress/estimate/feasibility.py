@@ -8,6 +8,14 @@ from dataclasses import dataclass
 
 from effcompress import groups
 from effcompress.errors import CoverageError, RecipeError, SourceError, did_you_mean
+from effcompress.estimate.allocation import (
+    Costs,
+    bytes_costs,
+    known_tables,
+    params_costs,
+    unreachable,
+    within_reach,
+)
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
@@ -18,6 +26,7 @@ from effcompress.registry import REGISTRY, Plugin
 from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, least
+from effcompress.selection.levels import Module, modules_of
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec, SparsifySpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths
@@ -73,12 +82,16 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
     Raises RecipeError, with the nearest sizes that can be had, if it cannot.
     """
     sized, prune = sized_model(loaded), loaded.recipe.prune
-    if sized is None or prune is None or sized.target is None:
+    if sized is None or prune is None:
         return sized
     _require_masks(loaded, prune, sized)
     _require_inputs(loaded, prune, sized)
     _require_gates(loaded, prune, sized)
     _require_projections(loaded, prune, sized)
+    if prune.allocation is not None:
+        _require_levels(loaded, prune, sized)
+        return sized
+    assert sized.target is not None
     given = [name for name, value in vars(prune.target).items() if value is not None]
     where = _where(loaded, f"prune.target.{given[0]}")
     if sized.target > sized.start * (1 + TOLERANCE):
@@ -110,7 +123,7 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
     """
     if "mask_grad" not in prune.criterion.needs:
         return
-    for s in sized.sets:
+    for s in _ranked(prune, sized):
         if s.kind in DEPTH or any(len(sized.axes.shapes[side.param]) > 2 for side in s.sides):
             raise RecipeError(
                 f"prune.criterion: '{prune.criterion.name}' takes gradients of masks, which "
@@ -120,6 +133,61 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
             )
 
 
+def _ranked(prune: PruneSpec, sized: SizedModel) -> list[GroupSet]:
+    """Returns the sets that saliency ranks: all, or those of units where levels are chosen."""
+    if prune.allocation is None:
+        return sized.sets
+    return [s for s in sized.sets if s.kind not in DEPTH]
+
+
+def levels_of(prune: PruneSpec, sized: SizedModel) -> list[Module]:
+    """Returns the modules that the allocation chooses widths of, with their levels."""
+    assert prune.allocation is not None
+    return modules_of(sized.sets, prune.allocation.shrink)
+
+
+def known_costs(prune: PruneSpec, sized: SizedModel, device: str) -> list[Costs]:
+    """Returns what levels cost: one entry by arithmetic, or one for every table of times in the
+    cache that may be this run's (none: it has yet to be measured).
+    """
+    modules, axes = levels_of(prune, sized), sized.axes
+    if sized.target is not None:
+        return [params_costs(axes, modules, sized.target)]
+    assert prune.workload is not None
+    if prune.target.memory is not None:
+        load = prune.workload
+        return [bytes_costs(axes, sized.config, modules, load, prune.target.memory)]
+    tables = known_tables(axes, modules, prune, device)
+    return [table.costs(axes, modules, prune.target) for table in tables]
+
+
+def _require_levels(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
+    """Raises RecipeError where no choice of levels meets the target, as far as that is known."""
+    key = next(name for name, value in vars(prune.target).items() if value is not None)
+    where = _where(loaded, f"prune.target.{key}")
+    if prune.target.timed and not sized.axes.family.sublayers:
+        raise RecipeError(
+            f"prune.target.{key}: of '{sized.axes.family.name}', which was traced, the parts of a "
+            "layer are not known, so they cannot be timed",
+            where=where,
+            fix="Name a target of parameters or memory.",
+        )
+    try:
+        found = known_costs(prune, sized, loaded.recipe.device)
+    except CoverageError as error:
+        at = _where(loaded, "prune.allocation.name")
+        raise RecipeError(error.what, where=at, fix=error.fix) from error
+    if found and all(costs.least > costs.asked * (1 + TOLERANCE) for costs in found):
+        raise RecipeError(unreachable(found[0], key), where=where, fix=within_reach(found[0], key))
+    if found and all(costs.asked > costs.whole * (1 + TOLERANCE) for costs in found):
+        asked, whole = (found[0].said(cost) for cost in (found[0].asked, found[0].whole))
+        raise RecipeError(
+            f"prune.target.{key}: {asked}, and the source model has {whole} as it is",
+            where=where,
+            fix="Name a smaller target, or a larger model.",
+        )
+
+
 def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
     """Raises RecipeError where a criterion of forward statistics has no score for a group set:
     statistics of inputs rank widths, those of the residual stream rank layers.
@@ -127,7 +195,7 @@ def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
     plugin = prune.criterion.plugin
     depth, width = _says_of(plugin)
     both = ", ".join(p.name for p in REGISTRY.all("criterion") if all(_says_of(p)))
-    for s in sized.sets if plugin.reads_forward else ():
+    for s in _ranked(prune, sized) if plugin.reads_forward else ():
         if not (depth if s.kind in DEPTH else width):
             raise RecipeError(
                 f"prune.criterion: '{prune.criterion.name}' says nothing of '{s.name}': it is one "

@@ -165,9 +165,10 @@ class _Need:
 
     def _grams(self, wide: Widths) -> float:
         prune = self.recipe.prune
-        if prune is None or not for_linears(prune.repair):
+        whole = prune is not None and prune.criterion.plugin.cumulative
+        if prune is None or not (for_linears(prune.repair) or whole):
             return 0.0
-        second = need_second_moments(prune.repair)
+        second = whole or need_second_moments(prune.repair)
         listed = grams_of(self.found.axes, self.found.sets, wide)
         return sum(FP32 * (g.inputs + second * g.inputs**2) for g in listed)
 
@@ -271,7 +272,7 @@ class _Need:
         bytes per ``I^2`` (the mean in fp32, the damped matrix and its factor in fp64), and 32 per
         ``I O`` (the stacked weight in fp32 and fp64, its change and the result).
         """
-        if not need_second_moments(prune.repair):
+        if not need_second_moments(prune.repair) and not prune.criterion.plugin.cumulative:
             return 0.0
         listed = grams_of(self.found.axes, self.found.sets, self.found.axes.widths)
         return max((20 * g.inputs**2 + 32 * g.inputs * g.outputs for g in listed), default=0.0)

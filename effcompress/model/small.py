@@ -1,4 +1,4 @@
-"""Builds small random models of any architecture, for tracing.
+"""Builds random models of any architecture: small ones for tracing, and of given sizes.
 
 The structure is kept (ties, biases, grouped or multi-query attention, norms). Every size becomes a
 different number, so that none can be mistaken for another.
@@ -36,9 +36,10 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
 """Usual name of a size -> its value if small and if ``other``, and other names of it."""
 
 
-def build(config: Config, size: Size) -> nn.Module:
-    """Builds a random model in fp32 with eager attention and without KV cache, on the device of the
-    context (``with torch.device("meta")`` for shapes alone).
+def build(config: Config, size: Size, *, attention: str | None = "eager") -> nn.Module:
+    """Builds a random model in fp32 and without KV cache, on the device of the context (``with
+    torch.device("meta")`` for shapes alone). ``attention``: its implementation; None: the class's
+    own.
 
     Raises:
         SourceError: transformers does not know the ``model_type``, or refuses the sizes.
@@ -54,7 +55,8 @@ def build(config: Config, size: Size) -> nn.Module:
                 fields = shrink(built.to_dict(), size)
                 built = AutoConfig.for_model(fields.pop("model_type"), **fields)
             built.use_cache = False
-            module: Any = AutoModelForCausalLM.from_config(built, attn_implementation="eager")
+            how: Any = {} if attention is None else {"attn_implementation": attention}
+            module: Any = AutoModelForCausalLM.from_config(built, **how)
     except Exception as error:  # architectures raise different errors
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         said = line.partition(". ")[0]  # the rest lists hundreds of names

@@ -114,8 +114,12 @@ def _bounded(s: GroupSet, units: int, sets: Sequence[GroupSet]) -> GroupSet:
     return replace(s, floor=units) if pool else replace(s, minimum=units)
 
 
-def wanted(target: TargetSpec, axes: AxisMap, sets: Sequence[GroupSet]) -> int:
-    """Returns the parameters at the end. ``sets`` are ``bounded`` ones."""
+def wanted(target: TargetSpec, axes: AxisMap, sets: Sequence[GroupSet]) -> int | None:
+    """Returns the parameters at the end; None for a target of time or memory, which many sizes
+    meet. ``sets`` are ``bounded`` ones.
+    """
+    if not target.sized:
+        return None
     if target.shape is not None:
         return axes.count(_widths(target.shape, sets))
     if target.params is not None:
@@ -124,7 +128,7 @@ def wanted(target: TargetSpec, axes: AxisMap, sets: Sequence[GroupSet]) -> int:
 
 
 def target_of(prune: PruneSpec | None, axes: AxisMap, sets: Sequence[GroupSet]) -> int | None:
-    """Returns the parameters at the end; None where nothing is cut."""
+    """Returns the parameters at the end; None where nothing is cut, or the target is no size."""
     return wanted(prune.target, axes, sets) if prune else None
 
 

@@ -209,17 +209,64 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
     if prune is None:
         return
     fix = "E.g. `target: {keep: 85%}`, `target: {params: 469M}`."
-    targets = ("params", "keep", "shape")
+    targets = ("params", "keep", "shape", "speedup", "milliseconds", "memory")
     yield from _exactly_one(prune.target, targets, (*at, "target"), document, fix)
     names = [space.name for space in prune.space]
     for index, name in enumerate(names):
         first, key = names.index(name), (*at, "space", index)
         fix = f"Keep this one or prune.space.{first}."
         yield Row(first < index, key, f"prune.space names '{name}' twice", fix)
+    yield from _allocation(recipe, prune, document)
     yield from _measure(recipe, prune)
     yield from _gates(recipe, prune)
     if recipe.train is not None:
         yield from _times(recipe, prune)
+
+
+def _allocation(recipe: Recipe, prune: PruneSpec, document: Document) -> Rows:
+    """Targets of time and memory, and the choice of levels in place of a selector."""
+    at, target = ("prune", "allocation"), prune.target
+    asked = next((k for k in ("speedup", "milliseconds", "memory") if getattr(target, k)), "")
+    what, there = (
+        f"prune.target.{asked} is reached by a choice of widths",
+        ("prune", "target", asked),
+    )
+    names = ", ".join(p.name for p in REGISTRY.all("allocation")) or "..."
+    fix = f"Add `allocation:` under prune, one of {names}."
+    yield Row(asked and prune.allocation is None, there, f"{what}, and none is named", fix)
+    what, fix = f"prune.target.{asked} does not say of which input", "E.g. `workload: "
+    fix += "{phase: prefill, batch: 1, length: 512}` under prune."
+    yield Row(asked and prune.workload is None, there, what, fix)
+    what = "prune.workload means something only with a target of speedup, milliseconds or memory"
+    yield Row(prune.workload and not asked, ("prune", "workload"), what, "Remove `workload:`.")
+    scaled = recipe.data.mixture is not None and recipe.data.mixture.reference == "scaling"
+    what = f"data.mixture.reference: scaling needs a size, and prune.target.{asked} names none"
+    key = ("data", "mixture", "reference")
+    yield Row(asked and scaled, key, what, "Write `reference: source`, or `target: {params: ...}`.")
+    if prune.allocation is None:
+        return
+    what = "prune.allocation chooses in place of a selector, and there is one"
+    written = ("prune", "selector") in document.marks
+    yield Row(written, ("prune", "selector"), what, "Remove one of the two.")
+    what = "prune.allocation chooses widths, and prune.target.shape names them"
+    yield Row(target.shape, (*at, "name"), what, "Name another target, or remove `allocation`.")
+    what = "prune.allocation is a choice of one cut, and prune.gates choose by themselves"
+    yield Row(prune.gates, ("prune", "gates"), what, "Remove one of the two.")
+    what = "prune.allocation decides before training, but prune.schedule cuts later"
+    yield _at_once(recipe, what, "or use a selector.")
+    first = prune.schedule.due(
+        **{"step": 0, "tokens": 0, "start_params": START, "params": START, "groups_cut": 0},
+        **{"target_params": TARGET, "removed": {}, "positions": {}, **_stage(recipe)},
+    )
+    what = f"prune.schedule '{prune.schedule.name}' cuts in rounds; prune.allocation cuts once"
+    several = first is not None and (first.again or first.params != TARGET)
+    yield Row(several, ("prune", "schedule"), what, "Write `schedule: {name: once, at: 0}`.")
+    what = "prune.allocation measures on calibration text, not on training"
+    trains = prune.measure.source != "calibration"
+    fix = "Write `measure: {source: calibration}` under prune."
+    yield Row(trains, ("prune", "measure", "source"), what, fix)
+    what = "prune.measure.propagate scores layers in their order; levels are chosen for all at once"
+    yield Row(prune.measure.propagate, ("prune", "measure", "propagate"), what, "Remove it.")
 
 
 def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
@@ -362,8 +409,9 @@ def _propagated(recipe: Recipe, _: Document) -> Rows:
     what = f"{propagate} layers hand on calibration text, and none is read"
     fix = "Write `source: calibration` beside it."
     yield Row(absent, ("prune", "measure", "propagate"), what, fix)
-    readers = [p.name for p in REGISTRY.all("criterion") if p.reads_inputs]
-    other = BACKWARD.intersection(needs) or not prune.criterion.plugin.reads_inputs
+    every = REGISTRY.all("criterion")
+    readers = [p.name for p in every if p.reads_inputs and not p.cumulative]
+    other = BACKWARD.intersection(needs) or prune.criterion.name not in readers
     what = f"{propagate} '{name}' does not score by what layers read alone"
     fix = f"Remove `propagate`, or use one of {', '.join(readers)}."
     yield Row(other, ("prune", "criterion"), what, fix)

@@ -305,6 +305,57 @@ class Absorbed(Recorded, event="absorbed"):
     max_logit_difference: float
 
 
+class Allocation(Recorded, event="allocation"):
+    """A width was chosen for every block at once. Costs are in ``unit`` (parameters, bytes or
+    seconds): ``asked`` by the recipe, ``predicted`` of the choice, ``before`` it, and the ``least``
+    that the space allows.
+    """
+
+    step: int = 0
+    method: str
+    errors: str
+    """Where the errors of levels come from: saliency, or one block replaced in the whole model."""
+    unit: str
+    asked: float
+    predicted: float
+    before: float
+    least: float
+    aimed: float | None = None
+    """What was asked for in place of ``asked``, after a model of the first choice was timed."""
+    widths: Mapping[str, int]
+    """Set -> units left; 0: the block goes."""
+    error: float
+    """Errors of the levels, added up."""
+    loss: float | None = None
+    """KL divergence of the source model to the one with these levels, where it was computed."""
+    comparisons: int = 0
+    """How often that was computed for any levels."""
+    seconds: float = 0.0
+
+
+class Latency(Recorded, event="latency"):
+    """The cut model timed beside one of the source model's shape, in seconds: of a prefill up to
+    the first new token, or of one token of a decode. Medians over rounds; ``low`` and ``high``:
+    over the rounds of the cut model.
+    """
+
+    step: int = 0
+    phase: str
+    batch: int
+    length: int
+    threads: int
+    rounds: int
+    asked: float
+    predicted: float
+    measured: float
+    low: float
+    high: float
+    dense: float
+    asked_speed_up: float | None = None
+    speed_up: float
+    """Median of the ratios within rounds."""
+
+
 class Compiled(Recorded, event="compiled"):
     """Layers were compiled; ``graphs`` counts all so far."""
 
@@ -378,7 +429,9 @@ class Other:
 Costly = Cut | Commit | Sparsify | Refit
 """Events of pruning whose time and peak memory are recorded."""
 InTraining = Step | Stage | Mixture | Calibration | Approximate | Gates | Absorbed | Compiled
-AtStep = Costly | InTraining | Checkpoint
+Chosen = Allocation | Latency
+"""Events of a choice of levels, and of what it led to."""
+AtStep = Costly | InTraining | Chosen | Checkpoint
 """Events that happen at an optimizer step."""
 Event = AtStep | Run | Evaluation | Export | Proof | Warn | End | Other
 

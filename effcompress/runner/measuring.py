@@ -27,7 +27,7 @@ from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
 from effcompress.saliency.score import require_finite, score, score_masks
 from effcompress.spec import PruneSpec
-from effcompress.types import Scores
+from effcompress.types import DEPTH, GroupSet, Scores
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,14 @@ def calibration_text(state: RunState, sequences: int, log: Log) -> tuple[Tensor,
     return ids_NT, state.corpus.calibration_positions(sequences, state.recipe.seed)
 
 
+def ranked(state: RunState, prune: PruneSpec) -> list[GroupSet]:
+    """Returns the sets that saliency ranks: all, or, where levels are chosen, those of units (a
+    block goes with the last of them).
+    """
+    sets = state.pruned.sets
+    return sets if prune.allocation is None else [s for s in sets if s.kind not in DEPTH]
+
+
 def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     """Measures on all tokens of the calibration text; ``scores`` are in physical order."""
     with closing(_Listeners(state, prune)) as listeners:
@@ -66,13 +74,13 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": listeners.world}
         how["positions_NT"] = positions_NT
         stats = collect(state.module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
-    sets, criterion = state.pruned.sets, prune.criterion
+    sets, criterion = ranked(state, prune), prune.criterion
     of_layers = listeners.layers.read() if listeners.layers else {}
     if listeners.masks is not None:
         scores = listeners.world.total(listeners.found)
         require_finite(scores, criterion)
     elif criterion.plugin.reads_forward:
-        scores = score_inputs(sets, criterion, listeners.read, of_layers)
+        scores = score_inputs(sets, criterion, listeners.read, of_layers, listeners.grams)
     else:
         scores = score(sets, criterion, stats, prune.reduce)
     return Measured(scores, listeners.grams, of_layers)
@@ -83,7 +91,7 @@ class _Listeners:
     """The hooks of one calibration, and the processes among which sequences are divided."""
 
     def __init__(self, state: RunState, prune: PruneSpec) -> None:
-        module, axes, sets = state.module, state.pruned.axes, state.pruned.sets
+        module, axes, sets = state.module, state.pruned.axes, ranked(state, prune)
         assert prune.selector is not None, "recipe.load fills in the default selector"
         plugin = prune.criterion.plugin
         of_layers = {**plugin.of_layers, **prune.selector.plugin.of_layers}
@@ -99,8 +107,9 @@ class _Listeners:
         self.read = InputStatistics(module, params, plugin.needs, plugin.of_inputs)
         if plugin.reads_inputs:
             self.contexts.append(self.read.listening())
-        if for_linears(prune.repair):
-            how: Any = {"second": need_second_moments(prune.repair), "world": self.world}
+        if for_linears(prune.repair) or plugin.cumulative:
+            second = plugin.cumulative or need_second_moments(prune.repair)
+            how: Any = {"second": second, "world": self.world}
             self.grams = Grams(module, params, tokens=ALL_TOKENS, decay=1.0, **how)
             self.contexts.append(self.grams.listening())
         if "mask_grad" in plugin.needs:

@@ -20,8 +20,9 @@ from effcompress.network.approximate import removed_alone, split
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.removal.selftest import same_function
+from effcompress.runner.allocate import allocated, latency_event, levels_and_costs
 from effcompress.runner.gates import absorbing
-from effcompress.runner.measuring import Measured, measured, ready
+from effcompress.runner.measuring import Measured, measured, ranked, ready
 from effcompress.runner.recovery import refit_event
 from effcompress.runner.resources import Meter, Spent
 from effcompress.runner.state import RunState
@@ -42,6 +43,8 @@ def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
         return None
     begin, end = pruning_stage(state.recipe)
     target = state.target_params
+    if prune.allocation is not None:  # one cut, at the start
+        return Due(params=target)
     due = prune.schedule.due(
         step=state.step,
         tokens=state.tokens,
@@ -82,12 +85,22 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     Raises RunError where every saliency is zero, and where no candidate is left and the target is
     missed by more than 0.5 %.
     """
-    target, meter = state.target_params, Meter(state.device)
+    meter = Meter(state.device)
+    leveled = None
+    if prune.allocation is not None:
+        leveled = state.world.agree(lambda: levels_and_costs(state, prune, log))
     found = measured(state, prune, log)
     _require_ranked(state, prune, found.scores, log)
     _observe(state, prune, due, found)
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
-    choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
+    taken = None
+    if leveled is not None:
+        taken = state.world.agree(lambda: allocated(state, prune, found, *leveled, log))
+        log.event(taken.event)
+        state.target_params = taken.choice.params if not prune.target.sized else state.target_params
+        choice = taken.choice
+    else:
+        choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
     if choice.plan:
         with absorbing(state, due, choice.plan, log):
             _mask(state, prune, choice.plan, found.inputs, log)
@@ -106,6 +119,9 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     if not state.target_reached:
         return
     state.watch()  # removes the hooks
+    if taken is not None:
+        latency_event(state, prune, taken.event, log)
+    target = state.target_params
     if abs(state.params - target) > TOLERANCE * target:
         raise RunError(
             f"pruning stopped at {state.params:,} parameters, the target is {target:,}",
@@ -120,8 +136,9 @@ def _require_ranked(state: RunState, prune: PruneSpec, scores: Scores, log: Log)
     every saliency is zero.
     """
     # Those of layers that are still there.
-    ranked = [s for s in state.pruned.sets if not state.gates or s.name in state.gates.names]
-    same, name = alike(ranked, scores), prune.criterion.name
+    sets = ranked(state, prune)
+    compared = [s for s in sets if not state.gates or s.name in state.gates.names]
+    same, name = alike(compared, scores), prune.criterion.name
     if same and not any(bool(v[torch.isfinite(v)].any()) for v in scores.values()):
         raise RunError(
             f"criterion '{name}' gives every mini-group the saliency 0, so nothing ranks them",
