@@ -95,9 +95,8 @@ def _levels(recipe: Recipe, prune: PruneSpec, found: SizedModel) -> Iterator[str
         sizes = " -> ".join(costs.said(cost) for cost in (costs.whole, costs.asked))
         yield f"target: {sizes}, {at}, in reach (least {costs.said(costs.least)})"
     if not every:
-        asked = f"{target.speedup:g} times as fast"
-        if target.milliseconds is not None:
-            asked = f"{target.milliseconds:g} ms"
+        faster = f"{target.speedup or 1:g} times as fast"
+        asked = faster if target.milliseconds is None else f"{target.milliseconds:g} ms"
         yield f"target: {asked}, {at}; the run measures times first, none are known here yet"
     yield "size: that of the model in the end follows from the choice"
 

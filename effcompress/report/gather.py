@@ -23,6 +23,8 @@ class Record:
     mixtures: tuple[events.Mixture, ...] = ()
     gates: tuple[events.Gates, ...] = ()
     absorbed: events.Absorbed | None = None
+    allocation: events.Allocation | None = None
+    latency: events.Latency | None = None
     sparsified: events.Sparsify | None = None
     before: events.Evaluation | None = None
     after: events.Evaluation | None = None
@@ -123,6 +125,8 @@ def gather(folder: Path) -> Record:
         stages=of_type(found, events.Stage),
         mixtures=of_type(found, events.Mixture),
         gates=of_type(found, events.Gates),
+        allocation=next(iter(of_type(found, events.Allocation)[-1:]), None),
+        latency=next(iter(of_type(found, events.Latency)[-1:]), None),
         absorbed=next(iter(of_type(found, events.Absorbed)[-1:]), None),
         sparsified=next(iter(of_type(found, events.Sparsify)), None),
         before=evaluations.get("before"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from effcompress.errors import RunError
@@ -26,10 +26,10 @@ def least_error(
     """Returns the level of every module with which the sum of errors is least and the sum of costs
     at most ``budget`` (arXiv:2302.04089; the program is that of SPDY, arXiv:2201.13096).
 
-    The budget is divided into ``buckets``, and costs are rounded up to whole ones, so that the
-    choice never exceeds it; it may miss one that lies within a bucket per module below it. Of equal
-    errors the cheaper choice wins. Raises RunError, with the least cost that there is, where no
-    choice fits.
+    The budget is divided into ``buckets``, and costs are rounded to whole ones: up, which never
+    exceeds the budget but may miss a choice that just fits, and down, of which only what fits is
+    taken. The better one wins. Raises RunError, with the least cost that there is, where no choice
+    fits.
     """
     cheapest = [min(range(len(costs)), key=costs.__getitem__) for costs in cost_ML]
     least = sum(costs[level] for costs, level in zip(cost_ML, cheapest, strict=True))
@@ -37,12 +37,24 @@ def least_error(
         raise RunError(f"no choice of levels costs at most {budget:.6g}; the least is {least:.6g}")
     if budget <= 0:
         return _free(error_ML, cost_ML)
-    whole_ML = [[_whole(cost, budget, buckets) for cost in costs] for costs in cost_ML]
-    return _filled(error_ML, whole_ML, buckets) or cheapest
+    found = [cheapest]
+    for rounded in (math.ceil, math.floor):
+        whole_ML = [[_whole(c, budget, buckets, rounded) for c in costs] for costs in cost_ML]
+        for levels in _best_first(error_ML, whole_ML, buckets):
+            if _sum(cost_ML, levels) <= budget * (1 + ROUNDING):
+                found.append(levels)
+                break
+    return min(found, key=lambda levels: (_sum(error_ML, levels), _sum(cost_ML, levels)))
 
 
-def _whole(cost: float, budget: float, buckets: int) -> int:
-    return math.ceil(cost / budget * buckets - ROUNDING * buckets)
+def _sum(values_ML: Sequence[Sequence[float]], levels: Sequence[int]) -> float:
+    return math.fsum(values[level] for values, level in zip(values_ML, levels, strict=True))
+
+
+def _whole(cost: float, budget: float, buckets: int, rounded: Callable[[float], int]) -> int:
+    exact = cost / budget * buckets
+    near = round(exact)
+    return near if abs(exact - near) <= ROUNDING * buckets else rounded(exact)
 
 
 def _free(error_ML: Sequence[Sequence[float]], cost_ML: Sequence[Sequence[float]]) -> list[int]:
@@ -54,11 +66,11 @@ def _free(error_ML: Sequence[Sequence[float]], cost_ML: Sequence[Sequence[float]
     ]
 
 
-def _filled(
+def _best_first(
     error_ML: Sequence[Sequence[float]], whole_ML: Sequence[Sequence[int]], buckets: int
-) -> list[int] | None:
-    """``best_B[b]``: least error of the modules so far that fill exactly ``b`` buckets. None where
-    rounding up leaves no choice.
+) -> Iterator[list[int]]:
+    """Yields the best choice for every number of buckets that is filled exactly, the one of least
+    error first. ``best_B[b]``: least error of the modules so far that fill ``b``.
     """
     import torch
 
@@ -66,22 +78,22 @@ def _filled(
     best_B[0] = 0.0
     taken: list[Tensor] = []
     for errors, wholes in zip(error_ML, whole_ML, strict=True):
-        next_B, level_B = torch.full_like(best_B, torch.inf), best_B.new_full(best_B.shape, -1)
+        next_B = torch.full_like(best_B, torch.inf)
+        level_B = torch.full_like(best_B, -1, dtype=torch.int32)
         for level, (error, whole) in enumerate(zip(errors, wholes, strict=True)):
             if whole > buckets:
                 continue
-            tried_B = best_B.new_full(best_B.shape, torch.inf)
+            tried_B = torch.full_like(best_B, torch.inf)
             tried_B[whole:] = best_B[: buckets + 1 - whole] + error
-            better_B = tried_B < next_B
-            next_B = torch.where(better_B, tried_B, next_B)
-            level_B[better_B] = level
+            level_B[tried_B < next_B] = level
+            next_B = torch.minimum(next_B, tried_B)
         best_B = next_B
         taken.append(level_B)
-    at = int(best_B.argmin())
-    if best_B[at] == torch.inf:
-        return None
-    levels: list[int] = []
-    for level_B, wholes in zip(reversed(taken), reversed(whole_ML), strict=True):
-        levels.append(int(level_B[at]))
-        at -= wholes[levels[-1]]
-    return levels[::-1]
+    for at in torch.sort(best_B, stable=True).indices.tolist():
+        if best_B[at] == torch.inf:
+            return
+        levels: list[int] = []
+        for level_B, wholes in zip(reversed(taken), reversed(whole_ML), strict=True):
+            levels.append(int(level_B[at]))
+            at -= wholes[levels[-1]]
+        yield levels[::-1]

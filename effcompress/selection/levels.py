@@ -6,6 +6,7 @@ to none.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -64,20 +65,23 @@ def modules_of(sets: Sequence[GroupSet], shrink: float) -> list[Module]:
 
 
 def _module(s: GroupSet, shrink: float, block: str) -> Module:
-    least = max(-(-s.minimum // s.multiple) * s.multiple, 1)
+    least = max(-(-s.minimum // s.multiple), 1) * s.multiple
     # Of heads every number that the space allows: a factor of 1 falls by the multiple alone.
     widths = (s.size, *_falling(s, shrink if s.kind == "ffn" else 1.0, least))
     return Module(s.name, s.kind, (*widths, 0) if block else widths, block, s.multiple)
 
 
 def _falling(s: GroupSet, shrink: float, least: int) -> Iterator[int]:
-    """Yields ``size * shrink^k`` in multiples, each at least one multiple below the one before."""
+    """Yields ``size * shrink^k`` in multiples, each at least one multiple below the one before, and
+    ``least`` at the end.
+    """
     width = s.size
     for k in itertools.count(1):
-        rounded = round(s.size * shrink**k / s.multiple) * s.multiple
-        width = min(rounded, (width - 1) // s.multiple * s.multiple)
-        if width < least:
+        rounded = math.floor(s.size * shrink**k / s.multiple + 0.5) * s.multiple
+        below = (width - 1) // s.multiple * s.multiple
+        if below < least:
             return
+        width = max(min(rounded, below), least)
         yield width
 
 
