@@ -15,6 +15,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "the mini-groups. Its columns, and those of `weight`, are then in the order of the "
         "mini-groups, and the criterion returns [G]: the error of the layer once a mini-group and "
         "all with lower values are gone",
+        "loss_increase": "[1] by how many nats per token the loss on calibration text rises "
+        "without this layer or block (prune.measure.ablation_sequences). None for other kinds",
         "kind": "kind of the mini-groups (attention, ffn, ...)",
         "layer": "number of their layer; -1 where they belong to none",
         "positions": "inputs that a mini-group owns there (a head: its width)",
@@ -157,5 +159,7 @@ MOMENTS = frozenset({"input_mean", "input_norm", "input_variance"})
 """
 READ = MOMENTS | {"gram"}
 """The same, of single inputs or of pairs."""
+ABLATED = frozenset({"loss_increase"})
+"""What criteria take of layers and blocks from passes without one of them."""
 PLACE = frozenset({"kind", "layer", "positions"})
 """Where the mini-groups are that a criterion is asked for, set by set."""

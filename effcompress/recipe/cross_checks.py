@@ -219,6 +219,7 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
     yield from _allocation(recipe, prune, document)
     yield from _measure(recipe, prune)
     yield from _gates(recipe, prune)
+    yield from _search(recipe, prune)
     if recipe.train is not None:
         yield from _times(recipe, prune)
 
@@ -252,6 +253,8 @@ def _allocation(recipe: Recipe, prune: PruneSpec, document: Document) -> Rows:
     yield Row(target.shape, (*at, "name"), what, "Name another target, or remove `allocation`.")
     what = "prune.allocation is a choice of one cut, and prune.gates choose by themselves"
     yield Row(prune.gates, ("prune", "gates"), what, "Remove one of the two.")
+    what = "prune.allocation chooses widths, and so does prune.search"
+    yield Row(prune.search, ("prune", "search"), what, "Remove one of the two.")
     what = "prune.allocation decides before training, but prune.schedule cuts later"
     yield _at_once(recipe, what, "or use a selector.")
     first = prune.schedule.due(
@@ -323,6 +326,20 @@ def _gates(recipe: Recipe, prune: PruneSpec) -> Rows:
     what = f"prune.schedule '{prune.schedule.name}' does not cut everything at once when the gates "
     what += "have been learned"
     yield Row(first or not whole, ("prune", "schedule"), what, "Write `schedule: at_end`.")
+
+
+def _search(recipe: Recipe, prune: PruneSpec) -> Rows:
+    """A shape is searched for where its size is named, and cut to at once."""
+    if prune.search is None:
+        return
+    what = "prune.search looks for a shape, and prune.target names one"
+    fix = "Write `target: {params: ...}`, or remove `search`."
+    yield Row(prune.target.shape, ("prune", "target", "shape"), what, fix)
+    what = "prune.search tries shapes on calibration text, and none is read"
+    fix = "Write `measure: {source: calibration}` under prune."
+    yield Row(prune.measure.source != "calibration", ("prune", "measure", "source"), what, fix)
+    what = "prune.search: one saliency ranks the units of all shapes, but prune.schedule cuts later"
+    yield _at_once(recipe, what, "or remove `search`.")
 
 
 def _learned(criterion: Plugin) -> bool:

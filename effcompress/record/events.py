@@ -356,6 +356,26 @@ class Latency(Recorded, event="latency"):
     """Median of the ratios within rounds."""
 
 
+class TriedShape(Recorded):
+    """A shape that a search has tried: units left of each kind, parameters, and the loss of the
+    masked model in nats per token.
+    """
+
+    units: Mapping[str, int]
+    params: int
+    loss: float
+
+
+class Search(Recorded, event="search"):
+    """Shapes were tried on so many calibration sequences; ``chosen`` is the target from now on."""
+
+    step: int = 0
+    tried: tuple[TriedShape, ...]
+    chosen: Mapping[str, int]
+    sequences: int
+    seconds: float
+
+
 class Compiled(Recorded, event="compiled"):
     """Layers were compiled; ``graphs`` counts all so far."""
 
@@ -428,7 +448,9 @@ class Other:
 
 Costly = Cut | Commit | Sparsify | Refit
 """Events of pruning whose time and peak memory are recorded."""
-InTraining = Step | Stage | Mixture | Calibration | Approximate | Gates | Absorbed | Compiled
+InTraining = (
+    Step | Stage | Mixture | Calibration | Search | Approximate | Gates | Absorbed | Compiled
+)
 Chosen = Allocation | Latency
 """Events of a choice of levels, and of what it led to."""
 AtStep = Costly | InTraining | Chosen | Checkpoint

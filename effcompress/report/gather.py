@@ -25,6 +25,7 @@ class Record:
     absorbed: events.Absorbed | None = None
     allocation: events.Allocation | None = None
     latency: events.Latency | None = None
+    search: events.Search | None = None
     sparsified: events.Sparsify | None = None
     before: events.Evaluation | None = None
     after: events.Evaluation | None = None
@@ -128,6 +129,7 @@ def gather(folder: Path) -> Record:
         allocation=next(iter(of_type(found, events.Allocation)[-1:]), None),
         latency=next(iter(of_type(found, events.Latency)[-1:]), None),
         absorbed=next(iter(of_type(found, events.Absorbed)[-1:]), None),
+        search=next(iter(of_type(found, events.Search)), None),
         sparsified=next(iter(of_type(found, events.Sparsify)), None),
         before=evaluations.get("before"),
         after=evaluations.get("after"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, final
 
@@ -49,20 +49,16 @@ KEPT = 256
 """Weights of other levels that are kept for the next comparison."""
 
 
-@dataclass(frozen=True)
-class Allocated:
-    """The choice and the event that records it."""
-
-    choice: Choice
-    event: events.Allocation
-
-
-def levels_and_costs(state: RunState, prune: PruneSpec, log: Log) -> tuple[list[Module], Costs]:
-    """Returns the modules and what their levels cost; times are measured if the cache has none.
+def levels_and_costs(
+    state: RunState, prune: PruneSpec, log: Log
+) -> tuple[list[Module], Costs] | None:
+    """Returns the modules and what their levels cost, None without an allocation. Times are
+    measured if the cache has none.
 
     Raises RunError for a target below the least cost, before anything else is measured.
     """
-    assert prune.allocation is not None
+    if prune.allocation is None:
+        return None
     pruned, target = state.pruned, prune.target
     modules = modules_of(pruned.parent_sets, prune.allocation.shrink)
     if target.sized:
@@ -90,8 +86,8 @@ def allocated(
     modules: Sequence[Module],
     costs: Costs,
     log: Log,
-) -> Allocated:
-    """Returns the widths that the plugin chooses. For a target of time a random model of these
+) -> tuple[Choice, events.Allocation]:
+    """Returns the widths that the plugin chooses, and the event that records them. For a target of time a random model of these
     widths is timed beside the source model, and where that is not what was asked, the plugin
     chooses once more with a budget changed by as much.
 
@@ -129,7 +125,16 @@ def allocated(
         comparisons=whole.count,
         seconds=time.monotonic() - started,
     )
-    return Allocated(choice, event)
+    return choice, event
+
+
+def record_choice(
+    state: RunState, prune: PruneSpec, choice: Choice, event: events.Allocation, log: Log
+) -> None:
+    """Records the choice; where the target is no size, that of the choice is from now on."""
+    log.event(event)
+    if not prune.target.sized:
+        state.target_params = choice.params
 
 
 def _widths(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from effcompress import fault
 from effcompress.errors import PluginError, RunError
+from effcompress.estimate.allocation import Costs
 from effcompress.estimate.schedule import pruning_stage
 from effcompress.measure.blockwise import Block, blockwise
 from effcompress.measure.grams import Grams, readers
@@ -20,16 +21,23 @@ from effcompress.network.approximate import removed_alone, split
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.removal.selftest import same_function
-from effcompress.runner.allocate import allocated, latency_event, levels_and_costs
+from effcompress.runner.allocate import (
+    allocated,
+    latency_event,
+    levels_and_costs,
+    record_choice,
+)
 from effcompress.runner.gates import absorbing
 from effcompress.runner.measuring import Measured, measured, ranked, ready
 from effcompress.runner.recovery import refit_event
 from effcompress.runner.resources import Meter, Spent
+from effcompress.runner.search import search_event
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
 from effcompress.saliency.score import alike
 from effcompress.selection.choose import Choice, choose, least_salient
+from effcompress.selection.levels import Module
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind, axis_layer
@@ -86,21 +94,19 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     missed by more than 0.5 %.
     """
     meter = Meter(state.device)
-    leveled = None
-    if prune.allocation is not None:
-        leveled = state.world.agree(lambda: levels_and_costs(state, prune, log))
+    # First, because a target that is out of reach is known then.
+    leveled = state.world.agree(lambda: levels_and_costs(state, prune, log))
     found = measured(state, prune, log)
     _require_ranked(state, prune, found.scores, log)
     _observe(state, prune, due, found)
+    if prune.search is not None and not state.shape:
+        search_event(state, prune, found, log)
+        due = replace(due, params=state.target_params)
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
-    taken = None
-    if leveled is not None:
-        taken = state.world.agree(lambda: allocated(state, prune, found, *leveled, log))
-        log.event(taken.event)
-        state.target_params = taken.choice.params if not prune.target.sized else state.target_params
-        choice = taken.choice
-    else:
-        choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
+    decide = partial(_decided, state, prune, due, found, leveled, log)
+    choice, allocation = state.world.agree(decide)
+    if allocation is not None:
+        record_choice(state, prune, choice, allocation, log)
     if choice.plan:
         with absorbing(state, due, choice.plan, log):
             _mask(state, prune, choice.plan, found.inputs, log)
@@ -119,16 +125,33 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     if not state.target_reached:
         return
     state.watch()  # removes the hooks
-    if taken is not None:
-        latency_event(state, prune, taken.event, log)
+    if allocation is not None:
+        latency_event(state, prune, allocation, log)
     target = state.target_params
     if abs(state.params - target) > TOLERANCE * target:
         raise RunError(
             f"pruning stopped at {state.params:,} parameters, the target is {target:,}",
-            fix="Nothing more may go: lower a `minimum`, a `finish_on` or a `round_to`, widen "
+            fix="Write a `shrink` nearer to 1 or a smaller `round_to`: no choice of levels comes "
+            "nearer."
+            if allocation is not None
+            else "Nothing more may go: lower a `minimum`, a `finish_on` or a `round_to`, widen "
             "`after` or `until`, or add a space under prune.space.",
         )
     refit_event(state, prune, log)
+
+
+def _decided(
+    state: RunState,
+    prune: PruneSpec,
+    due: Due,
+    found: Measured,
+    leveled: tuple[list[Module], Costs] | None,
+    log: Log,
+) -> tuple[Choice, events.Allocation | None]:
+    """What goes: candidate by candidate, or, with an allocation, by a width for every block."""
+    if leveled is None:
+        return _chosen(state, prune, due, found.scores, log), None
+    return allocated(state, prune, found, *leveled, log)
 
 
 def _require_ranked(state: RunState, prune: PruneSpec, scores: Scores, log: Log) -> None:

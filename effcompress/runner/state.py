@@ -22,13 +22,13 @@ from effcompress.model.cache import cache_root
 from effcompress.model.load import LoadedModel
 from effcompress.network.gates import LearnedGates
 from effcompress.network.pruned_model import PrunedModel
-from effcompress.network.shapes import target_of
+from effcompress.network.shapes import target_of, wanted
 from effcompress.recompute import recompute_layers
 from effcompress.removal.optimizer import forget
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.saliency.average import ScoreAverage
 from effcompress.selection.candidates import positions
-from effcompress.spec import LoraSpec, MeasureSpec, Recipe
+from effcompress.spec import LoraSpec, MeasureSpec, Recipe, TargetSpec
 from effcompress.train import Objective, next_token, optimizer
 from effcompress.train.compiled import CompiledLayers
 from effcompress.train.lora import Lora, is_update, plain_name, updates
@@ -45,13 +45,14 @@ COUNTERS = (
     "sparse",
     "reference",
     "dominant",
+    "shape",
     "seconds",
 )
 """Counters and flags of a run; plain JSON values."""
 VALUES: dict[str, Any] = {
     **{"step": 0, "tokens": 0, "groups_cut?": 0, "removed?": {}, "since_commit?": 0},
     **{"target_reached?": False, "left_out?": 0, "sparse?": [""], "seconds?": 0.0},
-    **{"reference?": None, "dominant?": [""]},
+    **{"reference?": None, "dominant?": [""], "shape?": {}},
     "stream": {"seed": 0, "read": {}, "windows": {}, "mixture?": None},
     "depth": {"layers": [0], "absent": [""]},
     "epsilons": [0.0],
@@ -106,8 +107,10 @@ class RunState:
         if recipe.loop and recipe.loop.recompute:
             recompute_layers(self.module)
         self.parent_params = self.pruned.parent.count()
-        wanted = target_of(prune, self.pruned.parent, self.pruned.parent_sets)
-        self.target_params = self.parent_params if wanted is None else wanted
+        target = target_of(prune, self.pruned.parent, self.pruned.parent_sets)
+        self.target_params = self.parent_params if target is None else target
+        self.shape: dict[str, int] = {}
+        """Kind -> units left, once `prune.search` has found them."""
         measure = prune.measure if prune else MeasureSpec()
         self.gates: LearnedGates | None = None
         """Until the cut, where the recipe learns masks."""
@@ -198,6 +201,13 @@ class RunState:
     def params(self) -> int:
         """Parameters of the model as a function: masked units do not count."""
         return self.pruned.params
+
+    def take_shape(self, units: Mapping[str, int]) -> None:
+        """Makes a shape the target."""
+        target = TargetSpec(shape=dict(units))
+        self.shape = dict(units)
+        self.pruned.bound(target)
+        self.target_params = wanted(target, self.pruned.parent, self.pruned.parent_sets)
 
     @property
     def flops_per_token(self) -> float:
@@ -310,6 +320,8 @@ class RunState:
         values, tensors = saved.values, saved.tensors
         for key in COUNTERS:
             setattr(self, key, values.get(key, getattr(self, key)))  # older ones lack some
+        if self.shape:
+            self.take_shape(self.shape)
         self.unwrap()
         self.stream.load_state_dict(values["stream"])
         self._restore_selector(values)

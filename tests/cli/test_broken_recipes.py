@@ -52,6 +52,8 @@ TARGET = "{keep: 85%}"
 CRITERION = "{name: taylor, order: first}"
 SCHEDULE = "{name: continuous, every: 4}"
 
+CALIBRATED = "  measure: {source: calibration}\n"
+SEARCH = "  search: {top: 3}\n" + CALIBRATED
 GATES = "  gates: {gate: half, constraint: none}\n"
 LEARNED = (CRITERION, "learned", SCHEDULE, "when_done", "  space:\n", GATES + "  space:\n")
 
@@ -64,6 +66,15 @@ def first_line(text: str, key: str) -> int:
 def under_gates(*pairs: str) -> str:
     """A recipe that learns masks, edited."""
     text = edit(*LEARNED)
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+def searching(*pairs: str) -> str:
+    """A recipe that looks for a shape, edited."""
+    text = edit(CRITERION, "magnitude", SCHEDULE, "once", "  space:\n", SEARCH + "  space:\n")
     for old, new in zip(pairs[::2], pairs[1::2], strict=True):
         assert old in text, old
         text = text.replace(old, new)
@@ -103,6 +114,16 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         edit("train:\n", "train:\n  continued: {batch_size: 4}\n"),
         "continued",
         "no continued stage",
+    ),
+    # a search for the shape
+    "a search for a shape that is named": located(
+        searching(TARGET, "{shape: {ffn: 2, attention: 2}}"), "target", "prune.target names one"
+    ),
+    "a search without calibration": located(
+        searching(CALIBRATED, "  measure: {source: training}\n"), "measure", "and none is read"
+    ),
+    "a search while pruning goes on": located(
+        searching("schedule: once", f"schedule: {SCHEDULE}"), "schedule", "cuts later"
     ),
     # documents
     "padding while pruning": located(
