@@ -47,6 +47,7 @@ BY_PARAMETERS = (
     "adapt_pruner",
     "wanda_sp",
     "minitron_search",
+    "darwinlm",
     "magnitude",
     "random",
 )
@@ -87,6 +88,10 @@ def rows_of(size: str) -> dict[str, tuple[str, list[str]]]:
     as_published = [f"prune.target.params={size}", "prune.reduce.compat=true"]
     shapes = {name: each[size] for name, each in BY_SHAPE.items()}
     found = {name: (name, [f"prune.target.params={size}"]) for name in BY_PARAMETERS}
+    levels = [*found["darwinlm"][1], "prune.target.speedup=null", "prune.workload=null"]
+    found["ziplm"] = ("ziplm", levels)
+    ours = "prune.refit=least_squares_bias"
+    found |= {f"{name}_refit": (name, [*found[name][1], ours]) for name in ("ziplm", "darwinlm")}
     found["llm_pruner_compat"] = ("llm_pruner", as_published)
     found |= {
         name: (name, [f"prune.target.shape.{kind}={n}" for kind, n in shape.items()])

@@ -428,7 +428,8 @@ def _propagated(recipe: Recipe, _: Document) -> Rows:
     yield Row(absent, ("prune", "measure", "propagate"), what, fix)
     every = REGISTRY.all("criterion")
     readers = [p.name for p in every if p.reads_inputs and not p.cumulative]
-    other = BACKWARD.intersection(needs) or prune.criterion.name not in readers
+    plugin = prune.criterion.plugin
+    other = BACKWARD.intersection(needs) or not plugin.reads_inputs or plugin.cumulative
     what = f"{propagate} '{name}' does not score by what layers read alone"
     fix = f"Remove `propagate`, or use one of {', '.join(readers)}."
     yield Row(other, ("prune", "criterion"), what, fix)

@@ -27,7 +27,14 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears
-from effcompress.runner.latency import Times, compared, levels_by_layer, shaped, table_for
+from effcompress.runner.latency import (
+    Source,
+    Times,
+    compared,
+    levels_by_layer,
+    shaped,
+    table_for,
+)
 from effcompress.runner.measuring import Measured, calibration_text
 from effcompress.runner.state import RunState
 from effcompress.selection.allocate import chosen, errors_of, units_gone
@@ -69,7 +76,8 @@ def levels_and_costs(
         costs = bytes_costs(pruned.parent, pruned.config, modules, load, target.memory)
     else:
         assert prune.workload is not None
-        table, known = table_for(pruned, modules, prune.workload, log.note)
+        source = Source(pruned.module, pruned.parent, pruned.config)
+        table, known = table_for(source, modules, prune.workload, log.note)
         log.note("times of blocks: measured by an earlier run" if known else "times measured")
         costs = table.costs(pruned.parent, modules, target)
     if costs.least > costs.asked * (1 + TOLERANCE):
@@ -87,9 +95,9 @@ def allocated(
     costs: Costs,
     log: Log,
 ) -> tuple[Choice, events.Allocation]:
-    """Returns the widths that the plugin chooses, and the event that records them. For a target of time a random model of these
-    widths is timed beside the source model, and where that is not what was asked, the plugin
-    chooses once more with a budget changed by as much.
+    """Returns the widths that the plugin chooses, and the event that records them. For a target of
+    time a random model of these widths is timed beside the source model, and where that is not what
+    was asked, the plugin chooses once more with a budget changed by as much.
 
     Raises PluginError for anything else than one level per module within the budget.
     """

@@ -29,7 +29,7 @@ from effcompress.registry import REGISTRY, Bound
 from effcompress.removal.modules import depth_fields
 from effcompress.selection.levels import BLOCK_OF, Module
 from effcompress.spec import WorkloadSpec
-from effcompress.types import Config, Depth, Family, Widths, axis_kind, axis_layer
+from effcompress.types import AxisMap, Config, Depth, Family, Widths, axis_kind, axis_layer
 
 Say = Callable[[str], None]
 Levels = list[dict[str, int]]
@@ -47,20 +47,29 @@ class Times:
     speed_up: Spread
 
 
+@dataclass(frozen=True)
+class Source:
+    """The model before any cut, with its axes and the configuration that they belong to."""
+
+    module: nn.Module
+    axes: AxisMap
+    config: Config
+
+
 def table_for(
-    pruned: PrunedModel, modules: Sequence[Module], load: WorkloadSpec, say: Say
+    source: Source, modules: Sequence[Module], load: WorkloadSpec, say: Say
 ) -> tuple[LatencyTable, bool]:
     """Returns the table of this machine, from the cache (then True) or measured now."""
-    device = next(pruned.module.parameters()).device
+    device = next(source.module.parameters()).device
     with threads(load):
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         count = torch.get_num_threads()
-        of = dependencies(pruned.parent, modules, load, device.type, where, count)
+        of = dependencies(source.axes, modules, load, device.type, where, count)
         path = place_of(of)
         if (known := read_table(path)) is not None:
             return known, True
         widths = widths_by_kind(modules)
-        entries, dense = measure(pruned, widths, load, say)
+        entries, dense = measure(source, widths, load, say)
     table = LatencyTable(of, entries, dense)
     with suppress(OSError, SourceError), atomically(path) as work:  # a cache, no result
         work.write_text(table.text(), encoding="utf-8")
@@ -79,7 +88,7 @@ def threads(load: WorkloadSpec) -> Iterator[None]:
 
 
 def measure(
-    pruned: PrunedModel,
+    source: Source,
     widths: Mapping[str, Sequence[int]],
     load: WorkloadSpec,
     say: Say,
@@ -89,11 +98,11 @@ def measure(
     the source model: medians over rounds in which all take their turn. A first round is not
     counted.
     """
-    dense, config, family = pruned.module, pruned.config, pruned.family
+    dense, config, family = source.module, source.config, source.axes.family
     device, training = next(dense.parameters()).device, dense.training
     stacks = [
         (_watched(shaped(config, family, levels).to(device), family, levels), levels)
-        for levels in spread_over(widths, len(pruned.depth.layers))
+        for levels in spread_over(widths, len(source.axes.depth.layers))
     ]
     prompt_BT = _prompt(dense, load).to(device)
     new = tokens_of(load)

@@ -24,7 +24,7 @@ def least_error(
     buckets: int = BUCKETS,
 ) -> list[int]:
     """Returns the level of every module with which the sum of errors is least and the sum of costs
-    at most ``budget`` (arXiv:2302.04089; the program is that of SPDY, arXiv:2201.13096).
+    at most ``budget`` (arXiv:2302.04089, arXiv:2201.13096).
 
     The budget is divided into ``buckets``, and costs are rounded to whole ones: up, which never
     exceeds the budget but may miss a choice that just fits, and down, of which only what fits is

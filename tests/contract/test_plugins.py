@@ -26,6 +26,7 @@ METHODS = (
     *("flap", "wanda", "sparsegpt", "minitron", "shortgpt", "llm.?pruner", "adapt.?pruner"),
     *("adapt.?accel", "efficientllm", "mask_fisher", "mask_taylor", "least_squares"),
     *("sheared", r"cofi\b", "hard_concrete", "lagrangian", "learned_gates", "common_offset"),
+    *("ziplm", "darwinlm", "dynamic_program", r"\"evolution", "spdy"),
     *("block_influence", "depth_order", "obs_update", "obs_bias", "bias_mean", "cost_aware"),
     *("2ssp", "two_ssp", "sequence_norm", "width_first", "two_stages"),
 )

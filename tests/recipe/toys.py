@@ -133,6 +133,15 @@ def _at_end(tokens: int, prune_until: int, target_params: int) -> Any:
     return Due(params=target_params) if tokens >= prune_until else None
 
 
+def _levels(error_ML: Any, cost_ML: Any, budget: float, *, buckets: int = 10) -> None:
+    """Levels."""
+
+
+def _halves(params: int, target_params: int) -> Any:
+    """Half of what is left, again and again."""
+    return Due(params=(params + target_params) // 2, again=True) if params > target_params else None
+
+
 def registry() -> Registry:
     """A registry of its own with toy plugins under the built-in names."""
     toys = Registry()
@@ -159,6 +168,8 @@ def registry() -> Registry:
         ("repair", "bias", _weight_free),
         ("sparsifier", "magnitude", _smallest),
         ("mixture", "dynamic", _follows),
+        ("allocation", "program", _levels),
+        ("schedule", "halves", _halves),
     ):
         # Two kinds may share a name; here two names share a function, which `add` allows.
         toys.add(kind, name, function, "a paper")

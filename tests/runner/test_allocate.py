@@ -89,7 +89,9 @@ def test_what_goes_is_what_second_order_and_the_best_choice_say(tmp_path: Path) 
         # Parameters: q, k, v and o of a group, or gate, up and down of a channel.
         unit = 24 * WIDE * (2 * QUERIES + 2) if kind == "attention" else 3 * 24
         costs.append([unit * w for w in left])
-    asked = round(0.8 * model.num_parameters()) - (model.num_parameters() - sum(c[0] for c in costs))
+    asked = round(0.8 * model.num_parameters()) - (
+        model.num_parameters() - sum(c[0] for c in costs)
+    )
     best = _least(errors, costs, asked)
     found = chosen_of(tmp_path / "run")["widths"]
     for (name, order), left, level in zip(orders.items(), widths, best, strict=True):
@@ -162,7 +164,11 @@ def test_whole_models_are_compared(tmp_path: Path, allocation: str, bare: None) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(story, "export_and_prove", keep)
         patch.setattr(allocate, "WholeModel", Watched)
-        patch.setattr(allocate, "filled", lambda m, levels, *_: [x.widths[k] for x, k in zip(m, levels)])
+        patch.setattr(
+            allocate,
+            "filled",
+            lambda m, levels, *_: [x.widths[k] for x, k in zip(m, levels, strict=True)],
+        )
         patch.setattr("effcompress.runner.prune.TOLERANCE", 1.0)
         _, model, _ = kept(tmp_path, **how, repair="[obs_update]")
     found = chosen_of(tmp_path / "run")
@@ -235,7 +241,10 @@ def test_asked_predicted_and_measured(
     run(loaded, output=tmp_path / "again")
     assert events(tmp_path / "again", "allocation")[0]["widths"] == chosen["widths"]
     with pytest.raises(RecipeError, match=r"200 ms.*|fastest.*128 ms, 2\.34 times") as failed:
-        run(load_recipe(tmp_path / "toy.yaml", ["prune.target={speedup: 2.5}"]), output=tmp_path / "x")
+        run(
+            load_recipe(tmp_path / "toy.yaml", ["prune.target={speedup: 2.5}"]),
+            output=tmp_path / "x",
+        )
     assert "Name 2.34, or less" in str(failed.value) and not (tmp_path / "x").exists()
 
 
@@ -301,7 +310,12 @@ def test_a_plugin_is_held_to_its_contract(
     tmp_path: Path, bare: None, answer: str, said: str
 ) -> None:
     (tmp_path / "own.py").write_text(PLUGIN.format(answer=answer))
-    how = {"space": SPACE, "criterion": "magnitude", "more": "allocation: own", "target": "keep: 75%"}
+    how = {
+        "space": SPACE,
+        "criterion": "magnitude",
+        "more": "allocation: own",
+        "target": "keep: 75%",
+    }
     with pytest.raises(PluginError) as failed:
         kept(tmp_path, **{**how, "repair": "[]\nplugins: [own.py]"})
     assert said in str(failed.value) and "own.py" in str(failed.value)

@@ -12,7 +12,14 @@ from effcompress.evaluation import speed
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from effcompress.runner import latency
-from effcompress.runner.latency import levels_by_layer, measure, shaped, spread_over, table_for
+from effcompress.runner.latency import (
+    Source,
+    levels_by_layer,
+    measure,
+    shaped,
+    spread_over,
+    table_for,
+)
 from effcompress.selection.levels import modules_of
 from effcompress.spec import WorkloadSpec
 from tests.conftest import shape, tiny
@@ -25,6 +32,10 @@ def pruned(**fields: Any) -> PrunedModel:
         Bound(REGISTRY.get("space", kind), {"scope": "per_layer"}) for kind in ("attention", "ffn")
     ]
     return PrunedModel(tiny(**fields), shape("gqa_tied", **fields), space)
+
+
+def source(one: PrunedModel) -> Source:
+    return Source(one.module, one.parent, one.config)
 
 
 def test_models_of_the_table_have_every_width_together() -> None:
@@ -41,7 +52,11 @@ def test_a_shaped_model_has_these_widths(family: str) -> None:
     one = PrunedModel(tiny(model_type=family), fields)
     wide = one.parent.widths
     kv = wide["attention.0"]
-    levels = [{"attention": kv - 1, "ffn": 24}, {"attention": 0, "ffn": 40}, {"attention": kv, "ffn": 0}]
+    levels = [
+        {"attention": kv - 1, "ffn": 24},
+        {"attention": 0, "ffn": 40},
+        {"attention": kv, "ffn": 0},
+    ]
     before = torch.get_rng_state()
     module = shaped(one.config, one.family, levels)
     assert torch.equal(torch.get_rng_state(), before)
@@ -90,7 +105,7 @@ def test_medians_in_turns_by_a_fake_clock(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(latency, "write_on", write_on)
     load = WorkloadSpec(batch=1, length=4, rounds=5)
     one = pruned()
-    entries, dense = measure(one, WIDTHS, load, lambda _: None, clock)
+    entries, dense = measure(source(one), WIDTHS, load, lambda _: None, clock)
     assert dense == 500.0
     assert entries["attention"] == pytest.approx({3: 21.0, 2: 14.0, 1: 7.0})
     assert entries["ffn"] == pytest.approx({4: 4.0, 8: 108.0, 16: 108.0, 24: 108.0, 40: 108.0})
@@ -105,13 +120,13 @@ def test_a_real_table_of_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     modules = modules_of(one.parent_sets, 0.5)
     load = WorkloadSpec(phase=phase, batch=2, length=6, new=3, rounds=1, threads=1)
     before = torch.get_num_threads(), torch.get_rng_state()
-    table, known = table_for(one, modules, load, lambda _: None)
+    table, known = table_for(source(one), modules, load, lambda _: None)
     assert not known and table.dense > 0 and set(table.entries["attention"]) == {1, 2, 3}
     assert {m.widths[-1] for m in modules} <= {1} and min(table.entries["ffn"].values()) > 0
-    again, known = table_for(one, modules, load, lambda _: None)
+    again, known = table_for(source(one), modules, load, lambda _: None)
     assert known and again == table
     other = WorkloadSpec(phase=phase, batch=1, length=6, new=3, rounds=1, threads=1)
-    assert not table_for(one, modules, other, lambda _: None)[1]
+    assert not table_for(source(one), modules, other, lambda _: None)[1]
     assert torch.get_num_threads() == before[0] and torch.equal(torch.get_rng_state(), before[1])
     assert table.of["threads"] == 1 and table.of["workload"]["phase"] == phase
 
