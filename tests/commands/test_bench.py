@@ -195,7 +195,7 @@ def test_a_table_of_times_of_every_width(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("EFFCOMPRESS_CACHE", str(tmp_path / "cache"))
     loaded = load_recipe(toy(tmp_path), LEVELS)
     answer = bench_room.latency_table(loaded)
-    first, second = answer.tables
+    first, second = answer.sheets
     assert [row[0] for row in first.rows] == ["2", "1"]
     assert [row[0] for row in second.rows] == ["64", "32", "16", "8", "4", "2", "1"]
     assert first.rows[0][2] == second.rows[0][2] == "1.00"
