@@ -207,7 +207,9 @@ class RunState:
         target = TargetSpec(shape=dict(units))
         self.shape = dict(units)
         self.pruned.bound(target)
-        self.target_params = wanted(target, self.pruned.parent, self.pruned.parent_sets)
+        size = wanted(target, self.pruned.parent, self.pruned.parent_sets)
+        assert size is not None, "a shape has a size"
+        self.target_params = size
 
     @property
     def flops_per_token(self) -> float:
