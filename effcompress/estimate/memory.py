@@ -245,7 +245,9 @@ class _Need:
             standing = replace(standing, moments=0.0, buckets=0.0)
         if prune.measure.source == "calibration":
             standing = replace(standing, grams=self._grams(axes.widths))
-        again = FP32 * axes.count() if prune.refit is not None else 0.0
+        # A second model: to refit to, or of the source model's shape, to time beside.
+        second = prune.refit is not None or prune.target.timed
+        again = FP32 * axes.count() if second else 0.0
         working = max(again, self._solves(prune), self._commit())
         least = replace(standing, gathered=self._whole(axes.widths), working=working)
         if prune.measure.source != "calibration":

@@ -124,7 +124,10 @@ def test_memory_is_that_of_the_files_and_of_the_cache(tmp_path: Path) -> None:
     how = {"space": BLOCKS, "criterion": "ziplm", "more": more, "target": "memory: 60kB"}
     kept(tmp_path, **how, repair="[obs_update]")
     out = tmp_path / "run"
-    stored = sum(t.nbytes for t in load_file(out / "model.safetensors").values())
+    tensors = load_file(out / "model.safetensors")
+    stored = sum(t.nbytes for t in tensors.values())
+    for name, rows in ((n, len(t)) for n, t in tensors.items() if n.endswith("q_proj.weight")):
+        assert rows == QUERIES * len(tensors[name.replace("q_proj", "k_proj")])  # whole KV groups
     found = chosen_of(out)
     heads = sum(w for name, w in found["widths"].items() if name.startswith("attention."))
     cache = 2 * heads * WIDE * 2 * 16 * 4  # keys and values, 2 sequences of 16 tokens, fp32
