@@ -183,6 +183,7 @@ def _shown(table: LatencyTable, known: bool) -> Answer:
         f"source model: {table.dense * 1e3:.4g} ms",
         load,
         f"{of.get('hardware')}, {of.get('threads')} threads",
+        *([table.busy] if table.busy else []),
         "from the cache" if known else "measured now, and kept in the cache",
     )
     entries = {kind: {str(w): s for w, s in e.items()} for kind, e in table.entries.items()}

@@ -27,6 +27,8 @@ from effcompress.types import AxisMap, Config, in_layer
 Unit = Literal["parameters", "bytes", "seconds"]
 STORED = 4
 """Bytes of a number in the exported weights and in the KV cache beside them: fp32."""
+QUIET = 0.9
+"""Share of a processor below which a table of times is doubted."""
 PACKAGES = ("torch", "transformers")
 """Dependencies whose version a time depends on."""
 
@@ -141,6 +143,20 @@ class LatencyTable:
     of: Mapping[str, Any]
     entries: Mapping[str, Mapping[int, float]]
     dense: float
+    share: float = 1.0
+    """Processor time of this process over the time that the measurement took; 1 for a GPU. Below 1
+    the processor also did other work, and what takes long was interrupted most.
+    """
+
+    @property
+    def busy(self) -> str:
+        """The warning of a table that was measured on a busy machine; else nothing."""
+        if self.share >= QUIET:
+            return ""
+        return (
+            f"blocks were timed while this process had {100 * self.share:.0f} % of a processor, so "
+            f"the choice may be wrong; remove {place_of(self.of)} and run again on a quiet machine"
+        )
 
     def costs(self, axes: AxisMap, modules: Sequence[Module], target: TargetSpec) -> Costs:
         """Returns costs in seconds. What always stays takes what the source model takes beyond its
@@ -226,7 +242,7 @@ def read_table(path: Path) -> LatencyTable | None:
             str(kind): {int(width): float(s) for width, s in by_width.items()}
             for kind, by_width in held["entries"].items()
         }
-        return LatencyTable(held["of"], entries, float(held["dense"]))
+        return LatencyTable(held["of"], entries, float(held["dense"]), float(held["share"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -213,6 +213,8 @@ def join(parts: Sequence[str]) -> str:
 def target(record: Record) -> str:
     """Returns the target size and by how much the run missed it."""
     if record.target is None and (made := record.allocation) is not None:
+        if (seen := record.latency) is not None and seen.asked_speed_up is not None:
+            return f"chosen for {seen.asked_speed_up:g} times the speed"
         return f"chosen for {cost(made.asked, made.unit)}"
     if record.target is None or record.params_after is None:
         return "no target size"

@@ -79,6 +79,8 @@ def levels_and_costs(
         source = Source(pruned.module, pruned.parent, pruned.config)
         table, known = table_for(source, modules, prune.workload, log.note)
         log.note("times of blocks: measured by an earlier run" if known else "times measured")
+        if table.busy:
+            log.warn(table.busy)
         costs = table.costs(pruned.parent, modules, target)
     if costs.least > costs.asked * (1 + TOLERANCE):
         key = next(name for name, value in vars(target).items() if value is not None)

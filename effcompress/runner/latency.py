@@ -68,9 +68,10 @@ def table_for(
         path = place_of(of)
         if (known := read_table(path)) is not None:
             return known, True
-        widths = widths_by_kind(modules)
-        entries, dense = measure(source, widths, load, say)
-    table = LatencyTable(of, entries, dense)
+        began = time.perf_counter(), time.process_time()
+        entries, dense = measure(source, widths_by_kind(modules), load, say)
+        wall, own = time.perf_counter() - began[0], time.process_time() - began[1]
+    table = LatencyTable(of, entries, dense, 1.0 if device.type == "cuda" else min(1.0, own / wall))
     with suppress(OSError, SourceError), atomically(path) as work:  # a cache, no result
         work.write_text(table.text(), encoding="utf-8")
     return table, False

@@ -90,6 +90,12 @@ def prune(**load: Any) -> PruneSpec:
     return PruneSpec(**how, workload=WorkloadSpec(**load))
 
 
+def test_a_table_that_was_measured_on_a_busy_machine_says_so() -> None:
+    assert not TABLE.busy
+    busy = LatencyTable({}, TABLE.entries, 5.0, 0.42).busy
+    assert "42 % of a processor" in busy and str(place_of({})) in busy
+
+
 def test_a_table_is_found_again_where_all_that_it_depends_on_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +105,7 @@ def test_a_table_is_found_again_where_all_that_it_depends_on_is_the_same(
     of = dependencies(axes, modules, LOAD, "cpu", "", 2)
     path = place_of(of)
     path.parent.mkdir(parents=True)
-    table = LatencyTable(of, TABLE.entries, TABLE.dense)
+    table = LatencyTable(of, TABLE.entries, TABLE.dense, 0.5)
     path.write_text(table.text())
     assert read_table(path) == table
     same: Any = {"batch": 3, "length": 7}
