@@ -20,11 +20,13 @@ from effcompress.evaluation.speed import Spread
 from effcompress.runner import allocate, latency
 from effcompress.runner import run as story
 from effcompress.runner.latency import Times
+from tests.conftest import shape, stated
 from tests.runner.test_baselines import (
     DEFAULTS,
     LAYERS,
     QUERIES,
     RECIPE,
+    SEQUENCES,
     WIDE,
     forward,
     kept,
@@ -36,6 +38,11 @@ SPACE = "[{name: attention, scope: per_layer}, {name: ffn, scope: per_layer}]"
 BLOCKS = f"{SPACE[:-1]}, attention_block, mlp_block]"
 DYNAMIC = "allocation: {name: dynamic_program, shrink: 0.8}"
 LOAD = "workload: {batch: 2, length: 16, rounds: 2}"
+
+
+def at_levels(modules: Any, levels: list[int], *_: Any) -> list[int]:
+    """In place of what fills a budget up: comparisons are of levels alone."""
+    return [m.widths[k] for m, k in zip(modules, levels, strict=True)]
 
 
 def chosen_of(folder: Path) -> dict[str, Any]:
@@ -167,11 +174,7 @@ def test_whole_models_are_compared(tmp_path: Path, allocation: str, bare: None) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(story, "export_and_prove", keep)
         patch.setattr(allocate, "WholeModel", Watched)
-        patch.setattr(
-            allocate,
-            "filled",
-            lambda m, levels, *_: [x.widths[k] for x, k in zip(m, levels, strict=True)],
-        )
+        patch.setattr(allocate, "filled", at_levels)
         patch.setattr("effcompress.runner.prune.TOLERANCE", 1.0)
         _, model, _ = kept(tmp_path, **how, repair="[obs_update]")
     found = chosen_of(tmp_path / "run")
@@ -357,3 +360,44 @@ def test_a_run_that_was_stopped_keeps_its_choice(tmp_path: Path, bare: None) -> 
     ends = [events(tmp_path / n, "end")[-1] for n in ("whole", "halves")]
     assert ends[0]["widths"] == ends[1]["widths"] and ends[0]["params"] == ends[1]["params"]
     assert json.loads((tmp_path / "halves" / "plans.jsonl").read_text().splitlines()[0])["plan"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_compared_models_of_other_families_are_what_is_cut(tmp_path: Path, family: str) -> None:
+    """Weights stored the other way round, biases behind the projections, fused heads."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(pruned: Any, *_: Any) -> None:
+        with torch.no_grad():
+            seen["after"] = pruned.module(input_ids=seen["ids"]).logits.log_softmax(-1)
+
+    class Watched(allocate.WholeModel):
+        def _distribution(self, weights: Any, n: int) -> Tensor:
+            found = super()._distribution(weights, n)
+            assert self._text is not None
+            seen["ids"] = self._text[0][: self.sequences]
+            if not weights:
+                seen[f"before {n}"] = found
+            return found
+
+    fields = {
+        k: v for k, v in stated(shape("mha_tied", model_type=family)).items() if "_id" not in k
+    }
+    fields |= {"vocab_size": 258, "initializer_range": 0.3}
+    texts(tmp_path)
+    more = "allocation: {name: evolution, generations: 1, offspring: 3, survivors: [1]}"
+    how = {"space": BLOCKS, "criterion": "ziplm", "more": more, "target": "keep: 80%"}
+    text = RECIPE.format(**{**DEFAULTS, **how, "repair": "[obs_update]"})
+    model = f"model: {{random: true, shape: {json.dumps(fields)}, tokenizer: bytes}}"
+    text = text.replace("model: {folder: model, tokenizer: bytes}", model)
+    (tmp_path / "toy.yaml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(story, "export_and_prove", keep)
+        patch.setattr(allocate, "WholeModel", Watched)
+        patch.setattr(allocate, "filled", at_levels)
+        patch.setattr("effcompress.runner.prune.TOLERANCE", 1.0)
+        run(load_recipe(tmp_path / "toy.yaml"), output=tmp_path / "run")
+    before = torch.stack([seen[f"before {n}"] for n in range(SEQUENCES)]).double()
+    kl = (before.exp() * (before - seen["after"].double())).sum(-1).mean()
+    found = chosen_of(tmp_path / "run")["loss"]
+    assert found > 1e-4 and found == pytest.approx(float(kl), rel=1e-3)
