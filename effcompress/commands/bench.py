@@ -148,7 +148,7 @@ def latency_table(loaded: LoadedRecipe) -> Answer:
         raise RecipeError(
             "the recipe has no table of times: it takes prune.allocation and prune.workload",
             where=str(loaded.path),
-            fix="E.g. --table recipes/baselines/ziplm.yaml",
+            fix="Name a recipe with both (docs/latency.md has one).",
         )
     if found is None:
         raise SourceError(
