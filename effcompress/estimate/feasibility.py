@@ -55,7 +55,7 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
         config = novel(family_for(parent_of(config)), config)
     found = resolve_model(config)
     axes = found.axes
-    sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []
+    sets = _sets(loaded, axes, prune) if prune else []
     target = target_of(prune, axes, sets)
     sized = SizedModel(found.config, axes, sets, axes.count(), target)
     if prune is None or prune.search is None or target is None:
@@ -69,6 +69,16 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
         raise _too_coarse(loaded, sized, prune.search, target)
     bounds = bounded(sets, TargetSpec(shape=shapes[0].units))
     return replace(sized, sets=bounds, target=shapes[0].params, shapes=shapes)
+
+
+def _sets(loaded: LoadedRecipe, axes: AxisMap, prune: PruneSpec) -> list[GroupSet]:
+    """Returns the group sets. Raises RecipeError for a shape that they cannot have."""
+    sets = groups.find(axes, prune.space)
+    try:
+        return bounded(sets, prune.target)
+    except CoverageError as error:
+        where = _where(loaded, "prune.target.shape")
+        raise RecipeError(error.what, where=where, fix=error.fix) from error
 
 
 def _too_coarse(
@@ -295,7 +305,9 @@ def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, 
 
 
 def _where(loaded: LoadedRecipe, key: str) -> str:
-    origin = loaded.origins.get(key, str(loaded.path))
+    """Returns the line of a key, or of the first one below it."""
+    below = (line for name, line in loaded.origins.items() if name.startswith(f"{key}."))
+    origin = loaded.origins.get(key) or next(below, str(loaded.path))
     return f"--set {key}" if origin == "--set" else origin
 
 

@@ -204,6 +204,6 @@ def test_a_token_goes_to_experts_that_are_there(
     model_type: str, experts: int, said: str, tmp_path: Path
 ) -> None:
     loaded = recipe(tmp_path, model_type, target=f"shape: {{expert: {experts}}}")
-    with pytest.raises(CoverageError, match=f"{experts} units of 'expert'") as caught:
+    with pytest.raises(RecipeError, match=f"{experts} units of 'expert'") as caught:
         check(loaded)
     assert said in str(caught.value)
