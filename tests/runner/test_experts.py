@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress import load_recipe, run
-from effcompress.errors import CoverageError, RecipeError
+from effcompress.errors import RecipeError
 from effcompress.estimate.check import check
 from effcompress.model.load import load as load_model
 from effcompress.runner.start import corpus_of
