@@ -31,6 +31,8 @@ class Pruned(TypedDict, total=False):
     """Module path -> attribute -> size."""
     epsilons: Mapping[str, float]
     """Path of a norm -> its epsilon."""
+    buffers: Mapping[str, list[int]]
+    """Buffer that is stored -> shape."""
 
 
 def is_pruned(config: Config) -> bool:

@@ -275,6 +275,12 @@ def _allocation(recipe: Recipe, prune: PruneSpec, document: Document) -> Rows:
 def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
     """Does what the plugins ask for exist where the recipe measures it?"""
     untrained, training = recipe.train is None, prune.measure.source == "training"
+    constant = next((r.name for r in prune.repair if "output_mean" in r.needs), None)
+    what = f"prune.repair: '{constant}' takes the mean of what experts return, which is measured "
+    what += "on calibration text, with all layers as they are"
+    fix = "Write `measure: {source: calibration}` under prune, without `propagate`."
+    apart = constant and (training or prune.measure.propagate)
+    yield Row(apart, ("prune", "measure"), what, fix)
     measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
     if "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs:
         what = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"
@@ -427,9 +433,11 @@ def _propagated(recipe: Recipe, _: Document) -> Rows:
     fix = "Write `source: calibration` beside it."
     yield Row(absent, ("prune", "measure", "propagate"), what, fix)
     every = REGISTRY.all("criterion")
-    readers = [p.name for p in every if p.reads_inputs and not p.cumulative]
+    readers = [p.name for p in every if p.reads_inputs or p.reads_experts]
+    readers = [name for name in readers if not REGISTRY.get("criterion", name).cumulative]
     plugin = prune.criterion.plugin
-    other = BACKWARD.intersection(needs) or not plugin.reads_inputs or plugin.cumulative
+    reads = (plugin.reads_inputs or plugin.reads_experts) and not plugin.cumulative
+    other = BACKWARD.intersection(needs) or not reads
     what = f"{propagate} '{name}' does not score by what layers read alone"
     fix = f"Remove `propagate`, or use one of {', '.join(readers)}."
     yield Row(other, ("prune", "criterion"), what, fix)

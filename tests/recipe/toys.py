@@ -166,6 +166,7 @@ def registry() -> Registry:
         ("reduction", "sum", _total),
         ("repair", "norm_gain", _norm_gain),
         ("repair", "bias", _weight_free),
+        ("repair", "constant", _constant),
         ("sparsifier", "magnitude", _smallest),
         ("mixture", "dynamic", _follows),
         ("allocation", "program", _levels),
@@ -176,6 +177,10 @@ def registry() -> Registry:
     toys.add("schedule", "continuous", _continuous, "a paper", _often)
     toys.add("sparsifier", "wanda", _wanda, "a paper", _rows_or_pattern)
     return toys
+
+
+def _constant(output_mean: Any) -> None:
+    """What an expert returns, in its place."""
 
 
 def _weight_free(epsilon: float) -> None:
