@@ -362,6 +362,7 @@ hessian = _decorator("hessian")
 space = _decorator("space")
 repair = _decorator("repair")
 refit = _decorator("refit")
+rotation = _decorator("rotation")
 mixture = _decorator("mixture")
 constraint = _decorator("constraint")
 

@@ -11,8 +11,9 @@ from effcompress.errors import CoverageError, RecipeError, SourceError, did_you_
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
-from effcompress.network.axis_map import family_for, resolve_model
+from effcompress.network.axis_map import ResolvedModel, family_for, resolve_model
 from effcompress.network.shapes import bounded, gated_targets, target_of
+from effcompress.network.sliced import sliced_shape
 from effcompress.recipe import LoadedRecipe
 from effcompress.registry import REGISTRY, Plugin
 from effcompress.removal.repairs import for_biases, for_streams
@@ -32,6 +33,8 @@ class SizedModel:
     sets: list[GroupSet]
     start: int
     target: int | None
+    source: ResolvedModel | None = None
+    """The source model, where ``config`` and ``axes`` are those of a sliced one."""
 
 
 def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
@@ -48,8 +51,26 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
         config = biased(family_for(parent_of(config)), config)
     found = resolve_model(config)
     axes = found.axes
+    if prune and prune.rotate:
+        return _sliced(loaded, prune, found)
     sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []
-    return SizedModel(found.config, axes, sets, axes.count(), target_of(prune, axes, sets))
+    target = target_of(prune, axes, sets, found.config)
+    return SizedModel(found.config, axes, sets, axes.count(), target)
+
+
+def _sliced(loaded: LoadedRecipe, prune: PruneSpec, found: ResolvedModel) -> SizedModel:
+    """Returns the model of a recipe that slices the stream before anything is trained: its axes are
+    those of the sliced model. Raises RecipeError where there is none.
+    """
+    try:
+        shape = sliced_shape(prune, found.config, found.axes)
+    except CoverageError as error:
+        key = error.what.partition(":")[0]
+        given = (k for k in loaded.origins if k.startswith(key))
+        where = _where(loaded, next(given, "prune.rotate.name"))
+        raise RecipeError(error.what, where=where, fix=error.fix) from error
+    start, target = found.axes.count(), shape.axes.count()
+    return SizedModel(shape.config, shape.axes, [], start, target, found)
 
 
 def _located(loaded: LoadedRecipe, error: SourceError) -> SourceError:
@@ -73,7 +94,7 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
     Raises RecipeError, with the nearest sizes that can be had, if it cannot.
     """
     sized, prune = sized_model(loaded), loaded.recipe.prune
-    if sized is None or prune is None or sized.target is None:
+    if sized is None or prune is None or sized.target is None or prune.rotate:
         return sized
     _require_masks(loaded, prune, sized)
     _require_inputs(loaded, prune, sized)
@@ -108,12 +129,12 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
     """Raises RecipeError where a mini-group has no mask gradient: no single tensor holds its
     effect (``measure/taps.py``).
     """
-    if "mask_grad" not in prune.criterion.needs:
+    if "mask_grad" not in prune.saliency.needs:
         return
     for s in sized.sets:
         if s.kind in DEPTH or any(len(sized.axes.shapes[side.param]) > 2 for side in s.sides):
             raise RecipeError(
-                f"prune.criterion: '{prune.criterion.name}' takes gradients of masks, which "
+                f"prune.criterion: '{prune.saliency.name}' takes gradients of masks, which "
                 f"'{s.name}' has not: layers, blocks, experts and what experts write into",
                 where=loaded.origins.get("prune.criterion", str(loaded.path)),
                 fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
@@ -124,13 +145,13 @@ def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
     """Raises RecipeError where a criterion of forward statistics has no score for a group set:
     statistics of inputs rank widths, those of the residual stream rank layers.
     """
-    plugin = prune.criterion.plugin
+    plugin = prune.saliency.plugin
     depth, width = _says_of(plugin)
     both = ", ".join(p.name for p in REGISTRY.all("criterion") if all(_says_of(p)))
     for s in sized.sets if plugin.reads_forward else ():
         if not (depth if s.kind in DEPTH else width):
             raise RecipeError(
-                f"prune.criterion: '{prune.criterion.name}' says nothing of '{s.name}': it is one "
+                f"prune.criterion: '{prune.saliency.name}' says nothing of '{s.name}': it is one "
                 + ("of inputs" if s.kind in DEPTH else "of layers"),
                 where=loaded.origins.get("prune.criterion.name", str(loaded.path)),
                 fix=f"Use a criterion of both ({both}), or leave this space out.",

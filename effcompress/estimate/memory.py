@@ -101,7 +101,7 @@ class _Need:
         axes = self.found.axes
         once = prune is not None and recipe.train is None
         there = self.final if recipe.recover is not None else axes.widths
-        yield "loading", Held(weights=FP32 * axes.count(), working=self._file())
+        yield "loading", Held(weights=FP32 * self.found.start, working=self._file())
         yield "evaluation", self._evaluation()
         if prune is not None and once:
             yield "cut", self._event(prune)
@@ -125,7 +125,7 @@ class _Need:
             return 0.0
         config = self.found.config
         stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-        return (2 if "16" in stored else 4) * self.found.axes.count()
+        return (2 if "16" in stored else 4) * self.found.start
 
     def _evaluation(self) -> Held:
         """Returns the larger of the evaluations before (dense, no moments) and after (smaller)."""
@@ -214,7 +214,7 @@ class _Need:
         every block adds to it and two running sums; masks on a layer's input keep nothing more.
         """
         prune, axes = self.recipe.prune, self.found.axes
-        if prune is None or "mask_grad" not in prune.criterion.needs:
+        if prune is None or prune.rotate or "mask_grad" not in prune.saliency.needs:
             return 0.0
         if not any(s.kind == "hidden" for s in self.found.sets):
             return 0.0
@@ -242,6 +242,8 @@ class _Need:
         standing = self._standing(axes.widths, training=True)
         if self.recipe.train is None:
             standing = replace(standing, moments=0.0, buckets=0.0)
+        if prune.rotate is not None:
+            return replace(standing, moments=0.0, buckets=0.0, working=self._rotation(prune))
         if prune.measure.source == "calibration":
             standing = replace(standing, grams=self._grams(axes.widths))
         again = FP32 * axes.count() if prune.refit is not None else 0.0
@@ -251,11 +253,22 @@ class _Need:
             return least
         return max(least, *self._calibrated(prune, standing), key=lambda held: held.total)
 
+    def _rotation(self, prune: PruneSpec) -> float:
+        """Returns the bytes beside the weights while the stream is rotated: the stream of every
+        calibration sequence twice in fp32, and in fp64 the second moment with its eigenvectors, the
+        solver's copies and three bases, and the weights of one layer twice.
+        """
+        axes = self.found.axes
+        outer, layers = axes.widths["outer"], max(1, len(axes.depth.layers))
+        tokens = prune.measure.sequences * self.recipe.data.sequence_length
+        streams = 2 * FP32 * tokens * outer / self.processes
+        return streams + 2 * FP32 * (8 * outer**2 + 2 * axes.count() / layers)
+
     def _calibrated(self, prune: PruneSpec, standing: Held) -> tuple[Held, Held]:
         """Returns the backward of one calibration sequence in fp32: when it begins, when it ends.
         The means over the sequences are there all the time.
         """
-        tokens, needs = self.recipe.data.sequence_length, set(prune.criterion.needs)
+        tokens, needs = self.recipe.data.sequence_length, set(prune.saliency.needs)
         axes = self.found.axes
         kept = self._kept(axes.widths, bf16=False)
         means = FP32 * axes.count() * len(needs & {"grad", "hess"})

@@ -44,6 +44,12 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
                 f"{event.loss_masked:.3f} under them, {event.loss_cut:.3f} of the cut model; "
                 f"{event.low:,} of {event.kept:,} kept gates are below 0.1"
             )
+        case events.Rotated():
+            kept = min((p.energy for p in event.places), default=1.0)
+            return (
+                f"residual stream sliced from {event.channels} to {event.width} channels; at least "
+                f"{100 * kept:.2f} % of its energy stays"
+            )
         case events.Compiled():
             return f"layers compiled, {event.graphs} graphs so far"
         case events.Sparsify():

@@ -24,6 +24,7 @@ class Record:
     gates: tuple[events.Gates, ...] = ()
     absorbed: events.Absorbed | None = None
     sparsified: events.Sparsify | None = None
+    rotated: events.Rotated | None = None
     before: events.Evaluation | None = None
     after: events.Evaluation | None = None
     calibrations: tuple[events.Calibration, ...] = ()
@@ -56,7 +57,8 @@ class Record:
         """Parameters now."""
         if self.end and self.end.params:
             return self.end.params
-        latest = [*self.cuts[-1:], *self.steps[-1:]]
+        sliced = [self.rotated] if self.rotated else []
+        latest = [*sliced, *self.cuts[-1:], *self.steps[-1:]]
         return max(latest, key=lambda event: event.step).params if latest else self.params_before
 
     @property
@@ -125,6 +127,7 @@ def gather(folder: Path) -> Record:
         gates=of_type(found, events.Gates),
         absorbed=next(iter(of_type(found, events.Absorbed)[-1:]), None),
         sparsified=next(iter(of_type(found, events.Sparsify)), None),
+        rotated=next(iter(of_type(found, events.Rotated)), None),
         before=evaluations.get("before"),
         after=evaluations.get("after"),
         calibrations=of_type(found, events.Calibration),

@@ -138,6 +138,17 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
         said = " / ".join(f"{loss:.3f}" for loss in losses)
         yield "Loss with gates open / under gates / of the cut model", said
         yield "Gates kept below 0.1", f"{cut.low:,} of {cut.kept:,}"
+    if (turned := record.rotated) is not None:
+        yield "Residual stream", f"{turned.channels} {words.ARROW} {turned.width} channels"
+        least = min((place.energy for place in turned.places), default=1.0)
+        yield "Energy that stays, at least", readable.percent(least)
+        kept = "kept, between two small matrices" if turned.tied else "two matrices"
+        yield "Embedding and output matrix", kept
+        yield "Slicing took", readable.duration(turned.seconds)
+        yield (
+            "Slices for projections",
+            (f"changed no logit by more than {readable.power(turned.max_logit_difference)}"),
+        )
     if (made := record.sparsified) is not None:
         peak = f", {readable.size(made.memory_bytes)} at the peak" if made.memory_bytes else ""
         yield "Making zeros took", f"{readable.duration(made.seconds)}{peak}"

@@ -15,6 +15,7 @@ METHOD = {
         "target",
         "space",
         "criterion",
+        "rotate",
         "hessian",
         "measure",
         "selector",

@@ -55,6 +55,7 @@ VALUES: dict[str, Any] = {
     "stream": {"seed": 0, "read": {}, "windows": {}, "mixture?": None},
     "depth": {"layers": [0], "absent": [""]},
     "epsilons": [0.0],
+    "rotated?": None,
     "selector?": {"stage": 0, "begun": {}, "state": None},
     **{"lora": [""], "log": {}, "corpus": "", "threads": 0, "bytes": 0},
 }
@@ -95,8 +96,8 @@ class RunState:
             # Rows are dealt out from the host's memory: a device need not hold all of them.
             model.module if shard else model.module.to(self.device),
             model.config,
-            prune.space if prune else (),
-            target=prune.target if prune else None,
+            prune.space if prune and prune.rotate is None else (),
+            target=prune.target if prune and prune.rotate is None else None,
         )
         self._layers = self.pruned.family.layers
         self.shards: Shards | None = None
@@ -106,7 +107,7 @@ class RunState:
         if recipe.loop and recipe.loop.recompute:
             recompute_layers(self.module)
         self.parent_params = self.pruned.parent.count()
-        wanted = target_of(prune, self.pruned.parent, self.pruned.parent_sets)
+        wanted = target_of(prune, self.pruned.parent, self.pruned.parent_sets, self.pruned.config)
         self.target_params = self.parent_params if wanted is None else wanted
         measure = prune.measure if prune else MeasureSpec()
         self.gates: LearnedGates | None = None
@@ -233,6 +234,15 @@ class RunState:
         assert self.recipe.loop is not None
         self.optimizer = optimizer(self.module, self.recipe.loop)
 
+    def rotated(self) -> None:
+        """Takes up the model after its stream was sliced: the target is reached, and an optimizer
+        knows its parameters.
+        """
+        self.target_reached, self._flops = True, None
+        self.target_params = self.params
+        if self.recipe.loop is not None:
+            self.optimizer = optimizer(self.module, self.recipe.loop)
+
     def watch(self, *, anew: bool = True) -> None:
         """Registers the hooks that measure in training for repairs and the criterion; removes them
         once the target is reached. ``anew``: replaces the second moments of inputs, too.
@@ -251,7 +261,7 @@ class RunState:
             kept: Any = {"second": need_second_moments(prune.repair), "world": self.world}
             sampled = how.gram_tokens, how.gram_decay
             self.grams = Grams(self.module, readers(*model), *sampled, **kept)
-        if "mask_grad" in prune.criterion.needs:
+        if "mask_grad" in prune.saliency.needs:
             self.taps = MaskGradients(*model)
 
     def snapshot(self, log_position: dict[str, int]) -> Saved:
@@ -314,6 +324,8 @@ class RunState:
         self.stream.load_state_dict(values["stream"])
         self._restore_selector(values)
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
+        if values.get("rotated"):
+            self.rotated()
         if values["lora"]:
             self.attach(values["lora"])
             held = updates(self.module)

@@ -1,0 +1,38 @@
+"""SliceGPT (arXiv:2401.15024; the authors' code where the two differ): principal components of the
+residual stream.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from effcompress import NotNegative, rotation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@rotation("slicegpt", paper="arXiv:2401.15024")
+def slicegpt(
+    moment: Tensor,
+    uniform: Tensor,
+    kept: int,
+    *,
+    orientation: Literal["random", "pca"] = "random",
+    damp: NotNegative = 0.01,
+) -> Tensor:
+    """Eigenvectors of the second moment, largest eigenvalue first, [D, D] (equation 8). ``damp``
+    times the mean of the diagonal is added to it; that moves no eigenvector, and keeps the solver
+    from failing where channels are dead. ``orientation: random`` turns the kept ones among each
+    other by the orthogonal factor of a uniform matrix, as the authors' code does; in exact
+    arithmetic it changes nothing, but rounding to few bits then meets channels of like size.
+    """
+    from torch import eye
+    from torch.linalg import eigh, qr
+
+    damping = damp * moment.diagonal().mean()
+    _, vectors = eigh(moment + damping * eye(len(moment), dtype=moment.dtype, device=moment.device))
+    basis = vectors.flip(1)
+    if orientation == "random":
+        basis[:, :kept] = basis[:, :kept] @ qr(uniform[:kept, :kept]).Q
+    return basis
