@@ -23,16 +23,17 @@ def slicegpt(
 ) -> Tensor:
     """Eigenvectors of the second moment, largest eigenvalue first, [D, D] (equation 8). ``damp``
     times the mean of the diagonal is added to it; that moves no eigenvector, and keeps the solver
-    from failing where channels are dead. ``orientation: random`` turns the kept ones among each
+    from failing where channels are dead. Their largest entries are positive. ``orientation: random`` turns the kept ones among each
     other by the orthogonal factor of a uniform matrix, as the authors' code does; in exact
     arithmetic it changes nothing, but rounding to few bits then meets channels of like size.
     """
-    from torch import eye
-    from torch.linalg import eigh, qr
+    import torch
 
-    damping = damp * moment.diagonal().mean()
-    _, vectors = eigh(moment + damping * eye(len(moment), dtype=moment.dtype, device=moment.device))
-    basis = vectors.flip(1)
+    damped = moment.clone()
+    damped.diagonal().add_(damp * moment.diagonal().mean())
+    basis = torch.linalg.eigh(damped).eigenvectors.flip(1)
+    # An eigenvector has no sign: rounding must not choose one.
+    basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
     if orientation == "random":
-        basis[:, :kept] = basis[:, :kept] @ qr(uniform[:kept, :kept]).Q
+        basis[:, :kept] = basis[:, :kept] @ torch.linalg.qr(uniform[:kept, :kept]).Q
     return basis

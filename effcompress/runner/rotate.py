@@ -68,19 +68,21 @@ def rotate_event(state: RunState, prune: PruneSpec, rotate: RotateSpec, log: Log
 def _method(state: RunState, prune: PruneSpec, rotate: RotateSpec) -> Method:
     """Returns the recipe's plugins as functions that rank 0 calls for all ranks."""
     draw = torch.Generator().manual_seed(state.recipe.seed)
-    refit = prune.refit
 
     def choose(moment_DD: Tensor, kept: int) -> Tensor:
         chosen = state.world.agree(lambda: _chosen(rotate.method, moment_DD, kept, draw))
         return chosen.to(moment_DD.device)
 
-    def fit(weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor) -> Tensor:
-        assert refit is not None
-        moments = {"gram": gram_II, "cross": cross_OI}
-        fitted = state.world.agree(lambda: refit.corrected(weight_OI, **moments)[0])
-        return fitted.to(weight_OI.device, torch.float64)
+    fit = None if prune.refit is None else partial(_fitted, state, prune.refit)
+    return Method(choose, rotate.signal == "normed", fit)
 
-    return Method(choose, rotate.signal == "normed", None if refit is None else fit)
+
+def _fitted(
+    state: RunState, refit: Bound, weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor
+) -> Tensor:
+    moments = {"gram": gram_II, "cross": cross_OI}
+    fitted = state.world.agree(lambda: refit.corrected(weight_OI, **moments)[0])
+    return fitted.to(weight_OI.device, torch.float64)
 
 
 def _chosen(method: Bound, moment_DD: Tensor, kept: int, draw: torch.Generator) -> Tensor:

@@ -40,6 +40,7 @@ NAMES = [
     "reduction",
     "refit",
     "repair",
+    "rotation",
     "run",
     "schedule",
     "selector",

