@@ -21,11 +21,12 @@ def slicegpt(
     orientation: Literal["random", "pca"] = "random",
     damp: NotNegative = 0.01,
 ) -> Tensor:
-    """Eigenvectors of the second moment, largest eigenvalue first, [D, D] (equation 8). ``damp``
-    times the mean of the diagonal is added to it; that moves no eigenvector, and keeps the solver
-    from failing where channels are dead. Their largest entries are positive. ``orientation: random`` turns the kept ones among each
-    other by the orthogonal factor of a uniform matrix, as the authors' code does; in exact
-    arithmetic it changes nothing, but rounding to few bits then meets channels of like size.
+    """Eigenvectors of the second moment, largest eigenvalue first, [D, D] (equation 8); the largest
+    entry of each is positive. ``damp`` times the mean of the diagonal is added to the moment; that
+    moves no eigenvector, and keeps the solver from failing where channels are dead.
+    ``orientation: random`` turns the kept ones among each other by the orthogonal factor of a
+    uniform matrix, as the authors' code does; in exact arithmetic it changes nothing, but rounding
+    to few bits then meets channels of like size.
     """
     import torch
 
