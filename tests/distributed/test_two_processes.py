@@ -139,20 +139,15 @@ def test_sixty_steps_with_cuts_of_all_kinds(tmp_path: Path) -> None:
 def test_a_stream_is_sliced_as_one_process_slices_it(tmp_path: Path) -> None:
     """Each reads a part of the text; rank 0 chooses bases and fits; both then train one model."""
     path = recipe(tmp_path)
-    sets = [
-        "prune.space=[hidden]",
-        "prune.target={shape: {hidden: 24}}",
-        *ONCE,
-        "export.form=exact",
-    ]
+    sets = ["prune.space=[hidden]", "prune.target={shape: {hidden: 24}}", *ONCE]
+    sets += ["export.form=exact", "train.tokens=1280", "prune.refit=least_squares"]
     sets += ["prune.criterion=null", "prune.selector=null", "prune.rotate=slicegpt"]
-    sets += ["prune.refit=least_squares", "train.tokens=1280"]
     run(load_recipe(path, sets), output=tmp_path / "one")
     jobs = [{"recipe": path, "output": tmp_path / "two", "set": sets}]
     code, said = together(jobs, tmp_path)
     assert code == 0, said
     alone, shared = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert shared[0] == pytest.approx(alone[0], abs=1e-5)
+    assert shared[0] == pytest.approx(alone[0], abs=1e-3)
     # Directions of nearly equal energy turn among each other by rounding, and AdamW is not
     # indifferent to bases.
     assert shared == pytest.approx(alone, abs=1e-2)

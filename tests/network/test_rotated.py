@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.distributed.world import ALONE
+from effcompress.export.forms import form
+from effcompress.model.exact import new_exact
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.network.rotated import Method, rotate_stream
 from effcompress.network.sliced import sliced_shape
@@ -145,6 +147,13 @@ def test_a_slice_is_a_projection(model_type: str, tie: str) -> None:
     last = [name for name in held if name.endswith("shortcut.weight")][-1]
     assert held[last].shape == (48, 32)
     works(model, ids)
+    made = form(pruned, "exact")
+    stored: Any = made.skeleton
+    again = new_exact(stored.config.to_dict()).double().eval()
+    again.load_state_dict(made.params, strict=False)
+    with_exact_norms(again)
+    assert {name for name, _ in again.named_parameters()} == {*made.params}
+    assert float((logits(again, ids) - found).abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "gpt_neox", "gpt2"])
