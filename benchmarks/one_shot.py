@@ -176,6 +176,8 @@ def table() -> None:
         sizes[line["size"]].append(line)
     for size in SIZES:
         found = sizes[size]
+        if not found:
+            continue
         names = [name for name in found[0] if f"dense {name}" in found[0]]
         dense = {name: float(found[0][f"dense {name}"]) for name in names}
         titles = {"zeros": "Zeros, all parameters stay"}
