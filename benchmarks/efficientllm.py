@@ -73,6 +73,7 @@ DYNAMIC = ("data.mixture={name: dynamic, every: 20, sequences: 4, reference: sou
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Sheared-LLaMA": ("a", SHEARED),
     "Sheared-LLaMA, dynamic": ("a", (*SHEARED, *DYNAMIC)),
+    "Sheared-LLaMA, A's widths": ("a", SHEARED),
     "CoFi": ("a", COFI),
     "A, dynamic": ("a", DYNAMIC),
     "B, dynamic": ("b", DYNAMIC),
@@ -128,7 +129,9 @@ def command(job: Job, corpus: Path) -> list[str]:
     variant, sets = ROWS[row]
     recipe = ROOT / "recipes" / f"efficientllm_small_{size.lower()}_{variant}.yaml"
     every = [f"seed={job.seed}", f"data.domains={json.dumps(domains(corpus))}", *sets]
-    if row.startswith("Sheared-LLaMA"):
+    if row == "Sheared-LLaMA, A's widths":
+        every += widths_of_a(folder_of(replace(job, row="A")))
+    elif row.startswith("Sheared-LLaMA"):
         every.append(SHAPES[size])
     if row == "from scratch, A's shape":
         found = folder_of(replace(job, row="A"))
@@ -146,6 +149,30 @@ def command(job: Job, corpus: Path) -> list[str]:
     parts = [sys.executable, "-m", "effcompress", "run", str(recipe), "--output", str(out)]
     parts += [part for value in every for part in ("--set", value)]
     return [*parts, "--resume"] if (out / "checkpoints").exists() else parts
+
+
+CHANNEL, GROUP = 3 * 576, 64 * 576 * (3 + 1 + 1 + 3)
+"""Parameters of an FFN channel and of a KV group (with its three query heads) of one layer."""
+
+
+def widths_of_a(run: Path) -> list[str]:
+    """The shape that A found with this seed, as one for all layers: the mean of its KV groups,
+    rounded, and as many FFN channels as make the same size.
+    """
+    if not (run / "metrics.jsonl").exists():
+        raise SystemExit(f"{run} is not there: run the row A with this seed first")
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    widths = next(line for line in lines if line["event"] == "end")["widths"]
+    groups, channels = (
+        statistics.mean(n for name, n in widths.items() if name.startswith(f"{kind}."))
+        for kind in ("attention", "ffn")
+    )
+    ffn = round(channels + (groups - round(groups)) * GROUP / CHANNEL)
+    kinds = {"attention": round(groups), "ffn": ffn}
+    # A kind that loses nothing has no gates.
+    kinds = {kind: n for kind, n in kinds.items() if n < {"attention": 3, "ffn": 1536}[kind]}
+    space = ", ".join(kinds)
+    return [f"prune.space=[{space}]", f"prune.target={{shape: {json.dumps(kinds)}}}"]
 
 
 def folder_of(job: Job) -> Path:

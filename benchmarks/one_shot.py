@@ -46,9 +46,12 @@ BY_PARAMETERS = (
     "llm_pruner_channel",
     "adapt_pruner",
     "wanda_sp",
+    "minitron_search",
     "magnitude",
     "random",
 )
+TWO_SSP = {"121M": (1275, 30), "113M": (1138, 29), "94M": (823, 26)}
+"""FFN channels and attention blocks, by the authors' rule (``recipes/baselines/two_ssp.yaml``)."""
 DEPTH = {"121M": {"layer": 26}, "113M": {"layer": 24}, "94M": {"layer": 19}}
 BY_SHAPE = {
     "minitron": {
@@ -59,6 +62,9 @@ BY_SHAPE = {
     "shortgpt": DEPTH,
     "iterative_depth": DEPTH,
     "llm_pruner_layer": DEPTH,
+    "two_ssp": {
+        size: {"ffn": ffn, "attention_block": blocks} for size, (ffn, blocks) in TWO_SSP.items()
+    },
 }
 SLICED = ("slicegpt", "slicegpt_refit")
 """Recipes that slice the residual stream: at most as many parameters as a size says, with the
@@ -74,7 +80,7 @@ ZEROS = (
     "sparsegpt_2_4",
 )
 SIZES = ("121M", "113M", "94M", *WIDTHS, "zeros")
-LAYERS = 30
+LAYERS, FFN = 30, 1536
 
 
 def rows_of(size: str) -> dict[str, tuple[str, list[str]]]:
@@ -100,6 +106,7 @@ def rows_of(size: str) -> dict[str, tuple[str, list[str]]]:
     for name in SLICED:
         found[name] = (name, ["prune.target.shape=null", f"prune.target.params={size}"])
     gone = LAYERS - shapes["iterative_depth"]["layer"]
+    found["two_ssp"][1].append(f"prune.schedule.first={FFN - TWO_SSP[size][0]}")
     found["iterative_depth"][1].append(f"prune.schedule.rounds={gone}")
     return found
 

@@ -11,6 +11,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "the mini-groups; the criterion then returns [O, I] or [I]. None for layers and blocks",
         "input_norm": "[I] root of the mean of its square",
         "input_variance": "[I] its variance",
+        "loss_increase": "[1] by how many nats per token the loss on calibration text rises "
+        "without this layer or block (prune.measure.ablation_sequences). None for other kinds",
         "kind": "kind of the mini-groups (attention, ffn, ...)",
         "layer": "number of their layer; -1 where they belong to none",
         "positions": "inputs that a mini-group owns there (a head: its width)",
@@ -145,5 +147,7 @@ BACKWARD = frozenset({"grad", "hess", "mask_grad"})
 """What criteria take from a backward pass."""
 READ = frozenset({"input_mean", "input_norm", "input_variance"})
 """What criteria take from forward passes over calibration text, of what linear layers read."""
+ABLATED = frozenset({"loss_increase"})
+"""What criteria take of layers and blocks from passes without one of them."""
 PLACE = frozenset({"kind", "layer", "positions"})
 """Where the mini-groups are that a criterion is asked for, set by set."""

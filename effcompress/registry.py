@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import EffcompressError, PluginError, did_you_mean
-from effcompress.injectable import BACKWARD, COMPANION_INPUTS, INPUTS, PLACE, READ, WITH_STATISTICS
+from effcompress.injectable import (
+    ABLATED,
+    BACKWARD,
+    COMPANION_INPUTS,
+    INPUTS,
+    PLACE,
+    READ,
+    WITH_STATISTICS,
+)
 from effcompress.types import Due
 
 if TYPE_CHECKING:
@@ -97,7 +105,15 @@ class Plugin:
     @property
     def reads_forward(self) -> bool:
         """Whether it needs forward passes over calibration text, or only where a mini-group is."""
-        return self.reads_inputs or bool(self.statistics) or bool(PLACE.intersection(self.needs))
+        return self.reads_inputs or bool(self.statistics) or self._asks(PLACE | ABLATED)
+
+    @property
+    def says_of_depth(self) -> bool:
+        """Whether it is a criterion of forward passes that scores layers and blocks."""
+        return bool(self.of_layers) or self._asks(ABLATED | {"layer"})
+
+    def _asks(self, names: frozenset[str]) -> bool:
+        return bool(names.intersection(self.needs))
 
     def called(self, available: Mapping[str, Any], knobs: Mapping[str, Any]) -> Any:
         """Calls the function with what it needs of ``available``; what it yields comes as a list.
@@ -456,7 +472,7 @@ def _require_one_source(plugin: Plugin) -> None:
     that takes inputs of linear layers and of the stream.
     """
     needs = plugin.needs
-    forward = [n for n in needs if n in READ | PLACE or n in plugin.statistics]
+    forward = [n for n in needs if n in READ | PLACE | ABLATED or n in plugin.statistics]
     backward = BACKWARD.intersection(needs)
     what = fix = ""
     alone = [n for n in ("mask_grad", "logit") if plugin.kind == "criterion" and n in needs]

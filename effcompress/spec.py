@@ -249,6 +249,11 @@ class MeasureSpec:
     )
     window: int = key("average: window: number of steps", 16, minimum=1)
     sequences: int = key("calibration: number of sequences", 32, minimum=1)
+    ablation_sequences: Positive = key(
+        "calibration, criteria of losses without a layer or block: how many of these sequences "
+        "each of the losses is measured on",
+        4,
+    )
     propagate: bool = key(
         "calibration, criteria of layer inputs: each layer is scored on the outputs of the already "
         "pruned layers before it. How many units go is decided on the unpruned model",
@@ -339,10 +344,37 @@ class RotateSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchSpec:
+    """A search for the shape of a size: of all shapes of a grid that are not above the target, the
+    largest, and of these the one of the lowest loss when its mini-groups are masked. The run then
+    has that shape as its target.
+    """
+
+    grid: Mapping[str, Positive] | None = key(
+        "kind -> step: units left are multiples of it, or all there are, e.g. {hidden: 64, ffn: "
+        "128}; default: the largest power of 2 that fits eight times into all there are",
+        None,
+    )
+    max_width: Fraction = key(
+        "fraction of a layer's units, or of hidden, that may go", 0.4, below=1
+    )
+    max_depth: Fraction = key("fraction of the layers or blocks that may go", 0.2, below=1)
+    top: Positive = key("shapes that are tried, the largest first", 10, maximum=1000)
+    sequences: Positive = key(
+        "calibration sequences on which the loss of each is measured: another draw than the one "
+        "that saliency is measured on",
+        8,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneSpec:
     """Pruning: what may be cut, by which saliency, when, and down to what size."""
 
     target: TargetSpec = key("the size to reach")
+    search: SearchSpec | None = key(
+        "try shapes of the target's size; without it, one is cut to", None
+    )
     space: tuple[Bound, ...] = key("kinds of mini-groups that may be cut", plugin="space", least=1)
     criterion: Bound | None = key(
         "saliency of a weight; every recipe without `rotate` has one", None, plugin="criterion"

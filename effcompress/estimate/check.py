@@ -56,6 +56,11 @@ def check(loaded: LoadedRecipe) -> CheckResult:
         return CheckResult(lines, data)
     change, sizes = found.target / found.start - 1, f"{found.start:,} -> {found.target:,}"
     lines.append(f"target: {sizes} parameters ({change:+.1%}), in reach")
+    if tried := found.shapes:
+        lines.append(
+            f"search: {len(tried)} shapes of {tried[0].params:,} to {tried[-1].params:,} "
+            "parameters are tried; sizes and costs here are those of the largest"
+        )
     timeline = _on_time(loaded, found)
     *_, cut, last = timeline.points
     data |= {"ends_at": last.params, "reached_at_tokens": cut.tokens if timeline.reached else None}

@@ -4,7 +4,7 @@ This is asked before weights are loaded or torch is imported.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from effcompress import groups
 from effcompress.errors import CoverageError, RecipeError, SourceError, did_you_mean
@@ -12,6 +12,7 @@ from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of
 from effcompress.network.axis_map import ResolvedModel, family_for, resolve_model
+from effcompress.network.shape_search import SizedShape, largest_shapes, smallest_shape
 from effcompress.network.shapes import bounded, gated_targets, target_of
 from effcompress.network.sliced import sliced_shape
 from effcompress.recipe import LoadedRecipe
@@ -20,7 +21,7 @@ from effcompress.removal.repairs import for_biases, for_streams
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, least
 from effcompress.selection.reachability import TOLERANCE
-from effcompress.spec import PruneSpec, SparsifySpec
+from effcompress.spec import PruneSpec, SearchSpec, SparsifySpec, TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths
 
 
@@ -35,6 +36,9 @@ class SizedModel:
     target: int | None
     source: ResolvedModel | None = None
     """The source model, where ``config`` and ``axes`` are those of a sliced one."""
+    shapes: tuple[SizedShape, ...] = ()
+    """The shapes that ``prune.search`` tries, the largest first; sets and target are of that one.
+    """
 
 
 def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
@@ -55,7 +59,32 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
         return _sliced(loaded, prune, found)
     sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []
     target = target_of(prune, axes, sets, found.config)
-    return SizedModel(found.config, axes, sets, axes.count(), target)
+    sized = SizedModel(found.config, axes, sets, axes.count(), target)
+    if prune is None or prune.search is None or target is None:
+        return sized
+    try:
+        shapes = tuple(largest_shapes(axes, sets, prune.search, target))
+    except CoverageError as error:
+        where = _where(loaded, "prune.search.grid")
+        raise RecipeError(error.what, where=where, fix=error.fix) from error
+    if not shapes:
+        raise _too_coarse(loaded, sized, prune.search, target)
+    bounds = bounded(sets, TargetSpec(shape=shapes[0].units))
+    return replace(sized, sets=bounds, target=shapes[0].params, shapes=shapes)
+
+
+def _too_coarse(
+    loaded: LoadedRecipe, sized: SizedModel, search: SearchSpec, target: int
+) -> RecipeError:
+    """Returns the error for a search whose smallest shape is above the target."""
+    least = smallest_shape(sized.axes, sized.sets, search)
+    said = ", ".join(f"{kind} {units}" for kind, units in least.units.items())
+    return RecipeError(
+        f"prune.search: the smallest shape of the grid ({said}) has {least.params:,} parameters; "
+        f"the target is {target:,}",
+        where=_where(loaded, "prune.search"),
+        fix="Raise max_width or max_depth, or add to prune.space what else may go.",
+    )
 
 
 def _sliced(loaded: LoadedRecipe, prune: PruneSpec, found: ResolvedModel) -> SizedModel:
@@ -203,7 +232,7 @@ def _require_projections(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedMod
 
 def _says_of(plugin: Plugin) -> tuple[bool, bool]:
     """Whether a criterion of forward passes scores layers and blocks, and inputs."""
-    return bool(plugin.of_layers) or "layer" in plugin.needs, plugin.reads_inputs
+    return plugin.says_of_depth, plugin.reads_inputs
 
 
 def _missed(budget: Budget, where: str) -> RecipeError:

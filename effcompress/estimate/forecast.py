@@ -1,7 +1,8 @@
 """``effcompress plan``: forecasts size, cost and final shape of a run, without torch."""
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from effcompress.answer import Answer, Table
@@ -20,8 +21,10 @@ from effcompress.estimate.schedule import (
     total_tokens,
 )
 from effcompress.model.source import label_of
+from effcompress.network.shape_search import SizedShape
 from effcompress.network.shapes import living_layers, living_widths, shape
 from effcompress.recipe import LoadedRecipe
+from effcompress.record import kind_labels
 from effcompress.record.readable import duration, exact_count, size
 from effcompress.spec import Recipe
 
@@ -85,8 +88,11 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:
             for p in _thinned(timeline)
         ],
     }
+    if found.shapes:
+        data["tried"] = [asdict(shape) for shape in found.shapes]
     data |= {key: value for key, value in checked.data.items() if key == "zeroed"}
-    listed = [_over_tokens(found, timeline)] if recipe.prune else []
+    listed = [_tried(found.shapes)] if found.shapes else []
+    listed += [_over_tokens(found, timeline)] if recipe.prune else []
     listed.append(_final_shape(found, timeline, data.get("zeroed")))
     figures, tables = _costs(recipe, found, timeline, launch)
     return Answer(data | figures, (*listed, *tables), tuple(checked.lines))
@@ -105,6 +111,13 @@ def _thinned(timeline: Timeline) -> list[Point]:
     if chosen[-1] != points[-1] and points[-1].tokens > chosen[-1].tokens:
         chosen.append(points[-1])
     return chosen
+
+
+def _tried(shapes: Sequence[SizedShape]) -> Table:
+    kinds = [*shapes[0].units]
+    rows = [(*(str(s.units[k]) for k in kinds), exact_count(s.params)) for s in shapes]
+    heads = [COLUMNS.get(kind, kind_labels.of(kind).short) for kind in kinds]
+    return Table("Shapes that are tried", (*heads, "parameters"), tuple(rows))
 
 
 def _over_tokens(found: SizedModel, timeline: Timeline) -> Table:

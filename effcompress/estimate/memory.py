@@ -251,7 +251,17 @@ class _Need:
         least = replace(standing, gathered=self._whole(axes.widths), working=working)
         if prune.measure.source != "calibration":
             return least
-        return max(least, *self._calibrated(prune, standing), key=lambda held: held.total)
+        held = [least, *self._calibrated(prune, standing)]
+        if prune.search is not None:
+            held.append(self._tried(standing))
+        return max(held, key=lambda one: one.total)
+
+    def _tried(self, standing: Held) -> Held:
+        """Returns a forward pass of a masked shape, beside copies of weights and Gram matrices."""
+        copied = FP32 * self.found.axes.count() + standing.grams
+        kept = self._kept(self.found.axes.widths, bf16=False)
+        logits = self.recipe.data.sequence_length * kept.logits
+        return replace(standing, working=copied, logits=logits)
 
     def _rotation(self, prune: PruneSpec) -> float:
         """Returns the bytes beside the weights while the stream is rotated: the stream of every

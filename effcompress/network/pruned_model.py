@@ -2,7 +2,8 @@
 configuration, so that they always agree.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -106,6 +107,36 @@ class PrunedModel:
     ) -> None:
         """Masks mini-groups (original numbers): removes them as a function. Raises SurgeryError."""
         mask(plan, self.sets, self.module, self.axes, self.ledger, optimizer, repairs, inputs)
+
+    @contextmanager
+    def trial(
+        self, plan: Plan, *, repairs: Sequence[Bound] = (), inputs: Inputs | None = None
+    ) -> Iterator[None]:
+        """Masks mini-groups inside and restores the model behind it, bit for bit; holds a copy of
+        the weights (and of the statistics of layers' ``inputs``) meanwhile. Not for sharded models.
+        """
+        weights = {name: p.detach().clone() for name, p in self.parameters().items()}
+        ledger = {name: t.clone() for name, t in self.ledger.state_dict().items()}
+        epsilons = [norm.epsilon for norm in self.norms()]
+        observed = inputs.state_dict() if inputs is not None else {}
+        observed = {name: t.clone() for name, t in observed.items()}
+        try:
+            self.mask(plan, repairs=repairs, inputs=inputs)
+            yield
+        finally:
+            for name, p in self.parameters().items():
+                p.detach().copy_(weights[name])
+            self.ledger.load_state_dict(ledger)
+            for norm, epsilon in zip(self.norms(), epsilons, strict=True):
+                norm.epsilon = epsilon
+            attend(self.module, self.axes, self.ledger)
+            if inputs is not None:
+                inputs.load_state_dict(observed)
+
+    def bound(self, target: TargetSpec) -> None:
+        """Makes the target's shape the least that may be left."""
+        self.parent_sets = bounded(self.parent_sets, target)
+        self.sets = groups.left(self.parent_sets, self.axes)
 
     def commit(self, optimizer: Optimizer | None = None, inputs: Inputs | None = None) -> None:
         """Shortens tensors and removes layers to what is alive, and the statistics of linear

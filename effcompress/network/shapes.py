@@ -118,7 +118,7 @@ def _bounded(s: GroupSet, units: int, sets: Sequence[GroupSet]) -> GroupSet:
 def wanted(target: TargetSpec, axes: AxisMap, sets: Sequence[GroupSet]) -> int:
     """Returns the parameters at the end. ``sets`` are ``bounded`` ones."""
     if target.shape is not None:
-        return axes.count(_widths(target.shape, sets))
+        return axes.count(widths_of(target.shape, sets))
     if target.params is not None:
         return target.params
     return round((target.keep or 0.0) * axes.count())
@@ -137,9 +137,9 @@ def target_of(
     return wanted(prune.target, axes, sets)
 
 
-def _widths(shape: Mapping[str, int], sets: Sequence[GroupSet]) -> dict[str, int]:
-    """Returns the widths of a shape. Of layers and blocks the last ones go: those of one kind have
-    equally many parameters, else a number of them would not define a size.
+def widths_of(shape: Mapping[str, int], sets: Sequence[GroupSet]) -> dict[str, int]:
+    """Returns the widths of the sets in a shape. Of layers and blocks the last ones go: those of
+    one kind have equally many parameters, else a number of them would not define a size.
     """
     widths: dict[str, int] = {}
     for kind, units in shape.items():

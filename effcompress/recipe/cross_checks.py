@@ -221,6 +221,7 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
         return
     yield from _measure(recipe, prune)
     yield from _gates(recipe, prune)
+    yield from _search(recipe, prune)
     if recipe.train is not None:
         yield from _times(recipe, prune)
 
@@ -232,7 +233,7 @@ def _rotate(recipe: Recipe, prune: PruneSpec) -> Rows:
     what = "prune has no criterion to rank by"
     fix = f"E.g. `criterion: taylor`, or `rotate: {first}` with `space: [hidden]`."
     yield Row(rotate is None, at, what, fix)
-    for key in ("criterion", "gates", "hessian", "selector", "repair"):
+    for key in ("criterion", "gates", "hessian", "selector", "repair", "search"):
         what = f"prune.{key} means nothing with prune.rotate, which ranks directions of the stream"
         yield Row(getattr(prune, key), (*at, key), what, "Remove one of the two.")
     biased = prune.refit and "mean" in prune.refit.needs
@@ -315,6 +316,20 @@ def _gates(recipe: Recipe, prune: PruneSpec) -> Rows:
     what = f"prune.schedule '{prune.schedule.name}' does not cut everything at once when the gates "
     what += "have been learned"
     yield Row(first or not whole, ("prune", "schedule"), what, "Write `schedule: at_end`.")
+
+
+def _search(recipe: Recipe, prune: PruneSpec) -> Rows:
+    """A shape is searched for where its size is named, and cut to at once."""
+    if prune.search is None:
+        return
+    what = "prune.search looks for a shape, and prune.target names one"
+    fix = "Write `target: {params: ...}`, or remove `search`."
+    yield Row(prune.target.shape, ("prune", "target", "shape"), what, fix)
+    what = "prune.search tries shapes on calibration text, and none is read"
+    fix = "Write `measure: {source: calibration}` under prune."
+    yield Row(prune.measure.source != "calibration", ("prune", "measure", "source"), what, fix)
+    what = "prune.search: one saliency ranks the units of all shapes, but prune.schedule cuts later"
+    yield _at_once(recipe, what, "or remove `search`.")
 
 
 def _learned(criterion: Plugin) -> bool:

@@ -335,6 +335,26 @@ class Absorbed(Recorded, event="absorbed"):
     max_logit_difference: float
 
 
+class TriedShape(Recorded):
+    """A shape that a search has tried: units left of each kind, parameters, and the loss of the
+    masked model in nats per token.
+    """
+
+    units: Mapping[str, int]
+    params: int
+    loss: float
+
+
+class Search(Recorded, event="search"):
+    """Shapes were tried on so many calibration sequences; ``chosen`` is the target from now on."""
+
+    step: int = 0
+    tried: tuple[TriedShape, ...]
+    chosen: Mapping[str, int]
+    sequences: int
+    seconds: float
+
+
 class Compiled(Recorded, event="compiled"):
     """Layers were compiled; ``graphs`` counts all so far."""
 
@@ -407,7 +427,9 @@ class Other:
 
 Costly = Cut | Commit | Sparsify | Refit | Rotated
 """Events of pruning whose time and peak memory are recorded."""
-InTraining = Step | Stage | Mixture | Calibration | Approximate | Gates | Absorbed | Compiled
+InTraining = (
+    Step | Stage | Mixture | Calibration | Search | Approximate | Gates | Absorbed | Compiled
+)
 AtStep = Costly | InTraining | Checkpoint
 """Events that happen at an optimizer step."""
 Event = AtStep | Run | Evaluation | Export | Proof | Warn | End | Other

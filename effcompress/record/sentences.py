@@ -50,6 +50,13 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
                 f"residual stream sliced from {event.channels} to {event.width} channels; at least "
                 f"{100 * kept:.2f} % of its energy stays"
             )
+        case events.Search():
+            best = min(event.tried, key=lambda shape: shape.loss)
+            units = ", ".join(f"{of(kind).short} {n}" for kind, n in event.chosen.items())
+            return (
+                f"shape: {units}; {count(best.params)} parameters, loss {best.loss:.3f}, the "
+                f"lowest of {len(event.tried)} shapes"
+            )
         case events.Compiled():
             return f"layers compiled, {event.graphs} graphs so far"
         case events.Sparsify():

@@ -40,6 +40,10 @@ class Inputs(Protocol):
 
     def shorten(self, param: str, keep: Tensor) -> None: ...
 
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
 
 @torch.no_grad()
 def compensate(

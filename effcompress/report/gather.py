@@ -23,6 +23,7 @@ class Record:
     mixtures: tuple[events.Mixture, ...] = ()
     gates: tuple[events.Gates, ...] = ()
     absorbed: events.Absorbed | None = None
+    search: events.Search | None = None
     sparsified: events.Sparsify | None = None
     rotated: events.Rotated | None = None
     before: events.Evaluation | None = None
@@ -126,6 +127,7 @@ def gather(folder: Path) -> Record:
         mixtures=of_type(found, events.Mixture),
         gates=of_type(found, events.Gates),
         absorbed=next(iter(of_type(found, events.Absorbed)[-1:]), None),
+        search=next(iter(of_type(found, events.Search)), None),
         sparsified=next(iter(of_type(found, events.Sparsify)), None),
         rotated=next(iter(of_type(found, events.Rotated)), None),
         before=evaluations.get("before"),

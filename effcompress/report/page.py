@@ -72,6 +72,7 @@ def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
         warnings=warnings,
         pictures={name: picture.svg for name, picture in drawn.items()},
         tasks=words.tasks(record),
+        shapes=words.shapes(record),
         generations=[
             (
                 f"{title}, {readable.count(one.params)} parameters",

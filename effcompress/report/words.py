@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
+from effcompress.answer import Table
 from effcompress.record import readable
 from effcompress.record.events import Evaluation, Sparsify, TaskMean, Tasks, TaskScore
+from effcompress.record.kind_labels import of
 from effcompress.report.gather import Record
 
 METHOD = {
@@ -337,3 +339,26 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
+
+
+def shapes(record: Record) -> Table | None:
+    """The shapes that a search tried, the best first; None where none was searched for."""
+    if (found := record.search) is None:
+        return None
+    kinds = [*found.chosen]
+    tried = sorted(found.tried, key=lambda shape: shape.loss)
+    rows = [
+        (
+            *(str(shape.units[kind]) for kind in kinds),
+            readable.exact_count(shape.params),
+            f"{shape.loss:.4f}",
+            "taken" if shape.units == found.chosen else "",
+        )
+        for shape in tried
+    ]
+    title = (
+        f"The largest shapes of the grid that are not above the target; loss in nats per token of "
+        f"the masked model on {found.sequences} calibration sequences."
+    )
+    columns = (*(of(kind).short for kind in kinds), "parameters", "loss", "")
+    return Table(title, columns, tuple(rows))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from effcompress.data import digest
 from effcompress.distributed.world import ALONE
-from effcompress.injectable import BACKWARD
+from effcompress.injectable import ABLATED, BACKWARD
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.measure.stats import TrainingStats, collect, from_training
@@ -22,6 +22,7 @@ from effcompress.record.events import Calibration
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
+from effcompress.runner.ablation import loss_increases
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
@@ -59,7 +60,7 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     """Measures on all tokens of the calibration text; ``scores`` are in physical order."""
     with closing(_Listeners(state, prune)) as listeners:
         needs = BACKWARD.intersection(prune.saliency.needs)
-        if needs or listeners.contexts:
+        if needs or listeners.contexts or ABLATED.intersection(prune.saliency.needs):
             ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
         else:  # a criterion of weights alone
             ids_NT, positions_NT = state.probe_BT[:0], None
@@ -68,6 +69,10 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         stats = collect(state.module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
     sets, criterion = state.pruned.sets, prune.saliency
     of_layers = listeners.layers.read() if listeners.layers else {}
+    if ABLATED.intersection(prune.saliency.needs):
+        some = slice(prune.measure.ablation_sequences)
+        text = ids_NT[some], None if positions_NT is None else positions_NT[some]
+        of_layers |= {"loss_increase": loss_increases(state, *text, log)}
     if listeners.masks is not None:
         scores = listeners.world.total(listeners.found)
         require_finite(scores, criterion)

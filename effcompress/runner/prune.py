@@ -24,6 +24,7 @@ from effcompress.runner.gates import absorbing
 from effcompress.runner.measuring import Measured, measured, ready
 from effcompress.runner.recovery import refit_event
 from effcompress.runner.resources import Meter, Spent
+from effcompress.runner.search import search_event
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
@@ -82,10 +83,14 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     Raises RunError where every saliency is zero, and where no candidate is left and the target is
     missed by more than 0.5 %.
     """
-    target, meter = state.target_params, Meter(state.device)
+    meter = Meter(state.device)
     found = measured(state, prune, log)
     _require_ranked(state, prune, found.scores, log)
     _observe(state, prune, due, found)
+    if prune.search is not None and not state.shape:
+        search_event(state, prune, found, log)
+        due = replace(due, params=state.target_params)
+    target = state.target_params
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
     choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
     if choice.plan:

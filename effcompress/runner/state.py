@@ -22,13 +22,13 @@ from effcompress.model.cache import cache_root
 from effcompress.model.load import LoadedModel
 from effcompress.network.gates import LearnedGates
 from effcompress.network.pruned_model import PrunedModel
-from effcompress.network.shapes import target_of
+from effcompress.network.shapes import target_of, wanted
 from effcompress.recompute import recompute_layers
 from effcompress.removal.optimizer import forget
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.saliency.average import ScoreAverage
 from effcompress.selection.candidates import positions
-from effcompress.spec import LoraSpec, MeasureSpec, Recipe
+from effcompress.spec import LoraSpec, MeasureSpec, Recipe, TargetSpec
 from effcompress.train import Objective, next_token, optimizer
 from effcompress.train.compiled import CompiledLayers
 from effcompress.train.lora import Lora, is_update, plain_name, updates
@@ -45,13 +45,14 @@ COUNTERS = (
     "sparse",
     "reference",
     "dominant",
+    "shape",
     "seconds",
 )
 """Counters and flags of a run; plain JSON values."""
 VALUES: dict[str, Any] = {
     **{"step": 0, "tokens": 0, "groups_cut?": 0, "removed?": {}, "since_commit?": 0},
     **{"target_reached?": False, "left_out?": 0, "sparse?": [""], "seconds?": 0.0},
-    **{"reference?": None, "dominant?": [""]},
+    **{"reference?": None, "dominant?": [""], "shape?": {}},
     "stream": {"seed": 0, "read": {}, "windows": {}, "mixture?": None},
     "depth": {"layers": [0], "absent": [""]},
     "epsilons": [0.0],
@@ -107,8 +108,11 @@ class RunState:
         if recipe.loop and recipe.loop.recompute:
             recompute_layers(self.module)
         self.parent_params = self.pruned.parent.count()
-        wanted = target_of(prune, self.pruned.parent, self.pruned.parent_sets, self.pruned.config)
-        self.target_params = self.parent_params if wanted is None else wanted
+        of = self.pruned.parent, self.pruned.parent_sets, self.pruned.config
+        target = target_of(prune, *of)
+        self.target_params = self.parent_params if target is None else target
+        self.shape: dict[str, int] = {}
+        """Kind -> units left, once `prune.search` has found them."""
         measure = prune.measure if prune else MeasureSpec()
         self.gates: LearnedGates | None = None
         """Until the cut, where the recipe learns masks."""
@@ -199,6 +203,13 @@ class RunState:
     def params(self) -> int:
         """Parameters of the model as a function: masked units do not count."""
         return self.pruned.params
+
+    def take_shape(self, units: Mapping[str, int]) -> None:
+        """Makes a shape the target."""
+        target = TargetSpec(shape=dict(units))
+        self.shape = dict(units)
+        self.pruned.bound(target)
+        self.target_params = wanted(target, self.pruned.parent, self.pruned.parent_sets)
 
     @property
     def flops_per_token(self) -> float:
@@ -315,11 +326,27 @@ class RunState:
             self.gates.forward.close()
             self.gates = None
 
+    def _restore_optimizer(self, moments: Mapping[str, Tensor]) -> None:
+        if self.optimizer is None:
+            return
+        forget(self.optimizer, self.module)
+        params = self.pruned.parameters()
+        for key, value in moments.items():
+            field, _, name = key.partition("/")
+            p = params[name]
+            same = value.shape == p.shape
+            # Only the fused AdamW keeps its step count beside the parameter.
+            if same or (self.recipe.loop and self.recipe.loop.fused):
+                value = value.to(p.device)
+            self.optimizer.state[p][field] = shard_like(value, p) if same else value
+
     def restore(self, saved: Saved) -> None:
         """Restores the state of ``snapshot`` bit for bit; shapes come from the checkpoint."""
         values, tensors = saved.values, saved.tensors
         for key in COUNTERS:
             setattr(self, key, values.get(key, getattr(self, key)))  # older ones lack some
+        if self.shape:
+            self.take_shape(self.shape)
         self.unwrap()
         self.stream.load_state_dict(values["stream"])
         self._restore_selector(values)
@@ -331,17 +358,7 @@ class RunState:
             held = updates(self.module)
             for name, value in saved.part("lora/").items():
                 held[name].data.copy_(value)
-        if self.optimizer is not None:
-            forget(self.optimizer, self.module)
-            params = self.pruned.parameters()
-            for key, value in saved.part("optimizer/").items():
-                field, _, name = key.partition("/")
-                p = params[name]
-                same = value.shape == p.shape
-                # Only the fused AdamW keeps its step count beside the parameter.
-                if same or (self.recipe.loop and self.recipe.loop.fused):
-                    value = value.to(p.device)
-                self.optimizer.state[p][field] = shard_like(value, p) if same else value
+        self._restore_optimizer(saved.part("optimizer/"))
         self.average.load_state_dict(saved.part("saliency/"))
         self._restore_gates(saved.part("gates/"))
         self.zeros = {k: t.to(self.device) for k, t in saved.part("zeros/").items()}

@@ -53,6 +53,8 @@ CRITERION = "{name: taylor, order: first}"
 SCHEDULE = "{name: continuous, every: 4}"
 
 ROTATE = "  rotate: turn\n  measure: {source: calibration}\n"
+CALIBRATED = "  measure: {source: calibration}\n"
+SEARCH = "  search: {top: 3}\n" + CALIBRATED
 GATES = "  gates: {gate: half, constraint: none}\n"
 LEARNED = (CRITERION, "learned", SCHEDULE, "when_done", "  space:\n", GATES + "  space:\n")
 
@@ -76,6 +78,15 @@ def rotating(*pairs: str) -> str:
     text = edit(
         SPACE, "  space: [hidden]\n", f"  criterion: {CRITERION}\n", ROTATE, SCHEDULE, "once"
     )
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+def searching(*pairs: str) -> str:
+    """A recipe that looks for a shape, edited."""
+    text = edit(CRITERION, "magnitude", SCHEDULE, "once", "  space:\n", SEARCH + "  space:\n")
     for old, new in zip(pairs[::2], pairs[1::2], strict=True):
         assert old in text, old
         text = text.replace(old, new)
@@ -155,6 +166,16 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         edit("train:\n", "train:\n  continued: {batch_size: 4}\n"),
         "continued",
         "no continued stage",
+    ),
+    # a search for the shape
+    "a search for a shape that is named": located(
+        searching(TARGET, "{shape: {ffn: 2, attention: 2}}"), "target", "prune.target names one"
+    ),
+    "a search without calibration": located(
+        searching(CALIBRATED, "  measure: {source: training}\n"), "measure", "and none is read"
+    ),
+    "a search while pruning goes on": located(
+        searching("schedule: once", f"schedule: {SCHEDULE}"), "schedule", "cuts later"
     ),
     # documents
     "padding while pruning": located(

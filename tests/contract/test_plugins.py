@@ -28,6 +28,7 @@ METHODS = (
     *("adapt.?accel", "efficientllm", "mask_fisher", "mask_taylor", "least_squares"),
     *("sheared", r"cofi\b", "hard_concrete", "lagrangian", "learned_gates", "common_offset"),
     *("block_influence", "depth_order", "obs_update", "obs_bias", "bias_mean", "cost_aware"),
+    *("2ssp", "two_ssp", "sequence_norm", "width_first", "two_stages"),
 )
 
 

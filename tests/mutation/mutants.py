@@ -36,6 +36,62 @@ class Mutant:
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
+        "effcompress/runner/ablation.py",
+        "found[name] = loss() - whole",
+        "found[name] = loss()",
+        ("tests/plugins/test_two_ssp.py::test_the_loss_is_that_of_a_model_without",),
+        "a loss is taken for a rise of the loss",
+    ),
+    Mutant(
+        "plugins/two_ssp.py",
+        "norm_I = x.square().sum(0).sqrt()",
+        "norm_I = x.square().mean(0).sqrt()",
+        ("tests/plugins/test_two_ssp.py::test_the_norm_is_averaged_over_sequences",),
+        "short sequences count as much as long ones",
+    ),
+    Mutant(
+        "plugins/two_ssp.py",
+        "return score_K + span * (begun_K == 1)",
+        "return score_K",
+        ("tests/plugins/test_two_ssp.py::test_width_goes_first_and_then_what_is_least",),
+        "blocks go before widths",
+    ),
+    Mutant(
+        "effcompress/network/shape_search.py",
+        "least = math.ceil(most * (1 - fraction) - 1e-9)",
+        "least = math.floor(most * (1 - fraction))",
+        ("tests/network/test_shape_search.py::test_the_largest_shapes_of_the_grid",),
+        "a search removes more of a width than it may",
+    ),
+    Mutant(
+        "effcompress/network/shape_search.py",
+        "key=lambda shape: (-shape.params, *shape.units.values()),",
+        "key=lambda shape: (shape.params, *shape.units.values()),",
+        ("tests/network/test_shape_search.py::test_the_largest_shapes_of_the_grid",),
+        "a search tries the smallest shapes",
+    ),
+    Mutant(
+        "effcompress/network/pruned_model.py",
+        "                norm.epsilon = epsilon\n            attend(",
+        "                pass\n            attend(",
+        ("tests/network/test_shape_search.py::test_a_trial_leaves_no_trace",),
+        "norms keep the epsilon of a shape that was only tried",
+    ),
+    Mutant(
+        "effcompress/runner/search.py",
+        "best = min(tried, key=lambda shape: shape.loss)",
+        "best = min(tried, key=lambda shape: shape.params)",
+        ("tests/runner/test_search.py::test_the_shape_of_the_lowest_loss_is_taken",),
+        "the smallest shape is taken, not the best",
+    ),
+    Mutant(
+        "effcompress/runner/search.py",
+        "text = state.recipe.seed + OTHER_DRAW",
+        "text = state.recipe.seed",
+        ("tests/runner/test_search.py::test_the_record_names_the_text_of_the_search",),
+        "the record names the text that units are ranked on as that of the search",
+    ),
+    Mutant(
         "effcompress/types.py",
         "names = self.absent | frozenset(gone)",
         "names = frozenset(gone)",

@@ -1,0 +1,72 @@
+"""The search for a shape: the largest shapes of a grid are masked one after the other, and the one
+of the lowest loss becomes the target (``prune.search``).
+"""
+
+import time
+
+from effcompress.data import digest
+from effcompress.evaluation import perplexity
+from effcompress.network.shape_search import SizedShape, largest_shapes
+from effcompress.network.shapes import bounded
+from effcompress.record import events
+from effcompress.record.log import Log
+from effcompress.runner.measuring import Measured
+from effcompress.runner.state import RunState
+from effcompress.selection.choose import choose
+from effcompress.spec import PruneSpec, SearchSpec, TargetSpec
+from effcompress.types import Due, Plan
+
+OTHER_DRAW = 1
+"""Added to the seed: shapes are tried on another draw of calibration text than units are ranked
+on.
+"""
+
+
+def search_event(state: RunState, prune: PruneSpec, found: Measured, log: Log) -> None:
+    """Tries the shapes and takes the best; the model is as before. Rank 0 tries and decides."""
+    search, started = prune.search, time.monotonic()
+    assert search is not None
+    text = state.recipe.seed + OTHER_DRAW
+    ids_NT = state.corpus.calibration(search.sequences, text)
+    count, tokens = ids_NT.shape[0], ids_NT.numel()
+    log.event(
+        events.Calibration(step=state.step, sequences=count, tokens=tokens, hash=digest(ids_NT))
+    )
+    tried = state.world.agree(lambda: _tried(state, prune, search, found, log))
+    best = min(tried, key=lambda shape: shape.loss)
+    state.take_shape(best.units)
+    log.event(
+        events.Search(
+            step=state.step,
+            tried=tuple(tried),
+            chosen=best.units,
+            sequences=count,
+            seconds=time.monotonic() - started,
+        )
+    )
+
+
+def _tried(
+    state: RunState, prune: PruneSpec, search: SearchSpec, found: Measured, log: Log
+) -> list[events.TriedShape]:
+    """Returns the shapes with the loss of the masked model, in nats per token."""
+    pruned, of = state.pruned, (search.sequences, state.recipe.seed + OTHER_DRAW)
+    ids_NT, positions_NT = state.corpus.calibration(*of), state.corpus.calibration_positions(*of)
+    shapes = largest_shapes(pruned.parent, pruned.parent_sets, search, state.target_params)
+    tried = []
+    for number, shape in enumerate(shapes, 1):
+        plan = _plan(state, prune, shape, found)
+        with pruned.trial(plan, repairs=prune.repair, inputs=found.inputs):
+            loss = perplexity(state.module, ids_NT, 1, positions_NT=positions_NT).loss
+        tried.append(events.TriedShape(units=shape.units, params=shape.params, loss=loss))
+        log.progress("shape", number, len(shapes))
+    return tried
+
+
+def _plan(state: RunState, prune: PruneSpec, shape: SizedShape, found: Measured) -> Plan:
+    """Returns what would be cut for a shape: the least salient units of every set."""
+    assert prune.selector is not None, "recipe.load fills in the default selector"
+    sets = bounded(state.pruned.parent_sets, TargetSpec(shape=shape.units))
+    due = Due(params=shape.params)
+    known = shape.params, prune.selector, state.selector_state, state.begun
+    return choose(sets, state.pruned.parent, found.scores, due, *known).plan
