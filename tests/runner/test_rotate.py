@@ -85,6 +85,10 @@ def test_a_sliced_model_runs_through(tmp_path: Path, rotate: str) -> None:
     assert config["pruned"]["stream"]["channels"] == 32
     (proof,) = events(tmp_path / "run", "proof")
     assert proof["tokens_equal"] and proof["cache_equal"]
+    lines = (tmp_path / "run" / "pictures" / "energy.csv").read_text().splitlines()
+    assert len(lines) == 1 + 5  # two blocks of two layers, and behind the last
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "32 \u2192 24 channels" in page and "Energy that stays, at least" in page
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
