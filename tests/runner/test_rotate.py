@@ -86,7 +86,7 @@ def test_a_sliced_model_runs_through(tmp_path: Path, rotate: str) -> None:
     (proof,) = events(tmp_path / "run", "proof")
     assert proof["tokens_equal"] and proof["cache_equal"]
     lines = (tmp_path / "run" / "pictures" / "energy.csv").read_text().splitlines()
-    assert len(lines) == 1 + 5  # two blocks of two layers, and behind the last
+    assert len(lines) == 1 + 3  # two layers, and the stream behind them
     page = (tmp_path / "run" / "report.html").read_text()
     assert "32 \u2192 24 channels" in page and "Energy that stays, at least" in page
 
