@@ -11,6 +11,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "the mini-groups; the criterion then returns [O, I] or [I]. None for layers and blocks",
         "input_norm": "[I] root of the mean of its square",
         "input_variance": "[I] its variance",
+        "routed": "[E] number of calibration tokens that the router sends to each expert of a "
+        "layer; the criterion, which is one of experts, returns [E]",
         "loss_increase": "[1] by how many nats per token the loss on calibration text rises "
         "without this layer or block (prune.measure.ablation_sequences). None for other kinds",
         "kind": "kind of the mini-groups (attention, ffn, ...)",
@@ -38,6 +40,10 @@ INPUTS: dict[str, dict[str, str]] = {
         "x": "[T, I] what a linear layer reads, one calibration sequence, in fp64",
         "before": "[T, hidden] the residual stream in front of a layer or block, in fp64",
         "after": "[T, hidden] the stream behind it",
+        "output": "[T, hidden] what one expert returns for the tokens of a sequence that are sent "
+        "to it, before the router's weight, in fp64",
+        "gate": "[T] the router's weight of that expert, as the model multiplies by it",
+        "gates": "[T, K] the router's weights of all experts of these tokens",
         "state": "what the statistic returned for the sequence before, None for the first. Without "
         "`state` it returns one value per token ([T, I] or [T]), and the engine averages; with it "
         "the value so far ([I] or [1]), or a tuple that begins with it",
@@ -92,6 +98,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "gram": "[I, I] running mean of x x^T over the tokens that it read",
         "mean": "[I] running mean of x; the repair then returns the weight and what its bias gains",
         "gone": "[p] which of the inputs go",
+        "output_mean": "[hidden] mean of what an expert that goes returns for the calibration "
+        "tokens sent to it; alone, and the repair returns the constant in its place, [hidden]",
     },
     "sparsifier": {
         "weight": "[O, I] of a linear layer",
@@ -147,6 +155,8 @@ BACKWARD = frozenset({"grad", "hess", "mask_grad"})
 """What criteria take from a backward pass."""
 READ = frozenset({"input_mean", "input_norm", "input_variance"})
 """What criteria take from forward passes over calibration text, of what linear layers read."""
+ROUTED = frozenset({"routed"})
+"""What criteria take from them of the router of a mixture of experts."""
 ABLATED = frozenset({"loss_increase"})
 """What criteria take of layers and blocks from passes without one of them."""
 PLACE = frozenset({"kind", "layer", "positions"})

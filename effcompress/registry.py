@@ -28,6 +28,7 @@ from effcompress.injectable import (
     INPUTS,
     PLACE,
     READ,
+    ROUTED,
     WITH_STATISTICS,
 )
 from effcompress.types import Due
@@ -53,6 +54,10 @@ COMPANIONS = {
 }
 """Kind -> what its decorator takes beside the function: another function of the same plugin."""
 
+
+STREAM, OUTPUT = frozenset({"before", "after"}), frozenset({"output", "gate", "gates"})
+SOURCES = (frozenset({"x"}), STREAM, OUTPUT)
+"""What statistics are functions of: inputs of linear layers, the residual stream, experts."""
 
 Knob = inspect.Parameter
 """A keyword-only parameter, its annotation evaluated. Where the default is ``empty``, a recipe must
@@ -95,7 +100,12 @@ class Plugin:
     @property
     def of_layers(self) -> dict[str, Plugin]:
         """Its statistics of the residual stream before and after layers and blocks."""
-        return {name: s for name, s in self.statistics.items() if "x" not in s.needs}
+        return {name: s for name, s in self.statistics.items() if STREAM.intersection(s.needs)}
+
+    @property
+    def of_experts(self) -> dict[str, Plugin]:
+        """Its statistics of the outputs of a mixture's experts."""
+        return {name: s for name, s in self.statistics.items() if OUTPUT.intersection(s.needs)}
 
     @property
     def reads_inputs(self) -> bool:
@@ -103,9 +113,15 @@ class Plugin:
         return bool(self.of_inputs) or bool(READ.intersection(self.needs))
 
     @property
+    def reads_experts(self) -> bool:
+        """Whether it needs a statistic of experts, or how many tokens each was sent."""
+        return bool(self.of_experts) or bool(ROUTED.intersection(self.needs))
+
+    @property
     def reads_forward(self) -> bool:
         """Whether it needs forward passes over calibration text, or only where a mini-group is."""
-        return self.reads_inputs or bool(self.statistics) or self._asks(PLACE | ABLATED)
+        measured = self.reads_inputs or self.reads_experts or bool(self.statistics)
+        return measured or self._asks(PLACE | ABLATED)
 
     @property
     def says_of_depth(self) -> bool:
@@ -469,10 +485,11 @@ def _companion(plugin: Plugin, function: Callable[..., Any]) -> Plugin:
 
 def _require_one_source(plugin: Plugin) -> None:
     """Raises PluginError for a criterion whose inputs are not measured together, and a statistic
-    that takes inputs of linear layers and of the stream.
+    that is not of linear layers' inputs, the stream or experts alone.
     """
     needs = plugin.needs
-    forward = [n for n in needs if n in READ | PLACE | ABLATED or n in plugin.statistics]
+    engine = READ | ROUTED | PLACE | ABLATED
+    forward = [n for n in needs if n in engine or n in plugin.statistics]
     backward = BACKWARD.intersection(needs)
     what = fix = ""
     alone = [n for n in ("mask_grad", "logit") if plugin.kind == "criterion" and n in needs]
@@ -483,10 +500,18 @@ def _require_one_source(plugin: Plugin) -> None:
     elif plugin.kind == "criterion" and forward and backward:
         what = f"{min(forward)} is measured layer by layer, {min(backward)} is not"
         fix = "Take one of the two."
-    elif plugin.kind == "statistic" and ("x" in needs) == bool({"before", "after"} & set(needs)):
-        what = "it is either of what linear layers read (x) or of the residual stream "
-        what += "(before, after)"
-        fix = "Take x, or before and after."
+    elif (
+        plugin.kind == "statistic" and sum(bool(s & {*needs}) for s in ({"x"}, STREAM, OUTPUT)) != 1
+    ):
+        what = (
+            "it is either of what linear layers read (x), of the residual stream (before, after) "
+        )
+        what += "or of experts (output, gate, gates)"
+        fix = "Take x, or before and after, or output and what the router says of it."
+    elif plugin.kind == "selector" and plugin.of_layers != plugin.statistics:
+        other = next(n for n in plugin.statistics if n not in plugin.of_layers)
+        what = f"its observe takes {other}, which is no statistic of layers"
+        fix = "Take a statistic of before and after."
     if what:
         said = f"{plugin.kind} '{plugin.name}': {what}"
         raise PluginError(said, where=plugin.where, fix=fix)

@@ -255,8 +255,8 @@ class MeasureSpec:
         4,
     )
     propagate: bool = key(
-        "calibration, criteria of layer inputs: each layer is scored on the outputs of the already "
-        "pruned layers before it. How many units go is decided on the unpruned model",
+        "calibration, criteria of layer inputs or experts: each layer is scored on the outputs of "
+        "the already pruned layers before it. How many units go is decided on the unpruned model",
         False,
     )
     gram_tokens: int = key(

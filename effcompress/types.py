@@ -199,10 +199,24 @@ class Family:
     epsilon_attribute: str = "variance_epsilon"
     router: str = ""
     """The router of a mixture of experts (pattern)."""
+    experts: str = ""
+    """The module that holds all experts of a layer (pattern)."""
+    expert_inputs: int = 2
+    """The input dimension of its three-dimensional weights (gpt-oss: 1)."""
     floors: Mapping[str, Callable[[Config], int]] = field(
         default_factory=dict[str, Callable[[Config], int]]
     )
     """Axis kind -> minimum width, whatever the recipe says (experts: as many as per token)."""
+    parts: Mapping[str, Callable[[Config], int]] = field(
+        default_factory=dict[str, Callable[[Config], int]]
+    )
+    """Axis kind -> equal stretches of its units that always lose equally many (the groups of a
+    router that first chooses among groups of experts).
+    """
+    derived: Mapping[str, Callable[[Config, Widths], int]] = field(
+        default_factory=dict[str, Callable[[Config, Widths], int]]
+    )
+    """Axis kind that is never cut -> its width as the stock class derives it from others."""
     fixed: tuple[str, ...] = ("vocab", "head_dim")
     """Axis kinds that no removal touches."""
     approximate: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -316,6 +330,7 @@ class Limits(TypedDict, total=False):
     round_to: int
     floor: int
     finish_on: int
+    parts: int
     after: float
     until: float
 
@@ -327,8 +342,9 @@ class GroupSet:
     Scope ``lockstep``: every set of a kind loses equally many; ``per_layer``: each set is cut on
     its own; ``global``: the sets of a kind are one pool, cut by saliency, of which ``floor`` units
     stay. A set keeps ``minimum`` units, and every width on the way is a multiple of ``round_to``.
-    With ``finish_on``, units are cut one at a time and the final width is a multiple of it. The
-    units are candidates while the removed fraction of the model's parameters is in
+    With ``finish_on``, units are cut one at a time and the final width is a multiple of it. Of
+    each of ``parts`` equal stretches equally many units go, one of each at a time. The units are
+    candidates while the removed fraction of the model's parameters is in
     ``[after, until)``.
     """
 
@@ -342,6 +358,7 @@ class GroupSet:
     round_to: int = 1
     floor: int = 0
     finish_on: int = 1
+    parts: int = 1
     after: float = 0.0
     until: float = 1.0
 
@@ -382,6 +399,8 @@ class AxisMap:
     """Parameter -> the layer and the sublayer (as axis names) that it is removed with."""
     floors: Widths = field(default_factory=dict[str, int])
     """Axis kind -> minimum width."""
+    parts: Widths = field(default_factory=dict[str, int])
+    """Axis kind -> stretches of its units that lose equally many."""
     no_depth: str = ""
     """Why layers cannot be removed; empty when they can."""
 
@@ -398,6 +417,8 @@ class AxisMap:
         last = max(self.depth.layers, default=-1) + 1
         skipped = {i + last if i < 0 else i for i in skip_layers}
         minimum = max(limits.get("minimum", 1), self.floors.get(kind, 0))
+        limits["parts"] = self.parts.get(kind, 1)
+        limits["round_to"] = math.lcm(limits.get("round_to", 1), limits["parts"])
         for name in self.axes(kind):
             if (layer := axis_layer(name)) not in skipped:
                 limits["minimum"] = min(minimum, self.widths[name])

@@ -44,8 +44,12 @@ GROUPED = (
     "olmo2",
     "mixtral",
     "qwen3_moe",
+    "gpt_oss",
+    "glm4_moe",
 )
 """Families that may share a KV head among queries."""
+MIXTURES = {"mixtral": (0, 1, 2), "qwen3_moe": (0, 2), "gpt_oss": (0, 1, 2), "glm4_moe": (1, 2)}
+"""Family -> layers of the toy that are a mixture of experts."""
 PLAIN = ("gpt_neox", "opt", "gpt2")
 FAMILIES = (*GROUPED, *PLAIN)
 OWN: dict[str, dict[str, Any]] = {
@@ -55,6 +59,17 @@ OWN: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 28,
         "mlp_only_layers": [1],
+    },
+    "gpt_oss": {
+        **{"num_local_experts": 5, "num_experts_per_tok": 2, "attention_bias": True},
+        **{"sliding_window": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    # Two groups of four experts, of which the router chooses one.
+    "glm4_moe": {
+        **{"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1},
+        **{"moe_intermediate_size": 28, "n_shared_experts": 1, "first_k_dense_replace": 1},
+        **{"use_qk_norm": True, "routed_scaling_factor": 1.5},
     },
     "gpt_neox": {"hidden_dropout": 0.0},
     "opt": {"ffn_dim": 40, "word_embed_proj_dim": 48, "dropout": 0.0},
@@ -160,6 +175,9 @@ def tiny(name: str = "gqa_tied", dtype: torch.dtype = torch.float32, **more: Any
                 p.data.uniform_(0.5, 1.5)
             else:
                 p.data.normal_(0, 0.2)
+        for name, b in model.named_buffers():
+            if "correction_bias" in name:  # of a router's selection
+                b.data.uniform_(-0.1, 0.1)
     return model.to(dtype).eval()
 
 
@@ -192,6 +210,24 @@ def with_exact_norms(
             if type(child).__name__.endswith("RMSNorm"):
                 setattr(parent, name, make(child))
     return model
+
+
+def unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routers of the library round to fp32 on their way; that would hide differences."""
+    softmax, float_, type_ = torch.nn.functional.softmax, torch.Tensor.float, torch.Tensor.type
+
+    def plain(x: torch.Tensor, dim: int = -1, dtype: Any = None, **more: Any) -> torch.Tensor:
+        return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **more)
+
+    def kept(x: torch.Tensor, *args: Any) -> Any:
+        narrow = x.dtype == torch.float64 and args == (torch.float32,)
+        return x if narrow else type_(x, *args)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", plain)
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else float_(x)
+    )
+    monkeypatch.setattr(torch.Tensor, "type", kept)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ NAMES = {
     "olmo2": "OLMo 2",
     "mixtral": "Mixtral",
     "qwen3_moe": "Qwen3-MoE",
+    "gpt_oss": "gpt-oss",
+    "glm4_moe": "GLM-4.5",
     "gpt_neox": "GPT-NeoX, Pythia",
     "opt": "OPT",
     "gpt2": "GPT-2",

@@ -24,7 +24,8 @@ def export(
     """Writes the model into ``folder``: safetensors, configuration, generation config, tokenizer,
     and further text ``files`` by name.
 
-    ``skeleton`` is a stock model on the meta device; ``tensors`` are its parameters by name.
+    ``skeleton`` is a stock model on the meta device; ``tensors`` are its parameters, and buffers
+    that it stores, by name.
     Files are written under a temporary folder and moved into place with ``config.json`` last, so
     after an interruption the folder does not load as a model.
     Returns the bytes written. Raises RunError when names or shapes disagree, or the disk is full.
@@ -59,7 +60,9 @@ def export(
 
 
 def _check(skeleton: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    wanted = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
+    stored = skeleton.state_dict().keys()
+    held = [(name, b) for name, b in skeleton.named_buffers() if name in stored]
+    wanted = {name: tuple(p.shape) for name, p in (*skeleton.named_parameters(), *held)}
     given = {name: tuple(t.shape) for name, t in tensors.items()}
     for name in sorted(wanted.keys() | given.keys()):
         if wanted.get(name) != given.get(name):

@@ -114,6 +114,11 @@ def refusal(form: str, family: Family, config: Config, widths: Widths) -> str:
     for kind, multiple in family.multiples.items() if form == "uniform" else ():
         if widths.get(kind, 0) % multiple:
             return f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it"
+    if config.get("novices"):
+        return "constants take the place of experts, which no stock class knows"
+    for kind, width in family.derived.items() if form == "uniform" else ():
+        if kind in widths and widths[kind] != (wanted := width(config, widths)):
+            return f"{kind} {widths[kind]} stays, and the stock class makes {wanted} of it"
     if not family.whole_heads(config):
         return ""
     hidden, heads = widths["hidden"], widths["attention"] * widths.get("query", 1)

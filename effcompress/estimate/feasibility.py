@@ -3,13 +3,14 @@
 This is asked before weights are loaded or torch is imported.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from effcompress import groups
 from effcompress.errors import CoverageError, RecipeError, SourceError, did_you_mean
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
+from effcompress.model.novices import novel
 from effcompress.model.source import config_of
 from effcompress.network.axis_map import ResolvedModel, family_for, resolve_model
 from effcompress.network.shape_search import SizedShape, largest_shapes, smallest_shape
@@ -17,7 +18,7 @@ from effcompress.network.shapes import bounded, gated_targets, target_of
 from effcompress.network.sliced import sliced_shape
 from effcompress.recipe import LoadedRecipe
 from effcompress.registry import REGISTRY, Plugin
-from effcompress.removal.repairs import for_biases, for_streams
+from effcompress.removal.repairs import for_biases, for_experts, for_streams
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, least
 from effcompress.selection.reachability import TOLERANCE
@@ -53,11 +54,13 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     # A repair that writes biases adds them to layers without: they count as parameters.
     if prune and (for_biases(prune.repair) or for_streams(prune)):
         config = biased(family_for(parent_of(config)), config)
+    if prune and for_experts(prune.repair):
+        config = novel(family_for(parent_of(config)), config)
     found = resolve_model(config)
     axes = found.axes
     if prune and prune.rotate:
         return _sliced(loaded, prune, found)
-    sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []
+    sets = _sets(loaded, axes, prune) if prune else []
     target = target_of(prune, axes, sets, found.config)
     sized = SizedModel(found.config, axes, sets, axes.count(), target)
     if prune is None or prune.search is None or target is None:
@@ -71,6 +74,16 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
         raise _too_coarse(loaded, sized, prune.search, target)
     bounds = bounded(sets, TargetSpec(shape=shapes[0].units))
     return replace(sized, sets=bounds, target=shapes[0].params, shapes=shapes)
+
+
+def _sets(loaded: LoadedRecipe, axes: AxisMap, prune: PruneSpec) -> list[GroupSet]:
+    """Returns the group sets. Raises RecipeError for a shape that they cannot have."""
+    sets = groups.find(axes, prune.space)
+    try:
+        return bounded(sets, prune.target)
+    except CoverageError as error:
+        where = _where(loaded, "prune.target.shape")
+        raise RecipeError(error.what, where=where, fix=error.fix) from error
 
 
 def _too_coarse(
@@ -172,19 +185,27 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
 
 def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
     """Raises RecipeError where a criterion of forward statistics has no score for a group set:
-    statistics of inputs rank widths, those of the residual stream rank layers.
+    statistics of inputs rank widths, those of the residual stream rank layers, those of experts'
+    outputs rank experts.
     """
     plugin = prune.saliency.plugin
-    depth, width = _says_of(plugin)
-    both = ", ".join(p.name for p in REGISTRY.all("criterion") if all(_says_of(p)))
+    says = _says_of(plugin)
+    wanted = dict.fromkeys(_measured_on(s.kind) for s in sized.sets)
+    fit = [p.name for p in REGISTRY.all("criterion") if _says_all(p, wanted)]
+    use = f"Use a criterion of {' and '.join(wanted)} ({', '.join(fit)})" if fit else ""
     for s in sized.sets if plugin.reads_forward else ():
-        if not (depth if s.kind in DEPTH else width):
+        if _measured_on(s.kind) not in says:
             raise RecipeError(
                 f"prune.criterion: '{prune.saliency.name}' says nothing of '{s.name}': it is one "
-                + ("of inputs" if s.kind in DEPTH else "of layers"),
+                f"of {' and '.join(says) or 'places'}",
                 where=loaded.origins.get("prune.criterion.name", str(loaded.path)),
-                fix=f"Use a criterion of both ({both}), or leave this space out.",
+                fix=f"{use}, or leave this space out." if use else "Leave this space out.",
             )
+
+
+def _says_all(plugin: Plugin, wanted: Iterable[str]) -> bool:
+    """Whether a criterion of forward passes scores all that is measured so."""
+    return plugin.reads_forward and {*wanted} <= {*_says_of(plugin)}
 
 
 def _require_gates(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
@@ -230,9 +251,19 @@ def _require_projections(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedMod
         )
 
 
-def _says_of(plugin: Plugin) -> tuple[bool, bool]:
-    """Whether a criterion of forward passes scores layers and blocks, and inputs."""
-    return plugin.says_of_depth, plugin.reads_inputs
+def _measured_on(kind: str) -> str:
+    """Returns what a criterion of forward passes must be one of to score mini-groups of a kind."""
+    return "layers" if kind in DEPTH else "experts" if kind == "expert" else "inputs"
+
+
+def _says_of(plugin: Plugin) -> list[str]:
+    """Returns what a criterion of forward passes scores: layers (and blocks), inputs, experts."""
+    says = {
+        "layers": plugin.says_of_depth,
+        "inputs": plugin.reads_inputs,
+        "experts": plugin.reads_experts,
+    }
+    return [name for name, said in says.items() if said]
 
 
 def _missed(budget: Budget, where: str) -> RecipeError:
@@ -294,7 +325,9 @@ def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, 
 
 
 def _where(loaded: LoadedRecipe, key: str) -> str:
-    origin = loaded.origins.get(key, str(loaded.path))
+    """Returns the line of a key, or of the first one below it."""
+    below = (line for name, line in loaded.origins.items() if name.startswith(f"{key}."))
+    origin = loaded.origins.get(key) or next(below, str(loaded.path))
     return f"--set {key}" if origin == "--set" else origin
 
 
@@ -307,5 +340,5 @@ def _linears(axes: AxisMap, spec: SparsifySpec) -> Iterator[str]:
         router = axes.family.router.replace("{i}", str(j)) + ".weight"
         for param, shape in axes.shapes.items():
             inside = param.startswith(prefix) and i not in skipped
-            if inside and len(shape) == 2 and param != router:
+            if inside and len(shape) == 2 and param != router and not param.endswith("bias"):
                 yield param

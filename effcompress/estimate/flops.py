@@ -73,12 +73,17 @@ def _experts(axes: AxisMap, param: str) -> str:
     return experts[0] if experts and len(axes.shapes[param]) > 2 else ""
 
 
+def _is_bias(param: str) -> bool:
+    return param.endswith("bias")
+
+
 def multiplied(axes: AxisMap) -> list[str]:
     """Returns the matrices that take part in a product; embeddings that are only indexed do not.
 
     With tied embeddings the one table counts: it is the output matrix.
     """
-    matrices = [p for p, shape in axes.shapes.items() if len(shape) > 1]
+    # The biases of all experts of a layer are one matrix, too.
+    matrices = [p for p, shape in axes.shapes.items() if len(shape) > 1 and not _is_bias(p)]
     names = {p: {n for s in axes.by_param[p] for n in s.names} for p in matrices}
     tables = [p for p in matrices if "vocab" in names[p]]
     looked_up = tables[:1] if len(tables) > 1 else []

@@ -41,6 +41,13 @@ class Form:
     why: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     """Further text files of the folder by name."""
+    buffers: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What is stored beside the parameters: biases of the selection among experts."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the folder stores."""
+        return {**self.params, **self.buffers}
 
     @property
     def count(self) -> int:
@@ -85,7 +92,8 @@ def _uniform(pruned: PrunedModel) -> Form:
     # Set only where the parent's own configuration has it.
     healthy = {f: v for f, v in pruned.config.items() if f == pruned.family.epsilon_field}
     files = {scratch.RECORD: scratch.record({**config, **healthy})}
-    return Form("uniform", built.model_type, built.skeleton, params, built.why, files)
+    held = _buffers(pruned, built.skeleton)
+    return Form("uniform", built.model_type, built.skeleton, params, built.why, files, held)
 
 
 def _padded(pruned: PrunedModel) -> Form:
@@ -114,7 +122,8 @@ def _padded(pruned: PrunedModel) -> Form:
         why.append(f"layers differ: {_difference(now)}")
     why += [built.why] if built.why else []
     files = {scratch.RECORD: scratch.record(_exact_config(pruned, {}))}
-    return Form("padded", built.model_type, built.skeleton, params, "; ".join(why), files)
+    held, said = _buffers(pruned, built.skeleton), "; ".join(why)
+    return Form("padded", built.model_type, built.skeleton, params, said, files, held)
 
 
 def _exact(pruned: PrunedModel) -> Form:
@@ -126,7 +135,8 @@ def _exact(pruned: PrunedModel) -> Form:
     params = {name: p.detach().cpu() for name, p in pruned.parameters().items()}
     files = {exact.FILE: exact.modelling_source(config["model_type"])}
     skeleton = exact.exact_skeleton(fields)
-    return Form("exact", fields["model_type"], skeleton, params, why, files)
+    held = _buffers(pruned, skeleton)
+    return Form("exact", fields["model_type"], skeleton, params, why, files, held)
 
 
 def _exact_config(pruned: PrunedModel, epsilons: Mapping[str, float]) -> dict[str, Any]:
@@ -134,13 +144,23 @@ def _exact_config(pruned: PrunedModel, epsilons: Mapping[str, float]) -> dict[st
     differs: Pruned = {
         "shapes": {name: list(shape) for name, shape in axes.shapes.items()},
         "absent": _absent(axes),
-        "attributes": attributes(axes, config),
+        "attributes": _attributes(pruned),
         "epsilons": epsilons,
+        "buffers": {name: list(b.shape) for name, b in pruned.buffers().items()},
     }
     if STREAM in config:
         differs["stream"] = config[STREAM]
     fields = {**config, **depth_fields(pruned.family, config, axes.depth.layers)}
     return exact.exact_config(fields, differs, _per_layer(pruned))
+
+
+def _attributes(pruned: PrunedModel) -> dict[str, dict[str, Any]]:
+    """Returns what modules remember, with the places of experts whose router keeps its rows."""
+    found = attributes(pruned.axes, pruned.config)
+    for path, module in pruned.module.named_modules():
+        if hasattr(module, "place") and hasattr(module, "novices"):
+            found.setdefault(path, {})["place"] = module.place
+    return found
 
 
 def _absent(axes: AxisMap) -> dict[str, list[Part]]:
@@ -192,6 +212,16 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
             fields[family.epsilon_field] = epsilon
         factors |= _fed(pruned, then, epsilon)
     return container(family, fields, then.shapes), _filled(pruned, then, factors)
+
+
+def _buffers(pruned: PrunedModel, skeleton: nn.Module) -> dict[str, Tensor]:
+    """Returns the buffers that the class stores; zeros for those of blocks that are gone."""
+    held, stored = pruned.buffers(), skeleton.state_dict().keys()
+    return {
+        name: held[name].detach().cpu() if name in held else torch.zeros(b.shape, dtype=b.dtype)
+        for name, b in skeleton.named_buffers()
+        if name in stored
+    }
 
 
 def _stretch(norm: Norm, now: AxisMap, then: AxisMap) -> float:

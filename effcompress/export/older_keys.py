@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from effcompress.model.integrity import read_json, tagged
 from effcompress.types import Config, Fields
 
 _RENAMED = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
@@ -23,10 +24,11 @@ _FRACTION = {"gpt_neox": "rotary_pct"}
 def add_older_keys(folder: Path, config_class: type) -> None:
     """Completes config.json of a folder in place; ``config_class`` is its class in transformers."""
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     both = {**config, **older_keys(config)}
     if _read(config_class, both) == _read(config_class, config):
-        path.write_text(json.dumps(both, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        text = json.dumps(tagged(both), indent=2, sort_keys=True)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def older_keys(config: Config) -> Fields:

@@ -64,7 +64,7 @@ def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:
             add_older_keys(work, type(skeleton.config))
 
     with quietly():
-        return checkpoint.export(skeleton, made.params, beside, folder, made.files)
+        return checkpoint.export(skeleton, made.tensors, beside, folder, made.files)
 
 
 def prove(made: Form, pruned: PrunedModel, tokenizer: Any, ids_BT: Tensor, folder: Path) -> Proof:

@@ -140,6 +140,7 @@ def _assemble(
         by_param={k: tuple(v) for k, v in by_param.items()},
         gates=gates,
         floors={kind: floor(config) for kind, floor in family.floors.items()},
+        parts={kind: parts(config) for kind, parts in family.parts.items()},
         no_depth=family.no_depth(config),
     )
 

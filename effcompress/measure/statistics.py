@@ -21,7 +21,7 @@ from effcompress.types import AxisMap
 
 
 @dataclass
-class _Streaming:
+class Streaming:
     """One statistic of one layer, sequence by sequence: a mean of values per token, or the
     statistic's own recursion where it takes ``state``.
     """
@@ -107,7 +107,7 @@ class InputStatistics(InputHooks):
         self._weights = dict(module.named_parameters())
         self._moments = bool(READ.intersection(needs))
         self._statistics = list((statistics or {}).values())
-        self._layers: dict[str, list[_Moments | _Streaming]] = {}
+        self._layers: dict[str, list[_Moments | Streaming]] = {}
         """Owner of an input -> what is measured of it."""
         super().__init__(module, self.params, self._add)
 
@@ -124,7 +124,7 @@ class InputStatistics(InputHooks):
     @torch.no_grad()
     def _add(self, owner: str, x: Tensor) -> None:
         if owner not in self._layers:
-            streams = [_Streaming(plugin) for plugin in self._statistics]
+            streams = [Streaming(plugin) for plugin in self._statistics]
             self._layers[owner] = [*([_Moments()] if self._moments else []), *streams]
         for row_TI in x.reshape(-1, *x.shape[-2:]) if x.dim() > 2 else x[None]:
             x_TI = row_TI.double()
@@ -153,7 +153,7 @@ class LayerStatistics(Hooks):
         """
         super().__init__()
         self._world, self._statistics = world, dict(statistics)
-        self._streams: dict[str, dict[str, _Streaming]] = {name: {} for name in statistics}
+        self._streams: dict[str, dict[str, Streaming]] = {name: {} for name in statistics}
         self._added: dict[str, Tensor] = {}
         family = axes.family
         for j, i in enumerate(axes.depth.layers):
@@ -207,7 +207,7 @@ class LayerStatistics(Hooks):
     @torch.no_grad()
     def _take(self, name: str, before: Tensor, after: Tensor) -> None:
         for statistic, plugin in self._statistics.items():
-            stream = self._streams[statistic].setdefault(name, _Streaming(plugin))
+            stream = self._streams[statistic].setdefault(name, Streaming(plugin))
             for before_TD, after_TD in zip(before.double(), after.double(), strict=True):
                 stream.add(before=before_TD, after=after_TD)
 

@@ -128,12 +128,13 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
 def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | None:
     """The weight by which a part of a block adds to the stream; None where experts do."""
     silent = f"{block.path}.{axes.family.sublayers[part].silent}."
+    sides = [side for side in axes.by_axis["hidden"] if side.param.startswith(silent)]
+    if any(len(axes.shapes[side.param]) > 2 for side in sides):
+        return None
     found = [
         side.param
-        for side in axes.by_axis["hidden"]
-        if side.param in block.linears
-        and side.param.startswith(silent)
-        and side.dim == 1 - block.linears[side.param]
+        for side in sides
+        if side.param in block.linears and side.dim == 1 - block.linears[side.param]
     ]
     if not found:
         return None

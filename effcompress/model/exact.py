@@ -36,7 +36,7 @@ PER_LAYER = "pruned_per_layer_config"
 fields that it names cannot be read from the configuration, and no class that we export reads it.
 """
 _DROPPED = ("transformers_version", PER_LAYER, STREAM)
-_PARTS = ("shapes", "absent", "attributes", "epsilons")
+_PARTS = ("shapes", "absent", "attributes", "epsilons", "buffers")
 _LINE = 'PARENT = "llama"\n'
 _BIASES = {"attention_bias", "mlp_bias"}
 _NOT_CARRIED = {"model_type", "architectures", "transformers_version"}
@@ -171,7 +171,7 @@ def _per_layer(
             if fields.get(name) != width:
                 found[i][name] = width
     for layer, parts in absent.items():
-        gone = {{1: "mlp", 2: "attention"}[outputs] for _, outputs in parts if outputs}
+        gone = {"attention" if "att" in path else "mlp" for path, outputs in parts if outputs}
         found.setdefault(int(layer), {})["skip"] = sorted(gone)
     digits = len(str(max(found, default=0)))
     return {str(i).zfill(digits): values for i, values in sorted(found.items()) if values}

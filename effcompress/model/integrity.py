@@ -4,6 +4,7 @@ sizes on every load, checksums when fetching. Imports neither torch nor transfor
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -28,6 +29,9 @@ _TEXT = re.compile(
     r"|tokenizer\.model|.*\.(tiktoken|jinja)|(merges|vocab)\.txt"
 )
 """Text files of a folder that transformers opens."""
+TAG = "__float__"
+SPECIAL = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+"""How transformers writes these numbers into config.json: ``{TAG: "Infinity"}``."""
 Tensor = tuple[str, tuple[int, ...], tuple[int, int]]
 """Type, shape, and where the file holds it: first byte, and the byte after the last."""
 Tensors = Mapping[str, Tensor]
@@ -123,8 +127,25 @@ def opened(path: Path) -> BinaryIO:
     raise SourceError(f"{path.name} is not a regular file", where=str(path.parent))
 
 
+def _untagged(value: dict[str, Any]) -> Any:
+    """Decodes the numbers that JSON has not, as transformers writes them into config.json."""
+    return SPECIAL.get(str(value[TAG]), value) if value.keys() == {TAG} else value
+
+
+def tagged(value: Any) -> Any:
+    """Encodes them again; other values stay as they are."""
+    if isinstance(value, dict):
+        return {key: tagged(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [tagged(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {TAG: next(n for n, special in SPECIAL.items() if repr(special) == repr(value))}
+    return value
+
+
 def read_json(path: Path) -> Any:
-    """Reads a JSON file of a model folder, of at most ``TEXT_LIMIT`` bytes.
+    """Reads a JSON file of a model folder, of at most ``TEXT_LIMIT`` bytes. Infinity and NaN may be
+    written as transformers does (``{"__float__": "Infinity"}``).
 
     Raises SourceError if it is missing, no regular file, too large or not JSON.
     """
@@ -134,7 +155,7 @@ def read_json(path: Path) -> Any:
         what = f"has more than {TEXT_LIMIT >> 20} MiB"
     else:
         try:
-            return json.loads(data)
+            return json.loads(data, object_hook=_untagged)
         except RecursionError:
             what = "is nested too deeply"
         except ValueError as error:

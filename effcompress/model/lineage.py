@@ -35,6 +35,8 @@ class Pruned(TypedDict, total=False):
     """Path of a norm -> its epsilon."""
     stream: Stream
     """The rotated residual stream, where there is one."""
+    buffers: Mapping[str, list[int]]
+    """Buffer that is stored -> shape."""
 
 
 def is_pruned(config: Config) -> bool:

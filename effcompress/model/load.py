@@ -200,13 +200,15 @@ def _ready(module: nn.Module) -> nn.Module:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Hashes all parameters to 16 hexadecimal digits, equal exactly for equal names, shapes, types
-    and values. A bias of zeros counts like none, since repairs start from added zero biases. What
-    only the configuration states (a rotary base, for example) is not included. Reads every weight
-    once.
+    """Hashes all parameters, and buffers that are stored with them, to 16 hexadecimal digits, equal
+    exactly for equal names, shapes, types and values. A bias of zeros counts like none, since
+    repairs start from added zero biases. What only the configuration states (a rotary base, for
+    example) is not included. Reads every weight once.
     """
     said = hashlib.sha256()
-    for name, p in module.named_parameters():
+    stored = module.state_dict().keys()
+    buffers = ((name, b) for name, b in module.named_buffers() if name in stored)
+    for name, p in (*module.named_parameters(), *buffers):
         value = whole(p.detach())
         if name.endswith(".bias") and not value.any():
             continue

@@ -52,6 +52,31 @@ class Own:
         return getattr(self.shared, name)
 
 
+def novel(experts: Any, routes: int, hidden: int) -> None:
+    """Lets a module of experts return constants in place of those that are gone.
+
+    `novices` has a row for every expert that the router knows, `place` says where its weights are
+    (-1: gone, the constant takes its place).
+    """
+    like = next(experts.parameters())
+    empty = torch.zeros(routes, hidden, dtype=like.dtype, device=like.device)
+    experts.novices, experts.place = nn.Parameter(empty), list(range(routes))
+    experts.__class__ = _novel(type(experts))
+
+
+@functools.cache
+def _novel(stock: Any) -> Any:
+    def forward(self: Any, hidden_TD: Any, index_TK: Any, weight_TK: Any) -> Any:
+        place_TK = torch.tensor(self.place, device=index_TK.device)[index_TK]
+        there = place_TK >= 0
+        out_TD = stock.forward(self, hidden_TD, place_TK.clamp(min=0), weight_TK * there)
+        weight_TE = weight_TK.new_zeros(len(index_TK), len(self.place))
+        weight_TE.scatter_add_(1, index_TK, weight_TK * ~there)
+        return out_TD + weight_TE.to(out_TD.dtype) @ self.novices.to(out_TD.dtype)
+
+    return type(f"Novel{stock.__name__}", (stock,), {"forward": forward})
+
+
 def silent(outputs: int, layer_idx: int) -> nn.Module:
     """What stands for a module that is gone; with 0 outputs it passes on what it gets."""
     return Silent(outputs, layer_idx) if outputs else nn.Identity()
@@ -179,14 +204,10 @@ def prune(model: Any, pruned: dict[str, Any]) -> None:
     for i, parts in pruned["absent"].items():
         for path, outputs in parts:
             _put(layers[int(i)], path, silent(outputs, int(i)))
-    shapes = dict(pruned["shapes"])
-    for name, source in model.all_tied_weights_keys.items():  # not yet tied while weights are read
-        shapes.update({name: shapes[source]} if source in shapes else {})
-    for name, shape in shapes.items():
-        _put(model, name, _cut(name, model.get_parameter(name), shape))
-    model.tie_weights()
-    if unknown := [n for n, _ in model.named_parameters() if n not in shapes]:
-        raise ValueError(f"config.json has no shape for {unknown[0]}")
+    for path, values in pruned["attributes"].items():
+        if "place" in values:
+            novel(model.get_submodule(path), len(values["place"]), model.config.hidden_size)
+    _resize(model, pruned)
     for path, values in pruned["attributes"].items():
         _remember(model.get_submodule(path), values)
     for path, epsilon in pruned["epsilons"].items():
@@ -194,6 +215,19 @@ def prune(model: Any, pruned: dict[str, Any]) -> None:
         setattr(norm, "variance_epsilon" if hasattr(norm, "variance_epsilon") else "eps", epsilon)
     for module in model.modules():
         _agree(module)
+
+
+def _resize(model: Any, pruned: dict[str, Any]) -> None:
+    shapes = dict(pruned["shapes"])
+    for name, source in model.all_tied_weights_keys.items():  # not yet tied while weights are read
+        shapes.update({name: shapes[source]} if source in shapes else {})
+    for name, shape in shapes.items():
+        _put(model, name, _cut(name, model.get_parameter(name), shape))
+    for name, (size,) in pruned.get("buffers", {}).items():  # of folders since they are kept
+        _put(model, name, model.get_buffer(name)[:size].clone())
+    model.tie_weights()
+    if unknown := [n for n, _ in model.named_parameters() if n not in shapes]:
+        raise ValueError(f"config.json has no shape for {unknown[0]}")
 
 
 def _put(root: nn.Module, name: str, value: Any) -> None:

@@ -79,8 +79,9 @@ class MaskedForward:
         for param, dim, factor_N, offset in self._factors(values, also_ends):
             scale(params[param], dim, factor_N, offset)
             # A bias lies along the outputs.
-            if _bias(param) in params and (param, dim) not in self._reads:
-                scale(params[_bias(param)], 0, factor_N)
+            bias = _bias(param)
+            if bias in params and (param, dim) not in self._reads:
+                scale(params[bias], params[bias].dim() - 1, factor_N)
 
     def _factors(self, values: Values, also_ends: bool) -> Iterator[tuple[str, int, Tensor, float]]:
         """Parameter, dimension, the factor along it, and what is added to a stored gain."""
@@ -131,7 +132,8 @@ class MaskedForward:
             if not self._values:
                 return weight
             factor_I = _factor(self.axes, param, dim, self._values)
-            return weight * factor_I.to(weight.dtype)  # inputs lie along the last dimension
+            along = [-1 if d == dim else 1 for d in range(weight.dim())]
+            return weight * factor_I.to(weight.dtype).view(along)
 
         module.__class__ = type(f"Gated{stock.__name__}", (stock,), {name: property(read)})
         self._undo.append(partial(setattr, module, "__class__", stock))
@@ -201,7 +203,7 @@ def _reads(pruned: PrunedModel, sets: list[str]) -> Iterator[tuple[str, int]]:
     inside = linears(pruned.module, pruned.family.layer.partition("{i}")[0])
     units = {name for name in sets if axis_kind(name) not in (*DEPTH, "hidden")}
     for param, shape in pruned.axes.shapes.items():
-        dim = inside.get(param, len(shape) - 1 if len(shape) == 3 else None)
+        dim = inside.get(param, pruned.family.expert_inputs if len(shape) == 3 else None)
         held = [s for s in pruned.axes.by_param[param] if s.dim == dim]
         if dim is not None and any(name in units for s in held for name in s.names):
             yield param, dim
@@ -214,7 +216,8 @@ def _writes(pruned: PrunedModel, sets: list[str]) -> Iterator[tuple[str, int]]:
     layer = pruned.family.layer.partition("{i}")[0]
     inside = linears(pruned.module, layer)
     for param, shape in pruned.axes.shapes.items():
-        dim = 1 - inside[param] if param in inside else 1 if len(shape) == 3 else None
+        outputs = 3 - pruned.family.expert_inputs if len(shape) == 3 else None
+        dim = 1 - inside[param] if param in inside else outputs
         gates = ("hidden", *_added(pruned.axes, param))
         if param.startswith(layer) and any(name in sets for name in gates):
             held = [s for s in pruned.axes.by_param[param] if s.dim == dim]
@@ -283,4 +286,5 @@ def _times(factor: Tensor, gates: tuple[str, ...], values: Values) -> Tensor:
 
 
 def _bias(param: str) -> str:
-    return f"{param.removesuffix('weight')}bias"
+    """The bias beside a weight; of experts, one row for each."""
+    return f"{param.removesuffix('weight')}bias" if param.endswith(".weight") else f"{param}_bias"

@@ -21,8 +21,16 @@ from effcompress.removal.commit import commit
 from effcompress.removal.compensate import Inputs
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.mask import attend, mask
-from effcompress.removal.modules import adapt, agree, cut_depth, depth_fields
+from effcompress.removal.modules import (
+    adapt,
+    agree,
+    cut_depth,
+    depth_fields,
+    router_buffers,
+    router_of,
+)
 from effcompress.removal.norms import Norm, norms
+from effcompress.removal.novices import keeps_rows
 from effcompress.removal.optimizer import forget
 from effcompress.spec import TargetSpec
 from effcompress.types import (
@@ -93,6 +101,19 @@ class PrunedModel:
         """Returns the parameters by name; a tied one once."""
         return dict(self.module.named_parameters())
 
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """Returns the buffers with one value per expert (biases of a router's selection), by name.
+        They are the parent's values of the experts that are left.
+        """
+        found: dict[str, torch.Tensor] = {}
+        for axis in self.axes.axes("expert"):
+            path, router = router_of(self.module, self.axes, axis)
+            found |= {f"{path}.{name}": b for name, b in router_buffers(router).items()}
+        return found
+
+    def _of_router(self, axis: str) -> dict[str, torch.Tensor]:
+        return router_buffers(router_of(self.module, self.axes, axis)[1])
+
     def norms(self) -> list[Norm]:
         """Returns the norms over axes that can be cut."""
         return list(norms(self.module, self.axes))
@@ -104,9 +125,11 @@ class PrunedModel:
         optimizer: Optimizer | None = None,
         repairs: Sequence[Bound] = (),
         inputs: Inputs | None = None,
+        outputs: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Masks mini-groups (original numbers): removes them as a function. Raises SurgeryError."""
-        mask(plan, self.sets, self.module, self.axes, self.ledger, optimizer, repairs, inputs)
+        how = optimizer, repairs, inputs, outputs
+        mask(plan, self.sets, self.module, self.axes, self.ledger, *how)
 
     @contextmanager
     def trial(
@@ -202,6 +225,8 @@ class PrunedModel:
         ledger: Mapping[str, torch.Tensor],
     ) -> None:
         """Turns the parent into the model that state, tensors and ledger were taken from."""
+        # Not stored: no cut changes these values, only which of them are left.
+        parents = {axis: self._of_router(axis) for axis in self.axes.axes("expert")}
         held = state["depth"]
         if (stream := state.get("rotated")) and STREAM not in self.config:
             self._rotate(stream, tensors)
@@ -211,6 +236,11 @@ class PrunedModel:
             torch.utils.swap_tensors(p, stored)
         self.ledger.load_state_dict(ledger)
         self.refresh()
+        for axis in self.axes.axes("expert"):
+            router = router_of(self.module, self.axes, axis)[1]
+            held = axis in self.ledger.original and not keeps_rows(self.axes, axis)
+            for name, buffer in parents[axis].items() if held else ():
+                setattr(router, name, buffer[self.ledger.original[axis].to(buffer.device)])
         # After the refresh: it renumbers norms, and epsilons are part of no tensor.
         for norm, epsilon in zip(self.norms(), state["epsilons"], strict=True):
             norm.epsilon = epsilon

@@ -265,6 +265,12 @@ _SEQUENTIAL = "prune.measure.propagate: with prune.rotate every layer reads slic
 def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
     """Does what the plugins ask for exist where the recipe measures it?"""
     untrained, training = recipe.train is None, prune.measure.source == "training"
+    constant = next((r.name for r in prune.repair if "output_mean" in r.needs), None)
+    what = f"prune.repair: '{constant}' takes the mean of what experts return, which is measured "
+    what += "on calibration text, with all layers as they are"
+    fix = "Write `measure: {source: calibration}` under prune, without `propagate`."
+    apart = constant and (training or prune.measure.propagate)
+    yield Row(apart, ("prune", "measure"), what, fix)
     measures = {"grad", "hess", "mask_grad"} & set(prune.saliency.needs)
     if "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs:
         what = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"
@@ -416,8 +422,9 @@ def _propagated(recipe: Recipe, _: Document) -> Rows:
     what = f"{propagate} layers hand on calibration text, and none is read"
     fix = "Write `source: calibration` beside it."
     yield Row(absent, ("prune", "measure", "propagate"), what, fix)
-    readers = [p.name for p in REGISTRY.all("criterion") if p.reads_inputs]
-    other = BACKWARD.intersection(needs) or not prune.saliency.plugin.reads_inputs
+    readers = [p.name for p in REGISTRY.all("criterion") if p.reads_inputs or p.reads_experts]
+    plugin = prune.saliency.plugin
+    other = BACKWARD.intersection(needs) or not (plugin.reads_inputs or plugin.reads_experts)
     what = f"{propagate} '{name}' does not score by what layers read alone"
     fix = f"Remove `propagate`, or use one of {', '.join(readers)}."
     yield Row(other, ("prune", "criterion"), what, fix)

@@ -11,7 +11,7 @@ zeros has logit 0, not minus infinity, and would still be chosen.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.compensate import Inputs, compensate
 from effcompress.removal.ledger import Ledger
+from effcompress.removal.modules import router_buffers, router_of
 from effcompress.removal.norms import heed, narrow, norms
+from effcompress.removal.novices import keeps_rows, settle, substitute
 from effcompress.removal.optimizer import moments, require_no_gradient
 from effcompress.removal.repairs import for_norms
 from effcompress.types import WHOLE, AxisMap, GroupSet, Member, Plan
@@ -39,11 +41,13 @@ def mask(
     optimizer: Optimizer | None = None,
     repairs: Sequence[Bound] = (),
     inputs: Inputs | None = None,
+    outputs: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Zeroes the mini-groups of a plan in place and marks them dead in the ledger.
 
     ``sets`` and ``axes`` describe the model as it physically is; the plan names original units.
-    With ``inputs`` (statistics of what linear layers read) the repairs update weights that stay.
+    With ``inputs`` (statistics of what linear layers read) the repairs update weights that stay,
+    with ``outputs`` (the mean of what experts return) they make the constants in experts' places.
 
     Raises SurgeryError for a set that the model does not have, a unit that is gone already, or a
     gradient that is still alive.
@@ -56,6 +60,7 @@ def mask(
     # Before anything is zeroed: a repair reads the columns that are about to go.
     if inputs is not None:
         compensate(plan, sets, module, ledger, inputs, repairs)
+    substitute(plan, module, axes, ledger, outputs or {}, repairs)
     for name, units in plan.items():
         positions = ledger.positions(name, units)
         for member in by_name[name].members:
@@ -63,6 +68,7 @@ def mask(
             _zero(member, params[member.param], index, optimizer)
         before = {**axes.widths, **ledger.widths()}
         ledger.bury(name, positions)
+        _require_even(by_name[name], ledger)
         after = {**before, name: before[name] - len(units)}
         for norm in the_norms:
             if name in norm.segment.names:
@@ -70,16 +76,35 @@ def mask(
     attend(module, axes, ledger)
 
 
+def _require_even(s: GroupSet, ledger: Ledger) -> None:
+    """Raises SurgeryError where one part of a set has lost more units than another."""
+    left = ledger.alive[s.name].view(s.parts, -1).sum(1)
+    if bool((left != left[0]).any()):
+        raise SurgeryError(
+            f"the {s.parts} groups that the router chooses among would keep {left.tolist()} units",
+            where=s.name,
+            fix="Remove equally many of each group.",
+        )
+
+
 def attend(module: nn.Module, axes: AxisMap, ledger: Ledger) -> None:
-    """Passes the living channels to centred norms and the living experts to routers."""
+    """Passes the living channels to centred norms and the living experts to routers, or, where
+    these keep their rows, to the mixtures.
+    """
+    settle(module, axes, ledger)
     if axes.family.centred and "hidden" in ledger.alive:
         for norm in norms(module, axes):
             norm.attend(ledger.alive["hidden"])
-    for j, i in enumerate(axes.depth.layers):
-        alive_G = ledger.alive.get(f"expert.{i}")
-        if alive_G is not None and f"expert.{i}" in axes.by_axis:
-            path = axes.family.router.replace("{i}", str(j))
-            heed(module.get_submodule(path), alive_G, _live)
+    for name in axes.axes("expert"):
+        if name in ledger.alive and not keeps_rows(axes, name):
+            route(module, axes, name, ledger.alive[name])
+
+
+def route(module: nn.Module, axes: AxisMap, name: str, alive_G: Tensor) -> None:
+    """Lets the router of one layer (by the axis of its experts, ``expert.3``) choose among the
+    living experts alone.
+    """
+    heed(router_of(module, axes, name)[1], alive_G, _live)
 
 
 def _zero(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer | None) -> None:
@@ -97,13 +122,15 @@ def _live(stock: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Runs the stock router on the living rows; expert numbers stay the physical ones."""
         live, alive_A = type(self), self.alive_G.nonzero().flatten().to(self.weight.device)
+        count, self.num_experts = self.num_experts, len(alive_A)
         # The stock class for one call, or functional_call would come back to this forward.
         self.__class__ = stock
         try:
-            rows = {"weight": self.weight[alive_A]}
+            held = {**dict(self.named_parameters()), **router_buffers(self)}
+            rows = {name: t[alive_A] for name, t in held.items()}
             logits_TA, score_TK, index_TK = torch.func.functional_call(self, rows, (hidden,))
         finally:
-            self.__class__ = live
+            self.__class__, self.num_experts = live, count
         shape = (logits_TA.shape[0], self.weight.shape[0])
         logits_TE = logits_TA.new_full(shape, -torch.inf).index_copy(1, alive_A, logits_TA)
         return logits_TE, score_TK, alive_A[index_TK]

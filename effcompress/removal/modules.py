@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from effcompress.types import EXPERT_ROW, AxisMap, Config, Depth, Family, in_layer
+from effcompress.types import EXPERT_ROW, AxisMap, Config, Depth, Family, axis_layer, in_layer
 
 
 def agree(module: nn.Module) -> None:
@@ -45,6 +45,22 @@ def _plain_if_odd(module: Any) -> None:
         module.stock_experts = stock
         module.config = copy.copy(module.config)  # one object for all layers; these may differ
         module.config._experts_implementation = "eager" if odd else stock
+
+
+def router_of(module: nn.Module, axes: AxisMap, name: str) -> tuple[str, nn.Module]:
+    """Returns the router of the experts on axis ``name`` (``expert.3``), and its path."""
+    layer = axis_layer(name)
+    assert layer is not None
+    path = axes.family.router.replace("{i}", str(axes.depth.layers.index(layer)))
+    return path, module.get_submodule(path)
+
+
+def router_buffers(router: nn.Module) -> dict[str, Tensor]:
+    """Returns what a router holds of every expert besides its parameters: biases of the selection,
+    which no gradient trains.
+    """
+    units = len(next(router.parameters()))
+    return {n: b for n, b in router.named_buffers() if b.shape[:1] == (units,)}
 
 
 def adapt(module: nn.Module, axes: AxisMap, config: Config) -> None:

@@ -32,6 +32,11 @@ def for_linears(repairs: Sequence[Bound]) -> list[Bound]:
     return [r for r in repairs if "weight" in r.needs]
 
 
+def for_experts(repairs: Sequence[Bound]) -> list[Bound]:
+    """Repairs that put a constant in an expert's place."""
+    return [r for r in repairs if "output_mean" in r.needs]
+
+
 def for_biases(repairs: Sequence[Bound]) -> list[Bound]:
     """Those of them that change biases, too."""
     return [r for r in for_linears(repairs) if "mean" in r.needs]

@@ -14,6 +14,7 @@ from torch import Tensor
 from effcompress.data import digest
 from effcompress.distributed.world import ALONE
 from effcompress.injectable import ABLATED, BACKWARD
+from effcompress.measure.experts import ExpertStatistics, OfExperts
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.measure.stats import TrainingStats, collect, from_training
@@ -21,7 +22,8 @@ from effcompress.measure.taps import MaskGradients, Take
 from effcompress.record.events import Calibration
 from effcompress.record.log import Log
 from effcompress.registry import Bound
-from effcompress.removal.repairs import for_linears, need_second_moments
+from effcompress.removal.ledger import Ledger
+from effcompress.removal.repairs import for_experts, for_linears, need_second_moments
 from effcompress.runner.ablation import loss_increases
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
@@ -40,6 +42,8 @@ class Measured:
     scores: Scores
     inputs: Grams | None = None
     of_layers: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    outputs: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Mean of what experts return, where a repair asks for it (axis -> ``[E, hidden]``)."""
 
 
 ALL_TOKENS = 1 << 62
@@ -77,10 +81,32 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         scores = listeners.world.total(listeners.found)
         require_finite(scores, criterion)
     elif criterion.plugin.reads_forward:
-        scores = score_inputs(sets, criterion, listeners.read, of_layers)
+        of_experts = listeners.experts.read() if listeners.experts else {}
+        warn_unrouted(of_experts, state.pruned.ledger, log)
+        scores = score_inputs(sets, criterion, listeners.read, of_layers, of_experts)
     else:
         scores = score(sets, criterion, stats, prune.reduce)
-    return Measured(scores, listeners.grams, of_layers)
+    outputs = listeners.experts.means() if listeners.experts else {}
+    return Measured(scores, listeners.grams, of_layers, outputs)
+
+
+def warn_unrouted(of_experts: OfExperts, ledger: Ledger, log: Log) -> None:
+    """Warns of living experts that no token of the calibration text was sent to: their statistics
+    are 0, so that most criteria take them first.
+    """
+    idle = [
+        (name, unit)
+        for name, found in of_experts.items()
+        for unit in ((found["routed"] == 0) & ledger.alive[name]).nonzero().flatten().tolist()
+    ]
+    if idle:
+        name, position = idle[0]
+        first = int(ledger.original[name][position])
+        log.warn(
+            f"no token of the calibration text was sent to {len(idle)} of the experts (the first: "
+            f"number {first} of {name}), so nothing is known of them and their saliency is 0; "
+            "raise prune.measure.sequences"
+        )
 
 
 @final
@@ -95,10 +121,12 @@ class _Listeners:
         self.found: Scores = {}
         # A statistic with state is a recursion over the sequences in their order, so then every
         # process reads all of them.
-        ordered = plugin.reads_inputs or any("state" in s.needs for s in of_layers.values())
+        of_experts = plugin.of_experts.values()
+        recursive = any("state" in s.needs for s in (*of_layers.values(), *of_experts))
+        ordered = plugin.reads_inputs or recursive
         alone = ordered or prune.measure.sequences < state.world.size
         self.world = ALONE if alone else state.world
-        self.grams = self.masks = self.layers = None
+        self.grams = self.masks = self.layers = self.experts = None
         self.contexts: list[AbstractContextManager[None]] = []
         params = readers(module, axes, sets)
         self.read = InputStatistics(module, params, plugin.needs, plugin.of_inputs)
@@ -114,10 +142,16 @@ class _Listeners:
         if of_layers:
             self.layers = LayerStatistics(module, axes, of_layers, self.world)
             self.contexts.append(self.layers.listening())
+        means = bool(for_experts(prune.repair))
+        if plugin.reads_experts or means:
+            names = [s.name for s in sets if s.kind == "expert"]
+            of = names, plugin.of_experts, self.world
+            self.experts = ExpertStatistics(module, axes, *of, means=means)
+            self.contexts.append(self.experts.listening())
 
     def close(self) -> None:
         """Removes the hooks."""
-        for listener in (self.read, self.grams, self.masks, self.layers):
+        for listener in (self.read, self.grams, self.masks, self.layers, self.experts):
             if listener is not None:
                 listener.close()
 

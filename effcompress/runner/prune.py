@@ -14,11 +14,14 @@ from effcompress import fault
 from effcompress.errors import PluginError, RunError
 from effcompress.estimate.schedule import pruning_stage
 from effcompress.measure.blockwise import Block, blockwise
-from effcompress.measure.grams import Grams, readers
+from effcompress.measure.experts import ExpertStatistics
+from effcompress.measure.grams import readers
 from effcompress.measure.statistics import InputStatistics
 from effcompress.network.approximate import removed_alone, split
+from effcompress.network.pruned_model import PrunedModel
 from effcompress.record import events
 from effcompress.record.log import Log
+from effcompress.removal.mask import route
 from effcompress.removal.selftest import same_function
 from effcompress.runner.gates import absorbing
 from effcompress.runner.measuring import Measured, measured, ready
@@ -95,7 +98,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
     if choice.plan:
         with absorbing(state, due, choice.plan, log):
-            _mask(state, prune, choice.plan, found.inputs, log)
+            _mask(state, prune, choice.plan, found, log)
         fault.point("cut")
         state.average.cut()
         state.groups_cut += sum(choice.removed.values())
@@ -194,12 +197,13 @@ def commit_event(state: RunState, log: Log) -> None:
     log.event(events.Commit(**now, max_logit_difference=proof.max_logit_difference))
 
 
-def _mask(state: RunState, prune: PruneSpec, plan: Plan, inputs: Grams | None, log: Log) -> None:
+def _mask(state: RunState, prune: PruneSpec, plan: Plan, found: Measured, log: Log) -> None:
     """Masks the units of a plan. Where that changes more than their own output (removal is then
     only approximate), records by how much on the probe.
     """
     pruned = state.pruned
-    how: Any = {"optimizer": state.optimizer, "repairs": prune.repair, "inputs": inputs}
+    how: Any = {"optimizer": state.optimizer, "repairs": prune.repair, "inputs": found.inputs}
+    how["outputs"] = found.outputs
     probe = state.probe_BT.to(state.device)
     inexact, exact = split(pruned.family, plan)
     if inexact:
@@ -244,9 +248,11 @@ def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> C
             sets = [s for s in waiting if any(m.param.startswith(within) for m in s.sides)]
             scores = _scored(state, prune, block, sets) if sets else {}
             for s in sets:
-                plan[s.name], raw[s.name] = least_salient(scores[s.name], len(plan[s.name]))
+                plan[s.name], raw[s.name] = least_salient(
+                    scores[s.name], len(plan[s.name]), s.parts
+                )
                 at = pruned.ledger.positions(s.name, plan[s.name])
-                _silence(state.module, s, at, params, stack)
+                _silence(pruned, s, at, params, stack)
             waiting = [s for s in waiting if s not in sets]
             log.progress("layer", block.number + 1, len(pruned.depth.layers))
             if not waiting:
@@ -260,20 +266,31 @@ def _scored(state: RunState, prune: PruneSpec, block: Block, sets: Sequence[Grou
     here = {name: dim for name, dim in params.items() if name in block.linears}
     plugin, ledger = prune.saliency.plugin, state.pruned.ledger
     read = InputStatistics(state.module, here, plugin.needs, plugin.of_inputs)
-    with closing(read), read.listening():
+    names = [s.name for s in sets if s.kind == "expert"] if plugin.reads_experts else []
+    of = state.module, state.pruned.axes, names, plugin.of_experts
+    experts = ExpertStatistics(*of)
+    with closing(read), closing(experts), read.listening(), experts.listening():
         block.run()
-    found = score_inputs(sets, prune.saliency, read, {})
+    found = score_inputs(sets, prune.saliency, read, {}, experts.read())
     sizes = {s.name: ledger.sizes[s.name] for s in sets}
     return ledger.original_order(in_original_order(found, ledger.original, sizes))
 
 
 def _silence(
-    module: nn.Module, s: GroupSet, at: Tensor, params: Mapping[str, int], until: ExitStack
+    pruned: PrunedModel, s: GroupSet, at: Tensor, params: Mapping[str, int], until: ExitStack
 ) -> None:
-    """Registers hooks that zero the inputs of the mini-groups at these positions."""
+    """Registers hooks that zero the inputs of the mini-groups at these positions; of experts, lets
+    the router choose among the others.
+    """
+    if s.kind == "expert":
+        alive_G = pruned.ledger.alive[s.name].clone()
+        alive_G[at] = False
+        route(pruned.module, pruned.axes, s.name, alive_G)
+        until.callback(route, pruned.module, pruned.axes, s.name, pruned.ledger.alive[s.name])
+        return
     for m in s.members:
         if params.get(m.param) == m.dim:
-            linear = module.get_submodule(m.param.removesuffix(".weight"))
+            linear = pruned.module.get_submodule(m.param.removesuffix(".weight"))
             hook = partial(_zeroed, m.index_GB[at].flatten())
             until.callback(linear.register_forward_pre_hook(hook).remove)
 

@@ -19,10 +19,11 @@ from effcompress.model.cache import cache_root
 from effcompress.model.lineage import parent_of
 from effcompress.model.load import LoadedModel, fingerprint
 from effcompress.model.load import load as load_model
+from effcompress.model.novices import add_novices, novel
 from effcompress.network.axis_map import family_for
 from effcompress.record.events import DomainData, Evaluation, Run
 from effcompress.record.log import Log
-from effcompress.removal.repairs import for_biases, for_streams
+from effcompress.removal.repairs import for_biases, for_experts, for_streams
 from effcompress.runner import mixture
 from effcompress.runner.evaluation import description, evaluate, evaluate_once
 from effcompress.runner.provenance import require_same, source_model
@@ -44,6 +45,12 @@ def load_source(
     provenance = source_model(recipe, model)
     require_same(before, provenance)
     prune = recipe.prune
+    if prune and for_experts(prune.repair):
+        family = family_for(parent_of(model.config))
+        config = novel(family, model.config)
+        if added := add_novices(model.module, family):
+            log.note(f"{added:,} constants added, all zero: a repair puts them in experts' places")
+        model = replace(model, config=config, added_params=added)
     if not prune or not (for_biases(prune.repair) or for_streams(prune)):
         return model, provenance
     plain = parent_of(model.config)
@@ -51,7 +58,7 @@ def load_source(
     config = {**model.config, **biased(family, plain)}
     if added := add_biases(model.module, family, config):
         log.note(f"{added:,} biases added, all zero: a repair writes into them")
-    return replace(model, config=config, added_params=added), provenance
+    return replace(model, config=config, added_params=model.added_params + added), provenance
 
 
 def corpus_of(

@@ -1,8 +1,9 @@
-"""Saliency of mini-groups from statistics of the linear layers that read them, and of layers and
-blocks from statistics of the residual stream.
+"""Saliency of mini-groups from statistics of the linear layers that read them, of layers and blocks
+from statistics of the residual stream, and of experts from statistics of their outputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -32,20 +33,23 @@ def score_inputs(
     criterion: Bound,
     read: Read,
     of_layers: Mapping[str, Mapping[str, float]],
+    of_experts: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> Scores:
     """``{set: score_G}`` in fp32 on the CPU, in the physical order of the units. ``of_layers``:
-    statistic of the stream -> layer or block -> value.
+    statistic of the stream -> layer or block -> value; ``of_experts``: the experts of a layer ->
+    statistic -> ``[E]``.
 
     Raises CoverageError where no linear layer reads the mini-groups, PluginError when the criterion
     returns another shape, NotFinite when a saliency is not.
     """
     scores: Scores = {}
     for s in sets:
-        scores[s.name] = (
-            _of_depth(s, criterion, of_layers)
-            if s.kind in DEPTH
-            else _of_readers(s, criterion, read)
-        )
+        if s.kind in DEPTH:
+            scores[s.name] = _of_depth(s, criterion, of_layers)
+        elif s.name in of_experts:
+            scores[s.name] = _of_experts(s, criterion, of_experts[s.name])
+        else:
+            scores[s.name] = _of_readers(s, criterion, read)
     require_finite(scores, criterion)
     return scores
 
@@ -62,6 +66,14 @@ def _of_depth(
     if not isinstance(found, float | int):
         criterion.plugin.require_shape(found, "where [1] was expected", (1,), ())
     return torch.as_tensor(found, dtype=torch.float32).reshape(1).cpu()
+
+
+def _of_experts(s: GroupSet, criterion: Bound, found: Mapping[str, Tensor]) -> Tensor:
+    given: dict[str, Any] = {**dict.fromkeys(criterion.needs), **found}
+    given |= {"kind": s.kind, "layer": s.layer, "positions": 1}
+    score_E = _ask(criterion, given, s)
+    criterion.plugin.require_shape(score_E, f"where {(s.size,)} was expected", (s.size,))
+    return score_E.float().cpu()
 
 
 def _of_readers(s: GroupSet, criterion: Bound, read: Read) -> Tensor:

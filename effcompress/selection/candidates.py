@@ -29,6 +29,8 @@ class Candidate:
     """Units that stay in the pool at least."""
     multiple: int = 1
     """The width is a multiple of this at the end, once anything was cut (``finish_on``)."""
+    parts: int = 1
+    """Equal stretches of the parent's units, each of which loses as many as the others."""
     after: float = 0.0
     until: float = 1.0
     """May be cut while the removed fraction of all parameters is in ``[after, until)``."""
@@ -54,6 +56,7 @@ def _candidate(sets: list[GroupSet]) -> Candidate:
         pool=narrowest.kind if narrowest.scope == "global" else "",
         floor=narrowest.floor,
         multiple=narrowest.multiple,
+        parts=narrowest.parts,
         after=narrowest.after,
         until=narrowest.until,
     )

@@ -69,7 +69,7 @@ def choose(
     there = {s.name: int(torch.isfinite(scores[s.name]).sum()) for s in sets}
     candidates = candidates_of(s for s in sets if axes.living(s.name, there))
     queues = [
-        _queue([scores[name] for name in candidate.sets], candidate.sets)
+        _queue([scores[name] for name in candidate.sets], candidate.sets, candidate.parts)
         for candidate in candidates
     ]
     alive = dict.fromkeys((s.name for s in sets), 0)
@@ -132,26 +132,37 @@ def _taken(
     return plan, raw
 
 
-def least_salient(score_G: Tensor, count: int) -> tuple[list[int], list[float]]:
-    """The ``count`` least salient units of one set in their order, and their raw saliency."""
-    units, value = _ranked(score_G)
+def least_salient(score_G: Tensor, count: int, parts: int = 1) -> tuple[list[int], list[float]]:
+    """The ``count`` least salient units of one set in their order (equally many of each of
+    ``parts``), and their raw saliency.
+    """
+    units, value = _ranked(score_G, parts)
     chosen = dict(zip(units[:count], value[:count].tolist(), strict=True))
     return sorted(chosen), [chosen[unit] for unit in sorted(chosen)]
 
 
-def _ranked(score_G: Tensor) -> tuple[list[int], Tensor]:
-    """Units alive, least salient first (of equals those in front), and their saliency in fp64."""
+def _ranked(score_G: Tensor, parts: int) -> tuple[list[int], Tensor]:
+    """Units alive, least salient first (of equals those in front), and their saliency in fp64. With
+    several ``parts``: the least salient of each part, then the next of each.
+    """
     value, order = torch.sort(score_G.double(), stable=True)
     alive = int(torch.isfinite(value).sum())
-    return order[:alive].tolist(), value[:alive]
+    value, order = value[:alive], order[:alive]
+    if parts > 1:
+        part = order // (len(score_G) // parts)
+        # The place of a unit among those of its own part.
+        place = torch.stack([(part == p).cumsum(0) for p in range(parts)]).gather(0, part[None])[0]
+        turn = torch.sort(place, stable=True).indices
+        value, order = value[turn], order[turn]
+    return order.tolist(), value
 
 
-def _queue(scores: list[Tensor], names: tuple[str, ...]) -> _Queue:
+def _queue(scores: list[Tensor], names: tuple[str, ...], parts: int) -> _Queue:
     units: dict[str, list[int]] = {}
     raw: dict[str, list[float]] = {}
     ordered = []
     for name, score_G in zip(names, scores, strict=True):
-        units[name], value = _ranked(score_G)
+        units[name], value = _ranked(score_G, parts)
         raw[name] = value.tolist()
         ordered.append(value)
     shortest = min(len(value) for value in ordered)

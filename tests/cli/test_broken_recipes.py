@@ -446,6 +446,21 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         14,
         ("prune.schedule: every 2000 steps is never", "Write less."),
     ),
+    "constants of experts, measured on the training": located(
+        edit(CRITERION, "taylor\n  measure: {source: training}\n  repair: [constant]"),
+        "measure",
+        "'constant' takes the mean of what experts return",
+        "source: calibration",
+    ),
+    "constants of experts, handed on": located(
+        edit(
+            CRITERION,
+            "inputs\n  measure: {source: calibration, propagate: true}\n  repair: [constant]",
+        ),
+        "measure",
+        "'constant' takes the mean of what experts return",
+        "without `propagate`",
+    ),
     "propagation without text": (
         edit(CRITERION, "magnitude\n  measure: {propagate: true}"),
         14,

@@ -89,13 +89,36 @@ class LiveRouter(nn.Module):
     def __init__(self, router: Any, dead: list[int]) -> None:
         super().__init__()
         self.weight, self.top_k, self.dead = router.weight, router.top_k, dead
+        self.bias = getattr(router, "bias", None)
         self.normalised = getattr(router, "norm_topk_prob", True)
+        self.selection = getattr(router, "e_score_correction_bias", None)
+        self.groups = getattr(router, "num_group", 1), getattr(router, "topk_group", 1)
+        self.scale = getattr(router, "routed_scaling_factor", 1.0)
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = hidden.reshape(-1, hidden.shape[-1]) @ self.weight.T
+        logits = logits if self.bias is None else logits + self.bias
         logits[:, self.dead] = -torch.inf
+        if self.selection is not None:
+            return logits, *self._of_groups(logits)
         value, index = torch.softmax(logits, -1).topk(self.top_k, -1)
         return logits, value / value.sum(-1, keepdim=True) if self.normalised else value, index
+
+    def _of_groups(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """DeepSeek's rule, token by token: the groups with the best two, then the best of those."""
+        gates, (count, chosen) = torch.sigmoid(logits), self.groups
+        better = gates + self.selection.to(gates)
+        better[:, self.dead] = -torch.inf
+        size, rows = better.shape[1] // count, []
+        for row in better.tolist():
+            groups = [range(g * size, (g + 1) * size) for g in range(count)]
+            groups.sort(key=lambda g: -sum(sorted(row[e] for e in g)[-2:]))
+            inside = [e for g in groups[:chosen] for e in g]
+            rows.append(sorted(inside, key=lambda e: -row[e])[: self.top_k])
+        index = torch.tensor(rows)
+        value = gates.gather(1, index)
+        value = value / value.sum(-1, keepdim=True) if self.normalised else value
+        return value * self.scale, index
 
 
 @torch.no_grad()
@@ -134,15 +157,26 @@ def _feed_forward(layer: Any, names: Names, i: int, plan: Plan) -> None:
     gone = plan.get(f"layer.{i}") or plan.get(f"mlp_block.{i}")
     experts = getattr(getattr(layer, "mlp", None), "experts", None)
     if experts is not None:
-        experts.down_proj[:, :, plan.get(f"expert_ffn.{i}", [])] = 0
-        layer.mlp.gate = LiveRouter(layer.mlp.gate, plan.get(f"expert.{i}", []))
-        if gone:
-            experts.down_proj.zero_()
+        _of_experts(layer.mlp, plan.get(f"expert_ffn.{i}", []), plan.get(f"expert.{i}", []), gone)
         return
     down = layer.get_submodule(names.down)
     _columns(down, names, plan.get(f"ffn.{i}", []))
     if gone:
         _mute(down)
+
+
+def _of_experts(mlp: Any, channels: list[int], dead: list[int], gone: object) -> None:
+    transposed = hasattr(mlp, "router")  # gpt-oss: [experts, inputs, outputs]
+    dim, name = (1, "router") if transposed else (2, "gate")
+    mlp.experts.down_proj.index_fill_(dim, torch.tensor(channels, dtype=torch.long), 0)
+    setattr(mlp, name, LiveRouter(getattr(mlp, name), dead))
+    if gone:
+        written = [mlp.experts.down_proj, getattr(mlp.experts, "down_proj_bias", None)]
+        shared = getattr(mlp, "shared_experts", None)
+        written.append(None if shared is None else shared.down_proj.weight)
+        for weight in written:
+            if weight is not None:
+                weight.zero_()
 
 
 def _columns(module: Any, names: Names, positions: Any) -> None:
@@ -182,7 +216,14 @@ def _without_channels(model: Any, names: Names, dead: list[int]) -> None:
     for layer in model.get_submodule(names.layers):
         experts = getattr(getattr(layer, "mlp", None), "experts", None)
         if experts is not None:
-            experts.down_proj[:, dead] = 0
+            transposed = hasattr(experts, "down_proj_bias")
+            experts.down_proj.index_fill_(
+                2 if transposed else 1, torch.tensor(dead, dtype=torch.long), 0
+            )
+            if transposed:
+                experts.down_proj_bias[:, dead] = 0
+            if hasattr(layer.mlp, "shared_experts"):
+                layer.mlp.shared_experts.down_proj.weight[dead] = 0
         writers = [names.out, *([] if experts is not None else [names.down])]
         for module in map(layer.get_submodule, writers):
             for k in dead:

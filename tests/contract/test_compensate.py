@@ -12,11 +12,10 @@ from effcompress.measure.grams import Grams, readers
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from effcompress.removal.compensate import _Read, _repair
-from tests.conftest import FAMILIES, shape, tiny, tokens
+from tests.conftest import FAMILIES, MIXTURES, shape, tiny, tokens
 
 UPDATE = Bound(REGISTRY.get("repair", "obs_update"), {"damp": 1e-6})
-EXPERTS = ("mixtral", "qwen3_moe")
-NONE = ("mixtral", "ffn")
+NONE = (("mixtral", "ffn"), ("gpt_oss", "ffn"))
 
 
 def read_by(module: nn.Module, ids: Tensor, params: list[str]) -> dict[str, Tensor]:
@@ -36,8 +35,8 @@ def read_by(module: nn.Module, ids: Tensor, params: list[str]) -> dict[str, Tens
     return found
 
 
-# Mixtral's channels lie in experts, which are no linear layers.
-CASES = [(f, s) for f in FAMILIES for s in ("ffn", "attention", "hidden") if (f, s) != NONE]
+# Channels of these lie in experts, which are no linear layers.
+CASES = [(f, s) for f in FAMILIES for s in ("ffn", "attention", "hidden") if (f, s) not in NONE]
 
 
 @pytest.mark.parametrize(("family", "space"), CASES)
@@ -49,7 +48,7 @@ def test_no_output_error_grows(family: str, space: str) -> None:
     inputs: dict[str, Tensor] = {}
     for update in (False, True):
         # Grouped kernels for experts take no fp64.
-        dtype = torch.float32 if family in EXPERTS else torch.float64
+        dtype = torch.float32 if family in MIXTURES else torch.float64
         made = tiny("gqa_tied", dtype, model_type=family)
         model = PrunedModel(made, made.config.to_dict(), [bound])
         params = readers(model.module, model.axes, model.sets)

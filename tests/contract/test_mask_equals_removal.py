@@ -13,12 +13,20 @@ from torch import nn
 
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from tests.conftest import FAMILIES, GROUPED, SHAPES, shape, tiny, tokens, with_exact_norms
+from tests.conftest import (
+    FAMILIES,
+    GROUPED,
+    MIXTURES,
+    SHAPES,
+    shape,
+    tiny,
+    tokens,
+    unrounded,
+    with_exact_norms,
+)
 from tests.contract.by_hand import Plan, reference
 
 LAYERS = range(3)
-MIXTURES = {"mixtral": LAYERS, "qwen3_moe": (0, 2)}
-"""Family -> layers that are a mixture of experts."""
 SPACES: dict[str, dict[str, Any]] = {
     "ffn": {},
     "attention": {},
@@ -63,6 +71,8 @@ def plan_for(pruned: PrunedModel, kind: str, scope: str) -> Plan:
         most = s.size - s.minimum
         count = min(most, max(1, s.size // 3) if scope == "lockstep" else n + 1)
         plan[s.name] = sorted((n + 2 * k) % s.size for k in range(count))
+        if s.parts > 1:  # one of each group of experts
+            plan[s.name] = [p * (s.size // s.parts) + (n + p) % 3 for p in range(s.parts)]
     if kind == "hidden":
         plan["hidden"] = list(range(0, 48, 3))
     return plan
@@ -70,16 +80,7 @@ def plan_for(pruned: PrunedModel, kind: str, scope: str) -> Plan:
 
 @pytest.fixture(autouse=True)
 def _no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Routers of the library round to fp32 on their way; that would hide differences."""
-    softmax, float_ = torch.nn.functional.softmax, torch.Tensor.float
-
-    def plain(x: torch.Tensor, dim: int = -1, dtype: Any = None, **more: Any) -> torch.Tensor:
-        return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **more)
-
-    monkeypatch.setattr(torch.nn.functional, "softmax", plain)
-    monkeypatch.setattr(
-        torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else float_(x)
-    )
+    unrounded(monkeypatch)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from effcompress.types import DEPTH, Plan
-from tests.conftest import FAMILIES, PLAIN, shape
+from tests.conftest import FAMILIES, MIXTURES, PLAIN, shape
 
 SPACES = ("ffn", "attention", "hidden", "layer", "attention_block", "mlp_block")
 ROUNDS = 3
@@ -42,8 +42,11 @@ def configs(draw: Any) -> dict[str, Any]:
         sizes = {**sizes, "ffn_dim": sizes.pop("intermediate_size"), "word_embed_proj_dim": hidden}
     elif model_type not in PLAIN:
         sizes |= {"num_key_value_heads": kv, "head_dim": head}
-    if model_type == "qwen3_moe":
+    if model_type in ("qwen3_moe", "glm4_moe"):
         sizes |= {"moe_intermediate_size": draw(st.integers(3, 12))}
+    if model_type == "gpt_oss":
+        kinds = ("sliding_attention", "full_attention")
+        sizes |= {"layer_types": [kinds[i % 2] for i in range(layers)]}
     tied = draw(st.sampled_from(["gqa_tied", "gqa_untied"]))
     return shape(tied, model_type=model_type, **sizes)
 
@@ -52,7 +55,7 @@ def build(config: dict[str, Any], device: str) -> PrunedModel:
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    there = [*SPACES, "expert"] if config["model_type"] in ("mixtral", "qwen3_moe") else SPACES
+    there = [*SPACES, "expert"] if config["model_type"] in MIXTURES else SPACES
     return PrunedModel(model, config, [Bound(REGISTRY.get("space", name)) for name in there])
 
 
@@ -70,8 +73,11 @@ def draw_plan(data: Any, pruned: PrunedModel) -> Plan:
         most = min(3, s.size - s.minimum)
         count = data.draw(st.integers(0, most)) if most > 0 else 0
         units = pruned.ledger.original[s.name].tolist()
-        if count:
-            plan[s.name] = sorted(data.draw(st.permutations(units))[:count])
+        each = len(units) // s.parts
+        groups = [units[p * each : (p + 1) * each] for p in range(s.parts)]
+        if count >= s.parts:  # equally many of each group of experts
+            drawn = [data.draw(st.permutations(g))[: count // s.parts] for g in groups]
+            plan[s.name] = sorted(u for group in drawn for u in group)
     return plan
 
 

@@ -27,6 +27,11 @@ WORKER = Path(__file__).with_name("worker.py")
 OBS = ["prune.repair=[norm_gain, obs_update]"]
 ONCE = ["prune.measure={source: calibration, sequences: 6}", "prune.schedule={name: once, at: 0}"]
 SHORT = ["train.tokens=1280", "prune.schedule={name: continuous, every: 1, start: 256, groups: 4}"]
+MIXTURE = (
+    "model.shape={model_type: qwen3_moe, hidden_size: 32, intermediate_size: 64, head_dim: 8, "
+    "moe_intermediate_size: 16, num_experts: 6, num_experts_per_tok: 2, num_hidden_layers: 2, "
+    "num_attention_heads: 4, num_key_value_heads: 2, max_position_embeddings: 128}"
+)
 TRAINING = {
     "taylor": [],
     "taylor_second": ["prune.hessian=adam"],
@@ -179,6 +184,28 @@ def test_every_criterion_chooses_what_it_chooses_alone(
         f"prune.space=[{', '.join(per_layer)}]",
         "prune.repair=[]",
     ]
+    for name, sets in cases.items():
+        run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
+    jobs = [
+        {"recipe": path, "output": tmp_path / f"two_{n}", "set": s, "bare": True}
+        for n, s in cases.items()
+    ]
+    code, said = together(jobs, tmp_path)
+    assert code == 0, said
+    for name in cases:
+        one, two = plans(tmp_path / f"one_{name}"), plans(tmp_path / f"two_{name}")
+        assert one and one == two, name
+
+
+def test_experts_are_those_chosen_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences are divided among the processes: sums over tokens of both make the means."""
+    monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
+    path = recipe(tmp_path)
+    common = ["train=null", *ONCE, MIXTURE, "prune.space=[expert]", "prune.repair=[]"]
+    common += ["prune.target={shape: {expert: 3}}"]
+    cases = {name: [f"prune.criterion={name}", *common] for name in ("reap", "ean")}
+    cases["propagated"] = [*cases["reap"], "prune.measure.propagate=true"]
+    cases["novice"] = [*cases["ean"], "prune.repair=[novice]", "export.form=exact"]
     for name, sets in cases.items():
         run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
     jobs = [

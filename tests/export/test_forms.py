@@ -26,10 +26,9 @@ from effcompress.model.silence import quietly
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from tests.conftest import FAMILIES, PLAIN, shape, tiny, tokens
+from tests.conftest import FAMILIES, MIXTURES, PLAIN, shape, tiny, tokens
 
 CHANGES = ("width", "depth", "both")
-MIXTURES = ("mixtral", "qwen3_moe")
 IMPOSSIBLE = {
     # A LayerNorm subtracts a mean, which zeros would move; and the stock classes derive the width
     # of a head, so that an odd hidden size has no stock class at all.
@@ -43,7 +42,7 @@ SCRIPT = Path(checkpoint.__file__).with_name("prove.py")
 def cut(model_type: str, change: str, name: str, **own: Any) -> PrunedModel:
     """A tiny model without some of its units: equally many in every layer for ``uniform``."""
     more: dict[str, Any] = {"model_type": model_type, "vocab_size": 258, **own}
-    if model_type == "qwen3_moe":
+    if model_type in ("qwen3_moe", "glm4_moe"):
         more |= {"moe_intermediate_size": 32}  # kernels want eights
     config, model = shape("gqa_tied", **more), tiny("gqa_tied", **more)
     for p in model.parameters():
@@ -69,7 +68,10 @@ def _even(pruned: PrunedModel) -> dict[str, list[int]]:
     count = {"hidden": 8, "ffn": 8, "attention": 1, "expert": 1, "expert_ffn": 0}
     plan = {s.name: list(range(2, 2 + count.get(s.kind, 0))) for s in pruned.sets}
     for s in pruned.sets:
-        if s.kind == "expert_ffn":
+        if s.parts > 1:  # one expert of each group
+            plan[s.name] = [p * s.size // s.parts + p for p in range(s.parts)]
+        # GLM's class derives the width of shared experts, which stay, from that of the others.
+        if s.kind == "expert_ffn" and pruned.family.name != "glm4_moe":
             plan[s.name] = list(range(s.size % 8 or 8))
     return {n: [u for u in units if u < _size(pruned, n)] for n, units in plan.items() if units}
 
@@ -86,7 +88,8 @@ def _uneven(pruned: PrunedModel) -> dict[str, list[int]]:
         elif s.kind == "attention" and s.layer:
             plan[s.name] = [s.layer - 1]
         elif s.kind == "expert":  # equally many: no zeros can stand for an expert
-            plan[s.name] = [s.layer or 0]
+            each = s.size // s.parts
+            plan[s.name] = [p * each + ((s.layer or 0) + p) % each for p in range(s.parts)]
     return plan
 
 
@@ -94,7 +97,7 @@ def write(pruned: PrunedModel, made: Form, folder: Path) -> None:
     skeleton: Any = made.skeleton
     skeleton.generation_config = pruned.module.generation_config
     with quietly():
-        checkpoint.export(skeleton, made.params, ByteTokenizer().save, folder, made.files)
+        checkpoint.export(skeleton, made.tensors, ByteTokenizer().save, folder, made.files)
 
 
 def fresh(classes: str, root: Path, folders: list[Path]) -> None:

@@ -19,11 +19,11 @@ from effcompress.commands.export import export
 from effcompress.errors import EffcompressError, RecipeError, RunError
 from effcompress.estimate.check import check
 from effcompress.export.forms import NAMES
-from tests.conftest import PLAIN, examples, shape, stated
+from tests.conftest import MIXTURES, PLAIN, examples, shape, stated
 from tests.contract.test_properties import configs
 from tests.runner.toys import texts
 
-MOE = ("mixtral", "qwen3_moe")
+MOE = tuple(MIXTURES)
 LATE = "the run then fails behind its last checkpoint"
 WIDTHS = ("ffn", "attention", "hidden", "expert")
 DEPTHS = ("layer", "attention_block", "mlp_block")

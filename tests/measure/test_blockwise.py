@@ -12,21 +12,20 @@ from effcompress.errors import RunError
 from effcompress.measure.blockwise import Block, blockwise, layers_of
 from effcompress.measure.grams import Grams, Squares
 from effcompress.model.families import family_of
-from tests.conftest import FAMILIES, tiny, tokens
+from tests.conftest import FAMILIES, MIXTURES, tiny, tokens
 
 WINDOWS: dict[str, dict[str, Any]] = {
     # Layers with and without a window get masks (and rotations) of their own.
     "gemma2": {"sliding_window": 4},
     "gemma3_text": {"sliding_window": 4, "sliding_window_pattern": 2},
 }
-# Gemma 2 has no sdpa.
-CASES = [(f, a) for f in FAMILIES for a in ("eager", "sdpa") if (f, a) != ("gemma2", "sdpa")]
-EXPERTS = ("mixtral", "qwen3_moe")
+NO_SDPA = ("gemma2", "gpt_oss")
+CASES = [(f, a) for f in FAMILIES for a in ("eager", "sdpa") if a == "eager" or f not in NO_SDPA]
 
 
 def model(model_type: str, **more: Any) -> nn.Module:
     # Grouped kernels for experts take no fp64.
-    dtype = torch.float32 if model_type in EXPERTS else torch.float64
+    dtype = torch.float32 if model_type in MIXTURES else torch.float64
     return tiny("gqa_tied", dtype, model_type=model_type, **WINDOWS.get(model_type, {}), **more)
 
 
@@ -92,9 +91,12 @@ def test_linear_layers_and_what_is_none(model_type: str) -> None:
         params = dict(module.named_parameters())
         for name, dim in layer.linears.items():
             assert params[name].dim() == 2 and dim == (0 if model_type == "gpt2" else 1)
-        mixture = model_type == "mixtral" or (model_type == "qwen3_moe" and layer.number != 1)
+        mixture = layer.number in MIXTURES.get(model_type, ())
         kinds = {name.rsplit("mlp.")[-1] for name in layer.others}
         expected = {"gate.weight", "experts.gate_up_proj", "experts.down_proj"}
+        if model_type == "gpt_oss":
+            expected = {name.replace("gate.", "router.") for name in expected}
+            expected |= {"experts.gate_up_proj_bias", "experts.down_proj_bias"}
         assert kinds == (expected if mixture else set())
         matrices = {n for n, p in params.items() if n.startswith(f"{layer.path}.") and p.dim() > 1}
         assert matrices == {*layer.linears, *layer.others}

@@ -17,11 +17,10 @@ from effcompress.estimate.check import check
 from effcompress.measure.streams import Moments, follow
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from tests.conftest import FAMILIES, shape, stated, tiny, tokens
+from tests.conftest import FAMILIES, MIXTURES, shape, stated, tiny, tokens
 from tests.runner.toys import recipe as toy
 
 NORMS_BEHIND = ("gemma2", "gemma3_text", "olmo2")
-MOE = ("mixtral", "qwen3_moe")
 OTHERS = [name for name in FAMILIES if name not in NORMS_BEHIND]
 
 
@@ -53,8 +52,7 @@ def test_the_same_model_has_nothing_to_learn(model_type: str) -> None:
     """What a projection should put out is what it puts out: cross = W gram."""
     small, large = made(model_type, "ffn")
     found = led(small, large, tokens(3, seed=1))
-    experts = model_type in ("mixtral", "qwen3_moe")
-    assert len(found) >= (3 if experts else 6)
+    assert len(found) >= (3 if model_type in MIXTURES else 6)
     for name, moments in found.items():
         weight = small.parameters()[name].detach().double()
         weight = weight.T if model_type == "gpt2" else weight

@@ -48,7 +48,10 @@ TIED = ("llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "qwen3_mo
 CASES = {
     **{f"llama_{kind}": ("llama", kind) for kind in ("gqa_untied", "mha_tied", "mha_untied")},
     **{name: (name, "gqa_tied") for name in TIED},
-    **{name: (name, "gqa_untied") for name in ("mistral", "phi3", "olmo2", "mixtral")},
+    **{
+        name: (name, "gqa_untied")
+        for name in ("mistral", "phi3", "olmo2", "mixtral", "gpt_oss", "glm4_moe")
+    },
     **{name: (name, "mha_tied") for name in ("opt", "gpt2")},
     "gpt_neox": ("gpt_neox", "mha_untied"),
 }
@@ -76,6 +79,7 @@ class Case:
     values: dict[str, Tensor]
     places: dict[str, list[Tensor]]
     """Parameter -> for each dimension, where in the parent its positions were."""
+    buffers: dict[str, Tensor]
     shrunk: dict[str, float]
     """Gain of a norm -> channels left over channels before."""
 
@@ -99,14 +103,26 @@ def make_case(name: str, *, rigid: bool, **more: Any) -> Case:
     shapes = {n: list(size) for n, size in wanted if ABSENT.isdisjoint(full.gates[n])}
     depth = Depth(full.depth.layers, ABSENT)
     shrunk = {n: shapes[n][0] / full.shapes[n][0] for n in shapes if _averages(full.family, n)}
+    draw = torch.Generator().manual_seed(4)
+    buffers = {
+        name: torch.rand(shapes[beside][0], generator=draw) / 5
+        for name, _ in _on_meta(parent).named_buffers()
+        if (beside := name.replace("e_score_correction_bias", "weight")) in shapes
+    }
     pruned = {
         "shapes": shapes,
+        "buffers": {name: list(b.shape) for name, b in buffers.items()},
         "absent": _absent(full.family),
         "attributes": attributes(groups.from_shapes(full.family, parent, shapes, depth), parent),
         "epsilons": {n.removesuffix(".weight"): EPSILON / s for n, s in shrunk.items() if s != 1},
     }
     places = {n: [_places(full, left, n, dim) for dim in range(len(shapes[n]))] for n in shapes}
-    return Case(parent, pruned, _values(shapes), places, shrunk)
+    return Case(parent, pruned, _values(shapes), places, buffers, shrunk)
+
+
+def _on_meta(parent: dict[str, Any]) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**parent))
 
 
 def _widths(full: AxisMap, rng: random.Random, rigid: bool) -> dict[str, int]:
@@ -117,6 +133,7 @@ def _widths(full: AxisMap, rng: random.Random, rigid: bool) -> dict[str, int]:
         least = max(full.floors.get(kind, units // 2), 1)
         if kind not in whole and units > least:
             left[name] = 47 if kind == "hidden" else rng.randint(least, units - 1)
+            left[name] -= left[name] % full.parts.get(kind, 1)
     return left
 
 
@@ -154,7 +171,7 @@ def built(case: Case) -> Any:
     config_class, model_class = modeling_pruned.make(case.parent["model_type"])
     with torch.random.fork_rng():
         model = model_class(config_class.from_dict(case.config)).eval()
-    _fill(model, case.values)
+    _fill(model, {**case.values, **case.buffers})
     return model
 
 
@@ -169,6 +186,8 @@ def in_parent(case: Case) -> Any:
     with torch.random.fork_rng():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**case.parent)).eval()
     offset = family_of(case.parent).gain_offset
+    for name, value in case.buffers.items():
+        model.get_buffer(name).copy_(value)
     for name, p in model.named_parameters():
         p.data.zero_()
         if name in case.values:
@@ -182,7 +201,7 @@ def write(case: Case, folder: Path) -> None:
     """The folder as the export writes it: from shapes alone, then the values."""
     skeleton: Any = exact_skeleton(case.config)
     assert {n: list(p.shape) for n, p in skeleton.named_parameters()} == case.pruned["shapes"]
-    _fill(skeleton, case.values)
+    _fill(skeleton, {**case.values, **case.buffers})
     skeleton.save_pretrained(folder)
     (folder / FILE).write_text(modelling_source(case.parent["model_type"]))
 

@@ -13,7 +13,7 @@ from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from effcompress.spec import GatesSpec, PruneSpec, TargetSpec
 from effcompress.types import DEPTH, Plan
-from tests.conftest import FAMILIES, PLAIN, tiny
+from tests.conftest import FAMILIES, PLAIN, tiny, unrounded
 
 KINDS = ("hidden", "layer", "attention", "ffn", "attention_block", "mlp_block", "query")
 
@@ -99,7 +99,8 @@ def kinds_of(model_type: str) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("tied", ["gqa_tied", "gqa_untied"])
-def test_masked_equals_cut(model_type: str, tied: str) -> None:
+def test_masked_equals_cut(model_type: str, tied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unrounded(monkeypatch)
     torch.manual_seed(1)
     ids_BT = torch.randint(0, 61, (2, 9))
     for kinds in kinds_of(model_type):

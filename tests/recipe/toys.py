@@ -167,6 +167,7 @@ def registry() -> Registry:
         ("reduction", "sum", _total),
         ("repair", "norm_gain", _norm_gain),
         ("repair", "bias", _weight_free),
+        ("repair", "constant", _constant),
         ("sparsifier", "magnitude", _smallest),
         ("mixture", "dynamic", _follows),
     ):
@@ -175,6 +176,10 @@ def registry() -> Registry:
     toys.add("schedule", "continuous", _continuous, "a paper", _often)
     toys.add("sparsifier", "wanda", _wanda, "a paper", _rows_or_pattern)
     return toys
+
+
+def _constant(output_mean: Any) -> None:
+    """What an expert returns, in its place."""
 
 
 def _weight_free(epsilon: float) -> None:

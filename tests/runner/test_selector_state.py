@@ -51,6 +51,16 @@ def show(state: Any, value: float, stage: int, selector: Bound) -> None:
     _observe(state, prune, Due(groups=1, stage=stage), Measured({}, None, found))
 
 
+def test_it_observes_layers_alone() -> None:
+    """Inputs of linear layers and outputs of experts have no layer's one number."""
+    registry = Registry()
+    for name, of in (("input_peak", lambda x: x), ("loudness", lambda output: output.norm(dim=-1))):
+        registry.add("statistic", name, of, "test")
+    for observe in (lambda state, input_peak: state, lambda state, loudness: state):
+        with pytest.raises(PluginError, match="is no statistic of layers"):
+            registry.add("selector", "own", chooses, "test", observe)
+
+
 def test_it_is_shown_layers_once_per_cut() -> None:
     state, selector = run_state(), bound()
     assert list(selector.plugin.of_layers) == ["influence"]

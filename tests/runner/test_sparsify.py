@@ -19,7 +19,7 @@ from effcompress.registry import REGISTRY, Bound
 from effcompress.runner import run as story
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.spec import SparsifySpec
-from tests.conftest import FAMILIES, tiny, tokens
+from tests.conftest import FAMILIES, MIXTURES, tiny, tokens
 from tests.runner.toys import events, recipe
 
 
@@ -343,7 +343,7 @@ def test_the_stream_makes_the_zeros_that_full_passes_make(model_type: str) -> No
     for name, p in one.named_parameters():
         assert torch.equal(p, held[name]), name
     warned = [e["text"] for e in record.events if e["event"] == "warning"]
-    assert bool(warned) == (model_type in ("mixtral", "qwen3_moe"))
+    assert bool(warned) == (model_type in MIXTURES)
     assert all("experts and routers stay dense" in text for text in warned)
 
 
