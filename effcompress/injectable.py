@@ -124,6 +124,12 @@ INPUTS: dict[str, dict[str, str]] = {
         "sequences": "calibration sequences that there are",
         "generator": "torch.Generator with the run's seed",
     },
+    "rotation": {
+        "moment": "[D, D] mean of x^T x over the tokens of calibration text, in fp64; x: the "
+        "residual stream",
+        "uniform": "[D, D] random numbers between 0 and 1, others at every place, in fp64",
+        "kept": "columns of the rotation that stay",
+    },
     "mixture": {
         "weights": "[D] fractions of the training samples that each domain gives now; sum 1, fp64",
         "losses": "[D] held-out losses of the model as it is, in nats per token",

@@ -406,6 +406,30 @@ class GatesSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RotateSpec:
+    """A residual stream that is rotated between any two blocks, so that its last channels carry the
+    least, and sliced (arXiv:2401.15024). The width is that of the target.
+    """
+
+    method: Bound = key(
+        "how the second moment of the stream becomes a rotation; its knobs stand beside these keys",
+        plugin="rotation",
+        beside=True,
+    )
+    tie: Literal["keep", "split"] = key(
+        "where the embedding is the output matrix: keep it, with a small matrix behind the "
+        "embedding and one behind the last norm; or split it into two, as the code of "
+        "arXiv:2401.15024 does, which makes small models larger. Other models have two anyway",
+        "keep",
+    )
+    signal: Literal["stream", "normed"] = key(
+        "second moment of the stream as it is, as the code of arXiv:2401.15024 has it; or of what "
+        "the norms make of it, as its equation 8 has it, so that all tokens count alike",
+        "stream",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchSpec:
     """A search for the shape of a size: of all shapes of a grid that are not above the target, the
     largest, and of these the one of the lowest loss when its mini-groups are masked. The run then
@@ -438,7 +462,12 @@ class PruneSpec:
         "try shapes of the target's size; without it, one is cut to", None
     )
     space: tuple[Bound, ...] = key("kinds of mini-groups that may be cut", plugin="space", least=1)
-    criterion: Bound = key("saliency of a weight", plugin="criterion")
+    criterion: Bound | None = key(
+        "saliency of a weight; every recipe without `rotate` has one", None, plugin="criterion"
+    )
+    rotate: RotateSpec | None = key(
+        "in place of a criterion: slice the residual stream in a basis of its own", None
+    )
     gates: GatesSpec | None = key("learned gates, for criteria that use their logits", None)
     reduce: ReduceSpec = key("from weights to mini-groups", ReduceSpec(), expert=True)
     hessian: Bound | None = key(
@@ -464,6 +493,12 @@ class PruneSpec:
     commit_every: int = key(
         "removals between two physical shortenings of the tensors", 16, minimum=1
     )
+
+    @property
+    def saliency(self) -> Bound:
+        """The criterion, of a recipe that does not rotate."""
+        assert self.criterion is not None, "recipe.load requires one without `rotate`"
+        return self.criterion
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def check(loaded: LoadedRecipe) -> CheckResult:
         lines.append(f"size: {found.start:,} parameters, nothing is cut")
         lines += [*_zeros(loaded, found, found.axes.widths, data), *exports]
         return CheckResult(lines, data)
-    fraction, sizes = 1 - found.target / found.start, f"{found.start:,} -> {found.target:,}"
-    lines.append(f"target: {sizes} parameters (-{fraction:.1%}), in reach")
+    change, sizes = found.target / found.start - 1, f"{found.start:,} -> {found.target:,}"
+    lines.append(f"target: {sizes} parameters ({change:+.1%}), in reach")
     if tried := found.shapes:
         lines.append(
             f"search: {len(tried)} shapes of {tried[0].params:,} to {tried[-1].params:,} "

@@ -20,9 +20,10 @@ from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.novices import novel
 from effcompress.model.source import config_of
-from effcompress.network.axis_map import family_for, resolve_model
+from effcompress.network.axis_map import ResolvedModel, family_for, resolve_model
 from effcompress.network.shape_search import SizedShape, largest_shapes, smallest_shape
 from effcompress.network.shapes import bounded, gated_targets, target_of
+from effcompress.network.sliced import sliced_shape
 from effcompress.recipe import LoadedRecipe
 from effcompress.registry import REGISTRY, Plugin
 from effcompress.removal.repairs import for_biases, for_experts, for_streams
@@ -43,6 +44,8 @@ class SizedModel:
     sets: list[GroupSet]
     start: int
     target: int | None
+    source: ResolvedModel | None = None
+    """The source model, where ``config`` and ``axes`` are those of a sliced one."""
     shapes: tuple[SizedShape, ...] = ()
     """The shapes that ``prune.search`` tries, the largest first; sets and target are of that one.
     """
@@ -64,8 +67,10 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
         config = novel(family_for(parent_of(config)), config)
     found = resolve_model(config)
     axes = found.axes
+    if prune and prune.rotate:
+        return _sliced(loaded, prune, found)
     sets = _sets(loaded, axes, prune) if prune else []
-    target = target_of(prune, axes, sets)
+    target = target_of(prune, axes, sets, found.config)
     sized = SizedModel(found.config, axes, sets, axes.count(), target)
     if prune is None or prune.search is None or target is None:
         return sized
@@ -104,6 +109,21 @@ def _too_coarse(
     )
 
 
+def _sliced(loaded: LoadedRecipe, prune: PruneSpec, found: ResolvedModel) -> SizedModel:
+    """Returns the model of a recipe that slices the stream before anything is trained: its axes are
+    those of the sliced model. Raises RecipeError where there is none.
+    """
+    try:
+        shape = sliced_shape(prune, found.config, found.axes)
+    except CoverageError as error:
+        key = error.what.partition(":")[0]
+        given = (k for k in loaded.origins if k.startswith(key))
+        where = _where(loaded, next(given, "prune.rotate.name"))
+        raise RecipeError(error.what, where=where, fix=error.fix) from error
+    start, target = found.axes.count(), shape.axes.count()
+    return SizedModel(shape.config, shape.axes, [], start, target, found)
+
+
 def _located(loaded: LoadedRecipe, error: SourceError) -> SourceError:
     """The error with the line of the recipe that its address, a key, stands in."""
     key = (error.where or "").partition(":")[0]
@@ -125,7 +145,7 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
     Raises RecipeError, with the nearest sizes that can be had, if it cannot.
     """
     sized, prune = sized_model(loaded), loaded.recipe.prune
-    if sized is None or prune is None:
+    if sized is None or prune is None or prune.rotate:
         return sized
     _require_masks(loaded, prune, sized)
     _require_inputs(loaded, prune, sized)
@@ -164,12 +184,12 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
     """Raises RecipeError where a mini-group has no mask gradient: no single tensor holds its
     effect (``measure/taps.py``).
     """
-    if "mask_grad" not in prune.criterion.needs:
+    if "mask_grad" not in prune.saliency.needs:
         return
     for s in _ranked(prune, sized):
         if s.kind in DEPTH or any(len(sized.axes.shapes[side.param]) > 2 for side in s.sides):
             raise RecipeError(
-                f"prune.criterion: '{prune.criterion.name}' takes gradients of masks, which "
+                f"prune.criterion: '{prune.saliency.name}' takes gradients of masks, which "
                 f"'{s.name}' has not: layers, blocks, experts and what experts write into",
                 where=loaded.origins.get("prune.criterion", str(loaded.path)),
                 fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
@@ -236,7 +256,7 @@ def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
     statistics of inputs rank widths, those of the residual stream rank layers, those of experts'
     outputs rank experts.
     """
-    plugin = prune.criterion.plugin
+    plugin = prune.saliency.plugin
     says, ranked = _says_of(plugin), _ranked(prune, sized)
     wanted = dict.fromkeys(_measured_on(s.kind) for s in ranked)
     fit = [p.name for p in REGISTRY.all("criterion") if _says_all(p, wanted)]
@@ -244,7 +264,7 @@ def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
     for s in ranked if plugin.reads_forward else ():
         if _measured_on(s.kind) not in says:
             raise RecipeError(
-                f"prune.criterion: '{prune.criterion.name}' says nothing of '{s.name}': it is one "
+                f"prune.criterion: '{prune.saliency.name}' says nothing of '{s.name}': it is one "
                 f"of {' and '.join(says) or 'places'}",
                 where=loaded.origins.get("prune.criterion.name", str(loaded.path)),
                 fix=f"{use}, or leave this space out." if use else "Leave this space out.",

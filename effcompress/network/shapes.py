@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from effcompress.errors import CoverageError, did_you_mean
+from effcompress.network.sliced import sliced_shape
 from effcompress.spec import PruneSpec, TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths, axis_kind, axis_layer
 
@@ -127,9 +128,17 @@ def wanted(target: TargetSpec, axes: AxisMap, sets: Sequence[GroupSet]) -> int |
     return round((target.keep or 0.0) * axes.count())
 
 
-def target_of(prune: PruneSpec | None, axes: AxisMap, sets: Sequence[GroupSet]) -> int | None:
-    """Returns the parameters at the end; None where nothing is cut, or the target is no size."""
-    return wanted(prune.target, axes, sets) if prune else None
+def target_of(
+    prune: PruneSpec | None, axes: AxisMap, sets: Sequence[GroupSet], config: Config
+) -> int | None:
+    """Returns the parameters at the end; None where nothing is cut, or the target is no size.
+    Raises CoverageError for a rotation that cannot be.
+    """
+    if prune is None:
+        return None
+    if prune.rotate is not None:
+        return sliced_shape(prune, config, axes).axes.count()
+    return wanted(prune.target, axes, sets)
 
 
 def widths_of(shape: Mapping[str, int], sets: Sequence[GroupSet]) -> dict[str, int]:

@@ -269,6 +269,36 @@ class Refit(Recorded, event="refit"):
     """Weight -> norm of its change over its norm."""
 
 
+class Sliced(Recorded):
+    """The residual stream in front of a block (``attention``, ``feed-forward``; the last one lies
+    behind the layers): ``energy`` is the fraction of its mean square in the directions that stay.
+    """
+
+    layer: int
+    block: str
+    energy: float
+
+
+class Rotated(Recorded, event="rotated"):
+    """The residual stream was rotated and sliced from ``channels`` to ``width``; ``tied``: the
+    embedding is still the output matrix. Logits differ by so much from those of the source model
+    with projections in place of slices.
+    """
+
+    step: int = 0
+    method: str
+    signal: str
+    refit: str | None = None
+    tied: bool
+    channels: int
+    width: int
+    params: int
+    places: tuple[Sliced, ...] = ()
+    max_logit_difference: float
+    seconds: float
+    memory_bytes: int | None = None
+
+
 class GateFamily(Recorded):
     """Learned gates of one kind: mean expected sparsity of its rows and the target then (0 to 1),
     the multipliers of the constraint, and the fraction of gates whose probability of being open is
@@ -446,7 +476,7 @@ class Other:
     values: Mapping[str, Any] = field(default_factory=dict, metadata=SPREAD)
 
 
-Costly = Cut | Commit | Sparsify | Refit
+Costly = Cut | Commit | Sparsify | Refit | Rotated
 """Events of pruning whose time and peak memory are recorded."""
 InTraining = (
     Step | Stage | Mixture | Calibration | Search | Approximate | Gates | Absorbed | Compiled

@@ -77,6 +77,12 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
             )
         case events.Latency():
             return f"time of {workload(event)}: {times(event)}"
+        case events.Rotated():
+            kept = min((p.energy for p in event.places), default=1.0)
+            return (
+                f"residual stream sliced from {event.channels} to {event.width} channels; at least "
+                f"{100 * kept:.2f} % of its energy stays"
+            )
         case events.Search():
             best = min(event.tried, key=lambda shape: shape.loss)
             units = ", ".join(f"{of(kind).short} {n}" for kind, n in event.chosen.items())

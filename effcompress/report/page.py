@@ -147,9 +147,25 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
         yield "Widths chosen by", words.allocation(chosen)
     if (seen := record.latency) is not None:
         yield "Times", f"{times(seen)}; {words.measured(seen)}"
+    yield from _sliced(record)
     if (made := record.sparsified) is not None:
         peak = f", {readable.size(made.memory_bytes)} at the peak" if made.memory_bytes else ""
         yield "Making zeros took", f"{readable.duration(made.seconds)}{peak}"
     if record.commit_difference is not None:
         difference = readable.power(record.commit_difference)
         yield "Shortening the tensors", f"changed no logit by more than {difference}"
+
+
+def _sliced(record: Record) -> Iterator[tuple[str, str]]:
+    if (turned := record.rotated) is None:
+        return
+    yield "Residual stream", f"{turned.channels} {words.ARROW} {turned.width} channels"
+    least = min((place.energy for place in turned.places), default=1.0)
+    yield "Energy that stays, at least", readable.percent(least)
+    kept = "kept, between two small matrices" if turned.tied else "two matrices"
+    yield "Embedding and output matrix", kept
+    yield "Slicing took", readable.duration(turned.seconds)
+    yield (
+        "Slices for projections",
+        (f"changed no logit by more than {readable.power(turned.max_logit_difference)}"),
+    )

@@ -26,6 +26,7 @@ METHOD = {
         "target",
         "space",
         "criterion",
+        "rotate",
         "hessian",
         "measure",
         "selector",

@@ -109,7 +109,7 @@ def allocated(
     if spec.errors == "replaced":
         error_ML = replaced(whole, modules, spec, log)
     else:
-        error_ML = errors_of(modules, found.scores, prune.criterion)
+        error_ML = errors_of(modules, found.scores, prune.saliency)
     ask = partial(_levels, state, spec, modules, error_ML, whole)
     levels, aimed = ask(costs), None
     if prune.target.timed and (wanted := _aim(state, prune, modules, levels, costs)) is not None:

@@ -164,7 +164,7 @@ def _require_ranked(state: RunState, prune: PruneSpec, scores: Scores, log: Log)
     # Those of layers that are still there.
     sets = ranked(state, prune)
     compared = [s for s in sets if not state.gates or s.name in state.gates.names]
-    same, name = alike(compared, scores), prune.criterion.name
+    same, name = alike(compared, scores), prune.saliency.name
     if same and not any(bool(v[torch.isfinite(v)].any()) for v in scores.values()):
         raise RunError(
             f"criterion '{name}' gives every mini-group the saliency 0, so nothing ranks them",
@@ -299,14 +299,14 @@ def _scored(state: RunState, prune: PruneSpec, block: Block, sets: Sequence[Grou
     """Scores the sets of one layer, in original order, inf where a unit is gone."""
     params = readers(state.module, state.pruned.axes, sets)
     here = {name: dim for name, dim in params.items() if name in block.linears}
-    plugin, ledger = prune.criterion.plugin, state.pruned.ledger
+    plugin, ledger = prune.saliency.plugin, state.pruned.ledger
     read = InputStatistics(state.module, here, plugin.needs, plugin.of_inputs)
     names = [s.name for s in sets if s.kind == "expert"] if plugin.reads_experts else []
     of = state.module, state.pruned.axes, names, plugin.of_experts
     experts = ExpertStatistics(*of)
     with closing(read), closing(experts), read.listening(), experts.listening():
         block.run()
-    found = score_inputs(sets, prune.criterion, read, {}, experts.read())
+    found = score_inputs(sets, prune.saliency, read, {}, experts.read())
     sizes = {s.name: ledger.sizes[s.name] for s in sets}
     return ledger.original_order(in_original_order(found, ledger.original, sizes))
 

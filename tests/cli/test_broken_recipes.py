@@ -52,6 +52,7 @@ TARGET = "{keep: 85%}"
 CRITERION = "{name: taylor, order: first}"
 SCHEDULE = "{name: continuous, every: 4}"
 
+ROTATE = "  rotate: turn\n  measure: {source: calibration}\n"
 CALIBRATED = "  measure: {source: calibration}\n"
 SEARCH = "  search: {top: 3}\n" + CALIBRATED
 GATES = "  gates: {gate: half, constraint: none}\n"
@@ -66,6 +67,17 @@ def first_line(text: str, key: str) -> int:
 def under_gates(*pairs: str) -> str:
     """A recipe that learns masks, edited."""
     text = edit(*LEARNED)
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+def rotating(*pairs: str) -> str:
+    """A recipe that slices the residual stream and trains on, edited."""
+    text = edit(
+        SPACE, "  space: [hidden]\n", f"  criterion: {CRITERION}\n", ROTATE, SCHEDULE, "once"
+    )
     for old, new in zip(pairs[::2], pairs[1::2], strict=True):
         assert old in text, old
         text = text.replace(old, new)
@@ -101,6 +113,54 @@ def located(text: str, key: str, *words: str) -> tuple[str, int, tuple[str, ...]
 
 # id -> (recipe, line, words of the message)
 BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    # rotations
+    "nothing that ranks": (
+        edit(f"  criterion: {CRITERION}\n", ""),
+        8,
+        ("prune has no criterion", "`criterion: taylor`", "`space: [hidden]`"),
+    ),
+    "a rotation and a criterion": located(
+        rotating(ROTATE, f"{ROTATE}  criterion: magnitude\n"),
+        "criterion",
+        "prune.criterion means nothing with prune.rotate",
+    ),
+    "a rotation and a repair": located(
+        rotating(ROTATE, f"{ROTATE}  repair: [norm_gain]\n"),
+        "repair",
+        "prune.repair means nothing with prune.rotate",
+    ),
+    "a rotation and a refit of biases": located(
+        rotating(ROTATE, f"{ROTATE}  refit: anew_biased\n"),
+        "refit",
+        "there is no bias that it could change",
+    ),
+    "a rotation and an allocation": located(
+        rotating(ROTATE, f"{ROTATE}  allocation: program\n"),
+        "allocation",
+        "prune.allocation means nothing with prune.rotate",
+    ),
+    "a rotation to a time": located(
+        rotating(TARGET, "{speedup: 1.5}"), "target", "prune.target.speedup is none"
+    ),
+    "a rotation of another space": located(
+        rotating("space: [hidden]", "space: [hidden, ffn]"), "space", "nothing else", "[hidden]"
+    ),
+    "a rotation on training text": located(
+        rotating("source: calibration", "source: training"), "measure", "source: calibration"
+    ),
+    "a rotation that propagates": located(
+        rotating("source: calibration", "source: calibration, propagate: true"),
+        "measure",
+        "every layer reads sliced ones anyway",
+    ),
+    "a rotation in training": located(
+        rotating("once", SCHEDULE), "schedule", "slices at once", "name: once, at: 0"
+    ),
+    "hidden states of two bases": located(
+        rotating("train:", "recover:\n  method: distill\n  distill: {hidden_weight: 1}"),
+        "distill",
+        "hidden_weight compares hidden states",
+    ),
     # learned gates
     "gates of another criterion": located(
         under_gates("criterion: learned", "criterion: magnitude"),

@@ -42,6 +42,7 @@ NAMES = [
     "reduction",
     "refit",
     "repair",
+    "rotation",
     "run",
     "schedule",
     "selector",

@@ -155,6 +155,27 @@ def test_sixty_steps_with_cuts_of_all_kinds(tmp_path: Path) -> None:
         assert events(two, "run")[0]["processes"] == 2
 
 
+def test_a_stream_is_sliced_as_one_process_slices_it(tmp_path: Path) -> None:
+    """Each reads a part of the text; rank 0 chooses bases and fits; both then train one model."""
+    path = recipe(tmp_path)
+    sets = ["prune.space=[hidden]", "prune.target={shape: {hidden: 24}}", *ONCE]
+    sets += ["export.form=exact", "train.tokens=1280", "prune.refit=least_squares"]
+    sets += ["prune.criterion=null", "prune.selector=null", "prune.rotate=slicegpt"]
+    run(load_recipe(path, sets), output=tmp_path / "one")
+    jobs = [{"recipe": path, "output": tmp_path / "two", "set": sets}]
+    code, said = together(jobs, tmp_path)
+    assert code == 0, said
+    alone, shared = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert shared[0] == pytest.approx(alone[0], abs=1e-3)
+    # Directions of nearly equal energy turn among each other by rounding, and AdamW is not
+    # indifferent to bases.
+    assert shared == pytest.approx(alone, abs=1e-2)
+    one, two = (events(tmp_path / name, "rotated")[0] for name in ("one", "two"))
+    for place, other in zip(one["places"], two["places"], strict=True):
+        assert other["energy"] == pytest.approx(place["energy"], abs=1e-5)
+    assert two["max_logit_difference"] < 1e-4
+
+
 def test_every_criterion_chooses_what_it_chooses_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,14 @@ def _refit(weight: Any, gram: Any, cross: Any) -> None:
     """Fits anew."""
 
 
+def _refit_biased(weight: Any, gram: Any, cross: Any, mean: Any) -> None:
+    """Fits anew, with a bias."""
+
+
+def _turn(moment: Any, kept: Any) -> None:
+    """Turns."""
+
+
 def _fisher(grad: Any) -> None:
     """Squares."""
 
@@ -158,6 +166,8 @@ def registry() -> Registry:
         ("hessian", "fisher_diag", _fisher),
         ("hessian", "adam", _adam),
         ("refit", "anew", _refit),
+        ("refit", "anew_biased", _refit_biased),
+        ("rotation", "turn", _turn),
         ("space", "ffn", _ffn),
         ("space", "attention", _ffn),
         ("space", "hidden", _hidden),
