@@ -123,13 +123,13 @@ def _recorded(
             report.write(folder)
     except BaseException as error:
         known = named(error, log.doing, recipe)
-        # Whatever else fails now (a full disk, say) must not hide what failed first.
-        with contextlib.suppress(EffcompressError, OSError):
+        # Whatever else fails now (a full disk, a closed record) must not hide what failed first.
+        with contextlib.suppress(Exception):
             status = "stopped" if isinstance(error, Stopped) else "failed"
             reason = repr(error) if known is None else str(known)
             seconds = time.monotonic() - started
             log.event(events.End(status=status, reason=reason, seconds=seconds))
-        with contextlib.suppress(EffcompressError, OSError):
+        with contextlib.suppress(Exception):
             log.close()
             if world.main:
                 report.write(folder)
