@@ -1,6 +1,6 @@
 """Every one-shot method at equal parameters, without any training: perplexity, time, memory.
 
-    python benchmarks/one_shot.py CORPUS [--sizes 121M 113M 94M zeros] [--rows flap ...]
+    python benchmarks/one_shot.py CORPUS [--sizes 121M 113M 94M 456 432 zeros] [--rows flap ...]
                                   [--seeds 0 1 2]
     python benchmarks/one_shot.py CORPUS --table
 
@@ -47,6 +47,7 @@ BY_PARAMETERS = (
     "adapt_pruner",
     "wanda_sp",
     "minitron_search",
+    "darwinlm",
     "magnitude",
     "random",
 )
@@ -66,6 +67,11 @@ BY_SHAPE = {
         size: {"ffn": ffn, "attention_block": blocks} for size, (ffn, blocks) in TWO_SSP.items()
     },
 }
+SLICED = ("slicegpt", "slicegpt_refit")
+"""Recipes that slice the residual stream: at most as many parameters as a size says, with the
+embedding as output matrix, too; or, with sizes of their own, so many channels, also in two forms.
+"""
+WIDTHS = ("456", "432")
 ZEROS = (
     "magnitude_50",
     "wanda_50",
@@ -74,7 +80,7 @@ ZEROS = (
     "wanda_2_4",
     "sparsegpt_2_4",
 )
-SIZES = ("121M", "113M", "94M", "zeros")
+SIZES = ("121M", "113M", "94M", *WIDTHS, "zeros")
 LAYERS, FFN = 30, 1536
 
 
@@ -84,14 +90,26 @@ def rows_of(size: str) -> dict[str, tuple[str, list[str]]]:
         pattern = ["sparsify.sparsity=null", "sparsify.pattern=2:4"]
         own = {"magnitude_2_4": ("magnitude_50", pattern)}
         return {name: own.get(name, (name, [])) for name in ZEROS}
+    if size in WIDTHS:
+        width, split = [f"prune.target.shape.hidden={size}"], ["prune.rotate.tie=split"]
+        return {
+            **{name: (name, width) for name in SLICED},
+            **{f"{name}_split": (name, [*width, *split]) for name in SLICED},
+        }
     as_published = [f"prune.target.params={size}", "prune.reduce.compat=true"]
     shapes = {name: each[size] for name, each in BY_SHAPE.items()}
     found = {name: (name, [f"prune.target.params={size}"]) for name in BY_PARAMETERS}
+    levels = [*found["darwinlm"][1], "prune.target.speedup=null", "prune.workload=null"]
+    found["ziplm"] = ("ziplm", levels)
+    ours = "prune.refit=least_squares_bias"
+    found |= {f"{name}_refit": (name, [*found[name][1], ours]) for name in ("ziplm", "darwinlm")}
     found["llm_pruner_compat"] = ("llm_pruner", as_published)
     found |= {
         name: (name, [f"prune.target.shape.{kind}={n}" for kind, n in shape.items()])
         for name, shape in shapes.items()
     }
+    for name in SLICED:
+        found[name] = (name, ["prune.target.shape=null", f"prune.target.params={size}"])
     gone = LAYERS - shapes["iterative_depth"]["layer"]
     found["two_ssp"][1].append(f"prune.schedule.first={FFN - TWO_SSP[size][0]}")
     found["iterative_depth"][1].append(f"prune.schedule.rounds={gone}")
@@ -170,9 +188,13 @@ def table() -> None:
         sizes[line["size"]].append(line)
     for size in SIZES:
         found = sizes[size]
+        if not found:
+            continue
         names = [name for name in found[0] if f"dense {name}" in found[0]]
         dense = {name: float(found[0][f"dense {name}"]) for name in names}
-        print(f"\n### {'To ' + size if size != 'zeros' else 'Zeros, all parameters stay'}\n")
+        titles = {"zeros": "Zeros, all parameters stay"}
+        titles |= {width: f"{width} channels of the residual stream" for width in WIDTHS}
+        print(f"\n### {titles.get(size, f'To {size}')}\n")
         print(f"| method | parameters | mean | x dense | draws | {' | '.join(names)} | pruning |")
         print("|---|---|---|---|---|" + "---|" * (len(names) + 1))
         cells = " | ".join(f"{value:.2f}" for value in dense.values())

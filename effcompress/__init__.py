@@ -13,6 +13,7 @@ from effcompress.errors import (
     SurgeryError,
 )
 from effcompress.registry import (
+    allocation,
     constraint,
     criterion,
     gate,
@@ -21,12 +22,14 @@ from effcompress.registry import (
     reduction,
     refit,
     repair,
+    rotation,
     schedule,
     selector,
     space,
     sparsifier,
     statistic,
 )
+from effcompress.selection.knapsack import least_error
 from effcompress.sparsity.magnitude import lowest
 from effcompress.spec import Count, Fraction, NotNegative, Pattern, Positive
 from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
@@ -58,17 +61,20 @@ __all__ = [
     "SourceError",
     "SurgeryError",
     "__version__",
+    "allocation",
     "constraint",
     "criterion",
     "damped_cholesky",
     "gate",
     "hessian",
+    "least_error",
     "load_recipe",
     "lowest",
     "mixture",
     "reduction",
     "refit",
     "repair",
+    "rotation",
     "run",
     "schedule",
     "selector",

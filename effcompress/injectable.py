@@ -11,6 +11,10 @@ INPUTS: dict[str, dict[str, str]] = {
         "the mini-groups; the criterion then returns [O, I] or [I]. None for layers and blocks",
         "input_norm": "[I] root of the mean of its square",
         "input_variance": "[I] its variance",
+        "gram": "[I, I] mean of x x^T over the tokens that the one linear layer reads which reads "
+        "the mini-groups. Its columns, and those of `weight`, are then in the order of the "
+        "mini-groups, and the criterion returns [G]: the error of the layer once a mini-group and "
+        "all with lower values are gone",
         "routed": "[E] number of calibration tokens that the router sends to each expert of a "
         "layer; the criterion, which is one of experts, returns [E]",
         "loss_increase": "[1] by how many nats per token the loss on calibration text rises "
@@ -109,6 +113,23 @@ INPUTS: dict[str, dict[str, str]] = {
         "pattern": "Pattern(kept, of): of every `of` consecutive inputs of a row `kept` stay; "
         "None: zeros may lie anywhere",
     },
+    "allocation": {
+        "error_ML": "error of each module (heads or FFN channels of a layer) at each of its "
+        "levels; level 0 keeps all units",
+        "cost_ML": "what it costs at that level: parameters, bytes or seconds",
+        "budget": "what all levels together may cost; the allocation returns one level per module",
+        "kind_M": "kind of each module (attention, ffn)",
+        "loss": "function (levels, sequences) -> KL divergence, in nats per token, of the source "
+        "model to the one with these levels, on the first so many calibration sequences",
+        "sequences": "calibration sequences that there are",
+        "generator": "torch.Generator with the run's seed",
+    },
+    "rotation": {
+        "moment": "[D, D] mean of x^T x over the tokens of calibration text, in fp64; x: the "
+        "residual stream",
+        "uniform": "[D, D] random numbers between 0 and 1, others at every place, in fp64",
+        "kept": "columns of the rotation that stay",
+    },
     "mixture": {
         "weights": "[D] fractions of the training samples that each domain gives now; sum 1, fp64",
         "losses": "[D] held-out losses of the model as it is, in nats per token",
@@ -147,8 +168,11 @@ WITH_STATISTICS = frozenset({"criterion", "selector.observe"})
 """Whose inputs may also be registered statistics, by name."""
 BACKWARD = frozenset({"grad", "hess", "mask_grad"})
 """What criteria take from a backward pass."""
-READ = frozenset({"input_mean", "input_norm", "input_variance"})
-"""What criteria take from forward passes over calibration text, of what linear layers read."""
+MOMENTS = frozenset({"input_mean", "input_norm", "input_variance"})
+"""What criteria take from forward passes over calibration text, of single inputs of linear layers.
+"""
+READ = MOMENTS | {"gram"}
+"""The same, of single inputs or of pairs."""
 ROUTED = frozenset({"routed"})
 """What criteria take from them of the router of a mixture of experts."""
 ABLATED = frozenset({"loss_increase"})

@@ -113,6 +113,11 @@ class Plugin:
         return bool(self.of_inputs) or bool(READ.intersection(self.needs))
 
     @property
+    def cumulative(self) -> bool:
+        """Whether it scores a whole layer: by the error once a mini-group and all before it go."""
+        return self.kind == "criterion" and "gram" in self.needs
+
+    @property
     def reads_experts(self) -> bool:
         """Whether it needs a statistic of experts, or how many tokens each was sent."""
         return bool(self.of_experts) or bool(ROUTED.intersection(self.needs))
@@ -394,8 +399,10 @@ hessian = _decorator("hessian")
 space = _decorator("space")
 repair = _decorator("repair")
 refit = _decorator("refit")
+rotation = _decorator("rotation")
 mixture = _decorator("mixture")
 constraint = _decorator("constraint")
+allocation = _decorator("allocation")
 
 
 Check = Callable[..., tuple[str, str] | None]

@@ -25,6 +25,8 @@ Positive = Annotated[int, "positive"]
 """A whole number from 1 on."""
 NotNegative = Annotated[float, "number from 0"]
 """A number from 0 on."""
+Bytes = Annotated[int, "bytes"]
+"""A number of bytes; recipes may write 180MB, 1.5GB, 64MiB."""
 Losses = Annotated[Mapping[str, float] | str, "losses by domain"]
 """Domain -> nats per token, or a word (metadata ``pattern``) that says where they come from."""
 InputPath = Annotated[Path, "path"]
@@ -218,7 +220,9 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec:
-    """The size to reach: exactly one of params, keep (met within 0.5 %), shape (met exactly)."""
+    """The size to reach: exactly one of params, keep (met within 0.5 %), shape (met exactly); or,
+    with `prune.allocation`, of speedup, milliseconds (measured) and memory (computed).
+    """
 
     params: Count | None = key("parameters at the end, e.g. 469M", None, minimum=1)
     keep: Fraction | None = key("fraction of the parameters to keep, e.g. 85%", None, above=0)
@@ -227,6 +231,88 @@ class TargetSpec:
         "{attention: 2, ffn: 1024}; `layer`: layers left in all",
         None,
         least=1,
+    )
+    speedup: float | None = key(
+        "how many times as fast as the source model, e.g. 1.5, at `prune.workload`", None, above=1
+    )
+    milliseconds: float | None = key(
+        "time of `prune.workload`: of a prefill up to the first new token, or, decoding, of one "
+        "token",
+        None,
+        above=0,
+    )
+    memory: Bytes | None = key(
+        "bytes of the weights, as they are exported, and of the KV cache at `prune.workload`, e.g. "
+        "180MB",
+        None,
+        minimum=1,
+    )
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is reached by measuring."""
+        return self.speedup is not None or self.milliseconds is not None
+
+    @property
+    def sized(self) -> bool:
+        """Whether it is a number of parameters, known before anything is chosen."""
+        return not self.timed and self.memory is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadSpec:
+    """What is timed, or needs memory: with which input the model is used in the end."""
+
+    phase: Literal["prefill", "decode"] = key(
+        "prefill: the prompt, up to the first new token; decode: one token after another behind it",
+        "prefill",
+    )
+    batch: int = key("sequences at once", 1, minimum=1)
+    length: int = key(
+        "tokens of the prompt: those that prefill reads, or decode has in its KV cache",
+        512,
+        minimum=1,
+    )
+    new: int = key("decode: tokens that are generated when the whole model is timed", 16, minimum=2)
+    threads: int | None = key("CPU threads; default: those of the run", None, minimum=1)
+    rounds: int = key(
+        "measured rounds, in which everything takes its turn; the median counts", 7, minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllocationSpec:
+    """One width for every attention and feed-forward block, chosen in place of the selector: from
+    the error and the cost of each of its levels, under the target as the budget.
+    """
+
+    method: Bound = key(
+        "how levels are chosen; its knobs stand beside these keys",
+        plugin="allocation",
+        beside=True,
+    )
+    errors: Literal["saliency", "replaced"] = key(
+        "error of a level. saliency: sum of what goes; replaced: KL divergence of the source model "
+        "to itself with this one block at that level, on calibration text (minutes to hours)",
+        "saliency",
+    )
+    replaced_at: int = key(
+        "errors: replaced: levels of each block that are measured; those between are interpolated",
+        4,
+        minimum=1,
+    )
+    shrink: Fraction = key(
+        "an FFN's width falls by this factor from level to level, in multiples of the space's "
+        "`round_to`",
+        0.9,
+        above=0,
+        below=1,
+    )
+    sequences: int | None = key(
+        "calibration sequences on which the whole model is compared with the source model; "
+        "default: those of `prune.measure`",
+        None,
+        minimum=1,
     )
 
 
@@ -320,6 +406,30 @@ class GatesSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RotateSpec:
+    """A residual stream that is rotated between any two blocks, so that its last channels carry the
+    least, and sliced (arXiv:2401.15024). The width is that of the target.
+    """
+
+    method: Bound = key(
+        "how the second moment of the stream becomes a rotation; its knobs stand beside these keys",
+        plugin="rotation",
+        beside=True,
+    )
+    tie: Literal["keep", "split"] = key(
+        "where the embedding is the output matrix: keep it, with a small matrix behind the "
+        "embedding and one behind the last norm; or split it into two, as the code of "
+        "arXiv:2401.15024 does, which makes small models larger. Other models have two anyway",
+        "keep",
+    )
+    signal: Literal["stream", "normed"] = key(
+        "second moment of the stream as it is, as the code of arXiv:2401.15024 has it; or of what "
+        "the norms make of it, as its equation 8 has it, so that all tokens count alike",
+        "stream",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchSpec:
     """A search for the shape of a size: of all shapes of a grid that are not above the target, the
     largest, and of these the one of the lowest loss when its mini-groups are masked. The run then
@@ -352,7 +462,12 @@ class PruneSpec:
         "try shapes of the target's size; without it, one is cut to", None
     )
     space: tuple[Bound, ...] = key("kinds of mini-groups that may be cut", plugin="space", least=1)
-    criterion: Bound = key("saliency of a weight", plugin="criterion")
+    criterion: Bound | None = key(
+        "saliency of a weight; every recipe without `rotate` has one", None, plugin="criterion"
+    )
+    rotate: RotateSpec | None = key(
+        "in place of a criterion: slice the residual stream in a basis of its own", None
+    )
     gates: GatesSpec | None = key("learned gates, for criteria that use their logits", None)
     reduce: ReduceSpec = key("from weights to mini-groups", ReduceSpec(), expert=True)
     hessian: Bound | None = key(
@@ -362,6 +477,10 @@ class PruneSpec:
     selector: Bound | None = key(
         "how candidates of different kinds compare", None, plugin="selector"
     )
+    allocation: AllocationSpec | None = key(
+        "a width for every block, chosen at once, in place of a selector", None
+    )
+    workload: WorkloadSpec | None = key("the input at which a target of time or memory holds", None)
     schedule: Bound = key("when, and how many", plugin="schedule")
     repair: tuple[Bound, ...] = key("corrections of what remains", (), plugin="repair")
     refit: Bound | None = key(
@@ -374,6 +493,12 @@ class PruneSpec:
     commit_every: int = key(
         "removals between two physical shortenings of the tensors", 16, minimum=1
     )
+
+    @property
+    def saliency(self) -> Bound:
+        """The criterion, of a recipe that does not rotate."""
+        assert self.criterion is not None, "recipe.load requires one without `rotate`"
+        return self.criterion
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,38 @@ class Sublayer:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """How a layer adds to the residual stream: the modules of each block that run one behind the
+    other, without the norm in front (a number stands for a dropout), and whether both blocks read
+    the same stream (``parallel``).
+    """
+
+    attention: tuple[str, ...] = ("self_attn",)
+    mlp: tuple[str, ...] = ("mlp",)
+    parallel: bool = False
+    one_width: bool = False
+    """Whether the class wants the last layer to return as many channels as the first one reads."""
+
+
+class Stream(TypedDict):
+    """How a model with a rotated residual stream is put together, as JSON values
+    (``modeling_pruned.rotate``). ``channels``: width of the source model's stream; ``mapped``:
+    embedding and output matrix stay as they are, with a matrix behind the embedding and one behind
+    the last norm; ``head``: the module behind that norm.
+    """
+
+    layers: str
+    blocks: list[tuple[str, str, list[str]]]
+    """For attention and feed-forward: norm, shortcut, and the modules of ``Residual``."""
+    parallel: bool
+    final_norm: str
+    channels: int
+    centred: bool
+    mapped: bool
+    head: str
+
+
+@dataclass(frozen=True)
 class Depth:
     """Layers that a model has: their numbers in the parent, in order, and the sublayers removed
     from them (``attention_block.3``, by number in the parent).
@@ -151,6 +183,8 @@ class Family:
     """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
     module_there: Callable[[str, int], bool] = lambda _path, _layer: True
     """Whether a layer has a module of ``attributes``."""
+    residual: Callable[[Config], Residual] = lambda _config: Residual()
+    """How a layer adds to the residual stream."""
     centred: bool = False
     """Whether the norms are LayerNorms: they subtract the mean of what they average over."""
     norms_behind: Callable[[Config], bool] = lambda _config: False
@@ -222,6 +256,15 @@ class Family:
     def complete(self, config: Config) -> Fields:
         """Returns the configuration with the defaults that its file leaves out."""
         return {**self.defaults.get(config.get("model_type", ""), {}), **config}
+
+    def holds(self, when: str, config: Config, layer: int) -> bool:
+        """Returns whether the condition of an axis (``Axis.when``) is true in a layer."""
+        if not when:
+            return True
+        flag = when.removeprefix("!")
+        derived = self.flags.get(flag)
+        value = derived(config, layer) if derived else bool(config.get(flag, False))
+        return value != when.startswith("!")
 
     def read(self, config: Config, name: str) -> Any:
         """Reads a field by its usual name. Raises KeyError when it is missing."""

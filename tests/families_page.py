@@ -2,7 +2,7 @@
 which forms the result can be had. Written by
 
     pytest tests/contract/test_mask_equals_removal.py tests/export/test_forms.py \
-        --write-families docs/families.md
+        tests/groups/test_traced_families.py --write-families docs/families.md
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Generated from the results of the tests, not written by hand:
 
 ```bash
 pytest tests/contract/test_mask_equals_removal.py tests/export/test_forms.py \\
-    --write-families docs/families.md
+    tests/groups/test_traced_families.py --write-families docs/families.md
 ```
 
 ## What can be cut
@@ -71,6 +71,16 @@ columns widths differ between layers and the hidden size is odd. LayerNorm famil
 padded along the hidden size, because zeros would change the mean.
 
 """
+TRACED = """
+## Traced, among others
+
+Architectures that nobody declared, as tiny random models with layers of every kind: what was
+proven and cut. Differences are relative to the largest logit: in fp64 between masked and removed,
+with different numbers per layer (the library's norms and routers compute in fp32), and in fp32
+between the model and its `exact` export in transformers. Linear attention, state spaces, routed
+experts and depth stay as they are; `effcompress inspect` says why for a model.
+
+"""
 
 
 def page(results: Iterable[Mapping[str, Any]]) -> str:
@@ -78,7 +88,10 @@ def page(results: Iterable[Mapping[str, Any]]) -> str:
     cuts: dict[tuple[str, str], float] = defaultdict(float)
     marks: set[tuple[str, str]] = set()
     forms: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
+    traced: dict[str, dict[str, Any]] = defaultdict(dict)
     for found in results:
+        if "traced" in found:
+            traced[found["traced"]] |= found
         if "kind" in found:
             key = (found["family"], found["kind"])
             cuts[key] = max(cuts[key], found["difference"])
@@ -93,7 +106,16 @@ def page(results: Iterable[Mapping[str, Any]]) -> str:
     for family in NAMES:
         cells = [_form(forms[family, name]) for name in ("uniform", "padded", "exact")]
         told.append(f"| `{family}` | {' | '.join(cells)} |")
-    return f"{HEAD}{_joined(lines)}{EXPORTS}{_joined(told)}"
+    return f"{HEAD}{_joined(lines)}{EXPORTS}{_joined(told)}{TRACED}{_joined(_traced(traced))}"
+
+
+def _traced(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = ["| `model_type` | cut | masked and removed | export |", "|---|---|---|---|"]
+    for model_type, seen in sorted(found.items()):
+        cut = ", ".join(KINDS[kind] for kind in KINDS if kind in seen["kinds"])
+        each = f"{_power(seen['apart'])} | {_power(seen['exported'])}"
+        lines.append(f"| `{model_type}` | {cut} | {each} |")
+    return lines
 
 
 def _joined(lines: list[str]) -> str:

@@ -88,6 +88,14 @@ def bench(
         Literal["float32", "bfloat16", "float16"],
         typer.Option(help="Number format of weights and compute."),
     ] = "float32",
+    table: Annotated[
+        bool,
+        typer.Option(
+            "--table",
+            help="Only the times of a recipe's blocks at every width (prune.allocation), at "
+            "prune.workload.",
+        ),
+    ] = False,
     json: AsJson = False,
     offline: Offline = False,
 ) -> None:
@@ -97,6 +105,13 @@ def bench(
     rates.
     """
     batches, looked_at = _batches(batch), recipe_or_folder(target)
+    if table:
+        from effcompress.commands.bench import latency_table
+
+        if isinstance(looked_at, Path):
+            raise typer.BadParameter("--table takes a recipe", param_hint="--table")
+        show(latency_table(looked_at), json)
+        return
     beside = None if against is None else recipe_or_folder(against)
     from effcompress.commands.bench import Workload
     from effcompress.commands.bench import bench as bench_target

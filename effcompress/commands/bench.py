@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from effcompress.answer import Answer, Json, Table
 from effcompress.commands.memory_probe import Job, footprint
-from effcompress.errors import RecipeError
+from effcompress.errors import RecipeError, SourceError
 from effcompress.model.cache import cache_root
+from effcompress.model.source import label_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.log import make_view
 from effcompress.runner.folder import opened
@@ -20,6 +21,7 @@ from effcompress.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from effcompress.estimate.allocation import LatencyTable
     from effcompress.evaluation.speed import Spread, Timing
     from effcompress.model.load import LoadedModel
 
@@ -128,6 +130,65 @@ def bench(
     speeds_data = [dataclasses.asdict(speed) for speed in speeds]
     data = {"sides": sides_data, "speeds": speeds_data, "protocol": protocol}
     return Answer(data, (_rates([*sizes], speeds), _sizes(sizes)), tuple(notes))
+
+
+def latency_table(loaded: LoadedRecipe) -> Answer:
+    """Returns the times of attention and FFN at all widths that the recipe's allocation chooses
+    from, at its workload: from the cache, or measured now, on a model with random weights.
+
+    Raises RecipeError for a recipe without an allocation and a workload, SourceError where the
+    model's configuration is not known here.
+    """
+    from effcompress.estimate.feasibility import levels_of, sized_model
+    from effcompress.runner.latency import Source, levels_by_layer, shaped, table_for
+    from effcompress.runner.state import device_of
+
+    prune, found = loaded.recipe.prune, sized_model(loaded)
+    if prune is None or prune.allocation is None or prune.workload is None:
+        raise RecipeError(
+            "the recipe has no table of times: it takes prune.allocation and prune.workload",
+            where=str(loaded.path),
+            fix="Name a recipe with both (docs/latency.md has one).",
+        )
+    if found is None:
+        raise SourceError(
+            "the model's configuration is not known here",
+            where=label_of(loaded.recipe.model),
+            fix="Run `effcompress fetch RECIPE`, or write its configuration under model.shape.",
+        )
+    axes, view = found.axes, make_view(interactive=False)
+    try:
+        levels = levels_by_layer(axes.depth, axes.widths)
+        module = shaped(found.config, axes.family, levels).to(device_of(loaded.recipe))
+        source = Source(module, axes, found.config)
+        table, known = table_for(source, levels_of(prune, found), prune.workload, view.note)
+    finally:
+        view.close()
+    return _shown(table, known)
+
+
+def _shown(table: LatencyTable, known: bool) -> Answer:
+    """A table for each kind, and what the times depend on."""
+    tables = []
+    for kind, entries in table.entries.items():
+        most = max(entries.values())
+        rows = [
+            (str(width), f"{s * 1e3:.4g}", f"{s / most:.2f}")
+            for width, s in sorted(entries.items(), reverse=True)
+        ]
+        tables.append(Table(f"{kind}: one block", ("units", "ms", "of the whole"), tuple(rows)))
+    of: Any = dict(table.of)
+    load = ", ".join(f"{key} {value}" for key, value in of.get("workload", {}).items())
+    notes = (
+        f"source model: {table.dense * 1e3:.4g} ms",
+        load,
+        f"{of.get('hardware')}, {of.get('threads')} threads",
+        *([table.busy] if table.busy else []),
+        "from the cache" if known else "measured now, and kept in the cache",
+    )
+    entries = {kind: {str(w): s for w, s in e.items()} for kind, e in table.entries.items()}
+    data: dict[str, Json] = {"dense": table.dense, "entries": entries, "of": of, "known": known}
+    return Answer(data, tuple(tables), notes)
 
 
 def _race(

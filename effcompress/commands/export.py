@@ -45,7 +45,8 @@ def export(
         spec, prune = loaded.recipe.model, loaded.recipe.prune
         model = load_model(spec, seed=loaded.recipe.seed, offline=offline, progress=view.note)
         require_same(saved.values.get("provenance", {}), described(model))
-        pruned = PrunedModel(model.module, model.config, prune.space if prune else ())
+        space = prune.space if prune and prune.rotate is None else ()
+        pruned = PrunedModel(model.module, model.config, space)
         pruned.restore(saved.values, saved.part("model/"), saved.part("ledger/"))
         if pruned.ledger.pending():  # masked units that no commit has removed yet
             pruned.commit()

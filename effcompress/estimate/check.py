@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from effcompress.data import predicted
 from effcompress.errors import RecipeError
 from effcompress.estimate.exports import require_form
-from effcompress.estimate.feasibility import SizedModel, expected, require_reachable
+from effcompress.estimate.feasibility import (
+    SizedModel,
+    expected,
+    known_costs,
+    levels_of,
+    require_reachable,
+)
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.positions import require_positions
 from effcompress.estimate.schedule import Timeline, fastest, play, too_rare
 from effcompress.model.source import outer_of, prompt_length
 from effcompress.recipe import LoadedRecipe
+from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import UNTOUCHED_EXPERTS, Widths
 
 
@@ -52,12 +59,17 @@ def check(loaded: LoadedRecipe) -> CheckResult:
             lines.append(f"warning: {UNTOUCHED_EXPERTS}: {why}")
     exports = require_form(loaded, found)
     data: dict[str, int | None] = {"params": found.start, "target_params": found.target}
+    if recipe.prune is not None and recipe.prune.allocation is not None:
+        lines.extend(_levels(recipe, recipe.prune, found))
+        if found.target is None:
+            lines += [*_zeros(loaded, found, found.axes.widths, data), *exports]
+            return CheckResult(lines, data)
     if found.target is None:
         lines.append(f"size: {found.start:,} parameters, nothing is cut")
         lines += [*_zeros(loaded, found, found.axes.widths, data), *exports]
         return CheckResult(lines, data)
-    fraction, sizes = 1 - found.target / found.start, f"{found.start:,} -> {found.target:,}"
-    lines.append(f"target: {sizes} parameters (-{fraction:.1%}), in reach")
+    change, sizes = found.target / found.start - 1, f"{found.start:,} -> {found.target:,}"
+    lines.append(f"target: {sizes} parameters ({change:+.1%}), in reach")
     if tried := found.shapes:
         lines.append(
             f"search: {len(tried)} shapes of {tried[0].params:,} to {tried[-1].params:,} "
@@ -68,6 +80,32 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     data |= {"ends_at": last.params, "reached_at_tokens": cut.tokens if timeline.reached else None}
     lines += [_when(timeline), *_zeros(loaded, found, last.widths, data), *exports]
     return CheckResult(lines, data, timeline)
+
+
+def _levels(recipe: Recipe, prune: PruneSpec, found: SizedModel) -> Iterator[str]:
+    """Yields what an allocation chooses from, and, where it is known, what that costs."""
+    assert prune.allocation is not None
+    modules = levels_of(prune, found)
+    most = {m.kind: 0 for m in modules}
+    for m in modules:
+        most[m.kind] = max(most[m.kind], len(m.widths))
+    listed = ", ".join(f"{kind} {levels}" for kind, levels in most.items())
+    name = prune.allocation.method.name
+    yield f"allocation: {name} chooses for {len(modules)} blocks; levels at most: {listed}"
+    if found.target is not None:
+        return
+    load, target = prune.workload, prune.target
+    assert load is not None
+    at = f"{load.phase} at batch {load.batch}, length {load.length}"
+    every = known_costs(prune, found, recipe.device)
+    for costs in every:
+        sizes = " -> ".join(costs.said(cost) for cost in (costs.whole, costs.asked))
+        yield f"target: {sizes}, {at}, in reach (least {costs.said(costs.least)})"
+    if not every:
+        faster = f"{target.speedup or 1:g} times as fast"
+        asked = faster if target.milliseconds is None else f"{target.milliseconds:g} ms"
+        yield f"target: {asked}, {at}; the run measures times first, none are known here yet"
+    yield "size: that of the model in the end follows from the choice"
 
 
 def _mixture(loaded: LoadedRecipe, found: SizedModel | None) -> Iterator[str]:

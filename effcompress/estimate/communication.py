@@ -59,9 +59,9 @@ def per_step(
         # gradient.
         Message("flags", "all_reduce", (2 + sharded) * FP64),
     ]
-    if prune is None or prune.measure.source != "training":
+    if prune is None or prune.rotate or prune.measure.source != "training":
         return messages
-    if "mask_grad" in prune.criterion.needs:
+    if "mask_grad" in prune.saliency.needs:
         units = sum({**found.axes.widths, **widths}[s.name] for s in found.sets)
         messages.append(Message("saliency of masks", "all_reduce", FP32 * units))
     elif sharded and _learns(prune):
@@ -71,8 +71,8 @@ def per_step(
 
 def _learns(prune: PruneSpec) -> bool:
     """Returns whether saliency is measured at every step (``runner/measuring.py``)."""
-    hessian = prune.hessian.needs if prune.hessian and "hess" in prune.criterion.needs else ()
-    return "grad" in {*prune.criterion.needs, *hessian}
+    hessian = prune.hessian.needs if prune.hessian and "hess" in prune.saliency.needs else ()
+    return "grad" in {*prune.saliency.needs, *hessian}
 
 
 def _sharded(found: SizedModel, loop: LoopSpec, widths: Widths, processes: int) -> list[Message]:
@@ -100,11 +100,17 @@ def per_cut(
     all). Input statistics are summed only for layers that lose inputs. The bytes of the decision
     are an estimate, the others are exact.
     """
+    if prune.rotate is not None:
+        outer, places = found.axes.widths["outer"], 2 * len(found.axes.depth.layers) + 1
+        return [
+            Message("second moments", "all_reduce", FP64 * places * outer**2),
+            Message("rotations", "broadcast", FP64 * places * outer**2),
+        ]
     axes, decided = found.axes, DECIDED * groups + NAMED * len(found.sets) + 2 * FP64
     messages = [Message("decision", "broadcast", decided)]
     if prune.measure.source == "calibration":
         mean = Message("gradients of calibration", "all_reduce", FP32 * axes.count(widths))
-        messages += [mean] * len({"grad", "hess"}.intersection(prune.criterion.needs))
+        messages += [mean] * len({"grad", "hess"}.intersection(prune.saliency.needs))
     if for_linears(prune.repair):
         second = need_second_moments(prune.repair)
         every = grams_of(axes, found.sets, widths)

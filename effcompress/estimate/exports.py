@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from effcompress.errors import RecipeError
 from effcompress.estimate.feasibility import SizedModel
+from effcompress.model.lineage import STREAM
 from effcompress.network.shapes import widest
 from effcompress.recipe import LoadedRecipe
 from effcompress.types import DEPTH, Config, Family, Widths, axis_kind
@@ -18,6 +19,9 @@ def require_form(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
     where ``auto`` pads. Raises RecipeError where it cannot fit.
     """
     form = loaded.recipe.export.form
+    if STREAM in found.config:
+        _require_exact(loaded, form)
+        return []
     shape = _target_shape(loaded)
     differ = dict(_differences(found, shape))
     rigid = [kind for kind in differ if kind in found.axes.family.rigid]
@@ -51,6 +55,17 @@ def require_form(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
             f"cannot hold; {_LATE.format('exact')}"
         ]
     return []
+
+
+def _require_exact(loaded: LoadedRecipe, form: str) -> None:
+    """Raises RecipeError for a form of a stock class: none of them has shortcuts."""
+    if form in ("uniform", "padded"):
+        raise RecipeError(
+            f"export.form: {form} cannot hold the result: no stock class changes the basis of its "
+            "stream in every layer",
+            where=loaded.origins.get("export.form", str(loaded.path)),
+            fix="Write `form: exact`.",
+        )
 
 
 def _target_shape(loaded: LoadedRecipe) -> Widths:

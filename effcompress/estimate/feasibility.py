@@ -8,18 +8,28 @@ from dataclasses import dataclass, replace
 
 from effcompress import groups
 from effcompress.errors import CoverageError, RecipeError, SourceError, did_you_mean
+from effcompress.estimate.allocation import (
+    Costs,
+    bytes_costs,
+    known_tables,
+    params_costs,
+    unreachable,
+    within_reach,
+)
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.novices import novel
 from effcompress.model.source import config_of
-from effcompress.network.axis_map import family_for, resolve_model
+from effcompress.network.axis_map import ResolvedModel, family_for, resolve_model
 from effcompress.network.shape_search import SizedShape, largest_shapes, smallest_shape
 from effcompress.network.shapes import bounded, gated_targets, target_of
+from effcompress.network.sliced import sliced_shape
 from effcompress.recipe import LoadedRecipe
 from effcompress.registry import REGISTRY, Plugin
 from effcompress.removal.repairs import for_biases, for_experts, for_streams
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, least
+from effcompress.selection.levels import Module, modules_of
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec, SearchSpec, SparsifySpec, TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths
@@ -34,6 +44,8 @@ class SizedModel:
     sets: list[GroupSet]
     start: int
     target: int | None
+    source: ResolvedModel | None = None
+    """The source model, where ``config`` and ``axes`` are those of a sliced one."""
     shapes: tuple[SizedShape, ...] = ()
     """The shapes that ``prune.search`` tries, the largest first; sets and target are of that one.
     """
@@ -55,8 +67,10 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
         config = novel(family_for(parent_of(config)), config)
     found = resolve_model(config)
     axes = found.axes
-    sets = bounded(groups.find(axes, prune.space), prune.target) if prune else []
-    target = target_of(prune, axes, sets)
+    if prune and prune.rotate:
+        return _sliced(loaded, prune, found)
+    sets = _sets(loaded, axes, prune) if prune else []
+    target = target_of(prune, axes, sets, found.config)
     sized = SizedModel(found.config, axes, sets, axes.count(), target)
     if prune is None or prune.search is None or target is None:
         return sized
@@ -71,6 +85,16 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     return replace(sized, sets=bounds, target=shapes[0].params, shapes=shapes)
 
 
+def _sets(loaded: LoadedRecipe, axes: AxisMap, prune: PruneSpec) -> list[GroupSet]:
+    """Returns the group sets. Raises RecipeError for a shape that they cannot have."""
+    sets = groups.find(axes, prune.space)
+    try:
+        return bounded(sets, prune.target)
+    except CoverageError as error:
+        where = _where(loaded, "prune.target.shape")
+        raise RecipeError(error.what, where=where, fix=error.fix) from error
+
+
 def _too_coarse(
     loaded: LoadedRecipe, sized: SizedModel, search: SearchSpec, target: int
 ) -> RecipeError:
@@ -83,6 +107,21 @@ def _too_coarse(
         where=_where(loaded, "prune.search"),
         fix="Raise max_width or max_depth, or add to prune.space what else may go.",
     )
+
+
+def _sliced(loaded: LoadedRecipe, prune: PruneSpec, found: ResolvedModel) -> SizedModel:
+    """Returns the model of a recipe that slices the stream before anything is trained: its axes are
+    those of the sliced model. Raises RecipeError where there is none.
+    """
+    try:
+        shape = sliced_shape(prune, found.config, found.axes)
+    except CoverageError as error:
+        key = error.what.partition(":")[0]
+        given = (k for k in loaded.origins if k.startswith(key))
+        where = _where(loaded, next(given, "prune.rotate.name"))
+        raise RecipeError(error.what, where=where, fix=error.fix) from error
+    start, target = found.axes.count(), shape.axes.count()
+    return SizedModel(shape.config, shape.axes, [], start, target, found)
 
 
 def _located(loaded: LoadedRecipe, error: SourceError) -> SourceError:
@@ -106,12 +145,16 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
     Raises RecipeError, with the nearest sizes that can be had, if it cannot.
     """
     sized, prune = sized_model(loaded), loaded.recipe.prune
-    if sized is None or prune is None or sized.target is None:
+    if sized is None or prune is None or prune.rotate:
         return sized
     _require_masks(loaded, prune, sized)
     _require_inputs(loaded, prune, sized)
     _require_gates(loaded, prune, sized)
     _require_projections(loaded, prune, sized)
+    if prune.allocation is not None:
+        _require_levels(loaded, prune, sized)
+        return sized
+    assert sized.target is not None
     given = [name for name, value in vars(prune.target).items() if value is not None]
     where = _where(loaded, f"prune.target.{given[0]}")
     if sized.target > sized.start * (1 + TOLERANCE):
@@ -141,16 +184,71 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
     """Raises RecipeError where a mini-group has no mask gradient: no single tensor holds its
     effect (``measure/taps.py``).
     """
-    if "mask_grad" not in prune.criterion.needs:
+    if "mask_grad" not in prune.saliency.needs:
         return
-    for s in sized.sets:
+    for s in _ranked(prune, sized):
         if s.kind in DEPTH or any(len(sized.axes.shapes[side.param]) > 2 for side in s.sides):
             raise RecipeError(
-                f"prune.criterion: '{prune.criterion.name}' takes gradients of masks, which "
+                f"prune.criterion: '{prune.saliency.name}' takes gradients of masks, which "
                 f"'{s.name}' has not: layers, blocks, experts and what experts write into",
                 where=loaded.origins.get("prune.criterion", str(loaded.path)),
                 fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
             )
+
+
+def _ranked(prune: PruneSpec, sized: SizedModel) -> list[GroupSet]:
+    """Returns the sets that saliency ranks: all, or those of units where levels are chosen."""
+    if prune.allocation is None:
+        return sized.sets
+    return [s for s in sized.sets if s.kind not in DEPTH]
+
+
+def levels_of(prune: PruneSpec, sized: SizedModel) -> list[Module]:
+    """Returns the modules that the allocation chooses widths of, with their levels."""
+    assert prune.allocation is not None
+    return modules_of(sized.sets, prune.allocation.shrink)
+
+
+def known_costs(prune: PruneSpec, sized: SizedModel, device: str) -> list[Costs]:
+    """Returns what levels cost: one entry by arithmetic, or one for every table of times in the
+    cache that may be this run's (none: it has yet to be measured).
+    """
+    modules, axes = levels_of(prune, sized), sized.axes
+    if sized.target is not None:
+        return [params_costs(axes, modules, sized.target)]
+    assert prune.workload is not None
+    if prune.target.memory is not None:
+        load = prune.workload
+        return [bytes_costs(axes, sized.config, modules, load, prune.target.memory)]
+    tables = known_tables(axes, modules, prune, device)
+    return [table.costs(axes, modules, prune.target) for table in tables]
+
+
+def _require_levels(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
+    """Raises RecipeError where no choice of levels meets the target, as far as that is known."""
+    key = next(name for name, value in vars(prune.target).items() if value is not None)
+    where = _where(loaded, f"prune.target.{key}")
+    if prune.target.timed and not sized.axes.family.sublayers:
+        raise RecipeError(
+            f"prune.target.{key}: of '{sized.axes.family.name}', which was traced, the parts of a "
+            "layer are not known, so they cannot be timed",
+            where=where,
+            fix="Name a target of parameters or memory.",
+        )
+    try:
+        found = known_costs(prune, sized, loaded.recipe.device)
+    except CoverageError as error:
+        at = _where(loaded, "prune.allocation.name")
+        raise RecipeError(error.what, where=at, fix=error.fix) from error
+    if found and all(costs.least > costs.asked * (1 + TOLERANCE) for costs in found):
+        raise RecipeError(unreachable(found[0], key), where=where, fix=within_reach(found[0], key))
+    if found and all(costs.asked > costs.whole * (1 + TOLERANCE) for costs in found):
+        asked, whole = (found[0].said(cost) for cost in (found[0].asked, found[0].whole))
+        raise RecipeError(
+            f"prune.target.{key}: {asked}, and the source model has {whole} as it is",
+            where=where,
+            fix="Name a smaller target, or a larger model.",
+        )
 
 
 def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
@@ -158,15 +256,15 @@ def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
     statistics of inputs rank widths, those of the residual stream rank layers, those of experts'
     outputs rank experts.
     """
-    plugin = prune.criterion.plugin
-    says = _says_of(plugin)
-    wanted = dict.fromkeys(_measured_on(s.kind) for s in sized.sets)
+    plugin = prune.saliency.plugin
+    says, ranked = _says_of(plugin), _ranked(prune, sized)
+    wanted = dict.fromkeys(_measured_on(s.kind) for s in ranked)
     fit = [p.name for p in REGISTRY.all("criterion") if _says_all(p, wanted)]
     use = f"Use a criterion of {' and '.join(wanted)} ({', '.join(fit)})" if fit else ""
-    for s in sized.sets if plugin.reads_forward else ():
+    for s in ranked if plugin.reads_forward else ():
         if _measured_on(s.kind) not in says:
             raise RecipeError(
-                f"prune.criterion: '{prune.criterion.name}' says nothing of '{s.name}': it is one "
+                f"prune.criterion: '{prune.saliency.name}' says nothing of '{s.name}': it is one "
                 f"of {' and '.join(says) or 'places'}",
                 where=loaded.origins.get("prune.criterion.name", str(loaded.path)),
                 fix=f"{use}, or leave this space out." if use else "Leave this space out.",
@@ -295,7 +393,9 @@ def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, 
 
 
 def _where(loaded: LoadedRecipe, key: str) -> str:
-    origin = loaded.origins.get(key, str(loaded.path))
+    """Returns the line of a key, or of the first one below it."""
+    below = (line for name, line in loaded.origins.items() if name.startswith(f"{key}."))
+    origin = loaded.origins.get(key) or next(below, str(loaded.path))
     return f"--set {key}" if origin == "--set" else origin
 
 

@@ -101,7 +101,7 @@ class _Need:
         axes = self.found.axes
         once = prune is not None and recipe.train is None
         there = self.final if recipe.recover is not None else axes.widths
-        yield "loading", Held(weights=FP32 * axes.count(), working=self._file())
+        yield "loading", Held(weights=FP32 * self.found.start, working=self._file())
         yield "evaluation", self._evaluation()
         if prune is not None and once:
             yield "cut", self._event(prune)
@@ -125,7 +125,7 @@ class _Need:
             return 0.0
         config = self.found.config
         stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-        return (2 if "16" in stored else 4) * self.found.axes.count()
+        return (2 if "16" in stored else 4) * self.found.start
 
     def _evaluation(self) -> Held:
         """Returns the larger of the evaluations before (dense, no moments) and after (smaller)."""
@@ -165,9 +165,10 @@ class _Need:
 
     def _grams(self, wide: Widths) -> float:
         prune = self.recipe.prune
-        if prune is None or not for_linears(prune.repair):
+        whole = prune is not None and prune.saliency.plugin.cumulative
+        if prune is None or not (for_linears(prune.repair) or whole):
             return 0.0
-        second = need_second_moments(prune.repair)
+        second = whole or need_second_moments(prune.repair)
         listed = grams_of(self.found.axes, self.found.sets, wide)
         return sum(FP32 * (g.inputs + second * g.inputs**2) for g in listed)
 
@@ -214,7 +215,7 @@ class _Need:
         every block adds to it and two running sums; masks on a layer's input keep nothing more.
         """
         prune, axes = self.recipe.prune, self.found.axes
-        if prune is None or "mask_grad" not in prune.criterion.needs:
+        if prune is None or prune.rotate or "mask_grad" not in prune.saliency.needs:
             return 0.0
         if not any(s.kind == "hidden" for s in self.found.sets):
             return 0.0
@@ -242,9 +243,13 @@ class _Need:
         standing = self._standing(axes.widths, training=True)
         if self.recipe.train is None:
             standing = replace(standing, moments=0.0, buckets=0.0)
+        if prune.rotate is not None:
+            return replace(standing, moments=0.0, buckets=0.0, working=self._rotation(prune))
         if prune.measure.source == "calibration":
             standing = replace(standing, grams=self._grams(axes.widths))
-        again = FP32 * axes.count() if prune.refit is not None else 0.0
+        # A second model: to refit to, or of the source model's shape, to time beside.
+        second = prune.refit is not None or prune.target.timed
+        again = FP32 * axes.count() if second else 0.0
         working = max(again, self._solves(prune), self._commit())
         least = replace(standing, gathered=self._whole(axes.widths), working=working)
         if prune.measure.source != "calibration":
@@ -261,11 +266,22 @@ class _Need:
         logits = self.recipe.data.sequence_length * kept.logits
         return replace(standing, working=copied, logits=logits)
 
+    def _rotation(self, prune: PruneSpec) -> float:
+        """Returns the bytes beside the weights while the stream is rotated: the stream of every
+        calibration sequence twice in fp32, and in fp64 the second moment with its eigenvectors, the
+        solver's copies and three bases, and the weights of one layer twice.
+        """
+        axes = self.found.axes
+        outer, layers = axes.widths["outer"], max(1, len(axes.depth.layers))
+        tokens = prune.measure.sequences * self.recipe.data.sequence_length
+        streams = 2 * FP32 * tokens * outer / self.processes
+        return streams + 2 * FP32 * (8 * outer**2 + 2 * axes.count() / layers)
+
     def _calibrated(self, prune: PruneSpec, standing: Held) -> tuple[Held, Held]:
         """Returns the backward of one calibration sequence in fp32: when it begins, when it ends.
         The means over the sequences are there all the time.
         """
-        tokens, needs = self.recipe.data.sequence_length, set(prune.criterion.needs)
+        tokens, needs = self.recipe.data.sequence_length, set(prune.saliency.needs)
         axes = self.found.axes
         kept = self._kept(axes.widths, bf16=False)
         means = FP32 * axes.count() * len(needs & {"grad", "hess"})
@@ -281,7 +297,7 @@ class _Need:
         bytes per ``I^2`` (the mean in fp32, the damped matrix and its factor in fp64), and 32 per
         ``I O`` (the stacked weight in fp32 and fp64, its change and the result).
         """
-        if not need_second_moments(prune.repair):
+        if not need_second_moments(prune.repair) and not prune.saliency.plugin.cumulative:
             return 0.0
         listed = grams_of(self.found.axes, self.found.sets, self.found.axes.widths)
         return max((20 * g.inputs**2 + 32 * g.inputs * g.outputs for g in listed), default=0.0)

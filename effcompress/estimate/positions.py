@@ -44,6 +44,11 @@ def _too_long(recipe: Recipe, config: Config, prompt: int) -> Iterator[tuple[str
     if length > limit:
         text = f"{length} tokens, and the model has {limit} positions"
         yield "data.sequence_length", text, f"Write data.sequence_length: {limit}, or less."
+    load = recipe.prune.workload if recipe.prune else None
+    if load is not None and (steps := load.length + max(load.new, load.rounds + 2)) > limit:
+        text = f"{steps} tokens with those that are generated, and the model has {limit} positions"
+        fix = f"Write prune.workload.length: {max(1, limit - steps + load.length)}, or less."
+        yield "prune.workload.length", text, fix
     if prompt + new > limit:
         text = f"{prompt} tokens of the prompt + {new}, and the model has {limit} positions"
         fix = f"Write evaluate.new_tokens: {max(1, limit - prompt)}, or a shorter evaluate.prompt."

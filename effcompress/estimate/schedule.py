@@ -170,7 +170,9 @@ def fastest(budget: Budget, k: int) -> float:
 
 def reads_text(prune: PruneSpec) -> bool:
     """Returns whether criterion, repairs or selector need text, training or calibration."""
-    needs = {need for plugin in (prune.criterion, *prune.repair) for need in plugin.needs}
+    if prune.rotate is not None:
+        return True
+    needs = {need for plugin in (prune.saliency, *prune.repair) for need in plugin.needs}
     selects = prune.selector is not None and bool(prune.selector.plugin.statistics)
     return selects or bool(needs - WITHOUT_TEXT)
 
@@ -195,6 +197,8 @@ def play(
     """
     prune, total = recipe.prune, total_tokens(recipe)
     assert prune is not None and sized.target is not None
+    if prune.rotate is not None:
+        return _sliced(recipe, sized)
     rounds_down = prune.selector is not None and "removed_after_K" in prune.selector.needs
     prefer = prefer or (Budget.removed_after if rounds_down else Budget.removed)
     budget = budget_of(sized)
@@ -228,6 +232,16 @@ def play(
             break
     points.append(Point(last, total, budget.params, dict(budget.widths)))
     return Timeline(tuple(points), budget.reached, cut, cuts, rest)
+
+
+def _sliced(recipe: Recipe, sized: SizedModel) -> Timeline:
+    """Returns the timeline of a recipe that slices the stream before the first step. All widths are
+    those of the sliced model.
+    """
+    assert sized.target is not None
+    widths, end = dict(sized.axes.widths), Point(0, 0, sized.target, dict(sized.axes.widths))
+    last = replace(end, step=steps_of(recipe), tokens=total_tokens(recipe))
+    return Timeline((Point(0, 0, sized.start, widths), end, last), True, 1, 1)
 
 
 def _asking(recipe: Recipe, sized: SizedModel, budget: Budget) -> Callable[[int, int], Due | None]:

@@ -6,8 +6,10 @@
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,6 +56,27 @@ def write_on(module: nn.Module, prompt_BT: Tensor, new: int, clock: Clock) -> tu
         tokens.append(out.logits[:, -1].argmax(-1, keepdim=True))
     written = _now(prompt_BT.device, clock)
     return torch.cat(tokens, 1), Timing(read - started, written - read)
+
+
+@contextmanager
+def timing(
+    modules: Mapping[str, nn.Module], device: torch.device, clock: Clock
+) -> Iterator[dict[str, list[float]]]:
+    """Yields name -> the seconds of every call of a module, in the passes of the model inside."""
+    seconds: dict[str, list[float]] = {name: [] for name in modules}
+    begun: dict[str, float] = {}
+
+    def before(name: str, *_: Any) -> None:
+        begun[name] = _now(device, clock)
+
+    def after(name: str, *_: Any) -> None:
+        seconds[name].append(_now(device, clock) - begun[name])
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(partial(before, name)))
+            hooks.enter_context(module.register_forward_hook(partial(after, name)))
+        yield seconds
 
 
 def _now(device: torch.device, clock: Clock) -> float:

@@ -18,7 +18,7 @@ from effcompress import groups
 from effcompress.errors import RunError
 from effcompress.model import exact, scratch
 from effcompress.model.exact import Container, container
-from effcompress.model.lineage import Part
+from effcompress.model.lineage import STREAM, Part, Pruned
 from effcompress.network.pruned_model import PrunedModel, uniform_widths
 from effcompress.network.shapes import per_layer, widest
 from effcompress.removal.modules import attributes, depth_fields
@@ -61,6 +61,13 @@ def form(pruned: PrunedModel, name: Name | Literal["auto"]) -> Form:
     Raises RunError with the reason if it is not possible. Masked units must be committed before.
     """
     makers = {"uniform": _uniform, "padded": _padded, "exact": _exact}
+    if STREAM in pruned.config and name in ("uniform", "padded"):
+        raise RunError(
+            "no stock class changes the basis of its stream in every layer",
+            fix="Export as `exact`.",
+        )
+    if STREAM in pruned.config:
+        return _exact(pruned)
     if name != "auto":
         return makers[name](pruned)
     for candidate in NAMES[:-1]:
@@ -134,17 +141,17 @@ def _exact(pruned: PrunedModel) -> Form:
 
 def _exact_config(pruned: PrunedModel, epsilons: Mapping[str, float]) -> dict[str, Any]:
     axes, config = pruned.axes, pruned.config
-    return exact.exact_config(
-        {**config, **depth_fields(pruned.family, config, axes.depth.layers)},
-        {
-            "shapes": {name: list(shape) for name, shape in axes.shapes.items()},
-            "absent": _absent(axes),
-            "attributes": _attributes(pruned),
-            "epsilons": epsilons,
-            "buffers": {name: list(b.shape) for name, b in pruned.buffers().items()},
-        },
-        _per_layer(pruned),
-    )
+    differs: Pruned = {
+        "shapes": {name: list(shape) for name, shape in axes.shapes.items()},
+        "absent": _absent(axes),
+        "attributes": _attributes(pruned),
+        "epsilons": epsilons,
+        "buffers": {name: list(b.shape) for name, b in pruned.buffers().items()},
+    }
+    if STREAM in config:
+        differs["stream"] = config[STREAM]
+    fields = {**config, **depth_fields(pruned.family, config, axes.depth.layers)}
+    return exact.exact_config(fields, differs, _per_layer(pruned))
 
 
 def _attributes(pruned: PrunedModel) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,15 @@
 """Coupled structures: named axes of a model, resolved to groups of index tensors."""
 
-from effcompress.groups.axes import from_config, from_shapes, full_depth, shapes_at
+from effcompress.groups.axes import from_config, from_shapes, from_widths, full_depth, shapes_at
 from effcompress.groups.find import axes_of, find, left
 
-__all__ = ["axes_of", "find", "from_config", "from_shapes", "full_depth", "left", "shapes_at"]
+__all__ = [
+    "axes_of",
+    "find",
+    "from_config",
+    "from_shapes",
+    "from_widths",
+    "full_depth",
+    "left",
+    "shapes_at",
+]

@@ -15,7 +15,6 @@ from dataclasses import replace
 from effcompress.errors import CoverageError, did_you_mean
 from effcompress.types import (
     WHOLE,
-    Axis,
     AxisMap,
     Config,
     Depth,
@@ -56,6 +55,17 @@ def from_config(
         given = (kinds or {}).get(kind)
         widths[name] = family.units[kind](config, layer or 0) if given is None else given
     return _assemble(family, config, depth, _shapes(segments, widths), segments, gates, widths)
+
+
+def from_widths(
+    family: Family, config: Config, widths: Widths, depth: Depth | None = None
+) -> AxisMap:
+    """Resolves a model with these widths by axis name. Imports no torch."""
+    config = family.complete(config)
+    depth = depth or full_depth(family, config)
+    segments, gates = _resolve(family, config, depth)
+    own = {name: widths[name] for segment in segments for name in segment.names}
+    return _assemble(family, config, depth, _shapes(segments, own), segments, gates, own)
 
 
 def from_shapes(
@@ -157,7 +167,7 @@ def _resolve(
             # Parameters are named by the layer's present index j, axes by its number i in the
             # parent, so that plans stay valid after layers are removed.
             gated_by = _gates(family, axis.param, i)
-            if not depth.absent.isdisjoint(gated_by) or not _exists(family, axis, config, i):
+            if not depth.absent.isdisjoint(gated_by) or not family.holds(axis.when, config, i):
                 continue
             param = axis.param.replace("{i}", str(j))
             names = tuple(axis.name.replace("{i}", str(i)).split("/"))
@@ -175,15 +185,6 @@ def _gates(family: Family, pattern: str, layer: int) -> tuple[str, ...]:
         if any(inside.startswith(module + ".") for module in sublayer.modules):
             found.append(f"{kind}.{layer}")
     return tuple(found)
-
-
-def _exists(family: Family, axis: Axis, config: Config, layer: int) -> bool:
-    if not axis.when:
-        return True
-    flag = axis.when.removeprefix("!")
-    derived = family.flags.get(flag)
-    value = derived(config, layer) if derived else bool(config.get(flag, False))
-    return value != axis.when.startswith("!")
 
 
 def _check_cover(family: Family, shapes: Shapes, declared: dict[str, set[int]]) -> None:

@@ -11,7 +11,7 @@ the model: one residual stream per sequence, and what the caller keeps of one la
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +62,19 @@ class Block:
     ) -> None:
         self.number, self.path, self.linears = layer.number, layer.path, layer.linears
         self._module, self._calls, self._inputs = module, calls, inputs
+        self.handed_on = False
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The residual stream in front of it, ``[1, T, D]`` for every sequence."""
+        return [*self._inputs]
+
+    def arguments(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yields for every sequence what the layer is called with beside the stream, by name;
+        ``names``: those of its positional arguments.
+        """
+        for call in self._calls:
+            yield {**dict(zip(names, call.args, strict=False)), **call.named}
 
     @torch.no_grad()
     def run(self) -> None:
@@ -93,6 +106,11 @@ class Block:
             self.once()
         return [params for _, params in seen.values()]
 
+    def hand_on(self, streams: Sequence[Tensor]) -> None:
+        """Replaces its inputs, by the outputs that the next layer reads or by others."""
+        self._inputs[:] = streams
+        self.handed_on = True
+
     @torch.no_grad()
     def advance(self) -> None:
         """Replaces its inputs by its outputs."""
@@ -104,8 +122,9 @@ def blockwise(
     module: nn.Module, pattern: str, ids_NT: Tensor, positions_NT: Tensor | None = None
 ) -> Iterator[Block]:
     """Yields every layer in its turn. When the next is asked for, this one, as it then is, computes
-    the next one's inputs. ``ids_NT``: sequences of one length, without padding; ``positions_NT``:
-    those of the tokens in isolated documents, which give every sequence masks of its own.
+    the next one's inputs, unless it was given them (``hand_on``). ``ids_NT``: sequences of one
+    length, without padding; ``positions_NT``: those of the tokens in isolated documents, which give
+    every sequence masks of its own.
 
     Every layer is called as the model itself calls it: its arguments beside the residual stream
     (masks, which differ between the layers of some families, rotations, positions) are recorded in
@@ -120,7 +139,7 @@ def blockwise(
         for layer, calls in zip(layers, by_layer, strict=True):
             block = Block(layer, module.get_submodule(layer.path), calls, inputs)
             yield block
-            if layer is not layers[-1]:
+            if layer is not layers[-1] and not block.handed_on:
                 block.advance()
     finally:
         module.train(training)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.distributed.world import ALONE, World
-from effcompress.injectable import READ
+from effcompress.injectable import MOMENTS
 from effcompress.measure.hooks import Hooks, InputHooks, first_of, stream_in
 from effcompress.registry import Bound, Plugin
 from effcompress.types import AxisMap
@@ -97,7 +97,7 @@ class InputStatistics(InputHooks):
         self,
         module: nn.Module,
         params: Mapping[str, int],
-        needs: tuple[str, ...] | frozenset[str] = READ,
+        needs: tuple[str, ...] | frozenset[str] = MOMENTS,
         statistics: Mapping[str, Plugin] | None = None,
     ) -> None:
         """``params``: weight -> the dimension that its inputs run along. ``needs``: which of the
@@ -105,7 +105,7 @@ class InputStatistics(InputHooks):
         """
         self.params = dict(params)
         self._weights = dict(module.named_parameters())
-        self._moments = bool(READ.intersection(needs))
+        self._moments = bool(MOMENTS.intersection(needs))
         self._statistics = list((statistics or {}).values())
         self._layers: dict[str, list[_Moments | Streaming]] = {}
         """Owner of an input -> what is measured of it."""

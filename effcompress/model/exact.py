@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effcompress.errors import RunError, SourceError
 from effcompress.model import modeling_pruned
 from effcompress.model.integrity import folder_flaw, read_object
-from effcompress.model.lineage import Part, Pruned, is_pruned
+from effcompress.model.lineage import STREAM, Part, Pruned, is_pruned
 from effcompress.model.silence import explained, quietly, read_weights
 from effcompress.types import Config, Family, Fields, Shapes
 
@@ -35,7 +35,7 @@ PER_LAYER = "pruned_per_layer_config"
 """Widths in the layout of transformers' ``per_layer_config``. That key itself is not written:
 fields that it names cannot be read from the configuration, and no class that we export reads it.
 """
-_DROPPED = ("transformers_version", PER_LAYER)
+_DROPPED = ("transformers_version", PER_LAYER, STREAM)
 _PARTS = ("shapes", "absent", "attributes", "epsilons", "buffers")
 _LINE = 'PARENT = "llama"\n'
 _BIASES = {"attention_bias", "mlp_bias"}
@@ -68,6 +68,7 @@ def exact_config(
             "parent": parent,
             **{part: pruned.get(part) or {} for part in _PARTS},
             "absent": absent,
+            **({"stream": pruned["stream"]} if "stream" in pruned else {}),
         },
         PER_LAYER: _per_layer(fields, absent, per_layer),
     }

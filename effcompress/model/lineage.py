@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from effcompress.errors import SourceError
-from effcompress.types import Config, Depth, Family, Fields, Shapes
+from effcompress.types import Config, Depth, Family, Fields, Shapes, Stream
 
 _OWN = ("pruned", "auto_map", "architectures", "pruned_per_layer_config")
+STREAM = "pruned_stream"
+"""Field of ``parent_of`` for a model whose residual stream is rotated: how it is put together."""
 
 
 Part = tuple[str, int]
@@ -31,6 +33,8 @@ class Pruned(TypedDict, total=False):
     """Module path -> attribute -> size."""
     epsilons: Mapping[str, float]
     """Path of a norm -> its epsilon."""
+    stream: Stream
+    """The rotated residual stream, where there is one."""
     buffers: Mapping[str, list[int]]
     """Buffer that is stored -> shape."""
 
@@ -42,11 +46,15 @@ def is_pruned(config: Config) -> bool:
 
 
 def parent_of(config: Config) -> Fields:
-    """The parent's configuration; that of any other model unchanged."""
+    """The parent's configuration, with the stream of a rotated model; that of any other model
+    unchanged.
+    """
     if not is_pruned(config):
         return dict(config)
     plain = {key: value for key, value in config.items() if key not in _OWN}
-    return {**plain, "model_type": config["pruned"].get("parent")}
+    stream = config["pruned"].get("stream")
+    rotated = {STREAM: stream} if stream else {}
+    return {**plain, "model_type": config["pruned"].get("parent"), **rotated}
 
 
 def depth_of(family: Family, config: Config) -> Depth | None:

@@ -8,6 +8,7 @@ scale of the embedding follow from them; `pruned` in config.json says what is sm
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -82,6 +83,112 @@ def silent(outputs: int, layer_idx: int) -> nn.Module:
     return Silent(outputs, layer_idx) if outputs else nn.Identity()
 
 
+class UnitNorm(nn.Module):
+    """x / sqrt(sum x^2 / channels + eps), without gain, [..., D] -> [..., D]. `channels` are those
+    of the parent, also where x has fewer. Where there is a `map`, the result goes through it.
+    """
+
+    def __init__(self, channels: int, eps: float, mapped: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.channels, self.eps, self.map = channels, eps, mapped
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        narrow = hidden_states.dtype in (torch.float16, torch.bfloat16)
+        wide = hidden_states.float() if narrow else hidden_states
+        square = wide.square().sum(-1, keepdim=True) / self.channels
+        out = (wide * torch.rsqrt(square + self.eps)).to(hidden_states.dtype)
+        return out if self.map is None else self.map(out)
+
+
+class Rotated:
+    """A layer whose residual stream changes its basis at every addition: x S + block(norm(x)).
+    `blocks` lists for each block its norm, its shortcut S and the modules that run one behind the
+    other, the first with what the model gives the layer. A number stands for a dropout.
+    """
+
+    blocks: tuple[tuple[str, str, tuple[str, ...]], ...]
+    arguments: tuple[str, ...]
+
+    def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
+        named = {**dict(zip(self.arguments, args, strict=False)), **named}
+        x = hidden_states if self.input_map is None else self.input_map(hidden_states)
+        if not self.parallel:
+            for k, (_, shortcut, _) in enumerate(self.blocks):
+                x = getattr(self, shortcut)(x) + self.branch(k, x, named)
+            return x
+        written = [self.branch(k, x, named) for k in range(len(self.blocks))]
+        return getattr(self, self.blocks[0][1])(x) + sum(written)
+
+    def branch(self: Any, k: int, x: torch.Tensor, named: dict[str, Any]) -> torch.Tensor:
+        """What block `k` adds to the stream `x`; the first block is attention."""
+        norm, _, modules = self.blocks[k]
+        out = getattr(self, norm)(x)
+        for i, name in enumerate(modules):
+            module = getattr(self, name)
+            if isinstance(module, float | int):
+                out = nn.functional.dropout(out, p=module, training=self.training)
+            else:
+                out = module(out, **(named if k == 0 and i == 0 else {}))
+            out = out[0] if isinstance(out, tuple) else out
+        return out
+
+
+@functools.cache
+def rotated(stock: type[nn.Module]) -> type[nn.Module]:
+    """The class of a rotated layer, for the class of a stock one."""
+    names = tuple(inspect.signature(stock.forward).parameters)[2:]
+    return type(f"Rotated{stock.__name__}", (Rotated, stock), {"arguments": names})
+
+
+def rotate(model: Any, stream: dict[str, Any]) -> None:
+    """Give a model of the parent's class the modules of a rotated residual stream, at the parent's
+    sizes: shortcuts that are the identity, norms without gain, maps behind the embedding and behind
+    the last norm where the embedding is the output matrix.
+    """
+    layers = model.get_submodule(stream["layers"])
+    for layer in layers:
+        rotate_layer(layer, stream, first=layer is layers[0])
+    path, width = stream["final_norm"], stream["channels"]
+    norm = model.get_submodule(path)
+    like = next(p for p in model.parameters())
+    mapped = _identity(width, like, bias=stream["centred"]) if stream["mapped"] else None
+    model.set_submodule(path, UnitNorm(width, _epsilon(norm), mapped))
+    if stream["centred"] and not stream["mapped"]:
+        head = model.get_submodule(stream["head"])
+        head.bias = nn.Parameter(like.new_zeros(head.weight.shape[0]))
+
+
+def rotate_layer(layer: Any, stream: dict[str, Any], *, first: bool) -> None:
+    """The same for one layer; the `first` one reads the embedding."""
+    like, width = next(p for p in layer.parameters() if p.dim() > 1), stream["channels"]
+    layer.blocks = tuple((n, s, tuple(modules)) for n, s, modules in stream["blocks"])
+    layer.parallel = stream["parallel"]
+    layer.input_map = _identity(width, like) if first and stream["mapped"] else None
+    for norm, shortcut, _ in layer.blocks:
+        setattr(layer, norm, UnitNorm(width, _epsilon(getattr(layer, norm))))
+        setattr(layer, shortcut, _identity(width, like))
+    layer.__class__ = rotated(type(layer))
+
+
+def untie(model: Any) -> None:
+    """Give the output matrix a copy of the embedding."""
+    held = model.get_output_embeddings()
+    held.weight = nn.Parameter(held.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+
+
+def _epsilon(norm: Any) -> float:
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+
+
+def _identity(width: int, like: torch.Tensor, *, bias: bool = False) -> nn.Linear:
+    made = nn.Linear(width, width, bias=bias, device=like.device, dtype=like.dtype)
+    made.weight = nn.Parameter(torch.eye(width, device=like.device, dtype=like.dtype))
+    if bias:
+        nn.init.zeros_(made.bias)
+    return made
+
+
 def prune(model: Any, pruned: dict[str, Any]) -> None:
     """Give a new model of the parent's sizes the stored ones, on whatever device it is.
 
@@ -93,6 +200,8 @@ def prune(model: Any, pruned: dict[str, Any]) -> None:
         for m in model.modules()
         if isinstance(m, nn.ModuleList) and len(m) == model.config.num_hidden_layers
     )
+    if pruned.get("stream"):
+        rotate(model, pruned["stream"])
     for i, parts in pruned["absent"].items():
         for path, outputs in parts:
             _put(layers[int(i)], path, silent(outputs, int(i)))

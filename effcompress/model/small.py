@@ -1,4 +1,4 @@
-"""Builds small random models of any architecture, for tracing.
+"""Builds random models of any architecture: small ones for tracing, and of given sizes.
 
 The structure is kept (ties, biases, grouped or multi-query attention, norms, the sorts of layers).
 Every size becomes a different number, so that none can be mistaken for another.
@@ -63,9 +63,10 @@ _LISTS_OF_LAYERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "no_r
 """Fields that list the numbers of layers of one sort."""
 
 
-def build(config: Config, size: Size) -> nn.Module:
-    """Builds a random model in fp32 with eager attention and without KV cache, on the device of the
-    context (``with torch.device("meta")`` for shapes alone).
+def build(config: Config, size: Size, *, attention: str | None = "eager") -> nn.Module:
+    """Builds a random model in fp32 and without KV cache, on the device of the context (``with
+    torch.device("meta")`` for shapes alone). ``attention``: its implementation; None: the class's
+    own.
 
     Small sizes that the class refuses, or that its forward pass does not fit, are exchanged for
     others (``_alternatives``) until one runs.
@@ -82,12 +83,13 @@ def build(config: Config, size: Size) -> nn.Module:
         try:
             stated: Any = AutoConfig.for_model(model_type, **fields)
             if size == "given":
-                return _made(stated)
+                return _made(stated, attention)
             # Defaults of sizes that the file leaves out are in the built configuration.
             plain = plain_of(stated)
             for sizes in _alternatives(shrink(plain, size), plain):
                 try:
-                    return _runs(_made(AutoConfig.for_model(sizes.pop("model_type"), **sizes)))
+                    tried = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
+                    return _runs(_made(tried, attention))
                 except Exception as error:  # noqa: BLE001 (architectures raise different ones)
                     failed = failed or error
         except Exception as error:  # noqa: BLE001
@@ -113,11 +115,12 @@ def plain_of(config: Any) -> Fields:
     return found
 
 
-def _made(config: Any) -> Any:
+def _made(config: Any, attention: str | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     config.use_cache = False
-    module: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    how: Any = {} if attention is None else {"attn_implementation": attention}
+    module: Any = AutoModelForCausalLM.from_config(config, **how)
     if getattr(module, "_can_set_experts_implementation", lambda: False)():
         module.set_experts_implementation("eager")  # grouped kernels have no fp64
     return module.float().eval()

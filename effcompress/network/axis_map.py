@@ -12,7 +12,8 @@ from effcompress import groups
 from effcompress.errors import SourceError
 from effcompress.model.classes import is_known
 from effcompress.model.families import family_of, require_sane
-from effcompress.model.lineage import depth_of, parent_of, shapes_of
+from effcompress.model.families.rotated import rotated
+from effcompress.model.lineage import STREAM, depth_of, parent_of, shapes_of
 from effcompress.types import AxisMap, Config, Family
 
 SECONDS = 300.0
@@ -51,6 +52,8 @@ def family_for(config: Config, *, timeout: float = SECONDS) -> Family:
         CoverageError: as ``groups.tracing.trace.trace_family`` does.
         SourceError: transformers has no such architecture, or the model cannot be built.
     """
+    if config.get(STREAM):
+        return rotated(family_for({**config, STREAM: None}, timeout=timeout), config)
     try:
         return family_of(config)
     except SourceError:

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from effcompress import groups
 from effcompress.distributed.rows import shard_like
-from effcompress.model.lineage import depth_of, parent_of
-from effcompress.model.modeling_pruned import silent
+from effcompress.model.lineage import STREAM, depth_of, parent_of
+from effcompress.model.modeling_pruned import rotate, silent, untie
 from effcompress.network.axis_map import family_for
 from effcompress.network.shapes import bounded, widest
 from effcompress.registry import Bound
@@ -33,7 +33,17 @@ from effcompress.removal.norms import Norm, norms
 from effcompress.removal.novices import keeps_rows
 from effcompress.removal.optimizer import forget
 from effcompress.spec import TargetSpec
-from effcompress.types import DEPTH, AxisMap, Config, Depth, Family, GroupSet, Plan, axis_kind
+from effcompress.types import (
+    DEPTH,
+    AxisMap,
+    Config,
+    Depth,
+    Family,
+    GroupSet,
+    Plan,
+    Stream,
+    axis_kind,
+)
 
 
 @final
@@ -183,6 +193,15 @@ class PrunedModel:
         self.sets = groups.left(self.parent_sets, self.axes)
         attend(self.module, self.axes, self.ledger)
 
+    def adopt(self, config: Config) -> None:
+        """Resolves the module anew after its residual stream was rotated; ``config`` has the
+        stream. What it has now is all there is: nothing is masked, and nothing may be cut.
+        """
+        self.config, self.family = dict(config), family_for(config)
+        self.parent_sets, self.ledger = [], Ledger({})
+        self.parent = groups.axes_of(self.module, self.family, self.config, self.depth)
+        self.refresh()
+
     def fields(self) -> dict[str, Any]:
         """Returns configuration fields of the tensors as they are; sizes if all layers agree."""
         found = depth_fields(self.family, self.config, self.depth.layers)
@@ -194,6 +213,7 @@ class PrunedModel:
         return {
             "depth": {"layers": [*self.depth.layers], "absent": sorted(self.depth.absent)},
             "epsilons": [norm.epsilon for norm in self.norms()],
+            **({"rotated": self.config[STREAM]} if STREAM in self.config else {}),
         }
 
     def restore(
@@ -206,6 +226,8 @@ class PrunedModel:
         # Not stored: no cut changes these values, only which of them are left.
         parents = {axis: self._of_router(axis) for axis in self.axes.axes("expert")}
         held = state["depth"]
+        if (stream := state.get("rotated")) and STREAM not in self.config:
+            self._rotate(stream, tensors)
         self._cut_depth(Depth(tuple(held["layers"]), frozenset(held["absent"])))
         for name, p in self.parameters().items():
             stored = nn.Parameter(shard_like(tensors[name].to(p.device, p.dtype), p))
@@ -220,6 +242,17 @@ class PrunedModel:
         # After the refresh: it renumbers norms, and epsilons are part of no tensor.
         for norm, epsilon in zip(self.norms(), state["epsilons"], strict=True):
             norm.epsilon = epsilon
+
+    def _rotate(self, stream: Stream, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Gives the source's module the parts of a rotated one, with the shapes of ``tensors``."""
+        tied = bool(self.config.get("tie_word_embeddings"))
+        config = {**self.config, STREAM: stream, "tie_word_embeddings": tied and stream["mapped"]}
+        if tied and not stream["mapped"]:
+            untie(self.module)
+        rotate(self.module, dict(stream))
+        for name, p in self.module.named_parameters():
+            p.data = p.data.new_empty(tensors[name].shape)
+        self.adopt(config)
 
 
 def uniform_widths(axes: AxisMap) -> dict[str, int] | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from effcompress.errors import CoverageError, did_you_mean
+from effcompress.network.sliced import sliced_shape
 from effcompress.spec import PruneSpec, TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths, axis_kind, axis_layer
 
@@ -114,8 +115,12 @@ def _bounded(s: GroupSet, units: int, sets: Sequence[GroupSet]) -> GroupSet:
     return replace(s, floor=units) if pool else replace(s, minimum=units)
 
 
-def wanted(target: TargetSpec, axes: AxisMap, sets: Sequence[GroupSet]) -> int:
-    """Returns the parameters at the end. ``sets`` are ``bounded`` ones."""
+def wanted(target: TargetSpec, axes: AxisMap, sets: Sequence[GroupSet]) -> int | None:
+    """Returns the parameters at the end; None for a target of time or memory, which many sizes
+    meet. ``sets`` are ``bounded`` ones.
+    """
+    if not target.sized:
+        return None
     if target.shape is not None:
         return axes.count(widths_of(target.shape, sets))
     if target.params is not None:
@@ -123,9 +128,17 @@ def wanted(target: TargetSpec, axes: AxisMap, sets: Sequence[GroupSet]) -> int:
     return round((target.keep or 0.0) * axes.count())
 
 
-def target_of(prune: PruneSpec | None, axes: AxisMap, sets: Sequence[GroupSet]) -> int | None:
-    """Returns the parameters at the end; None where nothing is cut."""
-    return wanted(prune.target, axes, sets) if prune else None
+def target_of(
+    prune: PruneSpec | None, axes: AxisMap, sets: Sequence[GroupSet], config: Config
+) -> int | None:
+    """Returns the parameters at the end; None where nothing is cut, or the target is no size.
+    Raises CoverageError for a rotation that cannot be.
+    """
+    if prune is None:
+        return None
+    if prune.rotate is not None:
+        return sliced_shape(prune, config, axes).axes.count()
+    return wanted(prune.target, axes, sets)
 
 
 def widths_of(shape: Mapping[str, int], sets: Sequence[GroupSet]) -> dict[str, int]:

@@ -209,18 +209,111 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
     if prune is None:
         return
     fix = "E.g. `target: {keep: 85%}`, `target: {params: 469M}`."
-    targets = ("params", "keep", "shape")
+    targets = ("params", "keep", "shape", "speedup", "milliseconds", "memory")
     yield from _exactly_one(prune.target, targets, (*at, "target"), document, fix)
     names = [space.name for space in prune.space]
     for index, name in enumerate(names):
         first, key = names.index(name), (*at, "space", index)
         fix = f"Keep this one or prune.space.{first}."
         yield Row(first < index, key, f"prune.space names '{name}' twice", fix)
+    if prune.rotate is not None or prune.criterion is None:
+        yield from _rotate(recipe, prune)
+        return
+    yield from _allocation(recipe, prune, document)
     yield from _measure(recipe, prune)
     yield from _gates(recipe, prune)
     yield from _search(recipe, prune)
     if recipe.train is not None:
         yield from _times(recipe, prune)
+
+
+def _allocation(recipe: Recipe, prune: PruneSpec, document: Document) -> Rows:
+    """Targets of time and memory, and the choice of levels in place of a selector."""
+    at, target = ("prune", "allocation"), prune.target
+    asked = next((k for k in ("speedup", "milliseconds", "memory") if getattr(target, k)), "")
+    what, there = (
+        f"prune.target.{asked} is reached by a choice of widths",
+        ("prune", "target", asked),
+    )
+    names = ", ".join(p.name for p in REGISTRY.all("allocation")) or "..."
+    fix = f"Add `allocation:` under prune, one of {names}."
+    yield Row(asked and prune.allocation is None, there, f"{what}, and none is named", fix)
+    what, fix = f"prune.target.{asked} does not say of which input", "E.g. `workload: "
+    fix += "{phase: prefill, batch: 1, length: 512}` under prune."
+    yield Row(asked and prune.workload is None, there, what, fix)
+    what = "prune.workload means something only with a target of speedup, milliseconds or memory"
+    yield Row(prune.workload and not asked, ("prune", "workload"), what, "Remove `workload:`.")
+    scaled = recipe.data.mixture is not None and recipe.data.mixture.reference == "scaling"
+    what = f"data.mixture.reference: scaling needs a size, and prune.target.{asked} names none"
+    key = ("data", "mixture", "reference")
+    yield Row(asked and scaled, key, what, "Write `reference: source`, or `target: {params: ...}`.")
+    if prune.allocation is None:
+        return
+    what = "prune.allocation chooses in place of a selector, and there is one"
+    written = ("prune", "selector") in document.marks
+    yield Row(written, ("prune", "selector"), what, "Remove one of the two.")
+    what = "prune.allocation chooses widths, and prune.target.shape names them"
+    yield Row(target.shape, (*at, "name"), what, "Name another target, or remove `allocation`.")
+    what = "prune.allocation is a choice of one cut, and prune.gates choose by themselves"
+    yield Row(prune.gates, ("prune", "gates"), what, "Remove one of the two.")
+    what = "prune.allocation chooses widths, and so does prune.search"
+    yield Row(prune.search, ("prune", "search"), what, "Remove one of the two.")
+    what = "prune.allocation decides before training, but prune.schedule cuts later"
+    yield _at_once(recipe, what, "or use a selector.")
+    first = prune.schedule.due(
+        **{"step": 0, "tokens": 0, "start_params": START, "params": START, "groups_cut": 0},
+        **{"target_params": TARGET, "removed": {}, "positions": {}, **_stage(recipe)},
+    )
+    what = f"prune.schedule '{prune.schedule.name}' cuts in rounds; prune.allocation cuts once"
+    several = first is not None and (first.again or first.params != TARGET)
+    yield Row(several, ("prune", "schedule"), what, "Write `schedule: {name: once, at: 0}`.")
+    what = "prune.allocation measures on calibration text, not on training"
+    trains = prune.measure.source != "calibration"
+    fix = "Write `measure: {source: calibration}` under prune."
+    yield Row(trains, ("prune", "measure", "source"), what, fix)
+    what = "prune.measure.propagate scores layers in their order; levels are chosen for all at once"
+    yield Row(prune.measure.propagate, ("prune", "measure", "propagate"), what, "Remove it.")
+
+
+def _rotate(recipe: Recipe, prune: PruneSpec) -> Rows:
+    """A rotation takes the place of everything that ranks, and slices at once."""
+    at, rotate = ("prune",), prune.rotate
+    first = next((p.name for p in REGISTRY.all("rotation")), "...")
+    what = "prune has no criterion to rank by"
+    fix = f"E.g. `criterion: taylor`, or `rotate: {first}` with `space: [hidden]`."
+    yield Row(rotate is None, at, what, fix)
+    unread = ("criterion", "gates", "hessian", "selector", "repair", "search")
+    for key in (*unread, "allocation", "workload"):
+        what = f"prune.{key} means nothing with prune.rotate, which ranks directions of the stream"
+        yield Row(getattr(prune, key), (*at, key), what, "Remove one of the two.")
+    biased = prune.refit and "mean" in prune.refit.needs
+    what = "prune.refit: with prune.rotate there is no bias that it could change"
+    fix = "Use a refit that takes no `mean`, or remove it."
+    yield Row(biased, (*at, "refit"), what, fix)
+    other = [space.name for space in prune.space] != ["hidden"]
+    what = "prune.rotate slices the residual stream, and nothing else"
+    fix = "Write `space: [hidden]`, and cut other kinds in a run of their own."
+    yield Row(other, (*at, "space"), what, fix)
+    for key in ("speedup", "milliseconds", "memory"):
+        what = f"prune.rotate slices to a size, and prune.target.{key} is none"
+        asked = getattr(prune.target, key)
+        yield Row(asked, (*at, "target", key), what, "Write `target: {params: ...}`.")
+    what = "prune.rotate measures on calibration text, not on training"
+    fix = "Write `measure: {source: calibration}` under prune."
+    yield Row(prune.measure.source != "calibration", (*at, "measure", "source"), what, fix)
+    yield Row(prune.measure.propagate, (*at, "measure", "propagate"), _SEQUENTIAL, "Remove it.")
+    yield _at_once(
+        recipe, "prune.rotate slices at once, but prune.schedule cuts later", "or no rotate."
+    )
+    distill = recipe.recover and recipe.recover.distill
+    what = (
+        "recover.distill.hidden_weight compares hidden states, which a rotation gives other bases"
+    )
+    hidden = bool(distill and distill.hidden_weight)
+    yield Row(hidden, ("recover", "distill", "hidden_weight"), what, "Remove it.")
+
+
+_SEQUENTIAL = "prune.measure.propagate: with prune.rotate every layer reads sliced ones anyway"
 
 
 def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
@@ -232,7 +325,7 @@ def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
     fix = "Write `measure: {source: calibration}` under prune, without `propagate`."
     apart = constant and (training or prune.measure.propagate)
     yield Row(apart, ("prune", "measure"), what, fix)
-    measures = {"grad", "hess", "mask_grad"} & set(prune.criterion.needs)
+    measures = {"grad", "hess", "mask_grad"} & set(prune.saliency.needs)
     if "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs:
         what = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"
         fix = "Write `hessian: fisher_diag`, or `measure: {source: training}` and `train:`."
@@ -241,12 +334,12 @@ def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
         return
     source = ("prune", "measure", "source")
     fix = "Write `measure: {source: calibration}` under prune."
-    for bound in (prune.criterion, prune.selector):
+    for bound in (prune.saliency, prune.selector):
         if bound is not None:
             what = f"prune.measure: '{bound.name}' measures on calibration text, not on training"
             yield Row(bound.plugin.reads_forward, source, what, fix)
     reads = [r.name for r in prune.repair if {"gram", "mean"}.intersection(r.needs)]
-    for name in [prune.criterion.name] if measures else reads[:1]:
+    for name in [prune.saliency.name] if measures else reads[:1]:
         what = f"prune.measure: '{name}' would measure on the training, but nothing is trained"
         yield Row(untrained, source, what, fix)
         what = f"prune.schedule '{prune.schedule.name}' cuts at step 0, where '{name}' has "
@@ -256,11 +349,11 @@ def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
 
 def _gates(recipe: Recipe, prune: PruneSpec) -> Rows:
     """Learned gates are trained, decide alone, and end in one cut when they have been trained."""
-    name, learned = prune.criterion.name, [c.name for c in REGISTRY.all("criterion") if _learned(c)]
+    name, learned = prune.saliency.name, [c.name for c in REGISTRY.all("criterion") if _learned(c)]
     there = (next((p.name for p in REGISTRY.all(kind)), "...") for kind in ("gate", "constraint"))
     fix = "Add `gates: {{gate: {}, constraint: {}}}` under prune.".format(*there)
     what = f"prune.criterion: '{name}' ranks by learned gates, and there are none"
-    wants = _learned(prune.criterion.plugin)
+    wants = _learned(prune.saliency.plugin)
     yield Row(wants and prune.gates is None, ("prune", "criterion"), what, fix)
     if prune.gates is None:
         return
@@ -376,16 +469,19 @@ def _scheduled(recipe: Recipe, _: Document) -> Rows:
 def _propagated(recipe: Recipe, _: Document) -> Rows:
     """What keeps layers from being measured on what pruned layers hand on."""
     prune = recipe.prune
-    if prune is None or not prune.measure.propagate:
+    if prune is None or not prune.measure.propagate or prune.rotate:
         return
-    propagate, needs, name = "prune.measure.propagate:", prune.criterion.needs, prune.criterion.name
+    propagate, needs, name = "prune.measure.propagate:", prune.saliency.needs, prune.saliency.name
     absent = prune.measure.source != "calibration"
     what = f"{propagate} layers hand on calibration text, and none is read"
     fix = "Write `source: calibration` beside it."
     yield Row(absent, ("prune", "measure", "propagate"), what, fix)
-    readers = [p.name for p in REGISTRY.all("criterion") if p.reads_inputs or p.reads_experts]
-    plugin = prune.criterion.plugin
-    other = BACKWARD.intersection(needs) or not (plugin.reads_inputs or plugin.reads_experts)
+    every = REGISTRY.all("criterion")
+    readers = [p.name for p in every if p.reads_inputs or p.reads_experts]
+    readers = [name for name in readers if not REGISTRY.get("criterion", name).cumulative]
+    plugin = prune.saliency.plugin
+    reads = (plugin.reads_inputs or plugin.reads_experts) and not plugin.cumulative
+    other = BACKWARD.intersection(needs) or not reads
     what = f"{propagate} '{name}' does not score by what layers read alone"
     fix = f"Remove `propagate`, or use one of {', '.join(readers)}."
     yield Row(other, ("prune", "criterion"), what, fix)

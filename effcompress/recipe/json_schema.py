@@ -30,6 +30,7 @@ _SCALARS: Mapping[type, Schema] = {
 }
 _TAGS: Mapping[str, Schema] = {
     "count": {"type": ["integer", "string"], "minimum": 0, "maximum": 10**15},
+    "bytes": {"type": ["integer", "string"], "minimum": 0, "maximum": 10**15},
     "fraction": {"type": ["number", "string"], "minimum": 0, "maximum": 1},
     "positive": {"type": "integer", "minimum": 1, "maximum": LARGEST},
     "number from 0": {"type": "number", "minimum": 0, "maximum": LARGEST},

@@ -78,7 +78,9 @@ def _fill_defaults(document: Document, registry: Registry) -> Document:
     if prune is None:
         return document
     wanted: dict[str, Any] = {"selector": "least_salient"}
-    criterion = prune["criterion"]
+    criterion = prune.get("criterion")
+    if criterion is None:  # of recipes that rotate; `cross_checks` requires one of the others
+        return Document({**document.values, "prune": {"repair": [], **prune}}, document.marks)
     name = criterion if isinstance(criterion, str) else criterion["name"]
     if "hess" in registry.get("criterion", name).needs:
         wanted["hessian"] = "fisher_diag"

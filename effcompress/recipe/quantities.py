@@ -1,4 +1,4 @@
-"""Counts (``469M``) and fractions (``85%``) as recipes write them."""
+"""Counts (``469M``), fractions (``85%``) and bytes (``180MB``) as recipes write them."""
 
 import re
 from collections.abc import Callable
@@ -9,6 +9,8 @@ COUNT_PATTERN = r"^(0|[1-9][0-9]{0,17})(\.[0-9]{1,9})?[kKMBT]?$"
 COUNT_WORDS = "a whole number such as 2000, 1.5k, 469M or 72B"
 FRACTION_PATTERN = r"^(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,17})?)%$"
 FRACTION_WORDS = "a fraction from 0 to 1, or 0% to 100%"
+BYTES_PATTERN = r"^[1-9][0-9]{0,17}(\.[0-9]{1,9})?([kMGT]i?B|B)?$"
+BYTES_WORDS = "a number of bytes such as 180MB, 1.5GB or 64MiB"
 
 _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _LOOSE_COUNT = re.compile(
@@ -43,6 +45,34 @@ def fraction(written: int | float | str) -> float:
     if not 0 <= written <= 1:
         raise ValueError(f"{written} is not {FRACTION_WORDS}")
     return float(written)
+
+
+def bytes_of(written: int | float | str) -> int:
+    """Reads ``180MB`` as 180,000,000 and ``64MiB`` as 67,108,864. Raises ValueError when it is no
+    whole number of bytes or has another unit.
+    """
+    if not isinstance(written, str):
+        return count(written)
+    if not re.search(BYTES_PATTERN, written):
+        raise ValueError(f"'{written}' is not {BYTES_WORDS}")
+    unit = written.lstrip("0123456789.").removesuffix("B")
+    step = 1024 if unit.endswith("i") else 1000
+    number = Decimal(written.rstrip("kMGTiB")) * step ** " kMGT".index(unit[:1] or " ")
+    if number != int(number):
+        raise ValueError(f"'{written}' is {number.normalize():f} bytes, which is not whole")
+    return int(number)
+
+
+def nearest_bytes(text: str) -> str | None:
+    """Guesses what ``180 mb`` or ``180M`` was meant to be: ``180MB``; None without a guess."""
+    found = re.fullmatch(
+        r"([1-9][0-9]*(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?(?:ytes?)?", text.strip().lower()
+    )
+    if not found:
+        return None
+    unit = {"k": "k"}.get(found[2], found[2].upper())
+    guess = f"{found[1]}{unit}{found[3]}B"
+    return guess if re.search(BYTES_PATTERN, guess) else None
 
 
 def nearest_count(text: str) -> str | None:
@@ -81,5 +111,6 @@ class Quantity(NamedTuple):
 
 _COUNT = Quantity(COUNT_PATTERN, COUNT_WORDS, count, nearest_count, "469M")
 _PERCENT = (FRACTION_PATTERN, FRACTION_WORDS, fraction, nearest_fraction, "85% or 0.85")
-QUANTITIES = {"count": _COUNT, "fraction": Quantity(*_PERCENT)}
+_BYTES = (BYTES_PATTERN, BYTES_WORDS, bytes_of, nearest_bytes, "180MB")
+QUANTITIES = {"count": _COUNT, "fraction": Quantity(*_PERCENT), "bytes": Quantity(*_BYTES)}
 """Tag of an annotation -> how its values are written."""

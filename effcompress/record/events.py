@@ -269,6 +269,36 @@ class Refit(Recorded, event="refit"):
     """Weight -> norm of its change over its norm."""
 
 
+class Sliced(Recorded):
+    """The residual stream in front of a block (``attention``, ``feed-forward``; the last one lies
+    behind the layers): ``energy`` is the fraction of its mean square in the directions that stay.
+    """
+
+    layer: int
+    block: str
+    energy: float
+
+
+class Rotated(Recorded, event="rotated"):
+    """The residual stream was rotated and sliced from ``channels`` to ``width``; ``tied``: the
+    embedding is still the output matrix. Logits differ by so much from those of the source model
+    with projections in place of slices.
+    """
+
+    step: int = 0
+    method: str
+    signal: str
+    refit: str | None = None
+    tied: bool
+    channels: int
+    width: int
+    params: int
+    places: tuple[Sliced, ...] = ()
+    max_logit_difference: float
+    seconds: float
+    memory_bytes: int | None = None
+
+
 class GateFamily(Recorded):
     """Learned gates of one kind: mean expected sparsity of its rows and the target then (0 to 1),
     the multipliers of the constraint, and the fraction of gates whose probability of being open is
@@ -303,6 +333,57 @@ class Absorbed(Recorded, event="absorbed"):
     loss_masked: float
     loss_cut: float
     max_logit_difference: float
+
+
+class Allocation(Recorded, event="allocation"):
+    """A width was chosen for every block at once. Costs are in ``unit`` (parameters, bytes or
+    seconds): ``asked`` by the recipe, ``predicted`` of the choice, ``before`` it, and the ``least``
+    that the space allows.
+    """
+
+    step: int = 0
+    method: str
+    errors: str
+    """Where the errors of levels come from: saliency, or one block replaced in the whole model."""
+    unit: str
+    asked: float
+    predicted: float
+    before: float
+    least: float
+    aimed: float | None = None
+    """What was asked for in place of ``asked``, after a model of the first choice was timed."""
+    widths: Mapping[str, int]
+    """Set -> units left; 0: the block goes."""
+    error: float
+    """Errors of the levels, added up."""
+    loss: float | None = None
+    """KL divergence of the source model to the one with these levels, where it was computed."""
+    comparisons: int = 0
+    """How often that was computed for any levels."""
+    seconds: float = 0.0
+
+
+class Latency(Recorded, event="latency"):
+    """The cut model timed beside one of the source model's shape, in seconds: of a prefill up to
+    the first new token, or of one token of a decode. Medians over rounds; ``low`` and ``high``:
+    over the rounds of the cut model.
+    """
+
+    step: int = 0
+    phase: str
+    batch: int
+    length: int
+    threads: int
+    rounds: int
+    asked: float
+    predicted: float
+    measured: float
+    low: float
+    high: float
+    dense: float
+    asked_speed_up: float | None = None
+    speed_up: float
+    """Median of the ratios within rounds."""
 
 
 class TriedShape(Recorded):
@@ -395,12 +476,14 @@ class Other:
     values: Mapping[str, Any] = field(default_factory=dict, metadata=SPREAD)
 
 
-Costly = Cut | Commit | Sparsify | Refit
+Costly = Cut | Commit | Sparsify | Refit | Rotated
 """Events of pruning whose time and peak memory are recorded."""
 InTraining = (
     Step | Stage | Mixture | Calibration | Search | Approximate | Gates | Absorbed | Compiled
 )
-AtStep = Costly | InTraining | Checkpoint
+Chosen = Allocation | Latency
+"""Events of a choice of levels, and of what it led to."""
+AtStep = Costly | InTraining | Chosen | Checkpoint
 """Events that happen at an optimizer step."""
 Event = AtStep | Run | Evaluation | Export | Proof | Warn | End | Other
 

@@ -5,12 +5,36 @@ from collections.abc import Mapping
 from effcompress.record import events
 from effcompress.record.events import Event
 from effcompress.record.kind_labels import of
-from effcompress.record.readable import clock_time, count
+from effcompress.record.readable import clock_time, count, size
 
 
 def removed(kinds: Mapping[str, int]) -> str:
     """``FFN 2, hidden 1``."""
     return ", ".join(f"{of(kind).short} {n}" for kind, n in kinds.items() if n) or "nothing"
+
+
+def cost(value: float, unit: str) -> str:
+    """``12.3 ms``, ``180 MB`` or ``94.00M parameters``, by the unit of an allocation."""
+    if unit == "seconds":
+        return f"{value * 1e3:.4g} ms"
+    return size(value) if unit == "bytes" else f"{count(round(value))} parameters"
+
+
+def workload(event: events.Latency) -> str:
+    """``a prefill of 1 x 512 tokens``."""
+    each = "a prefill of" if event.phase == "prefill" else "a token behind"
+    return f"{each} {event.batch} x {event.length} tokens"
+
+
+def times(event: events.Latency) -> str:
+    """Asked, predicted and measured times, and the speed-up."""
+    asked, predicted, measured = (
+        f"{value * 1e3:.4g} ms" for value in (event.asked, event.predicted, event.measured)
+    )
+    return (
+        f"asked {asked}, predicted {predicted}, measured {measured}, {event.speed_up:.3f} times as "
+        f"fast as the source model ({event.dense * 1e3:.4g} ms)"
+    )
 
 
 def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
@@ -28,8 +52,8 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
             solved = f"; {mean.value:.1%} right, mean of {mean.of}" if mean else ""
             return f"perplexity {event.when}: {scores}{solved}"
         case events.Export():
-            size = count(event.parameters)
-            return f"saved as a {event.container} model, {event.form}, {size} parameters"
+            held = count(event.parameters)
+            return f"saved as a {event.container} model, {event.form}, {held} parameters"
         case events.Proof():
             difference = event.max_logit_difference
             return f"reloaded by itself: largest difference of a logit {difference:.1e}"
@@ -43,6 +67,21 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
                 f"gates absorbed into the weights: loss {event.loss_open:.3f} with all open, "
                 f"{event.loss_masked:.3f} under them, {event.loss_cut:.3f} of the cut model; "
                 f"{event.low:,} of {event.kept:,} kept gates are below 0.1"
+            )
+        case events.Allocation():
+            sizes = [cost(value, event.unit) for value in (event.asked, event.predicted)]
+            known = "" if event.loss is None else f", KL {event.loss:.4f} nats per token"
+            return (
+                f"{event.method}: {len(event.widths)} blocks, asked {sizes[0]}, predicted "
+                f"{sizes[1]}{known}"
+            )
+        case events.Latency():
+            return f"time of {workload(event)}: {times(event)}"
+        case events.Rotated():
+            kept = min((p.energy for p in event.places), default=1.0)
+            return (
+                f"residual stream sliced from {event.channels} to {event.width} channels; at least "
+                f"{100 * kept:.2f} % of its energy stays"
             )
         case events.Search():
             best = min(event.tried, key=lambda shape: shape.loss)
@@ -65,7 +104,7 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
             return f"warning: {event.text}"
         case events.End():
             why = f": {event.reason}" if event.reason else ""
-            size = f", {count(event.params)} parameters" if event.params else ""
-            size += f", {count(event.zeroed)} of them zero" if event.zeroed else ""
-            return f"{event.status} after {clock_time(event.seconds)}{size}{why}"
+            left = f", {count(event.params)} parameters" if event.params else ""
+            left += f", {count(event.zeroed)} of them zero" if event.zeroed else ""
+            return f"{event.status} after {clock_time(event.seconds)}{left}{why}"
     return None

@@ -23,8 +23,11 @@ class Record:
     mixtures: tuple[events.Mixture, ...] = ()
     gates: tuple[events.Gates, ...] = ()
     absorbed: events.Absorbed | None = None
+    allocation: events.Allocation | None = None
+    latency: events.Latency | None = None
     search: events.Search | None = None
     sparsified: events.Sparsify | None = None
+    rotated: events.Rotated | None = None
     before: events.Evaluation | None = None
     after: events.Evaluation | None = None
     calibrations: tuple[events.Calibration, ...] = ()
@@ -57,7 +60,8 @@ class Record:
         """Parameters now."""
         if self.end and self.end.params:
             return self.end.params
-        latest = [*self.cuts[-1:], *self.steps[-1:]]
+        sliced = [self.rotated] if self.rotated else []
+        latest = [*sliced, *self.cuts[-1:], *self.steps[-1:]]
         return max(latest, key=lambda event: event.step).params if latest else self.params_before
 
     @property
@@ -124,9 +128,12 @@ def gather(folder: Path) -> Record:
         stages=of_type(found, events.Stage),
         mixtures=of_type(found, events.Mixture),
         gates=of_type(found, events.Gates),
+        allocation=next(iter(of_type(found, events.Allocation)[-1:]), None),
+        latency=next(iter(of_type(found, events.Latency)[-1:]), None),
         absorbed=next(iter(of_type(found, events.Absorbed)[-1:]), None),
         search=next(iter(of_type(found, events.Search)), None),
         sparsified=next(iter(of_type(found, events.Sparsify)), None),
+        rotated=next(iter(of_type(found, events.Rotated)), None),
         before=evaluations.get("before"),
         after=evaluations.get("after"),
         calibrations=of_type(found, events.Calibration),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effcompress.record import readable
+from effcompress.record.sentences import times, workload
 from effcompress.report import words
 from effcompress.report.charts import alone
 from effcompress.report.gather import Record, gather
@@ -100,6 +101,9 @@ def _cards(record: Record) -> Iterator[Card]:
     if after and (made := record.sparsified):
         small = f"{words.fractions(made, after)}; {words.how(made)}"
         yield Card("Weights zeroed", readable.count(made.zeroed), small)
+    if (seen := record.latency) is not None:
+        was, now = (f"{value * 1e3:.4g} ms" for value in (seen.dense, seen.measured))
+        yield Card(f"Time of {workload(seen)}", now, words.latency(seen), before=was)
     if rows := words.perplexities(record):
         yield Card("Perplexity", rows=rows)
     for row in words.tasks(record)[:1]:
@@ -139,9 +143,29 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
         said = " / ".join(f"{loss:.3f}" for loss in losses)
         yield "Loss with gates open / under gates / of the cut model", said
         yield "Gates kept below 0.1", f"{cut.low:,} of {cut.kept:,}"
+    if (chosen := record.allocation) is not None:
+        yield "Widths chosen by", words.allocation(chosen)
+    if (seen := record.latency) is not None:
+        yield "Times", f"{times(seen)}; {words.measured(seen)}"
+    yield from _sliced(record)
     if (made := record.sparsified) is not None:
         peak = f", {readable.size(made.memory_bytes)} at the peak" if made.memory_bytes else ""
         yield "Making zeros took", f"{readable.duration(made.seconds)}{peak}"
     if record.commit_difference is not None:
         difference = readable.power(record.commit_difference)
         yield "Shortening the tensors", f"changed no logit by more than {difference}"
+
+
+def _sliced(record: Record) -> Iterator[tuple[str, str]]:
+    if (turned := record.rotated) is None:
+        return
+    yield "Residual stream", f"{turned.channels} {words.ARROW} {turned.width} channels"
+    least = min((place.energy for place in turned.places), default=1.0)
+    yield "Energy that stays, at least", readable.percent(least)
+    kept = "kept, between two small matrices" if turned.tied else "two matrices"
+    yield "Embedding and output matrix", kept
+    yield "Slicing took", readable.duration(turned.seconds)
+    yield (
+        "Slices for projections",
+        (f"changed no logit by more than {readable.power(turned.max_logit_difference)}"),
+    )

@@ -37,6 +37,7 @@ def pictures(record: Record) -> dict[str, Picture]:
     drawn: dict[str, Chart | str | None] = {
         "parameters": _parameters(record) if shaped else None,
         "zeros": _zeros(made) if made else None,
+        "energy": _energy(record),
         "perplexity": _perplexity(record),
         "removed": _removed(record),
         "saliency": _saliency(record),
@@ -91,6 +92,8 @@ def _parameters(record: Record) -> Chart | None:
         return None
     title = TOKENS if record.tokens else "removals"
     course = [(0.0, float(start))]
+    if (sliced := record.rotated) is not None:
+        course += [(0.0 if record.tokens else 1.0, float(sliced.params))]
     if record.tokens:
         seen = [(float(e.tokens), float(e.params)) for e in (*record.cuts, *record.steps)]
         course += sorted(seen, key=lambda point: (point[0], -point[1]))
@@ -119,6 +122,26 @@ def _zeros(made: Sparsify) -> str | None:
     for row in made.layers:
         had[row.layer], has[row.layer] = row.weights, row.weights - row.zeroed
     return charts.layers("Weights that are not zero", "per layer, linear layers", had, has, "after")
+
+
+def _energy(record: Record) -> Chart | None:
+    """What the slices leave out of the stream, over the layers."""
+    if (made := record.rotated) is None or not made.places:
+        return None
+    lines: list[Line] = []
+    for block, kind in (("attention", "attention"), ("feed-forward", "ffn")):
+        points = [(float(p.layer), 1.0 - p.energy) for p in made.places if p.block == block]
+        lines += [Line(block, points, kind, f"in front of {block}")] if points else []
+    return Chart(
+        "Energy that is sliced off",
+        lines,
+        "fraction of the mean square",
+        PERCENT,
+        "{:.3%}".format,
+        unit=f"of the residual stream, {made.channels} {words.ARROW} {made.width} channels",
+        x_title="layer",
+        zero=True,
+    )
 
 
 def _by_kind(record: Record, field: str, *, start: bool) -> tuple[str, list[Line]]:

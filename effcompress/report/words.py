@@ -8,8 +8,17 @@ from typing import Any
 
 from effcompress.answer import Table
 from effcompress.record import readable
-from effcompress.record.events import Evaluation, Sparsify, TaskMean, Tasks, TaskScore
+from effcompress.record.events import (
+    Allocation,
+    Evaluation,
+    Latency,
+    Sparsify,
+    TaskMean,
+    Tasks,
+    TaskScore,
+)
 from effcompress.record.kind_labels import of
+from effcompress.record.sentences import cost
 from effcompress.report.gather import Record
 
 METHOD = {
@@ -17,9 +26,12 @@ METHOD = {
         "target",
         "space",
         "criterion",
+        "rotate",
         "hessian",
         "measure",
         "selector",
+        "allocation",
+        "workload",
         "schedule",
         "repair",
         "refit",
@@ -201,6 +213,10 @@ def join(parts: Sequence[str]) -> str:
 
 def target(record: Record) -> str:
     """Returns the target size and by how much the run missed it."""
+    if record.target is None and (made := record.allocation) is not None:
+        if (seen := record.latency) is not None and seen.asked_speed_up is not None:
+            return f"chosen for {seen.asked_speed_up:g} times the speed"
+        return f"chosen for {cost(made.asked, made.unit)}"
     if record.target is None or record.params_after is None:
         return "no target size"
     miss = record.params_after / record.target - 1
@@ -208,6 +224,35 @@ def target(record: Record) -> str:
     if abs(miss) <= 0.005:
         return f"{where}, met (off by {abs(miss) * 100:.2f} %)"
     return f"{where}, missed by {readable.percent(abs(miss))}" if record.end else where
+
+
+def latency(event: Latency) -> str:
+    """Returns what was asked and predicted, and the speed-up."""
+    asked, predicted = (f"{value * 1e3:.4g} ms" for value in (event.asked, event.predicted))
+    return f"asked {asked}, predicted {predicted}; x{event.speed_up:.2f} as fast"
+
+
+def measured(event: Latency) -> str:
+    """Returns how times were measured."""
+    low, high = (f"{value * 1e3:.4g}" for value in (event.low, event.high))
+    return (
+        f"median of {event.rounds} rounds ({low} to {high} ms) in turns with a model of the source "
+        f"model's shape, on {event.threads} threads"
+    )
+
+
+def allocation(event: Allocation) -> str:
+    """Returns the method, what the choice costs, and how whole models were compared."""
+    sizes = [cost(v, event.unit) for v in (event.before, event.asked, event.predicted)]
+    text = f"{event.method}, errors of {event.errors}: {sizes[0]} before, asked {sizes[1]}, "
+    text += f"predicted {sizes[2]}"
+    if event.aimed is not None:
+        text += f" (aimed at {cost(event.aimed, event.unit)} after a model was timed)"
+    if event.loss is not None:
+        text += f"; KL to the source model {event.loss:.4f} nats per token"
+    if event.comparisons:
+        text += f", {event.comparisons:,} comparisons"
+    return f"{text}; {readable.duration(event.seconds)}"
 
 
 def protocol(evaluation: Evaluation) -> str:

@@ -30,7 +30,7 @@ from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
 from effcompress.saliency.score import require_finite, score, score_masks
 from effcompress.spec import PruneSpec
-from effcompress.types import Scores
+from effcompress.types import DEPTH, GroupSet, Scores
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,28 @@ def calibration_text(state: RunState, sequences: int, log: Log) -> tuple[Tensor,
     return ids_NT, state.corpus.calibration_positions(sequences, state.recipe.seed)
 
 
+def ranked(state: RunState, prune: PruneSpec) -> list[GroupSet]:
+    """Returns the sets that saliency ranks: all, or, where levels are chosen, those of units (a
+    block goes with the last of them).
+    """
+    sets = state.pruned.sets
+    return sets if prune.allocation is None else [s for s in sets if s.kind not in DEPTH]
+
+
 def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     """Measures on all tokens of the calibration text; ``scores`` are in physical order."""
     with closing(_Listeners(state, prune)) as listeners:
-        needs = BACKWARD.intersection(prune.criterion.needs)
-        if needs or listeners.contexts or ABLATED.intersection(prune.criterion.needs):
+        needs = BACKWARD.intersection(prune.saliency.needs)
+        if needs or listeners.contexts or ABLATED.intersection(prune.saliency.needs):
             ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
         else:  # a criterion of weights alone
             ids_NT, positions_NT = state.probe_BT[:0], None
         how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": listeners.world}
         how["positions_NT"] = positions_NT
         stats = collect(state.module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
-    sets, criterion = state.pruned.sets, prune.criterion
+    sets, criterion = ranked(state, prune), prune.saliency
     of_layers = listeners.layers.read() if listeners.layers else {}
-    if ABLATED.intersection(prune.criterion.needs):
+    if ABLATED.intersection(prune.saliency.needs):
         some = slice(prune.measure.ablation_sequences)
         text = ids_NT[some], None if positions_NT is None else positions_NT[some]
         of_layers |= {"loss_increase": loss_increases(state, *text, log)}
@@ -83,7 +91,8 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     elif criterion.plugin.reads_forward:
         of_experts = listeners.experts.read() if listeners.experts else {}
         warn_unrouted(of_experts, state.pruned.ledger, log)
-        scores = score_inputs(sets, criterion, listeners.read, of_layers, of_experts)
+        read, grams = listeners.read, listeners.grams
+        scores = score_inputs(sets, criterion, read, of_layers, of_experts, grams)
     else:
         scores = score(sets, criterion, stats, prune.reduce)
     outputs = listeners.experts.means() if listeners.experts else {}
@@ -114,9 +123,9 @@ class _Listeners:
     """The hooks of one calibration, and the processes among which sequences are divided."""
 
     def __init__(self, state: RunState, prune: PruneSpec) -> None:
-        module, axes, sets = state.module, state.pruned.axes, state.pruned.sets
+        module, axes, sets = state.module, state.pruned.axes, ranked(state, prune)
         assert prune.selector is not None, "recipe.load fills in the default selector"
-        plugin = prune.criterion.plugin
+        plugin = prune.saliency.plugin
         of_layers = {**plugin.of_layers, **prune.selector.plugin.of_layers}
         self.found: Scores = {}
         # A statistic with state is a recursion over the sequences in their order, so then every
@@ -132,13 +141,14 @@ class _Listeners:
         self.read = InputStatistics(module, params, plugin.needs, plugin.of_inputs)
         if plugin.reads_inputs:
             self.contexts.append(self.read.listening())
-        if for_linears(prune.repair):
-            how: Any = {"second": need_second_moments(prune.repair), "world": self.world}
+        if for_linears(prune.repair) or plugin.cumulative:
+            second = plugin.cumulative or need_second_moments(prune.repair)
+            how: Any = {"second": second, "world": self.world}
             self.grams = Grams(module, params, tokens=ALL_TOKENS, decay=1.0, **how)
             self.contexts.append(self.grams.listening())
         if "mask_grad" in plugin.needs:
             self.masks = MaskGradients(module, axes, sets)
-            self.contexts.append(self.masks.handing_to(adds(self.found, prune.criterion)))
+            self.contexts.append(self.masks.handing_to(adds(self.found, prune.saliency)))
         if of_layers:
             self.layers = LayerStatistics(module, axes, of_layers, self.world)
             self.contexts.append(self.layers.listening())
@@ -170,7 +180,7 @@ def averages(prune: PruneSpec) -> bool:
     """Whether saliency is averaged over steps: it needs gradients, and training's are used. That of
     weights and the optimizer's moments alone is computed when a cut is due.
     """
-    needs = from_training(prune.criterion.needs, prune.hessian)
+    needs = from_training(prune.saliency.needs, prune.hessian)
     return prune.measure.source == "training" and bool({"grad", "mask_grad"} & needs)
 
 
@@ -186,7 +196,7 @@ def ready(state: RunState, prune: PruneSpec) -> bool:
 
 
 def _has_moments(state: RunState, prune: PruneSpec) -> bool:
-    needed = "second_moment" in from_training(prune.criterion.needs, prune.hessian)
+    needed = "second_moment" in from_training(prune.saliency.needs, prune.hessian)
     return not needed or (state.optimizer is not None and bool(state.optimizer.state))
 
 
@@ -201,7 +211,7 @@ def listening(state: RunState) -> Iterator[None]:
             if state.grams is not None:
                 stack.enter_context(state.grams.listening())
             if state.taps is not None and state.recipe.prune is not None:
-                take = adds(state.mask_scores, state.recipe.prune.criterion)
+                take = adds(state.mask_scores, state.recipe.prune.saliency)
                 stack.enter_context(state.taps.handing_to(take))
         yield
 
@@ -212,7 +222,7 @@ def observe(state: RunState, prune: PruneSpec) -> None:
         return
     if state.taps is not None:
         scores = state.world.total(state.mask_scores)
-        require_finite(scores, prune.criterion)
+        require_finite(scores, prune.saliency)
     else:
         scores = _scores(state, prune)
     state.average.update(scores, state.pruned.ledger.original)
@@ -220,9 +230,9 @@ def observe(state: RunState, prune: PruneSpec) -> None:
 
 def _scores(state: RunState, prune: PruneSpec) -> Scores:
     """Scores the weights by this step's gradients and the optimizer's moments."""
-    needs, how = prune.criterion.needs, (prune.hessian, state.optimizer, state.world)
+    needs, how = prune.saliency.needs, (prune.hessian, state.optimizer, state.world)
     stats = TrainingStats(state.module, needs, *how)
-    return score(state.pruned.sets, prune.criterion, stats, prune.reduce)
+    return score(state.pruned.sets, prune.saliency, stats, prune.reduce)
 
 
 def measured(state: RunState, prune: PruneSpec, log: Log) -> Measured:
@@ -231,7 +241,7 @@ def measured(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     if averages(prune):
         return Measured(ledger.original_order(state.average.read()), state.grams)
     if state.gates is not None:
-        learned = state.gates.scores(prune.criterion)
+        learned = state.gates.scores(prune.saliency)
         # Kinds that lose nothing have no gates.
         now = Measured({s.name: torch.zeros(s.size) for s in state.pruned.sets} | learned)
     elif prune.measure.source == "training":

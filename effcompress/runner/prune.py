@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from effcompress import fault
 from effcompress.errors import PluginError, RunError
+from effcompress.estimate.allocation import Costs
 from effcompress.estimate.schedule import pruning_stage
 from effcompress.measure.blockwise import Block, blockwise
 from effcompress.measure.experts import ExpertStatistics
@@ -23,8 +24,14 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.removal.mask import route
 from effcompress.removal.selftest import same_function
+from effcompress.runner.allocate import (
+    allocated,
+    latency_event,
+    levels_and_costs,
+    record_choice,
+)
 from effcompress.runner.gates import absorbing
-from effcompress.runner.measuring import Measured, measured, ready
+from effcompress.runner.measuring import Measured, measured, ranked, ready
 from effcompress.runner.recovery import refit_event
 from effcompress.runner.resources import Meter, Spent
 from effcompress.runner.search import search_event
@@ -33,6 +40,7 @@ from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
 from effcompress.saliency.score import alike
 from effcompress.selection.choose import Choice, choose, least_salient
+from effcompress.selection.levels import Module
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind, axis_layer
@@ -46,6 +54,8 @@ def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
         return None
     begin, end = pruning_stage(state.recipe)
     target = state.target_params
+    if prune.allocation is not None:  # one cut, at the start
+        return Due(params=target)
     due = prune.schedule.due(
         step=state.step,
         tokens=state.tokens,
@@ -87,15 +97,19 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     missed by more than 0.5 %.
     """
     meter = Meter(state.device)
+    # First, because a target that is out of reach is known then.
+    leveled = state.world.agree(lambda: levels_and_costs(state, prune, log))
     found = measured(state, prune, log)
     _require_ranked(state, prune, found.scores, log)
     _observe(state, prune, due, found)
     if prune.search is not None and not state.shape:
         search_event(state, prune, found, log)
         due = replace(due, params=state.target_params)
-    target = state.target_params
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
-    choice = state.world.agree(lambda: _chosen(state, prune, due, found.scores, log))
+    decide = partial(_decided, state, prune, due, found, leveled, log)
+    choice, allocation = state.world.agree(decide)
+    if allocation is not None:
+        record_choice(state, prune, choice, allocation, log)
     if choice.plan:
         with absorbing(state, due, choice.plan, log):
             _mask(state, prune, choice.plan, found, log)
@@ -114,13 +128,33 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     if not state.target_reached:
         return
     state.watch()  # removes the hooks
+    if allocation is not None:
+        latency_event(state, prune, allocation, log)
+    target = state.target_params
     if abs(state.params - target) > TOLERANCE * target:
         raise RunError(
             f"pruning stopped at {state.params:,} parameters, the target is {target:,}",
-            fix="Nothing more may go: lower a `minimum`, a `finish_on` or a `round_to`, widen "
+            fix="Write a `shrink` nearer to 1 or a smaller `round_to`: no choice of levels comes "
+            "nearer."
+            if allocation is not None
+            else "Nothing more may go: lower a `minimum`, a `finish_on` or a `round_to`, widen "
             "`after` or `until`, or add a space under prune.space.",
         )
     refit_event(state, prune, log)
+
+
+def _decided(
+    state: RunState,
+    prune: PruneSpec,
+    due: Due,
+    found: Measured,
+    leveled: tuple[list[Module], Costs] | None,
+    log: Log,
+) -> tuple[Choice, events.Allocation | None]:
+    """What goes: candidate by candidate, or, with an allocation, by a width for every block."""
+    if leveled is None:
+        return _chosen(state, prune, due, found.scores, log), None
+    return allocated(state, prune, found, *leveled, log)
 
 
 def _require_ranked(state: RunState, prune: PruneSpec, scores: Scores, log: Log) -> None:
@@ -128,8 +162,9 @@ def _require_ranked(state: RunState, prune: PruneSpec, scores: Scores, log: Log)
     every saliency is zero.
     """
     # Those of layers that are still there.
-    ranked = [s for s in state.pruned.sets if not state.gates or s.name in state.gates.names]
-    same, name = alike(ranked, scores), prune.criterion.name
+    sets = ranked(state, prune)
+    compared = [s for s in sets if not state.gates or s.name in state.gates.names]
+    same, name = alike(compared, scores), prune.saliency.name
     if same and not any(bool(v[torch.isfinite(v)].any()) for v in scores.values()):
         raise RunError(
             f"criterion '{name}' gives every mini-group the saliency 0, so nothing ranks them",
@@ -264,14 +299,14 @@ def _scored(state: RunState, prune: PruneSpec, block: Block, sets: Sequence[Grou
     """Scores the sets of one layer, in original order, inf where a unit is gone."""
     params = readers(state.module, state.pruned.axes, sets)
     here = {name: dim for name, dim in params.items() if name in block.linears}
-    plugin, ledger = prune.criterion.plugin, state.pruned.ledger
+    plugin, ledger = prune.saliency.plugin, state.pruned.ledger
     read = InputStatistics(state.module, here, plugin.needs, plugin.of_inputs)
     names = [s.name for s in sets if s.kind == "expert"] if plugin.reads_experts else []
     of = state.module, state.pruned.axes, names, plugin.of_experts
     experts = ExpertStatistics(*of)
     with closing(read), closing(experts), read.listening(), experts.listening():
         block.run()
-    found = score_inputs(sets, prune.criterion, read, {}, experts.read())
+    found = score_inputs(sets, prune.saliency, read, {}, experts.read())
     sizes = {s.name: ledger.sizes[s.name] for s in sets}
     return ledger.original_order(in_original_order(found, ledger.original, sizes))
 

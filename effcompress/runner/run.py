@@ -28,6 +28,7 @@ from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.preflight import preflight
 from effcompress.runner.provenance import changed, plugin_files, require_same, texts
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
+from effcompress.runner.rotate import rotate_event
 from effcompress.runner.signals import Stopping
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.start import begin, corpus_of, evaluated, load_source
@@ -122,13 +123,13 @@ def _recorded(
             report.write(folder)
     except BaseException as error:
         known = named(error, log.doing, recipe)
-        # Whatever else fails now (a full disk, say) must not hide what failed first.
-        with contextlib.suppress(EffcompressError, OSError):
+        # Whatever else fails now (a full disk, a closed record) must not hide what failed first.
+        with contextlib.suppress(Exception):
             status = "stopped" if isinstance(error, Stopped) else "failed"
             reason = repr(error) if known is None else str(known)
             seconds = time.monotonic() - started
             log.event(events.End(status=status, reason=reason, seconds=seconds))
-        with contextlib.suppress(EffcompressError, OSError):
+        with contextlib.suppress(Exception):
             log.close()
             if world.main:
                 report.write(folder)
@@ -308,7 +309,9 @@ def _phase(recipe: Recipe, stage: str) -> str:
 
 def _prune_if_due(state: RunState, log: Log) -> None:
     prune = state.recipe.prune
-    again = prune is not None
+    if prune and prune.rotate and not state.target_reached:
+        rotate_event(state, prune, prune.rotate, log)
+    again = prune is not None and prune.rotate is None
     while prune and again and (due := due_now(state, prune, log)) is not None:
         prune_event(state, prune, due, log)
         again = due.again

@@ -108,7 +108,7 @@ def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> No
             model_hash=hashed,
             params=state.params,
             source_params=state.params - model.added_params,
-            target_params=state.target_params if recipe.prune else None,
+            target_params=_target(state),
             total_tokens=state.total_tokens,
             widths=state.pruned.widths,
             device=str(state.device),
@@ -134,6 +134,12 @@ def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> No
         log.note("the dense model was evaluated by an earlier run: its result is taken")
     log.event(before)
     mixture.begin(state, before, log)
+
+
+def _target(state: RunState) -> int | None:
+    """The size that the recipe asks for; None where nothing is pruned, or the target is no size."""
+    prune = state.recipe.prune
+    return state.target_params if prune is not None and prune.target.sized else None
 
 
 def evaluated(state: RunState, log: Log, *, when: str, offline: bool) -> Evaluation:

@@ -56,6 +56,7 @@ VALUES: dict[str, Any] = {
     "stream": {"seed": 0, "read": {}, "windows": {}, "mixture?": None},
     "depth": {"layers": [0], "absent": [""]},
     "epsilons": [0.0],
+    "rotated?": None,
     "selector?": {"stage": 0, "begun": {}, "state": None},
     **{"lora": [""], "log": {}, "corpus": "", "threads": 0, "bytes": 0},
 }
@@ -96,8 +97,8 @@ class RunState:
             # Rows are dealt out from the host's memory: a device need not hold all of them.
             model.module if shard else model.module.to(self.device),
             model.config,
-            prune.space if prune else (),
-            target=prune.target if prune else None,
+            prune.space if prune and prune.rotate is None else (),
+            target=prune.target if prune and prune.rotate is None else None,
         )
         self._layers = self.pruned.family.layers
         self.shards: Shards | None = None
@@ -107,7 +108,8 @@ class RunState:
         if recipe.loop and recipe.loop.recompute:
             recompute_layers(self.module)
         self.parent_params = self.pruned.parent.count()
-        target = target_of(prune, self.pruned.parent, self.pruned.parent_sets)
+        of = self.pruned.parent, self.pruned.parent_sets, self.pruned.config
+        target = target_of(prune, *of)
         self.target_params = self.parent_params if target is None else target
         self.shape: dict[str, int] = {}
         """Kind -> units left, once `prune.search` has found them."""
@@ -207,7 +209,9 @@ class RunState:
         target = TargetSpec(shape=dict(units))
         self.shape = dict(units)
         self.pruned.bound(target)
-        self.target_params = wanted(target, self.pruned.parent, self.pruned.parent_sets)
+        size = wanted(target, self.pruned.parent, self.pruned.parent_sets)
+        assert size is not None, "a shape has a size"
+        self.target_params = size
 
     @property
     def flops_per_token(self) -> float:
@@ -243,6 +247,15 @@ class RunState:
         assert self.recipe.loop is not None
         self.optimizer = optimizer(self.module, self.recipe.loop)
 
+    def rotated(self) -> None:
+        """Takes up the model after its stream was sliced: the target is reached, and an optimizer
+        knows its parameters.
+        """
+        self.target_reached, self._flops = True, None
+        self.target_params = self.params
+        if self.recipe.loop is not None:
+            self.optimizer = optimizer(self.module, self.recipe.loop)
+
     def watch(self, *, anew: bool = True) -> None:
         """Registers the hooks that measure in training for repairs and the criterion; removes them
         once the target is reached. ``anew``: replaces the second moments of inputs, too.
@@ -261,7 +274,7 @@ class RunState:
             kept: Any = {"second": need_second_moments(prune.repair), "world": self.world}
             sampled = how.gram_tokens, how.gram_decay
             self.grams = Grams(self.module, readers(*model), *sampled, **kept)
-        if "mask_grad" in prune.criterion.needs:
+        if "mask_grad" in prune.saliency.needs:
             self.taps = MaskGradients(*model)
 
     def snapshot(self, log_position: dict[str, int]) -> Saved:
@@ -315,6 +328,20 @@ class RunState:
             self.gates.forward.close()
             self.gates = None
 
+    def _restore_optimizer(self, moments: Mapping[str, Tensor]) -> None:
+        if self.optimizer is None:
+            return
+        forget(self.optimizer, self.module)
+        params = self.pruned.parameters()
+        for key, value in moments.items():
+            field, _, name = key.partition("/")
+            p = params[name]
+            same = value.shape == p.shape
+            # Only the fused AdamW keeps its step count beside the parameter.
+            if same or (self.recipe.loop and self.recipe.loop.fused):
+                value = value.to(p.device)
+            self.optimizer.state[p][field] = shard_like(value, p) if same else value
+
     def restore(self, saved: Saved) -> None:
         """Restores the state of ``snapshot`` bit for bit; shapes come from the checkpoint."""
         values, tensors = saved.values, saved.tensors
@@ -326,22 +353,14 @@ class RunState:
         self.stream.load_state_dict(values["stream"])
         self._restore_selector(values)
         self.pruned.restore(values, saved.part("model/"), saved.part("ledger/"))
+        if values.get("rotated"):
+            self.rotated()
         if values["lora"]:
             self.attach(values["lora"])
             held = updates(self.module)
             for name, value in saved.part("lora/").items():
                 held[name].data.copy_(value)
-        if self.optimizer is not None:
-            forget(self.optimizer, self.module)
-            params = self.pruned.parameters()
-            for key, value in saved.part("optimizer/").items():
-                field, _, name = key.partition("/")
-                p = params[name]
-                same = value.shape == p.shape
-                # Only the fused AdamW keeps its step count beside the parameter.
-                if same or (self.recipe.loop and self.recipe.loop.fused):
-                    value = value.to(p.device)
-                self.optimizer.state[p][field] = shard_like(value, p) if same else value
+        self._restore_optimizer(saved.part("optimizer/"))
         self.average.load_state_dict(saved.part("saliency/"))
         self._restore_gates(saved.part("gates/"))
         self.zeros = {k: t.to(self.device) for k, t in saved.part("zeros/").items()}

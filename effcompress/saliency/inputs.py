@@ -27,6 +27,12 @@ class Read(Protocol):
     def weight(self, param: str) -> Tensor: ...
 
 
+class SecondMoments(Protocol):
+    """Mean of ``x x^T`` of what linear layers read (``measure/grams.py``)."""
+
+    def read(self, param: str) -> Tensor | None: ...
+
+
 @torch.no_grad()
 def score_inputs(
     sets: Sequence[GroupSet],
@@ -34,10 +40,11 @@ def score_inputs(
     read: Read,
     of_layers: Mapping[str, Mapping[str, float]],
     of_experts: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+    grams: SecondMoments | None = None,
 ) -> Scores:
     """``{set: score_G}`` in fp32 on the CPU, in the physical order of the units. ``of_layers``:
     statistic of the stream -> layer or block -> value; ``of_experts``: the experts of a layer ->
-    statistic -> ``[E]``.
+    statistic -> ``[E]``; ``grams``: for a criterion of whole layers.
 
     Raises CoverageError where no linear layer reads the mini-groups, PluginError when the criterion
     returns another shape, NotFinite when a saliency is not.
@@ -48,6 +55,8 @@ def score_inputs(
             scores[s.name] = _of_depth(s, criterion, of_layers)
         elif s.name in of_experts:
             scores[s.name] = _of_experts(s, criterion, of_experts[s.name])
+        elif criterion.plugin.cumulative and grams is not None:
+            scores[s.name] = _of_whole(s, criterion, read, grams)
         else:
             scores[s.name] = _of_readers(s, criterion, read)
     require_finite(scores, criterion)
@@ -90,6 +99,27 @@ def _of_readers(s: GroupSet, criterion: Bound, read: Read) -> Tensor:
         found_I = found.sum(0) if found.dim() == 2 else found
         total += found_I.float().cpu()[m.index_GB].sum(1)
     return total
+
+
+def _of_whole(s: GroupSet, criterion: Bound, read: Read, grams: SecondMoments) -> Tensor:
+    """Scores a set by the one layer that reads it, with columns in the order of its mini-groups."""
+    m, *others = _readers(s, criterion, read)
+    gram_II = grams.read(m.param)
+    if others or gram_II is None:
+        raise CoverageError(
+            f"more than one linear layer reads the mini-groups of '{s.name}'",
+            where=m.param,
+            fix="Use a criterion of weights (taylor, magnitude), or leave this space out.",
+        )
+    columns = m.index_GB.flatten().to(gram_II.device)
+    measured = {name: value[columns] for name, value in read.read(m.param).items()}
+    given: dict[str, Any] = {**dict.fromkeys(criterion.needs), **measured}
+    given |= {"kind": s.kind, "layer": -1 if s.layer is None else s.layer}
+    given |= {"positions": m.index_GB.shape[1], "gram": gram_II[columns][:, columns]}
+    given["weight"] = read.weight(m.param).float()[:, columns]
+    found = criterion(**given)
+    criterion.plugin.require_shape(found, f"where ({s.size},) was expected", (s.size,))
+    return found.float().cpu()
 
 
 def _readers(s: GroupSet, criterion: Bound, read: Read) -> Iterator[Member]:

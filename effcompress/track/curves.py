@@ -54,6 +54,8 @@ def curves(event: Event) -> dict[str, Value]:
         case events.Cut():
             gone = {f"removed/{kind}": part for kind, part in event.share_removed.items()}
             return {"parameters": event.params, **gone}
+        case events.Rotated():
+            return {"parameters": event.params, "width": event.width}
         case events.Sparsify():
             return {"zeroed": event.zeroed}
         case events.Evaluation():

@@ -52,6 +52,7 @@ TARGET = "{keep: 85%}"
 CRITERION = "{name: taylor, order: first}"
 SCHEDULE = "{name: continuous, every: 4}"
 
+ROTATE = "  rotate: turn\n  measure: {source: calibration}\n"
 CALIBRATED = "  measure: {source: calibration}\n"
 SEARCH = "  search: {top: 3}\n" + CALIBRATED
 GATES = "  gates: {gate: half, constraint: none}\n"
@@ -72,9 +73,33 @@ def under_gates(*pairs: str) -> str:
     return text
 
 
+def rotating(*pairs: str) -> str:
+    """A recipe that slices the residual stream and trains on, edited."""
+    text = edit(
+        SPACE, "  space: [hidden]\n", f"  criterion: {CRITERION}\n", ROTATE, SCHEDULE, "once"
+    )
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
 def searching(*pairs: str) -> str:
     """A recipe that looks for a shape, edited."""
     text = edit(CRITERION, "magnitude", SCHEDULE, "once", "  space:\n", SEARCH + "  space:\n")
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+LEVELS = "  allocation: program\n  workload: {length: 64}\n"
+
+
+def by_time(*pairs: str) -> str:
+    """A recipe that chooses widths for a measured time, edited."""
+    calibrated = "magnitude\n  measure: {source: calibration}\n" + LEVELS[:-1]
+    text = edit(TARGET, "{speedup: 1.5}", CRITERION, calibrated, SCHEDULE, "once")
     for old, new in zip(pairs[::2], pairs[1::2], strict=True):
         assert old in text, old
         text = text.replace(old, new)
@@ -88,6 +113,54 @@ def located(text: str, key: str, *words: str) -> tuple[str, int, tuple[str, ...]
 
 # id -> (recipe, line, words of the message)
 BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    # rotations
+    "nothing that ranks": (
+        edit(f"  criterion: {CRITERION}\n", ""),
+        8,
+        ("prune has no criterion", "`criterion: taylor`", "`space: [hidden]`"),
+    ),
+    "a rotation and a criterion": located(
+        rotating(ROTATE, f"{ROTATE}  criterion: magnitude\n"),
+        "criterion",
+        "prune.criterion means nothing with prune.rotate",
+    ),
+    "a rotation and a repair": located(
+        rotating(ROTATE, f"{ROTATE}  repair: [norm_gain]\n"),
+        "repair",
+        "prune.repair means nothing with prune.rotate",
+    ),
+    "a rotation and a refit of biases": located(
+        rotating(ROTATE, f"{ROTATE}  refit: anew_biased\n"),
+        "refit",
+        "there is no bias that it could change",
+    ),
+    "a rotation and an allocation": located(
+        rotating(ROTATE, f"{ROTATE}  allocation: program\n"),
+        "allocation",
+        "prune.allocation means nothing with prune.rotate",
+    ),
+    "a rotation to a time": located(
+        rotating(TARGET, "{speedup: 1.5}"), "target", "prune.target.speedup is none"
+    ),
+    "a rotation of another space": located(
+        rotating("space: [hidden]", "space: [hidden, ffn]"), "space", "nothing else", "[hidden]"
+    ),
+    "a rotation on training text": located(
+        rotating("source: calibration", "source: training"), "measure", "source: calibration"
+    ),
+    "a rotation that propagates": located(
+        rotating("source: calibration", "source: calibration, propagate: true"),
+        "measure",
+        "every layer reads sliced ones anyway",
+    ),
+    "a rotation in training": located(
+        rotating("once", SCHEDULE), "schedule", "slices at once", "name: once, at: 0"
+    ),
+    "hidden states of two bases": located(
+        rotating("train:", "recover:\n  method: distill\n  distill: {hidden_weight: 1}"),
+        "distill",
+        "hidden_weight compares hidden states",
+    ),
     # learned gates
     "gates of another criterion": located(
         under_gates("criterion: learned", "criterion: magnitude"),
@@ -114,6 +187,74 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         edit("train:\n", "train:\n  continued: {batch_size: 4}\n"),
         "continued",
         "no continued stage",
+    ),
+    # levels
+    "a time without a choice of widths": located(
+        by_time("  allocation: program\n", ""),
+        "target",
+        "speedup is reached by a choice",
+        "program",
+    ),
+    "a time of no input": located(
+        by_time("  workload: {length: 64}\n", ""), "target", "does not say of which", "workload:"
+    ),
+    "an input that nothing is asked of": located(
+        by_time("{speedup: 1.5}", "{keep: 50%}"), "workload", "only with a target of speedup"
+    ),
+    "a time and a size": located(
+        by_time("{speedup: 1.5}", "{speedup: 1.5, params: 1M}"), "target", "speedup", "exactly one"
+    ),
+    "a memory that is no number of bytes": located(
+        by_time("{speedup: 1.5}", "{memory: 180 megs}"), "target", "must be a number of bytes"
+    ),
+    "a memory in a loose unit": located(
+        by_time("{speedup: 1.5}", "{memory: 180 mb}"), "target", "Did you mean 180MB?"
+    ),
+    "no faster": located(
+        by_time("{speedup: 1.5}", "{speedup: 1}"), "target", "must be more than 1"
+    ),
+    "two choices": located(
+        by_time(LEVELS, LEVELS + "  selector: least_salient\n"), "selector", "and there is one"
+    ),
+    "widths that are named and chosen": located(
+        by_time("{speedup: 1.5}", "{shape: {ffn: 2}}", "  workload: {length: 64}\n", ""),
+        "allocation",
+        "prune.target.shape names them",
+    ),
+    "widths chosen once, cut later": located(
+        by_time("schedule: once", f"schedule: {SCHEDULE}"), "schedule", "cuts later"
+    ),
+    "widths chosen once, cut in rounds": located(
+        by_time("schedule: once", "schedule: halves"), "schedule", "cuts in rounds"
+    ),
+    "widths chosen without calibration": located(
+        by_time("{source: calibration}", "{source: training}"), "measure", "not on training"
+    ),
+    "widths chosen on what pruned layers hand on": located(
+        by_time("{source: calibration}", "{source: calibration, propagate: true}"),
+        "measure",
+        "chosen for all at once",
+    ),
+    "widths chosen and searched": located(
+        by_time(LEVELS, LEVELS + "  search: {top: 3}\n", "{speedup: 1.5}", "{keep: 50%}").replace(
+            "  workload: {length: 64}\n", ""
+        ),
+        "search",
+        "and so does prune.search",
+    ),
+    "widths chosen under gates": located(
+        by_time(LEVELS, LEVELS + GATES), "gates", "choose by themselves"
+    ),
+    "a law of sizes for a time": (
+        mixed(
+            f"{{name: dynamic, reference: scaling, scaling: [{MEASURED}, {LARGER}, "
+            "{params: 70B, losses: {web: 1.5, notes: 1.2}}]}"
+        )
+        .replace(TARGET, "{speedup: 1.5}")
+        .replace(CRITERION, "magnitude\n  measure: {source: calibration}\n" + LEVELS[:-1])
+        .replace(SCHEDULE, "once"),
+        8,
+        ("scaling needs a size", "speedup names none"),
     ),
     # a search for the shape
     "a search for a shape that is named": located(
@@ -170,7 +311,7 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "text for a mapping": (
         edit(TARGET, "469M"),
         9,
-        ("prune.target", "Its keys: params, keep, shape."),
+        ("prune.target", "Its keys: params, keep, shape, speedup, milliseconds, memory."),
     ),
     "number for text": (edit("name: toy", "name: 12"), 1, ("name", "'12'")),
     "text for a number": (

@@ -177,3 +177,29 @@ def test_the_peak_is_the_weights_and_what_grew(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(resources, "high_water", lambda: 5000)
     assert footprint_room._peak("cpu", 4200, 300) == 300 + 800
     assert footprint_room._peak("cpu", None, 300) is None
+
+
+LEVELS = [
+    "prune.criterion=magnitude",
+    "prune.space=[{name: attention, scope: per_layer}, {name: ffn, scope: per_layer}]",
+    "prune.selector=null",
+    "prune.allocation={name: dynamic_program, shrink: 0.5}",
+    "prune.measure={source: calibration, sequences: 2}",
+    "prune.schedule={name: once, at: 0}",
+    "prune.target={speedup: 1.2}",
+    "prune.workload={length: 6, rounds: 1}",
+]
+
+
+def test_a_table_of_times_of_every_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFCOMPRESS_CACHE", str(tmp_path / "cache"))
+    loaded = load_recipe(toy(tmp_path), LEVELS)
+    answer = bench_room.latency_table(loaded)
+    first, second = answer.sheets
+    assert [row[0] for row in first.rows] == ["2", "1"]
+    assert [row[0] for row in second.rows] == ["64", "32", "16", "8", "4", "2", "1"]
+    assert first.rows[0][2] == second.rows[0][2] == "1.00"
+    assert answer.notes[-1] == "measured now, and kept in the cache"
+    assert bench_room.latency_table(loaded).notes[-1] == "from the cache"
+    with pytest.raises(RecipeError, match=r"takes prune\.allocation and prune\.workload"):
+        bench_room.latency_table(load_recipe(toy(tmp_path)))

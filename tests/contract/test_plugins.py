@@ -23,9 +23,11 @@ ROOT = Path(__file__).parents[2]
 PLUGINS = sorted(path for path in (ROOT / "plugins").glob("*.py") if path.stem != "__init__")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 METHODS = (
+    "slicegpt",
     *("flap", "wanda", "sparsegpt", "minitron", "shortgpt", "llm.?pruner", "adapt.?pruner"),
     *("adapt.?accel", "efficientllm", "mask_fisher", "mask_taylor", "least_squares"),
     *("sheared", r"cofi\b", "hard_concrete", "lagrangian", "learned_gates", "common_offset"),
+    *("ziplm", "darwinlm", "dynamic_program", r"\"evolution", "spdy"),
     *("block_influence", "depth_order", "obs_update", "obs_bias", "bias_mean", "cost_aware"),
     *("2ssp", "two_ssp", "sequence_norm", "width_first", "two_stages"),
 )

@@ -442,7 +442,7 @@ def test_the_shipped_file_stands_alone() -> None:
             roots.add((node.module or "").split(".")[0])
         if isinstance(node, ast.Import):
             roots |= {alias.name.split(".")[0] for alias in node.names}
-    assert roots == {"__future__", "functools", "typing", "torch", "transformers"}
+    assert roots == {"__future__", "functools", "inspect", "typing", "torch", "transformers"}
     with pytest.raises(SourceError, match="no causal language model"):
         modelling_source('llama"\nimport os#')
 

@@ -62,6 +62,14 @@ def _refit(weight: Any, gram: Any, cross: Any) -> None:
     """Fits anew."""
 
 
+def _refit_biased(weight: Any, gram: Any, cross: Any, mean: Any) -> None:
+    """Fits anew, with a bias."""
+
+
+def _turn(moment: Any, kept: Any) -> None:
+    """Turns."""
+
+
 def _fisher(grad: Any) -> None:
     """Squares."""
 
@@ -133,6 +141,15 @@ def _at_end(tokens: int, prune_until: int, target_params: int) -> Any:
     return Due(params=target_params) if tokens >= prune_until else None
 
 
+def _levels(error_ML: Any, cost_ML: Any, budget: float, *, buckets: int = 10) -> None:
+    """Levels."""
+
+
+def _halves(params: int, target_params: int) -> Any:
+    """Half of what is left, again and again."""
+    return Due(params=(params + target_params) // 2, again=True) if params > target_params else None
+
+
 def registry() -> Registry:
     """A registry of its own with toy plugins under the built-in names."""
     toys = Registry()
@@ -149,6 +166,8 @@ def registry() -> Registry:
         ("hessian", "fisher_diag", _fisher),
         ("hessian", "adam", _adam),
         ("refit", "anew", _refit),
+        ("refit", "anew_biased", _refit_biased),
+        ("rotation", "turn", _turn),
         ("space", "ffn", _ffn),
         ("space", "attention", _ffn),
         ("space", "hidden", _hidden),
@@ -160,6 +179,8 @@ def registry() -> Registry:
         ("repair", "constant", _constant),
         ("sparsifier", "magnitude", _smallest),
         ("mixture", "dynamic", _follows),
+        ("allocation", "program", _levels),
+        ("schedule", "halves", _halves),
     ):
         # Two kinds may share a name; here two names share a function, which `add` allows.
         toys.add(kind, name, function, "a paper")

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress import load_recipe, run
-from effcompress.errors import CoverageError, RecipeError
+from effcompress.errors import RecipeError
 from effcompress.estimate.check import check
 from effcompress.model.load import load as load_model
 from effcompress.runner.start import corpus_of
@@ -204,6 +204,6 @@ def test_a_token_goes_to_experts_that_are_there(
     model_type: str, experts: int, said: str, tmp_path: Path
 ) -> None:
     loaded = recipe(tmp_path, model_type, target=f"shape: {{expert: {experts}}}")
-    with pytest.raises(CoverageError, match=f"{experts} units of 'expert'") as caught:
+    with pytest.raises(RecipeError, match=f"{experts} units of 'expert'") as caught:
         check(loaded)
     assert said in str(caught.value)

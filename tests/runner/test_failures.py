@@ -207,3 +207,18 @@ def test_nothing_is_cut_by_equal_saliency_unsaid(tmp_path: Path, value: str) -> 
     run(loaded, output=out)
     said = [e["text"] for e in events(out, "warning") if "have the same saliency" in e["text"]]
     assert len(said) == 3 and any("'ffn.0' and of 1 more sets" in text for text in said)
+
+
+def test_a_report_that_fails_is_what_the_run_failed_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is closed by then; that it is must not be the error that people see."""
+
+    def broken(_folder: Path) -> Path:
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr("effcompress.report.write", broken)
+    loaded = load_recipe(recipe(tmp_path), SHORT)
+    with pytest.raises(RuntimeError, match="no page"):
+        run(loaded, output=tmp_path / "out")
+    assert [e["status"] for e in events(tmp_path / "out", "end")] == ["success"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from effcompress.model.families import llama
 from effcompress.model.families.llama import ATTENTION, COUNTS, FFN, HEAD, Name, biased, linear
-from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Sublayer, Widths
+from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Residual, Sublayer, Widths
 
 
 def _norm(module: str, when: str = "") -> Iterator[Axis]:
@@ -93,6 +93,11 @@ NEOX = _family(
     ),
     required=("vocab_size", "hidden_size", "intermediate_size", *COUNTS),
     epsilon_field="layer_norm_eps",
+    residual=lambda c: Residual(
+        ("attention", "post_attention_dropout"),
+        ("mlp", "post_mlp_dropout"),
+        parallel=bool(c.get("use_parallel_residual", True)),
+    ),
     defaults={"attention_bias": True},
 )
 
@@ -164,6 +169,9 @@ OPT = _family(
         "final_norm": lambda c, _: _norm_first(c) and not c.get("_remove_final_layer_norm", False),
     },
     attributes=_opt_attributes,
+    residual=lambda _: Residual(
+        ("self_attn", "dropout"), ("fc1", "activation_fn", "fc2", "dropout")
+    ),
     epsilon_field="",
     no_depth=_opt_no_depth,
     norms_behind=lambda c: not _norm_first(c),
@@ -225,6 +233,7 @@ GPT2 = _family(
     },
     required=("vocab_size", "n_embd", "n_layer", "n_head", "n_positions"),
     attributes=_gpt2_attributes,
+    residual=lambda _: Residual(("attn",), ("mlp",), one_width=True),
     epsilon_field="layer_norm_epsilon",
     no_depth=_gpt2_no_depth,
     defaults={"tie_word_embeddings": True},

@@ -5,7 +5,7 @@ gate/up/down.
 from collections.abc import Iterator
 from typing import Any
 
-from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Sublayer, Widths
+from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Residual, Sublayer, Widths
 
 LAYER = "model.layers.{i}."
 ATTENTION, FFN = "attention.{i}", "ffn.{i}"
@@ -238,5 +238,6 @@ PHI3 = decoder(
         *linear(LAYER + "mlp.down_proj", "hidden", FFN),
     ),
     attributes=_phi3_attributes,
+    residual=lambda _: Residual(("self_attn", "resid_attn_dropout"), ("mlp", "resid_mlp_dropout")),
 )
 FAMILIES = (LLAMA, QWEN2, QWEN3, SMOLLM3, GEMMA2, GEMMA3, PHI3, OLMO2)

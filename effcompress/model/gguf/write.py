@@ -27,6 +27,7 @@ from gguf import (
 from effcompress.errors import SourceError
 from effcompress.model.cache import atomically
 from effcompress.model.gguf.vocabulary import Vocabulary, read_vocabulary
+from effcompress.model.lineage import STREAM
 from effcompress.types import Config
 
 MODEL_TYPES = ("llama", "mistral")
@@ -248,6 +249,8 @@ def _rope_factors(config: Config, head_dim: int) -> list[float]:
 def why_not(config: Config) -> str:
     """Why the model of this config.json cannot be written; empty if it can."""
     model_type = config.get("model_type")
+    if config.get(STREAM):
+        return "llama.cpp has no model that changes the basis of its stream in every layer"
     if model_type not in MODEL_TYPES:
         known = " and ".join(MODEL_TYPES)
         return f"gguf files are written for {known} models, not for '{model_type}'"

@@ -1,0 +1,115 @@
+"""One-shot slicing of the residual stream, in place of a cut."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from effcompress.distributed.world import ALONE
+from effcompress.errors import SurgeryError
+from effcompress.network.rotated import Method, rotate_stream
+from effcompress.network.sliced import sliced_shape
+from effcompress.record import events
+from effcompress.record.log import Log
+from effcompress.registry import Bound
+from effcompress.removal.selftest import ROUNDINGS, TOLERANCE, rounding
+from effcompress.runner.measuring import calibration_text
+from effcompress.runner.resources import Meter
+from effcompress.runner.state import RunState
+from effcompress.spec import PruneSpec, RotateSpec
+
+ORTHOGONAL = 1e-8
+"""Largest entry of Q^T Q - I that is taken for rounding."""
+
+
+def rotate_event(state: RunState, prune: PruneSpec, rotate: RotateSpec, log: Log) -> None:
+    """Rotates and slices the stream on calibration text, and records what is left of it where.
+
+    Raises RunError for models that cannot be run layer by layer, PluginError where the rotation is
+    not orthogonal, SurgeryError where the sliced model is another function than the source model
+    with projections in place of slices.
+    """
+    meter, pruned = Meter(state.device), state.pruned
+    log.phase("rotating the residual stream")
+    shape = sliced_shape(prune, pruned.config, pruned.axes)
+    ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
+    # Each process reads a part of the text, or all of them all of it.
+    world = ALONE if len(ids_NT) < 2 * state.world.size else state.world
+    state.unwrap()
+    done = rotate_stream(
+        pruned,
+        shape,
+        (ids_NT, positions_NT),
+        _method(state, prune, rotate),
+        world=world,
+        tell=partial(log.progress, "layer"),
+    )
+    state.rotated()
+    _require_same(state, ids_NT[:1], done.max_logit_difference, done.largest_logit)
+    log.event(
+        events.Rotated(
+            step=state.step,
+            method=rotate.method.name,
+            signal=rotate.signal,
+            refit=None if prune.refit is None else prune.refit.name,
+            tied=bool(shape.config.get("tie_word_embeddings")),
+            channels=shape.axes.widths["outer"],
+            width=shape.width,
+            params=state.params,
+            places=tuple(
+                events.Sliced(layer=p.layer, block=p.block, energy=p.energy) for p in done.places
+            ),
+            max_logit_difference=done.max_logit_difference,
+            **vars(meter.read()),
+        )
+    )
+
+
+def _method(state: RunState, prune: PruneSpec, rotate: RotateSpec) -> Method:
+    """Returns the recipe's plugins as functions that rank 0 calls for all ranks."""
+    draw = torch.Generator().manual_seed(state.recipe.seed)
+
+    def choose(moment_DD: Tensor, kept: int) -> Tensor:
+        chosen = state.world.agree(lambda: _chosen(rotate.method, moment_DD, kept, draw))
+        return chosen.to(moment_DD.device)
+
+    fit = None if prune.refit is None else partial(_fitted, state, prune.refit)
+    return Method(choose, rotate.signal == "normed", fit)
+
+
+def _fitted(
+    state: RunState, refit: Bound, weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor
+) -> Tensor:
+    moments = {"gram": gram_II, "cross": cross_OI}
+    fitted = state.world.agree(lambda: refit.corrected(weight_OI, **moments)[0])
+    return fitted.to(weight_OI.device, torch.float64)
+
+
+def _chosen(method: Bound, moment_DD: Tensor, kept: int, draw: torch.Generator) -> Tensor:
+    """Asks the plugin for a rotation. Raises PluginError where it is not orthogonal."""
+    d = len(moment_DD)
+    uniform_DD = torch.rand(d, d, generator=draw, dtype=torch.float64).to(moment_DD.device)
+    with method.keeping(moment=moment_DD):
+        found = method(moment=moment_DD, uniform=uniform_DD, kept=kept)
+    method.plugin.require_shape(found, f"for a stream of {d} channels", (d, d))
+    basis_DD = found.double()
+    error = float((basis_DD.T @ basis_DD - torch.eye(d, device=basis_DD.device)).abs().max())
+    if not error <= ORTHOGONAL:
+        said = f"returned a matrix that is not orthogonal: Q^T Q differs from I by {error:.2g}"
+        raise method.plugin.error(said, "Return orthonormal columns, in fp64.")
+    return basis_DD
+
+
+def _require_same(state: RunState, ids_1T: Tensor, moved: float, largest: float) -> None:
+    """Raises SurgeryError where logits moved by more than rounding."""
+    probe = ids_1T.to(state.device)
+    if moved <= TOLERANCE * max(largest, 1.0):
+        return
+    with torch.no_grad():
+        logits = state.module(input_ids=probe, use_cache=False).logits.float()
+    if not moved <= ROUNDINGS * rounding(state.module, probe, logits):
+        raise SurgeryError(
+            f"logits moved by {moved:.3g} (largest logit {largest:.3g}) when the stream was "
+            "rotated",
+            fix="This is a fault of effcompress or of the family's declaration; please report it.",
+        )

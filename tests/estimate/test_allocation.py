@@ -1,0 +1,121 @@
+"""What levels cost: parameters and bytes by arithmetic, times from a table."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from effcompress.estimate.allocation import (
+    LatencyTable,
+    bytes_costs,
+    dependencies,
+    known_tables,
+    monotone,
+    params_costs,
+    place_of,
+    read_table,
+)
+from effcompress.registry import REGISTRY, Bound
+from effcompress.selection.levels import modules_of, widths_of
+from effcompress.spec import PruneSpec, TargetSpec, WorkloadSpec
+from tests.conftest import shape
+from tests.selection.test_levels import found
+
+KINDS = ("attention", "ffn", "attention_block", "mlp_block")
+LOAD = WorkloadSpec(batch=3, length=7, threads=2)
+TABLE = LatencyTable(
+    {}, {"attention": {1: 0.2, 2: 0.3, 3: 0.4}, "ffn": {40: 1.0, 20: 0.5, 10: 0.25}}, 5.0
+)
+
+
+def choices() -> list[list[int]]:
+    """Some choices, every level of every module among them."""
+    modules = modules_of(found(KINDS)[1], 0.5)
+    most = max(len(m.widths) for m in modules)
+    rows = [[min(k, len(m.widths) - 1) for m in modules] for k in range(most)]
+    return [*rows, [k % len(m.widths) for k, m in enumerate(modules)]]
+
+
+@pytest.mark.parametrize("levels", choices(), ids=str)
+def test_parameters_and_bytes_are_those_of_the_model(levels: list[int]) -> None:
+    axes, sets = found(KINDS)
+    modules = modules_of(sets, 0.5)
+    width_M = [m.widths[k] for m, k in zip(modules, levels, strict=True)]
+    widths = widths_of(modules, width_M)
+    count = axes.count(widths)
+    assert params_costs(axes, modules, 1).of(levels) == count
+    groups = sum(w for m, w in zip(modules, width_M, strict=True) if m.kind == "attention")
+    cache = 2 * 8 * groups * 3 * 7  # keys and values, head_dim 8, 3 sequences of 7 tokens
+    costs = bytes_costs(axes, shape("gqa_tied"), modules, LOAD, 1)
+    assert costs.of(levels) == 4 * (count + cache)
+
+
+def test_keys_and_values_of_layers_that_are_not_cut_count() -> None:
+    axes, sets = found(("ffn",))
+    modules = modules_of(sets, 0.5)
+    costs = bytes_costs(axes, shape("gqa_tied"), modules, LOAD, 1)
+    assert costs.whole == 4 * (axes.count() + 2 * 8 * 3 * 3 * 7 * 3)
+
+
+def test_times_are_those_of_the_table_and_the_rest_of_the_source_model() -> None:
+    axes, sets = found(KINDS)
+    short = [m for m in modules_of(sets, 0.5) if m.kind == "attention"]
+    costs = TABLE.costs(axes, short, TargetSpec(speedup=1.25))
+    assert costs.base == pytest.approx(5.0 - 3 * 0.4)
+    assert costs.cost_ML[0] == (0.4, 0.3, 0.2, 0.0)
+    assert costs.asked == pytest.approx(4.0)
+    assert costs.whole == pytest.approx(5.0) and costs.least == pytest.approx(3.8)
+    assert TABLE.costs(axes, short, TargetSpec(milliseconds=4500)).asked == 4.5
+
+
+@given(st.dictionaries(st.integers(1, 50), st.floats(0.0, 9.0), min_size=1))
+def test_a_table_is_monotone(seconds: dict[int, float]) -> None:
+    found = monotone(seconds)
+    assert found.keys() == seconds.keys()
+    widths = sorted(found)
+    assert all(found[a] <= found[b] for a, b in itertools.pairwise(widths))
+    assert all(found[w] == max(seconds[v] for v in widths if v <= w) for w in widths)
+
+
+def prune(**load: Any) -> PruneSpec:
+    plugin: Any = Bound(REGISTRY.get("criterion", "magnitude"), {})
+    target = TargetSpec(speedup=1.5)
+    how: Any = {"target": target, "space": (), "criterion": plugin, "schedule": plugin}
+    return PruneSpec(**how, workload=WorkloadSpec(**load))
+
+
+def test_a_table_that_was_measured_on_a_busy_machine_says_so() -> None:
+    assert not TABLE.busy
+    busy = LatencyTable({}, TABLE.entries, 5.0, 0.42).busy
+    assert "42 % of a processor" in busy and str(place_of({})) in busy
+
+
+def test_a_table_is_found_again_where_all_that_it_depends_on_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFCOMPRESS_CACHE", str(tmp_path))
+    axes, sets = found(KINDS)
+    modules = modules_of(sets, 0.5)
+    of = dependencies(axes, modules, LOAD, "cpu", "", 2)
+    path = place_of(of)
+    path.parent.mkdir(parents=True)
+    table = LatencyTable(of, TABLE.entries, TABLE.dense, 0.5)
+    path.write_text(table.text())
+    assert read_table(path) == table
+    same: Any = {"batch": 3, "length": 7}
+
+    def known(device: str = "auto", **load: Any) -> int:
+        return len(known_tables(axes, modules, prune(**{**same, **load}), device))
+
+    assert known() == known(threads=2) == known("cpu") == 1  # threads left to the run: any
+    assert known(threads=3) == known(batch=2) == known(phase="decode") == known("cuda") == 0
+    assert not known_tables(axes, modules_of(sets, 0.6), prune(**same), "auto")
+    for text in ("", "{}", "[]", json.dumps({"of": {}, "entries": {"ffn": 3}, "dense": 1})):
+        path.write_text(text)
+        assert read_table(path) is None
