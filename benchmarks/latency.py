@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import one_shot
-from corpus import domains
+from corpus import domains, lines_of, mean
 
 from effcompress import load_recipe
 from effcompress.model.load import load
@@ -105,24 +103,11 @@ def line_of(job: Job, phase: str, dense: Any, threads: int) -> dict[str, Any]:
         "speed_up": round(seen.speed_up.median, 3),
         "predicted_ms": round(made.predicted * 1e3, 2) if made else "",
         "run_speed_up": round(made.speed_up, 3) if made else "",
-        "mean": round(_mean(scores), 3),
-        "dense_mean": round(_mean(before), 3),
+        "mean": round(mean(scores), 3),
+        "dense_mean": round(mean(before), 3),
         "seconds": round(sum(cost.seconds or 0.0 for cost in record.costs), 1),
         "threads": threads,
     }
-
-
-def _mean(perplexities: dict[str, float]) -> float:
-    """Geometric: each domain counts alike."""
-    return math.exp(statistics.mean(math.log(value) for value in perplexities.values()))
-
-
-def lines() -> list[dict[str, str]]:
-    """All lines so far."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def write(line: dict[str, Any]) -> None:
@@ -149,7 +134,7 @@ def run(job: Job, corpus: Path, threads: int) -> bool:
 def table() -> None:
     """Markdown, one table per phase, the fastest last."""
     for phase in PHASES:
-        found = [line for line in lines() if line["phase"] == phase]
+        found = [line for line in lines_of(RESULTS) if line["phase"] == phase]
         found = [line for line in found if line["for"] in ("size", phase)]
         if not found:
             continue
@@ -189,7 +174,7 @@ def main() -> None:
     done = [job for job in wanted if run(job, options.corpus, options.threads)]
     spec = load_recipe(RECIPES / "one_shot.yaml").recipe.model
     dense = load(spec).module.eval()
-    there = {(x["phase"], x["row"], x["asked"], x["for"]) for x in lines()}
+    there = {(x["phase"], x["row"], x["asked"], x["for"]) for x in lines_of(RESULTS)}
     for phase in options.phases:
         for job in done:
             key = (phase, job.row, job.asked, job.phase or "size")

@@ -17,18 +17,16 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import shutil
 import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from corpus import domains
+from corpus import domains, lines_of, mean
 
 from effcompress.report.comparison.facts import Facts, read
 
@@ -168,23 +166,10 @@ def line_of(facts: Facts) -> dict[str, Any]:
     }
 
 
-def mean(perplexities: Mapping[str, float]) -> float:
-    """Geometric: each domain counts alike."""
-    return math.exp(statistics.mean(math.log(value) for value in perplexities.values()))
-
-
-def lines() -> list[dict[str, str]]:
-    """All lines so far."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def table() -> None:
     """Markdown, one table per size: means over the seeds, geometric for perplexities."""
     sizes: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for line in lines():
+    for line in lines_of(RESULTS):
         sizes[line["size"]].append(line)
     for size in SIZES:
         found = sizes[size]
@@ -240,7 +225,7 @@ def main() -> None:
     if options.table:
         table()
         return
-    there = {(line["size"], line["row"], line["seed"]) for line in lines()}
+    there = {(line["size"], line["row"], line["seed"]) for line in lines_of(RESULTS)}
     jobs = [
         (row, size, seed, options.corpus)
         for seed in options.seeds
@@ -256,7 +241,7 @@ def main() -> None:
 
 def compare(size: str) -> None:
     """One page of all finished runs of a size."""
-    finished = [line for line in lines() if line["size"] == size and line["seed"]]
+    finished = [line for line in lines_of(RESULTS) if line["size"] == size and line["seed"]]
     every = [folder_of(line["row"], size, int(line["seed"])) for line in finished]
     folders = [str(folder) for folder in every if folder.exists()]
     if len(folders) > 1:

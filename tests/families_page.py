@@ -74,7 +74,7 @@ padded along the hidden size, because zeros would change the mean.
 TRACED = """
 ## Traced, among others
 
-Architectures that nobody declared, as tiny random models with layers of every kind: what was
+Architectures without a declaration, as tiny random models with layers of every kind: what was
 proven and cut. Differences are relative to the largest logit: in fp64 between masked and removed,
 with different numbers per layer (the library's norms and routers compute in fp32), and in fp32
 between the model and its `exact` export in transformers. Linear attention, state spaces, routed

@@ -50,14 +50,17 @@ ALL_TOKENS = 1 << 62
 """Tokens per pass of a measurement that samples none."""
 
 
-def calibration_text(state: RunState, sequences: int, log: Log) -> tuple[Tensor, Tensor | None]:
+def calibration_text(
+    state: RunState, sequences: int, log: Log, *, draw: int = 0
+) -> tuple[Tensor, Tensor | None]:
     """Returns ``ids_NT`` and ``positions_NT`` (None: documents are not isolated), and records which
-    tokens they are.
+    tokens they are. ``draw``: added to the seed; another number draws other text.
     """
-    ids_NT = state.corpus.calibration(sequences, state.recipe.seed)
+    of = sequences, state.recipe.seed + draw
+    ids_NT = state.corpus.calibration(*of)
     count, tokens = ids_NT.shape[0], ids_NT.numel()
     log.event(Calibration(step=state.step, sequences=count, tokens=tokens, hash=digest(ids_NT)))
-    return ids_NT, state.corpus.calibration_positions(sequences, state.recipe.seed)
+    return ids_NT, state.corpus.calibration_positions(*of)
 
 
 def ranked(state: RunState, prune: PruneSpec) -> list[GroupSet]:

@@ -4,13 +4,14 @@ of the lowest loss becomes the target (``prune.search``).
 
 import time
 
-from effcompress.data import digest
+from torch import Tensor
+
 from effcompress.evaluation import perplexity
 from effcompress.network.shape_search import SizedShape, largest_shapes
 from effcompress.network.shapes import bounded
 from effcompress.record import events
 from effcompress.record.log import Log
-from effcompress.runner.measuring import Measured
+from effcompress.runner.measuring import Measured, calibration_text
 from effcompress.runner.state import RunState
 from effcompress.selection.choose import choose
 from effcompress.spec import PruneSpec, SearchSpec, TargetSpec
@@ -26,13 +27,8 @@ def search_event(state: RunState, prune: PruneSpec, found: Measured, log: Log) -
     """Tries the shapes and takes the best; the model is as before. Rank 0 tries and decides."""
     search, started = prune.search, time.monotonic()
     assert search is not None
-    text = state.recipe.seed + OTHER_DRAW
-    ids_NT = state.corpus.calibration(search.sequences, text)
-    count, tokens = ids_NT.shape[0], ids_NT.numel()
-    log.event(
-        events.Calibration(step=state.step, sequences=count, tokens=tokens, hash=digest(ids_NT))
-    )
-    tried = state.world.agree(lambda: _tried(state, prune, search, found, log))
+    text = calibration_text(state, search.sequences, log, draw=OTHER_DRAW)
+    tried = state.world.agree(lambda: _tried(state, prune, search, found, text, log))
     best = min(tried, key=lambda shape: shape.loss)
     state.take_shape(best.units)
     log.event(
@@ -40,18 +36,22 @@ def search_event(state: RunState, prune: PruneSpec, found: Measured, log: Log) -
             step=state.step,
             tried=tuple(tried),
             chosen=best.units,
-            sequences=count,
+            sequences=len(text[0]),
             seconds=time.monotonic() - started,
         )
     )
 
 
 def _tried(
-    state: RunState, prune: PruneSpec, search: SearchSpec, found: Measured, log: Log
+    state: RunState,
+    prune: PruneSpec,
+    search: SearchSpec,
+    found: Measured,
+    text: tuple[Tensor, Tensor | None],
+    log: Log,
 ) -> list[events.TriedShape]:
     """Returns the shapes with the loss of the masked model, in nats per token."""
-    pruned, of = state.pruned, (search.sequences, state.recipe.seed + OTHER_DRAW)
-    ids_NT, positions_NT = state.corpus.calibration(*of), state.corpus.calibration_positions(*of)
+    pruned, (ids_NT, positions_NT) = state.pruned, text
     shapes = largest_shapes(pruned.parent, pruned.parent_sets, search, state.target_params)
     tried = []
     for number, shape in enumerate(shapes, 1):

@@ -86,10 +86,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/search.py",
-        "text = state.recipe.seed + OTHER_DRAW",
-        "text = state.recipe.seed",
+        "draw=OTHER_DRAW)",
+        "draw=0)",
         ("tests/runner/test_search.py::test_the_record_names_the_text_of_the_search",),
-        "the record names the text that units are ranked on as that of the search",
+        "shapes are tried on the text that units are ranked on",
     ),
     Mutant(
         "effcompress/types.py",
