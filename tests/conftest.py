@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,15 @@ def marked_ones_in_a_fresh_process(request: pytest.FixtureRequest) -> Iterator[N
         return
     with proving.fresh_process():
         yield
+
+
+@pytest.fixture(autouse=True)
+def records_are_closed() -> Iterator[None]:
+    """A record that a test leaves open has a heartbeat that goes on during the tests after it."""
+    before = {id(thread) for thread in threading.enumerate()}
+    yield
+    left = [t for t in threading.enumerate() if t.name == "heartbeat" and id(t) not in before]
+    assert not left, "this test leaves a record open: close its Log"
 
 
 def shape(name: str, **more: Any) -> dict[str, Any]:

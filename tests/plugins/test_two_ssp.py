@@ -150,6 +150,7 @@ def test_the_loss_is_that_of_a_model_without(model_type: str, tmp_path: Path) ->
         pruned=pruned, to_call=module, device=torch.device("cpu"), world=ALONE
     )
     found = loss_increases(state, ids, None, log)
+    log.close()
     assert loss_of(module, ids) == before
     assert found.keys() == {s.name for s in pruned.sets}
     for name in ("layer.0", "attention_block.1", "mlp_block.2"):
