@@ -84,19 +84,27 @@ configuration that the module has to itself.
 class Sublayer:
     """A part of a layer that can be removed on its own. The module ``silent`` (which returns
     ``outputs`` values) is replaced by one that returns zeros, so that it adds nothing to the
-    residual stream; the modules ``through`` become identities. Paths are relative to the layer.
-    ``behind``: the norm, if there is one, between the module and the stream.
+    residual stream, and so are the modules ``beside`` it, whose outputs are added to its own; the
+    modules ``through`` become identities. Paths are relative to the layer. ``behind``: the norm, if
+    there is one, between the module and the stream.
     """
 
     silent: str
     outputs: int
     through: tuple[str, ...]
     behind: str = ""
+    beside: tuple[str, ...] = ()
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Modules whose parameters are removed."""
-        return (self.silent, *self.through)
+        return (self.silent, *self.beside, *self.through)
+
+    @property
+    def replaced(self) -> dict[str, int]:
+        """Module that is removed -> values that its replacement returns (0: it is the identity)."""
+        zeros = {self.silent: self.outputs, **dict.fromkeys(self.beside, 1)}
+        return {**zeros, **dict.fromkeys(self.through, 0)}
 
 
 @dataclass(frozen=True)
@@ -183,6 +191,14 @@ class Family:
     """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
     module_there: Callable[[str, int], bool] = lambda _path, _layer: True
     """Whether a layer has a module of ``attributes``."""
+    head_widths: Callable[[Config], tuple[int, int]] | None = None
+    """Width of a query (and key) and of a value of a head, where they differ; else both are
+    ``positions_per_unit["head"]``.
+    """
+    latent: Callable[[Config], int] | None = None
+    """Numbers that the KV cache keeps of a token in a layer, where it keeps those that keys and
+    values of all heads are made of, in their place.
+    """
     residual: Callable[[Config], Residual] = lambda _config: Residual()
     """How a layer adds to the residual stream."""
     centred: bool = False
@@ -265,6 +281,13 @@ class Family:
         derived = self.flags.get(flag)
         value = derived(config, layer) if derived else bool(config.get(flag, False))
         return value != when.startswith("!")
+
+    def attended(self, config: Config) -> tuple[int, int]:
+        """Width of a query and of a value of one head."""
+        if self.head_widths:
+            return self.head_widths(config)
+        head = self.positions_per_unit["head"](config)
+        return head, head
 
     def read(self, config: Config, name: str) -> Any:
         """Reads a field by its usual name. Raises KeyError when it is missing."""

@@ -10,8 +10,10 @@ where the residual stream stays fp32):
 - what the layers behind a norm read: ``h v``, in fp32 once for all of them (they share the tensor),
   under autocast once for each (every one casts its own copy);
 - attention: rotated queries and keys, values, output, ``(2 Q + 2 K) v``; fused projections keep
-  their whole output alive for the values; where scores are capped, the eager kernel keeps capped
-  scores and probabilities, 8 bytes per head and position, and repeats keys and values: ``4 Q v``;
+  their whole output alive for the values; latent attention keeps the two vectors of low rank as
+  norms do, keys of all heads, and the projection that the values are a part of; where scores are
+  capped, the eager kernel keeps capped scores and probabilities, 8 bytes per head and position, and
+  repeats keys and values: ``4 Q v``;
 - feed-forward: gate, its activation, up, their product, ``4 F v``; without a gate ``2 F v`` (relu,
   which keeps its output only: ``F v``; gelu_new, a chain of five: ``5 F v``);
 - experts, whose grouped products autocast leaves in fp32: ``4 F`` numbers and their gathered inputs
@@ -25,7 +27,7 @@ Dropout masks are not counted.
 
 from dataclasses import dataclass
 
-from effcompress.estimate.flops import multiplied, query_rows, routed
+from effcompress.estimate.flops import multiplied, query_heads, routed
 from effcompress.types import AxisMap, Config, Widths
 
 LOGITS = 12
@@ -104,10 +106,13 @@ class _Shape:
 
     def _attention(self, params: list[str], layer: int) -> float:
         wide, axis = self.wide, f"attention.{layer}"
-        query = query_rows(self.axes, self.config, wide, layer)
-        if not query:
+        heads = query_heads(self.axes, wide, layer)
+        if not heads:
             return 0.0
+        if self.axes.family.latent:
+            return self._latent(heads)
         head = self.axes.family.positions_per_unit["head"](self.config)
+        query = heads * head
         key = wide[axis] * head
         writers = self._writers(params, axis)
         fused = sum(self.axes.length(p, 1 - self.axes.family.inputs, wide) for p in writers)
@@ -123,6 +128,16 @@ class _Shape:
         normed = query + key if ("head_dim",) in names or gains else 0
         return kept + normed * (4 + self.value)
 
+    def _latent(self, heads: int) -> float:
+        """Returns what latent attention keeps: queries, keys, the projection that values are a part
+        of, the output; and the vectors of low rank with their norms.
+        """
+        family, config = self.axes.family, self.config
+        query, value = family.attended(config)
+        both = family.positions_per_unit["key_value"](config)
+        ranks = sum(self.wide.get(name, 0) for name in ("q_rank", "kv_rank"))
+        return heads * (2 * query + both + value) * self.value + ranks * (self.norm + self.value)
+
     def _feed_forward(self, params: list[str], layer: int) -> float:
         wide = self.wide
         ffn, expert = wide.get(f"ffn.{layer}", 0), wide.get(f"expert_ffn.{layer}", 0)
@@ -131,9 +146,10 @@ class _Shape:
         names = ("hidden_act", "activation_function", "activation")
         activation = next((self.config[n] for n in names if n in self.config), "")
         tensors = 4 if written > ffn else _FFN.get(activation, 2)
-        chosen = min(routed(self.config), wide.get(f"expert.{layer}", 0))
+        chosen = min(routed(self.axes, self.config), wide.get(f"expert.{layer}", 0))
         experts = chosen * (4 * expert + 2 * wide["hidden"])
-        return self.value * tensors * ffn * bool(writers) + 4 * experts
+        beside = 4 * wide.get(f"shared_ffn.{layer}", 0)
+        return self.value * (tensors * ffn * bool(writers) + beside) + 4 * experts
 
     def _matrix(self, param: str) -> bool:
         return len(self.axes.shapes[param]) == 2

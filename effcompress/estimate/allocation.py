@@ -99,17 +99,22 @@ def params_costs(axes: AxisMap, modules: Sequence[Module], target: int) -> Costs
 def bytes_costs(
     axes: AxisMap, config: Config, modules: Sequence[Module], load: WorkloadSpec, target: int
 ) -> Costs:
-    """Returns costs in bytes: of the exported weights, and of keys and values for every sequence
-    and token of the workload.
+    """Returns costs in bytes: of the exported weights, and of what the KV cache keeps for every
+    sequence and token of the workload: keys and values, or what these are made of.
     """
     base, cost_ML = _parameters(axes, modules)
-    per_group = 2 * axes.family.positions_per_unit["head"](config) * load.batch * load.length
-    cached = {name: axes.widths[name] * per_group for name in axes.axes("attention")}
+    tokens, latent = load.batch * load.length, axes.family.latent
+    whatever_heads = latent(config) if latent else 0
+    per_group = 0 if latent else sum(axes.family.attended(config))
+
+    def cached(heads: int) -> int:
+        return tokens * (heads * per_group + whatever_heads * bool(heads))
+
     chosen = {m.name for m in modules if m.kind == "attention"}
-    base += sum(count for name, count in cached.items() if name not in chosen)
+    base += sum(cached(axes.widths[n]) for n in axes.axes("attention") if n not in chosen)
     scaled = tuple(
         tuple(
-            STORED * (cost + width * (per_group if m.kind == "attention" else 0))
+            STORED * (cost + (cached(width) if m.kind == "attention" else 0))
             for cost, width in zip(costs, m.widths, strict=True)
         )
         for m, costs in zip(modules, cost_ML, strict=True)

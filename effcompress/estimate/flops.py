@@ -40,11 +40,11 @@ class Flops:
         weights = 0.0
         for (experts, names), factor in self._factors.items():
             # A token is multiplied with k of E experts: on average k / E of their weights.
-            met = min(1.0, routed(config) / max(1, wide[experts])) if experts else 1.0
+            met = min(1.0, routed(axes, config) / max(1, wide[experts])) if experts else 1.0
             weights += met * factor * math.prod(wide[name] for name in names)
-        rows = sum(query_rows(axes, config, wide, i) for i in axes.depth.layers)
-        # 2 products x 2 operations x rows x length, half of it masked.
-        attention = 2 * 2 * rows * self._length / 2
+        heads = sum(query_heads(axes, wide, i) for i in axes.depth.layers)
+        # 2 operations x widths of a query and of a value x length, half of it masked.
+        attention = 2 * heads * sum(axes.family.attended(config)) * self._length / 2
         return 3.0 * (2.0 * weights + attention)
 
 
@@ -53,16 +53,16 @@ def flops_per_token(axes: AxisMap, config: Config, widths: Widths, length: int) 
     return Flops(axes, config, length).per_token(widths)
 
 
-def query_rows(axes: AxisMap, config: Config, wide: Widths, layer: int) -> int:
-    """Returns query heads times head width of a layer; 0 where it or its attention is gone."""
+def query_heads(axes: AxisMap, wide: Widths, layer: int) -> int:
+    """Returns the query heads of a layer; 0 where it or its attention is gone."""
     heads = wide.get(f"attention.{layer}", 0) * wide.get(f"query.{layer}", 1)
-    there = wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
-    return heads * there * axes.family.positions_per_unit["head"](config)
+    return heads * wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
 
 
-def routed(config: Config) -> int:
+def routed(axes: AxisMap, config: Config) -> int:
     """Returns the number of experts that a token is routed to; 0 without experts."""
-    return config.get("num_experts_per_tok") or 0
+    name = axes.family.aliases.get("num_experts_per_tok", "num_experts_per_tok")
+    return config.get(name) or 0
 
 
 def _experts(axes: AxisMap, param: str) -> str:

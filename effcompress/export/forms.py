@@ -178,8 +178,7 @@ def _absent(axes: AxisMap) -> dict[str, list[Part]]:
     for j, i in enumerate(axes.depth.layers):
         for kind, part in axes.family.sublayers.items():
             if f"{kind}.{i}" in axes.depth.absent:
-                parts = [(part.silent, part.outputs), *((name, 0) for name in part.through)]
-                found.setdefault(str(j), []).extend(parts)
+                found.setdefault(str(j), []).extend(part.replaced.items())
     return found
 
 

@@ -19,6 +19,9 @@ KINDS = {
     "hidden": Kind("hidden", "hidden channels", "Hidden channels"),
     "expert": Kind("experts", "experts", "Experts"),
     "expert_ffn": Kind("expert FFN", "FFN channels of experts", "FFN channels of experts"),
+    "shared_ffn": Kind(
+        "shared FFN", "FFN channels of shared experts", "FFN channels of shared experts"
+    ),
     "layer": Kind("layers", "layers", "Layers"),
     "attention_block": Kind("attn blocks", "attention blocks", "Attention blocks"),
     "mlp_block": Kind("FFN blocks", "feed-forward blocks", "Feed-forward blocks"),
