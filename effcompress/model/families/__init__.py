@@ -6,12 +6,12 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from effcompress.errors import SourceError, short
-from effcompress.model.families import experts, latent, layernorm, llama, shared
+from effcompress.model.families import decoders, experts, latent, layernorm, llama, shared
 from effcompress.types import Config, Family
 
 FAMILIES = (
-    *(*llama.FAMILIES, *experts.FAMILIES, *shared.FAMILIES, *latent.FAMILIES),
-    *layernorm.FAMILIES,
+    *(*llama.FAMILIES, *decoders.FAMILIES, *experts.FAMILIES, *shared.FAMILIES),
+    *(*latent.FAMILIES, *layernorm.FAMILIES),
 )
 
 

@@ -19,10 +19,11 @@ from effcompress.model.families.experts import (
     after_first,
     dense_layers_listed,
     granite_blocks,
+    granite_scale,
     kept_listed,
 )
 from effcompress.model.families.llama import LAYER, attention, decoder, gated, linear, side
-from effcompress.types import Axis, Config, Fields, Residual
+from effcompress.types import Axis, Config, Fields
 
 BESIDE = "mlp.shared_experts"
 FIRST = "first_k_dense_replace"
@@ -216,7 +217,7 @@ GRANITE_SHARED = decoder(
         *linear(_OUTPUT, "hidden", SHARED_FFN, SHARED),
     ),
     sublayers=granite_blocks("shared_mlp"),
-    residual=lambda _: Residual(mlp=("block_sparse_moe",)),
+    residual_scale=granite_scale,
     defaults={
         "granitemoeshared": {
             **{"num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 0}
