@@ -94,16 +94,20 @@ class Sublayer:
     through: tuple[str, ...]
     behind: str = ""
     beside: tuple[str, ...] = ()
+    outputs_more: Callable[[Config, int], int] = lambda _config, _layer: 0
+    """How many values more than ``outputs`` it returns in a layer."""
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Modules whose parameters are removed."""
         return (self.silent, *self.beside, *self.through)
 
-    @property
-    def replaced(self) -> dict[str, int]:
-        """Module that is removed -> values that its replacement returns (0: it is the identity)."""
-        zeros = {self.silent: self.outputs, **dict.fromkeys(self.beside, 1)}
+    def replaced(self, config: Config, layer: int) -> dict[str, int]:
+        """Returns module that is removed -> values that its replacement returns in a layer (by its
+        number in the parent); 0: it is the identity.
+        """
+        outputs = self.outputs + self.outputs_more(config, layer)
+        zeros = {self.silent: outputs, **dict.fromkeys(self.beside, 1)}
         return {**zeros, **dict.fromkeys(self.through, 0)}
 
 
@@ -211,8 +215,10 @@ class Family:
     """What the norms add to their stored gain (Gemma: 1)."""
     scaled_embedding: str = ""
     """An embedding whose output the class multiplies by the root of the hidden size."""
-    fed_by: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Norm within attention -> the linear layer whose output it normalises (patterns of modules).
+    fed_by: Mapping[str, str | tuple[str, ...]] = field(
+        default_factory=dict[str, str | tuple[str, ...]]
+    )
+    """Norm within attention -> the linear layers whose outputs it normalises (patterns of modules).
     A stock class has one epsilon for all norms; where these need another one, the linear layer's
     weights are scaled instead.
     """
@@ -225,6 +231,10 @@ class Family:
     """The module that holds all experts of a layer (pattern)."""
     expert_inputs: int = 2
     """The input dimension of its three-dimensional weights (gpt-oss: 1)."""
+    inputs_weighed: bool = False
+    """Whether every expert reads every token, multiplied by the router's weight (0 where it is not
+    chosen), so that its outputs are only added.
+    """
     floors: Mapping[str, Callable[[Config], int]] = field(
         default_factory=dict[str, Callable[[Config], int]]
     )

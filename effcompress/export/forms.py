@@ -153,7 +153,7 @@ def _exact_config(pruned: PrunedModel, epsilons: Mapping[str, float]) -> dict[st
     axes, config = pruned.axes, pruned.config
     differs: Pruned = {
         "shapes": {name: list(shape) for name, shape in axes.shapes.items()},
-        "absent": _absent(axes),
+        "absent": _absent(pruned),
         "attributes": _attributes(pruned),
         "epsilons": epsilons,
         "buffers": {name: list(b.shape) for name, b in pruned.buffers().items()},
@@ -173,12 +173,13 @@ def _attributes(pruned: PrunedModel) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _absent(axes: AxisMap) -> dict[str, list[Part]]:
-    found: dict[str, list[Part]] = {}
+def _absent(pruned: PrunedModel) -> dict[str, list[Part]]:
+    axes, found = pruned.axes, dict[str, list[Part]]()
     for j, i in enumerate(axes.depth.layers):
         for kind, part in axes.family.sublayers.items():
             if f"{kind}.{i}" in axes.depth.absent:
-                found.setdefault(str(j), []).extend(part.replaced.items())
+                replaced = part.replaced(pruned.config, i)
+                found.setdefault(str(j), []).extend(replaced.items())
     return found
 
 
@@ -312,14 +313,15 @@ def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]
     """
     found: dict[str, float] = {}
     own = {norm.path: norm.epsilon * _stretch(norm, pruned.axes, then) for norm in pruned.norms()}
-    held = pruned.parameters()
+    modules, attribute = dict(pruned.module.named_modules()), pruned.family.epsilon_attribute
     for pattern, feeds in pruned.family.fed_by.items():
+        linears = (feeds,) if isinstance(feeds, str) else feeds
         for j in range(len(pruned.depth.layers)):
-            path, linear = pattern.replace("{i}", str(j)), feeds.replace("{i}", str(j))
-            if f"{path}.weight" not in held:
+            path = pattern.replace("{i}", str(j))
+            if path not in modules:
                 continue
-            norm = pruned.module.get_submodule(path)
-            value = own.get(path) or float(getattr(norm, pruned.family.epsilon_attribute))
-            for name in (f"{linear}.weight", f"{linear}.bias"):
-                found[name] = (epsilon / value) ** 0.5
+            value = own.get(path) or float(getattr(modules[path], attribute))
+            for linear in (feeds.replace("{i}", str(j)) for feeds in linears):
+                for name in (f"{linear}.weight", f"{linear}.bias"):
+                    found[name] = (epsilon / value) ** 0.5
     return found

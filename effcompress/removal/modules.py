@@ -130,12 +130,17 @@ it returns its input.
 
 
 def cut_depth(
-    module: nn.Module, family: Family, before: Depth, after: Depth, silent: Silent
+    module: nn.Module,
+    family: Family,
+    config: Config,
+    before: Depth,
+    after: Depth,
+    silent: Silent,
 ) -> None:
     """Removes layers from the model and puts ``silent`` modules where blocks are gone.
 
-    Every ``layer_idx`` is renumbered, because the KV cache is indexed by it. Modules that are
-    already silent stay.
+    ``config`` is the parent's. Every ``layer_idx`` is renumbered, because the KV cache is indexed
+    by it. Modules that are already silent stay.
     """
     layers: Any = module.get_submodule(family.layers)
     keep = [j for j, i in enumerate(before.layers) if i in set(after.layers)]
@@ -149,6 +154,6 @@ def cut_depth(
                 part.layer_idx = j
         for kind, sublayer in family.sublayers.items():
             if f"{kind}.{i}" in after.absent - before.absent:
-                for name, values in sublayer.replaced.items():
+                for name, values in sublayer.replaced(config, i).items():
                     new = silent(values, j).train(layers[j].training)
                     layers[j].set_submodule(name, new)
