@@ -58,7 +58,7 @@ class Axis:
     ``Family.positions_per_unit``: how many positions one unit of the innermost axis owns. Several
     axes declared on one dimension are segments of it, in the order of the declaration (fused
     projections). ``when`` is a configuration flag, or a key of ``Family.flags``, that must be true
-    (``!flag``: false) for the parameter to exist.
+    (``!flag``: false) for the parameter to exist; several are joined by `` & ``.
     """
 
     param: str
@@ -85,18 +85,31 @@ class Sublayer:
     """A part of a layer that can be removed on its own. The module ``silent`` (which returns
     ``outputs`` values) is replaced by one that returns zeros, so that it adds nothing to the
     residual stream; the modules ``through`` become identities. Paths are relative to the layer.
-    ``behind``: the norm, if there is one, between the module and the stream.
+    ``behind``: the norm, if there is one, between the module and the stream. ``more``: further
+    modules to be silenced, with their outputs, where a layer has them: mixers of layers of another
+    kind, experts beside a dense feed-forward.
     """
 
     silent: str
     outputs: int
     through: tuple[str, ...]
     behind: str = ""
+    more: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def silenced(self) -> tuple[tuple[str, int], ...]:
+        """Modules that return zeros, each with how many values, whether a layer has them or not."""
+        return ((self.silent, self.outputs), *self.more)
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Modules whose parameters are removed."""
-        return (self.silent, *self.through)
+        return (*(path for path, _ in self.silenced), *self.through)
+
+    def within(self, layer: object) -> dict[str, int]:
+        """The modules that this layer has -> the values each returns; identities return 0."""
+        found = {path: n for path, n in self.silenced if hasattr(layer, path)}
+        return found | dict.fromkeys(self.through, 0)
 
 
 @dataclass(frozen=True)
@@ -198,6 +211,16 @@ class Family:
     A stock class has one epsilon for all norms; where these need another one, the linear layer's
     weights are scaled instead.
     """
+    recurrence: Mapping[str, Callable[[Config], int]] = field(
+        default_factory=dict[str, Callable[[Config], int]]
+    )
+    """Axis kind -> operations of a token for each of its units that are no product with a weight:
+    updates of a recurrent state.
+    """
+    scales_stream: bool = False
+    """Whether a stock class gets another epsilon by another scale of the residual stream: a norm
+    within its layers has the same epsilon, and nothing in front of it could be scaled.
+    """
     final_norm: str = "model.norm.weight"
     epsilon_field: str = "rms_norm_eps"
     epsilon_attribute: str = "variance_epsilon"
@@ -258,9 +281,13 @@ class Family:
         return {**self.defaults.get(config.get("model_type", ""), {}), **config}
 
     def holds(self, when: str, config: Config, layer: int) -> bool:
-        """Returns whether the condition of an axis (``Axis.when``) is true in a layer."""
+        """Returns whether the condition of an axis (``Axis.when``) is true in a layer. Of several,
+        joined by `` & ``, all must be.
+        """
         if not when:
             return True
+        if " & " in when and when not in self.flags:
+            return all(self.holds(part, config, layer) for part in when.split(" & "))
         flag = when.removeprefix("!")
         derived = self.flags.get(flag)
         value = derived(config, layer) if derived else bool(config.get(flag, False))

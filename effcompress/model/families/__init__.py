@@ -6,10 +6,10 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from effcompress.errors import SourceError, short
-from effcompress.model.families import experts, layernorm, llama
+from effcompress.model.families import experts, hybrids, layernorm, llama
 from effcompress.types import Config, Family
 
-FAMILIES = (*llama.FAMILIES, *experts.FAMILIES, *layernorm.FAMILIES)
+FAMILIES = (*llama.FAMILIES, *experts.FAMILIES, *layernorm.FAMILIES, *hybrids.FAMILIES)
 
 
 def family_of(config: Config) -> Family:
