@@ -464,6 +464,11 @@ class AxisMap:
         wide = {**self.widths, **(widths or {})}
         return sum(self.numel(param, wide) for param in self.shapes)
 
+    def stacked(self, param: str) -> bool:
+        """Whether a parameter holds the matrices of several experts, and is no convolution."""
+        kinds = {axis_kind(name) for segment in self.by_param[param] for name in segment.names}
+        return len(self.shapes[param]) > 2 and "kernel" not in kinds
+
     def freed(self, name: str, widths: Widths) -> int:
         """Parameters freed by removing one unit of axis ``name`` from a model of these widths."""
         params = {side.param for side in self.by_axis[name]}

@@ -96,7 +96,7 @@ def _places(
             elif (reads is not None and reads != m.dim) or _looks_up(modules.get(path), axes, m):
                 writers.append((path, m.index_GB))
         places = readers if len(readers) == 1 else writers
-        experts = any(len(axes.shapes[m.param]) > 2 for m in s.members)
+        experts = any(axes.stacked(m.param) for m in s.members)
         if not places or experts:
             raise CoverageError(
                 f"no one tensor holds what the mini-groups of '{s.name}' do, so masks on them "

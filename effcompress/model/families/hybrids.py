@@ -1,18 +1,28 @@
 """Decoders whose layers are not alike: attention in some, a linear recurrence in others."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from effcompress.model.families import llama
-from effcompress.model.families.llama import LAYER, attention, decoder, gated, linear, side
-from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Sublayer, Widths
+from effcompress.model.families.llama import LAYER, attention, biased, decoder, gated, linear, side
+from effcompress.types import (
+    Axis,
+    Config,
+    Family,
+    Fields,
+    ModuleSizes,
+    Residual,
+    Sublayer,
+    Widths,
+)
 
 LINEAR_HEAD = "linear_head.{i}"
 """A key head of linear attention, with the value heads that it has to itself."""
 FULL, LINEAR = "full", "linear"
 """Flags: a layer has attention over all tokens, or linear attention."""
 FIXED = ("vocab", "head_dim", "kernel", "single", "linear_value")
+"""Kinds that are never cut; ``single`` is a dimension of one position."""
 
 
 def where(axes: Iterable[Axis], when: str) -> Iterator[Axis]:
@@ -192,4 +202,123 @@ QWEN3_5 = _qwen(
     projections=_apart(),
     defaults={"qwen3_5_text": {"num_key_value_heads": 4, **_LINEAR_DEFAULTS}},
 )
-FAMILIES = (QWEN3_5,)
+
+
+CHANNEL = "conv_channel.{i}"
+_CONV = LAYER + "conv."
+
+
+def _short_convolution() -> Iterator[Axis]:
+    """Axes of a convolution between two gates: a channel has a row of each of three projections."""
+    rows = (CHANNEL,) * 3
+    for name in rows:
+        yield side(_CONV + "in_proj.weight", 0, name)
+        yield side(_CONV + "in_proj.bias", 0, name, "conv_bias")
+    yield side(_CONV + "in_proj.weight", 1, "hidden")
+    yield from _convolution(_CONV + "conv", (CHANNEL,), "conv_bias")
+    yield from biased(_CONV + "out_proj", "hidden", CHANNEL, "conv_bias")
+
+
+def _renamed(axes: Iterable[Axis], names: Mapping[str, str]) -> Iterator[Axis]:
+    """Yields the axes with other names of modules."""
+    for axis in axes:
+        module = axis.param.split(".")[-2]
+        param = axis.param.replace(f".{module}.", f".{names.get(module, module)}.")
+        yield replace(axis, param=param)
+
+
+def _lfm2_attention() -> Iterator[Axis]:
+    names = {"o_proj": "out_proj", "q_norm": "q_layernorm", "k_norm": "k_layernorm"}
+    return _renamed((*attention("", ""), *llama.QK_NORM), names)
+
+
+def _lfm2_feed_forward(when: str = "") -> Iterator[Axis]:
+    for name in ("w1", "w3"):
+        yield from linear(LAYER + f"feed_forward.{name}", llama.FFN, "hidden", when)
+    yield from linear(LAYER + "feed_forward.w2", "hidden", llama.FFN, when)
+
+
+def _lfm2_types(config: Config) -> list[str]:
+    """The kind of every layer; where only the numbers of those with attention are stated, of these.
+    """
+    layers = range(config["num_hidden_layers"])
+    full = config.get("full_attn_idxs")
+    drawn = ["full_attention" if full is None or i in full else "conv" for i in layers]
+    return config.get("layer_types") or drawn
+
+
+def _lfm2_ffn(config: Config, _layer: int = 0) -> int:
+    """Width of the feed-forward, which the class derives from the one stated."""
+    stated = config.get("block_ff_dim") or config["intermediate_size"]
+    if not config["block_auto_adjust_ff_dim"]:
+        return stated
+    wide = int((config["block_ffn_dim_multiplier"] or 1) * int(2 * stated / 3))
+    return -(-wide // config["block_multiple_of"]) * config["block_multiple_of"]
+
+
+def _lfm2_resize(config: Config, widths: Widths) -> Fields:
+    kinds = ("attention", "query", "ffn")
+    wide = {**{kind: LFM2_UNITS[kind](config, 0) for kind in kinds}, **widths}
+    derived = {name: wide["ffn"] for name in ("block_ff_dim",) if name in config}
+    return {**llama.resize(config, wide), **derived, "block_auto_adjust_ff_dim": False}
+
+
+def _lfm2_attributes(config: Config, widths: Widths) -> ModuleSizes:
+    if "attention" in widths:
+        return llama.repeats(config, widths)
+    channels = dict.fromkeys(("in_channels", "out_channels", "groups"), widths["conv_channel"])
+    return {"conv.conv": {**channels}} if "conv_channel" in widths else {}
+
+
+def _lfm2_pad(config: Config, widths: Widths) -> dict[str, int]:
+    # The class has as many channels in a convolution as in the stream.
+    widest = max(widths["hidden"], widths.get("conv_channel", 0))
+    return {kind: widest for kind in ("hidden", "conv_channel") if kind in widths}
+
+
+def _lfm2_kept(config: Config, layers: tuple[int, ...]) -> Fields:
+    return {"layer_types": [_lfm2_types(config)[i] for i in layers]}
+
+
+LFM2_UNITS = {
+    **llama.UNITS,
+    "ffn": _lfm2_ffn,
+    "conv_channel": lambda c, _: c["hidden_size"],
+    "kernel": lambda c, _: c["conv_L_cache"],
+    "single": lambda _c, _i: 1,
+}
+_LFM2_DEFAULTS = {
+    **{"num_key_value_heads": 8, "tie_word_embeddings": True, "conv_L_cache": 3},
+    **{"block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256},
+}
+_LFM2: dict[str, Any] = {
+    "attention_norms": ("operator_norm",),
+    "mlp_norms": ("ffn_norm",),
+    "final_norm": "model.embedding_norm.weight",
+    "units": LFM2_UNITS,
+    "flags": {
+        FULL: lambda c, i: _lfm2_types(c)[i] == "full_attention",
+        LINEAR: lambda c, i: _lfm2_types(c)[i] == "conv",
+    },
+    "sublayers": {
+        "attention_block": Sublayer("self_attn", 2, ("operator_norm",), more=(("conv", 1),)),
+        "mlp_block": Sublayer("feed_forward", 1, ("ffn_norm",)),
+    },
+    "fixed": FIXED,
+    "fed_by": {LAYER + f"self_attn.{x}_layernorm": LAYER + f"self_attn.{x}_proj" for x in "qk"},
+    "epsilon_field": "norm_eps",
+    "residual": lambda _: Residual(mlp=("feed_forward",)),
+    "attributes": _lfm2_attributes,
+    "pad": _lfm2_pad,
+    "derived": {"conv_channel": lambda _, widths: widths["hidden"]},
+    "resize": _lfm2_resize,
+    "depth_fields": _lfm2_kept,
+}
+_LFM2_MIXERS = (*where(_lfm2_attention(), FULL), *where(_short_convolution(), LINEAR))
+LFM2 = decoder(
+    "lfm2",
+    modules=(*_LFM2_MIXERS, *_lfm2_feed_forward()),
+    defaults={"lfm2": _LFM2_DEFAULTS},
+    **_LFM2,
+)
+FAMILIES = (QWEN3_5, LFM2)
