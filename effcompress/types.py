@@ -53,7 +53,8 @@ class Axis:
     """Declares that dimension ``dim`` of parameter ``param`` carries the axis ``name``.
 
     Dimensions with the same axis name shrink together. ``{i}`` in ``param`` and ``name`` stands for
-    the layer. A name may be a product of axes, outer to inner, joined by ``/`` (query rows: KV
+    the layer. Where it stands in ``name`` alone, every layer has a segment of the dimension, in
+    order. A name may be a product of axes, outer to inner, joined by ``/`` (query rows: KV
     heads, each with its query heads). ``positions_per_unit`` is a key of
     ``Family.positions_per_unit``: how many positions one unit of the innermost axis owns. Several
     axes declared on one dimension are segments of it, in the order of the declaration (fused
@@ -206,6 +207,8 @@ class Family:
     """What the norms add to their stored gain (Gemma: 1)."""
     scaled_embedding: str = ""
     """An embedding whose output the class multiplies by the root of the hidden size."""
+    hidden_powers: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Weight (pattern) -> the power of the hidden size that the class multiplies its output by."""
     fed_by: Mapping[str, str] = field(default_factory=dict[str, str])
     """Norm within attention -> the linear layer whose output it normalises (patterns of modules).
     A stock class has one epsilon for all norms; where these need another one, the linear layer's
@@ -252,6 +255,12 @@ class Family:
     """Further configuration fields of a model that keeps only these layers (lists per layer)."""
     no_depth: Callable[[Config], str] = lambda _config: ""
     """Why layers cannot be removed in this configuration; empty when they can."""
+    staying: Callable[[Config], Iterable[str]] = lambda _config: ()
+    """Layers and blocks (``layer.3``, ``mlp_block.0``) that others cannot do without."""
+    kv_layer: Callable[[Config, int], int] = lambda _config, layer: layer
+    """The layer whose keys and values a layer attends to; ``{kv}`` in the name of an axis."""
+    layer_scale: str = ""
+    """A buffer of one number by which a layer multiplies the stream that it returns."""
     pad: Callable[[Config, Widths], dict[str, int]] | None = None
     """The nearest widths, none smaller, that the stock class accepts; only what changes."""
     multiples: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -434,6 +443,8 @@ class AxisMap:
     """Axis kind -> stretches of its units that lose equally many."""
     no_depth: str = ""
     """Why layers cannot be removed; empty when they can."""
+    staying: frozenset[str] = frozenset()
+    """Layers and blocks that cannot be removed (``layer.3``)."""
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""
@@ -451,13 +462,17 @@ class AxisMap:
         limits["parts"] = self.parts.get(kind, 1)
         limits["round_to"] = math.lcm(limits.get("round_to", 1), limits["parts"])
         for name in self.axes(kind):
-            if (layer := axis_layer(name)) not in skipped:
+            if (layer := axis_layer(name)) not in skipped and name not in self.staying:
                 limits["minimum"] = min(minimum, self.widths[name])
                 yield GroupSet(name, kind, layer, self.widths[name], self.by_axis[name], **limits)
 
     def living(self, name: str, widths: Widths) -> bool:
-        """Whether any parameter with this axis is left in a model of these widths."""
-        return any(self.numel(side.param, {**self.widths, **widths}) for side in self.by_axis[name])
+        """Whether any parameter with this axis is left in a model of these widths; of a layer or
+        block, any that it owns whole.
+        """
+        wide = {**self.widths, **widths}
+        owned = [s for s in self.by_axis[name] if (s.dim == WHOLE) is (axis_kind(name) in DEPTH)]
+        return any(self.numel(side.param, wide) for side in owned)
 
     def count(self, widths: Widths | None = None) -> int:
         """Parameter count of the model with these widths (missing axes keep theirs)."""

@@ -101,4 +101,4 @@ def multiplied(axes: AxisMap) -> list[str]:
     names = {p: {n for s in axes.by_param[p] for n in s.names} for p in matrices}
     tables = [p for p in matrices if "vocab" in names[p]]
     looked_up = tables[:1] if len(tables) > 1 else []
-    return [p for p in matrices if p not in looked_up and "positions" not in names[p]]
+    return [p for p in matrices if p not in looked_up and not names[p] & {"positions", "looked_up"}]

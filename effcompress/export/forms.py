@@ -225,7 +225,8 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
             continue
         if family.epsilon_field:
             fields[family.epsilon_field] = epsilon
-        factors |= _fed(pruned, then, epsilon)
+        for name, factor in _fed(pruned, then, epsilon).items():
+            factors[name] = factors.get(name, 1.0) * factor
     return container(family, fields, then.shapes), _filled(pruned, then, factors)
 
 
@@ -302,8 +303,12 @@ def _factors(pruned: PrunedModel, then: AxisMap) -> dict[str, float]:
         for norm in pruned.norms()
         if not family.centred
     }
+    parent, hidden = family.read(config, "hidden_size"), then.widths.get("hidden", 1)
+    for pattern, power in family.hidden_powers.items():
+        for name in {pattern.replace("{i}", str(j)) for j in range(len(then.depth.layers))}:
+            found[name] = found.get(name, 1.0) * (parent / hidden) ** power
     if family.scaled_embedding:
-        ratio = (family.read(config, "hidden_size") / then.widths["hidden"]) ** 0.5
+        ratio = (parent / hidden) ** 0.5
         found[family.scaled_embedding] = ratio
         if config.get("tie_word_embeddings"):
             found[family.final_norm] = found.get(family.final_norm, 1.0) / ratio
@@ -342,10 +347,17 @@ def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]
     for pattern, feeds in pruned.family.fed_by.items():
         for j in range(len(pruned.depth.layers)):
             path, linear = pattern.replace("{i}", str(j)), feeds.replace("{i}", str(j))
-            if f"{path}.weight" not in held:
+            if (norm := _module(pruned.module, path)) is None or f"{linear}.weight" not in held:
                 continue
-            norm = pruned.module.get_submodule(path)
             value = own.get(path) or float(getattr(norm, pruned.family.epsilon_attribute))
             for name in (f"{linear}.weight", f"{linear}.bias"):
                 found[name] = (epsilon / value) ** 0.5
     return found
+
+
+def _module(root: nn.Module, path: str) -> nn.Module | None:
+    """Returns a module, if there is one of that path."""
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        return None

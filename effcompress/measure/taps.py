@@ -95,7 +95,9 @@ def _places(
                 readers.append((path, m.index_GB))
             elif (reads is not None and reads != m.dim) or _looks_up(modules.get(path), axes, m):
                 writers.append((path, m.index_GB))
-        places = readers if len(readers) == 1 else writers
+        # Channels of the stream have many readers; a KV head one in every layer that attends to it.
+        read = bool(readers) if s.layer is not None else len(readers) == 1
+        places = readers if read else writers
         experts = any(axes.stacked(m.param) for m in s.members)
         if not places or experts:
             raise CoverageError(
@@ -104,7 +106,7 @@ def _places(
                 fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
             )
         for path, index_GB in places:
-            found[path, len(readers) == 1].append((s, index_GB))
+            found[path, read].append((s, index_GB))
     return [(path, reads, here) for (path, reads), here in found.items()]
 
 

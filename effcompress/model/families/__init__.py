@@ -6,10 +6,16 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from effcompress.errors import SourceError, short
-from effcompress.model.families import experts, hybrids, layernorm, llama
+from effcompress.model.families import experts, gemma, hybrids, layernorm, llama
 from effcompress.types import Config, Family
 
-FAMILIES = (*llama.FAMILIES, *experts.FAMILIES, *layernorm.FAMILIES, *hybrids.FAMILIES)
+FAMILIES = (
+    *llama.FAMILIES,
+    *experts.FAMILIES,
+    *layernorm.FAMILIES,
+    *hybrids.FAMILIES,
+    *gemma.FAMILIES,
+)
 
 
 def family_of(config: Config) -> Family:
