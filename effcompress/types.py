@@ -154,14 +154,14 @@ class Depth:
     layers: tuple[int, ...]
     absent: frozenset[str] = frozenset()
 
-    def without(self, gone: Iterable[str]) -> Depth:
+    def without(self, gone: Iterable[str], *, more: bool = False) -> Depth:
         """Returns the depth after ``layer.3``, ``mlp_block.7``, ... are removed as well. A layer
-        without both of its blocks is the identity, and no layer any more.
+        without both of its blocks is the identity, and no layer any more, unless it does ``more``.
         """
         names = self.absent | frozenset(gone)
         blocks = {i: {f"{kind}.{i}" for kind in DEPTH[1:]} for i in self.layers}
         layers = tuple(
-            i for i in self.layers if f"layer.{i}" not in names and not blocks[i] <= names
+            i for i in self.layers if f"layer.{i}" not in names and (more or not blocks[i] <= names)
         )
         return Depth(layers, names & {name for i in layers for name in blocks[i]})
 
@@ -257,6 +257,8 @@ class Family:
     """Why layers cannot be removed in this configuration; empty when they can."""
     staying: Callable[[Config], Iterable[str]] = lambda _config: ()
     """Layers and blocks (``layer.3``, ``mlp_block.0``) that others cannot do without."""
+    more_than_blocks: Callable[[Config], bool] = lambda _config: False
+    """Whether a layer adds something to the stream beside its two blocks."""
     kv_layer: Callable[[Config, int], int] = lambda _config, layer: layer
     """The layer whose keys and values a layer attends to; ``{kv}`` in the name of an axis."""
     layer_scale: str = ""

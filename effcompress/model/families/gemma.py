@@ -18,7 +18,7 @@ PLE = "per_layer_input"
 
 
 def layer_types(config: Config) -> list[str]:
-    """The kind of every layer; where none are stated, every sixth has full attention, and the last."""
+    """The kind of every layer; unless stated, every sixth has full attention, and the last."""
     stated = config.get("layer_types")
     count = config["num_hidden_layers"]
     drawn = ["full_attention" if not (i + 1) % 6 else "sliding_attention" for i in range(count)]
@@ -126,13 +126,8 @@ def _staying(config: Config) -> Iterator[str]:
     """
     layers = range(config["num_hidden_layers"])
     yield from (f"layer.{layers[0]}", f"mlp_block.{layers[0]}", f"layer.{layers[-1]}")
-    for layer in (i for i in layers if _shares(config, i)):
-        yield from (
-            f"layer.{_kv_layer(config, layer)}",
-            f"attention_block.{_kv_layer(config, layer)}",
-        )
-    # A layer without both blocks would still add its own input to the stream.
-    yield from (f"mlp_block.{i}" for i in layers if _has_inputs(config))
+    for kept in {_kv_layer(config, i) for i in layers if _shares(config, i)}:
+        yield from (f"layer.{kept}", f"attention_block.{kept}")
 
 
 _NORMS: dict[str, Any] = {
@@ -176,6 +171,7 @@ GEMMA4 = decoder(
     epsilon_attribute="eps",
     layer_scale="layer_scalar",
     kv_layer=_kv_layer,
+    more_than_blocks=_has_inputs,
     staying=_staying,
     resize=_resize,
     attributes=_attributes,

@@ -239,7 +239,7 @@ def _lfm2_feed_forward(when: str = "") -> Iterator[Axis]:
 
 
 def _lfm2_types(config: Config) -> list[str]:
-    """The kind of every layer; where only the numbers of those with attention are stated, of these."""
+    """The kind of every layer; the numbers of those with attention may be all that is stated."""
     layers = range(config["num_hidden_layers"])
     full = config.get("full_attn_idxs")
     drawn = ["full_attention" if full is None or i in full else "conv" for i in layers]

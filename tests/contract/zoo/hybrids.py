@@ -1,0 +1,48 @@
+"""Decoders whose layers differ in kind."""
+
+from __future__ import annotations
+
+from tests.contract.zoo import DENSE, Source
+
+LINEAR = {
+    **{"linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 7},
+    **{"linear_value_head_dim": 5, "num_hidden_layers": 4},
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+"""Two layers of each kind; a key head of linear attention has two value heads."""
+BIASES = ({"attention_bias": True}, {"tie_word_embeddings": True})
+SOURCES = {
+    "qwen3_5_text": Source(
+        "Qwen3.5 (text)",
+        LINEAR,
+        kinds=(*DENSE, "linear_head"),
+        others=(*BIASES, {"layer_types": None}),
+    ),
+    "lfm2": Source(
+        "LFM2",
+        {
+            **{"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
+            **{"block_auto_adjust_ff_dim": False},
+        },
+        kinds=(*DENSE, "conv_channel"),
+        others=(
+            {"conv_bias": True, "tie_word_embeddings": False},
+            {"block_auto_adjust_ff_dim": True, "block_multiple_of": 16},
+            {"layer_types": None, "full_attn_idxs": [1, 2]},
+        ),
+    ),
+    "gemma4_text": Source(
+        "Gemma 4 (text)",
+        {
+            **{"num_hidden_layers": 5, "num_kv_shared_layers": 2, "global_head_dim": 16},
+            **{"hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 258},
+            **{"layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"]},
+            "sliding_window": 8,
+        },
+        others=(
+            {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "attention_bias": True},
+            {"attention_k_eq_v": True, "num_global_key_value_heads": 2},
+            {"layer_types": None, "num_hidden_layers": 8, "use_double_wide_mlp": True},
+        ),
+    ),
+}
