@@ -85,31 +85,33 @@ configuration that the module has to itself.
 class Sublayer:
     """A part of a layer that can be removed on its own. The module ``silent`` (which returns
     ``outputs`` values) is replaced by one that returns zeros, so that it adds nothing to the
-    residual stream; the modules ``through`` become identities. Paths are relative to the layer.
-    ``behind``: the norm, if there is one, between the module and the stream. ``more``: further
-    modules to be silenced, with their outputs, where a layer has them: mixers of layers of another
-    kind, experts beside a dense feed-forward.
+    residual stream, and so are the modules ``beside`` it, whose outputs are added to its own; the
+    modules ``through`` become identities. Paths are relative to the layer. ``behind``: the norm, if
+    there is one, between the module and the stream. ``instead``: modules that take the place of
+    ``silent`` in layers of another kind, with the number of their outputs.
     """
 
     silent: str
     outputs: int
     through: tuple[str, ...]
     behind: str = ""
-    more: tuple[tuple[str, int], ...] = ()
+    beside: tuple[str, ...] = ()
+    instead: tuple[tuple[str, int], ...] = ()
 
     @property
-    def silenced(self) -> tuple[tuple[str, int], ...]:
+    def silenced(self) -> dict[str, int]:
         """Modules that return zeros, each with how many values, whether a layer has them or not."""
-        return ((self.silent, self.outputs), *self.more)
+        own = {self.silent: self.outputs, **dict(self.instead)}
+        return own | dict.fromkeys(self.beside, 1)
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Modules whose parameters are removed."""
-        return (*(path for path, _ in self.silenced), *self.through)
+        return (*self.silenced, *self.through)
 
     def within(self, layer: object) -> dict[str, int]:
         """The modules that this layer has -> the values each returns; identities return 0."""
-        found = {path: n for path, n in self.silenced if hasattr(layer, path)}
+        found = {path: n for path, n in self.silenced.items() if hasattr(layer, path)}
         return found | dict.fromkeys(self.through, 0)
 
 
@@ -197,6 +199,14 @@ class Family:
     """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
     module_there: Callable[[str, int], bool] = lambda _path, _layer: True
     """Whether a layer has a module of ``attributes``."""
+    head_widths: Callable[[Config], tuple[int, int]] | None = None
+    """Width of a query (and key) and of a value of a head, where they differ; else both are
+    ``positions_per_unit["head"]``.
+    """
+    latent: Callable[[Config], int] | None = None
+    """Numbers that the KV cache keeps of a token in a layer, where it keeps those that keys and
+    values of all heads are made of, in their place.
+    """
     residual: Callable[[Config], Residual] = lambda _config: Residual()
     """How a layer adds to the residual stream."""
     centred: bool = False
@@ -447,6 +457,19 @@ class AxisMap:
     """Why layers cannot be removed; empty when they can."""
     staying: frozenset[str] = frozenset()
     """Layers and blocks that cannot be removed (``layer.3``)."""
+
+    @cached_property
+    def queries(self) -> Mapping[int, Segment]:
+        """Layer -> the segment of its query heads; of several the one with the least positions per
+        head (a fused projection holds queries, keys and values in one).
+        """
+        kind = "query" if self.axes("query") else "attention"
+        found: dict[int, Segment] = {}
+        matrices = (s for s in self.segments if len(self.shapes[s.param]) > 1)
+        for segment in sorted(matrices, key=lambda s: -s.positions_per_unit):
+            layers = [axis_layer(name) for name in segment.names if axis_kind(name) == kind]
+            found |= {layer: segment for layer in layers if layer is not None}
+        return found
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""

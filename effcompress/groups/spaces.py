@@ -32,15 +32,17 @@ def ffn(
     until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """One channel of a feed-forward block: its gate and up rows and its down column; in a mixture,
-    the same channel of all experts of the layer. With ``round_to``, that many channels are removed
-    at once, so that every width on the way is a multiple of it, and of ``serve_tp``, the devices of
-    tensor parallelism. With ``finish_on``, channels are removed one at a time, and a width that was
-    cut ends on a multiple of it.
+    the same channel of all experts of the layer, and one of the experts that every token goes
+    through, where these have a width of their own. With ``round_to``, that many channels are
+    removed at once, so that every width on the way is a multiple of it, and of ``serve_tp``, the
+    devices of tensor parallelism. With ``finish_on``, channels are removed one at a time, and a
+    width that was cut ends on a multiple of it.
     """
     limits = Limits(scope=scope, minimum=minimum, finish_on=finish_on, after=after, until=until)
     limits["round_to"] = math.lcm(round_to, serve_tp)
-    for kind in ("ffn", "expert_ffn"):
-        yield from _sets(axes, kind, skip_layers, limits)
+    for kind in ("ffn", "expert_ffn", "shared_ffn"):
+        if kind not in axes.family.fixed:
+            yield from _sets(axes, kind, skip_layers, limits)
 
 
 @space("attention", paper="arXiv:2502.06663, type I")

@@ -159,14 +159,15 @@ class LayerStatistics(Hooks):
         for j, i in enumerate(axes.depth.layers):
             layer = module.get_submodule(family.layer.replace("{i}", str(j)))
             there = {
-                kind: sublayer.within(layer)
+                kind: sublayer
                 for kind, sublayer in family.sublayers.items()
                 if f"{kind}.{i}" not in axes.depth.absent
             }
-            for kind, paths in there.items():
-                for path in paths:
-                    hook = partial(self._remember, f"{kind}.{i}")
-                    self._handles.append(layer.get_submodule(path).register_forward_hook(hook))
+            inside = dict(layer.named_modules())
+            for kind, sublayer in there.items():
+                for path in (p for p in sublayer.modules if p in inside):
+                    hook = partial(self._remember, f"{kind}.{i}", path in sublayer.beside)
+                    self._handles.append(inside[path].register_forward_hook(hook))
             compare = partial(self._compare, i, there)
             self._handles.append(layer.register_forward_hook(compare, with_kwargs=True))
 
@@ -183,9 +184,11 @@ class LayerStatistics(Hooks):
         tokens = self._world.sums([streams[n].tokens for n in names])
         return {n: t / count for n, t, count in zip(names, totals, tokens, strict=True)}
 
-    def _remember(self, name: str, _module: nn.Module, _args: Any, out: Any) -> None:
+    def _remember(self, name: str, beside: bool, _module: nn.Module, _args: Any, out: Any) -> None:
+        """Of the modules of a block the last one counts, with what runs ``beside`` it."""
         if self.measuring:
-            self._added[name] = first_of(out).detach()
+            added = first_of(out).detach()
+            self._added[name] = self._added[name] + added if beside else added
 
     def _compare(
         self, layer: int, kinds: Iterable[str], _module: nn.Module, args: Any, named: Any, out: Any

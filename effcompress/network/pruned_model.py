@@ -26,8 +26,7 @@ from effcompress.removal.modules import (
     agree,
     cut_depth,
     depth_fields,
-    router_buffers,
-    router_of,
+    selection_buffers,
 )
 from effcompress.removal.norms import Norm, norms
 from effcompress.removal.novices import keeps_rows
@@ -108,9 +107,6 @@ class PrunedModel:
         """
         stored = self.module.state_dict(keep_vars=True).keys()
         return {name: b for name, b in self.module.named_buffers() if name in stored}
-
-    def _of_router(self, axis: str) -> dict[str, torch.Tensor]:
-        return router_buffers(router_of(self.module, self.axes, axis)[1])
 
     def norms(self) -> list[Norm]:
         """Returns the norms over axes that can be cut."""
@@ -225,7 +221,10 @@ class PrunedModel:
     ) -> None:
         """Turns the parent into the model that state, tensors and ledger were taken from."""
         # Not stored: no cut changes these values, only which of them are left.
-        parents = {axis: self._of_router(axis) for axis in self.axes.axes("expert")}
+        parents = {
+            axis: selection_buffers(self.module, self.axes, axis)
+            for axis in self.axes.axes("expert")
+        }
         held = state["depth"]
         if (stream := state.get("rotated")) and STREAM not in self.config:
             self._rotate(stream, tensors)
@@ -236,10 +235,9 @@ class PrunedModel:
         self.ledger.load_state_dict(ledger)
         self.refresh()
         for axis in self.axes.axes("expert"):
-            router = router_of(self.module, self.axes, axis)[1]
             held = axis in self.ledger.original and not keeps_rows(self.axes, axis)
-            for name, buffer in parents[axis].items() if held else ():
-                setattr(router, name, buffer[self.ledger.original[axis].to(buffer.device)])
+            for owner, name, buffer in parents[axis] if held else ():
+                setattr(owner, name, buffer[self.ledger.original[axis].to(buffer.device)])
         # After the refresh: it renumbers norms, and epsilons are part of no tensor.
         for norm, epsilon in zip(self.norms(), state["epsilons"], strict=True):
             norm.epsilon = epsilon

@@ -6,7 +6,7 @@ forward passes, ``save_pretrained`` and kernels read those.
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -56,12 +56,28 @@ def router_of(module: nn.Module, axes: AxisMap, name: str) -> tuple[str, nn.Modu
     return path, module.get_submodule(path)
 
 
-def router_buffers(router: nn.Module) -> dict[str, Tensor]:
-    """Returns what a router holds of every expert besides its parameters: biases of the selection,
-    which no gradient trains.
+def per_expert(tensors: Iterable[tuple[str, Tensor]], units: int) -> dict[str, tuple[Tensor, int]]:
+    """Returns those that hold something of each of so many experts, and along which dimension."""
+    found = ((n, t, [d for d, size in enumerate(t.shape) if size == units]) for n, t in tensors)
+    return {name: (tensor, dims[0]) for name, tensor, dims in found if dims}
+
+
+def selection_buffers(
+    module: nn.Module, axes: AxisMap, name: str
+) -> list[tuple[nn.Module, str, Tensor]]:
+    """Returns what the router of the experts on axis ``name``, or the mixture around it, holds of
+    every expert besides parameters: biases of the selection, which no gradient trains. Each with
+    the module that it belongs to.
     """
+    path, router = router_of(module, axes, name)
     units = len(next(router.parameters()))
-    return {n: b for n, b in router.named_buffers() if b.shape[:1] == (units,)}
+    owners = [*router.modules(), module.get_submodule(path.rpartition(".")[0])]
+    return [
+        (owner, attribute, buffer)
+        for owner in owners
+        for attribute, buffer in owner.named_buffers(recurse=False)
+        if buffer.shape[:1] == (units,)
+    ]
 
 
 def adapt(module: nn.Module, axes: AxisMap, config: Config) -> None:

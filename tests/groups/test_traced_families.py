@@ -49,7 +49,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "qwen3_next": {**LINEAR, "num_experts": 0},
     "qwen3_5_text": LINEAR,
     "falcon_h1": MAMBA,
-    "deepseek_v3": {**ROUTED, **LATENT},
+    "axk1": {**ROUTED, **LATENT},
 }
 KINDS = {
     "apertus": {"attention", "ffn", "hidden"},
@@ -57,7 +57,7 @@ KINDS = {
     "qwen3_next": {"attention", "ffn", "hidden", "query"},
     "qwen3_5_text": {"attention", "ffn", "hidden", "query"},
     "falcon_h1": {"attention", "ffn", "hidden", "query"},
-    "deepseek_v3": {"attention", "ffn", "hidden"},
+    "axk1": {"attention", "ffn", "hidden"},
 }
 """At least these are proven."""
 
@@ -160,7 +160,7 @@ def test_an_export_that_would_crash_is_found_without_weights(
 
 
 def test_experts_that_stay_are_named() -> None:
-    said = draft("deepseek_v3").left_out[UNTOUCHED_EXPERTS]
+    said = draft("axk1").left_out[UNTOUCHED_EXPERTS]
     assert "model.layers.{i}.mlp.experts stay as they are" in said
     assert "`ffn` is the dense or shared feed-forward beside them alone" in said
     assert UNTOUCHED_EXPERTS not in draft("apertus").left_out

@@ -6,15 +6,20 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from effcompress.errors import SourceError, short
-from effcompress.model.families import experts, gemma, hybrids, layernorm, llama
+from effcompress.model.families import (
+    experts,
+    gemma,
+    hybrids,
+    latent,
+    layernorm,
+    llama,
+    shared,
+)
 from effcompress.types import Config, Family
 
 FAMILIES = (
-    *llama.FAMILIES,
-    *experts.FAMILIES,
-    *layernorm.FAMILIES,
-    *hybrids.FAMILIES,
-    *gemma.FAMILIES,
+    *(*llama.FAMILIES, *experts.FAMILIES, *shared.FAMILIES, *latent.FAMILIES),
+    *(*layernorm.FAMILIES, *hybrids.FAMILIES, *gemma.FAMILIES),
 )
 
 

@@ -5,6 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from effcompress.model.families import llama
+from effcompress.model.families.experts import (
+    DENSE,
+    SPARSE,
+    Mixture,
+    dense_layers_listed,
+    kept_listed,
+)
 from effcompress.model.families.llama import LAYER, attention, biased, decoder, gated, linear, side
 from effcompress.types import (
     Axis,
@@ -21,8 +28,8 @@ LINEAR_HEAD = "linear_head.{i}"
 """A key head of linear attention, with the value heads that it has to itself."""
 FULL, LINEAR = "full", "linear"
 """Flags: a layer has attention over all tokens, or linear attention."""
-FIXED = ("vocab", "head_dim", "kernel", "single", "linear_value")
-"""Kinds that are never cut; ``single`` is a dimension of one position."""
+FIXED = ("vocab", "head_dim", "kernel", "one", "linear_value")
+"""Kinds that are never cut; ``one`` is a dimension of one position."""
 
 
 def where(axes: Iterable[Axis], when: str) -> Iterator[Axis]:
@@ -55,7 +62,7 @@ def _convolution(module: str, rows: Iterable[llama.Name], bias: str = "") -> Ite
     """Axes of a depthwise convolution ``[channels, 1, kernel]``."""
     for name in (rows := tuple(rows)):
         yield side(f"{module}.weight", 0, name)
-    yield side(f"{module}.weight", 1, "single")
+    yield side(f"{module}.weight", 1, "one")
     yield side(f"{module}.weight", 2, "kernel")
     for name in rows if bias else ():
         yield side(f"{module}.bias", 0, name, bias)
@@ -108,7 +115,7 @@ UNITS = {
     "linear_head": lambda c, _: c["linear_num_key_heads"],
     "linear_value": lambda c, _: c["linear_value_head_dim"],
     "kernel": lambda c, _: c["linear_conv_kernel_dim"],
-    "single": lambda _c, _i: 1,
+    "one": lambda _c, _i: 1,
 }
 PER_UNIT: dict[str, Callable[[Config], int]] = {
     "one": lambda _: 1,
@@ -124,14 +131,18 @@ PER_UNIT: dict[str, Callable[[Config], int]] = {
 
 def _whole(config: Config, widths: Widths) -> dict[str, int]:
     """The widths, with those of the configuration for kinds that no layer is left of."""
-    kinds = ("attention", "query", "ffn", "linear_head")
-    return {**{kind: UNITS[kind](config, 0) for kind in kinds}, **widths}
+    kinds = ("attention", "query", "linear_head")
+    absent = {kind: UNITS[kind](config, 0) for kind in kinds}
+    return {"ffn": config.get("intermediate_size", 0), **absent, **widths}
 
 
 def _resize(config: Config, widths: Widths) -> Fields:
     wide = _whole(config, widths)
+    found = llama.resize(config, wide)
+    if "intermediate_size" not in config:
+        del found["intermediate_size"]
     return {
-        **llama.resize(config, wide),
+        **found,
         "linear_num_key_heads": wide["linear_head"],
         "linear_num_value_heads": wide["linear_head"] * _ratio(config),
     }
@@ -173,7 +184,7 @@ _TRAITS: dict[str, Any] = {
     "flags": {FULL: _is("full_attention"), LINEAR: _is("linear_attention")},
     "sublayers": {
         "attention_block": Sublayer(
-            "self_attn", 2, ("input_layernorm",), more=(("linear_attn", 1),)
+            "self_attn", 2, ("input_layernorm",), instead=(("linear_attn", 1),)
         ),
         "mlp_block": Sublayer("mlp", 1, ("post_attention_layernorm",)),
     },
@@ -201,6 +212,70 @@ QWEN3_5 = _qwen(
     name="qwen3_5",
     projections=_apart(),
     defaults={"qwen3_5_text": {"num_key_value_heads": 4, **_LINEAR_DEFAULTS}},
+)
+
+
+def _sparse_qwen(mixture: Mixture) -> dict[str, Any]:
+    """Traits of a decoder with these mixers and, in some layers, mixtures."""
+    traits = mixture.traits(_resize)
+    experts = traits["attributes"]
+
+    def attributes(config: Config, widths: Widths) -> ModuleSizes:
+        found = {k: v for k, v in experts(config, widths).items() if k != "self_attn"}
+        return {**found, **_attributes(config, widths)}
+
+    return {
+        **traits,
+        "units": {**traits["units"], **UNITS},
+        "flags": {**_TRAITS["flags"], **traits["flags"]},
+        "fixed": tuple(dict.fromkeys((*FIXED, *traits["fixed"]))),
+        "attributes": attributes,
+        "feed_forward": (
+            *gated(when=DENSE),
+            *mixture.axes(),
+            *mixture.beside_axes(),
+            # How much of the shared expert is added, a number per token.
+            *linear(LAYER + "mlp.shared_expert_gate", "one", "hidden", SPARSE),
+        ),
+    }
+
+
+def _sparse(config: Config, layer: int) -> bool:
+    return dense_layers_listed(config, layer) and config["num_experts"] > 0
+
+
+_SHARED: dict[str, Any] = {
+    "shared": "mlp.shared_expert",
+    "shared_width": "shared_expert_intermediate_size",
+}
+_SHARED_DEFAULTS = {
+    **{"num_key_value_heads": 2, "moe_intermediate_size": 512},
+    "shared_expert_intermediate_size": 512,
+}
+QWEN3_NEXT = _qwen(
+    "qwen3_next",
+    projections=_together(),
+    defaults={
+        "qwen3_next": {
+            **{**_LINEAR_DEFAULTS, **_SHARED_DEFAULTS},
+            **{"num_experts_per_tok": 10, "num_experts": 512},
+        }
+    },
+    depth_fields=lambda config, layers: {**kept_listed(config, layers), **_kept(config, layers)},
+    **_sparse_qwen(Mixture(("num_experts",), sparse=_sparse, **_SHARED)),
+)
+QWEN3_5_MOE = _qwen(
+    "qwen3_5_moe_text",
+    name="qwen3_5_moe",
+    projections=_apart(),
+    required=("vocab_size", "hidden_size", *llama.COUNTS),
+    defaults={
+        "qwen3_5_moe_text": {
+            **{**_LINEAR_DEFAULTS, **_SHARED_DEFAULTS},
+            **{"num_experts_per_tok": 8, "num_experts": 256},
+        }
+    },
+    **_sparse_qwen(Mixture(("num_experts",), **_SHARED)),
 )
 
 
@@ -284,7 +359,7 @@ LFM2_UNITS = {
     "ffn": _lfm2_ffn,
     "conv_channel": lambda c, _: c["hidden_size"],
     "kernel": lambda c, _: c["conv_L_cache"],
-    "single": lambda _c, _i: 1,
+    "one": lambda _c, _i: 1,
 }
 _LFM2_DEFAULTS = {
     **{"num_key_value_heads": 8, "tie_word_embeddings": True, "conv_L_cache": 3},
@@ -300,7 +375,7 @@ _LFM2: dict[str, Any] = {
         LINEAR: lambda c, i: _lfm2_types(c)[i] == "conv",
     },
     "sublayers": {
-        "attention_block": Sublayer("self_attn", 2, ("operator_norm",), more=(("conv", 1),)),
+        "attention_block": Sublayer("self_attn", 2, ("operator_norm",), instead=(("conv", 1),)),
         "mlp_block": Sublayer("feed_forward", 1, ("ffn_norm",)),
     },
     "fixed": FIXED,
@@ -320,4 +395,4 @@ LFM2 = decoder(
     defaults={"lfm2": _LFM2_DEFAULTS},
     **_LFM2,
 )
-FAMILIES = (QWEN3_5, LFM2)
+FAMILIES = (QWEN3_5, QWEN3_NEXT, QWEN3_5_MOE, LFM2)

@@ -19,6 +19,17 @@ _Q_NORM, _K_NORM = LAYER + "self_attn.q_norm.weight", LAYER + "self_attn.k_norm.
 QK_NORM = (Axis(_Q_NORM, 0, "head_dim"), Axis(_K_NORM, 0, "head_dim"))
 """Norms within a head, one gain for all heads: no mini-group owns a part of it."""
 FED = {LAYER + f"self_attn.{x}_norm": LAYER + f"self_attn.{x}_proj" for x in "qk"}
+ACROSS_HEADS: dict[str, Any] = {
+    "more": (Axis(_Q_NORM, 0, *QUERY), Axis(_K_NORM, 0, *HEAD)),
+    "head_norms": (_Q_NORM, _K_NORM),
+    "fed_by": FED,
+    "approximate": dict.fromkeys(
+        ("attention", "query"),
+        "queries and keys pass a norm across all heads: without some of them the others are scaled "
+        "anew",
+    ),
+}
+"""Traits of a decoder with a norm across all heads of queries, and one of keys."""
 
 
 def side(param: str, dim: int, name: Name, when: str = "") -> Axis:
@@ -46,21 +57,22 @@ def lm_head() -> Iterator[Axis]:
 def attention(qkv_bias: str = "attention_bias", o_bias: str = "attention_bias") -> Iterator[Axis]:
     """Axes of q, k, v and o. A bias is named by its configuration flag, ``always`` or empty."""
     for name, rows in (("q_proj", QUERY), ("k_proj", HEAD), ("v_proj", HEAD)):
-        yield from _maybe(LAYER + f"self_attn.{name}", rows, "hidden", qkv_bias)
-    yield from _maybe(LAYER + "self_attn.o_proj", "hidden", QUERY, o_bias)
+        yield from maybe_biased(LAYER + f"self_attn.{name}", rows, "hidden", qkv_bias)
+    yield from maybe_biased(LAYER + "self_attn.o_proj", "hidden", QUERY, o_bias)
 
 
 def gated(bias: str = "", when: str = "") -> Iterator[Axis]:
-    """Axes of gate, up and down; ``when`` is for weights without a bias."""
+    """Axes of gate, up and down; a flag of biases must imply ``when``."""
     for name in ("gate_proj", "up_proj"):
-        yield from _maybe(LAYER + f"mlp.{name}", FFN, "hidden", bias, when)
-    yield from _maybe(LAYER + "mlp.down_proj", "hidden", FFN, bias, when)
+        yield from maybe_biased(LAYER + f"mlp.{name}", FFN, "hidden", bias, when)
+    yield from maybe_biased(LAYER + "mlp.down_proj", "hidden", FFN, bias, when)
 
 
-def _maybe(module: str, out: Name, into: Name, bias: str, when: str = "") -> Iterator[Axis]:
+def maybe_biased(module: str, out: Name, into: Name, bias: str, when: str = "") -> Iterator[Axis]:
+    """Axes of a linear layer; its bias is named by its configuration flag, ``always`` or empty."""
+    yield from linear(module, out, into, when)
     if bias:
-        return biased(module, out, into, "" if bias == "always" else bias)
-    return linear(module, out, into, when)
+        yield side(f"{module}.bias", 0, out, when if bias == "always" else bias)
 
 
 def head_dim(config: Config) -> int:
@@ -83,7 +95,8 @@ UNITS = {
 }
 
 
-def _listed_per_layer(config: Config, layers: tuple[int, ...]) -> Fields:
+def listed_per_layer(config: Config, layers: tuple[int, ...]) -> Fields:
+    """Lists with a value for every layer, for those that stay."""
     stated = (name for name in ("layer_types", "no_rope_layers") if config.get(name))
     return {name: [config[name][i] for i in layers] for name in stated}
 
@@ -154,7 +167,7 @@ def decoder(
         "attributes": repeats,
         "pad": _pad,
         "norms_behind": lambda _: behind,
-        "depth_fields": _listed_per_layer,
+        "depth_fields": listed_per_layer,
     }
     return Family(model_types=model_types, **{**found, **traits})
 
@@ -197,9 +210,6 @@ _GEMMA: dict[str, Any] = {
 }
 GEMMA2 = decoder("gemma2", **_GEMMA)
 GEMMA3 = decoder("gemma3_text", name="gemma3", more=QK_NORM, fed_by=FED, **_GEMMA)
-_ACROSS_HEADS = (
-    "queries and keys pass a norm across all heads: without some of them the others are scaled anew"
-)
 GRANITE = decoder(
     "granite",
     mlp_bias="mlp_bias",
@@ -210,10 +220,7 @@ OLMO2 = decoder(
     attention_norms=("post_attention_layernorm",),
     mlp_norms=("post_feedforward_layernorm",),
     behind=True,
-    more=(Axis(_Q_NORM, 0, *QUERY), Axis(_K_NORM, 0, *HEAD)),
-    head_norms=(_Q_NORM, _K_NORM),
-    fed_by=FED,
-    approximate=dict.fromkeys(("attention", "query"), _ACROSS_HEADS),
+    **ACROSS_HEADS,
 )
 
 

@@ -29,7 +29,7 @@ def refusal(family: Family, config: Config) -> str:
         return "it was traced, and which modules read and write the stream is not declared"
     if family.norms_behind(config):
         return "norms lie between the blocks and the stream, and their gains do not commute with it"
-    if any(part.more for part in family.sublayers.values()):
+    if any(part.instead for part in family.sublayers.values()):
         return "its layers are not all of one kind"
     if family.router:
         return (

@@ -10,12 +10,30 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention"] * 2,
 }
 """Two layers of each kind; a key head of linear attention has two value heads."""
+ROUTED = {
+    **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "shared_expert_intermediate_size": 20,
+}
+EXPERTS = ("expert", "expert_ffn", "shared_ffn")
 BIASES = ({"attention_bias": True}, {"tie_word_embeddings": True})
 SOURCES = {
     "qwen3_5_text": Source(
         "Qwen3.5 (text)",
         LINEAR,
         kinds=(*DENSE, "linear_head"),
+        others=(*BIASES, {"layer_types": None}),
+    ),
+    "qwen3_next": Source(
+        "Qwen3-Next",
+        {**LINEAR, **ROUTED, "mlp_only_layers": [1]},
+        kinds=(*DENSE, *EXPERTS, "linear_head"),
+        others=(*BIASES, {"num_experts": 0}, {"layer_types": None, "decoder_sparse_step": 2}),
+    ),
+    "qwen3_5_moe_text": Source(
+        "Qwen3.5-MoE (text)",
+        {**LINEAR, **ROUTED},
+        without=("intermediate_size",),
+        kinds=(*DENSE[1:], *EXPERTS, "linear_head"),
         others=(*BIASES, {"layer_types": None}),
     ),
     "lfm2": Source(
