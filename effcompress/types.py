@@ -97,6 +97,8 @@ class Sublayer:
     behind: str = ""
     beside: tuple[str, ...] = ()
     instead: tuple[tuple[str, int], ...] = ()
+    outputs_more: Callable[[Config, int], int] = lambda _config, _layer: 0
+    """How many values more than ``outputs`` it returns in a layer (by its number in the parent)."""
 
     @property
     def silenced(self) -> dict[str, int]:
@@ -109,9 +111,12 @@ class Sublayer:
         """Modules whose parameters are removed."""
         return (*self.silenced, *self.through)
 
-    def within(self, layer: object) -> dict[str, int]:
-        """The modules that this layer has -> the values each returns; identities return 0."""
-        found = {path: n for path, n in self.silenced.items() if hasattr(layer, path)}
+    def within(self, layer: object, more: int = 0) -> dict[str, int]:
+        """Returns the modules that this layer has -> the values that the replacement of each
+        returns; 0: it is the identity. ``more``: that of ``outputs_more`` for this layer.
+        """
+        zeros = {**self.silenced, self.silent: self.outputs + more}
+        found = {path: n for path, n in zeros.items() if getattr(layer, path, None) is not None}
         return found | dict.fromkeys(self.through, 0)
 
 
@@ -213,14 +218,18 @@ class Family:
     """Whether the norms are LayerNorms: they subtract the mean of what they average over."""
     norms_behind: Callable[[Config], bool] = lambda _config: False
     """Whether a norm lies between a block and the stream, so that no projection writes into it."""
+    residual_scale: Callable[[Config], float] = lambda _config: 1.0
+    """What the class multiplies by what a block adds to the stream."""
     gain_offset: float = 0.0
     """What the norms add to their stored gain (Gemma: 1)."""
     scaled_embedding: str = ""
     """An embedding whose output the class multiplies by the root of the hidden size."""
     hidden_powers: Mapping[str, float] = field(default_factory=dict[str, float])
     """Weight (pattern) -> the power of the hidden size that the class multiplies its output by."""
-    fed_by: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Norm within attention -> the linear layer whose output it normalises (patterns of modules).
+    fed_by: Mapping[str, str | tuple[str, ...]] = field(
+        default_factory=dict[str, str | tuple[str, ...]]
+    )
+    """Norm within attention -> the linear layers whose outputs it normalises (patterns of modules).
     A stock class has one epsilon for all norms; where these need another one, the linear layer's
     weights are scaled instead.
     """
@@ -243,6 +252,10 @@ class Family:
     """The module that holds all experts of a layer (pattern)."""
     expert_inputs: int = 2
     """The input dimension of its three-dimensional weights (gpt-oss: 1)."""
+    inputs_weighed: bool = False
+    """Whether every expert reads every token, multiplied by the router's weight (0 where it is not
+    chosen), so that its outputs are only added.
+    """
     floors: Mapping[str, Callable[[Config], int]] = field(
         default_factory=dict[str, Callable[[Config], int]]
     )
@@ -457,6 +470,8 @@ class AxisMap:
     """Why layers cannot be removed; empty when they can."""
     staying: frozenset[str] = frozenset()
     """Layers and blocks that cannot be removed (``layer.3``)."""
+    residual_scale: float = 1.0
+    """What a block's output is multiplied by before it is added to the stream."""
 
     @cached_property
     def queries(self) -> Mapping[int, Segment]:

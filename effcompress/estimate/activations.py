@@ -157,7 +157,7 @@ class _Shape:
         names = ("hidden_act", "activation_function", "activation")
         activation = next((self.config[n] for n in names if n in self.config), "")
         tensors = 4 if written > ffn else _FFN.get(activation, 2)
-        chosen = min(routed(self.axes, self.config), wide.get(f"expert.{layer}", 0))
+        chosen = routed(self.axes, self.config, wide.get(f"expert.{layer}", 0))
         experts = chosen * (4 * expert + 2 * wide["hidden"])
         beside = 4 * wide.get(f"shared_ffn.{layer}", 0)
         return self.value * (tensors * ffn * bool(writers) + beside) + 4 * experts

@@ -47,7 +47,7 @@ class Flops:
         weights = 0.0
         for (experts, names), factor in self._factors.items():
             # A token is multiplied with k of E experts: on average k / E of their weights.
-            met = min(1.0, routed(axes, config) / max(1, wide[experts])) if experts else 1.0
+            met = routed(axes, config, wide[experts]) / max(1, wide[experts]) if experts else 1.0
             weights += met * factor * math.prod(wide[name] for name in names)
         # 2 operations x widths of a query and of a value x length, half of it masked.
         pairs = 2 * sum(attended(axes, config, wide, i) for i in axes.depth.layers)
@@ -88,10 +88,12 @@ def _mixes(wide: Widths, name: str) -> int:
     return wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
 
 
-def routed(axes: AxisMap, config: Config) -> int:
-    """Returns the number of experts that a token is routed to; 0 without experts."""
+def routed(axes: AxisMap, config: Config, experts: int) -> int:
+    """Returns how many of so many experts a token is multiplied with; 0 without experts."""
+    if axes.family.inputs_weighed:
+        return experts
     name = axes.family.aliases.get("num_experts_per_tok", "num_experts_per_tok")
-    return config.get(name) or 0
+    return min(config.get(name) or 0, experts)
 
 
 def _experts(axes: AxisMap, param: str) -> str:

@@ -179,7 +179,8 @@ def _absent(pruned: PrunedModel) -> dict[str, list[Part]]:
     for j, i in enumerate(axes.depth.layers):
         for kind, part in axes.family.sublayers.items():
             if f"{kind}.{i}" in axes.depth.absent:
-                found.setdefault(str(j), []).extend(part.within(layers[j]).items())
+                parts = part.within(layers[j], part.outputs_more(pruned.config, i))
+                found.setdefault(str(j), []).extend(parts.items())
     return found
 
 
@@ -343,21 +344,15 @@ def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]
     """
     found: dict[str, float] = {}
     own = {norm.path: norm.epsilon * _stretch(norm, pruned.axes, then) for norm in pruned.norms()}
-    held = pruned.parameters()
+    modules, attribute = dict(pruned.module.named_modules()), pruned.family.epsilon_attribute
     for pattern, feeds in pruned.family.fed_by.items():
+        linears = (feeds,) if isinstance(feeds, str) else feeds
         for j in range(len(pruned.depth.layers)):
-            path, linear = pattern.replace("{i}", str(j)), feeds.replace("{i}", str(j))
-            if (norm := _module(pruned.module, path)) is None or f"{linear}.weight" not in held:
+            path = pattern.replace("{i}", str(j))
+            if path not in modules:
                 continue
-            value = own.get(path) or float(getattr(norm, pruned.family.epsilon_attribute))
-            for name in (f"{linear}.weight", f"{linear}.bias"):
-                found[name] = (epsilon / value) ** 0.5
+            value = own.get(path) or float(getattr(modules[path], attribute))
+            for linear in (feeds.replace("{i}", str(j)) for feeds in linears):
+                for name in (f"{linear}.weight", f"{linear}.bias"):
+                    found[name] = (epsilon / value) ** 0.5
     return found
-
-
-def _module(root: nn.Module, path: str) -> nn.Module | None:
-    """Returns a module, if there is one of that path."""
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        return None

@@ -147,6 +147,7 @@ def _assemble(
         parts={kind: parts(config) for kind, parts in family.parts.items()},
         no_depth=family.no_depth(config),
         staying=frozenset(family.staying(config)),
+        residual_scale=family.residual_scale(config),
     )
 
 

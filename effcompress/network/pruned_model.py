@@ -175,7 +175,7 @@ class PrunedModel:
         self.refresh()
 
     def _cut_depth(self, after: Depth) -> None:
-        cut_depth(self.module, self.family, self.depth, after, silent)
+        cut_depth(self.module, self.family, self.config, self.depth, after, silent)
         self.depth = after
 
     def refresh(self) -> None:

@@ -117,9 +117,14 @@ def _zero(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer |
             clear(tensor, member.dim, index)
 
 
+def _among(x_TA: Tensor, alive_A: Tensor, units: int, gone: float = -torch.inf) -> Tensor:
+    """Returns values of the living experts among those of all, ``[T, E]``."""
+    return x_TA.new_full((x_TA.shape[0], units), gone).index_copy(1, alive_A, x_TA)
+
+
 @functools.cache
 def _live(stock: type[nn.Module]) -> type[nn.Module]:
-    def forward(self: Any, hidden: Tensor, *more: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self: Any, hidden: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
         """Runs the stock router on the living rows; expert numbers stay the physical ones.
         ``more``: what the mixture holds of every expert and passes on.
         """
@@ -132,11 +137,12 @@ def _live(stock: type[nn.Module]) -> type[nn.Module]:
             held = per_expert((*self.named_parameters(), *self.named_buffers()), units)
             rows = {name: t.index_select(dim, alive_A) for name, (t, dim) in held.items()}
             passed = (hidden, *(t[alive_A] for t in more))
-            logits_TA, score_TK, index_TK = torch.func.functional_call(self, rows, passed)
+            found = torch.func.functional_call(self, rows, passed)
         finally:
             self.__class__, self.num_experts = live, count
-        shape = (logits_TA.shape[0], self.weight.shape[0])
-        logits_TE = logits_TA.new_full(shape, -torch.inf).index_copy(1, alive_A, logits_TA)
-        return logits_TE, score_TK, alive_A[index_TK]
+        if len(found) == 2:  # weights of all experts, and logits
+            return _among(found[0], alive_A, units, 0.0), _among(found[1], alive_A, units)
+        logits_TA, score_TK, index_TK = found
+        return _among(logits_TA, alive_A, units), score_TK, alive_A[index_TK]
 
     return type(f"Live{stock.__name__}", (stock,), {"stock": stock, "forward": forward})

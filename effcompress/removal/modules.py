@@ -139,12 +139,17 @@ def _pass_scales(layers: Any, keep: list[int], name: str) -> None:
 
 
 def cut_depth(
-    module: nn.Module, family: Family, before: Depth, after: Depth, silent: Silent
+    module: nn.Module,
+    family: Family,
+    config: Config,
+    before: Depth,
+    after: Depth,
+    silent: Silent,
 ) -> None:
     """Removes layers from the model and puts ``silent`` modules where blocks are gone.
 
-    Every ``layer_idx`` is renumbered, because the KV cache is indexed by it. Modules that are
-    already silent stay.
+    ``config`` is the parent's. Every ``layer_idx`` is renumbered, because the KV cache is indexed
+    by it. Modules that are already silent stay.
     """
     layers: Any = module.get_submodule(family.layers)
     keep = [j for j, i in enumerate(before.layers) if i in set(after.layers)]
@@ -160,6 +165,7 @@ def cut_depth(
                 part.layer_idx = j
         for kind, sublayer in family.sublayers.items():
             if f"{kind}.{i}" in after.absent - before.absent:
-                for name, values in sublayer.within(layers[j]).items():
+                parts = sublayer.within(layers[j], sublayer.outputs_more(config, i))
+                for name, values in parts.items():
                     new = silent(values, j).train(layers[j].training)
                     layers[j].set_submodule(name, new)

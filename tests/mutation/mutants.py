@@ -2934,6 +2934,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "the cache of layers that are not cut is forgotten",
     ),
     Mutant(
+        "effcompress/estimate/allocation.py",
+        "return tokens * (heads * per_group + whatever_heads * bool(heads))",
+        "return tokens * (heads * per_group + whatever_heads)",
+        (
+            "tests/estimate/test_allocation.py::"
+            "test_the_cache_is_as_large_as_the_one_that_the_class_fills",
+        ),
+        "the cache of latent attention stays when its block goes",
+    ),
+    Mutant(
         "effcompress/runner/allocate.py",
         "return costs.asked / missed if abs(missed - 1) > AIMED else None",
         "return costs.asked * missed if abs(missed - 1) > AIMED else None",

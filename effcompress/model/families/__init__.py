@@ -7,6 +7,7 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 
 from effcompress.errors import SourceError, short
 from effcompress.model.families import (
+    decoders,
     experts,
     gemma,
     hybrids,
@@ -14,12 +15,14 @@ from effcompress.model.families import (
     layernorm,
     llama,
     shared,
+    ssm,
 )
 from effcompress.types import Config, Family
 
 FAMILIES = (
-    *(*llama.FAMILIES, *experts.FAMILIES, *shared.FAMILIES, *latent.FAMILIES),
-    *(*layernorm.FAMILIES, *hybrids.FAMILIES, *gemma.FAMILIES),
+    *(*llama.FAMILIES, *decoders.FAMILIES, *experts.FAMILIES, *shared.FAMILIES),
+    *(*latent.FAMILIES, *layernorm.FAMILIES, *hybrids.FAMILIES, *gemma.FAMILIES),
+    *ssm.FAMILIES,
 )
 
 

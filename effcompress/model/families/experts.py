@@ -26,7 +26,6 @@ from effcompress.types import (
     Config,
     Fields,
     ModuleSizes,
-    Residual,
     Sublayer,
     Widths,
 )
@@ -326,6 +325,11 @@ GRANITE_MIXTURE = Mixture(
 )
 
 
+def granite_scale(config: Config) -> float:
+    """What blocks add to the stream is multiplied by this."""
+    return config.get("residual_multiplier", 1.0)
+
+
 def granite_blocks(*beside: str) -> dict[str, Sublayer]:
     """The two blocks of a layer; modules ``beside`` the mixture go with it."""
     mlp = ("block_sparse_moe", 1, ("post_attention_layernorm",))
@@ -339,7 +343,7 @@ GRANITE = decoder(
     "granitemoe",
     modules=(*attention(), *GRANITE_MIXTURE.axes()),
     sublayers=granite_blocks(),
-    residual=lambda _: Residual(mlp=("block_sparse_moe",)),
+    residual_scale=granite_scale,
     defaults={"granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2}},
     **GRANITE_MIXTURE.traits(),
 )

@@ -58,7 +58,7 @@ def _gated_attention() -> Iterator[Axis]:
         yield replace(axis, positions_per_unit="gated_head") if both else axis
 
 
-def _convolution(module: str, rows: Iterable[llama.Name], bias: str = "") -> Iterator[Axis]:
+def convolution(module: str, rows: Iterable[llama.Name], bias: str = "") -> Iterator[Axis]:
     """Axes of a depthwise convolution ``[channels, 1, kernel]``."""
     for name in (rows := tuple(rows)):
         yield side(f"{module}.weight", 0, name)
@@ -78,7 +78,7 @@ def _delta_net(*projections: Axis) -> Iterator[Axis]:
     head, so that the rows of a unit are neighbours.
     """
     yield from projections
-    yield from _convolution(_DELTA + "conv1d", (_KEY, _KEY, _VALUES))
+    yield from convolution(_DELTA + "conv1d", (_KEY, _KEY, _VALUES))
     yield side(_DELTA + "A_log", 0, _PER_VALUE)
     yield side(_DELTA + "dt_bias", 0, _PER_VALUE)
     yield side(_DELTA + "norm.weight", 0, "linear_value")
@@ -290,7 +290,7 @@ def _short_convolution() -> Iterator[Axis]:
         yield side(_CONV + "in_proj.weight", 0, name)
         yield side(_CONV + "in_proj.bias", 0, name, "conv_bias")
     yield side(_CONV + "in_proj.weight", 1, "hidden")
-    yield from _convolution(_CONV + "conv", (CHANNEL,), "conv_bias")
+    yield from convolution(_CONV + "conv", (CHANNEL,), "conv_bias")
     yield from biased(_CONV + "out_proj", "hidden", CHANNEL, "conv_bias")
 
 

@@ -16,8 +16,6 @@ QUERY = (ATTENTION + "/query.{i}", "head")
 HEAD = (ATTENTION, "head")
 COUNTS = ("num_hidden_layers", "num_attention_heads")
 _Q_NORM, _K_NORM = LAYER + "self_attn.q_norm.weight", LAYER + "self_attn.k_norm.weight"
-QK_NORM = (Axis(_Q_NORM, 0, "head_dim"), Axis(_K_NORM, 0, "head_dim"))
-"""Norms within a head, one gain for all heads: no mini-group owns a part of it."""
 FED = {LAYER + f"self_attn.{x}_norm": LAYER + f"self_attn.{x}_proj" for x in "qk"}
 ACROSS_HEADS: dict[str, Any] = {
     "more": (Axis(_Q_NORM, 0, *QUERY), Axis(_K_NORM, 0, *HEAD)),
@@ -30,6 +28,14 @@ ACROSS_HEADS: dict[str, Any] = {
     ),
 }
 """Traits of a decoder with a norm across all heads of queries, and one of keys."""
+
+
+def qk_norms(query: str = "q_norm", key: str = "k_norm") -> tuple[Axis, ...]:
+    """Norms within a head, one gain for all heads: no mini-group owns a part of it."""
+    return tuple(Axis(f"{LAYER}self_attn.{norm}.weight", 0, "head_dim") for norm in (query, key))
+
+
+QK_NORM = qk_norms()
 
 
 def side(param: str, dim: int, name: Name, when: str = "") -> Axis:
@@ -66,6 +72,19 @@ def gated(bias: str = "", when: str = "") -> Iterator[Axis]:
     for name in ("gate_proj", "up_proj"):
         yield from maybe_biased(LAYER + f"mlp.{name}", FFN, "hidden", bias, when)
     yield from maybe_biased(LAYER + "mlp.down_proj", "hidden", FFN, bias, when)
+
+
+def ungated(bias: str = "") -> Iterator[Axis]:
+    """Axes of up and down without a gate."""
+    yield from maybe_biased(LAYER + "mlp.up_proj", FFN, "hidden", bias)
+    yield from maybe_biased(LAYER + "mlp.down_proj", "hidden", FFN, bias)
+
+
+def fused_gated() -> Iterator[Axis]:
+    """Axes of gate and up in one matrix, rows of all gates, then of all ups, and of down."""
+    fused = LAYER + "mlp.gate_up_proj.weight"
+    yield from (Axis(fused, dim, name) for dim, name in ((0, FFN), (0, FFN), (1, "hidden")))
+    yield from linear(LAYER + "mlp.down_proj", "hidden", FFN)
 
 
 def maybe_biased(module: str, out: Name, into: Name, bias: str, when: str = "") -> Iterator[Axis]:
@@ -135,23 +154,26 @@ def decoder(
     attention_norms: tuple[str, ...] = ("input_layernorm",),
     mlp_norms: tuple[str, ...] = ("post_attention_layernorm",),
     head_norms: tuple[str, ...] = (),
-    behind: bool = False,
+    behind: bool | str = False,
     **traits: Any,
 ) -> Family:
     """Declares a decoder. ``modules`` replaces the axes of attention and feed-forward, ``more``
     adds to them; ``attention_norms`` and ``mlp_norms`` are around each, in front first; the last
-    ones are ``behind`` the blocks or not.
+    ones are ``behind`` the blocks or not, or exist if a configuration flag is set.
     """
     around = zip(attention_norms, mlp_norms, strict=True)
     last = [norms[-1] if behind else "" for norms in (attention_norms, mlp_norms)]
     norms = [LAYER + norm + ".weight" for pair in around for norm in pair]
     last_norm = traits.get("final_norm", "model.norm.weight")
+    flag = behind if isinstance(behind, str) else ""
+    optional = {LAYER + norm + ".weight" for norm in last if flag}
+    gains = (Axis(n, 0, "hidden", when=flag if n in optional else "") for n in norms)
     own = modules or (*attention(qkv_bias, o_bias), *gated(mlp_bias))
     found = {
         "name": model_types[0],
         "axes": (
             *linear("model.embed_tokens", "vocab", "hidden"),
-            *(*own, *more, *(Axis(norm, 0, "hidden") for norm in norms)),
+            *(*own, *more, *gains),
             Axis(last_norm, 0, "hidden"),
             *lm_head(),
         ),
@@ -166,7 +188,7 @@ def decoder(
         "resize": resize,
         "attributes": repeats,
         "pad": _pad,
-        "norms_behind": lambda _: behind,
+        "norms_behind": lambda c: bool(c.get(flag, True)) if flag else bool(behind),
         "depth_fields": listed_per_layer,
     }
     return Family(model_types=model_types, **{**found, **traits})
@@ -210,10 +232,6 @@ _GEMMA: dict[str, Any] = {
 }
 GEMMA2 = decoder("gemma2", **_GEMMA)
 GEMMA3 = decoder("gemma3_text", name="gemma3", more=QK_NORM, fed_by=FED, **_GEMMA)
-GRANITE = decoder(
-    "granite",
-    mlp_bias="mlp_bias",
-)
 OLMO2 = decoder(
     *("olmo2", "olmo3"),
     # Post-norm: norms behind the blocks, none in front.
@@ -238,18 +256,17 @@ def _phi3_attributes(config: Config, widths: Widths) -> ModuleSizes:
     }
 
 
-_QKV, _GATE_UP = LAYER + "self_attn.qkv_proj.weight", LAYER + "mlp.gate_up_proj.weight"
+_QKV = LAYER + "self_attn.qkv_proj.weight"
 PHI3 = decoder(
     "phi3",
     modules=(
-        # Fused projections: rows of all queries, keys, values; rows of all gates, then all ups.
+        # Fused projections: rows of all queries, keys, values.
         *(Axis(_QKV, 0, *rows) for rows in (QUERY, HEAD, HEAD)),
         Axis(_QKV, 1, "hidden"),
         *linear(LAYER + "self_attn.o_proj", "hidden", QUERY),
-        *(Axis(_GATE_UP, dim, name) for dim, name in ((0, FFN), (0, FFN), (1, "hidden"))),
-        *linear(LAYER + "mlp.down_proj", "hidden", FFN),
+        *fused_gated(),
     ),
     attributes=_phi3_attributes,
     residual=lambda _: Residual(("self_attn", "resid_attn_dropout"), ("mlp", "resid_mlp_dropout")),
 )
-FAMILIES = (LLAMA, QWEN2, QWEN3, SMOLLM3, GRANITE, GEMMA2, GEMMA3, PHI3, OLMO2)
+FAMILIES = (LLAMA, QWEN2, QWEN3, SMOLLM3, GEMMA2, GEMMA3, PHI3, OLMO2)

@@ -31,6 +31,8 @@ def refusal(family: Family, config: Config) -> str:
         return "norms lie between the blocks and the stream, and their gains do not commute with it"
     if any(part.instead for part in family.sublayers.values()):
         return "its layers are not all of one kind"
+    if family.residual_scale(config) != 1:
+        return "what a block adds is multiplied by a number before it comes to the stream"
     if family.router:
         return (
             "its experts return as many channels as they read, but the last layer reads the sliced "

@@ -4,12 +4,15 @@ Where the class derives their width from that of the routed ones they are never 
 stock class could hold the result; where their width is a field, it is an axis kind, ``shared_ffn``.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from effcompress.model.families import llama
 from effcompress.model.families.experts import (
     DENSE,
+    EXPERT,
+    EXPERT_FFN,
     GRANITE_MIXTURE,
     SHARED,
     SHARED_FFN,
@@ -19,10 +22,11 @@ from effcompress.model.families.experts import (
     after_first,
     dense_layers_listed,
     granite_blocks,
+    granite_scale,
     kept_listed,
 )
-from effcompress.model.families.llama import LAYER, attention, decoder, gated, linear, side
-from effcompress.types import Axis, Config, Fields, Residual
+from effcompress.model.families.llama import FFN, LAYER, attention, decoder, gated, linear, side
+from effcompress.types import Axis, Config, Fields, ModuleSizes, Sublayer, Widths
 
 BESIDE = "mlp.shared_experts"
 FIRST = "first_k_dense_replace"
@@ -216,7 +220,7 @@ GRANITE_SHARED = decoder(
         *linear(_OUTPUT, "hidden", SHARED_FFN, SHARED),
     ),
     sublayers=granite_blocks("shared_mlp"),
-    residual=lambda _: Residual(mlp=("block_sparse_moe",)),
+    residual_scale=granite_scale,
     defaults={
         "granitemoeshared": {
             **{"num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 0}
@@ -224,4 +228,115 @@ GRANITE_SHARED = decoder(
     },
     **_GRANITE.traits(),
 )
-FAMILIES = (GLM4_MOE, DOTS1, EXAONE_MOE, ERNIE4_5_MOE, QWEN2_MOE, GRANITE_SHARED)
+
+
+def _llama4_sparse(config: Config, layer: int) -> bool:
+    """Whether a layer is a mixture: those that are listed, or one in so many."""
+    listed = config.get("moe_layers")
+    if listed is not None:
+        return layer in listed
+    return (layer + 1) % config.get("interleave_moe_layer_step", 1) == 0
+
+
+def _llama4_kept(config: Config, layers: tuple[int, ...]) -> Fields:
+    sparse = [j for j, i in enumerate(layers) if _llama4_sparse(config, i)]
+    return {**llama.listed_per_layer(config, layers), "moe_layers": sparse}
+
+
+_LLAMA4 = Mixture(
+    ("num_local_experts",),
+    width="intermediate_size",
+    sparse=_llama4_sparse,
+    block="feed_forward",
+    router="router",
+    shared="feed_forward.shared_expert",
+)
+_LLAMA4_TRAITS = _LLAMA4.traits()
+
+
+def _llama4_axes() -> Iterator[Axis]:
+    """Axes of the feed-forward: experts with transposed weights, ``[experts, inputs, outputs]``,
+    one that every token goes through and that is as wide as they are, or a dense one.
+    """
+    inside = LAYER + "feed_forward."
+    rows = ((0, EXPERT), (1, "hidden"), (2, EXPERT_FFN), (2, EXPERT_FFN))
+    yield from (Axis(inside + "experts.gate_up_proj", d, x, when=SPARSE) for d, x in rows)
+    down = enumerate((EXPERT, EXPERT_FFN, "hidden"))
+    yield from (Axis(inside + "experts.down_proj", d, x, when=SPARSE) for d, x in down)
+    for name in ("gate_proj", "up_proj"):
+        yield from linear(inside + name, FFN, "hidden", DENSE)
+    yield from linear(inside + "down_proj", "hidden", FFN, DENSE)
+
+
+def _llama4_resize(config: Config, widths: Widths) -> Fields:
+    dense = {"intermediate_size_mlp": widths["ffn"]} if "ffn" in widths else {}
+    return {**_LLAMA4_TRAITS["resize"](config, widths), **dense}
+
+
+def _llama4_attributes(config: Config, widths: Widths) -> ModuleSizes:
+    found = llama.repeats(config, widths)
+    if "expert" not in widths:
+        return found
+    count, hidden = widths["expert"], widths["hidden"]
+    mixture = {"num_experts": count, "hidden_dim": hidden}
+    experts = {"num_experts": count, "hidden_size": hidden, "intermediate_size": 0}
+    experts["intermediate_size"] = experts["expert_dim"] = widths["expert_ffn"]
+    router = {"num_experts": count}
+    return {
+        **found,
+        "feed_forward": {**mixture},
+        "feed_forward.router": {**router},
+        "feed_forward.experts": {**experts},
+    }
+
+
+def _llama4_pad(config: Config, _widths: Widths) -> dict[str, int]:
+    return {"expert_ffn": config["intermediate_size"]}
+
+
+_ATTENTION = LAYER + "self_attn."
+LLAMA4 = decoder(
+    "llama4_text",
+    modules=(
+        *attention(),
+        *_LLAMA4.routed(),
+        *_LLAMA4.beside_axes(),
+        *_llama4_axes(),
+    ),
+    sublayers={
+        "attention_block": Sublayer("self_attn", 2, ("input_layernorm",)),
+        # A mixture also returns the router's logits.
+        "mlp_block": Sublayer(
+            "feed_forward",
+            1,
+            ("post_attention_layernorm",),
+            outputs_more=lambda c, i: int(_llama4_sparse(c, i)),
+        ),
+    },
+    # One norm without a gain for both, in layers that rotate.
+    fed_by={_ATTENTION + "qk_norm": (_ATTENTION + "q_proj", _ATTENTION + "k_proj")},
+    epsilon_attribute="eps",
+    required=(
+        *("vocab_size", "hidden_size", "intermediate_size", *llama.COUNTS),
+        "intermediate_size_mlp",
+    ),
+    defaults={
+        "llama4_text": {
+            **{"num_key_value_heads": 8, "head_dim": 128, "interleave_moe_layer_step": 1},
+            **{"num_local_experts": 16, "num_experts_per_tok": 1},
+        }
+    },
+    depth_fields=_llama4_kept,
+    expert_inputs=1,
+    inputs_weighed=True,
+    **{
+        **_LLAMA4_TRAITS,
+        "units": {**_LLAMA4_TRAITS["units"], "ffn": lambda c, _: c["intermediate_size_mlp"]},
+        "resize": _llama4_resize,
+        "attributes": _llama4_attributes,
+        "pad": _llama4_pad,
+        # No grouped kernels.
+        "multiples": {},
+    },
+)
+FAMILIES = (GLM4_MOE, DOTS1, EXAONE_MOE, ERNIE4_5_MOE, QWEN2_MOE, GRANITE_SHARED, LLAMA4)

@@ -103,6 +103,17 @@ SOURCES = {
         kinds=ROUTED,
         others=({"tie_word_embeddings": True},),
     ),
+    "llama4_text": Source(
+        "Llama 4 (text)",
+        {
+            **{"intermediate_size": 28, "intermediate_size_mlp": 40, "moe_layers": [0, 2]},
+            **{"num_local_experts": 5, "num_experts_per_tok": 2, "no_rope_layers": [1, 0, 1]},
+            **{"attention_chunk_size": 8, "floor_scale": 4},
+        },
+        kinds=MIXED,
+        uncut=SHARED_STAYS,
+        others=(BIASES, {"moe_layers": None, "interleave_moe_layer_step": 2}),
+    ),
     "granitemoe": Source(
         "Granite 3 (mixtures)",
         {

@@ -16,6 +16,10 @@ ROUTED = {
 }
 EXPERTS = ("expert", "expert_ffn", "shared_ffn")
 BIASES = ({"attention_bias": True}, {"tie_word_embeddings": True})
+MAMBA = {
+    **{"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 5},
+    **{"mamba_expand": 2, "num_hidden_layers": 4, "mamba_chunk_size": 8},
+}
 SOURCES = {
     "qwen3_5_text": Source(
         "Qwen3.5 (text)",
@@ -62,5 +66,22 @@ SOURCES = {
             {"attention_k_eq_v": True, "num_global_key_value_heads": 2},
             {"layer_types": None, "num_hidden_layers": 8, "use_double_wide_mlp": True},
         ),
+    ),
+    "granitemoehybrid": Source(
+        "Granite 4 (hybrid)",
+        {
+            **{**MAMBA, "layer_types": ["linear_attention", "full_attention"] * 2},
+            **{"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
+            **{"shared_intermediate_size": 20, "residual_multiplier": 0.7},
+        },
+        kinds=(*DENSE[1:], *EXPERTS),
+        uncut=("hidden",),
+        others=(*BIASES, {"num_local_experts": 0}, {"mamba_proj_bias": True}),
+    ),
+    "bamba": Source(
+        "Bamba",
+        {**MAMBA, "attn_layer_indices": [1, 3]},
+        uncut=("hidden",),
+        others=(*BIASES, {"mlp_bias": True, "mamba_conv_bias": False}),
     ),
 }
