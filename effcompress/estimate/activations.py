@@ -105,13 +105,14 @@ class _Shape:
         return self.wide["hidden"] * (norms * self.norm + copies * self.value)
 
     def _attention(self, params: list[str], layer: int) -> float:
-        wide, axis = self.wide, f"attention.{layer}"
+        wide = self.wide
         heads = query_heads(self.axes, wide, layer)
         if not heads:
-            return 0.0
+            return self._mixing(params, layer)
         if self.axes.family.latent:
             return self._latent(heads)
-        head = self.axes.family.positions_per_unit["head"](self.config)
+        shared = self.axes.queries[layer]
+        axis, head = shared.names[0], shared.positions_per_unit
         query = heads * head
         key = wide[axis] * head
         writers = self._writers(params, axis)
@@ -125,15 +126,25 @@ class _Shape:
             kept = (fused + query + (query + key if rotated else 0)) * self.value
         names = {n for p in params if not self._matrix(p) for n in self._names(p, 0)}
         gains = [p for p in params if p.endswith("norm.weight") and axis in str(self._names(p, 0))]
-        normed = query + key if ("head_dim",) in names or gains else 0
+        inside = any(n[0].endswith("head_dim") for n in names)
+        normed = query + key if inside or gains else 0
         return kept + normed * (4 + self.value)
+
+    def _mixing(self, params: list[str], layer: int) -> float:
+        """Returns what linear attention or a convolution keeps: what its projections write, and as
+        much behind the convolution and behind its activation.
+        """
+        gate, out = f"attention_block.{layer}", 1 - self.axes.family.inputs
+        inside = [p for p in params if gate in self.axes.gates[p] and self._matrix(p)]
+        into = [p for p in inside if ("hidden",) not in self._names(p, out)]
+        return 3 * self.value * sum(self.axes.length(p, out, self.wide) for p in into)
 
     def _latent(self, heads: int) -> float:
         """Returns what latent attention keeps: queries, keys, the projection that values are a part
         of, the output; and the vectors of low rank with their norms.
         """
         family, config = self.axes.family, self.config
-        query, value = family.attended(config)
+        query, value = family.head_widths(config) if family.head_widths else (0, 0)
         both = family.positions_per_unit["key_value"](config)
         ranks = sum(self.wide.get(name, 0) for name in ("q_rank", "kv_rank"))
         return heads * (2 * query + both + value) * self.value + ranks * (self.norm + self.value)

@@ -18,11 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from effcompress.estimate.flops import head_widths
 from effcompress.model.cache import cache_root
 from effcompress.record.readable import size as readable_size
 from effcompress.selection.levels import Module
 from effcompress.spec import PruneSpec, TargetSpec, WorkloadSpec
-from effcompress.types import AxisMap, Config, in_layer
+from effcompress.types import AxisMap, Config, axis_layer, in_layer
 
 Unit = Literal["parameters", "bytes", "seconds"]
 STORED = 4
@@ -105,16 +106,18 @@ def bytes_costs(
     base, cost_ML = _parameters(axes, modules)
     tokens, latent = load.batch * load.length, axes.family.latent
     whatever_heads = latent(config) if latent else 0
-    per_group = 0 if latent else sum(axes.family.attended(config))
 
-    def cached(heads: int) -> int:
+    def cached(name: str, heads: int) -> int:
+        layer = axis_layer(name)
+        known = latent or layer is None
+        per_group = 0 if known else sum(head_widths(axes, config, layer))
         return tokens * (heads * per_group + whatever_heads * bool(heads))
 
     chosen = {m.name for m in modules if m.kind == "attention"}
-    base += sum(cached(axes.widths[n]) for n in axes.axes("attention") if n not in chosen)
+    base += sum(cached(n, axes.widths[n]) for n in axes.axes("attention") if n not in chosen)
     scaled = tuple(
         tuple(
-            STORED * (cost + (cached(width) if m.kind == "attention" else 0))
+            STORED * (cost + (cached(m.name, width) if m.kind == "attention" else 0))
             for cost, width in zip(costs, m.widths, strict=True)
         )
         for m, costs in zip(modules, cost_ML, strict=True)

@@ -124,6 +124,26 @@ def expert(
     yield from _sets(axes, "expert", skip_layers, limits)
 
 
+@space("mixer", paper="new")
+def mixer(
+    axes: AxisMap,
+    *,
+    scope: Scope = "lockstep",
+    minimum: Positive = 1,
+    serve_tp: Positive = 1,
+    skip_layers: Layers = (),
+    after: Fraction = 0.0,
+    until: Fraction = 1.0,
+) -> Iterator[GroupSet]:
+    """What mixes tokens in layers without attention: a key head of linear attention with its value
+    heads, a channel of a short convolution. The units that stay are a multiple of ``serve_tp``, the
+    devices of tensor parallelism.
+    """
+    limits = Limits(scope=scope, minimum=minimum, round_to=serve_tp, after=after, until=until)
+    for kind in ("linear_head", "conv_channel"):
+        yield from _sets(axes, kind, skip_layers, limits)
+
+
 def _of_modules(kind: str, paper: str, summary: str) -> None:
     """Registers the space of the layers, or of one block of each."""
 

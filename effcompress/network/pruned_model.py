@@ -172,7 +172,8 @@ class PrunedModel:
             s.name for s in self.sets if s.kind in DEPTH and not self.ledger.alive[s.name].any()
         ]
         if gone:
-            self._cut_depth(self.depth.without(gone))
+            more = self.family.more_than_blocks(self.config)
+            self._cut_depth(self.depth.without(gone, more=more))
             if optimizer is not None:
                 forget(optimizer, self.module)
         self.refresh()

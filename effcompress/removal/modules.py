@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from effcompress.types import EXPERT_ROW, AxisMap, Config, Depth, Family, axis_layer, in_layer
@@ -129,6 +130,14 @@ it returns its input.
 """
 
 
+@torch.no_grad()
+def _pass_scales(layers: Any, keep: list[int], name: str) -> None:
+    """Multiplies the scales of layers that go into that of the layer in front of them."""
+    for j in reversed(range(1, len(layers))):
+        if j not in keep:
+            getattr(layers[j - 1], name).mul_(getattr(layers[j], name))
+
+
 def cut_depth(
     module: nn.Module,
     family: Family,
@@ -145,6 +154,8 @@ def cut_depth(
     layers: Any = module.get_submodule(family.layers)
     keep = [j for j, i in enumerate(before.layers) if i in set(after.layers)]
     kept = [layers[j] for j in keep]
+    if family.layer_scale:
+        _pass_scales(layers, keep, family.layer_scale)
     # In place: the model's forward holds this ModuleList, and hooks may.
     del layers[:]
     layers.extend(kept)
@@ -154,6 +165,7 @@ def cut_depth(
                 part.layer_idx = j
         for kind, sublayer in family.sublayers.items():
             if f"{kind}.{i}" in after.absent - before.absent:
-                for name, values in sublayer.replaced(config, i).items():
+                parts = sublayer.within(layers[j], sublayer.outputs_more(config, i))
+                for name, values in parts.items():
                     new = silent(values, j).train(layers[j].training)
                     layers[j].set_submodule(name, new)

@@ -8,7 +8,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ from tests.export.test_forms import expected, fresh, write
 
 FAMILIES = tuple(sources())
 CASES = [(model_type, kind) for model_type in FAMILIES for kind in sources()[model_type].kinds]
-WITHIN = ("ffn", "expert_ffn", "shared_ffn", "attention", "query")
+WITHIN = ("ffn", "expert_ffn", "shared_ffn", "attention", "query", "linear_head", "conv_channel")
 """Kinds whose units do nothing but add to the stream: without them the rest is as before."""
 SPACES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "query": ("attention", {"unit": "q_per_group"}),
     "expert_ffn": ("ffn", {}),
+    **dict.fromkeys(("linear_head", "conv_channel"), ("mixer", {})),
     "shared_ffn": ("ffn", {}),
 }
 """Kind -> the pruning space that cuts it; others have one of their own name."""
@@ -212,7 +213,8 @@ def test_operations_are_those_that_are_counted(model_type: str) -> None:
     widths = [kind for kind in sources()[model_type].kinds if kind not in ("query", *DEPTH)]
     pruned = opened(model, *widths)
     # Causal attention costs half the pairs: those of twice the length are all of them.
-    flops = Flops(pruned.parent, model.config.to_dict(), 24)
+    bare = replace(pruned.parent, family=replace(pruned.family, recurrence={}))
+    flops = Flops(bare, model.config.to_dict(), 24)
     assert flops.per_token({}) == pytest.approx(3 * counted(model), rel=1e-12)
     plan: Plan = {}
     for kind in widths:
@@ -260,7 +262,8 @@ def cut(model_type: str, change: str, name: str) -> PrunedModel:
 
 def _count(s: GroupSet, name: str) -> int:
     if s.kind == "expert" or name == "uniform":  # no zeros can stand for an expert
-        return {"hidden": 8, "ffn": 8, "expert_ffn": s.size % 8 or 8}.get(s.kind, 1)
+        eights = dict.fromkeys(("hidden", "conv_channel", "ffn"), 8)
+        return {**eights, "expert_ffn": s.size % 8 or 8}.get(s.kind, 1)
     return 5 if s.kind == "hidden" else (s.layer or 0) + 1
 
 

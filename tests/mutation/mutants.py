@@ -698,15 +698,15 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/estimate/flops.py",
-        "attention = 2 * heads * sum(axes.family.attended(config)) * self._length / 2",
-        "attention = 2 * heads * sum(axes.family.attended(config)) * self._length",
+        "attention = pairs * self._length / 2",
+        "attention = pairs * self._length",
         ("tests/estimate/test_flops.py::test_operations_are_those_that_are_counted[llama]",),
         "masked pairs of attention count",
     ),
     Mutant(
         "effcompress/estimate/flops.py",
-        "attention = 2 * heads * sum(axes.family.attended(config)) * self._length / 2",
-        "attention = 2 * heads * 2 * axes.family.attended(config)[0] * self._length / 2",
+        "return heads * sum(head_widths(axes, config, layer)) if heads else 0",
+        "return heads * 2 * head_widths(axes, config, layer)[0] if heads else 0",
         (
             "tests/contract/test_more_families.py::test_operations_are_those_that_are_counted"
             "[deepseek_v3]",
@@ -2926,7 +2926,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/estimate/allocation.py",
-        'base += sum(cached(axes.widths[n]) for n in axes.axes("attention") if n not in chosen)',
+        'base += sum(cached(n, axes.widths[n]) for n in axes.axes("attention") if n not in chosen)',
         "base += 0",
         (
             "tests/estimate/test_allocation.py::test_keys_and_values_of_layers_that_are_not_cut_count",

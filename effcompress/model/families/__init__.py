@@ -6,12 +6,23 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from effcompress.errors import SourceError, short
-from effcompress.model.families import decoders, experts, latent, layernorm, llama, shared
+from effcompress.model.families import (
+    decoders,
+    experts,
+    gemma,
+    hybrids,
+    latent,
+    layernorm,
+    llama,
+    shared,
+    ssm,
+)
 from effcompress.types import Config, Family
 
 FAMILIES = (
     *(*llama.FAMILIES, *decoders.FAMILIES, *experts.FAMILIES, *shared.FAMILIES),
-    *(*latent.FAMILIES, *layernorm.FAMILIES),
+    *(*latent.FAMILIES, *layernorm.FAMILIES, *hybrids.FAMILIES, *gemma.FAMILIES),
+    *ssm.FAMILIES,
 )
 
 

@@ -171,7 +171,7 @@ class Mixture:
 
         def resize(config: Config, widths: Widths) -> Fields:
             only = "expert_ffn" if self.width == "intermediate_size" else "ffn"
-            dense = widths.get(only, config["intermediate_size"])
+            dense = widths.get(only) or config.get("intermediate_size", 0)
             found = heads(config, {**widths, "ffn": dense})
             if "expert" in widths:
                 named = next(name for name in self.count if config.get(name))

@@ -164,6 +164,7 @@ def decoder(
     around = zip(attention_norms, mlp_norms, strict=True)
     last = [norms[-1] if behind else "" for norms in (attention_norms, mlp_norms)]
     norms = [LAYER + norm + ".weight" for pair in around for norm in pair]
+    last_norm = traits.get("final_norm", "model.norm.weight")
     flag = behind if isinstance(behind, str) else ""
     optional = {LAYER + norm + ".weight" for norm in last if flag}
     gains = (Axis(n, 0, "hidden", when=flag if n in optional else "") for n in norms)
@@ -173,13 +174,13 @@ def decoder(
         "axes": (
             *linear("model.embed_tokens", "vocab", "hidden"),
             *(*own, *more, *gains),
-            Axis("model.norm.weight", 0, "hidden"),
+            Axis(last_norm, 0, "hidden"),
             *lm_head(),
         ),
         "units": UNITS,
         "positions_per_unit": {"one": lambda _: 1, "head": head_dim},
         "required": ("vocab_size", "hidden_size", "intermediate_size", *COUNTS),
-        "norms": (*norms, *head_norms, "model.norm.weight"),
+        "norms": (*norms, *head_norms, last_norm),
         "sublayers": {
             "attention_block": Sublayer("self_attn", 2, attention_norms, last[0]),
             "mlp_block": Sublayer("mlp", 1, mlp_norms, last[1]),

@@ -29,6 +29,8 @@ def refusal(family: Family, config: Config) -> str:
         return "it was traced, and which modules read and write the stream is not declared"
     if family.norms_behind(config):
         return "norms lie between the blocks and the stream, and their gains do not commute with it"
+    if any(part.instead for part in family.sublayers.values()):
+        return "its layers are not all of one kind"
     if family.residual_scale(config) != 1:
         return "what a block adds is multiplied by a number before it comes to the stream"
     if family.router:
