@@ -171,6 +171,10 @@ class Family:
     """Gains of the norms that average over an axis that can be cut (patterns with ``{i}``)."""
     layer: str = "model.layers.{i}"
     """The path of a layer."""
+    applies: Callable[[Config], bool] = lambda _config: True
+    """Whether a configuration of these ``model_types`` is meant: some classes are built in several
+    ways, and each has a declaration of its own.
+    """
     inputs: int = 1
     """The input dimension of a linear layer's weight (GPT-2's Conv1D: 0)."""
     sublayers: Mapping[str, Sublayer] = field(default_factory=dict[str, Sublayer])
@@ -183,6 +187,8 @@ class Family:
     """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
     module_there: Callable[[str, int], bool] = lambda _path, _layer: True
     """Whether a layer has a module of ``attributes``."""
+    outside: Callable[[Config, Widths], ModuleSizes] = lambda _config, _widths: {}
+    """The same of modules outside the layers, by their whole path."""
     residual: Callable[[Config], Residual] = lambda _config: Residual()
     """How a layer adds to the residual stream."""
     centred: bool = False

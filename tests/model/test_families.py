@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from effcompress.errors import SourceError
+from effcompress.model.classes import fields_of
 from effcompress.model.families import FAMILIES, family_of
 from effcompress.model.families.llama import head_dim
 
@@ -26,5 +27,19 @@ def test_an_unknown_architecture_is_named() -> None:
 
 
 def test_model_types_are_declared_once() -> None:
-    types = [t for f in FAMILIES for t in f.model_types]
-    assert len(types) == len(set(types))
+    """But for classes that are built in several ways: at most one declaration applies to each."""
+    names = [family.name for family in FAMILIES]
+    assert len(names) == len(set(names))
+    for model_type in {t for f in FAMILIES for t in f.model_types}:
+        config = {"model_type": model_type, **(fields_of(model_type) or {})}
+        declared = [f for f in FAMILIES if model_type in f.model_types]
+        assert sum(f.applies(f.complete(config)) for f in declared) == 1, model_type
+
+
+def test_a_class_that_is_built_in_several_ways_has_several_declarations() -> None:
+    stable = {"model_type": "stablelm", "use_parallel_residual": True}
+    assert family_of(stable).sublayers["mlp_block"].through == ()
+    other = family_of({**stable, "use_parallel_residual": False})
+    assert other.sublayers["mlp_block"].through == ("post_attention_layernorm",)
+    with pytest.raises(SourceError, match="'stablelm' is not declared"):
+        family_of({**stable, "qk_layernorm": True})

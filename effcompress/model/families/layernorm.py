@@ -112,6 +112,14 @@ def _norm_first(config: Config) -> bool:
     return bool(config.get("do_layer_norm_before", True))
 
 
+def _final_norm(config: Config) -> bool:
+    return _norm_first(config) and not config.get("_remove_final_layer_norm", False)
+
+
+def _affine(config: Config) -> bool:
+    return bool(config.get("layer_norm_elementwise_affine", True))
+
+
 def _opt_no_depth(config: Config) -> str:
     said = "the residual stream itself is normalised in every layer (do_layer_norm_before: false)"
     return "" if _norm_first(config) else said
@@ -119,11 +127,17 @@ def _opt_no_depth(config: Config) -> str:
 
 def _opt_attributes(config: Config, widths: Widths) -> ModuleSizes:
     found: ModuleSizes = {"self_attn": {"num_heads": widths["attention"]}}
-    if not config.get("layer_norm_elementwise_affine", True):
+    if not _affine(config):
         # Without a gain, no tensor has a norm's length.
-        for norm in ("self_attn_layer_norm", "final_layer_norm"):
-            found[norm] = {"normalized_shape": [widths["hidden"]]}
+        for name in ("self_attn_layer_norm", "final_layer_norm"):
+            found[name] = {"normalized_shape": [widths["hidden"]]}
     return found
+
+
+def _opt_outside(config: Config, widths: Widths) -> ModuleSizes:
+    if _affine(config) or not _final_norm(config):
+        return {}
+    return {"model.decoder.final_layer_norm": {"normalized_shape": [widths["hidden"]]}}
 
 
 OPT = _family(
@@ -166,9 +180,10 @@ OPT = _family(
     required=("vocab_size", "hidden_size", "ffn_dim", *COUNTS, "max_position_embeddings"),
     flags={
         "projected": _projected,
-        "final_norm": lambda c, _: _norm_first(c) and not c.get("_remove_final_layer_norm", False),
+        "final_norm": lambda c, _: _final_norm(c) and _affine(c),
     },
     attributes=_opt_attributes,
+    outside=_opt_outside,
     residual=lambda _: Residual(
         ("self_attn", "dropout"), ("fc1", "activation_fn", "fc2", "dropout")
     ),
