@@ -252,7 +252,8 @@ def clone() -> Callable[[nn.Module], nn.Module]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-families", help="write docs/families.md from the tests' results")
+    said = "write docs/families.md from the tests' results; rows of families that do not run stay"
+    parser.addoption("--write-families", help=said)
 
 
 SLOWEST = ("distributed", "real/test_smollm2", "test_compiled", "test_resume", "test_forms")
@@ -272,4 +273,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         from tests.families_page import page
 
         passed = terminalreporter.stats.get("passed", [])
-        Path(path).write_text(page(dict(report.user_properties) for report in passed))
+        file = Path(path)
+        before = file.read_text() if file.exists() else ""
+        file.write_text(page((dict(report.user_properties) for report in passed), before))

@@ -199,8 +199,12 @@ GEMMA3 = decoder("gemma3_text", name="gemma3", more=QK_NORM, fed_by=FED, **_GEMM
 _ACROSS_HEADS = (
     "queries and keys pass a norm across all heads: without some of them the others are scaled anew"
 )
+GRANITE = decoder(
+    "granite",
+    mlp_bias="mlp_bias",
+)
 OLMO2 = decoder(
-    "olmo2",
+    *("olmo2", "olmo3"),
     # Post-norm: norms behind the blocks, none in front.
     attention_norms=("post_attention_layernorm",),
     mlp_norms=("post_feedforward_layernorm",),
@@ -240,4 +244,4 @@ PHI3 = decoder(
     attributes=_phi3_attributes,
     residual=lambda _: Residual(("self_attn", "resid_attn_dropout"), ("mlp", "resid_mlp_dropout")),
 )
-FAMILIES = (LLAMA, QWEN2, QWEN3, SMOLLM3, GEMMA2, GEMMA3, PHI3, OLMO2)
+FAMILIES = (LLAMA, QWEN2, QWEN3, SMOLLM3, GRANITE, GEMMA2, GEMMA3, PHI3, OLMO2)
