@@ -85,7 +85,8 @@ class Sublayer:
     """A part of a layer that can be removed on its own. The module ``silent`` (which returns
     ``outputs`` values) is replaced by one that returns zeros, so that it adds nothing to the
     residual stream; the modules ``through`` become identities. Paths are relative to the layer.
-    ``behind``: the norm, if there is one, between the module and the stream.
+    ``behind``: the norm, if there is one, between the module and the stream. With negative
+    ``outputs`` the module itself adds to the stream, which is its second argument.
     """
 
     silent: str
@@ -98,6 +99,11 @@ class Sublayer:
         """Modules whose parameters are removed."""
         return (self.silent, *self.through)
 
+    def added(self, path: str, args: Sequence[Any], out: Any) -> Any:
+        """What the block adds to the stream, as its module ``path`` returns it."""
+        first = out[0] if isinstance(out, tuple) else out
+        return first - args[1] if self.outputs < 0 and path == self.silent else first
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -109,6 +115,8 @@ class Residual:
     attention: tuple[str, ...] = ("self_attn",)
     mlp: tuple[str, ...] = ("mlp",)
     parallel: bool = False
+    alone: bool = True
+    """Whether a layer returns nothing beside the stream."""
     one_width: bool = False
     """Whether the class wants the last layer to return as many channels as the first one reads."""
 
@@ -429,7 +437,7 @@ class AxisMap:
         minimum = max(limits.get("minimum", 1), self.floors.get(kind, 0))
         limits["parts"] = self.parts.get(kind, 1)
         limits["round_to"] = math.lcm(limits.get("round_to", 1), limits["parts"])
-        for name in self.axes(kind):
+        for name in self.axes(kind) if kind not in self.family.fixed else ():
             if (layer := axis_layer(name)) not in skipped:
                 limits["minimum"] = min(minimum, self.widths[name])
                 yield GroupSet(name, kind, layer, self.widths[name], self.by_axis[name], **limits)

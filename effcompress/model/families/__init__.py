@@ -6,10 +6,16 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from effcompress.errors import SourceError, short
-from effcompress.model.families import centred, experts, layernorm, llama
+from effcompress.model.families import centred, experts, fused, layernorm, llama
 from effcompress.types import Config, Family
 
-FAMILIES = (*llama.FAMILIES, *experts.FAMILIES, *layernorm.FAMILIES, *centred.FAMILIES)
+FAMILIES = (
+    *llama.FAMILIES,
+    *experts.FAMILIES,
+    *layernorm.FAMILIES,
+    *centred.FAMILIES,
+    *fused.FAMILIES,
+)
 
 
 def family_of(config: Config) -> Family:
@@ -21,7 +27,7 @@ def family_of(config: Config) -> Family:
     for family in FAMILIES:
         if model_type in family.model_types and family.applies(family.complete(config)):
             return family
-    known = sorted(t for f in FAMILIES for t in f.model_types)
+    known = sorted({t for f in FAMILIES for t in f.model_types})
     raise SourceError(
         f"architecture '{model_type}' is not declared",
         where="model",

@@ -29,6 +29,8 @@ def refusal(family: Family, config: Config) -> str:
         return "it was traced, and which modules read and write the stream is not declared"
     if family.norms_behind(config):
         return "norms lie between the blocks and the stream, and their gains do not commute with it"
+    if not family.residual(config).alone:
+        return "its layers return more than the stream"
     if any(not part.through for part in family.sublayers.values()):
         return "both blocks of a layer read the same norm, and each needs one of its own"
     if family.router:
