@@ -101,7 +101,7 @@ class Sublayer:
 
     def added(self, path: str, args: Sequence[Any], out: Any) -> Any:
         """What the block adds to the stream, as its module ``path`` returns it."""
-        first = out[0] if isinstance(out, tuple) else out
+        first: Any = out[0] if isinstance(out, tuple) else out
         return first - args[1] if self.outputs < 0 and path == self.silent else first
 
 
@@ -437,7 +437,7 @@ class AxisMap:
         minimum = max(limits.get("minimum", 1), self.floors.get(kind, 0))
         limits["parts"] = self.parts.get(kind, 1)
         limits["round_to"] = math.lcm(limits.get("round_to", 1), limits["parts"])
-        for name in self.axes(kind) if kind not in self.family.fixed else ():
+        for name in self.axes(kind):
             if (layer := axis_layer(name)) not in skipped:
                 limits["minimum"] = min(minimum, self.widths[name])
                 yield GroupSet(name, kind, layer, self.widths[name], self.by_axis[name], **limits)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from effcompress.errors import SourceError
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from effcompress import groups
+from effcompress.errors import CoverageError, SourceError
 from effcompress.model.classes import fields_of
 from effcompress.model.families import FAMILIES, family_of
 from effcompress.model.families.llama import head_dim
+from effcompress.registry import REGISTRY, Bound
 
 
 def test_head_dim_is_stated_or_derived() -> None:
@@ -43,3 +49,46 @@ def test_a_class_that_is_built_in_several_ways_has_several_declarations() -> Non
     assert other.sublayers["mlp_block"].through == ("post_attention_layernorm",)
     with pytest.raises(SourceError, match="'stablelm' is not declared"):
         family_of({**stable, "qk_layernorm": True})
+
+
+@pytest.mark.parametrize("alibi", [False, True])
+@pytest.mark.parametrize(
+    "built",
+    [
+        {"new_decoder_architecture": True, "num_kv_heads": 2},
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        *(
+            {"multi_query": shared, "parallel_attn": parallel}
+            for shared in (True, False)
+            for parallel in (True, False)
+        ),
+    ],
+    ids=str,
+)
+def test_every_falcon_has_the_sizes_of_its_class(built: dict[str, Any], alibi: bool) -> None:
+    config = {"model_type": "falcon", "hidden_size": 48, "num_attention_heads": 6, "alibi": alibi}
+    config |= {"vocab_size": 61, "num_hidden_layers": 2, "ffn_hidden_size": 40, **built}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    axes = groups.from_config(family_of(config), config)
+    assert dict(axes.shapes) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert axes == groups.axes_of(model, family_of(config), model.config.to_dict())
+
+
+def test_heads_whose_number_decides_what_they_see_stay() -> None:
+    bloom = {"model_type": "bloom", "vocab_size": 61, "hidden_size": 48, "n_layer": 2, "n_head": 6}
+    axes = groups.from_config(family_of(bloom), bloom)
+    assert axes.widths["attention.0"] == 6
+    with pytest.raises(CoverageError, match="space 'attention' finds nothing to prune") as error:
+        groups.find(axes, [Bound(REGISTRY.get("space", "attention"))])
+    assert "ffn" in str(error.value) and "attention," not in str(error.value).partition("Axes")[2]
+
+
+def test_a_falcon_that_keeps_its_queries_says_so() -> None:
+    falcon = {"model_type": "falcon", "vocab_size": 61, "hidden_size": 48, "num_kv_heads": 3}
+    falcon |= {"num_hidden_layers": 2, "num_attention_heads": 6, "new_decoder_architecture": True}
+    axes = groups.from_config(family_of(falcon), falcon)
+    with pytest.raises(CoverageError, match="finds nothing to prune"):
+        groups.find(axes, [Bound(REGISTRY.get("space", "attention"), {"unit": "q_per_group"})])
+    kept = groups.find(axes, [Bound(REGISTRY.get("space", "attention"))])
+    assert [s.size for s in kept] == [3, 3]
