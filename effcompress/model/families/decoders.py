@@ -149,7 +149,14 @@ HELIUM = decoder(
     pad=_pad_helium,
     defaults={"helium": {"num_key_value_heads": 20, "head_dim": 128}},
 )
+NANOCHAT = decoder(
+    "nanochat",
+    modules=(*attention(), *ungated(up="fc1", down="fc2")),
+    gains=False,
+    fixed=("vocab", "head_dim", "hidden"),
+    unreached={"hidden": "without gains, norms cannot undo that they average over fewer channels"},
+)
 FAMILIES = (
     *(MINISTRAL, MINISTRAL3, GRANITE, SEED_OSS, CWM, ERNIE4_5, HYPERCLOVAX, HUNYUAN, EXAONE4),
-    *(GLM, GLM4, ARCEE, GEMMA, VAULTGEMMA, HELIUM),
+    *(GLM, GLM4, ARCEE, GEMMA, VAULTGEMMA, HELIUM, NANOCHAT),
 )

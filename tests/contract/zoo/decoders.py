@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.contract.zoo import Source
+from tests.contract.zoo import DEPTH, Source
 
 WINDOWS: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
@@ -41,6 +41,12 @@ SOURCES = {
     "arcee": Source("AFM (Arcee)", FREE, others=({"mlp_bias": False}, BIAS, TIED)),
     "gemma": Source("Gemma", others=(BIAS, {"tie_word_embeddings": False})),
     "vaultgemma": Source("VaultGemma", WINDOWS, others=(BIAS, {"tie_word_embeddings": False})),
+    "nanochat": Source(
+        "nanochat",
+        # Its norms have no gain that could make up for fewer channels.
+        kinds=("ffn", "attention", "query", *DEPTH),
+        others=(BIAS, TIED),
+    ),
     "helium": Source(
         "Helium",
         # The class's output projection reads as many channels as it writes.
