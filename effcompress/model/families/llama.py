@@ -103,7 +103,8 @@ UNITS = {
 
 
 def _listed_per_layer(config: Config, layers: tuple[int, ...]) -> Fields:
-    stated = (name for name in ("layer_types", "no_rope_layers") if config.get(name))
+    listed = ("layer_types", "no_rope_layers", "layer_rope_theta")
+    stated = (name for name in listed if config.get(name))
     return {name: [config[name][i] for i in layers] for name in stated}
 
 

@@ -25,6 +25,14 @@ SOURCES = {
     "ministral": Source("Ministral", WINDOWS, others=(TIED,)),
     "ministral3": Source("Ministral 3", {"rope_parameters": YARN}, others=(TIED,)),
     "granite": Source("Granite 3", MULTIPLIED, others=(BIAS, TIED, FREE)),
+    "granite_swa": Source(
+        "Granite with windows",
+        # The middle layer has no positions.
+        {**MULTIPLIED, **WINDOWS, "layer_rope_theta": [1e4, 0, 1e5]},
+        others=(BIAS, FREE, {"tie_word_embeddings": False}),
+    ),
+    "iquestcoder": Source("IQuest-Coder", others=(BIAS, FREE, TIED)),
+    "internlm3": Source("InternLM 3", others=({"qkv_bias": True, "bias": True}, TIED)),
     "seed_oss": Source(
         "Seed-OSS", FREE, others=({"attention_bias": False}, {"attention_out_bias": True}, TIED)
     ),
