@@ -203,6 +203,8 @@ class Family:
     """Whether the norms are LayerNorms: they subtract the mean of what they average over."""
     norms_behind: Callable[[Config], bool] = lambda _config: False
     """Whether a norm lies between a block and the stream, so that no projection writes into it."""
+    residual_scale: Callable[[Config], float] = lambda _config: 1.0
+    """What the class multiplies by what a block adds to the stream."""
     gain_offset: float = 0.0
     """What the norms add to their stored gain (Gemma: 1)."""
     scaled_embedding: str = ""
@@ -421,6 +423,8 @@ class AxisMap:
     """Axis kind -> stretches of its units that lose equally many."""
     no_depth: str = ""
     """Why layers cannot be removed; empty when they can."""
+    residual_scale: float = 1.0
+    """What a block's output is multiplied by before it is added to the stream."""
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""

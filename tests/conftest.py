@@ -72,6 +72,9 @@ OWN: dict[str, dict[str, Any]] = {
         **{"moe_intermediate_size": 28, "n_shared_experts": 1, "first_k_dense_replace": 1},
         **{"use_qk_norm": True, "routed_scaling_factor": 1.5},
     },
+    # What blocks add to the stream is multiplied; norms behind the blocks are switched off.
+    "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+    "hyperclovax": {"residual_multiplier": 0.5, "use_post_norm": False},
     "gpt_neox": {"hidden_dropout": 0.0},
     "opt": {"ffn_dim": 40, "word_embed_proj_dim": 48, "dropout": 0.0},
     "gpt2": {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_inner": 40, "n_positions": 128}

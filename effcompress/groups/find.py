@@ -48,6 +48,13 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
                 f"space '{bound.name}' finds nothing to prune in family '{axes.family.name}'",
                 fix=f"Axes of this model: {', '.join(there)}.",
             )
+        if stays := [s.kind for s in sets if s.kind in axes.family.fixed]:
+            why = axes.family.unreached.get(stays[0], "its declaration says so")
+            raise CoverageError(
+                f"space '{bound.name}' cuts '{stays[0]}', which stays in family "
+                f"'{axes.family.name}': {why}",
+                fix="Take it out of prune.space.",
+            )
         if sets[0].after >= sets[0].until:
             raise CoverageError(
                 f"space '{bound.name}': after {sets[0].after:.0%} is not below until "

@@ -155,7 +155,7 @@ class LayerStatistics(Hooks):
         self._world, self._statistics = world, dict(statistics)
         self._streams: dict[str, dict[str, Streaming]] = {name: {} for name in statistics}
         self._added: dict[str, Tensor] = {}
-        family = axes.family
+        family, self._scale = axes.family, axes.residual_scale
         for j, i in enumerate(axes.depth.layers):
             layer = module.get_submodule(family.layer.replace("{i}", str(j)))
             there = {
@@ -198,7 +198,7 @@ class LayerStatistics(Hooks):
         self._take(f"layer.{layer}", before, after)
         for kind in kinds:
             # Some classes flatten batch and tokens within the block.
-            added = self._added.pop(f"{kind}.{layer}").reshape(before.shape)
+            added = self._scale * self._added.pop(f"{kind}.{layer}").reshape(before.shape)
             # Attention comes first in a layer: it starts from the layer's own input, and the
             # feed-forward block ends at its output.
             if kind == "attention_block":

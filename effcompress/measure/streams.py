@@ -110,7 +110,7 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
     attention = axes.family.sublayers["attention_block"]
 
     def remember(path: str, _module: nn.Module, args: Any, out: Any) -> None:
-        added["attention"] = attention.added(path, args, out)
+        added["attention"] = axes.residual_scale * attention.added(path, args, out)
 
     def compare(_module: nn.Module, args: Any, named: Mapping[str, Any], out: Any) -> None:
         before = stream_in(args, named)
@@ -180,7 +180,7 @@ def _moments(
     tokens = 0
     for x, here, there in zip(read, from_, goal, strict=True):
         x_TI = x.reshape(-1, x.shape[-1]).double()
-        more_TO = there.double() - here.double()
+        more_TO = (there.double() - here.double()) / axes.residual_scale
         if bias is not None:
             more_TO = more_TO - bias.detach().double()
         parts = [x_TI.T @ x_TI, more_TO.T @ x_TI, x_TI.sum(0), more_TO.sum(0)]

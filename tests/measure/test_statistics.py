@@ -74,7 +74,7 @@ def test_a_batch_is_so_many_sequences() -> None:
         torch.testing.assert_close(value, found[1][key], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", [*FAMILIES, "granite"])
 def test_influence_of_layers_and_blocks(model_type: str) -> None:
     """Blocks against the stream that the class itself carries: with the block silenced, the layer
     hands on the stream without what the block adds (sequential or not, norms behind or not).

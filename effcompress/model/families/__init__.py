@@ -6,11 +6,12 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from effcompress.errors import SourceError, short
-from effcompress.model.families import centred, experts, fused, layernorm, llama
+from effcompress.model.families import centred, decoders, experts, fused, layernorm, llama
 from effcompress.types import Config, Family
 
 FAMILIES = (
     *llama.FAMILIES,
+    *decoders.FAMILIES,
     *experts.FAMILIES,
     *layernorm.FAMILIES,
     *centred.FAMILIES,
