@@ -187,7 +187,8 @@ class LayerStatistics(Hooks):
         self, name: str, part: Sublayer, path: str, _module: nn.Module, args: Any, out: Any
     ) -> None:
         if self.measuring:
-            self._added[name] = part.added(path, args, out).detach()
+            # A copy: some classes add the other block's output to it in place.
+            self._added[name] = part.added(path, args, out).detach().clone()
 
     def _compare(
         self, layer: int, kinds: Iterable[str], _module: nn.Module, args: Any, named: Any, out: Any
