@@ -248,6 +248,8 @@ class Family:
     epsilon_attribute: str = "variance_epsilon"
     router: str = ""
     """The router of a mixture of experts (pattern)."""
+    untrained: tuple[str, ...] = ()
+    """Parameters that no gradient reaches (patterns with ``{i}``)."""
     experts: str = ""
     """The module that holds all experts of a layer (pattern)."""
     expert_inputs: int = 2

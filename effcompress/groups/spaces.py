@@ -41,8 +41,7 @@ def ffn(
     limits = Limits(scope=scope, minimum=minimum, finish_on=finish_on, after=after, until=until)
     limits["round_to"] = math.lcm(round_to, serve_tp)
     for kind in ("ffn", "expert_ffn", "shared_ffn"):
-        if kind not in axes.family.fixed:
-            yield from _sets(axes, kind, skip_layers, limits)
+        yield from _sets(axes, kind, skip_layers, limits)
 
 
 @space("attention", paper="arXiv:2502.06663, type I")
@@ -104,7 +103,7 @@ def hidden(
     """
     limits = Limits(scope="lockstep", minimum=minimum, round_to=round_to, finish_on=finish_on)
     limits |= Limits(after=after, until=until)
-    yield from axes.sets("hidden", **limits)
+    yield from _sets(axes, "hidden", (), limits)
 
 
 @space("expert", paper="arXiv:2510.13999")
@@ -185,4 +184,5 @@ def _sets(axes: AxisMap, kind: str, skip_layers: Layers, limits: Limits) -> Iter
     for i in skip_layers:
         if not -layers <= i < layers:
             raise CoverageError(f"skip_layers names {i}, but the model has {layers} layers")
-    yield from axes.sets(kind, skip_layers=skip_layers, **limits)
+    if kind not in axes.family.fixed:
+        yield from axes.sets(kind, skip_layers=skip_layers, **limits)

@@ -2,6 +2,7 @@
 configuration, so that they always agree.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -68,6 +69,9 @@ class PrunedModel:
         self.config = parent_of(config)
         self.family = family or family_for(self.config)
         self.depth = depth_of(self.family, config) or groups.full_depth(self.family, self.config)
+        for name, p in module.named_parameters():
+            if is_untrained(self.family, name):
+                p.requires_grad_(requires_grad=False)
         self.parent: AxisMap = groups.axes_of(module, self.family, self.config, self.depth)
         self.parent_sets: list[GroupSet] = groups.find(self.parent, space) if space else []
         if target is not None:
@@ -230,7 +234,8 @@ class PrunedModel:
             self._rotate(stream, tensors)
         self._cut_depth(Depth(tuple(held["layers"]), frozenset(held["absent"])))
         for name, p in self.parameters().items():
-            stored = nn.Parameter(shard_like(tensors[name].to(p.device, p.dtype), p))
+            held_now = shard_like(tensors[name].to(p.device, p.dtype), p)
+            stored = nn.Parameter(held_now, requires_grad=p.requires_grad)
             torch.utils.swap_tensors(p, stored)
         self.ledger.load_state_dict(ledger)
         self.refresh()
@@ -252,6 +257,12 @@ class PrunedModel:
         for name, p in self.module.named_parameters():
             p.data = p.data.new_empty(tensors[name].shape)
         self.adopt(config)
+
+
+def is_untrained(family: Family, param: str) -> bool:
+    """Whether no gradient reaches a parameter; transformers marks all that it loads as trained."""
+    pattern = re.sub(r"\.\d+\.", ".{i}.", param, count=1)
+    return pattern in family.untrained
 
 
 def uniform_widths(axes: AxisMap) -> dict[str, int] | None:

@@ -39,6 +39,7 @@ SPARSE, DENSE, SHARED = "sparse", "!sparse", "shared"
 """Flags: a layer is a mixture, or not; it has experts that every token goes through."""
 CUT, KEPT = "router_is_cut", "router_is_kept"
 """Flags: a layer is a mixture whose router loses rows with experts, or keeps them."""
+DERIVED = "stock classes derive the width of shared experts from that of the routed ones"
 FIXED = ("vocab", "head_dim", "route", "one")
 """``one``: a dimension of one position."""
 Sparse = Callable[[Config, int], bool]
@@ -206,6 +207,7 @@ class Mixture:
             "fixed": (*FIXED, *(("shared_ffn",) if derives else ())),
             "derived": derived,
             "aliases": {"num_experts_per_tok": self.chosen},
+            "unreached": {"shared_ffn": DERIVED} if derives else {},
         }
 
     def _flags(self) -> dict[str, Sparse]:

@@ -64,6 +64,15 @@ UNITS = {
 }
 
 
+UNREACHED = {
+    **dict.fromkeys(
+        (Q_RANK, KV_RANK),
+        "a norm over them would need another epsilon, which is a constant of the stock class",
+    ),
+    "rotated": "positions are rotated in all of it, once for all heads",
+}
+
+
 def _resize(_config: Config, widths: Widths) -> Fields:
     return {
         "hidden_size": widths["hidden"],
@@ -97,6 +106,7 @@ def latent(traits: dict[str, Any]) -> dict[str, Any]:
         "head_widths": lambda c: (_query(c), _value(c)),
         "latent": lambda c: c["kv_lora_rank"] + c["qk_rope_head_dim"],
         "fixed": (*traits["fixed"], Q_RANK, KV_RANK, "rotated"),
+        "unreached": {**traits.get("unreached", {}), **UNREACHED},
     }
 
 
@@ -193,4 +203,47 @@ GLM4_MOE_LITE = decoder(
     depth_fields=kept_mixtures,
     **latent(_LITE.traits(_resize)),
 )
-FAMILIES = (DEEPSEEK_V3, DEEPSEEK_V2, GLM4_MOE_LITE)
+
+
+def _minicpm3_scale(config: Config) -> float:
+    depth = config["num_hidden_layers"]
+    return (config.get("scale_depth") or depth**0.5) / depth**0.5
+
+
+def _minicpm3_kept(config: Config, layers: tuple[int, ...]) -> Fields:
+    # The class divides by the root of the number of layers.
+    return {"scale_depth": _minicpm3_scale(config) * len(layers) ** 0.5}
+
+
+def _minicpm3_pad(_config: Config, widths: Widths) -> dict[str, int]:
+    """Heads are added until they divide the hidden size, as the class wants it."""
+    heads = range(widths["attention"], widths["hidden"] + 1)
+    return {"attention": next(n for n in heads if widths["hidden"] % n == 0)}
+
+
+MINICPM3 = decoder(
+    "minicpm3",
+    modules=(*latent_attention(), *gated("mlp_bias")),
+    defaults={
+        "minicpm3": {
+            **{"qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "kv_lora_rank": 256},
+            **{"q_lora_rank": 768, "tie_word_embeddings": True, "scale_depth": 1.4},
+        }
+    },
+    depth_fields=_minicpm3_kept,
+    residual_scale=_minicpm3_scale,
+    whole_heads=lambda _: True,
+    **latent(
+        {
+            "attributes": llama.repeats,
+            "resize": _resize,
+            "pad": _minicpm3_pad,
+            "fixed": ("vocab", "head_dim", "hidden"),
+            "unreached": {
+                "hidden": "the class divides what the output matrix reads by the ratio of the "
+                "hidden size to a whole number"
+            },
+        }
+    ),
+)
+FAMILIES = (DEEPSEEK_V3, DEEPSEEK_V2, GLM4_MOE_LITE, MINICPM3)

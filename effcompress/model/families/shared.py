@@ -155,7 +155,7 @@ ERNIE4_5_MOE = decoder(
         *_ERNIE.axes(),
         *_ERNIE.beside_axes("bias_in_shared"),
         Axis("lm_head.bias", 0, "vocab", when="use_bias"),
-        # A bias of the selection, as a parameter that nothing trains.
+        # A bias of the selection, here a parameter.
         *_ERNIE.rows("gate.moe_statics.e_score_correction_bias", 1),
         side(LAYER + "mlp.gate.moe_statics.e_score_correction_bias", 0, "one", SPARSE),
     ),
@@ -167,6 +167,7 @@ ERNIE4_5_MOE = decoder(
             **{"moe_layer_end_index": -1, "moe_layer_interval": 1},
         }
     },
+    untrained=(LAYER + "mlp.gate.moe_statics.e_score_correction_bias",),
     depth_fields=_ernie_kept,
     no_depth=_ernie_no_depth,
     **{

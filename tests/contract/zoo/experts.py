@@ -114,6 +114,17 @@ SOURCES = {
         uncut=SHARED_STAYS,
         others=(BIASES, {"moe_layers": None, "interleave_moe_layer_step": 2}),
     ),
+    "minicpm3": Source(
+        "MiniCPM3",
+        # Six heads and five divide the hidden size, as the class wants it.
+        {**MLA, "hidden_size": 60, "scale_emb": 3, "scale_depth": 1.4, "dim_model_base": 20},
+        kinds=("ffn", "attention", *DEPTH),
+        others=(
+            {**WITHOUT_RANK, "attention_bias": True},
+            {"mlp_bias": True, "tie_word_embeddings": False},
+            {"scale_depth": None},
+        ),
+    ),
     "granitemoe": Source(
         "Granite 3 (mixtures)",
         {
