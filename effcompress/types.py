@@ -88,7 +88,8 @@ class Sublayer:
     residual stream, and so are the modules ``beside`` it, whose outputs are added to its own; the
     modules ``through`` become identities. Paths are relative to the layer. ``behind``: the norm, if
     there is one, between the module and the stream. ``instead``: modules that take the place of
-    ``silent`` in layers of another kind, with the number of their outputs.
+    ``silent`` in layers of another kind, with the number of their outputs. With negative
+    ``outputs`` the module itself adds to the stream, which is its second argument.
     """
 
     silent: str
@@ -119,6 +120,11 @@ class Sublayer:
         found = {path: n for path, n in zeros.items() if getattr(layer, path, None) is not None}
         return found | dict.fromkeys(self.through, 0)
 
+    def added(self, path: str, args: Sequence[Any], out: Any) -> Any:
+        """What the block adds to the stream, as its module ``path`` returns it."""
+        first: Any = out[0] if isinstance(out, tuple) else out
+        return first - args[1] if self.outputs < 0 and path == self.silent else first
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -130,6 +136,8 @@ class Residual:
     attention: tuple[str, ...] = ("self_attn",)
     mlp: tuple[str, ...] = ("mlp",)
     parallel: bool = False
+    alone: bool = True
+    """Whether a layer returns nothing beside the stream."""
     one_width: bool = False
     """Whether the class wants the last layer to return as many channels as the first one reads."""
 
@@ -192,6 +200,10 @@ class Family:
     """Gains of the norms that average over an axis that can be cut (patterns with ``{i}``)."""
     layer: str = "model.layers.{i}"
     """The path of a layer."""
+    applies: Callable[[Config], bool] = lambda _config: True
+    """Whether a configuration of these ``model_types`` is meant: some classes are built in several
+    ways, and each has a declaration of its own.
+    """
     inputs: int = 1
     """The input dimension of a linear layer's weight (GPT-2's Conv1D: 0)."""
     sublayers: Mapping[str, Sublayer] = field(default_factory=dict[str, Sublayer])
@@ -212,6 +224,8 @@ class Family:
     """Numbers that the KV cache keeps of a token in a layer, where it keeps those that keys and
     values of all heads are made of, in their place.
     """
+    outside: Callable[[Config, Widths], ModuleSizes] = lambda _config, _widths: {}
+    """The same of modules outside the layers, by their whole path."""
     residual: Callable[[Config], Residual] = lambda _config: Residual()
     """How a layer adds to the residual stream."""
     centred: bool = False

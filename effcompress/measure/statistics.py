@@ -17,7 +17,7 @@ from effcompress.distributed.world import ALONE, World
 from effcompress.injectable import MOMENTS
 from effcompress.measure.hooks import Hooks, InputHooks, first_of, stream_in
 from effcompress.registry import Bound, Plugin
-from effcompress.types import AxisMap
+from effcompress.types import AxisMap, Sublayer
 
 
 @dataclass
@@ -166,7 +166,7 @@ class LayerStatistics(Hooks):
             inside = dict(layer.named_modules())
             for kind, sublayer in there.items():
                 for path in (p for p in sublayer.modules if p in inside):
-                    hook = partial(self._remember, f"{kind}.{i}", path in sublayer.beside)
+                    hook = partial(self._remember, f"{kind}.{i}", sublayer, path)
                     self._handles.append(inside[path].register_forward_hook(hook))
             compare = partial(self._compare, i, there)
             self._handles.append(layer.register_forward_hook(compare, with_kwargs=True))
@@ -184,11 +184,14 @@ class LayerStatistics(Hooks):
         tokens = self._world.sums([streams[n].tokens for n in names])
         return {n: t / count for n, t, count in zip(names, totals, tokens, strict=True)}
 
-    def _remember(self, name: str, beside: bool, _module: nn.Module, _args: Any, out: Any) -> None:
+    def _remember(
+        self, name: str, part: Sublayer, path: str, _module: nn.Module, args: Any, out: Any
+    ) -> None:
         """Of the modules of a block the last one counts, with what runs ``beside`` it."""
         if self.measuring:
-            added = first_of(out).detach()
-            self._added[name] = self._added[name] + added if beside else added
+            # A copy: some classes add the other block's output to it in place.
+            added = part.added(path, args, out).detach().clone()
+            self._added[name] = self._added[name] + added if path in part.beside else added
 
     def _compare(
         self, layer: int, kinds: Iterable[str], _module: nn.Module, args: Any, named: Any, out: Any

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress import groups
-from effcompress.errors import RunError
+from effcompress.errors import CoverageError, RunError
 from effcompress.estimate.flops import Flops
 from effcompress.export.forms import NAMES, form
 from effcompress.model.families import family_of
+from effcompress.model.families.rotated import refusal
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from effcompress.types import GroupSet
@@ -31,6 +33,7 @@ from tests.contract.test_mask_equals_removal import logits, works
 from tests.contract.zoo import CHANGES, DEPTH, VOCABULARY, config_of, sources
 from tests.estimate.test_flops import counted
 from tests.export.test_forms import expected, fresh, write
+from tests.network.test_rotated import sliced
 
 FAMILIES = tuple(sources())
 CASES = [(model_type, kind) for model_type in FAMILIES for kind in sources()[model_type].kinds]
@@ -141,12 +144,14 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_sizes_are_those_of_the_class(model_type: str) -> None:
     """Of the tiny configuration and of the class's own, of which only sizes are stated."""
-    family = family_of({"model_type": model_type})
-    stated = [config_of(model_type, **more) for more in ({}, *sources()[model_type].others)]
-    plain = AutoConfig.for_model(model_type, num_hidden_layers=4).to_dict()
+    source = sources()[model_type]
+    family = family_of(config_of(model_type))
+    stated = [config_of(model_type, **more) for more in ({}, *source.others)]
+    named = {"model_type": stated[0]["model_type"], **source.stated}
+    plain = AutoConfig.for_model(num_hidden_layers=4, **named).to_dict()
     # Some classes have no value for a field that they need.
     least = {name: plain[name] or config_of(model_type)[name] for name in family.required}
-    stated.append({"model_type": model_type, **least})
+    stated.append(named | least)
     for config in stated:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
@@ -206,9 +211,25 @@ def test_a_cut_model_trains_and_generates(model_type: str, exact: None) -> None:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_rotation_of_the_stream_keeps_the_function_or_is_refused(
+    model_type: str, exact: None
+) -> None:
+    model, ids = tiny(model_type), tokens(vocab=VOCABULARY)
+    pruned, before = PrunedModel(model, model.config.to_dict()), logits(model, ids)
+    width = pruned.parent.widths["hidden"]
+    if why := refusal(pruned.family, pruned.config):
+        with pytest.raises(CoverageError, match=re.escape(why)):
+            sliced(model, model.config.to_dict(), ids, width)
+        return
+    sliced(model, model.config.to_dict(), ids, width)
+    assert relative(logits(model, ids), before) < sources()[model_type].tolerance
+    works(model, ids)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_operations_are_those_that_are_counted(model_type: str) -> None:
     model = tiny(model_type, torch.float32)
-    model.set_attn_implementation("eager")
+    model.config._attn_implementation = "eager"  # Falcon cannot be told to change it
     model.config._experts_implementation = "eager"  # fused kernels of experts are not counted
     widths = [kind for kind in sources()[model_type].kinds if kind not in ("query", *DEPTH)]
     pruned = opened(model, *widths)

@@ -82,3 +82,10 @@ def test_a_width_ends_on_what_both_multiples_share() -> None:
     side = Side("w", 0, "ffn.0")
     made = GroupSet("ffn.0", "ffn", 0, size=48, sides=(side,), round_to=4, finish_on=6)
     assert made.multiple == 12
+
+
+def test_what_stays_in_a_family_is_no_space() -> None:
+    config = {**shape("gqa_tied"), "model_type": "nanochat"}
+    axes = groups.from_config(family_of(config), config)
+    with pytest.raises(CoverageError, match="space 'hidden' cuts 'hidden', which stays in family"):
+        groups.find(axes, [Bound(REGISTRY.get("space", "hidden"))])

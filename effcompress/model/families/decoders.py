@@ -2,10 +2,12 @@
 ungated feed-forwards, multipliers, windows.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from effcompress.model.families import llama
 from effcompress.model.families.llama import (
+    ATTENTION,
     LAYER,
     attention,
     decoder,
@@ -14,7 +16,7 @@ from effcompress.model.families.llama import (
     qk_norms,
     ungated,
 )
-from effcompress.types import Config, Widths
+from effcompress.types import Axis, Config, Widths
 
 
 def _multiplier(config: Config) -> float:
@@ -37,6 +39,13 @@ MINISTRAL3 = decoder(
     defaults={"ministral3": {"num_key_value_heads": 8, "head_dim": 128}},
 )
 GRANITE = decoder("granite", mlp_bias="mlp_bias", residual_scale=_multiplier)
+GRANITE_SWA = decoder(
+    "granite_swa",
+    mlp_bias="mlp_bias",
+    more=(Axis(LAYER + "self_attn.sinks", 0, ATTENTION + "/query.{i}"),),
+    residual_scale=_multiplier,
+    defaults={"granite_swa": {"tie_word_embeddings": True, "num_key_value_heads": 4}},
+)
 SEED_OSS = decoder(
     "seed_oss",
     o_bias="attention_out_bias",
@@ -52,6 +61,30 @@ CWM = decoder(
     containers=("cwm", "ministral"),
     # CWM wants it, Ministral does not, but has no biases.
     whole_heads=lambda c: bool(c.get("mlp_bias")),
+)
+IQUEST_CODER = decoder(
+    "iquestcoder",
+    mlp_bias="mlp_bias",
+    defaults={"iquestcoder": {"num_key_value_heads": 8, "head_dim": 128}},
+    # The model is Llama's under another name; biases are refused by Mistral.
+    containers=("iquestcoder", "mistral"),
+    whole_heads=lambda c: bool(c.get("attention_bias") or c.get("mlp_bias")),
+)
+
+
+def _internlm3_biased(config: Config, _layer: int) -> bool:
+    # Files of the authors say `qkv_bias` and `bias`, which must agree.
+    return bool(config.get("qkv_bias", config.get("attention_bias", False)))
+
+
+INTERNLM3 = replace(
+    IQUEST_CODER,
+    name="internlm3",
+    model_types=("internlm3",),
+    flags=dict.fromkeys(("attention_bias", "mlp_bias"), _internlm3_biased),
+    defaults={"internlm3": {"num_key_value_heads": 2, "head_dim": 128}},
+    containers=("internlm3", "mistral"),
+    whole_heads=lambda c: _internlm3_biased(c, 0),
 )
 ERNIE4_5 = decoder(
     "ernie4_5",
@@ -149,7 +182,15 @@ HELIUM = decoder(
     pad=_pad_helium,
     defaults={"helium": {"num_key_value_heads": 20, "head_dim": 128}},
 )
+NANOCHAT = decoder(
+    "nanochat",
+    modules=(*attention(), *ungated(up="fc1", down="fc2")),
+    gains=False,
+    fixed=("vocab", "head_dim", "hidden"),
+    unreached={"hidden": "without gains, norms cannot undo that they average over fewer channels"},
+)
 FAMILIES = (
-    *(MINISTRAL, MINISTRAL3, GRANITE, SEED_OSS, CWM, ERNIE4_5, HYPERCLOVAX, HUNYUAN, EXAONE4),
-    *(GLM, GLM4, ARCEE, GEMMA, VAULTGEMMA, HELIUM),
+    *(MINISTRAL, MINISTRAL3, GRANITE, GRANITE_SWA, SEED_OSS, CWM, IQUEST_CODER, INTERNLM3),
+    *(ERNIE4_5, HYPERCLOVAX, HUNYUAN, EXAONE4, GLM, GLM4, ARCEE),
+    *(GEMMA, VAULTGEMMA, HELIUM, NANOCHAT),
 )

@@ -74,10 +74,10 @@ def gated(bias: str = "", when: str = "") -> Iterator[Axis]:
     yield from maybe_biased(LAYER + "mlp.down_proj", "hidden", FFN, bias, when)
 
 
-def ungated(bias: str = "") -> Iterator[Axis]:
+def ungated(bias: str = "", up: str = "up_proj", down: str = "down_proj") -> Iterator[Axis]:
     """Axes of up and down without a gate."""
-    yield from maybe_biased(LAYER + "mlp.up_proj", FFN, "hidden", bias)
-    yield from maybe_biased(LAYER + "mlp.down_proj", "hidden", FFN, bias)
+    yield from maybe_biased(LAYER + f"mlp.{up}", FFN, "hidden", bias)
+    yield from maybe_biased(LAYER + f"mlp.{down}", "hidden", FFN, bias)
 
 
 def fused_gated() -> Iterator[Axis]:
@@ -116,7 +116,8 @@ UNITS = {
 
 def listed_per_layer(config: Config, layers: tuple[int, ...]) -> Fields:
     """Lists with a value for every layer, for those that stay."""
-    stated = (name for name in ("layer_types", "no_rope_layers") if config.get(name))
+    listed = ("layer_types", "no_rope_layers", "layer_rope_theta")
+    stated = (name for name in listed if config.get(name))
     return {name: [config[name][i] for i in layers] for name in stated}
 
 
@@ -155,32 +156,33 @@ def decoder(
     mlp_norms: tuple[str, ...] = ("post_attention_layernorm",),
     head_norms: tuple[str, ...] = (),
     behind: bool | str = False,
+    gains: bool = True,
     **traits: Any,
 ) -> Family:
     """Declares a decoder. ``modules`` replaces the axes of attention and feed-forward, ``more``
     adds to them; ``attention_norms`` and ``mlp_norms`` are around each, in front first; the last
-    ones are ``behind`` the blocks or not, or exist if a configuration flag is set.
+    ones are ``behind`` the blocks or not, or exist if a configuration flag is set. Without
+    ``gains`` norms have no parameters.
     """
     around = zip(attention_norms, mlp_norms, strict=True)
     last = [norms[-1] if behind else "" for norms in (attention_norms, mlp_norms)]
-    norms = [LAYER + norm + ".weight" for pair in around for norm in pair]
-    last_norm = traits.get("final_norm", "model.norm.weight")
+    norms = [LAYER + norm + ".weight" for pair in around for norm in pair if gains]
+    final = (traits.get("final_norm", "model.norm.weight"),) if gains else ()
     flag = behind if isinstance(behind, str) else ""
     optional = {LAYER + norm + ".weight" for norm in last if flag}
-    gains = (Axis(n, 0, "hidden", when=flag if n in optional else "") for n in norms)
+    held = (Axis(n, 0, "hidden", when=flag if n in optional else "") for n in (*norms, *final))
     own = modules or (*attention(qkv_bias, o_bias), *gated(mlp_bias))
     found = {
         "name": model_types[0],
         "axes": (
             *linear("model.embed_tokens", "vocab", "hidden"),
-            *(*own, *more, *gains),
-            Axis(last_norm, 0, "hidden"),
+            *(*own, *more, *held),
             *lm_head(),
         ),
         "units": UNITS,
         "positions_per_unit": {"one": lambda _: 1, "head": head_dim},
         "required": ("vocab_size", "hidden_size", "intermediate_size", *COUNTS),
-        "norms": (*norms, *head_norms, last_norm),
+        "norms": (*norms, *head_norms, *final),
         "sublayers": {
             "attention_block": Sublayer("self_attn", 2, attention_norms, last[0]),
             "mlp_block": Sublayer("mlp", 1, mlp_norms, last[1]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.contract.zoo import Source
+from tests.contract.zoo import DEPTH, Source
 
 WINDOWS: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
@@ -25,6 +25,14 @@ SOURCES = {
     "ministral": Source("Ministral", WINDOWS, others=(TIED,)),
     "ministral3": Source("Ministral 3", {"rope_parameters": YARN}, others=(TIED,)),
     "granite": Source("Granite 3", MULTIPLIED, others=(BIAS, TIED, FREE)),
+    "granite_swa": Source(
+        "Granite with windows",
+        # The middle layer has no positions.
+        {**MULTIPLIED, **WINDOWS, "layer_rope_theta": [1e4, 0, 1e5]},
+        others=(BIAS, FREE, {"tie_word_embeddings": False}),
+    ),
+    "iquestcoder": Source("IQuest-Coder", others=(BIAS, FREE, TIED)),
+    "internlm3": Source("InternLM 3", others=({"qkv_bias": True, "bias": True}, TIED)),
     "seed_oss": Source(
         "Seed-OSS", FREE, others=({"attention_bias": False}, {"attention_out_bias": True}, TIED)
     ),
@@ -41,6 +49,12 @@ SOURCES = {
     "arcee": Source("AFM (Arcee)", FREE, others=({"mlp_bias": False}, BIAS, TIED)),
     "gemma": Source("Gemma", others=(BIAS, {"tie_word_embeddings": False})),
     "vaultgemma": Source("VaultGemma", WINDOWS, others=(BIAS, {"tie_word_embeddings": False})),
+    "nanochat": Source(
+        "nanochat",
+        # Its norms have no gain that could make up for fewer channels.
+        kinds=("ffn", "attention", "query", *DEPTH),
+        others=(BIAS, TIED),
+    ),
     "helium": Source(
         "Helium",
         # The class's output projection reads as many channels as it writes.
