@@ -187,7 +187,7 @@ class LayerStatistics(Hooks):
     def _remember(
         self, name: str, part: Sublayer, path: str, _module: nn.Module, args: Any, out: Any
     ) -> None:
-        """Of the modules of a block the last one counts, with what runs beside it."""
+        """Of the modules of a block the last one counts, with what runs ``beside`` it."""
         if self.measuring:
             # A copy: some classes add the other block's output to it in place.
             added = part.added(path, args, out).detach().clone()

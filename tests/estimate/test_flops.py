@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 
 from effcompress.estimate.flops import Flops
+from effcompress.model.families import family_of
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from tests.conftest import FAMILIES, MIXTURES, tiny, tokens
@@ -68,3 +71,37 @@ def test_operations_are_those_that_are_counted(family: str) -> None:
     pruned.mask(plan, repairs=[Bound(REGISTRY.get("repair", "norm_gain"))])
     pruned.commit()
     assert flops.per_token(pruned.ledger.widths()) == 3 * counted(pruned.module)
+
+
+class StateOperations(TorchDispatchMode):
+    """Counts additions and products of every entry of a tensor with so many, and sums over it."""
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        self.entries, self.count = entries, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        touched = out if name in ("mul", "add") else args[0] if name == "sum" else None
+        if touched is not None and touched.numel() == self.entries:
+            self.count += self.entries
+        return out
+
+
+def test_a_state_costs_what_its_update_multiplies_and_adds() -> None:
+    """The recurrence of the library, of one token: decay, reading, outer product, reading."""
+    config = {"linear_num_key_heads": 3, "linear_num_value_heads": 6}
+    config |= {"linear_key_head_dim": 7, "linear_value_head_dim": 5}
+    one = torch.rand(2, 1, 1, 6, 7).unbind()
+    entries = 6 * 7 * 5
+    with StateOperations(entries) as counter, torch.no_grad():
+        torch_recurrent_gated_delta_rule(
+            *(*one, torch.rand(1, 1, 6, 5)),
+            g=-torch.rand(1, 1, 6),
+            beta=torch.rand(1, 1, 6),
+            initial_state=torch.rand(1, 6, 7, 5),
+            output_final_state=False,
+        )
+    of_a_head = family_of({"model_type": "qwen3_5_text"}).recurrence["linear_head"](config)
+    assert 3 * of_a_head == counter.count

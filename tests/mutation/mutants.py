@@ -3171,4 +3171,47 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/groups/test_traced_families.py::test_kinds_are_proven_and_cut",),
         "the small model has layers of the first sort alone",
     ),
+    Mutant(
+        "effcompress/model/families/hybrids.py",
+        'return 7 * config["linear_key_head_dim"] * _values(config)',
+        'return 6 * config["linear_key_head_dim"] * _values(config)',
+        ("tests/estimate/test_flops.py::test_a_state_costs_what_its_update_multiplies_and_adds",),
+        "the decay of a recurrent state is free",
+    ),
+    Mutant(
+        "effcompress/model/modeling_pruned.py",
+        'if hasattr(own, "update_conv_state") and not hasattr(own, "update"):',
+        'if hasattr(own, "no_such_state"):',
+        (
+            "tests/contract/test_more_families.py::test_every_form_is_the_same_model_in_plain_transformers[qwen3_5_text]",
+        ),
+        "a silent mixer gives the cache keys and values where it has a state",
+    ),
+    Mutant(
+        "effcompress/export/forms.py",
+        "_of_stream(family, then, (stated / epsilon) ** 0.5)",
+        "_of_stream(family, then, stated / epsilon)",
+        (
+            "tests/contract/test_more_families.py::test_every_form_is_the_same_model_in_plain_transformers[qwen3_5_text]",
+        ),
+        "a stream of another scale does not make up for another epsilon",
+    ),
+    Mutant(
+        "effcompress/removal/modules.py",
+        "getattr(layers[j - 1], name).mul_(getattr(layers[j], name))",
+        "getattr(layers[j - 1], name).mul_(1.0)",
+        (
+            "tests/contract/test_more_families.py::test_masked_and_removed_are_the_same[gemma4_text-layer]",
+        ),
+        "the scale of a layer that goes is lost",
+    ),
+    Mutant(
+        "effcompress/groups/axes.py",
+        "kv = str(family.kv_layer(config, i))",
+        "kv = str(i)",
+        (
+            "tests/contract/test_more_families.py::test_masked_and_removed_are_the_same[gemma4_text-attention]",
+        ),
+        "a layer with another's keys and values keeps its query heads when these go",
+    ),
 )

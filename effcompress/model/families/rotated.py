@@ -27,10 +27,16 @@ def refusal(family: Family, config: Config) -> str:
         return "its stream is rotated already"
     if family.traced or not family.sublayers:
         return "it was traced, and which modules read and write the stream is not declared"
+    if family.norms_behind(config):
+        return "norms lie between the blocks and the stream, and their gains do not commute with it"
     if "hidden" in family.fixed:
         return f"its stream stays as it is: {family.unreached.get('hidden', 'so it is declared')}"
-    if why := _of_layers(family, config):
-        return why
+    if family.residual_scale(config) != 1:
+        return "what a block adds is multiplied by a number before it comes to the stream"
+    if not family.residual(config).alone:
+        return "its layers return more than the stream"
+    if said := _of_blocks(family):
+        return said
     if family.router:
         return (
             "its experts return as many channels as they read, but the last layer reads the sliced "
@@ -41,16 +47,10 @@ def refusal(family: Family, config: Config) -> str:
     return ""
 
 
-def _of_layers(family: Family, config: Config) -> str:
-    """Returns what keeps layers from being put together anew around another stream."""
-    if family.norms_behind(config):
-        return "norms lie between the blocks and the stream, and their gains do not commute with it"
+def _of_blocks(family: Family) -> str:
+    """Returns what is in the way of a rotation in the blocks of a layer."""
     if any(part.instead for part in family.sublayers.values()):
         return "its layers are not all of one kind"
-    if family.residual_scale(config) != 1:
-        return "what a block adds is multiplied by a number before it comes to the stream"
-    if not family.residual(config).alone:
-        return "its layers return more than the stream"
     if any(not part.through for part in family.sublayers.values()):
         return "both blocks of a layer read the same norm, and each needs one of its own"
     return ""
