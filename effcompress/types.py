@@ -85,7 +85,8 @@ class Sublayer:
     """A part of a layer that can be removed on its own. The module ``silent`` (which returns
     ``outputs`` values) is replaced by one that returns zeros, so that it adds nothing to the
     residual stream; the modules ``through`` become identities. Paths are relative to the layer.
-    ``behind``: the norm, if there is one, between the module and the stream.
+    ``behind``: the norm, if there is one, between the module and the stream. With negative
+    ``outputs`` the module itself adds to the stream, which is its second argument.
     """
 
     silent: str
@@ -98,6 +99,11 @@ class Sublayer:
         """Modules whose parameters are removed."""
         return (self.silent, *self.through)
 
+    def added(self, path: str, args: Sequence[Any], out: Any) -> Any:
+        """What the block adds to the stream, as its module ``path`` returns it."""
+        first: Any = out[0] if isinstance(out, tuple) else out
+        return first - args[1] if self.outputs < 0 and path == self.silent else first
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -109,6 +115,8 @@ class Residual:
     attention: tuple[str, ...] = ("self_attn",)
     mlp: tuple[str, ...] = ("mlp",)
     parallel: bool = False
+    alone: bool = True
+    """Whether a layer returns nothing beside the stream."""
     one_width: bool = False
     """Whether the class wants the last layer to return as many channels as the first one reads."""
 
@@ -171,6 +179,10 @@ class Family:
     """Gains of the norms that average over an axis that can be cut (patterns with ``{i}``)."""
     layer: str = "model.layers.{i}"
     """The path of a layer."""
+    applies: Callable[[Config], bool] = lambda _config: True
+    """Whether a configuration of these ``model_types`` is meant: some classes are built in several
+    ways, and each has a declaration of its own.
+    """
     inputs: int = 1
     """The input dimension of a linear layer's weight (GPT-2's Conv1D: 0)."""
     sublayers: Mapping[str, Sublayer] = field(default_factory=dict[str, Sublayer])
@@ -183,6 +195,8 @@ class Family:
     """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
     module_there: Callable[[str, int], bool] = lambda _path, _layer: True
     """Whether a layer has a module of ``attributes``."""
+    outside: Callable[[Config, Widths], ModuleSizes] = lambda _config, _widths: {}
+    """The same of modules outside the layers, by their whole path."""
     residual: Callable[[Config], Residual] = lambda _config: Residual()
     """How a layer adds to the residual stream."""
     centred: bool = False

@@ -23,7 +23,9 @@ PARENT = "llama"
 
 
 class Silent(nn.Module):
-    """A block that is gone: zeros like its input [B, T, H], and None for further outputs."""
+    """A block that is gone: zeros like its input [B, T, H], and None for further outputs. With
+    negative `outputs`, for blocks that add to the stream themselves, that stream.
+    """
 
     def __init__(self, outputs: int, layer_idx: int) -> None:
         super().__init__()
@@ -35,8 +37,8 @@ class Silent(nn.Module):
         if cache is not None:  # the model asks single layers how many tokens were seen
             seen = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
             cache.update(seen, seen, self.layer_idx)
-        zeros = torch.zeros_like(hidden)
-        return zeros if self.outputs == 1 else (zeros, *[None] * (self.outputs - 1))
+        out = args[1] if self.outputs < 0 else torch.zeros_like(hidden)
+        return out if abs(self.outputs) == 1 else (out, *[None] * (abs(self.outputs) - 1))
 
 
 class Own:

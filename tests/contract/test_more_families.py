@@ -142,12 +142,14 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_sizes_are_those_of_the_class(model_type: str) -> None:
     """Of the tiny configuration and of the class's own, of which only sizes are stated."""
-    family = family_of({"model_type": model_type})
-    stated = [config_of(model_type, **more) for more in ({}, *sources()[model_type].others)]
-    plain = AutoConfig.for_model(model_type, num_hidden_layers=4).to_dict()
+    source = sources()[model_type]
+    family = family_of(config_of(model_type))
+    stated = [config_of(model_type, **more) for more in ({}, *source.others)]
+    named = {"model_type": stated[0]["model_type"], **source.stated}
+    plain = AutoConfig.for_model(num_hidden_layers=4, **named).to_dict()
     # Some classes have no value for a field that they need.
     least = {name: plain[name] or BASE[name] for name in family.required}
-    stated.append({"model_type": model_type, **least})
+    stated.append(named | least)
     for config in stated:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
@@ -225,7 +227,7 @@ def test_a_rotation_of_the_stream_keeps_the_function_or_is_refused(
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_operations_are_those_that_are_counted(model_type: str) -> None:
     model = tiny(model_type, torch.float32)
-    model.set_attn_implementation("eager")
+    model.config._attn_implementation = "eager"  # Falcon cannot be told to change it
     model.config._experts_implementation = "eager"  # fused kernels of experts are not counted
     widths = [kind for kind in sources()[model_type].kinds if kind not in ("query", *DEPTH)]
     pruned = opened(model, *widths)

@@ -6,22 +6,29 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from effcompress.errors import SourceError, short
-from effcompress.model.families import decoders, experts, layernorm, llama
+from effcompress.model.families import centred, decoders, experts, fused, layernorm, llama
 from effcompress.types import Config, Family
 
-FAMILIES = (*llama.FAMILIES, *decoders.FAMILIES, *experts.FAMILIES, *layernorm.FAMILIES)
+FAMILIES = (
+    *llama.FAMILIES,
+    *decoders.FAMILIES,
+    *experts.FAMILIES,
+    *layernorm.FAMILIES,
+    *centred.FAMILIES,
+    *fused.FAMILIES,
+)
 
 
 def family_of(config: Config) -> Family:
-    """Returns the family declared for a configuration's ``model_type``.
+    """Returns the family declared for a configuration.
 
-    Raises SourceError naming the ``model_type`` when no family declares it.
+    Raises SourceError naming the ``model_type`` when no family declares it, or not built this way.
     """
     model_type = config.get("model_type")
     for family in FAMILIES:
-        if model_type in family.model_types:
+        if model_type in family.model_types and family.applies(family.complete(config)):
             return family
-    known = sorted(t for f in FAMILIES for t in f.model_types)
+    known = sorted({t for f in FAMILIES for t in f.model_types})
     raise SourceError(
         f"architecture '{model_type}' is not declared",
         where="model",

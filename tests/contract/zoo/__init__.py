@@ -1,4 +1,5 @@
-"""Further declared families as tiny models, one table per file: ``SOURCES``, by ``model_type``.
+"""Further declared families as tiny models, one table per file: ``SOURCES``, by ``model_type``, or
+by another name where ``config`` states the type: of classes that are built in several ways.
 
 ``tests/contract/test_more_families.py`` holds all of them to one contract; a family more is a row
 more.
@@ -53,6 +54,8 @@ class Source:
     """(form, change) -> words of the error, where a form cannot be had. Changes: ``CHANGES``."""
     uncut: tuple[str, ...] = ()
     """Kinds that stay for ``uniform``: the stock class derives another width from theirs."""
+    stated: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Fields without which the class's own configuration is another variant, or cannot be built."""
     others: tuple[Mapping[str, Any], ...] = ()
     """Further values of fields (biases, ties, optional norms) under which sizes must be right."""
     tolerance: float = 1e-9
