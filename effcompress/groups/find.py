@@ -40,7 +40,6 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
         if not isinstance(sets, list | tuple) or any(not isinstance(s, GroupSet) for s in sets):
             fix = "A space returns a list of GroupSet, or yields them."
             raise bound.plugin.error("returned something else than group sets", fix)
-        sets = [s for s in sets if s.kind not in axes.family.fixed]
         if not sets:
             kinds = dict.fromkeys(axis_kind(name) for name in axes.by_axis)
             there = [kind for kind in kinds if kind not in axes.family.fixed]
