@@ -47,8 +47,9 @@ def test_a_class_that_is_built_in_several_ways_has_several_declarations() -> Non
     assert family_of(stable).sublayers["mlp_block"].through == ()
     other = family_of({**stable, "use_parallel_residual": False})
     assert other.sublayers["mlp_block"].through == ("post_attention_layernorm",)
+    assert "attention" in family_of({**stable, "qk_layernorm": True}).fixed
     with pytest.raises(SourceError, match="'stablelm' is not declared"):
-        family_of({**stable, "qk_layernorm": True})
+        family_of({**stable, "num_attention_heads": 129})
 
 
 @pytest.mark.parametrize("alibi", [False, True])
