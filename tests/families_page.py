@@ -66,7 +66,7 @@ hand; below, heads and FFN channels are held to a model whose projections do not
 the removal, backward and generation with and without KV cache are tested with eager and sdpa
 attention. Empty: the family has no such mini-group. `*`: masked and removed agree, but the removal
 changes more than the removed units' own contribution, because a norm averages over all heads or
-channels; the run reports by how much.
+channels; the run reports by how much. Classes that are built in several ways have a row for each.
 
 """
 EXPORTS = """

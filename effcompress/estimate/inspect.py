@@ -78,13 +78,15 @@ def _never(axes: AxisMap) -> dict[str, str]:
         "embedding": "another width than the residual stream, tied to the vocabulary",
     }
     found = {}
+    unreached = dict(axes.family.unreached)
     for kind in axes.family.fixed:
         if (names := axes.axes(kind)) and kind not in axes.family.unreached:
             width = exact_count(axes.widths[names[0]])
-            found[f"{kind} ({width})"] = reasons.get(kind, "the declaration says so")
+            why = unreached.pop(kind, "") or reasons.get(kind, "the declaration says so")
+            found[f"{kind} ({width})"] = why
     if axes.no_depth:
         found["layer"] = axes.no_depth
-    return {**found, **axes.family.unreached}
+    return {**found, **unreached}
 
 
 def _range(values: int | list[int]) -> str:

@@ -166,7 +166,7 @@ def rotate(model: Any, stream: dict[str, Any]) -> None:
     norm = model.get_submodule(path)
     like = next(p for p in model.parameters())
     mapped = _identity(width, like, bias=stream["centred"]) if stream["mapped"] else None
-    model.set_submodule(path, UnitNorm(width, _epsilon(norm), mapped))
+    model.set_submodule(path, UnitNorm(width, epsilon_of(norm), mapped))
     if stream["centred"] and not stream["mapped"]:
         head = model.get_submodule(stream["head"])
         head.bias = nn.Parameter(like.new_zeros(head.weight.shape[0]))
@@ -179,7 +179,7 @@ def rotate_layer(layer: Any, stream: dict[str, Any], *, first: bool) -> None:
     layer.parallel = stream["parallel"]
     layer.input_map = _identity(width, like) if first and stream["mapped"] else None
     for norm, shortcut, _ in layer.blocks:
-        setattr(layer, norm, UnitNorm(width, _epsilon(getattr(layer, norm))))
+        setattr(layer, norm, UnitNorm(width, epsilon_of(getattr(layer, norm))))
         setattr(layer, shortcut, _identity(width, like))
     layer.__class__ = rotated(type(layer))
 
@@ -191,8 +191,10 @@ def untie(model: Any) -> None:
     model.config.tie_word_embeddings = False
 
 
-def _epsilon(norm: Any) -> float:
-    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+def epsilon_of(norm: Any) -> float:
+    # OLMo's norms keep no epsilon: theirs is a constant.
+    default = getattr(norm, "eps", 1e-5)
+    return float(getattr(norm, "variance_epsilon", default))
 
 
 def _identity(width: int, like: torch.Tensor, *, bias: bool = False) -> nn.Linear:

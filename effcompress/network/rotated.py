@@ -25,7 +25,7 @@ from effcompress.distributed.world import World
 from effcompress.isolation import placed
 from effcompress.measure.blockwise import Block, blockwise
 from effcompress.model.families.rotated import INPUT_MAP, writes
-from effcompress.model.modeling_pruned import UnitNorm, rotate_layer, untie
+from effcompress.model.modeling_pruned import UnitNorm, epsilon_of, rotate_layer, untie
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.network.sliced import SlicedShape
 from effcompress.removal.modules import agree
@@ -236,8 +236,9 @@ class _Work:
         norm: Any = self.module.get_submodule(path)
         head: Any = self.module.get_submodule(self.stream["head"])
         gain_D, bias_D = _affine(norm, d, head.weight, self.family.gain_offset)
-        eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
-        new = UnitNorm(d, float(eps))
+        if bias_D is None and self.stream["centred"]:
+            bias_D = torch.zeros_like(gain_D)  # a rotated LayerNorm has a place for it
+        new = UnitNorm(d, epsilon_of(norm))
         if self.stream["mapped"]:
             like = head.weight
             new.map = nn.Linear(d, d, bias=bias_D is not None, device=like.device, dtype=like.dtype)

@@ -131,5 +131,5 @@ def _stream(_module: object, args: tuple[Any, ...], _out: object) -> object:
     return args[1]
 
 
-def _zero(_module: object, _args: object, out: object) -> object:
+def _zero(_module: object, _args: object, out: Any) -> object:
     return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)

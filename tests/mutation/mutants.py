@@ -1451,6 +1451,27 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/removal/norms.py",
+        "out.to(weight.dtype) * (weight + self.offset)",
+        "out.to(weight.dtype) * weight",
+        ("tests/contract/test_more_families.py::test_masked_and_removed_are_the_same",),
+        "a LayerNorm that stores its gain less one multiplies by what is stored while it is masked",
+    ),
+    Mutant(
+        "effcompress/removal/modules.py",
+        "in family.outside(config, everywhere).items()",
+        "in {}.items()",
+        ("tests/removal/test_modules.py::test_norms_without_gain_know_their_length",),
+        "modules outside the layers keep the sizes of the parent",
+    ),
+    Mutant(
+        "effcompress/measure/statistics.py",
+        "part.added(path, args, out).detach().clone()",
+        "part.added(path, args, out).detach()",
+        ("tests/measure/test_statistics.py::test_influence_of_layers_and_blocks",),
+        "what a block adds is read after the class has added the other block's output to it",
+    ),
+    Mutant(
+        "effcompress/removal/norms.py",
         "centred = (wide - mean) * live",
         "centred = wide - mean",
         ("tests/contract/test_mask_equals_removal.py::test_masking_equals_removing",),

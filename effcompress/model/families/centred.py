@@ -2,7 +2,7 @@
 In some of them both blocks of a layer read the same normalised stream.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from effcompress.model.families import llama
@@ -142,8 +142,13 @@ NEMOTRON = _decoder(
 )
 
 
-def _stablelm(name: str, *, parallel: bool) -> Family:
-    """Both blocks read one norm where they are parallel."""
+_MOST_HEADS = 128
+
+
+def _stablelm(*, parallel: bool, head_norms: bool) -> Family:
+    """Both blocks read one norm where they are parallel. ``head_norms``: every head of queries and
+    keys has a norm, a module of its own, so that none can go.
+    """
 
     def attributes(_config: Config, widths: Widths) -> ModuleSizes:
         kv, per_kv = widths["attention"], widths["query"]
@@ -151,27 +156,48 @@ def _stablelm(name: str, *, parallel: bool) -> Family:
         return {"self_attn": {**heads, "num_key_value_groups": per_kv}}
 
     def applies(config: Config) -> bool:
-        # Norms of queries and keys are a module for each head, which no axis shortens.
-        return not config.get("qk_layernorm") and parallel is bool(
-            config.get("use_parallel_residual")
-        )
+        asked = bool(config.get("use_parallel_residual")), bool(config.get("qk_layernorm"))
+        return asked == (parallel, head_norms) and config["num_attention_heads"] <= _MOST_HEADS
 
+    stay = dict.fromkeys(("attention", "query"), "each has norms of its own") if head_norms else {}
     return _decoder(
         "stablelm",
-        (*llama.attention("use_qkv_bias", ""), *llama.gated()),
+        (
+            *llama.attention("use_qkv_bias", ""),
+            *llama.gated(),
+            *(_stablelm_head_norms() if head_norms else ()),
+        ),
         _ONE if parallel else _TWO,
-        name=name,
+        name="stablelm" + "_parallel" * parallel + "_head_norms" * head_norms,
         applies=applies,
         attributes=attributes,
         epsilon_field="layer_norm_eps",
         residual=lambda _: Residual(("self_attn",), ("mlp", "dropout"), parallel=parallel),
         whole_heads=lambda _: True,
-        defaults={"stablelm": {"num_key_value_heads": 32}},
+        defaults={"stablelm": {"num_key_value_heads": 32, "num_attention_heads": 32}},
+        fixed=("vocab", "head_dim", *stay),
+        unreached=stay,
+        flags={f"{x}{head}": _has_head(x, head) for x in "qk" for head in range(_MOST_HEADS)},
     )
 
 
-STABLELM = _stablelm("stablelm", parallel=False)
-STABLELM_PARALLEL = _stablelm("stablelm_parallel", parallel=True)
+def _stablelm_head_norms() -> Iterator[Axis]:
+    for x in "qk":
+        for head in range(_MOST_HEADS):
+            gain = LAYER + f"self_attn.{x}_layernorm.norms.{head}.weight"
+            yield Axis(gain, 0, "head_dim", when=f"{x}{head}")
+
+
+def _has_head(x: str, head: int) -> Callable[[Config, int], bool]:
+    field = "num_attention_heads" if x == "q" else "num_key_value_heads"
+    return lambda config, _layer: head < config[field]
+
+
+STABLELM = tuple(
+    _stablelm(parallel=parallel, head_norms=head_norms)
+    for parallel in (False, True)
+    for head_norms in (False, True)
+)
 
 
 def _olmo_attributes(config: Config, widths: Widths) -> ModuleSizes:
@@ -189,4 +215,4 @@ OLMO = _decoder(
     attributes=_olmo_attributes,
     outside=lambda _, w: {"model.norm": {"normalized_shape": [w["hidden"]]}},
 )
-FAMILIES = (*(PHI, STARCODER2, STABLELM, STABLELM_PARALLEL, COHERE, COHERE2, NEMOTRON, OLMO),)
+FAMILIES = (*(PHI, STARCODER2, *STABLELM, COHERE, COHERE2, NEMOTRON, OLMO),)

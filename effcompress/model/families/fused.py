@@ -12,6 +12,10 @@ from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Residua
 
 _LAYER = "transformer.h.{i}"
 _FINAL = "transformer.ln_f"
+_ALIBI = (
+    "how a head's scores fall with the distance (ALiBi) follows from the number of heads, which is "
+    "one for all layers"
+)
 _GPT_FIELDS = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
@@ -40,86 +44,77 @@ def _inner(config: Config, _layer: int) -> int:
     return config.get("n_inner") or 4 * config["n_embd"]
 
 
-# Falcon is built in twelve ways: three layouts of the fused projection, norms in front of both
-# blocks or of each, positions as rotations or as biases of the scores (ALiBi).
+_ONE = ("input_layernorm", "input_layernorm")
+_TWO = ("input_layernorm", "post_attention_layernorm")
+_ROWS: Mapping[str, tuple[Name, ...]] = {
+    "group": ((ATTENTION, "group"),),
+    "shared": (QUERY, HEAD, HEAD),
+    "head": ((ATTENTION, "qkv"),),
+}
+"""Layout of Falcon's queries, keys and values -> the rows of their projection. ``group`` (40B): a
+KV head stands behind its queries, which stay; ``shared`` (7B): one KV head behind all queries;
+``head``: every head has its own.
+"""
 
 
 def _falcon(layout: str, norms: tuple[str, str], *, alibi: bool) -> Family:
-    """``layout``: of queries, keys and values, by ``group`` (Falcon 40B: a KV head stands behind
-    its queries), ``shared`` (7B: one KV head behind all) or ``head``.
+    """Falcon with norms in front of each block, or one in front of both; positions are rotations,
+    or biases of the scores (``alibi``).
     """
-    rows: tuple[Name, ...] = {
-        "group": ((ATTENTION, "group"),),
-        "shared": (QUERY, HEAD, HEAD),
-        "head": ((ATTENTION, "qkv"),),
-    }[layout]
-    one, parallel = norms[0] == norms[1], norms[1] != "post_attention_layernorm"
-    heads: Name = HEAD if layout == "head" else QUERY
-    attention, mlp = f"{_LAYER}.self_attention", f"{_LAYER}.mlp"
-
-    def applies(config: Config) -> bool:
-        return alibi is bool(config.get("alibi")) and (layout, norms) == _built(config)
-
-    def attributes(_config: Config, widths: Widths) -> ModuleSizes:
-        kv = widths["attention"]
-        return {
-            "self_attention": {"num_heads": kv * widths.get("query", 1), "num_kv_heads": kv},
-        }
-
-    def resize(_config: Config, widths: Widths) -> Fields:
-        kv = widths["attention"]
-        fields = {"hidden_size": widths["hidden"], "ffn_hidden_size": widths["ffn"]}
-        fields["num_attention_heads"] = kv * widths.get("query", 1)
-        return fields if layout == "shared" else {**fields, "num_kv_heads": kv}
-
-    def outside(config: Config, _widths: Widths) -> ModuleSizes:
-        # Biases are divided by the root of hidden size / heads, which stays that of the parent.
-        return {"transformer": {"config.hidden_size": config["hidden_size"]}} if alibi else {}
-
+    every = dict.fromkeys(norms)
+    blocks = [(), ()] if len(every) == 1 else [norms[:1], norms[1:]]
+    stay = dict.fromkeys(("attention", "query"), _ALIBI) if alibi else {}
+    if layout == "group":
+        stay["query"] = "in one matrix with the KV heads, each behind as many queries"
     units = {
         "ffn": lambda c, _: c.get("ffn_hidden_size") or 4 * c["hidden_size"],
         "attention": lambda c, _: _kv_heads(c),
+        **({} if layout == "head" else {"query": lambda c, _: _per_kv(c)}),
     }
-    grouped = {} if layout == "head" else {"query": _per_kv}
-    stay = {*(["attention", "query"] if alibi else []), *(["query"] if layout == "group" else [])}
     return family(
         "falcon",
         {"hidden": "hidden_size"},
         _LAYER,
-        (
-            Sublayer("self_attention", 2, () if one else norms[:1]),
-            Sublayer("mlp", 1, () if one else norms[1:]),
-        ),
+        (Sublayer("self_attention", 2, blocks[0]), Sublayer("mlp", 1, blocks[1])),
         f"{_FINAL}.weight",
-        (
-            *linear("transformer.word_embeddings", "vocab", "hidden"),
-            *_norms(*(f"{_LAYER}.{name}" for name in dict.fromkeys(norms)), _FINAL),
-            *_fused(f"{attention}.query_key_value", rows, "hidden", "bias"),
-            *llama.biased(f"{attention}.dense", "hidden", heads, "bias"),
-            *llama.biased(f"{mlp}.dense_h_to_4h", FFN, "hidden", "bias"),
-            *llama.biased(f"{mlp}.dense_4h_to_h", "hidden", FFN, "bias"),
-        ),
+        _falcon_axes(layout, *every),
         name=f"falcon_{layout}_{norms[1]}" + ("_alibi" if alibi else ""),
         heads="num_attention_heads",
-        units={**units, **grouped},
-        norms=(*(f"{_LAYER}.{n}.weight" for n in dict.fromkeys(norms)), f"{_FINAL}.weight"),
+        units=units,
+        norms=(*(f"{_LAYER}.{name}.weight" for name in every), f"{_FINAL}.weight"),
         positions_per_unit={
             "one": lambda _: 1,
             "head": llama.head_dim,
             "qkv": lambda c: 3 * llama.head_dim(c),
-            "group": lambda c: (_per_kv(c, 0) + 2) * llama.head_dim(c),
+            "group": lambda c: (_per_kv(c) + 2) * llama.head_dim(c),
         },
-        fixed=("vocab", *sorted(stay)),
+        fixed=("vocab", *stay),
+        unreached=stay,
         required=("vocab_size", "hidden_size", *COUNTS),
-        applies=applies,
-        attributes=attributes,
-        outside=outside,
-        resize=resize,
+        applies=lambda c: alibi is bool(c.get("alibi")) and (layout, norms) == _built(c),
+        attributes=_falcon_attributes,
+        outside=_falcon_outside if alibi else lambda _config, _widths: {},
+        resize=_falcon_resize,
         pad=_falcon_pad,
         epsilon_field="layer_norm_epsilon",
-        residual=lambda _: Residual(("self_attention",), ("mlp",), parallel=parallel, alone=False),
+        residual=lambda _: Residual(
+            ("self_attention",), ("mlp",), parallel=norms != _TWO, alone=False
+        ),
         defaults={"tie_word_embeddings": True, "multi_query": True, "parallel_attn": True},
         aliases={"intermediate_size": "ffn_hidden_size"},
+    )
+
+
+def _falcon_axes(layout: str, *norms: str) -> tuple[Axis, ...]:
+    attention, mlp = f"{_LAYER}.self_attention", f"{_LAYER}.mlp"
+    heads: Name = HEAD if layout == "head" else QUERY
+    return (
+        *linear("transformer.word_embeddings", "vocab", "hidden"),
+        *_norms(*(f"{_LAYER}.{name}" for name in norms), _FINAL),
+        *_fused(f"{attention}.query_key_value", _ROWS[layout], "hidden", "bias"),
+        *llama.biased(f"{attention}.dense", "hidden", heads, "bias"),
+        *llama.biased(f"{mlp}.dense_h_to_4h", FFN, "hidden", "bias"),
+        *llama.biased(f"{mlp}.dense_4h_to_h", "hidden", FFN, "bias"),
     )
 
 
@@ -132,10 +127,6 @@ def _built(config: Config) -> tuple[str, tuple[str, str]]:
     return layout, _ONE if config.get("parallel_attn", True) else _TWO
 
 
-_ONE = ("input_layernorm", "input_layernorm")
-_TWO = ("input_layernorm", "post_attention_layernorm")
-
-
 def _kv_heads(config: Config) -> int:
     heads = config["num_attention_heads"]
     if config.get("new_decoder_architecture"):
@@ -143,8 +134,29 @@ def _kv_heads(config: Config) -> int:
     return 1 if config.get("multi_query", True) else heads
 
 
-def _per_kv(config: Config, _layer: int) -> int:
+def _per_kv(config: Config) -> int:
     return config["num_attention_heads"] // _kv_heads(config)
+
+
+def _falcon_attributes(_config: Config, widths: Widths) -> ModuleSizes:
+    kv = widths["attention"]
+    return {"self_attention": {"num_heads": kv * widths.get("query", 1), "num_kv_heads": kv}}
+
+
+def _falcon_outside(config: Config, _widths: Widths) -> ModuleSizes:
+    # Biases are divided by the root of hidden size / heads, which stays that of the parent.
+    return {"transformer": {"config.hidden_size": config["hidden_size"]}}
+
+
+def _falcon_resize(_config: Config, widths: Widths) -> Fields:
+    kv = widths["attention"]
+    return {
+        "hidden_size": widths["hidden"],
+        "ffn_hidden_size": widths["ffn"],
+        "num_attention_heads": kv * widths.get("query", 1),
+        # Not read where one is shared.
+        "num_kv_heads": kv,
+    }
 
 
 def _falcon_pad(config: Config, widths: Widths) -> dict[str, int]:
@@ -202,9 +214,8 @@ BLOOM = family(
         *(f"{_LAYER}.{name}.weight" for name in _TWO),
         f"{_FINAL}.weight",
     ),
-    # How steeply a head's scores fall with the distance (ALiBi) follows from the number of heads,
-    # the same in all layers.
     fixed=("vocab", "attention"),
+    unreached={"attention": _ALIBI},
     derived={"ffn": lambda _, w: 4 * w["hidden"]},
     required=("vocab_size", "hidden_size", "n_layer", "n_head"),
     resize=lambda _, w: {"hidden_size": w["hidden"]},

@@ -188,9 +188,13 @@ def _head(family: Family, config: Config) -> str:
 
 
 def _without_bias(family: Family, config: Config) -> str:
-    """Returns a linear layer that reads the stream and has no bias; empty if all have one."""
+    """Returns a linear layer that reads the stream and has no bias; empty if all have one, or the
+    norms have none.
+    """
     layers = range(family.read(config, "num_hidden_layers"))
     biased = {axis.param for axis in family.axes if family.holds(axis.when, config, 0)}
+    if not any(f"{gain.removesuffix('weight')}bias" in biased for gain in family.norms):
+        return ""
     for axis in family.axes:
         reads = axis.name == "hidden" and "{i}" in axis.param and axis.param.endswith(".weight")
         norm = axis.param in family.norms

@@ -31,10 +31,17 @@ SOURCES = {
         "StarCoder 2", others=({"use_bias": False}, {"tie_word_embeddings": False})
     ),
     "stablelm": Source("StableLM", HALVES, refused=NO_ZEROS, without=("head_dim",)),
+    # Heads have norms of their own, one module each; both blocks read the same norm.
     "stablelm_parallel": Source(
-        "StableLM 2 (12B)",
-        {**HALVES, "model_type": "stablelm", "use_parallel_residual": True},
-        stated={"use_parallel_residual": True},
+        "StableLM 2 12B",
+        {
+            **{"model_type": "stablelm", "use_parallel_residual": True, "qk_layernorm": True},
+            **{"partial_rotary_factor": 0.5},
+        },
+        stated={"use_parallel_residual": True, "qk_layernorm": True},
+        kinds=("ffn", "hidden", *DEPTH),
+        uncut=("hidden",),
+        others=({"use_qkv_bias": True}, {"tie_word_embeddings": True}),
         refused=NO_ZEROS,
         without=("head_dim",),
     ),
