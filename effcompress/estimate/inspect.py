@@ -73,12 +73,14 @@ def _never(axes: AxisMap) -> dict[str, str]:
         "vocab": "one row per token of the tokenizer",
         "positions": "one row per position that the model was trained for",
         "head_dim": "rotations and norms within a head need all of it",
+        "one": "a single number",
+        "route": "the router keeps its rows where constants take the place of experts",
         "embedding": "another width than the residual stream, tied to the vocabulary",
     }
     found = {}
     unreached = dict(axes.family.unreached)
     for kind in axes.family.fixed:
-        if names := axes.axes(kind):
+        if (names := axes.axes(kind)) and kind not in axes.family.unreached:
             width = exact_count(axes.widths[names[0]])
             why = unreached.pop(kind, "") or reasons.get(kind, "the declaration says so")
             found[f"{kind} ({width})"] = why

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from effcompress.errors import RunError
 from effcompress.measure.blockwise import Block, blockwise
-from effcompress.measure.hooks import first_of, stream_in
+from effcompress.measure.hooks import addition, first_of, stream_in
 from effcompress.types import AxisMap
 
 PARTS = ("attention_block", "mlp_block")
@@ -110,7 +110,7 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
     attention = axes.family.sublayers["attention_block"]
 
     def remember(path: str, _module: nn.Module, args: Any, out: Any) -> None:
-        added["attention"] = axes.residual_scale * attention.added(path, args, out)
+        added["attention"] = axes.residual_scale * addition(attention, path, args, out)
 
     def compare(_module: nn.Module, args: Any, named: Mapping[str, Any], out: Any) -> None:
         before = stream_in(args, named)
@@ -122,7 +122,7 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
     with ExitStack() as hooks:
         hooks.enter_context(layer.register_forward_hook(compare, with_kwargs=True))
         # Of these modules the one that runs last counts.
-        for path in attention.modules:
+        for path in attention.within(layer):
             inside = layer.get_submodule(path)
             hooks.enter_context(inside.register_forward_hook(partial(remember, path)))
         yield seen
@@ -130,8 +130,10 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
 
 def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | None:
     """The weight by which a part of a block adds to the stream; None where experts do."""
-    silent = f"{block.path}.{axes.family.sublayers[part].silent}."
-    sides = [side for side in axes.by_axis["hidden"] if side.param.startswith(silent)]
+    layer, sublayer = module.get_submodule(block.path), axes.family.sublayers[part]
+    there = [path for path in sublayer.within(layer) if path not in sublayer.through]
+    inside = tuple(f"{block.path}.{path}." for path in there)
+    sides = [side for side in axes.by_axis["hidden"] if side.param.startswith(inside)]
     if any(len(axes.shapes[side.param]) > 2 for side in sides):
         return None
     found = [
@@ -144,7 +146,7 @@ def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | 
     if len(found) > 1 or not _runs_last(module, axes, block, part):
         raise RunError(
             "what this part adds to the stream is not the output of one linear layer",
-            where=silent.removesuffix("."),
+            where=f"{block.path}.{there[0]}",
             fix="Take prune.refit out.",
         )
     return found[0]
@@ -152,15 +154,15 @@ def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | 
 
 def _runs_last(module: nn.Module, axes: AxisMap, block: Block, part: str) -> bool:
     """Whether the part itself runs last of its modules: no norm behind it."""
-    layer = module.get_submodule(block.path)
+    layer, sublayer = module.get_submodule(block.path), axes.family.sublayers[part]
     order: list[str] = []
     with ExitStack() as hooks:
-        for path in axes.family.sublayers[part].modules:
+        for path in sublayer.within(layer):
             inside = layer.get_submodule(path)
             note = inside.register_forward_hook(lambda *_, p=path: order.append(p))
             hooks.enter_context(note)
         block.once()
-    return order[-1] == axes.family.sublayers[part].silent
+    return order[-1] in sublayer.silenced
 
 
 def _moments(

@@ -6,16 +6,25 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from effcompress.errors import SourceError, short
-from effcompress.model.families import centred, decoders, experts, fused, layernorm, llama
+from effcompress.model.families import (
+    centred,
+    decoders,
+    experts,
+    fused,
+    gemma,
+    hybrids,
+    latent,
+    layernorm,
+    llama,
+    shared,
+    ssm,
+)
 from effcompress.types import Config, Family
 
 FAMILIES = (
-    *llama.FAMILIES,
-    *decoders.FAMILIES,
-    *experts.FAMILIES,
-    *layernorm.FAMILIES,
-    *centred.FAMILIES,
-    *fused.FAMILIES,
+    *(*llama.FAMILIES, *decoders.FAMILIES, *experts.FAMILIES, *shared.FAMILIES),
+    *(*latent.FAMILIES, *layernorm.FAMILIES, *centred.FAMILIES, *fused.FAMILIES),
+    *(*hybrids.FAMILIES, *gemma.FAMILIES, *ssm.FAMILIES),
 )
 
 

@@ -35,8 +35,8 @@ def refusal(family: Family, config: Config) -> str:
         return "what a block adds is multiplied by a number before it comes to the stream"
     if not family.residual(config).alone:
         return "its layers return more than the stream"
-    if any(not part.through for part in family.sublayers.values()):
-        return "both blocks of a layer read the same norm, and each needs one of its own"
+    if said := _of_blocks(family):
+        return said
     if family.router:
         return (
             "its experts return as many channels as they read, but the last layer reads the sliced "
@@ -44,6 +44,15 @@ def refusal(family: Family, config: Config) -> str:
         )
     if family.centred and (bare := _without_bias(family, config)):
         return f"the biases of its norms have no place in {bare}, which has none"
+    return ""
+
+
+def _of_blocks(family: Family) -> str:
+    """Returns what is in the way of a rotation in the blocks of a layer."""
+    if any(part.instead for part in family.sublayers.values()):
+        return "its layers are not all of one kind"
+    if any(not part.through for part in family.sublayers.values()):
+        return "both blocks of a layer read the same norm, and each needs one of its own"
     return ""
 
 
