@@ -120,11 +120,6 @@ class Sublayer:
         found = {path: n for path, n in zeros.items() if getattr(layer, path, None) is not None}
         return found | dict.fromkeys(self.through, 0)
 
-    def added(self, path: str, args: Sequence[Any], out: Any) -> Any:
-        """What the block adds to the stream, as its module ``path`` returns it."""
-        first: Any = next(iter(out)) if isinstance(out, tuple) else out
-        return first - args[1] if self.outputs < 0 and path == self.silent else first
-
 
 @dataclass(frozen=True)
 class Residual:

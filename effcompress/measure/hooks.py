@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from effcompress.recompute import recomputing
+from effcompress.types import Sublayer
 
 
 def inputs_of(module: nn.Module) -> int | None:
@@ -30,6 +31,12 @@ def linears(module: nn.Module, inside: str = "") -> dict[str, int]:
 def first_of(out: Any) -> Any:
     """The first of what a module returns; attention returns more than one value."""
     return out[0] if isinstance(out, tuple) else out
+
+
+def addition(part: Sublayer, path: str, args: Any, out: Any) -> Tensor:
+    """What a block adds to the stream, as its module ``path``, called with ``args``, returns it."""
+    first = first_of(out)
+    return first - args[1] if part.outputs < 0 and path == part.silent else first
 
 
 def stream_in(args: Any, named: Mapping[str, Any]) -> Tensor:

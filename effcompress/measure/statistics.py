@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from effcompress.distributed.world import ALONE, World
 from effcompress.injectable import MOMENTS
-from effcompress.measure.hooks import Hooks, InputHooks, first_of, stream_in
+from effcompress.measure.hooks import Hooks, InputHooks, addition, first_of, stream_in
 from effcompress.registry import Bound, Plugin
 from effcompress.types import AxisMap, Sublayer
 
@@ -190,7 +190,7 @@ class LayerStatistics(Hooks):
         """Of the modules of a block the last one counts, with what runs ``beside`` it."""
         if self.measuring:
             # A copy: some classes add the other block's output to it in place.
-            added = part.added(path, args, out).detach().clone()
+            added = addition(part, path, args, out).detach().clone()
             self._added[name] = self._added[name] + added if path in part.beside else added
 
     def _compare(

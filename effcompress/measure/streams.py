@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from effcompress.errors import RunError
 from effcompress.measure.blockwise import Block, blockwise
-from effcompress.measure.hooks import first_of, stream_in
+from effcompress.measure.hooks import addition, first_of, stream_in
 from effcompress.types import AxisMap
 
 PARTS = ("attention_block", "mlp_block")
@@ -110,7 +110,7 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
     attention = axes.family.sublayers["attention_block"]
 
     def remember(path: str, _module: nn.Module, args: Any, out: Any) -> None:
-        added["attention"] = axes.residual_scale * attention.added(path, args, out)
+        added["attention"] = axes.residual_scale * addition(attention, path, args, out)
 
     def compare(_module: nn.Module, args: Any, named: Mapping[str, Any], out: Any) -> None:
         before = stream_in(args, named)

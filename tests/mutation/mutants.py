@@ -1465,8 +1465,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/measure/statistics.py",
-        "part.added(path, args, out).detach().clone()",
-        "part.added(path, args, out).detach()",
+        "addition(part, path, args, out).detach().clone()",
+        "addition(part, path, args, out).detach()",
         ("tests/measure/test_statistics.py::test_influence_of_layers_and_blocks",),
         "what a block adds is read after the class has added the other block's output to it",
     ),
