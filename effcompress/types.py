@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +122,7 @@ class Sublayer:
 
     def added(self, path: str, args: Sequence[Any], out: Any) -> Any:
         """What the block adds to the stream, as its module ``path`` returns it."""
-        first: Any = out[0] if isinstance(out, tuple) else out
+        first = cast(tuple[Any, ...], out)[0] if isinstance(out, tuple) else out
         return first - args[1] if self.outputs < 0 and path == self.silent else first
 
 

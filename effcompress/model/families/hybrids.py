@@ -158,7 +158,7 @@ def _attributes(config: Config, widths: Widths) -> ModuleSizes:
     channels = 2 * key + heads * values
     sizes = {"num_k_heads": heads, "num_v_heads": heads * _ratio(config)}
     sizes |= {"key_dim": key, "value_dim": heads * values, "conv_dim": channels}
-    rows = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
+    rows: dict[str, int] = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
     return {"linear_attn": {**sizes}, "linear_attn.conv1d": {**rows}}
 
 

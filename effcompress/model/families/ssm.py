@@ -82,7 +82,7 @@ _MIXERS = (*where(attention(), FULL), *where(_mamba(), STATE))
 
 
 def _granite_types(config: Config) -> list[str]:
-    stated = config.get("layer_types") or config.get("layers_block_type")
+    stated: list[str] | None = config.get("layer_types") or config.get("layers_block_type")
     kinds = stated or ["linear_attention"] * config["num_hidden_layers"]
     return [_OTHER_NAMES.get(kind, kind) for kind in kinds]
 
