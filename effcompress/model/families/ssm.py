@@ -8,7 +8,7 @@ from typing import Any
 
 from effcompress.model.families import llama
 from effcompress.model.families.experts import GRANITE_MIXTURE, granite_blocks
-from effcompress.model.families.hybrids import convolution, where
+from effcompress.model.families.hybrids import convolution, keeps_one, where
 from effcompress.model.families.llama import LAYER, attention, decoder, linear, maybe_biased, side
 from effcompress.types import Axis, Config, Fields, ModuleSizes, Residual, Sublayer, Widths
 
@@ -129,6 +129,7 @@ GRANITE_HYBRID = decoder(
         "mlp_block": _BLOCKS["mlp_block"],
     },
     residual=lambda _: Residual(mlp=("block_sparse_moe",)),
+    staying=keeps_one(_full_granite),
     residual_scale=lambda c: float(c.get("residual_multiplier") or 1),
     depth_fields=lambda c, layers: {"layer_types": [_granite_types(c)[i] for i in layers]},
     defaults={
@@ -182,6 +183,7 @@ BAMBA = decoder(
     residual=lambda _: Residual(mlp=("feed_forward",)),
     resize=_resize,
     attributes=_attributes,
+    staying=keeps_one(_full_bamba),
     depth_fields=_bamba_kept,
     defaults={"bamba": {"num_key_value_heads": 8, **_DEFAULTS}},
     **_TRAITS,
