@@ -109,8 +109,9 @@ def bytes_costs(
 
     def cached(name: str, heads: int) -> int:
         layer = axis_layer(name)
-        none = latent or layer is None
-        per_group = 0 if none else sum(head_widths(axes, config, layer or 0))
+        per_group = 0
+        if layer is not None and not latent:
+            per_group = sum(head_widths(axes, config, layer))
         return tokens * (heads * per_group + whatever_heads * bool(heads))
 
     chosen = {m.name for m in modules if m.kind == "attention"}

@@ -36,6 +36,14 @@ ROUTED |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_
 LATENT = {"q_lora_rank": 20, "kv_lora_rank": 28, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4}
 LATENT |= {"v_head_dim": 6, "num_key_value_heads": 6, "head_dim": 4}
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 5}
+DECLARED = {
+    "qwen3_next": {
+        **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6},
+        **{"linear_value_head_dim": 10, "num_hidden_layers": 4, "num_experts": 0},
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    }
+}
+"""Declared, too: the tracer must find what no architecture without a declaration has."""
 SOURCES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "falcon_h1": MAMBA,
@@ -50,7 +58,7 @@ KINDS = {
 
 
 def config_of(model_type: str) -> dict[str, Any]:
-    return {"model_type": model_type, **COMMON, **SOURCES[model_type]}
+    return {"model_type": model_type, **COMMON, **(SOURCES | DECLARED)[model_type]}
 
 
 @functools.cache
@@ -151,3 +159,12 @@ def test_experts_that_stay_are_named() -> None:
     assert "model.layers.{i}.mlp.experts stay as they are" in said
     assert "`ffn` is the dense or shared feed-forward beside them alone" in said
     assert UNTOUCHED_EXPERTS not in draft("apertus").left_out
+
+
+def test_layers_of_two_kinds_and_queries_with_a_gate_are_found() -> None:
+    """Rows of a query head are followed by those of its output gate, in some layers alone."""
+    found = draft("qwen3_next")
+    assert {"attention", "ffn", "hidden", "query"} <= {*found.kinds} - {*found.kept}
+    pruned, masked = cut("qwen3_next", torch.float64)
+    apart = float((logits(pruned.module) - masked).abs().max()) / float(masked.abs().max())
+    assert apart < 5e-5

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress.errors import CoverageError
 from effcompress.measure.taps import MaskGradients
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from tests.conftest import tiny, tokens
+from tests.contract.zoo import config_of
 
 
 def pruned(*names: str, family: str = "", **knobs: Any) -> PrunedModel:
@@ -95,6 +97,27 @@ def test_other_families(family: str) -> None:
         other = 1 - m.dim
         want = (p * p.grad).sum(other)[m.index_GB].sum(1)
         torch.testing.assert_close(found[s.name].sum(0).double(), want, rtol=1e-3, atol=1e-7)
+
+
+def test_heads_that_more_than_one_layer_attends_to() -> None:
+    """Masks lie on what every one of these layers reads of its heads."""
+    ids, config = tokens(2), AutoConfig.for_model(**config_of("gemma4_text"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        built: Any = AutoModelForCausalLM.from_config(config).double()
+    model = PrunedModel(built, config.to_dict(), [Bound(REGISTRY.get("space", "attention"), {})])
+    found = measure(model, ids)
+    built(input_ids=ids, labels=ids).loss.backward()
+    params, readers = dict(built.named_parameters()), list[int]()
+    for s in model.sets:
+        there = [m for m in s.members if _reads(model, m.param) == m.dim]
+        want = torch.zeros(s.size, dtype=torch.float64)
+        for p, m in ((params[m.param], m) for m in there):
+            assert p.grad is not None
+            want += (p * p.grad).sum(0)[m.index_GB].sum(1).detach()
+        torch.testing.assert_close(found[s.name].sum(0).double(), want, rtol=1e-3, atol=1e-7)
+        readers.append(len(there))
+    assert max(readers) > 1
 
 
 def _reads(model: PrunedModel, param: str) -> int | None:

@@ -3182,14 +3182,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/groups/tracing/propose.py",
         "per_unit[name] = slots * head",
         "per_unit[name] = head",
-        ("tests/groups/test_traced_families.py::test_kinds_are_proven_and_cut",),
+        (
+            "tests/groups/test_traced_families.py::test_layers_of_two_kinds_and_queries_with_a_gate_are_found",
+        ),
         "a query head with a gate is as wide as one without",
     ),
     Mutant(
         "effcompress/model/small.py",
         "chosen = [i for i, look in enumerate(looks) if look not in looks[:i]]",
         "chosen = list[int]()",
-        ("tests/groups/test_traced_families.py::test_kinds_are_proven_and_cut",),
+        (
+            "tests/groups/test_traced_families.py::test_layers_of_two_kinds_and_queries_with_a_gate_are_found",
+        ),
         "the small model has layers of the first sort alone",
     ),
     Mutant(

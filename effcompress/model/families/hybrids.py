@@ -51,6 +51,19 @@ def _is(kind: str) -> Callable[[Config, int], bool]:
     return lambda config, layer: layer_types(config)[layer] == kind
 
 
+def keeps_one(full: Callable[[Config, int], bool]) -> Callable[[Config], Iterator[str]]:
+    """Returns what stays of the layers with attention to all tokens (``full``): the last one, since
+    a cache counts tokens where there are keys and values.
+    """
+
+    def staying(config: Config) -> Iterator[str]:
+        layers = [i for i in range(config["num_hidden_layers"]) if full(config, i)]
+        for kind in ("layer", "mlp_block"):
+            yield from (f"{kind}.{i}" for i in layers[-1:])
+
+    return staying
+
+
 def _gated_attention() -> Iterator[Axis]:
     """Axes of attention whose query rows are followed, head by head, by those of an output gate."""
     for axis in (*attention(), *llama.QK_NORM):
@@ -158,7 +171,7 @@ def _attributes(config: Config, widths: Widths) -> ModuleSizes:
     channels = 2 * key + heads * values
     sizes = {"num_k_heads": heads, "num_v_heads": heads * _ratio(config)}
     sizes |= {"key_dim": key, "value_dim": heads * values, "conv_dim": channels}
-    rows = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
+    rows: dict[str, int] = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
     return {"linear_attn": {**sizes}, "linear_attn.conv1d": {**rows}}
 
 
@@ -197,6 +210,7 @@ _TRAITS: dict[str, Any] = {
     "attributes": _attributes,
     "depth_fields": _kept,
     "recurrence": {"linear_head": _updates},
+    "staying": keeps_one(_is("full_attention")),
 }
 
 
@@ -378,6 +392,7 @@ _LFM2: dict[str, Any] = {
         "attention_block": Sublayer("self_attn", 2, ("operator_norm",), instead=(("conv", 1),)),
         "mlp_block": Sublayer("feed_forward", 1, ("ffn_norm",)),
     },
+    "staying": keeps_one(lambda c, i: _lfm2_types(c)[i] == "full_attention"),
     "fixed": FIXED,
     "fed_by": {LAYER + f"self_attn.{x}_layernorm": LAYER + f"self_attn.{x}_proj" for x in "qk"},
     "epsilon_field": "norm_eps",

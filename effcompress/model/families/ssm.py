@@ -8,7 +8,7 @@ from typing import Any
 
 from effcompress.model.families import llama
 from effcompress.model.families.experts import GRANITE_MIXTURE, granite_blocks
-from effcompress.model.families.hybrids import convolution, where
+from effcompress.model.families.hybrids import convolution, keeps_one, where
 from effcompress.model.families.llama import LAYER, attention, decoder, linear, maybe_biased, side
 from effcompress.types import Axis, Config, Fields, ModuleSizes, Residual, Sublayer, Widths
 
@@ -82,7 +82,7 @@ _MIXERS = (*where(attention(), FULL), *where(_mamba(), STATE))
 
 
 def _granite_types(config: Config) -> list[str]:
-    stated = config.get("layer_types") or config.get("layers_block_type")
+    stated: list[str] | None = config.get("layer_types") or config.get("layers_block_type")
     kinds = stated or ["linear_attention"] * config["num_hidden_layers"]
     return [_OTHER_NAMES.get(kind, kind) for kind in kinds]
 
@@ -129,6 +129,7 @@ GRANITE_HYBRID = decoder(
         "mlp_block": _BLOCKS["mlp_block"],
     },
     residual=lambda _: Residual(mlp=("block_sparse_moe",)),
+    staying=keeps_one(_full_granite),
     residual_scale=lambda c: float(c.get("residual_multiplier") or 1),
     depth_fields=lambda c, layers: {"layer_types": [_granite_types(c)[i] for i in layers]},
     defaults={
@@ -182,6 +183,7 @@ BAMBA = decoder(
     residual=lambda _: Residual(mlp=("feed_forward",)),
     resize=_resize,
     attributes=_attributes,
+    staying=keeps_one(_full_bamba),
     depth_fields=_bamba_kept,
     defaults={"bamba": {"num_key_value_heads": 8, **_DEFAULTS}},
     **_TRAITS,
