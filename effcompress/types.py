@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
+from effcompress.kept_layers import kept_layers
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -58,7 +60,7 @@ class Axis:
     ``Family.positions_per_unit``: how many positions one unit of the innermost axis owns. Several
     axes declared on one dimension are segments of it, in the order of the declaration (fused
     projections). ``when`` is a configuration flag, or a key of ``Family.flags``, that must be true
-    (``!flag``: false) for the parameter to exist.
+    (``!flag``: false) for the parameter to exist; several are joined by `` & ``.
     """
 
     param: str
@@ -85,18 +87,31 @@ class Sublayer:
     """A part of a layer that can be removed on its own. The module ``silent`` (which returns
     ``outputs`` values) is replaced by one that returns zeros, so that it adds nothing to the
     residual stream; the modules ``through`` become identities. Paths are relative to the layer.
-    ``behind``: the norm, if there is one, between the module and the stream.
+    ``behind``: the norm, if there is one, between the module and the stream. ``more``: further
+    modules to be silenced, with their outputs, where a layer has them: mixers of layers of another
+    kind, experts beside a dense feed-forward.
     """
 
     silent: str
     outputs: int
     through: tuple[str, ...]
     behind: str = ""
+    more: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def silenced(self) -> tuple[tuple[str, int], ...]:
+        """Modules that return zeros, each with how many values, whether a layer has them or not."""
+        return ((self.silent, self.outputs), *self.more)
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Modules whose parameters are removed."""
-        return (self.silent, *self.through)
+        return (*(path for path, _ in self.silenced), *self.through)
+
+    def within(self, layer: object) -> dict[str, int]:
+        """The modules that this layer has -> the values each returns; identities return 0."""
+        found = {path: n for path, n in self.silenced if hasattr(layer, path)}
+        return found | dict.fromkeys(self.through, 0)
 
 
 @dataclass(frozen=True)
@@ -165,9 +180,9 @@ class Family:
     """Name used in ``Axis.positions_per_unit`` -> how many positions."""
     resize: Callable[[Config, Widths], Fields]
     """Configuration fields of a model with these widths per axis kind, the same in all layers."""
-    required: tuple[str, ...]
+    required: tuple[str, ...] = ()
     """Configuration fields that must be present, as positive integers."""
-    norms: tuple[str, ...]
+    norms: tuple[str, ...] = ()
     """Gains of the norms that average over an axis that can be cut (patterns with ``{i}``)."""
     layer: str = "model.layers.{i}"
     """The path of a layer."""
@@ -198,6 +213,16 @@ class Family:
     A stock class has one epsilon for all norms; where these need another one, the linear layer's
     weights are scaled instead.
     """
+    recurrence: Mapping[str, Callable[[Config], int]] = field(
+        default_factory=dict[str, Callable[[Config], int]]
+    )
+    """Axis kind -> operations of a token for each of its units that are no product with a weight:
+    updates of a recurrent state.
+    """
+    scales_stream: bool = False
+    """Whether a stock class gets another epsilon by another scale of the residual stream: a norm
+    within its layers has the same epsilon, and nothing in front of it could be scaled.
+    """
     final_norm: str = "model.norm.weight"
     epsilon_field: str = "rms_norm_eps"
     epsilon_attribute: str = "variance_epsilon"
@@ -225,8 +250,10 @@ class Family:
     """Axis kinds that no removal touches."""
     approximate: Mapping[str, str] = field(default_factory=dict[str, str])
     """Axis kind -> why a removal changes more than the removed units' own contribution."""
-    depth_fields: Callable[[Config, tuple[int, ...]], Fields] | None = None
+    depth_fields: Callable[[Config, tuple[int, ...]], Fields] | None = kept_layers
     """Further configuration fields of a model that keeps only these layers (lists per layer)."""
+    stays: Callable[[Config], tuple[int, ...]] = lambda _config: ()
+    """Layers that never go, nor their attention: without one of them nothing counts positions."""
     no_depth: Callable[[Config], str] = lambda _config: ""
     """Why layers cannot be removed in this configuration; empty when they can."""
     pad: Callable[[Config, Widths], dict[str, int]] | None = None
@@ -258,9 +285,13 @@ class Family:
         return {**self.defaults.get(config.get("model_type", ""), {}), **config}
 
     def holds(self, when: str, config: Config, layer: int) -> bool:
-        """Returns whether the condition of an axis (``Axis.when``) is true in a layer."""
+        """Returns whether the condition of an axis (``Axis.when``) is true in a layer. Of several,
+        joined by `` & ``, all must be.
+        """
         if not when:
             return True
+        if " & " in when and when not in self.flags:
+            return all(self.holds(part, config, layer) for part in when.split(" & "))
         flag = when.removeprefix("!")
         derived = self.flags.get(flag)
         value = derived(config, layer) if derived else bool(config.get(flag, False))
@@ -407,6 +438,8 @@ class AxisMap:
     """Axis kind -> stretches of its units that lose equally many."""
     no_depth: str = ""
     """Why layers cannot be removed; empty when they can."""
+    stays: frozenset[int] = frozenset()
+    """Layers that never go, by their numbers in the parent."""
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""
@@ -416,10 +449,14 @@ class AxisMap:
         self, kind: str, *, skip_layers: Iterable[int] = (), **limits: Unpack[Limits]
     ) -> Iterator[GroupSet]:
         """Yields a group set for every axis of ``kind``, with these ``limits``; a ``minimum`` above
-        the width cuts nothing. ``skip_layers`` get none (negative: from the end).
+        the width cuts nothing. ``skip_layers`` get none (negative: from the end), and a kind that
+        the family never cuts has none.
         """
+        if kind in self.family.fixed:
+            return
         last = max(self.depth.layers, default=-1) + 1
         skipped = {i + last if i < 0 else i for i in skip_layers}
+        skipped |= self.stays if kind in DEPTH[:2] else set()
         minimum = max(limits.get("minimum", 1), self.floors.get(kind, 0))
         limits["parts"] = self.parts.get(kind, 1)
         limits["round_to"] = math.lcm(limits.get("round_to", 1), limits["parts"])

@@ -77,8 +77,9 @@ TRACED = """
 Architectures without a declaration, as tiny random models with layers of every kind: what was
 proven and cut. Differences are relative to the largest logit: in fp64 between masked and removed,
 with different numbers per layer (the library's norms and routers compute in fp32), and in fp32
-between the model and its `exact` export in transformers. Linear attention, state spaces, routed
-experts and depth stay as they are; `effcompress inspect` says why for a model.
+between the model and its `exact` export in transformers, which generates the same with and without
+KV cache. An attention block is all that mixes tokens in a layer. Within a layer, linear attention,
+state spaces and routed experts stay as they are; `effcompress inspect` says why for a model.
 
 """
 
@@ -91,7 +92,9 @@ def page(results: Iterable[Mapping[str, Any]]) -> str:
     traced: dict[str, dict[str, Any]] = defaultdict(dict)
     for found in results:
         if "traced" in found:
-            traced[found["traced"]] |= found
+            seen = traced[found["traced"]]
+            apart = max(part.get("apart", 0.0) for part in (seen, found))
+            seen |= {**found, "apart": apart}
         if "kind" in found:
             key = (found["family"], found["kind"])
             cuts[key] = max(cuts[key], found["difference"])
@@ -112,7 +115,8 @@ def page(results: Iterable[Mapping[str, Any]]) -> str:
 def _traced(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = ["| `model_type` | cut | masked and removed | export |", "|---|---|---|---|"]
     for model_type, seen in sorted(found.items()):
-        cut = ", ".join(KINDS[kind] for kind in KINDS if kind in seen["kinds"])
+        kinds = (*seen["kinds"], *seen.get("depth", ()))
+        cut = ", ".join(KINDS[kind] for kind in KINDS if kind in kinds)
         each = f"{_power(seen['apart'])} | {_power(seen['exported'])}"
         lines.append(f"| `{model_type}` | {cut} | {each} |")
     return lines

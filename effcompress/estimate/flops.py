@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from typing import final
 
-from effcompress.types import AxisMap, Config, Widths
+from effcompress.types import AxisMap, Config, Widths, axis_layer
 
 H100_FLOPS = 989e12
 """Dense bf16 tensor-core peak of an H100 SXM (vendor's data sheet)."""
@@ -28,12 +28,19 @@ class Flops:
         for param in multiplied(axes):
             for names, factor in axes.terms(param):
                 self._factors[_experts(axes, param), tuple(sorted(names))] += factor
+        self._states = {
+            name: operations(config)
+            for kind, operations in axes.family.recurrence.items()
+            for name in axes.axes(kind)
+        }
 
     def per_token(self, widths: Widths) -> float:
         """Returns forward plus backward operations per token.
 
-        Two per weight of every matrix product; two products (scores, values) per attended pair, of
-        which the causal mask leaves half; the backward costs twice the forward.
+        Two per weight of every matrix product or convolution; two products (scores, values) per
+        attended pair, of which the causal mask leaves half; what recurrent states cost one token
+        after the other (kernels that take them in chunks do more); the backward costs twice the
+        forward.
         """
         axes, config = self._axes, self._config
         wide = {**axes.widths, **widths}
@@ -45,6 +52,7 @@ class Flops:
         rows = sum(query_rows(axes, config, wide, i) for i in axes.depth.layers)
         # 2 products x 2 operations x rows x length, half of it masked.
         attention = 2 * 2 * rows * self._length / 2
+        attention += sum(n * wide[name] * _mixes(wide, name) for name, n in self._states.items())
         return 3.0 * (2.0 * weights + attention)
 
 
@@ -56,8 +64,16 @@ def flops_per_token(axes: AxisMap, config: Config, widths: Widths, length: int) 
 def query_rows(axes: AxisMap, config: Config, wide: Widths, layer: int) -> int:
     """Returns query heads times head width of a layer; 0 where it or its attention is gone."""
     heads = wide.get(f"attention.{layer}", 0) * wide.get(f"query.{layer}", 1)
-    there = wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
-    return heads * there * axes.family.positions_per_unit["head"](config)
+    if not heads:
+        return 0
+    head = axes.family.positions_per_unit["head"](config)
+    return heads * head * _mixes(wide, f"attention.{layer}")
+
+
+def _mixes(wide: Widths, name: str) -> int:
+    """Returns 1 where the layer of an axis still mixes tokens, else 0."""
+    layer = axis_layer(name)
+    return wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
 
 
 def routed(config: Config) -> int:

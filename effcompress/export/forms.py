@@ -7,7 +7,7 @@ whose one modelling file lies in the folder. All compute the same function as th
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -23,7 +23,7 @@ from effcompress.network.pruned_model import PrunedModel, uniform_widths
 from effcompress.network.shapes import per_layer, widest
 from effcompress.removal.modules import attributes, depth_fields
 from effcompress.removal.norms import Norm
-from effcompress.types import AxisMap, Depth, Widths
+from effcompress.types import AxisMap, Depth, Family, Widths
 
 Name = Literal["uniform", "padded", "exact"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -143,7 +143,7 @@ def _exact_config(pruned: PrunedModel, epsilons: Mapping[str, float]) -> dict[st
     axes, config = pruned.axes, pruned.config
     differs: Pruned = {
         "shapes": {name: list(shape) for name, shape in axes.shapes.items()},
-        "absent": _absent(axes),
+        "absent": _absent(pruned),
         "attributes": _attributes(pruned),
         "epsilons": epsilons,
         "buffers": {name: list(b.shape) for name, b in pruned.buffers().items()},
@@ -163,13 +163,13 @@ def _attributes(pruned: PrunedModel) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _absent(axes: AxisMap) -> dict[str, list[Part]]:
-    found: dict[str, list[Part]] = {}
+def _absent(pruned: PrunedModel) -> dict[str, list[Part]]:
+    axes, found = pruned.axes, dict[str, list[Part]]()
+    layers: Any = pruned.module.get_submodule(axes.family.layers)
     for j, i in enumerate(axes.depth.layers):
         for kind, part in axes.family.sublayers.items():
             if f"{kind}.{i}" in axes.depth.absent:
-                parts = [(part.silent, part.outputs), *((name, 0) for name in part.through)]
-                found.setdefault(str(j), []).extend(parts)
+                found.setdefault(str(j), []).extend(part.within(layers[j]).items())
     return found
 
 
@@ -208,6 +208,11 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
     # an axis that can be cut; then no epsilon changed.
     for first in pruned.norms()[:1]:
         epsilon = first.epsilon * _stretch(first, now, then)
+        if family.scales_stream:
+            stated = float(getattr(pruned.module.config, family.epsilon_field))
+            for name, factor in _of_stream(family, then, (stated / epsilon) ** 0.5):
+                factors[name] = factors.get(name, 1.0) * factor
+            continue
         if family.epsilon_field:
             fields[family.epsilon_field] = epsilon
         factors |= _fed(pruned, then, epsilon)
@@ -293,6 +298,26 @@ def _factors(pruned: PrunedModel, then: AxisMap) -> dict[str, float]:
         if config.get("tie_word_embeddings"):
             found[family.final_norm] = found.get(family.final_norm, 1.0) / ratio
     return found
+
+
+def _of_stream(family: Family, then: AxisMap, scale: float) -> Iterator[tuple[str, float]]:
+    """Yields the factors of a residual stream that is ``scale`` times as large.
+
+    ``g s x / sqrt(s^2 m + e)`` equals ``g x / sqrt(m + e / s^2)``: all norms over the stream get
+    the epsilon ``e / s^2``, and what they return is the same. The embedding and all that is added
+    to the stream grow, and the last norm shrinks if the embedding is also the output matrix.
+    """
+    tables = [p for p in then.shapes if "vocab" in {n for s in then.by_param[p] for n in s.names}]
+    yield tables[0], scale
+    if len(tables) == 1:
+        yield family.final_norm, 1 / scale
+    gains = {g.replace("{i}", str(j)) for g in family.norms for j in range(len(then.depth.layers))}
+    for param, shape in then.shapes.items():
+        outputs = 3 - family.expert_inputs if len(shape) == 3 else 1 - family.inputs
+        on_stream = {s.dim for s in then.by_param[param] if s.names == ("hidden",)}
+        written = {0, outputs} if param.endswith("bias") else {outputs}
+        if then.gates[param] and param not in gains and on_stream & written:
+            yield param, scale
 
 
 def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]:

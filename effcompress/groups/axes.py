@@ -142,6 +142,7 @@ def _assemble(
         floors={kind: floor(config) for kind, floor in family.floors.items()},
         parts={kind: parts(config) for kind, parts in family.parts.items()},
         no_depth=family.no_depth(config),
+        stays=frozenset(family.stays(config)),
     )
 
 

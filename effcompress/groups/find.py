@@ -43,8 +43,10 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
         if not sets:
             kinds = dict.fromkeys(axis_kind(name) for name in axes.by_axis)
             there = [kind for kind in kinds if kind not in axes.family.fixed]
+            why = axes.family.unreached.get(bound.name)
             raise CoverageError(
-                f"space '{bound.name}' finds nothing to prune in family '{axes.family.name}'",
+                f"space '{bound.name}' finds nothing to prune in family '{axes.family.name}'"
+                + (f": {why}" if why else ""),
                 fix=f"Axes of this model: {', '.join(there)}.",
             )
         if sets[0].after >= sets[0].until:

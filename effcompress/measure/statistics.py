@@ -159,7 +159,7 @@ class LayerStatistics(Hooks):
         for j, i in enumerate(axes.depth.layers):
             layer = module.get_submodule(family.layer.replace("{i}", str(j)))
             there = {
-                kind: sublayer.modules
+                kind: sublayer.within(layer)
                 for kind, sublayer in family.sublayers.items()
                 if f"{kind}.{i}" not in axes.depth.absent
             }

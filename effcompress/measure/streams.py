@@ -57,7 +57,7 @@ def follow(
     projection and the stream.
     """
     family = axes.family
-    if not family.sublayers:
+    if family.traced or not family.sublayers:
         raise RunError("the parts of a block are not known here", where=family.name)
     behind = blockwise(large, family.layer, ids_NT, positions_NT)
     ahead = blockwise(small, family.layer, ids_NT, positions_NT)
@@ -119,7 +119,7 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
     with ExitStack() as hooks:
         hooks.enter_context(layer.register_forward_hook(compare, with_kwargs=True))
         # Of these modules the one that runs last counts.
-        for path in axes.family.sublayers["attention_block"].modules:
+        for path in axes.family.sublayers["attention_block"].within(layer):
             inside = layer.get_submodule(path)
             hooks.enter_context(inside.register_forward_hook(remember))
         yield seen
@@ -127,8 +127,10 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
 
 def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | None:
     """The weight by which a part of a block adds to the stream; None where experts do."""
-    silent = f"{block.path}.{axes.family.sublayers[part].silent}."
-    sides = [side for side in axes.by_axis["hidden"] if side.param.startswith(silent)]
+    layer, sublayer = module.get_submodule(block.path), axes.family.sublayers[part]
+    there = [path for path in sublayer.within(layer) if path not in sublayer.through]
+    inside = tuple(f"{block.path}.{path}." for path in there)
+    sides = [side for side in axes.by_axis["hidden"] if side.param.startswith(inside)]
     if any(len(axes.shapes[side.param]) > 2 for side in sides):
         return None
     found = [
@@ -141,7 +143,7 @@ def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | 
     if len(found) > 1 or not _runs_last(module, axes, block, part):
         raise RunError(
             "what this part adds to the stream is not the output of one linear layer",
-            where=silent.removesuffix("."),
+            where=f"{block.path}.{there[0]}",
             fix="Take prune.refit out.",
         )
     return found[0]
@@ -149,15 +151,15 @@ def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | 
 
 def _runs_last(module: nn.Module, axes: AxisMap, block: Block, part: str) -> bool:
     """Whether the part itself runs last of its modules: no norm behind it."""
-    layer = module.get_submodule(block.path)
+    layer, sublayer = module.get_submodule(block.path), axes.family.sublayers[part]
     order: list[str] = []
     with ExitStack() as hooks:
-        for path in axes.family.sublayers[part].modules:
+        for path in sublayer.within(layer):
             inside = layer.get_submodule(path)
             note = inside.register_forward_hook(lambda *_, p=path: order.append(p))
             hooks.enter_context(note)
         block.once()
-    return order[-1] == axes.family.sublayers[part].silent
+    return order[-1] in dict(sublayer.silenced)
 
 
 def _moments(

@@ -33,10 +33,20 @@ class Silent(nn.Module):
         hidden = args[0] if args else kwargs["hidden_states"]
         cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
         if cache is not None:  # the model asks single layers how many tokens were seen
-            seen = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
-            cache.update(seen, seen, self.layer_idx)
+            self.remember(cache, hidden)
         zeros = torch.zeros_like(hidden)
         return zeros if self.outputs == 1 else (zeros, *[None] * (self.outputs - 1))
+
+    def remember(self, cache: Cache, hidden: torch.Tensor) -> None:
+        """Make an entry of zeros: keys and values, or the state of a convolution, whichever this
+        layer's part of the cache has.
+        """
+        own = cache.layers[self.layer_idx] if self.layer_idx < len(cache.layers) else None
+        if hasattr(own, "update_conv_state") and not hasattr(own, "update"):
+            cache.update_conv_state(hidden.new_zeros(hidden.shape[0], 1, 1), self.layer_idx)
+        else:
+            seen = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
+            cache.update(seen, seen, self.layer_idx)
 
 
 class Own:

@@ -16,7 +16,7 @@ from effcompress.model.classes import (
     has_position_table,
     is_known,
 )
-from effcompress.model.families import FAMILIES
+from effcompress.model.families import find_family
 from effcompress.model.integrity import Tensors, opened, read_json, read_object
 from effcompress.model.lineage import is_pruned, parent_of
 from effcompress.types import Config, Fields
@@ -43,11 +43,13 @@ def text_of(config: Config) -> Fields | None:
     if not isinstance(inner, Mapping) or "auto_map" in config:
         return None
     kind = str(inner.get("model_type"))
-    found = [f for f in FAMILIES if kind in f.model_types and f.layer == "model.layers.{i}"]
-    if not found or not is_known(str(config.get("model_type"))):
+    family = find_family(kind)
+    if family is None or family.layer != "model.layers.{i}":
+        return None
+    if not is_known(str(config.get("model_type"))):
         return None
     defaults, outer = fields_of(kind) or {}, ("quantization_config", "tie_word_embeddings")
-    names = (*found[0].required, "num_key_value_heads", "head_dim", "tie_word_embeddings")
+    names = (*family.required, "num_key_value_heads", "head_dim", "tie_word_embeddings")
     stated = {name: defaults[name] for name in names if defaults.get(name) is not None}
     return {**stated, **{name: config[name] for name in outer if name in config}, **inner}
 

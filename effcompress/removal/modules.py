@@ -133,7 +133,6 @@ def cut_depth(
                 part.layer_idx = j
         for kind, sublayer in family.sublayers.items():
             if f"{kind}.{i}" in after.absent - before.absent:
-                returned = {sublayer.silent: sublayer.outputs, **dict.fromkeys(sublayer.through, 0)}
-                for name, values in returned.items():
+                for name, values in sublayer.within(layers[j]).items():
                     new = silent(values, j).train(layers[j].training)
                     layers[j].set_submodule(name, new)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol, TypedDict
 
 import torch
@@ -14,7 +15,16 @@ from torch import nn
 
 from effcompress.errors import CoverageError
 from effcompress.groups.tracing.anatomy import OTHER_HEADS, Anatomy, Norm, anatomy_of, norms_of
-from effcompress.groups.tracing.draft import Draft, Product, declaration, value
+from effcompress.groups.tracing.depth import (
+    Silent,
+    Subject,
+    blocks_of,
+    prove_all_gone,
+    prove_block,
+    prove_identity,
+    prove_layers,
+)
+from effcompress.groups.tracing.draft import Draft, Product, family_from, value
 from effcompress.groups.tracing.graph import Trace, trace
 from effcompress.groups.tracing.propose import (
     ATTENTION,
@@ -27,8 +37,10 @@ from effcompress.groups.tracing.propose import (
     candidates,
     channels_by_size,
     heads_by_size,
+    returns,
     stream_by_size,
 )
+from effcompress.groups.tracing.template import Model, template
 from effcompress.groups.tracing.verify import Unproven, cover, prove, rebuild
 from effcompress.types import UNTOUCHED_EXPERTS, Axis, AxisMap, Config, axis_kind, in_layer
 
@@ -57,9 +69,11 @@ class Report(TypedDict, total=False):
     at: str
     """Path of the module being queried."""
     declaration: str
-    """Source text of a declaration to start from."""
+    """Text of a plugin file with what is known so far."""
     draft: str
     """The result, as ``Draft.to_json`` writes it."""
+    proven: bool
+    """Whether a family that a plugin declares holds."""
     error: Failure
 
 
@@ -85,7 +99,8 @@ class Probe:
     def fits(self, draft: Draft) -> Sized:
         """Resolves the draft's axes on this model. Raises CoverageError."""
         mine = draft.on(self.anatomy)
-        return Sized(self, cover(mine, self.config, self.module), mine.positions_per_unit)
+        axes = cover(family_from(mine), self.config, self.module)
+        return Sized(self, axes, mine.positions_per_unit)
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,16 @@ class Sized:
         return value(product, widths, self.per_unit) if there else None
 
 
-def _same_looks(probes: Sequence[Probe], fix: str) -> None:
+def written(draft: Draft, raw: Config, probes: Sequence[Probe]) -> str:
+    """Returns the draft as the text of a plugin file. ``raw``: the configuration as its file has
+    it; ``probes``: small models, and the one that was asked for.
+    """
+    sized = [probe.fits(draft) for probe in probes]
+    models = [Model(s.probe.anatomy, s.probe.config, s.axes, s.per_unit) for s in sized]
+    return template(draft, raw, models)
+
+
+def _same_looks(probes: Sequence[Probe]) -> None:
     """Raises CoverageError naming a parameter where the small models lack a kind of layers."""
     *small, given = probes
     for i, look in enumerate(given.anatomy.looks):
@@ -126,30 +150,28 @@ def _same_looks(probes: Sequence[Probe], fix: str) -> None:
                 if more
                 else "no layer of the small model that is traced has these parameters",
                 where=".".join([layer, *more[:1]]),
-                fix=fix,
+                fix="Declare it in a plugin file (`@family`, docs/plugins.md).",
             )
 
 
-def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
-    """Returns a draft in which every axis kind that can be cut has been proven.
+def propose(config: Config, build: Build, silent: Silent, tell: Tell = lambda _: None) -> Draft:
+    """Returns a draft in which every axis kind that can be cut has been proven. ``silent`` makes
+    what stands for a block that is gone.
 
     Raises CoverageError when there is none; SourceError when the model cannot be built.
     """
-    small, other = (_probe(build, config, size) for size in ("small", "other"))
-    given = _probe(build, config, "given")
+    small, other = (probe(build, config, size) for size in ("small", "other"))
+    given = probe(build, config, "given")
+    _same_looks([small, other, given])
+    probes = small, other, given
     draft = assemble((), frozenset(), small.anatomy)
-    _same_looks([small, other, given], paste(declaration(draft)))
-    tell({"declaration": declaration(draft)})
-    vocab = small.anatomy.sizes["vocab"]
-    ids_BT = torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(1))
+    tell({"declaration": written(draft, config, probes)})
+    ids_BT = tokens_for(small)
     traced = trace(small.module, ids_BT, lambda path: tell({"at": path}))
-    try:
-        draft = Search(small, other, traced, ids_BT, build).run()
-        sized = given.fits(draft)
-    except CoverageError as error:  # layers that are not alike, for example
-        error.fix = paste(declaration(draft))
-        raise
-    if not {ATTENTION, FFN} & set(draft.kinds) - set(draft.kept):
+    draft = Search(small, other, traced, ids_BT, build, silent).run()
+    sized = given.fits(draft)
+    tell({"declaration": written(draft, config, probes)})
+    if not {ATTENTION, FFN} & set(draft.kinds) - set(draft.kept) and draft.no_depth:
         raise _refused(draft)
     stated = {draft.aliases.get(name, name) for name in (*_DEFAULTS, *draft.fields)}
     return replace(
@@ -163,10 +185,16 @@ class Search:
     """Tries what each coupling may be, and keeps what proves itself."""
 
     def __init__(
-        self, small: Probe, other: Probe, traced: Trace, ids_BT: torch.Tensor, build: Build
+        self,
+        small: Probe,
+        other: Probe,
+        traced: Trace,
+        ids_BT: torch.Tensor,
+        build: Build,
+        silent: Silent,
     ) -> None:
         self.small, self.other, self.traced, self.ids_BT = small, other, traced, ids_BT
-        self.build = lambda config: build(config, "given")
+        self.build, self.silent = lambda config: build(config, "given"), silent
         self.exact = copy.deepcopy(small.module).double()
         self.norms = list(norms_of(small.module))
 
@@ -181,20 +209,15 @@ class Search:
         for alternatives in candidates(
             self.traced.coupled, self.traced.matrices, self.small.anatomy
         ):
-            taken = {(one.kind, layer) for one in chosen for layer in one.sets}
-            reasons: dict[str, str] = {}
-            for candidate in alternatives:
-                second = any((candidate.kind, layer) in taken for layer in candidate.sets)
-                if not (why := "a second one" if second else self._fault(candidate)):
-                    chosen.append(candidate)
-                    break
-                reasons[candidate.kind] = why
-            else:
-                # Named by the first matrix that carries it.
-                carried = next(iter(alternatives[0].sets.values()))[0]
-                shapes = self.small.anatomy.shapes
-                place = min(param for param, _ in carried if len(shapes[param]) > 1)
-                left_out[place] = "; ".join(f"as {kind}: {why}" for kind, why in reasons.items())
+            found, reasons = self._first_of(alternatives, chosen)
+            if found is not None:
+                chosen.append(found)
+                continue
+            # Named by the first matrix that carries it.
+            carried = next(iter(alternatives[0].sets.values()))[0]
+            shapes = self.small.anatomy.shapes
+            place = min(param for param, _ in carried if len(shapes[param]) > 1)
+            left_out[place] = "; ".join(f"as {kind}: {why}" for kind, why in reasons.items())
         for guess in (channels_by_size, heads_by_size):
             known = [place for one in chosen for held in one.sets.values() for place in held[0]]
             for candidate in guess(self.small.anatomy, known):
@@ -205,7 +228,7 @@ class Search:
             known = [place for one in chosen for held in one.sets.values() for place in held[0]]
             candidate = stream_by_size(self.small.anatomy, known)
             chosen += [] if self._fault(candidate) else [candidate]
-        draft = self._complete(self._assembled(chosen))
+        draft = self._with_depth(self._complete(self._assembled(chosen)))
         faults = {kind: self._unproven(draft, kind) for kind in KINDS if kind in draft.kinds}
         proven = [kind for kind, why in faults.items() if not why]
         absent = {kind for kind in KINDS if kind != QUERY} - faults.keys()
@@ -221,6 +244,50 @@ class Search:
             approximate={k: why for k, why in draft.approximate.items() if k in proven},
         )
 
+    def _first_of(
+        self, alternatives: Sequence[Candidate], chosen: Sequence[Candidate]
+    ) -> tuple[Candidate | None, dict[str, str]]:
+        """The first alternative that proves itself, or why there is none."""
+        taken = {(one.kind, layer) for one in chosen for layer in one.sets}
+        reasons: dict[str, str] = {}
+        for candidate in alternatives:
+            if why := self._fault(candidate):
+                reasons[candidate.kind] = why
+            elif taken.isdisjoint((candidate.kind, layer) for layer in candidate.sets):
+                return candidate, {}
+            else:  # what holds of channels holds of rows of them, too: these are no heads
+                return None, {**reasons, candidate.kind: "a second one"}
+        return None, reasons
+
+    def _with_depth(self, draft: Draft) -> Draft:
+        """Adds what is proven of depth: layers, and blocks if a layer without them is none."""
+        blocks = blocks_of(self.exact, self.small.anatomy, self.ids_BT)
+        draft = replace(draft, no_depth="")
+        if why := self._stuck(draft, prove_layers):
+            return replace(draft, no_depth=f"layers do not go by themselves ({why})")
+        for kind, layers in enumerate(self._subject(draft).kinds):
+            if self._stuck(draft, partial(prove_all_gone, layers=layers)):
+                draft = replace(draft, stays=(*draft.stays, kind))
+        if self._stuck(replace(draft, sublayers=blocks), prove_identity):
+            return draft
+        for kind, part in blocks.items():
+            more = replace(draft, sublayers={**draft.sublayers, kind: part})
+            draft = draft if self._stuck(more, partial(prove_block, kind=kind)) else more
+        return draft
+
+    def _stuck(self, draft: Draft, proof: Callable[[Subject], None]) -> str:
+        """Why a proof of depth fails; empty if it does not."""
+        try:
+            proof(self._subject(draft))
+        except (Unproven, CoverageError) as error:
+            return str(error)
+        return ""
+
+    def _subject(self, draft: Draft) -> Subject:
+        config, looks = self.small.config, self.small.anatomy.looks
+        of = self.exact, looks, self.ids_BT, self.build, self.silent
+        return Subject(family_from(draft), config, *of)
+
     def _assembled(self, chosen: Sequence[Candidate]) -> Draft:
         return assemble(chosen, self.traced.matrices, self.small.anatomy)
 
@@ -228,6 +295,8 @@ class Search:
         """Why a candidate fails on its own; empty if it does not. The residual stream need only be
         expressible as an axis: it is proven together with the others.
         """
+        if candidate.kind != HIDDEN and not returns(candidate, self.small.anatomy):
+            return "it does not lead back to the residual stream"
         try:
             draft = self._complete(self._assembled([candidate]))
         except (Irregular, CoverageError) as error:
@@ -239,8 +308,9 @@ class Search:
 
     def _unproven(self, draft: Draft, kind: str) -> str:
         try:
-            prove(draft, self.small.config, self.exact, kind, self.ids_BT)
-            rebuild(draft, self.small.config, self.exact, kind, self.ids_BT, self.build)
+            subject = family_from(draft), self.small.config, self.exact, kind, self.ids_BT
+            prove(*subject)
+            rebuild(*subject, self.build)
         except (Unproven, CoverageError) as error:
             return str(error)
         return ""
@@ -405,7 +475,14 @@ def _averages(
             yield pattern, over
 
 
-def _probe(build: Build, config: Config, size: Literal["given", "small", "other"]) -> Probe:
+def tokens_for(small: Probe) -> torch.Tensor:
+    """Returns token ids [B, T] to compare logits on."""
+    vocab = small.anatomy.sizes["vocab"]
+    return torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def probe(build: Build, config: Config, size: Literal["given", "small", "other"]) -> Probe:
+    """Builds a random model with its anatomy; that of the given sizes has no weights."""
     torch.manual_seed(0)
     with torch.device("meta" if size == "given" else "cpu"):
         module = build(config, size)
@@ -431,12 +508,12 @@ def _refused(draft: Draft) -> CoverageError:
         where = next(inside, draft.layer).replace("{i}", "0")
     first = draft.left_out.get(where, "nothing leads through it")
     return CoverageError(
-        f"tracing '{draft.model_type}' proves neither heads nor feed-forward channels: {first}",
+        f"tracing '{draft.model_type}' proves neither heads nor feed-forward channels nor depth "
+        f"({draft.no_depth}): {first}",
         where=where,
-        fix=paste(declaration(draft)),
     )
 
 
 def paste(text: str) -> str:
-    """The advice to declare the family, with source text to start from."""
-    return f"Declare it in effcompress/model/families; this is a start:\n{text}"
+    """The advice to declare the family, with the text of a file to start from."""
+    return f"Declare it in a plugin file (docs/plugins.md); this is a start:\n{text}"
