@@ -86,7 +86,7 @@ def use(text: str, folder: Path, space: str) -> None:
     texts(folder)
     (folder / "toy.yaml").write_text(RECIPE.format(space=space))
     loaded = load_recipe(folder / "toy.yaml")
-    seen = inspect(folder / "model").data
+    seen: Any = inspect(folder / "model").data
     assert not seen["traced"] and {"ffn", "attention", "hidden"} <= seen["kinds"].keys()
     run(loaded, output=folder / "out")
     (end,), (begin,) = (events(folder / "out", kind) for kind in ("end", "run"))

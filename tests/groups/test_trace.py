@@ -203,7 +203,7 @@ def test_a_question_without_end_leaves_out_its_module(monkeypatch: pytest.Monkey
     # Two query heads per KV head and rotary embeddings as they are written.
     monkeypatch.setattr(trace_graph, "_traceable_operations", nullcontext)
     monkeypatch.setattr(trace_graph, "SECONDS_PER_QUERY", 0.2)
-    model = tiny("gqa_untied", num_hidden_layers=2)
+    model: Any = tiny("gqa_untied", num_hidden_layers=2)
     model.set_attn_implementation("eager")
     traced = trace_graph.trace(model, tokens(1, 7))
     assert "model.layers.0.self_attn.k_proj" in traced.silent

@@ -13,6 +13,8 @@ from effcompress.kept_layers import FIRST, LAST, LAYERS, NUMBERS, per_layer
 from effcompress.types import Config
 
 Values = tuple[int, ...]
+Spot = tuple[int, int | None]
+"""Where a number is: which model, and the layer, None where it belongs to none."""
 _NO_SIZES = ("_token_id", "_size_feed_forward", "torch_dtype", "dtype")
 _MOST_TIMES = 4
 
@@ -27,15 +29,7 @@ class Models:
     layers: tuple[int, ...]
     stated: frozenset[str]
 
-    def everywhere(self) -> list[tuple[int, int | None]]:
-        """Places of a number that belongs to no layer: (model, None)."""
-        return [(m, None) for m in range(len(self.configs))]
-
-    def in_layers(self) -> list[tuple[int, int | None]]:
-        """Places of a number that every layer has: (model, layer)."""
-        return [(m, i) for m, count in enumerate(self.layers) for i in range(count)]
-
-    def number(self, wanted: Mapping[tuple[int, int | None], int]) -> str | None:
+    def number(self, wanted: Mapping[Spot, int]) -> str | None:
         """Returns an expression of ``c`` (and ``i``) with these values, by place; None if none of
         the simple ones has. A field comes before a quotient, a product and a sum.
         """
@@ -46,17 +40,17 @@ class Models:
                 return name
         return _sum(dict(_products(fields)) | fields, target)
 
-    def _fields(self, places: Sequence[tuple[int, int | None]]) -> Iterator[tuple[str, Values]]:
+    def _fields(self, places: Sequence[Spot]) -> Iterator[tuple[str, Values]]:
         for name in self.configs[0]:
             if name not in self.stated or name.endswith(_NO_SIZES) or name in LAYERS:
                 continue
-            held = [config.get(name) for config in self.configs]
+            held: list[Any] = [config.get(name) for config in self.configs]
             if all(_is_size(value) for value in held):
                 values = tuple(held[m] for m, _ in places)
                 if set(values) != {1}:
                     yield f"c[{quoted(name)}]", values
             elif self._listed(name) and places and places[0][1] is not None:
-                per = [held[m][i] for m, i in places]  # type: ignore[index]
+                per = [held[m][i] for m, i in places]
                 if all(_is_size(value) for value in per):
                     yield f"c[{quoted(name)}][i]", tuple(per)
 
@@ -81,8 +75,9 @@ class Models:
     @cached_property
     def _conditions(self) -> dict[str, tuple[bool, ...]]:
         found: dict[str, tuple[bool, ...]] = {}
+        everywhere = [(m, i) for m, count in enumerate(self.layers) for i in range(count)]
         for text, holds in self._atoms():
-            values = tuple(bool(holds(self.configs[m], i)) for m, i in self.in_layers())
+            values = tuple(bool(holds(self.configs[m], i)) for m, i in everywhere)
             found.setdefault(text, values)
         return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from effcompress.groups.tracing.anatomy import Anatomy
 from effcompress.groups.tracing.draft import Draft, Product, kinds_of, when_of
-from effcompress.groups.tracing.formula import Models, quoted
+from effcompress.groups.tracing.formula import Models, Spot, quoted
 from effcompress.types import Axis, AxisMap, Config, Sublayer, axis_kind
 
 EXPERT, CHANNEL, HIDDEN = "expert", "expert_ffn", "hidden"
@@ -138,7 +138,7 @@ class Template:
             yield kind, f"lambda c, i: {self._unit(old[kind], times)}"
 
     def _unit(self, kind: str, times: int) -> str:
-        wanted: dict[tuple[int, int | None], int] = {}
+        wanted: dict[Spot, int] = {}
         for m, model in enumerate(self.models):
             for name in model.axes.axes(kind):
                 layer = name.partition(".")[2]
@@ -163,10 +163,12 @@ class Template:
 
     def _per_unit(self) -> Iterator[tuple[str, str]]:
         for name in self.draft.positions_per_unit:
-            wanted = {(m, None): model.per_unit[name] for m, model in enumerate(self.models)}
+            wanted: dict[Spot, int] = {
+                (m, None): model.per_unit[name] for m, model in enumerate(self.models)
+            }
             yield name, f"lambda c: {self._length(name, wanted)}"
 
-    def _length(self, name: str, wanted: Mapping[tuple[int, int | None], int]) -> str:
+    def _length(self, name: str, wanted: Mapping[Spot, int]) -> str:
         if name == "one":
             return "1"
         if name.startswith("head_") and (times := int(name.removeprefix("head_"))):
@@ -176,7 +178,7 @@ class Template:
             return self._head(wanted)
         return self.known.number(wanted) or str([*wanted.values()][-1])
 
-    def _head(self, wanted: Mapping[tuple[int, int | None], int]) -> str:
+    def _head(self, wanted: Mapping[Spot, int]) -> str:
         fields = {product: name for name, product in self.draft.fields.items()}
         hidden = fields.get((HIDDEN,), "hidden_size")
         heads = next(

@@ -39,7 +39,7 @@ def trace_family(config: Config, *, entry: str, timeout: float) -> Family:
         SourceError: the model cannot be built.
     """
     said = _asked({"config": dict(config)}, config, entry, timeout)
-    return family_from(draft_from_json(said["draft"]))
+    return family_from(draft_from_json(said.get("draft", "")))
 
 
 def require_proven(plugin: Plugin, config: Config, *, entry: str, timeout: float) -> None:
@@ -60,7 +60,7 @@ def declaration_of(config: Config, *, entry: str, timeout: float) -> str:
     tracing finds it out. Raises as ``trace_family`` does where nothing can be written.
     """
     said = _report({"config": dict(config)}, config, entry, timeout)
-    return said["declaration"] if "declaration" in said else _require_answer(said)["declaration"]
+    return said.get("declaration") or _require_answer(said).get("declaration", "")
 
 
 def _asked(question: Mapping[str, Any], config: Config, entry: str, timeout: float) -> Report:
