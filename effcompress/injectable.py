@@ -68,6 +68,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "target_params": "parameters wanted at the end",
         "groups_cut": "mini-groups cut so far (a lockstep tuple or a block counts once)",
         "removed": "kind -> units cut so far (a lockstep tuple counts once, a block all it has)",
+        "left": "kind -> mini-groups that may still go, down to the target's shape or a set's "
+        "`minimum`. As in `groups_cut`, a lockstep tuple counts once, and so do `round_to` units",
         "positions": "kind -> columns that a unit owns in the projection back into the stream",
         "prune_from": "tokens at which the pruning stage begins (0 without stages)",
         "prune_until": "tokens at which the pruning stage ends (all tokens without stages)",

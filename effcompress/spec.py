@@ -780,6 +780,11 @@ class ExportSpec:
         "folder; auto: the first of these that is possible",
         "auto",
     )
+    multimodal: Literal["text", "whole"] = key(
+        "of a multimodal source; text: the pruned text model by itself; whole: the source with the "
+        "pruned text model in it, all other parts as they are",
+        "text",
+    )
 
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]

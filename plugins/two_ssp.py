@@ -17,6 +17,8 @@ from effcompress import Due, Positive, criterion, schedule, selector, statistic
 if TYPE_CHECKING:
     from torch import Tensor
 
+WHOLE = ("layer", "attention_block", "mlp_block")
+
 
 @statistic("sequence_norm", paper="arXiv:2501.17771, sec. 3.1")
 def sequence_norm(
@@ -49,12 +51,19 @@ def width_first(score_K: Tensor, begun_K: Tensor) -> Tensor:
 
 @schedule("two_stages", paper="arXiv:2501.17771")
 def two_stages(
-    params: int, target_params: int, removed: Mapping[str, int], *, first: Positive
+    params: int,
+    target_params: int,
+    groups_cut: int,
+    left: Mapping[str, int],
+    *,
+    first: Positive | None = None,
 ) -> Due | None:
-    """The ``first`` mini-groups at once, the rest one by one; saliency is measured anew before
-    each.
+    """The widths at once, all that the target lets go (or their ``first`` mini-groups), then layers
+    and blocks one by one; saliency is measured anew before each.
     """
     if params <= target_params:
         return None
-    behind = sum(removed.values())
-    return Due(groups=first - behind if behind < first else 1, again=True)
+    widths = sum(groups for kind, groups in left.items() if kind not in WHOLE)
+    if first is not None:
+        widths = min(widths, first - groups_cut)
+    return Due(groups=max(widths, 1), again=True)

@@ -16,19 +16,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from effcompress.checkpoint import proof
+from effcompress.checkpoint import Classes, proof
 from effcompress.model.silence import quietly
 
 FRESH = proof.in_fresh_process
 """The product's own."""
 
 
-def in_this_process(folder: Path, ids_BT: Tensor, own_class: bool) -> dict[str, Tensor]:
+def in_this_process(folder: Path, ids_BT: Tensor, classes: Classes) -> dict[str, Tensor]:
     """What `prove.py` answers, by the same function; its errors in the same words."""
     try:
         # A fresh process has a generator of its own; the run's must not be touched.
         with quietly(), torch.random.fork_rng():
-            return proof.script.answers(str(folder), ids_BT, own_class=own_class)
+            return proof.script.answers(str(folder), ids_BT, classes)
     except (Exception, SystemExit) as error:
         raise proof.did_not_load(folder, str(error)) from error
 

@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 from effcompress import processes
-from effcompress.checkpoint.export import EXPORTING, export, require_fit
-from effcompress.checkpoint.prove import text_settings  # isort: split
+from effcompress.checkpoint.export import EXPORTING, export, place, require_fit
+from effcompress.checkpoint.prove import Classes, text_settings  # isort: split
 
 from effcompress.checkpoint.proof import PROVING, Proof, prove
 from effcompress.checkpoint.save import (
@@ -24,6 +24,7 @@ from effcompress.checkpoint.save import (
 
 __all__ = [
     "MISFITS",
+    "Classes",
     "GrowingCopy",
     "Proof",
     "Saved",
@@ -31,6 +32,7 @@ __all__ = [
     "begin",
     "export",
     "newest",
+    "place",
     "prove",
     "publish",
     "require_fit",
@@ -47,5 +49,5 @@ def sweep(folder: Path) -> None:
     proofs in the folder for temporary files.
     """
     places = ((folder / "checkpoints", WRITING), (folder, EXPORTING))
-    for place, name in (*places, (Path(tempfile.gettempdir()), PROVING)):
-        processes.sweep(place, name)
+    for where, name in (*places, (Path(tempfile.gettempdir()), PROVING)):
+        processes.sweep(where, name)

@@ -34,13 +34,25 @@ def export(
     # assign: meta tensors cannot be copied into. Not strict: a tied output matrix has no entry.
     skeleton.load_state_dict(dict(tensors), strict=False, assign=True)
     skeleton.tie_weights()
-    work = folder / f"{EXPORTING}-{os.getpid()}"
-    processes.sweep(folder, EXPORTING)
-    try:
+
+    def fill(work: Path) -> None:
         skeleton.save_pretrained(work, safe_serialization=True)
         save_tokenizer(work)
         for name, text in (files or {}).items():
             (work / name).write_text(text, encoding="utf-8")
+
+    return place(fill, folder)
+
+
+def place(fill: Callable[[Path], None], folder: Path) -> int:
+    """Lets ``fill`` write a model into an empty folder, and moves its files into ``folder``, with
+    ``config.json`` last. Returns the bytes written. Raises RunError when the disk is full.
+    """
+    work = folder / f"{EXPORTING}-{os.getpid()}"
+    processes.sweep(folder, EXPORTING)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        fill(work)
         made = sorted(filter(Path.is_file, work.rglob("*")), key=lambda f: f.name == "config.json")
         size = sum(f.stat().st_size for f in made)
         (folder / "config.json").unlink(missing_ok=True)

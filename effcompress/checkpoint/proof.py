@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from effcompress.checkpoint import prove as script
+from effcompress.checkpoint.prove import Classes
 from effcompress.errors import RunError
 
 PROVING = "effcompress-proof"
@@ -43,21 +44,21 @@ def prove(
     module: nn.Module,
     ids_BT: Tensor,
     *,
-    own_class: bool = False,
+    classes: Classes = "stock",
     text_settings: Mapping[str, Any] | None = None,
 ) -> Proof:
     """Loads ``folder`` in a fresh process and compares its answers with those of ``module``.
 
     Raises RunError unless the process loads the folder cleanly and gives the same logits for
     ``ids_BT`` [B, T] (1e-5 in fp32, or what rounding does to this model) and the same greedy
-    tokens, with and without the cache. With ``own_class`` the process may run the class in the
-    folder. ``text_settings``: the generation config and tokenizer that it must find, too
-    (``prove.text_settings``).
+    tokens, with and without the cache. With the ``classes`` "own-class" the process may run the
+    class in the folder. ``text_settings``: the generation config and tokenizer that it must find,
+    too (``prove.text_settings``).
     """
     started = time.monotonic()
     ids_BT = ids_BT.cpu()
     logits_BTV, greedy_T = _expected(module, ids_BT)
-    found = in_fresh_process(folder, ids_BT, own_class)
+    found = in_fresh_process(folder, ids_BT, classes)
     difference = float((found["logits_BTV"] - logits_BTV).abs().max())
     tolerance = TOLERANCE
     if difference > TOLERANCE:  # both sides are rounded, each in its own order of sums
@@ -146,7 +147,7 @@ def _expected(module: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
     return logits_BTV, row[0, ids_BT.shape[1] :]
 
 
-def in_fresh_process(folder: Path, ids_BT: Tensor, own_class: bool) -> dict[str, Tensor]:
+def in_fresh_process(folder: Path, ids_BT: Tensor, classes: Classes) -> dict[str, Tensor]:
     """Runs `prove.py` in a process of its own and returns its answers (see `prove.answers`).
 
     The only process boundary of a proof: tests that are not about it put `prove.answers` here.
@@ -156,7 +157,6 @@ def in_fresh_process(folder: Path, ids_BT: Tensor, own_class: bool) -> dict[str,
         source, target = Path(work, "in.safetensors"), Path(work, "out.safetensors")
         save_file({"ids_BT": ids_BT.contiguous()}, source)
         # -I: no environment, no current directory on the path; only what is installed.
-        classes = "own-class" if own_class else "stock"
         paths = [str(folder), str(source), str(target)]
         command = [sys.executable, "-I", str(script.__file__), classes, *paths]
         environment = {

@@ -3,7 +3,7 @@
 Run as a script in a fresh, isolated process: ``python -I prove.py stock FOLDER INPUT OUTPUT`` (more
 such triples may follow). The script imports transformers and nothing of effcompress, and exits with
 an error if effcompress was imported all the same. With ``own-class`` instead of ``stock`` the class
-in the folder may run (``trust_remote_code``).
+in the folder may run (``trust_remote_code``); with ``multimodal`` it is one for images and text.
 INPUT and OUTPUT are safetensors files: ``ids_BT`` in; ``logits_BTV``, ``cached_T``, ``uncached_T``
 and ``text_settings`` out.
 """
@@ -12,35 +12,44 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
+Classes = Literal["stock", "own-class", "multimodal"]
 NEW_TOKENS = 16
 
 
-def main(classes: str, *paths: str) -> None:
+def main(classes: Classes, *paths: str) -> None:
     """Answers for one (folder, input, output) triple after the other."""
     for k in range(0, len(paths), 3):
         folder, source, target = paths[k : k + 3]
         ids_BT = load_file(source)["ids_BT"]
-        found = answers(folder, ids_BT, own_class=classes == "own-class")
+        found = answers(folder, ids_BT, classes)
         ours = sorted(m for m in sys.modules if m.split(".")[0] == "effcompress")
         if ours:
             raise SystemExit(f"not a fresh process: {ours[0]} is imported")
         save_file(found, target)
 
 
-def answers(folder: str, ids_BT: torch.Tensor, *, own_class: bool) -> dict[str, torch.Tensor]:
+def answers(folder: str, ids_BT: torch.Tensor, classes: Classes) -> dict[str, torch.Tensor]:
     """Returns the folder's logits for ``ids_BT`` [B, T] as ``logits_BTV``, and its 16 greedy tokens
     behind the first row, generated with the cache (``cached_T``) and without (``uncached_T``);
     ``text_settings`` is the JSON of ``text_settings`` in bytes.
 
     Exits with an error if weights are missing, left over or of another shape.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    own_class, auto = classes == "own-class", AutoModelForCausalLM
+    if classes == "multimodal":
+        auto = AutoModelForImageTextToText
+    loaded: Any = auto.from_pretrained(
         folder,
         dtype=torch.float32,
         output_loading_info=True,
@@ -98,4 +107,4 @@ def text_settings(generation: Any, tokenizer: Any | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from effcompress.answer import Answer, Table
 from effcompress.checkpoint import Proof, Saved
 from effcompress.errors import SourceError
 from effcompress.export.forms import Form, form
-from effcompress.export.write import proof_tokens, prove, write
+from effcompress.export.write import explained, proof_tokens, prove, write
 from effcompress.model.gguf.write import LayerWidths, why_not, write_gguf
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
@@ -22,6 +22,7 @@ from effcompress.record.log import make_view
 from effcompress.removal.modules import depth_fields
 from effcompress.runner.folder import RESOLVED
 from effcompress.runner.provenance import described, require_same
+from effcompress.runner.start import whole_of
 from effcompress.runner.state import VALUES
 from effcompress.types import in_layer
 
@@ -54,13 +55,14 @@ def export(
             return _gguf(pruned, model, target, dtype, loaded.recipe.name)
         made = form(pruned, name)
         target.mkdir(parents=True, exist_ok=True)
-        size = write(made, pruned, model.tokenizer, target)
+        whole = whole_of(loaded.recipe) if name != "exact" else None
+        size = write(made, pruned, model.tokenizer, target, whole)
         view.note("proving it in a fresh process")
         draw = torch.Generator().manual_seed(0)
         vocab = pruned.axes.widths["vocab"]
         probe_BT = torch.randint(0, vocab, (2, proof_tokens(pruned.config)), generator=draw)
-        proven = prove(made, pruned, model.tokenizer, probe_BT, target)
-        return _told(made, size, target, proven)
+        proven = prove(made, pruned, model.tokenizer, probe_BT, target, whole)
+        return _told(made, explained(made, whole), size, target, proven)
 
 
 def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
@@ -73,13 +75,13 @@ def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
     return recipe.load(resolved), saved
 
 
-def _told(made: Form, size: int, target: Path, proof: Proof) -> Answer:
+def _told(made: Form, why: str, size: int, target: Path, proof: Proof) -> Answer:
     data = {
         "form": made.name,
         "model_type": made.model_type,
         "parameters": made.count,
         "bytes": size,
-        "why": made.why,
+        "why": why,
         "output": str(target),
         "max_logit_difference": proof.max_logit_difference,
     }
@@ -89,7 +91,7 @@ def _told(made: Form, size: int, target: Path, proof: Proof) -> Answer:
         ("bytes", f"{size:,}"),
         ("largest difference of a logit", f"{proof.max_logit_difference:.1e}"),
     ]
-    notes = (made.why,) if made.why else ()
+    notes = (why,) if why else ()
     if made.name == "exact":
         notes += ("Load it with trust_remote_code=True: the folder brings its own small class.",)
     return Answer(data, (Table(str(target), ("", ""), tuple(rows)),), notes)

@@ -49,7 +49,9 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     lines = [*require_positions(loaded, found.config, prompt), *_mixture(loaded, found)]
     if (outer := outer_of(recipe.model)) is not None:
         kind = found.config["model_type"]
-        lines.append(f"model: of '{outer}' the text model ({kind}), which is exported by itself")
+        alone = recipe.export.multimodal == "text"
+        how = "is exported by itself" if alone else "is put back into the whole"
+        lines.append(f"model: of '{outer}' the text model ({kind}), which {how}")
     lines.append(f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named")
     if isinstance(how := found.config.get("quantization_config"), Mapping):
         lines.append(f"weights: quantised ({how.get('quant_method')}), made plain when loaded")

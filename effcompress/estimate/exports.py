@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from effcompress.errors import RecipeError
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.model.lineage import STREAM
+from effcompress.model.source import outer_config
 from effcompress.network.shapes import widest
 from effcompress.recipe import LoadedRecipe
 from effcompress.types import DEPTH, Config, Family, Widths, axis_kind
@@ -19,6 +20,8 @@ def require_form(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
     where ``auto`` pads. Raises RecipeError where it cannot fit.
     """
     form = loaded.recipe.export.form
+    if loaded.recipe.export.multimodal == "whole":
+        _require_whole(loaded, found, form)
     if STREAM in found.config:
         _require_exact(loaded, form)
         return []
@@ -55,6 +58,29 @@ def require_form(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
             f"cannot hold; {_LATE.format('exact')}"
         ]
     return []
+
+
+def _require_whole(loaded: LoadedRecipe, found: SizedModel, form: str) -> None:
+    """Raises RecipeError where the pruned text model cannot be put back into the source."""
+    outer, kinds = outer_config(loaded.recipe.model), {s.kind for s in found.sets}
+    fix, why = "Write `multimodal: text`, which exports the text model by itself.", ""
+    if outer is None:
+        why, fix = "the source is no multimodal model", "Remove `multimodal: whole`."
+    elif form == "exact":
+        why = "its class takes text models of stock classes alone"
+        fix = "Write `form: padded`, or `multimodal: text`."
+    elif "hidden" in kinds or STREAM in found.config:
+        why = "its other parts write into the hidden channels, which would change"
+        fix = "Leave `hidden` out of prune.space, or write `multimodal: text`."
+    elif "layer" in kinds and (outer.get("vision_config") or {}).get("deepstack_visual_indexes"):
+        why = "its layers take what its other parts see by their numbers, which would change"
+        fix = "Leave `layer` out of prune.space, or write `multimodal: text`."
+    elif outer.get("quantization_config"):
+        why = "its weights are quantised, and those of the text model would not be"
+    if why:
+        key = "export.multimodal"
+        where = loaded.origins.get(key, str(loaded.path))
+        raise RecipeError(f"{key}: whole cannot be written: {why}", where=where, fix=fix)
 
 
 def _require_exact(loaded: LoadedRecipe, form: str) -> None:

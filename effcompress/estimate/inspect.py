@@ -7,7 +7,7 @@ from effcompress.errors import SourceError
 from effcompress.model.families import find_family
 from effcompress.model.integrity import read_json
 from effcompress.model.source import config_of, label_of
-from effcompress.model.suitability import require_causal, text_of
+from effcompress.model.suitability import require_causal, text_in
 from effcompress.network.axis_map import declaration_of, resolve_model
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.readable import exact_count
@@ -121,7 +121,7 @@ def _config(target: LoadedRecipe | Path) -> tuple[str, Config]:
         config = read_json(target / "config.json")
         if not isinstance(config, dict):
             raise SourceError("config.json is no JSON object", where=str(target))
-        config = text_of(config) or config
+        config = text_in(target) or config
         require_causal(config, str(target))
         return target.name, config
     config = config_of(target.recipe.model)

@@ -261,6 +261,7 @@ def _asking(recipe: Recipe, sized: SizedModel, budget: Budget) -> Callable[[int,
 
     def due_at(step: int, cut: int) -> Due | None:
         place = {"step": step, "tokens": tokens_at(recipe, step), "params": budget.params}
-        return prune.schedule.due(**fixed, **place, groups_cut=cut)
+        left = budget.left if "left" in prune.schedule.needs else {}
+        return prune.schedule.due(**fixed, **place, groups_cut=cut, left=left)
 
     return due_at

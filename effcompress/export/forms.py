@@ -78,6 +78,16 @@ def form(pruned: PrunedModel, name: Name | Literal["auto"]) -> Form:
     return _exact(pruned)
 
 
+def stock_form(pruned: PrunedModel, name: Name | Literal["auto"]) -> Form:
+    """Returns the model in a stock class; ``auto`` pads where layers differ.
+
+    Raises RunError with the reason if it is not possible.
+    """
+    if name != "auto":
+        return form(pruned, name)
+    return form(pruned, "padded" if uniform_widths(pruned.axes) is None else "uniform")
+
+
 def _uniform(pruned: PrunedModel) -> Form:
     widths = uniform_widths(pruned.axes)
     if widths is None:
@@ -251,7 +261,7 @@ def _filled(pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]) ->
             found[name] = torch.zeros(shape)
             continue
         p = held[name]
-        tensor, offset = p.detach().cpu(), offsets.get(id(p), 0.0)
+        tensor, offset = _on_cpu(p), offsets.get(id(p), 0.0)
         if factors.get(name, 1.0) != 1.0:
             tensor = ((tensor.double() + offset) * factors[name] - offset).to(tensor.dtype)
         if tuple(tensor.shape) != tuple(shape):

@@ -9,8 +9,10 @@ from torch import Tensor
 from effcompress import checkpoint
 from effcompress.checkpoint import Proof
 from effcompress.checkpoint.prove import NEW_TOKENS
-from effcompress.export.forms import Form, Name, form
+from effcompress.export.forms import Form, Name, form, stock_form
 from effcompress.export.older_keys import add_older_keys
+from effcompress.export.whole import put_back
+from effcompress.model.integrity import read_object
 from effcompress.model.silence import quietly
 from effcompress.model.suitability import positions_of
 from effcompress.network.pruned_model import PrunedModel
@@ -37,25 +39,54 @@ def export_and_prove(
     ids_BT: Tensor,
     folder: Path,
     log: Log,
+    whole: Path | None = None,
 ) -> None:
     """Writes the model in the form ``wanted`` and proves it in a fresh process on ``ids_BT``.
+    ``whole``: the folder of the multimodal model that it is put back into.
 
     Raises RunError when the form cannot be had, or the fresh process computes other logits.
     """
     log.phase("exporting")
-    made = form(pruned, wanted)
-    size = write(made, pruned, tokenizer, folder)
-    kind, count = made.model_type, made.count
+    made = form(pruned, wanted) if whole is None else stock_form(pruned, wanted)
+    size = write(made, pruned, tokenizer, folder, whole)
     log.event(
-        events.Export(form=made.name, container=kind, why=made.why, parameters=count, bytes=size)
+        events.Export(
+            form=made.name,
+            container=made.model_type,
+            why=explained(made, whole),
+            parameters=made.count,
+            bytes=size,
+        )
     )
     log.phase("proving the export in a fresh process")
-    log.event(events.Proof(**asdict(prove(made, pruned, tokenizer, ids_BT, folder))))
+    log.event(events.Proof(**asdict(prove(made, pruned, tokenizer, ids_BT, folder, whole))))
 
 
-def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:
-    """Writes the folder; returns its bytes."""
+def explained(made: Form, whole: Path | None) -> str:
+    """Returns why the form is what it is, and where the text model lies."""
+    kind = (read_object(whole / "config.json") or {}).get("model_type") if whole else None
+    put = f"it is the text model of a '{kind}', whose other parts are as they were" if kind else ""
+    return "; ".join(filter(None, (made.why, put)))
+
+
+def write(
+    made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path, whole: Path | None = None
+) -> int:
+    """Writes the folder; returns its bytes. ``whole``: the folder of the multimodal model that the
+    pruned one is put back into.
+
+    Raises RunError where that cannot be.
+    """
     skeleton: Any = made.skeleton
+    if whole is not None:
+        checkpoint.require_fit(skeleton, made.tensors)
+        before, source = pruned.config, whole
+
+        def fill(work: Path) -> None:
+            tokenizer.save(work)
+            put_back(made, before, source, work)
+
+        return checkpoint.place(fill, folder)
     skeleton.generation_config = pruned.module.generation_config
 
     def beside(work: Path) -> None:
@@ -67,10 +98,20 @@ def write(made: Form, pruned: PrunedModel, tokenizer: Any, folder: Path) -> int:
         return checkpoint.export(skeleton, made.tensors, beside, folder, made.files)
 
 
-def prove(made: Form, pruned: PrunedModel, tokenizer: Any, ids_BT: Tensor, folder: Path) -> Proof:
-    """Compares the folder in a fresh process; only `exact` may run the folder's own class."""
+def prove(
+    made: Form,
+    pruned: PrunedModel,
+    tokenizer: Any,
+    ids_BT: Tensor,
+    folder: Path,
+    whole: Path | None = None,
+) -> Proof:
+    """Compares the folder in a fresh process; only `exact` may run the folder's own class, and a
+    text model that was put back is that of the ``whole``.
+    """
     module: Any = pruned.module
     backend = getattr(tokenizer, "backend", None)  # that of bytes is made when it is written
     wanted = checkpoint.text_settings(module.generation_config, backend)
-    own_class = made.name == "exact"
-    return checkpoint.prove(folder, module, ids_BT, own_class=own_class, text_settings=wanted)
+    classes: checkpoint.Classes = "own-class" if made.name == "exact" else "stock"
+    classes = classes if whole is None else "multimodal"
+    return checkpoint.prove(folder, module, ids_BT, classes=classes, text_settings=wanted)

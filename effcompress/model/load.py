@@ -18,6 +18,7 @@ from effcompress.model.fetch import ensure
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import read_manifest, read_object
 from effcompress.model.lineage import is_pruned
+from effcompress.model.multimodal import TEXT_KEYS, TEXT_PARTS, text_of
 from effcompress.model.scratch import require_unpadded
 from effcompress.model.silence import explained, quietly, read_weights
 from effcompress.model.source import (
@@ -29,18 +30,10 @@ from effcompress.model.source import (
     origin_of,
     require_agreement,
 )
-from effcompress.model.suitability import require_fields, require_rows, text_of
+from effcompress.model.suitability import require_fields, require_rows, text_in
 from effcompress.model.tokenizer import ByteTokenizer, HFTokenizer, open_tokenizer
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
-
-_TEXT_KEYS = {
-    r"^language_model\.lm_head\.": "lm_head.",
-    r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
-}
-"""Names of a text model's weights in multimodal ones -> its own (regular expressions)."""
-_TEXT_PARTS = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
-"""Beginnings of its own; all others are those of other parts."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +143,13 @@ def _configuration(config: Config) -> Any:
 def _pretrained(folder: Path, spec: ModelSpec, name: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    text = text_of(read_object(folder / "config.json") or {})
-    inside = {"config": _configuration(text), "key_mapping": _TEXT_KEYS} if text else {}
+    text = text_in(folder)
+    inside = {"config": _configuration(text), "key_mapping": TEXT_KEYS} if text else {}
     with explained("cannot be loaded", where=f"model: {name}"), quietly():
         module, kind, keys = read_weights(
             AutoModelForCausalLM,
             folder,
-            of=_TEXT_PARTS if text else ("",),
+            of=TEXT_PARTS if text else ("",),
             trust_remote_code=spec.trust_remote_code,
             **inside,
         )

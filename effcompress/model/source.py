@@ -26,6 +26,7 @@ from effcompress.model.integrity import (
     require_whole,
 )
 from effcompress.model.lineage import is_pruned
+from effcompress.model.multimodal import text_of
 from effcompress.model.suitability import (
     largest_id,
     read_config,
@@ -34,7 +35,6 @@ from effcompress.model.suitability import (
     require_padding,
     require_plain,
     require_rows,
-    text_of,
 )
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
@@ -252,13 +252,19 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> Fields | None:
     return config
 
 
-def outer_of(spec: ModelSpec) -> str | None:
-    """Returns the ``model_type`` of the multimodal model whose text model a spec's source is; None
+def outer_config(spec: ModelSpec) -> Fields | None:
+    """Returns the configuration of the multimodal model whose text model a spec's source is; None
     for others, and where it is not on this machine.
     """
     file = _beside(spec, cache_root(), "config.json")
     config = (read_object(file) if file else None) or {}
-    return str(config.get("model_type")) if text_of(config) else None
+    return config if text_of(config) else None
+
+
+def outer_of(spec: ModelSpec) -> str | None:
+    """Returns the ``model_type`` of that model."""
+    config = outer_config(spec)
+    return None if config is None else str(config.get("model_type"))
 
 
 def _config(

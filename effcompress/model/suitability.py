@@ -3,7 +3,7 @@ the text of their tokenizer. Imports neither torch nor transformers, so that ``c
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,15 @@ from effcompress.model.classes import (
     has_position_table,
     is_known,
 )
-from effcompress.model.families import find_family
-from effcompress.model.integrity import Tensors, opened, read_json, read_object
+from effcompress.model.integrity import (
+    Tensors,
+    opened,
+    read_json,
+    read_object,
+    require_whole,
+)
 from effcompress.model.lineage import is_pruned, parent_of
+from effcompress.model.multimodal import text_of
 from effcompress.types import Config, Fields
 
 DEQUANTISED = ("fp8",)
@@ -34,32 +40,26 @@ _PROBED = 1 << 16
 """Bytes that are compared at each of a few places of two tensors."""
 
 
-def text_of(config: Config) -> Fields | None:
-    """Returns the configuration of the text model inside a multimodal one, with the class's
-    defaults of what its file leaves out; None where there is none, or its architecture is not
-    declared.
-    """
-    inner = config.get("text_config")
-    if not isinstance(inner, Mapping) or "auto_map" in config:
-        return None
-    kind = str(inner.get("model_type"))
-    family = find_family(kind)
-    if family is None or family.layer != "model.layers.{i}":
-        return None
-    if not is_known(str(config.get("model_type"))):
-        return None
-    defaults, outer = fields_of(kind) or {}, ("quantization_config", "tie_word_embeddings")
-    names = (*family.required, "num_key_value_heads", "head_dim", "tie_word_embeddings")
-    stated = {name: defaults[name] for name in names if defaults.get(name) is not None}
-    return {**stated, **{name: config[name] for name in outer if name in config}, **inner}
-
-
 def read_config(folder: Path) -> Fields | None:
     """Reads a folder's config.json; of a multimodal model, returns that of the text model. None if
     it is missing or holds something else.
     """
-    config = read_object(folder / "config.json")
-    return config and (text_of(config) or config)
+    return text_in(folder) or read_object(folder / "config.json")
+
+
+def text_in(folder: Path) -> Fields | None:
+    """Returns the configuration of the text model of a folder's multimodal model; None where there
+    is none. As in transformers, an output matrix of its own that is stored is not the embedding,
+    whatever the configuration says.
+    """
+    text = text_of(read_object(folder / "config.json") or {})
+    if text is None or not text["tie_word_embeddings"]:
+        return text
+    try:
+        own = next(_untied(folder, require_whole(folder)), None)
+    except SourceError:  # not complete yet
+        return text
+    return text if own is None else {**text, "tie_word_embeddings": False}
 
 
 def require_causal(config: Config, where: str) -> None:
@@ -159,6 +159,16 @@ def require_plain(folder: Path, config: Config, headers: Mapping[str, Tensors]) 
 
 
 def _require_tied(folder: Path, headers: Mapping[str, Tensors]) -> None:
+    for head, table in _untied(folder, headers):
+        raise SourceError(
+            f"config.json says tie_word_embeddings, and {head} differs from {table}",
+            where=str(folder),
+            fix="write `tie_word_embeddings: false` in config.json, or remove that weight",
+        )
+
+
+def _untied(folder: Path, headers: Mapping[str, Tensors]) -> Iterator[tuple[str, str]]:
+    """Yields output matrices that are stored and differ from the embedding, with its name."""
     at = {
         name: (folder / file, *one)
         for file, tensors in headers.items()
@@ -168,11 +178,7 @@ def _require_tied(folder: Path, headers: Mapping[str, Tensors]) -> None:
     for head in (name for name in at if name.endswith(_HEADS)):
         tables = [name for name in at if name.endswith(_EMBEDDINGS) and at[name][2] == at[head][2]]
         if tables and not any(_alike(at[head], at[table]) for table in tables):
-            raise SourceError(
-                f"config.json says tie_word_embeddings, and {head} differs from {tables[0]}",
-                where=str(folder),
-                fix="write `tie_word_embeddings: false` in config.json, or remove that weight",
-            )
+            yield head, tables[0]
 
 
 def _alike(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

@@ -262,7 +262,7 @@ def _allocation(recipe: Recipe, prune: PruneSpec, document: Document) -> Rows:
     yield _at_once(recipe, what, "or use a selector.")
     first = prune.schedule.due(
         **{"step": 0, "tokens": 0, "start_params": START, "params": START, "groups_cut": 0},
-        **{"target_params": TARGET, "removed": {}, "positions": {}, **_stage(recipe)},
+        **{"target_params": TARGET, "removed": {}, "left": {}, "positions": {}, **_stage(recipe)},
     )
     what = f"prune.schedule '{prune.schedule.name}' cuts in rounds; prune.allocation cuts once"
     several = first is not None and (first.again or first.params != TARGET)
@@ -367,7 +367,7 @@ def _gates(recipe: Recipe, prune: PruneSpec) -> Rows:
     stage = _stage(recipe)
     place: dict[str, Any] = {
         **{"step": 1, "start_params": START, "params": START, "target_params": TARGET},
-        **{"groups_cut": 0, "removed": {}, "positions": {}, **stage},
+        **{"groups_cut": 0, "removed": {}, "left": {}, "positions": {}, **stage},
     }
     end = max(stage["prune_until"], 1)
     first = prune.schedule.due(**{**place, "step": 0}, tokens=stage["prune_from"])
@@ -532,7 +532,7 @@ def cuts_all_at_start(recipe: Recipe) -> bool:
     assert prune is not None
     place: dict[str, Any] = {
         **{"step": 0, "tokens": 0, "start_params": START, "target_params": TARGET},
-        **{"removed": {}, "positions": {}, **_stage(recipe)},
+        **{"removed": {}, "left": {}, "positions": {}, **_stage(recipe)},
     }
     params = START
     for cut in range(ROUNDS):

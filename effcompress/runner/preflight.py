@@ -49,14 +49,20 @@ def _require_export(loaded: LoadedRecipe) -> None:
     config, prune = source.config_of(loaded.recipe.model), loaded.recipe.prune
     if config is None or prune is None or is_pruned(config):
         return
-    found = resolve_model(config)
-    if not found.axes.family.traced:
+    family, recipe = resolve_model(config).axes.family, loaded.recipe
+    whole = recipe.export.multimodal == "whole" and not source.from_scratch(recipe.model)
+    if not family.traced and not whole:
         return
     from effcompress.export.rehearse import rehearse  # imports torch, as tracing did
+    from effcompress.runner.start import whole_of
 
     try:
-        rehearse(config, found.axes.family, prune.space)
+        rehearse(config, family, prune.space, whole_of(recipe) if whole else None)
     except RunError as error:
+        if whole:
+            where = loaded.origins.get("export.multimodal", str(loaded.path))
+            what = f"export.multimodal: {error.what}"
+            raise RecipeError(what, where=where, fix=error.fix) from error
         raise RecipeError(
             f"model: {error.what}",
             where=loaded.origins.get("model.hub") or loaded.origins.get("model.folder"),

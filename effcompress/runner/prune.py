@@ -39,6 +39,8 @@ from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
 from effcompress.saliency.score import alike
+from effcompress.selection.budget import Budget
+from effcompress.selection.candidates import candidates_of
 from effcompress.selection.choose import Choice, choose, least_salient
 from effcompress.selection.levels import Module
 from effcompress.selection.reachability import TOLERANCE
@@ -65,6 +67,7 @@ def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
         target_params=target,
         groups_cut=state.groups_cut,
         removed=state.removed,
+        left=units_left(state) if "left" in prune.schedule.needs else {},
         positions=state.positions,
         prune_from=begin,
         prune_until=end,
@@ -76,6 +79,13 @@ def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
     if due and due.params and due.params > target and state.params <= due.params:
         return None  # small enough already: nothing to measure and to compare
     return due
+
+
+def units_left(state: RunState) -> dict[str, int]:
+    """Returns kind -> mini-groups that may still go, as ``Due.groups`` counts them."""
+    axes, alive = state.pruned.parent, state.pruned.ledger.widths()
+    there = candidates_of(s for s in state.pruned.parent_sets if axes.living(s.name, alive))
+    return Budget(axes, there, alive, state.target_params).left
 
 
 def remainder(state: RunState, prune: PruneSpec) -> str:

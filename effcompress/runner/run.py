@@ -31,7 +31,7 @@ from effcompress.runner.prune import commit_event, due_now, prune_event, remaind
 from effcompress.runner.rotate import rotate_event
 from effcompress.runner.signals import Stopping
 from effcompress.runner.sparsify import sparsify_event
-from effcompress.runner.start import begin, corpus_of, evaluated, load_source
+from effcompress.runner.start import begin, corpus_of, evaluated, load_source, whole_of
 from effcompress.runner.state import VALUES, RunState, device_of
 from effcompress.runner.step import train_step
 from effcompress.sparsity.apply import count, require_held
@@ -181,8 +181,9 @@ def _stages(
     length = proof_tokens(state.pruned.config)
     ids_BT = corpus.calibration(2, recipe.seed)[:, :length]
     made = state.pruned, state.tokenizer, recipe.export.form
+    whole = whole_of(recipe)
     with state.gathered():
-        world.agree(lambda: export_and_prove(*made, ids_BT, folder, log))
+        world.agree(lambda: export_and_prove(*made, ids_BT, folder, log, whole))
     log.phase("evaluating the pruned model")
     after = evaluated(state, log, when="after", offline=offline)
     log.event(after)

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from effcompress.estimate.schedule import measures, total_tokens
 from effcompress.isolation import require_isolation
 from effcompress.model.biases import add_biases, biased
 from effcompress.model.cache import cache_root
+from effcompress.model.fetch import ensure
 from effcompress.model.lineage import parent_of
 from effcompress.model.load import LoadedModel, fingerprint
 from effcompress.model.load import load as load_model
@@ -30,6 +32,15 @@ from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.state import RunState
 from effcompress.spec import Recipe
 from effcompress.types import TextTokenizer
+
+
+def whole_of(recipe: Recipe) -> Path | None:
+    """Returns the folder of the multimodal source that the pruned text model is put back into; None
+    where the recipe exports it by itself.
+    """
+    if recipe.export.multimodal == "text":
+        return None
+    return ensure(recipe.model, cache_root(), offline=True)
 
 
 def load_source(

@@ -10,7 +10,7 @@ Without ``finish_on`` the two sizes are the same object.
 from collections.abc import Callable
 from typing import final
 
-from effcompress.selection.candidates import Candidate
+from effcompress.selection.candidates import Candidate, narrowest
 from effcompress.selection.reachability import Reachability
 from effcompress.selection.sizes import Sizes
 from effcompress.types import DEPTH, AxisMap, Widths
@@ -174,6 +174,20 @@ class Budget:
         movable = [k for k in range(len(self.candidates)) if self._reach.movable(k, kept)]
         in_range = [k for k in movable if self._reach.in_range(k, kept)]
         return kept.params - min((self._reach.frees(k, kept) for k in in_range), default=0)
+
+    @property
+    def left(self) -> dict[str, int]:
+        """Kind -> steps that may still be taken, whatever the target."""
+        found = dict.fromkeys(self.units, 0)
+        for k, c in enumerate(self.candidates):
+            if self._now.unit(k):  # its layer is there
+                least, width = narrowest(c), self._now.width(k)
+                found[c.kind] += max(0, -(-width // c.round_to) - -(-least // c.round_to))
+        for c in self.candidates:
+            if c.pool:
+                spare = max(0, self._left_in(c.pool) - c.floor)
+                found[c.kind] = min(found[c.kind], spare // c.round_to)
+        return found
 
     @property
     def out_of_range(self) -> list[str]:

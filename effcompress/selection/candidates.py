@@ -113,7 +113,7 @@ def least(axes: AxisMap, sets: Iterable[GroupSet]) -> int:
     floor, which its cheapest units meet.
     """
     sets = list(sets)
-    widths = {**axes.widths, **{s.name: _narrowest(s) for s in sets}}
+    widths = {**axes.widths, **{s.name: narrowest(s) for s in sets}}
     for s in sets:
         if s.floor and s is next(t for t in sets if t.kind == s.kind):
             pool = [t for t in sets if t.kind == s.kind]
@@ -121,7 +121,7 @@ def least(axes: AxisMap, sets: Iterable[GroupSet]) -> int:
     return axes.count(widths)
 
 
-def _narrowest(s: GroupSet) -> int:
+def narrowest(s: GroupSet | Candidate) -> int:
     """Returns the smallest width allowed, whatever the target."""
     return min(s.size, math.ceil(s.minimum / s.multiple) * s.multiple)
 

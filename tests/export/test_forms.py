@@ -178,13 +178,13 @@ def test_what_is_not_the_model_fails_loudly(tmp_path: Path) -> None:
     for folder, model in (("own", pruned), ("foreign", other)):
         (tmp_path / folder).mkdir()
         write(model, form(model, "exact"), tmp_path / folder)
-    checkpoint.prove(tmp_path / "own", pruned.module, ids, own_class=True)
+    checkpoint.prove(tmp_path / "own", pruned.module, ids, classes="own-class")
     with pytest.raises(RunError, match="logits differ by"):
-        checkpoint.prove(tmp_path / "foreign", pruned.module, ids, own_class=True)
+        checkpoint.prove(tmp_path / "foreign", pruned.module, ids, classes="own-class")
     weights = tmp_path / "own" / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 100)
     with pytest.raises(RunError, match="does not load in a fresh process"):
-        checkpoint.prove(tmp_path / "own", pruned.module, ids, own_class=True)
+        checkpoint.prove(tmp_path / "own", pruned.module, ids, classes="own-class")
 
 
 @pytest.mark.parametrize("kind", ["attention_block", "mlp_block"])

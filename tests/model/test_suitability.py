@@ -96,7 +96,7 @@ def test_an_adapter_is_no_model(hf_folder, whole):
 
 
 @pytest.mark.parametrize(
-    ("key", "kind"), [("text_config", "qwen2_5_vl_text"), ("llm_config", "llama")]
+    ("key", "kind"), [("text_config", "mllama_text_model"), ("llm_config", "llama")]
 )
 def test_a_text_model_that_is_not_declared(hf_folder, key, kind):
     state(hf_folder, model_type="llava", architectures=["Llava"], **{key: {"model_type": kind}})

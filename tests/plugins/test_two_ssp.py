@@ -38,7 +38,7 @@ CHANGES = {
 
 def staged(monkeypatch: pytest.MonkeyPatch) -> str:
     """The toy recipe of the baselines with 2SSP's schedule."""
-    text = RECIPE.replace("{{name: once, at: 0}}", "{{name: two_stages, first: 13}}")
+    text = RECIPE.replace("{{name: once, at: 0}}", "two_stages")
     text = text.replace("sequences: 5", "sequences: 5, ablation_sequences: 3")
     monkeypatch.setattr("tests.runner.test_baselines.RECIPE", text)
     return text
@@ -67,16 +67,19 @@ def test_width_goes_first_and_then_what_is_least() -> None:
 
 
 def test_one_step_and_then_one_by_one() -> None:
-    schedule = plugin("schedule", "two_stages", first=13)
+    def due(params: int, groups_cut: int, first: int | None = None, **left: int) -> Due | None:
+        schedule = plugin("schedule", "two_stages", first=first)
+        return schedule.due(params=params, target_params=100, groups_cut=groups_cut, left=left)
 
-    def due(params: int, **removed: int) -> Due | None:
-        return schedule.due(params=params, target_params=100, removed=removed)
-
-    assert due(200) == Due(groups=13, again=True)
-    assert due(190, ffn=4) == Due(groups=9, again=True)
-    assert due(150, ffn=13) == Due(groups=1, again=True)
-    assert due(120, ffn=13, attention_block=1) == Due(groups=1, again=True)
-    assert due(100, ffn=13, attention_block=2) is None
+    assert due(200, 0, ffn=13, attention_block=2) == Due(groups=13, again=True)
+    assert due(190, 4, ffn=9, layer=2) == Due(groups=9, again=True)
+    assert due(150, 13, ffn=0, mlp_block=2) == Due(groups=1, again=True)
+    assert due(120, 14, attention_block=1) == Due(groups=1, again=True)
+    assert due(100, 0, ffn=13) is None
+    # Fewer channels go where `first` says so; too large a `first` takes no block with them.
+    assert due(200, 0, 10, ffn=13, attention_block=2) == Due(groups=10, again=True)
+    assert due(200, 0, 10, ffn=4, attention_block=2) == Due(groups=4, again=True)
+    assert due(200, 10, 10, ffn=3, attention_block=2) == Due(groups=1, again=True)
 
 
 def loss_of(model: Any, ids: Tensor) -> float:

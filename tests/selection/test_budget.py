@@ -158,3 +158,24 @@ def test_columns_that_a_unit_owns() -> None:
         found |= positions(axes, groups.find(axes, [Bound(REGISTRY.get("space", name), knobs)]))
     wanted = {"attention": 16, "query": 24, "ffn": 1, "hidden": 1}
     assert found == wanted | {"attention_block": 48, "mlp_block": 400, "layer": 448}
+
+
+@pytest.mark.parametrize("scope", ["lockstep", "per_layer", "global"])
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, {"minimum": 37}, {"round_to": 16}, {"round_to": 16, "minimum": 30}, {"finish_on": 64}],
+    ids=str,
+)
+def test_what_is_left_is_what_can_be_taken(scope: str, knobs: dict[str, int]) -> None:
+    """Counted by taking: nothing but FFN channels may go, and the target is out of reach."""
+    axes = groups.from_config(LLAMA, BIG)
+    space = [Bound(REGISTRY.get("space", "ffn"), {"scope": scope, **knobs})]
+    b = Budget(axes, candidates_of(groups.find(axes, space)), {}, 1)
+    for _ in range(3):
+        b.take(b.open()[0])
+    expected, taken = b.left, 0
+    while b.open():
+        b.take(b.open()[0])
+        taken += 1
+    assert expected == {"ffn": taken}
+    assert taken and b.left == {"ffn": 0}

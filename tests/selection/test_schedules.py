@@ -14,6 +14,7 @@ PLACE = {
     "target_params": 50,
     "groups_cut": 0,
     "removed": {},
+    "left": {},
     "positions": {"attention": 24, "ffn": 1, "hidden": 1},
     "prune_from": 0,
     "prune_until": 1000,

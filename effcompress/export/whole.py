@@ -1,0 +1,49 @@
+"""Puts a pruned text model back into the multimodal model that it was taken from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from effcompress.errors import RunError
+from effcompress.export.forms import Form
+from effcompress.model.integrity import read_object, tagged
+from effcompress.model.multimodal import with_text
+from effcompress.model.whole import save_whole, text_shapes
+from effcompress.types import Config, Fields
+
+
+def put_back(made: Form, before: Config, source: Path, folder: Path) -> None:
+    """Writes the multimodal model of the folder ``source`` into ``folder``, with the text model
+    ``made`` in place of its own, which had the configuration ``before``.
+
+    Raises RunError as ``require_taken``.
+    """
+    config = require_taken(made, before, source)
+    save_whole(source, made.tensors, folder)
+    text = json.dumps(tagged(config), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def require_taken(made: Form, before: Config, source: Path) -> Fields:
+    """Returns the configuration of the whole with the text model ``made`` in it.
+
+    Raises RunError naming the first parameter of which the class of the whole wants another shape:
+    some derive widths that the text model alone has as fields.
+    """
+    outer, skeleton = read_object(source / "config.json") or {}, made.skeleton
+    after: Any = skeleton.config
+    config = with_text(outer, before, json.loads(after.to_json_string(use_diff=False)))
+    kind, where = str(config["model_type"]), str(source)
+    fix = "Write `multimodal: text` under export, or leave what it refuses out of prune.space."
+    try:
+        wanted = text_shapes(config)
+    except Exception as error:  # classes refuse in many ways
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        what = f"'{kind}' refuses the pruned text model: {first}"
+        raise RunError(what, where=where, fix=fix) from error
+    for name, p in made.params.items():
+        there = wanted.get(name)
+        if name.startswith("model.") and there != tuple(p.shape):
+            what = f"'{kind}' derives {there} for {name}, the pruned text model has "
+            raise RunError(f"{what}{tuple(p.shape)}", where=where, fix=fix)
+    return config

@@ -1,0 +1,118 @@
+"""Multimodal models: the text model inside, which is what is pruned, and its place in the whole.
+Imports neither torch nor transformers.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from effcompress.model.classes import fields_of, is_known
+from effcompress.model.families import find_family
+from effcompress.types import Config, Fields
+
+INNER = "text_config"
+TEXT_KEYS = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
+}
+"""Names of a text model's weights in multimodal ones -> its own (regular expressions)."""
+TEXT_PARTS = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
+"""Beginnings of its own; all others are those of other parts."""
+_ROOTS = ("model.", "lm_head.")
+_SAME = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+"""Text models without a causal language model of their own -> the class that computes the same of
+text alone, where the three positions of a token are equal.
+"""
+_ROPES = ("rope_parameters", "rope_scaling")
+_NOT_SIZES = (
+    *("architectures", "dtype", "torch_dtype", "transformers_version", "auto_map", *_ROPES),
+    *("_name_or_path", "use_cache", "quantization_config"),
+)
+"""Fields that pruning does not change, but another class may write otherwise."""
+
+
+def text_of(config: Config) -> Fields | None:
+    """Returns the configuration of the text model inside a multimodal one, with the class's
+    defaults of what its file leaves out; None where there is none, or its architecture is not
+    declared.
+    """
+    if "auto_map" in config or (inner := _inner(config)) is None:
+        return None
+    kind = _SAME.get(str(inner.get("model_type")), str(inner.get("model_type")))
+    family = find_family(kind)
+    if family is None or family.layer != "model.layers.{i}":
+        return None
+    if not is_known(str(config.get("model_type"))):
+        return None
+    defaults, names = fields_of(kind) or {}, (*family.required, "num_key_value_heads", "head_dim")
+    stated = {name: defaults[name] for name in names if defaults.get(name) is not None}
+    how = {k: config[k] for k in ("quantization_config",) if k in config}
+    fields = {**stated, **how, **inner, "tie_word_embeddings": _tied(config, inner)}
+    if kind == inner.get("model_type"):
+        return fields
+    return {**fields, "model_type": kind, **{key: _one_position(fields.get(key)) for key in _ROPES}}
+
+
+def _inner(config: Config) -> Config | None:
+    """The fields of the text model: under a key of their own or, in older files, beside those of
+    the other parts.
+    """
+    inner, flat = config.get(INNER), f"{config.get('model_type')}_text"
+    if isinstance(inner, Mapping):
+        return inner
+    if flat not in _SAME or "hidden_size" not in config:
+        return None
+    return {k: v for k, v in config.items() if not isinstance(v, Mapping)} | {
+        **{key: config[key] for key in _ROPES if key in config},
+        **{"model_type": flat, "architectures": None},
+    }
+
+
+def _tied(config: Config, inner: Config) -> bool:
+    """Whether the output matrix is the embedding: the whole says so, or its class by default, or,
+    in older files, the text model.
+    """
+    name = "tie_word_embeddings"
+    default = (fields_of(str(config.get("model_type"))) or {}).get(name)
+    return bool(config.get(name, default) or inner.get(name))
+
+
+def _one_position(rope: object) -> object:
+    """Rotary parameters for one position per token in place of three."""
+    if not isinstance(rope, Mapping):
+        return rope
+    plain = {key: value for key, value in rope.items() if not key.startswith("mrope")}
+    renamed = {key: "default" for key in ("rope_type", "type") if plain.get(key) == "mrope"}
+    return {**plain, **renamed}
+
+
+def text_name(key: str) -> str:
+    """Returns the name that a weight of a multimodal model has in the text model alone; empty for
+    weights of other parts.
+    """
+    for pattern, own in TEXT_KEYS.items():
+        if re.match(pattern, key):
+            return re.sub(pattern, own, key)
+    return key if key.startswith(TEXT_PARTS) else ""  # older files: no prefix
+
+
+def roots_of(keys: Iterable[str]) -> dict[str, str]:
+    """Returns beginning of a text model's own names -> what it is in these keys of the whole."""
+    found: dict[str, str] = {}
+    for key in keys:
+        own = text_name(key)
+        for root in _ROOTS:
+            if own.startswith(root):
+                found[root] = key.removesuffix(own.removeprefix(root))
+    return found
+
+
+def with_text(outer: Config, before: Config, after: Config) -> Fields:
+    """Returns the configuration of the whole, whose text model had the fields ``before`` and now
+    has those ``after``. Weights are stored in fp32.
+    """
+    new = {k: v for k, v in after.items() if k not in _NOT_SIZES and before.get(k, ...) != v}
+    whole = {k: v for k, v in outer.items() if k != "torch_dtype"} | {"dtype": "float32"}
+    if not isinstance(inner := outer.get(INNER), Mapping):
+        return {**whole, **new}
+    kept = {k: v for k, v in inner.items() if k != "torch_dtype"}
+    return {**whole, INNER: {**kept, **new, "dtype": "float32"}}

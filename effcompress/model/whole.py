@@ -1,0 +1,57 @@
+"""The class and the weights of a multimodal model, into which its text model is put back."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from effcompress.model.integrity import require_whole
+from effcompress.model.multimodal import roots_of, text_name
+from effcompress.model.silence import quietly
+from effcompress.types import Config, Shapes
+
+_BESIDE = ("*processor*.json", "chat_template.*", "generation_config.json")
+"""Files of a source that go with it as they are: what prepares images and conversations."""
+
+
+def text_shapes(config: Config) -> Shapes:
+    """Returns parameter -> shape of the text model in a multimodal one with this configuration, as
+    the text model alone names them, without the output matrix.
+
+    Raises whatever its class raises that does not accept the configuration.
+    """
+    fields = {key: value for key, value in config.items() if key != "model_type"}
+    built = AutoConfig.for_model(str(config["model_type"]), **fields)
+    with quietly(), torch.device("meta"):
+        whole: Any = AutoModelForImageTextToText.from_config(built)
+    decoder = whole.get_decoder()
+    return {f"model.{name}": tuple(p.shape) for name, p in decoder.named_parameters()}
+
+
+def save_whole(source: Path, text: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes the weights of the multimodal model in ``source`` with those of another text model,
+    by their names there, and the files that prepare its inputs. Other weights are copied bit for
+    bit.
+    """
+    headers = require_whole(source)
+    roots = roots_of(name for tensors in headers.values() for name in tensors)
+    with ExitStack() as opened:
+        found: dict[str, Tensor] = {}
+        for file, tensors in headers.items():
+            held: Any = opened.enter_context(safe_open(source / file, framework="pt"))
+            found |= {name: held.get_tensor(name) for name in tensors if not text_name(name)}
+        for name, tensor in text.items():
+            root = next(root for root in ("model.", "lm_head.") if name.startswith(root))
+            if root in roots:  # a tied output matrix is not stored
+                found[roots[root] + name.removeprefix(root)] = tensor.contiguous()
+        save_torch_state_dict(found, folder, metadata={"format": "pt"})
+    for pattern in _BESIDE:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
