@@ -158,7 +158,7 @@ CASES = {
     "heads in another order": (
         QUERY,
         'q_proj.weight", 0, "query.{i}/attention.{i}", "head"',
-        "not proven for 'attention': masked and removed differ",
+        "not proven for 'query': masked and removed differ",
     ),
     "another norm": ('("attention_layernorm",)', '("feedforward_layernorm",)', "for depth"),
     "no attributes": ('{"num_key_value_groups": w["query"]}', "{}", "not proven for 'query'"),

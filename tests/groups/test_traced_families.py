@@ -67,7 +67,7 @@ DEPTH = {
     "gemma4_text": [],  # an embedding for every layer is one table
     "qwen3_next": BLOCKS,
     "qwen3_5_text": BLOCKS,
-    "falcon_h1": BLOCKS,
+    "falcon_h1": ["layer", "mlp_block"],
     "deepseek_v3": BLOCKS,
 }
 """What is proven of depth."""

@@ -3151,4 +3151,25 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/groups/test_traced_families.py::test_kinds_are_proven_and_cut",),
         "the small model has layers of the first sort alone",
     ),
+    Mutant(
+        "effcompress/groups/tracing/search.py",
+        "draft = replace(draft, stays=(*draft.stays, kind))",
+        "draft = replace(draft, stays=draft.stays)",
+        ("tests/groups/test_traced_families.py::test_the_last_layer_that_counts_positions_stays",),
+        "all layers with full attention may go, and nothing counts positions",
+    ),
+    Mutant(
+        "effcompress/groups/tracing/declared.py",
+        "if shapes.get(name) != tuple(p.shape):",
+        "if name not in shapes:",
+        ("tests/groups/test_template.py::test_a_wrong_declaration_is_refused_with_file_and_line",),
+        "a declaration computes other sizes than the model has",
+    ),
+    Mutant(
+        "effcompress/kept_layers.py",
+        "yield name, [k for k, i in enumerate(layers) if i in value]",
+        "yield name, [i for i in layers if i in value]",
+        ("tests/test_kept_layers.py::test_counts_of_first_and_last_layers_and_lists_of_numbers",),
+        "lists of layers' numbers keep the parent's numbers",
+    ),
 )
