@@ -96,6 +96,8 @@ def _never(axes: AxisMap) -> dict[str, str]:
             found[f"{kind} ({width})"] = reasons.get(kind, "the declaration says so")
     if axes.no_depth:
         found["layer"] = axes.no_depth
+    for i in sorted(axes.stays & {*axes.depth.layers}):
+        found[f"layer {i}"] = "the last of its kind, without which the KV cache counts no positions"
     return {**found, **axes.family.unreached}
 
 

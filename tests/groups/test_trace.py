@@ -21,6 +21,7 @@ from effcompress.errors import CoverageError, SourceError
 from effcompress.groups.tracing import graph as trace_graph
 from effcompress.groups.tracing import search
 from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
+from effcompress.groups.tracing.probe import Report
 from effcompress.groups.tracing.trace import trace_family
 from effcompress.groups.tracing.verify import Unproven, cover, prove
 from effcompress.model.families import family_of
@@ -138,7 +139,7 @@ def test_what_cannot_be_followed_is_named_with_a_declaration(
         raise Unproven("it is stuck")
 
     monkeypatch.setattr(search, "prove_layers", stays)
-    said: search.Report = {}
+    said: Report = {}
     with pytest.raises(
         CoverageError, match=r"neither heads .* nor depth \(it is stuck\)"
     ) as caught:

@@ -10,8 +10,8 @@ import torch
 
 from effcompress.errors import CoverageError, PluginError, did_you_mean
 from effcompress.groups.axes import from_config
-from effcompress.groups.tracing.depth import Silent, Subject, require_depth
-from effcompress.groups.tracing.search import Build, Probe, probe, tokens_for
+from effcompress.groups.tracing.depth import Silent, Subject, caches, require_depth
+from effcompress.groups.tracing.probe import Build, Probe, probe, tokens_for
 from effcompress.groups.tracing.verify import Unproven, Untested, cover, prove, rebuild
 from effcompress.registry import Plugin
 from effcompress.types import DEPTH, Config, Family, axis_kind
@@ -48,8 +48,8 @@ def prove_declared(
             fix = f"Mend the axes of '{kind}', or list it in `fixed`: then it is never cut."
             raise plugin.error(f"is not proven for '{kind}': {_words(error)}", fix) from error
     try:
-        looks = small.anatomy.looks
-        require_depth(Subject(family, small.config, exact, looks, ids_BT, made, silent))
+        of = family, small.config, exact, small.anatomy.looks, ids_BT, made, silent
+        require_depth(Subject(*of, caches(exact, ids_BT)))
     except (Unproven, CoverageError, LookupError, TypeError) as error:
         fix = "Mend `sublayers` or `stays`, or say in `no_depth` why layers stay."
         raise plugin.error(f"is not proven for depth: {_words(error)}", fix) from error

@@ -52,6 +52,8 @@ class Subject:
     ids_BT: Tensor
     build: Rebuild
     silent: Silent
+    caches: bool
+    """Whether the whole model computes the same with a KV cache (``caches``)."""
 
     @property
     def kinds(self) -> list[list[int]]:
@@ -79,7 +81,7 @@ def require_depth(subject: Subject) -> None:
         prove_all_gone(subject, layers)
     for kind in subject.family.sublayers:
         prove_block(subject, kind)
-    if subject.family.sublayers:
+    if {ATTENTION_BLOCK, MLP_BLOCK} <= subject.family.sublayers.keys():
         prove_identity(subject)
 
 
@@ -160,10 +162,16 @@ def _require_cache(subject: Subject, removed: nn.Module) -> None:
     """Raises Unproven if the shorter model says something else with a KV cache than without, where
     the whole one does not.
     """
-    if _cache_apart(subject.module, subject.ids_BT) is not None:
-        return  # the class has no cache that works at these sizes and in fp64
-    if (why := _cache_apart(removed, subject.ids_BT)) is not None:
+    if subject.caches and (why := _cache_apart(removed, subject.ids_BT)) is not None:
         raise Unproven(f"with a KV cache it computes something else: {why}")
+
+
+@torch.no_grad()
+def caches(module: nn.Module, ids_BT: Tensor) -> bool:
+    """Returns whether a model computes the same with a KV cache: not all classes have one that
+    works in fp64.
+    """
+    return _cache_apart(module, ids_BT) is None
 
 
 def _cache_apart(module: Any, ids_BT: Tensor) -> str | None:

@@ -16,6 +16,7 @@ from effcompress.groups.tracing.draft import Draft, own_length, when_of
 from effcompress.types import Axis
 
 HIDDEN, ATTENTION, QUERY, FFN = "hidden", "attention", "query", "ffn"
+KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
 
 
 class Irregular(Exception):

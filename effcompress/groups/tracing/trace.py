@@ -17,7 +17,8 @@ from effcompress.errors import CoverageError, EffcompressError, PluginError, Sou
 from effcompress.groups.tracing.declared import prove_declared
 from effcompress.groups.tracing.depth import Silent
 from effcompress.groups.tracing.draft import draft_from_json, family_from
-from effcompress.groups.tracing.search import Build, Report, Tell, paste, propose
+from effcompress.groups.tracing.probe import Build, Report, Tell
+from effcompress.groups.tracing.search import paste, propose
 from effcompress.registry import REGISTRY, Plugin
 from effcompress.types import Config, Family
 
