@@ -88,6 +88,11 @@ def sweep(folder: Path, name: str) -> None:
                 left.unlink(missing_ok=True)
 
 
+def memory_available() -> int:
+    """Returns the bytes of memory that this machine can still give."""
+    return psutil.virtual_memory().available
+
+
 def resident() -> int:
     """Returns the resident memory of this process, in bytes."""
     return psutil.Process().memory_info().rss

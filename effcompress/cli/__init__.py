@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from effcompress.cli import compare, describe, look, measure, run, status
+from effcompress.cli import compare, describe, look, measure, run, start, status
 from effcompress.cli.arguments import error_lines, process, say
 from effcompress.errors import EffcompressError, Stopped, short
 
@@ -49,6 +49,7 @@ def _options(
     context.obj["debug"] = debug
 
 
+app.command("init")(start.init)
 app.command("check")(look.check)
 app.command("plan")(look.plan)
 app.command("fetch")(look.fetch)

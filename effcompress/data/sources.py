@@ -313,11 +313,35 @@ def _lines(file: IO[bytes], path: Path, most: float) -> Iterator[tuple[str, str]
             raise SourceError(f"not UTF-8 text ({error})", where=where) from error
 
 
+def raw_rows(kind: str, path: Path) -> Iterator[Row]:
+    """Yields the rows of a file as they are; a document of plain text is the field `text`.
+
+    Raises ``SourceError`` for a row that cannot be read.
+    """
+    if kind == "txt":
+        yield from ({"text": record.text} for record in _txt(path, Fields("text"), math.inf))
+    elif kind == "jsonl":
+        yield from (row for row, _ in _objects(path, math.inf) if row is not None)
+    else:
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=64):
+                    yield from batch.to_pylist()
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise SourceError(f"not a readable parquet file: {error}", where=str(path)) from error
+
+
 def _jsonl(path: Path, fields: Fields, most: float) -> Iterator[Record]:
+    for row, where in _objects(path, most):
+        yield Record("", where) if row is None else record_of(row, fields, where)
+
+
+def _objects(path: Path, most: float) -> Iterator[tuple[Row | None, str]]:
+    """Yields the object of every line with its address; None for an empty line."""
     with _opened(path) as file:
         for line, where in _lines(file, path, most):
             if not line.strip():
-                yield Record("", where)
+                yield None, where
                 continue
             try:
                 row = json.loads(line)
@@ -326,7 +350,7 @@ def _jsonl(path: Path, fields: Fields, most: float) -> Iterator[Record]:
             if not isinstance(row, dict):
                 problem = f"expected a JSON object, found {type(row).__name__}"
                 raise SourceError(problem, where=where, fix=_one_each(line, path))
-            yield record_of(row, fields, where)
+            yield row, where
 
 
 def _not_json(line: str, error: Exception, path: Path, where: str) -> SourceError:

@@ -8,7 +8,7 @@ torch nor transformers, so that ``check`` is fast.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -376,6 +376,29 @@ def prompt_length(spec: ModelSpec, prompt: str) -> int:
     except Exception as error:  # the library has no class of its own
         said = f"tokenizer.json cannot be used: {error}"
         raise SourceError(said, where=str(file.parent)) from error
+
+
+def tokens_per_byte(spec: ModelSpec, texts: Sequence[str]) -> float | None:
+    """Returns how many tokens the model's tokenizer makes of a byte of these texts; None where it
+    is not on this machine.
+
+    Raises:
+        SourceError: the tokenizer cannot be read.
+    """
+    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    if _of_bytes(spec) or not size:
+        return 1.0
+    if (file := _words(spec, cache_root())) is None:
+        return None
+    from tokenizers import Tokenizer
+
+    read_json(file)
+    try:
+        made = Tokenizer.from_file(str(file)).encode_batch([*texts])
+    except Exception as error:  # the library has no class of its own
+        said = f"tokenizer.json cannot be used: {error}"
+        raise SourceError(said, where=str(file.parent)) from error
+    return sum(len(one.ids) for one in made) / size
 
 
 def _require_rows(spec: ModelSpec, cache: Path, config: Config) -> None:

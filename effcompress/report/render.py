@@ -3,10 +3,11 @@
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import DictLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from effcompress import processes
@@ -44,6 +45,21 @@ def render(template: str, **names: Any) -> str:
     ``jinja2.UndefinedError`` where the template asks for a name that is not given.
     """
     return _TEMPLATES.get_template(template).render(**names)
+
+
+def filled(template: str, templates: Mapping[str, str], **names: Any) -> str:
+    """Returns one of ``templates``, which may extend each other, with its names filled in as plain
+    text. Raises ``jinja2.UndefinedError`` where it asks for a name that is not given.
+    """
+    made = Environment(
+        loader=DictLoader(dict(templates)),
+        autoescape=False,  # noqa: S701 (not HTML)
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return made.get_template(template).render(**names)
 
 
 def replace(path: Path, text: str) -> None:

@@ -113,7 +113,8 @@ def test_a_wheel_brings_the_methods(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("effcompress-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         shipped = {name for name in archive.namelist() if name.startswith("effcompress_plugins/")}
-    assert shipped == {f"effcompress_plugins/{p.name}" for p in (ROOT / "plugins").glob("*.py")}
+    ours = [*(ROOT / "plugins").glob("*.py"), *(ROOT / "plugins" / "drafts").glob("*")]
+    assert shipped == {f"effcompress_plugins/{p.relative_to(ROOT / 'plugins')}" for p in ours}
 
     target, work = tmp_path / "installed", tmp_path / "elsewhere"
     work.mkdir()

@@ -1,0 +1,168 @@
+"""``effcompress init``: from a model and a text to a recipe that passes `check`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from effcompress import load_recipe, run
+from effcompress.cli import main
+from effcompress.commands.init import drafts_of
+from effcompress.commands.machine import GPUS, machine_of
+from effcompress.errors import SourceError
+from effcompress.estimate.lengths import lengths_of, sequence_of, total_of
+from effcompress.runner.preflight import preflight
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa "
+USUAL = ["--model", "model", "--tokenizer", "bytes", "--text", "mine.jsonl"]
+METHODS = sorted(drafts_of().keys() - {"base", "once"})
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small model and texts of every format, which is the current one."""
+    shape: Any = {"vocab_size": 258, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 4}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512}
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(tmp_path / "model")
+    rows = [{"id": str(i), "content": f"{i} {WORDS * 4}"} for i in range(300)]
+    lines(tmp_path / "mine.jsonl", rows)
+    for domain in ("web", "code"):
+        (tmp_path / "texts" / domain).mkdir(parents=True)
+        for part, many in (("train", 250), ("validation", 20)):
+            given = [{"text": f"{part} {domain} {i} {WORDS * 4}"} for i in range(many)]
+            lines(tmp_path / "texts" / domain / f"{part}.jsonl", given)
+    (tmp_path / "book.txt").write_text("\n\n".join(f"{i} {WORDS * 9}" for i in range(90)))
+    columns = {"n": [*range(300)], "body": [f"{i} {WORDS * 4}" for i in range(300)]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def init(*more: str, text: str = "mine.jsonl", keep: str = "70%") -> Path:
+    base = ["init", "--model", "model", "--tokenizer", "bytes", "--text", text, "--keep", keep]
+    with pytest.raises(SystemExit) as ended:
+        main([*base, *more])
+    assert ended.value.code == 0
+    return Path("model.yaml")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(["init", *arguments])
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_two_commands_and_no_editing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = init("--tokens", "8000")
+    said = capsys.readouterr().out
+    assert "Next: effcompress run model.yaml" in said and "training FLOPs" in said
+    recipe = load_recipe(path).recipe
+    assert recipe.data.domains["mine"].text == "content" and recipe.prune
+    assert recipe.data.domains["mine"].jsonl[0].resolve() == home / "mine.jsonl"
+    done = run(load_recipe(path), output=home / "out")
+    assert done.params == pytest.approx(0.7 * sum_of(home), rel=0.005)
+
+
+def sum_of(home: Path) -> int:
+    return sum(p.numel() for p in LlamaForCausalLM.from_pretrained(home / "model").parameters())
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tokens", ["0", "20k"])
+def test_every_draft_passes_check(method: str, tokens: str) -> None:
+    if method.startswith("efficientllm") and tokens == "0":
+        pytest.skip("it prunes while it trains")
+    path = init("--method", method, "--tokens", tokens)
+    preflight(load_recipe(path), offline=True)
+    numbers = [x for x in path.read_text().splitlines() if re.search(r"(peak|batch_size): \d", x)]
+    assert all("#" in line for line in numbers if not line.startswith("evaluate"))
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("book.txt", 'book: {txt: ["book.txt"], holdout: "15%"}'),
+        ("t.parquet", 't: {parquet: ["t.parquet"], text: "body"}'),
+        ("hub:some/corpus:en", 'corpus: {hub: "some/corpus", config: "en"}'),
+        ("own=mine.jsonl", 'own: {jsonl: ["mine.jsonl"], text: "content"}   # about'),
+        ("texts", 'validation: ["texts/code/validation.jsonl"]}'),
+    ],
+)
+def test_texts_are_looked_at(text: str, said: str) -> None:
+    assert said in init("--tokens", "20k", text=text).read_text()
+
+
+def test_conversations_are_seen(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talks = [
+        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i} {WORDS}"}]
+        for i in range(300)
+    ]
+    lines(home / "talk.jsonl", [{"id": i, "messages": turns} for i, turns in enumerate(talks)])
+    said = refused(capsys, *USUAL[:4], "--text", "talk.jsonl", "--keep", "70%")
+    assert "data.domains.talk.chat: the tokenizer has no chat template" in said
+    assert not Path("model.yaml").exists()
+
+
+def test_what_cannot_be(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "say how small" in refused(capsys, *USUAL)
+    assert "say how small" in refused(capsys, *USUAL, "--keep", "70%", "--params", "10k")
+    assert "no draft 'bset'" in refused(capsys, *USUAL, "--keep", "70%", "--method", "bset")
+    assert "'best'" in refused(capsys, *USUAL, "--keep", "70%", "--method", "bset")
+    assert "no such file" in refused(capsys, *USUAL[:4], "--text", "gone.jsonl", "--keep", "70%")
+    assert "no such folder" in refused(capsys, "--model", "./gone", *USUAL[2:], "--keep", "70%")
+    assert "H100" in refused(capsys, *USUAL, "--keep", "70%", "--budget", "8 x H1000, 2 h")
+    assert "'7x' is not" in refused(capsys, *USUAL, "--keep", "7x")
+    assert "always remain" in refused(capsys, *USUAL, "--keep", "1%")
+    lines(home / "odd.jsonl", [{"n": 1}])
+    assert "no field holds text; there are: n" in refused(
+        capsys, *USUAL[:4], "--text", "odd.jsonl", "--keep", "70%"
+    )
+    assert not Path("model.yaml").exists()
+    Path("model.yaml").write_text("mine")
+    assert "exists already" in refused(capsys, *USUAL, "--keep", "70%")
+    assert Path("model.yaml").read_text() == "mine"
+
+
+def test_budgets() -> None:
+    found = machine_of("8 x H100, 24 h")
+    assert (found.number, found.memory, found.seconds) == (8, 80e9, 86400)
+    assert found.operations == pytest.approx(8 * 989e12 * 86400 * 0.4)
+    assert machine_of("2*NVIDIA GeForce RTX 4090, 1.5 days").seconds == 129600
+    assert machine_of("a100-40gb").memory == 40e9 and machine_of("A100").seconds == 0
+    assert all(machine_of(name).name == name for name in GPUS)
+    for bad in ("", "8 x", "0 x H100", "many H100"):
+        with pytest.raises(SourceError):
+            machine_of(bad)
+
+
+def test_lengths_by_hand() -> None:
+    assert sequence_of(None, 300)[0] == 512 and sequence_of(100, 300)[0] == 64
+    assert sequence_of(8192, 9000) == (
+        2048,
+        "documents have about 9k tokens; longer ones are split",
+    )
+    assert sequence_of(None, 3)[0] == 128
+    assert total_of(5000, 1e9, 1e3, 10)[0] == 5000
+    assert total_of(None, 0, 1e6, 10**9) == (10**6, "one pass over the text")
+    assert total_of(None, 1e12, 1e6, 10**9) == (4 * 10**6, "4 passes over the text")
+    assert total_of(None, 3e6, 1e6, 10**9)[0] == 3 * 10**6
+    assert total_of(None, 0, float("inf"), 10**6)[0] == 20 * 10**6
+    small = lengths_of((256, ""), (60_000, ""), 135_000_000, 1)
+    assert (small.batch, small.rate, small.steps) == (1, 2e-4, 234)  # 3834 / 7.5 = 511 tokens
+    assert small.stages(0.7) == (6000, 18000, 36000) and small.stages(0.5)[1] == 24000
+    large = lengths_of((2048, ""), (10**9, ""), 1_700_000_000, 8)
+    assert (large.batch, large.rate, large.steps) == (256, 1e-4, 1907)
