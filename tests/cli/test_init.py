@@ -28,7 +28,12 @@ METHODS = sorted(drafts_of().keys() - {"base", "once"})
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a small model and texts of every format, which is the current one."""
-    shape: Any = {"vocab_size": 258, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 4}
+    shape: Any = {
+        "vocab_size": 258,
+        "hidden_size": 32,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+    }
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512}
     LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(tmp_path / "model")
     rows = [{"id": str(i), "content": f"{i} {WORDS * 4}"} for i in range(300)]

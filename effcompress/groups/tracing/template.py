@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from effcompress.groups.tracing.anatomy import Anatomy
-from effcompress.groups.tracing.draft import Draft, Product, kinds_of, when_of
+from effcompress.groups.tracing.draft import Draft, Product, kinds_of
 from effcompress.groups.tracing.formula import Models, Spot, quoted
 from effcompress.groups.tracing.roles import CHANNEL, EXPERT, HIDDEN, mixture, roles
-from effcompress.types import Axis, AxisMap, Config, Sublayer, axis_kind
+from effcompress.types import Axis, AxisMap, Config, Sublayer, axis_kind, axis_layer
 
 _WIDTH = 98
 
@@ -136,28 +136,50 @@ class Template:
             yield kind, f"lambda c, i: {self._unit(old[kind], times)}"
 
     def _unit(self, kind: str, times: int) -> str:
-        wanted: dict[Spot, int] = {}
+        """The expression of a width: one for all kinds of layers, or one for each."""
+        by_look: dict[str, dict[Spot, int]] = defaultdict(dict)
         for m, model in enumerate(self.models):
             for name in model.axes.axes(kind):
-                layer = name.partition(".")[2]
-                wanted[m, int(layer) if layer else None] = model.axes.widths[name] // times
-        fields = {p: f"c[{quoted(n)}]" for n, p in self.draft.fields.items() if self._usable(n)}
-        if (kind,) in fields:
-            return fields[kind,]
-        if kind == "query" and {("attention", "query"), ("attention",)} <= fields.keys():
-            return f"{fields['attention', 'query']} // {fields['attention',]}"
-        if kind == "vocab" and self._has_vocabulary():
-            return 'c["vocab_size"]'
+                layer = axis_layer(name)
+                look = "" if layer is None else model.anatomy.looks[layer]
+                by_look[look][m, layer] = model.axes.widths[name] // times
+        texts: dict[str, list[str]] = defaultdict(list)
+        for look, wanted in by_look.items():
+            texts[self._stated(kind, wanted) or self._number(wanted)].append(look)
+        *some, (last, _) = texts.items()
+        looks = self.draft.looks
+        conditions = (self._condition(tuple(map(looks.index, of))) for _, of in some)
+        return (
+            "".join(
+                f"{text} if {condition} else "
+                for (text, _), condition in zip(some, conditions, strict=True)
+            )
+            + last
+        )
+
+    def _stated(self, kind: str, wanted: Mapping[Spot, int]) -> str:
+        """The expression by the field that ``resize`` sets; empty where it is not that."""
+        fields = {product: name for name, product in self.draft.fields.items()}
+        named = ["vocab_size"] if kind == "vocab" else [fields.get((kind,), "")]
+        queries = [fields.get(p, "") for p in (("attention", "query"), ("attention",))]
+        for names in (named, queries if kind == "query" else []):
+            held = [[m.config.get(name) for name in names] for m in self.models]
+            known = {*names} <= self.known.stated and all(
+                isinstance(n, int) for h in held for n in h
+            )
+            if not names or not known:
+                continue
+            found = [h[0] if len(h) == 1 else h[0] // h[1] for h in held]
+            if all(found[m] == n for (m, _), n in wanted.items()):
+                return " // ".join(f"c[{quoted(name)}]" for name in names)
+        return ""
+
+    def _number(self, wanted: Mapping[Spot, int]) -> str:
         if (found := self.known.number(wanted)) is not None:
             return found
         last = len(self.models) - 1
         own = {i: n for (m, i), n in wanted.items() if m == last}
-        if len(set(own.values())) == 1:
-            return str(next(iter(own.values())))
-        return f"{own!r}[i]"
-
-    def _usable(self, name: str) -> bool:
-        return name in self.known.stated
+        return str(next(iter(own.values()))) if len(set(own.values())) == 1 else f"{own!r}[i]"
 
     def _per_unit(self) -> Iterator[tuple[str, str]]:
         for name in self.draft.positions_per_unit:
@@ -237,14 +259,17 @@ class Template:
         return f"w.get({quoted(found)})" if found else ""
 
     def _flag(self, when: str) -> str:
-        kinds, looks = kinds_of(when), self.draft.looks
+        return f"lambda c, i: {self._condition(kinds_of(when))}"
+
+    def _condition(self, kinds: Sequence[int]) -> str:
+        """An expression that holds in layers of these kinds."""
+        looks = self.draft.looks
         wanted = [
             [looks.index(look) in kinds for look in model.anatomy.looks] for model in self.models
         ]
         if (found := self.known.condition(wanted)) is not None:
-            return f"lambda c, i: {found}"
-        here = tuple(i for i, there in enumerate(wanted[-1]) if there)
-        return f"lambda c, i: i in {here!r}"
+            return found
+        return f"i in {tuple(i for i, there in enumerate(wanted[-1]) if there)!r}"
 
     # ----------------------------------------------------------------- the rest
 
@@ -281,8 +306,9 @@ class Template:
     def _last(self, kind: int) -> str:
         """The last layer of a kind; -1 where there is none."""
         count = self.draft.aliases.get("num_hidden_layers", "num_hidden_layers")
-        condition = self._flag(when_of((kind,))).partition(": ")[2]
-        return f"max((i for i in range(c[{quoted(count)}]) if {condition}), default=-1)"
+        return (
+            f"max((i for i in range(c[{quoted(count)}]) if {self._condition((kind,))}), default=-1)"
+        )
 
     def _defaults(self, text: Sequence[str]) -> Iterator[str]:
         """The fields that the file reads and this config.json leaves out."""
