@@ -89,7 +89,8 @@ class Sublayer:
     residual stream; the modules ``through`` become identities. Paths are relative to the layer.
     ``behind``: the norm, if there is one, between the module and the stream. ``more``: further
     modules to be silenced, with their outputs, where a layer has them: mixers of layers of another
-    kind, experts beside a dense feed-forward.
+    kind, experts beside a dense feed-forward. With negative ``outputs`` the module itself adds to
+    the stream, which is its second argument.
     """
 
     silent: str
@@ -113,6 +114,11 @@ class Sublayer:
         found = {path: n for path, n in self.silenced if hasattr(layer, path)}
         return found | dict.fromkeys(self.through, 0)
 
+    def added(self, path: str, args: Sequence[Any], out: Any) -> Any:
+        """What the block adds to the stream, as its module ``path`` returns it."""
+        first: Any = out[0] if isinstance(out, tuple) else out
+        return first - args[1] if self.outputs < 0 and path == self.silent else first
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -124,6 +130,8 @@ class Residual:
     attention: tuple[str, ...] = ("self_attn",)
     mlp: tuple[str, ...] = ("mlp",)
     parallel: bool = False
+    alone: bool = True
+    """Whether a layer returns nothing beside the stream."""
     one_width: bool = False
     """Whether the class wants the last layer to return as many channels as the first one reads."""
 
@@ -186,6 +194,10 @@ class Family:
     """Gains of the norms that average over an axis that can be cut (patterns with ``{i}``)."""
     layer: str = "model.layers.{i}"
     """The path of a layer."""
+    applies: Callable[[Config], bool] = lambda _config: True
+    """Whether a configuration of these ``model_types`` is meant: some classes are built in several
+    ways, and each has a declaration of its own.
+    """
     inputs: int = 1
     """The input dimension of a linear layer's weight (GPT-2's Conv1D: 0)."""
     sublayers: Mapping[str, Sublayer] = field(default_factory=dict[str, Sublayer])
@@ -198,12 +210,16 @@ class Family:
     """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
     module_there: Callable[[str, int], bool] = lambda _path, _layer: True
     """Whether a layer has a module of ``attributes``."""
+    outside: Callable[[Config, Widths], ModuleSizes] = lambda _config, _widths: {}
+    """The same of modules outside the layers, by their whole path."""
     residual: Callable[[Config], Residual] = lambda _config: Residual()
     """How a layer adds to the residual stream."""
     centred: bool = False
     """Whether the norms are LayerNorms: they subtract the mean of what they average over."""
     norms_behind: Callable[[Config], bool] = lambda _config: False
     """Whether a norm lies between a block and the stream, so that no projection writes into it."""
+    residual_scale: Callable[[Config], float] = lambda _config: 1.0
+    """What the class multiplies by what a block adds to the stream."""
     gain_offset: float = 0.0
     """What the norms add to their stored gain (Gemma: 1)."""
     scaled_embedding: str = ""
@@ -440,6 +456,8 @@ class AxisMap:
     """Why layers cannot be removed; empty when they can."""
     stays: frozenset[int] = frozenset()
     """Layers that never go, by their numbers in the parent."""
+    residual_scale: float = 1.0
+    """What a block's output is multiplied by before it is added to the stream."""
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""

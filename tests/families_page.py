@@ -1,15 +1,19 @@
 """docs/families.md out of what the tests saw: what can be cut from each family, how exactly, and in
 which forms the result can be had. Written by
 
-    pytest tests/contract/test_mask_equals_removal.py tests/export/test_forms.py \
-        tests/groups/test_traced_families.py --write-families docs/families.md
+    pytest tests/contract/test_mask_equals_removal.py tests/contract/test_more_families.py \
+        tests/export/test_forms.py tests/groups/test_traced_families.py \
+        --write-families docs/families.md
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from tests.contract.zoo import sources
 
 NAMES = {
     "llama": "Llama 1 to 3, SmolLM",
@@ -28,6 +32,7 @@ NAMES = {
     "gpt_neox": "GPT-NeoX, Pythia",
     "opt": "OPT",
     "gpt2": "GPT-2",
+    **{model_type: source.title for model_type, source in sources().items()},
 }
 KINDS = {
     "ffn": "FFN channel",
@@ -39,25 +44,29 @@ KINDS = {
     "attention_block": "attention block",
     "mlp_block": "FFN block",
 }
+COLUMN = {"expert_ffn": "ffn"}
+"""Kind -> the kind in whose column it is shown; kinds without a column are named in the last."""
 HEAD = """\
 # Families
 
 Generated from the results of the tests, not written by hand:
 
 ```bash
-pytest tests/contract/test_mask_equals_removal.py tests/export/test_forms.py \\
-    tests/groups/test_traced_families.py --write-families docs/families.md
+pytest tests/contract/test_mask_equals_removal.py tests/contract/test_more_families.py \\
+    tests/export/test_forms.py tests/groups/test_traced_families.py \\
+    --write-families docs/families.md
 ```
 
 ## What can be cut
 
 Tiny random models in fp64; every kind is cut with equal and with different numbers per layer. A
-cell is the largest difference of a logit between the model with the mini-groups masked (an
-independent reference, written by hand) and the model with them removed. After the removal,
-backward and generation with and without KV cache are tested with eager and sdpa attention. Empty:
-the family has no such mini-group. `*`: masked and removed agree, but the removal changes more
-than the removed units' own contribution, because a norm averages over all heads; the run reports
-by how much.
+cell is the largest difference of a logit between the model with the mini-groups masked and the
+model with them removed. Down to GPT-2 the masked model is an independent reference, written by
+hand; below, heads and FFN channels are held to a model whose projections do not read them. After
+the removal, backward and generation with and without KV cache are tested with eager and sdpa
+attention. Empty: the family has no such mini-group. `*`: masked and removed agree, but the removal
+changes more than the removed units' own contribution, because a norm averages over all heads; the
+run reports by how much.
 
 """
 EXPORTS = """
@@ -84,8 +93,10 @@ state spaces and routed experts stay as they are; `effcompress inspect` says why
 """
 
 
-def page(results: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown. ``results`` are the properties that the two tests recorded."""
+def page(results: Iterable[Mapping[str, Any]], before: str = "") -> str:
+    """Markdown. ``results`` are the properties that the tests recorded; families that did not run
+    keep their rows of the page as it was ``before``.
+    """
     cuts: dict[tuple[str, str], float] = defaultdict(float)
     marks: set[tuple[str, str]] = set()
     forms: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
@@ -96,34 +107,58 @@ def page(results: Iterable[Mapping[str, Any]]) -> str:
             apart = max(part.get("apart", 0.0) for part in (seen, found))
             seen |= {**found, "apart": apart}
         if "kind" in found:
-            key = (found["family"], found["kind"])
+            kind: str = found["kind"]
+            key = (found["family"], COLUMN.get(kind, kind))
             cuts[key] = max(cuts[key], found["difference"])
             marks |= {key} if found["approximate"] else set()
         for family, change, name, difference in found.get("forms", ()):
             forms[family, name].append((change, difference))
-    lines = [f"| `model_type` | | {' | '.join(KINDS.values())} |", "|---" * (2 + len(KINDS)) + "|"]
+    kept = _rows(before)
+    lines = [f"| `model_type` | | {' | '.join(KINDS.values())} | others |"]
+    lines.append("|---" * (3 + len(KINDS)) + "|")
     for family, title in NAMES.items():
+        if not any(f == family for f, _ in cuts) and family in kept[0]:
+            lines.append(kept[0][family])
+            continue
         cells = [_cut(cuts.get((family, k)), (family, k) in marks) for k in KINDS]
+        own = [k for f, k in cuts if f == family and k not in KINDS]
+        cells.append(", ".join(f"{_words(k)} {_cut(cuts[family, k], False)}" for k in own))
         lines.append(f"| `{family}` | {title} | {' | '.join(cells)} |")
     told = ["| `model_type` | uniform | padded | exact |", "|---|---|---|---|"]
     for family in NAMES:
+        if not any(f == family for f, _ in forms) and family in kept[1]:
+            told.append(kept[1][family])
+            continue
         cells = [_form(forms[family, name]) for name in ("uniform", "padded", "exact")]
         told.append(f"| `{family}` | {' | '.join(cells)} |")
-    return f"{HEAD}{_joined(lines)}{EXPORTS}{_joined(told)}{TRACED}{_joined(_traced(traced))}"
+    last = _joined(_traced(traced, kept[2]))
+    return f"{HEAD}{_joined(lines)}{EXPORTS}{_joined(told)}{TRACED}{last}"
 
 
-def _traced(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = ["| `model_type` | cut | masked and removed | export |", "|---|---|---|---|"]
-    for model_type, seen in sorted(found.items()):
+def _rows(text: str) -> list[dict[str, str]]:
+    """The rows of the three tables of a page, by family."""
+    tables = re.split(r"\n\|[-|]+\|\n", text)[1:]
+    found = [dict(re.findall(r"^(?=\| `(\w+)`)(.*)$", table, re.MULTILINE)) for table in tables]
+    return found or [{}, {}, {}]
+
+
+def _traced(found: Mapping[str, Mapping[str, Any]], kept: Mapping[str, str]) -> list[str]:
+    rows = {} if found else dict(kept)
+    for model_type, seen in found.items():
         kinds = (*seen["kinds"], *seen.get("depth", ()))
         cut = ", ".join(KINDS[kind] for kind in KINDS if kind in kinds)
         each = f"{_power(seen['apart'])} | {_power(seen['exported'])}"
-        lines.append(f"| `{model_type}` | {cut} | {each} |")
-    return lines
+        rows[model_type] = f"| `{model_type}` | {cut} | {each} |"
+    head = ["| `model_type` | cut | masked and removed | export |", "|---|---|---|---|"]
+    return [*head, *(rows[model_type] for model_type in sorted(rows))]
 
 
 def _joined(lines: list[str]) -> str:
     return "\n".join(lines) + "\n"
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def _cut(difference: float | None, mark: bool) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from effcompress.answer import Answer, Table
 from effcompress.errors import SourceError
-from effcompress.model.families import find_family
+from effcompress.model.families import is_declared
 from effcompress.model.integrity import read_json
 from effcompress.model.source import config_of, label_of
 from effcompress.model.suitability import require_causal, text_in
@@ -55,7 +55,7 @@ def template_of(target: LoadedRecipe | Path) -> str:
     """
     name, config = _config(target)
     kind = str(config.get("model_type"))
-    if find_family(kind) is not None:
+    if is_declared(config):
         raise SourceError(f"architecture '{kind}' is declared already", where=name)
     return declaration_of(config)
 

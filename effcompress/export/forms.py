@@ -254,14 +254,14 @@ def _filled(pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]) ->
     """Returns parameters on the CPU, multiplied by their factors and padded with zeros at the end
     of each narrower axis.
     """
-    offsets = {id(norm.gain): norm.offset for norm in pruned.norms()}
+    offsets = {norm.segment.param: norm.offset for norm in pruned.norms()}
     held, found = pruned.parameters(), dict[str, Tensor]()
     for name, shape in then.shapes.items():
         if name not in held:  # a block that is gone
             found[name] = torch.zeros(shape)
             continue
         p = held[name]
-        tensor, offset = _on_cpu(p), offsets.get(id(p), 0.0)
+        tensor, offset = _on_cpu(p), offsets.get(name, 0.0)
         if factors.get(name, 1.0) != 1.0:
             tensor = ((tensor.double() + offset) * factors[name] - offset).to(tensor.dtype)
         if tuple(tensor.shape) != tuple(shape):

@@ -143,6 +143,7 @@ def _assemble(
         parts={kind: parts(config) for kind, parts in family.parts.items()},
         no_depth=family.no_depth(config),
         stays=frozenset(family.stays(config)),
+        residual_scale=family.residual_scale(config),
     )
 
 

@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 from effcompress.recompute import recomputing
 
-LINEAR = {"Linear": 1, "Conv1D": 0}
-"""Class of a layer -> the dimension of its weight that its inputs run along."""
+
+def inputs_of(module: nn.Module) -> int | None:
+    """The dimension of a linear layer's weight that its inputs run along; None for other layers."""
+    if isinstance(module, nn.Linear):
+        return 1
+    return 0 if type(module).__name__ == "Conv1D" else None
 
 
 def linears(module: nn.Module, inside: str = "") -> dict[str, int]:
     """Weights of the linear layers whose paths begin with ``inside`` -> the dimension of their
     inputs.
     """
-    return {
-        f"{path}.weight": LINEAR[type(child).__name__]
-        for path, child in module.named_modules()
-        if type(child).__name__ in LINEAR and path.startswith(inside)
-    }
+    found = ((path, inputs_of(child)) for path, child in module.named_modules())
+    return {f"{p}.weight": dim for p, dim in found if dim is not None and p.startswith(inside)}
 
 
 def first_of(out: Any) -> Any:

@@ -17,7 +17,7 @@ from effcompress.distributed.world import ALONE, World
 from effcompress.injectable import MOMENTS
 from effcompress.measure.hooks import Hooks, InputHooks, first_of, stream_in
 from effcompress.registry import Bound, Plugin
-from effcompress.types import AxisMap
+from effcompress.types import AxisMap, Sublayer
 
 
 @dataclass
@@ -155,17 +155,17 @@ class LayerStatistics(Hooks):
         self._world, self._statistics = world, dict(statistics)
         self._streams: dict[str, dict[str, Streaming]] = {name: {} for name in statistics}
         self._added: dict[str, Tensor] = {}
-        family = axes.family
+        family, self._scale = axes.family, axes.residual_scale
         for j, i in enumerate(axes.depth.layers):
             layer = module.get_submodule(family.layer.replace("{i}", str(j)))
             there = {
-                kind: sublayer.within(layer)
+                kind: sublayer
                 for kind, sublayer in family.sublayers.items()
                 if f"{kind}.{i}" not in axes.depth.absent
             }
-            for kind, paths in there.items():
-                for path in paths:
-                    hook = partial(self._remember, f"{kind}.{i}")
+            for kind, sublayer in there.items():
+                for path in sublayer.within(layer):
+                    hook = partial(self._remember, f"{kind}.{i}", sublayer, path)
                     self._handles.append(layer.get_submodule(path).register_forward_hook(hook))
             compare = partial(self._compare, i, there)
             self._handles.append(layer.register_forward_hook(compare, with_kwargs=True))
@@ -183,9 +183,12 @@ class LayerStatistics(Hooks):
         tokens = self._world.sums([streams[n].tokens for n in names])
         return {n: t / count for n, t, count in zip(names, totals, tokens, strict=True)}
 
-    def _remember(self, name: str, _module: nn.Module, _args: Any, out: Any) -> None:
+    def _remember(
+        self, name: str, part: Sublayer, path: str, _module: nn.Module, args: Any, out: Any
+    ) -> None:
         if self.measuring:
-            self._added[name] = first_of(out).detach()
+            # A copy: some classes add the other block's output to it in place.
+            self._added[name] = part.added(path, args, out).detach().clone()
 
     def _compare(
         self, layer: int, kinds: Iterable[str], _module: nn.Module, args: Any, named: Any, out: Any
@@ -196,7 +199,7 @@ class LayerStatistics(Hooks):
         self._take(f"layer.{layer}", before, after)
         for kind in kinds:
             # Some classes flatten batch and tokens within the block.
-            added = self._added.pop(f"{kind}.{layer}").reshape(before.shape)
+            added = self._scale * self._added.pop(f"{kind}.{layer}").reshape(before.shape)
             # Attention comes first in a layer: it starts from the layer's own input, and the
             # feed-forward block ends at its output.
             if kind == "attention_block":

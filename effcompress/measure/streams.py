@@ -6,6 +6,7 @@ the source model's.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,8 +107,10 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
     seen: dict[str, list[Tensor]] = {name: [] for name in ("before", *PARTS)}
     added: dict[str, Tensor] = {}
 
-    def remember(_module: nn.Module, _args: Any, out: Any) -> None:
-        added["attention"] = first_of(out)
+    attention = axes.family.sublayers["attention_block"]
+
+    def remember(path: str, _module: nn.Module, args: Any, out: Any) -> None:
+        added["attention"] = axes.residual_scale * attention.added(path, args, out)
 
     def compare(_module: nn.Module, args: Any, named: Mapping[str, Any], out: Any) -> None:
         before = stream_in(args, named)
@@ -119,9 +122,9 @@ def _stream(module: nn.Module, axes: AxisMap, block: Block) -> Iterator[dict[str
     with ExitStack() as hooks:
         hooks.enter_context(layer.register_forward_hook(compare, with_kwargs=True))
         # Of these modules the one that runs last counts.
-        for path in axes.family.sublayers["attention_block"].within(layer):
+        for path in attention.within(layer):
             inside = layer.get_submodule(path)
-            hooks.enter_context(inside.register_forward_hook(remember))
+            hooks.enter_context(inside.register_forward_hook(partial(remember, path)))
         yield seen
 
 
@@ -179,7 +182,7 @@ def _moments(
     tokens = 0
     for x, here, there in zip(read, from_, goal, strict=True):
         x_TI = x.reshape(-1, x.shape[-1]).double()
-        more_TO = there.double() - here.double()
+        more_TO = (there.double() - here.double()) / axes.residual_scale
         if bias is not None:
             more_TO = more_TO - bias.detach().double()
         parts = [x_TI.T @ x_TI, more_TO.T @ x_TI, x_TI.sum(0), more_TO.sum(0)]

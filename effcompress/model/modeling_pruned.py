@@ -23,7 +23,9 @@ PARENT = "llama"
 
 
 class Silent(nn.Module):
-    """A block that is gone: zeros like its input [B, T, H], and None for further outputs."""
+    """A block that is gone: zeros like its input [B, T, H], and None for further outputs. With
+    negative `outputs`, for blocks that add to the stream themselves, that stream.
+    """
 
     def __init__(self, outputs: int, layer_idx: int) -> None:
         super().__init__()
@@ -34,8 +36,8 @@ class Silent(nn.Module):
         cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
         if cache is not None:  # the model asks single layers how many tokens were seen
             self.remember(cache, hidden)
-        zeros = torch.zeros_like(hidden)
-        return zeros if self.outputs == 1 else (zeros, *[None] * (self.outputs - 1))
+        out = args[1] if self.outputs < 0 else torch.zeros_like(hidden)
+        return out if abs(self.outputs) == 1 else (out, *[None] * (abs(self.outputs) - 1))
 
     def remember(self, cache: Cache, hidden: torch.Tensor) -> None:
         """Make an entry of zeros: keys and values, or the state of a convolution, whichever this

@@ -242,7 +242,11 @@ def _behind(axes: AxisMap, param: str) -> tuple[str, ...]:
 
 def _norm_behind(axes: AxisMap, gate: str) -> str:
     block = axes.family.sublayers.get(axis_kind(gate))
-    return block.behind if block else ""
+    if block is None or not block.behind:
+        return ""
+    # Configurations may do without it.
+    there = any(param.endswith(f".{block.behind}.weight") for param in axes.shapes)
+    return block.behind if there else ""
 
 
 def _layout(axes: AxisMap, segment: Segment, values: Values) -> Tensor:

@@ -235,7 +235,7 @@ class _Work:
         path, d = self.stream["final_norm"], self.stream["channels"]
         norm: Any = self.module.get_submodule(path)
         head: Any = self.module.get_submodule(self.stream["head"])
-        gain_D, bias_D = _affine(norm, d, head.weight)
+        gain_D, bias_D = _affine(norm, d, head.weight, self.family.gain_offset)
         eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
         new = UnitNorm(d, float(eps))
         if self.stream["mapped"]:
@@ -304,7 +304,8 @@ class _Work:
         """
         held, d = self.module.get_submodule(block.path), self.stream["channels"]
         like = next(held.parameters())
-        affine = [_affine(held.get_submodule(n), d, like) for n, _, _ in self.stream["blocks"]]
+        norms = [held.get_submodule(name) for name, _, _ in self.stream["blocks"]]
+        affine = [_affine(norm, d, like, self.family.gain_offset) for norm in norms]
         found: dict[str, Tensor] = {}
         for side in self._sides(block):
             value = self.module.get_parameter(side.param).detach().double()
@@ -382,12 +383,14 @@ def _is_norm(family: Family, param: str) -> bool:
     return f"{param.rpartition('.')[0]}.weight" in family.norms
 
 
-def _affine(norm: Any, channels: int, like: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Returns gain and bias of a norm in fp64; a gain of 1 where it has none."""
+def _affine(norm: Any, channels: int, like: Tensor, offset: float) -> tuple[Tensor, Tensor | None]:
+    """Returns gain (stored less an ``offset``) and bias of a norm in fp64; a gain of 1 where it
+    has none.
+    """
     gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     if gain is None:
         return torch.ones(channels, dtype=torch.float64, device=like.device), None
-    return gain.detach().double(), None if bias is None else bias.detach().double()
+    return gain.detach().double() + offset, None if bias is None else bias.detach().double()
 
 
 def _along(value: Tensor, dim: int, matrix_DK: Tensor) -> Tensor:

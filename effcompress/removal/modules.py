@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from effcompress.types import EXPERT_ROW, AxisMap, Config, Depth, Family, axis_layer, in_layer
 
+OUTSIDE = -1
+"""No layer: only widths of the whole model are in it."""
+
 
 def agree(module: nn.Module) -> None:
     """Sets ``in_features``, ``num_embeddings`` and the like from the weights' shapes."""
@@ -87,6 +90,8 @@ def attributes(axes: AxisMap, config: Config) -> dict[str, dict[str, Any]]:
         for inside, values in family.attributes(config, widths).items():
             if family.module_there(inside, i) and not _absent(axes, i, inside):
                 found[f"{family.layer.replace('{i}', str(j))}.{inside}"] = dict(values)
+    everywhere = in_layer(axes.widths, OUTSIDE)
+    found |= {path: dict(values) for path, values in family.outside(config, everywhere).items()}
     return found
 
 

@@ -6,9 +6,10 @@ same function when ``w = g sqrt(A / P)`` and ``e = d A / P``, so the stored gain
 kept at these values: no module is replaced, and shortening ``P`` to ``A`` changes no logit.
 
 A LayerNorm also subtracts a mean, which no gain can undo. While some of its channels are masked it
-runs as ``LiveLayerNorm``; gain and epsilon are unchanged.
+runs as a ``LiveLayerNorm``; gain and epsilon are unchanged.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
@@ -19,11 +20,16 @@ from effcompress.registry import Bound
 from effcompress.types import AxisMap, Segment, Widths
 
 
-class LiveLayerNorm(nn.LayerNorm):
-    """A LayerNorm with mean and variance over the living channels; the others return zero."""
+class LiveLayerNorm(nn.Module):
+    """A LayerNorm with mean and variance over the living channels; the others return zero. Comes in
+    front of the stock class, which has the parameters, and the epsilon under ``attribute``.
+    """
 
-    stock = nn.LayerNorm
     alive_G: Tensor
+    attribute: str
+    offset: float
+    weight: Tensor | None
+    bias: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``input`` [..., P]; sums in fp32 or fp64, returns the dtype of the gain."""
@@ -33,11 +39,23 @@ class LiveLayerNorm(nn.LayerNorm):
         mean = (wide * live).sum(-1, keepdim=True) / count
         # Again times live: a masked channel is -mean here, not zero.
         centred = (wide - mean) * live
-        out = centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + self.eps)
-        if self.weight is None:
+        epsilon = getattr(self, self.attribute, UNSTATED)
+        out = centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + epsilon)
+        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
+        if weight is None:
             return out.to(input.dtype)
-        out = out.to(self.weight.dtype) * self.weight
-        return out if self.bias is None else out + self.bias
+        out = out.to(weight.dtype) * (weight + self.offset)
+        return out if bias is None else out + bias
+
+
+UNSTATED = 1e-5
+"""The epsilon of norms that keep none as an attribute (OLMo)."""
+
+
+@functools.cache
+def _live_class(stock: type[nn.Module], attribute: str, offset: float) -> type[nn.Module]:
+    fields = {"stock": stock, "attribute": attribute, "offset": offset}
+    return type(f"Live{stock.__name__}", (LiveLayerNorm, stock), fields)
 
 
 @final
@@ -77,11 +95,12 @@ class Norm:
     @property
     def epsilon(self) -> float:
         """The constant added to the mean square."""
-        return float(getattr(self.module, self.attribute))
+        return float(getattr(self.module, self.attribute, UNSTATED))
 
     @epsilon.setter
     def epsilon(self, value: float) -> None:
-        setattr(self.module, self.attribute, value)
+        if hasattr(self.module, self.attribute):
+            setattr(self.module, self.attribute, value)
 
     def length(self, widths: Widths) -> int:
         """Returns how many channels it averages over in a model of these widths."""
@@ -89,7 +108,7 @@ class Norm:
 
     def attend(self, alive_G: Tensor) -> None:
         """Makes a LayerNorm average over the channels ``alive_G`` [P], or restores its class."""
-        heed(self.module, alive_G, lambda _stock: LiveLayerNorm)
+        heed(self.module, alive_G, lambda c: _live_class(c, self.attribute, self.offset))
 
 
 def heed(module: Any, alive_G: Tensor, live: Callable[[type[nn.Module]], type[nn.Module]]) -> None:
@@ -116,8 +135,8 @@ def norms(module: nn.Module, axes: AxisMap) -> Iterator[Norm]:
                 found = module.get_submodule(path)
             except AttributeError:
                 continue  # OPT without a final norm
-            # Else it is the silent module of a block that is gone.
-            if hasattr(found, axes.family.epsilon_attribute):
+            # An identity stands for the norm of a block that is gone.
+            if not isinstance(found, nn.Identity):
                 yield Norm(path, found, axes)
 
 

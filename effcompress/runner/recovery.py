@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.errors import SurgeryError
-from effcompress.measure.hooks import LINEAR
+from effcompress.measure.hooks import inputs_of, linears
 from effcompress.measure.streams import Moments, follow
 from effcompress.model.load import load as load_model
 from effcompress.record import events
@@ -31,9 +31,7 @@ def begin(state: RunState, log: Log, *, offline: bool) -> None:
         return
     if recover.method == "lora" and state.lora is None:
         prefix = state.pruned.axes.family.layer.partition("{i}")[0]
-        modules = state.module.named_modules()
-        within = ((path, type(child).__name__) for path, child in modules)
-        state.attach([path for path, kind in within if path.startswith(prefix) and kind in LINEAR])
+        state.attach([name.removesuffix(".weight") for name in linears(state.module, prefix)])
     spec = recover.distill or (DistillSpec() if recover.method == "distill" else None)
     if spec is not None:
         state.objective = _teacher(state, spec, log, offline=offline)
@@ -102,7 +100,7 @@ class _Change:
     def __call__(self, name: str, moments: Moments) -> None:
         weight = self.params[name]
         path = name.removesuffix(".weight")
-        turned = LINEAR[type(self.module.get_submodule(path)).__name__] == 0
+        turned = inputs_of(self.module.get_submodule(path)) == 0
         old_OI = weight.detach().T if turned else weight.detach()
         new_OI, more_O = self.bound.corrected(old_OI, **vars(moments))
         self.relative[name] = float((new_OI - old_OI).norm() / old_OI.norm().clamp(min=1e-30))

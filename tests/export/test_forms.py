@@ -22,7 +22,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effcompress import checkpoint
 from effcompress.errors import RunError
 from effcompress.export.forms import NAMES, Form, Name, form
+from effcompress.groups.tracing import search
+from effcompress.groups.tracing.draft import family_from
 from effcompress.model.silence import quietly
+from effcompress.model.small import build
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
@@ -204,8 +207,9 @@ def test_a_traced_family_without_norms_over_what_is_cut() -> None:
     built = AutoConfig.for_model("cohere", **sizes, **heads, bos_token_id=1, eos_token_id=2)
     model = AutoModelForCausalLM.from_config(built).eval()
     config = json.loads(built.to_json_string(use_diff=False))
-    pruned = PrunedModel(model, config, [Bound(REGISTRY.get("space", "ffn"))])
-    assert pruned.family.traced and pruned.norms() == []
+    traced = family_from(search.propose(config, build))
+    pruned = PrunedModel(model, config, [Bound(REGISTRY.get("space", "ffn"))], family=traced)
+    assert pruned.norms() == []
     pruned.mask({"ffn.0": [1], "ffn.1": [2]})
     pruned.commit()
     made = form(pruned, "uniform")

@@ -7,6 +7,7 @@ import torch
 
 from effcompress import groups
 from effcompress.errors import CoverageError
+from effcompress.model.families import family_of
 from effcompress.model.families.llama import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.types import GroupSet, Side
@@ -69,3 +70,10 @@ def test_a_width_ends_on_what_both_multiples_share() -> None:
     side = Side("w", 0, "ffn.0")
     made = GroupSet("ffn.0", "ffn", 0, size=48, sides=(side,), round_to=4, finish_on=6)
     assert made.multiple == 12
+
+
+def test_what_stays_in_a_family_is_no_space() -> None:
+    config = {**shape("gqa_tied"), "model_type": "nanochat"}
+    axes = groups.from_config(family_of(config), config)
+    with pytest.raises(CoverageError, match="space 'hidden' cuts 'hidden', which stays in family"):
+        groups.find(axes, [Bound(REGISTRY.get("space", "hidden"))])

@@ -36,6 +36,7 @@ from tests.conftest import shape, tiny, tokens
 STARCODER2 = {"model_type": "starcoder2", "hidden_size": 48, "intermediate_size": 40}
 STARCODER2 |= {"num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3}
 STARCODER2 |= {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2}
+APERTUS = {**STARCODER2, "model_type": "apertus"}
 FALCON = {"model_type": "falcon", "hidden_size": 48, "num_hidden_layers": 3, "vocab_size": 61}
 FALCON |= {"num_attention_heads": 6, "bos_token_id": 1, "eos_token_id": 2}
 SOURCES = {"starcoder2": STARCODER2, "falcon": FALCON}
@@ -86,14 +87,15 @@ def cut(config: dict[str, Any], family: Family, plan: dict[str, list[int]]) -> N
 
 
 def test_an_undeclared_architecture_works_from_end_to_end() -> None:
-    family = family_for(STARCODER2, timeout=100)
-    assert family is family_for(dict(STARCODER2), timeout=100)  # traced once
+    family = family_for(APERTUS, timeout=100)
+    assert family.traced
+    assert family is family_for(dict(APERTUS), timeout=100)  # traced once
     assert not {"ffn", "attention", "query", "hidden"} & set(family.fixed)
-    axes = groups.from_config(family, STARCODER2)
+    axes = groups.from_config(family, APERTUS)
     assert [axes.widths[n] for n in ("hidden", "ffn.2", "attention.0", "query.0")] == [48, 40, 3, 2]
     plan = {"ffn.0": [3], "ffn.2": [0, 39], "attention.1": [1], "hidden": [0, 7, 40]}
-    cut(STARCODER2, family, plan)
-    cut(STARCODER2, family, {f"attention.{i}": [2] for i in range(3)})
+    cut(APERTUS, family, plan)
+    cut(APERTUS, family, {f"attention.{i}": [2] for i in range(3)})
 
 
 @pytest.mark.parametrize(

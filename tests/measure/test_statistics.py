@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress import groups
 from effcompress.injectable import READ
@@ -15,6 +16,7 @@ from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.model.families import family_of
 from effcompress.registry import REGISTRY
 from tests.conftest import FAMILIES, SHAPES, tiny, tokens
+from tests.contract.zoo import config_of
 from tests.measure.test_grams import SPACES, pruned, seen
 
 OF_INPUTS = {n: REGISTRY.get("statistic", n) for n in ("input_abs", "input_fluctuation")}
@@ -74,13 +76,17 @@ def test_a_batch_is_so_many_sequences() -> None:
         torch.testing.assert_close(value, found[1][key], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", [*FAMILIES, "granite", "bloom", "falcon"])
 def test_influence_of_layers_and_blocks(model_type: str) -> None:
     """Blocks against the stream that the class itself carries: with the block silenced, the layer
     hands on the stream without what the block adds (sequential or not, norms behind or not).
     """
-    name = next(iter(SHAPES)) if model_type not in ("gpt_neox", "opt", "gpt2") else "mha_tied"
-    model = tiny(name, model_type=model_type)
+    if model_type in ("bloom", "falcon"):
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config_of(model_type)))
+        model.eval()
+    else:
+        name = next(iter(SHAPES)) if model_type not in ("gpt_neox", "opt", "gpt2") else "mha_tied"
+        model = tiny(name, model_type=model_type)
     config = model.config.to_dict()
     family = family_of(config)
     axes = groups.axes_of(model, family, config)
@@ -99,7 +105,8 @@ def test_influence_of_layers_and_blocks(model_type: str) -> None:
         layer = model.get_submodule(family.layer.replace("{i}", str(i)))
         mlp = family.sublayers["mlp_block"]
         hook = layer.get_submodule(mlp.modules[-1] if _behind(layer, mlp) else mlp.silent)
-        handle = hook.register_forward_hook(lambda _m, _a, out: _zero(out))
+        silence = _stream if mlp.outputs < 0 else _zero
+        handle = hook.register_forward_hook(silence)
         without = states(model, ids)[i + 1]
         handle.remove()
         cosine = torch.cosine_similarity(without, stream[i + 1], dim=-1)
@@ -119,5 +126,10 @@ def _behind(layer: torch.nn.Module, block: object) -> bool:
     return "post_feedforward_layernorm" in names
 
 
-def _zero(out: object) -> object:
+def _stream(_module: object, args: tuple[Any, ...], _out: object) -> object:
+    """What a block returns that adds to the stream itself."""
+    return args[1]
+
+
+def _zero(_module: object, _args: object, out: object) -> object:
     return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)

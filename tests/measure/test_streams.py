@@ -47,7 +47,7 @@ def led(
     return found
 
 
-@pytest.mark.parametrize("model_type", OTHERS)
+@pytest.mark.parametrize("model_type", [*OTHERS, "granite"])
 def test_the_same_model_has_nothing_to_learn(model_type: str) -> None:
     """What a projection should put out is what it puts out: cross = W gram."""
     small, large = made(model_type, "ffn")

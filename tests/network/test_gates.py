@@ -97,7 +97,7 @@ def kinds_of(model_type: str) -> list[tuple[str, ...]]:
     return [*((kind,) for kind in there), tuple(there)]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", [*FAMILIES, "granite", "hyperclovax"])
 @pytest.mark.parametrize("tied", ["gqa_tied", "gqa_untied"])
 def test_masked_equals_cut(model_type: str, tied: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unrounded(monkeypatch)

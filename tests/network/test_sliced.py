@@ -105,6 +105,8 @@ def test_the_last_layer_writes_all_channels() -> None:
         ({"model_type": "gemma2"}, "norms lie between"),
         ({"model_type": "gemma3_text"}, "norms lie between"),
         ({"model_type": "olmo2"}, "norms lie between"),
+        ({"model_type": "granite", "residual_multiplier": 0.22}, "is multiplied by a number"),
+        ({"model_type": "hyperclovax"}, "norms lie between"),
         ({"model_type": "mixtral"}, "its experts return as many channels"),
         ({"model_type": "qwen3_moe", "num_experts": 8}, "its experts return as many channels"),
         (MODELS["OPT-125M"] | {"do_layer_norm_before": False}, "norms lie between"),

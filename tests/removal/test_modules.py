@@ -29,8 +29,9 @@ def test_the_way_of_experts_follows_from_their_shape() -> None:
     assert other.config._experts_implementation == stock
 
 
-def test_norms_without_gain_know_their_length() -> None:
-    more = {"layer_norm_elementwise_affine": False, "_remove_final_layer_norm": True}
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_norms_without_gain_know_their_length(final_norm: bool) -> None:
+    more = {"layer_norm_elementwise_affine": False, "_remove_final_layer_norm": not final_norm}
     model = pruned("hidden", model_type="opt", **more)
     model.mask({"hidden": [0, 5, 9]})
     with torch.no_grad():

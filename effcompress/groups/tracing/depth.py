@@ -128,9 +128,9 @@ def prove_block(subject: Subject, kind: str) -> None:
     for i in subject.tried:
         masked = copy.deepcopy(subject.module)
         layer = masked.get_submodule(subject.family.layer.replace("{i}", str(i)))
-        for path in [part.behind] if part.behind else part.within(layer):
-            if part.behind or path not in part.through:
-                layer.get_submodule(path).register_forward_hook(_nothing)
+        there = {path: n for path, n in part.within(layer).items() if path not in part.through}
+        for path, outputs in ({part.behind: 1} if part.behind else there).items():
+            layer.get_submodule(path).register_forward_hook(partial(_nothing, outputs))
         removed = _silenced(subject, i, kind)
         _require_equal(subject, masked, removed)
         _require_cache(subject, removed)
@@ -241,10 +241,13 @@ def _pass_on(_layer: nn.Module, args: Any, named: Mapping[str, Any], out: Any) -
     return (x, *out[1:]) if isinstance(out, tuple) else x
 
 
-def _nothing(_module: nn.Module, _args: Any, out: Any) -> Any:
-    if isinstance(out, tuple):
-        return torch.zeros_like(out[0]), *out[1:]
-    return torch.zeros_like(out)
+def _nothing(outputs: int, _module: nn.Module, args: Any, out: Any) -> Any:
+    """What a module returns that adds nothing; with negative ``outputs`` it adds to its second
+    argument itself.
+    """
+    first = out[0] if isinstance(out, tuple) else out
+    none = args[1] if outputs < 0 else torch.zeros_like(first)
+    return (none, *out[1:]) if isinstance(out, tuple) else none
 
 
 # --------------------------------------------------------------------------- what is proposed

@@ -6,25 +6,43 @@ the sizes in a configuration, so that ``check`` and ``plan`` need no torch.
 """
 
 from effcompress.errors import SourceError, short
-from effcompress.model.families import experts, hybrids, layernorm, llama
+from effcompress.model.families import (
+    centred,
+    decoders,
+    experts,
+    fused,
+    hybrids,
+    layernorm,
+    llama,
+)
 from effcompress.registry import REGISTRY, Plugin
 from effcompress.types import Config, Family
 
-FAMILIES = (*llama.FAMILIES, *experts.FAMILIES, *layernorm.FAMILIES, *hybrids.FAMILIES)
+FAMILIES = (
+    *llama.FAMILIES,
+    *decoders.FAMILIES,
+    *experts.FAMILIES,
+    *layernorm.FAMILIES,
+    *centred.FAMILIES,
+    *fused.FAMILIES,
+    *hybrids.FAMILIES,
+)
 
 
 def family_of(config: Config) -> Family:
-    """Returns the family declared for a configuration's ``model_type``, by a plugin or here.
+    """Returns the family declared for a configuration, by a plugin or here.
 
-    Raises SourceError naming the ``model_type`` when no family declares it; PluginError as
-    ``declared_by`` does, and for a plugin that returns something else than such a family.
+    Raises SourceError naming the ``model_type`` when no family declares it, or not built this way;
+    PluginError as ``declared_by`` does, and for a plugin that returns something else than such a
+    family.
     """
     model_type = str(config.get("model_type"))
     if (plugin := declared_by(model_type)) is not None:
         return _of_plugin(plugin)
-    if (family := _built_in(model_type)) is not None:
-        return family
-    known = sorted(t for f in FAMILIES for t in f.model_types)
+    for family in FAMILIES:
+        if model_type in family.model_types and family.applies(family.complete(config)):
+            return family
+    known = sorted({t for f in FAMILIES for t in f.model_types})
     raise SourceError(
         f"architecture '{model_type}' is not declared",
         where="model",
@@ -46,12 +64,19 @@ def declared_by(model_type: str) -> Plugin | None:
     return found
 
 
-def find_family(model_type: object) -> Family | None:
-    """Returns the declared family of a ``model_type``; None if none declares it."""
+def is_declared(config: Config) -> bool:
+    """Returns whether a plugin or this package declares a configuration's architecture."""
     try:
-        return family_of({"model_type": model_type})
+        return bool(family_of(config))
     except SourceError:
-        return None
+        return False
+
+
+def find_family(model_type: object) -> Family | None:
+    """Returns the first declared family of a ``model_type``; None if none declares it."""
+    if (plugin := declared_by(str(model_type))) is not None:
+        return _of_plugin(plugin)
+    return _built_in(str(model_type))
 
 
 def _built_in(model_type: str) -> Family | None:

@@ -10,13 +10,14 @@ from effcompress.model.families.llama import ATTENTION, COUNTS, FFN, HEAD, Name,
 from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Residual, Sublayer, Widths
 
 
-def _norm(module: str, when: str = "") -> Iterator[Axis]:
+def norm(module: str, when: str = "") -> Iterator[Axis]:
+    """Axes of the gain and the bias of a LayerNorm over the residual stream."""
     yield Axis(f"{module}.weight", 0, "hidden", when=when)
     yield Axis(f"{module}.bias", 0, "hidden", when=when)
 
 
-def _family(
-    name: str,
+def family(
+    model_type: str,
     fields: Mapping[str, str],
     layer: str,
     blocks: tuple[Sublayer, Sublayer],
@@ -24,14 +25,16 @@ def _family(
     axes: tuple[Axis, ...],
     *,
     defaults: Config,
+    heads: str = "",
     **traits: Any,
 ) -> Family:
     """Declares a family. ``fields``: axis kind -> configuration field of its width; ``units`` adds
     kinds that are never cut, and computed ones. The first module that a block is ``through`` is its
-    norm; ``axes`` are those up to the output matrix.
+    norm; ``axes`` are those up to the output matrix; ``heads`` is the field of their number where
+    it is not the width of ``attention``.
     """
     units: dict[str, Any] = traits.pop("units", {})
-    hidden, heads = fields["hidden"], fields["attention"]
+    hidden, heads = fields["hidden"], heads or fields["attention"]
 
     def head_dim(config: Config) -> int:
         # The engine adds `head_dim` once hidden size / heads is no longer the width of a head.
@@ -46,30 +49,35 @@ def _family(
         return {field: widths[kind] for kind, field in fields.items()}
 
     stated = {"vocab": "vocab_size", **fields}
-    return Family(
-        name=name,
-        model_types=(name,),
-        axes=(*axes, *llama.lm_head()),
-        units={**{kind: lambda c, _, f=f: c[f] for kind, f in stated.items()}, **units},
-        positions_per_unit={"one": lambda _: 1, "head": head_dim, "qkv": lambda c: 3 * head_dim(c)},
-        norms=(*(f"{layer}.{block.through[0]}.weight" for block in blocks), final_norm),
-        layer=layer,
-        sublayers=dict(zip(("attention_block", "mlp_block"), blocks, strict=True)),
-        final_norm=final_norm,
-        fixed=("vocab", *(kind for kind in units if kind not in fields)),
-        defaults={name: defaults},
-        pad=pad,
-        centred=True,
-        whole_heads=lambda _: True,
-        epsilon_attribute="eps",
+    norms = (f"{layer}.{block.through[0]}.weight" for block in blocks if block.through)
+    found = {
+        "name": model_type,
+        "axes": (*axes, *llama.lm_head()),
+        "units": {**{kind: lambda c, _, f=f: c[f] for kind, f in stated.items()}, **units},
+        "positions_per_unit": {
+            "one": lambda _: 1,
+            "head": head_dim,
+            "qkv": lambda c: 3 * head_dim(c),
+        },
+        "norms": (*norms, final_norm),
+        "layer": layer,
+        "sublayers": dict(zip(("attention_block", "mlp_block"), blocks, strict=True)),
+        "final_norm": final_norm,
+        "fixed": ("vocab", *(kind for kind in units if kind not in fields)),
+        "defaults": {model_type: defaults},
+        "pad": pad,
+        "centred": True,
+        "whole_heads": lambda _: True,
+        "epsilon_attribute": "eps",
         # Channels of zeros would change the mean and the variance of a LayerNorm.
-        rigid=("hidden",),
-        **{"resize": resize, **traits},
-    )
+        "rigid": ("hidden",),
+        "resize": resize,
+    }
+    return Family(model_types=(model_type,), **{**found, **traits})
 
 
 _NEOX = "gpt_neox.layers.{i}."
-NEOX = _family(
+NEOX = family(
     "gpt_neox",
     {"hidden": "hidden_size", "attention": "num_attention_heads", "ffn": "intermediate_size"},
     "gpt_neox.layers.{i}",
@@ -80,8 +88,8 @@ NEOX = _family(
     "gpt_neox.final_layer_norm.weight",
     (
         *linear("gpt_neox.embed_in", "vocab", "hidden"),
-        *_norm(_NEOX + "input_layernorm"),
-        *_norm(_NEOX + "post_attention_layernorm"),
+        *norm(_NEOX + "input_layernorm"),
+        *norm(_NEOX + "post_attention_layernorm"),
         # Fused by head: rows [heads, (q, k, v), head_dim].
         *biased(
             _NEOX + "attention.query_key_value", (ATTENTION, "qkv"), "hidden", "attention_bias"
@@ -89,7 +97,7 @@ NEOX = _family(
         *biased(_NEOX + "attention.dense", "hidden", HEAD, "attention_bias"),
         *biased(_NEOX + "mlp.dense_h_to_4h", FFN, "hidden"),
         *biased(_NEOX + "mlp.dense_4h_to_h", "hidden", FFN),
-        *_norm("gpt_neox.final_layer_norm"),
+        *norm("gpt_neox.final_layer_norm"),
     ),
     required=("vocab_size", "hidden_size", "intermediate_size", *COUNTS),
     epsilon_field="layer_norm_eps",
@@ -112,6 +120,14 @@ def _norm_first(config: Config) -> bool:
     return bool(config.get("do_layer_norm_before", True))
 
 
+def _final_norm(config: Config) -> bool:
+    return _norm_first(config) and not config.get("_remove_final_layer_norm", False)
+
+
+def _affine(config: Config) -> bool:
+    return bool(config.get("layer_norm_elementwise_affine", True))
+
+
 def _opt_no_depth(config: Config) -> str:
     said = "the residual stream itself is normalised in every layer (do_layer_norm_before: false)"
     return "" if _norm_first(config) else said
@@ -119,14 +135,20 @@ def _opt_no_depth(config: Config) -> str:
 
 def _opt_attributes(config: Config, widths: Widths) -> ModuleSizes:
     found: ModuleSizes = {"self_attn": {"num_heads": widths["attention"]}}
-    if not config.get("layer_norm_elementwise_affine", True):
+    if not _affine(config):
         # Without a gain, no tensor has a norm's length.
-        for norm in ("self_attn_layer_norm", "final_layer_norm"):
-            found[norm] = {"normalized_shape": [widths["hidden"]]}
+        for name in ("self_attn_layer_norm", "final_layer_norm"):
+            found[name] = {"normalized_shape": [widths["hidden"]]}
     return found
 
 
-OPT = _family(
+def _opt_outside(config: Config, widths: Widths) -> ModuleSizes:
+    if _affine(config) or not _final_norm(config):
+        return {}
+    return {"model.decoder.final_layer_norm": {"normalized_shape": [widths["hidden"]]}}
+
+
+OPT = family(
     "opt",
     {"hidden": "hidden_size", "attention": "num_attention_heads", "ffn": "ffn_dim"},
     "model.decoder.layers.{i}",
@@ -142,15 +164,15 @@ OPT = _family(
         *linear("model.decoder.embed_positions", "positions", "hidden"),
         *linear("model.decoder.project_in", "hidden", "embedding", "projected"),
         *linear("model.decoder.project_out", "embedding", "hidden", "projected"),
-        *_norm("model.decoder.final_layer_norm", "final_norm"),
+        *norm("model.decoder.final_layer_norm", "final_norm"),
         *biased(_OPT + "self_attn.k_proj", HEAD, "hidden", "enable_bias"),
         *biased(_OPT + "self_attn.v_proj", HEAD, "hidden", "enable_bias"),
         *biased(_OPT + "self_attn.q_proj", HEAD, "hidden", "enable_bias"),
         *biased(_OPT + "self_attn.out_proj", "hidden", HEAD, "enable_bias"),
-        *_norm(_OPT + "self_attn_layer_norm", "layer_norm_elementwise_affine"),
+        *norm(_OPT + "self_attn_layer_norm", "layer_norm_elementwise_affine"),
         *biased(_OPT + "fc1", FFN, "hidden", "enable_bias"),
         *biased(_OPT + "fc2", "hidden", FFN, "enable_bias"),
-        *_norm(_OPT + "final_layer_norm", "layer_norm_elementwise_affine"),
+        *norm(_OPT + "final_layer_norm", "layer_norm_elementwise_affine"),
     ),
     units={
         # The position table has an offset of 2.
@@ -166,9 +188,10 @@ OPT = _family(
     required=("vocab_size", "hidden_size", "ffn_dim", *COUNTS, "max_position_embeddings"),
     flags={
         "projected": _projected,
-        "final_norm": lambda c, _: _norm_first(c) and not c.get("_remove_final_layer_norm", False),
+        "final_norm": lambda c, _: _final_norm(c) and _affine(c),
     },
     attributes=_opt_attributes,
+    outside=_opt_outside,
     residual=lambda _: Residual(
         ("self_attn", "dropout"), ("fc1", "activation_fn", "fc2", "dropout")
     ),
@@ -209,7 +232,7 @@ def _gpt2_no_depth(config: Config) -> str:
     return said if config.get("scale_attn_by_inverse_layer_idx") else ""
 
 
-GPT2 = _family(
+GPT2 = family(
     "gpt2",
     {"hidden": "n_embd", "attention": "n_head", "ffn": "n_inner"},
     "transformer.h.{i}",
@@ -218,13 +241,13 @@ GPT2 = _family(
     (
         *linear("transformer.wte", "vocab", "hidden"),
         *linear("transformer.wpe", "positions", "hidden"),
-        *_norm(_GPT2 + "ln_1"),
+        *norm(_GPT2 + "ln_1"),
         *_conv1d(_GPT2 + "attn.c_attn", "hidden", HEAD, HEAD, HEAD),
         *_conv1d(_GPT2 + "attn.c_proj", HEAD, "hidden"),
-        *_norm(_GPT2 + "ln_2"),
+        *norm(_GPT2 + "ln_2"),
         *_conv1d(_GPT2 + "mlp.c_fc", "hidden", FFN),
         *_conv1d(_GPT2 + "mlp.c_proj", FFN, "hidden"),
-        *_norm("transformer.ln_f"),
+        *norm("transformer.ln_f"),
     ),
     inputs=0,
     units={

@@ -16,9 +16,15 @@ QUERY = (ATTENTION + "/query.{i}", "head")
 HEAD = (ATTENTION, "head")
 COUNTS = ("num_hidden_layers", "num_attention_heads")
 _Q_NORM, _K_NORM = LAYER + "self_attn.q_norm.weight", LAYER + "self_attn.k_norm.weight"
-QK_NORM = (Axis(_Q_NORM, 0, "head_dim"), Axis(_K_NORM, 0, "head_dim"))
-"""Norms within a head, one gain for all heads: no mini-group owns a part of it."""
 FED = {LAYER + f"self_attn.{x}_norm": LAYER + f"self_attn.{x}_proj" for x in "qk"}
+
+
+def qk_norms(query: str = "q_norm", key: str = "k_norm") -> tuple[Axis, ...]:
+    """Norms within a head, one gain for all heads: no mini-group owns a part of it."""
+    return tuple(Axis(f"{LAYER}self_attn.{norm}.weight", 0, "head_dim") for norm in (query, key))
+
+
+QK_NORM = qk_norms()
 
 
 def side(param: str, dim: int, name: Name, when: str = "") -> Axis:
@@ -57,6 +63,19 @@ def gated(bias: str = "", when: str = "") -> Iterator[Axis]:
     yield from _maybe(LAYER + "mlp.down_proj", "hidden", FFN, bias, when)
 
 
+def ungated(bias: str = "", up: str = "up_proj", down: str = "down_proj") -> Iterator[Axis]:
+    """Axes of up and down without a gate."""
+    yield from _maybe(LAYER + f"mlp.{up}", FFN, "hidden", bias)
+    yield from _maybe(LAYER + f"mlp.{down}", "hidden", FFN, bias)
+
+
+def fused_gated() -> Iterator[Axis]:
+    """Axes of gate and up in one matrix, rows of all gates, then of all ups, and of down."""
+    fused = LAYER + "mlp.gate_up_proj.weight"
+    yield from (Axis(fused, dim, name) for dim, name in ((0, FFN), (0, FFN), (1, "hidden")))
+    yield from linear(LAYER + "mlp.down_proj", "hidden", FFN)
+
+
 def _maybe(module: str, out: Name, into: Name, bias: str, when: str = "") -> Iterator[Axis]:
     if bias:
         return biased(module, out, into, "" if bias == "always" else bias)
@@ -84,7 +103,8 @@ UNITS = {
 
 
 def _listed_per_layer(config: Config, layers: tuple[int, ...]) -> Fields:
-    stated = (name for name in ("layer_types", "no_rope_layers") if config.get(name))
+    listed = ("layer_types", "no_rope_layers", "layer_rope_theta")
+    stated = (name for name in listed if config.get(name))
     return {name: [config[name][i] for i in layers] for name in stated}
 
 
@@ -122,29 +142,34 @@ def decoder(
     attention_norms: tuple[str, ...] = ("input_layernorm",),
     mlp_norms: tuple[str, ...] = ("post_attention_layernorm",),
     head_norms: tuple[str, ...] = (),
-    behind: bool = False,
+    behind: bool | str = False,
+    gains: bool = True,
     **traits: Any,
 ) -> Family:
     """Declares a decoder. ``modules`` replaces the axes of attention and feed-forward, ``more``
     adds to them; ``attention_norms`` and ``mlp_norms`` are around each, in front first; the last
-    ones are ``behind`` the blocks or not.
+    ones are ``behind`` the blocks or not, or exist if a configuration flag is set. Without
+    ``gains`` norms have no parameters.
     """
     around = zip(attention_norms, mlp_norms, strict=True)
     last = [norms[-1] if behind else "" for norms in (attention_norms, mlp_norms)]
-    norms = [LAYER + norm + ".weight" for pair in around for norm in pair]
+    norms = [LAYER + norm + ".weight" for pair in around for norm in pair if gains]
+    final = ("model.norm.weight",) if gains else ()
+    flag = behind if isinstance(behind, str) else ""
+    optional = {LAYER + norm + ".weight" for norm in last if flag}
+    held = (Axis(n, 0, "hidden", when=flag if n in optional else "") for n in (*norms, *final))
     own = modules or (*attention(qkv_bias, o_bias), *gated(mlp_bias))
     found = {
         "name": model_types[0],
         "axes": (
             *linear("model.embed_tokens", "vocab", "hidden"),
-            *(*own, *more, *(Axis(norm, 0, "hidden") for norm in norms)),
-            Axis("model.norm.weight", 0, "hidden"),
+            *(*own, *more, *held),
             *lm_head(),
         ),
         "units": UNITS,
         "positions_per_unit": {"one": lambda _: 1, "head": head_dim},
         "required": ("vocab_size", "hidden_size", "intermediate_size", *COUNTS),
-        "norms": (*norms, *head_norms, "model.norm.weight"),
+        "norms": (*norms, *head_norms, *final),
         "sublayers": {
             "attention_block": Sublayer("self_attn", 2, attention_norms, last[0]),
             "mlp_block": Sublayer("mlp", 1, mlp_norms, last[1]),
@@ -152,7 +177,7 @@ def decoder(
         "resize": resize,
         "attributes": repeats,
         "pad": _pad,
-        "norms_behind": lambda _: behind,
+        "norms_behind": lambda c: bool(c.get(flag, True)) if flag else bool(behind),
         "depth_fields": _listed_per_layer,
     }
     return Family(model_types=model_types, **{**found, **traits})
@@ -200,7 +225,7 @@ _ACROSS_HEADS = (
     "queries and keys pass a norm across all heads: without some of them the others are scaled anew"
 )
 OLMO2 = decoder(
-    "olmo2",
+    *("olmo2", "olmo3"),
     # Post-norm: norms behind the blocks, none in front.
     attention_norms=("post_attention_layernorm",),
     mlp_norms=("post_feedforward_layernorm",),
@@ -226,16 +251,15 @@ def _phi3_attributes(config: Config, widths: Widths) -> ModuleSizes:
     }
 
 
-_QKV, _GATE_UP = LAYER + "self_attn.qkv_proj.weight", LAYER + "mlp.gate_up_proj.weight"
+_QKV = LAYER + "self_attn.qkv_proj.weight"
 PHI3 = decoder(
     "phi3",
     modules=(
-        # Fused projections: rows of all queries, keys, values; rows of all gates, then all ups.
+        # Fused projections: rows of all queries, keys, values.
         *(Axis(_QKV, 0, *rows) for rows in (QUERY, HEAD, HEAD)),
         Axis(_QKV, 1, "hidden"),
         *linear(LAYER + "self_attn.o_proj", "hidden", QUERY),
-        *(Axis(_GATE_UP, dim, name) for dim, name in ((0, FFN), (0, FFN), (1, "hidden"))),
-        *linear(LAYER + "mlp.down_proj", "hidden", FFN),
+        *fused_gated(),
     ),
     attributes=_phi3_attributes,
     residual=lambda _: Residual(("self_attn", "resid_attn_dropout"), ("mlp", "resid_mlp_dropout")),

@@ -29,6 +29,14 @@ def refusal(family: Family, config: Config) -> str:
         return "it was traced, and which modules read and write the stream is not declared"
     if family.norms_behind(config):
         return "norms lie between the blocks and the stream, and their gains do not commute with it"
+    if "hidden" in family.fixed:
+        return f"its stream stays as it is: {family.unreached.get('hidden', 'so it is declared')}"
+    if family.residual_scale(config) != 1:
+        return "what a block adds is multiplied by a number before it comes to the stream"
+    if not family.residual(config).alone:
+        return "its layers return more than the stream"
+    if any(not part.through for part in family.sublayers.values()):
+        return "both blocks of a layer read the same norm, and each needs one of its own"
     if family.router:
         return (
             "its experts return as many channels as they read, but the last layer reads the sliced "
