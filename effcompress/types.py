@@ -116,7 +116,7 @@ class Sublayer:
 
     def added(self, path: str, args: Sequence[Any], out: Any) -> Any:
         """What the block adds to the stream, as its module ``path`` returns it."""
-        first: Any = out[0] if isinstance(out, tuple) else out
+        first: Any = next(iter(out)) if isinstance(out, tuple) else out
         return first - args[1] if self.outputs < 0 and path == self.silent else first
 
 

@@ -163,7 +163,7 @@ class Template:
         named = ["vocab_size"] if kind == "vocab" else [fields.get((kind,), "")]
         queries = [fields.get(p, "") for p in (("attention", "query"), ("attention",))]
         for names in (named, queries if kind == "query" else []):
-            held = [[m.config.get(name) for name in names] for m in self.models]
+            held: list[list[Any]] = [[m.config.get(n) for n in names] for m in self.models]
             known = {*names} <= self.known.stated and all(
                 isinstance(n, int) for h in held for n in h
             )
