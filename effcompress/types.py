@@ -55,7 +55,8 @@ class Axis:
     """Declares that dimension ``dim`` of parameter ``param`` carries the axis ``name``.
 
     Dimensions with the same axis name shrink together. ``{i}`` in ``param`` and ``name`` stands for
-    the layer. A name may be a product of axes, outer to inner, joined by ``/`` (query rows: KV
+    the layer. Where it stands in ``name`` alone, every layer has a segment of the dimension, in
+    order. A name may be a product of axes, outer to inner, joined by ``/`` (query rows: KV
     heads, each with its query heads). ``positions_per_unit`` is a key of
     ``Family.positions_per_unit``: how many positions one unit of the innermost axis owns. Several
     axes declared on one dimension are segments of it, in the order of the declaration (fused
@@ -86,32 +87,39 @@ configuration that the module has to itself.
 class Sublayer:
     """A part of a layer that can be removed on its own. The module ``silent`` (which returns
     ``outputs`` values) is replaced by one that returns zeros, so that it adds nothing to the
-    residual stream; the modules ``through`` become identities. Paths are relative to the layer.
-    ``behind``: the norm, if there is one, between the module and the stream. ``more``: further
-    modules to be silenced, with their outputs, where a layer has them: mixers of layers of another
-    kind, experts beside a dense feed-forward. With negative ``outputs`` the module itself adds to
-    the stream, which is its second argument.
+    residual stream, and so are the modules ``beside`` it, whose outputs are added to its own; the
+    modules ``through`` become identities. Paths are relative to the layer. ``behind``: the norm, if
+    there is one, between the module and the stream. ``instead``: modules that take the place of
+    ``silent`` in layers of another kind, with the number of their outputs. With negative
+    ``outputs`` the module itself adds to the stream, which is its second argument.
     """
 
     silent: str
     outputs: int
     through: tuple[str, ...]
     behind: str = ""
-    more: tuple[tuple[str, int], ...] = ()
+    beside: tuple[str, ...] = ()
+    instead: tuple[tuple[str, int], ...] = ()
+    outputs_more: Callable[[Config, int], int] = lambda _config, _layer: 0
+    """How many values more than ``outputs`` it returns in a layer (by its number in the parent)."""
 
     @property
-    def silenced(self) -> tuple[tuple[str, int], ...]:
+    def silenced(self) -> dict[str, int]:
         """Modules that return zeros, each with how many values, whether a layer has them or not."""
-        return ((self.silent, self.outputs), *self.more)
+        own = {self.silent: self.outputs, **dict(self.instead)}
+        return own | dict.fromkeys(self.beside, 1)
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Modules whose parameters are removed."""
-        return (*(path for path, _ in self.silenced), *self.through)
+        return (*self.silenced, *self.through)
 
-    def within(self, layer: object) -> dict[str, int]:
-        """The modules that this layer has -> the values each returns; identities return 0."""
-        found = {path: n for path, n in self.silenced if hasattr(layer, path)}
+    def within(self, layer: object, more: int = 0) -> dict[str, int]:
+        """Returns the modules that this layer has -> the values that the replacement of each
+        returns; 0: it is the identity. ``more``: that of ``outputs_more`` for this layer.
+        """
+        zeros = {**self.silenced, self.silent: self.outputs + more}
+        found = {path: n for path, n in zeros.items() if getattr(layer, path, None) is not None}
         return found | dict.fromkeys(self.through, 0)
 
     def added(self, path: str, args: Sequence[Any], out: Any) -> Any:
@@ -163,14 +171,14 @@ class Depth:
     layers: tuple[int, ...]
     absent: frozenset[str] = frozenset()
 
-    def without(self, gone: Iterable[str]) -> Depth:
+    def without(self, gone: Iterable[str], *, more: bool = False) -> Depth:
         """Returns the depth after ``layer.3``, ``mlp_block.7``, ... are removed as well. A layer
-        without both of its blocks is the identity, and no layer any more.
+        without both of its blocks is the identity, and no layer any more, unless it does ``more``.
         """
         names = self.absent | frozenset(gone)
         blocks = {i: {f"{kind}.{i}" for kind in DEPTH[1:]} for i in self.layers}
         layers = tuple(
-            i for i in self.layers if f"layer.{i}" not in names and not blocks[i] <= names
+            i for i in self.layers if f"layer.{i}" not in names and (more or not blocks[i] <= names)
         )
         return Depth(layers, names & {name for i in layers for name in blocks[i]})
 
@@ -210,6 +218,14 @@ class Family:
     """Sizes that modules of a layer keep as attributes, for that layer's widths per axis kind."""
     module_there: Callable[[str, int], bool] = lambda _path, _layer: True
     """Whether a layer has a module of ``attributes``."""
+    head_widths: Callable[[Config], tuple[int, int]] | None = None
+    """Width of a query (and key) and of a value of a head, where they differ; else both are
+    ``positions_per_unit["head"]``.
+    """
+    latent: Callable[[Config], int] | None = None
+    """Numbers that the KV cache keeps of a token in a layer, where it keeps those that keys and
+    values of all heads are made of, in their place.
+    """
     outside: Callable[[Config, Widths], ModuleSizes] = lambda _config, _widths: {}
     """The same of modules outside the layers, by their whole path."""
     residual: Callable[[Config], Residual] = lambda _config: Residual()
@@ -224,8 +240,12 @@ class Family:
     """What the norms add to their stored gain (Gemma: 1)."""
     scaled_embedding: str = ""
     """An embedding whose output the class multiplies by the root of the hidden size."""
-    fed_by: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Norm within attention -> the linear layer whose output it normalises (patterns of modules).
+    hidden_powers: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Weight (pattern) -> the power of the hidden size that the class multiplies its output by."""
+    fed_by: Mapping[str, str | tuple[str, ...]] = field(
+        default_factory=dict[str, str | tuple[str, ...]]
+    )
+    """Norm within attention -> the linear layers whose outputs it normalises (patterns of modules).
     A stock class has one epsilon for all norms; where these need another one, the linear layer's
     weights are scaled instead.
     """
@@ -244,10 +264,16 @@ class Family:
     epsilon_attribute: str = "variance_epsilon"
     router: str = ""
     """The router of a mixture of experts (pattern)."""
+    untrained: tuple[str, ...] = ()
+    """Parameters that no gradient reaches (patterns with ``{i}``)."""
     experts: str = ""
     """The module that holds all experts of a layer (pattern)."""
     expert_inputs: int = 2
     """The input dimension of its three-dimensional weights (gpt-oss: 1)."""
+    inputs_weighed: bool = False
+    """Whether every expert reads every token, multiplied by the router's weight (0 where it is not
+    chosen), so that its outputs are only added.
+    """
     floors: Mapping[str, Callable[[Config], int]] = field(
         default_factory=dict[str, Callable[[Config], int]]
     )
@@ -268,10 +294,16 @@ class Family:
     """Axis kind -> why a removal changes more than the removed units' own contribution."""
     depth_fields: Callable[[Config, tuple[int, ...]], Fields] | None = kept_layers
     """Further configuration fields of a model that keeps only these layers (lists per layer)."""
-    stays: Callable[[Config], tuple[int, ...]] = lambda _config: ()
-    """Layers that never go, nor their attention: without one of them nothing counts positions."""
     no_depth: Callable[[Config], str] = lambda _config: ""
     """Why layers cannot be removed in this configuration; empty when they can."""
+    staying: Callable[[Config], Iterable[str]] = lambda _config: ()
+    """Layers and blocks (``layer.3``, ``mlp_block.0``) that others cannot do without."""
+    more_than_blocks: Callable[[Config], bool] = lambda _config: False
+    """Whether a layer adds something to the stream beside its two blocks."""
+    kv_layer: Callable[[Config, int], int] = lambda _config, layer: layer
+    """The layer whose keys and values a layer attends to; ``{kv}`` in the name of an axis."""
+    layer_scale: str = ""
+    """A buffer of one number by which a layer multiplies the stream that it returns."""
     pad: Callable[[Config, Widths], dict[str, int]] | None = None
     """The nearest widths, none smaller, that the stock class accepts; only what changes."""
     multiples: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -454,10 +486,23 @@ class AxisMap:
     """Axis kind -> stretches of its units that lose equally many."""
     no_depth: str = ""
     """Why layers cannot be removed; empty when they can."""
-    stays: frozenset[int] = frozenset()
-    """Layers that never go, by their numbers in the parent."""
+    staying: frozenset[str] = frozenset()
+    """Layers and blocks that cannot be removed (``layer.3``)."""
     residual_scale: float = 1.0
     """What a block's output is multiplied by before it is added to the stream."""
+
+    @cached_property
+    def queries(self) -> Mapping[int, Segment]:
+        """Layer -> the segment of its query heads; of several the one with the least positions per
+        head (a fused projection holds queries, keys and values in one).
+        """
+        kind = "query" if self.axes("query") else "attention"
+        found: dict[int, Segment] = {}
+        matrices = (s for s in self.segments if len(self.shapes[s.param]) > 1)
+        for segment in sorted(matrices, key=lambda s: -s.positions_per_unit):
+            layers = [axis_layer(name) for name in segment.names if axis_kind(name) == kind]
+            found |= {layer: segment for layer in layers if layer is not None}
+        return found
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""
@@ -474,23 +519,31 @@ class AxisMap:
             return
         last = max(self.depth.layers, default=-1) + 1
         skipped = {i + last if i < 0 else i for i in skip_layers}
-        skipped |= self.stays if kind in DEPTH[:2] else set()
         minimum = max(limits.get("minimum", 1), self.floors.get(kind, 0))
         limits["parts"] = self.parts.get(kind, 1)
         limits["round_to"] = math.lcm(limits.get("round_to", 1), limits["parts"])
         for name in self.axes(kind):
-            if (layer := axis_layer(name)) not in skipped:
+            if (layer := axis_layer(name)) not in skipped and name not in self.staying:
                 limits["minimum"] = min(minimum, self.widths[name])
                 yield GroupSet(name, kind, layer, self.widths[name], self.by_axis[name], **limits)
 
     def living(self, name: str, widths: Widths) -> bool:
-        """Whether any parameter with this axis is left in a model of these widths."""
-        return any(self.numel(side.param, {**self.widths, **widths}) for side in self.by_axis[name])
+        """Whether any parameter with this axis is left in a model of these widths; of a layer or
+        block, any that it owns whole.
+        """
+        wide = {**self.widths, **widths}
+        owned = [s for s in self.by_axis[name] if (s.dim == WHOLE) is (axis_kind(name) in DEPTH)]
+        return any(self.numel(side.param, wide) for side in owned)
 
     def count(self, widths: Widths | None = None) -> int:
         """Parameter count of the model with these widths (missing axes keep theirs)."""
         wide = {**self.widths, **(widths or {})}
         return sum(self.numel(param, wide) for param in self.shapes)
+
+    def stacked(self, param: str) -> bool:
+        """Whether a parameter holds the matrices of several experts, and is no convolution."""
+        kinds = {axis_kind(name) for segment in self.by_param[param] for name in segment.names}
+        return len(self.shapes[param]) > 2 and "kernel" not in kinds
 
     def freed(self, name: str, widths: Widths) -> int:
         """Parameters freed by removing one unit of axis ``name`` from a model of these widths."""

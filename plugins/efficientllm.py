@@ -46,7 +46,8 @@ def cost_aware(
     begin = prune_from if start is None else start
     if tokens < begin:
         return None
-    cost = {**positions, "ffn": ffn, "expert_ffn": ffn, "hidden": hidden}
+    cost = {**positions, "hidden": hidden}
+    cost |= dict.fromkeys(("ffn", "expert_ffn", "shared_ffn"), ffn)
     cost |= {k: v for k, v in (("attention", attention), ("query", query)) if v is not None}
     spent = every * sum(cost.get(kind, 1) * units for kind, units in removed.items())
     # Steps before pruning began, rounded up: the first cut must not be counted as a step late.

@@ -10,8 +10,10 @@ where the residual stream stays fp32):
 - what the layers behind a norm read: ``h v``, in fp32 once for all of them (they share the tensor),
   under autocast once for each (every one casts its own copy);
 - attention: rotated queries and keys, values, output, ``(2 Q + 2 K) v``; fused projections keep
-  their whole output alive for the values; where scores are capped, the eager kernel keeps capped
-  scores and probabilities, 8 bytes per head and position, and repeats keys and values: ``4 Q v``;
+  their whole output alive for the values; latent attention keeps the two vectors of low rank as
+  norms do, keys of all heads, and the projection that the values are a part of; where scores are
+  capped, the eager kernel keeps capped scores and probabilities, 8 bytes per head and position, and
+  repeats keys and values: ``4 Q v``;
 - feed-forward: gate, its activation, up, their product, ``4 F v``; without a gate ``2 F v`` (relu,
   which keeps its output only: ``F v``; gelu_new, a chain of five: ``5 F v``);
 - experts, whose grouped products autocast leaves in fp32: ``4 F`` numbers and their gathered inputs
@@ -25,7 +27,7 @@ Dropout masks are not counted.
 
 from dataclasses import dataclass
 
-from effcompress.estimate.flops import multiplied, query_rows, routed
+from effcompress.estimate.flops import multiplied, query_heads, routed
 from effcompress.types import AxisMap, Config, Widths
 
 LOGITS = 12
@@ -103,11 +105,15 @@ class _Shape:
         return self.wide["hidden"] * (norms * self.norm + copies * self.value)
 
     def _attention(self, params: list[str], layer: int) -> float:
-        wide, axis = self.wide, f"attention.{layer}"
-        query = query_rows(self.axes, self.config, wide, layer)
-        if not query:
-            return 0.0
-        head = self.axes.family.positions_per_unit["head"](self.config)
+        wide = self.wide
+        heads = query_heads(self.axes, wide, layer)
+        if not heads:
+            return self._mixing(params, layer)
+        if self.axes.family.latent:
+            return self._latent(heads)
+        shared = self.axes.queries[layer]
+        axis, head = shared.names[0], shared.positions_per_unit
+        query = heads * head
         key = wide[axis] * head
         writers = self._writers(params, axis)
         fused = sum(self.axes.length(p, 1 - self.axes.family.inputs, wide) for p in writers)
@@ -120,8 +126,28 @@ class _Shape:
             kept = (fused + query + (query + key if rotated else 0)) * self.value
         names = {n for p in params if not self._matrix(p) for n in self._names(p, 0)}
         gains = [p for p in params if p.endswith("norm.weight") and axis in str(self._names(p, 0))]
-        normed = query + key if ("head_dim",) in names or gains else 0
+        inside = any(n[0].endswith("head_dim") for n in names)
+        normed = query + key if inside or gains else 0
         return kept + normed * (4 + self.value)
+
+    def _mixing(self, params: list[str], layer: int) -> float:
+        """Returns what linear attention or a convolution keeps: what its projections write, and as
+        much behind the convolution and behind its activation.
+        """
+        gate, out = f"attention_block.{layer}", 1 - self.axes.family.inputs
+        inside = [p for p in params if gate in self.axes.gates[p] and self._matrix(p)]
+        into = [p for p in inside if ("hidden",) not in self._names(p, out)]
+        return 3 * self.value * sum(self.axes.length(p, out, self.wide) for p in into)
+
+    def _latent(self, heads: int) -> float:
+        """Returns what latent attention keeps: queries, keys, the projection that values are a part
+        of, the output; and the vectors of low rank with their norms.
+        """
+        family, config = self.axes.family, self.config
+        query, value = family.head_widths(config) if family.head_widths else (0, 0)
+        both = family.positions_per_unit["key_value"](config)
+        ranks = sum(self.wide.get(name, 0) for name in ("q_rank", "kv_rank"))
+        return heads * (2 * query + both + value) * self.value + ranks * (self.norm + self.value)
 
     def _feed_forward(self, params: list[str], layer: int) -> float:
         wide = self.wide
@@ -131,9 +157,10 @@ class _Shape:
         names = ("hidden_act", "activation_function", "activation")
         activation = next((self.config[n] for n in names if n in self.config), "")
         tensors = 4 if written > ffn else _FFN.get(activation, 2)
-        chosen = min(routed(self.config), wide.get(f"expert.{layer}", 0))
+        chosen = routed(self.axes, self.config, wide.get(f"expert.{layer}", 0))
         experts = chosen * (4 * expert + 2 * wide["hidden"])
-        return self.value * tensors * ffn * bool(writers) + 4 * experts
+        beside = 4 * wide.get(f"shared_ffn.{layer}", 0)
+        return self.value * (tensors * ffn * bool(writers) + beside) + 4 * experts
 
     def _matrix(self, param: str) -> bool:
         return len(self.axes.shapes[param]) == 2

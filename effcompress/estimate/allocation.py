@@ -18,11 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from effcompress.estimate.flops import head_widths
 from effcompress.model.cache import cache_root
 from effcompress.record.readable import size as readable_size
 from effcompress.selection.levels import Module
 from effcompress.spec import PruneSpec, TargetSpec, WorkloadSpec
-from effcompress.types import AxisMap, Config, in_layer
+from effcompress.types import AxisMap, Config, axis_layer, in_layer
 
 Unit = Literal["parameters", "bytes", "seconds"]
 STORED = 4
@@ -99,17 +100,24 @@ def params_costs(axes: AxisMap, modules: Sequence[Module], target: int) -> Costs
 def bytes_costs(
     axes: AxisMap, config: Config, modules: Sequence[Module], load: WorkloadSpec, target: int
 ) -> Costs:
-    """Returns costs in bytes: of the exported weights, and of keys and values for every sequence
-    and token of the workload.
+    """Returns costs in bytes: of the exported weights, and of what the KV cache keeps for every
+    sequence and token of the workload: keys and values, or what these are made of.
     """
     base, cost_ML = _parameters(axes, modules)
-    per_group = 2 * axes.family.positions_per_unit["head"](config) * load.batch * load.length
-    cached = {name: axes.widths[name] * per_group for name in axes.axes("attention")}
+    tokens, latent = load.batch * load.length, axes.family.latent
+    whatever_heads = latent(config) if latent else 0
+
+    def cached(name: str, heads: int) -> int:
+        layer = axis_layer(name)
+        none = latent or layer is None
+        per_group = 0 if none else sum(head_widths(axes, config, layer or 0))
+        return tokens * (heads * per_group + whatever_heads * bool(heads))
+
     chosen = {m.name for m in modules if m.kind == "attention"}
-    base += sum(count for name, count in cached.items() if name not in chosen)
+    base += sum(cached(n, axes.widths[n]) for n in axes.axes("attention") if n not in chosen)
     scaled = tuple(
         tuple(
-            STORED * (cost + width * (per_group if m.kind == "attention" else 0))
+            STORED * (cost + (cached(m.name, width) if m.kind == "attention" else 0))
             for cost, width in zip(costs, m.widths, strict=True)
         )
         for m, costs in zip(modules, cost_ML, strict=True)

@@ -187,7 +187,7 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
     if "mask_grad" not in prune.saliency.needs:
         return
     for s in _ranked(prune, sized):
-        if s.kind in DEPTH or any(len(sized.axes.shapes[side.param]) > 2 for side in s.sides):
+        if s.kind in DEPTH or any(sized.axes.stacked(side.param) for side in s.sides):
             raise RecipeError(
                 f"prune.criterion: '{prune.saliency.name}' takes gradients of masks, which "
                 f"'{s.name}' has not: layers, blocks, experts and what experts write into",

@@ -47,11 +47,11 @@ class Flops:
         weights = 0.0
         for (experts, names), factor in self._factors.items():
             # A token is multiplied with k of E experts: on average k / E of their weights.
-            met = min(1.0, routed(config) / max(1, wide[experts])) if experts else 1.0
+            met = routed(axes, config, wide[experts]) / max(1, wide[experts]) if experts else 1.0
             weights += met * factor * math.prod(wide[name] for name in names)
-        rows = sum(query_rows(axes, config, wide, i) for i in axes.depth.layers)
-        # 2 products x 2 operations x rows x length, half of it masked.
-        attention = 2 * 2 * rows * self._length / 2
+        # 2 operations x widths of a query and of a value x length, half of it masked.
+        pairs = 2 * sum(attended(axes, config, wide, i) for i in axes.depth.layers)
+        attention = pairs * self._length / 2
         attention += sum(n * wide[name] * _mixes(wide, name) for name, n in self._states.items())
         return 3.0 * (2.0 * weights + attention)
 
@@ -61,13 +61,25 @@ def flops_per_token(axes: AxisMap, config: Config, widths: Widths, length: int) 
     return Flops(axes, config, length).per_token(widths)
 
 
-def query_rows(axes: AxisMap, config: Config, wide: Widths, layer: int) -> int:
-    """Returns query heads times head width of a layer; 0 where it or its attention is gone."""
-    heads = wide.get(f"attention.{layer}", 0) * wide.get(f"query.{layer}", 1)
-    if not heads:
-        return 0
-    head = axes.family.positions_per_unit["head"](config)
-    return heads * head * _mixes(wide, f"attention.{layer}")
+def query_heads(axes: AxisMap, wide: Widths, layer: int) -> int:
+    """Returns the query heads of a layer; 0 where it or its attention is gone."""
+    segment = axes.queries.get(layer)
+    names = (*segment.names, *axes.gates[segment.param]) if segment else ()
+    return math.prod(wide[name] for name in names) if names else 0
+
+
+def head_widths(axes: AxisMap, config: Config, layer: int) -> tuple[int, int]:
+    """Returns the width of a query and of a value of one head of a layer that has attention."""
+    if axes.family.head_widths:
+        return axes.family.head_widths(config)
+    head = axes.queries[layer].positions_per_unit
+    return head, head
+
+
+def attended(axes: AxisMap, config: Config, wide: Widths, layer: int) -> int:
+    """Returns the numbers of a layer's queries and values of all heads."""
+    heads = query_heads(axes, wide, layer)
+    return heads * sum(head_widths(axes, config, layer)) if heads else 0
 
 
 def _mixes(wide: Widths, name: str) -> int:
@@ -76,9 +88,12 @@ def _mixes(wide: Widths, name: str) -> int:
     return wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
 
 
-def routed(config: Config) -> int:
-    """Returns the number of experts that a token is routed to; 0 without experts."""
-    return config.get("num_experts_per_tok") or 0
+def routed(axes: AxisMap, config: Config, experts: int) -> int:
+    """Returns how many of so many experts a token is multiplied with; 0 without experts."""
+    if axes.family.inputs_weighed:
+        return experts
+    name = axes.family.aliases.get("num_experts_per_tok", "num_experts_per_tok")
+    return min(config.get(name) or 0, experts)
 
 
 def _experts(axes: AxisMap, param: str) -> str:
@@ -109,4 +124,4 @@ def multiplied(axes: AxisMap) -> list[str]:
     names = {p: {n for s in axes.by_param[p] for n in s.names} for p in matrices}
     tables = [p for p in matrices if "vocab" in names[p]]
     looked_up = tables[:1] if len(tables) > 1 else []
-    return [p for p in matrices if p not in looked_up and "positions" not in names[p]]
+    return [p for p in matrices if p not in looked_up and not names[p] & {"positions", "looked_up"}]

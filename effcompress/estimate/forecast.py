@@ -36,6 +36,7 @@ COLUMNS = {
     "hidden": "hidden",
     "expert": "experts",
     "expert_ffn": "expert FFN",
+    "shared_ffn": "shared FFN",
 }
 """Kind -> its column in the table of sizes over tokens."""
 PARTS = {"copies": "bf16 copies", "grams": "Gram matrices"}

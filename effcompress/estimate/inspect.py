@@ -87,17 +87,19 @@ def _never(axes: AxisMap) -> dict[str, str]:
         "vocab": "one row per token of the tokenizer",
         "positions": "one row per position that the model was trained for",
         "head_dim": "rotations and norms within a head need all of it",
+        "one": "a single number",
+        "route": "the router keeps its rows where constants take the place of experts",
         "embedding": "another width than the residual stream, tied to the vocabulary",
     }
     found = {}
     for kind in axes.family.fixed:
-        if names := axes.axes(kind):
+        if (names := axes.axes(kind)) and kind not in axes.family.unreached:
             width = exact_count(axes.widths[names[0]])
             found[f"{kind} ({width})"] = reasons.get(kind, "the declaration says so")
     if axes.no_depth:
         found["layer"] = axes.no_depth
-    for i in sorted(axes.stays & {*axes.depth.layers}):
-        found[f"layer {i}"] = "the last of its kind, without which the KV cache counts no positions"
+    for name in sorted(axes.staying & axes.by_axis.keys()):
+        found[name] = "the model does not work without it"
     return {**found, **axes.family.unreached}
 
 

@@ -179,7 +179,8 @@ def _absent(pruned: PrunedModel) -> dict[str, list[Part]]:
     for j, i in enumerate(axes.depth.layers):
         for kind, part in axes.family.sublayers.items():
             if f"{kind}.{i}" in axes.depth.absent:
-                found.setdefault(str(j), []).extend(part.within(layers[j]).items())
+                parts = part.within(layers[j], part.outputs_more(pruned.config, i))
+                found.setdefault(str(j), []).extend(parts.items())
     return found
 
 
@@ -225,7 +226,8 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
             continue
         if family.epsilon_field:
             fields[family.epsilon_field] = epsilon
-        factors |= _fed(pruned, then, epsilon)
+        for name, factor in _fed(pruned, then, epsilon).items():
+            factors[name] = factors.get(name, 1.0) * factor
     return container(family, fields, then.shapes), _filled(pruned, then, factors)
 
 
@@ -302,8 +304,12 @@ def _factors(pruned: PrunedModel, then: AxisMap) -> dict[str, float]:
         for norm in pruned.norms()
         if not family.centred
     }
+    parent, hidden = family.read(config, "hidden_size"), then.widths.get("hidden", 1)
+    for pattern, power in family.hidden_powers.items():
+        for name in {pattern.replace("{i}", str(j)) for j in range(len(then.depth.layers))}:
+            found[name] = found.get(name, 1.0) * (parent / hidden) ** power
     if family.scaled_embedding:
-        ratio = (family.read(config, "hidden_size") / then.widths["hidden"]) ** 0.5
+        ratio = (parent / hidden) ** 0.5
         found[family.scaled_embedding] = ratio
         if config.get("tie_word_embeddings"):
             found[family.final_norm] = found.get(family.final_norm, 1.0) / ratio
@@ -338,14 +344,15 @@ def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]
     """
     found: dict[str, float] = {}
     own = {norm.path: norm.epsilon * _stretch(norm, pruned.axes, then) for norm in pruned.norms()}
-    held = pruned.parameters()
+    modules, attribute = dict(pruned.module.named_modules()), pruned.family.epsilon_attribute
     for pattern, feeds in pruned.family.fed_by.items():
+        linears = (feeds,) if isinstance(feeds, str) else feeds
         for j in range(len(pruned.depth.layers)):
-            path, linear = pattern.replace("{i}", str(j)), feeds.replace("{i}", str(j))
-            if f"{path}.weight" not in held:
+            path = pattern.replace("{i}", str(j))
+            if path not in modules:
                 continue
-            norm = pruned.module.get_submodule(path)
-            value = own.get(path) or float(getattr(norm, pruned.family.epsilon_attribute))
-            for name in (f"{linear}.weight", f"{linear}.bias"):
-                found[name] = (epsilon / value) ** 0.5
+            value = own.get(path) or float(getattr(modules[path], attribute))
+            for linear in (feeds.replace("{i}", str(j)) for feeds in linears):
+                for name in (f"{linear}.weight", f"{linear}.bias"):
+                    found[name] = (epsilon / value) ** 0.5
     return found

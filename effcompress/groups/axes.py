@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from effcompress.errors import CoverageError, did_you_mean
 from effcompress.types import (
+    DEPTH,
     WHOLE,
     AxisMap,
     Config,
@@ -52,6 +53,9 @@ def from_config(
     widths: dict[str, int] = {}
     for name in dict.fromkeys(name for s in segments for name in s.names):
         kind, layer = axis_kind(name), axis_layer(name)
+        if kind in DEPTH:
+            widths[name] = 1
+            continue
         given = (kinds or {}).get(kind)
         widths[name] = family.units[kind](config, layer or 0) if given is None else given
     return _assemble(family, config, depth, _shapes(segments, widths), segments, gates, widths)
@@ -142,7 +146,7 @@ def _assemble(
         floors={kind: floor(config) for kind, floor in family.floors.items()},
         parts={kind: parts(config) for kind, parts in family.parts.items()},
         no_depth=family.no_depth(config),
-        stays=frozenset(family.stays(config)),
+        staying=frozenset(family.staying(config)),
         residual_scale=family.residual_scale(config),
     )
 
@@ -164,7 +168,8 @@ def _resolve(
     segments: list[Segment] = []
     gates: dict[str, tuple[str, ...]] = {}
     for axis in family.axes:
-        places = list(enumerate(depth.layers)) if "{i}" in axis.param else [(0, 0)]
+        by_layer = "{i}" in axis.param + axis.name
+        places = list(enumerate(depth.layers)) if by_layer else [(0, 0)]
         for j, i in places:
             # Parameters are named by the layer's present index j, axes by its number i in the
             # parent, so that plans stay valid after layers are removed.
@@ -172,7 +177,8 @@ def _resolve(
             if not depth.absent.isdisjoint(gated_by) or not family.holds(axis.when, config, i):
                 continue
             param = axis.param.replace("{i}", str(j))
-            names = tuple(axis.name.replace("{i}", str(i)).split("/"))
+            kv = str(family.kv_layer(config, i))
+            names = tuple(axis.name.replace("{i}", str(i)).replace("{kv}", kv).split("/"))
             segments.append(Segment(param, axis.dim, names, per_unit[axis.positions_per_unit]))
             gates[param] = gated_by
     return tuple(segments), gates
@@ -228,9 +234,10 @@ def widths_of(segments: Iterable[Segment], shapes: Shapes) -> dict[str, int]:
     dimensions: Dimensions = defaultdict(list)
     for segment in segments:
         dimensions[segment.param, segment.dim].append(segment)
-    found = _plain(dimensions, shapes)
-    products = _products(dimensions, shapes)
     wanted = {name for held in dimensions.values() for s in held for name in s.names}
+    found = {name: 1 for name in wanted if axis_kind(name) in DEPTH}
+    found |= _plain(dimensions, shapes)
+    products = _products(dimensions, shapes)
     while missing := wanted - found.keys():
         for (param, dim), held in dimensions.items():
             _solve(held, shapes[param][dim], found, products)

@@ -32,14 +32,15 @@ def ffn(
     until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """One channel of a feed-forward block: its gate and up rows and its down column; in a mixture,
-    the same channel of all experts of the layer. With ``round_to``, that many channels are removed
-    at once, so that every width on the way is a multiple of it, and of ``serve_tp``, the devices of
-    tensor parallelism. With ``finish_on``, channels are removed one at a time, and a width that was
-    cut ends on a multiple of it.
+    the same channel of all experts of the layer, and one of the experts that every token goes
+    through, where these have a width of their own. With ``round_to``, that many channels are
+    removed at once, so that every width on the way is a multiple of it, and of ``serve_tp``, the
+    devices of tensor parallelism. With ``finish_on``, channels are removed one at a time, and a
+    width that was cut ends on a multiple of it.
     """
     limits = Limits(scope=scope, minimum=minimum, finish_on=finish_on, after=after, until=until)
     limits["round_to"] = math.lcm(round_to, serve_tp)
-    for kind in ("ffn", "expert_ffn"):
+    for kind in ("ffn", "expert_ffn", "shared_ffn"):
         yield from _sets(axes, kind, skip_layers, limits)
 
 
@@ -121,6 +122,26 @@ def expert(
     """
     limits = Limits(scope=scope, minimum=minimum, round_to=serve_tp, after=after, until=until)
     yield from _sets(axes, "expert", skip_layers, limits)
+
+
+@space("mixer", paper="new")
+def mixer(
+    axes: AxisMap,
+    *,
+    scope: Scope = "lockstep",
+    minimum: Positive = 1,
+    serve_tp: Positive = 1,
+    skip_layers: Layers = (),
+    after: Fraction = 0.0,
+    until: Fraction = 1.0,
+) -> Iterator[GroupSet]:
+    """What mixes tokens in layers without attention: a key head of linear attention with its value
+    heads, a channel of a short convolution. The units that stay are a multiple of ``serve_tp``, the
+    devices of tensor parallelism.
+    """
+    limits = Limits(scope=scope, minimum=minimum, round_to=serve_tp, after=after, until=until)
+    for kind in ("linear_head", "conv_channel"):
+        yield from _sets(axes, kind, skip_layers, limits)
 
 
 def _of_modules(kind: str, paper: str, summary: str) -> None:

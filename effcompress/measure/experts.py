@@ -102,6 +102,9 @@ class ExpertStatistics(Hooks):
         """
         if not self.measuring:
             return
+        if len(args) + len(named) == 1:
+            self._take_weighed(name, experts, *args, *named.values())
+            return
         x_TD, index_TK, weight_TK = (*args, *named.values())
         place = getattr(experts, "place", None)  # where the router keeps the rows of those gone
         for route in index_TK.unique().tolist():
@@ -121,3 +124,20 @@ class ExpertStatistics(Hooks):
             gate_N = weight_TK[token_N, slot_N].double()
             for streams_E in self._streams[name].values():
                 streams_E[expert].add(output=output_ND.double(), gate=gate_N, gates=gates_NK)
+
+    def _take_weighed(self, name: str, experts: Any, x_ND: Tensor) -> None:
+        """Measures one call of a mixture all of whose experts read all tokens, each multiplied by
+        the router's weight: ``[experts * T, hidden]``. What an expert returns is added as it is, so
+        the weights of outputs are 1.
+        """
+        count = len(self._routed[name])
+        sent_ET = (x_ND != 0).any(-1).view(count, -1)
+        output_ETD = experts.forward(x_ND).view(count, sent_ET.shape[1], -1)
+        each = int(sent_ET.sum(0).max())
+        for expert, sent_T in enumerate(sent_ET):
+            output_ND = output_ETD[expert, sent_T].double()
+            self._routed[name][expert] += len(output_ND)
+            ones_N = output_ND.new_ones(len(output_ND))
+            for streams_E in self._streams[name].values() if len(output_ND) else ():
+                gates_NK = ones_N[:, None].expand(-1, each)
+                streams_E[expert].add(output=output_ND, gate=ones_N, gates=gates_NK)

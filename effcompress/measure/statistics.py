@@ -163,10 +163,11 @@ class LayerStatistics(Hooks):
                 for kind, sublayer in family.sublayers.items()
                 if f"{kind}.{i}" not in axes.depth.absent
             }
+            inside = dict(layer.named_modules())
             for kind, sublayer in there.items():
-                for path in sublayer.within(layer):
+                for path in (p for p in sublayer.modules if p in inside):
                     hook = partial(self._remember, f"{kind}.{i}", sublayer, path)
-                    self._handles.append(layer.get_submodule(path).register_forward_hook(hook))
+                    self._handles.append(inside[path].register_forward_hook(hook))
             compare = partial(self._compare, i, there)
             self._handles.append(layer.register_forward_hook(compare, with_kwargs=True))
 
@@ -186,9 +187,11 @@ class LayerStatistics(Hooks):
     def _remember(
         self, name: str, part: Sublayer, path: str, _module: nn.Module, args: Any, out: Any
     ) -> None:
+        """Of the modules of a block the last one counts, with what runs ``beside`` it."""
         if self.measuring:
             # A copy: some classes add the other block's output to it in place.
-            self._added[name] = part.added(path, args, out).detach().clone()
+            added = part.added(path, args, out).detach().clone()
+            self._added[name] = self._added[name] + added if path in part.beside else added
 
     def _compare(
         self, layer: int, kinds: Iterable[str], _module: nn.Module, args: Any, named: Any, out: Any

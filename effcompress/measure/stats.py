@@ -56,14 +56,21 @@ class TrainingStats:
         here = slice(start - first, stop - first)
         found = {"weight": own(p.detach())[here]}
         if "grad" in self._needs:
-            if p.grad is None:
-                raise RunError("no gradient reached this parameter", where=param)
-            found["grad"] = own(p.grad)[here]
+            found["grad"] = own(_gradient(p, param))[here]
         if self._moments is not None:
             found["second_moment"] = self._moments.rows(p, param, here)
         if self._hessian is not None:
             found["hess"] = _hess(self._hessian, found)
         return found
+
+
+def _gradient(p: nn.Parameter, name: str) -> Tensor:
+    """Returns the gradient; zeros for a parameter that nothing trains (a bias of a selection).
+    Raises RunError where none arrived.
+    """
+    if p.grad is None and p.requires_grad:
+        raise RunError("no gradient reached this parameter", where=name)
+    return torch.zeros_like(p) if p.grad is None else p.grad
 
 
 def from_training(needs: Iterable[str], hessian: Bound | None) -> set[str]:
@@ -91,6 +98,8 @@ class SecondMoments:
 
     def rows(self, p: nn.Parameter, name: str, here: slice) -> Tensor:
         """Returns rows ``here`` of this process; RunError before the optimizer's first step."""
+        if not p.requires_grad:
+            return torch.zeros_like(own(p)[here])
         state = self._optimizer.state.get(p, {})
         if "exp_avg_sq" not in state:
             raise RunError("the optimizer has made no step yet", where=name)
@@ -177,9 +186,7 @@ def _take_in(
 ) -> None:
     """Adds one sequence's gradient and Hessian to their means over ``count``."""
     for name, p in module.named_parameters():
-        if p.grad is None:
-            raise RunError("no gradient reached this parameter", where=name)
-        grad = p.grad.float()
+        grad = _gradient(p, name).float()
         if "hess" in wanted:
             assert hessian is not None
             value = _hess(hessian, {"weight": p.detach(), "grad": grad})

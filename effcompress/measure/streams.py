@@ -162,7 +162,7 @@ def _runs_last(module: nn.Module, axes: AxisMap, block: Block, part: str) -> boo
             note = inside.register_forward_hook(lambda *_, p=path: order.append(p))
             hooks.enter_context(note)
         block.once()
-    return order[-1] in dict(sublayer.silenced)
+    return order[-1] in sublayer.silenced
 
 
 def _moments(

@@ -95,8 +95,10 @@ def _places(
                 readers.append((path, m.index_GB))
             elif (reads is not None and reads != m.dim) or _looks_up(modules.get(path), axes, m):
                 writers.append((path, m.index_GB))
-        places = readers if len(readers) == 1 else writers
-        experts = any(len(axes.shapes[m.param]) > 2 for m in s.members)
+        # Channels of the stream have many readers; a KV head one in every layer that attends to it.
+        read = bool(readers) if s.layer is not None else len(readers) == 1
+        places = readers if read else writers
+        experts = any(axes.stacked(m.param) for m in s.members)
         if not places or experts:
             raise CoverageError(
                 f"no one tensor holds what the mini-groups of '{s.name}' do, so masks on them "
@@ -104,7 +106,7 @@ def _places(
                 fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
             )
         for path, index_GB in places:
-            found[path, len(readers) == 1].append((s, index_GB))
+            found[path, read].append((s, index_GB))
     return [(path, reads, here) for (path, reads), here in found.items()]
 
 

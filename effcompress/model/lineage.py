@@ -64,7 +64,8 @@ def depth_of(family: Family, config: Config) -> Depth | None:
     """
     if not is_pruned(config):
         return None
-    known = {path: kind for kind, part in family.sublayers.items() for path, _ in part.silenced}
+    blocks = family.sublayers.items()
+    known = {path: kind for kind, part in blocks for path in part.silenced}
     absent: set[str] = set()
     for layer, parts in (config["pruned"].get("absent") or {}).items():
         # Parts with 0 outputs are identities (norms) that went with their block.

@@ -44,6 +44,8 @@ class Silent(nn.Module):
         layer's part of the cache has.
         """
         own = cache.layers[self.layer_idx] if self.layer_idx < len(cache.layers) else None
+        if getattr(own, "is_initialized", False) and getattr(own, "keys", own) is None:
+            return  # it keeps nothing: the layer attends to what another one keeps
         if hasattr(own, "update_conv_state") and not hasattr(own, "update"):
             cache.update_conv_state(hidden.new_zeros(hidden.shape[0], 1, 1), self.layer_idx)
         else:

@@ -20,6 +20,12 @@ def novel(family: Family, config: Config) -> Fields:
             f"family '{family.name}' has no experts, in whose place a constant could come",
             fix="Take the repair of experts out.",
         )
+    if family.inputs_weighed:
+        raise CoverageError(
+            f"the experts of '{family.name}' all read every token, and a constant in the place of "
+            "one would be added to those that the router sends elsewhere",
+            fix="Take the repair of experts out.",
+        )
     return {**config, "novices": True}
 
 

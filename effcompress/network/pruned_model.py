@@ -2,6 +2,7 @@
 configuration, so that they always agree.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -26,8 +27,7 @@ from effcompress.removal.modules import (
     agree,
     cut_depth,
     depth_fields,
-    router_buffers,
-    router_of,
+    selection_buffers,
 )
 from effcompress.removal.norms import Norm, norms
 from effcompress.removal.novices import keeps_rows
@@ -69,6 +69,9 @@ class PrunedModel:
         self.config = parent_of(config)
         self.family = family or family_for(self.config)
         self.depth = depth_of(self.family, config) or groups.full_depth(self.family, self.config)
+        for name, p in module.named_parameters():
+            if is_untrained(self.family, name):
+                p.requires_grad = False
         self.parent: AxisMap = groups.axes_of(module, self.family, self.config, self.depth)
         self.parent_sets: list[GroupSet] = groups.find(self.parent, space) if space else []
         if target is not None:
@@ -108,9 +111,6 @@ class PrunedModel:
         """
         stored = self.module.state_dict(keep_vars=True).keys()
         return {name: b for name, b in self.module.named_buffers() if name in stored}
-
-    def _of_router(self, axis: str) -> dict[str, torch.Tensor]:
-        return router_buffers(router_of(self.module, self.axes, axis)[1])
 
     def norms(self) -> list[Norm]:
         """Returns the norms over axes that can be cut."""
@@ -172,13 +172,14 @@ class PrunedModel:
             s.name for s in self.sets if s.kind in DEPTH and not self.ledger.alive[s.name].any()
         ]
         if gone:
-            self._cut_depth(self.depth.without(gone))
+            more = self.family.more_than_blocks(self.config)
+            self._cut_depth(self.depth.without(gone, more=more))
             if optimizer is not None:
                 forget(optimizer, self.module)
         self.refresh()
 
     def _cut_depth(self, after: Depth) -> None:
-        cut_depth(self.module, self.family, self.depth, after, silent)
+        cut_depth(self.module, self.family, self.config, self.depth, after, silent)
         self.depth = after
 
     def refresh(self) -> None:
@@ -224,21 +225,24 @@ class PrunedModel:
     ) -> None:
         """Turns the parent into the model that state, tensors and ledger were taken from."""
         # Not stored: no cut changes these values, only which of them are left.
-        parents = {axis: self._of_router(axis) for axis in self.axes.axes("expert")}
+        parents = {
+            axis: selection_buffers(self.module, self.axes, axis)
+            for axis in self.axes.axes("expert")
+        }
         held = state["depth"]
         if (stream := state.get("rotated")) and STREAM not in self.config:
             self._rotate(stream, tensors)
         self._cut_depth(Depth(tuple(held["layers"]), frozenset(held["absent"])))
         for name, p in self.parameters().items():
-            stored = nn.Parameter(shard_like(tensors[name].to(p.device, p.dtype), p))
+            held_now = shard_like(tensors[name].to(p.device, p.dtype), p)
+            stored = nn.Parameter(held_now, requires_grad=p.requires_grad)
             torch.utils.swap_tensors(p, stored)
         self.ledger.load_state_dict(ledger)
         self.refresh()
         for axis in self.axes.axes("expert"):
-            router = router_of(self.module, self.axes, axis)[1]
             held = axis in self.ledger.original and not keeps_rows(self.axes, axis)
-            for name, buffer in parents[axis].items() if held else ():
-                setattr(router, name, buffer[self.ledger.original[axis].to(buffer.device)])
+            for owner, name, buffer in parents[axis] if held else ():
+                setattr(owner, name, buffer[self.ledger.original[axis].to(buffer.device)])
         # After the refresh: it renumbers norms, and epsilons are part of no tensor.
         for norm, epsilon in zip(self.norms(), state["epsilons"], strict=True):
             norm.epsilon = epsilon
@@ -253,6 +257,12 @@ class PrunedModel:
         for name, p in self.module.named_parameters():
             p.data = p.data.new_empty(tensors[name].shape)
         self.adopt(config)
+
+
+def is_untrained(family: Family, param: str) -> bool:
+    """Whether no gradient reaches a parameter; transformers marks all that it loads as trained."""
+    pattern = re.sub(r"\.\d+\.", ".{i}.", param, count=1)
+    return pattern in family.untrained
 
 
 def uniform_widths(axes: AxisMap) -> dict[str, int] | None:

@@ -19,6 +19,11 @@ KINDS = {
     "hidden": Kind("hidden", "hidden channels", "Hidden channels"),
     "expert": Kind("experts", "experts", "Experts"),
     "expert_ffn": Kind("expert FFN", "FFN channels of experts", "FFN channels of experts"),
+    "linear_head": Kind("lin. heads", "linear-attention heads", "Linear-attention heads"),
+    "conv_channel": Kind("conv", "channels of convolutions", "Channels of short convolutions"),
+    "shared_ffn": Kind(
+        "shared FFN", "FFN channels of shared experts", "FFN channels of shared experts"
+    ),
     "layer": Kind("layers", "layers", "Layers"),
     "attention_block": Kind("attn blocks", "attention blocks", "Attention blocks"),
     "mlp_block": Kind("FFN blocks", "feed-forward blocks", "Feed-forward blocks"),

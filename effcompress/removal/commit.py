@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from effcompress.distributed.rows import select
 from effcompress.errors import SurgeryError
 from effcompress.removal.ledger import Ledger
-from effcompress.removal.modules import router_buffers, router_of
+from effcompress.removal.modules import selection_buffers
 from effcompress.removal.norms import norms, shorten
 from effcompress.removal.novices import keeps_rows
 from effcompress.removal.optimizer import moments, require_no_gradient
@@ -61,9 +61,8 @@ def commit(
             alive[m.index_GB[dead].flatten()] = False
         keep = ledger.compact(s.name)
         if s.kind == "expert" and not keeps_rows(axes, s.name):
-            router = router_of(module, axes, s.name)[1]
-            for name, buffer in router_buffers(router).items():
-                setattr(router, name, buffer[keep.to(buffer.device)])
+            for owner, name, buffer in selection_buffers(module, axes, s.name):
+                setattr(owner, name, buffer[keep.to(buffer.device)])
     kept = {
         name: {dim: alive.nonzero().flatten() for dim, alive in dims.items()}
         for name, dims in stays.items()

@@ -23,7 +23,7 @@ from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.compensate import Inputs, compensate
 from effcompress.removal.ledger import Ledger
-from effcompress.removal.modules import router_buffers, router_of
+from effcompress.removal.modules import per_expert, router_of
 from effcompress.removal.norms import heed, narrow, norms
 from effcompress.removal.novices import keeps_rows, settle, substitute
 from effcompress.removal.optimizer import moments, require_no_gradient
@@ -117,22 +117,32 @@ def _zero(member: Member, p: nn.Parameter, index: Tensor, optimizer: Optimizer |
             clear(tensor, member.dim, index)
 
 
+def _among(x_TA: Tensor, alive_A: Tensor, units: int, gone: float = -torch.inf) -> Tensor:
+    """Returns values of the living experts among those of all, ``[T, E]``."""
+    return x_TA.new_full((x_TA.shape[0], units), gone).index_copy(1, alive_A, x_TA)
+
+
 @functools.cache
 def _live(stock: type[nn.Module]) -> type[nn.Module]:
-    def forward(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs the stock router on the living rows; expert numbers stay the physical ones."""
+    def forward(self: Any, hidden: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        """Runs the stock router on the living rows; expert numbers stay the physical ones.
+        ``more``: what the mixture holds of every expert and passes on.
+        """
         live, alive_A = type(self), self.alive_G.nonzero().flatten().to(self.weight.device)
         count, self.num_experts = self.num_experts, len(alive_A)
         # The stock class for one call, or functional_call would come back to this forward.
         self.__class__ = stock
         try:
-            held = {**dict(self.named_parameters()), **router_buffers(self)}
-            rows = {name: t[alive_A] for name, t in held.items()}
-            logits_TA, score_TK, index_TK = torch.func.functional_call(self, rows, (hidden,))
+            units = self.weight.shape[0]
+            held = per_expert((*self.named_parameters(), *self.named_buffers()), units)
+            rows = {name: t.index_select(dim, alive_A) for name, (t, dim) in held.items()}
+            passed = (hidden, *(t[alive_A] for t in more))
+            found = torch.func.functional_call(self, rows, passed)
         finally:
             self.__class__, self.num_experts = live, count
-        shape = (logits_TA.shape[0], self.weight.shape[0])
-        logits_TE = logits_TA.new_full(shape, -torch.inf).index_copy(1, alive_A, logits_TA)
-        return logits_TE, score_TK, alive_A[index_TK]
+        if len(found) == 2:  # weights of all experts, and logits
+            return _among(found[0], alive_A, units, 0.0), _among(found[1], alive_A, units)
+        logits_TA, score_TK, index_TK = found
+        return _among(logits_TA, alive_A, units), score_TK, alive_A[index_TK]
 
     return type(f"Live{stock.__name__}", (stock,), {"stock": stock, "forward": forward})

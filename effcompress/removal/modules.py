@@ -6,9 +6,10 @@ forward passes, ``save_pretrained`` and kernels read those.
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from effcompress.types import EXPERT_ROW, AxisMap, Config, Depth, Family, axis_layer, in_layer
@@ -58,12 +59,28 @@ def router_of(module: nn.Module, axes: AxisMap, name: str) -> tuple[str, nn.Modu
     return path, module.get_submodule(path)
 
 
-def router_buffers(router: nn.Module) -> dict[str, Tensor]:
-    """Returns what a router holds of every expert besides its parameters: biases of the selection,
-    which no gradient trains.
+def per_expert(tensors: Iterable[tuple[str, Tensor]], units: int) -> dict[str, tuple[Tensor, int]]:
+    """Returns those that hold something of each of so many experts, and along which dimension."""
+    found = ((n, t, [d for d, size in enumerate(t.shape) if size == units]) for n, t in tensors)
+    return {name: (tensor, dims[0]) for name, tensor, dims in found if dims}
+
+
+def selection_buffers(
+    module: nn.Module, axes: AxisMap, name: str
+) -> list[tuple[nn.Module, str, Tensor]]:
+    """Returns what the router of the experts on axis ``name``, or the mixture around it, holds of
+    every expert besides parameters: biases of the selection, which no gradient trains. Each with
+    the module that it belongs to.
     """
+    path, router = router_of(module, axes, name)
     units = len(next(router.parameters()))
-    return {n: b for n, b in router.named_buffers() if b.shape[:1] == (units,)}
+    owners = [*router.modules(), module.get_submodule(path.rpartition(".")[0])]
+    return [
+        (owner, attribute, buffer)
+        for owner in owners
+        for attribute, buffer in owner.named_buffers(recurse=False)
+        if buffer.shape[:1] == (units,)
+    ]
 
 
 def adapt(module: nn.Module, axes: AxisMap, config: Config) -> None:
@@ -118,17 +135,32 @@ it returns its input.
 """
 
 
+@torch.no_grad()
+def _pass_scales(layers: Any, keep: list[int], name: str) -> None:
+    """Multiplies the scales of layers that go into that of the layer in front of them."""
+    for j in reversed(range(1, len(layers))):
+        if j not in keep:
+            getattr(layers[j - 1], name).mul_(getattr(layers[j], name))
+
+
 def cut_depth(
-    module: nn.Module, family: Family, before: Depth, after: Depth, silent: Silent
+    module: nn.Module,
+    family: Family,
+    config: Config,
+    before: Depth,
+    after: Depth,
+    silent: Silent,
 ) -> None:
     """Removes layers from the model and puts ``silent`` modules where blocks are gone.
 
-    Every ``layer_idx`` is renumbered, because the KV cache is indexed by it. Modules that are
-    already silent stay.
+    ``config`` is the parent's. Every ``layer_idx`` is renumbered, because the KV cache is indexed
+    by it. Modules that are already silent stay.
     """
     layers: Any = module.get_submodule(family.layers)
     keep = [j for j, i in enumerate(before.layers) if i in set(after.layers)]
     kept = [layers[j] for j in keep]
+    if family.layer_scale:
+        _pass_scales(layers, keep, family.layer_scale)
     # In place: the model's forward holds this ModuleList, and hooks may.
     del layers[:]
     layers.extend(kept)
@@ -138,6 +170,7 @@ def cut_depth(
                 part.layer_idx = j
         for kind, sublayer in family.sublayers.items():
             if f"{kind}.{i}" in after.absent - before.absent:
-                for name, values in sublayer.within(layers[j]).items():
+                parts = sublayer.within(layers[j], sublayer.outputs_more(config, i))
+                for name, values in parts.items():
                     new = silent(values, j).train(layers[j].training)
                     layers[j].set_submodule(name, new)

@@ -89,6 +89,7 @@ def _columns(axes: AxisMap, s: GroupSet) -> int:
     queries = wide.get("query", 1)
     attention = wide.get("attention", 0) * queries * head
     mlp = wide.get("ffn", 0) + wide.get("expert", 0) * wide.get("expert_ffn", 0)
+    mlp += wide.get("shared_ffn", 0)
     owned = {
         "attention": queries * head,
         "query": wide.get("attention", 0) * head,

@@ -9,7 +9,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,20 @@ from effcompress.registry import REGISTRY, Bound
 from effcompress.types import GroupSet
 from tests.conftest import tokens, unrounded
 from tests.contract.test_mask_equals_removal import logits, works
-from tests.contract.zoo import BASE, CHANGES, DEPTH, VOCABULARY, config_of, sources
+from tests.contract.zoo import CHANGES, DEPTH, VOCABULARY, config_of, sources
 from tests.estimate.test_flops import counted
 from tests.export.test_forms import expected, fresh, write
 from tests.network.test_rotated import sliced
 
 FAMILIES = tuple(sources())
 CASES = [(model_type, kind) for model_type in FAMILIES for kind in sources()[model_type].kinds]
-WITHIN = ("ffn", "expert_ffn", "attention", "query")
+WITHIN = ("ffn", "expert_ffn", "shared_ffn", "attention", "query", "linear_head", "conv_channel")
 """Kinds whose units do nothing but add to the stream: without them the rest is as before."""
 SPACES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "query": ("attention", {"unit": "q_per_group"}),
     "expert_ffn": ("ffn", {}),
+    **dict.fromkeys(("linear_head", "conv_channel"), ("mixer", {})),
+    "shared_ffn": ("ffn", {}),
 }
 """Kind -> the pruning space that cuts it; others have one of their own name."""
 Plan = dict[str, list[int]]
@@ -148,7 +150,7 @@ def test_sizes_are_those_of_the_class(model_type: str) -> None:
     named = {"model_type": stated[0]["model_type"], **source.stated}
     plain = AutoConfig.for_model(num_hidden_layers=4, **named).to_dict()
     # Some classes have no value for a field that they need.
-    least = {name: plain[name] or BASE[name] for name in family.required}
+    least = {name: plain[name] or config_of(model_type)[name] for name in family.required}
     stated.append(named | least)
     for config in stated:
         with torch.device("meta"):
@@ -232,7 +234,8 @@ def test_operations_are_those_that_are_counted(model_type: str) -> None:
     widths = [kind for kind in sources()[model_type].kinds if kind not in ("query", *DEPTH)]
     pruned = opened(model, *widths)
     # Causal attention costs half the pairs: those of twice the length are all of them.
-    flops = Flops(pruned.parent, model.config.to_dict(), 24)
+    bare = replace(pruned.parent, family=replace(pruned.family, recurrence={}))
+    flops = Flops(bare, model.config.to_dict(), 24)
     assert flops.per_token({}) == pytest.approx(3 * counted(model), rel=1e-12)
     plan: Plan = {}
     for kind in widths:
@@ -280,7 +283,8 @@ def cut(model_type: str, change: str, name: str) -> PrunedModel:
 
 def _count(s: GroupSet, name: str) -> int:
     if s.kind == "expert" or name == "uniform":  # no zeros can stand for an expert
-        return {"hidden": 8, "ffn": 8, "expert_ffn": s.size % 8 or 8}.get(s.kind, 1)
+        eights = dict.fromkeys(("hidden", "conv_channel", "ffn"), 8)
+        return {**eights, "expert_ffn": s.size % 8 or 8}.get(s.kind, 1)
     return 5 if s.kind == "hidden" else (s.layer or 0) + 1
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from effcompress import groups
 from effcompress.estimate.allocation import (
     LatencyTable,
     bytes_costs,
@@ -21,10 +24,12 @@ from effcompress.estimate.allocation import (
     place_of,
     read_table,
 )
+from effcompress.model.families import family_of
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.levels import modules_of, widths_of
 from effcompress.spec import PruneSpec, TargetSpec, WorkloadSpec
-from tests.conftest import shape
+from tests.conftest import shape, tokens
+from tests.contract.zoo import config_of
 from tests.selection.test_levels import found
 
 KINDS = ("attention", "ffn", "attention_block", "mlp_block")
@@ -61,6 +66,31 @@ def test_keys_and_values_of_layers_that_are_not_cut_count() -> None:
     modules = modules_of(sets, 0.5)
     costs = bytes_costs(axes, shape("gqa_tied"), modules, LOAD, 1)
     assert costs.whole == 4 * (axes.count() + 2 * 8 * 3 * 3 * 7 * 3)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "qwen2_moe"])
+def test_the_cache_is_as_large_as_the_one_that_the_class_fills(model_type: str) -> None:
+    """Latent attention keeps what keys and values are made of: nothing of it goes with a head."""
+    config = config_of(model_type)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval()
+    axes = groups.axes_of(model, family_of(config), config)
+    with torch.no_grad():
+        filled = model(input_ids=tokens(LOAD.batch, LOAD.length), use_cache=True).past_key_values
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in filled.layers)
+    assert bytes_costs(axes, config, (), LOAD, 1).whole == 4 * (axes.count() + kept)
+    kinds = ("attention", "attention_block")
+    knobs: Any = {"attention": {"scope": "per_layer"}}
+    space = [Bound(REGISTRY.get("space", kind), knobs.get(kind, {})) for kind in kinds]
+    modules = modules_of(groups.find(axes, space), 0.5)
+    costs = bytes_costs(axes, config, modules, LOAD, 1)
+    assert costs.whole == 4 * (axes.count() + kept)
+    gone = costs.of([len(m.widths) - 1 for m in modules])
+    assert gone == 4 * axes.count({m.block: 0 for m in modules})
+    fewer = costs.whole - costs.of([1] * len(modules))
+    heads = {m.name: m.widths[1] for m in modules}
+    latent = axes.family.latent is not None
+    lost = 0 if latent else kept - kept * sum(heads.values()) // sum(m.size for m in modules)
+    assert fewer == 4 * (axes.count() - axes.count(heads) + lost)
 
 
 def test_times_are_those_of_the_table_and_the_rest_of_the_source_model() -> None:

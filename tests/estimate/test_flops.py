@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 
 from effcompress.estimate.flops import Flops
+from effcompress.model.families import family_of
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from tests.conftest import FAMILIES, MIXTURES, tiny, tokens
 
 
 def counted(model: torch.nn.Module) -> float:
-    """Operations of a token in a forward pass of 2 x 12; all 12 x 12 pairs are multiplied."""
+    """Operations of a token in a forward pass of 2 x 12; all 12 x 12 pairs are multiplied. Of
+    modules with a convolution over time, projections and convolution count.
+    """
     ids_BT = tokens(2, 12)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=ids_BT)
-    return counter.get_total_flops() / ids_BT.numel()
+    beyond = sum(recurrent(model, counter.get_flop_counts(), ids_BT.shape[1]))
+    return (counter.get_total_flops() - beyond) / ids_BT.numel()
+
+
+def recurrent(
+    model: torch.nn.Module, counts: dict[str, dict[Any, int]], length: int
+) -> Iterator[int]:
+    """What is counted in modules with a convolution beside their projections, and of the
+    convolution what it computes of the padding behind the last token.
+    """
+    for path, module in model.named_modules():
+        parts = dict(module.named_children())
+        kernels = [c.kernel_size[0] for c in parts.values() if isinstance(c, torch.nn.Conv1d)]
+        if not kernels:
+            continue
+        name = f"{type(model).__name__}.{path}"
+        projections = [name for name, c in parts.items() if isinstance(c, torch.nn.Linear)]
+        own = sum(counts[name].values())
+        own -= sum(sum(counts[f"{name}.{part}"].values()) for part in projections)
+        padded = counts[name][torch.ops.aten.convolution]
+        yield own - padded * length // (length + kernels[0] - 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,3 +71,37 @@ def test_operations_are_those_that_are_counted(family: str) -> None:
     pruned.mask(plan, repairs=[Bound(REGISTRY.get("repair", "norm_gain"))])
     pruned.commit()
     assert flops.per_token(pruned.ledger.widths()) == 3 * counted(pruned.module)
+
+
+class StateOperations(TorchDispatchMode):
+    """Counts additions and products of every entry of a tensor with so many, and sums over it."""
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        self.entries, self.count = entries, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        touched = out if name in ("mul", "add") else args[0] if name == "sum" else None
+        if touched is not None and touched.numel() == self.entries:
+            self.count += self.entries
+        return out
+
+
+def test_a_state_costs_what_its_update_multiplies_and_adds() -> None:
+    """The recurrence of the library, of one token: decay, reading, outer product, reading."""
+    config = {"linear_num_key_heads": 3, "linear_num_value_heads": 6}
+    config |= {"linear_key_head_dim": 7, "linear_value_head_dim": 5}
+    one = torch.rand(2, 1, 1, 6, 7).unbind()
+    entries = 6 * 7 * 5
+    with StateOperations(entries) as counter, torch.no_grad():
+        torch_recurrent_gated_delta_rule(
+            *(*one, torch.rand(1, 1, 6, 5)),
+            g=-torch.rand(1, 1, 6),
+            beta=torch.rand(1, 1, 6),
+            initial_state=torch.rand(1, 6, 7, 5),
+            output_final_state=False,
+        )
+    of_a_head = family_of({"model_type": "qwen3_5_text"}).recurrence["linear_head"](config)
+    assert 3 * of_a_head == counter.count

@@ -68,6 +68,16 @@ def test_exact_counts_of_published_cuts() -> None:
     assert cut(LLAMA_3_8B, range(4, 30), 3584, 2) == 6_612_586_496
 
 
+def test_exact_count_of_deepseek_v3() -> None:
+    """The published one, which has the biases of the selection in it: one per expert and mixture,
+    buffers here.
+    """
+    config = {"model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168}
+    config |= {"intermediate_size": 18432, "num_hidden_layers": 61, "num_attention_heads": 128}
+    axes = groups.from_config(family_of(config), config)
+    assert axes.count() + 58 * 256 == 671_026_419_200
+
+
 def test_exact_count_of_torch_prunings_half_llama() -> None:
     """Torch-Pruning's Llama-3.1-8B at 50 %: half of the hidden and FFN channels and of the query
     heads of each group, all KV heads.

@@ -12,6 +12,7 @@ from effcompress.model.families.llama import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.types import GroupSet, Side
 from tests.conftest import SHAPES, shape
+from tests.contract.zoo import config_of
 
 KINDS = ("ffn", "attention", "hidden")
 
@@ -30,6 +31,17 @@ def test_units_cover_every_position_once(name: str, kind: str) -> None:
             positions = m.index_GB.flatten().sort().values
             assert torch.equal(positions, torch.arange(axes.shapes[m.param][m.dim]))
             assert m.index_GB.shape[0] == s.size
+
+
+def test_what_a_family_has_fixed_is_in_no_space_and_why_is_said() -> None:
+    config = config_of("minicpm3")
+    axes = groups.from_config(family_of(config), config)
+    with pytest.raises(CoverageError, match=r"'minicpm3': the class divides .* a whole number"):
+        groups.find(axes, [Bound(REGISTRY.get("space", "hidden"))])
+    config = config_of("dots1")
+    axes = groups.from_config(family_of(config), config)
+    sets = groups.find(axes, [Bound(REGISTRY.get("space", "ffn"))])
+    assert {s.kind for s in sets} == {"ffn", "expert_ffn"} and axes.axes("shared_ffn")
 
 
 def test_a_kv_group_owns_its_own_query_heads() -> None:

@@ -4,6 +4,7 @@ tensors of a model and its configuration alone.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,59 @@ def by_hand(mlp: Any, x_TD: Tensor, dead: list[int] | None = None) -> dict[str, 
         gate = gate_TK[token, slot]
         share = gate / gate_TK[token].sum(1)
         norm = returned(mlp.experts, e, x_TD[token]).square().sum(1).sqrt()
+        n = max(1, len(token))
+        sums = (share * norm, gate * norm, norm, norm.square())
+        found.append([*(float(s.sum()) / n for s in sums), float(norm.sum()), len(token)])
+    names = ("reap", "as the model weighs", "man", "msan", "ean", "frequency")
+    return dict(zip(names, torch.tensor(found, dtype=torch.float64).T, strict=True))
+
+
+Routing = list[tuple[Tensor, Tensor, Tensor]]
+"""Of every sequence: the tokens ``[T, hidden]``, the numbers of their experts and the router's
+weights, ``[T, K]``.
+"""
+
+
+def routings(pruned: Any) -> dict[str, Routing]:
+    """Listens to every router: by the axis of its experts. Filled when the model runs."""
+    said: dict[str, Routing] = {}
+
+    def listen(name: str, _router: Any, args: Any, out: Any) -> None:
+        x_TD = args[0].reshape(-1, args[0].shape[-1])
+        if len(out) == 3:
+            said.setdefault(name, []).append((x_TD, out[2], out[1]))
+        else:  # Llama 4: weights of all experts, which multiply the inputs
+            weight_TK, index_TK = out[0].topk(2, -1)
+            said.setdefault(name, []).append((x_TD, index_TK, weight_TK))
+
+    for s in pruned.sets:
+        j = pruned.depth.layers.index(s.layer)
+        router = pruned.module.get_submodule(pruned.family.router.replace("{i}", str(j)))
+        router.register_forward_hook(partial(listen, s.name))
+    return said
+
+
+def _alone(experts: Any, e: int, x_TD: Tensor) -> Tensor:
+    """What expert ``e`` makes of tokens."""
+    if hasattr(experts, "expert_dim"):  # Llama 4: transposed, half of the columns are gates
+        gate, up = (x_TD @ experts.gate_up_proj[e]).chunk(2, -1)
+        return (silu(gate) * up) @ experts.down_proj[e]
+    return returned(experts, e, x_TD)
+
+
+@torch.no_grad()
+def of_routing(experts: Any, said: Routing, count: int) -> dict[str, Tensor]:
+    """The five criteria, ``[E]``, of tokens that went where the router said."""
+    x_TD, index_TK, gate_TK = (torch.cat(parts) for parts in zip(*said, strict=True))
+    weighed = hasattr(experts, "expert_dim")
+    found = []
+    for e in range(count):
+        token, slot = (index_TK == e).nonzero(as_tuple=True)
+        gate, inputs = gate_TK[token, slot], x_TD[token]
+        share = gate / gate_TK[token].sum(1)
+        if weighed:
+            inputs, gate, share = inputs * gate[:, None], gate / gate, 0 * gate + 0.5
+        norm = _alone(experts, e, inputs).square().sum(1).sqrt()
         n = max(1, len(token))
         sums = (share * norm, gate * norm, norm, norm.square())
         found.append([*(float(s.sum()) / n for s in sums), float(norm.sum()), len(token)])

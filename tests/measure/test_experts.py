@@ -12,7 +12,9 @@ from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound, Plugin
 from effcompress.saliency.inputs import score_inputs
 from tests.conftest import MIXTURES, shape, tiny, tokens, unrounded
-from tests.measure.experts_by_hand import by_hand, read, router_of
+from tests.contract.test_more_families import exact as exact  # a fixture
+from tests.contract.test_more_families import tiny as zoo_tiny
+from tests.measure.experts_by_hand import by_hand, of_routing, read, router_of, routings
 from tests.plugins.test_reap import Nothing
 
 CRITERIA = ("reap", "man", "msan", "ean", "frequency")
@@ -62,6 +64,33 @@ def test_five_criteria_of_every_family(model_type: str, monkeypatch: pytest.Monk
             score = score_inputs(sets, bound, Nothing(), {}, found)
             got = score[f"expert.{i}"].double()
             torch.testing.assert_close(got, by[name], rtol=2e-4, atol=1e-6, msg=f"{name} of {i}")
+
+
+@pytest.mark.parametrize(
+    "model_type", ["deepseek_v2", "ernie4_5_moe", "minimax_m2", "granitemoeshared", "llama4_text"]
+)
+def test_five_criteria_with_what_the_router_said(model_type: str, exact: None) -> None:
+    """Where a mixture lies, and what its router is passed, differ; what is measured does not. An
+    expert's output by hand is what the model's own mixture returns for its tokens alone.
+    """
+    model = zoo_tiny(model_type)
+    space = [Bound(REGISTRY.get("space", "expert"))]
+    pruned = PrunedModel(model, model.config.to_dict(), space)
+    said, ids = routings(pruned), tokens(5, 16)
+    found = measured(pruned, ids)
+    assert len(said) == len(pruned.sets) > 1
+    for s in pruned.sets:
+        j = pruned.depth.layers.index(s.layer or 0)
+        experts = model.get_submodule(pruned.family.experts.replace("{i}", str(j)))
+        by = of_routing(experts, said[s.name], s.size)
+        scores = {name: criterion(name) for name in CRITERIA}
+        scores["as the model weighs"] = criterion("reap", renormalise=False)
+        for name, bound in scores.items():
+            got = score_inputs([s], bound, Nothing(), {}, found)[s.name].double()
+            torch.testing.assert_close(
+                got, by[name], rtol=1e-6, atol=1e-9, msg=f"{name} of {s.name}"
+            )
+        assert found[s.name]["routed"].sum() == 5 * 16 * 2
 
 
 def test_masked_experts_are_sent_nothing() -> None:

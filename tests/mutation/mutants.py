@@ -698,10 +698,20 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/estimate/flops.py",
-        "attention = 2 * 2 * rows * self._length / 2",
-        "attention = 2 * 2 * rows * self._length",
+        "attention = pairs * self._length / 2",
+        "attention = pairs * self._length",
         ("tests/estimate/test_flops.py::test_operations_are_those_that_are_counted[llama]",),
         "masked pairs of attention count",
+    ),
+    Mutant(
+        "effcompress/estimate/flops.py",
+        "return heads * sum(head_widths(axes, config, layer)) if heads else 0",
+        "return heads * 2 * head_widths(axes, config, layer)[0] if heads else 0",
+        (
+            "tests/contract/test_more_families.py::test_operations_are_those_that_are_counted"
+            "[deepseek_v3]",
+        ),
+        "values of latent attention are taken to be as wide as its queries",
     ),
     Mutant(
         "effcompress/estimate/flops.py",
@@ -1406,8 +1416,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/removal/mask.py",
-        "rows = {name: t[alive_A] for name, t in held.items()}",
-        "rows = held",
+        "rows = {name: t.index_select(dim, alive_A) for name, (t, dim) in held.items()}",
+        "rows = {name: t for name, (t, dim) in held.items()}",
         ("tests/contract/test_mask_equals_removal.py::test_masking_equals_removing",),
         "a router chooses among dead experts",
     ),
@@ -2916,12 +2926,22 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/estimate/allocation.py",
-        "base += sum(count for name, count in cached.items() if name not in chosen)",
+        'base += sum(cached(n, axes.widths[n]) for n in axes.axes("attention") if n not in chosen)',
         "base += 0",
         (
             "tests/estimate/test_allocation.py::test_keys_and_values_of_layers_that_are_not_cut_count",
         ),
         "the cache of layers that are not cut is forgotten",
+    ),
+    Mutant(
+        "effcompress/estimate/allocation.py",
+        "return tokens * (heads * per_group + whatever_heads * bool(heads))",
+        "return tokens * (heads * per_group + whatever_heads)",
+        (
+            "tests/estimate/test_allocation.py::"
+            "test_the_cache_is_as_large_as_the_one_that_the_class_fills",
+        ),
+        "the cache of latent attention stays when its block goes",
     ),
     Mutant(
         "effcompress/runner/allocate.py",
@@ -3093,22 +3113,22 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/removal/commit.py",
-        "setattr(router, name, buffer[keep.to(buffer.device)])",
-        "setattr(router, name, buffer[: len(keep)])",
+        "setattr(owner, name, buffer[keep.to(buffer.device)])",
+        "setattr(owner, name, buffer[: len(keep)])",
         ("tests/contract/test_mask_equals_removal.py::test_masking_equals_removing",),
         "experts get the selection biases of others",
     ),
     Mutant(
         "effcompress/network/pruned_model.py",
-        "setattr(router, name, buffer[self.ledger.original[axis].to(buffer.device)])",
-        "setattr(router, name, buffer[: len(self.ledger.original[axis])])",
+        "setattr(owner, name, buffer[self.ledger.original[axis].to(buffer.device)])",
+        "setattr(owner, name, buffer[: len(self.ledger.original[axis])])",
         ("tests/runner/test_experts.py::test_resumed_it_is_the_same",),
         "after a resume experts have the selection biases of others",
     ),
     Mutant(
         "effcompress/model/families/experts.py",
-        'return config["n_group"] * max(2, each)',
-        'return config["num_experts_per_tok"]',
+        "return self.count(config) * max(self.best, each)",
+        "return chosen",
         ("tests/runner/test_experts.py::test_a_token_goes_to_experts_that_are_there",),
         "the groups chosen hold fewer experts than a token is sent to",
     ),
@@ -3171,5 +3191,48 @@ MUTANTS: tuple[Mutant, ...] = (
         "yield name, [i for i in layers if i in value]",
         ("tests/test_kept_layers.py::test_counts_of_first_and_last_layers_and_lists_of_numbers",),
         "lists of layers' numbers keep the parent's numbers",
+    ),
+    Mutant(
+        "effcompress/model/families/hybrids.py",
+        'return 7 * config["linear_key_head_dim"] * _values(config)',
+        'return 6 * config["linear_key_head_dim"] * _values(config)',
+        ("tests/estimate/test_flops.py::test_a_state_costs_what_its_update_multiplies_and_adds",),
+        "the decay of a recurrent state is free",
+    ),
+    Mutant(
+        "effcompress/model/modeling_pruned.py",
+        'if hasattr(own, "update_conv_state") and not hasattr(own, "update"):',
+        'if hasattr(own, "no_such_state"):',
+        (
+            "tests/contract/test_more_families.py::test_every_form_is_the_same_model_in_plain_transformers[qwen3_5_text]",
+        ),
+        "a silent mixer gives the cache keys and values where it has a state",
+    ),
+    Mutant(
+        "effcompress/export/forms.py",
+        "_of_stream(family, then, (stated / epsilon) ** 0.5)",
+        "_of_stream(family, then, stated / epsilon)",
+        (
+            "tests/contract/test_more_families.py::test_every_form_is_the_same_model_in_plain_transformers[qwen3_5_text]",
+        ),
+        "a stream of another scale does not make up for another epsilon",
+    ),
+    Mutant(
+        "effcompress/removal/modules.py",
+        "getattr(layers[j - 1], name).mul_(getattr(layers[j], name))",
+        "getattr(layers[j - 1], name).mul_(1.0)",
+        (
+            "tests/contract/test_more_families.py::test_masked_and_removed_are_the_same[gemma4_text-layer]",
+        ),
+        "the scale of a layer that goes is lost",
+    ),
+    Mutant(
+        "effcompress/groups/axes.py",
+        "kv = str(family.kv_layer(config, i))",
+        "kv = str(i)",
+        (
+            "tests/contract/test_more_families.py::test_masked_and_removed_are_the_same[gemma4_text-attention]",
+        ),
+        "a layer with another's keys and values keeps its query heads when these go",
     ),
 )

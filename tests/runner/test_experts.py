@@ -22,6 +22,7 @@ from effcompress.model.load import load as load_model
 from effcompress.runner.start import corpus_of
 from tests.conftest import MIXTURES, shape
 from tests.contract.by_hand import LiveRouter
+from tests.contract.zoo import config_of
 from tests.measure.experts_by_hand import by_hand, read, router_of
 from tests.runner.test_baselines import SEQUENCES
 from tests.runner.toys import events, texts
@@ -46,9 +47,16 @@ DEFAULTS = {"target": "shape: {expert: 3}", "space": "[expert]", "criterion": "r
 DEFAULTS |= {"schedule": "{name: once, at: 0}"}
 
 
+GROUPED = ("glm4_moe", "deepseek_v3")
+"""Families whose router chooses one of two groups of experts here."""
+
+
 def write_model(folder: Path, model_type: str) -> None:
     more = {"moe_intermediate_size": 32} if model_type in ("qwen3_moe", "glm4_moe") else {}
-    fields = shape("gqa_untied", model_type=model_type, vocab_size=258, **more)
+    if model_type in MIXTURES:
+        fields = shape("gqa_untied", model_type=model_type, vocab_size=258, **more)
+    else:
+        fields = config_of(model_type)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
     with torch.no_grad():
@@ -87,16 +95,16 @@ def exact(folder: Path, loaded: Any) -> tuple[Any, Tensor]:
 
 
 def least(score_E: Tensor, model_type: str, count: int = 2) -> list[int]:
-    """The lowest; of GLM's two groups the lowest of each."""
-    if model_type != "glm4_moe":
+    """The lowest; of a router's two groups the lowest of each."""
+    if model_type not in GROUPED:
         return sorted(score_E.argsort()[:count].tolist())
     groups = score_E.view(2, -1)
     return sorted(g * groups.shape[1] + int(groups[g].argmin()) for g in range(2))
 
 
-@pytest.mark.parametrize("model_type", MIXTURES)
+@pytest.mark.parametrize("model_type", [*MIXTURES, "deepseek_v3"])
 def test_the_least_of_every_layer_go(model_type: str, tmp_path: Path) -> None:
-    target = "shape: {expert: 6}" if model_type == "glm4_moe" else "shape: {expert: 3}"
+    target = "shape: {expert: 6}" if model_type in GROUPED else "shape: {expert: 3}"
     loaded = recipe(tmp_path, model_type, target=target)
     run(loaded, output=tmp_path / "out")
     model, ids = exact(tmp_path, loaded)

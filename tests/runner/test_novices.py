@@ -23,7 +23,9 @@ from effcompress.model.novices import add_novices, novel
 from effcompress.network.axis_map import family_for
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from tests.conftest import MIXTURES, shape, tiny, tokens, unrounded, with_exact_norms
+from tests.conftest import MIXTURES, tiny, tokens, unrounded, with_exact_norms
+from tests.contract.test_more_families import tiny as zoo_tiny
+from tests.contract.zoo import config_of
 from tests.measure.experts_by_hand import read, returned, router_of
 from tests.proving import fresh_process
 from tests.runner.test_experts import exact, least, recipe, removed
@@ -36,9 +38,12 @@ SECTION = {"criterion": "mone\n  repair: [novice]"}
 
 
 def made(model_type: str) -> PrunedModel:
-    model = tiny(dtype=torch.float64, model_type=model_type)
-    model.set_experts_implementation("eager")  # grouped kernels know no fp64
-    config = novel(family_for(shape("gqa_tied", model_type=model_type)), model.config.to_dict())
+    if model_type in MIXTURES:
+        model = tiny(dtype=torch.float64, model_type=model_type)
+        model.set_experts_implementation("eager")  # grouped kernels know no fp64
+    else:
+        model = zoo_tiny(model_type)
+    config = novel(family_for(model.config.to_dict()), model.config.to_dict())
     assert add_novices(model, family_for(config)) == 48 * sum(
         len(router_of(m).weight) for m in model.modules() if hasattr(m, "experts")
     )
@@ -75,7 +80,7 @@ def logits(model: Any, ids: Tensor) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits
 
 
-@pytest.mark.parametrize("model_type", MIXTURES)
+@pytest.mark.parametrize("model_type", [*MIXTURES, "ernie4_5_moe", "deepseek_v2"])
 def test_masked_cut_and_by_hand(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unrounded(monkeypatch)
     pruned, ids = made(model_type), tokens()
@@ -213,3 +218,6 @@ def test_a_model_without_experts_has_no_place_for_them(tmp_path: Path) -> None:
     path = toy(tmp_path, **once)
     with pytest.raises(CoverageError, match="'llama' has no experts"):
         check(load_recipe(path, ["prune.repair=[novice]"]))
+    config = config_of("llama4_text")
+    with pytest.raises(CoverageError, match="'llama4_text' all read every token"):
+        novel(family_for(config), config)

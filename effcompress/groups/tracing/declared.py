@@ -51,7 +51,7 @@ def prove_declared(
         of = family, small.config, exact, small.anatomy.looks, ids_BT, made, silent
         require_depth(Subject(*of, caches(exact, ids_BT)))
     except (Unproven, CoverageError, LookupError, TypeError) as error:
-        fix = "Mend `sublayers` or `stays`, or say in `no_depth` why layers stay."
+        fix = "Mend `sublayers` or `staying`, or say in `no_depth` why layers stay."
         raise plugin.error(f"is not proven for depth: {_words(error)}", fix) from error
 
 

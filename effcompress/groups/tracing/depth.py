@@ -7,7 +7,7 @@ caller, since it has to work with KV caches of the library.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -99,7 +99,8 @@ def prove_all_gone(subject: Subject, layers: Sequence[int]) -> None:
     """Proves that these layers, all of one kind, can go, except those that the family keeps. Raises
     Unproven.
     """
-    gone = [i for i in layers if i not in subject.family.stays(subject.config)]
+    staying = {*subject.family.staying(subject.config)}
+    gone = [i for i in layers if f"layer.{i}" not in staying]
     if gone and len(gone) < len(subject.looks):
         _prove_without(subject, gone)
 
@@ -319,11 +320,12 @@ def _blocks(layer: nn.Module, seen: Mapping[str, _Call]) -> Iterator[tuple[str, 
                 front.append(path)
             elif len(mine) == 1 and any(norm.read is c.wrote for c in mine.values()):
                 behind = path
-        if mine:
-            (silent, first), *more = mine.items()
+        ordered = sorted(mine.items(), key=lambda item: -item[1].outputs)
+        if ordered and all(call.outputs == 1 for _, call in ordered[1:]):
+            (silent, first), *more = ordered
             through = (*front, behind) if behind else tuple(front)
-            rest = tuple((path, call.outputs) for path, call in more)
-            yield kind, Sublayer(silent, first.outputs, through, behind, rest)
+            beside = tuple(path for path, _ in more)
+            yield kind, Sublayer(silent, first.outputs, through, behind, beside)
 
 
 def _is_norm(child: nn.Module) -> bool:
@@ -341,14 +343,15 @@ def _agreed(found: Sequence[Mapping[str, Sublayer]]) -> dict[str, Sublayer]:
     agreed: dict[str, Sublayer] = {}
     for kind in kinds:
         first, *rest = (blocks[kind] for blocks in found)
-        modules: dict[str, int] = {}
-        for part in (first, *rest):
-            for path, outputs in part.silenced:
-                if modules.setdefault(path, outputs) != outputs:
-                    return {}
+        instead: dict[str, int] = {}
+        for part in rest:
             if (part.through, part.behind) != (first.through, first.behind):
                 return {}
-        (silent, outputs), *more = modules.items()
-        agreed[kind] = Sublayer(silent, outputs, first.through, first.behind, tuple(more))
-    names = [path for part in agreed.values() for path, _ in part.silenced]
+            for path, outputs in part.silenced.items():
+                if first.silenced.get(path, instead.get(path, outputs)) != outputs:
+                    return {}
+                if path not in first.silenced:
+                    instead[path] = outputs
+        agreed[kind] = replace(first, instead=tuple(instead.items()))
+    names = [path for part in agreed.values() for path in part.silenced]
     return agreed if len(names) == len(set(names)) else {}

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import CoverageError
-from effcompress.types import Axis, Config, Family, Sublayer, Widths, axis_kind
+from effcompress.types import DEPTH, Axis, Config, Family, Sublayer, Widths, axis_kind
 
 if TYPE_CHECKING:
     from effcompress.groups.tracing.anatomy import Anatomy
@@ -94,7 +94,9 @@ class Draft:
 
     def to_json(self) -> str:
         """Serialises the draft; ``draft_from_json`` reads it."""
-        return json.dumps(asdict(self))
+        plain = asdict(replace(self, sublayers={}))
+        parts = {kind: _plain(part) for kind, part in self.sublayers.items()}
+        return json.dumps({**plain, "sublayers": parts})
 
 
 def draft_from_json(text: str) -> Draft:
@@ -113,9 +115,17 @@ def draft_from_json(text: str) -> Draft:
     return Draft(**data)
 
 
+def _plain(part: Sublayer) -> dict[str, Any]:
+    return {n: getattr(part, n) for n in ("silent", "outputs", "through", "behind")} | {
+        "beside": part.beside,
+        "instead": part.instead,
+    }
+
+
 def _sublayer(part: dict[str, Any]) -> Sublayer:
-    more = tuple((path, outputs) for path, outputs in part["more"])
-    return Sublayer(**{**part, "through": tuple(part["through"]), "more": more})
+    instead = tuple((path, outputs) for path, outputs in part["instead"])
+    listed = {"through": tuple(part["through"]), "beside": tuple(part["beside"])}
+    return Sublayer(**{**part, **listed, "instead": instead})
 
 
 def family_from(draft: Draft) -> Family:
@@ -153,7 +163,9 @@ def family_from(draft: Draft) -> Family:
         rigid=("hidden",) if draft.centred else (),
         sublayers=draft.sublayers,
         norms_behind=lambda _: any(part.behind for part in draft.sublayers.values()),
-        stays=lambda _: tuple(_last(draft.layers, kind) for kind in draft.stays),
+        staying=lambda _: [
+            f"{part}.{_last(draft.layers, kind)}" for kind in draft.stays for part in DEPTH[:2]
+        ],
         no_depth=lambda _: draft.no_depth,
         defaults={draft.model_type: draft.defaults},
         aliases=draft.aliases,

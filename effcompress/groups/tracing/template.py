@@ -14,7 +14,7 @@ from effcompress.groups.tracing.anatomy import Anatomy
 from effcompress.groups.tracing.draft import Draft, Product, kinds_of
 from effcompress.groups.tracing.formula import Models, Spot, quoted
 from effcompress.groups.tracing.roles import CHANNEL, EXPERT, HIDDEN, mixture, roles
-from effcompress.types import Axis, AxisMap, Config, Sublayer, axis_kind, axis_layer
+from effcompress.types import DEPTH, Axis, AxisMap, Config, Sublayer, axis_kind, axis_layer
 
 _WIDTH = 98
 
@@ -294,7 +294,11 @@ class Template:
             yield f"        no_depth=lambda c: {quoted(draft.no_depth)},"
             return
         if draft.stays:
-            yield f"        stays=lambda c: ({', '.join(map(self._last, draft.stays))},),"
+            yield "        staying=lambda c: ["
+            for last in map(self._last, draft.stays):
+                for part in DEPTH[:2]:
+                    yield f'            "{part}." + str({last}),'
+            yield "        ],"
         if draft.sublayers:
             yield "        sublayers={"
             for kind, part in draft.sublayers.items():
@@ -357,5 +361,6 @@ def _sublayer(part: Sublayer) -> str:
     through = ", ".join(map(quoted, part.through)) + ("," if len(part.through) == 1 else "")
     said = f"Sublayer({quoted(part.silent)}, {part.outputs}, ({through})"
     said += f", behind={quoted(part.behind)}" if part.behind else ""
-    more = ", ".join(f"({quoted(path)}, {n})" for path, n in part.more)
-    return said + (f", more=({more},)" if more else "") + ")"
+    said += f", beside=({', '.join(map(quoted, part.beside))},)" if part.beside else ""
+    instead = ", ".join(f"({quoted(path)}, {n})" for path, n in part.instead)
+    return said + (f", instead=({instead},)" if instead else "") + ")"

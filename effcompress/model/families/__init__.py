@@ -11,21 +11,21 @@ from effcompress.model.families import (
     decoders,
     experts,
     fused,
+    gemma,
     hybrids,
+    latent,
     layernorm,
     llama,
+    shared,
+    ssm,
 )
 from effcompress.registry import REGISTRY, Plugin
 from effcompress.types import Config, Family
 
 FAMILIES = (
-    *llama.FAMILIES,
-    *decoders.FAMILIES,
-    *experts.FAMILIES,
-    *layernorm.FAMILIES,
-    *centred.FAMILIES,
-    *fused.FAMILIES,
-    *hybrids.FAMILIES,
+    *(*llama.FAMILIES, *decoders.FAMILIES, *experts.FAMILIES, *shared.FAMILIES),
+    *(*latent.FAMILIES, *layernorm.FAMILIES, *centred.FAMILIES, *fused.FAMILIES),
+    *(*hybrids.FAMILIES, *gemma.FAMILIES, *ssm.FAMILIES),
 )
 
 

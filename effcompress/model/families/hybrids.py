@@ -1,18 +1,35 @@
 """Decoders whose layers are not alike: attention in some, a linear recurrence in others."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from effcompress.model.families import llama
-from effcompress.model.families.llama import LAYER, attention, decoder, gated, linear, side
-from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Sublayer, Widths
+from effcompress.model.families.experts import (
+    DENSE,
+    SPARSE,
+    Mixture,
+    dense_layers_listed,
+    kept_listed,
+)
+from effcompress.model.families.llama import LAYER, attention, biased, decoder, gated, linear, side
+from effcompress.types import (
+    Axis,
+    Config,
+    Family,
+    Fields,
+    ModuleSizes,
+    Residual,
+    Sublayer,
+    Widths,
+)
 
 LINEAR_HEAD = "linear_head.{i}"
 """A key head of linear attention, with the value heads that it has to itself."""
 FULL, LINEAR = "full", "linear"
 """Flags: a layer has attention over all tokens, or linear attention."""
-FIXED = ("vocab", "head_dim", "kernel", "single", "linear_value")
+FIXED = ("vocab", "head_dim", "kernel", "one", "linear_value")
+"""Kinds that are never cut; ``one`` is a dimension of one position."""
 
 
 def where(axes: Iterable[Axis], when: str) -> Iterator[Axis]:
@@ -41,11 +58,11 @@ def _gated_attention() -> Iterator[Axis]:
         yield replace(axis, positions_per_unit="gated_head") if both else axis
 
 
-def _convolution(module: str, rows: Iterable[llama.Name], bias: str = "") -> Iterator[Axis]:
+def convolution(module: str, rows: Iterable[llama.Name], bias: str = "") -> Iterator[Axis]:
     """Axes of a depthwise convolution ``[channels, 1, kernel]``."""
     for name in (rows := tuple(rows)):
         yield side(f"{module}.weight", 0, name)
-    yield side(f"{module}.weight", 1, "single")
+    yield side(f"{module}.weight", 1, "one")
     yield side(f"{module}.weight", 2, "kernel")
     for name in rows if bias else ():
         yield side(f"{module}.bias", 0, name, bias)
@@ -61,7 +78,7 @@ def _delta_net(*projections: Axis) -> Iterator[Axis]:
     head, so that the rows of a unit are neighbours.
     """
     yield from projections
-    yield from _convolution(_DELTA + "conv1d", (_KEY, _KEY, _VALUES))
+    yield from convolution(_DELTA + "conv1d", (_KEY, _KEY, _VALUES))
     yield side(_DELTA + "A_log", 0, _PER_VALUE)
     yield side(_DELTA + "dt_bias", 0, _PER_VALUE)
     yield side(_DELTA + "norm.weight", 0, "linear_value")
@@ -98,7 +115,7 @@ UNITS = {
     "linear_head": lambda c, _: c["linear_num_key_heads"],
     "linear_value": lambda c, _: c["linear_value_head_dim"],
     "kernel": lambda c, _: c["linear_conv_kernel_dim"],
-    "single": lambda _c, _i: 1,
+    "one": lambda _c, _i: 1,
 }
 PER_UNIT: dict[str, Callable[[Config], int]] = {
     "one": lambda _: 1,
@@ -114,14 +131,18 @@ PER_UNIT: dict[str, Callable[[Config], int]] = {
 
 def _whole(config: Config, widths: Widths) -> dict[str, int]:
     """The widths, with those of the configuration for kinds that no layer is left of."""
-    kinds = ("attention", "query", "ffn", "linear_head")
-    return {**{kind: UNITS[kind](config, 0) for kind in kinds}, **widths}
+    kinds = ("attention", "query", "linear_head")
+    absent = {kind: UNITS[kind](config, 0) for kind in kinds}
+    return {"ffn": config.get("intermediate_size", 0), **absent, **widths}
 
 
 def _resize(config: Config, widths: Widths) -> Fields:
     wide = _whole(config, widths)
+    found = llama.resize(config, wide)
+    if "intermediate_size" not in config:
+        del found["intermediate_size"]
     return {
-        **llama.resize(config, wide),
+        **found,
         "linear_num_key_heads": wide["linear_head"],
         "linear_num_value_heads": wide["linear_head"] * _ratio(config),
     }
@@ -163,7 +184,7 @@ _TRAITS: dict[str, Any] = {
     "flags": {FULL: _is("full_attention"), LINEAR: _is("linear_attention")},
     "sublayers": {
         "attention_block": Sublayer(
-            "self_attn", 2, ("input_layernorm",), more=(("linear_attn", 1),)
+            "self_attn", 2, ("input_layernorm",), instead=(("linear_attn", 1),)
         ),
         "mlp_block": Sublayer("mlp", 1, ("post_attention_layernorm",)),
     },
@@ -192,4 +213,186 @@ QWEN3_5 = _qwen(
     projections=_apart(),
     defaults={"qwen3_5_text": {"num_key_value_heads": 4, **_LINEAR_DEFAULTS}},
 )
-FAMILIES = (QWEN3_5,)
+
+
+def _sparse_qwen(mixture: Mixture) -> dict[str, Any]:
+    """Traits of a decoder with these mixers and, in some layers, mixtures."""
+    traits = mixture.traits(_resize)
+    experts = traits["attributes"]
+
+    def attributes(config: Config, widths: Widths) -> ModuleSizes:
+        found = {k: v for k, v in experts(config, widths).items() if k != "self_attn"}
+        return {**found, **_attributes(config, widths)}
+
+    return {
+        **traits,
+        "units": {**traits["units"], **UNITS},
+        "flags": {**_TRAITS["flags"], **traits["flags"]},
+        "fixed": tuple(dict.fromkeys((*FIXED, *traits["fixed"]))),
+        "attributes": attributes,
+        "feed_forward": (
+            *gated(when=DENSE),
+            *mixture.axes(),
+            *mixture.beside_axes(),
+            # How much of the shared expert is added, a number per token.
+            *linear(LAYER + "mlp.shared_expert_gate", "one", "hidden", SPARSE),
+        ),
+    }
+
+
+def _sparse(config: Config, layer: int) -> bool:
+    return dense_layers_listed(config, layer) and config["num_experts"] > 0
+
+
+_SHARED: dict[str, Any] = {
+    "shared": "mlp.shared_expert",
+    "shared_width": "shared_expert_intermediate_size",
+}
+_SHARED_DEFAULTS = {
+    **{"num_key_value_heads": 2, "moe_intermediate_size": 512},
+    "shared_expert_intermediate_size": 512,
+}
+QWEN3_NEXT = _qwen(
+    "qwen3_next",
+    projections=_together(),
+    defaults={
+        "qwen3_next": {
+            **{**_LINEAR_DEFAULTS, **_SHARED_DEFAULTS},
+            **{"num_experts_per_tok": 10, "num_experts": 512},
+        }
+    },
+    depth_fields=lambda config, layers: {**kept_listed(config, layers), **_kept(config, layers)},
+    **_sparse_qwen(Mixture(("num_experts",), sparse=_sparse, **_SHARED)),
+)
+QWEN3_5_MOE = _qwen(
+    "qwen3_5_moe_text",
+    name="qwen3_5_moe",
+    projections=_apart(),
+    required=("vocab_size", "hidden_size", *llama.COUNTS),
+    defaults={
+        "qwen3_5_moe_text": {
+            **{**_LINEAR_DEFAULTS, **_SHARED_DEFAULTS},
+            **{"num_experts_per_tok": 8, "num_experts": 256},
+        }
+    },
+    **_sparse_qwen(Mixture(("num_experts",), **_SHARED)),
+)
+
+
+CHANNEL = "conv_channel.{i}"
+_CONV = LAYER + "conv."
+
+
+def _short_convolution() -> Iterator[Axis]:
+    """Axes of a convolution between two gates: a channel has a row of each of three projections."""
+    rows = (CHANNEL,) * 3
+    for name in rows:
+        yield side(_CONV + "in_proj.weight", 0, name)
+        yield side(_CONV + "in_proj.bias", 0, name, "conv_bias")
+    yield side(_CONV + "in_proj.weight", 1, "hidden")
+    yield from convolution(_CONV + "conv", (CHANNEL,), "conv_bias")
+    yield from biased(_CONV + "out_proj", "hidden", CHANNEL, "conv_bias")
+
+
+def _renamed(axes: Iterable[Axis], names: Mapping[str, str]) -> Iterator[Axis]:
+    """Yields the axes with other names of modules."""
+    for axis in axes:
+        module = axis.param.split(".")[-2]
+        param = axis.param.replace(f".{module}.", f".{names.get(module, module)}.")
+        yield replace(axis, param=param)
+
+
+def _lfm2_attention() -> Iterator[Axis]:
+    names = {"o_proj": "out_proj", "q_norm": "q_layernorm", "k_norm": "k_layernorm"}
+    return _renamed((*attention("", ""), *llama.QK_NORM), names)
+
+
+def _lfm2_feed_forward(when: str = "") -> Iterator[Axis]:
+    for name in ("w1", "w3"):
+        yield from linear(LAYER + f"feed_forward.{name}", llama.FFN, "hidden", when)
+    yield from linear(LAYER + "feed_forward.w2", "hidden", llama.FFN, when)
+
+
+def _lfm2_types(config: Config) -> list[str]:
+    """The kind of every layer; the numbers of those with attention may be all that is stated."""
+    layers = range(config["num_hidden_layers"])
+    full = config.get("full_attn_idxs")
+    drawn = ["full_attention" if full is None or i in full else "conv" for i in layers]
+    return config.get("layer_types") or drawn
+
+
+def _lfm2_ffn(config: Config, _layer: int = 0) -> int:
+    """Width of the feed-forward, which the class derives from the one stated."""
+    stated = config.get("block_ff_dim") or config["intermediate_size"]
+    if not config["block_auto_adjust_ff_dim"]:
+        return stated
+    wide = int((config["block_ffn_dim_multiplier"] or 1) * int(2 * stated / 3))
+    return -(-wide // config["block_multiple_of"]) * config["block_multiple_of"]
+
+
+def _lfm2_resize(config: Config, widths: Widths) -> Fields:
+    kinds = ("attention", "query", "ffn")
+    wide = {**{kind: LFM2_UNITS[kind](config, 0) for kind in kinds}, **widths}
+    derived = {name: wide["ffn"] for name in ("block_ff_dim",) if name in config}
+    return {**llama.resize(config, wide), **derived, "block_auto_adjust_ff_dim": False}
+
+
+def _lfm2_attributes(config: Config, widths: Widths) -> ModuleSizes:
+    if "attention" in widths:
+        return llama.repeats(config, widths)
+    channels = dict.fromkeys(("in_channels", "out_channels", "groups"), widths["conv_channel"])
+    return {"conv.conv": {**channels}} if "conv_channel" in widths else {}
+
+
+def _lfm2_pad(config: Config, widths: Widths) -> dict[str, int]:
+    # The class has as many channels in a convolution as in the stream.
+    widest = max(widths["hidden"], widths.get("conv_channel", 0))
+    return {kind: widest for kind in ("hidden", "conv_channel") if kind in widths}
+
+
+def _lfm2_kept(config: Config, layers: tuple[int, ...]) -> Fields:
+    return {"layer_types": [_lfm2_types(config)[i] for i in layers]}
+
+
+LFM2_UNITS = {
+    **llama.UNITS,
+    "ffn": _lfm2_ffn,
+    "conv_channel": lambda c, _: c["hidden_size"],
+    "kernel": lambda c, _: c["conv_L_cache"],
+    "one": lambda _c, _i: 1,
+}
+_LFM2_DEFAULTS = {
+    **{"num_key_value_heads": 8, "tie_word_embeddings": True, "conv_L_cache": 3},
+    **{"block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256},
+}
+_LFM2: dict[str, Any] = {
+    "attention_norms": ("operator_norm",),
+    "mlp_norms": ("ffn_norm",),
+    "final_norm": "model.embedding_norm.weight",
+    "units": LFM2_UNITS,
+    "flags": {
+        FULL: lambda c, i: _lfm2_types(c)[i] == "full_attention",
+        LINEAR: lambda c, i: _lfm2_types(c)[i] == "conv",
+    },
+    "sublayers": {
+        "attention_block": Sublayer("self_attn", 2, ("operator_norm",), instead=(("conv", 1),)),
+        "mlp_block": Sublayer("feed_forward", 1, ("ffn_norm",)),
+    },
+    "fixed": FIXED,
+    "fed_by": {LAYER + f"self_attn.{x}_layernorm": LAYER + f"self_attn.{x}_proj" for x in "qk"},
+    "epsilon_field": "norm_eps",
+    "residual": lambda _: Residual(mlp=("feed_forward",)),
+    "attributes": _lfm2_attributes,
+    "pad": _lfm2_pad,
+    "derived": {"conv_channel": lambda _, widths: widths["hidden"]},
+    "resize": _lfm2_resize,
+    "depth_fields": _lfm2_kept,
+}
+_LFM2_MIXERS = (*where(_lfm2_attention(), FULL), *where(_short_convolution(), LINEAR))
+LFM2 = decoder(
+    "lfm2",
+    modules=(*_LFM2_MIXERS, *_lfm2_feed_forward()),
+    defaults={"lfm2": _LFM2_DEFAULTS},
+    **_LFM2,
+)
+FAMILIES = (QWEN3_5, QWEN3_NEXT, QWEN3_5_MOE, LFM2)

@@ -17,6 +17,17 @@ HEAD = (ATTENTION, "head")
 COUNTS = ("num_hidden_layers", "num_attention_heads")
 _Q_NORM, _K_NORM = LAYER + "self_attn.q_norm.weight", LAYER + "self_attn.k_norm.weight"
 FED = {LAYER + f"self_attn.{x}_norm": LAYER + f"self_attn.{x}_proj" for x in "qk"}
+ACROSS_HEADS: dict[str, Any] = {
+    "more": (Axis(_Q_NORM, 0, *QUERY), Axis(_K_NORM, 0, *HEAD)),
+    "head_norms": (_Q_NORM, _K_NORM),
+    "fed_by": FED,
+    "approximate": dict.fromkeys(
+        ("attention", "query"),
+        "queries and keys pass a norm across all heads: without some of them the others are scaled "
+        "anew",
+    ),
+}
+"""Traits of a decoder with a norm across all heads of queries, and one of keys."""
 
 
 def qk_norms(query: str = "q_norm", key: str = "k_norm") -> tuple[Axis, ...]:
@@ -52,21 +63,21 @@ def lm_head() -> Iterator[Axis]:
 def attention(qkv_bias: str = "attention_bias", o_bias: str = "attention_bias") -> Iterator[Axis]:
     """Axes of q, k, v and o. A bias is named by its configuration flag, ``always`` or empty."""
     for name, rows in (("q_proj", QUERY), ("k_proj", HEAD), ("v_proj", HEAD)):
-        yield from _maybe(LAYER + f"self_attn.{name}", rows, "hidden", qkv_bias)
-    yield from _maybe(LAYER + "self_attn.o_proj", "hidden", QUERY, o_bias)
+        yield from maybe_biased(LAYER + f"self_attn.{name}", rows, "hidden", qkv_bias)
+    yield from maybe_biased(LAYER + "self_attn.o_proj", "hidden", QUERY, o_bias)
 
 
 def gated(bias: str = "", when: str = "") -> Iterator[Axis]:
-    """Axes of gate, up and down; ``when`` is for weights without a bias."""
+    """Axes of gate, up and down; a flag of biases must imply ``when``."""
     for name in ("gate_proj", "up_proj"):
-        yield from _maybe(LAYER + f"mlp.{name}", FFN, "hidden", bias, when)
-    yield from _maybe(LAYER + "mlp.down_proj", "hidden", FFN, bias, when)
+        yield from maybe_biased(LAYER + f"mlp.{name}", FFN, "hidden", bias, when)
+    yield from maybe_biased(LAYER + "mlp.down_proj", "hidden", FFN, bias, when)
 
 
 def ungated(bias: str = "", up: str = "up_proj", down: str = "down_proj") -> Iterator[Axis]:
     """Axes of up and down without a gate."""
-    yield from _maybe(LAYER + f"mlp.{up}", FFN, "hidden", bias)
-    yield from _maybe(LAYER + f"mlp.{down}", "hidden", FFN, bias)
+    yield from maybe_biased(LAYER + f"mlp.{up}", FFN, "hidden", bias)
+    yield from maybe_biased(LAYER + f"mlp.{down}", "hidden", FFN, bias)
 
 
 def fused_gated() -> Iterator[Axis]:
@@ -76,10 +87,11 @@ def fused_gated() -> Iterator[Axis]:
     yield from linear(LAYER + "mlp.down_proj", "hidden", FFN)
 
 
-def _maybe(module: str, out: Name, into: Name, bias: str, when: str = "") -> Iterator[Axis]:
+def maybe_biased(module: str, out: Name, into: Name, bias: str, when: str = "") -> Iterator[Axis]:
+    """Axes of a linear layer; its bias is named by its configuration flag, ``always`` or empty."""
+    yield from linear(module, out, into, when)
     if bias:
-        return biased(module, out, into, "" if bias == "always" else bias)
-    return linear(module, out, into, when)
+        yield side(f"{module}.bias", 0, out, when if bias == "always" else bias)
 
 
 def head_dim(config: Config) -> int:
@@ -102,7 +114,8 @@ UNITS = {
 }
 
 
-def _listed_per_layer(config: Config, layers: tuple[int, ...]) -> Fields:
+def listed_per_layer(config: Config, layers: tuple[int, ...]) -> Fields:
+    """Lists with a value for every layer, for those that stay."""
     listed = ("layer_types", "no_rope_layers", "layer_rope_theta")
     stated = (name for name in listed if config.get(name))
     return {name: [config[name][i] for i in layers] for name in stated}
@@ -154,7 +167,7 @@ def decoder(
     around = zip(attention_norms, mlp_norms, strict=True)
     last = [norms[-1] if behind else "" for norms in (attention_norms, mlp_norms)]
     norms = [LAYER + norm + ".weight" for pair in around for norm in pair if gains]
-    final = ("model.norm.weight",) if gains else ()
+    final = (traits.get("final_norm", "model.norm.weight"),) if gains else ()
     flag = behind if isinstance(behind, str) else ""
     optional = {LAYER + norm + ".weight" for norm in last if flag}
     held = (Axis(n, 0, "hidden", when=flag if n in optional else "") for n in (*norms, *final))
@@ -178,7 +191,7 @@ def decoder(
         "attributes": repeats,
         "pad": _pad,
         "norms_behind": lambda c: bool(c.get(flag, True)) if flag else bool(behind),
-        "depth_fields": _listed_per_layer,
+        "depth_fields": listed_per_layer,
     }
     return Family(model_types=model_types, **{**found, **traits})
 
@@ -221,19 +234,13 @@ _GEMMA: dict[str, Any] = {
 }
 GEMMA2 = decoder("gemma2", **_GEMMA)
 GEMMA3 = decoder("gemma3_text", name="gemma3", more=QK_NORM, fed_by=FED, **_GEMMA)
-_ACROSS_HEADS = (
-    "queries and keys pass a norm across all heads: without some of them the others are scaled anew"
-)
 OLMO2 = decoder(
     *("olmo2", "olmo3"),
     # Post-norm: norms behind the blocks, none in front.
     attention_norms=("post_attention_layernorm",),
     mlp_norms=("post_feedforward_layernorm",),
     behind=True,
-    more=(Axis(_Q_NORM, 0, *QUERY), Axis(_K_NORM, 0, *HEAD)),
-    head_norms=(_Q_NORM, _K_NORM),
-    fed_by=FED,
-    approximate=dict.fromkeys(("attention", "query"), _ACROSS_HEADS),
+    **ACROSS_HEADS,
 )
 
 

@@ -35,8 +35,8 @@ def refusal(family: Family, config: Config) -> str:
         return "what a block adds is multiplied by a number before it comes to the stream"
     if not family.residual(config).alone:
         return "its layers return more than the stream"
-    if any(not part.through for part in family.sublayers.values()):
-        return "both blocks of a layer read the same norm, and each needs one of its own"
+    if said := _of_blocks(family):
+        return said
     if family.router:
         return (
             "its experts return as many channels as they read, but the last layer reads the sliced "
@@ -44,6 +44,15 @@ def refusal(family: Family, config: Config) -> str:
         )
     if family.centred and (bare := _without_bias(family, config)):
         return f"the biases of its norms have no place in {bare}, which has none"
+    return ""
+
+
+def _of_blocks(family: Family) -> str:
+    """Returns what is in the way of a rotation in the blocks of a layer."""
+    if any(part.instead for part in family.sublayers.values()):
+        return "its layers are not all of one kind"
+    if any(not part.through for part in family.sublayers.values()):
+        return "both blocks of a layer read the same norm, and each needs one of its own"
     return ""
 
 
@@ -86,18 +95,24 @@ def rotated(family: Family, config: Config) -> Family:
         units={**family.units, "outer": family.units["hidden"]},
         fixed=(*family.fixed, "outer"),
         resize=resize,
-        norms=(),
+        norms=tuple(gain for gain in family.norms if gain not in _of_stream(family)),
         centred=False,
         fed_by={},
         no_depth=lambda _: "the stream has a basis of its own in front of every block",
     )
 
 
+def _of_stream(family: Family) -> set[str]:
+    """Gains of the norms over the residual stream; others are within a block."""
+    within = {axis.param for axis in family.axes if axis.name != "hidden"}
+    return {*family.norms} - within
+
+
 def _kept(family: Family, held: Stream) -> Iterator[Axis]:
     """Yields the axes of the parameters that a rotated model still has. Gains and biases of norms
     are in the linear layers behind them.
     """
-    norms = {gain.removesuffix(".weight") for gain in family.norms}
+    norms = {gain.removesuffix(".weight") for gain in _of_stream(family)}
     for axis in family.axes:
         if axis.param.rpartition(".")[0] in norms:
             continue

@@ -1,0 +1,87 @@
+"""Decoders whose layers differ in kind."""
+
+from __future__ import annotations
+
+from tests.contract.zoo import DENSE, Source
+
+LINEAR = {
+    **{"linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 7},
+    **{"linear_value_head_dim": 5, "num_hidden_layers": 4},
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+"""Two layers of each kind; a key head of linear attention has two value heads."""
+ROUTED = {
+    **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "shared_expert_intermediate_size": 20,
+}
+EXPERTS = ("expert", "expert_ffn", "shared_ffn")
+BIASES = ({"attention_bias": True}, {"tie_word_embeddings": True})
+MAMBA = {
+    **{"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 5},
+    **{"mamba_expand": 2, "num_hidden_layers": 4, "mamba_chunk_size": 8},
+}
+SOURCES = {
+    "qwen3_5_text": Source(
+        "Qwen3.5 (text)",
+        LINEAR,
+        kinds=(*DENSE, "linear_head"),
+        others=(*BIASES, {"layer_types": None}),
+    ),
+    "qwen3_next": Source(
+        "Qwen3-Next",
+        {**LINEAR, **ROUTED, "mlp_only_layers": [1]},
+        kinds=(*DENSE, *EXPERTS, "linear_head"),
+        others=(*BIASES, {"num_experts": 0}, {"layer_types": None, "decoder_sparse_step": 2}),
+    ),
+    "qwen3_5_moe_text": Source(
+        "Qwen3.5-MoE (text)",
+        {**LINEAR, **ROUTED},
+        without=("intermediate_size",),
+        kinds=(*DENSE[1:], *EXPERTS, "linear_head"),
+        others=(*BIASES, {"layer_types": None}),
+    ),
+    "lfm2": Source(
+        "LFM2",
+        {
+            **{"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
+            **{"block_auto_adjust_ff_dim": False},
+        },
+        kinds=(*DENSE, "conv_channel"),
+        others=(
+            {"conv_bias": True, "tie_word_embeddings": False},
+            {"block_auto_adjust_ff_dim": True, "block_multiple_of": 16},
+            {"layer_types": None, "full_attn_idxs": [1, 2]},
+        ),
+    ),
+    "gemma4_text": Source(
+        "Gemma 4 (text)",
+        {
+            **{"num_hidden_layers": 5, "num_kv_shared_layers": 2, "global_head_dim": 16},
+            **{"hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 258},
+            **{"layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"]},
+            "sliding_window": 8,
+        },
+        others=(
+            {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "attention_bias": True},
+            {"attention_k_eq_v": True, "num_global_key_value_heads": 2},
+            {"layer_types": None, "num_hidden_layers": 8, "use_double_wide_mlp": True},
+        ),
+    ),
+    "granitemoehybrid": Source(
+        "Granite 4 (hybrid)",
+        {
+            **{**MAMBA, "layer_types": ["linear_attention", "full_attention"] * 2},
+            **{"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
+            **{"shared_intermediate_size": 20, "residual_multiplier": 0.7},
+        },
+        kinds=(*DENSE[1:], *EXPERTS),
+        uncut=("hidden",),
+        others=(*BIASES, {"num_local_experts": 0}, {"mamba_proj_bias": True}),
+    ),
+    "bamba": Source(
+        "Bamba",
+        {**MAMBA, "attn_layer_indices": [1, 3]},
+        uncut=("hidden",),
+        others=(*BIASES, {"mlp_bias": True, "mamba_conv_bias": False}),
+    ),
+}

@@ -1,0 +1,56 @@
+"""Runs of models whose layers are not alike: linear attention, shared keys and values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from effcompress import load_recipe, run
+from tests.proving import fresh_process
+from tests.runner.toys import events, recipe
+
+LINEAR = {
+    **{"model_type": "qwen3_5_text", "head_dim": 8, "num_hidden_layers": 5},
+    "layer_types": ["linear_attention", "full_attention"] * 2 + ["linear_attention"],
+    **{"linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 7},
+    "linear_value_head_dim": 5,
+}
+SHARED = {
+    **{"model_type": "gemma4_text", "head_dim": 8, "num_hidden_layers": 6},
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    **{"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 6, "sliding_window": 8},
+    "vocab_size_per_layer_input": 258,
+}
+BASE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+BASE |= {"num_key_value_heads": 2, "max_position_embeddings": 128}
+DEPTH = "{name: layer, minimum: 2}, attention_block, mlp_block"
+
+
+def changes(shape: dict[str, object], space: str, *more: str) -> list[str]:
+    return [
+        f"model.shape={json.dumps(BASE | shape)}",
+        f"prune.space=[{space}]",
+        "prune.target={keep: 60%}",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("shape", [LINEAR, SHARED], ids=["linear", "shared"])
+def test_layers_of_every_kind_go(shape: dict[str, object], tmp_path: Path) -> None:
+    mixer = "mixer, " if shape is LINEAR else ""
+    space = f"ffn, attention, {mixer}hidden, {DEPTH}"
+    asked = changes(shape, space, "export.form=exact")
+    with fresh_process():  # the folder brings a class of its own
+        run(load_recipe(recipe(tmp_path), asked), output=tmp_path / "out")
+    (begin,), (end,) = (events(tmp_path / "out", kind) for kind in ("run", "end"))
+    assert end["status"] == "success"
+    assert end["params"] == pytest.approx(0.6 * begin["params"], rel=0.005)
+    kinds = {"ffn", "attention", "hidden"} | ({"linear_head"} if shape is LINEAR else set())
+    gone = {
+        name.partition(".")[0]
+        for name, width in begin["widths"].items()
+        if end["widths"].get(name, 0) < width
+    }
+    assert gone >= kinds and gone & {"layer", "attention_block", "mlp_block"}
