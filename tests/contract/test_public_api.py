@@ -55,8 +55,9 @@ NAMES = [
     "statistic",
 ]
 
-COMMANDS = ["bench", "check", "compare", "eval", "export", "fetch", "inspect", "plan", "plugins"]
+COMMANDS = ["bench", "check", "compare", "eval", "export", "fetch", "init", "inspect", "plan"]
 COMMANDS += [
+    "plugins",
     "run",
     "schema",
     "status",
