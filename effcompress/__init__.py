@@ -16,6 +16,7 @@ from effcompress.registry import (
     allocation,
     constraint,
     criterion,
+    family,
     gate,
     hessian,
     mixture,
@@ -32,7 +33,17 @@ from effcompress.registry import (
 from effcompress.selection.knapsack import least_error
 from effcompress.sparsity.magnitude import lowest
 from effcompress.spec import Count, Fraction, NotNegative, Pattern, Positive
-from effcompress.types import AxisMap, Due, GroupSet, Member, Plan, Scores
+from effcompress.types import (
+    Axis,
+    AxisMap,
+    Due,
+    Family,
+    GroupSet,
+    Member,
+    Plan,
+    Scores,
+    Sublayer,
+)
 
 if TYPE_CHECKING:
     from effcompress.recipe import load as load_recipe
@@ -41,11 +52,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Axis",
     "AxisMap",
     "Count",
     "CoverageError",
     "Due",
     "EffcompressError",
+    "Family",
     "Fraction",
     "GroupSet",
     "Member",
@@ -59,12 +72,14 @@ __all__ = [
     "RunError",
     "Scores",
     "SourceError",
+    "Sublayer",
     "SurgeryError",
     "__version__",
     "allocation",
     "constraint",
     "criterion",
     "damped_cholesky",
+    "family",
     "gate",
     "hessian",
     "least_error",

@@ -57,6 +57,7 @@ INPUTS: dict[str, dict[str, str]] = {
         "grad": "[O, I] its gradient on one batch; the engine averages over batches",
         "second_moment": "[O, I] AdamW's running mean of its squared gradient, bias corrected",
     },
+    "family": {},
     "space": {"axes": "AxisMap of the model: named axes with their widths"},
     "schedule": {
         "step": "optimizer steps done",

@@ -80,6 +80,8 @@ class Plugin:
     """Its second function, of the kind ``selector.observe``, say (``COMPANIONS``)."""
     statistics: Mapping[str, Plugin] = field(default_factory=dict[str, "Plugin"])
     """The registered statistics among what it and its companion need."""
+    replaces: bool = False
+    """Of a family: whether it is used in place of a built-in declaration."""
 
     @property
     def summary(self) -> str:
@@ -265,6 +267,8 @@ class Registry:
         function: Callable[..., Any],
         paper: str,
         companion: Callable[..., Any] | None = None,
+        *,
+        replaces: bool = False,
     ) -> Plugin:
         """Reads the signature and keeps the function.
 
@@ -273,7 +277,7 @@ class Registry:
         """
         where = _where(function)
         needs, knobs = _contract(kind, function, f"{kind} '{name}'", where)
-        plugin = Plugin(kind, name, function, needs, knobs, paper, where)
+        plugin = Plugin(kind, name, function, needs, knobs, paper, where, replaces=replaces)
         if companion is not None:
             plugin = replace(plugin, companion=_companion(plugin, companion))
         old = self._plugins[kind].get(name)
@@ -403,6 +407,22 @@ rotation = _decorator("rotation")
 mixture = _decorator("mixture")
 constraint = _decorator("constraint")
 allocation = _decorator("allocation")
+
+
+def family(model_type: str, *, replaces: bool = False, paper: str = "new") -> Decorator:
+    """Registers a function of no arguments as the declaration of an architecture: it returns the
+    ``Family`` of configurations with this ``model_type``.
+
+    ``replaces``: it is used though effcompress declares the architecture itself.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        made = REGISTRY.add("family", model_type, function, paper, replaces=replaces)
+        if made.knobs:
+            raise made.error("takes arguments", "Read sizes from the configuration that is given.")
+        return function
+
+    return register
 
 
 Check = Callable[..., tuple[str, str] | None]

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
+from effcompress.kept_layers import kept_layers
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -189,9 +191,9 @@ class Family:
     """Name used in ``Axis.positions_per_unit`` -> how many positions."""
     resize: Callable[[Config, Widths], Fields]
     """Configuration fields of a model with these widths per axis kind, the same in all layers."""
-    required: tuple[str, ...]
+    required: tuple[str, ...] = ()
     """Configuration fields that must be present, as positive integers."""
-    norms: tuple[str, ...]
+    norms: tuple[str, ...] = ()
     """Gains of the norms that average over an axis that can be cut (patterns with ``{i}``)."""
     layer: str = "model.layers.{i}"
     """The path of a layer."""
@@ -285,7 +287,7 @@ class Family:
     """Axis kinds that no removal touches."""
     approximate: Mapping[str, str] = field(default_factory=dict[str, str])
     """Axis kind -> why a removal changes more than the removed units' own contribution."""
-    depth_fields: Callable[[Config, tuple[int, ...]], Fields] | None = None
+    depth_fields: Callable[[Config, tuple[int, ...]], Fields] | None = kept_layers
     """Further configuration fields of a model that keeps only these layers (lists per layer)."""
     no_depth: Callable[[Config], str] = lambda _config: ""
     """Why layers cannot be removed in this configuration; empty when they can."""
@@ -505,8 +507,11 @@ class AxisMap:
         self, kind: str, *, skip_layers: Iterable[int] = (), **limits: Unpack[Limits]
     ) -> Iterator[GroupSet]:
         """Yields a group set for every axis of ``kind``, with these ``limits``; a ``minimum`` above
-        the width cuts nothing. ``skip_layers`` get none (negative: from the end).
+        the width cuts nothing. ``skip_layers`` get none (negative: from the end), and a kind that
+        the family never cuts has none.
         """
+        if kind in self.family.fixed:
+            return
         last = max(self.depth.layers, default=-1) + 1
         skipped = {i + last if i < 0 else i for i in skip_layers}
         minimum = max(limits.get("minimum", 1), self.floors.get(kind, 0))

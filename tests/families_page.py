@@ -86,8 +86,9 @@ TRACED = """
 Architectures without a declaration, as tiny random models with layers of every kind: what was
 proven and cut. Differences are relative to the largest logit: in fp64 between masked and removed,
 with different numbers per layer (the library's norms and routers compute in fp32), and in fp32
-between the model and its `exact` export in transformers. Linear attention, state spaces, routed
-experts and depth stay as they are; `effcompress inspect` says why for a model.
+between the model and its `exact` export in transformers, which generates the same with and without
+KV cache. An attention block is all that mixes tokens in a layer. Within a layer, linear attention,
+state spaces and routed experts stay as they are; `effcompress inspect` says why for a model.
 
 """
 
@@ -102,7 +103,9 @@ def page(results: Iterable[Mapping[str, Any]], before: str = "") -> str:
     traced: dict[str, dict[str, Any]] = defaultdict(dict)
     for found in results:
         if "traced" in found:
-            traced[found["traced"]] |= found
+            seen = traced[found["traced"]]
+            apart = max(part.get("apart", 0.0) for part in (seen, found))
+            seen |= {**found, "apart": apart}
         if "kind" in found:
             kind: str = found["kind"]
             key = (found["family"], COLUMN.get(kind, kind))
@@ -142,7 +145,8 @@ def _rows(text: str) -> list[dict[str, str]]:
 def _traced(found: Mapping[str, Mapping[str, Any]], kept: Mapping[str, str]) -> list[str]:
     rows = {} if found else dict(kept)
     for model_type, seen in found.items():
-        cut = ", ".join(KINDS[kind] for kind in KINDS if kind in seen["kinds"])
+        kinds = (*seen["kinds"], *seen.get("depth", ()))
+        cut = ", ".join(KINDS[kind] for kind in KINDS if kind in kinds)
         each = f"{_power(seen['apart'])} | {_power(seen['exported'])}"
         rows[model_type] = f"| `{model_type}` | {cut} | {each} |"
     head = ["| `model_type` | cut | masked and removed | export |", "|---|---|---|---|"]

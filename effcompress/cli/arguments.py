@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from effcompress.errors import CoverageError, EffcompressError, printable
+from effcompress.errors import (
+    CoverageError,
+    EffcompressError,
+    PluginError,
+    RunError,
+    printable,
+)
 from effcompress.processes import launched
 
 if TYPE_CHECKING:
@@ -46,6 +52,22 @@ def recipe_or_folder(target: Path, overrides: Sequence[str] = ()) -> LoadedRecip
     from effcompress.recipe import load
 
     return target if target.is_dir() else load(target, overrides)
+
+
+def load_plugin(file: Path) -> None:
+    """Loads a plugin file that the command line names. Raises PluginError."""
+    from effcompress.registry import REGISTRY
+
+    if not file.is_file():
+        raise PluginError("there is no such file", where=f"--plugins {file}")
+    REGISTRY.load_file(file)
+
+
+def write_new(file: Path, text: str) -> None:
+    """Writes a text file that must not be there yet. Raises RunError if it is."""
+    if file.exists():
+        raise RunError("this file is there already", where=str(file), fix="Name another one.")
+    file.write_text(text, encoding="utf-8")
 
 
 def error_lines(error: EffcompressError, prefix: str = "") -> list[str]:

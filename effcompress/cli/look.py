@@ -12,10 +12,12 @@ from effcompress.cli.arguments import (
     Overrides,
     RecipeFile,
     error_lines,
+    load_plugin,
     print_json,
     recipe_or_folder,
     say,
     show,
+    write_new,
 )
 from effcompress.errors import EffcompressError
 
@@ -99,10 +101,29 @@ def inspect(
             metavar="RECIPE_OR_FOLDER", help="Recipe file, or a folder with a model or a run."
         ),
     ],
+    plugins: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Plugin file that declares the architecture."),
+    ] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write what tracing finds out of an undeclared architecture as a plugin file.",
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Show a model's axes, its mini-groups and their sizes."""
     looked_at = recipe_or_folder(target)
+    for file in plugins or ():
+        load_plugin(file)
+    if template is not None:
+        from effcompress.estimate.inspect import template_of
+
+        write_new(template, template_of(looked_at))
+        say(f"written: {template}")
+        return
     from effcompress.estimate.inspect import inspect as inspect_target
 
     show(inspect_target(looked_at), json)

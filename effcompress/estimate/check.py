@@ -16,6 +16,7 @@ from effcompress.estimate.feasibility import (
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.positions import require_positions
 from effcompress.estimate.schedule import Timeline, fastest, play, too_rare
+from effcompress.model.families import declared_by
 from effcompress.model.source import outer_of, prompt_length
 from effcompress.recipe import LoadedRecipe
 from effcompress.spec import PruneSpec, Recipe
@@ -54,11 +55,7 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     lines.append(f"axes: {len(found.axes.shapes)} parameters, all of their dimensions named")
     if isinstance(how := found.config.get("quantization_config"), Mapping):
         lines.append(f"weights: quantised ({how.get('quant_method')}), made plain when loaded")
-    if found.axes.family.traced:
-        kinds = ", ".join(found_kinds(found.axes))
-        lines.append(f"architecture: not declared; traced, and proven on a small model: {kinds}")
-        if why := found.axes.family.unreached.get(UNTOUCHED_EXPERTS):
-            lines.append(f"warning: {UNTOUCHED_EXPERTS}: {why}")
+    lines += _architecture(found)
     exports = require_form(loaded, found)
     data: dict[str, int | None] = {"params": found.start, "target_params": found.target}
     if recipe.prune is not None and recipe.prune.allocation is not None:
@@ -82,6 +79,18 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     data |= {"ends_at": last.params, "reached_at_tokens": cut.tokens if timeline.reached else None}
     lines += [_when(timeline), *_zeros(loaded, found, last.widths, data), *exports]
     return CheckResult(lines, data, timeline)
+
+
+def _architecture(found: SizedModel) -> Iterator[str]:
+    """Yields where the axes come from that are not declared in the package."""
+    family = found.axes.family
+    if (plugin := declared_by(str(found.config["model_type"]))) is not None:
+        yield f"architecture: declared in {plugin.where}, and proven on small random models"
+    if family.traced:
+        kinds = ", ".join(found_kinds(found.axes))
+        yield f"architecture: not declared; traced, and proven on a small model: {kinds}"
+        if why := family.unreached.get(UNTOUCHED_EXPERTS):
+            yield f"warning: {UNTOUCHED_EXPERTS}: {why}"
 
 
 def _levels(recipe: Recipe, prune: PruneSpec, found: SizedModel) -> Iterator[str]:

@@ -228,7 +228,7 @@ def _require_levels(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
     """Raises RecipeError where no choice of levels meets the target, as far as that is known."""
     key = next(name for name, value in vars(prune.target).items() if value is not None)
     where = _where(loaded, f"prune.target.{key}")
-    if prune.target.timed and not sized.axes.family.sublayers:
+    if prune.target.timed and (sized.axes.family.traced or not sized.axes.family.sublayers):
         raise RecipeError(
             f"prune.target.{key}: of '{sized.axes.family.name}', which was traced, the parts of a "
             "layer are not known, so they cannot be timed",
@@ -309,11 +309,12 @@ def _require_projections(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedMod
     would change.
     """
     family = sized.axes.family
-    if prune.refit is not None and (not family.sublayers or family.norms_behind(sized.config)):
+    known = family.sublayers and not family.traced
+    if prune.refit is not None and (not known or family.norms_behind(sized.config)):
         why = "norms lie behind the projections into the stream"
         raise RecipeError(
             f"prune.refit: of '{family.name}', "
-            + (why if family.sublayers else "which was traced, the parts of a layer are not known"),
+            + (why if known else "which was traced, the writers of a layer are not known"),
             where=loaded.origins.get("prune.refit.name", str(loaded.path)),
             fix="Take prune.refit out.",
         )

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from effcompress.answer import Answer, Table
 from effcompress.errors import SourceError
+from effcompress.model.families import is_declared
 from effcompress.model.integrity import read_json
 from effcompress.model.source import config_of, label_of
 from effcompress.model.suitability import require_causal, text_in
-from effcompress.network.axis_map import resolve_model
+from effcompress.network.axis_map import declaration_of, resolve_model
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.readable import exact_count
 from effcompress.types import DEPTH, AxisMap, Config, axis_kind
@@ -41,9 +42,22 @@ def inspect(target: LoadedRecipe | Path) -> Answer:
     notes += [f"Not exact: {kind}: {why}." for kind, why in data["approximate"].items()]
     if family.traced:
         notes.append(
-            "The architecture is not declared: this was traced, and proven on a small model."
+            "The architecture is not declared: this was traced, and proven on a small model. "
+            "`--template FILE` writes it as a plugin file."
         )
     return Answer(data, (Table(title, columns, rows), _coupling(axes)), tuple(notes))
+
+
+def template_of(target: LoadedRecipe | Path) -> str:
+    """Returns the text of a plugin file that declares the architecture of a model, as far as
+    tracing finds it out. Raises SourceError for one that is declared; CoverageError as tracing does
+    where nothing can be written.
+    """
+    name, config = _config(target)
+    kind = str(config.get("model_type"))
+    if is_declared(config):
+        raise SourceError(f"architecture '{kind}' is declared already", where=name)
+    return declaration_of(config)
 
 
 def kinds_of(axes: AxisMap) -> list[str]:
@@ -86,6 +100,8 @@ def _never(axes: AxisMap) -> dict[str, str]:
             found[f"{kind} ({width})"] = why
     if axes.no_depth:
         found["layer"] = axes.no_depth
+    for name in sorted(axes.staying & axes.by_axis.keys()):
+        found[name] = "the model does not work without it"
     return {**found, **unreached}
 
 

@@ -50,12 +50,7 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
                 fix="Take it out of prune.space.",
             )
         if not sets:
-            kinds = dict.fromkeys(axis_kind(name) for name in axes.by_axis)
-            there = [kind for kind in kinds if kind not in axes.family.fixed]
-            raise CoverageError(
-                f"space '{bound.name}' finds nothing to prune in family '{axes.family.name}'",
-                fix=f"Axes of this model: {', '.join(there)}.",
-            )
+            raise _nothing(bound.name, axes)
         if sets[0].after >= sets[0].until:
             raise CoverageError(
                 f"space '{bound.name}': after {sets[0].after:.0%} is not below until "
@@ -68,6 +63,24 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
             found[s.name] = s
     _check_steps(found.values())
     return list(found.values())
+
+
+def _nothing(space: str, axes: AxisMap) -> CoverageError:
+    """The error of a space that finds nothing, or only what the family never cuts."""
+    family, kinds = axes.family, dict.fromkeys(axis_kind(name) for name in axes.by_axis)
+    why = family.unreached.get(space)
+    if space in family.fixed and space in kinds:
+        return CoverageError(
+            f"space '{space}' cuts '{space}', which stays in family '{family.name}': "
+            + (why or "its declaration says so"),
+            fix="Take it out of prune.space.",
+        )
+    there = [kind for kind in kinds if kind not in family.fixed]
+    return CoverageError(
+        f"space '{space}' finds nothing to prune in family '{family.name}'"
+        + (f": {why}" if why else ""),
+        fix=f"Axes of this model: {', '.join(there)}.",
+    )
 
 
 def _check_steps(sets: Iterable[GroupSet]) -> None:

@@ -58,7 +58,7 @@ def follow(
     projection and the stream.
     """
     family = axes.family
-    if not family.sublayers:
+    if family.traced or not family.sublayers:
         raise RunError("the parts of a block are not known here", where=family.name)
     behind = blockwise(large, family.layer, ids_NT, positions_NT)
     ahead = blockwise(small, family.layer, ids_NT, positions_NT)

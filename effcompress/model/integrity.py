@@ -127,7 +127,7 @@ def opened(path: Path) -> BinaryIO:
     raise SourceError(f"{path.name} is not a regular file", where=str(path.parent))
 
 
-def _untagged(value: dict[str, Any]) -> Any:
+def untagged(value: dict[str, Any]) -> Any:
     """Decodes the numbers that JSON has not, as transformers writes them into config.json."""
     return SPECIAL.get(str(value[TAG]), value) if value.keys() == {TAG} else value
 
@@ -155,7 +155,7 @@ def read_json(path: Path) -> Any:
         what = f"has more than {TEXT_LIMIT >> 20} MiB"
     else:
         try:
-            return json.loads(data, object_hook=_untagged)
+            return json.loads(data, object_hook=untagged)
         except RecursionError:
             what = "is nested too deeply"
         except ValueError as error:

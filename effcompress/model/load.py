@@ -16,7 +16,7 @@ from effcompress.model.cache import cache_root
 from effcompress.model.exact import new_exact, open_exact
 from effcompress.model.fetch import ensure
 from effcompress.model.hub import Progress
-from effcompress.model.integrity import read_manifest, read_object
+from effcompress.model.integrity import read_manifest, read_object, untagged
 from effcompress.model.lineage import is_pruned
 from effcompress.model.multimodal import TEXT_KEYS, TEXT_PARTS, text_of
 from effcompress.model.scratch import require_unpadded
@@ -87,7 +87,7 @@ def load(
         module = open_exact(folder) if pruned else _pretrained(folder, spec, label_of(spec))
         source, dtype = _describe(spec, folder)
     module.config._name_or_path = label_of(spec)  # instead of the cache folder
-    config = json.loads(module.config.to_json_string(use_diff=False))
+    config = json.loads(module.config.to_json_string(use_diff=False), object_hook=untagged)
     if not spec.random:
         require_agreement(spec.shape or {}, config, label_of(spec))
         require_fields(spec.shape or {}, config, config)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from effcompress.model.classes import fields_of, is_known
-from effcompress.model.families import FAMILIES
+from effcompress.model.families import find_family
 from effcompress.types import Config, Fields
 
 INNER = "text_config"
@@ -38,10 +38,12 @@ def text_of(config: Config) -> Fields | None:
     if "auto_map" in config or (inner := _inner(config)) is None:
         return None
     kind = _SAME.get(str(inner.get("model_type")), str(inner.get("model_type")))
-    found = [f for f in FAMILIES if kind in f.model_types and f.layer == "model.layers.{i}"]
-    if not found or not is_known(str(config.get("model_type"))):
+    family = find_family(kind)
+    if family is None or family.layer != "model.layers.{i}":
         return None
-    defaults, names = fields_of(kind) or {}, (*found[0].required, "num_key_value_heads", "head_dim")
+    if not is_known(str(config.get("model_type"))):
+        return None
+    defaults, names = fields_of(kind) or {}, (*family.required, "num_key_value_heads", "head_dim")
     stated = {name: defaults[name] for name in names if defaults.get(name) is not None}
     how = {k: config[k] for k in ("quantization_config",) if k in config}
     fields = {**stated, **how, **inner, "tie_word_embeddings": _tied(config, inner)}

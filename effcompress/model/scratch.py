@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import SourceError
-from effcompress.model.families import FAMILIES
+from effcompress.model.families import find_family
 from effcompress.model.lineage import is_pruned
 from effcompress.types import Config, Fields
 
@@ -67,8 +67,8 @@ def architecture(config: Config, shape: Config, name: str) -> Fields:
 
 def _alias(config: Config, field: str) -> str:
     """The architecture's own name of a field (``hidden_size`` is ``n_embd`` in GPT-2)."""
-    found = (f for f in FAMILIES if config.get("model_type") in f.model_types)
-    return next((f.aliases.get(field, field) for f in found), field)
+    family = find_family(config.get("model_type"))
+    return family.aliases.get(field, field) if family else field
 
 
 def _per_layer(config: Config, changed: Config, name: str) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from effcompress.errors import SourceError
+from effcompress.kept_layers import FIRST, LAST, NUMBERS, OWN, kept_layers, own_fields, per_layer
 from effcompress.model.silence import quietly
 from effcompress.types import Config, Fields
 
@@ -57,10 +58,6 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "vocab_size_per_layer_input": (73, 79, ()),
 }
 """Usual name of a size -> its value if small and if ``other``, and other names of it."""
-_DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
-"""Fields that say how many layers stand before the first mixture of experts."""
-_LISTS_OF_LAYERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "no_rope_layers_indices")
-"""Fields that list the numbers of layers of one sort."""
 
 
 def build(config: Config, size: Size, *, attention: str | None = "eager") -> nn.Module:
@@ -159,7 +156,7 @@ def shrink(config: Config, size: Size) -> Fields:
     for usual, new in sizes.items():
         found.update({name: new for name in _names(usual) if _is_size(config.get(name))})
     found |= _of_latent_heads(config, found)
-    chosen = _layers(config, sizes["num_hidden_layers"])
+    chosen = _layers(config, sizes["num_hidden_layers"], 1 if other else 2)
     found.update({n: len(chosen) for n in _names("num_hidden_layers") if _is_size(config.get(n))})
     found |= _of_layers(config, chosen, sizes)
     for name, value in config.items():
@@ -181,13 +178,14 @@ def _of_latent_heads(config: Config, small: Config) -> Fields:
     return {name: width for name, width in held.items() if _is_size(config.get(name))}
 
 
-def _layers(config: Config, least: int) -> list[int]:
-    """Numbers of the layers that the small model has: the first of every sort, and the first of all
-    until there are ``least``, or one more than there are sorts.
+def _layers(config: Config, least: int, each: int) -> list[int]:
+    """Numbers of the layers that the small model has: the first of every sort, ``each`` times where
+    there are as many, and the first of all until there are ``least``, or one more than there are
+    sorts.
     """
     layers = _stated(config, "num_hidden_layers") or least
     looks = [_look(config, i, layers) for i in range(layers)]
-    chosen = [i for i, look in enumerate(looks) if look not in looks[:i]]
+    chosen = [i for i, look in enumerate(looks) if looks[:i].count(look) < each]
     more = [i for i in range(layers) if i not in chosen]
     wanted = max(least, len(chosen) + least - 2)
     return sorted(chosen + more[: max(0, wanted - len(chosen))]) or [*range(least)]
@@ -195,43 +193,23 @@ def _layers(config: Config, least: int) -> list[int]:
 
 def _look(config: Config, layer: int, layers: int) -> list[Any]:
     """What the configuration says of one layer alone."""
-    listed = (v for name, v in config.items() if name not in _LISTS_OF_LAYERS)
-    found = [v[layer] for v in listed if isinstance(v, list) and len(v) == layers]
-    shared = config.get("num_kv_shared_layers") or 0
-    found.append(layer >= layers - shared)
-    dense = [config.get(name) for name in _DENSE_FIRST]
+    found = [v[layer] for name, v in config.items() if per_layer(name, v, layers)]
+    found.append(layer >= layers - (config.get(LAST) or 0))
+    dense = [config.get(name) for name in FIRST]
     found += [layer < first if _is_size(first) else False for first in dense]
-    found += [layer in (config.get(name) or ()) for name in _LISTS_OF_LAYERS]
-    return [*found, _own(config, layer) is not None]
-
-
-def _own(config: Config, layer: int) -> Any:
-    """The fields that the configuration gives one layer alone (``per_layer_config``)."""
-    held = config.get("per_layer_config") or {}
-    return held.get(layer, held.get(str(layer).zfill(len(str(max(map(int, held), default=0))))))
+    found += [layer in (config.get(name) or ()) for name in NUMBERS]
+    return [*found, own_fields(config, layer) is not None]
 
 
 def _of_layers(config: Config, chosen: Sequence[int], sizes: Mapping[str, int]) -> Fields:
     """The fields that speak of single layers, for a model of the ``chosen`` ones."""
-    layers, found = _stated(config, "num_hidden_layers"), dict[str, Any]()
-    for name, value in config.items():
-        if name in _LISTS_OF_LAYERS and value:
-            found[name] = [k for k, i in enumerate(chosen) if i in value]
-        elif isinstance(value, list) and layers and len(value) == layers:  # one entry per layer
-            own = [sizes[name]] * layers if name in sizes else value  # one width per layer
-            found[name] = [own[i] for i in chosen]
-        elif name in _DENSE_FIRST and _is_size(value):
-            found[name] = sum(i < value for i in chosen)
-        elif name == "num_kv_shared_layers" and _is_size(value):  # the last ones
-            found[name] = sum(i >= (layers or 0) - value for i in chosen)
-    if config.get("per_layer_config"):
-        own = {k: _own(config, i) for k, i in enumerate(chosen)}
-        small = {"head_dim": 2 * sizes["head_dim"], "num_key_value_heads": 2}
-        found["per_layer_config"] = {
-            k: {**v, **{name: small[name] for name in v if name in small}}
-            for k, v in own.items()
-            if v is not None
-        }
+    found = kept_layers(config, chosen)
+    for name, value in found.items():
+        if name in sizes and isinstance(value, list):  # one width per layer
+            found[name] = [sizes[name]] * len(value)
+    small = {"head_dim": 2 * sizes["head_dim"], "num_key_value_heads": 2}
+    for k, own in (found.get(OWN) or {}).items():
+        found[OWN][k] = {**own, **{name: small[name] for name in own if name in small}}
     return found
 
 

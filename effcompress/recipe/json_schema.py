@@ -53,7 +53,9 @@ _LENGTHS = {"least": "minItems", "most": "maxItems"}
 
 def json_schema(registry: Registry = REGISTRY) -> Schema:
     """Returns the JSON Schema (2020-12) of recipes with the plugins of ``registry``."""
-    definitions: Schema = {kind: _plugin_schema(kind, registry) for kind in INPUTS}
+    # No recipe names a family: its model does.
+    kinds = [kind for kind in INPUTS if kind != "family"]
+    definitions: Schema = {kind: _plugin_schema(kind, registry) for kind in kinds}
     schema = _dataclass_schema(Recipe, definitions)
     schema["properties"]["include"] = {
         "type": ["string", "array"],

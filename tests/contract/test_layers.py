@@ -9,6 +9,7 @@ import effcompress
 
 ROOT = Path(effcompress.__file__).parent
 BASE = [
+    "kept_layers",
     "types",
     "errors",
     "algebra",

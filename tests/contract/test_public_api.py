@@ -9,6 +9,7 @@ from pathlib import Path
 import effcompress
 
 NAMES = [
+    "Axis",
     "AxisMap",
     "Count",
     "CoverageError",
@@ -25,7 +26,9 @@ NAMES = [
     "Report",
     "RunError",
     "Scores",
+    "Family",
     "Fraction",
+    "Sublayer",
     "SourceError",
     "SurgeryError",
     "__version__",
@@ -33,6 +36,7 @@ NAMES = [
     "constraint",
     "criterion",
     "damped_cholesky",
+    "family",
     "gate",
     "hessian",
     "least_error",
@@ -51,8 +55,9 @@ NAMES = [
     "statistic",
 ]
 
-COMMANDS = ["bench", "check", "compare", "eval", "export", "fetch", "inspect", "plan", "plugins"]
+COMMANDS = ["bench", "check", "compare", "eval", "export", "fetch", "init", "inspect", "plan"]
 COMMANDS += [
+    "plugins",
     "run",
     "schema",
     "status",

@@ -20,12 +20,13 @@ from effcompress.export.forms import form
 from effcompress.export.rehearse import rehearse
 from effcompress.groups.tracing import search
 from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
+from effcompress.model.modeling_pruned import silent
 from effcompress.model.silence import quietly
 from effcompress.model.small import build, plain_of
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from effcompress.types import UNTOUCHED_EXPERTS
+from effcompress.types import UNTOUCHED_EXPERTS, axis_layer
 from tests.conftest import tokens
 
 COMMON = {"vocab_size": 258, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3}
@@ -55,6 +56,20 @@ KINDS = {
     "axk1": {"attention", "ffn", "hidden"},
 }
 """At least these are proven."""
+BLOCKS = ["layer", "attention_block", "mlp_block"]
+DEPTH = {
+    "apertus": BLOCKS,
+    "falcon_h1": ["layer", "mlp_block"],
+    "axk1": BLOCKS,
+    "qwen3_next": BLOCKS,
+}
+"""What is proven of depth."""
+HYBRID = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6}
+HYBRID |= {"linear_value_head_dim": 10, "layer_types": ["linear_attention", "full_attention"] * 2}
+HYBRID |= {"num_hidden_layers": 4, "num_experts": 0}
+DECLARED: dict[str, dict[str, Any]] = {"qwen3_next": HYBRID, "deepseek_v3": {**ROUTED, **LATENT}}
+"""Traced here though they are declared: nothing that is not has layers or heads like theirs."""
+DEEP = [name for name in SOURCES if DEPTH[name]]
 
 
 def config_of(model_type: str) -> dict[str, Any]:
@@ -64,11 +79,15 @@ def config_of(model_type: str) -> dict[str, Any]:
 @functools.cache
 def draft(model_type: str) -> Draft:
     torch.set_num_threads(1)
-    return search.propose(config_of(model_type), build)
+    return search.propose(config_of(model_type), build, silent)
 
 
-def cut(model_type: str, dtype: torch.dtype) -> tuple[PrunedModel, torch.Tensor]:
-    """A tiny model that lost units of every proven kind, and its logits when they were masked."""
+def cut(
+    model_type: str, dtype: torch.dtype, *, width: bool = True, depth: bool = False
+) -> tuple[PrunedModel, torch.Tensor]:
+    """A tiny model that lost units of every proven kind of width, a layer and two blocks, and its
+    logits when they were masked.
+    """
     config = config_of(model_type)
     torch.manual_seed(0)
     model: Any = build(config, "given").to(dtype)
@@ -77,15 +96,34 @@ def cut(model_type: str, dtype: torch.dtype) -> tuple[PrunedModel, torch.Tensor]
     for name, b in model.named_buffers():
         if b.numel() and ("layer_scalar" in name or "correction_bias" in name):
             b.data.uniform_(0.5, 1.5)
-    kinds = {*draft(model_type).kinds} - {*draft(model_type).kept} - {"query"}
+    kinds = {*draft(model_type).kinds} - {*draft(model_type).kept} - {"query"} if width else {*()}
+    kinds |= {*DEPTH[model_type]} if depth else set()
     spaces = [Bound(REGISTRY.get("space", kind), {}) for kind in sorted(kinds)]
     family = family_from(draft_from_json(draft(model_type).to_json()))
     pruned = PrunedModel(model, plain_of(model.config), spaces, family=family)
-    plan = {s.name: [0, *([s.size - 1] if (s.layer or 0) % 2 else [])] for s in pruned.sets}
+    wide = [s for s in pruned.sets if s.kind not in BLOCKS]
+    plan = {s.name: [0, *([s.size - 1] if (s.layer or 0) % 2 else [])] for s in wide}
+    gone = shorter(pruned) if depth else []
+    plan = {n: units for n, units in plan.items() if axis_layer(n) not in gone_layers(gone)}
+    plan |= {name: [0] for name in gone}
     pruned.mask({name: units[: pruned.parent.widths[name] - 1] for name, units in plan.items()})
     masked = logits(model)
     pruned.commit()
     return pruned, masked
+
+
+def shorter(pruned: PrunedModel) -> list[str]:
+    """A layer in the middle, the attention block of the first layer and the last feed-forward."""
+    names = [s.name for s in pruned.sets if s.kind == "layer"]
+    gone = [names[len(names) // 2]]
+    for kind, at in (("attention_block", 0), ("mlp_block", -1)):
+        there = [s for s in pruned.sets if s.kind == kind and s.layer not in gone_layers(gone)]
+        gone += [there[at].name] if there else []
+    return gone
+
+
+def gone_layers(names: list[str]) -> set[int | None]:
+    return {axis_layer(name) for name in names if name.startswith("layer.")}
 
 
 @torch.no_grad()
@@ -109,11 +147,41 @@ def test_kinds_are_proven_and_cut(
     assert sum(p.numel() for p in pruned.module.parameters()) == pruned.params
 
 
+@pytest.mark.parametrize("model_type", DEEP)
+def test_layers_and_blocks_are_proven_and_go(
+    model_type: str, record_property: Callable[[str, object], None]
+) -> None:
+    found = draft(model_type)
+    assert not found.no_depth
+    assert ["layer", *found.sublayers] == DEPTH[model_type]
+    pruned, masked = cut(model_type, torch.float64, width=False, depth=True)
+    apart = float((logits(pruned.module) - masked).abs().max()) / float(masked.abs().max())
+    assert apart < 5e-5
+    assert sum(p.numel() for p in pruned.module.parameters()) == pruned.params
+    assert torch.equal(generated(pruned.module, True), generated(pruned.module, False))
+    record_property("traced", model_type)
+    record_property("depth", DEPTH[model_type])
+    record_property("apart", apart)
+
+
+def test_the_last_layer_that_counts_positions_stays() -> None:
+    pruned, _ = cut("qwen3_next", torch.float32, width=False, depth=True)
+    there = {s.name for s in pruned.parent_sets}
+    assert "layer.1" in there and "mlp_block.3" in there
+    assert not {"layer.3", "attention_block.3"} & there, "the last one with full attention"
+
+
+@torch.no_grad()
+def generated(model: Any, cache: bool) -> torch.Tensor:
+    how: Any = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "use_cache": cache}
+    return model.eval().generate(tokens(1, 7), **how)
+
+
 @pytest.mark.parametrize("model_type", SOURCES)
 def test_an_export_is_the_same_model_in_plain_transformers(
     model_type: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    pruned, _ = cut(model_type, torch.float32)
+    pruned, _ = cut(model_type, torch.float32, depth=bool(DEPTH[model_type]))
     made = form(pruned, "exact")
     skeleton: Any = made.skeleton
     skeleton.generation_config = pruned.module.generation_config
@@ -129,6 +197,7 @@ def test_an_export_is_the_same_model_in_plain_transformers(
     wanted = logits(pruned.module)
     apart = float((logits(opened) - wanted).abs().max()) / float(wanted.abs().max())
     assert apart < 1e-5
+    assert torch.equal(generated(opened, True), generated(opened, False))
     record_property("traced", model_type)
     record_property("exported", apart)
 

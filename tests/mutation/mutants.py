@@ -3189,12 +3189,33 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/model/small.py",
-        "chosen = [i for i, look in enumerate(looks) if look not in looks[:i]]",
+        "chosen = [i for i, look in enumerate(looks) if looks[:i].count(look) < each]",
         "chosen = list[int]()",
         (
             "tests/groups/test_traced_families.py::test_layers_of_two_kinds_and_queries_with_a_gate_are_found",
         ),
         "the small model has layers of the first sort alone",
+    ),
+    Mutant(
+        "effcompress/groups/tracing/search.py",
+        "draft = replace(draft, stays=(*draft.stays, kind))",
+        "draft = replace(draft, stays=draft.stays)",
+        ("tests/groups/test_traced_families.py::test_the_last_layer_that_counts_positions_stays",),
+        "all layers with full attention may go, and nothing counts positions",
+    ),
+    Mutant(
+        "effcompress/groups/tracing/declared.py",
+        "if shapes.get(name) != tuple(p.shape):",
+        "if name not in shapes:",
+        ("tests/groups/test_template.py::test_a_wrong_declaration_is_refused_with_file_and_line",),
+        "a declaration computes other sizes than the model has",
+    ),
+    Mutant(
+        "effcompress/kept_layers.py",
+        "yield name, [k for k, i in enumerate(layers) if i in value]",
+        "yield name, [i for i in layers if i in value]",
+        ("tests/test_kept_layers.py::test_counts_of_first_and_last_layers_and_lists_of_numbers",),
+        "lists of layers' numbers keep the parent's numbers",
     ),
     Mutant(
         "effcompress/model/families/hybrids.py",

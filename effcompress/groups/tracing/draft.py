@@ -1,18 +1,18 @@
 """A proposed family as plain data: made by tracing, sent between processes as JSON, turned into a
-``Family``, or written as source text of a declaration.
+``Family``, or written as a plugin file (``template``).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import CoverageError
-from effcompress.types import Axis, Config, Family, Widths, axis_kind
+from effcompress.types import DEPTH, Axis, Config, Family, Sublayer, Widths, axis_kind
 
 if TYPE_CHECKING:
     from effcompress.groups.tracing.anatomy import Anatomy
@@ -23,7 +23,6 @@ Product = tuple[str, ...]
 """
 
 _OWN = "part of dim "
-NO_DEPTH = "the architecture is not declared, and tracing does not find out which layers can go"
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,12 @@ class Draft:
     """The kind of every layer."""
     held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Module of ``attributes`` -> the kinds of layers that have it."""
+    sublayers: Mapping[str, Sublayer] = field(default_factory=dict)
+    """Blocks of a layer that can be removed on their own."""
+    stays: tuple[int, ...] = ()
+    """Kinds of layers of which the last layer stays."""
+    no_depth: str = "not proven yet"
+    """Why layers cannot be removed; empty when they can."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -89,7 +94,9 @@ class Draft:
 
     def to_json(self) -> str:
         """Serialises the draft; ``draft_from_json`` reads it."""
-        return json.dumps(asdict(self))
+        plain = asdict(replace(self, sublayers={}))
+        parts = {kind: _plain(part) for kind, part in self.sublayers.items()}
+        return json.dumps({**plain, "sublayers": parts})
 
 
 def draft_from_json(text: str) -> Draft:
@@ -102,9 +109,23 @@ def draft_from_json(text: str) -> Draft:
         for path, held in data["attributes"].items()
     }
     data["held"] = {path: tuple(kinds) for path, kinds in data["held"].items()}
-    for name in ("kept", "norms", "looks", "layers"):
+    data["sublayers"] = {kind: _sublayer(part) for kind, part in data["sublayers"].items()}
+    for name in ("kept", "norms", "looks", "layers", "stays"):
         data[name] = tuple(data[name])
     return Draft(**data)
+
+
+def _plain(part: Sublayer) -> dict[str, Any]:
+    return {n: getattr(part, n) for n in ("silent", "outputs", "through", "behind")} | {
+        "beside": part.beside,
+        "instead": part.instead,
+    }
+
+
+def _sublayer(part: dict[str, Any]) -> Sublayer:
+    instead = tuple((path, outputs) for path, outputs in part["instead"])
+    listed = {"through": tuple(part["through"]), "beside": tuple(part["beside"])}
+    return Sublayer(**{**part, **listed, "instead": instead})
 
 
 def family_from(draft: Draft) -> Family:
@@ -140,7 +161,12 @@ def family_from(draft: Draft) -> Family:
         approximate=draft.approximate,
         # Channels of zeros would change the mean and the variance of a LayerNorm.
         rigid=("hidden",) if draft.centred else (),
-        no_depth=lambda _: NO_DEPTH,
+        sublayers=draft.sublayers,
+        norms_behind=lambda _: any(part.behind for part in draft.sublayers.values()),
+        staying=lambda _: [
+            f"{part}.{_last(draft.layers, kind)}" for kind in draft.stays for part in DEPTH[:2]
+        ],
+        no_depth=lambda _: draft.no_depth,
         defaults={draft.model_type: draft.defaults},
         aliases=draft.aliases,
         traced=True,
@@ -179,6 +205,11 @@ def anywhere(widths: Widths) -> dict[str, int]:
     return found
 
 
+def _last(layers: Sequence[int], kind: int) -> int:
+    """The last layer of a kind; -1 where there is none."""
+    return max((i for i, other in enumerate(layers) if other == kind), default=-1)
+
+
 def _is_of(draft: Draft, when: str, _config: Config, layer: int) -> bool:
     return draft.layers[layer] in kinds_of(when)
 
@@ -196,93 +227,3 @@ def kinds_of(when: str) -> tuple[int, ...]:
 def _units(draft: Draft, kind: str, _config: Config, layer: int) -> int:
     found = draft.widths.get(f"{kind}.{layer}")
     return draft.widths[kind] if found is None else found
-
-
-Held = Mapping[Product, str]
-"""Size -> the configuration field that states it."""
-
-
-def declaration(draft: Draft) -> str:
-    """Writes Python source of a ``Family`` to start from. Sizes that a configuration field states
-    are read from it; the others are ``...``, to be filled in.
-    """
-    return "\n".join(_source(draft))
-
-
-def _source(draft: Draft) -> Iterator[str]:
-    held = {product: name for name, product in draft.fields.items()}
-
-    def sizes(products: Mapping[str, Product], indent: str) -> list[str]:
-        return [f"{indent}{n!r}: {_times(p, draft, held)}," for n, p in products.items()]
-
-    yield from (f"# {what}: {why}" for what, why in draft.left_out.items())
-    yield f"{draft.model_type.upper()} = Family("
-    yield f"    name={draft.model_type!r},"
-    yield f"    model_types=({draft.model_type!r},),"
-    yield "    axes=("
-    for axis in draft.axes:
-        more = f", {axis.positions_per_unit!r}" if axis.positions_per_unit != "one" else ""
-        more += f", when={axis.when!r}" if axis.when else ""
-        yield f"        Axis({axis.param!r}, {axis.dim}, {axis.name!r}{more}),"
-    yield from ("    ),", "    units={")
-    yield from (f"        {k!r}: lambda c, _: {_units_source(k, held)}," for k in draft.kinds)
-    yield from ("    },", "    positions_per_unit={")
-    yield from (f"        {n!r}: lambda c: {_per_unit(n, held)}," for n in draft.positions_per_unit)
-    yield from ("    },", "    resize=lambda c, w: {", *sizes(draft.fields, " " * 8))
-    yield from ("    },", "    attributes=lambda c, w: {")
-    for path, remembered in draft.attributes.items():
-        yield from (f"        {path!r}: {{", *sizes(remembered, " " * 12), "        },")
-    yield "    },"
-    yield from _traits(draft)
-    yield ")"
-
-
-def _traits(draft: Draft) -> Iterator[str]:
-    if whens := sorted({axis.when for axis in draft.axes} - {""}):
-        yield "    flags={"
-        for when in whens:
-            there = tuple(i for i, kind in enumerate(draft.layers) if kind in kinds_of(when))
-            yield f"        {when!r}: lambda c, i: i in {there!r},"
-        yield "    },"
-    yield "    required=(),"
-    yield f"    norms={draft.norms!r},"
-    yield f"    layer={draft.layer!r},"
-    if draft.centred:
-        yield "    centred=True,"
-        yield "    rigid=('hidden',),"
-    for trait in ("gain_offset", "approximate", "aliases"):
-        if value := getattr(draft, trait):
-            yield f"    {trait}={value!r},"
-    for trait in ("epsilon_attribute", "epsilon_field", "final_norm"):
-        yield f"    {trait}={getattr(draft, trait)!r},"
-    yield f"    fixed={draft.kept!r},"
-    yield f"    no_depth=lambda c: {NO_DEPTH!r},"
-
-
-def _times(product: Product, draft: Draft, held: Held) -> str:
-    return " * ".join(
-        _per_unit(n, held) if n in draft.positions_per_unit else f"w[{n!r}]" for n in product
-    )
-
-
-def _units_source(kind: str, held: Held) -> str:
-    if (kind,) in held:
-        return f"c[{held[kind,]!r}]"
-    heads, kv = held.get(("attention", "query")), held.get(("attention",))
-    if kind == "query" and heads and kv:
-        return f"c[{heads!r}] // c[{kv!r}]"
-    return "c['vocab_size']" if kind == "vocab" else "..."
-
-
-def _per_unit(name: str, held: Held) -> str:
-    if name == "one":
-        return "1"
-    if name.startswith(_OWN):
-        return "..."
-    hidden = held.get(("hidden",))
-    heads = held.get(("attention", "query")) or held.get(("attention",))
-    if not hidden or not heads:
-        return "..."
-    head = f"(c.get('head_dim') or c[{hidden!r}] // c[{heads!r}])"
-    times = name.partition("_")[2]
-    return f"{times} * {head}" if times else head

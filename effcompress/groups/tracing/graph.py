@@ -9,6 +9,7 @@ It runs in a process of its own: the time limit is a signal, and the dependency 
 reference to every weight.
 """
 
+import copy
 import gc
 import itertools
 import signal
@@ -135,7 +136,8 @@ def trace(
     Raises CoverageError when no graph can be built.
     """
     try:
-        graph = Graph(module, ids_BT)
+        # A copy, because a graph that cannot be built leaves its hooks behind.
+        graph = Graph(copy.deepcopy(module), ids_BT)
     except ImportError as error:
         raise CoverageError(
             "an architecture that is not declared is traced with torch-pruning, which is missing",

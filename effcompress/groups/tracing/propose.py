@@ -16,6 +16,7 @@ from effcompress.groups.tracing.draft import Draft, own_length, when_of
 from effcompress.types import Axis
 
 HIDDEN, ATTENTION, QUERY, FFN = "hidden", "attention", "query", "ffn"
+KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
 
 
 class Irregular(Exception):
@@ -31,6 +32,8 @@ class Candidate:
     kind: str
     per_unit: int
     sets: Mapping[int | None, tuple[Coupled, ...]]
+    own: bool = False
+    """Whether a head's stretches have lengths of their own, not multiples of one width."""
 
     def units(self) -> Iterator[tuple[int | None, int, Coupled]]:
         """Yields layer, number of the unit, and a coupling that belongs to it."""
@@ -69,6 +72,15 @@ def candidates(
             head = anatomy.head_dim or 0
             heads = head and all(len(held) % head == 0 for held in plain.values())
             yield (as_channels, Candidate(ATTENTION, head, plain)) if heads else (as_channels,)
+
+
+def returns(candidate: Candidate, anatomy: Anatomy) -> bool:
+    """Whether a matrix leads from the candidate's positions back to the residual stream. In a small
+    model no other size is that of the stream.
+    """
+    hidden = anatomy.shapes[anatomy.embedding][1]
+    places = {place for sets in candidate.sets.values() for place in sets[0]}
+    return any(dim == 1 and anatomy.shapes[param][0] == hidden for param, dim in places)
 
 
 def stream_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Candidate:
@@ -128,11 +140,11 @@ def _bias(place: Place) -> Place:
 
 
 def heads_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Iterator[Candidate]:
-    """Yields heads that no coupling led to, one candidate per module with projections: every output
-    that KV heads divide belongs to them in equal stretches, and so does the input of the projection
-    back to the residual stream. That covers gates beside queries, and latent attention, whose
-    queries, keys and values have widths of their own. Modules with a dimension in ``taken`` are
-    passed over. Only a guess, for the proofs to decide.
+    """Yields heads that no coupling led to, two candidates per module with projections: every
+    output that KV heads divide belongs to them in equal stretches, and so does the input of the
+    projection back to the residual stream. That covers gates beside queries, and (the second
+    candidate) latent attention, whose queries, keys and values have widths of their own. Modules
+    with a dimension in ``taken`` are passed over. Only a guess, for the proofs to decide.
     """
     known = set(taken)
     found: dict[str, dict[int | None, tuple[Coupled, ...]]] = defaultdict(dict)
@@ -146,6 +158,7 @@ def heads_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Iterator[Candidat
     for sets in found.values():
         if whole := _whole_kinds(sets, anatomy):
             yield Candidate(ATTENTION, 1, whole)
+            yield Candidate(ATTENTION, 1, whole, own=True)
 
 
 def _equal_parts(places: Sequence[Place], anatomy: Anatomy) -> Iterator[Coupled]:
@@ -196,6 +209,7 @@ def assemble(chosen: Sequence[Candidate], matrices: frozenset[Place], anatomy: A
                     mine = (candidate.kind, unit)
                     if labels[place].setdefault(position, mine) != mine:
                         torn.add(place)
+    own = any(candidate.own for candidate in chosen)
     per_unit = {"one": 1} | ({"head": anatomy.head_dim} if anatomy.head_dim else {})
     numbers = {layer: kind for kind, layer in enumerate(anatomy.first().values())}
     found: dict[str, dict[int | None, list[Axis]]] = defaultdict(dict)
@@ -209,7 +223,7 @@ def assemble(chosen: Sequence[Candidate], matrices: frozenset[Place], anatomy: A
             place = (param, dim)
             units = None if place in torn else {**totals[None], **totals[layer]}
             runs = _runs(labels[place], size, place, units, matrices)
-            named += _named(runs, place, anatomy, per_unit)
+            named += _named(runs, place, anatomy, per_unit, own=own)
     looks = tuple(anatomy.first())
     draft = Draft(
         anatomy.model_type,
@@ -271,7 +285,7 @@ def _parse(
 
 
 def _named(
-    runs: Sequence[Run], place: Place, anatomy: Anatomy, per_unit: dict[str, int]
+    runs: Sequence[Run], place: Place, anatomy: Anatomy, per_unit: dict[str, int], *, own: bool
 ) -> Iterator[Axis]:
     param, dim = place
     pattern = anatomy.pattern(param)
@@ -285,18 +299,18 @@ def _named(
         elif kind == FFN and length == 1:
             yield Axis(pattern, dim, kind + suffix)
         else:
-            yield Axis(pattern, dim, *_heads(kind, length, place, anatomy, per_unit))
+            yield Axis(pattern, dim, *_heads(kind, length, place, anatomy, per_unit, own=own))
 
 
 def _heads(
-    kind: str, length: int, place: Place, anatomy: Anatomy, per_unit: dict[str, int]
+    kind: str, length: int, place: Place, anatomy: Anatomy, per_unit: dict[str, int], *, own: bool
 ) -> tuple[str, str]:
     """Axis name and ``positions_per_unit`` of a run of heads."""
     head = anatomy.head_dim or 0
     times, rest = divmod(length, head) if head else (0, 1)
     if kind != ATTENTION:
         raise Irregular(f"{place[0]}: units of {length} positions on dimension {place[1]}")
-    if rest and length * anatomy.heads == anatomy.shapes[place[0]][place[1]]:
+    if (rest or own) and length * anatomy.heads == anatomy.shapes[place[0]][place[1]]:
         name = own_length(anatomy.pattern(place[0]), place[1])
         per_unit[name] = length
         return f"{kind}.{{i}}", name

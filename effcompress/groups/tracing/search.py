@@ -5,21 +5,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from effcompress.errors import CoverageError
-from effcompress.groups.tracing.anatomy import OTHER_HEADS, Anatomy, Norm, anatomy_of, norms_of
-from effcompress.groups.tracing.draft import Draft, Product, declaration, value
+from effcompress.groups.tracing.anatomy import OTHER_HEADS, Anatomy, Norm, norms_of
+from effcompress.groups.tracing.depth import (
+    Silent,
+    Subject,
+    blocks_of,
+    caches,
+    prove_all_gone,
+    prove_block,
+    prove_identity,
+    prove_layers,
+)
+from effcompress.groups.tracing.draft import Draft, family_from
 from effcompress.groups.tracing.graph import Trace, trace
+from effcompress.groups.tracing.probe import LAYERS, Build, Probe, Tell, probe, tokens_for
 from effcompress.groups.tracing.propose import (
     ATTENTION,
     FFN,
     HIDDEN,
+    KINDS,
     QUERY,
     Candidate,
     Irregular,
@@ -27,98 +39,36 @@ from effcompress.groups.tracing.propose import (
     candidates,
     channels_by_size,
     heads_by_size,
+    returns,
     stream_by_size,
 )
-from effcompress.groups.tracing.verify import Unproven, cover, prove, rebuild
-from effcompress.types import UNTOUCHED_EXPERTS, Axis, AxisMap, Config, axis_kind, in_layer
+from effcompress.groups.tracing.stated import attributes_of, epsilon_field, fields_of
+from effcompress.groups.tracing.template import Model, template
+from effcompress.groups.tracing.verify import Unproven, prove, rebuild
+from effcompress.types import UNTOUCHED_EXPERTS, Axis, Config, axis_kind
 
-KINDS = (HIDDEN, ATTENTION, QUERY, FFN)
-_LAYERS = "num_hidden_layers"
-_DEFAULTS = ("hidden_size", _LAYERS, "num_attention_heads", "tie_word_embeddings")
+_DEFAULTS = ("hidden_size", LAYERS, "num_attention_heads", "tie_word_embeddings")
 _ACROSS = "a norm goes across its units: without some of them the others are scaled anew"
-# The engine sets the size attributes of these classes from their tensors.
-_FOLLOW_TENSORS = (nn.Linear, nn.Embedding, nn.LayerNorm)
-_QUERIES: Product = ("attention", "query")
-_HEADS: tuple[Product, ...] = (("attention", "query", "head"), ("attention", "head"))
 
 
-class Failure(TypedDict):
-    """An error, to be raised in the parent."""
-
-    kind: str
-    what: str
-    where: str | None
-    fix: str | None
-
-
-class Report(TypedDict, total=False):
-    """What the subprocess reports: one or two of these keys per line."""
-
-    at: str
-    """Path of the module being queried."""
-    declaration: str
-    """Source text of a declaration to start from."""
-    draft: str
-    """The result, as ``Draft.to_json`` writes it."""
-    error: Failure
+def written(draft: Draft, raw: Config, probes: Sequence[Probe]) -> str:
+    """Returns the draft as the text of a plugin file. ``raw``: the configuration as its file has
+    it; ``probes``: small models, and the one that was asked for.
+    """
+    sized = [one.fits(draft) for one in probes]
+    models = [Model(s.probe.anatomy, s.probe.config, s.axes, s.per_unit) for s in sized]
+    return template(draft, raw, models)
 
 
-Tell = Callable[[Report], None]
-
-
-class Build(Protocol):
-    """Builds a random model: sizes as given, small, or small with other numbers."""
-
-    def __call__(
-        self, config: Config, size: Literal["given", "small", "other"], /
-    ) -> nn.Module: ...
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A random model and its anatomy."""
-
-    module: nn.Module
-    config: dict[str, Any]
-    anatomy: Anatomy
-
-    def fits(self, draft: Draft) -> Sized:
-        """Resolves the draft's axes on this model. Raises CoverageError."""
-        mine = draft.on(self.anatomy)
-        return Sized(self, cover(mine, self.config, self.module), mine.positions_per_unit)
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A model with the draft's axes and positions per unit resolved on it."""
-
-    probe: Probe
-    axes: AxisMap
-    per_unit: Mapping[str, int]
-
-    def holds(self, product: Product) -> int:
-        """Value of a product of sizes in this model, in the first layer that has them all; 0 where
-        none has.
-        """
-        held = (self.in_place(product, i) for i in self.axes.depth.layers)
-        return next((size for size in held if size is not None), 0)
-
-    def in_place(self, product: Product, layer: int) -> int | None:
-        """Value of a product of sizes in one layer; None where it lacks one of them."""
-        widths = in_layer(self.axes.widths, layer)
-        there = all(name in widths or name in self.per_unit for name in product)
-        return value(product, widths, self.per_unit) if there else None
-
-
-def _same_looks(probes: Sequence[Probe], fix: str) -> None:
+def _same_looks(probes: Sequence[Probe]) -> None:
     """Raises CoverageError naming a parameter where the small models lack a kind of layers."""
     *small, given = probes
     for i, look in enumerate(given.anatomy.looks):
-        for probe in small:
-            if look in probe.anatomy.looks:
+        for other in small:
+            if look in other.anatomy.looks:
                 continue
             layer = given.anatomy.layer.replace("{i}", str(i))
-            alike = {part for other in probe.anatomy.looks for part in other.split()}
+            alike = {part for known in other.anatomy.looks for part in known.split()}
             here = [part for part in look.split() if part != OTHER_HEADS]
             more = [part.partition(":")[0] for part in here if part not in alike]
             raise CoverageError(
@@ -126,30 +76,28 @@ def _same_looks(probes: Sequence[Probe], fix: str) -> None:
                 if more
                 else "no layer of the small model that is traced has these parameters",
                 where=".".join([layer, *more[:1]]),
-                fix=fix,
+                fix="Declare it in a plugin file (`@family`, docs/plugins.md).",
             )
 
 
-def propose(config: Config, build: Build, tell: Tell = lambda _: None) -> Draft:
-    """Returns a draft in which every axis kind that can be cut has been proven.
+def propose(config: Config, build: Build, silent: Silent, tell: Tell = lambda _: None) -> Draft:
+    """Returns a draft in which every axis kind that can be cut has been proven. ``silent`` makes
+    what stands for a block that is gone.
 
     Raises CoverageError when there is none; SourceError when the model cannot be built.
     """
-    small, other = (_probe(build, config, size) for size in ("small", "other"))
-    given = _probe(build, config, "given")
+    small, other = (probe(build, config, size) for size in ("small", "other"))
+    given = probe(build, config, "given")
+    _same_looks([small, other, given])
+    probes = small, other, given
     draft = assemble((), frozenset(), small.anatomy)
-    _same_looks([small, other, given], paste(declaration(draft)))
-    tell({"declaration": declaration(draft)})
-    vocab = small.anatomy.sizes["vocab"]
-    ids_BT = torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(1))
+    tell({"declaration": written(draft, config, probes)})
+    ids_BT = tokens_for(small)
     traced = trace(small.module, ids_BT, lambda path: tell({"at": path}))
-    try:
-        draft = Search(small, other, traced, ids_BT, build).run()
-        sized = given.fits(draft)
-    except CoverageError as error:  # layers that are not alike, for example
-        error.fix = paste(declaration(draft))
-        raise
-    if not {ATTENTION, FFN} & set(draft.kinds) - set(draft.kept):
+    draft = Search(small, other, traced, ids_BT, build, silent).run()
+    sized = given.fits(draft)
+    tell({"declaration": written(draft, config, probes)})
+    if not {ATTENTION, FFN} & set(draft.kinds) - set(draft.kept) and draft.no_depth:
         raise _refused(draft)
     stated = {draft.aliases.get(name, name) for name in (*_DEFAULTS, *draft.fields)}
     return replace(
@@ -163,12 +111,19 @@ class Search:
     """Tries what each coupling may be, and keeps what proves itself."""
 
     def __init__(
-        self, small: Probe, other: Probe, traced: Trace, ids_BT: torch.Tensor, build: Build
+        self,
+        small: Probe,
+        other: Probe,
+        traced: Trace,
+        ids_BT: torch.Tensor,
+        build: Build,
+        silent: Silent,
     ) -> None:
         self.small, self.other, self.traced, self.ids_BT = small, other, traced, ids_BT
-        self.build = lambda config: build(config, "given")
+        self.build, self.silent = lambda config: build(config, "given"), silent
         self.exact = copy.deepcopy(small.module).double()
         self.norms = list(norms_of(small.module))
+        self.caches = caches(self.exact, ids_BT)
 
     def run(self) -> Draft:
         """The best draft: everything that cannot be cut is in ``kept``, with reasons."""
@@ -181,20 +136,15 @@ class Search:
         for alternatives in candidates(
             self.traced.coupled, self.traced.matrices, self.small.anatomy
         ):
-            taken = {(one.kind, layer) for one in chosen for layer in one.sets}
-            reasons: dict[str, str] = {}
-            for candidate in alternatives:
-                second = any((candidate.kind, layer) in taken for layer in candidate.sets)
-                if not (why := "a second one" if second else self._fault(candidate)):
-                    chosen.append(candidate)
-                    break
-                reasons[candidate.kind] = why
-            else:
-                # Named by the first matrix that carries it.
-                carried = next(iter(alternatives[0].sets.values()))[0]
-                shapes = self.small.anatomy.shapes
-                place = min(param for param, _ in carried if len(shapes[param]) > 1)
-                left_out[place] = "; ".join(f"as {kind}: {why}" for kind, why in reasons.items())
+            found, reasons = self._first_of(alternatives, chosen)
+            if found is not None:
+                chosen.append(found)
+                continue
+            # Named by the first matrix that carries it.
+            carried = next(iter(alternatives[0].sets.values()))[0]
+            shapes = self.small.anatomy.shapes
+            place = min(param for param, _ in carried if len(shapes[param]) > 1)
+            left_out[place] = "; ".join(f"as {kind}: {why}" for kind, why in reasons.items())
         for guess in (channels_by_size, heads_by_size):
             known = [place for one in chosen for held in one.sets.values() for place in held[0]]
             for candidate in guess(self.small.anatomy, known):
@@ -205,7 +155,7 @@ class Search:
             known = [place for one in chosen for held in one.sets.values() for place in held[0]]
             candidate = stream_by_size(self.small.anatomy, known)
             chosen += [] if self._fault(candidate) else [candidate]
-        draft = self._complete(self._assembled(chosen))
+        draft = self._with_depth(self._complete(self._assembled(chosen)))
         faults = {kind: self._unproven(draft, kind) for kind in KINDS if kind in draft.kinds}
         proven = [kind for kind, why in faults.items() if not why]
         absent = {kind for kind in KINDS if kind != QUERY} - faults.keys()
@@ -221,6 +171,50 @@ class Search:
             approximate={k: why for k, why in draft.approximate.items() if k in proven},
         )
 
+    def _first_of(
+        self, alternatives: Sequence[Candidate], chosen: Sequence[Candidate]
+    ) -> tuple[Candidate | None, dict[str, str]]:
+        """The first alternative that proves itself, or why there is none."""
+        taken = {(one.kind, layer) for one in chosen for layer in one.sets}
+        reasons: dict[str, str] = {}
+        for candidate in alternatives:
+            if why := self._fault(candidate):
+                reasons[candidate.kind] = why
+            elif taken.isdisjoint((candidate.kind, layer) for layer in candidate.sets):
+                return candidate, {}
+            else:  # what holds of channels holds of rows of them, too: these are no heads
+                return None, {**reasons, candidate.kind: "a second one"}
+        return None, reasons
+
+    def _with_depth(self, draft: Draft) -> Draft:
+        """Adds what is proven of depth: layers, and blocks if a layer without them is none."""
+        blocks = blocks_of(self.exact, self.small.anatomy, self.ids_BT)
+        draft = replace(draft, no_depth="")
+        if why := self._stuck(draft, prove_layers):
+            return replace(draft, no_depth=f"layers do not go by themselves ({why})")
+        for kind, layers in enumerate(self._subject(draft).kinds):
+            if self._stuck(draft, partial(prove_all_gone, layers=layers)):
+                draft = replace(draft, stays=(*draft.stays, kind))
+        if self._stuck(replace(draft, sublayers=blocks), prove_identity):
+            return draft
+        for kind, part in blocks.items():
+            more = replace(draft, sublayers={**draft.sublayers, kind: part})
+            draft = draft if self._stuck(more, partial(prove_block, kind=kind)) else more
+        return draft
+
+    def _stuck(self, draft: Draft, proof: Callable[[Subject], None]) -> str:
+        """Why a proof of depth fails; empty if it does not."""
+        try:
+            proof(self._subject(draft))
+        except (Unproven, CoverageError) as error:
+            return str(error)
+        return ""
+
+    def _subject(self, draft: Draft) -> Subject:
+        config, looks = self.small.config, self.small.anatomy.looks
+        of = self.exact, looks, self.ids_BT, self.build, self.silent, self.caches
+        return Subject(family_from(draft), config, *of)
+
     def _assembled(self, chosen: Sequence[Candidate]) -> Draft:
         return assemble(chosen, self.traced.matrices, self.small.anatomy)
 
@@ -228,6 +222,8 @@ class Search:
         """Why a candidate fails on its own; empty if it does not. The residual stream need only be
         expressible as an axis: it is proven together with the others.
         """
+        if candidate.kind != HIDDEN and not returns(candidate, self.small.anatomy):
+            return "it does not lead back to the residual stream"
         try:
             draft = self._complete(self._assembled([candidate]))
         except (Irregular, CoverageError) as error:
@@ -239,8 +235,9 @@ class Search:
 
     def _unproven(self, draft: Draft, kind: str) -> str:
         try:
-            prove(draft, self.small.config, self.exact, kind, self.ids_BT)
-            rebuild(draft, self.small.config, self.exact, kind, self.ids_BT, self.build)
+            subject = family_from(draft), self.small.config, self.exact, kind, self.ids_BT
+            prove(*subject)
+            rebuild(*subject, self.build)
         except (Unproven, CoverageError) as error:
             return str(error)
         return ""
@@ -248,8 +245,8 @@ class Search:
     def _complete(self, draft: Draft) -> Draft:
         """Adds the sizes that modules and configuration keep, and the norms that cuts concern."""
         models = [probe.fits(draft) for probe in (self.small, self.other)]
-        attributes, held = _attributes(draft, models)
-        fields = _fields(draft, models)
+        attributes, held = attributes_of(draft, models)
+        fields = fields_of(draft, models)
         draft = replace(draft, fields=fields, attributes=attributes, held=held)
         over = dict(_averages(draft, self.norms, self.small.anatomy))
         if not over:
@@ -262,7 +259,7 @@ class Search:
             centred=norm.centred,
             gain_offset=norm.offset,
             epsilon_attribute=norm.attribute,
-            epsilon_field=_epsilon_field(self.small.config, norm.epsilon),
+            epsilon_field=epsilon_field(self.small.config, norm.epsilon),
             final_norm=final[-1] if final else "",
             approximate={k: _ACROSS for kinds in over.values() for k in kinds if k != HIDDEN},
         )
@@ -297,91 +294,6 @@ def _experts(probe: Probe, ffn: bool) -> dict[str, str]:
     return {}
 
 
-# Configuration fields and module attributes that hold sizes are those that equal a product of
-# widths in two models of different sizes, so that a coincidence in one of them does not count.
-
-
-def _fields(draft: Draft, models: Sequence[Sized]) -> dict[str, Product]:
-    """Configuration field -> the product of sizes that it holds in every model."""
-    found: dict[str, Product] = {}
-    for product in _products(draft):
-        sizes = [model.holds(product) for model in models]
-        if set(sizes) <= {0, 1}:
-            continue  # a size of 1 would match too many fields
-        for name in models[0].probe.config:
-            held = [model.probe.config.get(name) for model in models]
-            if held == sizes and not any(isinstance(size, bool) for size in held):
-                found.setdefault(name, product)
-    shared: Any = models[0].probe.module.config
-    derived = isinstance(getattr(type(shared), "head_dim", None), property)
-    if found and "head" in draft.positions_per_unit and not derived:
-        # Stated, since classes derive it as hidden size / heads, which pruning makes wrong.
-        found.setdefault("head_dim", ("head",))
-    return found
-
-
-def _attributes(
-    draft: Draft, models: Sequence[Sized]
-) -> tuple[dict[str, dict[str, Product]], dict[str, tuple[int, ...]]]:
-    """Module of a layer -> attribute -> the product of sizes that it holds in every model; and the
-    kinds of layers that have the module.
-    """
-    found: dict[str, dict[str, Product]] = {}
-    kinds: dict[str, list[int]] = {}
-    for kind, look in enumerate(draft.looks):
-        places = [model.probe.anatomy.first()[look] for model in models]
-        paths = [draft.layer.replace("{i}", str(i)) for i in places]
-        pairs = zip(models, paths, strict=True)
-        layers = [model.probe.module.get_submodule(path) for model, path in pairs]
-        for path, child in layers[0].named_modules():
-            if isinstance(child, _FOLLOW_TENSORS) or not path:
-                continue
-            alike = [layer.get_submodule(path) for layer in layers]
-            for product in _products(draft, across=_attends(draft, path)):
-                sizes = [m.in_place(product, i) for m, i in zip(models, places, strict=True)]
-                for name in _held(child, alike, sizes):
-                    found.setdefault(path, {}).setdefault(name, product)
-                    if kind not in kinds.setdefault(path, []):
-                        kinds[path].append(kind)
-    return found, {path: tuple(of) for path, of in kinds.items()}
-
-
-def _held(child: nn.Module, alike: Sequence[nn.Module], sizes: list[int | None]) -> Iterator[str]:
-    """Yields the attributes that hold these sizes in the modules that are ``alike``. Modules of
-    experts keep theirs: no axis of experts is traced.
-    """
-    if any(p.dim() == 3 for p in child.parameters(recurse=False)):
-        return
-    for name, held in vars(child).items():
-        if not isinstance(held, int) or isinstance(held, bool) or name.startswith("_"):
-            continue
-        if [getattr(other, name, None) for other in alike] == sizes:
-            yield name
-
-
-def _epsilon_field(config: Config, epsilon: float) -> str:
-    """The configuration field that holds the norms' epsilon; empty when there is none."""
-    return next((n for n, held in config.items() if "eps" in n and held == epsilon), "")
-
-
-def _attends(draft: Draft, path: str) -> bool:
-    inside = f"{draft.layer}.{path}."
-    return any(a.param.startswith(inside) and a.name.startswith("attention") for a in draft.axes)
-
-
-def _products(draft: Draft, *, across: bool = False) -> Iterator[Product]:
-    """Yields the products to look for, in order, of axis kinds that can be cut.
-
-    The hidden size often equals heads times head width. Within attention, such a number is taken
-    for the heads (``across``), elsewhere for the hidden size.
-    """
-    kinds = [kind for kind in draft.kinds if kind in KINDS]
-    single: list[Product] = [(kind,) for kind in kinds]
-    for product in (*(_HEADS if across else ()), *single, _QUERIES):
-        if all(name in kinds or name in draft.positions_per_unit for name in product):
-            yield product
-
-
 def _averages(
     draft: Draft, norms: Sequence[Norm], anatomy: Anatomy
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -405,24 +317,6 @@ def _averages(
             yield pattern, over
 
 
-def _probe(build: Build, config: Config, size: Literal["given", "small", "other"]) -> Probe:
-    torch.manual_seed(0)
-    with torch.device("meta" if size == "given" else "cpu"):
-        module = build(config, size)
-    if size != "given":
-        # Fresh biases of 0 and gains of 1 would hide mistakes.
-        with torch.no_grad():
-            for p in module.parameters():
-                p.uniform_(0.5, 1.5) if p.dim() == 1 else p.normal_(0, 0.2)
-    made: Any = module
-    if getattr(made.config, "is_heterogeneous", False):  # else common values are left out
-        made.config.allow_global_per_layer_attribute_access = True
-    anatomy, stated = anatomy_of(module), made.config.to_dict()
-    # Nemotron-H derives the number from another field.
-    stated.setdefault(anatomy.aliases.get(_LAYERS, _LAYERS), anatomy.layers)
-    return Probe(module, stated, anatomy)
-
-
 def _refused(draft: Draft) -> CoverageError:
     """The error that names the first module that could not be traced, or a matrix without proof."""
     where = next(iter(draft.left_out), "")
@@ -431,12 +325,12 @@ def _refused(draft: Draft) -> CoverageError:
         where = next(inside, draft.layer).replace("{i}", "0")
     first = draft.left_out.get(where, "nothing leads through it")
     return CoverageError(
-        f"tracing '{draft.model_type}' proves neither heads nor feed-forward channels: {first}",
+        f"tracing '{draft.model_type}' proves neither heads nor feed-forward channels nor depth "
+        f"({draft.no_depth}): {first}",
         where=where,
-        fix=paste(declaration(draft)),
     )
 
 
 def paste(text: str) -> str:
-    """The advice to declare the family, with source text to start from."""
-    return f"Declare it in effcompress/model/families; this is a start:\n{text}"
+    """The advice to declare the family, with the text of a file to start from."""
+    return f"Declare it in a plugin file (docs/plugins.md); this is a start:\n{text}"

@@ -10,14 +10,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from effcompress.errors import CoverageError, EffcompressError, SourceError
+from effcompress.errors import CoverageError, EffcompressError, PluginError, SourceError
+from effcompress.groups.tracing.declared import prove_declared
+from effcompress.groups.tracing.depth import Silent
 from effcompress.groups.tracing.draft import draft_from_json, family_from
-from effcompress.groups.tracing.search import Build, Report, paste, propose
+from effcompress.groups.tracing.probe import Build, Report, Tell
+from effcompress.groups.tracing.search import paste, propose
+from effcompress.registry import REGISTRY, Plugin
 from effcompress.types import Config, Family
 
 _ERRORS: Mapping[str, type[EffcompressError]] = {
     "CoverageError": CoverageError,
+    "PluginError": PluginError,
     "SourceError": SourceError,
 }
 
@@ -32,39 +39,71 @@ def trace_family(config: Config, *, entry: str, timeout: float) -> Family:
             ``fix`` is a declaration to start from.
         SourceError: the model cannot be built.
     """
+    said = _asked({"config": dict(config)}, config, entry, timeout)
+    return family_from(draft_from_json(said.get("draft", "")))
+
+
+def require_proven(plugin: Plugin, config: Config, *, entry: str, timeout: float) -> None:
+    """Proves the family that a plugin declares, for one configuration, in a process of its own
+    (``declared.prove_declared``). ``entry``: as of ``trace_family``.
+
+    Raises:
+        PluginError: names what the declaration gets wrong, with file and line.
+        CoverageError: there was no answer in time.
+        SourceError: the model cannot be built.
+    """
+    file = plugin.where.rpartition(":")[0]
+    _asked({"config": dict(config), "file": file, "name": plugin.name}, config, entry, timeout)
+
+
+def declaration_of(config: Config, *, entry: str, timeout: float) -> str:
+    """Returns the text of a plugin file that declares a configuration's architecture as far as
+    tracing finds it out. Raises as ``trace_family`` does where nothing can be written.
+    """
+    said = _report({"config": dict(config)}, config, entry, timeout)
+    return said.get("declaration") or _require_answer(said).get("declaration", "")
+
+
+def _asked(question: Mapping[str, Any], config: Config, entry: str, timeout: float) -> Report:
+    return _require_answer(_report(question, config, entry, timeout))
+
+
+def _report(question: Mapping[str, Any], config: Config, entry: str, timeout: float) -> Report:
+    """What the process said; that it did not come to an end is an ``error``, too."""
     try:
         done = subprocess.run(  # noqa: S603 (our own interpreter and module)
             [sys.executable, "-m", entry],
-            input=json.dumps(dict(config)),
+            input=json.dumps(question),
             capture_output=True,
             text=True,
             timeout=timeout,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
     except subprocess.TimeoutExpired as late:
-        said = _said(late.stdout)
-        raise CoverageError(
-            f"tracing '{config.get('model_type')}' gave no answer in {timeout:g} s",
-            where=said.get("at") or "model",
-            fix=paste(said["declaration"]) if "declaration" in said else None,
-        ) from late
-    said = _said(done.stdout)
-    start = paste(said["declaration"]) if "declaration" in said else None
-    if error := said.get("error"):
-        kind = _ERRORS[error["kind"]]
-        raise kind(error["what"], where=error["where"], fix=error["fix"] or start)
-    if "draft" not in said:
+        said, what = _said(late.stdout), f"gave no answer in {timeout:g} s"
+    else:
+        said = _said(done.stdout)
         last = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit code {done.returncode}")
-        raise CoverageError(
-            f"tracing '{config.get('model_type')}' ended without an answer: {last}",
-            where=said.get("at") or "model",
-            fix=start,
-        )
-    return family_from(draft_from_json(said["draft"]))
+        what = f"ended without an answer: {last}"
+    if not said.keys() & {"error", "draft", "proven"}:
+        what = f"tracing '{config.get('model_type')}' {what}"
+        where = said.get("at") or "model"
+        said["error"] = {"kind": "CoverageError", "what": what, "where": where, "fix": None}
+    return said
 
 
-def serve(build: Build) -> None:
-    """Runs in the subprocess: reads a configuration from stdin, writes lines of JSON to stdout."""
+def _require_answer(said: Report) -> Report:
+    """Raises the error of a report, if there is one."""
+    if error := said.get("error"):
+        start = paste(said["declaration"]) if "declaration" in said else None
+        raise _ERRORS[error["kind"]](error["what"], where=error["where"], fix=error["fix"] or start)
+    return said
+
+
+def serve(build: Build, silent: Silent) -> None:
+    """Runs in the subprocess: reads a question from stdin, writes lines of JSON to stdout. The
+    question is a configuration to be traced, or one with a plugin whose family is to be proven.
+    """
     import torch
 
     torch.set_num_threads(1)  # the models are small, and the parent may be busy
@@ -73,11 +112,29 @@ def serve(build: Build) -> None:
     def tell(fact: Report) -> None:
         print(json.dumps(fact), file=answers, flush=True)
 
+    answer(json.load(sys.stdin), build, silent, tell)
+
+
+def answer(question: Mapping[str, Any], build: Build, silent: Silent, tell: Tell) -> None:
+    """Answers a question with reports; errors are among them."""
+    config = question["config"]
     try:
-        tell({"draft": propose(json.load(sys.stdin), build, tell).to_json()})
-    except (CoverageError, SourceError) as error:
+        if "file" in question:
+            plugin = _plugin(Path(question["file"]), question["name"])
+            prove_declared(plugin, plugin.called({}, {}), config, build, silent)
+            tell({"proven": True})
+        else:
+            tell({"draft": propose(config, build, silent, tell).to_json()})
+    except (CoverageError, SourceError, PluginError) as error:
         kind = type(error).__name__
         tell({"error": {"kind": kind, "what": error.what, "where": error.where, "fix": error.fix}})
+
+
+def _plugin(file: Path, name: str) -> Plugin:
+    """The plugin, from its file unless an installed package brings it."""
+    if all(plugin.name != name for plugin in REGISTRY.all("family")):
+        REGISTRY.load_file(file)
+    return REGISTRY.get("family", name)
 
 
 def _said(output: str | bytes | None) -> Report:

@@ -1,11 +1,12 @@
-"""Proves a draft on a small model: its axes cover every dimension once, and removing units gives
+"""Proves a family on a small model: its axes cover every dimension once, and removing units gives
 the same logits as setting them to zero.
 
-Independent of ``removal/``, so that a mistake there cannot make a wrong draft pass.
+Independent of ``removal/``, so that a mistake there cannot make a wrong family pass.
 """
 
 import copy
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from effcompress.errors import SourceError
 from effcompress.groups.axes import from_shapes
-from effcompress.groups.tracing.draft import Draft, anywhere, family_from
-from effcompress.types import AxisMap, Config, in_layer
+from effcompress.groups.tracing.draft import anywhere
+from effcompress.types import AxisMap, Config, Depth, Family, GroupSet, in_layer
 
 EQUAL, SEEN = 1e-5, 1e-3
 """Relative to the largest logit: the difference allowed between masked and removed (some classes
@@ -28,33 +29,39 @@ Rebuild = Callable[[Config], nn.Module]
 
 
 class Unproven(Exception):
-    """The draft is wrong about an axis kind, or it cannot be tested."""
+    """The family is wrong about an axis kind, or it cannot be tested."""
 
 
-def cover(draft: Draft, config: Config, module: nn.Module) -> AxisMap:
-    """Resolves the draft's axes on a module of any size. Raises CoverageError naming a parameter
-    that they do not cover exactly once.
+class Untested(Unproven):
+    """There is nothing to remove: no parameter has the kind, or there is one unit only."""
+
+
+def cover(family: Family, config: Config, module: nn.Module, depth: Depth | None = None) -> AxisMap:
+    """Resolves the family's axes on a module of any size. ``depth``: the layers of ``config`` that
+    it has (default: all). Raises CoverageError naming a parameter that they do not cover exactly
+    once.
     """
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
-    return from_shapes(family_from(draft), config, shapes)
+    return from_shapes(family, config, shapes, depth)
 
 
 @torch.no_grad()
-def prove(draft: Draft, config: Config, module: nn.Module, kind: str, ids_BT: Tensor) -> None:
+def prove(family: Family, config: Config, module: nn.Module, kind: str, ids_BT: Tensor) -> None:
     """Compares masking with removing, with equal and with different numbers of units per layer.
 
-    ``module`` is in fp64 and is not changed. Raises Unproven; CoverageError as ``cover`` does.
+    ``module`` is in fp64 and is not changed. Raises Unproven (Untested where nothing can go);
+    CoverageError as ``cover`` does.
     """
-    axes = cover(draft, config, module)
+    axes = cover(family, config, module)
     if not (names := axes.axes(kind)):
-        raise Unproven("no parameter has it")
+        raise Untested("no parameter has it")
     if min(axes.widths[name] for name in names) < 2:
-        raise Unproven("there is only one unit")
-    before = _logits(module, ids_BT)
+        raise Untested("there is only one unit")
+    before = logits_of(module, ids_BT)
     for uneven in (False, True) if len(names) > 1 else (False,):
         stays = _positions(axes, kind, dict(_some(axes, names, uneven=uneven)))
-        masked = _logits(_masked(module, axes, stays), ids_BT)
-        removed = _logits(_removed(draft, config, module, axes, stays, uneven), ids_BT)
+        masked = logits_of(_masked(module, axes, stays), ids_BT)
+        removed = logits_of(_removed(config, module, axes, stays, uneven), ids_BT)
         scale = float(before.abs().max())
         if not float((masked - before).abs().max()) > SEEN * scale:
             raise Unproven("the units do nothing that can be seen")
@@ -65,38 +72,51 @@ def prove(draft: Draft, config: Config, module: nn.Module, kind: str, ids_BT: Te
 
 @torch.no_grad()
 def rebuild(
-    draft: Draft, config: Config, module: nn.Module, kind: str, ids_BT: Tensor, build: Rebuild
+    family: Family, config: Config, module: nn.Module, kind: str, ids_BT: Tensor, build: Rebuild
 ) -> None:
     """Builds the stock class at the smaller sizes, if it accepts them, and compares logits: some
     classes scale by a size (embeddings by the square root of the hidden size). Raises Unproven.
     """
-    axes = cover(draft, config, module)
+    axes = cover(family, config, module)
     stays = _positions(axes, kind, dict(_some(axes, axes.axes(kind), uneven=False)))
-    removed: Any = _removed(draft, config, module, axes, stays, False)
-    smaller = {name: getattr(removed.config, name) for name in draft.fields}
+    removed: Any = _removed(config, module, axes, stays, False)
+    widths = anywhere(cover(family, config, removed).widths)
+    smaller = {name: getattr(removed.config, name) for name in family.resize(config, widths)}
     try:
         fresh = build({**config, **smaller})
     except SourceError:
         return  # refused shapes are exported as `exact`, in a class of our own
-    params = dict(removed.named_parameters())
-    if {n: p.shape for n, p in fresh.named_parameters()} != {n: p.shape for n, p in params.items()}:
-        return
-    fresh = fresh.double()
+    if shapes_of(fresh) == shapes_of(removed):
+        require_same(fresh, removed, axes, ids_BT)
+
+
+@torch.no_grad()
+def require_same(fresh: nn.Module, removed: nn.Module, axes: AxisMap, ids_BT: Tensor) -> None:
+    """Raises Unproven if a model that the stock class made computes something else, with the
+    weights and epsilons of one that units were removed from.
+    """
+    params, fresh = dict(removed.named_parameters()), fresh.double()
     for name, p in fresh.named_parameters():
         p.copy_(params[name])
     for path, norm in _norms(fresh, axes):
         attribute = axes.family.epsilon_attribute
         setattr(norm, attribute, getattr(removed.get_submodule(path), attribute))
-    wanted = _logits(removed, ids_BT)
-    apart, scale = float((_logits(fresh, ids_BT) - wanted).abs().max()), float(wanted.abs().max())
+    wanted = logits_of(removed, ids_BT)
+    apart, scale = float((logits_of(fresh, ids_BT) - wanted).abs().max()), float(wanted.abs().max())
     if not apart <= EQUAL * scale:
         raise Unproven("built at a smaller size, the class computes something else")
 
 
-def _logits(module: Any, ids_BT: Tensor) -> Tensor:
+def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
+    """Returns the shape of every parameter."""
+    return {name: p.shape for name, p in module.named_parameters()}
+
+
+def logits_of(module: Any, ids_BT: Tensor) -> Tensor:
+    """Returns logits ``[B, T, V]`` without a KV cache. Raises Unproven when the model fails."""
     try:
         found: Tensor = module(input_ids=ids_BT, use_cache=False).logits
-    except Exception as error:  # a wrong draft mostly fails with mismatched shapes
+    except Exception as error:  # a wrong family mostly fails with mismatched shapes
         said = next(iter(str(error).strip().splitlines()), "")
         raise Unproven(f"the model fails: {type(error).__name__}: {said}") from error
     return found
@@ -113,7 +133,9 @@ def _some(axes: AxisMap, names: Sequence[str], *, uneven: bool) -> Iterator[tupl
 def _positions(axes: AxisMap, kind: str, dead: Mapping[str, Tensor]) -> Stays:
     """``dead``: axis name -> units to remove."""
     stays: dict[str, dict[int, Tensor]] = {}
-    for group in axes.sets(kind):
+    for name in axes.axes(kind):
+        # Not `axes.sets`, which has none of a kind that is fixed until it is proven.
+        group = GroupSet(name, kind, None, axes.widths[name], axes.by_axis[name])
         for member in group.members:
             size = axes.shapes[member.param][member.dim]
             every = torch.ones(size, dtype=torch.bool)
@@ -149,7 +171,7 @@ def _living(kept: Tensor) -> Callable[..., Tensor]:
 
 
 def _removed(
-    draft: Draft, config: Config, module: nn.Module, axes: AxisMap, stays: Stays, uneven: bool
+    config: Config, module: nn.Module, axes: AxisMap, stays: Stays, uneven: bool
 ) -> nn.Module:
     removed = copy.deepcopy(module)
     for path, child in _norms(removed, axes):
@@ -159,7 +181,7 @@ def _removed(
     for param, p in removed.named_parameters():
         for dim, alive in stays.get(param, {}).items():
             p.data = p.data.index_select(dim, alive.nonzero().flatten())
-    smaller = cover(draft, config, removed)
+    smaller = cover(axes.family, config, removed)
     _agree(removed, smaller, config, in_config=not uneven)
     return removed
 
@@ -174,7 +196,8 @@ def _agree(removed: nn.Module, smaller: AxisMap, config: Config, *, in_config: b
             conv.nf = conv.weight.shape[1]
     for i in smaller.depth.layers:
         layer = removed.get_submodule(smaller.family.layer.replace("{i}", str(i)))
-        values = smaller.family.attributes(config, in_layer(smaller.widths, i))
+        widths = defaultdict(int, in_layer(smaller.widths, i))  # 0: not in this layer
+        values = smaller.family.attributes(config, widths)
         for inside, held in values.items():
             if smaller.family.module_there(inside, i):
                 _remember(layer.get_submodule(inside), held)

@@ -19,6 +19,7 @@ from effcompress.model.families import (
     shared,
     ssm,
 )
+from effcompress.registry import REGISTRY, Plugin
 from effcompress.types import Config, Family
 
 FAMILIES = (
@@ -29,11 +30,15 @@ FAMILIES = (
 
 
 def family_of(config: Config) -> Family:
-    """Returns the family declared for a configuration.
+    """Returns the family declared for a configuration, by a plugin or here.
 
-    Raises SourceError naming the ``model_type`` when no family declares it, or not built this way.
+    Raises SourceError naming the ``model_type`` when no family declares it, or not built this way;
+    PluginError as ``declared_by`` does, and for a plugin that returns something else than such a
+    family.
     """
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
+    if (plugin := declared_by(model_type)) is not None:
+        return _of_plugin(plugin)
     for family in FAMILIES:
         if model_type in family.model_types and family.applies(family.complete(config)):
             return family
@@ -41,8 +46,53 @@ def family_of(config: Config) -> Family:
     raise SourceError(
         f"architecture '{model_type}' is not declared",
         where="model",
-        fix=f"Declared: {', '.join(known)}. A declaration is a list of axes in model/families.",
+        fix=f"Declared: {', '.join(known)}. A plugin may declare another (`@family`).",
     )
+
+
+def declared_by(model_type: str) -> Plugin | None:
+    """Returns the plugin that declares an architecture; None if none does.
+
+    Raises PluginError where it is declared here, too, and the plugin does not say that it replaces
+    that declaration.
+    """
+    plugins = REGISTRY.all("family")
+    found = next((plugin for plugin in plugins if plugin.name == model_type), None)
+    if found is not None and not found.replaces and _built_in(model_type) is not None:
+        fix = f'Write `@family("{model_type}", replaces=True)` to use this declaration instead.'
+        raise found.error("is declared by effcompress, too", fix)
+    return found
+
+
+def is_declared(config: Config) -> bool:
+    """Returns whether a plugin or this package declares a configuration's architecture."""
+    try:
+        return bool(family_of(config))
+    except SourceError:
+        return False
+
+
+def find_family(model_type: object) -> Family | None:
+    """Returns the first declared family of a ``model_type``; None if none declares it."""
+    if (plugin := declared_by(str(model_type))) is not None:
+        return _of_plugin(plugin)
+    return _built_in(str(model_type))
+
+
+def _built_in(model_type: str) -> Family | None:
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def _of_plugin(plugin: Plugin) -> Family:
+    found = plugin.called({}, {})
+    if not isinstance(found, Family):
+        raise plugin.error(f"returned {type(found).__name__}", "Return a Family.")
+    if plugin.name not in found.model_types:
+        raise plugin.error(
+            f"returned a family of {', '.join(found.model_types) or 'no model_type'}",
+            f"Write `model_types=({plugin.name!r},)`.",
+        )
+    return found
 
 
 WIDEST, DEEPEST, VOCABULARY, POSITIONS = 2**17, 256, 2**22, 2**24
@@ -68,7 +118,9 @@ def require_sane(family: Family, config: Config) -> None:
         if value > most:
             said = f"{name} is {short(str(value))}, and no model has more than {most:,}"
             raise SourceError(said, where="model.shape", fix="Write the value of its config.json.")
-    heads = family.read(config, "num_attention_heads")
+    named = family.aliases.get("num_attention_heads", "num_attention_heads")
+    if not (heads := config.get(named)):
+        return  # state spaces alone
     kv = config.get("num_key_value_heads") or heads
     hidden = family.read(config, "hidden_size")
     if heads % kv:
