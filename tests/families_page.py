@@ -65,8 +65,8 @@ model with them removed. Down to GPT-2 the masked model is an independent refere
 hand; below, heads and FFN channels are held to a model whose projections do not read them. After
 the removal, backward and generation with and without KV cache are tested with eager and sdpa
 attention. Empty: the family has no such mini-group. `*`: masked and removed agree, but the removal
-changes more than the removed units' own contribution, because a norm averages over all heads; the
-run reports by how much.
+changes more than the removed units' own contribution, because a norm averages over all heads or
+channels; the run reports by how much.
 
 """
 EXPORTS = """

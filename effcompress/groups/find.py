@@ -40,22 +40,21 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
         if not isinstance(sets, list | tuple) or any(not isinstance(s, GroupSet) for s in sets):
             fix = "A space returns a list of GroupSet, or yields them."
             raise bound.plugin.error("returned something else than group sets", fix)
+        stays = [s.kind for s in sets if s.kind in axes.family.fixed]
         sets = [s for s in sets if s.kind not in axes.family.fixed]
-        if not sets:
-            kinds = dict.fromkeys(axis_kind(name) for name in axes.by_axis)
-            there = [kind for kind in kinds if kind not in axes.family.fixed]
-            why = axes.family.unreached.get(bound.name, "")
-            raise CoverageError(
-                f"space '{bound.name}' finds nothing to prune in family '{axes.family.name}'"
-                + (f": {why}" if why else ""),
-                fix=f"Axes of this model: {', '.join(there)}.",
-            )
-        if stays := [s.kind for s in sets if s.kind in axes.family.fixed]:
+        if stays and not sets:
             why = axes.family.unreached.get(stays[0], "its declaration says so")
             raise CoverageError(
                 f"space '{bound.name}' cuts '{stays[0]}', which stays in family "
                 f"'{axes.family.name}': {why}",
                 fix="Take it out of prune.space.",
+            )
+        if not sets:
+            kinds = dict.fromkeys(axis_kind(name) for name in axes.by_axis)
+            there = [kind for kind in kinds if kind not in axes.family.fixed]
+            raise CoverageError(
+                f"space '{bound.name}' finds nothing to prune in family '{axes.family.name}'",
+                fix=f"Axes of this model: {', '.join(there)}.",
             )
         if sets[0].after >= sets[0].until:
             raise CoverageError(

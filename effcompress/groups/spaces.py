@@ -103,7 +103,7 @@ def hidden(
     """
     limits = Limits(scope="lockstep", minimum=minimum, round_to=round_to, finish_on=finish_on)
     limits |= Limits(after=after, until=until)
-    yield from _sets(axes, "hidden", (), limits)
+    yield from axes.sets("hidden", **limits)
 
 
 @space("expert", paper="arXiv:2510.13999")
@@ -184,5 +184,4 @@ def _sets(axes: AxisMap, kind: str, skip_layers: Layers, limits: Limits) -> Iter
     for i in skip_layers:
         if not -layers <= i < layers:
             raise CoverageError(f"skip_layers names {i}, but the model has {layers} layers")
-    if kind not in axes.family.fixed:
-        yield from axes.sets(kind, skip_layers=skip_layers, **limits)
+    yield from axes.sets(kind, skip_layers=skip_layers, **limits)

@@ -25,11 +25,11 @@ def biased(family: Family, config: Config) -> Fields:
     new = {**config, **dict.fromkeys(flags(family), True)}
     complete = family.complete(new)
     names = {axis.param for axis in family.axes if _exists(axis.when, complete)}
-    matrices = {axis.param for axis in family.axes if axis.dim == 1}
+    matrices = {axis.param for axis in family.axes if axis.dim == family.inputs}
     for axis in family.axes:
-        # It writes into the residual stream if the rows of its matrix are hidden channels.
-        rows = axis.dim == 0 and axis.name == "hidden" and axis.param in matrices
-        if rows and axis.param.endswith(".weight") and "{i}" in axis.param:
+        # It writes into the residual stream if the outputs of its matrix are hidden channels.
+        outputs = axis.dim == 1 - family.inputs and axis.name == "hidden" and axis.param in matrices
+        if outputs and axis.param.endswith(".weight") and "{i}" in axis.param:
             bias = axis.param.removesuffix("weight") + "bias"
             if bias not in names:
                 raise CoverageError(

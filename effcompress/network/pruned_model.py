@@ -71,7 +71,7 @@ class PrunedModel:
         self.depth = depth_of(self.family, config) or groups.full_depth(self.family, self.config)
         for name, p in module.named_parameters():
             if is_untrained(self.family, name):
-                p.requires_grad_(requires_grad=False)
+                p.requires_grad = False
         self.parent: AxisMap = groups.axes_of(module, self.family, self.config, self.depth)
         self.parent_sets: list[GroupSet] = groups.find(self.parent, space) if space else []
         if target is not None:

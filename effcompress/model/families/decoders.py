@@ -8,12 +8,15 @@ from typing import Any
 from effcompress.model.families import llama
 from effcompress.model.families.llama import (
     ATTENTION,
+    FFN,
     LAYER,
+    QUERY,
     attention,
     decoder,
     fused_gated,
     head_dim,
     qk_norms,
+    side,
     ungated,
 )
 from effcompress.types import Axis, Config, Widths
@@ -168,7 +171,7 @@ VAULTGEMMA = decoder(
 )
 
 
-def _pad_helium(config: Config, widths: Widths) -> dict[str, int]:
+def _pad_square(config: Config, widths: Widths) -> dict[str, int]:
     """Pads until heads fill the hidden size, which the class's output projection reads."""
     each = widths["query"] * head_dim(config)
     heads = max(widths["attention"], -(-widths["hidden"] // each))
@@ -179,8 +182,32 @@ HELIUM = decoder(
     "helium",
     o_bias="",
     mlp_bias="mlp_bias",
-    pad=_pad_helium,
+    pad=_pad_square,
     defaults={"helium": {"num_key_value_heads": 20, "head_dim": 128}},
+)
+_SUB_NORMS = {
+    LAYER + "self_attn.attn_sub_norm": (LAYER + "self_attn.v_proj", QUERY),
+    LAYER + "mlp.ffn_sub_norm": (LAYER + "mlp.up_proj", FFN),
+}
+"""Norm in front of a projection into the stream -> the layer that its inputs are linear in, and
+what it averages over.
+"""
+BITNET = decoder(
+    "bitnet",
+    more=tuple(side(f"{norm}.weight", 0, over) for norm, (_, over) in _SUB_NORMS.items()),
+    head_norms=tuple(f"{norm}.weight" for norm in _SUB_NORMS),
+    fed_by={norm: linear for norm, (linear, _) in _SUB_NORMS.items()},
+    pad=_pad_square,
+    fixed=("vocab", "head_dim", "query"),
+    unreached={
+        "query": "a masked query still attends to all alike, and a norm averages over its output"
+    },
+    approximate=dict.fromkeys(
+        ("attention", "ffn"),
+        "the outputs of all heads, and of all channels, pass a norm: without some of them the "
+        "others are scaled anew",
+    ),
+    defaults={"bitnet": {"num_key_value_heads": 5}},
 )
 NANOCHAT = decoder(
     "nanochat",
@@ -192,5 +219,5 @@ NANOCHAT = decoder(
 FAMILIES = (
     *(MINISTRAL, MINISTRAL3, GRANITE, GRANITE_SWA, SEED_OSS, CWM, IQUEST_CODER, INTERNLM3),
     *(ERNIE4_5, HYPERCLOVAX, HUNYUAN, EXAONE4, GLM, GLM4, ARCEE),
-    *(GEMMA, VAULTGEMMA, HELIUM, NANOCHAT),
+    *(GEMMA, VAULTGEMMA, HELIUM, BITNET, NANOCHAT),
 )

@@ -95,18 +95,24 @@ def rotated(family: Family, config: Config) -> Family:
         units={**family.units, "outer": family.units["hidden"]},
         fixed=(*family.fixed, "outer"),
         resize=resize,
-        norms=(),
+        norms=tuple(gain for gain in family.norms if gain not in _of_stream(family)),
         centred=False,
         fed_by={},
         no_depth=lambda _: "the stream has a basis of its own in front of every block",
     )
 
 
+def _of_stream(family: Family) -> set[str]:
+    """Gains of the norms over the residual stream; others are within a block."""
+    within = {axis.param for axis in family.axes if axis.name != "hidden"}
+    return {*family.norms} - within
+
+
 def _kept(family: Family, held: Stream) -> Iterator[Axis]:
     """Yields the axes of the parameters that a rotated model still has. Gains and biases of norms
     are in the linear layers behind them.
     """
-    norms = {gain.removesuffix(".weight") for gain in family.norms}
+    norms = {gain.removesuffix(".weight") for gain in _of_stream(family)}
     for axis in family.axes:
         if axis.param.rpartition(".")[0] in norms:
             continue

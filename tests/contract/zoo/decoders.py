@@ -21,6 +21,8 @@ YARN: dict[str, Any] = {
     **{"original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.1},
 }
 """Queries are scaled by their position from the eighth on."""
+SQUARE = {("uniform", change): "no stock class accepts" for change in ("width", "both")}
+"""Classes in which heads fill the hidden size: both would have to lose equally many channels."""
 SOURCES = {
     "ministral": Source("Ministral", WINDOWS, others=(TIED,)),
     "ministral3": Source("Ministral 3", {"rope_parameters": YARN}, others=(TIED,)),
@@ -55,11 +57,17 @@ SOURCES = {
         kinds=("ffn", "attention", "query", *DEPTH),
         others=(BIAS, TIED),
     ),
+    "bitnet": Source(
+        "BitNet",
+        {"head_dim": 8, **BIAS},
+        kinds=("ffn", "attention", "hidden", *DEPTH),  # a masked query slot is seen by a norm
+        refused=SQUARE,
+        others=({"attention_bias": False}, TIED),
+    ),
     "helium": Source(
         "Helium",
-        # The class's output projection reads as many channels as it writes.
-        {"head_dim": 8, "attention_bias": True},
-        refused={("uniform", change): "no stock class accepts" for change in ("width", "both")},
+        {"head_dim": 8, **BIAS},
+        refused=SQUARE,
         others=(FREE, TIED),
     ),
 }
