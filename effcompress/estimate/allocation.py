@@ -109,9 +109,8 @@ def bytes_costs(
 
     def cached(name: str, heads: int) -> int:
         layer = axis_layer(name)
-        per_group = 0
-        if layer is not None and not latent:
-            per_group = sum(head_widths(axes, config, layer))
+        none = latent or layer is None
+        per_group = 0 if none else sum(head_widths(axes, config, layer or 0))
         return tokens * (heads * per_group + whatever_heads * bool(heads))
 
     chosen = {m.name for m in modules if m.kind == "attention"}
