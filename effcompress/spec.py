@@ -220,8 +220,9 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec:
-    """The size to reach: exactly one of params, keep (met within 0.5 %), shape (met exactly); or,
-    with `prune.allocation`, of speedup, milliseconds (measured) and memory (computed).
+    """The size to reach: exactly one of params, keep (met within 0.5 %), shape (met exactly); with
+    `prune.search` also active_params; or, with `prune.allocation`, of speedup, milliseconds
+    (measured) and memory (computed).
     """
 
     params: Count | None = key("parameters at the end, e.g. 469M", None, minimum=1)
@@ -231,6 +232,12 @@ class TargetSpec:
         "{attention: 2, ffn: 1024}; `layer`: layers left in all",
         None,
         least=1,
+    )
+    active_params: Count | None = key(
+        "parameters that a token meets at the end: of experts those that it is sent to; with "
+        "`prune.search`, which finds the shape",
+        None,
+        minimum=1,
     )
     speedup: float | None = key(
         "how many times as fast as the source model, e.g. 1.5, at `prune.workload`", None, above=1
@@ -256,7 +263,7 @@ class TargetSpec:
     @property
     def sized(self) -> bool:
         """Whether it is a number of parameters, known before anything is chosen."""
-        return not self.timed and self.memory is None
+        return not self.timed and self.memory is None and self.active_params is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,8 @@ Dropout masks are not counted.
 
 from dataclasses import dataclass
 
-from effcompress.estimate.flops import multiplied, query_heads, routed
+from effcompress.estimate.flops import multiplied, query_heads
+from effcompress.network.active import routed
 from effcompress.types import AxisMap, Config, Widths
 
 LOGITS = 12

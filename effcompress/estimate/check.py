@@ -71,8 +71,9 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     lines.append(f"target: {sizes} parameters ({change:+.1%}), in reach")
     if tried := found.shapes:
         lines.append(
-            f"search: {len(tried)} shapes of {tried[0].params:,} to {tried[-1].params:,} "
-            "parameters are tried; sizes and costs here are those of the largest"
+            f"search: {len(tried)} shapes of {tried[0].counted:,} to {tried[-1].counted:,} "
+            f"{'active ' if tried[0].active else ''}parameters are tried; sizes and costs here are "
+            "those of the largest"
         )
     timeline = _on_time(loaded, found)
     *_, cut, last = timeline.points

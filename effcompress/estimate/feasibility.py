@@ -21,7 +21,7 @@ from effcompress.model.lineage import parent_of
 from effcompress.model.novices import novel
 from effcompress.model.source import config_of
 from effcompress.network.axis_map import ResolvedModel, family_for, resolve_model
-from effcompress.network.shape_search import SizedShape, largest_shapes, smallest_shape
+from effcompress.network.shape_search import SizedShape, limit_of, shapes_of, smallest_shape
 from effcompress.network.shapes import bounded, gated_targets, target_of
 from effcompress.network.sliced import sliced_shape
 from effcompress.recipe import LoadedRecipe
@@ -72,15 +72,15 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     sets = _sets(loaded, axes, prune) if prune else []
     target = target_of(prune, axes, sets, found.config)
     sized = SizedModel(found.config, axes, sets, axes.count(), target)
-    if prune is None or prune.search is None or target is None:
+    if prune is None or prune.search is None:
         return sized
     try:
-        shapes = tuple(largest_shapes(axes, sets, prune.search, target))
+        shapes = tuple(shapes_of(prune, axes, sets, found.config))
     except CoverageError as error:
         where = _where(loaded, "prune.search.grid")
         raise RecipeError(error.what, where=where, fix=error.fix) from error
     if not shapes:
-        raise _too_coarse(loaded, sized, prune.search, target)
+        raise _too_coarse(loaded, sized, prune, prune.search)
     bounds = bounded(sets, TargetSpec(shape=shapes[0].units))
     return replace(sized, sets=bounds, target=shapes[0].params, shapes=shapes)
 
@@ -96,14 +96,17 @@ def _sets(loaded: LoadedRecipe, axes: AxisMap, prune: PruneSpec) -> list[GroupSe
 
 
 def _too_coarse(
-    loaded: LoadedRecipe, sized: SizedModel, search: SearchSpec, target: int
+    loaded: LoadedRecipe, sized: SizedModel, prune: PruneSpec, search: SearchSpec
 ) -> RecipeError:
     """Returns the error for a search whose smallest shape is above the target."""
-    least = smallest_shape(sized.axes, sized.sets, search)
+    active = prune.target.active_params is not None
+    of = sized.axes, sized.sets, search
+    least = smallest_shape(*of, sized.config if active else None)
     said = ", ".join(f"{kind} {units}" for kind, units in least.units.items())
     return RecipeError(
-        f"prune.search: the smallest shape of the grid ({said}) has {least.params:,} parameters; "
-        f"the target is {target:,}",
+        f"prune.search: the smallest shape of the grid ({said}) has {least.counted:,} "
+        f"{'active ' if active else ''}parameters; the target is "
+        f"{limit_of(prune, sized.axes, sized.sets):,}",
         where=_where(loaded, "prune.search"),
         fix="Raise max_width or max_depth, or add to prune.space what else may go.",
     )

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from typing import final
 
+from effcompress.network.active import expert_axis, routed
 from effcompress.types import AxisMap, Config, Widths, axis_layer
 
 H100_FLOPS = 989e12
@@ -27,7 +28,7 @@ class Flops:
         """(expert axis of routed matrices or "", axes) -> factor, summed over all matrices."""
         for param in multiplied(axes):
             for names, factor in axes.terms(param):
-                self._factors[_experts(axes, param), tuple(sorted(names))] += factor
+                self._factors[expert_axis(axes, param), tuple(sorted(names))] += factor
         self._states = {
             name: operations(config)
             for kind, operations in axes.family.recurrence.items()
@@ -86,22 +87,6 @@ def _mixes(wide: Widths, name: str) -> int:
     """Returns 1 where the layer of an axis still mixes tokens, else 0."""
     layer = axis_layer(name)
     return wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
-
-
-def routed(axes: AxisMap, config: Config, experts: int) -> int:
-    """Returns how many of so many experts a token is multiplied with; 0 without experts."""
-    if axes.family.inputs_weighed:
-        return experts
-    name = axes.family.aliases.get("num_experts_per_tok", "num_experts_per_tok")
-    return min(config.get(name) or 0, experts)
-
-
-def _experts(axes: AxisMap, param: str) -> str:
-    """Returns the expert axis of a parameter that holds routed experts; empty for others (a router
-    lies on the same axis, but every token is multiplied with all of it).
-    """
-    experts = [n for s in axes.by_param[param] for n in s.names if n.startswith("expert.")]
-    return experts[0] if experts and len(axes.shapes[param]) > 2 else ""
 
 
 def _is_bias(param: str) -> bool:

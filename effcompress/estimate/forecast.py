@@ -115,10 +115,14 @@ def _thinned(timeline: Timeline) -> list[Point]:
 
 
 def _tried(shapes: Sequence[SizedShape]) -> Table:
-    kinds = [*shapes[0].units]
-    rows = [(*(str(s.units[k]) for k in kinds), exact_count(s.params)) for s in shapes]
+    kinds, active = [*shapes[0].units], bool(shapes[0].active)
+    rows = []
+    for one in shapes:
+        sizes = (one.active, one.params) if active else (one.params,)
+        rows.append((*(str(one.units[k]) for k in kinds), *map(exact_count, sizes)))
     heads = [COLUMNS.get(kind, kind_labels.of(kind).short) for kind in kinds]
-    return Table("Shapes that are tried", (*heads, "parameters"), tuple(rows))
+    heads += ["active", "parameters"] if active else ["parameters"]
+    return Table("Shapes that are tried", tuple(heads), tuple(rows))
 
 
 def _over_tokens(found: SizedModel, timeline: Timeline) -> Table:

@@ -11,7 +11,7 @@ at once. Checks that need the model's axes are in ``estimate/``, those that need
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -21,7 +21,16 @@ from effcompress.errors import RecipeError, did_you_mean
 from effcompress.injectable import BACKWARD
 from effcompress.recipe.source_map import Document, Key, dotted
 from effcompress.registry import REGISTRY, Plugin
-from effcompress.spec import CARRIED, CARRIER, DomainSpec, LoopSpec, PruneSpec, Recipe, prompt_parts
+from effcompress.spec import (
+    CARRIED,
+    CARRIER,
+    DomainSpec,
+    LoopSpec,
+    PruneSpec,
+    Recipe,
+    TargetSpec,
+    prompt_parts,
+)
 from effcompress.types import DEPTH
 
 REPLICATE = "`distributed: {mode: replicate}`"
@@ -209,7 +218,7 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
     if prune is None:
         return
     fix = "E.g. `target: {keep: 85%}`, `target: {params: 469M}`."
-    targets = ("params", "keep", "shape", "speedup", "milliseconds", "memory")
+    targets = tuple(f.name for f in fields(TargetSpec))
     yield from _exactly_one(prune.target, targets, (*at, "target"), document, fix)
     names = [space.name for space in prune.space]
     for index, name in enumerate(names):
@@ -294,7 +303,7 @@ def _rotate(recipe: Recipe, prune: PruneSpec) -> Rows:
     what = "prune.rotate slices the residual stream, and nothing else"
     fix = "Write `space: [hidden]`, and cut other kinds in a run of their own."
     yield Row(other, (*at, "space"), what, fix)
-    for key in ("speedup", "milliseconds", "memory"):
+    for key in ("active_params", "speedup", "milliseconds", "memory"):
         what = f"prune.rotate slices to a size, and prune.target.{key} is none"
         asked = getattr(prune.target, key)
         yield Row(asked, (*at, "target", key), what, "Write `target: {params: ...}`.")
@@ -380,6 +389,10 @@ def _gates(recipe: Recipe, prune: PruneSpec) -> Rows:
 
 def _search(recipe: Recipe, prune: PruneSpec) -> Rows:
     """A shape is searched for where its size is named, and cut to at once."""
+    at = ("prune", "target", "active_params")
+    what = "prune.target.active_params is reached by a search for a shape"
+    fix = "Add `search: {}` under prune, or name `params`."
+    yield Row(prune.target.active_params and prune.search is None, at, what, fix)
     if prune.search is None:
         return
     what = "prune.search looks for a shape, and prune.target names one"

@@ -394,6 +394,8 @@ class TriedShape(Recorded):
     units: Mapping[str, int]
     params: int
     loss: float
+    active: int = 0
+    """Parameters that a token meets; 0 where the target does not ask for them."""
 
 
 class Search(Recorded, event="search"):

@@ -391,9 +391,11 @@ def shapes(record: Record) -> Table | None:
         return None
     kinds = [*found.chosen]
     tried = sorted(found.tried, key=lambda shape: shape.loss)
+    active = any(shape.active for shape in tried)
     rows = [
         (
             *(str(shape.units[kind]) for kind in kinds),
+            *((readable.exact_count(shape.active),) if active else ()),
             readable.exact_count(shape.params),
             f"{shape.loss:.4f}",
             "taken" if shape.units == found.chosen else "",
@@ -404,5 +406,6 @@ def shapes(record: Record) -> Table | None:
         f"The largest shapes of the grid that are not above the target; loss in nats per token of "
         f"the masked model on {found.sequences} calibration sequences."
     )
-    columns = (*(of(kind).short for kind in kinds), "parameters", "loss", "")
+    sizes = ("active", "parameters") if active else ("parameters",)
+    columns = (*(of(kind).short for kind in kinds), *sizes, "loss", "")
     return Table(title, columns, tuple(rows))

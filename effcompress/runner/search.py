@@ -7,7 +7,7 @@ import time
 from torch import Tensor
 
 from effcompress.evaluation import perplexity
-from effcompress.network.shape_search import SizedShape, largest_shapes
+from effcompress.network.shape_search import SizedShape, shapes_of
 from effcompress.network.shapes import bounded
 from effcompress.record import events
 from effcompress.record.log import Log
@@ -52,13 +52,14 @@ def _tried(
 ) -> list[events.TriedShape]:
     """Returns the shapes with the loss of the masked model, in nats per token."""
     pruned, (ids_NT, positions_NT) = state.pruned, text
-    shapes = largest_shapes(pruned.parent, pruned.parent_sets, search, state.target_params)
+    shapes = shapes_of(prune, pruned.parent, pruned.parent_sets, pruned.config)
     tried = []
     for number, shape in enumerate(shapes, 1):
         plan = _plan(state, prune, shape, found)
         with pruned.trial(plan, repairs=prune.repair, inputs=found.inputs):
             loss = perplexity(state.module, ids_NT, 1, positions_NT=positions_NT).loss
-        tried.append(events.TriedShape(units=shape.units, params=shape.params, loss=loss))
+        sizes = {"params": shape.params, "active": shape.active}
+        tried.append(events.TriedShape(units=shape.units, loss=loss, **sizes))
         log.progress("shape", number, len(shapes))
     return tried
 

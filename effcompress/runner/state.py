@@ -22,6 +22,7 @@ from effcompress.model.cache import cache_root
 from effcompress.model.load import LoadedModel
 from effcompress.network.gates import LearnedGates
 from effcompress.network.pruned_model import PrunedModel
+from effcompress.network.shape_search import shapes_of
 from effcompress.network.shapes import target_of, wanted
 from effcompress.recompute import recompute_layers
 from effcompress.removal.optimizer import forget
@@ -110,6 +111,8 @@ class RunState:
         self.parent_params = self.pruned.parent.count()
         of = self.pruned.parent, self.pruned.parent_sets, self.pruned.config
         target = target_of(prune, *of)
+        if prune and prune.target.active_params is not None:  # until the search has found another
+            target = shapes_of(prune, *of)[0].params
         self.target_params = self.parent_params if target is None else target
         self.shape: dict[str, int] = {}
         """Kind -> units left, once `prune.search` has found them."""

@@ -257,6 +257,11 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         ("scaling needs a size", "speedup names none"),
     ),
     # a search for the shape
+    "active parameters without a search": located(
+        searching("  search: {top: 3}\n", "", TARGET, "{active_params: 5k}"),
+        "target",
+        "reached by a search",
+    ),
     "a search for a shape that is named": located(
         searching(TARGET, "{shape: {ffn: 2, attention: 2}}"), "target", "prune.target names one"
     ),

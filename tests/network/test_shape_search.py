@@ -15,13 +15,14 @@ from effcompress import groups
 from effcompress.errors import CoverageError
 from effcompress.measure.grams import Grams, readers
 from effcompress.model.families import family_of
+from effcompress.network.active import active_params
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.network.shape_search import SizedShape, largest_shapes, smallest_shape
 from effcompress.network.shapes import widths_of
 from effcompress.registry import REGISTRY, Bound
 from effcompress.spec import SearchSpec
 from effcompress.types import AxisMap, GroupSet
-from tests.conftest import tiny
+from tests.conftest import MIXTURES, tiny
 
 CONFIG = {
     "model_type": "llama",
@@ -62,6 +63,59 @@ def brute(
     ]
     shapes = (dict(zip(most, units, strict=True)) for units in itertools.product(*choices))
     return [SizedShape(units, axes.count(widths_of(units, sets))) for units in shapes]
+
+
+MIXTURE = {
+    **{k: v for k, v in CONFIG.items() if k != "model_type"},
+    **{"model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2},
+}
+
+
+def active_by_hand(experts: int, channels: int, hidden: int) -> int:
+    """Parameters of the toy mixture that a token meets: two of the experts, and all of the rest."""
+    attention = 4 * hidden * 24
+    expert = 3 * hidden * channels
+    layer = attention + 2 * expert + experts * hidden + 2 * hidden
+    return 100 * hidden + 5 * layer + hidden
+
+
+@pytest.mark.parametrize("limit", [0.99, 0.8, 0.7])
+def test_the_largest_shapes_by_what_a_token_meets(limit: float) -> None:
+    axes = groups.from_config(family_of(MIXTURE), MIXTURE)
+    sets = groups.find(axes, [bound(k) for k in ("hidden", "expert", "ffn")])
+    assert active_params(axes, MIXTURE) == active_by_hand(6, 40, 24)
+    most = round(limit * active_by_hand(6, 40, 24))
+    search = SearchSpec(grid={"hidden": 4, "expert": 1, "expert_ffn": 8}, max_width=0.7, top=9)
+    found = largest_shapes(axes, sets, search, most, MIXTURE)
+    grid = itertools.product(range(8, 25, 4), range(2, 7), range(16, 41, 8))
+    sizes = sorted(
+        (
+            (active_by_hand(e, f, h), axes.count(widths_of(units, sets)))
+            for h, e, f in grid
+            for units in [{"hidden": h, "expert": e, "expert_ffn": f}]
+            if active_by_hand(e, f, h) <= most
+        ),
+        reverse=True,
+    )
+    assert [(s.active, s.params) for s in found] == sizes[:9]
+    assert smallest_shape(axes, sets, search, MIXTURE).active == active_by_hand(2, 16, 8)
+
+
+@pytest.mark.parametrize("model_type", [*MIXTURES])
+def test_what_a_token_meets_of_real_classes(model_type: str) -> None:
+    """Counted on the class: all parameters less the experts that a token is not sent to."""
+    module: Any = tiny(model_type=model_type)
+    config = module.config.to_dict()
+    axes = groups.from_config(family_of(config), config)
+    idle = 0
+    for path, part in module.named_modules():
+        if path.endswith("mlp.experts"):
+            each = [p for p in part.parameters() if p.dim() > 1]
+            count = len(each[0])
+            chosen = config["num_experts_per_tok"]
+            idle += sum(p.numel() for p in each) * (count - chosen) // count
+    total = sum(p.numel() for p in module.parameters())
+    assert active_params(axes, config) == total - idle
 
 
 @settings(max_examples=40, deadline=None)

@@ -172,3 +172,40 @@ def test_the_report_lists_the_shapes(done: Path) -> None:
     for shape in search["tried"]:
         assert f"{shape['loss']:.4f}" in page
     assert page.count("<td>taken</td>") == 1
+
+
+ACTIVE = (
+    "model.shape.model_type=mixtral",
+    "model.shape.num_local_experts=4",
+    "model.shape.num_experts_per_tok=2",
+    "prune.target={active_params: 26k}",
+    "prune.space=[hidden, ffn, expert]",
+    "prune.search={grid: {hidden: 8, expert_ffn: 8}, max_width: 0.5, top: 3, sequences: 2}",
+    "prune.criterion=taylor",
+    "export.form=exact",
+)
+
+
+def test_what_a_token_meets_is_limited(tmp_path: Path) -> None:
+    """The class is asked: its experts less those that a token is not sent to."""
+    sets = [s for s in SETS if s.partition("=")[0] not in {a.partition("=")[0] for a in ACTIVE}]
+    loaded = load_recipe(recipe(tmp_path), [*sets, *ACTIVE])
+    assert "active" in plan(loaded).sheets[0].columns
+    run(loaded, output=tmp_path / "out")
+    (search,) = events(tmp_path / "out", "search")
+    assert 20_000 < max(shape["active"] for shape in search["tried"]) <= 26_000
+    taken = next(s for s in search["tried"] if s["units"] == search["chosen"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert sum(p.numel() for p in model.parameters()) == taken["params"]
+    experts = [p for n, p in model.named_parameters() if ".experts." in n]
+    idle = sum(p.numel() * (len(p) - 2) // len(p) for p in experts)
+    assert taken["params"] - idle == taken["active"]
+    said = (tmp_path / "out" / "report.html").read_text()
+    assert ">active<" in said.replace("\n", "").replace(" ", "")
+
+
+def test_without_a_grid_that_is_small_enough(tmp_path: Path) -> None:
+    sets = [s for s in SETS if s.partition("=")[0] not in {a.partition("=")[0] for a in ACTIVE}]
+    loaded = load_recipe(recipe(tmp_path), [*sets, *ACTIVE, "prune.target={active_params: 5k}"])
+    with pytest.raises(RecipeError, match=r"has \d+,\d+ active parameters; the target is 5,000"):
+        check(loaded)
