@@ -65,8 +65,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/network/shape_search.py",
-        "key=lambda shape: (-shape.params, *shape.units.values()),",
-        "key=lambda shape: (shape.params, *shape.units.values()),",
+        "key=lambda shape: (-shape.counted, -shape.params, *shape.units.values()),",
+        "key=lambda shape: (shape.counted, -shape.params, *shape.units.values()),",
         ("tests/network/test_shape_search.py::test_the_largest_shapes_of_the_grid",),
         "a search tries the smallest shapes",
     ),
