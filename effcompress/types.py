@@ -461,6 +461,11 @@ class GroupSet:
         return tuple(Member(s.param, s.dim, index[s.start, s.outer, s.inner]) for s in self.sides)
 
 
+def is_gain(param: str) -> bool:
+    """Whether a parameter is the gain of a norm (Cohere's within heads have a row for each)."""
+    return "norm" in param.rpartition(".")[0].rpartition(".")[2]
+
+
 @dataclass(frozen=True)
 class AxisMap:
     """The axes of one model: which dimensions each axis is on, and its width."""
@@ -493,7 +498,8 @@ class AxisMap:
         """
         kind = "query" if self.axes("query") else "attention"
         found: dict[int, Segment] = {}
-        matrices = (s for s in self.segments if len(self.shapes[s.param]) > 1)
+        held = (s for s in self.segments if len(self.shapes[s.param]) > 1)
+        matrices = (s for s in held if not is_gain(s.param))
         for segment in sorted(matrices, key=lambda s: -s.positions_per_unit):
             layers = [axis_layer(name) for name in segment.names if axis_kind(name) == kind]
             found |= {layer: segment for layer in layers if layer is not None}

@@ -48,7 +48,7 @@ def init(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Write a recipe for a model and a text, check it, and forecast its run.
+    """Write a checked recipe for your model and text.
 
     Every guess in it is a comment. Nothing is asked, no weights are loaded.
     """

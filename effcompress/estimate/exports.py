@@ -137,14 +137,13 @@ def refusal(form: str, family: Family, config: Config, widths: Widths) -> str:
     """Why no stock class takes these widths per axis kind; empty where one does, or that is not
     known without transformers.
     """
-    for kind, multiple in family.multiples.items() if form == "uniform" else ():
-        if widths.get(kind, 0) % multiple:
-            return f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it"
     if config.get("novices"):
         return "constants take the place of experts, which no stock class knows"
-    for kind, width in family.derived.items() if form == "uniform" else ():
-        if kind in widths and widths[kind] != (wanted := width(config, widths)):
-            return f"{kind} {widths[kind]} stays, and the stock class makes {wanted} of it"
+    why = _misfit(family, config, widths)
+    if why and form == "padded" and family.pad:
+        why = _misfit(family, config, {**widths, **family.pad(config, widths)})
+    if why:
+        return why
     if not family.whole_heads(config):
         return ""
     hidden, heads = widths["hidden"], widths["attention"] * widths.get("query", 1)
@@ -158,13 +157,31 @@ def refusal(form: str, family: Family, config: Config, widths: Widths) -> str:
     return "" if fits else f"hidden {hidden} does not divide into {heads} heads of {head}"
 
 
+def _misfit(family: Family, config: Config, widths: Widths) -> str:
+    """Why kernels or the class itself refuse these widths; empty where they do not."""
+    for kind, multiple in family.multiples.items():
+        if widths.get(kind, 0) % multiple:
+            return f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it"
+    for kind, width in family.derived.items():
+        if kind in widths and widths[kind] != (wanted := width(config, widths)):
+            return f"{kind} {widths[kind]} stays, and the stock class makes {wanted} of it"
+    return ""
+
+
 def _open(form: str, found: SizedModel, shape: Widths) -> str:
     """Kinds that are cut to sizes not known yet, of which a stock class refuses some."""
     family, kinds = found.axes.family, list[str]()
     cut = {s.kind: s for s in found.sets if s.kind not in shape}
     if family.whole_heads(found.config) and (form == "uniform" or family.centred):
         kinds += [kind for kind in ("hidden", "attention", "query") if kind in cut]
-    for kind, multiple in family.multiples.items() if form == "uniform" else ():
-        if kind in cut and (cut[kind].multiple % multiple or cut[kind].size % multiple):
+    wide = widest(found.axes)
+    for kind, multiple in family.multiples.items():
+        if kind not in cut:
+            continue
+        less = {**wide, kind: max(1, wide[kind] - cut[kind].multiple)}
+        grown = family.pad(found.config, less).get(kind, 0) if family.pad else 1
+        if form == "padded" and grown % multiple:
+            kinds.append(kind)
+        if form == "uniform" and (cut[kind].multiple % multiple or cut[kind].size % multiple):
             kinds.append(kind)
     return ", ".join(dict.fromkeys(kinds))

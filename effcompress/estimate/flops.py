@@ -8,7 +8,7 @@ from collections import Counter
 from typing import final
 
 from effcompress.network.active import expert_axis, routed
-from effcompress.types import AxisMap, Config, Widths, axis_layer
+from effcompress.types import AxisMap, Config, Widths, axis_layer, is_gain
 
 H100_FLOPS = 989e12
 """Dense bf16 tensor-core peak of an H100 SXM (vendor's data sheet)."""
@@ -93,11 +93,6 @@ def _is_bias(param: str) -> bool:
     return param.endswith("bias")
 
 
-def _is_gain(param: str) -> bool:
-    """Returns whether it is the gain of a norm (Cohere's within heads have a row for each)."""
-    return "norm" in param.rpartition(".")[0].rpartition(".")[2]
-
-
 def multiplied(axes: AxisMap) -> list[str]:
     """Returns the matrices that take part in a product; embeddings that are only indexed do not.
 
@@ -105,7 +100,7 @@ def multiplied(axes: AxisMap) -> list[str]:
     """
     # The biases of all experts of a layer are one matrix, too.
     held = [p for p, shape in axes.shapes.items() if len(shape) > 1]
-    matrices = [p for p in held if not _is_bias(p) and not _is_gain(p)]
+    matrices = [p for p in held if not _is_bias(p) and not is_gain(p)]
     names = {p: {n for s in axes.by_param[p] for n in s.names} for p in matrices}
     tables = [p for p in matrices if "vocab" in names[p]]
     looked_up = tables[:1] if len(tables) > 1 else []

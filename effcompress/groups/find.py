@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from effcompress.errors import CoverageError
 from effcompress.groups.axes import from_shapes
+from effcompress.groups.spaces import stays
 from effcompress.registry import Bound
 from effcompress.types import AxisMap, Config, Depth, Family, GroupSet, axis_kind
 
@@ -40,15 +41,7 @@ def find(axes: AxisMap, space: Sequence[Bound]) -> list[GroupSet]:
         if not isinstance(sets, list | tuple) or any(not isinstance(s, GroupSet) for s in sets):
             fix = "A space returns a list of GroupSet, or yields them."
             raise bound.plugin.error("returned something else than group sets", fix)
-        stays = [s.kind for s in sets if s.kind in axes.family.fixed]
         sets = [s for s in sets if s.kind not in axes.family.fixed]
-        if stays and not sets:
-            why = axes.family.unreached.get(stays[0], "its declaration says so")
-            raise CoverageError(
-                f"space '{bound.name}' cuts '{stays[0]}', which stays in family "
-                f"'{axes.family.name}': {why}",
-                fix="Take it out of prune.space.",
-            )
         if not sets:
             raise _nothing(bound.name, axes)
         if sets[0].after >= sets[0].until:
@@ -70,11 +63,7 @@ def _nothing(space: str, axes: AxisMap) -> CoverageError:
     family, kinds = axes.family, dict.fromkeys(axis_kind(name) for name in axes.by_axis)
     why = family.unreached.get(space)
     if space in family.fixed and space in kinds:
-        return CoverageError(
-            f"space '{space}' cuts '{space}', which stays in family '{family.name}': "
-            + (why or "its declaration says so"),
-            fix="Take it out of prune.space.",
-        )
+        return stays(space, space, family)
     there = [kind for kind in kinds if kind not in family.fixed]
     return CoverageError(
         f"space '{space}' finds nothing to prune in family '{family.name}'"

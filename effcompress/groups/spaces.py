@@ -11,7 +11,7 @@ from typing import Literal
 from effcompress.errors import CoverageError
 from effcompress.registry import space
 from effcompress.spec import Fraction, Positive
-from effcompress.types import AxisMap, GroupSet, Limits
+from effcompress.types import AxisMap, Family, GroupSet, Limits
 
 Scope = Literal["lockstep", "per_layer", "global"]
 """Every layer loses equally many; each layer is cut on its own; all layers are one pool."""
@@ -62,8 +62,19 @@ def attention(
     ``serve_tp``, the devices of tensor parallelism.
     """
     kind, multiple = _heads(axes, unit, serve_tp)
+    if kind == "query" and kind in axes.family.fixed:
+        raise stays("attention", kind, axes.family)
     limits = Limits(scope=scope, minimum=minimum, round_to=multiple, after=after, until=until)
     yield from _sets(axes, kind, skip_layers, limits)
+
+
+def stays(space: str, kind: str, family: Family) -> CoverageError:
+    """The error of a space that cuts a kind which the family never cuts."""
+    why = family.unreached.get(kind, "its declaration says so")
+    return CoverageError(
+        f"space '{space}' cuts '{kind}', which stays in family '{family.name}': {why}",
+        fix="Take it out of prune.space.",
+    )
 
 
 def _heads(axes: AxisMap, unit: str, serve_tp: int) -> tuple[str, int]:

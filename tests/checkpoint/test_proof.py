@@ -51,7 +51,9 @@ def test_a_good_folder_is_proven(tmp_path: Path) -> None:
     assert shown.max_logit_difference <= 1e-5 and shown.tokens_equal and shown.cache_equal
     assert shown.tolerance == 1e-5
     # What other tests compute in their own process is what the fresh one answers.
-    fresh, here = (ask(tmp_path / "out", tokens(2, 10), False) for ask in (FRESH, in_this_process))
+    fresh, here = (
+        ask(tmp_path / "out", tokens(2, 10), "stock") for ask in (FRESH, in_this_process)
+    )
     torch.testing.assert_close(here["logits_BTV"], fresh["logits_BTV"], rtol=0, atol=1e-6)
     assert torch.equal(here["cached_T"], fresh["cached_T"])
     names = {f.name for f in (tmp_path / "out").iterdir()}

@@ -24,6 +24,7 @@ from effcompress.errors import RunError
 from effcompress.export.forms import NAMES, Form, Name, form
 from effcompress.groups.tracing import search
 from effcompress.groups.tracing.draft import family_from
+from effcompress.model.modeling_pruned import silent
 from effcompress.model.silence import quietly
 from effcompress.model.small import build
 from effcompress.model.tokenizer import ByteTokenizer
@@ -207,7 +208,7 @@ def test_a_traced_family_without_norms_over_what_is_cut() -> None:
     built = AutoConfig.for_model("cohere", **sizes, **heads, bos_token_id=1, eos_token_id=2)
     model = AutoModelForCausalLM.from_config(built).eval()
     config = json.loads(built.to_json_string(use_diff=False))
-    traced = family_from(search.propose(config, build))
+    traced = family_from(search.propose(config, build, silent))
     pruned = PrunedModel(model, config, [Bound(REGISTRY.get("space", "ffn"))], family=traced)
     assert pruned.norms() == []
     pruned.mask({"ffn.0": [1], "ffn.1": [2]})

@@ -322,6 +322,7 @@ def _parallel(model_type: str, attention: tuple[Axis, ...], heads: int, **traits
             "head": head,
             "lane": lambda c: head(c) // heads,
         },
+        head_widths=lambda c: (head(c), head(c)),
         fixed=("vocab",),
         required=("vocab_size", "n_embd", "n_layer", "n_head"),
         attributes=lambda _, w: {"attn": {"num_attention_heads": heads * w["attention"]}},
