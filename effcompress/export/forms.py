@@ -79,13 +79,16 @@ def form(pruned: PrunedModel, name: Name | Literal["auto"]) -> Form:
 
 
 def stock_form(pruned: PrunedModel, name: Name | Literal["auto"]) -> Form:
-    """Returns the model in a stock class; ``auto`` pads where layers differ.
+    """Returns the model in a stock class; ``auto`` pads where layers differ, or the class wants it.
 
     Raises RunError with the reason if it is not possible.
     """
     if name != "auto":
         return form(pruned, name)
-    return form(pruned, "padded" if uniform_widths(pruned.axes) is None else "uniform")
+    try:
+        return form(pruned, "uniform")
+    except RunError:
+        return form(pruned, "padded")
 
 
 def _uniform(pruned: PrunedModel) -> Form:

@@ -64,6 +64,49 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
             "vision_config": QWEN_SEES,
         },
     ),
+    "gemma4": (
+        "Gemma4",
+        {
+            "text_config": {
+                **{**TEXT, "model_type": "gemma4_text", "sliding_window": 8},
+                **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 258},
+                **{"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+                **{"global_head_dim": 16, "num_kv_shared_layers": 0},
+            },
+            "vision_config": {
+                **{k: v for k, v in SEEN.items() if k != "image_size"},
+                **{"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8},
+            },
+            "audio_config": None,
+        },
+    ),
+    "qwen3_5": (
+        "Qwen3_5",
+        {
+            "text_config": {
+                **{**TEXT, "model_type": "qwen3_5_text"},
+                **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
+                **{"linear_key_head_dim": 6, "linear_value_head_dim": 8},
+                "layer_types": ["linear_attention", "full_attention", "full_attention"],
+            },
+            "vision_config": QWEN_SEES,
+        },
+    ),
+    "llama4": (
+        "Llama4",
+        {
+            "text_config": {
+                **{**TEXT, "model_type": "llama4_text", "intermediate_size_mlp": 48},
+                **{"num_local_experts": 4, "num_experts_per_tok": 1, "moe_layers": [1]},
+                **{"interleave_moe_layer_step": 2, "attention_chunk_size": 64},
+            },
+            "vision_config": {
+                **SEEN,
+                **{"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+                "pixel_shuffle_ratio": 0.5,
+            },
+        },
+    ),
     "qwen3_vl": (
         "Qwen3VL",
         {
@@ -72,6 +115,14 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+SHAPES = {
+    "qwen2_5_vl": {"ffn": 33, "layer": 2},  # heads: the class divides hidden by them
+    "qwen3_vl": {"ffn": 33, "attention": 1},  # layers: what it sees goes to them by number
+    "gemma4": {"ffn": 33, "attention": 1},
+    "qwen3_5": {"ffn": 33, "attention": 1, "layer": 1},  # of two: the last one stays
+    "llama4": {"ffn": 33, "expert_ffn": 24, "attention": 1, "layer": 2},
+}
+FIELDS_OF_LAYERS = ("num_hidden_layers", "layer_types", "moe_layers", "no_rope_layers")
 RECIPE = """
 name: toy
 model: {{folder: source, tokenizer: bytes}}
@@ -95,7 +146,8 @@ def multimodal(kind: str, folder: Path) -> Any:
     made = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
     for p in made.parameters():
         p.data.normal_(1.0 if p.dim() == 1 else 0.0, 0.1)
-    made.to(torch.bfloat16).save_pretrained(folder)
+        p.data = p.data.bfloat16()  # buffers may be complex
+    made.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"size": 28}')
     return type(made).from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -125,11 +177,9 @@ def test_it_is_pruned_and_put_back(kind: str, tmp_path: Path) -> None:
     """In every weight of other parts, and every field of the configuration but those that changed,
     the result is the source; the proof compares the whole, without images, with the text model.
     """
-    heads = kind != "qwen2_5_vl"
-    shape = {"ffn": 33, **({"attention": 1} if heads else {})}
-    shape |= {"layer": 2} if kind != "qwen3_vl" else {}
-    target = f"shape: {json.dumps(shape)}"
-    path = recipe(tmp_path, kind, space=", ".join(shape), target=target)
+    shape = SHAPES.get(kind, {"ffn": 33, "attention": 1, "layer": 2})
+    target, space = f"shape: {json.dumps(shape)}", [k for k in shape if k != "expert_ffn"]
+    path = recipe(tmp_path, kind, space=", ".join(space), target=target)
     folder, source = tmp_path / "out", tmp_path / "source"
     run(load_recipe(path), output=folder)
     before, after = load_file(source / "model.safetensors"), load_file(folder / "model.safetensors")
@@ -138,11 +188,12 @@ def test_it_is_pruned_and_put_back(kind: str, tmp_path: Path) -> None:
     for name in others:
         assert before[name].dtype == after[name].dtype and torch.equal(before[name], after[name])
     fewer = {n for n in before if text_name(n)} - {n for n in after if text_name(n)}
-    assert bool(fewer) == (kind != "qwen3_vl")  # a layer went
+    assert bool(fewer) == ("layer" in shape)
     old, new = (json.loads((f / "config.json").read_text()) for f in (source, folder))
     changed = {k for k in old["text_config"] if old["text_config"][k] != new["text_config"].get(k)}
-    sizes = {"intermediate_size", "num_attention_heads", "num_key_value_heads"}
-    assert changed - {"dtype"} <= sizes | {"num_hidden_layers", "layer_types", "model_type"}
+    sizes = {"intermediate_size", "intermediate_size_mlp", "num_attention_heads"}
+    sizes |= {"num_key_value_heads", "num_global_key_value_heads"}
+    assert changed - {"dtype"} <= sizes | {*FIELDS_OF_LAYERS, "model_type"}
     assert old["vision_config"] == new["vision_config"]
     assert (folder / "preprocessor_config.json").read_text() == '{"size": 28}'
     again = load(ModelSpec(folder=folder, tokenizer="bytes"))  # the result is a source again
