@@ -32,7 +32,9 @@ def text_shapes(config: Config) -> Shapes:
     with quietly(), torch.device("meta"):
         whole: Any = AutoModelForImageTextToText.from_config(built)
     decoder = whole.get_decoder()
-    return {f"model.{name}": tuple(p.shape) for name, p in decoder.named_parameters()}
+    # Llama 4's is a causal language model itself.
+    root = "" if hasattr(decoder, "lm_head") else "model."
+    return {f"{root}{name}": tuple(p.shape) for name, p in decoder.named_parameters()}
 
 
 def save_whole(source: Path, text: Mapping[str, Tensor], folder: Path) -> None:
