@@ -410,4 +410,66 @@ LFM2 = decoder(
     defaults={"lfm2": _LFM2_DEFAULTS},
     **_LFM2,
 )
-FAMILIES = (QWEN3_5, QWEN3_NEXT, QWEN3_5_MOE, LFM2)
+
+
+def _lfm2_dense(config: Config, layer: int) -> bool:
+    return layer < config["num_dense_layers"]
+
+
+_LFM2_MIXTURE = Mixture(
+    ("num_experts",), block="feed_forward", sparse=lambda c, i: not _lfm2_dense(c, i)
+)
+
+
+def _lfm2_moe() -> dict[str, Any]:
+    """Traits of LFM2 with mixtures behind the first layers."""
+    traits = _LFM2_MIXTURE.traits(llama.resize)
+    experts, resize = traits["attributes"], traits["resize"]
+    units = {**LFM2_UNITS, "ffn": llama.UNITS["ffn"]}
+
+    def attributes(config: Config, widths: Widths) -> ModuleSizes:
+        found = {k: v for k, v in experts(config, widths).items() if k != "self_attn"}
+        return {**found, **_lfm2_attributes(config, widths)}
+
+    def pad(config: Config, widths: Widths) -> dict[str, int]:
+        grown = _LFM2_MIXTURE.pad(config, {**widths, **_lfm2_pad(config, widths)})
+        return {**grown, "conv_channel": grown["hidden"]}
+
+    def sizes(config: Config, widths: Widths) -> Fields:
+        kinds = {kind: units[kind](config, 0) for kind in ("attention", "query", "ffn")}
+        return resize(config, {**kinds, **widths})
+
+    def kept(config: Config, layers: tuple[int, ...]) -> Fields:
+        dense = sum(_lfm2_dense(config, i) for i in layers)
+        return {**_lfm2_kept(config, layers), "num_dense_layers": dense}
+
+    return {
+        **{**_LFM2, **traits},
+        "units": {**traits["units"], **units},
+        "flags": {**_LFM2["flags"], **traits["flags"]},
+        "fixed": tuple(dict.fromkeys((*FIXED, *traits["fixed"]))),
+        "derived": {**_LFM2["derived"], **traits["derived"]},
+        "attributes": attributes,
+        "pad": pad,
+        "resize": sizes,
+        "depth_fields": kept,
+    }
+
+
+LFM2_MOE = decoder(
+    "lfm2_moe",
+    modules=(
+        *_LFM2_MIXERS,
+        *_lfm2_feed_forward(DENSE),
+        *_LFM2_MIXTURE.axes(),
+    ),
+    defaults={
+        "lfm2_moe": {
+            **{"num_key_value_heads": 8, "tie_word_embeddings": True, "conv_L_cache": 3},
+            **{"num_dense_layers": 2, "num_experts": 32, "num_experts_per_tok": 4},
+            "moe_intermediate_size": 1792,
+        }
+    },
+    **_lfm2_moe(),
+)
+FAMILIES = (QWEN3_5, QWEN3_NEXT, QWEN3_5_MOE, LFM2, LFM2_MOE)

@@ -53,6 +53,17 @@ SOURCES = {
             {"layer_types": None, "full_attn_idxs": [1, 2]},
         ),
     ),
+    "lfm2_moe": Source(
+        "LFM2-MoE",
+        {
+            **{"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
+            **{"num_dense_layers": 1, "num_experts": 5, "num_experts_per_tok": 2},
+            "moe_intermediate_size": 24,
+        },
+        kinds=(*DENSE, "conv_channel", "expert", "expert_ffn"),
+        stated={"layer_types": ["conv", "full_attention"] * 2},  # the class has no default
+        others=({"use_expert_bias": False, "conv_bias": True},),
+    ),
     "gemma4_text": Source(
         "Gemma 4 (text)",
         {
