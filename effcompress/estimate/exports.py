@@ -168,20 +168,30 @@ def _misfit(family: Family, config: Config, widths: Widths) -> str:
     return ""
 
 
+def _misfits(family: Family, config: Config, widths: Widths, *, pad: bool) -> list[str]:
+    """Kinds whose widths kernels or the class itself refuse, padded or as they are."""
+    grown = {**widths, **family.pad(config, widths)} if pad and family.pad else dict(widths)
+    found = [kind for kind, multiple in family.multiples.items() if grown.get(kind, 0) % multiple]
+    derived = family.derived.items()
+    found += [
+        kind for kind, width in derived if grown.get(kind) not in (None, width(config, grown))
+    ]
+    return found
+
+
 def _open(form: str, found: SizedModel, shape: Widths) -> str:
     """Kinds that are cut to sizes not known yet, of which a stock class refuses some."""
     family, kinds = found.axes.family, list[str]()
     cut = {s.kind: s for s in found.sets if s.kind not in shape}
     if family.whole_heads(found.config) and (form == "uniform" or family.centred):
         kinds += [kind for kind in ("hidden", "attention", "query") if kind in cut]
-    wide = widest(found.axes)
+    wide = {**widest(found.axes), **shape}
+    less = {**wide, **{k: max(1, wide[k] - s.multiple) for k, s in cut.items() if k in wide}}
+    if form == "padded":
+        return ", ".join(dict.fromkeys([*kinds, *_misfits(family, found.config, less, pad=True)]))
     for kind, multiple in family.multiples.items():
-        if kind not in cut:
-            continue
-        less = {**wide, kind: max(1, wide[kind] - cut[kind].multiple)}
-        grown = family.pad(found.config, less).get(kind, 0) if family.pad else 1
-        if form == "padded" and grown % multiple:
+        if kind in cut and (cut[kind].multiple % multiple or cut[kind].size % multiple):
             kinds.append(kind)
-        if form == "uniform" and (cut[kind].multiple % multiple or cut[kind].size % multiple):
-            kinds.append(kind)
+    others = _misfits(family, found.config, less, pad=False)
+    kinds += [kind for kind in others if kind not in cut]
     return ", ".join(dict.fromkeys(kinds))

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from effcompress.selection.candidates import Candidate, beside
 from effcompress.selection.sizes import Sizes
-from effcompress.types import DEPTH, AxisMap
+from effcompress.types import DEPTH, AxisMap, Widths, axis_kind
 
 TOLERANCE = 0.005
 """A target is met within half a percent."""
@@ -70,10 +70,25 @@ class Reachability:
             lowest = math.ceil(c.minimum / c.multiple) * c.multiple
             widths |= dict.fromkeys(c.sets, min(c.size, lowest))
         for members in self._pools.values():
-            for k in members[: self.candidates[members[0]].floor]:
+            floor, kind = self.candidates[members[0]].floor, self.candidates[members[0]].kind
+            if kind in DEPTH and 0 < floor < len(members) and not self._equal(members, widths):
+                return False  # it matters which of them stay
+            for k in members[:floor]:
                 c = self.candidates[k]
                 widths |= dict.fromkeys(c.sets, c.size if c.kind in DEPTH else widths[c.sets[0]])
         return self.axes.count({**self.axes.widths, **widths}) == self.target
+
+    def _equal(self, members: list[int], lowest: Widths) -> bool:
+        """Whether all layers, or blocks, of a pool have equally many parameters, with their other
+        units whole and at their ``lowest`` widths.
+        """
+        there = {name: width for name, width in lowest.items() if axis_kind(name) not in DEPTH}
+        for widths in ({}, there):
+            whole = {**self.axes.widths, **widths}
+            gone = (dict.fromkeys(self.candidates[k].sets, 0) for k in members)
+            if len({self.axes.count({**whole, **one}) for one in gone}) > 1:
+                return False
+        return True
 
     def stride(self, k: int, sizes: Sizes) -> int:
         """Returns the units of candidate ``k`` that are promised when the first of them goes."""

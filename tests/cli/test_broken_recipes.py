@@ -316,7 +316,10 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "text for a mapping": (
         edit(TARGET, "469M"),
         9,
-        ("prune.target", "Its keys: params, keep, shape, speedup, milliseconds, memory."),
+        (
+            "prune.target",
+            "Its keys: params, keep, shape, active_params, speedup, milliseconds, memory.",
+        ),
     ),
     "number for text": (edit("name: toy", "name: 12"), 1, ("name", "'12'")),
     "text for a number": (

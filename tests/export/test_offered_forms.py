@@ -202,6 +202,15 @@ CASES: dict[str, tuple[Any, tuple[bool | None, bool | None]]] = {
         cut("llama", {}, {"name": "ffn", "skip_layers": [0]}, shape={"ffn": 20}),
         (False, True),
     ),
+    # 28 channels of an expert: no kernel takes them, and shared experts, which stay, are as wide.
+    "channels beside experts that cannot grow": (
+        cut("glm4_moe", {}, {"name": "hidden"}, shape={"hidden": 45}),
+        (False, False),
+    ),
+    "channels beside experts that cannot grow, of size unknown": (
+        cut("glm4_moe", {}, {"name": "hidden"}, keep=0.8),
+        (None, None),
+    ),
     "all layers alike": (
         cut("llama", {}, {"name": "ffn", **FREE}, shape={"ffn": 20}),
         (True, True),

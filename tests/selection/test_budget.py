@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effcompress import groups
+from effcompress.model.families import family_of
 from effcompress.model.families.llama import LLAMA
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.budget import Budget, simulate
@@ -179,3 +180,21 @@ def test_what_is_left_is_what_can_be_taken(scope: str, knobs: dict[str, int]) ->
         taken += 1
     assert expected == {"ffn": taken}
     assert taken and b.left == {"ffn": 0}
+
+
+def test_of_layers_of_two_sizes_that_goes_which_leads_to_the_target() -> None:
+    """A dense layer in front of a mixture: one of the two may go, and only one has the size."""
+    config = {
+        **shape("gqa_tied", model_type="glm4_moe"),
+        **{"num_hidden_layers": 2, "first_k_dense_replace": 1},
+    }
+    axes = groups.from_config(family_of(config), config)
+    sets = groups.find(axes, [Bound(REGISTRY.get("space", "layer"))])
+    for goes, stays in (("layer.0", "layer.1"), ("layer.1", "layer.0")):
+        target = axes.count({goes: 0})
+        assert target != axes.count({stays: 0})
+        b = Budget(axes, candidates_of(sets), {}, target)
+        assert [b.candidates[k].sets for k in b.open()] == [(goes,)]
+        assert not b.goes_whole
+        simulate(b)
+        assert b.reached
