@@ -14,9 +14,9 @@ from typing import Any
 from effcompress.answer import Answer
 from effcompress.commands.machine import Machine, this_machine
 from effcompress.data.look import Look, kind_of_file, look
-from effcompress.errors import EffcompressError, SourceError, did_you_mean
+from effcompress.errors import SourceError, did_you_mean
 from effcompress.estimate.feasibility import sized_model
-from effcompress.estimate.flops import Flops
+from effcompress.estimate.flops import UTILISATION, Flops
 from effcompress.estimate.forecast import Launch, plan
 from effcompress.estimate.lengths import Lengths, lengths_of, sequence_of, total_of
 from effcompress.estimate.memory import memory
@@ -93,10 +93,11 @@ def init(wish: Wish) -> Answer:
     domains = [d for text in wish.texts for d in domains_of(text, wish.output.parent)]
     names = _facts(wish, spec, written, config, domains)
     try:
-        loaded, names = _fitting(wish, drafts, names)
+        loaded = _fitting(wish, drafts, names)
         checked = preflight(loaded, offline=False)
-        forecast = plan(loaded, Launch(_machine(wish).number, _machine(wish).peak * 0.4 or None))
-    except EffcompressError:
+        machine = _machine(wish)
+        forecast = plan(loaded, Launch(machine.number, machine.peak * UTILISATION or None))
+    except BaseException:
         wish.output.unlink(missing_ok=True)
         raise
     notes = [f"Written: {wish.output}. Every guess has a comment.", *checked.lines]
@@ -303,9 +304,7 @@ def _loop(long: Lengths, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _fitting(
-    wish: Wish, drafts: Mapping[str, str], names: dict[str, Any]
-) -> tuple[LoadedRecipe, dict[str, Any]]:
+def _fitting(wish: Wish, drafts: Mapping[str, str], names: dict[str, Any]) -> LoadedRecipe:
     """Writes the recipe with the largest micro batch that fits. Where none does, activations are
     recomputed, and then the weights sharded over the processes.
     """
@@ -320,7 +319,7 @@ def _fitting(
             write(wish.output, filled(wish.method, drafts, **chosen))
             loaded = load(wish.output)
             if _need(loaded, machine, way) <= FILLED * machine.memory:
-                return loaded, chosen
+                return loaded
             micro //= 2
     need = _need(loaded, machine, ways[-1])
     raise SourceError(

@@ -32,7 +32,7 @@ _BUDGET = re.compile(
 @dataclass(frozen=True)
 class Machine:
     """``memory`` in bytes, of one processor. ``peak``: operations per second of one; 0 where that
-    is not known. ``seconds``: how long it is there; 0 where nobody said.
+    is not known. ``seconds``: the time that the budget grants; 0 where it states none.
     """
 
     name: str

@@ -56,11 +56,14 @@ def kind_of_file(path: Path) -> str:
 def look(files: tuple[Path, ...]) -> Look:
     """Looks at files of one format.
 
-    Raises SourceError, with the file and line, for a record that cannot be read, and for files in
-    which no field holds text.
+    Raises SourceError, with the file and line, for a file or record that cannot be read, and for
+    files in which no field holds text.
     """
     kind = kind_of_file(files[0])
-    rows = list(islice(_rows(kind, files), SAMPLE))
+    try:
+        rows = list(islice(_rows(kind, files), SAMPLE))
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error}", where=str(files[0])) from error
     if kind == "txt":
         found, chat, others = "", "", ()
         sample = tuple(str(row["text"]) for row in rows)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from effcompress.errors import RecipeError
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.model.lineage import STREAM
+from effcompress.model.multimodal import sees_by_layer
 from effcompress.model.source import outer_config
 from effcompress.network.shapes import widest
 from effcompress.recipe import LoadedRecipe
@@ -72,7 +73,7 @@ def _require_whole(loaded: LoadedRecipe, found: SizedModel, form: str) -> None:
     elif "hidden" in kinds or STREAM in found.config:
         why = "its other parts write into the hidden channels, which would change"
         fix = "Leave `hidden` out of prune.space, or write `multimodal: text`."
-    elif "layer" in kinds and (outer.get("vision_config") or {}).get("deepstack_visual_indexes"):
+    elif "layer" in kinds and sees_by_layer(outer):
         why = "its layers take what its other parts see by their numbers, which would change"
         fix = "Leave `layer` out of prune.space, or write `multimodal: text`."
     elif outer.get("quantization_config"):
@@ -139,11 +140,11 @@ def refusal(form: str, family: Family, config: Config, widths: Widths) -> str:
     """
     if config.get("novices"):
         return "constants take the place of experts, which no stock class knows"
-    why = _misfit(family, config, widths)
-    if why and form == "padded" and family.pad:
-        why = _misfit(family, config, {**widths, **family.pad(config, widths)})
-    if why:
-        return why
+    misfits = _misfits(family, config, widths)
+    if misfits and form == "padded":
+        misfits = _misfits(family, config, _padded(family, config, widths))
+    if misfits:
+        return next(iter(misfits.values()))
     if not family.whole_heads(config):
         return ""
     hidden, heads = widths["hidden"], widths["attention"] * widths.get("query", 1)
@@ -157,26 +158,22 @@ def refusal(form: str, family: Family, config: Config, widths: Widths) -> str:
     return "" if fits else f"hidden {hidden} does not divide into {heads} heads of {head}"
 
 
-def _misfit(family: Family, config: Config, widths: Widths) -> str:
-    """Why kernels or the class itself refuse these widths; empty where they do not."""
-    for kind, multiple in family.multiples.items():
-        if widths.get(kind, 0) % multiple:
-            return f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it"
+def _misfits(family: Family, config: Config, widths: Widths) -> dict[str, str]:
+    """Returns the kinds whose widths kernels or the class itself refuse -> why."""
+    found = {
+        kind: f"{kind} {widths[kind]} is no multiple of {multiple}, as kernels want it"
+        for kind, multiple in family.multiples.items()
+        if widths.get(kind, 0) % multiple
+    }
     for kind, width in family.derived.items():
         if kind in widths and widths[kind] != (wanted := width(config, widths)):
-            return f"{kind} {widths[kind]} stays, and the stock class makes {wanted} of it"
-    return ""
-
-
-def _misfits(family: Family, config: Config, widths: Widths, *, pad: bool) -> list[str]:
-    """Kinds whose widths kernels or the class itself refuse, padded or as they are."""
-    grown = {**widths, **family.pad(config, widths)} if pad and family.pad else dict(widths)
-    found = [kind for kind, multiple in family.multiples.items() if grown.get(kind, 0) % multiple]
-    derived = family.derived.items()
-    found += [
-        kind for kind, width in derived if grown.get(kind) not in (None, width(config, grown))
-    ]
+            found[kind] = f"{kind} {widths[kind]} stays, and the stock class makes {wanted} of it"
     return found
+
+
+def _padded(family: Family, config: Config, widths: Widths) -> Widths:
+    """Returns the widths that the stock class has after padding."""
+    return {**widths, **family.pad(config, widths)} if family.pad else widths
 
 
 def _open(form: str, found: SizedModel, shape: Widths) -> str:
@@ -188,10 +185,11 @@ def _open(form: str, found: SizedModel, shape: Widths) -> str:
     wide = {**widest(found.axes), **shape}
     less = {**wide, **{k: max(1, wide[k] - s.multiple) for k, s in cut.items() if k in wide}}
     if form == "padded":
-        return ", ".join(dict.fromkeys([*kinds, *_misfits(family, found.config, less, pad=True)]))
+        grown = _padded(family, found.config, less)
+        return ", ".join(dict.fromkeys([*kinds, *_misfits(family, found.config, grown)]))
     for kind, multiple in family.multiples.items():
         if kind in cut and (cut[kind].multiple % multiple or cut[kind].size % multiple):
             kinds.append(kind)
-    others = _misfits(family, found.config, less, pad=False)
+    others = _misfits(family, found.config, less)
     kinds += [kind for kind in others if kind not in cut]
     return ", ".join(dict.fromkeys(kinds))

@@ -1,5 +1,5 @@
-"""Lengths of a run that nobody stated: sequences, tokens, stages, batches, learning rate. Rules of
-thumb, each with the words that say so; docs/own_model.md has them as a table.
+"""Default lengths of a run: sequences, tokens, stages, batches, learning rate. Rules of thumb, each
+with its reason in words; docs/own_model.md has them as a table.
 """
 
 import math
@@ -68,9 +68,9 @@ def sequence_of(positions: int | None, document: int) -> tuple[int, str]:
 
 
 def total_of(asked: int | None, afford: float, text: float, params: int) -> tuple[int, str]:
-    """Returns the tokens to train on and why: those ``asked`` for, those a machine can ``afford``
-    (0: nobody said), or one pass over the ``text`` (its tokens; infinite: not known), at most
-    ``PER_PARAMETER`` for each of ``params``.
+    """Returns the tokens to train on and why: those ``asked`` for, those that a budget pays for
+    (``afford``; 0 without a budget), or one pass over the ``text`` (its number of tokens; infinite
+    where it is not known). Without ``asked``, at most ``PER_PARAMETER`` for each of ``params``.
     """
     if asked is not None:
         passes = f", {asked / text:.2g} times the text" if 0 < text < math.inf else ""

@@ -85,6 +85,12 @@ def _one_position(rope: object) -> object:
     return {**plain, **renamed}
 
 
+def sees_by_layer(outer: Config) -> bool:
+    """Whether the other parts add to single layers of the text model, by their numbers."""
+    seen = outer.get("vision_config")
+    return isinstance(seen, Mapping) and bool(seen.get("deepstack_visual_indexes"))
+
+
 def text_name(key: str) -> str:
     """Returns the name that a weight of a multimodal model has in the text model alone; empty for
     weights of other parts.

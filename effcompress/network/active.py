@@ -1,5 +1,6 @@
 """The parameters that one token meets: of routed experts only those that it is sent to."""
 
+import math
 from collections.abc import Iterator
 
 from effcompress.types import AxisMap, Config, Widths
@@ -41,11 +42,6 @@ def active_terms(axes: AxisMap, config: Config, param: str) -> Iterator[Term]:
 
 def active_params(axes: AxisMap, config: Config, widths: Widths | None = None) -> int:
     """Returns the parameters that a token meets in a model of these widths."""
-    wide, total = {**axes.widths, **(widths or {})}, 0
-    for param in axes.shapes:
-        for names, factor in active_terms(axes, config, param):
-            product = factor
-            for name in names:
-                product *= wide[name]
-            total += product
-    return total
+    wide = {**axes.widths, **(widths or {})}
+    terms = (term for param in axes.shapes for term in active_terms(axes, config, param))
+    return sum(factor * math.prod(wide[name] for name in names) for names, factor in terms)
