@@ -11,8 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from effcompress import RecipeError, RunError, SourceError, fault, load_recipe, run
+from effcompress.commands import bench as bench_room
+from effcompress.commands.evaluate import evaluate
 from effcompress.commands.export import export
 from effcompress.errors import Stopped
+from effcompress.report.comparison.facts import read
 from effcompress.runner.signals import Stopping
 from tests.runner.toys import events, texts
 
@@ -192,3 +195,21 @@ def test_forms_of_stock_classes_are_refused(tmp_path: Path) -> None:
     export(tmp_path / "run", "exact", output=tmp_path / "as_exact")
     one, other = weights(tmp_path / "run"), weights(tmp_path / "as_exact")
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_sliced_folder_is_measured_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`eval` finds the perplexity of the run, `bench` its size, `compare` its row."""
+    monkeypatch.setattr(bench_room, "footprint", lambda job: dict.fromkeys(job.batches))
+    report = done(written(tmp_path), tmp_path / "run")
+    after = events(tmp_path / "run", "evaluation")[-1]["domains"]
+    again = evaluate(tmp_path / "run").data["domains"]
+    for name, found in after.items():
+        assert again[name]["perplexity"] == pytest.approx(found["perplexity"], rel=1e-5)
+    work = bench_room.Workload(batches=(1,), prompt=4, new=2, repeats=1)
+    sides = bench_room.bench(tmp_path / "run", work).data["sides"]
+    assert sides["pruned"]["params"] == report.params
+    facts = read(tmp_path / "run", seed=0, shown="sliced").facts
+    assert facts is not None and facts.params == report.params
+    assert facts.after == {name: found["perplexity"] for name, found in after.items()}
