@@ -772,6 +772,12 @@ class SaveSpec:
 
     every: int = key("optimizer steps between two checkpoints", 100, minimum=1)
     keep: int = key("checkpoints kept", 2, minimum=1)
+    keep_after: int = key(
+        "checkpoints kept once the run has succeeded: weights and moments in fp32, from which "
+        "`effcompress export` writes other forms; 0: none, and those are written from the model",
+        1,
+        minimum=0,
+    )
     background: bool = key(
         "copy the state to host memory and write it while training continues", False
     )

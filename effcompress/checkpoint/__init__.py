@@ -20,6 +20,7 @@ from effcompress.checkpoint.save import (
     save,
     size,
     steps,
+    thin,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "steps",
     "sweep",
     "text_settings",
+    "thin",
 ]
 
 

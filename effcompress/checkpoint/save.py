@@ -185,6 +185,15 @@ def steps(folder: Path) -> list[Path]:
     return sorted(p for p in named if (p / STATE).is_file() and not p.is_symlink())
 
 
+def thin(folder: Path, keep: int) -> tuple[int, int]:
+    """Deletes all but the newest ``keep`` checkpoints; returns how many stay, and their bytes."""
+    found = steps(folder)
+    for old in found[: max(0, len(found) - keep)]:
+        _delete(old)
+    left = steps(folder)
+    return len(left), sum(map(size, left))
+
+
 def size(path: Path) -> int:
     """Returns the bytes of a checkpoint's tensors."""
     return sum(file.stat().st_size for file in path.glob(f"*{_TENSORS}"))

@@ -1,4 +1,6 @@
-"""``effcompress export``: writes the model of a run in another form, from its newest checkpoint."""
+"""``effcompress export``: writes the model of a run in another form: from its newest
+checkpoint or, where it kept none, from its model.
+"""
 
 import tempfile
 from contextlib import closing
@@ -20,10 +22,11 @@ from effcompress.network.pruned_model import PrunedModel
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.log import make_view
 from effcompress.removal.modules import depth_fields
-from effcompress.runner.folder import RESOLVED
+from effcompress.runner.folder import RESOLVED, finished_for_good
 from effcompress.runner.provenance import described, require_same
 from effcompress.runner.start import whole_of
 from effcompress.runner.state import VALUES
+from effcompress.spec import ModelSpec
 from effcompress.types import in_layer
 
 As = Literal["uniform", "padded", "exact", "gguf"]
@@ -43,14 +46,9 @@ def export(
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise SourceError("this exists already", where=str(target), fix="Name another --output.")
     with closing(make_view(interactive=False)) as view:
-        spec, prune = loaded.recipe.model, loaded.recipe.prune
+        spec = loaded.recipe.model if saved else ModelSpec(folder=run)
         model = load_model(spec, seed=loaded.recipe.seed, offline=offline, progress=view.note)
-        require_same(saved.values.get("provenance", {}), described(model))
-        space = prune.space if prune and prune.rotate is None else ()
-        pruned = PrunedModel(model.module, model.config, space)
-        pruned.restore(saved.values, saved.part("model/"), saved.part("ledger/"))
-        if pruned.ledger.pending():  # masked units that no commit has removed yet
-            pruned.commit()
+        pruned = _restored(loaded, model, saved)
         if name == "gguf":
             return _gguf(pruned, model, target, dtype, loaded.recipe.name)
         made = form(pruned, name)
@@ -65,12 +63,31 @@ def export(
         return _told(made, explained(made, whole), size, target, proven)
 
 
-def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
+def _restored(loaded: LoadedRecipe, model: LoadedModel, saved: Saved | None) -> PrunedModel:
+    """Returns the model of a checkpoint, with no unit masked that is not removed; without one
+    ``model`` as it is.
+    """
+    if saved is None:
+        return PrunedModel(model.module, model.config)
+    require_same(saved.values.get("provenance", {}), described(model))
+    prune = loaded.recipe.prune
+    space = prune.space if prune and prune.rotate is None else ()
+    pruned = PrunedModel(model.module, model.config, space)
+    pruned.restore(saved.values, saved.part("model/"), saved.part("ledger/"))
+    if pruned.ledger.pending():
+        pruned.commit()
+    return pruned
+
+
+def _opened(run: Path) -> tuple[LoadedRecipe, Saved | None]:
+    """Returns the recipe of a run and its newest checkpoint; None where a finished run kept none,
+    and its model stands for it.
+    """
     resolved, said = run / RESOLVED, ["there is none"]
     if not resolved.is_file():
         raise SourceError("this folder holds no run", where=str(run), fix="E.g. runs/quickstart.")
     saved = checkpoint.newest(run / "checkpoints", said.append, like=VALUES)
-    if saved is None:
+    if saved is None and not finished_for_good(run):
         raise SourceError(f"no checkpoint to export from: {said[-1]}", where=str(run))
     return recipe.load(resolved), saved
 

@@ -12,6 +12,7 @@ from effcompress import recipe as recipes
 from effcompress.errors import RecipeError, SourceError
 from effcompress.recipe import LoadedRecipe
 from effcompress.record import status_file
+from effcompress.record.tail import read_tail
 from effcompress.spec import ModelSpec
 
 RESOLVED, VALUES = "recipe.resolved.yaml", "recipe.resolved.json"
@@ -107,7 +108,9 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
                 wrong, fix = "the folder holds a run already", f"Continue it with --resume. {fix}"
             elif begun(folder):
                 same_recipe(loaded, folder)
-                return True
+                if not finished_for_good(folder):
+                    return True
+                wrong = "this run has finished, and kept no checkpoint (save.keep_after: 0)"
     if wrong:
         raise RecipeError(wrong, where=str(where), fix=fix)
     return False
@@ -143,6 +146,13 @@ MOVED = {"prune.reduce.members": "prune.reduce.members.name"}
 def begun(folder: Path) -> bool:
     """Whether the folder holds a checkpoint or a model, which a new run would overwrite."""
     return any((folder / "checkpoints").glob("step-*")) or (folder / "config.json").exists()
+
+
+def finished_for_good(folder: Path) -> bool:
+    """Whether the run succeeded and no checkpoint is left that it could be resumed from."""
+    end = read_tail(folder / "metrics.jsonl").end
+    held = any((folder / "checkpoints").glob("step-*"))
+    return end is not None and end.status == "success" and not held
 
 
 def same_recipe(loaded: LoadedRecipe, folder: Path) -> None:

@@ -22,6 +22,7 @@ from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe, plain
 from effcompress.record import events
 from effcompress.record.log import Log, NoView, make_view
+from effcompress.record.readable import size
 from effcompress.runner import mixture, recovery
 from effcompress.runner.checkpoints import CheckpointWriter
 from effcompress.runner.folder import open_folder, output_folder
@@ -193,7 +194,19 @@ def _stages(
     log.event(events.End(status="success", seconds=seconds, **left))
     if world.main:
         report.write_card(folder)
+        # Behind the event of success: a run that dies before it still has all its checkpoints.
+        _thin(folder / "checkpoints", recipe.save.keep_after, log)
     return done
+
+
+def _thin(folder: Path, keep: int, log: Log) -> None:
+    """Deletes the checkpoints that a finished run does not keep, and says what stays."""
+    left, total = checkpoint.thin(folder, keep)
+    if left:
+        what = "the last checkpoint stays" if left == 1 else f"{left} checkpoints stay"
+        log.note(f"{what}, {size(total)} (save.keep_after: 0 leaves none)")
+    else:
+        log.note("no checkpoint stays (save.keep_after: 0)")
 
 
 def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resumed: bool) -> Corpus:

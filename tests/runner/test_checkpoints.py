@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from effcompress import fault, load_recipe, run, train
 from effcompress.checkpoint import newest
 from effcompress.commands.export import export
-from effcompress.errors import RunError
+from effcompress.errors import RecipeError, RunError
 from effcompress.estimate.forecast import plan
 from effcompress.runner import checkpoints as keep
 from effcompress.runner import recovery
@@ -303,3 +303,36 @@ def test_a_checkpoint_of_before_resumes_and_what_does_not_fit_is_said(
     monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
     run(load_recipe(path, ["save.every=2"]), output=out, resume=True)
     assert events(out, "end")[-1]["status"] == "success"
+
+
+@pytest.mark.parametrize(("keep_after", "left"), [(2, 2), (1, 1), (0, 0)])
+def test_a_finished_run_keeps_as_many_as_asked(
+    tmp_path: Path, keep_after: int, left: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    run(load_recipe(recipe(tmp_path), [f"save.keep_after={keep_after}"]), output=folder)
+    steps = sorted(p.name for p in (folder / "checkpoints").glob("step-*"))
+    assert len(steps) == left and all(name > "step-00000012" for name in steps)
+    assert "save.keep_after: 0" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_keeps_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RunError("no")
+
+    monkeypatch.setattr(story, "export_and_prove", refused)
+    with pytest.raises(RunError):
+        run(load_recipe(recipe(tmp_path), ["save.keep_after=0"]), output=tmp_path / "run")
+    assert len([*(tmp_path / "run" / "checkpoints").glob("step-*")]) == 3
+
+
+def test_without_a_checkpoint_the_model_itself_is_exported(tmp_path: Path) -> None:
+    loaded = load_recipe(recipe(tmp_path), ["save.keep_after=0", "export.form=exact"])
+    run(loaded, output=tmp_path / "run")
+    with pytest.raises(RecipeError, match="finished, and kept no checkpoint"):
+        run(loaded, output=tmp_path / "run", resume=True)
+    made = export(tmp_path / "run", "exact", output=tmp_path / "exact")
+    before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("run", "exact"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert made.data["form"] == "exact"
