@@ -22,10 +22,8 @@ class Sequences:
     held_out: int = 0
 
     def own(self, world: World) -> range:
-        """Returns the numbers of those that are held out, among the ones of this process: every
-        ``size``-th is.
-        """
-        return range(_below(self.read - self.held_out, world), _below(self.read, world))
+        """Returns the numbers of those that are held out, among the ones of this process."""
+        return range(own(self.read - self.held_out, world), own(self.read, world))
 
 
 def sequences_of(refit: Bound, measure: MeasureSpec) -> Sequences:
@@ -33,8 +31,8 @@ def sequences_of(refit: Bound, measure: MeasureSpec) -> Sequences:
     return Sequences(measure.refit_sequences, measure.held_out if refit.candidates else 0)
 
 
-def _below(number: int, world: World) -> int:
-    """How many of the sequences before ``number`` are this process's."""
+def own(number: int, world: World) -> int:
+    """Returns how many of the first ``number`` sequences this process reads, every ``size``-th."""
     return len(range(world.rank, number, world.size))
 
 

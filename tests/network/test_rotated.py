@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from effcompress.distributed.world import ALONE
 from effcompress.export.forms import form
+from effcompress.measure.moments import Parts
 from effcompress.model.exact import new_exact
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.network.rotated import Method, rotate_stream
@@ -165,7 +166,8 @@ def test_a_refit_is_the_least_squares_solution(model_type: str) -> None:
     text = torch.randint(0, 61, (16, 12), generator=torch.Generator().manual_seed(3))
     seen: list[tuple[Tensor, ...]] = []
 
-    def exact(weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor) -> Tensor:
+    def exact(weight_OI: Tensor, parts: Parts) -> Tensor:
+        gram_II, cross_OI = parts.all.gram, parts.all.cross
         fitted = torch.linalg.lstsq(gram_II, cross_OI.T, driver="gelsd").solution.T
         seen.append((weight_OI, gram_II, cross_OI, fitted))
         return fitted
