@@ -80,10 +80,11 @@ def test_the_best_of_all_by_brute_force(name: str, noise: float) -> None:
     fits = [ridge(*toy.tokens(0, 4), toy.old, damp, biased=biased) for damp in GRID]
     errors = [toy.error(*fit, 4, 6) for fit in fits]
     weight, bias, how = fitted(auto(name), toy.weight, toy.parts)
-    assert how.knobs == {"damp": GRID[int(np.argmin(errors))]}
+    damp = GRID[int(np.argmin(errors))]
+    assert how.knobs == {"damp": damp}
     assert how.error_before == pytest.approx(toy.error(toy.old, 0.0, 4, 6), rel=1e-9)
     assert how.error_after == pytest.approx(min(errors), rel=1e-9)
-    whole, gained = ridge(*toy.tokens(0, 6), toy.old, how.knobs["damp"], biased=biased)
+    whole, gained = ridge(*toy.tokens(0, 6), toy.old, damp, biased=biased)
     np.testing.assert_allclose(weight.numpy(), whole, rtol=1e-8, atol=1e-10)
     assert (bias is None) == (not biased)
     if bias is not None:
