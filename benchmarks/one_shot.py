@@ -99,8 +99,8 @@ def rows_of(size: str) -> dict[str, tuple[str, list[str]]]:
     found = {name: (name, [f"prune.target.params={size}"]) for name in BY_PARAMETERS}
     levels = [*found["darwinlm"][1], "prune.target.speedup=null", "prune.workload=null"]
     found["ziplm"] = ("ziplm", levels)
-    ours = "prune.refit=least_squares_bias"
-    found |= {f"{name}_refit": (name, [*found[name][1], ours]) for name in ("ziplm", "darwinlm")}
+    ours = ["prune.refit=least_squares_bias", "prune.measure.refit_sequences=64"]
+    found |= {f"{name}_refit": (name, [*found[name][1], *ours]) for name in ("ziplm", "darwinlm")}
     found["llm_pruner_compat"] = ("llm_pruner", as_published)
     found |= {
         name: (name, [f"prune.target.shape.{kind}={n}" for kind, n in shape.items()])

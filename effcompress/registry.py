@@ -10,15 +10,17 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import inspect
+import itertools
+import math
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from effcompress.errors import EffcompressError, PluginError, did_you_mean
 from effcompress.injectable import (
@@ -59,6 +61,11 @@ STREAM, OUTPUT = frozenset({"before", "after"}), frozenset({"output", "gate", "g
 SOURCES = (frozenset({"x"}), STREAM, OUTPUT)
 """What statistics are functions of: inputs of linear layers, the residual stream, experts."""
 
+AUTO = "auto"
+"""What a recipe writes for a knob whose value is chosen on held-out text."""
+Tried = Annotated[float, "number from 0, or auto"]
+"""Type of such a knob in a recipe; the function itself gets a number."""
+
 Knob = inspect.Parameter
 """A keyword-only parameter, its annotation evaluated. Where the default is ``empty``, a recipe must
 give it.
@@ -82,6 +89,8 @@ class Plugin:
     """The registered statistics among what it and its companion need."""
     replaces: bool = False
     """Of a family: whether it is used in place of a built-in declaration."""
+    tries: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    """Of a refit: knob -> the values that ``auto`` tries."""
 
     @property
     def summary(self) -> str:
@@ -191,6 +200,25 @@ class Bound:
         """What must be injected."""
         return self.plugin.needs
 
+    @property
+    def candidates(self) -> list[Bound]:
+        """This plugin with every combination of the values that it tries for knobs which are
+        ``auto``; empty where none is.
+        """
+        open_ = [name for name, value in self.knobs.items() if value == AUTO]
+        if not open_:
+            return []
+        values = itertools.product(*(self.plugin.tries[name] for name in open_))
+        return [
+            replace(self, knobs={**self.knobs, **dict(zip(open_, each, strict=True))})
+            for each in values
+        ]
+
+    @property
+    def tried(self) -> dict[str, float]:
+        """Values of the knobs that could be ``auto``."""
+        return {name: self.knobs[name] for name in self.plugin.tries if name in self.knobs}
+
     def __call__(self, **available: Any) -> Any:
         """Calls it. Raises PluginError, with the line of its file, where it fails."""
         return self.plugin.called(available, self.knobs)
@@ -269,15 +297,17 @@ class Registry:
         companion: Callable[..., Any] | None = None,
         *,
         replaces: bool = False,
+        tries: Mapping[str, Sequence[float]] | None = None,
     ) -> Plugin:
         """Reads the signature and keeps the function.
 
-        Raises PluginError: an input that cannot be injected, a missing type of a knob, or a name
-        that another function has.
+        Raises PluginError: an input that cannot be injected, a missing type of a knob, a name that
+        another function has, or values to try (``tries``) that are none.
         """
         where = _where(function)
         needs, knobs = _contract(kind, function, f"{kind} '{name}'", where)
         plugin = Plugin(kind, name, function, needs, knobs, paper, where, replaces=replaces)
+        plugin = _trying(plugin, tries or {})
         if companion is not None:
             plugin = replace(plugin, companion=_companion(plugin, companion))
         old = self._plugins[kind].get(name)
@@ -402,11 +432,27 @@ statistic = _decorator("statistic")
 hessian = _decorator("hessian")
 space = _decorator("space")
 repair = _decorator("repair")
-refit = _decorator("refit")
 rotation = _decorator("rotation")
 mixture = _decorator("mixture")
 constraint = _decorator("constraint")
 allocation = _decorator("allocation")
+
+
+def refit(
+    name: str, *, paper: str = "new", tries: Mapping[str, Sequence[float]] | None = None
+) -> Decorator:
+    """Registers a function as the refit ``name``; ``paper`` is its source.
+
+    ``tries``: knob -> values from 0. A recipe may then write ``auto`` for the knob, which is its
+    default: the engine calls the function with each value and the moments of a part of the text,
+    takes the value with the lowest error on the rest, and calls it with the moments of all text.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        REGISTRY.add("refit", name, function, paper, tries=tries)
+        return function
+
+    return register
 
 
 def family(model_type: str, *, replaces: bool = False, paper: str = "new") -> Decorator:
@@ -493,6 +539,22 @@ def _contract(
             fix = f"Name the inputs: {', '.join(inputs_of(kind))}."
             raise PluginError(f"{what}: cannot inject '{p.name}'", where=where, fix=fix)
     return tuple(needs), knobs
+
+
+def _trying(plugin: Plugin, tries: Mapping[str, Sequence[float]]) -> Plugin:
+    """Returns a plugin whose knobs in ``tries`` may be ``auto``, their default in a recipe."""
+    knobs = dict(plugin.knobs)
+    for name, values in tries.items():
+        if name not in knobs:
+            fix = did_you_mean(name, knobs)
+            raise plugin.error(f"tries values of '{name}', which is no knob of it", fix)
+        numbers = [v for v in values if isinstance(v, int | float) and 0 <= v < math.inf]
+        if not numbers or len(numbers) < len(values):
+            fix = f"Write e.g. tries={{'{name}': (0.1, 1.0)}}."
+            raise plugin.error(f"tries {values!r} for '{name}', but needs numbers from 0", fix)
+        knobs[name] = knobs[name].replace(annotation=Tried, default=AUTO)
+    held = {name: tuple(float(v) for v in values) for name, values in tries.items()}
+    return replace(plugin, knobs=knobs, tries=held)
 
 
 def _companion(plugin: Plugin, function: Callable[..., Any]) -> Plugin:

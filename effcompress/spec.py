@@ -347,6 +347,18 @@ class MeasureSpec:
         "each of the losses is measured on",
         4,
     )
+    refit_sequences: Positive = key(
+        "`prune.refit`: number of calibration sequences; they take forward passes alone, and a fit "
+        "of few knows them by heart",
+        128,
+    )
+    refit_held_out: Fraction = key(
+        "`prune.refit` with a knob that is `auto`: fraction of these sequences on which its value "
+        "is chosen, by fits to the others; the last fit is to all of them",
+        0.25,
+        above=0,
+        below=1,
+    )
     propagate: bool = key(
         "calibration, criteria of layer inputs or experts: each layer is scored on the outputs of "
         "the already pruned layers before it. How many units go is decided on the unpruned model",
@@ -358,6 +370,12 @@ class MeasureSpec:
     gram_decay: Fraction = key(
         "repairs that use layer inputs: weight of the past per optimizer step", 0.95, below=1
     )
+
+    @property
+    def held_out(self) -> int:
+        """Sequences on which a knob of the refit is chosen: at least one, and one is left."""
+        held = round(self.refit_held_out * self.refit_sequences)
+        return min(max(held, 1), self.refit_sequences - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

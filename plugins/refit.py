@@ -2,8 +2,14 @@
 
 Front to back, every projection is fitted to put out what the source model's stream has at that
 place and this one's lacks, so errors of the layers in front are made good, too. With ``x`` what the
-projection reads and ``t`` what it should put out: ``min_V E|V x - t|^2 + d |V - W|^2``, so
-``V = (E[t x^T] + d W) (E[x x^T] + d I)^-1``.
+projection reads, ``t`` what it should put out and ``W0`` its weight as it is, ridge regression is
+drawn towards ``W0``, not towards zero: ``min_W E|W x - t|^2 + d |W - W0|^2``, so
+``W = (E[t x^T] + d W0) (E[x x^T] + d I)^-1``, where ``d`` is ``damp`` times the mean of the
+diagonal of ``E[x x^T]``.
+
+A fit with many inputs to little text knows that text by heart: how much damping it takes depends on
+the layer and on the text. With ``damp: auto`` the engine chooses it, projection by projection, by
+the error on sequences that the fit has not seen.
 
 ``O, I`` outputs and inputs of a projection.
 """
@@ -17,10 +23,12 @@ from effcompress import NotNegative, damped_cholesky, refit
 if TYPE_CHECKING:
     from torch import Tensor
 
+DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
-@refit("least_squares", paper="new")
+
+@refit("least_squares", paper="new", tries={"damp": DAMPINGS})
 def least_squares(
-    weight: Tensor, gram: Tensor, cross: Tensor, *, damp: NotNegative = 0.03
+    weight: Tensor, gram: Tensor, cross: Tensor, *, damp: NotNegative = 0.3
 ) -> Tensor:
     """Ridge regression of what the layer should put out on what it reads, drawn towards the weight
     as it is: ``(cross + d W) (gram + d I)^-1`` with ``d = damp mean(diag gram)``, ``[O, I]``. In
@@ -29,7 +37,7 @@ def least_squares(
     return _solve(weight, gram, cross, damp * float(gram.diagonal().mean()))
 
 
-@refit("least_squares_bias", paper="new")
+@refit("least_squares_bias", paper="new", tries={"damp": DAMPINGS})
 def least_squares_bias(
     weight: Tensor,
     gram: Tensor,
@@ -37,7 +45,7 @@ def least_squares_bias(
     mean: Tensor,
     target_mean: Tensor,
     *,
-    damp: NotNegative = 0.03,
+    damp: NotNegative = 0.3,
 ) -> tuple[Tensor, Tensor]:
     """As ``least_squares``, with an intercept that is not punished, which the bias takes over,
     ``[O, I], [O]``.

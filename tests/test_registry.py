@@ -108,3 +108,46 @@ def test_gradients_of_masks_stand_alone() -> None:
 
     with pytest.raises(PluginError, match="mask_grad is per mini-group, weight per weight"):
         Registry().add("criterion", "both", both, "new")
+
+
+def tuned(weight, gram, *, damp: float = 0.5, power: float = 1.0):
+    """Has a knob that may be chosen on held-out text."""
+    return weight * damp * power
+
+
+def test_a_knob_that_is_chosen_on_held_out_text() -> None:
+    """In a recipe it is ``auto`` by default; the function itself never gets that."""
+    plugin = Registry().add("refit", "tuned", tuned, "new", tries={"damp": (0.1, 1)})
+    knobs = {name: knob.default for name, knob in plugin.knobs.items()}
+    assert knobs == {"damp": "auto", "power": 1.0}
+    candidates = Bound(plugin, knobs).candidates
+    assert [b.knobs for b in candidates] == [{"damp": 0.1, "power": 1.0}, {"damp": 1, "power": 1.0}]
+    assert [b(weight=2.0, gram=None) for b in candidates] == [0.2, 2.0]
+    assert [b.tried for b in candidates] == [{"damp": 0.1}, {"damp": 1.0}]
+    fixed = Bound(plugin, {**knobs, "damp": 0.7})
+    assert (fixed.candidates, fixed.tried) == ([], {"damp": 0.7})
+    assert not Bound(Registry().add("refit", "plain", tuned, "new"), {"damp": 0.7}).candidates
+
+
+def test_every_combination_of_two_such_knobs_is_tried() -> None:
+    tries = {"damp": (0.1, 1.0), "power": (1.0, 2.0)}
+    plugin = Registry().add("refit", "tuned", tuned, "new", tries=tries)
+    found = [
+        tuple(b.knobs.values()) for b in Bound(plugin, dict.fromkeys(tries, "auto")).candidates
+    ]
+    assert found == [(0.1, 1.0), (0.1, 2.0), (1.0, 1.0), (1.0, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("tries", "said", "fix"),
+    [
+        ({"dampp": (0.1,)}, "tries values of 'dampp', which is no knob of it", "'damp'"),
+        ({"damp": ()}, "needs numbers from 0", "tries={'damp': (0.1, 1.0)}"),
+        ({"damp": (0.1, -1.0)}, "needs numbers from 0", "tries={'damp'"),
+        ({"damp": ("auto",)}, "needs numbers from 0", "tries={'damp'"),
+    ],
+)
+def test_values_to_try_are_those_of_a_knob(tries: dict, said: str, fix: str) -> None:
+    with pytest.raises(PluginError, match=said) as error:
+        Registry().add("refit", "tuned", tuned, "new", tries=tries)
+    assert fix in str(error.value)

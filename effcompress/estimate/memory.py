@@ -28,6 +28,7 @@ from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.flops import multiplied
 from effcompress.estimate.schedule import loops_of
 from effcompress.injectable import BACKWARD
+from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.spec import LoopSpec, LoraSpec, PruneSpec, Recipe
 from effcompress.types import AxisMap, GroupSet, Widths
@@ -247,14 +248,14 @@ class _Need:
             return replace(standing, moments=0.0, buckets=0.0, working=self._rotation(prune))
         if prune.measure.source == "calibration":
             standing = replace(standing, grams=self._grams(axes.widths))
-        # A second model: to refit to, or of the source model's shape, to time beside.
-        second = prune.refit is not None or prune.target.timed
-        again = FP32 * axes.count() if second else 0.0
+        # A second model of the source model's shape, to time beside.
+        again = FP32 * axes.count() if prune.target.timed else 0.0
         working = max(again, self._solves(prune), self._commit())
-        least = replace(standing, gathered=self._whole(axes.widths), working=working)
-        if prune.measure.source != "calibration":
-            return least
-        held = [least, *self._calibrated(prune, standing)]
+        held = [replace(standing, gathered=self._whole(axes.widths), working=working)]
+        if prune.refit is not None:
+            held.append(replace(standing, grams=0.0, working=self._refitted(prune, prune.refit)))
+        if prune.measure.source == "calibration":
+            held += self._calibrated(prune, standing)
         if prune.search is not None:
             held.append(self._tried(standing))
         return max(held, key=lambda one: one.total)
@@ -269,13 +270,29 @@ class _Need:
     def _rotation(self, prune: PruneSpec) -> float:
         """Returns the bytes beside the weights while the stream is rotated: the stream of every
         calibration sequence twice in fp32, and in fp64 the second moment with its eigenvectors, the
-        solver's copies and three bases, and the weights of one layer twice.
+        solver's copies and three bases, and the weights of one layer twice. With a refit, the
+        source model's stream and the moments of the residual addition, too.
         """
-        axes = self.found.axes
+        axes, refit = self.found.axes, prune.refit
         outer, layers = axes.widths["outer"], max(1, len(axes.depth.layers))
-        tokens = prune.measure.sequences * self.recipe.data.sequence_length
-        streams = 2 * FP32 * tokens * outer / self.processes
-        return streams + 2 * FP32 * (8 * outer**2 + 2 * axes.count() / layers)
+        sequences, times, fit = prune.measure.sequences, 2, 0.0
+        if refit is not None:
+            sequences, times = max(sequences, prune.measure.refit_sequences), 3
+            fit = _fit_bytes(refit, axes.widths["hidden"] + outer, outer)
+        tokens = sequences * self.recipe.data.sequence_length
+        streams = times * FP32 * tokens * outer / self.processes
+        return streams + fit + 2 * FP32 * (8 * outer**2 + 2 * axes.count() / layers)
+
+    def _refitted(self, prune: PruneSpec, refit: Bound) -> float:
+        """Returns the bytes beside the pruned model while it is refitted: the source model, both
+        models' streams of all sequences in fp32, and the largest fit.
+        """
+        axes, final = self.found.axes, self.final
+        tokens = prune.measure.refit_sequences * self.recipe.data.sequence_length
+        wide = axes.widths["hidden"] + final["hidden"]
+        fits = (_fit_bytes(refit, i, o) for i, o in projections(axes, final))
+        streams = FP32 * tokens * wide / self.processes
+        return FP32 * axes.count() + streams + max(fits, default=0.0)
 
     def _calibrated(self, prune: PruneSpec, standing: Held) -> tuple[Held, Held]:
         """Returns the backward of one calibration sequence in fp32: when it begins, when it ends.
@@ -318,6 +335,25 @@ class _Need:
         for names in (axes.axes(kind) for kind in {s.kind for s in sets}):
             widest |= dict.fromkeys(names, max((self.final[n] for n in names), default=0))
         return FP32 * axes.count(widest)
+
+
+def projections(axes: AxisMap, widths: Widths) -> Iterator[tuple[int, int]]:
+    """Yields inputs and outputs of the linear layers within the layers that write into the residual
+    stream.
+    """
+    wide, inputs = {**axes.widths, **widths}, axes.family.inputs
+    for param in {side.param for side in axes.by_axis["hidden"] if side.dim == 1 - inputs}:
+        if len(axes.shapes[param]) == 2 and axes.gates[param] and axes.numel(param, wide):
+            read = sum(s.length(wide) for s in axes.by_param[param] if s.dim == inputs)
+            yield read, axes.numel(param, wide) // read
+
+
+def _fit_bytes(refit: Bound, inputs: int, outputs: int) -> float:
+    """Returns the bytes of one fit, in fp64: its moments (with a held-out part three times: of each
+    part and of all), and in the solve three matrices of the gram's shape and four of the weight's.
+    """
+    sets = 3 if refit.candidates else 1
+    return 8 * ((sets + 3) * inputs**2 + (sets + 4) * inputs * outputs)
 
 
 def at_once(axes: AxisMap, widths: Widths) -> int:

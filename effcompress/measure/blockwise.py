@@ -83,9 +83,9 @@ class Block:
             call(self._module, x_1TD)
 
     @torch.no_grad()
-    def once(self) -> None:
-        """Runs the first sequence through it."""
-        self._calls[0](self._module, self._inputs[0])
+    def once(self, number: int = 0) -> None:
+        """Runs one sequence through it, the first or another."""
+        self._calls[number](self._module, self._inputs[number])
 
     @torch.no_grad()
     def readers(self) -> list[list[str]]:
@@ -114,8 +114,18 @@ class Block:
     @torch.no_grad()
     def advance(self) -> None:
         """Replaces its inputs by its outputs."""
+        for _ in self.advancing():
+            pass
+
+    def advancing(self) -> Iterator[int]:
+        """Replaces its inputs by its outputs, sequence by sequence; yields the number of each one
+        that is done. The next layer then reads these.
+        """
         for n, call in enumerate(self._calls):
-            self._inputs[n] = call(self._module, self._inputs[n])
+            with torch.no_grad():
+                self._inputs[n] = call(self._module, self._inputs[n])
+            yield n
+        self.handed_on = True
 
 
 def blockwise(

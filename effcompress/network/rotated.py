@@ -14,8 +14,9 @@ fitted to the stream that the source model has behind that block. A is part of t
 the block's last weight, so sizes stay.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from effcompress.distributed.world import World
 from effcompress.isolation import placed
 from effcompress.measure.blockwise import Block, blockwise
+from effcompress.measure.moments import Parts, Sums
 from effcompress.model.families.rotated import INPUT_MAP, writes
 from effcompress.model.modeling_pruned import UnitNorm, epsilon_of, rotate_layer, untie
 from effcompress.network.pruned_model import PrunedModel
@@ -46,18 +48,23 @@ class Choose(Protocol):
 class Fit(Protocol):
     """Returns the weight [O, I] of a refit, in fp64 and equal on all ranks."""
 
-    def __call__(self, weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor) -> Tensor: ...
+    def __call__(self, weight_OI: Tensor, parts: Parts) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Method:
     """How bases are chosen; ``normed``: second moments are those of the norms' outputs. Without
-    ``fit`` nothing is refitted.
+    ``fit`` nothing is refitted. Of the sequences of this process bases are measured on the first
+    ``measured`` and fits on the first ``fitted`` (None: all), with those of ``held_out`` apart
+    (None: none, on no process).
     """
 
     choose: Choose
     normed: bool = False
     fit: Fit | None = None
+    measured: int | None = None
+    fitted: int | None = None
+    held_out: Collection[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -262,6 +269,7 @@ class _Work:
 
     def _moment(self, streams: Sequence[Tensor]) -> Tensor:
         """Returns the mean of x^T x over the tokens of all ranks, [D, D] in fp64."""
+        streams = streams[: self.method.measured]
         d = streams[0].shape[-1]
         total_DD = streams[0].new_zeros(d, d, dtype=torch.float64)
         for x_1TD in streams:
@@ -269,14 +277,9 @@ class _Work:
             if self.method.normed:
                 x_TD = x_TD * x_TD.square().mean(-1, keepdim=True).clamp(min=1e-30).rsqrt()
             total_DD += x_TD.T @ x_TD
-        return self._means(streams, total_DD)[0]
-
-    def _means(self, streams: Sequence[Tensor], *sums: Tensor) -> list[Tensor]:
-        """Returns sums over the tokens of all ranks, divided by the number of those."""
-        named = {str(i): one.cpu() for i, one in enumerate(sums)}
         tokens = self.world.sums([sum(x_1TD.shape[1] for x_1TD in streams)])[0]
-        total = self.world.total(named)
-        return [(total[name] / tokens).to(sums[0].device) for name in named]
+        total = self.world.total({"": total_DD.cpu()})[""] / tokens
+        return total.to(total_DD.device)
 
     def _addition(self, x: list[Tensor], m: list[Tensor], before_DK: Tensor) -> _Addition:
         """Returns the residual addition of projected streams ``x`` and what blocks write, ``m``;
@@ -285,18 +288,16 @@ class _Work:
         fit, (d, k) = self.method.fit, before_DK.shape
         if fit is None:
             return _Addition(before_DK, before_DK)
-        like = {"dtype": torch.float64, "device": before_DK.device}
-        gram_II, cross_OI = torch.zeros(k + d, k + d, **like), torch.zeros(d, k + d, **like)
-        for x_1TD, m_1TD, t_1TD in zip(x, m, self.sources, strict=True):
+        sums = Sums(d, k + d, before_DK.device, split=self.method.held_out is not None)
+        rows = zip(x, m, self.sources, strict=True)
+        for n, (x_1TD, m_1TD, t_1TD) in enumerate(islice(rows, self.method.fitted)):
             r_TI = torch.cat([x_1TD @ before_DK.to(x_1TD.dtype), m_1TD], -1).flatten(0, 1)
-            gram_II += r_TI.T @ r_TI
-            cross_OI += t_1TD.flatten(0, 1).T @ r_TI
-        gram_II, cross_OI = self._means(x, gram_II, cross_OI)
+            sums.add(r_TI, t_1TD.flatten(0, 1), held=n in (self.method.held_out or ()))
+        parts = sums.means(self.world)
         # Channels differ in size by orders; each is drawn to where it was by its own.
-        scale_I = gram_II.diagonal().clamp(min=1e-30).sqrt()
-        weight_OI = torch.cat([before_DK, torch.eye(d, **like)], 1)
-        scaled = (gram_II / scale_I / scale_I[:, None], cross_OI / scale_I)
-        new_OI = fit(weight_OI * scale_I, *scaled) / scale_I
+        scale_I = parts.all.gram.diagonal().clamp(min=1e-30).sqrt()
+        weight_OI = torch.cat([before_DK, torch.eye(d).to(before_DK)], 1)
+        new_OI = fit(weight_OI * scale_I, parts.scaled(scale_I)) / scale_I
         return _Addition(before_DK, new_OI[:, :k], new_OI[:, k:])
 
     def _folded(self, block: Block) -> dict[str, Tensor]:

@@ -106,6 +106,8 @@ class Builder:
             value = QUANTITIES[tag].read(value) if tag in QUANTITIES else value
         except ValueError as error:
             raise self._error(key, f"{dotted(key)}: {error}") from error
+        if isinstance(value, str):
+            return value
         if inner is float and not math.isfinite(value):
             raise self._error(key, f"{dotted(key)} is {value}, but must be a finite number")
         return inner(value) if inner in (int, float) else value

@@ -20,7 +20,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from effcompress.errors import RecipeError, did_you_mean
 from effcompress.injectable import BACKWARD
 from effcompress.recipe.source_map import Document, Key, dotted
-from effcompress.registry import REGISTRY, Plugin
+from effcompress.registry import AUTO, REGISTRY, Plugin
 from effcompress.spec import (
     CARRIED,
     CARRIER,
@@ -231,6 +231,7 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
     yield from _allocation(recipe, prune, document)
     yield from _measure(recipe, prune)
     yield from _gates(recipe, prune)
+    yield from _refit(recipe, prune)
     yield from _search(recipe, prune)
     if recipe.train is not None:
         yield from _times(recipe, prune)
@@ -385,6 +386,18 @@ def _gates(recipe: Recipe, prune: PruneSpec) -> Rows:
     what = f"prune.schedule '{prune.schedule.name}' does not cut everything at once when the gates "
     what += "have been learned"
     yield Row(first or not whole, ("prune", "schedule"), what, "Write `schedule: at_end`.")
+
+
+def _refit(recipe: Recipe, prune: PruneSpec) -> Rows:
+    """A knob is chosen on sequences that the fit has not seen: that takes two."""
+    if prune.refit is None:
+        return
+    open_ = ", ".join(name for name, value in prune.refit.knobs.items() if value == AUTO)
+    at = ("prune", "measure", "refit_sequences")
+    what = "prune.measure.refit_sequences: one sequence cannot be fitted and held out, and "
+    what += f"prune.refit has {open_}: {AUTO}"
+    fix = f"Write at least 2, or a number for {open_}."
+    yield Row(open_ and prune.measure.refit_sequences < 2, at, what, fix)
 
 
 def _search(recipe: Recipe, prune: PruneSpec) -> Rows:

@@ -34,6 +34,7 @@ _TAGS: Mapping[str, Schema] = {
     "fraction": {"type": ["number", "string"], "minimum": 0, "maximum": 1},
     "positive": {"type": "integer", "minimum": 1, "maximum": LARGEST},
     "number from 0": {"type": "number", "minimum": 0, "maximum": LARGEST},
+    "number from 0, or auto": {"type": ["number", "string"], "minimum": 0, "maximum": LARGEST},
     "losses by domain": {
         "type": ["string", "object"],
         "additionalProperties": {"type": "number", "minimum": 0, "maximum": LARGEST},

@@ -11,6 +11,8 @@ FRACTION_PATTERN = r"^(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,17})?)%$"
 FRACTION_WORDS = "a fraction from 0 to 1, or 0% to 100%"
 BYTES_PATTERN = r"^[1-9][0-9]{0,17}(\.[0-9]{1,9})?([kMGT]i?B|B)?$"
 BYTES_WORDS = "a number of bytes such as 180MB, 1.5GB or 64MiB"
+AUTO_PATTERN = r"^auto$"
+AUTO_WORDS = "a number from 0, or auto"
 
 _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _LOOSE_COUNT = re.compile(
@@ -99,12 +101,26 @@ def nearest_fraction(value: int | float | str) -> str | None:
         return None
 
 
+def number_or_auto(written: int | float | str) -> float | str:
+    """Reads a number, or ``auto`` as it is. Raises ValueError for other text."""
+    if isinstance(written, str):
+        if written != "auto":
+            raise ValueError(f"'{written}' is not {AUTO_WORDS}")
+        return written
+    return float(written)
+
+
+def nearest_auto(text: str) -> str | None:
+    """Guesses that ``Auto`` or ``automatic`` was meant to be ``auto``."""
+    return "auto" if text.strip().lower().startswith("auto") else None
+
+
 class Quantity(NamedTuple):
     """How a tagged number is written; ``nearest`` guesses what a wrong text was meant to be."""
 
     pattern: str
     words: str
-    read: Callable[[Any], float]
+    read: Callable[[Any], float | str]
     nearest: Callable[[Any], str | None]
     example: str
 
@@ -112,5 +128,11 @@ class Quantity(NamedTuple):
 _COUNT = Quantity(COUNT_PATTERN, COUNT_WORDS, count, nearest_count, "469M")
 _PERCENT = (FRACTION_PATTERN, FRACTION_WORDS, fraction, nearest_fraction, "85% or 0.85")
 _BYTES = (BYTES_PATTERN, BYTES_WORDS, bytes_of, nearest_bytes, "180MB")
-QUANTITIES = {"count": _COUNT, "fraction": Quantity(*_PERCENT), "bytes": Quantity(*_BYTES)}
+_AUTO = (AUTO_PATTERN, AUTO_WORDS, number_or_auto, nearest_auto, "0.3 or auto")
+QUANTITIES = {
+    "count": _COUNT,
+    "fraction": Quantity(*_PERCENT),
+    "bytes": Quantity(*_BYTES),
+    "number from 0, or auto": Quantity(*_AUTO),
+}
 """Tag of an annotation -> how its values are written."""

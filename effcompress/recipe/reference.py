@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from typing import Any
 
@@ -83,12 +83,17 @@ def _plugin(plugin: Plugin) -> Iterator[str]:
     knobs = [
         f"`{k.name}`: {_cell(type_words(k.annotation))}"
         + (", required" if k.default is k.empty else f" = `{k.default}`")
+        + _tried(plugin.tries.get(k.name, ()))
         for k in plugin.knobs.values()
     ]
     yield from (f"**`{plugin.name}`** ({plugin.paper})", "")
     yield from ((inspect.getdoc(plugin.function) or "").replace("``", "`"), "")
     yield f"Takes {', '.join(f'`{n}`' for n in plugin.needs)}. Knobs: {'; '.join(knobs) or 'none'}."
     yield ""
+
+
+def _tried(values: Sequence[float]) -> str:
+    return f" (tries {', '.join(f'{v:g}' for v in values)})" if values else ""
 
 
 def _cell(text: str) -> str:

@@ -258,8 +258,22 @@ class Sparsify(Recorded, event="sparsify"):
     memory_bytes: int | None = None
 
 
+class Fitted(Recorded):
+    """How one fit was chosen: the values of its knobs, None where the weights stay as they are
+    because no value lowers the error on held-out text. Errors on that text, before, and of a fit to
+    the other text: mean squares over that of what should be put out; None where no text is held
+    out.
+    """
+
+    knobs: Mapping[str, float] | None = None
+    error_before: float | None = None
+    error_after: float | None = None
+
+
 class Refit(Recorded, event="refit"):
-    """Projections into the residual stream were fitted to the source model."""
+    """Projections into the residual stream were fitted to the source model, on so many sequences;
+    knobs were chosen on ``held_out`` of them, which only the last fit has seen.
+    """
 
     step: int = 0
     seconds: float
@@ -267,6 +281,10 @@ class Refit(Recorded, event="refit"):
     weights: int
     change: Mapping[str, float] = field(default_factory=dict)
     """Weight -> norm of its change over its norm."""
+    sequences: int | None = None
+    held_out: int = 0
+    fits: Mapping[str, Fitted] = field(default_factory=dict)
+    """Weight -> how its fit was chosen."""
 
 
 class Sliced(Recorded):
@@ -294,6 +312,8 @@ class Rotated(Recorded, event="rotated"):
     width: int
     params: int
     places: tuple[Sliced, ...] = ()
+    fits: tuple[Fitted, ...] = ()
+    """Of the residual additions, in their order, where they are refitted."""
     max_logit_difference: float
     seconds: float
     memory_bytes: int | None = None

@@ -1,6 +1,7 @@
 """Events as one line of text each, shared by the live panel and the plain lines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import mode
 
 from effcompress.record import events
 from effcompress.record.events import Event
@@ -35,6 +36,28 @@ def times(event: events.Latency) -> str:
         f"asked {asked}, predicted {predicted}, measured {measured}, {event.speed_up:.3f} times as "
         f"fast as the source model ({event.dense * 1e3:.4g} ms)"
     )
+
+
+def chosen(fits: Sequence[events.Fitted]) -> str:
+    """``; error on held-out text 0.41 -> 0.22 (mean), damp 0.03 to 1, mostly 0.3; 2 left as they
+    were``: of fits whose knobs were chosen on held-out text. Empty for others.
+    """
+    errors = [(f.error_before, f.error_after) for f in fits]
+    known = [(b, a) for b, a in errors if b is not None and a is not None]
+    if not known:
+        return ""
+    before, after = (sum(each) / len(known) for each in zip(*known, strict=True))
+    said = f"; error on held-out text {before:.3g} -> {after:.3g} (mean)"
+    by_knob: dict[str, list[float]] = {}
+    for name, value in (pair for f in fits for pair in (f.knobs or {}).items()):
+        by_knob.setdefault(name, []).append(value)
+    for name, values in by_knob.items():
+        least, most = min(values), max(values)
+        spread = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        often = "" if least == most else f", most often {mode(sorted(values)):g}"
+        said += f", {name} {spread}{often}"
+    left = sum(f.knobs is None for f in fits)
+    return f"{said}; {left} left as they were" if left else said
 
 
 def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
@@ -81,8 +104,11 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
             kept = min((p.energy for p in event.places), default=1.0)
             return (
                 f"residual stream sliced from {event.channels} to {event.width} channels; at least "
-                f"{100 * kept:.2f} % of its energy stays"
+                f"{100 * kept:.2f} % of its energy stays{chosen(event.fits)}"
             )
+        case events.Refit():
+            read = "" if event.sequences is None else f" to {event.sequences} sequences"
+            return f"{event.weights} projections fitted{read}{chosen([*event.fits.values()])}"
         case events.Search():
             best = min(event.tried, key=lambda shape: shape.loss)
             units = ", ".join(f"{of(kind).short} {n}" for kind, n in event.chosen.items())

@@ -5,13 +5,16 @@ low-rank updates (LoRA) and loads the source model as the teacher.
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.world import ALONE
 from effcompress.errors import SurgeryError
 from effcompress.measure.hooks import inputs_of, linears
-from effcompress.measure.streams import Moments, follow
+from effcompress.measure.moments import Parts
+from effcompress.measure.streams import Split, follow
 from effcompress.model.load import load as load_model
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
+from effcompress.runner.held_out import fitted, sequences_of
 from effcompress.runner.measuring import calibration_text
 from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.resources import Meter
@@ -67,46 +70,68 @@ def _teacher(state: RunState, spec: DistillSpec, log: Log, *, offline: bool) -> 
 
 @torch.no_grad()
 def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
-    """Fits every projection into the residual stream, front to back.
+    """Fits every projection into the residual stream, front to back. Each process reads a part of
+    the text.
 
     Raises RunError for classes with norms behind the projections, PluginError when the refit
     returns another shape.
     """
     if prune.refit is None:
         return
+    log.phase("fitting to the source model")
     meter, module, pruned = Meter(state.device), state.module, state.pruned
     # It was loaded when the run began, so it is on this machine.
     source, channels = _source(state, log, offline=True)
     large = source.to(state.device).eval()
-    ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
+    sequences = sequences_of(prune.refit, prune.measure)
+    ids_NT, positions_NT = calibration_text(state, sequences.read, log)
+    # Each process reads a part of the text, or all of them all of it.
+    world = ALONE if sequences.read < 2 * state.world.size else state.world
+    own = slice(world.rank, None, world.size)
+    positions_NT = None if positions_NT is None else positions_NT[own]
+    split = Split(sequences.own(world) if sequences.held_out else None, world)
     change = _Change(state, prune.refit)
     training = module.training
-    axes = pruned.axes, pruned.parent
-    for path in follow(large, module.eval(), *axes, ids_NT, channels, change, positions_NT):
+    text = ids_NT[own], channels, change, positions_NT, split
+    for path in follow(large, module.eval(), pruned.axes, pruned.parent, *text):
         log.note(f"fitted {path}")
     module.train(training)
-    written = {"weights": len(change.relative), "change": change.relative}
-    log.event(events.Refit(step=state.step, **written, **vars(meter.read())))
+    log.event(
+        events.Refit(
+            step=state.step,
+            weights=len(change.relative),
+            change=change.relative,
+            sequences=sequences.read,
+            held_out=sequences.held_out,
+            fits=change.fits,
+            **vars(meter.read()),
+        )
+    )
 
 
 class _Change:
-    """Writes the plugin's weights and notes by how much they changed."""
+    """Writes the plugin's weights and notes how they were chosen, and by how much they changed."""
 
     def __init__(self, state: RunState, bound: Bound) -> None:
         self.params, self.bound, self.module = state.pruned.parameters(), bound, state.module
+        self.world = state.world
         self.relative: dict[str, float] = {}
         """Weight -> norm of its change over its norm."""
+        self.fits: dict[str, events.Fitted] = {}
 
-    def __call__(self, name: str, moments: Moments) -> None:
+    def __call__(self, name: str, parts: Parts) -> None:
         weight = self.params[name]
         path = name.removesuffix(".weight")
         turned = inputs_of(self.module.get_submodule(path)) == 0
         old_OI = weight.detach().T if turned else weight.detach()
-        new_OI, more_O = self.bound.corrected(old_OI, **vars(moments))
+        # Rank 0 decides for all: errors that differ in the last digit must not lead to other fits.
+        found = self.world.agree(lambda: fitted(self.bound, old_OI, parts))
+        new_OI, more_O, self.fits[name] = found
+        new_OI = new_OI.to(old_OI.device)
         self.relative[name] = float((new_OI - old_OI).norm() / old_OI.norm().clamp(min=1e-30))
         old_OI.copy_(new_OI)
         if more_O is not None:
             bias = self.params.get(f"{path}.bias")
             if bias is None:
                 raise SurgeryError(f"refit '{self.bound.name}' has no bias to write to", where=name)
-            bias.add_(more_O)
+            bias.add_(more_O.to(bias.device))

@@ -1,5 +1,6 @@
 """One-shot slicing of the residual stream, in place of a cut."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -7,12 +8,14 @@ from torch import Tensor
 
 from effcompress.distributed.world import ALONE
 from effcompress.errors import SurgeryError
+from effcompress.measure.moments import Parts
 from effcompress.network.rotated import Method, rotate_stream
 from effcompress.network.sliced import sliced_shape
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.removal.selftest import ROUNDINGS, TOLERANCE, rounding
+from effcompress.runner.held_out import fitted, own, sequences_of
 from effcompress.runner.measuring import calibration_text
 from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
@@ -32,15 +35,24 @@ def rotate_event(state: RunState, prune: PruneSpec, rotate: RotateSpec, log: Log
     meter, pruned = Meter(state.device), state.pruned
     log.phase("rotating the residual stream")
     shape = sliced_shape(prune, pruned.config, pruned.axes)
-    ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
+    measured, refit = prune.measure.sequences, prune.refit
+    reads = None if refit is None else sequences_of(refit, prune.measure)
+    count = measured if reads is None else max(measured, reads.read)
+    ids_NT, positions_NT = calibration_text(state, count, log)
     # Each process reads a part of the text, or all of them all of it.
-    world = ALONE if len(ids_NT) < 2 * state.world.size else state.world
+    least = measured if reads is None else min(measured, reads.read)
+    world = ALONE if least < 2 * state.world.size else state.world
     state.unwrap()
+    fits: list[events.Fitted] = []
+    method = replace(_method(state, prune, rotate, fits), measured=own(measured, world))
+    if reads is not None:
+        apart = reads.own(world) if reads.held_out else None
+        method = replace(method, fitted=own(reads.read, world), held_out=apart)
     done = rotate_stream(
         pruned,
         shape,
         (ids_NT, positions_NT),
-        _method(state, prune, rotate),
+        method,
         world=world,
         tell=partial(log.progress, "layer"),
     )
@@ -51,7 +63,7 @@ def rotate_event(state: RunState, prune: PruneSpec, rotate: RotateSpec, log: Log
             step=state.step,
             method=rotate.method.name,
             signal=rotate.signal,
-            refit=None if prune.refit is None else prune.refit.name,
+            refit=None if refit is None else refit.name,
             tied=bool(shape.config.get("tie_word_embeddings")),
             channels=shape.axes.widths["outer"],
             width=shape.width,
@@ -59,30 +71,32 @@ def rotate_event(state: RunState, prune: PruneSpec, rotate: RotateSpec, log: Log
             places=tuple(
                 events.Sliced(layer=p.layer, block=p.block, energy=p.energy) for p in done.places
             ),
+            fits=tuple(fits),
             max_logit_difference=done.max_logit_difference,
             **vars(meter.read()),
         )
     )
 
 
-def _method(state: RunState, prune: PruneSpec, rotate: RotateSpec) -> Method:
-    """Returns the recipe's plugins as functions that rank 0 calls for all ranks."""
+def _method(
+    state: RunState, prune: PruneSpec, rotate: RotateSpec, fits: list[events.Fitted]
+) -> Method:
+    """Returns the recipe's plugins as functions that rank 0 calls for all ranks. ``fits`` gets how
+    each fit was chosen.
+    """
     draw = torch.Generator().manual_seed(state.recipe.seed)
 
     def choose(moment_DD: Tensor, kept: int) -> Tensor:
         chosen = state.world.agree(lambda: _chosen(rotate.method, moment_DD, kept, draw))
         return chosen.to(moment_DD.device)
 
-    fit = None if prune.refit is None else partial(_fitted, state, prune.refit)
-    return Method(choose, rotate.signal == "normed", fit)
+    def fit(refit: Bound, weight_OI: Tensor, parts: Parts) -> Tensor:
+        new_OI, _, how = state.world.agree(lambda: fitted(refit, weight_OI, parts))
+        fits.append(how)
+        return new_OI.to(weight_OI.device, torch.float64)
 
-
-def _fitted(
-    state: RunState, refit: Bound, weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor
-) -> Tensor:
-    moments = {"gram": gram_II, "cross": cross_OI}
-    fitted = state.world.agree(lambda: refit.corrected(weight_OI, **moments)[0])
-    return fitted.to(weight_OI.device, torch.float64)
+    fitting = None if prune.refit is None else partial(fit, prune.refit)
+    return Method(choose, rotate.signal == "normed", fitting)
 
 
 def _chosen(method: Bound, moment_DD: Tensor, kept: int, draw: torch.Generator) -> Tensor:

@@ -217,6 +217,9 @@ def _text(recipe: Recipe, model: LoadedModel, log: Log, *, offline: bool, resume
     tell = log.note if resumed else log.warn
     how: Any = {"offline": offline, "say": log.note, "notice": lambda text: tell(text)}
     corpus = corpus_of(recipe, model.tokenizer, **how)
+    if recipe.prune is not None and recipe.prune.refit is not None:
+        # Read last of all; that there is too little of it is said now.
+        corpus.calibration(recipe.prune.measure.refit_sequences, recipe.seed)
     tell = log.warn
     return corpus
 

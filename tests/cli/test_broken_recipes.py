@@ -719,6 +719,44 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         8,
         ("data.mixture.scaling.2.losses has no loss of the domain 'notes'",),
     ),
+    "a refit's damping: a word": (
+        edit("  target:", "  refit: {name: tuned, damp: automatic}\n  target:"),
+        9,
+        ("prune.refit.damp is 'automatic'", "a number from 0, or auto", "Did you mean auto?"),
+    ),
+    "a refit's damping: below 0": (
+        edit("  target:", "  refit: {name: tuned, damp: -1}\n  target:"),
+        9,
+        ("prune.refit.damp is -1, but must be at least 0",),
+    ),
+    "a refit's damping: a list": (
+        edit("  target:", "  refit: {name: tuned, damp: [1, 2]}\n  target:"),
+        9,
+        ("prune.refit.damp is a list, but must be a number from 0, or auto",),
+    ),
+    "a refit's damping: no number": (
+        edit("  target:", "  refit: {name: tuned, damp: .nan}\n  target:"),
+        9,
+        ("prune.refit.damp is nan", "finite"),
+    ),
+    "auto of a knob that tries nothing": (
+        edit(CRITERION, "{name: picky, factor: auto}"),
+        13,
+        ("prune.criterion.factor is the text 'auto', but must be a number",),
+    ),
+    "a refit of one sequence": (
+        edit(
+            "  target:",
+            "  refit: tuned\n  measure: {source: calibration, refit_sequences: 1}\n  target:",
+        ),
+        10,
+        ("prune.measure.refit_sequences", "damp: auto", "at least 2", "a number for damp"),
+    ),
+    "a refit that holds out nothing": (
+        edit("  target:", "  measure: {refit_held_out: 0%}\n  target:"),
+        9,
+        ("prune.measure.refit_held_out", "more than 0"),
+    ),
     "sharded calibration": (
         edit("  target:", "  measure: {source: calibration}\n  target:") + SHARD,
         9,

@@ -173,7 +173,39 @@ def test_a_stream_is_sliced_as_one_process_slices_it(tmp_path: Path) -> None:
     one, two = (events(tmp_path / name, "rotated")[0] for name in ("one", "two"))
     for place, other in zip(one["places"], two["places"], strict=True):
         assert other["energy"] == pytest.approx(place["energy"], abs=1e-5)
+    assert [how["knobs"] for how in one["fits"]] == [how["knobs"] for how in two["fits"]]
+    assert len(one["fits"]) == 4
     assert two["max_logit_difference"] < 1e-4
+
+
+def test_a_refit_chooses_what_it_chooses_alone(tmp_path: Path) -> None:
+    """Each process reads a part of the text, of which some is held out."""
+    path = recipe(tmp_path)
+    sets = [*ONCE, "train.tokens=640", "prune.measure.refit_sequences=10", "export.form=exact"]
+    cases = {
+        name: [*sets, f"prune.refit={name}", "prune.space=[ffn]", "prune.criterion=magnitude"]
+        for name in ("least_squares", "least_squares_bias")
+    }
+    # Too few for each process to read two: both read all of them.
+    cases["few"] = [*cases["least_squares"], "prune.measure.refit_sequences=3"]
+    for name, each in cases.items():
+        run(load_recipe(path, each), output=tmp_path / f"one_{name}")
+    jobs = [
+        {"recipe": path, "output": tmp_path / f"two_{n}", "set": s, "bare": True}
+        for n, s in cases.items()
+    ]
+    code, said = together(jobs, tmp_path)
+    assert code == 0, said
+    for name in cases:
+        one, two = (tmp_path / f"{number}_{name}" for number in ("one", "two"))
+        (alone,), (shared,) = events(one, "refit"), events(two, "refit")
+        assert len(alone["fits"]) == len(shared["fits"]) == 4
+        for weight, how in alone["fits"].items():
+            other = shared["fits"][weight]
+            assert other["knobs"] == how["knobs"]
+            for key in ("error_before", "error_after"):
+                assert other[key] == pytest.approx(how[key], rel=1e-4)
+        assert losses(two) == pytest.approx(losses(one), abs=1e-4)
 
 
 def test_every_criterion_chooses_what_it_chooses_alone(

@@ -45,3 +45,24 @@ def test_what_check_says_as_json(tmp_path: Path) -> None:
     assert checked.data["ends_at"] == last[-1].params
     assert checked.data["reached_at_tokens"] == first.tokens < timeline.points[-1].tokens
     assert checked.data["target_params"] == pytest.approx(checked.data["ends_at"], rel=0.005)
+
+
+def test_a_refit_holds_a_second_model_both_streams_and_one_fit(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    words = ["train=null", "prune.space=[ffn]", "prune.target={shape: {ffn: 40}}"]
+    words += ["prune.criterion=magnitude", "prune.schedule=once", "prune.refit=least_squares"]
+    words += ["prune.measure={source: calibration, refit_sequences: 256}"]
+
+    def working(*more: str) -> float:
+        found = plan(load_recipe(path, [*words, *more])).data
+        return found["memory_bytes"]["cut"]["working"]
+
+    params, hidden, length = 26848, 32, 32
+    # attention reads 32 channels, the feed-forward 40 of the 64 that it had
+    fit = {sets: 8 * ((sets + 3) * 40**2 + (sets + 4) * 40 * hidden) for sets in (1, 3)}
+    streams = 4 * 256 * length * 2 * hidden
+    assert working() == 4 * params + streams + fit[3]
+    fixed = "prune.refit={name: least_squares, damp: 0.1}"
+    assert working(fixed) == 4 * params + streams + fit[1]
+    twice = "prune.measure.refit_sequences=512"
+    assert working(twice) == working() + streams

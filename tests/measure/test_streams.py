@@ -14,7 +14,8 @@ from torch import Tensor
 from effcompress import load_recipe
 from effcompress.errors import RecipeError, RunError
 from effcompress.estimate.check import check
-from effcompress.measure.streams import Moments, follow
+from effcompress.measure.moments import Moments, Parts
+from effcompress.measure.streams import follow
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from tests.conftest import FAMILIES, MIXTURES, shape, stated, tiny, tokens
@@ -36,10 +37,10 @@ def led(
 ) -> dict[str, Moments]:
     found: dict[str, Moments] = {}
 
-    def keep(name: str, moments: Moments) -> None:
-        found[name] = moments
+    def keep(name: str, parts: Parts) -> None:
+        found[name] = parts.all
         if change is not None:
-            change(small.parameters()[name], moments)  # type: ignore[operator]
+            change(small.parameters()[name], parts.all)  # type: ignore[operator]
 
     channels = small.ledger.original.get("hidden")
     steps = follow(large, small.module, small.axes, small.parent, ids, channels, keep)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from effcompress.distributed.world import ALONE
 from effcompress.export.forms import form
+from effcompress.measure.moments import Parts
 from effcompress.model.exact import new_exact
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.network.rotated import Method, rotate_stream
@@ -43,9 +44,17 @@ def prune_spec(width: int, *, tie: Any = "keep", **knobs: Any) -> PruneSpec:
 
 
 def sliced(
-    model: nn.Module, config: dict[str, Any], ids: Tensor, width: int, fit: Any = None, **how: Any
+    model: nn.Module,
+    config: dict[str, Any],
+    ids: Tensor,
+    width: int,
+    fit: Any = None,
+    reads: dict[str, Any] | None = None,
+    **how: Any,
 ) -> tuple[PrunedModel, list[Tensor], float]:
-    """Slices ``model``; also returns the rotations in their order, and the self-test's result."""
+    """Slices ``model``; also returns the rotations in their order, and the self-test's result.
+    ``reads``: sequences, as of ``Method``.
+    """
     pruned, prune = PrunedModel(model, config), prune_spec(width, **how)
     assert prune.rotate is not None
     method, draw, chosen = prune.rotate.method, torch.Generator().manual_seed(0), list[Tensor]()
@@ -57,7 +66,9 @@ def sliced(
 
     made = sliced_shape(prune, pruned.config, pruned.axes)
     rest: Any = {"world": ALONE, "tell": lambda *_: None}
-    done = rotate_stream(pruned, made, (ids, None), Method(choose, fit=fit), **rest)
+    done = rotate_stream(
+        pruned, made, (ids, None), Method(choose, fit=fit, **(reads or {})), **rest
+    )
     assert pruned.params == made.axes.count()
     return pruned, chosen, done.max_logit_difference
 
@@ -165,7 +176,8 @@ def test_a_refit_is_the_least_squares_solution(model_type: str) -> None:
     text = torch.randint(0, 61, (16, 12), generator=torch.Generator().manual_seed(3))
     seen: list[tuple[Tensor, ...]] = []
 
-    def exact(weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor) -> Tensor:
+    def exact(weight_OI: Tensor, parts: Parts) -> Tensor:
+        gram_II, cross_OI = parts.all.gram, parts.all.cross
         fitted = torch.linalg.lstsq(gram_II, cross_OI.T, driver="gelsd").solution.T
         seen.append((weight_OI, gram_II, cross_OI, fitted))
         return fitted
@@ -186,3 +198,36 @@ def test_a_refit_is_the_least_squares_solution(model_type: str) -> None:
     # The normal equations hold: what is left is orthogonal to what was read.
     for _, gram_II, cross_OI, fitted in seen:
         assert float((fitted @ gram_II - cross_OI).abs().max()) < 1e-6 * float(cross_OI.abs().max())
+
+
+def test_bases_and_fits_read_their_own_sequences() -> None:
+    """Of eight sequences, bases two and fits six, of which two are held out."""
+    text = torch.randint(0, 61, (8, 12), generator=torch.Generator().manual_seed(3))
+
+    def led(ids: Tensor, **reads: Any) -> tuple[list[Tensor], list[Parts]]:
+        seen: list[Parts] = []
+
+        def keep(weight_OI: Tensor, parts: Parts) -> Tensor:
+            seen.append(parts)
+            return weight_OI
+
+        model, config = case("llama", tied=True)
+        return sliced(model, config, ids, 32, fit=keep, reads=reads)[1], seen
+
+    held = {"held_out": {4, 5}, "measured": 2}
+    bases, parts = led(text, fitted=6, **held)
+    without, same = led(text[:6], **held)
+    assert len(parts) == 6
+    for one, other in zip(bases, without, strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(parts, same, strict=True):
+        assert one.seen is not None and one.held is not None
+        torch.testing.assert_close(one.all.gram, other.all.gram)
+        torch.testing.assert_close(one.all.cross, 2 / 3 * one.seen.cross + 1 / 3 * one.held.cross)
+    first = led(text[:4], measured=2)[1][0]
+    assert first.seen is None and parts[0].seen is not None
+    # Inputs are scaled to a mean square of 1 over all of a run's own sequences.
+    own_I = parts[0].seen.gram.diagonal().sqrt()
+    torch.testing.assert_close(first.all.gram, parts[0].seen.gram / own_I / own_I[:, None])
+    others = led(text, **{**held, "measured": None})[0]
+    assert float((others[0] - bases[0]).abs().max()) > 1e-6

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from effcompress import RecipeError, load_recipe, run
 from effcompress.estimate.check import check
@@ -118,3 +119,23 @@ def test_a_gate_with_its_constraint(tmp_path: Path) -> None:
     assert absorbed["kept"] == 2 * 40
     assert absorbed["loss_masked"] == pytest.approx(absorbed["loss_cut"], abs=1e-5)
     assert absorbed["low"] == 0, "these gates are 0 or 1"
+
+
+def test_a_refit_that_tries_values(tmp_path: Path) -> None:
+    """The example's fit is the plugin's, written in another way; a number holds nothing out."""
+    from effcompress_plugins.refit import least_squares
+
+    path = recipe(tmp_path)
+    words = [example(tmp_path, "ridge"), CALIBRATION, "prune.criterion=magnitude", "train=null"]
+    words += ["prune.space=[ffn]", "prune.target={keep: 85%}", "prune.schedule=once"]
+    words += ["prune.measure.refit_sequences=8", "export.form=exact"]
+    for name, refit, held in (("auto", "ridge", 2), ("fixed", "{name: ridge, damp: 0.1}", 0)):
+        run(load_recipe(path, [*words, f"prune.refit={refit}"]), output=tmp_path / name)
+        (found,) = events(tmp_path / name, "refit")
+        chosen = {how["knobs"]["damp"] for how in found["fits"].values() if how["knobs"]}
+        assert found["held_out"] == held and chosen <= {0.01, 0.1, 1.0}
+    draw = torch.Generator().manual_seed(0)
+    x, t, weight = (torch.randn(n, 6, generator=draw, dtype=torch.float64) for n in (30, 30, 6))
+    given = weight, x.T @ x / 30, t.T @ x / 30
+    ridge = REGISTRY.get("refit", "ridge").function
+    torch.testing.assert_close(ridge(*given, damp=0.3), least_squares(*given, damp=0.3))

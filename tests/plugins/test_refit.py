@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from effcompress.distributed.world import ALONE
+from effcompress.measure.moments import Moments, Parts
 from effcompress.registry import REGISTRY, Bound
 from effcompress.runner.recovery import _Change
 
@@ -63,10 +65,11 @@ def test_an_intercept_adds_to_the_bias_that_is_there(moments: dict[str, Tensor])
     module = torch.nn.ModuleDict({"o": layer})
     pruned = SimpleNamespace(parameters=lambda: dict(module.named_parameters()))
     bound = Bound(REGISTRY.get("refit", "least_squares_bias"))
-    state: Any = SimpleNamespace(module=module, pruned=pruned)
+    state: Any = SimpleNamespace(module=module, pruned=pruned, world=ALONE)
     _, more = bound(**moments)
     given = {name: value for name, value in moments.items() if name != "weight"}
     with torch.no_grad():
-        _Change(state, bound)("o.weight", SimpleNamespace(**given))  # type: ignore[arg-type]
+        whole = Moments(**given, square=torch.tensor(1.0, dtype=torch.float64))
+        _Change(state, bound)("o.weight", Parts(whole))
     wanted = torch.tensor([10.0, 20.0, 30.0], dtype=torch.float64) + more
     torch.testing.assert_close(layer.bias.detach(), wanted)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effcompress.registry import Registry
-from effcompress.spec import Count, Fraction
+from effcompress.spec import Count, Fraction, NotNegative
 from effcompress.types import Due
 
 RECIPE = """\
@@ -64,6 +64,10 @@ def _refit(weight: Any, gram: Any, cross: Any) -> None:
 
 def _refit_biased(weight: Any, gram: Any, cross: Any, mean: Any) -> None:
     """Fits anew, with a bias."""
+
+
+def _refit_tuned(weight: Any, gram: Any, cross: Any, *, damp: NotNegative = 0.3) -> None:
+    """Fits anew, with a knob that may be chosen on held-out text."""
 
 
 def _turn(moment: Any, kept: Any) -> None:
@@ -184,6 +188,7 @@ def registry() -> Registry:
     ):
         # Two kinds may share a name; here two names share a function, which `add` allows.
         toys.add(kind, name, function, "a paper")
+    toys.add("refit", "tuned", _refit_tuned, "a paper", tries={"damp": (0.1, 1)})
     toys.add("schedule", "continuous", _continuous, "a paper", _often)
     toys.add("sparsifier", "wanda", _wanda, "a paper", _rows_or_pattern)
     return toys
