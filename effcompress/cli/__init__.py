@@ -53,7 +53,7 @@ app.command("init")(start.init)
 app.command("check")(look.check)
 app.command("plan")(look.plan)
 app.command("fetch")(look.fetch)
-app.command("run")(run.run)
+app.command("run", cls=run.RunCommand)(run.run)
 app.command("status")(status.status)
 app.command("compare")(compare.compare)
 app.command("inspect")(look.inspect)
@@ -65,7 +65,8 @@ app.add_typer(describe.plugins, name="plugins")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with 0, 1 (a run failed), 2 (wrong input) or 130 (interrupted).
+    """Runs one command and exits with 0, 1 (a run failed), 2 (wrong input), 75 (stopped under
+    ``--resume=auto``: to be started again) or 130 (interrupted).
 
     Errors of the package are printed in at most three lines on standard error.
     """
