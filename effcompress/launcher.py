@@ -98,7 +98,7 @@ def _host() -> str:
 
 
 def first_of(nodes: str) -> str:
-    """Returns the first machine of a list as SLURM writes it: ``gpu[03-05,9],cpu1`` -> ``gpu03``."""
+    """Returns the first machine of a list as SLURM writes it: ``gpu[03-05,9],cpu`` -> ``gpu03``."""
     first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])*", nodes)
     return re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", first[0]) if first else ""
 

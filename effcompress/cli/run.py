@@ -14,6 +14,7 @@ from effcompress.launcher import outside_of_tasks
 
 if TYPE_CHECKING:
     from effcompress.recipe import LoadedRecipe
+    from effcompress.runner.run import Report
 
 AGAIN = 75
 """Exit code of a run that was stopped under ``--resume=auto``: to be started again (EX_TEMPFAIL of
@@ -77,11 +78,7 @@ def run(
             say(f"finished    {folder}: nothing is left to do (report: {folder / 'report.html'})")
         return
     if not process():
-        if tasks := outside_of_tasks():
-            said = f"note: SLURM has {tasks} tasks for this job; this is one process beside them, "
-            say(f"{said}and `srun effcompress run ...` starts all of them", err=True)
-        if auto:
-            _await_silence(folder)
+        _prepare(folder, auto)
         check_folder(loaded, folder, resume or auto)
     # After all that can be refused, which should not wait for torch.
     from effcompress.runner.run import run as run_recipe
@@ -94,8 +91,11 @@ def run(
         if auto and error.exit_code == 0:
             error.exit_code = AGAIN
         raise
-    if process():  # rank 0 prints the result
-        return
+    if not process():  # rank 0 prints the result
+        _tell(done)
+
+
+def _tell(done: "Report") -> None:
     for domain, value in done.perplexity.items():
         say(f"perplexity  {domain} {value:.2f}")
     say(f"parameters  {done.params:,}")
@@ -104,6 +104,15 @@ def run(
         say(f"parameters removed: {done.removed:,}, weights zeroed: {done.zeroed:,} ({of})")
     say(f"model       {done.folder}")
     say(f"report      {done.folder / 'report.html'}")
+
+
+def _prepare(folder: Path, auto: bool) -> None:
+    """Says where SLURM's tasks are not used, and waits for what a lost node may still do."""
+    if tasks := outside_of_tasks():
+        said = f"note: SLURM has {tasks} tasks for this job; this is one process beside them, "
+        say(f"{said}and `srun effcompress run ...` starts all of them", err=True)
+    if auto:
+        _await_silence(folder)
 
 
 def _finished(loaded: "LoadedRecipe", folder: Path) -> bool:

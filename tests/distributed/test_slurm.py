@@ -96,7 +96,7 @@ def test_the_gpu_of_a_process() -> None:
     slurm = Place(3, 4, 1, "tcp://a:1")
     assert _gpu(slurm, 4) == 1
     assert _gpu(slurm, 1) == 0, "--gpus-per-task=1 shows each task its own, as number 0"
-    with pytest.raises(RecipeError, match="process 1 of this machine .* sees 1"):
+    with pytest.raises(RecipeError, match=r"process 1 of this machine .* sees 1"):
         _gpu(Place(1, 2, 1), 1)
     with pytest.raises(RecipeError, match="process 4 of this machine"):
         _gpu(Place(4, 8, 4, "tcp://a:1"), 2)
