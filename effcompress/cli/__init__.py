@@ -20,7 +20,6 @@ app = typer.Typer(
     help="Prune a language model to a smaller one, as a YAML recipe says.",
     epilog="Start with: effcompress check recipes/quickstart.yaml",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -50,6 +49,7 @@ def _options(
 
 
 app.command("init")(start.init)
+app.command("new")(start.new)
 app.command("check")(look.check)
 app.command("plan")(look.plan)
 app.command("fetch")(look.fetch)
