@@ -85,7 +85,7 @@ def new(
         str,
         typer.Argument(
             metavar="KIND",
-            help="criterion, selector, schedule, repair, statistic, ...: the kinds that "
+            help="criterion, selector, schedule, repair, statistic or another kind that "
             "`effcompress plugins list` shows.",
             autocompletion=complete_kind,
         ),

@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -35,8 +35,10 @@ after which they give up.
 """
 _SHORT = 1.0
 """Seconds before the others look for heartbeats: most decisions are made sooner."""
-_BEATS, _DONE = "effcompress/beats", "effcompress/done"
+_BEATS, _DONE, _ENDED = "effcompress/beats", "effcompress/done", "effcompress/ended"
 """Counters in the store of the process group."""
+LAST_WORDS = 60.0
+"""Seconds that the others wait at most for rank 0 to write how a run was stopped."""
 _turns = itertools.count(1)
 """How often this rank waited for rank 0 in this process group."""
 _BUFFERS = next(
@@ -147,6 +149,21 @@ class World:
             raise said[1]
         if not self.main:
             yield
+
+    def end_together(self, last: Callable[[], object]) -> None:
+        """Calls ``last`` on rank 0; the others return once it is done, or after ``LAST_WORDS``. For
+        the end of a run: launchers end all processes once the first of them has failed.
+        """
+        if self.main:
+            last()
+        if self.size == 1:
+            return
+        with suppress(Exception):  # rank 0 is gone, and the store with it
+            store, deadline = _get_default_store(), time.monotonic() + LAST_WORDS
+            if self.main:
+                store.add(_ENDED, 1)
+            while not store.add(_ENDED, 0) and time.monotonic() < deadline:
+                time.sleep(0.05)
 
     @contextmanager
     def _turn_of_main(self) -> Iterator[None]:

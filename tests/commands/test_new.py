@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from effcompress import load_recipe, run
 from effcompress.cli import main
 from effcompress.commands.new import ELSEWHERE, new, templates_of
 from effcompress.errors import PluginError, RunError
 from effcompress.injectable import INPUTS
 from effcompress.registry import REGISTRY
+from effcompress.runner import run as story
 from tests.runner.toys import recipe
 
 ROOT = Path(__file__).parents[2]
@@ -57,8 +59,12 @@ def test_the_tests_pass_as_they_are(written: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_recipe_in_the_docstring_checks(
-    kind: str, written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_recipe_in_the_docstring_checks_and_runs(
+    kind: str,
+    written: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, file = recipe(tmp_path), tmp_path / f"new_{kind}.py"
     file.write_text((written / file.name).read_text())
@@ -69,6 +75,9 @@ def test_the_recipe_in_the_docstring_checks(
     with pytest.raises(SystemExit) as ended:
         main(["check", str(path)])
     assert ended.value.code == 0, capsys.readouterr().err
+    monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
+    done = run(load_recipe(path, ["evaluate.new_tokens=2"]), output=tmp_path / "out")
+    assert done.removed or done.zeroed
     plugin = REGISTRY.get(kind, f"new_{kind}")
     assert plugin.where.startswith(str(file)) and len(plugin.summary) > 10
 
