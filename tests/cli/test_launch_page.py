@@ -13,6 +13,7 @@ import pytest
 from effcompress.cli import main
 from tests.runner.toys import events, recipe
 
+pytestmark = pytest.mark.timeout(900)  # a machine may be busy with more than this
 PAGE = (Path(__file__).parents[2] / "docs" / "launch.md").read_text()
 SRUN = '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\n"$@"\n'
 SCONTROL = '#!/bin/bash\necho "$@" >> "$REQUEUED"\n'
@@ -49,7 +50,7 @@ def test_the_batch_file_goes_on_until_the_run_has_finished(tmp_path: Path) -> No
         words = ["bash", "-s"]
         every = environment | more
         return subprocess.run(
-            words, input=script, env=every, capture_output=True, text=True, timeout=280
+            words, input=script, env=every, capture_output=True, text=True, timeout=800
         )
 
     stopped = start(EFFCOMPRESS_FAULT="step:6:terminate")
