@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from effcompress.recipe import load as load_recipe
     from effcompress.runner.run import Report, run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Axis",

@@ -80,8 +80,9 @@ class NotFinite(RunError):
 class Stopped(EffcompressError):
     """A signal stopped the run after a checkpoint; ``--resume`` continues it. Not a failure.
 
-    The exit code is 0 after SIGTERM, which job schedulers expect, and 130 after Ctrl-C, so that a
-    shell does not run what follows ``&&``.
+    The exit code is 0 after SIGTERM, which job schedulers expect (75 with ``--resume=auto``, which
+    tells a script to start again), and 130 after Ctrl-C, so that a shell does not run what follows
+    ``&&``.
     """
 
     exit_code = 0

@@ -1,57 +1,20 @@
-"""Processes: which one of a launcher's this is; whether one of this machine lives, its memory, and
-how to end it. The only module that imports psutil.
+"""Processes of this machine: whether one lives, its memory, and how to end it. The only module that
+imports psutil.
 """
 
 import glob
 import os
-import re
 import shutil
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
-from effcompress.errors import RecipeError, short
-
 TICKS = 100
 """Units of ``born`` in a second."""
-
-
-class Place(NamedTuple):
-    """Rank of a process among ``size``; ``local_rank`` counts those on the same machine."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-
-def launched() -> Place:
-    """Returns the place that a launcher (``torchrun``) gave this process; alone without one.
-
-    Raises RecipeError where WORLD_SIZE, RANK and LOCAL_RANK are no numbers of processes, or
-    WORLD_SIZE stands there alone.
-    """
-    size = _variable("WORLD_SIZE", 1, 1, 10**6)
-    if size == 1:
-        return Place()
-    rank = _variable("RANK", None, 0, size - 1)
-    return Place(rank, size, _variable("LOCAL_RANK", rank, 0, size - 1))
-
-
-def _variable(name: str, default: int | None, least: int, most: int) -> int:
-    written = os.environ.get(name, "").strip()
-    if not written and default is not None:
-        return default
-    number = int(written) if re.fullmatch("[0-9]{1,9}", written) else -1
-    if least <= number <= most:
-        return number
-    has = f"is '{short(written)}'" if written else "is not set, but WORLD_SIZE is"
-    fix = "Start with `torchrun --nproc-per-node N -m effcompress ...`, or `unset WORLD_SIZE`."
-    raise RecipeError(f"${name} {has}; it is a number from {least} to {most}", fix=fix)
 
 
 def born(pid: int) -> int | None:

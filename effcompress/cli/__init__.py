@@ -20,7 +20,6 @@ app = typer.Typer(
     help="Prune a language model to a smaller one, as a YAML recipe says.",
     epilog="Start with: effcompress check recipes/quickstart.yaml",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -50,11 +49,13 @@ def _options(
 
 
 app.command("init")(start.init)
+app.command("new")(start.new)
 app.command("check")(look.check)
 app.command("plan")(look.plan)
 app.command("fetch")(look.fetch)
-app.command("run")(run.run)
+app.command("run", cls=run.RunCommand)(run.run)
 app.command("status")(status.status)
+app.command("report")(status.report)
 app.command("compare")(compare.compare)
 app.command("inspect")(look.inspect)
 app.command("eval")(measure.evaluate)
@@ -65,7 +66,8 @@ app.add_typer(describe.plugins, name="plugins")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with 0, 1 (a run failed), 2 (wrong input) or 130 (interrupted).
+    """Runs one command and exits with 0, 1 (a run failed), 2 (wrong input), 75 (stopped under
+    ``--resume=auto``: to be started again) or 130 (interrupted).
 
     Errors of the package are printed in at most three lines on standard error.
     """

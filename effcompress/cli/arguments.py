@@ -17,7 +17,7 @@ from effcompress.errors import (
     RunError,
     printable,
 )
-from effcompress.processes import launched
+from effcompress.launcher import launched
 
 if TYPE_CHECKING:
     from effcompress.answer import Answer

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from effcompress.cli.arguments import AsJson, print_json, say
+from effcompress.cli.complete import complete_plugin
 from effcompress.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
@@ -62,7 +63,12 @@ def list_(json: AsJson = False) -> None:
 @plugins.command("show")
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name, or KIND/NAME where kinds share it.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name, or KIND/NAME where kinds share it.",
+            autocompletion=complete_plugin,
+        ),
     ],
     json: AsJson = False,
 ) -> None:

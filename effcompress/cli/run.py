@@ -1,12 +1,41 @@
 """Commands that write a model: ``run`` and ``export``."""
 
+import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from effcompress.cli.arguments import AsJson, Offline, Overrides, RecipeFile, process, say, show
 from effcompress.cli.signals import stop_on_signals
+from effcompress.errors import Stopped
+from effcompress.launcher import outside_of_tasks
+
+if TYPE_CHECKING:
+    from effcompress.recipe import LoadedRecipe
+    from effcompress.runner.run import Report
+
+AGAIN = 75
+"""Exit code of a run that was stopped under ``--resume=auto``: to be started again (EX_TEMPFAIL of
+``sysexits.h``)."""
+_RESUME, _AUTO = "--resume", "--resume=auto"
+
+
+class RunCommand(TyperCommand):
+    """Takes ``--resume`` with and without ``=auto``. Options with an optional value would take the
+    recipe for it in ``effcompress run --resume RECIPE``.
+    """
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Raises UsageError for another value than ``auto``."""
+        options = args[: args.index("--")] if "--" in args else args
+        for k, word in enumerate(options):
+            if word.startswith(f"{_RESUME}="):
+                if word != _AUTO:
+                    ctx.fail(f"{word}: write --resume or --resume=auto")
+                args[k] = "--resume-auto"
+        return super().parse_args(ctx, args)  # type: ignore[arg-type]
 
 
 def run(
@@ -19,8 +48,15 @@ def run(
     ] = None,
     set_: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the folder.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue from the newest checkpoint in the folder. --resume=auto, for job "
+            "schedulers: the same command begins a run, continues it and leaves a finished one; "
+            f"ends with {AGAIN} where a signal stopped it.",
+        ),
     ] = False,
+    auto: Annotated[bool, typer.Option("--resume-auto", hidden=True)] = False,
     offline: Offline = False,
 ) -> None:
     """Run a recipe: prune, train, evaluate and export.
@@ -36,15 +72,30 @@ def run(
     preflight(loaded, offline=offline)
     from effcompress.runner.folder import check_folder, output_folder
 
+    folder = output_folder(loaded, output)
+    if auto and _finished(loaded, folder):
+        if not process():
+            say(f"finished    {folder}: nothing is left to do (report: {folder / 'report.html'})")
+        return
     if not process():
-        check_folder(loaded, output_folder(loaded, output), resume)
+        _prepare(folder, auto)
+        check_folder(loaded, folder, resume or auto)
     # After all that can be refused, which should not wait for torch.
     from effcompress.runner.run import run as run_recipe
 
-    with stop_on_signals() as stopping:
-        done = run_recipe(loaded, output=output, resume=resume, offline=offline, stopping=stopping)
-    if process():  # rank 0 prints the result
-        return
+    options = {"output": output, "resume": resume or auto, "offline": offline}
+    try:
+        with stop_on_signals() as stopping:
+            done = run_recipe(loaded, **options, stopping=stopping)
+    except Stopped as error:
+        if auto and error.exit_code == 0:
+            error.exit_code = AGAIN
+        raise
+    if not process():  # rank 0 prints the result
+        _tell(done)
+
+
+def _tell(done: "Report") -> None:
     for domain, value in done.perplexity.items():
         say(f"perplexity  {domain} {value:.2f}")
     say(f"parameters  {done.params:,}")
@@ -53,6 +104,42 @@ def run(
         say(f"parameters removed: {done.removed:,}, weights zeroed: {done.zeroed:,} ({of})")
     say(f"model       {done.folder}")
     say(f"report      {done.folder / 'report.html'}")
+
+
+def _prepare(folder: Path, auto: bool) -> None:
+    """Says where SLURM's tasks are not used, and waits for what a lost node may still do."""
+    if tasks := outside_of_tasks():
+        said = f"note: SLURM has {tasks} tasks for this job; this is one process beside them, "
+        say(f"{said}and `srun effcompress run ...` starts all of them", err=True)
+    if auto:
+        _await_silence(folder)
+
+
+def _finished(loaded: "LoadedRecipe", folder: Path) -> bool:
+    """Whether the folder holds the finished run of this recipe. Raises RecipeError for a finished
+    run of another one.
+    """
+    from effcompress.record.status import status
+    from effcompress.runner.folder import check_folder
+
+    return status(folder).state == "finished" and check_folder(loaded, folder, True)
+
+
+def _await_silence(folder: Path) -> None:
+    """Waits while it is not certain whether a process of another machine still works on the run,
+    as after the loss of a node: until it sends a heartbeat, or has missed too many.
+    """
+    from effcompress.record import status_file
+
+    before = now = status_file.read(folder)
+    while now is not None and now.open and not now.same_system and now.alive():
+        if before is None or now.written != before.written:
+            return  # it lives
+        if now is before:
+            waiting = f"Waiting whether process {now.pid} on host {now.host} has ended"
+            say(f"{waiting}: at most {status_file.MISSED * now.heartbeat:.0f} s.", err=True)
+        time.sleep(1.0)
+        now = status_file.read(folder)
 
 
 def export(

@@ -1,4 +1,4 @@
-"""Commands that write a beginning: ``init`` (a recipe)."""
+"""Commands that write a beginning: ``init`` (a recipe) and ``new`` (a plugin)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from effcompress.cli.arguments import AsJson, show
+from effcompress.cli.complete import complete_kind
 from effcompress.errors import SourceError
 
 Number = TypeVar("Number", int, float)
@@ -77,6 +78,33 @@ def init(
         command=typed(asked, text),
     )
     show(init(wish), json)
+
+
+def new(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="criterion, selector, schedule, repair, statistic or another kind that "
+            "`effcompress plugins list` shows.",
+            autocompletion=complete_kind,
+        ),
+    ],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the function and of its file.")
+    ],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the two files. Default: this one.")
+    ] = Path(),
+    json: AsJson = False,
+) -> None:
+    """Write a plugin of your own with its test.
+
+    Both work as they are: change the formula, and the test with it.
+    """
+    from effcompress.commands.new import new as write_plugin
+
+    show(write_plugin(kind, name, output), json)
 
 
 def _read(read: Callable[[str], Number], written: str | None, where: str) -> Number | None:

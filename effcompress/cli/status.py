@@ -1,4 +1,4 @@
-"""``effcompress status``: the state of a run, from its folder alone."""
+"""``effcompress status`` and ``report``: a run, from its folder alone."""
 
 from __future__ import annotations
 
@@ -46,6 +46,22 @@ def status(
     show(Answer({}, (Table(f"{run.name}: {run.state}", ("", ""), rows),), notes), False)
     for line in _command(run.next):  # as it is, however long: it is there to be copied
         say(line)
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run, or of several (a comparison).")
+    ],
+    json: AsJson = False,
+) -> None:
+    """Make the report of a run again, from its record.
+
+    Writes report.html, the pictures and, of a finished run, the model card, as this
+    version draws them; reads no model.
+    """
+    from effcompress.commands.report import rebuild
+
+    show(rebuild(folder), json)
 
 
 def _process(run: RunStatus) -> Iterator[tuple[str, str]]:

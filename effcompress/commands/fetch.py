@@ -4,6 +4,8 @@ from contextlib import closing
 
 from effcompress import data
 from effcompress.answer import Answer, Table
+from effcompress.estimate import disk
+from effcompress.estimate.feasibility import sized_model
 from effcompress.model import source
 from effcompress.model.cache import cache_root
 from effcompress.recipe import LoadedRecipe
@@ -30,19 +32,30 @@ def fetch(loaded: LoadedRecipe, *, offline: bool = False, list_only: bool = Fals
     for item in [*source.items(recipe.model), *tasks.items(solved)]:
         here = "here" if item.cached else "missing"
         rows.append((item.kind, item.name, size(item.size) if item.size else "", here))
+    made = disk.texts(recipe, sized_model(loaded))
     rows += [("text", one["hub"], "", "streamed") for one in data.needs(recipe.data)]
+    rows += [
+        ("tokens", one.domain, "" if one.bytes is None else f"up to {size(one.bytes)}", "made here")
+        for one in made
+    ]
     if solved and not solved.wheel:
         rows += [("tasks", name, "", "from the hub") for name in solved.names]
     facts = {
         "items": [
             {"kind": kind, "name": name, "size": size, "here": here == "here"}
             for kind, name, size, here in rows
+            if kind != "tokens"
         ],
+        "tokens": {one.domain: {"tokens": one.tokens, "bytes": one.bytes} for one in made},
+        "tokenising_seconds": disk.seconds_of(made),
         "cache": str(cache_root()),
     }
     sheet = Table("What the recipe needs", ("kind", "name", "size", ""), tuple(rows))
-    notes = () if rows else ("This recipe needs nothing from elsewhere.",)
-    return Answer(facts, (sheet,) if rows else (), notes)
+    elsewhere = any(kind != "tokens" for kind, *_ in rows)
+    notes = [] if elsewhere else ["This recipe needs nothing from elsewhere."]
+    if list_only:
+        notes += [disk.told(made), "Checkpoints and the export: `effcompress plan RECIPE`."]
+    return Answer(facts, (sheet,), tuple(notes))
 
 
 def _get(recipe: Recipe, offline: bool) -> None:

@@ -1,13 +1,16 @@
 """What can be known of text before it is tokenised: whether the first records of its files can be
-read, and whether short files hold enough. Needs no tokenizer and no torch.
+read, whether short files hold enough, and how much will be tokenised. Needs no tokenizer, no torch.
 """
 
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from effcompress.data.folder import PARTS
+from effcompress.data.look import stored
 from effcompress.data.sources import READERS, Fields, ReadEnough, address, guarded, kind_of
-from effcompress.data.tokens import side_of
+from effcompress.data.tokens import CHUNK_CHARACTERS, side_of
 from effcompress.errors import SourceError
 from effcompress.spec import DataSpec, DomainSpec
 
@@ -17,6 +20,44 @@ TEMPLATE = 1 << 14
 """Tokens that a chat template adds to a conversation, at most."""
 SECONDS = 1.0
 """For all domains together; of each, the first record is read."""
+TOKEN = 4.0
+"""Bytes of text of a token, where it is not counted: English with a vocabulary of 32k or more."""
+
+
+@dataclass(frozen=True)
+class ToTokenise:
+    """Of one domain. ``tokens``: at most, about; None where all of a text is read whose length is
+    not known. ``signed``: prompts are marked in the token files, which takes 4 bytes a token.
+    """
+
+    tokens: int | None
+    signed: bool
+
+
+def to_tokenise(
+    spec: DataSpec, train_tokens: int, heldout_sequences: int, *, of_bytes: bool = False
+) -> dict[str, ToTokenise]:
+    """Returns domain -> tokens that ``prepare`` will have made of it: as many as the run reads, or
+    its files hold. ``of_bytes``: a token is a byte, not ``TOKEN`` of them.
+    """
+    weights = math.fsum(domain.weight for domain in spec.domains.values())
+    samples = math.ceil(train_tokens / spec.sequence_length)
+    found: dict[str, ToTokenise] = {}
+    for name, domain in spec.domains.items():
+        fraction = domain.weight / weights
+        most = max(fraction, spec.mixture.text) if spec.mixture else fraction
+        sequences = math.ceil(most * samples) + 1 + heldout_sequences
+        # Whole chunks are tokenised, the last one beyond what is read.
+        last = CHUNK_CHARACTERS / (1.0 if of_bytes else TOKEN)
+        read = sequences * spec.sequence_length + math.ceil(last)
+        bounds = [read] if spec.documents.pack else []
+        if (kind := kind_of(name, domain)) in READERS:
+            files = (*getattr(domain, kind), *(domain.validation or ()))
+            size = sum(stored(path) for path in files)
+            bounds.append(math.ceil(size / (1.0 if of_bytes else TOKEN)))
+        signed = bool(domain.chat or domain.prompt)
+        found[name] = ToTokenise(min(bounds, default=None), signed)
+    return found
 
 
 def preview(spec: DataSpec) -> list[str]:

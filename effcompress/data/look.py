@@ -74,8 +74,8 @@ def look(files: tuple[Path, ...]) -> Look:
     if not sample:
         raise SourceError("there is no text in it", where=str(files[0]))
     share = sum(len(t.encode()) for t in sample) / max(1, sum(map(_written, rows)))
-    stored = sum(_stored(path) for path in files)
-    size = int(stored * (1.0 if kind == "txt" else min(1.0, share)))
+    held = sum(stored(path) for path in files)
+    size = int(held * (1.0 if kind == "txt" else min(1.0, share)))
     return Look(kind, files, found, chat, others, size, sample)
 
 
@@ -84,7 +84,8 @@ def _rows(kind: str, files: tuple[Path, ...]) -> Iterator[Mapping[str, Any]]:
         yield from raw_rows(kind, path)
 
 
-def _stored(path: Path) -> float:
+def stored(path: Path) -> float:
+    """Returns about how many bytes the content of a file is, unpacked."""
     factor = PARQUET if kind_of_file(path) == "parquet" else PACKED.get(path.suffix.lower(), 1.0)
     return path.stat().st_size * factor
 

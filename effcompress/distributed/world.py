@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.nn.parallel import DistributedDataParallel
 
-from effcompress.errors import EffcompressError, RunError
-from effcompress.processes import launched
+from effcompress.errors import EffcompressError, RecipeError, RunError
+from effcompress.launcher import Place, launched
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)
@@ -35,8 +35,10 @@ after which they give up.
 """
 _SHORT = 1.0
 """Seconds before the others look for heartbeats: most decisions are made sooner."""
-_BEATS, _DONE = "effcompress/beats", "effcompress/done"
+_BEATS, _DONE, _ENDED = "effcompress/beats", "effcompress/done", "effcompress/ended"
 """Counters in the store of the process group."""
+LAST_WORDS = 60.0
+"""Seconds that the others wait at most for rank 0 to write how a run was stopped."""
 _turns = itertools.count(1)
 """How often this rank waited for rank 0 in this process group."""
 _BUFFERS = next(
@@ -148,6 +150,21 @@ class World:
         if not self.main:
             yield
 
+    def end_together(self, last: Callable[[], object]) -> None:
+        """Calls ``last`` on rank 0; the others return once it is done, or after ``LAST_WORDS``. For
+        the end of a run: launchers end all processes once the first of them has failed.
+        """
+        if self.main:
+            last()
+        if self.size == 1:
+            return
+        with suppress(Exception):  # rank 0 is gone, and the store with it
+            store, deadline = _get_default_store(), time.monotonic() + LAST_WORDS
+            if self.main:
+                store.add(_ENDED, 1)
+            while not store.add(_ENDED, 0) and time.monotonic() < deadline:
+                time.sleep(0.05)
+
     @contextmanager
     def _turn_of_main(self) -> Iterator[None]:
         """Inside, rank 0 works and sends heartbeats; the others wait before they enter. An error of
@@ -198,31 +215,36 @@ def needs_all_ranks(module: nn.Module) -> bool:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Joins the process group of the launcher (``torchrun``, ``accelerate launch``); ``ALONE``
-    without one. A group that existed before is used and not destroyed.
+    """Joins the process group of the launcher (``torchrun``, ``accelerate launch``, SLURM's
+    ``srun``); ``ALONE`` without one. A group that existed before is used and not destroyed.
 
     Raises RunError when the other processes cannot be reached, or one of them stops; RecipeError as
     ``launched``.
     """
-    rank, size, local_rank = launched()
+    place = launched()
+    size = place.size
     if size == 1:
         yield ALONE
         return
-    world = World(rank, size, local_rank)
+    world = World(place.rank, size, place.local_rank)
     if dist.is_initialized():
         yield world
         return
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(_gpu(place, torch.cuda.device_count()))
     global _turns, _heart
     _turns = itertools.count(1)
+    how: Any = {"rank": place.rank, "world_size": size, "timeout": PATIENCE}
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backends, init_method=place.meeting, **how)
     except (RuntimeError, ValueError) as error:
+        at = "" if place.meeting == "env://" else f" at {place.meeting}"
         raise RunError(
-            f"the other {size - 1} processes cannot be reached: {error}",
-            fix="Start all with one `torchrun --nproc-per-node N -m effcompress run RECIPE`.",
+            f"the other {size - 1} processes cannot be reached{at}: {error}",
+            fix="Start all at once: `torchrun --nproc-per-node N -m effcompress run RECIPE`, or "
+            "`srun effcompress run RECIPE` (MASTER_ADDR and MASTER_PORT name another meeting).",
         ) from error
     try:
         yield world
@@ -238,6 +260,18 @@ def joined() -> Iterator[World]:
             _heart.over.set()
         _heart = None
         dist.destroy_process_group()
+
+
+def _gpu(place: Place, count: int) -> int:
+    """Returns the number of a process's GPU among the ``count`` that it sees. Raises RecipeError
+    where there are too few.
+    """
+    if place.local_rank < count:
+        return place.local_rank
+    if count == 1 and place.meeting != "env://":  # srun --gpus-per-task=1: each task sees its own
+        return 0
+    what = f"process {place.local_rank} of this machine (from 0) has no GPU: it sees {count}"
+    raise RecipeError(what, fix=f"Start at most {count} processes on a machine.")
 
 
 class _Heart(threading.Thread):

@@ -9,6 +9,7 @@ from effcompress.answer import Answer, Table
 from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.check import check
 from effcompress.estimate.communication import Message, per_commit, per_cut, per_step, shards_of
+from effcompress.estimate.disk import stored
 from effcompress.estimate.feasibility import SizedModel, sized_model
 from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
 from effcompress.estimate.memory import memory, trained
@@ -96,7 +97,9 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:
     listed += [_over_tokens(found, timeline)] if recipe.prune else []
     listed.append(_final_shape(found, timeline, data.get("zeroed")))
     figures, tables = _costs(recipe, found, timeline, launch)
-    return Answer(data | figures, (*listed, *tables), tuple(checked.lines))
+    kept = stored(recipe, found, timeline.points[-1].widths)
+    notes = (*checked.lines, kept.said) if kept.said else tuple(checked.lines)
+    return Answer(data | figures | kept.data, (*listed, *tables, kept.table), notes)
 
 
 def _thinned(timeline: Timeline) -> list[Point]:

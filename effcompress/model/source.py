@@ -321,7 +321,7 @@ def tokenizer_packages(spec: ModelSpec) -> tuple[str, ...]:
         SourceError: a local folder has no tokenizer.
     """
     cache = cache_root()
-    if _of_bytes(spec) or _words(spec, cache):
+    if of_bytes(spec) or _words(spec, cache):
         return ()
     for name in _TABLES:
         if (file := _words(spec, cache, name)) is not None:
@@ -344,7 +344,7 @@ def _any_tokenizer(folder: Path) -> bool:
 
 def has_template(spec: ModelSpec) -> bool | None:
     """Whether the tokenizer has a chat template; None where it is not on this machine."""
-    if _of_bytes(spec):
+    if of_bytes(spec):
         return False
     if (words := _words(spec, cache_root())) is None:
         return None
@@ -354,7 +354,8 @@ def has_template(spec: ModelSpec) -> bool | None:
     return bool(written) or any(file.exists() for file in apart)
 
 
-def _of_bytes(spec: ModelSpec) -> bool:
+def of_bytes(spec: ModelSpec) -> bool:
+    """Returns whether text is read byte by byte, without a tokenizer of the model's."""
     return spec.tokenizer == BYTES or (spec.tokenizer is None and kind_of(spec) == "random")
 
 
@@ -364,7 +365,7 @@ def prompt_length(spec: ModelSpec, prompt: str) -> int:
     Raises:
         SourceError: the tokenizer cannot be read.
     """
-    if _of_bytes(spec):
+    if of_bytes(spec):
         return len(prompt.encode("utf-8", "replace"))
     if (file := _words(spec, cache_root())) is None:
         return 1
@@ -386,7 +387,7 @@ def tokens_per_byte(spec: ModelSpec, texts: Sequence[str]) -> float | None:
         SourceError: the tokenizer cannot be read.
     """
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    if _of_bytes(spec) or not size:
+    if of_bytes(spec) or not size:
         return 1.0
     if (file := _words(spec, cache_root())) is None:
         return None
@@ -404,7 +405,7 @@ def tokens_per_byte(spec: ModelSpec, texts: Sequence[str]) -> float | None:
 def _require_rows(spec: ModelSpec, cache: Path, config: Config) -> None:
     """Raises SourceError if the tokenizer, as far as it is on this machine, has too many tokens."""
     where = f"model.tokenizer: {spec.tokenizer or BYTES}"
-    if _of_bytes(spec):
+    if of_bytes(spec):
         require_rows(BYTE_CONFIG["eos_token_id"], "EOS", config, where)
     elif (words := _words(spec, cache)) is not None:
         where = where if spec.tokenizer else f"model: {origin_of(spec)}"

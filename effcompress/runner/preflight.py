@@ -16,10 +16,10 @@ from effcompress import data
 from effcompress.errors import RecipeError, RunError, SourceError
 from effcompress.estimate.check import CheckResult, check
 from effcompress.estimate.schedule import loops_of
+from effcompress.launcher import launched
 from effcompress.model import source
 from effcompress.model.lineage import is_pruned
 from effcompress.network.axis_map import resolve_model
-from effcompress.processes import launched
 from effcompress.recipe import LoadedRecipe
 from effcompress.runner import tasks
 from effcompress.spec import LoopSpec, Recipe, TasksSpec

@@ -132,7 +132,10 @@ def _recorded(
             log.event(events.End(status=status, reason=reason, seconds=seconds))
         with contextlib.suppress(Exception):
             log.close()
-            if world.main:
+        with contextlib.suppress(Exception):
+            if isinstance(error, Stopped):
+                world.end_together(lambda: report.write(folder))
+            elif world.main:
                 report.write(folder)
         if known is None or known is error:
             raise

@@ -14,6 +14,7 @@ BASE = [
     "errors",
     "algebra",
     "fault",
+    "launcher",
     "processes",
     "injectable",
     "distributed",

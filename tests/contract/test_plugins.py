@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -99,22 +100,62 @@ evaluate: {sequences: 2}
 """
 
 
-def test_a_wheel_brings_the_methods(tmp_path: Path) -> None:
-    """Built, installed into an environment that has only the dependencies, and used from a folder
-    that knows nothing of this one.
-    """
-    source = tmp_path / "source"  # setuptools leaves a folder `build` beside what it builds
-    for name in ("effcompress", "plugins"):
+PACKED = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff")
+PACKED += ("CONTRIBUTING.md", "constraints.txt")
+
+
+def of_package(name: str) -> set[str]:
+    """Files of a package, as a wheel has them."""
+    folder = ROOT / name.replace("effcompress_plugins", "plugins")
+    every = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {f"{name}/{path.relative_to(folder)}" for path in every}
+
+
+def archives(folder: Path) -> tuple[Path, Path]:
+    """The source archive, and the wheel that is built of nothing but what is in it."""
+    source = folder / "source"  # setuptools leaves folders beside what it builds
+    for name in ("effcompress", "plugins", "recipes"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in PACKED:
         shutil.copy(ROOT / name, source / name)
+    code = "import sys; from setuptools import build_meta as b; b.build_sdist(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", code, str(folder)], cwd=source, check=True, capture_output=True
+    )
+    (archive,) = folder.glob("effcompress-*.tar.gz")
+    with tarfile.open(archive) as stream:
+        stream.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], check=True)
-    (wheel,) = tmp_path.glob("effcompress-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        shipped = {name for name in archive.namelist() if name.startswith("effcompress_plugins/")}
-    ours = [*(ROOT / "plugins").glob("*.py"), *(ROOT / "plugins" / "drafts").glob("*")]
-    assert shipped == {f"effcompress_plugins/{p.relative_to(ROOT / 'plugins')}" for p in ours}
+    subprocess.run([*build, "--wheel-dir", str(folder), str(unpacked)], check=True)
+    (wheel,) = folder.glob("effcompress-*.whl")
+    return archive, wheel
+
+
+def test_a_wheel_brings_the_methods(tmp_path: Path) -> None:
+    """Built of the source archive, installed into an environment that has only the dependencies,
+    and used from a folder that knows nothing of this one.
+    """
+    archive, wheel = archives(tmp_path)
+    version = effcompress.__version__
+    assert wheel.name == f"effcompress-{version}-py3-none-any.whl"
+    with tarfile.open(archive) as stream:
+        inside = {name.partition("/")[2] for name in stream.getnames()}
+    recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml")}
+    assert {*PACKED, *recipes} <= inside
+    with zipfile.ZipFile(wheel) as stream:
+        shipped = {name for name in stream.namelist() if ".dist-info/" not in name}
+        facts = f"effcompress-{version}.dist-info"
+        entries = stream.read(f"{facts}/entry_points.txt").decode()
+        metadata = stream.read(f"{facts}/METADATA").decode()
+        assert f"{facts}/licenses/LICENSE" in stream.namelist()
+    # Templates, drafts and py.typed among them, and nothing else: no tests, no caches.
+    assert shipped == of_package("effcompress") | of_package("effcompress_plugins")
+    assert {"effcompress/py.typed", "effcompress_plugins/templates/criterion.py.jinja"} <= shipped
+    assert "effcompress = effcompress.cli:main" in entries
+    for path in PLUGINS:
+        assert f"{path.stem} = effcompress_plugins.{path.stem}" in entries
+    assert f"\nVersion: {version}\n" in metadata and "Requires-Python: >=3.11" in metadata
 
     target, work = tmp_path / "installed", tmp_path / "elsewhere"
     work.mkdir()
@@ -134,6 +175,22 @@ def test_a_wheel_brings_the_methods(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (work / "out" / "config.json").is_file()
+    unpacked, empty = tmp_path / "wheel", tmp_path / "empty"  # not installed, just unpacked
+    empty.mkdir()
+    with zipfile.ZipFile(wheel) as stream:
+        stream.extractall(unpacked)
+    words = [[sys.executable, "-m", "effcompress"], ["check", str(work / "recipe.yaml")]]
+    words += [["new", "criterion", "mine"], ["init", "--help"]]
+    for given in words[1:]:
+        done = subprocess.run(
+            [*words[0], *given],
+            cwd=empty,
+            env={**os.environ, "PYTHONPATH": str(unpacked)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in empty.iterdir()} == {"mine.py", "test_mine.py"}
     where = [sys.executable, "-m", "effcompress", "plugins", "show", "criterion/flap", "--json"]
     shown = subprocess.run(
         where,
@@ -143,3 +200,12 @@ def test_a_wheel_brings_the_methods(tmp_path: Path) -> None:
         text=True,
     )
     assert "installed/effcompress_plugins/flap.py" in shown.stdout, shown.stderr
+
+
+def test_one_version_everywhere() -> None:
+    """In the package, its metadata, the citation and the changelog, whose first entry it is."""
+    version = PROJECT["project"]["version"]
+    assert effcompress.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    entries = re.findall(r"(?m)^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text())
+    assert entries[0] == version

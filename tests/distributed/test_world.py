@@ -33,3 +33,10 @@ def test_what_one_process_was_asked_all_were_asked(
 def test_alone_nothing_is_communicated() -> None:
     assert ALONE.main and ALONE.own_rows(7) == slice(0, 7)
     assert ALONE.sums([1.0, 2.0]) == [1.0, 2.0] and ALONE.any(True) and not ALONE.any(False)
+
+
+def test_alone_the_end_is_not_waited_for() -> None:
+    said: list[str] = []
+    ALONE.end_together(lambda: said.append("page"))
+    World(1, 2).end_together(lambda: said.append("never"))  # rank 0 and its store are gone
+    assert said == ["page"]

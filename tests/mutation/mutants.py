@@ -36,6 +36,41 @@ class Mutant:
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
+        "effcompress/launcher.py",
+        'if not number or (number == "0" and not any(os.environ.get(name) for name in _STEP)):',
+        "if not number:",
+        ("tests/test_launcher.py::test_a_shell_and_a_single_task_are_alone",),
+        "a command of a batch script waits for tasks that were never started",
+    ),
+    Mutant(
+        "effcompress/launcher.py",
+        "    if size % tasks:",
+        "    if size < tasks:",
+        ("tests/test_launcher.py::test_contradictions_are_refused",),
+        "a WORLD_SIZE that no launcher of these tasks can have made is believed",
+    ),
+    Mutant(
+        "effcompress/launcher.py",
+        "    if host := first_of(nodes) or os.environ",
+        "    if host := os.environ",
+        ("tests/test_launcher.py",),
+        "tasks look for rank 0 on the login node",
+    ),
+    Mutant(
+        "effcompress/estimate/disk.py",
+        "recipe.save.keep + 1 if",
+        "recipe.save.keep if",
+        ("tests/estimate/test_disk.py::test_the_papers_run",),
+        "the checkpoint under way does not fit on the disk",
+    ),
+    Mutant(
+        "effcompress/commands/new.py",
+        "    if name in taken:",
+        "    if False:",
+        ("tests/commands/test_new.py::test_names_that_cannot_be",),
+        "a plugin is written that cannot be registered",
+    ),
+    Mutant(
         "effcompress/runner/ablation.py",
         "found[name] = loss() - whole",
         "found[name] = loss()",
