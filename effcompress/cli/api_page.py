@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 import effcompress
 from effcompress.errors import EffcompressError
@@ -49,8 +49,8 @@ def api() -> str:
 def _group(name: str, thing: Any) -> str:
     if inspect.isclass(thing):
         return "Errors" if issubclass(thing, EffcompressError) else "Nouns"
-    if not callable(thing) or not inspect.isfunction(thing):
-        return "Bounds of knobs"
+    if not inspect.isfunction(thing):
+        return "Bounds of knobs" if _bound(thing) else "Nouns"
     return "Decorators of plugins" if name in INPUTS else "Functions"
 
 
@@ -59,13 +59,20 @@ def _entry(name: str, thing: Any) -> Iterator[str]:
     if inspect.isfunction(thing):
         yield from ("```text", _signature(name, thing), "```", "")
     elif not inspect.isclass(thing):
-        yield from (f"{type_words(thing)}.", "")
+        words = f"A knob that a recipe writes as: {type_words(thing)}."
+        alias = f"Another name of `{_short(str(thing))}`."
+        yield from (words if _bound(thing) else alias, "")
         return
     yield from (_text(thing), "")
     if dataclasses.is_dataclass(thing):
         yield from _fields(thing)
     if inspect.isclass(thing):
         yield from _members(thing)
+
+
+def _bound(thing: Any) -> bool:
+    """Whether it is an annotation with bounds, such as ``Fraction``."""
+    return get_origin(getattr(thing, "__value__", thing)) is Annotated
 
 
 def _signature(name: str, function: Any) -> str:
