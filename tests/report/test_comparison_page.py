@@ -171,7 +171,7 @@ def test_ticks_are_round_few_and_inside(case: str) -> None:
         (["one_shot", "one_shot_2"], ["one_shot", "one_shot_2"]),
         (["a", "b"], ["a", "b"]),
         (["alone_here"], ["alone_here"]),
-        (["taylor", "taylored"], ["taylor", "taylored"]),
+        (["taylor", "taylors"], ["taylor", "taylors"]),
         (["a_b_c", "a-b_d"], ["c", "d"]),
     ],
 )
