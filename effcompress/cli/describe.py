@@ -28,14 +28,29 @@ def schema(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the reference page instead.")
     ] = False,
+    injected: Annotated[
+        bool, typer.Option("--injected", help="Print the page of what plugins may take instead.")
+    ] = False,
+    api: Annotated[
+        bool, typer.Option("--api", help="Print the page of the Python API instead.")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of recipes, for editors."""
+    from effcompress.recipe import injected as injected_page
     from effcompress.recipe import json_schema, load_plugins, reference
 
     if plugins_of is not None:
         load_plugins(plugins_of)
     if markdown:
         say(reference(), nl=False)
+        return
+    if injected:
+        say(injected_page(), nl=False)
+        return
+    if api:
+        from effcompress.cli.api_page import api as api_page
+
+        say(api_page(), nl=False)
         return
     print_json(json_schema())
 

@@ -2,12 +2,13 @@
 
 from effcompress.recipe.json_schema import json_schema, type_words
 from effcompress.recipe.load import LoadedRecipe, load, load_plugins
-from effcompress.recipe.reference import reference
+from effcompress.recipe.reference import injected, reference
 from effcompress.recipe.resolved import checked, plain, read, resolved, values
 
 __all__ = [
     "LoadedRecipe",
     "checked",
+    "injected",
     "json_schema",
     "load",
     "load_plugins",

@@ -121,12 +121,15 @@ class Status:
 
     @property
     def eta(self) -> float | None:
-        """Seconds left, from the tokens left (or from what is left of a phase)."""
+        """Seconds left of a phase that reports its progress, or of training from the tokens left;
+        None where neither is known, as for export and proof.
+        """
         if self.progress is not None:
             return self.progress.eta
         if not self.rate or not self.total_tokens or not self.step:
             return None
-        return max(0, self.total_tokens - self.step.tokens) / self.rate
+        left = self.total_tokens - self.step.tokens
+        return left / self.rate if left > 0 else None
 
     def size(self) -> str:
         """``127M -> 114.3M``: parameters now and the target."""

@@ -35,6 +35,11 @@ def power(value: float) -> str:
     return tens if lead == "1" else signed(f"{lead}{DOT}{tens}")
 
 
+def number(value: float) -> str:
+    """A round number, as beside a scale: ``20``, ``22.5``, ``5,000``, ``2·10⁶``."""
+    return power(value) if abs(value) >= 1e6 else f"{value:,.10g}"
+
+
 def decimal(value: float) -> str:
     """A perplexity or a loss: ``21.37``, ``1,204``."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{1 if value >= 100 else 2}f}"

@@ -11,6 +11,9 @@ from effcompress.record.events import of_type
 from effcompress.record.kind_labels import of
 from effcompress.types import Cut, axis_kind
 
+RESOLVED = "recipe.resolved.yaml"
+"""The recipe of a run with every value, from which it can be continued."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -99,7 +102,7 @@ def gather(folder: Path) -> Record:
             where=str(folder),
             fix="Name the folder of a run, e.g. runs/quickstart.",
         )
-    recipe = folder / "recipe.resolved.yaml"
+    recipe = folder / RESOLVED
     found = events.read(folder / "metrics.jsonl")
     plans = events.read_plans(folder / "plans.jsonl")
     run = next(iter(of_type(found, events.Run)), None)

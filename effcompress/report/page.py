@@ -14,6 +14,9 @@ from effcompress.report.render import render, replace
 from effcompress.report.speed import speed, told
 from effcompress.report.words import Row
 
+CARDS = 5
+"""Cards beside each other, at most."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -45,12 +48,18 @@ def write(folder: Path, *, model: str | None = None) -> Path:
     # Without what is above `runs/`: a report is passed on.
     parts = folder.resolve().parts
     shown = "/".join(parts[-2:]) if parts[-2:-1] == ("runs",) else parts[-1]
-    replace(folder / "report.html", page(record, drawn, model or shown))
+    replace(
+        folder / "report.html", page(record, drawn, model or shown, words.resume(record, shown))
+    )
     return folder / "report.html"
 
 
-def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
-    """Returns the HTML of the page."""
+def page(
+    record: Record, drawn: Mapping[str, Picture], model: str, resume: tuple[str, str] | None = None
+) -> str:
+    """Returns the HTML of the page. ``model``: path that the model is loaded from; ``resume``:
+    words and the command that continue the run, where it did not succeed.
+    """
     run = record.run
     same = words.same_protocol(record)
     evaluation = record.after or record.before
@@ -61,6 +70,8 @@ def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
     if not same:
         said = "The evaluations before and after used different protocols: do not compare."
         warnings.insert(0, said)
+    cards = [*_cards(record)]
+    small = [card for card in cards if not card.rows]
     started = ((run and run.started) or "").replace("T", " ")[:16]
     return render(
         "report.html.jinja",
@@ -69,7 +80,11 @@ def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
         banner=words.status(record) or "",
         subtitle=" · ".join(filter(None, (run.model, run.device, started))) if run else "",
         verdict=words.verdict(record).replace(" %", "\u00a0%"),
-        cards=[*_cards(record)],
+        cards=small,
+        # At most five beside each other, and rows of about the same length.
+        beside=-(-len(small) // -(-len(small) // CARDS)) if small else 1,
+        tables=[card for card in cards if card.rows],
+        resume=resume,
         warnings=warnings,
         pictures={name: picture.svg for name, picture in drawn.items()},
         tasks=words.tasks(record),

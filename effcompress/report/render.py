@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import DictLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from effcompress import processes
 from effcompress.errors import printable
@@ -29,6 +29,17 @@ def _code(text: str) -> Markup:
     return Markup(f"{fence}{air}{text}{air}{fence}")  # noqa: S704 (code spans show HTML as text)
 
 
+def _breakable(text: str) -> Markup:
+    """Text that may be broken behind ``_``, ``/`` and ``.``, as long names must be."""
+    return Markup(re.sub(r"([_/.])(?=\w)", r"\1<wbr>", str(escape(text))))  # noqa: S704 (escaped right here)
+
+
+def _whole(text: str) -> Markup:
+    """Text whose options (``--seeds``) stay on one line."""
+    options = r"(?<![\w-])(--[\w-]+)"
+    return Markup(re.sub(options, r'<span class="option">\1</span>', str(escape(text))))  # noqa: S704 (escaped right here)
+
+
 _TEMPLATES = Environment(
     loader=PackageLoader("effcompress.report"),
     autoescape=True,
@@ -37,7 +48,7 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_TEMPLATES.filters |= {"literal": _literal, "code": _code}
+_TEMPLATES.filters |= {"literal": _literal, "code": _code, "breakable": _breakable, "whole": _whole}
 
 
 def render(template: str, **names: Any) -> str:

@@ -1,9 +1,11 @@
 """Sentences about a record, shared by the page and the card."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from pathlib import PurePosixPath
 from typing import Any
 
 from effcompress.answer import Table
@@ -19,7 +21,7 @@ from effcompress.record.events import (
 )
 from effcompress.record.kind_labels import of
 from effcompress.record.sentences import cost
-from effcompress.report.gather import Record
+from effcompress.report.gather import RESOLVED, Record
 
 METHOD = {
     "prune": (
@@ -58,6 +60,21 @@ def status(record: Record) -> str | None:
     total = record.run and record.run.total_tokens
     share = f" ({readable.percent(record.tokens / total)} of the tokens)" if total else ""
     return f"This run is not finished: its record ends{at}{share}. No number below is final."
+
+
+def resume(record: Record, folder: str) -> tuple[str, str] | None:
+    """Returns how a run that did not succeed is continued: words, and the command; None for others,
+    and where the recipe is not there. ``folder``: the run, seen from where the command is typed.
+    """
+    if record.status == "success" or not record.recipe:
+        return None
+    quoted = shlex.quote(folder)
+    place = PurePosixPath(folder)
+    where = f"the folder that holds {place.parent if len(place.parts) > 1 else folder}/"
+    recipe = shlex.quote(f"{folder}/{RESOLVED}")
+    command = f"effcompress run {recipe} --output {quoted} --resume"
+    again = "Once its cause is mended, this" if record.status == "failed" else "This"
+    return f"{again} continues it, typed in {where}:", command
 
 
 def verdict(record: Record) -> str:
@@ -223,7 +240,8 @@ def target(record: Record) -> str:
     where = f"target {readable.count(record.target)}"
     if abs(miss) <= 0.005:
         return f"{where}, met (off by {abs(miss) * 100:.2f} %)"
-    return f"{where}, missed by {readable.percent(abs(miss))}" if record.end else where
+    over = record.end and record.status != "stopped"
+    return f"{where}, missed by {readable.percent(abs(miss))}" if over else where
 
 
 def latency(event: Latency) -> str:
@@ -333,11 +351,15 @@ def container(record: Record) -> str:
 def proof(record: Record) -> str:
     """Returns the result of the reload proof."""
     if record.proof is None:
+        if record.export is None:
+            return "No model has been saved yet."
         return "The saved model has not been reloaded yet."
     tokens = "the same tokens" if record.proof.tokens_equal else "different tokens"
+    seconds = record.proof.seconds
+    took = f" and compared it in {readable.duration(seconds)}" if seconds else ""
     cache = "with and without cache" if record.proof.cache_equal else "not the same with a cache"
     return (
-        f"A fresh process loaded it: {tokens}, {cache}; "
+        f"A fresh process loaded it{took}: {tokens}, {cache}; "
         f"largest difference of a logit {readable.power(record.proof.max_logit_difference)}."
     )
 

@@ -122,6 +122,9 @@ def test_time_left_comes_from_the_recent_rate():
         status.update(step(tokens_per_second=rate))
     assert status.rate == pytest.approx(66.67, abs=0.01)
     assert status.eta == pytest.approx(12.0, abs=0.01)
+    status.update(step(tokens=1000))
+    status.enter("proving the export in a fresh process", None)
+    assert status.eta is None and "left" not in status.line(), "not 0:00: it is not over"
 
 
 def test_a_cut_comes_after_the_step_of_its_number():

@@ -63,7 +63,12 @@ def method(label: str, quality: float = 2.0, seeds: tuple[int, ...] = (0, 1, 2),
     return Method(
         label,
         tuple(
-            Attempt(s, f"runs/{label}_{s}", facts(s, quality, **changes), target=TARGET)
+            Attempt(
+                s,
+                f"runs/{label}_{s}",
+                facts(s, quality, **changes),
+                target=changes.get("target", TARGET),
+            )
             for s in seeds
         ),
     )

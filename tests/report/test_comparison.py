@@ -241,15 +241,21 @@ def test_zeroed_is_a_column_where_some_are() -> None:
 
 def test_pictures_are_those_there_are_numbers_for() -> None:
     drawn = pictures(compare("x", many()))
-    assert list(drawn) == ["parameters", "operations", "loss", "prune_seconds", "prune_memory"]
+    assert list(drawn) == ["loss", "prune_seconds", "prune_memory"], "one size, equal FLOPs"
+    smaller = {"params": TARGET // 2, "target": TARGET // 2, "flops": 4e14}
+    several = [*many(), method("half", 3.0, **smaller), method("half_too", 3.5, **smaller)]
+    names = ["parameters", "operations", "loss", "prune_seconds", "prune_memory"]
+    assert list(pictures(compare("x", several))) == names
     still = {"flops": 0.0, "losses": (), "prune_seconds": None, "prune_memory": None}
-    plain_ = pictures(compare("x", [method("a", **still), method("b", 3.0, **still)]))
-    assert list(plain_) == ["parameters"]
+    assert pictures(compare("x", [method("a", **still), method("b", 3.0, **still)])) == {}
     assert pictures(compare("x", [failed("a", "no")])) == {}
 
 
 def test_names_of_points_do_not_lie_on_each_other() -> None:
-    methods = [method(f"a_long_name_{k}", 2.0 + k / 50) for k in range(14)]
+    half = {"params": TARGET // 2, "target": TARGET // 2}
+    methods = [
+        method(f"a_long_name_{k}", 2.0 + k / 50, **(half if k > 10 else {})) for k in range(14)
+    ]
     svg = pictures(compare("x", methods))["parameters"]
     drawn = []
     place = r'<text text-anchor="(\w+)" transform="translate\((\S+?),(\S+?)\)"[^>]*>'
@@ -265,8 +271,11 @@ def test_names_of_points_do_not_lie_on_each_other() -> None:
 
 
 def test_enormous_perplexities_are_drawn_and_written() -> None:
-    found = compare("x", [method("a", 1e40), method("b", 2.0)])
-    assert "·10" in markdown(found) and pictures(found)["parameters"]
+    half = {"params": TARGET // 2, "target": TARGET // 2}
+    found = compare("x", [method("a", 1e40), method("b", 2.0), method("c", 2.0, **half)])
+    assert "·10" in markdown(found)
+    assert "a \u2191 1.5·10⁴¹" in pictures(found)["parameters"], "at the edge, with its value"
+    assert "logarithmic" not in pictures(found)["parameters"], "it does not rule the scale"
 
 
 def test_facts_are_frozen() -> None:

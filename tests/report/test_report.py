@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import importlib.util
 import json
@@ -188,6 +189,54 @@ def test_failed_and_unfinished_runs_say_so_first(tmp_path):
     text = write(synthetic.save(tmp_path / "b", first(30))).read_text("utf-8")
     assert "This run is not finished: its record ends at step" in text
     assert "> **This run is not finished" in card(tmp_path / "b")
+
+
+def stopped():
+    run = only(synthetic.full_run(40, 20), "end", "proof", "export")
+    reason = "by SIGTERM after step 40; a checkpoint was written\n  typed: --resume"
+    run.metrics.append({"event": "end", "status": "stopped", "seconds": 3.0, "reason": reason})
+    run.metrics[0]["target_params"] = run.params // 2
+    return run
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        (stopped, "This continues it, typed in the folder that holds runs/:"),
+        (
+            failed,
+            "Once its cause is mended, this continues it, typed in the folder that holds runs/:",
+        ),
+        (lambda: first(30), "This continues it"),
+        (synthetic.full_run, None),
+    ],
+)
+def test_a_run_that_ended_early_says_what_continues_it(case, words, tmp_path):
+    folder = synthetic.save(tmp_path / "runs" / "a run", case())
+    text = html.unescape(re.sub(r"<[^>]+>", "", write(folder).read_text("utf-8")))
+    command = "effcompress run 'runs/a run/recipe.resolved.yaml' --output 'runs/a run' --resume"
+    assert (command in text) == (words is not None) == ("continues it" in text)
+    assert words is None or words in text
+    (folder / "recipe.resolved.yaml").unlink()
+    assert "--resume" not in write(folder).read_text("utf-8"), "nothing to continue with"
+
+
+def test_a_stopped_run_has_missed_nothing_yet(tmp_path):
+    text = write(synthetic.save(tmp_path, stopped())).read_text("utf-8")
+    assert "missed by" not in text and "No model has been saved yet." in text
+
+
+def test_the_proof_says_how_long_it_took(tmp_path):
+    text = write(synthetic.save(tmp_path, synthetic.full_run(10, 5))).read_text("utf-8")
+    assert "A fresh process loaded it and compared it in 9.1 s: the same tokens" in text
+
+
+def test_cards_fill_their_rows(tmp_path):
+    text = write(synthetic.save(tmp_path, synthetic.full_run())).read_text("utf-8")
+    assert "--beside: 4" in text or "--beside: 3" in text
+    assert text.index(">Parameters</h3>") < text.index(">Perplexity</h3>")
+    row = re.search(r"<li><span>prose</span>(.*?)</li>", text, re.S)
+    assert row and "21.37 → " in row[1] and "+9.0" in row[1]
 
 
 def test_different_protocols_are_not_compared_in_silence(tmp_path):

@@ -21,7 +21,8 @@ EQUAL = 1e-9
 class Column:
     """``of`` returns the value of a run, ``dense`` that of the model it started from. ``brief`` is
     the title for a terminal, if it is another; ``help`` one sentence. ``write`` formats a mean;
-    ``spreads``: whether the deviation is written too.
+    ``spreads``: whether the deviation is written too. ``key`` has a slash where the column is that
+    of a single domain or task.
     """
 
     key: str
@@ -108,15 +109,16 @@ SPENT = (
 
 
 def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
-    """Returns all columns; the runs give the domains and tasks."""
+    """Returns all columns: quality, size and cost, then single domains and tasks of the runs."""
     known = list(facts)
     domains = _names(f.after or f.before for f in known)
     tasks = _names(f.tasks_after or f.tasks_before for f in known)
     told = "of held-out text, per token: the geometric mean over the domains; lower is better"
     quality = [_measured(QUALITY, "perplexity", told, lambda found: geometric_mean(found.values()))]
+    single: list[Column] = []
     for name in domains if len(domains) > 1 else ():
         told = f"perplexity of held-out text of the domain {name}"
-        quality.append(_measured(f"{QUALITY}/{name}", name, told, methodcaller("get", name)))
+        single.append(_measured(f"{QUALITY}/{name}", name, told, methodcaller("get", name)))
     if tasks:
         told = f"mean over the {len(tasks)} zero-shot tasks; higher is better"
         mean = _measured("accuracy", "accuracy", told, lambda f: _average(f, tasks), tasks=True)
@@ -124,8 +126,8 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
     for name in tasks if len(tasks) > 1 else ():
         told, get = f"accuracy in the zero-shot task {name}", methodcaller("get", name)
         one = _measured(f"accuracy/{name}", name, told, get, tasks=True)
-        quality.append(replace(one, spreads=False))
-    return (*SIZE, *quality, *SPENT)
+        single.append(replace(one, spreads=False))
+    return (*quality, *SIZE, *SPENT, *single)
 
 
 def _measured(

@@ -99,10 +99,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe (or a single run) by its label, with all of its runs."""
+    """A recipe (or a single run) by its label, with all of its runs. ``full``: the label as it was
+    given, where the label leaves out what all have in common.
+    """
 
     label: str
     attempts: tuple[Attempt, ...]
+    full: str = ""
 
     @property
     def done(self) -> list[Facts]:

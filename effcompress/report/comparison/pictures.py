@@ -7,21 +7,25 @@ from effcompress.report import charts
 from effcompress.report.charts import SHAPES, Bar, Chart, Line, Point, Spot, draw, smooth
 from effcompress.report.comparison import columns
 from effcompress.report.comparison.columns import QUALITY, Column
+from effcompress.report.comparison.dots import FAR, edge
 from effcompress.report.comparison.rows import Comparison, Row
 
 TONES = ("after", "attention", "hidden", "spare", "spare2")
 """Colours of methods, in turn."""
 LINES = 12
 """Lines that one chart can name beside their ends."""
-FAR = 2.5
-"""Values this many times apart are drawn on a logarithmic axis."""
+ABOVE = 1.12
+"""How far above the others, as a factor, those beyond the scale are drawn."""
+SAME = 0.01
+"""Relative difference below which a cost counts as the same for all methods."""
 
 
 def pictures(comparison: Comparison) -> dict[str, str]:
     """Returns name -> ``<svg>``, in reading order; only those that there are numbers for."""
+    sizes, flops = len(comparison.sizes) > 1, _vary(comparison, "flops")
     drawn = {
-        "parameters": _quality_over(comparison, "params", charts.COUNT),
-        "operations": _quality_over(comparison, "flops", charts.POWER, zero=True),
+        "parameters": _quality_over(comparison, "params", charts.COUNT) if sizes else "",
+        "operations": _quality_over(comparison, "flops", charts.POWER, zero=True) if flops else "",
         "loss": _loss(comparison),
         "prune_seconds": _bars(comparison, "prune_seconds"),
         "prune_memory": _bars(comparison, "prune_memory"),
@@ -41,25 +45,44 @@ def _column(comparison: Comparison, key: str) -> Column:
     return next(c for c in comparison.columns if c.key == key)
 
 
+def _vary(comparison: Comparison, key: str) -> bool:
+    """Whether methods differ in a column by more than ``SAME``."""
+    means = [r.values[key].mean for r in comparison.rows if r.size is not None and key in r.values]
+    return bool(means) and max(means) - min(means) > SAME * max(means)
+
+
 def _quality_over(comparison: Comparison, key: str, labels: str, *, zero: bool = False) -> str:
-    """Perplexity over another column; empty where that column is zero for all."""
+    """Perplexity over another column; empty where that column is zero for all. What is far beyond
+    the best is drawn at the upper edge, with its value.
+    """
     over, quality = _column(comparison, key), _column(comparison, QUALITY)
+    rows = [r for r in comparison.rows if key in r.values and QUALITY in r.values]
+    methods = [row for row in rows if row.size is not None]
+    top = edge(methods) if methods else 0.0
+    # Of several dense models only the usual one, and only where methods come near it.
+    dense = next((r for r in rows if r.size is None and r.values[QUALITY].mean <= top), None)
+    rows = [*([dense] if dense else []), *methods]
+    inside = [m for r in rows if (m := r.values[QUALITY].mean) <= top]
     spots: list[Spot] = []
-    for row in comparison.rows:
-        if key in row.values and QUALITY in row.values:
-            tone, shape = look(comparison, row)
-            x, y = row.values[key], row.values[QUALITY]
-            told = f"{row.label}\n{over.title} {over.cell(x)}\nperplexity {quality.cell(y)}"
-            spots.append(Spot(row.label, x.mean, y.mean, tone, told, shape, y.deviation))
+    for row in rows:
+        tone, shape = look(comparison, row)
+        x, y = row.values[key], row.values[QUALITY]
+        told = f"{row.label}\n{over.title} {over.cell(x)}\nperplexity {quality.cell(y)}"
+        if y.mean > top:
+            name = f"{row.label} \u2191 {quality.write(y.mean)}"
+            spots.append(Spot(name, x.mean, max(inside) * ABOVE, tone, told, shape))
+        else:
+            error = y.deviation and min(y.deviation, max(inside) * ABOVE - y.mean)
+            spots.append(Spot(row.label, x.mean, y.mean, tone, told, shape, error))
     if len(spots) < 2 or not any(s.x for s in spots):
         return ""
-    values = [s.y for s in spots]
-    log = max(values) / min(values) > FAR
+    log = max(inside) / min(inside) > FAR
     bars = "; bars: standard deviation over the seeds" if any(s.error for s in spots) else ""
-    title, unit = f"Perplexity over {over.title}", f"lower is better{bars}"
+    beyond = "; \u2191: beyond the scale" if len(inside) < len(spots) else ""
+    title, unit = f"Perplexity over {over.title}", f"lower is better{bars}{beyond}"
     x_axis = (over.title, labels)
     y_title = "perplexity (logarithmic)" if log else "perplexity"
-    y_axis = (y_title, charts.POWER if max(values) >= columns.HUGE else charts.PLAIN)
+    y_axis = (y_title, charts.POWER if max(inside) >= columns.HUGE else charts.PLAIN)
     return charts.scatter(spots, title, unit, x_axis, y_axis, log=log, zero=zero)
 
 

@@ -1,7 +1,7 @@
 """Methods with their runs -> one ``Comparison``, from which page, tables and files are made."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from string import ascii_lowercase
 
@@ -9,6 +9,7 @@ from effcompress.report import words
 from effcompress.report.comparison.columns import QUALITY, Column, columns
 from effcompress.report.comparison.facts import CALIBRATION, Attempt, Facts, Method
 from effcompress.report.comparison.flags import Flag, flags, heldout, mixture, protocol, short
+from effcompress.report.comparison.names import shortened
 from effcompress.report.comparison.sizes import SAME_SIZE, Size, sizes
 from effcompress.report.comparison.spread import BEST, TIED, Spread, marks, spread
 
@@ -30,8 +31,8 @@ class Row(Method):
     why there is no result.
     """
 
-    size: int | None
-    values: Mapping[str, Spread]
+    size: int | None = None
+    values: Mapping[str, Spread] = field(default_factory=dict[str, Spread])
     """Key of a column -> mean and spread over the seeds."""
     calibration: str = ""
     notes: tuple[str, ...] = ()
@@ -56,7 +57,11 @@ class Comparison:
 
 
 def compare(name: str, methods: Sequence[Method]) -> Comparison:
-    """Put methods side by side. Labels must be unique."""
+    """Puts methods side by side, by names without the words that all labels share. Labels must be
+    unique.
+    """
+    names = shortened([m.label for m in methods])
+    methods = [replace(m, label=names[m.label], full=m.label) for m in methods]
     everyone = [a.facts for m in methods for a in m.attempts if a.facts is not None]
     shown, groups = columns(everyone), sizes(methods)
     found: dict[str, list[Flag]] = {m.label: [] for m in methods}
@@ -98,6 +103,7 @@ def _row(
     return Row(
         method.label,
         method.attempts,
+        method.full,
         size,
         _known((c.key, spread(c.of(f) for f in method.done)) for c in shown),
         _calibration(method.done),
@@ -140,6 +146,7 @@ def _dense(methods: Sequence[Method], found: Found, shown: Sequence[Column]) -> 
             Row(
                 label,
                 tuple(by_seed.values()),
+                label,
                 None,
                 _known((c.key, spread(c.dense(f) for f in facts)) for c in shown),
                 reason="" if facts else "no run got as far as measuring it",
@@ -234,7 +241,8 @@ def _calibrated(methods: Sequence[Method], found: Found) -> str:
         parts.append(f"{amount:,} tokens, hash {_by_seed(hashes)}")
     for measures, text in UNCALIBRATED.items():
         if labels := dict.fromkeys(n for n, f in done if f.measures == measures):
-            parts.append(f"{text}: {', '.join(labels)}")
+            named = "" if len(labels) == len({n for n, _ in done}) else f": {', '.join(labels)}"
+            parts.append(text + named)
     return "; ".join(parts or ["not known: no run ended well"]) + _except(other)
 
 

@@ -24,7 +24,7 @@ class Grid:
 
 
 def written(comparison: Comparison) -> tuple[Column, ...]:
-    """Returns size, tokens, perplexity, and the columns with a value other than zero."""
+    """Returns perplexity, size, tokens, and the columns with a value other than zero."""
     return tuple(
         column
         for column in comparison.columns
@@ -45,6 +45,32 @@ def grid(comparison: Comparison) -> Grid:
     return Grid(header, tuple(rows))
 
 
+def collapsed(comparison: Comparison, table: Grid) -> tuple[set[int], list[str]]:
+    """Returns the numbers of columns that say the same for all methods, and what each says; a
+    column that says nothing gives no words. The method and perplexity are never among them.
+    """
+    results = [
+        cells
+        for row, cells in zip(comparison.rows, table.rows, strict=True)
+        if row.size is not None and not row.reason
+    ]
+    dense = next(
+        (c for r, c in zip(comparison.rows, table.rows, strict=True) if r.size is None), ()
+    )
+    equal: set[int] = set()
+    said: list[str] = []
+    for k in range(2, len(table.header)):
+        values = {cells[k] for cells in results}
+        if len(values) != 1 or (len(results) < 2 and values != {""}):
+            continue
+        equal.add(k)
+        if value := values.pop():
+            had = dense[k] if dense else ""
+            before = f" (the dense model: {had})" if had not in ("", "0", value) else ""
+            said.append(f"{table.header[k]} {value}{before}")
+    return equal, said
+
+
 def _cells(row: Row, columns: Sequence[Column], why: str) -> tuple[str, ...]:
     """``taylor [a, b] (tied)`` and a cell for each column; without a result ``why`` alone."""
     letters = f" [{', '.join(row.notes)}]" if row.notes else ""
@@ -54,7 +80,7 @@ def _cells(row: Row, columns: Sequence[Column], why: str) -> tuple[str, ...]:
     return (name, *(column.cell(row.values.get(column.key)) for column in columns))
 
 
-ORDER = ("params", QUALITY, "prune_seconds", "prune_memory", "seconds", "accuracy")
+ORDER = (QUALITY, "params", "prune_seconds", "prune_memory", "seconds", "accuracy")
 """Columns that a narrow table shows first."""
 
 
@@ -92,7 +118,7 @@ def comma_separated(comparison: Comparison) -> str:
             value = row.values.get(key)
             cells += ["", ""] if value is None else [value.mean, value.deviation]
         size = "" if row.size is None else round(comparison.sizes[row.size].params)
-        own = [row.label, size, row.mark, " ".join(row.notes), len(row.done)]
+        own = [row.full, size, row.mark, " ".join(row.notes), len(row.done)]
         writer.writerow([*own, *cells, row.calibration, row.reason])
     return out.getvalue()
 
@@ -109,7 +135,7 @@ def plain(comparison: Comparison) -> dict[str, Any]:
         "sizes": [asdict(size) for size in comparison.sizes],
         "rows": [
             {
-                "method": row.label,
+                "method": row.full,
                 **{key: getattr(row, key) for key in ("size", "mark", "notes", "reason")},
                 "calibration": row.calibration,
                 "values": {key: asdict(value) for key, value in row.values.items()},
