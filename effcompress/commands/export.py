@@ -18,8 +18,10 @@ from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.recipe import LoadedRecipe
+from effcompress.record.events import Exported, line
 from effcompress.record.log import make_view
 from effcompress.removal.modules import depth_fields
+from effcompress.report.gather import EXPORTS
 from effcompress.runner.folder import RESOLVED
 from effcompress.runner.provenance import described, require_same
 from effcompress.runner.start import whole_of
@@ -62,7 +64,23 @@ def export(
         vocab = pruned.axes.widths["vocab"]
         probe_BT = torch.randint(0, vocab, (2, proof_tokens(pruned.config)), generator=draw)
         proven = prove(made, pruned, model.tokenizer, probe_BT, target, whole)
-        return _told(made, explained(made, whole), size, target, proven)
+        why = explained(made, whole)
+        _record(
+            run,
+            Exported(
+                form=made.name,
+                output=target.name,
+                container=made.model_type,
+                parameters=made.count,
+                bytes=size,
+                numbers="float32",
+                why=why,
+                max_logit_difference=proven.max_logit_difference,
+                seconds=proven.seconds,
+            ),
+            target,
+        )
+        return _told(made, why, size, target, proven)
 
 
 def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
@@ -73,6 +91,13 @@ def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
     if saved is None:
         raise SourceError(f"no checkpoint to export from: {said[-1]}", where=str(run))
     return recipe.load(resolved), saved
+
+
+def _record(run: Path, exported: Exported, target: Path) -> None:
+    """Adds a line to the run's ``exports.jsonl``, if what was written lies in its folder."""
+    if target.resolve().parent == run.resolve():
+        with (run / EXPORTS).open("a", encoding="utf-8") as file:
+            file.write(line(exported) + "\n")
 
 
 def _told(made: Form, why: str, size: int, target: Path, proof: Proof) -> Answer:
