@@ -69,8 +69,17 @@ def export(
         Path | None, typer.Option(metavar="PATH", help="Output. Default: in the folder of the run.")
     ] = None,
     dtype: Annotated[
-        Literal["F32", "F16"], typer.Option(help="gguf: 32-bit or 16-bit floats.")
-    ] = "F32",
+        Literal["F32", "F16"] | None,
+        typer.Option(help="gguf: 32-bit or 16-bit floats. Default: F32."),
+    ] = None,
+    quantise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="gguf: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; where llama.cpp's quantiser is installed, "
+            "also Q6_K, Q5_K_M, Q4_K_M, ... Scores the held-out text before and after.",
+        ),
+    ] = None,
     offline: Offline = False,
     json: AsJson = False,
 ) -> None:
@@ -81,4 +90,5 @@ def export(
     """
     from effcompress.commands.export import export as export_run
 
-    show(export_run(run, form, output=output, dtype=dtype, offline=offline), json)
+    how = {"dtype": dtype, "quantise": quantise, "offline": offline}
+    show(export_run(run, form, output=output, **how), json)

@@ -3,13 +3,15 @@
 import tempfile
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from effcompress import checkpoint, recipe
+from effcompress import checkpoint, recipe, report
 from effcompress.answer import Answer, Table
 from effcompress.checkpoint import Proof, Saved
+from effcompress.commands.quantise import exported_gguf, quantised, require_numbers
+from effcompress.distributed.world import ALONE
 from effcompress.errors import SourceError
 from effcompress.export.forms import Form, form
 from effcompress.export.write import explained, proof_tokens, prove, write
@@ -21,10 +23,12 @@ from effcompress.recipe import LoadedRecipe
 from effcompress.record.events import Exported, line
 from effcompress.record.log import make_view
 from effcompress.removal.modules import depth_fields
+from effcompress.report.card import is_own_card
 from effcompress.report.gather import EXPORTS
+from effcompress.runner.evaluation import scores
 from effcompress.runner.folder import RESOLVED
 from effcompress.runner.provenance import described, require_same
-from effcompress.runner.start import whole_of
+from effcompress.runner.start import corpus_of, whole_of
 from effcompress.runner.state import VALUES
 from effcompress.types import in_layer
 
@@ -33,15 +37,26 @@ DType = Literal["F32", "F16"]
 
 
 def export(
-    run: Path, name: As, *, output: Path | None = None, dtype: DType = "F32", offline: bool = False
+    run: Path,
+    name: As,
+    *,
+    output: Path | None = None,
+    dtype: DType | None = None,
+    quantise: str | None = None,
+    offline: bool = False,
 ) -> Answer:
     """Writes the model of a run in the form ``name`` to ``output`` (default: in the run's folder).
 
-    Raises SourceError when ``run`` is no run or the output exists, RunError when the form is not
-    possible or the proof in a fresh process fails.
+    ``dtype`` (default F32) or ``quantise`` say how a gguf file stores its matrices; of a quantised
+    one, the run's held-out text is scored before and after. What lies in the run's folder is added
+    to its ``exports.jsonl``, its report and its card.
+
+    Raises SourceError when ``run`` is no run, the output exists or nothing here makes the type,
+    RunError when the form is not possible or the proof in a fresh process fails.
     """
+    require_numbers(name, dtype, quantise)
     loaded, saved = _opened(run)
-    target = output or run / (f"{loaded.recipe.name}.gguf" if name == "gguf" else f"export-{name}")
+    target = output or run / _named(loaded.recipe.name, name, quantise)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise SourceError("this exists already", where=str(target), fix="Name another --output.")
     with closing(make_view(interactive=False)) as view:
@@ -54,7 +69,22 @@ def export(
         if pruned.ledger.pending():  # masked units that no commit has removed yet
             pruned.commit()
         if name == "gguf":
-            return _gguf(pruned, model, target, dtype, loaded.recipe.name)
+            if quantise is None:
+                answer = _gguf(pruned, model, target, dtype or "F32", loaded.recipe.name)
+                exported = exported_gguf(pruned.params, target, dtype or "F32")
+            else:
+                how: Any = {"offline": offline, "say": view.note, "notice": view.note}
+                corpus = corpus_of(loaded.recipe, model.tokenizer, training=False, **how)
+                answer, exported = quantised(
+                    pruned,
+                    target,
+                    quantise,
+                    lambda plain: _gguf(pruned, model, plain, "F32", loaded.recipe.name),
+                    lambda module: scores(module, corpus, loaded.recipe.evaluate, ALONE),
+                    view.note,
+                )
+            _record(run, exported, target)
+            return answer
         made = form(pruned, name)
         target.mkdir(parents=True, exist_ok=True)
         whole = whole_of(loaded.recipe) if name != "exact" else None
@@ -83,6 +113,12 @@ def export(
         return _told(made, why, size, target, proven)
 
 
+def _named(recipe: str, name: As, quantise: str | None) -> str:
+    if name != "gguf":
+        return f"export-{name}"
+    return f"{recipe}-{quantise}.gguf" if quantise else f"{recipe}.gguf"
+
+
 def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
     resolved, said = run / RESOLVED, ["there is none"]
     if not resolved.is_file():
@@ -94,10 +130,17 @@ def _opened(run: Path) -> tuple[LoadedRecipe, Saved]:
 
 
 def _record(run: Path, exported: Exported, target: Path) -> None:
-    """Adds a line to the run's ``exports.jsonl``, if what was written lies in its folder."""
-    if target.resolve().parent == run.resolve():
-        with (run / EXPORTS).open("a", encoding="utf-8") as file:
-            file.write(line(exported) + "\n")
+    """Adds a line to the run's ``exports.jsonl``, and what it says to report and card, if what was
+    written lies in the run's folder.
+    """
+    if target.resolve().parent != run.resolve():
+        return
+    own = is_own_card(run)
+    with (run / EXPORTS).open("a", encoding="utf-8") as file:
+        file.write(line(exported) + "\n")
+    report.write(run)
+    if own:
+        report.write_card(run)
 
 
 def _told(made: Form, why: str, size: int, target: Path, proof: Proof) -> Answer:
