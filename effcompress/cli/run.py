@@ -1,7 +1,7 @@
 """Commands that write a model: ``run`` and ``export``."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -58,13 +58,17 @@ def run(
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     form: Annotated[
-        Literal["uniform", "padded", "exact", "gguf"],
+        Literal["uniform", "padded", "exact", "gguf"] | None,
         typer.Option(
             "--as",
             help="uniform: a stock class; padded: a stock class, padded with zeros; exact: the "
             "shapes as they are, with a modelling file; gguf: one file for llama.cpp.",
         ),
-    ],
+    ] = None,
+    software: Annotated[
+        Literal["transformers", "vllm", "sglang", "llama.cpp"] | None,
+        typer.Option("--for", help="In place of --as: takes a form that this software loads."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Output. Default: in the folder of the run.")
     ] = None,
@@ -90,5 +94,5 @@ def export(
     """
     from effcompress.commands.export import export as export_run
 
-    how = {"dtype": dtype, "quantise": quantise, "offline": offline}
-    show(export_run(run, form, output=output, **how), json)
+    how: Any = {"dtype": dtype, "quantise": quantise, "offline": offline}
+    show(export_run(run, form, software=software, output=output, **how), json)

@@ -20,6 +20,8 @@ from effcompress.estimate.schedule import (
     tokens_per_step,
     total_tokens,
 )
+from effcompress.estimate.serving import NAMES as SOFTWARE
+from effcompress.estimate.serving import serving
 from effcompress.model.source import label_of
 from effcompress.network.shape_search import SizedShape
 from effcompress.network.shapes import living_layers, living_widths, shape
@@ -96,7 +98,17 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:
     listed += [_over_tokens(found, timeline)] if recipe.prune else []
     listed.append(_final_shape(found, timeline, data.get("zeroed")))
     figures, tables = _costs(recipe, found, timeline, launch)
-    return Answer(data | figures, (*listed, *tables), tuple(checked.lines))
+    served = serving(loaded, found)
+    data["serving"] = {
+        form: {
+            "made": made.possible,
+            **{one.software: one.said for one in served.loadings if one.form == form},
+        }
+        for form, made in served.made.items()
+    }
+    columns = ("form", "can be made", *SOFTWARE.values())
+    loads = Table("What loads the result", columns, tuple(served.rows()))
+    return Answer(data | figures, (*listed, *tables, loads), tuple(checked.lines))
 
 
 def _thinned(timeline: Timeline) -> list[Point]:
