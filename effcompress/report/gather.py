@@ -9,7 +9,7 @@ from effcompress.errors import RunError
 from effcompress.record import events
 from effcompress.record.events import of_type
 from effcompress.record.kind_labels import of
-from effcompress.report.paths import recipe_without_folders, without_folders
+from effcompress.report.paths import label_without_folders, recipe_without_folders, without_folders
 from effcompress.types import Cut, axis_kind
 
 
@@ -112,7 +112,7 @@ def gather(folder: Path) -> Record:
     found = events.read(folder / "metrics.jsonl")
     plans = events.read_plans(folder / "plans.jsonl")
     run = next(iter(of_type(found, events.Run)), None)
-    run = run and replace(run, model=without_folders(run.model))
+    run = run and replace(run, model=label_without_folders(run.model))
     end = next(iter(of_type(found, events.End)[-1:]), None)
     end = end and replace(end, reason=end.reason and without_folders(end.reason))
     saved = next(iter(of_type(found, events.Export)[-1:]), None)

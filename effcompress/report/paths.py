@@ -8,6 +8,13 @@ _PLAIN = re.compile(rf"""(?<![\w.:/~\\"'])(?:{_ROOT})(?:[^\s\\/,;:\[\]{{}}()"']+
 _LINE = re.compile(rf"^(\s*(?:- )*(?:[\w.-]+:[ ]+)?)(?:{_ROOT})[^#\n]*[\\/]", re.MULTILINE)
 """A value of a resolved recipe, which may have spaces."""
 
+_WHOLE = re.compile(rf"""(?<![\w.:/~\\"'])(?:{_ROOT}).*[\\/]""")
+
+
+def label_without_folders(text: str) -> str:
+    """The same for the description of a source, which has one path at most; it may have spaces."""
+    return _WHOLE.sub("", text)
+
 
 def without_folders(text: str) -> str:
     """Returns the text with only the last part of every absolute path in it: of ``/a/b/c.jsonl``
