@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from effcompress.answer import Answer, Table
 from effcompress.errors import SourceError
@@ -61,7 +61,12 @@ def push(
         raise SourceError("say where to", where="--to", fix="E.g. --to USER/NAME, or --list.")
     record = proven(run)
     parcel = parcel_of(run, record, repo, form=form, gguf=gguf)
-    data = {"run": str(run), "repo": repo, "files": parcel.sizes, "left": list(parcel.left)}
+    data: dict[str, Any] = {
+        "run": str(run),
+        "repo": repo,
+        "files": parcel.sizes,
+        "left": list(parcel.left),
+    }
     if list_only:
         return _told(f"{repo or 'the hub'} would get", parcel, data)
     hub.require_login()
@@ -161,7 +166,7 @@ def _gguf(run: Path, record: Record) -> dict[str, Path | bytes]:
 
 
 def _told(
-    title: str, parcel: Parcel, data: dict[str, object], notes: list[str] | None = None
+    title: str, parcel: Parcel, data: dict[str, Any], notes: list[str] | None = None
 ) -> Answer:
     sizes = parcel.sizes
     rows = [(name, f"{size:,}") for name, size in sizes.items()]

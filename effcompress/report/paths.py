@@ -7,7 +7,6 @@ _QUOTED = re.compile(rf"""(["']){_ROOT}[^"'\n]*[\\/](?=[^"'\n\\/]+\1)""")
 _PLAIN = re.compile(rf"""(?<![\w.:/~\\"'])(?:{_ROOT})(?:[^\s\\/,;:\[\]{{}}()"']+[\\/])+""")
 _LINE = re.compile(rf"^(\s*(?:- )*(?:[\w.-]+:[ ]+)?)(?:{_ROOT})[^#\n]*[\\/]", re.MULTILINE)
 """A value of a resolved recipe, which may have spaces."""
-
 _WHOLE = re.compile(rf"""(?<![\w.:/~\\"'])(?:{_ROOT}).*[\\/]""")
 
 
