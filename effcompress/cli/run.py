@@ -81,7 +81,7 @@ def export(
         typer.Option(
             metavar="TYPE",
             help="gguf: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; where llama.cpp's quantiser is installed, "
-            "also Q6_K, Q5_K_M, Q4_K_M, ... Scores the held-out text before and after.",
+            "also Q6_K, Q5_K_M, Q4_K_M and others. Scores the held-out text before and after.",
         ),
     ] = None,
     offline: Offline = False,
