@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from effcompress.cli import compare, describe, look, measure, run, start, status
+from effcompress.cli import compare, describe, look, measure, publish, run, start, status
 from effcompress.cli.arguments import error_lines, process, say
 from effcompress.errors import EffcompressError, Stopped, short
 
@@ -61,6 +61,7 @@ app.command("inspect")(look.inspect)
 app.command("eval")(measure.evaluate)
 app.command("bench")(measure.bench)
 app.command("export")(run.export)
+app.command("push")(publish.push)
 app.command("schema")(describe.schema)
 app.add_typer(describe.plugins, name="plugins")
 

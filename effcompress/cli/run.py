@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -145,19 +145,32 @@ def _await_silence(folder: Path) -> None:
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     form: Annotated[
-        Literal["uniform", "padded", "exact", "gguf"],
+        Literal["uniform", "padded", "exact", "gguf"] | None,
         typer.Option(
             "--as",
             help="uniform: a stock class; padded: a stock class, padded with zeros; exact: the "
             "shapes as they are, with a modelling file; gguf: one file for llama.cpp.",
         ),
-    ],
+    ] = None,
+    software: Annotated[
+        Literal["transformers", "vllm", "sglang", "llama.cpp"] | None,
+        typer.Option("--for", help="In place of --as: takes a form that this software loads."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Output. Default: in the folder of the run.")
     ] = None,
     dtype: Annotated[
-        Literal["F32", "F16"], typer.Option(help="gguf: 32-bit or 16-bit floats.")
-    ] = "F32",
+        Literal["F32", "F16"] | None,
+        typer.Option(help="gguf: 32-bit or 16-bit floats. Default: F32."),
+    ] = None,
+    quantise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="gguf: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; where llama.cpp's quantiser is installed, "
+            "also Q6_K, Q5_K_M, Q4_K_M and others. Scores the held-out text before and after.",
+        ),
+    ] = None,
     offline: Offline = False,
     json: AsJson = False,
 ) -> None:
@@ -168,4 +181,5 @@ def export(
     """
     from effcompress.commands.export import export as export_run
 
-    show(export_run(run, form, output=output, dtype=dtype, offline=offline), json)
+    how: Any = {"dtype": dtype, "quantise": quantise, "offline": offline}
+    show(export_run(run, form, software=software, output=output, **how), json)

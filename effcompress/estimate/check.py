@@ -16,6 +16,7 @@ from effcompress.estimate.feasibility import (
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.positions import require_positions
 from effcompress.estimate.schedule import Timeline, fastest, play, too_rare
+from effcompress.estimate.serving import serving
 from effcompress.model.families import declared_by
 from effcompress.model.source import outer_of, prompt_length
 from effcompress.recipe import LoadedRecipe
@@ -56,7 +57,7 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     if isinstance(how := found.config.get("quantization_config"), Mapping):
         lines.append(f"weights: quantised ({how.get('quant_method')}), made plain when loaded")
     lines += _architecture(found)
-    exports = require_form(loaded, found)
+    exports = [*require_form(loaded, found), *serving(loaded, found).lines()]
     data: dict[str, int | None] = {"params": found.start, "target_params": found.target}
     if recipe.prune is not None and recipe.prune.allocation is not None:
         lines.extend(_levels(recipe, recipe.prune, found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from effcompress.errors import RecipeError
 from effcompress.estimate.feasibility import SizedModel
@@ -59,6 +60,37 @@ def require_form(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
             f"cannot hold; {_LATE.format('exact')}"
         ]
     return []
+
+
+@dataclass(frozen=True)
+class Made:
+    """Whether the result can be written in a form (None: that depends on what is cut), and why not
+    or on what it depends.
+    """
+
+    possible: bool | None
+    why: str = ""
+
+
+def made_as(loaded: LoadedRecipe, found: SizedModel, form: str) -> Made:
+    """Returns whether the result can be written as ``uniform``, ``padded`` or ``exact``."""
+    if form == "exact":
+        whole = loaded.recipe.export.multimodal == "whole"
+        return Made(not whole, "its class takes text models of stock classes alone" * whole)
+    if STREAM in found.config:
+        return Made(False, "no stock class changes the basis of its stream in every layer")
+    shape = _target_shape(loaded)
+    differ = dict(_differences(found, shape))
+    if form == "padded":
+        differ = {kind: sure for kind, sure in differ.items() if kind in found.axes.family.rigid}
+    for kind, sure in sorted(differ.items(), key=lambda one: not one[1]):
+        return Made(False if sure else None, f"layers {'' if sure else 'may '}differ in '{kind}'")
+    if (sizes := _final(found, shape)) is not None:
+        why = refusal(form, found.axes.family, found.config, sizes)
+        return Made(not why, why)
+    if kinds := _open(form, found, shape):
+        return Made(None, f"the stock class does not take every size of {kinds}")
+    return Made(True)
 
 
 def _require_whole(loaded: LoadedRecipe, found: SizedModel, form: str) -> None:

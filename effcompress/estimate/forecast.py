@@ -21,6 +21,8 @@ from effcompress.estimate.schedule import (
     tokens_per_step,
     total_tokens,
 )
+from effcompress.estimate.serving import NAMES as SOFTWARE
+from effcompress.estimate.serving import serving
 from effcompress.model.source import label_of
 from effcompress.network.shape_search import SizedShape
 from effcompress.network.shapes import living_layers, living_widths, shape
@@ -97,9 +99,19 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:
     listed += [_over_tokens(found, timeline)] if recipe.prune else []
     listed.append(_final_shape(found, timeline, data.get("zeroed")))
     figures, tables = _costs(recipe, found, timeline, launch)
+    served = serving(loaded, found)
+    data["serving"] = {
+        form: {
+            "made": made.possible,
+            **{one.software: one.said for one in served.loadings if one.form == form},
+        }
+        for form, made in served.made.items()
+    }
+    columns = ("form", "can be made", *SOFTWARE.values())
+    loads = Table("What loads the result", columns, tuple(served.rows()))
     kept = stored(recipe, found, timeline.points[-1].widths)
     notes = (*checked.lines, kept.said) if kept.said else tuple(checked.lines)
-    return Answer(data | figures | kept.data, (*listed, *tables, kept.table), notes)
+    return Answer(data | figures | kept.data, (*listed, *tables, kept.table, loads), notes)
 
 
 def _thinned(timeline: Timeline) -> list[Point]:

@@ -12,6 +12,7 @@ from effcompress.model.assets import wheel
 from effcompress.model.cache import cache_root
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import absent, folder_flaw, kept
+from effcompress.model.source_facts import gguf_facts
 from effcompress.spec import ModelSpec
 
 
@@ -105,10 +106,11 @@ def _converted(
             wheel.require_sha256(file, spec.sha256, "model.gguf")
         say(f"converting {file.name} to safetensors (once)")
         # Imported late: a wrong checksum is reported before torch is imported.
-        from effcompress.model.gguf.read import convert
+        from effcompress.model.gguf.read import convert, general
 
         dtype = convert(file, work, label=source.origin_of(spec))
-        return {"layout": source.LAYOUT, "source": source.origin_of(spec), "dtype": dtype}
+        facts = {"dtype": dtype, "facts": gguf_facts(general(file))}
+        return {"layout": source.LAYOUT, "source": source.origin_of(spec), **facts}
 
     offline = offline and bool(spec.wheel)
     at, name = source.converted_at(spec, cache), source.origin_of(spec)

@@ -1,8 +1,11 @@
 """Downloads from the Hugging Face Hub into its own cache; of weights, only safetensors files.
-Imports neither torch nor transformers; huggingface_hub only when it is needed.
+Uploads a model to it. Imports neither torch nor transformers; huggingface_hub only when it is
+needed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from effcompress.errors import SourceError
@@ -30,6 +33,14 @@ def _snapshot(
         local_files_only=offline,
     )
     return Path(path)
+
+
+def _fetch_card(repo: str, revision: str | None) -> None:
+    """Fetches the model card, which states the license. A repository need not have one."""
+    from huggingface_hub import hf_hub_download
+
+    with suppress(Exception):
+        hf_hub_download(repo, "README.md", revision=revision)
 
 
 def cached_file(repo: str, revision: str | None, name: str) -> Path | None:
@@ -78,7 +89,10 @@ def download(
     hidden = utils.are_progress_bars_disabled()
     utils.disable_progress_bars()
     try:
-        return _snapshot(repo, revision, weights, code)
+        folder = _snapshot(repo, revision, weights, code)
+        if weights:
+            _fetch_card(repo, revision)
+        return folder
     except Exception as error:
         raise _explained(repo, revision, error) from error
     finally:
@@ -109,9 +123,106 @@ def _explained(repo: str, revision: str | None, error: Exception) -> SourceError
     elif isinstance(error, errors.HFValidationError):
         return _not_an_id(repo, error)
     else:
-        first = (str(error).splitlines() or [""])[0]
         what, fix = (
-            f"cannot be fetched from the hub: {type(error).__name__}: {first}",
+            f"cannot be fetched from the hub: {type(error).__name__}: {_first_line(error)}",
             "check the network, or fetch on a connected machine and name the folder",
         )
     return SourceError(what, where=where, fix=fix)
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """Where a model lies on the hub, and the old files of weights that went with the commit."""
+
+    url: str
+    removed: tuple[str, ...]
+
+
+def require_repo(repo: str) -> None:
+    """Raises SourceError unless it is ``owner/name``, as the hub allows them."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        said = str(error).partition("\n")[0]
+        raise SourceError(f"not a hub id: {said}", where=f"--to {repo}", fix=_NAMED) from error
+    if "/" not in repo:
+        raise SourceError("a hub id names its owner, too", where=f"--to {repo}", fix=_NAMED)
+
+
+def require_login() -> None:
+    """Raises SourceError where no token is stored, or the environment says to stay offline."""
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise SourceError(
+            "HF_HUB_OFFLINE is set, and the hub is elsewhere",
+            where="push",
+            fix="Unset it, or look at the files with --list.",
+        )
+    if not get_token():
+        raise SourceError(
+            "there is no token of the hub on this machine",
+            where="push",
+            fix=f"{_LOGIN}; or set HF_TOKEN. --list needs none.",
+        )
+
+
+def upload(
+    repo: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    stale: Callable[[str], bool],
+    private: bool | None,
+    branch: str | None,
+    message: str,
+) -> Uploaded:
+    """Creates the model repository if there is none and commits ``files`` (path there -> file or
+    content) to it at once. Files there that ``stale`` names and this commit does not bring are
+    deleted by it. ``private`` None: as the owner's settings on the hub say, where it is created.
+
+    Raises SourceError: no network, a token that is not valid or may not write there.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        if branch:
+            api.create_branch(repo, branch=branch, exist_ok=True)
+        there = api.list_repo_files(repo, revision=branch)
+        gone = tuple(sorted(name for name in there if stale(name) and name not in files))
+        add = [CommitOperationAdd(name, content) for name, content in files.items()]
+        delete = [CommitOperationDelete(name) for name in gone]
+        done = api.create_commit(repo, [*add, *delete], commit_message=message, revision=branch)
+    except Exception as error:  # of the client, of its transport, of the system
+        raise _not_uploaded(repo, error) from error
+    return Uploaded(str(done.commit_url), gone)
+
+
+_NAMED = "USER/NAME or ORGANISATION/NAME"
+_LOGIN = "`hf auth login` with a token that may write"
+
+
+def _not_uploaded(repo: str, error: Exception) -> SourceError:
+    """Turns an error of an upload into one sentence and one remedy."""
+    from huggingface_hub import errors
+
+    what, fix = f"{type(error).__name__}: {_first_line(error)}", "Check the network and try again."
+    code = None
+    with suppress(AttributeError):
+        code = error.response.status_code  # type: ignore[attr-defined]
+    if isinstance(error, errors.LocalTokenNotFoundError) or code == 401:
+        what, fix = "the hub does not accept the token", f"{_LOGIN}."
+    elif code == 403:
+        owner = repo.partition("/")[0]
+        what, fix = f"the token may not write to '{owner}'", f"{_LOGIN} there, or another owner."
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        what, fix = "no such repository, or one that the token may not see", f"{_LOGIN}."
+    return SourceError(f"cannot be uploaded: {what}", where=f"--to {repo}", fix=fix)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

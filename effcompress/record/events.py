@@ -51,6 +51,20 @@ class DomainData(Recorded):
     hash: str | None = None
     share: float | None = None
     source: str | None = None
+    hub: str | None = field(default=None, metadata=OMITTED)
+    """Id of the data set, where the text is from the hub."""
+
+
+class SourceFacts(Recorded):
+    """What the source model says about itself: its id on the hub, and what its model card states
+    of license (an identifier of the hub; of one called ``other`` a name and a link) and languages.
+    """
+
+    base_model: str | None = field(default=None, metadata=OMITTED)
+    license: str | None = field(default=None, metadata=OMITTED)
+    license_name: str | None = field(default=None, metadata=OMITTED)
+    license_link: str | None = field(default=None, metadata=OMITTED)
+    languages: tuple[str, ...] = ()
 
 
 class Run(Recorded, event="run"):
@@ -65,6 +79,7 @@ class Run(Recorded, event="run"):
     """UTC, ISO 8601."""
     model: str
     model_hash: str | None = None
+    facts: SourceFacts | None = field(default=None, metadata=OMITTED)
     params: int
     """Parameters before the first cut, with biases added for a repair."""
     source_params: int | None = None
@@ -470,6 +485,28 @@ class Proof(Recorded, event="proof"):
         return self.tokens_equal and self.cache_equal
 
 
+class Exported(Recorded, event="exported"):
+    """One line of ``exports.jsonl``: ``effcompress export`` wrote the result of the run again.
+
+    ``output`` is the name of the folder or file, ``numbers`` the type of most weights in it. Of a
+    quantised file, ``before`` and ``after`` are the scores of the run's held-out text: of the model
+    as it was, and of the weights that the file holds.
+    """
+
+    form: str
+    output: str
+    container: str | None = None
+    parameters: int | None = None
+    bytes: int
+    numbers: str | None = None
+    why: str = ""
+    max_logit_difference: float | None = None
+    """Of the proof in a fresh process; None where there was none."""
+    before: Mapping[str, DomainScore] = field(default_factory=dict)
+    after: Mapping[str, DomainScore] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
 class Warn(Recorded, event="warning"):
     """Something the user should know; it stays in the record and in the report."""
 
@@ -507,7 +544,7 @@ Chosen = Allocation | Latency
 """Events of a choice of levels, and of what it led to."""
 AtStep = Costly | InTraining | Chosen | Checkpoint
 """Events that happen at an optimizer step."""
-Event = AtStep | Run | Evaluation | Export | Proof | Warn | End | Other
+Event = AtStep | Run | Evaluation | Export | Proof | Exported | Warn | End | Other
 
 _EVENTS: dict[str, Any] = {kind.event: kind for kind in typing.get_args(Event) if kind is not Other}
 

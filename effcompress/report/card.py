@@ -1,16 +1,26 @@
-"""The model card: what the model is, how good, where from, and what not to expect of it."""
+"""The model card: what the model is, how good, where from, and what not to expect of it.
 
-import json
+Its front matter is what the Hugging Face Hub reads: https://huggingface.co/docs/hub/model-cards
+"""
+
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from effcompress.record import readable
+from effcompress.record.events import Exported, SourceFacts
 from effcompress.record.kind_labels import of
 from effcompress.report import words
-from effcompress.report.gather import Record, gather
+from effcompress.report.gather import Record, gather, replaced
 from effcompress.report.render import render, replace
 from effcompress.report.words import Row
+
+PATH = "path/to/this/folder"
+"""What a card that lies in a folder loads the model from."""
+RELATION = "finetune"
+"""The hub knows adapter, finetune, merge and quantized; pruned weights are nearest to this one."""
 
 
 def write_card(folder: Path, *, into: Path | None = None, base_model: str | None = None) -> Path:
@@ -20,21 +30,26 @@ def write_card(folder: Path, *, into: Path | None = None, base_model: str | None
     return path
 
 
-def card(folder: Path, *, base_model: str | None = None) -> str:
-    """Returns the text of the model card. ``base_model`` is a hub id, where the source has one."""
+def card(
+    folder: Path,
+    *,
+    base_model: str | None = None,
+    at: str = PATH,
+    exported: Exported | None = None,
+) -> str:
+    """Returns the text of the model card. ``base_model`` is a hub id, where the source has one
+    and the record does not say it; ``at`` is what the model is loaded from. ``exported``: the card
+    of that later export in place of the run's own.
+    """
     record = gather(folder)
+    if exported is not None:
+        record = replaced(record, exported)
     run, evaluation = record.run, record.after or record.before
-    name = base_model or hub(record.recipe)
-    tags = ["effcompress", "pruned", "text-generation"]
-    tags += ["sparse"] if record.sparsified else []
-    if record.tokens and record.cuts and not words.method(record.recipe, "recover"):
-        tags.append("pruning-aware-training")
     versions = f"effcompress {run.effcompress}, torch {run.torch}, " if run else ""
     versions += f"transformers {run.transformers}" if run else ""
     return render(
         "card.md.jinja",
-        base_model=json.dumps(name) if name else "",  # YAML reads JSON too
-        tags=tags,
+        front=_front(record, base_model),
         name=record.name,
         banner=words.status(record) or "",
         verdict=words.verdict(record),
@@ -45,11 +60,12 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
             for section in words.METHOD
             for key, value in words.method(record.recipe, section).items()
         ],
-        load=words.load(record, "path/to/this/folder"),
+        load=words.load(record, at),
         container=words.container(record),
         proof=words.proof(record),
         numbers=[*_numbers(record)],
         size=f"Size: {words.target(record)}. {words.padding(record)}".strip(),
+        quantised=words.quantised(record),
         protocol=words.protocol(evaluation) if evaluation else "",
         same_protocol=words.same_protocol(record),
         seed=str(run.seed) if run else "?",
@@ -59,6 +75,81 @@ def card(folder: Path, *, base_model: str | None = None) -> str:
         data=words.data(record),
         warnings=[*dict.fromkeys(record.warnings)],
     )
+
+
+def _front(record: Record, base_model: str | None) -> str:
+    """Returns the front matter as YAML: license, languages and base model as far as the source
+    states them, hub ids of the texts, and the figures of the last evaluation.
+    """
+    from huggingface_hub import ModelCardData
+
+    run = record.run
+    facts = (run and run.facts) or SourceFacts()
+    name = base_model or facts.base_model or hub(record.recipe)
+    tags = ["effcompress", "pruned", "text-generation"]
+    tags += ["sparse"] if record.sparsified else []
+    tags += ["custom_code"] if record.export and record.export.form == "exact" else []
+    if record.tokens and record.cuts and not words.method(record.recipe, "recover"):
+        tags.append("pruning-aware-training")
+    texts = [one.hub for one in (run.data.values() if run else ()) if one.hub]
+    results = [*_results(record)]
+    more: dict[str, Any] = {"base_model_relation": RELATION} if name else {}
+    if results:
+        more |= {"model_name": record.name, "eval_results": results}
+    made = ModelCardData(
+        base_model=name,
+        datasets=[*dict.fromkeys(texts)] or None,
+        language=[*facts.languages] or None,
+        library_name="transformers",
+        license=facts.license,
+        license_name=facts.license_name,
+        license_link=facts.license_link,
+        pipeline_tag="text-generation",
+        tags=tags,
+        **more,
+    )
+    return made.to_yaml()
+
+
+def _results(record: Record) -> Iterator[Any]:
+    """Yields the perplexity of every domain and the accuracy of every task after the run, as the
+    hub lists results of evaluations.
+    """
+    from huggingface_hub import EvalResult
+
+    if (found := record.after) is None:
+        return
+    run_data = record.run.data if record.run else {}
+    for name, score in found.domains.items():
+        if not math.isfinite(score.perplexity):
+            continue
+        data = run_data.get(name)
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type=(data and data.hub) or name,
+            dataset_name=f"{name}, held out",
+            metric_type="perplexity",
+            metric_name="perplexity per token",
+            metric_value=round(score.perplexity, 4),
+        )
+    for name, solved in (found.tasks.scores if found.tasks else {}).items():
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split=solved.split or None,
+            metric_type="accuracy",
+            metric_name=solved.metric,
+            metric_value=round(solved.value, 4),
+        )
+
+
+def is_own_card(folder: Path) -> bool:
+    """Whether the card in a run's folder says what the record says, so that it can be made again;
+    else it was edited, or an earlier version wrote it.
+    """
+    path = folder / "README.md"
+    return path.is_file() and path.read_text("utf-8", errors="replace") == card(folder)
 
 
 def hub(recipe: str) -> str | None:

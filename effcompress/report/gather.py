@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from effcompress.errors import RunError
 from effcompress.record import events
 from effcompress.record.events import of_type
 from effcompress.record.kind_labels import of
+from effcompress.report.paths import label_without_folders, recipe_without_folders, without_folders
 from effcompress.types import Cut, axis_kind
 
 RESOLVED = "recipe.resolved.yaml"
@@ -36,6 +37,8 @@ class Record:
     calibrations: tuple[events.Calibration, ...] = ()
     export: events.Export | None = None
     proof: events.Proof | None = None
+    exports: tuple[events.Exported, ...] = ()
+    """What ``effcompress export`` wrote later, from ``exports.jsonl``."""
     warnings: tuple[str, ...] = ()
     commit_difference: float | None = None
     """Largest change of a logit when masked units were cut out of the tensors."""
@@ -94,8 +97,14 @@ class Record:
         return self.run.widths if self.run else {}
 
 
+EXPORTS = "exports.jsonl"
+"""File of a run folder with a line for everything that was exported from it later."""
+
+
 def gather(folder: Path) -> Record:
-    """Reads the files of a run folder. Raises RunError where no record can be read."""
+    """Reads the files of a run folder; of absolute paths in them only the last part. Raises
+    RunError where no record can be read.
+    """
     if not (folder / "metrics.jsonl").is_file():
         raise RunError(
             "this folder holds no run: metrics.jsonl is missing",
@@ -106,7 +115,10 @@ def gather(folder: Path) -> Record:
     found = events.read(folder / "metrics.jsonl")
     plans = events.read_plans(folder / "plans.jsonl")
     run = next(iter(of_type(found, events.Run)), None)
+    run = run and replace(run, model=label_without_folders(run.model))
     end = next(iter(of_type(found, events.End)[-1:]), None)
+    end = end and replace(end, reason=end.reason and without_folders(end.reason))
+    saved = next(iter(of_type(found, events.Export)[-1:]), None)
     evaluations = {event.when: event for event in of_type(found, events.Evaluation)}
     moved = [event.max_logit_difference for event in of_type(found, events.Commit)]
     warnings = [event.text for event in of_type(found, events.Warn)]
@@ -140,13 +152,34 @@ def gather(folder: Path) -> Record:
         before=evaluations.get("before"),
         after=evaluations.get("after"),
         calibrations=of_type(found, events.Calibration),
-        export=next(iter(of_type(found, events.Export)[-1:]), None),
+        export=saved and replace(saved, why=without_folders(saved.why)),
         proof=next(iter(of_type(found, events.Proof)[-1:]), None),
-        warnings=tuple(warnings),
+        exports=of_type(events.read(folder / EXPORTS), events.Exported),
+        warnings=tuple(map(without_folders, warnings)),
         commit_difference=max((d for d in moved if d is not None), default=None),
         costs=tuple(event for event in found if isinstance(event, events.Costly)),
         end=end,
         plans=tuple(plans),
         widths=(end and end.widths) or left,
-        recipe=recipe.read_text("utf-8") if recipe.is_file() else "",
+        recipe=recipe_without_folders(recipe.read_text("utf-8")) if recipe.is_file() else "",
     )
+
+
+def replaced(record: Record, exported: events.Exported) -> Record:
+    """Returns the record as if the run had saved its model as this later export did."""
+    proven, difference = record.proof, exported.max_logit_difference
+    made = events.Export(
+        form=exported.form,
+        container=exported.container or "",
+        why=exported.why,
+        parameters=exported.parameters or 0,
+        bytes=exported.bytes,
+    )
+    if difference is not None:
+        proven = events.Proof(
+            max_logit_difference=difference,
+            tokens_equal=True,  # else the export would have failed
+            cache_equal=True,
+            seconds=exported.seconds,
+        )
+    return replace(record, export=made, proof=proven)

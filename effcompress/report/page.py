@@ -163,12 +163,19 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     if (seen := record.latency) is not None:
         yield "Times", f"{times(seen)}; {words.measured(seen)}"
     yield from _sliced(record)
+    yield from _quantised(record)
     if (made := record.sparsified) is not None:
         peak = f", {readable.size(made.memory_bytes)} at the peak" if made.memory_bytes else ""
         yield "Making zeros took", f"{readable.duration(made.seconds)}{peak}"
     if record.commit_difference is not None:
         difference = readable.power(record.commit_difference)
         yield "Shortening the tensors", f"changed no logit by more than {difference}"
+
+
+def _quantised(record: Record) -> Iterator[tuple[str, str]]:
+    for text in words.quantised(record):
+        name, _, said = text.partition(": ")
+        yield f"Quantised: {name}", said
 
 
 def _sliced(record: Record) -> Iterator[tuple[str, str]]:

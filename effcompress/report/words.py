@@ -364,6 +364,23 @@ def proof(record: Record) -> str:
     )
 
 
+def quantised(record: Record) -> list[str]:
+    """Returns a sentence for every quantised file: its type, size and perplexity."""
+    newest = {one.output: one for one in record.exports if one.after}
+    found = []
+    for one in newest.values():
+        changes = []
+        for name, after in one.after.items():
+            before = one.before[name].perplexity if name in one.before else None
+            change = readable.percent(after.perplexity / before - 1, sign=True) if before else ""
+            was = f"{readable.decimal(before)} {ARROW} " if before else ""
+            moved = f" ({change})" if change else ""
+            changes.append(f"{was}{readable.decimal(after.perplexity)}{moved} on {name}")
+        size = readable.size(one.bytes)
+        found.append(f"{one.output}: {one.numbers}, {size}; perplexity {join(changes)}")
+    return found
+
+
 def method(recipe: str, name: str = "prune") -> dict[str, str]:
     """Returns the keys of a recipe's section that describe the method, with their values."""
     section = _section(recipe.splitlines(), name)

@@ -18,6 +18,7 @@ from effcompress.spec import ModelSpec
 RESOLVED, VALUES = "recipe.resolved.yaml", "recipe.resolved.json"
 """The run's recipe for people and commands; its values alone, which ``--resume`` compares."""
 WRITTEN = ("recipe.yaml", RESOLVED, VALUES, "metrics.jsonl", "plans.jsonl", "checkpoints")
+WRITTEN += ("exports.jsonl",)
 WRITTEN += ("pictures", "stacks.txt", "trackers.json", "tensorboard")
 WRITTEN += (status_file.NAME, f".{status_file.NAME}")
 """Files and folders that a run writes into as they are; all others it replaces."""

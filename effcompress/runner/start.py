@@ -4,7 +4,7 @@ dense model.
 
 import datetime
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from effcompress.model.lineage import parent_of
 from effcompress.model.load import LoadedModel, fingerprint
 from effcompress.model.load import load as load_model
 from effcompress.model.novices import add_novices, novel
+from effcompress.model.source_facts import facts_of
 from effcompress.network.axis_map import family_for
-from effcompress.record.events import DomainData, Evaluation, Run
+from effcompress.record.events import DomainData, Evaluation, Run, SourceFacts
 from effcompress.record.log import Log
 from effcompress.removal.repairs import for_biases, for_experts, for_streams
 from effcompress.runner import mixture
@@ -117,6 +118,7 @@ def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> No
             started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             model=model.source,
             model_hash=hashed,
+            facts=SourceFacts(**asdict(facts_of(recipe.model))),
             params=state.params,
             source_params=state.params - model.added_params,
             target_params=_target(state),
@@ -127,7 +129,11 @@ def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> No
             processes=state.world.size,
             measures=measures(recipe),
             data={
-                name: DomainData(hash=facts["content"], **{key: facts[key] for key in kept})
+                name: DomainData(
+                    hash=facts["content"],
+                    hub=recipe.data.domains[name].hub,
+                    **{key: facts[key] for key in kept},
+                )
                 for name, facts in texts.items()
             },
         )

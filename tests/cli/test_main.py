@@ -217,7 +217,7 @@ def test_unknown_words_are_the_users_mistake(effcompress, words):
 
 
 COMMANDS = ["run", "check", "plan", "compare", "inspect", "fetch", "eval", "bench", "export"]
-COMMANDS += ["schema", "plugins", "status", "report", "new", "init"]
+COMMANDS += ["schema", "plugins", "status", "report", "new", "init", "push"]
 
 
 @pytest.mark.parametrize("words", [(), *((c,) for c in COMMANDS), ("plugins", "show")])

@@ -12,7 +12,8 @@ from gguf import GGUFReader
 
 from effcompress import load_recipe
 from effcompress.errors import SourceError
-from effcompress.model.gguf.write import LayerWidths, why_not, write_gguf
+from effcompress.model.gguf.offered import why_not
+from effcompress.model.gguf.write import LayerWidths, write_gguf
 from effcompress.model.load import load
 from tests.model.by_llama_cpp import (
     FFN,

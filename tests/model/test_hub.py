@@ -75,16 +75,23 @@ def test_only_safetensors_are_asked_for(monkeypatch, tmp_path):
         asked.update(keys, repo=repo)
         return str(tmp_path)
 
+    def card(repo, name, **keys):
+        asked["card"] = (repo, name, keys["revision"])
+        raise OSError("this repository has none")
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", card)
     lines: list[str] = []
     assert hub.download("a/b", "v1", progress=lines.append) == tmp_path
     assert (asked["repo"], asked["revision"]) == ("a/b", "v1")
     assert "*.safetensors" in asked["allow_patterns"]
     assert not [p for p in asked["allow_patterns"] if p.endswith((".bin", ".pt", ".pkl", ".py"))]
     assert "a/b" in lines[0]
+    assert asked.pop("card") == ("a/b", "README.md", "v1"), "which states the license"
     hub.download("a/b", None, weights=False, code=True)
     assert "*.py" in asked["allow_patterns"]
     assert "*.safetensors" not in asked["allow_patterns"]
+    assert "card" not in asked, "a tokenizer alone needs none"
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ def test_the_card_has_front_matter_and_everything_people_ask_for(tmp_path):
     assert path == tmp_path / "model" / "README.md"
     text = path.read_text("utf-8")
     _, front, body = text.split("---\n", 2)
-    assert 'base_model: "someone/some-model"' in front and "- pruned" in front
+    assert "base_model: someone/some-model\n" in front and "- pruned" in front
     for word in (
         "| parameters | 134,515,008 | 119,5",
         "| perplexity, prose | 21.37 | 23.29 | +9.0 % |",

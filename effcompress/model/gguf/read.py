@@ -50,6 +50,14 @@ def convert(gguf: Path, folder: Path, *, label: str) -> str:
     return max(sizes, key=lambda name: sizes[name], default="unknown")
 
 
+def general(gguf: Path) -> dict[str, Any]:
+    """Returns what a gguf file that ``convert`` can read states of its origin: ``general.*``."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(gguf).fields.items()
+    return {key: one.contents() for key, one in fields if key.startswith("general.")}
+
+
 def _of_bytes(stated: Any) -> bool:
     """Whether the file has the byte tokenizer, which transformers refuses: its one merge joins
     tokens that do not exist.

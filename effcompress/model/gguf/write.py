@@ -26,11 +26,10 @@ from gguf import (
 
 from effcompress.errors import SourceError
 from effcompress.model.cache import atomically
+from effcompress.model.gguf.offered import rope_kind, rope_of, why_not
 from effcompress.model.gguf.vocabulary import Vocabulary, read_vocabulary
-from effcompress.model.lineage import STREAM
 from effcompress.types import Config
 
-MODEL_TYPES = ("llama", "mistral")
 DType = Literal["F32", "F16"]
 
 
@@ -212,16 +211,6 @@ def interleaved(entry: Entry, heads: int) -> Entry:
     return Entry(entry.name, entry.shape, values)
 
 
-def rope_of(config: Config) -> Config:
-    """The rope section, which older files call ``rope_scaling``; empty when there is none."""
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
-
-
-def rope_kind(rope: Config) -> str:
-    """``default``, ``linear``, ``llama3``, ..."""
-    return str(rope.get("rope_type") or rope.get("type") or "default")
-
-
 def rope_base(config: Config) -> float:
     """Base of the rotary frequencies; 10000 where nothing states it."""
     return float(rope_of(config).get("rope_theta") or config.get("rope_theta") or 10000.0)
@@ -244,25 +233,6 @@ def _rope_factors(config: Config, head_dim: int) -> list[float]:
         smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
         found.append(1 / ((1 - smooth) / factor + smooth))
     return found
-
-
-def why_not(config: Config) -> str:
-    """Why the model of this config.json cannot be written; empty if it can."""
-    model_type = config.get("model_type")
-    if config.get(STREAM):
-        return "llama.cpp has no model that changes the basis of its stream in every layer"
-    if model_type not in MODEL_TYPES:
-        known = " and ".join(MODEL_TYPES)
-        return f"gguf files are written for {known} models, not for '{model_type}'"
-    if (act := config.get("hidden_act") or "silu") not in ("silu", "swish"):
-        return f"llama.cpp computes {model_type} models with silu, not with '{act}'"
-    rope = rope_of(config)
-    if (kind := rope_kind(rope)) not in ("default", "linear", "llama3"):
-        return f"rope of the kind '{kind}' is not written to gguf; default, linear and llama3 are"
-    rotated = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if rotated != 1.0:
-        return f"llama.cpp rotates whole heads of {model_type} models, this one rotates a part"
-    return ""
 
 
 def write_gguf(
