@@ -450,6 +450,25 @@ class Proof(Recorded, event="proof"):
         return self.tokens_equal and self.cache_equal
 
 
+class Size(Recorded, event="size"):
+    """A model at a size that the run passed (``export.at``), written and proven."""
+
+    name: str
+    """The size as the recipe writes it, e.g. 469M."""
+    asked: int
+    params: int
+    step: int
+    """Steps and tokens of the run when the size was passed."""
+    tokens: int
+    continued: int
+    """Tokens that the model was trained on after that."""
+    perplexity: Mapping[str, float]
+    """Domain -> perplexity on its held-out text."""
+    folder: str
+    """Where the model lies, from the folder of the run."""
+    seconds: float
+
+
 class Warn(Recorded, event="warning"):
     """Something the user should know; it stays in the record and in the report."""
 
