@@ -1,5 +1,5 @@
-"""Sizes that a run passes: whether a model of each can be had (``export.at``), when the run comes by
-it, and what it looks like then. Without torch.
+"""Sizes that a run passes: whether a model of each can be had (``export.at``), when the run comes
+by it, and what it looks like then. Without torch.
 """
 
 import itertools
@@ -22,9 +22,9 @@ TARGET = "prune.target.params"
 
 
 def require_sizes(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
-    """Returns a line on the sizes of ``export.at``. Raises RecipeError, at the line of the first one
-    that is not between source and target, that cannot be reached, or of which the form that the
-    recipe names cannot hold a model.
+    """Returns a line on the sizes of ``export.at``. Raises RecipeError, at the line of the first
+    one that is not between source and target, that cannot be reached, or of which the form that
+    the recipe names cannot hold a model.
     """
     spec, written = loaded.recipe.export, loaded.recipe.export.at or ()
     for index, size in enumerate(written):
@@ -45,14 +45,15 @@ def require_size(loaded: LoadedRecipe, found: SizedModel, size: int, key: str) -
     """Returns the sized model of the recipe with this size as its target. Raises RecipeError, with
     the line of ``key``, where that could not be run, and where the run does not pass it.
     """
-    where = loaded.origins.get(key)
+    origin = loaded.origins.get(key)
+    where = f"--set {key}" if origin == "--set" else origin
     prune = loaded.recipe.prune
     if prune is None or found.target is None or is_target(size, found):
         return found
     if not found.target < size < found.start:
         raise RecipeError(
-            f"{key}: {size:,} parameters are not between the source model's {found.start:,} and the "
-            f"target's {found.target:,}",
+            f"{key}: {size:,} parameters are not between the source model's {found.start:,} and "
+            f"the target's {found.target:,}",
             where=where,
             fix="Name sizes that the run passes.",
         )

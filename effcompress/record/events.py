@@ -504,7 +504,7 @@ InTraining = (
 )
 Chosen = Allocation | Latency
 """Events of a choice of levels, and of what it led to."""
-AtStep = Costly | InTraining | Chosen | Checkpoint
+AtStep = Costly | InTraining | Chosen | Checkpoint | Size
 """Events that happen at an optimizer step."""
 Event = AtStep | Run | Evaluation | Export | Proof | Warn | End | Other
 

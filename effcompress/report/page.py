@@ -74,6 +74,7 @@ def page(record: Record, drawn: Mapping[str, Picture], model: str) -> str:
         pictures={name: picture.svg for name, picture in drawn.items()},
         tasks=words.tasks(record),
         shapes=words.shapes(record),
+        sizes=words.sizes(record),
         generations=[
             (
                 f"{title}, {readable.count(one.params)} parameters",

@@ -94,9 +94,9 @@ def branch_off(state: RunState, before: Undecided | None, params: int, due: Due,
 
 
 def recipe_of(recipe: Recipe, size: int, tokens: int) -> Recipe:
-    """Returns the recipe by which the model of a size is finished that was passed at ``tokens``: the
-    size is the target, and training is over, or goes on for ``export.continued`` tokens at a rate
-    that falls linearly from the run's to its floor.
+    """Returns the recipe by which the model of a size is finished that was passed at ``tokens``:
+    the size is the target, and training is over, or goes on for ``export.continued`` tokens at a
+    rate that falls linearly from the run's to its floor.
     """
     assert recipe.prune is not None
     more = recipe.export.continued or 0
