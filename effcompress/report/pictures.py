@@ -341,6 +341,7 @@ def _sizes(record: Record) -> Chart | None:
         readable.decimal,
         unit="by domain, per token; one run: dense, every size of export.at, final",
         x_title="parameters",
+        x_start=0.98 * min(params for _, params, _ in every),
     )
 
 

@@ -39,7 +39,7 @@ from effcompress.runner.state import RunState
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of
 from effcompress.selection.reachability import TOLERANCE
-from effcompress.spec import LearningRateSpec, Recipe, SaveSpec, StagesSpec, TargetSpec
+from effcompress.spec import LearningRateSpec, Recipe, StagesSpec, TargetSpec
 from effcompress.types import Due
 
 BEFORE = "before"
@@ -79,7 +79,9 @@ def branch_off(state: RunState, before: Undecided | None, params: int, due: Due,
     """Writes the checkpoint that a size begins as, for every size that the cut which has just been
     decided on, down to ``params``, will pass. Collective.
     """
-    for size in state.recipe.export.sizes if before else ():
+    if before is None:
+        return
+    for size in state.recipe.export.sizes:
         name, within = short_count(size), size <= state.target_params * (1 + TOLERANCE)
         if params > size or name in state.passed or within:  # the target is the run's own model
             continue
@@ -100,7 +102,7 @@ def recipe_of(recipe: Recipe, size: int, tokens: int) -> Recipe:
     """
     assert recipe.prune is not None
     more = recipe.export.continued or 0
-    own = replace(named_recipe(recipe, size), save=_save(recipe.save))
+    own = replace(named_recipe(recipe, size), save=replace(recipe.save, keep=1))
     if recipe.recover is not None:
         return replace(own, recover=replace(recipe.recover, tokens=more) if more else None)
     if recipe.train is None or not (tokens or more):
@@ -126,10 +128,6 @@ def named_recipe(recipe: Recipe, size: int) -> Recipe:
         export=replace(recipe.export, at=None, continued=None),
         track=None,
     )
-
-
-def _save(save: SaveSpec) -> SaveSpec:
-    return replace(save, keep=1)
 
 
 def _falling(recipe: Recipe, tokens: int, more: int) -> LearningRateSpec:
@@ -232,9 +230,12 @@ def _begin(state: RunState, size: int, folder: Path, run: Path, recorded: int) -
     folder.mkdir(parents=True)
     recipe = named_recipe(state.recipe, size)
     shutil.copyfile(run / "recipe.yaml", folder / "recipe.yaml")
-    text = recipes.resolved(LoadedRecipe(recipe, Path(RESOLVED), "", {}))
+    values = recipes.plain(recipe)
+    origins = dict.fromkeys(recipes.values(values), "the run's recipe")
+    origins |= dict.fromkeys(("name", "prune.target.params"), "export.at")
+    text = recipes.resolved(LoadedRecipe(recipe, Path(RESOLVED), "", origins))
     (folder / RESOLVED).write_text(text, encoding="utf-8")
-    (folder / VALUES).write_text(json.dumps(recipes.plain(recipe), indent=1), encoding="utf-8")
+    (folder / VALUES).write_text(json.dumps(values, indent=1), encoding="utf-8")
     shutil.copyfile(run / "plans.jsonl", folder / "plans.jsonl")
     total = total_tokens(recipe_of(state.recipe, size, state.tokens))
     lines = (run / "metrics.jsonl").read_bytes()[:recorded].splitlines(keepends=True)

@@ -89,7 +89,7 @@ def test_the_sizes_of_the_recipe_are_planned(tmp_path: Path) -> None:
 
 
 def test_sizes_of_a_sliced_stream(tmp_path: Path) -> None:
-    sets = [*ONCE, CALIBRATED, "prune.criterion=null", "prune.selector=null", "prune.repair=null"]
+    sets = [*ONCE, CALIBRATED, "prune.criterion=null", "prune.selector=null", "prune.repair=[]"]
     sets += ["prune.rotate=slicegpt", "prune.space=[hidden]", "prune.target={params: 22k}"]
     (row,) = plan(load_recipe(recipe(tmp_path), sets), sizes=[25_000]).data["sizes"]
     assert row["tokens"] == 0 and 22_000 < row["params"] <= 25_000

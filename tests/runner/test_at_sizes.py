@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from effcompress import load_recipe, run
+from effcompress.commands.evaluate import evaluate
+from effcompress.commands.export import export
+from effcompress.compare.entries import enter
 from effcompress.errors import RecipeError, RunError
+from effcompress.record.status import status
 from tests import warm
 from tests.distributed.test_two_processes import together
 from tests.runner.test_resume import log, record, start
@@ -135,7 +140,7 @@ CASES: dict[str, list[str]] = {
     ],
     "sliced": [
         *(*ONCE[:2], "train=null", "prune.criterion=null", "prune.selector=null"),
-        *("prune.rotate=slicegpt", "prune.space=[hidden]", "prune.repair=null"),
+        *("prune.rotate=slicegpt", "prune.space=[hidden]", "prune.repair=[]"),
     ],
     "observed": [
         *(*ONCE[:2], "train=null", "prune.selector=adaptive", "prune.repair=[]"),
@@ -231,10 +236,35 @@ def test_a_size_that_fails_stops_the_run_and_says_where(
     assert [e["name"] for e in events(out, "size")] == ["24k", "21k"]
 
 
+def test_the_folder_of_a_size_is_a_run(tmp_path: Path) -> None:
+    """Other commands take it as one; its recipe states its own target."""
+    path, out = recipe(tmp_path), tmp_path / "out"
+    run(load_recipe(path, ["export.at=[24k]", "train.tokens=512"]), output=out)
+    own = out / "at/24k"
+    again = load_recipe(own / "recipe.resolved.yaml").recipe
+    assert again.prune is not None and again.prune.target.params == 24_000
+    assert again.export.at is None and again.name == "toy-24k"
+    state = status(own)
+    assert state.state == "finished" and state.target_params == 24_000 and not state.next
+    export(own, "exact", output=tmp_path / "exact", offline=True)
+    (event,) = events(out, "size")
+    found = load_file(tmp_path / "exact" / "model.safetensors")
+    assert sum(t.numel() for t in found.values()) == event["params"]
+    data: Any = evaluate(own, offline=True).data
+    scores = {name: domain["perplexity"] for name, domain in data["domains"].items()}
+    assert scores == pytest.approx(event["perplexity"], rel=1e-6)
+    entries = enter([own, out], (), (), offline=True)
+    assert [entry.label for entry in entries] == ["out-24k", "out"]
+
+
 def test_only_the_run_writes_into_the_folder_of_a_size(tmp_path: Path) -> None:
     path, out = recipe(tmp_path), tmp_path / "out"
-    run(load_recipe(path, [AT]), output=out)
+    run(load_recipe(path, ["export.at=[24k]", "train.tokens=512"]), output=out)
     own = out / "at/24k"
     with pytest.raises(RecipeError, match="a size of the run above") as caught:
         run(load_recipe(own / "recipe.resolved.yaml"), output=own, resume=True)
     assert f"--output {out} --resume" in str(caught.value)
+    (own / "now.json").unlink()
+    lines = (own / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (own / "metrics.jsonl").write_text("".join(lines[:-1]))  # as if it had died
+    assert status(own).next.endswith(f"--output {out} --resume")
