@@ -35,8 +35,6 @@ CALIBRATED = "prune.measure={source: calibration, sequences: 4}"
              "export.at=[24k]", "prune.target={params: 16k}", "prune.search.max_width=0.55"],
             "",
         ),
-        (["export.at=[24k]", "export.form=uniform", "prune.space=[{name: ffn, scope: per_layer}]",
-          "prune.target={params: 22k}"], ""),
     ],
 )  # fmt: skip
 def test_sizes_out_of_reach(tmp_path: Path, sets: list[str], said: str) -> None:
