@@ -179,7 +179,7 @@ FAULTS = [
     "export:1",
     "save.renamed:1",
 ]
-"""Of 24k: the checkpoint that it begins as, behind it, its cut, its training, its export, when it is
+"""Of 24k: the checkpoint that it begins as, behind it, its cut, training and export, when it is
 written; then the export of 21k, and the run behind that. Each process counts from 1.
 """
 
