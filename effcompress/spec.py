@@ -816,6 +816,25 @@ class ExportSpec:
         "pruned text model in it, all other parts as they are",
         "text",
     )
+    at: tuple[Count, ...] | None = key(
+        "sizes between the source model's and the target, e.g. [1.1B, 469M]: a model of each is "
+        "written to `at/` in the run's folder when the run passes it, which changes nothing of the "
+        "run",
+        None,
+        least=1,
+        minimum=1,
+    )
+    continued: Count | None = key(
+        "tokens to train each of the models of `at` on, at a learning rate that decays from the "
+        "run's, before it is written; default: none",
+        None,
+        minimum=1,
+    )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of ``at``, the largest first."""
+        return tuple(sorted(self.at or (), reverse=True))
 
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]

@@ -19,7 +19,7 @@ from effcompress.cli.arguments import (
     show,
     write_new,
 )
-from effcompress.errors import EffcompressError
+from effcompress.errors import EffcompressError, RecipeError
 
 
 def check(
@@ -83,15 +83,35 @@ def plan(
             min=1.0, help="FLOP/s that one process reaches, e.g. 4e14: adds the time of a step."
         ),
     ] = None,
+    params: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N", help="Sizes on the way, e.g. 1.1B,469M: adds their shapes and when."
+        ),
+    ] = None,
 ) -> None:
     """Forecast sizes, tokens, memory and messages of a run. Loads no weights."""
     from effcompress.recipe import load
+
+    sizes = _sizes(params)
 
     loaded = load(recipe, set_ or ())
     from effcompress.estimate.forecast import Launch
     from effcompress.estimate.forecast import plan as plan_recipe
 
-    show(plan_recipe(loaded, launch=Launch(processes, flops_per_second)), json)
+    show(plan_recipe(loaded, Launch(processes, flops_per_second), sizes), json)
+
+
+def _sizes(params: str | None) -> list[int]:
+    """Reads ``1.1B,469M``. Raises RecipeError for another list."""
+    from effcompress.recipe.quantities import COUNT_WORDS, count
+
+    words = [word.strip() for word in (params or "").split(",") if word.strip()]
+    try:
+        return [*dict.fromkeys(count(word) for word in words)]
+    except ValueError as error:
+        fix = f"Each is {COUNT_WORDS}, e.g. --params 1.1B,469M."
+        raise RecipeError(str(error), where="--params", fix=fix) from error
 
 
 def inspect(

@@ -12,6 +12,7 @@ from pathlib import Path
 from effcompress import recipe as recipes
 from effcompress.errors import RecipeError, SourceError
 from effcompress.recipe import LoadedRecipe
+from effcompress.record.status import run_of_size
 from effcompress.runner.folder import RESOLVED, begun, same_recipe, stored_values
 from effcompress.runner.preflight import preflight
 
@@ -110,7 +111,13 @@ def name_of(entries: Sequence[Entry]) -> str:
 def _labels(targets: Sequence[Path]) -> list[str]:
     """Returns the names of files and folders, with the parent folder's where two are equal."""
     paths = [target.resolve() for target in targets]
+    runs = {path: run for path in paths if (run := run_of_size(path)) is not None}
     labels = [path.name if path.is_dir() else path.stem for path in paths]
+    # A size is called by its run, too: sizes of several runs have equal names.
+    labels = [
+        f"{runs[path].name}-{label}" if path in runs else label
+        for path, label in zip(paths, labels, strict=True)
+    ]
     counted = Counter(labels)
     longer = [
         f"{path.parent.name}-{label}" if counted[label] > 1 else label

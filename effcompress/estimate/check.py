@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from effcompress.data import predicted
 from effcompress.errors import RecipeError
+from effcompress.estimate.at_sizes import require_sizes
 from effcompress.estimate.exports import require_form
 from effcompress.estimate.feasibility import (
     SizedModel,
@@ -57,7 +58,8 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     if isinstance(how := found.config.get("quantization_config"), Mapping):
         lines.append(f"weights: quantised ({how.get('quant_method')}), made plain when loaded")
     lines += _architecture(found)
-    exports = [*require_form(loaded, found), *serving(loaded, found).lines()]
+    exports = [*require_form(loaded, found), *require_sizes(loaded, found)]
+    exports += serving(loaded, found).lines()
     data: dict[str, int | None] = {"params": found.start, "target_params": found.target}
     if recipe.prune is not None and recipe.prune.allocation is not None:
         lines.extend(_levels(recipe, recipe.prune, found))

@@ -7,6 +7,7 @@ from typing import Any
 
 from effcompress.answer import Answer, Table
 from effcompress.errors import RecipeError, SourceError
+from effcompress.estimate.at_sizes import points_at
 from effcompress.estimate.check import check
 from effcompress.estimate.communication import Message, per_commit, per_cut, per_step, shards_of
 from effcompress.estimate.disk import stored
@@ -28,7 +29,7 @@ from effcompress.network.shape_search import SizedShape
 from effcompress.network.shapes import living_layers, living_widths, shape
 from effcompress.recipe import LoadedRecipe
 from effcompress.record import kind_labels
-from effcompress.record.readable import duration, exact_count, size
+from effcompress.record.readable import duration, exact_count, short_count, size
 from effcompress.spec import Recipe
 
 ROWS = 10
@@ -57,12 +58,15 @@ class Launch:
     flops_per_second: float | None = None
 
 
-def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:
+def plan(loaded: LoadedRecipe, launch: Launch = Launch(), sizes: Sequence[int] = ()) -> Answer:
     """Returns parameters over tokens, final shape, memory and messages per process, FLOPs, hours.
+    ``sizes``: parameters between source and target of which the shape is wanted, too; default:
+    those of ``export.at``.
 
     Raises:
         SourceError: the model's configuration is not known.
-        RecipeError: the target is out of reach, or the batch does not divide among the processes.
+        RecipeError: the target or a size is out of reach, or the batch does not divide among the
+            processes.
     """
     found = sized_model(loaded)
     if found is None:
@@ -97,6 +101,15 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:
     data |= {key: value for key, value in checked.data.items() if key == "zeroed"}
     listed = [_tried(found.shapes)] if found.shapes else []
     listed += [_over_tokens(found, timeline)] if recipe.prune else []
+    if passed := _passed(loaded, found, timeline, sizes):
+        data["sizes"] = [
+            {
+                **{"asked": asked, "params": p.params, "step": p.step, "tokens": p.tokens},
+                "shape": shape(own.axes, own.config, p.widths),
+            }
+            for asked, own, p in passed
+        ]
+        listed.append(_at_sizes(found, passed))
     listed.append(_final_shape(found, timeline, data.get("zeroed")))
     figures, tables = _costs(recipe, found, timeline, launch)
     served = serving(loaded, found)
@@ -112,6 +125,47 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch()) -> Answer:
     kept = stored(recipe, found, timeline.points[-1].widths)
     notes = (*checked.lines, kept.said) if kept.said else tuple(checked.lines)
     return Answer(data | figures | kept.data, (*listed, *tables, kept.table, loads), notes)
+
+
+Passed = list[tuple[int, SizedModel, Point]]
+
+
+def _passed(
+    loaded: LoadedRecipe, found: SizedModel, timeline: Timeline, sizes: Sequence[int]
+) -> Passed:
+    """Returns the sizes that are asked for, with the points at which the run passes them."""
+    asked = {f"--params {short_count(size)}": size for size in sizes}
+    named = {f"export.at.{k}": size for k, size in enumerate(loaded.recipe.export.at or ())}
+    if (sizes or named) and (loaded.recipe.prune is None or found.target is None):
+        raise RecipeError(
+            "--params: the recipe prunes to no size that is known before the run",
+            fix="Give it a `target` of params or keep, or leave the option out.",
+        )
+    return [*points_at(loaded, found, timeline, asked or named)] if asked or named else []
+
+
+def _at_sizes(found: SizedModel, passed: Passed) -> Table:
+    kinds = _kinds(found)
+    rows = []
+    for asked, own, p in passed:
+        sizes = (exact_count(p.params), f"{p.params / found.start:.1%}")
+        when = (exact_count(p.tokens), f"{p.step:,}")
+        rows.append((short_count(asked), *sizes, *when, *_widths(own, p, kinds)))
+    heads = ("asked", "parameters", "fraction", "at tokens", "step")
+    columns = (*heads, *(COLUMNS[k] for k in kinds), "layers")
+    return Table("Sizes on the way (if kinds shrink in proportion)", columns, tuple(rows))
+
+
+def _kinds(found: SizedModel) -> list[str]:
+    """Returns the kinds that have a column in tables of sizes."""
+    cut, always = {s.kind for s in found.sets}, ("attention", "hidden", "ffn")
+    return [k for k in COLUMNS if (k in cut or k in always) and found.axes.axes(k)]
+
+
+def _widths(found: SizedModel, p: Point, kinds: Sequence[str]) -> list[str]:
+    """Returns the cells of the kinds and of the layers."""
+    widths = [_brief(living_widths(found.axes, p.widths, kind)) for kind in kinds]
+    return [*widths, str(len(living_layers(found.axes, p.widths)))]
 
 
 def _thinned(timeline: Timeline) -> list[Point]:
@@ -141,15 +195,11 @@ def _tried(shapes: Sequence[SizedShape]) -> Table:
 
 
 def _over_tokens(found: SizedModel, timeline: Timeline) -> Table:
-    cut = {s.kind for s in found.sets}
-    always = ("attention", "hidden", "ffn")
-    kinds = [k for k in COLUMNS if (k in cut or k in always) and found.axes.axes(k)]
+    kinds = _kinds(found)
     rows = []
     for p in _thinned(timeline):
         sizes = (exact_count(p.params), f"{p.params / found.start:.1%}")
-        widths = (_brief(living_widths(found.axes, p.widths, kind)) for kind in kinds)
-        layers = str(len(living_layers(found.axes, p.widths)))
-        rows.append((exact_count(p.tokens), f"{p.step:,}", *sizes, *widths, layers))
+        rows.append((exact_count(p.tokens), f"{p.step:,}", *sizes, *_widths(found, p, kinds)))
     columns = ("tokens", "step", "parameters", "fraction", *(COLUMNS[k] for k in kinds), "layers")
     return Table("Size over tokens (if kinds shrink in proportion)", columns, tuple(rows))
 

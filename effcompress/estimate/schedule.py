@@ -189,6 +189,14 @@ def measures(recipe: Recipe) -> str:
     return "calibration" if refits or zeros else "nothing"
 
 
+def proportion(prune: PruneSpec) -> Callable[[Budget, int], float]:
+    """Preference for ``simulate``: kinds shrink in proportion, by fractions before or after a
+    removal as the selector compares them.
+    """
+    rounds_down = prune.selector is not None and "removed_after_K" in prune.selector.needs
+    return Budget.removed_after if rounds_down else Budget.removed
+
+
 def play(
     recipe: Recipe, sized: SizedModel, prefer: Callable[[Budget, int], float] | None = None
 ) -> Timeline:
@@ -199,8 +207,7 @@ def play(
     assert prune is not None and sized.target is not None
     if prune.rotate is not None:
         return _sliced(recipe, sized)
-    rounds_down = prune.selector is not None and "removed_after_K" in prune.selector.needs
-    prefer = prefer or (Budget.removed_after if rounds_down else Budget.removed)
+    prefer = prefer or proportion(prune)
     budget = budget_of(sized)
     due_at = _asking(recipe, sized, budget)
     _, end = pruning_stage(recipe)

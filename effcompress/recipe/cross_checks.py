@@ -454,6 +454,43 @@ def _sparsify(recipe: Recipe, document: Document) -> Rows:
     yield _at_once(recipe, what, "or drop one of the sections.")
 
 
+def _sizes(recipe: Recipe, _: Document) -> Rows:
+    """Models at sizes that the run passes: it has to have sizes, and to come by them."""
+    spec, prune, at = recipe.export, recipe.prune, ("export", "at")
+    what = "export.continued trains the models of export.at, and no size is named there"
+    yield Row(spec.continued and not spec.at, ("export", "continued"), what, "E.g. `at: [1.1B]`.")
+    if spec.at is None:
+        return
+    what = "export.at names sizes that pruning passes, and nothing is pruned"
+    yield Row(prune is None, at, what, "Add `prune:`, or remove `at`.")
+    for index, size in enumerate(spec.at):
+        what = f"export.at names {size:,} twice"
+        yield Row(size in spec.at[:index], (*at, index), what, "Keep one of them.")
+    dry, key = recipe.data.when_dry == "stop", ("export", "continued")
+    what = "export.continued reads on in the text behind the run's, where data.when_dry may stop it"
+    yield Row(spec.continued and dry, key, what, "Write `when_dry: repeat`, or remove it.")
+    what = "export.continued trains, but the recipe has no training"
+    fix = "Add `train:` or `recover:`, or remove it."
+    yield Row(spec.continued and recipe.loop is None, key, what, fix)
+    if prune is None:
+        return
+    for name, why in _WITHOUT_SIZES.items():
+        what = f"export.at: {why.format(name)}"
+        fix = "Write `target: {params: ...}` or `keep`, or a recipe for each model."
+        yield Row(getattr(prune.target, name), at, what, fix)
+    what = "export.at: prune.gates are learned for the size at the end, and cut to it at once"
+    yield Row(prune.gates, at, what, "Write a recipe for each size.")
+
+
+_TIMED = "prune.target.{} is met by many sizes, and which one is measured in the run"
+_WITHOUT_SIZES = {
+    "shape": "prune.target.{} names widths, which no other size of the run would have",
+    "active_params": "prune.target.{} counts parameters that a token meets, and `at` counts all",
+    **dict.fromkeys(("speedup", "milliseconds", "memory"), _TIMED),
+}
+"""Target -> why sizes cannot be read from it."""
+
+
 def _tasks(recipe: Recipe, _: Document) -> Rows:
     tasks, at = recipe.evaluate.tasks, ("evaluate", "tasks")
     if tasks is None:
@@ -525,6 +562,7 @@ CHECKS: tuple[Callable[[Recipe, Document], Rows], ...] = (
     _train,
     _prune,
     _sparsify,
+    _sizes,
     _tasks,
     _sharded,
     _scheduled,

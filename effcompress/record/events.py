@@ -507,6 +507,25 @@ class Exported(Recorded, event="exported"):
     seconds: float = 0.0
 
 
+class Size(Recorded, event="size"):
+    """A model at a size that the run passed (``export.at``), written and proven."""
+
+    name: str
+    """The size as the recipe writes it, e.g. 469M."""
+    asked: int
+    params: int
+    step: int
+    """Steps and tokens of the run when the size was passed."""
+    tokens: int
+    continued: int
+    """Tokens that the model was trained on after that."""
+    perplexity: Mapping[str, float]
+    """Domain -> perplexity on its held-out text."""
+    folder: str
+    """Where the model lies, from the folder of the run."""
+    seconds: float
+
+
 class Warn(Recorded, event="warning"):
     """Something the user should know; it stays in the record and in the report."""
 
@@ -542,9 +561,9 @@ InTraining = (
 )
 Chosen = Allocation | Latency
 """Events of a choice of levels, and of what it led to."""
-AtStep = Costly | InTraining | Chosen | Checkpoint
+AtStep = Costly | InTraining | Chosen | Checkpoint | Size
 """Events that happen at an optimizer step."""
-Event = AtStep | Run | Evaluation | Export | Proof | Exported | Warn | End | Other
+Event = AtStep | Run | Evaluation | Export | Proof | Exported | Size | Warn | End | Other
 
 _EVENTS: dict[str, Any] = {kind.event: kind for kind in typing.get_args(Event) if kind is not Other}
 

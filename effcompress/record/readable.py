@@ -1,6 +1,7 @@
 """Numbers, sizes and durations as people read them: one home for all commands and pages."""
 
 import math
+from decimal import Decimal
 
 MINUS, DOT = "\u2212", "\u00b7"
 _UP = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -54,6 +55,12 @@ def exact_count(value: float) -> str:
     """``134.5M``, ``1.235T``: four significant digits, for tables that compare near sizes."""
     size, unit = next(((s, u) for s, u in UNITS[:-1] if abs(value) >= s), (1.0, ""))
     return signed(f"{value / size:.4g}" if unit else f"{value:.0f}") + unit
+
+
+def short_count(value: int) -> str:
+    """A whole number as recipes write it, not rounded: ``469M``, ``1.1B``, ``134.5M``, ``7``."""
+    scale, unit = next(((int(s), u) for s, u in UNITS if value >= s), (1, ""))
+    return f"{(Decimal(value) / scale).normalize():f}{unit}"
 
 
 def size(number: float) -> str:

@@ -126,6 +126,9 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
             ).replace("%", " %")
             zeroed = f"weights zeroed: {count(event.zeroed)} ({fractions})"
             return f"{event.method} {wanted}: parameters removed: 0, {zeroed}"
+        case events.Size():
+            scores = ", ".join(f"{name} {value:.2f}" for name, value in event.perplexity.items())
+            return f"{event.name}: {count(event.params)} parameters, {event.folder}; {scores}"
         case events.Warn():
             return f"warning: {event.text}"
         case events.End():

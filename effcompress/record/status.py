@@ -2,6 +2,7 @@
 died. Nothing here imports torch or loads a recipe.
 """
 
+import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from effcompress.record.tail import RecordTail, read_tail
 State = Literal["not started", "running", "finished", "failed", "stopped", "died"]
 RECIPE, RECORD, REPORT, RUNS = "recipe.resolved.yaml", "metrics.jsonl", "report.html", "runs"
 """As in ``runner``, whose modules would import everything that reads recipes."""
+AT = "at"
+"""Folder, in that of a run, of models at sizes that it passes (``export.at``), one folder each."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,12 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (RECIPE, RECORD, moment.NAME))
 
 
+def run_of_size(folder: Path) -> Path | None:
+    """Returns the run that writes this folder as one of its sizes; None for any other folder."""
+    place = Path(os.path.abspath(folder)).parent  # noqa: PTH100  a link is not followed
+    return place.parent if place.name == AT and (place.parent / RECIPE).is_file() else None
+
+
 def runs_in(folder: Path) -> list[Path]:
     """Returns the folders of the runs in ``folder``. Raises SourceError where there is none."""
     for place in (folder / RUNS, folder):
@@ -117,7 +126,8 @@ def status(folder: Path) -> RunStatus:
     stacks = dumped is not None and silence is not None and dumped < silence
     training = step is not None and step.tokens < (seen.total_tokens or 0)
     # The resolved recipe, as its paths are absolute: the user's own file may lie anywhere.
-    recipe, output = shlex.quote(str(folder / RECIPE)), shlex.quote(str(folder))
+    whole = run_of_size(folder) or folder
+    recipe, output = shlex.quote(str(whole / RECIPE)), shlex.quote(str(whole))
     resume = f"effcompress run {recipe} --output {output} --resume"
     return RunStatus(
         folder=folder,

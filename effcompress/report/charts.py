@@ -93,6 +93,8 @@ class Chart:
     goal: tuple[str, float] | None = None
     x_end: float | None = None
     """Where the axis ends, if not where the lines do: pictures over tokens share one axis."""
+    x_start: float | None = None
+    """Where it begins, if not at 0."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ def draw(chart: Chart) -> str:
     low, high = span(
         values + ([chart.goal[1]] if chart.goal else []), zero=chart.zero, log=chart.log
     )
-    first, last = min(0.0, *places), max(places) if chart.x_end is None else chart.x_end
+    first = min(0.0, *places) if chart.x_start is None else chart.x_start
+    last = max(places) if chart.x_end is None else chart.x_end
     x = Scale(first, last if last > first else first + 1, 0, frame.width)
     y = Scale(low, high, frame.height, 0, chart.log)
     keys = [line.name or f"line {k}" for k, line in enumerate(chart.lines)]

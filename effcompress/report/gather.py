@@ -34,6 +34,8 @@ class Record:
     rotated: events.Rotated | None = None
     before: events.Evaluation | None = None
     after: events.Evaluation | None = None
+    sizes: tuple[events.Size, ...] = ()
+    """Models at sizes that the run passed, the largest first."""
     calibrations: tuple[events.Calibration, ...] = ()
     export: events.Export | None = None
     proof: events.Proof | None = None
@@ -151,6 +153,7 @@ def gather(folder: Path) -> Record:
         rotated=next(iter(of_type(found, events.Rotated)), None),
         before=evaluations.get("before"),
         after=evaluations.get("after"),
+        sizes=of_type(found, events.Size),
         calibrations=of_type(found, events.Calibration),
         export=saved and replace(saved, why=without_folders(saved.why)),
         proof=next(iter(of_type(found, events.Proof)[-1:]), None),

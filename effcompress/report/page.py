@@ -89,6 +89,7 @@ def page(
         pictures={name: picture.svg for name, picture in drawn.items()},
         tasks=words.tasks(record),
         shapes=words.shapes(record),
+        sizes=words.sizes(record),
         generations=[
             (
                 f"{title}, {readable.count(one.params)} parameters",

@@ -39,6 +39,7 @@ def pictures(record: Record) -> dict[str, Picture]:
         "zeros": _zeros(made) if made else None,
         "energy": _energy(record),
         "perplexity": _perplexity(record),
+        "sizes": _sizes(record),
         "removed": _removed(record),
         "saliency": _saliency(record),
         "gates": _gates(record, "expected"),
@@ -320,6 +321,28 @@ def _perplexity(record: Record) -> str:
         said = readable.decimal(score.perplexity)
         rows.append(charts.Bar(f"{name}, after", score.perplexity, said, "after"))
     return charts.bars("Perplexity", "per token, lower is better", rows) if rows else ""
+
+
+def _sizes(record: Record) -> Chart | None:
+    """Perplexity of each domain over parameters: dense, every size that was passed, final."""
+    if not record.sizes:
+        return None
+    tones, lines = itertools.cycle(DOMAIN_TONES), list[Line]()
+    every = words.at_sizes(record)
+    for name in dict.fromkeys(domain for _, _, scores in every for domain in scores):
+        points = [(float(n), scores[name]) for _, n, scores in every if name in scores]
+        label = name if len(name) < 24 else f"{name[:22]}…"
+        lines.append(Line(label, sorted(points), next(tones)))
+    return Chart(
+        "Quality over size",
+        lines,
+        "perplexity",
+        PLAIN,
+        readable.decimal,
+        unit="by domain, per token; one run: dense, every size of export.at, final",
+        x_title="parameters",
+        x_start=0.98 * min(params for _, params, _ in every),
+    )
 
 
 def _shapes(record: Record) -> Iterator[tuple[str, str]]:

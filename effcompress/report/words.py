@@ -195,6 +195,40 @@ def both(record: Record) -> list[tuple[str, float, float | None]]:
     ]
 
 
+def at_sizes(record: Record) -> list[tuple[str, int, Mapping[str, float]]]:
+    """Returns (name, parameters, domain -> perplexity) of the source model, of every model at a
+    size that the run passed, and of the result, as far as they are measured.
+    """
+    found: list[tuple[str, int, Mapping[str, float]]] = []
+    for name, one in (("dense", record.before), ("final", record.after)):
+        if one is not None:
+            scores = {domain: score.perplexity for domain, score in one.domains.items()}
+            found.append((name, one.params, scores))
+    return [*found[:1], *((s.name, s.params, s.perplexity) for s in record.sizes), *found[1:]]
+
+
+def sizes(record: Record) -> Table | None:
+    """The models of a run at several sizes; None where there is one alone."""
+    if not record.sizes:
+        return None
+    events = {event.name: event for event in record.sizes}
+    every = at_sizes(record)
+    domains = [*dict.fromkeys(domain for _, _, scores in every for domain in scores)]
+    rows = []
+    for name, params, scores in every:
+        event = events.get(name)
+        values = (readable.decimal(scores[d]) if d in scores else "-" for d in domains)
+        when = [readable.count(event.tokens), event.folder] if event is not None else ["-", ""]
+        if event is not None and event.continued:
+            when[0] += f" + {readable.count(event.continued)}"
+        rows.append((name, f"{params:,}", *values, *when))
+    title = (
+        "Perplexity per token, by domain. Tokens: those of the run when it passed the size, and, "
+        "behind the plus, those that the model was trained on after that."
+    )
+    return Table(title, ("size", "parameters", *domains, "tokens", "folder"), tuple(rows))
+
+
 def tasks(record: Record) -> list[Row]:
     """Returns tasks before and after, the mean first; ``change`` is in points."""
     old, new = record.before, record.after

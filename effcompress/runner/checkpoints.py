@@ -36,9 +36,11 @@ class CheckpointWriter:
     continues; the checkpoint is published once all processes have written.
     """
 
-    def __init__(self, state: RunState, folder: Path, log: Log) -> None:
+    def __init__(
+        self, state: RunState, folder: Path, log: Log, *, into: str = "checkpoints"
+    ) -> None:
         self._state, self._log = state, log
-        self._folder = folder / "checkpoints"
+        self._folder = folder / into
         self._copies = {
             name: GrowingCopy(folder / f"{name}.jsonl", self._folder) for name in log.state()
         }

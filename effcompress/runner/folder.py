@@ -11,14 +11,14 @@ from typing import IO, Any
 from effcompress import recipe as recipes
 from effcompress.errors import RecipeError, SourceError
 from effcompress.recipe import LoadedRecipe
-from effcompress.record import status_file
+from effcompress.record import status, status_file
 from effcompress.record.tail import read_tail
 from effcompress.spec import ModelSpec
 
 RESOLVED, VALUES = "recipe.resolved.yaml", "recipe.resolved.json"
 """The run's recipe for people and commands; its values alone, which ``--resume`` compares."""
 WRITTEN = ("recipe.yaml", RESOLVED, VALUES, "metrics.jsonl", "plans.jsonl", "checkpoints")
-WRITTEN += ("exports.jsonl",)
+WRITTEN += (status.AT, "exports.jsonl")
 WRITTEN += ("pictures", "stacks.txt", "trackers.json", "tensorboard")
 WRITTEN += (status_file.NAME, f".{status_file.NAME}")
 """Files and folders that a run writes into as they are; all others it replaces."""
@@ -94,6 +94,10 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
     """
     stored, fix = folder / RESOLVED, _elsewhere(folder)
     wrong, where = "", folder
+    if (run := status.run_of_size(folder)) is not None:
+        what, output = "a size of the run above; that run writes it", shlex.quote(str(run))
+        fix = f"Resume that run: effcompress run {shlex.quote(str(run / RESOLVED))} --output "
+        raise RecipeError(what, where=str(folder), fix=f"{fix}{output} --resume")
     if folder.exists() and not folder.is_dir():
         wrong = "this is a file, not a folder"
     elif folder.exists() and any(folder.iterdir()):

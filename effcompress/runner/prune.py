@@ -24,6 +24,7 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.removal.mask import route
 from effcompress.removal.selftest import same_function
+from effcompress.runner import branches
 from effcompress.runner.allocate import (
     allocated,
     latency_event,
@@ -106,7 +107,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     Raises RunError where every saliency is zero, and where no candidate is left and the target is
     missed by more than 0.5 %.
     """
-    meter = Meter(state.device)
+    meter, before = Meter(state.device), branches.undecided(state, log)
     # First, because a target that is out of reach is known then.
     leveled = state.world.agree(lambda: levels_and_costs(state, prune, log))
     found = measured(state, prune, log)
@@ -118,6 +119,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
     decide = partial(_decided, state, prune, due, found, leveled, log)
     choice, allocation = state.world.agree(decide)
+    branches.branch_off(state, before, choice.params, due, log)
     if allocation is not None:
         record_choice(state, prune, choice, allocation, log)
     if choice.plan:

@@ -23,7 +23,7 @@ from effcompress.recipe import LoadedRecipe, plain
 from effcompress.record import events
 from effcompress.record.log import Log, NoView, make_view
 from effcompress.record.readable import size
-from effcompress.runner import mixture, recovery
+from effcompress.runner import branches, mixture, recovery
 from effcompress.runner.checkpoints import CheckpointWriter
 from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.preflight import preflight
@@ -182,8 +182,14 @@ def _stages(
     earlier = state.seconds
     with CheckpointWriter(state, folder, log) as keep:
         _train_and_prune(state, log, stopping, keep, offline=offline)
+    return _finish(state, log, offline=offline, started=started - earlier)
+
+
+def _finish(state: RunState, log: Log, *, offline: bool, started: float) -> Report:
+    """Exports the model, proves it in a fresh process and evaluates it."""
+    recipe, folder, world = state.recipe, log.folder, state.world
     length = proof_tokens(state.pruned.config)
-    ids_BT = corpus.calibration(2, recipe.seed)[:, :length]
+    ids_BT = state.corpus.calibration(2, recipe.seed)[:, :length]
     made = state.pruned, state.tokenizer, recipe.export.form
     whole = whole_of(recipe)
     with state.gathered():
@@ -192,7 +198,7 @@ def _stages(
     after = evaluated(state, log, when="after", offline=offline)
     log.event(after)
     done = result(state, folder, after)
-    seconds = earlier + time.monotonic() - started
+    seconds = time.monotonic() - started
     left: Any = {"params": state.params, "widths": state.pruned.widths, "zeroed": done.zeroed}
     log.event(events.End(status="success", seconds=seconds, **left))
     if world.main:
@@ -262,6 +268,9 @@ def _train_and_prune(
     if state.step == 0 and not state.sparse:
         _tell_stage(state, "", log)
         _prune_if_due(state, log)
+        if branches.pending(state):
+            keep.save()
+    _write_sizes(state, log, stopping, offline=offline)
     if recipe.sparsify is not None and dense:
         sparsify_event(state, recipe.sparsify, log)
         if total:
@@ -269,6 +278,9 @@ def _train_and_prune(
             log.phase("training with zeros", total)
     recovery.begin(state, log, offline=offline)
     _loop(state, log, stopping, keep)
+    while branches.pending(state):
+        _write_sizes(state, log, stopping, offline=offline)
+        _loop(state, log, stopping, keep)
     unsaved = state.step == 0 or state.pruned.ledger.pending() or state.lora is not None
     recovery.end(state)
     if recipe.prune and not state.target_reached:
@@ -279,13 +291,52 @@ def _train_and_prune(
     if unsaved:  # `effcompress export` starts from the last checkpoint
         keep.save()
     state.module.zero_grad(set_to_none=True)
+    _write_sizes(state, log, stopping, offline=offline)
+
+
+def _write_sizes(state: RunState, log: Log, stopping: Stopping, *, offline: bool) -> None:
+    """Writes a model of every size of ``export.at`` that was passed: a run of its own, cut to that
+    size from where this one stood before, trained on if the recipe says so, exported and proven.
+    """
+    doing = log.doing
+    for name in branches.pending(state):
+        started = time.monotonic()
+        if not branches.finished(state, name, log):
+            with branches.branch(state, name, log) as (own, own_log):
+                with CheckpointWriter(own, own_log.folder, own_log) as keep:
+                    _cut_to_size(own, state.passed[name]["stage"], own_log, keep)
+                    _train_and_prune(own, own_log, stopping, keep, offline=offline)
+                _finish(own, own_log, offline=offline, started=started)
+        branches.note_written(state, name, log)
+        fault.point("size")
+        log.phase(doing, state.total_tokens)
+
+
+def _cut_to_size(state: RunState, stage: int, log: Log, keep: CheckpointWriter) -> None:
+    """Makes the one cut of a run that branched off to write a model of a size."""
+    prune = state.recipe.prune
+    if prune is None or state.target_reached:
+        return
+    if (near := branches.nearest(state)) != state.target_params:
+        log.warn(f"{state.target_params:,} parameters cannot be had from here; {near:,} are taken")
+        state.target_params = near
+    if prune.rotate:
+        rotate_event(state, prune, prune.rotate, log)
+    else:
+        prune_event(state, prune, Due(params=state.target_params, stage=stage), log)
+    commit_event(state, log)
+    if state.tokens >= state.total_tokens:
+        state.optimizer = None  # nothing is trained any more
+    keep.save()
 
 
 def _loop(state: RunState, log: Log, stopping: Stopping, keep: CheckpointWriter) -> None:
-    """The one training loop. A stop request ends it after the step, with a checkpoint."""
+    """The one training loop. A stop request, or a size that was passed, ends it after the step,
+    with a checkpoint.
+    """
     recipe, total = state.recipe, state.total_tokens
     with stopping.patient():
-        while state.tokens < total:
+        while state.tokens < total and not branches.pending(state):
             started = time.monotonic()
             stage = stage_at(recipe, state.tokens)
             learned = train_step(state, log, started, keep.save)
@@ -297,7 +348,7 @@ def _loop(state: RunState, log: Log, stopping: Stopping, keep: CheckpointWriter)
             state.seconds += time.monotonic() - started
             asked = state.world.any(bool(stopping.asked))
             keep.poll()
-            if asked or state.tokens >= total:
+            if asked or state.tokens >= total or branches.pending(state):
                 keep.save()
             elif state.step % recipe.save.every == 0:
                 keep.save(background=recipe.save.background)
@@ -330,6 +381,8 @@ def _phase(recipe: Recipe, stage: str) -> str:
 def _prune_if_due(state: RunState, log: Log) -> None:
     prune = state.recipe.prune
     if prune and prune.rotate and not state.target_reached:
+        at, whole = branches.undecided(state, log), Due(params=state.target_params)
+        branches.branch_off(state, at, state.target_params, whole, log)
         rotate_event(state, prune, prune.rotate, log)
     again = prune is not None and prune.rotate is None
     while prune and again and (due := due_now(state, prune, log)) is not None:

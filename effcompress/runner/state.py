@@ -47,6 +47,8 @@ COUNTERS = (
     "reference",
     "dominant",
     "shape",
+    "passed",
+    "written",
     "seconds",
 )
 """Counters and flags of a run; plain JSON values."""
@@ -54,6 +56,7 @@ VALUES: dict[str, Any] = {
     **{"step": 0, "tokens": 0, "groups_cut?": 0, "removed?": {}, "since_commit?": 0},
     **{"target_reached?": False, "left_out?": 0, "sparse?": [""], "seconds?": 0.0},
     **{"reference?": None, "dominant?": [""], "shape?": {}},
+    **{"passed?": None, "written?": [""]},
     "stream": {"seed": 0, "read": {}, "windows": {}, "mixture?": None},
     "depth": {"layers": [0], "absent": [""]},
     "epsilons": [0.0],
@@ -116,6 +119,10 @@ class RunState:
         self.target_params = self.parent_params if target is None else target
         self.shape: dict[str, int] = {}
         """Kind -> units left, once `prune.search` has found them."""
+        self.passed: dict[str, dict[str, int]] = {}
+        """Size of `export.at` that a cut has passed -> tokens and the schedule's stage then."""
+        self.written: list[str] = []
+        """Those of which a model has been written."""
         measure = prune.measure if prune else MeasureSpec()
         self.gates: LearnedGates | None = None
         """Until the cut, where the recipe learns masks."""

@@ -113,6 +113,49 @@ def located(text: str, key: str, *words: str) -> tuple[str, int, tuple[str, ...]
 
 # id -> (recipe, line, words of the message)
 BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    # models at several sizes
+    "training of sizes that are not named": located(
+        RECIPE + "export: {continued: 1k}\n", "export", "no size is named there", "`at: [1.1B]`"
+    ),
+    "sizes of a model that is not pruned": located(
+        zeros("{method: magnitude, sparsity: 50%}") + "export: {at: [1B]}\n",
+        "export",
+        "export.at names sizes that pruning passes, and nothing is pruned",
+    ),
+    "a size twice": located(
+        RECIPE + "export:\n  at:\n    - 1B\n    - 1000M\n",
+        "- 1000M",
+        "export.at names 1,000,000,000 twice",
+    ),
+    "no sizes": located(RECIPE + "export: {at: []}\n", "export", "export.at is empty"),
+    "sizes trained on text that may end": located(
+        edit("data:\n", "data:\n  when_dry: stop\n") + "export: {at: [1B], continued: 1k}\n",
+        "export",
+        "export.continued reads on in the text behind the run's",
+        "`when_dry: repeat`",
+    ),
+    "sizes trained where nothing is": located(
+        edit(CRITERION, "magnitude", SCHEDULE, "once")[
+            : edit(CRITERION, "magnitude", SCHEDULE, "once").index("train:")
+        ]
+        + "export: {at: [1B], continued: 1k}\n",
+        "export",
+        "export.continued trains, but the recipe has no training",
+    ),
+    "sizes on the way to a shape": located(
+        edit(TARGET, "{shape: {ffn: 4, attention: 2}}") + "export: {at: [1B]}\n",
+        "export",
+        "prune.target.shape names widths, which no other size of the run would have",
+    ),
+    "sizes on the way to a time": located(
+        by_time() + "export: {at: [1B]}\n",
+        "export",
+        "prune.target.speedup is met by many sizes",
+        "a recipe for each model",
+    ),
+    "sizes under gates": located(
+        under_gates() + "export: {at: [1B]}\n", "export", "prune.gates are learned for the size"
+    ),
     # rotations
     "nothing that ranks": (
         edit(f"  criterion: {CRITERION}\n", ""),

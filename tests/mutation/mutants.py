@@ -71,6 +71,36 @@ MUTANTS: tuple[Mutant, ...] = (
         "a plugin is written that cannot be registered",
     ),
     Mutant(
+        "effcompress/runner/branches.py",
+        "with torch.random.fork_rng(devices):",
+        "with suppress():",
+        ("tests/runner/test_at_sizes.py::test_the_run_is_what_it_is_without[[norm_gain]]",),
+        "a run goes on with the random numbers of a size",
+    ),
+    Mutant(
+        "effcompress/runner/branches.py",
+        "with closing(own), _as_before(state, before.values), writer as keep:",
+        "with closing(own), writer as keep:",
+        (
+            "tests/runner/test_at_sizes.py::test_of_one_cut_a_size_is_the_run_to_that_size[searched]",
+        ),
+        "a size has the shape that was searched for the target",
+    ),
+    Mutant(
+        "effcompress/runner/branches.py",
+        "export=replace(recipe.export, at=None, continued=None),",
+        "export=recipe.export,",
+        ("tests/runner/test_at_sizes.py::test_the_folder_of_a_size_is_a_run",),
+        "a size would write sizes",
+    ),
+    Mutant(
+        "effcompress/runner/branches.py",
+        "decay = more / (tokens + more)",
+        "decay = 0.0",
+        ("tests/runner/test_at_sizes.py::test_it_trains_on_at_a_rate_that_falls",),
+        "the rate of a size does not fall",
+    ),
+    Mutant(
         "effcompress/runner/ablation.py",
         "found[name] = loss() - whole",
         "found[name] = loss()",

@@ -83,8 +83,22 @@ def worse():
     return run
 
 
+def several():
+    """Two sizes on the way, the second trained on."""
+    run = synthetic.full_run(40, 20)
+    for number, (size, more) in enumerate(((130_000_000, 0), (120_000_000, 4000))):
+        run.metrics.insert(-4, {
+            "event": "size", "name": f"{size // 10**6}M", "asked": size, "params": size - 1234,
+            "step": 10 * number + 5, "tokens": 30_000 * number + 15_000, "continued": more,
+            "perplexity": {"prose": 22.5 + number, "code": 10.25 + number},
+            "folder": f"at/{size // 10**6}M", "seconds": 12.5,
+        })  # fmt: skip
+    return run
+
+
 CASES = {
     "whole": synthetic.full_run,
+    "sizes": several,
     "no cuts": lambda: synthetic.full_run(40, 0),
     "one-shot": lambda: synthetic.full_run(train=False),
     "one-shot, one cut": lambda: synthetic.full_run(cuts=1, train=False),
@@ -134,6 +148,28 @@ def sparse():
             "seconds": 75.0, "memory_bytes": 2_100_000_000}  # fmt: skip
     run.metrics.insert(2, made)
     return run
+
+
+def test_quality_over_size(tmp_path):
+    """Dense, every size and the result, as a table, as a picture and as its points."""
+    folder = synthetic.save(tmp_path, several())
+    text = write(folder).read_text("utf-8")
+    table = text[text.index("Models of several sizes") :]
+    rows = re.findall(r"<tr>(.*?)</tr>", table[: table.index("</table>")], re.DOTALL)
+    cells = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows]
+    assert cells[0] == ["size", "parameters", "prose", "code", "tokens", "folder"]
+    assert [row[0] for row in cells[1:]] == ["dense", "130M", "120M", "final"]
+    assert cells[2] == ["130M", "129,998,766", "22.50", "10.25", "15k", "at/130M"]
+    assert cells[3][4:] == ["45k + 4k", "at/120M"]
+    points = (folder / "pictures" / "sizes.csv").read_text().splitlines()
+    assert points[0] == "parameters,prose (perplexity),code (perplexity)"
+    params = [int(line.split(",")[0]) for line in points[1:]]
+    assert len(params) == 4 and params == sorted(params) and params[-1] == 134_515_008
+    assert "119998766,23.5,11.25" in points
+    assert "Quality over size" in text
+    assert "Models of several sizes" not in write(
+        synthetic.save(tmp_path / "one", synthetic.full_run(40, 20))
+    ).read_text("utf-8")
 
 
 def test_zeros_are_not_sold_as_fewer_parameters(tmp_path):
