@@ -1,7 +1,7 @@
-"""Reads recipes: from YAML to frozen dataclasses with bound plugins."""
+"""Reads recipes: from YAML, or a mapping, to frozen dataclasses with bound plugins."""
 
 from effcompress.recipe.json_schema import json_schema, type_words
-from effcompress.recipe.load import LoadedRecipe, load, load_plugins
+from effcompress.recipe.load import LoadedRecipe, load, load_mapping, load_plugins
 from effcompress.recipe.reference import reference
 from effcompress.recipe.resolved import checked, plain, read, resolved, values
 
@@ -10,6 +10,7 @@ __all__ = [
     "checked",
     "json_schema",
     "load",
+    "load_mapping",
     "load_plugins",
     "plain",
     "read",

@@ -1,6 +1,6 @@
 """The state of a run in one place: what is not in here is not in a checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
@@ -82,10 +82,20 @@ class RunState:
     """Model, optimizer, position in the data, and measurements."""
 
     def __init__(
-        self, recipe: Recipe, model: LoadedModel, corpus: Corpus, world: World = ALONE
+        self,
+        recipe: Recipe,
+        model: LoadedModel,
+        corpus: Corpus,
+        world: World = ALONE,
+        *,
+        device: torch.device | None = None,
+        probe_BT: Tensor | None = None,
     ) -> None:
+        """``device``: default that of the recipe; ``probe_BT``: token ids on which commits prove
+        themselves, default the beginning of a calibration sequence.
+        """
         self.world, self.recipe, self.corpus = world, recipe, corpus
-        self.device = device_of(recipe)
+        self.device = device or device_of(recipe)
         self.tokenizer = model.tokenizer
         self.provenance: dict[str, str] = {}
         """What the run was begun with; a teacher must be the same."""
@@ -141,7 +151,13 @@ class RunState:
         self.dominant: list[str] = []
         """Domains whose weight the record has warned of."""
         self.seconds = 0.0
-        self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
+        if probe_BT is None:
+            probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
+        self.probe_BT = probe_BT
+        self.loss_of: Callable[[nn.Module, int], Tensor] | None = None
+        """Loss of a calibration sequence by its number; None: that of the next token."""
+        self.source: nn.Module | None = None
+        """The source model, where it was given in memory and a refit will read it."""
         self.grams: Grams | None = None
         self.taps: MaskGradients | None = None
         self._flops: tuple[int, float] | None = None
