@@ -78,9 +78,9 @@ class Batches:
 
 
 def batches_of(given: Any, vocab: int, config: Config) -> Batches:
-    """Returns the sequences of ``given``: a batch, or an iterable of batches, each a tensor of token
-    ids ``[B, T]`` or ``[T]``, or a mapping with ``input_ids``, and perhaps ``attention_mask`` (its
-    padding is taken off) and ``labels`` (-100: not predicted).
+    """Returns the sequences of ``given``: a batch, or an iterable of batches, each a tensor of
+    token ids ``[B, T]`` or ``[T]``, or a mapping with ``input_ids``, and perhaps ``attention_mask``
+    (its padding is taken off) and ``labels`` (-100: not predicted).
 
     Sequences without a label are left out. Raises SourceError for anything else.
     """

@@ -46,8 +46,8 @@ def prune(
     object.
 
     Raises RecipeError for an argument that cannot be, contradicts another or asks for a size out of
-    reach, SourceError for a model or batches that cannot be used (nothing is changed then), RunError
-    where saliency ranks nothing, SurgeryError as ``cut``.
+    reach, SourceError for a model or batches that cannot be used (nothing is changed then),
+    RunError where saliency ranks nothing, SurgeryError as ``cut``.
     """
     given = {
         "target": target_of("prune", keep, params, shape),

@@ -75,8 +75,8 @@ _HEAD = ("kind", "sets", "units of each", "parameters of one")
 
 @dataclass(frozen=True)
 class PruneResult:
-    """What was cut: the model ``before`` and ``after``, and the ``plan`` (set -> units that went, by
-    their number before the first cut).
+    """What was cut: the model ``before`` and ``after``, and the ``plan`` (set -> units that went,
+    by their number before the first cut).
     """
 
     before: Size
@@ -118,8 +118,8 @@ class PruneResult:
         )
 
     def pictures(self) -> dict[str, str]:
-        """Returns name -> text of an SVG file, drawn as in the report of a run: what is left of every
-        kind that lost something (``left``), and its units layer by layer (``shape_ffn``).
+        """Returns name -> text of an SVG file, drawn as in the report of a run: what is left of
+        every kind that lost something (``left``), and its units layer by layer (``shape_ffn``).
         """
         sizes, had, has = (self.before, self.after), self.before.widths, self.after.widths
         params = sizes[0].params, sizes[1].params

@@ -1,6 +1,6 @@
-"""The state of a run around a model that a script holds: the same functions then measure, choose and
-cut as in a run. What the script asks for is read as the sections of a recipe, so that names, knobs
-and contradictions are checked by the same rules.
+"""The state of a run around a model that a script holds: the same functions then measure, choose
+and cut as in a run. What the script asks for is read as the sections of a recipe, so that names,
+knobs and contradictions are checked by the same rules.
 """
 
 import copy
@@ -159,7 +159,7 @@ def open_session(
     rows = None if batches is None else batches_of(batches, table.shape[0], config)
     given = {name: value for name, value in prune.items() if value is not None}
     if "space" not in given:
-        names = [kind for kind in (given["target"].get("shape") or {})]
+        names = [*(given["target"].get("shape") or {})]
         given["space"] = _spaces_of(names) if names else usual_space(model, config)
     if stages is None:
         count = len(rows.rows) if rows is not None else 1
@@ -254,8 +254,8 @@ def address_of(call: str) -> Any:
 
 
 def _require_batches(call: str, model: nn.Module, prune: PruneSpec, rows: Batches | None) -> None:
-    """Raises RecipeError where text is read and there is none, where it has to be of one length, and
-    where gradients are measured and nothing has any.
+    """Raises RecipeError where text is read and there is none, where it has to be of one length,
+    and where gradients are measured and nothing has any.
     """
     calibrates = prune.measure.source == "calibration"
     reads = calibrates and (reads_text(prune) or prune.refit is not None)

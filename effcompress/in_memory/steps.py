@@ -109,8 +109,8 @@ def choose(
     ``selector`` compares mini-groups of different kinds; ``normalise``: how ``least_salient`` does
     (``raw``, ``per_parameter``, ``per_kind``).
 
-    Raises RecipeError for a target that cannot be met or scores of other mini-groups, RunError where
-    all scores are zero.
+    Raises RecipeError for a target that cannot be met or scores of other mini-groups, RunError
+    where all scores are zero.
     """
     target = target_of("choose", keep, params, shape)
     given = {"target": target, "criterion": WEIGHTS, "schedule": AT_ONCE, "space": ["ffn"]}
@@ -142,9 +142,9 @@ def cut(
     repair: Sequence[Named] | None = None,
     batches: Any = None,
 ) -> PruneResult:
-    """Cuts the mini-groups of a plan (set -> units, by their number now) out of the model, in place:
-    every ``Parameter`` stays the same object, with fewer rows or columns, and the optimizer's
-    moments lose the same ones.
+    """Cuts the mini-groups of a plan (set -> units, by their number now) out of the model, in
+    place: every ``Parameter`` stays the same object, with fewer rows or columns, and the
+    optimizer's moments lose the same ones.
 
     ``repair``: corrections of what remains, as under `prune.repair` of a recipe (default: gains of
     norms); those that read the inputs of layers need ``batches``. The cut proves itself: masked and

@@ -1,5 +1,6 @@
 """Models that a script holds: which of them can be pruned where they are."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,8 +27,8 @@ _WRAPPERS = (
 
 
 def config_of_held(module: Any) -> Fields:
-    """Returns the configuration of a causal language model of transformers, as plain values; that of
-    the exact form where the module was cut in memory.
+    """Returns the configuration of a causal language model of transformers, as plain values; that
+    of the exact form where the module was cut in memory.
 
     Raises SourceError for anything else, and for a model that is wrapped, quantised, without
     weights, on several devices, or has adapters (PEFT).
@@ -43,10 +44,26 @@ def config_of_held(module: Any) -> Fields:
 
 
 def remember(module: nn.Module, exact: Config) -> None:
-    """Keeps the configuration of the exact form with a module that was cut: its own has no place for
-    layers of different widths, missing blocks, or what the source's sizes were.
+    """Keeps the configuration of the exact form with a module that was cut: its own has no place
+    for layers of different widths, missing blocks, or what the source's sizes were.
     """
     setattr(module, _KNOWN, dict(exact))
+
+
+@torch.no_grad()
+def in_fp32(module: nn.Module) -> nn.Module:
+    """Returns a copy in fp32, with tables of rotations as its class computes them: casting a model
+    to 16 bits rounds these, which no folder stores.
+    """
+    wide = copy.deepcopy(module).float()
+    for part in wide.modules():
+        if "inv_freq" not in part._buffers or not hasattr(part, "config"):
+            continue
+        made: Any = type(part)
+        for name, value in made(part.config).named_buffers():
+            if part._buffers[name] is not None and part._buffers[name].shape == value.shape:
+                part._buffers[name] = value.to(part._buffers[name].device)
+    return wide
 
 
 def _shapes(module: nn.Module) -> dict[str, list[int]]:
