@@ -1,7 +1,6 @@
 """Pruning in one call: measure, choose and cut, as a run does between two training steps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch.optim import Optimizer
@@ -63,8 +62,7 @@ def prune(
         "schedule": {"name": "once", "at": 0, "rounds": rounds},
     }
     session = open_session("prune", model, batches, given, optimizer=optimizer, loss=loss)
-    size = session.size
-    before = replace(size, params=size.params - session.added)
+    before = session.size
     try:
         cut_if_due(session)
         commit_event(session.state, session.log)

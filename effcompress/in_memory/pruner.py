@@ -4,7 +4,6 @@ steps.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -85,8 +84,7 @@ class Pruner:
         }
         how: Any = {"stages": stages, "optimizer": optimizer}
         self._session = open_session("Pruner", model, None, given, **how)
-        self._optimizer, size = optimizer, self._session.size
-        self._before = replace(size, params=size.params - self._session.added)
+        self._optimizer, self._before = optimizer, self._session.size
         self._passes = ExitStack()
         self._listening = False
         self._hook = model.register_forward_pre_hook(self._begin)

@@ -75,8 +75,8 @@ _HEAD = ("kind", "sets", "units of each", "parameters of one")
 
 @dataclass(frozen=True)
 class PruneResult:
-    """What was cut: the model ``before`` and ``after``, and the ``plan`` (set -> units that went,
-    by their number before the first cut).
+    """What was cut: the model ``before`` (with the zero biases that a repair added) and ``after``,
+    and the ``plan`` (set -> units that went, by their number before the first cut).
     """
 
     before: Size

@@ -94,12 +94,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Session:
-    """What ``open_session`` returns; ``added``: zero biases that were added for a repair."""
+    """What ``open_session`` returns."""
 
     state: RunState
     prune: PruneSpec
     log: Any
-    added: int
 
     @property
     def size(self) -> Size:
@@ -193,7 +192,7 @@ def open_session(
         start, target = pruned.parent.count(), state.target_params
         sized = SizedModel(pruned.config, pruned.parent, pruned.parent_sets, start, target)
         require_fit(loaded, spec, sized)
-    return Session(state, spec, log, held.added_params)
+    return Session(state, spec, log)
 
 
 def usual_space(model: nn.Module, config: Mapping[str, Any]) -> list[str]:

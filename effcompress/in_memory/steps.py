@@ -1,7 +1,6 @@
 """The steps of pruning one by one: what may go, how salient it is, what goes, and the cut."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -165,7 +164,7 @@ def cut(
     how: Any = {"optimizer": optimizer, "space": [space], "feasible": False}
     session = open_session("cut", model, batches, given, **how)
     state, prune, log = session.state, session.prune, session.log
-    before = replace(session.size, params=session.size.params - session.added)
+    before = session.size
     measures = for_linears(prune.repair) or for_experts(prune.repair)
     found = calibrated(state, prune, log) if measures else Measured({})
     mask_plan(state, prune, plan, found, log)
