@@ -200,7 +200,7 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
             raise RecipeError(
                 f"prune.criterion: '{prune.saliency.name}' takes gradients of masks, which "
                 f"'{s.name}' has not: layers, blocks, experts and what experts write into",
-                where=loaded.origins.get("prune.criterion", str(loaded.path)),
+                where=_where(loaded, "prune.criterion"),
                 fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
             )
 

@@ -150,7 +150,8 @@ def _rows(batch: Any) -> Iterator[Row]:
     """Yields the sequences of one batch, without padding."""
     fields = {"input_ids": batch} if isinstance(batch, Tensor) else batch
     if not isinstance(fields, Mapping):
-        list(_listed(batch))  # in words, where it is a text
+        if isinstance(batch, str | bytes):
+            _listed(batch)  # says so
         fix = "Give tensors [B, T], or mappings with input_ids."
         raise SourceError(f"a batch is a {type(batch).__name__}", where=WHERE, fix=fix)
     if "input_ids" not in fields:

@@ -160,6 +160,8 @@ def open_session(
     if "space" not in given:
         names = [*(given["target"].get("shape") or {})]
         given["space"] = _spaces_of(names) if names else usual_space(model, config)
+    elif isinstance(given["space"], str | Mapping):
+        given["space"] = [given["space"]]
     if stages is None:
         count = len(rows.rows) if rows is not None else 1
         measure = {"source": "calibration", "sequences": count, **given.get("measure", {})}
