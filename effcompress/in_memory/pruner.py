@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from effcompress.errors import NotFinite, RecipeError, SurgeryError
@@ -26,9 +26,8 @@ class Pruner:
 
         pruner = Pruner(model, optimizer, keep=0.8, steps=1000)
         for batch in batches:
-            loss = model(**batch).loss
-            loss.backward()
-            pruner.step(loss)       # in place of optimizer.step() and optimizer.zero_grad()
+            model(**batch).loss.backward()
+            pruner.step()           # in place of optimizer.step() and optimizer.zero_grad()
         result = pruner.finish()
 
     ``step`` is three things, which a loop may do by itself: ``observe()`` once gradients are there,
@@ -104,18 +103,16 @@ class Pruner:
         """Whether the target is reached: nothing more is measured or cut."""
         return self._session.state.target_reached
 
-    def step(self, loss: Tensor | None = None) -> None:
+    def step(self) -> None:
         """Observes the gradients, makes the optimizer's step, drops the gradients, and cuts what is
-        due. ``loss``: whose backward it was. It is detached, since a cut exchanges tensors that its
-        graph refers to; without it, no loss or output of this step may be alive where a cut is due.
+        due.
 
-        Raises SurgeryError for those, RunError where the target is missed.
+        Raises SurgeryError while an output is alive whose backward did not run, RunError where the
+        target is missed.
         """
         self.observe()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if loss is not None and not loss.is_leaf:
-            loss.detach_()
         self.cut_if_due()
 
     def observe(self) -> None:
@@ -175,11 +172,10 @@ def _said_of_outputs() -> Iterator[None]:
         if "cannot be exchanged" not in error.what:
             raise
         raise SurgeryError(
-            "a loss or an output of the last step is alive, and its graph refers to what this cut "
-            "exchanges",
+            "an output of the model whose backward did not run is alive, and its graph refers to "
+            "what this cut exchanges",
             where=error.where,
-            fix="Give the loss: pruner.step(loss); drop outputs (del outputs), or keep "
-            "outputs.logits.detach().",
+            fix="Compute what is only looked at under torch.no_grad(), or drop it (del outputs).",
         ) from error
 
 

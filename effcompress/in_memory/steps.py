@@ -113,7 +113,7 @@ def choose(
     """
     target = target_of("choose", keep, params, shape)
     given = {"target": target, "criterion": WEIGHTS, "schedule": AT_ONCE, "space": ["ffn"]}
-    given["selector"] = selector_of(selector, normalise)
+    given |= {"selector": selector_of(selector, normalise), "measure": {"source": "calibration"}}
     spec = _checked("choose", given).prune
     assert spec is not None and spec.selector is not None
     chooser = spec.selector
