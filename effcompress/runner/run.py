@@ -112,7 +112,7 @@ def _perplexities(found: events.Evaluation) -> dict[str, float]:
 def run(
     loaded: LoadedRecipe,
     *,
-    output: Path | None = None,
+    output: Path | str | None = None,
     resume: bool = False,
     offline: bool = False,
     stopping: Stopping | None = None,
@@ -126,7 +126,7 @@ def run(
     """
     preflight(loaded, offline=offline)
     device_of(loaded.recipe)
-    folder = output_folder(loaded, output)
+    folder = output_folder(loaded, None if output is None else Path(output))
     stopping = stopping or Stopping()
     with joined() as world, contextlib.ExitStack() as held:
         world.agree(lambda: held.enter_context(open_folder(loaded, folder, resume)))

@@ -41,7 +41,8 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report: ec.Report = names["report"]
     assert report.after.params < report.before.params == 50_736
     assert {*report.before.perplexity} == {"own"} == {*report.after.perplexity}
-    assert report.after.shape["intermediate_size"] < report.before.shape["intermediate_size"] == 40
+    left = report.after.shape["intermediate_size"]
+    assert sum(left) < 3 * 40 and report.before.shape["intermediate_size"] == 40
     assert report.after.perplexity == report.perplexity
 
 
