@@ -106,8 +106,8 @@ class PruneResult:
         """Yields what a table shows: a field, its value before and after."""
         yield "parameters", f"{self.before.params:,}", f"{self.after.params:,}"
         for name in dict.fromkeys((*self.before.shape, *self.after.shape)):
-            values = (_value(size.shape.get(name, "")) for size in (self.before, self.after))
-            yield (name, *values)
+            had, has = (_value(size.shape.get(name, "")) for size in (self.before, self.after))
+            yield name, had, has
 
     def __str__(self) -> str:
         change = self.after.params / self.before.params - 1

@@ -61,8 +61,9 @@ def in_fp32(module: nn.Module) -> nn.Module:
             continue
         made: Any = type(part)
         for name, value in made(part.config).named_buffers():
-            if part._buffers[name] is not None and part._buffers[name].shape == value.shape:
-                part._buffers[name] = value.to(part._buffers[name].device)
+            held = part._buffers[name]
+            if held is not None and held.shape == value.shape:
+                part._buffers[name] = value.to(held.device)
     return wide
 
 

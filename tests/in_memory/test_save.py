@@ -70,7 +70,7 @@ def test_save_pretrained_does_the_same_for_a_uniform_shape(tmp_path: Path) -> No
     [
         ({"form": "padded", "cut": {}}, None, ""),
         ({"form": "uniform", "cut": {"ffn.0": [1]}}, ec.RunError, "layers differ"),
-        ({"form": "unifrom", "cut": {}}, ec.SourceError, "no form 'unifrom'"),
+        ({"form": "unifirm", "cut": {}}, ec.SourceError, "no form 'unifirm'"),
     ],
 )
 def test_forms_that_cannot_be(given: dict[str, Any], kind: Any, what: str, tmp_path: Path) -> None:
