@@ -12,6 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -61,7 +62,9 @@ def answers(folder: str, ids_BT: torch.Tensor, classes: Classes) -> dict[str, to
     if wrong:
         raise SystemExit(f"the folder does not load cleanly: {wrong}")
     own: Any = {"local_files_only": True, "trust_remote_code": own_class}
-    told = text_settings(model.generation_config, AutoTokenizer.from_pretrained(folder, **own))
+    words = Path(folder, "tokenizer_config.json").exists()  # a script may save without a tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(folder, **own) if words else None
+    told = text_settings(model.generation_config, tokenizer)
     model.eval()
     # Greedy and nothing else: the folder's own generation settings (a repetition penalty, say)
     # would change the tokens that are compared.

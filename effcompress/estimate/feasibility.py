@@ -148,15 +148,22 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
     Raises RecipeError, with the nearest sizes that can be had, if it cannot.
     """
     sized, prune = sized_model(loaded), loaded.recipe.prune
-    if sized is None or prune is None or prune.rotate:
-        return sized
+    if sized is not None and prune is not None and not prune.rotate:
+        require_fit(loaded, prune, sized)
+    return sized
+
+
+def require_fit(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
+    """Raises RecipeError where this model cannot meet the target, or has not what the criterion,
+    gates or the refit take.
+    """
     _require_masks(loaded, prune, sized)
     _require_inputs(loaded, prune, sized)
     _require_gates(loaded, prune, sized)
     _require_projections(loaded, prune, sized)
     if prune.allocation is not None:
         _require_levels(loaded, prune, sized)
-        return sized
+        return
     assert sized.target is not None
     given = [name for name, value in vars(prune.target).items() if value is not None]
     where = _where(loaded, f"prune.target.{given[0]}")
@@ -180,7 +187,6 @@ def require_reachable(loaded: LoadedRecipe) -> SizedModel | None:
         simulate(budget)
         if not budget.reached:
             raise _missed(budget, where)
-    return sized
 
 
 def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
@@ -194,7 +200,7 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
             raise RecipeError(
                 f"prune.criterion: '{prune.saliency.name}' takes gradients of masks, which "
                 f"'{s.name}' has not: layers, blocks, experts and what experts write into",
-                where=loaded.origins.get("prune.criterion", str(loaded.path)),
+                where=_where(loaded, "prune.criterion"),
                 fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
             )
 

@@ -141,15 +141,20 @@ def _padded(pruned: PrunedModel) -> Form:
 
 def _exact(pruned: PrunedModel) -> Form:
     axes, config = pruned.axes, pruned.config
-    plain = config.get(pruned.family.epsilon_field)
-    told = {norm.path: norm.epsilon for norm in pruned.norms() if norm.epsilon != plain}
-    fields = _exact_config(pruned, told)
+    fields = exact_fields(pruned)
     why = "" if uniform_widths(axes) else f"layers differ: {_difference(axes)}"
     params = {name: _on_cpu(p) for name, p in pruned.parameters().items()}
     files = {exact.FILE: exact.modelling_source(config["model_type"])}
     skeleton = exact.exact_skeleton(fields)
     held = _buffers(pruned, skeleton)
     return Form("exact", fields["model_type"], skeleton, params, why, files, held)
+
+
+def exact_fields(pruned: PrunedModel) -> dict[str, Any]:
+    """Returns the configuration of the exact form: the source's, and all that differs from it."""
+    plain = pruned.config.get(pruned.family.epsilon_field)
+    told = {norm.path: norm.epsilon for norm in pruned.norms() if norm.epsilon != plain}
+    return _exact_config(pruned, told)
 
 
 def _exact_config(pruned: PrunedModel, epsilons: Mapping[str, float]) -> dict[str, Any]:
@@ -263,7 +268,7 @@ def _filled(pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]) ->
     held, found = pruned.parameters(), dict[str, Tensor]()
     for name, shape in then.shapes.items():
         if name not in held:  # a block that is gone
-            found[name] = torch.zeros(shape)
+            found[name] = torch.zeros(shape, dtype=next(iter(held.values())).dtype)
             continue
         p = held[name]
         tensor, offset = _on_cpu(p), offsets.get(name, 0.0)

@@ -136,9 +136,10 @@ def collect(
     world: World = ALONE,
     tell: Callable[[int, int], None] = lambda _done, _total: None,
     positions_NT: Tensor | None = None,
+    loss_of: Callable[[nn.Module, int], Tensor] | None = None,
 ) -> CalibrationStats:
     """Returns the mean gradient (and mean per-sequence Hessian) of the next-token loss over
-    ``ids_NT``.
+    ``ids_NT``, or of another loss: ``loss_of`` the module and the number of a sequence.
 
     One sequence per backward, as the Fisher matrix is defined on single samples. ``listening``:
     contexts of hooks, entered for all passes together. Parameters end with ``grad`` None. Without a
@@ -161,12 +162,12 @@ def collect(
         for number, n in enumerate(own):
             tell(number, len(own))
             module.zero_grad(set_to_none=True)
-            labels_1T = row = ids_NT[n : n + 1].to(device)
-            how = placed(module, None if positions_NT is None else positions_NT[n : n + 1])
-            if how:
-                labels_1T = row.masked_fill(how["position_ids"] == 0, NOT_PREDICTED)
             with torch.set_grad_enabled(backward):
-                loss = module(input_ids=row, labels=labels_1T, use_cache=False, **how).loss
+                if loss_of is not None:
+                    loss = loss_of(module, n)
+                else:
+                    own_1T = None if positions_NT is None else positions_NT[n : n + 1]
+                    loss = _next_token(module, ids_NT[n : n + 1].to(device), own_1T)
             if backward:
                 loss.backward()
             if wanted:
@@ -174,6 +175,14 @@ def collect(
     module.zero_grad(set_to_none=True)
     module.train(training)
     return CalibrationStats(module, world.total(found["grad"]), world.total(found["hess"]))
+
+
+def _next_token(module: nn.Module, row_1T: Tensor, positions_1T: Tensor | None) -> Tensor:
+    """Returns the mean loss of a sequence's next tokens."""
+    labels_1T, how = row_1T, placed(module, positions_1T)
+    if how:
+        labels_1T = row_1T.masked_fill(how["position_ids"] == 0, NOT_PREDICTED)
+    return module(input_ids=row_1T, labels=labels_1T, use_cache=False, **how).loss
 
 
 @torch.no_grad()

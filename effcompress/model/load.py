@@ -36,6 +36,11 @@ from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
 
 
+def config_of_module(module: Any) -> Fields:
+    """Returns the configuration of a model of transformers as plain JSON values."""
+    return json.loads(module.config.to_json_string(use_diff=False), object_hook=untagged)
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """The model that a run starts from.
@@ -87,7 +92,7 @@ def load(
         module = open_exact(folder) if pruned else _pretrained(folder, spec, label_of(spec))
         source, dtype = _describe(spec, folder)
     module.config._name_or_path = label_of(spec)  # instead of the cache folder
-    config = json.loads(module.config.to_json_string(use_diff=False), object_hook=untagged)
+    config = config_of_module(module)
     if not spec.random:
         require_agreement(spec.shape or {}, config, label_of(spec))
         require_fields(spec.shape or {}, config, config)

@@ -1,7 +1,7 @@
 """Loads a recipe: reads it with its includes and ``--set``, validates it, binds plugins, checks."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,16 @@ from effcompress.recipe.build import Builder
 from effcompress.recipe.cross_checks import check_recipe, check_version
 from effcompress.recipe.explain import first_error
 from effcompress.recipe.json_schema import json_schema
+from effcompress.recipe.mapping import Address, document_of
 from effcompress.recipe.source_map import Document, Mark, assign, beside, merge, there
-from effcompress.recipe.yaml_text import LEVELS, kind, parse, read_file
+from effcompress.recipe.yaml_text import LEVELS, block, kind, parse, read_file
 from effcompress.registry import REGISTRY, Registry
 from effcompress.spec import InputPath, Recipe
 
 FILES = 100
 """The most files that a recipe includes."""
+UNNAMED = Path("recipe.yaml")
+"""In place of a file's path where a script gives the recipe as a mapping."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class LoadedRecipe:
     """A checked recipe, and where each of its values comes from.
 
     ``source`` is the text of ``path`` as written (without what it includes). ``origins`` maps
-    dotted keys to ``file:line``, ``--set`` or ``default``.
+    dotted keys to ``file:line``, ``--set`` or ``default``; of a mapping to its own keys.
     """
 
     recipe: Recipe
@@ -34,14 +37,39 @@ class LoadedRecipe:
     origins: Mapping[str, str] = field(repr=False)
 
 
-def load(path: Path, overrides: Sequence[str] = (), registry: Registry = REGISTRY) -> LoadedRecipe:
-    """Reads a recipe, applies ``overrides`` (``key=value``), and binds its plugins.
+def load(
+    path: Path | str | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    registry: Registry = REGISTRY,
+) -> LoadedRecipe:
+    """Reads a recipe, applies ``overrides`` (``key=value``), and binds its plugins. A mapping with
+    the keys of a recipe stands for a file in the current folder.
 
     Loads no weights and no text; of input files only the existence is checked. Raises RecipeError
-    with ``file:line`` (or ``--set ...``) for an invalid recipe, and PluginError for a plugin file
-    that cannot be imported.
+    with ``file:line`` (of a mapping with its key; or ``--set ...``) for an invalid recipe, and
+    PluginError for a plugin file that cannot be imported.
     """
-    source, document = gather(Path(path), overrides)
+    given = path if isinstance(path, Mapping) else Path(path)
+    source, document = gather(given, overrides)
+    return _checked(document, UNNAMED if isinstance(given, Mapping) else given, source, registry)
+
+
+def load_mapping(
+    values: Mapping[str, Any], address: Address, change: Callable[[Recipe], Recipe]
+) -> LoadedRecipe:
+    """Returns the recipe of ``values`` as ``load`` does; ``address`` says what errors name in place
+    of a key, and ``change`` is applied before what no schema says is checked.
+    """
+    return _checked(document_of(values, address), UNNAMED, "", REGISTRY, change)
+
+
+def _checked(
+    document: Document,
+    path: Path,
+    source: str,
+    registry: Registry,
+    change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+) -> LoadedRecipe:
     check_version(document)
     _load_plugin_files(document, registry)
     error = first_error(document, json_schema(registry))
@@ -49,9 +77,9 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry = REGISTR
         raise error
     document = _fill_defaults(document, registry)
     builder = Builder(document, registry)
-    recipe = builder.recipe()
+    recipe = change(builder.recipe())
     check_recipe(recipe, document)
-    return LoadedRecipe(recipe, Path(path), source, builder.origins)
+    return LoadedRecipe(recipe, path, source, builder.origins)
 
 
 def load_plugins(path: Path, registry: Registry = REGISTRY) -> None:
@@ -95,13 +123,17 @@ def _fill_defaults(document: Document, registry: Registry) -> Document:
     return Document({**document.values, "prune": filled}, marks)
 
 
-def gather(path: Path, overrides: Sequence[str]) -> tuple[str, Document]:
+def gather(path: Path | Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, Document]:
     """Returns the text of the recipe as written, and its values after includes and ``--set``.
 
     Included files come first, in order; the including file overrides them, ``--set`` overrides all.
     Raises RecipeError: as ``read_file``, for a missing include and for a cycle of includes.
     """
-    text, document = read_file(path)
+    if isinstance(path, Mapping):
+        document = document_of(path)
+        text, path = block(document.values), UNNAMED
+    else:
+        text, document = read_file(path)
     document = _included(document, path, (path,), [])
     for override in overrides:
         document = _set(document, override)

@@ -41,27 +41,33 @@ def beside(path: Path) -> list[str]:
 @dataclass(frozen=True)
 class Mark:
     """The line a value was written on; without a file, ``given`` is the text after ``--set``.
-    ``written``: a plain value as it stands there.
+    ``written``: a plain value as it stands there. ``address``: what stands for file and line where
+    a script gives the value.
     """
 
     file: Path | None
     line: int = 1
     given: str = ""
     written: str | None = None
+    address: str = ""
 
     @property
     def where(self) -> str:
         """The address for an error message."""
+        if self.address:
+            return self.address
         return f"--set {self.given}" if self.file is None else f"{self.file}:{self.line}"
 
     @property
     def origin(self) -> str:
         """The address for the resolved recipe."""
+        if self.address:
+            return self.address
         return "--set" if self.file is None else f"{self.file}:{self.line}"
 
     @property
     def folder(self) -> Path:
-        """The folder that relative paths start at: the recipe's; the current one for ``--set``."""
+        """The folder that relative paths start at: the recipe's; else the current one."""
         return Path() if self.file is None else self.file.parent
 
 

@@ -9,6 +9,7 @@ Files are bounded before they are read, and values (aliases and merges written o
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,11 @@ def scalar(value: Any) -> str:
         value, Dumper=_Dumper, default_style=style, width=2**31, allow_unicode=True
     ).removesuffix("...\n")
     return text.strip()
+
+
+def block(values: Mapping[str, Any]) -> str:
+    """Writes values as YAML in blocks, in their order."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def kind(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Which pictures a record gives, and what is in them."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from effcompress.report import charts, words
 from effcompress.report.charts import COUNT, PERCENT, PLAIN, POWER, TOKENS, Chart, Line, Point
 from effcompress.report.gather import Record
 from effcompress.report.speed import expected
-from effcompress.types import axis_kind, axis_layer
+from effcompress.types import Widths, axis_kind, axis_layer
 
 USUAL = ("attention", "ffn", "hidden")
 """Kinds with a colour of their own; shown even when they were not cut."""
@@ -346,30 +346,41 @@ def _sizes(record: Record) -> Chart | None:
 
 
 def _shapes(record: Record) -> Iterator[tuple[str, str]]:
-    for kind in kinds(record):
-        names = [n for n in record.started_widths if n.startswith(f"{kind}.")]
+    return shape_pictures(kinds(record), record.started_widths, record.widths)
+
+
+def shape_pictures(kinds: Iterable[str], had: Widths, has: Widths) -> Iterator[tuple[str, str]]:
+    """Yields name and picture of every kind that layers have: its units before and after."""
+    for kind in kinds:
+        names = [n for n in had if n.startswith(f"{kind}.")]
         if not names:
             continue
         names.sort(key=lambda name: axis_layer(name) or 0)
-        before = [record.started_widths[name] for name in names]
-        after = [record.widths.get(name, had) for name, had in zip(names, before, strict=True)]
+        before = [had[name] for name in names]
+        after = [has.get(name, width) for name, width in zip(names, before, strict=True)]
         short, _, detail = of(kind).title.partition(" (")
         unit = "per layer" + (f", {detail.rstrip(')')}" if detail else "")
         yield f"shape_{kind}", charts.layers(short, unit, before, after, tone(kind))
 
 
 def _left(record: Record) -> str:
+    params = record.params_before or 0, record.params_after or 0
+    return left_picture(kinds(record), record.started_widths, record.widths, params)
+
+
+def left_picture(kinds: Iterable[str], had: Widths, has: Widths, params: tuple[int, int]) -> str:
+    """Returns a bar for every kind, and one for the parameters: what is left of what there was."""
     left: list[tuple[str, int, int, str]] = []
-    for kind in kinds(record):
-        names = [n for n in record.started_widths if axis_kind(n) == kind]
-        had = sum(record.started_widths[n] for n in names)
-        has = sum(record.widths.get(n, record.started_widths[n]) for n in names)
-        left += [(of(kind).title, had, has, tone(kind))] if names else []
-    if record.params_before and record.params_after:
-        left.append(("Parameters", record.params_before, record.params_after, "after"))
+    for kind in kinds:
+        names = [n for n in had if axis_kind(n) == kind]
+        before = sum(had[n] for n in names)
+        after = sum(has.get(n, had[n]) for n in names)
+        left += [(of(kind).title, before, after, tone(kind))] if names else []
+    if all(params):
+        left.append(("Parameters", *params, "after"))
     rows: list[charts.Bar] = []
-    for name, had, has, colour in left:
-        fraction = has / had if had else 1.0
-        said = f"{has:,} of {had:,}  ({readable.percent(fraction)})"
+    for name, before, after, colour in left:
+        fraction = after / before if before else 1.0
+        said = f"{after:,} of {before:,}  ({readable.percent(fraction)})"
         rows.append(charts.Bar(name, fraction, said, colour, full=1.0))
     return charts.bars("What is left", "outline: before, filled: after", rows) if rows else ""

@@ -58,8 +58,9 @@ def calibration_text(
     """
     of = sequences, state.recipe.seed + draw
     ids_NT = state.corpus.calibration(*of)
-    count, tokens = ids_NT.shape[0], ids_NT.numel()
-    log.event(Calibration(step=state.step, sequences=count, tokens=tokens, hash=digest(ids_NT)))
+    flat = getattr(ids_NT, "flat", ids_NT)  # of a script's batches, which may differ in length
+    count, tokens = len(ids_NT), flat.numel()
+    log.event(Calibration(step=state.step, sequences=count, tokens=tokens, hash=digest(flat)))
     return ids_NT, state.corpus.calibration_positions(*of)
 
 
@@ -80,6 +81,7 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         else:  # a criterion of weights alone
             ids_NT, positions_NT = state.probe_BT[:0], None
         how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": listeners.world}
+        how["loss_of"] = state.loss_of
         how["positions_NT"] = positions_NT
         stats = collect(state.module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
     sets, criterion = ranked(state, prune), prune.saliency

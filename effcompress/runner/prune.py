@@ -124,7 +124,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
         record_choice(state, prune, choice, allocation, log)
     if choice.plan:
         with absorbing(state, due, choice.plan, log):
-            _mask(state, prune, choice.plan, found, log)
+            mask_plan(state, prune, choice.plan, found, log)
         fault.point("cut")
         state.average.cut()
         state.groups_cut += sum(choice.removed.values())
@@ -142,17 +142,23 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     state.watch()  # removes the hooks
     if allocation is not None:
         latency_event(state, prune, allocation, log)
-    target = state.target_params
-    if abs(state.params - target) > TOLERANCE * target:
+    require_met(state.params, state.target_params, leveled=allocation is not None)
+    refit_event(state, prune, log)
+
+
+def require_met(params: int, target: int, *, leveled: bool = False) -> None:
+    """Raises RunError where this size misses the target by more than 0.5 %. ``leveled``: widths
+    were chosen in place of mini-groups.
+    """
+    if abs(params - target) > TOLERANCE * target:
         raise RunError(
-            f"pruning stopped at {state.params:,} parameters, the target is {target:,}",
+            f"pruning stopped at {params:,} parameters, the target is {target:,}",
             fix="Write a `shrink` nearer to 1 or a smaller `round_to`: no choice of levels comes "
             "nearer."
-            if allocation is not None
+            if leveled
             else "Nothing more may go: lower a `minimum`, a `finish_on` or a `round_to`, widen "
             "`after` or `until`, or add a space under prune.space.",
         )
-    refit_event(state, prune, log)
 
 
 def _decided(
@@ -178,13 +184,18 @@ def _require_ranked(state: RunState, prune: PruneSpec, scores: Scores, log: Log)
     compared = [s for s in sets if not state.gates or s.name in state.gates.names]
     same, name = alike(compared, scores), prune.saliency.name
     if same and not any(bool(v[torch.isfinite(v)].any()) for v in scores.values()):
-        raise RunError(
-            f"criterion '{name}' gives every mini-group the saliency 0, so nothing ranks them",
-            fix="Look at the loss and the text that it is measured on, or use another criterion.",
-        )
+        raise unranked(name)
     for kind in same.keys() - state.alike:
         log.warn(f"criterion '{name}': {same[kind]}, so their order in the model decides")
     state.alike |= same.keys()
+
+
+def unranked(criterion: str) -> RunError:
+    """Returns the error for saliencies that are all zero."""
+    return RunError(
+        f"criterion '{criterion}' gives every mini-group the saliency 0, so nothing ranks them",
+        fix="Look at the loss and the text that it is measured on, or use another criterion.",
+    )
 
 
 def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores, log: Log) -> Choice:
@@ -244,7 +255,7 @@ def commit_event(state: RunState, log: Log) -> None:
     log.event(events.Commit(**now, max_logit_difference=proof.max_logit_difference))
 
 
-def _mask(state: RunState, prune: PruneSpec, plan: Plan, found: Measured, log: Log) -> None:
+def mask_plan(state: RunState, prune: PruneSpec, plan: Plan, found: Measured, log: Log) -> None:
     """Masks the units of a plan. Where that changes more than their own output (removal is then
     only approximate), records by how much on the probe.
     """

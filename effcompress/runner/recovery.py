@@ -50,13 +50,16 @@ def _source(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module, Ten
     """Loads the source model a second time; also returns which of its hidden channels the pruned
     model has (None: all). Raises RunError when it is another than the run began with.
     """
+    channels = state.pruned.ledger.original.get("hidden")
+    kept = None if channels is None else channels.to(state.device)
+    if state.source is not None:
+        return state.source, kept
     recipe = state.recipe
     rng = torch.get_rng_state()
     source = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
     torch.set_rng_state(rng)  # a resumed run loads it at another step
     require_same(state.provenance, source_model(recipe, source))
-    channels = state.pruned.ledger.original.get("hidden")
-    return source.module, None if channels is None else channels.to(state.device)
+    return source.module, kept
 
 
 def _teacher(state: RunState, spec: DistillSpec, log: Log, *, offline: bool) -> Distillation:

@@ -19,6 +19,7 @@ from effcompress.estimate.positions import warn_of_positions
 from effcompress.estimate.schedule import stage_at
 from effcompress.export.write import export_and_prove, proof_tokens
 from effcompress.model.load import LoadedModel
+from effcompress.network.shapes import shape
 from effcompress.recipe import LoadedRecipe, plain
 from effcompress.record import events
 from effcompress.record.log import Log, NoView, make_view
@@ -47,12 +48,27 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """A model as a run evaluated it: parameters, perplexity of the held-out text of each domain,
+    and the configuration fields of its shape (a list where layers differ).
+    """
+
+    params: int
+    perplexity: Mapping[str, float]
+    shape: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Report:
-    """What a run leaves: its folder, and the size and the perplexities of the result."""
+    """What a run leaves: its folder, and the size and the perplexities of the result; of the source
+    model, ``before``, and of the result, ``after``, the same with the shape.
+    """
 
     folder: Path
     params: int
     perplexity: dict[str, float]
+    before: Evaluated
+    after: Evaluated
     removed: int = 0
     """Parameters that were removed from the source model."""
     zeroed: int = 0
@@ -65,20 +81,35 @@ def result(state: RunState, folder: Path, after: events.Evaluation) -> Report:
     """Returns the report of a finished run. Raises RunError if a zero of ``sparsify`` is gone."""
     require_held(state.module, state.zeros)
     held: Mapping[str, Any] = state.pruned.parameters()
+    before = state.world.agree(lambda: _before(folder))
+    pruned, now = state.pruned, _perplexities(after)
+    left = shape(pruned.parent, pruned.config, pruned.ledger.widths())
     return Report(
         folder,
         state.params,
-        {name: score.perplexity for name, score in after.domains.items()},
+        now,
+        before=Evaluated(before.params, _perplexities(before), state.source_shape),
+        after=Evaluated(state.params, now, left),
         removed=state.parent_params - state.params,
         zeroed=count(state.module, state.sparse),
         sparse=sum(held[name].numel() for name in state.sparse),
     )
 
 
+def _before(folder: Path) -> events.Evaluation:
+    """The evaluation of the source model, from the record: a resumed run made it earlier."""
+    found = events.of_type(events.read(folder / "metrics.jsonl"), events.Evaluation)
+    return next(evaluation for evaluation in found if evaluation.when == "before")
+
+
+def _perplexities(found: events.Evaluation) -> dict[str, float]:
+    return {name: score.perplexity for name, score in found.domains.items()}
+
+
 def run(
     loaded: LoadedRecipe,
     *,
-    output: Path | None = None,
+    output: Path | str | None = None,
     resume: bool = False,
     offline: bool = False,
     stopping: Stopping | None = None,
@@ -92,7 +123,7 @@ def run(
     """
     preflight(loaded, offline=offline)
     device_of(loaded.recipe)
-    folder = output_folder(loaded, output)
+    folder = output_folder(loaded, None if output is None else Path(output))
     stopping = stopping or Stopping()
     with joined() as world, contextlib.ExitStack() as held:
         world.agree(lambda: held.enter_context(open_folder(loaded, folder, resume)))

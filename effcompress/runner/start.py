@@ -31,7 +31,7 @@ from effcompress.runner import mixture
 from effcompress.runner.evaluation import description, evaluate, evaluate_once
 from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.state import RunState
-from effcompress.spec import Recipe
+from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import TextTokenizer
 
 
@@ -56,21 +56,30 @@ def load_source(
     model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
     provenance = source_model(recipe, model)
     require_same(before, provenance)
-    prune = recipe.prune
+    return repairable(model, recipe.prune, log.note), provenance
+
+
+def repairable(
+    model: LoadedModel, prune: PruneSpec | None, note: Callable[[str], None]
+) -> LoadedModel:
+    """Adds the zero biases and constants that repairs write into; ``note`` is told how many.
+
+    Raises CoverageError when the class of the model has no place for them.
+    """
     if prune and for_experts(prune.repair):
         family = family_for(parent_of(model.config))
         config = novel(family, model.config)
         if added := add_novices(model.module, family):
-            log.note(f"{added:,} constants added, all zero: a repair puts them in experts' places")
+            note(f"{added:,} constants added, all zero: a repair puts them in experts' places")
         model = replace(model, config=config, added_params=added)
     if not prune or not (for_biases(prune.repair) or for_streams(prune)):
-        return model, provenance
+        return model
     plain = parent_of(model.config)
     family = family_for(plain)
     config = {**model.config, **biased(family, plain)}
     if added := add_biases(model.module, family, config):
-        log.note(f"{added:,} biases added, all zero: a repair writes into them")
-    return replace(model, config=config, added_params=model.added_params + added), provenance
+        note(f"{added:,} biases added, all zero: a repair writes into them")
+    return replace(model, config=config, added_params=model.added_params + added)
 
 
 def corpus_of(

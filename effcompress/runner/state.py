@@ -1,6 +1,6 @@
 """The state of a run in one place: what is not in here is not in a checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
@@ -23,7 +23,7 @@ from effcompress.model.load import LoadedModel
 from effcompress.network.gates import LearnedGates
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.network.shape_search import shapes_of
-from effcompress.network.shapes import target_of, wanted
+from effcompress.network.shapes import shape, target_of, wanted
 from effcompress.recompute import recompute_layers
 from effcompress.removal.optimizer import forget
 from effcompress.removal.repairs import for_linears, need_second_moments
@@ -85,10 +85,20 @@ class RunState:
     """Model, optimizer, position in the data, and measurements."""
 
     def __init__(
-        self, recipe: Recipe, model: LoadedModel, corpus: Corpus, world: World = ALONE
+        self,
+        recipe: Recipe,
+        model: LoadedModel,
+        corpus: Corpus,
+        world: World = ALONE,
+        *,
+        device: torch.device | None = None,
+        probe_BT: Tensor | None = None,
     ) -> None:
+        """``device``: default that of the recipe; ``probe_BT``: token ids on which commits prove
+        themselves, default the beginning of a calibration sequence.
+        """
         self.world, self.recipe, self.corpus = world, recipe, corpus
-        self.device = device_of(recipe)
+        self.device = device or device_of(recipe)
         self.tokenizer = model.tokenizer
         self.provenance: dict[str, str] = {}
         """What the run was begun with; a teacher must be the same."""
@@ -112,6 +122,7 @@ class RunState:
         if recipe.loop and recipe.loop.recompute:
             recompute_layers(self.module)
         self.parent_params = self.pruned.parent.count()
+        self.source_shape = shape(self.pruned.parent, self.pruned.config, {})
         of = self.pruned.parent, self.pruned.parent_sets, self.pruned.config
         target = target_of(prune, *of)
         if prune and prune.target.active_params is not None:  # until the search has found another
@@ -148,7 +159,13 @@ class RunState:
         self.dominant: list[str] = []
         """Domains whose weight the record has warned of."""
         self.seconds = 0.0
-        self.probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
+        if probe_BT is None:
+            probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
+        self.probe_BT = probe_BT
+        self.loss_of: Callable[[nn.Module, int], Tensor] | None = None
+        """Loss of a calibration sequence by its number; None: that of the next token."""
+        self.source: nn.Module | None = None
+        """The source model, where it was given in memory and a refit will read it."""
         self.grams: Grams | None = None
         self.taps: MaskGradients | None = None
         self._flops: tuple[int, float] | None = None

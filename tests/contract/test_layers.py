@@ -31,9 +31,10 @@ JOURNEY = {
     *("sparsity", "train", "checkpoint", "evaluation", "report", "track"),
 }
 """Rooms in the order in which data passes through them. None imports another."""
-JOINS = ["network", "estimate", "export", "runner", "compare", "commands"]
+JOINS = ["network", "estimate", "export", "runner", "in_memory", "compare", "commands"]
 """Rooms that put those of the journey together; each may import those before it."""
 APART = {("estimate", "export"), ("commands", "compare")}
+APART |= {("compare", "in_memory"), ("commands", "in_memory")}
 """Joins of one level."""
 TOP = {"cli", "__init__", "__main__"}
 

@@ -372,3 +372,42 @@ def test_set_is_bounded_too(tmp_path):
     for override in ("a." * 3000 + "a=1", "seed=" + "[" * 3000, "seed=012", 'name="\\0"'):
         with pytest.raises(RecipeError, match="--set"):
             loaded(tmp_path, RECIPE, override)
+
+
+def test_a_mapping_stands_for_a_file(tmp_path, monkeypatch):
+    path = write(tmp_path, RECIPE)
+    monkeypatch.chdir(tmp_path)
+    values = yaml.safe_load(RECIPE.replace("3e-4", "0.0003"))  # which YAML 1.1 takes for text
+    values["data"]["domains"]["notes"]["txt"] = (Path("a.txt"), tmp_path / "b.txt")
+    given = load(values, (), registry())
+    assert given.recipe == load(path, (), registry()).recipe
+    assert given.origins["prune.target.keep"] == "recipe['prune']['target']['keep']"
+    assert given.origins["prune.selector.name"] == "default"
+    assert yaml.safe_load(given.source)["train"] == {
+        "tokens": "1.5k",
+        "learning_rate": {"peak": 0.0003},
+    }
+    changed = load(values, ["prune.target.keep=70%"], registry())
+    assert changed.recipe.prune is not None and changed.recipe.prune.target.keep == 0.7
+    assert load(str(path), (), registry()).recipe == given.recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "where"),
+    [
+        ({"prnue": {}}, "unknown key prnue", "recipe['prnue']"),
+        ({"seed": -1}, "seed is -1", "recipe['seed']"),
+        ({"seed": {1, 2}}, "its type is set", "recipe['seed']"),
+        ({"data": {3: 4}}, "a key is 3, not text", "recipe['data']"),
+        ({"model": None}, "model has no value", "recipe['model']"),
+        ({"plugins": ["gone.py"]}, "no file 'gone.py'", "recipe['plugins'][0]"),
+        ({"include": "gone.yaml"}, "no file 'gone.yaml'", "recipe['include']"),
+        ({"prune": {"target": {"keep": 2}}}, "keep", "recipe['prune']['target']['keep']"),
+    ],
+)
+def test_errors_of_a_mapping_name_the_key(change, what, where, tmp_path, monkeypatch):
+    write(tmp_path, RECIPE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as error:
+        load({**yaml.safe_load(RECIPE.replace("3e-4", "0.0003")), **change}, (), registry())
+    assert what in error.value.what and error.value.where == where
