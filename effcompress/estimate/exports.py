@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from effcompress.errors import RecipeError
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.model.lineage import STREAM
 from effcompress.model.multimodal import sees_by_layer
 from effcompress.model.source import outer_config
-from effcompress.network.shapes import widest
+from effcompress.network.shapes import apart, widest
 from effcompress.recipe import LoadedRecipe
 from effcompress.types import DEPTH, Config, Family, Widths, axis_kind
 
@@ -107,18 +107,29 @@ def _differences(found: SizedModel, shape: Widths) -> Iterator[tuple[str, bool]]
     certainly do.
     """
     axes, cut = found.axes, {s.name: s for s in found.sets}
+    own = apart(axes, found.config)
     some_go = any(s.kind == "layer" for s in found.sets)
     for kind in dict.fromkeys(map(axis_kind, axes.widths)):
         names = axes.axes(kind)
         asked = [cut[name] for name in names if name in cut]
-        ends = {shape.get(kind) if name in cut else axes.widths[name] for name in names}
+        alike = [name for name in names if name not in own]
+        ends = {shape.get(kind) if name in cut else axes.widths[name] for name in alike}
         if kind == "layer" or len(names) < 2:
+            continue
+        if more := [s for s in asked if s.name in own]:
+            # The stock class has them as they are, whatever becomes of the others.
+            free = (
+                any(s.scope != "lockstep" for s in more) or len({s.kind for s in cut.values()}) > 1
+            )
+            left = {shape.get(kind) == own[s.name] for s in more}
+            if kind not in shape or False in left:
+                yield kind, (kind in shape or not free) and not some_go
             continue
         if kind in DEPTH:
             differs, sure = bool(asked), False
         elif asked and kind not in shape:
-            now = {axes.widths[name] for name in names}
-            free = any(s.scope != "lockstep" for s in asked) or len(asked) < len(names)
+            now = {axes.widths[name] for name in alike}
+            free = any(s.scope != "lockstep" for s in asked) or len(asked) < len(alike)
             differs, sure = free or len(now) > 1, not free
         else:
             differs = sure = len(ends) > 1
@@ -130,8 +141,37 @@ def _differences(found: SizedModel, shape: Widths) -> Iterator[tuple[str, bool]]
 
 def _final(found: SizedModel, shape: Widths) -> Widths | None:
     """Widths per axis kind in the end; None where the target does not say them."""
-    cut = {s.kind for s in found.sets if s.kind not in DEPTH}
-    return {**widest(found.axes), **shape} if cut <= shape.keys() else None
+    own = apart(found.axes, found.config)
+    return {**widest(found.axes, own), **shape} if _said(found, shape) else None
+
+
+def _said(found: SizedModel, shape: Widths) -> bool:
+    """Whether the target says the widths of all kinds that are cut."""
+    return {s.kind for s in found.sets if s.kind not in DEPTH} <= shape.keys()
+
+
+def require_taken(
+    loaded: LoadedRecipe, found: SizedModel, refused: Callable[[Widths], Mapping[str, str]]
+) -> list[str]:
+    """Returns warnings as ``require_form`` does, and raises as it does, of an architecture whose
+    stock class is known by trial alone. ``refused``: axis kinds that it does not take, and why, at
+    the widths that the target states, or with a unit less.
+    """
+    form, shape = loaded.recipe.export.form, _target_shape(loaded)
+    reasons = refused(shape if _said(found, shape) else {})
+    if not reasons:
+        return []
+    if _said(found, shape):
+        raise RecipeError(
+            f"export.form: {form} cannot hold the result: {next(iter(reasons.values()))}",
+            where=loaded.origins.get("export.form", str(loaded.path)),
+            fix="Write `form: exact`.",
+        )
+    kinds, why = ", ".join(reasons), next(iter(reasons.values()))
+    return [
+        f"export: the stock class does not take every size of {kinds}, which form: {form} then "
+        f"cannot hold ({why}); {_LATE.format('exact')}"
+    ]
 
 
 def refusal(form: str, family: Family, config: Config, widths: Widths) -> str:

@@ -19,11 +19,11 @@ from effcompress.errors import RunError
 from effcompress.model import exact, scratch
 from effcompress.model.exact import Container, container
 from effcompress.model.lineage import STREAM, Part, Pruned
-from effcompress.network.pruned_model import PrunedModel, uniform_widths
-from effcompress.network.shapes import per_layer, widest
+from effcompress.network.pruned_model import PrunedModel
+from effcompress.network.shapes import apart, per_layer, uniform_widths, widest
 from effcompress.removal.modules import attributes, depth_fields
 from effcompress.removal.norms import Norm
-from effcompress.types import AxisMap, Depth, Family, Widths
+from effcompress.types import DEPTH, AxisMap, Depth, Family, Widths, axis_kind
 
 Name = Literal["uniform", "padded", "exact"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -92,10 +92,10 @@ def stock_form(pruned: PrunedModel, name: Name | Literal["auto"]) -> Form:
 
 
 def _uniform(pruned: PrunedModel) -> Form:
-    widths = uniform_widths(pruned.axes)
+    widths = uniform_widths(pruned.axes, pruned.config)
     if widths is None:
         raise RunError(
-            f"layers differ: {_difference(pruned.axes)}",
+            f"layers differ: {_difference(pruned)}",
             fix="Export as `padded` (stock class, zeros added) or as `exact`.",
         )
     built, params = _stock(pruned, widths)
@@ -119,24 +119,55 @@ def _padded(pruned: PrunedModel) -> Form:
                 f"layers differ in '{kind}', and no zeros can fill that up without another result",
                 fix="Export as `exact`.",
             )
-    try:
-        built, params = _stock(pruned, wide)
-    except RunError as error:
-        more = now.family.pad(pruned.config, wide) if now.family.pad else {}
-        grown = {kind: size for kind, size in more.items() if size != wide[kind]}
-        if not grown or not grown.keys().isdisjoint(now.family.rigid):
-            raise RunError(error.what, fix="Export as `exact`.") from error
-        built, params = _stock(pruned, {**wide, **more})
-        changed = ", ".join(f"{kind} {wide[kind]} became {grown[kind]}" for kind in grown)
-        why.append(f"{changed}: {error.what}")
+    first: RunError | None = None
+    for more in _growths(pruned, wide):
+        grown = {kind: size for kind, size in more.items() if size != wide.get(axis_kind(kind))}
+        if not {axis_kind(kind) for kind in grown}.isdisjoint(now.family.rigid):
+            continue
+        try:
+            built, params = _stock(pruned, {**wide, **more})
+        except RunError as error:
+            first = first or error
+            continue
+        break
+    else:
+        assert first is not None
+        raise RunError(first.what, fix="Export as `exact`.") from first
+    if first is not None:
+        changed = (f"{kind} {wide[kind]} became {grown[kind]}" for kind in grown if kind in wide)
+        why.append(f"{', '.join(changed) or 'some layers are narrower'}: {first.what}")
     if zeros := sum(p.numel() for p in params.values()) - pruned.params:
         why.append(f"padded with {zeros:,} zeros")
-    if uniform_widths(now) is None:
-        why.append(f"layers differ: {_difference(now)}")
+    if uniform_widths(now, pruned.config) is None:
+        why.append(f"layers differ: {_difference(pruned)}")
     why += [built.why] if built.why else []
     files = {scratch.RECORD: scratch.record(_exact_config(pruned, {}))}
     held, said = _buffers(pruned, built.skeleton), "; ".join(why)
     return Form("padded", built.model_type, built.skeleton, params, said, files, held)
+
+
+def _growths(pruned: PrunedModel, wide: Widths) -> Iterator[Mapping[str, int]]:
+    """Yields the widths to try that zeros can fill up to, beside those of the widest layers
+    (``wide``): none; what the family says that its class accepts; where it says nothing, the
+    multiples that its kernels want and the widths that it derives for some layers alone, then the
+    parent's of one kind, then of all.
+    """
+    yield {}
+    family = pruned.family
+    if family.pad is not None:
+        yield family.pad(pruned.config, wide)
+        return
+    own, parent = apart(pruned.axes, pruned.config), widest(pruned.parent)
+    least = {**widest(pruned.axes, own), **own}
+    least |= {k: -(-least[k] // m) * m for k, m in family.multiples.items() if k in least}
+    if least != wide:
+        yield least
+    cut = {kind: size for kind, size in parent.items() if size != least.get(kind, size)}
+    for kind, size in cut.items():
+        yield {**least, kind: size}
+    stated = groups.from_config(family, pruned.config).widths
+    if len(cut) > 1 or own:
+        yield {**parent, **{n: w for n, w in stated.items() if axis_kind(n) not in DEPTH}}
 
 
 def _exact(pruned: PrunedModel) -> Form:
@@ -144,7 +175,8 @@ def _exact(pruned: PrunedModel) -> Form:
     plain = config.get(pruned.family.epsilon_field)
     told = {norm.path: norm.epsilon for norm in pruned.norms() if norm.epsilon != plain}
     fields = _exact_config(pruned, told)
-    why = "" if uniform_widths(axes) else f"layers differ: {_difference(axes)}"
+    same = uniform_widths(axes, config)
+    why = "" if same else f"layers differ: {_difference(pruned)}"
     params = {name: _on_cpu(p) for name, p in pruned.parameters().items()}
     files = {exact.FILE: exact.modelling_source(config["model_type"])}
     skeleton = exact.exact_skeleton(fields)
@@ -197,12 +229,16 @@ def _per_layer(pruned: PrunedModel) -> dict[str, list[int]]:
     return {f: v for f, v in fields.items() if f not in everywhere and "head_dim" not in f}
 
 
-def _difference(axes: AxisMap) -> str:
+def _difference(pruned: PrunedModel) -> str:
+    axes, own = pruned.axes, apart(pruned.axes, pruned.config)
     if axes.depth.absent:
         return f"{sorted(axes.depth.absent)[0].replace('.', ' of layer ')} is gone"
-    for kind, width in widest(axes).items():
+    for name, width in own.items():
+        if axes.widths[name] != width:
+            return f"{axes.widths[name]} units on axis '{name}', {width} in the stock class"
+    for kind, width in widest(axes, own).items():
         for name in axes.axes(kind):
-            if axes.widths[name] != width:
+            if name not in own and axes.widths[name] != width:
                 return f"{axes.widths[name]} units on axis '{name}', {width} on another '{kind}'"
     return ""
 

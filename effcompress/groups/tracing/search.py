@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from effcompress.errors import CoverageError
-from effcompress.groups.tracing.anatomy import OTHER_HEADS, Anatomy, Norm, norms_of
+from effcompress.groups.tracing.anatomy import (
+    OTHER_HEADS,
+    Anatomy,
+    Norm,
+    epsilons_of,
+    norms_of,
+)
 from effcompress.groups.tracing.depth import (
     Silent,
     Subject,
@@ -260,9 +266,15 @@ class Search:
             gain_offset=norm.offset,
             epsilon_attribute=norm.attribute,
             epsilon_field=epsilon_field(self.small.config, norm.epsilon),
+            more_norms=not norm.centred and norm.epsilon in self._beside(over),
             final_norm=final[-1] if final else "",
             approximate={k: _ACROSS for kinds in over.values() for k in kinds if k != HIDDEN},
         )
+
+    def _beside(self, over: Mapping[str, object]) -> set[float]:
+        """The epsilons of norms that average over axes which are never cut."""
+        found, pattern = epsilons_of(self.small.module), self.small.anatomy.pattern
+        return {epsilon for gain, epsilon in found.items() if pattern(gain) not in over}
 
 
 def _cut_in_full(draft: Draft, path: str, proven: Sequence[str]) -> bool:
