@@ -182,7 +182,10 @@ def refusal(form: str, family: Family, config: Config, widths: Widths) -> str:
         return "constants take the place of experts, which no stock class knows"
     misfits = _misfits(family, config, widths)
     if misfits and form == "padded":
-        misfits = _misfits(family, config, _padded(family, config, widths))
+        grown = _padded(family, config, widths)
+        if [kind for kind in family.rigid if grown.get(kind) != widths.get(kind)]:
+            return next(iter(misfits.values()))
+        misfits = _misfits(family, config, grown)
     if misfits:
         return next(iter(misfits.values()))
     if not family.whole_heads(config):
@@ -207,7 +210,7 @@ def _misfits(family: Family, config: Config, widths: Widths) -> dict[str, str]:
     }
     for kind, width in family.derived.items():
         if kind in widths and widths[kind] != (wanted := width(config, widths)):
-            found[kind] = f"{kind} {widths[kind]} stays, and the stock class makes {wanted} of it"
+            found[kind] = f"{kind} {widths[kind]} are left, and the stock class derives {wanted}"
     return found
 
 
@@ -231,5 +234,5 @@ def _open(form: str, found: SizedModel, shape: Widths) -> str:
         if kind in cut and (cut[kind].multiple % multiple or cut[kind].size % multiple):
             kinds.append(kind)
     others = _misfits(family, found.config, less)
-    kinds += [kind for kind in others if kind not in cut]
+    kinds += [kind for kind in others if kind not in cut or kind in family.derived]
     return ", ".join(dict.fromkeys(kinds))

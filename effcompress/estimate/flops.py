@@ -30,9 +30,9 @@ class Flops:
             for names, factor in axes.terms(param):
                 self._factors[expert_axis(axes, param), tuple(sorted(names))] += factor
         self._states = {
-            name: operations(config)
-            for kind, operations in axes.family.recurrence.items()
-            for name in axes.axes(kind)
+            tuple(f"{kind}.{axis_layer(name)}" for kind in kinds.split("/")): operations(config)
+            for kinds, operations in axes.family.recurrence.items()
+            for name in axes.axes(kinds.partition("/")[0])
         }
 
     def per_token(self, widths: Widths) -> float:
@@ -53,7 +53,8 @@ class Flops:
         # 2 operations x widths of a query and of a value x length, half of it masked.
         pairs = 2 * sum(attended(axes, config, wide, i) for i in axes.depth.layers)
         attention = pairs * self._length / 2
-        attention += sum(n * wide[name] * _mixes(wide, name) for name, n in self._states.items())
+        for names, n in self._states.items():
+            attention += n * math.prod(wide[name] for name in names) * _mixes(wide, names[0])
         return 3.0 * (2.0 * weights + attention)
 
 

@@ -259,7 +259,10 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
     for first in pruned.norms()[:1]:
         epsilon = first.epsilon * _stretch(first, now, then)
         if family.scales_stream:
-            stated = float(getattr(pruned.module.config, family.epsilon_field))
+            stated = _within(pruned, then) or float(
+                getattr(pruned.module.config, family.epsilon_field)
+            )
+            fields[family.epsilon_field] = stated
             for name, factor in _of_stream(family, then, (stated / epsilon) ** 0.5):
                 factors[name] = factors.get(name, 1.0) * factor
             continue
@@ -268,6 +271,21 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
         for name, factor in _fed(pruned, then, epsilon).items():
             factors[name] = factors.get(name, 1.0) * factor
     return container(family, fields, then.shapes), _filled(pruned, then, factors)
+
+
+def _within(pruned: PrunedModel, then: AxisMap) -> float | None:
+    """Returns the epsilon of the norms within recurrences, which read what no weight scales; None
+    where there are none. Raises RunError where they want different ones: a class has one.
+    """
+    inner = [norm for norm in pruned.norms() if norm.averaged != norm.segment.names]
+    wanted = sorted(norm.epsilon * _stretch(norm, pruned.axes, then) for norm in inner)
+    if wanted and wanted[-1] > wanted[0] * (1 + 1e-9):
+        raise RunError(
+            "the norms behind state spaces need epsilons from "
+            f"{wanted[0]:.3g} to {wanted[-1]:.3g}, and a stock class has one",
+            fix="Export as `exact`.",
+        )
+    return wanted[0] if wanted else None
 
 
 def _buffers(pruned: PrunedModel, skeleton: nn.Module) -> dict[str, Tensor]:

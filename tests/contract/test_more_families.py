@@ -37,12 +37,14 @@ from tests.network.test_rotated import sliced
 
 FAMILIES = tuple(sources())
 CASES = [(model_type, kind) for model_type in FAMILIES for kind in sources()[model_type].kinds]
-WITHIN = ("ffn", "expert_ffn", "shared_ffn", "attention", "query", "linear_head", "conv_channel")
+WITHIN = ("ffn", "expert_ffn", "shared_ffn", "attention", "query")
+WITHIN += ("linear_head", "conv_channel", "ssm_group")
 """Kinds whose units do nothing but add to the stream: without them the rest is as before."""
 SPACES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "query": ("attention", {"unit": "q_per_group"}),
     "expert_ffn": ("ffn", {}),
-    **dict.fromkeys(("linear_head", "conv_channel"), ("mixer", {})),
+    **dict.fromkeys(("linear_head", "conv_channel", "ssm_group"), ("mixer", {})),
+    "ssm_head": ("mixer", {"unit": "head"}),
     "shared_ffn": ("ffn", {}),
 }
 """Kind -> the pruning space that cuts it; others have one of their own name."""
@@ -77,8 +79,10 @@ def tiny(model_type: str, dtype: torch.dtype = torch.float64) -> Any:
 
 def opened(model: Any, *kinds: str) -> PrunedModel:
     """The model with everything of these kinds free to go."""
-    spaces = {SPACES.get(kind, (kind, {}))[0]: SPACES.get(kind, (kind, {}))[1] for kind in kinds}
-    bound = [Bound(REGISTRY.get("space", name), knobs) for name, knobs in spaces.items()]
+    spaces: list[tuple[str, dict[str, Any]]] = []
+    for kind in kinds:
+        spaces += [one for one in [SPACES.get(kind, (kind, {}))] if one not in spaces]
+    bound = [Bound(REGISTRY.get("space", name), knobs) for name, knobs in spaces]
     return PrunedModel(model, model.config.to_dict(), bound)
 
 

@@ -16,6 +16,7 @@ from effcompress.model.families import (
     latent,
     layernorm,
     llama,
+    nemotron,
     shared,
     ssm,
 )
@@ -26,6 +27,7 @@ FAMILIES = (
     *(*llama.FAMILIES, *decoders.FAMILIES, *experts.FAMILIES, *shared.FAMILIES),
     *(*latent.FAMILIES, *layernorm.FAMILIES, *centred.FAMILIES, *fused.FAMILIES),
     *(*hybrids.FAMILIES, *gemma.FAMILIES, *ssm.FAMILIES),
+    *nemotron.FAMILIES,
 )
 
 

@@ -20,6 +20,8 @@ MAMBA = {
     **{"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 5},
     **{"mamba_expand": 2, "num_hidden_layers": 4, "mamba_chunk_size": 8},
 }
+SSM = ("ssm_group", "ssm_head")
+MIXERS = ["linear_attention", "mlp", "full_attention", "moe"]
 SOURCES = {
     "qwen3_5_text": Source(
         "Qwen3.5 (text)",
@@ -85,14 +87,30 @@ SOURCES = {
             **{"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
             **{"shared_intermediate_size": 20, "residual_multiplier": 0.7},
         },
-        kinds=(*DENSE[1:], *EXPERTS),
-        uncut=("hidden",),
+        kinds=(*DENSE[1:], *EXPERTS, *SSM),
+        uncut=("hidden", *SSM),
         others=(*BIASES, {"num_local_experts": 0}, {"mamba_proj_bias": True}),
+    ),
+    "nemotron_h": Source(
+        "Nemotron-H",
+        {
+            **{"layers_block_type": [*MIXERS, *MIXERS], "mamba_num_heads": 6, "mamba_head_dim": 16},
+            **{"n_groups": 3, "ssm_state_size": 5, "chunk_size": 8, "n_routed_experts": 5},
+            **{"moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 20},
+        },
+        without=("num_hidden_layers",),
+        kinds=("ffn", "attention", "query", "hidden", *EXPERTS, *SSM, "layer"),
+        others=(
+            {"mlp_bias": True, "use_bias": True, "use_conv_bias": False},
+            {"layers_block_type": None, "hybrid_override_pattern": "M-M*E"},
+            {"moe_latent_size": 16},
+        ),
     ),
     "bamba": Source(
         "Bamba",
         {**MAMBA, "attn_layer_indices": [1, 3]},
-        uncut=("hidden",),
+        kinds=(*DENSE, *SSM),
+        uncut=("hidden", *SSM),
         others=(*BIASES, {"mlp_bias": True, "mamba_conv_bias": False}),
     ),
 }
