@@ -256,6 +256,10 @@ class Family:
     """Axis kind, or kinds joined by ``/`` -> operations of a token for each of its units that are
     no product with a weight: updates of a recurrent state.
     """
+    more_products: Callable[[Config], int] = lambda _config: 0
+    """Multiplications of a token in each layer that are no product with a weight, or with one that
+    is used again.
+    """
     scales_stream: bool = False
     """Whether a stock class gets another epsilon by another scale of the residual stream: a norm
     within its layers has the same epsilon, and nothing in front of it could be scaled.

@@ -148,6 +148,9 @@ def _rows(text: str) -> list[dict[str, str]]:
 def _traced(found: Mapping[str, Mapping[str, Any]], kept: Mapping[str, str]) -> list[str]:
     rows = {} if found else dict(kept)
     for model_type, seen in found.items():
+        if not {"kinds", *FORMS} <= seen.keys():  # not all of its tests ran, or passed
+            rows |= {model_type: kept[model_type]} if model_type in kept else {}
+            continue
         kinds = (*seen["kinds"], *seen.get("depth", ()))
         cut = ", ".join(KINDS[kind] for kind in KINDS if kind in kinds)
         each = " | ".join(_power(seen[part]) for part in ("apart", *FORMS))

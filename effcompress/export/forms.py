@@ -252,7 +252,7 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
             raise RunError(said)
     then = groups.from_config(family, config, depth=Depth(now.depth.layers), kinds=widths)
     kept = depth_fields(family, config, now.depth.layers)
-    fields = {**config, **kept, **family.resize(config, widths)}
+    fields = {**config, **kept, **family.resize({**config, **kept}, widths)}
     factors = _factors(pruned, then)
     # All norms of a class have one epsilon: the first norm's. A traced family may have no norm over
     # an axis that can be cut; then no epsilon changed.

@@ -207,7 +207,8 @@ class PrunedModel:
         """Returns configuration fields of the tensors as they are; sizes if all layers agree."""
         found = depth_fields(self.family, self.config, self.depth.layers)
         uniform = uniform_widths(self.axes, self.config)
-        return {**found, **(self.family.resize(self.config, uniform) if uniform else {})}
+        now = {**self.config, **found}
+        return {**found, **(self.family.resize(now, uniform) if uniform else {})}
 
     def state(self) -> dict[str, Any]:
         """Returns what ``restore`` needs besides tensors and ledger, as JSON values."""

@@ -278,7 +278,9 @@ def cut(model_type: str, change: str, name: str) -> PrunedModel:
     plan |= {name: [0] for name in there[1:2]}
     if change != "width" and name != "uniform":
         blocks = {s.name: [0] for s in pruned.sets if s.kind in DEPTH[1:]}
-        ends = (f"attention_block.{there[0][6:]}", f"mlp_block.{there[-1][6:]}")
+        ends = (f"attention_block.{there[0][6:]}", f"mlp_block.{there[-1][6:]}") if there else ()
+        if not there:  # no layer can go: the first and the last block
+            ends = (next(iter(blocks)), list(blocks)[-1])
         plan |= {block: [0] for block in ends if block in blocks}
     pruned.mask({name: units for name, units in plan.items() if units}, repairs=NORM_GAIN)
     pruned.commit()

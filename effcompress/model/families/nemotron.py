@@ -86,7 +86,9 @@ def _experts() -> Iterator[Axis]:
 def _axes() -> Iterator[Axis]:
     yield from linear("model.embeddings", "vocab", "hidden")
     yield side(LAYER + "norm.weight", 0, "hidden")
-    attends = (replace(a, param=a.param.replace(".self_attn.", ".mixer.")) for a in attention("", ""))
+    attends = (
+        replace(a, param=a.param.replace(".self_attn.", ".mixer.")) for a in attention("", "")
+    )
     yield from where(attends, FULL)
     yield from where(_SPACE.axes(), STATE)
     yield from _plain(_MIXER, FFN, PLAIN)

@@ -80,6 +80,22 @@ SOURCES = {
             {"layer_types": None, "num_hidden_layers": 8, "use_double_wide_mlp": True},
         ),
     ),
+    "gemma3n_text": Source(
+        "Gemma 3n (text)",
+        {
+            **{"num_hidden_layers": 5, "num_kv_shared_layers": 2, "sliding_window": 8},
+            **{"layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"]},
+            **{"hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 258},
+            **{"altup_num_inputs": 3, "laurel_rank": 9},
+            "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0, 0.0],
+        },
+        kinds=("ffn", "attention", "query", "attention_block", "mlp_block"),
+        others=(
+            {"intermediate_size": [40, 40, 32, 40, 40], "attention_bias": True},
+            {"activation_sparsity_pattern": None, "layer_types": None, "num_hidden_layers": 12},
+        ),
+        stated={"num_kv_shared_layers": 0},
+    ),
     "granitemoehybrid": Source(
         "Granite 4 (hybrid)",
         {
