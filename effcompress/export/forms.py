@@ -23,7 +23,7 @@ from effcompress.network.pruned_model import PrunedModel
 from effcompress.network.shapes import apart, per_layer, uniform_widths, widest
 from effcompress.removal.modules import attributes, depth_fields
 from effcompress.removal.norms import Norm
-from effcompress.types import DEPTH, AxisMap, Depth, Family, Widths, axis_kind
+from effcompress.types import DEPTH, AxisMap, Depth, Widths, axis_kind
 
 Name = Literal["uniform", "padded", "exact"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -263,7 +263,7 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
                 getattr(pruned.module.config, family.epsilon_field)
             )
             fields[family.epsilon_field] = stated
-            for name, factor in _of_stream(family, then, (stated / epsilon) ** 0.5):
+            for name, factor in groups.of_stream(family, then, (stated / epsilon) ** 0.5):
                 factors[name] = factors.get(name, 1.0) * factor
             continue
         if family.epsilon_field:
@@ -371,26 +371,6 @@ def _factors(pruned: PrunedModel, then: AxisMap) -> dict[str, float]:
         if config.get("tie_word_embeddings"):
             found[family.final_norm] = found.get(family.final_norm, 1.0) / ratio
     return found
-
-
-def _of_stream(family: Family, then: AxisMap, scale: float) -> Iterator[tuple[str, float]]:
-    """Yields the factors of a residual stream that is ``scale`` times as large.
-
-    ``g s x / sqrt(s^2 m + e)`` equals ``g x / sqrt(m + e / s^2)``: all norms over the stream get
-    the epsilon ``e / s^2``, and what they return is the same. The embedding and all that is added
-    to the stream grow, and the last norm shrinks if the embedding is also the output matrix.
-    """
-    tables = [p for p in then.shapes if "vocab" in {n for s in then.by_param[p] for n in s.names}]
-    yield tables[0], scale
-    if len(tables) == 1:
-        yield family.final_norm, 1 / scale
-    gains = {g.replace("{i}", str(j)) for g in family.norms for j in range(len(then.depth.layers))}
-    for param, shape in then.shapes.items():
-        outputs = 3 - family.expert_inputs if len(shape) == 3 else 1 - family.inputs
-        on_stream = {s.dim for s in then.by_param[param] if s.names == ("hidden",)}
-        written = {0, outputs} if param.endswith("bias") else {outputs}
-        if then.gates[param] and param not in gains and on_stream & written:
-            yield param, scale
 
 
 def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]:

@@ -60,8 +60,10 @@ class Draft:
     gain_offset: float = 0.0
     epsilon_attribute: str = ""
     epsilon_field: str = ""
-    more_norms: bool = False
-    """Whether norms over axes that are never cut have the same field's epsilon."""
+    scales_stream: bool = False
+    """Whether norms over axes that are never cut have the same epsilon, and a stock class can do
+    with another scale of the residual stream in place of another one.
+    """
     final_norm: str = ""
     approximate: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -169,7 +171,7 @@ def family_from(draft: Draft) -> Family:
         final_norm=draft.final_norm,
         epsilon_field=draft.epsilon_field,
         epsilon_attribute=draft.epsilon_attribute,
-        scales_stream=draft.more_norms and bool(draft.epsilon_field) and not _behind(draft),
+        scales_stream=draft.scales_stream,
         fixed=draft.kept,
         approximate=draft.approximate,
         # Channels of zeros would change the mean and the variance of a LayerNorm.
@@ -177,7 +179,7 @@ def family_from(draft: Draft) -> Family:
         # Grouped kernels of experts want it, and experts stay as they are.
         multiples={"hidden": EXPERT_ROW} if UNTOUCHED_EXPERTS in draft.left_out else {},
         sublayers=draft.sublayers,
-        norms_behind=lambda _: _behind(draft),
+        norms_behind=lambda _: any(part.behind for part in draft.sublayers.values()),
         staying=lambda _: [
             f"{part}.{_last(draft.layers, kind)}" for kind in draft.stays for part in DEPTH[:2]
         ],
@@ -187,11 +189,6 @@ def family_from(draft: Draft) -> Family:
         traced=True,
         unreached=draft.left_out,
     )
-
-
-def _behind(draft: Draft) -> bool:
-    """Whether a norm lies between a block and the stream."""
-    return any(part.behind for part in draft.sublayers.values())
 
 
 def value(product: Iterable[str], widths: Widths, per_unit: Mapping[str, int]) -> int:
