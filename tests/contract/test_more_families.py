@@ -270,10 +270,11 @@ def cut(model_type: str, change: str, name: str) -> PrunedModel:
         p.data *= 0.5 if p.dim() > 1 else 1.0  # logits of a usual size
     pruned = opened(model, *(k for k in sources()[model_type].kinds if k != "query"))
     plan: Plan = {}
+    source = sources()[model_type]
+    stay = {"uniform": source.uncut, "padded": source.unpadded}.get(name, ())
     for s in pruned.sets if change != "depth" else ():
         if s.kind not in DEPTH:
-            uncut = name == "uniform" and s.kind in sources()[model_type].uncut
-            plan[s.name] = few(s, 0 if uncut else _count(s, name), s.layer or 0)
+            plan[s.name] = few(s, 0 if s.kind in stay else _count(s, name), s.layer or 0)
     there = [s.name for s in pruned.sets if s.kind == "layer"] if change != "width" else []
     plan |= {name: [0] for name in there[1:2]}
     if change != "width" and name != "uniform":

@@ -130,43 +130,40 @@ def _staying(config: Config) -> Iterator[str]:
         yield from [f"layer.{i}" for i, other in enumerate(kinds) if other == kind][-1:]
 
 
-NEMOTRON_H = Family(
-    **{
-        **_TRAITS,
-        **_SPACE.traits(),
-        "name": "nemotron_h",
-        "model_types": ("nemotron_h",),
-        "axes": tuple(_axes()),
-        "units": _UNITS,
-        "positions_per_unit": {"head": llama.head_dim, **_SPACE.per_unit()},
-        "required": ("vocab_size", "hidden_size", "num_attention_heads"),
-        "norms": (LAYER + "norm.weight", _SPACE.norm, "model.norm_f.weight"),
-        "counted": lambda c: len(layer_types(c)),
-        "flags": {
-            **_TRAITS["flags"],
-            FULL: _is("full_attention"),
-            STATE: _is("linear_attention"),
-            PLAIN: _is("mlp"),
-        },
-        "fixed": (*_TRAITS["fixed"], "kernel", "moe_latent"),
-        "rigid": (*_TRAITS["rigid"], "ssm_head"),
-        "final_norm": "model.norm_f.weight",
-        "epsilon_field": "layer_norm_epsilon",
-        "resize": _TRAITS["resize"],
-        "attributes": _attributes,
-        "staying": _staying,
-        "depth_fields": lambda c, layers: {
-            "layers_block_type": [layer_types(c)[i] for i in layers]
-        },
-        "defaults": {
-            "nemotron_h": {
-                **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
-                **{"mamba_num_heads": 128, "mamba_head_dim": 64, "n_groups": 8, "conv_kernel": 4},
-                **{"ssm_state_size": 128, "use_conv_bias": True, "intermediate_size": 21504},
-                **{"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-                **{"moe_intermediate_size": 7688, "moe_shared_expert_intermediate_size": 7688},
-            }
-        },
-    }
-)
+_DECLARED: dict[str, Any] = {
+    **_TRAITS,
+    **_SPACE.traits(),
+    "name": "nemotron_h",
+    "model_types": ("nemotron_h",),
+    "axes": tuple(_axes()),
+    "units": _UNITS,
+    "positions_per_unit": {"head": llama.head_dim, **_SPACE.per_unit()},
+    "required": ("vocab_size", "hidden_size", "num_attention_heads"),
+    "norms": (LAYER + "norm.weight", _SPACE.norm, "model.norm_f.weight"),
+    "counted": lambda c: len(layer_types(c)),
+    "flags": {
+        **_TRAITS["flags"],
+        FULL: _is("full_attention"),
+        STATE: _is("linear_attention"),
+        PLAIN: _is("mlp"),
+    },
+    "fixed": (*_TRAITS["fixed"], "kernel", "moe_latent"),
+    "rigid": (*_TRAITS["rigid"], "ssm_head"),
+    "final_norm": "model.norm_f.weight",
+    "epsilon_field": "layer_norm_epsilon",
+    "resize": _TRAITS["resize"],
+    "attributes": _attributes,
+    "staying": _staying,
+    "depth_fields": lambda c, layers: {"layers_block_type": [layer_types(c)[i] for i in layers]},
+    "defaults": {
+        "nemotron_h": {
+            **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
+            **{"mamba_num_heads": 128, "mamba_head_dim": 64, "n_groups": 8, "conv_kernel": 4},
+            **{"ssm_state_size": 128, "use_conv_bias": True, "intermediate_size": 21504},
+            **{"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+            **{"moe_intermediate_size": 7688, "moe_shared_expert_intermediate_size": 7688},
+        }
+    },
+}
+NEMOTRON_H = Family(**_DECLARED)
 FAMILIES = (NEMOTRON_H,)

@@ -105,6 +105,7 @@ SOURCES = {
         },
         kinds=(*DENSE[1:], *EXPERTS, *SSM),
         uncut=("hidden", *SSM),
+        unpadded=("ssm_head",),
         others=(*BIASES, {"num_local_experts": 0}, {"mamba_proj_bias": True}),
     ),
     "nemotron_h": Source(
@@ -127,6 +128,7 @@ SOURCES = {
         {**MAMBA, "attn_layer_indices": [1, 3]},
         kinds=(*DENSE, *SSM),
         uncut=("hidden", *SSM),
+        unpadded=("ssm_head",),
         others=(*BIASES, {"mlp_bias": True, "mamba_conv_bias": False}),
     ),
 }
