@@ -195,8 +195,14 @@ class Family:
     """Configuration fields that must be present, as positive integers."""
     norms: tuple[str, ...] = ()
     """Gains of the norms that average over an axis that can be cut (patterns with ``{i}``)."""
+    norm_parts: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Gain of a norm (pattern) -> the axis kind whose units it normalises each by itself (groups of
+    a state space): it averages over what one of them owns.
+    """
     layer: str = "model.layers.{i}"
     """The path of a layer."""
+    counted: Callable[[Config], int] | None = None
+    """The number of layers, where configurations state it as the length of a list."""
     applies: Callable[[Config], bool] = lambda _config: True
     """Whether a configuration of these ``model_types`` is meant: some classes are built in several
     ways, and each has a declaration of its own.
@@ -247,8 +253,12 @@ class Family:
     recurrence: Mapping[str, Callable[[Config], int]] = field(
         default_factory=dict[str, Callable[[Config], int]]
     )
-    """Axis kind -> operations of a token for each of its units that are no product with a weight:
-    updates of a recurrent state.
+    """Axis kind, or kinds joined by ``/`` -> operations of a token for each of its units that are
+    no product with a weight: updates of a recurrent state.
+    """
+    more_products: Callable[[Config], int] = lambda _config: 0
+    """Multiplications of a token in each layer that are no product with a weight, or with one that
+    is used again.
     """
     scales_stream: bool = False
     """Whether a stock class gets another epsilon by another scale of the residual stream: a norm
@@ -342,6 +352,8 @@ class Family:
 
     def read(self, config: Config, name: str) -> Any:
         """Reads a field by its usual name. Raises KeyError when it is missing."""
+        if name == "num_hidden_layers" and self.counted is not None:
+            return self.counted(config)
         return config[self.aliases.get(name, name)]
 
 

@@ -44,6 +44,7 @@ KINDS = {
     "attention_block": "attention block",
     "mlp_block": "FFN block",
 }
+FORMS = ("uniform", "padded", "exact")
 COLUMN = {"expert_ffn": "ffn"}
 """Kind -> the kind in whose column it is shown; kinds without a column are named in the last."""
 HEAD = """\
@@ -86,9 +87,11 @@ TRACED = """
 Architectures without a declaration, as tiny random models with layers of every kind: what was
 proven and cut. Differences are relative to the largest logit: in fp64 between masked and removed,
 with different numbers per layer (the library's norms and routers compute in fp32), and in fp32
-between the model and its `exact` export in transformers, which generates the same with and without
-KV cache. An attention block is all that mixes tokens in a layer. Within a layer, linear attention,
-state spaces and routed experts stay as they are; `effcompress inspect` says why for a model.
+between the model and its exports in transformers, which generate the same with and without KV
+cache; `uniform` with equal numbers in every layer. Where a class gives some layers a width that it
+derives from others (shared experts), `uniform` and `padded` keep that width. An attention block is
+all that mixes tokens in a layer. Within a layer, linear attention, state spaces and routed experts
+stay as they are; `effcompress inspect` says why for a model.
 
 """
 
@@ -129,7 +132,7 @@ def page(results: Iterable[Mapping[str, Any]], before: str = "") -> str:
         if not any(f == family for f, _ in forms) and family in kept[1]:
             told.append(kept[1][family])
             continue
-        cells = [_form(forms[family, name]) for name in ("uniform", "padded", "exact")]
+        cells = [_form(forms[family, name]) for name in FORMS]
         told.append(f"| `{family}` | {' | '.join(cells)} |")
     last = _joined(_traced(traced, kept[2]))
     return f"{HEAD}{_joined(lines)}{EXPORTS}{_joined(told)}{TRACED}{last}"
@@ -145,11 +148,14 @@ def _rows(text: str) -> list[dict[str, str]]:
 def _traced(found: Mapping[str, Mapping[str, Any]], kept: Mapping[str, str]) -> list[str]:
     rows = {} if found else dict(kept)
     for model_type, seen in found.items():
+        if not {"kinds", *FORMS} <= seen.keys():  # not all of its tests ran, or passed
+            rows |= {model_type: kept[model_type]} if model_type in kept else {}
+            continue
         kinds = (*seen["kinds"], *seen.get("depth", ()))
         cut = ", ".join(KINDS[kind] for kind in KINDS if kind in kinds)
-        each = f"{_power(seen['apart'])} | {_power(seen['exported'])}"
+        each = " | ".join(_power(seen[part]) for part in ("apart", *FORMS))
         rows[model_type] = f"| `{model_type}` | {cut} | {each} |"
-    head = ["| `model_type` | cut | masked and removed | export |", "|---|---|---|---|"]
+    head = [f"| `model_type` | cut | masked and removed | {' | '.join(FORMS)} |", "|---" * 6 + "|"]
     return [*head, *(rows[model_type] for model_type in sorted(rows))]
 
 

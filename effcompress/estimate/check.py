@@ -22,7 +22,7 @@ from effcompress.model.families import declared_by
 from effcompress.model.source import outer_of, prompt_length
 from effcompress.recipe import LoadedRecipe
 from effcompress.spec import PruneSpec, Recipe
-from effcompress.types import UNTOUCHED_EXPERTS, Widths
+from effcompress.types import UNTOUCHED_EXPERTS, Widths, axis_kind
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ def _architecture(found: SizedModel) -> Iterator[str]:
     family = found.axes.family
     if (plugin := declared_by(str(found.config["model_type"]))) is not None:
         yield f"architecture: declared in {plugin.where}, and proven on small random models"
+    cut, there = {s.kind for s in found.sets}, {axis_kind(name) for name in found.axes.widths}
+    for kind, why in family.unreached.items():
+        if kind in there and any(kind.endswith(f"_{other}") for other in cut):
+            yield f"axes: {kind} stays as it is: {why}"
     if family.traced:
         kinds = ", ".join(found_kinds(found.axes))
         yield f"architecture: not declared; traced, and proven on a small model: {kinds}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from effcompress.errors import RecipeError
@@ -10,7 +10,7 @@ from effcompress.estimate.feasibility import SizedModel
 from effcompress.model.lineage import STREAM
 from effcompress.model.multimodal import sees_by_layer
 from effcompress.model.source import outer_config
-from effcompress.network.shapes import widest
+from effcompress.network.shapes import apart, widest
 from effcompress.recipe import LoadedRecipe
 from effcompress.types import DEPTH, Config, Family, Widths, axis_kind
 
@@ -139,18 +139,29 @@ def _differences(found: SizedModel, shape: Widths) -> Iterator[tuple[str, bool]]
     certainly do.
     """
     axes, cut = found.axes, {s.name: s for s in found.sets}
+    own = apart(axes, found.config)
     some_go = any(s.kind == "layer" for s in found.sets)
     for kind in dict.fromkeys(map(axis_kind, axes.widths)):
         names = axes.axes(kind)
         asked = [cut[name] for name in names if name in cut]
-        ends = {shape.get(kind) if name in cut else axes.widths[name] for name in names}
+        alike = [name for name in names if name not in own]
+        ends = {shape.get(kind) if name in cut else axes.widths[name] for name in alike}
         if kind == "layer" or len(names) < 2:
+            continue
+        if more := [s for s in asked if s.name in own]:
+            # The stock class has them as they are, whatever becomes of the others.
+            free = (
+                any(s.scope != "lockstep" for s in more) or len({s.kind for s in cut.values()}) > 1
+            )
+            left = {shape.get(kind) == own[s.name] for s in more}
+            if kind not in shape or False in left:
+                yield kind, (kind in shape or not free) and not some_go
             continue
         if kind in DEPTH:
             differs, sure = bool(asked), False
         elif asked and kind not in shape:
-            now = {axes.widths[name] for name in names}
-            free = any(s.scope != "lockstep" for s in asked) or len(asked) < len(names)
+            now = {axes.widths[name] for name in alike}
+            free = any(s.scope != "lockstep" for s in asked) or len(asked) < len(alike)
             differs, sure = free or len(now) > 1, not free
         else:
             differs = sure = len(ends) > 1
@@ -162,8 +173,37 @@ def _differences(found: SizedModel, shape: Widths) -> Iterator[tuple[str, bool]]
 
 def _final(found: SizedModel, shape: Widths) -> Widths | None:
     """Widths per axis kind in the end; None where the target does not say them."""
-    cut = {s.kind for s in found.sets if s.kind not in DEPTH}
-    return {**widest(found.axes), **shape} if cut <= shape.keys() else None
+    own = apart(found.axes, found.config)
+    return {**widest(found.axes, own), **shape} if _said(found, shape) else None
+
+
+def _said(found: SizedModel, shape: Widths) -> bool:
+    """Whether the target says the widths of all kinds that are cut."""
+    return {s.kind for s in found.sets if s.kind not in DEPTH} <= shape.keys()
+
+
+def require_taken(
+    loaded: LoadedRecipe, found: SizedModel, refused: Callable[[Widths], Mapping[str, str]]
+) -> list[str]:
+    """Returns warnings as ``require_form`` does, and raises as it does, of an architecture whose
+    stock class is known by trial alone. ``refused``: axis kinds that it does not take, and why, at
+    the widths that the target states, or with a unit less.
+    """
+    form, shape = loaded.recipe.export.form, _target_shape(loaded)
+    reasons = refused(shape if _said(found, shape) else {})
+    if not reasons:
+        return []
+    if _said(found, shape):
+        raise RecipeError(
+            f"export.form: {form} cannot hold the result: {next(iter(reasons.values()))}",
+            where=loaded.origins.get("export.form", str(loaded.path)),
+            fix="Write `form: exact`.",
+        )
+    kinds, why = ", ".join(reasons), next(iter(reasons.values()))
+    return [
+        f"export: the stock class does not take every size of {kinds}, which form: {form} then "
+        f"cannot hold ({why}); {_LATE.format('exact')}"
+    ]
 
 
 def refusal(form: str, family: Family, config: Config, widths: Widths) -> str:
@@ -174,7 +214,10 @@ def refusal(form: str, family: Family, config: Config, widths: Widths) -> str:
         return "constants take the place of experts, which no stock class knows"
     misfits = _misfits(family, config, widths)
     if misfits and form == "padded":
-        misfits = _misfits(family, config, _padded(family, config, widths))
+        grown = _padded(family, config, widths)
+        if [kind for kind in family.rigid if grown.get(kind) != widths.get(kind)]:
+            return next(iter(misfits.values()))
+        misfits = _misfits(family, config, grown)
     if misfits:
         return next(iter(misfits.values()))
     if not family.whole_heads(config):
@@ -199,7 +242,7 @@ def _misfits(family: Family, config: Config, widths: Widths) -> dict[str, str]:
     }
     for kind, width in family.derived.items():
         if kind in widths and widths[kind] != (wanted := width(config, widths)):
-            found[kind] = f"{kind} {widths[kind]} stays, and the stock class makes {wanted} of it"
+            found[kind] = f"{kind} {widths[kind]} are left, and the stock class derives {wanted}"
     return found
 
 
@@ -223,5 +266,5 @@ def _open(form: str, found: SizedModel, shape: Widths) -> str:
         if kind in cut and (cut[kind].multiple % multiple or cut[kind].size % multiple):
             kinds.append(kind)
     others = _misfits(family, found.config, less)
-    kinds += [kind for kind in others if kind not in cut]
+    kinds += [kind for kind in others if kind not in cut or kind in family.derived]
     return ", ".join(dict.fromkeys(kinds))

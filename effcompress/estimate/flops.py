@@ -29,10 +29,11 @@ class Flops:
         for param in multiplied(axes):
             for names, factor in axes.terms(param):
                 self._factors[expert_axis(axes, param), tuple(sorted(names))] += factor
+        self._more = axes.family.more_products(config)
         self._states = {
-            name: operations(config)
-            for kind, operations in axes.family.recurrence.items()
-            for name in axes.axes(kind)
+            tuple(f"{kind}.{axis_layer(name)}" for kind in kinds.split("/")): operations(config)
+            for kinds, operations in axes.family.recurrence.items()
+            for name in axes.axes(kinds.partition("/")[0])
         }
 
     def per_token(self, widths: Widths) -> float:
@@ -50,10 +51,13 @@ class Flops:
             # A token is multiplied with k of E experts: on average k / E of their weights.
             met = routed(axes, config, wide[experts]) / max(1, wide[experts]) if experts else 1.0
             weights += met * factor * math.prod(wide[name] for name in names)
+        if self._more:
+            weights += self._more * sum(wide[f"layer.{i}"] for i in axes.depth.layers)
         # 2 operations x widths of a query and of a value x length, half of it masked.
         pairs = 2 * sum(attended(axes, config, wide, i) for i in axes.depth.layers)
         attention = pairs * self._length / 2
-        attention += sum(n * wide[name] * _mixes(wide, name) for name, n in self._states.items())
+        for names, n in self._states.items():
+            attention += n * math.prod(wide[name] for name in names) * _mixes(wide, names[0])
         return 3.0 * (2.0 * weights + attention)
 
 

@@ -19,11 +19,11 @@ from effcompress.errors import RunError
 from effcompress.model import exact, scratch
 from effcompress.model.exact import Container, container
 from effcompress.model.lineage import STREAM, Part, Pruned
-from effcompress.network.pruned_model import PrunedModel, uniform_widths
-from effcompress.network.shapes import per_layer, widest
+from effcompress.network.pruned_model import PrunedModel
+from effcompress.network.shapes import apart, per_layer, uniform_widths, widest
 from effcompress.removal.modules import attributes, depth_fields
 from effcompress.removal.norms import Norm
-from effcompress.types import AxisMap, Depth, Family, Widths
+from effcompress.types import DEPTH, AxisMap, Depth, Widths, axis_kind
 
 Name = Literal["uniform", "padded", "exact"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -92,10 +92,10 @@ def stock_form(pruned: PrunedModel, name: Name | Literal["auto"]) -> Form:
 
 
 def _uniform(pruned: PrunedModel) -> Form:
-    widths = uniform_widths(pruned.axes)
+    widths = uniform_widths(pruned.axes, pruned.config)
     if widths is None:
         raise RunError(
-            f"layers differ: {_difference(pruned.axes)}",
+            f"layers differ: {_difference(pruned)}",
             fix="Export as `padded` (stock class, zeros added) or as `exact`.",
         )
     built, params = _stock(pruned, widths)
@@ -119,30 +119,62 @@ def _padded(pruned: PrunedModel) -> Form:
                 f"layers differ in '{kind}', and no zeros can fill that up without another result",
                 fix="Export as `exact`.",
             )
-    try:
-        built, params = _stock(pruned, wide)
-    except RunError as error:
-        more = now.family.pad(pruned.config, wide) if now.family.pad else {}
-        grown = {kind: size for kind, size in more.items() if size != wide[kind]}
-        if not grown or not grown.keys().isdisjoint(now.family.rigid):
-            raise RunError(error.what, fix="Export as `exact`.") from error
-        built, params = _stock(pruned, {**wide, **more})
-        changed = ", ".join(f"{kind} {wide[kind]} became {grown[kind]}" for kind in grown)
-        why.append(f"{changed}: {error.what}")
+    first: RunError | None = None
+    for more in _growths(pruned, wide):
+        grown = {kind: size for kind, size in more.items() if size != wide.get(axis_kind(kind))}
+        if not {axis_kind(kind) for kind in grown}.isdisjoint(now.family.rigid):
+            continue
+        try:
+            built, params = _stock(pruned, {**wide, **more})
+        except RunError as error:
+            first = first or error
+            continue
+        break
+    else:
+        assert first is not None
+        raise RunError(first.what, fix="Export as `exact`.") from first
+    if first is not None:
+        changed = (f"{kind} {wide[kind]} became {grown[kind]}" for kind in grown if kind in wide)
+        why.append(f"{', '.join(changed) or 'some layers are narrower'}: {first.what}")
     if zeros := sum(p.numel() for p in params.values()) - pruned.params:
         why.append(f"padded with {zeros:,} zeros")
-    if uniform_widths(now) is None:
-        why.append(f"layers differ: {_difference(now)}")
+    if uniform_widths(now, pruned.config) is None:
+        why.append(f"layers differ: {_difference(pruned)}")
     why += [built.why] if built.why else []
     files = {scratch.RECORD: scratch.record(_exact_config(pruned, {}))}
     held, said = _buffers(pruned, built.skeleton), "; ".join(why)
     return Form("padded", built.model_type, built.skeleton, params, said, files, held)
 
 
+def _growths(pruned: PrunedModel, wide: Widths) -> Iterator[Mapping[str, int]]:
+    """Yields the widths to try that zeros can fill up to, beside those of the widest layers
+    (``wide``): none; what the family says that its class accepts; where it says nothing, the
+    multiples that its kernels want and the widths that it derives for some layers alone, then the
+    parent's of one kind, then of all.
+    """
+    yield {}
+    family = pruned.family
+    if family.pad is not None:
+        yield family.pad(pruned.config, wide)
+        return
+    own, parent = apart(pruned.axes, pruned.config), widest(pruned.parent)
+    least = {**widest(pruned.axes, own), **own}
+    least |= {k: -(-least[k] // m) * m for k, m in family.multiples.items() if k in least}
+    if least != wide:
+        yield least
+    cut = {kind: size for kind, size in parent.items() if size != least.get(kind, size)}
+    for kind, size in cut.items():
+        yield {**least, kind: size}
+    stated = groups.from_config(family, pruned.config).widths
+    if len(cut) > 1 or own:
+        yield {**parent, **{n: w for n, w in stated.items() if axis_kind(n) not in DEPTH}}
+
+
 def _exact(pruned: PrunedModel) -> Form:
     axes, config = pruned.axes, pruned.config
     fields = exact_fields(pruned)
-    why = "" if uniform_widths(axes) else f"layers differ: {_difference(axes)}"
+    same = uniform_widths(axes, config)
+    why = "" if same else f"layers differ: {_difference(pruned)}"
     params = {name: _on_cpu(p) for name, p in pruned.parameters().items()}
     files = {exact.FILE: exact.modelling_source(config["model_type"])}
     skeleton = exact.exact_skeleton(fields)
@@ -202,12 +234,16 @@ def _per_layer(pruned: PrunedModel) -> dict[str, list[int]]:
     return {f: v for f, v in fields.items() if f not in everywhere and "head_dim" not in f}
 
 
-def _difference(axes: AxisMap) -> str:
+def _difference(pruned: PrunedModel) -> str:
+    axes, own = pruned.axes, apart(pruned.axes, pruned.config)
     if axes.depth.absent:
         return f"{sorted(axes.depth.absent)[0].replace('.', ' of layer ')} is gone"
-    for kind, width in widest(axes).items():
+    for name, width in own.items():
+        if axes.widths[name] != width:
+            return f"{axes.widths[name]} units on axis '{name}', {width} in the stock class"
+    for kind, width in widest(axes, own).items():
         for name in axes.axes(kind):
-            if axes.widths[name] != width:
+            if name not in own and axes.widths[name] != width:
                 return f"{axes.widths[name]} units on axis '{name}', {width} on another '{kind}'"
     return ""
 
@@ -221,15 +257,18 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
             raise RunError(said)
     then = groups.from_config(family, config, depth=Depth(now.depth.layers), kinds=widths)
     kept = depth_fields(family, config, now.depth.layers)
-    fields = {**config, **kept, **family.resize(config, widths)}
+    fields = {**config, **kept, **family.resize({**config, **kept}, widths)}
     factors = _factors(pruned, then)
     # All norms of a class have one epsilon: the first norm's. A traced family may have no norm over
     # an axis that can be cut; then no epsilon changed.
     for first in pruned.norms()[:1]:
         epsilon = first.epsilon * _stretch(first, now, then)
         if family.scales_stream:
-            stated = float(getattr(pruned.module.config, family.epsilon_field))
-            for name, factor in _of_stream(family, then, (stated / epsilon) ** 0.5):
+            stated = _within(pruned, then) or float(
+                getattr(pruned.module.config, family.epsilon_field)
+            )
+            fields[family.epsilon_field] = stated
+            for name, factor in groups.of_stream(family, then, (stated / epsilon) ** 0.5):
                 factors[name] = factors.get(name, 1.0) * factor
             continue
         if family.epsilon_field:
@@ -237,6 +276,21 @@ def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Te
         for name, factor in _fed(pruned, then, epsilon).items():
             factors[name] = factors.get(name, 1.0) * factor
     return container(family, fields, then.shapes), _filled(pruned, then, factors)
+
+
+def _within(pruned: PrunedModel, then: AxisMap) -> float | None:
+    """Returns the epsilon of the norms within recurrences, which read what no weight scales; None
+    where there are none. Raises RunError where they want different ones: a class has one.
+    """
+    inner = [norm for norm in pruned.norms() if norm.averaged != norm.segment.names]
+    wanted = sorted(norm.epsilon * _stretch(norm, pruned.axes, then) for norm in inner)
+    if wanted and wanted[-1] > wanted[0] * (1 + 1e-9):
+        raise RunError(
+            "the norms behind state spaces need epsilons from "
+            f"{wanted[0]:.3g} to {wanted[-1]:.3g}, and a stock class has one",
+            fix="Export as `exact`.",
+        )
+    return wanted[0] if wanted else None
 
 
 def _buffers(pruned: PrunedModel, skeleton: nn.Module) -> dict[str, Tensor]:
@@ -322,26 +376,6 @@ def _factors(pruned: PrunedModel, then: AxisMap) -> dict[str, float]:
         if config.get("tie_word_embeddings"):
             found[family.final_norm] = found.get(family.final_norm, 1.0) / ratio
     return found
-
-
-def _of_stream(family: Family, then: AxisMap, scale: float) -> Iterator[tuple[str, float]]:
-    """Yields the factors of a residual stream that is ``scale`` times as large.
-
-    ``g s x / sqrt(s^2 m + e)`` equals ``g x / sqrt(m + e / s^2)``: all norms over the stream get
-    the epsilon ``e / s^2``, and what they return is the same. The embedding and all that is added
-    to the stream grow, and the last norm shrinks if the embedding is also the output matrix.
-    """
-    tables = [p for p in then.shapes if "vocab" in {n for s in then.by_param[p] for n in s.names}]
-    yield tables[0], scale
-    if len(tables) == 1:
-        yield family.final_norm, 1 / scale
-    gains = {g.replace("{i}", str(j)) for g in family.norms for j in range(len(then.depth.layers))}
-    for param, shape in then.shapes.items():
-        outputs = 3 - family.expert_inputs if len(shape) == 3 else 1 - family.inputs
-        on_stream = {s.dim for s in then.by_param[param] if s.names == ("hidden",)}
-        written = {0, outputs} if param.endswith("bias") else {outputs}
-        if then.gates[param] and param not in gains and on_stream & written:
-            yield param, scale
 
 
 def _fed(pruned: PrunedModel, then: AxisMap, epsilon: float) -> dict[str, float]:

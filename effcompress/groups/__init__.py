@@ -2,6 +2,7 @@
 
 from effcompress.groups.axes import from_config, from_shapes, from_widths, full_depth, shapes_at
 from effcompress.groups.find import axes_of, find, left
+from effcompress.groups.stream import of_stream
 
 __all__ = [
     "axes_of",
@@ -11,5 +12,6 @@ __all__ = [
     "from_widths",
     "full_depth",
     "left",
+    "of_stream",
     "shapes_at",
 ]

@@ -44,8 +44,8 @@ def from_config(
 ) -> AxisMap:
     """Resolves a model that is not loaded. Imports no torch.
 
-    ``depth``: the layers that are left (default: all). ``kinds``: widths per axis kind that replace
-    those of the configuration.
+    ``depth``: the layers that are left (default: all). ``kinds``: widths per axis kind, or of
+    single axes by name, that replace those of the configuration.
     """
     config = family.complete(config)
     depth = depth or full_depth(family, config)
@@ -56,7 +56,7 @@ def from_config(
         if kind in DEPTH:
             widths[name] = 1
             continue
-        given = (kinds or {}).get(kind)
+        given = (kinds or {}).get(name, (kinds or {}).get(kind))
         widths[name] = family.units[kind](config, layer or 0) if given is None else given
     return _assemble(family, config, depth, _shapes(segments, widths), segments, gates, widths)
 

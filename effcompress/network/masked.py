@@ -185,10 +185,18 @@ def _gated_norms(pruned: PrunedModel, sets: list[str]) -> list[Norm]:
     found = [
         norm
         for norm in pruned.norms()
-        if any(name in sets for name in norm.segment.names)
+        if any(name in sets for name in norm.averaged)
         or any(gate in sets for gate in _behind(pruned.axes, norm.segment.param))
     ]
     for norm in found:
+        inner = [name for name in norm.averaged if name in sets]
+        if inner and norm.averaged != norm.segment.names:
+            kind = axis_kind(inner[0])
+            raise CoverageError(
+                f"gates of '{kind}' would change what a norm behind a state space averages over",
+                where=norm.path,
+                fix="Take it out of prune.space, or prune without prune.gates.",
+            )
         if norm.segment.param not in pruned.axes.shapes:
             raise CoverageError(
                 "gates of hidden channels multiply the gain of every norm, and this one has none",

@@ -16,7 +16,7 @@ from effcompress.distributed.rows import shard_like
 from effcompress.model.lineage import STREAM, depth_of, parent_of
 from effcompress.model.modeling_pruned import rotate, silent, untie
 from effcompress.network.axis_map import family_for
-from effcompress.network.shapes import bounded, widest
+from effcompress.network.shapes import bounded, uniform_widths
 from effcompress.registry import Bound
 from effcompress.removal.commit import commit
 from effcompress.removal.compensate import Inputs
@@ -206,8 +206,9 @@ class PrunedModel:
     def fields(self) -> dict[str, Any]:
         """Returns configuration fields of the tensors as they are; sizes if all layers agree."""
         found = depth_fields(self.family, self.config, self.depth.layers)
-        uniform = uniform_widths(self.axes)
-        return {**found, **(self.family.resize(self.config, uniform) if uniform else {})}
+        uniform = uniform_widths(self.axes, self.config)
+        now = {**self.config, **found}
+        return {**found, **(self.family.resize(now, uniform) if uniform else {})}
 
     def state(self) -> dict[str, Any]:
         """Returns what ``restore`` needs besides tensors and ledger, as JSON values."""
@@ -263,11 +264,3 @@ def is_untrained(family: Family, param: str) -> bool:
     """Whether no gradient reaches a parameter; transformers marks all that it loads as trained."""
     pattern = re.sub(r"\.\d+\.", ".{i}.", param, count=1)
     return pattern in family.untrained
-
-
-def uniform_widths(axes: AxisMap) -> dict[str, int] | None:
-    """Returns the width per axis kind, or None when layers differ or a block is missing."""
-    found = widest(axes)
-    kinds = {name: axis_kind(name) for name in axes.widths}
-    same = all(axes.widths[name] == found[kind] for name, kind in kinds.items() if kind in found)
-    return found if same and not axes.depth.absent else None

@@ -1,24 +1,50 @@
 """Converts between widths and what users write: configuration fields, targets and shapes."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from effcompress import groups
 from effcompress.errors import CoverageError, did_you_mean
 from effcompress.network.sliced import sliced_shape
 from effcompress.spec import PruneSpec, TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths, axis_kind, axis_layer
 
 
-def widest(axes: AxisMap) -> dict[str, int]:
-    """Returns the largest width per axis kind."""
+def widest(axes: AxisMap, without: Container[str] = ()) -> dict[str, int]:
+    """Returns the largest width per axis kind, ``without`` those of some axes."""
     found: dict[str, int] = {}
     for name, width in axes.widths.items():
         kind = axis_kind(name)
-        if kind not in DEPTH:
+        if kind not in DEPTH and name not in without:
             found[kind] = max(width, found.get(kind, 0))
     return found
+
+
+def apart(axes: AxisMap, config: Config) -> dict[str, int]:
+    """Returns the axes that the class of a configuration makes of another width than the first axis
+    of their kind (dense layers before mixtures, layers of twice the width), with that width: a
+    stock class derives it from fields that no cut changes.
+    """
+    whole = groups.from_config(axes.family, config).widths
+    first: dict[str, int] = {}
+    for name, width in whole.items():
+        first.setdefault(axis_kind(name), width)
+    return {n: w for n, w in whole.items() if w != first[axis_kind(n)] and n in axes.widths}
+
+
+def uniform_widths(axes: AxisMap, config: Config) -> dict[str, int] | None:
+    """Returns the width per axis kind, and those of axes that the class makes of another width, by
+    name; None when layers differ otherwise or a block is missing.
+    """
+    own = apart(axes, config)
+    found = {axis_kind(name): axes.widths[name] for name in own}  # where no other is left
+    found |= widest(axes, own)
+    kinds = {name: axis_kind(name) for name in axes.widths}
+    wanted = {name: own.get(name, found[kind]) for name, kind in kinds.items() if kind in found}
+    same = all(axes.widths[name] == width for name, width in wanted.items())
+    return {**found, **own} if same and not axes.depth.absent else None
 
 
 def living_widths(axes: AxisMap, widths: Widths, kind: str) -> list[int]:

@@ -20,6 +20,8 @@ KINDS = {
     "expert": Kind("experts", "experts", "Experts"),
     "expert_ffn": Kind("expert FFN", "FFN channels of experts", "FFN channels of experts"),
     "linear_head": Kind("lin. heads", "linear-attention heads", "Linear-attention heads"),
+    "ssm_group": Kind("SSM groups", "groups of state spaces", "Groups of state spaces"),
+    "ssm_head": Kind("SSM heads", "heads of state spaces", "Heads of state spaces"),
     "conv_channel": Kind("conv", "channels of convolutions", "Channels of short convolutions"),
     "shared_ffn": Kind(
         "shared FFN", "FFN channels of shared experts", "FFN channels of shared experts"

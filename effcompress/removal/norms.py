@@ -10,14 +10,16 @@ runs as a ``LiveLayerNorm``; gain and epsilon are unchanged.
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from effcompress.registry import Bound
-from effcompress.types import AxisMap, Segment, Widths
+from effcompress.types import AxisMap, Segment, Widths, axis_kind
 
 
 class LiveLayerNorm(nn.Module):
@@ -63,7 +65,8 @@ class Norm:
     """One norm module: its gain, its epsilon and the axes it averages over.
 
     Some classes store the gain less an ``offset`` (Gemma multiplies by one plus the weight).
-    ``physical`` is the stored length of the gain.
+    ``physical`` is the number of channels it averages over as stored: the length of the gain, or of
+    the part of it that is normalised by itself (``Family.norm_parts``).
     """
 
     def __init__(self, path: str, module: nn.Module, axes: AxisMap) -> None:
@@ -74,7 +77,10 @@ class Norm:
         # A LayerNorm without gain has no parameter in the map; it is over the residual stream.
         plain = Segment(f"{path}.weight", 0, ("hidden",), 1)
         self.segment = axes.by_param.get(f"{path}.weight", (plain,))[0]
-        self.physical = self.segment.length(axes.widths)
+        part = family.norm_parts.get(_pattern(f"{path}.weight"))
+        names = tuple(name for name in self.segment.names if axis_kind(name) != part)
+        self._averaged = replace(self.segment, names=names)
+        self.physical = self.length(axes.widths)
 
     @property
     def gain(self) -> nn.Parameter:
@@ -82,6 +88,11 @@ class Norm:
         gain = self.module.weight
         assert isinstance(gain, nn.Parameter)
         return gain
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The axes whose units count in the mean."""
+        return self._averaged.names
 
     def effective(self) -> Tensor:
         """Returns the gain that multiplies, offset included, in fp64 [P]."""
@@ -104,11 +115,15 @@ class Norm:
 
     def length(self, widths: Widths) -> int:
         """Returns how many channels it averages over in a model of these widths."""
-        return self.segment.length(widths)
+        return self._averaged.length(widths)
 
     def attend(self, alive_G: Tensor) -> None:
         """Makes a LayerNorm average over the channels ``alive_G`` [P], or restores its class."""
         heed(self.module, alive_G, lambda c: _live_class(c, self.attribute, self.offset))
+
+
+def _pattern(param: str) -> str:
+    return re.sub(r"\.\d+\.", ".{i}.", param, count=1)
 
 
 def heed(module: Any, alive_G: Tensor, live: Callable[[type[nn.Module]], type[nn.Module]]) -> None:

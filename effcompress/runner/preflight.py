@@ -15,9 +15,12 @@ from importlib.metadata import version
 from effcompress import data
 from effcompress.errors import RecipeError, RunError, SourceError
 from effcompress.estimate.check import CheckResult, check
+from effcompress.estimate.exports import require_taken
+from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.schedule import loops_of
 from effcompress.launcher import launched
 from effcompress.model import source
+from effcompress.model.families import declared_by
 from effcompress.model.lineage import is_pruned
 from effcompress.network.axis_map import resolve_model
 from effcompress.recipe import LoadedRecipe
@@ -35,29 +38,33 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
     """
     machine = [*_machine(loaded), *data.preview(loaded.recipe.data)]
     result = check(loaded)
-    _require_export(loaded)
+    exports = _require_export(loaded)
     _require_template(loaded)
     if offline:
         require_here(loaded)
         if any(domain.hub for domain in loaded.recipe.data.domains.values()):
             _require_text(loaded)
-    return CheckResult([*machine, *result.lines], result.data, result.timeline)
+    return CheckResult([*machine, *result.lines, *exports], result.data, result.timeline)
 
 
-def _require_export(loaded: LoadedRecipe) -> None:
-    """Tries the export of an architecture that is not declared, without weights."""
+def _require_export(loaded: LoadedRecipe) -> list[str]:
+    """Tries the export of an architecture that is not declared in the package, without weights;
+    returns warnings where a stock class may not take the result. Raises RecipeError where it does
+    not.
+    """
     config, prune = source.config_of(loaded.recipe.model), loaded.recipe.prune
     if config is None or prune is None or is_pruned(config):
-        return
+        return []
     family, recipe = resolve_model(config).axes.family, loaded.recipe
     whole = recipe.export.multimodal == "whole" and not source.from_scratch(recipe.model)
-    if not family.traced and not whole:
-        return
-    from effcompress.export.rehearse import rehearse  # imports torch, as tracing did
+    brought = family.traced or declared_by(str(config["model_type"])) is not None
+    if not brought and not whole:
+        return []
+    from effcompress.export import rehearse  # imports torch, as tracing did
     from effcompress.runner.start import whole_of
 
     try:
-        rehearse(config, family, prune.space, whole_of(recipe) if whole else None)
+        rehearse.rehearse(config, family, prune.space, whole_of(recipe) if whole else None)
     except RunError as error:
         if whole:
             where = loaded.origins.get("export.multimodal", str(loaded.path))
@@ -68,6 +75,11 @@ def _require_export(loaded: LoadedRecipe) -> None:
             where=loaded.origins.get("model.hub") or loaded.origins.get("model.folder"),
             fix="This is a fault of effcompress; please report it.",
         ) from error
+    form, sized = recipe.export.form, sized_model(loaded)
+    if form not in ("uniform", "padded") or whole or sized is None or prune.rotate is not None:
+        return []
+    of = config, family, prune.space, form
+    return require_taken(loaded, sized, lambda shape: rehearse.refused_kinds(*of, shape))
 
 
 def _require_template(loaded: LoadedRecipe) -> None:

@@ -37,12 +37,14 @@ from tests.network.test_rotated import sliced
 
 FAMILIES = tuple(sources())
 CASES = [(model_type, kind) for model_type in FAMILIES for kind in sources()[model_type].kinds]
-WITHIN = ("ffn", "expert_ffn", "shared_ffn", "attention", "query", "linear_head", "conv_channel")
+WITHIN = ("ffn", "expert_ffn", "shared_ffn", "attention", "query")
+WITHIN += ("linear_head", "conv_channel", "ssm_group")
 """Kinds whose units do nothing but add to the stream: without them the rest is as before."""
 SPACES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "query": ("attention", {"unit": "q_per_group"}),
     "expert_ffn": ("ffn", {}),
-    **dict.fromkeys(("linear_head", "conv_channel"), ("mixer", {})),
+    **dict.fromkeys(("linear_head", "conv_channel", "ssm_group"), ("mixer", {})),
+    "ssm_head": ("mixer", {"unit": "head"}),
     "shared_ffn": ("ffn", {}),
 }
 """Kind -> the pruning space that cuts it; others have one of their own name."""
@@ -77,8 +79,10 @@ def tiny(model_type: str, dtype: torch.dtype = torch.float64) -> Any:
 
 def opened(model: Any, *kinds: str) -> PrunedModel:
     """The model with everything of these kinds free to go."""
-    spaces = {SPACES.get(kind, (kind, {}))[0]: SPACES.get(kind, (kind, {}))[1] for kind in kinds}
-    bound = [Bound(REGISTRY.get("space", name), knobs) for name, knobs in spaces.items()]
+    spaces: list[tuple[str, dict[str, Any]]] = []
+    for kind in kinds:
+        spaces += [one for one in [SPACES.get(kind, (kind, {}))] if one not in spaces]
+    bound = [Bound(REGISTRY.get("space", name), knobs) for name, knobs in spaces]
     return PrunedModel(model, model.config.to_dict(), bound)
 
 
@@ -266,15 +270,18 @@ def cut(model_type: str, change: str, name: str) -> PrunedModel:
         p.data *= 0.5 if p.dim() > 1 else 1.0  # logits of a usual size
     pruned = opened(model, *(k for k in sources()[model_type].kinds if k != "query"))
     plan: Plan = {}
+    source = sources()[model_type]
+    stay = {"uniform": source.uncut, "padded": source.unpadded}.get(name, ())
     for s in pruned.sets if change != "depth" else ():
         if s.kind not in DEPTH:
-            uncut = name == "uniform" and s.kind in sources()[model_type].uncut
-            plan[s.name] = few(s, 0 if uncut else _count(s, name), s.layer or 0)
+            plan[s.name] = few(s, 0 if s.kind in stay else _count(s, name), s.layer or 0)
     there = [s.name for s in pruned.sets if s.kind == "layer"] if change != "width" else []
     plan |= {name: [0] for name in there[1:2]}
     if change != "width" and name != "uniform":
         blocks = {s.name: [0] for s in pruned.sets if s.kind in DEPTH[1:]}
-        ends = (f"attention_block.{there[0][6:]}", f"mlp_block.{there[-1][6:]}")
+        ends = (f"attention_block.{there[0][6:]}", f"mlp_block.{there[-1][6:]}") if there else ()
+        if not there:  # no layer can go: the first and the last block
+            ends = (next(iter(blocks)), list(blocks)[-1])
         plan |= {block: [0] for block in ends if block in blocks}
     pruned.mask({name: units for name, units in plan.items() if units}, repairs=NORM_GAIN)
     pruned.commit()

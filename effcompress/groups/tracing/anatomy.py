@@ -149,6 +149,18 @@ def norms_of(module: nn.Module) -> Iterator[Norm]:
             yield Norm(f"{path}.weight", attribute, epsilon, *seen, stock)
 
 
+def epsilons_of(module: nn.Module) -> dict[str, float]:
+    """Returns the gain of every module with a gain and an epsilon -> that epsilon; norms that want
+    more than one argument are among them.
+    """
+    found: dict[str, float] = {}
+    for path, child in module.named_modules():
+        if isinstance(getattr(child, "weight", None), nn.Parameter):
+            named = (v for n, v in vars(child).items() if "eps" in n and _is_epsilon(v))
+            found |= {f"{path}.weight": value for value in named}
+    return found
+
+
 def _is_epsilon(value: object) -> bool:
     return isinstance(value, float) and 0 < value < 0.1
 

@@ -12,7 +12,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from effcompress.errors import CoverageError
-from effcompress.types import DEPTH, Axis, Config, Family, Sublayer, Widths, axis_kind
+from effcompress.types import (
+    DEPTH,
+    EXPERT_ROW,
+    UNTOUCHED_EXPERTS,
+    Axis,
+    Config,
+    Family,
+    Sublayer,
+    Widths,
+    axis_kind,
+)
 
 if TYPE_CHECKING:
     from effcompress.groups.tracing.anatomy import Anatomy
@@ -50,6 +60,10 @@ class Draft:
     gain_offset: float = 0.0
     epsilon_attribute: str = ""
     epsilon_field: str = ""
+    scales_stream: bool = False
+    """Whether norms over axes that are never cut have the same epsilon, and a stock class can do
+    with another scale of the residual stream in place of another one.
+    """
     final_norm: str = ""
     approximate: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -157,10 +171,13 @@ def family_from(draft: Draft) -> Family:
         final_norm=draft.final_norm,
         epsilon_field=draft.epsilon_field,
         epsilon_attribute=draft.epsilon_attribute,
+        scales_stream=draft.scales_stream,
         fixed=draft.kept,
         approximate=draft.approximate,
         # Channels of zeros would change the mean and the variance of a LayerNorm.
         rigid=("hidden",) if draft.centred else (),
+        # Grouped kernels of experts want it, and experts stay as they are.
+        multiples={"hidden": EXPERT_ROW} if UNTOUCHED_EXPERTS in draft.left_out else {},
         sublayers=draft.sublayers,
         norms_behind=lambda _: any(part.behind for part in draft.sublayers.values()),
         staying=lambda _: [

@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from effcompress.errors import CoverageError
-from effcompress.groups.tracing.anatomy import OTHER_HEADS, Anatomy, Norm, norms_of
+from effcompress.groups.tracing.anatomy import (
+    OTHER_HEADS,
+    Anatomy,
+    Norm,
+    epsilons_of,
+    norms_of,
+)
 from effcompress.groups.tracing.depth import (
     Silent,
     Subject,
@@ -44,7 +50,7 @@ from effcompress.groups.tracing.propose import (
 )
 from effcompress.groups.tracing.stated import attributes_of, epsilon_field, fields_of
 from effcompress.groups.tracing.template import Model, template
-from effcompress.groups.tracing.verify import Unproven, prove, rebuild
+from effcompress.groups.tracing.verify import Unproven, prove, rebuild, takes_scale
 from effcompress.types import UNTOUCHED_EXPERTS, Axis, Config, axis_kind
 
 _DEFAULTS = ("hidden_size", LAYERS, "num_attention_heads", "tie_word_embeddings")
@@ -164,6 +170,7 @@ class Search:
         }
         left_out |= dict.fromkeys(sorted(absent), "nothing that could be followed is one")
         left_out |= _experts(self.small, FFN in proven)
+        draft = replace(draft, scales_stream=HIDDEN in proven and self._takes_scale(draft))
         return replace(
             draft,
             kept=tuple(kind for kind in draft.kinds if kind not in proven),
@@ -263,6 +270,21 @@ class Search:
             final_norm=final[-1] if final else "",
             approximate={k: _ACROSS for kinds in over.values() for k in kinds if k != HIDDEN},
         )
+
+    def _takes_scale(self, draft: Draft) -> bool:
+        """Whether norms over axes that are never cut share the epsilon of those over the stream,
+        and another scale of the stream can take the place of another epsilon.
+        """
+        if draft.centred or not draft.epsilon_field:
+            return False
+        found, pattern = epsilons_of(self.small.module), self.small.anatomy.pattern
+        others = {epsilon for gain, epsilon in found.items() if pattern(gain) not in draft.norms}
+        if self.small.config[draft.epsilon_field] not in others:
+            return False
+        try:
+            return takes_scale(family_from(draft), self.small.config, self.exact, self.ids_BT)
+        except Unproven:
+            return False
 
 
 def _cut_in_full(draft: Draft, path: str, proven: Sequence[str]) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from effcompress.errors import SourceError
 from effcompress.groups.axes import from_shapes
+from effcompress.groups.stream import of_stream
 from effcompress.groups.tracing.draft import anywhere
 from effcompress.types import AxisMap, Config, Depth, Family, GroupSet, in_layer
 
@@ -22,6 +23,8 @@ EQUAL, SEEN = 1e-5, 1e-3
 """Relative to the largest logit: the difference allowed between masked and removed (some classes
 normalise in fp32 even in an fp64 model), and the least effect that masking must have.
 """
+COARSE = 0.1
+"""An epsilon that changes logits."""
 Stays = Mapping[str, Mapping[int, Tensor]]
 """Parameter -> dimension -> whether each position stays, as bools."""
 Rebuild = Callable[[Config], nn.Module]
@@ -105,6 +108,23 @@ def require_same(fresh: nn.Module, removed: nn.Module, axes: AxisMap, ids_BT: Te
     apart, scale = float((logits_of(fresh, ids_BT) - wanted).abs().max()), float(wanted.abs().max())
     if not apart <= EQUAL * scale:
         raise Unproven("built at a smaller size, the class computes something else")
+
+
+@torch.no_grad()
+def takes_scale(family: Family, config: Config, module: nn.Module, ids_BT: Tensor) -> bool:
+    """Returns whether a residual stream twice as large makes up for norms over it with a quarter of
+    their epsilon: no norm lies between a block and the stream.
+    """
+    axes, attribute = cover(family, config, module), family.epsilon_attribute
+    plain, scaled = copy.deepcopy(module), copy.deepcopy(module)
+    for one, epsilon in ((plain, COARSE / 4), (scaled, COARSE)):
+        for _, norm in _norms(one, axes):
+            setattr(norm, attribute, epsilon)
+    params = dict(scaled.named_parameters())
+    for name, factor in of_stream(family, axes, 2.0):
+        params[name].mul_(factor)
+    wanted, found = logits_of(plain, ids_BT), logits_of(scaled, ids_BT)
+    return float((found - wanted).abs().max()) <= EQUAL * float(wanted.abs().max())
 
 
 def shapes_of(module: nn.Module) -> dict[str, torch.Size]:

@@ -12,10 +12,12 @@ from effcompress.model.families import (
     experts,
     fused,
     gemma,
+    gemma3n,
     hybrids,
     latent,
     layernorm,
     llama,
+    nemotron,
     shared,
     ssm,
 )
@@ -26,6 +28,7 @@ FAMILIES = (
     *(*llama.FAMILIES, *decoders.FAMILIES, *experts.FAMILIES, *shared.FAMILIES),
     *(*latent.FAMILIES, *layernorm.FAMILIES, *centred.FAMILIES, *fused.FAMILIES),
     *(*hybrids.FAMILIES, *gemma.FAMILIES, *ssm.FAMILIES),
+    *(*nemotron.FAMILIES, *gemma3n.FAMILIES),
 )
 
 

@@ -86,7 +86,7 @@ def _attention() -> Iterator[Axis]:
         yield side(inside + "k_norm.weight", 0, width, own)
 
 
-def _per_layer_inputs() -> Iterator[Axis]:
+def per_layer_inputs() -> Iterator[Axis]:
     """Axes of the second embedding and of its way into the stream."""
     # A stretch of columns or rows for every layer, which goes with it.
     stretch = ("layer.{i}", PLE)
@@ -139,7 +139,7 @@ _FED = {**llama.FED, LAYER + "self_attn.v_norm": LAYER + "self_attn.v_proj"}
 GEMMA4 = decoder(
     "gemma4_text",
     name="gemma4",
-    modules=(*_attention(), *gated(), *_per_layer_inputs()),
+    modules=(*_attention(), *gated(), *per_layer_inputs()),
     head_norms=(LAYER + "post_per_layer_input_norm.weight",),
     fed_by={**_FED, "model.per_layer_projection_norm": "model.per_layer_model_projection"},
     units={

@@ -1,9 +1,7 @@
-"""Decoders with state spaces (Mamba-2) in some layers and attention in others. What a state space
-owns is never cut; its layer, its block and the stream that it reads are.
-"""
+"""Decoders with state spaces (Mamba-2) in some layers and attention in others."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from effcompress.model.families import llama
@@ -12,57 +10,142 @@ from effcompress.model.families.hybrids import convolution, keeps_one, where
 from effcompress.model.families.llama import LAYER, attention, decoder, linear, maybe_biased, side
 from effcompress.types import Axis, Config, Fields, ModuleSizes, Residual, Sublayer, Widths
 
-INNER, HEADS, ROWS, CHANNELS = "ssm_inner", "ssm_head", "ssm_row", "ssm_channel"
-"""Channels and heads of a state space, rows of its projection, channels of its convolution."""
+GROUP, HEAD = "ssm_group.{i}", "ssm_head.{i}"
+"""A group of a state space, with its B, its C and its heads; a head out of each group."""
 FULL, STATE = "full", "state"
 """Flags: a layer has attention, or a state space."""
-FIXED = ("vocab", "head_dim", "one", "kernel", INNER, HEADS, ROWS, CHANNELS)
-_MAMBA = LAYER + "mamba."
+FIXED = ("vocab", "head_dim", "one", "kernel")
 _OTHER_NAMES = {"attention": "full_attention", "mamba": "linear_attention"}
 """Older names of kinds of layers."""
 
 
-def _mamba() -> Iterator[Axis]:
-    """Axes of a Mamba-2 mixer: one projection makes gates, inputs, B, C and the time steps."""
-    yield from llama.biased(_MAMBA + "in_proj", ROWS, "hidden", "mamba_proj_bias")
-    yield from convolution(_MAMBA + "conv1d", (CHANNELS,), "mamba_conv_bias")
-    for name in ("A_log", "dt_bias", "D"):
-        yield side(_MAMBA + name, 0, HEADS)
-    yield side(_MAMBA + "norm.weight", 0, INNER)
-    yield from llama.biased(_MAMBA + "out_proj", "hidden", INNER, "mamba_proj_bias")
+def modern(kinds: Iterable[str]) -> list[str]:
+    """Returns kinds of layers by their present names."""
+    return [_OTHER_NAMES.get(kind, kind) for kind in kinds]
 
 
-def _inner(config: Config) -> int:
-    return config["mamba_expand"] * config["hidden_size"]
+@dataclass(frozen=True)
+class StateSpace:
+    """Where a layer has its Mamba-2 mixer, the configuration fields of its sizes, and the flags of
+    the biases of its projections and its convolution.
+    """
+
+    module: str = "mamba"
+    heads: str = "mamba_n_heads"
+    groups: str = "mamba_n_groups"
+    state: str = "mamba_d_state"
+    kernel: str = "mamba_d_conv"
+    width: str = "mamba_d_head"
+    bias: str = "mamba_proj_bias"
+    kernel_bias: str = "mamba_conv_bias"
+
+    @property
+    def norm(self) -> str:
+        """Gain of the gated norm, which averages within each group."""
+        return f"{LAYER}{self.module}.norm.weight"
+
+    def head(self, config: Config) -> int:
+        """Width of a head."""
+        stated = config.get(self.width)
+        if isinstance(stated, int):
+            return stated
+        return config["mamba_expand"] * config["hidden_size"] // config[self.heads]
+
+    def axes(self) -> Iterator[Axis]:
+        """One projection makes gates, inputs, B, C and the time steps. As in grouped attention, the
+        heads of a group are neighbours.
+        """
+        inside = f"{LAYER}{self.module}."
+        rows, states, steps = ((GROUP, HEAD), "ssm_dim"), (GROUP, "ssm_state"), (GROUP, HEAD)
+        inner, step = ("/".join(rows[0]), rows[1]), "/".join(steps)
+        for name in (inner, inner, states, states, step):
+            yield side(inside + "in_proj.weight", 0, name)
+            yield side(inside + "in_proj.bias", 0, name, self.bias)
+        yield side(inside + "in_proj.weight", 1, "hidden")
+        yield from convolution(inside + "conv1d", (inner, states, states), self.kernel_bias)
+        for name in ("A_log", "dt_bias", "D"):
+            yield side(inside + name, 0, step)
+        yield side(self.norm, 0, inner)
+        yield from llama.biased(inside + "out_proj", "hidden", inner, self.bias)
+
+    def units(self) -> dict[str, Callable[[Config, int], int]]:
+        """Units of the axis kinds."""
+        return {
+            "ssm_group": lambda c, _: c[self.groups],
+            "ssm_head": lambda c, _: c[self.heads] // c[self.groups],
+            "kernel": lambda c, _: c[self.kernel],
+            "one": lambda _c, _i: 1,
+        }
+
+    def per_unit(self) -> dict[str, Callable[[Config], int]]:
+        """Positions per unit."""
+        return {"one": lambda _: 1, "ssm_dim": self.head, "ssm_state": lambda c: c[self.state]}
+
+    def fields(self, config: Config, widths: Widths) -> Fields:
+        """Configuration fields for these widths, or the present ones where no layer has any."""
+        wide = {kind: units(config, 0) for kind, units in self.units().items()} | {**widths}
+        groups, heads = wide["ssm_group"], wide["ssm_head"]
+        return {self.groups: groups, self.heads: groups * heads}
+
+    def attributes(self, config: Config, widths: Widths) -> ModuleSizes:
+        """Sizes that the mixer keeps, in a layer that has one."""
+        if "ssm_group" not in widths:
+            return {}
+        groups, heads = widths["ssm_group"], widths["ssm_head"]
+        inner = groups * heads * self.head(config)
+        channels = inner + 2 * groups * config[self.state]
+        sizes = {"num_heads": groups * heads, "n_groups": groups}
+        sizes |= {"intermediate_size": inner, "conv_dim": channels}
+        rows: dict[str, int] = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
+        return {
+            self.module: {**sizes},
+            f"{self.module}.conv1d": {**rows},
+            f"{self.module}.norm": {"group_size": heads * self.head(config)},
+        }
+
+    def traits(self) -> dict[str, Any]:
+        """Keywords of a family."""
+        why = "a norm averages over all heads of a group"
+        return {
+            "norm_parts": {self.norm: "ssm_group"},
+            # The gated norm of a state space reads what no weight scales.
+            "scales_stream": True,
+            # Of every channel a state decays, gains a product with an input, and is read.
+            "recurrence": {"ssm_group/ssm_head": lambda c: 5 * self.head(c) * c[self.state]},
+            "approximate": {"ssm_head": why},
+        }
 
 
-def _channels(config: Config) -> int:
-    return _inner(config) + 2 * config["mamba_n_groups"] * config["mamba_d_state"]
-
-
-UNITS: dict[str, Callable[[Config, int], int]] = {
-    **llama.UNITS,
-    INNER: lambda c, _: _inner(c),
-    HEADS: lambda c, _: c["mamba_n_heads"],
-    CHANNELS: lambda c, _: _channels(c),
-    ROWS: lambda c, _: _inner(c) + _channels(c) + c["mamba_n_heads"],
-    "kernel": lambda c, _: c["mamba_d_conv"],
-    "one": lambda _c, _i: 1,
-}
+_SPACE = StateSpace()
+UNITS: dict[str, Callable[[Config, int], int]] = {**llama.UNITS, **_SPACE.units()}
+_PER_UNIT: dict[str, Callable[[Config], int]] = {"head": llama.head_dim, **_SPACE.per_unit()}
 
 
 def _resize(config: Config, widths: Widths) -> Fields:
     absent = {kind: UNITS[kind](config, 0) for kind in ("attention", "query", "ffn")}
-    return llama.resize(config, {**absent, **widths})
+    found = llama.resize(config, {**absent, **widths})
+    return {**found, **_SPACE.fields(config, widths), "mamba_d_head": _SPACE.head(config)}
 
 
 def _attributes(config: Config, widths: Widths) -> ModuleSizes:
-    return llama.repeats(config, widths) if "attention" in widths else {}
+    if "attention" in widths:
+        return llama.repeats(config, widths)
+    return _SPACE.attributes(config, widths)
+
+
+def _derived(config: Config, widths: Widths) -> int:
+    """Heads of a group, as the class derives them from the hidden size; 0 where it cannot."""
+    inner, head = config["mamba_expand"] * widths["hidden"], _SPACE.head(config)
+    heads, rest = divmod(inner, widths["ssm_group"] * head)
+    return 0 if rest else heads
 
 
 def _pad(config: Config, widths: Widths) -> dict[str, int]:
     # The class derives the width of a state space from that of the stream.
-    return {"hidden": config["hidden_size"]} if INNER in widths else {}
+    if "ssm_group" not in widths or widths["ssm_head"] == _derived(config, widths):
+        return {}
+    kinds = ("ssm_group", "ssm_head")
+    return {"hidden": config["hidden_size"], **{kind: UNITS[kind](config, 0) for kind in kinds}}
 
 
 _DEFAULTS = {
@@ -70,21 +153,20 @@ _DEFAULTS = {
     **{"mamba_expand": 2, "mamba_conv_bias": True},
 }
 _TRAITS: dict[str, Any] = {
+    **_SPACE.traits(),
     "fixed": FIXED,
-    "derived": {INNER: lambda c, widths: c["mamba_expand"] * widths["hidden"]},
+    "positions_per_unit": _PER_UNIT,
+    "derived": {"ssm_head": _derived},
+    "rigid": ("ssm_head",),
+    "head_norms": (_SPACE.norm,),
     "pad": _pad,
-    # The gated norm of a state space reads what no weight scales.
-    "scales_stream": True,
-    # Of every channel a state decays, gains a product with an input, and is read.
-    "recurrence": {INNER: lambda c: 5 * c["mamba_d_state"]},
 }
-_MIXERS = (*where(attention(), FULL), *where(_mamba(), STATE))
+_MIXERS = (*where(attention(), FULL), *where(_SPACE.axes(), STATE))
 
 
 def _granite_types(config: Config) -> list[str]:
     stated: list[str] | None = config.get("layer_types") or config.get("layers_block_type")
-    kinds = stated or ["linear_attention"] * config["num_hidden_layers"]
-    return [_OTHER_NAMES.get(kind, kind) for kind in kinds]
+    return modern(stated or ["linear_attention"] * config["num_hidden_layers"])
 
 
 def _full_granite(config: Config, layer: int) -> bool:
@@ -148,6 +230,7 @@ GRANITE_HYBRID = decoder(
             STATE: lambda c, i: not _full_granite(c, i),
         },
         "fixed": tuple(dict.fromkeys((*FIXED, *_GRANITE_TRAITS["fixed"]))),
+        "rigid": (*_GRANITE_TRAITS["rigid"], *_TRAITS["rigid"]),
         "pad": lambda c, w: {**_GRANITE_TRAITS["pad"](c, w), **_pad(c, w)},
         "resize": _granite_resize,
         "attributes": _granite_attributes,

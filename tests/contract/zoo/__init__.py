@@ -54,6 +54,8 @@ class Source:
     """(form, change) -> words of the error, where a form cannot be had. Changes: ``CHANGES``."""
     uncut: tuple[str, ...] = ()
     """Kinds that stay for ``uniform``: the stock class derives another width from theirs."""
+    unpadded: tuple[str, ...] = ()
+    """Kinds that stay for ``padded``: no zeros fill up to what the stock class derives."""
     stated: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Fields without which the class's own configuration is another variant, or cannot be built."""
     others: tuple[Mapping[str, Any], ...] = ()

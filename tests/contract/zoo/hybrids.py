@@ -20,6 +20,8 @@ MAMBA = {
     **{"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 5},
     **{"mamba_expand": 2, "num_hidden_layers": 4, "mamba_chunk_size": 8},
 }
+SSM = ("ssm_group", "ssm_head")
+MIXERS = ["linear_attention", "mlp", "full_attention", "moe"]
 SOURCES = {
     "qwen3_5_text": Source(
         "Qwen3.5 (text)",
@@ -78,6 +80,22 @@ SOURCES = {
             {"layer_types": None, "num_hidden_layers": 8, "use_double_wide_mlp": True},
         ),
     ),
+    "gemma3n_text": Source(
+        "Gemma 3n (text)",
+        {
+            **{"num_hidden_layers": 5, "num_kv_shared_layers": 2, "sliding_window": 8},
+            **{"layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"]},
+            **{"hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 258},
+            **{"altup_num_inputs": 3, "laurel_rank": 9},
+            "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0, 0.0],
+        },
+        kinds=("ffn", "attention", "query", "attention_block", "mlp_block"),
+        others=(
+            {"intermediate_size": [40, 40, 32, 40, 40], "attention_bias": True},
+            {"activation_sparsity_pattern": None, "layer_types": None, "num_hidden_layers": 12},
+        ),
+        stated={"num_kv_shared_layers": 0},
+    ),
     "granitemoehybrid": Source(
         "Granite 4 (hybrid)",
         {
@@ -85,14 +103,32 @@ SOURCES = {
             **{"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
             **{"shared_intermediate_size": 20, "residual_multiplier": 0.7},
         },
-        kinds=(*DENSE[1:], *EXPERTS),
-        uncut=("hidden",),
+        kinds=(*DENSE[1:], *EXPERTS, *SSM),
+        uncut=("hidden", *SSM),
+        unpadded=("ssm_head",),
         others=(*BIASES, {"num_local_experts": 0}, {"mamba_proj_bias": True}),
+    ),
+    "nemotron_h": Source(
+        "Nemotron-H",
+        {
+            **{"layers_block_type": [*MIXERS, *MIXERS], "mamba_num_heads": 6, "mamba_head_dim": 16},
+            **{"n_groups": 3, "ssm_state_size": 5, "chunk_size": 8, "n_routed_experts": 5},
+            **{"moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 20},
+        },
+        without=("num_hidden_layers",),
+        kinds=("ffn", "attention", "query", "hidden", *EXPERTS, *SSM, "layer"),
+        others=(
+            {"mlp_bias": True, "use_bias": True, "use_conv_bias": False},
+            {"layers_block_type": None, "hybrid_override_pattern": "M-M*E"},
+            {"moe_latent_size": 16},
+        ),
     ),
     "bamba": Source(
         "Bamba",
         {**MAMBA, "attn_layer_indices": [1, 3]},
-        uncut=("hidden",),
+        kinds=(*DENSE, *SSM),
+        uncut=("hidden", *SSM),
+        unpadded=("ssm_head",),
         others=(*BIASES, {"mlp_bias": True, "mamba_conv_bias": False}),
     ),
 }
