@@ -26,12 +26,20 @@ from gguf import (
 
 from effcompress.errors import SourceError
 from effcompress.model.cache import atomically
+from effcompress.model.gguf.geometry import context_of, rope_base, rope_kind, rope_of
+from effcompress.model.gguf.offered import why_not
 from effcompress.model.gguf.vocabulary import Vocabulary, read_vocabulary
-from effcompress.model.lineage import STREAM
 from effcompress.types import Config
 
-MODEL_TYPES = ("llama", "mistral")
+MODEL_TYPES = ("llama", "mistral", "qwen2")
+"""Types whose layers may have widths of their own."""
 DType = Literal["F32", "F16"]
+_WHOLE = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+)
 
 
 class LayerWidths(NamedTuple):
@@ -177,7 +185,7 @@ def entries_of(
 
     table = (sizes.rows, sizes.hidden)
     found = [whole("model.embed_tokens", table)]
-    if freqs := _rope_factors(config, sizes.head_dim):
+    if freqs := rope_factors(config, sizes.head_dim):
         found.append(Entry("rope_freqs.weight", (len(freqs),), lambda: torch.tensor(freqs)))
     kept = [i for i, w in enumerate(layers) if w.ffn or w.heads]
     for block, number in enumerate(kept):
@@ -212,22 +220,7 @@ def interleaved(entry: Entry, heads: int) -> Entry:
     return Entry(entry.name, entry.shape, values)
 
 
-def rope_of(config: Config) -> Config:
-    """The rope section, which older files call ``rope_scaling``; empty when there is none."""
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
-
-
-def rope_kind(rope: Config) -> str:
-    """``default``, ``linear``, ``llama3``, ..."""
-    return str(rope.get("rope_type") or rope.get("type") or "default")
-
-
-def rope_base(config: Config) -> float:
-    """Base of the rotary frequencies; 10000 where nothing states it."""
-    return float(rope_of(config).get("rope_theta") or config.get("rope_theta") or 10000.0)
-
-
-def _rope_factors(config: Config, head_dim: int) -> list[float]:
+def rope_factors(config: Config, head_dim: int) -> list[float]:
     """Llama 3's divisors of the rotary frequencies, one per pair of channels: llama.cpp reads them
     as a tensor. Empty for other kinds of rope.
     """
@@ -244,25 +237,6 @@ def _rope_factors(config: Config, head_dim: int) -> list[float]:
         smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
         found.append(1 / ((1 - smooth) / factor + smooth))
     return found
-
-
-def why_not(config: Config) -> str:
-    """Why the model of this config.json cannot be written; empty if it can."""
-    model_type = config.get("model_type")
-    if config.get(STREAM):
-        return "llama.cpp has no model that changes the basis of its stream in every layer"
-    if model_type not in MODEL_TYPES:
-        known = " and ".join(MODEL_TYPES)
-        return f"gguf files are written for {known} models, not for '{model_type}'"
-    if (act := config.get("hidden_act") or "silu") not in ("silu", "swish"):
-        return f"llama.cpp computes {model_type} models with silu, not with '{act}'"
-    rope = rope_of(config)
-    if (kind := rope_kind(rope)) not in ("default", "linear", "llama3"):
-        return f"rope of the kind '{kind}' is not written to gguf; default, linear and llama3 are"
-    rotated = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if rotated != 1.0:
-        return f"llama.cpp rotates whole heads of {model_type} models, this one rotates a part"
-    return ""
 
 
 def write_gguf(
@@ -298,27 +272,21 @@ def write_gguf(
     sizes = sizes_of(source, config, layers, hidden)
     entries = entries_of(source, config, layers, sizes)
     vocabulary = read_vocabulary(tokenizer_folder, sizes.rows, config)
-    with atomically(path) as work:
-        writer = GGUFWriter(work, "llama" if sizes.uniform else "deci")
-        try:
-            writer.add_name(name)
-            _metadata(writer, config, sizes, epsilon, dtype)
-            _write(writer, vocabulary, entries, dtype)
-        finally:
-            writer.close()
-    return path.stat().st_size
+
+    def header(writer: GGUFWriter) -> None:
+        _metadata(writer, config, sizes, epsilon)
+
+    kind = "llama" if sizes.uniform else "deci"
+    return store(path, kind, header, vocabulary, entries, dtype=dtype, name=name)
 
 
-def _metadata(
-    writer: GGUFWriter, config: Config, sizes: Sizes, epsilon: float, dtype: DType
-) -> None:
+def _metadata(writer: GGUFWriter, config: Config, sizes: Sizes, epsilon: float) -> None:
     # `llama` takes one number each, `deci` one per layer.
     columns = zip(*sizes.layers, strict=True)
     ffn, heads, kv_heads = (c[0] if sizes.uniform else list(c) for c in columns)
-    writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "F32" else LlamaFileType.MOSTLY_F16)
     writer.add_vocab_size(sizes.rows)
     writer.add_block_count(len(sizes.layers))
-    writer.add_context_length(_context(config))
+    writer.add_context_length(context_of(config))
     writer.add_embedding_length(sizes.hidden)
     writer.add_feed_forward_length(ffn)
     writer.add_head_count(heads)
@@ -334,18 +302,42 @@ def _metadata(
         writer.add_rope_scaling_factor(float(rope_of(config)["factor"]))
 
 
-def _context(config: Config) -> int:
-    context = int(config.get("max_position_embeddings") or 2048)
-    # A Mistral whose config.json states no window has the default of transformers' class.
-    default = 4096 if config["model_type"] == "mistral" else None
-    window = config.get("sliding_window", default)
-    return min(context, int(window)) if window else context
+def store(
+    path: Path,
+    architecture: str,
+    header: Callable[[GGUFWriter], None],
+    vocabulary: Vocabulary,
+    entries: list[Entry],
+    *,
+    dtype: DType,
+    name: str,
+) -> int:
+    """Writes a file, whole or not at all; ``header`` adds what the architecture states. Returns the
+    size in bytes. Raises SourceError for a value that ``dtype`` cannot hold.
+    """
+    with atomically(path) as work:
+        writer = GGUFWriter(work, architecture)
+        try:
+            writer.add_name(name)
+            kind = LlamaFileType.ALL_F32 if dtype == "F32" else LlamaFileType.MOSTLY_F16
+            writer.add_file_type(kind)
+            header(writer)
+            vocabulary.add_to(writer)
+            _write(writer, entries, dtype)
+        finally:
+            writer.close()
+    return path.stat().st_size
 
 
-def _write(writer: GGUFWriter, vocabulary: Vocabulary, entries: list[Entry], dtype: DType) -> None:
-    vocabulary.add_to(writer)
-    matrix = np.dtype(np.float16 if dtype == "F16" else np.float32)
-    kinds = [matrix if len(entry.shape) > 1 else np.dtype(np.float32) for entry in entries]
+def _write(writer: GGUFWriter, entries: list[Entry], dtype: DType) -> None:
+    matrix, full_width = (
+        np.dtype(np.float16 if dtype == "F16" else np.float32),
+        np.dtype(np.float32),
+    )
+    # llama.cpp multiplies by norms and adds tables of positions as F32 alone.
+    kinds = [
+        matrix if len(e.shape) > 1 and not e.name.endswith(_WHOLE) else full_width for e in entries
+    ]
     # The header lists every tensor before the first value is read: one tensor at a time in memory,
     # where `GGUFWriter.add_tensor` would hold all of them.
     for entry, kind in zip(entries, kinds, strict=True):
@@ -362,3 +354,8 @@ def _write(writer: GGUFWriter, vocabulary: Vocabulary, entries: list[Entry], dty
             fix = "write F32" if np.isfinite(full).all() else None
             raise SourceError(f"{dtype} cannot hold its values", where=entry.name, fix=fix)
         writer.write_tensor_data(stored)
+
+
+def _halves(entry: Entry) -> bool:
+    """Whether llama.cpp takes the tensor as F16."""
+    return len(entry.shape) > 1 and not entry.name.endswith(_WHOLE)
