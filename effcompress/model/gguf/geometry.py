@@ -80,13 +80,18 @@ def others(layers: int, period: int) -> list[bool]:
     return [(i + 1) % period != 0 for i in range(layers)]
 
 
+def windows_fit(config: Config, period: int) -> bool:
+    """Whether all layers but each ``period``-th attend within a window, and no others."""
+    found = windows_of(config)
+    return bool(period) and any(found) and found == others(len(found), period)
+
+
 def context_of(config: Config, period: int = 0) -> int:
     """Positions that the header states: those within the window, unless llama.cpp has it in just
-    these layers, all but each ``period``-th.
+    these layers (``windows_fit``).
     """
     stated = {**(fields_of(str(config["model_type"])) or {}), **config}
-    found = windows_of(stated)
-    if not any(found) or (period and found == others(len(found), period)):
+    if not any(windows_of(stated)) or windows_fit(stated, period):
         return _positions(stated)
     return min(_positions(stated), int(stated["sliding_window"]))
 

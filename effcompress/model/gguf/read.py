@@ -36,6 +36,7 @@ def convert(gguf: Path, folder: Path, *, label: str) -> str:
             sizes[tensor.tensor_type.name] += int(tensor.n_elements)
         # llama.cpp's name of the pre-tokenizer, where the file states it.
         pre = stated.get_field("tokenizer.ggml.pre")
+        _require_no_biases(stated, gguf)
         model, missing = _open(gguf)
         if missing:
             raise SourceError(
@@ -48,6 +49,22 @@ def convert(gguf: Path, folder: Path, *, label: str) -> str:
         else:
             _tokenizer(gguf, str(pre.contents()) if pre else "").save_pretrained(folder)
     return max(sizes, key=lambda name: sizes[name], default="unknown")
+
+
+def _require_no_biases(stated: Any, gguf: Path) -> None:
+    """Raises SourceError for a file of the architecture ``llama`` or ``deci`` with biases:
+    transformers would read it without them.
+    """
+    field = stated.get_field("general.architecture")
+    if field is None or field.contents() not in ("llama", "deci"):
+        return
+    for tensor in stated.tensors:
+        if tensor.name.startswith("blk.") and tensor.name.endswith(".bias"):
+            raise SourceError(
+                f"transformers do not read {tensor.name} of a {field.contents()} file",
+                where=gguf.name,
+                fix="name the Hugging Face folder of the model instead",
+            )
 
 
 def _of_bytes(stated: Any) -> bool:

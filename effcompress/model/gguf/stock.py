@@ -32,6 +32,7 @@ from effcompress.model.gguf.geometry import (
     rope_kind,
     rope_of,
     rotated_of,
+    windows_fit,
 )
 from effcompress.model.gguf.offered import chosen, why_not, why_not_sizes
 from effcompress.model.gguf.vocabulary import read_vocabulary
@@ -222,8 +223,9 @@ def _header(writer: GGUFWriter, model: Model, shapes: Shapes) -> None:
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(float(rope_of(config)["factor"]))
     if known.period:
-        # Also where no layer has one: llama.cpp would take the window of the published models.
-        writer.add_sliding_window(int(config.get("sliding_window") or context))
+        # Stated in any case: llama.cpp would take the window of the published models.
+        fits = windows_fit(config, known.period)
+        writer.add_sliding_window(int(config["sliding_window"]) if fits else context)
     for key, value in known.stated(config):
         getattr(writer, f"add_{key}")(value)
 
