@@ -792,6 +792,9 @@ class ExportSpec:
         "pruned text model in it, all other parts as they are",
         "text",
     )
+    gguf: Literal["F32", "F16"] | None = key(
+        "also write NAME.gguf, which llama.cpp reads, with 32-bit or 16-bit floats", None
+    )
 
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]

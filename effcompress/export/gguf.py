@@ -14,12 +14,31 @@ from effcompress.errors import RunError, SourceError
 from effcompress.export.forms import Form, form, stock_form
 from effcompress.model.gguf.architectures import ARCHITECTURES
 from effcompress.model.gguf.geometry import is_square
-from effcompress.model.gguf.offered import why_not
+from effcompress.model.gguf.offered import BY_LAYER, why_not
 from effcompress.model.gguf.stock import write_stock
-from effcompress.model.gguf.write import MODEL_TYPES, DType, LayerWidths, write_gguf
+from effcompress.model.gguf.vocabulary import read_vocabulary
+from effcompress.model.gguf.write import DType, LayerWidths, write_gguf
 from effcompress.network.pruned_model import PrunedModel
+from effcompress.record import events
+from effcompress.record.log import Log
 from effcompress.removal.modules import depth_fields
 from effcompress.types import Config, in_layer
+
+
+def require_words(pruned: PrunedModel, tokenizer: Any) -> None:
+    """Raises SourceError for a tokenizer that llama.cpp cannot use, before anything is trained."""
+    with tempfile.TemporaryDirectory(prefix="effcompress-tokenizer-") as words:
+        tokenizer.save(Path(words))
+        read_vocabulary(Path(words), pruned.axes.widths["vocab"], pruned.config)
+
+
+def add(pruned: PrunedModel, tokenizer: Any, target: Path, dtype: DType, log: Log) -> None:
+    """Writes the file of a run beside its folder's other ones, and records it. Raises as
+    ``write`` does.
+    """
+    log.phase("writing the gguf file")
+    made = write(pruned, tokenizer, target, dtype, target.stem)
+    log.event(events.Gguf(file=target.name, dtype=dtype, why=made.why, bytes=made.bytes))
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,7 @@ def _stock(pruned: PrunedModel) -> Form | None:
     computes the same and is needed, or is the type's own.
     """
     kind = str(pruned.config["model_type"])
-    if kind not in MODEL_TYPES:
+    if kind not in BY_LAYER:
         return stock_form(pruned, "auto")
     if ARCHITECTURES[kind].arch == MODEL_ARCH.LLAMA:
         return None

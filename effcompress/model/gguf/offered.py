@@ -23,6 +23,27 @@ _BEYOND: Mapping[str, str] = {
 }
 
 
+BY_LAYER = ("llama", "mistral", "qwen2")
+"""Types whose layers may have widths of their own: llama.cpp's ``deci`` computes them."""
+
+
+def needs_square(config: Config) -> bool:
+    """Whether llama.cpp takes the type only where heads fill the hidden size."""
+    known = ARCHITECTURES[str(config["model_type"])]
+    return known.square and known.otherwise is None
+
+
+def needs_depth(config: Config) -> str:
+    """Why layers cannot go; empty if they can."""
+    known = ARCHITECTURES[str(config["model_type"])]
+    if not known.rotated_by_kind and not known.no_rope:
+        return ""
+    return (
+        f"llama.cpp tells the layers of {config['model_type']} models that have no window or no "
+        "rope by their numbers, which change when layers go"
+    )
+
+
 def chosen(config: Config) -> Architecture:
     """Returns how llama.cpp computes the model of a config.json with the sizes that it states.
     Raises KeyError for a type that is not written.

@@ -31,8 +31,6 @@ from effcompress.model.gguf.offered import why_not
 from effcompress.model.gguf.vocabulary import Vocabulary, read_vocabulary
 from effcompress.types import Config
 
-MODEL_TYPES = ("llama", "mistral", "qwen2")
-"""Types whose layers may have widths of their own."""
 DType = Literal["F32", "F16"]
 _WHOLE = (
     "_norm.weight",
