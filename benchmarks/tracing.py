@@ -39,6 +39,7 @@ from effcompress.model.multimodal import text_of
 from effcompress.model.silence import quietly
 from effcompress.model.small import build, plain_of
 from effcompress.model.suitability import require_causal
+from effcompress.types import Config
 
 Row = dict[str, str]
 SECONDS, PATIENCE = 120, 3600
@@ -64,14 +65,18 @@ def resolve(model_type: str, tell: Callable[[Row], None]) -> Row:
             config = plain_of(made)
         except Exception as error:  # noqa: BLE001 (classes raise different ones)
             return {"outcome": "unbuilt", "reason": _line(str(error) or type(error).__name__)}
-    if (text := text_of(config)) is not None:
-        config = text
-        if is_declared(config):
-            return {"outcome": "text", "reason": str(config["model_type"])}
+    config = text_of(config) or config
+    if is_declared(config):
+        return {"outcome": "text", "reason": str(config["model_type"])}
     try:
         require_causal(config, model_type)
     except EffcompressError as error:
         return {"outcome": "encoder", "reason": _line(error.what)}
+    return _traced(config, tell)
+
+
+def _traced(config: Config, tell: Callable[[Row], None]) -> Row:
+    """Traces a configuration as `groups.tracing.trace` does in its own process."""
     said: dict[str, Any] = {}
 
     def hear(fact: Mapping[str, Any]) -> None:

@@ -107,6 +107,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "hunyuan_v1_dense": ("hunyuan_v1_dense", WIDE),
     "nemotron": ("nemotron", HALF),
     "glm4": ("glm4", {**WIDE, **HALF}),
+    "glm": ("glm", {**HALF, "attention_bias": True}),
+    "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4}),
+    "ministral": ("ministral", {**WIDE, "sliding_window": 200}),
+    "olmo": ("olmo", {"clip_qkv": 0.8}),
+    "granitemoe": ("granitemoe", {**ROUTED, **WIDE, **GRANITE}),
+    "glm4_moe": (
+        "glm4_moe",
+        {
+            **{**ROUTED, **WIDE, **HALF, "n_routed_experts": 4, "n_shared_experts": 1},
+            **{"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "use_qk_norm": True},
+            **{"routed_scaling_factor": 1.5, "norm_topk_prob": True, "attention_bias": True},
+        },
+    ),
+    "gpt_bigcode": ("gpt_bigcode", {"multi_query": True}),
 }
 
 

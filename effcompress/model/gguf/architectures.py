@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gguf import MODEL_ARCH as ARCH
-from gguf import MODEL_ARCH_NAMES
+from gguf import MODEL_ARCH_NAMES, ExpertGatingFuncType
 from gguf import MODEL_TENSOR as TENSOR
 
 from effcompress.model.gguf.geometry import head_dim
@@ -111,6 +111,20 @@ def _parallel(field_: str) -> Callable[[Config], Stated]:
 
 def _logit_scale(config: Config) -> Stated:
     yield "logit_scale", float(config.get("logit_scale") or 1.0)
+
+
+def _clamp(config: Config) -> Stated:
+    if limit := config.get("clip_qkv"):
+        yield "clamp_kqv", float(limit)
+
+
+def _glm4_moe(config: Config) -> Stated:
+    yield "leading_dense_block_count", int(config["first_k_dense_replace"])
+    yield "expert_shared_count", int(config["n_shared_experts"])
+    yield "expert_weights_scale", float(config["routed_scaling_factor"])
+    yield "expert_weights_norm", bool(config["norm_topk_prob"])
+    yield "expert_gating_func", ExpertGatingFuncType.SIGMOID
+    yield "nextn_predict_layers", 0
 
 
 def _shared_ffn(config: Config) -> Stated:
@@ -233,5 +247,27 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "olmo3": Architecture(ARCH.OLMO2, square=True, only=_NEVER, period=4),
     "glm4": Architecture(ARCH.GLM4, partial=True),
+    "glm": Architecture(ARCH.CHATGLM, square=True, partial=True),
+    "exaone4": Architecture(
+        ARCH.EXAONE4, square=True, rope_factors=True, only={**_NEVER, "sliding_window": (None,)}
+    ),
+    "ministral": _LLAMA,
+    "olmo": Architecture(
+        ARCH.OLMO, square=True, layer_norm=True, pairs=True, only=_NEVER, stated=_clamp
+    ),
+    "granitemoe": Architecture(ARCH.GRANITE_MOE, pairs=True, rope_factors=True, stated=_granite),
+    "glm4_moe": Architecture(
+        ARCH.GLM4_MOE,
+        partial=True,
+        only={"attention_bias": (True,), "n_group": (1, None), "topk_group": (1, None)},
+        stated=_glm4_moe,
+    ),
+    "gpt_bigcode": Architecture(
+        ARCH.STARCODER,
+        GELU_TANH,
+        layer_norm=True,
+        positions=True,
+        only={"multi_query": (True,), "scale_attn_weights": (True, None)},
+    ),
 }
 """``model_type`` -> how llama.cpp computes it."""

@@ -19,6 +19,8 @@ def layers_of(config: Config) -> int:
 def heads_of(config: Config) -> tuple[int, int]:
     """Query heads and KV heads."""
     heads = int(first(config, "num_attention_heads", "n_head"))
+    if config.get("multi_query"):
+        return heads, 1
     return heads, int(config.get("num_key_value_heads") or heads)
 
 
@@ -39,7 +41,8 @@ def rotated_of(config: Config) -> int:
 def epsilon_of(config: Config) -> float:
     """What all norms add to the variance."""
     names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
-    return float(first(config, *names))
+    # OLMo's norms have no parameters, and this one epsilon.
+    return float(first(config, *names) or 1e-5)
 
 
 def rope_of(config: Config) -> Config:

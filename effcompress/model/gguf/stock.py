@@ -116,7 +116,7 @@ def entries_of(model: Model, tensors: Mapping[str, Tensor]) -> Iterator[Entry]:
         if expert := _EXPERTS.search(theirs):
             yield from _experts(int(expert[1]), expert[2], tensor)
             continue
-        found = names.get_type_and_name(_OF_HEAD.sub(".", theirs), (".weight", ".bias"))
+        found = names.get_type_and_name(_listed(theirs), (".weight", ".bias"))
         if found is None:
             raise SourceError("llama.cpp has no place for this weight", where=theirs)
         kind, own = found
@@ -131,6 +131,12 @@ def entries_of(model: Model, tensors: Mapping[str, Tensor]) -> Iterator[Entry]:
         yield _entry(own, torch.stack(parts))
     if model.known.rope_factors and (divisors := rope_factors(model.config, model.width)):
         yield _entry("rope_freqs.weight", torch.tensor(divisors))
+
+
+def _listed(theirs: str) -> str:
+    """The name of a tensor as older versions of transformers have it, and gguf's tables do."""
+    plain = _OF_HEAD.sub(".", theirs).replace(".router.weight", ".router.layer.weight")
+    return plain.replace(".e_score_correction_bias", ".e_score_correction.bias")
 
 
 def _entry(name: str, tensor: Tensor) -> Entry:
@@ -231,7 +237,11 @@ def _header(writer: GGUFWriter, model: Model, shapes: Shapes) -> None:
 
 
 def _feed_forward(writer: GGUFWriter, model: Model, shapes: Shapes) -> None:
-    dense, experts = (shapes.get(f"blk.0.ffn_down{kind}.weight") for kind in ("", "_exps"))
+    # Of mixtures, the first layers may be dense.
+    dense, experts = (
+        next((shape for name, shape in shapes.items() if name.endswith(f".ffn_down{kind}")), None)
+        for kind in (".weight", "_exps.weight")
+    )
     wide = dense[1] if dense else _ffn(model)
     if experts:
         writer.add_expert_count(experts[0])
