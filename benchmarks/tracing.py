@@ -50,7 +50,7 @@ OUTCOMES = {
     "traced": "traced, and what was found is proven",
     "text": "the text model inside is of a declared architecture",
     "encoder": "no causal language model unless configured as one",
-    "unbuilt": "transformers builds no model from the defaults of the configuration class",
+    "unbuilt": "no small model of the defaults of the configuration class can be built",
     "refused": "refused",
     "late": "no answer within the limit",
     "crash": "an error that says nothing (a fault of effcompress)",
