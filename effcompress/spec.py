@@ -816,6 +816,9 @@ class ExportSpec:
         "pruned text model in it, all other parts as they are",
         "text",
     )
+    gguf: Literal["F32", "F16"] | None = key(
+        "also write NAME.gguf, which llama.cpp reads, with 32-bit or 16-bit floats", None
+    )
     at: tuple[Count, ...] | None = key(
         "sizes between the source model's and the target, e.g. [1.1B, 469M]: a model of each is "
         "written to `at/` in the run's folder when the run passes it, which changes nothing of the "

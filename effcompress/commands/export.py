@@ -2,7 +2,6 @@
 checkpoint or, where it kept none, from its model.
 """
 
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -18,17 +17,15 @@ from effcompress.commands.software import chosen, require_one, told_for
 from effcompress.distributed.world import ALONE
 from effcompress.errors import SourceError
 from effcompress.estimate.serving import Software
+from effcompress.export import gguf
 from effcompress.export.forms import Form, form
 from effcompress.export.write import explained, proof_tokens, prove, write
-from effcompress.model.gguf.offered import why_not
-from effcompress.model.gguf.write import LayerWidths, write_gguf
 from effcompress.model.load import LoadedModel
 from effcompress.model.load import load as load_model
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.events import Exported, line
 from effcompress.record.log import make_view
-from effcompress.removal.modules import depth_fields
 from effcompress.report.card import is_own_card
 from effcompress.report.gather import EXPORTS
 from effcompress.runner.evaluation import scores
@@ -37,7 +34,6 @@ from effcompress.runner.provenance import described, require_same
 from effcompress.runner.start import corpus_of, whole_of
 from effcompress.runner.state import VALUES
 from effcompress.spec import ModelSpec
-from effcompress.types import in_layer
 
 As = Literal["uniform", "padded", "exact", "gguf"]
 DType = Literal["F32", "F16"]
@@ -207,24 +203,9 @@ def _told(made: Form, why: str, size: int, target: Path, proof: Proof) -> Answer
 
 
 def _gguf(pruned: PrunedModel, model: LoadedModel, target: Path, dtype: DType, name: str) -> Answer:
-    if why := why_not(pruned.config):
-        raise SourceError(why, where="--as gguf")
-    axes, family = pruned.axes, pruned.family
-    config = {**pruned.config, **depth_fields(family, pruned.config, axes.depth.layers)}
-    layers = []
-    for i in axes.depth.layers:
-        wide = in_layer(axes.widths, i)
-        kv = wide.get("attention", 0)
-        layers.append(LayerWidths(wide.get("ffn", 0), kv * wide.get("query", 0), kv))
-    tensors = {n: p.detach().cpu() for n, p in pruned.parameters().items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="effcompress-tokenizer-") as words:
-        model.tokenizer.save(Path(words))
-        epsilon = pruned.norms()[0].epsilon  # Llama and Mistral have norms
-        shape = config, layers, axes.widths["hidden"], epsilon
-        size = write_gguf(target, *shape, tensors, Path(words), dtype=dtype, name=name)
-    data = {"form": "gguf", "bytes": size, "dtype": dtype, "output": str(target)}
-    rows = (("bytes", f"{size:,}"), ("numbers", dtype))
-    odd = [w for w in (axes.widths["hidden"], *(layer.ffn for layer in layers)) if w % 32]
-    notes = ("To quantise it, widths must be multiples of 32: prune with `round_to: 32`.",)
-    return Answer(data, (Table(str(target), ("", ""), rows),), notes if odd else ())
+    made = gguf.write(pruned, model.tokenizer, target, dtype, name)
+    data = {"form": "gguf", "bytes": made.bytes, "dtype": dtype, "why": made.why}
+    rows = (("bytes", f"{made.bytes:,}"), ("numbers", dtype))
+    odd = "To quantise it, widths must be multiples of 32: prune with `round_to: 32`."
+    notes = tuple(filter(None, (made.why, "" if made.by_block else odd)))
+    return Answer({**data, "output": str(target)}, (Table(str(target), ("", ""), rows),), notes)

@@ -24,6 +24,53 @@ def require_form(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
     form = loaded.recipe.export.form
     if loaded.recipe.export.multimodal == "whole":
         _require_whole(loaded, found, form)
+    said = _require_gguf(loaded, found) if loaded.recipe.export.gguf is not None else []
+    return [*said, *_folder(loaded, found, form)]
+
+
+def _require_gguf(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
+    """Returns warnings where llama.cpp may not take the result. Raises RecipeError where it cannot
+    compute the model.
+    """
+    from effcompress.model.gguf import offered
+
+    family, shape = found.axes.family, _target_shape(loaded)
+    cut = {s.kind for s in found.sets}
+    why = offered.why_not(found.config)
+    if not why and "layer" in cut:
+        why = offered.needs_depth(found.config)
+    by_layer = found.config.get("model_type") in offered.BY_LAYER
+    differ = () if by_layer or why else dict(_differences(found, shape))
+    if rigid := [kind for kind in differ if kind in family.rigid]:
+        why = f"layers may differ in '{rigid[0]}', and no zeros can fill that up"
+    sizes = _final(found, shape)
+    if not why and sizes is not None and not by_layer:
+        resized = {**found.config, **family.resize(found.config, sizes)}
+        why = refusal("padded", family, found.config, sizes) or offered.why_not_sizes(resized)
+    if why:
+        raise RecipeError(
+            f"export.gguf: {why}",
+            where=loaded.origins.get("export.gguf", str(loaded.path)),
+            fix="Remove `gguf`: the folder can be had in any case.",
+        )
+    said = []
+    if differ:
+        said.append(
+            "export: layers may differ in the end; the gguf file is then padded with zeros to the "
+            "widest layer"
+        )
+    heads_or_stream = cut & {"hidden", "attention", "query"}
+    if sizes is None and heads_or_stream and offered.needs_square(found.config):
+        said.append(
+            f"export: llama.cpp takes {found.config['model_type']} models whose heads fill the "
+            "hidden size alone; where they do not in the end, the run fails behind its last "
+            "checkpoint (state `target: {shape: ...}` to know before)"
+        )
+    return said
+
+
+def _folder(loaded: LoadedRecipe, found: SizedModel, form: str) -> list[str]:
+    """As ``require_form``, of the folder alone."""
     if STREAM in found.config:
         _require_exact(loaded, form)
         return []

@@ -470,6 +470,15 @@ class Export(Recorded, event="export"):
     bytes: int
 
 
+class Gguf(Recorded, event="gguf"):
+    """The model was also written as a file for llama.cpp; ``why``: what is stored otherwise."""
+
+    file: str
+    dtype: str
+    why: str
+    bytes: int
+
+
 class Proof(Recorded, event="proof"):
     """What the saved model showed when a fresh process loaded it."""
 
@@ -563,7 +572,9 @@ Chosen = Allocation | Latency
 """Events of a choice of levels, and of what it led to."""
 AtStep = Costly | InTraining | Chosen | Checkpoint | Size
 """Events that happen at an optimizer step."""
-Event = AtStep | Run | Evaluation | Export | Proof | Exported | Size | Warn | End | Other
+Event = (
+    AtStep | Run | Evaluation | Export | Gguf | Proof | Exported | Size | Warn | End | Other
+)
 
 _EVENTS: dict[str, Any] = {kind.event: kind for kind in typing.get_args(Event) if kind is not Other}
 

@@ -77,6 +77,8 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
         case events.Export():
             held = count(event.parameters)
             return f"saved as a {event.container} model, {event.form}, {held} parameters"
+        case events.Gguf():
+            return f"saved as {event.file}, {event.dtype}, {event.bytes:,} bytes"
         case events.Proof():
             difference = event.max_logit_difference
             return f"reloaded by itself: largest difference of a logit {difference:.1e}"

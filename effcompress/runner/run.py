@@ -17,6 +17,7 @@ from effcompress.distributed.world import World, joined
 from effcompress.errors import EffcompressError, RunError, Stopped
 from effcompress.estimate.positions import warn_of_positions
 from effcompress.estimate.schedule import stage_at
+from effcompress.export import gguf
 from effcompress.export.write import export_and_prove, proof_tokens
 from effcompress.model.load import LoadedModel
 from effcompress.network.shapes import shape
@@ -206,6 +207,8 @@ def _stages(
         warn_of_positions(recipe, model.config, prompt, log.warn)
     state = RunState(recipe, model, corpus, world)
     state.provenance = {**plugins, **source, **texts(corpus)}
+    if recipe.export.gguf is not None:
+        gguf.require_words(state.pruned, model.tokenizer)
     if saved is None:
         begin(state, model, log, offline=offline)
     else:
@@ -225,6 +228,9 @@ def _finish(state: RunState, log: Log, *, offline: bool, started: float) -> Repo
     whole = whole_of(recipe)
     with state.gathered():
         world.agree(lambda: export_and_prove(*made, ids_BT, folder, log, whole))
+        if (dtype := recipe.export.gguf) is not None:
+            file = folder / f"{recipe.name}.gguf"
+            world.agree(lambda: gguf.add(*made[:2], file, dtype, log))
     log.phase("evaluating the pruned model")
     after = evaluated(state, log, when="after", offline=offline)
     log.event(after)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.conftest import FAMILIES
 from tests.contract.test_mask_equals_removal import CASES
 from tests.contract.zoo import sources
-from tests.families_page import COLUMN, EXPORTS, HEAD, KINDS, NAMES
+from tests.families_page import COLUMN, EXPORTS, GGUF, HEAD, KINDS, NAMES, gguf_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
@@ -18,6 +18,7 @@ def test_the_page_is_current() -> None:
     kinds = {family: {kind for name, kind, _ in CASES if name == family} for family in FAMILIES}
     for family, source in sources().items():
         kinds[family] = {COLUMN.get(kind, kind) for kind in source.kinds}
+    assert text.endswith(GGUF + "\n".join(gguf_rows()) + "\n")
     assert set(NAMES) == set(kinds)
     first = text[: text.index(EXPORTS)]
     rows = {line.split("|")[1].strip(" `"): line for line in first.splitlines() if "| `" in line}

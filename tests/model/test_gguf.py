@@ -45,6 +45,7 @@ UNIFORM: dict[str, dict[str, Any]] = {
     "llama3 rope": {"rope_parameters": LLAMA3_ROPE},
     "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e3, "factor": 4.0}},
     "mistral": {"model_type": "mistral", "sliding_window": None},
+    "qwen2": {"model_type": "qwen2"},
 }
 
 
@@ -73,10 +74,11 @@ def masked(model: Any, layers: Sequence[LayerWidths]) -> dict[str, torch.Tensor]
         cut = {"q": (q, 0), "k": (kv, 0), "v": (kv, 0), "o": (q, 1)}
         cut |= {"gate": (ffn, 0), "up": (ffn, 0), "down": (ffn, 1)}
         for part, (kept, axis) in cut.items():
-            name = f"{prefix}.{'self_attn' if part in 'qkvo' else 'mlp'}.{part}_proj.weight"
-            whole = tensors.pop(name)
-            if len(kept):
-                tensors[name] = whole.index_select(axis, kept)
+            module = f"{prefix}.{'self_attn' if part in 'qkvo' else 'mlp'}.{part}_proj"
+            for name in (f"{module}.weight", f"{module}.bias"):
+                whole = tensors.pop(name, None)
+                if whole is not None and len(kept):
+                    tensors[name] = whole.index_select(axis, kept)
         for linear, kept in ((layer.self_attn.o_proj, q), (layer.mlp.down_proj, ffn)):
             gone = torch.ones(linear.in_features, dtype=torch.bool)
             gone[kept] = False
@@ -100,11 +102,15 @@ PRUNED = {
 }
 
 
-@pytest.mark.parametrize("case", PRUNED)
-def test_widths_per_layer(case: str, tmp_path: Path) -> None:
+QWEN2 = [("qwen2", "KV heads"), ("qwen2", "first attention gone")]
+"""Queries, keys and values have biases."""
+
+
+@pytest.mark.parametrize(("model_type", "case"), [*(("llama", c) for c in PRUNED), *QWEN2])
+def test_widths_per_layer(model_type: str, case: str, tmp_path: Path) -> None:
     architecture, widths = PRUNED[case]
     layers = [LayerWidths(*w) for w in widths]
-    model = tiny()
+    model = tiny(model_type=model_type)
     whole = logits_of(model)
     tensors = masked(model, layers)
     write(tmp_path / "m.gguf", model, layers, tensors)
@@ -164,7 +170,7 @@ def test_context_ends_with_the_sliding_window(window, context: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        ({"model_type": "qwen3"}, "llama and mistral"),
+        ({"model_type": "opt"}, "llama, mistral, qwen2"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "dynamic"),

@@ -15,9 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from effcompress.errors import SourceError
 from effcompress.model.gguf.read import convert
-from effcompress.model.gguf.vocabulary import _LLAMA3
+from effcompress.model.gguf.vocabulary import _LLAMA3, _QWEN2
 from effcompress.model.tokenizer import ByteTokenizer
 from tests.model.by_llama_cpp import TEXTS, ask, tiny, write
+
+WITHOUT = ("never", "gemma")
+"""Schemes that put no space before a text."""
 
 
 def corpus() -> list[str]:
@@ -27,13 +30,16 @@ def corpus() -> list[str]:
 
 def byte_level(way: str) -> Tokenizer:
     rust = Tokenizer(models.BPE(ignore_merges=way == "llama-bpe"))
-    regex = way != "llama-bpe"
+    split = {"llama-bpe": _LLAMA3, "dbrx": _LLAMA3, "qwen2": _QWEN2}.get(way)
+    regex = split is None
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex)
     steps: list[Any] = [last]
     if way == "smollm":
         steps = [pre_tokenizers.Digits(individual_digits=True), last]
-    if way == "llama-bpe":
-        steps = [pre_tokenizers.Split(Regex(_LLAMA3), "isolated"), last]
+    if split is not None:
+        steps = [pre_tokenizers.Split(Regex(split), "isolated"), last]
+    if way == "qwen2":
+        rust.normalizer = normalizers.NFC()
     rust.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else last
     rust.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -64,7 +70,10 @@ def sentencepiece(scheme: str = "") -> Tokenizer:
     model = models.BPE(vocab=vocab, merges=joins, byte_fallback=True, unk_token="<unk>")
     rust = Tokenizer(model)
     steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    if scheme:
+    if scheme == "gemma":
+        rust.normalizer = steps[-1]
+        rust.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    elif scheme:
         space = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme=scheme, split=False)
         rust.pre_tokenizer = space
     else:
@@ -79,7 +88,7 @@ def saved(rust: Tokenizer, folder: Path, **more: Any) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("way", ["gpt-2", "smollm", "llama-bpe", "default"])
+@pytest.mark.parametrize("way", ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "default"])
 def test_tokenizers_agree(way: str, tmp_path: Path) -> None:
     rust = sentencepiece() if way == "default" else byte_level(way)
     texts = ["{% for m in messages %}{{ m.content }}{% endfor %}"]
@@ -126,16 +135,16 @@ def test_kinds_of_tokens_and_ends(tmp_path: Path) -> None:
     assert ends == [backend.eos_token_id, 7]
 
 
-@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+@pytest.mark.parametrize("scheme", ["always", "first", "never", "gemma"])
 def test_the_first_space(scheme: str, tmp_path: Path) -> None:
     backend = saved(sentencepiece(scheme), tmp_path / "t")
     write(tmp_path / "m.gguf", tiny(vocab_size=len(backend)), folder=tmp_path / "t")
     # SentencePiece puts one before a first space too, this step of transformers does not.
-    texts = [text for text in TEXTS if scheme == "never" or not text.startswith(" ")]
+    texts = [text for text in TEXTS if scheme in WITHOUT or not text.startswith(" ")]
     found = ask(tmp_path / "m.gguf", texts=texts)
     assert found["tokens"] == [backend(text)["input_ids"] for text in texts]
     prefix = found["meta"]["tokenizer.ggml.add_space_prefix"]
-    assert prefix == ("false" if scheme == "never" else "true")
+    assert prefix == ("false" if scheme in WITHOUT else "true")
 
 
 def test_bos_before_every_text(tmp_path: Path) -> None:

@@ -1116,9 +1116,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "the file has the source's epsilon",
     ),
     Mutant(
-        "effcompress/model/gguf/write.py",
-        "return min(context, int(window)) if window else context",
-        "return context",
+        "effcompress/model/gguf/geometry.py",
+        'return min(_positions(stated), int(stated["sliding_window"]))',
+        "return _positions(stated)",
         ("tests/model/test_gguf.py::test_context_ends_with_the_sliding_window[32-32]",),
         "the context is longer than the sliding window",
     ),

@@ -1,35 +1,137 @@
 """Which models llama.cpp computes as transformers do, told by their configuration alone."""
 
+from collections.abc import Mapping
+
+from effcompress.model.classes import fields_of
+from effcompress.model.gguf.architectures import ARCHITECTURES, Architecture
+from effcompress.model.gguf.geometry import (
+    first,
+    head_dim,
+    heads_of,
+    is_square,
+    others,
+    rope_kind,
+    rope_of,
+)
 from effcompress.model.lineage import STREAM
 from effcompress.types import Config
 
-MODEL_TYPES = ("llama", "mistral")
+_BEYOND: Mapping[str, str] = {
+    "opt": ", which llama.cpp has not",
+    "gptj": ", which llama.cpp names and does not compute",
+    "codegen": ", which llama.cpp has not",
+}
+
+
+BY_LAYER = ("llama", "mistral", "qwen2")
+"""Types whose layers may have widths of their own: llama.cpp's ``deci`` computes them."""
+
+
+def needs_square(config: Config) -> bool:
+    """Whether llama.cpp takes the type only where heads fill the hidden size."""
+    known = ARCHITECTURES[str(config["model_type"])]
+    return known.square and known.otherwise is None
+
+
+def needs_depth(config: Config) -> str:
+    """Why layers cannot go; empty if they can."""
+    known = ARCHITECTURES[str(config["model_type"])]
+    if not known.rotated_by_kind and not known.no_rope:
+        return ""
+    return (
+        f"llama.cpp tells the layers of {config['model_type']} models that have no window or no "
+        "rope by their numbers, which change when layers go"
+    )
+
+
+def chosen(config: Config) -> Architecture:
+    """Returns how llama.cpp computes the model of a config.json with the sizes that it states.
+    Raises KeyError for a type that is not written.
+    """
+    known = ARCHITECTURES[str(config["model_type"])]
+    if known.square and known.otherwise is not None and not is_square(config):
+        return known.otherwise
+    return known
 
 
 def why_not(config: Config) -> str:
     """Why the model of this config.json cannot be written; empty if it can."""
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if config.get(STREAM):
         return "llama.cpp has no model that changes the basis of its stream in every layer"
-    if model_type not in MODEL_TYPES:
-        known = " and ".join(MODEL_TYPES)
-        return f"gguf files are written for {known} models, not for '{model_type}'"
-    if (act := config.get("hidden_act") or "silu") not in ("silu", "swish"):
-        return f"llama.cpp computes {model_type} models with silu, not with '{act}'"
-    rope = rope_of(config)
-    if (kind := rope_kind(rope)) not in ("default", "linear", "llama3"):
-        return f"rope of the kind '{kind}' is not written to gguf; default, linear and llama3 are"
-    rotated = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if rotated != 1.0:
+    known = ARCHITECTURES.get(model_type)
+    if known is None:
+        return (
+            f"gguf files are not written for '{model_type}' models"
+            f"{_BEYOND.get(model_type, '')}; they are for {', '.join(ARCHITECTURES)}"
+        )
+    found = {**(fields_of(model_type) or {}), **config}
+    names = ("hidden_activation", "hidden_act", "activation_function")
+    if (act := first(found, *names)) is not None and act not in known.activations:
+        return (
+            f"llama.cpp computes {model_type} models with {known.activations[0]}, not with '{act}'"
+        )
+    for name, values in known.only.items():
+        if name in found and found[name] not in values:
+            said = f"{name}: {found[name]}"
+            return (
+                f"llama.cpp computes {model_type} models only with {name}: {values[0]}, not {said}"
+            )
+    return _why_no_rope(found, chosen(found)) or _why_no_kinds(found, known)
+
+
+def why_not_sizes(config: Config) -> str:
+    """Why the sizes of a config.json cannot be written; empty if they can. To be asked where
+    ``why_not`` says nothing.
+    """
+    known = chosen(config)
+    if not known.square or is_square(config):
+        return ""
+    heads, width = heads_of(config)[0], head_dim(config)
+    hidden = int(first(config, "hidden_size", "n_embd"))
+    return (
+        f"llama.cpp takes {config['model_type']} models whose heads fill the hidden size, and here "
+        f"{heads} heads of {width} make {heads * width} of {hidden}"
+    )
+
+
+def _why_no_rope(config: Config, known: Architecture) -> str:
+    model_type, rope = config["model_type"], rope_of(config)
+    kinds = ("default", "linear", "llama3") if known.rope_factors else ("default", "linear")
+    if known.positions:
+        return ""
+    if (kind := rope_kind(rope)) not in kinds:
+        said = f"{', '.join(kinds[:-1])} and {kinds[-1]} are"
+        return f"rope of the kind '{kind}' is not written to gguf for {model_type} models; {said}"
+    stated = (rope, config)
+    part = next(
+        (float(c["partial_rotary_factor"]) for c in stated if c.get("partial_rotary_factor")), 1.0
+    )
+    if part != 1.0 and not known.partial:
         return f"llama.cpp rotates whole heads of {model_type} models, this one rotates a part"
     return ""
 
 
-def rope_of(config: Config) -> Config:
-    """The rope section, which older files call ``rope_scaling``; empty when there is none."""
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
-
-
-def rope_kind(rope: Config) -> str:
-    """``default``, ``linear``, ``llama3``, ..."""
-    return str(rope.get("rope_type") or rope.get("type") or "default")
+def _why_no_kinds(config: Config, known: Architecture) -> str:
+    """Why layers that attend or rotate otherwise than their neighbours do not fit."""
+    model_type, kinds = config["model_type"], config.get("layer_types") or []
+    if odd := sorted({str(k) for k in kinds} - {"sliding_attention", "full_attention"}):
+        return f"llama.cpp has no layers of the kind {odd[0]} in {model_type} models"
+    if known.rotated_by_kind and kinds:
+        there = [kind == "sliding_attention" for kind in kinds]
+        if there != others(len(there), known.period):
+            return (
+                f"llama.cpp takes each {known.period}th layer of {model_type} models for one "
+                "without a window, and here it is another: layers were removed, or it is built so"
+            )
+    rotates = config.get("no_rope_layers")
+    if (
+        known.no_rope
+        and rotates
+        and list(rotates) != [int((i + 1) % known.no_rope != 0) for i in range(len(rotates))]
+    ):
+        return (
+            f"llama.cpp takes each {known.no_rope}th layer of {model_type} models for one without "
+            "rope, and here it is another: layers were removed, or the model is built so"
+        )
+    return ""

@@ -36,6 +36,7 @@ def convert(gguf: Path, folder: Path, *, label: str) -> str:
             sizes[tensor.tensor_type.name] += int(tensor.n_elements)
         # llama.cpp's name of the pre-tokenizer, where the file states it.
         pre = stated.get_field("tokenizer.ggml.pre")
+        _require_no_biases(stated, gguf)
         model, missing = _open(gguf)
         if missing:
             raise SourceError(
@@ -56,6 +57,22 @@ def general(gguf: Path) -> dict[str, Any]:
 
     fields = GGUFReader(gguf).fields.items()
     return {key: one.contents() for key, one in fields if key.startswith("general.")}
+
+
+def _require_no_biases(stated: Any, gguf: Path) -> None:
+    """Raises SourceError for a file of the architecture ``llama`` or ``deci`` with biases:
+    transformers would read it without them.
+    """
+    field = stated.get_field("general.architecture")
+    if field is None or field.contents() not in ("llama", "deci"):
+        return
+    for tensor in stated.tensors:
+        if tensor.name.startswith("blk.") and tensor.name.endswith(".bias"):
+            raise SourceError(
+                f"transformers do not read {tensor.name} of a {field.contents()} file",
+                where=gguf.name,
+                fix="name the Hugging Face folder of the model instead",
+            )
 
 
 def _of_bytes(stated: Any) -> bool:

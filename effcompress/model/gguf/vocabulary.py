@@ -28,13 +28,16 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_PRE_TOKENIZERS: Mapping[tuple[str, ...], tuple[str, bool]] = {
-    ("gpt2",): ("gpt-2", False),
-    ("digits", "gpt2"): ("smollm", False),
-    (f"split {_LLAMA3}",): ("llama-bpe", True),
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_PRE_TOKENIZERS: Mapping[tuple[tuple[str, ...], bool], str] = {
+    (("gpt2",), False): "gpt-2",
+    (("digits", "gpt2"), False): "smollm",
+    ((f"split {_LLAMA3}",), True): "llama-bpe",
+    ((f"split {_LLAMA3}",), False): "dbrx",
+    ((f"split {_QWEN2}",), False): "qwen2",
 }
-"""Steps of a pre-tokenizer -> llama.cpp's name of it, and whether it skips the merges for a word
-that is itself a token (``ignore_merges``).
+"""Steps of a pre-tokenizer, and whether it skips the merges for a word that is itself a token
+(``ignore_merges``) -> llama.cpp's name of it.
 """
 _ROLES = ("bos", "eos", "pad", "unk")
 _SPACE = "\u2581"
@@ -157,7 +160,9 @@ def _added(backend: Any, folder: Path) -> tuple[bool, bool]:
 
 def _pre_tokenizer(plan: Plan, merges: bool, folder: Path) -> str:
     """llama.cpp's name of the pre-tokenizer. Raises SourceError if it has none."""
-    if plan["normalizer"]:
+    changes = [s["type"] for s in _flat(plan["normalizer"], "normalizers")]
+    # NFC joins a letter and its accent. llama.cpp takes text as it is, which nearly always is so.
+    if changes not in ([], ["NFC"]):
         raise _refused(f"it changes text first ({plan['normalizer']['type']})", folder)
     steps = [_step(s) for s in _flat(plan["pre_tokenizer"], "pretokenizers")]
     if "bytes" not in steps and "gpt2" not in steps:
@@ -165,8 +170,8 @@ def _pre_tokenizer(plan: Plan, merges: bool, folder: Path) -> str:
     if not merges:
         return "gpt-2"  # every byte is a token, however the text is split
     known = tuple(s for s in steps if s != "bytes")
-    name, skips = _PRE_TOKENIZERS.get(known, ("", False))
-    if not name or skips != bool(plan["model"].get("ignore_merges")):
+    name = _PRE_TOKENIZERS.get((known, bool(plan["model"].get("ignore_merges"))))
+    if name is None:
         raise _refused(f"text is split in a way that has no name there: {known}", folder)
     return name
 
@@ -234,9 +239,15 @@ def _space_prefix(plan: Plan, folder: Path) -> bool:
     splits = _flat(plan["pre_tokenizer"], "pretokenizers")
     kinds = [s["type"] for s in steps]
     replaced = kinds in (["Prepend", "Replace"], ["Replace"]) and steps[-1]["content"] == _SPACE
+    # Gemma's splits at spaces, of which none is left.
+    splits = [s for s in splits if not (replaced and _splits_at_spaces(s))]
     if replaced and not splits and steps[-1]["pattern"] == {"String": " "}:
         return kinds[0] == "Prepend"
     metaspace = not steps and [s["type"] for s in splits] == ["Metaspace"]
     if metaspace and splits[0]["replacement"] == _SPACE and not splits[0]["split"]:
         return splits[0]["prepend_scheme"] != "never"
     raise _refused("it treats spaces otherwise than SentencePiece", folder)
+
+
+def _splits_at_spaces(step: Plan) -> bool:
+    return step["type"] == "Split" and step["pattern"] == {"String": " "}

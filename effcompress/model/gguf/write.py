@@ -26,11 +26,18 @@ from gguf import (
 
 from effcompress.errors import SourceError
 from effcompress.model.cache import atomically
-from effcompress.model.gguf.offered import rope_kind, rope_of, why_not
+from effcompress.model.gguf.geometry import context_of, rope_base, rope_kind, rope_of
+from effcompress.model.gguf.offered import why_not
 from effcompress.model.gguf.vocabulary import Vocabulary, read_vocabulary
 from effcompress.types import Config
 
 DType = Literal["F32", "F16"]
+_WHOLE = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+)
 
 
 class LayerWidths(NamedTuple):
@@ -176,7 +183,7 @@ def entries_of(
 
     table = (sizes.rows, sizes.hidden)
     found = [whole("model.embed_tokens", table)]
-    if freqs := _rope_factors(config, sizes.head_dim):
+    if freqs := rope_factors(config, sizes.head_dim):
         found.append(Entry("rope_freqs.weight", (len(freqs),), lambda: torch.tensor(freqs)))
     kept = [i for i, w in enumerate(layers) if w.ffn or w.heads]
     for block, number in enumerate(kept):
@@ -211,12 +218,7 @@ def interleaved(entry: Entry, heads: int) -> Entry:
     return Entry(entry.name, entry.shape, values)
 
 
-def rope_base(config: Config) -> float:
-    """Base of the rotary frequencies; 10000 where nothing states it."""
-    return float(rope_of(config).get("rope_theta") or config.get("rope_theta") or 10000.0)
-
-
-def _rope_factors(config: Config, head_dim: int) -> list[float]:
+def rope_factors(config: Config, head_dim: int) -> list[float]:
     """Llama 3's divisors of the rotary frequencies, one per pair of channels: llama.cpp reads them
     as a tensor. Empty for other kinds of rope.
     """
@@ -268,27 +270,21 @@ def write_gguf(
     sizes = sizes_of(source, config, layers, hidden)
     entries = entries_of(source, config, layers, sizes)
     vocabulary = read_vocabulary(tokenizer_folder, sizes.rows, config)
-    with atomically(path) as work:
-        writer = GGUFWriter(work, "llama" if sizes.uniform else "deci")
-        try:
-            writer.add_name(name)
-            _metadata(writer, config, sizes, epsilon, dtype)
-            _write(writer, vocabulary, entries, dtype)
-        finally:
-            writer.close()
-    return path.stat().st_size
+
+    def header(writer: GGUFWriter) -> None:
+        _metadata(writer, config, sizes, epsilon)
+
+    kind = "llama" if sizes.uniform else "deci"
+    return store(path, kind, header, vocabulary, entries, dtype=dtype, name=name)
 
 
-def _metadata(
-    writer: GGUFWriter, config: Config, sizes: Sizes, epsilon: float, dtype: DType
-) -> None:
+def _metadata(writer: GGUFWriter, config: Config, sizes: Sizes, epsilon: float) -> None:
     # `llama` takes one number each, `deci` one per layer.
     columns = zip(*sizes.layers, strict=True)
     ffn, heads, kv_heads = (c[0] if sizes.uniform else list(c) for c in columns)
-    writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "F32" else LlamaFileType.MOSTLY_F16)
     writer.add_vocab_size(sizes.rows)
     writer.add_block_count(len(sizes.layers))
-    writer.add_context_length(_context(config))
+    writer.add_context_length(context_of(config))
     writer.add_embedding_length(sizes.hidden)
     writer.add_feed_forward_length(ffn)
     writer.add_head_count(heads)
@@ -304,18 +300,42 @@ def _metadata(
         writer.add_rope_scaling_factor(float(rope_of(config)["factor"]))
 
 
-def _context(config: Config) -> int:
-    context = int(config.get("max_position_embeddings") or 2048)
-    # A Mistral whose config.json states no window has the default of transformers' class.
-    default = 4096 if config["model_type"] == "mistral" else None
-    window = config.get("sliding_window", default)
-    return min(context, int(window)) if window else context
+def store(
+    path: Path,
+    architecture: str,
+    header: Callable[[GGUFWriter], None],
+    vocabulary: Vocabulary,
+    entries: list[Entry],
+    *,
+    dtype: DType,
+    name: str,
+) -> int:
+    """Writes a file, whole or not at all; ``header`` adds what the architecture states. Returns the
+    size in bytes. Raises SourceError for a value that ``dtype`` cannot hold.
+    """
+    with atomically(path) as work:
+        writer = GGUFWriter(work, architecture)
+        try:
+            writer.add_name(name)
+            kind = LlamaFileType.ALL_F32 if dtype == "F32" else LlamaFileType.MOSTLY_F16
+            writer.add_file_type(kind)
+            header(writer)
+            vocabulary.add_to(writer)
+            _write(writer, entries, dtype)
+        finally:
+            writer.close()
+    return path.stat().st_size
 
 
-def _write(writer: GGUFWriter, vocabulary: Vocabulary, entries: list[Entry], dtype: DType) -> None:
-    vocabulary.add_to(writer)
-    matrix = np.dtype(np.float16 if dtype == "F16" else np.float32)
-    kinds = [matrix if len(entry.shape) > 1 else np.dtype(np.float32) for entry in entries]
+def _write(writer: GGUFWriter, entries: list[Entry], dtype: DType) -> None:
+    matrix, full_width = (
+        np.dtype(np.float16 if dtype == "F16" else np.float32),
+        np.dtype(np.float32),
+    )
+    # llama.cpp multiplies by norms and adds tables of positions as F32 alone.
+    kinds = [
+        matrix if len(e.shape) > 1 and not e.name.endswith(_WHOLE) else full_width for e in entries
+    ]
     # The header lists every tensor before the first value is read: one tensor at a time in memory,
     # where `GGUFWriter.add_tensor` would hold all of them.
     for entry, kind in zip(entries, kinds, strict=True):
@@ -332,3 +352,8 @@ def _write(writer: GGUFWriter, vocabulary: Vocabulary, entries: list[Entry], dty
             fix = "write F32" if np.isfinite(full).all() else None
             raise SourceError(f"{dtype} cannot hold its values", where=entry.name, fix=fix)
         writer.write_tensor_data(stored)
+
+
+def _halves(entry: Entry) -> bool:
+    """Whether llama.cpp takes the tensor as F16."""
+    return len(entry.shape) > 1 and not entry.name.endswith(_WHOLE)

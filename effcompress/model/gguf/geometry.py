@@ -1,0 +1,105 @@
+"""Heads, rope, windows and norms as a configuration of a stock class states them."""
+
+from typing import Any
+
+from effcompress.model.classes import fields_of
+from effcompress.types import Config
+
+
+def first(config: Config, *names: str) -> Any:
+    """Returns the first field that has a value; None if none has."""
+    return next((config[name] for name in names if config.get(name) is not None), None)
+
+
+def layers_of(config: Config) -> int:
+    """Number of layers."""
+    return int(first(config, "num_hidden_layers", "n_layer"))
+
+
+def heads_of(config: Config) -> tuple[int, int]:
+    """Query heads and KV heads."""
+    heads = int(first(config, "num_attention_heads", "n_head"))
+    if config.get("multi_query"):
+        return heads, 1
+    return heads, int(config.get("num_key_value_heads") or heads)
+
+
+def head_dim(config: Config) -> int:
+    """Channels of a head."""
+    hidden = int(first(config, "hidden_size", "n_embd"))
+    return int(config.get("head_dim") or hidden // heads_of(config)[0])
+
+
+def rotated_of(config: Config) -> int:
+    """Channels of a head that rope rotates: the first ones."""
+    stated = (rope_of(config), config)
+    names = ("partial_rotary_factor", "rotary_pct")
+    part = next((c[n] for c in stated for n in names if c.get(n) is not None), 1.0)
+    return int(head_dim(config) * float(part))
+
+
+def epsilon_of(config: Config) -> float:
+    """What all norms add to the variance."""
+    names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+    # OLMo's norms have no parameters, and this one epsilon.
+    return float(first(config, *names) or 1e-5)
+
+
+def rope_of(config: Config) -> Config:
+    """The rope section, which older files call ``rope_scaling``; empty when there is none. Of
+    layers with a window and without one, that of the latter.
+    """
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return found.get("full_attention", found)
+
+
+def rope_kind(rope: Config) -> str:
+    """``default``, ``linear``, ``llama3``, ..."""
+    return str(rope.get("rope_type") or rope.get("type") or "default")
+
+
+def rope_base(config: Config) -> float:
+    """Base of the rotary frequencies; 10000 where nothing states it."""
+    stated = rope_of(config).get("rope_theta") or first(config, "rope_theta", "rotary_emb_base")
+    return float(stated or 10000.0)
+
+
+def windows_of(config: Config) -> list[bool]:
+    """Whether each layer attends within a window shorter than the context."""
+    layers, window = layers_of(config), config.get("sliding_window")
+    if not window or int(window) >= _positions(config):
+        return [False] * layers
+    if kinds := config.get("layer_types"):
+        return [kind == "sliding_attention" for kind in kinds]
+    return [config.get("use_sliding_window") is not False] * layers
+
+
+def _positions(config: Config) -> int:
+    return int(first(config, "max_position_embeddings", "n_positions") or 2048)
+
+
+def others(layers: int, period: int) -> list[bool]:
+    """All layers but each ``period``-th."""
+    return [(i + 1) % period != 0 for i in range(layers)]
+
+
+def windows_fit(config: Config, period: int) -> bool:
+    """Whether all layers but each ``period``-th attend within a window, and no others."""
+    found = windows_of(config)
+    return bool(period) and any(found) and found == others(len(found), period)
+
+
+def context_of(config: Config, period: int = 0) -> int:
+    """Positions that the header states: those within the window, unless llama.cpp has it in just
+    these layers (``windows_fit``).
+    """
+    stated = {**(fields_of(str(config["model_type"])) or {}), **config}
+    if not any(windows_of(stated)) or windows_fit(stated, period):
+        return _positions(stated)
+    return min(_positions(stated), int(stated["sliding_window"]))
+
+
+def is_square(config: Config) -> bool:
+    """Whether heads fill the hidden size."""
+    hidden = int(first(config, "hidden_size", "n_embd"))
+    return heads_of(config)[0] * head_dim(config) == hidden

@@ -1,0 +1,152 @@
+"""A pruned model as a gguf file: llama.cpp computes what the model in memory does, and `check` says
+before training where it would not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from effcompress import load_recipe, run
+from effcompress.errors import RecipeError, RunError, SourceError
+from effcompress.estimate.check import check
+from effcompress.export import gguf
+from effcompress.model.tokenizer import ByteTokenizer
+from tests.export.test_forms import cut
+from tests.model.by_llama_cpp import ask, difference, logits_of
+from tests.model.test_gguf_architectures import Table
+from tests.runner.toys import events, recipe
+
+CASES = {
+    # (model type, change, widths of layers) -> llama.cpp's architecture, and whether it is padded
+    ("qwen3", "width", "uniform"): ("qwen3", False),
+    ("qwen3", "both", "padded"): ("qwen3", True),
+    ("qwen2", "depth", "uniform"): ("qwen2", False),
+    ("qwen2", "width", "uniform"): ("llama", False),
+    ("qwen2", "both", "padded"): ("deci", False),
+    ("phi3", "both", "padded"): ("llama", True),
+    ("gemma2", "width", "padded"): ("gemma2", True),
+    ("mixtral", "width", "uniform"): ("llama", False),
+    ("mixtral", "both", "padded"): ("llama", True),
+    ("gpt2", "depth", "uniform"): ("gpt2", False),
+}
+
+
+def as_llama_cpp(module: nn.Module) -> nn.Module:
+    """With llama.cpp's GELU."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if "GELU" in type(child).__name__:
+                setattr(parent, name, Table())
+    return module.eval()
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_a_pruned_model(case: tuple[str, str, str], tmp_path: Path) -> None:
+    architecture, padded = CASES[case]
+    model_type, change, form = case
+    pruned = cut(model_type, change, form)
+    made = gguf.write(pruned, ByteTokenizer(), tmp_path / "m.gguf", "F32", "Pruned")
+    assert made.bytes == (tmp_path / "m.gguf").stat().st_size
+    assert bool(made.why) == padded
+    found = ask(tmp_path / "m.gguf")
+    assert found["meta"]["general.architecture"] == architecture
+    module: Any = as_llama_cpp(pruned.module)
+    near = 2e-4 if any(isinstance(m, Table) for m in module.modules()) else 3e-5
+    assert difference(found, module) < near * float(logits_of(module).abs().max())
+
+
+def test_layers_that_rotate_by_their_number_stay(tmp_path: Path) -> None:
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    pruned = cut("gemma3_text", "depth", "uniform", num_hidden_layers=6, layer_types=kinds)
+    with pytest.raises((SourceError, RunError), match="each 6th layer"):
+        gguf.write(pruned, ByteTokenizer(), tmp_path / "m.gguf", "F32", "Pruned")
+    assert not list(tmp_path.iterdir())
+
+
+def changed(folder: Path, model_type: str, *more: str) -> Any:
+    path = recipe(folder, schedule="{name: once, at: 256}", tokens=512)
+    said = [f"model.shape.model_type={model_type}", "export.gguf=F32", *more]
+    return load_recipe(path, said)
+
+
+def test_a_run_writes_the_file_that_its_recipe_asks_for(tmp_path: Path) -> None:
+    loaded = changed(
+        tmp_path, "qwen3", "prune.space=[{name: ffn, scope: global}]", "prune.target={keep: 90%}"
+    )
+    assert any("the gguf file is then padded" in line for line in check(loaded).lines)
+    run(loaded, output=tmp_path / "out")
+    (made,) = events(tmp_path / "out", "gguf")
+    assert made["file"] == "toy.gguf" and made["dtype"] == "F32"
+    assert made["bytes"] == (tmp_path / "out/toy.gguf").stat().st_size
+    found = ask(tmp_path / "out/toy.gguf", texts=["a b"])
+    assert found["tokens"] == [list(b"a b")]
+    from transformers import AutoModelForCausalLM
+
+    module: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert difference(found, module) < 1e-4 * float(logits_of(module).abs().max())
+
+
+NO_PAD = "model.shape.pad_token_id=null"
+SPACE = "prune.space=[{name: attention, scope: lockstep}, hidden]"
+REFUSED = {
+    "no architecture": (
+        ("helium", NO_PAD),
+        "export.gguf: gguf files are not written for 'helium' models",
+    ),
+    "no such rope": (
+        ("qwen3", "model.shape.rope_parameters={rope_type: yarn, factor: 2.0}"),
+        "export.gguf: rope of the kind 'yarn'",
+    ),
+    "layers by number": (
+        (
+            "smollm3",
+            "model.shape.pad_token_id=null",
+            "prune.space=[layer]",
+            "prune.target={shape: {layer: 1}}",
+        ),
+        "no rope by their numbers",
+    ),
+    "heads do not fill": (
+        ("olmo2", SPACE, "prune.target={shape: {attention: 1, hidden: 24}}"),
+        "2 heads of 8 make 16 of 24",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_check_refuses_before_training(case: str, tmp_path: Path) -> None:
+    changes, words = REFUSED[case]
+    with pytest.raises(RecipeError, match=words) as caught:
+        check(changed(tmp_path, *changes))
+    assert "Remove `gguf`" in str(caught.value)
+    check(changed(tmp_path, *changes, "export.gguf=null"))
+
+
+def test_check_says_where_it_depends(tmp_path: Path) -> None:
+    said = check(changed(tmp_path, "olmo2", SPACE, "prune.target={params: 18623}")).lines
+    assert any("whose heads fill the hidden size alone" in line for line in said)
+    fine = ("olmo2", SPACE, "prune.target={shape: {attention: 1, hidden: 16}}")
+    assert not any("llama.cpp" in line for line in check(changed(tmp_path, *fine)).lines)
+
+
+def test_a_tokenizer_that_llama_cpp_has_not_is_found_before_training(tmp_path: Path) -> None:
+    words = {"<s>": 0, "</s>": 1, **{chr(97 + i): i + 2 for i in range(26)}}
+    rust = Tokenizer(models.WordLevel(vocab=words, unk_token="<s>"))
+    rust.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend = PreTrainedTokenizerFast(
+        tokenizer_object=rust, bos_token="<s>", eos_token="</s>", unk_token="<s>"
+    )
+    backend.save_pretrained(tmp_path / "words")
+    loaded = changed(
+        tmp_path, "llama", f"model.tokenizer={tmp_path / 'words'}", "model.shape.vocab_size=64"
+    )
+    with pytest.raises(SourceError, match="WordLevel"):
+        run(loaded, output=tmp_path / "out")
+    assert not events(tmp_path / "out", "step")

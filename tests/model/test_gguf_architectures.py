@@ -1,0 +1,295 @@
+"""Every type of the table: llama.cpp opens its file, and its logits are those of transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGUFReader
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from effcompress.errors import SourceError
+from effcompress.model.gguf.architectures import ARCHITECTURES
+from effcompress.model.gguf.offered import why_not, why_not_sizes
+from effcompress.model.gguf.read import convert
+from effcompress.model.gguf.stock import write_stock
+from tests.model.by_llama_cpp import ask, difference, logits_of
+
+BASE: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WIDE: dict[str, Any] = {"head_dim": 12, "hidden_size": 60}
+"""Heads that do not fill the hidden size: what is left when either of them is pruned."""
+ALONE = {"num_key_value_heads": 6}
+DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
+HALF = {"partial_rotary_factor": 0.5}
+ROUTED = {
+    **{"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
+    **{"moe_intermediate_size": 24, "shared_expert_intermediate_size": 20},
+}
+GRANITE = {
+    **{"embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+    **{"attention_multiplier": 0.2, "logits_scaling": 4.0},
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {}),
+    "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2, wide": ("qwen2", WIDE),
+    "qwen3": ("qwen3", WIDE),
+    "gemma": ("gemma", WIDE),
+    "gemma2": ("gemma2", {**WIDE, "query_pre_attn_scalar": 24, "sliding_window": 4}),
+    "gemma2, no caps": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None, "sliding_window": 200},
+    ),
+    "gemma2, 46 layers": ("gemma2", {"num_hidden_layers": 46, "hidden_size": 60, "head_dim": 8}),
+    "gemma3": (
+        "gemma3_text",
+        {"head_dim": 12, "query_pre_attn_scalar": 24, "sliding_window": 4, "num_hidden_layers": 7},
+    ),
+    "gemma3, linear": (
+        "gemma3_text",
+        {
+            "sliding_window": 4,
+            "num_hidden_layers": 6,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            },
+        },
+    ),
+    "phi3": ("phi3", {}),
+    "phi3, wide": ("phi3", WIDE),
+    "phi3, part": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, **HALF}},
+    ),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {"sliding_window": 4}),
+    "smollm3": ("smollm3", WIDE),
+    "mixtral": ("mixtral", {**ROUTED, **WIDE}),
+    "qwen3_moe": ("qwen3_moe", {**ROUTED, **WIDE, "norm_topk_prob": True}),
+    "qwen2_moe": ("qwen2_moe", {**ROUTED, "norm_topk_prob": False}),
+    "olmoe": ("olmoe", {**ROUTED, **ALONE, "norm_topk_prob": False}),
+    "granite": ("granite", {**WIDE, **GRANITE}),
+    "gpt2": ("gpt2", ALONE),
+    "gpt_neox": ("gpt_neox", {**ALONE, "use_parallel_residual": True}),
+    "gpt_neox, tied": (
+        "gpt_neox",
+        {**ALONE, "use_parallel_residual": False, "tie_word_embeddings": True},
+    ),
+    "starcoder2": ("starcoder2", {"sliding_window": None}),
+    "stablelm": ("stablelm", HALF),
+    "stablelm 2": (
+        "stablelm",
+        {"qk_layernorm": True, "use_qkv_bias": True, "use_parallel_residual": True, **HALF},
+    ),
+    "phi": ("phi", {**ALONE, **HALF}),
+    "cohere": ("cohere", {"logit_scale": 0.25}),
+    "cohere2": ("cohere2", {"sliding_window": 4}),
+    "arcee": ("arcee", WIDE),
+    "ernie4_5": ("ernie4_5", WIDE),
+    "seed_oss": ("seed_oss", WIDE),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", WIDE),
+    "nemotron": ("nemotron", HALF),
+    "glm4": ("glm4", {**WIDE, **HALF}),
+    "glm": ("glm", {**HALF, "attention_bias": True}),
+    "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4}),
+    "ministral": ("ministral", {**WIDE, "sliding_window": 200}),
+    "olmo": ("olmo", {"clip_qkv": 0.8}),
+    "granitemoe": ("granitemoe", {**ROUTED, **WIDE, **GRANITE}),
+    "glm4_moe": (
+        "glm4_moe",
+        {
+            **{**ROUTED, **WIDE, **HALF, "n_routed_experts": 4, "n_shared_experts": 1},
+            **{"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "use_qk_norm": True},
+            **{"routed_scaling_factor": 1.5, "norm_topk_prob": True, "attention_bias": True},
+        },
+    ),
+    "gpt_bigcode": ("gpt_bigcode", {"multi_query": True}),
+}
+
+
+class Table(nn.Module):
+    """GELU as llama.cpp has it: a table of 16-bit numbers, by the tanh formula."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x <= -10, 0, torch.where(x >= 10, x, found))
+
+
+def tiny(model_type: str, **more: Any) -> Any:
+    """A random model whose gains and biases are random too, with llama.cpp's GELU."""
+    config = AutoConfig.for_model(model_type, **{**BASE, **more})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        for p in model.parameters():
+            p.data.uniform_(0.5, 1.5) if p.dim() == 1 else p.data.normal_(0, 0.2)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if "GELU" in type(child).__name__:
+                setattr(module, name, Table())
+    return model.eval()
+
+
+def near(model: Any) -> float:
+    """How far logits may be apart. A number that is rounded to 16 bits may be so up or down."""
+    rounds = any(isinstance(module, Table) for module in model.modules())
+    return (2e-4 if rounds else 3e-5) * float(logits_of(model).abs().max())
+
+
+def fields_of(model: Any) -> dict[str, Any]:
+    return json.loads(model.config.to_json_string(use_diff=False))
+
+
+def write(path: Path, model: Any, dtype: Any = "F32", **config: Any) -> int:
+    fields = {**fields_of(model), **config}
+    return write_stock(path, fields, model.state_dict(), None, dtype=dtype, name="Tiny")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_llama_cpp_computes_the_same(case: str, tmp_path: Path) -> None:
+    model_type, more = CASES[case]
+    model = tiny(model_type, **more)
+    write(tmp_path / "m.gguf", model)
+    found = ask(tmp_path / "m.gguf")
+    kind = found["meta"]["general.architecture"]
+    own = ARCHITECTURES[model_type]
+    assert kind == ("llama" if case in ("qwen2, wide", "phi3, wide") else own.name)
+    assert found["meta"][f"{kind}.context_length"] == "128"
+    assert difference(found, model) < near(model)
+
+
+def test_every_type_has_a_case() -> None:
+    assert {kind for kind, _ in CASES.values()} == ARCHITECTURES.keys() - {"llama", "mistral"}
+
+
+@pytest.mark.parametrize("case", ["qwen3_moe", "stablelm 2", "gpt2"])
+def test_f16(case: str, tmp_path: Path) -> None:
+    """Against a model of the rounded weights; norms, routers and positions are not rounded."""
+    model_type, more = CASES[case]
+    model = tiny(model_type, **more)
+    wide = write(tmp_path / "wide.gguf", model)
+    assert write(tmp_path / "m.gguf", model, "F16") < wide
+    whole = ("norm", "gate.weight", "wpe")
+    for name, p in model.named_parameters():
+        if p.dim() > 1 and not any(part in name for part in whole):
+            p.data = p.data.half().float()
+    assert difference(ask(tmp_path / "m.gguf"), model) < 5e-2
+    kinds = {t.name: t.tensor_type.name for t in GGUFReader(tmp_path / "m.gguf").tensors}
+    whole = ("norm", "_inp.weight", "position_embd", "bias")
+    wrong = [name for name, k in kinds.items() if (k == "F32") != any(w in name for w in whole)]
+    assert not wrong
+
+
+WINDOWS = {
+    "llama.cpp has no windows": ("starcoder2", {"sliding_window": 32}, "32"),
+    "in other layers": (
+        "gemma2",
+        {"sliding_window": 32, "layer_types": ["full_attention"] + ["sliding_attention"] * 3},
+        "32",
+    ),
+    "in none": ("gemma2", {"sliding_window": 4, "layer_types": ["full_attention"] * 4}, "128"),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_the_context_ends_with_windows_that_llama_cpp_has_not(case: str, tmp_path: Path) -> None:
+    model_type, more, context = WINDOWS[case]
+    model = tiny(model_type, **more)
+    write(tmp_path / "m.gguf", model)
+    found = ask(tmp_path / "m.gguf")
+    kind = found["meta"]["general.architecture"]
+    assert found["meta"][f"{kind}.context_length"] == context
+    assert difference(found, model) < near(model)
+
+
+REFUSED = {
+    "no architecture": ("opt", {}, "llama.cpp has not"),
+    "rope": ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+    "llama3 rope": ("qwen3", {"rope_parameters": {"rope_type": "llama3"}}, "default and linear"),
+    "activation": ("gemma", {"hidden_activation": "silu"}, "gelu_pytorch_tanh, not with 'silu'"),
+    "biases": ("qwen3", {"attention_bias": True}, "only with attention_bias: False"),
+    "half a head": ("smollm3", HALF, "rotates whole heads"),
+    "dense layers": ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+    "experts' weights": ("olmoe", {"norm_topk_prob": True}, "only with norm_topk_prob: False"),
+    "rope by kind": (
+        "gemma3_text",
+        {"layer_types": ["sliding_attention", "full_attention"] * 2},
+        "each 6th layer",
+    ),
+    "layers without rope": ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, "each 4th layer"),
+    "other layers": ("qwen2", {"layer_types": ["linear_attention"] * 4}, "linear_attention"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_llama_cpp_computes_otherwise_is_refused(case: str, tmp_path: Path) -> None:
+    model_type, change, words = REFUSED[case]
+    fields = {"model_type": model_type, **BASE, **ROUTED}
+    if model_type == "olmoe":
+        fields["num_key_value_heads"] = 6
+    if model_type != "opt":
+        fine = {"norm_topk_prob": model_type == "qwen3_moe"}
+        assert why_not({**fields, **fine}) == ""
+        model = tiny(model_type, **{**ROUTED, **fine})
+        with pytest.raises(SourceError, match=words):
+            write(tmp_path / "m.gguf", model, **change)
+    assert words in why_not({**fields, **change})
+    assert not list(tmp_path.iterdir())
+
+
+def test_heads_that_must_fill_the_hidden_size(tmp_path: Path) -> None:
+    model = tiny("olmo2", **WIDE)
+    assert why_not(fields_of(model)) == ""
+    assert "6 heads of 12 make 72 of 60" in why_not_sizes(fields_of(model))
+    with pytest.raises(SourceError, match="72 of 60"):
+        write(tmp_path / "m.gguf", model)
+
+
+def test_a_weight_without_a_place_is_named(tmp_path: Path) -> None:
+    model = tiny("qwen3")
+    tensors = {**model.state_dict(), "model.layers.0.mlp.extra.weight": torch.ones(3, 3)}
+    with pytest.raises(SourceError, match=r"layers\.0\.mlp\.extra\.weight.*no place"):
+        write_stock(tmp_path / "m.gguf", fields_of(model), tensors, None, dtype="F32", name="Tiny")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "more"),
+    [("qwen2", {}), ("qwen3", {"head_dim": 128})],
+)
+def test_transformers_read_the_file_as_the_same_model(
+    model_type: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    """Those whose header they read in full; they take heads of 128 for Qwen3 in any case, and no
+    window for Gemma 2.
+    """
+    model = tiny(model_type, **more)
+    write(tmp_path / "m.gguf", model)
+    again: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="m.gguf", dtype=torch.float32
+    )
+    assert again.config.model_type == model_type
+    assert (logits_of(again) - logits_of(model)).abs().max() < 1e-5
+
+
+def test_biases_that_transformers_would_drop_are_refused_as_a_source(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", tiny("qwen2", **WIDE))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SourceError, match=r"attn_q\.bias"):
+        convert(tmp_path / "m.gguf", tmp_path / "folder", label="x")
