@@ -126,7 +126,9 @@ def keep(pruned: PrunedModel) -> None:
     """
     remember(pruned.module, exact_fields(pruned))
     name, found = pruned.family.epsilon_field, {norm.epsilon for norm in pruned.norms()}
-    uniform = uniform_widths(pruned.axes, pruned.config) is not None and not pruned.family.scales_stream
+    uniform = (
+        uniform_widths(pruned.axes, pruned.config) is not None and not pruned.family.scales_stream
+    )
     if name and uniform and len(found) == 1:
         setattr(pruned.module.config, name, found.pop())
 

@@ -572,9 +572,7 @@ Chosen = Allocation | Latency
 """Events of a choice of levels, and of what it led to."""
 AtStep = Costly | InTraining | Chosen | Checkpoint | Size
 """Events that happen at an optimizer step."""
-Event = (
-    AtStep | Run | Evaluation | Export | Gguf | Proof | Exported | Size | Warn | End | Other
-)
+Event = AtStep | Run | Evaluation | Export | Gguf | Proof | Exported | Size | Warn | End | Other
 
 _EVENTS: dict[str, Any] = {kind.event: kind for kind in typing.get_args(Event) if kind is not Other}
 
