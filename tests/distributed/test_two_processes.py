@@ -297,7 +297,7 @@ def test_experts_are_those_chosen_alone(tmp_path: Path, monkeypatch: pytest.Monk
 def test_resumed_by_two_and_by_one(tmp_path: Path, mode: str) -> None:
     """From a checkpoint of two: by two bit for bit, by one within rounding."""
     path = recipe(tmp_path)
-    sets = [*OBS, "save={every: 4, keep: 50}", f"distributed.mode={mode}"]
+    sets = [*OBS, "save={every: 4, keep: 50, keep_after: 50}", f"distributed.mode={mode}"]
     whole = tmp_path / "whole"
     code, said = together([{"recipe": path, "output": whole, "set": sets}], tmp_path)
     assert code == 0, said
@@ -357,7 +357,7 @@ def test_what_happens_to_one_is_everyones(tmp_path: Path, mode: str) -> None:
 
 def test_one_that_cannot_write_stops_all(tmp_path: Path) -> None:
     """The disk of one is full; the checkpoint before stays, and the run goes on from it."""
-    path, sets = recipe(tmp_path), ["distributed.mode=shard", "save={every: 4, keep: 50}"]
+    path, sets = recipe(tmp_path), ["distributed.mode=shard", "save={every: 4, keep: 50, keep_after: 50}"]
     whole, out = tmp_path / "whole", tmp_path / "out"
     job = {"recipe": path, "output": out, "set": sets}
     jobs = [{**job, "full": 2}, {**job, "output": whole}, {**job, "resume": True}]

@@ -161,7 +161,7 @@ def test_layer_by_layer(model_type: str, tmp_path: Path) -> None:
 def test_resumed_it_is_the_same(tmp_path: Path) -> None:
     """Cut while training: checkpoints of masked and of shortened experts, selection biases too."""
     train = "train: {tokens: 960, batch_size: 4, learning_rate: {peak: 1e-3}}\n"
-    train += "save: {every: 2, keep: 9}\n"
+    train += "save: {every: 2, keep: 9, keep_after: 9}\n"
     changes = {"schedule": "{name: continuous, every: 2, groups: 1}"}
     loaded = recipe(tmp_path, "glm4_moe", train, target="shape: {expert: 4}", **changes)
     run(loaded, output=tmp_path / "out")

@@ -85,7 +85,7 @@ def test_the_record_says_how_the_gates_went(done: Path) -> None:
 
 def test_what_goes_has_the_lowest_logits(tmp_path: Path) -> None:
     """Of the gates in the last checkpoint in front of the cut; ties aside."""
-    sets = [*SHEARED, "save.every=1", "save.keep=100"]
+    sets = [*SHEARED, "save.every=1", "save.keep=100", "save.keep_after=100"]
     run(load_recipe(recipe(tmp_path), sets), output=tmp_path / "out")
     from safetensors.torch import load_file
 
@@ -169,7 +169,7 @@ def test_recomputed_layers_see_the_same_gates(
 def test_resumed_anywhere_it_is_the_same(tmp_path: Path, behind: int) -> None:
     """Among the masked steps, and behind the cut."""
     first = tmp_path / "first"
-    sets = [*SHEARED, "save.every=4", "save.keep=9"]
+    sets = [*SHEARED, "save.every=4", "save.keep=9", "save.keep_after=9"]
     run(load_recipe(recipe(tmp_path), sets), output=first)
     out = tmp_path / "out"
     shutil.copytree(first, out)

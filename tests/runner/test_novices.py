@@ -174,7 +174,7 @@ def test_a_run(model_type: str, tmp_path: Path) -> None:
 
 def test_resumed_it_is_the_same(tmp_path: Path) -> None:
     train = "train: {tokens: 960, batch_size: 4, learning_rate: {peak: 1e-3}}\n"
-    train += "save: {every: 2, keep: 9}\n" + EXTRA
+    train += "save: {every: 2, keep: 9, keep_after: 9}\n" + EXTRA
     changes = {"schedule": "{name: continuous, every: 2, groups: 1}", **SECTION}
     loaded = recipe(tmp_path, "glm4_moe", train, target="shape: {expert: 5}", **changes)
     run(loaded, output=tmp_path / "out")

@@ -33,7 +33,7 @@ train:
   batch_size: 4
   learning_rate: {{peak: 1e-3}}
 evaluate: {{sequences: 3, new_tokens: 8}}
-save: {{every: 4, keep: 3}}
+save: {{every: 4, keep: 3, keep_after: 3}}
 """
 
 DEFAULTS = {
