@@ -1,5 +1,6 @@
 """Commands that write a model: ``run`` and ``export``."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -97,13 +98,18 @@ def run(
 
 def _tell(done: "Report") -> None:
     for domain, value in done.perplexity.items():
-        say(f"perplexity  {domain} {value:.2f}")
-    say(f"parameters  {done.params:,}")
+        before = done.before.perplexity.get(domain)
+        say(f"perplexity  {domain} {'' if before is None else f'{before:.2f} -> '}{value:.2f}")
+    say(f"parameters  {done.before.params:,} -> {done.params:,}")
     if done.sparse:
         of = f"{100 * done.zeroed / done.sparse:.1f} % of linear layers"
         say(f"parameters removed: {done.removed:,}, weights zeroed: {done.zeroed:,} ({of})")
     say(f"model       {done.folder}")
     say(f"report      {done.folder / 'report.html'}")
+    folder = shlex.quote(str(done.folder))
+    say(f"next        effcompress bench {folder}   speed beside the source model")
+    say(f"            effcompress export {folder} --for vllm   or sglang, llama.cpp")
+    say("            effcompress init --model DIR --text FILE --keep 70%   your own model")
 
 
 def _prepare(folder: Path, auto: bool) -> None:
@@ -120,9 +126,12 @@ def _finished(loaded: "LoadedRecipe", folder: Path) -> bool:
     run of another one.
     """
     from effcompress.record.status import status
-    from effcompress.runner.folder import check_folder
+    from effcompress.runner.folder import same_recipe
 
-    return status(folder).state == "finished" and check_folder(loaded, folder, True)
+    if status(folder).state != "finished":
+        return False
+    same_recipe(loaded, folder)
+    return True
 
 
 def _await_silence(folder: Path) -> None:

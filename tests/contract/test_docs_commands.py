@@ -29,8 +29,8 @@ NOT_RUN = {
     "scontrol": "a cluster's command",
 }
 """How a line begins -> why nothing of it is executed. All else is parsed by the command line, and
-recipes of the repository are loaded with the `--set` of the line. The real model runs in tests/real
-and the commands of `own_model.md`, on a small model, in tests/cli/test_own_model_page.py.
+recipes of the repository are loaded with the `--set` of the line. The real model runs in
+tests/real, and the ways of `index.md`, on tiny models, in tests/paths.
 """
 
 

@@ -357,7 +357,8 @@ def test_what_happens_to_one_is_everyones(tmp_path: Path, mode: str) -> None:
 
 def test_one_that_cannot_write_stops_all(tmp_path: Path) -> None:
     """The disk of one is full; the checkpoint before stays, and the run goes on from it."""
-    path, sets = recipe(tmp_path), ["distributed.mode=shard", "save={every: 4, keep: 50, keep_after: 50}"]
+    path = recipe(tmp_path)
+    sets = ["distributed.mode=shard", "save={every: 4, keep: 50, keep_after: 50}"]
     whole, out = tmp_path / "whole", tmp_path / "out"
     job = {"recipe": path, "output": out, "set": sets}
     jobs = [{**job, "full": 2}, {**job, "output": whole}, {**job, "resume": True}]

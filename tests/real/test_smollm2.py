@@ -68,14 +68,14 @@ def test_the_loud_channel_is_never_cut(smol: LoadedModel, corpus: data.Corpus) -
 
 
 @pytest.mark.fresh_process
-def test_the_quickstart_in_small(
+def test_three_kinds_in_small(
     quickstart: LoadedRecipe, smol: LoadedModel, corpus: data.Corpus, tmp_path: Path
 ) -> None:
     sets = ["train.tokens=2048", "evaluate.sequences=2", "evaluate.new_tokens=4"]
     sets += ["prune.schedule={name: continuous, every: 1, start: 1k, groups: 20}"]
     sets += ["prune.commit_every=20"]
     out = tmp_path / "out"
-    found = run(load_recipe(quickstart.path, sets), output=out)
+    found = run(load_recipe(quickstart.path.with_name("three_kinds_135m.yaml"), sets), output=out)
     assert found.params == pytest.approx(121e6, rel=0.005)
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     by_kind = {e["event"]: e for e in events}

@@ -24,6 +24,7 @@ def words(path: Path, out: Path) -> tuple[str, ...]:
 
 def test_begins_continues_and_leaves_what_is_finished(tmp_path: Path) -> None:
     path, whole, out = recipe(tmp_path), tmp_path / "whole", tmp_path / "out"
+    path.write_text(path.read_text().replace("keep_after: 3", "keep_after: 0"))
     done = warm.effcompress("run", str(path), "--output", str(whole), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     fault = {"EFFCOMPRESS_FAULT": "step:6:terminate"}

@@ -106,7 +106,10 @@ def test_the_same_zeros_twice(tmp_path: Path) -> None:
 def test_zeros_survive_training_in_weights_and_moments(tmp_path: Path) -> None:
     path = sparse(tmp_path, "wanda", "pattern: 2:4", train=True)
     out = tmp_path / "out"
-    done = run(load_recipe(path, ["train.weight_decay=0.5", "save.keep=9", "save.keep_after=9"]), output=out)
+    done = run(
+        load_recipe(path, ["train.weight_decay=0.5", "save.keep=9", "save.keep_after=9"]),
+        output=out,
+    )
     first, *_, last = sorted((out / "checkpoints").glob("step-*"))
     begun, tensors = (load_file(step / "tensors.safetensors") for step in (first, last))
     trained = stored(out)
