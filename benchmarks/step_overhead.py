@@ -30,7 +30,7 @@ from effcompress.runner.prune import commit_event, prune_event
 from effcompress.runner.state import RunState
 from effcompress.types import Due
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "three_kinds_135m.yaml"
 SETS = (
     "data.sequence_length=512",
     "train.batch_size=1",
@@ -47,7 +47,7 @@ def prepare(
     sets: Sequence[str] = SETS,
     world: World = ALONE,
 ) -> RunState:
-    """A recipe's model and text (by default the quickstart's), at 512 tokens a step."""
+    """A recipe's model and text (by default SmolLM2 and Python's library), at 512 tokens a step."""
     recipe = load_recipe(path, sets).recipe
     model = load(recipe.model, seed=0)
     corpus = data.prepare(

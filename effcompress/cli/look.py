@@ -99,7 +99,8 @@ def plan(
     from effcompress.estimate.forecast import Launch
     from effcompress.estimate.forecast import plan as plan_recipe
 
-    show(plan_recipe(loaded, Launch(processes, flops_per_second), sizes), json)
+    launch = Launch(processes, flops_per_second)
+    show(plan_recipe(loaded, launch=launch, sizes=sizes), json)
 
 
 def _sizes(params: str | None) -> list[int]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from effcompress import report
-from effcompress.answer import Answer
+from effcompress.answer import Answer, Table
 from effcompress.errors import SourceError
 from effcompress.record.status import is_run, runs_in, status
 
@@ -21,7 +21,8 @@ def rebuild(folder: Path) -> Answer:
     pages = [report.write(run) for run in runs]
     cards = [report.write_card(run) for run in runs if (run / "config.json").is_file()]
     written = [str(path) for path in (*pages, *cards)]
-    return Answer({"written": written}, (), tuple(f"Written: {path}" for path in written))
+    rows = tuple((path.name, str(path.parent)) for path in (*pages, *cards))
+    return Answer({"written": written}, (Table("Written", ("file", "folder"), rows),))
 
 
 def _require_ended(run: Path) -> None:

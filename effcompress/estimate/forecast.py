@@ -124,7 +124,7 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch(), sizes: Sequence[int] =
     loads = Table("What loads the result", columns, tuple(served.rows()))
     kept = stored(recipe, found, timeline.points[-1].widths)
     notes = (*checked.lines, kept.said) if kept.said else tuple(checked.lines)
-    return Answer(data | figures | kept.data, (*listed, *tables, kept.table, loads), notes)
+    return Answer(data | figures | kept.data, (*listed, *tables, loads, kept.table), notes)
 
 
 Passed = list[tuple[int, SizedModel, Point]]

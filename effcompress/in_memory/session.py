@@ -167,6 +167,8 @@ def open_session(
     if stages is None:
         count = len(rows.rows) if rows is not None else 1
         measure = {"source": "calibration", "sequences": count, **given.get("measure", {})}
+        if given.get("refit") is not None:
+            measure = {"refit_sequences": count, **measure}
         given["measure"] = measure
     values = values_of(config, given, stages)
     loaded = load_mapping(values, address_of(call), in_steps)

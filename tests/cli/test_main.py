@@ -65,6 +65,7 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
         folder=folder,
         params=1234,
         perplexity={"prose": 12.345},
+        before=types.SimpleNamespace(params=2345, perplexity={"prose": 23.456}),
         removed=0,
         sparse=1000,
         zeroed=500,
@@ -83,8 +84,9 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
     assert code == 0
     zeros = "parameters removed: 0, weights zeroed: 500 (50.0 % of linear layers)\n"
     assert (
-        "prose 12.35" in out
-        and "1,234" in out
+        "prose 23.46 -> 12.35" in out
+        and "2,345 -> 1,234" in out
+        and f"next        effcompress bench {folder}" in out
         and zeros in out
         and str(folder / "report.html") in out
     )
@@ -98,7 +100,7 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("plan", "recipe.yaml"), ("plan", {"launch": Launch()})),
+        (("plan", "recipe.yaml"), ("plan", {"launch": Launch(), "sizes": []})),
         (("inspect", "recipe.yaml"), ("inspect", {})),
         (("fetch", "recipe.yaml", "--list"), ("fetch", {"offline": False, "list_only": True})),
         (

@@ -68,13 +68,8 @@ NAMES = [
     "statistic",
 ]
 
-COMMANDS = ["bench", "check", "compare", "eval", "export", "fetch", "init", "inspect", "plan"]
-COMMANDS += [
-    "plugins",
-    "run",
-    "schema",
-    "status",
-]
+COMMANDS = ["bench", "check", "compare", "eval", "export", "fetch", "init", "inspect", "new"]
+COMMANDS += ["plan", "plugins", "push", "report", "run", "schema", "status"]
 
 
 def test_public_names() -> None:

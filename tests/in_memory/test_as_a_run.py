@@ -41,7 +41,7 @@ def recipe(folder: Path, of: dict[str, Any]) -> dict[str, Any]:
     kept.setdefault("space", [*of.get("shape", {})])
     if "normalise" in of:
         kept["selector"] = {"name": "least_salient", "normalise": of["normalise"]}
-    measure = {"source": "calibration", "sequences": SEQUENCES}
+    measure = {"source": "calibration", "sequences": SEQUENCES, "refit_sequences": SEQUENCES}
     return {
         "name": "toy",
         "model": {"folder": folder / "model", "tokenizer": "bytes"},

@@ -36,6 +36,20 @@ class Mutant:
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
+        "effcompress/in_memory/batches.py",
+        "kept = slice(int(places[0]), int(places[-1]) + 1)",
+        "kept = slice(0, int(places[-1]) + 1)",
+        ("tests/in_memory/test_steps.py::test_padding_is_taken_off_and_lengths_may_differ",),
+        "padding on the left is measured as text",
+    ),
+    Mutant(
+        "effcompress/runner/run.py",
+        'checkpoints", recipe.save.keep_after, log)',
+        'checkpoints", recipe.save.keep, log)',
+        ("tests/runner/test_checkpoints.py::test_a_finished_run_keeps_as_many_as_asked",),
+        "gigabytes of checkpoints stay behind a finished run",
+    ),
+    Mutant(
         "effcompress/launcher.py",
         'if not number or (number == "0" and not any(os.environ.get(name) for name in _STEP)):',
         "if not number:",
@@ -1870,8 +1884,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/prune.py",
-        "abs(state.params - target) > TOLERANCE * target",
-        "abs(state.params - target) > 100 * TOLERANCE * target",
+        "abs(params - target) > TOLERANCE * target",
+        "abs(params - target) > 100 * TOLERANCE * target",
         ("tests/runner/test_record.py::test_a_size_far_from_the_target_is_no_success",),
         "a size far from the target counts as reached",
     ),
@@ -3335,8 +3349,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/export/forms.py",
-        "_of_stream(family, then, (stated / epsilon) ** 0.5)",
-        "_of_stream(family, then, stated / epsilon)",
+        "groups.of_stream(family, then, (stated / epsilon) ** 0.5)",
+        "groups.of_stream(family, then, stated / epsilon)",
         (
             "tests/contract/test_more_families.py::test_every_form_is_the_same_model_in_plain_transformers[qwen3_5_text]",
         ),
