@@ -81,6 +81,7 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     """
     if prune.refit is None:
         return
+    before = log.doing
     log.phase("fitting to the source model")
     meter, module, pruned = Meter(state.device), state.module, state.pruned
     # It was loaded when the run began, so it is on this machine.
@@ -110,6 +111,8 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
             **vars(meter.read()),
         )
     )
+    if state.tokens < state.total_tokens:  # training begins, or goes on
+        log.phase(before)
 
 
 class _Change:

@@ -12,6 +12,7 @@ from effcompress import fault, load_recipe, run
 from effcompress.distributed.world import ALONE, World
 from effcompress.measure.moments import Parts, Sums
 from effcompress.record.events import parse
+from effcompress.record.log import Log
 from effcompress.record.sentences import sentence
 from effcompress.registry import REGISTRY, Bound
 from effcompress.runner.held_out import fitted, sequences_of
@@ -197,3 +198,20 @@ def test_a_run_that_dies_beside_the_refit_chooses_the_same(
     assert [e["fits"] for e in one] == [e["fits"] for e in two]
     one, two = (load_file(p / "model.safetensors") for p in (whole, tmp_path / "again"))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_training_behind_a_refit_is_shown_as_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases: list[str] = []
+    monkeypatch.setattr(Log, "phase", lambda self, name, total=None: _noted(self, name, phases))
+    sets = ["prune.schedule={name: once, at: 0}", "prune.refit=least_squares"]
+    sets += ["prune.measure={source: calibration, sequences: 4, refit_sequences: 4}"]
+    run(load_recipe(recipe(tmp_path), sets), output=tmp_path / "run")
+    fitted = phases.index("fitting to the source model")
+    assert phases[fitted - 1] == phases[fitted + 1] == "pruning and training"
+
+
+def _noted(log: Log, name: str, phases: list[str]) -> None:
+    log.doing = name
+    phases.append(name)
