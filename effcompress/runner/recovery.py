@@ -81,7 +81,6 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     """
     if prune.refit is None:
         return
-    before = log.doing
     log.phase("fitting to the source model")
     meter, module, pruned = Meter(state.device), state.module, state.pruned
     # It was loaded when the run began, so it is on this machine.
@@ -111,8 +110,6 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
             **vars(meter.read()),
         )
     )
-    if state.tokens < state.total_tokens:  # training begins, or goes on
-        log.phase(before)
 
 
 class _Change:

@@ -416,7 +416,7 @@ def _phase(recipe: Recipe, stage: str) -> str:
 
 
 def _prune_if_due(state: RunState, log: Log) -> None:
-    prune = state.recipe.prune
+    prune, doing = state.recipe.prune, log.doing
     if prune and prune.rotate and not state.target_reached:
         at, whole = branches.undecided(state, log), Due(params=state.target_params)
         branches.branch_off(state, at, state.target_params, whole, log)
@@ -425,6 +425,8 @@ def _prune_if_due(state: RunState, log: Log) -> None:
     while prune and again and (due := due_now(state, prune, log)) is not None:
         prune_event(state, prune, due, log)
         again = due.again
+    if log.doing != doing and state.tokens < state.total_tokens:  # training begins, or goes on
+        log.phase(doing)
 
 
 def named(error: BaseException, phase: str, recipe: Recipe) -> EffcompressError | None:

@@ -34,26 +34,23 @@ def typed(line: str, capsys: pytest.CaptureFixture[str]) -> str:
     return said.out
 
 
-def test_the_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_steps(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape: Any = {"vocab_size": 258, "hidden_size": 32, "intermediate_size": 96}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 2}
     config = LlamaConfig(**shape, max_position_embeddings=512)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "my-model")
+    LlamaForCausalLM(config).save_pretrained(home / "my-model")
     for domain in ("web", "code"):
-        (tmp_path / "texts" / domain).mkdir(parents=True)
+        (home / "texts" / domain).mkdir(parents=True)
         rows = [{"text": f"{domain} {i} {WORDS * 4}"} for i in range(250)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / "texts" / domain / "part.jsonl").write_text(text)
+        (home / "texts" / domain / "part.jsonl").write_text(text)
     (yaml,) = re.findall(r"```yaml\n(.*?)```", STEPS, flags=re.DOTALL)
-    (tmp_path / "random.yaml").write_text(yaml)
-    monkeypatch.chdir(tmp_path)
+    (home / "random.yaml").write_text(yaml)
     verbs = [shlex.split(line)[1] for line in COMMANDS]
     assert verbs == ["init", "check", "plan", "run", "run", "compare"]
     for line in COMMANDS:
         typed(line, capsys)
     for named in ("runs/mine/report.html", "comparisons/mine/comparison.html", "mine.yaml"):
-        assert named in STEPS and (tmp_path / named).is_file()
+        assert named in STEPS and (home / named).is_file()
     assert "finished" in typed("effcompress status runs/mine", capsys)
-    assert "# " in (tmp_path / "mine.yaml").read_text()
+    assert "# " in (home / "mine.yaml").read_text()

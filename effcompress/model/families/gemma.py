@@ -2,7 +2,7 @@
 and values of others, inputs of every layer from a second embedding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from effcompress.model.families import llama
@@ -29,21 +29,24 @@ def _is(kind: str) -> Callable[[Config, int], bool]:
     return lambda config, layer: layer_types(config)[layer] == kind
 
 
-def _first_shared(config: Config) -> int:
+def first_shared(config: Config) -> int:
     return config["num_hidden_layers"] - (config.get("num_kv_shared_layers") or 0)
 
 
-def _shares(config: Config, layer: int) -> bool:
+def shares(config: Config, layer: int) -> bool:
     """Whether a layer attends to the keys and values of another one."""
-    return layer >= _first_shared(config)
+    return layer >= first_shared(config)
+
+
+def owner(config: Config, kinds: Sequence[str], layer: int) -> int:
+    """The last layer of the same kind that has keys and values."""
+    if not shares(config, layer):
+        return layer
+    return max(i for i in range(first_shared(config)) if kinds[i] == kinds[layer])
 
 
 def _kv_layer(config: Config, layer: int) -> int:
-    """The last layer of the same kind that has keys and values."""
-    if not _shares(config, layer):
-        return layer
-    kinds = layer_types(config)
-    return max(i for i in range(_first_shared(config)) if kinds[i] == kinds[layer])
+    return owner(config, layer_types(config), layer)
 
 
 def _own(config: Config, layer: int) -> Fields:
@@ -116,7 +119,7 @@ def _kept(config: Config, layers: tuple[int, ...]) -> Fields:
     return {
         "layer_types": [kinds[i] for i in layers],
         "per_layer_config": {str(j): fields for j, fields in own.items() if fields},
-        "num_kv_shared_layers": sum(_shares(config, i) for i in layers),
+        "num_kv_shared_layers": sum(shares(config, i) for i in layers),
     }
 
 
@@ -126,7 +129,7 @@ def _staying(config: Config) -> Iterator[str]:
     """
     layers = range(config["num_hidden_layers"])
     yield from (f"layer.{layers[0]}", f"mlp_block.{layers[0]}", f"layer.{layers[-1]}")
-    for kept in {_kv_layer(config, i) for i in layers if _shares(config, i)}:
+    for kept in {_kv_layer(config, i) for i in layers if shares(config, i)}:
         yield from (f"layer.{kept}", f"attention_block.{kept}")
 
 
@@ -147,7 +150,7 @@ GEMMA4 = decoder(
         "attention": _kv_heads,
         "query": lambda c, i: c["num_attention_heads"] // _kv_heads(c, i),
         "ffn": lambda c, i: (
-            c["intermediate_size"] * (1 + bool(c.get("use_double_wide_mlp") and _shares(c, i)))
+            c["intermediate_size"] * (1 + bool(c.get("use_double_wide_mlp") and shares(c, i)))
         ),
         "global_head_dim": lambda c, _: _global_head(c),
         "looked_up": lambda c, _: c["vocab_size_per_layer_input"],
@@ -162,7 +165,7 @@ GEMMA4 = decoder(
     flags={
         "sliding": _is("sliding_attention"),
         "full": _is("full_attention"),
-        "shares": _shares,
+        "shares": shares,
         PLE: _has_inputs,
     },
     fixed=("vocab", "looked_up", "head_dim", "global_head_dim", PLE),

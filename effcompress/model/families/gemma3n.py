@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from effcompress.model.families import llama
-from effcompress.model.families.gemma import PLE, SHARED, per_layer_inputs
+from effcompress.model.families.gemma import PLE, SHARED, owner, per_layer_inputs, shares
 from effcompress.model.families.hybrids import where
 from effcompress.model.families.llama import LAYER, attention, gated, linear, lm_head, side
 from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Sublayer, Widths
@@ -43,21 +43,8 @@ def _dense(config: Config, layer: int) -> bool:
     return _sparsity(config)[layer] == 0
 
 
-def _first_shared(config: Config) -> int:
-    return config["num_hidden_layers"] - (config.get("num_kv_shared_layers") or 0)
-
-
-def _shares(config: Config, layer: int) -> bool:
-    """Whether a layer attends to the keys and values of another one."""
-    return layer >= _first_shared(config)
-
-
 def _kv_layer(config: Config, layer: int) -> int:
-    """The last layer of the same kind that has keys and values."""
-    if not _shares(config, layer):
-        return layer
-    kinds = layer_types(config)
-    return max(i for i in range(_first_shared(config)) if kinds[i] == kinds[layer])
+    return owner(config, layer_types(config), layer)
 
 
 def _ffn(config: Config, layer: int) -> int:
@@ -137,7 +124,7 @@ def _mixing(config: Config) -> int:
 def _staying(config: Config) -> Iterator[str]:
     """The attention of layers whose keys and values others attend to."""
     layers = range(config["num_hidden_layers"])
-    yield from (f"attention_block.{_kv_layer(config, i)}" for i in layers if _shares(config, i))
+    yield from (f"attention_block.{_kv_layer(config, i)}" for i in layers if shares(config, i))
 
 
 _TRAITS: dict[str, Any] = {
@@ -158,7 +145,7 @@ _TRAITS: dict[str, Any] = {
     },
     "flags": {
         DENSE: _dense,
-        "shares": _shares,
+        "shares": shares,
         "always": lambda _c, _i: True,
         PLE: lambda _c, _i: True,
         **{_copy(k): lambda c, _, k=k: c["altup_num_inputs"] > k + 1 for k in range(COPIES - 1)},
