@@ -15,6 +15,9 @@ from effcompress.kept_layers import FIRST, LAST, NUMBERS, OWN, kept_layers, own_
 from effcompress.model.silence import quietly
 from effcompress.types import Config, Fields
 
+PERIOD, OFFSET = "_layer_period", "_layer_offset"
+"""Ends of the names of fields by which sorts of layers repeat."""
+
 Size = Literal["given", "small", "other"]
 """Sizes of the configuration; small; small with other numbers."""
 
@@ -31,7 +34,7 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "rotary_dim": (4, 8, ()),
     "sliding_window": (64, 96, ("window_size",)),
     "num_experts": (5, 7, ("num_local_experts", "n_routed_experts")),
-    "num_experts_per_tok": (2, 2, ("top_k_experts",)),
+    "num_experts_per_tok": (2, 2, ("top_k_experts", "num_experts_per_token")),
     "n_group": (1, 1, ()),
     "topk_group": (1, 1, ()),
     "moe_intermediate_size": (20, 36, ()),
@@ -47,6 +50,8 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "linear_num_value_heads": (4, 6, ()),
     "linear_key_head_dim": (10, 14, ()),
     "linear_value_head_dim": (6, 18, ()),
+    "linear_num_heads": (4, 6, ()),
+    "linear_head_dim": (10, 14, ()),
     "mamba_d_ssm": (288, 320, ()),
     "mamba_n_heads": (4, 8, ("mamba_num_heads",)),
     "mamba_d_head": (72, 40, ("mamba_head_dim",)),
@@ -133,7 +138,7 @@ def _runs(module: Any) -> nn.Module:
 def _alternatives(small: Fields, stated: Config) -> Iterator[Fields]:
     """Yields the small sizes as they are, then consistent ones for classes in which one size
     follows from others: heads that fill the hidden size, heads that fill twice the hidden size
-    (Mamba-2), windows as they were.
+    (Mamba-2), windows as they were, twice as many KV heads in layers with a window.
     """
     yield dict(small)
     hidden, heads = _stated(small, "hidden_size"), _stated(small, "num_attention_heads")
@@ -141,6 +146,10 @@ def _alternatives(small: Fields, stated: Config) -> Iterator[Fields]:
         width = times * (hidden or 0) // (heads or 1)
         yield small | {n: width for n in _names("head_dim") if _is_size(small.get(n))}
     yield small | {name: value for name, value in stated.items() if "window" in name}
+    # Three query heads per KV head of the layers with a window, six of the others.
+    kv, own = _stated(small, "num_key_value_heads"), _stated(small, "head_dim")
+    if kv and own:
+        yield small | {n: 6 * kv for n in _names("num_attention_heads") if _is_size(small.get(n))}
 
 
 def shrink(config: Config, size: Size) -> Fields:
@@ -156,7 +165,12 @@ def shrink(config: Config, size: Size) -> Fields:
     for usual, new in sizes.items():
         found.update({name: new for name in _names(usual) if _is_size(config.get(name))})
     found |= _of_latent_heads(config, found)
-    chosen = _layers(config, sizes["num_hidden_layers"], 1 if other else 2)
+    periods = _of_periods(config)
+    found |= periods
+    least = max(
+        [sizes["num_hidden_layers"], *(n for k, n in periods.items() if k.endswith(PERIOD))]
+    )
+    chosen = _layers(config, least, 1 if other else 2)
     found.update({n: len(chosen) for n in _names("num_hidden_layers") if _is_size(config.get(n))})
     found |= _of_layers(config, chosen, sizes)
     for name, value in config.items():
@@ -176,6 +190,20 @@ def _of_latent_heads(config: Config, small: Config) -> Fields:
     if config.get("head_dim") == config.get("qk_head_dim"):
         held["head_dim"] = nope + rope
     return {name: width for name, width in held.items() if _is_size(config.get(name))}
+
+
+def _of_periods(config: Config) -> Fields:
+    """Sorts of layers that repeat (``attn_layer_period: 8``, ``attn_layer_offset: 4``), with a
+    period of four at most: a model of that many layers has one of each sort.
+    """
+    found: Fields = {}
+    for name, period in config.items():
+        if name.endswith(PERIOD) and _is_size(period) and period > 4:
+            offset = name.removesuffix(PERIOD) + OFFSET
+            found[name] = 4
+            if _is_size(config.get(offset)):
+                found[offset] = config[offset] * 4 // period
+    return found
 
 
 def _layers(config: Config, least: int, each: int) -> list[int]:
@@ -205,12 +233,22 @@ def _of_layers(config: Config, chosen: Sequence[int], sizes: Mapping[str, int]) 
     """The fields that speak of single layers, for a model of the ``chosen`` ones."""
     found = kept_layers(config, chosen)
     for name, value in found.items():
-        if name in sizes and isinstance(value, list):  # one width per layer
-            found[name] = [sizes[name]] * len(value)
-    small = {"head_dim": 2 * sizes["head_dim"], "num_key_value_heads": 2}
+        usual = name.removesuffix("_per_layer")
+        if usual in sizes and isinstance(value, list):  # one width per layer
+            found[name] = [sizes[usual]] * len(value)
     for k, own in (found.get(OWN) or {}).items():
-        found[OWN][k] = {**own, **{name: small[name] for name in own if name in small}}
+        found[OWN][k] = {**own, **_own_sizes(own, sizes)}
     return found
+
+
+def _own_sizes(own: Config, sizes: Mapping[str, int]) -> Fields:
+    """Small sizes of the layers that have fields of their own: others than those of all layers."""
+    heads, kv = own.get("num_attention_heads"), own.get("num_key_value_heads")
+    grouped = kv is not None and kv != heads
+    small = {**{name: 2 * sizes[name] for name in own if name in sizes}, "num_key_value_heads": 2}
+    if heads is not None and not grouped:
+        small["num_key_value_heads"] = small["num_attention_heads"]
+    return {name: small[name] for name in own if name in small}
 
 
 def _halved(name: str, value: Any) -> Any:

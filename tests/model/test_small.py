@@ -61,3 +61,28 @@ def test_a_part_of_a_head_that_is_rotated_stays_a_part() -> None:
 def test_refusals_are_told_in_the_words_of_the_class() -> None:
     with pytest.raises(SourceError, match=r"cannot build 'no_such' .*: Unrecognized"):
         build({"model_type": "no_such"}, "small")
+
+
+@pytest.mark.parametrize("model_type", ["jamba", "kimi_linear", "laguna", "mimo_v2_flash"])
+def test_sizes_that_follow_from_others(model_type: str) -> None:
+    """Sorts of layers by a period, names of their own, heads by layer, KV heads doubled under a
+    window: each is built small, and runs.
+    """
+    for size in ("small", "other"):
+        assert build({"model_type": model_type}, size).config.num_hidden_layers <= 5
+
+
+def test_a_period_keeps_every_sort_of_layer() -> None:
+    small = build({"model_type": "jamba"}, "small")
+    assert set(small.config.layers_block_type) == {"attention", "mamba"}
+
+
+def test_own_sizes_keep_the_relation_of_heads() -> None:
+    config = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "per_layer_config": {1: {"num_attention_heads": 64, "num_key_value_heads": 64}},
+    }
+    own = shrink(config, "small")["per_layer_config"][1]
+    assert own["num_attention_heads"] == own["num_key_value_heads"] != 64
