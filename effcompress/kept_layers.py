@@ -11,7 +11,13 @@ FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 """Fields that say how many layers stand before the first mixture of experts."""
 LAST = "num_kv_shared_layers"
 """Field that says how many layers at the end read keys and values of earlier ones."""
-NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "no_rope_layers_indices")
+NUMBERS = (
+    "mlp_only_layers",
+    "moe_layers",
+    "attn_layer_indices",
+    "no_rope_layers_indices",
+    "hybrid_layer_ids",
+)
 """Fields that list the numbers of layers of one sort."""
 OWN = "per_layer_config"
 """Field that gives single layers values of their own, by their numbers."""

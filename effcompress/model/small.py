@@ -18,21 +18,24 @@ from effcompress.types import Config, Fields
 PERIOD, OFFSET = "_layer_period", "_layer_offset"
 """Ends of the names of fields by which sorts of layers repeat."""
 
+REPEATED = "block_types"
+"""Field that lists the sorts of the first layers; those after them repeat the list."""
+
 Size = Literal["given", "small", "other"]
 """Sizes of the configuration; small; small with other numbers."""
 
 _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "vocab_size": (61, 67, ()),
-    "hidden_size": (144, 160, ("n_embd", "d_model")),
-    "intermediate_size": (56, 72, ("ffn_dim", "n_inner", "ffn_hidden_size", "d_ff")),
-    "num_hidden_layers": (2, 3, ("n_layer", "n_layers", "num_layers")),
+    "hidden_size": (144, 160, ("n_embd", "d_model", "embedding_dim", "lru_width")),
+    "intermediate_size": (56, 72, ("ffn_dim", "n_inner", "ffn_hidden_size", "d_ff", "d_inner")),
+    "num_hidden_layers": (2, 3, ("n_layer", "n_layers", "num_layers", "num_blocks")),
     # Three query heads per KV head: with two, torch-pruning does not terminate.
     "num_attention_heads": (12, 10, ("n_head", "n_heads", "num_heads", "attention_heads")),
     "num_key_value_heads": (4, 5, ("num_kv_heads",)),
-    "head_dim": (24, 40, ("kv_channels",)),
+    "head_dim": (24, 40, ("kv_channels", "d_head")),
     "max_position_embeddings": (131, 257, ("n_positions", "max_seq_len", "n_ctx")),
     "rotary_dim": (4, 8, ()),
-    "sliding_window": (64, 96, ("window_size",)),
+    "sliding_window": (64, 96, ("window_size", "attention_window_size")),
     "num_experts": (5, 7, ("num_local_experts", "n_routed_experts")),
     "num_experts_per_tok": (2, 2, ("top_k_experts", "num_experts_per_token")),
     "n_group": (1, 1, ()),
@@ -45,6 +48,9 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "qk_nope_head_dim": (16, 32, ()),
     "qk_rope_head_dim": (8, 12, ()),
     "v_head_dim": (20, 28, ()),
+    # Attention over the hidden state beside the embedding: twice as wide.
+    "attention_hidden_size": (288, 320, ()),
+    "attention_head_dim": (24, 32, ()),
     # Linear attention and state spaces; Mamba's heads times their width are twice the hidden size.
     "linear_num_key_heads": (2, 3, ()),
     "linear_num_value_heads": (4, 6, ()),
@@ -53,8 +59,8 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "linear_num_heads": (4, 6, ()),
     "linear_head_dim": (10, 14, ()),
     "mamba_d_ssm": (288, 320, ()),
-    "mamba_n_heads": (4, 8, ("mamba_num_heads",)),
-    "mamba_d_head": (72, 40, ("mamba_head_dim",)),
+    "mamba_n_heads": (4, 8, ("mamba_num_heads", "n_mamba_heads")),
+    "mamba_d_head": (72, 40, ("mamba_head_dim", "mamba_headdim")),
     "mamba_d_state": (6, 14, ("ssm_state_size",)),
     "mamba_chunk_size": (16, 16, ()),
     "n_groups": (2, 2, ()),
@@ -161,15 +167,17 @@ def shrink(config: Config, size: Size) -> Fields:
     heads, kv = _stated(config, "num_attention_heads"), _stated(config, "num_key_value_heads")
     if kv is not None and kv in (1, heads):  # multi-query or multi-head: no grouping
         sizes["num_key_value_heads"] = 1 if kv == 1 else sizes["num_attention_heads"]
+    if _stated(config, "num_experts_per_tok") == 1:
+        sizes["num_experts_per_tok"] = 1
     found = dict(config)
     for usual, new in sizes.items():
         found.update({name: new for name in _names(usual) if _is_size(config.get(name))})
     found |= _of_latent_heads(config, found)
     periods = _of_periods(config)
     found |= periods
-    least = max(
-        [sizes["num_hidden_layers"], *(n for k, n in periods.items() if k.endswith(PERIOD))]
-    )
+    rounds = [n for name, n in periods.items() if name.endswith(PERIOD)]
+    rounds += [len(config[REPEATED])] if config.get(REPEATED) else []
+    least = max([sizes["num_hidden_layers"], *rounds])
     chosen = _layers(config, least, 1 if other else 2)
     found.update({n: len(chosen) for n in _names("num_hidden_layers") if _is_size(config.get(n))})
     found |= _of_layers(config, chosen, sizes)

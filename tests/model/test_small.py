@@ -77,6 +77,11 @@ def test_a_period_keeps_every_sort_of_layer() -> None:
     assert set(small.config.layers_block_type) == {"attention", "mamba"}
 
 
+def test_a_repeated_list_of_sorts_is_gone_through_once() -> None:
+    config = {"num_hidden_layers": 26, "block_types": ["recurrent", "recurrent", "attention"]}
+    assert shrink(config, "small")["num_hidden_layers"] == 3
+
+
 def test_own_sizes_keep_the_relation_of_heads() -> None:
     config = {
         "num_hidden_layers": 2,

@@ -16,9 +16,10 @@ from typing import Any
 from effcompress.errors import CoverageError, EffcompressError, PluginError, SourceError
 from effcompress.groups.tracing.declared import prove_declared
 from effcompress.groups.tracing.depth import Silent
-from effcompress.groups.tracing.draft import draft_from_json, family_from
+from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
 from effcompress.groups.tracing.probe import Build, Report, Tell
 from effcompress.groups.tracing.search import paste, propose
+from effcompress.groups.tracing.verify import Unproven
 from effcompress.registry import REGISTRY, Plugin
 from effcompress.types import Config, Family
 
@@ -124,10 +125,18 @@ def answer(question: Mapping[str, Any], build: Build, silent: Silent, tell: Tell
             prove_declared(plugin, plugin.called({}, {}), config, build, silent)
             tell({"proven": True})
         else:
-            tell({"draft": propose(config, build, silent, tell).to_json()})
+            tell({"draft": _proposed(config, build, silent, tell).to_json()})
     except (CoverageError, SourceError, PluginError) as error:
         kind = type(error).__name__
         tell({"error": {"kind": kind, "what": error.what, "where": error.where, "fix": error.fix}})
+
+
+def _proposed(config: Config, build: Build, silent: Silent, tell: Tell) -> Draft:
+    try:
+        return propose(config, build, silent, tell)
+    except Unproven as error:  # e.g. a class whose attention mask overflows in fp64
+        what = f"a small model of this architecture cannot be tested in fp64: {error}"
+        raise SourceError(what, where="model", fix="Declare the family in a plugin file.") from error
 
 
 def _plugin(file: Path, name: str) -> Plugin:
