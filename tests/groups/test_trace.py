@@ -22,7 +22,7 @@ from effcompress.groups.tracing import graph as trace_graph
 from effcompress.groups.tracing import search
 from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
 from effcompress.groups.tracing.probe import Report
-from effcompress.groups.tracing.trace import trace_family
+from effcompress.groups.tracing.trace import answer, trace_family
 from effcompress.groups.tracing.verify import Unproven, cover, prove
 from effcompress.model.families import family_of
 from effcompress.model.modeling_pruned import silent
@@ -177,6 +177,14 @@ def test_a_parameter_that_no_axis_reaches_is_named() -> None:
         search.propose(config, build, silent)
     assert "_layernorm.norms." in (caught.value.where or "")
     assert "Declare it in a plugin file" in (caught.value.fix or "")
+
+
+def test_a_model_that_does_not_run_in_fp64_is_refused_in_words() -> None:
+    """XGLM's attention mask overflows there, so nothing about it can be proven."""
+    said: list[Report] = []
+    answer({"config": AutoConfig.for_model("xglm").to_dict()}, build, silent, said.append)
+    error = said[-1]["error"]
+    assert error["kind"] == "SourceError" and "fp64" in error["what"] and error["fix"]
 
 
 def test_no_end_is_an_error_that_names_the_place(
