@@ -16,6 +16,7 @@ from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.runner.held_out import fitted, sequences_of
 from effcompress.runner.measuring import calibration_text
+from effcompress.runner.operations import counted, drained
 from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
@@ -96,8 +97,9 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     change = _Change(state, prune.refit)
     training = module.training
     text = ids_NT[own], channels, change, positions_NT, split
-    for path in follow(large, module.eval(), pruned.axes, pruned.parent, *text):
-        log.note(f"fitted {path}")
+    with counted(state):
+        for path in follow(large, module.eval(), pruned.axes, pruned.parent, *text):
+            log.note(f"fitted {path}")
     module.train(training)
     log.event(
         events.Refit(
@@ -108,6 +110,7 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
             held_out=sequences.held_out,
             fits=change.fits,
             **vars(meter.read()),
+            flops=drained(state),
         )
     )
 
