@@ -105,6 +105,10 @@ class DomainScore(Recorded):
     tokens: int
     sequences: int
     hash: str | None = None
+    agreement: float | None = field(default=None, metadata=OMITTED)
+    """Fraction of the tokens for which the source model's most likely next token is the same."""
+    divergence: float | None = field(default=None, metadata=OMITTED)
+    """KL divergence of the source model's next-token distribution to this one's, nats per token."""
 
 
 class Generation(Recorded):
