@@ -321,7 +321,8 @@ def _rotate(recipe: Recipe, prune: PruneSpec) -> Rows:
         recipe, "prune.rotate slices at once, but prune.schedule cuts later", "or no rotate."
     )
     section, distill = "recover" if recipe.recover else "train", recipe.teacher
-    what = f"{section}.distill.hidden_weight compares hidden states, which a rotation gives other bases"
+    key = f"{section}.distill.hidden_weight"
+    what = f"{key} compares hidden states, which a rotation gives other bases"
     hidden = bool(distill and distill.hidden_weight)
     yield Row(hidden, (section, "distill", "hidden_weight"), what, "Remove it.")
 

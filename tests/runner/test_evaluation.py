@@ -42,7 +42,8 @@ def test_prompts_do_not_count() -> None:
 def test_a_run_is_compared_with_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     yes = Proof(0.0, tokens_equal=True, cache_equal=True, seconds=0.0)
     monkeypatch.setattr("effcompress.checkpoint.prove", lambda *_, **__: yes)
-    path = recipe(tmp_path, tokens=256, schedule="{name: once, at: 0}", selector="least_salient")
+    at_once = {"schedule": "{name: once, at: 0}", "measure": "{source: calibration, sequences: 4}"}
+    path = recipe(tmp_path, tokens=256, selector="least_salient", **at_once)
     loaded = load_recipe(path, ["evaluate.agreement=true"])
     run(loaded, output=tmp_path / "out")
     before, after = events(tmp_path / "out", "evaluation")
