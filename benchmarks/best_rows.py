@@ -1,5 +1,6 @@
-"""What ``best.py`` tries: today's flagship, and one change each, with the reason written down before
-anything is run. What a change gives is in ``docs/results/best_tuning.csv``, bad results included.
+"""What ``best.py`` tries: today's flagship, and one change each, with the reason written down
+before anything is run. What a change gives is in ``docs/results/best_tuning.csv``, bad results
+included.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import csv
 import fcntl
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -33,8 +34,10 @@ class Experiment:
     domains: Mapping[str, Any]
     results: Path
     runs: Path
-    tasks: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     """Values of ``--set`` for every run, e.g. what is evaluated besides."""
+    needed: tuple[str, ...] = ()
+    """Cells without which a line is not taken for the result of a run."""
 
     def folder_of(self, job: Job) -> Path:
         """Where a row's run lies."""
@@ -46,21 +49,27 @@ class Experiment:
         """The command line of a row, as a user would type it; ``tokens``: other than the job's."""
         row, out = self.rows[job.row], self.folder_of(job)
         text = f"data.domains={json.dumps(self.domains)}"
-        every = [text, *values(row, job, tokens or job.tokens, self.folder_of), *self.tasks]
+        every = [text, *values(row, job, tokens or job.tokens, self.folder_of), *self.also]
         parts = [sys.executable, "-m", "effcompress", "run", str(recipe_of(row, job.size))]
         parts += ["--output", str(out)]
         parts += [part for value in every for part in ("--set", value)]
         return [*parts, "--resume"] if (out / "checkpoints").exists() else parts
 
     def lines(self) -> list[Line]:
-        """All results so far; cells that earlier versions did not write are empty."""
-        found = [{key: cell or "" for key, cell in line.items()} for line in lines_of(self.results)]
-        return [{**line, "equal": line.get("equal") or "tokens"} for line in found]
+        """All results so far, of each run the newest; cells that earlier versions did not write are
+        empty.
+        """
+        found: dict[tuple[str, ...], Line] = {}
+        for line in lines_of(self.results):
+            full = {key: cell or "" for key, cell in line.items()}
+            full["equal"] = full.get("equal") or "tokens"
+            found[tuple(full[key] for key in KEY)] = full
+        return [*found.values()]
 
     def line_of(self, job: Job) -> Line | None:
         """The result of a run, if it is there."""
         same = (line for line in self.lines() if {k: line[k] for k in KEY} == job.line())
-        return next(same, None)
+        return next((x for x in same if all(x.get(cell) for cell in self.needed)), None)
 
     def run(self, job: Job, tokens: int | None = None) -> Line | None:
         """Runs one row to its end and writes its line; None where it failed."""
@@ -90,8 +99,7 @@ class Experiment:
         self, jobs: Iterable[Job], at_once: int = 1, each: Callable[[Job], Any] | None = None
     ) -> None:
         """Runs the jobs that have no line yet, so many side by side."""
-        there = [{key: line[key] for key in KEY} for line in self.lines()]
-        missing = [job for job in jobs if job.line() not in there]
+        missing = [job for job in jobs if self.line_of(job) is None]
         with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(each or self.run, missing))
 
@@ -143,7 +151,15 @@ def result(folder: Path) -> Line:
         "trained": steps[-1]["tokens"],
         "flops": sum(e["flops"] for e in steps) + besides,
         "flops_besides": besides,
+        **_alike(after["domains"].values()),
     }
+
+
+def _alike(scores: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the domains, where the result was compared with the source model."""
+    compared = [score for score in scores if "agreement" in score]
+    keys = ("agreement", "divergence") if compared else ()
+    return {key: round(statistics.mean(s[key] for s in compared), 5) for key in keys}
 
 
 def tokens_for(flops: float, line: Mapping[str, Any]) -> int:
