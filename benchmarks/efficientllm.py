@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus import domains
-from efficientllm_rows import KEY, ROOT, ROWS, Job, needs_first
+from efficientllm_rows import KEY, ROOT, ROWS, Job, NotYet, needs_first
 from protocol import STEP, Experiment, Line, domains_of, mean_of, tokens_for
 
 RESULTS = ROOT / "docs" / "results" / "efficientllm.csv"
@@ -39,15 +39,14 @@ def experiment(corpus: Path) -> Experiment:
 
 
 def run_equal(made: Experiment, reference: str, job: Job) -> None:
-    """Runs a row with the tokens that make its operations equal to the reference row's."""
+    """Runs a row with the tokens that make its operations equal to the reference row's. Raises
+    NotYet where these are not known.
+    """
     plain = replace(job, equal="tokens")
     own, other = made.line_of(plain), made.line_of(replace(plain, row=reference))
     for name, line in ((job.row, own), (reference, other)):
         if line is None or not line.get("flops"):
-            raise SystemExit(
-                f"{name} (seed {job.seed}, {job.size}, {job.tokens} tokens): no operations are "
-                "known. Run the row with equal tokens first."
-            )
+            raise NotYet(f"no operations of {name} are known: run it with equal tokens first")
     assert own is not None and other is not None
     tokens = tokens_for(float(other["flops"]), own)
     if abs(tokens - int(own["trained"])) < STEP:  # the same run

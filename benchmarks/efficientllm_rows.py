@@ -37,6 +37,10 @@ class Job:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
+class NotYet(Exception):
+    """A run needs the result of another one, which is not there."""
+
+
 KEY = [*Job("", "", 0, 0).line()]
 FolderOf = Callable[[Job], Path]
 
@@ -213,10 +217,10 @@ def _widths_of_a(job: Job, folder_of: FolderOf) -> list[str]:
 
 
 def _a_of(job: Job, folder_of: FolderOf) -> Path:
-    """A's finished run with this seed."""
+    """A's finished run with this seed. Raises NotYet."""
     run = folder_of(replace(job, row="A", equal="tokens"))
-    if not (run / "metrics.jsonl").exists():
-        raise SystemExit(f"{run} is not there: run the row A with this seed first")
+    if not (run / "config.json").exists():
+        raise NotYet(f"{run} is not there: run the row A with this seed first")
     return run
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus import lines_of, mean
-from efficientllm_rows import KEY, Job, Row, recipe_of, values
+from efficientllm_rows import KEY, Job, NotYet, Row, recipe_of, values
 
 Line = dict[str, Any]
 STEP = 512
@@ -100,8 +100,15 @@ class Experiment:
     ) -> None:
         """Runs the jobs that have no line yet, so many side by side."""
         missing = [job for job in jobs if self.line_of(job) is None]
+
+        def turn(job: Job) -> None:
+            try:
+                (each or self.run)(job)
+            except NotYet as error:
+                print(f"{job.row} (seed {job.seed}, {job.size}): {error}", flush=True)
+
         with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(each or self.run, missing))
+            list(pool.map(turn, missing))
 
 
 def finished(folder: Path) -> bool:

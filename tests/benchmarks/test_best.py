@@ -112,7 +112,7 @@ def test_a_row_at_equal_operations_gets_them(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from efficientllm import run_equal
-    from efficientllm_rows import ROWS, Job
+    from efficientllm_rows import ROWS, Job, NotYet
     from protocol import Experiment, append
 
     made = Experiment(ROWS, {}, tmp_path / "results.csv", tmp_path / "runs")
@@ -127,7 +127,7 @@ def test_a_row_at_equal_operations_gets_them(
     assert ran == [("B", "flops", round(60_416 / 3 / 512) * 512)]
     run_equal(made, "A", Job("A", "100M", 60_000, 0, "fp32", "flops"))
     assert len(ran) == 1 and made.line_of(Job("A", "100M", 60_000, 0, "fp32", "flops"))
-    with pytest.raises(SystemExit, match="Run the row with equal tokens first"):
+    with pytest.raises(NotYet, match="run it with equal tokens first"):
         run_equal(made, "A", Job("CoFi", "100M", 60_000, 0, "fp32", "flops"))
 
 
