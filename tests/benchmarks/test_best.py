@@ -37,6 +37,10 @@ def test_every_candidate_has_a_reason_and_is_tested() -> None:
     assert all(len(change.reason) > 15 for change in EVERY.values())
 
 
+OTHER_CUTS = {"heads first", "channels first", "lockstep widths", "layers, too", "once, refit"}
+"""Candidates whose size could be out of reach; a forecast takes seconds."""
+
+
 @pytest.mark.parametrize("name", CANDIDATES)
 def test_a_candidate_checks_and_reads_no_table(name: str, corpus: Path) -> None:
     from best import RUNGS, TUNED_ON, tuning
@@ -49,7 +53,8 @@ def test_a_candidate_checks_and_reads_no_table(name: str, corpus: Path) -> None:
     assert recipe.recipe.seed == TUNED_ON not in (0, 1, 2)
     assert total_tokens(recipe.recipe) == pytest.approx(RUNGS[0], abs=512)
     assert all(d.holdout == 0.15 and not d.validation for d in recipe.recipe.data.domains.values())
-    assert check(recipe).data["ends_at"] == pytest.approx(100e6, rel=0.01)
+    if name in OTHER_CUTS:
+        assert check(recipe).data["ends_at"] == pytest.approx(100e6, rel=0.005)
 
 
 def test_rivals_differ_in_the_rate_alone(corpus: Path) -> None:
