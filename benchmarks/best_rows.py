@@ -47,13 +47,9 @@ HEADS_FIRST = (
 )
 CHANNELS_FIRST = (
     "prune.space=[{name: attention, scope: global, after: 15%}, "
-    "{name: ffn, scope: global, minimum: 128, round_to: 8, until: 15%}]"
+    "{name: ffn, scope: global, minimum: 128, round_to: 8}]"
 )
 LOCKSTEP = "prune.space=[{name: attention, scope: lockstep}, {name: ffn, scope: lockstep}]"
-WITH_LAYERS = (
-    "prune.space=[{name: attention, scope: global}, "
-    "{name: ffn, scope: global, minimum: 128, round_to: 8}, layer]"
-)
 TEACHER = "train.distill={text_weight: 1.0}"
 
 CHANGES: dict[str, Change] = {
@@ -120,13 +116,6 @@ CHANGES: dict[str, Change] = {
     "lockstep widths": _but(
         LOCKSTEP, reason="less freedom to overfit few tokens' saliency; a stock class comes out"
     ),
-    "layers, too": _but(
-        WITH_LAYERS,
-        "prune.repair=[norm_gain]",
-        "prune.measure={source: training, average: decay, decay: 0.9}",
-        reason="depth methods do well at small ratios; without the update, which cannot repair "
-        "them",
-    ),
     # What decides.
     "saliency of 33 steps": _but(
         "prune.measure.decay=0.97", reason="a running mean over 10 steps of 512 tokens is noisy"
@@ -191,6 +180,7 @@ NOT_TRIED = {
     "a refit at every commit": "the runner fits once, when the target is reached",
     "moments rescaled at commits": "they are cut with the weights, which is the base; or dropped",
     "weight of the teacher annealed": "its weight is one number",
+    "layers, too": "the update cannot repair them, and no mixed ranking of them was tried",
     "several passes over little text": "domains have no limit of text but their own",
 }
 """Candidates of the plan that no recipe can express yet, and why."""
