@@ -654,32 +654,6 @@ class ContinuedSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSpec(LoopSpec):
-    """Pruning-aware training: exactly one of tokens, stages."""
-
-    tokens: Count | None = key("tokens to train on, pruning included", None, minimum=1)
-    stages: StagesSpec | None = key(
-        "tokens by stage; the schedule then prunes in the pruning stage, and at its end the rest "
-        "is cut at once",
-        None,
-    )
-    continued: ContinuedSpec | None = key(
-        "settings of the stage `continued` that differ, from a fresh optimizer on; without this "
-        "section it goes on under one learning-rate schedule",
-        None,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSpec:
-    """Low-rank updates of every matrix in the layers, merged at the end (arXiv:2106.09685)."""
-
-    rank: int = key("rank of an update", 8, minimum=1)
-    alpha: float = key("an update is scaled by alpha / rank", 16.0, above=0)
-    dropout: Fraction = key("dropout on the input of an update", 0.05, below=1)
-
-
-@dataclass(frozen=True, kw_only=True)
 class DistillSpec:
     """Distillation from the source model (the teacher) on the same text: forward KL of its
     next-token distribution (arXiv:2407.14679).
@@ -698,6 +672,37 @@ class DistillSpec:
         minimum=0,
     )
     teacher: Literal["fp32", "bf16"] = key("precision of the teacher's weights", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec(LoopSpec):
+    """Pruning-aware training: exactly one of tokens, stages."""
+
+    tokens: Count | None = key("tokens to train on, pruning included", None, minimum=1)
+    stages: StagesSpec | None = key(
+        "tokens by stage; the schedule then prunes in the pruning stage, and at its end the rest "
+        "is cut at once",
+        None,
+    )
+    continued: ContinuedSpec | None = key(
+        "settings of the stage `continued` that differ, from a fresh optimizer on; without this "
+        "section it goes on under one learning-rate schedule",
+        None,
+    )
+    distill: DistillSpec | None = key(
+        "distil from the source model in all stages: a saliency that is measured on training's "
+        "gradients is then that of this loss",
+        None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+    """Low-rank updates of every matrix in the layers, merged at the end (arXiv:2106.09685)."""
+
+    rank: int = key("rank of an update", 8, minimum=1)
+    alpha: float = key("an update is scaled by alpha / rank", 16.0, above=0)
+    dropout: Fraction = key("dropout on the input of an update", 0.05, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -781,6 +786,13 @@ class EvaluateSpec:
         words="text with at least one word",
     )
     new_tokens: int = key("tokens to continue it by", 48, minimum=1)
+    agreement: bool = key(
+        "compare the result with the source model on the held-out text: the fraction of tokens "
+        "for which both hold the same next token for the most likely one, and the KL divergence of "
+        "the source model's distribution to the result's (the source model is loaded a second "
+        "time)",
+        False,
+    )
     tasks: TasksSpec | None = key("zero-shot tasks; without this section none", None)
 
 
@@ -879,3 +891,11 @@ class Recipe:
     def loop(self) -> LoopSpec | None:
         """The training section, ``train`` or ``recover``; None without one."""
         return self.train or self.recover
+
+    @property
+    def teacher(self) -> DistillSpec | None:
+        """How the source model teaches in training; None where it does not."""
+        if self.recover is None:
+            return self.train.distill if self.train else None
+        known = DistillSpec() if self.recover.method == "distill" else None
+        return self.recover.distill or known

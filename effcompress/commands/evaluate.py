@@ -25,16 +25,19 @@ def evaluate(
     """Measures perplexity per domain, one continuation and the recipe's tasks, by its protocol.
 
     ``target`` is a recipe (its source model is evaluated) or the folder of a run (its result, with
-    ``overrides`` applied to the recipe of the run). Raises SourceError when the folder holds no
+    ``overrides`` applied to the recipe of the run; with ``evaluate.agreement`` beside its source
+    model). Raises SourceError when the folder holds no
     run or its text cannot be used, RecipeError for tasks without the harness and for text or a
     continuation longer than a table of positions.
     """
     loaded, spec = opened(target, overrides)
     require_harness(loaded.recipe.evaluate.tasks)
     own = spec == loaded.recipe.model
-    require_packages(loaded, "data", *(["model"] if own else []))
+    beside = own or loaded.recipe.evaluate.agreement
+    require_packages(loaded, "data", *(["model"] if beside else []))
     data.preview(loaded.recipe.data)
-    if offline and own:
+    compared = loaded.recipe.evaluate.agreement and not own
+    if offline and (own or compared):
         require_here(loaded)
     lines: list[str] = []
     if (config := config_of(spec)) is not None:
@@ -57,6 +60,9 @@ def evaluate(
         if corpus.isolated:
             require_isolation(module)
         params = sum(p.numel() for p in module.parameters())
+        if compared:
+            dense = load_model(one.model, seed=one.seed, offline=offline, progress=say)
+            how["source"] = dense.module.to(device_of(one))
         of = (module, model.tokenizer, corpus, one.evaluate)
         found = measure(*of, when="after", params=params, **how)
     title = f"{model.source}: {params:,} parameters"
@@ -67,11 +73,16 @@ def evaluate(
 
 
 def _perplexities(title: str, found: Evaluation) -> Table:
-    rows = tuple(
-        (domain, f"{d.perplexity:.3f}", f"{d.loss:.4f}", f"{d.tokens:,}")
-        for domain, d in found.domains.items()
-    )
-    return Table(title, ("domain", "perplexity", "nats per token", "tokens"), rows)
+    columns = ["domain", "perplexity", "nats per token", "tokens"]
+    compared = any(d.agreement is not None for d in found.domains.values())
+    columns += ["same token %", "KL to source"] if compared else []
+    rows = []
+    for domain, d in found.domains.items():
+        row = [domain, f"{d.perplexity:.3f}", f"{d.loss:.4f}", f"{d.tokens:,}"]
+        if d.agreement is not None and d.divergence is not None:
+            row += [f"{100 * d.agreement:.1f}", f"{d.divergence:.4f}"]
+        rows.append(tuple(row))
+    return Table(title, tuple(columns), tuple(rows))
 
 
 def _accuracies(solved: Tasks) -> Table:

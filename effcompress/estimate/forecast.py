@@ -290,12 +290,14 @@ def _operations(
         times = measurements(recipe, here.tokens, there.tokens)
         measured += flops.per_token(here.widths) / 3 * read * times if times else 0.0
     first, last = flops.per_token({}), flops.per_token(points[-1].widths)
+    taught = first / 3 * points[-1].tokens if recipe.teacher else 0.0
     figures: dict[str, Any] = {
         "tokens": points[-1].tokens,
         "flops": total,
         "flops_if_not_pruned": first * points[-1].tokens,
+        **({"flops_of_teacher": taught} if recipe.teacher else {}),
         **({"flops_of_mixture": measured} if mixture else {}),
-        "h100_hours": (total + measured) / (H100_FLOPS * UTILISATION) / 3600,
+        "h100_hours": (total + measured + taught) / (H100_FLOPS * UTILISATION) / 3600,
         "assumed": {"peak_flops": H100_FLOPS, "utilisation": UTILISATION},
     }
     if launch.flops_per_second:
@@ -306,7 +308,7 @@ def _operations(
         figures["seconds"] = {
             "first_step": first * step / rate,
             "last_step": last * end / rate,
-            "all_steps": (total + measured) / rate,
+            "all_steps": (total + measured + taught) / rate,
         }
     return figures
 
@@ -335,10 +337,17 @@ def _traffic_table(messages: dict[str, list[Message]], processes: int) -> Table:
     return Table(title, ("", "what", "collective", "bytes", "sent on a ring"), tuple(rows))
 
 
-def _measured_row(data: dict[str, Any]) -> list[tuple[str, str]]:
-    if (flops := data.get("flops_of_mixture")) is None:
-        return []
-    return [("held-out losses", f"{flops:.3g} FLOPs for the mixture ({flops / data['flops']:.1%})")]
+def _beside_rows(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of what training computes beside forward and backward passes of the model."""
+    beside = (
+        ("held-out losses", "flops_of_mixture", "for the mixture"),
+        ("teacher", "flops_of_teacher", "for the source model's predictions"),
+    )
+    return [
+        (title, f"{data[key]:.3g} FLOPs {what} ({data[key] / data['flops']:.1%})")
+        for title, key, what in beside
+        if key in data
+    ]
 
 
 def _cost_table(data: dict[str, Any], launch: Launch) -> Table:
@@ -346,7 +355,7 @@ def _cost_table(data: dict[str, Any], launch: Launch) -> Table:
     rows = [
         ("tokens", exact_count(data["tokens"])),
         ("training FLOPs", f"{data['flops']:.3g} ({saved:.0%} less than the unpruned model's)"),
-        *_measured_row(data),
+        *_beside_rows(data),
         ("H100 hours", f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"),
         ("assuming", f"{H100_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} utilisation"),
         ("days on 8 H100", f"{hours / 8 / 24:,.1f}"),

@@ -129,11 +129,16 @@ class _Need:
         return (2 if "16" in stored else 4) * self.found.start
 
     def _evaluation(self) -> Held:
-        """Returns the larger of the evaluations before (dense, no moments) and after (smaller)."""
+        """Returns the larger of the evaluations before (dense, no moments) and after (smaller, and
+        beside the source model where predictions are compared).
+        """
         spec, axes = self.recipe.evaluate, self.found.axes
         tokens = spec.batch_size * self.recipe.data.sequence_length
         logits = LOGITS * axes.widths["vocab"] * tokens
         dense, left = Held(weights=FP32 * axes.count() / self.shards), self._standing(self.final)
+        if spec.agreement:  # two models, and the log-probabilities of both
+            left = replace(left, weights=left.weights + dense.weights)
+            return replace(left, logits=2 * logits)
         return max(
             replace(dense, logits=logits, gathered=self._whole(axes.widths)),
             replace(left, logits=logits, gathered=self._whole(self.final)),
@@ -144,11 +149,9 @@ class _Need:
         """Returns what lasts between steps: weights, moments, buckets, running statistics."""
         prune, weights = self.recipe.prune, FP32 * self.found.axes.count(wide) / self.shards
         learned = FP32 * trained(self.found, self.recipe, wide) / self.shards
-        loop, recover = self.recipe.loop is not None, self.recipe.recover
-        teacher = 0.0
-        if training and recover is not None and recover.method == "distill":
-            half = recover.distill is None or recover.distill.teacher == "bf16"
-            teacher = (2 if half else 4) * self.found.axes.count()
+        loop, teacher = self.recipe.loop is not None, 0.0
+        if training and (distill := self.recipe.teacher) is not None:
+            teacher = (2 if distill.teacher == "bf16" else 4) * self.found.axes.count()
         rides = training and prune is not None and prune.measure.source == "training"
         held = Held(
             weights=weights + teacher,

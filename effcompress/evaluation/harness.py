@@ -36,6 +36,7 @@ DEFINITIONS: Mapping[str, str] = {
     "piqa": "piqa/piqa.yaml",
     "winogrande": "winogrande/default.yaml",
     "sciq": "sciq/sciq.yaml",
+    "lambada_openai": "lambada/lambada_openai.yaml",
 }
 """Definitions of the usual tasks: without them the harness reads all of its 14,000 files."""
 _LOCAL: Mapping[str, Mapping[str, str]] = {

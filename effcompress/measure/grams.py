@@ -60,11 +60,14 @@ class Grams(InputHooks):
         self.means: dict[str, Tensor] = {}
         self.weights: dict[str, float] = {}
         self.passes: dict[str, int] = {}
+        self.operations = 0.0
+        """Floating-point operations of the matrices in the last step that was listened to."""
         super().__init__(module, self.params, self._add)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Measures the passes of one step; what was measured before loses weight by ``decay``."""
+        self.operations = 0.0
         if self.decay < 1.0:
             for owner, mean in self.means.items():
                 mean.mul_(self.decay)
@@ -176,6 +179,7 @@ class Grams(InputHooks):
         _add(self.means, owner, some_TI.float().mean(0))
         if self.second:
             _add(self.values, owner, _gram(some_TI))
+            self.operations += 2.0 * some_TI.shape[0] * some_TI.shape[1] ** 2
         self.weights[owner] = self.weights.get(owner, 0.0) + 1.0
 
     def _some(self, param: str, x_TI: Tensor) -> Tensor:

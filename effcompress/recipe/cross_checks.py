@@ -191,6 +191,11 @@ def _train(recipe: Recipe, document: Document) -> Rows:
     fix = "E.g. `tokens: 2M`, or `stages: {warmup: 10k, pruning: 1M, continued: 1M}`."
     yield from _exactly_one(train, ("tokens", "stages"), at, document, fix)
     yield from _loop(train, at)
+    lost = {space.name for space in recipe.prune.space} if recipe.prune else set[str]()
+    changing = train.distill and train.distill.hidden_weight and lost & {"hidden", "layer"}
+    what = "train.distill.hidden_weight: channels or layers go while hidden states are compared"
+    fix = "Remove it, or train behind the cut, with `recover:` in place of train."
+    yield Row(changing, (*at, "distill", "hidden_weight"), what, fix)
     if train.continued is None:
         return
     given = {key: value for key, value in vars(train.continued).items() if value is not None}
@@ -315,12 +320,11 @@ def _rotate(recipe: Recipe, prune: PruneSpec) -> Rows:
     yield _at_once(
         recipe, "prune.rotate slices at once, but prune.schedule cuts later", "or no rotate."
     )
-    distill = recipe.recover and recipe.recover.distill
-    what = (
-        "recover.distill.hidden_weight compares hidden states, which a rotation gives other bases"
-    )
+    section, distill = "recover" if recipe.recover else "train", recipe.teacher
+    key = f"{section}.distill.hidden_weight"
+    what = f"{key} compares hidden states, which a rotation gives other bases"
     hidden = bool(distill and distill.hidden_weight)
-    yield Row(hidden, ("recover", "distill", "hidden_weight"), what, "Remove it.")
+    yield Row(hidden, (section, "distill", "hidden_weight"), what, "Remove it.")
 
 
 _SEQUENTIAL = "prune.measure.propagate: with prune.rotate every layer reads sliced ones anyway"
@@ -514,9 +518,13 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
     yield Row(recipe.sparsify, ("sparsify",), f"{shard} sparsify {whole}", replicate)
     what, fix = f"{shard} recover.method {method} {whole}", f"Write `method: full`, {or_replicate}"
     yield Row(method != "full", ("recover", "method"), what, fix)
+    taught = recipe.train and recipe.train.distill
+    yield Row(taught, ("train", "distill"), f"{shard} train.distill {whole}", replicate)
     what = f"{shard} tasks are measured by one process alone"
     fix = "Remove it, and measure the result with `effcompress eval`."
     yield Row(recipe.evaluate.tasks, ("evaluate", "tasks"), what, fix)
+    what = f"{shard} evaluate.agreement {whole}"
+    yield Row(recipe.evaluate.agreement, ("evaluate", "agreement"), what, fix)
     calibrates = prune and prune.measure.source != "training"
     fix = f"Write `measure: {{source: training}}` and `train:`, {or_replicate}"
     yield Row(calibrates, ("prune", "measure"), f"{shard} calibration {whole}", fix)

@@ -105,6 +105,10 @@ class DomainScore(Recorded):
     tokens: int
     sequences: int
     hash: str | None = None
+    agreement: float | None = field(default=None, metadata=OMITTED)
+    """Fraction of the tokens for which the source model's most likely next token is the same."""
+    divergence: float | None = field(default=None, metadata=OMITTED)
+    """KL divergence of the source model's next-token distribution to this one's, nats per token."""
 
 
 class Generation(Recorded):
@@ -204,6 +208,7 @@ class Mixture(Recorded, event="mixture"):
     """Empty where nothing was measured: at the start, with references that the recipe gives."""
     reference: Mapping[str, float]
     seconds: float | None = None
+    flops: float | None = field(default=None, metadata=OMITTED)
 
 
 class Cut(Recorded, event="cut"):
@@ -221,6 +226,10 @@ class Cut(Recorded, event="cut"):
     seconds: float | None = None
     memory_bytes: int | None = None
     """Peak on the device; None where the system does not tell."""
+    flops: float | None = field(default=None, metadata=OMITTED)
+    """Operations beside training steps since the last event that has any: of measuring, search and
+    repairs. Matrix products, attention and factorisations count; None in records that do not say.
+    """
 
 
 class Commit(Recorded, event="commit"):
@@ -271,6 +280,7 @@ class Sparsify(Recorded, event="sparsify"):
     layers: tuple[LayerZeros, ...] = ()
     seconds: float
     memory_bytes: int | None = None
+    flops: float | None = field(default=None, metadata=OMITTED)
 
 
 class Fitted(Recorded):
@@ -293,6 +303,7 @@ class Refit(Recorded, event="refit"):
     step: int = 0
     seconds: float
     memory_bytes: int | None = None
+    flops: float | None = field(default=None, metadata=OMITTED)
     weights: int
     change: Mapping[str, float] = field(default_factory=dict)
     """Weight -> norm of its change over its norm."""
@@ -332,6 +343,7 @@ class Rotated(Recorded, event="rotated"):
     max_logit_difference: float
     seconds: float
     memory_bytes: int | None = None
+    flops: float | None = field(default=None, metadata=OMITTED)
 
 
 class GateFamily(Recorded):

@@ -109,6 +109,14 @@ def page(
     )
 
 
+def _answers(record: Record) -> Iterator[Card]:
+    if alike := words.alike(record):
+        yield Card("Same next token as the source model, %", *alike)
+    for row in words.tasks(record)[:1]:
+        small = f"{row.name}; {row.change}"
+        yield Card("Answers right, %", row.after, small, before=row.before)
+
+
 def _cards(record: Record) -> Iterator[Card]:
     before, after = record.params_before, record.params_after
     if before and after:
@@ -122,9 +130,7 @@ def _cards(record: Record) -> Iterator[Card]:
         yield Card(f"Time of {workload(seen)}", now, words.latency(seen), before=was)
     if rows := words.perplexities(record):
         yield Card("Perplexity", rows=rows)
-    for row in words.tasks(record)[:1]:
-        small = f"{row.name}; {row.change}"
-        yield Card("Answers right, %", row.after, small, before=row.before)
+    yield from _answers(record)
     wall = record.end and record.end.seconds
     if record.tokens:
         number = record.steps[-1].step if record.steps else 0

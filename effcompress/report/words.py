@@ -195,6 +195,21 @@ def both(record: Record) -> list[tuple[str, float, float | None]]:
     ]
 
 
+def alike(record: Record) -> tuple[str, str] | None:
+    """Returns in percent how often the result's most likely next token is the source model's, mean
+    over the domains, and a sentence with the domains and the KL divergence; None where they were
+    not compared.
+    """
+    found = record.after.domains if record.after else {}
+    held = {n: d for n, d in found.items() if d.agreement is not None and d.divergence is not None}
+    if not held:
+        return None
+    mean = sum(d.agreement or 0.0 for d in held.values()) / len(held)
+    far = sum(d.divergence or 0.0 for d in held.values()) / len(held)
+    each = join([f"{name} {100 * (d.agreement or 0.0):.1f}" for name, d in held.items()])
+    return f"{100 * mean:.1f}", f"{each}; KL {readable.decimal(far)} nats per token"
+
+
 def at_sizes(record: Record) -> list[tuple[str, int, Mapping[str, float]]]:
     """Returns (name, parameters, domain -> perplexity) of the source model, of every model at a
     size that the run passed, and of the result, as far as they are measured.

@@ -36,6 +36,7 @@ from effcompress.runner.latency import (
     table_for,
 )
 from effcompress.runner.measuring import Measured, calibration_text
+from effcompress.runner.operations import counted
 from effcompress.runner.state import RunState
 from effcompress.selection.allocate import chosen, errors_of, units_gone
 from effcompress.selection.choose import Choice
@@ -324,15 +325,16 @@ class WholeModel:
         self._log.progress("comparison", self.count, self.count)
         training = self._state.module.training
         self._state.module.eval()
-        # First, because the weights of the source model are those in place.
-        while len(self._dense) < count:
-            self._dense.append(self._distribution({}, len(self._dense)))
-        other = self._stitched(levels)
         total = 0.0
-        for n in range(count):
-            dense_PV, found_PV = self._dense[n], self._distribution(other, n)
-            kl_P = (dense_PV.exp() * (dense_PV - found_PV)).sum(-1)
-            total += float(kl_P.double().mean())
+        with counted(self._state):
+            # First, because the weights of the source model are those in place.
+            while len(self._dense) < count:
+                self._dense.append(self._distribution({}, len(self._dense)))
+            other = self._stitched(levels)
+            for n in range(count):
+                dense_PV, found_PV = self._dense[n], self._distribution(other, n)
+                kl_P = (dense_PV.exp() * (dense_PV - found_PV)).sum(-1)
+                total += float(kl_P.double().mean())
         self._state.module.train(training)
         return total / count
 

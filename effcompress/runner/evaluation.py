@@ -45,18 +45,21 @@ def evaluate(
     offline: bool,
     say: Callable[[str], None],
     world: World = ALONE,
+    source: nn.Module | None = None,
 ) -> Evaluation:
     """Returns perplexity per domain, one continuation and, where the recipe has tasks, their
-    scores, each with the protocol that makes them comparable. ``say`` is called with progress.
+    scores, each with the protocol that makes them comparable. ``say`` is called with progress;
+    ``source``: the model to compare predictions with.
 
-    Raises RecipeError or SourceError for tasks that cannot be scored here.
+    Raises RecipeError or SourceError for tasks that cannot be scored here, RunError for a source
+    model of another vocabulary.
     """
     started, bos = time.monotonic(), corpus.bos is not None
     solved = None
     if spec.tasks is not None:  # first: an unknown task should not cost a perplexity
         how: Any = {"bos": corpus.bos, "offline": offline, "say": say}
         solved = tasks.solve(module, tokenizer, spec.tasks, **how)
-    domains = scores(module, corpus, spec, world)
+    domains = scores(module, corpus, spec, world, source)
     text = evaluation.continuation(module, tokenizer, spec.prompt, spec.new_tokens, bos)
     return Evaluation(
         when=when,
@@ -81,15 +84,24 @@ def evaluate(
 
 
 def scores(
-    module: nn.Module, corpus: Corpus, spec: EvaluateSpec, world: World
+    module: nn.Module,
+    corpus: Corpus,
+    spec: EvaluateSpec,
+    world: World,
+    source: nn.Module | None = None,
 ) -> dict[str, DomainScore]:
-    """Returns loss and perplexity of the held-out text of each domain."""
+    """Returns loss and perplexity of the held-out text of each domain, and how far predictions
+    agree with those of ``source``.
+    """
     listed: dict[str, DomainScore] = {}
     for domain in corpus.domains:
         ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
         positions_NT = corpus.heldout_positions(domain, spec.sequences)
         of = module, ids_NT, spec.batch_size, trained_NT, world, positions_NT
         found = evaluation.perplexity(*of)
+        if source is not None:
+            alike = evaluation.agreement(source, *of)
+            found = replace(found, agreement=alike.fraction, divergence=alike.divergence)
         listed[domain] = replace(found, hash=digest(ids_NT))
     return listed
 

@@ -15,6 +15,7 @@ from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.runner.evaluation import scores
 from effcompress.runner.gates import deterministic
+from effcompress.runner.operations import counted, drained
 from effcompress.runner.state import RunState
 
 DOMINANT = 0.9
@@ -51,7 +52,7 @@ def heldout_losses(state: RunState, sequences: int) -> dict[str, float]:
     here, by all ranks.
     """
     spec = replace(state.recipe.evaluate, sequences=sequences)
-    with deterministic(state):
+    with deterministic(state), counted(state):
         found = scores(state.to_call, state.corpus, spec, state.world)
     return {name: score.loss for name, score in found.items()}
 
@@ -88,6 +89,7 @@ def _record(state: RunState, losses: Mapping[str, float], seconds: float | None,
             losses=losses,
             reference=state.reference,
             seconds=seconds,
+            flops=drained(state),
         )
     )
 

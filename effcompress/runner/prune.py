@@ -33,6 +33,7 @@ from effcompress.runner.allocate import (
 )
 from effcompress.runner.gates import absorbing
 from effcompress.runner.measuring import Measured, measured, ranked, ready
+from effcompress.runner.operations import counted, drained
 from effcompress.runner.recovery import refit_event
 from effcompress.runner.resources import Meter, Spent
 from effcompress.runner.search import search_event
@@ -110,11 +111,13 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     meter, before = Meter(state.device), branches.undecided(state, log)
     # First, because a target that is out of reach is known then.
     leveled = state.world.agree(lambda: levels_and_costs(state, prune, log))
-    found = measured(state, prune, log)
+    with counted(state):
+        found = measured(state, prune, log)
     _require_ranked(state, prune, found.scores, log)
     _observe(state, prune, due, found)
     if prune.search is not None and not state.shape:
-        search_event(state, prune, found, log)
+        with counted(state):
+            search_event(state, prune, found, log)
         due = replace(due, params=state.target_params)
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
     decide = partial(_decided, state, prune, due, found, leveled, log)
@@ -123,7 +126,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     if allocation is not None:
         record_choice(state, prune, choice, allocation, log)
     if choice.plan:
-        with absorbing(state, due, choice.plan, log):
+        with absorbing(state, due, choice.plan, log), counted(state):
             mask_plan(state, prune, choice.plan, found, log)
         fault.point("cut")
         state.average.cut()
@@ -207,7 +210,8 @@ def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores, log: Lo
     choice = choose(sets, state.pruned.parent, scores, due, *known, raw_pools=raw)
     if not prune.measure.propagate or not choice.plan:
         return choice
-    return propagated(state, prune, choice, log)
+    with counted(state):
+        return propagated(state, prune, choice, log)
 
 
 def _observe(state: RunState, prune: PruneSpec, due: Due, found: Measured) -> None:
@@ -282,7 +286,8 @@ def _write_down(state: RunState, choice: Choice, spent: Spent, log: Log) -> None
     for s in state.pruned.parent_sets:
         gone.setdefault(s.kind, []).append(1.0 - choice.widths[s.name] / s.size)
     fractions = {kind: sum(each) / len(each) for kind, each in gone.items()}
-    log.event(events.Cut(**cut, share_removed=fractions, **vars(spent)))
+    measured_by = {**vars(spent), "flops": drained(state)}
+    log.event(events.Cut(**cut, share_removed=fractions, **measured_by))
 
 
 def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> Choice:

@@ -16,6 +16,7 @@ from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.runner.held_out import fitted, sequences_of
 from effcompress.runner.measuring import calibration_text
+from effcompress.runner.operations import counted, drained
 from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
@@ -25,18 +26,15 @@ from effcompress.train.loss import Distillation
 
 
 def begin(state: RunState, log: Log, *, offline: bool) -> None:
-    """Attaches low-rank updates and loads the teacher, after the cut and on every resume.
+    """Attaches low-rank updates and loads the teacher, behind a cut at token 0 and on every resume.
 
     Raises RunError when peft is not installed.
     """
     recover = state.recipe.recover
-    if recover is None:
-        return
-    if recover.method == "lora" and state.lora is None:
+    if recover is not None and recover.method == "lora" and state.lora is None:
         prefix = state.pruned.axes.family.layer.partition("{i}")[0]
         state.attach([name.removesuffix(".weight") for name in linears(state.module, prefix)])
-    spec = recover.distill or (DistillSpec() if recover.method == "distill" else None)
-    if spec is not None:
+    if (spec := state.recipe.teacher) is not None and state.objective is next_token:
         state.objective = _teacher(state, spec, log, offline=offline)
 
 
@@ -46,7 +44,7 @@ def end(state: RunState) -> None:
     state.objective = next_token
 
 
-def _source(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module, Tensor | None]:
+def source_again(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module, Tensor | None]:
     """Loads the source model a second time; also returns which of its hidden channels the pruned
     model has (None: all). Raises RunError when it is another than the run began with.
     """
@@ -64,7 +62,7 @@ def _source(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module, Ten
 
 def _teacher(state: RunState, spec: DistillSpec, log: Log, *, offline: bool) -> Distillation:
     log.note("loading the source model as the teacher")
-    source, channels = _source(state, log, offline=offline)
+    source, channels = source_again(state, log, offline=offline)
     dtype = torch.bfloat16 if spec.teacher == "bf16" else torch.float32
     parent, pruned = state.pruned.parent.depth.layers, state.pruned
     layers = tuple(parent.index(i) for i in pruned.depth.layers)
@@ -84,7 +82,7 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     log.phase("fitting to the source model")
     meter, module, pruned = Meter(state.device), state.module, state.pruned
     # It was loaded when the run began, so it is on this machine.
-    source, channels = _source(state, log, offline=True)
+    source, channels = source_again(state, log, offline=True)
     large = source.to(state.device).eval()
     sequences = sequences_of(prune.refit, prune.measure)
     ids_NT, positions_NT = calibration_text(state, sequences.read, log)
@@ -96,8 +94,9 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     change = _Change(state, prune.refit)
     training = module.training
     text = ids_NT[own], channels, change, positions_NT, split
-    for path in follow(large, module.eval(), pruned.axes, pruned.parent, *text):
-        log.note(f"fitted {path}")
+    with counted(state):
+        for path in follow(large, module.eval(), pruned.axes, pruned.parent, *text):
+            log.note(f"fitted {path}")
     module.train(training)
     log.event(
         events.Refit(
@@ -108,6 +107,7 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
             held_out=sequences.held_out,
             fits=change.fits,
             **vars(meter.read()),
+            flops=drained(state),
         )
     )
 

@@ -17,6 +17,7 @@ from effcompress.registry import Bound
 from effcompress.removal.selftest import ROUNDINGS, TOLERANCE, rounding
 from effcompress.runner.held_out import fitted, own, sequences_of
 from effcompress.runner.measuring import calibration_text
+from effcompress.runner.operations import counted, drained
 from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
 from effcompress.spec import PruneSpec, RotateSpec
@@ -48,14 +49,15 @@ def rotate_event(state: RunState, prune: PruneSpec, rotate: RotateSpec, log: Log
     if reads is not None:
         apart = reads.own(world) if reads.held_out else None
         method = replace(method, fitted=own(reads.read, world), held_out=apart)
-    done = rotate_stream(
-        pruned,
-        shape,
-        (ids_NT, positions_NT),
-        method,
-        world=world,
-        tell=partial(log.progress, "layer"),
-    )
+    with counted(state):
+        done = rotate_stream(
+            pruned,
+            shape,
+            (ids_NT, positions_NT),
+            method,
+            world=world,
+            tell=partial(log.progress, "layer"),
+        )
     state.rotated()
     _require_same(state, ids_NT[:1], done.max_logit_difference, done.largest_logit)
     log.event(
@@ -74,6 +76,7 @@ def rotate_event(state: RunState, prune: PruneSpec, rotate: RotateSpec, log: Log
             fits=tuple(fits),
             max_logit_difference=done.max_logit_difference,
             **vars(meter.read()),
+            flops=drained(state),
         )
     )
 

@@ -10,6 +10,7 @@ from effcompress.measure.grams import Grams, Squares
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner.measuring import ALL_TOKENS, calibration_text
+from effcompress.runner.operations import counted, drained
 from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
 from effcompress.sparsity.apply import require_pattern, sparsified
@@ -32,9 +33,10 @@ def sparsify_event(state: RunState, spec: SparsifySpec, log: Log) -> None:
     log.phase("making zeros")
     layers = _wanted(state, spec, log)
     params = dict(state.module.named_parameters())
-    for done, (layer, block) in enumerate(_turns(state, spec, layers, log), start=1):
-        _block(state, spec, layer, block)
-        log.progress("block", done, len(layers))
+    with counted(state):
+        for done, (layer, block) in enumerate(_turns(state, spec, layers, log), start=1):
+            _block(state, spec, layer, block)
+            log.progress("block", done, len(layers))
     rows: list[events.LayerZeros] = []  # of all layers; those that stayed dense have no zeros
     for layer in layers_of(state.module, state.pruned.family.layer):
         held = [params[name] for name in layer.linears]
@@ -53,6 +55,7 @@ def sparsify_event(state: RunState, spec: SparsifySpec, log: Log) -> None:
             zeroed=sum(row.zeroed for row in rows),
             layers=tuple(rows),
             **vars(meter.read()),
+            flops=drained(state),
         )
     )
 

@@ -30,6 +30,7 @@ from effcompress.removal.repairs import for_biases, for_experts, for_streams
 from effcompress.runner import mixture
 from effcompress.runner.evaluation import description, evaluate, evaluate_once
 from effcompress.runner.provenance import require_same, source_model
+from effcompress.runner.recovery import source_again
 from effcompress.runner.state import RunState
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import TextTokenizer
@@ -169,7 +170,13 @@ def _target(state: RunState) -> int | None:
 
 
 def evaluated(state: RunState, log: Log, *, when: str, offline: bool) -> Evaluation:
-    """Evaluates the model as it is by the recipe's protocol; ``when``: before or after."""
+    """Evaluates the model as it is by the recipe's protocol; ``when``: before or after (then also
+    beside the source model, if the recipe says so).
+    """
     of = state.to_call, state.tokenizer, state.corpus, state.recipe.evaluate
     how: Any = {"params": state.params, "say": log.note, "world": state.world}
+    if when == "after" and state.recipe.evaluate.agreement:
+        log.note("loading the source model to compare with")
+        source, _ = source_again(state, log, offline=offline)
+        how["source"] = source.to(state.device)
     return evaluate(*of, when=when, offline=offline, **how)

@@ -50,11 +50,13 @@ COUNTERS = (
     "passed",
     "written",
     "seconds",
+    "operations",
 )
 """Counters and flags of a run; plain JSON values."""
 VALUES: dict[str, Any] = {
     **{"step": 0, "tokens": 0, "groups_cut?": 0, "removed?": {}, "since_commit?": 0},
     **{"target_reached?": False, "left_out?": 0, "sparse?": [""], "seconds?": 0.0},
+    **{"operations?": 0.0},
     **{"reference?": None, "dominant?": [""], "shape?": {}},
     **{"passed?": None, "written?": [""]},
     "stream": {"seed": 0, "read": {}, "windows": {}, "mixture?": None},
@@ -159,6 +161,8 @@ class RunState:
         self.dominant: list[str] = []
         """Domains whose weight the record has warned of."""
         self.seconds = 0.0
+        self.operations = 0.0
+        """Floating-point operations beside training steps, which no event has recorded yet."""
         if probe_BT is None:
             probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
         self.probe_BT = probe_BT

@@ -95,6 +95,8 @@ def _learn(
     how: Any = {"around": gates.drawing(state)} if masked else {}
     with listening(state), compiled(state, log):
         losses = train.backward(module, batch, spec, state.objective, state.world, **how)
+    if state.grams is not None:
+        state.operations += state.grams.operations
     if masked and state.gates is not None:
         state.gates.gather(state.world)
     if prune:

@@ -685,6 +685,23 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         17,
         ("recover.method distill needs the whole model", "method: full", "replicate"),
     ),
+    "hidden states of a shrinking stream": (
+        edit(
+            "train:\n", "train:\n  distill: {hidden_weight: 1}\n", "    - ffn\n", "    - hidden\n"
+        ),
+        16,
+        ("train.distill.hidden_weight", "`recover:` in place of train"),
+    ),
+    "sharded teacher in training": (
+        edit("train:\n", "train:\n  distill: {text_weight: 1}\n") + SHARD,
+        16,
+        ("mode shard: train.distill needs the whole model", "mode: replicate"),
+    ),
+    "sharded agreement": (
+        RECIPE + "evaluate: {agreement: true}\n" + SHARD,
+        19,
+        ("mode shard: evaluate.agreement", "effcompress eval"),
+    ),
     "sharded tasks": (
         RECIPE + "evaluate: {tasks: {}}\n" + SHARD,
         19,

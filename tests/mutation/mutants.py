@@ -873,6 +873,47 @@ MUTANTS: tuple[Mutant, ...] = (
         "the repetition penalty of the protocol is not used",
     ),
     Mutant(
+        "effcompress/evaluation/agreement.py",
+        "other_TV, first_TV, reduction",
+        "first_TV, other_TV, reduction",
+        (
+            "tests/evaluation/test_agreement.py::test_agrees_with_the_reference[False-1]",
+            "tests/evaluation/test_agreement.py::test_agrees_with_the_reference[True-3]",
+        ),
+        "the divergence is that of the result to the source model",
+    ),
+    Mutant(
+        "effcompress/evaluation/agreement.py",
+        "_log_probabilities(model.eval(), ids_BT, positions_BT)[counted]",
+        "_log_probabilities(model.eval(), ids_BT, positions_BT)",
+        ("tests/evaluation/test_agreement.py::test_agrees_with_the_reference[True-3]",),
+        "predictions that do not count are compared",
+    ),
+    Mutant(
+        "effcompress/runner/operations.py",
+        "math.prod(batch) * queries * key.shape[-2]",
+        "2 * math.prod(batch) * queries * key.shape[-2]",
+        (
+            "tests/runner/test_operations.py::"
+            "test_attention_counts_the_half_that_a_causal_mask_leaves",
+        ),
+        "pairs that a causal mask leaves out are counted",
+    ),
+    Mutant(
+        "effcompress/runner/operations.py",
+        "own, state.operations = state.operations, 0.0",
+        "own = state.operations",
+        ("tests/runner/test_operations.py::test_a_refit_records_passes_moments_and_solves",),
+        "a refit counts its calibration once more",
+    ),
+    Mutant(
+        "effcompress/runner/recovery.py",
+        "(spec := state.recipe.teacher) is not None",
+        "(spec := None) is not None",
+        ("tests/runner/test_recover.py::test_a_teacher_while_layers_shrink",),
+        "nothing is distilled",
+    ),
+    Mutant(
         "effcompress/evaluation/perplexity.py",
         "loss = total / tokens",
         "loss = total / ids_NT.numel()",
@@ -1709,6 +1750,15 @@ MUTANTS: tuple[Mutant, ...] = (
         "statistics.fmean(values)",
         ("tests/report/test_comparison.py::test_domains_count_alike",),
         "domains have weights by their scale",
+    ),
+    Mutant(
+        "effcompress/report/comparison/spread.py",
+        "(len(order) - rank) * p_values[k]",
+        "p_values[k]",
+        (
+            "tests/report/test_comparison.py::test_several_methods_are_harder_to_tell_apart_than_one",
+        ),
+        "p values are not adjusted for the number of methods",
     ),
     Mutant(
         "effcompress/report/comparison/spread.py",

@@ -22,9 +22,9 @@ from effcompress.report.comparison.rows import compare
 from effcompress.report.comparison.spread import (
     Spread,
     geometric_mean,
+    holm,
     marks,
     spread,
-    tied,
     welch,
 )
 from effcompress.report.comparison.tables import brief, comma_separated, markdown, plain
@@ -74,11 +74,24 @@ def test_a_tie_is_what_welch_cannot_tell_apart_at_five_percent() -> None:
     """The critical t of 4 degrees of freedom is 2.776 (any printed table), not 2."""
     one = Spread(10.0, 0.3, 3)  # equal deviations: 2 * (3 - 1) degrees of freedom
     combined = math.sqrt(2) * 0.3 / math.sqrt(3)
-    assert tied(one, Spread(10.0 + 2.77 * combined, 0.3, 3)) is True
-    assert tied(one, Spread(10.0 + 2.78 * combined, 0.3, 3)) is False
-    assert tied(one, Spread(10.0, None, 1)) is None and welch(Spread(9.0, None, 1), one) is None
+    assert marks([one, Spread(10.0 + 2.77 * combined, 0.3, 3)]) == ["best", "tied"]
+    assert marks([one, Spread(10.0 + 2.78 * combined, 0.3, 3)]) == ["best", ""]
+    assert welch(one, Spread(10.0, None, 1)) is None and welch(Spread(9.0, None, 1), one) is None
     exact = Spread(5.0, 0.0, 3)
-    assert tied(exact, exact) is True and tied(exact, Spread(5.0001, 0.0, 3)) is False
+    assert marks([exact, Spread(5.0, 0.0, 3)]) == ["best", "tied"]
+    assert marks([exact, Spread(5.0001, 0.0, 3)]) == ["best", ""]
+
+
+def test_several_methods_are_harder_to_tell_apart_than_one() -> None:
+    """Holm by hand: .01, .04 and .03 become 3 x .01, the larger of 2 x .03 and .04, 2 x .03."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0] and holm([]) == []
+    one, combined = Spread(10.0, 0.3, 3), math.sqrt(2) * 0.3 / math.sqrt(3)
+    near = Spread(10.0 + 3.0 * combined, 0.3, 3)  # p = .04
+    assert marks([one, near]) == ["best", ""]
+    assert marks([one, near, Spread(10.1, 0.3, 3)]) == ["best", "tied", "tied"]
+    far = Spread(20.0, 0.3, 3)
+    assert marks([one, near, far, far]) == ["best", "", "", ""], "what is far costs nothing"
 
 
 def test_marks() -> None:

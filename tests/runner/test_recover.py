@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from effcompress import load_recipe, run
 from effcompress.errors import EffcompressError, RecipeError, RunError
+from effcompress.estimate.forecast import plan
 from effcompress.runner import recovery
 from effcompress.runner import run as story
 from tests.runner.toys import events, recipe
@@ -141,3 +142,43 @@ def test_the_teacher_is_told_which_of_its_layers_are_left(
     run(load_recipe(written(tmp_path, "distill"), changes), output=tmp_path / "out")
     assert told == [(1, 2, 3)]
     assert torch.equal(*states)
+
+
+def test_a_teacher_while_layers_shrink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps are distilled, saliency with them, and a stopped run goes on as if it had not."""
+    path = recipe(tmp_path, tokens=1536, schedule="{name: continuous, every: 2, groups: 6}")
+    sets = ["prune.space=[attention, ffn]", "train.distill={text_weight: 0.5, teacher: fp32}"]
+    whole, plain, stopped = (tmp_path / name for name in ("whole", "plain", "stopped"))
+    run(load_recipe(path, sets), output=whole)
+    run(load_recipe(path, sets[:1]), output=plain)
+    steps, alone = events(whole, "step"), events(plain, "step")
+    assert all("objective" in e for e in steps) and not any("objective" in e for e in alone)
+    # KL to itself is 0 at first, so half of the text's loss is left.
+    assert steps[0]["objective"] == pytest.approx(0.5 * steps[0]["loss"], rel=1e-4)
+    assert steps[0]["flops"] == pytest.approx(4 / 3 * alone[0]["flops"])
+    cuts = events(whole, "cut")
+    assert len(cuts) > 2 and cuts[0]["saliency"] != events(plain, "cut")[0]["saliency"]
+    step = story.train_step
+
+    def dies(state: object, *rest: object) -> bool:
+        if state.step == 6:  # type: ignore[attr-defined]
+            raise RunError("the power fails")
+        return step(state, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(story, "train_step", dies)
+        with pytest.raises(RunError, match="power"):
+            run(load_recipe(path, sets), output=stopped)
+    run(load_recipe(path, sets), output=stopped, resume=True)
+    again = load_file(stopped / "model.safetensors")
+    assert all(torch.equal(v, again[n]) for n, v in load_file(whole / "model.safetensors").items())
+
+
+def test_the_forecast_counts_the_teacher(tmp_path: Path) -> None:
+    path = recipe(tmp_path, tokens=1536)
+    alone, taught = (plan(load_recipe(path, s)).data for s in ([], ["train.distill={}"]))
+    forward = alone["flops_if_not_pruned"] / 3
+    assert taught["flops_of_teacher"] == pytest.approx(forward) and "flops_of_teacher" not in alone
+    assert taught["h100_hours"] / alone["h100_hours"] == pytest.approx(1 + forward / alone["flops"])
+    memory = [d["memory_bytes"]["backward"]["weights"] for d in (alone, taught)]
+    assert memory[1] - memory[0] == 2 * alone["params"]

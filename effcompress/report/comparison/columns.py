@@ -72,7 +72,12 @@ HELP = {
     "removed": "parameters that are gone: the file is smaller and the model faster",
     "zeroed": "weights that are zero but still there: file and speed are unchanged",
     "trained": "tokens trained on after (or while) pruning",
-    "flops": "operations of training, forward and backward, counted at the size of every step",
+    "flops": "operations of training steps (forward, backward and teacher, counted at the size of "
+    "every step) and of calibration, search, repairs and refits beside them",
+    "agreement": "held-out tokens for which the source model's most likely next token is the same; "
+    "mean over the domains",
+    "divergence": "KL divergence of the source model's next-token distribution to this one's, nats "
+    "per token; mean over the domains",
     "prune_seconds": "spent on measuring, choosing and removing; saliency that rides on training "
     "is part of training",
     "prune_memory": "peak while pruning: of the process on a CPU, of the device on a GPU",
@@ -108,6 +113,17 @@ SPENT = (
 )
 
 
+def _one(_: Facts) -> float:
+    """The dense model agrees with itself."""
+    return 1.0
+
+
+ALIKE = (
+    replace(_fact("agreement", "same token", share, "same", _one), spreads=True),
+    replace(_fact("divergence", "KL to source", readable.decimal, "KL", _zero), spreads=True),
+)
+
+
 def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
     """Returns all columns: quality, size and cost, then single domains and tasks of the runs."""
     known = list(facts)
@@ -123,6 +139,8 @@ def columns(facts: Iterable[Facts]) -> tuple[Column, ...]:
         told = f"mean over the {len(tasks)} zero-shot tasks; higher is better"
         mean = _measured("accuracy", "accuracy", told, lambda f: _average(f, tasks), tasks=True)
         quality.append(replace(mean, brief="acc"))
+    if any(f.agreement is not None for f in known):
+        quality += ALIKE
     for name in tasks if len(tasks) > 1 else ():
         told, get = f"accuracy in the zero-shot task {name}", methodcaller("get", name)
         one = _measured(f"accuracy/{name}", name, told, get, tasks=True)

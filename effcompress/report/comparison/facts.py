@@ -30,7 +30,8 @@ class Facts:
     """One run. None (or an empty mapping): not recorded.
 
     Perplexities and accuracies (0 to 1) are by domain and by task, ``before`` those of the dense
-    model. ``flops`` are operations of training, forward and backward.
+    model. ``flops`` are operations of training steps, and of calibration, search, repairs and
+    refits beside them.
     """
 
     source: str = ""
@@ -56,6 +57,11 @@ class Facts:
     tasks_before: Mapping[str, float] | None = None
     tasks_after: Mapping[str, float] | None = None
     tasks_protocol: Mapping[str, Any] | None = None
+    agreement: float | None = None
+    """Fraction of the held-out tokens (0 to 1, mean over the domains) with the source model's most
+    likely next token; ``divergence``: the KL divergence of its distribution to the result's.
+    """
+    divergence: float | None = None
     flops: float | None = None
     prune_seconds: float | None = None
     prune_memory: int | None = None
@@ -143,6 +149,7 @@ def _facts(record: Record, run: Run) -> Facts:
     before, after, end = record.before, record.after, record.end
     latest = after or before
     flops = [step.flops for step in record.steps]
+    besides = [getattr(event, "flops", None) or 0.0 for event in (*record.costs, *record.mixtures)]
     shares = {name: d.share for name, d in run.data.items() if d.share is not None}
     text = {name: d.hash for name, d in run.data.items() if d.hash is not None}
     seconds, memory = _cost(record)
@@ -168,7 +175,9 @@ def _facts(record: Record, run: Run) -> Facts:
         tasks_before=_tasks(before),
         tasks_after=_tasks(after),
         tasks_protocol=latest and latest.tasks and latest.tasks.protocol,
-        flops=sum(flops) if all(flops) else None,
+        agreement=_over_domains(after, "agreement"),
+        divergence=_over_domains(after, "divergence"),
+        flops=sum(flops) + sum(besides) if all(flops) else None,
         prune_seconds=seconds,
         prune_memory=memory,
         started=run.started,
@@ -193,6 +202,13 @@ def _perplexities(evaluation: Evaluation | None) -> dict[str, float] | None:
     """By domain; None where no token was scored, as earlier versions recorded for prompts alone."""
     scored = evaluation.domains.items() if evaluation else ()
     return {name: d.perplexity for name, d in scored if d.tokens} or None
+
+
+def _over_domains(evaluation: Evaluation | None, key: str) -> float | None:
+    """Mean over the domains; None where not all of them have it."""
+    values = [getattr(d, key) for d in evaluation.domains.values()] if evaluation else []
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _tasks(evaluation: Evaluation | None) -> dict[str, float] | None:

@@ -1,4 +1,4 @@
-"""Mean and spread over seeds, and Welch's t test of two means."""
+"""Mean and spread over seeds, Welch's t test of two means, and Holm's correction for several."""
 
 import math
 import statistics
@@ -68,19 +68,30 @@ def welch(one: Spread, other: Spread) -> float | None:
     return float(betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
 
 
-def tied(one: Spread, other: Spread) -> bool | None:
-    """Whether Welch's test at ``LEVEL`` finds no difference; None where it has no answer."""
-    p = welch(one, other)
-    return None if p is None else p >= LEVEL
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p values adjusted for their number: below a level in at most that fraction of the
+    families in which no means differ.
+
+    Source: S. Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    order = sorted(range(len(p_values)), key=lambda k: p_values[k])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, k in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[k]))
+        adjusted[k] = largest
+    return adjusted
 
 
 def marks(values: Sequence[Spread | None]) -> list[str]:
-    """``best``, ``tied`` or nothing for each; of one value, or one ranked alone, nothing."""
+    """``best``, ``tied`` or nothing for each; of one value, or one ranked alone, nothing. Tied is
+    what the tests against the best, adjusted for their number, do not tell from it at ``LEVEL``.
+    """
     ranked = [v for v in values if v is not None and v.error is not None]
     if len(ranked) < 2:
         return ["" for _ in values]
     best = min(ranked, key=lambda v: v.mean)
-    return [
-        BEST if value is best else TIED if value is not None and tied(value, best) else ""
-        for value in values
-    ]
+    others = [v for v in ranked if v is not best]
+    tested = [welch(value, best) for value in others]
+    adjusted = holm([1.0 if p is None else p for p in tested])
+    ties = [v for v, p in zip(others, adjusted, strict=True) if p >= LEVEL]
+    return [BEST if v is best else TIED if any(v is one for one in ties) else "" for v in values]
