@@ -563,6 +563,12 @@ class SparsifySpec:
         "sparse",
         False,
     )
+    compat: bool = key(
+        "the next block reads what the sparse block puts out, which takes a second pass through "
+        "it, as the codes of arXiv:2301.00774 and arXiv:2306.11695 do, in place of what the dense "
+        "one put out while its inputs were measured",
+        False,
+    )
     skip_layers: tuple[int, ...] = key("layers that stay dense (negative: from the end)", ())
 
     @property

@@ -11,8 +11,8 @@ the model: one residual stream per sequence, and what the caller keeps of one la
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -51,6 +51,10 @@ def layers_of(module: nn.Module, pattern: str) -> list[Layer]:
         others = tuple(name for name, p in named if p.dim() > 1 and name not in own)
         found.append(Layer(number, path, own, others))
     return found
+
+
+Around = Callable[[int], AbstractContextManager[Any]]
+"""Number of a sequence -> a context in which it runs."""
 
 
 @final
@@ -112,17 +116,17 @@ class Block:
         self.handed_on = True
 
     @torch.no_grad()
-    def advance(self) -> None:
-        """Replaces its inputs by its outputs."""
-        for _ in self.advancing():
+    def advance(self, around: Around = nullcontext) -> None:
+        """Replaces its inputs by its outputs; each sequence runs inside ``around`` its number."""
+        for _ in self.advancing(around):
             pass
 
-    def advancing(self) -> Iterator[int]:
+    def advancing(self, around: Around = nullcontext) -> Iterator[int]:
         """Replaces its inputs by its outputs, sequence by sequence; yields the number of each one
         that is done. The next layer then reads these.
         """
         for n, call in enumerate(self._calls):
-            with torch.no_grad():
+            with torch.no_grad(), around(n):
                 self._inputs[n] = call(self._module, self._inputs[n])
             yield n
         self.handed_on = True

@@ -4,7 +4,7 @@ the source model's. Sequence by sequence; beside the moments of one projection, 
 streams of both models.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 from effcompress.measure.blockwise import Block, blockwise
-from effcompress.measure.hooks import addition, stream_in
+from effcompress.measure.hooks import addition, first_of, instead, stream_in
 from effcompress.measure.moments import Parts, Sums
 from effcompress.types import AxisMap
 
@@ -64,12 +64,19 @@ def follow(
     behind = blockwise(large, family.layer, ids_NT, positions_NT)
     ahead = blockwise(small, family.layer, ids_NT, positions_NT)
     kept = [parent.depth.layers.index(i) for i in axes.depth.layers]
+    forms: Forms = {}
     for _ in range(kept[0]):
         next(behind)
     for j, block in enumerate(ahead):
         until = kept[j + 1] if j + 1 < len(kept) else len(parent.depth.layers)
         there = [p for p in PARTS if f"{p}.{axes.depth.layers[j]}" not in axes.depth.absent]
-        fits = [_Fit(small, axes, block, part, channels, split) for part in there]
+        writers = {part: _writer(small, axes, block, part) for part in there}
+        form = _form(small, axes, block, writers, forms)
+        again = _Again(small, block)
+        fits = [
+            _Fit(small, axes, block, part, writers[part], form.get(part), channels, split, again)
+            for part in there
+        ]
         first = next(behind)
         # Of two parts, the first one's goal lies within the layer, so it exists only now.
         within = fits[0] if len(fits) == 2 and fits[0].param is not None else None
@@ -86,7 +93,65 @@ def follow(
             for n, there_1TD in enumerate(first.inputs):
                 fits[-1].add(n, there_1TD[0])
             fits[-1].end(refit)
+        if j + 1 < len(kept):
+            block.advance(again.replaying)
         yield block.path
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a part of a layer adds to the stream. ``ready``: whether the stream behind the attention
+    is known once its projection reads. ``alone``: the path of the one module whose output is the
+    projection's (None: there is none), which returns ``values`` values (0: a tensor, no tuple).
+    """
+
+    ready: bool
+    alone: str | None = None
+    values: int = 0
+
+
+Forms = dict[tuple[tuple[str, type], ...], dict[str, _Form]]
+"""Paths and classes of the modules of a layer -> the form of its parts that have a projection."""
+
+
+@final
+class _Again:
+    """What the projections of a layer read, sequence by sequence, so that no part in front of them
+    has to be run a second time: a module whose output is the projection's returns that at once.
+    """
+
+    def __init__(self, module: nn.Module, block: Block) -> None:
+        self._layer = module.get_submodule(block.path)
+        self._limit = sum(p.numel() * p.element_size() for p in module.parameters())
+        self._count = len(block.inputs)
+        self._parts: list[tuple[_Form, Callable[[Tensor], Tensor], dict[int, Tensor]]] = []
+
+    def keeps(self, form: _Form, linear: nn.Module, x: Tensor) -> dict[int, Tensor] | None:
+        """Returns where to put what a projection reads; None where its part cannot be replaced, or
+        all sequences would take more memory than the model's weights.
+        """
+        if form.alone is None or self._count * x.numel() * x.element_size() > self._limit:
+            return None
+        self._parts.append((form, linear.forward, {}))
+        return self._parts[-1][-1]
+
+    @contextmanager
+    def replaying(self, n: int) -> Iterator[None]:
+        """Inside, the parts that are kept return what they return for sequence ``n``."""
+        with ExitStack() as stack:
+            for form, project, read in self._parts:
+                if n in read:
+                    assert form.alone is not None
+                    forward = partial(self._forward, form, project, read[n])
+                    stack.enter_context(instead(self._layer.get_submodule(form.alone), forward))
+            yield
+
+    @staticmethod
+    def _forward(
+        form: _Form, project: Callable[[Tensor], Tensor], x: Tensor, *_args: Any, **_named: Any
+    ) -> Any:
+        out = project(x)
+        return (out, *[None] * (form.values - 1)) if form.values else out
 
 
 @final
@@ -99,13 +164,19 @@ class _Fit:
         axes: AxisMap,
         block: Block,
         part: str,
+        param: str | None,
+        form: _Form | None,
         channels: Tensor | None,
         split: Split,
+        again: _Again,
     ) -> None:
-        self.param = _writer(module, axes, block, part)
+        self.param = param
         self._module, self._axes, self._block = module, axes, block
-        self._part, self._channels, self._split = part, channels, split
+        self._part, self._form = part, form or _Form(ready=False)
+        self._channels, self._split = channels, split
         self._sums: Sums | None = None
+        self._again = again
+        self._kept: dict[int, Tensor] | None = None
 
     def add(self, n: int, goal_TD: Tensor) -> None:
         """Runs a sequence through the block as it is now, as far as its projection; adds what that
@@ -117,13 +188,14 @@ class _Fit:
 
         def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             read.append(args[0])
-            if self._part == "attention_block":  # nothing behind it is needed
+            if self._form.ready:  # nothing behind it is needed
                 raise _Read
 
         with (
             linear.register_forward_pre_hook(keep),
             _stream(self._module, self._axes, self._block) as seen,
             suppress(_Read),
+            self._again.replaying(n),
         ):
             self._block.once(n)
         here_TD = seen["before" if self._part == "attention_block" else "attention_block"]
@@ -135,6 +207,9 @@ class _Fit:
         if self._sums is None:
             of = more_TO.shape[-1], x_TI.shape[-1], x_TI.device
             self._sums = Sums(*of, split=held is not None)
+            self._kept = self._again.keeps(self._form, linear, read[-1])
+        if self._kept is not None:
+            self._kept[n] = read[-1]
         self._sums.add(x_TI, more_TO, held=held is not None and n in held)
 
     def end(self, refit: Refit) -> None:
@@ -186,25 +261,71 @@ def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | 
         for side in sides
         if side.param in block.linears and side.dim == 1 - block.linears[side.param]
     ]
-    if not found:
-        return None
-    if len(found) > 1 or not _runs_last(module, axes, block, part):
-        raise RunError(
-            "what this part adds to the stream is not the output of one linear layer",
-            where=f"{block.path}.{there[0]}",
-            fix="Take prune.refit out.",
-        )
-    return found[0]
+    if len(found) > 1:
+        raise _no_writer(f"{block.path}.{there[0]}")
+    return found[0] if found else None
 
 
-def _runs_last(module: nn.Module, axes: AxisMap, block: Block, part: str) -> bool:
-    """Whether the part itself runs last of its modules: no norm behind it."""
-    layer, sublayer = module.get_submodule(block.path), axes.family.sublayers[part]
-    order: list[str] = []
+def _no_writer(where: str) -> RunError:
+    return RunError(
+        "what this part adds to the stream is not the output of one linear layer",
+        where=where,
+        fix="Take prune.refit out.",
+    )
+
+
+def _form(
+    module: nn.Module,
+    axes: AxisMap,
+    block: Block,
+    writers: Mapping[str, str | None],
+    forms: Forms,
+) -> dict[str, _Form]:
+    """How the parts of a layer add to the stream, seen in one pass of one sequence through the
+    first layer of its kind. Raises RunError where a norm lies behind a projection.
+    """
+    layer = module.get_submodule(block.path)
+    kind = tuple((path, type(each)) for path, each in layer.named_modules())
+    kind += tuple((part, type(param)) for part, param in writers.items())
+    if kind in forms:
+        return forms[kind]
+    parts = {part: axes.family.sublayers[part] for part in writers}
+    order: list[tuple[str, str]] = []
+    """Part and path of modules that have run; no path: its projection reads."""
+    written: dict[str, Tensor] = {}
+    alone: dict[tuple[str, str], int] = {}
+    """Part and path of modules that return what its projection does -> how many values."""
+
+    def read(part: str, *_: Any) -> None:
+        order.append((part, ""))
+
+    def wrote(part: str, _module: nn.Module, _args: Any, out: Tensor) -> None:
+        written[part] = out.clone()  # some classes add to it in place
+
+    def ran(part: str, path: str, _module: nn.Module, _args: Any, out: Any) -> None:
+        order.append((part, path))
+        if part in written and torch.equal(first_of(out), written[part]):
+            alone[part, path] = len(out) if isinstance(out, tuple) else 0
+
     with ExitStack() as hooks:
-        for path in sublayer.within(layer):
-            inside = layer.get_submodule(path)
-            note = inside.register_forward_hook(lambda *_, p=path: order.append(p))
-            hooks.enter_context(note)
+        for part, sublayer in parts.items():
+            if (param := writers[part]) is not None:
+                linear = module.get_submodule(param.removesuffix(".weight"))
+                hooks.enter_context(linear.register_forward_pre_hook(partial(read, part)))
+                hooks.enter_context(linear.register_forward_hook(partial(wrote, part)))
+            for path in sublayer.within(layer):
+                inside = layer.get_submodule(path)
+                hooks.enter_context(inside.register_forward_hook(partial(ran, part, path)))
         block.once()
-    return order[-1] in sublayer.silenced
+    found: dict[str, _Form] = {}
+    for part in (part for part in parts if writers[part] is not None):
+        own = [path for of, path in order if of == part and path]
+        if own[-1] not in parts[part].silenced:
+            raise _no_writer(f"{block.path}.{own[0]}")
+        reads = order.index((part, ""))
+        ready = part == PARTS[0] or all(of != PARTS[0] for of, path in order[reads:] if path)
+        sole = [path for path in own if path in parts[part].silenced]
+        values = alone.get((part, sole[0])) if len(sole) == 1 else None
+        found[part] = _Form(ready) if values is None else _Form(ready, sole[0], values)
+    forms[kind] = found
+    return found

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 
+from torch import Tensor
+
 from effcompress.errors import RunError
 from effcompress.estimate.feasibility import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
@@ -102,6 +104,7 @@ def _block(state: RunState, spec: SparsifySpec, layer: Layer, block: Block | Non
         together = block.readers()
         if unread := layer.linears.keys() - {name for names in together for name in names}:
             raise RunError("nothing went through this layer", where=min(unread))
+    again = spec.compat or spec.true_sequential
     for names in together:
         moments = None
         if block is not None:  # what these layers read, over all calibration sequences
@@ -111,14 +114,20 @@ def _block(state: RunState, spec: SparsifySpec, layer: Layer, block: Block | Non
             else:
                 moments = Squares(state.module, dims)
             with closing(moments), moments.listening():
-                block.run()
+                if again:
+                    block.run()
+                else:  # what it puts out now is what the next block reads
+                    block.advance()
+        read: dict[str, Tensor | None] = {}  # layers that read the same get the same tensor
         for name in names:
             # Stored as [I, O], a weight is worked on as [O, I].
             weight = state.module.get_parameter(name).detach()
             weight_OI = weight.T if layer.linears[name] == 0 else weight
-            moment = moments.read(name) if moments is not None else None
-            if moments is not None and moment is None:
-                raise RunError("nothing went through this layer", where=name)
+            moment = None
+            if moments is not None:
+                if (owner := moments.owner.get(name)) is None:
+                    raise RunError("nothing went through this layer", where=name)
+                moment = read[owner] = read[owner] if owner in read else moments.read(name)
             new_OI = sparsified(spec.method, weight_OI, moment, spec.fraction, spec.n_of_m, name)
             weight_OI.copy_(new_OI)
             state.sparse.append(name)
