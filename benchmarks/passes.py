@@ -46,6 +46,7 @@ from effcompress.types import Due
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "baselines"
 ROWS = {
+    "train": ("", ()),
     "flap": ("flap", ()),
     "wanda": ("wanda_50", ()),
     "wanda_compat": ("wanda_50", ("sparsify.compat=true",)),
@@ -54,6 +55,7 @@ ROWS = {
     "one_shot": ("one_shot", ()),
 }
 """Row -> recipe, and what is set otherwise."""
+PLAIN = ("body", "train")
 FP64 = 2
 """Time of an operation in fp64, in operations in fp32: half as many numbers fit in a register."""
 
@@ -138,10 +140,11 @@ class Bench:
 
     def train(self) -> Parts:
         """A plain forward and backward of the next-token loss."""
-        module, spent = copy.deepcopy(self.model.module), Spent()
+        module, spent = self.model.module, Spent()
         with spent.measuring():
             for row_T in self.ids():
                 module(input_ids=row_T[None], labels=row_T[None], use_cache=False).loss.backward()
+        module.zero_grad(set_to_none=True)
         return {"all": spent}
 
     def row(self, name: str, log: Log) -> Parts:
@@ -238,11 +241,14 @@ def main() -> None:
         log = Log(Path(folder), view=NoView())
         bench.corpus.calibration(1, 0)
         for _ in range(options.rounds):
-            bench.found["body"].append(bench.body())
-            bench.found["train"].append(bench.train())
-            for name in options.rows:
+            for name in ("body", *options.rows):
+                if name in PLAIN:
+                    bench.found[name].append(getattr(bench, name)())
+                    continue
                 with profile or nullcontext():
                     bench.found[name].append(bench.row(name, log))
+                took = {part: round(spent.cpu, 1) for part, spent in bench.found[name][-1].items()}
+                print(f"  {name}: {took} CPU seconds", flush=True)
         log.close()
     print(f"{options.sequences} x {options.length} tokens, {torch.get_num_threads()} threads")
     floors = Floors(bench)
