@@ -18,6 +18,7 @@ import copy
 import cProfile
 import pstats
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -29,11 +30,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from effcompress import data, load_recipe
 from effcompress.estimate.flops import flops_per_token
-from effcompress.measure.hooks import linears
 from effcompress.model.cache import cache_root
 from effcompress.model.load import load
 from effcompress.record.log import Log, NoView
@@ -55,7 +55,6 @@ ROWS = {
     "one_shot": ("one_shot", ()),
 }
 """Row -> recipe, and what is set otherwise."""
-PLAIN = ("body", "train")
 FP64 = 2
 """Time of an operation in fp64, in operations in fp32: half as many numbers fit in a register."""
 
@@ -83,14 +82,13 @@ Parts = dict[str, Spent]
 
 
 class Bench:
-    """The loaded model, the text, and what each row took in each round."""
+    """The loaded model and the text."""
 
     def __init__(self, sequences: int, length: int) -> None:
         self.sequences, self.length = sequences, length
         self.recipe = load_recipe(RECIPES / "flap.yaml").recipe
         self.model = load(self.recipe.model, seed=0)
         self.corpus = self._corpus(self.recipe)
-        self.found: dict[str, list[Parts]] = defaultdict(list)
 
     def _corpus(self, recipe: Any) -> Any:
         spec = copy.copy(recipe.data)
@@ -147,9 +145,8 @@ class Bench:
         module.zero_grad(set_to_none=True)
         return {"all": spent}
 
-    def row(self, name: str, log: Log) -> Parts:
+    def row(self, state: RunState, log: Log) -> Parts:
         """A row from the loaded model to its end, and the parts of it."""
-        state = self.state(name)
         whole, measure, refit = Spent(), Spent(), Spent()
         with (
             patch.object(pruning, "measured", _timed(pruning.measured, measure)),
@@ -181,50 +178,74 @@ class Floors:
     """Arithmetic in fp32 operations: 2 for a multiplication with its addition."""
 
     def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.tokens = bench.sequences * bench.length
-        state = bench.state("one_shot")
-        axes, config = state.pruned.axes, state.pruned.config
-        head = 2.0 * config["vocab_size"] * config["hidden_size"]
-        self.all = flops_per_token(axes, config, {}, bench.length) / 3.0
-        self.body = self.all - head
-        self.layers = len(axes.depth.layers)
-        self.shapes = _shapes(state.module, self.layers)
+        self.length, self.tokens = bench.length, bench.sequences * bench.length
+        self.state = bench.state("llm_pruner")
+        self.forward = self._forward(self.state)
+        config = self.state.pruned.config
+        self.head = 2.0 * config["vocab_size"] * config["hidden_size"]
+        self.body = (self.forward - self.head) * self.tokens
 
-    def ratios(self, name: str) -> dict[str, float]:
-        """Part of a row -> its least arithmetic over that of the body."""
-        whole = self.body * self.tokens
-        if name in ("flap", "wanda"):
-            return {"all": 1.0}
-        if name == "wanda_compat":
-            return {"all": 2.0}
-        train = 3.0 * self.all * self.tokens / whole
-        if name in ("train", "llm_pruner"):
-            return {"all": train}
+    def parts(self, name: str, state: RunState) -> dict[str, float]:
+        """Part of a row -> its least arithmetic, over that of the body. ``state``: as it ended."""
+        train = 3.0 * self.forward * self.tokens / self.body
         if name == "sparsegpt":
-            passes = 1.0
-            grams = sum(self.tokens * i * (i + 1) for i in self.read()) * self.layers / whole
-            return {"all": passes + grams + self.solves() / whole, "Gram matrices": grams}
-        return {"all": 1.0}
+            found = {"grams": self._grams() / self.body, "solves": self._solves() / self.body}
+            return {"all": 1.0 + sum(found.values()), **found}
+        if name == "one_shot":
+            return {"measure": train, "refit": sum(self._refit(state).values()), **self._refit(state)}
+        once = {"flap": 1.0, "wanda": 1.0, "wanda_compat": 2.0, "train": train, "llm_pruner": train}
+        return {"all": once[name]}
 
-    def read(self) -> list[int]:
-        """Widths of the distinct inputs of a layer's linear layers."""
-        hidden, outer = self.shapes["q_proj"][1], self.shapes["down_proj"][1]
-        return [hidden, self.shapes["o_proj"][1], hidden, outer]
+    def _forward(self, state: RunState) -> float:
+        axes, widths = state.pruned.parent, state.pruned.ledger.widths()
+        return flops_per_token(axes, state.pruned.config, widths, self.length) / 3.0
 
-    def solves(self) -> float:
-        """SparseGPT: a Cholesky factor and the inverse of it per input, in fp64, and every weight
-        updated by half of the columns.
+    def _shapes(self, state: RunState, *names: str) -> list[tuple[int, int]]:
+        params = state.pruned.parameters()
+        ends = tuple(f"{name}.weight" for name in names)
+        return [tuple(p.shape) for n, p in params.items() if ".layers." in n and n.endswith(ends)]
+
+    def _grams(self) -> float:
+        """One per distinct input: half of a product, since it is symmetric."""
+        inputs = self._shapes(self.state, "q_proj", "o_proj", "gate_proj", "down_proj")
+        return sum(self.tokens * i * (i + 1.0) for _, i in inputs)
+
+    def _solves(self) -> float:
+        """SparseGPT: the Cholesky factor of every distinct input and the factor's inverse, in fp64;
+        every weight is updated by half of the columns.
         """
-        factors = sum(2 * i**3 / 3 * FP64 for i in self.read())
-        columns = sum(o * i * i for o, i in self.shapes.values())
-        return self.layers * (factors + columns)
+        inputs = self._shapes(self.state, "q_proj", "o_proj", "gate_proj", "down_proj")
+        factors = sum(FP64 * 2 * i**3 / 3 for _, i in inputs)
+        return factors + sum(float(o * i * i) for o, i in self._shapes(self.state, "proj"))
+
+    def _refit(self, state: RunState) -> dict[str, float]:
+        """Of twice as much text: both models' forwards; Gram and cross moments; per projection a
+        Cholesky factor and two triangular solves for each of six dampings and the last fit, and the
+        error on held-out text of each of the six and of the weight as it was, in fp64.
+        """
+        tokens, fits = 2.0 * self.tokens, self._shapes(state, "o_proj", "down_proj")
+        forwards = 2.0 + tokens * (self._forward(state) - self.head) / self.body
+        moments = sum(tokens * (i * (i + 1) + 2 * o * i) for o, i in fits)
+        solves = sum(FP64 * 7 * (i**3 / 3 + 2 * o * i * i + 2 * o * i * i) for o, i in fits)
+        found = {"moments": moments, "solves": solves}
+        return {"forwards": forwards} | {k: v / self.body for k, v in found.items()}
 
 
-def _shapes(module: nn.Module, layers: int) -> dict[str, tuple[int, int]]:
-    params = dict(module.named_parameters())
-    names = [name for name in linears(module) if f"layers.{layers - 1}." in name]
-    return {name.split(".")[-2]: tuple(params[name].shape) for name in names}
+def _line(name: str, rounds: list[Parts], body: list[Parts], least: dict[str, float]) -> str:
+    """Ratios of the parts of a row to the body of the same round: CPU time, wall time."""
+    texts = []
+    for part in rounds[0]:
+        cpu, wall = (
+            statistics.median(
+                getattr(one[part], key) / getattr(plain["all"], key)
+                for one, plain in zip(rounds, body, strict=True)
+            )
+            for key in KEYS
+        )
+        seconds = statistics.median(one[part].cpu for one in rounds)
+        texts.append(f"{part} {cpu:.2f} CPU, {wall:.2f} wall, {seconds:.1f} s")
+    floor = ", ".join(f"{part} {value:.2f}" for part, value in least.items())
+    return f"{name}: {'; '.join(texts)}" + (f". Floor: {floor}" if floor else "")
 
 
 def main() -> None:
@@ -236,35 +257,34 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="the functions that take longest")
     options = parser.parse_args()
     bench = Bench(options.sequences, options.length)
+    floors = Floors(bench)
+    weights = 4e-9 * (bench.model.module.num_parameters() - floors.head / 2)
+    print(f"{options.sequences} x {options.length} tokens, {torch.get_num_threads()} threads")
+    print(
+        f"body: {floors.body / 1e12:.3f} TFLOP, {weights:.2f} GB of weights, read once per sequence"
+    )
     profile = cProfile.Profile() if options.profile else None
+    found: dict[str, list[Parts]] = defaultdict(list)
+    least: dict[str, dict[str, float]] = {"body": {"all": 1.0}}
     with TemporaryDirectory() as folder:
         log = Log(Path(folder), view=NoView())
-        bench.corpus.calibration(1, 0)
-        for _ in range(options.rounds):
-            for name in ("body", *options.rows):
-                if name in PLAIN:
-                    bench.found[name].append(getattr(bench, name)())
-                    continue
-                with profile or nullcontext():
-                    bench.found[name].append(bench.row(name, log))
-                took = {part: round(spent.cpu, 1) for part, spent in bench.found[name][-1].items()}
-                print(f"  {name}: {took} CPU seconds", flush=True)
+        for number in range(options.rounds):
+            found["body"].append(bench.body())
+            for name in options.rows:
+                if name == "train":
+                    found[name].append(bench.train())
+                    least[name] = floors.parts(name, floors.state)
+                else:
+                    state = bench.state(name)
+                    with profile or nullcontext():
+                        found[name].append(bench.row(state, log))
+                    least[name] = floors.parts(name, state)
+            for name, rounds in found.items():
+                print(f"round {number + 1}: {_line(name, [rounds[-1]], [found['body'][-1]], {})}")
+            sys.stdout.flush()
         log.close()
-    print(f"{options.sequences} x {options.length} tokens, {torch.get_num_threads()} threads")
-    floors = Floors(bench)
-    for name, rounds in bench.found.items():
-        for part in rounds[0]:
-            cpu, wall = (
-                statistics.median(
-                    getattr(parts[part], key) / getattr(body["all"], key)
-                    for parts, body in zip(rounds, bench.found["body"], strict=True)
-                )
-                for key in KEYS
-            )
-            seconds = statistics.median(parts[part].cpu for parts in rounds)
-            floor = floors.ratios(name).get(part) if name != "body" else 1.0
-            least = f", floor {floor:.2f}" if floor else ""
-            print(f"{name}, {part}: {cpu:.2f} (CPU), {wall:.2f} (wall), {seconds:.1f} s{least}")
+    for name, rounds in found.items():
+        print(_line(name, rounds, found["body"], least[name]))
     if profile is not None:
         pstats.Stats(profile).sort_stats("tottime").print_stats(30)
 
