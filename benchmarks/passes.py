@@ -18,7 +18,6 @@ import copy
 import cProfile
 import pstats
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -279,9 +278,8 @@ def main() -> None:
                     with profile or nullcontext():
                         found[name].append(bench.row(state, log))
                     least[name] = floors.parts(name, state)
-            for name, rounds in found.items():
-                print(f"round {number + 1}: {_line(name, [rounds[-1]], [found['body'][-1]], {})}")
-            sys.stdout.flush()
+                last = _line(name, found[name][-1:], found["body"][-1:], {})
+                print(f"round {number + 1}: {last}", flush=True)
         log.close()
     for name, rounds in found.items():
         print(_line(name, rounds, found["body"], least[name]))

@@ -2173,7 +2173,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/selection/choose.py",
-        "if pool not in first or value(k) < value(first[pool]):",
+        "if pool not in first or known[k] < known[first[pool]]:",
         "if pool not in first:",
         (
             (
@@ -2185,8 +2185,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/selection/choose.py",
-        "/ (1 if raw else budget.freed(k))",
-        "/ 1",
+        "freed = 1 if raw else budget.freed(k)",
+        "freed = 1",
         (
             (
                 "tests/selection/test_choose.py::test_of_a_pool_the_least_salient_goes_for_what"
@@ -2816,6 +2816,44 @@ MUTANTS: tuple[Mutant, ...] = (
         "pass",
         ("tests/test_algebra.py::test_half_of_a_product_is_the_whole",),
         "below the diagonal of a Gram matrix there is nothing",
+    ),
+    Mutant(
+        "effcompress/runner/sparsify.py",
+        "again = spec.compat or spec.true_sequential",
+        "again = True",
+        ("tests/runner/test_sparsify.py::test_how_often_the_text_goes_through_a_block",),
+        "zeros always take two passes",
+    ),
+    Mutant(
+        "effcompress/selection/choose.py",
+        "            known.pop(j, None)\n",
+        "            pass\n",
+        ("tests/selection/test_choose.py::test_of_a_pool_the_least_salient_goes_for_what_it_frees",),
+        "in a pool the set that lost something is compared as before",
+    ),
+    Mutant(
+        "effcompress/measure/stats.py",
+        'return {"logits_to_keep": 1} if "logits_to_keep" in takes else {}',
+        "return {}",
+        (
+            (
+                "tests/measure/test_stats.py::test_a_pass_for_hooks_alone_leaves_the_output_matrix_"
+                "out"
+            ),
+        ),
+        "a pass for hooks computes all logits",
+    ),
+    Mutant(
+        "effcompress/sparsity/magnitude.py",
+        "if bool((gone_RK.sum(1) == zeros).all()):",
+        "if True:",
+        (
+            (
+                "tests/sparsity/test_magnitude_wanda.py::test_many_scores_are_ranked_as_a_stable_so"
+                "rt_does"
+            ),
+        ),
+        "of equal scores all go",
     ),
     Mutant(
         "effcompress/measure/streams.py",
