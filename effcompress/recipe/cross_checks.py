@@ -447,7 +447,7 @@ def _sparsify(recipe: Recipe, document: Document) -> Rows:
     blind = not {"input_norm", "gram"} & set(spec.method.needs)
     for name in ("true_sequential", "compat"):
         what = f"sparsify.{name}: '{spec.method.name}' looks at no inputs"
-        yield Row(blind and getattr(spec, name), (*at, name), what, "Remove it.")
+        yield Row(blind and bool(getattr(spec, name)), (*at, name), what, "Remove it.")
     said = spec.method.refusal(sparsity=spec.fraction, pattern=spec.n_of_m)
     what, fix = said or ("", "")
     yield Row(said, (*at, "method"), f"sparsify.method: {what}", fix)

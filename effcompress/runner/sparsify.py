@@ -104,7 +104,6 @@ def _block(state: RunState, spec: SparsifySpec, layer: Layer, block: Block | Non
         together = block.readers()
         if unread := layer.linears.keys() - {name for names in together for name in names}:
             raise RunError("nothing went through this layer", where=min(unread))
-    again = spec.compat or spec.true_sequential
     for names in together:
         moments = None
         if block is not None:  # what these layers read, over all calibration sequences
@@ -114,7 +113,7 @@ def _block(state: RunState, spec: SparsifySpec, layer: Layer, block: Block | Non
             else:
                 moments = Squares(state.module, dims)
             with closing(moments), moments.listening():
-                if again:
+                if spec.twice:
                     block.run()
                 else:  # what it puts out now is what the next block reads
                     block.advance()

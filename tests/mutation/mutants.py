@@ -2819,8 +2819,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/sparsify.py",
-        "again = spec.compat or spec.true_sequential",
-        "again = True",
+        "if spec.twice:",
+        "if True:",
         ("tests/runner/test_sparsify.py::test_how_often_the_text_goes_through_a_block",),
         "zeros always take two passes",
     ),

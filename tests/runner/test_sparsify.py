@@ -371,14 +371,26 @@ def test_true_sequential_looks_again_before_every_group(model_type: str) -> None
         assert torch.equal(p, held[name]), name
 
 
-@pytest.mark.parametrize(("compat", "passes"), [(False, 1), (True, 2)])
-def test_how_often_the_text_goes_through_a_block(compat: bool, passes: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "compat", "passes"),
+    [
+        ("wanda", False, 1),
+        ("wanda", True, 2),
+        ("wanda", None, 1),
+        ("sparsegpt", None, 2),
+        ("sparsegpt", False, 1),
+    ],
+)
+def test_how_often_the_text_goes_through_a_block(
+    method: str, compat: bool | None, passes: int
+) -> None:
+    """By default twice where a method updates weights by second moments."""
     module, ids, seen = tiny(), tokens(4), [0]
     path = "model.layers.0.mlp.down_proj"
     module.get_submodule(path).register_forward_hook(
         lambda _m, args, _out: seen.append(args[0].shape[0])
     )
-    made_sparse(module, ids, spec_of("wanda", compat=compat))
+    made_sparse(module, ids, spec_of(method, compat=compat))
     short = 2  # of a few tokens, to see how layers are called
     assert sum(seen) == passes * 4 + short
 
