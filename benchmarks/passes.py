@@ -191,9 +191,13 @@ class Floors:
             found = {"grams": self._grams() / self.body, "solves": self._solves() / self.body}
             return {"all": 2.0 + sum(found.values()), **found}
         if name == "one_shot":
-            return {"measure": train, "refit": sum(self._refit(state).values()), **self._refit(state)}
-        once = {"flap": 1.0, "wanda": 1.0, "wanda_compat": 2.0, "train": train, "llm_pruner": train}
-        return {"all": once[name]}
+            return {
+                "measure": train,
+                "refit": sum(self._refit(state).values()),
+                **self._refit(state),
+            }
+        once = {"flap": 1.0, "wanda": 1.0, "wanda_compat": 2.0}
+        return {"all": once.get(name, train)}
 
     def _forward(self, state: RunState) -> float:
         axes, widths = state.pruned.parent, state.pruned.ledger.widths()

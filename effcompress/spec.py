@@ -564,10 +564,10 @@ class SparsifySpec:
         False,
     )
     compat: bool | None = key(
-        "true: a second pass through each block once it is sparse, whose outputs the next one reads, "
-        "as in the codes of arXiv:2301.00774 and arXiv:2306.11695; false: the next one reads what "
-        "the dense block put out while its inputs were measured; default: true for methods that use "
-        "second moments (`gram`)",
+        "true: a second pass through each block once it is sparse, and the next one reads its "
+        "outputs, as in the codes of arXiv:2301.00774 and arXiv:2306.11695; false: the next one "
+        "reads what the dense block put out while its inputs were measured; default: true for "
+        "methods that use second moments (`gram`)",
         None,
     )
     skip_layers: tuple[int, ...] = key("layers that stay dense (negative: from the end)", ())

@@ -219,9 +219,7 @@ class _Pass:
     returned: list[int]
 
 
-def _pass(
-    module: nn.Module, layers: list[Layer], ids_1T: Tensor, how: Mapping[str, Any]
-) -> _Pass:
+def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor, how: Mapping[str, Any]) -> _Pass:
     """Runs one forward pass up to the last of ``layers``."""
     calls: list[_Call] = []
     stream: list[Tensor] = []

@@ -243,4 +243,3 @@ def _add(into: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 def _finite(*tensors: Tensor | None) -> bool:
     return all(bool(torch.isfinite(t.sum())) for t in tensors if t is not None)
-

@@ -149,7 +149,7 @@ class _Part:
         """
         self._flush()
         self._late = None
-        gram_II, cross_OI, sum_I, sum_O, square = self._sums
+        gram_II, cross_OI, sum_I, sum_O, _ = self._sums
         mirror(gram_II)
         if centre is not None:
             c_I, c_O = (each.double() for each in centre)

@@ -1,10 +1,12 @@
 """Runs source and pruned model side by side, layer by layer: moments of what the pruned model's
 projections into the residual stream read, and of what they would have to add for its stream to be
 the source model's. Sequence by sequence; beside the moments of one projection, memory holds the
-streams of both models.
+streams of both models and what the projections of one layer read.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,7 @@ from effcompress.errors import RunError
 from effcompress.measure.blockwise import Block, blockwise
 from effcompress.measure.hooks import addition, first_of, instead, stream_in
 from effcompress.measure.moments import Parts, Sums
-from effcompress.types import AxisMap
+from effcompress.types import AxisMap, Sublayer
 
 PARTS = ("attention_block", "mlp_block")
 """The blocks of a layer, in the order in which they add to the stream."""
@@ -70,13 +72,8 @@ def follow(
     for j, block in enumerate(ahead):
         until = kept[j + 1] if j + 1 < len(kept) else len(parent.depth.layers)
         there = [p for p in PARTS if f"{p}.{axes.depth.layers[j]}" not in axes.depth.absent]
-        writers = {part: _writer(small, axes, block, part) for part in there}
-        form = _form(small, axes, block, writers, forms)
         again = _Again(small, block)
-        fits = [
-            _Fit(small, axes, block, part, writers[part], form.get(part), channels, split, again)
-            for part in there
-        ]
+        fits = _fits(small, axes, block, there, channels, split, forms, again)
         first = next(behind)
         # Of two parts, the first one's goal lies within the layer, so it exists only now.
         within = fits[0] if len(fits) == 2 and fits[0].param is not None else None
@@ -96,6 +93,25 @@ def follow(
         if j + 1 < len(kept):
             block.advance(again.replaying)
         yield block.path
+
+
+def _fits(
+    module: nn.Module,
+    axes: AxisMap,
+    block: Block,
+    there: Sequence[str],
+    channels: Tensor | None,
+    split: Split,
+    forms: Forms,
+    again: _Again,
+) -> list[_Fit]:
+    """Returns the fits of the parts of a block that are ``there``."""
+    writers = {part: _writer(module, axes, block, part) for part in there}
+    form, of = _form(module, axes, block, writers, forms), (channels, split, again)
+    return [
+        _Fit(module, axes, block, part, param, form.get(part), *of)
+        for part, param in writers.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -287,45 +303,71 @@ def _form(
     layer = module.get_submodule(block.path)
     kind = tuple((path, type(each)) for path, each in layer.named_modules())
     kind += tuple((part, type(param)) for part, param in writers.items())
-    if kind in forms:
-        return forms[kind]
-    parts = {part: axes.family.sublayers[part] for part in writers}
-    order: list[tuple[str, str]] = []
-    """Part and path of modules that have run; no path: its projection reads."""
-    written: dict[str, Tensor] = {}
-    alone: dict[tuple[str, str], int] = {}
-    """Part and path of modules that return what its projection does -> how many values."""
+    if kind not in forms:
+        parts = {part: axes.family.sublayers[part] for part in writers}
+        seen = _Order(module, layer, parts, writers)
+        with seen.hooks:
+            block.once()
+        found = {part: seen.form(part) for part in parts if writers[part] is not None}
+        if None in found.values():
+            (part, *_) = [part for part, form in found.items() if form is None]
+            raise _no_writer(f"{block.path}.{seen.own(part)[0]}")
+        forms[kind] = {part: form for part, form in found.items() if form is not None}
+    return forms[kind]
 
-    def read(part: str, *_: Any) -> None:
-        order.append((part, ""))
 
-    def wrote(part: str, _module: nn.Module, _args: Any, out: Tensor) -> None:
-        written[part] = out.clone()  # some classes add to it in place
+@final
+class _Order:
+    """In which order the modules of a layer's parts run, and which of them return what the
+    projection of their part does, in a pass under ``hooks``.
+    """
 
-    def ran(part: str, path: str, _module: nn.Module, _args: Any, out: Any) -> None:
-        order.append((part, path))
-        if part in written and torch.equal(first_of(out), written[part]):
-            alone[part, path] = len(out) if isinstance(out, tuple) else 0
-
-    with ExitStack() as hooks:
+    def __init__(
+        self,
+        module: nn.Module,
+        layer: nn.Module,
+        parts: Mapping[str, Sublayer],
+        writers: Mapping[str, str | None],
+    ) -> None:
+        self._parts = parts
+        self._order: list[tuple[str, str]] = []
+        """Part and path of modules that have run; no path: its projection reads."""
+        self._written: dict[str, Tensor] = {}
+        self._alone: dict[tuple[str, str], int] = {}
+        """Part and path of modules that return what its projection does -> how many values."""
+        self.hooks = ExitStack()
         for part, sublayer in parts.items():
             if (param := writers[part]) is not None:
                 linear = module.get_submodule(param.removesuffix(".weight"))
-                hooks.enter_context(linear.register_forward_pre_hook(partial(read, part)))
-                hooks.enter_context(linear.register_forward_hook(partial(wrote, part)))
+                reads, wrote = partial(self._reads, part), partial(self._wrote, part)
+                self.hooks.enter_context(linear.register_forward_pre_hook(reads))
+                self.hooks.enter_context(linear.register_forward_hook(wrote))
             for path in sublayer.within(layer):
-                inside = layer.get_submodule(path)
-                hooks.enter_context(inside.register_forward_hook(partial(ran, part, path)))
-        block.once()
-    found: dict[str, _Form] = {}
-    for part in (part for part in parts if writers[part] is not None):
-        own = [path for of, path in order if of == part and path]
-        if own[-1] not in parts[part].silenced:
-            raise _no_writer(f"{block.path}.{own[0]}")
-        reads = order.index((part, ""))
-        ready = part == PARTS[0] or all(of != PARTS[0] for of, path in order[reads:] if path)
-        sole = [path for path in own if path in parts[part].silenced]
-        values = alone.get((part, sole[0])) if len(sole) == 1 else None
-        found[part] = _Form(ready) if values is None else _Form(ready, sole[0], values)
-    forms[kind] = found
-    return found
+                ran, inside = partial(self._ran, part, path), layer.get_submodule(path)
+                self.hooks.enter_context(inside.register_forward_hook(ran))
+
+    def own(self, part: str) -> list[str]:
+        """Returns the modules of a part in the order in which they ran."""
+        return [path for of, path in self._order if of == part and path]
+
+    def form(self, part: str) -> _Form | None:
+        """Returns how a part adds to the stream; None where a norm runs behind the projection."""
+        own, silenced = self.own(part), self._parts[part].silenced
+        if own[-1] not in silenced:
+            return None
+        behind = self._order[self._order.index((part, "")) :]
+        ready = part == PARTS[0] or all(of != PARTS[0] for of, path in behind if path)
+        sole = [path for path in own if path in silenced]
+        values = self._alone.get((part, sole[0])) if len(sole) == 1 else None
+        return _Form(ready) if values is None else _Form(ready, sole[0], values)
+
+    def _reads(self, part: str, *_: Any) -> None:
+        self._order.append((part, ""))
+
+    def _wrote(self, part: str, _module: nn.Module, _args: Any, out: Tensor) -> None:
+        self._written[part] = out.clone()  # some classes add to it in place
+
+    def _ran(self, part: str, path: str, _module: nn.Module, _args: Any, out: Any) -> None:
+        self._order.append((part, path))
+        if part in self._written and torch.equal(first_of(out), self._written[part]):
+            self._alone[part, path] = len(out) if isinstance(out, tuple) else 0

@@ -2828,7 +2828,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/selection/choose.py",
         "            known.pop(j, None)\n",
         "            pass\n",
-        ("tests/selection/test_choose.py::test_of_a_pool_the_least_salient_goes_for_what_it_frees",),
+        (
+            "tests/selection/test_choose.py::test_of_a_pool_the_least_salient_goes_for_what_it_frees",
+        ),
         "in a pool the set that lost something is compared as before",
     ),
     Mutant(
