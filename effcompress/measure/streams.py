@@ -6,7 +6,7 @@ streams of both models and what the projections of one layer read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -69,43 +69,49 @@ def follow(
     forms: Forms = {}
     for _ in range(kept[0]):
         next(behind)
-    for j, block in enumerate(ahead):
-        until = kept[j + 1] if j + 1 < len(kept) else len(parent.depth.layers)
-        there = [p for p in PARTS if f"{p}.{axes.depth.layers[j]}" not in axes.depth.absent]
+    ends = [*kept[1:], len(parent.depth.layers)]
+    for block, number, end in zip(ahead, kept, ends, strict=True):
         again = _Again(small, block)
-        fits = _fits(small, axes, block, there, channels, split, forms, again)
+        fits = _fits(small, axes, block, channels, split, forms, again)
         first = next(behind)
-        # Of two parts, the first one's goal lies within the layer, so it exists only now.
-        within = fits[0] if len(fits) == 2 and fits[0].param is not None else None
-        with _stream(large, axes, first) as seen:
-            for n in first.advancing():
-                if within is not None:
-                    within.add(n, seen["attention_block"])
-        if within is not None:
-            within.end(refit)
-        for _ in range(1, until - kept[j]):
+        _run(large, axes, first, fits[0] if len(fits) == 2 else None, refit)
+        for _ in range(1, end - number):
             first = next(behind)
             first.advance()
         if fits and fits[-1].param is not None:
             for n, there_1TD in enumerate(first.inputs):
                 fits[-1].add(n, there_1TD[0])
             fits[-1].end(refit)
-        if j + 1 < len(kept):
+        if number != kept[-1]:
             block.advance(again.replaying)
         yield block.path
+
+
+def _run(large: nn.Module, axes: AxisMap, block: Block, within: _Fit | None, refit: Refit) -> None:
+    """Runs the large model's layer. Of two parts, the goal of the first one (``within``) lies
+    inside the layer, so it exists only now.
+    """
+    fitting = within is not None and within.param is not None
+    with _stream(large, axes, block) as seen:
+        for n in block.advancing():
+            if within is not None and fitting:
+                within.add(n, seen["attention_block"])
+    if within is not None and fitting:
+        within.end(refit)
 
 
 def _fits(
     module: nn.Module,
     axes: AxisMap,
     block: Block,
-    there: Sequence[str],
     channels: Tensor | None,
     split: Split,
     forms: Forms,
     again: _Again,
 ) -> list[_Fit]:
-    """Returns the fits of the parts of a block that are ``there``."""
+    """Returns the fits of the parts that a block still has."""
+    number = axes.depth.layers[block.number]
+    there = [part for part in PARTS if f"{part}.{number}" not in axes.depth.absent]
     writers = {part: _writer(module, axes, block, part) for part in there}
     form, of = _form(module, axes, block, writers, forms), (channels, split, again)
     return [
