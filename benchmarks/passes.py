@@ -206,7 +206,8 @@ class Floors:
     def _shapes(self, state: RunState, *names: str) -> list[tuple[int, int]]:
         params = state.pruned.parameters()
         ends = tuple(f"{name}.weight" for name in names)
-        return [tuple(p.shape) for n, p in params.items() if ".layers." in n and n.endswith(ends)]
+        found = (p.shape for n, p in params.items() if ".layers." in n and n.endswith(ends))
+        return [(o, i) for o, i in found]
 
     def _grams(self) -> float:
         """One per distinct input: half of a product, since it is symmetric."""

@@ -124,8 +124,8 @@ class _Part:
     def add(self, apart_TI: Tensor, apart_TO: Tensor, power: Tensor) -> None:
         gram_II, cross_OI, sum_I, sum_O, square = self._sums
         if self._late is None:
-            like = {"dtype": apart_TI.dtype}
-            self._late = torch.zeros_like(gram_II, **like), torch.zeros_like(cross_OI, **like)
+            late = [torch.zeros_like(each, dtype=apart_TI.dtype) for each in (gram_II, cross_OI)]
+            self._late = late[0], late[1]
         add_gram(self._late[0], apart_TI)
         self._late[1].addmm_(apart_TO.T, apart_TI)
         sum_I.add_(apart_TI.sum(0, dtype=torch.float64))
