@@ -23,3 +23,41 @@ def damped_cholesky(matrix_II: Tensor, damping: float, tries: int = 1) -> Tensor
         if not int(failed):
             return factor_II
     return None
+
+
+PANELS = 4
+"""Into how many panels of rows a symmetric product is divided: 5/8 of its arithmetic are left."""
+NARROW = 256
+"""Columns below which one product is faster than several."""
+
+
+def add_gram(into_II: Tensor, x_TI: Tensor, alpha: float = 1.0) -> None:
+    """Adds ``alpha x^T x`` to the upper triangle of ``into``, in place; what is below the diagonal
+    is undefined until ``mirror``. Both have one dtype.
+
+    torch has no symmetric rank-k update (BLAS: ``syrk``), so panels of rows are multiplied with the
+    columns from their diagonal on.
+    """
+    width = x_TI.shape[1]
+    panels = PANELS if width >= NARROW else 1
+    step = -(-width // panels)
+    for i in range(0, width, step):
+        rows = slice(i, i + step)
+        into_II[rows, i:].addmm_(x_TI[:, rows].T, x_TI[:, i:], alpha=alpha)
+
+
+def gram_operations(tokens: int, width: int) -> float:
+    """Returns the floating-point operations of ``add_gram``."""
+    step = -(-width // (PANELS if width >= NARROW else 1))
+    return 2.0 * tokens * sum(min(step, width - i) * (width - i) for i in range(0, width, step))
+
+
+def mirror(upper_II: Tensor) -> Tensor:
+    """Copies the upper triangle below the diagonal, in place; returns the tensor."""
+    width = len(upper_II)
+    panels = PANELS if width >= NARROW else 1
+    step = -(-width // panels)
+    for i in range(0, width, step):
+        stop = i + step
+        upper_II[stop:, i:stop] = upper_II[i:stop, stop:].T
+    return upper_II

@@ -563,7 +563,20 @@ class SparsifySpec:
         "sparse",
         False,
     )
+    compat: bool | None = key(
+        "true: a second pass through each block once it is sparse, and the next one reads its "
+        "outputs, as in the codes of arXiv:2301.00774 and arXiv:2306.11695; false: the next one "
+        "reads what the dense block put out while its inputs were measured; default: true for "
+        "methods that use second moments (`gram`)",
+        None,
+    )
     skip_layers: tuple[int, ...] = key("layers that stay dense (negative: from the end)", ())
+
+    @property
+    def twice(self) -> bool:
+        """Whether the text goes through a block once more when it is sparse."""
+        updates = "gram" in self.method.needs if self.compat is None else self.compat
+        return updates or self.true_sequential
 
     @property
     def n_of_m(self) -> Pattern | None:

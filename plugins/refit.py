@@ -51,11 +51,12 @@ def least_squares_bias(
     ``[O, I], [O]``.
     """
     # Centred moments: the intercept drops out of the normal equations.
-    covariance_II = gram.double() - mean.double().outer(mean.double())
-    cross_OI = cross.double() - target_mean.double().outer(mean.double())
+    mean, target_mean = mean.double(), target_mean.double()
+    covariance_II = gram.double().addr(mean, mean, alpha=-1.0)
+    cross_OI = cross.double().addr(target_mean, mean, alpha=-1.0)
     damping = damp * float(covariance_II.diagonal().mean())
     new = _solve(weight, covariance_II, cross_OI, damping)
-    more = target_mean.double() - new.double() @ mean.double()
+    more = target_mean - new.double() @ mean
     return new, more.to(weight.dtype)
 
 

@@ -10,8 +10,9 @@ layer reads and ``H^-1 = U^T U``, ``U`` upper triangular, the error of removing 
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from effcompress import NotNegative, Positive, RunError, damped_cholesky, lowest, sparsifier
 
@@ -51,7 +52,7 @@ def sparsegpt(
 
     dead_I = gram.diagonal() <= 0
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    factor_II = _upper(gram, dead_I, damp, tries).to(dtype)
+    factor_II = _factor(gram, dead_I, damp, tries).to(dtype)
     work_IO = weight.T.to(dtype, copy=True).contiguous()
     work_IO[dead_I] = 0.0
     gone_IO = torch.zeros_like(work_IO, dtype=torch.bool)
@@ -92,18 +93,19 @@ def _columns(
     """Work through the columns of one block, in place; ``[B, O]``, their errors over ``U_jj``."""
     import torch
 
-    error_BO = torch.zeros_like(work_IO[start:stop])
-    for j in range(start, stop):
+    error_BO = torch.empty_like(work_IO[start:stop])
+    block_BO, gone_BO = work_IO[start:stop], gone_IO[start:stop]
+    diagonal_B1 = factor_II.diagonal()[start:stop, None]
+    row_BB = factor_II[start:stop, start:stop] / diagonal_B1
+    for j in range(stop - start):
         if pattern is not None and j % pattern.of == 0:
             group = slice(j, j + pattern.of)
-            score_OM = _errors(work_IO[group], factor_II.diagonal()[group]).T
-            gone_IO[group] = lowest(score_OM, pattern).T
-        error_O = error_BO[j - start]
-        torch.mul(work_IO[j], gone_IO[j], out=error_O)
-        error_O.div_(factor_II[j, j])
-        work_IO[j:stop].addr_(factor_II[j, j:stop], error_O, alpha=-1.0)
-        work_IO[j].masked_fill_(gone_IO[j], 0.0)  # what is left of rounding
-    return error_BO
+            score_OM = _errors(block_BO[group], diagonal_B1[group, 0]).T
+            gone_BO[group] = lowest(score_OM, pattern).T
+        error_O = torch.mul(block_BO[j], gone_BO[j], out=error_BO[j])
+        block_BO[j:].addr_(row_BB[j, j:], error_O, alpha=-1.0)
+    block_BO.masked_fill_(gone_BO, 0.0)  # what is left of rounding
+    return error_BO.div_(diagonal_B1)
 
 
 def _errors(work_BO: Tensor, diagonal_B: Tensor) -> Tensor:
@@ -126,6 +128,22 @@ def _whole(total: int, fraction: float) -> int:
     return math.floor(total * fraction + 1e-9)
 
 
+@functools.cache
+def _factors() -> Any:
+    """Second moments -> their version, damping, tries and factor, as long as they are alive."""
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    return WeakIdKeyDictionary()
+
+
+def _factor(gram: Tensor, dead_I: Tensor, damp: NotNegative, tries: int) -> Tensor:
+    """As ``_upper``; made once for layers that read one tensor (q, k and v; gate and up)."""
+    known, how = _factors(), (gram._version, damp, tries)
+    if gram not in known or known[gram][0] != how:
+        known[gram] = how, _upper(gram, dead_I, damp, tries)
+    return known[gram][1]
+
+
 def _upper(gram: Tensor, dead_I: Tensor, damp: NotNegative, tries: int) -> Tensor:
     """``U`` in fp64: upper triangular, ``U^T U`` the inverse of the damped matrix.
 
@@ -144,5 +162,23 @@ def _upper(gram: Tensor, dead_I: Tensor, damp: NotNegative, tries: int) -> Tenso
             "damping",
             fix="More calibration text (sparsify.sequences), or a larger `damp`.",
         )
-    eye_II = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-    return torch.linalg.solve_triangular(factor_II.flip(0, 1), eye_II, upper=True)
+    return _inverse(factor_II.flip(0, 1))
+
+
+HALVED = 192
+"""Rows from which the inverse of a triangular matrix is made of those of its halves."""
+
+
+def _inverse(upper_II: Tensor) -> Tensor:
+    """Inverse of an upper triangular matrix: ``[[A, B], [0, C]]`` has ``-A^-1 B C^-1`` above."""
+    import torch
+
+    inputs = len(upper_II)
+    half, like = inputs // 2, {"dtype": upper_II.dtype, "device": upper_II.device}
+    if inputs < 2 * HALVED:
+        return torch.linalg.solve_triangular(upper_II, torch.eye(inputs, **like), upper=True)
+    first, last = _inverse(upper_II[:half, :half]), _inverse(upper_II[half:, half:])
+    inverse_II = torch.zeros(inputs, inputs, **like)
+    inverse_II[:half, :half], inverse_II[half:, half:] = first, last
+    inverse_II[:half, half:] = (first @ upper_II[:half, half:]).neg_() @ last
+    return inverse_II

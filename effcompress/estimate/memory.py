@@ -31,7 +31,7 @@ from effcompress.injectable import BACKWARD
 from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.spec import LoopSpec, LoraSpec, PruneSpec, Recipe
-from effcompress.types import AxisMap, GroupSet, Widths
+from effcompress.types import AxisMap, GroupSet, Widths, axis_layer
 
 FP32 = 4
 PROBE = 48
@@ -287,15 +287,20 @@ class _Need:
         return streams + fit + 2 * FP32 * (8 * outer**2 + 2 * axes.count() / layers)
 
     def _refitted(self, prune: PruneSpec, refit: Bound) -> float:
-        """Returns the bytes beside the pruned model while it is refitted: the source model, both
-        models' streams of all sequences in fp32, and the largest fit.
+        """Returns the bytes beside the pruned model while it is refitted: the source model, in fp32
+        both models' streams of all sequences and what the projections of a layer read (where that
+        is less than the pruned model's weights), and the largest fit.
         """
         axes, final = self.found.axes, self.final
-        tokens = prune.measure.refit_sequences * self.recipe.data.sequence_length
+        tokens = prune.measure.refit_sequences * self.recipe.data.sequence_length / self.processes
         wide = axes.widths["hidden"] + final["hidden"]
-        fits = (_fit_bytes(refit, i, o) for i, o in projections(axes, final))
-        streams = FP32 * tokens * wide / self.processes
-        return FP32 * axes.count() + streams + max(fits, default=0.0)
+        fits, kept = [0.0], Counter[int | None]()
+        for layer, inputs, outputs in projections(axes, final):
+            fits.append(_fit_bytes(refit, inputs, outputs))
+            if tokens * inputs <= axes.count(final):
+                kept[layer] += inputs
+        read = max(kept.values(), default=0)
+        return FP32 * (axes.count() + tokens * (wide + read)) + max(fits)
 
     def _calibrated(self, prune: PruneSpec, standing: Held) -> tuple[Held, Held]:
         """Returns the backward of one calibration sequence in fp32: when it begins, when it ends.
@@ -340,15 +345,15 @@ class _Need:
         return FP32 * axes.count(widest)
 
 
-def projections(axes: AxisMap, widths: Widths) -> Iterator[tuple[int, int]]:
-    """Yields inputs and outputs of the linear layers within the layers that write into the residual
-    stream.
+def projections(axes: AxisMap, widths: Widths) -> Iterator[tuple[int | None, int, int]]:
+    """Yields layer, inputs and outputs of the linear layers within the layers that write into the
+    residual stream.
     """
     wide, inputs = {**axes.widths, **widths}, axes.family.inputs
     for param in {side.param for side in axes.by_axis["hidden"] if side.dim == 1 - inputs}:
         if len(axes.shapes[param]) == 2 and axes.gates[param] and axes.numel(param, wide):
             read = sum(s.length(wide) for s in axes.by_param[param] if s.dim == inputs)
-            yield read, axes.numel(param, wide) // read
+            yield axis_layer(axes.gates[param][0]), read, axes.numel(param, wide) // read
 
 
 def _fit_bytes(refit: Bound, inputs: int, outputs: int) -> float:

@@ -11,8 +11,8 @@ the model: one residual stream per sequence, and what the caller keeps of one la
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten
 
 from effcompress.errors import RunError
 from effcompress.isolation import placed
-from effcompress.measure.hooks import first_of, linears, stream_in
+from effcompress.measure.hooks import first_of, instead, linears, stream_in
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ def layers_of(module: nn.Module, pattern: str) -> list[Layer]:
         others = tuple(name for name, p in named if p.dim() > 1 and name not in own)
         found.append(Layer(number, path, own, others))
     return found
+
+
+Around = Callable[[int], AbstractContextManager[Any]]
+"""Number of a sequence -> a context in which it runs."""
 
 
 @final
@@ -112,17 +116,17 @@ class Block:
         self.handed_on = True
 
     @torch.no_grad()
-    def advance(self) -> None:
-        """Replaces its inputs by its outputs."""
-        for _ in self.advancing():
+    def advance(self, around: Around = nullcontext) -> None:
+        """Replaces its inputs by its outputs; each sequence runs inside ``around`` its number."""
+        for _ in self.advancing(around):
             pass
 
-    def advancing(self) -> Iterator[int]:
+    def advancing(self, around: Around = nullcontext) -> Iterator[int]:
         """Replaces its inputs by its outputs, sequence by sequence; yields the number of each one
         that is done. The next layer then reads these.
         """
         for n, call in enumerate(self._calls):
-            with torch.no_grad():
+            with torch.no_grad(), around(n):
                 self._inputs[n] = call(self._module, self._inputs[n])
             yield n
         self.handed_on = True
@@ -138,7 +142,7 @@ def blockwise(
 
     Every layer is called as the model itself calls it: its arguments beside the residual stream
     (masks, which differ between the layers of some families, rotations, positions) are recorded in
-    a pass of the dense model. Raises RunError if they depend on the text, or if a layer does not
+    a pass of the model. Raises RunError if they depend on the text, or if a layer does not
     read exactly the output of the one before it: such a model cannot be run layer by layer.
     """
     layers = layers_of(module, pattern)
@@ -167,6 +171,10 @@ class _Call:
         return first_of(block(x_1TD, *self.args, **self.named))
 
 
+PROBE = 32
+"""Tokens of the passes that only show how layers are called."""
+
+
 class _Seen(Exception):
     """Ends a forward pass after the last layer that is needed."""
 
@@ -178,41 +186,44 @@ def _caught(
     """Returns the arguments of each layer for every sequence, and the first one's input,
     ``[1, T, D]``.
 
-    Two sequences go through the whole dense model, to see whether arguments depend on the text; the
-    others go up to the first layer. With positions, all go through the whole model.
+    A few tokens go through the layers themselves, to see that arguments do not depend on the text
+    and that each layer reads what the one before it returns. Then nothing between the layers
+    depends on what they compute, so that arguments are recorded in passes in which every layer
+    returns its input: of one sequence for all, or, with positions, of every sequence.
     """
     device = next(module.parameters()).device
-    if positions_NT is not None:
-        _caught(module, layers, ids_NT[:2], None)
-        rows = zip(ids_NT.split(1), positions_NT.split(1), strict=True)
-        passes = [_pass(module, layers, ids.to(device), placed(module, at)) for ids, at in rows]
-        own = [list(each) for each in zip(*(calls for calls, _ in passes), strict=True)]
-        return own, [x_1TD for _, x_1TD in passes]
-    calls: list[_Call] = []
-    inputs: list[Tensor] = []
-    for n, ids_T in enumerate(ids_NT):
-        through = layers if n < 2 else layers[:1]
-        found, x_1TD = _pass(module, through, ids_T[None].to(device), {})
-        inputs.append(x_1TD)
-        calls = calls or found
-        for layer, one, other in zip(layers, calls, found, strict=False):
-            if not _same((one.args, one.named), (other.args, other.named)):
-                raise RunError(
-                    "this layer gets an argument that depends on the text, besides the residual "
-                    "stream; such a model cannot be run layer by layer",
-                    where=layer.path,
-                )
-    return [[call] * len(inputs) for call in calls], inputs
+    some_1T = ids_NT[:1, :PROBE].to(device)
+    one, other = (_pass(module, layers, ids_1T, {}) for ids_1T in (some_1T, some_1T.flip(1)))
+    _require_same(layers, one.calls, other.calls)
+    passes: list[_Pass] = []
+    with _passing_on([module.get_submodule(layer.path) for layer in layers], one.returned):
+        for n, ids_T in enumerate(ids_NT):
+            at_1T = None if positions_NT is None else positions_NT[n : n + 1]
+            through = layers if at_1T is not None or n == 0 else layers[:1]
+            passes.append(_pass(module, through, ids_T[None].to(device), placed(module, at_1T)))
+    if positions_NT is None:
+        for each in passes:
+            _require_same(layers[:1], passes[0].calls, each.calls)
+    calls = [passes[0 if positions_NT is None else n].calls for n in range(len(passes))]
+    return [list(own) for own in zip(*calls, strict=True)], [each.stream for each in passes]
 
 
-def _pass(
-    module: nn.Module, layers: list[Layer], ids_1T: Tensor, how: Mapping[str, Any]
-) -> tuple[list[_Call], Tensor]:
-    """Runs one forward pass up to the last of ``layers``; returns their arguments and the first
-    one's input.
+@dataclass(frozen=True)
+class _Pass:
+    """What a forward pass shows of some layers: their arguments, the first one's input, and how
+    many values each returns (0: a tensor, no tuple).
     """
+
+    calls: list[_Call]
+    stream: Tensor
+    returned: list[int]
+
+
+def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor, how: Mapping[str, Any]) -> _Pass:
+    """Runs one forward pass up to the last of ``layers``."""
     calls: list[_Call] = []
     stream: list[Tensor] = []
+    returned: list[int] = []
 
     def before(_block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         x, layer = stream_in(args, named), layers[len(calls)]
@@ -231,6 +242,7 @@ def _pass(
 
     def after(_block: nn.Module, _args: Any, out: Any) -> None:
         stream[1:] = [first_of(out)]
+        returned.append(len(out) if isinstance(out, tuple) else 0)
         if len(calls) == len(layers):
             raise _Seen
 
@@ -242,8 +254,33 @@ def _pass(
         try:
             module(input_ids=ids_1T, use_cache=False, **how)
         except _Seen:
-            return calls, stream[0]
+            return _Pass(calls, stream[0], returned)
     raise RunError("the model did not run all of its layers", where=layers[-1].path)
+
+
+@contextmanager
+def _passing_on(blocks: Sequence[nn.Module], returned: Sequence[int]) -> Iterator[None]:
+    """Lets layers return what they read, in the form of ``returned``, without computing."""
+
+    def forward(values: int, *args: Any, **named: Any) -> Any:
+        x = stream_in(args, named)
+        return (x, *[None] * (values - 1)) if values else x
+
+    with ExitStack() as stack:
+        for block, values in zip(blocks, returned, strict=False):
+            stack.enter_context(instead(block, partial(forward, values)))
+        yield
+
+
+def _require_same(layers: Sequence[Layer], one: list[_Call], other: list[_Call]) -> None:
+    """Raises RunError where two texts give a layer other arguments."""
+    for layer, a, b in zip(layers, one, other, strict=False):
+        if not _same((a.args, a.named), (b.args, b.named)):
+            raise RunError(
+                "this layer gets an argument that depends on the text, besides the residual "
+                "stream; such a model cannot be run layer by layer",
+                where=layer.path,
+            )
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from effcompress.algebra import add_gram, gram_operations, mirror
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import NotFinite
 from effcompress.measure.hooks import InputHooks, linears
@@ -62,6 +63,8 @@ class Grams(InputHooks):
         self.passes: dict[str, int] = {}
         self.operations = 0.0
         """Floating-point operations of the matrices in the last step that was listened to."""
+        self._halves: set[str] = set()
+        """Owners whose matrix has its latest passes in the upper triangle alone."""
         super().__init__(module, self.params, self._add)
 
     @contextmanager
@@ -82,6 +85,8 @@ class Grams(InputHooks):
         ``second``. Raises NotFinite when it is not finite.
         """
         owner = self.owner.get(param, "")
+        if owner in self._halves:  # read while it listens
+            self._complete()
         return self._over_all(owner, self.values[owner]) if owner in self.values else None
 
     def mean(self, param: str) -> Tensor | None:
@@ -178,9 +183,28 @@ class Grams(InputHooks):
         some_TI = self._some(owner, x.flatten(0, -2))
         _add(self.means, owner, some_TI.float().mean(0))
         if self.second:
-            _add(self.values, owner, _gram(some_TI))
-            self.operations += 2.0 * some_TI.shape[0] * some_TI.shape[1] ** 2
+            self._add_square(owner, some_TI)
+            self.operations += gram_operations(*some_TI.shape)
         self.weights[owner] = self.weights.get(owner, 0.0) + 1.0
+
+    def _add_square(self, owner: str, x_TI: Tensor) -> None:
+        """Adds the mean of the outer products, in fp32 whatever the precision of the pass."""
+        if owner not in self.values:
+            width = x_TI.shape[1]
+            self.values[owner] = x_TI.new_zeros(width, width, dtype=torch.float32)
+        with torch.autocast(x_TI.device.type, enabled=False):
+            add_gram(self.values[owner], x_TI.float(), 1.0 / x_TI.shape[0])
+        self._halves.add(owner)
+
+    def _complete(self) -> None:
+        """Copies upper triangles below the diagonal."""
+        for owner in self._halves:
+            mirror(self.values[owner])
+        self._halves.clear()
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._complete()
 
     def _some(self, param: str, x_TI: Tensor) -> Tensor:
         """Returns ``tokens`` rows, evenly spread; the first one moves on with every pass."""
@@ -223,10 +247,3 @@ def _add(into: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 def _finite(*tensors: Tensor | None) -> bool:
     return all(bool(torch.isfinite(t.sum())) for t in tensors if t is not None)
-
-
-def _gram(x_TI: Tensor) -> Tensor:
-    """Mean of the outer products, in fp32 whatever the precision of the pass."""
-    with torch.autocast(x_TI.device.type, enabled=False):
-        x = x_TI.float()
-        return (x.T @ x).div_(x.shape[0])

@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from effcompress.algebra import add_gram, mirror
 from effcompress.distributed.world import World
 
 
@@ -62,6 +63,10 @@ class Parts:
         return Parts(self.all.scaled(scale_I), *rest)
 
 
+LATE = 2048
+"""Tokens whose products are summed in the precision of the pass, before they go into fp64."""
+
+
 @final
 class Sums:
     """Running sums of the moments of one layer, ``[outputs, inputs]``. With ``split`` those of
@@ -69,41 +74,91 @@ class Sums:
     """
 
     def __init__(self, outputs: int, inputs: int, device: torch.device, *, split: bool) -> None:
-        shapes = ((inputs, inputs), (outputs, inputs), (inputs,), (outputs,), ())
-        like = {"dtype": torch.float64, "device": device}
-        self._parts = [[torch.zeros(s, **like) for s in shapes] for _ in range(1 + split)]
-        self._tokens = [0] * (1 + split)
+        self._parts = [_Part(outputs, inputs, device) for _ in range(1 + split)]
+        self._centre: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def add(self, x_TI: Tensor, target_TO: Tensor, *, held: bool = False) -> None:
         """Adds one sequence; one that is ``held`` out to the sums of those."""
-        gram_II, cross_OI, sum_I, target_sum_O, square = self._parts[held]
-        tokens, like = len(x_TI), torch.promote_types(x_TI.dtype, torch.float32)
-        x_TI, target_TO = x_TI.double(), target_TO.double()
-        mean_I, target_mean_O = x_TI.mean(0), target_TO.mean(0)
+        like = torch.promote_types(x_TI.dtype, torch.float32)
         # Products in the precision of the pass; without the means, which may be large, they are
-        # exact enough for the covariance.
-        apart_TI, target_apart_TO = (x_TI - mean_I).to(like), (target_TO - target_mean_O).to(like)
-        gram_II.add_(apart_TI.T @ apart_TI).addr_(mean_I, mean_I, alpha=tokens)
-        cross_OI.add_(target_apart_TO.T @ apart_TI).addr_(target_mean_O, mean_I, alpha=tokens)
-        sum_I.add_(mean_I, alpha=tokens)
-        target_sum_O.add_(target_mean_O, alpha=tokens)
-        square.add_(target_TO.square().sum())
-        self._tokens[held] += tokens
+        # exact enough for the covariance. The first sequence's stand for those of all text.
+        if self._centre is None:
+            means = (value.mean(0, dtype=torch.float64) for value in (x_TI, target_TO))
+            centre_I, centre_O = (mean.to(like) for mean in means)
+            self._centre = centre_I, centre_O
+        centre_I, centre_O = self._centre
+        power = target_TO.double().square().sum()
+        apart_TO = (target_TO.double() - centre_O.double()).to(like)
+        self._parts[held].add(x_TI.to(like) - centre_I, apart_TO, power)
 
     def means(self, world: World) -> Parts:
-        """Returns the means over the tokens of all ranks of ``world``. Collective."""
-        tokens = world.sums(self._tokens)
+        """Returns the means over the tokens of all ranks of ``world``, once. Collective."""
+        sums = [part.sums(self._centre) for part in self._parts]
+        tokens = world.sums([part.tokens for part in self._parts])
         if world.size > 1:
-            each = [tensor for part in self._parts for tensor in part]
+            each = [tensor for part in sums for tensor in part]
             found = world.total({str(k): tensor.cpu() for k, tensor in enumerate(each)})
             for k, tensor in enumerate(each):
                 tensor.copy_(found[str(k)])
-        if len(self._parts) == 1:
-            return Parts(_divided(self._parts[0], tokens[0]))
-        whole = [a + b for a, b in zip(*self._parts, strict=True)]
-        apart = [_divided(one, n) for one, n in zip(self._parts, tokens, strict=True)]
+        if len(sums) == 1:
+            return Parts(_divided(sums[0], tokens[0]))
+        whole = [a + b for a, b in zip(*sums, strict=True)]
+        apart = [_divided(one, n) for one, n in zip(sums, tokens, strict=True)]
         return Parts(_divided(whole, sum(tokens)), *apart)
+
+
+@final
+class _Part:
+    """Sums over some sequences of inputs and targets less a centre: of products (``gram``,
+    ``cross``), and of themselves.
+    """
+
+    def __init__(self, outputs: int, inputs: int, device: torch.device) -> None:
+        shapes = ((inputs, inputs), (outputs, inputs), (inputs,), (outputs,), ())
+        like = {"dtype": torch.float64, "device": device}
+        self._sums = [torch.zeros(shape, **like) for shape in shapes]
+        self._late: tuple[Tensor, Tensor] | None = None
+        self._waiting = self.tokens = 0
+
+    def add(self, apart_TI: Tensor, apart_TO: Tensor, power: Tensor) -> None:
+        gram_II, cross_OI, sum_I, sum_O, square = self._sums
+        if self._late is None:
+            late = [torch.zeros_like(each, dtype=apart_TI.dtype) for each in (gram_II, cross_OI)]
+            self._late = late[0], late[1]
+        add_gram(self._late[0], apart_TI)
+        self._late[1].addmm_(apart_TO.T, apart_TI)
+        sum_I.add_(apart_TI.sum(0, dtype=torch.float64))
+        sum_O.add_(apart_TO.sum(0, dtype=torch.float64))
+        square.add_(power)
+        self.tokens += len(apart_TI)
+        self._waiting += len(apart_TI)
+        if self._waiting >= LATE:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._late is not None:
+            for into, late in zip(self._sums, self._late, strict=False):
+                into.add_(late)
+                late.zero_()
+        self._waiting = 0
+
+    def sums(self, centre: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+        """Returns the sums of products, inputs, targets and squares themselves, the centre added:
+        ``sum x x^T = S + s c^T + c s^T + n c c^T`` for ``S, s`` those of ``x - c``. In place.
+        """
+        self._flush()
+        self._late = None
+        gram_II, cross_OI, sum_I, sum_O, _ = self._sums
+        mirror(gram_II)
+        if centre is not None:
+            c_I, c_O = (each.double() for each in centre)
+            more_I, more_O = sum_I + self.tokens * c_I, sum_O + self.tokens * c_O
+            gram_II.addr_(more_I, c_I).addr_(c_I, sum_I)
+            cross_OI.addr_(more_O, c_I).addr_(c_O, sum_I)
+            sum_I.copy_(more_I)
+            sum_O.copy_(more_O)
+        return self._sums
 
 
 def _divided(sums: list[Tensor], tokens: float) -> Moments:

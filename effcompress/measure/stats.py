@@ -1,5 +1,6 @@
 """Inputs of criteria of weights: slices of rows of a parameter, its gradient and its Hessian."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
@@ -167,7 +168,8 @@ def collect(
                     loss = loss_of(module, n)
                 else:
                     own_1T = None if positions_NT is None else positions_NT[n : n + 1]
-                    loss = _next_token(module, ids_NT[n : n + 1].to(device), own_1T)
+                    one_pass = _next_token if backward else _forward
+                    loss = one_pass(module, ids_NT[n : n + 1].to(device), own_1T)
             if backward:
                 loss.backward()
             if wanted:
@@ -175,6 +177,20 @@ def collect(
     module.zero_grad(set_to_none=True)
     module.train(training)
     return CalibrationStats(module, world.total(found["grad"]), world.total(found["hess"]))
+
+
+def few_logits(module: nn.Module) -> dict[str, int]:
+    """Returns the argument by which a class applies its output matrix to the last token alone;
+    nothing for a class without it.
+    """
+    takes = inspect.signature(module.forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+
+def _forward(module: nn.Module, row_1T: Tensor, positions_1T: Tensor | None) -> Tensor:
+    """Runs the layers, in which hooks measure, and as little behind them as the class can."""
+    how = {**placed(module, positions_1T), **few_logits(module)}
+    return module(input_ids=row_1T, use_cache=False, **how).logits
 
 
 def _next_token(module: nn.Module, row_1T: Tensor, positions_1T: Tensor | None) -> Tensor:

@@ -1,10 +1,12 @@
 """Runs source and pruned model side by side, layer by layer: moments of what the pruned model's
 projections into the residual stream read, and of what they would have to add for its stream to be
 the source model's. Sequence by sequence; beside the moments of one projection, memory holds the
-streams of both models.
+streams of both models and what the projections of one layer read.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +18,9 @@ from torch import Tensor, nn
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 from effcompress.measure.blockwise import Block, blockwise
-from effcompress.measure.hooks import addition, stream_in
+from effcompress.measure.hooks import addition, first_of, instead, stream_in
 from effcompress.measure.moments import Parts, Sums
-from effcompress.types import AxisMap
+from effcompress.types import AxisMap, Sublayer
 
 PARTS = ("attention_block", "mlp_block")
 """The blocks of a layer, in the order in which they add to the stream."""
@@ -64,29 +66,114 @@ def follow(
     behind = blockwise(large, family.layer, ids_NT, positions_NT)
     ahead = blockwise(small, family.layer, ids_NT, positions_NT)
     kept = [parent.depth.layers.index(i) for i in axes.depth.layers]
+    forms: Forms = {}
     for _ in range(kept[0]):
         next(behind)
-    for j, block in enumerate(ahead):
-        until = kept[j + 1] if j + 1 < len(kept) else len(parent.depth.layers)
-        there = [p for p in PARTS if f"{p}.{axes.depth.layers[j]}" not in axes.depth.absent]
-        fits = [_Fit(small, axes, block, part, channels, split) for part in there]
+    ends = [*kept[1:], len(parent.depth.layers)]
+    for block, number, end in zip(ahead, kept, ends, strict=True):
+        again = _Again(small, block)
+        fits = _fits(small, axes, block, channels, split, forms, again)
         first = next(behind)
-        # Of two parts, the first one's goal lies within the layer, so it exists only now.
-        within = fits[0] if len(fits) == 2 and fits[0].param is not None else None
-        with _stream(large, axes, first) as seen:
-            for n in first.advancing():
-                if within is not None:
-                    within.add(n, seen["attention_block"])
-        if within is not None:
-            within.end(refit)
-        for _ in range(1, until - kept[j]):
+        _run(large, axes, first, fits[0] if len(fits) == 2 else None, refit)
+        for _ in range(1, end - number):
             first = next(behind)
             first.advance()
         if fits and fits[-1].param is not None:
             for n, there_1TD in enumerate(first.inputs):
                 fits[-1].add(n, there_1TD[0])
             fits[-1].end(refit)
+        if number != kept[-1]:
+            block.advance(again.replaying)
         yield block.path
+
+
+def _run(large: nn.Module, axes: AxisMap, block: Block, within: _Fit | None, refit: Refit) -> None:
+    """Runs the large model's layer. Of two parts, the goal of the first one (``within``) lies
+    inside the layer, so it exists only now.
+    """
+    fitting = within is not None and within.param is not None
+    with _stream(large, axes, block) as seen:
+        for n in block.advancing():
+            if within is not None and fitting:
+                within.add(n, seen["attention_block"])
+    if within is not None and fitting:
+        within.end(refit)
+
+
+def _fits(
+    module: nn.Module,
+    axes: AxisMap,
+    block: Block,
+    channels: Tensor | None,
+    split: Split,
+    forms: Forms,
+    again: _Again,
+) -> list[_Fit]:
+    """Returns the fits of the parts that a block still has."""
+    number = axes.depth.layers[block.number]
+    there = [part for part in PARTS if f"{part}.{number}" not in axes.depth.absent]
+    writers = {part: _writer(module, axes, block, part) for part in there}
+    form, of = _form(module, axes, block, writers, forms), (channels, split, again)
+    return [
+        _Fit(module, axes, block, part, param, form.get(part), *of)
+        for part, param in writers.items()
+    ]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a part of a layer adds to the stream. ``ready``: whether the stream behind the attention
+    is known once its projection reads. ``alone``: the path of the one module whose output is the
+    projection's (None: there is none), which returns ``values`` values (0: a tensor, no tuple).
+    """
+
+    ready: bool
+    alone: str | None = None
+    values: int = 0
+
+
+Forms = dict[tuple[tuple[str, type], ...], dict[str, _Form]]
+"""Paths and classes of the modules of a layer -> the form of its parts that have a projection."""
+
+
+@final
+class _Again:
+    """What the projections of a layer read, sequence by sequence, so that no part in front of them
+    has to be run a second time: a module whose output is the projection's returns that at once.
+    """
+
+    def __init__(self, module: nn.Module, block: Block) -> None:
+        self._layer = module.get_submodule(block.path)
+        self._limit = sum(p.numel() * p.element_size() for p in module.parameters())
+        self._count = len(block.inputs)
+        self._parts: list[tuple[_Form, Callable[[Tensor], Tensor], dict[int, Tensor]]] = []
+
+    def keeps(self, form: _Form, linear: nn.Module, x: Tensor) -> dict[int, Tensor] | None:
+        """Returns where to put what a projection reads; None where its part cannot be replaced, or
+        all sequences would take more memory than the model's weights.
+        """
+        if form.alone is None or self._count * x.numel() * x.element_size() > self._limit:
+            return None
+        self._parts.append((form, linear.forward, {}))
+        return self._parts[-1][-1]
+
+    @contextmanager
+    def replaying(self, n: int) -> Iterator[None]:
+        """Inside, the parts that are kept return what they return for sequence ``n``."""
+        with ExitStack() as stack:
+            for form, project, read in self._parts:
+                if n in read:
+                    assert form.alone is not None
+                    forward = partial(self._forward, form, project, read[n])
+                    stack.enter_context(instead(self._layer.get_submodule(form.alone), forward))
+            yield
+
+    @staticmethod
+    def _forward(
+        form: _Form, project: Callable[[Tensor], Tensor], x: Tensor, *_args: Any, **_named: Any
+    ) -> Any:
+        out = project(x)
+        return (out, *[None] * (form.values - 1)) if form.values else out
 
 
 @final
@@ -99,13 +186,19 @@ class _Fit:
         axes: AxisMap,
         block: Block,
         part: str,
+        param: str | None,
+        form: _Form | None,
         channels: Tensor | None,
         split: Split,
+        again: _Again,
     ) -> None:
-        self.param = _writer(module, axes, block, part)
+        self.param = param
         self._module, self._axes, self._block = module, axes, block
-        self._part, self._channels, self._split = part, channels, split
+        self._part, self._form = part, form or _Form(ready=False)
+        self._channels, self._split = channels, split
         self._sums: Sums | None = None
+        self._again = again
+        self._kept: dict[int, Tensor] | None = None
 
     def add(self, n: int, goal_TD: Tensor) -> None:
         """Runs a sequence through the block as it is now, as far as its projection; adds what that
@@ -117,13 +210,14 @@ class _Fit:
 
         def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             read.append(args[0])
-            if self._part == "attention_block":  # nothing behind it is needed
+            if self._form.ready:  # nothing behind it is needed
                 raise _Read
 
         with (
             linear.register_forward_pre_hook(keep),
             _stream(self._module, self._axes, self._block) as seen,
             suppress(_Read),
+            self._again.replaying(n),
         ):
             self._block.once(n)
         here_TD = seen["before" if self._part == "attention_block" else "attention_block"]
@@ -135,6 +229,9 @@ class _Fit:
         if self._sums is None:
             of = more_TO.shape[-1], x_TI.shape[-1], x_TI.device
             self._sums = Sums(*of, split=held is not None)
+            self._kept = self._again.keeps(self._form, linear, read[-1])
+        if self._kept is not None:
+            self._kept[n] = read[-1]
         self._sums.add(x_TI, more_TO, held=held is not None and n in held)
 
     def end(self, refit: Refit) -> None:
@@ -186,25 +283,97 @@ def _writer(module: nn.Module, axes: AxisMap, block: Block, part: str) -> str | 
         for side in sides
         if side.param in block.linears and side.dim == 1 - block.linears[side.param]
     ]
-    if not found:
-        return None
-    if len(found) > 1 or not _runs_last(module, axes, block, part):
-        raise RunError(
-            "what this part adds to the stream is not the output of one linear layer",
-            where=f"{block.path}.{there[0]}",
-            fix="Take prune.refit out.",
-        )
-    return found[0]
+    if len(found) > 1:
+        raise _no_writer(f"{block.path}.{there[0]}")
+    return found[0] if found else None
 
 
-def _runs_last(module: nn.Module, axes: AxisMap, block: Block, part: str) -> bool:
-    """Whether the part itself runs last of its modules: no norm behind it."""
-    layer, sublayer = module.get_submodule(block.path), axes.family.sublayers[part]
-    order: list[str] = []
-    with ExitStack() as hooks:
-        for path in sublayer.within(layer):
-            inside = layer.get_submodule(path)
-            note = inside.register_forward_hook(lambda *_, p=path: order.append(p))
-            hooks.enter_context(note)
-        block.once()
-    return order[-1] in sublayer.silenced
+def _no_writer(where: str) -> RunError:
+    return RunError(
+        "what this part adds to the stream is not the output of one linear layer",
+        where=where,
+        fix="Take prune.refit out.",
+    )
+
+
+def _form(
+    module: nn.Module,
+    axes: AxisMap,
+    block: Block,
+    writers: Mapping[str, str | None],
+    forms: Forms,
+) -> dict[str, _Form]:
+    """How the parts of a layer add to the stream, seen in one pass of one sequence through the
+    first layer of its kind. Raises RunError where a norm lies behind a projection.
+    """
+    layer = module.get_submodule(block.path)
+    kind = tuple((path, type(each)) for path, each in layer.named_modules())
+    kind += tuple((part, type(param)) for part, param in writers.items())
+    if kind not in forms:
+        parts = {part: axes.family.sublayers[part] for part in writers}
+        seen = _Order(module, layer, parts, writers)
+        with seen.hooks:
+            block.once()
+        found = {part: seen.form(part) for part in parts if writers[part] is not None}
+        if None in found.values():
+            (part, *_) = [part for part, form in found.items() if form is None]
+            raise _no_writer(f"{block.path}.{seen.own(part)[0]}")
+        forms[kind] = {part: form for part, form in found.items() if form is not None}
+    return forms[kind]
+
+
+@final
+class _Order:
+    """In which order the modules of a layer's parts run, and which of them return what the
+    projection of their part does, in a pass under ``hooks``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layer: nn.Module,
+        parts: Mapping[str, Sublayer],
+        writers: Mapping[str, str | None],
+    ) -> None:
+        self._parts = parts
+        self._order: list[tuple[str, str]] = []
+        """Part and path of modules that have run; no path: its projection reads."""
+        self._written: dict[str, Tensor] = {}
+        self._alone: dict[tuple[str, str], int] = {}
+        """Part and path of modules that return what its projection does -> how many values."""
+        self.hooks = ExitStack()
+        for part, sublayer in parts.items():
+            if (param := writers[part]) is not None:
+                linear = module.get_submodule(param.removesuffix(".weight"))
+                reads, wrote = partial(self._reads, part), partial(self._wrote, part)
+                self.hooks.enter_context(linear.register_forward_pre_hook(reads))
+                self.hooks.enter_context(linear.register_forward_hook(wrote))
+            for path in sublayer.within(layer):
+                ran, inside = partial(self._ran, part, path), layer.get_submodule(path)
+                self.hooks.enter_context(inside.register_forward_hook(ran))
+
+    def own(self, part: str) -> list[str]:
+        """Returns the modules of a part in the order in which they ran."""
+        return [path for of, path in self._order if of == part and path]
+
+    def form(self, part: str) -> _Form | None:
+        """Returns how a part adds to the stream; None where a norm runs behind the projection."""
+        own, silenced = self.own(part), self._parts[part].silenced
+        if own[-1] not in silenced:
+            return None
+        behind = self._order[self._order.index((part, "")) :]
+        ready = part == PARTS[0] or all(of != PARTS[0] for of, path in behind if path)
+        sole = [path for path in own if path in silenced]
+        values = self._alone.get((part, sole[0])) if len(sole) == 1 else None
+        return _Form(ready) if values is None else _Form(ready, sole[0], values)
+
+    def _reads(self, part: str, *_: Any) -> None:
+        self._order.append((part, ""))
+
+    def _wrote(self, part: str, _module: nn.Module, _args: Any, out: Tensor) -> None:
+        self._written[part] = out.clone()  # some classes add to it in place
+
+    def _ran(self, part: str, path: str, _module: nn.Module, _args: Any, out: Any) -> None:
+        self._order.append((part, path))
+        if part in self._written and torch.equal(first_of(out), self._written[part]):
+            self._alone[part, path] = len(out) if isinstance(out, tuple) else 0

@@ -448,9 +448,10 @@ def _sparsify(recipe: Recipe, document: Document) -> Rows:
         return
     fix = "E.g. `sparsity: 50%` or `pattern: 2:4`."
     yield from _exactly_one(spec, ("sparsity", "pattern"), at, document, fix)
-    blind = spec.true_sequential and not {"input_norm", "gram"} & set(spec.method.needs)
-    what = f"sparsify.true_sequential: '{spec.method.name}' looks at no inputs"
-    yield Row(blind, (*at, "true_sequential"), what, "Remove it.")
+    blind = not {"input_norm", "gram"} & set(spec.method.needs)
+    for name in ("true_sequential", "compat"):
+        what = f"sparsify.{name}: '{spec.method.name}' looks at no inputs"
+        yield Row(blind and bool(getattr(spec, name)), (*at, name), what, "Remove it.")
     said = spec.method.refusal(sparsity=spec.fraction, pattern=spec.n_of_m)
     what, fix = said or ("", "")
     yield Row(said, (*at, "method"), f"sparsify.method: {what}", fix)

@@ -47,6 +47,10 @@ def _eigen(a: Tensor, *_: Any, **__: Any) -> float:
     return math.prod(a.shape[:-2]) * 9.0 * a.shape[-1] ** 3
 
 
+def _added(_into: Tensor, a: Tensor, b: Tensor, **__: Any) -> float:
+    return 2.0 * math.prod(a.shape) * b.shape[-1]
+
+
 _ATTENTION = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
@@ -61,6 +65,7 @@ _OWN: dict[str, Callable[..., float]] = {
     **dict.fromkeys(("cholesky_solve", "_cholesky_solve_helper"), _solved),
     **dict.fromkeys(("linalg_inv_ex", "linalg_inv"), _inverse),
     "_linalg_eigh": _eigen,
+    "addmm_": _added,  # torch's counter knows it out of place only
 }
 """Operator -> its operations, of its arguments; matrix products and convolutions are torch's."""
 

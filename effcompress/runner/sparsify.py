@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 
+from torch import Tensor
+
 from effcompress.errors import RunError
 from effcompress.estimate.feasibility import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
@@ -106,24 +108,40 @@ def _block(state: RunState, spec: SparsifySpec, layer: Layer, block: Block | Non
         if unread := layer.linears.keys() - {name for names in together for name in names}:
             raise RunError("nothing went through this layer", where=min(unread))
     for names in together:
-        moments = None
-        if block is not None:  # what these layers read, over all calibration sequences
-            dims = {name: layer.linears[name] for name in names}
-            if "gram" in spec.method.needs:
-                moments = Grams(state.module, dims, ALL_TOKENS, 1.0)
-            else:
-                moments = Squares(state.module, dims)
-            with closing(moments), moments.listening():
-                block.run()
+        dims = {name: layer.linears[name] for name in names}
+        read = dict[str, Tensor]() if block is None else _read(state, spec, dims, block)
         for name in names:
             # Stored as [I, O], a weight is worked on as [O, I].
             weight = state.module.get_parameter(name).detach()
-            weight_OI = weight.T if layer.linears[name] == 0 else weight
-            moment = moments.read(name) if moments is not None else None
-            if moments is not None and moment is None:
-                raise RunError("nothing went through this layer", where=name)
-            new_OI = sparsified(spec.method, weight_OI, moment, spec.fraction, spec.n_of_m, name)
+            weight_OI = weight.T if dims[name] == 0 else weight
+            how = spec.fraction, spec.n_of_m, name
+            new_OI = sparsified(spec.method, weight_OI, read.get(name), *how)
             weight_OI.copy_(new_OI)
             state.sparse.append(name)
             if state.recipe.train is not None:  # training must know where
                 state.zeros[name] = weight == 0
+
+
+def _read(
+    state: RunState, spec: SparsifySpec, dims: Mapping[str, int], block: Block
+) -> dict[str, Tensor]:
+    """Returns second moments of what these linear layers read, over all calibration sequences.
+    Layers that read the same tensor get the same.
+    """
+    if "gram" in spec.method.needs:
+        moments = Grams(state.module, dims, ALL_TOKENS, 1.0)
+    else:
+        moments = Squares(state.module, dims)
+    with closing(moments), moments.listening():
+        if spec.twice:
+            block.run()
+        else:  # what it puts out now is what the next block reads
+            block.advance()
+    found: dict[str, Tensor] = {}
+    for name in dims:
+        owner = moments.owner.get(name, "")
+        moment = found[owner] if owner in found else moments.read(name)
+        if moment is None:
+            raise RunError("nothing went through this layer", where=name)
+        found[name] = moment
+    return found

@@ -64,6 +64,10 @@ class Budget:
         """Returns the parameters that the next step of candidate ``k`` frees."""
         return self.step(k) * self._now.unit(k)
 
+    def touched(self, k: int) -> list[int]:
+        """Returns the candidates whose next step changes when candidate ``k`` loses units."""
+        return [k, *self._now.touched(k)]
+
     def promised(self, k: int) -> int:
         """Returns the units of candidate ``k`` that will go because their stride was begun."""
         return self._now.width(k) - self._kept.width(k) if self._now.unit(k) else 0
@@ -214,7 +218,8 @@ class Budget:
         if self._all_fit is None:
             every = range(len(self.candidates))
             self._all_fit = [k for k in every if self._reach.movable(k, kept)]
-        if all(self._reach.frees(k, kept) <= far for k in self._all_fit):
+        small = self._reach.most(kept) <= far
+        if small or all(self._reach.frees(k, kept) <= far for k in self._all_fit):
             if self._steady:
                 return list(self._all_fit)
             return [k for k in self._all_fit if self._reach.spares(k, kept)]

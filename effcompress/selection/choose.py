@@ -78,14 +78,17 @@ def choose(
     lowest = _lowest(queues, budget)
     taken = [0] * len(candidates)
     removed: dict[str, int] = {}
+    known: dict[int, float] = {}
     while due.groups is None or sum(removed.values()) < due.groups:
-        choices = _first_of_pools(budget.open(), queues, taken, budget, raw_pools)
+        choices = _first_of_pools(budget.open(), queues, taken, budget, known, raw_pools)
         if not choices or budget.satisfies(due.params):
             break
         value_K = _compare(choices, queues, taken, budget, selector, state, begun or {})
         k = choices[int(value_K.argmin())]
         taken[k] += budget.step(k)
         budget.take(k)
+        for j in budget.touched(k):
+            known.pop(j, None)
         removed[candidates[k].kind] = removed.get(candidates[k].kind, 0) + 1
     plan, raw = _taken(budget, queues, taken)
     widths = {name: budget.widths[name] * axes.living(name, budget.widths) for name in alive}
@@ -94,17 +97,25 @@ def choose(
 
 
 def _first_of_pools(
-    choices: list[int], queues: list[_Queue], taken: list[int], budget: Budget, raw: bool
+    choices: list[int],
+    queues: list[_Queue],
+    taken: list[int],
+    budget: Budget,
+    known: dict[int, float],
+    raw: bool,
 ) -> list[int]:
-    """Keeps of every pool (scope `global`) only its least salient candidate."""
-
-    def value(k: int) -> float:
-        return float(_next(queues, taken, budget, k)) / (1 if raw else budget.freed(k))
-
+    """Keeps of every pool (scope `global`) only its least salient candidate. ``known``: values of
+    earlier removals that are still true; in a pool, one removal changes one value of many.
+    """
     first: dict[str, int] = {}
     for k in choices:
-        pool = budget.candidates[k].pool or f"candidate {k}"
-        if pool not in first or value(k) < value(first[pool]):
+        if not (pool := budget.candidates[k].pool):
+            first[f"candidate {k}"] = k
+            continue
+        if k not in known:
+            freed = 1 if raw else budget.freed(k)
+            known[k] = float(_next(queues, taken, budget, k)) / freed
+        if pool not in first or known[k] < known[first[pool]]:
             first[pool] = k
     return list(first.values())
 

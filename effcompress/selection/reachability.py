@@ -46,13 +46,15 @@ class Reachability:
             if not c.floor
         }
         """Candidates that one could go down by alone -> their smallest width."""
+        self._most: int | None = None
         self._ends: dict[tuple[Any, ...], bool] = {}
         """Memo of the search: state -> whether the target can be met from there."""
 
     def leading(self, fit: list[int], sizes: Sizes) -> list[int]:
         """Returns those of ``fit`` after whose next stride the target can still be met."""
-        largest = max((self.frees(k, sizes) for k in fit), default=0)
-        near = sizes.params - self.target <= NEAR * largest
+        far = sizes.params - self.target
+        near = far <= NEAR * self.most(sizes)
+        near = near and far <= NEAR * max((self.frees(k, sizes) for k in fit), default=0)
         if len(fit) < 2 or self.all_go or (not near and self.bridged(fit, sizes)):
             return fit
         # Candidates of one cost and kind are alike where what follows does not depend on the layer,
@@ -97,6 +99,15 @@ class Reachability:
     def frees(self, k: int, sizes: Sizes) -> int:
         """Returns the parameters of the next stride of candidate ``k``."""
         return self.stride(k, sizes) * sizes.unit(k)
+
+    def most(self, sizes: Sizes) -> int:
+        """Returns what a stride frees at most, at these sizes and all below the first ones that
+        this is asked of: a unit frees less when others are gone, never more.
+        """
+        if self._most is None:
+            units = (c.multiple * sizes.unit(k) for k, c in enumerate(self.candidates))
+            self._most = max(units, default=0)
+        return self._most
 
     def _after(self, k: int, sizes: Sizes) -> Sizes:
         after = sizes.copy()
@@ -227,7 +238,7 @@ class Reachability:
         most as large as the whole tolerance interval, twice ``TOLERANCE``. Above the target all
         such strides fit, so candidates need not be asked.
         """
-        room = dict.fromkeys(self._kinds, 0)
+        room, far = dict.fromkeys(self._kinds, 0), sizes.params - self.target
         for k in some:
             if k not in self._lowest:
                 continue
@@ -235,7 +246,9 @@ class Reachability:
             small = unit * c.multiple <= self._small and width > self._lowest[k]
             if small and self.in_range(k, sizes):
                 room[c.kind] += (width - self._lowest[k]) * unit
-        return max(room.values()) >= sizes.params - self.target
+                if room[c.kind] >= far:
+                    return True
+        return max(room.values()) >= far
 
 
 def _first(likes: dict[int, tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:

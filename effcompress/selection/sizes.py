@@ -62,6 +62,10 @@ class Sizes:
         """Returns the units from the width of candidate ``k`` down to the next multiple."""
         return self.width(k) % multiple or multiple
 
+    def touched(self, k: int) -> list[int]:
+        """Returns the candidates whose units free less when candidate ``k`` loses some."""
+        return self._touched[k]
+
     def take(self, k: int, units: int) -> None:
         """Removes units from every set of candidate ``k``."""
         self.params -= units * self.unit(k)

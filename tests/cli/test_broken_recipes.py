@@ -469,6 +469,11 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         8,
         ("true_sequential", "'magnitude' looks at no inputs"),
     ),
+    "a second pass for a method that reads nothing": (
+        zeros("{method: magnitude, sparsity: 50%, compat: true}"),
+        8,
+        ("compat", "'magnitude' looks at no inputs"),
+    ),
     "rows of other fractions in a pattern": (
         zeros("{method: {name: wanda, alpha_search: true}, pattern: 2:4}"),
         8,

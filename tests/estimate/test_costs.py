@@ -66,3 +66,7 @@ def test_a_refit_holds_a_second_model_both_streams_and_one_fit(tmp_path: Path) -
     assert working(fixed) == 4 * params + streams + fit[1]
     twice = "prune.measure.refit_sequences=512"
     assert working(twice) == working() + streams
+    # What the projections of a layer read: of so little text it is less than the weights.
+    few = "prune.measure.refit_sequences=4"
+    read = 4 * 4 * length * (32 + 40)
+    assert working(few, fixed) == 4 * params + streams / 64 + read + fit[1]

@@ -164,6 +164,7 @@ def test_the_model_is_left_as_it_was() -> None:
     for name, p in module.named_parameters():
         assert torch.equal(p, before[name]) and p.grad is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    assert not any("forward" in vars(m) for m in module.modules())
     stopped = blockwise(module, pattern(module), tokens())
     next(stopped)
     stopped.close()
@@ -174,6 +175,18 @@ def test_one_sequence_and_one_layer_are_enough() -> None:
     module = model("llama", num_hidden_layers=1)
     (block,) = blockwise(module, pattern(module), tokens(1))
     assert isinstance(block, Block) and len(block.linears) == 7
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_how_layers_are_called_is_seen_without_a_pass_of_the_whole_text(isolated: bool) -> None:
+    module, ids, seen = model("llama"), tokens(4, 64), list[int]()
+    module.get_submodule("model.layers.2.mlp.down_proj").register_forward_hook(
+        lambda _m, args, _out: seen.append(args[0].shape[1])
+    )
+    positions = torch.arange(32).repeat(4, 2) if isolated else None
+    block, *_ = blockwise(module, pattern(module), ids, positions)
+    assert [n for n in seen if n < 64] == [32, 32], "a few tokens of two texts"
+    assert len(block.inputs) == 4 and seen.count(64) == 0
 
 
 def test_only_one_block_of_statistics_is_alive() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from effcompress.distributed.world import ALONE
 from effcompress.estimate.memory import _fit_bytes
+from effcompress.measure import moments
 from effcompress.measure.moments import Moments, Parts, Sums
 
 INPUTS, OUTPUTS = 6, 4
@@ -47,6 +48,18 @@ def test_all_seen_and_held_are_those_of_their_tokens(dtype: torch.dtype, toleran
     for mine, theirs in zip(found, wanted, strict=True):
         for name, value in vars(theirs).items():
             torch.testing.assert_close(vars(mine)[name], value, rtol=tolerance, atol=tolerance)
+
+
+def test_products_wait_before_they_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens come before products go into fp64, all of them count."""
+    pairs = drawn(torch.float64, 1.0)
+    for late in (1, 8, 1000):
+        monkeypatch.setattr(moments, "LATE", late)
+        parts = summed(pairs, {0, 4})
+        assert parts.seen is not None
+        for mine, wanted in ((parts.all, direct(pairs)), (parts.seen, direct(pairs[1:4]))):
+            torch.testing.assert_close(mine.gram, wanted.gram, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(mine.cross, wanted.cross, rtol=1e-12, atol=1e-12)
 
 
 def test_a_large_mean_does_not_hide_the_covariance() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -40,6 +43,23 @@ def test_nothing_is_measured_that_nobody_needs() -> None:
     model.forward = None  # a pass would fail
     found = collect(model, tokens(), ("weight",), None).rows("model.norm.weight", 0, 4)
     assert set(found) == {"weight"} and found["weight"].shape == (4,)
+
+
+def test_a_pass_for_hooks_alone_leaves_the_output_matrix_out() -> None:
+    """Next to it: the last token of every sequence is multiplied, whatever the class."""
+    model, shapes, layers = tiny(), list[tuple[int, ...]](), list[tuple[int, ...]]()
+    model.lm_head.register_forward_hook(lambda _m, _args, out: shapes.append(tuple(out.shape)))
+    model.model.layers[-1].register_forward_hook(
+        lambda _m, args, _out: layers.append(tuple(args[0].shape))
+    )
+    ids = tokens(3)
+    collect(model, ids, ("weight",), None, listening=[nullcontext()])
+    length, vocabulary = ids.shape[1], model.config.vocab_size
+    assert shapes == [(1, 1, vocabulary)] * 3
+    assert layers == [(1, length, model.config.hidden_size)] * 3
+    model.forward = lambda input_ids, use_cache: SimpleNamespace(logits=shapes.append(()))
+    collect(model, ids, ("weight",), None, listening=[nullcontext()])
+    assert shapes[3:] == [()] * 3, "a class without the argument runs, too"
 
 
 def test_training_stats_read_the_gradients_that_are_there() -> None:

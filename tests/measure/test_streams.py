@@ -14,6 +14,7 @@ from torch import Tensor
 from effcompress import load_recipe
 from effcompress.errors import RecipeError, RunError
 from effcompress.estimate.check import check
+from effcompress.measure import streams
 from effcompress.measure.moments import Moments, Parts
 from effcompress.measure.streams import follow
 from effcompress.network.pruned_model import PrunedModel
@@ -153,3 +154,61 @@ def test_an_intercept_is_not_punished() -> None:
     prior = torch.cat([weight, torch.zeros(3, 1, dtype=torch.float64)], 1)
     wanted = torch.linalg.solve(design.T @ design / n + ridge, design.T @ t / n + ridge @ prior.T).T
     torch.testing.assert_close(torch.cat([new, more[:, None]], 1), wanted)
+
+
+def test_no_part_of_a_layer_runs_twice() -> None:
+    """Of the pruned model's layers: one pass for all fits, beside one to see how a layer adds to
+    the stream, whatever is fitted in them; and what it hands on is what the layer computes.
+    """
+    small, large = made("llama", "ffn")
+    small.mask({s.name: [*range(0, s.size, 3)] for s in small.sets})
+    small.commit()
+    ids = tokens(5, seed=2)
+    runs: dict[str, int] = {}
+    for name, module in small.module.named_modules():
+        if name.endswith(("q_proj", "up_proj")):
+            runs[name] = 0
+            module.register_forward_hook(
+                lambda *_, name=name: runs.__setitem__(name, runs[name] + 1)
+            )
+
+    def change(weight: Tensor, m: Moments) -> None:
+        weight.data.copy_(least_squares(weight.detach().double(), m.gram, m.cross, damp=0.1))
+
+    found = led(small, large, ids, change)
+    # One short pass for each of two texts, and the one that shows how the first layer is made.
+    probes = {name: 2 + name.startswith("model.layers.0.") for name in runs}
+    assert runs == {name: 5 + probes[name] for name in runs}
+    # What the last layer's projection read in the fit is what it reads in the fitted model.
+    name = [name for name in found if "down_proj" in name][-1]
+    read: list[Tensor] = []
+    linear = small.module.get_submodule(name.removesuffix(".weight"))
+    linear.register_forward_pre_hook(lambda _m, args: read.append(args[0][0].double()))
+    with torch.no_grad():
+        for row in ids:
+            small.module(input_ids=row[None], use_cache=False)
+    x = torch.cat(read)
+    torch.testing.assert_close(found[name].gram, x.T @ x / len(x), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_what_is_kept_changes_nothing(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against layers that are run anew before every fit."""
+    weights: list[dict[str, Tensor]] = []
+    for kept in (True, False):
+        small, large = made(model_type, "ffn")
+        plan = {s.name: [*range(0, s.size, 3)] for s in small.sets}
+        small.mask(plan)
+        if not kept:
+            monkeypatch.setattr(streams._Again, "keeps", lambda *_: None)
+
+        def change(weight: Tensor, m: Moments) -> None:
+            turned = weight.shape != m.cross.shape or model_type == "gpt2"
+            old = (weight.T if turned else weight).detach().double()
+            new = least_squares(old, m.gram, m.cross, damp=0.1)
+            weight.data.copy_(new.T if turned else new)
+
+        led(small, large, tokens(4, seed=2), change)
+        weights.append({name: p.detach().clone() for name, p in small.parameters().items()})
+    for name, kept_p in weights[0].items():
+        torch.testing.assert_close(kept_p, weights[1][name], rtol=1e-3, atol=1e-4)

@@ -336,12 +336,17 @@ MORE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("compat", [False, True])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_the_stream_makes_the_zeros_that_full_passes_make(model_type: str) -> None:
+def test_the_stream_makes_the_zeros_that_full_passes_make(model_type: str, compat: bool) -> None:
+    """One pass reads what the dense model does; with ``compat`` every block reads what the sparse
+    ones in front of it put out.
+    """
     one, two = (tiny("gqa_tied", model_type=model_type, **MORE.get(model_type, {})) for _ in "12")
     ids = tokens(4)
-    record = made_sparse(one, ids, spec_of("wanda"))
-    wanda_by_hand(two, ids, of_layers(two, LAYERS.get(model_type, "model.layers")))
+    record = made_sparse(one, ids, spec_of("wanda", compat=compat))
+    groups = of_layers(two, LAYERS.get(model_type, "model.layers"))
+    wanda_by_hand(two, ids, groups if compat else [[name for names in groups for name in names]])
     held = dict(two.named_parameters())
     for name, p in one.named_parameters():
         assert torch.equal(p, held[name]), name
@@ -364,6 +369,30 @@ def test_true_sequential_looks_again_before_every_group(model_type: str) -> None
     held = dict(two.named_parameters())
     for name, p in one.named_parameters():
         assert torch.equal(p, held[name]), name
+
+
+@pytest.mark.parametrize(
+    ("method", "compat", "passes"),
+    [
+        ("wanda", False, 1),
+        ("wanda", True, 2),
+        ("wanda", None, 1),
+        ("sparsegpt", None, 2),
+        ("sparsegpt", False, 1),
+    ],
+)
+def test_how_often_the_text_goes_through_a_block(
+    method: str, compat: bool | None, passes: int
+) -> None:
+    """By default twice where a method updates weights by second moments."""
+    module, ids, seen = tiny(), tokens(4), [0]
+    path = "model.layers.0.mlp.down_proj"
+    module.get_submodule(path).register_forward_hook(
+        lambda _m, args, _out: seen.append(args[0].shape[0])
+    )
+    made_sparse(module, ids, spec_of(method, compat=compat))
+    short = 2  # of a few tokens, to see how layers are called
+    assert sum(seen) == passes * 4 + short
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])

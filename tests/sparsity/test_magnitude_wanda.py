@@ -7,7 +7,7 @@ import torch
 from effcompress_plugins.wanda import wanda
 from torch import tensor
 
-from effcompress.sparsity.magnitude import lowest, magnitude
+from effcompress.sparsity.magnitude import SORTED, lowest, magnitude
 from effcompress.spec import Pattern
 
 PATTERNS = (Pattern(2, 4), Pattern(4, 8))
@@ -96,6 +96,18 @@ def test_counts_are_floors_but_not_of_rounding_errors() -> None:
 
 def test_equal_scores_go_in_order() -> None:
     assert lowest(torch.ones(2, 4), 2).tolist() == [[True, True, False, False]] * 2
+
+
+@pytest.mark.parametrize("values", [4, 1 << 20])
+def test_many_scores_are_ranked_as_a_stable_sort_does(values: int) -> None:
+    """With many equal ones and with none."""
+    draw = torch.Generator().manual_seed(values)
+    score = torch.randint(values, (7, 2 * SORTED + 1), generator=draw).float()
+    for per, rows in (("row", score), ("layer", score.view(1, -1))):
+        for count in (0, 1, SORTED, score.shape[1]):
+            wanted = torch.zeros_like(rows, dtype=torch.bool)
+            wanted.scatter_(1, rows.argsort(dim=1, stable=True)[:, :count], True)
+            assert torch.equal(lowest(score, count, per), wanted.view_as(score))  # type: ignore[arg-type]
 
 
 def test_the_type_stays() -> None:
