@@ -51,6 +51,7 @@ def test_products_and_factorisations_count_as_textbooks_do() -> None:
         (lambda: torch.linalg.eigh(a), 9 * 6**3),
         # Forward, and the gradients of weight and input.
         (lambda: linear(torch.ones(7, 5, requires_grad=True)).sum().backward(), 3 * 2 * 7 * 5 * 3),
+        (lambda: torch.zeros(6, 4, dtype=a.dtype).addmm_(a, a[:, :4]), 2 * 6 * 6 * 4),
         (lambda: a + a, 0),
     ]:
         with Operations() as counted:
