@@ -77,8 +77,23 @@ class World:
         dist.all_gather(parts, own_N.contiguous())
         return torch.cat(parts)
 
-    def total(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the sums over all ranks, by name: one all-reduce for each dtype."""
+    def all_to_all(self, sent: Sequence[Tensor], received: Sequence[int]) -> list[Tensor]:
+        """Sends ``sent[r]`` to rank ``r``; returns what each rank sent here, flat. ``received[r]``
+        is its number of elements, which the caller has to know. All are of one dtype.
+        """
+        if self.size == 1:
+            return [t.reshape(-1) for t in sent]
+        flat = torch.cat([t.reshape(-1) for t in sent])
+        found = flat.new_empty(sum(received))
+        dist.all_to_all_single(found, flat, [*received], [t.numel() for t in sent])
+        return [*found.split([*received])]
+
+    def total(
+        self, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None
+    ) -> dict[str, Tensor]:
+        """Returns the sums over all ranks (or those of ``group``), by name: one all-reduce for each
+        dtype.
+        """
         if self.size == 1:
             return dict(tensors)
         found: dict[str, Tensor] = {}
@@ -86,18 +101,20 @@ class World:
         for dtype in sorted({t.dtype for t in tensors.values()}, key=str):
             named = {name: t for name, t in sorted(tensors.items()) if t.dtype == dtype}
             flat = torch.cat([t.reshape(-1) for t in named.values()])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=group)
             parts = flat.split([t.numel() for t in named.values()])
             for (name, t), part in zip(named.items(), parts, strict=True):
                 found[name] = part.view(t.shape)
         return {name: found[name] for name in tensors}
 
-    def sums(self, values: Sequence[float]) -> list[float]:
-        """Returns the sums over all ranks, in fp64."""
+    def sums(
+        self, values: Sequence[float], group: dist.ProcessGroup | None = None
+    ) -> list[float]:
+        """Returns the sums over all ranks (or those of ``group``), in fp64."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
         return total.tolist()
 
     def any(self, here: bool) -> bool:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
-from effcompress.distributed.rows import is_sharded, own, shard_like
+from effcompress.distributed.rows import in_first_replica, is_sharded, own, shard_like
 from effcompress.distributed.shards import Shards
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RecipeError
@@ -299,6 +299,7 @@ class RunState:
             return
         if for_linears(prune.repair) and anew:
             kept: Any = {"second": need_second_moments(prune.repair), "world": self.world}
+            kept["dealt"] = self.shards is not None
             sampled = how.gram_tokens, how.gram_decay
             self.grams = Grams(self.module, readers(*model), *sampled, **kept)
         if "mask_grad" in prune.saliency.needs:
@@ -337,8 +338,13 @@ class RunState:
             tensors |= {f"gates/{k}": t for k, t in self.gates.state_dict().items()}
         if self.grams is not None:
             tensors |= {f"inputs/{k}": t for k, t in self.grams.state_dict().items()}
-        rows = {name: own(t) for name, t in tensors.items() if is_sharded(t)}
-        return Saved(values, {n: t for n, t in tensors.items() if n not in rows}, rows)
+        sharded = {name for name, t in tensors.items() if is_sharded(t)}
+        mine = {name for name in sharded if in_first_replica(tensors[name])}
+        if self.grams is not None:
+            dealt = {f"inputs/{key}" for key in self.grams.dealt}
+            mine, sharded = mine | dealt, sharded | dealt
+        rows = {name: own(t) for name, t in tensors.items() if name in mine}
+        return Saved(values, {n: t for n, t in tensors.items() if n not in sharded}, rows)
 
     def _restore_selector(self, values: dict[str, Any]) -> None:
         held = values.get("selector")
@@ -393,8 +399,7 @@ class RunState:
         self.zeros = {k: t.to(self.device) for k, t in saved.part("zeros/").items()}
         self.watch()
         if self.grams is not None:
-            held = saved.part("inputs/").items()
-            self.grams.load_state_dict({k: t.to(self.device) for k, t in held})
+            self.grams.load_state_dict(saved.part("inputs/"), self.device)
         torch.set_rng_state(tensors["rng/cpu"])
         if self.device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
