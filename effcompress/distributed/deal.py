@@ -1,7 +1,14 @@
-"""Deals out what one process is enough for, without torch: ``plan`` computes the same deal."""
+"""Which process holds what, without torch, so that ``plan`` computes the same."""
 
 from collections.abc import Iterable
 from typing import final
+
+
+def shard_rows(count: int, rank: int, size: int) -> slice:
+    """Returns the rows of ``count`` that ``rank`` of ``size`` holds."""
+    each = -(-count // size)
+    start = min(rank * each, count)
+    return slice(start, min(start + each, count))
 
 
 @final

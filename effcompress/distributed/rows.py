@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeGuard, cast
 import torch
 from torch import Tensor
 
+from effcompress.distributed.deal import shard_rows
+
 if TYPE_CHECKING:  # takes a second to import, and few runs need it
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
@@ -23,13 +25,6 @@ if TYPE_CHECKING:  # takes a second to import, and few runs need it
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Returns whether the tensor's rows are sharded."""
     return hasattr(tensor, "placements")  # isinstance would import DTensor for every run
-
-
-def shard_rows(count: int, rank: int, size: int) -> slice:
-    """Returns the rows of ``count`` that ``rank`` of ``size`` holds."""
-    each = -(-count // size)
-    start = min(rank * each, count)
-    return slice(start, min(start + each, count))
 
 
 def own(tensor: Tensor) -> Tensor:

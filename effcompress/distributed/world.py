@@ -37,6 +37,8 @@ _SHORT = 1.0
 """Seconds before the others look for heartbeats: most decisions are made sooner."""
 _BEATS, _DONE, _ENDED = "effcompress/beats", "effcompress/done", "effcompress/ended"
 """Counters in the store of the process group."""
+_UNSHARDED = "_effcompress_unsharded"
+"""Attribute of an FSDP2 module that keeps whole gradients between micro-batches."""
 LAST_WORDS = 60.0
 """Seconds that the others wait at most for rank 0 to write how a run was stopped."""
 _turns = itertools.count(1)
@@ -218,11 +220,29 @@ ALONE = World()
 
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
-    """Returns a context in which DDP exchanges no gradients: all micro-batches but the last."""
+    """Returns a context for all micro-batches but the last, in which DDP exchanges no gradients.
+    FSDP2 scatters them after every micro-batch, because unsharded ones would fill the memory, unless
+    it was told not to (``keep_unsharded``); replicas of shards are summed after the last one alone.
+    """
     if isinstance(module, DistributedDataParallel):
         return cast(AbstractContextManager[None], module.no_sync())
-    # FSDP2 scatters gradients after every micro-batch: unsharded ones would fill the memory.
-    return nullcontext()
+    return _accumulating(module) if needs_all_ranks(module) else nullcontext()
+
+
+@contextmanager
+def _accumulating(module: Any) -> Iterator[None]:
+    unsharded = getattr(module, _UNSHARDED, False)
+    sync = module.set_requires_gradient_sync if unsharded else module.set_requires_all_reduce
+    sync(False)
+    try:
+        yield
+    finally:
+        sync(True)
+
+
+def keep_unsharded(module: nn.Module) -> None:
+    """Makes an FSDP2 module keep whole gradients until the last micro-batch."""
+    setattr(module, _UNSHARDED, True)
 
 
 def needs_all_ranks(module: nn.Module) -> bool:

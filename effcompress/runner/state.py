@@ -118,7 +118,9 @@ class RunState:
         self.shards: Shards | None = None
         """Set when parameters are sharded (FSDP2)."""
         if shard:
-            self.shards = Shards(self.module, self._layers, world.size, self.device)
+            how, of = recipe.distributed, (self._layers, world.size, self.device)
+            unsharded = how.accumulate == "unsharded"
+            self.shards = Shards(self.module, *of, replicas=how.replicas, unsharded=unsharded)
         if recipe.loop and recipe.loop.recompute:
             recompute_layers(self.module)
         self.parent_params = self.pruned.parent.count()
@@ -181,6 +183,8 @@ class RunState:
         """Attached in recovery; training then changes its updates alone."""
         self.objective: Objective = next_token
         self._joined: nn.Module | None = None
+        self._bf16 = False
+        """Whether that wrapper gathers layers in bfloat16."""
         self.compiled = CompiledLayers(cache_root() / "compiled")
         self.mask_scores: Scores = {}
         """Saliency of masks in the current step."""
@@ -194,9 +198,15 @@ class RunState:
     @property
     def train_module(self) -> nn.Module:
         """The module that the training step calls: the model, or its DDP or FSDP2 wrapper."""
+        return self._wrapped(bf16=self.recipe.distributed.gather == "bf16")
+
+    def _wrapped(self, *, bf16: bool) -> nn.Module:
+        if self.shards and self._joined is not None and bf16 != self._bf16:
+            self.unwrap()
         if self._joined is None:
-            joins = self.shards.wrap if self.shards else lambda: self.world.replicate(self.module)
-            self._joined = joins()
+            self._bf16 = bf16
+            shards = self.shards
+            self._joined = shards.wrap(bf16=bf16) if shards else self.world.replicate(self.module)
         return self._joined
 
     @property
@@ -207,8 +217,10 @@ class RunState:
 
     @property
     def to_call(self) -> nn.Module:
-        """The module for any other pass: the model, or its wrapper where it is sharded."""
-        return self.train_module if self.shards else self.module
+        """The module for any other pass: the model, or its wrapper where it is sharded, which then
+        gathers what the weights are, not what training rounds them to.
+        """
+        return self._wrapped(bf16=False) if self.shards else self.module
 
     def unwrap(self) -> None:
         """Drops the DDP or FSDP wrapper before shapes or trained parameters change; it is rebuilt
