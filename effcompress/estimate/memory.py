@@ -447,7 +447,12 @@ def deal_of(found: SizedModel, processes: int) -> dict[str, int]:
     """Returns the rank that holds each Gram matrix where they are dealt out, by the first weight
     that reads its input: in the order of the model's passes, at the sizes of the source.
     """
-    listed = grams_of(found.axes, found.sets, {})
+    before = found.axes.family.layer.partition("{i}")[0]
+
+    def layer(gram: Gram) -> int:
+        return int(gram.weight.removeprefix(before).partition(".")[0])
+
+    listed = sorted(grams_of(found.axes, found.sets, {}), key=layer)
     return Deal(processes).all((g.weight, FP32 * g.inputs**2) for g in listed)
 
 
