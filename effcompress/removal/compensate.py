@@ -153,7 +153,7 @@ def _repair_by_holders(
     inputs: Inputs,
 ) -> None:
     """Repairs the layers of each job where its second moment is: that process gets the weights
-    whole, fewer bytes than the matrix, and sends all others their new rows.
+    whole and sends all others their new rows, once each, whereas a matrix would go to all.
     """
     world, named = inputs.world, dict[int, list[str]]()
     for job in jobs:

@@ -52,6 +52,9 @@ def test_two_times_two_processes_do_what_one_does(tmp_path: Path) -> None:
     for name in ("four", "unsharded"):
         assert plans(tmp_path / name) == plans(tmp_path / "one"), name
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-4), name
+        lowest = [[e["saliency"] for e in events(tmp_path / n, "cut")] for n in ("one", name)]
+        for alone, shared in zip(*lowest, strict=True):
+            assert shared == pytest.approx(alone, rel=1e-2), name
         norms = [[e["grad_norm"] for e in events(tmp_path / n, "step")] for n in ("one", name)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-3)
     torch.testing.assert_close(logits(tmp_path / "one"), logits(whole), atol=1e-3, rtol=0)
@@ -74,7 +77,7 @@ def test_two_times_two_processes_do_what_one_does(tmp_path: Path) -> None:
         job = {"recipe": path, "output": tmp_path / name, "set": sets, "resume": True}
         code, said = together([job], tmp_path, processes=processes)
         assert code == 0, said
-    run(load_recipe(path, common), output=tmp_path / "by_one", resume=True)
+    run(load_recipe(path, [*common, *SHARD]), output=tmp_path / "by_one", resume=True)
     for file in ("model.safetensors", "plans.jsonl", "config.json"):
         assert (whole / file).read_bytes() == (tmp_path / "by_four" / file).read_bytes(), file
     for kind in ("step", "cut", "commit", "evaluation"):
