@@ -213,7 +213,9 @@ def launch(variant: str, rounds: int, tokens: int) -> None:
 
 def computed() -> None:
     """Tables of docs/scale.md, by the arithmetic of `effcompress plan`."""
-    print("| source | processes | states | B: Gram, replicated | dealt out | activations", end=" | ")
+    print(
+        "| source | processes | states | B: Gram, replicated | dealt out | activations", end=" | "
+    )
     print("data parallel | sharded | recomputed |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in SOURCES:
@@ -298,7 +300,9 @@ def knobs_row(name: str, processes: int, knobs: str) -> str:
         inside = message.among == shards <= 8
         near += message.sent(processes) * inside
         far += message.sent(processes) * (not inside)
-    said = ", ".join(f"`{k.removeprefix('distributed.').replace('=', ': ')}`" for k in knobs.split())
+    said = ", ".join(
+        f"`{k.removeprefix('distributed.').replace('=', ': ')}`" for k in knobs.split()
+    )
     sent = f"{near / 1e9:,.1f} | {far / 1e9:,.1f} | {near / NVLINK + far / NETWORK:.2g}"
     return f"| {name}: {said or '-'} | {processes} | {peak / 1e9:,.0f} | {sent} |"
 

@@ -732,13 +732,13 @@ class DistributedSpec:
         minimum=1,
     )
     gather: Literal["fp32", "bf16"] = key(
-        "mode: shard with precision bf16: what layers are gathered in for training. bf16 sends half "
-        "as much, and rounds what autocast leaves in fp32, too (gains of norms)",
+        "mode: shard with precision bf16: what layers are gathered in for training. bf16 sends "
+        "half as much, and rounds what autocast leaves in fp32, too (gains of norms)",
         "fp32",
     )
     accumulate: Literal["sharded", "unsharded"] = key(
-        "mode: shard with several micro-batches: sharded: gradients are reduced after each of them; "
-        "unsharded: once, after the last, for 4 bytes per parameter on each process",
+        "mode: shard with several micro-batches: sharded: gradients are reduced after each of "
+        "them; unsharded: once, after the last, for 4 bytes per parameter on each process",
         "sharded",
     )
 

@@ -43,9 +43,7 @@ def give_back(world: World, wanted: Wanted, changed: Sequence[Tensor]) -> None:
         _flat([new[_rows(t, rank)] for t, new in zip(mine, changed, strict=True)], like)
         for rank in range(world.size)
     ]
-    received = [
-        sum(own(t).numel() for t in wanted.get(rank, ())) for rank in range(world.size)
-    ]
+    received = [sum(own(t).numel() for t in wanted.get(rank, ())) for rank in range(world.size)]
     for rank, part in enumerate(world.all_to_all(sent, received)):
         here = [own(t) for t in wanted.get(rank, ())]
         for rows, new in zip(here, part.split([rows.numel() for rows in here]), strict=True):

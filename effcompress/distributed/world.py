@@ -109,9 +109,7 @@ class World:
                 found[name] = part.view(t.shape)
         return {name: found[name] for name in tensors}
 
-    def sums(
-        self, values: Sequence[float], group: dist.ProcessGroup | None = None
-    ) -> list[float]:
+    def sums(self, values: Sequence[float], group: dist.ProcessGroup | None = None) -> list[float]:
         """Returns the sums over all ranks (or those of ``group``), in fp64."""
         if self.size == 1:
             return list(values)
@@ -221,8 +219,8 @@ ALONE = World()
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
     """Returns a context for all micro-batches but the last, in which DDP exchanges no gradients.
-    FSDP2 scatters them after every micro-batch, because unsharded ones would fill the memory, unless
-    it was told not to (``keep_unsharded``); replicas of shards are summed after the last one alone.
+    FSDP2 scatters them after every micro-batch, because unsharded ones would fill the memory,
+    unless it was told not to (``keep_unsharded``); replicas are summed after the last one alone.
     """
     if isinstance(module, DistributedDataParallel):
         return cast(AbstractContextManager[None], module.no_sync())

@@ -2,9 +2,9 @@
 
 Bytes are those that one process hands to a collective; ``sent`` is what leaves it on a ring: an
 all-reduce of ``b`` bytes among ``N`` sends ``2 (N - 1) / N b``, an all-gather of ``b`` each
-``(N - 1) b``, a reduce-scatter or an all-to-all of ``b`` ``(N - 1) / N b``, and a broadcast passes on
-``b``. ``N`` are all processes or, where a sharded model has replicas, those of a replica or those
-with the same rows.
+``(N - 1) b``, a reduce-scatter or an all-to-all of ``b`` ``(N - 1) / N b``, and a broadcast passes
+on ``b``. ``N`` are all processes or, where a sharded model has replicas, those of a replica or
+those with the same rows.
 Gradients and sharded weights travel while the passes compute; the processes wait for the rest.
 ``benchmarks/scaling.py`` counts the same bytes as they go out.
 """
@@ -191,10 +191,15 @@ def _repaired(axes: AxisMap, gram: Gram) -> list[str]:
 
 
 def _lent(
-    found: SizedModel, listed: Sequence[Gram], widths: Widths, shards: int, processes: int, rank: int
+    found: SizedModel,
+    listed: Sequence[Gram],
+    widths: Widths,
+    shards: int,
+    processes: int,
+    rank: int,
 ) -> int:
-    """Returns the bytes that a rank sends for repairs: its rows to the holders of the second moments
-    in its replica, and what it has repaired to all.
+    """Returns the bytes that a rank sends for repairs: its rows to the holders of the second
+    moments in its replica, and what it has repaired to all.
     """
     axes, holders = found.axes, deal_of(found, processes)
     wide, sent = {**axes.widths, **widths}, 0

@@ -16,8 +16,8 @@ Counted are bytes that the run allocates; Python, torch and the tokenizer come o
 Saliency is computed from weights and gradients in chunks of rows, so it costs one number per
 mini-group and the index tensors. DDP holds every gradient a second time, in its buckets. Where
 parameters are sharded (FSDP2), two layers and everything outside the layers are gathered at a time,
-and on rank 0 the whole model for the export; Gram matrices of training are those of the process that
-holds the most bytes of them.
+and on rank 0 the whole model for the export; Gram matrices of training are those of the process
+that holds the most bytes of them.
 """
 
 from collections import Counter

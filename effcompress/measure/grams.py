@@ -203,14 +203,14 @@ class Grams(InputHooks):
         Dealt matrices are dealt out anew, and read where they are held.
         """
         names = list(self.params)
+        holders: dict[str, int] = {}
         if self._deal is not None:
             held = (name for name in names if f"gram/{name}" in state)
-            self._deal.all((name, 4 * self._sizes[name] ** 2) for name in held)
+            holders = self._deal.all((name, 4 * self._sizes[name] ** 2) for name in held)
         for key in state:
             kind, _, name = key.partition("/")
-            if kind == "gram" and self._deal is not None:
-                if self._deal.holder[name] != self.world.rank:
-                    continue
+            if kind == "gram" and holders.get(name, self.world.rank) != self.world.rank:
+                continue
             value = state[key] if device is None else state[key].to(device)
             if kind == "gram":
                 self.values[name] = value

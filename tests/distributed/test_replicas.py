@@ -1,4 +1,4 @@
-"""Replicas of a sharded model (HSDP), two times two processes: the same run as one process makes."""
+"""Replicas of a sharded model (HSDP), two times two processes: the run that one process makes."""
 
 from __future__ import annotations
 

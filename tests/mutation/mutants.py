@@ -690,14 +690,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "effcompress/measure/grams.py",
         "part = x_TI.float() * (tokens * self.world.size) ** -0.5",
         "part = x_TI.float() * tokens**-0.5",
-        ("tests/distributed/test_dealing.py::test_each_matrix_is_the_mean_over_all_and_has_one_holder",),
+        ("tests/distributed/test_dealing.py::test_each_matrix_is_a_mean_and_has_one_holder",),
         "a dealt Gram matrix is a sum over processes, not a mean",
     ),
     Mutant(
         "effcompress/measure/grams.py",
         "start = k * at_once[self.world.rank]",
         "start = 0",
-        ("tests/distributed/test_dealing.py::test_each_matrix_is_the_mean_over_all_and_has_one_holder",),
+        ("tests/distributed/test_dealing.py::test_each_matrix_is_a_mean_and_has_one_holder",),
         "all rows of a matrix that arrives in parts are added to the first",
     ),
     Mutant(
