@@ -80,8 +80,7 @@ class Shards:
         fp32 = MixedPrecisionPolicy()
         # The residual stream stays in fp32, as under autocast alone.
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        units = [*layers, root]
-        for unit in units:
+        for unit in (*layers, root):
             policy = half if bf16 and unit is not root else fp32
             fully_shard(unit, mesh=self._mesh, mp_policy=policy, reshard_after_forward=True)
             assert isinstance(unit, FSDPModule)
@@ -93,7 +92,8 @@ class Shards:
             _put(p, places)
         # The order of the passes is known, so the gather of a layer need not wait until the one
         # before has been started. In the backward torch does the same by itself.
-        for unit, following in itertools.pairwise([root, *layers]):
+        order: list[Any] = [root, *layers]
+        for unit, following in itertools.pairwise(order):
             unit.set_modules_to_forward_prefetch([following])
         if self._unsharded:
             keep_unsharded(root)

@@ -110,7 +110,7 @@ def test_bytes_where_parameters_are_sharded(
         said["cut"].pop("decision")
         assert "whole" not in said["cut"]
         touched, of = said["touched"], (found, prune, {}, 1)
-        cut = per_cut(*of, said["touched"], shards, processes, rank)
+        cut = per_cut(*of, touched, shards, processes, rank)
         assert said["cut"] == by_collective(cut), rank
     busiest = max(said["cut"]["all_to_all"] for said in every)
     planned = by_collective(per_cut(*of, touched, shards, processes))

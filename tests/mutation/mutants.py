@@ -1497,7 +1497,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/removal/compensate.py",
-        "inputs.silence(owner, gone)",
+        "inputs.silence(owner, read.gone)",
         "pass",
         (("tests/contract/test_compensate.py::test_what_was_read_by_inputs_that_go_is_forgotten"),),
         "what removed inputs read goes on counting in the Gram matrix",
@@ -1919,7 +1919,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/folder.py",
-        'if old.get(key, "null") != new.get(key, "null"):',
+        'if old.get(key, BEFORE.get(key, "null")) != new.get(key, "null"):',
         "if key in old and key in new and old[key] != new[key]:",
         ("tests/runner/test_record.py::test_a_key_that_came_or_went_is_another_recipe",),
         "keys that came or went do not count as a change",
