@@ -35,6 +35,12 @@ NVLINK, NETWORK, MEMORY = 450e9, 50e9, 3.35e12
 sheets.
 """
 SHARD = "distributed.mode=shard"
+KNOBS = (
+    "distributed.gather=bf16",
+    "distributed.accumulate=unsharded",
+    "distributed.replicas={}",
+    "distributed.replicas={} distributed.gather=bf16",
+)
 SOURCES = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
            "num_attention_heads": 32, "num_key_value_heads": 32},
@@ -207,9 +213,11 @@ def launch(variant: str, rounds: int, tokens: int) -> None:
 
 def computed() -> None:
     """Tables of docs/scale.md, by the arithmetic of `effcompress plan`."""
-    print("| source | processes | states | B: Gram | activations", end=" | ")
+    print(
+        "| source | processes | states | B: Gram, replicated | dealt out | activations", end=" | "
+    )
     print("data parallel | sharded | recomputed |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in SOURCES:
         for processes in (8, 64, 512):
             print(memory_row(name, processes))
@@ -220,6 +228,11 @@ def computed() -> None:
         for name in SOURCES:
             for processes in (8, 64, 512):
                 print(traffic_row(name, processes, *sets))
+    print("| source, sharded, recomputed | processes | memory | NVLink | network | seconds |")
+    print("|---|---|---|---|---|---|")
+    for name, processes in (("13B", 64), ("70B", 512)):
+        for knobs in ("", *KNOBS):
+            print(knobs_row(name, processes, knobs.format(processes // 8)))
 
 
 def sized(name: str, *more: str) -> tuple[Any, Any]:
@@ -239,13 +252,14 @@ def memory_row(name: str, processes: int) -> str:
 
     found, recipe = sized(name)
     whole = memory(found, recipe, {}, processes)
-    shards = memory(found, recipe, {}, processes, processes)
-    again = memory(found, sized(name, "train.recompute=true")[1], {}, processes, processes)
+    shards = memory(found, sized(name, SHARD)[1], {}, processes, processes)
+    recomputed = sized(name, SHARD, "train.recompute=true")[1]
+    again = memory(found, recomputed, {}, processes, processes)
     training = [max(h["backward"].total, h["update"].total) for h in (whole, shards, again)]
     length = recipe.data.sequence_length
     row = activations(found.axes, found.config, {}, length, bf16=True)
-    grams = whole["update"].grams
-    cells = [4 * 4 * found.start, grams, length * (row.layers + row.logits)]
+    grams = whole["update"].grams, shards["update"].grams
+    cells = [4 * 4 * found.start, *grams, length * (row.layers + row.logits)]
     cells += training
     said = " | ".join(f"{cell / 1e9:,.0f}" for cell in cells)
     return f"| {name} | {processes} | {said} |"
@@ -257,7 +271,7 @@ def traffic_row(name: str, processes: int, *sets: str) -> str:
     found, recipe = sized(name, *sets)
     shards = processes if sets else 1
     step_ = traffic.per_step(found, recipe, {}, processes, found.start)
-    cut = traffic.per_cut(found, recipe.prune, {}, 1, shards=shards)
+    cut = traffic.per_cut(found, recipe.prune, {}, 1, shards=shards, processes=processes)
     commit = traffic.per_commit(found, {}, shards=shards)
     sent = [sum(m.sent(processes) for m in said) for said in (step_, cut, commit)]
     cells = [f"{b / 1e9:,.1f}" for b in sent]
@@ -266,6 +280,31 @@ def traffic_row(name: str, processes: int, *sets: str) -> str:
     if processes > 8:
         cells[3] = "-"  # further than NVLink reaches
     return f"| {name} | {processes} | {' | '.join(cells)} |"
+
+
+def knobs_row(name: str, processes: int, knobs: str) -> str:
+    """A source under keys of `distributed`, up to four sequences at a time; eight GPUs are a
+    machine, within which a collective goes by NVLink.
+    """
+    from effcompress.estimate import communication as traffic
+    from effcompress.estimate.memory import memory
+
+    rows = max(1, min(4, 512 // processes))
+    more = [SHARD, "train.recompute=true", f"train.micro_batch_size={rows}", *knobs.split()]
+    found, recipe = sized(name, *more)
+    shards = recipe.distributed.shards(processes)
+    held = memory(found, recipe, {}, processes, shards)
+    peak = max(held["backward"].total, held["update"].total)
+    near, far = 0.0, 0.0
+    for message in traffic.per_step(found, recipe, {}, processes, found.start):
+        inside = message.among == shards <= 8
+        near += message.sent(processes) * inside
+        far += message.sent(processes) * (not inside)
+    said = ", ".join(
+        f"`{k.removeprefix('distributed.').replace('=', ': ')}`" for k in knobs.split()
+    )
+    sent = f"{near / 1e9:,.1f} | {far / 1e9:,.1f} | {near / NVLINK + far / NETWORK:.2g}"
+    return f"| {name}: {said or '-'} | {processes} | {peak / 1e9:,.0f} | {sent} |"
 
 
 def main() -> None:

@@ -743,6 +743,26 @@ class DistributedSpec:
         "are sharded, and a layer is gathered only while it computes (FSDP2)",
         "replicate",
     )
+    replicas: int = key(
+        "mode: shard: replicas of the sharded model (HSDP); each is sharded over the processes "
+        "divided by them, those of one machine as a rule, and gradients are summed over replicas",
+        1,
+        minimum=1,
+    )
+    gather: Literal["fp32", "bf16"] = key(
+        "mode: shard with precision bf16: what layers are gathered in for training. bf16 sends "
+        "half as much, and rounds what autocast leaves in fp32, too (gains of norms)",
+        "fp32",
+    )
+    accumulate: Literal["sharded", "unsharded"] = key(
+        "mode: shard with several micro-batches: sharded: gradients are reduced after each of "
+        "them; unsharded: once, after the last, for 4 bytes per parameter on each process",
+        "sharded",
+    )
+
+    def shards(self, processes: int) -> int:
+        """Returns over how many of ``processes`` parameters are sharded; 1 where they are not."""
+        return max(1, processes // self.replicas) if self.mode == "shard" else 1
 
 
 SEVEN = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "openbookqa", "piqa", "winogrande")

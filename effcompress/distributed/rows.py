@@ -2,18 +2,22 @@
 
 Code that changes weights uses these functions and needs no case for either. Rows are sharded as
 ``torch.chunk`` does: of ``n`` rows rank ``r`` of ``W`` holds those from ``r ceil(n / W)`` on, at
-most ``ceil(n / W)``; the last ranks may hold none.
+most ``ceil(n / W)``; the last ranks may hold none. On a mesh of replicas times shards (HSDP), each
+replica has all rows, and ``r`` of ``W`` are those of the last dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
+from effcompress.distributed.deal import shard_rows
+
 if TYPE_CHECKING:  # takes a second to import, and few runs need it
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
@@ -21,13 +25,6 @@ if TYPE_CHECKING:  # takes a second to import, and few runs need it
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Returns whether the tensor's rows are sharded."""
     return hasattr(tensor, "placements")  # isinstance would import DTensor for every run
-
-
-def shard_rows(count: int, rank: int, size: int) -> slice:
-    """Returns the rows of ``count`` that ``rank`` of ``size`` holds."""
-    each = -(-count // size)
-    start = min(rank * each, count)
-    return slice(start, min(start + each, count))
 
 
 def own(tensor: Tensor) -> Tensor:
@@ -39,8 +36,42 @@ def first_row(tensor: Tensor) -> int:
     """Returns the number of the first row that this rank holds."""
     if not is_sharded(tensor):
         return 0
-    mesh = tensor.device_mesh
-    return shard_rows(tensor.shape[0], mesh.get_local_rank(), mesh.size()).start
+    return shard_rows(tensor.shape[0], *place_on(tensor.device_mesh)).start
+
+
+def place_on(mesh: DeviceMesh) -> tuple[int, int]:
+    """Returns the number of this rank's shard, and over how many ranks rows are sharded."""
+    last = mesh.ndim - 1
+    return mesh.get_local_rank(last), mesh.size(last)
+
+
+def rows_of(tensor: DTensor, rank: int) -> slice:
+    """Returns the rows that ``rank`` holds."""
+    count = tensor.device_mesh.size(tensor.device_mesh.ndim - 1)
+    return shard_rows(tensor.shape[0], rank % count, count)
+
+
+def in_first_replica(tensor: Tensor) -> bool:
+    """Returns whether this rank's rows are those of the first replica; without replicas all are."""
+    return not is_sharded(tensor) or tensor.device_mesh.ndim == 1 or _replica(tensor) == 0
+
+
+def same_replica(tensor: DTensor, rank: int) -> bool:
+    """Returns whether ``rank`` holds rows of the same replica as this rank."""
+    count = tensor.device_mesh.size(tensor.device_mesh.ndim - 1)
+    return tensor.device_mesh.ndim == 1 or rank // count == _replica(tensor)
+
+
+def _replica(tensor: DTensor) -> int:
+    return tensor.device_mesh.get_local_rank(0)
+
+
+def shard_group(tensors: Iterable[Tensor]) -> ProcessGroup | None:
+    """Returns the ranks over which one replica's rows are sharded: sums over rows are sums over
+    them. None where that is all of them, or nothing is sharded.
+    """
+    mesh = next((t.device_mesh for t in tensors if is_sharded(t)), None)
+    return None if mesh is None or mesh.ndim == 1 else mesh.get_group(mesh.ndim - 1)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -52,7 +83,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def on_mesh(value: Tensor, mesh: DeviceMesh, device: torch.device) -> DTensor:
     """Shards a tensor that every rank holds: each copies its rows to ``device``. Sends nothing."""
-    rows = shard_rows(value.shape[0], mesh.get_local_rank(), mesh.size())
+    rows = shard_rows(value.shape[0], *place_on(mesh))
     local = value.detach()[rows].to(device, copy=True).contiguous()
     return _placed(local, value.shape, mesh)
 
@@ -114,11 +145,12 @@ def _selected(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
 
 
 def _placed(local: Tensor, shape: tuple[int, ...] | torch.Size, mesh: DeviceMesh) -> DTensor:
-    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor import DTensor, Replicate, Shard
 
     # With shape and stride given, from_local does not ask the other ranks for theirs.
     stride = torch.empty(shape, device="meta").stride()
+    places = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
     laid = DTensor.from_local(
-        local, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride
+        local, mesh, places, run_check=False, shape=torch.Size(shape), stride=stride
     )
     return cast(DTensor, laid)

@@ -9,6 +9,7 @@ objects to fresh copies. Nothing is gathered for that.
 """
 
 import copy
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, final
@@ -17,17 +18,34 @@ import torch
 from torch import nn
 
 from effcompress.distributed.rows import on_mesh, whole
+from effcompress.distributed.world import keep_unsharded
 
 
 @final
 class Shards:
     """The sharded parameters of one model. ``layers`` is the path of its list of layers."""
 
-    def __init__(self, module: nn.Module, layers: str, size: int, device: torch.device) -> None:
-        """Shards parameters in place: each rank keeps its rows, on ``device``, and all buffers."""
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: str,
+        size: int,
+        device: torch.device,
+        *,
+        replicas: int = 1,
+        unsharded: bool = False,
+    ) -> None:
+        """Shards parameters in place: each rank keeps its rows, on ``device``, and all buffers.
+        ``size``: number of ranks; with ``replicas``, each is sharded over as many neighbouring
+        ranks (HSDP). ``unsharded``: gradients stay whole between micro-batches.
+        """
         from torch.distributed.device_mesh import init_device_mesh
 
-        self._mesh = init_device_mesh(device.type, (size,))
+        self._unsharded = unsharded
+        shape, names = (size,), ("shard",)
+        if replicas > 1:
+            shape, names = (replicas, size // replicas), ("replicate", "shard")
+        self._mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
         self._module, self._layers = module, layers
         self._plain: list[nn.Module] | None = None
         """The model's own layers while the wrapped copies are in their place."""
@@ -38,13 +56,14 @@ class Shards:
             for name, buffer in [*part.named_buffers(recurse=False)]:
                 setattr(part, name, buffer.to(device))
 
-    def wrap(self) -> nn.Module:
+    def wrap(self, *, bf16: bool = False) -> nn.Module:
         """Returns an FSDP2 module to call: forward gathers one layer after the other, backward
         leaves each rank the *sum* of all gradients for its own rows. ``unwrap`` before any tensor
-        changes its shape.
+        changes its shape. ``bf16``: layers are gathered in bfloat16, for passes under autocast;
+        their gradients are reduced in fp32, and so is everything outside the layers gathered.
         """
         # Takes a second to import, and few runs need it.
-        from torch.distributed.fsdp import FSDPModule, fully_shard
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
         assert self._plain is None, "wrapped already"
         layers = self._list()
@@ -58,8 +77,12 @@ class Shards:
         for p, places in held:
             empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
             _put(nn.Parameter(empty, requires_grad=p.requires_grad), places)
+        fp32 = MixedPrecisionPolicy()
+        # The residual stream stays in fp32, as under autocast alone.
+        half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for unit in (*layers, root):
-            fully_shard(unit, mesh=self._mesh, reshard_after_forward=True)
+            policy = half if bf16 and unit is not root else fp32
+            fully_shard(unit, mesh=self._mesh, mp_policy=policy, reshard_after_forward=True)
             assert isinstance(unit, FSDPModule)
             # The default divides by the number of ranks, but losses are divided by the rows of the
             # global batch already.
@@ -67,6 +90,13 @@ class Shards:
             unit.set_gradient_divide_factor(1.0)
         for p, places in held:
             _put(p, places)
+        # The order of the passes is known, so the gather of a layer need not wait until the one
+        # before has been started. In the backward torch does the same by itself.
+        order: list[Any] = [root, *layers]
+        for unit, following in itertools.pairwise(order):
+            unit.set_modules_to_forward_prefetch([following])
+        if self._unsharded:
+            keep_unsharded(root)
         return root
 
     def unwrap(self) -> None:

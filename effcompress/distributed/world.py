@@ -37,6 +37,8 @@ _SHORT = 1.0
 """Seconds before the others look for heartbeats: most decisions are made sooner."""
 _BEATS, _DONE, _ENDED = "effcompress/beats", "effcompress/done", "effcompress/ended"
 """Counters in the store of the process group."""
+_UNSHARDED = "_effcompress_unsharded"
+"""Attribute of an FSDP2 module that keeps whole gradients between micro-batches."""
 LAST_WORDS = 60.0
 """Seconds that the others wait at most for rank 0 to write how a run was stopped."""
 _turns = itertools.count(1)
@@ -77,8 +79,23 @@ class World:
         dist.all_gather(parts, own_N.contiguous())
         return torch.cat(parts)
 
-    def total(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the sums over all ranks, by name: one all-reduce for each dtype."""
+    def all_to_all(self, sent: Sequence[Tensor], received: Sequence[int]) -> list[Tensor]:
+        """Sends ``sent[r]`` to rank ``r``; returns what each rank sent here, flat. ``received[r]``
+        is its number of elements, which the caller has to know. All are of one dtype.
+        """
+        if self.size == 1:
+            return [t.reshape(-1) for t in sent]
+        flat = torch.cat([t.reshape(-1) for t in sent])
+        found = flat.new_empty(sum(received))
+        dist.all_to_all_single(found, flat, [*received], [t.numel() for t in sent])
+        return [*found.split([*received])]
+
+    def total(
+        self, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None
+    ) -> dict[str, Tensor]:
+        """Returns the sums over all ranks (or those of ``group``), by name: one all-reduce for each
+        dtype.
+        """
         if self.size == 1:
             return dict(tensors)
         found: dict[str, Tensor] = {}
@@ -86,18 +103,18 @@ class World:
         for dtype in sorted({t.dtype for t in tensors.values()}, key=str):
             named = {name: t for name, t in sorted(tensors.items()) if t.dtype == dtype}
             flat = torch.cat([t.reshape(-1) for t in named.values()])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=group)
             parts = flat.split([t.numel() for t in named.values()])
             for (name, t), part in zip(named.items(), parts, strict=True):
                 found[name] = part.view(t.shape)
         return {name: found[name] for name in tensors}
 
-    def sums(self, values: Sequence[float]) -> list[float]:
-        """Returns the sums over all ranks, in fp64."""
+    def sums(self, values: Sequence[float], group: dist.ProcessGroup | None = None) -> list[float]:
+        """Returns the sums over all ranks (or those of ``group``), in fp64."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
         return total.tolist()
 
     def any(self, here: bool) -> bool:
@@ -201,11 +218,29 @@ ALONE = World()
 
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
-    """Returns a context in which DDP exchanges no gradients: all micro-batches but the last."""
+    """Returns a context for all micro-batches but the last, in which DDP exchanges no gradients.
+    FSDP2 scatters them after every micro-batch, because unsharded ones would fill the memory,
+    unless it was told not to (``keep_unsharded``); replicas are summed after the last one alone.
+    """
     if isinstance(module, DistributedDataParallel):
         return cast(AbstractContextManager[None], module.no_sync())
-    # FSDP2 scatters gradients after every micro-batch: unsharded ones would fill the memory.
-    return nullcontext()
+    return _accumulating(module) if needs_all_ranks(module) else nullcontext()
+
+
+@contextmanager
+def _accumulating(module: Any) -> Iterator[None]:
+    unsharded = getattr(module, _UNSHARDED, False)
+    sync = module.set_requires_gradient_sync if unsharded else module.set_requires_all_reduce
+    sync(False)
+    try:
+        yield
+    finally:
+        sync(True)
+
+
+def keep_unsharded(module: nn.Module) -> None:
+    """Makes an FSDP2 module keep whole gradients until the last micro-batch."""
+    setattr(module, _UNSHARDED, True)
 
 
 def needs_all_ranks(module: nn.Module) -> bool:

@@ -67,10 +67,13 @@ def activations(
     return Activations(kept + behind, shape.wide["vocab"] * (LOGITS + capped))
 
 
-def copied(axes: AxisMap, widths: Widths) -> int:
-    """Returns the number of weights that bf16 autocast casts and caches until the backward ends."""
+def copied(axes: AxisMap, widths: Widths, *, outside: bool = False) -> int:
+    """Returns the number of weights that bf16 autocast casts and caches until the backward ends;
+    ``outside``: only those outside the layers.
+    """
     wide = {**axes.widths, **widths}
-    return sum(axes.numel(p, wide) for p in multiplied(axes) if len(axes.shapes[p]) == 2)
+    cast = (p for p in multiplied(axes) if not (outside and axes.gates[p]))
+    return sum(axes.numel(p, wide) for p in cast if len(axes.shapes[p]) == 2)
 
 
 @dataclass(frozen=True)

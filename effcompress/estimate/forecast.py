@@ -9,7 +9,14 @@ from effcompress.answer import Answer, Table
 from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.at_sizes import points_at
 from effcompress.estimate.check import check
-from effcompress.estimate.communication import Message, per_commit, per_cut, per_step, shards_of
+from effcompress.estimate.communication import (
+    Message,
+    per_commit,
+    per_cut,
+    per_step,
+    shards_of,
+    unequal,
+)
 from effcompress.estimate.disk import stored
 from effcompress.estimate.feasibility import SizedModel, sized_model
 from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
@@ -236,6 +243,8 @@ def _costs(
                 where="--processes",
                 fix="Name a number that divides it.",
             )
+    if launch.processes > 1 and (problem := unequal(recipe.distributed, launch.processes)):
+        raise RecipeError(problem[0], where="--processes", fix=problem[1])
     shards = shards_of(recipe, launch.processes)
     phases = memory(found, recipe, timeline.points[-1].widths, launch.processes, shards)
     held = {phase: {**vars(parts), "total": parts.total} for phase, parts in phases.items()}
@@ -322,7 +331,9 @@ def _messages(
     messages = {"step": per_step(found, recipe, widths, launch.processes, count)}
     if recipe.prune is not None:
         each, wide = max(1, timeline.groups // max(1, timeline.cuts)), found.axes.widths
-        messages["cut"] = per_cut(found, recipe.prune, wide, each, shards=shards)
+        messages["cut"] = per_cut(
+            *(found, recipe.prune, wide, each), shards=shards, processes=launch.processes
+        )
         messages["commit"] = per_commit(found, wide, shards=shards)
     return messages
 

@@ -16,13 +16,15 @@ Counted are bytes that the run allocates; Python, torch and the tokenizer come o
 Saliency is computed from weights and gradients in chunks of rows, so it costs one number per
 mini-group and the index tensors. DDP holds every gradient a second time, in its buckets. Where
 parameters are sharded (FSDP2), two layers and everything outside the layers are gathered at a time,
-and on rank 0 the whole model for a checkpoint (with moments) and for the export.
+and on rank 0 the whole model for the export; Gram matrices of training are those of the process
+that holds the most bytes of them.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from effcompress.distributed.deal import Deal
 from effcompress.estimate.activations import LOGITS, Activations, activations, copied
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.flops import multiplied
@@ -163,9 +165,13 @@ class _Need:
         aside = held.total - teacher - held.buckets if self.recipe.save.background else 0.0
         return replace(held, saving=aside if training and loop else 0.0)
 
-    def _whole(self, wide: Widths) -> float:
-        """Returns the bytes that are unsharded at a time in a forward pass."""
-        return FP32 * at_once(self.found.axes, wide) if self.shards > 1 else 0.0
+    def _whole(self, wide: Widths, *, half: bool = False) -> float:
+        """Returns the bytes that are unsharded at a time in a forward pass; ``half``: layers are
+        gathered in bf16.
+        """
+        outside, layers = at_once(self.found.axes, wide)
+        each = 2 if half else FP32
+        return FP32 * outside + each * layers if self.shards > 1 else 0.0
 
     def _grams(self, wide: Widths) -> float:
         prune = self.recipe.prune
@@ -174,7 +180,33 @@ class _Need:
             return 0.0
         second = whole or need_second_moments(prune.repair)
         listed = grams_of(self.found.axes, self.found.sets, wide)
-        return sum(FP32 * (g.inputs + second * g.inputs**2) for g in listed)
+        means = sum(FP32 * g.inputs for g in listed)
+        if not (second and self._dealt):
+            return means + second * sum(FP32 * g.inputs**2 for g in listed)
+        holders, held = deal_of(self.found, self.processes), Counter[int]()
+        for g in listed:
+            held[holders[g.weight]] += FP32 * g.inputs**2
+        return means + max(held.values(), default=0)
+
+    @property
+    def _dealt(self) -> bool:
+        """Whether Gram matrices are dealt out over the processes."""
+        prune = self.recipe.prune
+        return self.shards > 1 and prune is not None and prune.measure.source == "training"
+
+    def _on_the_way(self, wide: Widths, tokens: int) -> float:
+        """Returns the bytes of sampled tokens that wait for their holders (at most those of the
+        largest matrix), and of those that arrive at one at a time.
+        """
+        prune = self.recipe.prune
+        if prune is None or not self._dealt or not need_second_moments(prune.repair):
+            return 0.0
+        inputs = [g.inputs for g in grams_of(self.found.axes, self.found.sets, wide)]
+        taken = sampled(tokens, prune.measure.gram_tokens)
+        waiting = sum(min(taken, i) * i for i in inputs)
+        largest = max((i**2 for i in inputs), default=0)
+        arriving = max((min(taken, i, max(1, i // self.processes)) * i for i in inputs), default=0)
+        return FP32 * (min(waiting, largest) + self.processes * arriving)
 
     def _saliency(self) -> float:
         """Returns the running mean, the scores of a step and of a window, the index tensors."""
@@ -197,20 +229,26 @@ class _Need:
         standing = self._standing(wide, training=True)
         gradients = FP32 * trained(self.found, self.recipe, wide) / self.shards
         brief = self.shards > 1 and loop.recompute  # resharded after each layer, casts included
-        whole = self._whole(wide)
+        how, several = self.recipe.distributed, rows < own
+        half = self.shards > 1 and how.gather == "bf16"  # no casts: what is gathered is read as is
+        casts = copied(axes, wide, outside=half)
+        whole, gathered = self._whole(wide), self._whole(wide, half=half)
+        standing = replace(standing, grams=standing.grams + self._on_the_way(wide, tokens))
+        if several and self.shards > 1 and how.accumulate == "unsharded":
+            gradients *= self.shards
         begins = replace(
             standing,
-            gradients=gradients if rows < own else 0.0,
-            copies=0.0 if brief or not bf16 else 2 * copied(axes, wide),
+            gradients=gradients if several else 0.0,
+            copies=0.0 if brief or not bf16 else 2 * casts,
             activations=tokens * (kept.layers + self._of_masks(wide, 2 if bf16 else 4)),
             logits=tokens * kept.logits,
-            gathered=whole,
+            gathered=gathered,
         )
         ends = replace(
             standing,
             gradients=gradients,
             working=self._embedding(wide, bf16, rows < own) * self.shards,
-            gathered=2 * whole,  # a gathered layer's gradients are unsharded, too
+            gathered=gathered + whole,  # a gathered layer's gradients are unsharded, too
         )
         return max(begins, ends, key=lambda held: held.total)
 
@@ -364,7 +402,7 @@ def _fit_bytes(refit: Bound, inputs: int, outputs: int) -> float:
     return 8 * ((sets + 3) * inputs**2 + (sets + 4) * inputs * outputs)
 
 
-def at_once(axes: AxisMap, widths: Widths) -> int:
+def at_once(axes: AxisMap, widths: Widths) -> tuple[int, int]:
     """Returns the elements that are unsharded at a time in a pass: everything outside the layers,
     and the two largest layers, since FSDP2 prefetches the next while one computes.
     """
@@ -373,19 +411,20 @@ def at_once(axes: AxisMap, widths: Widths) -> int:
     for param in axes.shapes:
         sizes[next(iter(axes.gates[param]), "")] += axes.numel(param, wide)
     outside = sizes.pop("", 0)
-    return outside + sum(sorted(sizes.values())[-2:])
+    return outside, sum(sorted(sizes.values())[-2:])
 
 
 @dataclass(frozen=True)
 class Gram:
     """One Gram matrix: [inputs, inputs], read by ``outputs`` rows in total. The inputs lie on
-    ``axes``; ``weight`` is the first weight that reads them.
+    ``axes``; ``weight`` is the first of the ``weights`` that read them.
     """
 
     weight: str
     axes: frozenset[str]
     inputs: int
     outputs: int
+    weights: tuple[str, ...] = ()
 
 
 def grams_of(axes: AxisMap, sets: list[GroupSet], widths: Widths) -> list[Gram]:
@@ -408,8 +447,26 @@ def grams_of(axes: AxisMap, sets: list[GroupSet], widths: Widths) -> list[Gram]:
         names = frozenset(name for s in read for name in s.names)
         key = (param.rsplit(".", 2)[0], tuple(s.names for s in read))
         gram = found.get(key, Gram(param, names, size, 0))
-        found[key] = replace(gram, outputs=gram.outputs + rows)
+        found[key] = replace(gram, outputs=gram.outputs + rows, weights=(*gram.weights, param))
     return list(found.values())
+
+
+def deal_of(found: SizedModel, processes: int) -> dict[str, int]:
+    """Returns the rank that holds each Gram matrix where they are dealt out, by the first weight
+    that reads its input: in the order of the model's passes, at the sizes of the source.
+    """
+    before = found.axes.family.layer.partition("{i}")[0]
+
+    def layer(gram: Gram) -> int:
+        return int(gram.weight.removeprefix(before).partition(".")[0])
+
+    listed = sorted(grams_of(found.axes, found.sets, {}), key=layer)
+    return Deal(processes).all((g.weight, FP32 * g.inputs**2) for g in listed)
+
+
+def sampled(tokens: int, limit: int) -> int:
+    """Returns how many of a pass's ``tokens`` a Gram matrix takes (``measure/grams.py``)."""
+    return tokens if tokens // limit <= 1 else limit
 
 
 def index_bytes(sets: list[GroupSet]) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from effcompress.distributed.rows import first_row, is_sharded, own
+from effcompress.distributed.rows import first_row, is_sharded, own, shard_group
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 from effcompress.isolation import placed
@@ -48,7 +48,8 @@ class TrainingStats:
     def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Adds up the sums over the rows of all processes."""
         shared = any(is_sharded(p) for p in self._params.values())
-        return self._world.total(sums) if shared else dict(sums)
+        group = shard_group(self._params.values())
+        return self._world.total(sums, group) if shared else dict(sums)
 
     def rows(self, param: str, start: int, stop: int) -> dict[str, Tensor]:
         """Returns the inputs for rows ``start:stop``, each ``[stop - start, ...]``."""

@@ -511,7 +511,17 @@ def _tasks(recipe: Recipe, _: Document) -> Rows:
 
 def _sharded(recipe: Recipe, _: Document) -> Rows:
     """What needs the whole model in one process is not available under FSDP2."""
-    if recipe.distributed.mode != "shard":
+    how, loop = recipe.distributed, recipe.loop
+    half = how.gather == "bf16" and loop is not None and loop.precision != "bf16"
+    what = "distributed.gather bf16: layers compute in fp32 here, and would compute in bf16"
+    section = "train" if recipe.recover is None else "recover"
+    fix = f"Write `precision: bf16` under {section}, or `gather: fp32`."
+    yield Row(half, ("distributed", "gather"), what, fix)
+    if how.mode != "shard":
+        knobs = {"replicas": 1, "gather": "fp32", "accumulate": "sharded"}
+        for name in (name for name, usual in knobs.items() if getattr(how, name) != usual):
+            what = f"distributed.{name} is a knob of mode: shard"
+            yield Row(True, ("distributed", name), what, f"Write `mode: shard`, or drop {name}.")
         return
     shard, whole = "distributed.mode shard:", "needs the whole model in each process"
     prune, method = recipe.prune, recipe.recover.method if recipe.recover else "full"

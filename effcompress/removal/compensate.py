@@ -7,14 +7,16 @@ rows do not interact in this error.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.lend import give_back, lend
 from effcompress.distributed.rows import whole, write_back
+from effcompress.distributed.world import World
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
@@ -26,11 +28,17 @@ class Inputs(Protocol):
     """First and second moments of what linear layers read (implemented by ``measure/grams.py``).
 
     ``params``: weight -> its input dimension. ``owner``: weight -> the weight under which the
-    statistics of a shared input are kept.
+    statistics of a shared input are kept. ``holder``: the one process of ``world`` that has the
+    second moment, where they are dealt out.
     """
 
     params: dict[str, int]
     owner: dict[str, str]
+
+    @property
+    def world(self) -> World: ...
+
+    def holder(self, param: str) -> int | None: ...
 
     def read(self, param: str) -> Tensor | None: ...
 
@@ -55,6 +63,8 @@ def compensate(
     repairs: Sequence[Bound],
 ) -> None:
     """Updates every linear layer that is about to lose inputs by this plan; removes nothing yet.
+    Where second moments are dealt out, each layer is updated by the process that has its own, and
+    several are at the same time.
 
     Raises PluginError when a repair returns another shape.
     """
@@ -64,13 +74,44 @@ def compensate(
     for param, gone in _gone(plan, sets, ledger, inputs.params).items():
         key = (inputs.owner.get(param, param), tuple(gone))
         together[key].append(param)
-    for (owner, positions), names in together.items():
-        gone = torch.tensor(positions)
-        read = _Read(inputs.read(owner), inputs.mean(owner), gone)
-        if read.mean_I is not None and (asked := for_linears(repairs)):
-            _repair_all(asked, names, params, inputs.params, read)
+    asked = for_linears(repairs)
+    for turn in _in_turns(together, inputs):
+        reads = [
+            _Read(inputs.read(owner), inputs.mean(owner), torch.tensor(gone))
+            for (owner, gone), _ in turn
+        ]
+        jobs = [
+            _Job(inputs.holder(owner), names, read)
+            for ((owner, _), names), read in zip(turn, reads, strict=True)
+            if asked and read.mean_I is not None
+        ]
+        if jobs and jobs[0].holder is not None:
+            _repair_by_holders(asked, jobs, params, inputs)
+        else:
+            for job in jobs:
+                _repair_all(asked, job.names, params, inputs.params, job.read)
         # From now on these inputs are zero; the statistics must not pair them with later ones.
-        inputs.silence(owner, gone)
+        for ((owner, _), _), read in zip(turn, reads, strict=True):
+            inputs.silence(owner, read.gone)
+
+
+_Together = tuple[tuple[str, tuple[int, ...]], list[str]]
+"""The weight under which an input is kept and the positions that go, and the layers that lose
+them.
+"""
+
+
+def _in_turns(
+    together: Mapping[tuple[str, tuple[int, ...]], list[str]], inputs: Inputs
+) -> Iterator[list[_Together]]:
+    """Yields what is repaired at the same time: one input of every holder, else one alone."""
+    queues: dict[int | None, list[_Together]] = defaultdict(list)
+    for item in together.items():
+        queues[inputs.holder(item[0][0])].append(item)
+    for alone in queues.pop(None, []):
+        yield [alone]
+    for turn in range(max(map(len, queues.values()), default=0)):
+        yield [queue[turn] for _, queue in sorted(queues.items()) if turn < len(queue)]
 
 
 def _gone(
@@ -94,6 +135,43 @@ class _Read:
     gram_II: Tensor | None
     mean_I: Tensor | None
     gone: Tensor
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The layers that read one input, and the rank that has its second moment (None: all)."""
+
+    holder: int | None
+    names: Sequence[str]
+    read: _Read
+
+
+def _repair_by_holders(
+    repairs: Sequence[Bound],
+    jobs: Sequence[_Job],
+    params: Mapping[str, nn.Parameter],
+    inputs: Inputs,
+) -> None:
+    """Repairs the layers of each job where its second moment is: that process gets the weights
+    whole and sends all others their new rows, once each, whereas a matrix would go to all.
+    """
+    world, named = inputs.world, dict[int, list[str]]()
+    for job in jobs:
+        assert job.holder is not None
+        biases = [name.removesuffix("weight") + "bias" for name in job.names]
+        named[job.holder] = [*job.names, *(name for name in biases if name in params)]
+    wanted = {rank: [params[n].detach() for n in names] for rank, names in named.items()}
+    lent = lend(world, wanted)
+    here = zip(named.get(world.rank, ()), map(nn.Parameter, lent), strict=True)
+    changed = {**params, **dict(here)}  # written to in place
+    mine = [job for job in jobs if job.holder == world.rank]
+
+    def solve() -> None:
+        for job in mine:
+            _repair_all(repairs, job.names, changed, inputs.params, job.read)
+
+    world.each(solve)  # an error of one is raised by all
+    give_back(world, wanted, lent)
 
 
 def _repair_all(

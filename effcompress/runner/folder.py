@@ -143,7 +143,10 @@ def _elsewhere(folder: Path) -> str:
 
 _LOOPS = ("train", "recover")
 HOW = {f"{loop}.{key}" for loop in _LOOPS for key in ("recompute", "compile")} | {"save.background"}
+HOW |= {"distributed.replicas", "distributed.accumulate"}
 """Keys that may change between start and ``--resume``: they do not change the result."""
+BEFORE = {"distributed.gather": "fp32"}
+"""Key -> the value of what versions without it did, where that is not null."""
 MOVED = {"prune.reduce.members": "prune.reduce.members.name"}
 """Key in resolved recipes of older versions -> the same key now."""
 
@@ -171,10 +174,10 @@ def same_recipe(loaded: LoadedRecipe, folder: Path) -> None:
 
 def require_equal(old: Mapping[str, str], new: Mapping[str, str], folder: Path) -> None:
     """Raises RecipeError with the first key whose values differ. A key that the version which began
-    the run did not have is null there.
+    the run did not have is null there, or as ``BEFORE`` says.
     """
     for key in [*old, *new]:
-        if old.get(key, "null") != new.get(key, "null"):
+        if old.get(key, BEFORE.get(key, "null")) != new.get(key, "null"):
             raise RecipeError(
                 f"the recipe changed since this run began: {key} was {old.get(key, 'absent')}, is "
                 f"{new.get(key, 'absent')}",

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from effcompress import data
 from effcompress.errors import RecipeError, RunError, SourceError
 from effcompress.estimate.check import CheckResult, check
+from effcompress.estimate.communication import unequal
 from effcompress.estimate.exports import require_taken
 from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.schedule import loops_of
@@ -97,6 +98,7 @@ def _machine(loaded: LoadedRecipe) -> Iterator[str]:
     """Checks packages, processes and compiler; yields a line for each that the recipe needs."""
     recipe, section = loaded.recipe, "recover" if loaded.recipe.recover is not None else "train"
     size = launched().size
+    _require_equal_shards(loaded, size)
     require_packages(loaded)
     if recipe.track is not None:
         yield f"trackers are installed: {', '.join(recipe.track.to)}"
@@ -194,6 +196,17 @@ def _require_equal_batches(loop: LoopSpec, section: str, size: int) -> None:
             "them cannot share it equally",
             fix=f"Write {section}.batch_size: {-(-loop.batch_size // size) * size}.",
         )
+
+
+def _require_equal_shards(loaded: LoadedRecipe, size: int) -> None:
+    """Replicas of a sharded model have equally many processes, at least two. One process alone
+    shards nothing.
+    """
+    how = loaded.recipe.distributed
+    if size > 1 and (problem := unequal(how, size)) is not None:
+        what, fix = problem
+        where = loaded.origins.get("distributed.replicas")
+        raise RecipeError(f"distributed.replicas: {what}", where=where, fix=fix)
 
 
 def _require_compiler(section: str) -> None:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
-from effcompress.distributed.rows import is_sharded, own, shard_like
+from effcompress.distributed.rows import in_first_replica, is_sharded, own, shard_like
 from effcompress.distributed.shards import Shards
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RecipeError
@@ -120,7 +120,9 @@ class RunState:
         self.shards: Shards | None = None
         """Set when parameters are sharded (FSDP2)."""
         if shard:
-            self.shards = Shards(self.module, self._layers, world.size, self.device)
+            how, of = recipe.distributed, (self._layers, world.size, self.device)
+            unsharded = how.accumulate == "unsharded"
+            self.shards = Shards(self.module, *of, replicas=how.replicas, unsharded=unsharded)
         if recipe.loop and recipe.loop.recompute:
             recompute_layers(self.module)
         self.parent_params = self.pruned.parent.count()
@@ -185,6 +187,8 @@ class RunState:
         """Attached in recovery; training then changes its updates alone."""
         self.objective: Objective = next_token
         self._joined: nn.Module | None = None
+        self._bf16 = False
+        """Whether that wrapper gathers layers in bfloat16."""
         self.compiled = CompiledLayers(cache_root() / "compiled")
         self.mask_scores: Scores = {}
         """Saliency of masks in the current step."""
@@ -198,9 +202,15 @@ class RunState:
     @property
     def train_module(self) -> nn.Module:
         """The module that the training step calls: the model, or its DDP or FSDP2 wrapper."""
+        return self._wrapped(bf16=self.recipe.distributed.gather == "bf16")
+
+    def _wrapped(self, *, bf16: bool) -> nn.Module:
+        if self.shards and self._joined is not None and bf16 != self._bf16:
+            self.unwrap()
         if self._joined is None:
-            joins = self.shards.wrap if self.shards else lambda: self.world.replicate(self.module)
-            self._joined = joins()
+            self._bf16 = bf16
+            shards = self.shards
+            self._joined = shards.wrap(bf16=bf16) if shards else self.world.replicate(self.module)
         return self._joined
 
     @property
@@ -211,8 +221,10 @@ class RunState:
 
     @property
     def to_call(self) -> nn.Module:
-        """The module for any other pass: the model, or its wrapper where it is sharded."""
-        return self.train_module if self.shards else self.module
+        """The module for any other pass: the model, or its wrapper where it is sharded, which then
+        gathers what the weights are, not what training rounds them to.
+        """
+        return self._wrapped(bf16=False) if self.shards else self.module
 
     def unwrap(self) -> None:
         """Drops the DDP or FSDP wrapper before shapes or trained parameters change; it is rebuilt
@@ -303,6 +315,7 @@ class RunState:
             return
         if for_linears(prune.repair) and anew:
             kept: Any = {"second": need_second_moments(prune.repair), "world": self.world}
+            kept["dealt"] = self.shards is not None
             sampled = how.gram_tokens, how.gram_decay
             self.grams = Grams(self.module, readers(*model), *sampled, **kept)
         if "mask_grad" in prune.saliency.needs:
@@ -341,8 +354,13 @@ class RunState:
             tensors |= {f"gates/{k}": t for k, t in self.gates.state_dict().items()}
         if self.grams is not None:
             tensors |= {f"inputs/{k}": t for k, t in self.grams.state_dict().items()}
-        rows = {name: own(t) for name, t in tensors.items() if is_sharded(t)}
-        return Saved(values, {n: t for n, t in tensors.items() if n not in rows}, rows)
+        sharded = {name for name, t in tensors.items() if is_sharded(t)}
+        mine = {name for name in sharded if in_first_replica(tensors[name])}
+        if self.grams is not None:
+            dealt = {f"inputs/{key}" for key in self.grams.dealt}
+            mine, sharded = mine | dealt, sharded | dealt
+        rows = {name: own(t) for name, t in tensors.items() if name in mine}
+        return Saved(values, {n: t for n, t in tensors.items() if n not in sharded}, rows)
 
     def _restore_selector(self, values: dict[str, Any]) -> None:
         held = values.get("selector")
@@ -397,8 +415,7 @@ class RunState:
         self.zeros = {k: t.to(self.device) for k, t in saved.part("zeros/").items()}
         self.watch()
         if self.grams is not None:
-            held = saved.part("inputs/").items()
-            self.grams.load_state_dict({k: t.to(self.device) for k, t in held})
+            self.grams.load_state_dict(saved.part("inputs/"), self.device)
         torch.set_rng_state(tensors["rng/cpu"])
         if self.device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)

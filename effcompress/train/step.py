@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from effcompress.distributed.rows import is_sharded, own
+from effcompress.distributed.rows import is_sharded, own, shard_group
 from effcompress.distributed.world import ALONE, World, needs_all_ranks, unsynchronised
 from effcompress.errors import NotFinite
 from effcompress.spec import LearningRateSpec, LoopSpec
@@ -95,7 +95,9 @@ def update(
     sharded = any(is_sharded(p) for p in parameters)
     grads = [own(p.grad) for p in parameters if p.grad is not None]
     norm_0 = nn.utils.get_total_norm(grads)
-    norm = world.sums([float(norm_0) ** 2])[0] ** 0.5 if sharded else float(norm_0)
+    norm = float(norm_0)
+    if sharded:
+        norm = world.sums([norm**2], shard_group(parameters))[0] ** 0.5
     # Before clipping: a factor of nan would spread to every gradient and hide where it came from.
     if not math.isfinite(norm):
         bad = [

@@ -680,6 +680,31 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         ("recover.distill", "method: distill"),
     ),
     # sharded
+    "no replica": (
+        RECIPE + "distributed: {mode: shard, replicas: 0}\n",
+        19,
+        ("distributed.replicas", "at least 1"),
+    ),
+    "replicas of replicas": (
+        RECIPE + "distributed: {replicas: 2}\n",
+        19,
+        ("distributed.replicas is a knob of mode: shard", "Write `mode: shard`"),
+    ),
+    "unsharded replicas": (
+        RECIPE + "distributed: {accumulate: unsharded}\n",
+        19,
+        ("distributed.accumulate is a knob of mode: shard", "drop accumulate"),
+    ),
+    "bf16 sent, fp32 computed": (
+        RECIPE + "distributed: {mode: shard, gather: bf16}\n",
+        19,
+        ("distributed.gather bf16: layers compute in fp32", "precision: bf16"),
+    ),
+    "gathers of another precision": (
+        RECIPE + "distributed: {mode: shard, gather: bf61}\n",
+        19,
+        ("distributed.gather", "bf16"),
+    ),
     "sharded zeros": (
         zeros("{method: wanda, sparsity: 50%}") + SHARD,
         8,

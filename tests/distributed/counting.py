@@ -1,8 +1,8 @@
 """One of several processes (`tests.warm.together`): counts the bytes of a step, of a cut and of
 joining again, and writes ``output.json``.
 
-``output.json``: what -> kind of collective -> bytes that the main process handed to it; ``touched``
-and ``groups`` of the cut, bytes of the model's buffers.
+``output.json``: for each process what -> kind of collective -> bytes that it handed to it;
+``touched`` and ``groups`` of the cut, bytes of the model's buffers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def handed(_: Any = None, given: Any = None, **how: Any) -> list[Any]:
     return [how["input"] if given is None else given]
 
 
-def main(path: Path, output: Path) -> None:
+def main(path: Path, output: Path, sets: Sequence[str] = ()) -> None:
     dist.all_reduce = counts("all_reduce", dist.all_reduce, lambda t, *_, **how: [t])
     dist.all_gather = counts("all_gather", dist.all_gather, lambda _, t, *rest, **how: [t])
     for name in ("all_gather", "reduce_scatter"):
@@ -60,10 +60,12 @@ def main(path: Path, output: Path) -> None:
         setattr(dist, used, counts(name, getattr(dist, used), handed))
     full = counts("all_gather", DTensor.full_tensor, lambda t, **how: [t.to_local()])
     DTensor.full_tensor = lambda t, **how: gathered(full(t, **how))
+    to_all = counts("all_to_all", dist.all_to_all_single, lambda _, t, *rest, **how: [t])
+    dist.all_to_all_single = to_all
     c10d.broadcast = counts("decision", c10d.broadcast, lambda t, *_, **how: [t])
     coalesced = dist._broadcast_coalesced
     dist._broadcast_coalesced = counts("broadcast", coalesced, lambda _, ts, *rest, **how: ts)
-    recipe = load_recipe(path).recipe
+    recipe = load_recipe(path, sets).recipe
     with joined() as world:
         log = Log(path.parent, view=NoView(), keep=world.main)
         model, _ = load_source(recipe, log, {}, offline=True)
@@ -108,5 +110,6 @@ def main(path: Path, output: Path) -> None:
                 said["whole model"] = dict(here)
         said["params"] = sum(p.numel() for p in state.module.parameters())
         log.close()
+        every = world.each(lambda: said)
         if world.main:
-            output.write_text(json.dumps(said))
+            output.write_text(json.dumps(every))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from effcompress.estimate.communication import (
     shard_elements,
 )
 from effcompress.estimate.feasibility import sized_model
+from effcompress.recipe import LoadedRecipe
 from tests import warm
 from tests.distributed import counting
 from tests.runner.toys import recipe
@@ -37,18 +39,21 @@ def by_collective(said: list[Message]) -> dict[str, int]:
     return found
 
 
-def counted(tmp_path: Path, criterion: str, space: str, more: str = "") -> tuple[Path, dict]:
-    """The recipe, and what ``counting.py`` said."""
-    path = recipe(tmp_path, more, criterion=criterion)
+def counted(
+    tmp_path: Path, criterion: str, space: str, sets: Sequence[str] = (), processes: int = 2
+) -> tuple[LoadedRecipe, list[dict]]:
+    """The recipe, and what ``counting.py`` said of every process."""
+    path = recipe(tmp_path, criterion=criterion)
     text = path.read_text()
     start = text.index("  space: ")
     space_line = text[start : text.index("\n", start)]
     text = text.replace(space_line, f"  space: {space}\n  repair: [norm_gain, obs_update]")
     path.write_text(text.replace("commit_every: 5", "commit_every: 1000"))
     output = tmp_path / "said.json"
-    code, said = warm.together(counting.main, path, output, folder=tmp_path)
+    how = {"folder": tmp_path, "processes": processes}
+    code, said = warm.together(counting.main, path, output, sets, **how)
     assert code == 0, said
-    return path, json.loads(output.read_text())
+    return load_recipe(path, sets), json.loads(output.read_text())
 
 
 @pytest.mark.parametrize(
@@ -56,8 +61,7 @@ def counted(tmp_path: Path, criterion: str, space: str, more: str = "") -> tuple
     [("taylor", WIDE), ("mask_fisher", WIDE.replace(", hidden", ""))],
 )
 def test_bytes_of_a_step_a_cut_and_a_commit(tmp_path: Path, criterion: str, space: str) -> None:
-    path, said = counted(tmp_path, criterion, space)
-    loaded = load_recipe(path)
+    loaded, (said, _) = counted(tmp_path, criterion, space)
     found, prune = sized_model(loaded), loaded.recipe.prune
     assert found is not None and prune is not None
     assert said["step"] == by_collective(per_step(found, loaded.recipe, {}, 2, found.start))
@@ -73,25 +77,50 @@ def test_bytes_of_a_step_a_cut_and_a_commit(tmp_path: Path, criterion: str, spac
     assert [m.bytes for m in per_commit(found, {})] == [4 * found.start]
 
 
-def test_bytes_where_parameters_are_shared_out(tmp_path: Path) -> None:
-    path, said = counted(tmp_path, "taylor", WIDE, "distributed: {mode: shard}\n")
-    loaded = load_recipe(path)
+SHARD = ["distributed.mode=shard"]
+PASSES = [*SHARD, "train.batch_size=8", "train.micro_batch_size=1"]
+HALF = [*PASSES, "train.precision=bf16", "distributed.gather=bf16"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "processes"),
+    [
+        (SHARD, 2),
+        ([*PASSES, "prune.measure.gram_tokens=9", "train.recompute=true"], 2),
+        ([*HALF, "distributed.accumulate=unsharded"], 2),
+        ([*PASSES, "distributed.replicas=2", "prune.measure.gram_tokens=9"], 4),
+        ([*HALF, "distributed.replicas=2", "distributed.accumulate=unsharded"], 4),
+    ],
+    ids=["plain", "passes", "bf16", "replicas", "all"],
+)
+def test_bytes_where_parameters_are_sharded(
+    tmp_path: Path, sets: list[str], processes: int
+) -> None:
+    loaded, every = counted(tmp_path, "taylor", WIDE, sets, processes)
     found, prune = sized_model(loaded), loaded.recipe.prune
     assert found is not None and prune is not None
-    assert said["shared"]
+    shards = loaded.recipe.distributed.shards(processes)
     largest = 4 * max(found.axes.numel(p, found.axes.widths) for p in found.axes.shapes)
-    assert {*said["checkpoint"]} <= {"all_reduce"}  # what layers read, never a weight
-    assert said["whole model"]["whole"] >= largest  # the counter can tell
-    assert said["params"] / 2 <= said["own"] < said["params"] * 0.51
-    assert said["step"] == by_collective(per_step(found, loaded.recipe, {}, 2, found.start))
-    said["cut"].pop("decision")
-    assert 0 < said["cut"].pop("whole") <= largest
-    touched = said["touched"]
-    assert said["cut"] == by_collective(per_cut(found, prune, {}, 1, touched, shards=2))
-    before = shard_elements(found.axes, {}, 2)
-    rows = shard_elements(found.axes, {}, 2, losing(found, touched, 0))
+    step = by_collective(per_step(found, loaded.recipe, {}, processes, found.start))
+    for rank, said in enumerate(every):
+        assert said["shared"]
+        assert {*said["checkpoint"]} <= {"all_reduce"}  # means of inputs, no weight and no matrix
+        assert said["whole model"]["whole"] >= largest  # the counter can tell
+        assert said["step"] == step
+        said["cut"].pop("decision")
+        assert "whole" not in said["cut"]
+        touched, of = said["touched"], (found, prune, {}, 1)
+        cut = per_cut(*of, touched, shards, processes, rank)
+        assert said["cut"] == by_collective(cut), rank
+    busiest = max(said["cut"]["all_to_all"] for said in every)
+    planned = by_collective(per_cut(*of, touched, shards, processes))
+    assert planned["all_to_all"] == busiest
+    said = every[0]
+    assert said["params"] / shards <= said["own"] < said["params"] / shards * 1.02
+    before = shard_elements(found.axes, {}, shards)
+    rows = shard_elements(found.axes, {}, shards, losing(found, touched, 0))
     proof = before + said["own"]  # as it was before, and as it is then
-    assert said["surgery"].pop("whole") <= largest  # nobody ever holds more than one weight
+    assert said["surgery"].pop("whole") <= largest  # no process ever holds more than one weight
     assert said["surgery"] == {"all_gather": 4 * (3 * rows + proof)}
-    planned = by_collective(per_commit(found, {}, touched, shards=2))["all_gather"]
+    planned = by_collective(per_commit(found, {}, touched, shards=shards))["all_gather"]
     assert planned == 4 * (3 * rows + 2 * before)

@@ -171,6 +171,9 @@ def test_a_key_that_came_or_went_is_another_recipe(tmp_path: Path) -> None:
 
 def test_a_key_that_an_earlier_version_did_not_have_is_null_there(tmp_path: Path) -> None:
     require_equal({"a": "1"}, {"a": "1", "b": "null"}, tmp_path)
+    require_equal({"a": "1"}, {"a": "1", "distributed.gather": "fp32"}, tmp_path)
+    with pytest.raises(RecipeError, match=r"distributed\.gather was absent, is bf16"):
+        require_equal({"a": "1"}, {"a": "1", "distributed.gather": "bf16"}, tmp_path)
     with pytest.raises(RecipeError, match="b was 'null'"):
         require_equal({"b": "'null'"}, {"b": "null"}, tmp_path)
 
