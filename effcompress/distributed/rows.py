@@ -57,6 +57,11 @@ def on_mesh(value: Tensor, mesh: DeviceMesh, device: torch.device) -> DTensor:
     return _placed(local, value.shape, mesh)
 
 
+def from_rows(rows: Tensor, count: int, mesh: DeviceMesh, device: torch.device) -> DTensor:
+    """Makes a sharded tensor of ``count`` rows, of which each rank gives its own. Sends nothing."""
+    return _placed(rows.to(device), (count, *rows.shape[1:]), mesh)
+
+
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
     """Returns ``value``, which every rank holds whole, sharded as ``like`` is. Sends nothing."""
     return on_mesh(value, like.device_mesh, like.device) if is_sharded(like) else value
