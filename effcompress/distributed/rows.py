@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 if TYPE_CHECKING:  # takes a second to import, and few runs need it
@@ -48,6 +49,26 @@ def whole(tensor: Tensor) -> Tensor:
     if not is_sharded(tensor):
         return tensor
     return cast("DTensor", tensor.detach()).full_tensor()
+
+
+def gathered_on(tensor: Tensor, rank: int) -> Tensor | None:
+    """Returns all rows on ``rank`` and None on the others, which send theirs; every rank must
+    enter. A tensor that is not sharded is returned on all.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    mesh, here, count = tensor.device_mesh, tensor.detach().to_local(), tensor.shape[0]
+    each = -(-count // mesh.size())
+    if here.shape[0] < each:  # all send as many
+        short = here.new_zeros((each, *here.shape[1:]))
+        short[: here.shape[0]] = here
+        here = short
+    if mesh.get_local_rank() != rank:
+        dist.gather(here.contiguous(), dst=rank, group=mesh.get_group())
+        return None
+    whole = here.new_empty((each * mesh.size(), *here.shape[1:]))
+    dist.gather(here.contiguous(), [*whole.split(each)], dst=rank, group=mesh.get_group())
+    return whole[:count]
 
 
 def on_mesh(value: Tensor, mesh: DeviceMesh, device: torch.device) -> DTensor:

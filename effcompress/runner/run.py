@@ -234,10 +234,14 @@ def _finish(state: RunState, log: Log, *, offline: bool, started: float) -> Repo
     ids_BT = state.corpus.calibration(2, recipe.seed)[:, :length]
     made = state.pruned, state.tokenizer, recipe.export.form
     whole = whole_of(recipe)
-    with state.gathered():
+    if state.shards is None:
         world.agree(lambda: export_and_prove(*made, ids_BT, folder, log, whole))
-        if (dtype := recipe.export.gguf) is not None:
-            file = folder / f"{recipe.name}.gguf"
+    else:  # written by all ranks, and gathered nowhere
+        state.unwrap()
+        export_and_prove(*made, ids_BT, folder, log, whole, state.to_call, world)
+    if (dtype := recipe.export.gguf) is not None:
+        file = folder / f"{recipe.name}.gguf"
+        with state.gathered():
             world.agree(lambda: gguf.add(*made[:2], file, dtype, log))
     log.phase("evaluating the pruned model")
     after = evaluated(state, log, when="after", offline=offline)
