@@ -58,17 +58,20 @@ def gathered_on(tensor: Tensor, rank: int) -> Tensor | None:
     if not is_sharded(tensor):
         return tensor
     mesh, here, count = tensor.device_mesh, tensor.detach().to_local(), tensor.shape[0]
-    each = -(-count // mesh.size())
-    if here.shape[0] < each:  # all send as many
-        short = here.new_zeros((each, *here.shape[1:]))
-        short[: here.shape[0]] = here
-        here = short
-    if mesh.get_local_rank() != rank:
-        dist.gather(here.contiguous(), dst=rank, group=mesh.get_group())
+    me, group = mesh.get_local_rank(), mesh.get_group()
+    # Not by `gather`, whose gloo version holds everything a second time.
+    if me != rank:
+        if len(here):
+            dist.send(here.contiguous(), group=group, group_dst=rank)
         return None
-    whole = here.new_empty((each * mesh.size(), *here.shape[1:]))
-    dist.gather(here.contiguous(), [*whole.split(each)], dst=rank, group=mesh.get_group())
-    return whole[:count]
+    whole = here.new_empty((count, *here.shape[1:]))
+    for other in range(mesh.size()):
+        rows = whole[shard_rows(count, other, mesh.size())]
+        if other == me:
+            rows.copy_(here)
+        elif len(rows):
+            dist.recv(rows, group=group, group_src=other)
+    return whole
 
 
 def on_mesh(value: Tensor, mesh: DeviceMesh, device: torch.device) -> DTensor:
