@@ -121,7 +121,7 @@ def test_every_process_writes_whole_tensors(tmp_path: Path) -> None:
         together(jobs[n], tmp_path, n)
         for form in FORMS:
             one, several = (tmp_path / f"{k}-{form}" for k in (1, n))
-            assert [f.name for f in (one / "out").glob("model*")] == ["model.safetensors"]
+            assert [f.name for f in (one / "out").glob("model*.safetensors")] == ["model.safetensors"]
             index = json.loads((several / "out/model.safetensors.index.json").read_text())
             files = sorted(f.name for f in (several / "out").glob("model-*.safetensors"))
             assert files == sorted({*index["weight_map"].values()}) and len(files) >= n
