@@ -97,17 +97,16 @@ def told(name: str, look: Callable[[], dict[str, Tensor]]) -> None:
     """Prints what reading gives: the values of the first checkpoint, of the second, or others."""
     try:
         found = look()
-    except BaseException as error:  # of torch it is no Exception
+    except BaseException as error:  # noqa: BLE001  torch's is no Exception
         print(f"  {name}: cannot be read: {type(error).__name__}: {str(error)[:90]!r}")
         return
     if not found:
         print(f"  {name}: refused as damaged")
         return
-    last, first = found[NAMES[3]], found[NAMES[0]]
     torch.manual_seed(0)
-    right = torch.equal(first, torch.randn(*first.shape))
-    marks = sorted({float(x) for x in last.unique()[:4]})
-    print(f"  {name}: read; first matrix right: {right}, last one holds {marks}")
+    right = [torch.equal(found[n], torch.randn(*found[n].shape)) for n in NAMES[:3]]
+    marks = sorted({float(x) for x in found[NAMES[3]].unique()[:4]})
+    print(f"  {name}: read; the first matrices as they were: {right}, the last one holds {marks}")
 
 
 def spoil(folder: Path, pattern: str) -> None:

@@ -1,8 +1,8 @@
 """Writes a model's tensors into safetensors files, one tensor at a time.
 
 safetensors writes a file from tensors that are all in memory. Here the places of all tensors follow
-from their shapes, so each is written where it belongs as soon as it is there, and forgotten. Several
-processes write a file each at a time: a tensor is gathered by the one that writes it.
+from their shapes, so each is written where it belongs as soon as it is there, and forgotten. Of
+several processes each writes files of its own: a tensor is gathered by the one that writes it.
 """
 
 import hashlib

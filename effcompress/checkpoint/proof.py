@@ -163,9 +163,7 @@ def rounding(module: Any, ids_BT: Tensor) -> float:
 
 
 @torch.no_grad()
-def _expected(
-    module: Any, ids_BT: Tensor, new_tokens: int = NEW_TOKENS
-) -> tuple[Tensor, Tensor]:
+def _expected(module: Any, ids_BT: Tensor, new_tokens: int = NEW_TOKENS) -> tuple[Tensor, Tensor]:
     stop = module.generation_config.eos_token_id
     stops = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
     training = module.training

@@ -3,9 +3,10 @@
 Run as a script in a fresh, isolated process: ``python -I prove.py stock FOLDER INPUT OUTPUT`` (more
 such triples may follow). The script imports transformers and nothing of effcompress, and exits with
 an error if effcompress was imported all the same. With ``own-class`` instead of ``stock`` the class
-in the folder may run (``trust_remote_code``); with ``multimodal`` it is one for images and text. With ``--most=BYTES`` behind the first word no
-more weights than these are in memory at a time: the others are read from the files, layer by layer,
-whenever a layer computes (accelerate's offloading), and fewer tokens are generated.
+in the folder may run (``trust_remote_code``); with ``multimodal`` it is one for images and text.
+With ``--most=BYTES`` behind the first word no more weights than these are in memory at a time: the
+others are read from the files whenever a layer computes (accelerate's offloading), and fewer tokens
+are generated.
 INPUT and OUTPUT are safetensors files: ``ids_BT`` in; ``logits_BTV``, ``cached_T``, ``uncached_T``
 and ``text_settings`` out.
 """
@@ -53,8 +54,8 @@ def answers(
 ) -> dict[str, torch.Tensor]:
     """Returns the folder's logits for ``ids_BT`` [B, T] as ``logits_BTV``, and its 16 greedy tokens
     behind the first row, generated with the cache (``cached_T``) and without (``uncached_T``);
-    ``text_settings`` is the JSON of ``text_settings`` in bytes. ``most``: bytes of weights in memory
-    at a time; with it two tokens are generated.
+    ``text_settings`` is the JSON of ``text_settings`` in bytes. ``most``: bytes of weights that are
+    in memory at a time; with it two tokens are generated.
 
     Exits with an error if weights are missing, left over or of another shape.
     """

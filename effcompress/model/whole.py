@@ -36,9 +36,9 @@ def text_shapes(config: Config) -> Shapes:
 
 
 def parts_of_whole(source: Path, text: Iterable[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Returns what the weights of a text model, by its own names, are called in the multimodal model
-    in ``source`` (a tied output matrix is not stored), and all that model's other weights. These
-    are read from the mapped files when they are used.
+    """Returns what the weights of a text model, by its own names, are called in the multimodal
+    model in ``source`` (a tied output matrix is not stored), and all other weights of that model.
+    These are read from the mapped files when they are used.
     """
     headers = require_whole(source)
     roots = roots_of(name for tensors in headers.values() for name in tensors)
