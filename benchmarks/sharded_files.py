@@ -43,6 +43,7 @@ SHAPE: dict[str, Any] = {
 }
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}
 SMALL |= {"num_key_value_heads": 4, "vocab_size": 300}
+PHASES = ("loading", "hash", "export")
 STATUS = Path("/proc/self/status")
 
 
@@ -90,14 +91,14 @@ def sources(work: Path, layers: int) -> None:
 
 
 def through(work: Path, name: str, kind: str, world: Any) -> dict[str, int]:
-    """Loads and exports one model; returns the peaks, and what stays between."""
+    """Loads one model, hashes its weights as a run does, exports it; returns the peaks."""
     import torch
 
     from effcompress.distributed.rows import shard_rows
     from effcompress.distributed.shards import shard_parameters
     from effcompress.export.forms import form
     from effcompress.export.write import write
-    from effcompress.model.load import load
+    from effcompress.model.load import fingerprint, load
     from effcompress.network.pruned_model import PrunedModel
     from effcompress.spec import ModelSpec
 
@@ -113,14 +114,15 @@ def through(work: Path, name: str, kind: str, world: Any) -> dict[str, int]:
             shard_parameters(model.module, world.size, torch.device("cpu"), model.rows)
     module, words, config = model.module, model.tokenizer, model.config
     del model
-    between = anonymous()
+    with Peak() as hashing:
+        fingerprint(module)
     with Peak() as exporting:
         pruned = PrunedModel(module, config)
         write(form(pruned, "uniform"), pruned, words, work / f"out-{name}-{kind}", None, world)
     largest = max(p.nbytes for p in module.parameters())
     total = sum(p.nbytes for p in module.parameters())
     return {
-        **{"loading": loading.bytes, "between": between, "export": exporting.bytes},
+        **{"loading": loading.bytes, "hash": hashing.bytes, "export": exporting.bytes},
         **{"largest": largest, "total": total},
     }
 
@@ -133,7 +135,7 @@ def work_in(work: Path, kind: str) -> None:
         through(work, "small", kind, world)
         libraries = anonymous()
         found = through(work, "large", kind, world)
-        for phase in ("loading", "between", "export"):
+        for phase in PHASES:
             found[phase] = max(world.each(lambda phase=phase: found[phase] - libraries))
         if world.main:
             print(json.dumps(found | {"libraries": libraries}))
@@ -167,13 +169,13 @@ def main(given: Sequence[str] | None = None) -> None:
         return
     with TemporaryDirectory() as folder:
         sources(Path(folder), options.layers)
-        row: Callable[..., str] = "{:8}{:>10}{:>8}{:>9}{:>10}{:>9}{:>16}".format
-        print(row("source", "processes", "share", "largest", "loading", "export", "beyond both"))
+        row: Callable[..., str] = "{:8}{:>10}{:>8}{:>9}{:>9}{:>6}{:>8}{:>22}".format
+        print(row("source", "processes", "share", "largest", *PHASES, "beyond both"))
         for kind in options.kinds:
             for n in options.processes:
                 found = measured(Path(folder), kind, n)
                 share, largest = found["total"] / n, found["largest"]
-                peaks = [found["loading"], found["export"]]
+                peaks = [found[phase] for phase in PHASES]
                 more = [peak - share - largest for peak in peaks]
                 sizes = [f"{x / 1e6:.0f}" for x in (share, largest, *peaks)]
                 print(row(kind, n, *sizes, ", ".join(f"{x / 1e6:+.0f}" for x in more)), flush=True)
