@@ -153,10 +153,10 @@ def test_missing_tensor_fails(tmp_path: Path) -> None:
 def test_a_shape_that_does_not_fit_the_class_is_named(tmp_path: Path) -> None:
     shapes = {n: tuple(p.shape) for n, p in tiny("gqa_tied").named_parameters()}
     built = container(LLAMA, tiny("gqa_tied").config.to_dict(), shapes)
-    params = {n: p.detach() for n, p in tiny("gqa_tied").named_parameters()}
-    params["model.norm.weight"] = torch.zeros(47)
+    params = Weights({n: unchanged(p) for n, p in tiny("gqa_tied").named_parameters()})
+    params.made["model.norm.weight"] = unchanged(torch.zeros(47))
     with pytest.raises(RunError, match=r"model\.norm\.weight: shape \(47,\)"):
-        export(built.skeleton, params, ByteTokenizer().save, tmp_path)
+        save(built.skeleton, params, ByteTokenizer().save, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
