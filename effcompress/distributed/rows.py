@@ -57,7 +57,7 @@ def gathered_on(tensor: Tensor, rank: int) -> Tensor | None:
     """
     if not is_sharded(tensor):
         return tensor
-    mesh, here, count = tensor.device_mesh, tensor.detach().to_local(), tensor.shape[0]
+    mesh, here, count = tensor.device_mesh, own(tensor).detach(), tensor.shape[0]
     me, group = mesh.get_local_rank(), mesh.get_group()
     # Not by `gather`, whose gloo version holds everything a second time.
     if me != rank:

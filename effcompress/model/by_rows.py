@@ -84,7 +84,8 @@ def reading(rows_of: RowsOf) -> Iterator[Reading]:
     """Reduces every parameter to rows as transformers loads it, inside."""
     before = os.environ.get(_SYNCHRONOUS)
     found = Reading(rows_of)
-    hook = register_module_parameter_registration_hook(found.take)
+    take: Any = found.take  # its stated type returns nothing
+    hook = register_module_parameter_registration_hook(take)
     os.environ[_SYNCHRONOUS] = "1"
     try:
         yield found
