@@ -134,11 +134,14 @@ def train_and_cut(state: Any, steps: int, folder: Path, phase: Any) -> None:
 
 
 def exported(state: Any, folder: Path, form: Any) -> None:
+    from effcompress.distributed.world import ALONE
     from effcompress.export.write import write
 
-    with state.gathered():
-        if state.world.main:
-            write(form(state.pruned, "exact"), state.pruned, state.tokenizer, folder)
+    state.unwrap()
+    shared = state.shards is not None
+    if shared or state.world.main:
+        made, world = form(state.pruned, "exact"), state.world if shared else ALONE
+        write(made, state.pruned, state.tokenizer, folder, None, world)
 
 
 def compare(arm: str, processes: int, tokens: int, steps: int) -> dict[str, int]:

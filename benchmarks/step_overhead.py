@@ -17,17 +17,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from effcompress import data, load_recipe, train
+from effcompress.distributed.rows import shard_rows
+from effcompress.distributed.shards import shard_parameters
 from effcompress.distributed.world import ALONE, World
 from effcompress.model.cache import cache_root
 from effcompress.model.load import load
 from effcompress.record.log import Log, make_view
 from effcompress.runner.measuring import observe
 from effcompress.runner.prune import commit_event, prune_event
-from effcompress.runner.state import RunState
+from effcompress.runner.state import RunState, device_of, shards_model
 from effcompress.types import Due
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "three_kinds_135m.yaml"
@@ -49,7 +52,10 @@ def prepare(
 ) -> RunState:
     """A recipe's model and text (by default SmolLM2 and Python's library), at 512 tokens a step."""
     recipe = load_recipe(path, sets).recipe
-    model = load(recipe.model, seed=0)
+    own = partial(shard_rows, rank=world.rank, size=world.size)
+    model = load(recipe.model, seed=0, rows_of=own if shards_model(recipe, world) else None)
+    if model.rows:
+        shard_parameters(model.module, world.size, device_of(recipe), model.rows)
     corpus = data.prepare(
         recipe.data,
         model.tokenizer,

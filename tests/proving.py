@@ -23,12 +23,14 @@ FRESH = proof.in_fresh_process
 """The product's own."""
 
 
-def in_this_process(folder: Path, ids_BT: Tensor, classes: Classes) -> dict[str, Tensor]:
+def in_this_process(
+    folder: Path, ids_BT: Tensor, classes: Classes, most: int | None = None
+) -> dict[str, Tensor]:
     """What `prove.py` answers, by the same function; its errors in the same words."""
     try:
         # A fresh process has a generator of its own; the run's must not be touched.
         with quietly(), torch.random.fork_rng():
-            return proof.script.answers(str(folder), ids_BT, classes)
+            return proof.script.answers(str(folder), ids_BT, classes, most)
     except (Exception, SystemExit) as error:
         raise proof.did_not_load(folder, str(error)) from error
 

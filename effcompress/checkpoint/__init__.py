@@ -4,7 +4,8 @@ import tempfile
 from pathlib import Path
 
 from effcompress import processes
-from effcompress.checkpoint.export import EXPORTING, export, place, require_fit
+from effcompress.checkpoint.export import EXPORTING, Written, export, require_fit
+from effcompress.checkpoint.files import Piece
 from effcompress.checkpoint.prove import Classes, text_settings  # isort: split
 
 from effcompress.checkpoint.proof import PROVING, Proof, prove
@@ -27,13 +28,14 @@ __all__ = [
     "MISFITS",
     "Classes",
     "GrowingCopy",
+    "Piece",
     "Proof",
     "Saved",
     "Writing",
+    "Written",
     "begin",
     "export",
     "newest",
-    "place",
     "prove",
     "publish",
     "require_fit",

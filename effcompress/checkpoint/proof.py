@@ -18,11 +18,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from effcompress import processes
 from effcompress.checkpoint import prove as script
-from effcompress.checkpoint.prove import Classes
+from effcompress.checkpoint.prove import FEW_TOKENS, NEW_TOKENS, Classes
+from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
 
 PROVING = "effcompress-proof"
+BY_LAYERS = "EFFCOMPRESS_PROOF_BYTES"
+"""Variable with the bytes of weights that the fresh process may hold at a time."""
+LEAST = 2**28
+"""Of these, however little memory there is."""
 TOLERANCE = 1e-5
 """Largest difference of a logit, in fp32; more where rounding alone moves them further."""
 
@@ -37,6 +43,10 @@ class Proof:
     seconds: float
     tolerance: float = TOLERANCE
     """Largest difference that was accepted."""
+    by_layers: bool = False
+    """The fresh process held some layers at a time and read the others from the files."""
+    generated: int = NEW_TOKENS
+    """Tokens that were generated with and without the cache and compared."""
 
 
 def prove(
@@ -46,8 +56,13 @@ def prove(
     *,
     classes: Classes = "stock",
     text_settings: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Proof:
     """Loads ``folder`` in a fresh process and compares its answers with those of ``module``.
+
+    Where the model in fp32 would take more than half of the memory that this machine can give, the
+    fresh process reads it layer by layer (``BY_LAYERS``): the same checks, with two new tokens.
+    With several processes in ``world``, ``module`` is sharded, and all ranks enter.
 
     Raises RunError unless the process loads the folder cleanly and gives the same logits for
     ``ids_BT`` [B, T] (1e-5 in fp32, or what rounding does to this model) and the same greedy
@@ -57,14 +72,22 @@ def prove(
     """
     started = time.monotonic()
     ids_BT = ids_BT.cpu()
-    logits_BTV, greedy_T = _expected(module, ids_BT)
-    found = in_fresh_process(folder, ids_BT, classes)
-    difference = float((found["logits_BTV"] - logits_BTV).abs().max())
+    most = world.agree(lambda: room_for(folder, module))
+    new_tokens = NEW_TOKENS if most is None else FEW_TOKENS
+    logits_BTV, greedy_T = _expected(module, ids_BT, new_tokens)
+
+    def compared() -> tuple[float, bool, bool, bytes]:
+        found = in_fresh_process(folder, ids_BT, classes, most)
+        difference = float((found["logits_BTV"] - logits_BTV).abs().max())
+        tokens_equal = torch.equal(found["cached_T"], greedy_T)
+        cache_equal = torch.equal(found["cached_T"], found["uncached_T"])
+        told = [] if text_settings is None else found["text_settings"].tolist()
+        return difference, tokens_equal, cache_equal, bytes(told)
+
+    difference, tokens_equal, cache_equal, told = world.agree(compared)
     tolerance = TOLERANCE
     if difference > TOLERANCE:  # both sides are rounded, each in its own order of sums
         tolerance = max(TOLERANCE, 2 * rounding(module, ids_BT))
-    tokens_equal = torch.equal(found["cached_T"], greedy_T)
-    cache_equal = torch.equal(found["cached_T"], found["uncached_T"])
     if not difference <= tolerance or not tokens_equal or not cache_equal:
         raise RunError(
             f"the exported model is not the trained one: logits differ by {difference:.3g} "
@@ -73,11 +96,22 @@ def prove(
             where=str(folder),
         )
     if text_settings is not None:
-        _require_text_settings(
-            folder, text_settings, json.loads(bytes(found["text_settings"].tolist()))
-        )
+        _require_text_settings(folder, text_settings, json.loads(told))
     seconds = time.monotonic() - started
-    return Proof(difference, tokens_equal, cache_equal, seconds, tolerance)
+    how: Any = {"by_layers": most is not None, "generated": new_tokens}
+    return Proof(difference, tokens_equal, cache_equal, seconds, tolerance, **how)
+
+
+def room_for(folder: Path, module: nn.Module) -> int | None:
+    """Returns the bytes of weights that the fresh process may hold where the model is too large for
+    the memory of this machine; None where it may be loaded whole. The variable ``BY_LAYERS`` names
+    them, too.
+    """
+    if stated := os.environ.get(BY_LAYERS):
+        return int(stated)
+    size = 4 * sum(p.numel() for p in module.parameters())
+    free = processes.memory_available()
+    return None if 2 * size <= free else max(LEAST, free // 4)
 
 
 def _require_text_settings(
@@ -129,25 +163,29 @@ def rounding(module: Any, ids_BT: Tensor) -> float:
 
 
 @torch.no_grad()
-def _expected(module: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+def _expected(module: Any, ids_BT: Tensor, new_tokens: int = NEW_TOKENS) -> tuple[Tensor, Tensor]:
     stop = module.generation_config.eos_token_id
     stops = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
     training = module.training
-    if next(module.parameters()).device.type != "cpu":
+    device = next(module.parameters()).device
+    if device.type != "cpu" and not needs_all_ranks(module):
         # The fresh process computes on the CPU; another device rounds differently.
-        module = copy.deepcopy(module).cpu()
+        module, device = copy.deepcopy(module).cpu(), torch.device("cpu")
     module.eval()
-    logits_BTV = module(input_ids=ids_BT, use_cache=False).logits.float()
+    ids_BT = ids_BT.to(device)
+    logits_BTV = module(input_ids=ids_BT, use_cache=False).logits.float().cpu()
     row = ids_BT[:1]
-    for _ in range(script.NEW_TOKENS):
+    for _ in range(new_tokens):
         step = module(input_ids=row, use_cache=False).logits[:, -1].float()
         step[:, stops] = -torch.inf  # the fresh process may not choose them (``min_new_tokens``)
         row = torch.cat([row, step.argmax(-1, keepdim=True)], dim=1)
     module.train(training)
-    return logits_BTV, row[0, ids_BT.shape[1] :]
+    return logits_BTV, row[0, ids_BT.shape[1] :].cpu()
 
 
-def in_fresh_process(folder: Path, ids_BT: Tensor, classes: Classes) -> dict[str, Tensor]:
+def in_fresh_process(
+    folder: Path, ids_BT: Tensor, classes: Classes, most: int | None = None
+) -> dict[str, Tensor]:
     """Runs `prove.py` in a process of its own and returns its answers (see `prove.answers`).
 
     The only process boundary of a proof: tests that are not about it put `prove.answers` here.
@@ -158,7 +196,8 @@ def in_fresh_process(folder: Path, ids_BT: Tensor, classes: Classes) -> dict[str
         save_file({"ids_BT": ids_BT.contiguous()}, source)
         # -I: no environment, no current directory on the path; only what is installed.
         paths = [str(folder), str(source), str(target)]
-        command = [sys.executable, "-I", str(script.__file__), classes, *paths]
+        how = [f"--most={most}"] if most is not None else []
+        command = [sys.executable, "-I", str(script.__file__), classes, *how, *paths]
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",

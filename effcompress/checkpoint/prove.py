@@ -4,6 +4,9 @@ Run as a script in a fresh, isolated process: ``python -I prove.py stock FOLDER 
 such triples may follow). The script imports transformers and nothing of effcompress, and exits with
 an error if effcompress was imported all the same. With ``own-class`` instead of ``stock`` the class
 in the folder may run (``trust_remote_code``); with ``multimodal`` it is one for images and text.
+With ``--most=BYTES`` behind the first word no more weights than these are in memory at a time: the
+others are read from the files whenever a layer computes (accelerate's offloading), and fewer tokens
+are generated.
 INPUT and OUTPUT are safetensors files: ``ids_BT`` in; ``logits_BTV``, ``cached_T``, ``uncached_T``
 and ``text_settings`` out.
 """
@@ -11,6 +14,7 @@ and ``text_settings`` out.
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,27 +30,49 @@ from transformers import (
 
 Classes = Literal["stock", "own-class", "multimodal"]
 NEW_TOKENS = 16
+FEW_TOKENS = 2
+"""Of a model that is read layer by layer, as often as a token is generated."""
 
 
 def main(classes: Classes, *paths: str) -> None:
     """Answers for one (folder, input, output) triple after the other."""
+    most = None
+    if paths and paths[0].startswith("--most="):
+        most, paths = int(paths[0].partition("=")[2]), paths[1:]
     for k in range(0, len(paths), 3):
         folder, source, target = paths[k : k + 3]
         ids_BT = load_file(source)["ids_BT"]
-        found = answers(folder, ids_BT, classes)
+        found = answers(folder, ids_BT, classes, most)
         ours = sorted(m for m in sys.modules if m.split(".")[0] == "effcompress")
         if ours:
             raise SystemExit(f"not a fresh process: {ours[0]} is imported")
         save_file(found, target)
 
 
-def answers(folder: str, ids_BT: torch.Tensor, classes: Classes) -> dict[str, torch.Tensor]:
+def answers(
+    folder: str, ids_BT: torch.Tensor, classes: Classes, most: int | None = None
+) -> dict[str, torch.Tensor]:
     """Returns the folder's logits for ``ids_BT`` [B, T] as ``logits_BTV``, and its 16 greedy tokens
     behind the first row, generated with the cache (``cached_T``) and without (``uncached_T``);
-    ``text_settings`` is the JSON of ``text_settings`` in bytes.
+    ``text_settings`` is the JSON of ``text_settings`` in bytes. ``most``: bytes of weights that are
+    in memory at a time; with it two tokens are generated.
 
     Exits with an error if weights are missing, left over or of another shape.
     """
+    with tempfile.TemporaryDirectory() as parts:  # for weights that are stored otherwise
+        how: dict[str, Any] = {}
+        if most is not None:
+            how = {"device_map": "auto", "max_memory": {"cpu": most}, "offload_folder": parts}
+        return _answers(folder, ids_BT, classes, NEW_TOKENS if most is None else FEW_TOKENS, how)
+
+
+def _answers(
+    folder: str,
+    ids_BT: torch.Tensor,
+    classes: Classes,
+    new_tokens: int,
+    how: dict[str, Any],
+) -> dict[str, torch.Tensor]:
     own_class, auto = classes == "own-class", AutoModelForCausalLM
     if classes == "multimodal":
         auto = AutoModelForImageTextToText
@@ -56,6 +82,7 @@ def answers(folder: str, ids_BT: torch.Tensor, classes: Classes) -> dict[str, to
         output_loading_info=True,
         local_files_only=True,
         trust_remote_code=own_class,
+        **how,
     )
     model, info = loaded
     wrong = {key: value for key, value in info.items() if value}
@@ -77,8 +104,8 @@ def answers(folder: str, ids_BT: torch.Tensor, classes: Classes) -> dict[str, to
             out = model.generate(
                 ids_BT[:1],
                 attention_mask=torch.ones_like(ids_BT[:1]),
-                max_new_tokens=NEW_TOKENS,
-                min_new_tokens=NEW_TOKENS,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
                 do_sample=False,
                 use_cache=cache,
                 pad_token_id=0,

@@ -110,7 +110,7 @@ def _folder(
     """Writes a Hugging Face folder and proves it. Raises RunError."""
     target.mkdir(parents=True, exist_ok=True)
     whole = whole_of(loaded.recipe) if made.name != "exact" else None
-    size = write(made, pruned, model.tokenizer, target, whole)
+    size = write(made, pruned, model.tokenizer, target, whole).bytes
     say("proving it in a fresh process")
     draw = torch.Generator().manual_seed(0)
     vocab = pruned.axes.widths["vocab"]

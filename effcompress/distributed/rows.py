@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from effcompress.distributed.deal import shard_rows
@@ -81,11 +82,41 @@ def whole(tensor: Tensor) -> Tensor:
     return cast("DTensor", tensor.detach()).full_tensor()
 
 
+def gathered_on(tensor: Tensor, rank: int) -> Tensor | None:
+    """Returns all rows on ``rank`` and None on the others, of which those of its replica send
+    theirs; every rank must enter. A tensor that is not sharded is returned on all.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    if not same_replica(tensor, rank):
+        return None
+    mesh, here, count = tensor.device_mesh, own(tensor).detach(), tensor.shape[0]
+    (me, size), group = place_on(mesh), mesh.get_group(mesh.ndim - 1)
+    # Not by `gather`, whose gloo version holds everything a second time.
+    if me != rank % size:
+        if len(here):
+            dist.send(here.contiguous(), group=group, group_dst=rank % size)
+        return None
+    whole = here.new_empty((count, *here.shape[1:]))
+    for other in range(size):
+        rows = whole[shard_rows(count, other, size)]
+        if other == me:
+            rows.copy_(here)
+        elif len(rows):
+            dist.recv(rows, group=group, group_src=other)
+    return whole
+
+
 def on_mesh(value: Tensor, mesh: DeviceMesh, device: torch.device) -> DTensor:
     """Shards a tensor that every rank holds: each copies its rows to ``device``. Sends nothing."""
     rows = shard_rows(value.shape[0], *place_on(mesh))
     local = value.detach()[rows].to(device, copy=True).contiguous()
     return _placed(local, value.shape, mesh)
+
+
+def from_rows(rows: Tensor, count: int, mesh: DeviceMesh, device: torch.device) -> DTensor:
+    """Makes a sharded tensor of ``count`` rows, of which each rank gives its own. Sends nothing."""
+    return _placed(rows.to(device), (count, *rows.shape[1:]), mesh)
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:

@@ -8,17 +8,56 @@ by rows: the optimizer holds them, surgery changes them, and the next ``wrap`` p
 objects to fresh copies. Nothing is gathered for that.
 """
 
+from __future__ import annotations
+
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from effcompress.distributed.rows import on_mesh, whole
+from effcompress.distributed.rows import from_rows, is_sharded, on_mesh, whole
 from effcompress.distributed.world import keep_unsharded
+
+if TYPE_CHECKING:  # takes a second to import, and few runs need it
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+def shard_parameters(
+    module: nn.Module,
+    size: int,
+    device: torch.device,
+    rows: Mapping[str, Tensor] | None = None,
+    *,
+    replicas: int = 1,
+) -> DeviceMesh:
+    """Shards parameters over ``size`` ranks in place, on ``device``; returns the mesh. With
+    ``replicas``, each is sharded over as many neighbouring ranks (HSDP). Parameters on the meta
+    device are made of this rank's ``rows`` by name, sharded ones stay as they are. A collective,
+    which sends nothing.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    rows = rows or {}
+    there = next((p.device_mesh for p in module.parameters() if is_sharded(p)), None)
+    shape, dims = (size,), ("shard",)
+    if replicas > 1:
+        shape, dims = (replicas, size // replicas), ("replicate", "shard")
+    mesh = there or init_device_mesh(device.type, shape, mesh_dim_names=dims)
+    names = {id(p): name for name, p in module.named_parameters()}
+    for p, places in _places(module).values():
+        if is_sharded(p):
+            continue
+        name = names[id(p)]
+        if p.is_meta:
+            laid = from_rows(rows[name], len(p), mesh, device)
+        else:
+            laid = on_mesh(p, mesh, device)
+        _put(nn.Parameter(laid, requires_grad=p.requires_grad), places)
+    return mesh
 
 
 @final
@@ -35,23 +74,14 @@ class Shards:
         replicas: int = 1,
         unsharded: bool = False,
     ) -> None:
-        """Shards parameters in place: each rank keeps its rows, on ``device``, and all buffers.
-        ``size``: number of ranks; with ``replicas``, each is sharded over as many neighbouring
-        ranks (HSDP). ``unsharded``: gradients stay whole between micro-batches.
+        """Shards parameters in place (``shard_parameters``): each rank keeps its rows, on
+        ``device``, and all buffers. ``unsharded``: gradients stay whole between micro-batches.
         """
-        from torch.distributed.device_mesh import init_device_mesh
-
         self._unsharded = unsharded
-        shape, names = (size,), ("shard",)
-        if replicas > 1:
-            shape, names = (replicas, size // replicas), ("replicate", "shard")
-        self._mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        self._mesh = shard_parameters(module, size, device, replicas=replicas)
         self._module, self._layers = module, layers
         self._plain: list[nn.Module] | None = None
         """The model's own layers while the wrapped copies are in their place."""
-        for p, places in _places(module).values():
-            shared = nn.Parameter(on_mesh(p, self._mesh, device), requires_grad=p.requires_grad)
-            _put(shared, places)
         for part in module.modules():
             for name, buffer in [*part.named_buffers(recurse=False)]:
                 setattr(part, name, buffer.to(device))

@@ -3,7 +3,8 @@
 Counted are bytes that the run allocates; Python, torch and the tokenizer come on top (see
 ``docs/scale.md``, which also has measurements). For each phase the moment of its peak:
 
-- loading: the weights, and the memory-mapped file that they are read from;
+- loading: the weights, and the memory-mapped file that they are read from; where they are sharded,
+  this process's rows and one whole parameter;
 - evaluation: logits of one batch in fp32, their copy and their log-softmax; no gradients;
 - backward: the larger of two moments. At its beginning: all activations that the forward kept and
   the gradients of earlier micro-batches. At its end: all gradients, those of a tied embedding two
@@ -11,13 +12,14 @@ Counted are bytes that the run allocates; Python, torch and the tokenizer come o
 - update: AdamW with ``foreach`` materialises the roots of all second moments at once, fused none;
 - cut: statistics, repairs, and the commit's new tensor and logits;
 - checkpoint: the file is read back through a memory map, whose pages count as resident;
-- export: the larger copy of a padded form.
+- export: tensors are written one after the other, in a padded form the larger copy of one. Where
+  they are sharded, each is gathered by the process that writes it, and the proof's forward pass
+  gathers a layer at a time; a gguf file is made of the whole model on rank 0.
 
 Saliency is computed from weights and gradients in chunks of rows, so it costs one number per
 mini-group and the index tensors. DDP holds every gradient a second time, in its buckets. Where
-parameters are sharded (FSDP2), two layers and everything outside the layers are gathered at a time,
-and on rank 0 the whole model for the export; Gram matrices of training are those of the process
-that holds the most bytes of them.
+parameters are sharded (FSDP2), two layers and everything outside the layers are gathered at a time;
+Gram matrices of training are those of the process that holds the most bytes of them.
 """
 
 from collections import Counter
@@ -104,7 +106,7 @@ class _Need:
         axes = self.found.axes
         once = prune is not None and recipe.train is None
         there = self.final if recipe.recover is not None else axes.widths
-        yield "loading", Held(weights=FP32 * self.found.start, working=self._file())
+        yield "loading", self._loading()
         yield "evaluation", self._evaluation()
         if prune is not None and once:
             yield "cut", self._event(prune)
@@ -119,16 +121,35 @@ class _Need:
         yield "checkpoint", replace(kept, working=kept.total - kept.buckets - kept.saving)
         last = self._standing(self.final)
         if self.shards > 1:
-            last = replace(last, gathered=last.weights * self.shards)
+            at_a_time = max(self._whole(self.final), self._largest(self.final))
+            if recipe.export.gguf is not None:
+                at_a_time = last.weights * self.shards
+            last = replace(last, gathered=at_a_time)
         yield "export", replace(last, working=self._padding())
 
+    def _loading(self) -> Held:
+        """Returns the weights and the mapped pages; of several shards, the rows of one process and
+        a parameter that is read, drawn or hashed whole.
+        """
+        held = Held(weights=FP32 * self.found.start / self.shards, working=self._file())
+        if self.shards == 1:
+            return held
+        return replace(held, gathered=self._largest(self.found.axes.widths))
+
+    def _largest(self, wide: Widths) -> float:
+        """Returns the bytes of the largest parameter."""
+        axes, full = self.found.axes, {**self.found.axes.widths, **wide}
+        return FP32 * max(axes.numel(p, full) for p in axes.shapes)
+
     def _file(self) -> float:
-        """Returns the bytes of the memory-mapped weights, in the dtype that the file stores."""
+        """Returns the bytes of the memory-mapped weights, in the dtype that the file stores. A
+        process of several reads its own rows where that is fp32, else all, which are converted.
+        """
         if self.recipe.model.random:
             return 0.0
         config = self.found.config
         stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-        return (2 if "16" in stored else 4) * self.found.start
+        return 2 * self.found.start if "16" in stored else 4 * self.found.start / self.shards
 
     def _evaluation(self) -> Held:
         """Returns the larger of the evaluations before (dense, no moments) and after (smaller, and
@@ -367,12 +388,13 @@ class _Need:
 
     def _commit(self) -> float:
         """Returns the larger of three sets of logits (before, after, difference) and one tensor."""
-        axes = self.found.axes
-        largest = max(axes.numel(p, axes.widths) for p in axes.shapes)
-        return FP32 * max(3 * PROBE * axes.widths["vocab"], largest)
+        wide = self.found.axes.widths
+        return max(FP32 * 3 * PROBE * wide["vocab"], self._largest(wide))
 
     def _padding(self) -> float:
-        """Returns the copy of a padded form, in which every layer is as wide as the widest."""
+        """Returns the copy of one tensor of a padded form, in which every layer is as wide as the
+        widest.
+        """
         form, axes, sets = self.recipe.export.form, self.found.axes, self.found.sets
         lockstep = all(s.scope == "lockstep" for s in sets)
         if form in ("uniform", "exact") or (form == "auto" and lockstep):
@@ -380,7 +402,7 @@ class _Need:
         widest = dict(self.final)
         for names in (axes.axes(kind) for kind in {s.kind for s in sets}):
             widest |= dict.fromkeys(names, max((self.final[n] for n in names), default=0))
-        return FP32 * axes.count(widest)
+        return self._largest(widest)
 
 
 def projections(axes: AxisMap, widths: Widths) -> Iterator[tuple[int | None, int, int]]:

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from effcompress import groups
 from effcompress.errors import RunError
+from effcompress.export.weights import Made, Weights, unchanged
 from effcompress.model import exact, scratch
 from effcompress.model.exact import Container, container
 from effcompress.model.lineage import STREAM, Part, Pruned
@@ -37,7 +39,7 @@ class Form:
     name: Name
     model_type: str
     skeleton: nn.Module
-    params: dict[str, Tensor]
+    params: Weights
     why: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     """Further text files of the folder by name."""
@@ -45,14 +47,15 @@ class Form:
     """What the class stores beside the parameters."""
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Weights:
         """All that the folder stores."""
-        return {**self.params, **self.buffers}
+        held = {name: unchanged(buffer) for name, buffer in self.buffers.items()}
+        return Weights({**self.params.made, **held})
 
     @property
     def count(self) -> int:
         """Parameters of the folder, padding included."""
-        return sum(p.numel() for p in self.params.values())
+        return self.params.count
 
 
 def form(pruned: PrunedModel, name: Name | Literal["auto"]) -> Form:
@@ -136,7 +139,7 @@ def _padded(pruned: PrunedModel) -> Form:
     if first is not None:
         changed = (f"{kind} {wide[kind]} became {grown[kind]}" for kind in grown if kind in wide)
         why.append(f"{', '.join(changed) or 'some layers are narrower'}: {first.what}")
-    if zeros := sum(p.numel() for p in params.values()) - pruned.params:
+    if zeros := params.count - pruned.params:
         why.append(f"padded with {zeros:,} zeros")
     if uniform_widths(now, pruned.config) is None:
         why.append(f"layers differ: {_difference(pruned)}")
@@ -175,7 +178,7 @@ def _exact(pruned: PrunedModel) -> Form:
     fields = exact_fields(pruned)
     same = uniform_widths(axes, config)
     why = "" if same else f"layers differ: {_difference(pruned)}"
-    params = {name: _on_cpu(p) for name, p in pruned.parameters().items()}
+    params = Weights({name: unchanged(p) for name, p in pruned.parameters().items()})
     files = {exact.FILE: exact.modelling_source(config["model_type"])}
     skeleton = exact.exact_skeleton(fields)
     held = _buffers(pruned, skeleton)
@@ -248,7 +251,7 @@ def _difference(pruned: PrunedModel) -> str:
     return ""
 
 
-def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, dict[str, Tensor]]:
+def _stock(pruned: PrunedModel, widths: Widths) -> tuple[Container, Weights]:
     """Returns a stock class for these widths per axis kind, and its parameters. Raises RunError."""
     now, family, config = pruned.axes, pruned.family, pruned.config
     for kind, multiple in family.multiples.items():
@@ -313,28 +316,42 @@ def _stretch(norm: Norm, now: AxisMap, then: AxisMap) -> float:
     return norm.length(now.widths) / norm.length(then.widths)
 
 
-@torch.no_grad()
-def _filled(pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]) -> dict[str, Tensor]:
-    """Returns parameters on the CPU, multiplied by their factors and padded with zeros at the end
+def _filled(pruned: PrunedModel, then: AxisMap, factors: Mapping[str, float]) -> Weights:
+    """Returns how parameters are made: multiplied by their factors and padded with zeros at the end
     of each narrower axis.
     """
     offsets = {norm.segment.param: norm.offset for norm in pruned.norms()}
-    held, found = pruned.parameters(), dict[str, Tensor]()
+    held, found = pruned.parameters(), dict[str, Made]()
+    dtype = next(iter(held.values())).dtype
     for name, shape in then.shapes.items():
-        if name not in held:  # a block that is gone
-            found[name] = torch.zeros(shape, dtype=next(iter(held.values())).dtype)
+        p = held.get(name)
+        if p is None:  # a block that is gone
+            found[name] = Made(tuple(shape), dtype, None)
             continue
-        p = held[name]
-        tensor, offset = _on_cpu(p), offsets.get(name, 0.0)
-        if factors.get(name, 1.0) != 1.0:
-            tensor = ((tensor.double() + offset) * factors[name] - offset).to(tensor.dtype)
-        if tuple(tensor.shape) != tuple(shape):
-            room = tensor.new_zeros(shape)
-            places = [_places(pruned.axes, then, name, dim) for dim in range(tensor.dim())]
-            room[torch.meshgrid(*places, indexing="ij")] = tensor
-            tensor = room
-        found[name] = tensor
-    return found
+        how = partial(_fitted, factor=factors.get(name, 1.0), offset=offsets.get(name, 0.0))
+        places = None
+        if tuple(p.shape) != tuple(shape):
+            places = [_places(pruned.axes, then, name, dim) for dim in range(p.dim())]
+        found[name] = Made(tuple(shape), p.dtype, p, partial(how, shape=shape, places=places))
+    return Weights(found)
+
+
+def _fitted(
+    tensor: Tensor,
+    *,
+    factor: float,
+    offset: float,
+    shape: tuple[int, ...],
+    places: list[Tensor] | None,
+) -> Tensor:
+    """Returns a parameter multiplied by its factor, with its positions at their new ``places``."""
+    if factor != 1.0:
+        tensor = ((tensor.double() + offset) * factor - offset).to(tensor.dtype)
+    if places is None:
+        return tensor
+    room = tensor.new_zeros(shape)
+    room[torch.meshgrid(*places, indexing="ij")] = tensor
+    return room
 
 
 def _places(now: AxisMap, then: AxisMap, param: str, dim: int) -> Tensor:

@@ -2,13 +2,11 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf import MODEL_ARCH
-from torch import Tensor
 
 from effcompress.errors import RunError, SourceError
 from effcompress.export.forms import Form, form, stock_form
@@ -22,7 +20,7 @@ from effcompress.network.pruned_model import PrunedModel
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.removal.modules import depth_fields
-from effcompress.types import Config, in_layer
+from effcompress.types import Config, Shapes, in_layer
 
 
 def require_words(pruned: PrunedModel, tokenizer: Any) -> None:
@@ -70,7 +68,7 @@ def write(pruned: PrunedModel, tokenizer: Any, target: Path, dtype: DType, name:
             return _by_layer(pruned, Path(words), target, dtype, name)
         config = _config(made)
         size = write_stock(target, config, made.tensors, Path(words), dtype=dtype, name=name)
-        return File(size, made.why, _by_block(made.tensors))
+        return File(size, made.why, _by_block(made.tensors.shapes))
 
 
 def _stock(pruned: PrunedModel) -> Form | None:
@@ -106,8 +104,8 @@ def _by_layer(pruned: PrunedModel, words: Path, target: Path, dtype: DType, name
     epsilon = pruned.norms()[0].epsilon  # all of these types have norms
     shape = config, layers, axes.widths["hidden"], epsilon
     size = write_gguf(target, *shape, tensors, words, dtype=dtype, name=name)
-    return File(size, "", _by_block(tensors))
+    return File(size, "", _by_block(axes.shapes))
 
 
-def _by_block(tensors: Mapping[str, Tensor]) -> bool:
-    return all(p.shape[-1] % 32 == 0 for p in tensors.values() if p.dim() > 1)
+def _by_block(shapes: Shapes) -> bool:
+    return all(shape[-1] % 32 == 0 for shape in shapes.values() if len(shape) > 1)

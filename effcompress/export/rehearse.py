@@ -37,7 +37,7 @@ def refused_kinds(
         pruned.commit()
         try:
             made = form(pruned, name)
-            require_fit(made.skeleton, made.tensors)
+            require_fit(made.skeleton, made.tensors.shapes)
         except RunError as error:
             refused |= dict.fromkeys(tried, error.what)
     return refused
@@ -66,7 +66,7 @@ def rehearse(
         pruned.mask({s.name: [0] for s in cut})
         pruned.commit()
         made = form(pruned, "exact") if whole is None else stock_form(pruned, "auto")
-        require_fit(made.skeleton, made.tensors)
+        require_fit(made.skeleton, made.tensors.shapes)
         if whole is not None:
             require_taken(made, pruned.config, whole)
     except RunError:

@@ -1,27 +1,43 @@
 """Puts a pruned text model back into the multimodal model that it was taken from."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from effcompress.checkpoint import Piece
 from effcompress.errors import RunError
 from effcompress.export.forms import Form
+from effcompress.export.weights import piece_of
 from effcompress.model.integrity import read_object, tagged
 from effcompress.model.multimodal import with_text
-from effcompress.model.whole import save_whole, text_shapes
+from effcompress.model.whole import copy_beside, parts_of_whole, text_shapes
 from effcompress.types import Config, Fields
 
 
-def put_back(made: Form, before: Config, source: Path, folder: Path) -> None:
-    """Writes the multimodal model of the folder ``source`` into ``folder``, with the text model
-    ``made`` in place of its own, which had the configuration ``before``.
+def put_back(
+    made: Form, before: Config, source: Path
+) -> tuple[list[Piece], Callable[[Path], None]]:
+    """Returns the weights of the multimodal model of the folder ``source`` with the text model
+    ``made`` in place of its own, which had the configuration ``before``, and what writes the files
+    beside them.
 
     Raises RunError as ``require_taken``.
     """
     config = require_taken(made, before, source)
-    save_whole(source, made.tensors, folder)
-    text = json.dumps(tagged(config), indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    tensors = made.tensors
+    names, others = parts_of_whole(source, tensors)
+    pieces = [piece_of(tensors, (own,), lambda t, own=own: {names[own]: t[own]}) for own in names]
+    for name, tensor in others.items():
+        shapes, dtypes = {name: tuple(tensor.shape)}, {name: tensor.dtype}
+        pieces.append(Piece(shapes, dtypes, lambda _, name=name: {name: others[name]}))
+
+    def beside(work: Path) -> None:
+        copy_beside(source, work)
+        text = json.dumps(tagged(config), indent=2) + "\n"
+        (work / "config.json").write_text(text, encoding="utf-8")
+
+    return pieces, beside
 
 
 def require_taken(made: Form, before: Config, source: Path) -> Fields:
@@ -41,9 +57,9 @@ def require_taken(made: Form, before: Config, source: Path) -> Fields:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         what = f"'{kind}' refuses the pruned text model: {first}"
         raise RunError(what, where=where, fix=fix) from error
-    for name, p in made.params.items():
+    for name, shape in made.params.shapes.items():
         there = wanted.get(name)
-        if name.startswith("model.") and there != tuple(p.shape):
-            what = f"'{kind}' derives {there} for {name}, the pruned text model has "
-            raise RunError(f"{what}{tuple(p.shape)}", where=where, fix=fix)
+        if name.startswith("model.") and there != shape:
+            what = f"'{kind}' derives {there} for {name}, the pruned text model has {shape}"
+            raise RunError(what, where=where, fix=fix)
     return config

@@ -56,7 +56,7 @@ def save(
     words = _Words(None if tokenizer is None else HFTokenizer(tokenizer))
     pruned, wanted = PrunedModel(model, config), cast(Any, form)
     made = forms.form(pruned, wanted)
-    size = write(made, pruned, words, path)
+    size = write(made, pruned, words, path).bytes
     # A folder is loaded in fp32 to be compared, whatever type its weights are stored in.
     wide = model if model.dtype == torch.float32 else in_fp32(model)
     proof = prove(

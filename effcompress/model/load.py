@@ -2,16 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from effcompress.distributed.rows import whole
 from effcompress.errors import SourceError
+from effcompress.model.by_rows import NotByRows, RowsOf, drawn, reading, reduced
 from effcompress.model.cache import cache_root
 from effcompress.model.exact import new_exact, open_exact
 from effcompress.model.fetch import ensure
@@ -48,7 +50,8 @@ class LoadedModel:
     ``module`` is in fp32 and training mode, without KV cache; ``config`` is the configuration as
     loaded (plain JSON values); ``source`` is the origin of the weights in words; ``dtype`` is the
     type they were stored in (``bfloat16``, ``Q4_1``, ...); ``added_params`` counts zero biases that
-    were added for a repair.
+    were added for a repair. Where only the rows of one process were loaded, ``rows`` has them by
+    parameter, and these parameters are on the meta device.
     """
 
     module: nn.Module
@@ -57,6 +60,7 @@ class LoadedModel:
     source: str
     dtype: str
     added_params: int = 0
+    rows: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 def load(
@@ -66,9 +70,11 @@ def load(
     seed: int = 0,
     offline: bool = False,
     progress: Progress | None = None,
+    rows_of: RowsOf | None = None,
 ) -> LoadedModel:
     """Loads the model, fetching it first if necessary. ``seed`` determines random weights; the
-    global random state is not changed.
+    global random state is not changed. With ``rows_of``, which rows of how many, no more than these
+    and one whole parameter are in memory at a time (``LoadedModel.rows``).
 
     Raises:
         SourceError: it cannot be fetched, is incomplete, contradicts `shape`, or its weights do not
@@ -83,13 +89,21 @@ def load(
         trust_remote_code=spec.trust_remote_code,
         progress=progress,
     )
+    module: Any
+    rows: Mapping[str, Tensor] = {}
     if folder is None or spec.random:
-        module: Any = _random(spec, cache, folder, seed)
+        module, rows = _random(spec, cache, folder, seed, rows_of, progress)
         what = "" if from_scratch(spec) else " weights"
         source, dtype = f"{label_of(spec)}{what}, seed {seed}", "float32"
     else:
         pruned = is_pruned(read_object(folder / "config.json") or {})
-        module = open_exact(folder) if pruned else _pretrained(folder, spec, label_of(spec))
+        read = open_exact if pruned else partial(_pretrained, spec=spec, name=label_of(spec))
+        if rows_of is None:
+            module = read(folder)
+        else:
+            with reading(rows_of) as found:
+                module = read(folder)
+            rows = found.rows(module)
         source, dtype = _describe(spec, folder)
     module.config._name_or_path = label_of(spec)  # instead of the cache folder
     config = config_of_module(module)
@@ -99,30 +113,51 @@ def load(
     named = spec.tokenizer or (label_of(spec) if folder else BYTES)
     require_rows(*tokenizer.largest, config, f"model.tokenizer: {named}")
     module.config.use_cache = False
-    return LoadedModel(_ready(module), tokenizer, config, source, dtype)
+    return LoadedModel(_ready(module), tokenizer, config, source, dtype, rows=rows)
 
 
-def _random(spec: ModelSpec, cache: Path, folder: Path | None, seed: int) -> nn.Module:
-    """Builds the model of ``spec`` with random weights, initialised as transformers does."""
+def _random(
+    spec: ModelSpec,
+    cache: Path,
+    folder: Path | None,
+    seed: int,
+    rows_of: RowsOf | None,
+    say: Progress | None,
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """Builds the model of ``spec`` with random weights, initialised as transformers does; of these
+    only the rows that ``rows_of`` names, if it is given.
+    """
     config = config_of(spec, cache)
     if config is None:
         raise SourceError("its config.json cannot be read", where=f"model: {origin_of(spec)}")
     if is_pruned(config):
-        return _drawn(lambda: new_exact(config), seed)
+        return _drawn(lambda: new_exact(config), seed, rows_of, say)
     built = _configuration(config)
     from transformers import AutoModelForCausalLM
 
     real = read_object(folder / "config.json") if spec.folder and folder is not None else None
     if folder is not None and real is not None and text_of(real) is None:
         require_unpadded(folder, built.vocab_size)
-    return _drawn(lambda: AutoModelForCausalLM.from_config(built, dtype=torch.float32), seed)
+    build = partial(AutoModelForCausalLM.from_config, built, dtype=torch.float32)
+    return _drawn(build, seed, rows_of, say)
 
 
-def _drawn(build: Callable[[], Any], seed: int) -> nn.Module:
+def _drawn(
+    build: Callable[[], Any], seed: int, rows_of: RowsOf | None, say: Progress | None
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
     with torch.random.fork_rng(devices=[]), quietly():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed GPUs
         try:
-            return build()
+            if rows_of is None:
+                return build(), {}
+            try:
+                return drawn(build, rows_of)
+            except NotByRows:
+                torch.default_generator.manual_seed(seed)
+                module = build()
+            if say:
+                say("this class draws its weights together: each process holds all of them once")
+            return module, reduced(module, rows_of)
         except (ValueError, TypeError, RuntimeError, AssertionError, LookupError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SourceError(
@@ -145,7 +180,7 @@ def _configuration(config: Config) -> Any:
         raise SourceError(lines, where="model.shape") from error
 
 
-def _pretrained(folder: Path, spec: ModelSpec, name: str) -> nn.Module:
+def _pretrained(folder: Path, *, spec: ModelSpec, name: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     text = text_in(folder)

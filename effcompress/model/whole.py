@@ -1,13 +1,11 @@
 """The class and the weights of a multimodal model, into which its text model is put back."""
 
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -37,23 +35,27 @@ def text_shapes(config: Config) -> Shapes:
     return {f"{root}{name}": tuple(p.shape) for name, p in decoder.named_parameters()}
 
 
-def save_whole(source: Path, text: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes the weights of the multimodal model in ``source`` with those of another text model,
-    by their names there, and the files that prepare its inputs. Other weights are copied bit for
-    bit.
+def parts_of_whole(source: Path, text: Iterable[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Returns what the weights of a text model, by its own names, are called in the multimodal
+    model in ``source`` (a tied output matrix is not stored), and all other weights of that model.
+    These are read from the mapped files when they are used.
     """
     headers = require_whole(source)
     roots = roots_of(name for tensors in headers.values() for name in tensors)
-    with ExitStack() as opened:
-        found: dict[str, Tensor] = {}
-        for file, tensors in headers.items():
-            held: Any = opened.enter_context(safe_open(source / file, framework="pt"))
-            found |= {name: held.get_tensor(name) for name in tensors if not text_name(name)}
-        for name, tensor in text.items():
-            root = next(root for root in ("model.", "lm_head.") if name.startswith(root))
-            if root in roots:  # a tied output matrix is not stored
-                found[roots[root] + name.removeprefix(root)] = tensor.contiguous()
-        save_torch_state_dict(found, folder, metadata={"format": "pt"})
+    others: dict[str, Tensor] = {}
+    for file, tensors in headers.items():
+        held: Any = safe_open(source / file, framework="pt")
+        others |= {name: held.get_tensor(name) for name in tensors if not text_name(name)}
+    names: dict[str, str] = {}
+    for name in text:
+        root = next(root for root in ("model.", "lm_head.") if name.startswith(root))
+        if root in roots:
+            names[name] = roots[root] + name.removeprefix(root)
+    return names, others
+
+
+def copy_beside(source: Path, folder: Path) -> None:
+    """Copies the files that prepare a multimodal model's inputs."""
     for pattern in _BESIDE:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)

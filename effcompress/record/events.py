@@ -472,7 +472,8 @@ class Checkpoint(Recorded, event="checkpoint"):
 
 class Export(Recorded, event="export"):
     """The model was saved: ``container`` is its class, ``why`` it is that one, ``form`` how
-    (``export/forms.py``). ``parameters`` include padding.
+    (``export/forms.py``). ``parameters`` include padding. ``hashes``: SHA-256 of each file of
+    weights.
     """
 
     form: str = "uniform"
@@ -480,6 +481,7 @@ class Export(Recorded, event="export"):
     why: str
     parameters: int
     bytes: int
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Gguf(Recorded, event="gguf"):
@@ -492,13 +494,17 @@ class Gguf(Recorded, event="gguf"):
 
 
 class Proof(Recorded, event="proof"):
-    """What the saved model showed when a fresh process loaded it."""
+    """What the saved model showed when a fresh process loaded it. ``by_layers``: it was read layer
+    by layer, as it would not have fitted into memory; ``generated``: tokens that were compared.
+    """
 
     max_logit_difference: float
     tolerance: float | None = None
     tokens_equal: bool
     cache_equal: bool
     seconds: float = 0.0
+    by_layers: bool = False
+    generated: int | None = None
 
     @property
     def holds(self) -> bool:

@@ -81,7 +81,8 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
             return f"saved as {event.file}, {event.dtype}, {event.bytes:,} bytes"
         case events.Proof():
             difference = event.max_logit_difference
-            return f"reloaded by itself: largest difference of a logit {difference:.1e}"
+            how = f" layer by layer, {event.generated} tokens generated" if event.by_layers else ""
+            return f"reloaded by itself{how}: largest difference of a logit {difference:.1e}"
         case events.Approximate():
             moved, sets = event.max_logit_difference, ", ".join(event.sets[:3])
             return (

@@ -292,7 +292,7 @@ def _opened(state: RunState, name: str, own: Log) -> RunState:
         checkpoint.sweep(own.folder)
     own.rewind(saved.values["log"], saved.texts)
     # It was loaded when the run began, so it is on this machine.
-    model, _ = load_source(recipe, own, state.provenance, offline=True)
+    model, _ = load_source(recipe, own, state.provenance, offline=True, world=state.world)
     found = RunState(recipe, model, state.corpus, state.world)
     found.provenance = state.provenance
     found.restore(saved)

@@ -34,7 +34,14 @@ from effcompress.runner.prune import commit_event, due_now, prune_event, remaind
 from effcompress.runner.rotate import rotate_event
 from effcompress.runner.signals import Stopping
 from effcompress.runner.sparsify import sparsify_event
-from effcompress.runner.start import begin, corpus_of, evaluated, load_source, whole_of
+from effcompress.runner.start import (
+    begin,
+    corpus_of,
+    evaluated,
+    identified,
+    read_source,
+    whole_of,
+)
 from effcompress.runner.state import VALUES, RunState, device_of
 from effcompress.runner.step import train_step
 from effcompress.sparsity.apply import count, require_held
@@ -200,8 +207,9 @@ def _stages(
     plugins = plugin_files(recipe)
     require_same(before, plugins)
     with world.main_first():  # fetches, converts and tokenises; the others find it done
-        model, source = load_source(recipe, log, before, offline=offline)
+        model = read_source(recipe, log, offline=offline, world=world)
         corpus = _text(recipe, model, log, offline=offline, resumed=saved is not None)
+    model, source = identified(recipe, model, log, before, world)
     if saved is None:
         prompt = len(model.tokenizer.encode([recipe.evaluate.prompt])[0])
         warn_of_positions(recipe, model.config, prompt, log.warn)
@@ -226,10 +234,14 @@ def _finish(state: RunState, log: Log, *, offline: bool, started: float) -> Repo
     ids_BT = state.corpus.calibration(2, recipe.seed)[:, :length]
     made = state.pruned, state.tokenizer, recipe.export.form
     whole = whole_of(recipe)
-    with state.gathered():
+    if state.shards is None:
         world.agree(lambda: export_and_prove(*made, ids_BT, folder, log, whole))
-        if (dtype := recipe.export.gguf) is not None:
-            file = folder / f"{recipe.name}.gguf"
+    else:  # written by all ranks, and gathered nowhere
+        state.unwrap()
+        export_and_prove(*made, ids_BT, folder, log, whole, state.to_call, world)
+    if (dtype := recipe.export.gguf) is not None:
+        file = folder / f"{recipe.name}.gguf"
+        with state.gathered():
             world.agree(lambda: gguf.add(*made[:2], file, dtype, log))
     log.phase("evaluating the pruned model")
     after = evaluated(state, log, when="after", offline=offline)

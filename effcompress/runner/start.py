@@ -13,6 +13,9 @@ import torch
 
 from effcompress import __version__, data
 from effcompress.data import Corpus
+from effcompress.distributed.rows import shard_rows
+from effcompress.distributed.shards import shard_parameters
+from effcompress.distributed.world import ALONE, World
 from effcompress.estimate.schedule import measures, total_tokens
 from effcompress.isolation import require_isolation
 from effcompress.model.biases import add_biases, biased
@@ -31,7 +34,7 @@ from effcompress.runner import mixture
 from effcompress.runner.evaluation import description, evaluate, evaluate_once
 from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.recovery import source_again
-from effcompress.runner.state import RunState
+from effcompress.runner.state import RunState, device_of, shards_model
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import TextTokenizer
 
@@ -46,15 +49,39 @@ def whole_of(recipe: Recipe) -> Path | None:
 
 
 def load_source(
-    recipe: Recipe, log: Log, before: Mapping[str, str], *, offline: bool
+    recipe: Recipe, log: Log, before: Mapping[str, str], *, offline: bool, world: World = ALONE
 ) -> tuple[LoadedModel, dict[str, str]]:
-    """Loads the source model, with zero biases where a repair writes into them; also returns what
-    it is (``provenance.source_model``).
+    """Loads the source model (``read_source``) and takes it up (``identified``)."""
+    model = read_source(recipe, log, offline=offline, world=world)
+    return identified(recipe, model, log, before, world)
 
-    Raises SourceError as ``model.load`` does, RunError when it is not what a resumed run had
-    ``before``, CoverageError when the class of the model has no place for such biases.
+
+def read_source(recipe: Recipe, log: Log, *, offline: bool, world: World = ALONE) -> LoadedModel:
+    """Loads the source model, of a sharded one this rank's rows alone. Sends nothing.
+
+    Raises SourceError as ``model.load`` does.
     """
-    model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
+    rows_of = None
+    if shards_model(recipe, world):
+        count = world.size // recipe.distributed.replicas
+        rows_of = partial(shard_rows, rank=world.rank % count, size=count)
+    how: Any = {"offline": offline, "progress": log.note, "rows_of": rows_of}
+    return load_model(recipe.model, seed=recipe.seed, **how)
+
+
+def identified(
+    recipe: Recipe, model: LoadedModel, log: Log, before: Mapping[str, str], world: World = ALONE
+) -> tuple[LoadedModel, dict[str, str]]:
+    """Returns the source model, sharded where it was read by rows, with zero biases where a repair
+    writes into them, and what it is (``provenance.source_model``). A collective if it is sharded.
+
+    Raises RunError when it is not what a resumed run had ``before``, CoverageError when the class
+    of the model has no place for such biases.
+    """
+    if model.rows:
+        of, replicas = (world.size, device_of(recipe)), recipe.distributed.replicas
+        shard_parameters(model.module, *of, model.rows, replicas=replicas)
+        model = replace(model, rows={})
     provenance = source_model(recipe, model)
     require_same(before, provenance)
     return repairable(model, recipe.prune, log.note), provenance

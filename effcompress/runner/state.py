@@ -82,6 +82,11 @@ def device_of(recipe: Recipe) -> torch.device:
     return torch.device(recipe.device)
 
 
+def shards_model(recipe: Recipe, world: World) -> bool:
+    """Returns whether parameters are sharded over the processes (FSDP2)."""
+    return recipe.distributed.mode == "shard" and world.size > 1
+
+
 @final
 class RunState:
     """Model, optimizer, position in the data, and measurements."""
@@ -108,7 +113,7 @@ class RunState:
         """Tokens that the run trains on."""
         self.stream: Stream = corpus.stream(recipe.seed)
         prune = recipe.prune
-        shard = recipe.distributed.mode == "shard" and world.size > 1
+        shard = shards_model(recipe, world)
         self.pruned = PrunedModel(
             # Rows are dealt out from the host's memory: a device need not hold all of them.
             model.module if shard else model.module.to(self.device),

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
-from effcompress.checkpoint import export, proof, prove, text_settings
+from effcompress.checkpoint import proof, prove, text_settings
 from effcompress.errors import RunError
+from effcompress.export.weights import Weights, unchanged
+from effcompress.export.write import save
 from effcompress.model.exact import container
 from effcompress.model.families.llama import LLAMA
 from effcompress.model.tokenizer import ByteTokenizer
@@ -37,10 +39,10 @@ def exported(folder: Path, **widths: int) -> nn.Module:
     for module in model.modules():
         if hasattr(module, "variance_epsilon"):
             module.variance_epsilon = 1e-5
-    params = {n: p.detach() for n, p in model.named_parameters()}
+    params = Weights({n: unchanged(p) for n, p in model.named_parameters()})
     folder.mkdir(exist_ok=True)
-    size = export(built.skeleton, params, ByteTokenizer().save, folder)
-    assert size == sum(f.stat().st_size for f in folder.iterdir())
+    written = save(built.skeleton, params, ByteTokenizer().save, folder)
+    assert written.bytes == sum(f.stat().st_size for f in folder.iterdir())
     return model
 
 
@@ -151,10 +153,10 @@ def test_missing_tensor_fails(tmp_path: Path) -> None:
 def test_a_shape_that_does_not_fit_the_class_is_named(tmp_path: Path) -> None:
     shapes = {n: tuple(p.shape) for n, p in tiny("gqa_tied").named_parameters()}
     built = container(LLAMA, tiny("gqa_tied").config.to_dict(), shapes)
-    params = {n: p.detach() for n, p in tiny("gqa_tied").named_parameters()}
-    params["model.norm.weight"] = torch.zeros(47)
+    params = Weights({n: unchanged(p) for n, p in tiny("gqa_tied").named_parameters()})
+    params.made["model.norm.weight"] = unchanged(torch.zeros(47))
     with pytest.raises(RunError, match=r"model\.norm\.weight: shape \(47,\)"):
-        export(built.skeleton, params, ByteTokenizer().save, tmp_path)
+        save(built.skeleton, params, ByteTokenizer().save, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

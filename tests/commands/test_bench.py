@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from effcompress import checkpoint, load_recipe
+from effcompress import load_recipe
 from effcompress.cli.arguments import show
 from effcompress.commands import bench as bench_room
 from effcompress.commands import memory_probe as footprint_room
@@ -19,6 +19,7 @@ from effcompress.commands.memory_probe import Job, footprint
 from effcompress.errors import RecipeError, RunError, SourceError
 from effcompress.evaluation.speed import Timing, write_on
 from effcompress.export.forms import Name, form
+from effcompress.export.write import save
 from effcompress.model.load import load
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
@@ -40,7 +41,7 @@ def test_a_folder_of_any_form_writes_what_the_pruned_model_writes(
 ) -> None:
     pruned = cut("llama", change, name)
     made, prompt = form(pruned, name), tokens(2, 7, vocab=258)
-    checkpoint.export(made.skeleton, made.params, ByteTokenizer().save, tmp_path, made.files)
+    save(made.skeleton, made.tensors, ByteTokenizer().save, tmp_path, made.files)
     opened = load(ModelSpec(folder=tmp_path)).module
     expected = prompt
     with torch.no_grad():
@@ -72,7 +73,7 @@ def finished(folder: Path) -> Path:
     pruned.commit()
     made = form(pruned, "auto")
     out.mkdir()
-    checkpoint.export(made.skeleton, made.params, ByteTokenizer().save, out, made.files)
+    save(made.skeleton, made.tensors, ByteTokenizer().save, out, made.files)
     (out / RESOLVED).write_text(resolved(loaded))
     return out
 

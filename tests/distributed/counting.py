@@ -68,7 +68,7 @@ def main(path: Path, output: Path, sets: Sequence[str] = ()) -> None:
     recipe = load_recipe(path, sets).recipe
     with joined() as world:
         log = Log(path.parent, view=NoView(), keep=world.main)
-        model, _ = load_source(recipe, log, {}, offline=True)
+        model, _ = load_source(recipe, log, {}, offline=True, world=world)
         quiet: Any = {"offline": True, "say": log.note, "notice": log.note}
         corpus = corpus_of(recipe, model.tokenizer, **quiet)
         state = RunState(recipe, model, corpus, world)

@@ -120,6 +120,14 @@ def test_plan_of_shares(tmp_path: Path) -> None:
     layers_and_more = 4 * each["params"]  # a toy of two layers is whole at a time
     assert passes["gathered"] in (layers_and_more, 2 * layers_and_more)
     assert each["memory_bytes"]["checkpoint"]["gathered"] == 0
+    loading, export = each["memory_bytes"]["loading"], each["memory_bytes"]["export"]
+    assert loading["weights"] == whole["memory_bytes"]["loading"]["weights"] / 2
+    assert export["weights"] == both["memory_bytes"]["export"]["weights"] / 2
+    # 258 tokens of 32 channels are the largest parameter; cut models' are smaller.
+    assert loading["gathered"] == 4 * 258 * 32
+    assert 0 < export["gathered"] <= passes["gathered"]
+    file = plan(load_recipe(path, [*SHARD, "export.gguf=F32"]), Launch(2)).data["memory_bytes"]
+    assert file["export"]["gathered"] == 2 * file["export"]["weights"]
     said = each["communicated_bytes"]
     assert said["step"]["gradients"] == said["step"]["weights"] >= 4 * each["params"]
     assert "checkpoint" not in said

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from effcompress import checkpoint
 from effcompress.data.stream import windows_of
 from effcompress.errors import RunError
 from effcompress.evaluation import continuation, perplexity
 from effcompress.export.forms import form
+from effcompress.export.write import save
 from effcompress.model.exact import open_exact
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
@@ -95,7 +95,7 @@ def test_masked_and_exact_models_agree_with_the_reference(
         assert perplexity(one.module, ids, batch_size).perplexity == pytest.approx(masked, rel=1e-6)
         one.commit()
         made = form(one, "exact")
-        checkpoint.export(made.skeleton, made.params, ByteTokenizer().save, tmp_path, made.files)
+        save(made.skeleton, made.tensors, ByteTokenizer().save, tmp_path, made.files)
         opened = open_exact(tmp_path)
         exact = reference(opened, ids)
     assert perplexity(opened, ids, batch_size).perplexity == pytest.approx(exact, rel=1e-6)

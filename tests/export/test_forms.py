@@ -22,10 +22,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effcompress import checkpoint
 from effcompress.errors import RunError
 from effcompress.export.forms import NAMES, Form, Name, form
+from effcompress.export.write import save
 from effcompress.groups.tracing import search
 from effcompress.groups.tracing.draft import family_from
 from effcompress.model.modeling_pruned import silent
-from effcompress.model.silence import quietly
 from effcompress.model.small import build
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
@@ -100,8 +100,7 @@ def _uneven(pruned: PrunedModel) -> dict[str, list[int]]:
 def write(pruned: PrunedModel, made: Form, folder: Path) -> None:
     skeleton: Any = made.skeleton
     skeleton.generation_config = pruned.module.generation_config
-    with quietly():
-        checkpoint.export(skeleton, made.tensors, ByteTokenizer().save, folder, made.files)
+    save(skeleton, made.tensors, ByteTokenizer().save, folder, made.files)
 
 
 def fresh(classes: str, root: Path, folders: list[Path]) -> None:

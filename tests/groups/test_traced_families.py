@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from effcompress import checkpoint
 from effcompress.errors import RunError
 from effcompress.export.forms import form
 from effcompress.export.rehearse import rehearse
+from effcompress.export.write import save
 from effcompress.groups.tracing import search
 from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
 from effcompress.model.modeling_pruned import silent
@@ -205,8 +205,7 @@ def test_an_export_is_the_same_model_in_plain_transformers(
     skeleton: Any = made.skeleton
     skeleton.generation_config = pruned.module.generation_config
     with quietly():
-        save = ByteTokenizer().save
-        checkpoint.export(skeleton, made.tensors, save, tmp_path, made.files)
+        save(skeleton, made.tensors, ByteTokenizer().save, tmp_path, made.files)
         opened: nn.Module = AutoModelForCausalLM.from_pretrained(
             tmp_path,
             trust_remote_code=name == "exact",

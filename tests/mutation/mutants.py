@@ -207,6 +207,39 @@ MUTANTS: tuple[Mutant, ...] = (
         "a missing weight is exported as random numbers",
     ),
     Mutant(
+        "effcompress/checkpoint/files.py",
+        "if found != self._sums[name]:",
+        "if False:",
+        ("tests/export/test_files.py::test_what_reads_back_otherwise_is_an_error",),
+        "weights that a disk changed are exported",
+    ),
+    Mutant(
+        "effcompress/checkpoint/files.py",
+        "sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))",
+        "sorted(tensors)",
+        (
+            (
+                "tests/export/test_files.py::test_types_of_several_widths_lie_at_multiples_of_t"
+                "heir_width"
+            ),
+        ),
+        "tensors of a file are not aligned",
+    ),
+    Mutant(
+        "effcompress/model/by_rows.py",
+        'if self.found[id(kept)][2] == self.found[id(other)][2] != b"":',
+        "if True:",
+        ("tests/model/test_by_rows.py::test_a_tied_matrix_that_is_stored_twice",),
+        "matrices that differ are tied, where each process reads its rows",
+    ),
+    Mutant(
+        "effcompress/model/by_rows.py",
+        "elif one.partial and not (first and name in {*_ELEMENTWISE, *_OVERWRITE}):",
+        "elif False:",
+        ("tests/model/test_by_rows.py::test_what_needs_all_rows_is_not_drawn_by_rows",),
+        "random weights are computed from rows that were forgotten",
+    ),
+    Mutant(
         "effcompress/checkpoint/save.py",
         "if copy.read(len(part)) != part:",
         "if False:",
@@ -1018,8 +1051,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/export/forms.py",
-        "tensor = ((tensor.double() + offset) * factors[name] - offset).to(tensor.dtype)",
-        "tensor = (tensor.double() * factors[name]).to(tensor.dtype)",
+        "tensor = ((tensor.double() + offset) * factor - offset).to(tensor.dtype)",
+        "tensor = (tensor.double() * factor).to(tensor.dtype)",
         ("tests/export/test_forms.py::test_every_folder_is_the_same_model_again[uniform]",),
         "Gemma's gains are scaled without their offset",
     ),
