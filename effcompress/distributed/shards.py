@@ -9,14 +9,14 @@ objects to fresh copies. Nothing is gathered for that.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
 import torch
 from torch import nn
 
-from effcompress.distributed.rows import on_mesh, whole
+from effcompress.distributed.rows import is_sharded, on_mesh, whole
 
 
 @final
@@ -28,15 +28,25 @@ class Shards:
         from torch.distributed.device_mesh import init_device_mesh
 
         self._mesh = init_device_mesh(device.type, (size,))
-        self._module, self._layers = module, layers
+        self._module, self._layers, self._device = module, layers, device
         self._plain: list[nn.Module] | None = None
         """The model's own layers while the wrapped copies are in their place."""
-        for p, places in _places(module).values():
-            shared = nn.Parameter(on_mesh(p, self._mesh, device), requires_grad=p.requires_grad)
-            _put(shared, places)
+        self._hooks: list[set[int]] = []
+        """Hooks of each copy when it was wrapped."""
+        self.shard()
         for part in module.modules():
             for name, buffer in [*part.named_buffers(recurse=False)]:
                 setattr(part, name, buffer.to(device))
+
+    def shard(self) -> None:
+        """Shards parameters that are not, in place: all of a model, or those added to it since,
+        which every rank holds whole. Not while it is wrapped. Sends nothing.
+        """
+        assert self._plain is None, "wrapped"
+        for p, places in _places(self._module).values():
+            if not is_sharded(p):
+                rows = on_mesh(p, self._mesh, self._device)
+                _put(nn.Parameter(rows, requires_grad=p.requires_grad), places)
 
     def wrap(self) -> nn.Module:
         """Returns an FSDP2 module to call: forward gathers one layer after the other, backward
@@ -67,13 +77,18 @@ class Shards:
             unit.set_gradient_divide_factor(1.0)
         for p, places in held:
             _put(p, places)
+        self._hooks = [set(_hooks_of(layer)) for layer in layers]
         return root
 
     def unwrap(self) -> None:
-        """Puts the model's own layers back; parameters stay sharded."""
+        """Puts the model's own layers back; parameters stay sharded. Hooks that were registered on
+        the copies meanwhile move along: transformers registers those that capture hidden states in
+        the first forward pass, and once only.
+        """
         if self._plain is not None:
             layers = self._list()
-            for j, layer in enumerate(self._plain):
+            for j, (layer, known) in enumerate(zip(self._plain, self._hooks, strict=True)):
+                _move_hooks(layers[j], layer, known)
                 layers[j] = layer
             self._plain = None
 
@@ -108,6 +123,28 @@ def _places(module: nn.Module) -> dict[int, tuple[nn.Parameter, _Places]]:
         for name, p in part.named_parameters(recurse=False):
             found.setdefault(id(p), (p, []))[1].append((part, name))
     return found
+
+
+def _hooks_of(module: nn.Module) -> Iterator[int]:
+    """Yields the numbers of a module's forward hooks; torch never uses one again."""
+    for name in _HOOKS:
+        yield from getattr(module, name)
+
+
+def _move_hooks(copied: nn.Module, module: nn.Module, known: Container[int]) -> None:
+    """Registers the copy's forward hooks, other than the ``known`` ones, with the module itself."""
+    for name in (*_HOOKS, *_HOW_HOOKS):
+        held = getattr(module, name)
+        held.update({k: v for k, v in getattr(copied, name).items() if k not in known})
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_HOW_HOOKS = (
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+"""How some of them are called, under the same numbers."""
 
 
 def _put(p: nn.Parameter, places: _Places) -> None:

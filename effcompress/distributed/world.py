@@ -10,7 +10,7 @@ import inspect
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -91,6 +91,11 @@ class World:
             for (name, t), part in zip(named.items(), parts, strict=True):
                 found[name] = part.view(t.shape)
         return {name: found[name] for name in tensors}
+
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites tensors with rank 0's, in place."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor.detach(), 0)
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Returns the sums over all ranks, in fp64."""
