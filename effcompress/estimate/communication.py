@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effcompress.estimate.feasibility import SizedModel
-from effcompress.estimate.memory import grams_of
+from effcompress.estimate.memory import factors_of, grams_of, taught
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.spec import LoopSpec, PruneSpec, Recipe
 from effcompress.types import WHOLE, AxisMap, Widths
@@ -53,7 +53,7 @@ def per_step(
     sharded = shards_of(recipe, processes) > 1
     whole = [Message("gradients", "all_reduce", FP32 * trained)]
     messages = [
-        *(_sharded(found, loop, widths, processes) if sharded else whole),
+        *(_sharded(found, recipe, loop, widths, processes) if sharded else whole),
         Message("losses", "all_gather", FP32 * (loop.batch_size // processes)),
         # The objective, whether any process got a signal to stop, and the norm of a sharded
         # gradient.
@@ -75,17 +75,28 @@ def _learns(prune: PruneSpec) -> bool:
     return "grad" in {*prune.saliency.needs, *hessian}
 
 
-def _sharded(found: SizedModel, loop: LoopSpec, widths: Widths, processes: int) -> list[Message]:
+def _sharded(
+    found: SizedModel, recipe: Recipe, loop: LoopSpec, widths: Widths, processes: int
+) -> list[Message]:
     """Returns the messages of FSDP2: weights are gathered for each forward and each backward
-    (``reshard_after_forward``), gradients are scattered after each backward.
+    (``reshard_after_forward``), those of a teacher for its forward; gradients of what is trained
+    are scattered after each backward.
     """
     own = loop.batch_size // processes
     passes = -(-own // min(loop.micro_batch_size or own, own))
-    here = FP32 * shard_elements(found.axes, widths, processes)
-    return [
-        Message("weights", "all_gather", 2 * passes * here),
-        Message("gradients", "reduce_scatter", passes * processes * here),
+    here = learned = shard_elements(found.axes, widths, processes)
+    factors = factors_of(found, recipe, widths)
+    if factors:
+        learned = sum(-(-rows // processes) * columns for rows, columns in factors)
+        here += learned
+    messages = [
+        Message("weights", "all_gather", FP32 * 2 * passes * here),
+        Message("gradients", "reduce_scatter", FP32 * passes * processes * learned),
     ]
+    if each := taught(recipe):
+        rows = passes * shard_elements(found.axes, {}, processes)
+        messages.append(Message("teacher's weights", "all_gather", each * rows))
+    return messages
 
 
 def per_cut(

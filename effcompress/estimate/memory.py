@@ -30,7 +30,7 @@ from effcompress.estimate.schedule import loops_of
 from effcompress.injectable import BACKWARD
 from effcompress.registry import Bound
 from effcompress.removal.repairs import for_linears, need_second_moments
-from effcompress.spec import LoopSpec, LoraSpec, PruneSpec, Recipe
+from effcompress.spec import DistillSpec, LoopSpec, LoraSpec, PruneSpec, Recipe
 from effcompress.types import AxisMap, GroupSet, Widths
 
 FP32 = 4
@@ -40,12 +40,13 @@ PROBE = 48
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of one process at one moment, by what they hold. ``copies``: weights cast to the
-    compute dtype; ``gathered``: unsharded parameters; ``saving``: the host copy that is written in
+    """Bytes of one process at one moment, by what they hold. ``teacher``: its weights; ``copies``:
+    weights cast to the compute dtype; ``gathered``: unsharded parameters; ``saving``: the host copy that is written in
     the background; ``working``: temporaries (roots of moments, memory maps, solves).
     """
 
     weights: float = 0.0
+    teacher: float = 0.0
     gradients: float = 0.0
     moments: float = 0.0
     copies: float = 0.0
@@ -70,22 +71,44 @@ def memory(
     """Returns phase -> bytes of one of ``processes``; ``final`` are the widths at the end of the
     run.
 
-    ``shards``: over how many processes weights, gradients and moments are sharded (1: replicated).
+    ``shards``: over how many processes weights (of a teacher, too), gradients and moments are
+    sharded (1: replicated).
     """
     need = _Need(found, recipe, {**found.axes.widths, **final}, processes, shards)
     return dict(need.phases())
 
 
+def taught(recipe: Recipe) -> int:
+    """Returns the bytes of one weight of the teacher; 0 where a recipe has none
+    (``runner/recovery.py``).
+    """
+    recover = recipe.recover
+    if recover is None or (recover.distill is None and recover.method != "distill"):
+        return 0
+    return {"bf16": 2, "fp32": 4}[(recover.distill or DistillSpec()).teacher]
+
+
 def trained(found: SizedModel, recipe: Recipe, widths: Widths) -> int:
-    """Returns the number of parameters in the optimizer: all, or those of the LoRA updates of
-    every matrix in the layers, ``rank (inputs + outputs)`` each.
+    """Returns the number of parameters in the optimizer: all, or those of the LoRA updates."""
+    factors = factors_of(found, recipe, widths)
+    return sum(rows * columns for rows, columns in factors) or found.axes.count(widths)
+
+
+def factors_of(found: SizedModel, recipe: Recipe, widths: Widths) -> list[tuple[int, int]]:
+    """Returns the shapes of the LoRA updates of every linear layer within the layers, ``A`` [rank,
+    inputs] and ``B`` [outputs, rank]; none where all weights are trained.
     """
     recover, axes = recipe.recover, found.axes
     if recover is None or recover.method != "lora":
-        return axes.count(widths)
+        return []
     rank, wide = (recover.lora or LoraSpec()).rank, {**axes.widths, **widths}
-    within = [p for p in multiplied(axes) if axes.gates[p] and axes.numel(p, wide)]
-    return rank * sum(s.length(wide) for p in within for s in axes.by_param[p])
+    shapes: list[tuple[int, int]] = []
+    for param in multiplied(axes):
+        if len(axes.shapes[param]) == 2 and axes.gates[param] and axes.numel(param, wide):
+            inputs = axes.family.inputs
+            read, written = (axes.length(param, dim, wide) for dim in (inputs, 1 - inputs))
+            shapes += [(rank, read), (written, rank)]
+    return shapes
 
 
 @dataclass(frozen=True)
@@ -114,7 +137,8 @@ class _Need:
         for continued in loops_of(recipe)[1:]:
             yield "continued", self._backward(continued, self.final)
         kept = self._standing(there, training=True)
-        yield "checkpoint", replace(kept, working=kept.total - kept.buckets - kept.saving)
+        again = kept.total - kept.teacher - kept.buckets - kept.saving
+        yield "checkpoint", replace(kept, working=again)
         last = self._standing(self.final)
         if self.shards > 1:
             last = replace(last, gathered=last.weights * self.shards)
@@ -144,20 +168,18 @@ class _Need:
         """Returns what lasts between steps: weights, moments, buckets, running statistics."""
         prune, weights = self.recipe.prune, FP32 * self.found.axes.count(wide) / self.shards
         learned = FP32 * trained(self.found, self.recipe, wide) / self.shards
-        loop, recover = self.recipe.loop is not None, self.recipe.recover
-        teacher = 0.0
-        if training and recover is not None and recover.method == "distill":
-            half = recover.distill is None or recover.distill.teacher == "bf16"
-            teacher = (2 if half else 4) * self.found.axes.count()
+        loop = self.recipe.loop is not None
+        teacher = taught(self.recipe) * self.found.axes.count() / self.shards
         rides = training and prune is not None and prune.measure.source == "training"
         held = Held(
-            weights=weights + teacher,
+            weights=weights,
+            teacher=teacher if training else 0.0,
             moments=2 * learned if loop else 0.0,
             buckets=learned if loop and self.processes > 1 and self.shards == 1 else 0.0,
             grams=self._grams(wide) if rides else 0.0,
             saliency=self._saliency() if prune is not None else 0.0,
         )
-        aside = held.total - teacher - held.buckets if self.recipe.save.background else 0.0
+        aside = held.total - held.teacher - held.buckets if self.recipe.save.background else 0.0
         return replace(held, saving=aside if training and loop else 0.0)
 
     def _whole(self, wide: Widths) -> float:
@@ -209,7 +231,10 @@ class _Need:
             working=self._embedding(wide, bf16, rows < own) * self.shards,
             gathered=2 * whole,  # a gathered layer's gradients are unsharded, too
         )
-        return max(begins, ends, key=lambda held: held.total)
+        asked = replace(begins, activations=0.0, logits=0.0, copies=0.0)
+        if self.shards > 1:  # the teacher's layers are unsharded in its forward, before the model's
+            asked = replace(asked, gathered=taught(self.recipe) * at_once(axes, axes.widths))
+        return max(begins, ends, asked, key=lambda held: held.total)
 
     def _of_masks(self, wide: Widths, value: int) -> float:
         """Returns bytes per token that mask gradients add. Masks on the residual stream keep what
@@ -241,7 +266,8 @@ class _Need:
     def _event(self, prune: PruneSpec) -> Held:
         """Returns the peak of a cut: measure, then repair, then commit, never two at once."""
         axes = self.found.axes
-        standing = self._standing(axes.widths, training=True)
+        # A teacher is loaded behind the cut.
+        standing = replace(self._standing(axes.widths, training=True), teacher=0.0)
         if self.recipe.train is None:
             standing = replace(standing, moments=0.0, buckets=0.0)
         if prune.rotate is not None:
