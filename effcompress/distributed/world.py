@@ -19,10 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from effcompress.distributed.meeting import own_keys
 from effcompress.errors import EffcompressError, RecipeError, RunError
-from effcompress.launcher import Place, launched
+from effcompress.launcher import Place, keeps_store, launched
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)
@@ -243,7 +245,12 @@ def joined() -> Iterator[World]:
     how: Any = {"rank": place.rank, "world_size": size, "timeout": PATIENCE}
     try:
         backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backends, init_method=place.meeting, **how)
+        if keeps_store():
+            store, *_ = next(rendezvous(place.meeting, place.rank, size, timeout=PATIENCE))
+            how["store"] = own_keys(store, place.rank, size, PATIENCE)
+        else:
+            how["init_method"] = place.meeting
+        dist.init_process_group(backends, **how)
     except (RuntimeError, ValueError) as error:
         at = "" if place.meeting == "env://" else f" at {place.meeting}"
         raise RunError(
