@@ -340,9 +340,15 @@ def _wait_for_main() -> None:
 
 def _summed(_state, bucket):  # no annotations: torch inspects them, and here they are strings
     # DDP's default hook divides by the number of ranks, but losses are divided by the rows of the
-    # global batch already.
-    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
+    # global batch already. And it sums whole buckets, which DDP fills anew, in another order, after
+    # the first backward pass: where more than two add up, the order of the addends depends on the
+    # place in the message, so a resumed run, whose wrapper is new, would round differently.
+    # A message for each parameter does not depend on buckets.
+    total = bucket.buffer()
+    parts = total.split([p.numel() for p in bucket.parameters()])
+    works: list[Any] = [dist.all_reduce(part, async_op=True) for part in parts]
+    done = torch.futures.collect_all([work.get_future() for work in works])
+    return done.then(lambda _: total)
 
 
 def _told(error: Exception) -> Exception:

@@ -41,8 +41,9 @@ PROBE = 48
 @dataclass(frozen=True)
 class Held:
     """Bytes of one process at one moment, by what they hold. ``teacher``: its weights; ``copies``:
-    weights cast to the compute dtype; ``gathered``: unsharded parameters; ``saving``: the host copy that is written in
-    the background; ``working``: temporaries (roots of moments, memory maps, solves).
+    weights cast to the compute dtype; ``gathered``: unsharded parameters; ``saving``: the host copy
+    that is written in the background; ``working``: temporaries (roots of moments, memory maps,
+    solves).
     """
 
     weights: float = 0.0

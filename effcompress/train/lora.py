@@ -11,7 +11,6 @@ from effcompress.distributed.rows import add, whole
 from effcompress.errors import RunError
 from effcompress.spec import LoraSpec
 
-
 _NAME = "default"
 """Under which peft keeps the updates."""
 

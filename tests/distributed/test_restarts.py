@@ -1,8 +1,9 @@
-"""``torchrun --max-restarts``: a process is killed, all start again, and the run goes on by itself."""
+"""``torchrun --max-restarts``: one is killed, all start again, and the run goes on by itself."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,23 @@ def restarted(path: Path, output: Path, mode: str, processes: int, deaths: str) 
         timeout=850,
     )
     return done.returncode, done.stdout
+
+
+def test_four_replicas_add_up_as_before(tmp_path: Path) -> None:
+    """Resumed bit for bit: sums of more than two depend on the order of the addends."""
+    path, whole, again = recipe(tmp_path), tmp_path / "whole", tmp_path / "again"
+    sets = ["save={every: 4, keep: 50, keep_after: 50}"]
+    job = {"recipe": path, "set": sets, "bare": True}
+    code, said = together([{**job, "output": whole}], tmp_path, 4)
+    assert code == 0, said
+    again.mkdir()
+    for file in ("recipe.yaml", "recipe.resolved.yaml", "metrics.jsonl", "plans.jsonl"):
+        shutil.copy(whole / file, again / file)
+    shutil.copytree(whole / "checkpoints/step-00000004", again / "checkpoints/step-00000004")
+    code, said = together([{**job, "output": again, "resume": True}], tmp_path, 4)
+    assert code == 0, said
+    for file in ("checkpoints/step-00000020/tensors.safetensors", "plans.jsonl"):
+        assert (whole / file).read_bytes() == (again / file).read_bytes(), file
 
 
 @pytest.mark.parametrize(

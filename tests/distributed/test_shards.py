@@ -124,9 +124,7 @@ def test_plan_of_a_sharded_teacher(tmp_path: Path) -> None:
     path = recipe(tmp_path)
     found = sized_model(load_recipe(path, [*sets, both]))
     assert found is not None
-    whole, each = (
-        plan(load_recipe(path, [*sets, both, *s]), Launch(2)).data for s in ([], SHARD)
-    )
+    whole, each = (plan(load_recipe(path, [*sets, both, *s]), Launch(2)).data for s in ([], SHARD))
     for phase in ("backward", "update", "checkpoint"):
         assert whole["memory_bytes"][phase]["teacher"] == 2 * found.start  # in bf16
         assert each["memory_bytes"][phase]["teacher"] == found.start

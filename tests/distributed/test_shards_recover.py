@@ -1,25 +1,21 @@
-"""What follows the cut, with sharded parameters: low-rank updates, teachers, tasks and mixtures give
-what one process gives.
+"""What follows the cut, with sharded parameters: low-rank updates, teachers and tasks give what one
+process gives.
 """
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from effcompress import load_recipe, run
 from effcompress.model.assets import wheel as wheel_room
-from effcompress.runner import run as story
 from tests.distributed.test_two_processes import logits, losses, together
 from tests.evaluation import toy_tasks
-from tests.runner.test_mixture import DYNAMIC
 from tests.runner.test_recover import written
-from tests.runner.toys import events, plans, recipe
+from tests.runner.toys import events, plans
 
 pytestmark = pytest.mark.timeout(900)  # a machine may be busy with more than this
 
@@ -56,7 +52,7 @@ def objectives(folder: Path) -> list[float]:
 
 
 @pytest.mark.usefixtures("shelf")
-def test_recovery_and_tasks(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recovery_and_tasks(tmp_path: Path, cache: Path) -> None:
     paths = {name: written(tmp_path / name, name) for name in ("distill", "lora")}
     cases: dict[str, tuple[Path, list[str]]] = {
         "distilled": (paths["distill"], [f"recover.distill={HIDDEN}", *TASKS]),
@@ -86,5 +82,6 @@ def test_recovery_and_tasks(tmp_path: Path, cache: Path, monkeypatch: pytest.Mon
             assert before["generation"] == after["generation"]
             for domain, found in before["domains"].items():
                 assert after["domains"][domain]["loss"] == pytest.approx(found["loss"], abs=1e-4)
-    scores = [[e["tasks"] for e in events(tmp_path / f"{n}_distilled", "evaluation")] for n in ("one", "two")]
+    folders = [tmp_path / f"{number}_distilled" for number in ("one", "two")]
+    scores = [[e["tasks"] for e in events(folder, "evaluation")] for folder in folders]
     assert len(scores[0]) == 2 and scores[0] == scores[1]

@@ -121,6 +121,7 @@ def test_a_size_is_met_by_a_common_offset(tmp_path: Path) -> None:
 
 
 MODES = ("replicate", "shard")
+LOSSES = (("step", "loss"), ("absorbed", "loss_masked"), ("absorbed", "loss_cut"))
 
 
 @pytest.mark.timeout(900)  # a machine may be busy with more than this
@@ -156,7 +157,7 @@ def test_any_number_of_processes_learns_the_same_masks(
         for alone, shared in zip(events(one, "gates"), events(two, "gates"), strict=True):
             for family, found in alone["families"].items():
                 assert shared["families"][family] == pytest.approx(found, abs=1e-4), (name, mode)
-        for kind, value in (("step", "loss"), ("absorbed", "loss_masked"), ("absorbed", "loss_cut")):
+        for kind, value in LOSSES:
             alone, shared = ([e[value] for e in events(out, kind)] for out in (one, two))
             assert shared == pytest.approx(alone, abs=1e-4), (name, mode, kind)
         mixed = [[e["weights"] for e in events(out, "mixture")] for out in (one, two)]
