@@ -7,7 +7,8 @@ import datetime
 import time
 import uuid
 
-from torch.distributed import DistStoreError, PrefixStore, Store
+from torch.distributed import DistStoreError
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 _HELLO, _REPLY, _STARTS = "effcompress/hello", "effcompress/reply", "effcompress/starts"
 _POLL = 0.01

@@ -742,8 +742,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/distributed/world.py",
-        "return work.get_future().then(lambda done: done.value()[0])",
-        ("return work.get_future().then(lambda done: done.value()[0] / dist.get_world_size())"),
+        "return done.then(lambda _: total)",
+        "return done.then(lambda _: total / dist.get_world_size())",
         ("tests/distributed/test_two_processes.py::test_sixty_steps_with_cuts_of_all_kinds",),
         "gradients are divided by the processes once more",
     ),
