@@ -50,6 +50,13 @@ def launched() -> Place:
     return Place(rank, size, _variable("LOCAL_RANK", rank, 0, size - 1))
 
 
+def keeps_store() -> bool:
+    """Returns whether ``torchrun`` itself holds the store in which its processes meet, and keeps it
+    when it restarts them.
+    """
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def outside_of_tasks() -> int:
     """Returns the number of tasks of a SLURM job where this process is none of them, but a command
     of its batch script; 0 elsewhere.

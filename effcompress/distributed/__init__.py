@@ -1,3 +1,4 @@
-"""The only user of ``torch.distributed``: ranks, collectives and DDP (``world.py``), operations on
-tensors that may be sharded by rows (``rows.py``), FSDP2 wrapping (``shards.py``).
+"""The only user of ``torch.distributed``: ranks, collectives and DDP (``world.py``), where they
+meet after a restart (``meeting.py``), operations on tensors that may be sharded by rows
+(``rows.py``), FSDP2 wrapping (``shards.py``).
 """

@@ -126,10 +126,19 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def write_back(tensor: Tensor, value: Tensor) -> None:
-    """Writes ``value``, a changed ``whole(tensor)``, back into the rows that this rank holds."""
-    if is_sharded(tensor):
+    """Writes ``value``, which every rank holds whole (a changed ``whole(tensor)``, or another),
+    into the rows that this rank holds. Sends nothing.
+    """
+    if value is not tensor:
         start, here = first_row(tensor), own(tensor)
         here.copy_(value[start : start + here.shape[0]])
+
+
+@torch.no_grad()
+def add(tensor: Tensor, value: Tensor) -> None:
+    """Adds ``value``, which every rank holds whole, each rank in its own rows. Sends nothing."""
+    start, here = first_row(tensor), own(tensor)
+    here.add_(value[start : start + here.shape[0]])
 
 
 @torch.no_grad()

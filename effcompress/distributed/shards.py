@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
 
@@ -79,12 +79,21 @@ class Shards:
         """
         self._unsharded = unsharded
         self._mesh = shard_parameters(module, size, device, replicas=replicas)
-        self._module, self._layers = module, layers
+        self._module, self._layers, self._device = module, layers, device
         self._plain: list[nn.Module] | None = None
         """The model's own layers while the wrapped copies are in their place."""
+        self._hooks: list[set[int]] = []
+        """Hooks of each copy when it was wrapped."""
         for part in module.modules():
             for name, buffer in [*part.named_buffers(recurse=False)]:
                 setattr(part, name, buffer.to(device))
+
+    def shard(self) -> None:
+        """Shards parameters that were added since, in place, which every rank holds whole. Not
+        while it is wrapped. Sends nothing.
+        """
+        assert self._plain is None, "wrapped"
+        shard_parameters(self._module, self._mesh.size(), self._device)
 
     def wrap(self, *, bf16: bool = False) -> nn.Module:
         """Returns an FSDP2 module to call: forward gathers one layer after the other, backward
@@ -127,13 +136,18 @@ class Shards:
             unit.set_modules_to_forward_prefetch([following])
         if self._unsharded:
             keep_unsharded(root)
+        self._hooks = [set(_hooks_of(layer)) for layer in layers]
         return root
 
     def unwrap(self) -> None:
-        """Puts the model's own layers back; parameters stay sharded."""
+        """Puts the model's own layers back; parameters stay sharded. Hooks that were registered on
+        the copies meanwhile move along: transformers registers those that capture hidden states in
+        the first forward pass, and once only.
+        """
         if self._plain is not None:
             layers = self._list()
-            for j, layer in enumerate(self._plain):
+            for j, (layer, known) in enumerate(zip(self._plain, self._hooks, strict=True)):
+                _move_hooks(layers[j], layer, known)
                 layers[j] = layer
             self._plain = None
 
@@ -168,6 +182,28 @@ def _places(module: nn.Module) -> dict[int, tuple[nn.Parameter, _Places]]:
         for name, p in part.named_parameters(recurse=False):
             found.setdefault(id(p), (p, []))[1].append((part, name))
     return found
+
+
+def _hooks_of(module: nn.Module) -> Iterator[int]:
+    """Yields the numbers of a module's forward hooks; torch never uses one again."""
+    for name in _HOOKS:
+        yield from getattr(module, name)
+
+
+def _move_hooks(copied: nn.Module, module: nn.Module, known: Container[int]) -> None:
+    """Registers the copy's forward hooks, other than the ``known`` ones, with the module itself."""
+    for name in (*_HOOKS, *_HOW_HOOKS):
+        held = getattr(module, name)
+        held.update({k: v for k, v in getattr(copied, name).items() if k not in known})
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_HOW_HOOKS = (
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+"""How some of them are called, under the same numbers."""
 
 
 def _put(p: nn.Parameter, places: _Places) -> None:

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -19,10 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from effcompress.distributed.meeting import own_keys
 from effcompress.errors import EffcompressError, RecipeError, RunError
-from effcompress.launcher import Place, launched
+from effcompress.launcher import Place, keeps_store, launched
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)
@@ -108,6 +110,11 @@ class World:
             for (name, t), part in zip(named.items(), parts, strict=True):
                 found[name] = part.view(t.shape)
         return {name: found[name] for name in tensors}
+
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites tensors with rank 0's, in place."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor.detach(), 0)
 
     def sums(self, values: Sequence[float], group: dist.ProcessGroup | None = None) -> list[float]:
         """Returns the sums over all ranks (or those of ``group``), in fp64."""
@@ -273,7 +280,12 @@ def joined() -> Iterator[World]:
     how: Any = {"rank": place.rank, "world_size": size, "timeout": PATIENCE}
     try:
         backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backends, init_method=place.meeting, **how)
+        if keeps_store():
+            store, *_ = next(rendezvous(place.meeting, place.rank, size, timeout=PATIENCE))
+            how["store"] = own_keys(store, place.rank, size, PATIENCE)
+        else:
+            how["init_method"] = place.meeting
+        dist.init_process_group(backends, **how)
     except (RuntimeError, ValueError) as error:
         at = "" if place.meeting == "env://" else f" at {place.meeting}"
         raise RunError(
@@ -363,9 +375,15 @@ def _wait_for_main() -> None:
 
 def _summed(_state, bucket):  # no annotations: torch inspects them, and here they are strings
     # DDP's default hook divides by the number of ranks, but losses are divided by the rows of the
-    # global batch already.
-    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
+    # global batch already. And it sums whole buckets, which DDP fills anew, in another order, after
+    # the first backward pass: where more than two add up, the order of the addends depends on the
+    # place in the message, so a resumed run, whose wrapper is new, would round differently.
+    # A message for each parameter does not depend on buckets.
+    total = bucket.buffer()
+    parts = total.split([p.numel() for p in bucket.parameters()])
+    works: list[Any] = [dist.all_reduce(part, async_op=True) for part in parts]
+    done = torch.futures.collect_all([work.get_future() for work in works])
+    return done.then(lambda _: total)
 
 
 def _told(error: Exception) -> Exception:

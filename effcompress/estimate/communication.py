@@ -15,7 +15,14 @@ from typing import Literal
 
 from effcompress.distributed.deal import shard_rows
 from effcompress.estimate.feasibility import SizedModel
-from effcompress.estimate.memory import Gram, deal_of, grams_of, sampled
+from effcompress.estimate.memory import (
+    Gram,
+    deal_of,
+    factors_of,
+    grams_of,
+    sampled,
+    taught,
+)
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.spec import DistributedSpec, LoopSpec, PruneSpec, Recipe
 from effcompress.types import WHOLE, AxisMap, Widths
@@ -99,21 +106,29 @@ def _sharded(
     found: SizedModel, recipe: Recipe, loop: LoopSpec, widths: Widths, processes: int
 ) -> list[Message]:
     """Returns the messages of FSDP2: weights are gathered for each forward and each backward
-    (``reshard_after_forward``), gradients are scattered after each backward or, where they are
-    accumulated unsharded, after the last, and summed over replicas after the last.
+    (``reshard_after_forward``), those of a teacher for its forward; gradients of what is trained
+    are scattered after each backward or, where they are accumulated unsharded, after the last, and
+    summed over replicas after the last.
     """
     how, shards = recipe.distributed, shards_of(recipe, processes)
     axes, passes = found.axes, len(_rows_of_passes(loop, processes))
     here = shard_elements(axes, widths, shards)
     outside = shard_elements(axes, widths, shards, [p for p in axes.shapes if not axes.gates[p]])
+    learned = here
+    if factors := factors_of(found, recipe, widths):
+        learned = sum(-(-rows // shards) * columns for rows, columns in factors)
+        here += learned
     weights = FP32 * outside + (2 if how.gather == "bf16" else FP32) * (here - outside)
     scattered = 1 if how.accumulate == "unsharded" else passes
     messages = [
         Message("weights", "all_gather", 2 * passes * weights, shards),
-        Message("gradients", "reduce_scatter", scattered * shards * FP32 * here, shards),
+        Message("gradients", "reduce_scatter", scattered * shards * FP32 * learned, shards),
     ]
     if (replicas := processes // shards) > 1:
-        messages.append(Message("gradients of replicas", "all_reduce", FP32 * here, replicas))
+        messages.append(Message("gradients of replicas", "all_reduce", FP32 * learned, replicas))
+    if each := taught(recipe):
+        rows = passes * shard_elements(axes, {}, shards)
+        messages.append(Message("teacher's weights", "all_gather", each * rows, shards))
     return messages
 
 

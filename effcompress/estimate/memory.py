@@ -44,12 +44,14 @@ PROBE = 48
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of one process at one moment, by what they hold. ``copies``: weights cast to the
-    compute dtype; ``gathered``: unsharded parameters; ``saving``: the host copy that is written in
-    the background; ``working``: temporaries (roots of moments, memory maps, solves).
+    """Bytes of one process at one moment, by what they hold. ``teacher``: its weights; ``copies``:
+    weights cast to the compute dtype; ``gathered``: unsharded parameters; ``saving``: the host copy
+    that is written in the background; ``working``: temporaries (roots of moments, memory maps,
+    solves).
     """
 
     weights: float = 0.0
+    teacher: float = 0.0
     gradients: float = 0.0
     moments: float = 0.0
     copies: float = 0.0
@@ -74,22 +76,42 @@ def memory(
     """Returns phase -> bytes of one of ``processes``; ``final`` are the widths at the end of the
     run.
 
-    ``shards``: over how many processes weights, gradients and moments are sharded (1: replicated).
+    ``shards``: over how many processes weights (of a teacher, too), gradients and moments are
+    sharded (1: replicated).
     """
     need = _Need(found, recipe, {**found.axes.widths, **final}, processes, shards)
     return dict(need.phases())
 
 
+def taught(recipe: Recipe) -> int:
+    """Returns the bytes of one weight of the teacher; 0 where a recipe has none
+    (``runner/recovery.py``).
+    """
+    taught = recipe.teacher
+    return 0 if taught is None else {"bf16": 2, "fp32": 4}[taught.teacher]
+
+
 def trained(found: SizedModel, recipe: Recipe, widths: Widths) -> int:
-    """Returns the number of parameters in the optimizer: all, or those of the LoRA updates of
-    every matrix in the layers, ``rank (inputs + outputs)`` each.
+    """Returns the number of parameters in the optimizer: all, or those of the LoRA updates."""
+    factors = factors_of(found, recipe, widths)
+    return sum(rows * columns for rows, columns in factors) or found.axes.count(widths)
+
+
+def factors_of(found: SizedModel, recipe: Recipe, widths: Widths) -> list[tuple[int, int]]:
+    """Returns the shapes of the LoRA updates of every linear layer within the layers, ``A`` [rank,
+    inputs] and ``B`` [outputs, rank]; none where all weights are trained.
     """
     recover, axes = recipe.recover, found.axes
     if recover is None or recover.method != "lora":
-        return axes.count(widths)
+        return []
     rank, wide = (recover.lora or LoraSpec()).rank, {**axes.widths, **widths}
-    within = [p for p in multiplied(axes) if axes.gates[p] and axes.numel(p, wide)]
-    return rank * sum(s.length(wide) for p in within for s in axes.by_param[p])
+    shapes: list[tuple[int, int]] = []
+    for param in multiplied(axes):
+        if len(axes.shapes[param]) == 2 and axes.gates[param] and axes.numel(param, wide):
+            inputs = axes.family.inputs
+            read, written = (axes.length(param, dim, wide) for dim in (inputs, 1 - inputs))
+            shapes += [(rank, read), (written, rank)]
+    return shapes
 
 
 @dataclass(frozen=True)
@@ -118,7 +140,8 @@ class _Need:
         for continued in loops_of(recipe)[1:]:
             yield "continued", self._backward(continued, self.final)
         kept = self._standing(there, training=True)
-        yield "checkpoint", replace(kept, working=kept.total - kept.buckets - kept.saving)
+        again = kept.total - kept.teacher - kept.buckets - kept.saving
+        yield "checkpoint", replace(kept, working=again)
         last = self._standing(self.final)
         if self.shards > 1:
             at_a_time = max(self._whole(self.final), self._largest(self.final))
@@ -172,18 +195,18 @@ class _Need:
         """Returns what lasts between steps: weights, moments, buckets, running statistics."""
         prune, weights = self.recipe.prune, FP32 * self.found.axes.count(wide) / self.shards
         learned = FP32 * trained(self.found, self.recipe, wide) / self.shards
-        loop, teacher = self.recipe.loop is not None, 0.0
-        if training and (distill := self.recipe.teacher) is not None:
-            teacher = (2 if distill.teacher == "bf16" else 4) * self.found.axes.count()
+        loop = self.recipe.loop is not None
+        teacher = taught(self.recipe) * self.found.axes.count() / self.shards
         rides = training and prune is not None and prune.measure.source == "training"
         held = Held(
-            weights=weights + teacher,
+            weights=weights,
+            teacher=teacher if training else 0.0,
             moments=2 * learned if loop else 0.0,
             buckets=learned if loop and self.processes > 1 and self.shards == 1 else 0.0,
             grams=self._grams(wide) if rides else 0.0,
             saliency=self._saliency() if prune is not None else 0.0,
         )
-        aside = held.total - teacher - held.buckets if self.recipe.save.background else 0.0
+        aside = held.total - held.teacher - held.buckets if self.recipe.save.background else 0.0
         return replace(held, saving=aside if training and loop else 0.0)
 
     def _whole(self, wide: Widths, *, half: bool = False) -> float:
@@ -271,7 +294,11 @@ class _Need:
             working=self._embedding(wide, bf16, rows < own) * self.shards,
             gathered=gathered + whole,  # a gathered layer's gradients are unsharded, too
         )
-        return max(begins, ends, key=lambda held: held.total)
+        asked = replace(begins, activations=0.0, logits=0.0, copies=0.0)
+        if self.shards > 1:  # the teacher's layers are unsharded in its forward, before the model's
+            unsharded = taught(self.recipe) * sum(at_once(axes, axes.widths))
+            asked = replace(asked, gathered=unsharded)
+        return max(begins, ends, asked, key=lambda held: held.total)
 
     def _of_masks(self, wide: Widths, value: int) -> float:
         """Returns bytes per token that mask gradients add. Masks on the residual stream keep what
@@ -303,7 +330,8 @@ class _Need:
     def _event(self, prune: PruneSpec) -> Held:
         """Returns the peak of a cut: measure, then repair, then commit, never two at once."""
         axes = self.found.axes
-        standing = self._standing(axes.widths, training=True)
+        # A teacher is loaded behind the cut.
+        standing = replace(self._standing(axes.widths, training=True), teacher=0.0)
         if self.recipe.train is None:
             standing = replace(standing, moments=0.0, buckets=0.0)
         if prune.rotate is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
 
 Pair = tuple[list[int], list[int]]
@@ -52,31 +53,45 @@ def likelihoods(
     batch_size: int,
     max_length: int | None,
     progress: Callable[[float], None],
+    world: World = ALONE,
 ) -> list[Likelihood]:
-    """Returns one likelihood per pair, in their order.
+    """Returns one likelihood per pair, in their order. The ranks of ``world``, which pass the same
+    pairs, take batches in turn, and each gets the likelihoods of all.
 
     Pairs longer than ``max_length`` tokens are cut on the left. Pairs that differ only in their
     last token are one row. Batches depend on the pairs only, so the same call gives the same
-    numbers. Log-likelihoods are computed in fp32 and added in fp64. ``progress`` gets the fraction
-    done.
+    numbers, whatever the number of ranks. Log-likelihoods are computed in fp32 and added in fp64.
+    ``progress`` gets the fraction done.
 
     Raises:
         RunError: a likelihood is not finite.
     """
     rows = _rows(pairs, max_length)
-    found: list[Likelihood | None] = [None] * len(pairs)
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    total_N, greedy_N, cut_N = ([0.0] * len(pairs) for _ in range(3))
     training = module.training
     module.eval()
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        logits, offset = _logits(module, batch)
-        for row, logits_TV in zip(batch, logits, strict=True):
-            for index, tokens in row.ends:
-                last = len(row.ids) - offset
-                found[index] = _read(logits_TV[last - len(tokens) : last], tokens, row.cut)
-        progress(min(1.0, (start + batch_size) / len(rows)))
+    for turn in range(0, len(batches), world.size):
+        at = turn + world.rank
+        mine = at < len(batches)
+        if mine or needs_all_ranks(module):  # ranks without a batch run the last one, unread
+            batch = batches[at if mine else -1]
+            logits, offset = _logits(module, batch)
+            for row, logits_TV in zip(batch, logits, strict=True) if mine else ():
+                for index, tokens in row.ends:
+                    last, cut_N[index] = len(row.ids) - offset, row.cut
+                    told = _read(logits_TV[last - len(tokens) : last], tokens)
+                    total_N[index], greedy_N[index] = told
+        progress(min(1.0, (turn + world.size) * batch_size / len(rows)))
     module.train(training)
-    return [one for one in found if one is not None]
+    # Every pair was read by one rank; the others add 0.
+    total_N, greedy_N, cut_N = (world.sums(each) for each in (total_N, greedy_N, cut_N))
+    if not all(map(math.isfinite, total_N)):
+        raise RunError("the likelihood of an answer is not finite")
+    return [
+        Likelihood(total, greedy > 0, int(cut))
+        for total, greedy, cut in zip(total_N, greedy_N, cut_N, strict=True)
+    ]
 
 
 def _rows(pairs: Sequence[Pair], max_length: int | None) -> list[_Row]:
@@ -107,10 +122,9 @@ def _logits(module: nn.Module, batch: list[_Row]) -> tuple[Tensor, int]:
     return logits, ids_BT.shape[1] - logits.shape[1]
 
 
-def _read(logits_CV: Tensor, tokens: list[int], cut: int) -> Likelihood:
+def _read(logits_CV: Tensor, tokens: list[int]) -> tuple[float, bool]:
+    """Returns the log-probability of ``tokens`` in nats, and whether each was the likeliest."""
     told_C = torch.tensor(tokens, device=logits_CV.device)
     likely_CV = logits_CV.float().log_softmax(-1)
     total = float(likely_CV.gather(1, told_C[:, None]).double().sum())
-    if not math.isfinite(total):
-        raise RunError("the likelihood of an answer is not finite")
-    return Likelihood(total, bool((likely_CV.argmax(-1) == told_C).all()), cut)
+    return total, bool((likely_CV.argmax(-1) == told_C).all())

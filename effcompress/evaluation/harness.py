@@ -19,6 +19,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import evaluate
 from torch import nn
 
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError, SourceError
 from effcompress.evaluation.accuracy import scored
 from effcompress.evaluation.choices import likelihoods
@@ -49,7 +50,7 @@ _SPLIT = "validation"
 class Adapter(TemplateLM):
     """The harness's model interface over a module and a tokenizer. Answers likelihood requests
     only; ``bos`` is put before every context if not None, ``cut`` counts requests that were too
-    long.
+    long. All ranks of ``world`` answer the same requests, each a part of the batches.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Adapter(TemplateLM):
         bos: int | None,
         batch_size: int,
         progress: Callable[[float], None] = lambda fraction: None,
+        world: World = ALONE,
     ) -> None:
         super().__init__()
-        self.module, self.text, self.bos = module, tokenizer, bos
+        self.module, self.text, self.bos, self.ranks = module, tokenizer, bos, world
         self.batch_size, self.progress, self.cut = batch_size, progress, 0
         config: Any = module.config
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
@@ -96,6 +98,7 @@ class Adapter(TemplateLM):
             batch_size=self.batch_size,
             max_length=self.max_length,
             progress=self.progress,
+            world=self.ranks,
         )
         self.cut += sum(one.cut > 0 for one in found)
         return [(one.total, one.greedy) for one in found]

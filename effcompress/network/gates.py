@@ -105,11 +105,12 @@ class LearnedGates:
         return dict(zip(self.names, value_N.split(self.sizes), strict=True))
 
     @contextmanager
-    def drawn(self, step: int, micro: int, rank: int) -> Iterator[None]:
-        """Masks the pass inside, backward included, by gates that are a function of seed, step,
-        micro-batch and rank; their gradient is added to ``logit_N.grad``.
+    def drawn(self, step: int, micro: int) -> Iterator[None]:
+        """Masks the pass inside, backward included, by gates that are a function of seed, step and
+        the number of the micro-batch within the global batch; their gradient is added to
+        ``logit_N.grad``.
         """
-        generator = self._generator(step, micro, rank)
+        generator = self._generator(step, micro, 0)  # the 0: draws of one process as they ever were
         uniform_N = torch.rand(len(self.logit_N), generator=generator) * (1 - 2e-6) + 1e-6
         value_N, _ = self._gate(uniform_N.to(self.device))
         # A leaf of its own: wrappers and recomputed layers run several backward passes of their

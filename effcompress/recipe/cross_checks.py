@@ -524,16 +524,9 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
             yield Row(True, ("distributed", name), what, f"Write `mode: shard`, or drop {name}.")
         return
     shard, whole = "distributed.mode shard:", "needs the whole model in each process"
-    prune, method = recipe.prune, recipe.recover.method if recipe.recover else "full"
+    prune = recipe.prune
     replicate, or_replicate = f"Write {REPLICATE}.", f"or write {REPLICATE}."
     yield Row(recipe.sparsify, ("sparsify",), f"{shard} sparsify {whole}", replicate)
-    what, fix = f"{shard} recover.method {method} {whole}", f"Write `method: full`, {or_replicate}"
-    yield Row(method != "full", ("recover", "method"), what, fix)
-    taught = recipe.train and recipe.train.distill
-    yield Row(taught, ("train", "distill"), f"{shard} train.distill {whole}", replicate)
-    what = f"{shard} tasks are measured by one process alone"
-    fix = "Remove it, and measure the result with `effcompress eval`."
-    yield Row(recipe.evaluate.tasks, ("evaluate", "tasks"), what, fix)
     what = f"{shard} evaluate.agreement {whole}"
     yield Row(recipe.evaluate.agreement, ("evaluate", "agreement"), what, fix)
     calibrates = prune and prune.measure.source != "training"

@@ -57,7 +57,7 @@ def evaluate(
     started, bos = time.monotonic(), corpus.bos is not None
     solved = None
     if spec.tasks is not None:  # first: an unknown task should not cost a perplexity
-        how: Any = {"bos": corpus.bos, "offline": offline, "say": say}
+        how: Any = {"bos": corpus.bos, "offline": offline, "say": say, "world": world}
         solved = tasks.solve(module, tokenizer, spec.tasks, **how)
     domains = scores(module, corpus, spec, world, source)
     text = evaluation.continuation(module, tokenizer, spec.prompt, spec.new_tokens, bos)

@@ -32,7 +32,7 @@ def drawing(state: RunState) -> Callable[[int], AbstractContextManager[None]]:
     """Returns what to enter around the passes of a micro-batch of the step that has begun."""
     learned = state.gates
     assert learned is not None
-    return lambda micro: learned.drawn(state.step, micro, state.world.rank)
+    return lambda number: learned.drawn(state.step, number)
 
 
 def deterministic(state: RunState) -> AbstractContextManager[None]:

@@ -66,7 +66,8 @@ def _teacher(state: RunState, spec: DistillSpec, log: Log, *, offline: bool) -> 
     dtype = torch.bfloat16 if spec.teacher == "bf16" else torch.float32
     parent, pruned = state.pruned.parent.depth.layers, state.pruned
     layers = tuple(parent.index(i) for i in pruned.depth.layers)
-    return Distillation(source.to(state.device, dtype), spec, layers, channels)
+    teacher = state.beside(source.to(dtype).requires_grad_(False))
+    return Distillation(teacher, spec, layers, channels)
 
 
 @torch.no_grad()

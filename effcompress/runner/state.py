@@ -10,7 +10,13 @@ from torch.optim import Optimizer
 
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus, Stream
-from effcompress.distributed.rows import in_first_replica, is_sharded, own, shard_like
+from effcompress.distributed.rows import (
+    in_first_replica,
+    is_sharded,
+    own,
+    shard_like,
+    write_back,
+)
 from effcompress.distributed.shards import Shards
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RecipeError
@@ -231,6 +237,15 @@ class RunState:
         """
         return self._wrapped(bf16=False) if self.shards else self.module
 
+    def beside(self, other: nn.Module) -> nn.Module:
+        """Returns the module to call of a second model, which has the source model's class: moved
+        to the device, or sharded as this one is.
+        """
+        if self.shards is None:
+            return other.to(self.device)
+        of, replicas = (self._layers, self.world.size, self.device), self.recipe.distributed.replicas
+        return Shards(other, *of, replicas=replicas).wrap()
+
     def unwrap(self) -> None:
         """Drops the DDP or FSDP wrapper before shapes or trained parameters change; it is rebuilt
         on next use.
@@ -282,6 +297,9 @@ class RunState:
         assert recover is not None
         self.unwrap()
         self.lora = Lora(self.module, paths, recover.lora or LoraSpec())
+        self.world.same(updates(self.module).values())
+        if self.shards:
+            self.shards.shard()
         self.optimizer = optimizer(self.module, recover)
 
     def merge(self) -> None:
@@ -413,7 +431,7 @@ class RunState:
             self.attach(values["lora"])
             held = updates(self.module)
             for name, value in saved.part("lora/").items():
-                held[name].data.copy_(value)
+                write_back(held[name], value)
         self._restore_optimizer(saved.part("optimizer/"))
         self.average.load_state_dict(saved.part("saliency/"))
         self._restore_gates(saved.part("gates/"))

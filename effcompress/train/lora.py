@@ -4,10 +4,15 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.rows import add, whole
 from effcompress.errors import RunError
 from effcompress.spec import LoraSpec
+
+_NAME = "default"
+"""Under which peft keeps the updates."""
 
 
 @final
@@ -24,7 +29,7 @@ class Lora:
             raise RunError(
                 "recover.method: lora needs the package peft", fix="pip install 'effcompress[lora]'"
             ) from error
-        self.paths = list(paths)
+        self.paths, self._module = list(paths), module
         config = LoraConfig(
             r=spec.rank,
             lora_alpha=spec.alpha,  # type: ignore[arg-type]  a float works
@@ -38,9 +43,18 @@ class Lora:
             warnings.simplefilter("ignore", FutureWarning)
             self._wrapped: Any = get_peft_model(model, config)
 
+    @torch.no_grad()
     def merge(self) -> None:
-        """Adds the updates to their matrices and restores the module's own linear layers."""
-        self._wrapped.merge_and_unload()
+        """Adds the updates to their matrices and restores the module's own linear layers. Of a
+        sharded model one ``B A`` after the other is whole on each rank.
+        """
+        for path in self.paths:
+            layer: Any = self._module.get_submodule(path)
+            for factor in (layer.lora_A, layer.lora_B):
+                held = factor[_NAME]
+                held.weight = nn.Parameter(whole(held.weight), requires_grad=False)
+            add(layer.get_base_layer().weight, layer.get_delta_weight(_NAME))
+        self._wrapped.unload()
 
 
 def plain_name(name: str) -> str:

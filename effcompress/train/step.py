@@ -35,10 +35,10 @@ def backward(
     spec: LoopSpec,
     objective: Objective = next_token,
     world: World = ALONE,
-    around: Callable[[int], AbstractContextManager[None]] = lambda _micro: nullcontext(),
+    around: Callable[[int], AbstractContextManager[None]] = lambda _number: nullcontext(),
 ) -> Losses:
     """Accumulates the gradient of the mean objective over the batch, in micro-batches, both passes
-    of each within ``around`` its number.
+    of each within ``around`` its number in the global batch.
 
     ``batch`` is the global batch, equal on every rank; each computes its own rows. Losses are those
     of the whole batch, and so are gradients if ``module`` is wrapped (DDP or FSDP2).
@@ -57,7 +57,8 @@ def backward(
         used_B = batch.trained_BT[:, 1:].any(1)
     if not (count := int(used_B.sum())):
         raise NotFinite("no token of the batch is trained on: all are of prompts")
-    for micro, start in enumerate(range(own.start, own.stop, size)):
+    starts = range(own.start, own.stop, size)
+    for number, start in enumerate(starts, world.rank * len(starts)):
         stop = min(start + size, own.stop)
         ids_BT, trained_BT, positions_BT = (
             None if each is None else each[start:stop].to(device)
@@ -65,7 +66,7 @@ def backward(
         )
         assert ids_BT is not None
         # DDP exchanges gradients once, in the backward of the last micro-batch.
-        with unsynchronised(module) if stop < own.stop else nullcontext(), around(micro):
+        with unsynchronised(module) if stop < own.stop else nullcontext(), around(number):
             with autocast(device, spec.precision, cached=not needs_all_ranks(module)):
                 found = objective(module, ids_BT, trained_BT, positions_BT)
             # Divided by the rows of the global batch: sums over micro-batches and ranks are the

@@ -1,5 +1,5 @@
 """One of several processes (`tests.warm.together`): counts the bytes of a step, of a cut and of
-joining again, and writes ``output.json``.
+joining again (``main``), or of a step of recovery (``recovering``), and writes ``output.json``.
 
 ``output.json``: for each process what -> kind of collective -> bytes that it handed to it;
 ``touched`` and ``groups`` of the cut, bytes of the model's buffers.
@@ -21,10 +21,13 @@ from torch.distributed.tensor import DTensor
 from effcompress import load_recipe, train
 from effcompress.distributed.world import joined, needs_all_ranks
 from effcompress.record.log import Log, NoView
+from effcompress.runner import recovery
 from effcompress.runner.measuring import listening, observe
+from effcompress.runner.provenance import source_model
 from effcompress.runner.prune import commit_event, prune_event
 from effcompress.runner.start import corpus_of, load_source
 from effcompress.runner.state import RunState
+from effcompress.train.loss import Distillation
 from effcompress.types import Due
 
 here: Counter[str] = Counter()
@@ -51,7 +54,8 @@ def handed(_: Any = None, given: Any = None, **how: Any) -> list[Any]:
     return [how["input"] if given is None else given]
 
 
-def main(path: Path, output: Path, sets: Sequence[str] = ()) -> None:
+def count() -> None:
+    """From here on, note the bytes of every collective."""
     dist.all_reduce = counts("all_reduce", dist.all_reduce, lambda t, *_, **how: [t])
     dist.all_gather = counts("all_gather", dist.all_gather, lambda _, t, *rest, **how: [t])
     for name in ("all_gather", "reduce_scatter"):
@@ -65,6 +69,10 @@ def main(path: Path, output: Path, sets: Sequence[str] = ()) -> None:
     c10d.broadcast = counts("decision", c10d.broadcast, lambda t, *_, **how: [t])
     coalesced = dist._broadcast_coalesced
     dist._broadcast_coalesced = counts("broadcast", coalesced, lambda _, ts, *rest, **how: ts)
+
+
+def main(path: Path, output: Path, sets: Sequence[str] = ()) -> None:
+    count()
     recipe = load_recipe(path, sets).recipe
     with joined() as world:
         log = Log(path.parent, view=NoView(), keep=world.main)
@@ -113,3 +121,37 @@ def main(path: Path, output: Path, sets: Sequence[str] = ()) -> None:
         every = world.each(lambda: said)
         if world.main:
             output.write_text(json.dumps(every))
+
+
+def recovering(path: Path, output: Path) -> None:
+    """The bytes of a step of `recover`, behind a cut at once."""
+    count()
+    recipe = load_recipe(path).recipe
+    with joined() as world:
+        log = Log(path.parent, view=NoView(), keep=world.main)
+        model, _ = load_source(recipe, log, {}, offline=True, world=world)
+        quiet: Any = {"offline": True, "say": log.note, "notice": log.note}
+        state = RunState(recipe, model, corpus_of(recipe, model.tokenizer, **quiet), world)
+        assert recipe.recover and recipe.prune and state.optimizer
+        prune_event(state, recipe.prune, Due(params=state.target_params), log)
+        commit_event(state, log)
+        state.provenance = source_model(recipe, model)
+        recovery.begin(state, log, offline=True)
+        said: dict[str, Any] = {"widths": state.pruned.ledger.widths()}
+        for _ in range(2):  # the first wraps the model
+            module = state.train_module
+            here.clear()
+            batch = state.stream.next(recipe.recover.batch_size)
+            train.backward(module, batch, recipe.recover, state.objective, world)
+            train.update(state.module, state.optimizer, recipe.recover, 1e-3, world)
+            world.any(False)
+        said["step"] = dict(here)
+        if isinstance(state.objective, Distillation):
+            whole, own = (
+                sum(size(p) for p in state.objective.teacher.parameters())
+                for size in (lambda p: p.numel(), lambda p: p.to_local().numel())
+            )
+            said |= {"teacher": whole, "own": own}
+        log.close()
+        if world.main:
+            output.write_text(json.dumps(said))

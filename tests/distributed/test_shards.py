@@ -9,6 +9,7 @@ import torch
 
 from effcompress import load_recipe, run
 from effcompress.errors import RecipeError
+from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.forecast import Launch, plan
 from tests.distributed.test_two_processes import OBS, assert_same_run, losses, together
 from tests.runner.toys import events, plans, recipe
@@ -82,16 +83,6 @@ def test_compiled_layers(tmp_path: Path) -> None:
     [
         (["prune.measure={source: calibration}"], "shard: calibration needs the whole model"),
         (["prune.refit=least_squares"], "shard: refit needs"),
-        (["evaluate.tasks={names: [arc_easy]}"], "shard: tasks are measured by one process"),
-        (
-            [
-                "train=null",
-                "recover={tokens: 512, batch_size: 4, method: lora}",
-                "prune.measure={source: calibration}",
-                "prune.schedule={name: once, at: 0}",
-            ],
-            "shard: recover.method lora needs",
-        ),
         (
             ["prune=null", "sparsify={method: magnitude, sparsity: 50%}"],
             "shard: sparsify needs",
@@ -131,3 +122,30 @@ def test_plan_of_shares(tmp_path: Path) -> None:
     said = each["communicated_bytes"]
     assert said["step"]["gradients"] == said["step"]["weights"] >= 4 * each["params"]
     assert "checkpoint" not in said
+
+
+def test_plan_of_a_sharded_teacher(tmp_path: Path) -> None:
+    """Its rows and those of the updates are divided; its layers are gathered for its forward."""
+    sets = ["train=null", "prune.measure={source: training}", "prune.criterion=magnitude"]
+    sets += ["prune.schedule={name: once, at: 0}", "prune.repair=[]", "save.background=true"]
+    both = "recover={tokens: 512, batch_size: 4, method: lora, lora: {rank: 2}, distill: {}}"
+    path = recipe(tmp_path)
+    found = sized_model(load_recipe(path, [*sets, both]))
+    assert found is not None
+    whole, each = (plan(load_recipe(path, [*sets, both, *s]), Launch(2)).data for s in ([], SHARD))
+    for phase in ("backward", "update", "checkpoint"):
+        assert whole["memory_bytes"][phase]["teacher"] == 2 * found.start  # in bf16
+        assert each["memory_bytes"][phase]["teacher"] == found.start
+        for part in ("moments", "gradients"):
+            half = whole["memory_bytes"][phase][part] / 2
+            assert each["memory_bytes"][phase][part] == half, (phase, part)
+    for phase in ("cut", "evaluation", "export"):
+        assert whole["memory_bytes"][phase]["teacher"] == 0, "loaded behind the cut, then gone"
+    # What is written, read back and copied aside are weights, updates and moments.
+    held = whole["memory_bytes"]["checkpoint"]
+    aside = held["weights"] + held["moments"] + held["saliency"]
+    assert held["saving"] == held["working"] == aside
+    step = each["communicated_bytes"]["step"]
+    # [258, 32] and the layers in bf16, once a micro-batch; rows of all parameters halve evenly.
+    assert step["teacher's weights"] == found.start
+    assert step["gradients"] < step["weights"] / 2

@@ -18,6 +18,7 @@ from effcompress.estimate.communication import (
     shard_elements,
 )
 from effcompress.estimate.feasibility import sized_model
+from effcompress.estimate.memory import trained
 from effcompress.recipe import LoadedRecipe
 from tests import warm
 from tests.distributed import counting
@@ -124,3 +125,33 @@ def test_bytes_where_parameters_are_sharded(
     assert said["surgery"] == {"all_gather": 4 * (3 * rows + proof)}
     planned = by_collective(per_commit(found, {}, touched, shards=shards))["all_gather"]
     assert planned == 4 * (3 * rows + 2 * before)
+
+
+RECOVER = "{tokens: 512, batch_size: 4, micro_batch_size: 1, "
+TAUGHT = {
+    "low rank, taught in bf16": "method: lora, lora: {rank: 3, dropout: 0}, distill: {}}",
+    "taught in fp32": "method: distill, distill: {teacher: fp32, hidden_weight: 0.1}}",
+}
+
+
+@pytest.mark.parametrize("method", TAUGHT)
+def test_bytes_of_a_recovery(tmp_path: Path, method: str) -> None:
+    """Updates, and a teacher, are sharded as the model is."""
+    path = recipe(tmp_path, "distributed: {mode: shard}\n", criterion="magnitude")
+    text = path.read_text().replace("commit_every: 5", "schedule: {name: once, at: 0}")
+    start, end = text.index("train:\n"), text.index("evaluate:")
+    lines = [line for line in text[:start].splitlines() if "schedule: {name: cont" not in line]
+    text = "\n".join([*lines, f"recover: {RECOVER}{TAUGHT[method]}", text[end:]])
+    path.write_text(text)
+    output = tmp_path / "said.json"
+    code, errors = warm.together(counting.recovering, path, output, folder=tmp_path)
+    assert code == 0, errors
+    said, loaded = json.loads(output.read_text()), load_recipe(path)
+    found = sized_model(loaded)
+    assert found is not None
+    count = trained(found, loaded.recipe, said["widths"])
+    assert (count < found.start) and said["teacher"] == found.start
+    assert said["own"] < said["teacher"] * 0.51
+    planned = per_step(found, loaded.recipe, said["widths"], 2, count)
+    assert "teacher's weights" in {m.what for m in planned}
+    assert said["step"] == by_collective(planned)

@@ -783,6 +783,34 @@ MUTANTS: tuple[Mutant, ...] = (
         "shards divide gradients by the processes",
     ),
     Mutant(
+        "effcompress/distributed/rows.py",
+        "here.add_(value[start : start + here.shape[0]])",
+        "here.add_(value[: here.shape[0]])",
+        ("tests/distributed/test_shards_recover.py::test_recovery_and_tasks",),
+        "every process adds the first rows of an update",
+    ),
+    Mutant(
+        "effcompress/distributed/shards.py",
+        "_move_hooks(layers[j], layer, known)",
+        "pass",
+        ("tests/distributed/test_shards_recover.py::test_recovery_and_tasks",),
+        "hidden states of a model that was wrapped anew are not captured",
+    ),
+    Mutant(
+        "effcompress/distributed/world.py",
+        "total.split([p.numel() for p in bucket.parameters()])",
+        "[total]",
+        ("tests/distributed/test_restarts.py::test_four_replicas_add_up_as_before",),
+        "a resumed run of more than two processes rounds differently",
+    ),
+    Mutant(
+        "effcompress/distributed/meeting.py",
+        'prefix = f"{_STARTS}/{uuid.uuid4().hex}"',
+        "prefix = _STARTS",
+        ("tests/distributed/test_meeting.py::test_every_start_has_keys_of_its_own",),
+        "a restarted process looks for others at the addresses of dead ones",
+    ),
+    Mutant(
         "effcompress/distributed/world.py",
         "return slice(self.rank * each, (self.rank + 1) * each)",
         "return slice(0, each)",
@@ -803,8 +831,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/distributed/world.py",
-        "return work.get_future().then(lambda done: done.value()[0])",
-        ("return work.get_future().then(lambda done: done.value()[0] / dist.get_world_size())"),
+        "return done.then(lambda _: total)",
+        "return done.then(lambda _: total / dist.get_world_size())",
         ("tests/distributed/test_two_processes.py::test_sixty_steps_with_cuts_of_all_kinds",),
         "gradients are divided by the processes once more",
     ),
@@ -890,6 +918,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/estimate/memory.py",
+        "teacher = taught(self.recipe) * self.found.axes.count() / self.shards",
+        "teacher = taught(self.recipe) * self.found.axes.count()",
+        ("tests/distributed/test_shards.py::test_plan_of_a_sharded_teacher",),
+        "a sharded teacher counts as whole",
+    ),
+    Mutant(
+        "effcompress/estimate/memory.py",
         "outputs=gram.outputs + rows",
         "outputs=rows",
         ("tests/commands/test_memory_probe.py::test_a_reader_for_each_gram_matrix",),
@@ -953,6 +988,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "whole[: max_length + 1]",
         ("tests/evaluation/test_choices.py::test_what_is_too_long_loses_its_beginning",),
         "what is too long loses its end, the answer",
+    ),
+    Mutant(
+        "effcompress/evaluation/choices.py",
+        "(world.sums(each) for each in (total_N, greedy_N, cut_N))",
+        "(total_N, greedy_N, cut_N)",
+        ("tests/distributed/test_shards_recover.py::test_recovery_and_tasks",),
+        "answers of other processes are impossible or certain",
     ),
     Mutant(
         "effcompress/evaluation/generate.py",
@@ -2527,6 +2569,20 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/train/lora.py",
+        "add(layer.get_base_layer().weight, layer.get_delta_weight(_NAME))",
+        "pass",
+        (("tests/runner/test_recover.py::test_low_rank_updates_change_matrices_in_layers_alone"),),
+        "updates are dropped instead of merged",
+    ),
+    Mutant(
+        "effcompress/train/step.py",
+        "enumerate(starts, world.rank * len(starts))",
+        "enumerate(starts)",
+        (("tests/runner/test_gates.py::test_any_number_of_processes_learns_the_same_masks"),),
+        "all processes draw the same gates",
+    ),
+    Mutant(
+        "effcompress/train/lora.py",
         "lora_alpha=spec.alpha",
         "lora_alpha=1.0",
         ("tests/train/test_lora.py::test_an_update_is_scaled_by_alpha_over_rank",),
@@ -3170,10 +3226,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/network/gates.py",
-        "generator = self._generator(step, micro, rank)",
-        "generator = self._generator(step, micro)",
+        "generator = self._generator(step, micro, 0)",
+        "generator = self._generator(step, 0, 0)",
         ("tests/network/test_gates.py::test_draws_are_a_function_of_their_place",),
-        "all processes draw the same gates",
+        "all micro-batches draw the same gates",
     ),
     Mutant(
         "effcompress/network/gates.py",

@@ -270,7 +270,7 @@ def test_a_common_offset_shuts_as_many_as_rounding(seed: int) -> None:
 
 
 def test_draws_are_a_function_of_their_place() -> None:
-    """The same for the same step, micro-batch and rank; another for any other; gradients add up."""
+    """The same for the same step and micro-batch; another for any other; gradients add up."""
     pruned, gates = gated("gqa_tied", ("ffn", "hidden"))
     ids_BT = torch.randint(0, 61, (1, 6))
 
@@ -278,13 +278,13 @@ def test_draws_are_a_function_of_their_place() -> None:
         with gates.drawn(*place):
             return pruned.module(ids_BT).logits.detach()
 
-    first = logits(3, 0, 0)
-    torch.testing.assert_close(logits(3, 0, 0), first, rtol=0, atol=0)
-    for other in ((4, 0, 0), (3, 1, 0), (3, 0, 1)):
+    first = logits(3, 0)
+    torch.testing.assert_close(logits(3, 0), first, rtol=0, atol=0)
+    for other in ((4, 0), (3, 1)):
         assert not torch.equal(logits(*other), first)
     gates.forget()
     for _ in range(2):
-        with gates.drawn(3, 0, 0):
+        with gates.drawn(3, 0):
             pruned.module(ids_BT).logits.square().mean().backward()
         if gates.logit_N.grad is not None and _ == 0:
             once = gates.logit_N.grad.clone()
@@ -302,7 +302,7 @@ def test_gradients_of_gates_are_those_of_finite_differences() -> None:
         return pruned.module(ids_BT).logits.square().mean()
 
     gates.forget()
-    with gates.drawn(0, 0, 0):
+    with gates.drawn(0, 0):
         loss().backward()
     assert gates.logit_N.grad is not None
     analytic = gates.logit_N.grad.clone()
@@ -312,7 +312,7 @@ def test_gradients_of_gates_are_those_of_finite_differences() -> None:
         for sign in (1, -1):
             with torch.no_grad():
                 gates.logit_N[k] += sign * 1e-4
-                with gates.drawn(0, 0, 0):
+                with gates.drawn(0, 0):
                     sides.append(float(loss()))
                 gates.logit_N[k] -= sign * 1e-4
         numeric = (sides[0] - sides[1]) / 2e-4
