@@ -57,13 +57,14 @@ def prove(
     """
     started = time.monotonic()
     ids_BT = ids_BT.cpu()
-    logits_BTV, greedy_T = _expected(module, ids_BT)
     found = in_fresh_process(folder, ids_BT, classes)
+    logits_BTV, greedy_T = _expected(module, ids_BT, found["cached_T"])
     difference = float((found["logits_BTV"] - logits_BTV).abs().max())
     tolerance = TOLERANCE
     if difference > TOLERANCE:  # both sides are rounded, each in its own order of sums
         tolerance = max(TOLERANCE, 2 * rounding(module, ids_BT))
     tokens_equal = torch.equal(found["cached_T"], greedy_T)
+    tokens_equal = tokens_equal and len(greedy_T) == script.NEW_TOKENS
     cache_equal = torch.equal(found["cached_T"], found["uncached_T"])
     if not difference <= tolerance or not tokens_equal or not cache_equal:
         raise RunError(
@@ -129,22 +130,20 @@ def rounding(module: Any, ids_BT: Tensor) -> float:
 
 
 @torch.no_grad()
-def _expected(module: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    stop = module.generation_config.eos_token_id
-    stops = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+def _expected(module: Any, ids_BT: Tensor, said_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the logits, and the greedy tokens behind the first row if ``said_T`` are those (else
+    others, ``prove.greedy``); as many as the fresh process should have said.
+    """
     training = module.training
     if next(module.parameters()).device.type != "cpu":
         # The fresh process computes on the CPU; another device rounds differently.
         module = copy.deepcopy(module).cpu()
     module.eval()
     logits_BTV = module(input_ids=ids_BT, use_cache=False).logits.float()
-    row = ids_BT[:1]
-    for _ in range(script.NEW_TOKENS):
-        step = module(input_ids=row, use_cache=False).logits[:, -1].float()
-        step[:, stops] = -torch.inf  # the fresh process may not choose them (``min_new_tokens``)
-        row = torch.cat([row, step.argmax(-1, keepdim=True)], dim=1)
+    stop = module.generation_config.eos_token_id
+    greedy_T = script.greedy(module, ids_BT[:1], said_T[: script.NEW_TOKENS], stop)
     module.train(training)
-    return logits_BTV, row[0, ids_BT.shape[1] :]
+    return logits_BTV, greedy_T
 
 
 def in_fresh_process(folder: Path, ids_BT: Tensor, classes: Classes) -> dict[str, Tensor]:
