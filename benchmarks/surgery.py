@@ -7,8 +7,8 @@ now and a commit (shorter tensors) every so many removals; both are timed, and t
 on average. The floor of a removal is what goes, written once; that of a commit is what is kept,
 read and written once; both over the bandwidth of a plain copy, measured here. Every case runs in a
 fresh process on random weights, after two training steps, in one thread, and times are those of the
-processor, so that other work on the machine counts little. *Test*: the two forward passes with which
-a run proves that a commit changed nothing.
+processor, so that other work on the machine counts little. *Test*: the two forward passes with
+which a run proves that a commit changed nothing.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ def main() -> None:
         return
     for name in [chosen.model] if chosen.model else MODELS:
         print(f"{name}, {str(DTYPES[name]).removeprefix('torch.')}, milliseconds")
-        print("kind        mask  floor  commit  floor  test  every  average  torch-pruning  ratio  extra")
+        print("kind        mask  floor  commit  floor  test  every", end="  ")
+        print("average  torch-pruning  ratio  extra")
         for kind in KINDS:
             us, them = (fresh("--model", name, "--case", who, kind) for who in ("ours", "theirs"))
             print(_row(kind, us, them), flush=True)

@@ -105,7 +105,9 @@ def run_all(
             _here(waiting, progress, failed, offline, stopping)
         else:
             # By all jobs, so that those which are left of a comparison run as the others did.
-            _processes(waiting, at_once, _threads(min(at_once, len(jobs))), progress, failed, offline)
+            _processes(
+                waiting, at_once, _threads(min(at_once, len(jobs))), progress, failed, offline
+            )
     finally:
         progress.close()
     return failed

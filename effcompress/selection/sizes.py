@@ -81,7 +81,7 @@ def _names(cost: Cost) -> set[str]:
 
 
 def _variables(candidates: list[Candidate], widths: Widths) -> dict[str, str]:
-    """Returns axis -> the axis that stands for it: the first set of equal width of its candidate."""
+    """Returns axis -> the axis that stands for it: the first equally wide set of its candidate."""
     found: dict[str, str] = {}
     for c in candidates:
         first: dict[int, str] = {}

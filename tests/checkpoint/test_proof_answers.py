@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,13 @@ def test_one_logit_too_far_is_none(prove_with: Callable[..., proof.Proof]) -> No
 def test_one_other_token_is_none(
     prove_with: Callable[..., proof.Proof], kinds: tuple[str, ...], said: str
 ) -> None:
-    def change(answers: Answers) -> None:
+    def change(answers: Answers, at: int) -> None:
         for kind in kinds:
             answers[kind][at] = (answers[kind][at] + 1) % 61
 
     for at in (0, 1, 7, 15):
         with pytest.raises(RunError, match=said):
-            prove_with(change)
+            prove_with(functools.partial(change, at=at))
 
 
 def test_fewer_tokens_are_none(prove_with: Callable[..., proof.Proof]) -> None:

@@ -279,7 +279,8 @@ def test_processes_end_with_the_comparison(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at_once", "stated", "threads"), [(1, None, "8"), (2, None, "4"), (5, None, "4"), (2, "3", "3")]
+    ("at_once", "stated", "threads"),
+    [(1, None, "8"), (2, None, "4"), (5, None, "4"), (2, "3", "3")],
 )
 def test_processes_at_the_same_time_divide_the_cores(
     tmp_path: Path, monkeypatch, at_once: int, stated: str | None, threads: str
