@@ -51,6 +51,12 @@ def sweep(folder: Path, name: str) -> None:
                 left.unlink(missing_ok=True)
 
 
+def cores() -> int:
+    """Returns the cores that this process may use: a scheduler or container binds it to some."""
+    bound = getattr(os, "sched_getaffinity", None)
+    return len(bound(0)) if bound else os.cpu_count() or 1
+
+
 def memory_available() -> int:
     """Returns the bytes of memory that this machine can still give."""
     return psutil.virtual_memory().available

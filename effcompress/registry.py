@@ -154,7 +154,7 @@ class Plugin:
         run's failure.
         """
         try:
-            found = self.function(*(available[n] for n in self.needs), **knobs)
+            found = self.function(*map(available.__getitem__, self.needs), **knobs)
             return list(found) if isinstance(found, Iterator) else found
         except (EffcompressError, MemoryError):
             raise
@@ -227,7 +227,7 @@ class Bound:
         """Asks a schedule at a place in the run. Raises PluginError for an answer of another type,
         or where it fails.
         """
-        due = self(**place)
+        due = self.plugin.called(place, self.knobs)
         given = [due.groups, due.params] if isinstance(due, Due) else []
         if due is None or sum(isinstance(n, int) for n in given) == given.count(None) == 1:
             return due

@@ -46,9 +46,9 @@ def cost_aware(
     begin = prune_from if start is None else start
     if tokens < begin:
         return None
-    cost = {**positions, "hidden": hidden}
-    cost |= dict.fromkeys(("ffn", "expert_ffn", "shared_ffn"), ffn)
-    cost |= {k: v for k, v in (("attention", attention), ("query", query)) if v is not None}
+    channels = {"hidden": hidden, "ffn": ffn, "expert_ffn": ffn, "shared_ffn": ffn}
+    heads = {"attention": attention, "query": query}
+    cost = {**positions, **channels, **{k: v for k, v in heads.items() if v is not None}}
     spent = every * sum(cost.get(kind, 1) * units for kind, units in removed.items())
     # Steps before pruning began, rounded up: the first cut must not be counted as a step late.
     first = math.ceil(begin * step / tokens) if tokens else 0

@@ -74,14 +74,20 @@ def prove(
     ids_BT = ids_BT.cpu()
     most = world.agree(lambda: room_for(folder, module))
     new_tokens = NEW_TOKENS if most is None else FEW_TOKENS
-    logits_BTV, greedy_T = _expected(module, ids_BT, new_tokens)
+    fresh: dict[str, Tensor] = {}
+
+    def asked() -> list[int]:
+        fresh.update(in_fresh_process(folder, ids_BT, classes, most))
+        return fresh["cached_T"].tolist()
+
+    said_T = torch.tensor(world.agree(asked))
+    logits_BTV, greedy_T = _expected(module, ids_BT, said_T[:new_tokens])
 
     def compared() -> tuple[float, bool, bool, bytes]:
-        found = in_fresh_process(folder, ids_BT, classes, most)
-        difference = float((found["logits_BTV"] - logits_BTV).abs().max())
-        tokens_equal = torch.equal(found["cached_T"], greedy_T)
-        cache_equal = torch.equal(found["cached_T"], found["uncached_T"])
-        told = [] if text_settings is None else found["text_settings"].tolist()
+        difference = float((fresh["logits_BTV"] - logits_BTV).abs().max())
+        tokens_equal = torch.equal(said_T, greedy_T) and len(greedy_T) == new_tokens
+        cache_equal = torch.equal(said_T, fresh["uncached_T"])
+        told = [] if text_settings is None else fresh["text_settings"].tolist()
         return difference, tokens_equal, cache_equal, bytes(told)
 
     difference, tokens_equal, cache_equal, told = world.agree(compared)
@@ -163,9 +169,11 @@ def rounding(module: Any, ids_BT: Tensor) -> float:
 
 
 @torch.no_grad()
-def _expected(module: Any, ids_BT: Tensor, new_tokens: int = NEW_TOKENS) -> tuple[Tensor, Tensor]:
+def _expected(module: Any, ids_BT: Tensor, said_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the logits, and the greedy tokens behind the first row if ``said_T`` are those (else
+    others, ``prove.greedy``); as many as the fresh process should have said.
+    """
     stop = module.generation_config.eos_token_id
-    stops = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
     training = module.training
     device = next(module.parameters()).device
     if device.type != "cpu" and not needs_all_ranks(module):
@@ -174,13 +182,9 @@ def _expected(module: Any, ids_BT: Tensor, new_tokens: int = NEW_TOKENS) -> tupl
     module.eval()
     ids_BT = ids_BT.to(device)
     logits_BTV = module(input_ids=ids_BT, use_cache=False).logits.float().cpu()
-    row = ids_BT[:1]
-    for _ in range(new_tokens):
-        step = module(input_ids=row, use_cache=False).logits[:, -1].float()
-        step[:, stops] = -torch.inf  # the fresh process may not choose them (``min_new_tokens``)
-        row = torch.cat([row, step.argmax(-1, keepdim=True)], dim=1)
+    greedy_T = script.greedy(module, ids_BT[:1], said_T.to(device), stop).cpu()
     module.train(training)
-    return logits_BTV, row[0, ids_BT.shape[1] :].cpu()
+    return logits_BTV, greedy_T
 
 
 def in_fresh_process(

@@ -32,6 +32,8 @@ Classes = Literal["stock", "own-class", "multimodal"]
 NEW_TOKENS = 16
 FEW_TOKENS = 2
 """Of a model that is read layer by layer, as often as a token is generated."""
+GENERATED = 2
+"""So many of them are generated without the cache, too; the others follow from one forward pass."""
 
 
 def main(classes: Classes, *paths: str) -> None:
@@ -56,6 +58,10 @@ def answers(
     behind the first row, generated with the cache (``cached_T``) and without (``uncached_T``);
     ``text_settings`` is the JSON of ``text_settings`` in bytes. ``most``: bytes of weights that are
     in memory at a time; with it two tokens are generated.
+
+    Without the cache, two tokens are generated. The others are the choices of one forward pass over
+    the row and ``cached_T``: where each is the next of these, they are what generating without the
+    cache gives.
 
     Exits with an error if weights are missing, left over or of another shape.
     """
@@ -96,22 +102,44 @@ def _answers(
     # Greedy and nothing else: the folder's own generation settings (a repetition penalty, say)
     # would change the tokens that are compared.
     stop = model.generation_config.eos_token_id
+    row_BT = ids_BT[:1]
     model.generation_config = GenerationConfig(eos_token_id=stop)
     found = {"text_settings": torch.tensor([*json.dumps(told).encode()], dtype=torch.uint8)}
     with torch.no_grad():
         found["logits_BTV"] = model(input_ids=ids_BT).logits.contiguous()
-        for name, cache in (("cached_T", True), ("uncached_T", False)):
-            out = model.generate(
-                ids_BT[:1],
-                attention_mask=torch.ones_like(ids_BT[:1]),
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
-                do_sample=False,
-                use_cache=cache,
-                pad_token_id=0,
-            )
-            found[name] = out[0, ids_BT.shape[1] :].contiguous()
+        found["cached_T"] = generated(model, row_BT, new_tokens, cache=True)
+        first_T = generated(model, row_BT, GENERATED, cache=False)
+        rest_T = greedy(model, row_BT, found["cached_T"], stop)[GENERATED:]
+        found["uncached_T"] = torch.cat([first_T, rest_T])
     return found
+
+
+def generated(model: Any, row_BT: torch.Tensor, number: int, *, cache: bool) -> torch.Tensor:
+    """Returns so many tokens that the model generates behind one row [1, T]."""
+    out = model.generate(
+        row_BT,
+        attention_mask=torch.ones_like(row_BT),
+        max_new_tokens=number,
+        min_new_tokens=number,
+        do_sample=False,
+        use_cache=cache,
+        pad_token_id=0,
+    )
+    return out[0, row_BT.shape[1] :].contiguous()
+
+
+def greedy(
+    model: Any, row_BT: torch.Tensor, said_T: torch.Tensor, stop: int | list[int] | None
+) -> torch.Tensor:
+    """Returns the most probable token behind one row [1, T], and behind each of the tokens
+    ``said_T`` that follow it but the last; tokens at which generating would ``stop`` do not count.
+    One forward pass without the cache. Equal to ``said_T``, it is the greedy continuation.
+    """
+    stops = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+    whole_BT = torch.cat([row_BT, said_T[None, :-1]], dim=1)
+    logits_TV = model(input_ids=whole_BT, use_cache=False).logits[0, row_BT.shape[1] - 1 :].float()
+    logits_TV[:, stops] = -torch.inf  # they are not chosen in ``generate`` (``min_new_tokens``)
+    return logits_TV.argmax(-1)
 
 
 def text_settings(generation: Any, tokenizer: Any | None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import typer
 from effcompress.answer import Answer, Table
 from effcompress.cli.arguments import AsJson, print_json, say, show
 from effcompress.record.readable import clock_time, count, size
-from effcompress.record.sentences import removed
 
 if TYPE_CHECKING:
     from effcompress.record.status import RunStatus
@@ -97,6 +96,8 @@ def _training(run: RunStatus) -> Iterator[tuple[str, str]]:
         target = f", target {count(run.target_params)}" if run.target_params else ""
         yield "parameters", f"{count(run.params_before or 0)}, now {count(run.params)}{target}"
     if run.cut:
+        from effcompress.record.sentences import removed
+
         yield "last cut", f"{removed(run.cut)} at step {run.cut_step}"
     if run.seconds_left is not None:
         yield "time left", f"about {clock_time(run.seconds_left)}"

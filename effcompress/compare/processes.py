@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import IO, Protocol, final
 
 from effcompress.compare.entries import Job, require_same
 from effcompress.errors import EffcompressError, Stopped
-from effcompress.processes import end_all
+from effcompress.processes import cores, end_all
 from effcompress.record import events
 from effcompress.record.events import Event
 from effcompress.record.tail import read_tail
@@ -104,7 +104,10 @@ def run_all(
         if at_once == 0:
             _here(waiting, progress, failed, offline, stopping)
         else:
-            _processes(waiting, at_once, progress, failed, offline)
+            # By all jobs, so that those which are left of a comparison run as the others did.
+            _processes(
+                waiting, at_once, _threads(min(at_once, len(jobs))), progress, failed, offline
+            )
     finally:
         progress.close()
     return failed
@@ -136,14 +139,29 @@ def _here(
         progress.ended(job, time.monotonic() - started, reason)
 
 
+def _threads(at_once: int) -> dict[str, str]:
+    """Returns variables that divide the cores among so many processes. Each takes all of them
+    otherwise, and threads of one that spin while they wait keep those of another from working.
+    What the user set stays.
+    """
+    if at_once < 2 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // at_once))}
+
+
 def _processes(
-    waiting: deque[Job], at_once: int, progress: Progress, failed: dict[Path, str], offline: bool
+    waiting: deque[Job],
+    at_once: int,
+    variables: Mapping[str, str],
+    progress: Progress,
+    failed: dict[Path, str],
+    offline: bool,
 ) -> None:
     running: list[Running] = []
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                running.append(_start(waiting.popleft(), at_once, offline))
+                running.append(_start(waiting.popleft(), variables, offline))
                 progress.started(running[-1].job)
             for one in running.copy():
                 # Before the record is read, so that its last event is seen.
@@ -174,18 +192,15 @@ def command(job: Job, *, offline: bool) -> list[str]:
     return [*words, *(word for one in job.overrides for word in ("--set", one))]
 
 
-def _start(job: Job, at_once: int, offline: bool) -> Running:
+def _start(job: Job, variables: Mapping[str, str], offline: bool) -> Running:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ)
-    if at_once > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     output = job.log.open("wb")
     process = subprocess.Popen(
         command(job, offline=offline),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        env=environment,
+        env={**os.environ, **variables},
     )
     return Running(job, process, output, Tail(job.folder / "metrics.jsonl"), time.monotonic())
 

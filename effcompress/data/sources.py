@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import count, islice
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 from effcompress.data.chat import Turn, turns_of
 from effcompress.errors import SourceError
 from effcompress.spec import DomainSpec, prompt_parts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row = Mapping[str, object]
 """A row of a data file: field -> value."""
@@ -290,6 +290,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         head = file.read(4)
     codec = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    import pyarrow as pa
+
     with pa.input_stream(str(path), compression=codec) as stream:
         yield io.BufferedReader(stream)  # pyright: ignore[reportArgumentType]
 
@@ -323,6 +325,9 @@ def raw_rows(kind: str, path: Path) -> Iterator[Row]:
     elif kind == "jsonl":
         yield from (row for row, _ in _objects(path, math.inf) if row is not None)
     else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=64):
@@ -387,6 +392,9 @@ def _txt(path: Path, _fields: Fields, most: float) -> Iterator[Record]:
 
 
 def _parquet(path: Path, fields: Fields, _most: float) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             # pyarrow's own error does not list the columns that exist.
@@ -404,7 +412,9 @@ def _parquet(path: Path, fields: Fields, _most: float) -> Iterator[Record]:
 
 def _tree(fields: Iterable[pa.Field]) -> dict[str, Any]:
     """Column -> its fields, or None."""
-    return {f.name: _tree(f.type) if pa.types.is_struct(f.type) else None for f in fields}
+    from pyarrow.types import is_struct
+
+    return {f.name: _tree(f.type) if is_struct(f.type) else None for f in fields}
 
 
 READERS: dict[str, Reader] = {"jsonl": _jsonl, "txt": _txt, "parquet": _parquet}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 from effcompress.estimate.flops import head_widths
 from effcompress.model.cache import cache_root
+from effcompress.processes import cores
 from effcompress.record.readable import size as readable_size
 from effcompress.selection.levels import Module
 from effcompress.spec import PruneSpec, TargetSpec, WorkloadSpec
@@ -232,8 +232,7 @@ def hardware() -> str:
         name = next(
             (x.partition(":")[2].strip() for x in lines if x.startswith("model name")), name
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return f"{name}, {cores()} cores"
 
 
 def place_of(of: Mapping[str, Any]) -> Path:

@@ -17,7 +17,7 @@ from effcompress.estimate.feasibility import (
 from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.positions import require_positions
 from effcompress.estimate.schedule import Timeline, fastest, play, too_rare
-from effcompress.estimate.serving import serving
+from effcompress.estimate.serving import Serving, serving
 from effcompress.model.families import declared_by
 from effcompress.model.source import outer_of, prompt_length
 from effcompress.recipe import LoadedRecipe
@@ -27,13 +27,16 @@ from effcompress.types import UNTOUCHED_EXPERTS, Widths, axis_kind
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result: ``lines`` for people, ``data`` as JSON (empty where the model's configuration is
-    not known); no timeline where nothing is cut.
+    """The result: ``lines`` for people, ``data`` as JSON. Where the model's configuration is not
+    known, ``data`` is empty, and there is no ``sized`` model and nothing ``served``; no timeline
+    where nothing is cut.
     """
 
     lines: list[str]
     data: dict[str, int | None]
     timeline: Timeline | None = None
+    sized: SizedModel | None = None
+    served: Serving | None = None
 
 
 def check(loaded: LoadedRecipe) -> CheckResult:
@@ -59,17 +62,18 @@ def check(loaded: LoadedRecipe) -> CheckResult:
         lines.append(f"weights: quantised ({how.get('quant_method')}), made plain when loaded")
     lines += _architecture(found)
     exports = [*require_form(loaded, found), *require_sizes(loaded, found)]
-    exports += serving(loaded, found).lines()
+    served = serving(loaded, found)
+    exports += served.lines()
     data: dict[str, int | None] = {"params": found.start, "target_params": found.target}
     if recipe.prune is not None and recipe.prune.allocation is not None:
         lines.extend(_levels(recipe, recipe.prune, found))
         if found.target is None:
             lines += [*_zeros(loaded, found, found.axes.widths, data), *exports]
-            return CheckResult(lines, data)
+            return CheckResult(lines, data, None, found, served)
     if found.target is None:
         lines.append(f"size: {found.start:,} parameters, nothing is cut")
         lines += [*_zeros(loaded, found, found.axes.widths, data), *exports]
-        return CheckResult(lines, data)
+        return CheckResult(lines, data, None, found, served)
     change, sizes = found.target / found.start - 1, f"{found.start:,} -> {found.target:,}"
     lines.append(f"target: {sizes} parameters ({change:+.1%}), in reach")
     if tried := found.shapes:
@@ -82,7 +86,7 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     *_, cut, last = timeline.points
     data |= {"ends_at": last.params, "reached_at_tokens": cut.tokens if timeline.reached else None}
     lines += [_when(timeline), *_zeros(loaded, found, last.widths, data), *exports]
-    return CheckResult(lines, data, timeline)
+    return CheckResult(lines, data, timeline, found, served)
 
 
 def _architecture(found: SizedModel) -> Iterator[str]:

@@ -4,7 +4,8 @@ The formulas are those of ``docs/cost.md``; each term is named so that it can be
 """
 
 import math
-from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from operator import itemgetter
 from typing import final
 
 from effcompress.network.active import expert_axis, routed
@@ -18,23 +19,20 @@ UTILISATION = 0.40
 
 @final
 class Flops:
-    """Operations per token of one architecture at any widths. Matrix terms are grouped into one
-    polynomial in the widths, because a forecast asks for thousands of sizes.
+    """Operations per token of one architecture at any widths: one polynomial in the widths, by
+    layer. A forecast asks for thousands of sizes, most of which differ from the one before in a few
+    layers, and layers of one class and equal widths cost the same: each is computed once.
     """
 
     def __init__(self, axes: AxisMap, config: Config, length: int) -> None:
-        self._axes, self._config, self._length = axes, config, length
-        self._factors = Counter[tuple[str, tuple[str, ...]]]()
-        """(expert axis of routed matrices or "", axes) -> factor, summed over all matrices."""
-        for param in multiplied(axes):
-            for names, factor in axes.terms(param):
-                self._factors[expert_axis(axes, param), tuple(sorted(names))] += factor
-        self._more = axes.family.more_products(config)
-        self._states = {
-            tuple(f"{kind}.{axis_layer(name)}" for kind in kinds.split("/")): operations(config)
-            for kinds, operations in axes.family.recurrence.items()
-            for name in axes.axes(kinds.partition("/")[0])
-        }
+        self._axes = axes
+        by_layer: dict[int | None, dict[Product, int]] = {}
+        for product, operations in _products(axes, config, length):
+            layer = next((i for i in map(axis_layer, product[1]) if i is not None), None)
+            terms = by_layer.setdefault(layer, {})
+            terms[product] = terms.get(product, 0) + operations
+        alike: dict[Hashable, dict[Hashable, float]] = {}
+        self._parts = [_Part(axes, config, terms, alike) for terms in by_layer.values()]
 
     def per_token(self, widths: Widths) -> float:
         """Returns forward plus backward operations per token.
@@ -44,21 +42,68 @@ class Flops:
         after the other (kernels that take them in chunks do more); the backward costs twice the
         forward.
         """
-        axes, config = self._axes, self._config
-        wide = {**axes.widths, **widths}
-        weights = 0.0
-        for (experts, names), factor in self._factors.items():
-            # A token is multiplied with k of E experts: on average k / E of their weights.
-            met = routed(axes, config, wide[experts]) / max(1, wide[experts]) if experts else 1.0
-            weights += met * factor * math.prod(wide[name] for name in names)
-        if self._more:
-            weights += self._more * sum(wide[f"layer.{i}"] for i in axes.depth.layers)
+        wide = {**self._axes.widths, **widths}
+        return 3.0 * sum(part(wide) for part in self._parts)
+
+
+Product = tuple[str, tuple[str, ...]]
+"""Expert axis of routed matrices (else empty), and the axes whose widths are multiplied."""
+
+
+def _products(axes: AxisMap, config: Config, length: int) -> Iterator[tuple[Product, int]]:
+    """Yields products of widths with the operations per token of a forward pass for each of them.
+    A product may come more than once.
+    """
+    for param in multiplied(axes):
+        for names, factor in axes.terms(param):
+            yield (expert_axis(axes, param), tuple(sorted(names))), 2 * factor
+    if more := axes.family.more_products(config):
+        for i in axes.depth.layers:
+            yield ("", (f"layer.{i}",)), 2 * more
+    for i, segment in axes.queries.items():
         # 2 operations x widths of a query and of a value x length, half of it masked.
-        pairs = 2 * sum(attended(axes, config, wide, i) for i in axes.depth.layers)
-        attention = pairs * self._length / 2
-        for names, n in self._states.items():
-            attention += n * math.prod(wide[name] for name in names) * _mixes(wide, names[0])
-        return 3.0 * (2.0 * weights + attention)
+        pairs = 2 * sum(head_widths(axes, config, i))
+        yield ("", (*segment.names, *axes.gates[segment.param])), pairs * length // 2
+    for kinds, operations in axes.family.recurrence.items():
+        for name in axes.axes(kinds.partition("/")[0]):
+            layer = axis_layer(name)
+            states = (f"{kind}.{layer}" for kind in kinds.split("/"))
+            mixes = (n for n in (f"layer.{layer}", f"attention_block.{layer}") if n in axes.widths)
+            yield ("", (*states, *mixes)), operations(config)
+
+
+class _Part:
+    """The operations of one layer, or of what no layer owns. ``alike``: values by widths, for each
+    polynomial with its axes numbered; layers share them.
+    """
+
+    def __init__(
+        self,
+        axes: AxisMap,
+        config: Config,
+        terms: Mapping[Product, int],
+        alike: dict[Hashable, dict[Hashable, float]],
+    ) -> None:
+        self._axes, self._config, self._terms = axes, config, terms
+        names = dict.fromkeys(n for experts, of in terms for n in (*of, experts) if n)
+        number = {name: k for k, name in enumerate(names)} | {"": -1}
+        form = tuple((number[e], *map(number.get, of), n) for (e, of), n in terms.items())
+        self._widths, self._known = itemgetter(*names), alike.setdefault(form, {})
+
+    def __call__(self, wide: Widths) -> float:
+        """Returns the operations of a forward pass per token."""
+        key = self._widths(wide)
+        if key not in self._known:
+            self._known[key] = sum(self._value(term, wide) for term in self._terms.items())
+        return self._known[key]
+
+    def _value(self, term: tuple[Product, int], wide: Widths) -> float:
+        (experts, names), operations = term
+        product = operations * math.prod(wide[name] for name in names)
+        if not experts:
+            return product
+        # A token is multiplied with k of E experts: on average k / E of their weights.
+        return routed(self._axes, self._config, wide[experts]) / max(1, wide[experts]) * product
 
 
 def flops_per_token(axes: AxisMap, config: Config, widths: Widths, length: int) -> float:
@@ -79,18 +124,6 @@ def head_widths(axes: AxisMap, config: Config, layer: int) -> tuple[int, int]:
         return axes.family.head_widths(config)
     head = axes.queries[layer].positions_per_unit
     return head, head
-
-
-def attended(axes: AxisMap, config: Config, wide: Widths, layer: int) -> int:
-    """Returns the numbers of a layer's queries and values of all heads."""
-    heads = query_heads(axes, wide, layer)
-    return heads * sum(head_widths(axes, config, layer)) if heads else 0
-
-
-def _mixes(wide: Widths, name: str) -> int:
-    """Returns 1 where the layer of an axis still mixes tokens, else 0."""
-    layer = axis_layer(name)
-    return wide[f"layer.{layer}"] * wide.get(f"attention_block.{layer}", 1)
 
 
 def _is_bias(param: str) -> bool:

@@ -18,7 +18,7 @@ from effcompress.estimate.communication import (
     unequal,
 )
 from effcompress.estimate.disk import stored
-from effcompress.estimate.feasibility import SizedModel, sized_model
+from effcompress.estimate.feasibility import SizedModel
 from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
 from effcompress.estimate.memory import memory, trained
 from effcompress.estimate.schedule import (
@@ -30,7 +30,6 @@ from effcompress.estimate.schedule import (
     total_tokens,
 )
 from effcompress.estimate.serving import NAMES as SOFTWARE
-from effcompress.estimate.serving import serving
 from effcompress.model.source import label_of
 from effcompress.network.shape_search import SizedShape
 from effcompress.network.shapes import living_layers, living_widths, shape
@@ -75,15 +74,15 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch(), sizes: Sequence[int] =
         RecipeError: the target or a size is out of reach, or the batch does not divide among the
             processes.
     """
-    found = sized_model(loaded)
-    if found is None:
+    checked = check(loaded)
+    found, served = checked.sized, checked.served
+    if found is None or served is None:
         raise SourceError(
             "the model's configuration is not known here",
             where=label_of(loaded.recipe.model),
             fix="Run `effcompress fetch RECIPE`, or write its configuration under model.shape.",
         )
     recipe = loaded.recipe
-    checked = check(loaded)
     timeline = checked.timeline
     if timeline is None:  # nothing is cut
         widths, end = dict(found.axes.widths), total_tokens(recipe)
@@ -119,7 +118,6 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch(), sizes: Sequence[int] =
         listed.append(_at_sizes(found, passed))
     listed.append(_final_shape(found, timeline, data.get("zeroed")))
     figures, tables = _costs(recipe, found, timeline, launch)
-    served = serving(loaded, found)
     data["serving"] = {
         form: {
             "made": made.possible,

@@ -87,12 +87,15 @@ def rate_span(recipe: Recipe, tokens: int) -> tuple[int, int]:
     return (0, anew) if tokens < anew else (anew, total)
 
 
-def tokens_at(recipe: Recipe, step: int) -> int:
-    """Returns the tokens behind ``step`` optimizer steps."""
+def clock(recipe: Recipe) -> Callable[[int], int]:
+    """Returns a function: optimizer steps -> the tokens behind them. A forecast asks at each of a
+    hundred thousand steps.
+    """
     each, anew = tokens_per_step(recipe), anew_at(recipe)
-    if anew is None or step * each <= anew:
-        return step * each
-    return anew + (step - anew // each) * tokens_per_step(recipe, anew)
+    if anew is None:
+        return lambda step: step * each
+    own, before = tokens_per_step(recipe, anew), anew // each
+    return lambda step: step * each if step <= before else anew + (step - before) * own
 
 
 def stages_of(recipe: Recipe) -> dict[str, int]:
@@ -209,7 +212,7 @@ def play(
         return _sliced(recipe, sized)
     prefer = prefer or proportion(prune)
     budget = budget_of(sized)
-    due_at = _asking(recipe, sized, budget)
+    due_at, tokens_at = _asking(recipe, sized, budget), clock(recipe)
     _, end = pruning_stage(recipe)
     points = [Point(0, 0, budget.params, dict(budget.widths))]
     cut = cuts = step = rest = 0
@@ -217,8 +220,9 @@ def play(
     # Saliency that comes from training needs a gradient before the first cut.
     first = int(reads_text(prune) and prune.measure.source == "training")
     for step in range(first, last + 1):
-        due = due_at(step, cut)
-        over = end < total and tokens_at(recipe, step) >= end
+        tokens = tokens_at(step)
+        due = due_at(step, tokens, cut)
+        over = end < total and tokens >= end
         if due is None and not over:
             continue
         left, before = 0, cut
@@ -229,11 +233,10 @@ def play(
             taken = sum(simulate(budget, due.groups, prefer, due.params).values())
             cut += taken
             cuts += taken > 0
-            due = due_at(step, cut) if due.again and taken else None
+            due = due_at(step, tokens, cut) if due.again and taken else None
         if cut == before:
             continue
         rest = max(left, 0)
-        tokens = tokens_at(recipe, step)
         points.append(Point(step, tokens, budget.params, dict(budget.widths)))
         if not budget.open():
             break
@@ -251,8 +254,10 @@ def _sliced(recipe: Recipe, sized: SizedModel) -> Timeline:
     return Timeline((Point(0, 0, sized.start, widths), end, last), True, 1, 1)
 
 
-def _asking(recipe: Recipe, sized: SizedModel, budget: Budget) -> Callable[[int, int], Due | None]:
-    """Returns a function (step, mini-groups cut so far) -> what the schedule asks for then."""
+def _asking(
+    recipe: Recipe, sized: SizedModel, budget: Budget
+) -> Callable[[int, int, int], Due | None]:
+    """Returns a function (step, tokens, mini-groups cut so far) -> what the schedule asks for."""
     prune = recipe.prune
     assert prune is not None and sized.target is not None
     begin, end = pruning_stage(recipe)
@@ -266,9 +271,11 @@ def _asking(recipe: Recipe, sized: SizedModel, budget: Budget) -> Callable[[int,
         "prune_until": end,
     }
 
-    def due_at(step: int, cut: int) -> Due | None:
-        place = {"step": step, "tokens": tokens_at(recipe, step), "params": budget.params}
-        left = budget.left if "left" in prune.schedule.needs else {}
-        return prune.schedule.due(**fixed, **place, groups_cut=cut, left=left)
+    asks_left = "left" in prune.schedule.needs
+
+    def due_at(step: int, tokens: int, cut: int) -> Due | None:
+        place = {"step": step, "tokens": tokens, "params": budget.params, "groups_cut": cut}
+        left = budget.left if asks_left else {}
+        return prune.schedule.due(**fixed, **place, left=left)
 
     return due_at

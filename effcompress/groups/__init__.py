@@ -1,6 +1,13 @@
 """Coupled structures: named axes of a model, resolved to groups of index tensors."""
 
-from effcompress.groups.axes import from_config, from_shapes, from_widths, full_depth, shapes_at
+from effcompress.groups.axes import (
+    from_config,
+    from_shapes,
+    from_widths,
+    full_depth,
+    shapes_at,
+    stock_widths,
+)
 from effcompress.groups.find import axes_of, find, left
 from effcompress.groups.stream import of_stream
 
@@ -14,4 +21,5 @@ __all__ = [
     "left",
     "of_stream",
     "shapes_at",
+    "stock_widths",
 ]

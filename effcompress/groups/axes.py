@@ -50,15 +50,30 @@ def from_config(
     config = family.complete(config)
     depth = depth or full_depth(family, config)
     segments, gates = _resolve(family, config, depth)
+    widths = _stated(family, config, segments, kinds or {})
+    return _assemble(family, config, depth, _shapes(segments, widths), segments, gates, widths)
+
+
+def stock_widths(family: Family, config: Config) -> dict[str, int]:
+    """Returns the width of every axis in the stock class of a configuration, without the map."""
+    config = family.complete(config)
+    segments, _ = _resolve(family, config, full_depth(family, config))
+    return _stated(family, config, segments, {})
+
+
+def _stated(
+    family: Family, config: Config, segments: Iterable[Segment], kinds: Widths
+) -> dict[str, int]:
+    """Returns the widths of the axes by the fields of a configuration, or by ``kinds``."""
     widths: dict[str, int] = {}
     for name in dict.fromkeys(name for s in segments for name in s.names):
         kind, layer = axis_kind(name), axis_layer(name)
         if kind in DEPTH:
             widths[name] = 1
             continue
-        given = (kinds or {}).get(name, (kinds or {}).get(kind))
+        given = kinds.get(name, kinds.get(kind))
         widths[name] = family.units[kind](config, layer or 0) if given is None else given
-    return _assemble(family, config, depth, _shapes(segments, widths), segments, gates, widths)
+    return widths
 
 
 def from_widths(
@@ -170,10 +185,11 @@ def _resolve(
     for axis in family.axes:
         by_layer = "{i}" in axis.param + axis.name
         places = list(enumerate(depth.layers)) if by_layer else [(0, 0)]
+        gating = _gating(family, axis.param)
         for j, i in places:
             # Parameters are named by the layer's present index j, axes by its number i in the
             # parent, so that plans stay valid after layers are removed.
-            gated_by = _gates(family, axis.param, i)
+            gated_by = tuple(f"{kind}.{i}" for kind in gating)
             if not depth.absent.isdisjoint(gated_by) or not family.holds(axis.when, config, i):
                 continue
             param = axis.param.replace("{i}", str(j))
@@ -184,15 +200,13 @@ def _resolve(
     return tuple(segments), gates
 
 
-def _gates(family: Family, pattern: str, layer: int) -> tuple[str, ...]:
+def _gating(family: Family, pattern: str) -> list[str]:
+    """Returns the kinds of layer and block that parameters of this pattern are removed with."""
     if "{i}" not in pattern:
-        return ()
-    inside = pattern.removeprefix(family.layer + ".")
-    found = [f"layer.{layer}"]
-    for kind, sublayer in family.sublayers.items():
-        if any(inside.startswith(module + ".") for module in sublayer.modules):
-            found.append(f"{kind}.{layer}")
-    return tuple(found)
+        return []
+    inside, blocks = pattern.removeprefix(family.layer + "."), family.sublayers.items()
+    within = (kind for kind, b in blocks if any(inside.startswith(m + ".") for m in b.modules))
+    return ["layer", *within]
 
 
 def _check_cover(family: Family, shapes: Shapes, declared: dict[str, set[int]]) -> None:

@@ -3,6 +3,7 @@ Uploads a model to it. Imports neither torch nor transformers; huggingface_hub o
 needed.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,8 +44,27 @@ def _fetch_card(repo: str, revision: str | None) -> None:
         hf_hub_download(repo, "README.md", revision=revision)
 
 
+_WORDS = r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*"
+_PLAIN_ID = re.compile(f"({_WORDS}/)?{_WORDS}")
+"""Hub ids that are valid without asking huggingface_hub."""
+
+
+def _unknown_to_cache(repo: str) -> bool:
+    """Returns whether the cache certainly has nothing of a repository: not even its folder. The
+    functions that look further import an HTTP client, which takes longer than a whole `plan`.
+    """
+    from huggingface_hub import constants
+
+    if not _PLAIN_ID.fullmatch(repo) or len(repo) > 96 or repo.endswith(".git"):
+        return False
+    name = constants.REPO_ID_SEPARATOR.join(["models", *repo.split("/")])
+    return not Path(constants.HF_HUB_CACHE, name).exists()
+
+
 def cached_file(repo: str, revision: str | None, name: str) -> Path | None:
     """Path of a file of a hub repository if it is cached; never uses the network."""
+    if _unknown_to_cache(repo):
+        return None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -59,6 +79,8 @@ def cached_snapshot(
     repo: str, revision: str | None, *, weights: bool = True, code: bool = False
 ) -> Path | None:
     """Folder of a hub repository if it is cached; never uses the network."""
+    if _unknown_to_cache(repo):
+        return None
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:

@@ -27,7 +27,7 @@ def apart(axes: AxisMap, config: Config) -> dict[str, int]:
     of their kind (dense layers before mixtures, layers of twice the width), with that width: a
     stock class derives it from fields that no cut changes.
     """
-    whole = groups.from_config(axes.family, config).widths
+    whole = groups.stock_widths(axes.family, config)
     first: dict[str, int] = {}
     for name, width in whole.items():
         first.setdefault(axis_kind(name), width)

@@ -61,23 +61,26 @@ def mask(
     if inputs is not None:
         compensate(plan, sets, module, ledger, inputs, repairs)
     substitute(plan, module, axes, ledger, outputs or {}, repairs)
+    widths = {**axes.widths, **ledger.widths()}
     for name, units in plan.items():
         positions = ledger.positions(name, units)
         for member in by_name[name].members:
             index = member.index_GB[positions].flatten()
             _zero(member, params[member.param], index, optimizer)
-        before = {**axes.widths, **ledger.widths()}
         ledger.bury(name, positions)
         _require_even(by_name[name], ledger)
-        after = {**before, name: before[name] - len(units)}
-        for norm in the_norms:
-            if name in norm.segment.names:
-                narrow(norm, norm.length(before), norm.length(after), for_norms(repairs))
+        over = [norm for norm in the_norms if name in norm.segment.names]
+        before = [norm.length(widths) for norm in over]
+        widths[name] -= len(units)
+        for norm, length in zip(over, before, strict=True):
+            narrow(norm, length, norm.length(widths), for_norms(repairs))
     attend(module, axes, ledger)
 
 
 def _require_even(s: GroupSet, ledger: Ledger) -> None:
     """Raises SurgeryError where one part of a set has lost more units than another."""
+    if s.parts == 1:
+        return
     left = ledger.alive[s.name].view(s.parts, -1).sum(1)
     if bool((left != left[0]).any()):
         raise SurgeryError(

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 
 from effcompress import data
@@ -45,7 +46,7 @@ def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
         require_here(loaded)
         if any(domain.hub for domain in loaded.recipe.data.domains.values()):
             _require_text(loaded)
-    return CheckResult([*machine, *result.lines, *exports], result.data, result.timeline)
+    return replace(result, lines=[*machine, *result.lines, *exports])
 
 
 def _require_export(loaded: LoadedRecipe) -> list[str]:

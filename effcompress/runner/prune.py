@@ -49,6 +49,9 @@ from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind, axis_layer
 
+TESTED = 16
+"""Tokens of the probe on which a commit is tested, where every token meets all weights."""
+
 
 def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
     """Asks the schedule what is due; the rest of the target, once the pruning stage is over.
@@ -247,7 +250,9 @@ def commit_event(state: RunState, log: Log) -> None:
     if not state.pruned.ledger.pending():
         return
     meter = Meter(state.device)
-    probe = state.probe_BT.to(state.device)
+    # A router sends few tokens to an expert: there, more of them.
+    tokens = state.probe_BT.shape[1] if state.pruned.axes.axes("expert") else TESTED
+    probe = state.probe_BT[:, :tokens].to(state.device)
     with same_function(state.module, probe, state.optimizer, lambda: state.to_call) as proof:
         state.unwrap()
         layers = state.pruned.depth

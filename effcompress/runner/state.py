@@ -243,8 +243,8 @@ class RunState:
         """
         if self.shards is None:
             return other.to(self.device)
-        of, replicas = (self._layers, self.world.size, self.device), self.recipe.distributed.replicas
-        return Shards(other, *of, replicas=replicas).wrap()
+        of = self._layers, self.world.size, self.device
+        return Shards(other, *of, replicas=self.recipe.distributed.replicas).wrap()
 
     def unwrap(self) -> None:
         """Drops the DDP or FSDP wrapper before shapes or trained parameters change; it is rebuilt

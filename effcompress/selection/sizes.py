@@ -3,6 +3,8 @@
 A parameter count is a polynomial in the widths, linear in each of them. So the parameters that one
 unit frees are a polynomial in the *other* widths, and a size can be kept up to date by subtraction
 instead of being counted anew: a pool of all layers' channels has tens of thousands of candidates.
+Sets of one candidate lose equally many units, so those of equal widths stay equal: their names are
+one variable of the polynomials, and widths that no candidate changes are part of the factors.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Sizes:
         self.candidates = candidates
         self.widths = {**axes.widths, **widths}
         self.params = axes.count(self.widths)
-        self._costs = [_cost(axes, c) for c in candidates]
+        variable = _variables(candidates, self.widths)
+        self._costs = [_folded(_cost(axes, c), variable, self.widths) for c in candidates]
         self._unit: dict[int, int] = {}
         self.left: dict[str, int] = {}
         """Pool -> units left in it, as ``Reachability`` counts them; forgotten by a removal."""
@@ -79,6 +82,26 @@ class Sizes:
 def _names(cost: Cost) -> set[str]:
     """Returns every axis whose width the cost depends on."""
     return {name for names in cost for name in names}
+
+
+def _variables(candidates: list[Candidate], widths: Widths) -> dict[str, str]:
+    """Returns axis -> the axis that stands for it: the first equally wide set of its candidate."""
+    found: dict[str, str] = {}
+    for c in candidates:
+        first: dict[int, str] = {}
+        for name in c.sets:
+            found[name] = first.setdefault(widths[name], name)
+    return found
+
+
+def _folded(cost: Cost, variable: dict[str, str], widths: Widths) -> Cost:
+    """Returns the same polynomial in the variables alone."""
+    terms: Cost = {}
+    for names, factor in cost.items():
+        fixed = math.prod(widths[name] for name in names if name not in variable)
+        left = tuple(sorted(variable[name] for name in names if name in variable))
+        terms[left] = terms.get(left, 0) + factor * fixed
+    return terms
 
 
 def _cost(axes: AxisMap, candidate: Candidate) -> Cost:

@@ -278,6 +278,26 @@ def test_processes_end_with_the_comparison(tmp_path: Path, monkeypatch) -> None:
     assert (tmp_path / "out/comparison.html").is_file()
 
 
+@pytest.mark.parametrize(
+    ("at_once", "stated", "threads"),
+    [(1, None, "8"), (2, None, "4"), (5, None, "4"), (2, "3", "3")],
+)
+def test_processes_at_the_same_time_divide_the_cores(
+    tmp_path: Path, monkeypatch, at_once: int, stated: str | None, threads: str
+) -> None:
+    """Two jobs on eight cores; with `--jobs 5` they are still two. What the user set stays."""
+    printing = "import os; print(os.environ.get('OMP_NUM_THREADS', 8))"
+    monkeypatch.setattr(jobs_file, "command", lambda *_, **__: [sys.executable, "-c", printing])
+    monkeypatch.setattr(jobs_file, "cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if stated is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    (path,) = recipes(tmp_path, "random")
+    out = tmp_path / "out"
+    compare([path], progress=Watch(), seeds=[1, 2], output=out, at_once=at_once)
+    assert [log.read_text().strip() for log in (out / "logs").iterdir()] == [threads, threads]
+
+
 def test_a_recipe_that_changes_meanwhile_is_noticed(tmp_path: Path, unproven, monkeypatch) -> None:
     (path,) = recipes(tmp_path, "random")
     out = tmp_path / "out"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import pytest
@@ -11,11 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 
+from effcompress import groups
+from effcompress.estimate import flops
 from effcompress.estimate.flops import Flops
 from effcompress.model.families import family_of
+from effcompress.model.families.llama import LLAMA
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
-from tests.conftest import FAMILIES, MIXTURES, tiny, tokens
+from tests.conftest import FAMILIES, MIXTURES, shape, tiny, tokens
 
 
 def counted(model: torch.nn.Module) -> float:
@@ -71,6 +74,19 @@ def test_operations_are_those_that_are_counted(family: str) -> None:
     pruned.mask(plan, repairs=[Bound(REGISTRY.get("repair", "norm_gain"))])
     pruned.commit()
     assert flops.per_token(pruned.ledger.widths()) == 3 * counted(pruned.module)
+
+
+def test_layers_of_another_form_cost_what_they_cost() -> None:
+    """Values are kept by form and widths: of another factor, and of other widths, they differ."""
+    axes, config = groups.from_config(LLAMA, shape("gqa_tied")), shape("gqa_tied")
+    alike: dict[Hashable, dict[Hashable, float]] = {}
+    parts = [flops._Part(axes, config, {("", ("ffn.0",)): factor}, alike) for factor in (2, 3)]
+    assert [part({"ffn.0": n}) for n in (5, 7, 5) for part in parts] == [10, 15, 14, 21, 10, 15]
+    kept = flops.Flops(axes, config, 24)
+    narrow = ({"ffn.0": 5}, {"ffn.1": 5}, {"hidden": 8, "ffn.0": 5}, {"attention.1": 1}, {})
+    for widths in narrow:
+        assert kept.per_token(widths) == flops.Flops(axes, config, 24).per_token(widths)
+    assert len({kept.per_token(widths) for widths in narrow}) == 4  # layers 0 and 1 are alike
 
 
 class StateOperations(TorchDispatchMode):

@@ -53,6 +53,27 @@ def test_offline_and_not_cached(hub_cache, tmp_path):
     assert config_of(ModelSpec(hub="someone/else"), tmp_path) is None
 
 
+def test_what_the_cache_has_no_folder_of_is_not_looked_for(hub_cache, tmp_path, monkeypatch):
+    """The library's own look imports an HTTP client, which takes longer than a whole `plan`. Ids
+    that it refuses are still refused.
+    """
+    import huggingface_hub
+
+    def fail(*_a, **_k):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    assert hub.cached_file("someone/else", None, "config.json") is None
+    assert hub.cached_snapshot("someone/else", None) is None
+    with pytest.raises(AssertionError, match="asked"):
+        hub.cached_file("someone/tiny", None, "config.json")
+    monkeypatch.undo()
+    for bad in ("no--id", "..", "someone/else.git", "a/b/c"):
+        with pytest.raises(SourceError, match="hub"):
+            hub.cached_file(bad, None, "config.json")
+
+
 def test_no_safetensors_says_so(hub_cache, tmp_path):
     (hub_cache / "model.safetensors").rename(hub_cache / "pytorch_model.bin")
     with pytest.raises(SourceError, match="effcompress fetch"):

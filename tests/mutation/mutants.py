@@ -438,6 +438,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/compare/processes.py",
+        "cores() // at_once",
+        "cores()",
+        ("tests/compare/test_compare.py::test_processes_at_the_same_time_divide_the_cores",),
+        "each of the processes takes all cores",
+    ),
+    Mutant(
+        "effcompress/compare/processes.py",
         "if code < 0:",
         "if code < -999:",
         ("tests/compare/test_compare.py::test_the_reason_of_a_process",),
@@ -887,27 +894,34 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/estimate/flops.py",
-        "return 3.0 * (2.0 * weights + attention)",
-        "return 2.0 * (2.0 * weights + attention)",
+        "return 3.0 * sum(part(wide) for part in self._parts)",
+        "return 2.0 * sum(part(wide) for part in self._parts)",
         ("tests/estimate/test_flops.py::test_operations_are_those_that_are_counted[llama]",),
         "the backward costs as much as the forward",
     ),
     Mutant(
         "effcompress/estimate/flops.py",
-        "attention = pairs * self._length / 2",
-        "attention = pairs * self._length",
+        "pairs * length // 2",
+        "pairs * length",
         ("tests/estimate/test_flops.py::test_operations_are_those_that_are_counted[llama]",),
         "masked pairs of attention count",
     ),
     Mutant(
         "effcompress/estimate/flops.py",
-        "return heads * sum(head_widths(axes, config, layer)) if heads else 0",
-        "return heads * 2 * head_widths(axes, config, layer)[0] if heads else 0",
+        "pairs = 2 * sum(head_widths(axes, config, i))",
+        "pairs = 4 * head_widths(axes, config, i)[0]",
         (
             "tests/contract/test_more_families.py::test_operations_are_those_that_are_counted"
             "[deepseek_v3]",
         ),
         "values of latent attention are taken to be as wide as its queries",
+    ),
+    Mutant(
+        "effcompress/estimate/flops.py",
+        "alike.setdefault(form, {})",
+        "alike.setdefault(len(form), {})",
+        ("tests/estimate/test_flops.py::test_layers_of_another_form_cost_what_they_cost",),
+        "layers with as many matrices cost the same, whatever their sizes",
     ),
     Mutant(
         "effcompress/estimate/flops.py",
@@ -2500,6 +2514,13 @@ MUTANTS: tuple[Mutant, ...] = (
             ),
         ),
         "a block frees the parameters of one unit",
+    ),
+    Mutant(
+        "effcompress/selection/sizes.py",
+        "first.setdefault(widths[name], name)",
+        "first.setdefault(0, name)",
+        ("tests/selection/test_budget.py::test_sets_of_a_candidate_may_have_other_widths",),
+        "layers that lose units together are taken to be equally wide",
     ),
     Mutant(
         "effcompress/selection/sizes.py",

@@ -59,6 +59,19 @@ def test_any_order_of_cuts_is_priced_exactly_and_meets_the_target(
     assert b.reached
 
 
+def test_sets_of_a_candidate_may_have_other_widths() -> None:
+    """What a unit frees follows from the width of each layer; equal ones are one variable."""
+    b = budget(0.5)
+    widths = {"ffn.1": 300, "attention.2": 3}
+    own = Budget(b.axes, b.candidates, widths, b.target)
+    while (choices := own.open()) and own.params > own.target:
+        for k in choices[:3]:
+            freed, before = own.freed(k), own.params
+            own.take(k)
+            assert own.params == before - freed == own.axes.count(own.widths)
+    assert own.widths["ffn.1"] == own.widths["ffn.0"] - 100
+
+
 @pytest.mark.parametrize(("target", "met"), [(1 / 1.0045, True), (1 / 1.0055, False)])
 def test_a_size_within_half_a_percent_is_the_target(target: float, met: bool) -> None:
     assert budget(target).reached == met
