@@ -301,6 +301,8 @@ def make(parent: str) -> tuple[Any, Any]:
     """Configuration class and model class for one of the architectures that transformers has."""
     config: Any = CONFIG_MAPPING[parent]
     stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+    named = inspect.signature(stock.forward).parameters
+    alone = "cache_params" in named and "past_key_values" not in named
 
     class PrunedConfig(config):
         model_type = f"pruned_{parent}"
@@ -313,6 +315,15 @@ def make(parent: str) -> tuple[Any, Any]:
             super().__init__(config)
             if config.pruned:
                 prune(self, config.pruned)
+
+        def _prepare_cache_for_generation(
+            self, generation_config: Any, model_kwargs: dict[str, Any], *more: Any
+        ) -> Any:
+            # transformers tells models whose cache has this name by the name of their class.
+            made = super()._prepare_cache_for_generation(generation_config, model_kwargs, *more)
+            if alone and "past_key_values" in model_kwargs:
+                model_kwargs["cache_params"] = model_kwargs.pop("past_key_values")
+            return made
 
         def initialize_weights(self) -> None:
             super().initialize_weights()
