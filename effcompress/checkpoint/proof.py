@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def prove(
     *,
     classes: Classes = "stock",
     text_settings: Mapping[str, Any] | None = None,
+    expect: Callable[[float], None] = lambda _seconds: None,
 ) -> Proof:
     """Loads ``folder`` in a fresh process and compares its answers with those of ``module``.
 
@@ -53,11 +54,17 @@ def prove(
     ``ids_BT`` [B, T] (1e-5 in fp32, or what rounding does to this model) and the same greedy
     tokens, with and without the cache. With the ``classes`` "own-class" the process may run the
     class in the folder. ``text_settings``: the generation config and tokenizer that it must find,
-    too (``prove.text_settings``).
+    too (``prove.text_settings``). ``expect`` is told how many seconds are left, by the time of the
+    first forward pass.
     """
     started = time.monotonic()
     ids_BT = ids_BT.cpu()
-    logits_BTV, greedy_T = _expected(module, ids_BT)
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+    def timed(forward: float) -> None:
+        expect(forecast(forward, ids_BT, weights))
+
+    logits_BTV, greedy_T = _expected(module, ids_BT, timed)
     found = in_fresh_process(folder, ids_BT, classes)
     difference = float((found["logits_BTV"] - logits_BTV).abs().max())
     tolerance = TOLERANCE
@@ -128,8 +135,28 @@ def rounding(module: Any, ids_BT: Tensor) -> float:
     return float((after - before).abs().max())
 
 
+START = 8.0
+"""Seconds of one core to import torch and transformers and to build a model (measured)."""
+READ = 5e8
+"""Bytes per second at which weights are read, hashed and put in place."""
+
+
+def forecast(forward: float, ids_BT: Tensor, weights: int) -> float:
+    """Returns the seconds that a proof takes behind its first forward pass, which took ``forward``,
+    of ``ids_BT``: greedy tokens without a cache here, and there a start, ``weights`` bytes to read,
+    the same passes, and as many steps with a cache. Passes cost as many seconds as they have
+    tokens; a step of one token costs about an eighth of that of 128.
+    """
+    rows, length = ids_BT.shape
+    greedy = sum(range(length, length + script.NEW_TOKENS)) / (rows * length)
+    cached = 1 / rows + script.NEW_TOKENS / 8
+    return START + weights / READ + forward * (greedy + 1 + greedy + cached)
+
+
 @torch.no_grad()
-def _expected(module: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+def _expected(
+    module: Any, ids_BT: Tensor, timed: Callable[[float], None] = lambda _seconds: None
+) -> tuple[Tensor, Tensor]:
     stop = module.generation_config.eos_token_id
     stops = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
     training = module.training
@@ -137,7 +164,9 @@ def _expected(module: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         # The fresh process computes on the CPU; another device rounds differently.
         module = copy.deepcopy(module).cpu()
     module.eval()
+    started = time.monotonic()
     logits_BTV = module(input_ids=ids_BT, use_cache=False).logits.float()
+    timed(time.monotonic() - started)
     row = ids_BT[:1]
     for _ in range(script.NEW_TOKENS):
         step = module(input_ids=row, use_cache=False).logits[:, -1].float()

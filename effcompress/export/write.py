@@ -1,5 +1,6 @@
 """Writes a model as a Hugging Face folder and proves it in a fresh process."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +60,8 @@ def export_and_prove(
         )
     )
     log.phase("proving the export in a fresh process")
-    log.event(events.Proof(**asdict(prove(made, pruned, tokenizer, ids_BT, folder, whole))))
+    proof = prove(made, pruned, tokenizer, ids_BT, folder, whole, expect=log.expect)
+    log.event(events.Proof(**asdict(proof)))
 
 
 def explained(made: Form, whole: Path | None) -> str:
@@ -105,13 +107,15 @@ def prove(
     ids_BT: Tensor,
     folder: Path,
     whole: Path | None = None,
+    expect: Callable[[float], None] = lambda _seconds: None,
 ) -> Proof:
     """Compares the folder in a fresh process; only `exact` may run the folder's own class, and a
-    text model that was put back is that of the ``whole``.
+    text model that was put back is that of the ``whole``. ``expect``: see ``checkpoint.prove``.
     """
     module: Any = pruned.module
     backend = getattr(tokenizer, "backend", None)  # that of bytes is made when it is written
     wanted = checkpoint.text_settings(module.generation_config, backend)
     classes: checkpoint.Classes = "own-class" if made.name == "exact" else "stock"
     classes = classes if whole is None else "multimodal"
-    return checkpoint.prove(folder, module, ids_BT, classes=classes, text_settings=wanted)
+    how: Any = {"classes": classes, "text_settings": wanted, "expect": expect}
+    return checkpoint.prove(folder, module, ids_BT, **how)

@@ -107,7 +107,7 @@ def _channels() -> Iterator[Axis]:
     yield from linear(inside + "dt_proj", CHANNEL, "rank")
     yield side(inside + "dt_proj.bias", 0, CHANNEL)
     yield side(inside + "A_log", 0, CHANNEL)
-    yield side(inside + "A_log", 1, "state")
+    yield side(inside + "A_log", 1, "decays")
     yield side(inside + "D", 0, CHANNEL)
     yield from biased(inside + "out_proj", "hidden", CHANNEL, "use_bias")
 
@@ -145,13 +145,13 @@ MAMBA = Family(
         "ssm_channel": lambda c, _: _inner(c),
         "made": lambda c, _: _rank(c) + 2 * c["state_size"],
         "rank": lambda c, _: _rank(c),
-        "state": lambda c, _: c["state_size"],
+        "decays": lambda c, _: c["state_size"],
         "kernel": lambda c, _: c["conv_kernel"],
         "one": lambda _c, _i: 1,
     },
     positions_per_unit={"one": lambda _: 1},
     norms=(LAYER + "norm.weight", "backbone.norm_f.weight"),
-    fixed=("vocab", "kernel", "one", "made", "rank", "state"),
+    fixed=("vocab", "kernel", "one", "made", "rank", "decays"),
     resize=_mamba_resize,
     attributes=_mamba_attributes,
     derived={"ssm_channel": lambda c, w: int(c["expand"] * w["hidden"])},
