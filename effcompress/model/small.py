@@ -31,8 +31,8 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "rotary_dim": (4, 8, ()),
     "sliding_window": (64, 96, ("window_size",)),
     "num_experts": (5, 7, ("num_local_experts", "n_routed_experts")),
-    "num_experts_per_tok": (2, 2, ("top_k_experts",)),
-    "n_group": (1, 1, ()),
+    "num_experts_per_tok": (2, 2, ("top_k_experts", "num_experts_per_token")),
+    "n_group": (1, 1, ("num_expert_group",)),
     "topk_group": (1, 1, ()),
     "moe_intermediate_size": (20, 36, ()),
     "shared_expert_intermediate_size": (28, 44, ("shared_intermediate_size",)),
@@ -43,6 +43,8 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "qk_rope_head_dim": (8, 12, ()),
     "v_head_dim": (20, 28, ()),
     # Linear attention and state spaces; Mamba's heads times their width are twice the hidden size.
+    "linear_num_heads": (4, 6, ()),
+    "linear_head_dim": (10, 14, ()),
     "linear_num_key_heads": (2, 3, ()),
     "linear_num_value_heads": (4, 6, ()),
     "linear_key_head_dim": (10, 14, ()),
@@ -133,9 +135,12 @@ def _runs(module: Any) -> nn.Module:
 def _alternatives(small: Fields, stated: Config) -> Iterator[Fields]:
     """Yields the small sizes as they are, then consistent ones for classes in which one size
     follows from others: heads that fill the hidden size, heads that fill twice the hidden size
-    (Mamba-2), windows as they were.
+    (Mamba-2), windows as they were; and rope by kind of layer, where the class has no default.
     """
     yield dict(small)
+    if not small.get("rope_parameters") and (kinds := small.get("layer_types")):
+        plain = {"rope_type": "default", "rope_theta": 10000.0}
+        yield small | {"rope_parameters": {kind: dict(plain) for kind in sorted({*kinds})}}
     hidden, heads = _stated(small, "hidden_size"), _stated(small, "num_attention_heads")
     for times in (1, 2):
         width = times * (hidden or 0) // (heads or 1)

@@ -241,6 +241,8 @@ def test_experts_that_stay_are_named() -> None:
     assert "model.layers.{i}.mlp.experts stay as they are" in said
     assert "`ffn` is the dense or shared feed-forward beside them alone" in said
     assert UNTOUCHED_EXPERTS not in draft("apertus").left_out
+    why = " ".join(draft("axk1").left_out.values())
+    assert "torch-pruning names more channels of model.layers." in why and "Error:" not in why
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_next", "falcon_h1"])
