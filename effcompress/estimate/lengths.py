@@ -18,8 +18,9 @@ PASSES = 4
 PER_PARAMETER = 20
 """Tokens for each parameter; more are trained on only if asked for (arXiv:2203.15556)."""
 FEW_TOKENS = 50_000
-"""Below, too little is learned between two cuts to decide them by, and every step must change little
-(docs/results/quickstart.md; docs/own_model.md has the rule)."""
+"""Below, too little is learned between two cuts to decide them by, and every step must change
+little (docs/results/quickstart.md; docs/own_model.md has the rule).
+"""
 FEW_RATE = 0.35
 """Fraction of the learning rate with fewer tokens than that."""
 RATES = ((5e8, 2e-4), (3e9, 1e-4), (math.inf, 5e-5))

@@ -49,7 +49,9 @@ def test_the_seconds_of_a_proof_by_hand() -> None:
     ids, gigabyte = torch.zeros(2, 64), 10**9
     greedy = sum(range(64, 80)) / 128
     wanted = 8 + 2 + 0.5 * (greedy + 1 + greedy + 1 / 2 + 16 / 8)
-    assert proof.forecast(0.5, ids, gigabyte) == pytest.approx(wanted) == pytest.approx(20.7, abs=0.1)
+    assert (
+        proof.forecast(0.5, ids, gigabyte) == pytest.approx(wanted) == pytest.approx(20.7, abs=0.1)
+    )
 
 
 def test_what_is_left_is_told_before_the_fresh_process(tmp_path: Path) -> None:

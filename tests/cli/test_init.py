@@ -56,9 +56,7 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def init(
-    *more: str, text: str = "mine.jsonl", keep: str = "70%", out: str = "model.yaml"
-) -> Path:
+def init(*more: str, text: str = "mine.jsonl", keep: str = "70%", out: str = "model.yaml") -> Path:
     base = ["init", "--model", "model", "--tokenizer", "bytes", "--text", text, "--keep", keep]
     with pytest.raises(SystemExit) as ended:
         main([*base, *more])

@@ -1,4 +1,4 @@
-"""gguf files as sources: what transformers read as another model is refused, by its header alone."""
+"""gguf files as sources: what transformers read as another model is refused, by its header."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from gguf import GGUFReader
 from torch import nn
 
@@ -79,7 +78,11 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "stablelm, half": ("stablelm", HALF, "rope.dimension_count: 2 .* this states 4"),
     "stablelm, base": ("stablelm", {**QUARTER, **rope(1e2)}, "rope.freq_base"),
-    "stablelm, norms": ("stablelm", {**QUARTER, "qk_layernorm": True}, "attn_[qk]_norm.weight of a"),
+    "stablelm, norms": (
+        "stablelm",
+        {**QUARTER, "qk_layernorm": True},
+        "attn_[qk]_norm.weight of a",
+    ),
 }
 
 

@@ -234,7 +234,9 @@ def test_a_page_made_while_the_run_goes_on_says_what_it_does_and_for_how_long(tm
     now.phase("proving the export in a fresh process")
     now.expect(90.5)
     text = write(folder).read_text("utf-8")
-    assert "When this page was made: proving the export in a fresh process, about 1:30 left." in text
+    assert (
+        "When this page was made: proving the export in a fresh process, about 1:30 left." in text
+    )
     now.close()
     assert "When this page was made" not in write(folder).read_text("utf-8")
 

@@ -125,8 +125,8 @@ class Graph:
         if place not in self.matrices:
             return ()
         raise Misread(
-            f"what it is coupled to cannot be told: torch-pruning names more channels of {place[0]} "
-            "than there are"
+            "what it is coupled to cannot be told: torch-pruning names more channels of "
+            f"{place[0]} than there are"
         )
 
 

@@ -1,4 +1,4 @@
-"""Decoders of state spaces alone: Mamba-2, by groups and heads; Mamba and Falcon-Mamba, by channels.
+"""Decoders of state spaces alone: Mamba-2, by groups and heads; Mamba, Falcon-Mamba, by channels.
 Every layer is one norm and one mixer.
 """
 

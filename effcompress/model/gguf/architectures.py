@@ -56,7 +56,7 @@ class Architecture:
     shorter than the window.
     """
     local_base: float = 0.0
-    """Rope's base in layers with a window, which the header does not state; 0: that of the others."""
+    """Rope's base in layers with a window, which no header states; 0: that of the others."""
     transposed: bool = False
     """Linear layers are stored inputs first."""
     fused: str = ""

@@ -14,7 +14,19 @@ from typing import Any
 from effcompress.errors import SourceError
 
 MAGIC = b"GGUF"
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 """Kind of a value -> its code in ``struct``; 8 is a string, 9 an array."""
 _STRING, _ARRAY = 8, 9
 _LONGEST = 1 << 20

@@ -90,7 +90,9 @@ def _differences(header: Header, known: Reader) -> Iterator[str]:
     if scaling != "none":
         yield f"transformers do not read rope.scaling.type: {scaling} of a {kind} file"
     yield from (
-        _told(header, key, taken) for key, taken in _taken(header, known) if _other(header, key, taken)
+        _told(header, key, taken)
+        for key, taken in _taken(header, known)
+        if _other(header, key, taken)
     )
     window, context = header.get("attention.sliding_window"), header.get("context_length", 0)
     if window and not known.window and window < context:
