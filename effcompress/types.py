@@ -77,9 +77,10 @@ Config = Mapping[str, Any]
 """A Hugging Face configuration (the content of a config.json) as plain values."""
 Fields = dict[str, Any]
 """Configuration fields to set, as plain values."""
-ModuleSizes = dict[str, dict[str, int | list[int]]]
+ModuleSizes = dict[str, dict[str, int | list[int] | list[list[float]]]]
 """Path of a module in its layer -> attribute -> value; ``config.x`` stands for field ``x`` of a
-configuration that the module has to itself.
+configuration that the module has to itself. Of a buffer that is one number along a stretch and
+another along the next, the value is pairs of number and length.
 """
 
 

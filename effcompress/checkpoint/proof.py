@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def prove(
     classes: Classes = "stock",
     text_settings: Mapping[str, Any] | None = None,
     world: World = ALONE,
+    expect: Callable[[float], None] = lambda _seconds: None,
 ) -> Proof:
     """Loads ``folder`` in a fresh process and compares its answers with those of ``module``.
 
@@ -68,20 +70,28 @@ def prove(
     ``ids_BT`` [B, T] (1e-5 in fp32, or what rounding does to this model) and the same greedy
     tokens, with and without the cache. With the ``classes`` "own-class" the process may run the
     class in the folder. ``text_settings``: the generation config and tokenizer that it must find,
-    too (``prove.text_settings``).
+    too (``prove.text_settings``). ``expect`` is told how many seconds are left, by the time of the
+    first forward pass.
     """
     started = time.monotonic()
     ids_BT = ids_BT.cpu()
     most = world.agree(lambda: room_for(folder, module))
     new_tokens = NEW_TOKENS if most is None else FEW_TOKENS
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     fresh: dict[str, Tensor] = {}
 
     def asked() -> list[int]:
         fresh.update(in_fresh_process(folder, ids_BT, classes, most))
         return fresh["cached_T"].tolist()
 
-    said_T = torch.tensor(world.agree(asked))
-    logits_BTV, greedy_T = _expected(module, ids_BT, said_T[:new_tokens])
+    with _evaluated(module) as (model, device):
+        begun = time.monotonic()
+        logits_BTV = model(input_ids=ids_BT.to(device), use_cache=False).logits.float().cpu()
+        expect(forecast(time.monotonic() - begun, ids_BT, weights))
+        said_T = torch.tensor(world.agree(asked))
+        stop = model.generation_config.eos_token_id
+        row_BT, first_T = ids_BT[:1].to(device), said_T[:new_tokens].to(device)
+        greedy_T = script.greedy(model, row_BT, first_T, stop).cpu()
 
     def compared() -> tuple[float, bool, bool, bytes]:
         difference = float((fresh["logits_BTV"] - logits_BTV).abs().max())
@@ -168,23 +178,37 @@ def rounding(module: Any, ids_BT: Tensor) -> float:
     return float((after - before).abs().max())
 
 
-@torch.no_grad()
-def _expected(module: Any, ids_BT: Tensor, said_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the logits, and the greedy tokens behind the first row if ``said_T`` are those (else
-    others, ``prove.greedy``); as many as the fresh process should have said.
+START = 6.0
+"""Seconds of one core to import torch and transformers and to build a model (measured)."""
+READ = 5e8
+"""Bytes per second at which weights are read, hashed and put in place."""
+
+
+def forecast(forward: float, ids_BT: Tensor, weights: int) -> float:
+    """Returns the seconds that a proof takes behind its first forward pass, which took ``forward``,
+    of ``ids_BT``: in the fresh process a start, ``weights`` bytes to read, the same pass, tokens
+    with and without a cache; and on both sides one pass over a row and its tokens. Passes cost as
+    many seconds as they have tokens; a step of one token costs about an eighth of that of 128.
     """
-    stop = module.generation_config.eos_token_id
-    training = module.training
-    device = next(module.parameters()).device
+    rows, length = ids_BT.shape
+    greedy = (length + script.NEW_TOKENS) / (rows * length)
+    cached = 1 / rows + script.NEW_TOKENS / 8
+    return START + weights / READ + forward * (1 + script.GENERATED / rows + 2 * greedy + cached)
+
+
+@contextmanager
+def _evaluated(module: Any) -> Iterator[tuple[Any, torch.device]]:
+    """Gives the model in evaluation mode, and where it computes: on the CPU as the fresh process,
+    since another device rounds differently, unless it is sharded.
+    """
+    training, device = module.training, next(module.parameters()).device
+    model = module
     if device.type != "cpu" and not needs_all_ranks(module):
-        # The fresh process computes on the CPU; another device rounds differently.
-        module, device = copy.deepcopy(module).cpu(), torch.device("cpu")
-    module.eval()
-    ids_BT = ids_BT.to(device)
-    logits_BTV = module(input_ids=ids_BT, use_cache=False).logits.float().cpu()
-    greedy_T = script.greedy(module, ids_BT[:1], said_T.to(device), stop).cpu()
+        model, device = copy.deepcopy(module).cpu(), torch.device("cpu")
+    model.eval()
+    with torch.no_grad():
+        yield model, device
     module.train(training)
-    return logits_BTV, greedy_T
 
 
 def in_fresh_process(

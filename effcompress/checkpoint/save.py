@@ -186,11 +186,19 @@ def steps(folder: Path) -> list[Path]:
 
 
 def thin(folder: Path, keep: int) -> tuple[int, int]:
-    """Deletes all but the newest ``keep`` checkpoints; returns how many stay, and their bytes."""
+    """Deletes all but the newest ``keep`` checkpoints, and with the last one its folder, unless a
+    user put something into it; returns how many stay, and their bytes.
+    """
     found = steps(folder)
     for old in found[: max(0, len(found) - keep)]:
         _delete(old)
     left = steps(folder)
+    if not left and folder.is_dir() and not folder.is_symlink():
+        for copy in folder.glob("*.jsonl"):
+            if (folder.parent / copy.name).is_file():  # what a ``GrowingCopy`` copied
+                copy.unlink()
+        with suppress(OSError):
+            folder.rmdir()
     return len(left), sum(map(size, left))
 
 

@@ -18,7 +18,7 @@ from effcompress.errors import SourceError, did_you_mean
 from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.flops import UTILISATION, Flops
 from effcompress.estimate.forecast import Launch, plan
-from effcompress.estimate.lengths import Lengths, lengths_of, sequence_of, total_of
+from effcompress.estimate.lengths import FEW_TOKENS, Lengths, lengths_of, sequence_of, total_of
 from effcompress.estimate.memory import memory
 from effcompress.model import hub
 from effcompress.model.source import config_of, kind_of, tokens_per_byte
@@ -284,13 +284,15 @@ def _loop(long: Lengths, machine: Machine) -> dict[str, Any]:
         "length": long.sequence,
         "length_why": long.sequence_why,
         "tokens": long.total > 0,
+        "few": long.few,
+        "few_tokens": f"{FEW_TOKENS:,}",
         "total": long.total,
         "tokens_why": long.total_why,
         "batch": long.batch,
         "batch_why": long.batch_why,
         "micro": long.batch,
         "micro_why": f"what fits into {machine.said}, by the estimate of `plan`",
-        "rate": f"{long.rate:.0e}".replace("e-0", "e-"),
+        "rate": f"{long.rate:.1e}".replace(".0e", "e").replace("e-0", "e-"),
         "rate_why": long.rate_why,
         "decay": "50%" if long.total < 1e8 else "20%",
         "weight_decay": 0.01 if long.total < 1e8 else 0.1,

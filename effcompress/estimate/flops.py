@@ -131,7 +131,8 @@ def _is_bias(param: str) -> bool:
 
 
 def multiplied(axes: AxisMap) -> list[str]:
-    """Returns the matrices that take part in a product; embeddings that are only indexed do not.
+    """Returns the matrices that take part in a product; embeddings that are only indexed do not,
+    nor decays of states, which are multiplied elementwise.
 
     With tied embeddings the one table counts: it is the output matrix.
     """
@@ -141,4 +142,5 @@ def multiplied(axes: AxisMap) -> list[str]:
     names = {p: {n for s in axes.by_param[p] for n in s.names} for p in matrices}
     tables = [p for p in matrices if "vocab" in names[p]]
     looked_up = tables[:1] if len(tables) > 1 else []
-    return [p for p in matrices if p not in looked_up and not names[p] & {"positions", "looked_up"}]
+    apart = {"positions", "looked_up", "decays"}
+    return [p for p in matrices if p not in looked_up and not names[p] & apart]

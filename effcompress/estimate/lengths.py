@@ -17,6 +17,12 @@ PASSES = 4
 """Passes over the text that are worth their time (arXiv:2305.16264)."""
 PER_PARAMETER = 20
 """Tokens for each parameter; more are trained on only if asked for (arXiv:2203.15556)."""
+FEW_TOKENS = 50_000
+"""Below, too little is learned between two cuts to decide them by, and every step must change
+little (docs/results/quickstart.md; docs/own_model.md has the rule).
+"""
+FEW_RATE = 0.35
+"""Fraction of the learning rate with fewer tokens than that."""
 RATES = ((5e8, 2e-4), (3e9, 1e-4), (math.inf, 5e-5))
 """Parameters up to which a peak learning rate is proposed."""
 
@@ -33,6 +39,11 @@ class Lengths:
     batch_why: str
     rate: float
     rate_why: str
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few tokens to prune while training (``FEW_TOKENS``)."""
+        return self.total < FEW_TOKENS
 
     @property
     def steps(self) -> int:
@@ -95,5 +106,7 @@ def lengths_of(
     batch = processes * (1 << int(math.log2(rows)))
     rate = next(rate for most, rate in RATES if params <= most)
     why = f"for {count(params)} parameters, of a model that must not forget"
+    if tokens < FEW_TOKENS:
+        rate, why = rate * FEW_RATE, f"{why}; lower, as fewer than {FEW_TOKENS:,} tokens follow"
     batch_why = f"{count(batch * length)} tokens a step"
     return Lengths(*sequence, *total, batch, batch_why, rate, why)

@@ -70,7 +70,7 @@ def export_and_prove(
         )
     )
     log.phase("proving the export in a fresh process")
-    how: Any = {"to_call": to_call, "world": world}
+    how: Any = {"to_call": to_call, "world": world, "expect": log.expect}
     log.event(events.Proof(**asdict(prove(made, pruned, tokenizer, ids_BT, folder, whole, **how))))
 
 
@@ -156,14 +156,15 @@ def prove(
     *,
     to_call: Any = None,
     world: World = ALONE,
+    expect: Callable[[float], None] = lambda _seconds: None,
 ) -> Proof:
     """Compares the folder in a fresh process; only `exact` may run the folder's own class, and a
-    text model that was put back is that of the ``whole``.
+    text model that was put back is that of the ``whole``. ``expect``: see ``checkpoint.prove``.
     """
     module: Any = pruned.module
     backend = getattr(tokenizer, "backend", None)  # that of bytes is made when it is written
     wanted = checkpoint.text_settings(module.generation_config, backend)
     classes: checkpoint.Classes = "own-class" if made.name == "exact" else "stock"
     classes = classes if whole is None else "multimodal"
-    how: Any = {"classes": classes, "text_settings": wanted, "world": world}
+    how: Any = {"classes": classes, "text_settings": wanted, "world": world, "expect": expect}
     return checkpoint.prove(folder, to_call or module, ids_BT, **how)

@@ -148,12 +148,13 @@ def mixer(
     until: Fraction = 1.0,
 ) -> Iterator[GroupSet]:
     """What mixes tokens in layers without attention: a key head of linear attention with its value
-    heads, a channel of a short convolution, and of a state space (Mamba-2) by ``unit`` a ``group``
-    with its B, its C and all its heads, or the same ``head`` out of every group of a layer. The
-    units that stay are a multiple of ``serve_tp``, the devices of tensor parallelism.
+    heads, a channel of a short convolution or of a state space (Mamba), and of one with heads
+    (Mamba-2) by ``unit`` a ``group`` with its B, its C and all its heads, or the same ``head`` out
+    of every group of a layer. The units that stay are a multiple of ``serve_tp``, the devices of
+    tensor parallelism.
     """
     limits = Limits(scope=scope, minimum=minimum, round_to=serve_tp, after=after, until=until)
-    for kind in ("linear_head", "conv_channel", f"ssm_{unit}"):
+    for kind in ("linear_head", "conv_channel", "ssm_channel", f"ssm_{unit}"):
         yield from _sets(axes, kind, skip_layers, limits)
 
 

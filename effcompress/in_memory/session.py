@@ -221,7 +221,7 @@ def _defaults(name: str) -> dict[str, Any]:
 def _spaces_of(kinds: Sequence[str]) -> list[Any]:
     """Returns the spaces that cut these kinds."""
     inside = {"expert_ffn": "ffn", "shared_ffn": "ffn", "linear_head": "mixer"}
-    inside["conv_channel"] = "mixer"
+    inside["conv_channel"] = inside["ssm_channel"] = "mixer"
     query = {"name": "attention", "unit": "q_per_group"}
     named = dict.fromkeys(inside.get(kind, kind) for kind in kinds)
     return [query if name == "query" else name for name in named]

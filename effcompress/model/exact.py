@@ -138,7 +138,8 @@ def _classes(config: Config) -> tuple[Any, Any]:
     _require_parent(parent)
     for path, values in (pruned.get("attributes") or {}).items():
         for name, value in values.items():
-            if not re.fullmatch(r"(config\.)?[a-z]\w*", name) or not _is_size(value):
+            fine = _is_size(value) or _is_stretches(value)
+            if not re.fullmatch(r"(config\.)?[a-z]\w*", name) or not fine:
                 where = f"config.json: pruned.attributes.{path}"
                 raise SourceError(f"'{name}' is no size: {value!r}", where=where)
     config_class, model_class = modeling_pruned.make(parent)
@@ -150,6 +151,17 @@ def _require_parent(parent: str) -> None:
 
     if parent not in KNOWN:
         raise SourceError(f"transformers has no causal language model '{parent}'", where="model")
+
+
+def _is_stretches(value: object) -> bool:
+    """Whether a value is pairs of a number and a length, those of a buffer."""
+    return isinstance(value, list) and all(
+        isinstance(one, list)
+        and len(one) == 2
+        and isinstance(one[0], int | float)
+        and _is_size(one[1])
+        for one in value
+    )
 
 
 def _is_size(value: object) -> bool:

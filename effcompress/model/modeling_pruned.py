@@ -265,7 +265,19 @@ def _remember(module: Any, values: dict[str, Any]) -> None:
     if own:
         module.config = Own(module.config, **own)
     for name in values.keys() - {f"config.{k}" for k in own}:
-        setattr(module, name, values[name])
+        held = getattr(module, name, None)
+        value = _stretches(held, values[name]) if torch.is_tensor(held) else values[name]
+        setattr(module, name, value)
+
+
+def _stretches(like: torch.Tensor, values: list[list[Any]]) -> torch.Tensor:
+    # A buffer of one number along a stretch, and another along the next: numbers and lengths.
+    parts = [torch.full((length,), value, dtype=torch.float32) for value, length in values]
+    return torch.cat(parts).to(like).view(*like.shape[:-1], -1)
+
+
+def _is_buffer(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, list) for one in value) and bool(value)
 
 
 def _agree(module: Any) -> None:
@@ -289,6 +301,8 @@ def make(parent: str) -> tuple[Any, Any]:
     """Configuration class and model class for one of the architectures that transformers has."""
     config: Any = CONFIG_MAPPING[parent]
     stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+    named = inspect.signature(stock.forward).parameters
+    alone = "cache_params" in named and "past_key_values" not in named
 
     class PrunedConfig(config):
         model_type = f"pruned_{parent}"
@@ -302,15 +316,29 @@ def make(parent: str) -> tuple[Any, Any]:
             if config.pruned:
                 prune(self, config.pruned)
 
+        def _prepare_cache_for_generation(
+            self, generation_config: Any, model_kwargs: dict[str, Any], *more: Any
+        ) -> Any:
+            # transformers tells models whose cache has this name by the name of their class.
+            made = super()._prepare_cache_for_generation(generation_config, model_kwargs, *more)
+            if alone and "past_key_values" in model_kwargs:
+                model_kwargs["cache_params"] = model_kwargs.pop("past_key_values")
+            return made
+
         def initialize_weights(self) -> None:
             super().initialize_weights()
             # Of classes that are not its own, transformers passes over modules that own no tensor,
             # though they may fill buffers of their layers (Falcon-H1). Loaded tensors are marked
             # and stay.
+            own = (self.config.pruned or {}).get("attributes", {})
+            filled = {path: v for path, v in own.items() if any(map(_is_buffer, v.values()))}
             with torch.no_grad():
                 for module in self.modules():
-                    if isinstance(module, PreTrainedModel) and module is not self:
+                    # Those that are filled here have sizes that the class does not expect.
+                    if isinstance(module, PreTrainedModel) and module is not self and not filled:
                         module._init_weights(module)
+            for path, values in filled.items():
+                _remember(self.get_submodule(path), values)
 
     for made in (PrunedConfig, PrunedForCausalLM):
         made.__qualname__ = made.__name__

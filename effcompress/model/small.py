@@ -38,7 +38,7 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "sliding_window": (64, 96, ("window_size", "attention_window_size")),
     "num_experts": (5, 7, ("num_local_experts", "n_routed_experts")),
     "num_experts_per_tok": (2, 2, ("top_k_experts", "num_experts_per_token")),
-    "n_group": (1, 1, ()),
+    "n_group": (1, 1, ("num_expert_group",)),
     "topk_group": (1, 1, ()),
     "moe_intermediate_size": (20, 36, ()),
     "shared_expert_intermediate_size": (28, 44, ("shared_intermediate_size",)),
@@ -52,12 +52,12 @@ _SIZES: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "attention_hidden_size": (288, 320, ()),
     "attention_head_dim": (24, 32, ()),
     # Linear attention and state spaces; Mamba's heads times their width are twice the hidden size.
+    "linear_num_heads": (4, 6, ()),
+    "linear_head_dim": (10, 14, ()),
     "linear_num_key_heads": (2, 3, ()),
     "linear_num_value_heads": (4, 6, ()),
     "linear_key_head_dim": (10, 14, ()),
     "linear_value_head_dim": (6, 18, ()),
-    "linear_num_heads": (4, 6, ()),
-    "linear_head_dim": (10, 14, ()),
     "mamba_d_ssm": (288, 320, ()),
     "mamba_n_heads": (4, 8, ("mamba_num_heads", "n_mamba_heads")),
     "mamba_d_head": (72, 40, ("mamba_head_dim", "mamba_headdim")),
@@ -144,9 +144,13 @@ def _runs(module: Any) -> nn.Module:
 def _alternatives(small: Fields, stated: Config) -> Iterator[Fields]:
     """Yields the small sizes as they are, then consistent ones for classes in which one size
     follows from others: heads that fill the hidden size, heads that fill twice the hidden size
-    (Mamba-2), windows as they were, twice as many KV heads in layers with a window.
+    (Mamba-2), windows as they were, twice as many KV heads in layers with a window; and rope by
+    kind of layer, where the class has no default.
     """
     yield dict(small)
+    if not small.get("rope_parameters") and (kinds := small.get("layer_types")):
+        plain = {"rope_type": "default", "rope_theta": 10000.0}
+        yield small | {"rope_parameters": {kind: dict(plain) for kind in sorted({*kinds})}}
     hidden, heads = _stated(small, "hidden_size"), _stated(small, "num_attention_heads")
     for times in (1, 2):
         width = times * (hidden or 0) // (heads or 1)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from effcompress.errors import SourceError
 from effcompress.model import hub, scratch
 from effcompress.model.cache import cache_root
+from effcompress.model.gguf.sources import require_readable
 from effcompress.model.integrity import (
     folder_flaw,
     kept_at,
@@ -239,6 +240,8 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> Fields | None:
     shape = dict(spec.shape or {})
     if kind == "folder":
         local_folder(spec)
+    elif kind == "gguf":
+        require_readable(gguf_file(spec))
     real = _beside(spec, cache, "config.json")
     if kind == "hub" and real:
         whole = folder_flaw(real.parent) is None

@@ -22,6 +22,7 @@ KINDS = {
     "linear_head": Kind("lin. heads", "linear-attention heads", "Linear-attention heads"),
     "ssm_group": Kind("SSM groups", "groups of state spaces", "Groups of state spaces"),
     "ssm_head": Kind("SSM heads", "heads of state spaces", "Heads of state spaces"),
+    "ssm_channel": Kind("SSM channels", "channels of state spaces", "Channels of state spaces"),
     "conv_channel": Kind("conv", "channels of convolutions", "Channels of short convolutions"),
     "shared_ffn": Kind(
         "shared FFN", "FFN channels of shared experts", "FFN channels of shared experts"

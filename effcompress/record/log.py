@@ -19,6 +19,7 @@ from effcompress.record import events
 from effcompress.record.events import Event, Warn
 from effcompress.record.heartbeat import STACKS, Heartbeat, patience
 from effcompress.record.panel import LiveView, Status, View
+from effcompress.record.readable import clock_time
 from effcompress.record.sentences import removed, sentence
 from effcompress.record.status_file import StatusFile
 from effcompress.types import Cut
@@ -89,6 +90,12 @@ class Log:
         self._status_file.progress(unit, done, total)
         self._heartbeat.alive()
         self.view.progress(unit, done, total)
+
+    def expect(self, seconds: float) -> None:
+        """Forecasts how long this phase will take from now on; shown, not recorded."""
+        self._status_file.expect(seconds)
+        self._heartbeat.alive()
+        self.view.expect(seconds)
 
     def note(self, text: str) -> None:
         """Shows a remark that is not recorded."""
@@ -222,6 +229,11 @@ class PlainView(View):
         """Keeps the progress of a phase for the next heartbeat."""
         with self._lock:
             self._status.advance(unit, done, total)
+
+    def expect(self, seconds: float) -> None:
+        with self._lock:
+            self._status.expect(seconds)
+            self._print(f"{self._status.phase}: about {clock_time(seconds)} left")
 
     def note(self, text: str) -> None:
         with self._lock:

@@ -29,6 +29,7 @@ class View:
     def event(self, event: Event) -> None: ...
     def phase(self, name: str, total_tokens: int | None = None) -> None: ...
     def progress(self, unit: str, done: int, total: int) -> None: ...
+    def expect(self, seconds: float) -> None: ...
     def note(self, text: str) -> None: ...
     def beat(self) -> None: ...
     def restore(self, kept: Iterable[Event]) -> None: ...
@@ -63,6 +64,8 @@ class Status:
         self.started = clock()
         self.phase = "start"
         self.progress: Progress | None = None
+        self.until: float | None = None
+        """When the phase is expected to end, by the clock, where it was forecast."""
         self._unit_began = self.started
         self.total_tokens: int | None = None
         self.run: events.Run | None = None
@@ -88,6 +91,7 @@ class Status:
 
     def enter(self, phase: str, total_tokens: int | None) -> None:
         self.phase, self.progress, self._unit_began = phase, None, self.clock()
+        self.until = None
         self.total_tokens = total_tokens or self.total_tokens
 
     def advance(self, unit: str, done: int, total: int) -> None:
@@ -95,6 +99,10 @@ class Status:
         if not done:
             self._unit_began = self.clock()
         self.progress = Progress(unit, done, total, self.clock() - self._unit_began)
+
+    def expect(self, seconds: float) -> None:
+        """Takes in how long the phase is expected to take from now on."""
+        self.until = self.clock() + seconds
 
     @property
     def params(self) -> int | None:
@@ -121,11 +129,14 @@ class Status:
 
     @property
     def eta(self) -> float | None:
-        """Seconds left of a phase that reports its progress, or of training from the tokens left;
-        None where neither is known, as for export and proof.
+        """Seconds left of a phase that reports its progress or was forecast (the proof), or of
+        training from the tokens left; None where nothing is known, as for the export. A phase that
+        takes longer than was forecast has none either.
         """
         if self.progress is not None:
             return self.progress.eta
+        if self.until is not None:
+            return left if (left := self.until - self.clock()) > 0 else None
         if not self.rate or not self.total_tokens or not self.step:
             return None
         left = self.total_tokens - self.step.tokens
@@ -215,6 +226,10 @@ class LiveView(View):
     def progress(self, unit: str, done: int, total: int) -> None:
         self._begin()
         self.status.advance(unit, done, total)
+
+    def expect(self, seconds: float) -> None:
+        self._begin()
+        self.status.expect(seconds)
 
     def note(self, text: str) -> None:
         """Shows a remark above the panel."""

@@ -77,7 +77,7 @@ class RunStatus:
     checkpoint: Checkpoint | None
     risk: Risk | None
     seconds_left: float | None
-    """Of training, or of a phase that reports its progress."""
+    """Of training, or of a phase that reports its progress or was forecast."""
     warnings: int
     last_warnings: tuple[str, ...]
     report: Path | None
@@ -152,7 +152,7 @@ def status(folder: Path) -> RunStatus:
         cut=cut.removed if cut else {},
         checkpoint=checkpoint,
         risk=None if state == "finished" else _risk(record, checkpoint),
-        seconds_left=seen.eta if state == "running" and (training or seen.progress) else None,
+        seconds_left=_left(seen, training) if state == "running" else None,
         warnings=record.warnings,
         last_warnings=record.last_warnings,
         report=folder / REPORT if (folder / REPORT).is_file() else None,
@@ -191,7 +191,14 @@ def _seen(now: StatusRecord | None, record: RecordTail) -> Status:
         seen.progress = Progress(
             now.unit, now.done, now.total, since(now.unit_since or now.phase_since)
         )
+    if now is not None and now.until:
+        seen.expect(moment.ahead(now.until))
     return seen
+
+
+def _left(seen: Status, training: bool) -> float | None:
+    """Seconds left of the training or of the phase."""
+    return seen.eta if training or seen.progress or seen.until is not None else None
 
 
 def _age(path: Path) -> float | None:

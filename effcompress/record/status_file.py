@@ -26,8 +26,8 @@ MISSED = 6
 """Missing heartbeats after which a process on another machine counts as dead."""
 OFTEN = 2.0
 """Seconds between two writes where only the progress of a phase changed."""
-NO_UNIT = {"unit": None, "done": None, "total": None}
-"""Progress of a phase that does not count units, or has counted them all."""
+NO_UNIT = {"unit": None, "done": None, "total": None, "until": ""}
+"""Progress of a phase that does not count units, or has counted them all, and was not forecast."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class StatusRecord:
     unit: str | None = None
     done: int | None = None
     total: int | None = None
+    until: str = ""
+    """When the phase is expected to end, where it was forecast."""
     step: int | None = None
     tokens: int | None = None
     open: bool = True
@@ -94,7 +96,7 @@ def read(folder: Path) -> StatusRecord | None:
             now = events.build(StatusRecord, events.loaded(path.read_bytes()))
             for moment in (now.started, now.written, now.active):
                 since(moment)
-            for moment in filter(None, (now.phase_since, now.unit_since)):
+            for moment in filter(None, (now.phase_since, now.unit_since, now.until)):
                 since(moment)
             return now if 0 < now.pid < LARGEST_PID else None
     return None
@@ -103,6 +105,11 @@ def read(folder: Path) -> StatusRecord | None:
 def since(moment: str) -> float:
     """Seconds since ``moment``, at least 0: clocks of two machines may differ."""
     return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+
+
+def ahead(moment: str) -> float:
+    """Seconds until ``moment``; negative behind it."""
+    return (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
 
 
 @final
@@ -135,6 +142,11 @@ class StatusFile:
         self._update(unit=unit, done=done, total=total)
         if time.monotonic() - self._written >= OFTEN:
             self.beat()
+
+    def expect(self, seconds: float) -> None:
+        """Writes how long the phase is expected to take from now on."""
+        self._update(until=_moment(-seconds))
+        self.beat()
 
     def event(self, event: Event) -> None:
         """Takes in an event of the record. Steps are written with the next heartbeat."""

@@ -6,7 +6,7 @@ forward passes, ``save_pretrained`` and kernels read those.
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -94,8 +94,18 @@ def adapt(module: nn.Module, axes: AxisMap, config: Config) -> None:
             if name.startswith("config."):
                 target.config = copy.copy(target.config)  # one object for all layers
                 setattr(target.config, name.removeprefix("config."), value)
+            elif isinstance(held := getattr(target, name, None), Tensor):
+                setattr(target, name, stretches(held, value))
             else:
                 setattr(target, name, value)
+
+
+def stretches(like: Tensor, values: Sequence[tuple[float, int]]) -> Tensor:
+    """Returns a buffer that has one number along a stretch of its last dimension, and another along
+    the next: pairs of number and length. Rounded as classes make it, in fp32.
+    """
+    parts = [torch.full((length,), value, dtype=torch.float32) for value, length in values]
+    return torch.cat(parts).to(like).view(*like.shape[:-1], -1)
 
 
 def attributes(axes: AxisMap, config: Config) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from effcompress.errors import RunError
 from effcompress.record import events
 from effcompress.record.events import of_type
 from effcompress.record.kind_labels import of
+from effcompress.record.status import status
 from effcompress.report.paths import label_without_folders, recipe_without_folders, without_folders
 from effcompress.types import Cut, axis_kind
 
@@ -52,6 +53,10 @@ class Record:
     widths: Mapping[str, int] = field(default_factory=dict[str, int])
     """Axis -> units now."""
     recipe: str = ""
+    phase: str = ""
+    """What a process did with the run when its record was read; empty where none did."""
+    seconds_left: float | None = None
+    """Of that phase or of training, as far as that is known."""
 
     @property
     def name(self) -> str:
@@ -138,6 +143,7 @@ def gather(folder: Path) -> Record:
     for cut in plans:
         gone.update({name: len(units) for name, units in cut.plan.items()})
     left = {name: width - gone[name] for name, width in (run.widths if run else {}).items()}
+    now = status(folder)
     return Record(
         run=run,
         steps=of_type(found, events.Step),
@@ -165,6 +171,8 @@ def gather(folder: Path) -> Record:
         plans=tuple(plans),
         widths=(end and end.widths) or left,
         recipe=recipe_without_folders(recipe.read_text("utf-8")) if recipe.is_file() else "",
+        phase=now.now.phase if now.now and now.state == "running" else "",
+        seconds_left=now.seconds_left,
     )
 
 

@@ -59,7 +59,10 @@ def status(record: Record) -> str | None:
     at = f" at step {record.steps[-1].step:,}" if record.steps else ""
     total = record.run and record.run.total_tokens
     share = f" ({readable.percent(record.tokens / total)} of the tokens)" if total else ""
-    return f"This run is not finished: its record ends{at}{share}. No number below is final."
+    left = record.seconds_left
+    left = "" if left is None else f", about {readable.clock_time(left)} left"
+    doing = f" When this page was made: {record.phase}{left}." if record.phase else ""
+    return f"This run is not finished: its record ends{at}{share}.{doing} No number below is final."
 
 
 def resume(record: Record, folder: str) -> tuple[str, str] | None:

@@ -321,6 +321,9 @@ class _Within(View):
     def progress(self, unit: str, done: int, total: int) -> None:
         self._log.progress(unit, done, total)
 
+    def expect(self, seconds: float) -> None:
+        self._log.expect(seconds)
+
     def note(self, text: str) -> None:
         self._log.note(text)
 

@@ -81,6 +81,9 @@ class Watched(View):
     def phase(self, name: str, total_tokens: int | None = None) -> None:
         self.view.phase(name, total_tokens)
 
+    def expect(self, seconds: float) -> None:
+        self.view.expect(seconds)
+
     def progress(self, unit: str, done: int, total: int) -> None:
         self.view.progress(unit, done, total)
 

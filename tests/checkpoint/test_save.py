@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from effcompress import fault
-from effcompress.checkpoint import GrowingCopy, Saved, newest, save, size, steps
+from effcompress.checkpoint import GrowingCopy, Saved, newest, save, size, steps, thin
 from effcompress.errors import RunError, Stopped
 
 save_room = sys.modules["effcompress.checkpoint.save"]  # the package's name is the function
@@ -39,6 +39,23 @@ def test_round_trip_keeps_the_newest(tmp_path: Path) -> None:
     assert found is not None and found.values["step"] == 3
     assert torch.equal(found.tensors["model/a"], torch.full((3, 2), 3.0))
     assert found.tensors["model/a"].data_ptr() % 64 == 0
+
+
+def test_with_the_last_checkpoint_goes_its_folder(tmp_path: Path) -> None:
+    """But for what is not the copy of a file beside it."""
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    for own in (True, False):
+        folder = tmp_path / "checkpoints"
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("{}")
+        if own:
+            (folder / "mine.jsonl").write_text("{}")
+        assert thin(folder, 1) == (0, 0)
+        assert [*folder.glob("*")] == ([folder / "mine.jsonl"] if own else [])
+        if own:
+            (folder / "mine.jsonl").unlink()
+            folder.rmdir()
+        assert not folder.exists() and (tmp_path / "metrics.jsonl").is_file()
 
 
 def test_nothing_there(tmp_path: Path) -> None:

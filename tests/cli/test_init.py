@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from effcompress import load_recipe, run
@@ -22,6 +23,7 @@ from effcompress.runner.preflight import preflight
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa "
 USUAL = ["--model", "model", "--tokenizer", "bytes", "--text", "mine.jsonl"]
+RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = sorted(drafts_of().keys() - {"base", "once"})
 
 
@@ -54,12 +56,12 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def init(*more: str, text: str = "mine.jsonl", keep: str = "70%") -> Path:
+def init(*more: str, text: str = "mine.jsonl", keep: str = "70%", out: str = "model.yaml") -> Path:
     base = ["init", "--model", "model", "--tokenizer", "bytes", "--text", text, "--keep", keep]
     with pytest.raises(SystemExit) as ended:
         main([*base, *more])
     assert ended.value.code == 0
-    return Path("model.yaml")
+    return Path(out)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -95,6 +97,63 @@ def test_every_draft_passes_check(method: str, tokens: str) -> None:
     preflight(load_recipe(path), offline=True)
     numbers = [x for x in path.read_text().splitlines() if re.search(r"(peak|batch_size): \d", x)]
     assert all("#" in line for line in numbers if not line.startswith("evaluate"))
+
+
+def source_of_quickstart(folder: Path, shape: Any) -> None:
+    """The folder of a model of the shape that the quickstart states; its weights are a hole in a
+    file, of which `init` and `check` read the header.
+    """
+    config = LlamaConfig(**{k: v for k, v in shape.items() if k != "model_type"})
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    header, end = dict[str, Any](), 0
+    for name, tensor in model.named_parameters():
+        size = 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": [*tensor.shape], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.usefixtures("home")
+def test_the_quickstart_is_what_best_recommends() -> None:
+    """Model, size, tokens and text formats of recipes/quickstart.yaml: `init` makes its choices."""
+    quick = load_recipe(RECIPES / "quickstart.yaml").recipe
+    assert quick.prune and quick.train and quick.model.shape
+    source_of_quickstart(Path("model"), quick.model.shape)
+    path = init("--tokens", str(quick.train.tokens), text="texts", keep="90.13%")
+    mine = load_recipe(path).recipe
+    assert mine.prune and mine.train and mine.recover is None
+    for field in ("criterion", "schedule", "repair", "refit"):
+        assert getattr(mine.prune, field) == getattr(quick.prune, field), field
+    assert mine.prune.measure.source == quick.prune.measure.source == "calibration"
+    for field in ("tokens", "stages", "learning_rate", "weight_decay"):
+        assert getattr(mine.train, field) == getattr(quick.train, field), field
+    said = path.read_text()
+    assert "# The method (provisional): with fewer than 50,000 tokens, a cut at once" in said
+    assert "lower, as fewer than 50,000 tokens follow" in said
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    ("tokens", "same", "said"),
+    [
+        ("0", "one_shot", "without training, a cut at once and a refit: one_shot"),
+        ("49999", "once_and_train", "a refit, then training: once_and_train"),
+        ("50k", "efficientllm_a", "with 50,000 tokens or more, cuts while it trains"),
+    ],
+)
+def test_best_follows_the_tokens(tokens: str, same: str, said: str) -> None:
+    best = init("--tokens", tokens, "--output", "best.yaml", out="best.yaml")
+    assert said in best.read_text() and "docs/own_model.md" in best.read_text()
+    named = init("--tokens", tokens, "--method", same, "--output", "named.yaml", out="named.yaml")
+    one, other = load_recipe(best).recipe, load_recipe(named).recipe
+    assert (one.prune, one.train, one.recover) == (other.prune, other.train, other.recover)
+    assert "The method (provisional)" not in named.read_text()
 
 
 @pytest.mark.usefixtures("home")
@@ -172,6 +231,8 @@ def test_lengths_by_hand() -> None:
     assert total_of(None, 0, float("inf"), 10**6)[0] == 20 * 10**6
     small = lengths_of((256, ""), (60_000, ""), 135_000_000, 1)
     assert (small.batch, small.rate, small.steps) == (1, 2e-4, 234)  # 3834 / 7.5 = 511 tokens
+    few = lengths_of((256, ""), (49_999, ""), 135_000_000, 1)
+    assert few.few and not small.few and few.rate == pytest.approx(7e-5)
     assert small.stages(0.7) == (6000, 18000, 36000) and small.stages(0.5)[1] == 24000
     large = lengths_of((2048, ""), (10**9, ""), 1_700_000_000, 8)
     assert (large.batch, large.rate, large.steps) == (256, 1e-4, 1907)

@@ -155,6 +155,22 @@ def test_what_a_phase_of_so_many_parts_has_left(tmp_path: Path) -> None:
     assert "block 3 of 4" in effcompress("status", str(folder)).stdout
 
 
+def test_a_phase_that_was_forecast_says_what_is_left(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run", RUN)
+    now = StatusFile(folder, 20.0)
+    now.phase("proving the export")
+    assert status(folder).seconds_left is None
+    now.expect(90.5)
+    left = status(folder).seconds_left
+    assert left is not None and 80 < left < 90.5
+    assert "about 1:" in effcompress("status", str(folder)).stdout
+    now.expect(-1.0)
+    assert status(folder).seconds_left is None, "later than was forecast"
+    now.expect(60.0)
+    now.phase("evaluating")
+    assert status(folder).seconds_left is None
+
+
 def test_a_run_that_did_not_begin(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

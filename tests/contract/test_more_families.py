@@ -43,7 +43,7 @@ WITHIN += ("linear_head", "conv_channel", "ssm_group")
 SPACES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "query": ("attention", {"unit": "q_per_group"}),
     "expert_ffn": ("ffn", {}),
-    **dict.fromkeys(("linear_head", "conv_channel", "ssm_group"), ("mixer", {})),
+    **dict.fromkeys(("linear_head", "conv_channel", "ssm_group", "ssm_channel"), ("mixer", {})),
     "ssm_head": ("mixer", {"unit": "head"}),
     "shared_ffn": ("ffn", {}),
 }

@@ -28,15 +28,16 @@ def counted(model: torch.nn.Module) -> float:
     ids_BT = tokens(2, 12)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=ids_BT)
-    beyond = sum(recurrent(model, counter.get_flop_counts(), ids_BT.shape[1]))
+    beyond = sum(recurrent(model, counter.get_flop_counts(), *ids_BT.shape))
     return (counter.get_total_flops() - beyond) / ids_BT.numel()
 
 
 def recurrent(
-    model: torch.nn.Module, counts: dict[str, dict[Any, int]], length: int
+    model: torch.nn.Module, counts: dict[str, dict[Any, int]], rows: int, length: int
 ) -> Iterator[int]:
     """What is counted in modules with a convolution beside their projections, and of the
-    convolution what it computes of the padding behind the last token.
+    convolution what it computes of the padding behind the last token. Of a projection that is not
+    called, the module multiplies by the weight itself.
     """
     for path, module in model.named_modules():
         parts = dict(module.named_children())
@@ -44,9 +45,12 @@ def recurrent(
         if not kernels:
             continue
         name = f"{type(model).__name__}.{path}"
-        projections = [name for name, c in parts.items() if isinstance(c, torch.nn.Linear)]
         own = sum(counts[name].values())
-        own -= sum(sum(counts[f"{name}.{part}"].values()) for part in projections)
+        for part, child in parts.items():
+            if isinstance(child, torch.nn.Linear):
+                called = counts.get(f"{name}.{part}")
+                mine = 2 * rows * length * child.weight.numel()
+                own -= mine if called is None else sum(called.values())
         padded = counts[name][torch.ops.aten.convolution]
         yield own - padded * length // (length + kernels[0] - 1)
 

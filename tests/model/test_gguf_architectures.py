@@ -233,6 +233,16 @@ REFUSED = {
         {"layer_types": ["sliding_attention", "full_attention"] * 2},
         "each 6th layer",
     ),
+    "another base in layers with a window": (
+        "gemma3_text",
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            }
+        },
+        "a base of 10000, and here it is default rope with 1000",
+    ),
     "layers without rope": ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, "each 4th layer"),
     "other layers": ("qwen2", {"layer_types": ["linear_attention"] * 4}, "linear_attention"),
 }

@@ -31,6 +31,15 @@ def test_sizes_that_the_file_leaves_out_become_small_too() -> None:
     assert shapes[0].isdisjoint(shapes[1])
 
 
+@pytest.mark.parametrize("model_type", ["bailing_hybrid", "cohere_compass_text"])
+def test_fields_of_other_names_and_rope_by_kind_of_layer(model_type: str) -> None:
+    """Groups of a router under a name of the class's own; a class without default rope."""
+    for size in ("small", "other"):
+        model = build({"model_type": model_type}, size)
+        assert sum(p.numel() for p in model.parameters()) < 2_000_000
+        assert model(input_ids=torch.zeros(1, 3, dtype=torch.long)).logits.isfinite().all()
+
+
 def test_sizes_as_given_on_any_device() -> None:
     with torch.device("meta"):
         model = build({"model_type": "llama", "hidden_size": 2048}, "given")

@@ -1323,6 +1323,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "the context is longer than the sliding window",
     ),
     Mutant(
+        "effcompress/model/gguf/sources.py",
+        "int(width * known.rotated)",
+        "int(width)",
+        ("tests/model/test_gguf_sources.py::test_what_is_read_is_the_same_model[nemotron]",),
+        "rope that turns a part of every head is refused",
+    ),
+    Mutant(
+        "effcompress/model/gguf/sources.py",
+        "return header.get(key, taken) != taken",
+        "return False",
+        ("tests/model/test_gguf_sources.py::test_check_finds_it_without_torch",),
+        "a file that states what transformers do not read is taken",
+    ),
+    Mutant(
         "effcompress/model/integrity.py",
         'if deep and sha256_of(path) != fact["sha256"]:',
         "if False:",

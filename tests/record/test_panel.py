@@ -158,6 +158,23 @@ def test_a_phase_of_so_many_parts_says_what_is_left():
     assert plain._status.progress is None
 
 
+def test_a_phase_that_was_forecast_says_what_is_left():
+    clock = Clock()
+    stream = io.StringIO()
+    view = PlainView(stream, clock=clock)
+    view.phase("proving the export")
+    clock.now = 3.0
+    view.expect(30.0)
+    clock.now = 13.0
+    view.beat()
+    assert "proving the export: about 0:30 left" in stream.getvalue()
+    assert stream.getvalue().endswith("0:20 left\n")
+    clock.now = 40.0
+    view.beat()
+    view.phase("evaluating")
+    assert "left" not in stream.getvalue().partition("0:20 left\n")[2]
+
+
 def test_zeros_are_told_apart_from_what_is_gone():
     out = io.StringIO()
     view = PlainView(out)

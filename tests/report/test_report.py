@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from effcompress.errors import RunError
+from effcompress.record.status_file import StatusFile
 from effcompress.report import write, write_card
 from effcompress.report.card import card, hub
 from effcompress.report.gather import gather
@@ -225,6 +226,19 @@ def test_failed_and_unfinished_runs_say_so_first(tmp_path):
     text = write(synthetic.save(tmp_path / "b", first(30))).read_text("utf-8")
     assert "This run is not finished: its record ends at step" in text
     assert "> **This run is not finished" in card(tmp_path / "b")
+
+
+def test_a_page_made_while_the_run_goes_on_says_what_it_does_and_for_how_long(tmp_path):
+    folder = synthetic.save(tmp_path, only(synthetic.full_run(40, 20), "end", "proof"))
+    now = StatusFile(folder, 20.0)
+    now.phase("proving the export in a fresh process")
+    now.expect(90.5)
+    text = write(folder).read_text("utf-8")
+    assert (
+        "When this page was made: proving the export in a fresh process, about 1:30 left." in text
+    )
+    now.close()
+    assert "When this page was made" not in write(folder).read_text("utf-8")
 
 
 def stopped():

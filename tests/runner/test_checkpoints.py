@@ -313,6 +313,8 @@ def test_a_finished_run_keeps_as_many_as_asked(
     run(load_recipe(recipe(tmp_path), [f"save.keep_after={keep_after}"]), output=folder)
     steps = sorted(p.name for p in (folder / "checkpoints").glob("step-*"))
     assert len(steps) == left and all(name > "step-00000012" for name in steps)
+    assert (folder / "checkpoints").exists() == bool(left)
+    assert (folder / "metrics.jsonl").is_file() and (folder / "plans.jsonl").is_file()
     assert "save.keep_after: 0" in capsys.readouterr().err
 
 

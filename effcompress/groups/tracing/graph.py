@@ -124,7 +124,14 @@ class Graph:
             return tuple(sorted(positions))
         if place not in self.matrices:
             return ()
-        raise ValueError(f"an answer names positions that {place[0]} does not have")
+        raise Misread(
+            "what it is coupled to cannot be told: torch-pruning names more channels of "
+            f"{place[0]} than there are"
+        )
+
+
+class Misread(Exception):
+    """An answer of torch-pruning that cannot be right."""
 
 
 def trace(
@@ -161,8 +168,10 @@ def trace(
                     _add(named, answers[-1])
         except TracingTimeout:
             silent[path] = "torch-pruning does not come back"
+        except Misread as error:
+            silent[path] = str(error)
         except Exception as error:  # noqa: BLE001 (it has no errors of its own)
-            silent[path] = f"torch-pruning: {_first_line(error)}"
+            silent[path] = f"torch-pruning cannot follow it: {_first_line(error)}"
     return Trace(tuple(_merged(answers, graph.matrices)), silent, graph.matrices)
 
 

@@ -17,6 +17,7 @@ from effcompress.model.families import (
     latent,
     layernorm,
     llama,
+    mamba,
     nemotron,
     shared,
     ssm,
@@ -28,7 +29,7 @@ FAMILIES = (
     *(*llama.FAMILIES, *decoders.FAMILIES, *experts.FAMILIES, *shared.FAMILIES),
     *(*latent.FAMILIES, *layernorm.FAMILIES, *centred.FAMILIES, *fused.FAMILIES),
     *(*hybrids.FAMILIES, *gemma.FAMILIES, *ssm.FAMILIES),
-    *(*nemotron.FAMILIES, *gemma3n.FAMILIES),
+    *(*nemotron.FAMILIES, *gemma3n.FAMILIES, *mamba.FAMILIES),
 )
 
 

@@ -49,6 +49,8 @@ def refusal(family: Family, config: Config) -> str:
 
 def _of_blocks(family: Family) -> str:
     """Returns what is in the way of a rotation in the blocks of a layer."""
+    if len(family.sublayers) != len(SHORTCUTS):
+        return "more than one module mixes tokens in its layers"
     if any(part.instead for part in family.sublayers.values()):
         return "its layers are not all of one kind"
     if any(not part.through for part in family.sublayers.values()):

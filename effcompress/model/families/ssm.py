@@ -8,7 +8,16 @@ from effcompress.model.families import llama
 from effcompress.model.families.experts import GRANITE_MIXTURE, granite_blocks
 from effcompress.model.families.hybrids import convolution, keeps_one, where
 from effcompress.model.families.llama import LAYER, attention, decoder, linear, maybe_biased, side
-from effcompress.types import Axis, Config, Fields, ModuleSizes, Residual, Sublayer, Widths
+from effcompress.types import (
+    Axis,
+    Config,
+    Family,
+    Fields,
+    ModuleSizes,
+    Residual,
+    Sublayer,
+    Widths,
+)
 
 GROUP, HEAD = "ssm_group.{i}", "ssm_head.{i}"
 """A group of a state space, with its B, its C and its heads; a head out of each group."""
@@ -38,24 +47,33 @@ class StateSpace:
     width: str = "mamba_d_head"
     bias: str = "mamba_proj_bias"
     kernel_bias: str = "mamba_conv_bias"
+    out_bias: str = ""
+    """Flag of the bias of the last projection; empty: that of the first one."""
+    inner: str = ""
+    """Field of the width of all heads together; empty: it is derived from the stream's."""
+    expand: str = "mamba_expand"
+    layer: str = LAYER
+    normed: bool = True
+    """Whether a gated norm, which averages within each group, follows the recurrence."""
 
     @property
     def norm(self) -> str:
-        """Gain of the gated norm, which averages within each group."""
-        return f"{LAYER}{self.module}.norm.weight"
+        """Gain of the gated norm."""
+        return f"{self.layer}{self.module}.norm.weight"
 
     def head(self, config: Config) -> int:
         """Width of a head."""
         stated = config.get(self.width)
         if isinstance(stated, int):
             return stated
-        return config["mamba_expand"] * config["hidden_size"] // config[self.heads]
+        inner = config.get(self.inner) or config[self.expand] * config["hidden_size"]
+        return inner // config[self.heads]
 
     def axes(self) -> Iterator[Axis]:
         """One projection makes gates, inputs, B, C and the time steps. As in grouped attention, the
         heads of a group are neighbours.
         """
-        inside = f"{LAYER}{self.module}."
+        inside = f"{self.layer}{self.module}."
         rows, states, steps = ((GROUP, HEAD), "ssm_dim"), (GROUP, "ssm_state"), (GROUP, HEAD)
         inner, step = ("/".join(rows[0]), rows[1]), "/".join(steps)
         for name in (inner, inner, states, states, step):
@@ -65,8 +83,10 @@ class StateSpace:
         yield from convolution(inside + "conv1d", (inner, states, states), self.kernel_bias)
         for name in ("A_log", "dt_bias", "D"):
             yield side(inside + name, 0, step)
-        yield side(self.norm, 0, inner)
-        yield from llama.biased(inside + "out_proj", "hidden", inner, self.bias)
+        if self.normed:
+            yield side(self.norm, 0, inner)
+        flag = self.out_bias or self.bias
+        yield from llama.biased(inside + "out_proj", "hidden", inner, flag)
 
     def units(self) -> dict[str, Callable[[Config, int], int]]:
         """Units of the axis kinds."""
@@ -85,7 +105,8 @@ class StateSpace:
         """Configuration fields for these widths, or the present ones where no layer has any."""
         wide = {kind: units(config, 0) for kind, units in self.units().items()} | {**widths}
         groups, heads = wide["ssm_group"], wide["ssm_head"]
-        return {self.groups: groups, self.heads: groups * heads}
+        found = {self.groups: groups, self.heads: groups * heads}
+        return found | ({self.inner: groups * heads * self.head(config)} if self.inner else {})
 
     def attributes(self, config: Config, widths: Widths) -> ModuleSizes:
         """Sizes that the mixer keeps, in a layer that has one."""
@@ -100,18 +121,24 @@ class StateSpace:
         return {
             self.module: {**sizes},
             f"{self.module}.conv1d": {**rows},
-            f"{self.module}.norm": {"group_size": heads * self.head(config)},
-        }
+        } | ({f"{self.module}.norm": self._norm(groups, heads, config)} if self.normed else {})
+
+    def _norm(self, groups: int, heads: int, config: Config) -> dict[str, Any]:
+        # Falcon-H1's norm counts groups, others' their channels.
+        return {"n_groups": groups} if self.inner else {"group_size": heads * self.head(config)}
 
     def traits(self) -> dict[str, Any]:
         """Keywords of a family."""
+        # Of every channel a state decays, gains a product with an input, and is read.
+        updates = {"ssm_group/ssm_head": lambda c: 5 * self.head(c) * c[self.state]}
+        if not self.normed:
+            return {"recurrence": updates}
         why = "a norm averages over all heads of a group"
         return {
             "norm_parts": {self.norm: "ssm_group"},
             # The gated norm of a state space reads what no weight scales.
             "scales_stream": True,
-            # Of every channel a state decays, gains a product with an input, and is read.
-            "recurrence": {"ssm_group/ssm_head": lambda c: 5 * self.head(c) * c[self.state]},
+            "recurrence": updates,
             "approximate": {"ssm_head": why},
         }
 
@@ -246,7 +273,7 @@ def _bamba_kept(config: Config, layers: tuple[int, ...]) -> Fields:
     return {"attn_layer_indices": [j for j, i in enumerate(layers) if _full_bamba(config, i)]}
 
 
-def _bamba_feed_forward() -> Iterator[Axis]:
+def _feed_forward() -> Iterator[Axis]:
     for name in ("gate_proj", "up_proj"):
         yield from maybe_biased(LAYER + f"feed_forward.{name}", llama.FFN, "hidden", "mlp_bias")
     yield from maybe_biased(LAYER + "feed_forward.down_proj", "hidden", llama.FFN, "mlp_bias")
@@ -254,7 +281,7 @@ def _bamba_feed_forward() -> Iterator[Axis]:
 
 BAMBA = decoder(
     "bamba",
-    modules=(*_MIXERS, *_bamba_feed_forward()),
+    modules=(*_MIXERS, *_feed_forward()),
     mlp_norms=("pre_ff_layernorm",),
     final_norm="model.final_layernorm.weight",
     units=UNITS,
@@ -271,4 +298,57 @@ BAMBA = decoder(
     defaults={"bamba": {"num_key_value_heads": 8, **_DEFAULTS}},
     **_TRAITS,
 )
-FAMILIES = (GRANITE_HYBRID, BAMBA)
+
+
+def _multipliers(config: Config, space: StateSpace, widths: Widths) -> list[list[float]]:
+    """What the class multiplies the rows of gates, inputs, B, C and time steps by, and how many
+    rows each have.
+    """
+    groups, heads = widths["ssm_group"], widths["ssm_head"]
+    inner, states = groups * heads * space.head(config), groups * config[space.state]
+    rows = (inner, inner, states, states, groups * heads)
+    factors = config.get("ssm_multipliers") or (1.0,) * len(rows)
+    return [[float(factor), count] for factor, count in zip(factors, rows, strict=True)]
+
+
+def _falcon(*, normed: bool) -> Family:
+    """Declares Falcon-H1, in whose layers attention and a state space read the same norm; whether a
+    gated norm follows the recurrence is a flag.
+    """
+    space = StateSpace(out_bias="projectors_bias", inner="mamba_d_ssm", normed=normed)
+
+    def resized(config: Config, widths: Widths) -> Fields:
+        found = {**llama.resize(config, widths), **space.fields(config, widths)}
+        return {**found, "mamba_d_head": space.head(config)}
+
+    def attributes(config: Config, widths: Widths) -> ModuleSizes:
+        found = {**llama.repeats(config, widths), **space.attributes(config, widths)}
+        own = found["mamba"] | {"mup_vector": _multipliers(config, space, widths)}
+        own["groups_time_state_size"] = widths["ssm_group"] * config[space.state]
+        return {**found, "mamba": own}
+
+    behind: dict[str, Any] = {"head_norms": (space.norm,), "rigid": ("ssm_head",)} if normed else {}
+    return decoder(
+        "falcon_h1",
+        applies=lambda c: bool(c.get("mamba_rms_norm")) == normed,
+        modules=(*attention(), *space.axes(), *_feed_forward()),
+        mlp_norms=("pre_ff_layernorm",),
+        final_norm="model.final_layernorm.weight",
+        units={**llama.UNITS, **space.units()},
+        positions_per_unit={"head": llama.head_dim, **space.per_unit()},
+        fixed=FIXED,
+        sublayers={"mlp_block": Sublayer("feed_forward", 1, ("pre_ff_layernorm",))},
+        residual=lambda _: Residual(mlp=("feed_forward",)),
+        more_than_blocks=lambda _: True,
+        resize=resized,
+        attributes=attributes,
+        defaults={
+            "falcon_h1": {**_DEFAULTS, "num_key_value_heads": 8, "mamba_d_ssm": 1024},
+        },
+        **space.traits(),
+        **behind,
+    )
+
+
+FALCON_H1, FALCON_H1_NORMED = _falcon(normed=False), _falcon(normed=True)
+FAMILIES = (GRANITE_HYBRID, BAMBA, FALCON_H1, FALCON_H1_NORMED)

@@ -55,6 +55,8 @@ class Architecture:
     """Layers with a window and without one rotate otherwise, so a period is needed even in texts
     shorter than the window.
     """
+    local_base: float = 0.0
+    """Rope's base in layers with a window, which no header states; 0: that of the others."""
     transposed: bool = False
     """Linear layers are stored inputs first."""
     fused: str = ""
@@ -172,6 +174,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         only={**_NEVER, "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,)},
         period=6,
         rotated_by_kind=True,
+        local_base=1e4,
         query_scale=_gemma_scale(62),
         scaled=TENSOR.ATTN_Q_NORM,
     ),

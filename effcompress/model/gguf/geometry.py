@@ -53,6 +53,14 @@ def rope_of(config: Config) -> Config:
     return found.get("full_attention", found)
 
 
+def local_rope(config: Config) -> tuple[str, float]:
+    """Kind and base of rope in layers with a window, where they rotate otherwise than the rest."""
+    stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    local = stated.get("sliding_attention") or {}
+    base = local.get("rope_theta") or config.get("rope_local_base_freq") or 10000.0
+    return rope_kind(local), float(base)
+
+
 def rope_kind(rope: Config) -> str:
     """``default``, ``linear``, ``llama3``, ..."""
     return str(rope.get("rope_type") or rope.get("type") or "default")

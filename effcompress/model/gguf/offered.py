@@ -9,6 +9,7 @@ from effcompress.model.gguf.geometry import (
     head_dim,
     heads_of,
     is_square,
+    local_rope,
     others,
     rope_kind,
     rope_of,
@@ -115,6 +116,11 @@ def _why_no_rope(config: Config, known: Architecture) -> str:
 def _why_no_kinds(config: Config, known: Architecture) -> str:
     """Why layers that attend or rotate otherwise than their neighbours do not fit."""
     model_type, kinds = config["model_type"], config.get("layer_types") or []
+    if known.local_base and (said := local_rope(config)) != ("default", known.local_base):
+        return (
+            f"llama.cpp rotates layers with a window of {model_type} models with a base of "
+            f"{known.local_base:g}, and here it is {said[0]} rope with {said[1]:g}"
+        )
     if odd := sorted({str(k) for k in kinds} - {"sliding_attention", "full_attention"}):
         return f"llama.cpp has no layers of the kind {odd[0]} in {model_type} models"
     if known.rotated_by_kind and kinds:

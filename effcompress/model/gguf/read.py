@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from effcompress.errors import SourceError
+from effcompress.model.gguf.sources import require_readable
 from effcompress.model.silence import explained, quietly
 from effcompress.model.tokenizer import BOS, EOS, ByteTokenizer, byte_alphabet
 
@@ -21,11 +22,10 @@ def convert(gguf: Path, folder: Path, *, label: str) -> str:
     file's weights are stored in (``Q8_0``, ``F16``, ...).
 
     Raises:
-        SourceError: not a gguf file, a damaged one, or an architecture transformers cannot read.
+        SourceError: not a gguf file, a damaged one, or one that transformers would read as another
+            model, or not at all (see ``sources``).
     """
-    with gguf.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise SourceError("this is not a gguf file", where=gguf.name)
+    require_readable(gguf)
     from gguf import GGUFReader
 
     fix = "a damaged file, or an architecture that transformers cannot read from gguf"
@@ -36,7 +36,6 @@ def convert(gguf: Path, folder: Path, *, label: str) -> str:
             sizes[tensor.tensor_type.name] += int(tensor.n_elements)
         # llama.cpp's name of the pre-tokenizer, where the file states it.
         pre = stated.get_field("tokenizer.ggml.pre")
-        _require_no_biases(stated, gguf)
         model, missing = _open(gguf)
         if missing:
             raise SourceError(
@@ -57,22 +56,6 @@ def general(gguf: Path) -> dict[str, Any]:
 
     fields = GGUFReader(gguf).fields.items()
     return {key: one.contents() for key, one in fields if key.startswith("general.")}
-
-
-def _require_no_biases(stated: Any, gguf: Path) -> None:
-    """Raises SourceError for a file of the architecture ``llama`` or ``deci`` with biases:
-    transformers would read it without them.
-    """
-    field = stated.get_field("general.architecture")
-    if field is None or field.contents() not in ("llama", "deci"):
-        return
-    for tensor in stated.tensors:
-        if tensor.name.startswith("blk.") and tensor.name.endswith(".bias"):
-            raise SourceError(
-                f"transformers do not read {tensor.name} of a {field.contents()} file",
-                where=gguf.name,
-                fix="name the Hugging Face folder of the model instead",
-            )
 
 
 def _of_bytes(stated: Any) -> bool:

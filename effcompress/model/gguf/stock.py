@@ -168,6 +168,8 @@ def _changed(model: Model, kind: T, entry: Entry) -> Iterator[Entry]:
     known, weight = model.known, entry.name.endswith(".weight")
     if known.transposed and weight and kind in _LINEAR:
         entry = _map(entry, lambda t: t.T)
+    if kind == T.FFN_GATE_INP_SHEXP:
+        entry = _map(entry, lambda t: t.flatten())  # as in published files; llama.cpp takes both
     if known.gain and weight and kind in _NORMS:
         entry = _map(entry, lambda t: t.float() + known.gain)
     if known.query_scale is not None and kind == known.scaled:

@@ -21,6 +21,19 @@ MAMBA = {
     **{"mamba_expand": 2, "num_hidden_layers": 4, "mamba_chunk_size": 8},
 }
 SSM = ("ssm_group", "ssm_head")
+FALCON = {
+    **{"mamba_n_heads": 6, "mamba_d_head": 8, "mamba_n_groups": 3, "mamba_d_state": 5},
+    **{"mamba_d_ssm": 48, "mamba_chunk_size": 8, "rms_norm_eps": 1e-3},
+    **{"ssm_multipliers": [0.5, 1.5, 0.75, 1.25, 2.1], "key_multiplier": 0.7},
+    **{"attention_in_multiplier": 1.3, "ssm_in_multiplier": 0.6, "ssm_out_multiplier": 1.2},
+    **{"embedding_multiplier": 2.5, "lm_head_multiplier": 0.4, "mlp_multipliers": [0.9, 1.1]},
+}
+"""Attention and a state space in every layer, and all factors of the class."""
+FALCON_BIASES = (
+    {"attention_bias": True, "mlp_bias": True, "projectors_bias": True},
+    {"mamba_proj_bias": True, "mamba_conv_bias": False, "tie_word_embeddings": True},
+    {"mamba_d_ssm": None, "mamba_d_head": 16, "mamba_n_heads": 6},
+)
 MIXERS = ["linear_attention", "mlp", "full_attention", "moe"]
 SOURCES = {
     "qwen3_5_text": Source(
@@ -122,6 +135,21 @@ SOURCES = {
             {"layers_block_type": None, "hybrid_override_pattern": "M-M*E"},
             {"moe_latent_size": 16},
         ),
+    ),
+    "falcon_h1": Source(
+        "Falcon-H1",
+        FALCON,
+        kinds=("ffn", "attention", "query", "hidden", "layer", "mlp_block", *SSM),
+        stated={"mamba_d_head": 8},
+        others=FALCON_BIASES,
+    ),
+    "falcon_h1_normed": Source(
+        "Falcon-H1, gated norm",
+        {**FALCON, "model_type": "falcon_h1", "mamba_rms_norm": True},
+        kinds=("ffn", "attention", "query", "hidden", "layer", "mlp_block", *SSM),
+        unpadded=("ssm_head",),
+        stated={"mamba_d_head": 8, "mamba_rms_norm": True},
+        others=FALCON_BIASES,
     ),
     "bamba": Source(
         "Bamba",
