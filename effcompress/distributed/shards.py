@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
 
@@ -82,8 +82,6 @@ class Shards:
         self._module, self._layers, self._device = module, layers, device
         self._plain: list[nn.Module] | None = None
         """The model's own layers while the wrapped copies are in their place."""
-        self._hooks: list[set[int]] = []
-        """Hooks of each copy when it was wrapped."""
         for part in module.modules():
             for name, buffer in [*part.named_buffers(recurse=False)]:
                 setattr(part, name, buffer.to(device))
@@ -129,25 +127,13 @@ class Shards:
             unit.set_gradient_divide_factor(1.0)
         for p, places in held:
             _put(p, places)
-        # The order of the passes is known, so the gather of a layer need not wait until the one
-        # before has been started. In the backward torch does the same by itself.
-        order: list[Any] = [root, *layers]
-        for unit, following in itertools.pairwise(order):
-            unit.set_modules_to_forward_prefetch([following])
-        if self._unsharded:
-            keep_unsharded(root)
-        self._hooks = [set(_hooks_of(layer)) for layer in layers]
         return root
 
     def unwrap(self) -> None:
-        """Puts the model's own layers back; parameters stay sharded. Hooks that were registered on
-        the copies meanwhile move along: transformers registers those that capture hidden states in
-        the first forward pass, and once only.
-        """
+        """Puts the model's own layers back; parameters stay sharded."""
         if self._plain is not None:
             layers = self._list()
-            for j, (layer, known) in enumerate(zip(self._plain, self._hooks, strict=True)):
-                _move_hooks(layers[j], layer, known)
+            for j, layer in enumerate(self._plain):
                 layers[j] = layer
             self._plain = None
 
@@ -182,28 +168,6 @@ def _places(module: nn.Module) -> dict[int, tuple[nn.Parameter, _Places]]:
         for name, p in part.named_parameters(recurse=False):
             found.setdefault(id(p), (p, []))[1].append((part, name))
     return found
-
-
-def _hooks_of(module: nn.Module) -> Iterator[int]:
-    """Yields the numbers of a module's forward hooks; torch never uses one again."""
-    for name in _HOOKS:
-        yield from getattr(module, name)
-
-
-def _move_hooks(copied: nn.Module, module: nn.Module, known: Container[int]) -> None:
-    """Registers the copy's forward hooks, other than the ``known`` ones, with the module itself."""
-    for name in (*_HOOKS, *_HOW_HOOKS):
-        held = getattr(module, name)
-        held.update({k: v for k, v in getattr(copied, name).items() if k not in known})
-
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_HOW_HOOKS = (
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)
-"""How some of them are called, under the same numbers."""
 
 
 def _put(p: nn.Parameter, places: _Places) -> None:
