@@ -1681,8 +1681,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/removal/mask.py",
-        "after = {**before, name: before[name] - len(units)}",
-        "after = {**before, name: before[name] - 1}",
+        "widths[name] -= len(units)",
+        "widths[name] -= 1",
         ("tests/contract/test_mask_equals_removal.py::test_masking_equals_removing",),
         "a norm is narrowed by one channel whatever was removed",
     ),
