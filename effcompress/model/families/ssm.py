@@ -118,10 +118,10 @@ class StateSpace:
         sizes = {"num_heads": groups * heads, "n_groups": groups}
         sizes |= {"intermediate_size": inner, "conv_dim": channels}
         rows: dict[str, int] = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
-        return {
-            self.module: {**sizes},
-            f"{self.module}.conv1d": {**rows},
-        } | ({f"{self.module}.norm": self._norm(groups, heads, config)} if self.normed else {})
+        found: ModuleSizes = {self.module: {**sizes}, f"{self.module}.conv1d": {**rows}}
+        if self.normed:
+            found[f"{self.module}.norm"] = self._norm(groups, heads, config)
+        return found
 
     def _norm(self, groups: int, heads: int, config: Config) -> dict[str, Any]:
         # Falcon-H1's norm counts groups, others' their channels.
