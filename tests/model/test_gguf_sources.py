@@ -63,7 +63,7 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen3, heads": ("qwen3", {"head_dim": 12}, "attention.key_length: 128 .* this states 12"),
     "phi3, half": (
         "phi3",
-        {"vocab_size": 32100, **rope(1e4, **HALF)},
+        {"vocab_size": 32100, **rope(1e4, partial_rotary_factor=0.5)},
         "rope.dimension_count: 8 .* this states 4",
     ),
     "nemotron, a quarter": ("nemotron", {**QUARTER, **rope(1e4, partial_rotary_factor=0.25)}, "8 "),

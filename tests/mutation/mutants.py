@@ -3569,10 +3569,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/model/modeling_pruned.py",
-        "if isinstance(module, PreTrainedModel) and module is not self:",
-        "if isinstance(module, PreTrainedModel) and module is None:",
+        "_remember(self.get_submodule(path), values)",
+        "pass",
         (
-            "tests/groups/test_traced_families.py::test_an_export_is_the_same_model_in_plain_transformers",
+            "tests/contract/test_more_families.py::test_every_form_is_the_same_model_in_plain_transformers[falcon_h1]",
         ),
         "multipliers of a state space are whatever was in memory",
     ),

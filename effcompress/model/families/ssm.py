@@ -120,7 +120,7 @@ class StateSpace:
         rows: dict[str, int] = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
         found: ModuleSizes = {self.module: {**sizes}, f"{self.module}.conv1d": {**rows}}
         if self.normed:
-            found = {**found, f"{self.module}.norm": self._norm(groups, heads, config)}
+            found[f"{self.module}.norm"] = self._norm(groups, heads, config)
         return found
 
     def _norm(self, groups: int, heads: int, config: Config) -> dict[str, Any]:
