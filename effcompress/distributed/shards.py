@@ -127,6 +127,13 @@ class Shards:
             unit.set_gradient_divide_factor(1.0)
         for p, places in held:
             _put(p, places)
+        # The order of the passes is known, so the gather of a layer need not wait until the one
+        # before has been started. In the backward torch does the same by itself.
+        order: list[Any] = [root, *layers]
+        for unit, following in itertools.pairwise(order):
+            unit.set_modules_to_forward_prefetch([following])
+        if self._unsharded:
+            keep_unsharded(root)
         return root
 
     def unwrap(self) -> None:
