@@ -16,6 +16,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from effcompress.distributed.gather import places_of, put
 from effcompress.distributed.rows import on_mesh, whole
 
 
@@ -31,9 +32,9 @@ class Shards:
         self._module, self._layers = module, layers
         self._plain: list[nn.Module] | None = None
         """The model's own layers while the wrapped copies are in their place."""
-        for p, places in _places(module).values():
+        for p, places in places_of(module).values():
             shared = nn.Parameter(on_mesh(p, self._mesh, device), requires_grad=p.requires_grad)
-            _put(shared, places)
+            put(shared, places)
         for part in module.modules():
             for name, buffer in [*part.named_buffers(recurse=False)]:
                 setattr(part, name, buffer.to(device))
@@ -52,12 +53,12 @@ class Shards:
         for j, layer in enumerate(self._plain):
             layers[j] = _copied(layer)
         root = _copied(self._module)
-        held = [*_places(root).values()]
+        held = [*places_of(root).values()]
         # fully_shard would shard what it finds, a second copy of every weight. It finds parameters
         # without memory instead, and gets the existing shards when it is done.
         for p, places in held:
             empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
-            _put(nn.Parameter(empty, requires_grad=p.requires_grad), places)
+            put(nn.Parameter(empty, requires_grad=p.requires_grad), places)
         for unit in (*layers, root):
             fully_shard(unit, mesh=self._mesh, reshard_after_forward=True)
             assert isinstance(unit, FSDPModule)
@@ -66,7 +67,7 @@ class Shards:
             unit.set_force_sum_reduction_for_comms(True)
             unit.set_gradient_divide_factor(1.0)
         for p, places in held:
-            _put(p, places)
+            put(p, places)
         return root
 
     def unwrap(self) -> None:
@@ -83,36 +84,19 @@ class Shards:
         and keep them. Every rank must enter. Unwraps the model.
         """
         self.unwrap()
-        held = [*_places(self._module).values()]
+        held = [*places_of(self._module).values()]
         for p, places in held:
             full = whole(p)
             if here:
-                _put(nn.Parameter(full, requires_grad=p.requires_grad), places)
+                put(nn.Parameter(full, requires_grad=p.requires_grad), places)
         try:
             yield
         finally:
             for p, places in held:
-                _put(p, places)
+                put(p, places)
 
     def _list(self) -> Any:
         return self._module.get_submodule(self._layers)
-
-
-_Places = list[tuple[nn.Module, str]]
-
-
-def _places(module: nn.Module) -> dict[int, tuple[nn.Parameter, _Places]]:
-    """Returns every parameter with its (module, name) pairs; a tied parameter has several."""
-    found: dict[int, tuple[nn.Parameter, _Places]] = {}
-    for part in module.modules():
-        for name, p in part.named_parameters(recurse=False):
-            found.setdefault(id(p), (p, []))[1].append((part, name))
-    return found
-
-
-def _put(p: nn.Parameter, places: _Places) -> None:
-    for part, name in places:
-        part.register_parameter(name, p)
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from effcompress.distributed.gather import gathered, gathered_in_turn, most
 from effcompress.errors import RunError
 from effcompress.isolation import placed
 from effcompress.measure.hooks import first_of, linears, stream_in
@@ -140,17 +141,25 @@ def blockwise(
     (masks, which differ between the layers of some families, rotations, positions) are recorded in
     a pass of the dense model. Raises RunError if they depend on the text, or if a layer does not
     read exactly the output of the one before it: such a model cannot be run layer by layer.
+
+    Of a sharded model (not of its FSDP2 wrapper), a layer is gathered while it has its turn, and
+    changed weights are sharded again behind it. All ranks iterate alike; their sequences may be
+    others, of which each has two or more, or one.
     """
     layers = layers_of(module, pattern)
+    container = module.get_submodule(pattern.partition(".{i}")[0])
     training = module.training
     module.eval()  # dropout would make every pass another one
     try:
-        by_layer, inputs = _caught(module, layers, ids_NT, positions_NT)
+        with gathered(module, apart=container), gathered_in_turn([*container.children()]):
+            by_layer, inputs = _caught(module, layers, ids_NT, positions_NT)
         for layer, calls in zip(layers, by_layer, strict=True):
-            block = Block(layer, module.get_submodule(layer.path), calls, inputs)
-            yield block
-            if layer is not layers[-1] and not block.handed_on:
-                block.advance()
+            part = module.get_submodule(layer.path)
+            with gathered(part):
+                block = Block(layer, part, calls, inputs)
+                yield block
+                if layer is not layers[-1] and not block.handed_on:
+                    block.advance()
     finally:
         module.train(training)
 
@@ -184,8 +193,11 @@ def _caught(
     device = next(module.parameters()).device
     if positions_NT is not None:
         _caught(module, layers, ids_NT[:2], None)
-        rows = zip(ids_NT.split(1), positions_NT.split(1), strict=True)
+        rows = [*zip(ids_NT.split(1), positions_NT.split(1), strict=True)]
+        # Passes of a sharded model are taken by all ranks together.
+        rows += rows[-1:] * (most(len(rows), module) - len(rows))
         passes = [_pass(module, layers, ids.to(device), placed(module, at)) for ids, at in rows]
+        passes = passes[: len(ids_NT)]
         own = [list(each) for each in zip(*(calls for calls, _ in passes), strict=True)]
         return own, [x_1TD for _, x_1TD in passes]
     calls: list[_Call] = []
@@ -237,7 +249,9 @@ def _pass(
     with ExitStack() as hooks:
         for layer in layers:
             block = module.get_submodule(layer.path)
-            hooks.enter_context(block.register_forward_pre_hook(before, with_kwargs=True))
+            # In front of all others: of a layer that does not run, nothing is gathered.
+            first = block.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
+            hooks.enter_context(first)
             hooks.enter_context(block.register_forward_hook(after))
         try:
             module(input_ids=ids_1T, use_cache=False, **how)

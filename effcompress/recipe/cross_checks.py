@@ -511,16 +511,14 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
     shard, whole = "distributed.mode shard:", "needs the whole model in each process"
     prune, method = recipe.prune, recipe.recover.method if recipe.recover else "full"
     replicate, or_replicate = f"Write {REPLICATE}.", f"or write {REPLICATE}."
-    yield Row(recipe.sparsify, ("sparsify",), f"{shard} sparsify {whole}", replicate)
     what, fix = f"{shard} recover.method {method} {whole}", f"Write `method: full`, {or_replicate}"
     yield Row(method != "full", ("recover", "method"), what, fix)
     what = f"{shard} tasks are measured by one process alone"
     fix = "Remove it, and measure the result with `effcompress eval`."
     yield Row(recipe.evaluate.tasks, ("evaluate", "tasks"), what, fix)
-    calibrates = prune and prune.measure.source != "training"
-    fix = f"Write `measure: {{source: training}}` and `train:`, {or_replicate}"
-    yield Row(calibrates, ("prune", "measure"), f"{shard} calibration {whole}", fix)
-    yield Row(prune and prune.refit, ("prune", "refit"), f"{shard} refit {whole}", replicate)
+    for key in ("rotate", "search", "allocation"):
+        what = f"{shard} prune.{key} {whole}"
+        yield Row(prune and getattr(prune, key), ("prune", key), what, replicate)
 
 
 def _scheduled(recipe: Recipe, _: Document) -> Rows:

@@ -5,6 +5,7 @@ low-rank updates (LoRA) and loads the source model as the teacher.
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.shards import Shards
 from effcompress.distributed.world import ALONE
 from effcompress.errors import SurgeryError
 from effcompress.measure.hooks import inputs_of, linears
@@ -82,10 +83,14 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     if prune.refit is None:
         return
     log.phase("fitting to the source model")
-    meter, module, pruned = Meter(state.device), state.module, state.pruned
+    meter, module, pruned = Meter(state.device), state.unwrapped, state.pruned
     # It was loaded when the run began, so it is on this machine.
     source, channels = _source(state, log, offline=True)
-    large = source.to(state.device).eval()
+    if state.shards is None:
+        source.to(state.device)
+    else:  # each rank keeps its rows; layers are gathered one at a time, of both models
+        Shards(source, pruned.family.layers, state.world.size, state.device)
+    large = source.eval()
     sequences = sequences_of(prune.refit, prune.measure)
     ids_NT, positions_NT = calibration_text(state, sequences.read, log)
     # Each process reads a part of the text, or all of them all of it.
@@ -116,16 +121,17 @@ class _Change:
     """Writes the plugin's weights and notes how they were chosen, and by how much they changed."""
 
     def __init__(self, state: RunState, bound: Bound) -> None:
-        self.params, self.bound, self.module = state.pruned.parameters(), bound, state.module
+        self.bound, self.module = bound, state.module
         self.world = state.world
         self.relative: dict[str, float] = {}
         """Weight -> norm of its change over its norm."""
         self.fits: dict[str, events.Fitted] = {}
 
     def __call__(self, name: str, parts: Parts) -> None:
-        weight = self.params[name]
         path = name.removesuffix(".weight")
-        turned = inputs_of(self.module.get_submodule(path)) == 0
+        linear = self.module.get_submodule(path)
+        weight = self.module.get_parameter(name)  # asked for now: of a sharded model, all rows
+        turned = inputs_of(linear) == 0
         old_OI = weight.detach().T if turned else weight.detach()
         # Rank 0 decides for all: errors that differ in the last digit must not lead to other fits.
         found = self.world.agree(lambda: fitted(self.bound, old_OI, parts))
@@ -134,7 +140,7 @@ class _Change:
         self.relative[name] = float((new_OI - old_OI).norm() / old_OI.norm().clamp(min=1e-30))
         old_OI.copy_(new_OI)
         if more_O is not None:
-            bias = self.params.get(f"{path}.bias")
+            bias = getattr(linear, "bias", None)
             if bias is None:
                 raise SurgeryError(f"refit '{self.bound.name}' has no bias to write to", where=name)
             bias.add_(more_O.to(bias.device))
