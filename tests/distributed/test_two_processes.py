@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from effcompress import load_recipe, run
+from effcompress import checkpoint, load_recipe, run
 from effcompress.estimate.allocation import LatencyTable, dependencies, place_of
 from effcompress.estimate.feasibility import levels_of, sized_model
 from effcompress.runner import run as story
@@ -202,16 +202,17 @@ def test_a_refit_chooses_what_it_chooses_alone(tmp_path: Path) -> None:
     }
     # Too few for each process to read two: both read all of them.
     cases["few"] = [*cases["least_squares"], "prune.measure.refit_sequences=3"]
+    # Every sequence has a mask of its own, and one process reads fewer of them.
+    cases["isolated"] = [*cases["least_squares"], "data.documents={isolate: true}"]
+    cases["isolated"] += ["prune.measure.refit_sequences=9", "data.sequence_length=64"]
     for name, each in cases.items():
         run(load_recipe(path, each), output=tmp_path / f"one_{name}")
-    jobs = [
-        {"recipe": path, "output": tmp_path / f"two_{n}", "set": s, "bare": True}
-        for n, s in cases.items()
-    ]
+    jobs = in_both_modes(path, tmp_path, cases)
     code, said = together(jobs, tmp_path)
     assert code == 0, said
-    for name in cases:
-        one, two = (tmp_path / f"{number}_{name}" for number in ("one", "two"))
+    for job in jobs:
+        two = job["output"]
+        one = tmp_path / f"one_{two.name.partition('_')[2]}"
         (alone,), (shared,) = events(one, "refit"), events(two, "refit")
         assert len(alone["fits"]) == len(shared["fits"]) == 4
         for weight, how in alone["fits"].items():
@@ -220,6 +221,21 @@ def test_a_refit_chooses_what_it_chooses_alone(tmp_path: Path) -> None:
             for key in ("error_before", "error_after"):
                 assert other[key] == pytest.approx(how[key], rel=1e-4)
         assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+        assert_same_weights(one, two)
+
+
+def assert_same_weights(one: Path, two: Path, within: float = 1e-4) -> None:
+    """In the last checkpoint of each."""
+    weights, others = weights_of(one), weights_of(two)
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, atol=within, rtol=0, msg=name)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    saved = checkpoint.newest(folder / "checkpoints", pytest.fail)
+    assert saved is not None
+    return dict(saved.part("model/"))
 
 
 def test_every_criterion_chooses_what_it_chooses_alone(
