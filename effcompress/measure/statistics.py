@@ -105,7 +105,7 @@ class InputStatistics(InputHooks):
         engine's own are wanted; ``statistics``: name -> plugin.
         """
         self.params = dict(params)
-        self._weights = dict(module.named_parameters())
+        self._module = module  # not its weights, which may be gathered for a while only
         self._moments = bool(MOMENTS.intersection(needs))
         self._statistics = list((statistics or {}).values())
         self._layers: dict[str, list[_Moments | Streaming]] = {}
@@ -119,12 +119,12 @@ class InputStatistics(InputHooks):
 
     def shape(self, param: str) -> tuple[int, int]:
         """Outputs and inputs of the layer."""
-        rows, columns = self._weights[param].shape
+        rows, columns = self._module.get_parameter(param).shape
         return (rows, columns) if self.params[param] == 1 else (columns, rows)
 
     def weight(self, param: str) -> Tensor:
         """The layer's weight as ``[O, I]``: a view, or, of a sharded one, gathered by all ranks."""
-        weight = whole(self._weights[param].detach())
+        weight = whole(self._module.get_parameter(param).detach())
         return weight if self.params[param] == 1 else weight.T
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from effcompress.data import digest
 from effcompress.distributed.world import ALONE
+from effcompress.estimate.calibration import reads_in_turn
 from effcompress.injectable import ABLATED, BACKWARD
 from effcompress.measure.experts import ExpertStatistics, OfExperts
 from effcompress.measure.grams import Grams, readers
@@ -134,13 +135,7 @@ class _Listeners:
         plugin = prune.saliency.plugin
         of_layers = {**plugin.of_layers, **prune.selector.plugin.of_layers}
         self.found: Scores = {}
-        # A statistic with state is a recursion over the sequences in their order, so then every
-        # process reads all of them; the same where FSDP2 would add up what is to be squared first.
-        of_experts = plugin.of_experts.values()
-        recursive = any("state" in s.needs for s in (*of_layers.values(), *of_experts))
-        squared = state.shards is not None and "hess" in plugin.needs
-        ordered = plugin.reads_inputs or recursive or squared
-        self.in_turn = not ordered and prune.measure.sequences >= state.world.size
+        self.in_turn = reads_in_turn(prune, state.world.size, sharded=state.shards is not None)
         self.world = state.world if self.in_turn else ALONE
         self.grams = self.masks = self.layers = self.experts = None
         self.contexts: list[AbstractContextManager[None]] = []
