@@ -1,4 +1,4 @@
-"""Gathers the parameters of parts of a sharded model for a while: a layer, or all outside the layers.
+"""Gathers parts of a sharded model for a while: a layer, or what is outside the layers.
 
 For passes that take one layer at a time. FSDP2 gathers a layer at every call; here a layer is
 gathered once for all sequences that go through it, its weights may be changed meanwhile, and what

@@ -118,7 +118,9 @@ def per_refit(found: SizedModel, recipe: Recipe, final: Widths, processes: int) 
     return [message for message in listed if message.bytes]
 
 
-def per_sparsify(found: SizedModel, recipe: Recipe, widths: Widths, processes: int) -> list[Message]:
+def per_sparsify(
+    found: SizedModel, recipe: Recipe, widths: Widths, processes: int
+) -> list[Message]:
     """Returns the messages of making zeros in a sharded model of these widths."""
     spec, axes = recipe.sparsify, found.axes
     assert spec is not None
@@ -155,9 +157,7 @@ def _dense(recipe: Recipe, sequences: int) -> int:
     return min(RECORDED, sequences) + each
 
 
-def _layers(
-    axes: AxisMap, widths: Widths, processes: int, numbers: Iterable[int]
-) -> Iterable[int]:
+def _layers(axes: AxisMap, widths: Widths, processes: int, numbers: Iterable[int]) -> Iterable[int]:
     within: dict[int | None, list[str]] = defaultdict(list)
     for param in axes.shapes:
         for gate in axes.gates[param][:1]:

@@ -8,8 +8,8 @@ from typing import Any
 from effcompress.answer import Answer, Table
 from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.at_sizes import points_at
-from effcompress.estimate.check import check
 from effcompress.estimate.calibration import per_calibration, per_refit, per_sparsify
+from effcompress.estimate.check import check
 from effcompress.estimate.communication import Message, per_commit, per_cut, per_step, shards_of
 from effcompress.estimate.disk import stored
 from effcompress.estimate.feasibility import SizedModel, sized_model

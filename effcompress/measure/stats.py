@@ -165,13 +165,11 @@ def collect(
     backward = bool(wanted) or "mask_grad" in needs
     means = _Means(module, wanted, hessian, len(ids_NT))
     together = needs_all_ranks(module)
-    assert not (together and in_turn and world.size > 1 and "hess" in wanted)
-    if together and not in_turn:
-        means.times = world.size
+    means.times = world.size if together and not in_turn else 1
     training = module.training
     module.eval()  # dropout would add noise, and use up the run's random numbers
-    numbers = range(len(ids_NT))[world.rank :: world.size] if in_turn else range(len(ids_NT))
-    numbers = numbers if backward or listening else ()
+    every = range(len(ids_NT)) if backward or listening else ()
+    numbers = [*every[world.rank :: world.size]] if in_turn else [*every]
     device = next(module.parameters()).device
 
     def run(n: int, *, counts: bool = True) -> None:
@@ -193,15 +191,15 @@ def collect(
         for number, n in enumerate(numbers):
             tell(number, len(numbers))
             run(n)
-    if together and in_turn and numbers:  # passes of others, in which nothing of this process counts
+    if (
+        together and in_turn and numbers
+    ):  # passes of others, in which nothing of this process counts
         for _ in range(-(-len(ids_NT) // world.size) - len(numbers)):
             run(numbers[-1], counts=False)
     module.zero_grad(set_to_none=True)
     module.train(training)
-    found = means.grad, means.hess
-    if in_turn and not together:
-        found = world.total(means.grad), world.total(means.hess)
-    return CalibrationStats(module, *found, world)
+    among = world if in_turn and not together else ALONE
+    return CalibrationStats(module, among.total(means.grad), among.total(means.hess), world)
 
 
 def _next_token(module: nn.Module, row_1T: Tensor, positions_1T: Tensor | None) -> Tensor:

@@ -153,7 +153,7 @@ class RunState:
         self.sparse: list[str] = []
         """Weights that `sparsify` has made sparse."""
         self.zeros: dict[str, Tensor] = {}
-        """Their zeros as bools, sharded as the weights are; only where training has to hold them."""
+        """Their zeros as bools, sharded as they are; only where training has to hold them."""
         self.reference: dict[str, float] = {}
         """Domain -> loss that its own is compared with, where the mixture follows losses."""
         self.dominant: list[str] = []

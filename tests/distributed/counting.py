@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from effcompress import load_recipe, train
 from effcompress.distributed.world import World, joined, needs_all_ranks

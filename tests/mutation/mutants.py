@@ -695,8 +695,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/estimate/calibration.py",
-        "Message(\"weights for calibration\", \"all_gather\", (1 + backward) * passes * model)",
-        "Message(\"weights for calibration\", \"all_gather\", passes * model)",
+        'Message("weights for calibration", "all_gather", (1 + backward) * passes * model)',
+        'Message("weights for calibration", "all_gather", passes * model)',
         (
             (
                 "tests/distributed/test_traffic.py::test_bytes_and_peaks_where_calibration_text_is_r"

@@ -106,7 +106,9 @@ def test_random_numbers_are_those_of_one_process(
     for s in sets:
         expected = torch.zeros(s.size, dtype=torch.float64)
         for m in s.members:
-            along = drawn[m.param].double().movedim(m.dim, 0).reshape(drawn[m.param].shape[m.dim], -1)
+            along = (
+                drawn[m.param].double().movedim(m.dim, 0).reshape(drawn[m.param].shape[m.dim], -1)
+            )
             expected += along.sum(1)[m.index_GB].sum(1)
         total = torch.stack([scores[s.name] for scores in found]).double().sum(0)
         torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-12)
