@@ -1,3 +1,4 @@
 """The only user of ``torch.distributed``: ranks, collectives and DDP (``world.py``), operations on
-tensors that may be sharded by rows (``rows.py``), FSDP2 wrapping (``shards.py``).
+tensors that may be sharded by rows (``rows.py``), FSDP2 wrapping (``shards.py``), and layers of a
+sharded model gathered one at a time (``gather.py``).
 """

@@ -526,7 +526,6 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
     shard, whole = "distributed.mode shard:", "needs the whole model in each process"
     prune, method = recipe.prune, recipe.recover.method if recipe.recover else "full"
     replicate, or_replicate = f"Write {REPLICATE}.", f"or write {REPLICATE}."
-    yield Row(recipe.sparsify, ("sparsify",), f"{shard} sparsify {whole}", replicate)
     what, fix = f"{shard} recover.method {method} {whole}", f"Write `method: full`, {or_replicate}"
     yield Row(method != "full", ("recover", "method"), what, fix)
     taught = recipe.train and recipe.train.distill
@@ -536,10 +535,9 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
     yield Row(recipe.evaluate.tasks, ("evaluate", "tasks"), what, fix)
     what = f"{shard} evaluate.agreement {whole}"
     yield Row(recipe.evaluate.agreement, ("evaluate", "agreement"), what, fix)
-    calibrates = prune and prune.measure.source != "training"
-    fix = f"Write `measure: {{source: training}}` and `train:`, {or_replicate}"
-    yield Row(calibrates, ("prune", "measure"), f"{shard} calibration {whole}", fix)
-    yield Row(prune and prune.refit, ("prune", "refit"), f"{shard} refit {whole}", replicate)
+    for key in ("rotate", "search", "allocation"):
+        what = f"{shard} prune.{key} {whole}"
+        yield Row(prune and getattr(prune, key), ("prune", key), what, replicate)
 
 
 def _scheduled(recipe: Recipe, _: Document) -> Rows:

@@ -136,7 +136,9 @@ def _proposed(config: Config, build: Build, silent: Silent, tell: Tell) -> Draft
         return propose(config, build, silent, tell)
     except Unproven as error:  # e.g. a class whose attention mask overflows in fp64
         what = f"a small model of this architecture cannot be tested in fp64: {error}"
-        raise SourceError(what, where="model", fix="Declare the family in a plugin file.") from error
+        raise SourceError(
+            what, where="model", fix="Declare the family in a plugin file."
+        ) from error
 
 
 def _plugin(file: Path, name: str) -> Plugin:
