@@ -23,8 +23,8 @@ def gathered(module: nn.Module, *, apart: nn.Module | None = None) -> Iterator[N
     them alike; leaving sends nothing.
     """
     there = set() if apart is None else {id(p) for p in apart.parameters()}
-    places = [found for key, found in places_of(module).items() if key not in there]
-    held = [(p, found) for p, found in places if is_sharded(p)]
+    every = [found for key, found in places_of(module).items() if key not in there]
+    held = [each for each in every if is_sharded(each[0])]
     full = [nn.Parameter(whole(p), requires_grad=p.requires_grad) for p, _ in held]
     for whole_p, (_, found) in zip(full, held, strict=True):
         put(whole_p, found)

@@ -151,7 +151,7 @@ class _Again:
 
     def keeps(self, form: _Form, linear: nn.Module, x: Tensor) -> dict[int, Tensor] | None:
         """Returns where to put what a projection reads; None where its part cannot be replaced, or
-        all sequences would take more memory than the model's weights, or this process's rows of them.
+        all sequences would take more memory than the weights of the model that this process has.
         """
         if form.alone is None or self._count * x.numel() * x.element_size() > self._limit:
             return None

@@ -49,8 +49,9 @@ def end(state: RunState) -> None:
 
 
 def source_again(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module, Tensor | None]:
-    """Loads the source model a second time, of a sharded one this rank's rows alone; also returns which of its hidden channels the pruned
-    model has (None: all). Raises RunError when it is another than the run began with.
+    """Loads the source model a second time, for a sharded run this rank's rows alone; also returns
+    which of its hidden channels the pruned model has (None: all). Raises RunError when it is
+    another than the run began with.
     """
     channels = state.pruned.ledger.original.get("hidden")
     kept = None if channels is None else channels.to(state.device)
