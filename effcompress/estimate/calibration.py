@@ -111,7 +111,8 @@ def _scores(
 
 def per_refit(found: SizedModel, recipe: Recipe, final: Widths, processes: int) -> list[Message]:
     """Returns the messages of a refit of a sharded model: the source model, whose hash is compared
-    when it is read once more, both models layer by layer, and the moments of every fit, which are summed. What rank 0 fits is broadcast.
+    when it is read once more, both models layer by layer, and the moments of every fit, which are
+    summed. What rank 0 fits is broadcast.
     """
     prune, axes = recipe.prune, found.axes
     assert prune is not None and prune.refit is not None

@@ -268,6 +268,8 @@ class State:
 
         self.module = self.unwrapped = module
         self.world = ALONE
+        self.shards = self.loss_of = None
+        self.operations = 0.0
         self.pruned = PrunedModel(module, module.config.to_dict())
         self.corpus, self.device = corpus, torch.device("cpu")
         self.step, self.params = 0, self.pruned.params
