@@ -5,6 +5,8 @@ INPUTS: dict[str, dict[str, str]] = {
         "weight": "[O, I] (or [O]) the parameter",
         "grad": "[O, I] its gradient, mean over the batch",
         "hess": "[O, I] diagonal Hessian from the recipe's `hessian`",
+        "uniform": "[O, I] random numbers between 0 and 1, others for every parameter and cut; the "
+        "same ones whatever the number of processes",
         "mask_grad": "[T, G] derivative of the loss with respect to a mask on each mini-group, for "
         "every token; alone, and then the criterion returns [G]",
         "input_mean": "[I] mean over tokens of what a linear layer reads, for every one that reads "
@@ -171,6 +173,8 @@ WITH_STATISTICS = frozenset({"criterion", "selector.observe"})
 """Whose inputs may also be registered statistics, by name."""
 BACKWARD = frozenset({"grad", "hess", "mask_grad"})
 """What criteria take from a backward pass."""
+OF_WEIGHTS = BACKWARD | {"uniform"}
+"""What criteria take weight by weight (or token by token), never layer by layer."""
 MOMENTS = frozenset({"input_mean", "input_norm", "input_variance"})
 """What criteria take from forward passes over calibration text, of single inputs of linear layers.
 """

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from effcompress.errors import EffcompressError, PluginError, did_you_mean
 from effcompress.injectable import (
     ABLATED,
-    BACKWARD,
     COMPANION_INPUTS,
     INPUTS,
+    OF_WEIGHTS,
     PLACE,
     READ,
     ROUTED,
@@ -578,7 +578,7 @@ def _require_one_source(plugin: Plugin) -> None:
     needs = plugin.needs
     engine = READ | ROUTED | PLACE | ABLATED
     forward = [n for n in needs if n in engine or n in plugin.statistics]
-    backward = BACKWARD.intersection(needs)
+    backward = OF_WEIGHTS.intersection(needs)
     what = fix = ""
     alone = [n for n in ("mask_grad", "logit") if plugin.kind == "criterion" and n in needs]
     if alone and len(needs) > 1:

@@ -1,4 +1,5 @@
 """The only user of ``torch.distributed``: ranks, collectives and DDP (``world.py``), where they
 meet after a restart (``meeting.py``), operations on tensors that may be sharded by rows
-(``rows.py``), FSDP2 wrapping (``shards.py``).
+(``rows.py``), FSDP2 wrapping (``shards.py``), and layers of a sharded model gathered one at a time
+(``gather.py``).
 """

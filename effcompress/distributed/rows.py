@@ -153,6 +153,14 @@ def clear(tensor: Tensor, dim: int, index: Tensor) -> None:
 
 
 @torch.no_grad()
+def set_row(tensor: Tensor, row: int, value: Tensor) -> None:
+    """Writes one row, on the rank that holds it. Sends nothing."""
+    here, at = own(tensor), row - first_row(tensor)
+    if 0 <= at < here.shape[0]:
+        here[at] = value.to(here.device, here.dtype)
+
+
+@torch.no_grad()
 def scale(tensor: Tensor, dim: int, factor_N: Tensor, offset: float = 0.0) -> None:
     """Multiplies ``tensor + offset`` by ``factor_N`` along ``dim`` and subtracts ``offset`` again,
     each rank in its own rows. Sends nothing.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.gather import places_of, put
 from effcompress.distributed.rows import from_rows, is_sharded, on_mesh, whole
 from effcompress.distributed.world import keep_unsharded
 
@@ -43,12 +44,11 @@ def shard_parameters(
 
     rows = rows or {}
     there = next((p.device_mesh for p in module.parameters() if is_sharded(p)), None)
-    shape, dims = (size,), ("shard",)
-    if replicas > 1:
-        shape, dims = (replicas, size // replicas), ("replicate", "shard")
-    mesh = there or init_device_mesh(device.type, shape, mesh_dim_names=dims)
+    # Without names: peft takes the rows of a mesh with names of its own for tensor parallelism.
+    shape = (size,) if replicas == 1 else (replicas, size // replicas)
+    mesh = there or init_device_mesh(device.type, shape)
     names = {id(p): name for name, p in module.named_parameters()}
-    for p, places in _places(module).values():
+    for p, places in places_of(module).values():
         if is_sharded(p):
             continue
         name = names[id(p)]
@@ -56,7 +56,7 @@ def shard_parameters(
             laid = from_rows(rows[name], len(p), mesh, device)
         else:
             laid = on_mesh(p, mesh, device)
-        _put(nn.Parameter(laid, requires_grad=p.requires_grad), places)
+        put(nn.Parameter(laid, requires_grad=p.requires_grad), places)
     return mesh
 
 
@@ -108,12 +108,12 @@ class Shards:
         for j, layer in enumerate(self._plain):
             layers[j] = _copied(layer)
         root = _copied(self._module)
-        held = [*_places(root).values()]
+        held = [*places_of(root).values()]
         # fully_shard would shard what it finds, a second copy of every weight. It finds parameters
         # without memory instead, and gets the existing shards when it is done.
         for p, places in held:
             empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
-            _put(nn.Parameter(empty, requires_grad=p.requires_grad), places)
+            put(nn.Parameter(empty, requires_grad=p.requires_grad), places)
         fp32 = MixedPrecisionPolicy()
         # The residual stream stays in fp32, as under autocast alone.
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
@@ -126,7 +126,7 @@ class Shards:
             unit.set_force_sum_reduction_for_comms(True)
             unit.set_gradient_divide_factor(1.0)
         for p, places in held:
-            _put(p, places)
+            put(p, places)
         # The order of the passes is known, so the gather of a layer need not wait until the one
         # before has been started. In the backward torch does the same by itself.
         order: list[Any] = [root, *layers]
@@ -150,36 +150,19 @@ class Shards:
         and keep them. Every rank must enter. Unwraps the model.
         """
         self.unwrap()
-        held = [*_places(self._module).values()]
+        held = [*places_of(self._module).values()]
         for p, places in held:
             full = whole(p)
             if here:
-                _put(nn.Parameter(full, requires_grad=p.requires_grad), places)
+                put(nn.Parameter(full, requires_grad=p.requires_grad), places)
         try:
             yield
         finally:
             for p, places in held:
-                _put(p, places)
+                put(p, places)
 
     def _list(self) -> Any:
         return self._module.get_submodule(self._layers)
-
-
-_Places = list[tuple[nn.Module, str]]
-
-
-def _places(module: nn.Module) -> dict[int, tuple[nn.Parameter, _Places]]:
-    """Returns every parameter with its (module, name) pairs; a tied parameter has several."""
-    found: dict[int, tuple[nn.Parameter, _Places]] = {}
-    for part in module.modules():
-        for name, p in part.named_parameters(recurse=False):
-            found.setdefault(id(p), (p, []))[1].append((part, name))
-    return found
-
-
-def _put(p: nn.Parameter, places: _Places) -> None:
-    for part, name in places:
-        part.register_parameter(name, p)
 
 
 def _copied(module: nn.Module) -> nn.Module:

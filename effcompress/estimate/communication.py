@@ -173,7 +173,8 @@ def per_cut(
         ]
     axes, decided = found.axes, DECIDED * groups + NAMED * len(found.sets) + 2 * FP64
     messages = [Message("decision", "broadcast", decided)]
-    if prune.measure.source == "calibration":
+    messages.append(Message("operations", "all_reduce", FP64))  # as the record counts them
+    if prune.measure.source == "calibration" and shards == 1:  # else ``estimate/calibration.py``
         mean = Message("gradients of calibration", "all_reduce", FP32 * axes.count(widths))
         messages += [mean] * len({"grad", "hess"}.intersection(prune.saliency.needs))
     if for_linears(prune.repair):

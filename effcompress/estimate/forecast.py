@@ -8,6 +8,7 @@ from typing import Any
 from effcompress.answer import Answer, Table
 from effcompress.errors import RecipeError, SourceError
 from effcompress.estimate.at_sizes import points_at
+from effcompress.estimate.calibration import per_calibration, per_refit, per_sparsify
 from effcompress.estimate.check import check
 from effcompress.estimate.communication import (
     Message,
@@ -248,15 +249,15 @@ def _costs(
     held = {phase: {**vars(parts), "total": parts.total} for phase, parts in phases.items()}
     data: dict[str, Any] = {"processes": launch.processes, "memory_bytes": held}
     tables = [_memory_table(held, launch)]
+    if launch.processes > 1:
+        messages = _messages(recipe, found, timeline, launch)
+        data["communicated_bytes"] = {
+            when: {m.what: m.bytes for m in said} for when, said in messages.items()
+        }
+        tables.append(_traffic_table(messages, launch.processes))
     if loop is not None:
         figures = _operations(recipe, found, timeline, launch)
         data |= figures
-        if launch.processes > 1:
-            messages = _messages(recipe, found, timeline, launch)
-            data["communicated_bytes"] = {
-                when: {m.what: m.bytes for m in said} for when, said in messages.items()
-            }
-            tables.append(_traffic_table(messages, launch.processes))
         tables.append(_cost_table(figures, launch))
     return data, tables
 
@@ -323,16 +324,26 @@ def _operations(
 def _messages(
     recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
 ) -> dict[str, list[Message]]:
-    """Returns the messages of the first step, of an average cut, and of its commit."""
-    widths = timeline.points[-1].widths if recipe.recover is not None else {}
-    count, shards = trained(found, recipe, widths), shards_of(recipe, launch.processes)
-    messages = {"step": per_step(found, recipe, widths, launch.processes, count)}
-    if recipe.prune is not None:
+    """Returns the messages of the first step, of an average cut with its measurement, of its
+    commit, and of what comes behind the last one.
+    """
+    processes, prune, final = launch.processes, recipe.prune, timeline.points[-1].widths
+    widths = final if recipe.recover is not None else {}
+    shards, messages = shards_of(recipe, processes), dict[str, list[Message]]()
+    if recipe.loop is not None:
+        count = trained(found, recipe, widths)
+        messages["step"] = per_step(found, recipe, widths, processes, count)
+    measures = prune is not None and not prune.rotate and prune.measure.source == "calibration"
+    if measures and shards > 1:
+        messages["calibration"] = per_calibration(found, recipe, {}, processes)
+    if prune is not None:
         each, wide = max(1, timeline.groups // max(1, timeline.cuts)), found.axes.widths
-        messages["cut"] = per_cut(
-            *(found, recipe.prune, wide, each), shards=shards, processes=launch.processes
-        )
+        messages["cut"] = per_cut(*(found, prune, wide, each), shards=shards, processes=processes)
         messages["commit"] = per_commit(found, wide, shards=shards)
+    if prune is not None and prune.refit is not None and shards > 1:
+        messages["refit"] = per_refit(found, recipe, final, processes)
+    if recipe.sparsify is not None and shards > 1:
+        messages["zeros"] = per_sparsify(found, recipe, final, processes)
     return messages
 
 

@@ -343,7 +343,12 @@ class _Need:
         working = max(again, self._solves(prune), self._commit())
         held = [replace(standing, gathered=self._whole(axes.widths), working=working)]
         if prune.refit is not None:
-            held.append(replace(standing, grams=0.0, working=self._refitted(prune, prune.refit)))
+            working = self._refitted(prune, prune.refit)
+            held.append(replace(standing, grams=0.0, working=working, gathered=self._by_layer()))
+            if self.shards > 1:  # the source model is read by rows once more
+                again = self._loading()
+                read = {"working": again.weights + again.working, "gathered": again.gathered}
+                held.append(replace(standing, grams=0.0, **read))
         if prune.measure.source == "calibration":
             held += self._calibrated(prune, standing)
         if prune.search is not None:
@@ -376,7 +381,7 @@ class _Need:
     def _refitted(self, prune: PruneSpec, refit: Bound) -> float:
         """Returns the bytes beside the pruned model while it is refitted: the source model, in fp32
         both models' streams of all sequences and what the projections of a layer read (where that
-        is less than the pruned model's weights), and the largest fit.
+        is less than this process's rows of the pruned model), and the largest fit.
         """
         axes, final = self.found.axes, self.final
         tokens = prune.measure.refit_sequences * self.recipe.data.sequence_length / self.processes
@@ -384,10 +389,20 @@ class _Need:
         fits, kept = [0.0], Counter[int | None]()
         for layer, inputs, outputs in projections(axes, final):
             fits.append(_fit_bytes(refit, inputs, outputs))
-            if tokens * inputs <= axes.count(final):
+            if tokens * inputs <= axes.count(final) / self.shards:
                 kept[layer] += inputs
         read = max(kept.values(), default=0)
-        return FP32 * (axes.count() + tokens * (wide + read)) + max(fits)
+        return FP32 * (axes.count() / self.shards + tokens * (wide + read)) + max(fits)
+
+    def _by_layer(self) -> float:
+        """Returns the bytes that are unsharded while two models are taken layer by layer: a layer
+        of each and, when the source model begins, everything outside its layers.
+        """
+        if self.shards == 1:
+            return 0.0
+        outside, large = layer_sizes(self.found.axes, self.found.axes.widths)
+        _, small = layer_sizes(self.found.axes, self.final)
+        return FP32 * (outside + max(large, default=0) + max(small, default=0))
 
     def _calibrated(self, prune: PruneSpec, standing: Held) -> tuple[Held, Held]:
         """Returns the backward of one calibration sequence in fp32: when it begins, when it ends.
@@ -396,12 +411,14 @@ class _Need:
         tokens, needs = self.recipe.data.sequence_length, set(prune.saliency.needs)
         axes = self.found.axes
         kept = self._kept(axes.widths, bf16=False)
-        means = FP32 * axes.count() * len(needs & {"grad", "hess"})
-        begins = replace(standing, gradients=means, logits=tokens * kept.logits)
+        means = FP32 * axes.count() * len(needs & {"grad", "hess"}) / self.shards
+        whole = self._whole(axes.widths)
+        begins = replace(standing, gradients=means, logits=tokens * kept.logits, gathered=whole)
         if not BACKWARD & needs:
             return begins, replace(standing, gradients=means)
-        tied = self._embedding(axes.widths, False, False)
-        ends = replace(standing, gradients=means + FP32 * axes.count(), working=tied)
+        tied = self._embedding(axes.widths, False, False) * self.shards
+        own = FP32 * axes.count() / self.shards
+        ends = replace(standing, gradients=means + own, working=tied, gathered=2 * whole)
         return replace(begins, activations=tokens * kept.layers), ends
 
     def _solves(self, prune: PruneSpec) -> float:
@@ -456,12 +473,17 @@ def at_once(axes: AxisMap, widths: Widths) -> tuple[int, int]:
     """Returns the elements that are unsharded at a time in a pass: everything outside the layers,
     and the two largest layers, since FSDP2 prefetches the next while one computes.
     """
+    outside, layers = layer_sizes(axes, widths)
+    return outside, sum(sorted(layers)[-2:])
+
+
+def layer_sizes(axes: AxisMap, widths: Widths) -> tuple[int, list[int]]:
+    """Returns the elements outside the layers, and of each layer."""
     wide = {**axes.widths, **widths}
     sizes = Counter[str]()
     for param in axes.shapes:
         sizes[next(iter(axes.gates[param]), "")] += axes.numel(param, wide)
-    outside = sizes.pop("", 0)
-    return outside, sum(sorted(sizes.values())[-2:])
+    return sizes.pop("", 0), [*sizes.values()]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from effcompress.distributed.gather import gathered, gathered_in_turn
 from effcompress.errors import RunError
 from effcompress.isolation import placed
 from effcompress.measure.hooks import first_of, instead, linears, stream_in
@@ -144,17 +145,25 @@ def blockwise(
     (masks, which differ between the layers of some families, rotations, positions) are recorded in
     a pass of the model. Raises RunError if they depend on the text, or if a layer does not
     read exactly the output of the one before it: such a model cannot be run layer by layer.
+
+    Of a sharded model (not of its FSDP2 wrapper), a layer is gathered while it has its turn, and
+    changed weights are sharded again behind it. All ranks iterate alike; their sequences may be
+    others, each has at least one.
     """
     layers = layers_of(module, pattern)
+    container = module.get_submodule(pattern.partition(".{i}")[0])
     training = module.training
     module.eval()  # dropout would make every pass another one
     try:
-        by_layer, inputs = _caught(module, layers, ids_NT, positions_NT)
+        with gathered(module, apart=container):
+            by_layer, inputs = _caught(module, layers, ids_NT, positions_NT)
         for layer, calls in zip(layers, by_layer, strict=True):
-            block = Block(layer, module.get_submodule(layer.path), calls, inputs)
-            yield block
-            if layer is not layers[-1] and not block.handed_on:
-                block.advance()
+            part = module.get_submodule(layer.path)
+            with gathered(part):
+                block = Block(layer, part, calls, inputs)
+                yield block
+                if layer is not layers[-1] and not block.handed_on:
+                    block.advance()
     finally:
         module.train(training)
 
@@ -189,14 +198,18 @@ def _caught(
     A few tokens go through the layers themselves, to see that arguments do not depend on the text
     and that each layer reads what the one before it returns. Then nothing between the layers
     depends on what they compute, so that arguments are recorded in passes in which every layer
-    returns its input: of one sequence for all, or, with positions, of every sequence.
+    returns its input: of one sequence for all, or, with positions, of every sequence. Of a sharded
+    model, layers are gathered for the few tokens alone, so that ranks may have different numbers of
+    sequences.
     """
     device = next(module.parameters()).device
     some_1T = ids_NT[:1, :PROBE].to(device)
-    one, other = (_pass(module, layers, ids_1T, {}) for ids_1T in (some_1T, some_1T.flip(1)))
+    blocks = [module.get_submodule(layer.path) for layer in layers]
+    with gathered_in_turn(blocks):
+        one, other = (_pass(module, layers, ids_1T, {}) for ids_1T in (some_1T, some_1T.flip(1)))
     _require_same(layers, one.calls, other.calls)
     passes: list[_Pass] = []
-    with _passing_on([module.get_submodule(layer.path) for layer in layers], one.returned):
+    with _passing_on(blocks, one.returned):
         for n, ids_T in enumerate(ids_NT):
             at_1T = None if positions_NT is None else positions_NT[n : n + 1]
             through = layers if at_1T is not None or n == 0 else layers[:1]

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.rows import whole
 from effcompress.distributed.world import ALONE, World
 from effcompress.injectable import MOMENTS
 from effcompress.measure.hooks import Hooks, InputHooks, addition, first_of, stream_in
@@ -104,7 +105,7 @@ class InputStatistics(InputHooks):
         engine's own are wanted; ``statistics``: name -> plugin.
         """
         self.params = dict(params)
-        self._weights = dict(module.named_parameters())
+        self._module = module  # not its weights, which may be gathered for a while only
         self._moments = bool(MOMENTS.intersection(needs))
         self._statistics = list((statistics or {}).values())
         self._layers: dict[str, list[_Moments | Streaming]] = {}
@@ -116,9 +117,14 @@ class InputStatistics(InputHooks):
         measured = [kept.read() for kept in self._layers[self.owner[param]]]
         return {name: value.float() for found in measured for name, value in found.items()}
 
+    def shape(self, param: str) -> tuple[int, int]:
+        """Outputs and inputs of the layer."""
+        rows, columns = self._module.get_parameter(param).shape
+        return (rows, columns) if self.params[param] == 1 else (columns, rows)
+
     def weight(self, param: str) -> Tensor:
-        """The layer's weight as ``[O, I]``; a view."""
-        weight = self._weights[param].detach()
+        """The layer's weight as ``[O, I]``: a view, or, of a sharded one, gathered by all ranks."""
+        weight = whole(self._module.get_parameter(param).detach())
         return weight if self.params[param] == 1 else weight.T
 
     @torch.no_grad()

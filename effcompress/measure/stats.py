@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from effcompress.distributed.rows import first_row, is_sharded, own, shard_group
-from effcompress.distributed.world import ALONE, World
+from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
 from effcompress.isolation import placed
 from effcompress.registry import Bound
@@ -114,18 +114,25 @@ NOT_PREDICTED = -100
 
 
 class CalibrationStats(TrainingStats):
-    """Gradient and Hessian averaged over calibration sequences, held beside the model."""
+    """Gradient and Hessian averaged over calibration sequences, held beside the model: of a sharded
+    model each process holds those of its rows.
+    """
 
     def __init__(
-        self, module: nn.Module, grad: Mapping[str, Tensor], hess: Mapping[str, Tensor]
+        self,
+        module: nn.Module,
+        grad: Mapping[str, Tensor],
+        hess: Mapping[str, Tensor],
+        world: World = ALONE,
     ) -> None:
-        super().__init__(module, (), None)
+        super().__init__(module, (), None, world=world)
         self._means = {"grad": grad, "hess": hess}
 
     def rows(self, param: str, start: int, stop: int) -> dict[str, Tensor]:
         """Returns the inputs for rows ``start:stop``, each ``[stop - start, ...]``."""
         held = {name: mean[param] for name, mean in self._means.items() if param in mean}
-        rows = {name: value[start:stop] for name, value in held.items()}
+        first = self.held(param).start
+        rows = {name: value[start - first : stop - first] for name, value in held.items()}
         return super().rows(param, start, stop) | rows
 
 
@@ -139,6 +146,8 @@ def collect(
     tell: Callable[[int, int], None] = lambda _done, _total: None,
     positions_NT: Tensor | None = None,
     loss_of: Callable[[nn.Module, int], Tensor] | None = None,
+    *,
+    in_turn: bool = True,
 ) -> CalibrationStats:
     """Returns the mean gradient (and mean per-sequence Hessian) of the next-token loss over
     ``ids_NT``, or of another loss: ``loss_of`` the module and the number of a sequence.
@@ -146,38 +155,52 @@ def collect(
     One sequence per backward, as the Fisher matrix is defined on single samples. ``listening``:
     contexts of hooks, entered for all passes together. Parameters end with ``grad`` None. Without a
     need for gradients there is no backward, and without hooks either there is no pass at all. The
-    processes of ``world`` take sequences in turn, each at least one; gradient and Hessian are
-    averaged over all of them, hooks see those of their own process. ``tell(done, total)`` reports
-    progress in sequences of this process. ``positions_NT``: those of the tokens in isolated
-    documents, whose first tokens are not predicted.
+    processes of ``world`` take sequences ``in_turn``, each at least one, or each reads all of them;
+    gradient and Hessian are averaged over all, hooks see those of their own process.
+    ``tell(done, total)`` reports progress in sequences of this process. ``positions_NT``: those of
+    the tokens in isolated documents, whose first tokens are not predicted.
+
+    ``module`` may be an FSDP2 wrapper. Its backward adds up the gradients of all processes, so a
+    Hessian of single sequences wants them not to be ``in_turn``.
     """
     wanted = set(needs) & {"grad", "hess"}
     backward = bool(wanted) or "mask_grad" in needs
-    found: dict[str, dict[str, Tensor]] = {"grad": {}, "hess": {}}
+    means = _Means(module, wanted, hessian, len(ids_NT))
+    together = needs_all_ranks(module)
+    means.times = world.size if together and not in_turn else 1
     training = module.training
     module.eval()  # dropout would add noise, and use up the run's random numbers
+    every = range(len(ids_NT)) if backward or listening else ()
+    numbers = [*every[world.rank :: world.size]] if in_turn else [*every]
+    device = next(module.parameters()).device
+
+    def run(n: int, *, counts: bool = True) -> None:
+        module.zero_grad(set_to_none=True)
+        with torch.set_grad_enabled(backward):
+            if loss_of is not None:
+                loss = loss_of(module, n)
+            else:
+                own_1T = None if positions_NT is None else positions_NT[n : n + 1]
+                one_pass = _next_token if backward else _forward
+                loss = one_pass(module, ids_NT[n : n + 1].to(device), own_1T)
+        if backward:
+            (loss if counts else 0.0 * loss).backward()
+        if wanted:
+            means.add()
+
     with ExitStack() as stack:
         for context in listening:
             stack.enter_context(context)
-        own = range(world.rank, len(ids_NT), world.size) if backward or listening else ()
-        device = next(module.parameters()).device
-        for number, n in enumerate(own):
-            tell(number, len(own))
-            module.zero_grad(set_to_none=True)
-            with torch.set_grad_enabled(backward):
-                if loss_of is not None:
-                    loss = loss_of(module, n)
-                else:
-                    own_1T = None if positions_NT is None else positions_NT[n : n + 1]
-                    one_pass = _next_token if backward else _forward
-                    loss = one_pass(module, ids_NT[n : n + 1].to(device), own_1T)
-            if backward:
-                loss.backward()
-            if wanted:
-                _take_in(module, wanted, hessian, found, ids_NT.shape[0])
+        for number, n in enumerate(numbers):
+            tell(number, len(numbers))
+            run(n)
+    if together and in_turn and numbers:  # others' passes: nothing of this process counts
+        for _ in range(-(-len(ids_NT) // world.size) - len(numbers)):
+            run(numbers[-1], counts=False)
     module.zero_grad(set_to_none=True)
     module.train(training)
-    return CalibrationStats(module, world.total(found["grad"]), world.total(found["hess"]))
+    among = world if in_turn and not together else ALONE
+    return CalibrationStats(module, among.total(means.grad), among.total(means.hess), world)
 
 
 def few_logits(module: nn.Module) -> dict[str, int]:
@@ -202,23 +225,33 @@ def _next_token(module: nn.Module, row_1T: Tensor, positions_1T: Tensor | None) 
     return module(input_ids=row_1T, labels=labels_1T, use_cache=False, **how).loss
 
 
-@torch.no_grad()
-def _take_in(
-    module: nn.Module,
-    wanted: set[str],
-    hessian: Bound | None,
-    found: dict[str, dict[str, Tensor]],
-    count: int,
-) -> None:
-    """Adds one sequence's gradient and Hessian to their means over ``count``."""
-    for name, p in module.named_parameters():
-        grad = _gradient(p, name).float()
-        if "hess" in wanted:
-            assert hessian is not None
-            value = _hess(hessian, {"weight": p.detach(), "grad": grad})
-            _add(found["hess"], name, value, count)
-        if "grad" in wanted:
-            _add(found["grad"], name, grad, count)
+class _Means:
+    """Running means, over ``count`` sequences, of the gradients on the parameters and of their
+    Hessians; of a sharded model, those of this process's rows.
+    """
+
+    def __init__(
+        self, module: nn.Module, wanted: set[str], hessian: Bound | None, count: int
+    ) -> None:
+        self._module, self._wanted, self._hessian = module, wanted, hessian
+        self._count = count
+        self.times = 1
+        """How often each sequence is in its gradient: once for each process that reads it."""
+        self.grad: dict[str, Tensor] = {}
+        self.hess: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Adds the gradients of a pass."""
+        for name, p in self._module.named_parameters():
+            grad = own(_gradient(p, name)).float()
+            grad = grad / self.times if self.times > 1 else grad
+            if "hess" in self._wanted:
+                assert self._hessian is not None
+                value = _hess(self._hessian, {"weight": own(p.detach()), "grad": grad})
+                _add(self.hess, name, value, self._count)
+            if "grad" in self._wanted:
+                _add(self.grad, name, grad, self._count)
 
 
 def _hess(hessian: Bound, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.rows import own
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 from effcompress.measure.blockwise import Block, blockwise
@@ -144,13 +145,13 @@ class _Again:
 
     def __init__(self, module: nn.Module, block: Block) -> None:
         self._layer = module.get_submodule(block.path)
-        self._limit = sum(p.numel() * p.element_size() for p in module.parameters())
+        self._limit = sum(own(p).nbytes for p in module.parameters())
         self._count = len(block.inputs)
         self._parts: list[tuple[_Form, Callable[[Tensor], Tensor], dict[int, Tensor]]] = []
 
     def keeps(self, form: _Form, linear: nn.Module, x: Tensor) -> dict[int, Tensor] | None:
         """Returns where to put what a projection reads; None where its part cannot be replaced, or
-        all sequences would take more memory than the model's weights.
+        all sequences would take more memory than the weights of the model that this process has.
         """
         if form.alone is None or self._count * x.numel() * x.element_size() > self._limit:
             return None

@@ -525,14 +525,12 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
         return
     shard, whole = "distributed.mode shard:", "needs the whole model in each process"
     prune = recipe.prune
-    replicate, or_replicate = f"Write {REPLICATE}.", f"or write {REPLICATE}."
-    yield Row(recipe.sparsify, ("sparsify",), f"{shard} sparsify {whole}", replicate)
+    replicate = f"Write {REPLICATE}."
     what = f"{shard} evaluate.agreement {whole}"
     yield Row(recipe.evaluate.agreement, ("evaluate", "agreement"), what, fix)
-    calibrates = prune and prune.measure.source != "training"
-    fix = f"Write `measure: {{source: training}}` and `train:`, {or_replicate}"
-    yield Row(calibrates, ("prune", "measure"), f"{shard} calibration {whole}", fix)
-    yield Row(prune and prune.refit, ("prune", "refit"), f"{shard} refit {whole}", replicate)
+    for key in ("rotate", "search", "allocation"):
+        what = f"{shard} prune.{key} {whole}"
+        yield Row(prune and getattr(prune, key), ("prune", key), what, replicate)
 
 
 def _scheduled(recipe: Recipe, _: Document) -> Rows:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.rows import set_row
 from effcompress.errors import SurgeryError
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
@@ -68,5 +69,4 @@ def substitute(
                 constant_D = repair(output_mean=constant_D)
                 wanted = f"for a mean of shape {tuple(means[name].shape[1:])}"
                 repair.plugin.require_shape(constant_D, wanted, means[name].shape[1:])
-            novices = experts_of(module, axes, name).novices
-            novices[unit] = constant_D.to(novices.device, novices.dtype)
+            set_row(experts_of(module, axes, name).novices.detach(), unit, constant_D)

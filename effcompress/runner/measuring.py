@@ -13,6 +13,7 @@ from torch import Tensor
 
 from effcompress.data import digest
 from effcompress.distributed.world import ALONE
+from effcompress.estimate.calibration import reads_in_turn
 from effcompress.injectable import ABLATED, BACKWARD
 from effcompress.measure.experts import ExpertStatistics, OfExperts
 from effcompress.measure.grams import Grams, readers
@@ -74,16 +75,17 @@ def ranked(state: RunState, prune: PruneSpec) -> list[GroupSet]:
 
 def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     """Measures on all tokens of the calibration text; ``scores`` are in physical order."""
+    module = state.to_call  # first: hooks belong on the layers that a wrapper calls
     with closing(_Listeners(state, prune)) as listeners:
         needs = BACKWARD.intersection(prune.saliency.needs)
         if needs or listeners.contexts or ABLATED.intersection(prune.saliency.needs):
             ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
         else:  # a criterion of weights alone
             ids_NT, positions_NT = state.probe_BT[:0], None
-        how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": listeners.world}
-        how["loss_of"] = state.loss_of
-        how["positions_NT"] = positions_NT
-        stats = collect(state.module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
+        how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": state.world}
+        how |= {"loss_of": state.loss_of, "positions_NT": positions_NT}
+        how["in_turn"] = listeners.in_turn
+        stats = collect(module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
     sets, criterion = ranked(state, prune), prune.saliency
     of_layers = listeners.layers.read() if listeners.layers else {}
     if ABLATED.intersection(prune.saliency.needs):
@@ -133,13 +135,8 @@ class _Listeners:
         plugin = prune.saliency.plugin
         of_layers = {**plugin.of_layers, **prune.selector.plugin.of_layers}
         self.found: Scores = {}
-        # A statistic with state is a recursion over the sequences in their order, so then every
-        # process reads all of them.
-        of_experts = plugin.of_experts.values()
-        recursive = any("state" in s.needs for s in (*of_layers.values(), *of_experts))
-        ordered = plugin.reads_inputs or recursive
-        alone = ordered or prune.measure.sequences < state.world.size
-        self.world = ALONE if alone else state.world
+        self.in_turn = reads_in_turn(prune, state.world.size, sharded=state.shards is not None)
+        self.world = state.world if self.in_turn else ALONE
         self.grams = self.masks = self.layers = self.experts = None
         self.contexts: list[AbstractContextManager[None]] = []
         params = readers(module, axes, sets)

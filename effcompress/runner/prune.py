@@ -125,6 +125,9 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     # Rank 0 decides for all: scores that differ in the last digit must not lead to other models.
     decide = partial(_decided, state, prune, due, found, leveled, log)
     choice, allocation = state.world.agree(decide)
+    if prune.measure.propagate and choice.plan:
+        with counted(state):
+            choice = propagated(state, prune, choice, log)
     branches.branch_off(state, before, choice.params, due, log)
     if allocation is not None:
         record_choice(state, prune, choice, allocation, log)
@@ -210,11 +213,7 @@ def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores, log: Lo
     known = state.target_params, selector, state.selector_state, state.begun
     # Gates of layers are compared as they are, whatever the layers free.
     raw = state.gates is not None
-    choice = choose(sets, state.pruned.parent, scores, due, *known, raw_pools=raw)
-    if not prune.measure.propagate or not choice.plan:
-        return choice
-    with counted(state):
-        return propagated(state, prune, choice, log)
+    return choose(sets, state.pruned.parent, scores, due, *known, raw_pools=raw)
 
 
 def _observe(state: RunState, prune: PruneSpec, due: Due, found: Measured) -> None:
@@ -299,7 +298,8 @@ def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> C
     """Returns ``choice`` with as many mini-groups of every set, but the least salient by the inputs
     that reach their layer once earlier layers are pruned. The model is not changed: until the last
     layer has been measured, hooks zero what goes where it is read. Heads and channels of one layer
-    are scored in the same pass, before either goes.
+    are scored in the same pass, before either goes. Every rank measures on all sequences, rank 0
+    chooses.
 
     Raises RunError for models that cannot be taken block by block, CoverageError and PluginError as
     ``score_inputs`` does.
@@ -308,17 +308,17 @@ def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> C
     of = prune.measure.sequences, state.recipe.seed
     text = state.corpus.calibration(*of), state.corpus.calibration_positions(*of)
     pruned, plan, raw = state.pruned, dict(choice.plan), dict(choice.scores)
+    module = state.unwrapped
     waiting = [s for s in pruned.sets if s.name in plan]
-    params = readers(state.module, pruned.axes, waiting)
+    params = readers(module, pruned.axes, waiting)
     with ExitStack() as stack:
-        for block in blockwise(state.module, pruned.family.layer, *text):
+        for block in blockwise(module, pruned.family.layer, *text):
             within = f"{block.path}."
             sets = [s for s in waiting if any(m.param.startswith(within) for m in s.sides)]
             scores = _scored(state, prune, block, sets) if sets else {}
+            found = state.world.agree(partial(_least, sets, scores, plan))
             for s in sets:
-                plan[s.name], raw[s.name] = least_salient(
-                    scores[s.name], len(plan[s.name]), s.parts
-                )
+                plan[s.name], raw[s.name] = found[s.name]
                 at = pruned.ledger.positions(s.name, plan[s.name])
                 _silence(pruned, s, at, params, stack)
             waiting = [s for s in waiting if s not in sets]
@@ -326,6 +326,13 @@ def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> C
             if not waiting:
                 break
     return replace(choice, plan=plan, scores=raw)
+
+
+def _least(
+    sets: Sequence[GroupSet], scores: Scores, plan: Plan
+) -> dict[str, tuple[list[int], list[float]]]:
+    """The least salient units of each set, as many as its plan has, and their saliency."""
+    return {s.name: least_salient(scores[s.name], len(plan[s.name]), s.parts) for s in sets}
 
 
 def _scored(state: RunState, prune: PruneSpec, block: Block, sets: Sequence[GroupSet]) -> Scores:

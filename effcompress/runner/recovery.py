@@ -2,9 +2,12 @@
 low-rank updates (LoRA) and loads the source model as the teacher.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.shards import Shards
 from effcompress.distributed.world import ALONE
 from effcompress.errors import SurgeryError
 from effcompress.measure.hooks import inputs_of, linears
@@ -14,6 +17,7 @@ from effcompress.model.load import load as load_model
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
+from effcompress.runner.by_rows import in_rows, rows_of
 from effcompress.runner.held_out import fitted, sequences_of
 from effcompress.runner.measuring import calibration_text
 from effcompress.runner.operations import counted, drained
@@ -45,8 +49,9 @@ def end(state: RunState) -> None:
 
 
 def source_again(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module, Tensor | None]:
-    """Loads the source model a second time; also returns which of its hidden channels the pruned
-    model has (None: all). Raises RunError when it is another than the run began with.
+    """Loads the source model a second time, for a sharded run this rank's rows alone; also returns
+    which of its hidden channels the pruned model has (None: all). Raises RunError when it is
+    another than the run began with.
     """
     channels = state.pruned.ledger.original.get("hidden")
     kept = None if channels is None else channels.to(state.device)
@@ -54,8 +59,11 @@ def source_again(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module
         return state.source, kept
     recipe = state.recipe
     rng = torch.get_rng_state()
-    source = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=log.note)
+    how: Any = {"offline": offline, "progress": log.note}
+    how["rows_of"] = rows_of(recipe, state.world)
+    source = load_model(recipe.model, seed=recipe.seed, **how)
     torch.set_rng_state(rng)  # a resumed run loads it at another step
+    source = in_rows(recipe, source, state.world)
     require_same(state.provenance, source_model(recipe, source))
     return source.module, kept
 
@@ -81,10 +89,15 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     if prune.refit is None:
         return
     log.phase("fitting to the source model")
-    meter, module, pruned = Meter(state.device), state.module, state.pruned
+    meter, module, pruned = Meter(state.device), state.unwrapped, state.pruned
     # It was loaded when the run began, so it is on this machine.
     source, channels = source_again(state, log, offline=True)
-    large = source.to(state.device).eval()
+    if state.shards is None:
+        source.to(state.device)
+    else:  # layers are gathered one at a time, of both models
+        of = pruned.family.layers, state.world.size, state.device
+        Shards(source, *of, replicas=state.recipe.distributed.replicas)
+    large = source.eval()
     sequences = sequences_of(prune.refit, prune.measure)
     ids_NT, positions_NT = calibration_text(state, sequences.read, log)
     # Each process reads a part of the text, or all of them all of it.
@@ -117,16 +130,17 @@ class _Change:
     """Writes the plugin's weights and notes how they were chosen, and by how much they changed."""
 
     def __init__(self, state: RunState, bound: Bound) -> None:
-        self.params, self.bound, self.module = state.pruned.parameters(), bound, state.module
+        self.bound, self.module = bound, state.module
         self.world = state.world
         self.relative: dict[str, float] = {}
         """Weight -> norm of its change over its norm."""
         self.fits: dict[str, events.Fitted] = {}
 
     def __call__(self, name: str, parts: Parts) -> None:
-        weight = self.params[name]
         path = name.removesuffix(".weight")
-        turned = inputs_of(self.module.get_submodule(path)) == 0
+        linear = self.module.get_submodule(path)
+        weight = self.module.get_parameter(name)  # asked for now: of a sharded model, all rows
+        turned = inputs_of(linear) == 0
         old_OI = weight.detach().T if turned else weight.detach()
         # Rank 0 decides for all: errors that differ in the last digit must not lead to other fits.
         found = self.world.agree(lambda: fitted(self.bound, old_OI, parts))
@@ -135,7 +149,7 @@ class _Change:
         self.relative[name] = float((new_OI - old_OI).norm() / old_OI.norm().clamp(min=1e-30))
         old_OI.copy_(new_OI)
         if more_O is not None:
-            bias = self.params.get(f"{path}.bias")
+            bias = getattr(linear, "bias", None)
             if bias is None:
                 raise SurgeryError(f"refit '{self.bound.name}' has no bias to write to", where=name)
             bias.add_(more_O.to(bias.device))

@@ -87,7 +87,7 @@ class Report:
 
 def result(state: RunState, folder: Path, after: events.Evaluation) -> Report:
     """Returns the report of a finished run. Raises RunError if a zero of ``sparsify`` is gone."""
-    require_held(state.module, state.zeros)
+    require_held(state.module, state.zeros, state.world)
     held: Mapping[str, Any] = state.pruned.parameters()
     before = state.world.agree(lambda: _before(folder))
     pruned, now = state.pruned, _perplexities(after)
@@ -99,7 +99,7 @@ def result(state: RunState, folder: Path, after: events.Evaluation) -> Report:
         before=Evaluated(before.params, _perplexities(before), state.source_shape),
         after=Evaluated(state.params, now, left),
         removed=state.parent_params - state.params,
-        zeroed=count(state.module, state.sparse),
+        zeroed=count(state.module, state.sparse, state.world),
         sparse=sum(held[name].numel() for name in state.sparse),
     )
 

@@ -5,6 +5,8 @@ from contextlib import closing
 
 from torch import Tensor
 
+from effcompress.distributed.gather import gathered
+from effcompress.distributed.rows import shard_like
 from effcompress.errors import RunError
 from effcompress.estimate.feasibility import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
@@ -15,7 +17,7 @@ from effcompress.runner.measuring import ALL_TOKENS, calibration_text
 from effcompress.runner.operations import counted, drained
 from effcompress.runner.resources import Meter
 from effcompress.runner.state import RunState
-from effcompress.sparsity.apply import require_pattern, sparsified
+from effcompress.sparsity.apply import counts, require_pattern, sparsified
 from effcompress.sparsity.magnitude import reads_inputs
 from effcompress.spec import SparsifySpec
 
@@ -33,16 +35,17 @@ def sparsify_event(state: RunState, spec: SparsifySpec, log: Log) -> None:
         )
     meter = Meter(state.device)
     log.phase("making zeros")
+    module = state.unwrapped
     layers = _wanted(state, spec, log)
-    params = dict(state.module.named_parameters())
+    params = dict(module.named_parameters())
     with counted(state):
         for done, (layer, block) in enumerate(_turns(state, spec, layers, log), start=1):
-            _block(state, spec, layer, block)
+            _block(state, spec, params, layer, block)
             log.progress("block", done, len(layers))
     rows: list[events.LayerZeros] = []  # of all layers; those that stayed dense have no zeros
-    for layer in layers_of(state.module, state.pruned.family.layer):
+    for layer in layers_of(module, state.pruned.family.layer):
         held = [params[name] for name in layer.linears]
-        zeroed = sum(int((p == 0).sum()) for p in held) if layer.number in layers else 0
+        zeroed = sum(counts(held, state.world)) if layer.number in layers else 0
         number = state.pruned.depth.layers[layer.number]
         weights = sum(p.numel() for p in held)
         rows.append(events.LayerZeros(layer=number, weights=weights, zeroed=zeroed))
@@ -90,18 +93,29 @@ def _turns(
 ) -> Iterator[tuple[Layer, Block | None]]:
     """The blocks to work on, each with what it reads at that time if the method asks for it."""
     if not reads_inputs(spec.method):
-        yield from ((layer, None) for layer in layers.values())
+        for layer in layers.values():
+            with gathered(state.module.get_submodule(layer.path)):
+                yield layer, None
         return
     text = calibration_text(state, spec.sequences, log)
     last = max(layers)
-    for block in blockwise(state.module, state.pruned.family.layer, *text):
+    for block in blockwise(state.unwrapped, state.pruned.family.layer, *text):
         if block.number in layers:
             yield layers[block.number], block
         if block.number == last:
             return
 
 
-def _block(state: RunState, spec: SparsifySpec, layer: Layer, block: Block | None) -> None:
+def _block(
+    state: RunState,
+    spec: SparsifySpec,
+    params: Mapping[str, Tensor],
+    layer: Layer,
+    block: Block | None,
+) -> None:
+    """Makes the zeros of one layer, which is gathered; ``params``: the model's parameters, which
+    may be sharded.
+    """
     together = [list(layer.linears)]
     if block is not None and spec.true_sequential:
         together = block.readers()
@@ -119,7 +133,7 @@ def _block(state: RunState, spec: SparsifySpec, layer: Layer, block: Block | Non
             weight_OI.copy_(new_OI)
             state.sparse.append(name)
             if state.recipe.train is not None:  # training must know where
-                state.zeros[name] = weight == 0
+                state.zeros[name] = shard_like(weight == 0, params[name])
 
 
 def _read(

@@ -13,8 +13,6 @@ import torch
 
 from effcompress import __version__, data
 from effcompress.data import Corpus
-from effcompress.distributed.rows import shard_rows
-from effcompress.distributed.shards import shard_parameters
 from effcompress.distributed.world import ALONE, World
 from effcompress.estimate.schedule import measures, total_tokens
 from effcompress.isolation import require_isolation
@@ -31,10 +29,11 @@ from effcompress.record.events import DomainData, Evaluation, Run, SourceFacts
 from effcompress.record.log import Log
 from effcompress.removal.repairs import for_biases, for_experts, for_streams
 from effcompress.runner import mixture
+from effcompress.runner.by_rows import in_rows, rows_of
 from effcompress.runner.evaluation import description, evaluate, evaluate_once
 from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.recovery import source_again
-from effcompress.runner.state import RunState, device_of, shards_model
+from effcompress.runner.state import RunState
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import TextTokenizer
 
@@ -61,11 +60,7 @@ def read_source(recipe: Recipe, log: Log, *, offline: bool, world: World = ALONE
 
     Raises SourceError as ``model.load`` does.
     """
-    rows_of = None
-    if shards_model(recipe, world):
-        count = world.size // recipe.distributed.replicas
-        rows_of = partial(shard_rows, rank=world.rank % count, size=count)
-    how: Any = {"offline": offline, "progress": log.note, "rows_of": rows_of}
+    how: Any = {"offline": offline, "progress": log.note, "rows_of": rows_of(recipe, world)}
     return load_model(recipe.model, seed=recipe.seed, **how)
 
 
@@ -78,10 +73,7 @@ def identified(
     Raises RunError when it is not what a resumed run had ``before``, CoverageError when the class
     of the model has no place for such biases.
     """
-    if model.rows:
-        of, replicas = (world.size, device_of(recipe)), recipe.distributed.replicas
-        shard_parameters(model.module, *of, model.rows, replicas=replicas)
-        model = replace(model, rows={})
+    model = in_rows(recipe, model, world)
     provenance = source_model(recipe, model)
     require_same(before, provenance)
     return repairable(model, recipe.prune, log.note), provenance

@@ -168,7 +168,7 @@ class RunState:
         self.sparse: list[str] = []
         """Weights that `sparsify` has made sparse."""
         self.zeros: dict[str, Tensor] = {}
-        """Their zeros as bools; only where training has to hold them."""
+        """Their zeros as bools, sharded as they are; only where training has to hold them."""
         self.reference: dict[str, float] = {}
         """Domain -> loss that its own is compared with, where the mixture follows losses."""
         self.dominant: list[str] = []
@@ -245,6 +245,15 @@ class RunState:
             return other.to(self.device)
         of = self._layers, self.world.size, self.device
         return Shards(other, *of, replicas=self.recipe.distributed.replicas).wrap()
+
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The model itself, for passes that take one layer at a time (``measure/blockwise.py``):
+        without its FSDP2 wrapper, which is rebuilt on next use.
+        """
+        if self.shards:
+            self.unwrap()
+        return self.module
 
     def unwrap(self) -> None:
         """Drops the DDP or FSDP wrapper before shapes or trained parameters change; it is rebuilt
@@ -435,7 +444,9 @@ class RunState:
         self._restore_optimizer(saved.part("optimizer/"))
         self.average.load_state_dict(saved.part("saliency/"))
         self._restore_gates(saved.part("gates/"))
-        self.zeros = {k: t.to(self.device) for k, t in saved.part("zeros/").items()}
+        params = self.pruned.parameters()
+        held = saved.part("zeros/").items()
+        self.zeros = {k: shard_like(t.to(self.device), params[k]) for k, t in held}
         self.watch()
         if self.grams is not None:
             self.grams.load_state_dict(saved.part("inputs/"), self.device)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 @criterion("random", paper="baseline")
-def random(weight: Tensor) -> Tensor:
+def random(uniform: Tensor) -> Tensor:
     """Uniform in [0, 1), independent of the weight; from torch's global generator."""
-    return weight.new_empty(weight.shape).uniform_()
+    return uniform
 
 
 @criterion("magnitude", paper="arXiv:1608.08710")

@@ -24,6 +24,8 @@ class Read(Protocol):
 
     def read(self, param: str) -> dict[str, Tensor]: ...
 
+    def shape(self, param: str) -> tuple[int, int]: ...
+
     def weight(self, param: str) -> Tensor: ...
 
 
@@ -89,11 +91,12 @@ def _of_readers(s: GroupSet, criterion: Bound, read: Read) -> Tensor:
     total = torch.zeros(s.size)
     for m in _readers(s, criterion, read):
         given: dict[str, Any] = {**dict.fromkeys(criterion.needs), **read.read(m.param)}
-        weight_OI = read.weight(m.param)
         given |= {"kind": s.kind, "layer": -1 if s.layer is None else s.layer}
-        given |= {"positions": m.index_GB.shape[1], "weight": weight_OI.float()}
+        given["positions"] = m.index_GB.shape[1]
+        if "weight" in criterion.needs:  # a sharded one is gathered for it
+            given["weight"] = read.weight(m.param).float()
         found = _ask(criterion, given, s)
-        shape = tuple(weight_OI.shape)
+        shape = read.shape(m.param)
         wanted = f"where {shape}, or one number per column, was expected"
         criterion.plugin.require_shape(found, wanted, shape, shape[1:])
         found_I = found.sum(0) if found.dim() == 2 else found
@@ -116,7 +119,8 @@ def _of_whole(s: GroupSet, criterion: Bound, read: Read, grams: SecondMoments) -
     given: dict[str, Any] = {**dict.fromkeys(criterion.needs), **measured}
     given |= {"kind": s.kind, "layer": -1 if s.layer is None else s.layer}
     given |= {"positions": m.index_GB.shape[1], "gram": gram_II[columns][:, columns]}
-    given["weight"] = read.weight(m.param).float()[:, columns]
+    if "weight" in criterion.needs:
+        given["weight"] = read.weight(m.param).float()[:, columns]
     found = criterion(**given)
     criterion.plugin.require_shape(found, f"where ({s.size},) was expected", (s.size,))
     return found.float().cpu()

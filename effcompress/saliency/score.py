@@ -128,8 +128,12 @@ def _sums(param: str, dims: set[int], criterion: Bound, stats: Stats) -> dict[in
     step = max(1, BLOCK_ELEMENTS // width)
     pieces: list[Tensor] = []
     sums: dict[int, Tensor] = {}
+    uniform = _Uniform(shape, step) if "uniform" in criterion.needs else None
     for start in range(held.start, held.stop, step):
-        inputs = stats.rows(param, start, min(start + step, held.stop))
+        stop = min(start + step, held.stop)
+        inputs = stats.rows(param, start, stop)
+        if uniform is not None:
+            inputs["uniform"] = uniform.rows(start, stop).to(inputs["weight"].device)
         saliency = _ask(criterion, inputs, tuple(inputs["weight"].shape)).float()
         if 0 in dims:
             pieces.append(saliency.flatten(1).sum(1) if saliency.dim() > 1 else saliency)
@@ -139,7 +143,33 @@ def _sums(param: str, dims: set[int], criterion: Bound, stats: Stats) -> dict[in
     found = {dim: total.cpu() for dim, total in sums.items()}
     if pieces:
         found[0] = torch.cat(pieces).cpu()
+    if uniform is not None:
+        uniform.skip_to(shape[0])
     return found if len(held) == shape[0] else _among_all(found, dims, shape, held)
+
+
+class _Uniform:
+    """Random numbers for the rows of one parameter, drawn in their order from the CPU's generator.
+    Those of rows that other processes hold are drawn and dropped, so that every process has the
+    numbers of one alone, and its generator is where that of one alone would be.
+    """
+
+    def __init__(self, shape: tuple[int, ...], step: int) -> None:
+        """``step``: rows that may be in memory at a time."""
+        self._width, self._step, self._at = shape[1:], step, 0
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Returns those of rows ``start:stop``, which lie behind those asked for before."""
+        self.skip_to(start)
+        self._at = stop
+        return torch.rand(stop - start, *self._width)
+
+    def skip_to(self, start: int) -> None:
+        """Draws those of the rows up to ``start``."""
+        while self._at < start:
+            count = min(self._step, start - self._at)
+            torch.rand(count, *self._width)
+            self._at += count
 
 
 def _among_all(

@@ -2,11 +2,13 @@
 else learns.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.rows import is_sharded, own, shard_group
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 from effcompress.registry import Bound
 from effcompress.spec import Pattern
@@ -82,17 +84,26 @@ def hold(module: nn.Module, zeros: Mapping[str, Tensor]) -> None:
     """
     for name, p in module.named_parameters():
         if name in zeros and p.grad is not None:
-            p.grad.masked_fill_(zeros[name], 0.0)
+            own(p.grad).masked_fill_(own(zeros[name]), 0.0)
 
 
-def require_held(module: nn.Module, zeros: Mapping[str, Tensor]) -> None:
-    """Raises RunError naming a weight that should have stayed zero and did not."""
-    for name, p in module.named_parameters():
-        if name in zeros and bool(p.detach()[zeros[name]].any()):
-            raise RunError("a weight that was made zero is not zero any more", where=name)
+def require_held(module: nn.Module, zeros: Mapping[str, Tensor], world: World = ALONE) -> None:
+    """Raises RunError naming a weight that should have stayed zero and did not, in any process."""
+    held = ((name, p) for name, p in module.named_parameters() if name in zeros)
+    lost = next((n for n, p in held if bool(own(p.detach())[own(zeros[n])].any())), "")
+    found = world.each(lambda: lost) if zeros else []
+    if lost := next(filter(None, found), ""):
+        raise RunError("a weight that was made zero is not zero any more", where=lost)
 
 
-def count(module: nn.Module, params: Iterable[str]) -> int:
-    """Zeros in these weights."""
+def count(module: nn.Module, params: Sequence[str], world: World = ALONE) -> int:
+    """Zeros in these weights, whose rows may be shared out over the processes."""
     held = dict(module.named_parameters())
-    return sum(int((held[name] == 0).sum()) for name in params)
+    return sum(counts([held[name] for name in params], world))
+
+
+def counts(weights: Sequence[Tensor], world: World = ALONE) -> list[int]:
+    """Zeros in each weight. Collective where they are sharded."""
+    here = [int((own(p.detach()) == 0).sum()) for p in weights]
+    shared = any(is_sharded(p) for p in weights)
+    return [int(n) for n in world.sums(here, shard_group(weights))] if shared else here

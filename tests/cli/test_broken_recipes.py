@@ -705,10 +705,14 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         19,
         ("distributed.gather", "bf16"),
     ),
-    "sharded zeros": (
-        zeros("{method: wanda, sparsity: 50%}") + SHARD,
-        8,
-        ("mode shard: sparsify", "mode: replicate"),
+    "a sharded rotation": located(
+        rotating() + SHARD, "rotate", "prune.rotate needs the whole model", "mode: replicate"
+    ),
+    "a sharded search": located(
+        searching() + SHARD, "search", "prune.search needs the whole model", "mode: replicate"
+    ),
+    "sharded widths": located(
+        by_time() + SHARD, "allocation", "prune.allocation needs the whole model", "replicate"
     ),
     "sharded teacher": (
         recovering("tokens: 1.5k", "tokens: 1.5k\n  method: distill") + SHARD,
@@ -846,16 +850,6 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         edit("  target:", "  measure: {refit_held_out: 0%}\n  target:"),
         9,
         ("prune.measure.refit_held_out", "more than 0"),
-    ),
-    "sharded calibration": (
-        edit("  target:", "  measure: {source: calibration}\n  target:") + SHARD,
-        9,
-        ("calibration needs the whole model", "source: training", "replicate"),
-    ),
-    "sharded refit": (
-        edit("  target:", "  refit: anew\n  target:") + SHARD,
-        9,
-        ("refit needs the whole model", "replicate"),
     ),
     # versions
     "other version": (edit("name: toy", "effcompress: '>=99'"), 1, ("wants effcompress >=99",)),

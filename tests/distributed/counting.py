@@ -1,5 +1,6 @@
 """One of several processes (`tests.warm.together`): counts the bytes of a step, of a cut and of
-joining again (``main``), or of a step of recovery (``recovering``), and writes ``output.json``.
+joining again (``main``), of what reads calibration text (``calibrating``), or of a step of recovery
+(``recovering``), and writes ``output.json``.
 
 ``output.json``: for each process what -> kind of collective -> bytes that it handed to it;
 ``touched`` and ``groups`` of the cut, bytes of the model's buffers.
@@ -8,30 +9,36 @@ joining again (``main``), or of a step of recovery (``recovering``), and writes 
 from __future__ import annotations
 
 import json
-import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from effcompress import load_recipe, train
-from effcompress.distributed.world import joined, needs_all_ranks
+from effcompress.distributed.world import World, joined, needs_all_ranks
 from effcompress.record.log import Log, NoView
+from effcompress.runner import prune as pruning
 from effcompress.runner import recovery
-from effcompress.runner.measuring import listening, observe
+from effcompress.runner.measuring import calibrated, listening, observe
 from effcompress.runner.provenance import source_model
 from effcompress.runner.prune import commit_event, prune_event
+from effcompress.runner.recovery import refit_event
+from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.start import corpus_of, load_source
 from effcompress.runner.state import RunState
+from effcompress.spec import Recipe
 from effcompress.train.loss import Distillation
 from effcompress.types import Due
 
 here: Counter[str] = Counter()
-alive: list[weakref.ref[Any]] = []
+by_layer = pruning.propagated
+alive: list[tuple[StorageWeakRef, int]] = []
 
 
 def counts(kind: str, real: Callable[..., Any], tensors: Callable[..., list[Any]]) -> Any:
@@ -43,9 +50,10 @@ def counts(kind: str, real: Callable[..., Any], tensors: Callable[..., list[Any]
 
 
 def gathered(tensor: Any) -> Any:
-    """Note how many bytes of whole tensors are alive with this one."""
-    alive.append(weakref.ref(tensor))
-    here["whole"] = max(here["whole"], sum(t.nbytes for ref in alive if (t := ref()) is not None))
+    """Note how many bytes of whole tensors are alive with this one, whoever refers to them."""
+    alive.append((StorageWeakRef(tensor.untyped_storage()), tensor.nbytes))
+    alive[:] = [(held, size) for held, size in alive if not held.expired()]
+    here["whole"] = max(here["whole"], sum(size for _, size in alive))
     return tensor
 
 
@@ -71,15 +79,60 @@ def count() -> None:
     dist._broadcast_coalesced = counts("broadcast", coalesced, lambda _, ts, *rest, **how: ts)
 
 
+def state_of(recipe: Recipe, log: Log, world: World) -> RunState:
+    model, provenance = load_source(recipe, log, {}, offline=True, world=world)
+    quiet: Any = {"offline": True, "say": log.note, "notice": log.note}
+    state = RunState(recipe, model, corpus_of(recipe, model.tokenizer, **quiet), world)
+    state.provenance = provenance
+    return state
+
+
+def calibrating(path: Path, cases: Mapping[str, Sequence[str]], output: Path) -> None:
+    """``cases``: name -> settings of a recipe that cuts once, at the start."""
+    count()
+    said: dict[str, Any] = {}
+    with joined() as world:
+        log = Log(path.parent, view=NoView(), keep=world.main)
+        for name, sets in cases.items():
+            recipe = load_recipe(path, sets).recipe
+            state = state_of(recipe, log, world)
+            assert state.shards
+            state.to_call  # noqa: B018  joins
+            found = said[name] = {}
+
+            def counting(what: str, act: Callable[..., object], *given: Any, into=found) -> None:
+                here.clear()
+                act(*given)
+                into[what] = {kind: count for kind, count in here.items() if kind != "decision"}
+
+            if recipe.prune is not None:
+                counting("calibration", calibrated, state, recipe.prune, log)
+                found["propagated"] = {}
+
+                def propagated(*given: Any, counting=counting) -> Any:
+                    made: list[Any] = []
+                    counting("propagated", lambda: made.append(by_layer(*given)))
+                    return made[0]
+
+                pruning.propagated = propagated
+                due = Due(params=state.target_params)
+                prune_event(state, replace(recipe.prune, refit=None), due, log)
+                found["widths"] = dict(state.pruned.ledger.widths())
+                if recipe.prune.refit is not None:
+                    counting("refit", refit_event, state, recipe.prune, log)
+            if recipe.sparsify is not None:
+                counting("zeros", sparsify_event, state, recipe.sparsify, log)
+        log.close()
+        if world.main:
+            output.write_text(json.dumps(said))
+
+
 def main(path: Path, output: Path, sets: Sequence[str] = ()) -> None:
     count()
     recipe = load_recipe(path, sets).recipe
     with joined() as world:
         log = Log(path.parent, view=NoView(), keep=world.main)
-        model, _ = load_source(recipe, log, {}, offline=True, world=world)
-        quiet: Any = {"offline": True, "say": log.note, "notice": log.note}
-        corpus = corpus_of(recipe, model.tokenizer, **quiet)
-        state = RunState(recipe, model, corpus, world)
+        state = state_of(recipe, log, world)
         assert recipe.train and recipe.prune and state.optimizer
         said: dict[str, Any] = {"buffers": sum(t.nbytes for t in state.module.buffers())}
 

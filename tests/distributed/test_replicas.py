@@ -15,7 +15,7 @@ from effcompress.estimate.communication import unequal
 from effcompress.estimate.forecast import Launch, plan
 from effcompress.spec import DistributedSpec
 from tests.distributed.test_two_processes import OBS, logits, losses, together
-from tests.runner.toys import events, plans, recipe, repeatable
+from tests.runner.toys import events, plans, recipe, repeatable, weight_files
 
 pytestmark = pytest.mark.timeout(900)  # a machine may be busy with more than this
 
@@ -78,7 +78,7 @@ def test_two_times_two_processes_do_what_one_does(tmp_path: Path) -> None:
         code, said = together([job], tmp_path, processes=processes)
         assert code == 0, said
     run(load_recipe(path, [*common, *SHARD]), output=tmp_path / "by_one", resume=True)
-    for file in ("model.safetensors", "plans.jsonl", "config.json"):
+    for file in (*weight_files(whole), "plans.jsonl", "config.json"):
         assert (whole / file).read_bytes() == (tmp_path / "by_four" / file).read_bytes(), file
     for kind in ("step", "cut", "commit", "evaluation"):
         assert repeatable(events(whole, kind)) == repeatable(events(tmp_path / "by_four", kind))

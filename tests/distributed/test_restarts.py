@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.distributed.test_two_processes import together
-from tests.runner.toys import events, recipe, repeatable
+from tests.runner.toys import events, recipe, repeatable, weight_files
 
 pytestmark = pytest.mark.timeout(900)  # a machine may be busy with more than this
 
@@ -74,7 +74,7 @@ def test_a_killed_process_is_made_up_for(
     assert code == 0, said
     assert said.count("continuing at step 4,") == 1  # it died behind the sixth
     assert "exitcode: -9" in said
-    for file in ("model.safetensors", "config.json", "plans.jsonl"):
+    for file in (*weight_files(whole), "config.json", "plans.jsonl"):
         assert (whole / file).read_bytes() == (hurt / file).read_bytes(), file
     for kind in ("step", "cut", "commit", "evaluation"):
         assert repeatable(events(whole, kind)) == repeatable(events(hurt, kind)), kind

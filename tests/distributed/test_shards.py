@@ -11,7 +11,14 @@ from effcompress import load_recipe, run
 from effcompress.errors import RecipeError
 from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.forecast import Launch, plan
-from tests.distributed.test_two_processes import OBS, assert_same_run, losses, together
+from tests.distributed.test_two_processes import (
+    OBS,
+    ONCE,
+    assert_same_run,
+    losses,
+    together,
+    weights_of,
+)
 from tests.runner.toys import events, plans, recipe
 
 pytestmark = pytest.mark.timeout(900)  # a machine may be busy with more than this
@@ -81,11 +88,17 @@ def test_compiled_layers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sets", "says"),
     [
-        (["prune.measure={source: calibration}"], "shard: calibration needs the whole model"),
-        (["prune.refit=least_squares"], "shard: refit needs"),
+        ([*ONCE, "prune.search={}"], "shard: prune.search needs the whole model"),
         (
-            ["prune=null", "sparsify={method: magnitude, sparsity: 50%}"],
-            "shard: sparsify needs",
+            [*ONCE, "prune.allocation=dynamic_program", "prune.selector=null"],
+            "shard: prune.allocation needs",
+        ),
+        (
+            [
+                *(*ONCE, "prune.space=[hidden]", "prune.criterion=null", "prune.selector=null"),
+                *("prune.rotate=slicegpt", "prune.target={shape: {hidden: 24}}"),
+            ],
+            "shard: prune.rotate needs",
         ),
     ],
 )
@@ -95,6 +108,41 @@ def test_what_needs_the_whole_model_is_refused(tmp_path: Path, sets: list[str], 
     with pytest.raises(RecipeError, match=says) as caught:
         load_recipe(path, [*sets, *SHARD])
     assert caught.value.fix
+
+
+def test_zeros_are_those_of_one_process(tmp_path: Path) -> None:
+    """By every method; held in the training behind them, by a resumed run, too."""
+    sets = ["prune=null", "train.tokens=1024", "save.every=2"]
+    path = recipe(tmp_path)
+    cases = {
+        "magnitude": "{method: magnitude, sparsity: 50%, skip_layers: [0]}",
+        "wanda": "{method: wanda, pattern: 2:4, sequences: 3}",
+        "sparsegpt": "{method: sparsegpt, sparsity: 50%, sequences: 5, true_sequential: true}",
+    }
+    every = {name: [*sets, f"sparsify={text}"] for name, text in cases.items()}
+    for name, each in every.items():
+        run(load_recipe(path, each), output=tmp_path / f"one_{name}")
+    jobs = [
+        {"recipe": path, "output": tmp_path / n, "set": [*s, *SHARD], "bare": True}
+        for n, s in every.items()
+    ]
+    stopped = {**jobs[0], "output": tmp_path / "stopped"}
+    jobs += [{**stopped, "asked": 3}, {**stopped, "resume": True}]
+    _, said = together(jobs, tmp_path)
+    for rank in (0, 1):
+        assert f"process {rank}: by SIGTERM behind step 3, with a checkpoint" in said, said
+    for name in (*every, "stopped"):
+        one = tmp_path / f"one_{'magnitude' if name == 'stopped' else name}"
+        (alone,), (shared,) = events(one, "sparsify"), events(tmp_path / name, "sparsify")
+        assert shared["layers"] == alone["layers"] and shared["zeroed"] == alone["zeroed"] > 0
+        assert len(losses(tmp_path / name)) == 8
+        assert losses(tmp_path / name) == pytest.approx(losses(one), abs=1e-4), name
+        (end,) = [e for e in events(tmp_path / name, "end") if e["status"] == "success"]
+        assert end["zeroed"] == alone["zeroed"]
+        found, expected = weights_of(tmp_path / name), weights_of(one)
+        for param, weight in expected.items():
+            assert torch.equal(found[param] == 0, weight == 0), (name, param)
+            torch.testing.assert_close(found[param], weight, atol=1e-4, rtol=0, msg=param)
 
 
 def test_plan_of_shares(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from effcompress import load_recipe
+from effcompress.estimate.calibration import per_calibration, per_refit, per_sparsify
 from effcompress.estimate.communication import (
     Message,
     losing,
@@ -18,7 +19,7 @@ from effcompress.estimate.communication import (
     shard_elements,
 )
 from effcompress.estimate.feasibility import sized_model
-from effcompress.estimate.memory import trained
+from effcompress.estimate.memory import layer_sizes, trained
 from effcompress.recipe import LoadedRecipe
 from tests import warm
 from tests.distributed import counting
@@ -35,7 +36,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def by_collective(said: list[Message]) -> dict[str, int]:
     found: dict[str, int] = {}
     for m in said:
-        if m.what != "decision":
+        if m.what not in ("decision", "fitted weights"):  # estimates
             found[m.collective] = found.get(m.collective, 0) + m.bytes
     return found
 
@@ -155,3 +156,76 @@ def test_bytes_of_a_recovery(tmp_path: Path, method: str) -> None:
     planned = per_step(found, loaded.recipe, said["widths"], 2, count)
     assert "teacher's weights" in {m.what for m in planned}
     assert said["step"] == by_collective(planned)
+
+
+ONCE = ["distributed.mode=shard", "train=null", "prune.schedule={name: once, at: 0}"]
+HELD = ["prune.space=[{name: attention}, {name: ffn}]", "prune.repair=[]"]
+CASES = {
+    "taylor": [
+        *(*ONCE, "prune.measure={source: calibration, sequences: 5, refit_sequences: 8}"),
+        *("prune.repair=[]", "prune.refit=least_squares"),
+        "sparsify={method: wanda, sparsity: 50%, sequences: 3}",
+    ],
+    "mask_fisher": [
+        *(*ONCE, *HELD, "prune.measure={source: calibration, sequences: 5, refit_sequences: 9}"),
+        *("prune.refit={name: least_squares, damp: 0.1}", "data.documents={isolate: true}"),
+        "sparsify={method: magnitude, sparsity: 50%, skip_layers: [0]}",
+    ],
+    "wanda": [
+        *(*ONCE, *HELD, "prune.measure={source: calibration, sequences: 3, propagate: true}"),
+        "sparsify={method: sparsegpt, sparsity: 50%, sequences: 3, skip_layers: [-1]}",
+    ],
+    "taylor_mixed": [
+        *(*ONCE, *HELD, "prune.measure={source: calibration, sequences: 3}"),
+        "prune.hessian=fisher_diag",
+    ],
+    "two_ssp": [
+        *(*ONCE[:2], "prune.space=[ffn, attention_block]", "prune.selector=width_first"),
+        *("prune.target={shape: {ffn: 48, attention_block: 1}}", "prune.schedule=two_stages"),
+        "prune.measure={source: calibration, sequences: 3, ablation_sequences: 2}",
+        *("prune.repair=[]", "export.form=exact"),
+    ],
+}
+
+
+def test_bytes_and_peaks_where_calibration_text_is_read(tmp_path: Path) -> None:
+    """What a sharded model gathers for scores, a refit and zeros is what `plan` says; and where
+    layers are taken one at a time, never more than one of a model is whole.
+    """
+    path = recipe(tmp_path)
+    cases = {name: [f"prune.criterion={name}", *sets] for name, sets in CASES.items()}
+    output = tmp_path / "said.json"
+    code, said = warm.together(counting.calibrating, path, cases, output, folder=tmp_path)
+    assert code == 0, said
+    for name, told in json.loads(output.read_text()).items():
+        loaded = load_recipe(path, cases[name])
+        found, run = sized_model(loaded), loaded.recipe
+        assert found is not None and run.prune is not None
+        widths = told.pop("widths")
+        (outside, large), (_, small) = (layer_sizes(found.axes, w) for w in ({}, widths))
+        layer, weights = 4 * max(large), found.axes.shapes
+        largest = 4 * max(found.axes.numel(p, found.axes.widths) for p in weights)
+        most = {
+            **{"calibration": largest, "propagated": 4 * outside + layer},
+            # When the source model begins, the first layer of the other has its turn.
+            "refit": 4 * outside + layer + 4 * max(small),
+            "zeros": 4 * max(small) if name == "mask_fisher" else 4 * outside + layer,
+        }
+        every, turns = per_calibration(found, run, {}, 2), "layers, one at a time"
+        planned = {
+            "calibration": [m for m in every if m.what != turns],
+            "propagated": [m for m in every if m.what == turns],
+        }
+        if run.prune.refit:
+            planned["refit"] = per_refit(found, run, widths, 2)
+        if run.sparsify:
+            planned["zeros"] = per_sparsify(found, run, widths, 2)
+        assert told.keys() == planned.keys()
+        for what, messages in planned.items():
+            whole, sent = told[what].pop("whole", 0), told[what]
+            assert whole <= most[what], (name, what)
+            assert whole or what == "calibration" or not messages
+            expected = by_collective(messages)
+            few = sent.pop("all_reduce", 0) - expected.pop("all_reduce", 0)
+            assert 0 <= few < 400, (name, what)  # numbers of tokens, sums of losses
+            assert sent == expected, (name, what)

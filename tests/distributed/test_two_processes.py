@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from effcompress import load_recipe, run
+from effcompress import checkpoint, load_recipe, run
 from effcompress.estimate.allocation import LatencyTable, dependencies, place_of
 from effcompress.estimate.feasibility import levels_of, sized_model
 from effcompress.runner import run as story
 from tests import warm
 from tests.distributed import worker
-from tests.runner.toys import events, plans, recipe, repeatable
+from tests.runner.toys import events, plans, recipe, repeatable, weight_files
 
 pytestmark = pytest.mark.timeout(900)  # a machine may be busy with more than this
 
@@ -43,16 +43,30 @@ TRAINING = {
     "mask_fisher": ["prune.space=[{name: attention}, {name: ffn}]"],
     "mask_taylor": ["prune.space=[{name: attention}, {name: ffn}]", "train.micro_batch_size=2"],
 }
+ODD = "prune.measure.sequences=5"
+"""One process has fewer than the other."""
 CALIBRATION = {
-    "taylor": ["prune.repair=[norm_gain, obs_update]"],
-    "taylor_mixed": ["prune.hessian=fisher_diag"],
-    "mask_fisher": ["prune.space=[{name: attention}, {name: ffn}]"],
+    "taylor": ["prune.repair=[norm_gain, obs_update]", ODD],
+    "taylor_second": ["prune.hessian=fisher_diag"],
+    "taylor_mixed": ["prune.hessian=fisher_diag", ODD],
+    "magnitude": [],
+    "random": [],
+    "mask_fisher": ["prune.space=[{name: attention}, {name: ffn}]", ODD],
     "mask_taylor": ["prune.space=[{name: attention}, {name: ffn}]"],
     "wanda": ["prune.space=[{name: attention}, {name: ffn}]"],
     "flap": ["prune.space=[{name: attention}, {name: ffn}]", "export.form=exact"],
     "minitron": ["prune.space=[{name: ffn}, hidden]"],
-    "block_influence": ["prune.space=[layer]", "prune.target={shape: {layer: 1}}"],
+    "block_influence": ["prune.space=[layer]", "prune.target={shape: {layer: 1}}", ODD],
     "depth_order": ["prune.space=[layer]", "prune.target={shape: {layer: 1}}"],
+    "ziplm": [
+        "prune.space=[{name: attention, scope: per_layer}, {name: ffn, scope: per_layer}]",
+        *("prune.repair=[obs_update]", "export.form=exact"),
+    ],
+    "two_ssp": [
+        *("prune.space=[ffn, attention_block]", "prune.selector=width_first", "export.form=exact"),
+        *("prune.target={shape: {ffn: 48, attention_block: 1}}", "prune.schedule=two_stages"),
+        "prune.measure={source: calibration, sequences: 6, ablation_sequences: 3}",
+    ],
 }
 
 
@@ -188,16 +202,17 @@ def test_a_refit_chooses_what_it_chooses_alone(tmp_path: Path) -> None:
     }
     # Too few for each process to read two: both read all of them.
     cases["few"] = [*cases["least_squares"], "prune.measure.refit_sequences=3"]
+    # Every sequence has a mask of its own, and one process reads fewer of them.
+    cases["isolated"] = [*cases["least_squares"], "data.documents={isolate: true}"]
+    cases["isolated"] += ["prune.measure.refit_sequences=9", "data.sequence_length=64"]
     for name, each in cases.items():
         run(load_recipe(path, each), output=tmp_path / f"one_{name}")
-    jobs = [
-        {"recipe": path, "output": tmp_path / f"two_{n}", "set": s, "bare": True}
-        for n, s in cases.items()
-    ]
+    jobs = in_both_modes(path, tmp_path, cases)
     code, said = together(jobs, tmp_path)
     assert code == 0, said
-    for name in cases:
-        one, two = (tmp_path / f"{number}_{name}" for number in ("one", "two"))
+    for job in jobs:
+        two = job["output"]
+        one = tmp_path / f"one_{two.name.partition('_')[2]}"
         (alone,), (shared,) = events(one, "refit"), events(two, "refit")
         assert len(alone["fits"]) == len(shared["fits"]) == 4
         for weight, how in alone["fits"].items():
@@ -206,11 +221,27 @@ def test_a_refit_chooses_what_it_chooses_alone(tmp_path: Path) -> None:
             for key in ("error_before", "error_after"):
                 assert other[key] == pytest.approx(how[key], rel=1e-4)
         assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+        assert_same_weights(one, two)
+
+
+def assert_same_weights(one: Path, two: Path, within: float = 1e-4) -> None:
+    """In the last checkpoint of each."""
+    weights, others = weights_of(one), weights_of(two)
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, atol=within, rtol=0, msg=name)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    saved = checkpoint.newest(folder / "checkpoints", pytest.fail)
+    assert saved is not None
+    return dict(saved.part("model/"))
 
 
 def test_every_criterion_chooses_what_it_chooses_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Replicated and sharded."""
     monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
     path = recipe(tmp_path)
     cases = {}
@@ -223,7 +254,7 @@ def test_every_criterion_chooses_what_it_chooses_alone(
             cases[f"{source}_{name}"] = [f"prune.criterion={name}", *common, *repair, *sets]
     for name, more in LEVELS.items():
         cases[f"c_{name}"] = [*LEVELED, *more, "train=null", *ONCE, "prune.repair=[obs_update]"]
-    # Layer by layer on what pruned layers hand on: by the main process, for both.
+    # Layer by layer on what pruned layers hand on.
     cases["c_propagated"] = [*cases["c_wanda"], "prune.measure.propagate=true"]
     per_layer = [f"{{name: {kind}, scope: per_layer}}" for kind in ("attention", "ffn")]
     cases["c_interleaved"] = [
@@ -234,15 +265,39 @@ def test_every_criterion_chooses_what_it_chooses_alone(
     ]
     for name, sets in cases.items():
         run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
-    jobs = [
-        {"recipe": path, "output": tmp_path / f"two_{n}", "set": s, "bare": True}
-        for n, s in cases.items()
-    ]
+    jobs = in_both_modes(path, tmp_path, cases, of_one={f"c_{name}" for name in LEVELS})
     code, said = together(jobs, tmp_path)
     assert code == 0, said
-    for name in cases:
-        one, two = plans(tmp_path / f"one_{name}"), plans(tmp_path / f"two_{name}")
-        assert one and one == two, name
+    assert_same_cuts(tmp_path, cases, jobs)
+
+
+def in_both_modes(
+    path: Path,
+    folder: Path,
+    cases: Mapping[str, Sequence[str]],
+    of_one: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Jobs ``replicate_NAME`` and, unless it is ``of_one``, ``shard_NAME``."""
+    return [
+        {
+            **{"recipe": path, "output": folder / f"{mode}_{name}", "bare": True},
+            "set": [*sets, f"distributed.mode={mode}"],
+        }
+        for name, sets in cases.items()
+        for mode in ("replicate", "shard")
+        if mode == "replicate" or name not in of_one
+    ]
+
+
+def assert_same_cuts(
+    folder: Path, cases: Mapping[str, Sequence[str]], jobs: Sequence[Mapping[str, Any]]
+) -> None:
+    """Every job cut what ``one_NAME`` did."""
+    assert len(jobs) > len(cases)
+    for job in jobs:
+        name = job["output"].name.partition("_")[2]
+        one, two = plans(folder / f"one_{name}"), plans(job["output"])
+        assert one and one == two, job["output"].name
 
 
 def test_times_are_those_of_the_main_process(tmp_path: Path) -> None:
@@ -277,20 +332,16 @@ def test_experts_are_those_chosen_alone(tmp_path: Path, monkeypatch: pytest.Monk
     path = recipe(tmp_path)
     common = ["train=null", *ONCE, MIXTURE, "prune.space=[expert]", "prune.repair=[]"]
     common += ["prune.target={shape: {expert: 3}}"]
-    cases = {name: [f"prune.criterion={name}", *common] for name in ("reap", "ean")}
+    names = ("reap", "ean", "man", "msan", "mone", "frequency")
+    cases = {name: [f"prune.criterion={name}", *common] for name in names}
     cases["propagated"] = [*cases["reap"], "prune.measure.propagate=true"]
     cases["novice"] = [*cases["ean"], "prune.repair=[novice]", "export.form=exact"]
     for name, sets in cases.items():
         run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
-    jobs = [
-        {"recipe": path, "output": tmp_path / f"two_{n}", "set": s, "bare": True}
-        for n, s in cases.items()
-    ]
+    jobs = in_both_modes(path, tmp_path, cases)
     code, said = together(jobs, tmp_path)
     assert code == 0, said
-    for name in cases:
-        one, two = plans(tmp_path / f"one_{name}"), plans(tmp_path / f"two_{name}")
-        assert one and one == two, name
+    assert_same_cuts(tmp_path, cases, jobs)
 
 
 @pytest.mark.parametrize("mode", ["replicate", "shard"])
@@ -314,7 +365,7 @@ def test_resumed_by_two_and_by_one(tmp_path: Path, mode: str) -> None:
     code, said = together([job], tmp_path)
     assert code == 0, said
     run(load_recipe(path, sets), output=tmp_path / "by_one", resume=True)
-    for file in ("model.safetensors", "plans.jsonl", "config.json"):
+    for file in (*weight_files(whole), "plans.jsonl", "config.json"):
         assert (whole / file).read_bytes() == (tmp_path / "by_two" / file).read_bytes(), file
     for kind in ("step", "cut", "commit", "evaluation"):
         assert repeatable(events(whole, kind)) == repeatable(events(tmp_path / "by_two", kind))
@@ -331,7 +382,7 @@ def test_one_that_dies_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
     assert code != 0 and not (hurt / "config.json").exists()
     code, said = launched([{"recipe": path, "output": hurt, "resume": True}], tmp_path)
     assert code == 0, said
-    for file in ("model.safetensors", "plans.jsonl"):
+    for file in (*weight_files(whole), "plans.jsonl"):
         assert (whole / file).read_bytes() == (hurt / file).read_bytes(), file
 
 
@@ -366,7 +417,7 @@ def test_one_that_cannot_write_stops_all(tmp_path: Path) -> None:
     for rank in (0, 1):
         where = f"process {rank}: {out / 'checkpoints'}: the checkpoint of step 8 cannot be written"
         assert where in said, said
-    for file in ("model.safetensors", "plans.jsonl"):
+    for file in (*weight_files(whole), "plans.jsonl"):
         assert (whole / file).read_bytes() == (out / file).read_bytes(), file
     assert not [*(out / "checkpoints").glob(".writing-*")]
 

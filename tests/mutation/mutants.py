@@ -783,6 +783,32 @@ MUTANTS: tuple[Mutant, ...] = (
         "rows of the wrong process are cleared",
     ),
     Mutant(
+        "effcompress/distributed/gather.py",
+        "write_back(p.detach(), whole_p.detach())",
+        "pass",
+        ("tests/distributed/test_shards.py::test_zeros_are_those_of_one_process",),
+        "what was changed in a gathered layer is lost",
+    ),
+    Mutant(
+        "effcompress/estimate/calibration.py",
+        'Message("weights for calibration", "all_gather", (1 + backward) * passes * model)',
+        'Message("weights for calibration", "all_gather", passes * model)',
+        (
+            (
+                "tests/distributed/test_traffic.py::test_bytes_and_peaks_where_calibration_text_is_r"
+                "ead"
+            ),
+        ),
+        "what the backward gathers is not counted",
+    ),
+    Mutant(
+        "effcompress/saliency/score.py",
+        "uniform.skip_to(shape[0])",
+        "pass",
+        ("tests/saliency/test_score.py::test_random_numbers_are_those_of_one_process",),
+        "random numbers of later weights depend on the number of processes",
+    ),
+    Mutant(
         "effcompress/distributed/shards.py",
         "unit.set_gradient_divide_factor(1.0)",
         "pass",
@@ -1401,10 +1427,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/recipe/cross_checks.py",
-        'yield Row(recipe.sparsify, ("sparsify",)',
-        'yield Row(None, ("sparsify",)',
+        'for key in ("rotate", "search", "allocation"):',
+        'for key in ("rotate", "search"):',
         ("tests/distributed/test_shards.py::test_what_needs_the_whole_model_is_refused",),
-        "sparsify on shards is accepted",
+        "a choice of widths on shards is accepted",
     ),
     Mutant(
         "effcompress/recipe/load.py",
@@ -2583,7 +2609,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/sparsity/apply.py",
-        "p.grad.masked_fill_(zeros[name], 0.0)",
+        "own(p.grad).masked_fill_(own(zeros[name]), 0.0)",
         "pass",
         ("tests/runner/test_sparsify.py::test_zeros_survive_training_in_weights_and_moments",),
         "zeros learn in training",

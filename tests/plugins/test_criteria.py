@@ -33,6 +33,10 @@ class Fixed:
     def read(self, _param: str) -> dict[str, Tensor]:
         return STATS
 
+    def shape(self, _param: str) -> tuple[int, int]:
+        rows, columns = W.shape
+        return rows, columns
+
     def weight(self, param: str) -> Tensor:
         return W if param == "a" else 2 * W
 

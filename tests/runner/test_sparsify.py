@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from effcompress import load_recipe, run
+from effcompress.distributed.world import ALONE
 from effcompress.errors import RecipeError, RunError
 from effcompress.record.events import Event, Warn, line
 from effcompress.registry import REGISTRY, Bound
@@ -265,7 +266,10 @@ class State:
     def __init__(self, module: Any, corpus: Any) -> None:
         from effcompress.network.pruned_model import PrunedModel
 
-        self.module = module
+        self.module = self.unwrapped = module
+        self.world = ALONE
+        self.shards = self.loss_of = None
+        self.operations = 0.0
         self.pruned = PrunedModel(module, module.config.to_dict())
         self.corpus, self.device = corpus, torch.device("cpu")
         self.step, self.params = 0, self.pruned.params

@@ -82,3 +82,10 @@ def plans(folder: Path) -> list[dict]:
     """What was cut and when, without saliency, which rounding changes."""
     lines = (folder / "plans.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(x).items() if k in ("step", "plan")} for x in lines]
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files of an exported model's weights: one for each process that wrote some."""
+    found = sorted(file.name for file in folder.glob("model*.safetensors*"))
+    assert found
+    return found

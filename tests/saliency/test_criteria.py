@@ -28,7 +28,7 @@ def test_three_numbers(name: str, knobs: dict, expected: list[float]) -> None:
 
 
 def test_random_is_uniform() -> None:
-    torch.manual_seed(0)
-    value = Bound(REGISTRY.get("criterion", "random"))(weight=torch.zeros(1000))
+    uniform = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    value = Bound(REGISTRY.get("criterion", "random"))(uniform=uniform)
     assert 0 <= value.min() < value.max() < 1
     assert abs(float(value.mean()) - 0.5) < 0.05

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from effcompress import groups
+from effcompress.distributed.rows import shard_rows
 from effcompress.errors import PluginError, RunError
 from effcompress.measure.stats import TrainingStats
 from effcompress.model.families.llama import LLAMA
@@ -75,6 +77,47 @@ def test_random_is_seeded() -> None:
         assert torch.equal(found[0][s.name], found[1][s.name])
         assert not torch.equal(found[0][s.name], found[2][s.name])
         assert len(found[0][s.name].unique()) > 1
+
+
+@pytest.mark.parametrize("block", [1 << 18, 100])
+def test_random_numbers_are_those_of_one_process(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever rows a process holds, and however many at a time: its sums are a part of the sums of
+    one alone, and the next draw is that of one alone.
+    """
+    model, sets = measured()
+    criterion = Bound(REGISTRY.get("criterion", "random"))
+    params = dict(model.named_parameters())
+    torch.manual_seed(3)
+    drawn = {
+        name: torch.empty(params[name].shape).uniform_()
+        for name in dict.fromkeys(m.param for s in sets for m in s.members)
+    }
+    following = torch.rand(1)
+    found: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
+    for rank in range(3):
+        stats = TrainingStats(model, (), None)
+        monkeypatch.setattr(stats, "held", partial(held, stats, rank))
+        torch.manual_seed(3)
+        found.append(score(sets, criterion, stats))
+        assert torch.equal(torch.rand(1), following)
+    for s in sets:
+        expected = torch.zeros(s.size, dtype=torch.float64)
+        for m in s.members:
+            along = (
+                drawn[m.param].double().movedim(m.dim, 0).reshape(drawn[m.param].shape[m.dim], -1)
+            )
+            expected += along.sum(1)[m.index_GB].sum(1)
+        total = torch.stack([scores[s.name] for scores in found]).double().sum(0)
+        torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-12)
+
+
+def held(stats: TrainingStats, rank: int, param: str) -> range:
+    """The rows of one of three processes."""
+    rows = stats.shape(param)[0]
+    return range(rows)[shard_rows(rows, rank, 3)]
 
 
 def plugin(function) -> Bound:

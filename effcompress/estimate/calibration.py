@@ -1,0 +1,171 @@
+"""Computes what processes send each other where a sharded model reads calibration text: for the
+scores of a cut, for a refit, and to make zeros. Sums of a few numbers per layer are left out.
+
+Passes through the whole model gather it once, and once more for a backward; passes that take one
+layer at a time gather each layer when it has its turn, whatever the number of sequences, and in two
+passes before that, which record what layers are called with (``measure/blockwise.py``).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from effcompress.estimate.communication import (
+    FP32,
+    FP64,
+    Message,
+    scored,
+    shard_elements,
+    shards_of,
+)
+from effcompress.estimate.feasibility import SizedModel, skipped_layers
+from effcompress.estimate.memory import projections
+from effcompress.injectable import ABLATED, BACKWARD
+from effcompress.removal.repairs import for_experts, for_linears
+from effcompress.sparsity.magnitude import reads_inputs
+from effcompress.spec import PruneSpec, Recipe
+from effcompress.types import DEPTH, AxisMap, Widths, axis_layer
+
+RECORDED = 2
+"""Passes of a few tokens through the whole model before layers have their turns."""
+
+
+def reads_in_turn(prune: PruneSpec, processes: int, *, sharded: bool) -> bool:
+    """Returns whether processes take calibration sequences in turn; else each reads all of them.
+
+    A statistic with state is a recursion over the sequences in their order, and statistics of
+    inputs are to be the same numbers everywhere. FSDP2 adds up the gradients of all processes,
+    which a Hessian would have to square one by one.
+    """
+    plugin, selector = prune.saliency.plugin, prune.selector
+    others = {} if selector is None else selector.plugin.of_layers
+    streamed = (*plugin.of_layers.values(), *others.values(), *plugin.of_experts.values())
+    ordered = plugin.reads_inputs or any("state" in s.needs for s in streamed)
+    squared = sharded and "hess" in plugin.needs
+    return not (ordered or squared) and prune.measure.sequences >= processes
+
+
+def per_calibration(
+    found: SizedModel, recipe: Recipe, widths: Widths, processes: int
+) -> list[Message]:
+    """Returns the messages of the measurement before one cut."""
+    prune, axes = recipe.prune, found.axes
+    assert prune is not None
+    needs, count = set(prune.saliency.needs), prune.measure.sequences
+    in_turn = reads_in_turn(prune, processes, sharded=True)
+    backward, passes = bool(BACKWARD & needs), 0
+    if backward or _listens(prune):
+        passes = -(-count // processes) if in_turn else count
+    shards = shards_of(recipe, processes)
+    model = FP32 * shard_elements(axes, widths, shards)
+    sent = (1 + backward) * passes * model
+    listed = [Message("weights for calibration", "all_gather", sent, shards)]
+    if backward:
+        sent = shards * passes * model
+        listed.append(Message("gradients of calibration", "reduce_scatter", sent, shards))
+    if backward and (replicas := processes // shards) > 1:
+        summed = Message("gradients of replicas", "all_reduce", passes * model, replicas)
+        listed.append(summed)
+    if ABLATED & needs:
+        silenced = 1 + sum(s.kind in DEPTH for s in found.sets)
+        rounds = -(-min(prune.measure.ablation_sequences, count) // processes)
+        sent = silenced * rounds * model
+        listed.append(Message("weights without a block", "all_gather", sent, shards))
+    listed += _scores(found, prune, widths, shards, in_turn=in_turn)
+    if prune.measure.propagate:
+        sent = by_layer(axes, widths, shards)
+        listed.append(Message("layers, one at a time", "all_gather", sent, shards))
+    return [message for message in listed if message.bytes]
+
+
+def _listens(prune: PruneSpec) -> bool:
+    """Returns whether anything but a gradient is measured in the passes."""
+    plugin, selector = prune.saliency.plugin, prune.selector
+    streams = plugin.of_layers or (selector is not None and selector.plugin.of_layers)
+    read = plugin.reads_inputs or plugin.reads_experts
+    return bool(streams or read or for_linears(prune.repair) or for_experts(prune.repair))
+
+
+def _scores(
+    found: SizedModel, prune: PruneSpec, widths: Widths, shards: int, *, in_turn: bool
+) -> list[Message]:
+    plugin, needs = prune.saliency.plugin, prune.saliency.needs
+    if "mask_grad" in needs:
+        units = sum({**found.axes.widths, **widths}[s.name] for s in found.sets)
+        return [Message("saliency of masks", "all_reduce", FP32 * units * in_turn)]
+    if not plugin.reads_forward:
+        sums = FP32 * scored(found, widths)
+        return [Message("saliency of weights", "all_reduce", sums, shards)]
+    if not plugin.reads_inputs or "weight" not in needs:
+        return []
+    axes, prefix = found.axes, found.axes.family.layer.partition("{i}")[0]
+    read = [
+        side.param
+        for s in found.sets
+        for side in s.sides
+        if side.dim == axes.family.inputs and side.param.startswith(prefix)
+        if len(axes.shapes[side.param]) == 2
+    ]
+    sent = sum(FP32 * shard_elements(axes, widths, shards, [param]) for param in read)
+    return [Message("weights to score", "all_gather", sent, shards)]
+
+
+def per_refit(found: SizedModel, recipe: Recipe, final: Widths, processes: int) -> list[Message]:
+    """Returns the messages of a refit of a sharded model: the source model, whose hash is compared
+    when it is read once more, both models layer by layer, and the moments of every fit, which are
+    summed. What rank 0 fits is broadcast.
+    """
+    prune, axes = recipe.prune, found.axes
+    assert prune is not None and prune.refit is not None
+    count = prune.measure.refit_sequences
+    shared = count >= 2 * processes
+    shards = shards_of(recipe, processes)
+    hashed = 0 if recipe.model.random else FP32 * shard_elements(axes, {}, shards)
+    both = sum(by_layer(axes, widths, shards) for widths in ({}, final))
+    parts, sums, fitted = 1 + bool(prune.refit.candidates), 0, 0
+    for _, inputs, outputs in projections(axes, final):
+        sums += inputs**2 + outputs * inputs + inputs + outputs + 1 + 1  # the last: tokens
+        fitted += outputs * inputs
+    summed = FP64 * parts * sums if shared else 0
+    listed = [
+        Message("source model, for its hash", "all_gather", hashed, shards),
+        Message("layers of both models", "all_gather", both, shards),
+        Message("moments to fit", "all_reduce", summed),
+        Message("fitted weights", "broadcast", FP32 * fitted),
+    ]
+    return [message for message in listed if message.bytes]
+
+
+def per_sparsify(
+    found: SizedModel, recipe: Recipe, widths: Widths, processes: int
+) -> list[Message]:
+    """Returns the messages of making zeros in a sharded model of these widths."""
+    spec, axes = recipe.sparsify, found.axes
+    assert spec is not None
+    shards = shards_of(recipe, processes)
+    skipped = skipped_layers(spec, axes)
+    wanted = [i for i in axes.depth.layers if i not in skipped]
+    if reads_inputs(spec.method):  # layers in front of the last hand text on
+        turns = [i for i in axes.depth.layers if i <= max(wanted, default=-1)]
+        sent = by_layer(axes, widths, shards, turns)
+    else:
+        sent = FP32 * sum(_layers(axes, widths, shards, wanted))
+    return [Message("layers, one at a time", "all_gather", sent, shards)]
+
+
+def by_layer(axes: AxisMap, widths: Widths, shards: int, turns: Iterable[int] | None = None) -> int:
+    """Returns the bytes that a process sends while layers (numbers in ``turns``; None: all) have
+    their turns, behind the passes that record what they are called with.
+    """
+    every = axes.depth.layers
+    outside = [param for param in axes.shapes if not axes.gates[param]]
+    recorded = RECORDED * sum(_layers(axes, widths, shards, every))
+    each = sum(_layers(axes, widths, shards, every if turns is None else turns))
+    return FP32 * (shard_elements(axes, widths, shards, outside) + recorded + each)
+
+
+def _layers(axes: AxisMap, widths: Widths, shards: int, numbers: Iterable[int]) -> Iterable[int]:
+    within: dict[int | None, list[str]] = defaultdict(list)
+    for param in axes.shapes:
+        for gate in axes.gates[param][:1]:
+            within[axis_layer(gate)].append(param)
+    return [shard_elements(axes, widths, shards, within[i]) for i in numbers]
