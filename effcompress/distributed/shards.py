@@ -44,9 +44,12 @@ def shard_parameters(
 
     rows = rows or {}
     there = next((p.device_mesh for p in module.parameters() if is_sharded(p)), None)
-    # Without names: peft takes the rows of a mesh with names of its own for tensor parallelism.
-    shape = (size,) if replicas == 1 else (replicas, size // replicas)
-    mesh = there or init_device_mesh(device.type, shape)
+    # One dimension has no name: peft takes rows of a mesh with other names than its own for tensor
+    # parallelism. FSDP2 wants two to have some.
+    shape, dims = (size,), None
+    if replicas > 1:
+        shape, dims = (replicas, size // replicas), ("replicate", "shard")
+    mesh = there or init_device_mesh(device.type, shape, mesh_dim_names=dims)
     names = {id(p): name for name, p in module.named_parameters()}
     for p, places in places_of(module).values():
         if is_sharded(p):

@@ -523,10 +523,17 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
             what = f"distributed.{name} is a knob of mode: shard"
             yield Row(True, ("distributed", name), what, f"Write `mode: shard`, or drop {name}.")
         return
+    lora = how.replicas > 1 and recipe.recover is not None and recipe.recover.method == "lora"
+    what = (
+        "distributed.replicas: peft takes a model with replicas for tensor parallel, and low-rank"
+    )
+    fix = "Write `replicas: 1`, or `method: full` under recover."
+    yield Row(lora, ("distributed", "replicas"), f"{what} updates would have wrong shapes", fix)
     shard, whole = "distributed.mode shard:", "needs the whole model in each process"
     prune = recipe.prune
     replicate = f"Write {REPLICATE}."
     what = f"{shard} evaluate.agreement {whole}"
+    fix = "Remove it, and measure the result with `effcompress eval`."
     yield Row(recipe.evaluate.agreement, ("evaluate", "agreement"), what, fix)
     for key in ("rotate", "search", "allocation"):
         what = f"{shard} prune.{key} {whole}"

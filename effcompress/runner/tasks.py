@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effcompress.distributed.world import ALONE, World
 from effcompress.model.assets import wheel
 from effcompress.model.cache import cache_root
 from effcompress.model.integrity import manifest_flaw
@@ -17,6 +16,7 @@ from effcompress.spec import CARRIED, TasksSpec
 if TYPE_CHECKING:
     from torch import nn
 
+    from effcompress.distributed.world import World
     from effcompress.types import TextTokenizer
 
 HERE = "evaluate.tasks"
@@ -51,7 +51,7 @@ def solve(
     bos: int | None,
     offline: bool,
     say: Callable[[str], None],
-    world: World = ALONE,
+    world: World,
 ) -> Tasks:
     """Returns scores by task, their mean, and the protocol that makes them comparable. Every rank
     of ``world`` asks all questions, and runs a part of the batches.

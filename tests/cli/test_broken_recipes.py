@@ -714,11 +714,6 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "sharded widths": located(
         by_time() + SHARD, "allocation", "prune.allocation needs the whole model", "replicate"
     ),
-    "sharded teacher": (
-        recovering("tokens: 1.5k", "tokens: 1.5k\n  method: distill") + SHARD,
-        17,
-        ("recover.method distill needs the whole model", "method: full", "replicate"),
-    ),
     "hidden states of a shrinking stream": (
         edit(
             "train:\n", "train:\n  distill: {hidden_weight: 1}\n", "    - ffn\n", "    - hidden\n"
@@ -726,20 +721,16 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         16,
         ("train.distill.hidden_weight", "`recover:` in place of train"),
     ),
-    "sharded teacher in training": (
-        edit("train:\n", "train:\n  distill: {text_weight: 1}\n") + SHARD,
-        16,
-        ("mode shard: train.distill needs the whole model", "mode: replicate"),
+    "replicas of low-rank updates": (
+        recovering("tokens: 1.5k", "tokens: 1.5k\n  method: lora")
+        + "distributed: {mode: shard, replicas: 2}\n",
+        20,
+        ("distributed.replicas: peft", "replicas: 1"),
     ),
     "sharded agreement": (
         RECIPE + "evaluate: {agreement: true}\n" + SHARD,
         19,
         ("mode shard: evaluate.agreement", "effcompress eval"),
-    ),
-    "sharded tasks": (
-        RECIPE + "evaluate: {tasks: {}}\n" + SHARD,
-        19,
-        ("by one process alone", "effcompress eval"),
     ),
     "mixture: a knob of no mixture": (
         mixed("{name: dynamic, etta: 2}"),

@@ -14,7 +14,14 @@ from effcompress.errors import RecipeError
 from effcompress.estimate.communication import unequal
 from effcompress.estimate.forecast import Launch, plan
 from effcompress.spec import DistributedSpec
-from tests.distributed.test_two_processes import OBS, logits, losses, together
+from tests.distributed.test_two_processes import (
+    OBS,
+    ONCE,
+    assert_same_weights,
+    logits,
+    losses,
+    together,
+)
 from tests.runner.toys import events, plans, recipe, repeatable, weight_files
 
 pytestmark = pytest.mark.timeout(900)  # a machine may be busy with more than this
@@ -160,3 +167,17 @@ def test_plan_counts_what_they_hold(tmp_path: Path) -> None:
     assert kept[1] >= 4 * kept[0] > 0
     assert half["backward"]["gathered"] < sharded["backward"]["gathered"]
     assert half["evaluation"] == sharded["evaluation"]
+
+
+def test_calibration_and_a_refit_by_two_times_two(tmp_path: Path) -> None:
+    """Sums over sequences are over all processes, sums over rows within a replica."""
+    path, one, four = recipe(tmp_path), tmp_path / "one", tmp_path / "four"
+    sets = [*ONCE, "prune.criterion=taylor", "prune.refit=least_squares", "train.tokens=640"]
+    sets += ["prune.measure.refit_sequences=10", "export.form=exact"]
+    run(load_recipe(path, sets), output=one)
+    job = {"recipe": path, "output": four, "set": [*sets, *REPLICAS]}
+    code, said = together([job], tmp_path, processes=4)
+    assert code == 0, said
+    assert plans(one) == plans(four)
+    assert losses(four) == pytest.approx(losses(one), abs=1e-4)
+    assert_same_weights(one, four)
