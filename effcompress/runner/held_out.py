@@ -36,10 +36,15 @@ def own(number: int, world: World) -> int:
     return len(range(world.rank, number, world.size))
 
 
+RESOLVED = 1e-6
+"""Fractions of the outputs' square that sums in fp32, in another order, may move an error by."""
+
+
 def fitted(refit: Bound, weight_OI: Tensor, parts: Parts) -> tuple[Tensor, Tensor | None, Fitted]:
     """Asks a refit for a weight and what its bias gains. Of knobs that are ``auto``, the values
-    count that leave the lowest error on held-out text when fitted to the other text; where all of
-    them raise it, the weight stays. The fit with these values is to all text.
+    count that leave the lowest error on held-out text when fitted to the other text, the first
+    ones among those that differ by no more than rounding (``RESOLVED``); where none lowers it by
+    more than that, the weight stays. The fit with these values is to all text.
 
     Raises PluginError for other shapes, or where the refit fails.
     """
@@ -51,10 +56,11 @@ def fitted(refit: Bound, weight_OI: Tensor, parts: Parts) -> tuple[Tensor, Tenso
         error = parts.held.error(*found)
         errors.append(error if math.isfinite(error) else math.inf)
     after = min(errors)
-    if not after < before:
+    if not after < before - RESOLVED:
         return weight_OI, None, Fitted(error_before=before, error_after=before)
-    best = refit.candidates[errors.index(after)]
-    how = Fitted(knobs=best.tried, error_before=before, error_after=after)
+    chosen = next(n for n, error in enumerate(errors) if error <= after + RESOLVED)
+    best = refit.candidates[chosen]
+    how = Fitted(knobs=best.tried, error_before=before, error_after=errors[chosen])
     return *best.corrected(weight_OI, **_inputs(parts.all)), how
 
 

@@ -281,14 +281,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/checkpoint/proof.py",
-        'tokens_equal = torch.equal(found["cached_T"], greedy_T)',
-        "tokens_equal = True",
+        "tokens_equal = torch.equal(said_T, greedy_T) and",
+        "tokens_equal = True and",
         ("tests/checkpoint/test_proof_answers.py::test_one_other_token_is_none",),
         "the proof ignores the tokens",
     ),
     Mutant(
         "effcompress/checkpoint/proof.py",
-        'cache_equal = torch.equal(found["cached_T"], found["uncached_T"])',
+        'cache_equal = torch.equal(said_T, fresh["uncached_T"])',
         "cache_equal = True",
         ("tests/checkpoint/test_proof_answers.py::test_one_other_token_is_none",),
         "the proof ignores the cache",
@@ -791,8 +791,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/estimate/calibration.py",
-        'Message("weights for calibration", "all_gather", (1 + backward) * passes * model)',
-        'Message("weights for calibration", "all_gather", passes * model)',
+        "sent = (1 + backward) * passes * model",
+        "sent = passes * model",
         (
             (
                 "tests/distributed/test_traffic.py::test_bytes_and_peaks_where_calibration_text_is_r"
@@ -1196,7 +1196,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/measure/blockwise.py",
-        ("if layer is not layers[-1] and not block.handed_on:\n                block.advance()"),
+        (
+            "if layer is not layers[-1] and not block.handed_on:\n                    block.advance()"
+        ),
         "pass",
         (("tests/measure/test_blockwise.py::test_blocks_read_and_make_what_they_do_in_the_model"),),
         "every block reads what the first one reads",
@@ -3040,7 +3042,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/held_out.py",
-        "    if not after < before:\n",
+        "    if not after < before - RESOLVED:\n",
         "    if not after < math.inf:\n",
         ("tests/runner/test_held_out.py::test_where_no_value_helps_the_weight_stays",),
         "a fit that is worse on other text than the weight takes its place",
