@@ -10,7 +10,6 @@ layer reads and ``H^-1 = U^T U``, ``U`` upper triangular, the error of removing 
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -128,12 +127,16 @@ def _whole(total: int, fraction: float) -> int:
     return math.floor(total * fraction + 1e-9)
 
 
-@functools.cache
+_KNOWN: list[Any] = []
+
+
 def _factors() -> Any:
     """Second moments -> their version, damping, tries and factor, as long as they are alive."""
     from torch.utils.weak import WeakIdKeyDictionary
 
-    return WeakIdKeyDictionary()
+    if not _KNOWN:
+        _KNOWN.append(WeakIdKeyDictionary())
+    return _KNOWN[0]
 
 
 def _factor(gram: Tensor, dead_I: Tensor, damp: NotNegative, tries: int) -> Tensor:

@@ -17,7 +17,7 @@ from effcompress.sparsity.magnitude import reads_inputs
 from effcompress.spec import LoopSpec, PruneSpec, Recipe
 from effcompress.types import Due
 
-WITHOUT_TEXT = {"weight", *PLACE, "gain", "epsilon", "before", "after", "gone"}
+WITHOUT_TEXT = {"weight", "uniform", *PLACE, "gain", "epsilon", "before", "after", "gone"}
 """Inputs of criteria and repairs that need no text."""
 
 

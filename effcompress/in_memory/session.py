@@ -290,7 +290,7 @@ def _require_batches(call: str, model: nn.Module, prune: PruneSpec, rows: Batche
 
 
 def _reads(bound: Bound) -> bool:
-    free = {"weight", "gain", "epsilon", "before", "after", "gone"}
+    free = {"weight", "uniform", "gain", "epsilon", "before", "after", "gone"}
     return bound.plugin.kind != "selector" and bool({*bound.needs} - free)
 
 
