@@ -132,10 +132,10 @@ _KNOWN: list[Any] = []
 
 def _factors() -> Any:
     """Second moments -> their version, damping, tries and factor, as long as they are alive."""
-    from torch.utils.weak import WeakIdKeyDictionary
+    import torch
 
     if not _KNOWN:
-        _KNOWN.append(WeakIdKeyDictionary())
+        _KNOWN.append(torch.utils.weak.WeakIdKeyDictionary())
     return _KNOWN[0]
 
 

@@ -44,7 +44,7 @@ from effcompress.types import Due
 
 BEFORE = "before"
 """Folder of the checkpoint that a size begins as, until its model is written."""
-DECIDING = ("stage", "begun", "selector_state", "shape")
+DECIDING = ("stage", "begun", "selector_state", "shape", "operations")
 """What deciding on a cut changes of the state. A size decides anew, from what was before."""
 
 

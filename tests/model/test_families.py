@@ -28,8 +28,8 @@ def test_resize_always_writes_head_dim() -> None:
 
 
 def test_an_unknown_architecture_is_named() -> None:
-    with pytest.raises(SourceError, match="'mamba' is not declared"):
-        family_of({"model_type": "mamba"})
+    with pytest.raises(SourceError, match="'rwkv' is not declared"):
+        family_of({"model_type": "rwkv"})
 
 
 def test_model_types_are_declared_once() -> None:

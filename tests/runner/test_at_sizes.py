@@ -22,7 +22,7 @@ from effcompress.record.status import status
 from tests import warm
 from tests.distributed.test_two_processes import together
 from tests.runner.test_resume import log, record, start
-from tests.runner.toys import events, plans, recipe
+from tests.runner.toys import events, plans, recipe, weight_files
 
 AT = "export.at=[21k, 24k]"
 MORE = [AT, "export.continued=512"]
@@ -36,7 +36,10 @@ PER_LAYER = "{name: attention, scope: per_layer}, {name: ffn, scope: per_layer}"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    found: dict[str, torch.Tensor] = {}
+    for name in weight_files(folder):
+        found |= load_file(folder / name) if name.endswith(".safetensors") else {}
+    return found
 
 
 def newest(folder: Path) -> Path:
@@ -44,7 +47,7 @@ def newest(folder: Path) -> Path:
 
 
 def assert_same_models(one: Path, two: Path) -> None:
-    for name in ("model.safetensors", "config.json"):
+    for name in (*weight_files(one), "config.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 

@@ -75,6 +75,8 @@ def test_a_cut_records_its_calibration(tmp_path: Path, criterion: str, passes: i
     out = ran(tmp_path, criterion=criterion, measure="{source: calibration, sequences: 8}")
     cut = events(out, "cut")[0]
     expected = passes * TOKENS * per_token(tmp_path) / 3
+    if passes == 1:  # the output matrix is applied to the last token of a sequence alone
+        expected -= 2 * (TOKENS - 8) * 32 * 256
     assert cut["flops"] == pytest.approx(expected, rel=0.02, abs=0.01 * per_token(tmp_path))
 
 
@@ -90,10 +92,10 @@ def test_a_refit_records_passes_moments_and_solves(tmp_path: Path) -> None:
     head = 2 * TOKENS * 32 * 256
     dense = TOKENS * per_token(tmp_path) / 3 - head
     small = TOKENS * per_token(tmp_path, widths) / 3 - head
-    # The source model once; the small one twice, and its attention once more. What tells whether
-    # arguments depend on the text goes through the whole of both once more, for two sequences.
-    least = dense + 2 * small + moments + solves
-    assert least < refit["flops"] < least + small + (dense + small + 2 * head) / 2
+    # Both models once. What tells how layers are called goes through the whole of both once more,
+    # for two sequences.
+    least = dense + small + moments + solves
+    assert least < refit["flops"] < least + (dense + small + 2 * head) / 2
     (cut,) = events(out, "cut")
     assert cut["flops"] == pytest.approx(TOKENS * per_token(tmp_path), rel=0.02)
 

@@ -330,6 +330,7 @@ def _falcon(*, normed: bool) -> Family:
     behind: dict[str, Any] = {"head_norms": (space.norm,), "rigid": ("ssm_head",)} if normed else {}
     return decoder(
         "falcon_h1",
+        name="falcon_h1" + "_normed" * normed,
         applies=lambda c: bool(c.get("mamba_rms_norm")) == normed,
         modules=(*attention(), *space.axes(), *_feed_forward()),
         mlp_norms=("pre_ff_layernorm",),
