@@ -135,7 +135,8 @@ def _factors() -> Any:
     import torch
 
     if not _KNOWN:
-        _KNOWN.append(torch.utils.weak.WeakIdKeyDictionary())
+        utils: Any = torch.utils
+        _KNOWN.append(utils.weak.WeakIdKeyDictionary())
     return _KNOWN[0]
 
 
