@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ NARROW = 256
 """Columns below which one product is faster than several."""
 
 
+def _panels(width: int) -> Iterator[slice]:
+    """Yields the rows of each panel of a symmetric matrix."""
+    step = -(-width // (PANELS if width >= NARROW else 1))
+    return (slice(i, min(i + step, width)) for i in range(0, width, step))
+
+
 def add_gram(into_II: Tensor, x_TI: Tensor, alpha: float = 1.0) -> None:
     """Adds ``alpha x^T x`` to the upper triangle of ``into``, in place; what is below the diagonal
     is undefined until ``mirror``. Both have one dtype.
@@ -38,26 +45,18 @@ def add_gram(into_II: Tensor, x_TI: Tensor, alpha: float = 1.0) -> None:
     torch has no symmetric rank-k update (BLAS: ``syrk``), so panels of rows are multiplied with the
     columns from their diagonal on.
     """
-    width = x_TI.shape[1]
-    panels = PANELS if width >= NARROW else 1
-    step = -(-width // panels)
-    for i in range(0, width, step):
-        rows = slice(i, i + step)
-        into_II[rows, i:].addmm_(x_TI[:, rows].T, x_TI[:, i:], alpha=alpha)
+    for rows in _panels(x_TI.shape[1]):
+        into_II[rows, rows.start :].addmm_(x_TI[:, rows].T, x_TI[:, rows.start :], alpha=alpha)
 
 
 def gram_operations(tokens: int, width: int) -> float:
     """Returns the floating-point operations of ``add_gram``."""
-    step = -(-width // (PANELS if width >= NARROW else 1))
-    return 2.0 * tokens * sum(min(step, width - i) * (width - i) for i in range(0, width, step))
+    panels = _panels(width)
+    return 2.0 * tokens * sum((rows.stop - rows.start) * (width - rows.start) for rows in panels)
 
 
 def mirror(upper_II: Tensor) -> Tensor:
     """Copies the upper triangle below the diagonal, in place; returns the tensor."""
-    width = len(upper_II)
-    panels = PANELS if width >= NARROW else 1
-    step = -(-width // panels)
-    for i in range(0, width, step):
-        stop = i + step
-        upper_II[stop:, i:stop] = upper_II[i:stop, stop:].T
+    for rows in _panels(len(upper_II)):
+        upper_II[rows.stop :, rows] = upper_II[rows, rows.stop :].T
     return upper_II

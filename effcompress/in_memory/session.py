@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from effcompress import groups
 from effcompress.errors import CoverageError, RecipeError
 from effcompress.estimate.feasibility import SizedModel, require_fit
-from effcompress.estimate.schedule import reads_text
+from effcompress.estimate.schedule import WITHOUT_TEXT, reads_text
 from effcompress.export.forms import exact_fields
 from effcompress.export.write import proof_tokens
 from effcompress.in_memory.batches import Batches, Loss, batches_of, loss_of
@@ -290,8 +290,7 @@ def _require_batches(call: str, model: nn.Module, prune: PruneSpec, rows: Batche
 
 
 def _reads(bound: Bound) -> bool:
-    free = {"weight", "uniform", "gain", "epsilon", "before", "after", "gone"}
-    return bound.plugin.kind != "selector" and bool({*bound.needs} - free)
+    return bound.plugin.kind != "selector" and bool({*bound.needs} - WITHOUT_TEXT)
 
 
 def random_tokens(model: Any, config: Mapping[str, Any], sequences: int = 1) -> Tensor:
