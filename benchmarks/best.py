@@ -2,7 +2,8 @@
 and at equal operations, over budgets, and in more than perplexity.
 
     python benchmarks/best.py CORPUS [--resume] [--stages tune rows equal growth tasks]
-                              [--sizes 100M 68M] [--precision fp32] [--at-once 1]
+                              [--sizes 100M 68M] [--seeds 0 1 2] [--rows NAME ...]
+                              [--precision fp32] [--at-once 1]
                               [--task-data hub] [--limit 200]
     python benchmarks/best.py CORPUS --tune [--candidates NAME ...]
     python benchmarks/best.py CORPUS --table
@@ -146,10 +147,10 @@ def run(options: argparse.Namespace) -> None:
     if "tune" in options.stages:
         for size in options.sizes:
             tune(tuning(options.corpus), options.candidates, size, precision, at_once)
-    first = needs_first([*dict.fromkeys((FLAGSHIP, *FIRST))])
+    first = needs_first(options.rows)
     jobs = [
         Job(row, size, TOKENS, seed, precision)
-        for seed in SEEDS
+        for seed in options.seeds
         for size in options.sizes
         for row in first
     ]
@@ -317,6 +318,15 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--sizes", nargs="+", choices=["100M", "68M"], default=["100M", "68M"])
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=list(ROWS),
+        default=list(dict.fromkeys((FLAGSHIP, *FIRST))),
+        metavar="NAME",
+        help="of the tables; default: the flagship, its forms, and all rivals",
+    )
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     parser.add_argument("--tune", action="store_true", help="only the sweep")
