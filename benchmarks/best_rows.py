@@ -144,6 +144,23 @@ CHANGES: dict[str, Change] = {
         rate="7e-5",
         reason="the quickstart's choice: a refit is kept by a low rate",
     ),
+    "once, refit, rate 1e-4": _once(
+        *REFIT, rate="1e-4", reason="half way to the low rate that keeps a refit"
+    ),
+    "once, refit, rate 4e-4": _once(
+        *REFIT, rate="4e-4", reason="the refit has put back what a high rate would destroy?"
+    ),
+    "once, refit to 256 sequences": _once(
+        *REFIT,
+        "prune.measure.refit_sequences=256",
+        reason="four times the text: 1,536 inputs are fitted to 65,536 tokens, not 16,384",
+    ),
+    "once, refit, batches of one sequence": _once(
+        *REFIT, "train.batch_size=1", reason="twice as many steps for the same tokens"
+    ),
+    "once, refit, dynamic mixture": _once(
+        *REFIT, *DYNAMIC, reason="1.8 % better with B and one seed (efficientllm.md)"
+    ),
     "once, refit, low rate": _once(
         *REFIT, rate="7e-5", reason="a refit is kept by a low rate, forgotten by a high one"
     ),

@@ -25,7 +25,9 @@ CANDIDATES = [
     *("saliency of 33 steps", "saliency of 3 steps", "Taylor"),
     *("second moments of 20 steps more", "update damped by 0.1", "dynamic mixture"),
     *("no weight decay", "batches of one sequence", "once", "once, refit"),
-    *("once, refit damp 1, low rate", "once, refit, low rate", "once, refit, KD and LM"),
+    *("once, refit damp 1, low rate", "once, refit, rate 1e-4", "once, refit, rate 4e-4"),
+    *("once, refit to 256 sequences", "once, refit, batches of one sequence"),
+    *("once, refit, dynamic mixture", "once, refit, low rate", "once, refit, KD and LM"),
 ]
 """Written out, because the scripts are importable only within a test."""
 
@@ -92,14 +94,14 @@ def test_the_better_half_goes_on(corpus: Path, tmp_path: Path) -> None:
             append(self.results, line(job.row, worth[job.row], 3, tokens=job.tokens))
 
     made = Made({}, {}, tmp_path / "results.csv", tmp_path / "runs")
-    tune(made, names[1:], "100M", "fp32", 1)
+    tune(made, names[1:], Job("B", "100M", 60_000, 3, "fp32"), 1)
     by_rung = [sorted(name for name, tokens in ran if tokens == rung) for rung in RUNGS]
     assert by_rung[0] == sorted(names)
     # Three of six, and the flagship, which is the fourth; then two of four and the flagship.
     assert by_rung[1] == sorted(["one cosine", "once", "rate 3e-4", "B"])
     assert by_rung[2] == sorted(["one cosine", "once", "B"])
     before = len(ran)
-    tune(made, names[1:], "100M", "fp32", 1)
+    tune(made, names[1:], Job("B", "100M", 60_000, 3, "fp32"), 1)
     assert len(ran) == before, "what is there is not run again"
 
 
