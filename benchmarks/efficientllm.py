@@ -69,7 +69,7 @@ def table(lines: list[Line]) -> None:
         what = "tokens" if equal == "tokens" else "tokens of the reference row, equal operations"
         print(f"\n### To {size} with {int(tokens):,} {what}\n")
         print(
-            "| row | parameters | mean | spread | seeds | tokens | PFLOP | "
+            "| row | parameters | mean | spread | seeds | tokens | TFLOP | "
             f"{' | '.join(names)} | minutes |"
         )
         print("|---|---|---|---|---|---|---|" + "---|" * (len(names) + 1))
@@ -87,7 +87,7 @@ def _table_row(row: str, lines: list[Line], names: list[str]) -> str:
     spread = f"{statistics.stdev(each):.2f}" if len(each) > 1 else "-"
     cells = " | ".join(f"{_over(lines, d):.2f}" for d in names)
     trained = f"{_over(lines, 'trained'):,.0f}" if _known(lines, "trained") else "-"
-    flops = f"{_over(lines, 'flops') / 1e15:.1f}" if _known(lines, "flops") else "-"
+    flops = f"{_over(lines, 'flops') / 1e12:.1f}" if _known(lines, "flops") else "-"
     return (
         f"| {row} | {_over(lines, 'params') / 1e6:.1f}M | {statistics.mean(each):.2f} | {spread} | "
         f"{len(each)} | {trained} | {flops} | {cells} | {_over(lines, 'minutes'):.0f} |"
