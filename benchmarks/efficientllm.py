@@ -121,12 +121,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60_000)
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    listed = f"default: all; they are {', '.join(ROWS)}"
+    parser.add_argument(
+        "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=listed
+    )
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     parser.add_argument("--equal", choices=["tokens", "flops"], default="tokens")
     parser.add_argument(
         "--reference",
         choices=list(ROWS),
+        metavar="ROW",
         default="LLM-Pruner once",
         help="with --equal flops: the row whose operations the others get",
     )
