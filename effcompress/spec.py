@@ -515,6 +515,13 @@ class PruneSpec:
         None,
         plugin="refit",
     )
+    refit_at: Literal["target", "commits"] = key(
+        "when to refit: once the `target` is reached, or whenever tensors have been shortened "
+        "(`commits`; the last one is at the target), so that the next cut is measured on a model "
+        "whose stream is the source model's again",
+        "target",
+        expert=True,
+    )
     commit_every: int = key(
         "removals between two physical shortenings of the tensors", 16, minimum=1
     )

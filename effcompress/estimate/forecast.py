@@ -325,7 +325,7 @@ def _messages(
     recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
 ) -> dict[str, list[Message]]:
     """Returns the messages of the first step, of an average cut with its measurement, of its
-    commit, and of what comes behind the last one.
+    commit and a refit at one, and of what comes behind the last one.
     """
     processes, prune, final = launch.processes, recipe.prune, timeline.points[-1].widths
     widths = final if recipe.recover is not None else {}
@@ -341,7 +341,8 @@ def _messages(
         messages["cut"] = per_cut(*(found, prune, wide, each), shards=shards, processes=processes)
         messages["commit"] = per_commit(found, wide, shards=shards)
     if prune is not None and prune.refit is not None and shards > 1:
-        messages["refit"] = per_refit(found, recipe, final, processes)
+        narrow = wide if prune.refit_at == "commits" else final
+        messages["refit"] = per_refit(found, recipe, narrow, processes)
     if recipe.sparsify is not None and shards > 1:
         messages["zeros"] = per_sparsify(found, recipe, final, processes)
     return messages

@@ -343,12 +343,14 @@ class _Need:
         working = max(again, self._solves(prune), self._commit())
         held = [replace(standing, gathered=self._whole(axes.widths), working=working)]
         if prune.refit is not None:
+            # Before the target is reached, Gram matrices stay.
+            beside = standing if prune.refit_at == "commits" else replace(standing, grams=0.0)
             working = self._refitted(prune, prune.refit)
-            held.append(replace(standing, grams=0.0, working=working, gathered=self._by_layer()))
+            held.append(replace(beside, working=working, gathered=self._by_layer()))
             if self.shards > 1:  # the source model is read by rows once more
                 again = self._loading()
                 read = {"working": again.weights + again.working, "gathered": again.gathered}
-                held.append(replace(standing, grams=0.0, **read))
+                held.append(replace(beside, **read))
         if prune.measure.source == "calibration":
             held += self._calibrated(prune, standing)
         if prune.search is not None:
@@ -381,9 +383,11 @@ class _Need:
     def _refitted(self, prune: PruneSpec, refit: Bound) -> float:
         """Returns the bytes beside the pruned model while it is refitted: the source model, in fp32
         both models' streams of all sequences and what the projections of a layer read (where that
-        is less than this process's rows of the pruned model), and the largest fit.
+        is less than this process's rows of the pruned model), and the largest fit. Refits at
+        commits are of wider models; the first is nearly as wide as the source.
         """
-        axes, final = self.found.axes, self.final
+        axes = self.found.axes
+        final = axes.widths if prune.refit_at == "commits" else self.final
         tokens = prune.measure.refit_sequences * self.recipe.data.sequence_length / self.processes
         wide = axes.widths["hidden"] + final["hidden"]
         fits, kept = [0.0], Counter[int | None]()

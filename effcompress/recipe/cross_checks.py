@@ -305,6 +305,8 @@ def _rotate(recipe: Recipe, prune: PruneSpec) -> Rows:
     what = "prune.refit: with prune.rotate there is no bias that it could change"
     fix = "Use a refit that takes no `mean`, or remove it."
     yield Row(biased, (*at, "refit"), what, fix)
+    what = "prune.refit_at: with prune.rotate, blocks are refitted as they are sliced"
+    yield Row(prune.refit_at != "target", (*at, "refit_at"), what, "Remove the line.")
     other = [space.name for space in prune.space] != ["hidden"]
     what = "prune.rotate slices the residual stream, and nothing else"
     fix = "Write `space: [hidden]`, and cut other kinds in a run of their own."
@@ -395,6 +397,8 @@ def _gates(recipe: Recipe, prune: PruneSpec) -> Rows:
 def _refit(recipe: Recipe, prune: PruneSpec) -> Rows:
     """A knob is chosen on sequences that the fit has not seen: that takes two."""
     if prune.refit is None:
+        at, what = ("prune", "refit_at"), "prune.refit_at says when, and there is no prune.refit"
+        yield Row(prune.refit_at != "target", at, what, "Add e.g. `refit: least_squares`.")
         return
     open_ = ", ".join(name for name, value in prune.refit.knobs.items() if value == AUTO)
     at = ("prune", "measure", "refit_sequences")

@@ -144,9 +144,12 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     state.target_reached = choice.exhausted
     # A block that is masked whole would learn its last bias again, so it is cut at once.
     whole = any(axis_kind(name) in DEPTH for name in choice.plan)
-    if state.target_reached or whole or state.since_commit >= prune.commit_every:
+    commits = state.target_reached or whole or state.since_commit >= prune.commit_every
+    if commits:
         commit_event(state, log)
     if not state.target_reached:
+        if commits and prune.refit_at == "commits":
+            refit_event(state, prune, log)
         return
     state.watch()  # removes the hooks
     if allocation is not None:

@@ -27,7 +27,12 @@ CANDIDATES = [
     *("no weight decay", "batches of one sequence", "once", "once, refit"),
     *("once, refit damp 1, low rate", "once, refit, rate 1e-4", "once, refit, rate 4e-4"),
     *("once, refit to 256 sequences", "once, refit, batches of one sequence"),
-    *("once, refit, dynamic mixture", "once, refit, low rate", "once, refit, KD and LM"),
+    *(
+        "once, refit, dynamic mixture",
+        "in 3 rounds, a refit behind each",
+        "once, refit, low rate",
+        "once, refit, KD and LM",
+    ),
 ]
 """Written out, because the scripts are importable only within a test."""
 

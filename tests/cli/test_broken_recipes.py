@@ -177,6 +177,11 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         "refit",
         "there is no bias that it could change",
     ),
+    "a rotation and a refit at commits": located(
+        rotating(ROTATE, f"{ROTATE}  refit: anew\n  refit_at: commits\n"),
+        "refit_at",
+        "blocks are refitted as they are sliced",
+    ),
     "a rotation and an allocation": located(
         rotating(ROTATE, f"{ROTATE}  allocation: program\n"),
         "allocation",
@@ -836,6 +841,16 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         ),
         10,
         ("prune.measure.refit_sequences", "damp: auto", "at least 2", "a number for damp"),
+    ),
+    "when to refit, and no refit": (
+        edit("  target:", "  refit_at: commits\n  target:"),
+        9,
+        ("prune.refit_at says when", "refit: least_squares"),
+    ),
+    "when to refit: a word that is none": (
+        edit("  target:", "  refit: tuned\n  refit_at: commit\n  target:"),
+        10,
+        ("prune.refit_at is the text 'commit'", "did you mean 'commits'?"),
     ),
     "a refit that holds out nothing": (
         edit("  target:", "  measure: {refit_held_out: 0%}\n  target:"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,59 @@ def test_a_run_that_dies_beside_the_refit_chooses_the_same(
     assert [e["fits"] for e in one] == [e["fits"] for e in two]
     one, two = (load_file(p / "model.safetensors") for p in (whole, tmp_path / "again"))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_a_refit_at_commits_comes_behind_each_of_them(tmp_path: Path) -> None:
+    """Three rounds of a cut at once: each is measured on the model that the one before has fitted.
+    With `target` the first refit comes behind the last cut.
+    """
+    sets = ["prune.schedule={name: once, at: 0, rounds: 3}", "prune.refit=least_squares"]
+    sets += ["prune.measure={source: calibration, sequences: 4, refit_sequences: 4}"]
+    sets += ["prune.commit_every=1", "train=null"]
+    path = recipe(tmp_path)
+    order: dict[str, list[str]] = {}
+    for when in ("target", "commits"):
+        folder = tmp_path / when
+        run(load_recipe(path, [*sets, f"prune.refit_at={when}"]), output=folder)
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        named = [json.loads(line)["event"] for line in lines]
+        order[when] = [name for name in named if name in ("cut", "commit", "refit")]
+    assert order["target"] == [*["cut", "commit"] * 3, "refit"]
+    assert order["commits"] == ["cut", "commit", "refit"] * 3
+    one, two = (
+        [json.loads(line) for line in (tmp_path / when / "plans.jsonl").read_text().splitlines()]
+        for when in order
+    )
+    assert one[0] == two[0], "nothing is fitted before the first cut"
+    assert one[1]["scores"] != two[1]["scores"], "the second is measured on another model"
+
+
+@pytest.mark.parametrize("place", ["cut", "commit"])
+def test_a_run_that_dies_between_refits_goes_on_alike(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cuts while training, each of them committed and fitted."""
+    from safetensors.torch import load_file
+
+    sets = ["prune.refit=least_squares", "prune.refit_at=commits", "prune.commit_every=1"]
+    sets += ["prune.measure.refit_sequences=4", "save.every=2"]
+    path, seen = recipe(tmp_path), list[str]()
+    run(load_recipe(path, sets), output=tmp_path / "whole")
+
+    def dies(at: str) -> None:
+        seen.append(at)
+        if seen.count(place) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fault, "point", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(load_recipe(path, sets), output=tmp_path / "again")
+    run(load_recipe(path, sets), output=tmp_path / "again", resume=True)
+    one, two = (events(tmp_path / p, "refit") for p in ("whole", "again"))
+    assert len(one) > 2 and [e["fits"] for e in one] == [e["fits"] for e in two]
+    a, b = (load_file(tmp_path / p / "model.safetensors") for p in ("whole", "again"))
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def test_training_behind_a_refit_is_shown_as_training(
