@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from typing import Any, final
 
 import torch
@@ -14,18 +15,19 @@ from torch import Tensor
 from effcompress.data import digest
 from effcompress.distributed.world import ALONE
 from effcompress.estimate.calibration import reads_in_turn
+from effcompress.evaluation import perplexity
 from effcompress.injectable import ABLATED, BACKWARD
 from effcompress.measure.experts import ExpertStatistics, OfExperts
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
+from effcompress.network.masked import MaskedForward
 from effcompress.record.events import Calibration
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.repairs import for_experts, for_linears, need_second_moments
-from effcompress.runner.ablation import loss_increases
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
@@ -104,6 +106,32 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         scores = score(sets, criterion, stats, prune.reduce)
     outputs = listeners.experts.means() if listeners.experts else {}
     return Measured(scores, listeners.grams, of_layers, outputs)
+
+
+def loss_increases(
+    state: RunState, ids_NT: Tensor, positions_NT: Tensor | None, log: Log
+) -> dict[str, float]:
+    """Returns layer or block -> by how many nats per token the loss on this text rises without it;
+    no weight is changed. The processes take sequences in turn.
+    """
+    names = [s.name for s in state.pruned.sets if s.kind in DEPTH]
+    number, tell = count(1), partial(log.progress, "loss without a layer or block")
+    forward = MaskedForward(state.pruned, names)
+
+    def loss() -> float:
+        given = {"world": state.world, "positions_NT": positions_NT}
+        tell(next(number), len(names) + 1)
+        return perplexity(state.to_call, ids_NT, 1, **given).loss
+
+    try:
+        whole = loss()
+        found: dict[str, float] = {}
+        for name in names:
+            with forward.using({name: torch.zeros(1, device=state.device)}):
+                found[name] = loss() - whole
+    finally:
+        forward.close()
+    return found
 
 
 def warn_unrouted(of_experts: OfExperts, ledger: Ledger, log: Log) -> None:

@@ -115,7 +115,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the rate of a size does not fall",
     ),
     Mutant(
-        "effcompress/runner/ablation.py",
+        "effcompress/runner/measuring.py",
         "found[name] = loss() - whole",
         "found[name] = loss()",
         ("tests/plugins/test_two_ssp.py::test_the_loss_is_that_of_a_model_without",),
