@@ -36,7 +36,7 @@ from effcompress.runner.latency import (
     table_for,
 )
 from effcompress.runner.measuring import Measured, calibration_text
-from effcompress.runner.operations import counted
+from effcompress.runner.resources import counted
 from effcompress.runner.state import RunState
 from effcompress.selection.allocate import chosen, errors_of, units_gone
 from effcompress.selection.choose import Choice

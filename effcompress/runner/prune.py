@@ -33,9 +33,8 @@ from effcompress.runner.allocate import (
 )
 from effcompress.runner.gates import absorbing
 from effcompress.runner.measuring import Measured, measured, ranked, ready
-from effcompress.runner.operations import counted, drained
 from effcompress.runner.recovery import refit_event
-from effcompress.runner.resources import Meter, Spent
+from effcompress.runner.resources import Meter, Spent, counted, drained
 from effcompress.runner.search import search_event
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order

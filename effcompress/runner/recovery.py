@@ -20,9 +20,8 @@ from effcompress.registry import Bound
 from effcompress.runner.by_rows import in_rows, rows_of
 from effcompress.runner.held_out import fitted, sequences_of
 from effcompress.runner.measuring import calibration_text
-from effcompress.runner.operations import counted, drained
 from effcompress.runner.provenance import require_same, source_model
-from effcompress.runner.resources import Meter
+from effcompress.runner.resources import Meter, counted, drained
 from effcompress.runner.state import RunState
 from effcompress.spec import DistillSpec, PruneSpec
 from effcompress.train import next_token

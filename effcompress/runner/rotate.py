@@ -17,8 +17,7 @@ from effcompress.registry import Bound
 from effcompress.removal.selftest import ROUNDINGS, TOLERANCE, rounding
 from effcompress.runner.held_out import fitted, own, sequences_of
 from effcompress.runner.measuring import calibration_text
-from effcompress.runner.operations import counted, drained
-from effcompress.runner.resources import Meter
+from effcompress.runner.resources import Meter, counted, drained
 from effcompress.runner.state import RunState
 from effcompress.spec import PruneSpec, RotateSpec
 

@@ -1054,7 +1054,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "predictions that do not count are compared",
     ),
     Mutant(
-        "effcompress/runner/operations.py",
+        "effcompress/runner/resources.py",
         "math.prod(batch) * queries * key.shape[-2]",
         "2 * math.prod(batch) * queries * key.shape[-2]",
         (
@@ -1064,7 +1064,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "pairs that a causal mask leaves out are counted",
     ),
     Mutant(
-        "effcompress/runner/operations.py",
+        "effcompress/runner/resources.py",
         "own, state.operations = state.operations, 0.0",
         "own = state.operations",
         ("tests/runner/test_operations.py::test_a_refit_records_passes_moments_and_solves",),
