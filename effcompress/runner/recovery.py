@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from effcompress.distributed.shards import Shards
 from effcompress.distributed.world import ALONE
 from effcompress.errors import SurgeryError
+from effcompress.measure.held_out import fitted, sequences_of
 from effcompress.measure.hooks import inputs_of, linears
 from effcompress.measure.moments import Parts
 from effcompress.measure.streams import Split, follow
@@ -18,7 +19,6 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.runner.by_rows import in_rows, rows_of
-from effcompress.runner.held_out import fitted, sequences_of
 from effcompress.runner.measuring import calibration_text
 from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.resources import Meter, counted, drained

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from effcompress.distributed.world import ALONE
 from effcompress.errors import SurgeryError
+from effcompress.measure.held_out import fitted, own, sequences_of
 from effcompress.measure.moments import Parts
 from effcompress.network.rotated import Method, rotate_stream
 from effcompress.network.sliced import sliced_shape
@@ -15,7 +16,6 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.removal.selftest import ROUNDINGS, TOLERANCE, rounding
-from effcompress.runner.held_out import fitted, own, sequences_of
 from effcompress.runner.measuring import calibration_text
 from effcompress.runner.resources import Meter, counted, drained
 from effcompress.runner.state import RunState
