@@ -21,7 +21,7 @@ from effcompress.processes import cores, end_all
 from effcompress.record import events
 from effcompress.record.events import Event
 from effcompress.record.tail import read_tail
-from effcompress.runner.signals import Stopping, grace
+from effcompress.stopping import Stopping, grace
 
 MARGIN = 10.0
 """Seconds beyond the grace time in which a process may write its report."""

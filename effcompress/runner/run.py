@@ -32,7 +32,6 @@ from effcompress.runner.preflight import preflight
 from effcompress.runner.provenance import changed, plugin_files, require_same, texts
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
 from effcompress.runner.rotate import rotate_event
-from effcompress.runner.signals import Stopping
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.start import (
     begin,
@@ -46,6 +45,7 @@ from effcompress.runner.state import VALUES, RunState, device_of
 from effcompress.runner.step import train_step
 from effcompress.sparsity.apply import count, require_held
 from effcompress.spec import Recipe
+from effcompress.stopping import Stopping
 from effcompress.track.view import watch
 from effcompress.types import Due
 

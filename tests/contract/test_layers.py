@@ -14,6 +14,7 @@ BASE = [
     "errors",
     "algebra",
     "fault",
+    "stopping",
     "launcher",
     "processes",
     "injectable",

@@ -2203,7 +2203,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "checkpoints come at other steps",
     ),
     Mutant(
-        "effcompress/runner/signals.py",
+        "effcompress/stopping.py",
         'error.exit_code = 130 if name == "SIGINT" else 0',
         "error.exit_code = 0",
         ("tests/runner/test_signals.py",),
