@@ -22,11 +22,11 @@ from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.schedule import loops_of
 from effcompress.launcher import launched
 from effcompress.model import source
+from effcompress.model.assets import tasks
 from effcompress.model.families import declared_by
 from effcompress.model.lineage import is_pruned
 from effcompress.network.axis_map import resolve_model
 from effcompress.recipe import LoadedRecipe
-from effcompress.runner import tasks
 from effcompress.spec import LoopSpec, Recipe, TasksSpec
 
 
