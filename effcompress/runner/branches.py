@@ -33,7 +33,7 @@ from effcompress.record.readable import short_count
 from effcompress.record.status import AT
 from effcompress.runner.checkpoints import CheckpointWriter
 from effcompress.runner.folder import RESOLVED, VALUES
-from effcompress.runner.start import load_source
+from effcompress.runner.source_model import load_source
 from effcompress.runner.state import VALUES as CHECKPOINT
 from effcompress.runner.state import RunState
 from effcompress.selection.budget import Budget, simulate

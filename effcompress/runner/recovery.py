@@ -2,10 +2,7 @@
 low-rank updates (LoRA) and loads the source model as the teacher.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
 
 from effcompress.distributed.shards import Shards
 from effcompress.distributed.world import ALONE
@@ -14,14 +11,12 @@ from effcompress.measure.held_out import fitted, sequences_of
 from effcompress.measure.hooks import inputs_of, linears
 from effcompress.measure.moments import Parts
 from effcompress.measure.streams import Split, follow
-from effcompress.model.load import load as load_model
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
-from effcompress.runner.by_rows import in_rows, rows_of
 from effcompress.runner.measuring import calibration_text
-from effcompress.runner.provenance import require_same, source_model
 from effcompress.runner.resources import Meter, counted, drained
+from effcompress.runner.source_model import source_again
 from effcompress.runner.state import RunState
 from effcompress.spec import DistillSpec, PruneSpec
 from effcompress.train import next_token
@@ -45,26 +40,6 @@ def end(state: RunState) -> None:
     """Merges LoRA updates into the weights, and releases the teacher."""
     state.merge()
     state.objective = next_token
-
-
-def source_again(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module, Tensor | None]:
-    """Loads the source model a second time, for a sharded run this rank's rows alone; also returns
-    which of its hidden channels the pruned model has (None: all). Raises RunError when it is
-    another than the run began with.
-    """
-    channels = state.pruned.ledger.original.get("hidden")
-    kept = None if channels is None else channels.to(state.device)
-    if state.source is not None:
-        return state.source, kept
-    recipe = state.recipe
-    rng = torch.get_rng_state()
-    how: Any = {"offline": offline, "progress": log.note}
-    how["rows_of"] = rows_of(recipe, state.world)
-    source = load_model(recipe.model, seed=recipe.seed, **how)
-    torch.set_rng_state(rng)  # a resumed run loads it at another step
-    source = in_rows(recipe, source, state.world)
-    require_same(state.provenance, source_model(recipe, source))
-    return source.module, kept
 
 
 def _teacher(state: RunState, spec: DistillSpec, log: Log, *, offline: bool) -> Distillation:

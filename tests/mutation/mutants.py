@@ -322,8 +322,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "the values of a checkpoint are not compared with their hash",
     ),
     Mutant(
-        "effcompress/runner/recovery.py",
-        "require_same(state.provenance, source_model(recipe, source))",
+        "effcompress/runner/source_model.py",
+        "require_same(state.provenance, provenance_of(recipe, source))",
         "pass",
         (("tests/runner/test_checkpoints.py::test_a_teacher_that_changed_meanwhile_is_refused"),),
         "a teacher may be another model than the run began with",
@@ -2158,7 +2158,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the teacher's layers are numbered as if none were gone",
     ),
     Mutant(
-        "effcompress/runner/recovery.py",
+        "effcompress/runner/source_model.py",
         "torch.set_rng_state(rng)  # a resumed",
         "pass  # a resumed",
         (("tests/runner/test_recover.py::test_the_teacher_is_told_which_of_its_layers_are_left"),),
