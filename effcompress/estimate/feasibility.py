@@ -230,7 +230,7 @@ def known_costs(prune: PruneSpec, sized: SizedModel, device: str) -> list[Costs]
         load = prune.workload
         return [bytes_costs(axes, sized.config, modules, load, prune.target.memory)]
     tables = known_tables(axes, modules, prune, device)
-    return [table.costs(axes, modules, prune.target) for table in tables]
+    return [table.costs(modules, prune.target) for table in tables]
 
 
 def _require_levels(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:

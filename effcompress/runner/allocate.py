@@ -82,7 +82,7 @@ def levels_and_costs(
         log.note("times of blocks: measured by an earlier run" if known else "times measured")
         if table.busy:
             log.warn(table.busy)
-        costs = table.costs(pruned.parent, modules, target)
+        costs = table.costs(modules, target)
     if costs.least > costs.asked * (1 + TOLERANCE):
         key = next(name for name, value in vars(target).items() if value is not None)
         raise RunError(unreachable(costs, key), fix=within_reach(costs, key))

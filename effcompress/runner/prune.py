@@ -78,7 +78,7 @@ def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
     )
     goes_there = due is not None and (due.again or due.params == target)
     if end < state.total_tokens and state.tokens >= end and not goes_there:
-        log.warn(remainder(state, prune))
+        log.warn(remainder(state))
         return Due(params=target)
     if due and due.params and due.params > target and state.params <= due.params:
         return None  # small enough already: nothing to measure and to compare
@@ -92,7 +92,7 @@ def units_left(state: RunState) -> dict[str, int]:
     return Budget(axes, there, alive, state.target_params).left
 
 
-def remainder(state: RunState, prune: PruneSpec) -> str:
+def remainder(state: RunState) -> str:
     """Returns the warning for a pruning stage that ends before the target is reached."""
     train = state.recipe.train
     left = state.params - state.target_params
@@ -179,7 +179,7 @@ def _decided(
 ) -> tuple[Choice, events.Allocation | None]:
     """What goes: candidate by candidate, or, with an allocation, by a width for every block."""
     if leveled is None:
-        return _chosen(state, prune, due, found.scores, log), None
+        return _chosen(state, prune, due, found.scores), None
     return allocated(state, prune, found, *leveled, log)
 
 
@@ -206,7 +206,7 @@ def unranked(criterion: str) -> RunError:
     )
 
 
-def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores, log: Log) -> Choice:
+def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores) -> Choice:
     sets, selector = state.pruned.parent_sets, prune.selector
     assert selector is not None, "recipe.load fills in the default selector"
     known = state.target_params, selector, state.selector_state, state.begun

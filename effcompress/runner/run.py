@@ -334,7 +334,7 @@ def _train_and_prune(
     recovery.end(state)
     if recipe.prune and not state.target_reached:
         unsaved = True
-        log.warn(remainder(state, recipe.prune))
+        log.warn(remainder(state))
         prune_event(state, recipe.prune, Due(params=state.target_params), log)
     commit_event(state, log)
     if unsaved:  # `effcompress export` starts from the last checkpoint
