@@ -84,7 +84,7 @@ def levels_and_costs(
             log.warn(table.busy)
         costs = table.costs(modules, target)
     if costs.least > costs.asked * (1 + TOLERANCE):
-        key = next(name for name, value in vars(target).items() if value is not None)
+        key = target.named
         raise RunError(unreachable(costs, key), fix=within_reach(costs, key))
     return modules, costs
 

@@ -69,7 +69,7 @@ def _require_export(loaded: LoadedRecipe) -> list[str]:
         rehearse.rehearse(config, family, prune.space, whole_of(recipe) if whole else None)
     except RunError as error:
         if whole:
-            where = loaded.origins.get("export.multimodal", str(loaded.path))
+            where = loaded.where("export.multimodal")
             what = f"export.multimodal: {error.what}"
             raise RecipeError(what, where=where, fix=error.fix) from error
         raise RecipeError(

@@ -32,7 +32,7 @@ from effcompress.runner.allocate import (
     record_choice,
 )
 from effcompress.runner.gates import absorbing
-from effcompress.runner.measuring import Measured, measured, ranked, ready
+from effcompress.runner.measuring import Measured, measured, ready, text_of
 from effcompress.runner.recovery import refit_event
 from effcompress.runner.resources import Meter, Spent, counted, drained
 from effcompress.runner.search import search_event
@@ -40,10 +40,8 @@ from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
 from effcompress.saliency.score import alike
-from effcompress.selection.budget import Budget
-from effcompress.selection.candidates import candidates_of
 from effcompress.selection.choose import Choice, choose, least_salient
-from effcompress.selection.levels import Module
+from effcompress.selection.levels import Module, ranked
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind, axis_layer
@@ -71,7 +69,7 @@ def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
         target_params=target,
         groups_cut=state.groups_cut,
         removed=state.removed,
-        left=units_left(state) if "left" in prune.schedule.needs else {},
+        left=state.budget().left if "left" in prune.schedule.needs else {},
         positions=state.positions,
         prune_from=begin,
         prune_until=end,
@@ -83,13 +81,6 @@ def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
     if due and due.params and due.params > target and state.params <= due.params:
         return None  # small enough already: nothing to measure and to compare
     return due
-
-
-def units_left(state: RunState) -> dict[str, int]:
-    """Returns kind -> mini-groups that may still go, as ``Due.groups`` counts them."""
-    axes, alive = state.pruned.parent, state.pruned.ledger.widths()
-    there = candidates_of(s for s in state.pruned.parent_sets if axes.living(s.name, alive))
-    return Budget(axes, there, alive, state.target_params).left
 
 
 def remainder(state: RunState) -> str:
@@ -188,7 +179,7 @@ def _require_ranked(state: RunState, prune: PruneSpec, scores: Scores, log: Log)
     every saliency is zero.
     """
     # Those of layers that are still there.
-    sets = ranked(state, prune)
+    sets = ranked(state.pruned.sets, prune)
     compared = [s for s in sets if not state.gates or s.name in state.gates.names]
     same, name = alike(compared, scores), prune.saliency.name
     if same and not any(bool(v[torch.isfinite(v)].any()) for v in scores.values()):
@@ -304,8 +295,7 @@ def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> C
     ``score_inputs`` does.
     """
     # The same tokens as in `measured`, which has recorded them.
-    of = prune.measure.sequences, state.recipe.seed
-    text = state.corpus.calibration(*of), state.corpus.calibration_positions(*of)
+    text = text_of(state, prune.measure.sequences)
     pruned, plan, raw = state.pruned, dict(choice.plan), dict(choice.scores)
     module = state.unwrapped
     waiting = [s for s in pruned.sets if s.name in plan]

@@ -5,9 +5,8 @@ low-rank updates (LoRA) and loads the source model as the teacher.
 import torch
 
 from effcompress.distributed.shards import Shards
-from effcompress.distributed.world import ALONE
 from effcompress.errors import SurgeryError
-from effcompress.measure.held_out import fitted, sequences_of
+from effcompress.measure.held_out import divided, fitted, sequences_of
 from effcompress.measure.hooks import inputs_of, linears
 from effcompress.measure.moments import Parts
 from effcompress.measure.streams import Split, follow
@@ -74,8 +73,7 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     large = source.eval()
     sequences = sequences_of(prune.refit, prune.measure)
     ids_NT, positions_NT = calibration_text(state, sequences.read, log)
-    # Each process reads a part of the text, or all of them all of it.
-    world = ALONE if sequences.read < 2 * state.world.size else state.world
+    world = divided(sequences.read, state.world)
     own = slice(world.rank, None, world.size)
     positions_NT = None if positions_NT is None else positions_NT[own]
     split = Split(sequences.own(world) if sequences.held_out else None, world)
