@@ -87,6 +87,11 @@ def test_the_check_sees_a_sideways_import(tmp_path: Path) -> None:
     assert imported_rooms(file) == {"removal"}
 
 
+def test_the_story_of_a_run_can_be_held_in_mind() -> None:
+    files = sorted((ROOT / "runner").glob("**/*.py"))
+    assert len(files) <= 22, f"{len(files)} files: which of them has a job of another room?"
+
+
 def test_no_room_without_a_noun() -> None:
     banned = {"utils", "helpers", "common", "misc", "base", "core"}
     assert not [f for f in ROOT.rglob("*") if f.stem in banned]
