@@ -38,8 +38,8 @@ from effcompress.model.load import load
 from effcompress.record.log import Log, NoView
 from effcompress.runner import prune as pruning
 from effcompress.runner import recovery
+from effcompress.runner.source_model import repairable
 from effcompress.runner.sparsify import sparsify_event
-from effcompress.runner.start import repairable
 from effcompress.runner.state import RunState
 from effcompress.types import Due
 

@@ -6,6 +6,7 @@ import glob
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ import psutil
 
 TICKS = 100
 """Units of ``born`` in a second."""
+PROCESS = Path("/proc/self")
 
 
 def born(pid: int) -> int | None:
@@ -65,6 +67,27 @@ def memory_available() -> int:
 def resident() -> int:
     """Returns the resident memory of this process, in bytes."""
     return psutil.Process().memory_info().rss
+
+
+def reset_peak() -> None:
+    """Sets the peak of this process's resident memory to its present size. Raises OSError where the
+    system cannot.
+    """
+    (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # psutil knows neither
+
+
+def high_water() -> int | None:
+    """Returns the peak of this process's resident memory in bytes; None where it is not known."""
+    with suppress(OSError):
+        for line in (PROCESS / "status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def end_all(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:

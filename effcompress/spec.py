@@ -256,6 +256,11 @@ class TargetSpec:
     )
 
     @property
+    def named(self) -> str:
+        """The key that is given."""
+        return next(name for name, value in vars(self).items() if value is not None)
+
+    @property
     def timed(self) -> bool:
         """Whether it is reached by measuring."""
         return self.speedup is not None or self.milliseconds is not None

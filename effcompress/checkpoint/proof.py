@@ -75,7 +75,7 @@ def prove(
     """
     started = time.monotonic()
     ids_BT = ids_BT.cpu()
-    most = world.agree(lambda: room_for(folder, module))
+    most = world.agree(lambda: room_for(module))
     new_tokens = NEW_TOKENS if most is None else FEW_TOKENS
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     fresh: dict[str, Tensor] = {}
@@ -118,7 +118,7 @@ def prove(
     return Proof(difference, tokens_equal, cache_equal, seconds, tolerance, **how)
 
 
-def room_for(folder: Path, module: nn.Module) -> int | None:
+def room_for(module: nn.Module) -> int | None:
     """Returns the bytes of weights that the fresh process may hold where the model is too large for
     the memory of this machine; None where it may be loaded whole. The variable ``BY_LAYERS`` names
     them, too.

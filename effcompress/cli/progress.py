@@ -83,7 +83,7 @@ class RunsProgress:
         if number:
             self._say(f"checking {number} recipe{'s' * (number != 1)}", "dim")
 
-    def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None:
+    def begin(self, jobs: Sequence[Job], done: Sequence[Job]) -> None:
         """Starts to draw, or says how many runs there are."""
         if not jobs:
             return  # folders alone: nothing runs

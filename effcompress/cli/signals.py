@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from effcompress.runner.signals import Stopping, grace
+from effcompress.stopping import Stopping, grace
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

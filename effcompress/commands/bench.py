@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from effcompress.answer import Answer, Json, Table
 from effcompress.commands.memory_probe import Job, footprint
-from effcompress.errors import RecipeError, SourceError
+from effcompress.errors import RecipeError
 from effcompress.model.cache import cache_root
-from effcompress.model.source import label_of
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.log import make_view
 from effcompress.runner.folder import opened
@@ -139,7 +138,7 @@ def latency_table(loaded: LoadedRecipe) -> Answer:
     Raises RecipeError for a recipe without an allocation and a workload, SourceError where the
     model's configuration is not known here.
     """
-    from effcompress.estimate.feasibility import levels_of, sized_model
+    from effcompress.estimate.feasibility import levels_of, sized_model, unknown_model
     from effcompress.runner.latency import Source, levels_by_layer, shaped, table_for
     from effcompress.runner.state import device_of
 
@@ -151,11 +150,7 @@ def latency_table(loaded: LoadedRecipe) -> Answer:
             fix="Name a recipe with both (docs/latency.md has one).",
         )
     if found is None:
-        raise SourceError(
-            "the model's configuration is not known here",
-            where=label_of(loaded.recipe.model),
-            fix="Run `effcompress fetch RECIPE`, or write its configuration under model.shape.",
-        )
+        raise unknown_model(loaded)
     axes, view = found.axes, make_view(interactive=False)
     try:
         levels = levels_by_layer(axes.depth, axes.widths)

@@ -30,7 +30,7 @@ from effcompress.report.card import is_own_card
 from effcompress.report.gather import EXPORTS
 from effcompress.runner.evaluation import scores
 from effcompress.runner.folder import RESOLVED, finished_for_good
-from effcompress.runner.provenance import described, require_same
+from effcompress.runner.source_model import described, require_same
 from effcompress.runner.start import corpus_of, whole_of
 from effcompress.runner.state import VALUES
 from effcompress.spec import ModelSpec

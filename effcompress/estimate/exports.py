@@ -50,7 +50,7 @@ def _require_gguf(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
     if why:
         raise RecipeError(
             f"export.gguf: {why}",
-            where=loaded.origins.get("export.gguf", str(loaded.path)),
+            where=loaded.where("export.gguf"),
             fix="Remove `gguf`: the folder can be had in any case.",
         )
     said = []
@@ -89,7 +89,7 @@ def _folder(loaded: LoadedRecipe, found: SizedModel, form: str) -> list[str]:
     if why:
         raise RecipeError(
             f"export.form: {form} cannot hold the result: {why}",
-            where=loaded.origins.get("export.form", str(loaded.path)),
+            where=loaded.where("export.form"),
             fix=f"Write `form: {instead}`"
             + (" or `scope: lockstep` under prune.space." if rigid else "."),
         )
@@ -159,7 +159,7 @@ def _require_whole(loaded: LoadedRecipe, found: SizedModel, form: str) -> None:
         why = "its weights are quantised, and those of the text model would not be"
     if why:
         key = "export.multimodal"
-        where = loaded.origins.get(key, str(loaded.path))
+        where = loaded.where(key)
         raise RecipeError(f"{key}: whole cannot be written: {why}", where=where, fix=fix)
 
 
@@ -169,7 +169,7 @@ def _require_exact(loaded: LoadedRecipe, form: str) -> None:
         raise RecipeError(
             f"export.form: {form} cannot hold the result: no stock class changes the basis of its "
             "stream in every layer",
-            where=loaded.origins.get("export.form", str(loaded.path)),
+            where=loaded.where("export.form"),
             fix="Write `form: exact`.",
         )
 
@@ -243,7 +243,7 @@ def require_taken(
     if _said(found, shape):
         raise RecipeError(
             f"export.form: {form} cannot hold the result: {next(iter(reasons.values()))}",
-            where=loaded.origins.get("export.form", str(loaded.path)),
+            where=loaded.where("export.form"),
             fix="Write `form: exact`.",
         )
     kinds, why = ", ".join(reasons), next(iter(reasons.values()))

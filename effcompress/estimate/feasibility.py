@@ -19,7 +19,7 @@ from effcompress.estimate.allocation import (
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
 from effcompress.model.novices import novel
-from effcompress.model.source import config_of
+from effcompress.model.source import config_of, label_of
 from effcompress.network.axis_map import ResolvedModel, family_for, resolve_model
 from effcompress.network.shape_search import SizedShape, limit_of, shapes_of, smallest_shape
 from effcompress.network.shapes import bounded, gated_targets, target_of
@@ -29,7 +29,7 @@ from effcompress.registry import REGISTRY, Plugin
 from effcompress.removal.repairs import for_biases, for_experts, for_streams
 from effcompress.selection.budget import Budget, simulate
 from effcompress.selection.candidates import candidates_of, least
-from effcompress.selection.levels import Module, modules_of
+from effcompress.selection.levels import Module, modules_of, ranked
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec, SearchSpec, SparsifySpec, TargetSpec
 from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths
@@ -77,7 +77,7 @@ def sized_model(loaded: LoadedRecipe) -> SizedModel | None:
     try:
         shapes = tuple(shapes_of(prune, axes, sets, found.config))
     except CoverageError as error:
-        where = _where(loaded, "prune.search.grid")
+        where = loaded.where("prune.search.grid")
         raise RecipeError(error.what, where=where, fix=error.fix) from error
     if not shapes:
         raise _too_coarse(loaded, sized, prune, prune.search)
@@ -91,7 +91,7 @@ def _sets(loaded: LoadedRecipe, axes: AxisMap, prune: PruneSpec) -> list[GroupSe
     try:
         return bounded(sets, prune.target)
     except CoverageError as error:
-        where = _where(loaded, "prune.target.shape")
+        where = loaded.where("prune.target.shape")
         raise RecipeError(error.what, where=where, fix=error.fix) from error
 
 
@@ -107,7 +107,7 @@ def _too_coarse(
         f"prune.search: the smallest shape of the grid ({said}) has {least.counted:,} "
         f"{'active ' if active else ''}parameters; the target is "
         f"{limit_of(prune, sized.axes, sized.sets):,}",
-        where=_where(loaded, "prune.search"),
+        where=loaded.where("prune.search"),
         fix="Raise max_width or max_depth, or add to prune.space what else may go.",
     )
 
@@ -121,10 +121,19 @@ def _sliced(loaded: LoadedRecipe, prune: PruneSpec, found: ResolvedModel) -> Siz
     except CoverageError as error:
         key = error.what.partition(":")[0]
         given = (k for k in loaded.origins if k.startswith(key))
-        where = _where(loaded, next(given, "prune.rotate.name"))
+        where = loaded.where(next(given, "prune.rotate.name"))
         raise RecipeError(error.what, where=where, fix=error.fix) from error
     start, target = found.axes.count(), shape.axes.count()
     return SizedModel(shape.config, shape.axes, [], start, target, found)
+
+
+def unknown_model(loaded: LoadedRecipe) -> SourceError:
+    """Returns the error for a model whose configuration is not on this machine."""
+    return SourceError(
+        "the model's configuration is not known here",
+        where=label_of(loaded.recipe.model),
+        fix="Run `effcompress fetch RECIPE`, or write its configuration under model.shape.",
+    )
 
 
 def _located(loaded: LoadedRecipe, error: SourceError) -> SourceError:
@@ -165,8 +174,7 @@ def require_fit(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> No
         _require_levels(loaded, prune, sized)
         return
     assert sized.target is not None
-    given = [name for name, value in vars(prune.target).items() if value is not None]
-    where = _where(loaded, f"prune.target.{given[0]}")
+    where = loaded.where(f"prune.target.{prune.target.named}")
     if sized.target > sized.start * (1 + TOLERANCE):
         raise RecipeError(
             f"prune.target: {sized.target:,} parameters, but the model has only {sized.start:,}",
@@ -195,21 +203,14 @@ def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
     """
     if "mask_grad" not in prune.saliency.needs:
         return
-    for s in _ranked(prune, sized):
+    for s in ranked(sized.sets, prune):
         if s.kind in DEPTH or any(sized.axes.stacked(side.param) for side in s.sides):
             raise RecipeError(
                 f"prune.criterion: '{prune.saliency.name}' takes gradients of masks, which "
                 f"'{s.name}' has not: layers, blocks, experts and what experts write into",
-                where=_where(loaded, "prune.criterion"),
+                where=loaded.where("prune.criterion"),
                 fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
             )
-
-
-def _ranked(prune: PruneSpec, sized: SizedModel) -> list[GroupSet]:
-    """Returns the sets that saliency ranks: all, or those of units where levels are chosen."""
-    if prune.allocation is None:
-        return sized.sets
-    return [s for s in sized.sets if s.kind not in DEPTH]
 
 
 def levels_of(prune: PruneSpec, sized: SizedModel) -> list[Module]:
@@ -230,13 +231,13 @@ def known_costs(prune: PruneSpec, sized: SizedModel, device: str) -> list[Costs]
         load = prune.workload
         return [bytes_costs(axes, sized.config, modules, load, prune.target.memory)]
     tables = known_tables(axes, modules, prune, device)
-    return [table.costs(axes, modules, prune.target) for table in tables]
+    return [table.costs(modules, prune.target) for table in tables]
 
 
 def _require_levels(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
     """Raises RecipeError where no choice of levels meets the target, as far as that is known."""
-    key = next(name for name, value in vars(prune.target).items() if value is not None)
-    where = _where(loaded, f"prune.target.{key}")
+    key = prune.target.named
+    where = loaded.where(f"prune.target.{key}")
     if prune.target.timed and (sized.axes.family.traced or not sized.axes.family.sublayers):
         raise RecipeError(
             f"prune.target.{key}: of '{sized.axes.family.name}', which was traced, the parts of a "
@@ -247,7 +248,7 @@ def _require_levels(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
     try:
         found = known_costs(prune, sized, loaded.recipe.device)
     except CoverageError as error:
-        at = _where(loaded, "prune.allocation.name")
+        at = loaded.where("prune.allocation.name")
         raise RecipeError(error.what, where=at, fix=error.fix) from error
     if found and all(costs.least > costs.asked * (1 + TOLERANCE) for costs in found):
         raise RecipeError(unreachable(found[0], key), where=where, fix=within_reach(found[0], key))
@@ -266,16 +267,16 @@ def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
     outputs rank experts.
     """
     plugin = prune.saliency.plugin
-    says, ranked = _says_of(plugin), _ranked(prune, sized)
-    wanted = dict.fromkeys(_measured_on(s.kind) for s in ranked)
+    says, compared = _says_of(plugin), ranked(sized.sets, prune)
+    wanted = dict.fromkeys(_measured_on(s.kind) for s in compared)
     fit = [p.name for p in REGISTRY.all("criterion") if _says_all(p, wanted)]
     use = f"Use a criterion of {' and '.join(wanted)} ({', '.join(fit)})" if fit else ""
-    for s in ranked if plugin.reads_forward else ():
+    for s in compared if plugin.reads_forward else ():
         if _measured_on(s.kind) not in says:
             raise RecipeError(
                 f"prune.criterion: '{prune.saliency.name}' says nothing of '{s.name}': it is one "
                 f"of {' and '.join(says) or 'places'}",
-                where=loaded.origins.get("prune.criterion.name", str(loaded.path)),
+                where=loaded.where("prune.criterion.name"),
                 fix=f"{use}, or leave this space out." if use else "Leave this space out.",
             )
 
@@ -294,13 +295,13 @@ def _require_gates(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
     if unknown is not None:
         raise RecipeError(
             f"prune.gates.starts names '{unknown}', which nothing under prune.space cuts",
-            where=_where(loaded, f"prune.gates.starts.{unknown}"),
+            where=loaded.where(f"prune.gates.starts.{unknown}"),
             fix=did_you_mean(unknown, kinds),
         )
     try:
         targets = gated_targets(sized.sets)
     except CoverageError as error:
-        where = _where(loaded, "prune.gates.gate.name")
+        where = loaded.where("prune.gates.gate.name")
         raise RecipeError(f"prune.gates: {error.what}", where=where, fix=error.fix) from error
     fractions = {s.kind: targets[s.name] for s in sized.sets if s.name in targets}
     fractions = fractions if prune.target.shape else {}
@@ -308,7 +309,7 @@ def _require_gates(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) ->
     if found is not None:
         raise RecipeError(
             f"prune.gates: {found[0]}",
-            where=_where(loaded, "prune.target.shape"),
+            where=loaded.where("prune.target.shape"),
             fix=found[1],
         )
 
@@ -324,7 +325,7 @@ def _require_projections(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedMod
         raise RecipeError(
             f"prune.refit: of '{family.name}', "
             + (why if known else "which was traced, the writers of a layer are not known"),
-            where=loaded.origins.get("prune.refit.name", str(loaded.path)),
+            where=loaded.where("prune.refit.name"),
             fix="Take prune.refit out.",
         )
 
@@ -383,7 +384,7 @@ def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, 
         last = max(axes.depth.layers, default=-1)
         raise RecipeError(
             f"sparsify.skip_layers: {f'no layer {min(unknown)}' if unknown else 'nothing is left'}",
-            where=_where(loaded, "sparsify.skip_layers.0"),
+            where=loaded.where("sparsify.skip_layers.0"),
             fix=f"The layers are 0 to {last}; negative numbers count from the end.",
         )
     # Of a pruned model, the pattern is checked on the pruned shapes, in the run.
@@ -394,19 +395,12 @@ def expected(loaded: LoadedRecipe, axes: AxisMap, widths: Widths) -> tuple[int, 
             raise RecipeError(
                 f"sparsify.pattern: the {inputs} inputs of {param} do not divide into groups of "
                 f"{pattern.of}",
-                where=_where(loaded, "sparsify.pattern"),
+                where=loaded.where("sparsify.pattern"),
                 fix=f"Write `sparsity: {spec.fraction:.0%}` instead, or leave layers out by "
                 "`skip_layers`.",
             )
     weights = sum(axes.numel(param, {**axes.widths, **widths}) for param in params)
     return weights, round(weights * spec.fraction)
-
-
-def _where(loaded: LoadedRecipe, key: str) -> str:
-    """Returns the line of a key, or of the first one below it."""
-    below = (line for name, line in loaded.origins.items() if name.startswith(f"{key}."))
-    origin = loaded.origins.get(key) or next(below, str(loaded.path))
-    return f"--set {key}" if origin == "--set" else origin
 
 
 def _linears(axes: AxisMap, spec: SparsifySpec) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from effcompress.answer import Answer, Table
-from effcompress.errors import RecipeError, SourceError
+from effcompress.errors import RecipeError
 from effcompress.estimate.at_sizes import points_at
 from effcompress.estimate.calibration import per_calibration, per_refit, per_sparsify
 from effcompress.estimate.check import check
@@ -19,7 +19,7 @@ from effcompress.estimate.communication import (
     unequal,
 )
 from effcompress.estimate.disk import stored
-from effcompress.estimate.feasibility import SizedModel
+from effcompress.estimate.feasibility import SizedModel, unknown_model
 from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
 from effcompress.estimate.memory import memory, trained
 from effcompress.estimate.schedule import (
@@ -78,11 +78,7 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch(), sizes: Sequence[int] =
     checked = check(loaded)
     found, served = checked.sized, checked.served
     if found is None or served is None:
-        raise SourceError(
-            "the model's configuration is not known here",
-            where=label_of(loaded.recipe.model),
-            fix="Run `effcompress fetch RECIPE`, or write its configuration under model.shape.",
-        )
+        raise unknown_model(loaded)
     recipe = loaded.recipe
     timeline = checked.timeline
     if timeline is None:  # nothing is cut

@@ -21,7 +21,7 @@ def require_positions(loaded: LoadedRecipe, config: Config, prompt: int) -> list
     warnings = []
     for key, text, fix in _too_long(loaded.recipe, config, prompt):
         if fixed:
-            where = loaded.origins.get(key, str(loaded.path))
+            where = loaded.where(key)
             raise RecipeError(f"{key}: {text}", where=where, fix=fix)
         warnings.append(f"warning: {key}: {text}; it was not trained on others")
     return warnings

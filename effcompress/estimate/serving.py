@@ -103,14 +103,6 @@ def loading(config: Config, software: Software, form: str) -> Loading:
     return Loading(software, form, True)
 
 
-def forms_for(config: Config, software: Software) -> tuple[list[str], dict[str, str]]:
-    """Returns the forms that ``software`` loads, the first to try first, and why not the others."""
-    found = [loading(config, software, form) for form in FORMS]
-    return [one.form for one in found if one.loads], {
-        one.form: one.why for one in found if not one.loads
-    }
-
-
 @dataclass(frozen=True)
 class Serving:
     """What can be made of a recipe's result, and what loads it."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
+from effcompress.evaluation.perplexity import batches_of
 from effcompress.isolation import placed
 
 
@@ -41,11 +42,7 @@ def agreement(
     """
     modes = [(model, model.training) for model in (source, module)]
     same, total, tokens = 0, 0.0, 0
-    if counted_NT is None:
-        counted_NT = torch.ones_like(ids_NT, dtype=torch.bool)
-    split = [each.split(batch_size) for each in (ids_NT, counted_NT)]
-    placed_NT = (None,) * len(split[0]) if positions_NT is None else positions_NT.split(batch_size)
-    batches = [*zip(*split, placed_NT, strict=True)]
+    batches = batches_of(ids_NT, batch_size, counted_NT, positions_NT)
     for ids_BT, counted_BT, positions_BT in batches[world.rank :: world.size]:
         counted = counted_BT[:, 1:].flatten()
         first_TV, other_TV = (

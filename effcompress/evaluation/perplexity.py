@@ -32,13 +32,9 @@ def perplexity(
     module.eval()
     device = next(module.parameters()).device
     total, tokens = 0.0, 0
-    if counted_NT is None:
-        counted_NT = torch.ones_like(ids_NT, dtype=torch.bool)
-    if not bool(counted_NT[:, 1:].any()):
+    batches = batches_of(ids_NT, batch_size, counted_NT, positions_NT)
+    if not any(bool(counted_BT[:, 1:].any()) for _, counted_BT, _ in batches):
         raise RunError("no token of the held-out text is predicted, so there is no perplexity")
-    split = [each.split(batch_size) for each in (ids_NT, counted_NT)]
-    placed_NT = (None,) * len(split[0]) if positions_NT is None else positions_NT.split(batch_size)
-    batches = [*zip(*split, placed_NT, strict=True)]
     if needs_all_ranks(module):  # ranks without a last batch run one in which no token counts
         ids_BT, counted_BT, positions_BT = batches[-1]
         empty = (ids_BT, torch.zeros_like(counted_BT), positions_BT)
@@ -65,3 +61,16 @@ def perplexity(
         tokens=tokens,
         sequences=ids_NT.shape[0],
     )
+
+
+def batches_of(
+    ids_NT: Tensor, batch_size: int, counted_NT: Tensor | None, positions_NT: Tensor | None
+) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Returns the windows in batches, each with which of its tokens count (all, where that is not
+    said) and their positions (None: those of the row).
+    """
+    if counted_NT is None:
+        counted_NT = torch.ones_like(ids_NT, dtype=torch.bool)
+    split = [each.split(batch_size) for each in (ids_NT, counted_NT)]
+    placed_NT = (None,) * len(split[0]) if positions_NT is None else positions_NT.split(batch_size)
+    return [*zip(*split, placed_NT, strict=True)]

@@ -106,14 +106,15 @@ def race(
 
 def rate(timings: Sequence[Timing], phase: str, tokens: int) -> Spread:
     """Returns the tokens per second of one phase, in which each round processed ``tokens``."""
-    return _spread([tokens / getattr(one, phase) for one in timings])
+    return spread([tokens / getattr(one, phase) for one in timings])
 
 
 def speed_up(these: Sequence[Timing], against: Sequence[Timing], phase: str) -> Spread:
     """Returns the ratio of times within each round: what slowed a whole round cancels."""
     pairs = zip(these, against, strict=True)
-    return _spread([getattr(b, phase) / getattr(a, phase) for a, b in pairs])
+    return spread([getattr(b, phase) / getattr(a, phase) for a, b in pairs])
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
+    """Returns the median, the lowest and the highest of some values."""
     return Spread(statistics.median(values), min(values), max(values))

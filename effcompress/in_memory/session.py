@@ -31,7 +31,7 @@ from effcompress.record import events
 from effcompress.record.events import Event
 from effcompress.registry import REGISTRY, Bound
 from effcompress.removal.optimizer import check_state, require_no_gradient
-from effcompress.runner.start import repairable
+from effcompress.runner.source_model import repairable
 from effcompress.runner.state import PROBE_TOKENS, RunState
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import AxisMap, Cut

@@ -372,14 +372,7 @@ def prompt_length(spec: ModelSpec, prompt: str) -> int:
         return len(prompt.encode("utf-8", "replace"))
     if (file := _words(spec, cache_root())) is None:
         return 1
-    from tokenizers import Tokenizer
-
-    read_json(file)  # a file that is no JSON, or too large
-    try:
-        return len(Tokenizer.from_file(str(file)).encode(prompt).ids)
-    except Exception as error:  # the library has no class of its own
-        said = f"tokenizer.json cannot be used: {error}"
-        raise SourceError(said, where=str(file.parent)) from error
+    return _tokens(file, [prompt])
 
 
 def tokens_per_byte(spec: ModelSpec, texts: Sequence[str]) -> float | None:
@@ -394,15 +387,20 @@ def tokens_per_byte(spec: ModelSpec, texts: Sequence[str]) -> float | None:
         return 1.0
     if (file := _words(spec, cache_root())) is None:
         return None
+    return _tokens(file, texts) / size
+
+
+def _tokens(file: Path, texts: Sequence[str]) -> int:
+    """Counts the tokens of texts by a tokenizer.json. Raises SourceError if it cannot be read."""
     from tokenizers import Tokenizer
 
-    read_json(file)
+    read_json(file)  # a file that is no JSON, or too large
     try:
         made = Tokenizer.from_file(str(file)).encode_batch([*texts])
     except Exception as error:  # the library has no class of its own
         said = f"tokenizer.json cannot be used: {error}"
         raise SourceError(said, where=str(file.parent)) from error
-    return sum(len(one.ids) for one in made) / size
+    return sum(len(one.ids) for one in made)
 
 
 def _require_rows(spec: ModelSpec, cache: Path, config: Config) -> None:

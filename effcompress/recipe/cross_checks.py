@@ -236,7 +236,7 @@ def _prune(recipe: Recipe, document: Document) -> Rows:
     yield from _allocation(recipe, prune, document)
     yield from _measure(recipe, prune)
     yield from _gates(recipe, prune)
-    yield from _refit(recipe, prune)
+    yield from _refit(prune)
     yield from _search(recipe, prune)
     if recipe.train is not None:
         yield from _times(recipe, prune)
@@ -394,7 +394,7 @@ def _gates(recipe: Recipe, prune: PruneSpec) -> Rows:
     yield Row(first or not whole, ("prune", "schedule"), what, "Write `schedule: at_end`.")
 
 
-def _refit(recipe: Recipe, prune: PruneSpec) -> Rows:
+def _refit(prune: PruneSpec) -> Rows:
     """A knob is chosen on sequences that the fit has not seen: that takes two."""
     if prune.refit is None:
         at, what = ("prune", "refit_at"), "prune.refit_at says when, and there is no prune.refit"

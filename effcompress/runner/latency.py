@@ -21,7 +21,7 @@ from effcompress.estimate.allocation import (
     read_table,
     widths_by_kind,
 )
-from effcompress.evaluation.speed import Clock, Spread, Timing, race, timing, write_on
+from effcompress.evaluation.speed import Clock, Spread, Timing, race, spread, timing, write_on
 from effcompress.model.cache import atomically
 from effcompress.model.small import build
 from effcompress.network.pruned_model import PrunedModel
@@ -217,11 +217,7 @@ def compared(dense: nn.Module, other: nn.Module, load: WorkloadSpec) -> Times:
     other.train(modes[1])
     whole, less = ([seconds_of(one, load) for one in found[name]] for name in sides)
     ratios = [a / b for a, b in zip(whole, less, strict=True)]
-    return Times(*(_spread(values) for values in (whole, less, ratios)))
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(statistics.median(values), min(values), max(values))
+    return Times(*(spread(values) for values in (whole, less, ratios)))
 
 
 def _prompt(module: nn.Module, load: WorkloadSpec) -> Tensor:

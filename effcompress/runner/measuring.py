@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from typing import Any, final
 
 import torch
@@ -14,24 +15,26 @@ from torch import Tensor
 from effcompress.data import digest
 from effcompress.distributed.world import ALONE
 from effcompress.estimate.calibration import reads_in_turn
+from effcompress.evaluation import perplexity
 from effcompress.injectable import ABLATED, BACKWARD
 from effcompress.measure.experts import ExpertStatistics, OfExperts
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
+from effcompress.network.masked import MaskedForward
 from effcompress.record.events import Calibration
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.repairs import for_experts, for_linears, need_second_moments
-from effcompress.runner.ablation import loss_increases
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
 from effcompress.saliency.score import require_finite, score, score_masks
+from effcompress.selection.levels import ranked
 from effcompress.spec import PruneSpec
-from effcompress.types import DEPTH, GroupSet, Scores
+from effcompress.types import DEPTH, Scores
 
 
 @dataclass(frozen=True)
@@ -54,23 +57,20 @@ ALL_TOKENS = 1 << 62
 def calibration_text(
     state: RunState, sequences: int, log: Log, *, draw: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns ``ids_NT`` and ``positions_NT`` (None: documents are not isolated), and records which
-    tokens they are. ``draw``: added to the seed; another number draws other text.
-    """
-    of = sequences, state.recipe.seed + draw
-    ids_NT = state.corpus.calibration(*of)
+    """Returns calibration text as ``text_of``, and records which tokens it has."""
+    ids_NT, positions_NT = text_of(state, sequences, draw=draw)
     flat = getattr(ids_NT, "flat", ids_NT)  # of a script's batches, which may differ in length
     count, tokens = len(ids_NT), flat.numel()
     log.event(Calibration(step=state.step, sequences=count, tokens=tokens, hash=digest(flat)))
-    return ids_NT, state.corpus.calibration_positions(*of)
+    return ids_NT, positions_NT
 
 
-def ranked(state: RunState, prune: PruneSpec) -> list[GroupSet]:
-    """Returns the sets that saliency ranks: all, or, where levels are chosen, those of units (a
-    block goes with the last of them).
+def text_of(state: RunState, sequences: int, *, draw: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Returns calibration text ``ids_NT`` and ``positions_NT`` (None: documents are not isolated).
+    ``draw``: added to the seed; another number draws other text.
     """
-    sets = state.pruned.sets
-    return sets if prune.allocation is None else [s for s in sets if s.kind not in DEPTH]
+    of = sequences, state.recipe.seed + draw
+    return state.corpus.calibration(*of), state.corpus.calibration_positions(*of)
 
 
 def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
@@ -86,7 +86,7 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         how |= {"loss_of": state.loss_of, "positions_NT": positions_NT}
         how["in_turn"] = listeners.in_turn
         stats = collect(module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
-    sets, criterion = ranked(state, prune), prune.saliency
+    sets, criterion = ranked(state.pruned.sets, prune), prune.saliency
     of_layers = listeners.layers.read() if listeners.layers else {}
     if ABLATED.intersection(prune.saliency.needs):
         some = slice(prune.measure.ablation_sequences)
@@ -104,6 +104,32 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         scores = score(sets, criterion, stats, prune.reduce)
     outputs = listeners.experts.means() if listeners.experts else {}
     return Measured(scores, listeners.grams, of_layers, outputs)
+
+
+def loss_increases(
+    state: RunState, ids_NT: Tensor, positions_NT: Tensor | None, log: Log
+) -> dict[str, float]:
+    """Returns layer or block -> by how many nats per token the loss on this text rises without it;
+    no weight is changed. The processes take sequences in turn.
+    """
+    names = [s.name for s in state.pruned.sets if s.kind in DEPTH]
+    number, tell = count(1), partial(log.progress, "loss without a layer or block")
+    forward = MaskedForward(state.pruned, names)
+
+    def loss() -> float:
+        given = {"world": state.world, "positions_NT": positions_NT}
+        tell(next(number), len(names) + 1)
+        return perplexity(state.to_call, ids_NT, 1, **given).loss
+
+    try:
+        whole = loss()
+        found: dict[str, float] = {}
+        for name in names:
+            with forward.using({name: torch.zeros(1, device=state.device)}):
+                found[name] = loss() - whole
+    finally:
+        forward.close()
+    return found
 
 
 def warn_unrouted(of_experts: OfExperts, ledger: Ledger, log: Log) -> None:
@@ -130,7 +156,7 @@ class _Listeners:
     """The hooks of one calibration, and the processes among which sequences are divided."""
 
     def __init__(self, state: RunState, prune: PruneSpec) -> None:
-        module, axes, sets = state.module, state.pruned.axes, ranked(state, prune)
+        module, axes, sets = state.module, state.pruned.axes, ranked(state.pruned.sets, prune)
         assert prune.selector is not None, "recipe.load fills in the default selector"
         plugin = prune.saliency.plugin
         of_layers = {**plugin.of_layers, **prune.selector.plugin.of_layers}

@@ -15,7 +15,7 @@ from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.runner.evaluation import scores
 from effcompress.runner.gates import deterministic
-from effcompress.runner.operations import counted, drained
+from effcompress.runner.resources import counted, drained
 from effcompress.runner.state import RunState
 
 DOMINANT = 0.9

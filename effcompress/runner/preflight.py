@@ -22,11 +22,11 @@ from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.schedule import loops_of
 from effcompress.launcher import launched
 from effcompress.model import source
+from effcompress.model.assets import tasks
 from effcompress.model.families import declared_by
 from effcompress.model.lineage import is_pruned
 from effcompress.network.axis_map import resolve_model
 from effcompress.recipe import LoadedRecipe
-from effcompress.runner import tasks
 from effcompress.spec import LoopSpec, Recipe, TasksSpec
 
 
@@ -69,7 +69,7 @@ def _require_export(loaded: LoadedRecipe) -> list[str]:
         rehearse.rehearse(config, family, prune.space, whole_of(recipe) if whole else None)
     except RunError as error:
         if whole:
-            where = loaded.origins.get("export.multimodal", str(loaded.path))
+            where = loaded.where("export.multimodal")
             what = f"export.multimodal: {error.what}"
             raise RecipeError(what, where=where, fix=error.fix) from error
         raise RecipeError(

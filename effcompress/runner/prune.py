@@ -32,19 +32,16 @@ from effcompress.runner.allocate import (
     record_choice,
 )
 from effcompress.runner.gates import absorbing
-from effcompress.runner.measuring import Measured, measured, ranked, ready
-from effcompress.runner.operations import counted, drained
+from effcompress.runner.measuring import Measured, measured, ready, text_of
 from effcompress.runner.recovery import refit_event
-from effcompress.runner.resources import Meter, Spent
+from effcompress.runner.resources import Meter, Spent, counted, drained
 from effcompress.runner.search import search_event
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
 from effcompress.saliency.score import alike
-from effcompress.selection.budget import Budget
-from effcompress.selection.candidates import candidates_of
 from effcompress.selection.choose import Choice, choose, least_salient
-from effcompress.selection.levels import Module
+from effcompress.selection.levels import Module, ranked
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind, axis_layer
@@ -72,28 +69,21 @@ def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
         target_params=target,
         groups_cut=state.groups_cut,
         removed=state.removed,
-        left=units_left(state) if "left" in prune.schedule.needs else {},
+        left=state.budget().left if "left" in prune.schedule.needs else {},
         positions=state.positions,
         prune_from=begin,
         prune_until=end,
     )
     goes_there = due is not None and (due.again or due.params == target)
     if end < state.total_tokens and state.tokens >= end and not goes_there:
-        log.warn(remainder(state, prune))
+        log.warn(remainder(state))
         return Due(params=target)
     if due and due.params and due.params > target and state.params <= due.params:
         return None  # small enough already: nothing to measure and to compare
     return due
 
 
-def units_left(state: RunState) -> dict[str, int]:
-    """Returns kind -> mini-groups that may still go, as ``Due.groups`` counts them."""
-    axes, alive = state.pruned.parent, state.pruned.ledger.widths()
-    there = candidates_of(s for s in state.pruned.parent_sets if axes.living(s.name, alive))
-    return Budget(axes, there, alive, state.target_params).left
-
-
-def remainder(state: RunState, prune: PruneSpec) -> str:
+def remainder(state: RunState) -> str:
     """Returns the warning for a pruning stage that ends before the target is reached."""
     train = state.recipe.train
     left = state.params - state.target_params
@@ -183,7 +173,7 @@ def _decided(
 ) -> tuple[Choice, events.Allocation | None]:
     """What goes: candidate by candidate, or, with an allocation, by a width for every block."""
     if leveled is None:
-        return _chosen(state, prune, due, found.scores, log), None
+        return _chosen(state, prune, due, found.scores), None
     return allocated(state, prune, found, *leveled, log)
 
 
@@ -192,7 +182,7 @@ def _require_ranked(state: RunState, prune: PruneSpec, scores: Scores, log: Log)
     every saliency is zero.
     """
     # Those of layers that are still there.
-    sets = ranked(state, prune)
+    sets = ranked(state.pruned.sets, prune)
     compared = [s for s in sets if not state.gates or s.name in state.gates.names]
     same, name = alike(compared, scores), prune.saliency.name
     if same and not any(bool(v[torch.isfinite(v)].any()) for v in scores.values()):
@@ -210,7 +200,7 @@ def unranked(criterion: str) -> RunError:
     )
 
 
-def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores, log: Log) -> Choice:
+def _chosen(state: RunState, prune: PruneSpec, due: Due, scores: Scores) -> Choice:
     sets, selector = state.pruned.parent_sets, prune.selector
     assert selector is not None, "recipe.load fills in the default selector"
     known = state.target_params, selector, state.selector_state, state.begun
@@ -308,8 +298,7 @@ def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> C
     ``score_inputs`` does.
     """
     # The same tokens as in `measured`, which has recorded them.
-    of = prune.measure.sequences, state.recipe.seed
-    text = state.corpus.calibration(*of), state.corpus.calibration_positions(*of)
+    text = text_of(state, prune.measure.sequences)
     pruned, plan, raw = state.pruned, dict(choice.plan), dict(choice.scores)
     module = state.unwrapped
     waiting = [s for s in pruned.sets if s.name in plan]

@@ -2,27 +2,20 @@
 low-rank updates (LoRA) and loads the source model as the teacher.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
 
 from effcompress.distributed.shards import Shards
-from effcompress.distributed.world import ALONE
 from effcompress.errors import SurgeryError
+from effcompress.measure.held_out import divided, fitted, sequences_of
 from effcompress.measure.hooks import inputs_of, linears
 from effcompress.measure.moments import Parts
 from effcompress.measure.streams import Split, follow
-from effcompress.model.load import load as load_model
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
-from effcompress.runner.by_rows import in_rows, rows_of
-from effcompress.runner.held_out import fitted, sequences_of
 from effcompress.runner.measuring import calibration_text
-from effcompress.runner.operations import counted, drained
-from effcompress.runner.provenance import require_same, source_model
-from effcompress.runner.resources import Meter
+from effcompress.runner.resources import Meter, counted, drained
+from effcompress.runner.source_model import source_again
 from effcompress.runner.state import RunState
 from effcompress.spec import DistillSpec, PruneSpec
 from effcompress.train import next_token
@@ -46,26 +39,6 @@ def end(state: RunState) -> None:
     """Merges LoRA updates into the weights, and releases the teacher."""
     state.merge()
     state.objective = next_token
-
-
-def source_again(state: RunState, log: Log, *, offline: bool) -> tuple[nn.Module, Tensor | None]:
-    """Loads the source model a second time, for a sharded run this rank's rows alone; also returns
-    which of its hidden channels the pruned model has (None: all). Raises RunError when it is
-    another than the run began with.
-    """
-    channels = state.pruned.ledger.original.get("hidden")
-    kept = None if channels is None else channels.to(state.device)
-    if state.source is not None:
-        return state.source, kept
-    recipe = state.recipe
-    rng = torch.get_rng_state()
-    how: Any = {"offline": offline, "progress": log.note}
-    how["rows_of"] = rows_of(recipe, state.world)
-    source = load_model(recipe.model, seed=recipe.seed, **how)
-    torch.set_rng_state(rng)  # a resumed run loads it at another step
-    source = in_rows(recipe, source, state.world)
-    require_same(state.provenance, source_model(recipe, source))
-    return source.module, kept
 
 
 def _teacher(state: RunState, spec: DistillSpec, log: Log, *, offline: bool) -> Distillation:
@@ -100,8 +73,7 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     large = source.eval()
     sequences = sequences_of(prune.refit, prune.measure)
     ids_NT, positions_NT = calibration_text(state, sequences.read, log)
-    # Each process reads a part of the text, or all of them all of it.
-    world = ALONE if sequences.read < 2 * state.world.size else state.world
+    world = divided(sequences.read, state.world)
     own = slice(world.rank, None, world.size)
     positions_NT = None if positions_NT is None else positions_NT[own]
     split = Split(sequences.own(world) if sequences.held_out else None, world)

@@ -1,15 +1,22 @@
-"""Wall time and peak memory of a part of a run."""
+"""What a part of a run takes: wall time, peak memory, and the floating-point operations beside
+training steps (calibration, search, fits, repairs). Steps are counted by arithmetic
+(``RunState.flops_per_token``).
+"""
 
 import contextlib
-import sys
+import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-PROCESS = Path("/proc/self")
+from effcompress.processes import high_water, reset_peak
+from effcompress.runner.state import RunState
 
 
 @dataclass(frozen=True)
@@ -47,22 +54,96 @@ class Meter:
         return Spent(time.monotonic() - self._started, peak)
 
 
-def reset_peak() -> None:
-    """Sets the peak of this process's resident memory to its present size. Raises OSError where the
-    system cannot.
+def _attended(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> float:
+    """Scores and values: two products per pair, of which a causal mask leaves half, as in
+    ``estimate/flops.py``.
     """
-    (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # psutil knows neither
+    *batch, queries, wide = query.shape
+    return math.prod(batch) * queries * key.shape[-2] * (wide + value.shape[-1])
 
 
-def high_water() -> int | None:
-    """Returns the peak of this process's resident memory in bytes; None where it is not known."""
-    with contextlib.suppress(OSError):
-        for line in (PROCESS / "status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _attended_backward(_grad: Tensor, *args: Any, **named: Any) -> float:
+    return 2.5 * _attended(*args[:3])  # and the scores once more
+
+
+def _cholesky(a: Tensor, *_: Any, **__: Any) -> float:
+    return math.prod(a.shape[:-2]) * a.shape[-1] ** 3 / 3
+
+
+def _solved(b: Tensor, a: Tensor, *_: Any, **__: Any) -> float:
+    """Two triangular systems."""
+    return math.prod(b.shape) * 2.0 * a.shape[-1]
+
+
+def _inverse(a: Tensor, *_: Any, **__: Any) -> float:
+    return math.prod(a.shape[:-2]) * 2.0 * a.shape[-1] ** 3
+
+
+def _eigen(a: Tensor, *_: Any, **__: Any) -> float:
+    """With eigenvectors (Golub and Van Loan, Matrix Computations, section 8.3)."""
+    return math.prod(a.shape[:-2]) * 9.0 * a.shape[-1] ** 3
+
+
+def _added(_into: Tensor, a: Tensor, b: Tensor, **__: Any) -> float:
+    return 2.0 * math.prod(a.shape) * b.shape[-1]
+
+
+_ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_attention_math",
+)
+_OWN: dict[str, Callable[..., float]] = {
+    **dict.fromkeys(_ATTENTION, _attended),
+    **{f"{name}_backward": _attended_backward for name in _ATTENTION},
+    **dict.fromkeys(("linalg_cholesky_ex", "cholesky"), _cholesky),
+    **dict.fromkeys(("cholesky_solve", "_cholesky_solve_helper"), _solved),
+    **dict.fromkeys(("linalg_inv_ex", "linalg_inv"), _inverse),
+    "_linalg_eigh": _eigen,
+    "addmm_": _added,  # torch's counter knows it out of place only
+}
+"""Operator -> its operations, of its arguments; matrix products and convolutions are torch's."""
+
+
+@final
+class Operations(TorchDispatchMode):
+    """Adds up matrix products, convolutions, attention and factorisations that run inside, those of
+    a backward pass included.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = kwargs or {}
+        out = func(*args, **named)
+        packet = func.overloadpacket
+        if (count := _OWN.get(packet.__name__)) is not None:
+            self.total += count(*args, **named)
+        elif (known := flop_registry.get(packet)) is not None:
+            self.total += known(*args, **named, out_val=out)
+        return out
+
+
+@contextlib.contextmanager
+def counted(state: RunState) -> Iterator[None]:
+    """Adds what runs inside to the state's operations. Not of a sharded model, whose operators are
+    on parts of tensors, nor in memory, where the passes are the script's.
+    """
+    if state.shards is not None or state.loss_of is not None:
+        yield
+        return
+    with Operations() as operations:
+        yield
+    state.operations += operations.total
+
+
+def drained(state: RunState) -> float:
+    """Returns the operations of all processes since the last event that has any. Collective."""
+    own, state.operations = state.operations, 0.0
+    return state.world.sums([own])[0]

@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from effcompress.distributed.world import ALONE
 from effcompress.errors import SurgeryError
+from effcompress.measure.held_out import divided, fitted, own, sequences_of
 from effcompress.measure.moments import Parts
 from effcompress.network.rotated import Method, rotate_stream
 from effcompress.network.sliced import sliced_shape
@@ -15,10 +15,8 @@ from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.removal.selftest import ROUNDINGS, TOLERANCE, rounding
-from effcompress.runner.held_out import fitted, own, sequences_of
 from effcompress.runner.measuring import calibration_text
-from effcompress.runner.operations import counted, drained
-from effcompress.runner.resources import Meter
+from effcompress.runner.resources import Meter, counted, drained
 from effcompress.runner.state import RunState
 from effcompress.spec import PruneSpec, RotateSpec
 
@@ -40,9 +38,8 @@ def rotate_event(state: RunState, prune: PruneSpec, rotate: RotateSpec, log: Log
     reads = None if refit is None else sequences_of(refit, prune.measure)
     count = measured if reads is None else max(measured, reads.read)
     ids_NT, positions_NT = calibration_text(state, count, log)
-    # Each process reads a part of the text, or all of them all of it.
     least = measured if reads is None else min(measured, reads.read)
-    world = ALONE if least < 2 * state.world.size else state.world
+    world = divided(least, state.world)
     state.unwrap()
     fits: list[events.Fitted] = []
     method = replace(_method(state, prune, rotate, fits), measured=own(measured, world))

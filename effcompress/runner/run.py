@@ -29,23 +29,23 @@ from effcompress.runner import branches, mixture, recovery
 from effcompress.runner.checkpoints import CheckpointWriter
 from effcompress.runner.folder import open_folder, output_folder
 from effcompress.runner.preflight import preflight
-from effcompress.runner.provenance import changed, plugin_files, require_same, texts
 from effcompress.runner.prune import commit_event, due_now, prune_event, remainder
 from effcompress.runner.rotate import rotate_event
-from effcompress.runner.signals import Stopping
-from effcompress.runner.sparsify import sparsify_event
-from effcompress.runner.start import (
-    begin,
-    corpus_of,
-    evaluated,
+from effcompress.runner.source_model import (
+    changed,
     identified,
+    plugin_files,
     read_source,
-    whole_of,
+    require_same,
+    texts,
 )
+from effcompress.runner.sparsify import sparsify_event
+from effcompress.runner.start import begin, corpus_of, evaluated, whole_of
 from effcompress.runner.state import VALUES, RunState, device_of
 from effcompress.runner.step import train_step
 from effcompress.sparsity.apply import count, require_held
 from effcompress.spec import Recipe
+from effcompress.stopping import Stopping
 from effcompress.track.view import watch
 from effcompress.types import Due
 
@@ -334,7 +334,7 @@ def _train_and_prune(
     recovery.end(state)
     if recipe.prune and not state.target_reached:
         unsaved = True
-        log.warn(remainder(state, recipe.prune))
+        log.warn(remainder(state))
         prune_event(state, recipe.prune, Due(params=state.target_params), log)
     commit_event(state, log)
     if unsaved:  # `effcompress export` starts from the last checkpoint

@@ -14,7 +14,7 @@ from effcompress.record.log import Log
 from effcompress.runner.measuring import Measured, calibration_text
 from effcompress.runner.state import RunState
 from effcompress.selection.choose import choose
-from effcompress.spec import PruneSpec, SearchSpec, TargetSpec
+from effcompress.spec import PruneSpec, TargetSpec
 from effcompress.types import Due, Plan
 
 OTHER_DRAW = 1
@@ -28,7 +28,7 @@ def search_event(state: RunState, prune: PruneSpec, found: Measured, log: Log) -
     search, started = prune.search, time.monotonic()
     assert search is not None
     text = calibration_text(state, search.sequences, log, draw=OTHER_DRAW)
-    tried = state.world.agree(lambda: _tried(state, prune, search, found, text, log))
+    tried = state.world.agree(lambda: _tried(state, prune, found, text, log))
     best = min(tried, key=lambda shape: shape.loss)
     state.take_shape(best.units)
     log.event(
@@ -45,7 +45,6 @@ def search_event(state: RunState, prune: PruneSpec, found: Measured, log: Log) -
 def _tried(
     state: RunState,
     prune: PruneSpec,
-    search: SearchSpec,
     found: Measured,
     text: tuple[Tensor, Tensor | None],
     log: Log,

@@ -14,8 +14,7 @@ from effcompress.measure.grams import Grams, Squares
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner.measuring import ALL_TOKENS, calibration_text
-from effcompress.runner.operations import counted, drained
-from effcompress.runner.resources import Meter
+from effcompress.runner.resources import Meter, counted, drained
 from effcompress.runner.state import RunState
 from effcompress.sparsity.apply import counts, require_pattern, sparsified
 from effcompress.sparsity.magnitude import reads_inputs

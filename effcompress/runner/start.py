@@ -1,10 +1,8 @@
-"""The start of a run: loads the source model, prepares the text, records what is run, evaluates the
-dense model.
-"""
+"""The start of a run: prepares the text, records what is run, evaluates the dense model."""
 
 import datetime
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,28 +11,19 @@ import torch
 
 from effcompress import __version__, data
 from effcompress.data import Corpus
-from effcompress.distributed.world import ALONE, World
 from effcompress.estimate.schedule import measures, total_tokens
 from effcompress.isolation import require_isolation
-from effcompress.model.biases import add_biases, biased
 from effcompress.model.cache import cache_root
 from effcompress.model.fetch import ensure
-from effcompress.model.lineage import parent_of
 from effcompress.model.load import LoadedModel, fingerprint
-from effcompress.model.load import load as load_model
-from effcompress.model.novices import add_novices, novel
 from effcompress.model.source_facts import facts_of
-from effcompress.network.axis_map import family_for
 from effcompress.record.events import DomainData, Evaluation, Run, SourceFacts
 from effcompress.record.log import Log
-from effcompress.removal.repairs import for_biases, for_experts, for_streams
 from effcompress.runner import mixture
-from effcompress.runner.by_rows import in_rows, rows_of
 from effcompress.runner.evaluation import description, evaluate, evaluate_once
-from effcompress.runner.provenance import require_same, source_model
-from effcompress.runner.recovery import source_again
+from effcompress.runner.source_model import source_again
 from effcompress.runner.state import RunState
-from effcompress.spec import PruneSpec, Recipe
+from effcompress.spec import Recipe
 from effcompress.types import TextTokenizer
 
 
@@ -45,61 +34,6 @@ def whole_of(recipe: Recipe) -> Path | None:
     if recipe.export.multimodal == "text":
         return None
     return ensure(recipe.model, cache_root(), offline=True)
-
-
-def load_source(
-    recipe: Recipe, log: Log, before: Mapping[str, str], *, offline: bool, world: World = ALONE
-) -> tuple[LoadedModel, dict[str, str]]:
-    """Loads the source model (``read_source``) and takes it up (``identified``)."""
-    model = read_source(recipe, log, offline=offline, world=world)
-    return identified(recipe, model, log, before, world)
-
-
-def read_source(recipe: Recipe, log: Log, *, offline: bool, world: World = ALONE) -> LoadedModel:
-    """Loads the source model, of a sharded one this rank's rows alone. Sends nothing.
-
-    Raises SourceError as ``model.load`` does.
-    """
-    how: Any = {"offline": offline, "progress": log.note, "rows_of": rows_of(recipe, world)}
-    return load_model(recipe.model, seed=recipe.seed, **how)
-
-
-def identified(
-    recipe: Recipe, model: LoadedModel, log: Log, before: Mapping[str, str], world: World = ALONE
-) -> tuple[LoadedModel, dict[str, str]]:
-    """Returns the source model, sharded where it was read by rows, with zero biases where a repair
-    writes into them, and what it is (``provenance.source_model``). A collective if it is sharded.
-
-    Raises RunError when it is not what a resumed run had ``before``, CoverageError when the class
-    of the model has no place for such biases.
-    """
-    model = in_rows(recipe, model, world)
-    provenance = source_model(recipe, model)
-    require_same(before, provenance)
-    return repairable(model, recipe.prune, log.note), provenance
-
-
-def repairable(
-    model: LoadedModel, prune: PruneSpec | None, note: Callable[[str], None]
-) -> LoadedModel:
-    """Adds the zero biases and constants that repairs write into; ``note`` is told how many.
-
-    Raises CoverageError when the class of the model has no place for them.
-    """
-    if prune and for_experts(prune.repair):
-        family = family_for(parent_of(model.config))
-        config = novel(family, model.config)
-        if added := add_novices(model.module, family):
-            note(f"{added:,} constants added, all zero: a repair puts them in experts' places")
-        model = replace(model, config=config, added_params=added)
-    if not prune or not (for_biases(prune.repair) or for_streams(prune)):
-        return model
-    plain = parent_of(model.config)
-    family = family_for(plain)
-    config = {**model.config, **biased(family, plain)}
-    if added := add_biases(model.module, family, config):
-        note(f"{added:,} biases added, all zero: a repair writes into them")
-    return replace(model, config=config, added_params=model.added_params + added)
 
 
 def corpus_of(

@@ -34,7 +34,8 @@ from effcompress.recompute import recompute_layers
 from effcompress.removal.optimizer import forget
 from effcompress.removal.repairs import for_linears, need_second_moments
 from effcompress.saliency.average import ScoreAverage
-from effcompress.selection.candidates import positions
+from effcompress.selection.budget import Budget
+from effcompress.selection.candidates import candidates_of, positions
 from effcompress.spec import LoraSpec, MeasureSpec, Recipe, TargetSpec
 from effcompress.train import Objective, next_token, optimizer
 from effcompress.train.compiled import CompiledLayers
@@ -275,6 +276,12 @@ class RunState:
     def params(self) -> int:
         """Parameters of the model as a function: masked units do not count."""
         return self.pruned.params
+
+    def budget(self) -> Budget:
+        """Returns the budget of the model as it is: ``left`` counts what may still go."""
+        axes, alive = self.pruned.parent, self.pruned.ledger.widths()
+        there = candidates_of(s for s in self.pruned.parent_sets if axes.living(s.name, alive))
+        return Budget(axes, there, alive, self.target_params)
 
     def take_shape(self, units: Mapping[str, int]) -> None:
         """Makes a shape the target."""

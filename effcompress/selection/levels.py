@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from effcompress.errors import CoverageError
-from effcompress.types import GroupSet
+from effcompress.spec import PruneSpec
+from effcompress.types import DEPTH, GroupSet
 
 BLOCK_OF = {"attention": "attention_block", "ffn": "mlp_block"}
 """Kind of units -> the block that goes when none of them is left."""
@@ -34,6 +35,13 @@ class Module:
     def size(self) -> int:
         """Units before the cut."""
         return self.widths[0]
+
+
+def ranked(sets: Sequence[GroupSet], prune: PruneSpec) -> list[GroupSet]:
+    """Returns the sets that saliency ranks: all, or, where levels are chosen, those of units (a
+    block goes with the last of them).
+    """
+    return [s for s in sets if prune.allocation is None or s.kind not in DEPTH]
 
 
 def modules_of(sets: Sequence[GroupSet], shrink: float) -> list[Module]:

@@ -54,7 +54,7 @@ def lines(clock: Clock) -> tuple[RunsProgress, io.StringIO]:
 def test_time_left_counts_ended_runs_and_parts_of_runs() -> None:
     clock = Clock()
     view, out = lines(clock)
-    view.begin(JOBS, JOBS[:1], 1)
+    view.begin(JOBS, JOBS[:1])
     view.started(JOBS[1])
     clock.now = 60
     view.ended(JOBS[1], 60.0, "")
@@ -78,7 +78,7 @@ def test_plain_lines() -> None:
     clock = Clock()
     view, out = lines(clock)
     view.checking(2)
-    view.begin(JOBS, JOBS[:1], 1)
+    view.begin(JOBS, JOBS[:1])
     view.started(JOBS[1])
     view.beat()
     view.event(JOBS[1], RUN)
@@ -107,7 +107,7 @@ def test_plain_lines() -> None:
 def test_folders_alone_say_nothing() -> None:
     view, out = lines(Clock())
     view.checking(0)
-    view.begin([], [], 1)
+    view.begin([], [])
     view.beat()
     view.close()
     assert out.getvalue() == ""
@@ -117,7 +117,7 @@ def test_the_bars_stand_in_80_columns() -> None:
     clock = Clock()
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     view = RunsProgress(console, drawn=True, clock=clock)
-    view.begin(JOBS, [], 2)
+    view.begin(JOBS, [])
     long = job("a_method_with_a_rather_long_name_indeed")
     for one in (*JOBS[:2], long):
         view.started(one)

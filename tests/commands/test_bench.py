@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from effcompress import load_recipe
+from effcompress import load_recipe, processes
 from effcompress.cli.arguments import show
 from effcompress.commands import bench as bench_room
 from effcompress.commands import memory_probe as footprint_room
@@ -24,7 +24,6 @@ from effcompress.model.load import load
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.recipe import resolved
-from effcompress.runner import resources
 from effcompress.runner.folder import RESOLVED
 from effcompress.spec import ModelSpec
 from tests.conftest import tokens
@@ -175,7 +174,7 @@ def test_rates_by_hand() -> None:
 
 
 def test_the_peak_is_the_weights_and_what_grew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "high_water", lambda: 5000)
+    monkeypatch.setattr(processes, "high_water", lambda: 5000)
     assert footprint_room._peak("cpu", 4200, 300) == 300 + 800
     assert footprint_room._peak("cpu", None, 300) is None
 

@@ -13,7 +13,7 @@ from effcompress.cli import main
 from effcompress.errors import Stopped
 from effcompress.record.status_file import StatusFile
 from effcompress.runner import run as story
-from effcompress.runner.signals import Stopping
+from effcompress.stopping import Stopping
 from tests.runner.toys import recipe
 
 

@@ -46,7 +46,7 @@ class Watch:
     def checking(self, number: int) -> None:
         """Nothing."""
 
-    def begin(self, jobs: Any, done: Any, at_once: int) -> None:
+    def begin(self, jobs: Any, done: Any) -> None:
         self.said.append(("begin", len(jobs), len(done)))
 
     def started(self, job: Any) -> None:

@@ -14,6 +14,7 @@ BASE = [
     "errors",
     "algebra",
     "fault",
+    "stopping",
     "launcher",
     "processes",
     "injectable",
@@ -84,6 +85,11 @@ def test_the_check_sees_a_sideways_import(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from effcompress.removal.mask import mask\n")
     assert imported_rooms(file) == {"removal"}
+
+
+def test_the_story_of_a_run_can_be_held_in_mind() -> None:
+    files = sorted((ROOT / "runner").glob("**/*.py"))
+    assert len(files) <= 22, f"{len(files)} files: which of them has a job of another room?"
 
 
 def test_no_room_without_a_noun() -> None:

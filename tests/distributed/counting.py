@@ -26,11 +26,11 @@ from effcompress.record.log import Log, NoView
 from effcompress.runner import prune as pruning
 from effcompress.runner import recovery
 from effcompress.runner.measuring import calibrated, listening, observe
-from effcompress.runner.provenance import source_model
 from effcompress.runner.prune import commit_event, prune_event
 from effcompress.runner.recovery import refit_event
+from effcompress.runner.source_model import load_source, provenance_of
 from effcompress.runner.sparsify import sparsify_event
-from effcompress.runner.start import corpus_of, load_source
+from effcompress.runner.start import corpus_of
 from effcompress.runner.state import RunState
 from effcompress.spec import Recipe
 from effcompress.train.loss import Distillation
@@ -188,7 +188,7 @@ def recovering(path: Path, output: Path) -> None:
         assert recipe.recover and recipe.prune and state.optimizer
         prune_event(state, recipe.prune, Due(params=state.target_params), log)
         commit_event(state, log)
-        state.provenance = source_model(recipe, model)
+        state.provenance = provenance_of(recipe, model)
         recovery.begin(state, log, offline=True)
         said: dict[str, Any] = {"widths": state.pruned.ledger.widths()}
         for _ in range(2):  # the first wraps the model

@@ -19,7 +19,8 @@ from effcompress.distributed.rows import whole
 from effcompress.distributed.world import World, joined
 from effcompress.export.write import export_and_prove
 from effcompress.record.log import Log, NoView
-from effcompress.runner.start import corpus_of, identified, read_source
+from effcompress.runner.source_model import identified, read_source
+from effcompress.runner.start import corpus_of
 from effcompress.runner.state import RunState
 from tests.proving import in_this_process
 

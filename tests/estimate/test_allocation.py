@@ -94,14 +94,14 @@ def test_the_cache_is_as_large_as_the_one_that_the_class_fills(model_type: str) 
 
 
 def test_times_are_those_of_the_table_and_the_rest_of_the_source_model() -> None:
-    axes, sets = found(KINDS)
+    _, sets = found(KINDS)
     short = [m for m in modules_of(sets, 0.5) if m.kind == "attention"]
-    costs = TABLE.costs(axes, short, TargetSpec(speedup=1.25))
+    costs = TABLE.costs(short, TargetSpec(speedup=1.25))
     assert costs.base == pytest.approx(5.0 - 3 * 0.4)
     assert costs.cost_ML[0] == (0.4, 0.3, 0.2, 0.0)
     assert costs.asked == pytest.approx(4.0)
     assert costs.whole == pytest.approx(5.0) and costs.least == pytest.approx(3.8)
-    assert TABLE.costs(axes, short, TargetSpec(milliseconds=4500)).asked == 4.5
+    assert TABLE.costs(short, TargetSpec(milliseconds=4500)).asked == 4.5
 
 
 @given(st.dictionaries(st.integers(1, 50), st.floats(0.0, 9.0), min_size=1))

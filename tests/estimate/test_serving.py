@@ -12,7 +12,7 @@ from effcompress import load_recipe
 from effcompress.estimate.check import check
 from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.forecast import plan
-from effcompress.estimate.serving import FORMS, NAMES, forms_for, loading, serving
+from effcompress.estimate.serving import FORMS, NAMES, loading, serving
 from tests.runner.toys import recipe
 
 ONCE = "prune.schedule={name: once, at: 256}"
@@ -33,9 +33,10 @@ def told(folder: Path, *changes: str) -> list[str]:
     ],
 )
 def test_every_software_has_its_forms(software, forms) -> None:
-    able, why = forms_for({"model_type": "llama", "hidden_act": "silu"}, software)
-    assert able == forms
-    assert why.keys() == {*FORMS} - {*forms} and all(why.values())
+    llama = {"model_type": "llama", "hidden_act": "silu"}
+    found = [loading(llama, software, form) for form in FORMS]
+    assert [one.form for one in found if one.loads] == forms
+    assert all(one.why for one in found if not one.loads)
 
 
 def test_an_architecture_that_a_software_lacks(tmp_path: Path) -> None:

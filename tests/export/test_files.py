@@ -166,9 +166,9 @@ def test_when_that_is_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     model = tiny("gqa_tied")
     size = 4 * sum(p.numel() for p in model.parameters())
     monkeypatch.setattr(proof.processes, "memory_available", lambda: 2 * size)
-    assert proof.room_for(tmp_path, model) is None
+    assert proof.room_for(model) is None
     monkeypatch.setattr(proof.processes, "memory_available", lambda: 2 * size - 1)
-    assert proof.room_for(tmp_path, model) == proof.LEAST
+    assert proof.room_for(model) == proof.LEAST
     monkeypatch.undo()
     assert memory_available() > 0
 

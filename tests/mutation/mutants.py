@@ -115,7 +115,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the rate of a size does not fall",
     ),
     Mutant(
-        "effcompress/runner/ablation.py",
+        "effcompress/runner/measuring.py",
         "found[name] = loss() - whole",
         "found[name] = loss()",
         ("tests/plugins/test_two_ssp.py::test_the_loss_is_that_of_a_model_without",),
@@ -322,8 +322,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "the values of a checkpoint are not compared with their hash",
     ),
     Mutant(
-        "effcompress/runner/recovery.py",
-        "require_same(state.provenance, source_model(recipe, source))",
+        "effcompress/runner/source_model.py",
+        "require_same(state.provenance, provenance_of(recipe, source))",
         "pass",
         (("tests/runner/test_checkpoints.py::test_a_teacher_that_changed_meanwhile_is_refused"),),
         "a teacher may be another model than the run began with",
@@ -1054,7 +1054,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "predictions that do not count are compared",
     ),
     Mutant(
-        "effcompress/runner/operations.py",
+        "effcompress/runner/resources.py",
         "math.prod(batch) * queries * key.shape[-2]",
         "2 * math.prod(batch) * queries * key.shape[-2]",
         (
@@ -1064,7 +1064,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "pairs that a causal mask leaves out are counted",
     ),
     Mutant(
-        "effcompress/runner/operations.py",
+        "effcompress/runner/resources.py",
         "own, state.operations = state.operations, 0.0",
         "own = state.operations",
         ("tests/runner/test_operations.py::test_a_refit_records_passes_moments_and_solves",),
@@ -2158,7 +2158,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the teacher's layers are numbered as if none were gone",
     ),
     Mutant(
-        "effcompress/runner/recovery.py",
+        "effcompress/runner/source_model.py",
         "torch.set_rng_state(rng)  # a resumed",
         "pass  # a resumed",
         (("tests/runner/test_recover.py::test_the_teacher_is_told_which_of_its_layers_are_left"),),
@@ -2203,7 +2203,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "checkpoints come at other steps",
     ),
     Mutant(
-        "effcompress/runner/signals.py",
+        "effcompress/stopping.py",
         'error.exit_code = 130 if name == "SIGINT" else 0',
         "error.exit_code = 0",
         ("tests/runner/test_signals.py",),
@@ -3025,21 +3025,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "the mean of squares instead of the square of the mean",
     ),
     Mutant(
-        "effcompress/runner/held_out.py",
+        "effcompress/measure/held_out.py",
         "found = candidate.corrected(weight_OI, **_inputs(parts.seen))",
         "found = candidate.corrected(weight_OI, **_inputs(parts.all))",
         ("tests/runner/test_held_out.py::test_the_best_of_all_by_brute_force",),
         "damping is chosen on text that the fit has seen",
     ),
     Mutant(
-        "effcompress/runner/held_out.py",
+        "effcompress/measure/held_out.py",
         "return *best.corrected(weight_OI, **_inputs(parts.all)), how",
         "return *best.corrected(weight_OI, **_inputs(parts.seen)), how",
         ("tests/runner/test_held_out.py::test_the_best_of_all_by_brute_force",),
         "the last fit leaves the held-out text unread",
     ),
     Mutant(
-        "effcompress/runner/held_out.py",
+        "effcompress/measure/held_out.py",
         "    if not after < before - RESOLVED:\n",
         "    if not after < math.inf:\n",
         ("tests/runner/test_held_out.py::test_where_no_value_helps_the_weight_stays",),

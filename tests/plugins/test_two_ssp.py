@@ -20,7 +20,7 @@ from effcompress.estimate.feasibility import require_reachable
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.record.log import Log, NoView
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.ablation import loss_increases
+from effcompress.runner.measuring import loss_increases
 from effcompress.types import Due
 from tests import warm
 from tests.conftest import FAMILIES, tiny

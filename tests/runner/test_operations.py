@@ -12,7 +12,7 @@ from effcompress import load_recipe
 from effcompress.checkpoint import Proof
 from effcompress.estimate.feasibility import sized_model
 from effcompress.estimate.flops import flops_per_token
-from effcompress.runner.operations import Operations
+from effcompress.runner.resources import Operations
 from effcompress.runner.run import run
 from tests.runner.toys import events, recipe
 

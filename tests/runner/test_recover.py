@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from effcompress import load_recipe, run
 from effcompress.errors import EffcompressError, RecipeError, RunError
 from effcompress.estimate.forecast import plan
-from effcompress.runner import recovery
+from effcompress.runner import recovery, source_model
 from effcompress.runner import run as story
 from tests.runner.toys import events, recipe
 
@@ -118,7 +118,7 @@ def test_the_teacher_is_told_which_of_its_layers_are_left(
     """
     states: list[torch.Tensor] = []
     told: list[tuple[int, ...]] = []
-    load, distil = recovery.load_model, recovery.Distillation
+    load, distil = source_model.read_source, recovery.Distillation
 
     def loaded(*given: object, **more: object) -> object:
         states.append(torch.get_rng_state())
@@ -130,7 +130,7 @@ def test_the_teacher_is_told_which_of_its_layers_are_left(
         told.append(layers)
         return distil(teacher, spec, layers, channels)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recovery, "load_model", loaded)
+    monkeypatch.setattr(source_model, "read_source", loaded)
     monkeypatch.setattr(recovery, "Distillation", taught)
     changes = [
         "model.shape.num_hidden_layers=4",

@@ -36,7 +36,7 @@ def test_the_peak_is_that_of_the_part_and_not_of_what_came_before() -> None:
 
 
 def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setattr("effcompress.runner.resources.PROCESS", tmp_path / "none")
+    monkeypatch.setattr("effcompress.processes.PROCESS", tmp_path / "none")
     spent = Meter(CPU).read()
     assert spent.memory_bytes is None or spent.memory_bytes > MEBI
     assert spent.seconds >= 0

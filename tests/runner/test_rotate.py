@@ -16,7 +16,7 @@ from effcompress.commands.evaluate import evaluate
 from effcompress.commands.export import export
 from effcompress.errors import Stopped
 from effcompress.report.comparison.facts import read
-from effcompress.runner.signals import Stopping
+from effcompress.stopping import Stopping
 from tests.runner.toys import events, texts
 
 RECIPE = """\

@@ -18,7 +18,7 @@ from effcompress.errors import RecipeError, RunError, Stopped
 from effcompress.report.gather import gather
 from effcompress.report.words import status
 from effcompress.runner import run as run_room
-from effcompress.runner.signals import Stopping, grace
+from effcompress.stopping import Stopping, grace
 from tests import warm
 from tests.runner.toys import events, recipe
 

@@ -17,8 +17,8 @@ from effcompress.cli.arguments import show
 from effcompress.commands.evaluate import evaluate
 from effcompress.commands.fetch import fetch
 from effcompress.errors import RecipeError, SourceError
+from effcompress.model.assets import tasks as tasks_room
 from effcompress.model.assets import wheel as wheel_room
-from effcompress.runner import tasks as tasks_room
 from effcompress.runner.preflight import preflight
 from effcompress.spec import SEVEN
 from tests.evaluation import toy_tasks
@@ -151,7 +151,8 @@ def test_damaged_data_is_made_again(shelf: list[str], tmp_path: Path, own_cache:
     (file,) = own_cache.rglob("boolq.arrow")
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(SourceError, match=r"boolq\.arrow has 100 bytes"):
-        tasks_room.fetch(loaded.recipe.evaluate.tasks, offline=True, say=lambda text: None)
+        data = loaded.recipe.evaluate.tasks
+        tasks_room.files(data, offline=True, say=lambda text: None, deep=True)
     assert evaluate(loaded).data["tasks"] == first
     assert shelf == [NAME, NAME]
 

@@ -40,6 +40,11 @@ class Anatomy:
     looks: tuple[str, ...]
     """Of every layer, what tells its kind: equal texts are layers of one kind."""
 
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return self.shapes[self.embedding][1]
+
     def first(self) -> dict[str, int]:
         """Returns kind of layers (as in ``looks``) -> the first layer of that kind."""
         return {look: self.looks.index(look) for look in dict.fromkeys(self.looks)}

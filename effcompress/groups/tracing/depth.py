@@ -110,12 +110,8 @@ def _prove_without(subject: Subject, gone: Sequence[int]) -> None:
     """Compares a model whose layers pass the stream on with one that does not have them, with and
     without KV cache, and with one that the stock class builds.
     """
-    masked = copy.deepcopy(subject.module)
-    for i in gone:
-        layer = masked.get_submodule(subject.family.layer.replace("{i}", str(i)))
-        layer.register_forward_hook(_pass_on, with_kwargs=True)
     removed, fields = _without(subject, gone)
-    _require_equal(subject, masked, removed)
+    _require_equal(subject, _passing(subject, gone), removed)
     _require_cache(subject, removed)
     _require_class(subject, removed, fields, gone)
 
@@ -143,10 +139,17 @@ def prove_identity(subject: Subject) -> None:
     removes such layers. Raises Unproven.
     """
     for i in (of[0] for of in subject.kinds):
-        masked = copy.deepcopy(subject.module)
+        without = _silenced(subject, i, *subject.family.sublayers)
+        _require_equal(subject, _passing(subject, [i]), without)
+
+
+def _passing(subject: Subject, layers: Sequence[int]) -> nn.Module:
+    """Returns a copy of the model in which these layers pass the stream on."""
+    masked = copy.deepcopy(subject.module)
+    for i in layers:
         layer = masked.get_submodule(subject.family.layer.replace("{i}", str(i)))
         layer.register_forward_hook(_pass_on, with_kwargs=True)
-        _require_equal(subject, masked, _silenced(subject, i, *subject.family.sublayers))
+    return masked
 
 
 def _require_equal(subject: Subject, masked: nn.Module, removed: nn.Module) -> None:

@@ -78,7 +78,7 @@ def returns(candidate: Candidate, anatomy: Anatomy) -> bool:
     """Whether a matrix leads from the candidate's positions back to the residual stream. In a small
     model no other size is that of the stream.
     """
-    hidden = anatomy.shapes[anatomy.embedding][1]
+    hidden = anatomy.hidden
     places = {place for sets in candidate.sets.values() for place in sets[0]}
     return any(dim == 1 and anatomy.shapes[param][0] == hidden for param, dim in places)
 
@@ -88,7 +88,7 @@ def stream_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Candidate:
     tracing): every dimension as long as the embedding is wide, except those in ``taken``. Only a
     guess, for the proofs to decide; in a small model no other size is the same number.
     """
-    hidden, known = anatomy.shapes[anatomy.embedding][1], set(taken)
+    hidden, known = anatomy.hidden, set(taken)
     places = [
         (param, dim)
         for param, shape in anatomy.shapes.items()
@@ -127,7 +127,7 @@ def channels_by_size(anatomy: Anatomy, taken: Iterable[Place]) -> Iterator[Candi
 
 def _projections(anatomy: Anatomy, layer: int) -> dict[str, list[Place]]:
     """Module of a layer -> the sides of its linear layers that are not the residual stream."""
-    hidden = anatomy.shapes[anatomy.embedding][1]
+    hidden = anatomy.hidden
     inside: dict[str, list[Place]] = defaultdict(list)
     for param, shape in anatomy.shapes.items():
         if anatomy.layer_of(param) == layer and param.endswith(".weight") and len(shape) == 2:

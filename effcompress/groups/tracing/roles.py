@@ -20,7 +20,7 @@ def roles(draft: Draft, anatomy: Anatomy) -> Iterator[tuple[str, tuple[tuple[str
     """Yields, for kinds that are never cut, the name that their size suggests, and how many times
     in a row an axis of that name is on the dimension (gate and up in one matrix: twice).
     """
-    hidden = anatomy.shapes[anatomy.embedding][1]
+    hidden = anatomy.hidden
     mixtures = _mixtures(anatomy)
     for axis in draft.axes:
         kind = axis_kind(axis.name)
@@ -61,7 +61,7 @@ def _mixtures(anatomy: Anatomy) -> list[Experts]:
     """The mixtures of a model (patterns): modules with matrices of three dimensions, of which one
     is the hidden size.
     """
-    hidden = anatomy.shapes[anatomy.embedding][1]
+    hidden = anatomy.hidden
     found: dict[str, list[tuple[int, ...]]] = defaultdict(list)
     for param, shape in anatomy.shapes.items():
         if len(shape) == 3 and hidden in shape[1:] and anatomy.layer_of(param) is not None:

@@ -51,9 +51,9 @@ def always(_config: Config, _layer: int) -> bool:
     return True
 
 
-def after_first(field: str = "first_k_dense_replace") -> Sparse:
-    """All layers are mixtures but the first ones, whose number is in ``field``."""
-    return lambda config, layer: layer >= config[field]
+def after_first(config: Config, layer: int) -> bool:
+    """All layers are mixtures but the first ``first_k_dense_replace``."""
+    return layer >= config["first_k_dense_replace"]
 
 
 def dense_layers_listed(config: Config, layer: int) -> bool:

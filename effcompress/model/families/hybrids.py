@@ -81,6 +81,11 @@ def convolution(module: str, rows: Iterable[llama.Name], bias: str = "") -> Iter
         yield side(f"{module}.bias", 0, name, bias)
 
 
+def by_channel(channels: int) -> dict[str, Any]:
+    """Sizes that the module of a depthwise convolution keeps."""
+    return dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
+
+
 _DELTA = LAYER + "linear_attn."
 _KEY, _VALUES = (LINEAR_HEAD, "linear_key"), (LINEAR_HEAD, "linear_values")
 _PER_VALUE = (LINEAR_HEAD, "linear_ratio")
@@ -171,8 +176,7 @@ def _attributes(config: Config, widths: Widths) -> ModuleSizes:
     channels = 2 * key + heads * values
     sizes = {"num_k_heads": heads, "num_v_heads": heads * _ratio(config)}
     sizes |= {"key_dim": key, "value_dim": heads * values, "conv_dim": channels}
-    rows: dict[str, int] = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
-    return {"linear_attn": {**sizes}, "linear_attn.conv1d": {**rows}}
+    return {"linear_attn": {**sizes}, "linear_attn.conv1d": by_channel(channels)}
 
 
 def _kept(config: Config, layers: tuple[int, ...]) -> Fields:
@@ -354,8 +358,7 @@ def _lfm2_resize(config: Config, widths: Widths) -> Fields:
 def _lfm2_attributes(config: Config, widths: Widths) -> ModuleSizes:
     if "attention" in widths:
         return llama.repeats(config, widths)
-    channels = dict.fromkeys(("in_channels", "out_channels", "groups"), widths["conv_channel"])
-    return {"conv.conv": {**channels}} if "conv_channel" in widths else {}
+    return {"conv.conv": by_channel(widths["conv_channel"])} if "conv_channel" in widths else {}
 
 
 def _lfm2_pad(config: Config, widths: Widths) -> dict[str, int]:

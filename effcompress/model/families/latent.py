@@ -113,7 +113,7 @@ def latent(traits: dict[str, Any]) -> dict[str, Any]:
 _LATENT = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "kv_lora_rank": 512}
 _V3 = Mixture(
     ("n_routed_experts", "num_local_experts"),
-    sparse=after_first(),
+    sparse=after_first,
     groups=Groups(),
     shared=BESIDE,
     shared_count="n_shared_experts",
@@ -134,7 +134,7 @@ DEEPSEEK_V3 = decoder(
 )
 _V2 = Mixture(
     ("n_routed_experts", "num_experts"),
-    sparse=after_first(),
+    sparse=after_first,
     groups=Groups(best=1, there=lambda c: c.get("topk_method") == "group_limited_greedy"),
     shared=BESIDE,
     shared_count="n_shared_experts",

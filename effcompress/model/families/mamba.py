@@ -5,7 +5,7 @@ Every layer is one norm and one mixer.
 from collections.abc import Iterator
 from typing import Any
 
-from effcompress.model.families.hybrids import convolution
+from effcompress.model.families.hybrids import by_channel, convolution
 from effcompress.model.families.llama import biased, linear, side
 from effcompress.model.families.ssm import StateSpace
 from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Widths
@@ -115,8 +115,7 @@ def _channels() -> Iterator[Axis]:
 def _mamba_attributes(config: Config, widths: Widths) -> ModuleSizes:
     del config
     channels = widths["ssm_channel"]
-    rows: dict[str, int] = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
-    return {"mixer": {"intermediate_size": channels}, "mixer.conv1d": {**rows}}
+    return {"mixer": {"intermediate_size": channels}, "mixer.conv1d": by_channel(channels)}
 
 
 def _mamba_resize(config: Config, widths: Widths) -> Fields:

@@ -43,7 +43,7 @@ def kept_after_first(config: Config, layers: tuple[int, ...]) -> Fields:
 
 _ROUTED = Mixture(
     ("n_routed_experts", "num_local_experts"),
-    sparse=after_first(),
+    sparse=after_first,
     groups=Groups(),
     shared=BESIDE,
     shared_count="n_shared_experts",

@@ -6,7 +6,7 @@ from typing import Any
 
 from effcompress.model.families import llama
 from effcompress.model.families.experts import GRANITE_MIXTURE, granite_blocks
-from effcompress.model.families.hybrids import convolution, keeps_one, where
+from effcompress.model.families.hybrids import by_channel, convolution, keeps_one, where
 from effcompress.model.families.llama import LAYER, attention, decoder, linear, maybe_biased, side
 from effcompress.types import (
     Axis,
@@ -117,8 +117,8 @@ class StateSpace:
         channels = inner + 2 * groups * config[self.state]
         sizes = {"num_heads": groups * heads, "n_groups": groups}
         sizes |= {"intermediate_size": inner, "conv_dim": channels}
-        rows: dict[str, int] = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
-        found: ModuleSizes = {self.module: {**sizes}, f"{self.module}.conv1d": {**rows}}
+        conv = f"{self.module}.conv1d"
+        found: ModuleSizes = {self.module: {**sizes}, conv: by_channel(channels)}
         if self.normed:
             found[f"{self.module}.norm"] = self._norm(groups, heads, config)
         return found

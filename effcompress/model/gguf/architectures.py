@@ -133,10 +133,6 @@ def _shared_ffn(config: Config) -> Stated:
     yield "expert_shared_feed_forward_length", int(config["shared_expert_intermediate_size"])
 
 
-def _by_head(config: Config) -> float:
-    return head_dim(config) ** -0.5
-
-
 def _gemma_scale(big: int) -> Callable[[Config], float]:
     """llama.cpp tells the largest Gemma by its ``big`` layers, and scales it otherwise."""
 

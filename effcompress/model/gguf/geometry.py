@@ -24,10 +24,14 @@ def heads_of(config: Config) -> tuple[int, int]:
     return heads, int(config.get("num_key_value_heads") or heads)
 
 
+def hidden_of(config: Config) -> int:
+    """Channels of the residual stream."""
+    return int(first(config, "hidden_size", "n_embd"))
+
+
 def head_dim(config: Config) -> int:
     """Channels of a head."""
-    hidden = int(first(config, "hidden_size", "n_embd"))
-    return int(config.get("head_dim") or hidden // heads_of(config)[0])
+    return int(config.get("head_dim") or hidden_of(config) // heads_of(config)[0])
 
 
 def rotated_of(config: Config) -> int:
@@ -109,5 +113,4 @@ def context_of(config: Config, period: int = 0) -> int:
 
 def is_square(config: Config) -> bool:
     """Whether heads fill the hidden size."""
-    hidden = int(first(config, "hidden_size", "n_embd"))
-    return heads_of(config)[0] * head_dim(config) == hidden
+    return heads_of(config)[0] * head_dim(config) == hidden_of(config)

@@ -8,6 +8,7 @@ from effcompress.model.gguf.geometry import (
     first,
     head_dim,
     heads_of,
+    hidden_of,
     is_square,
     local_rope,
     others,
@@ -89,10 +90,9 @@ def why_not_sizes(config: Config) -> str:
     if not known.square or is_square(config):
         return ""
     heads, width = heads_of(config)[0], head_dim(config)
-    hidden = int(first(config, "hidden_size", "n_embd"))
     return (
         f"llama.cpp takes {config['model_type']} models whose heads fill the hidden size, and here "
-        f"{heads} heads of {width} make {heads * width} of {hidden}"
+        f"{heads} heads of {width} make {heads * width} of {hidden_of(config)}"
     )
 
 

@@ -33,7 +33,6 @@ Own = Literal["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
 """Types that gguf's Python package makes: blocks of 32 weights of a row with one scale."""
 ByLlamaCpp = Literal["Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K"]
 """Mixtures of types that llama.cpp makes: super-blocks of 256 weights of a row."""
-QuantType = Own | ByLlamaCpp
 OWN: tuple[str, ...] = get_args(Own)
 BY_LLAMA_CPP: tuple[str, ...] = get_args(ByLlamaCpp)
 

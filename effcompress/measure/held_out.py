@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from effcompress.distributed.world import World
+from effcompress.distributed.world import ALONE, World
 from effcompress.measure.moments import Moments, Parts
 from effcompress.record.events import Fitted
 from effcompress.registry import Bound
@@ -34,6 +34,13 @@ def sequences_of(refit: Bound, measure: MeasureSpec) -> Sequences:
 def own(number: int, world: World) -> int:
     """Returns how many of the first ``number`` sequences this process reads, every ``size``-th."""
     return len(range(world.rank, number, world.size))
+
+
+def divided(sequences: int, world: World) -> World:
+    """Returns the processes that take sequences in turn; ``ALONE`` where there are too few of them,
+    and every process reads all.
+    """
+    return ALONE if sequences < 2 * world.size else world
 
 
 RESOLVED = 1e-6
