@@ -14,13 +14,15 @@ from typing import Any
 from effcompress.answer import Answer
 from effcompress.commands.machine import Machine, this_machine
 from effcompress.data.look import Look, kind_of_file, look
-from effcompress.errors import SourceError, did_you_mean
-from effcompress.estimate.feasibility import sized_model
+from effcompress.errors import CoverageError, SourceError, did_you_mean
+from effcompress.estimate.feasibility import no_refit, sized_model
 from effcompress.estimate.flops import UTILISATION, Flops
 from effcompress.estimate.forecast import Launch, plan
 from effcompress.estimate.lengths import FEW_TOKENS, Lengths, lengths_of, sequence_of, total_of
 from effcompress.estimate.memory import memory
 from effcompress.model import hub
+from effcompress.model.biases import biased
+from effcompress.model.lineage import parent_of
 from effcompress.model.source import config_of, kind_of, tokens_per_byte
 from effcompress.model.suitability import positions_of
 from effcompress.network.axis_map import resolve_model
@@ -30,7 +32,7 @@ from effcompress.report.render import filled
 from effcompress.report.render import replace as write
 from effcompress.runner.preflight import preflight
 from effcompress.spec import ModelSpec
-from effcompress.types import Config, axis_kind
+from effcompress.types import Config, Family, axis_kind
 
 DRAFTS = "effcompress_plugins"
 """The package whose folder ``drafts`` holds a recipe to fill in for each method."""
@@ -240,6 +242,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Returns the names that a draft asks for."""
     axes = resolve_model(config).axes
+    plain = parent_of(config)
     start, machine = axes.count(), _machine(wish)
     keep = wish.keep if wish.keep is not None else (wish.params or start) / start
     target = f"{{keep: {keep:.4g}}}" if wish.params is None else f"{{params: {wish.params}}}"
@@ -255,7 +258,7 @@ def _facts(
     total = total_of(wish.tokens, afford, text, int(start * keep)) if wish.tokens != 0 else (0, "")
     long = lengths_of(sequence, total, start, machine.number)
     warmup, pruning, continued = long.stages(keep)
-    kinds = sorted({axis_kind(name) for name in axes.widths})
+    kinds = sorted({axis_kind(name) for name in axes.widths} - set(axes.family.fixed))
     ffn = (w for name, w in axes.widths.items() if axis_kind(name) in ("ffn", "expert_ffn"))
     narrow = min(ffn, default=96)
     return {
@@ -269,6 +272,8 @@ def _facts(
         "target": target,
         "kinds": kinds,
         "layers": len(axes.depth.layers),
+        "no_refit": no_refit(axes.family, plain),
+        "biases": _takes_biases(axes.family, plain),
         "ffn_minimum": max(8, narrow // 12 // 8 * 8),
         "ffn_step": 8 if narrow >= 256 else 1,
         "calibrated": max(8, min(128, 16384 // sequence[0])),
@@ -276,6 +281,15 @@ def _facts(
         **{"warmup": warmup, "pruning": pruning, "continued": continued},
         "every": long.every(pruning),
     }
+
+
+def _takes_biases(family: Family, config: Config) -> bool:
+    """Returns whether every projection into the stream has a place for a bias."""
+    try:
+        biased(family, config)
+    except CoverageError:
+        return False
+    return True
 
 
 def _loop(long: Lengths, machine: Machine) -> dict[str, Any]:

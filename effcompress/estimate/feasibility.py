@@ -32,7 +32,7 @@ from effcompress.selection.candidates import candidates_of, least
 from effcompress.selection.levels import Module, modules_of, ranked
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec, SearchSpec, SparsifySpec, TargetSpec
-from effcompress.types import DEPTH, AxisMap, Config, GroupSet, Widths
+from effcompress.types import DEPTH, AxisMap, Config, Family, GroupSet, Widths
 
 
 @dataclass(frozen=True)
@@ -319,15 +319,20 @@ def _require_projections(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedMod
     would change.
     """
     family = sized.axes.family
-    known = family.sublayers and not family.traced
-    if prune.refit is not None and (not known or family.norms_behind(sized.config)):
-        why = "norms lie behind the projections into the stream"
+    if prune.refit is not None and (why := no_refit(family, sized.config)):
         raise RecipeError(
-            f"prune.refit: of '{family.name}', "
-            + (why if known else "which was traced, the writers of a layer are not known"),
+            f"prune.refit: of '{family.name}', {why}",
             where=loaded.where("prune.refit.name"),
             fix="Take prune.refit out.",
         )
+
+
+def no_refit(family: Family, config: Config) -> str:
+    """Returns why projections into the stream cannot be refitted; empty where they can."""
+    if not family.sublayers or family.traced:
+        return "which was traced, the writers of a layer are not known"
+    behind = family.norms_behind(config)
+    return "norms lie behind the projections into the stream" if behind else ""
 
 
 def _measured_on(kind: str) -> str:
