@@ -45,6 +45,27 @@ GRANITE = {
     **{"embedding_multiplier": 3.0, "residual_multiplier": 0.5},
     **{"attention_multiplier": 0.2, "logits_scaling": 4.0},
 }
+FALCON = {"alibi": False, "parallel_attn": True, "bias": False, "ffn_hidden_size": 40}
+YARN = {
+    **{"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0},
+    **{"original_max_position_embeddings": 32, "beta_fast": 4.0, "beta_slow": 1.0},
+}
+LATENT = {
+    **{**ROUTED, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    **{"q_lora_rank": 16, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8},
+    **{"v_head_dim": 10, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.5},
+    **{"norm_topk_prob": True, "num_key_value_heads": 6},
+}
+ERNIE = {
+    **{**ROUTED, **WIDE, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
+    **{"moe_layer_interval": 1},
+}
+LFM2 = {
+    **{"layer_types": ["conv", "full_attention", "conv", "full_attention"], "conv_L_cache": 3},
+    "block_auto_adjust_ff_dim": False,
+}
+NO_WIDTH = ("falcon", "deepseek_v2", "deepseek_v3", "glm4_moe_lite")
+"""Types that compute ``head_dim``."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
@@ -121,6 +142,51 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt_bigcode": ("gpt_bigcode", {"multi_query": True}),
+    "falcon": ("falcon", {**FALCON, "multi_query": True}),
+    "falcon, by head": ("falcon", {**FALCON, "multi_query": False}),
+    "falcon, two norms": (
+        "falcon",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 3},
+    ),
+    "falcon, one norm": (
+        "falcon",
+        {
+            **{**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+            "num_ln_in_parallel_attn": 1,
+        },
+    ),
+    "bloom": ("bloom", {}),
+    "gpt_oss": ("gpt_oss", {**ROUTED, **WIDE, "rope_parameters": DEFAULT, "sliding_window": 4}),
+    "gpt_oss, yarn": (
+        "gpt_oss",
+        {**ROUTED, "rope_parameters": {**YARN, "truncate": True}, "sliding_window": 200},
+    ),
+    "deepseek_v2": ("deepseek_v2", {**LATENT, "n_shared_experts": 2, "norm_topk_prob": True}),
+    "deepseek_v2, yarn": (
+        "deepseek_v2",
+        {**LATENT, "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}},
+    ),
+    "deepseek_v3": ("deepseek_v3", {**LATENT, "rope_parameters": DEFAULT}),
+    "deepseek_v3, yarn": (
+        "deepseek_v3",
+        {**LATENT, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "deepseek_v3, all routed": (
+        "deepseek_v3",
+        {**LATENT, "first_k_dense_replace": 0, "norm_topk_prob": False},
+    ),
+    "glm4_moe_lite": ("glm4_moe_lite", {**LATENT, "mlp_layer_types": None}),
+    "dots1": ("dots1", {**LATENT, **WIDE, **ALONE}),
+    "ernie4_5_moe": ("ernie4_5_moe", {**ERNIE, "moe_num_shared_experts": 2}),
+    "ernie4_5_moe, each second layer": (
+        "ernie4_5_moe",
+        {**ERNIE, "moe_num_shared_experts": 0, "moe_layer_interval": 2},
+    ),
+    "minimax_m2": ("minimax_m2", {**ROUTED, **WIDE, "rope_parameters": {**DEFAULT, **HALF}}),
+    "minimax_m2, tied": ("minimax_m2", {**ROUTED, "tie_word_embeddings": True}),
+    "lfm2": ("lfm2", LFM2),
+    "lfm2, adjusted": ("lfm2", {**LFM2, "block_auto_adjust_ff_dim": True}),
+    "lfm2_moe": ("lfm2_moe", {**LFM2, **ROUTED, "num_dense_layers": 2}),
 }
 
 
@@ -134,15 +200,21 @@ class Table(nn.Module):
 
 def tiny(model_type: str, **more: Any) -> Any:
     """A random model whose gains and biases are random too, with llama.cpp's GELU."""
-    config = AutoConfig.for_model(model_type, **{**BASE, **more})
+    fields = {**BASE, **more}
+    if model_type in NO_WIDTH:
+        fields.pop("head_dim")
+    config = AutoConfig.for_model(model_type, **fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         for p in model.parameters():
             p.data.uniform_(0.5, 1.5) if p.dim() == 1 else p.data.normal_(0, 0.2)
+        for name, held in model.named_buffers():
+            if name.endswith(("_correction_bias", "expert_bias")):
+                held.uniform_(-0.2, 0.2)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if "GELU" in type(child).__name__:
+            if "gelu" in type(child).__name__.lower():
                 setattr(module, name, Table())
     return model.eval()
 

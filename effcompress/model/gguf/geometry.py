@@ -19,8 +19,12 @@ def layers_of(config: Config) -> int:
 def heads_of(config: Config) -> tuple[int, int]:
     """Query heads and KV heads."""
     heads = int(first(config, "num_attention_heads", "n_head"))
+    if config.get("new_decoder_architecture"):  # of Falcon, where it beats `multi_query`
+        return heads, int(config.get("num_kv_heads") or heads)
     if config.get("multi_query"):
         return heads, 1
+    if config["model_type"] == "falcon":
+        return heads, heads
     return heads, int(config.get("num_key_value_heads") or heads)
 
 
@@ -83,7 +87,7 @@ def windows_of(config: Config) -> list[bool]:
 
 
 def _positions(config: Config) -> int:
-    return int(first(config, "max_position_embeddings", "n_positions") or 2048)
+    return int(first(config, "max_position_embeddings", "n_positions", "seq_length") or 2048)
 
 
 def others(layers: int, period: int) -> list[bool]:

@@ -67,7 +67,7 @@ def why_not(config: Config) -> str:
             f"{_BEYOND.get(model_type, '')}; they are for {', '.join(ARCHITECTURES)}"
         )
     found = {**(fields_of(model_type) or {}), **config}
-    names = ("hidden_activation", "hidden_act", "activation_function")
+    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
     if (act := first(found, *names)) is not None and act not in known.activations:
         return (
             f"llama.cpp computes {model_type} models with {known.activations[0]}, not with '{act}'"
@@ -78,7 +78,7 @@ def why_not(config: Config) -> str:
             return (
                 f"llama.cpp computes {model_type} models only with {name}: {values[0]}, not {said}"
             )
-    return _why_no_rope(found, chosen(found)) or _why_no_kinds(found, known)
+    return _why_no_rope(found, chosen(found)) or _why_no_kinds(found, known) or known.why_not(found)
 
 
 def why_not_sizes(config: Config) -> str:
@@ -96,10 +96,24 @@ def why_not_sizes(config: Config) -> str:
     )
 
 
+def nearly(config: Config) -> str:
+    """What llama.cpp computes a little otherwise in a model that is written all the same; empty if
+    it computes what transformers do.
+    """
+    rope = rope_of(config)
+    if rope_kind(rope) != "yarn" or rope.get("truncate", True):
+        return ""
+    return (
+        "llama.cpp rounds the ends of YaRN's ramp to whole channels, which this model does not "
+        "(`truncate: false`), so logits differ a little, as those of the published gguf files do"
+    )
+
+
 def _why_no_rope(config: Config, known: Architecture) -> str:
     model_type, rope = config["model_type"], rope_of(config)
-    kinds = ("default", "linear", "llama3") if known.rope_factors else ("default", "linear")
-    if known.positions:
+    kinds = ["default", "linear"]
+    kinds += ["llama3"] if known.rope_factors else ["yarn"] if known.yarn else []
+    if not known.rotates:
         return ""
     if (kind := rope_kind(rope)) not in kinds:
         said = f"{', '.join(kinds[:-1])} and {kinds[-1]} are"
@@ -121,7 +135,7 @@ def _why_no_kinds(config: Config, known: Architecture) -> str:
             f"llama.cpp rotates layers with a window of {model_type} models with a base of "
             f"{known.local_base:g}, and here it is {said[0]} rope with {said[1]:g}"
         )
-    if odd := sorted({str(k) for k in kinds} - {"sliding_attention", "full_attention"}):
+    if odd := sorted({str(k) for k in kinds} - set(known.kinds)):
         return f"llama.cpp has no layers of the kind {odd[0]} in {model_type} models"
     if known.rotated_by_kind and kinds:
         there = [kind == "sliding_attention" for kind in kinds]
