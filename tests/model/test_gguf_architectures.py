@@ -175,13 +175,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek_v3",
         {**LATENT, "first_k_dense_replace": 0, "norm_topk_prob": False},
     ),
+    "deepseek_v3, another epsilon": ("deepseek_v3", {**LATENT, "rms_norm_eps": 1e-2}),
+    "deepseek_v3, groups of experts": (
+        "deepseek_v3",
+        {**LATENT, "n_routed_experts": 8, "num_local_experts": 8, "n_group": 4, "topk_group": 2},
+    ),
+    "deepseek_v2, lite": (
+        "deepseek_v2",
+        {**LATENT, "q_lora_rank": None, "num_hidden_layers": 26},
+    ),
     "glm4_moe_lite": ("glm4_moe_lite", {**LATENT, "mlp_layer_types": None}),
     "dots1": ("dots1", {**LATENT, **WIDE, **ALONE}),
     "ernie4_5_moe": ("ernie4_5_moe", {**ERNIE, "moe_num_shared_experts": 2}),
-    "ernie4_5_moe, each second layer": (
-        "ernie4_5_moe",
-        {**ERNIE, "moe_num_shared_experts": 0, "moe_layer_interval": 2},
-    ),
+    "ernie4_5_moe, none shared": ("ernie4_5_moe", {**ERNIE, "moe_num_shared_experts": 0}),
     "minimax_m2": ("minimax_m2", {**ROUTED, **WIDE, "rope_parameters": {**DEFAULT, **HALF}}),
     "minimax_m2, tied": ("minimax_m2", {**ROUTED, "tie_word_embeddings": True}),
     "lfm2": ("lfm2", LFM2),
@@ -333,6 +339,58 @@ def test_what_llama_cpp_computes_otherwise_is_refused(case: str, tmp_path: Path)
         with pytest.raises(SourceError, match=words):
             write(tmp_path / "m.gguf", model, **change)
     assert words in why_not({**fields, **change})
+    assert not list(tmp_path.iterdir())
+
+
+CHANGED = {
+    "ALiBi": ("falcon", {"alibi": True}, "only with alibi: False"),
+    "one after another": ("falcon", {"parallel_attn": False}, "only with parallel_attn: True"),
+    "norms behind": (
+        "bloom",
+        {"apply_residual_connection_post_layernorm": True},
+        "only with apply_residual_connection_post_layernorm: False",
+    ),
+    "another limit": ("gpt_oss", {"swiglu_limit": 5.0}, "only with swiglu_limit: 7.0"),
+    "a factor of YaRN": (
+        "gpt_oss",
+        {"rope_parameters": {**YARN, "attention_factor": 2.0}},
+        "no attention_factor of YaRN",
+    ),
+    "groups by their best": (
+        "deepseek_v2",
+        {"topk_method": "group_limited_greedy"},
+        "only with topk_method: greedy",
+    ),
+    "no latent queries": ("deepseek_v2", {"q_lora_rank": None}, "26 or 27 layers alone"),
+    "YaRN by two scales": (
+        "deepseek_v3",
+        {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7}},
+        "here they are 1 and 0.7",
+    ),
+    "halves": ("deepseek_v3", {"rope_interleave": False}, "only with rope_interleave: True"),
+    "dense layers behind": (
+        "glm4_moe_lite",
+        {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]},
+        "in front alone",
+    ),
+    "groups": ("dots1", {"n_group": 2}, "only with n_group: 1"),
+    "each second layer": ("ernie4_5_moe", {"moe_layer_interval": 2}, "moe_layer_interval: 1"),
+    "no experts at the end": ("ernie4_5_moe", {"moe_layer_end_index": 2}, "they end with layer 2"),
+    "no convolution": ("lfm2", {"layer_types": ["full_attention"] * 4}, "both kinds alone"),
+    "biases of convolutions": ("lfm2", {"conv_bias": True}, "only with conv_bias: False"),
+    "scaled experts": ("lfm2_moe", {"routed_scaling_factor": 2.0}, "routed_scaling_factor: 1.0"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_change_that_llama_cpp_would_not_compute_is_refused(case: str, tmp_path: Path) -> None:
+    """Of a model that is written as it is."""
+    model_type, change, words = CHANGED[case]
+    own = CASES[model_type][1]
+    model = tiny(model_type, **own)
+    assert why_not(fields_of(model)) == ""
+    with pytest.raises(SourceError, match=words):
+        write(tmp_path / "m.gguf", model, **change)
     assert not list(tmp_path.iterdir())
 
 

@@ -116,6 +116,10 @@ def _gemma_scale(big: int) -> Callable[[Config], float]:
     return scale
 
 
+LITE = (26, 27)
+"""Numbers of layers by which llama.cpp tells models without a latent vector of the queries."""
+
+
 def _not_by_ramp(config: Config) -> str:
     """gpt-oss multiplies what rope makes by YaRN's own factor alone."""
     rope = rope_of(config)
@@ -128,10 +132,10 @@ def _not_by_ramp(config: Config) -> str:
 def _latent(config: Config) -> str:
     """What llama.cpp's one class of latent attention has no place for."""
     name, rope = config["model_type"], rope_of(config)
-    if config.get("q_lora_rank") is None:
+    if config.get("q_lora_rank") is None and layers_of(config) not in LITE:
         return (
-            f"llama.cpp takes {name} models with a latent vector of the queries (q_lora_rank), and "
-            "without one only those of the published numbers of layers"
+            f"llama.cpp takes {name} models without a latent vector of the queries (q_lora_rank: "
+            f"null) with {LITE[0]} or {LITE[1]} layers alone, and here it is {layers_of(config)}"
         )
     if rope_kind(rope) == "yarn":
         scale, of_all = (float(rope.get(key) or 0) for key in ("mscale", "mscale_all_dim"))
@@ -144,10 +148,18 @@ def _latent(config: Config) -> str:
 
 
 def _routed_behind_dense(config: Config) -> str:
-    kinds = list(config.get("mlp_layer_types") or [])
+    kinds = [str(kind) for kind in config.get("mlp_layer_types") or []]
     if kinds != sorted(kinds):  # dense, then sparse
         return f"llama.cpp has dense layers of {config['model_type']} models in front alone"
     return _latent(config)
+
+
+def _of_both_kinds(config: Config) -> str:
+    """llama.cpp's memory of such models has a part for either kind, and an empty part ends it."""
+    kinds = set(config.get("layer_types") or [])
+    if len(kinds) == 2:
+        return ""
+    return f"llama.cpp opens {config['model_type']} models with layers of both kinds alone"
 
 
 def _to_the_last(config: Config) -> str:
@@ -331,7 +343,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         latent=True,
         heads=keys.latent_heads,
         stated=keys.deepseek_v3,
-        only={**_NEVER, **_ONE_GROUP, "rope_interleave": (True, None)},
+        only={**_NEVER, "rope_interleave": (True, None)},
         why_not=_latent,
     ),
     "glm4_moe_lite": Architecture(
@@ -340,13 +352,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         latent=True,
         heads=keys.latent_heads,
         stated=keys.deepseek_v3,
-        only={**_NEVER, **_ONE_GROUP, "rope_interleave": (True, None)},
+        only={**_NEVER, "rope_interleave": (True, None)},
         why_not=_routed_behind_dense,
     ),
     "dots1": Architecture(ARCH.DOTS1, only={**_NEVER, **_ONE_GROUP}, stated=keys.routed),
     "ernie4_5_moe": Architecture(
         ARCH.ERNIE4_5_MOE,
-        only={"use_bias": (False, None)},
+        only={"use_bias": (False, None), "moe_layer_interval": (1, None)},
         stated=keys.ernie4_5_moe,
         why_not=_to_the_last,
     ),
@@ -359,6 +371,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         heads=keys.heads_or_none,
         stated=keys.convolution,
         kinds=("conv", "full_attention"),
+        why_not=_of_both_kinds,
         only={"conv_bias": (False, None)},
     ),
     "lfm2_moe": Architecture(
@@ -367,6 +380,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         heads=keys.heads_or_none,
         stated=keys.lfm2_moe,
         kinds=("conv", "full_attention"),
+        why_not=_of_both_kinds,
         only={
             "conv_bias": (False, None),
             "use_expert_bias": (True, None),

@@ -5,6 +5,9 @@ from typing import Any
 from effcompress.model.classes import fields_of
 from effcompress.types import Config
 
+_WITHOUT_KV = ("falcon", "bloom")
+"""Types whose heads share no keys and values, whatever a configuration says beside."""
+
 
 def first(config: Config, *names: str) -> Any:
     """Returns the first field that has a value; None if none has."""
@@ -23,7 +26,7 @@ def heads_of(config: Config) -> tuple[int, int]:
         return heads, int(config.get("num_kv_heads") or heads)
     if config.get("multi_query"):
         return heads, 1
-    if config["model_type"] == "falcon":
+    if config["model_type"] in _WITHOUT_KV:
         return heads, heads
     return heads, int(config.get("num_key_value_heads") or heads)
 

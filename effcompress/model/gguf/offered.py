@@ -37,6 +37,8 @@ def needs_square(config: Config) -> bool:
 def needs_depth(config: Config) -> str:
     """Why layers cannot go; empty if they can."""
     known = ARCHITECTURES[str(config["model_type"])]
+    if known.latent and not config.get("q_lora_rank"):
+        return known.why_not({**config, "num_hidden_layers": 0})
     if not known.rotated_by_kind and not known.no_rope:
         return ""
     return (

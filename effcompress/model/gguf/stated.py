@@ -48,7 +48,8 @@ def latent_heads(config: Config) -> Stated:
     yield "value_length_mla", int(config["v_head_dim"])
     yield "rope_dimension_count", rope
     yield "kv_lora_rank", latent
-    yield "q_lora_rank", int(config["q_lora_rank"])
+    if rank := config.get("q_lora_rank"):
+        yield "q_lora_rank", int(rank)
 
 
 def heads_or_none(config: Config) -> Stated:
@@ -107,7 +108,9 @@ def sigmoid(config: Config) -> Stated:
 
 def routed(config: Config) -> Stated:
     """Routers of sigmoids with a bias for the choice, behind dense layers."""
-    yield "leading_dense_block_count", int(config.get("first_k_dense_replace") or 0)
+    kinds = config.get("mlp_layer_types") or []
+    dense = config.get("first_k_dense_replace", kinds.count("dense"))
+    yield "leading_dense_block_count", int(dense or 0)
     yield "expert_shared_count", int(config["n_shared_experts"])
     yield "expert_weights_scale", float(config["routed_scaling_factor"])
     yield "expert_weights_norm", bool(config["norm_topk_prob"])
@@ -131,6 +134,9 @@ def deepseek_v2(config: Config) -> Stated:
 
 def deepseek_v3(config: Config) -> Stated:
     yield from routed(config)
+    if (groups := int(config.get("n_group") or 1)) > 1:
+        yield "expert_group_count", groups
+        yield "expert_group_used_count", int(config["topk_group"])
     yield from _mscale(config)
 
 

@@ -46,6 +46,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 _EXPERTS = re.compile(r"layers\.(\d+)\..*experts\.(gate_up_proj|down_proj)(_bias)?$")
 _OF_HEAD = re.compile(r"\.norms\.\d+\.")
 """StableLM has a norm of its own for every head."""
+_LATENT_EPSILON = 1e-6
+"""Epsilon of norms of latent vectors, which no configuration states."""
 _UNUSED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias")
 """Endings of tables that classes compute from their configuration, and store."""
 _HEADS = ("lm_head.weight", "embed_out.weight")
@@ -226,7 +228,13 @@ def _scaled(model: Model, kind: T, entry: Entry) -> Entry:
         # Products of queries and keys are multiplied by another factor than in transformers.
         stated = float(model.config.get("query_pre_attn_scalar") or model.width)
         factor = stated**-0.5 / known.query_scale(model.config)
-        entry = _map(entry, lambda t: t.float() * factor)
+        return _map(entry, lambda t: t.float() * factor)
+    if known.latent and kind in (T.ATTN_Q_A, T.ATTN_KV_A_MQA):
+        # llama.cpp has one epsilon. A norm of ``c x`` with epsilon ``c^2 e`` is that of ``x`` with
+        # ``e``; of keys and values, the channels that rope rotates are not normalised.
+        normed = entry.shape[0] if kind == T.ATTN_Q_A else int(model.config["kv_lora_rank"])
+        factor = (epsilon_of(model.config) / _LATENT_EPSILON) ** 0.5
+        return _map(entry, lambda t: torch.cat([t[:normed].float() * factor, t[normed:].float()]))
     return entry
 
 
@@ -313,7 +321,7 @@ def _feed_forward(writer: GGUFWriter, model: Model, shapes: Shapes) -> None:
     wide = dense[1] if dense else _ffn(model)
     if experts:
         writer.add_expert_count(experts[0])
-        writer.add_expert_used_count(int(model.config["num_experts_per_tok"]))
+        writer.add_expert_used_count(int(first(model.config, "num_experts_per_tok", "moe_k")))
         writer.add_expert_feed_forward_length(experts[2])
         wide = experts[2] if model.known.shared_width else wide
     writer.add_feed_forward_length(wide)
