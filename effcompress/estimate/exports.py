@@ -53,7 +53,7 @@ def _require_gguf(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
             where=loaded.origins.get("export.gguf", str(loaded.path)),
             fix="Remove `gguf`: the folder can be had in any case.",
         )
-    said = []
+    said = [f"export: {near}"] if (near := offered.nearly(found.config)) else []
     if differ:
         said.append(
             "export: layers may differ in the end; the gguf file is then padded with zeros to the "

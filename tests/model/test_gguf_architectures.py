@@ -56,6 +56,7 @@ LATENT = {
     **{"v_head_dim": 10, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.5},
     **{"norm_topk_prob": True, "num_key_value_heads": 6},
 }
+GROUPED = {"n_routed_experts": 8, "num_local_experts": 8, "n_group": 4, "topk_group": 2}
 ERNIE = {
     **{**ROUTED, **WIDE, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
     **{"moe_layer_interval": 1},
@@ -142,6 +143,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt_bigcode": ("gpt_bigcode", {"multi_query": True}),
+    "olmo2, tied": ("olmo2", {"tie_word_embeddings": True}),
+    "olmo3, tied": ("olmo3", {"sliding_window": 4, "tie_word_embeddings": True}),
+    "qwen2_moe, tied": (
+        "qwen2_moe",
+        {**ROUTED, "norm_topk_prob": False, "tie_word_embeddings": True},
+    ),
+    "olmoe, tied": (
+        "olmoe",
+        {**ROUTED, **ALONE, "norm_topk_prob": False, "tie_word_embeddings": True},
+    ),
+    "nemotron, tied": ("nemotron", {**HALF, "tie_word_embeddings": True}),
     "falcon": ("falcon", {**FALCON, "multi_query": True}),
     "falcon, by head": ("falcon", {**FALCON, "multi_query": False}),
     "falcon, two norms": (
@@ -161,6 +173,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt_oss",
         {**ROUTED, "rope_parameters": {**YARN, "truncate": True}, "sliding_window": 200},
     ),
+    "gpt_oss, tied": (
+        "gpt_oss",
+        {**ROUTED, "rope_parameters": DEFAULT, "tie_word_embeddings": True},
+    ),
     "deepseek_v2": ("deepseek_v2", {**LATENT, "n_shared_experts": 2, "norm_topk_prob": True}),
     "deepseek_v2, yarn": (
         "deepseek_v2",
@@ -178,7 +194,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3, another epsilon": ("deepseek_v3", {**LATENT, "rms_norm_eps": 1e-2}),
     "deepseek_v3, groups of experts": (
         "deepseek_v3",
-        {**LATENT, "n_routed_experts": 8, "num_local_experts": 8, "n_group": 4, "topk_group": 2},
+        {**LATENT, **GROUPED},
     ),
     "deepseek_v2, lite": (
         "deepseek_v2",
@@ -186,6 +202,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4_moe_lite": ("glm4_moe_lite", {**LATENT, "mlp_layer_types": None}),
     "dots1": ("dots1", {**LATENT, **WIDE, **ALONE}),
+    "dots1, groups of experts, tied": (
+        "dots1",
+        {**LATENT, **ALONE, **GROUPED, "tie_word_embeddings": True},
+    ),
     "ernie4_5_moe": ("ernie4_5_moe", {**ERNIE, "moe_num_shared_experts": 2}),
     "ernie4_5_moe, none shared": ("ernie4_5_moe", {**ERNIE, "moe_num_shared_experts": 0}),
     "minimax_m2": ("minimax_m2", {**ROUTED, **WIDE, "rope_parameters": {**DEFAULT, **HALF}}),
@@ -373,7 +393,23 @@ CHANGED = {
         {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]},
         "in front alone",
     ),
-    "groups": ("dots1", {"n_group": 2}, "only with n_group: 1"),
+    "no biases": ("starcoder2", {"use_bias": False}, "only with use_bias: True"),
+    "norms of heads": ("phi", {"qk_layernorm": True}, "only with qk_layernorm: False"),
+    "biases of outputs": (
+        "seed_oss",
+        {"attention_out_bias": True},
+        "only with attention_out_bias: False",
+    ),
+    "both ways": (
+        "gemma3_text",
+        {"use_bidirectional_attention": True},
+        "only with use_bidirectional_attention: False",
+    ),
+    "an output matrix": (
+        "cohere",
+        {"tie_word_embeddings": False},
+        "only with tie_word_embeddings: True",
+    ),
     "each second layer": ("ernie4_5_moe", {"moe_layer_interval": 2}, "moe_layer_interval: 1"),
     "no experts at the end": ("ernie4_5_moe", {"moe_layer_end_index": 2}, "they end with layer 2"),
     "no convolution": ("lfm2", {"layer_types": ["full_attention"] * 4}, "both kinds alone"),
@@ -386,7 +422,7 @@ CHANGED = {
 def test_a_change_that_llama_cpp_would_not_compute_is_refused(case: str, tmp_path: Path) -> None:
     """Of a model that is written as it is."""
     model_type, change, words = CHANGED[case]
-    own = CASES[model_type][1]
+    own = next(more for kind, more in CASES.values() if kind == model_type)
     model = tiny(model_type, **own)
     assert why_not(fields_of(model)) == ""
     with pytest.raises(SourceError, match=words):

@@ -175,7 +175,8 @@ def _to_the_last(config: Config) -> str:
 
 _LLAMA = Architecture(ARCH.LLAMA, pairs=True, rope_factors=True)
 _ALL_EXPERTS = {"mlp_only_layers": ([], (), None), "decoder_sparse_step": (1, None)}
-_ONE_GROUP = {"n_group": (1, None), "topk_group": (1, None)}
+_TIED = {"tie_word_embeddings": (True,)}
+"""llama.cpp has no output matrix beside the embedding."""
 _GEMMA = GELU_TANH
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": _LLAMA,
@@ -184,12 +185,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ARCH.QWEN2, square=True, otherwise=_LLAMA, only={"mlp_bias": (False, None)}
     ),
     "qwen3": Architecture(ARCH.QWEN3, only=_NEVER),
-    "gemma": Architecture(ARCH.GEMMA, _GEMMA, gain=1, only=_NEVER),
+    "gemma": Architecture(ARCH.GEMMA, _GEMMA, gain=1, only={**_NEVER, **_TIED}),
     "gemma2": Architecture(
         ARCH.GEMMA2,
         _GEMMA,
         gain=1,
-        only=_NEVER,
+        only={**_NEVER, **_TIED},
         stated=keys.gemma2,
         period=2,
         query_scale=_gemma_scale(46),
@@ -198,7 +199,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ARCH.GEMMA3,
         _GEMMA,
         gain=1,
-        only={**_NEVER, "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,)},
+        only={
+            **_NEVER,
+            "attn_logit_softcapping": (None,),
+            "final_logit_softcapping": (None,),
+            "use_bidirectional_attention": (False, None),
+        },
         period=6,
         rotated_by_kind=True,
         local_base=1e4,
@@ -206,7 +212,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         scaled=TENSOR.ATTN_Q_NORM,
     ),
     "phi3": Architecture(ARCH.PHI3, partial=True, square=True, otherwise=_LLAMA),
-    "olmo2": Architecture(ARCH.OLMO2, square=True, only=_NEVER),
+    "olmo2": Architecture(ARCH.OLMO2, square=True, only=_NEVER, own_output=True),
     "smollm3": Architecture(ARCH.SMOLLM3, pairs=True, only=_NEVER, rope_factors=True, no_rope=4),
     "mixtral": Architecture(ARCH.LLAMA, pairs=True, rope_factors=True, shared_width=True),
     "qwen3_moe": Architecture(
@@ -215,11 +221,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2_moe": Architecture(
         ARCH.QWEN2MOE,
         square=True,
+        own_output=True,
         only={**_ALL_EXPERTS, "norm_topk_prob": (False,)},
         stated=keys.shared_ffn,
     ),
     "olmoe": Architecture(
-        ARCH.OLMOE, square=True, only={**_NEVER, "clip_qkv": (None,), "norm_topk_prob": (False,)}
+        ARCH.OLMOE,
+        square=True,
+        own_output=True,
+        only={**_NEVER, "clip_qkv": (None,), "norm_topk_prob": (False,)},
     ),
     "granite": Architecture(ARCH.GRANITE, pairs=True, rope_factors=True, stated=keys.granite),
     "gpt2": Architecture(
@@ -240,7 +250,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         fused="head",
         partial=True,
     ),
-    "starcoder2": Architecture(ARCH.STARCODER2, GELU_TANH, square=True, layer_norm=True),
+    "starcoder2": Architecture(
+        ARCH.STARCODER2,
+        GELU_TANH,
+        square=True,
+        layer_norm=True,
+        only={"use_bias": (True, None)},
+    ),
     "stablelm": Architecture(
         ARCH.STABLELM,
         square=True,
@@ -250,32 +266,46 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         own_output=True,
     ),
     "phi": Architecture(
-        ARCH.PHI2, GELU_TANH, square=True, layer_norm=True, partial=True, own_output=True
+        ARCH.PHI2,
+        GELU_TANH,
+        square=True,
+        layer_norm=True,
+        partial=True,
+        own_output=True,
+        only={"qk_layernorm": (False, None)},
     ),
     "cohere": Architecture(
         ARCH.COMMAND_R,
         square=True,
         layer_norm=True,
-        only={**_NEVER, "use_qk_norm": (False, None)},
+        only={**_NEVER, **_TIED, "use_qk_norm": (False, None)},
         stated=keys.logit_scale,
     ),
     "cohere2": Architecture(
         ARCH.COHERE2,
         square=True,
         layer_norm=True,
-        only=_NEVER,
+        only={**_NEVER, **_TIED},
         stated=keys.logit_scale,
         period=4,
         rotated_by_kind=True,
     ),
     "arcee": Architecture(ARCH.ARCEE, ("relu2",), pairs=True, only=_NEVER, rope_factors=True),
     "ernie4_5": Architecture(ARCH.ERNIE4_5, only={"use_bias": (False, None)}),
-    "seed_oss": Architecture(ARCH.SEED_OSS),
+    "seed_oss": Architecture(
+        ARCH.SEED_OSS, only={"attention_out_bias": (False, None), "mlp_bias": (False, None)}
+    ),
     "hunyuan_v1_dense": Architecture(ARCH.HUNYUAN_DENSE, only=_NEVER),
     "nemotron": Architecture(
-        ARCH.NEMOTRON, ("relu2",), square=True, layer_norm=True, partial=True, gain=1
+        ARCH.NEMOTRON,
+        ("relu2",),
+        square=True,
+        layer_norm=True,
+        partial=True,
+        gain=1,
+        own_output=True,
     ),
-    "olmo3": Architecture(ARCH.OLMO2, square=True, only=_NEVER, period=4),
+    "olmo3": Architecture(ARCH.OLMO2, square=True, only=_NEVER, period=4, own_output=True),
     "glm4": Architecture(ARCH.GLM4, partial=True),
     "glm": Architecture(ARCH.CHATGLM, square=True, partial=True),
     "exaone4": Architecture(
@@ -291,7 +321,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "glm4_moe": Architecture(
         ARCH.GLM4_MOE,
         partial=True,
-        only={"attention_bias": (True,), **_ONE_GROUP},
+        only={"attention_bias": (True,)},
         stated=keys.glm4_moe,
     ),
     "gpt_bigcode": Architecture(
@@ -319,6 +349,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt_oss": Architecture(
         ARCH.GPT_OSS,
         yarn=True,
+        own_output=True,
         in_turns=True,
         period=2,
         only={
@@ -355,7 +386,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         only={**_NEVER, "rope_interleave": (True, None)},
         why_not=_routed_behind_dense,
     ),
-    "dots1": Architecture(ARCH.DOTS1, only={**_NEVER, **_ONE_GROUP}, stated=keys.routed),
+    "dots1": Architecture(ARCH.DOTS1, own_output=True, only=_NEVER, stated=keys.routed),
     "ernie4_5_moe": Architecture(
         ARCH.ERNIE4_5_MOE,
         only={"use_bias": (False, None), "moe_layer_interval": (1, None)},
@@ -382,6 +413,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         kinds=("conv", "full_attention"),
         why_not=_of_both_kinds,
         only={
+            **_TIED,
             "conv_bias": (False, None),
             "use_expert_bias": (True, None),
             "norm_topk_prob": (True, None),

@@ -115,6 +115,9 @@ def routed(config: Config) -> Stated:
     yield "expert_weights_scale", float(config["routed_scaling_factor"])
     yield "expert_weights_norm", bool(config["norm_topk_prob"])
     yield from sigmoid(config)
+    if (groups := int(config.get("n_group") or 1)) > 1:
+        yield "expert_group_count", groups
+        yield "expert_group_used_count", int(config["topk_group"])
 
 
 def glm4_moe(config: Config) -> Stated:
@@ -123,7 +126,7 @@ def glm4_moe(config: Config) -> Stated:
 
 
 def deepseek_v2(config: Config) -> Stated:
-    for key, value in routed(config):
+    for key, value in routed({**config, "n_group": 1}):
         if key == "expert_gating_func":
             yield key, ExpertGatingFuncType.SOFTMAX
         else:
@@ -134,9 +137,6 @@ def deepseek_v2(config: Config) -> Stated:
 
 def deepseek_v3(config: Config) -> Stated:
     yield from routed(config)
-    if (groups := int(config.get("n_group") or 1)) > 1:
-        yield "expert_group_count", groups
-        yield "expert_group_used_count", int(config["topk_group"])
     yield from _mscale(config)
 
 
