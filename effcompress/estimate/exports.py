@@ -53,7 +53,12 @@ def _require_gguf(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
             where=loaded.origins.get("export.gguf", str(loaded.path)),
             fix="Remove `gguf`: the folder can be had in any case.",
         )
-    said = [f"export: {near}"] if (near := offered.nearly(found.config)) else []
+    said = [f"export: {more}"] if (more := offered.said_of(found.config)) else []
+    if "layer" in cut and offered.has_windows(found.config):
+        said.append(
+            "export: llama.cpp tells layers with a window by their numbers; where layers go, the "
+            f"gguf file states a context of {found.config['sliding_window']} tokens, the window"
+        )
     if differ:
         said.append(
             "export: layers may differ in the end; the gguf file is then padded with zeros to the "

@@ -18,12 +18,13 @@ from effcompress.errors import RecipeError, RunError, SourceError
 from effcompress.estimate.check import check
 from effcompress.export import gguf
 from effcompress.model.gguf.architectures import ARCHITECTURES
+from effcompress.model.gguf.header import read_header
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.network.pruned_model import PrunedModel
 from tests.contract.test_more_families import NORM_GAIN, few, opened
 from tests.contract.test_more_families import cut as cut_of_the_zoo
 from tests.export.test_forms import cut
-from tests.model.by_llama_cpp import ask, difference, logits_of
+from tests.model.by_llama_cpp import IDS, ask, difference, logits_of
 from tests.model.test_gguf_architectures import CASES as ARCHITECTURE_CASES
 from tests.model.test_gguf_architectures import ROUTED, YARN, Table, tiny
 from tests.runner.toys import events, recipe
@@ -49,7 +50,6 @@ OF_THE_ZOO = {
     ("deepseek_v3", "width", "uniform"): ("deepseek2", False),
     ("deepseek_v3", "both", "padded"): ("deepseek2", True),
     ("glm4_moe_lite", "depth", "uniform"): ("deepseek2", False),
-    ("dots1", "both", "padded"): ("dots1", True),
     ("minimax_m2", "both", "padded"): ("minimax-m2", True),
 }
 BY_PLAN = {
@@ -58,6 +58,7 @@ BY_PLAN = {
     "lfm2_moe": {"ffn": 8, "expert": 1, "expert_ffn": 8},
     "ernie4_5_moe": {"hidden": 4, "ffn": 8, "expert": 1, "attention": 1, "layer": 1},
     "deepseek_v2": {"hidden": 8, "ffn": 8, "attention": 2},
+    "dots1": {"hidden": 4, "ffn": 8, "attention": 1},
 }
 
 
@@ -95,8 +96,15 @@ def test_a_ramp_that_llama_cpp_rounds_is_said(tmp_path: Path) -> None:
     model = tiny("gpt_oss", **{**ROUTED, "rope_parameters": rope, "vocab_size": 258})
     made = gguf.write(opened(model), ByteTokenizer(), tmp_path / "m.gguf", "F32", "Whole")
     assert "rounds the ends of YaRN's ramp" in made.why
-    said = check(changed(tmp_path, "gpt_oss")).lines  # the class's own rope is such a one
+    told = "{rope_type: yarn, factor: 4.0, original_max_position_embeddings: 32, truncate: false}"
+    stated = (f"model.shape.rope_parameters={told}", "model.shape.sliding_window=16")
+    width = ("prune.space=[ffn]", "prune.target={keep: 90%}")
+    said = check(changed(tmp_path, "gpt_oss", *stated, *width)).lines
     assert any("rounds the ends of YaRN's ramp" in line for line in said)
+    assert not any("context of 16 tokens" in line for line in said)
+    depth = ("prune.space=[layer]", "prune.target={shape: {layer: 1}}")
+    said = check(changed(tmp_path, "gpt_oss", *stated, *depth)).lines
+    assert any("a context of 16 tokens, the window" in line for line in said)
 
 
 def _same_in_llama_cpp(
@@ -104,12 +112,14 @@ def _same_in_llama_cpp(
 ) -> None:
     made = gguf.write(pruned, ByteTokenizer(), tmp_path / "m.gguf", "F32", "Pruned")
     assert made.bytes == (tmp_path / "m.gguf").stat().st_size
-    assert bool(made.why) == padded
-    found = ask(tmp_path / "m.gguf")
-    assert found["meta"]["general.architecture"] == architecture
+    assert ("padded with" in made.why) == padded
+    header = read_header(tmp_path / "m.gguf")
+    assert header.architecture == architecture
+    ids = IDS[: header.get("context_length")]
+    found = ask(tmp_path / "m.gguf", ids)
     module: Any = as_llama_cpp(pruned.module)
     near = 2e-4 if any(isinstance(m, Table) for m in module.modules()) else 3e-5
-    assert difference(found, module) < near * float(logits_of(module).abs().max())
+    assert difference(found, module, ids) < near * float(logits_of(module, ids).abs().max())
 
 
 def test_layers_that_rotate_by_their_number_stay(tmp_path: Path) -> None:

@@ -393,6 +393,13 @@ CHANGED = {
         {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]},
         "in front alone",
     ),
+    "keys of several heads": ("dots1", {"num_key_value_heads": 3}, "own, and here 6 share 3"),
+    "of mixtures, too": ("olmoe", {"num_key_value_heads": 3}, "own, and here 6 share 3"),
+    "windows alone": (
+        "olmo3",
+        {"num_hidden_layers": 3, "layer_types": ["sliding_attention"] * 3},
+        "none without in fewer than 4",
+    ),
     "no biases": ("starcoder2", {"use_bias": False}, "only with use_bias: True"),
     "norms of heads": ("phi", {"qk_layernorm": True}, "only with qk_layernorm: False"),
     "biases of outputs": (

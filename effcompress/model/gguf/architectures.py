@@ -15,7 +15,7 @@ from gguf import MODEL_ARCH_NAMES
 from gguf import MODEL_TENSOR as TENSOR
 
 from effcompress.model.gguf import stated as keys
-from effcompress.model.gguf.geometry import head_dim, layers_of, rope_kind, rope_of
+from effcompress.model.gguf.geometry import head_dim, heads_of, layers_of, rope_kind, rope_of
 from effcompress.model.gguf.stated import Stated
 from effcompress.types import Config
 
@@ -118,6 +118,17 @@ def _gemma_scale(big: int) -> Callable[[Config], float]:
 
 LITE = (26, 27)
 """Numbers of layers by which llama.cpp tells models without a latent vector of the queries."""
+
+
+def _alone(config: Config) -> str:
+    """llama.cpp reads as many keys as queries."""
+    heads, kv_heads = heads_of(config)
+    if heads == kv_heads:
+        return ""
+    return (
+        f"llama.cpp takes {config['model_type']} models whose heads have keys and values of their "
+        f"own, and here {heads} share {kv_heads}"
+    )
 
 
 def _not_by_ramp(config: Config) -> str:
@@ -230,6 +241,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         square=True,
         own_output=True,
         only={**_NEVER, "clip_qkv": (None,), "norm_topk_prob": (False,)},
+        why_not=_alone,
     ),
     "granite": Architecture(ARCH.GRANITE, pairs=True, rope_factors=True, stated=keys.granite),
     "gpt2": Architecture(
@@ -386,7 +398,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         only={**_NEVER, "rope_interleave": (True, None)},
         why_not=_routed_behind_dense,
     ),
-    "dots1": Architecture(ARCH.DOTS1, own_output=True, only=_NEVER, stated=keys.routed),
+    "dots1": Architecture(
+        ARCH.DOTS1, own_output=True, only=_NEVER, stated=keys.routed, why_not=_alone
+    ),
     "ernie4_5_moe": Architecture(
         ARCH.ERNIE4_5_MOE,
         only={"use_bias": (False, None), "moe_layer_interval": (1, None)},

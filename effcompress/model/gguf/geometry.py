@@ -5,7 +5,7 @@ from typing import Any
 from effcompress.model.classes import fields_of
 from effcompress.types import Config
 
-_WITHOUT_KV = ("falcon", "bloom")
+_WITHOUT_KV = ("falcon", "bloom", "gpt2", "gpt_neox")
 """Types whose heads share no keys and values, whatever a configuration says beside."""
 
 
@@ -102,6 +102,13 @@ def windows_fit(config: Config, period: int) -> bool:
     """Whether all layers but each ``period``-th attend within a window, and no others."""
     found = windows_of(config)
     return bool(period) and any(found) and found == others(len(found), period)
+
+
+def window_ends(config: Config, period: int = 0) -> int:
+    """Positions at which a window ends the context; 0 where none does."""
+    stated = {**(fields_of(str(config["model_type"])) or {}), **config}
+    context = context_of(stated, period)
+    return context if context < _positions(stated) else 0
 
 
 def context_of(config: Config, period: int = 0) -> int:

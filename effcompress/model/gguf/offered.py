@@ -9,10 +9,13 @@ from effcompress.model.gguf.geometry import (
     head_dim,
     heads_of,
     is_square,
+    layers_of,
     local_rope,
     others,
     rope_kind,
     rope_of,
+    window_ends,
+    windows_fit,
 )
 from effcompress.model.lineage import STREAM
 from effcompress.types import Config
@@ -45,6 +48,11 @@ def needs_depth(config: Config) -> str:
         f"llama.cpp tells the layers of {config['model_type']} models that have no window or no "
         "rope by their numbers, which change when layers go"
     )
+
+
+def has_windows(config: Config) -> bool:
+    """Whether llama.cpp has the windows of this model, as long as no layer goes."""
+    return windows_fit(config, ARCHITECTURES[str(config["model_type"])].period)
 
 
 def chosen(config: Config) -> Architecture:
@@ -98,10 +106,19 @@ def why_not_sizes(config: Config) -> str:
     )
 
 
+def said_of(config: Config) -> str:
+    """What a user should know of a file that is written all the same; empty if nothing."""
+    period = ARCHITECTURES[str(config["model_type"])].period
+    end = window_ends(config, period)
+    window = (
+        f"the file states a context of {end} tokens, which end with the window: llama.cpp has no "
+        "windows in these layers"
+    )
+    return "; ".join(filter(None, (nearly(config), window if end else "")))
+
+
 def nearly(config: Config) -> str:
-    """What llama.cpp computes a little otherwise in a model that is written all the same; empty if
-    it computes what transformers do.
-    """
+    """What llama.cpp computes a little otherwise; empty if it computes what transformers do."""
     rope = rope_of(config)
     if rope_kind(rope) != "yarn" or rope.get("truncate", True):
         return ""
@@ -139,6 +156,11 @@ def _why_no_kinds(config: Config, known: Architecture) -> str:
         )
     if odd := sorted({str(k) for k in kinds} - set(known.kinds)):
         return f"llama.cpp has no layers of the kind {odd[0]} in {model_type} models"
+    if known.period > layers_of(config):
+        return (
+            f"llama.cpp ends itself over {model_type} models whose layers all have windows, and it "
+            f"has none without in fewer than {known.period}"
+        )
     if known.rotated_by_kind and kinds:
         there = [kind == "sliding_attention" for kind in kinds]
         if there != others(len(there), known.period):
