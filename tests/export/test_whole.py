@@ -159,8 +159,9 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
 SHAPES = {
     "qwen2_5_vl": {"ffn": 33, "layer": 2},  # heads: the class divides hidden by them
     "qwen3_vl": {"ffn": 33, "attention": 1},  # layers: what it sees goes to them by number
-    "qwen3_vl_moe": {"expert_ffn": 8, "attention": 1},
-    "glm4v_moe": {"ffn": 33, "layer": 2},
+    "qwen3_vl_moe": {"attention": 1},
+    "glm4v": {"ffn": 33, "layer": 2},  # as of Qwen2.5-VL
+    "glm4v_moe": {"attention": 1, "layer": 2},
     "gemma4": {"ffn": 33, "attention": 1},
     "qwen3_5": {"ffn": 33, "attention": 1, "layer": 1},  # of two: the last one stays
     "llama4": {"ffn": 33, "expert_ffn": 24, "attention": 1, "layer": 2},
