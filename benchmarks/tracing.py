@@ -219,10 +219,10 @@ def _earlier(found: Mapping[str, Row]) -> Iterator[str]:
         if row_["outcome"] != "traced":
             left[name] = row_["reason"]
     said = "; ".join(f"`{name}` ({why})" for name, why in left.items())
-    yield f"An earlier version refused {len(EARLIER)} types that people prune, broke on them at the"
-    yield "export, or took them in part (`EARLIER` in the script). Refused today:"
-    yield f"{len(left) or 'none'} of them{': ' if said else ''}{said}. The others are declared, alone or"
-    yield "as the text model of a multimodal one, or traced."
+    yield f"An earlier version refused {len(EARLIER)} types that people prune, broke on them"
+    yield "at the export, or took them in part (`EARLIER` in the script). Refused today:"
+    yield f"{len(left) or 'none'} of them{': ' if said else ''}{said}. The others are declared,"
+    yield "alone or as the text model of a multimodal one, or traced."
 
 
 def _plain(model_type: str) -> Config:

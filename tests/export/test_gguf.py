@@ -98,7 +98,7 @@ def test_a_ramp_that_llama_cpp_rounds_is_said(tmp_path: Path) -> None:
     assert "rounds the ends of YaRN's ramp" in made.why
     told = "{rope_type: yarn, factor: 4.0, original_max_position_embeddings: 32, truncate: false}"
     stated = (f"model.shape.rope_parameters={told}", "model.shape.sliding_window=16")
-    width = ("prune.space=[ffn]", "prune.target={keep: 90%}")
+    width = ("prune.space=[ffn]", "prune.target={shape: {expert_ffn: 32}}")
     said = check(changed(tmp_path, "gpt_oss", *stated, *width)).lines
     assert any("rounds the ends of YaRN's ramp" in line for line in said)
     assert not any("context of 16 tokens" in line for line in said)

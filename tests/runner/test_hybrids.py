@@ -68,8 +68,9 @@ SPARSE = {
 @pytest.mark.parametrize("kind", ["gemma4_text", "gemma3n_text"])
 def test_a_run_ends_with_a_folder_of_the_stock_class(kind: str, tmp_path: Path) -> None:
     """Gemma 4 refuses the configuration keys of transformers 4, and 3n states a width per layer."""
-    shape = {**SHARED, "vocab_size": 258} if kind == "gemma4_text" else SPARSE
-    asked = changes(shape, "{name: ffn, scope: global}", "prune.target={keep: 92%}")
+    shape = {**SHARED, "global_head_dim": 16} if kind == "gemma4_text" else SPARSE
+    once = ("prune.target={keep: 95%}", "prune.schedule={name: once, at: 256}")
+    asked = changes(shape, "{name: ffn, scope: global}", *once)
     run(load_recipe(recipe(tmp_path), asked), output=tmp_path / "out")
     (end,), (made,) = (events(tmp_path / "out", name) for name in ("end", "export"))
     assert end["status"] == "success" and made["form"] in ("uniform", "padded")
