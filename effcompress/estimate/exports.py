@@ -54,10 +54,10 @@ def _require_gguf(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
             fix="Remove `gguf`: the folder can be had in any case.",
         )
     said = [f"export: {more}"] if (more := offered.said_of(found.config)) else []
-    if "layer" in cut and offered.has_windows(found.config):
+    if "layer" in cut and (window := offered.window_of(found.config)):
         said.append(
             "export: llama.cpp tells layers with a window by their numbers; where layers go, the "
-            f"gguf file states a context of {found.config['sliding_window']} tokens, the window"
+            f"gguf file states a context of {window} tokens, the window"
         )
     if differ:
         said.append(

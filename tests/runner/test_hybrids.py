@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from effcompress import load_recipe, run
+from effcompress.errors import RunError
+from effcompress.estimate.check import check
 from tests.proving import fresh_process
 from tests.runner.toys import events, recipe
 
@@ -77,3 +79,19 @@ def test_a_run_ends_with_a_folder_of_the_stock_class(kind: str, tmp_path: Path) 
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["model_type"] == kind
     assert ("rope_scaling" in config) == (kind == "gemma3n_text")
+
+
+def test_a_hybrid_without_a_layer_of_attention_is_checked(tmp_path: Path) -> None:
+    """Heads that no layer has do not say how wide a padded hidden size is."""
+    shape = {**LINEAR, "layer_types": ["linear_attention"] * 5}
+    asked = changes(shape, "{name: ffn, scope: global}, hidden", "export.form=padded")
+    assert any("in reach" in line for line in check(load_recipe(recipe(tmp_path), asked)).lines)
+
+
+def test_a_class_that_cannot_generate_is_refused_before_training(tmp_path: Path) -> None:
+    """transformers' cache wants a layer of attention: LFM2 has none where all are convolutions."""
+    shape = {"model_type": "lfm2", "layer_types": ["conv"] * 2, "num_hidden_layers": 2}
+    asked = changes(shape, "{name: ffn, scope: global}", "prune.target={keep: 95%}")
+    with pytest.raises(RunError, match="fails when it generates: ValueError: .get_seq_length"):
+        run(load_recipe(recipe(tmp_path), asked), output=tmp_path / "out")
+    assert not events(tmp_path / "out", "step")

@@ -50,9 +50,15 @@ def needs_depth(config: Config) -> str:
     )
 
 
-def has_windows(config: Config) -> bool:
-    """Whether llama.cpp has the windows of this model, as long as no layer goes."""
-    return windows_fit(config, ARCHITECTURES[str(config["model_type"])].period)
+def window_of(config: Config) -> int:
+    """Tokens of the windows that llama.cpp has in the same layers, as long as none of them goes; 0
+    where it has none.
+    """
+    kind = str(config["model_type"])
+    stated, period = {**(fields_of(kind) or {}), **config}, ARCHITECTURES[kind].period
+    window = int(stated.get("sliding_window") or 0)
+    there = windows_fit(stated, period) if stated.get("layer_types") else bool(period)
+    return window if there else 0
 
 
 def chosen(config: Config) -> Architecture:
@@ -109,7 +115,8 @@ def why_not_sizes(config: Config) -> str:
 def said_of(config: Config) -> str:
     """What a user should know of a file that is written all the same; empty if nothing."""
     period = ARCHITECTURES[str(config["model_type"])].period
-    end = window_ends(config, period)
+    # Without `layer_types` the class has its own, in the layers in which llama.cpp has windows.
+    end = 0 if period and not config.get("layer_types") else window_ends(config, period)
     window = (
         f"the file states a context of {end} tokens, which end with the window: llama.cpp has no "
         "windows in these layers"
