@@ -437,6 +437,13 @@ def test_a_change_that_llama_cpp_would_not_compute_is_refused(case: str, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_an_older_file_numbers_the_layers_with_attention() -> None:
+    fields = {"model_type": "lfm2", **BASE, "conv_L_cache": 3}
+    assert why_not({**fields, "full_attn_idxs": [2]}) == ""
+    assert "both kinds alone" in why_not({**fields, "full_attn_idxs": []})
+    assert "both kinds alone" in why_not(fields)  # the class then has attention everywhere
+
+
 def test_heads_that_must_fill_the_hidden_size(tmp_path: Path) -> None:
     model = tiny("olmo2", **WIDE)
     assert why_not(fields_of(model)) == ""

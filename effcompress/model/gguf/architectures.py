@@ -167,8 +167,9 @@ def _routed_behind_dense(config: Config) -> str:
 
 def _of_both_kinds(config: Config) -> str:
     """llama.cpp's memory of such models has a part for either kind, and an empty part ends it."""
-    kinds = set(config.get("layer_types") or [])
-    if len(kinds) == 2:
+    kinds = config.get("layer_types") or []
+    full = kinds.count("full_attention") if kinds else len(config.get("full_attn_idxs") or [])
+    if 0 < full < layers_of(config):
         return ""
     return f"llama.cpp opens {config['model_type']} models with layers of both kinds alone"
 
