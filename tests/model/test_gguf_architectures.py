@@ -328,7 +328,7 @@ REFUSED = {
     "experts' weights": ("olmoe", {"norm_topk_prob": True}, "only with norm_topk_prob: False"),
     "rope by kind": (
         "gemma3_text",
-        {"layer_types": ["sliding_attention", "full_attention"] * 2},
+        {"layer_types": ["sliding_attention", "full_attention"] * 3},
         "each 6th layer",
     ),
     "another base in layers with a window": (
@@ -352,10 +352,12 @@ def test_what_llama_cpp_computes_otherwise_is_refused(case: str, tmp_path: Path)
     fields = {"model_type": model_type, **BASE, **ROUTED}
     if model_type == "olmoe":
         fields["num_key_value_heads"] = 6
+    more = {"num_hidden_layers": 6} if model_type == "gemma3_text" else {}
+    fields |= more
     if model_type != "opt":
         fine = {"norm_topk_prob": model_type == "qwen3_moe"}
         assert why_not({**fields, **fine}) == ""
-        model = tiny(model_type, **{**ROUTED, **fine})
+        model = tiny(model_type, **{**ROUTED, **fine, **more})
         with pytest.raises(SourceError, match=words):
             write(tmp_path / "m.gguf", model, **change)
     assert words in why_not({**fields, **change})
