@@ -45,7 +45,7 @@ Row = dict[str, str]
 SECONDS, PATIENCE = 120, 3600
 """Processor time of one process; time by the clock after which a type is given up."""
 TABLE = Path(__file__).parents[1] / "docs/results/tracing.csv"
-FIELDS = ("model_type", "outcome", "kinds", "reason", "seconds")
+FIELDS: tuple[str, ...] = ("model_type", "outcome", "kinds", "reason", "seconds")
 OUTCOMES = {
     "traced": "traced, and what was found is proven",
     "text": "the text model inside is of a declared architecture",

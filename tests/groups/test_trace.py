@@ -186,8 +186,13 @@ def test_a_model_that_does_not_run_in_fp64_is_refused_in_words() -> None:
     """XGLM's attention mask overflows there, so nothing about it can be proven."""
     said: list[Report] = []
     answer({"config": AutoConfig.for_model("xglm").to_dict()}, build, silent, said.append)
-    error = said[-1]["error"]
-    assert error["kind"] == "SourceError" and "fp64" in error["what"] and error["fix"]
+    error = said[-1].get("error")
+    assert (
+        error is not None
+        and error["kind"] == "SourceError"
+        and "fp64" in error["what"]
+        and error["fix"]
+    )
 
 
 class OfHeads(nn.Module):
@@ -213,8 +218,8 @@ def test_an_error_of_the_models_own_code_is_answered_in_words() -> None:
 
     said: list[Report] = []
     answer({"config": APERTUS}, breaks, silent, said.append)
-    error = said[-1]["error"]
-    assert error["kind"] == "CoverageError" and error["where"] == "model"
+    error = said[-1].get("error")
+    assert error is not None and error["kind"] == "CoverageError" and error["where"] == "model"
     words = (
         r"tracing 'apertus' fails in test_trace\.py:\d+: ValueError: not enough values to unpack"
     )
