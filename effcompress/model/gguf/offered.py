@@ -163,11 +163,6 @@ def _why_no_kinds(config: Config, known: Architecture) -> str:
         )
     if odd := sorted({str(k) for k in kinds} - set(known.kinds)):
         return f"llama.cpp has no layers of the kind {odd[0]} in {model_type} models"
-    if known.period > layers_of(config):
-        return (
-            f"llama.cpp ends itself over {model_type} models whose layers all have windows, and it "
-            f"has none without in fewer than {known.period}"
-        )
     if known.rotated_by_kind and kinds:
         there = [kind == "sliding_attention" for kind in kinds]
         if there != others(len(there), known.period):
@@ -175,6 +170,11 @@ def _why_no_kinds(config: Config, known: Architecture) -> str:
                 f"llama.cpp takes each {known.period}th layer of {model_type} models for one "
                 "without a window, and here it is another: layers were removed, or it is built so"
             )
+    if known.period > layers_of(config):
+        return (
+            f"llama.cpp ends itself over {model_type} models whose layers all have windows, and it "
+            f"has none without in fewer than {known.period}"
+        )
     rotates = config.get("no_rope_layers")
     if (
         known.no_rope
