@@ -45,7 +45,7 @@ Row = dict[str, str]
 SECONDS, PATIENCE = 120, 3600
 """Processor time of one process; time by the clock after which a type is given up."""
 TABLE = Path(__file__).parents[1] / "docs/results/tracing.csv"
-FIELDS = ("model_type", "outcome", "kinds", "reason", "seconds")
+FIELDS: tuple[str, ...] = ("model_type", "outcome", "kinds", "reason", "seconds")
 OUTCOMES = {
     "traced": "traced, and what was found is proven",
     "text": "the text model inside is of a declared architecture",
@@ -55,6 +55,17 @@ OUTCOMES = {
     "late": "no answer within the limit",
     "crash": "an error that says nothing (a fault of effcompress)",
 }
+EARLIER = (
+    *("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "gemma4_text", "gemma3n_text", "gpt_oss"),
+    *("deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite", "minicpm3", "dots1"),
+    *("ernie4_5_moe", "exaone_moe", "minimax_m2", "qwen2_moe", "olmoe", "llama4_text"),
+    *("lfm2", "lfm2_moe", "falcon_h1", "nemotron_h", "granitemoehybrid", "bamba", "mamba2"),
+    *("apertus", "granitemoe", "granitemoeshared", "granitemoe_swa"),
+    *("gemma3", "gemma4", "mistral3", "qwen2_5_vl", "qwen3_5", "llama4"),
+)
+"""Model types on the list of faults of an earlier version: refused, broken at export, or taken in
+part.
+"""
 
 
 def resolve(model_type: str, tell: Callable[[Row], None]) -> Row:
@@ -184,14 +195,40 @@ def page(table: Path) -> Iterator[str]:
     yield f"{SECONDS} s of processor time ({len(found)} of {len(types())} asked):\n"
     yield "| outcome | model types |\n|---|---|"
     yield from (f"| {OUTCOMES[o]} | {n} |" for o, n in counts.items() if n)
+    yield ""
+    yield from _earlier(found)
     for outcome in ("refused", "late", "crash", "traced", "unbuilt", "encoder", "text"):
         chosen = {name: f for name, f in found.items() if f["outcome"] == outcome}
         if chosen:
             yield f"\n## {OUTCOMES[outcome].capitalize()}\n"
             yield "| `model_type` | found | reason, or what is left out |\n|---|---|---|"
             for name, f in chosen.items():
-                said = f["reason"].replace("|", "\\|").replace("<", "&lt;")
+                late = f"no answer within {SECONDS} s of processor time"
+                why = f["reason"] if outcome != "late" else f"{late} {f['reason']}".strip()
+                said = why.replace("|", "\\|").replace("<", "&lt;")
                 yield f"| `{name}` | {f['kinds'].replace(' ', ', ').replace('_', ' ')} | {said} |"
+
+
+def _earlier(found: Mapping[str, Row]) -> Iterator[str]:
+    """Yields what became of the types that were refused once."""
+    left = dict[str, str]()
+    for name in EARLIER:
+        if is_declared({"model_type": name}) or text_of(_plain(name)) is not None:
+            continue
+        row_ = found.get(name, {"outcome": "late", "reason": "not asked"})
+        if row_["outcome"] != "traced":
+            left[name] = row_["reason"]
+    said = "; ".join(f"`{name}` ({why})" for name, why in left.items())
+    yield f"An earlier version refused {len(EARLIER)} types that people prune, broke on them"
+    yield "at the export, or took them in part (`EARLIER` in the script). Refused today:"
+    yield f"{len(left) or 'none'} of them{': ' if said else ''}{said}. The others are declared,"
+    yield "alone or as the text model of a multimodal one, or traced."
+
+
+def _plain(model_type: str) -> Config:
+    with quietly():
+        made: Any = transformers.AutoConfig.for_model(model_type)
+        return plain_of(made)
 
 
 def main() -> None:

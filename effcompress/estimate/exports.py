@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from effcompress.errors import RecipeError
 from effcompress.estimate.feasibility import SizedModel
 from effcompress.model.lineage import STREAM
-from effcompress.model.multimodal import sees_by_layer
+from effcompress.model.multimodal import left_out, sees_by_layer
 from effcompress.model.source import outer_config
 from effcompress.network.shapes import apart, widest
 from effcompress.recipe import LoadedRecipe
@@ -53,7 +53,12 @@ def _require_gguf(loaded: LoadedRecipe, found: SizedModel) -> list[str]:
             where=loaded.where("export.gguf"),
             fix="Remove `gguf`: the folder can be had in any case.",
         )
-    said = []
+    said = [f"export: {more}"] if (more := offered.said_of(found.config)) else []
+    if "layer" in cut and (window := offered.window_of(found.config)):
+        said.append(
+            "export: llama.cpp tells layers with a window by their numbers; where layers go, the "
+            f"gguf file states a context of {window} tokens, the window"
+        )
     if differ:
         said.append(
             "export: layers may differ in the end; the gguf file is then padded with zeros to the "
@@ -155,6 +160,11 @@ def _require_whole(loaded: LoadedRecipe, found: SizedModel, form: str) -> None:
     elif "layer" in kinds and sees_by_layer(outer):
         why = "its layers take what its other parts see by their numbers, which would change"
         fix = "Leave `layer` out of prune.space, or write `multimodal: text`."
+    elif name := left_out(outer, found.config):
+        why = (
+            f"its class in transformers does not read {name} of the text model, and so computes "
+            "other logits"
+        )
     elif outer.get("quantization_config"):
         why = "its weights are quantised, and those of the text model would not be"
     if why:

@@ -4,8 +4,13 @@ from typing import Any
 
 import torch
 
+from effcompress.errors import RunError
 from effcompress.types import TextTokenizer
 
+_FAULTS = (ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError)
+"""What classes raise that cannot generate: with a cache without a layer of attention, for example.
+Errors of memory are others.
+"""
 REPETITION_PENALTY = 1.2
 """Small models repeat themselves under plain greedy decoding, pruned or not (arXiv:1909.05858)."""
 
@@ -14,7 +19,10 @@ REPETITION_PENALTY = 1.2
 def continuation(
     module: Any, tokenizer: TextTokenizer, prompt: str, new_tokens: int, bos: bool
 ) -> str:
-    """Returns the greedy continuation of ``prompt``, with a repetition penalty."""
+    """Returns the greedy continuation of ``prompt``, with a repetition penalty.
+
+    Raises RunError where the class of the model cannot generate.
+    """
     ids = tokenizer.encode([prompt])[0]
     if bos and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]
@@ -22,14 +30,23 @@ def continuation(
     training = module.training
     module.eval()
     ids_1T = torch.tensor([ids], device=device)
-    out_1T = module.generate(
-        ids_1T,
-        attention_mask=torch.ones_like(ids_1T),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        repetition_penalty=REPETITION_PENALTY,
-        use_cache=True,
-        pad_token_id=tokenizer.eos_id if tokenizer.eos_id is not None else 0,
-    )
+    try:
+        out_1T = module.generate(
+            ids_1T,
+            attention_mask=torch.ones_like(ids_1T),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            repetition_penalty=REPETITION_PENALTY,
+            use_cache=True,
+            pad_token_id=tokenizer.eos_id if tokenizer.eos_id is not None else 0,
+        )
+    except _FAULTS as error:
+        said = next(iter(str(error).strip().splitlines()), "")
+        raise RunError(
+            f"the class of this model fails when it generates: {type(error).__name__}: {said}",
+            where=type(module).__name__,
+            fix="Exports are proven by generating, too: name a model that does, or another version "
+            "of transformers.",
+        ) from error
     module.train(training)
     return tokenizer.decode(out_1T[0, len(ids) :].tolist())

@@ -12,7 +12,7 @@ from effcompress.errors import RunError, SourceError
 from effcompress.export.forms import Form, form, stock_form
 from effcompress.model.gguf.architectures import ARCHITECTURES
 from effcompress.model.gguf.geometry import is_square
-from effcompress.model.gguf.offered import BY_LAYER, why_not
+from effcompress.model.gguf.offered import BY_LAYER, said_of, why_not
 from effcompress.model.gguf.stock import write_stock
 from effcompress.model.gguf.vocabulary import read_vocabulary
 from effcompress.model.gguf.write import DType, LayerWidths, write_gguf
@@ -45,7 +45,7 @@ class File:
 
     bytes: int
     why: str = ""
-    """What of the model is stored otherwise: zeros that pad it."""
+    """What of the model is stored otherwise, zeros that pad it, or computed a little otherwise."""
     by_block: bool = True
     """All widths are multiples of 32, which quantisation wants."""
 
@@ -68,7 +68,8 @@ def write(pruned: PrunedModel, tokenizer: Any, target: Path, dtype: DType, name:
             return _by_layer(pruned, Path(words), target, dtype, name)
         config = _config(made)
         size = write_stock(target, config, made.tensors, Path(words), dtype=dtype, name=name)
-        return File(size, made.why, _by_block(made.tensors.shapes))
+        why = "; ".join(filter(None, (made.why, said_of(config))))
+        return File(size, why, _by_block(made.tensors.shapes))
 
 
 def _stock(pruned: PrunedModel) -> Form | None:
@@ -104,7 +105,7 @@ def _by_layer(pruned: PrunedModel, words: Path, target: Path, dtype: DType, name
     epsilon = pruned.norms()[0].epsilon  # all of these types have norms
     shape = config, layers, axes.widths["hidden"], epsilon
     size = write_gguf(target, *shape, tensors, words, dtype=dtype, name=name)
-    return File(size, "", _by_block(axes.shapes))
+    return File(size, said_of(config), _by_block(axes.shapes))
 
 
 def _by_block(shapes: Shapes) -> bool:

@@ -85,6 +85,15 @@ def has_position_table(model_type: str) -> bool:
 
 
 @functools.cache
+def reads_for_logits(model_type: str, field: str) -> bool:
+    """Whether the multimodal class of a model type reads a field of its text model, or its class
+    cannot be found: what it computes logits by stands behind its text model's own class.
+    """
+    whole = re.search(r"^class \w+ForConditionalGeneration\(", _modelling(model_type), re.MULTILINE)
+    return whole is None or field in whole.string[whole.start() :]
+
+
+@functools.cache
 def has_padding_row(model_type: str) -> bool:
     """Whether a model's embedding keeps the row of its padding token at zero."""
     return bool(_PADDED.search(_modelling(model_type)))

@@ -5,7 +5,7 @@ Imports neither torch nor transformers.
 import re
 from collections.abc import Iterable, Mapping
 
-from effcompress.model.classes import fields_of, is_known
+from effcompress.model.classes import fields_of, is_known, reads_for_logits
 from effcompress.model.families import find_family
 from effcompress.types import Config, Fields
 
@@ -19,9 +19,17 @@ TEXT_PARTS = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
 """Beginnings of its own; all others are those of other parts."""
 _ROOTS = ("model.", "lm_head.")
 _SAME = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+_SAME |= {"qwen3_vl_moe_text": "qwen3_moe", "glm4v_text": "glm4", "glm4v_moe_text": "glm4_moe"}
 """Text models without a causal language model of their own -> the class that computes the same of
 text alone, where the three positions of a token are equal.
 """
+_ALWAYS: Mapping[str, Fields] = {
+    "qwen3_vl_moe_text": {"norm_topk_prob": True},
+    "glm4v_text": {"attention_bias": True, "partial_rotary_factor": 1.0},
+}
+"""What these compute without a field, where that class has one."""
+_FACTORS: Fields = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None}
+"""Fields by which text models change their logits at the end, and the values that change none."""
 _ROPES = ("rope_parameters", "rope_scaling")
 _NOT_SIZES = (
     *("architectures", "dtype", "torch_dtype", "transformers_version", "auto_map", *_ROPES),
@@ -49,7 +57,10 @@ def text_of(config: Config) -> Fields | None:
     fields = {**stated, **how, **inner, "tie_word_embeddings": _tied(config, inner)}
     if kind == inner.get("model_type"):
         return fields
-    return {**fields, "model_type": kind, **{key: _one_position(fields.get(key)) for key in _ROPES}}
+    always = dict(_ALWAYS.get(str(inner.get("model_type")), {}))
+    part = always.pop("partial_rotary_factor", None)  # where no file states it
+    ropes = {key: _one_position(fields.get(key), part) for key in _ROPES}
+    return {**fields, **always, "model_type": kind, **ropes}
 
 
 def _inner(config: Config) -> Config | None:
@@ -76,13 +87,27 @@ def _tied(config: Config, inner: Config) -> bool:
     return bool(config.get(name, default) or inner.get(name))
 
 
-def _one_position(rope: object) -> object:
-    """Rotary parameters for one position per token in place of three."""
+def _one_position(rope: object, part: object) -> object:
+    """Rotary parameters for one position per token in place of three; ``part``: the fraction of a
+    head that is rotated, if a class has another default than the text model.
+    """
     if not isinstance(rope, Mapping):
         return rope
     plain = {key: value for key, value in rope.items() if not key.startswith("mrope")}
     renamed = {key: "default" for key in ("rope_type", "type") if plain.get(key) == "mrope"}
-    return {**plain, **renamed}
+    return {**({} if part is None else {"partial_rotary_factor": part}), **plain, **renamed}
+
+
+def left_out(outer: Config, text: Config) -> str:
+    """Returns the field by which the text model changes its logits in the end, and the class of the
+    whole does not; empty where they compute the same.
+    """
+    defaults = fields_of(str(text.get("model_type"))) or {}
+    for name, neutral in _FACTORS.items():
+        value = text.get(name, defaults.get(name, neutral))
+        if value != neutral and not reads_for_logits(str(outer.get("model_type")), name):
+            return name
+    return ""
 
 
 def sees_by_layer(outer: Config) -> bool:

@@ -72,11 +72,14 @@ def require_causal(config: Config, where: str) -> None:
     said = f"'{kind}'" + (f" ({classes[0]})" if classes else "")
     for key in _WRAPPED:
         if isinstance(inner := config.get(key), Mapping):
+            text = str(inner.get("model_type", "llama"))
+            alone = f"save it by itself and name that folder: {EXTRACT}"
+            none = f"name another model: transformers have no language model of '{text}' by itself"
             raise SourceError(
-                f"{said} wraps a text model (`{key}`: {inner.get('model_type', 'llama')}) of an "
-                "architecture that is not declared",
+                f"{said} wraps a text model (`{key}`: {text}) of an architecture that is not "
+                "declared",
                 where=where,
-                fix=f"save it by itself and name that folder: {EXTRACT}",
+                fix=alone if text in causal_models() else none,
             )
     if is_pruned(config) or "auto_map" in config or not is_known(kind):
         return

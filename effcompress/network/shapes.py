@@ -89,11 +89,11 @@ def per_layer(
 def shape(axes: AxisMap, config: Config, widths: Widths) -> dict[str, Any]:
     """Returns the configuration fields (lists where layers differ) and the number of blocks."""
     wide = {**axes.widths, **widths}
-    found: dict[str, Any] = {
-        field: values[0] if len(set(values)) == 1 else values
-        for field, values in per_layer(axes, config, wide).items()
-    }
-    layers = living_layers(axes, wide)
+    found, layers = dict[str, Any](), living_layers(axes, wide)
+    for field, values in per_layer(axes, config, wide).items():
+        # Gemma 3n's field is a list itself, of all layers.
+        own = [v[i] if isinstance(v, list) else v for i, v in zip(layers, values, strict=True)]
+        found[field] = own[0] if len(set(own)) == 1 else own
     found[axes.family.aliases.get("num_hidden_layers", "num_hidden_layers")] = len(layers)
     for kind in DEPTH[1:]:
         there = [i for i in layers if wide.get(f"{kind}.{i}")]

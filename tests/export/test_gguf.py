@@ -17,10 +17,16 @@ from effcompress import load_recipe, run
 from effcompress.errors import RecipeError, RunError, SourceError
 from effcompress.estimate.check import check
 from effcompress.export import gguf
+from effcompress.model.gguf.architectures import ARCHITECTURES
+from effcompress.model.gguf.header import read_header
 from effcompress.model.tokenizer import ByteTokenizer
+from effcompress.network.pruned_model import PrunedModel
+from tests.contract.test_more_families import NORM_GAIN, few, opened
+from tests.contract.test_more_families import cut as cut_of_the_zoo
 from tests.export.test_forms import cut
-from tests.model.by_llama_cpp import ask, difference, logits_of
-from tests.model.test_gguf_architectures import Table
+from tests.model.by_llama_cpp import IDS, ask, difference, logits_of
+from tests.model.test_gguf_architectures import CASES as ARCHITECTURE_CASES
+from tests.model.test_gguf_architectures import ROUTED, YARN, Table, tiny
 from tests.runner.toys import events, recipe
 
 CASES = {
@@ -35,6 +41,24 @@ CASES = {
     ("mixtral", "width", "uniform"): ("llama", False),
     ("mixtral", "both", "padded"): ("llama", True),
     ("gpt2", "depth", "uniform"): ("gpt2", False),
+    ("gpt_oss", "width", "uniform"): ("gpt-oss", False),
+    ("gpt_oss", "both", "padded"): ("gpt-oss", True),
+}
+OF_THE_ZOO = {
+    ("falcon", "width", "uniform"): ("falcon", False),
+    ("bloom", "depth", "uniform"): ("bloom", False),
+    ("deepseek_v3", "width", "uniform"): ("deepseek2", False),
+    ("deepseek_v3", "both", "padded"): ("deepseek2", True),
+    ("glm4_moe_lite", "depth", "uniform"): ("deepseek2", False),
+    ("minimax_m2", "both", "padded"): ("minimax-m2", True),
+}
+BY_PLAN = {
+    # case of the architectures -> units that go of every group set of a kind
+    "lfm2": {"hidden": 16, "conv_channel": 16, "attention": 1, "ffn": 8},
+    "lfm2_moe": {"ffn": 8, "expert": 1, "expert_ffn": 8},
+    "ernie4_5_moe": {"hidden": 4, "ffn": 8, "expert": 1, "attention": 1, "layer": 1},
+    "deepseek_v2": {"hidden": 8, "ffn": 8, "attention": 2},
+    "dots1": {"hidden": 4, "ffn": 8, "attention": 1},
 }
 
 
@@ -42,24 +66,60 @@ def as_llama_cpp(module: nn.Module) -> nn.Module:
     """With llama.cpp's GELU."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if "GELU" in type(child).__name__:
+            if "gelu" in type(child).__name__.lower():
                 setattr(parent, name, Table())
     return module.eval()
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
+@pytest.mark.parametrize("case", [*CASES, *OF_THE_ZOO], ids=" ".join)
 def test_a_pruned_model(case: tuple[str, str, str], tmp_path: Path) -> None:
-    architecture, padded = CASES[case]
-    model_type, change, form = case
-    pruned = cut(model_type, change, form)
+    architecture, padded = {**CASES, **OF_THE_ZOO}[case]
+    pruned = cut_of_the_zoo(*case) if case in OF_THE_ZOO else cut(*case)
+    _same_in_llama_cpp(pruned, architecture, padded, tmp_path)
+
+
+@pytest.mark.parametrize("case", BY_PLAN)
+def test_a_model_cut_by_a_plan(case: str, tmp_path: Path) -> None:
+    model_type, own = ARCHITECTURE_CASES[case]
+    counts = BY_PLAN[case]
+    pruned = opened(tiny(model_type, **own, vocab_size=258), *counts)
+    plan = {s.name: few(s, counts.get(s.kind, 0), s.layer or 0) for s in pruned.sets}
+    plan = {name: units for name, units in plan.items() if units and name[:6] != "layer."}
+    pruned.mask({**plan, **({"layer.2": [0]} if "layer" in counts else {})}, repairs=NORM_GAIN)
+    pruned.commit()
+    assert {s.kind for s in pruned.parent_sets if s.name in plan} == counts.keys() - {"layer"}
+    _same_in_llama_cpp(pruned, ARCHITECTURES[model_type].name, False, tmp_path)
+
+
+def test_a_ramp_that_llama_cpp_rounds_is_said(tmp_path: Path) -> None:
+    rope = {**YARN, "truncate": False}
+    model = tiny("gpt_oss", **{**ROUTED, "rope_parameters": rope, "vocab_size": 258})
+    made = gguf.write(opened(model), ByteTokenizer(), tmp_path / "m.gguf", "F32", "Whole")
+    assert "rounds the ends of YaRN's ramp" in made.why
+    told = "{rope_type: yarn, factor: 4.0, original_max_position_embeddings: 32, truncate: false}"
+    stated = (f"model.shape.rope_parameters={told}", "model.shape.sliding_window=16")
+    width = ("prune.space=[ffn]", "prune.target={shape: {expert_ffn: 32}}")
+    said = check(changed(tmp_path, "gpt_oss", *stated, *width)).lines
+    assert any("rounds the ends of YaRN's ramp" in line for line in said)
+    assert not any("context of 16 tokens" in line for line in said)
+    depth = ("prune.space=[layer]", "prune.target={shape: {layer: 1}}")
+    said = check(changed(tmp_path, "gpt_oss", *stated, *depth)).lines
+    assert any("a context of 16 tokens, the window" in line for line in said)
+
+
+def _same_in_llama_cpp(
+    pruned: PrunedModel, architecture: str, padded: bool, tmp_path: Path
+) -> None:
     made = gguf.write(pruned, ByteTokenizer(), tmp_path / "m.gguf", "F32", "Pruned")
     assert made.bytes == (tmp_path / "m.gguf").stat().st_size
-    assert bool(made.why) == padded
-    found = ask(tmp_path / "m.gguf")
-    assert found["meta"]["general.architecture"] == architecture
+    assert ("padded with" in made.why) == padded
+    header = read_header(tmp_path / "m.gguf")
+    assert header.architecture == architecture
+    ids = IDS[: header.get("context_length")]
+    found = ask(tmp_path / "m.gguf", ids)
     module: Any = as_llama_cpp(pruned.module)
     near = 2e-4 if any(isinstance(m, Table) for m in module.modules()) else 3e-5
-    assert difference(found, module) < near * float(logits_of(module).abs().max())
+    assert difference(found, module, ids) < near * float(logits_of(module, ids).abs().max())
 
 
 def test_layers_that_rotate_by_their_number_stay(tmp_path: Path) -> None:

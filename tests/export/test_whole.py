@@ -29,13 +29,15 @@ SEEN |= {"num_hidden_layers": 2, "num_attention_heads": 2}
 MROPE = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
 QWEN_SEES = {"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
 QWEN_SEES |= {"out_hidden_size": 32, "patch_size": 14}
+GLM_SEES = {**SEEN, "depth": 2, "num_heads": 2, "out_hidden_size": 32}
+SIGLIP = {"model_type": "siglip_vision_model", **SEEN}
 CLIP = {"model_type": "clip_vision_model", "projection_dim": 16, **SEEN}
 SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": (
         "Gemma3",
         {
             **{"text_config": {**TEXT, "model_type": "gemma3_text", "sliding_window": 8}},
-            **{"vision_config": {"model_type": "siglip_vision_model", **SEEN}},
+            **{"vision_config": SIGLIP},
             "mm_tokens_per_image": 4,
         },
     ),
@@ -107,6 +109,45 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "internvl": (
+        "InternVL",
+        {
+            "text_config": {**TEXT, "model_type": "qwen2"},
+            "vision_config": {
+                **{"model_type": "internvl_vision", **SEEN},
+                **{"image_size": [28, 28], "patch_size": [14, 14]},
+            },
+        },
+    ),
+    "glm4v": (
+        "Glm4v",
+        {
+            "text_config": {**TEXT, "model_type": "glm4v_text", "rope_parameters": MROPE},
+            "vision_config": GLM_SEES,
+        },
+    ),
+    "glm4v_moe": (
+        "Glm4vMoe",
+        {
+            "text_config": {
+                **{**TEXT, "model_type": "glm4v_moe_text", "n_routed_experts": 4},
+                **{"num_experts_per_tok": 2, "moe_intermediate_size": 16},
+                **{"first_k_dense_replace": 1, "attention_bias": True},
+                "rope_parameters": {**MROPE, "mrope_section": [1, 1, 0]},
+            },
+            "vision_config": GLM_SEES,
+        },
+    ),
+    "qwen3_vl_moe": (
+        "Qwen3VLMoe",
+        {
+            "text_config": {
+                **{**TEXT, "model_type": "qwen3_vl_moe_text", "rope_parameters": MROPE},
+                **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+            },
+            "vision_config": {**QWEN_SEES, "deepstack_visual_indexes": [0]},
+        },
+    ),
     "qwen3_vl": (
         "Qwen3VL",
         {
@@ -118,6 +159,9 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
 SHAPES = {
     "qwen2_5_vl": {"ffn": 33, "layer": 2},  # heads: the class divides hidden by them
     "qwen3_vl": {"ffn": 33, "attention": 1},  # layers: what it sees goes to them by number
+    "qwen3_vl_moe": {"attention": 1},
+    "glm4v": {"ffn": 33, "layer": 2},  # as of Qwen2.5-VL
+    "glm4v_moe": {"attention": 1, "layer": 2},
     "gemma4": {"ffn": 33, "attention": 1},
     "qwen3_5": {"ffn": 33, "attention": 1, "layer": 1},  # of two: the last one stays
     "llama4": {"ffn": 33, "expert_ffn": 24, "attention": 1, "layer": 2},
@@ -236,6 +280,18 @@ def test_what_cannot_be_put_back_is_found_by_check(
     with pytest.raises(RecipeError, match=said) as caught:
         preflight(load_recipe(recipe(tmp_path, kind, **how)), offline=True)
     assert "toy.yaml:" in str(caught.value.where) and "multimodal: text" in str(caught.value.fix)
+
+
+def test_a_whole_that_leaves_out_a_factor_of_its_text_model_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Aya Vision's class does not multiply logits by ``logit_scale``, which its text model does."""
+    fields = {"text_config": {**TEXT, "model_type": "cohere2"}, "vision_config": SIGLIP}
+    monkeypatch.setitem(SOURCES, "aya", ("AyaVision", fields))
+    path = recipe(tmp_path, "aya")
+    with pytest.raises(RecipeError, match="does not read logit_scale of the text model"):
+        preflight(load_recipe(path), offline=True)
+    preflight(load_recipe(path, ["export.multimodal=text"]), offline=True)
 
 
 def test_a_source_that_is_no_multimodal_model(tmp_path: Path) -> None:

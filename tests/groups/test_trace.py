@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig
 
 from effcompress import groups
 from effcompress.errors import CoverageError, SourceError
 from effcompress.groups.tracing import graph as trace_graph
 from effcompress.groups.tracing import search
+from effcompress.groups.tracing.anatomy import norms_of
 from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
 from effcompress.groups.tracing.probe import Report
 from effcompress.groups.tracing.trace import answer, trace_family
@@ -183,8 +186,44 @@ def test_a_model_that_does_not_run_in_fp64_is_refused_in_words() -> None:
     """XGLM's attention mask overflows there, so nothing about it can be proven."""
     said: list[Report] = []
     answer({"config": AutoConfig.for_model("xglm").to_dict()}, build, silent, said.append)
-    error = said[-1]["error"]
-    assert error["kind"] == "SourceError" and "fp64" in error["what"] and error["fix"]
+    error = said[-1].get("error")
+    assert (
+        error is not None
+        and error["kind"] == "SourceError"
+        and "fp64" in error["what"]
+        and error["fix"]
+    )
+
+
+class OfHeads(nn.Module):
+    """A norm that wants a dimension of heads, as xLSTM's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(12)), 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens_, heads, width = x.shape
+        return x * self.weight.view(heads, width) + batch * tokens_
+
+
+def test_a_norm_of_another_input_is_passed_over() -> None:
+    model = nn.ModuleDict({"heads": OfHeads(), "stream": nn.LayerNorm(12)})
+    assert [norm.gain for norm in norms_of(model)] == ["stream.weight"]
+
+
+def test_an_error_of_the_models_own_code_is_answered_in_words() -> None:
+    def breaks(config: Any, size: str) -> nn.Module:
+        raise ValueError("not enough values to unpack")
+
+    said: list[Report] = []
+    answer({"config": APERTUS}, breaks, silent, said.append)
+    error = said[-1].get("error")
+    assert error is not None and error["kind"] == "CoverageError" and error["where"] == "model"
+    words = (
+        r"tracing 'apertus' fails in test_trace\.py:\d+: ValueError: not enough values to unpack"
+    )
+    assert re.fullmatch(words, error["what"])
 
 
 def test_no_end_is_an_error_that_names_the_place(

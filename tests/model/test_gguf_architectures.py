@@ -45,6 +45,28 @@ GRANITE = {
     **{"embedding_multiplier": 3.0, "residual_multiplier": 0.5},
     **{"attention_multiplier": 0.2, "logits_scaling": 4.0},
 }
+FALCON = {"alibi": False, "parallel_attn": True, "bias": False, "ffn_hidden_size": 40}
+YARN = {
+    **{"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0},
+    **{"original_max_position_embeddings": 32, "beta_fast": 4.0, "beta_slow": 1.0},
+}
+LATENT = {
+    **{**ROUTED, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    **{"q_lora_rank": 16, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8},
+    **{"v_head_dim": 10, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.5},
+    **{"norm_topk_prob": True, "num_key_value_heads": 6},
+}
+GROUPED = {"n_routed_experts": 8, "num_local_experts": 8, "n_group": 4, "topk_group": 2}
+ERNIE = {
+    **{**ROUTED, **WIDE, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
+    **{"moe_layer_interval": 1},
+}
+LFM2 = {
+    **{"layer_types": ["conv", "full_attention", "conv", "full_attention"], "conv_L_cache": 3},
+    "block_auto_adjust_ff_dim": False,
+}
+NO_WIDTH = ("falcon", "deepseek_v2", "deepseek_v3", "glm4_moe_lite")
+"""Types that compute ``head_dim``."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
@@ -121,6 +143,76 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt_bigcode": ("gpt_bigcode", {"multi_query": True}),
+    "olmo2, tied": ("olmo2", {"tie_word_embeddings": True}),
+    "olmo3, tied": ("olmo3", {"sliding_window": 4, "tie_word_embeddings": True}),
+    "qwen2_moe, tied": (
+        "qwen2_moe",
+        {**ROUTED, "norm_topk_prob": False, "tie_word_embeddings": True},
+    ),
+    "olmoe, tied": (
+        "olmoe",
+        {**ROUTED, **ALONE, "norm_topk_prob": False, "tie_word_embeddings": True},
+    ),
+    "nemotron, tied": ("nemotron", {**HALF, "tie_word_embeddings": True}),
+    "falcon": ("falcon", {**FALCON, "multi_query": True}),
+    "falcon, by head": ("falcon", {**FALCON, "multi_query": False}),
+    "falcon, two norms": (
+        "falcon",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 3},
+    ),
+    "falcon, one norm": (
+        "falcon",
+        {
+            **{**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+            "num_ln_in_parallel_attn": 1,
+        },
+    ),
+    "bloom": ("bloom", {}),
+    "gpt_oss": ("gpt_oss", {**ROUTED, **WIDE, "rope_parameters": DEFAULT, "sliding_window": 4}),
+    "gpt_oss, yarn": (
+        "gpt_oss",
+        {**ROUTED, "rope_parameters": {**YARN, "truncate": True}, "sliding_window": 200},
+    ),
+    "gpt_oss, tied": (
+        "gpt_oss",
+        {**ROUTED, "rope_parameters": DEFAULT, "tie_word_embeddings": True},
+    ),
+    "deepseek_v2": ("deepseek_v2", {**LATENT, "n_shared_experts": 2, "norm_topk_prob": True}),
+    "deepseek_v2, yarn": (
+        "deepseek_v2",
+        {**LATENT, "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}},
+    ),
+    "deepseek_v3": ("deepseek_v3", {**LATENT, "rope_parameters": DEFAULT}),
+    "deepseek_v3, yarn": (
+        "deepseek_v3",
+        {**LATENT, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "deepseek_v3, all routed": (
+        "deepseek_v3",
+        {**LATENT, "first_k_dense_replace": 0, "norm_topk_prob": False},
+    ),
+    "deepseek_v3, another epsilon": ("deepseek_v3", {**LATENT, "rms_norm_eps": 1e-2}),
+    "deepseek_v3, groups of experts": (
+        "deepseek_v3",
+        {**LATENT, **GROUPED},
+    ),
+    "deepseek_v2, lite": (
+        "deepseek_v2",
+        {**LATENT, "q_lora_rank": None, "num_hidden_layers": 26},
+    ),
+    "glm4_moe_lite": ("glm4_moe_lite", {**LATENT, "mlp_layer_types": None}),
+    "dots1": ("dots1", {**LATENT, **WIDE, **ALONE}),
+    "dots1, groups of experts, tied": (
+        "dots1",
+        {**LATENT, **ALONE, **GROUPED, "tie_word_embeddings": True},
+    ),
+    "ernie4_5_moe": ("ernie4_5_moe", {**ERNIE, "moe_num_shared_experts": 2}),
+    "ernie4_5_moe, none shared": ("ernie4_5_moe", {**ERNIE, "moe_num_shared_experts": 0}),
+    "minimax_m2": ("minimax_m2", {**ROUTED, **WIDE, "rope_parameters": {**DEFAULT, **HALF}}),
+    "minimax_m2, tied": ("minimax_m2", {**ROUTED, "tie_word_embeddings": True}),
+    "lfm2": ("lfm2", LFM2),
+    "lfm2, adjusted": ("lfm2", {**LFM2, "block_auto_adjust_ff_dim": True}),
+    "lfm2_moe": ("lfm2_moe", {**LFM2, **ROUTED, "num_dense_layers": 2}),
 }
 
 
@@ -134,15 +226,21 @@ class Table(nn.Module):
 
 def tiny(model_type: str, **more: Any) -> Any:
     """A random model whose gains and biases are random too, with llama.cpp's GELU."""
-    config = AutoConfig.for_model(model_type, **{**BASE, **more})
+    fields = {**BASE, **more}
+    if model_type in NO_WIDTH:
+        fields.pop("head_dim")
+    config = AutoConfig.for_model(model_type, **fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         for p in model.parameters():
             p.data.uniform_(0.5, 1.5) if p.dim() == 1 else p.data.normal_(0, 0.2)
+        for name, held in model.named_buffers():
+            if name.endswith(("_correction_bias", "expert_bias")):
+                held.uniform_(-0.2, 0.2)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if "GELU" in type(child).__name__:
+            if "gelu" in type(child).__name__.lower():
                 setattr(module, name, Table())
     return model.eval()
 
@@ -230,7 +328,7 @@ REFUSED = {
     "experts' weights": ("olmoe", {"norm_topk_prob": True}, "only with norm_topk_prob: False"),
     "rope by kind": (
         "gemma3_text",
-        {"layer_types": ["sliding_attention", "full_attention"] * 2},
+        {"layer_types": ["sliding_attention", "full_attention"] * 3},
         "each 6th layer",
     ),
     "another base in layers with a window": (
@@ -254,14 +352,98 @@ def test_what_llama_cpp_computes_otherwise_is_refused(case: str, tmp_path: Path)
     fields = {"model_type": model_type, **BASE, **ROUTED}
     if model_type == "olmoe":
         fields["num_key_value_heads"] = 6
+    more = {"num_hidden_layers": 6} if model_type == "gemma3_text" else {}
+    fields |= more
     if model_type != "opt":
         fine = {"norm_topk_prob": model_type == "qwen3_moe"}
         assert why_not({**fields, **fine}) == ""
-        model = tiny(model_type, **{**ROUTED, **fine})
+        model = tiny(model_type, **{**ROUTED, **fine, **more})
         with pytest.raises(SourceError, match=words):
             write(tmp_path / "m.gguf", model, **change)
     assert words in why_not({**fields, **change})
     assert not list(tmp_path.iterdir())
+
+
+CHANGED = {
+    "ALiBi": ("falcon", {"alibi": True}, "only with alibi: False"),
+    "one after another": ("falcon", {"parallel_attn": False}, "only with parallel_attn: True"),
+    "norms behind": (
+        "bloom",
+        {"apply_residual_connection_post_layernorm": True},
+        "only with apply_residual_connection_post_layernorm: False",
+    ),
+    "another limit": ("gpt_oss", {"swiglu_limit": 5.0}, "only with swiglu_limit: 7.0"),
+    "a factor of YaRN": (
+        "gpt_oss",
+        {"rope_parameters": {**YARN, "attention_factor": 2.0}},
+        "no attention_factor of YaRN",
+    ),
+    "groups by their best": (
+        "deepseek_v2",
+        {"topk_method": "group_limited_greedy"},
+        "only with topk_method: greedy",
+    ),
+    "no latent queries": ("deepseek_v2", {"q_lora_rank": None}, "26 or 27 layers alone"),
+    "YaRN by two scales": (
+        "deepseek_v3",
+        {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7}},
+        "here they are 1 and 0.7",
+    ),
+    "halves": ("deepseek_v3", {"rope_interleave": False}, "only with rope_interleave: True"),
+    "dense layers behind": (
+        "glm4_moe_lite",
+        {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]},
+        "in front alone",
+    ),
+    "keys of several heads": ("dots1", {"num_key_value_heads": 3}, "own, and here 6 share 3"),
+    "of mixtures, too": ("olmoe", {"num_key_value_heads": 3}, "own, and here 6 share 3"),
+    "windows alone": (
+        "olmo3",
+        {"num_hidden_layers": 3, "layer_types": ["sliding_attention"] * 3},
+        "none without in fewer than 4",
+    ),
+    "no biases": ("starcoder2", {"use_bias": False}, "only with use_bias: True"),
+    "norms of heads": ("phi", {"qk_layernorm": True}, "only with qk_layernorm: False"),
+    "biases of outputs": (
+        "seed_oss",
+        {"attention_out_bias": True},
+        "only with attention_out_bias: False",
+    ),
+    "both ways": (
+        "gemma3_text",
+        {"use_bidirectional_attention": True},
+        "only with use_bidirectional_attention: False",
+    ),
+    "an output matrix": (
+        "cohere",
+        {"tie_word_embeddings": False},
+        "only with tie_word_embeddings: True",
+    ),
+    "each second layer": ("ernie4_5_moe", {"moe_layer_interval": 2}, "moe_layer_interval: 1"),
+    "no experts at the end": ("ernie4_5_moe", {"moe_layer_end_index": 2}, "they end with layer 2"),
+    "no convolution": ("lfm2", {"layer_types": ["full_attention"] * 4}, "both kinds alone"),
+    "biases of convolutions": ("lfm2", {"conv_bias": True}, "only with conv_bias: False"),
+    "scaled experts": ("lfm2_moe", {"routed_scaling_factor": 2.0}, "routed_scaling_factor: 1.0"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_change_that_llama_cpp_would_not_compute_is_refused(case: str, tmp_path: Path) -> None:
+    """Of a model that is written as it is."""
+    model_type, change, words = CHANGED[case]
+    own = next(more for kind, more in CASES.values() if kind == model_type)
+    model = tiny(model_type, **own)
+    assert why_not(fields_of(model)) == ""
+    with pytest.raises(SourceError, match=words):
+        write(tmp_path / "m.gguf", model, **change)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_older_file_numbers_the_layers_with_attention() -> None:
+    fields = {"model_type": "lfm2", **BASE, "conv_L_cache": 3}
+    assert why_not({**fields, "full_attn_idxs": [2]}) == ""
+    assert "both kinds alone" in why_not({**fields, "full_attn_idxs": []})
+    assert "both kinds alone" in why_not(fields)  # the class then has attention everywhere
 
 
 def test_heads_that_must_fill_the_hidden_size(tmp_path: Path) -> None:

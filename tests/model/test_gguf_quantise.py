@@ -19,6 +19,9 @@ from effcompress.model.gguf import quantise as module
 from effcompress.model.gguf.quantise import OWN, quantise, read_back, require_quantiser
 from effcompress.model.gguf.write import LayerWidths
 from tests.model.by_llama_cpp import ask, logits_of, tiny, write
+from tests.model.test_gguf_architectures import CASES
+from tests.model.test_gguf_architectures import tiny as of_type
+from tests.model.test_gguf_architectures import write as write_type
 
 HEADS, KV = 8, 4
 
@@ -152,3 +155,21 @@ def test_a_row_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     model.model.layers[2].self_attn.v_proj.weight.data[3, 5] += 1
     with pytest.raises(Exception, match=r"layers\.2\.self_attn\.v_proj\.weight"):
         restored(model, plain, tmp_path / "q.gguf")
+
+
+@pytest.mark.parametrize("case", ["gpt_oss", "deepseek_v3", "lfm2"])
+def test_what_is_laid_out_otherwise_is_found_again(case: str, tmp_path: Path) -> None:
+    """Fused, turned and interleaved matrices, each within half a step of Q8_0."""
+    model_type, own = CASES[case]
+    more = {**own, "hidden_size": 96, "num_attention_heads": 12, "head_dim": 8}
+    more |= {"intermediate_size": 32, "moe_intermediate_size": 32, "kv_lora_rank": 32}
+    more |= {"q_lora_rank": 32, "qk_nope_head_dim": 32, "num_key_value_heads": 12}
+    model = of_type(model_type, **more)
+    write_type(tmp_path / "plain.gguf", model)
+    quantise(tmp_path / "plain.gguf", tmp_path / "q.gguf", "Q8_0")
+    ours, moved = restored(model, tmp_path / "plain.gguf", tmp_path / "q.gguf"), 0
+    for name, p in model.named_parameters():
+        apart = (ours.get_parameter(name) - p).abs().max()
+        assert apart <= p.abs().max() / 200, name
+        moved += int(apart > 0)
+    assert moved > 10

@@ -24,6 +24,7 @@ from tests.model.test_gguf_architectures import ALONE, CASES, HALF, Table, near,
 SQUARE: dict[str, Any] = {"head_dim": None}
 GEMMA: dict[str, Any] = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4}
 """The widths of the published models, of which transformers take what the header does not say."""
+GEMMA3 = {**GEMMA, "head_dim": 12, "num_hidden_layers": 7}
 QUARTER = {"hidden_size": 96, "head_dim": 16, "partial_rotary_factor": 0.25}
 ROUTED: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
 SHARED = {"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632}
@@ -70,7 +71,7 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma2, scale": ("gemma2", {**GEMMA, "head_dim": 12}, "the root of 256 in every gemma2 file"),
     "gemma2, 46 layers": ("gemma2", {**GEMMA, "num_hidden_layers": 46}, "this model by that of 8"),
     "gemma2, caps": ("gemma2", {**GEMMA, "attn_logit_softcapping": None}, "attn_logit_softcapping"),
-    "gemma3, scale": ("gemma3_text", {**GEMMA, "head_dim": 12}, "and this model by that of 12"),
+    "gemma3, scale": ("gemma3_text", GEMMA3, "and this model by that of 12"),
     "starcoder2, base": (
         "starcoder2",
         {"sliding_window": None, "vocab_size": 49152, **rope(1e2)},

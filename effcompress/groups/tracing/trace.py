@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from effcompress.errors import CoverageError, EffcompressError, PluginError, Sou
 from effcompress.groups.tracing.declared import prove_declared
 from effcompress.groups.tracing.depth import Silent
 from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
-from effcompress.groups.tracing.probe import Build, Report, Tell
+from effcompress.groups.tracing.probe import Build, Failure, Report, Tell
 from effcompress.groups.tracing.search import paste, propose
 from effcompress.groups.tracing.verify import Unproven
 from effcompress.registry import REGISTRY, Plugin
@@ -117,7 +118,7 @@ def serve(build: Build, silent: Silent) -> None:
 
 
 def answer(question: Mapping[str, Any], build: Build, silent: Silent, tell: Tell) -> None:
-    """Answers a question with reports; errors are among them."""
+    """Answers a question with reports; errors are among them, those of a model's own code, too."""
     config = question["config"]
     try:
         if "file" in question:
@@ -129,6 +130,18 @@ def answer(question: Mapping[str, Any], build: Build, silent: Silent, tell: Tell
     except (CoverageError, SourceError, PluginError) as error:
         kind = type(error).__name__
         tell({"error": {"kind": kind, "what": error.what, "where": error.where, "fix": error.fix}})
+    except Exception as error:  # noqa: BLE001 (code of any class of the library)
+        what = f"tracing '{config.get('model_type')}' {_failed(error)}"
+        failure: Failure = {"kind": "CoverageError", "what": what, "where": "model", "fix": None}
+        tell({"error": failure})
+
+
+def _failed(error: Exception) -> str:
+    """What failed in whose file: an error without words of ours names the line that raised it."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    said = next(iter(str(error).strip().splitlines()), "")
+    place = f"{Path(frame.f_code.co_filename).name}:{line}"
+    return f"fails in {place}: {type(error).__name__}: {said}"
 
 
 def _proposed(config: Config, build: Build, silent: Silent, tell: Tell) -> Draft:

@@ -136,6 +136,8 @@ def resize(config: Config, widths: Widths) -> Fields:
 
 def _pad(config: Config, widths: Widths) -> dict[str, int]:
     """Rounds the hidden size up to a multiple of the heads, which some classes require."""
+    if "attention" not in widths:  # a hybrid without a layer of attention
+        return {}
     heads = widths["attention"] * widths["query"]
     return {"hidden": -(-widths["hidden"] // heads) * heads}
 

@@ -5,6 +5,9 @@ from typing import Any
 from effcompress.model.classes import fields_of
 from effcompress.types import Config
 
+_WITHOUT_KV = ("falcon", "bloom", "gpt2", "gpt_neox")
+"""Types whose heads share no keys and values, whatever a configuration says beside."""
+
 
 def first(config: Config, *names: str) -> Any:
     """Returns the first field that has a value; None if none has."""
@@ -19,8 +22,12 @@ def layers_of(config: Config) -> int:
 def heads_of(config: Config) -> tuple[int, int]:
     """Query heads and KV heads."""
     heads = int(first(config, "num_attention_heads", "n_head"))
+    if config.get("new_decoder_architecture"):  # of Falcon, where it beats `multi_query`
+        return heads, int(config.get("num_kv_heads") or heads)
     if config.get("multi_query"):
         return heads, 1
+    if config["model_type"] in _WITHOUT_KV:
+        return heads, heads
     return heads, int(config.get("num_key_value_heads") or heads)
 
 
@@ -87,7 +94,7 @@ def windows_of(config: Config) -> list[bool]:
 
 
 def _positions(config: Config) -> int:
-    return int(first(config, "max_position_embeddings", "n_positions") or 2048)
+    return int(first(config, "max_position_embeddings", "n_positions", "seq_length") or 2048)
 
 
 def others(layers: int, period: int) -> list[bool]:
@@ -99,6 +106,13 @@ def windows_fit(config: Config, period: int) -> bool:
     """Whether all layers but each ``period``-th attend within a window, and no others."""
     found = windows_of(config)
     return bool(period) and any(found) and found == others(len(found), period)
+
+
+def window_ends(config: Config, period: int = 0) -> int:
+    """Positions at which a window ends the context; 0 where none does."""
+    stated = {**(fields_of(str(config["model_type"])) or {}), **config}
+    context = context_of(stated, period)
+    return context if context < _positions(stated) else 0
 
 
 def context_of(config: Config, period: int = 0) -> int:

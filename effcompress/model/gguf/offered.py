@@ -10,10 +10,13 @@ from effcompress.model.gguf.geometry import (
     heads_of,
     hidden_of,
     is_square,
+    layers_of,
     local_rope,
     others,
     rope_kind,
     rope_of,
+    window_ends,
+    windows_fit,
 )
 from effcompress.model.lineage import STREAM
 from effcompress.types import Config
@@ -38,12 +41,25 @@ def needs_square(config: Config) -> bool:
 def needs_depth(config: Config) -> str:
     """Why layers cannot go; empty if they can."""
     known = ARCHITECTURES[str(config["model_type"])]
+    if known.latent and not config.get("q_lora_rank"):
+        return known.why_not({**config, "num_hidden_layers": 0})
     if not known.rotated_by_kind and not known.no_rope:
         return ""
     return (
         f"llama.cpp tells the layers of {config['model_type']} models that have no window or no "
         "rope by their numbers, which change when layers go"
     )
+
+
+def window_of(config: Config) -> int:
+    """Tokens of the windows that llama.cpp has in the same layers, as long as none of them goes; 0
+    where it has none.
+    """
+    kind = str(config["model_type"])
+    stated, period = {**(fields_of(kind) or {}), **config}, ARCHITECTURES[kind].period
+    window = int(stated.get("sliding_window") or 0)
+    there = windows_fit(stated, period) if stated.get("layer_types") else bool(period)
+    return window if there else 0
 
 
 def chosen(config: Config) -> Architecture:
@@ -68,7 +84,7 @@ def why_not(config: Config) -> str:
             f"{_BEYOND.get(model_type, '')}; they are for {', '.join(ARCHITECTURES)}"
         )
     found = {**(fields_of(model_type) or {}), **config}
-    names = ("hidden_activation", "hidden_act", "activation_function")
+    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
     if (act := first(found, *names)) is not None and act not in known.activations:
         return (
             f"llama.cpp computes {model_type} models with {known.activations[0]}, not with '{act}'"
@@ -79,7 +95,7 @@ def why_not(config: Config) -> str:
             return (
                 f"llama.cpp computes {model_type} models only with {name}: {values[0]}, not {said}"
             )
-    return _why_no_rope(found, chosen(found)) or _why_no_kinds(found, known)
+    return _why_no_rope(found, chosen(found)) or _why_no_kinds(found, known) or known.why_not(found)
 
 
 def why_not_sizes(config: Config) -> str:
@@ -96,10 +112,34 @@ def why_not_sizes(config: Config) -> str:
     )
 
 
+def said_of(config: Config) -> str:
+    """What a user should know of a file that is written all the same; empty if nothing."""
+    period = ARCHITECTURES[str(config["model_type"])].period
+    # Without `layer_types` the class has its own, in the layers in which llama.cpp has windows.
+    end = 0 if period and not config.get("layer_types") else window_ends(config, period)
+    window = (
+        f"the file states a context of {end} tokens, which end with the window: llama.cpp has no "
+        "windows in these layers"
+    )
+    return "; ".join(filter(None, (nearly(config), window if end else "")))
+
+
+def nearly(config: Config) -> str:
+    """What llama.cpp computes a little otherwise; empty if it computes what transformers do."""
+    rope = rope_of(config)
+    if rope_kind(rope) != "yarn" or rope.get("truncate", True):
+        return ""
+    return (
+        "llama.cpp rounds the ends of YaRN's ramp to whole channels, which this model does not "
+        "(`truncate: false`), so logits differ a little, as those of the published gguf files do"
+    )
+
+
 def _why_no_rope(config: Config, known: Architecture) -> str:
     model_type, rope = config["model_type"], rope_of(config)
-    kinds = ("default", "linear", "llama3") if known.rope_factors else ("default", "linear")
-    if known.positions:
+    kinds = ["default", "linear"]
+    kinds += ["llama3"] if known.rope_factors else ["yarn"] if known.yarn else []
+    if not known.rotates:
         return ""
     if (kind := rope_kind(rope)) not in kinds:
         said = f"{', '.join(kinds[:-1])} and {kinds[-1]} are"
@@ -121,7 +161,7 @@ def _why_no_kinds(config: Config, known: Architecture) -> str:
             f"llama.cpp rotates layers with a window of {model_type} models with a base of "
             f"{known.local_base:g}, and here it is {said[0]} rope with {said[1]:g}"
         )
-    if odd := sorted({str(k) for k in kinds} - {"sliding_attention", "full_attention"}):
+    if odd := sorted({str(k) for k in kinds} - set(known.kinds)):
         return f"llama.cpp has no layers of the kind {odd[0]} in {model_type} models"
     if known.rotated_by_kind and kinds:
         there = [kind == "sliding_attention" for kind in kinds]
@@ -130,6 +170,11 @@ def _why_no_kinds(config: Config, known: Architecture) -> str:
                 f"llama.cpp takes each {known.period}th layer of {model_type} models for one "
                 "without a window, and here it is another: layers were removed, or it is built so"
             )
+    if known.period > layers_of(config):
+        return (
+            f"llama.cpp ends itself over {model_type} models whose layers all have windows, and it "
+            f"has none without in fewer than {known.period}"
+        )
     rotates = config.get("no_rope_layers")
     if (
         known.no_rope

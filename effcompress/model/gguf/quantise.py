@@ -150,9 +150,12 @@ def read_back(
 
     ``params`` are those that ``plain`` was written from. A gguf file has the rows of a matrix in
     another order, and several matrices may be one there; but a row stays what it is, so each is
-    found by its bytes in the plain file. Raises RunError where a row is not there.
+    found by its bytes in the plain file. Biases of experts are not quantised. Raises RunError where
+    a row is not there.
     """
-    before = {t.name: t.data for t in GGUFReader(plain).tensors if t.data.ndim > 1}
+    before = {
+        t.name: _upright(t.name, t.data) for t in GGUFReader(plain).tensors if t.data.ndim > 1
+    }
     rows = dict[bytes, tuple[str, int]]()
     for name, values in before.items():
         flat = values.reshape(-1, values.shape[-1])
@@ -161,10 +164,19 @@ def read_back(
     made = dict[str, NDArray[np.float32]]()
     for name in before:
         values = quants.dequantize(stored[name].data, stored[name].tensor_type)
-        made[name] = values.astype(np.float32, copy=False).reshape(-1, values.shape[-1])
+        values = _upright(name, values.astype(np.float32, copy=False))
+        made[name] = values.reshape(-1, values.shape[-1])
     for name, p in params.items():
-        if p.dim() > 1:
+        if p.dim() > 1 and not name.endswith("bias"):
             yield name, _rows(name, p, rows, made)
+
+
+def _upright(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values with a model's rows. llama.cpp has what makes keys of a latent vector by columns,
+    for each head.
+    """
+    turned = name.endswith("attn_k_b.weight")
+    return np.ascontiguousarray(values.swapaxes(-1, -2)) if turned else values
 
 
 def _rows(

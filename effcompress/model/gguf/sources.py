@@ -56,6 +56,17 @@ READERS: Mapping[str, Reader] = {
     "gpt2": Reader(),
 }
 """llama.cpp's name of an architecture -> what transformers take of its files."""
+_NO_READER = "transformers have no reader of gguf files of the architecture '{}'"
+_NOT_COMPARED = "what transformers read of '{}' files was not compared with what llama.cpp computes"
+_LEFT_OUT: Mapping[str, str] = {
+    "falcon": "transformers take one KV head and a feed-forward of 4 x hidden for every '{}' file",
+    "gpt-oss": "transformers do not read experts and sinks of '{}' files",
+    **dict.fromkeys(
+        ("bloom", "deci", "gemma4", "lfm2", "mamba", "minimax-m2", "qwen35", "qwen35moe"),
+        _NOT_COMPARED,
+    ),
+}
+"""Architectures that transformers have a reader of -> why it is not used."""
 FIX = "name the Hugging Face folder of the model instead (its safetensors)"
 _SHAPES = re.compile(r"rope_(freqs|factors_\w+)\.weight|blk\.\d+\.rope_(freqs|factors_\w+)\.weight")
 
@@ -73,8 +84,8 @@ def why_unreadable(header: Header) -> str:
     kind = header.architecture
     if (known := READERS.get(kind)) is None:
         return (
-            f"gguf files of the architecture '{kind}' are not read, or were not tried; those of "
-            f"{', '.join(READERS)} are"
+            f"{_LEFT_OUT.get(kind, _NO_READER).format(kind)}; files of {', '.join(READERS)} are "
+            "read"
         )
     return next(_differences(header, known), "")
 

@@ -37,6 +37,8 @@ _WHOLE = (
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
+    "shortconv.conv.weight",
+    ".bias",  # of experts, which have two dimensions
 )
 
 
@@ -352,8 +354,3 @@ def _write(writer: GGUFWriter, entries: list[Entry], dtype: DType) -> None:
             fix = "write F32" if np.isfinite(full).all() else None
             raise SourceError(f"{dtype} cannot hold its values", where=entry.name, fix=fix)
         writer.write_tensor_data(stored)
-
-
-def _halves(entry: Entry) -> bool:
-    """Whether llama.cpp takes the tensor as F16."""
-    return len(entry.shape) > 1 and not entry.name.endswith(_WHOLE)
