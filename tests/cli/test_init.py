@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from effcompress import load_recipe, run
 from effcompress.cli import main
@@ -144,7 +144,7 @@ def test_the_quickstart_is_what_best_recommends() -> None:
     [
         ("0", "one_shot", "without training, a cut at once and a refit: one_shot"),
         ("49999", "once_and_train", "a refit, then training: once_and_train"),
-        ("50k", "efficientllm_a", "with 50,000 tokens or more, cuts while it trains"),
+        ("50k", "once_and_train", "(provisional): a cut at once, a refit, then training"),
     ],
 )
 def test_best_follows_the_tokens(tokens: str, same: str, said: str) -> None:
@@ -154,6 +154,35 @@ def test_best_follows_the_tokens(tokens: str, same: str, said: str) -> None:
     one, other = load_recipe(best).recipe, load_recipe(named).recipe
     assert (one.prune, one.train, one.recover) == (other.prune, other.train, other.recover)
     assert "The method (provisional)" not in named.read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "refit", "said"),
+    [
+        ("qwen3", "0", "least_squares", "this class has no place for biases"),
+        ("qwen3", "60k", "least_squares", "this class has no place for biases"),
+        ("qwen3", "20k", "least_squares", "damped because training follows"),
+        ("gemma2", "0", None, "No refit follows: norms lie behind the projections"),
+        ("gemma2", "20k", None, "No refit follows: norms lie behind the projections"),
+        ("gemma2", "60k", None, "where a refit is not possible, cuts while it trains"),
+        ("bloom", "60k", "least_squares_bias", "held-out calibration text"),
+    ],
+)
+def test_best_fits_the_class(
+    kind: str, tokens: str, refit: str | None, said: str, home: Path
+) -> None:
+    """Classes without places for biases, with norms behind projections, with heads that stay."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    if kind == "bloom":
+        heads = {"n_head": 4, "n_layer": 2}
+    shape = {"vocab_size": 258, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(kind, **shape, **heads, pad_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(home / "model")
+    path = init("--tokens", tokens, keep="85%")
+    found = load_recipe(path).recipe
+    assert found.prune and said in path.read_text()
+    assert (found.prune.refit.name if found.prune.refit else None) == refit
+    assert ("attention" in [s.name for s in found.prune.space]) == (kind != "bloom")
 
 
 @pytest.mark.usefixtures("home")
