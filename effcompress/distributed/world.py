@@ -382,8 +382,12 @@ def _summed(_state, bucket):  # no annotations: torch inspects them, and here th
     total = bucket.buffer()
     parts = total.split([p.numel() for p in bucket.parameters()])
     works: list[Any] = [dist.all_reduce(part, async_op=True) for part in parts]
-    done = torch.futures.collect_all([work.get_future() for work in works])
-    return done.then(lambda _: total)
+    futures = [work.get_future() for work in works]
+    if not total.is_cuda:  # gloo works on several messages at once, which may end in any order
+        return torch.futures.collect_all(futures).then(lambda _: total)
+    # Of a GPU the future of all is one of no device, which may not hold a tensor of one. NCCL runs
+    # the messages of a group one after the other, so the last ends behind all.
+    return futures[-1].then(lambda _: total)
 
 
 def _told(error: Exception) -> Exception:

@@ -4,7 +4,7 @@ calibration, search, fits, repairs. Steps are counted by arithmetic (``RunState.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from effcompress.distributed.repeated import by_all, repeating
 from effcompress.runner.state import RunState
 
 aten = torch.ops.aten
@@ -85,6 +86,8 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         named = kwargs or {}
         out = func(*args, **named)
+        if repeating():
+            return out
         packet = func.overloadpacket
         if (count := _OWN.get(packet.__name__)) is not None:
             self.total += count(*args, **named)
@@ -94,14 +97,14 @@ class Operations(TorchDispatchMode):
 
 
 @contextmanager
-def counted(state: RunState) -> Iterator[None]:
-    """Adds what runs inside to the state's operations. Not of a sharded model, whose operators are
-    on parts of tensors, nor in memory, where the passes are the script's.
+def counted(state: RunState, *, alike: bool = False) -> Iterator[None]:
+    """Adds what runs inside to the state's operations. ``alike``: every process computes the same,
+    which counts once. Not in memory, where the passes are the script's.
     """
-    if state.shards is not None or state.loss_of is not None:
+    if state.loss_of is not None:
         yield
         return
-    with Operations() as operations:
+    with Operations() as operations, by_all(state.world) if alike else nullcontext():
         yield
     state.operations += operations.total
 

@@ -49,7 +49,7 @@ def rotate_event(state: RunState, prune: PruneSpec, rotate: RotateSpec, log: Log
     if reads is not None:
         apart = reads.own(world) if reads.held_out else None
         method = replace(method, fitted=own(reads.read, world), held_out=apart)
-    with counted(state):
+    with counted(state, alike=world is ALONE):
         done = rotate_stream(
             pruned,
             shape,
