@@ -385,8 +385,8 @@ def _summed(_state, bucket):  # no annotations: torch inspects them, and here th
     futures = [work.get_future() for work in works]
     if not total.is_cuda:  # gloo works on several messages at once, which may end in any order
         return torch.futures.collect_all(futures).then(lambda _: total)
-    # Of a GPU the future of all is one of no device, which may not hold a tensor of one. NCCL runs
-    # the messages of a group one after the other, so the last ends behind all.
+    # The future of all holds futures and no tensor: what waits for it does not wait for the stream
+    # of NCCL, on which the messages of a group run one after the other. What waits for the last does.
     return futures[-1].then(lambda _: total)
 
 

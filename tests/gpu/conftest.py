@@ -4,6 +4,7 @@ there is one (``pytest -m gpu``), and else it says what it needs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,12 +45,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     runs once.
     """
     folder = tmp_path_factory.mktemp("gpu")
-    path, done = recipe(folder), dict[tuple[str, ...], Path]()
+    path, done, number = recipe(folder), dict[tuple[str, ...], Path](), itertools.count()
 
     def on(device: str, *sets: str) -> Path:
         key = (device, *sets)
         if key not in done:
-            out = folder / f"{device}-{len(done)}"
+            out = folder / f"{device}-{next(number)}"
             run(load_recipe(path, [*SHORT, *sets, f"device={device}"]), output=out)
             done[key] = out
         return done[key]
