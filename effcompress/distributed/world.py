@@ -386,7 +386,7 @@ def _summed(_state, bucket):  # no annotations: torch inspects them, and here th
     if not total.is_cuda:  # gloo works on several messages at once, which may end in any order
         return torch.futures.collect_all(futures).then(lambda _: total)
     # The future of all holds futures and no tensor: what waits for it does not wait for the stream
-    # of NCCL, on which the messages of a group run one after the other. What waits for the last does.
+    # of NCCL. What waits for the last one does; a group's messages run one after the other there.
     return futures[-1].then(lambda _: total)
 
 
