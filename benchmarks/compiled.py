@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from step_overhead import prepare
+from step_overhead import now, prepare
 
 from effcompress import train
 from effcompress.record.log import Log, NoView
@@ -40,13 +39,13 @@ def step(state: Any, log: Log, *, code: bool) -> float:
     """Seconds of a step."""
     spec = state.recipe.train
     batch = state.stream.next(spec.batch_size)
-    started = time.perf_counter()
+    started = now(state)
     state.module.train()
     with compiled(state, log) if code else nullcontext():
         train.backward(state.module, batch, spec)
     observe(state, state.recipe.prune)
     train.update(state.module, state.optimizer, spec, 1e-5)
-    return time.perf_counter() - started
+    return now(state) - started
 
 
 def in_turns(state: Any, log: Log, pairs: int, what: str) -> None:

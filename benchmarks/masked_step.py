@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
-from step_overhead import prepare
+from step_overhead import now, peak_bytes, prepare
 
 from effcompress import train
 from effcompress.runner.gates import drawing
@@ -39,7 +37,7 @@ def step(state: RunState, masked: bool) -> float:
     spec = state.recipe.train
     assert spec and state.optimizer and state.gates
     batch = state.stream.next(spec.batch_size)
-    started = time.perf_counter()
+    started = now(state)
     state.step += 1
     if masked:
         train.backward(state.module, batch, spec, around=drawing(state))
@@ -49,11 +47,11 @@ def step(state: RunState, masked: bool) -> float:
     train.update(state.module, state.optimizer, spec, 1e-6)
     if masked:
         state.gates.learn(0.1, 0.1)
-    return time.perf_counter() - started
+    return now(state) - started
 
 
 def peak(mode: str, tokens: int) -> float:
-    """Peak resident memory, in GB, of a fresh process that does a few steps."""
+    """Peak memory, in GB, of a fresh process that does a few steps."""
     command = [sys.executable, __file__, "--memory-of", mode, "--tokens", str(tokens)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(out.splitlines()[-1])["peak_gb"]
@@ -63,8 +61,7 @@ def memory_of(mode: str, tokens: int) -> None:
     state = state_of(3, tokens)
     for _ in range(3):
         step(state, mode == "masked")
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"peak_gb": usage * 1024 / 1e9}))
+    print(json.dumps({"peak_gb": peak_bytes(state) / 1e9}))
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def recipe_of(arm: str, tokens: int) -> tuple[Path, list[str]]:
     """Recipe and what is overruled in it."""
     variant, sets = ARMS[arm]
     common = [f"data.sequence_length={tokens}", "train.batch_size=2", "train.precision=fp32"]
-    common += ["train.fused=false", "evaluate.batch_size=1"]
+    common += ["train.fused=false", "evaluate.batch_size=1", "device=cpu"]
     return RECIPES / f"efficientllm_small_100m_{variant}.yaml", [*common, *sets]
 
 

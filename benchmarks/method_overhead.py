@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from step_overhead import prepare
+from step_overhead import now, prepare
 
 from effcompress import train
 from effcompress.record.log import Log, make_view
@@ -48,7 +47,7 @@ def step(state: RunState, log: Log, *, prunes: bool, cut: int) -> float:
     spec, prune = state.recipe.train, state.recipe.prune
     assert spec and prune and state.optimizer
     batch = state.stream.next(spec.batch_size)
-    started = time.perf_counter()
+    started = now(state)
     if prunes:
         with listening(state):
             train.backward(state.module, batch, spec)
@@ -58,7 +57,7 @@ def step(state: RunState, log: Log, *, prunes: bool, cut: int) -> float:
     train.update(state.module, state.optimizer, spec, 1e-5)
     if cut:
         prune_event(state, prune, Due(params=state.params - cut), log)
-    return time.perf_counter() - started
+    return now(state) - started
 
 
 def main() -> None:
@@ -87,9 +86,9 @@ def main() -> None:
                 (cuts if last else {}).get(name, []).append(taken)
         total = {name: sum(values) for name, values in seconds.items()}
         for name in ("A", "B"):
-            started = time.perf_counter()
+            started = now(arms[name])
             commit_event(arms[name], log)
-            total[name] += time.perf_counter() - started
+            total[name] += now(arms[name]) - started
         log.close()
     for name, values in seconds.items():
         print(

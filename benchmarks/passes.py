@@ -107,7 +107,7 @@ class Bench:
     def state(self, row: str) -> RunState:
         """A run of the row that has loaded its model."""
         name, sets = ROWS[row]
-        every = [f"data.sequence_length={self.length}", *sets]
+        every = [f"data.sequence_length={self.length}", "device=cpu", *sets]
         sparse = name.endswith("_50")
         if sparse:
             every.append(f"sparsify.sequences={self.sequences}")

@@ -113,7 +113,7 @@ def work(variant: str, rounds: int, tokens: int) -> None:
     torch.set_num_threads(1)
     path = RECIPES / f"efficientllm_small_100m_{variant.replace('shared', 'a')}.yaml"
     sets = [f"data.sequence_length={tokens}", "train.batch_size=2", "train.precision=fp32"]
-    sets += ["train.fused=false", "prune.commit_every=1000000"]
+    sets += ["train.fused=false", "prune.commit_every=1000000", "device=cpu"]
     sets += [SHARD] * (variant == "shared")
     with joined() as world, TemporaryDirectory() as folder:
         log = Log(Path(folder), view=NoView())

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from effcompress import data, load_recipe, train
 from effcompress.distributed.rows import shard_rows
 from effcompress.distributed.shards import shard_parameters
@@ -70,23 +72,37 @@ def prepare(
     return RunState(recipe, model, corpus, world)
 
 
+def now(state: RunState) -> float:
+    """The clock once the device has done what it was given: a GPU's kernels run asynchronously."""
+    if state.device.type == "cuda":
+        torch.cuda.synchronize(state.device)
+    return time.perf_counter()
+
+
+def peak_bytes(state: RunState) -> int:
+    """Peak of the process's resident memory, or of what was allocated on a GPU."""
+    if state.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(state.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def step(state: RunState, log: Log, pruning: bool) -> float:
     """Seconds of one training step, with or without measuring and cutting."""
     spec, prune = state.recipe.train, state.recipe.prune
     assert spec and prune and state.optimizer
     batch = state.stream.next(spec.batch_size)
-    started = time.perf_counter()
+    started = now(state)
     train.backward(state.module, batch, spec)
     if pruning:
         observe(state, prune)
     train.update(state.module, state.optimizer, spec, 1e-5)
     if pruning:
         prune_event(state, prune, Due(groups=1), log)
-    return time.perf_counter() - started
+    return now(state) - started
 
 
 def peak(mode: str, steps: int) -> float:
-    """Peak resident memory, in GB, of a fresh process that does a few steps."""
+    """Peak memory, in GB, of a fresh process that does a few steps."""
     command = [sys.executable, __file__, "--memory-of", mode, "--pairs", str(steps)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(out.splitlines()[-1])["peak_gb"]
@@ -101,8 +117,7 @@ def memory_of(mode: str, steps: int) -> None:
         if mode == "pruning":
             commit_event(state, log)
         log.close()
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"peak_gb": usage * 1024 / 1e9}))
+    print(json.dumps({"peak_gb": peak_bytes(state) / 1e9}))
 
 
 def main() -> None:
@@ -122,9 +137,9 @@ def main() -> None:
         for _ in range(options.pairs):
             plain.append(step(state, log, False))
             pruned.append(step(state, log, True))
-        started = time.perf_counter()
+        started = now(state)
         commit_event(state, log)
-        commit = time.perf_counter() - started
+        commit = now(state) - started
         log.close()
     ratios = [b / a for a, b in zip(plain, pruned, strict=True)]
     memory = {mode: peak(mode, 3) for mode in ("plain", "pruning")}

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from effcompress.estimate.memory import TESTED
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
 from effcompress.removal.selftest import same_function
-from effcompress.runner.prune import TESTED
 
 MODELS: dict[str, dict[str, Any]] = {
     "135m": {

@@ -204,11 +204,19 @@ def _evaluated(module: Any) -> Iterator[tuple[Any, torch.device]]:
     training, device = module.training, next(module.parameters()).device
     model = module
     if device.type != "cpu" and not needs_all_ranks(module):
-        model, device = copy.deepcopy(module).cpu(), torch.device("cpu")
+        model, device = _on_cpu(module), torch.device("cpu")
     model.eval()
     with torch.no_grad():
         yield model, device
     module.train(training)
+
+
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """Returns a copy on the CPU. Nothing is copied on the device, which may have no room for it."""
+    held: dict[int, Any] = {id(buffer): buffer.cpu() for buffer in module.buffers()}
+    for p in module.parameters():
+        held[id(p)] = nn.Parameter(p.detach().cpu(), requires_grad=p.requires_grad)
+    return copy.deepcopy(module, held).cpu()
 
 
 def in_fresh_process(

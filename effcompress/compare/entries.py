@@ -3,16 +3,17 @@
 Everything is checked before anything runs; nothing here imports torch.
 """
 
+import glob
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from effcompress import recipe as recipes
 from effcompress.errors import RecipeError, SourceError
 from effcompress.recipe import LoadedRecipe
-from effcompress.record.status import run_of_size
+from effcompress.record.status import AT, run_of_size
 from effcompress.runner.folder import RESOLVED, begun, same_recipe, stored_values
 from effcompress.runner.preflight import preflight
 
@@ -46,11 +47,14 @@ class Entry:
 def enter(
     targets: Sequence[Path], seeds: Sequence[int], overrides: Sequence[str], *, offline: bool
 ) -> list[Entry]:
-    """Resolves recipes (files) and runs (folders) into entries, whose jobs have no folders yet.
+    """Resolves recipes (files) and runs (folders) into entries, whose jobs have no folders yet. The
+    folder ``at`` of a run stands for the models of all sizes in it, a pattern for the recipes and
+    runs that it matches.
 
     Raises RecipeError or SourceError for the first recipe that cannot run, for a folder that holds
-    no run, and for a target that is named twice.
+    no run, for a pattern that matches none, and for a target that is named twice.
     """
+    targets = [one for target in targets for one in _meant(target)]
     counted = Counter(target.resolve() for target in targets)
     if twice := [target for target in targets if counted[target.resolve()] > 1]:
         fix = "Name every recipe and every run once."
@@ -59,7 +63,7 @@ def enter(
     found: list[Entry] = []
     for target, label in zip(targets, labels, strict=True):
         if target.is_dir():
-            if not (target / "metrics.jsonl").is_file():
+            if not _holds_run(target):
                 raise SourceError(
                     "this folder holds no run: metrics.jsonl is missing",
                     where=str(target),
@@ -75,6 +79,29 @@ def enter(
         if entry.jobs:
             preflight(entry.jobs[0].loaded, offline=offline)
     return _together(found)
+
+
+def _meant(target: Path) -> Iterator[Path]:
+    """Yields what a target stands for; most for themselves. A shell replaces a pattern before it
+    gets here, but not in quotes, nor on every system.
+    """
+    sizes = target.is_dir() and run_of_size(target / "any") is not None
+    if not sizes and (target.exists() or not glob.has_magic(str(target))):
+        yield target
+        return
+    found = glob.glob(str(target / "*" if sizes else target))  # noqa: PTH207  any root
+    runs = [path for path in sorted(map(Path, found)) if path.is_file() or _holds_run(path)]
+    if not runs:
+        raise SourceError(
+            f"no run{'' if sizes else ' and no recipe'} is here",
+            where=str(target),
+            fix=f"Name the folder of a run, or of a size that it has left: runs/mine/{AT}/1.1B.",
+        )
+    yield from runs
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").is_file()
 
 
 def place(entries: Sequence[Entry], output: Path) -> list[Entry]:

@@ -382,8 +382,12 @@ def _summed(_state, bucket):  # no annotations: torch inspects them, and here th
     total = bucket.buffer()
     parts = total.split([p.numel() for p in bucket.parameters()])
     works: list[Any] = [dist.all_reduce(part, async_op=True) for part in parts]
-    done = torch.futures.collect_all([work.get_future() for work in works])
-    return done.then(lambda _: total)
+    futures = [work.get_future() for work in works]
+    if not total.is_cuda:  # gloo works on several messages at once, which may end in any order
+        return torch.futures.collect_all(futures).then(lambda _: total)
+    # The future of all holds futures and no tensor: what waits for it does not wait for the stream
+    # of NCCL. What waits for the last one does; a group's messages run one after the other there.
+    return futures[-1].then(lambda _: total)
 
 
 def _told(error: Exception) -> Exception:

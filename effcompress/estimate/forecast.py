@@ -7,7 +7,7 @@ from typing import Any
 
 from effcompress.answer import Answer, Table
 from effcompress.errors import RecipeError
-from effcompress.estimate.at_sizes import points_at
+from effcompress.estimate.at_sizes import is_target, points_at
 from effcompress.estimate.calibration import per_calibration, per_refit, per_sparsify
 from effcompress.estimate.check import check
 from effcompress.estimate.communication import (
@@ -21,7 +21,7 @@ from effcompress.estimate.communication import (
 from effcompress.estimate.disk import stored
 from effcompress.estimate.feasibility import SizedModel, unknown_model
 from effcompress.estimate.flops import H100_FLOPS, UTILISATION, Flops
-from effcompress.estimate.memory import memory, trained
+from effcompress.estimate.memory import Passed, memory, trained
 from effcompress.estimate.schedule import (
     Point,
     Timeline,
@@ -114,7 +114,9 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch(), sizes: Sequence[int] =
         ]
         listed.append(_at_sizes(found, passed))
     listed.append(_final_shape(found, timeline, data.get("zeroed")))
-    figures, tables = _costs(recipe, found, timeline, launch)
+    written = passed if not sizes else _passed(loaded, found, timeline, ())
+    written = [one for one in written if not is_target(one[0], found)]
+    figures, tables = _costs(recipe, found, timeline, launch, written)
     data["serving"] = {
         form: {
             "made": made.possible,
@@ -129,12 +131,13 @@ def plan(loaded: LoadedRecipe, launch: Launch = Launch(), sizes: Sequence[int] =
     return Answer(data | figures | kept.data, (*listed, *tables, loads, kept.table), notes)
 
 
-Passed = list[tuple[int, SizedModel, Point]]
+OnTheWay = Sequence[tuple[int, SizedModel, Point]]
+"""Sizes that a run passes: parameters asked for, the sized model, the point."""
 
 
 def _passed(
     loaded: LoadedRecipe, found: SizedModel, timeline: Timeline, sizes: Sequence[int]
-) -> Passed:
+) -> OnTheWay:
     """Returns the sizes that are asked for, with the points at which the run passes them."""
     asked = {f"--params {short_count(size)}": size for size in sizes}
     named = {f"export.at.{k}": size for k, size in enumerate(loaded.recipe.export.at or ())}
@@ -146,7 +149,7 @@ def _passed(
     return [*points_at(loaded, found, timeline, asked or named)] if asked or named else []
 
 
-def _at_sizes(found: SizedModel, passed: Passed) -> Table:
+def _at_sizes(found: SizedModel, passed: OnTheWay) -> Table:
     kinds = _kinds(found)
     rows = []
     for asked, own, p in passed:
@@ -224,9 +227,10 @@ def _brief(value: Any) -> str:
 
 
 def _costs(
-    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
+    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch, written: OnTheWay
 ) -> tuple[dict[str, Any], list[Table]]:
-    """Returns JSON values, and the same as tables.
+    """Returns JSON values, and the same as tables. ``written``: sizes of which the run writes a
+    model on its way.
 
     Raises RecipeError when the batch does not divide among the processes.
     """
@@ -241,7 +245,8 @@ def _costs(
     if launch.processes > 1 and (problem := unequal(recipe.distributed, launch.processes)):
         raise RecipeError(problem[0], where="--processes", fix=problem[1])
     shards = shards_of(recipe, launch.processes)
-    phases = memory(found, recipe, timeline.points[-1].widths, launch.processes, shards)
+    final, beside = timeline.points[-1].widths, _beside(timeline, written)
+    phases = memory(found, recipe, final, launch.processes, shards, beside)
     held = {phase: {**vars(parts), "total": parts.total} for phase, parts in phases.items()}
     data: dict[str, Any] = {"processes": launch.processes, "memory_bytes": held}
     tables = [_memory_table(held, launch)]
@@ -252,7 +257,7 @@ def _costs(
         }
         tables.append(_traffic_table(messages, launch.processes))
     if loop is not None:
-        figures = _operations(recipe, found, timeline, launch)
+        figures = _operations(recipe, found, timeline, launch, written)
         data |= figures
         tables.append(_cost_table(figures, launch))
     return data, tables
@@ -279,29 +284,76 @@ def _short(count: float) -> str:
     return f"{count:.0f}" if count >= 100 else f"{count:.3g}" if count >= 0.01 else "< 0.01"
 
 
+def _beside(timeline: Timeline, written: OnTheWay) -> list[Passed]:
+    """Returns the widths of the run in front of the cut that passes each size, and those of the
+    size's model. What a stream is sliced to, or a recovery trains, was cut from the source model.
+    """
+    points = timeline.points
+    return [
+        Passed(
+            next((p.widths for p in reversed(points) if p.step < there.step), points[0].widths),
+            there.widths,
+        )
+        for _, _, there in written
+    ]
+
+
+def _trained_on(recipe: Recipe, flops: Flops, written: OnTheWay) -> float:
+    """Returns the operations of ``export.continued``, over all sizes: of the steps, the teacher's
+    forward passes, and held-out losses for the mixture.
+    """
+    each, asked = tokens_per_step(recipe), recipe.export.continued
+    if not asked or not each:
+        return 0.0
+    more, teacher, total = -(-asked // each) * each, flops.per_token({}) / 3, 0.0
+    for _, _, there in written:
+        here = flops.per_token(there.widths)
+        total += (here * _fraction(recipe) + (teacher if recipe.teacher else 0.0)) * more
+        times = measurements(recipe, there.tokens, there.tokens + more)
+        total += here / 3 * _heldout(recipe) * times
+    return total
+
+
+def _heldout(recipe: Recipe) -> int:
+    """Returns the tokens of a measurement of held-out losses for the mixture."""
+    mixture = recipe.data.mixture
+    each = mixture.sequences * len(recipe.data.domains) if mixture else 0
+    return each * recipe.data.sequence_length
+
+
+def _fraction(recipe: Recipe) -> float:
+    """Returns the operations of a step over those of a forward and a backward pass: low-rank
+    updates need no gradients of the weights that they are added to.
+    """
+    recover = recipe.recover
+    return 2 / 3 if recover is not None and recover.method == "lora" else 1.0
+
+
 def _operations(
-    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch
+    recipe: Recipe, found: SizedModel, timeline: Timeline, launch: Launch, written: OnTheWay
 ) -> dict[str, Any]:
     """Returns the operations summed over the shrinking model, and the time that follows
     (``seconds`` only where the speed is known).
     """
     flops = Flops(found.axes, found.config, recipe.data.sequence_length)
     total, measured, points = 0.0, 0.0, timeline.points
-    mixture, domains = recipe.data.mixture, len(recipe.data.domains)
-    read = mixture.sequences * domains * recipe.data.sequence_length if mixture else 0
+    mixture, read, fraction = recipe.data.mixture, _heldout(recipe), _fraction(recipe)
     for here, there in itertools.pairwise(points):
-        total += flops.per_token(here.widths) * (there.tokens - here.tokens)
+        total += flops.per_token(here.widths) * fraction * (there.tokens - here.tokens)
         times = measurements(recipe, here.tokens, there.tokens)
         measured += flops.per_token(here.widths) / 3 * read * times if times else 0.0
     first, last = flops.per_token({}), flops.per_token(points[-1].widths)
     taught = first / 3 * points[-1].tokens if recipe.teacher else 0.0
+    more = _trained_on(recipe, flops, written)
+    every = total + measured + taught + more
     figures: dict[str, Any] = {
         "tokens": points[-1].tokens,
         "flops": total,
         "flops_if_not_pruned": first * points[-1].tokens,
         **({"flops_of_teacher": taught} if recipe.teacher else {}),
         **({"flops_of_mixture": measured} if mixture else {}),
-        "h100_hours": (total + measured + taught) / (H100_FLOPS * UTILISATION) / 3600,
+        **({"flops_of_sizes": more} if more else {}),
+        "h100_hours": every / (H100_FLOPS * UTILISATION) / 3600,
         "assumed": {"peak_flops": H100_FLOPS, "utilisation": UTILISATION},
     }
     if launch.flops_per_second:
@@ -310,9 +362,9 @@ def _operations(
             rate *= 3 / 4
         step, end = tokens_per_step(recipe), tokens_per_step(recipe, total_tokens(recipe) - 1)
         figures["seconds"] = {
-            "first_step": first * step / rate,
-            "last_step": last * end / rate,
-            "all_steps": (total + measured + taught) / rate,
+            "first_step": first * fraction * step / rate,
+            "last_step": last * fraction * end / rate,
+            "all_steps": every / rate,
         }
     return figures
 
@@ -359,6 +411,7 @@ def _beside_rows(data: dict[str, Any]) -> list[tuple[str, str]]:
     beside = (
         ("held-out losses", "flops_of_mixture", "for the mixture"),
         ("teacher", "flops_of_teacher", "for the source model's predictions"),
+        ("sizes", "flops_of_sizes", "of `export.continued`"),
     )
     return [
         (title, f"{data[key]:.3g} FLOPs {what} ({data[key] / data['flops']:.1%})")

@@ -11,6 +11,7 @@ Counted are bytes that the run allocates; Python, torch and the tokenizer come o
   or three times;
 - update: AdamW with ``foreach`` materialises the roots of all second moments at once, fused none;
 - cut: statistics, repairs, and the commit's new tensor and logits;
+- sizes: while a model of ``export.at`` is made, what the run holds, and a second run beside it;
 - checkpoint: the file is read back through a memory map, whose pages count as resident;
 - export: tensors are written one after the other, in a padded form the larger copy of one. Where
   they are sharded, each is gathered by the process that writes it, and the proof's forward pass
@@ -23,7 +24,7 @@ Gram matrices of training are those of the process that holds the most bytes of 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from effcompress.distributed.deal import Deal
@@ -39,7 +40,11 @@ from effcompress.types import AxisMap, GroupSet, Widths, axis_layer
 
 FP32 = 4
 PROBE = 48
-"""Tokens on which a commit is tested (``runner/state.py``)."""
+"""Length of the sequences on which a commit proves that the function stayed the same."""
+TESTED = 16
+"""Tokens of these that a commit is tested on where every token meets all weights: in models without
+experts, to each of which a router sends only a few.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,41 @@ class Held:
         """Bytes of all parts together."""
         return sum(vars(self).values())
 
+    def beside(self, other: "Held") -> "Held":
+        """Returns the bytes of both together, part by part."""
+        return Held(**{part: value + vars(other)[part] for part, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A size of ``export.at``: the widths of the run in front of the cut that passes it, and those
+    of the model of that size.
+    """
+
+    before: Widths
+    there: Widths
+
 
 def memory(
-    found: SizedModel, recipe: Recipe, final: Widths, processes: int = 1, shards: int = 1
+    found: SizedModel,
+    recipe: Recipe,
+    final: Widths,
+    processes: int = 1,
+    shards: int = 1,
+    sizes: Sequence[Passed] = (),
 ) -> dict[str, Held]:
     """Returns phase -> bytes of one of ``processes``; ``final`` are the widths at the end of the
     run.
 
     ``shards``: over how many processes weights (of a teacher, too), gradients and moments are
-    sharded (1: replicated).
+    sharded (1: replicated). ``sizes``: of which the run writes a model on its way.
     """
     need = _Need(found, recipe, {**found.axes.widths, **final}, processes, shards)
-    return dict(need.phases())
+    phases = dict(need.phases())
+    if sizes:
+        beside = (need.beside(passed) for passed in sizes)
+        phases["sizes"] = max(beside, key=lambda held: held.total)
+    return phases
 
 
 def taught(recipe: Recipe) -> int:
@@ -131,12 +159,12 @@ class _Need:
         yield "loading", self._loading()
         yield "evaluation", self._evaluation()
         if prune is not None and once:
-            yield "cut", self._event(prune)
+            yield "cut", self._event(prune, axes.widths)
         if loop is not None:
             yield "backward", self._backward(loop, there)
             yield "update", self._update(loop, there)
         if prune is not None and not once:
-            yield "cut", self._event(prune)
+            yield "cut", self._event(prune, axes.widths)
         for continued in loops_of(recipe)[1:]:
             yield "continued", self._backward(continued, self.final)
         kept = self._standing(there, training=True)
@@ -149,6 +177,25 @@ class _Need:
                 at_a_time = last.weights * self.shards
             last = replace(last, gathered=at_a_time)
         yield "export", replace(last, working=self._padding())
+
+    def beside(self, passed: Passed) -> Held:
+        """Returns the peak while a model of a size is made: what the run holds then, and the most
+        that a run straight to that size holds from there on (``runner/branches.py``).
+        """
+        recipe, loop = self.recipe, self.recipe.loop
+        run = self._standing(passed.before, training=True)
+        there = {**passed.before, **passed.there}
+        own = replace(self, final=there)
+        # Behind its cut a size measures nothing any more.
+        left = own._standing(there, training=bool(recipe.export.continued))
+        left = replace(left, grams=0.0)
+        held = [own._loading(), replace(left, working=left.total - left.teacher - left.buckets)]
+        if recipe.prune is not None:
+            held.append(own._event(recipe.prune, passed.before))
+        if loop is not None and recipe.export.continued:
+            steps = own._backward(loop, there), own._update(loop, there)
+            held += (replace(step, grams=0.0) for step in steps)
+        return run.beside(max(held, key=lambda one: one.total))
 
     def _loading(self) -> Held:
         """Returns the weights and the mapped pages; of several shards, the rows of one process and
@@ -327,21 +374,23 @@ class _Need:
         standing = self._standing(wide, training=True)
         return replace(standing, gradients=learned, working=0.0 if loop.fused else learned)
 
-    def _event(self, prune: PruneSpec) -> Held:
-        """Returns the peak of a cut: measure, then repair, then commit, never two at once."""
+    def _event(self, prune: PruneSpec, wide: Widths) -> Held:
+        """Returns the peak of a cut of a model of these widths: measure, then repair, then commit,
+        never two at once.
+        """
         axes = self.found.axes
         # A teacher is loaded behind the cut.
-        standing = replace(self._standing(axes.widths, training=True), teacher=0.0)
+        standing = replace(self._standing(wide, training=True), teacher=0.0)
         if self.recipe.train is None:
             standing = replace(standing, moments=0.0, buckets=0.0)
         if prune.rotate is not None:
             return replace(standing, moments=0.0, buckets=0.0, working=self._rotation(prune))
         if prune.measure.source == "calibration":
-            standing = replace(standing, grams=self._grams(axes.widths))
+            standing = replace(standing, grams=self._grams(wide))
         # A second model of the source model's shape, to time beside.
         again = FP32 * axes.count() if prune.target.timed else 0.0
-        working = max(again, self._solves(prune), self._commit())
-        held = [replace(standing, gathered=self._whole(axes.widths), working=working)]
+        working = max(again, self._solves(prune, wide), self._commit(wide))
+        held = [replace(standing, gathered=self._whole(wide), working=working)]
         if prune.refit is not None:
             # Before the target is reached, Gram matrices stay.
             beside = standing if prune.refit_at == "commits" else replace(standing, grams=0.0)
@@ -352,7 +401,7 @@ class _Need:
                 read = {"working": again.weights + again.working, "gathered": again.gathered}
                 held.append(replace(beside, **read))
         if prune.measure.source == "calibration":
-            held += self._calibrated(prune, standing)
+            held += self._calibrated(prune, standing, wide)
         if prune.search is not None:
             held.append(self._tried(standing))
         return max(held, key=lambda one: one.total)
@@ -408,37 +457,38 @@ class _Need:
         _, small = layer_sizes(self.found.axes, self.final)
         return FP32 * (outside + max(large, default=0) + max(small, default=0))
 
-    def _calibrated(self, prune: PruneSpec, standing: Held) -> tuple[Held, Held]:
+    def _calibrated(self, prune: PruneSpec, standing: Held, wide: Widths) -> tuple[Held, Held]:
         """Returns the backward of one calibration sequence in fp32: when it begins, when it ends.
         The means over the sequences are there all the time.
         """
         tokens, needs = self.recipe.data.sequence_length, set(prune.saliency.needs)
         axes = self.found.axes
-        kept = self._kept(axes.widths, bf16=False)
-        means = FP32 * axes.count() * len(needs & {"grad", "hess"}) / self.shards
-        whole = self._whole(axes.widths)
+        kept = self._kept(wide, bf16=False)
+        means = FP32 * axes.count(wide) * len(needs & {"grad", "hess"}) / self.shards
+        whole = self._whole(wide)
         begins = replace(standing, gradients=means, logits=tokens * kept.logits, gathered=whole)
         if not BACKWARD & needs:
             return begins, replace(standing, gradients=means)
-        tied = self._embedding(axes.widths, False, False) * self.shards
-        own = FP32 * axes.count() / self.shards
+        tied = self._embedding(wide, False, False) * self.shards
+        own = FP32 * axes.count(wide) / self.shards
         ends = replace(standing, gradients=means + own, working=tied, gathered=2 * whole)
         return replace(begins, activations=tokens * kept.layers), ends
 
-    def _solves(self, prune: PruneSpec) -> float:
+    def _solves(self, prune: PruneSpec, wide: Widths) -> float:
         """Returns the temporaries of a repair with second moments, the largest over all inputs: 20
         bytes per ``I^2`` (the mean in fp32, the damped matrix and its factor in fp64), and 32 per
         ``I O`` (the stacked weight in fp32 and fp64, its change and the result).
         """
         if not need_second_moments(prune.repair) and not prune.saliency.plugin.cumulative:
             return 0.0
-        listed = grams_of(self.found.axes, self.found.sets, self.found.axes.widths)
+        listed = grams_of(self.found.axes, self.found.sets, wide)
         return max((20 * g.inputs**2 + 32 * g.inputs * g.outputs for g in listed), default=0.0)
 
-    def _commit(self) -> float:
+    def _commit(self, wide: Widths) -> float:
         """Returns the larger of three sets of logits (before, after, difference) and one tensor."""
-        wide = self.found.axes.widths
-        return max(FP32 * 3 * PROBE * wide["vocab"], self._largest(wide))
+        axes = self.found.axes
+        tokens = PROBE if axes.axes("expert") else TESTED
+        return max(FP32 * 3 * tokens * axes.widths["vocab"], self._largest(wide))
 
     def _padding(self) -> float:
         """Returns the copy of one tensor of a padded form, in which every layer is as wide as the

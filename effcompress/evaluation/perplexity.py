@@ -1,11 +1,13 @@
 """Computes perplexity: exp of the mean negative log-likelihood per predicted token."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from effcompress.distributed.repeated import aside
 from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
 from effcompress.isolation import placed
@@ -35,14 +37,17 @@ def perplexity(
     batches = batches_of(ids_NT, batch_size, counted_NT, positions_NT)
     if not any(bool(counted_BT[:, 1:].any()) for _, counted_BT, _ in batches):
         raise RunError("no token of the held-out text is predicted, so there is no perplexity")
+    own = range(world.rank, len(batches), world.size)
     if needs_all_ranks(module):  # ranks without a last batch run one in which no token counts
         ids_BT, counted_BT, positions_BT = batches[-1]
         empty = (ids_BT, torch.zeros_like(counted_BT), positions_BT)
         batches += [empty] * (-len(batches) % world.size)
-    for ids_BT, counted_BT, positions_BT in batches[world.rank :: world.size]:
+    for number in range(world.rank, len(batches), world.size):
+        ids_BT, counted_BT, positions_BT = batches[number]
         ids_BT, counted_BT = ids_BT.to(device), counted_BT.to(device)
         how = placed(module, positions_BT)
-        logits = module(input_ids=ids_BT, use_cache=False, **how).logits[:, :-1]
+        with nullcontext() if number in own else aside():
+            logits = module(input_ids=ids_BT, use_cache=False, **how).logits[:, :-1]
         losses = functional.cross_entropy(
             logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none"
         )

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from effcompress import groups
 from effcompress.errors import CoverageError, RecipeError
 from effcompress.estimate.feasibility import SizedModel, require_fit
+from effcompress.estimate.memory import PROBE
 from effcompress.estimate.schedule import WITHOUT_TEXT, reads_text
 from effcompress.export.forms import exact_fields
 from effcompress.export.write import proof_tokens
@@ -32,7 +33,7 @@ from effcompress.record.events import Event
 from effcompress.registry import REGISTRY, Bound
 from effcompress.removal.optimizer import check_state, require_no_gradient
 from effcompress.runner.source_model import repairable
-from effcompress.runner.state import PROBE_TOKENS, RunState
+from effcompress.runner.state import RunState
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import AxisMap, Cut
 
@@ -186,7 +187,7 @@ def open_session(
     held: Any = LoadedModel(model, None, config, "a model in memory", "")  # type: ignore[arg-type]
     held = repairable(held, spec, log.note)
     text: Any = rows or Batches(())
-    probe_BT = random_tokens(model, config) if rows is None else rows.probe(PROBE_TOKENS)
+    probe_BT = random_tokens(model, config) if rows is None else rows.probe(PROBE)
     state = RunState(recipe, held, text, device=table.device, probe_BT=probe_BT)
     state.source = source
     state.loss_of = loss_of(rows, loss) if rows is not None else None
@@ -298,7 +299,7 @@ def random_tokens(model: Any, config: Mapping[str, Any], sequences: int = 1) -> 
     export is proven on.
     """
     vocab = model.get_input_embeddings().weight.shape[0]
-    shape = (sequences, min(PROBE_TOKENS, proof_tokens(config)))
+    shape = (sequences, min(PROBE, proof_tokens(config)))
     return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(0))
 
 

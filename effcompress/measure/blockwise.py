@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from effcompress.distributed.gather import gathered, gathered_in_turn
+from effcompress.distributed.repeated import by_all
+from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 from effcompress.isolation import placed
 from effcompress.measure.hooks import first_of, instead, linears, stream_in
@@ -134,7 +136,11 @@ class Block:
 
 
 def blockwise(
-    module: nn.Module, pattern: str, ids_NT: Tensor, positions_NT: Tensor | None = None
+    module: nn.Module,
+    pattern: str,
+    ids_NT: Tensor,
+    positions_NT: Tensor | None = None,
+    world: World = ALONE,
 ) -> Iterator[Block]:
     """Yields every layer in its turn. When the next is asked for, this one, as it then is, computes
     the next one's inputs, unless it was given them (``hand_on``). ``ids_NT``: sequences of one
@@ -147,8 +153,8 @@ def blockwise(
     read exactly the output of the one before it: such a model cannot be run layer by layer.
 
     Of a sharded model (not of its FSDP2 wrapper), a layer is gathered while it has its turn, and
-    changed weights are sharded again behind it. All ranks iterate alike; their sequences may be
-    others, each has at least one.
+    changed weights are sharded again behind it. All ranks iterate alike; those of ``world`` read
+    other sequences, each at least one.
     """
     layers = layers_of(module, pattern)
     container = module.get_submodule(pattern.partition(".{i}")[0])
@@ -156,7 +162,7 @@ def blockwise(
     module.eval()  # dropout would make every pass another one
     try:
         with gathered(module, apart=container):
-            by_layer, inputs = _caught(module, layers, ids_NT, positions_NT)
+            by_layer, inputs = _caught(module, layers, ids_NT, positions_NT, world)
         for layer, calls in zip(layers, by_layer, strict=True):
             part = module.get_submodule(layer.path)
             with gathered(part):
@@ -190,7 +196,11 @@ class _Seen(Exception):
 
 @torch.no_grad()
 def _caught(
-    module: nn.Module, layers: list[Layer], ids_NT: Tensor, positions_NT: Tensor | None
+    module: nn.Module,
+    layers: list[Layer],
+    ids_NT: Tensor,
+    positions_NT: Tensor | None,
+    world: World,
 ) -> tuple[list[list[_Call]], list[Tensor]]:
     """Returns the arguments of each layer for every sequence, and the first one's input,
     ``[1, T, D]``.
@@ -205,7 +215,7 @@ def _caught(
     device = next(module.parameters()).device
     some_1T = ids_NT[:1, :PROBE].to(device)
     blocks = [module.get_submodule(layer.path) for layer in layers]
-    with gathered_in_turn(blocks):
+    with gathered_in_turn(blocks), by_all(world):
         one, other = (_pass(module, layers, ids_1T, {}) for ids_1T in (some_1T, some_1T.flip(1)))
     _require_same(layers, one.calls, other.calls)
     passes: list[_Pass] = []

@@ -186,6 +186,11 @@ class Grams(InputHooks):
         }
 
     @property
+    def dealt_out(self) -> bool:
+        """Whether each matrix has one holder."""
+        return self._deal is not None
+
+    @property
     def dealt(self) -> set[str]:
         """Keys of ``state_dict`` that this process alone has."""
         return set() if self._deal is None else {f"gram/{name}" for name in self.values}

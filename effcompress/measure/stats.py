@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from effcompress.distributed.repeated import aside
 from effcompress.distributed.rows import first_row, is_sharded, own, shard_group
 from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
@@ -196,7 +197,8 @@ def collect(
             run(n)
     if together and in_turn and numbers:  # others' passes: nothing of this process counts
         for _ in range(-(-len(ids_NT) // world.size) - len(numbers)):
-            run(numbers[-1], counts=False)
+            with aside():
+                run(numbers[-1], counts=False)
     module.zero_grad(set_to_none=True)
     module.train(training)
     among = world if in_turn and not together else ALONE

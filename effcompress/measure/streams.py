@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.repeated import by_all
 from effcompress.distributed.rows import own
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
@@ -64,8 +65,8 @@ def follow(
     family = axes.family
     if family.traced or not family.sublayers:
         raise RunError("the parts of a block are not known here", where=family.name)
-    behind = blockwise(large, family.layer, ids_NT, positions_NT)
-    ahead = blockwise(small, family.layer, ids_NT, positions_NT)
+    behind = blockwise(large, family.layer, ids_NT, positions_NT, split.world)
+    ahead = blockwise(small, family.layer, ids_NT, positions_NT, split.world)
     kept = [parent.depth.layers.index(i) for i in axes.depth.layers]
     forms: Forms = {}
     for _ in range(kept[0]):
@@ -114,7 +115,9 @@ def _fits(
     number = axes.depth.layers[block.number]
     there = [part for part in PARTS if f"{part}.{number}" not in axes.depth.absent]
     writers = {part: _writer(module, axes, block, part) for part in there}
-    form, of = _form(module, axes, block, writers, forms), (channels, split, again)
+    with by_all(split.world):  # one pass of one sequence, on each rank
+        form = _form(module, axes, block, writers, forms)
+    of = channels, split, again
     return [
         _Fit(module, axes, block, part, param, form.get(part), *of)
         for part, param in writers.items()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.repeated import aside
 from effcompress.distributed.rows import clear, own
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.removal.selftest import logits_of
@@ -32,9 +33,11 @@ def removed_alone(
     module of ``pruned``, or its FSDP2 wrapper.
     """
     seen: list[float] = []
-    alone = _silenced(pruned, plan, ids_BT, to_call)
+    with aside():
+        alone = _silenced(pruned, plan, ids_BT, to_call)
     yield seen
-    seen.append(float((logits_of(to_call, ids_BT) - alone).abs().max()))
+    with aside():
+        seen.append(float((logits_of(to_call, ids_BT) - alone).abs().max()))
 
 
 @torch.no_grad()

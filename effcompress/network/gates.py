@@ -182,7 +182,9 @@ class LearnedGates:
     def _penalised(self, way: float) -> dict[str, GateFamily]:
         """Adds the gradient of the constraint; ``way``: how far the targets have risen."""
         _, open_N = self._gate(None)
-        sums_R = torch.zeros(len(self.rows), device=self.device).index_add(0, self._row_N, open_N)
+        # Rows lie one behind the other. `index_add` would add in any order on a GPU, and ranks and
+        # resumed runs would differ in the last digit.
+        sums_R = torch.stack([open_G.sum() for open_G in open_N.split(self._size_R.tolist())])
         shut_R = 1.0 - sums_R / self._size_R
         found, penalties = {}, []
         for f, name in enumerate(self.families):

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.repeated import by_all
 from effcompress.distributed.world import World
 from effcompress.isolation import placed
 from effcompress.measure.blockwise import Block, blockwise
@@ -142,12 +143,13 @@ def rotate_stream(
     own = slice(world.rank, None, world.size)
     positions_NT = None if positions_NT is None else positions_NT[own]
     work = _Work(module.eval(), family, shape, method, world)
-    for block in blockwise(module, family.layer, ids_NT[own], positions_NT):
+    for block in blockwise(module, family.layer, ids_NT[own], positions_NT, world):
         if block.number == 0:
             work.begin(block)
         work.layer(block)
         tell(block.number + 1, work.layers)
-    difference, largest = work.end(ids_NT[own][:1], positions_NT)
+    with by_all(world):
+        difference, largest = work.end(ids_NT[own][:1], positions_NT)
     module.train(training)
     pruned.adopt(shape.config)
     return Sliced(tuple(work.places), difference, largest)
@@ -192,13 +194,15 @@ class _Work:
             if axis.name != "hidden" or head or within:
                 continue
             if (p := self._held(axis.param)) is not None:
-                _store(p, _along(p.detach().double(), axis.dim, self.into_DK))
+                with by_all(self.world):
+                    _store(p, _along(p.detach().double(), axis.dim, self.into_DK))
 
     def layer(self, block: Block) -> None:
         """Measures one layer on the sliced stream, and stores it in its bases."""
         held: Any = self.module.get_submodule(block.path)
         last = block.number + 1 == self.layers
-        folded = self._folded(block)
+        with by_all(self.world):
+            folded = self._folded(block)
         rotate_layer(held, dict(self.stream), first=block.number == 0)
         for name, value in folded.items():
             _store(self.module.get_parameter(name), value)
@@ -217,7 +221,8 @@ class _Work:
             width = self.stream["channels"] if last and behind else self.width
             what = "attention" if behind else "feed-forward"
             bases.append(self._basis(streams, block.number + behind, what, width))
-        self._rotate(block, folded, bases, additions)
+        with by_all(self.world):
+            self._rotate(block, folded, bases, additions)
         block.hand_on(streams)
         self.basis_DK, self.last = bases[-1], streams[0]
 
@@ -263,7 +268,8 @@ class _Work:
         """Returns the columns that stay of the rotation at one place, [D, kept]."""
         moment_DD = self._moment(streams)
         basis_DK = self.method.choose(moment_DD, kept)[:, :kept].contiguous()
-        energy = (basis_DK * (moment_DD @ basis_DK)).sum() / moment_DD.trace()
+        with by_all(self.world):
+            energy = (basis_DK * (moment_DD @ basis_DK)).sum() / moment_DD.trace()
         self.places.append(Place(layer, what, min(1.0, float(energy))))
         return basis_DK
 

@@ -28,6 +28,7 @@ from effcompress.record.log import Log
 from effcompress.registry import Bound
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.repairs import for_experts, for_linears, need_second_moments
+from effcompress.runner.resources import counted
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
@@ -85,13 +86,15 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": state.world}
         how |= {"loss_of": state.loss_of, "positions_NT": positions_NT}
         how["in_turn"] = listeners.in_turn
-        stats = collect(module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
+        with counted(state, alike=not listeners.in_turn):
+            stats = collect(module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
     sets, criterion = ranked(state.pruned.sets, prune), prune.saliency
     of_layers = listeners.layers.read() if listeners.layers else {}
     if ABLATED.intersection(prune.saliency.needs):
         some = slice(prune.measure.ablation_sequences)
         text = ids_NT[some], None if positions_NT is None else positions_NT[some]
-        of_layers |= {"loss_increase": loss_increases(state, *text, log)}
+        with counted(state):
+            of_layers |= {"loss_increase": loss_increases(state, *text, log)}
     if listeners.masks is not None:
         scores = listeners.world.total(listeners.found)
         require_finite(scores, criterion)
@@ -99,9 +102,11 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
         of_experts = listeners.experts.read() if listeners.experts else {}
         warn_unrouted(of_experts, state.pruned.ledger, log)
         read, grams = listeners.read, listeners.grams
-        scores = score_inputs(sets, criterion, read, of_layers, of_experts, grams)
+        with counted(state, alike=True):
+            scores = score_inputs(sets, criterion, read, of_layers, of_experts, grams)
     else:
-        scores = score(sets, criterion, stats, prune.reduce)
+        with counted(state, alike=state.shards is None):  # else of this process's rows
+            scores = score(sets, criterion, stats, prune.reduce)
     outputs = listeners.experts.means() if listeners.experts else {}
     return Measured(scores, listeners.grams, of_layers, outputs)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from effcompress import fault
 from effcompress.errors import PluginError, RunError
 from effcompress.estimate.allocation import Costs
+from effcompress.estimate.memory import TESTED
 from effcompress.estimate.schedule import pruning_stage
 from effcompress.measure.blockwise import Block, blockwise
 from effcompress.measure.experts import ExpertStatistics
@@ -45,9 +46,6 @@ from effcompress.selection.levels import Module, ranked
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec
 from effcompress.types import DEPTH, Cut, Due, GroupSet, Plan, Scores, axis_kind, axis_layer
-
-TESTED = 16
-"""Tokens of the probe on which a commit is tested, where every token meets all weights."""
 
 
 def due_now(state: RunState, prune: PruneSpec, log: Log) -> Due | None:
@@ -104,8 +102,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     meter, before = Meter(state.device), branches.undecided(state, log)
     # First, because a target that is out of reach is known then.
     leveled = state.world.agree(lambda: levels_and_costs(state, prune, log))
-    with counted(state):
-        found = measured(state, prune, log)
+    found = measured(state, prune, log)
     _require_ranked(state, prune, found.scores, log)
     _observe(state, prune, due, found)
     if prune.search is not None and not state.shape:
@@ -116,13 +113,15 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
     decide = partial(_decided, state, prune, due, found, leveled, log)
     choice, allocation = state.world.agree(decide)
     if prune.measure.propagate and choice.plan:
-        with counted(state):
+        with counted(state, alike=True):
             choice = propagated(state, prune, choice, log)
     branches.branch_off(state, before, choice.params, due, log)
     if allocation is not None:
         record_choice(state, prune, choice, allocation, log)
     if choice.plan:
-        with absorbing(state, due, choice.plan, log), counted(state):
+        # Matrices that were dealt out are solved by their holders, others by every process.
+        dealt = found.inputs is not None and found.inputs.dealt_out
+        with absorbing(state, due, choice.plan, log), counted(state, alike=not dealt):
             mask_plan(state, prune, choice.plan, found, log)
         fault.point("cut")
         state.average.cut()

@@ -80,7 +80,7 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
     change = _Change(state, prune.refit)
     training = module.training
     text = ids_NT[own], channels, change, positions_NT, split
-    with counted(state):
+    with counted(state, alike=world.size < state.world.size):
         for path in follow(large, module.eval(), pruned.axes, pruned.parent, *text):
             log.note(f"fitted {path}")
     module.train(training)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from effcompress.distributed.repeated import by_all, repeating
 from effcompress.processes import high_water, reset_peak
 from effcompress.runner.state import RunState
 
@@ -122,6 +123,8 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         named = kwargs or {}
         out = func(*args, **named)
+        if repeating():
+            return out
         packet = func.overloadpacket
         if (count := _OWN.get(packet.__name__)) is not None:
             self.total += count(*args, **named)
@@ -131,14 +134,14 @@ class Operations(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def counted(state: RunState) -> Iterator[None]:
-    """Adds what runs inside to the state's operations. Not of a sharded model, whose operators are
-    on parts of tensors, nor in memory, where the passes are the script's.
+def counted(state: RunState, *, alike: bool = False) -> Iterator[None]:
+    """Adds what runs inside to the state's operations. ``alike``: every process computes the same,
+    which counts once. Not in memory, where the passes are the script's.
     """
-    if state.shards is not None or state.loss_of is not None:
+    if state.loss_of is not None:
         yield
         return
-    with Operations() as operations:
+    with Operations() as operations, by_all(state.world) if alike else contextlib.nullcontext():
         yield
     state.operations += operations.total
 

@@ -46,7 +46,7 @@ def rotate_event(state: RunState, prune: PruneSpec, rotate: RotateSpec, log: Log
     if reads is not None:
         apart = reads.own(world) if reads.held_out else None
         method = replace(method, fitted=own(reads.read, world), held_out=apart)
-    with counted(state):
+    with counted(state, alike=world.size < state.world.size):
         done = rotate_stream(
             pruned,
             shape,

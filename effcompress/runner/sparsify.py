@@ -37,7 +37,7 @@ def sparsify_event(state: RunState, spec: SparsifySpec, log: Log) -> None:
     module = state.unwrapped
     layers = _wanted(state, spec, log)
     params = dict(module.named_parameters())
-    with counted(state):
+    with counted(state, alike=True):
         for done, (layer, block) in enumerate(_turns(state, spec, layers, log), start=1):
             _block(state, spec, params, layer, block)
             log.progress("block", done, len(layers))

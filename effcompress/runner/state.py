@@ -21,6 +21,7 @@ from effcompress.distributed.shards import Shards
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RecipeError
 from effcompress.estimate.flops import flops_per_token
+from effcompress.estimate.memory import PROBE
 from effcompress.estimate.schedule import total_tokens
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.taps import MaskGradients
@@ -76,8 +77,6 @@ VALUES: dict[str, Any] = {
 """What the values of a checkpoint are like (``checkpoint.require_like``); ``?``: earlier versions
 did not write it.
 """
-PROBE_TOKENS = 48
-"""Length of the sequences on which a commit proves that the function stayed the same."""
 
 
 def device_of(recipe: Recipe) -> torch.device:
@@ -178,7 +177,7 @@ class RunState:
         self.operations = 0.0
         """Floating-point operations beside training steps, which no event has recorded yet."""
         if probe_BT is None:
-            probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE_TOKENS]
+            probe_BT = corpus.calibration(1, recipe.seed)[:, :PROBE]
         self.probe_BT = probe_BT
         self.loss_of: Callable[[nn.Module, int], Tensor] | None = None
         """Loss of a calibration sequence by its number; None: that of the next token."""

@@ -233,6 +233,13 @@ def test_seeds_that_are_none(effcompress, comparing, seeds: str) -> None:
     assert "called" not in comparing
 
 
+@pytest.mark.parametrize("jobs", ["two", "-1", "1.5", ""])
+def test_jobs_that_are_no_number(effcompress, comparing, jobs: str) -> None:
+    code, _, err = effcompress("compare", "a.yaml", "--jobs", jobs)
+    assert code == 2 and "--jobs" in err
+    assert "called" not in comparing
+
+
 def test_exit_codes(effcompress, comparing) -> None:
     comparing["found"] = compare("x", [failed("a", "no"), failed("b", "no")])
     code, out, _ = effcompress("compare", "a.yaml", "b.yaml")

@@ -300,6 +300,42 @@ def assert_same_cuts(
         assert one and one == two, job["output"].name
 
 
+def test_operations_are_those_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of all together: divided work adds up, what each repeats counts once, and passes that
+    only keep a sharded model's collectives complete do not count. Replicated and sharded.
+    """
+    monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
+    path = recipe(tmp_path)
+    common = [ONCE[0], "evaluate.sequences=3", "export.form=exact"]
+    cases = {
+        # Five sequences: one process is one short. Second moments, a repair, a fit of ten.
+        "divided": [
+            *(*common, ONCE[1], ODD, "train.tokens=256", "prune.repair=[norm_gain, obs_update]"),
+            *("prune.refit=least_squares", "prune.measure.refit_sequences=10"),
+        ],
+        "alike": [
+            *(*common, ONCE[1], "train=null", "prune.criterion=wanda", "prune.repair=[]"),
+            *("prune.space=[{name: attention}, {name: ffn}]", "prune.measure.propagate=true"),
+            "sparsify={method: sparsegpt, sparsity: 50%, sequences: 3}",
+        ],
+    }
+    for name, sets in cases.items():
+        run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
+    jobs = in_both_modes(path, tmp_path, cases)
+    code, said = together(jobs, tmp_path)
+    assert code == 0, said
+    for job in jobs:
+        mode, _, name = job["output"].name.partition("_")
+        for kind in ("cut", "refit", "sparsify", "step"):
+            alone, shared = (events(tmp_path / f"{of}_{name}", kind) for of in ("one", mode))
+            assert len(alone) == len(shared)
+            for one, two in zip(alone, shared, strict=True):
+                assert one["flops"] > 0
+                assert two["flops"] == pytest.approx(one["flops"], rel=1e-9), (mode, name, kind)
+
+
 def test_times_are_those_of_the_main_process(tmp_path: Path) -> None:
     """The choice depends on a clock; both cut alike, or their gradients could not be added up."""
     sets = [*LEVELED, *LEVELS["program"], *ONCE, "train.tokens=512", "prune.repair=[obs_update]"]

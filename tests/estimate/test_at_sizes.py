@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from effcompress import load_recipe
 from effcompress.errors import RecipeError
 from effcompress.estimate.check import check
-from effcompress.estimate.feasibility import sized_model
+from effcompress.estimate.feasibility import SizedModel, sized_model
 from effcompress.estimate.forecast import plan
 from effcompress.estimate.schedule import play
 from effcompress.network.shapes import living_widths
@@ -84,6 +85,67 @@ def test_the_sizes_of_the_recipe_are_planned(tmp_path: Path) -> None:
     (table,) = [sheet for sheet in answer.sheets if sheet.title.startswith("Sizes on the way")]
     assert table.rows[0][0] == "24k"
     assert "sizes" not in plan(load_recipe(recipe(tmp_path))).data
+
+
+def test_what_sizes_cost(tmp_path: Path) -> None:
+    """Models of sizes are trained on beside the run: both are counted, and every size once."""
+    at = ["export.at=[24k, 21k]", "export.continued=500"]
+    loaded = load_recipe(recipe(tmp_path), at)
+    found = sized_model(loaded)
+    assert found is not None
+    alone = plan(load_recipe(recipe(tmp_path))).data
+    data = plan(loaded).data
+    # Whole steps of 128 tokens.
+    each = [flops_at(found, row) for row in data["sizes"]]
+    assert data["flops_of_sizes"] == pytest.approx(512 * sum(each), rel=0.01)
+    assert data["flops"] == alone["flops"] and "flops_of_sizes" not in alone
+    more = data["h100_hours"] / alone["h100_hours"]
+    assert more == pytest.approx(1 + data["flops_of_sizes"] / alone["flops"])
+    answer = plan(loaded)
+    (cost,) = [sheet for sheet in answer.sheets if sheet.title == "Cost"]
+    assert any("export.continued" in row[1] for row in cost.rows)
+
+    held, params = data["memory_bytes"]["sizes"], data["params"]
+    largest = data["sizes"][0]["params"]
+    # The run in front of the cut, and the model of the larger size in the backward of a step.
+    assert 4 * 2 * largest < held["weights"] <= 4 * (params + largest)
+    assert held["moments"] == 2 * held["weights"]
+    assert held["logits"] == data["memory_bytes"]["backward"]["logits"] > 0
+    assert "sizes" not in alone["memory_bytes"]
+
+
+def flops_at(found: SizedModel, row: dict[str, Any]) -> float:
+    shape, length = row["shape"], 32
+    d, m = shape["hidden_size"], shape["intermediate_size"]
+    q, kv = (8 * shape[f"num_{name}_heads"] for name in ("attention", "key_value"))
+    products = 2 * (2 * d * (q + kv) + 3 * d * m) + 258 * d
+    return 3 * (2 * products + 2 * 2 * q * length)
+
+
+def test_sizes_that_are_not_trained_on(tmp_path: Path) -> None:
+    """A second model is there all the same. The target is the run's own; options cost nothing."""
+    data = plan(load_recipe(recipe(tmp_path), ["export.at=[24k]"])).data
+    assert "flops_of_sizes" not in data and data["memory_bytes"]["sizes"]["weights"] > 0
+    asked = plan(load_recipe(recipe(tmp_path)), sizes=[24_000]).data
+    assert "sizes" not in asked["memory_bytes"]
+    own = ["prune.target={params: 19k}", "export.at=[19k]", "export.continued=1k"]
+    data = plan(load_recipe(recipe(tmp_path), own)).data
+    assert "flops_of_sizes" not in data and "sizes" not in data["memory_bytes"]
+
+
+def test_continued_with_a_teacher_and_low_rank_updates(tmp_path: Path) -> None:
+    """As the run's own training: two thirds of the operations, and the teacher's forward passes."""
+    once = [*ONCE, CALIBRATED, "export.at=[24k]", "export.continued=1k"]
+    recover = "recover={{method: {}, tokens: 1k, batch_size: 4}}"
+    whole, low = (
+        plan(load_recipe(recipe(tmp_path), [*once, recover.format(method)])).data
+        for method in ("full", "lora")
+    )
+    for key in ("flops", "flops_of_sizes"):
+        assert low[key] == pytest.approx(2 / 3 * whole[key])
+    taught = plan(load_recipe(recipe(tmp_path), [*once, recover.format("distill")])).data
+    forward = taught["flops_if_not_pruned"] / 3
+    assert taught["flops_of_sizes"] == pytest.approx(whole["flops_of_sizes"] + forward)
 
 
 def test_sizes_of_a_sliced_stream(tmp_path: Path) -> None:

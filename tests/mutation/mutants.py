@@ -857,10 +857,26 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/distributed/world.py",
-        "return done.then(lambda _: total)",
-        "return done.then(lambda _: total / dist.get_world_size())",
+        "return torch.futures.collect_all(futures).then(lambda _: total)",
+        "return torch.futures.collect_all(futures).then(\n"
+        "            lambda _: total / dist.get_world_size()\n"
+        "        )",
         ("tests/distributed/test_two_processes.py::test_sixty_steps_with_cuts_of_all_kinds",),
         "gradients are divided by the processes once more",
+    ),
+    Mutant(
+        "effcompress/runner/resources.py",
+        "with Operations() as operations, by_all(state.world) if alike else nullcontext():",
+        "with Operations() as operations:",
+        ("tests/distributed/test_two_processes.py::test_operations_are_those_of_one_process",),
+        "what every process computes alike counts once for each",
+    ),
+    Mutant(
+        "effcompress/estimate/forecast.py",
+        "more = _trained_on(recipe, flops, written)",
+        "more = 0.0",
+        ("tests/estimate/test_at_sizes.py::test_what_sizes_cost",),
+        "the training of sizes costs nothing",
     ),
     Mutant(
         "effcompress/errors.py",
@@ -892,8 +908,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/estimate/forecast.py",
-        "total += flops.per_token(here.widths) * (there.tokens - here.tokens)",
-        "total += flops.per_token(there.widths) * (there.tokens - here.tokens)",
+        "total += flops.per_token(here.widths) * fraction * (there.tokens - here.tokens)",
+        "total += flops.per_token(there.widths) * fraction * (there.tokens - here.tokens)",
         ("tests/estimate/test_forecast.py::test_every_step_costs_what_the_model_is_then",),
         "operations are those after the next cut",
     ),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +16,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from effcompress import load_recipe, run
+from effcompress import load_recipe, run, train
 from effcompress.commands.evaluate import evaluate
 from effcompress.commands.export import export
+from effcompress.compare.compare import compare
 from effcompress.compare.entries import enter
-from effcompress.errors import RecipeError, RunError
+from effcompress.errors import RecipeError, RunError, SourceError
+from effcompress.estimate.forecast import plan
 from effcompress.record.status import status
+from effcompress.runner.state import RunState
 from tests import warm
 from tests.distributed.test_two_processes import together
 from tests.runner.test_resume import log, record, start
@@ -270,6 +276,64 @@ def test_the_folder_of_a_size_is_a_run(tmp_path: Path) -> None:
     assert scores == pytest.approx(event["perplexity"], rel=1e-6)
     entries = enter([own, out], (), (), offline=True)
     assert [entry.label for entry in entries] == ["out-24k", "out"]
+    for meant in (out / "at/*", out / "at", out / "at/2?k"):  # as a shell hands it on in quotes
+        assert enter([meant, out], (), (), offline=True) == entries
+    with pytest.raises(SourceError, match="no run and no recipe is here"):
+        enter([out / "at/9*"], (), (), offline=True)
+
+    watch: Any = SimpleNamespace(checking=lambda _: None, begin=lambda *_: None, close=lambda: None)
+    page, found = compare([out / "at/*", out], progress=watch, output=tmp_path / "compared")
+    rows = {row.full: row for row in found.rows}
+    assert [*rows] == ["dense", "out-24k", "out"]
+    small, size = rows["out"].values, rows["out-24k"].values
+    assert size["params"].mean == event["params"] and small["params"].mean < 24_000
+    # Training up to the cut and the cuts are the model's; nobody timed them apart from the run.
+    assert size["trained"].mean == event["tokens"] < small["trained"].mean
+    assert 0 < size["flops"].mean < small["flops"].mean and size["prune_seconds"].mean > 0
+    assert "seconds" not in size and small["seconds"].mean > 0
+    said = dict(found.notes)[rows["out-24k"].notes[-1]]
+    assert said.startswith("Is a size on the way of a run: its wall time is not measured")
+    assert not any("On the way" in note for note in rows["out"].notes)
+    assert page.is_file()
+
+
+def test_plan_counts_what_sizes_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations of the steps of all sizes, and weights and moments of both models while one of
+    them trains.
+    """
+    path, sets = recipe(tmp_path), [*MORE, "prune.commit_every=1", "evaluate.sequences=1"]
+    states: weakref.WeakSet[RunState] = weakref.WeakSet()
+    begin, update, seen = RunState.__init__, train.update, list[tuple[int, int]]()
+
+    def begun(self: RunState, *given: Any, **how: Any) -> None:
+        gc.collect()  # the size before is gone
+        begin(self, *given, **how)
+        states.add(self)
+
+    def updated(*given: Any, **how: Any) -> float:
+        norm = update(*given, **how)
+        if len(states) == 2:
+            params = [p for state in states for p in state.module.parameters()]
+            held = [s.optimizer.state[p] for s in states if s.optimizer for p in s.optimizer.state]
+            moments = [t for state in held for t in state.values() if t.dim()]
+            seen.append((sum(p.nbytes for p in params), sum(t.nbytes for t in moments)))
+        return norm
+
+    monkeypatch.setattr(RunState, "__init__", begun)
+    monkeypatch.setattr(train, "update", updated)
+    out = tmp_path / "out"
+    run(load_recipe(path, sets), output=out)
+    said = plan(load_recipe(path, sets)).data
+    beside = said["memory_bytes"]["sizes"]
+    assert len(seen) == 2 * 4  # 512 tokens each
+    for part, held in (("weights", 0), ("moments", 1)):
+        peak = max(each[held] for each in seen)
+        assert peak <= beside[part] and peak == pytest.approx(beside[part], rel=0.15)
+    spent = 0.0
+    for size in events(out, "size"):
+        steps = events(out / size["folder"], "step")
+        spent += sum(step["flops"] for step in steps if step["tokens"] > size["tokens"])
+    assert said["flops_of_sizes"] == pytest.approx(spent, rel=0.03)
 
 
 def test_only_the_run_writes_into_the_folder_of_a_size(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from effcompress.errors import RunError
 from effcompress.record.events import Cut, Evaluation, Run
+from effcompress.record.status import run_of_size
 from effcompress.report import words
 from effcompress.report.gather import Record, gather
 from effcompress.types import axis_kind, axis_layer
@@ -69,6 +70,10 @@ class Facts:
     started: str | None = None
     """ISO time."""
     seconds: float | None = None
+    on_the_way: bool = False
+    """A model that a run left at a size on its way (``export.at``): training and cuts up to there
+    are the run's, whose seconds are not divided among its models.
+    """
     losses: tuple[tuple[int, float], ...] = ()
     """(tokens, training loss) of every step."""
     layers: frozenset[int] | None = None
@@ -134,6 +139,8 @@ def read(folder: Path, *, shown: str, seed: int | None = None, reason: str = "")
     if not reason and record.after is None:
         reason = "its record has no evaluation of the result"
     facts = _facts(record, record.run) if record.run else None
+    if facts is not None and run_of_size(folder) is not None:
+        facts = replace(facts, seconds=None, on_the_way=True)
     if facts is None and not reason:
         reason = "its record is empty"
     if seed is None:

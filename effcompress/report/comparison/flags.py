@@ -193,6 +193,11 @@ def flags(methods: Sequence[Method], sizes: Sequence[Size]) -> Found:
     yield from _other_seeds(methods)
     yield from _together(methods)
     for method in methods:
+        if any(f.on_the_way for f in method.done):
+            said = (
+                "is a size on the way of a run: its wall time is not measured apart from the run's"
+            )
+            yield method.label, Flag("on the way", said, unfair=False)
         # Weights that are zero take as much memory and time as any other.
         if most := max((f.zeroed for f in method.done), default=0):
             said = (
