@@ -146,7 +146,7 @@ class Pruner:
         self._hook.remove()
         with _said_of_outputs():
             if not state.target_reached:
-                session.log.warn(remainder(state, session.prune))
+                session.log.warn(remainder(state))
                 prune_event(state, session.prune, Due(params=state.target_params), session.log)
             commit_event(state, session.log)
         session.close()
