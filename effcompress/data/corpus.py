@@ -53,6 +53,8 @@ class DomainSummary(TypedDict):
     tokens: int
     heldout_documents: int
     heldout_tokens: int
+    held_out: str
+    """How, in words."""
     content: str
     """Hash of the tokens."""
 
@@ -96,6 +98,7 @@ class Domain:
             "tokens": len(self.train.used),
             "heldout_documents": self.store.folder.documents("heldout", len(self.heldout.used)),
             "heldout_tokens": len(self.heldout.used),
+            "held_out": sources.how_held_out(self.spec),
             "content": self.content(),
         }
 

@@ -398,7 +398,7 @@ def _refit(prune: PruneSpec) -> Rows:
     """A knob is chosen on sequences that the fit has not seen: that takes two."""
     if prune.refit is None:
         at, what = ("prune", "refit_at"), "prune.refit_at says when, and there is no prune.refit"
-        yield Row(prune.refit_at != "target", at, what, "Add e.g. `refit: least_squares`.")
+        yield Row(prune.refit_at != "target", at, what, "Add a `refit`, or remove this line.")
         return
     open_ = ", ".join(name for name, value in prune.refit.knobs.items() if value == AUTO)
     at = ("prune", "measure", "refit_sequences")

@@ -127,7 +127,8 @@ class Operations(TorchDispatchMode):
             return out
         packet = func.overloadpacket
         if (count := _OWN.get(packet.__name__)) is not None:
-            self.total += count(*args, **named)
+            # Whole numbers: their sum is the same in any order, of any number of processes.
+            self.total += round(count(*args, **named))
         elif (known := flop_registry.get(packet)) is not None:
             self.total += known(*args, **named, out_val=out)
         return out

@@ -365,8 +365,12 @@ class RunState:
         """
         if self.grams is not None:
             self.grams.share()
+        # Rank 0 holds those of all from here on, so that a resumed run adds up in the same order.
+        (together,) = self.world.sums([self.operations])
+        self.operations = together if self.world.main else 0.0
         values: dict[str, Any] = {
             **{key: getattr(self, key) for key in COUNTERS},
+            "operations": together,
             "stream": self.stream.state_dict(),
             **self.pruned.state(),
             "selector": {
@@ -434,6 +438,7 @@ class RunState:
         values, tensors = saved.values, saved.tensors
         for key in COUNTERS:
             setattr(self, key, values.get(key, getattr(self, key)))  # older ones lack some
+        self.operations = values.get("operations", 0.0) if self.world.main else 0.0
         if self.shape:
             self.take_shape(self.shape)
         self.unwrap()

@@ -845,7 +845,7 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "when to refit, and no refit": (
         edit("  target:", "  refit_at: commits\n  target:"),
         9,
-        ("prune.refit_at says when", "refit: least_squares"),
+        ("prune.refit_at says when", "Add a `refit`"),
     ),
     "when to refit: a word that is none": (
         edit("  target:", "  refit: tuned\n  refit_at: commit\n  target:"),

@@ -42,8 +42,8 @@ def test_every_software_has_its_forms(software, forms) -> None:
 def test_an_architecture_that_a_software_lacks(tmp_path: Path) -> None:
     found = loading({"model_type": "helium"}, "vllm", "uniform")
     assert found.loads and "Transformers backend" in found.why and found.said == "not tried"
-    bloom = loading({"model_type": "bloom"}, "llama.cpp", "gguf")
-    assert not bloom.loads and "bloom" in bloom.why and bloom.said == "no"
+    none = loading({"model_type": "helium"}, "llama.cpp", "gguf")
+    assert not none.loads and "helium" in none.why and none.said == "no"
 
 
 def test_check_says_what_loads_where_and_why_not(tmp_path: Path) -> None:
@@ -53,10 +53,10 @@ def test_check_says_what_loads_where_and_why_not(tmp_path: Path) -> None:
     assert alike[2] == "llama.cpp loads gguf"
     unequal = told(tmp_path, "prune.space=[{name: ffn, scope: global}]", "prune.target={keep: 85%}")
     assert "uniform only if it comes out so: layers may differ in 'ffn'" in unequal
-    bloom = "prune.space=[ffn]", "prune.target={keep: 85%}"
-    lines = told(tmp_path, *bloom, "model.shape={model_type: bloom, hidden_size: 32, n_layer: 2, "
-                 "n_head: 4}")  # fmt: skip
-    assert any(line.startswith("no gguf: ") and "bloom" in line for line in lines)
+    narrow = "prune.space=[ffn]", "prune.target={keep: 85%}"
+    lines = told(tmp_path, *narrow, "model.shape={model_type: opt, hidden_size: 32, ffn_dim: 64, "
+                 "num_hidden_layers: 2, num_attention_heads: 4, word_embed_proj_dim: 32}")  # fmt: skip
+    assert any(line.startswith("no gguf: ") and "opt" in line for line in lines)
     assert "llama.cpp loads nothing of it" in lines
 
 

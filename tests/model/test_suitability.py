@@ -96,11 +96,15 @@ def test_an_adapter_is_no_model(hf_folder, whole):
 
 
 @pytest.mark.parametrize(
-    ("key", "kind"), [("text_config", "mllama_text_model"), ("llm_config", "llama")]
+    ("key", "kind", "fix"),
+    [
+        ("text_config", "mllama_text_model", "no language model of 'mllama_text_model' by itself"),
+        ("llm_config", "llama", "get_text_config"),
+    ],
 )
-def test_a_text_model_that_is_not_declared(hf_folder, key, kind):
+def test_a_text_model_that_is_not_declared(hf_folder, key, kind, fix):
     state(hf_folder, model_type="llava", architectures=["Llava"], **{key: {"model_type": kind}})
-    refused(hf_folder, "'llava' (Llava) wraps", f"`{key}`: {kind}", "get_text_config")
+    refused(hf_folder, "'llava' (Llava) wraps", f"`{key}`: {kind}", fix)
     refused(hf_folder, "'llava' (Llava) wraps", random=True)
 
 

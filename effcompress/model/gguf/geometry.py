@@ -1,5 +1,6 @@
 """Heads, rope, windows and norms as a configuration of a stock class states them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from effcompress.model.classes import fields_of
@@ -61,7 +62,7 @@ def rope_of(config: Config) -> Config:
     layers with a window and without one, that of the latter.
     """
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return found.get("full_attention", found)
+    return found.get("full_attention", found) if isinstance(found, Mapping) else {}
 
 
 def local_rope(config: Config) -> tuple[str, float]:
