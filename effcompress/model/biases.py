@@ -35,7 +35,7 @@ def biased(family: Family, config: Config) -> Fields:
                 raise CoverageError(
                     f"class '{family.name}' has no place for a bias here",
                     where=axis.param.removesuffix(".weight"),
-                    fix="Use a repair or refit without `mean` (`effcompress plugins list` names them).",
+                    fix="Use a repair or refit without `mean` (`effcompress plugins list`).",
                 )
     return new
 

@@ -142,7 +142,8 @@ def counted(state: RunState, *, alike: bool = False) -> Iterator[None]:
     if state.loss_of is not None:
         yield
         return
-    with Operations() as operations, by_all(state.world) if alike else contextlib.nullcontext():
+    once = by_all(state.world) if alike else contextlib.nullcontext()
+    with Operations() as operations, once:
         yield
     state.operations += operations.total
 

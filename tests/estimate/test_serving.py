@@ -53,9 +53,10 @@ def test_check_says_what_loads_where_and_why_not(tmp_path: Path) -> None:
     assert alike[2] == "llama.cpp loads gguf"
     unequal = told(tmp_path, "prune.space=[{name: ffn, scope: global}]", "prune.target={keep: 85%}")
     assert "uniform only if it comes out so: layers may differ in 'ffn'" in unequal
+    fields = "model_type: opt, hidden_size: 32, ffn_dim: 64, num_hidden_layers: 2"
+    fields += ", num_attention_heads: 4, word_embed_proj_dim: 32, max_position_embeddings: 64"
     narrow = "prune.space=[ffn]", "prune.target={keep: 85%}"
-    lines = told(tmp_path, *narrow, "model.shape={model_type: opt, hidden_size: 32, ffn_dim: 64, "
-                 "num_hidden_layers: 2, num_attention_heads: 4, word_embed_proj_dim: 32}")  # fmt: skip
+    lines = told(tmp_path, *narrow, f"model.shape={{{fields}}}")
     assert any(line.startswith("no gguf: ") and "opt" in line for line in lines)
     assert "llama.cpp loads nothing of it" in lines
 

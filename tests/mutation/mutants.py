@@ -866,7 +866,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/resources.py",
-        "with Operations() as operations, by_all(state.world) if alike else contextlib.nullcontext():",
+        "with Operations() as operations, once:",
         "with Operations() as operations:",
         ("tests/distributed/test_two_processes.py::test_operations_are_those_of_one_process",),
         "what every process computes alike counts once for each",
