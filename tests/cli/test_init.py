@@ -156,6 +156,35 @@ def test_best_follows_the_tokens(tokens: str, same: str, said: str) -> None:
     assert "The method (provisional)" not in named.read_text()
 
 
+def of_kind(home: Path, kind: str) -> None:
+    """Puts a small model of another type in place of the Llama."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    if kind == "bloom":
+        heads = {"n_head": 4, "n_layer": 2}
+    shape = {"vocab_size": 258, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(kind, **shape, **heads, pad_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(home / "model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "space", "repair"),
+    [
+        ("qwen3", "flap", ["attention", "ffn"], []),
+        ("bloom", "flap", ["ffn"], ["bias_mean"]),
+        ("bloom", "llm_pruner", ["ffn"], []),
+    ],
+)
+def test_published_methods_fit_the_class(
+    kind: str, method: str, space: list[str], repair: list[str], home: Path
+) -> None:
+    of_kind(home, kind)
+    path = init("--tokens", "20k", "--method", method, keep="85%")
+    found = load_recipe(path).recipe.prune
+    assert found and [s.name for s in found.space] == space
+    assert [r.name for r in found.repair] == repair
+    assert ("those are lost here" in path.read_text()) == (kind == "qwen3")
+
+
 @pytest.mark.parametrize(
     ("kind", "tokens", "refit", "said"),
     [
@@ -172,12 +201,7 @@ def test_best_fits_the_class(
     kind: str, tokens: str, refit: str | None, said: str, home: Path
 ) -> None:
     """Classes without places for biases, with norms behind projections, with heads that stay."""
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    if kind == "bloom":
-        heads = {"n_head": 4, "n_layer": 2}
-    shape = {"vocab_size": 258, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2}
-    config = AutoConfig.for_model(kind, **shape, **heads, pad_token_id=0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(home / "model")
+    of_kind(home, kind)
     path = init("--tokens", tokens, keep="85%")
     found = load_recipe(path).recipe
     assert found.prune and said in path.read_text()
