@@ -100,3 +100,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.55)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}Known: {', '.join(names)}."
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error of a library says; empty where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "")

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from effcompress.errors import RunError
+from effcompress.errors import RunError, first_line
 from effcompress.types import TextTokenizer
 
 _FAULTS = (ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError)
@@ -41,7 +41,7 @@ def continuation(
             pad_token_id=tokenizer.eos_id if tokenizer.eos_id is not None else 0,
         )
     except _FAULTS as error:
-        said = next(iter(str(error).strip().splitlines()), "")
+        said = first_line(error)
         raise RunError(
             f"the class of this model fails when it generates: {type(error).__name__}: {said}",
             where=type(module).__name__,

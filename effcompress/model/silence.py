@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from effcompress.errors import SourceError
+from effcompress.errors import SourceError, first_line
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def explained(what: str, *, where: str, fix: str | None = None) -> Iterator[None
     except SourceError:
         raise
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), "")
+        first = first_line(error)
         said = f"{what}: {type(error).__name__}: {first}"
         raise SourceError(said, where=where, fix=fix) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, final
 
-from effcompress.errors import Stopped
+from effcompress.errors import Stopped, first_line
 from effcompress.record import events
 from effcompress.record.events import Event, step_of
 from effcompress.record.log import Log
@@ -133,7 +133,7 @@ class Watched(View):
             raise
         except Exception as error:  # noqa: BLE001  trackers raise anything, and the run must go on
             self._open.pop(name, None)
-            said = next(iter(str(error).splitlines()), "") or type(error).__name__
+            said = first_line(error) or type(error).__name__
             self._warn(f"{name} is shown nothing more, the run goes on without it: {said}")
         return None
 

@@ -207,6 +207,10 @@ def test_best_fits_the_class(
     assert found.prune and said in path.read_text()
     assert (found.prune.refit.name if found.prune.refit else None) == refit
     assert ("attention" in [s.name for s in found.prune.space]) == (kind != "bloom")
+    rule = next(
+        line for line in path.read_text().splitlines() if "The method (provisional)" in line
+    )
+    assert ("a refit" in rule) == (refit is not None or "not possible" in rule)
 
 
 @pytest.mark.usefixtures("home")

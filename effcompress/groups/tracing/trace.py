@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from effcompress.errors import CoverageError, EffcompressError, PluginError, SourceError
+from effcompress.errors import CoverageError, EffcompressError, PluginError, SourceError, first_line
 from effcompress.groups.tracing.declared import prove_declared
 from effcompress.groups.tracing.depth import Silent
 from effcompress.groups.tracing.draft import Draft, draft_from_json, family_from
@@ -139,7 +139,7 @@ def answer(question: Mapping[str, Any], build: Build, silent: Silent, tell: Tell
 def _failed(error: Exception) -> str:
     """What failed in whose file: an error without words of ours names the line that raised it."""
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    said = next(iter(str(error).strip().splitlines()), "")
+    said = first_line(error)
     place = f"{Path(frame.f_code.co_filename).name}:{line}"
     return f"fails in {place}: {type(error).__name__}: {said}"
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from effcompress.errors import SourceError
+from effcompress.errors import SourceError, first_line
 from effcompress.groups.axes import from_shapes
 from effcompress.groups.stream import of_stream
 from effcompress.groups.tracing.draft import anywhere
@@ -137,7 +137,7 @@ def logits_of(module: Any, ids_BT: Tensor) -> Tensor:
     try:
         found: Tensor = module(input_ids=ids_BT, use_cache=False).logits
     except Exception as error:  # a wrong family mostly fails with mismatched shapes
-        said = next(iter(str(error).strip().splitlines()), "")
+        said = first_line(error)
         raise Unproven(f"the model fails: {type(error).__name__}: {said}") from error
     return found
 

@@ -183,6 +183,7 @@ def _to_the_last(config: Config) -> str:
 
 _LLAMA = Architecture(ARCH.LLAMA, pairs=True, rope_factors=True)
 _ALL_EXPERTS = {"mlp_only_layers": ([], (), None), "decoder_sparse_step": (1, None)}
+_MLA: dict[str, Any] = {"yarn": True, "latent": True, "heads": keys.latent_heads}
 _TIED = {"tie_word_embeddings": (True,)}
 """llama.cpp has no output matrix beside the embedding."""
 _GEMMA = GELU_TANH
@@ -370,27 +371,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "deepseek_v2": Architecture(
         ARCH.DEEPSEEK2,
-        yarn=True,
-        latent=True,
-        heads=keys.latent_heads,
+        **_MLA,
         stated=keys.deepseek_v2,
         only={**_NEVER, "topk_method": ("greedy", None)},
         why_not=_latent,
     ),
     "deepseek_v3": Architecture(
         ARCH.DEEPSEEK2,
-        yarn=True,
-        latent=True,
-        heads=keys.latent_heads,
+        **_MLA,
         stated=keys.deepseek_v3,
         only={**_NEVER, "rope_interleave": (True, None)},
         why_not=_latent,
     ),
     "glm4_moe_lite": Architecture(
         ARCH.DEEPSEEK2,
-        yarn=True,
-        latent=True,
-        heads=keys.latent_heads,
+        **_MLA,
         stated=keys.deepseek_v3,
         only={**_NEVER, "rope_interleave": (True, None)},
         why_not=_routed_behind_dense,
