@@ -6,7 +6,8 @@
 
 ``CORPUS`` is a folder of ``<domain>/{train,validation}.jsonl`` with a field ``text``. Every row is
 a recipe under ``recipes/baselines`` with other text and another size, run by the command line as a
-user would, once for each seed: a seed draws other calibration text. A run that is there is not
+user would, once for each seed: a seed draws other calibration text. What several rows and sizes
+need to know of the dense model is measured once and counts for each. A run that is there is not
 made again. What a run found is one line of ``docs/results/one_shot.csv``; lines without a seed are
 of an earlier version that read the first sequences of every domain. At the end the runs of a size
 go through ``effcompress compare``.
@@ -125,7 +126,7 @@ def command(row: str, size: str, seed: int, corpus: Path) -> list[str]:
     folder = folder_of(row, size, seed)
     every = [f"name={row}", f"seed={seed}", f"data.domains={json.dumps(domains(corpus))}", *sets]
     parts = [sys.executable, "-m", "effcompress", "run", str(RECIPES / f"{name}.yaml")]
-    parts += ["--output", str(folder)]
+    parts += ["--output", str(folder), "--measurements", str(RUNS / "measurements")]
     parts += [part for value in every for part in ("--set", value)]
     return [*parts, "--resume"] if folder.exists() else parts
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from effcompress import processes
 from effcompress.checkpoint.export import EXPORTING, Written, export, require_fit
 from effcompress.checkpoint.files import Piece
+from effcompress.checkpoint.measurement import read_measurement, write_measurement
 from effcompress.checkpoint.prove import Classes, text_settings  # isort: split
 
 from effcompress.checkpoint.proof import PROVING, Proof, prove
@@ -38,6 +39,7 @@ __all__ = [
     "newest",
     "prove",
     "publish",
+    "read_measurement",
     "require_fit",
     "save",
     "size",
@@ -45,6 +47,7 @@ __all__ = [
     "sweep",
     "text_settings",
     "thin",
+    "write_measurement",
 ]
 
 

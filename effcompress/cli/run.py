@@ -58,6 +58,14 @@ def run(
         ),
     ] = False,
     auto: Annotated[bool, typer.Option("--resume-auto", hidden=True)] = False,
+    measurements: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder that several runs share: saliency of the source model on the same text "
+            "is measured once, and counts for each. compare does this by itself.",
+        ),
+    ] = None,
     offline: Offline = False,
 ) -> None:
     """Run a recipe: prune, train, evaluate and export.
@@ -84,7 +92,8 @@ def run(
     # After all that can be refused, which should not wait for torch.
     from effcompress.runner.run import run as run_recipe
 
-    options = {"output": output, "resume": resume or auto, "offline": offline}
+    options: Any = {"output": output, "resume": resume or auto, "offline": offline}
+    options["measurements"] = measurements
     try:
         with stop_on_signals() as stopping:
             done = run_recipe(loaded, **options, stopping=stopping)

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from effcompress.compare.entries import Job, enter, name_of, place
 from effcompress.compare.processes import Progress, run_all
@@ -15,6 +16,8 @@ from effcompress.report.comparison.rows import Comparison
 from effcompress.stopping import Stopping
 
 COMPARISONS = Path("comparisons")
+MEASUREMENTS = ".measurements"
+"""In a comparison's folder: what its runs measured on their source models."""
 
 
 def compare(
@@ -32,7 +35,8 @@ def compare(
 
     Every recipe runs once for each of ``seeds`` (none: its own), with ``overrides``, into a folder
     of its own below ``output`` (default: ``comparisons/`` and the names of the targets).
-    Finished runs are not repeated. A failed run shows its reason in place of its result.
+    Finished runs are not repeated, and what several need to know of a source model before the first
+    cut is measured by one of them. A failed run shows its reason in place of its result.
 
     Raises RecipeError or SourceError before anything runs, Stopped when ``stopping`` is asked.
     """
@@ -47,7 +51,8 @@ def compare(
     jobs = [job for some in rounds for job in some if job is not None]
     failed: dict[Path, str] = {}
     try:
-        failed |= run_all(jobs, at_once, progress, offline=offline, stopping=stopping)
+        how: Any = {"offline": offline, "measurements": folder.resolve() / MEASUREMENTS}
+        failed |= run_all(jobs, at_once, progress, **how, stopping=stopping)
     finally:
         # In `finally`: an interrupted comparison writes its page, too.
         methods: list[Method] = []

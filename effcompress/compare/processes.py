@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, final
+from typing import IO, Any, Protocol, final
 
 from effcompress.compare.entries import Job, require_same
 from effcompress.errors import EffcompressError, Stopped
@@ -89,9 +89,11 @@ def run_all(
     progress: Progress,
     *,
     offline: bool,
+    measurements: Path,
     stopping: Stopping | None = None,
 ) -> dict[Path, str]:
     """Runs all jobs that are not finished; returns folder -> reason of those that failed now.
+    ``measurements``: the folder in which they share what they measure on a source model.
 
     Unfinished runs continue from their newest checkpoint. ``at_once``: processes at the same time;
     0: everything in this one, where ``stopping`` is handed on to the runs.
@@ -102,12 +104,13 @@ def run_all(
     failed: dict[Path, str] = {}
     try:
         if at_once == 0:
-            _here(waiting, progress, failed, offline, stopping)
+            how: Any = {"offline": offline, "measurements": measurements, "stopping": stopping}
+            _here(waiting, progress, failed, **how)
         else:
             # By all jobs, so that those which are left of a comparison run as the others did.
-            _processes(
-                waiting, at_once, _threads(min(at_once, len(jobs))), progress, failed, offline
-            )
+            variables = _threads(min(at_once, len(jobs)))
+            how = {"offline": offline, "measurements": measurements}
+            _processes(waiting, at_once, variables, progress, failed, **how)
     finally:
         progress.close()
     return failed
@@ -117,8 +120,7 @@ def _here(
     waiting: deque[Job],
     progress: Progress,
     failed: dict[Path, str],
-    offline: bool,
-    stopping: Stopping | None,
+    **how: Any,
 ) -> None:
     from effcompress.runner.run import run
 
@@ -127,7 +129,7 @@ def _here(
         started = time.monotonic()
         reason = ""
         try:
-            run(job.loaded, output=job.folder, resume=True, offline=offline, stopping=stopping)
+            run(job.loaded, output=job.folder, resume=True, **how)
         except Stopped:  # the remaining jobs must not begin
             raise
         except EffcompressError as error:
@@ -155,13 +157,16 @@ def _processes(
     variables: Mapping[str, str],
     progress: Progress,
     failed: dict[Path, str],
+    *,
     offline: bool,
+    measurements: Path,
 ) -> None:
     running: list[Running] = []
+    how: Any = {"offline": offline, "measurements": measurements}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                running.append(_start(waiting.popleft(), variables, offline))
+                running.append(_start(waiting.popleft(), variables, **how))
                 progress.started(running[-1].job)
             for one in running.copy():
                 # Before the record is read, so that its last event is seen.
@@ -182,21 +187,22 @@ def _processes(
             one.output.close()
 
 
-def command(job: Job, *, offline: bool) -> list[str]:
-    """Returns the command line of a job."""
+def command(job: Job, *, offline: bool, measurements: Path | None = None) -> list[str]:
+    """Returns the command line of a job. ``measurements``: as ``run`` takes it."""
     # -P where this process does not import from the current folder either.
     here = {"", str(Path.cwd())} & set(sys.path)
     words = [sys.executable, *([] if here else ["-P"]), "-m", "effcompress", "run"]
     words += [str(job.loaded.path), "--output", str(job.folder), "--resume"]
     words += ["--offline"] if offline else []
+    words += [] if measurements is None else ["--measurements", str(measurements)]
     return [*words, *(word for one in job.overrides for word in ("--set", one))]
 
 
-def _start(job: Job, variables: Mapping[str, str], offline: bool) -> Running:
+def _start(job: Job, variables: Mapping[str, str], *, offline: bool, measurements: Path) -> Running:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     output = job.log.open("wb")
     process = subprocess.Popen(
-        command(job, offline=offline),
+        command(job, offline=offline, measurements=measurements),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

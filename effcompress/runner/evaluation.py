@@ -218,9 +218,15 @@ def description(
         "tokens": tokens,
         "window": [corpus.sequence_length, corpus.bos, corpus.isolated],
         "spec": asdict(spec),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "code": _code(),
+        **software(),
     }
+
+
+def software() -> dict[str, object]:
+    """Returns what a cached result depends on besides its inputs: versions, and a hash of the code
+    of this package.
+    """
+    return {"versions": {name: _version(name) for name in PACKAGES}, "code": _code()}
 
 
 def _version(package: str) -> str:

@@ -2,18 +2,24 @@
 from extra passes over calibration text.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from effcompress.checkpoint import read_measurement, write_measurement
 from effcompress.data import digest
 from effcompress.distributed.world import ALONE
+from effcompress.errors import SourceError
 from effcompress.estimate.calibration import reads_in_turn
 from effcompress.evaluation import perplexity
 from effcompress.injectable import ABLATED, BACKWARD
@@ -22,13 +28,17 @@ from effcompress.measure.grams import Grams, readers
 from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
+from effcompress.model.cache import atomically
 from effcompress.network.masked import MaskedForward
+from effcompress.recipe import plain
 from effcompress.record.events import Calibration
 from effcompress.record.log import Log
-from effcompress.registry import Bound
+from effcompress.registry import Bound, Plugin
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.repairs import for_experts, for_linears, need_second_moments
-from effcompress.runner.resources import counted
+from effcompress.runner.evaluation import software
+from effcompress.runner.resources import Spent, counted, peak
+from effcompress.runner.source_model import WEIGHTS
 from effcompress.runner.state import RunState
 from effcompress.saliency.average import in_original_order
 from effcompress.saliency.inputs import score_inputs
@@ -49,6 +59,8 @@ class Measured:
     of_layers: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     outputs: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Mean of what experts return, where a repair asks for it (axis -> ``[E, hidden]``)."""
+    earlier: Spent | None = None
+    """What it took the run that measured this, where another did."""
 
 
 ALL_TOKENS = 1 << 62
@@ -109,6 +121,109 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
             scores = score(sets, criterion, stats, prune.reduce)
     outputs = listeners.experts.means() if listeners.experts else {}
     return Measured(scores, listeners.grams, of_layers, outputs)
+
+
+def calibrated_once(state: RunState, prune: PruneSpec, log: Log) -> Measured:
+    """Returns ``calibrated``, or what an earlier run of the comparison found on the same model and
+    text by the same code. Time, memory and operations of that count for this run as for that one.
+
+    A file that cannot be read or written costs a measurement, never a run.
+    """
+    of = _measurement(state, prune)
+    if state.measurements is None or of is None:
+        return calibrated(state, prune, log)
+    name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+    path = state.measurements / f"{name[:32]}.safetensors"
+    if (found := _known(state, prune, path)) is not None:
+        calibration_text(state, prune.measure.sequences, log)
+        log.note("saliency is what an earlier run of this comparison measured")
+        return found
+    started, before = time.monotonic(), state.operations
+    found = calibrated(state, prune, log)
+    _keep(state, found, path, time.monotonic() - started, state.operations - before)
+    return found
+
+
+_LARGEST = 2**26
+"""Bytes of scores and means that are kept; matrices of second moments are not."""
+
+
+def _measurement(state: RunState, prune: PruneSpec) -> dict[str, object] | None:
+    """Returns all that a measurement depends on; None where it is not one of the source model by
+    one process alone, reads no text, or needs what is not kept: matrices, statistics of experts,
+    a script's loss.
+    """
+    plugin, repairs = prune.saliency.plugin, prune.repair
+    assert prune.selector is not None, "recipe.load fills in the default selector"
+    of_layers = {**plugin.of_layers, **prune.selector.plugin.of_layers}
+    asked = bool((BACKWARD | ABLATED).intersection(plugin.needs))
+    reads_text = asked or plugin.reads_inputs or bool(of_layers) or bool(for_linears(repairs))
+    untouched = state.step == state.tokens == 0 and state.params == state.parent_params
+    alone = state.world.size == 1 and state.loss_of is None and WEIGHTS in state.provenance
+    matrices = plugin.cumulative or need_second_moments(repairs)
+    experts = plugin.reads_experts or bool(for_experts(repairs))
+    if not (reads_text and untouched and alone) or matrices or experts:
+        return None
+    statistics = [*plugin.statistics.values(), *of_layers.values()]
+    hessian = [] if prune.hessian is None else [prune.hessian.plugin]
+    ids_NT, positions_NT = text_of(state, prune.measure.sequences)
+    return {
+        "model": {k: v for k, v in state.provenance.items() if k.startswith("model")},
+        "config": plain(state.pruned.config),
+        "dtype": str(next(state.module.parameters()).dtype),
+        "device": str(state.device),
+        "threads": torch.get_num_threads(),
+        "tokens": [digest(t) for t in (ids_NT, positions_NT) if t is not None],
+        "sets": {s.name: [s.kind, s.size] for s in ranked(state.pruned.sets, prune)},
+        "spaces": plain(prune.space),
+        "criterion": plain(prune.saliency),
+        "hessian": plain(prune.hessian),
+        "reduce": plain(prune.reduce),
+        "ablation": prune.measure.ablation_sequences,
+        "statistics": sorted({s.name for s in statistics}),
+        "means": bool(for_linears(repairs)),
+        "plugins": _files([plugin, *statistics, *hessian]),
+        **software(),
+    }
+
+
+def _files(plugins: list[Plugin]) -> dict[str, str]:
+    """Returns a hash of each file that the plugins are in."""
+    paths = sorted({Path(plugin.where.rpartition(":")[0]) for plugin in plugins})
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+_SCORE, _MEAN = "score/", "inputs/"
+
+
+def _keep(state: RunState, found: Measured, path: Path, seconds: float, flops: float) -> None:
+    tensors = {f"{_SCORE}{name}": value for name, value in found.scores.items()}
+    if found.inputs is not None:
+        moments = found.inputs.state_dict().items()
+        tensors |= {f"{_MEAN}{name}": value for name, value in moments}
+    if sum(tensor.nbytes for tensor in tensors.values()) > _LARGEST:
+        return
+    took = {"seconds": seconds, "memory": peak(state.device), "flops": flops}
+    with suppress(OSError, SourceError), atomically(path) as work:
+        write_measurement(work, tensors, {"of_layers": found.of_layers, **took})
+
+
+def _known(state: RunState, prune: PruneSpec, path: Path) -> Measured | None:
+    if (read := read_measurement(path)) is None:
+        return None
+    tensors, values = read
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        inside = ((k, v.to(state.device)) for k, v in tensors.items() if k.startswith(prefix))
+        return {key.removeprefix(prefix): value for key, value in inside}
+
+    with closing(_Listeners(state, prune)) as listeners:
+        if listeners.grams is not None:
+            listeners.grams.load_state_dict(under(_MEAN), state.device)
+    state.operations += values["flops"]
+    earlier = Spent(values["seconds"], values["memory"])
+    how: Mapping[str, Any] = {"of_layers": values["of_layers"], "earlier": earlier}
+    return Measured(under(_SCORE), listeners.grams, **how)
 
 
 def loss_increases(
@@ -280,6 +395,6 @@ def measured(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     elif prune.measure.source == "training":
         now = Measured(_scores(state, prune), state.grams)
     else:
-        now = calibrated(state, prune, log)
+        now = calibrated_once(state, prune, log)
     scores = in_original_order(now.scores, ledger.original, ledger.sizes)
     return replace(now, scores=ledger.original_order(scores))

@@ -129,7 +129,7 @@ def prune_event(state: RunState, prune: PruneSpec, due: Due, log: Log) -> None:
         state.since_commit += sum(choice.removed.values())
         for kind, units in choice.units.items():
             state.removed[kind] = state.removed.get(kind, 0) + units
-        _write_down(state, choice, meter.read(), log)
+        _write_down(state, choice, meter.read().with_earlier(found.earlier), log)
     state.target_reached = choice.exhausted
     # A block that is masked whole would learn its last bias again, so it is cut at once.
     whole = any(axis_kind(name) in DEPTH for name in choice.plan)

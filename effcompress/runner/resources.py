@@ -29,6 +29,13 @@ class Spent:
     seconds: float
     memory_bytes: int | None
 
+    def with_earlier(self, earlier: "Spent | None") -> "Spent":
+        """Returns both: the sum of the times, the larger peak."""
+        if earlier is None:
+            return self
+        peaks = [n for n in (self.memory_bytes, earlier.memory_bytes) if n is not None]
+        return Spent(self.seconds + earlier.seconds, max(peaks, default=None))
+
 
 @final
 class Meter:
@@ -49,10 +56,14 @@ class Meter:
         """Returns time and peak since the meter was made."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            peak = torch.cuda.max_memory_allocated(self._device)
-        else:
-            peak = high_water()
-        return Spent(time.monotonic() - self._started, peak)
+        return Spent(time.monotonic() - self._started, peak(self._device))
+
+
+def peak(device: torch.device) -> int | None:
+    """Returns the peak of memory since the newest meter was made."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return high_water()
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> float:

@@ -121,8 +121,10 @@ def run(
     resume: bool = False,
     offline: bool = False,
     stopping: Stopping | None = None,
+    measurements: Path | None = None,
 ) -> Report:
-    """Runs a recipe and leaves a proven model in the output folder.
+    """Runs a recipe and leaves a proven model in the output folder. ``measurements``: a folder in
+    which runs share what they measure on the source model before the first cut.
 
     Installs no signal handlers; ``stopping`` is asked between steps whether to end early (the
     command line forwards SIGTERM and Ctrl-C to it).
@@ -137,7 +139,8 @@ def run(
         world.agree(lambda: held.enter_context(open_folder(loaded, folder, resume)))
         if world.main:
             _sweep(folder)
-        return _recorded(loaded.recipe, folder, world, stopping, offline=offline)
+        how: Any = {"offline": offline, "measurements": measurements}
+        return _recorded(loaded.recipe, folder, world, stopping, **how)
 
 
 def _sweep(folder: Path) -> None:
@@ -148,7 +151,13 @@ def _sweep(folder: Path) -> None:
 
 
 def _recorded(
-    recipe: Recipe, folder: Path, world: World, stopping: Stopping, *, offline: bool
+    recipe: Recipe,
+    folder: Path,
+    world: World,
+    stopping: Stopping,
+    *,
+    offline: bool,
+    measurements: Path | None,
 ) -> Report:
     """Runs all stages with record and report; both say how the run ended, whatever happens."""
     log = Log(folder, view=make_view() if world.main else NoView(), keep=world.main)
@@ -157,7 +166,8 @@ def _recorded(
     started = time.monotonic()
     stopping.say = log.note
     try:
-        done = _stages(recipe, folder, log, world, stopping, offline=offline, started=started)
+        how: Any = {"offline": offline, "started": started, "measurements": measurements}
+        done = _stages(recipe, folder, log, world, stopping, **how)
         log.close()
         if world.main:
             report.write(folder)
@@ -191,6 +201,7 @@ def _stages(
     *,
     offline: bool,
     started: float,
+    measurements: Path | None,
 ) -> Report:
     torch.manual_seed(recipe.seed)
     log.phase("loading the model")
@@ -215,6 +226,7 @@ def _stages(
         warn_of_positions(recipe, model.config, prompt, log.warn)
     state = RunState(recipe, model, corpus, world)
     state.provenance = {**plugins, **source, **texts(corpus)}
+    state.measurements = measurements
     if recipe.export.gguf is not None:
         gguf.require_words(state.pruned, model.tokenizer)
     if saved is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -183,6 +184,8 @@ class RunState:
         """Loss of a calibration sequence by its number; None: that of the next token."""
         self.source: nn.Module | None = None
         """The source model, where it was given in memory and a refit will read it."""
+        self.measurements: Path | None = None
+        """Folder in which runs of a comparison share what they measure on the source model."""
         self.grams: Grams | None = None
         self.taps: MaskGradients | None = None
         self._flops: tuple[int, float] | None = None
