@@ -39,17 +39,18 @@ def experiment(corpus: Path) -> Experiment:
 
 
 def run_equal(made: Experiment, reference: str, job: Job) -> None:
-    """Runs a row with the tokens that make its operations equal to the reference row's. Raises
-    NotYet where these are not known.
+    """Runs a row with the tokens that make its operations equal to the reference row's; where these
+    are not known for its seed, another seed's, which differ by the widths found. Raises NotYet
+    where no seed's are known.
     """
     plain = replace(job, equal="tokens")
-    own, other = made.line_of(plain), made.line_of(replace(plain, row=reference))
+    own, other = made.costs_of(plain), made.costs_of(replace(plain, row=reference))
     for name, line in ((job.row, own), (reference, other)):
-        if line is None or not line.get("flops"):
+        if line is None:
             raise NotYet(f"no operations of {name} are known: run it with equal tokens first")
     assert own is not None and other is not None
-    tokens = tokens_for(float(other["flops"]), own)
-    if abs(tokens - int(own["trained"])) < STEP:  # the same run
+    tokens, same = tokens_for(float(other["flops"]), own), made.line_of(plain) == own
+    if same and abs(tokens - int(own["trained"])) < STEP:  # the same run
         made.write(job, {key: cell for key, cell in own.items() if key not in KEY})
         return
     made.run(job, tokens)

@@ -139,6 +139,12 @@ def test_a_row_at_equal_operations_gets_them(
     assert ran == [("B", "flops", round(60_416 / 3 / 512) * 512)]
     run_equal(made, "A", Job("A", "100M", 60_000, 0, "fp32", "flops"))
     assert len(ran) == 1 and made.line_of(Job("A", "100M", 60_000, 0, "fp32", "flops"))
+    # Another seed: its operations are not known, those of the first are taken.
+    append(made.results, line("A", 31.0, seed=1, flops=2e13, flops_besides=0.0, trained=60_416))
+    run_equal(made, "A", Job("B", "100M", 60_000, 1, "fp32", "flops"))
+    assert ran[1] == ran[0]
+    run_equal(made, "B", Job("A", "100M", 60_000, 1, "fp32", "flops"))
+    assert ran[2] == ("A", "flops", 60_416 * 2)
     with pytest.raises(NotYet, match="run it with equal tokens first"):
         run_equal(made, "A", Job("CoFi", "100M", 60_000, 0, "fp32", "flops"))
 
