@@ -34,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from best_rows import CHANGES, EVERY, FLAGSHIP, NOT_TRIED, SCRATCH, TUNED_ON
+from best_rows import CHANGES, EVERY, FLAGSHIP, LOOP, NOT_TRIED, SCRATCH, TUNED_ON
 from corpus import domains, lines_of
 from efficientllm import RESULTS, run_equal, table
 from efficientllm_rows import OURS_ONCE, PUBLISHED, ROOT, ROWS, Job, needs_first
@@ -83,9 +83,9 @@ def tune(
     made: Experiment, names: Sequence[str], like: Job, at_once: int, rounds: Sequence[int] = RUNGS
 ) -> None:
     """Successive halving: all candidates on few tokens, the better half of each round on more. The
-    flagship itself goes through all rounds. ``like``: size, seed and precision of every run.
+    loop that they change goes through all rounds. ``like``: size, seed and precision of every run.
     """
-    left = list(dict.fromkeys((FLAGSHIP, *names)))
+    left = list(dict.fromkeys((LOOP, *names)))
     for tokens in rounds:
         jobs = [replace(like, row=name, tokens=tokens) for name in left]
         made.run_all(jobs, at_once)
@@ -93,10 +93,10 @@ def tune(
 
 
 def better_half(made: Experiment, jobs: Sequence[Job]) -> list[str]:
-    """Rows of the better half, rounded up, of the runs that have a result, and the flagship."""
+    """Rows of the better half, rounded up, of the runs that have a result, and the loop."""
     found = {job.row: line for job in jobs if (line := made.line_of(job)) is not None}
     order = sorted(found, key=lambda name: mean_of(found[name]))
-    return list(dict.fromkeys((FLAGSHIP, *order[: math.ceil(len(order) / 2)])))
+    return list(dict.fromkeys((LOOP, *order[: math.ceil(len(order) / 2)])))
 
 
 def best_of(lines: Sequence[Line], rows: Sequence[str], size: str, tokens: int) -> str | None:
@@ -148,7 +148,7 @@ def run(options: argparse.Namespace) -> None:
     made, precision, at_once = tables(options.corpus), options.precision, options.at_once
     if "tune" in options.stages:
         for size in options.sizes:
-            like = Job(FLAGSHIP, size, TOKENS, TUNED_ON, precision)
+            like = Job(LOOP, size, TOKENS, TUNED_ON, precision)
             tune(tuning(options.corpus), options.candidates, like, at_once, options.rounds)
     first = needs_first(options.rows)
     jobs = [
@@ -211,12 +211,14 @@ def _rank(name: str, here: dict[tuple[str, int], float]) -> tuple[int, float]:
 def _cell(name: str, tokens: int, here: dict[tuple[str, int], float]) -> str:
     if (name, tokens) not in here:
         return ""
-    value, base = here[name, tokens], here.get((FLAGSHIP, tokens))
-    return f"{value:.2f}" + (f" ({value / base - 1:+.1%})" if base and name != FLAGSHIP else "")
+    value, base = here[name, tokens], here.get((LOOP, tokens))
+    return f"{value:.2f}" + (f" ({value / base - 1:+.1%})" if base and name != LOOP else "")
 
 
 def _print_goals(lines: Sequence[Line]) -> None:
-    """The flagship's mean as a fraction of the best published row's, and of our best at once."""
+    """The flagship's mean as a fraction of the best published row's, and of our best other row that
+    cuts at once.
+    """
     print("\n### The flagship against the best once-and-train row\n")
     print("| size | at equal | against | of its perplexity | goal | seeds |")
     print("|---|---|---|---|---|---|")
@@ -224,6 +226,7 @@ def _print_goals(lines: Sequence[Line]) -> None:
         at = [x for x in lines if x["tokens"] == str(TOKENS) and x["equal"] == equal]
         for (size, whose), goal in GOALS.items():
             rows = PUBLISHED if whose == "published" else OURS_ONCE
+            rows = tuple(row for row in rows if row != FLAGSHIP)
             here = [{**x, "equal": "tokens"} for x in at if x["size"] == size]
             best = best_of(here, rows, size, TOKENS)
             own = _by_seed(here, FLAGSHIP)

@@ -26,7 +26,8 @@ CANDIDATES = [
     *("second moments of 20 steps more", "update damped by 0.1", "dynamic mixture"),
     *("no weight decay", "batches of one sequence", "once", "once, refit"),
     *("once, refit damp 1, low rate", "once, refit, rate 1e-4", "once, refit, rate 4e-4"),
-    *("once, refit to 256 sequences", "once, refit, batches of one sequence"),
+    *("once, refit to 256 sequences", "once, refit to 32 sequences"),
+    "once, refit, batches of one sequence",
     *(
         "once, refit, dynamic mixture",
         "in 3 rounds, a refit behind each",
@@ -38,9 +39,10 @@ CANDIDATES = [
 
 
 def test_every_candidate_has_a_reason_and_is_tested() -> None:
-    from best_rows import CHANGES, EVERY, FLAGSHIP
+    from best_rows import CHANGES, EVERY, FLAGSHIP, LOOP
+    from efficientllm_rows import ROWS
 
-    assert [*CHANGES] == CANDIDATES and FLAGSHIP in CHANGES
+    assert [*CHANGES] == CANDIDATES and LOOP in CHANGES and FLAGSHIP in ROWS
     assert all(len(change.reason) > 15 for change in EVERY.values())
 
 
@@ -102,7 +104,7 @@ def test_the_better_half_goes_on(corpus: Path, tmp_path: Path) -> None:
     tune(made, names[1:], Job("B", "100M", 60_000, 3, "fp32"), 1)
     by_rung = [sorted(name for name, tokens in ran if tokens == rung) for rung in RUNGS]
     assert by_rung[0] == sorted(names)
-    # Three of six, and the flagship, which is the fourth; then two of four and the flagship.
+    # Three of six, and the loop, which is the fourth; then two of four and the loop.
     assert by_rung[1] == sorted(["one cosine", "once", "rate 3e-4", "B"])
     assert by_rung[2] == sorted(["one cosine", "once", "B"])
     before = len(ran)
@@ -231,16 +233,17 @@ def test_tables_of_results(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     import best
+    from best_rows import FLAGSHIP
     from protocol import append
 
     for name in ("RESULTS", "TUNING", "TASKS"):
         monkeypatch.setattr(best, name, tmp_path / f"{name}.csv")
     monkeypatch.setattr(best, "PICTURE", tmp_path / "growth.svg")
     for seed in (0, 1):
-        for row, value in (("B", 27.0 + seed), ("LLM-Pruner once", 30.0), ("FLAP once", 36.0)):
+        for row, value in ((FLAGSHIP, 27.0 + seed), ("LLM-Pruner once", 30.0), ("FLAP once", 36.0)):
             more = {"agreement": 0.6 + seed / 10, "divergence": 0.5, "trained": 60_416}
             append(best.RESULTS, line(row, value, seed, flops=4e13, flops_besides=0.0, **more))
-    append(best.RESULTS, line("B", 24.0, tokens=200_000, trained=200_192))
+    append(best.RESULTS, line(FLAGSHIP, 24.0, tokens=200_000, trained=200_192))
     append(best.RESULTS, line("LLM-Pruner once", 28.0, tokens=200_000, trained=200_192))
     append(best.TUNING, line("B", 30.0, 3, tokens=15_000))
     append(best.TUNING, line("one cosine", 27.0, 3, tokens=15_000))
@@ -249,9 +252,10 @@ def test_tables_of_results(
     best.print_tables(corpus)
     said = capsys.readouterr().out
     assert "| 100M | tokens | LLM-Pruner once (published) | 0.917 | 0.9 | 2 |" in said
+    assert "once (ours)" not in said, "it is not held against itself"
     assert "| one cosine | IDEA-Prune" in said and "27.00 (-10.0%)" in said
-    assert "| 100M | B | 65 ± 7.07 | 0.5 ± 0 | 2 |" in said
-    assert "LLM-Pruner once does not pass B at any budget" in said
+    assert "| 100M | one_shot once | 65 ± 7.07 | 0.5 ± 0 | 2 |" in said
+    assert "LLM-Pruner once does not pass one_shot once at any budget" in said
     assert "| B | 55.0 ± 3.5 |" in said
     assert "<svg" in (tmp_path / "growth.svg").read_text()
 
