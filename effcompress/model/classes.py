@@ -6,9 +6,11 @@ import ast
 import functools
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 ALWAYS = [
     "model_type",
@@ -70,8 +72,83 @@ def fields_of(model_type: str) -> Mapping[str, object] | None:
         classes = _classes(file)
         for name, body in classes.items():
             if _fields(body).get("model_type") == model_type:
-                return MappingProxyType(dict(_inherited(name, file)))
+                return MappingProxyType(dict(_inherited(name, file, _fields)))
     return None
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a configuration class says of a field: its type as it is written, and the least and the
+    largest value where it names them.
+    """
+
+    type: str
+    least: float | None = None
+    most: float | None = None
+
+
+@functools.cache
+def types_of(model_type: str) -> Mapping[str, Stated]:
+    """Returns field -> what its configuration class says of it, if that class holds values against
+    their types; else, and for a class that is not found, nothing.
+    """
+    for file in (f for folder in _folders(model_type) for f in folder.glob("configuration_*.py")):
+        for name, body in _classes(file).items():
+            if _fields(body).get("model_type") == model_type and _strict(body):
+                return MappingProxyType(dict(_inherited(name, file, _stated)))
+    return MappingProxyType({})
+
+
+def _strict(body: ast.ClassDef) -> bool:
+    return any(ast.unparse(node).partition("(")[0] == "strict" for node in body.decorator_list)
+
+
+def _stated(body: ast.ClassDef) -> dict[str, Stated]:
+    """Fields whose values the class looks at; the base of all classes looks at none of its own."""
+    found: dict[str, Stated] = {}
+    for node in body.body if body.name != "PreTrainedConfig" else ():
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = Stated(ast.unparse(node.annotation), *_limits(node.value))
+    return found
+
+
+def _limits(value: ast.expr | None) -> tuple[float | None, float | None]:
+    """Of a default that is written ``interval(min=0.0, max=1.0)(default=0.02)``."""
+    made = value.func if isinstance(value, ast.Call) else None
+    if not isinstance(made, ast.Call) or ast.unparse(made.func) != "interval":
+        return None, None
+    said: dict[str | None, Any] = {k.arg: _literal(k.value) for k in made.keywords}
+    return said.get("min"), said.get("max")
+
+
+@functools.cache
+def activations() -> tuple[str, ...]:
+    """Names of the activation functions that transformers has."""
+    text = (_root() / "activations.py").read_text(encoding="utf-8")
+    table = text.partition("\nACT2CLS = {")[2].partition("\n}")[0]
+    return tuple(re.findall(r'^    "(\w+)":', table, re.MULTILINE))
+
+
+@functools.cache
+def attentions() -> tuple[str, ...]:
+    """Names of the implementations of attention that transformers has."""
+    text = (_root() / "modeling_utils.py").read_text(encoding="utf-8")
+    table = text.partition("class AttentionInterface")[2].partition("_global_mapping = {")[2]
+    return ("eager", *re.findall(r'^ +"([\w|]+)":', table.partition("\n    }")[0], re.MULTILINE))
+
+
+@functools.cache
+def rotary_kinds() -> Mapping[str, frozenset[str]]:
+    """Returns kind of rotary positions -> keys that it cannot do without."""
+    text = (_root() / "modeling_rope_utils.py").read_text(encoding="utf-8")
+    parts = re.split(r"\n    def _validate_(\w+)_rope_parameters\(", text)
+    known = re.findall(r'^    "(\w+)": _compute_', text, re.MULTILINE)
+    found: dict[str, frozenset[str]] = {}
+    for kind, body in zip(parts[1::2], parts[2::2], strict=True):
+        keys = re.search(r"required_keys = \{([^}]*)\}", body)
+        if kind in ("default", *known):
+            found[kind] = frozenset(re.findall(r'"(\w+)"', keys[1] if keys else ""))
+    return MappingProxyType(found)
 
 
 @functools.cache
@@ -110,11 +187,13 @@ def _classes(file: Path) -> Mapping[str, ast.ClassDef]:
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
-def _inherited(name: str, file: Path) -> Mapping[str, object]:
-    """Fields of a class and of its bases, which another file may define."""
-    found: dict[str, object] = {}
+def _inherited(
+    name: str, file: Path, read: Callable[[ast.ClassDef], Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """What ``read`` finds in a class and in its bases, which another file may define."""
+    found: dict[str, Any] = {}
     if name == "PreTrainedConfig":
-        return found | _fields(_classes(_root() / "configuration_utils.py")[name])
+        return found | read(_classes(_root() / "configuration_utils.py")[name])
     if name not in _classes(file):
         other = rf"from \.+(\w+)\.(configuration_\w+) import [^\n]*\b{name}\b"
         stem = re.search(other, file.read_text(encoding="utf-8"))
@@ -123,8 +202,8 @@ def _inherited(name: str, file: Path) -> Mapping[str, object]:
     if body is None:
         return found
     for base in body.bases:
-        found |= _inherited(ast.unparse(base), file)
-    return found | _fields(body)
+        found |= _inherited(ast.unparse(base), file, read)
+    return found | read(body)
 
 
 def _fields(body: ast.ClassDef) -> dict[str, object]:

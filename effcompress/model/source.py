@@ -26,7 +26,7 @@ from effcompress.model.integrity import (
     read_object,
     require_whole,
 )
-from effcompress.model.lineage import is_pruned
+from effcompress.model.lineage import is_pruned, parent_of
 from effcompress.model.multimodal import text_of
 from effcompress.model.suitability import (
     largest_id,
@@ -37,6 +37,7 @@ from effcompress.model.suitability import (
     require_plain,
     require_rows,
 )
+from effcompress.model.values import require_types, require_values
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
 
@@ -273,7 +274,11 @@ def outer_of(spec: ModelSpec) -> str | None:
 def _config(
     spec: ModelSpec, kind: Kind, cache: Path, shape: Fields, real: Fields | None
 ) -> Fields | None:
-    require_fields(shape, {**shape, **(real or {})}, real or {})
+    known = {**shape, **(real or {})}
+    require_fields(shape, known, real or {})
+    if "auto_map" not in known:
+        require_values(shape, str(parent_of(known).get("model_type")))
+        require_types(real or {}, f"{origin_of(spec)}: config.json")
     if kind == "random":
         return {**(BYTE_CONFIG if spec.tokenizer in (None, BYTES) else {}), **shape}
     if from_scratch(spec):

@@ -79,6 +79,8 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
         "train.tokens=9",
         "--resume",
         "--offline",
+        "--measurements",
+        "shared",
     )
     code, out, _ = effcompress("run", "recipe.yaml", *words)
     assert code == 0
@@ -93,7 +95,12 @@ def test_run_passes_everything_on(effcompress, runner, tmp_path):
     (checked, _, first), (ran, (loaded,), keywords) = runner.calls
     assert (checked, first, ran) == ("preflight", {"offline": True}, "run")
     assert keywords.pop("stopping") is not None
-    assert keywords == {"output": Path("out"), "resume": True, "offline": True}
+    assert keywords == {
+        "output": Path("out"),
+        "resume": True,
+        "offline": True,
+        "measurements": Path("shared"),
+    }
     assert (loaded.recipe.seed, loaded.recipe.train.tokens) == (1, 9)
 
 

@@ -2060,8 +2060,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/evaluation.py",
-        '"code": _code(),',
-        "",
+        ', "code": _code()}',
+        "}",
         (
             (
                 "tests/runner/test_dense_cache.py::test_everything_that_an_evaluation_depends_o"
