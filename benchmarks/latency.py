@@ -1,6 +1,7 @@
 """Quality over measured milliseconds: selection by size, by time and by evolution; no training.
 
-    python benchmarks/latency.py CORPUS [--phases prefill decode] [--rows ziplm ...] [--threads 1]
+    python benchmarks/latency.py CORPUS [--phases prefill decode] [--rows ziplm ...]
+                                 [--asked 1.5 94M ...] [--threads 1]
     python benchmarks/latency.py CORPUS --table
 
 ``CORPUS`` is a folder of ``<domain>/{train,validation}.jsonl`` with a field ``text``. Rows that are
@@ -164,13 +165,16 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--rows", nargs="+", choices=(*BY_SIZE, *BY_TIME))
+    every = [*SIZES, *(f"{speed:g}" for speed in SPEEDS)]
+    parser.add_argument("--asked", nargs="+", choices=every, default=every)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print the tables; run nothing")
     options = parser.parse_args()
     if options.table:
         table()
         return
-    wanted = [job for job in jobs(options.phases) if job.row in (options.rows or [job.row])]
+    rows = options.rows or [*BY_SIZE, *BY_TIME]
+    wanted = [j for j in jobs(options.phases) if j.row in rows and j.asked in options.asked]
     done = [job for job in wanted if run(job, options.corpus, options.threads)]
     spec = load_recipe(RECIPES / "one_shot.yaml").recipe.model
     dense = load(spec).module.eval()

@@ -70,8 +70,8 @@ def _process(run: RunStatus) -> Iterator[tuple[str, str]]:
     if now is not None and run.state in ("running", "died"):
         yield "process", f"{now.pid} on {now.host}{_for(run, run.seconds)}"
         yield "phase", f"{now.phase}{_for(run, run.phase_seconds)}"
-        if now.total:
-            yield "", f"{now.unit} {now.done} of {now.total}"
+        if now.unit:
+            yield "", f"{now.unit} {now.done}{f' of {now.total}' if now.total else ''}"
     if run.silence is not None:
         beat = ""
         if run.state == "running" and run.heartbeat is not None:

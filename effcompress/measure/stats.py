@@ -213,6 +213,14 @@ def few_logits(module: nn.Module) -> dict[str, int]:
     return {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
 
+def logits_at(module: nn.Module, at_P: Tensor) -> dict[str, Tensor]:
+    """Returns the argument by which a class applies its output matrix to these tokens alone;
+    nothing for a class that cannot.
+    """
+    takes = inspect.signature(module.forward).parameters.get("logits_to_keep")
+    return {"logits_to_keep": at_P} if takes and "Tensor" in str(takes.annotation) else {}
+
+
 def _forward(module: nn.Module, row_1T: Tensor, positions_1T: Tensor | None) -> Tensor:
     """Runs the layers, in which hooks measure, and as little behind them as the class can."""
     how = {**placed(module, positions_1T), **few_logits(module)}

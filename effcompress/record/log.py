@@ -85,8 +85,10 @@ class Log:
         self._heartbeat.alive()
         self.view.phase(name, total_tokens)
 
-    def progress(self, unit: str, done: int, total: int) -> None:
-        """Reports that ``done`` of ``total`` units of this phase are done; shown, not recorded."""
+    def progress(self, unit: str, done: int, total: int | None) -> None:
+        """Reports that ``done`` of ``total`` units of this phase are done (``total`` None: nobody
+        knows of how many); shown, not recorded.
+        """
         self._status_file.progress(unit, done, total)
         self._heartbeat.alive()
         self.view.progress(unit, done, total)
@@ -225,7 +227,7 @@ class PlainView(View):
             self._status.enter(name, total_tokens)
             self._print(f"== {name}")
 
-    def progress(self, unit: str, done: int, total: int) -> None:
+    def progress(self, unit: str, done: int, total: int | None) -> None:
         """Keeps the progress of a phase for the next heartbeat."""
         with self._lock:
             self._status.advance(unit, done, total)

@@ -28,7 +28,7 @@ class View:
 
     def event(self, event: Event) -> None: ...
     def phase(self, name: str, total_tokens: int | None = None) -> None: ...
-    def progress(self, unit: str, done: int, total: int) -> None: ...
+    def progress(self, unit: str, done: int, total: int | None) -> None: ...
     def expect(self, seconds: float) -> None: ...
     def note(self, text: str) -> None: ...
     def beat(self) -> None: ...
@@ -38,21 +38,24 @@ class View:
 
 @dataclass(frozen=True)
 class Progress:
-    """``done`` of ``total`` units of a phase are done after ``seconds``."""
+    """``done`` of ``total`` units (None: unknown) of a phase are done after ``seconds``."""
 
     unit: str
     done: int
-    total: int
+    total: int | None
     seconds: float
 
     @property
     def eta(self) -> float | None:
         """Seconds left, if all units take equally long."""
-        return self.seconds / self.done * (self.total - self.done) if self.done else None
+        if self.total is None or not self.done:
+            return None
+        return self.seconds / self.done * (self.total - self.done)
 
     def __str__(self) -> str:
         left = "" if self.eta is None else f", {clock_time(self.eta)} left"
-        return f"{self.unit} {self.done} of {self.total}{left}"
+        of = "" if self.total is None else f" of {self.total}"
+        return f"{self.unit} {self.done}{of}{left}"
 
 
 @final
@@ -94,7 +97,7 @@ class Status:
         self.until = None
         self.total_tokens = total_tokens or self.total_tokens
 
-    def advance(self, unit: str, done: int, total: int) -> None:
+    def advance(self, unit: str, done: int, total: int | None) -> None:
         """Takes in progress of the phase; ``done=0`` starts its clock."""
         if not done:
             self._unit_began = self.clock()
@@ -223,7 +226,7 @@ class LiveView(View):
         self._begin()
         self.status.enter(name, total_tokens)
 
-    def progress(self, unit: str, done: int, total: int) -> None:
+    def progress(self, unit: str, done: int, total: int | None) -> None:
         self._begin()
         self.status.advance(unit, done, total)
 
@@ -291,7 +294,11 @@ def _rows(status: Status, width: int) -> Iterator[tuple[str, RenderableType]]:
     elif now:
         yield "parameters", Text(count(now))
     if (part := status.progress) is not None:
-        yield part.unit, _bar(part.done / part.total, f"{part.done} of {part.total}", width, "cyan")
+        if part.total is None:
+            yield part.unit, Text(str(part.done))
+        else:
+            said = f"{part.done} of {part.total}"
+            yield part.unit, _bar(part.done / part.total, said, width, "cyan")
         return
     step, total = status.step, status.total_tokens
     if step and total:

@@ -187,7 +187,7 @@ def _seen(now: StatusRecord | None, record: RecordTail) -> Status:
     for event in (record.run, *record.steps, record.cut):
         if event is not None:
             seen.update(event)
-    if now is not None and now.unit and now.done is not None and now.total is not None:
+    if now is not None and now.unit and now.done is not None:
         seen.progress = Progress(
             now.unit, now.done, now.total, since(now.unit_since or now.phase_since)
         )

@@ -135,7 +135,7 @@ class StatusFile:
         self._update(phase=name, phase_since=_moment(), unit_since=_moment(), **NO_UNIT)
         self.beat()
 
-    def progress(self, unit: str, done: int, total: int) -> None:
+    def progress(self, unit: str, done: int, total: int | None) -> None:
         """Takes in progress of the phase, and writes it at most every ``OFTEN`` seconds."""
         if not done:
             self._update(unit_since=_moment())

@@ -315,7 +315,7 @@ class _Within(View):
         self._total = total_tokens or 0
         self._log.phase(f"{self._name}: {name}")
 
-    def progress(self, unit: str, done: int, total: int) -> None:
+    def progress(self, unit: str, done: int, total: int | None) -> None:
         self._log.progress(unit, done, total)
 
     def expect(self, seconds: float) -> None:

@@ -84,7 +84,7 @@ class Watched(View):
     def expect(self, seconds: float) -> None:
         self.view.expect(seconds)
 
-    def progress(self, unit: str, done: int, total: int) -> None:
+    def progress(self, unit: str, done: int, total: int | None) -> None:
         self.view.progress(unit, done, total)
 
     def note(self, text: str) -> None:

@@ -154,8 +154,24 @@ def test_a_phase_of_so_many_parts_says_what_is_left():
     live.close()
     text = console.file.getvalue()
     assert "10 of 30" in text and "0:40 left" in text and "making zeros" in text
+    view_of_no_end = ("comparison", 12, None)  # nobody knows of how many
+    plain.progress(*view_of_no_end)
+    plain.beat()
+    assert out.getvalue().splitlines()[-1] == "[0:25] making zeros | comparison 12"
     plain.phase("training", 100)
     assert plain._status.progress is None
+
+
+def test_a_phase_of_unknown_length_has_a_count_alone() -> None:
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    live = LiveView(io.StringIO(), console=console, clock=Clock())
+    live.event(typed(synthetic.run_event(target_params=None, total_tokens=0)))
+    live.phase("choosing")
+    live.progress("comparison", 12, None)
+    console.print(live.render())
+    live.close()
+    text = console.file.getvalue()
+    assert "comparison" in text and "12" in text and "left" not in text and "of 12" not in text
 
 
 def test_a_phase_that_was_forecast_says_what_is_left():

@@ -158,6 +158,8 @@ def test_whole_models_are_compared(tmp_path: Path, allocation: str, bare: None) 
     """The divergence that is recorded is that of the model that the run leaves."""
     how = {"space": BLOCKS, "criterion": "ziplm", "more": allocation, "target": "keep: 60%"}
     seen: dict[str, Tensor] = {}
+    read: list[tuple[Any, int]] = []
+    held: list[Any] = []  # so that no other weights get the number of these
 
     def keep(pruned: Any, _tokenizer: Any, _form: str, ids_BT: Tensor, *_: Any) -> None:
         with torch.no_grad():
@@ -169,6 +171,8 @@ def test_whole_models_are_compared(tmp_path: Path, allocation: str, bare: None) 
             found = super()._distribution(weights, n)
             assert self._text is not None
             seen["ids"] = self._text[0][: self.sequences]
+            read.append((frozenset((k, id(v)) for k, v in weights.items()), n))
+            held.append(weights)
             return found
 
     with pytest.MonkeyPatch.context() as patch:
@@ -179,6 +183,7 @@ def test_whole_models_are_compared(tmp_path: Path, allocation: str, bare: None) 
         _, model, _ = kept(tmp_path, **how, repair="[obs_update]")
     found = chosen_of(tmp_path / "run")
     assert found["comparisons"] > 3
+    assert len(set(read)) == len(read), "no model reads a sequence twice"
     if "replaced" in allocation:
         assert found["errors"] == "replaced" and found["loss"] is None
         return
