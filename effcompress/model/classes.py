@@ -130,6 +130,12 @@ def activations() -> tuple[str, ...]:
 
 
 @functools.cache
+def looks_up_activation(model_type: str, field: str) -> bool:
+    """Whether a model takes this field of its configuration for the name of an activation."""
+    return f"ACT2FN[config.{field}]" in _modelling(model_type)
+
+
+@functools.cache
 def attentions() -> tuple[str, ...]:
     """Names of the implementations of attention that transformers has."""
     text = (_root() / "modeling_utils.py").read_text(encoding="utf-8")

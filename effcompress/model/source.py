@@ -37,7 +37,7 @@ from effcompress.model.suitability import (
     require_plain,
     require_rows,
 )
-from effcompress.model.values import require_types, require_values
+from effcompress.model.values import require_computable, require_values
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
 
@@ -278,7 +278,7 @@ def _config(
     require_fields(shape, known, real or {})
     if "auto_map" not in known:
         require_values(shape, str(parent_of(known).get("model_type")))
-        require_types(real or {}, f"{origin_of(spec)}: config.json")
+        require_computable(real or {}, f"{origin_of(spec)}: config.json")
     if kind == "random":
         return {**(BYTE_CONFIG if spec.tokenizer in (None, BYTES) else {}), **shape}
     if from_scratch(spec):

@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from effcompress.errors import SourceError, did_you_mean
-from effcompress.model.classes import activations, attentions, rotary_kinds, types_of
+from effcompress.model.classes import (
+    activations,
+    attentions,
+    looks_up_activation,
+    rotary_kinds,
+    types_of,
+)
 from effcompress.types import Config
 
 _NAMES: dict[str, Any] = {
@@ -21,7 +27,6 @@ _WORDS = {
     **{"str": "a text", "list": "a list", "tuple": "a list", "None": "null"},
     **dict.fromkeys(("dict", "RopeParameters", "PreTrainedConfig"), "a mapping"),
 }
-_ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation", "activation")
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 _BY_DEFAULT = {"rope_theta", "rope_type", "original_max_position_embeddings"}
 """Keys of rotary positions that transformers fills in."""
@@ -34,14 +39,20 @@ def require_values(shape: Config, model_type: str) -> None:
     type does not take, or that nothing can be computed with.
     """
     for field, value in shape.items():
-        if said := _misfit(field, value, model_type) or _impossible(field, value):
+        said = _misfit(field, value, model_type) or _uncomputable(field, value, model_type)
+        if value is not None and field in _ASKED:
+            said = said or _ASKED[field](value)
+        if said:
             raise SourceError(said[0], where=f"model.shape.{field}", fix=said[1])
 
 
-def require_types(config: Config, where: str) -> None:
-    """Raises SourceError for a value of a ``config.json`` whose type its class does not take."""
+def require_computable(config: Config, where: str) -> None:
+    """Raises SourceError for a value of a ``config.json`` whose type its class does not take, or
+    that nothing can be computed with.
+    """
+    model_type = str(config.get("model_type"))
     for field, value in config.items():
-        if said := _misfit(field, value, str(config.get("model_type"))):
+        if said := _misfit(field, value, model_type) or _uncomputable(field, value, model_type):
             raise SourceError(f"{field}: {said[0]}", where=where, fix=said[1])
 
 
@@ -75,23 +86,23 @@ def _misfit(field: str, value: Any, model_type: str) -> Refusal | None:
     return None
 
 
-def _impossible(field: str, value: Any) -> Refusal | None:
-    """A value of the right type with which no model computes."""
+def _uncomputable(field: str, value: Any, model_type: str) -> Refusal | None:
+    """A value of the right type with which the class of this model type does not compute."""
     if value is None:
         return None
     if field.endswith(("dropout", "_pdrop")):
         return _dropout(value)
-    return _CHECKS[field](value) if field in _CHECKS else None
+    if field == "rope_theta":
+        return _positive(value)
+    if isinstance(value, str) and looks_up_activation(model_type, field):
+        known = activations()
+        what = f"transformers have no activation '{value}'"
+        return None if value in known else (what, did_you_mean(value, known))
+    return None
 
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _activation(value: Any) -> Refusal | None:
-    if not isinstance(value, str) or value in activations():
-        return None
-    return f"transformers have no activation '{value}'", did_you_mean(value, activations())
 
 
 def _dropout(value: Any) -> Refusal | None:
@@ -157,14 +168,15 @@ def _rotary(value: Any) -> Refusal | None:
     return None
 
 
-_CHECKS: dict[str, Callable[[Any], Refusal | None]] = {
-    **dict.fromkeys(_ACTIVATIONS, _activation),
+_ASKED: dict[str, Callable[[Any], Refusal | None]] = {
     **dict.fromkeys(("dtype", "torch_dtype"), _dtype),
     **dict.fromkeys(("rope_scaling", "rope_parameters"), _rotary),
     "attn_implementation": _attention,
     "quantization_config": _quantised,
     "num_labels": _labels,
     "id2label": _label_names,
-    "rope_theta": _positive,
     "partial_rotary_factor": _fraction,
 }
+"""Field -> what is held against a value that a recipe asks for. Files of earlier versions have
+others, which classes translate.
+"""

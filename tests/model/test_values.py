@@ -22,7 +22,7 @@ from effcompress.model.classes import (
     rotary_kinds,
     types_of,
 )
-from effcompress.model.values import require_types, require_values
+from effcompress.model.values import _misfit, require_computable, require_values
 from effcompress.recipe import load
 from effcompress.runner.preflight import preflight
 from tests.runner.toys import recipe
@@ -32,11 +32,7 @@ VALUES: list[Any] = [3, 0.5, -1.5, "x", True, None, [1], [0.5], {"a": 1}]
 
 
 def refused(model_type: str, field: str, value: Any) -> bool:
-    try:
-        require_types({"model_type": model_type, field: value}, "here")
-    except SourceError:
-        return True
-    return False
+    return _misfit(field, value, model_type) is not None
 
 
 def refused_by_the_class(model_type: str, field: str, value: Any) -> bool:
@@ -72,7 +68,7 @@ def test_no_class_is_refused_its_own_values(model_type: str) -> None:
         config = AutoConfig.for_model(model_type).to_dict()
     except Exception as error:  # noqa: BLE001  needs a library, or a value without a default
         pytest.skip(f"no configuration without arguments: {error}")
-    require_types(config, "config.json")
+    require_computable(config, "config.json")
 
 
 def test_names_are_those_of_the_library() -> None:
@@ -133,6 +129,16 @@ def test_what_no_model_computes_with(field: str, value: Any) -> None:
 )
 def test_what_models_compute_with(shape: dict[str, Any]) -> None:
     require_values(shape, "llama")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden_act", "slu"), ("attention_dropout", 2.0), ("rope_theta", -1.0), ("head_dim", "x")],
+)
+def test_a_configuration_file_is_held_to_the_same(field: str, value: Any) -> None:
+    with pytest.raises(SourceError, match=field) as found:
+        require_computable({"model_type": "llama", field: value}, "model: config.json")
+    assert found.value.where == "model: config.json"
 
 
 def test_the_line_is_named_before_anything_is_built(tmp_path: Path) -> None:
