@@ -199,7 +199,7 @@ def _inherited(
     """What ``read`` finds in a class and in its bases, which another file may define."""
     found: dict[str, Any] = {}
     if name == "PreTrainedConfig":
-        return found | read(_classes(_root() / "configuration_utils.py")[name])
+        return dict(read(_classes(_root() / "configuration_utils.py")[name]))
     if name not in _classes(file):
         other = rf"from \.+(\w+)\.(configuration_\w+) import [^\n]*\b{name}\b"
         stem = re.search(other, file.read_text(encoding="utf-8"))
@@ -209,7 +209,7 @@ def _inherited(
         return found
     for base in body.bases:
         found |= _inherited(ast.unparse(base), file, read)
-    return found | read(body)
+    return {**found, **read(body)}
 
 
 def _fields(body: ast.ClassDef) -> dict[str, object]:
