@@ -221,8 +221,9 @@ def test_a_token_goes_to_experts_that_are_there(
 def test_masks_and_inputs_rank_experts_and_their_channels(model_type: str, tmp_path: Path) -> None:
     """To the end, with gradients of masks and then with the fluctuation of inputs."""
     channels = {"space": "[{name: ffn, scope: global}]", "target": "keep: 95%"}
+    grouped = model_type in GROUPED
     cases: dict[str, tuple[str, dict[str, str]]] = {
-        "experts": ("mask_fisher", {}),
+        "experts": ("mask_fisher", {"target": f"shape: {{expert: {6 if grouped else 3}}}"}),
         "channels": ("mask_fisher", channels),
         "inputs": ("flap", channels),
     }
@@ -233,7 +234,7 @@ def test_masks_and_inputs_rank_experts_and_their_channels(model_type: str, tmp_p
         (end,) = events(tmp_path / name, "end")
         assert end["status"] == "success"
         gone = {axis.partition(".")[0] for axis, units in removed(tmp_path / name).items() if units}
-        assert ("expert_ffn" if changes else "expert") in gone
+        assert ("expert_ffn" if changes is channels else "expert") in gone
 
 
 def test_what_cannot_rank_channels_of_experts_is_said_before(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def _why_no_rope(config: Config, known: Architecture) -> str:
     )
     if part != 1.0 and not known.partial:
         return f"llama.cpp rotates whole heads of {model_type} models, this one rotates a part"
-    if (rotated := rotated_of(config)) % 2 and not known.latent:
+    if part != 1.0 and (rotated := rotated_of(config)) % 2:
         return f"{rotated} channels of a head rotate, and rope needs an even number"
     return ""
 
