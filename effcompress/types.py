@@ -208,6 +208,10 @@ class Family:
     """Whether a configuration of these ``model_types`` is meant: some classes are built in several
     ways, and each has a declaration of its own.
     """
+    unusable: Callable[[Config], str] = lambda _config: ""
+    """Why the class cannot be built in this configuration, or cannot compute in it; empty when it
+    can.
+    """
     inputs: int = 1
     """The input dimension of a linear layer's weight (GPT-2's Conv1D: 0)."""
     sublayers: Mapping[str, Sublayer] = field(default_factory=dict[str, Sublayer])

@@ -105,9 +105,9 @@ before training whether the file can be had. Every row was compared with llama.c
 random model and token by token (`tests/model/test_gguf_architectures.py`): logits of about 10
 differ by less than 3e-4, where a GELU is involved by less than 2e-3 from a model with llama.cpp's
 own GELU, which is a table of 16-bit numbers. `filled`: llama.cpp takes only models whose heads fill
-the hidden size (heads x width of a head = hidden). `by number`: layers without a window or without
-rope are told by their number, so that no layer can go. Windows that llama.cpp has not, or has in
-other layers, end the context that the file states.
+the hidden size (heads x width of a head = hidden). `by number`: layers without a window, without
+rope or with full attention are told by their number, so that no layer can go. Windows that
+llama.cpp has not, or has in other layers, end the context that the file states.
 
 """
 
@@ -122,7 +122,8 @@ def gguf_rows() -> list[str]:
         if known.otherwise is not None:
             names.insert(1, f"`{known.otherwise.name}` where heads do not fill the hidden size")
         only = ["filled"] if known.square and known.otherwise is None else []
-        only += ["by number"] if known.rotated_by_kind or known.no_rope else []
+        numbered = known.rotated_by_kind or known.no_rope or known.numbered
+        only += ["by number"] if numbered else []
         names[0] = f"`{names[0]}`"
         lines.append(f"| `{model_type}` | {', '.join(names)} | {', '.join(only)} |")
     return lines

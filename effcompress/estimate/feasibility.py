@@ -198,16 +198,14 @@ def require_fit(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> No
 
 
 def _require_masks(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
-    """Raises RecipeError where a mini-group has no mask gradient: no single tensor holds its
-    effect (``measure/taps.py``).
-    """
+    """Raises RecipeError where a mini-group has no mask gradient (``measure/taps.py``)."""
     if "mask_grad" not in prune.saliency.needs:
         return
     for s in ranked(sized.sets, prune):
-        if s.kind in DEPTH or any(sized.axes.stacked(side.param) for side in s.sides):
+        if s.kind in DEPTH:
             raise RecipeError(
                 f"prune.criterion: '{prune.saliency.name}' takes gradients of masks, which "
-                f"'{s.name}' has not: layers, blocks, experts and what experts write into",
+                f"'{s.name}' has not: no one tensor holds what layers and blocks do",
                 where=loaded.where("prune.criterion"),
                 fix="Use a criterion of weights (taylor, taylor_second), or leave this space out.",
             )
@@ -278,6 +276,34 @@ def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
                 f"of {' and '.join(says) or 'places'}",
                 where=loaded.where("prune.criterion.name"),
                 fix=f"{use}, or leave this space out." if use else "Leave this space out.",
+            )
+    _require_inputs_of_experts(loaded, prune, sized)
+
+
+def _require_inputs_of_experts(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
+    """Raises RecipeError where channels of all experts of a layer cannot be scored by what their
+    projections read: by second moments, or on the outputs of layers that are cut already.
+    """
+    plugin, axes = prune.saliency.plugin, sized.axes
+    if not plugin.reads_inputs and not plugin.cumulative:
+        return
+    for s in ranked(sized.sets, prune):
+        inside = (side for side in s.sides if side.dim == axes.family.expert_inputs)
+        if s.layer is None or not any(axes.stacked(side.param) for side in inside):
+            continue
+        if plugin.cumulative:
+            raise RecipeError(
+                f"prune.criterion: '{prune.saliency.name}' scores whole linear layers by second "
+                f"moments, and '{s.name}' are channels of all experts of a layer",
+                where=loaded.where("prune.criterion.name"),
+                fix="Use a criterion of weights (taylor, magnitude), or leave this space out.",
+            )
+        if prune.measure.propagate:
+            raise RecipeError(
+                f"prune.measure.propagate: '{s.name}' are channels of all experts of a layer, "
+                "which cannot go before the layers behind are measured",
+                where=loaded.where("prune.measure.propagate"),
+                fix="Remove `propagate`, or leave this space out.",
             )
 
 

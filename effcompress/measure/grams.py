@@ -18,6 +18,7 @@ from effcompress.distributed.deal import Deal
 from effcompress.distributed.world import ALONE, World
 from effcompress.errors import NotFinite
 from effcompress.measure.hooks import InputHooks, linears
+from effcompress.measure.routes import Down
 from effcompress.types import AxisMap, GroupSet
 
 
@@ -29,6 +30,15 @@ def readers(module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> dict[
     shrinking = {(m.param, m.dim) for s in sets for m in s.sides}
     inside = linears(module, axes.family.layer.partition("{i}")[0])
     return {param: dim for param, dim in inside.items() if (param, dim) in shrinking}
+
+
+def expert_readers(axes: AxisMap, sets: Sequence[GroupSet]) -> dict[str, Down]:
+    """Returns the weights of all experts of a layer that lose inputs when mini-groups of ``sets``
+    within the layer go.
+    """
+    dim = axes.family.expert_inputs
+    shrinking = [m.param for s in sets if s.layer is not None for m in s.sides if m.dim == dim]
+    return {p: Down(p.rpartition(".")[2], dim) for p in shrinking if axes.stacked(p)}
 
 
 @final

@@ -5,7 +5,7 @@ Which ones there are is up to plugins (``@statistic``); mean, root mean square a
 inputs are the engine's own. All sums are in fp64.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -17,6 +17,7 @@ from effcompress.distributed.rows import whole
 from effcompress.distributed.world import ALONE, World
 from effcompress.injectable import MOMENTS
 from effcompress.measure.hooks import Hooks, InputHooks, addition, first_of, stream_in
+from effcompress.measure.routes import Call, Down, channels
 from effcompress.registry import Bound, Plugin
 from effcompress.types import AxisMap, Sublayer
 
@@ -92,7 +93,9 @@ class _Moments:
 
 @final
 class InputStatistics(InputHooks):
-    """Statistics of what linear layers read; every row of a batch is a sequence."""
+    """Statistics of what linear layers read; every row of a batch is a sequence. Of the projections
+    of a mixture's experts, those of the tokens that are sent to each: every pass is one sequence.
+    """
 
     def __init__(
         self,
@@ -100,42 +103,76 @@ class InputStatistics(InputHooks):
         params: Mapping[str, int],
         needs: tuple[str, ...] | frozenset[str] = MOMENTS,
         statistics: Mapping[str, Plugin] | None = None,
+        experts: Mapping[str, Down] | None = None,
     ) -> None:
         """``params``: weight -> the dimension that its inputs run along. ``needs``: which of the
-        engine's own are wanted; ``statistics``: name -> plugin.
+        engine's own are wanted; ``statistics``: name -> plugin. ``experts``: weight of all experts
+        of a layer -> where they read.
         """
         self.params = dict(params)
         self._module = module  # not its weights, which may be gathered for a while only
         self._moments = bool(MOMENTS.intersection(needs))
         self._statistics = list((statistics or {}).values())
-        self._layers: dict[str, list[_Moments | Streaming]] = {}
-        """Owner of an input -> what is measured of it."""
-        super().__init__(module, self.params, self._add)
+        self._layers: dict[tuple[str, int | None], list[_Moments | Streaming]] = {}
+        """Owner of an input, and the expert that reads it -> what is measured of it."""
+        super().__init__(module, params, self._add)
+        for param, down in (experts or {}).items():
+            self.params[param], self.owner[param] = down.inputs, param
+            of = module.get_submodule(param.rpartition(".")[0])
+            hook = partial(self._add_experts, param, down)
+            self._handles.append(of.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def read(self, param: str) -> dict[str, Tensor]:
+    def parts(self, param: str) -> Sequence[int | None]:
+        """The experts that tokens were sent to, or None for the one matrix of a linear layer."""
+        owner = self.owner[param]
+        return sorted(
+            (e for p, e in self._layers if p == owner), key=lambda e: -1 if e is None else e
+        )
+
+    def read(self, param: str, part: int | None = None) -> dict[str, Tensor]:
         """``[I]`` each in fp32, by name."""
-        measured = [kept.read() for kept in self._layers[self.owner[param]]]
+        measured = [kept.read() for kept in self._layers[self.owner[param], part]]
         return {name: value.float() for found in measured for name, value in found.items()}
 
     def shape(self, param: str) -> tuple[int, int]:
         """Outputs and inputs of the layer."""
-        rows, columns = self._module.get_parameter(param).shape
-        return (rows, columns) if self.params[param] == 1 else (columns, rows)
+        *_, rows, columns = self._module.get_parameter(param).shape
+        return (rows, columns) if self._inputs_last(param) else (columns, rows)
 
-    def weight(self, param: str) -> Tensor:
+    def weight(self, param: str, part: int | None = None) -> Tensor:
         """The layer's weight as ``[O, I]``: a view, or, of a sharded one, gathered by all ranks."""
         weight = whole(self._module.get_parameter(param).detach())
-        return weight if self.params[param] == 1 else weight.T
+        weight = weight if part is None else weight[part]
+        return weight if self._inputs_last(param) else weight.T
+
+    def _inputs_last(self, param: str) -> bool:
+        return self.params[param] == self._module.get_parameter(param).dim() - 1
 
     @torch.no_grad()
-    def _add(self, owner: str, x: Tensor) -> None:
-        if owner not in self._layers:
+    def _add(self, owner: str, x: Tensor, part: int | None = None) -> None:
+        if (owner, part) not in self._layers:
             streams = [Streaming(plugin) for plugin in self._statistics]
-            self._layers[owner] = [*([_Moments()] if self._moments else []), *streams]
+            self._layers[owner, part] = [*([_Moments()] if self._moments else []), *streams]
         for row_TI in x.reshape(-1, *x.shape[-2:]) if x.dim() > 2 else x[None]:
             x_TI = row_TI.double()
-            for kept in self._layers[owner]:
+            for kept in self._layers[owner, part]:
                 kept.add(x=x_TI)
+
+    @torch.no_grad()
+    def _add_experts(
+        self, param: str, down: Down, experts: nn.Module, args: Any, named: Any
+    ) -> None:
+        if not self.measuring:
+            return
+        call = Call.of(experts, args, named)
+        for expert, _, own in call.sent():
+            self._add(param, channels(own, down), expert)
+        if call.index_TK is None:
+            count = len(down.weight(experts))
+            sent_ET = (call.x != 0).any(-1).view(count, -1)
+            read_ETI = channels(call, down).unflatten(0, (count, -1))
+            for expert in sent_ET.any(1).nonzero().flatten().tolist():
+                self._add(param, read_ETI[expert, sent_ET[expert]], expert)
 
 
 @final

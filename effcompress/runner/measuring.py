@@ -24,7 +24,7 @@ from effcompress.estimate.calibration import reads_in_turn
 from effcompress.evaluation import perplexity
 from effcompress.injectable import ABLATED, BACKWARD
 from effcompress.measure.experts import ExpertStatistics, OfExperts
-from effcompress.measure.grams import Grams, readers
+from effcompress.measure.grams import Grams, expert_readers, readers
 from effcompress.measure.statistics import InputStatistics, LayerStatistics
 from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
@@ -286,7 +286,9 @@ class _Listeners:
         self.grams = self.masks = self.layers = self.experts = None
         self.contexts: list[AbstractContextManager[None]] = []
         params = readers(module, axes, sets)
-        self.read = InputStatistics(module, params, plugin.needs, plugin.of_inputs)
+        experts = {} if plugin.cumulative else expert_readers(axes, sets)
+        of = module, params, plugin.needs, plugin.of_inputs
+        self.read = InputStatistics(*of, experts if plugin.reads_inputs else {})
         if plugin.reads_inputs:
             self.contexts.append(self.read.listening())
         if for_linears(prune.repair) or plugin.cumulative:
@@ -303,8 +305,8 @@ class _Listeners:
         means = bool(for_experts(prune.repair))
         if plugin.reads_experts or means:
             names = [s.name for s in sets if s.kind == "expert"]
-            of = names, plugin.of_experts, self.world
-            self.experts = ExpertStatistics(module, axes, *of, means=means)
+            them = names, plugin.of_experts, self.world
+            self.experts = ExpertStatistics(module, axes, *them, means=means)
             self.contexts.append(self.experts.listening())
 
     def close(self) -> None:

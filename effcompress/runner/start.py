@@ -15,6 +15,7 @@ from effcompress.estimate.schedule import measures, total_tokens
 from effcompress.isolation import require_isolation
 from effcompress.model.cache import cache_root
 from effcompress.model.fetch import ensure
+from effcompress.model.forward import require_forward
 from effcompress.model.load import LoadedModel, fingerprint
 from effcompress.model.source_facts import facts_of
 from effcompress.record.events import DomainData, Evaluation, Run, SourceFacts
@@ -65,7 +66,9 @@ def corpus_of(
 
 
 def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> None:
-    """Records the ``run`` event and evaluates the dense model, or takes it from the cache."""
+    """Records the ``run`` event and evaluates the dense model, or takes it from the cache. Raises
+    SourceError for a model whose class does not compute.
+    """
     import transformers  # noqa: TID251  its version is part of the record
 
     recipe, hashed = state.recipe, fingerprint(state.module)
@@ -101,6 +104,7 @@ def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> No
             },
         )
     )
+    require_forward(state.to_call, model.source)
     if state.corpus.isolated:
         require_isolation(state.to_call)
     log.phase("evaluating the dense model")

@@ -22,11 +22,13 @@ class Read(Protocol):
     params: dict[str, int]
     owner: dict[str, str]
 
-    def read(self, param: str) -> dict[str, Tensor]: ...
+    def parts(self, param: str, /) -> Sequence[int | None]: ...
 
-    def shape(self, param: str) -> tuple[int, int]: ...
+    def read(self, param: str, part: int | None = None, /) -> dict[str, Tensor]: ...
 
-    def weight(self, param: str) -> Tensor: ...
+    def shape(self, param: str, /) -> tuple[int, int]: ...
+
+    def weight(self, param: str, part: int | None = None, /) -> Tensor: ...
 
 
 class SecondMoments(Protocol):
@@ -88,13 +90,17 @@ def _of_experts(s: GroupSet, criterion: Bound, found: Mapping[str, Tensor]) -> T
 
 
 def _of_readers(s: GroupSet, criterion: Bound, read: Read) -> Tensor:
+    """Sums over the layers, of mixtures over the experts, too: a channel of all experts goes as
+    one.
+    """
     total = torch.zeros(s.size)
-    for m in _readers(s, criterion, read):
-        given: dict[str, Any] = {**dict.fromkeys(criterion.needs), **read.read(m.param)}
+    every = [(m, part) for m in _readers(s, criterion, read) for part in read.parts(m.param)]
+    for m, part in every:
+        given: dict[str, Any] = {**dict.fromkeys(criterion.needs), **read.read(m.param, part)}
         given |= {"kind": s.kind, "layer": -1 if s.layer is None else s.layer}
         given["positions"] = m.index_GB.shape[1]
         if "weight" in criterion.needs:  # a sharded one is gathered for it
-            given["weight"] = read.weight(m.param).float()
+            given["weight"] = read.weight(m.param, part).float()
         found = _ask(criterion, given, s)
         shape = read.shape(m.param)
         wanted = f"where {shape}, or one number per column, was expected"

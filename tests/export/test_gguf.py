@@ -58,6 +58,11 @@ BY_PLAN = {
     "lfm2_moe": {"ffn": 8, "expert": 1, "expert_ffn": 8},
     "ernie4_5_moe": {"hidden": 4, "ffn": 8, "expert": 1, "attention": 1, "layer": 1},
     "deepseek_v2": {"hidden": 8, "ffn": 8, "attention": 2},
+    "falcon_h1": {"hidden": 4, "ffn": 8, "attention": 1, "ssm_group": 1, "layer": 1},
+    "nemotron_h": {"ffn": 8, "attention": 1, "ssm_group": 1},
+    "qwen3_next": {"hidden": 4, "expert": 1, "expert_ffn": 8, "attention": 1, "linear_head": 1},
+    "gemma4, shared": {"hidden": 4, "ffn": 8, "attention": 1},
+    "llama4": {"hidden": 4, "ffn": 8, "expert": 1, "attention": 1},
     "dots1": {"hidden": 4, "ffn": 8, "attention": 1},
 }
 
@@ -82,7 +87,8 @@ def test_a_pruned_model(case: tuple[str, str, str], tmp_path: Path) -> None:
 def test_a_model_cut_by_a_plan(case: str, tmp_path: Path) -> None:
     model_type, own = ARCHITECTURE_CASES[case]
     counts = BY_PLAN[case]
-    pruned = opened(tiny(model_type, **own, vocab_size=258), *counts)
+    tables = {"vocab_size": 258, "vocab_size_per_layer_input": 258}
+    pruned = opened(tiny(model_type, **{**own, **tables}), *counts)
     plan = {s.name: few(s, counts.get(s.kind, 0), s.layer or 0) for s in pruned.sets}
     plan = {name: units for name, units in plan.items() if units and name[:6] != "layer."}
     pruned.mask({**plan, **({"layer.2": [0]} if "layer" in counts else {})}, repairs=NORM_GAIN)

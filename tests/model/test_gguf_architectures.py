@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,30 @@ LFM2 = {
     **{"layer_types": ["conv", "full_attention", "conv", "full_attention"], "conv_L_cache": 3},
     "block_auto_adjust_ff_dim": False,
 }
+FALCON_H1 = {
+    **{"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 2},
+    **{"mamba_d_state": 16, "mamba_rms_norm": True, "mamba_norm_before_gate": False},
+    **{"attention_in_multiplier": 1.5, "attention_out_multiplier": 0.8, "key_multiplier": 0.7},
+    **{"embedding_multiplier": 2.0, "lm_head_multiplier": 0.5, "mlp_multipliers": [0.6, 1.4]},
+    **{"ssm_in_multiplier": 1.2, "ssm_out_multiplier": 0.9},
+    "ssm_multipliers": [0.5, 1.5, 0.7, 1.3, 0.9],
+}
+NEMOTRON_H = {
+    "layers_block_type": ["linear_attention", "full_attention", "mlp", "linear_attention"],
+    **{"mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 16},
+}
+QWEN3_NEXT = {
+    **{**ROUTED, "layer_types": ["linear_attention", "full_attention"] * 2},
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
+    **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}
+GEMMA4 = {
+    **{"num_hidden_layers": 6, "sliding_window": 4, "global_head_dim": 16},
+    "layer_types": ["sliding_attention"] * 3
+    + ["full_attention", "sliding_attention", "full_attention"],
+    **{"hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 61},
+}
+LLAMA4 = {**ROUTED, **WIDE, "intermediate_size_mlp": 36, "interleave_moe_layer_step": 2}
 NO_WIDTH = ("falcon", "deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 """Types that compute ``head_dim``."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -213,6 +238,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("lfm2", LFM2),
     "lfm2, adjusted": ("lfm2", {**LFM2, "block_auto_adjust_ff_dim": True}),
     "lfm2_moe": ("lfm2_moe", {**LFM2, **ROUTED, "num_dense_layers": 2}),
+    "falcon_h1": ("falcon_h1", {**FALCON_H1, **WIDE}),
+    "falcon_h1, tied": ("falcon_h1", {**FALCON_H1, "tie_word_embeddings": True}),
+    "falcon_h1, no norm": ("falcon_h1", {**FALCON_H1, "mamba_rms_norm": False}),
+    "nemotron_h": ("nemotron_h", {**NEMOTRON_H, "head_dim": 12}),
+    "nemotron_h, tied": ("nemotron_h", {**NEMOTRON_H, "tie_word_embeddings": True}),
+    "qwen3_next": ("qwen3_next", {**QWEN3_NEXT, "head_dim": 16, "hidden_size": 60}),
+    "qwen3_next, tied": ("qwen3_next", {**QWEN3_NEXT, "tie_word_embeddings": True}),
+    "gemma4": ("gemma4_text", GEMMA4),
+    "gemma4, shared": ("gemma4_text", {**GEMMA4, "num_kv_shared_layers": 2}),
+    "gemma4, twice as wide": (
+        "gemma4_text",
+        {**GEMMA4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True},
+    ),
+    "gemma4, keys as values": (
+        "gemma4_text",
+        {
+            **{**GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 2},
+            **{"hidden_size_per_layer_input": 0, "final_logit_softcapping": 20.0},
+        },
+    ),
+    "llama4": ("llama4_text", LLAMA4),
+    "llama4, two experts": (
+        "llama4_text",
+        {**LLAMA4, "interleave_moe_layer_step": 1, "tie_word_embeddings": True},
+    ),
+    "llama4, one expert": ("llama4_text", {**LLAMA4, "num_experts_per_tok": 1}),
 }
 
 
@@ -238,6 +289,8 @@ def tiny(model_type: str, **more: Any) -> Any:
         for name, held in model.named_buffers():
             if name.endswith(("_correction_bias", "expert_bias")):
                 held.uniform_(-0.2, 0.2)
+            if name.endswith("layer_scalar"):
+                held.uniform_(0.5, 1.5)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if "gelu" in type(child).__name__.lower():
@@ -423,6 +476,85 @@ CHANGED = {
     "no experts at the end": ("ernie4_5_moe", {"moe_layer_end_index": 2}, "they end with layer 2"),
     "no convolution": ("lfm2", {"layer_types": ["full_attention"] * 4}, "both kinds alone"),
     "biases of convolutions": ("lfm2", {"conv_bias": True}, "only with conv_bias: False"),
+    "a gate behind the norm": (
+        "falcon_h1",
+        {"mamba_norm_before_gate": True},
+        "puts out behind its gate",
+    ),
+    "a least step": ("falcon_h1", {"time_step_limit": [0.1, math.inf]}, "time_step_limit"),
+    "a largest step": ("falcon_h1", {"time_step_limit": [0.0, 3.0]}, "time_step_limit"),
+    "no biases of taps": ("falcon_h1", {"mamba_conv_bias": False}, "mamba_conv_bias: True"),
+    "a state that does not divide": ("falcon_h1", {"mamba_d_state": 6}, "6 does not divide"),
+    "nor here": ("nemotron_h", {"ssm_state_size": 6}, "6 does not divide"),
+    "experts of Nemotron-H": (
+        "nemotron_h",
+        {"layers_block_type": ["linear_attention", "full_attention", "moe", "mlp"]},
+        "with experts are not written",
+    ),
+    "no attention": (
+        "nemotron_h",
+        {"layers_block_type": ["linear_attention", "mlp"] * 2},
+        "state spaces and attention alone",
+    ),
+    "wide values": ("qwen3_next", {"linear_value_head_dim": 4}, "here they are 8 and 4"),
+    "not each n-th": (
+        "qwen3_next",
+        {"layer_types": ["linear_attention", "full_attention", "full_attention"]},
+        "each n-th of them",
+    ),
+    "not the last": (
+        "qwen3_next",
+        {"layer_types": ["full_attention", "linear_attention"] * 2},
+        "each n-th of them",
+    ),
+    "experts of Gemma 4": ("gemma4_text", {"enable_moe_block": True}, "enable_moe_block: False"),
+    "another vocabulary": (
+        "gemma4_text",
+        {"vocab_size_per_layer_input": 50},
+        "they have 61 and 50",
+    ),
+    "windows everywhere": (
+        "gemma4_text",
+        {"layer_types": ["sliding_attention"] * 6},
+        "layers of both kinds alone",
+    ),
+    "shared from others": (
+        "gemma4_text",
+        {
+            "num_kv_shared_layers": 2,
+            "layer_types": (["sliding_attention"] * 2 + ["full_attention"] * 2)
+            + ["sliding_attention", "full_attention"],
+        },
+        "from the last two others",
+    ),
+    "rope of Gemma 4": (
+        "gemma4_text",
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+                "sliding_attention": DEFAULT,
+            }
+        },
+        "'linear' and 'default'",
+    ),
+    "experts in other layers": ("llama4_text", {"moe_layers": [0, 1]}, "in each 2th layer"),
+    "no norms of queries": ("llama4_text", {"use_qk_norm": False}, "use_qk_norm: false"),
+    "other chunks": (
+        "llama4_text",
+        {"attention_chunk_size": 4096, "max_position_embeddings": 16384},
+        "attention_chunk_size: 8192",
+    ),
+    "rope in other layers": ("llama4_text", {"no_rope_layers": [1, 0, 1, 0]}, "each 4th layer"),
+    "an odd part of heads": (
+        "glm4",
+        {"rope_parameters": {**DEFAULT, "partial_rotary_factor": 0.25}},
+        "3 channels of a head rotate",
+    ),
+    "dense layers alone": ("glm4_moe", {"first_k_dense_replace": 4}, "all layers are dense"),
+    "of latent attention": ("deepseek_v3", {"first_k_dense_replace": 4}, "all layers are dense"),
+    "of LFM2": ("lfm2_moe", {"num_dense_layers": 4}, "all layers are dense"),
+    "of ERNIE": ("ernie4_5_moe", {"moe_layer_start_index": 4}, "all layers are dense"),
+    "of GLM 4 lite": ("glm4_moe_lite", {"mlp_layer_types": ["dense"] * 4}, "all layers are dense"),
     "scaled experts": ("lfm2_moe", {"routed_scaling_factor": 2.0}, "routed_scaling_factor: 1.0"),
 }
 

@@ -30,14 +30,17 @@ class Fixed:
         self.params = {"a": 1, "b": 1}
         self.owner = {"a": "a", "b": "a"}
 
-    def read(self, _param: str) -> dict[str, Tensor]:
+    def parts(self, _param: str) -> list[None]:
+        return [None]
+
+    def read(self, _param: str, _part: int | None = None) -> dict[str, Tensor]:
         return STATS
 
     def shape(self, _param: str) -> tuple[int, int]:
         rows, columns = W.shape
         return rows, columns
 
-    def weight(self, param: str) -> Tensor:
+    def weight(self, param: str, _part: int | None = None) -> Tensor:
         return W if param == "a" else 2 * W
 
 

@@ -215,3 +215,33 @@ def test_a_token_goes_to_experts_that_are_there(
     with pytest.raises(RecipeError, match=f"{experts} units of 'expert'") as caught:
         check(loaded)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "glm4_moe", "deepseek_v3", "qwen3_5_moe_text"])
+def test_masks_and_inputs_rank_experts_and_their_channels(model_type: str, tmp_path: Path) -> None:
+    """To the end, with gradients of masks and then with the fluctuation of inputs."""
+    channels = {"space": "[{name: ffn, scope: global}]", "target": "keep: 95%"}
+    grouped = model_type in GROUPED
+    cases: dict[str, tuple[str, dict[str, str]]] = {
+        "experts": ("mask_fisher", {"target": f"shape: {{expert: {6 if grouped else 3}}}"}),
+        "channels": ("mask_fisher", channels),
+        "inputs": ("flap", channels),
+    }
+    for name, (criterion, changes) in cases.items():
+        loaded = recipe(tmp_path, model_type, criterion=criterion, **changes)
+        assert check(loaded).data["target_params"]
+        run(loaded, output=tmp_path / name)
+        (end,) = events(tmp_path / name, "end")
+        assert end["status"] == "success"
+        gone = {axis.partition(".")[0] for axis, units in removed(tmp_path / name).items() if units}
+        assert ("expert_ffn" if changes is channels else "expert") in gone
+
+
+def test_what_cannot_rank_channels_of_experts_is_said_before(tmp_path: Path) -> None:
+    changes = {"space": "[ffn]", "target": "keep: 90%"}
+    loaded = recipe(tmp_path, "gpt_oss", criterion="flap", more=", propagate: true", **changes)
+    with pytest.raises(RecipeError, match=r"propagate: 'expert_ffn\.0' are channels of all"):
+        check(loaded)
+    loaded = recipe(tmp_path, "gpt_oss", criterion="ziplm", **changes)
+    with pytest.raises(RecipeError, match=r"second moments, and 'expert_ffn\.0'"):
+        check(loaded)

@@ -108,6 +108,9 @@ MOST = {
 """Largest values of configuration fields, others are widths: sizing takes a step for each unit."""
 
 
+UNUSABLE = "Name another model, or correct that field where the shape is yours."
+
+
 def require_sane(family: Family, config: Config) -> None:
     """Raises SourceError naming the first configuration field that is missing or impossible."""
     optional = [
@@ -122,6 +125,8 @@ def require_sane(family: Family, config: Config) -> None:
         if value > most:
             said = f"{name} is {short(str(value))}, and no model has more than {most:,}"
             raise SourceError(said, where="model.shape", fix="Write the value of its config.json.")
+    if said := family.unusable(config):
+        raise SourceError(said, where="model.shape", fix=UNUSABLE)
     named = family.aliases.get("num_attention_heads", "num_attention_heads")
     if not (heads := config.get(named)):
         return  # state spaces alone

@@ -49,6 +49,28 @@ def _kv_layer(config: Config, layer: int) -> int:
     return owner(config, layer_types(config), layer)
 
 
+def without_owner(config: Config, kinds: Sequence[str]) -> str:
+    """Why keys and values cannot be shared: no layer has those of a kind of attention."""
+    first = first_shared(config)
+    if lost := sorted({*kinds} - {*kinds[: max(first, 0)]}):
+        return (
+            f"num_kv_shared_layers is {config['num_kv_shared_layers']} of "
+            f"{config['num_hidden_layers']}, and no layer before those has {lost[0]}, whose keys "
+            "and values they share"
+        )
+    return ""
+
+
+def _unusable(config: Config) -> str:
+    if not _has_inputs(config) and first_shared(config) < config["num_hidden_layers"]:
+        return (
+            f"num_kv_shared_layers is {config['num_kv_shared_layers']}, and transformers' class "
+            "cuts the inputs of single layers in front of such layers, of which "
+            "hidden_size_per_layer_input: 0 leaves none"
+        )
+    return without_owner(config, layer_types(config))
+
+
 def _own(config: Config, layer: int) -> Fields:
     """What the configuration states for one layer alone."""
     stated = config.get("per_layer_config")
@@ -175,6 +197,7 @@ GEMMA4 = decoder(
     layer_scale="layer_scalar",
     kv_layer=_kv_layer,
     more_than_blocks=_has_inputs,
+    unusable=_unusable,
     staying=_staying,
     resize=_resize,
     attributes=_attributes,

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from effcompress.model.families import llama
-from effcompress.model.families.gemma import PLE, SHARED, owner, per_layer_inputs, shares
+from effcompress.model.families.gemma import (
+    PLE,
+    SHARED,
+    owner,
+    per_layer_inputs,
+    shares,
+    without_owner,
+)
 from effcompress.model.families.hybrids import where
 from effcompress.model.families.llama import LAYER, attention, gated, linear, lm_head, side
 from effcompress.types import Axis, Config, Family, Fields, ModuleSizes, Sublayer, Widths
@@ -173,6 +180,7 @@ GEMMA3N = Family(
     more_products=_mixing,
     epsilon_attribute="eps",
     whole_heads=lambda _: True,
+    unusable=lambda c: without_owner(c, layer_types(c)),
     kv_layer=_kv_layer,
     staying=_staying,
     resize=_resize,

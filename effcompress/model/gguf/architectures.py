@@ -14,6 +14,7 @@ from gguf import MODEL_ARCH as ARCH
 from gguf import MODEL_ARCH_NAMES
 from gguf import MODEL_TENSOR as TENSOR
 
+from effcompress.model.gguf import mixers
 from effcompress.model.gguf import stated as keys
 from effcompress.model.gguf.geometry import head_dim, heads_of, layers_of, rope_kind, rope_of
 from effcompress.model.gguf.stated import Stated
@@ -51,10 +52,14 @@ class Architecture:
     """Header fields of heads and of what rope rotates of them."""
     why_not: Callable[[Config], str] = _never
     """Why a configuration has no place in llama.cpp, beyond ``only``; empty if it has."""
+    why_not_sizes: Callable[[Config], str] = _never
+    """Why its sizes have none."""
     kinds: tuple[str, ...] = ("sliding_attention", "full_attention")
     """Kinds of layers."""
     period: int = 0
-    """All layers but each ``period``-th attend within the window; 0: llama.cpp has no windows."""
+    """All layers but each ``period``-th attend within the window; 0: llama.cpp has no windows, -1:
+    the header says in which layers.
+    """
     partial: bool = False
     """Rope may rotate a part of every head."""
     rotated_by_kind: bool = False
@@ -69,8 +74,18 @@ class Architecture:
     """The fused matrix of queries, keys and values has those of a head together, or of a KV head
     and the query heads that share it.
     """
+    inputs_first: bool = False
+    """Experts are stored inputs first."""
     in_turns: bool = False
-    """Experts are stored inputs first, with channels of gate and up projection in turns."""
+    """Channels of experts' gate and up projection are stored in turns."""
+    changes: Mapping[TENSOR, mixers.Change] = field(default_factory=dict[TENSOR, mixers.Change])
+    """How tensors of the type are stored beyond what is common."""
+    divisors: Callable[[Config], list[float]] | None = None
+    """Divisors of rope's frequencies, one per pair of channels; ``why_not`` then judges rope."""
+    widths: bool = False
+    """The header has the width of every layer's feed-forward block."""
+    numbered: str = ""
+    """What llama.cpp tells from the numbers of layers, which therefore cannot go."""
     latent: bool = False
     """Keys and values are made of one latent vector (MLA)."""
     square: bool = False
@@ -85,6 +100,8 @@ class Architecture:
     """The header has the width of experts in the place of that of dense layers."""
     own_output: bool = False
     """The output matrix must be in the file even where it is the embedding."""
+    unties: bool = False
+    """The class has an output matrix of its own, whatever ``tie_word_embeddings`` says."""
     rope_factors: bool = False
     """Llama 3's rope is computed, from a tensor of divisors."""
     yarn: bool = False
@@ -360,6 +377,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ARCH.GPT_OSS,
         yarn=True,
         own_output=True,
+        inputs_first=True,
         in_turns=True,
         period=2,
         only={
@@ -425,6 +443,73 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "norm_topk_prob": (True, None),
             "routed_scaling_factor": (1.0, None),
         },
+    ),
+    "falcon_h1": Architecture(
+        ARCH.FALCON_H1,
+        stated=mixers.falcon_h1,
+        changes=mixers.FALCON_H1,
+        own_output=True,
+        why_not=mixers.no_falcon_h1,
+        why_not_sizes=mixers.falcon_h1_sizes,
+        only={
+            **_NEVER,
+            **{"mamba_conv_bias": (True, None), "mamba_proj_bias": (False, None)},
+            "projectors_bias": (False, None),
+        },
+    ),
+    "nemotron_h": Architecture(
+        ARCH.NEMOTRON_H,
+        heads=mixers.nemotron_heads,
+        stated=mixers.nemotron_h,
+        changes=mixers.NEMOTRON_H,
+        rotates=False,
+        widths=True,
+        unties=True,
+        why_not=mixers.no_nemotron_h,
+        why_not_sizes=mixers.nemotron_h_sizes,
+        only={
+            **_NEVER,
+            **{"use_bias": (False, None), "mamba_proj_bias": (False, None)},
+            **{"use_conv_bias": (True, None), "sliding_window": (None,)},
+            **{"mlp_hidden_act": ("relu2",), "mamba_hidden_act": ("silu",)},
+        },
+    ),
+    "qwen3_next": Architecture(
+        ARCH.QWEN3NEXT,
+        gain=1,
+        partial=True,
+        stated=mixers.qwen3_next,
+        changes=mixers.QWEN3_NEXT,
+        kinds=("linear_attention", "full_attention"),
+        numbered="full attention",
+        why_not=mixers.no_qwen3_next,
+        only={**_NEVER, **_ALL_EXPERTS, "norm_topk_prob": (True,)},
+    ),
+    "gemma4_text": Architecture(
+        ARCH.GEMMA4,
+        _GEMMA,
+        heads=mixers.gemma4_heads,
+        stated=mixers.gemma4,
+        divisors=mixers.proportional,
+        period=-1,
+        partial=True,
+        widths=True,
+        why_not=mixers.no_gemma4,
+        only={
+            **_NEVER,
+            "enable_moe_block": (False, None),
+            "use_bidirectional_attention": (None, "vision"),
+        },
+    ),
+    "llama4_text": Architecture(
+        ARCH.LLAMA4,
+        rope_factors=True,
+        no_rope=4,
+        inputs_first=True,
+        stated=mixers.llama4,
+        kinds=("chunked_attention", "full_attention"),
+        why_not=mixers.no_llama4,
+        only=_NEVER,
     ),
 }
 """``model_type`` -> how llama.cpp computes it."""

@@ -17,7 +17,8 @@ def first(config: Config, *names: str) -> Any:
 
 def layers_of(config: Config) -> int:
     """Number of layers."""
-    return int(first(config, "num_hidden_layers", "n_layer"))
+    stated = first(config, "num_hidden_layers", "n_layer")
+    return int(stated) if stated is not None else len(config["layers_block_type"])
 
 
 def heads_of(config: Config) -> tuple[int, int]:
@@ -104,9 +105,9 @@ def others(layers: int, period: int) -> list[bool]:
 
 
 def windows_fit(config: Config, period: int) -> bool:
-    """Whether all layers but each ``period``-th attend within a window, and no others."""
+    """Whether all layers but each ``period``-th attend within a window, and no others; -1: any."""
     found = windows_of(config)
-    return bool(period) and any(found) and found == others(len(found), period)
+    return bool(period) and any(found) and (period < 0 or found == others(len(found), period))
 
 
 def window_ends(config: Config, period: int = 0) -> int:
@@ -129,3 +130,14 @@ def context_of(config: Config, period: int = 0) -> int:
 def is_square(config: Config) -> bool:
     """Whether heads fill the hidden size."""
     return heads_of(config)[0] * head_dim(config) == hidden_of(config)
+
+
+def is_dense(config: Config) -> bool:
+    """Whether a type with experts has none in this configuration: all layers are dense ones."""
+    if kinds := config.get("mlp_layer_types"):
+        return "sparse" not in kinds
+    if (routed := config.get("moe_layers")) is not None:
+        return not routed
+    starts = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+    stated = first(config, *starts)
+    return stated is not None and int(stated) >= layers_of(config)

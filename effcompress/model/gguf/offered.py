@@ -9,12 +9,14 @@ from effcompress.model.gguf.geometry import (
     head_dim,
     heads_of,
     hidden_of,
+    is_dense,
     is_square,
     layers_of,
     local_rope,
     others,
     rope_kind,
     rope_of,
+    rotated_of,
     window_ends,
     windows_fit,
 )
@@ -43,6 +45,11 @@ def needs_depth(config: Config) -> str:
     known = ARCHITECTURES[str(config["model_type"])]
     if known.latent and not config.get("q_lora_rank"):
         return known.why_not({**config, "num_hidden_layers": 0})
+    if known.numbered:
+        return (
+            f"llama.cpp tells the layers of {config['model_type']} models that have "
+            f"{known.numbered} by their numbers, which change when layers go"
+        )
     if not known.rotated_by_kind and not known.no_rope:
         return ""
     return (
@@ -95,6 +102,11 @@ def why_not(config: Config) -> str:
             return (
                 f"llama.cpp computes {model_type} models only with {name}: {values[0]}, not {said}"
             )
+    if is_dense(found):
+        return (
+            f"llama.cpp opens {model_type} models with experts alone, and here all layers are "
+            "dense ones"
+        )
     return _why_no_rope(found, chosen(found)) or _why_no_kinds(found, known) or known.why_not(found)
 
 
@@ -103,8 +115,8 @@ def why_not_sizes(config: Config) -> str:
     ``why_not`` says nothing.
     """
     known = chosen(config)
-    if not known.square or is_square(config):
-        return ""
+    if (said := known.why_not_sizes(config)) or not known.square or is_square(config):
+        return said
     heads, width = heads_of(config)[0], head_dim(config)
     return (
         f"llama.cpp takes {config['model_type']} models whose heads fill the hidden size, and here "
@@ -126,6 +138,11 @@ def said_of(config: Config) -> str:
 
 def nearly(config: Config) -> str:
     """What llama.cpp computes a little otherwise; empty if it computes what transformers do."""
+    if config["model_type"] == "nemotron_h" and (least := config.get("time_step_min")):
+        return (
+            f"llama.cpp has no least step of a state space (`time_step_min: {least}`), so logits "
+            "differ a little where steps are shorter, as those of the published gguf files do"
+        )
     rope = rope_of(config)
     if rope_kind(rope) != "yarn" or rope.get("truncate", True):
         return ""
@@ -139,7 +156,7 @@ def _why_no_rope(config: Config, known: Architecture) -> str:
     model_type, rope = config["model_type"], rope_of(config)
     kinds = ["default", "linear"]
     kinds += ["llama3"] if known.rope_factors else ["yarn"] if known.yarn else []
-    if not known.rotates:
+    if not known.rotates or known.divisors is not None:
         return ""
     if (kind := rope_kind(rope)) not in kinds:
         said = f"{', '.join(kinds[:-1])} and {kinds[-1]} are"
@@ -150,6 +167,8 @@ def _why_no_rope(config: Config, known: Architecture) -> str:
     )
     if part != 1.0 and not known.partial:
         return f"llama.cpp rotates whole heads of {model_type} models, this one rotates a part"
+    if part != 1.0 and (rotated := rotated_of(config)) % 2:
+        return f"{rotated} channels of a head rotate, and rope needs an even number"
     return ""
 
 

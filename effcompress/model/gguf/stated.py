@@ -18,6 +18,8 @@ from effcompress.model.gguf.geometry import (
 from effcompress.types import Config
 
 Stated = Iterator[tuple[str, Any]]
+UNCAPPED = 2.0**24
+"""A cap that fp32 does not notice: without the key llama.cpp caps products at 50, logits at 30."""
 
 
 def nothing(config: Config) -> Stated:
@@ -66,8 +68,7 @@ def gemma2(config: Config) -> Stated:
         ("attn_logit_softcapping", "attn_logit_softcapping"),
         ("final_logit_softcapping", "final_logit_softcapping"),
     ):
-        # Without the key llama.cpp caps at 50 and 30; at 2^24 fp32 does not notice the cap.
-        yield key, float(config.get(field_) or 2.0**24)
+        yield key, float(config.get(field_) or UNCAPPED)
 
 
 def granite(config: Config) -> Stated:

@@ -36,6 +36,7 @@ from effcompress.model.gguf.geometry import (
     rope_of,
     windows_fit,
 )
+from effcompress.model.gguf.mixers import of_keys_and_gate
 from effcompress.model.gguf.offered import chosen, why_not, why_not_sizes
 from effcompress.model.gguf.vocabulary import read_vocabulary
 from effcompress.model.gguf.write import DType, Entry, interleaved, rope_factors, store
@@ -112,7 +113,7 @@ def entries_of(model: Model, tensors: Mapping[str, Tensor]) -> Iterator[Entry]:
     # Architectures name tensors alike; only the type's own one has its fused matrices in the table.
     own_arch = ARCHITECTURES[str(model.config["model_type"])].arch
     names = get_tensor_name_map(own_arch, layers_of(model.config))
-    tied = bool(model.config.get("tie_word_embeddings", False))
+    tied = bool(model.config.get("tie_word_embeddings", False)) and not model.known.unties
     by_head = dict[str, list[Tensor]]()
     for theirs, tensor in tensors.items():
         if theirs.endswith(_UNUSED) or (tied and theirs in _HEADS):
@@ -127,9 +128,11 @@ def entries_of(model: Model, tensors: Mapping[str, Tensor]) -> Iterator[Entry]:
             continue
         yield from _changed(model, kind, entry)
         if tied and model.known.own_output and kind == T.TOKEN_EMBD:
-            yield _entry("output.weight", tensor)
+            yield from _changed(model, T.OUTPUT, _entry("output.weight", tensor))
     for own, parts in by_head.items():
         yield _entry(own, torch.stack(parts))
+    if model.known.divisors is not None:
+        yield _entry("rope_freqs.weight", torch.tensor(model.known.divisors(model.config)))
     if model.known.rope_factors and (divisors := rope_factors(model.config, model.width)):
         yield _entry("rope_freqs.weight", torch.tensor(divisors))
 
@@ -137,8 +140,9 @@ def entries_of(model: Model, tensors: Mapping[str, Tensor]) -> Iterator[Entry]:
 def _named(names: TensorNameMap, theirs: str) -> tuple[T, str]:
     """Kind and name of a tensor in llama.cpp. Raises SourceError where it has none."""
     listed = _listed(theirs)
-    # Of Bloom, the tables have some names without the first part.
-    for name in (listed, listed.removeprefix("transformer.")):
+    # Of Bloom, the tables have some names without the first part, of Nemotron-H with another one.
+    others = (listed.removeprefix("transformer."), re.sub(r"^model\.", "backbone.", listed))
+    for name in (listed, *others):
         for own in (name, name.replace(".router.weight", ".router.layer.weight")):
             if found := names.get_type_and_name(own, (".weight", ".bias")):
                 return found
@@ -149,7 +153,8 @@ def _listed(theirs: str) -> str:
     """The name of a tensor as older versions of transformers have it, and gguf's tables do."""
     plain = _OF_HEAD.sub(".", theirs).replace(".gate.moe_statics.", ".moe_statics.")
     plain = plain.replace(".e_score_correction_bias", ".e_score_correction.bias")
-    plain = plain.replace(".expert_bias", ".expert_bias.bias")
+    plain = plain.replace(".expert_bias", ".expert_bias.bias").replace(".dt_bias", ".dt_proj.bias")
+    plain = plain.replace(".layer_scalar", ".layer_scalar.weight")
     return f"{plain}.weight" if plain.endswith(".sinks") else plain
 
 
@@ -169,7 +174,7 @@ def _experts(model: Model, block: int, name: str, bias: bool, tensor: Tensor) ->
         f"{TENSOR_NAMES[kind].format(bid=block)}.{'bias' if bias else 'weight'}"
         for kind in (T.FFN_DOWN_EXP, T.FFN_GATE_EXP, T.FFN_UP_EXP)
     )
-    if model.known.in_turns and not bias:
+    if model.known.inputs_first and not bias:
         tensor = tensor.transpose(1, 2)
     if name == "down_proj":
         yield _entry(down, tensor)
@@ -198,12 +203,21 @@ def _latent(model: Model, entry: Entry) -> Iterator[Entry]:
         yield _map(entry, change, entry.name.replace("attn_kv_b", f"attn_{part}_b"))
 
 
+def _linear_attention(model: Model, entry: Entry) -> Iterator[Entry]:
+    """Queries, keys and values of linear attention, and its gates, apart."""
+    for name in ("attn_qkv", "attn_gate"):
+        named = entry.name.replace("ssm_in", name)
+        yield _map(entry, lambda t, name=name: dict(of_keys_and_gate(model.config, t))[name], named)
+
+
 def _changed(model: Model, kind: T, entry: Entry) -> Iterator[Entry]:
     """The tensor as llama.cpp has it, in several where transformers fuse."""
     known, entry = model.known, _laid_out(model, kind, _scaled(model, kind, entry))
     split = known.arch == MODEL_ARCH.LLAMA
     if kind == T.ATTN_KV_B and known.latent:
         yield from _latent(model, entry)
+    elif kind == T.SSM_IN and known.arch == MODEL_ARCH.QWEN3NEXT:
+        yield from _linear_attention(model, entry)
     elif kind == T.ATTN_QKV and split:
         counts = (model.heads, model.kv_heads, model.kv_heads)
         for own, heads, part in zip("qkv", counts, _parts(model, entry, counts), strict=True):
@@ -241,6 +255,8 @@ def _scaled(model: Model, kind: T, entry: Entry) -> Entry:
 def _laid_out(model: Model, kind: T, entry: Entry) -> Entry:
     """The tensor with llama.cpp's dimensions, and its order of channels."""
     known = model.known
+    if kind in known.changes and (kind != T.SSM_CONV1D or entry.name.endswith(".weight")):
+        return _map(entry, partial(known.changes[kind], model.config))
     if known.transposed and entry.name.endswith(".weight") and kind in _LINEAR:
         return _map(entry, lambda t: t.T)
     if kind in (T.FFN_GATE_INP_SHEXP, T.FFN_EXP_PROBS_B):
@@ -318,6 +334,10 @@ def _feed_forward(writer: GGUFWriter, model: Model, shapes: Shapes) -> None:
         next((shape for name, shape in shapes.items() if name.endswith(f".ffn_down{kind}")), None)
         for kind in (".weight", "_exps.weight")
     )
+    if model.known.widths:
+        each = (shapes.get(f"blk.{i}.ffn_down.weight") for i in range(layers_of(model.config)))
+        writer.add_feed_forward_length([shape[1] if shape else 0 for shape in each])
+        return
     wide = dense[1] if dense else _ffn(model)
     if experts:
         writer.add_expert_count(experts[0])

@@ -38,6 +38,9 @@ _WHOLE = (
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
     "shortconv.conv.weight",
+    "ssm_conv1d.weight",
+    "ssm_a",
+    "ssm_d",
     ".bias",  # of experts, which have two dimensions
 )
 
