@@ -1697,8 +1697,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/removal/ledger.py",
-        "there = (held_G[at] == wanted) & alive_G[at]",
-        "there = held_G[at] == wanted",
+        "there = (held_G.index_select(0, at) == wanted) & alive_G.index_select(0, at)",
+        "there = held_G.index_select(0, at) == wanted",
         ("tests/removal/test_ledger.py::test_a_masked_unit_is_gone_before_any_commit",),
         "a unit may be removed twice",
     ),
