@@ -1268,8 +1268,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/measure/statistics.py",
-        "variance = (square - mean.square()).clamp_(min=0.0)",
-        "variance = square",
+        "variance = torch.as_tensor(self.spread / self.tokens)",
+        "variance = torch.as_tensor(self.spread / self.tokens) + mean.square()",
         ("tests/measure/test_statistics.py::test_statistics_of_inputs",),
         "the variance is the second moment",
     ),
