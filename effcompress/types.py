@@ -524,7 +524,15 @@ class AxisMap:
 
     def axes(self, kind: str) -> list[str]:
         """Names of the axes of one kind, in layer order: ``ffn`` -> ``ffn.0, ffn.1, ...``."""
-        return [name for name in self.by_axis if axis_kind(name) == kind]
+        return [*self._by_kind.get(kind, ())]
+
+    @cached_property
+    def _by_kind(self) -> dict[str, list[str]]:
+        """Axis kind -> the names of its axes."""
+        found: dict[str, list[str]] = {}
+        for name in self.by_axis:
+            found.setdefault(axis_kind(name), []).append(name)
+        return found
 
     def sets(
         self, kind: str, *, skip_layers: Iterable[int] = (), **limits: Unpack[Limits]

@@ -81,6 +81,12 @@ def _lowest(work_IO: Tensor, factor_II: Tensor, start: int, stop: int, sparsity:
     return lowest(score_BO, zeros, "layer")
 
 
+LAZY = 16
+"""Columns whose errors reach the rest of their block at once, by one product; with a pattern, those
+of one group.
+"""
+
+
 def _columns(
     work_IO: Tensor,
     factor_II: Tensor,
@@ -96,13 +102,20 @@ def _columns(
     block_BO, gone_BO = work_IO[start:stop], gone_IO[start:stop]
     diagonal_B1 = factor_II.diagonal()[start:stop, None]
     row_BB = factor_II[start:stop, start:stop] / diagonal_B1
-    for j in range(stop - start):
-        if pattern is not None and j % pattern.of == 0:
-            group = slice(j, j + pattern.of)
-            score_OM = _errors(block_BO[group], diagonal_B1[group, 0]).T
-            gone_BO[group] = lowest(score_OM, pattern).T
-        error_O = torch.mul(block_BO[j], gone_BO[j], out=error_BO[j])
-        block_BO[j:].addr_(row_BB[j, j:], error_O, alpha=-1.0)
+    columns, gone, errors = block_BO.unbind(0), gone_BO.unbind(0), error_BO.unbind(0)
+    step = LAZY if pattern is None else pattern.of
+    for first in range(0, stop - start, step):
+        last = min(first + step, stop - start)
+        if pattern is not None:
+            score_OM = _errors(block_BO[first:last], diagonal_B1[first:last, 0]).T
+            gone_BO[first:last] = lowest(score_OM, pattern).T
+        earlier_OM = error_BO[first:last].T
+        for j in range(first, last):
+            if j > first:
+                row_M = row_BB[first:j, j]
+                columns[j].addmv_(earlier_OM[:, : j - first], row_M, alpha=-1.0)
+            torch.mul(columns[j], gone[j], out=errors[j])
+        block_BO[last:].addmm_(row_BB[first:last, last:].T, error_BO[first:last], alpha=-1.0)
     block_BO.masked_fill_(gone_BO, 0.0)  # what is left of rounding
     return error_BO.div_(diagonal_B1)
 

@@ -141,15 +141,16 @@ def add(tensor: Tensor, value: Tensor) -> None:
     here.add_(value[start : start + here.shape[0]])
 
 
-@torch.no_grad()
 def clear(tensor: Tensor, dim: int, index: Tensor) -> None:
     """Zeroes positions ``index`` along ``dim``, each rank in its own rows. Sends nothing."""
-    here = own(tensor)
-    index = index.to(here.device)
+    here = own(tensor).detach()
     if is_sharded(tensor) and dim == 0:
         index = index - first_row(tensor)
         index = index[(index >= 0) & (index < here.shape[0])]
-    here.index_fill_(dim, index, 0.0)
+    if len(index) == 1:  # of one position, index_fill_ takes twice as long
+        here.select(dim, int(index)).zero_()
+    else:
+        here.index_fill_(dim, index.to(here.device), 0.0)
 
 
 @torch.no_grad()

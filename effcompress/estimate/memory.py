@@ -41,7 +41,7 @@ from effcompress.types import AxisMap, GroupSet, Widths, axis_layer
 FP32 = 4
 PROBE = 48
 """Length of the sequences on which a commit proves that the function stayed the same."""
-TESTED = 16
+TESTED = 8
 """Tokens of these that a commit is tested on where every token meets all weights: in models without
 experts, to each of which a router sends only a few.
 """

@@ -49,7 +49,7 @@ def layers_of(module: nn.Module, pattern: str) -> list[Layer]:
     for number in range(len(list(container.children()))):
         path = pattern.replace("{i}", str(number))
         block = module.get_submodule(path)
-        own = linears(module, f"{path}.")
+        own = {f"{path}.{name}": dim for name, dim in linears(block).items()}
         named = [(f"{path}.{name}", p) for name, p in block.named_parameters()]
         others = tuple(name for name, p in named if p.dim() > 1 and name not in own)
         found.append(Layer(number, path, own, others))

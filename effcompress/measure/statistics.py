@@ -68,27 +68,42 @@ class Streaming:
         )
 
 
+BLOCK = 2048
+"""Tokens whose sums are in fp32 before they are added in fp64."""
+
+
 @dataclass
 class _Moments:
-    """Sums of ``x`` and ``x^2`` over tokens, ``[I]`` each."""
+    """Sum of ``x`` over tokens and of its squared distance from the mean, ``[I]`` each in fp64.
+
+    Those of a block of tokens are made in fp32, the distance from the block's own mean: unlike that
+    of squares and a square of sums, no difference of large numbers is rounded. Blocks are added as
+    in Chan, Golub and LeVeque (1979), eq. 2.1.
+    """
 
     total: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
+    spread: Tensor | float = 0.0
     tokens: int = 0
 
     def add(self, x: Tensor) -> None:
         """One sequence, ``[T, I]``."""
-        self.total = self.total + x.sum(0)
-        self.squares = self.squares + x.square().sum(0)
-        self.tokens += len(x)
+        for rows in x.split(BLOCK):
+            wide = rows if rows.dtype == torch.float64 else rows.float()
+            n, mean = len(wide), wide.mean(0)
+            spread = (wide - mean).square_().sum(0).double()
+            if self.tokens:
+                apart = self.total / self.tokens - mean
+                spread += apart.square() * (self.tokens * n / (self.tokens + n))
+            self.total = self.total + n * mean.double()
+            self.spread = self.spread + spread
+            self.tokens += n
 
     def read(self) -> dict[str, Tensor]:
         """``input_mean``, ``input_norm`` (root of the mean square) and ``input_variance``."""
         mean = torch.as_tensor(self.total / self.tokens)
-        square = torch.as_tensor(self.squares / self.tokens)
-        # Rounding can leave a channel that never changes a variance just below zero.
-        variance = (square - mean.square()).clamp_(min=0.0)
-        return {"input_mean": mean, "input_norm": square.sqrt(), "input_variance": variance}
+        variance = torch.as_tensor(self.spread / self.tokens)
+        norm = (variance + mean.square()).sqrt()
+        return {"input_mean": mean, "input_norm": norm, "input_variance": variance}
 
 
 @final
@@ -153,10 +168,10 @@ class InputStatistics(InputHooks):
         if (owner, part) not in self._layers:
             streams = [Streaming(plugin) for plugin in self._statistics]
             self._layers[owner, part] = [*([_Moments()] if self._moments else []), *streams]
-        for row_TI in x.reshape(-1, *x.shape[-2:]) if x.dim() > 2 else x[None]:
-            x_TI = row_TI.double()
+        for x_TI in x.reshape(-1, *x.shape[-2:]) if x.dim() > 2 else x[None]:
+            wide_TI = x_TI.double() if self._statistics else x_TI
             for kept in self._layers[owner, part]:
-                kept.add(x=x_TI)
+                kept.add(x=x_TI if isinstance(kept, _Moments) else wide_TI)
 
     @torch.no_grad()
     def _add_experts(

@@ -24,7 +24,7 @@ from effcompress.registry import Bound
 from effcompress.removal.compensate import Inputs, compensate
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.modules import per_expert, router_of
-from effcompress.removal.norms import heed, narrow, norms
+from effcompress.removal.norms import heed, narrow, normalised, norms
 from effcompress.removal.novices import keeps_rows, settle, substitute
 from effcompress.removal.optimizer import moments, require_no_gradient
 from effcompress.removal.repairs import for_norms
@@ -54,7 +54,8 @@ def mask(
     """
     by_name = {s.name: s for s in sets}
     params = dict(module.named_parameters())
-    the_norms = list(norms(module, axes))
+    over_norms = plan.keys() & normalised(axes)
+    the_norms = list(norms(module, axes)) if over_norms else []
     for name in plan.keys() - by_name.keys():
         raise SurgeryError("the plan names a group set that the model does not have", where=name)
     # Before anything is zeroed: a repair reads the columns that are about to go.
@@ -64,9 +65,12 @@ def mask(
     widths = {**axes.widths, **ledger.widths()}
     for name, units in plan.items():
         positions = ledger.positions(name, units)
+        index: dict[int, Tensor] = {}  # most members of a set share one table of positions
         for member in by_name[name].members:
-            index = member.index_GB[positions].flatten()
-            _zero(member, params[member.param], index, optimizer)
+            table_GB = member.index_GB
+            if id(table_GB) not in index:
+                index[id(table_GB)] = table_GB.index_select(0, positions).flatten()
+            _zero(member, params[member.param], index[id(table_GB)], optimizer)
         ledger.bury(name, positions)
         _require_even(by_name[name], ledger)
         over = [norm for norm in the_norms if name in norm.segment.names]

@@ -14,8 +14,8 @@ from effcompress.errors import SurgeryError
 
 def moments(optimizer: Optimizer | None, p: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
     """Yields the state tensors shaped like ``p`` with their keys (Adam: exp_avg, exp_avg_sq)."""
-    if optimizer is not None and p in optimizer.state:  # a look-up alone would create an entry
-        for key, value in _tensors(optimizer.state[p]):
+    if optimizer is not None:
+        for key, value in _tensors(optimizer.state.get(p, {})):  # `state[p]` would create an entry
             if value.shape == p.shape:
                 yield key, value
 

@@ -1268,8 +1268,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/measure/statistics.py",
-        "variance = (square - mean.square()).clamp_(min=0.0)",
-        "variance = square",
+        "variance = torch.as_tensor(self.spread / self.tokens)",
+        "variance = torch.as_tensor(self.spread / self.tokens) + mean.square()",
         ("tests/measure/test_statistics.py::test_statistics_of_inputs",),
         "the variance is the second moment",
     ),
@@ -1697,8 +1697,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/removal/ledger.py",
-        "there = (held_G[at] == wanted) & alive_G[at]",
-        "there = held_G[at] == wanted",
+        "there = (held_G.index_select(0, at) == wanted) & alive_G.index_select(0, at)",
+        "there = held_G.index_select(0, at) == wanted",
         ("tests/removal/test_ledger.py::test_a_masked_unit_is_gone_before_any_commit",),
         "a unit may be removed twice",
     ),
