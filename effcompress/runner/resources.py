@@ -6,13 +6,13 @@ training steps (calibration, search, fits, repairs). Steps are counted by arithm
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
 from effcompress.distributed.repeated import by_all, repeating
@@ -128,6 +128,22 @@ class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0.0
+        self._known: dict[Hashable, float] = {}
+
+    @contextlib.contextmanager
+    def like(self, key: Hashable) -> Iterator[None]:
+        """Counts what runs inside as much as it was the first time with this ``key``. Every
+        operator that is counted goes through Python, which hundreds of thousands of small ones
+        notice.
+        """
+        if key in self._known:
+            with _disable_current_modes():
+                yield
+            self.total += self._known[key]
+        else:
+            before = self.total
+            yield
+            self._known[key] = self.total - before
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -146,16 +162,16 @@ class Operations(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def counted(state: RunState, *, alike: bool = False) -> Iterator[None]:
+def counted(state: RunState, *, alike: bool = False) -> Iterator[Operations]:
     """Adds what runs inside to the state's operations. ``alike``: every process computes the same,
     which counts once. Not in memory, where the passes are the script's.
     """
     if state.loss_of is not None:
-        yield
+        yield Operations()
         return
     once = by_all(state.world) if alike else contextlib.nullcontext()
     with Operations() as operations, once:
-        yield
+        yield operations
     state.operations += operations.total
 
 

@@ -14,7 +14,7 @@ from effcompress.measure.grams import Grams, Squares
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner.measuring import ALL_TOKENS, calibration_text
-from effcompress.runner.resources import Meter, counted, drained
+from effcompress.runner.resources import Meter, Operations, counted, drained
 from effcompress.runner.state import RunState
 from effcompress.sparsity.apply import counts, require_pattern, sparsified
 from effcompress.sparsity.magnitude import reads_inputs
@@ -37,9 +37,9 @@ def sparsify_event(state: RunState, spec: SparsifySpec, log: Log) -> None:
     module = state.unwrapped
     layers = _wanted(state, spec, log)
     params = dict(module.named_parameters())
-    with counted(state, alike=True):
+    with counted(state, alike=True) as operations:
         for done, (layer, block) in enumerate(_turns(state, spec, layers, log), start=1):
-            _block(state, spec, params, layer, block)
+            _block(state, spec, params, layer, block, operations)
             log.progress("block", done, len(layers))
     rows: list[events.LayerZeros] = []  # of all layers; those that stayed dense have no zeros
     for layer in layers_of(module, state.pruned.family.layer):
@@ -111,6 +111,7 @@ def _block(
     params: Mapping[str, Tensor],
     layer: Layer,
     block: Block | None,
+    operations: Operations,
 ) -> None:
     """Makes the zeros of one layer, which is gathered; ``params``: the model's parameters, which
     may be sharded.
@@ -128,7 +129,8 @@ def _block(
             weight = state.module.get_parameter(name).detach()
             weight_OI = weight.T if dims[name] == 0 else weight
             how = spec.fraction, spec.n_of_m, name
-            new_OI = sparsified(spec.method, weight_OI, read.get(name), *how)
+            with operations.like(weight_OI.shape):
+                new_OI = sparsified(spec.method, weight_OI, read.get(name), *how)
             weight_OI.copy_(new_OI)
             state.sparse.append(name)
             if state.recipe.train is not None:  # training must know where

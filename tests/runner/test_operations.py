@@ -59,6 +59,22 @@ def test_products_and_factorisations_count_as_textbooks_do() -> None:
         assert counted.total == expected
 
 
+def test_what_is_alike_counts_without_being_watched() -> None:
+    a, seen = torch.eye(6), 0.0
+    with Operations() as operations:
+        for k in range(3):
+            before = operations.total
+            with operations.like((6, 6)):
+                a @ (a @ a if k == 1 else a)  # as much as the first time, whatever it does
+            assert operations.total - before == 2 * 6**3
+        with operations.like((6, 4)):
+            a @ a[:, :4]
+        seen = operations.total
+        a @ a
+    assert seen == 3 * 2 * 6**3 + 2 * 6 * 6 * 4
+    assert operations.total == seen + 2 * 6**3, "watched again"
+
+
 def test_attention_counts_the_half_that_a_causal_mask_leaves() -> None:
     q, k = torch.randn(2, 3, 8, 4), torch.randn(2, 3, 8, 4, requires_grad=True)
     with Operations() as counted:
