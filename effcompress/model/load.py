@@ -142,6 +142,10 @@ def _random(
     return _drawn(build, seed, rows_of, say)
 
 
+UNBUILT = (ValueError, TypeError, RuntimeError, AssertionError, LookupError, ImportError)
+"""What classes raise where they cannot be built: for want of a package, too."""
+
+
 def _drawn(
     build: Callable[[], Any], seed: int, rows_of: RowsOf | None, say: Progress | None
 ) -> tuple[nn.Module, Mapping[str, Tensor]]:
@@ -158,7 +162,7 @@ def _drawn(
             if say:
                 say("this class draws its weights together: each process holds all of them once")
             return module, reduced(module, rows_of)
-        except (ValueError, TypeError, RuntimeError, AssertionError, LookupError) as error:
+        except UNBUILT as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SourceError(
                 f"transformers cannot build this model: {said}", where="model.shape"

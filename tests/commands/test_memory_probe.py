@@ -141,7 +141,7 @@ def test_phases_by_hand(tmp_path: Path) -> None:
     assert backward.activations == 4 * 32 * said.layers
     assert backward.logits == 4 * 32 * 12 * 258
     assert held["evaluation"].logits == 2 * 32 * 12 * 258
-    assert held["cut"].working == 4 * 3 * 16 * 258 > embedding
+    assert held["cut"].working == embedding > 4 * 3 * 8 * 258, "more than the self-test's logits"
     assert held["checkpoint"].working == 3 * weights + update.saliency
 
 

@@ -175,5 +175,8 @@ def test_the_real_model():
 def test_a_shape_that_transformers_cannot_build_is_named():
     shape = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4}
     spec = ModelSpec(random=True, shape={**shape, "num_hidden_layers": 1, "hidden_act": "magic"})
-    with pytest.raises(SourceError, match=r"cannot build this model: .*magic"):
+    with pytest.raises(SourceError, match=r"model.shape.hidden_act: .*magic"):
         load(spec)
+    other = {**shape, "num_hidden_layers": 1, "attn_implementation": "flash_attention_2"}
+    with pytest.raises(SourceError, match=r"cannot build this model: .*Flash"):  # not installed
+        load(ModelSpec(random=True, shape=other))

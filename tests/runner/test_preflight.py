@@ -102,7 +102,7 @@ def test_a_half_set_launcher_is_refused(
     ("change", "message"),
     [
         ("model.shape.num_attention_heads=0", "num_attention_heads is 0"),
-        ("model.shape.hidden_size=abc", "hidden_size is 'abc'"),
+        ("model.shape.hidden_size=abc", "hidden_size: 'abc' is not a whole number"),
         ("model.shape.hidden_size=1000000000", "hidden_size is 1000000000, and no model"),
         ("model.shape.num_hidden_layers=100000", "no model has more than 256"),
         ("model.shape.vocab_size=1000000000", "vocab_size is 1000000000, and no model"),
