@@ -255,6 +255,10 @@ def needs_all_ranks(module: nn.Module) -> bool:
     return hasattr(module, "set_requires_gradient_sync")  # an FSDPModule
 
 
+LET_GO = 0.1
+"""Seconds between the last collective of a group and its end."""
+
+
 @contextmanager
 def joined() -> Iterator[World]:
     """Joins the process group of the launcher (``torchrun``, ``accelerate launch``, SLURM's
@@ -306,6 +310,9 @@ def joined() -> Iterator[World]:
         if _heart is not None:
             _heart.over.set()
         _heart = None
+        # Gloo's threads let go of the tensors of the last collectives now, for which they need the
+        # interpreter's lock. Whoever destroys the group holds it and waits for these threads.
+        time.sleep(LET_GO)
         dist.destroy_process_group()
 
 
