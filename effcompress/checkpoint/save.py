@@ -27,7 +27,7 @@ from torch import Tensor
 
 from effcompress import fault, processes
 from effcompress.distributed.world import ALONE, World
-from effcompress.errors import RunError
+from effcompress.errors import RunError, first_line
 
 FORMAT = 4
 """4: one copy of the record for all checkpoints; 3: ``state.json`` is hashed, too, and each has a
@@ -305,7 +305,7 @@ def _sound(
                 require_like(values, like)
             _opened(path)
         except (OSError, SafetensorError, *MISFITS) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            first = first_line(error) or type(error).__name__
             then = "there is none before it" if path == found[0] else "trying the one before"
             warn(f"checkpoint {path.name} is damaged ({first}); {then}")
         else:

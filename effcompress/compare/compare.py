@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from effcompress.compare.entries import Job, enter, name_of, place
 from effcompress.compare.processes import Progress, run_all
@@ -51,8 +50,14 @@ def compare(
     jobs = [job for some in rounds for job in some if job is not None]
     failed: dict[Path, str] = {}
     try:
-        how: Any = {"offline": offline, "measurements": folder.resolve() / MEASUREMENTS}
-        failed |= run_all(jobs, at_once, progress, **how, stopping=stopping)
+        failed |= run_all(
+            jobs,
+            at_once,
+            progress,
+            offline=offline,
+            measurements=folder.resolve() / MEASUREMENTS,
+            stopping=stopping,
+        )
     finally:
         # In `finally`: an interrupted comparison writes its page, too.
         methods: list[Method] = []

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, final
+from typing import IO, Protocol, final
 
 from effcompress.compare.entries import Job, require_same
 from effcompress.errors import EffcompressError, Stopped
@@ -104,13 +104,11 @@ def run_all(
     failed: dict[Path, str] = {}
     try:
         if at_once == 0:
-            how: Any = {"offline": offline, "measurements": measurements, "stopping": stopping}
-            _here(waiting, progress, failed, **how)
+            _here(waiting, progress, failed, offline, measurements, stopping)
         else:
             # By all jobs, so that those which are left of a comparison run as the others did.
             variables = _threads(min(at_once, len(jobs)))
-            how = {"offline": offline, "measurements": measurements}
-            _processes(waiting, at_once, variables, progress, failed, **how)
+            _processes(waiting, at_once, variables, progress, failed, offline, measurements)
     finally:
         progress.close()
     return failed
@@ -120,7 +118,9 @@ def _here(
     waiting: deque[Job],
     progress: Progress,
     failed: dict[Path, str],
-    **how: Any,
+    offline: bool,
+    measurements: Path,
+    stopping: Stopping | None,
 ) -> None:
     from effcompress.runner.run import run
 
@@ -129,7 +129,14 @@ def _here(
         started = time.monotonic()
         reason = ""
         try:
-            run(job.loaded, output=job.folder, resume=True, **how)
+            run(
+                job.loaded,
+                output=job.folder,
+                resume=True,
+                offline=offline,
+                stopping=stopping,
+                measurements=measurements,
+            )
         except Stopped:  # the remaining jobs must not begin
             raise
         except EffcompressError as error:
@@ -157,16 +164,14 @@ def _processes(
     variables: Mapping[str, str],
     progress: Progress,
     failed: dict[Path, str],
-    *,
     offline: bool,
     measurements: Path,
 ) -> None:
     running: list[Running] = []
-    how: Any = {"offline": offline, "measurements": measurements}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                running.append(_start(waiting.popleft(), variables, **how))
+                running.append(_start(waiting.popleft(), variables, offline, measurements))
                 progress.started(running[-1].job)
             for one in running.copy():
                 # Before the record is read, so that its last event is seen.
@@ -198,7 +203,7 @@ def command(job: Job, *, offline: bool, measurements: Path | None = None) -> lis
     return [*words, *(word for one in job.overrides for word in ("--set", one))]
 
 
-def _start(job: Job, variables: Mapping[str, str], *, offline: bool, measurements: Path) -> Running:
+def _start(job: Job, variables: Mapping[str, str], offline: bool, measurements: Path) -> Running:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     output = job.log.open("wb")
     process = subprocess.Popen(

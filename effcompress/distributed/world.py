@@ -310,8 +310,8 @@ def joined() -> Iterator[World]:
         if _heart is not None:
             _heart.over.set()
         _heart = None
-        # Gloo's threads let go of the tensors of the last collectives now, for which they need the
-        # interpreter's lock. Whoever destroys the group holds it and waits for these threads.
+        # Gloo's threads need Python's global lock to release the tensors of the last collectives.
+        # Destroying the group holds this lock and joins these threads: without a pause, a deadlock.
         time.sleep(LET_GO)
         dist.destroy_process_group()
 

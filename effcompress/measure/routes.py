@@ -3,7 +3,7 @@ their module: it is called once more for each expert, with its tokens alone, so 
 clamps and the order of tensors are the model's.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -52,9 +52,8 @@ class Call:
         """
         if self.index_TK is None or self.weight_TK is None:
             return
-        place = getattr(
-            self.experts, "place", None
-        )  # where the router keeps the rows of those gone
+        # A cut router may still number removed experts: `place` maps its numbers to positions.
+        place = getattr(self.experts, "place", None)
         for route in self.index_TK.unique().tolist():
             expert = route if place is None else int(place[route])
             if expert < 0:
@@ -143,7 +142,3 @@ def by_channel(call: Call, grad: Tensor, down: Down) -> Tensor:
 
 def _wide(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
-
-
-Effect = Callable[[Call, Tensor], Tensor]
-"""Gradients of masks, ``[T, G]``, from a call and the gradient by its output."""

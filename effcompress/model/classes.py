@@ -68,11 +68,18 @@ def fields_of(model_type: str) -> Mapping[str, object] | None:
     """Returns the fields of a configuration class with their defaults (None where a default is no
     literal, and of other names of a field); None for a ``model_type`` whose class is not found.
     """
+    found = _configuration_class(model_type)
+    if found is None:
+        return None
+    file, body = found
+    return MappingProxyType(dict(_inherited(body.name, file, _fields)))
+
+
+def _configuration_class(model_type: str) -> tuple[Path, ast.ClassDef] | None:
     for file in (f for folder in _folders(model_type) for f in folder.glob("configuration_*.py")):
-        classes = _classes(file)
-        for name, body in classes.items():
+        for body in _classes(file).values():
             if _fields(body).get("model_type") == model_type:
-                return MappingProxyType(dict(_inherited(name, file, _fields)))
+                return file, body
     return None
 
 
@@ -92,11 +99,11 @@ def types_of(model_type: str) -> Mapping[str, Stated]:
     """Returns field -> what its configuration class says of it, if that class holds values against
     their types; else, and for a class that is not found, nothing.
     """
-    for file in (f for folder in _folders(model_type) for f in folder.glob("configuration_*.py")):
-        for name, body in _classes(file).items():
-            if _fields(body).get("model_type") == model_type and _strict(body):
-                return MappingProxyType(dict(_inherited(name, file, _stated)))
-    return MappingProxyType({})
+    found = _configuration_class(model_type)
+    if found is None or not _strict(found[1]):
+        return MappingProxyType({})
+    file, body = found
+    return MappingProxyType(dict(_inherited(body.name, file, _stated)))
 
 
 def _strict(body: ast.ClassDef) -> bool:

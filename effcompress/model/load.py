@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from effcompress.distributed.rows import whole
-from effcompress.errors import SourceError
+from effcompress.errors import SourceError, first_line
 from effcompress.model.by_rows import NotByRows, RowsOf, drawn, reading, reduced
 from effcompress.model.cache import cache_root
 from effcompress.model.exact import new_exact, open_exact
@@ -142,7 +142,7 @@ def _random(
     return _drawn(build, seed, rows_of, say)
 
 
-UNBUILT = (ValueError, TypeError, RuntimeError, AssertionError, LookupError, ImportError)
+_UNBUILT = (ValueError, TypeError, RuntimeError, AssertionError, LookupError, ImportError)
 """What classes raise where they cannot be built: for want of a package, too."""
 
 
@@ -162,8 +162,8 @@ def _drawn(
             if say:
                 say("this class draws its weights together: each process holds all of them once")
             return module, reduced(module, rows_of)
-        except UNBUILT as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except _UNBUILT as error:
+            said = first_line(error) or type(error).__name__
             raise SourceError(
                 f"transformers cannot build this model: {said}", where="model.shape"
             ) from error

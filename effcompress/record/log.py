@@ -86,8 +86,8 @@ class Log:
         self.view.phase(name, total_tokens)
 
     def progress(self, unit: str, done: int, total: int | None) -> None:
-        """Reports that ``done`` of ``total`` units of this phase are done (``total`` None: nobody
-        knows of how many); shown, not recorded.
+        """Reports that ``done`` of ``total`` units of this phase are done; ``total`` is None where
+        it is unknown. Shown, not recorded.
         """
         self._status_file.progress(unit, done, total)
         self._heartbeat.alive()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from effcompress.distributed.rows import select
-from effcompress.errors import SurgeryError
+from effcompress.errors import SurgeryError, first_line
 from effcompress.removal.ledger import Ledger
 from effcompress.removal.modules import selection_buffers
 from effcompress.removal.norms import norms, shorten
@@ -92,7 +92,7 @@ def shrink(
         torch.utils.swap_tensors(p, shorter)
     except RuntimeError as error:
         raise SurgeryError(
-            f"the parameter cannot be exchanged: {str(error).splitlines()[0]}",
+            f"the parameter cannot be exchanged: {first_line(error)}",
             where=name,
             fix="Drop every loss and output of the last step before cutting.",
         ) from error

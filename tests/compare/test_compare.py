@@ -263,8 +263,8 @@ def test_processes_end_with_the_comparison(tmp_path: Path, monkeypatch) -> None:
     begun: list[Any] = []
     real = jobs_file._start
 
-    def start(*args: Any, **how: Any) -> Any:
-        begun.append(real(*args, **how))
+    def start(*args: Any) -> Any:
+        begun.append(real(*args))
         return begun[-1]
 
     class Impatient(Watch):

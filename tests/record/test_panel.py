@@ -154,8 +154,7 @@ def test_a_phase_of_so_many_parts_says_what_is_left():
     live.close()
     text = console.file.getvalue()
     assert "10 of 30" in text and "0:40 left" in text and "making zeros" in text
-    view_of_no_end = ("comparison", 12, None)  # nobody knows of how many
-    plain.progress(*view_of_no_end)
+    plain.progress("comparison", 12, None)
     plain.beat()
     assert out.getvalue().splitlines()[-1] == "[0:25] making zeros | comparison 12"
     plain.phase("training", 100)

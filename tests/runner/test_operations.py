@@ -60,7 +60,7 @@ def test_products_and_factorisations_count_as_textbooks_do() -> None:
 
 
 def test_what_is_alike_counts_without_being_watched() -> None:
-    a, seen = torch.eye(6), 0.0
+    a = torch.eye(6)
     with Operations() as operations:
         for k in range(3):
             before = operations.total
