@@ -61,6 +61,11 @@ class Job:
             return one_shot.folder_of(self.row, self.asked, 0)
         return RUNS / self.phase / f"{self.row}_{self.asked}"
 
+    @property
+    def log(self) -> Path:
+        """What the run prints (the folder's name has a point, so it has no suffix to replace)."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
     def command(self, corpus: Path, threads: int) -> list[str]:
         """The command line; what it prints is what a user would type."""
         if not self.phase:
@@ -124,11 +129,11 @@ def run(job: Job, corpus: Path, threads: int) -> bool:
     """Makes a run unless it is there; returns whether it ended well."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     if not (job.folder / "config.json").exists():
-        with job.folder.with_suffix(".log").open("a") as out:
+        with job.log.open("a") as out:
             subprocess.run(job.command(corpus, threads), stdout=out, stderr=out)
     done = (job.folder / "config.json").exists()
     if not done:
-        print(f"{job.row} {job.asked}: failed, see {job.folder.with_suffix('.log')}", flush=True)
+        print(f"{job.row} {job.asked}: failed, see {job.log}", flush=True)
     return done
 
 

@@ -6,11 +6,11 @@
 
 ``CORPUS`` is a folder of ``<domain>/{train,validation}.jsonl`` with a field ``text``. Every row is
 a recipe under ``recipes/baselines`` with other text and another size, run by the command line as a
-user would, once for each seed: a seed draws other calibration text. What several rows and sizes
-need to know of the dense model is measured once and counts for each. A run that is there is not
-made again. What a run found is one line of ``docs/results/one_shot.csv``; lines without a seed are
-of an earlier version that read the first sequences of every domain. At the end the runs of a size
-go through ``effcompress compare``.
+user would, once for each seed: a seed draws other calibration text, and rows that read none run
+once. What several rows and sizes need to know of the dense model is measured once and counts for
+each. A run that is there is not made again. What a run found is one line of
+``docs/results/one_shot.csv``; lines without a seed are of an earlier version that read the first
+sequences of every domain. At the end the runs of a size go through ``effcompress compare``.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ ZEROS = (
     "wanda_2_4",
     "sparsegpt_2_4",
 )
+NO_TEXT = ("magnitude", "llm_pruner_layer", "magnitude_50", "magnitude_2_4")
+"""Rows that read no calibration text and draw nothing: every seed finds the same."""
 SIZES = ("121M", "113M", "94M", *WIDTHS, "zeros")
 LAYERS, FFN = 30, 1536
 
@@ -200,6 +202,7 @@ def _each_row(found: list[dict[str, str]]) -> list[list[dict[str, str]]]:
 def _table_row(row: list[dict[str, str]], names: list[str], dense: float) -> str:
     drawn = [float(line["mean"]) for line in row]
     draws = f"{min(drawn):.2f} to {max(drawn):.2f}" if len(drawn) > 1 else "one"
+    draws = "no text" if row[0]["row"] in NO_TEXT else draws
     draws = draws if row[0]["seed"] else "earlier version"
     cells = " | ".join(f"{_over(row, name):.2f}" for name in names)
     seconds = statistics.median(float(line["prune_seconds"]) for line in row)
@@ -233,6 +236,7 @@ def main() -> None:
         for size in options.sizes
         for row in rows_of(size)
         if (size, row, str(seed)) not in there and row in (options.rows or [row])
+        if seed == options.seeds[0] or row not in NO_TEXT
     ]
     with ThreadPoolExecutor(options.at_once) as pool:
         list(pool.map(lambda job: run(*job), jobs))
