@@ -347,6 +347,12 @@ class MeasureSpec:
     )
     window: int = key("average: window: number of steps", 16, minimum=1)
     sequences: int = key("calibration: number of sequences", 32, minimum=1)
+    precision: Literal["fp32", "bf16", "auto"] = key(
+        "what passes over calibration text compute in, those of allocation, search and refit "
+        "included; sums and solves stay in fp32 or fp64. bf16: autocast over the weights as they "
+        "are; auto: bf16 where the device multiplies it natively, else fp32",
+        "fp32",
+    )
     ablation_sequences: Positive = key(
         "calibration, criteria of losses without a layer or block: how many of these sequences "
         "each of the losses is measured on",
@@ -570,6 +576,12 @@ class SparsifySpec:
         "2:4: two of every four consecutive inputs of a row stay; 4:8: four of eight", None
     )
     sequences: int = key("calibration sequences, if the method uses layer inputs", 128, minimum=1)
+    precision: Literal["fp32", "bf16", "auto"] = key(
+        "what passes over calibration text compute in; sums and solves stay in fp32 or fp64. bf16: "
+        "autocast over the weights as they are; auto: bf16 where the device multiplies it "
+        "natively, else fp32",
+        "fp32",
+    )
     true_sequential: bool = key(
         "within a block: measure the inputs of a linear layer again once the layers before it are "
         "sparse",

@@ -401,7 +401,9 @@ class _Need:
                 read = {"working": again.weights + again.working, "gathered": again.gathered}
                 held.append(replace(beside, **read))
         if prune.measure.source == "calibration":
-            held += self._calibrated(prune, standing, wide)
+            asked = prune.measure.precision  # auto: whichever takes more
+            for bf16 in {"fp32": (False,), "bf16": (True,), "auto": (False, True)}[asked]:
+                held += self._calibrated(prune, standing, wide, bf16=bf16)
         if prune.search is not None:
             held.append(self._tried(standing))
         return max(held, key=lambda one: one.total)
@@ -457,19 +459,22 @@ class _Need:
         _, small = layer_sizes(self.found.axes, self.final)
         return FP32 * (outside + max(large, default=0) + max(small, default=0))
 
-    def _calibrated(self, prune: PruneSpec, standing: Held, wide: Widths) -> tuple[Held, Held]:
-        """Returns the backward of one calibration sequence in fp32: when it begins, when it ends.
-        The means over the sequences are there all the time.
+    def _calibrated(
+        self, prune: PruneSpec, standing: Held, wide: Widths, *, bf16: bool
+    ) -> tuple[Held, Held]:
+        """Returns the backward of one calibration sequence: when it begins, when it ends. The means
+        over the sequences are there all the time, and so are casts of the weights.
         """
         tokens, needs = self.recipe.data.sequence_length, set(prune.saliency.needs)
         axes = self.found.axes
-        kept = self._kept(wide, bf16=False)
+        kept = self._kept(wide, bf16=bf16)
+        standing = replace(standing, copies=2 * copied(axes, wide) if bf16 else 0.0)
         means = FP32 * axes.count(wide) * len(needs & {"grad", "hess"}) / self.shards
         whole = self._whole(wide)
         begins = replace(standing, gradients=means, logits=tokens * kept.logits, gathered=whole)
         if not BACKWARD & needs:
             return begins, replace(standing, gradients=means)
-        tied = self._embedding(wide, False, False) * self.shards
+        tied = self._embedding(wide, bf16, False) * self.shards
         own = FP32 * axes.count(wide) / self.shards
         ends = replace(standing, gradients=means + own, working=tied, gathered=2 * whole)
         return replace(begins, activations=tokens * kept.layers), ends

@@ -11,6 +11,7 @@ from effcompress.distributed.repeated import aside
 from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
 from effcompress.isolation import placed
+from effcompress.precision import Precision, autocast
 from effcompress.record.events import DomainScore
 
 
@@ -22,10 +23,11 @@ def perplexity(
     counted_NT: Tensor | None = None,
     world: World = ALONE,
     positions_NT: Tensor | None = None,
+    precision: Precision = "fp32",
 ) -> DomainScore:
     """Evaluates windows ``ids_NT`` independently: position ``t`` predicts ``t + 1``, no overlap.
     ``counted_NT``: the tokens whose prediction counts (None: all but the first of each window);
-    ``positions_NT``: those of the tokens in isolated documents.
+    ``positions_NT``: those of the tokens in isolated documents; ``precision``: of the passes.
 
     Log-likelihoods are computed in fp32 and added in fp64. The ranks of ``world`` take batches in
     turn. Raises RunError if no token counts, or the loss is not finite.
@@ -46,7 +48,9 @@ def perplexity(
         ids_BT, counted_BT, positions_BT = batches[number]
         ids_BT, counted_BT = ids_BT.to(device), counted_BT.to(device)
         how = placed(module, positions_BT)
-        with nullcontext() if number in own else aside():
+        cached = not needs_all_ranks(module)
+        there = nullcontext() if number in own else aside()
+        with there, autocast(device, precision, cached=cached):
             logits = module(input_ids=ids_BT, use_cache=False, **how).logits[:, :-1]
         losses = functional.cross_entropy(
             logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none"

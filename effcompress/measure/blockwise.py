@@ -27,6 +27,7 @@ from effcompress.distributed.world import ALONE, World
 from effcompress.errors import RunError
 from effcompress.isolation import placed
 from effcompress.measure.hooks import first_of, instead, linears, stream_in
+from effcompress.precision import Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,12 @@ def blockwise(
     ids_NT: Tensor,
     positions_NT: Tensor | None = None,
     world: World = ALONE,
+    precision: Precision = "fp32",
 ) -> Iterator[Block]:
     """Yields every layer in its turn. When the next is asked for, this one, as it then is, computes
     the next one's inputs, unless it was given them (``hand_on``). ``ids_NT``: sequences of one
     length, without padding; ``positions_NT``: those of the tokens in isolated documents, which give
-    every sequence masks of its own.
+    every sequence masks of its own. ``precision``: of the passes.
 
     Every layer is called as the model itself calls it: its arguments beside the residual stream
     (masks, which differ between the layers of some families, rotations, positions) are recorded in
@@ -162,7 +164,7 @@ def blockwise(
     module.eval()  # dropout would make every pass another one
     try:
         with gathered(module, apart=container):
-            by_layer, inputs = _caught(module, layers, ids_NT, positions_NT, world)
+            by_layer, inputs = _caught(module, layers, ids_NT, positions_NT, world, precision)
         for layer, calls in zip(layers, by_layer, strict=True):
             part = module.get_submodule(layer.path)
             with gathered(part):
@@ -180,10 +182,14 @@ class _Call:
 
     args: tuple[Any, ...]
     named: Mapping[str, Any]
+    precision: Precision
 
     def __call__(self, block: nn.Module, x_1TD: Tensor) -> Tensor:
         """Returns the residual stream behind the layer."""
-        return first_of(block(x_1TD, *self.args, **self.named))
+        # For each pass anew: between two of them the layer's weights may change, and its casts
+        # with them.
+        with autocast(x_1TD.device, self.precision):
+            return first_of(block(x_1TD, *self.args, **self.named))
 
 
 PROBE = 32
@@ -201,6 +207,7 @@ def _caught(
     ids_NT: Tensor,
     positions_NT: Tensor | None,
     world: World,
+    precision: Precision,
 ) -> tuple[list[list[_Call]], list[Tensor]]:
     """Returns the arguments of each layer for every sequence, and the first one's input,
     ``[1, T, D]``.
@@ -214,16 +221,17 @@ def _caught(
     """
     device = next(module.parameters()).device
     some_1T = ids_NT[:1, :PROBE].to(device)
+    run = partial(_pass, module, precision)
     blocks = [module.get_submodule(layer.path) for layer in layers]
     with gathered_in_turn(blocks), by_all(world):
-        one, other = (_pass(module, layers, ids_1T, {}) for ids_1T in (some_1T, some_1T.flip(1)))
+        one, other = (run(layers, ids_1T, {}) for ids_1T in (some_1T, some_1T.flip(1)))
     _require_same(layers, one.calls, other.calls)
     passes: list[_Pass] = []
     with _passing_on(blocks, one.returned):
         for n, ids_T in enumerate(ids_NT):
             at_1T = None if positions_NT is None else positions_NT[n : n + 1]
             through = layers if at_1T is not None or n == 0 else layers[:1]
-            passes.append(_pass(module, through, ids_T[None].to(device), placed(module, at_1T)))
+            passes.append(run(through, ids_T[None].to(device), placed(module, at_1T)))
     if positions_NT is None:
         for each in passes:
             _require_same(layers[:1], passes[0].calls, each.calls)
@@ -242,7 +250,13 @@ class _Pass:
     returned: list[int]
 
 
-def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor, how: Mapping[str, Any]) -> _Pass:
+def _pass(
+    module: nn.Module,
+    precision: Precision,
+    layers: list[Layer],
+    ids_1T: Tensor,
+    how: Mapping[str, Any],
+) -> _Pass:
     """Runs one forward pass up to the last of ``layers``."""
     calls: list[_Call] = []
     stream: list[Tensor] = []
@@ -257,7 +271,7 @@ def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor, how: Mapping[s
                 where=layer.path,
             )
         others = {name: value for name, value in named.items() if args or name != "hidden_states"}
-        calls.append(_Call(args[1:], others))
+        calls.append(_Call(args[1:], others, precision))
         if not stream:
             stream.append(x)
         if len(layers) == 1:
@@ -274,6 +288,7 @@ def _pass(module: nn.Module, layers: list[Layer], ids_1T: Tensor, how: Mapping[s
             block = module.get_submodule(layer.path)
             hooks.enter_context(block.register_forward_pre_hook(before, with_kwargs=True))
             hooks.enter_context(block.register_forward_hook(after))
+        hooks.enter_context(autocast(ids_1T.device, precision))
         try:
             module(input_ids=ids_1T, use_cache=False, **how)
         except _Seen:

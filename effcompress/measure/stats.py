@@ -13,6 +13,7 @@ from effcompress.distributed.rows import first_row, is_sharded, own, shard_group
 from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
 from effcompress.isolation import placed
+from effcompress.precision import Precision, autocast
 from effcompress.registry import Bound
 
 
@@ -149,6 +150,7 @@ def collect(
     loss_of: Callable[[nn.Module, int], Tensor] | None = None,
     *,
     in_turn: bool = True,
+    precision: Precision = "fp32",
 ) -> CalibrationStats:
     """Returns the mean gradient (and mean per-sequence Hessian) of the next-token loss over
     ``ids_NT``, or of another loss: ``loss_of`` the module and the number of a sequence.
@@ -159,7 +161,8 @@ def collect(
     processes of ``world`` take sequences ``in_turn``, each at least one, or each reads all of them;
     gradient and Hessian are averaged over all, hooks see those of their own process.
     ``tell(done, total)`` reports progress in sequences of this process. ``positions_NT``: those of
-    the tokens in isolated documents, whose first tokens are not predicted.
+    the tokens in isolated documents, whose first tokens are not predicted. ``precision``: of the
+    passes; gradients and sums are in fp32.
 
     ``module`` may be an FSDP2 wrapper. Its backward adds up the gradients of all processes, so a
     Hessian of single sequences wants them not to be ``in_turn``.
@@ -184,21 +187,24 @@ def collect(
                 own_1T = None if positions_NT is None else positions_NT[n : n + 1]
                 one_pass = _next_token if backward else _forward
                 loss = one_pass(module, ids_NT[n : n + 1].to(device), own_1T)
-        if backward:
-            (loss if counts else 0.0 * loss).backward()
-        if wanted:
-            means.add()
+        with torch.autocast(device.type, enabled=False):
+            if backward:
+                (loss if counts else 0.0 * loss).backward()
+            if wanted:
+                means.add()
 
-    with ExitStack() as stack:
-        for context in listening:
-            stack.enter_context(context)
-        for number, n in enumerate(numbers):
-            tell(number, len(numbers))
-            run(n)
-    if together and in_turn and numbers:  # others' passes: nothing of this process counts
-        for _ in range(-(-len(ids_NT) // world.size) - len(numbers)):
-            with aside():
-                run(numbers[-1], counts=False)
+    # Around all passes: no weight changes, so each is cast once.
+    with autocast(device, precision, cached=not together):
+        with ExitStack() as stack:
+            for context in listening:
+                stack.enter_context(context)
+            for number, n in enumerate(numbers):
+                tell(number, len(numbers))
+                run(n)
+        if together and in_turn and numbers:  # others' passes: nothing of this process counts
+            for _ in range(-(-len(ids_NT) // world.size) - len(numbers)):
+                with aside():
+                    run(numbers[-1], counts=False)
     module.zero_grad(set_to_none=True)
     module.train(training)
     among = world if in_turn and not together else ALONE

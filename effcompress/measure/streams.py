@@ -22,6 +22,7 @@ from effcompress.errors import RunError
 from effcompress.measure.blockwise import Block, blockwise
 from effcompress.measure.hooks import addition, first_of, instead, stream_in
 from effcompress.measure.moments import Parts, Sums
+from effcompress.precision import Precision
 from effcompress.types import AxisMap, Sublayer
 
 PARTS = ("attention_block", "mlp_block")
@@ -52,6 +53,7 @@ def follow(
     refit: Refit,
     positions_NT: Tensor | None = None,
     split: Split = Split(),
+    precision: Precision = "fp32",
 ) -> Iterator[str]:
     """Calls ``refit`` for every projection into the small model's stream, front to back, with the
     moments of what it reads in the model as it is by then. Yields the path of every layer that is
@@ -59,14 +61,16 @@ def follow(
 
     ``axes`` is the small model's map, ``parent`` the large one's; ``channels`` are the large one's
     hidden channels that the small one has (None: all). Where layers are gone, the layer in front of
-    the gap gets the stream behind the gap as its goal. Raises RunError where a norm lies between a
+    the gap gets the stream behind the gap as its goal. ``precision``: of the passes; moments are in
+    fp32 or more. Raises RunError where a norm lies between a
     projection and the stream.
     """
     family = axes.family
     if family.traced or not family.sublayers:
         raise RunError("the parts of a block are not known here", where=family.name)
-    behind = blockwise(large, family.layer, ids_NT, positions_NT, split.world)
-    ahead = blockwise(small, family.layer, ids_NT, positions_NT, split.world)
+    text = ids_NT, positions_NT, split.world, precision
+    behind = blockwise(large, family.layer, *text)
+    ahead = blockwise(small, family.layer, *text)
     kept = [parent.depth.layers.index(i) for i in axes.depth.layers]
     forms: Forms = {}
     for _ in range(kept[0]):

@@ -319,6 +319,9 @@ def _rotate(recipe: Recipe, prune: PruneSpec) -> Rows:
     fix = "Write `measure: {source: calibration}` under prune."
     yield Row(prune.measure.source != "calibration", (*at, "measure", "source"), what, fix)
     yield Row(prune.measure.propagate, (*at, "measure", "propagate"), _SEQUENTIAL, "Remove it.")
+    what = "prune.measure.precision: prune.rotate computes in the precision of the weights"
+    other = prune.measure.precision != "fp32"
+    yield Row(other, (*at, "measure", "precision"), what, "Remove it.")
     yield _at_once(
         recipe, "prune.rotate slices at once, but prune.schedule cuts later", "or no rotate."
     )
@@ -341,6 +344,10 @@ def _measure(recipe: Recipe, prune: PruneSpec) -> Rows:
     fix = "Write `measure: {source: calibration}` under prune, without `propagate`."
     apart = constant and (training or prune.measure.propagate)
     yield Row(apart, ("prune", "measure"), what, fix)
+    what = "prune.measure.precision is that of passes over calibration text, and none is read"
+    fix = "Write `precision: bf16` under train, or `source: calibration` beside it."
+    unread = training and prune.refit is None and prune.measure.precision != "fp32"
+    yield Row(unread, ("prune", "measure", "precision"), what, fix)
     measures = {"grad", "hess", "mask_grad"} & set(prune.saliency.needs)
     if "hess" in measures and prune.hessian and "second_moment" in prune.hessian.needs:
         what = f"prune.hessian '{prune.hessian.name}' reads the optimizer of the training"
@@ -456,6 +463,9 @@ def _sparsify(recipe: Recipe, document: Document) -> Rows:
     for name in ("true_sequential", "compat"):
         what = f"sparsify.{name}: '{spec.method.name}' looks at no inputs"
         yield Row(blind and bool(getattr(spec, name)), (*at, name), what, "Remove it.")
+    what = f"sparsify.precision: '{spec.method.name}' reads no calibration text"
+    unread = blind and spec.precision != "fp32"
+    yield Row(unread, (*at, "precision"), what, "Remove it.")
     said = spec.method.refusal(sparsity=spec.fraction, pattern=spec.n_of_m)
     what, fix = said or ("", "")
     yield Row(said, (*at, "method"), f"sparsify.method: {what}", fix)

@@ -251,12 +251,13 @@ class Approximate(Recorded, event="approximate"):
 
 
 class Calibration(Recorded, event="calibration"):
-    """Calibration text was read; ``hash`` is that of its tokens."""
+    """Calibration text was read; ``hash`` is that of its tokens, ``precision`` that of passes."""
 
     step: int = 0
     sequences: int
     tokens: int
     hash: str
+    precision: str = "fp32"
 
 
 class LayerZeros(Recorded):

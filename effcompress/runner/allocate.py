@@ -24,6 +24,7 @@ from effcompress.estimate.allocation import (
 from effcompress.isolation import placed
 from effcompress.measure.grams import Grams, readers
 from effcompress.measure.stats import logits_at
+from effcompress.precision import autocast
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.registry import Bound
@@ -298,7 +299,7 @@ class WholeModel:
         self._state, self._modules, self._log = state, modules, log
         self._scores: Scores = found.scores
         self._inputs: Grams | None = found.inputs
-        self._repairs = for_linears(prune.repair)
+        self._repairs, self._asked = for_linears(prune.repair), prune.measure.precision
         self._params: Mapping[str, nn.Parameter] = state.pruned.parameters()
         self._read = _Readers(state, modules)
         self._text: tuple[Tensor, Tensor | None] | None = None
@@ -342,7 +343,8 @@ class WholeModel:
     def _distribution(self, weights: Mapping[str, Tensor], n: int) -> Tensor:
         """Log-probabilities ``[P, V]`` in fp32 at some tokens of sequence ``n``."""
         if self._text is None:
-            self._text = calibration_text(self._state, self.sequences, self._log)
+            of = self._state, self.sequences, self._log
+            self._text = calibration_text(*of, asked=self._asked)
         ids_NT, positions_NT = self._text
         module, device = self._state.module, self._state.device
         how: dict[str, Any] = {"input_ids": ids_NT[n : n + 1].to(device), "use_cache": False}
@@ -352,7 +354,8 @@ class WholeModel:
         stride = max(1, tokens // POSITIONS)
         at_P = torch.arange(stride - 1, tokens, stride, device=device)
         few = logits_at(module, at_P)  # the output matrix is a fifth of the pass
-        found = torch.func.functional_call(module, dict(weights), (), {**how, **few}).logits[0]
+        with autocast(device, self._state.calibrating):
+            found = torch.func.functional_call(module, dict(weights), (), {**how, **few}).logits[0]
         return (found if few else found[at_P]).float().log_softmax(-1)
 
     def _stitched(self, levels: tuple[int, ...]) -> dict[str, Tensor]:

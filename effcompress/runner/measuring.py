@@ -30,6 +30,7 @@ from effcompress.measure.stats import TrainingStats, collect, from_training
 from effcompress.measure.taps import MaskGradients, Take
 from effcompress.model.cache import atomically
 from effcompress.network.masked import MaskedForward
+from effcompress.precision import Asked, precision_on
 from effcompress.recipe import plain
 from effcompress.record.events import Calibration
 from effcompress.record.log import Log
@@ -68,13 +69,20 @@ ALL_TOKENS = 1 << 62
 
 
 def calibration_text(
-    state: RunState, sequences: int, log: Log, *, draw: int = 0
+    state: RunState, sequences: int, log: Log, *, draw: int = 0, asked: Asked = "fp32"
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns calibration text as ``text_of``, and records which tokens it has."""
+    """Returns calibration text as ``text_of``, and records which tokens it has and what passes over
+    it compute in; ``asked``: what the recipe says of that.
+    """
     ids_NT, positions_NT = text_of(state, sequences, draw=draw)
     flat = getattr(ids_NT, "flat", ids_NT)  # of a script's batches, which may differ in length
     count, tokens = len(ids_NT), flat.numel()
-    log.event(Calibration(step=state.step, sequences=count, tokens=tokens, hash=digest(flat)))
+    precision = precision_on(state.device, asked)
+    if asked == "auto":
+        does = "multiplies" if precision == "bf16" else "does not multiply"
+        log.note(f"calibration in {precision}: this device {does} bf16 natively")
+    how: Any = {"step": state.step, "precision": precision}
+    log.event(Calibration(sequences=count, tokens=tokens, hash=digest(flat), **how))
     return ids_NT, positions_NT
 
 
@@ -92,12 +100,15 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     with closing(_Listeners(state, prune)) as listeners:
         needs = BACKWARD.intersection(prune.saliency.needs)
         if needs or listeners.contexts or ABLATED.intersection(prune.saliency.needs):
-            ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
+            asked = prune.measure.precision
+            ids_NT, positions_NT = calibration_text(
+                state, prune.measure.sequences, log, asked=asked
+            )
         else:  # a criterion of weights alone
             ids_NT, positions_NT = state.probe_BT[:0], None
         how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": state.world}
         how |= {"loss_of": state.loss_of, "positions_NT": positions_NT}
-        how["in_turn"] = listeners.in_turn
+        how |= {"in_turn": listeners.in_turn, "precision": state.calibrating}
         with counted(state, alike=not listeners.in_turn):
             stats = collect(module, ids_NT, needs, prune.hessian, listeners.contexts, **how)
     sets, criterion = ranked(state.pruned.sets, prune), prune.saliency
@@ -135,7 +146,7 @@ def calibrated_once(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
     path = state.measurements / f"{name[:32]}.safetensors"
     if (found := _known(state, prune, path)) is not None:
-        calibration_text(state, prune.measure.sequences, log)
+        calibration_text(state, prune.measure.sequences, log, asked=prune.measure.precision)
         log.note("saliency is what an earlier run of this comparison measured")
         return found
     started, before = time.monotonic(), state.operations
@@ -173,6 +184,7 @@ def _measurement(state: RunState, prune: PruneSpec) -> dict[str, object] | None:
         "dtype": str(next(state.module.parameters()).dtype),
         "device": str(state.device),
         "threads": torch.get_num_threads(),
+        "precision": state.calibrating,
         "tokens": [digest(t) for t in (ids_NT, positions_NT) if t is not None],
         "sets": {s.name: [s.kind, s.size] for s in ranked(state.pruned.sets, prune)},
         "spaces": plain(prune.space),
@@ -237,7 +249,8 @@ def loss_increases(
     forward = MaskedForward(state.pruned, names)
 
     def loss() -> float:
-        given = {"world": state.world, "positions_NT": positions_NT}
+        given: Any = {"world": state.world, "positions_NT": positions_NT}
+        given["precision"] = state.calibrating
         tell(next(number), len(names) + 1)
         return perplexity(state.to_call, ids_NT, 1, **given).loss
 

@@ -303,7 +303,8 @@ def propagated(state: RunState, prune: PruneSpec, choice: Choice, log: Log) -> C
     waiting = [s for s in pruned.sets if s.name in plan]
     params = readers(module, pruned.axes, waiting)
     with ExitStack() as stack:
-        for block in blockwise(module, pruned.family.layer, *text):
+        of = module, pruned.family.layer
+        for block in blockwise(*of, *text, precision=state.calibrating):
             within = f"{block.path}."
             sets = [s for s in waiting if any(m.param.startswith(within) for m in s.sides)]
             scores = _scored(state, prune, block, sets) if sets else {}

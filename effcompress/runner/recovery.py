@@ -71,15 +71,15 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
         of = pruned.family.layers, state.world.size, state.device
         Shards(source, *of, replicas=state.recipe.distributed.replicas)
     large = source.eval()
-    sequences = sequences_of(prune.refit, prune.measure)
-    ids_NT, positions_NT = calibration_text(state, sequences.read, log)
+    sequences, asked = sequences_of(prune.refit, prune.measure), prune.measure.precision
+    ids_NT, positions_NT = calibration_text(state, sequences.read, log, asked=asked)
     world = divided(sequences.read, state.world)
     own = slice(world.rank, None, world.size)
     positions_NT = None if positions_NT is None else positions_NT[own]
     split = Split(sequences.own(world) if sequences.held_out else None, world)
     change = _Change(state, prune.refit)
     training = module.training
-    text = ids_NT[own], channels, change, positions_NT, split
+    text = ids_NT[own], channels, change, positions_NT, split, state.calibrating
     with counted(state, alike=world.size < state.world.size):
         for path in follow(large, module.eval(), pruned.axes, pruned.parent, *text):
             log.note(f"fitted {path}")

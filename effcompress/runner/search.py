@@ -3,6 +3,7 @@ of the lowest loss becomes the target (``prune.search``).
 """
 
 import time
+from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +28,8 @@ def search_event(state: RunState, prune: PruneSpec, found: Measured, log: Log) -
     """Tries the shapes and takes the best; the model is as before. Rank 0 tries and decides."""
     search, started = prune.search, time.monotonic()
     assert search is not None
-    text = calibration_text(state, search.sequences, log, draw=OTHER_DRAW)
+    asked = prune.measure.precision
+    text = calibration_text(state, search.sequences, log, draw=OTHER_DRAW, asked=asked)
     tried = state.world.agree(lambda: _tried(state, prune, found, text, log))
     best = min(tried, key=lambda shape: shape.loss)
     state.take_shape(best.units)
@@ -56,7 +58,8 @@ def _tried(
     for number, shape in enumerate(shapes, 1):
         plan = _plan(state, prune, shape, found)
         with pruned.trial(plan, repairs=prune.repair, inputs=found.inputs):
-            loss = perplexity(state.module, ids_NT, 1, positions_NT=positions_NT).loss
+            how: Any = {"positions_NT": positions_NT, "precision": state.calibrating}
+            loss = perplexity(state.module, ids_NT, 1, **how).loss
         sizes = {"params": shape.params, "active": shape.active}
         tried.append(events.TriedShape(units=shape.units, loss=loss, **sizes))
         log.progress("shape", number, len(shapes))

@@ -11,6 +11,7 @@ from effcompress.errors import RunError
 from effcompress.estimate.feasibility import skipped_layers
 from effcompress.measure.blockwise import Block, Layer, blockwise, layers_of
 from effcompress.measure.grams import Grams, Squares
+from effcompress.precision import precision_on
 from effcompress.record import events
 from effcompress.record.log import Log
 from effcompress.runner.measuring import ALL_TOKENS, calibration_text
@@ -96,9 +97,10 @@ def _turns(
             with gathered(state.module.get_submodule(layer.path)):
                 yield layer, None
         return
-    text = calibration_text(state, spec.sequences, log)
-    last = max(layers)
-    for block in blockwise(state.unwrapped, state.pruned.family.layer, *text):
+    text = calibration_text(state, spec.sequences, log, asked=spec.precision)
+    last, precision = max(layers), precision_on(state.device, spec.precision)
+    of = state.unwrapped, state.pruned.family.layer
+    for block in blockwise(*of, *text, precision=precision):
         if block.number in layers:
             yield layers[block.number], block
         if block.number == last:

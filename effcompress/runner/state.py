@@ -32,6 +32,7 @@ from effcompress.network.gates import LearnedGates
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.network.shape_search import shapes_of
 from effcompress.network.shapes import shape, target_of, wanted
+from effcompress.precision import Precision, precision_on
 from effcompress.recompute import recompute_layers
 from effcompress.removal.optimizer import forget
 from effcompress.removal.repairs import for_linears, need_second_moments
@@ -239,6 +240,12 @@ class RunState:
         gathers what the weights are, not what training rounds them to.
         """
         return self._wrapped(bf16=False) if self.shards else self.module
+
+    @property
+    def calibrating(self) -> Precision:
+        """What passes over calibration text for `prune` compute in."""
+        prune = self.recipe.prune
+        return "fp32" if prune is None else precision_on(self.device, prune.measure.precision)
 
     def beside(self, other: nn.Module) -> nn.Module:
         """Returns the module to call of a second model, which has the source model's class: moved

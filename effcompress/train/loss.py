@@ -69,19 +69,6 @@ def by_domain(loss_B: Tensor, domains: tuple[str, ...]) -> dict[str, float]:
     return {domain: sum(values) / len(values) for domain, values in sorted(found.items())}
 
 
-def autocast(device: torch.device, precision: str, *, cached: bool = True) -> torch.autocast:
-    """Returns the autocast context of a precision: ``bf16`` computes in bfloat16, weights stay
-    fp32.
-
-    Casts of weights are cached until it ends, unless ``cached`` is false: under FSDP2 the cache
-    would keep every gathered layer alive.
-    """
-    bf16 = precision == "bf16"
-    return torch.autocast(
-        device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=bf16 and cached
-    )
-
-
 @final
 class Distillation:
     """Objective: ``T^2 KL(teacher || student)`` at temperature ``T``, mean over tokens, plus the

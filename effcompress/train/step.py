@@ -13,8 +13,9 @@ from torch.optim import AdamW, Optimizer
 from effcompress.distributed.rows import is_sharded, own, shard_group
 from effcompress.distributed.world import ALONE, World, needs_all_ranks, unsynchronised
 from effcompress.errors import NotFinite
+from effcompress.precision import autocast
 from effcompress.spec import LearningRateSpec, LoopSpec
-from effcompress.train.loss import Objective, autocast, by_domain, next_token
+from effcompress.train.loss import Objective, by_domain, next_token
 from effcompress.types import Batch
 
 

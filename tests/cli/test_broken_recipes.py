@@ -201,6 +201,11 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         "measure",
         "every layer reads sliced ones anyway",
     ),
+    "a rotation in another precision": located(
+        rotating("source: calibration", "source: calibration, precision: bf16"),
+        "measure",
+        "prune.rotate computes in the precision of the weights",
+    ),
     "a rotation in training": located(
         rotating("once", SCHEDULE), "schedule", "slices at once", "name: once, at: 0"
     ),
@@ -342,9 +347,9 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     ),
     "key too deep": (edit("  tokens:", "  seed: 1\n  tokens:"), 16, ("belongs at seed",)),
     "key in another section": (
-        edit("  target:", "  precision: bf16\n  target:"),
+        edit("  target:", "  fused: true\n  target:"),
         9,
-        ("prune.precision", "train.precision"),
+        ("prune.fused", "train.fused"),
     ),
     "keep beside target": (
         edit(f"  target: {TARGET}", "  keep: 85%"),
@@ -462,6 +467,11 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         zeros("{method: wanda, pattern: 2:8}"),
         8,
         ("'2:8'", "2:4", "4:8"),
+    ),
+    "precision of text that is not read": (
+        zeros("{method: magnitude, sparsity: 50%, precision: auto}"),
+        8,
+        ("sparsify.precision: 'magnitude' reads no calibration text", "Remove it"),
     ),
     "no method": (zeros("{sparsity: 50%}"), 8, ("sparsify.method is missing",)),
     "unknown method": (
@@ -610,6 +620,16 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         "measure",
         "'constant' takes the mean of what experts return",
         "without `propagate`",
+    ),
+    "precision without text": (
+        edit(CRITERION, CRITERION + "\n  measure: {precision: bf16}"),
+        14,
+        ("prune.measure.precision", "none is read", "`precision: bf16` under train"),
+    ),
+    "precision of nothing that is known": (
+        edit(CRITERION, CRITERION + "\n  measure: {source: calibration, precision: fp16}"),
+        14,
+        ("'fp16'", "bf16"),
     ),
     "propagation without text": (
         edit(CRITERION, "magnitude\n  measure: {propagate: true}"),

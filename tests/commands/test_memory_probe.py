@@ -20,7 +20,8 @@ from effcompress.estimate.memory import Held, grams_of, index_bytes, memory, tra
 from effcompress.measure.grams import Grams, readers
 from effcompress.network.axis_map import resolve_model
 from effcompress.network.pruned_model import PrunedModel
-from effcompress.train.loss import autocast, next_token
+from effcompress.precision import autocast
+from effcompress.train.loss import next_token
 from tests.runner.toys import recipe
 
 LENGTH, ROWS, VOCAB = 64, 2, 1001

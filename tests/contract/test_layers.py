@@ -21,6 +21,7 @@ BASE = [
     "distributed",
     "recompute",
     "isolation",
+    "precision",
     "registry",
     "spec",
     "record",
