@@ -2,13 +2,15 @@
 
     python benchmarks/passes.py [--rows flap wanda ...] [--sequences 32] [--length 512] [--rounds 1]
     python benchmarks/passes.py --rows one_shot --profile
+    python benchmarks/passes.py --rows flap llm_pruner --precision bf16
 
-One process, SmolLM2-135M, fp32. In every round a plain forward of the body (``body``: without the
-output matrix) and a plain forward and backward with the loss (``train``) take turns with each row:
-a recipe under ``recipes/baselines`` from the loaded model to the cut or sparse one. Figures are CPU
-seconds of the process, which other work on the machine disturbs least, as ratios of ``body`` of the
-same round; the median over rounds is printed, with the wall time beside. *Floor*: the arithmetic
-that a row cannot do without, in multiples of the arithmetic of ``body``.
+One process, SmolLM2-135M. In every round a plain forward of the body (``body``: without the output
+matrix) and a plain forward and backward with the loss (``train``), both in fp32, take turns with
+each row: a recipe under ``recipes/baselines`` from the loaded model to the cut or sparse one, whose
+passes over text compute in ``--precision``. Figures are CPU seconds of the process, which other
+work on the machine disturbs least, as ratios of ``body`` of the same round; the median over rounds
+is printed, with the wall time beside. *Floor*: the arithmetic that a row cannot do without, in
+multiples of the arithmetic of ``body``.
 """
 
 from __future__ import annotations
@@ -83,8 +85,8 @@ Parts = dict[str, Spent]
 class Bench:
     """The loaded model and the text."""
 
-    def __init__(self, sequences: int, length: int) -> None:
-        self.sequences, self.length = sequences, length
+    def __init__(self, sequences: int, length: int, precision: str) -> None:
+        self.sequences, self.length, self.precision = sequences, length, precision
         self.recipe = load_recipe(RECIPES / "flap.yaml").recipe
         self.model = load(self.recipe.model, seed=0)
         self.corpus = self._corpus(self.recipe)
@@ -109,10 +111,9 @@ class Bench:
         name, sets = ROWS[row]
         every = [f"data.sequence_length={self.length}", "device=cpu", *sets]
         sparse = name.endswith("_50")
-        if sparse:
-            every.append(f"sparsify.sequences={self.sequences}")
-        else:
-            every.append(f"prune.measure.sequences={self.sequences}")
+        section = "sparsify" if sparse else "prune.measure"
+        every.append(f"{section}.sequences={self.sequences}")
+        every.append(f"{section}.precision={self.precision}")
         if name == "one_shot":
             every.append(f"prune.measure.refit_sequences={2 * self.sequences}")
         recipe = load_recipe(RECIPES / f"{name}.yaml", every).recipe
@@ -258,9 +259,10 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="fp32")
     parser.add_argument("--profile", action="store_true", help="the functions that take longest")
     options = parser.parse_args()
-    bench = Bench(options.sequences, options.length)
+    bench = Bench(options.sequences, options.length, options.precision)
     floors = Floors(bench)
     weights = 4e-9 * (bench.model.module.num_parameters() - floors.head / 2)
     print(f"{options.sequences} x {options.length} tokens, {torch.get_num_threads()} threads")
