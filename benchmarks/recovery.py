@@ -26,7 +26,7 @@ ROWS = {
     "flap_distill": ("flap", "distill"),
     "flap_lora": ("flap", "lora"),
     "minitron": ("minitron", "full"),
-    "llm_pruner": ("llm_pruner_vector", "full"),
+    "llm_pruner": ("llm_pruner", "full"),
     "shortgpt": ("shortgpt", "full"),
     "adapt_pruner": ("adapt_pruner", "full"),
     "adapt_accel": ("adapt_accel", "between"),

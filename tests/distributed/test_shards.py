@@ -145,6 +145,27 @@ def test_zeros_are_those_of_one_process(tmp_path: Path) -> None:
             torch.testing.assert_close(found[param], weight, atol=1e-4, rtol=0, msg=param)
 
 
+def test_calibration_in_bf16_is_that_of_one_process(tmp_path: Path) -> None:
+    """Gradients, and both models' layers for a refit."""
+    sets = [*ONCE, "prune.criterion=taylor", "prune.refit={name: least_squares, damp: 0.1}"]
+    sets += ["prune.measure.refit_sequences=4", "prune.measure.precision=bf16", "train=null"]
+    path = recipe(tmp_path)
+    run(load_recipe(path, sets), output=tmp_path / "one")
+    jobs = [
+        {"recipe": path, "output": tmp_path / "replicated", "set": sets},
+        {"recipe": path, "output": tmp_path / "sharded", "set": [*sets, *SHARD]},
+    ]
+    code, said = together(jobs, tmp_path)
+    assert code == 0, said
+    expected = weights_of(tmp_path / "one")
+    for name in ("replicated", "sharded"):
+        assert plans(tmp_path / name) == plans(tmp_path / "one")
+        assert [e["precision"] for e in events(tmp_path / name, "calibration")] == ["bf16"] * 2
+        for param, weight in weights_of(tmp_path / name).items():
+            # A sum in another order may turn one of the roundings to bf16 in later layers.
+            torch.testing.assert_close(weight, expected[param], atol=1e-3, rtol=0, msg=param)
+
+
 def test_plan_of_shares(tmp_path: Path) -> None:
     path = recipe(tmp_path, tokens=7680)
     whole = plan(load_recipe(path, SHARD), Launch(1)).data
