@@ -1,6 +1,7 @@
 """Precision of passes whose weights are fp32: which one, and the context that computes in it."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -40,14 +41,24 @@ def _says(module: Any, name: str) -> bool:
     return asked is not None and asked()
 
 
-def autocast(device: torch.device, precision: str, *, cached: bool = True) -> torch.autocast:
+def autocast(
+    device: torch.device, precision: str, *, cached: bool = True
+) -> AbstractContextManager[Any]:
     """Returns the autocast context of a precision: ``bf16`` computes in bfloat16, weights stay
-    fp32.
+    fp32; ``fp32`` leaves everything as it is, a caller's own autocast included.
 
     Casts of weights are cached until it ends, unless ``cached`` is false: under FSDP2 the cache
     would keep every gathered layer alive.
     """
-    bf16 = precision == "bf16"
-    return torch.autocast(
-        device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=bf16 and cached
-    )
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=cached)
+
+
+def in_full(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Returns a context within that of ``autocast`` in which nothing is cast, for backward passes
+    and sums. Casts that were cached stay.
+    """
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -13,7 +13,7 @@ from effcompress.distributed.rows import first_row, is_sharded, own, shard_group
 from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
 from effcompress.isolation import placed
-from effcompress.precision import Precision, autocast
+from effcompress.precision import Precision, autocast, in_full
 from effcompress.registry import Bound
 
 
@@ -187,7 +187,7 @@ def collect(
                 own_1T = None if positions_NT is None else positions_NT[n : n + 1]
                 one_pass = _next_token if backward else _forward
                 loss = one_pass(module, ids_NT[n : n + 1].to(device), own_1T)
-        with torch.autocast(device.type, enabled=False):
+        with in_full(device, precision):
             if backward:
                 (loss if counts else 0.0 * loss).backward()
             if wanted:
