@@ -149,9 +149,8 @@ def test_the_loss_is_that_of_a_model_without(model_type: str, tmp_path: Path) ->
     ids = torch.arange(40).view(4, 10) % 61
     before = loss_of(module, ids)
     log = Log(tmp_path, view=NoView())
-    state: Any = SimpleNamespace(
-        pruned=pruned, to_call=module, device=torch.device("cpu"), world=ALONE
-    )
+    how: Any = {"device": torch.device("cpu"), "world": ALONE, "calibrating": "fp32"}
+    state: Any = SimpleNamespace(pruned=pruned, to_call=module, **how)
     found = loss_increases(state, ids, None, log)
     log.close()
     assert loss_of(module, ids) == before
