@@ -300,7 +300,6 @@ class WholeModel:
         self._scores: Scores = found.scores
         self._inputs: Grams | None = found.inputs
         self._repairs = for_linears(prune.repair)
-        self._measure = prune.measure
         self._params: Mapping[str, nn.Parameter] = state.pruned.parameters()
         self._read = _Readers(state, modules)
         self._text: tuple[Tensor, Tensor | None] | None = None
@@ -344,8 +343,7 @@ class WholeModel:
     def _distribution(self, weights: Mapping[str, Tensor], n: int) -> Tensor:
         """Log-probabilities ``[P, V]`` in fp32 at some tokens of sequence ``n``."""
         if self._text is None:
-            of, asked = (self._state, self.sequences, self._log), self._measure.precision
-            self._text = calibration_text(*of, asked=asked)
+            self._text = calibration_text(self._state, self.sequences, self._log)
         ids_NT, positions_NT = self._text
         module, device = self._state.module, self._state.device
         how: dict[str, Any] = {"input_ids": ids_NT[n : n + 1].to(device), "use_cache": False}

@@ -69,11 +69,14 @@ ALL_TOKENS = 1 << 62
 
 
 def calibration_text(
-    state: RunState, sequences: int, log: Log, *, draw: int = 0, asked: Asked = "fp32"
+    state: RunState, sequences: int, log: Log, *, draw: int = 0, asked: Asked | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Returns calibration text as ``text_of``, and records which tokens it has and what passes over
-    it compute in; ``asked``: what the recipe says of that.
+    it compute in; ``asked``: the precision of the recipe's section (None: that of `prune`).
     """
+    prune = state.recipe.prune
+    if asked is None:
+        asked = "fp32" if prune is None else prune.measure.precision
     ids_NT, positions_NT = text_of(state, sequences, draw=draw)
     flat = getattr(ids_NT, "flat", ids_NT)  # of a script's batches, which may differ in length
     count, tokens = len(ids_NT), flat.numel()
@@ -100,10 +103,7 @@ def calibrated(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     with closing(_Listeners(state, prune)) as listeners:
         needs = BACKWARD.intersection(prune.saliency.needs)
         if needs or listeners.contexts or ABLATED.intersection(prune.saliency.needs):
-            asked = prune.measure.precision
-            ids_NT, positions_NT = calibration_text(
-                state, prune.measure.sequences, log, asked=asked
-            )
+            ids_NT, positions_NT = calibration_text(state, prune.measure.sequences, log)
         else:  # a criterion of weights alone
             ids_NT, positions_NT = state.probe_BT[:0], None
         how: Any = {"tell": partial(log.progress, "calibration sequence"), "world": state.world}
@@ -146,7 +146,7 @@ def calibrated_once(state: RunState, prune: PruneSpec, log: Log) -> Measured:
     name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
     path = state.measurements / f"{name[:32]}.safetensors"
     if (found := _known(state, prune, path)) is not None:
-        calibration_text(state, prune.measure.sequences, log, asked=prune.measure.precision)
+        calibration_text(state, prune.measure.sequences, log)
         log.note("saliency is what an earlier run of this comparison measured")
         return found
     started, before = time.monotonic(), state.operations

@@ -71,8 +71,8 @@ def refit_event(state: RunState, prune: PruneSpec, log: Log) -> None:
         of = pruned.family.layers, state.world.size, state.device
         Shards(source, *of, replicas=state.recipe.distributed.replicas)
     large = source.eval()
-    sequences, asked = sequences_of(prune.refit, prune.measure), prune.measure.precision
-    ids_NT, positions_NT = calibration_text(state, sequences.read, log, asked=asked)
+    sequences = sequences_of(prune.refit, prune.measure)
+    ids_NT, positions_NT = calibration_text(state, sequences.read, log)
     world = divided(sequences.read, state.world)
     own = slice(world.rank, None, world.size)
     positions_NT = None if positions_NT is None else positions_NT[own]

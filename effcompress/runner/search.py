@@ -28,8 +28,7 @@ def search_event(state: RunState, prune: PruneSpec, found: Measured, log: Log) -
     """Tries the shapes and takes the best; the model is as before. Rank 0 tries and decides."""
     search, started = prune.search, time.monotonic()
     assert search is not None
-    asked = prune.measure.precision
-    text = calibration_text(state, search.sequences, log, draw=OTHER_DRAW, asked=asked)
+    text = calibration_text(state, search.sequences, log, draw=OTHER_DRAW)
     tried = state.world.agree(lambda: _tried(state, prune, found, text, log))
     best = min(tried, key=lambda shape: shape.loss)
     state.take_shape(best.units)

@@ -165,8 +165,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/search.py",
-        "draw=OTHER_DRAW, asked=asked)",
-        "draw=0, asked=asked)",
+        "draw=OTHER_DRAW)",
+        "draw=0)",
         ("tests/runner/test_search.py::test_the_record_names_the_text_of_the_search",),
         "shapes are tried on the text that units are ranked on",
     ),
