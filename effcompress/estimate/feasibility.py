@@ -288,6 +288,13 @@ def _require_inputs_of_experts(loaded: LoadedRecipe, prune: PruneSpec, sized: Si
     if not plugin.reads_inputs and not plugin.cumulative:
         return
     for s in ranked(sized.sets, prune):
+        if plugin.cumulative and len(read := _linears_that_read(axes, s)) > 1:
+            raise RecipeError(
+                f"prune.criterion: '{prune.saliency.name}' scores the one linear layer that reads "
+                f"a mini-group, and {len(read)} read those of '{s.name}': {read[0]}, ...",
+                where=loaded.where("prune.criterion.name"),
+                fix="Use a criterion of weights (taylor, magnitude), or leave this space out.",
+            )
         inside = (side for side in s.sides if side.dim == axes.family.expert_inputs)
         if s.layer is None or not any(axes.stacked(side.param) for side in inside):
             continue
@@ -305,6 +312,16 @@ def _require_inputs_of_experts(loaded: LoadedRecipe, prune: PruneSpec, sized: Si
                 where=loaded.where("prune.measure.propagate"),
                 fix="Remove `propagate`, or leave this space out.",
             )
+
+
+def _linears_that_read(axes: AxisMap, s: GroupSet) -> list[str]:
+    """Returns the weights of linear layers within the model's layers that read these mini-groups,
+    without those of experts.
+    """
+    prefix, inputs = axes.family.layer.partition("{i}")[0], axes.family.inputs
+    read = (side.param for side in s.sides if side.dim == inputs)
+    matrices = (p for p in read if p.startswith(prefix) and len(axes.shapes[p]) == 2)
+    return [*dict.fromkeys(matrices)]
 
 
 def _says_all(plugin: Plugin, wanted: Iterable[str]) -> bool:

@@ -301,7 +301,11 @@ class WholeModel:
         self._inputs: Grams | None = found.inputs
         self._repairs = for_linears(prune.repair)
         self._params: Mapping[str, nn.Parameter] = state.pruned.parameters()
-        self._read = _Readers(state, modules)
+        sets = {s.name: s for s in state.pruned.sets}
+        chosen = [sets[module.name] for module in modules]
+        self._inputs_of = readers(state.module, state.pruned.axes, chosen)
+        self._read = [s.reading(self._inputs_of) for s in chosen]
+        """Of every module the linear layers that read it, and the inputs that each unit owns."""
         self._text: tuple[Tensor, Tensor | None] | None = None
         self._dense: list[Tensor] = []
         self._weights: dict[tuple[int, int], dict[str, Tensor]] = {}
@@ -369,25 +373,30 @@ class WholeModel:
         if (k, level) in self._weights:
             self._weights[k, level] = self._weights.pop((k, level))  # the newest is last
             return self._weights[k, level]
-        module, param = self._modules[k], self._read.params[k]
+        module = self._modules[k]
         width = module.widths[level]
         units = torch.tensor(units_gone(module, self._scores[module.name], width))
-        gone = self._read.index[k][units].flatten()
-        weight, bias = self._params[param], self._params.get(param.removesuffix("weight") + "bias")
-        turned = self._read.dims[k] == 0
-        new_OI = (weight.T if turned else weight).detach().clone()
-        bias_O = None if bias is None else bias.detach().clone()
-        if width:
-            new_OI, bias_O = self._repaired(param, new_OI, bias_O, gone)
-        new_OI = new_OI.index_fill(1, gone.to(new_OI.device), 0.0)
-        found = {param: new_OI.T if turned else new_OI}
-        if bias_O is not None:
-            # A block that goes takes its bias along.
-            found[param.removesuffix("weight") + "bias"] = bias_O * bool(width)
+        found: dict[str, Tensor] = {}
+        for param, index_GB in self._read[k].items():
+            found |= self._without(param, index_GB[units].flatten(), whole=not width)
         self._weights[k, level] = found
         if len(self._weights) > KEPT:
             del self._weights[next(iter(self._weights))]
         return found
+
+    def _without(self, param: str, gone: Tensor, *, whole: bool) -> dict[str, Tensor]:
+        """The weight, and bias, of a layer without these inputs; ``whole``: its block goes."""
+        beside = param.removesuffix("weight") + "bias"
+        weight, bias = self._params[param], self._params.get(beside)
+        turned = self._inputs_of[param] == 0
+        new_OI = (weight.T if turned else weight).detach().clone()
+        bias_O = None if bias is None else bias.detach().clone()
+        if not whole:
+            new_OI, bias_O = self._repaired(param, new_OI, bias_O, gone)
+        new_OI = new_OI.index_fill(1, gone.to(new_OI.device), 0.0)
+        found = {param: new_OI.T if turned else new_OI}
+        # A block that goes takes its bias along.
+        return found if bias_O is None else {**found, beside: bias_O * (not whole)}
 
     def _repaired(
         self, param: str, weight_OI: Tensor, bias_O: Tensor | None, gone: Tensor
@@ -405,25 +414,6 @@ def _corrected(
     repair: Bound, weight_OI: Tensor, given: dict[str, Tensor | None], gone: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     return repair.corrected(weight_OI, **given, gone=gone.to(weight_OI.device))
-
-
-class _Readers:
-    """Of every module the one linear layer that reads it: its weight, the dimension of its inputs,
-    and which of them each unit owns.
-    """
-
-    def __init__(self, state: RunState, modules: Sequence[Module]) -> None:
-        by_name = {s.name: s for s in state.pruned.sets}
-        self.params: list[str] = []
-        self.dims: list[int] = []
-        self.index: list[Tensor] = []
-        for module in modules:
-            members = by_name[module.name].members
-            read = readers(state.module, state.pruned.axes, [by_name[module.name]])
-            m = next(m for m in members if read.get(m.param) == m.dim)
-            self.params.append(m.param)
-            self.dims.append(m.dim)
-            self.index.append(m.index_GB)
 
 
 def replaced(

@@ -21,6 +21,7 @@ from effcompress.runner import allocate, latency
 from effcompress.runner import run as story
 from effcompress.runner.latency import Times
 from tests.conftest import shape, stated
+from tests.contract.zoo import config_of, sources
 from tests.runner.test_baselines import (
     DEFAULTS,
     LAYERS,
@@ -367,9 +368,19 @@ def test_a_run_that_was_stopped_keeps_its_choice(tmp_path: Path, bare: None) -> 
     assert json.loads((tmp_path / "halves" / "plans.jsonl").read_text().splitlines()[0])["plan"]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
-def test_compared_models_of_other_families_are_what_is_cut(tmp_path: Path, family: str) -> None:
-    """Weights stored the other way round, biases behind the projections, fused heads."""
+@pytest.mark.parametrize(
+    ("family", "criterion"),
+    [
+        *(("gpt2", "ziplm"), ("gpt_neox", "ziplm")),
+        *(("codegen", "ziplm"), ("gemma4_text", "magnitude")),
+    ],
+)
+def test_compared_models_of_other_families_are_what_is_cut(
+    tmp_path: Path, family: str, criterion: str
+) -> None:
+    """Weights stored the other way round, biases behind the projections, fused heads, heads that
+    lie in several stretches of what a layer reads, and those that several layers attend to.
+    """
     seen: dict[str, Tensor] = {}
 
     def keep(pruned: Any, *_: Any) -> None:
@@ -385,13 +396,12 @@ def test_compared_models_of_other_families_are_what_is_cut(tmp_path: Path, famil
                 seen[f"before {n}"] = found
             return found
 
-    fields = {
-        k: v for k, v in stated(shape("mha_tied", model_type=family)).items() if "_id" not in k
-    }
+    made = config_of(family) if family in sources() else shape("mha_tied", model_type=family)
+    fields = {k: v for k, v in stated(made).items() if "_id" not in k or v is None}
     fields |= {"vocab_size": 258, "initializer_range": 0.3}
     texts(tmp_path)
     more = "allocation: {name: evolution, generations: 1, offspring: 3, survivors: [1]}"
-    how = {"space": BLOCKS, "criterion": "ziplm", "more": more, "target": "keep: 80%"}
+    how = {"space": BLOCKS, "criterion": criterion, "more": more, "target": "keep: 80%"}
     text = RECIPE.format(**{**DEFAULTS, **how, "repair": "[obs_update]"})
     model = f"model: {{random: true, shape: {json.dumps(fields)}, tokenizer: bytes}}"
     text = text.replace("model: {folder: model, tokenizer: bytes}", model)
