@@ -13,8 +13,7 @@ from effcompress.estimate.allocation import (
     bytes_costs,
     known_tables,
     params_costs,
-    unreachable,
-    within_reach,
+    refusal,
 )
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
@@ -248,15 +247,9 @@ def _require_levels(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
     except CoverageError as error:
         at = loaded.where("prune.allocation.name")
         raise RecipeError(error.what, where=at, fix=error.fix) from error
-    if found and all(costs.least > costs.asked * (1 + TOLERANCE) for costs in found):
-        raise RecipeError(unreachable(found[0], key), where=where, fix=within_reach(found[0], key))
-    if found and all(costs.asked > costs.whole * (1 + TOLERANCE) for costs in found):
-        asked, whole = (found[0].said(cost) for cost in (found[0].asked, found[0].whole))
-        raise RecipeError(
-            f"prune.target.{key}: {asked}, and the source model has {whole} as it is",
-            where=where,
-            fix="Name a smaller target, or a larger model.",
-        )
+    refused = [refusal(costs, levels_of(prune, sized), key) for costs in found]
+    if refused and all(refused) and (said := refused[0]) is not None:
+        raise RecipeError(said[0], where=where, fix=said[1])
 
 
 def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:

@@ -18,8 +18,8 @@ from effcompress.estimate.allocation import (
     Costs,
     bytes_costs,
     params_costs,
-    unreachable,
-    within_reach,
+    refusal,
+    still_fits,
 )
 from effcompress.isolation import placed
 from effcompress.measure.grams import Grams, readers
@@ -42,7 +42,7 @@ from effcompress.runner.resources import counted
 from effcompress.runner.state import RunState
 from effcompress.selection.allocate import chosen, errors_of, units_gone
 from effcompress.selection.choose import Choice
-from effcompress.selection.levels import Module, filled, modules_of, widths_of
+from effcompress.selection.levels import Module, filled, held_back, modules_of, widths_of
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import AllocationSpec, PruneSpec
 from effcompress.types import Scores
@@ -65,7 +65,7 @@ def levels_and_costs(
     """Returns the modules and what their levels cost, None without an allocation. Times are
     measured if the cache has none.
 
-    Raises RunError for a target below the least cost, before anything else is measured.
+    Raises RunError for a target that no levels meet, before anything else is measured.
     """
     if prune.allocation is None:
         return None
@@ -85,9 +85,8 @@ def levels_and_costs(
         if table.busy:
             log.warn(table.busy)
         costs = table.costs(modules, target)
-    if costs.least > costs.asked * (1 + TOLERANCE):
-        key = target.named
-        raise RunError(unreachable(costs, key), fix=within_reach(costs, key))
+    if (said := refusal(costs, modules, target.named)) is not None:
+        raise RunError(said[0], fix=said[1])
     return modules, costs
 
 
@@ -181,11 +180,43 @@ def _levels(
     whole: WholeModel,
     costs: Costs,
 ) -> list[int]:
+    """Asks the plugin, and again without the last level of a block, where more blocks of a kind
+    would go than the space allows: always the one that makes the largest difference stays.
+    """
+    open_M = [len(m.widths) for m in modules]
+    while True:
+        offered = replace(costs, cost_ML=_first(costs.cost_ML, open_M))
+        levels = _asked(state, spec, modules, _first(error_ML, open_M), whole, offered)
+        held = held_back(modules, levels, error_ML)
+        if not held:
+            return levels
+        for k in held:  # the first one without which the target stays in reach
+            tried = [count - (n == k) for n, count in enumerate(open_M)]
+            if still_fits(costs, modules, tried) or k == held[-1]:
+                open_M = tried
+                break
+
+
+def _first(
+    values_ML: Sequence[Sequence[float]], open_M: Sequence[int]
+) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(values[:n]) for values, n in zip(values_ML, open_M, strict=True))
+
+
+def _asked(
+    state: RunState,
+    spec: AllocationSpec,
+    modules: Sequence[Module],
+    error_ML: Sequence[Sequence[float]],
+    whole: WholeModel,
+    costs: Costs,
+) -> list[int]:
     """Asks the plugin, and holds it to its contract."""
     found = spec.method(
         error_ML=error_ML,
         cost_ML=costs.cost_ML,
-        budget=costs.budget,
+        # A target just below the least that there is is met by that, as `TOLERANCE` says.
+        budget=max(costs.budget, sum(map(min, costs.cost_ML))),
         kind_M=[m.kind for m in modules],
         loss=whole,
         sequences=whole.sequences,
@@ -196,7 +227,7 @@ def _levels(
     if not numbers or len(found) != len(modules):
         fix = "Return the number of a level, from 0 on, for every module."
         raise plugin.error(f"returned {found!r:.60} for {len(modules)} modules", fix)
-    if any(not 0 <= k < len(m.widths) for k, m in zip(found, modules, strict=True)):
+    if any(not 0 <= k < len(offered) for k, offered in zip(found, costs.cost_ML, strict=True)):
         raise plugin.error("returned a level that a module does not have")
     if costs.of(found) > costs.asked * (1 + TOLERANCE):
         spent, asked = costs.said(costs.of(found)), costs.said(costs.asked)

@@ -39,11 +39,25 @@ def source(one: PrunedModel) -> Source:
 
 
 def test_models_of_the_table_have_every_width_together() -> None:
-    (one, two) = spread_over(WIDTHS, 3)
+    whole = {"attention": 3, "ffn": 40}
+    (one, two) = spread_over(WIDTHS, [whole] * 3)
     assert [levels["ffn"] for levels in one + two] == [40, 24, 16, 8, 4, 40]
     assert [levels["attention"] for levels in one + two] == [3, 2, 1, 3, 2, 1]
-    (only,) = spread_over(WIDTHS, 30)
+    (only,) = spread_over(WIDTHS, [whole] * 30)
     assert [levels["ffn"] for levels in only] == [40, 24, 16, 8, 4]
+
+
+def test_layers_of_several_kinds_have_the_widths_that_they_may_have() -> None:
+    """Attention in every other layer, and a last layer that is twice as wide."""
+    whole = [{"ffn": 20}, {"attention": 3, "ffn": 20}, {"ffn": 20}, {"attention": 3, "ffn": 40}]
+    found = spread_over(WIDTHS, whole)
+    assert len(found) == 2  # three widths of attention, two layers
+    for levels in found:
+        assert [layer.keys() for layer in levels] == [layer.keys() for layer in whole]
+        for layer, most in zip(levels, whole, strict=True):
+            assert all(width <= most[kind] for kind, width in layer.items())
+    for kind, wanted in WIDTHS.items():
+        assert {layer[kind] for levels in found for layer in levels if kind in layer} == {*wanted}
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gpt_neox", "gpt2", "opt"])
