@@ -99,13 +99,16 @@ def _unreachable(costs: Costs, key: str) -> str:
 
 
 def _within_reach(costs: Costs, modules: Sequence[Module], key: str) -> str:
+    faster = math.floor(100 * costs.whole / costs.least) / 100
     value = {
-        "speedup": f"{math.floor(100 * costs.whole / costs.least) / 100:g}, or less",
+        "speedup": f"{faster:g}, or less",
         "milliseconds": f"{math.ceil(1e4 * costs.least) / 10:g}, or more",
     }.get(key, f"{costs.said(costs.least)}, or more")
     more = [kind for kind in BLOCK_OF if kind not in {m.kind for m in modules}]
     more += [block for kind, block in BLOCK_OF.items() if not _goes_whole(modules, kind)]
     added = f", or add {', '.join(more)} to prune.space" if more else ""
+    if key == "speedup" and faster <= 1:  # no target names less
+        return f"Lower a `minimum`{added}."
     return f"Name {value}, lower a `minimum`{added}."
 
 
@@ -125,6 +128,16 @@ def _staying(modules: Sequence[Module], cost_ML: Sequence[Sequence[float]]) -> f
         floor = max((m.floor for m, _ in blocks), default=0)
         total += sum(more[: max(0, floor - len(blocks) + len(more))])
     return total
+
+
+def sums_of(costs: Costs) -> set[float]:
+    """Returns the costs that choices of levels may have: one for each number of units and blocks,
+    where layers are alike.
+    """
+    found = {costs.base}
+    for own in costs.cost_ML:
+        found = {total + cost for total in found for cost in own}
+    return found
 
 
 def still_fits(costs: Costs, modules: Sequence[Module], open_M: Sequence[int]) -> bool:

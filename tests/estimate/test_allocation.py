@@ -138,6 +138,13 @@ def test_the_least_cost_keeps_as_many_blocks_as_the_space_says(floors: tuple[int
     assert costs.least == min(fit)
 
 
+def test_no_speed_up_is_named_that_is_none() -> None:
+    modules = [m for m in modules_of(found(("attention",))[1], 0.5) if m.kind == "attention"]
+    table = LatencyTable({}, {"attention": {1: 0.399, 2: 0.4, 3: 0.4}}, 5.0)
+    said = refusal(table.costs(modules, TargetSpec(speedup=1.5)), modules, "speedup")
+    assert said is not None and said[1].startswith("Lower a `minimum`, or add ffn, ")
+
+
 def test_what_to_type_names_what_the_space_has_not() -> None:
     axes, sets = found(("ffn",))
     modules = modules_of(sets, 0.5)

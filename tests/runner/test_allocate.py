@@ -17,6 +17,7 @@ from torch import Tensor
 
 from effcompress import load_recipe, run
 from effcompress.errors import PluginError, RecipeError, RunError
+from effcompress.estimate.check import check
 from effcompress.evaluation.speed import Spread
 from effcompress.runner import allocate, latency
 from effcompress.runner import run as story
@@ -319,19 +320,16 @@ def test_as_many_blocks_stay_as_the_space_says(tmp_path: Path, minimum: int, bar
     assert events(tmp_path / "run", "end")[0]["status"] == "success"
 
 
-def test_layers_without_attention_are_timed_as_the_others(tmp_path: Path, bare: None) -> None:
-    """LFM2: in two of four layers a convolution stands in the place of attention."""
-    fields = {k: v for k, v in stated(config_of("lfm2")).items() if "_id" not in k or v is None}
-    texts(tmp_path)
-    how = {"space": SPACE, "criterion": "ziplm", "more": f"{DYNAMIC}\n  {LOAD}"}
-    text = RECIPE.format(**{**DEFAULTS, **how, "target": "speedup: 1.01"})
-    model = f"model: {{random: true, shape: {json.dumps(fields)}, tokenizer: bytes}}"
-    text = text.replace("model: {folder: model, tokenizer: bytes}", model)
-    (tmp_path / "toy.yaml").write_text(text)
-    run(load_recipe(tmp_path / "toy.yaml"), output=tmp_path / "run")
-    widths = chosen_of(tmp_path / "run")["widths"]
-    assert sorted(widths) == ["attention.1", "attention.3", *(f"ffn.{i}" for i in range(4))]
-    assert events(tmp_path / "run", "latency")[0]["measured"] > 0
+def test_sizes_between_two_numbers_of_heads_are_refused(tmp_path: Path, bare: None) -> None:
+    """A KV head is 2.3 % of this model; the fix's size can be had, and check names no tokens."""
+    how = {"space": f"{SPACE.partition('},')[0]}}}]", "criterion": "ziplm", "more": DYNAMIC}
+    with pytest.raises(RecipeError, match="23,846 parameters lie between two sizes") as failed:
+        kept(tmp_path, **how, target="params: 23846")
+    assert "The nearest sizes are 23,688 and 24,264" in str(failed.value)
+    kept(tmp_path, **how, target="params: 23688")
+    assert events(tmp_path / "run", "end")[0]["params"] == 23_688
+    lines = check(load_recipe(tmp_path / "toy.yaml")).lines
+    assert "schedule: levels of every block are chosen at once" in lines
 
 
 def test_memory_that_cannot_be_reached_is_refused_without_loading(tmp_path: Path) -> None:
