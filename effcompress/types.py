@@ -477,6 +477,19 @@ class GroupSet:
                 index[key] = positions.transpose(0, 1).reshape(self.size, -1)
         return tuple(Member(s.param, s.dim, index[s.start, s.outer, s.inner]) for s in self.sides)
 
+    def reading(self, params: Mapping[str, int]) -> dict[str, Tensor]:
+        """Returns the inputs that each unit owns, ``[G, B]``, of every linear layer that reads the
+        units. ``params``: weight -> the dimension that its inputs run along. The inputs of a unit
+        may lie in several stretches of one layer (CodeGen's heads do).
+        """
+        import torch
+
+        found: dict[str, list[Tensor]] = {}
+        for m in self.members:
+            if params.get(m.param) == m.dim:
+                found.setdefault(m.param, []).append(m.index_GB)
+        return {param: torch.cat(each, 1) for param, each in found.items()}
+
 
 def is_gain(param: str) -> bool:
     """Whether a parameter is the gain of a norm (Cohere's within heads have a row for each)."""

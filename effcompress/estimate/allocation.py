@@ -21,7 +21,8 @@ from effcompress.estimate.flops import head_widths
 from effcompress.model.cache import cache_root
 from effcompress.processes import cores
 from effcompress.record.readable import size as readable_size
-from effcompress.selection.levels import Module
+from effcompress.selection.levels import BLOCK_OF, Module
+from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec, TargetSpec, WorkloadSpec
 from effcompress.types import AxisMap, Config, axis_layer, in_layer
 
@@ -42,6 +43,8 @@ class Costs:
     base: float
     cost_ML: tuple[tuple[float, ...], ...]
     asked: float
+    staying: float = 0.0
+    """What blocks of which the space keeps some cost at least."""
 
     @property
     def budget(self) -> float:
@@ -51,7 +54,7 @@ class Costs:
     @property
     def least(self) -> float:
         """Cost of the cheapest model."""
-        return self.base + sum(min(costs) for costs in self.cost_ML)
+        return self.base + self.staying + sum(min(costs) for costs in self.cost_ML)
 
     @property
     def whole(self) -> float:
@@ -71,8 +74,21 @@ class Costs:
         )
 
 
-def unreachable(costs: Costs, key: str) -> str:
-    """Returns what is wrong with a target below the least cost that there is."""
+def refusal(costs: Costs, modules: Sequence[Module], key: str) -> tuple[str, str] | None:
+    """Returns what is wrong with a target that no choice of levels meets, and what to type instead:
+    one below the least cost that there is, or above that of the source model.
+    """
+    if costs.least > costs.asked * (1 + TOLERANCE):
+        return _unreachable(costs, key), _within_reach(costs, modules, key)
+    if costs.asked > costs.whole * (1 + TOLERANCE):
+        asked, whole = costs.said(costs.asked), costs.said(costs.whole)
+        takes = "takes" if costs.unit == "seconds" else "has"
+        what = f"prune.target.{key}: {asked}, and the source model {takes} {whole} as it is"
+        return what, "Name a smaller target, or a larger model."
+    return None
+
+
+def _unreachable(costs: Costs, key: str) -> str:
     least, asked = costs.said(costs.least), costs.said(costs.asked)
     if costs.unit != "seconds":
         return f"prune.target.{key}: {asked} cannot be reached; {least} always remain"
@@ -82,19 +98,59 @@ def unreachable(costs: Costs, key: str) -> str:
     )
 
 
-def within_reach(costs: Costs, key: str) -> str:
-    """Returns what to type instead."""
+def _within_reach(costs: Costs, modules: Sequence[Module], key: str) -> str:
+    faster = math.floor(100 * costs.whole / costs.least) / 100
     value = {
-        "speedup": f"{math.floor(100 * costs.whole / costs.least) / 100:g}, or less",
+        "speedup": f"{faster:g}, or less",
         "milliseconds": f"{math.ceil(1e4 * costs.least) / 10:g}, or more",
     }.get(key, f"{costs.said(costs.least)}, or more")
-    return f"Name {value}, lower a `minimum`, or add attention_block and mlp_block to prune.space."
+    more = [kind for kind in BLOCK_OF if kind not in {m.kind for m in modules}]
+    more += [block for kind, block in BLOCK_OF.items() if not _goes_whole(modules, kind)]
+    added = f", or add {', '.join(more)} to prune.space" if more else ""
+    if key == "speedup" and faster <= 1:  # no target names less
+        return f"Lower a `minimum`{added}."
+    return f"Name {value}, lower a `minimum`{added}."
+
+
+def _goes_whole(modules: Sequence[Module], kind: str) -> bool:
+    return any(m.block for m in modules if m.kind == kind)
+
+
+def _staying(modules: Sequence[Module], cost_ML: Sequence[Sequence[float]]) -> float:
+    """What blocks cost beyond nothing of which the space keeps some: of each kind the cheapest.
+    Those without their last level stay already.
+    """
+    total = 0.0
+    for kind in BLOCK_OF:
+        pairs = zip(modules, cost_ML, strict=True)
+        blocks = [(m, costs) for m, costs in pairs if m.kind == kind and m.block]
+        more = sorted(c[-2] - c[-1] for m, c in blocks if len(c) == len(m.widths))
+        floor = max((m.floor for m, _ in blocks), default=0)
+        total += sum(more[: max(0, floor - len(blocks) + len(more))])
+    return total
+
+
+def sums_of(costs: Costs) -> set[float]:
+    """Returns the costs that choices of levels may have: one for each number of units and blocks,
+    where layers are alike.
+    """
+    found = {costs.base}
+    for own in costs.cost_ML:
+        found = {total + cost for total in found for cost in own}
+    return found
+
+
+def still_fits(costs: Costs, modules: Sequence[Module], open_M: Sequence[int]) -> bool:
+    """Returns whether the target is in reach where every module has only so many of its levels."""
+    offered = [costs[:count] for costs, count in zip(costs.cost_ML, open_M, strict=True)]
+    least = costs.base + sum(map(min, offered)) + _staying(modules, offered)
+    return least <= costs.asked * (1 + TOLERANCE)
 
 
 def params_costs(axes: AxisMap, modules: Sequence[Module], target: int) -> Costs:
     """Returns costs in parameters."""
     base, cost_ML = _parameters(axes, modules)
-    return Costs("parameters", base, cost_ML, target)
+    return Costs("parameters", base, cost_ML, target, _staying(modules, cost_ML))
 
 
 def bytes_costs(
@@ -122,7 +178,7 @@ def bytes_costs(
         )
         for m, costs in zip(modules, cost_ML, strict=True)
     )
-    return Costs("bytes", STORED * base, scaled, target)
+    return Costs("bytes", STORED * base, scaled, target, _staying(modules, scaled))
 
 
 def _parameters(
@@ -168,15 +224,21 @@ class LatencyTable:
 
     def costs(self, modules: Sequence[Module], target: TargetSpec) -> Costs:
         """Returns costs in seconds. What always stays takes what the source model takes beyond its
-        own attention and FFN; modules that are not chosen belong to that.
+        own attention and FFN; modules that are not chosen belong to that. Where blocks took longer
+        than the source model, they are taken for all of it, in proportion.
         """
         cost_ML = tuple(
             tuple(self.entries[m.kind][w] if w else 0.0 for w in m.widths) for m in modules
         )
-        base = max(0.0, self.dense - sum(costs[0] for costs in cost_ML))
+        blocks = sum(costs[0] for costs in cost_ML)
+        if blocks > self.dense:  # a part cannot take longer than the whole: they were disturbed
+            part = self.dense / blocks
+            cost_ML = tuple(tuple(part * cost for cost in costs) for costs in cost_ML)
+        asked = self.dense / (target.speedup or 1.0)
         if target.milliseconds is not None:
-            return Costs("seconds", base, cost_ML, target.milliseconds / 1e3)
-        return Costs("seconds", base, cost_ML, self.dense / (target.speedup or 1.0))
+            asked = target.milliseconds / 1e3
+        base = max(0.0, self.dense - blocks)
+        return Costs("seconds", base, cost_ML, asked, _staying(modules, cost_ML))
 
     def text(self) -> str:
         """The table as JSON."""

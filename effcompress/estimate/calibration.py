@@ -89,14 +89,20 @@ def _scores(
     found: SizedModel, prune: PruneSpec, widths: Widths, shards: int, *, in_turn: bool
 ) -> list[Message]:
     plugin, needs = prune.saliency.plugin, prune.saliency.needs
+    listed: list[Message] = []
+    if for_experts(prune.repair) and in_turn:
+        wide = {**found.axes.widths, **widths}
+        experts = sum(wide[s.name] for s in found.sets if s.kind == "expert")
+        sums = FP64 * experts * wide["hidden"]
+        listed.append(Message("means of what experts return", "all_reduce", sums))
     if "mask_grad" in needs:
         units = sum({**found.axes.widths, **widths}[s.name] for s in found.sets)
-        return [Message("saliency of masks", "all_reduce", FP32 * units * in_turn)]
+        return [*listed, Message("saliency of masks", "all_reduce", FP32 * units * in_turn)]
     if not plugin.reads_forward:
         sums = FP32 * scored(found, widths)
-        return [Message("saliency of weights", "all_reduce", sums, shards)]
+        return [*listed, Message("saliency of weights", "all_reduce", sums, shards)]
     if not plugin.reads_inputs or "weight" not in needs:
-        return []
+        return listed
     axes, prefix = found.axes, found.axes.family.layer.partition("{i}")[0]
     read = [
         side.param
@@ -106,7 +112,7 @@ def _scores(
         if len(axes.shapes[side.param]) == 2
     ]
     sent = sum(FP32 * shard_elements(axes, widths, shards, [param]) for param in read)
-    return [Message("weights to score", "all_gather", sent, shards)]
+    return [*listed, Message("weights to score", "all_gather", sent, shards)]
 
 
 def per_refit(found: SizedModel, recipe: Recipe, final: Widths, processes: int) -> list[Message]:

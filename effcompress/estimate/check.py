@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from effcompress.data import predicted
 from effcompress.errors import RecipeError
+from effcompress.estimate.allocation import sums_of
 from effcompress.estimate.at_sizes import require_sizes
 from effcompress.estimate.exports import require_form
 from effcompress.estimate.feasibility import (
@@ -21,6 +22,7 @@ from effcompress.estimate.serving import Serving, serving
 from effcompress.model.families import declared_by
 from effcompress.model.source import outer_of, prompt_length
 from effcompress.recipe import LoadedRecipe
+from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import PruneSpec, Recipe
 from effcompress.types import UNTOUCHED_EXPERTS, Widths, axis_kind
 
@@ -85,7 +87,12 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     timeline = _on_time(loaded, found)
     *_, cut, last = timeline.points
     data |= {"ends_at": last.params, "reached_at_tokens": cut.tokens if timeline.reached else None}
-    lines += [_when(timeline), *_zeros(loaded, found, last.widths, data), *exports]
+    allocated = recipe.prune is not None and recipe.prune.allocation is not None
+    lines += [
+        _when(timeline, allocated=allocated),
+        *_zeros(loaded, found, last.widths, data),
+        *exports,
+    ]
     return CheckResult(lines, data, timeline, found, served)
 
 
@@ -175,12 +182,14 @@ def _zeros(
     ]
 
 
-def _when(timeline: Timeline) -> str:
+def _when(timeline: Timeline, *, allocated: bool) -> str:
     if timeline.rest:
         return (
             f"schedule: may leave {timeline.rest:,} parameters to be cut at once when the pruning "
             "stage ends, if kinds shrink in proportion"
         )
+    if allocated:
+        return "schedule: levels of every block are chosen at once"
     if timeline.reached:
         return (
             f"schedule: reaches it after {timeline.points[-2].tokens:,} tokens and "
@@ -199,6 +208,9 @@ def _on_time(loaded: LoadedRecipe, found: SizedModel) -> Timeline:
     timeline = play(loaded.recipe, found)
     if _met(timeline) or _met(play(loaded.recipe, found, fastest)):
         return timeline
+    if (prune := loaded.recipe.prune) is not None and prune.allocation is not None:
+        _require_sum(loaded, prune, found)
+        return timeline
     left = timeline.points[-1].params + timeline.rest
     origin = loaded.origins.get("prune.schedule.name", str(loaded.path))
     raise RecipeError(
@@ -206,6 +218,26 @@ def _on_time(loaded: LoadedRecipe, found: SizedModel) -> Timeline:
         f"leave {left:,} parameters; the target is {found.target:,}",
         where="--set prune.schedule" if origin == "--set" else origin,
         fix="Cut more often (every), more at a time (groups), or train on more tokens.",
+    )
+
+
+def _require_sum(loaded: LoadedRecipe, prune: PruneSpec, found: SizedModel) -> None:
+    """Raises RecipeError where no choice of levels has the target's size. What levels of FFN
+    channels leave of it is filled up.
+    """
+    (costs,) = known_costs(prune, found, loaded.recipe.device)
+    if any(module.kind == "ffn" for module in levels_of(prune, found)):
+        return
+    sizes = sums_of(costs)
+    if any(abs(size - costs.asked) <= TOLERANCE * costs.asked for size in sizes):
+        return
+    below = max((size for size in sizes if size < costs.asked), default=costs.least)
+    above = min((size for size in sizes if size > costs.asked), default=costs.whole)
+    raise RecipeError(
+        f"prune.target: {costs.asked:,.0f} parameters lie between two sizes that levels of "
+        "attention have",
+        where=loaded.where(f"prune.target.{prune.target.named}"),
+        fix=f"The nearest sizes are {below:,.0f} and {above:,.0f}.",
     )
 
 

@@ -13,8 +13,7 @@ from effcompress.estimate.allocation import (
     bytes_costs,
     known_tables,
     params_costs,
-    unreachable,
-    within_reach,
+    refusal,
 )
 from effcompress.model.biases import biased
 from effcompress.model.lineage import parent_of
@@ -248,15 +247,9 @@ def _require_levels(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -
     except CoverageError as error:
         at = loaded.where("prune.allocation.name")
         raise RecipeError(error.what, where=at, fix=error.fix) from error
-    if found and all(costs.least > costs.asked * (1 + TOLERANCE) for costs in found):
-        raise RecipeError(unreachable(found[0], key), where=where, fix=within_reach(found[0], key))
-    if found and all(costs.asked > costs.whole * (1 + TOLERANCE) for costs in found):
-        asked, whole = (found[0].said(cost) for cost in (found[0].asked, found[0].whole))
-        raise RecipeError(
-            f"prune.target.{key}: {asked}, and the source model has {whole} as it is",
-            where=where,
-            fix="Name a smaller target, or a larger model.",
-        )
+    refused = [refusal(costs, levels_of(prune, sized), key) for costs in found]
+    if refused and all(refused) and (said := refused[0]) is not None:
+        raise RecipeError(said[0], where=where, fix=said[1])
 
 
 def _require_inputs(loaded: LoadedRecipe, prune: PruneSpec, sized: SizedModel) -> None:
@@ -288,6 +281,13 @@ def _require_inputs_of_experts(loaded: LoadedRecipe, prune: PruneSpec, sized: Si
     if not plugin.reads_inputs and not plugin.cumulative:
         return
     for s in ranked(sized.sets, prune):
+        if plugin.cumulative and len(read := _linears_that_read(axes, s)) > 1:
+            raise RecipeError(
+                f"prune.criterion: '{prune.saliency.name}' scores the one linear layer that reads "
+                f"a mini-group, and {len(read)} read those of '{s.name}': {read[0]}, ...",
+                where=loaded.where("prune.criterion.name"),
+                fix="Use a criterion of weights (taylor, magnitude), or leave this space out.",
+            )
         inside = (side for side in s.sides if side.dim == axes.family.expert_inputs)
         if s.layer is None or not any(axes.stacked(side.param) for side in inside):
             continue
@@ -305,6 +305,16 @@ def _require_inputs_of_experts(loaded: LoadedRecipe, prune: PruneSpec, sized: Si
                 where=loaded.where("prune.measure.propagate"),
                 fix="Remove `propagate`, or leave this space out.",
             )
+
+
+def _linears_that_read(axes: AxisMap, s: GroupSet) -> list[str]:
+    """Returns the weights of linear layers within the model's layers that read these mini-groups,
+    without those of experts.
+    """
+    prefix, inputs = axes.family.layer.partition("{i}")[0], axes.family.inputs
+    read = (side.param for side in s.sides if side.dim == inputs)
+    matrices = (p for p in read if p.startswith(prefix) and len(axes.shapes[p]) == 2)
+    return [*dict.fromkeys(matrices)]
 
 
 def _says_all(plugin: Plugin, wanted: Iterable[str]) -> bool:

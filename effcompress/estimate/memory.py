@@ -34,11 +34,11 @@ from effcompress.estimate.flops import multiplied
 from effcompress.estimate.schedule import loops_of
 from effcompress.injectable import BACKWARD
 from effcompress.registry import Bound
-from effcompress.removal.repairs import for_linears, need_second_moments
+from effcompress.removal.repairs import for_experts, for_linears, need_second_moments
 from effcompress.spec import LoopSpec, LoraSpec, PruneSpec, Recipe
 from effcompress.types import AxisMap, GroupSet, Widths, axis_layer
 
-FP32 = 4
+FP32, FP64 = 4, 8
 PROBE = 48
 """Length of the sequences on which a commit proves that the function stayed the same."""
 TESTED = 8
@@ -470,14 +470,38 @@ class _Need:
         kept = self._kept(wide, bf16=bf16)
         standing = replace(standing, copies=2 * copied(axes, wide) if bf16 else 0.0)
         means = FP32 * axes.count(wide) * len(needs & {"grad", "hess"}) / self.shards
-        whole = self._whole(wide)
+        whole, experts = self._whole(wide), self._of_experts(prune, wide)
         begins = replace(standing, gradients=means, logits=tokens * kept.logits, gathered=whole)
+        begins = replace(begins, working=experts)
         if not BACKWARD & needs:
             return begins, replace(standing, gradients=means)
         tied = self._embedding(wide, bf16, False) * self.shards
         own = FP32 * axes.count(wide) / self.shards
-        ends = replace(standing, gradients=means + own, working=tied, gathered=2 * whole)
+        ends = replace(standing, gradients=means + own, working=tied + experts, gathered=2 * whole)
         return replace(begins, activations=tokens * kept.layers), ends
+
+    def _of_experts(self, prune: PruneSpec, wide: Widths) -> float:
+        """Returns the bytes of calling experts of a layer once more (``measure/routes.py``): what
+        one of them returns, in fp32 and fp64; the means of all, where a repair takes them; and,
+        where channels are measured, another down projection with the channels of one expert.
+        """
+        axes, plugin = self.found.axes, prune.saliency.plugin
+        full, tokens = {**axes.widths, **wide}, self.recipe.data.sequence_length
+        experts = {s.name for s in self.found.sets if s.kind == "expert"}
+        apart, means = "mask_grad" in prune.saliency.needs, bool(for_experts(prune.repair))
+        returned = (FP32 + FP64) * tokens * full["hidden"]
+        held = returned if experts and (apart or plugin.reads_experts or means) else 0.0
+        held += means * FP64 * full["hidden"] * sum(full[name] for name in experts)
+        if not apart and not plugin.reads_inputs:
+            return held
+        read = [
+            FP32 * (axes.numel(side.param, full) + tokens * full[s.name])
+            for s in self.found.sets
+            for side in s.sides
+            if s.kind == "expert_ffn" and side.dim == axes.family.expert_inputs
+            if axes.stacked(side.param)
+        ]
+        return max([held, *read])
 
     def _solves(self, prune: PruneSpec, wide: Widths) -> float:
         """Returns the temporaries of a repair with second moments, the largest over all inputs: 20

@@ -71,10 +71,10 @@ class ExpertStatistics(Hooks):
         """
         return {
             name: {
-                "routed": torch.tensor(self._world.sums(routed_E.tolist())).float(),
+                "routed": self._sent(name),
                 **{n: self._over_all(s) for n, s in self._streams[name].items()},
             }
-            for name, routed_E in self._routed.items()
+            for name in self._routed
         }
 
     def means(self) -> dict[str, Tensor]:
@@ -83,10 +83,13 @@ class ExpertStatistics(Hooks):
         """
         sums = self._world.total(self._sums)
         return {
-            name: (sums[name] / read["routed"].clamp(min=1.0)[:, None]).float()
-            for name, read in self.read().items()
+            name: (sums[name] / self._sent(name).clamp(min=1.0)[:, None]).float()
+            for name in self._routed
             if name in sums
         }
+
+    def _sent(self, name: str) -> Tensor:
+        return torch.tensor(self._world.sums(self._routed[name].tolist())).float()
 
     def _over_all(self, streams_E: list[Streaming]) -> Tensor:
         if "state" in streams_E[0].statistic.needs:

@@ -136,6 +136,10 @@ def _places(module: nn.Module, axes: AxisMap, sets: Sequence[GroupSet]) -> dict[
             place = _of_experts(axes, m) or _of_linear(modules, inputs, axes, m)
             if place is not None:
                 by_how[place[1]][place] = m.index_GB
+        for param, index_GB in s.reading(inputs).items():
+            place = param.removesuffix(".weight"), "read", None
+            if place in by_how["read"]:
+                by_how["read"][place] = index_GB
         readers = by_how["read"] | by_how["channel"]
         # Channels of the stream have many readers; a KV head one in every layer that attends to it.
         read = bool(readers) if s.layer is not None else len(readers) == 1

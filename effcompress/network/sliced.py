@@ -7,8 +7,9 @@ from effcompress import groups
 from effcompress.errors import CoverageError
 from effcompress.model.families.rotated import refusal, rotated, stream, untied
 from effcompress.model.lineage import STREAM
+from effcompress.selection.candidates import narrowest
 from effcompress.spec import PruneSpec, RotateSpec
-from effcompress.types import AxisMap, Config, Fields, Stream, axis_kind
+from effcompress.types import AxisMap, Config, Fields, GroupSet, Stream, axis_kind
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def sliced_shape(prune: PruneSpec, config: Config, axes: AxisMap) -> SlicedShape
     assert prune.rotate is not None
     config = _rotated_config(prune.rotate, config, axes)
     family = rotated(axes.family, config)
-    outer, step = axes.widths["hidden"], _step(prune, axes)
+    outer, space = axes.widths["hidden"], _space(prune, axes)
+    step, narrow = space.multiple, narrowest(space)
 
     def at(width: int) -> AxisMap:
         widths = {**axes.widths, "hidden": width, "outer": outer}
@@ -45,20 +47,21 @@ def sliced_shape(prune: PruneSpec, config: Config, axes: AxisMap) -> SlicedShape
 
     shape = prune.target.shape
     if shape is not None:
-        width = _named(shape.get("hidden"), len(shape), outer, step)
+        width = _named(shape.get("hidden"), len(shape), space)
         return SlicedShape(config, at(width), width)
     asked = prune.target.params or round((prune.target.keep or 0.0) * axes.count())
     whole = at(outer)
     # Every width adds parameters: the number of those that are not too large is a place.
-    steps = range(step, outer + 1, step)
-    width = step * bisect_right(steps, asked, key=lambda width: whole.count({"hidden": width}))
-    if not width:
-        least = whole.count({"hidden": min(step, outer)})
+    steps = range(narrow, outer + 1, step)
+    fit = bisect_right(steps, asked, key=lambda width: whole.count({"hidden": width}))
+    if not fit:
+        least = whole.count({"hidden": narrow})
+        lower = " or lower `minimum` under prune.space" if space.minimum > 1 else ""
         raise CoverageError(
             f"prune.target: {asked:,} parameters, and the narrowest stream leaves {least:,}",
-            fix=f"Name at least {least:,}.",
+            fix=f"Name at least {least:,}{lower}.",
         )
-    return SlicedShape(config, at(width), width)
+    return SlicedShape(config, at(steps[fit - 1]), steps[fit - 1])
 
 
 def _rotated_config(rotate: RotateSpec, config: Config, axes: AxisMap) -> Fields:
@@ -85,28 +88,29 @@ def _rotated_config(rotate: RotateSpec, config: Config, axes: AxisMap) -> Fields
     return {**(config if mapped else untied(config)), STREAM: made}
 
 
-def _step(prune: PruneSpec, axes: AxisMap) -> int:
-    """Returns what the width must be a multiple of. Raises CoverageError for another space."""
+def _space(prune: PruneSpec, axes: AxisMap) -> GroupSet:
+    """Returns the channels with their limits. Raises CoverageError for another space."""
     sets = groups.find(axes, prune.space)
     if [axis_kind(s.name) for s in sets] != ["hidden"]:
         raise CoverageError(
             "prune.rotate slices the residual stream, and nothing else",
             fix="Write `space: [hidden]`; cut other kinds in a run of their own.",
         )
-    return sets[0].multiple
+    return sets[0]
 
 
-def _named(width: int | None, kinds: int, outer: int, step: int) -> int:
+def _named(width: int | None, kinds: int, space: GroupSet) -> int:
     """Returns the width of a shape. Raises CoverageError where it is none of the stream."""
+    outer, step, narrow = space.size, space.multiple, narrowest(space)
     if width is None or kinds > 1:
         raise CoverageError(
             "prune.target.shape: with prune.rotate it names the width of the stream, `hidden`",
             fix=f"E.g. `shape: {{hidden: {outer * 4 // 5 // step * step}}}`.",
         )
-    if not step <= width <= outer or width % step:
+    if not narrow <= width <= outer or width % step:
         steps = f", in steps of {step}" if step > 1 else ""
         raise CoverageError(
             f"prune.target.shape: a stream of {width} channels, but there are {outer}",
-            fix=f"Name {step} to {outer // step * step}{steps}.",
+            fix=f"Name {narrow} to {outer // step * step}{steps}.",
         )
     return width

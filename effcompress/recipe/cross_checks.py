@@ -273,6 +273,7 @@ def _allocation(recipe: Recipe, prune: PruneSpec, document: Document) -> Rows:
     yield Row(prune.gates, ("prune", "gates"), what, "Remove one of the two.")
     what = "prune.allocation chooses widths, and so does prune.search"
     yield Row(prune.search, ("prune", "search"), what, "Remove one of the two.")
+    yield from _ranged(prune, "allocation")
     what = "prune.allocation decides before training, but prune.schedule cuts later"
     yield _at_once(recipe, what, "or use a selector.")
     first = prune.schedule.due(
@@ -288,6 +289,15 @@ def _allocation(recipe: Recipe, prune: PruneSpec, document: Document) -> Rows:
     yield Row(trains, ("prune", "measure", "source"), what, fix)
     what = "prune.measure.propagate scores layers in their order; levels are chosen for all at once"
     yield Row(prune.measure.propagate, ("prune", "measure", "propagate"), what, "Remove it.")
+
+
+def _ranged(prune: PruneSpec, section: str) -> Rows:
+    """What is cut at once has no part of the model that is gone before."""
+    for index, space in enumerate(prune.space):
+        what = f"prune.space: '{space.name}' has `after` or `until`, and prune.{section} cuts "
+        ranged = space.knobs.get("after", 0.0) > 0 or space.knobs.get("until", 1.0) < 1
+        fix = "Remove `after` and `until`."
+        yield Row(ranged, ("prune", "space", index), f"{what}everything at once", fix)
 
 
 def _rotate(recipe: Recipe, prune: PruneSpec) -> Rows:
@@ -311,6 +321,7 @@ def _rotate(recipe: Recipe, prune: PruneSpec) -> Rows:
     what = "prune.rotate slices the residual stream, and nothing else"
     fix = "Write `space: [hidden]`, and cut other kinds in a run of their own."
     yield Row(other, (*at, "space"), what, fix)
+    yield from _ranged(prune, "rotate")
     for key in ("active_params", "speedup", "milliseconds", "memory"):
         what = f"prune.rotate slices to a size, and prune.target.{key} is none"
         asked = getattr(prune.target, key)

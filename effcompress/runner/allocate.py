@@ -18,8 +18,8 @@ from effcompress.estimate.allocation import (
     Costs,
     bytes_costs,
     params_costs,
-    unreachable,
-    within_reach,
+    refusal,
+    still_fits,
 )
 from effcompress.isolation import placed
 from effcompress.measure.grams import Grams, readers
@@ -42,7 +42,7 @@ from effcompress.runner.resources import counted
 from effcompress.runner.state import RunState
 from effcompress.selection.allocate import chosen, errors_of, units_gone
 from effcompress.selection.choose import Choice
-from effcompress.selection.levels import Module, filled, modules_of, widths_of
+from effcompress.selection.levels import Module, filled, held_back, modules_of, widths_of
 from effcompress.selection.reachability import TOLERANCE
 from effcompress.spec import AllocationSpec, PruneSpec
 from effcompress.types import Scores
@@ -65,7 +65,7 @@ def levels_and_costs(
     """Returns the modules and what their levels cost, None without an allocation. Times are
     measured if the cache has none.
 
-    Raises RunError for a target below the least cost, before anything else is measured.
+    Raises RunError for a target that no levels meet, before anything else is measured.
     """
     if prune.allocation is None:
         return None
@@ -85,9 +85,8 @@ def levels_and_costs(
         if table.busy:
             log.warn(table.busy)
         costs = table.costs(modules, target)
-    if costs.least > costs.asked * (1 + TOLERANCE):
-        key = target.named
-        raise RunError(unreachable(costs, key), fix=within_reach(costs, key))
+    if (said := refusal(costs, modules, target.named)) is not None:
+        raise RunError(said[0], fix=said[1])
     return modules, costs
 
 
@@ -181,11 +180,43 @@ def _levels(
     whole: WholeModel,
     costs: Costs,
 ) -> list[int]:
+    """Asks the plugin, and again without the last level of a block, where more blocks of a kind
+    would go than the space allows: always the one that makes the largest difference stays.
+    """
+    open_M = [len(m.widths) for m in modules]
+    while True:
+        offered = replace(costs, cost_ML=_first(costs.cost_ML, open_M))
+        levels = _asked(state, spec, modules, _first(error_ML, open_M), whole, offered)
+        held = held_back(modules, levels, error_ML)
+        if not held:
+            return levels
+        for k in held:  # the first one without which the target stays in reach
+            tried = [count - (n == k) for n, count in enumerate(open_M)]
+            if still_fits(costs, modules, tried) or k == held[-1]:
+                open_M = tried
+                break
+
+
+def _first(
+    values_ML: Sequence[Sequence[float]], open_M: Sequence[int]
+) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(values[:n]) for values, n in zip(values_ML, open_M, strict=True))
+
+
+def _asked(
+    state: RunState,
+    spec: AllocationSpec,
+    modules: Sequence[Module],
+    error_ML: Sequence[Sequence[float]],
+    whole: WholeModel,
+    costs: Costs,
+) -> list[int]:
     """Asks the plugin, and holds it to its contract."""
     found = spec.method(
         error_ML=error_ML,
         cost_ML=costs.cost_ML,
-        budget=costs.budget,
+        # A target just below the least that there is is met by that, as `TOLERANCE` says.
+        budget=max(costs.budget, sum(map(min, costs.cost_ML))),
         kind_M=[m.kind for m in modules],
         loss=whole,
         sequences=whole.sequences,
@@ -196,7 +227,7 @@ def _levels(
     if not numbers or len(found) != len(modules):
         fix = "Return the number of a level, from 0 on, for every module."
         raise plugin.error(f"returned {found!r:.60} for {len(modules)} modules", fix)
-    if any(not 0 <= k < len(m.widths) for k, m in zip(found, modules, strict=True)):
+    if any(not 0 <= k < len(offered) for k, offered in zip(found, costs.cost_ML, strict=True)):
         raise plugin.error("returned a level that a module does not have")
     if costs.of(found) > costs.asked * (1 + TOLERANCE):
         spent, asked = costs.said(costs.of(found)), costs.said(costs.asked)
@@ -301,7 +332,11 @@ class WholeModel:
         self._inputs: Grams | None = found.inputs
         self._repairs = for_linears(prune.repair)
         self._params: Mapping[str, nn.Parameter] = state.pruned.parameters()
-        self._read = _Readers(state, modules)
+        sets = {s.name: s for s in state.pruned.sets}
+        chosen = [sets[module.name] for module in modules]
+        self._inputs_of = readers(state.module, state.pruned.axes, chosen)
+        self._read = [s.reading(self._inputs_of) for s in chosen]
+        """Of every module the linear layers that read it, and the inputs that each unit owns."""
         self._text: tuple[Tensor, Tensor | None] | None = None
         self._dense: list[Tensor] = []
         self._weights: dict[tuple[int, int], dict[str, Tensor]] = {}
@@ -369,25 +404,30 @@ class WholeModel:
         if (k, level) in self._weights:
             self._weights[k, level] = self._weights.pop((k, level))  # the newest is last
             return self._weights[k, level]
-        module, param = self._modules[k], self._read.params[k]
+        module = self._modules[k]
         width = module.widths[level]
         units = torch.tensor(units_gone(module, self._scores[module.name], width))
-        gone = self._read.index[k][units].flatten()
-        weight, bias = self._params[param], self._params.get(param.removesuffix("weight") + "bias")
-        turned = self._read.dims[k] == 0
-        new_OI = (weight.T if turned else weight).detach().clone()
-        bias_O = None if bias is None else bias.detach().clone()
-        if width:
-            new_OI, bias_O = self._repaired(param, new_OI, bias_O, gone)
-        new_OI = new_OI.index_fill(1, gone.to(new_OI.device), 0.0)
-        found = {param: new_OI.T if turned else new_OI}
-        if bias_O is not None:
-            # A block that goes takes its bias along.
-            found[param.removesuffix("weight") + "bias"] = bias_O * bool(width)
+        found: dict[str, Tensor] = {}
+        for param, index_GB in self._read[k].items():
+            found |= self._without(param, index_GB[units].flatten(), whole=not width)
         self._weights[k, level] = found
         if len(self._weights) > KEPT:
             del self._weights[next(iter(self._weights))]
         return found
+
+    def _without(self, param: str, gone: Tensor, *, whole: bool) -> dict[str, Tensor]:
+        """The weight, and bias, of a layer without these inputs; ``whole``: its block goes."""
+        beside = param.removesuffix("weight") + "bias"
+        weight, bias = self._params[param], self._params.get(beside)
+        turned = self._inputs_of[param] == 0
+        new_OI = (weight.T if turned else weight).detach().clone()
+        bias_O = None if bias is None else bias.detach().clone()
+        if not whole:
+            new_OI, bias_O = self._repaired(param, new_OI, bias_O, gone)
+        new_OI = new_OI.index_fill(1, gone.to(new_OI.device), 0.0)
+        found = {param: new_OI.T if turned else new_OI}
+        # A block that goes takes its bias along.
+        return found if bias_O is None else {**found, beside: bias_O * (not whole)}
 
     def _repaired(
         self, param: str, weight_OI: Tensor, bias_O: Tensor | None, gone: Tensor
@@ -405,25 +445,6 @@ def _corrected(
     repair: Bound, weight_OI: Tensor, given: dict[str, Tensor | None], gone: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     return repair.corrected(weight_OI, **given, gone=gone.to(weight_OI.device))
-
-
-class _Readers:
-    """Of every module the one linear layer that reads it: its weight, the dimension of its inputs,
-    and which of them each unit owns.
-    """
-
-    def __init__(self, state: RunState, modules: Sequence[Module]) -> None:
-        by_name = {s.name: s for s in state.pruned.sets}
-        self.params: list[str] = []
-        self.dims: list[int] = []
-        self.index: list[Tensor] = []
-        for module in modules:
-            members = by_name[module.name].members
-            read = readers(state.module, state.pruned.axes, [by_name[module.name]])
-            m = next(m for m in members if read.get(m.param) == m.dim)
-            self.params.append(m.param)
-            self.dims.append(m.dim)
-            self.index.append(m.index_GB)
 
 
 def replaced(

@@ -2,7 +2,6 @@
 all of these widths, and whole models beside the source model.
 """
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,7 +102,7 @@ def measure(
     device, training = next(dense.parameters()).device, dense.training
     stacks = [
         (_watched(shaped(config, family, levels).to(device), family, levels), levels)
-        for levels in spread_over(widths, len(source.axes.depth.layers))
+        for levels in spread_over(widths, levels_by_layer(source.axes.depth, source.axes.widths))
     ]
     prompt_BT = _prompt(dense, load).to(device)
     new = tokens_of(load)
@@ -143,14 +142,34 @@ def seconds_of(one: Timing, load: WorkloadSpec) -> float:
     return one.prefill if load.phase == "prefill" else one.decode / (load.new - 1)
 
 
-def spread_over(widths: Mapping[str, Sequence[int]], layers: int) -> list[Levels]:
-    """Returns models of at most so many layers whose layers, together, have every width."""
+def spread_over(widths: Mapping[str, Sequence[int]], whole: Levels) -> list[Levels]:
+    """Returns models whose layers, together, have every width: of as many layers as there are
+    widths, or of all where layers are of several kinds or sizes. ``whole``: the widths of the
+    source model's layers; each gets those that are not larger.
+    """
     most = max(map(len, widths.values()))
-    each = min(layers, most)
-    return [
-        [{kind: ws[(start + j) % len(ws)] for kind, ws in widths.items()} for j in range(each)]
-        for start in range(0, math.ceil(most / each) * each, each)
-    ]
+    each = min(len(whole), most) if all(layer == whole[0] for layer in whole) else len(whole)
+    queue = {kind: [*ws] for kind, ws in widths.items()}
+    missing = {kind: set(ws) for kind, ws in widths.items()}
+    found: list[Levels] = []
+    while any(missing.values()):
+        found.append([_taken(queue, missing, layer) for layer in whole[:each]])
+    return found
+
+
+def _taken(
+    queue: Mapping[str, list[int]], missing: Mapping[str, set[int]], whole: Mapping[str, int]
+) -> dict[str, int]:
+    """Takes for one layer the next width of every kind, those that no layer has yet first."""
+    found = {}
+    for kind in queue.keys() & whole.keys():
+        fit = [width for width in queue[kind] if width <= whole[kind]]
+        if fit:
+            found[kind] = next((width for width in fit if width in missing[kind]), fit[0])
+            missing[kind].discard(found[kind])
+            queue[kind].remove(found[kind])
+            queue[kind].append(found[kind])
+    return {kind: found[kind] for kind in queue if kind in found}
 
 
 def shaped(config: Config, family: Family, levels: Levels) -> nn.Module:

@@ -13,7 +13,7 @@ from effcompress.errors import CoverageError
 from effcompress.injectable import PLACE
 from effcompress.registry import Bound
 from effcompress.saliency.score import require_finite
-from effcompress.types import DEPTH, GroupSet, Member, Scores
+from effcompress.types import DEPTH, GroupSet, Scores
 
 
 class Read(Protocol):
@@ -94,60 +94,61 @@ def _of_readers(s: GroupSet, criterion: Bound, read: Read) -> Tensor:
     one.
     """
     total = torch.zeros(s.size)
-    every = [(m, part) for m in _readers(s, criterion, read) for part in read.parts(m.param)]
-    for m, part in every:
-        given: dict[str, Any] = {**dict.fromkeys(criterion.needs), **read.read(m.param, part)}
+    layers = _readers(s, criterion, read)
+    every = ((param, at, part) for param, at in layers for part in read.parts(param))
+    for param, index_GB, part in every:
+        given: dict[str, Any] = {**dict.fromkeys(criterion.needs), **read.read(param, part)}
         given |= {"kind": s.kind, "layer": -1 if s.layer is None else s.layer}
-        given["positions"] = m.index_GB.shape[1]
+        given["positions"] = index_GB.shape[1]
         if "weight" in criterion.needs:  # a sharded one is gathered for it
-            given["weight"] = read.weight(m.param, part).float()
+            given["weight"] = read.weight(param, part).float()
         found = _ask(criterion, given, s)
-        shape = read.shape(m.param)
+        shape = read.shape(param)
         wanted = f"where {shape}, or one number per column, was expected"
         criterion.plugin.require_shape(found, wanted, shape, shape[1:])
         found_I = found.sum(0) if found.dim() == 2 else found
-        total += found_I.float().cpu()[m.index_GB].sum(1)
+        total += found_I.float().cpu()[index_GB].sum(1)
     return total
 
 
 def _of_whole(s: GroupSet, criterion: Bound, read: Read, grams: SecondMoments) -> Tensor:
     """Scores a set by the one layer that reads it, with columns in the order of its mini-groups."""
-    m, *others = _readers(s, criterion, read)
-    gram_II = grams.read(m.param)
+    (param, index_GB), *others = _readers(s, criterion, read)
+    gram_II = grams.read(param)
     if others or gram_II is None:
         raise CoverageError(
             f"more than one linear layer reads the mini-groups of '{s.name}'",
-            where=m.param,
+            where=param,
             fix="Use a criterion of weights (taylor, magnitude), or leave this space out.",
         )
-    columns = m.index_GB.flatten().to(gram_II.device)
-    measured = {name: value[columns] for name, value in read.read(m.param).items()}
+    columns = index_GB.flatten().to(gram_II.device)
+    measured = {name: value[columns] for name, value in read.read(param).items()}
     given: dict[str, Any] = {**dict.fromkeys(criterion.needs), **measured}
     given |= {"kind": s.kind, "layer": -1 if s.layer is None else s.layer}
-    given |= {"positions": m.index_GB.shape[1], "gram": gram_II[columns][:, columns]}
+    given |= {"positions": index_GB.shape[1], "gram": gram_II[columns][:, columns]}
     if "weight" in criterion.needs:
-        given["weight"] = read.weight(m.param).float()[:, columns]
+        given["weight"] = read.weight(param).float()[:, columns]
     found = criterion(**given)
     criterion.plugin.require_shape(found, f"where ({s.size},) was expected", (s.size,))
     return found.float().cpu()
 
 
-def _readers(s: GroupSet, criterion: Bound, read: Read) -> Iterator[Member]:
-    """Layers that read the mini-groups; of those that read the same tensor only one, if the weight
-    plays no part.
+def _readers(s: GroupSet, criterion: Bound, read: Read) -> Iterator[tuple[str, Tensor]]:
+    """Layers that read the mini-groups, with the inputs of each, ``[G, B]``; of those that read the
+    same tensor only one, if the weight plays no part.
     """
-    found = [m for m in s.members if read.params.get(m.param) == m.dim]
+    found = s.reading(read.params)
     if not found:
         raise CoverageError(
             f"no linear layer reads the mini-groups of '{s.name}' alone",
             fix="Use a criterion of weights (taylor, magnitude), or leave this space out.",
         )
     seen: set[str] = set()
-    for m in found:
-        owner = m.param if "weight" in criterion.needs else read.owner[m.param]
+    for param, index_GB in found.items():
+        owner = param if "weight" in criterion.needs else read.owner[param]
         if owner not in seen:
             seen.add(owner)
-            yield m
+            yield param, index_GB
 
 
 def _ask(criterion: Bound, given: dict[str, Any], s: GroupSet) -> Any:

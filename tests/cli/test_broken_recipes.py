@@ -248,6 +248,16 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         "speedup is reached by a choice",
         "program",
     ),
+    "widths that go at once and late": located(
+        by_time(SPACE, "  space: [{name: hidden, until: 10%}]\n"),
+        "space",
+        "'hidden' has `after` or `until`, and prune.allocation cuts everything at once",
+    ),
+    "a stream that is sliced at once and late": located(
+        rotating("  space: [hidden]\n", "  space: [{name: hidden, until: 10%}]\n"),
+        "space",
+        "and prune.rotate cuts everything at once",
+    ),
     "a time of no input": located(
         by_time("  workload: {length: 64}\n", ""), "target", "does not say of which", "workload:"
     ),

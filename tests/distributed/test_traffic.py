@@ -23,6 +23,7 @@ from effcompress.estimate.memory import layer_sizes, trained
 from effcompress.recipe import LoadedRecipe
 from tests import warm
 from tests.distributed import counting
+from tests.distributed.test_two_processes import MIXTURE
 from tests.runner.toys import recipe
 
 WIDE = "[{name: attention}, {name: ffn}, hidden]"
@@ -184,6 +185,11 @@ CASES = {
         *("prune.target={shape: {ffn: 48, attention_block: 1}}", "prune.schedule=two_stages"),
         "prune.measure={source: calibration, sequences: 3, ablation_sequences: 2}",
         *("prune.repair=[]", "export.form=exact"),
+    ],
+    "frequency": [  # with the means of what experts return
+        *(*ONCE, MIXTURE, "prune.space=[expert]", "prune.target={shape: {expert: 3}}"),
+        *("prune.repair=[novice]", "export.form=exact"),
+        "prune.measure={source: calibration, sequences: 3}",
     ],
 }
 

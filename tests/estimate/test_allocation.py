@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from effcompress.estimate.allocation import (
     params_costs,
     place_of,
     read_table,
+    refusal,
 )
 from effcompress.model.families import family_of
 from effcompress.registry import REGISTRY, Bound
@@ -100,8 +102,59 @@ def test_times_are_those_of_the_table_and_the_rest_of_the_source_model() -> None
     assert costs.base == pytest.approx(5.0 - 3 * 0.4)
     assert costs.cost_ML[0] == (0.4, 0.3, 0.2, 0.0)
     assert costs.asked == pytest.approx(4.0)
-    assert costs.whole == pytest.approx(5.0) and costs.least == pytest.approx(3.8)
+    assert costs.whole == pytest.approx(5.0)
+    assert costs.least == pytest.approx(3.8 + 0.2)  # one attention block stays, of one head
     assert TABLE.costs(short, TargetSpec(milliseconds=4500)).asked == 4.5
+
+
+def test_blocks_that_took_longer_than_the_source_model_are_all_of_it() -> None:
+    """1.2 s of blocks in a model of 0.8 s: a machine that was busy with other work."""
+    modules = [m for m in modules_of(found(KINDS)[1], 0.5) if m.kind == "attention"]
+    table = LatencyTable({}, TABLE.entries, 0.8)
+    costs = table.costs(modules, TargetSpec(speedup=1.25))
+    assert costs.whole == pytest.approx(0.8) and costs.base == 0.0
+    assert costs.cost_ML[0] == pytest.approx((0.8 / 3, 0.2, 0.4 / 3, 0.0))
+    said = refusal(table.costs(modules, TargetSpec(speedup=9.0)), modules, "speedup")
+    assert said is not None and said[1].startswith("Name 6, or less")
+    assert refusal(table.costs(modules, TargetSpec(speedup=6.0)), modules, "speedup") is None
+
+
+@pytest.mark.parametrize("floors", [(1, 1), (2, 1), (3, 2), (3, 3)])
+def test_the_least_cost_keeps_as_many_blocks_as_the_space_says(floors: tuple[int, int]) -> None:
+    """Against all choices of levels that keep so many blocks of each kind."""
+    axes, _ = found(KINDS)
+    knobs: list[dict[str, Any]] = [{"scope": "per_layer"}, {"scope": "per_layer"}]
+    knobs += [{"minimum": n} for n in floors]
+    named = zip(KINDS, knobs, strict=True)
+    space = [Bound(REGISTRY.get("space", kind), own) for kind, own in named]
+    modules = modules_of(groups.find(axes, space), 0.3)
+    costs = params_costs(axes, modules, 1)
+    fit = [
+        costs.of(levels)
+        for levels in itertools.product(*(range(len(m.widths)) for m in modules))
+        for left in [Counter(m.kind for m, k in zip(modules, levels, strict=True) if m.widths[k])]
+        if all(left[kind] >= n for kind, n in zip(KINDS[:2], floors, strict=True))
+    ]
+    assert costs.least == min(fit)
+
+
+def test_no_speed_up_is_named_that_is_none() -> None:
+    modules = [m for m in modules_of(found(("attention",))[1], 0.5) if m.kind == "attention"]
+    table = LatencyTable({}, {"attention": {1: 0.399, 2: 0.4, 3: 0.4}}, 5.0)
+    said = refusal(table.costs(modules, TargetSpec(speedup=1.5)), modules, "speedup")
+    assert said is not None and said[1].startswith("Lower a `minimum`, or add ffn, ")
+
+
+def test_what_to_type_names_what_the_space_has_not() -> None:
+    axes, sets = found(("ffn",))
+    modules = modules_of(sets, 0.5)
+    said = refusal(params_costs(axes, modules, 1), modules, "keep")
+    more = "add attention, attention_block, mlp_block to prune.space."
+    assert said is not None and said[1].endswith(more)
+    axes, sets = found(KINDS)
+    modules = modules_of(sets, 0.5)
+    said = refusal(params_costs(axes, modules, 1), modules, "keep")
+    assert said is not None and said[1].endswith("lower a `minimum`.")
 
 
 @given(st.dictionaries(st.integers(1, 50), st.floats(0.0, 9.0), min_size=1))

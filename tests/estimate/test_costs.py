@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +71,28 @@ def test_a_refit_holds_a_second_model_both_streams_and_one_fit(tmp_path: Path) -
     few = "prune.measure.refit_sequences=4"
     read = 4 * 4 * length * (32 + 40)
     assert working(few, fixed) == 4 * params + streams / 64 + read + fit[1]
+
+
+MIXTURE = (
+    "model.shape={model_type: qwen3_moe, hidden_size: 32, intermediate_size: 64, head_dim: 8, "
+    "moe_intermediate_size: 128, num_experts: 16, num_experts_per_tok: 2, num_hidden_layers: 2, "
+    "num_attention_heads: 4, num_key_value_heads: 2, max_position_embeddings: 128}"
+)
+
+
+def test_experts_that_are_called_once_more_take_memory(tmp_path: Path) -> None:
+    """Masks on channels hold another down projection of a layer, those on experts what one of them
+    returns, in fp32 and fp64.
+    """
+    common = [MIXTURE, "prune.criterion=mask_fisher", "data.sequence_length=128", "train=null"]
+    common += ["prune.measure={source: calibration}", "prune.schedule={name: once, at: 0}"]
+    cut: dict[str, Any] = {}
+    targets = {"ffn": "expert_ffn: 100", "expert": "expert: 12", "attention": "attention: 1"}
+    for kind, units in targets.items():
+        sets = [*common, f"prune.space=[{kind}]", f"prune.target={{shape: {{{units}}}}}"]
+        data: Any = plan(load_recipe(recipe(tmp_path), sets)).data
+        cut[kind] = data["memory_bytes"]["cut"]
+    length, hidden, wide, experts = 128, 32, 128, 16
+    assert cut["attention"]["working"] == 0 < cut["attention"]["activations"]
+    assert cut["expert"]["working"] == length * hidden * (4 + 8)
+    assert cut["ffn"]["working"] == 4 * (experts * hidden * wide + length * wide)

@@ -100,9 +100,10 @@ def test_other_families(family: str) -> None:
         torch.testing.assert_close(found[s.name].sum(0).double(), want, rtol=1e-3, atol=1e-7)
 
 
-def test_heads_that_more_than_one_layer_attends_to() -> None:
-    """Masks lie on what every one of these layers reads of its heads."""
-    ids, config = tokens(2), AutoConfig.for_model(**config_of("gemma4_text"))
+@pytest.mark.parametrize("family", ["gemma4_text", "codegen"])
+def test_heads_that_are_read_in_several_places(family: str) -> None:
+    """By more than one layer that attends to them, or in several stretches of one layer."""
+    ids, config = tokens(2), AutoConfig.for_model(**config_of(family))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built: Any = AutoModelForCausalLM.from_config(config).double()

@@ -3525,8 +3525,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/measure/experts.py",
-        'sums[name] / read["routed"].clamp(min=1.0)[:, None]',
-        'sums[name] / read["routed"].max()',
+        "sums[name] / self._sent(name).clamp(min=1.0)[:, None]",
+        "sums[name] / self._sent(name).max()",
         ("tests/runner/test_novices.py::test_a_run[qwen3_moe]",),
         "a constant is smaller the more seldom its expert was chosen",
     ),

@@ -65,10 +65,11 @@ PUBLISHED = [
 ]
 
 
-def prune(tie: Any, **target: Any) -> PruneSpec:
+def prune(tie: Any, *, minimum: int = 1, **target: Any) -> PruneSpec:
+    space = Bound(REGISTRY.get("space", "hidden"), {"round_to": 8, "minimum": minimum})
     return PruneSpec(
         target=TargetSpec(**target),
-        space=(Bound(REGISTRY.get("space", "hidden"), {"round_to": 8}),),
+        space=(space,),
         rotate=RotateSpec(method=Bound(REGISTRY.get("rotation", "slicegpt")), tie=tie),
         measure=MeasureSpec(source="calibration"),
         schedule=Bound(REGISTRY.get("schedule", "once")),
@@ -134,3 +135,19 @@ def test_targets_that_no_width_has(target: dict[str, Any], said: str) -> None:
     with pytest.raises(CoverageError) as error:
         sliced_shape(prune("keep", **target), found.config, found.axes)
     assert said in str(error.value)
+
+
+def test_a_stream_is_not_narrower_than_the_space_says() -> None:
+    found = resolve_model(MODELS["SmolLM2-135M"])
+    least = sliced_shape(
+        prune("keep", shape={"hidden": 456}), found.config, found.axes
+    ).axes.count()
+    made = sliced_shape(prune("keep", minimum=451, params=least), found.config, found.axes)
+    assert made.width == 456
+    for target in ({"params": least - 1}, {"shape": {"hidden": 448}}):
+        with pytest.raises(CoverageError) as error:
+            sliced_shape(prune("keep", minimum=451, **target), found.config, found.axes)
+        wanted = (
+            f"Name at least {least:,} or lower `minimum`" if "params" in target else "Name 456 to"
+        )
+        assert wanted in str(error.value)

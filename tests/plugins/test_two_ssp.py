@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from effcompress import load_recipe, run
+from effcompress import fault, load_recipe, run
 from effcompress.distributed.world import ALONE
 from effcompress.errors import RecipeError
 from effcompress.estimate.feasibility import require_reachable
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.record.log import Log, NoView
 from effcompress.registry import REGISTRY, Bound
+from effcompress.runner import run as story
 from effcompress.runner.measuring import loss_increases
 from effcompress.types import Due
 from tests import warm
@@ -183,3 +184,29 @@ def test_it_says_nothing_of_widths(tmp_path: Path) -> None:
         "plugins: [mine.py]\n" + RECIPE.format(**given, target="shape: {layer: 3}", space="[layer]")
     )
     require_reachable(load_recipe(path))
+
+
+def test_stopped_between_two_blocks_it_takes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = staged(monkeypatch)
+    texts(tmp_path)
+    write_model(tmp_path)
+    path = tmp_path / "toy.yaml"
+    path.write_text(text.format(**{"repair": "[]", **CHANGES}))
+    monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
+    run(load_recipe(path), output=tmp_path / "whole")
+    cuts = [0]
+
+    def stop_at_the_second(name: str) -> None:
+        cuts[0] += name == "cut"
+        if cuts[0] == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fault, "point", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            run(load_recipe(path), output=tmp_path / "halves")
+    run(load_recipe(path), output=tmp_path / "halves", resume=True)
+    assert len(plans(tmp_path / "whole")) == 3
+    assert plans(tmp_path / "halves") == plans(tmp_path / "whole")

@@ -82,7 +82,7 @@ def _ffn(axes: Any, *, scope: Literal["lockstep", "per_layer"] = "per_layer", mi
     """Channels."""
 
 
-def _hidden(axes: Any, *, minimum: int = 1) -> None:
+def _hidden(axes: Any, *, minimum: int = 1, until: Fraction = 1.0) -> None:
     """Residual channels."""
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from effcompress.estimate.allocation import widths_by_kind
 from effcompress.evaluation import speed
 from effcompress.network.pruned_model import PrunedModel
 from effcompress.registry import REGISTRY, Bound
@@ -23,6 +25,7 @@ from effcompress.runner.latency import (
 from effcompress.selection.levels import modules_of
 from effcompress.spec import WorkloadSpec
 from tests.conftest import shape, tiny
+from tests.contract.zoo import config_of
 
 WIDTHS = {"attention": (3, 2, 1), "ffn": (40, 24, 16, 8, 4)}
 
@@ -39,11 +42,25 @@ def source(one: PrunedModel) -> Source:
 
 
 def test_models_of_the_table_have_every_width_together() -> None:
-    (one, two) = spread_over(WIDTHS, 3)
+    whole = {"attention": 3, "ffn": 40}
+    (one, two) = spread_over(WIDTHS, [whole] * 3)
     assert [levels["ffn"] for levels in one + two] == [40, 24, 16, 8, 4, 40]
     assert [levels["attention"] for levels in one + two] == [3, 2, 1, 3, 2, 1]
-    (only,) = spread_over(WIDTHS, 30)
+    (only,) = spread_over(WIDTHS, [whole] * 30)
     assert [levels["ffn"] for levels in only] == [40, 24, 16, 8, 4]
+
+
+def test_layers_of_several_kinds_have_the_widths_that_they_may_have() -> None:
+    """Attention in every other layer, and a last layer that is twice as wide."""
+    whole = [{"ffn": 20}, {"attention": 3, "ffn": 20}, {"ffn": 20}, {"attention": 3, "ffn": 40}]
+    found = spread_over(WIDTHS, whole)
+    assert len(found) == 2  # three widths of attention, two layers
+    for levels in found:
+        assert [layer.keys() for layer in levels] == [layer.keys() for layer in whole]
+        for layer, most in zip(levels, whole, strict=True):
+            assert all(width <= most[kind] for kind, width in layer.items())
+    for kind, wanted in WIDTHS.items():
+        assert {layer[kind] for levels in found for layer in levels if kind in layer} == {*wanted}
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gpt_neox", "gpt2", "opt"])
@@ -129,6 +146,22 @@ def test_a_real_table_of_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert not table_for(source(one), modules, other, lambda _: None)[1]
     assert torch.get_num_threads() == before[0] and torch.equal(torch.get_rng_state(), before[1])
     assert table.of["threads"] == 1 and table.of["workload"]["phase"] == phase
+
+
+@pytest.mark.parametrize("family", ["lfm2", "gemma4_text", "gemma3n_text"])
+def test_layers_of_several_kinds_are_timed(family: str) -> None:
+    """A convolution in the place of attention, or keys and values of another layer."""
+    config = AutoConfig.for_model(**config_of(family))
+    with torch.random.fork_rng():
+        built: Any = AutoModelForCausalLM.from_config(config).eval()
+    kinds = ("attention", "ffn")
+    space = [Bound(REGISTRY.get("space", kind), {"scope": "per_layer"}) for kind in kinds]
+    one = PrunedModel(built, config.to_dict(), space)
+    widths = widths_by_kind(modules_of(one.parent_sets, 0.4))
+    load = WorkloadSpec(phase="decode", batch=1, length=4, new=2, rounds=1)
+    entries, dense = measure(source(one), widths, load, lambda _: None)
+    assert {kind: tuple(sorted(each, reverse=True)) for kind, each in entries.items()} == widths
+    assert dense > 0 and min(min(each.values()) for each in entries.values()) > 0
 
 
 def test_modules_are_timed_within_the_passes_of_the_model() -> None:

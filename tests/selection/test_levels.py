@@ -14,7 +14,7 @@ from effcompress.groups import find, from_config
 from effcompress.model.families import family_of
 from effcompress.registry import REGISTRY, Bound
 from effcompress.selection.allocate import chosen, errors_of, units_gone
-from effcompress.selection.levels import Module, filled, modules_of, widths_of
+from effcompress.selection.levels import Module, filled, held_back, modules_of, widths_of
 from effcompress.types import AxisMap, GroupSet
 from tests.conftest import shape
 
@@ -70,6 +70,22 @@ MODULES = [
 ]
 
 
+def test_blocks_are_cut_with_their_units_or_not_at_all() -> None:
+    with pytest.raises(CoverageError, match="none of its 'attention' units is left") as said:
+        modules_of(found(("ffn", "attention_block"))[1], 0.9)
+    assert "{name: attention, scope: per_layer}" in str(said.value)
+    with pytest.raises(CoverageError, match="'attention' units"):
+        modules_of(found(("attention_block", "mlp_block"))[1], 0.9)
+
+
+def test_the_block_that_makes_most_of_a_difference_is_held_back() -> None:
+    modules = [Module(f"ffn.{i}", "ffn", (8, 4, 0), f"mlp_block.{i}", 1, 2) for i in range(3)]
+    modules.append(Module("attention.0", "attention", (2, 1, 0), "attention_block.0", 1, 0))
+    errors = [[0.0, 0.5, 0.6], [0.0, 0.1, 0.9], [0.0, 0.1, 0.2], [0.0, 0.1, 9.0]]
+    assert held_back(modules, [2, 2, 1, 2], errors) == [1, 0]
+    assert held_back(modules, [2, 1, 1, 2], errors) == []
+
+
 def test_errors_add_up_what_goes() -> None:
     scores = {"ffn.0": torch.tensor([8.0, 1, 7, 2, 6, 3, 5, 4]), "ffn.1": torch.arange(8.0)}
     plain = Bound(REGISTRY.get("criterion", "magnitude"), {})
@@ -86,6 +102,9 @@ def test_what_a_level_leaves_is_filled_where_the_error_falls_most() -> None:
     assert filled(MODULES, [1, 1], errors, costs, 55.0) == [7, 6]
     assert filled(MODULES, [0, 2], errors, costs, 55.0) == [8, 0]
     assert filled(MODULES, [1, 1], errors, costs, 9.9) == [4, 4]
+    # In a table of times a narrower block may take as long.
+    assert filled(MODULES, [1, 1], errors, [[40.0, 40.0, 20.0], costs[1]], 35.0) == [4, 7]
+    assert filled(MODULES, [1, 1], errors, [[40.0, 40.0, 20.0]] * 2, 0.0) == [4, 4]
 
 
 def test_a_choice_is_a_plan_of_the_least_salient() -> None:
