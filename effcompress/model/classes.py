@@ -165,6 +165,16 @@ def rotary_kinds() -> Mapping[str, frozenset[str]]:
 
 
 @functools.cache
+def translates(model_type: str, kind: str) -> bool:
+    """Whether the classes of a model type mention a kind of rotary positions, as those do that read
+    the name that it had in earlier versions.
+    """
+    files = [file for folder in _folders(model_type) for file in folder.glob("configuration_*.py")]
+    text = "".join(file.read_text(encoding="utf-8") for file in files) + _modelling(model_type)
+    return f'"{kind}"' in text
+
+
+@functools.cache
 def has_position_table(model_type: str) -> bool:
     """Whether a model looks positions up in a table, and so has no others than those in it."""
     if "rope_parameters" in (fields_of(model_type) or {}):

@@ -141,9 +141,10 @@ def require_plain(folder: Path, config: Config, headers: Mapping[str, Tensors]) 
     configuration describes: quantised ones, others than those checked, and a head of its own where
     the configuration says that it is tied to the embedding.
     """
-    stated = config.get("quantization_config") or config.get("compression_config")
+    keys = ("quantization_config", "compression_config")
+    stated = next((config[key] for key in keys if config.get(key) is not None), None)
     aside = next((name for name in _QUANTISED if (folder / name).exists()), None)
-    if stated or aside:
+    if stated is not None or aside:
         how = stated if isinstance(stated, Mapping) else {}
         name = str(how.get("quant_method") or how.get("format") or aside or "in an unknown way")
         if name not in DEQUANTISED:

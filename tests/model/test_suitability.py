@@ -56,6 +56,7 @@ def state(folder: Path, **fields: Any) -> None:
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"format": "nvfp4"}, "nvfp4"),
         ("broken", "in an unknown way"),
+        ({}, "in an unknown way"),
     ],
 )
 def test_quantised_weights(hf_folder, fields, words):
