@@ -194,6 +194,13 @@ def reads_for_logits(model_type: str, field: str) -> bool:
 
 
 @functools.cache
+def ignores_stored(model_type: str) -> bool:
+    """Whether a model's class names weights that it leaves out when it loads a file."""
+    left_out = re.findall(r"_keys_to_ignore_on_load_unexpected = (\w*)", _modelling(model_type))
+    return any(value != "None" for value in left_out)
+
+
+@functools.cache
 def has_padding_row(model_type: str) -> bool:
     """Whether a model's embedding keeps the row of its padding token at zero."""
     return bool(_PADDED.search(_modelling(model_type)))

@@ -187,6 +187,7 @@ def _configuration(config: Config) -> Any:
 def _pretrained(folder: Path, *, spec: ModelSpec, name: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
+    _require_generation(folder, name)
     text = text_in(folder)
     inside = {"config": _configuration(text), "key_mapping": TEXT_KEYS} if text else {}
     with explained("cannot be loaded", where=f"model: {name}"), quietly():
@@ -205,6 +206,19 @@ def _pretrained(folder: Path, *, spec: ModelSpec, name: str) -> nn.Module:
             fix="config.json and the weights must belong together; nothing is initialised anew",
         )
     return module
+
+
+def _require_generation(folder: Path, name: str) -> None:
+    """Raises SourceError for a generation_config.json that transformers do not accept: before they
+    read the weights, after which they would.
+    """
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").exists():
+        fix = "mend or remove that key, or remove the file: it only says how text is generated"
+        what = "generation_config.json cannot be used"
+        with explained(what, where=f"model: {name}", fix=fix), quietly():
+            GenerationConfig.from_pretrained(str(folder))
 
 
 def _describe(spec: ModelSpec, folder: Path) -> tuple[str, str]:
