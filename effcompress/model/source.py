@@ -368,6 +368,12 @@ def _any_tokenizer(folder: Path) -> bool:
     return any(_TOKENIZER.match(file.name) for file in folder.iterdir())
 
 
+def template_folder(spec: ModelSpec) -> Path | None:
+    """Returns the folder with the files of a spec's tokenizer; None without one on this machine."""
+    words = None if of_bytes(spec) else _words(spec, cache_root())
+    return None if words is None else words.parent
+
+
 def has_template(spec: ModelSpec) -> bool | None:
     """Whether the tokenizer has a chat template; None where it is not on this machine."""
     if of_bytes(spec):
