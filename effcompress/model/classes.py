@@ -165,13 +165,11 @@ def rotary_kinds() -> Mapping[str, frozenset[str]]:
 
 
 @functools.cache
-def translates(model_type: str, kind: str) -> bool:
-    """Whether the classes of a model type mention a kind of rotary positions, as those do that read
-    the name that it had in earlier versions.
-    """
+def mentions(model_type: str, text: str) -> bool:
+    """Whether a text stands anywhere in the code of a model type's classes."""
     files = [file for folder in _folders(model_type) for file in folder.glob("configuration_*.py")]
-    text = "".join(file.read_text(encoding="utf-8") for file in files) + _modelling(model_type)
-    return f'"{kind}"' in text
+    code = "".join(file.read_text(encoding="utf-8") for file in files) + _modelling(model_type)
+    return text in code
 
 
 @functools.cache

@@ -11,8 +11,8 @@ from effcompress.model.classes import (
     activations,
     attentions,
     looks_up_activation,
+    mentions,
     rotary_kinds,
-    translates,
     types_of,
 )
 from effcompress.types import Config
@@ -124,7 +124,7 @@ def _unreadable(field: str, value: Any, model_type: str) -> Refusal | None:
         return _rotary(value)
     for one in [v for v in value.values() if isinstance(v, Mapping)] or [value]:
         kind, kinds = one.get("rope_type", one.get("type", "default")), rotary_kinds()
-        if kind not in kinds and not translates(model_type, str(kind)):
+        if kind not in kinds and not mentions(model_type, f'"{kind}"'):
             what = f"transformers have no rotary positions '{kind}' for {model_type}"
             return what, did_you_mean(str(kind), kinds)
         for key in ("rope_theta", "factor"):
